@@ -1,0 +1,1 @@
+"""Context assemblers: which part of the past a run sees."""

@@ -1,0 +1,59 @@
+"""The contract of a context assembler: which part of a session's past a run gets to see."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from openagents_worker.errors import PluginConfigError
+
+__all__ = ["ContextAssemblerPlugin", "ContextAssemblyResult", "SessionReader"]
+
+
+class SessionReader(Protocol):
+    """A session as an assembler reads it: messages oldest first, artifacts oldest first."""
+
+    async def load_messages(self, session_id: str, *, last: int | None = None) -> list[dict[str, Any]]: ...
+
+    async def list_artifacts(self, session_id: str, *, last: int | None = None) -> list[Any]: ...
+
+    async def count_messages(self, session_id: str) -> int: ...
+
+
+class ContextAssemblyResult(BaseModel):
+    """What a run starts with."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    transcript: list[dict[str, Any]] = Field(default_factory=list)
+    session_artifacts: list[Any] = Field(default_factory=list)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class ContextAssemblerPlugin:
+    """Base of an assembler; optional, a class with `assemble` and `finalize` will do."""
+
+    class Config(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = dict(config or {})
+        try:
+            self.cfg: Any = self.Config.model_validate(self.config)
+        except ValueError as error:
+            raise PluginConfigError(f"{type(self).__name__}: {error}") from error
+
+    async def assemble(
+        self, *, request: Any, session_state: dict[str, Any], session_manager: SessionReader
+    ) -> ContextAssemblyResult:
+        return ContextAssemblyResult()
+
+    async def compact(
+        self, *, request: Any, session_state: dict[str, Any], session_manager: SessionReader
+    ) -> None: ...
+
+    async def finalize(
+        self, *, request: Any, session_state: dict[str, Any], session_manager: SessionReader, result: Any
+    ) -> Any:
+        return result

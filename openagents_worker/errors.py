@@ -1,0 +1,443 @@
+"""Errors. The only place that may define an error code.
+
+Every class knows its `code`, whether a run that met it may be tried again (`retryable`) and the HTTP status
+a web product would answer with. Codes and classes of the original SDK are kept; ours follow them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+__all__ = ["error_classes", "error_from_wire"]  # completed at the end of the module
+
+
+class OpenAgentsError(Exception):
+    """Base of every error this library raises on purpose.
+
+    `str(error)` is the message, then a `hint:` and a `docs:` line where given. Ids are fields, so that a log
+    or a caller never has to parse them out of the text.
+    """
+
+    code: ClassVar[str] = "openagents.error"
+    retryable: ClassVar[bool] = False
+    http_status: ClassVar[int] = 500
+
+    #: names of the fields that subclasses add; they travel with the error over process borders
+    extra_fields: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        hint: str | None = None,
+        docs_url: str | None = None,
+        agent_id: str | None = None,
+        session_id: str | None = None,
+        run_id: str | None = None,
+        tool_id: str | None = None,
+        step_number: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.docs_url = docs_url
+        self.agent_id = agent_id
+        self.session_id = session_id
+        self.run_id = run_id
+        self.tool_id = tool_id
+        self.step_number = step_number
+
+    @property
+    def message(self) -> str:
+        """The text without hint and docs."""
+        return str(self.args[0]) if self.args else ""
+
+    def __str__(self) -> str:
+        lines = [self.message] if self.message else []
+        if self.hint:
+            lines.append(f"  hint: {self.hint}")
+        if self.docs_url:
+            lines.append(f"  docs: {self.docs_url}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The error as plain JSON: code, message, hint, docs_url, retryable, context."""
+        names = ("agent_id", "session_id", "run_id", "tool_id", "step_number", *self.extra_fields)
+        return {
+            "code": self.code,
+            "message": self.message,
+            "hint": self.hint,
+            "docs_url": self.docs_url,
+            "retryable": self.retryable,
+            "context": {name: getattr(self, name, None) for name in names},
+        }
+
+
+def _rebuild(cls: type[OpenAgentsError], args: tuple[Any, ...], fields: dict[str, Any]) -> OpenAgentsError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, *args)
+    error.__dict__.update(fields)
+    return error
+
+
+# --- configuration ---------------------------------------------------------------------------------------
+
+
+class ConfigError(OpenAgentsError):
+    code = "config.error"
+
+
+class ConfigValidationError(ConfigError):
+    code = "config.validation"
+
+
+class ConfigLoadError(ConfigError):
+    code = "config.load"
+
+
+class BrokerConfigError(ConfigError):
+    """The Celery broker or its options cannot be used as configured."""
+
+    code = "config.broker"
+
+
+class PluginError(OpenAgentsError):
+    code = "plugin.error"
+
+
+class PluginLoadError(PluginError):
+    code = "plugin.load"
+
+
+class PluginConfigError(PluginError):
+    code = "plugin.config"
+
+
+# --- what a producer meets -------------------------------------------------------------------------------
+
+
+class UserError(OpenAgentsError):
+    code = "user.error"
+    http_status = 400
+
+
+class InvalidInputError(UserError):
+    code = "user.invalid_input"
+    http_status = 422
+
+
+class AgentNotFoundError(UserError):
+    code = "user.agent_not_found"
+    http_status = 404
+
+
+class RequestInvalid(InvalidInputError):
+    """The request does not have the shape of a `RunRequest`; nothing was accepted."""
+
+    code = "request.invalid"
+
+
+class RequestTooLarge(InvalidInputError):
+    """The request is larger than `OPENAGENTS_MAX_PAYLOAD_BYTES`; nothing was accepted."""
+
+    code = "request.too_large"
+    http_status = 413
+
+
+class TwoArguments(InvalidInputError):
+    """A run was given more than its one argument, the request (a chain passed a value to `.s(request)`)."""
+
+    code = "request.two_arguments"
+
+
+class RunNotFound(UserError):
+    code = "run.not_found"
+    http_status = 404
+
+
+class RunConflict(UserError):
+    """The run_id belongs to another request; nothing was accepted."""
+
+    code = "run.conflict"
+    http_status = 409
+
+
+class SessionBusy(UserError):
+    code = "session.busy"
+    http_status = 409
+
+
+class SessionNotFound(UserError):
+    code = "session.not_found"
+    http_status = 404
+
+
+class RedisUnreachable(OpenAgentsError):
+    """Redis cannot be reached, and nothing was accepted."""
+
+    code = "redis.unreachable"
+    retryable = True
+    http_status = 503
+
+
+class SubmitUnknown(OpenAgentsError):
+    """Redis got the request but its answer was lost: the run may be accepted. Repeating is safe."""
+
+    code = "run.submit_unknown"
+    retryable = True
+    http_status = 503
+
+
+# --- execution -------------------------------------------------------------------------------------------
+
+
+class ExecutionError(OpenAgentsError):
+    code = "execution.error"
+
+
+class MaxStepsExceeded(ExecutionError):
+    code = "execution.max_steps"
+
+
+class BudgetExhausted(ExecutionError):
+    """A budget is used up. `kind` names it, `current` and `limit` are in the unit of that budget."""
+
+    code = "execution.budget_exhausted"
+    extra_fields = ("kind", "current", "limit")
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        kind: str | None = None,
+        current: float | None = None,
+        limit: float | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(message, **fields)
+        self.kind = kind
+        self.current = current
+        self.limit = limit
+
+
+class OutputValidationError(ExecutionError):
+    code = "execution.output_validation"
+    extra_fields = ("output_type", "attempts")
+
+    def __init__(
+        self, message: str = "", *, output_type: str | None = None, attempts: int = 0, **fields: Any
+    ) -> None:
+        super().__init__(message, **fields)
+        self.output_type = output_type
+        self.attempts = attempts
+
+
+class SessionError(ExecutionError):
+    code = "session.error"
+
+
+class PatternError(ExecutionError):
+    """The pattern raised something that is no error of ours; its cause says what."""
+
+    code = "pattern.error"
+
+
+class StepTimeoutError(PatternError):
+    """One step of the pattern took longer than its `step_timeout_ms`."""
+
+    code = "pattern.step_timeout"
+
+
+class StepTooLarge(ExecutionError):
+    """The outcome of a call is larger than `OPENAGENTS_MAX_PAYLOAD_BYTES` or is not JSON."""
+
+    code = "step.too_large"
+
+
+class ReplayMismatch(ExecutionError):
+    """The program asked for another call than the journal holds at this place; nothing was executed."""
+
+    code = "run.replay_mismatch"
+
+
+class RunPoisoned(ExecutionError):
+    """The run made its workers die again and again without committing a step in between."""
+
+    code = "run.poisoned"
+
+
+class RunCancelled(ExecutionError):
+    code = "run.cancelled"
+    http_status = 409
+
+
+class DefinitionChanged(ExecutionError):
+    """The agent's definition changed in a way that makes this run's journal unusable."""
+
+    code = "run.definition_changed"
+
+
+class WorkerLost(ExecutionError):
+    """The worker died while it carried a run that is not durable."""
+
+    code = "worker.lost"
+
+
+class RunFailed(OpenAgentsError):
+    """What `RunHandle.get()` raises for a run that did not complete. `code` is the run's own error code."""
+
+    extra_fields = ("result",)
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        code: str = "execution.error",
+        result: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(message, **fields)
+        self.__dict__["code"] = code  # the failed run's code, on the instance
+        self.result = dict(result) if result is not None else None
+
+
+# --- tools -----------------------------------------------------------------------------------------------
+
+
+class ToolError(OpenAgentsError):
+    code = "tool.error"
+
+    def __init__(self, message: str = "", tool_name: str = "", **fields: Any) -> None:
+        fields.setdefault("tool_id", tool_name or None)
+        super().__init__(message, **fields)
+
+    @property
+    def tool_name(self) -> str:
+        return self.tool_id or ""
+
+
+class RetryableToolError(ToolError):
+    code = "tool.retryable"
+    retryable = True
+
+
+class ToolTimeoutError(RetryableToolError):
+    code = "tool.timeout"
+
+
+class ToolRateLimitError(RetryableToolError):
+    code = "tool.rate_limit"
+    extra_fields = ("retry_after_ms",)
+
+    def __init__(
+        self, message: str = "", tool_name: str = "", retry_after_ms: int | None = None, **fields: Any
+    ) -> None:
+        super().__init__(message, tool_name, **fields)
+        self.retry_after_ms = retry_after_ms
+
+
+class ToolUnavailableError(RetryableToolError):
+    code = "tool.unavailable"
+
+
+class PermanentToolError(ToolError):
+    code = "tool.permanent"
+
+
+class ToolNotFoundError(PermanentToolError):
+    code = "tool.not_found"
+
+
+class ToolValidationError(PermanentToolError):
+    code = "tool.validation"
+
+
+class ToolAuthError(PermanentToolError):
+    code = "tool.auth"
+
+
+class ToolCancelledError(PermanentToolError):
+    code = "tool.cancelled"
+
+
+# --- models ----------------------------------------------------------------------------------------------
+
+
+class LLMError(OpenAgentsError):
+    code = "llm.error"
+
+
+class LLMConnectionError(LLMError):
+    code = "llm.connection"
+    retryable = True
+
+
+class LLMRateLimitError(LLMError):
+    code = "llm.rate_limit"
+    retryable = True
+    extra_fields = ("retry_after_ms",)
+
+    def __init__(self, message: str = "", *, retry_after_ms: int | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.retry_after_ms = retry_after_ms
+
+
+class LLMResponseError(LLMError):
+    code = "llm.response"
+
+
+class ModelRetryError(LLMError):
+    """Asks the model to try again with other arguments; a tool raises it, the model reads its text."""
+
+    code = "llm.model_retry"
+
+    def __init__(self, message: str = "", *, validation_error: Any = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.validation_error = validation_error
+
+
+# --- over process borders --------------------------------------------------------------------------------
+
+
+def error_classes() -> Iterator[type[OpenAgentsError]]:
+    """Every loaded error class, parents first; also those that plugins have defined."""
+    waiting = [OpenAgentsError]
+    while waiting:
+        cls = waiting.pop(0)
+        yield cls
+        waiting.extend(cls.__subclasses__())
+
+
+class _Recorded(OpenAgentsError):
+    """An error read back from a record whose class is not loaded here; it keeps code and retryable."""
+
+    code = "openagents.recorded"
+
+    @classmethod
+    def of(cls, code: str, retryable: bool) -> type[Self]:
+        return type(cls.__name__, (cls,), {"code": code, "retryable": retryable})
+
+
+def error_from_wire(data: Mapping[str, Any]) -> OpenAgentsError:
+    """The error that `to_dict()` wrote, as an instance of the class that owns its code."""
+    code = str(data.get("code", OpenAgentsError.code))
+    cls = next((c for c in error_classes() if c.code == code and not issubclass(c, _Recorded)), None)
+    if cls is None:
+        cls = _Recorded.of(code, bool(data.get("retryable", False)))
+    base: dict[str, Any] = dict.fromkeys(("agent_id", "session_id", "run_id", "tool_id", "step_number"))
+    base |= dict(data.get("context") or {})
+    base |= {"hint": data.get("hint"), "docs_url": data.get("docs_url")}
+    error = _rebuild(cls, (str(data.get("message", "")),), base)
+    if isinstance(error, RunFailed):
+        error.__dict__["code"] = code
+    return error
+
+
+__all__ += sorted(
+    name
+    for name, value in list(globals().items())
+    if isinstance(value, type) and issubclass(value, OpenAgentsError) and not name.startswith("_")
+)

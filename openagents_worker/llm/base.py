@@ -1,0 +1,158 @@
+"""The contract between the runtime and a model: what goes in, what comes back, and which call it is.
+
+Messages are neutral chat messages, the shape OpenAI's chat completions made common:
+`{"role": "system" | "user", "content": str}`,
+`{"role": "assistant", "content": str, "tool_calls": [{"id", "name", "arguments": {...}}]}` (one message a
+turn, with all its calls) and `{"role": "tool", "tool_call_id", "name", "content": str[, "is_error": True]}`.
+A provider turns them into its own wire format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+__all__ = [
+    "CallInfo",
+    "LLMClient",
+    "LLMResponse",
+    "LLMToolCall",
+    "LLMUsage",
+    "Message",
+    "OnDelta",
+    "current_call",
+]
+
+Message = Mapping[str, Any]
+OnDelta = Callable[[str], Awaitable[None]]
+"""Gets every piece of text as it arrives; awaited, so that a slow reader slows the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallInfo:
+    """Which recorded call is being made. The runtime sets it around every call of a model or a tool."""
+
+    run_id: str
+    call_key: str
+    idempotency_key: str
+    ordinal: int
+    """0 for the run's first model call, 1 for the second …: the same on every attempt."""
+    failed_tries: int = 0
+    """How often this call has failed with a retryable error before, on any worker."""
+
+
+current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class LLMUsage:
+    """Tokens of one reply. `metadata` may hold `cached_tokens`, `cache_creation_input_tokens`, `cost_usd`,
+    `cost_breakdown` (USD by part), `retries` (tries before this one), `ttft_ms`."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LLMToolCall:
+    """A tool call the model asks for. `arguments` is {} and `parse_error` says why when it was not JSON."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    id: str | None = None
+    raw_arguments: str | None = None
+    parse_error: str | None = None
+    type: str = "tool_call"
+
+
+@dataclass(frozen=True, slots=True)
+class LLMResponse:
+    """One whole reply of a model."""
+
+    output_text: str = ""
+    tool_calls: Sequence[LLMToolCall] = ()
+    usage: LLMUsage | None = None
+    stop_reason: str | None = None
+    structured_output: Any = None
+    model: str | None = None
+    provider: str | None = None
+    response_id: str | None = None
+    content: Sequence[Mapping[str, Any]] = ()
+
+    def to_wire(self) -> dict[str, Any]:
+        """Plain JSON, the form in which the journal keeps a reply."""
+        usage = self.usage
+        return {
+            "output_text": self.output_text,
+            "tool_calls": [
+                {
+                    "id": call.id,
+                    "name": call.name,
+                    "arguments": dict(call.arguments),
+                    **({"raw_arguments": call.raw_arguments, "parse_error": call.parse_error} if call.parse_error else {}),
+                }
+                for call in self.tool_calls
+            ],
+            "usage": None
+            if usage is None
+            else {
+                "input_tokens": usage.input_tokens,
+                "output_tokens": usage.output_tokens,
+                "total_tokens": usage.total_tokens,
+                "metadata": dict(usage.metadata),
+            },
+            "stop_reason": self.stop_reason,
+            "structured_output": self.structured_output,
+            "model": self.model,
+            "provider": self.provider,
+            "response_id": self.response_id,
+            "content": [dict(block) for block in self.content],
+        }
+
+    @classmethod
+    def from_wire(cls, data: Mapping[str, Any]) -> Self:
+        usage = data.get("usage")
+        return cls(
+            output_text=data.get("output_text", ""),
+            tool_calls=tuple(LLMToolCall(**call) for call in data.get("tool_calls", ())),
+            usage=None if usage is None else LLMUsage(**usage),
+            stop_reason=data.get("stop_reason"),
+            structured_output=data.get("structured_output"),
+            model=data.get("model"),
+            provider=data.get("provider"),
+            response_id=data.get("response_id"),
+            content=tuple(data.get("content", ())),
+        )
+
+
+class LLMClient(Protocol):
+    """A model. One instance per agent and process, used by many runs at once: it keeps no run's state.
+
+    `on_delta` is given when somebody may be watching; a provider that cannot stream ignores it. Raises
+    `LLMRateLimitError`, `LLMConnectionError` (both retryable, after the provider's own retries) or
+    `LLMResponseError`. Clients written for the original SDK, without `on_delta`, work too.
+    """
+
+    provider_name: str
+    model_id: str
+
+    async def generate(
+        self,
+        *,
+        messages: list[dict[str, Any]],
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: dict[str, Any] | str | None = None,
+        response_format: dict[str, Any] | None = None,
+        on_delta: OnDelta | None = None,
+    ) -> LLMResponse: ...
+
+    def count_tokens(self, text: str) -> int: ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Memory: what a session keeps from run to run."""

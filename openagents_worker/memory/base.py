@@ -1,0 +1,49 @@
+"""The contract of a memory: what a run remembers of earlier ones and leaves to later ones."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from openagents_worker.errors import PluginConfigError
+
+__all__ = ["MemoryContext", "MemoryPlugin"]
+
+
+class MemoryContext(Protocol):
+    """What a memory sees of a run. `state` is the session's; it is stored when the run completes."""
+
+    run_id: str
+    agent_id: str
+    session_id: str
+    input_text: str
+    state: dict[str, Any]
+    memory_view: dict[str, Any]
+    tool_results: list[dict[str, Any]]
+
+
+class MemoryPlugin:
+    """Base of a memory; optional, a class with `inject` and `writeback` will do.
+
+    `inject` fills `context.memory_view`, which reaches the model; `writeback` runs after the pattern, with
+    the answer under `context.state["_runtime_last_output"]`.
+    """
+
+    class Config(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = dict(config or {})
+        try:
+            self.cfg: Any = self.Config.model_validate(self.config)
+        except ValueError as error:
+            raise PluginConfigError(f"{type(self).__name__}: {error}") from error
+
+    async def inject(self, context: MemoryContext) -> None: ...
+
+    async def writeback(self, context: MemoryContext) -> None: ...
+
+    async def compact(self, context: MemoryContext) -> None: ...
+
+    async def close(self) -> None: ...

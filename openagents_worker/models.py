@@ -1,0 +1,306 @@
+"""Models. The only place that says what crosses a wire: requests, results, records. JSON in, JSON out."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import uuid
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Generic, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypeVar
+
+from openagents_worker.errors import OpenAgentsError, RequestInvalid, RequestTooLarge
+
+__all__ = [
+    "ErrorDetails",
+    "Id",
+    "RunArtifact",
+    "RunBudget",
+    "RunRecord",
+    "RunRequest",
+    "RunResult",
+    "RunState",
+    "RunUsage",
+    "StopReason",
+    "parse_request",
+]
+
+MAX_ID_CHARS = 256
+DEFAULT_MAX_PAYLOAD_BYTES = 1024 * 1024
+MAX_MESSAGE_CHARS = 8_000  # an error message is kept whole up to here; a stack dump is not a message
+
+
+def _checked_id(value: str) -> str:
+    bad = next((c for c in value if c.isspace() or not c.isprintable()), None)
+    if not value or len(value) > MAX_ID_CHARS or bad is not None:
+        found = f"it has {bad!r}" if bad is not None else f"it has {len(value)} characters"
+        raise PydanticCustomError(
+            "id",
+            "an id is 1 to {limit} printable characters without whitespace; {found}",
+            {"limit": MAX_ID_CHARS, "found": found},
+        )
+    return value
+
+
+Id = Annotated[str, AfterValidator(_checked_id)]
+
+
+class _Wire(BaseModel):
+    """What all models here share: frozen, strict about unknown fields, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unknown_fields_have_a_hint(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        for name in data:
+            if name in cls.model_fields:
+                continue
+            near = difflib.get_close_matches(str(name), list(cls.model_fields), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(cls.model_fields)}"
+            raise PydanticCustomError(
+                "unknown_field",
+                "{model} has no field {name}; {hint}",
+                {"model": cls.__name__, "name": repr(name), "hint": hint},
+            )
+        return data
+
+
+class StopReason(StrEnum):
+    """Why a run ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+    MAX_STEPS = "max_steps"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+
+
+class RunState(StrEnum):
+    """Where a run stands. The last three are terminal."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    WAITING_SESSION = "waiting_session"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED)
+
+
+class RunBudget(_Wire):
+    """Limits of one run. None means the agent's or the deployment's default; durations in milliseconds."""
+
+    max_steps: int | None = Field(default=None, ge=1)
+    max_duration_ms: int | None = Field(default=None, ge=1)
+    max_tool_calls: int | None = Field(default=None, ge=0)
+    max_cost_usd: float | None = Field(default=None, ge=0)
+    max_resume_attempts: int | None = Field(default=None, ge=0)
+
+
+class RunRequest(_Wire):
+    """One request to an agent in a session.
+
+    `run_id` may be chosen by the producer: the same id with the same request is one run, however often it
+    is submitted. `durable` None means the deployment's default (`OPENAGENTS_DURABLE_DEFAULT`).
+
+    >>> RunRequest(agent_id="assistant", session_id="s1", input_text="hi", run_id="r1").run_id
+    'r1'
+    """
+
+    agent_id: Id
+    session_id: Id
+    input_text: str
+    run_id: Id = Field(default_factory=lambda: str(uuid.uuid4()))
+    parent_run_id: Id | None = None
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    context_hints: dict[str, JsonValue] = Field(default_factory=dict)
+    budget: RunBudget | None = None
+    durable: bool | None = None
+    queue: Id | None = None
+
+
+class RunUsage(BaseModel):
+    """What a run has used. Tokens are counted by the provider, `cost_usd` is None until a price is known.
+
+    Not frozen: pattern classes written for the original SDK add to `context.usage`; they get a copy.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    llm_calls: int = 0
+    tool_calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    input_tokens_cached: int = 0
+    input_tokens_cache_creation: int = 0
+    cost_usd: float | None = None
+    cost_breakdown: dict[str, float] = Field(default_factory=dict)
+    ttft_ms: float | None = None
+    llm_retry_count: int = 0
+
+    def plus(self, delta: RunUsage) -> RunUsage:
+        """The sum of two; `ttft_ms` is the first one known."""
+        costs = dict(self.cost_breakdown)
+        for name, usd in delta.cost_breakdown.items():
+            costs[name] = round(costs.get(name, 0.0) + usd, 12)
+        known = [c for c in (self.cost_usd, delta.cost_usd) if c is not None]
+        return RunUsage(
+            llm_calls=self.llm_calls + delta.llm_calls,
+            tool_calls=self.tool_calls + delta.tool_calls,
+            input_tokens=self.input_tokens + delta.input_tokens,
+            output_tokens=self.output_tokens + delta.output_tokens,
+            total_tokens=self.total_tokens + delta.total_tokens,
+            input_tokens_cached=self.input_tokens_cached + delta.input_tokens_cached,
+            input_tokens_cache_creation=self.input_tokens_cache_creation + delta.input_tokens_cache_creation,
+            cost_usd=round(sum(known), 12) if known else None,
+            cost_breakdown=costs,
+            ttft_ms=self.ttft_ms if self.ttft_ms is not None else delta.ttft_ms,
+            llm_retry_count=self.llm_retry_count + delta.llm_retry_count,
+        )
+
+
+class RunArtifact(_Wire):
+    """Something a run produced beside its answer: a report, a picture's address, a table."""
+
+    name: str
+    kind: str = "generic"
+    payload: JsonValue = None
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class ErrorDetails(_Wire):
+    """An error as data. `cause` follows `__cause__` up to three levels."""
+
+    code: str
+    message: str
+    hint: str | None = None
+    docs_url: str | None = None
+    retryable: bool = False
+    context: dict[str, Any] = Field(default_factory=dict)
+    cause: ErrorDetails | None = None
+
+    @classmethod
+    def from_exception(cls, error: BaseException, depth: int = 3) -> Self:
+        """Any exception as data; what is no error of ours has the code `error.unknown`."""
+        below = error.__cause__
+        cause = cls.from_exception(below, depth - 1) if below is not None and depth > 1 else None
+        if isinstance(error, OpenAgentsError):
+            data = error.to_dict()
+            data["message"] = data["message"][:MAX_MESSAGE_CHARS]
+            data["context"] = {k: v for k, v in data["context"].items() if v is not None}
+            return cls(**data, cause=cause)
+        text = str(error)[:MAX_MESSAGE_CHARS] or type(error).__name__
+        return cls(code="error.unknown", message=f"{type(error).__name__}: {text}", cause=cause)
+
+
+OutputT = TypeVar("OutputT", default=Any)
+
+
+class RunResult(_Wire, Generic[OutputT]):
+    """How a run ended. A run that failed is a result too: read `stop_reason` and `error_details`."""
+
+    run_id: Id
+    task_id: str | None = None
+    final_output: OutputT | None = None
+    stop_reason: StopReason = StopReason.COMPLETED
+    usage: RunUsage = Field(default_factory=RunUsage)
+    artifacts: list[RunArtifact] = Field(default_factory=list)
+    error_details: ErrorDetails | None = None
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.stop_reason is StopReason.COMPLETED
+
+
+class RunRecord(_Wire):
+    """A run as the store knows it right now. Times are milliseconds since 1970, by Redis's clock."""
+
+    run_id: Id
+    agent_id: str
+    session_id: str
+    queue: str
+    state: RunState
+    life: int = 1
+    attempt: int = 0
+    steps: int = 0
+    retries: int = 0
+    recoveries: int = 0
+    worker: str | None = None
+    cancel_requested: bool = False
+    created_ms: int | None = None
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    due_ms: int | None = None
+    usage: RunUsage = Field(default_factory=RunUsage)
+    request: RunRequest | None = None
+    result: RunResult[Any] | None = None
+
+
+def parse_request(
+    data: RunRequest | Mapping[str, Any], *, max_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES
+) -> RunRequest:
+    """A checked request from a `RunRequest` or a dict of its fields.
+
+    Raises `RequestInvalid` (what, where, what would be right) or `RequestTooLarge`.
+    """
+    if isinstance(data, RunRequest):
+        request = data
+    elif isinstance(data, Mapping):
+        try:
+            request = RunRequest.model_validate(dict(data))
+        except ValidationError as error:
+            raise _request_invalid(error) from None
+    else:
+        raise RequestInvalid(
+            f"a request is a RunRequest or a dict of its fields, not {type(data).__name__}",
+            hint="run_agent.delay(RunRequest(agent_id=..., session_id=..., input_text=...))",
+        )
+    size = len(request.model_dump_json().encode())
+    if size > max_bytes:
+        raise RequestTooLarge(
+            f"the request has {size:,} bytes as JSON, {max_bytes:,} are allowed",
+            hint="send a reference (a URL, a key) instead of the content, or raise OPENAGENTS_MAX_PAYLOAD_BYTES",
+            run_id=request.run_id,
+        )
+    return request
+
+
+def _request_invalid(error: ValidationError) -> RequestInvalid:
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    lines = []
+    for problem in problems[:5]:
+        where = ".".join(str(part) for part in problem["loc"]) or "request"
+        lines.append(f"{where}: {problem['msg']}")
+    more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+    return RequestInvalid(
+        "; ".join(lines) + more,
+        hint="required: agent_id, session_id, input_text; values are plain JSON (no tuples, dates, NaN)",
+    )
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON. Raises TypeError or ValueError for what is not JSON, NaN included."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

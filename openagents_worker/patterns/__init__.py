@@ -1,0 +1,1 @@
+"""Patterns: the loops between a model and tools."""

@@ -1,0 +1,93 @@
+"""The contract of a pattern: the loop between a model and tools, written as if nothing could fail.
+
+A pattern calls `context.llm_client` and `context.tools`; both are recorded by the runtime. After a crash it
+starts again from its first line and gets every finished call from the journal, so it needs to know nothing
+of checkpoints. Its only sources of chance must be recorded calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from openagents_worker.errors import PluginConfigError
+from openagents_worker.llm.base import LLMClient
+
+__all__ = ["PatternPlugin", "RunContext", "RunTool"]
+
+
+class RunTool(Protocol):
+    """A tool as a pattern sees it: bound to the run, recorded, validated, its errors translated.
+
+    `invoke` returns the tool's result as plain JSON or raises a coded error; it emits the tool's events and
+    counts its usage. `concurrency_safe` says whether calls may run side by side.
+    """
+
+    tool_id: str
+
+    @property
+    def concurrency_safe(self) -> bool: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+    async def invoke(self, params: dict[str, Any], context: Any = None) -> Any: ...
+
+
+class RunContext(Protocol):
+    """What a pattern sees of its run."""
+
+    agent_id: str
+    session_id: str
+    run_id: str
+    input_text: str
+    state: dict[str, Any]
+    deps: Any
+    tools: dict[str, RunTool]
+    llm_client: LLMClient
+    llm_options: Any
+    memory_view: dict[str, Any]
+    tool_results: list[dict[str, Any]]
+    scratch: dict[str, Any]
+    system_prompt_fragments: list[str]
+    transcript: list[dict[str, Any]]
+    session_artifacts: list[Any]
+    assembly_metadata: dict[str, Any]
+    run_request: Any
+    event_bus: Any
+    usage: Any
+    artifacts: list[Any]
+
+    async def emit(self, event_name: str, **payload: Any) -> None: ...
+
+    def add_artifact(self, name: str, kind: str = "generic", payload: Any = None, metadata: Any = None) -> None: ...
+
+
+class PatternPlugin:
+    """Base of a pattern; optional, a class with `setup` and `execute` will do.
+
+    The runtime makes one instance per attempt, sets `context` and awaits `execute()`, whose return value is
+    the run's output. `Config`, a pydantic model, checks the `config` of the agents file; see `self.cfg`.
+    """
+
+    context: RunContext
+
+    class Config(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = dict(config or {})
+        try:
+            self.cfg: Any = self.Config.model_validate(self.config)
+        except ValueError as error:
+            raise PluginConfigError(f"{type(self).__name__}: {error}") from error
+
+    async def execute(self) -> Any:
+        """Carry the run to its answer."""
+        raise NotImplementedError
+
+    async def emit(self, event_name: str, **payload: Any) -> None:
+        await self.context.emit(event_name, **payload)
+
+    def add_artifact(self, name: str, kind: str = "generic", payload: Any = None, metadata: Any = None) -> None:
+        self.context.add_artifact(name, kind, payload, metadata)

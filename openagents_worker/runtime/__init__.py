@@ -1,0 +1,1 @@
+"""The runtime: carries one run through its attempt, record by record."""

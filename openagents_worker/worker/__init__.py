@@ -1,0 +1,1 @@
+"""The worker: where Celery meets the runtime."""
