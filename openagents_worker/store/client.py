@@ -1,0 +1,226 @@
+"""The connection. The only place that opens one: sized pools, no blind retries, errors translated once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import redis
+import redis.asyncio as redis_async
+from redis import exceptions
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from openagents_worker.errors import ConfigError, RedisUnreachable
+from openagents_worker.redaction import safe_url
+from openagents_worker.store.keys import Keys
+from openagents_worker.store.scripts import Call
+
+__all__ = ["AnswerLost", "AsyncStore", "Cell", "Store"]
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 1.5  # a closed or silent port is known in less than five seconds, two addresses included
+ANSWER_TIMEOUT_S = 2.0
+MAX_CONNECTIONS = 64
+
+
+class AnswerLost(RedisUnreachable):
+    """The command was sent and no answer came: it may have been carried out. Every script may be repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One Redis with one prefix, and how long things stay in it (milliseconds)."""
+
+    url: str
+    prefix: str = "oa"
+    events_maxlen: int = 10_000
+    run_ttl_ms: int = 7 * 24 * 3_600_000
+    session_ttl_ms: int = 30 * 24 * 3_600_000
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.prefix)
+
+    @property
+    def common(self) -> tuple[int, int, int]:
+        return (self.events_maxlen, self.run_ttl_ms, self.session_ttl_ms)
+
+
+class _NotConnected(exceptions.ConnectionError):
+    """Connecting failed: the command was never sent."""
+
+
+_LOST = (exceptions.ConnectionError, exceptions.TimeoutError, OSError, asyncio.IncompleteReadError)
+# Redis is there but will not take the command now; nothing was written.
+_REFUSED = (exceptions.BusyLoadingError, exceptions.ReadOnlyError, exceptions.OutOfMemoryError)
+
+
+def _telling(connection_class: type) -> type:
+    """The same connection class, which says when it was connecting that failed."""
+
+    if asyncio.iscoroutinefunction(connection_class.connect):  # type: ignore[attr-defined]
+
+        async def connect(self: Any, *args: Any, **kwargs: Any) -> None:
+            try:
+                await super(telling, self).connect(*args, **kwargs)  # type: ignore[misc]
+            except exceptions.AuthenticationError:
+                raise
+            except _LOST as error:
+                raise _NotConnected(str(error)) from error
+    else:
+
+        def connect(self: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
+            try:
+                super(telling, self).connect(*args, **kwargs)  # type: ignore[misc]
+            except exceptions.AuthenticationError:
+                raise
+            except _LOST as error:
+                raise _NotConnected(str(error)) from error
+
+    telling = type(f"Telling{connection_class.__name__}", (connection_class,), {"connect": connect})
+    return telling
+
+
+def _pool(pool_class: Any, cell: Cell, retry: Any, max_connections: int, answer_timeout_s: float | None) -> Any:
+    try:
+        pool = pool_class.from_url(
+            cell.url,
+            decode_responses=True,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=answer_timeout_s,
+            retry=retry,
+            max_connections=max_connections,
+            health_check_interval=0,
+            client_name="openagents",
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"{safe_url(cell.url)} is no Redis URL: {error}", hint="redis://, rediss:// or unix://"
+        ) from None
+    pool.connection_class = _telling(pool.connection_class)
+    return pool
+
+
+def _translated(error: Exception, cell: Cell) -> Exception:
+    where = safe_url(cell.url)
+    if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
+        return RedisUnreachable(f"Redis at {where} refuses the login: {error}", hint="check OPENAGENTS_REDIS_URL")
+    if isinstance(error, _NotConnected):
+        return RedisUnreachable(
+            f"cannot reach Redis at {where}: {error}",
+            hint="is it running, and is OPENAGENTS_REDIS_URL right? `openagents-worker dev` starts one",
+        )
+    if isinstance(error, _REFUSED):
+        return RedisUnreachable(f"Redis at {where} takes no writes now: {error}")
+    if isinstance(error, _LOST):
+        return AnswerLost(f"Redis at {where} got a command and its answer was lost: {error}")
+    return error
+
+
+_TRANSLATE = (*_LOST, *_REFUSED, exceptions.AuthenticationError, exceptions.NoPermissionError)
+
+
+class Store:
+    """The store for synchronous callers: producers, the command line, the heartbeat's thread.
+
+    With `attempts` above one a script whose answer was lost is repeated: scripts are made for that.
+    """
+
+    def __init__(
+        self, cell: Cell, *, max_connections: int = 16, answer_timeout_s: float | None = ANSWER_TIMEOUT_S
+    ) -> None:
+        self.cell = cell
+        self.keys = cell.keys
+        pool = _pool(redis.BlockingConnectionPool, cell, Retry(NoBackoff(), 0), max_connections, answer_timeout_s)
+        self.redis = redis.Redis(connection_pool=pool)
+
+    def run(self, call: Call[T]) -> T:
+        """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` when it may have been carried out."""
+        argv = call.argv(self.cell.common)
+        return call.parse(self.ask(lambda r: self._eval(r, call, argv)))
+
+    def _eval(self, client: Any, call: Call[Any], argv: list[Any]) -> Any:
+        try:
+            return client.evalsha(call.script.sha, 1, self.cell.prefix, *argv)
+        except exceptions.NoScriptError:
+            return client.eval(call.script.source, 1, self.cell.prefix, *argv)
+
+    def ask(self, question: Callable[[Any], T]) -> T:
+        """Any read: `store.ask(lambda r: r.hgetall(key))`, errors translated."""
+        try:
+            return question(self.redis)
+        except _TRANSLATE as error:
+            raise _translated(error, self.cell) from error
+
+    def close(self) -> None:
+        self.redis.close()
+        self.redis.connection_pool.disconnect()
+
+
+class AsyncStore:
+    """The store for asyncio. One per event loop."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+        answer_timeout_s: float | None = 5.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.cell = cell
+        self.keys = cell.keys
+        pool = _pool(
+            redis_async.BlockingConnectionPool, cell, AsyncRetry(NoBackoff(), 0), max_connections, answer_timeout_s
+        )
+        self.redis = redis_async.Redis(connection_pool=pool)
+        self._sleep = sleep
+
+    async def run(self, call: Call[T]) -> T:
+        """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` when it may have been carried out."""
+        argv = call.argv(self.cell.common)
+        return call.parse(await self.ask(lambda r: self._eval(r, call, argv)))
+
+    async def run_until(self, call: Call[T], until: Callable[[], bool]) -> T:
+        """Run a script and repeat it while Redis is away, until `until()` says that it is too late."""
+        delay_s = 0.05
+        while True:
+            try:
+                return await self.run(call)
+            except RedisUnreachable:
+                if until():
+                    raise
+                await self._sleep(delay_s * (0.5 + random.random()))  # jitter: not all runs at once
+                delay_s = min(delay_s * 2, 1.0)
+
+    async def _eval(self, client: Any, call: Call[Any], argv: list[Any]) -> Any:
+        try:
+            return await client.evalsha(call.script.sha, 1, self.cell.prefix, *argv)
+        except exceptions.NoScriptError:
+            return await client.eval(call.script.source, 1, self.cell.prefix, *argv)
+
+    async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
+        """Any read: `await store.ask(lambda r: r.hgetall(key))`, errors translated."""
+        try:
+            return await question(self.redis)
+        except _TRANSLATE as error:
+            raise _translated(error, self.cell) from error
+
+    async def close(self) -> None:
+        await self.redis.aclose()
+        await self.redis.connection_pool.disconnect()
+
+
+def monotonic_deadline(seconds: float) -> Callable[[], bool]:
+    """True once that many seconds are over."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+

@@ -1,0 +1,143 @@
+"""Redis keys. The only place that may name one: its type, what it holds, how long it lives, who deletes it.
+
+All keys of a cell (one Redis, or one slot of a cluster) begin with the same prefix. On a cluster the prefix
+holds the one hash tag (`oa:{c1}`), so that every script is atomic over all keys of its cell. Ids are percent-
+encoded, in keys and in channels, so that no id can leave its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import quote
+
+__all__ = ["KEYS", "KeySpec", "Keys", "encode_id", "lua_key_functions", "ttl_violations_in"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpec:
+    """One kind of key. `{}` in the template is an encoded id."""
+
+    name: str
+    template: str
+    type: str
+    content: str
+    life: str
+
+
+_RUN = "none while the run lives; RUN_TTL from its end"
+_SESSION = "none while the session has a holder or a queue; else SESSION_TTL from the last end"
+_WORKER = "deleted with the worker's lease"
+
+KEYS = (
+    KeySpec("run", "run:{}", "hash", "the record of a run: state, fence, owner, counters, request, result", _RUN),
+    KeySpec("facts", "run:{}:facts", "hash", "what was decided or counted outside the journal, by call key", _RUN),
+    KeySpec("events", "run:{}:events", "stream", "the run's events, id {seq}-0", _RUN),
+    KeySpec("journal", "journal:{}", "list", "the recorded calls of a run, in order of commit; 0 is prepare", _RUN),
+    KeySpec("session", "sess:{}", "hash", "holder, ordinal of the last place given, version", _SESSION),
+    KeySpec("session_queue", "sess:{}:queue", "zset", "waiting runs by place", _SESSION),
+    KeySpec("transcript", "sess:{}:transcript", "list", "messages as JSON, oldest first", _SESSION),
+    KeySpec("artifacts", "sess:{}:artifacts", "list", "artifacts as JSON, oldest first", _SESSION),
+    KeySpec("session_state", "sess:{}:state", "hash", "state by top-level key, values as JSON", _SESSION),
+    KeySpec("workers", "workers", "zset", "incarnation -> deadline of its lease, ms", "permanent; reclaim empties it"),
+    KeySpec("worker_runs", "worker:{}:runs", "set", "runs the incarnation owns", _WORKER),
+    KeySpec("worker_box", "worker:{}:box", "set", "owned runs with a cancel request", _WORKER),
+    KeySpec("worker_suspect", "worker:{}:suspect", "string", "the one suspect run it carries", _WORKER),
+    KeySpec("agents", "agents", "hash", "agent id -> queue and definition hash, told by workers", "permanent"),
+    KeySpec("due", "due", "zset", "run -> ms when it is due (retry, delayed start)", "permanent; wake empties it"),
+    KeySpec("sent", "sent:{}", "zset", "queued run -> µs of its last wake-up message", "permanent; claim empties it"),
+)
+
+PERMANENT = frozenset({"workers", "agents", "due", "sent"})
+_LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
+_LIVE_WITH_SESSION = frozenset({"session", "session_queue", "transcript", "artifacts", "session_state"})
+
+_SAFE = "-_.~"
+
+
+def encode_id(value: str) -> str:
+    """An id as it stands in a key: everything but letters, digits and `-_.~` percent-encoded."""
+    return quote(value, safe=_SAFE)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one cell."""
+
+    prefix: str
+
+    def __call__(self, name: str, *ids: str) -> str:
+        """The key of that name: `keys("run", run_id)`."""
+        return f"{self.prefix}:{_TEMPLATES[name].format(*map(encode_id, ids))}"
+
+    def channel(self, agent_id: str, session_id: str, run_id: str) -> str:
+        """The pub/sub channel on which a run's events appear."""
+        return ":".join([self.prefix, "events", *map(encode_id, (agent_id, session_id, run_id))])
+
+    def notices(self, incarnation: str) -> str:
+        """The pub/sub channel on which a worker hears at once what its box would tell it at the next beat."""
+        return f"{self.prefix}:notices:{encode_id(incarnation)}"
+
+
+_TEMPLATES = {spec.name: spec.template for spec in KEYS}
+
+
+def lua_key_functions() -> str:
+    """The same table for scripts: `k.run(id)` … and the two channels, from the prefix `P`."""
+    lines = [
+        "local P = KEYS[1]",
+        "local function enc(id) return (string.gsub(id, '[^%w%-_.~]', function(c) "
+        "return string.format('%%%02X', string.byte(c)) end)) end",
+        "local k = {}",
+    ]
+    for spec in KEYS:
+        if "{}" in spec.template:
+            before, after = spec.template.split("{}")
+            tail = f" .. '{after}'" if after else ""
+            lines.append(f"function k.{spec.name}(id) return P .. ':{before}' .. enc(id){tail} end")
+        else:
+            lines.append(f"function k.{spec.name}() return P .. ':{spec.template}' end")
+    lines.append("function k.channel(a, s, r) return P .. ':events:' .. enc(a) .. ':' .. enc(s) .. ':' .. enc(r) end")
+    lines.append("function k.notices(i) return P .. ':notices:' .. enc(i) end")
+    return "\n".join(lines)
+
+
+_PATTERNS = [
+    (spec, re.compile("^[^:]+(?::[^:]+)*?:" + re.escape(spec.template).replace(r"\{\}", "([^:]+)") + "$"))
+    for spec in sorted(KEYS, key=lambda s: -len(s.template))
+]
+
+
+def spec_of(key: str) -> tuple[KeySpec, str] | None:
+    """Which kind of key this is, and the encoded id in it; None when it is none of ours."""
+    for spec, pattern in _PATTERNS:
+        if found := pattern.match(key):
+            return spec, found.group(1) if pattern.groups else ""
+    return None
+
+
+def ttl_violations_in(
+    ttl_of: dict[str, int], is_live_run: dict[str, bool], is_live_session: dict[str, bool], prefix: str
+) -> Iterator[str]:
+    """Keys that break their own rule. `ttl_of` is PTTL by key; the other two say which ids are live."""
+    for key, ttl_ms in sorted(ttl_of.items()):
+        if not key.startswith(prefix + ":"):
+            continue
+        known = spec_of(key)
+        if known is None:
+            yield f"{key}: no such kind of key in the table"
+            continue
+        spec, owner = known
+        if spec.name in PERMANENT or ttl_ms >= 0:
+            if ttl_ms >= 0 and (
+                (spec.name in _LIVE_WITH_RUN and is_live_run.get(owner))
+                or (spec.name in _LIVE_WITH_SESSION and is_live_session.get(owner))
+            ):
+                yield f"{key}: has a TTL of {ttl_ms} ms although what it belongs to is live"
+            continue
+        live = (spec.name in _LIVE_WITH_RUN and is_live_run.get(owner)) or (
+            spec.name in _LIVE_WITH_SESSION and is_live_session.get(owner)
+        )
+        if not live and not spec.name.startswith("worker"):
+            yield f"{key}: has no TTL although nothing live needs it ({spec.life})"

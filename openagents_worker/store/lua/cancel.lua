@@ -1,0 +1,16 @@
+-- Cancels a run. A worker that carries it is told; otherwise, or by force, it ends here and now.
+-- Returns REQUESTED | CANCELLED, wakes | ALREADY, state | UNKNOWN. Event run.cancel_requested or the terminal ones.
+--#include end_run
+local run = load(run_id)
+if not run then return {'UNKNOWN'} end
+if TERMINAL[run.state] then return {'ALREADY', run.state} end
+if run.owner ~= '' and force == 0 then
+  if run.cancel ~= '1' then
+    redis.call('HSET', k.run(run_id), 'cancel', '1', 'cancel_reason', reason)
+    redis.call('SADD', k.worker_box(run.owner), run_id)
+    append(run, {'run.cancel_requested', '{"reason":' .. q(reason) .. '}'})
+  end
+  redis.call('PUBLISH', k.notices(run.owner), run_id)
+  return {'REQUESTED'}
+end
+return {'CANCELLED', cancelled(run, reason)}

@@ -1,0 +1,64 @@
+-- A worker takes a run. Decides, atomically, whether there is work to do: a message is only a wake-up.
+-- Returns CLAIMED, fence, fields, facts, journal length, first page | DONE | WAITING | BUSY | NOT_DUE, ms | NOT_ALIVE | UNKNOWN
+--   | CANCELLED, wakes | SUSPECT_BUSY. Event run.attempt_started.
+--#include end_run
+local function claimed(run)
+  local key = k.journal(run_id)
+  local length, page, bytes, at = redis.call('LLEN', key), {}, 0, 0
+  while at < length and bytes < page_bytes do
+    local chunk = redis.call('LRANGE', key, at, at + 15)
+    for _, record in ipairs(chunk) do
+      if bytes > 0 and bytes + #record > page_bytes then bytes = page_bytes break end
+      page[#page + 1] = record
+      bytes = bytes + #record
+    end
+    at = at + 16
+  end
+  local fields = redis.call('HMGET', k.run(run_id), 'request', 'attempt', 'life', 'retries', 'uid', 'usage', 'queue', 'canvas',
+    'started', 'recoveries', 'last_error', 'def_hash', 'active_ms')
+  return {'CLAIMED', run.fence, fields, redis.call('HGETALL', k.facts(run_id)), length, page}
+end
+
+local run = load(run_id)
+if not run then return {'UNKNOWN'} end
+if TERMINAL[run.state] then return {'DONE', run.state} end
+local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
+if not deadline or deadline <= NOW_MS then return {'NOT_ALIVE'} end
+if run.owner ~= '' then
+  if run.owner == incarnation and string.match(run.fence, ':(.*)$') == nonce then return claimed(run) end
+  return {'BUSY'}
+end
+if run.cancel == '1' then return {'CANCELLED', cancelled(run, run.cancel_reason)} end
+if run.state == 'scheduled' or run.state == 'retrying' then
+  if run.due > NOW_MS then return {'NOT_DUE', digits(run.due - NOW_MS)} end
+  redis.call('ZREM', k.due(), run_id)
+  if run.state == 'scheduled' then place(run) end
+end
+local held_by = holder(run.session)
+if held_by ~= run_id then
+  if held_by then return {'WAITING'} end
+  redis.call('ZREM', k.session_queue(run.session), run_id) -- the holder's record is gone: the claimer heals the session
+  redis.call('HSET', k.session(run.session), 'holder', run_id)
+end
+if run.stuck >= 2 then
+  local other = redis.call('GET', k.worker_suspect(incarnation))
+  if other and other ~= run_id then
+    redis.call('HSET', k.run(run_id), 'state', 'retrying', 'due', digits(NOW_MS + 1000))
+    redis.call('ZADD', k.due(), digits(NOW_MS + 1000), run_id)
+    redis.call('ZREM', k.sent(run.queue), run_id)
+    return {'SUSPECT_BUSY'}
+  end
+  redis.call('SET', k.worker_suspect(incarnation), run_id)
+end
+
+run.fence = next_fence(run, nonce)
+run.attempt = run.attempt + 1
+run.owner = incarnation
+redis.call('HSET', k.run(run_id), 'state', 'running', 'fence', run.fence, 'owner', incarnation, 'attempt', run.attempt, 'emit_no', 0,
+  'started', run.started ~= '' and run.started or digits(NOW_MS), 'claimed', digits(NOW_MS))
+redis.call('SADD', k.worker_runs(incarnation), run_id)
+redis.call('ZREM', k.sent(run.queue), run_id)
+redis.call('ZREM', k.due(), run_id)
+append(run, {'run.attempt_started', '{"attempt":' .. run.attempt .. ',"checkpoint_id":'
+  .. (redis.call('EXISTS', k.journal(run_id)) == 1 and q(run_id .. ':step:' .. digits(run.steps)) or 'null') .. '}'})
+return claimed(run)

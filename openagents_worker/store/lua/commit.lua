@@ -1,0 +1,18 @@
+-- Stores the outcome of a recorded call: this is the checkpoint. position = records before it; the same record again is OK.
+-- Returns OK | CANCEL (stored, and stop) | FENCED | MISPLACED (another record stands there: two programs share one fence)
+--#include run
+local run = live(run_id, fence)
+if not run then return 'FENCED' end
+local key = k.journal(run_id)
+local length = redis.call('LLEN', key)
+local answer = run.cancel == '1' and 'CANCEL' or 'OK'
+if length > position then
+  if redis.call('LINDEX', key, position) == record then return answer end
+  return 'MISPLACED'
+end
+if length < position then return 'MISPLACED' end
+redis.call('RPUSH', key, record)
+redis.call('HSET', k.run(run_id), 'steps', position, 'stuck', 0, 'retries', 0, 'usage', usage, 'emit_no', batch_no)
+if run.stuck >= 2 and redis.call('GET', k.worker_suspect(run.owner)) == run_id then redis.call('DEL', k.worker_suspect(run.owner)) end
+append(run, events)
+return answer

@@ -1,0 +1,16 @@
+-- The owner ends a run: result, transcript, artifacts, session state, terminal and final event, the session handed on. All or nothing.
+-- Returns OK, wakes | FENCED. Again with the same fence: OK.
+--#include end_run
+local run = load(run_id)
+if run and run.fence == fence and TERMINAL[run.state] then return {'OK', {}} end
+run = live(run_id, fence)
+if not run then return {'FENCED'} end
+redis.call('HSET', k.run(run_id), 'usage', usage, 'emit_no', batch_no)
+append(run, events)
+local S = run.session
+for _, message in ipairs(transcript) do redis.call('RPUSH', k.transcript(S), message) end
+for _, artifact in ipairs(artifacts) do redis.call('RPUSH', k.artifacts(S), artifact) end
+for i = 1, #state, 2 do redis.call('HSET', k.session_state(S), state[i], state[i + 1]) end -- key, JSON, key, JSON, …
+for _, name in ipairs(state_removed) do redis.call('HDEL', k.session_state(S), name) end
+redis.call('HINCRBY', k.session(S), 'version', 1)
+return {'OK', end_run(run, {state = end_state, result = result, name = event, payload = payload, completed = completed, keep_fence = true})}

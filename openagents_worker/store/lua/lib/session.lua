@@ -1,0 +1,52 @@
+--#include run
+-- A session's order: one holder, the others by place. Given at submit, or when a delayed run falls due.
+local function session_keys(S)
+  return {k.session(S), k.session_queue(S), k.transcript(S), k.artifacts(S), k.session_state(S)}
+end
+
+-- promote(S): the head of the queue becomes the holder; returns its wake-up, or nil when nobody waits
+local function promote(S)
+  while true do
+    local head = redis.call('ZRANGE', k.session_queue(S), 0, 0)[1]
+    if not head then
+      redis.call('HDEL', k.session(S), 'holder')
+      return nil
+    end
+    local run = load(head)
+    if run and not TERMINAL[run.state] then
+      redis.call('HSET', k.session(S), 'holder', head)
+      redis.call('HSET', k.run(head), 'state', 'queued')
+      redis.call('ZREM', k.session_queue(S), head)
+      append(run, {'run.queued', '{"queue":' .. q(run.queue) .. '}'})
+      return wake_of(run)
+    end
+    redis.call('ZREM', k.session_queue(S), head) -- its record is gone or has ended
+  end
+end
+
+-- holder(S): the holder, or nil; one whose record is gone holds nothing
+local function holder(S)
+  local id = redis.call('HGET', k.session(S), 'holder')
+  if id and redis.call('EXISTS', k.run(id)) == 1 then return id end
+  return nil
+end
+
+-- place(run): the run takes its place; returns its wake-up when it holds the session, else nil
+local function place(run)
+  local S = run.session
+  local held = holder(S)
+  for _, key in ipairs(session_keys(S)) do redis.call('PERSIST', key) end
+  if not held and redis.call('ZCARD', k.session_queue(S)) == 0 then
+    redis.call('HSET', k.session(S), 'holder', run.id)
+    redis.call('HSET', k.run(run.id), 'state', 'queued')
+    append(run, {'run.queued', '{"queue":' .. q(run.queue) .. '}'})
+    return wake_of(run)
+  end
+  local ordinal = redis.call('HINCRBY', k.session(S), 'ordinal', 1)
+  redis.call('ZADD', k.session_queue(S), ordinal, run.id)
+  redis.call('HSET', k.run(run.id), 'state', 'waiting_session')
+  local position = redis.call('ZRANK', k.session_queue(S), run.id) + 1
+  append(run, {'run.waiting_session', '{"position":' .. digits(position) .. '}'})
+  if not held then return promote(S) end
+  return nil
+end

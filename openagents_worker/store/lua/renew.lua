@@ -1,0 +1,7 @@
+-- A heartbeat. LOST when the lease is over: the end of a lease is final, it is never set up again for this incarnation.
+-- Returns OK, owned runs, owned runs with a cancel request | LOST
+--#include time
+local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
+if not deadline or deadline <= NOW_MS then return {'LOST'} end
+redis.call('ZADD', k.workers(), digits(NOW_MS + lease_ms), incarnation)
+return {'OK', redis.call('SMEMBERS', k.worker_runs(incarnation)), redis.call('SMEMBERS', k.worker_box(incarnation))}

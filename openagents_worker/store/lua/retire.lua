@@ -1,0 +1,11 @@
+-- A worker process ends by itself: without runs its lease is gone, with runs it is over now, for reclaim to see.
+--#include time
+local lease = redis.call('ZSCORE', k.workers(), incarnation)
+if not lease then return 'GONE' end
+if redis.call('SCARD', k.worker_runs(incarnation)) == 0 then
+  redis.call('ZREM', k.workers(), incarnation)
+  redis.call('DEL', k.worker_runs(incarnation), k.worker_box(incarnation), k.worker_suspect(incarnation))
+  return 'GONE'
+end
+redis.call('ZADD', k.workers(), digits(NOW_MS), incarnation)
+return 'OVER'

@@ -1,0 +1,34 @@
+-- Accepts a run: writes its record with its request, gives it its place in its session, lists its wake-up as sent.
+-- Returns NEW | SAME, state, queue, wake_us | CONFLICT | BUSY | UNKNOWN_AGENT, known ids. Events run.queued, run.scheduled, run.waiting_session.
+--#include session
+local known_digest = redis.call('HGET', k.run(run_id), 'digest')
+if known_digest then
+  if known_digest ~= digest then return {'CONFLICT'} end
+  local at = redis.call('HMGET', k.run(run_id), 'state', 'queue')
+  return {'SAME', at[1], at[2], redis.call('ZSCORE', k.sent(at[2]), run_id) or ''}
+end
+local told = redis.call('HGET', k.agents(), agent_id)
+if not told and redis.call('EXISTS', k.agents()) == 1 then
+  return {'UNKNOWN_AGENT', unpack(redis.call('HKEYS', k.agents()))}
+end
+if reject_if_busy == 1 and (holder(session_id) or redis.call('ZCARD', k.session_queue(session_id)) > 0) then
+  return {'BUSY', redis.call('HGET', k.session(session_id), 'holder') or ''}
+end
+if queue == '' then queue = told and cjson.decode(told).queue or default_queue end
+
+redis.call('HSET', k.run(run_id), 'format', 1, 'state', 'scheduled', 'fence', '0:', 'owner', '', 'attempt', 0, 'life', 1, 'seq', 0,
+  'emit_no', 0, 'steps', 0, 'retries', 0, 'recoveries', 0, 'stuck', 0, 'queue', queue, 'agent', agent_id, 'session', session_id,
+  'parent', parent_run_id, 'digest', digest, 'uid', uid, 'request', request, 'canvas', canvas, 'durable', durable,
+  'created', digits(NOW_MS))
+local run = load(run_id)
+if delay_ms > 0 then
+  local due = NOW_MS + delay_ms
+  redis.call('HSET', k.run(run_id), 'due', digits(due))
+  redis.call('ZADD', k.due(), digits(due), run_id)
+  append(run, {'run.scheduled', '{"due_at":"' .. iso(due) .. '","delay_ms":' .. digits(delay_ms) .. '}'})
+  return {'NEW', 'scheduled', queue, ''}
+end
+local wake = place(run)
+local state = redis.call('HGET', k.run(run_id), 'state')
+if wake and wake[1] == run_id then return {'NEW', state, queue, wake[3]} end
+return {'NEW', state, queue, '', wake} -- a repaired session: the head of its queue is to be woken

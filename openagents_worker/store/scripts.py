@@ -1,0 +1,465 @@
+"""Scripts. The only place where Python calls a Lua verb: one typed door per script.
+
+A door takes keyword arguments and returns a `Call`; its body turns the script's reply into a value. The Lua
+side gets its arguments by name, generated from the door's signature, so positions cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from hashlib import sha1
+from importlib import resources
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_type_hints
+
+from openagents_worker.store.keys import lua_key_functions
+
+__all__ = [
+    "Call",
+    "CancelAnswer",
+    "ClaimAnswer",
+    "Claimed",
+    "Reclaimed",
+    "Renewal",
+    "Script",
+    "SubmitAnswer",
+    "Submitted",
+    "Wake",
+    "WriteAnswer",
+    "cancel",
+    "claim",
+    "commit",
+    "delta",
+    "emit",
+    "finish",
+    "reclaim",
+    "register",
+    "reject",
+    "release",
+    "renew",
+    "resend",
+    "retire",
+    "submit",
+    "suspend",
+    "wake",
+]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Reply = Any  # what Redis answers: nested lists of str and int
+
+_COMMON = ("EVENTS_MAXLEN", "RUN_TTL_MS", "SESSION_TTL_MS")
+
+
+class Script:
+    """A Lua file with its library, its keys and its arguments by name."""
+
+    def __init__(self, name: str, parameters: dict[str, Any]) -> None:
+        self.name = name
+        self.source = "\n".join([lua_key_functions(), _arguments(parameters), _with_library(f"{name}.lua", set())])
+        self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+def _arguments(parameters: dict[str, Any]) -> str:
+    """Lua locals in the order of the signature; a list travels as its length and its items."""
+    lines = [
+        "local at_ = 0",
+        "local function one_() at_ = at_ + 1 return ARGV[at_] end",
+        "local function many_() local n, t = tonumber(one_()), {} for i = 1, n do t[i] = one_() end return t end",
+    ]
+    lines += [f"local {name} = tonumber(one_())" for name in _COMMON]
+    for name, kind in parameters.items():
+        if kind in (int, bool):
+            lines.append(f"local {name} = tonumber(one_())")
+        elif kind is str:
+            lines.append(f"local {name} = one_()")
+        else:
+            lines.append(f"local {name} = many_()")
+    return "\n".join(lines)
+
+
+_INCLUDE = re.compile(r"^--#include (\w+)$", re.MULTILINE)
+
+
+def _with_library(path: str, done: set[str]) -> str:
+    text = resources.files(__package__).joinpath("lua", *path.split("/")).read_text("utf-8")
+    before = []
+    for library in _INCLUDE.findall(text):
+        if library not in done:
+            done.add(library)
+            before.append(_with_library(f"lib/{library}.lua", done))
+    return "\n".join([*before, text])
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A script with its arguments, ready to be run by a sync or an async client."""
+
+    script: Script
+    args: tuple[Any, ...]
+    parse: Callable[[Reply], T]
+
+    def argv(self, common: tuple[int, int, int]) -> list[str | int]:
+        flat: list[str | int] = list(common)
+        for value in self.args:
+            if isinstance(value, str | int):
+                flat.append(int(value) if isinstance(value, bool) else value)
+            else:
+                flat.append(len(value))
+                flat.extend(value)
+        return flat
+
+
+def _door(read: Callable[Concatenate[Reply, P], T]) -> Callable[P, Call[T]]:
+    """Makes a door of a function whose keyword arguments are the script's and whose body reads the reply."""
+    signature = inspect.signature(read)
+    hints = get_type_hints(read)
+    names = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    defaults = {n: signature.parameters[n].default for n in names}
+    made: list[Script] = []
+
+    def door(*_: P.args, **given: P.kwargs) -> Call[T]:
+        if not made:
+            made.append(Script(read.__name__.strip("_"), {name: hints[name] for name in names}))
+        values = {name: given.get(name, defaults[name]) for name in names}
+        return Call(made[0], tuple(values.values()), partial(read, **values))  # type: ignore[call-arg]
+
+    door.__name__, door.__doc__ = read.__name__, read.__doc__
+    return door
+
+
+# --- answers ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """A run to be woken, with all its message needs. `sent_us` is the server's time of this sending."""
+
+    run_id: str
+    queue: str
+    sent_us: int
+    agent_id: str
+    session_id: str
+    attempt: int
+    step: int
+    canvas: str
+
+    @property
+    def checkpoint_id(self) -> str:
+        return f"{self.run_id}:step:{self.step}"
+
+    @classmethod
+    def of(cls, fields: Sequence[str]) -> Wake:
+        run, queue, sent_us, agent, session, attempt, step, canvas = fields
+        return cls(run, queue, int(sent_us), agent, session, int(attempt), int(step), canvas)
+
+
+def _wakes(rows: Sequence[Sequence[str]]) -> tuple[Wake, ...]:
+    return tuple(Wake.of(row) for row in rows)
+
+
+class SubmitAnswer(StrEnum):
+    NEW = "NEW"
+    SAME = "SAME"
+    CONFLICT = "CONFLICT"
+    BUSY = "BUSY"
+    UNKNOWN_AGENT = "UNKNOWN_AGENT"
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """`sent_us` is set when a first message is to be sent; `also` is another run that is to be woken."""
+
+    answer: SubmitAnswer
+    state: str = ""
+    queue: str = ""
+    sent_us: int | None = None
+    also: Wake | None = None
+    holder: str = ""
+    known_agents: tuple[str, ...] = ()
+
+
+class ClaimAnswer(StrEnum):
+    CLAIMED = "CLAIMED"
+    DONE = "DONE"
+    WAITING = "WAITING"
+    BUSY = "BUSY"
+    NOT_DUE = "NOT_DUE"
+    NOT_ALIVE = "NOT_ALIVE"
+    UNKNOWN = "UNKNOWN"
+    CANCELLED = "CANCELLED"
+    SUSPECT_BUSY = "SUSPECT_BUSY"
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim was answered; the fields from `fence` on are set for CLAIMED only.
+
+    `journal` is the first page of records as JSON, `journal_length` how many there are. `active_ms` is how
+    long earlier attempts worked on the run.
+    """
+
+    answer: ClaimAnswer
+    wakes: tuple[Wake, ...] = ()
+    state: str = ""
+    fence: str = ""
+    request: str = ""
+    attempt: int = 0
+    life: int = 1
+    retries: int = 0
+    recoveries: int = 0
+    uid: str = ""
+    usage: str = ""
+    queue: str = ""
+    canvas: str = ""
+    last_error: str = ""
+    active_ms: int = 0
+    facts: dict[str, str] | None = None
+    journal_length: int = 0
+    journal: tuple[str, ...] = ()
+
+
+class WriteAnswer(StrEnum):
+    """What a fenced write was answered. CANCEL: stop (a commit is stored all the same)."""
+
+    OK = "OK"
+    SAME = "SAME"
+    CANCEL = "CANCEL"
+    FENCED = "FENCED"
+    MISPLACED = "MISPLACED"
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """The answer of a write that gives the run away, with the wake-ups to send."""
+
+    answer: WriteAnswer
+    wakes: tuple[Wake, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """A heartbeat's answer. `lost`: the lease is over for ever."""
+
+    lost: bool
+    owned: frozenset[str] = frozenset()
+    cancel_requested: frozenset[str] = frozenset()
+
+
+class CancelAnswer(StrEnum):
+    REQUESTED = "REQUESTED"
+    CANCELLED = "CANCELLED"
+    ALREADY = "ALREADY"
+    UNKNOWN = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    answer: CancelAnswer
+    wakes: tuple[Wake, ...] = ()
+    state: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """`incarnation` is the worker that is gone, '' when every lease is good; `left` runs are still its own."""
+
+    wakes: tuple[Wake, ...]
+    incarnation: str
+    left: int
+
+
+# --- doors -----------------------------------------------------------------------------------------------
+
+
+@_door
+def submit(
+    reply: Reply,
+    *,
+    run_id: str,
+    agent_id: str,
+    session_id: str,
+    queue: str,
+    default_queue: str,
+    digest: str,
+    uid: str,
+    request: str,
+    canvas: str,
+    durable: bool,
+    delay_ms: int,
+    reject_if_busy: bool,
+    parent_run_id: str,
+) -> Submitted:
+    """Accept a run. `queue` '' means the agent's own or the default; `digest` decides what the same request is."""
+    answer = SubmitAnswer(reply[0])
+    if answer is SubmitAnswer.UNKNOWN_AGENT:
+        return Submitted(answer, known_agents=tuple(sorted(reply[1:])))
+    if answer is SubmitAnswer.BUSY:
+        return Submitted(answer, holder=reply[1])
+    if answer is SubmitAnswer.CONFLICT:
+        return Submitted(answer)
+    also = Wake.of(reply[4]) if len(reply) > 4 and reply[4] else None
+    return Submitted(answer, reply[1], reply[2], int(float(reply[3])) if reply[3] else None, also)
+
+
+@_door
+def register(reply: Reply, *, incarnation: str, lease_ms: int, agents: list[str]) -> int:
+    """Begin a worker's lease; `agents` is id, JSON, id, JSON …. Returns the deadline in ms."""
+    return int(reply)
+
+
+@_door
+def retire(reply: Reply, *, incarnation: str) -> Literal["GONE", "OVER"]:
+    """End a worker's lease: GONE when it owned nothing, OVER when its runs are left for reclaim."""
+    return "GONE" if reply == "GONE" else "OVER"
+
+
+@_door
+def renew(reply: Reply, *, incarnation: str, lease_ms: int) -> Renewal:
+    """A heartbeat: the lease goes on for `lease_ms` from now."""
+    if reply[0] == "LOST":
+        return Renewal(lost=True)
+    return Renewal(False, frozenset(reply[1]), frozenset(reply[2]))
+
+
+@_door
+def claim(reply: Reply, *, run_id: str, incarnation: str, nonce: str, page_bytes: int) -> Claimed:
+    """Take a run. The same nonce again gets the same answer, so a lost reply can be asked for once more."""
+    answer = ClaimAnswer(reply[0])
+    if answer is ClaimAnswer.CANCELLED:
+        return Claimed(answer, wakes=_wakes(reply[1]))
+    if answer is not ClaimAnswer.CLAIMED:
+        return Claimed(answer, state=str(reply[1]) if len(reply) > 1 else "")
+    _, fence, fields, facts, length, page = reply
+    text = [value or "" for value in fields]
+    request, attempt, life, retries, uid, usage, queue, canvas, _started, recoveries, last_error = text[:11]
+    return Claimed(
+        answer,
+        fence=fence,
+        request=request,
+        attempt=int(attempt),
+        life=int(life),
+        retries=int(retries),
+        recoveries=int(recoveries or 0),
+        uid=uid,
+        usage=usage,
+        queue=queue,
+        canvas=canvas,
+        last_error=last_error,
+        active_ms=int(text[12] or 0),
+        facts=dict(zip(facts[::2], facts[1::2], strict=True)) if isinstance(facts, list) else dict(facts),
+        journal_length=int(length),
+        journal=tuple(page),
+    )
+
+
+@_door
+def release(reply: Reply, *, run_id: str, incarnation: str, fence: str) -> Handed:
+    """Give a claimed run back untouched."""
+    return Handed(WriteAnswer(reply[0]), _wakes(reply[1:2]))
+
+
+@_door
+def emit(reply: Reply, *, run_id: str, fence: str, batch_no: int, events: list[str]) -> WriteAnswer:
+    """Append a batch of events: name, payload JSON, name, payload JSON …. A batch number counts once."""
+    return WriteAnswer(reply)
+
+
+@_door
+def delta(reply: Reply, *, run_id: str, fence: str, payload: str) -> WriteAnswer:
+    """Publish a piece of a model's reply; it is not stored."""
+    return WriteAnswer(reply)
+
+
+@_door
+def commit(
+    reply: Reply,
+    *,
+    run_id: str,
+    fence: str,
+    position: int,
+    record: str,
+    usage: str,
+    batch_no: int,
+    events: list[str],
+) -> WriteAnswer:
+    """Store a call's outcome as record number `position` (0 is prepare). `usage` is the run's total so far."""
+    return WriteAnswer(reply)
+
+
+@_door
+def suspend(
+    reply: Reply,
+    *,
+    run_id: str,
+    fence: str,
+    kind: str,
+    delay_ms: int,
+    call: str,
+    error_code: str,
+    batch_no: int,
+    events: list[str],
+) -> Handed:
+    """Put a run aside: kind `retry` for `delay_ms` because of `error_code` at `call`, or `handover` for now."""
+    return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())
+
+
+@_door
+def finish(
+    reply: Reply,
+    *,
+    run_id: str,
+    fence: str,
+    end_state: str,
+    result: str,
+    event: str,
+    payload: str,
+    completed: str,
+    transcript: list[str],
+    artifacts: list[str],
+    state: list[str],
+    state_removed: list[str],
+    usage: str,
+    batch_no: int,
+    events: list[str],
+) -> Handed:
+    """End a run and write its session. `event` with `payload` is terminal, `completed` the payload of the last."""
+    return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())
+
+
+@_door
+def cancel(reply: Reply, *, run_id: str, reason: str, force: bool) -> Cancelled:
+    """Cancel a run: at once when nobody carries it (or by force), else by telling its worker."""
+    answer = CancelAnswer(reply[0])
+    if answer is CancelAnswer.CANCELLED:
+        return Cancelled(answer, _wakes(reply[1]))
+    return Cancelled(answer, state=reply[1] if answer is CancelAnswer.ALREADY else "")
+
+
+@_door
+def reclaim(reply: Reply, *, limit: int, max_recoveries: int, blameless: bool) -> Reclaimed:
+    """Take runs of one worker whose lease is over. `blameless`: Redis was away, so nobody's step killed it."""
+    wakes, incarnation, left = reply
+    return Reclaimed(_wakes(wakes), incarnation, int(left))
+
+
+@_door
+def wake(reply: Reply, *, limit: int) -> tuple[tuple[Wake, ...], int]:
+    """Wake what is due; also says how many entries were looked at."""
+    return _wakes(reply[0]), int(reply[1])
+
+
+@_door
+def resend(reply: Reply, *, queue: str, oldest_us: int, grace_ms: int, limit: int) -> tuple[Wake, ...]:
+    """Runs whose wake-up message must be lost: sent before the queue's oldest message and before the grace."""
+    return _wakes(reply)
+
+
+@_door
+def reject(reply: Reply, *, run_id: str, queue: str, code: str, message: str, hint: str) -> bool:
+    """Answer a message that is no request with a failed run; False when the id is known already."""
+    return bool(reply == "NEW")

@@ -1,0 +1,65 @@
+"""Text: `json_parse` and `text_transform`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn
+
+from pydantic import Field
+
+from openagents_worker.errors import ToolValidationError
+from openagents_worker.models import dumps
+from openagents_worker.tools.base import ToolContext
+from openagents_worker.tools.typed import READS_ONLY, TypedTool
+
+__all__ = ["JsonParse", "TextTransform"]
+
+
+class JsonParse(TypedTool):
+    name = "json_parse"
+    description = "Parses JSON text and gives its value; says line and column of the first mistake."
+    spec = READS_ONLY
+
+    class Params(TypedTool.Params):
+        text: str = Field(description="The JSON text.")
+
+    async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
+        try:
+            value = json.loads(args.text, parse_constant=_no_constant)
+            dumps(value).encode()  # 1e999 and half a surrogate pair parse, but are no JSON to anybody else
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}"
+            raise ToolValidationError(f"text: no JSON at {place}: {error.msg}", self.name) from None
+        except (ValueError, RecursionError) as error:
+            raise ToolValidationError(f"text: no JSON that can be kept: {error}", self.name) from None
+        return {"value": value}
+
+
+class TextTransform(TypedTool):
+    name = "text_transform"
+    description = "Changes the case of a text, strips it or reverses it."
+    spec = READS_ONLY
+
+    class Params(TypedTool.Params):
+        text: str = Field(description="The text.")
+        operation: Literal["upper", "lower", "title", "capitalize", "strip", "reverse"] = Field(
+            description="What to do with it."
+        )
+
+    async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
+        return {"result": _OPERATIONS[args.operation](args.text)}
+
+
+_OPERATIONS: dict[str, Callable[[str], str]] = {
+    "upper": str.upper,
+    "lower": str.lower,
+    "title": str.title,
+    "capitalize": str.capitalize,
+    "strip": str.strip,
+    "reverse": lambda text: text[::-1],
+}
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not allowed in JSON")

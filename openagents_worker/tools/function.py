@@ -1,0 +1,227 @@
+"""Functions as tools. The only place where a signature and a docstring become a tool.
+
+```python
+@tool
+async def refund(order_id: str, cents: int, context: ToolContext) -> dict[str, Any]:
+    \"\"\"Pays an order back.
+
+    Args:
+        order_id: The order, as printed on the invoice.
+        cents: How much, at most what was paid.
+    \"\"\"
+```
+In the agents file: `{"id": "refund", "impl": "shop.tools.refund"}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from functools import update_wrapper
+from types import SimpleNamespace
+from typing import Any, Generic, ParamSpec, TypeVar, cast, get_args, get_type_hints, overload
+
+from pydantic import BaseModel, Field, create_model
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+from pydantic.fields import FieldInfo
+
+from openagents_worker.errors import PluginConfigError
+from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
+from openagents_worker.tools.typed import TypedTool
+
+__all__ = ["DecoratedFunction", "FunctionTool", "tool"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class FunctionTool(TypedTool):
+    """One tool made from a function. A function that is not async runs in a thread, never on the loop."""
+
+    run_sync: Callable[..., Awaitable[Any]] = staticmethod(asyncio.to_thread)
+    """Runs `(function, **arguments)` off the loop and carries context variables; replaceable per instance.
+
+    A thread cannot be stopped: after a timeout or a cancellation it goes on, and what it returns is dropped.
+    """
+
+    def __init__(self, decorated: DecoratedFunction[..., Any], config: dict[str, Any] | None = None) -> None:
+        super().__init__(config)
+        self._function = decorated.function
+        self._context_name = decorated.context_name
+        self._execution_spec = decorated.spec
+        self.name = decorated.tool_name
+        self.description = decorated.description
+        self.durable_idempotent = decorated.durable_idempotent
+        self.Params = decorated.params  # type: ignore[misc]  # a class attribute elsewhere, one per function here
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return self._execution_spec
+
+    async def run(self, args: BaseModel, context: ToolContext | None) -> Any:
+        fields = type(args).model_fields
+        arguments = {str(field.alias): getattr(args, name) for name, field in fields.items()}
+        if self._context_name is not None:
+            arguments[self._context_name] = context
+        if inspect.iscoroutinefunction(self._function):
+            return await self._function(**arguments)
+        result = await self.run_sync(self._function, **arguments)
+        return await result if inspect.isawaitable(result) else result
+
+
+class DecoratedFunction(Generic[P, R]):
+    """What `@tool` leaves in a function's place: still the function, and a factory of its tool.
+
+    `shop.refund("A17", 500)` calls the function, as a unit test does; `shop.refund(config={})`, the way the
+    agents file is loaded, makes the tool.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        *,
+        name: str | None,
+        description: str | None,
+        durable_idempotent: bool,
+        spec: ToolExecutionSpec,
+    ) -> None:
+        update_wrapper(self, function)
+        self.function = function
+        self.tool_name = name or function.__name__
+        self.description = description or _first_paragraph(function)
+        self.durable_idempotent = durable_idempotent
+        self.spec = spec
+        self.context_name, self.params = _parameters(function, self.tool_name)
+        if not self.description:
+            raise PluginConfigError(
+                f"the tool {self.tool_name!r} has no description",
+                hint="its docstring's first paragraph tells the model what it is for",
+            )
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not args and kwargs.keys() == {"config"}:
+            return cast(R, self.build(cast("dict[str, Any] | None", kwargs["config"])))
+        return self.function(*args, **kwargs)
+
+    def build(self, config: dict[str, Any] | None = None) -> FunctionTool:
+        """The tool of this function; a function takes no config, so anything in it is refused."""
+        return FunctionTool(self, config)
+
+
+@overload
+def tool(function: Callable[P, R], /) -> DecoratedFunction[P, R]: ...
+
+
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    durable_idempotent: bool = True,
+    concurrency_safe: bool = False,
+    timeout_ms: int | None = None,
+) -> Callable[[Callable[P, R]], DecoratedFunction[P, R]]: ...
+
+
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    durable_idempotent: bool = True,
+    concurrency_safe: bool = False,
+    timeout_ms: int | None = None,
+) -> Any:
+    """Make a tool of a function: name, description and schema come from its signature and docstring.
+
+    A parameter named `context` (or annotated `ToolContext`) gets the run's context and is no argument.
+    `durable_idempotent=False` says that others see the effect, so that a call with a lost outcome is not
+    repeated unasked. Raises `PluginConfigError` for a signature that cannot be a tool's.
+    """
+
+    def decorate(function: Callable[P, R]) -> DecoratedFunction[P, R]:
+        return DecoratedFunction(
+            function,
+            name=name,
+            description=description,
+            durable_idempotent=durable_idempotent,
+            spec=ToolExecutionSpec(concurrency_safe=concurrency_safe, default_timeout_ms=timeout_ms),
+        )
+
+    return decorate if function is None else decorate(function)
+
+
+def _parameters(function: Callable[..., Any], tool_name: str) -> tuple[str | None, type[BaseModel]]:
+    """The name of the context parameter, if there is one, and a model of all the others."""
+    hints = _hints(function, tool_name)
+    described = _described_arguments(function)
+    context_name: str | None = None
+    fields: dict[str, Any] = {}
+    for position, (name, parameter) in enumerate(inspect.signature(function).parameters.items()):
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) or name == "config":
+            raise PluginConfigError(
+                f"the tool {tool_name!r} cannot have the parameter {parameter}",
+                hint="a tool's parameters are passed by name, and `config` is how the agents file makes the tool",
+            )
+        hint = hints.get(name, Any)
+        if name == "context" or hint is ToolContext or ToolContext in get_args(hint):
+            context_name = name
+            continue
+        # The alias is the parameter's name: a field of that name could hide a method of the model.
+        fields[f"argument_{position}"] = (hint, _field(name, hint, parameter.default, described.get(name)))
+    try:
+        return context_name, create_model(tool_name, __base__=TypedTool.Params, **fields)
+    except (PydanticSchemaGenerationError, PydanticUserError) as error:
+        raise PluginConfigError(
+            f"the tool {tool_name!r} has a parameter type that has no JSON Schema: {error}",
+            hint="use str, int, float, bool, list, dict, Literal, an Enum, a dataclass or a pydantic model",
+        ) from error
+
+
+def _field(name: str, hint: Any, default: Any, description: str | None) -> Any:
+    if isinstance(default, FieldInfo):  # `path: str = Field(description=...)`
+        return FieldInfo.merge_field_infos(default, alias=name, description=default.description or description)
+    said = any(isinstance(part, FieldInfo) and part.description for part in get_args(hint))
+    described = {} if said or description is None else {"description": description}
+    return Field(default=... if default is inspect.Parameter.empty else default, alias=name, **described)
+
+
+def _hints(function: Callable[..., Any], tool_name: str) -> Mapping[str, Any]:
+    annotations = {k: v for k, v in inspect.get_annotations(function).items() if k not in ("context", "return")}
+    try:
+        return get_type_hints(
+            SimpleNamespace(__annotations__=annotations),
+            globalns=getattr(function, "__globals__", {}),
+            include_extras=True,
+        )
+    except NameError as error:
+        raise PluginConfigError(
+            f"the tool {tool_name!r} has a type hint that cannot be read: {error}",
+            hint="import the types of its parameters at module level, not under TYPE_CHECKING",
+        ) from error
+
+
+def _first_paragraph(function: Callable[..., Any]) -> str:
+    return " ".join((inspect.getdoc(function) or "").split("\n\n", 1)[0].split())
+
+
+def _described_arguments(function: Callable[..., Any]) -> dict[str, str]:
+    """The `Args:` section of a Google-style docstring, by parameter."""
+    section = re.search(
+        r"^(?:Args|Arguments|Parameters):\n((?:[ \t]+.*\n?|\n)+)", inspect.getdoc(function) or "", re.MULTILINE
+    )
+    described: dict[str, str] = {}
+    if section is None:
+        return described
+    lines = inspect.cleandoc(section[1]).splitlines()
+    name = ""
+    for line in lines:
+        entry = re.match(r"(\w+)\s*(?:\([^)]*\))?:\s*(.*)", line)
+        if entry is not None:
+            name = entry[1]
+        text = entry[2] if entry is not None else line.strip()
+        if name and text:
+            described[name] = f"{described[name]} {text}" if name in described else text
+    return described

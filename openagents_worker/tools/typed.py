@@ -1,0 +1,98 @@
+"""Typed tools. The only place where a pydantic model becomes a tool's schema and its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import PydanticSerializationError
+
+from openagents_worker.errors import ToolError, ToolValidationError
+from openagents_worker.models import dumps
+from openagents_worker.tools.base import ToolContext, ToolExecutionSpec, ToolPlugin
+
+__all__ = ["TypedTool"]
+
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="constants"))
+READS_ONLY = ToolExecutionSpec(concurrency_safe=True, side_effects="none")
+
+
+class TypedTool(ToolPlugin):
+    """A tool whose arguments are a pydantic model: schema, checks and coercion all come from `Params`.
+
+    >>> class Greet(TypedTool):
+    ...     name, description = "greet", "Greets somebody."
+    ...     class Params(TypedTool.Params):
+    ...         who: str
+    ...     async def run(self, args, context):
+    ...         return f"Hello {args.who}"
+    >>> Greet().schema()["required"]
+    ['who']
+    """
+
+    spec: ClassVar[ToolExecutionSpec] = ToolExecutionSpec()
+
+    class Params(BaseModel):
+        model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    async def run(self, args: Any, context: ToolContext | None) -> Any:
+        """The work itself; `args` is a checked instance of `Params`."""
+        raise NotImplementedError
+
+    async def invoke(self, params: dict[str, Any], context: ToolContext | None) -> Any:
+        return plain_json(await self.run(parse_arguments(self.Params, params, self.tool_name), context), self.tool_name)
+
+    def schema(self) -> dict[str, Any]:
+        return schema_of(self.Params)
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return self.spec
+
+
+class _Lean(GenerateJsonSchema):
+    """Titles repeat the names and are paid for in every request to a model."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def schema_of(params: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema of a parameter model, as a model gets it."""
+    schema = params.model_json_schema(schema_generator=_Lean)
+    for unwanted in ("title", "description"):
+        schema.pop(unwanted, None)
+    schema.setdefault("properties", {})
+    schema.setdefault("required", [])
+    return schema
+
+
+def parse_arguments(params: type[BaseModel], arguments: Mapping[str, Any], tool_name: str) -> BaseModel:
+    """Checked and coerced arguments. Raises `ToolValidationError` in words for the model."""
+    try:
+        return params.model_validate(arguments)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+    lines = [f"{'.'.join(map(str, problem['loc'])) or 'arguments'}: {problem['msg']}" for problem in problems[:5]]
+    names = [field.alias or name for name, field in params.model_fields.items()]
+    raise ToolValidationError(
+        "; ".join(lines), tool_name, hint=f"arguments of {tool_name}: {', '.join(names) or 'none'}"
+    )
+
+
+def plain_json(value: Any, tool_name: str) -> Any:
+    """The value as plain JSON: models, dates, sets and the like as pydantic writes them.
+
+    Raises `ToolError` for what is not JSON, NaN and text that is no Unicode included.
+    """
+    try:
+        plain = _ANYTHING.dump_python(value, mode="json")
+        dumps(plain).encode()
+    except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
+        raise ToolError(
+            f"the result of {tool_name} is not JSON: {error}",
+            tool_name,
+            hint="return str, numbers, bool, None, lists, dicts, dataclasses or pydantic models",
+        ) from error
+    return plain

@@ -1,0 +1,125 @@
+"""Argument checks. The only place that holds a tool's arguments against its JSON Schema.
+
+What comes back is read by a model that is to try again, so it names the place and what was expected there.
+It never repeats a long value: an argument may be a secret, and the text reaches logs and events.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import jsonschema
+from jsonschema.exceptions import SchemaError, ValidationError, best_match
+
+from openagents_worker.errors import PluginConfigError
+from openagents_worker.models import dumps
+
+__all__ = ["check_arguments"]
+
+MAX_PROBLEMS = 3  # a model mends the first few; a hundred lines of complaint only cost tokens
+MAX_SHOWN_CHARS = 120
+
+
+def check_arguments(schema: Mapping[str, Any], params: Any) -> str | None:
+    """What is wrong with a call's arguments, in words for the model; None when they fit the schema.
+
+    Raises `PluginConfigError` when the schema itself is no JSON Schema (draft 2020-12).
+
+    >>> check_arguments({"properties": {"path": {}}, "additionalProperties": False}, {"pth": "a"})
+    "unknown argument 'pth'; did you mean 'path'?"
+    """
+    problems = list(_validator(json.dumps(schema, sort_keys=True)).iter_errors(params))
+    problems.sort(key=lambda problem: [str(part) for part in problem.absolute_path])
+    lines = list(dict.fromkeys(line for problem in problems for line in _lines(problem)))
+    more = f"; and {len(lines) - MAX_PROBLEMS} more" if len(lines) > MAX_PROBLEMS else ""
+    return "; ".join(lines[:MAX_PROBLEMS]) + more if lines else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` where a known name is near, else the known names."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(names)}" if names else "; none is known"
+
+
+@lru_cache(maxsize=1024)  # by text: a tool's schema is the same object or an equal one at every call
+def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    parsed = json.loads(schema)
+    try:
+        jsonschema.Draft202012Validator.check_schema(parsed)
+    except SchemaError as error:
+        raise PluginConfigError(
+            f"a tool's schema is no JSON Schema: {error.message} at {error.json_path}",
+            hint="schema() returns a JSON Schema object, draft 2020-12",
+        ) from error
+    return jsonschema.Draft202012Validator(parsed)
+
+
+def _lines(problem: ValidationError) -> list[str]:
+    where = problem.json_path.removeprefix("$").removeprefix(".")
+    prefix = f"{where}: " if where else ""
+    if problem.validator == "additionalProperties" and problem.validator_value is False:
+        known = list(problem.schema.get("properties", {}))
+        unknown = [name for name in problem.instance if name not in known]
+        return [f"{prefix}unknown argument {name!r}{did_you_mean(name, known)}" for name in unknown]
+    if problem.validator == "required":
+        absent = [name for name in problem.validator_value if name not in problem.instance]
+        return [f"{prefix}argument {name!r} is missing" for name in absent]
+    return [prefix + _expectation(problem)]
+
+
+def _expectation(problem: ValidationError) -> str:
+    wanted = problem.validator_value
+    match problem.validator:
+        case "type":
+            types = " or ".join([wanted] if isinstance(wanted, str) else wanted)
+            return f"expected {types}, got {_kind(problem.instance)}"
+        case "enum":
+            return f"expected one of {', '.join(dumps(value) for value in wanted)}"
+        case "minimum":
+            return f"expected at least {wanted}"
+        case "maximum":
+            return f"expected at most {wanted}"
+        case "minLength" | "maxLength":
+            return f"expected {_bound(problem)} {wanted} characters, got {len(problem.instance)}"
+        case "minItems" | "maxItems":
+            return f"expected {_bound(problem)} {wanted} items, got {len(problem.instance)}"
+        case "anyOf" | "oneOf" if problem.context:
+            return _alternatives(problem)
+    shown = json.dumps(wanted, ensure_ascii=False)[:MAX_SHOWN_CHARS]
+    return f"does not satisfy {problem.validator} {shown}"
+
+
+def _alternatives(problem: ValidationError) -> str:
+    types = [inner.validator_value for inner in problem.context if inner.validator == "type" and not inner.path]
+    if len(types) == len(problem.context):
+        return f"expected {' or '.join(map(str, types))}, got {_kind(problem.instance)}"
+    nearest = best_match(problem.context)
+    return "; ".join(_lines(nearest))
+
+
+def _bound(problem: ValidationError) -> str:
+    return "at least" if str(problem.validator).startswith("min") else "at most"
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+    return "object"
