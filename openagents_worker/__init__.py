@@ -1,1 +1,110 @@
-"""Durable LLM-agent runs on plain Celery and Redis."""
+"""Durable LLM-agent runs on plain Celery and Redis.
+
+The front door is lazy: a name is loaded when it is first used, so that importing a model loads neither
+Celery nor Redis.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openagents_worker.errors import (
+        AgentNotFoundError,
+        OpenAgentsError,
+        RedisUnreachable,
+        RequestInvalid,
+        RunConflict,
+        RunFailed,
+        RunNotFound,
+        SessionBusy,
+        SubmitUnknown,
+    )
+    from openagents_worker.events import RunEvent
+    from openagents_worker.models import (
+        RunArtifact,
+        RunBudget,
+        RunRecord,
+        RunRequest,
+        RunResult,
+        RunState,
+        RunUsage,
+        StopReason,
+    )
+    from openagents_worker.producer.client import (
+        AsyncClient,
+        Client,
+    )
+    from openagents_worker.producer.handle import (
+        AsyncRunHandle,
+        RunHandle,
+    )
+    from openagents_worker.producer.task import run_agent
+    from openagents_worker.tools.function import tool
+
+__all__ = [
+    "AgentNotFoundError",
+    "AsyncClient",
+    "AsyncRunHandle",
+    "Client",
+    "OpenAgentsError",
+    "RedisUnreachable",
+    "RequestInvalid",
+    "RunArtifact",
+    "RunBudget",
+    "RunConflict",
+    "RunEvent",
+    "RunFailed",
+    "RunHandle",
+    "RunNotFound",
+    "RunRecord",
+    "RunRequest",
+    "RunResult",
+    "RunState",
+    "RunUsage",
+    "SessionBusy",
+    "StopReason",
+    "SubmitUnknown",
+    "run_agent",
+    "tool",
+]
+
+_ROOM_OF = {
+    "AgentNotFoundError": "errors",
+    "AsyncClient": "producer.client",
+    "AsyncRunHandle": "producer.handle",
+    "Client": "producer.client",
+    "OpenAgentsError": "errors",
+    "RedisUnreachable": "errors",
+    "RequestInvalid": "errors",
+    "RunArtifact": "models",
+    "RunBudget": "models",
+    "RunConflict": "errors",
+    "RunEvent": "events",
+    "RunFailed": "errors",
+    "RunHandle": "producer.handle",
+    "RunNotFound": "errors",
+    "RunRecord": "models",
+    "RunRequest": "models",
+    "RunResult": "models",
+    "RunState": "models",
+    "RunUsage": "models",
+    "SessionBusy": "errors",
+    "StopReason": "models",
+    "SubmitUnknown": "errors",
+    "run_agent": "producer.task",
+    "tool": "tools.function",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -241,7 +240,7 @@ class AgentDefinition(_Part):
         _first_double([tool.id for tool in self.tools], "tools")
         return self
 
-    @cached_property
+    @property
     def definition_hash(self) -> str:
         """sha256 of the definition as canonical JSON; the same when only a secret in it has changed."""
         public = redact(self.model_dump(mode="json"), max_chars=None, max_items=None, max_depth=64)
@@ -569,7 +568,6 @@ def _found(document: JsonValue, path: Sequence[str | int]) -> str:
             return ""  # it is missing, which the problem's text says
     if isinstance(value, (dict, list)):
         return f"; found {'an object' if isinstance(value, dict) else 'a list'}"
-    key = str(next(reversed(path), "value"))
-    shown = redact({key: value}, max_chars=60)
-    assert isinstance(shown, dict)
-    return f"; found {json.dumps(shown[key], ensure_ascii=False)}"
+    if not (isinstance(value, str) and _VARIABLE.fullmatch(value)):  # a variable's name is no secret
+        value = next(iter(redact({str(next(reversed(path), "")): value}, max_chars=60).values()))
+    return f"; found {json.dumps(value, ensure_ascii=False)}"

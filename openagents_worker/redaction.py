@@ -35,6 +35,7 @@ _SECRETS_IN_TEXT = (
     (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
     (re.compile(r"(?<=://)([^\s:/@]{0,256}):[^\s/]{1,1024}@"), rf"\1:{MASK}@"),
 )
+_LONGEST_KEY = 256
 _LONGEST_SECRET = 2_048  # a text is masked this far beyond its cut, so that no half of a secret is left
 
 
@@ -45,8 +46,8 @@ def redact(
     max_chars: int | None = 10_000,
     max_items: int | None = 200,
     max_depth: int = 12,
-) -> JsonValue:
-    """A copy of any value as plain JSON, fit to be shown.
+) -> Any:
+    """A copy of any value as plain JSON, fit to be shown; a mapping stays one, a list too.
 
     Values under a secret's name are masked; so are keys, bearer tokens and URL passwords inside of texts.
     Texts longer than `max_chars`, containers longer than `max_items` and nesting deeper than `max_depth` are
@@ -80,7 +81,7 @@ def redact(
             if max_items is not None and len(out) >= max_items:
                 out["…"] = f"<{len(mapping) - max_items} more>"
                 break
-            name = _bounded(str(key), max_chars)
+            name = _bounded(str(key), max_chars and _LONGEST_KEY)
             out[name] = MASK if _is_secret(str(key), item, parts) else shown(item, depth - 1)
         return out
 

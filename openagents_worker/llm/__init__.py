@@ -1,1 +1,1 @@
-"""Models: one contract, several providers. Siblings of tools, memory and context; they do not know each other."""
+"""Models: one contract, several providers. Siblings of tools, memory and context, which they do not know."""

@@ -38,7 +38,7 @@ class CallInfo:
     call_key: str
     idempotency_key: str
     ordinal: int
-    """0 for the run's first model call, 1 for the second …: the same on every attempt."""
+    """0 for the run's first call of its kind, 1 for the second …: the same on every attempt."""
     failed_tries: int = 0
     """How often this call has failed with a retryable error before, on any worker."""
 
@@ -93,7 +93,11 @@ class LLMResponse:
                     "id": call.id,
                     "name": call.name,
                     "arguments": dict(call.arguments),
-                    **({"raw_arguments": call.raw_arguments, "parse_error": call.parse_error} if call.parse_error else {}),
+                    **(
+                        {"raw_arguments": call.raw_arguments, "parse_error": call.parse_error}
+                        if call.parse_error
+                        else {}
+                    ),
                 }
                 for call in self.tool_calls
             ],

@@ -60,7 +60,7 @@ class MockClient:
 
 
 def _answer(messages: Sequence[Message]) -> tuple[str, tuple[LLMToolCall, ...]]:
-    """Text or tool call. The last message decides, so that a tool's result is answered, not asked for again."""
+    """Text or tool calls. A tool's result is answered; only a user's message can ask for a tool."""
     last = messages[-1] if messages else {}
     if last.get("role") == "tool":
         return f"Tool {last.get('name') or last.get('tool_call_id')} said: {last.get('content')}", ()

@@ -8,9 +8,9 @@ import json
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -18,16 +18,12 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from openagents_worker.agents import LLMOptions
-from openagents_worker.errors import (
-    LLMConnectionError,
-    LLMError,
-    LLMRateLimitError,
-    LLMResponseError,
-    PluginConfigError,
-)
-from openagents_worker.llm.base import LLMResponse, OnDelta, current_call
+from openagents_worker.errors import LLMConnectionError, LLMError, LLMResponseError, PluginConfigError
+from openagents_worker.llm.base import LLMResponse, LLMUsage, Message, OnDelta, current_call
+from openagents_worker.llm.connections import Lanes
+from openagents_worker.llm.failures import failure, presentable
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
-from openagents_worker.llm.retry import pause_ms, retry_after_ms
+from openagents_worker.llm.retry import pause_ms
 from openagents_worker.llm.sse import SSEDecoder
 from openagents_worker.llm.wire import StreamedReply, messages_to_wire, reply_from_wire
 from openagents_worker.models import dumps
@@ -36,14 +32,11 @@ __all__ = ["OpenAICompatibleClient"]
 
 DEFAULT_MODEL = "gpt-4o-mini"
 CONNECT_TIMEOUT_S = 5.0
-MAX_MESSAGE_CHARS = 500  # of a provider's error message; some send a page of HTML
+WHOLE_BODIES = ("application/json", "text/html")  # anything else is tried as a stream: not all label it well
 DRAIN_S = 0.5  # how long the last bytes after [DONE] are waited for, to keep the connection
-# More than the runs of one process, so that no run waits for another's model; few of them stay open idle.
-LIMITS = httpx.Limits(max_connections=2000, max_keepalive_connections=200)
 
 _REASONING = re.compile(r"(?:.*/)?(o1|o3|o4|gpt-5)")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
-_ASKED_WRONGLY = ("invalid", "context_length", "content_filter", "content_policy", "not_found", "unsupported")
 
 
 class _Extras(BaseModel):
@@ -80,11 +73,12 @@ class OpenAICompatibleClient:
         self.model_id = options.model or DEFAULT_MODEL
         self._options = options
         self._extras = _checked_extras(options)
-        self._url, self._stream_url = _endpoints(options)
+        self.url, self.stream_url = _endpoints(options)
         self._headers = _headers(options, api_key)
-        self._secrets = [value for value in (api_key, *options.extra_headers.values()) if value]
+        self._secrets = _secrets(options, api_key)
         self._key_env = options.api_key_env or "OPENAI_API_KEY"
         self._http, self._owns_http = http, http is None
+        self._opening = asyncio.Lock()
         self._sleep, self._random, self._clock = sleep, random, clock
 
     async def generate(
@@ -99,29 +93,21 @@ class OpenAICompatibleClient:
         response_format: dict[str, Any] | None = None,
         on_delta: OnDelta | None = None,
     ) -> LLMResponse:
-        body: dict[str, Any] = {
-            "model": model or self.model_id,
+        asked_model = model or self.model_id
+        body = {
+            "model": asked_model,
             "messages": messages_to_wire(messages),
-            **self._sampling(model or self.model_id, temperature, max_tokens),
-            "tools": tools or None,
-            "tool_choice": tool_choice if tools else None,
             "response_format": response_format,
+            **self._sampling(asked_model, temperature, max_tokens),
             **self._extras,
+            **({"tools": tools, "tool_choice": tool_choice} if tools else {"parallel_tool_calls": None}),
+            **({"stream": True, "stream_options": {"include_usage": True}} if on_delta is not None else {}),
         }
-        if not tools:
-            body.pop("parallel_tool_calls", None)  # OpenAI refuses it without tools
-        if on_delta is not None:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
-        exchange = _Exchange(
-            body={name: value for name, value in body.items() if value is not None}, on_delta=on_delta
-        )
+        exchange = _Exchange({name: value for name, value in body.items() if value is not None}, on_delta)
         reply = await self._ask(exchange)
-        usage = reply.usage
-        if usage is None:  # not every server counts
-            usage = estimate_usage(messages, reply.output_text)
-            usage = replace(usage, metadata={"estimated": True})
+        usage = reply.usage or _estimated(messages, reply)
         usage = replace(usage, metadata={**usage.metadata, **exchange.measures})
-        return replace(reply, usage=price(body["model"], usage, self._options.pricing))
+        return replace(reply, usage=price(asked_model, usage, self._options.pricing))
 
     def count_tokens(self, text: str) -> int:
         return estimate_tokens(text)
@@ -149,9 +135,7 @@ class OpenAICompatibleClient:
                 return reply
         raise AssertionError("unreachable: the count has no end")
 
-    def _pause_ms(
-        self, error: LLMError, exchange: _Exchange, tries: int, spent_ms: float
-    ) -> float | None:
+    def _pause_ms(self, error: LLMError, exchange: _Exchange, tries: int, spent_ms: float) -> float | None:
         retry = self._options.retry
         lost_connection = isinstance(error.__cause__, httpx.TransportError)
         if exchange.handed_out or (lost_connection and not retry.retry_on_connection_errors):
@@ -162,48 +146,193 @@ class OpenAICompatibleClient:
         try:
             return reply_from_wire(await self._body(exchange), provider=self.provider_name)
         except httpx.TransportError as error:
-            problem = self._presentable(f"{type(error).__name__}: {error}")
+            problem = f"no whole reply from {httpx.URL(self.url).host} ({type(error).__name__}: {error})"
             raise LLMConnectionError(
-                f"{self.provider_name}: no whole reply from {httpx.URL(self._url).host} ({problem})",
+                presentable(f"{self.provider_name}: {problem}", self._secrets),
                 hint="check llm.api_base, and llm.timeout_ms if the model is slow",
             ) from error
         except httpx.HTTPError as error:
             raise LLMResponseError(f"{self.provider_name}: {type(error).__name__}") from error
 
-    async def _body(self, exchange: _Exchange) -> dict[str, Any]:
+    async def _body(self, exchange: _Exchange) -> Any:
         """Send the request once; the body of its reply, however it came."""
+        exchange.measures.clear()
         streaming = exchange.on_delta is not None
         asked_at = self._clock()
-        async with self._client().stream(
+        http = await self._client()
+        async with http.stream(
             "POST",
-            self._stream_url if streaming else self._url,
-            content=dumps(exchange.body).encode("utf-8", "replace"),
+            self.stream_url if streaming else self.url,
+            content=dumps(exchange.body).encode("utf-8", "replace"),  # half a character cannot be sent
             headers=self._headers | _call_headers(),
         ) as response:
-            as_json = response.headers.get("content-type", "").startswith("application/json")
-            if streaming and response.is_success and not as_json:
+            is_whole = response.headers.get("content-type", "").startswith(WHOLE_BODIES)
+            if streaming and response.is_success and not is_whole:
                 return await self._streamed_body(response, exchange, asked_at)
             body = _json(await response.aread())
         if not response.is_success or (isinstance(body, dict) and body.get("error")):
-            raise self._refusal(body, response)
-        if not isinstance(body, dict):
-            raise LLMResponseError(f"{self.provider_name}: the reply is not a JSON object")
-        if streaming and (text := reply_from_wire(body, provider=self.provider_name).output_text):
-            exchange.measures["ttft_ms"] = (self._clock() - asked_at) * 1000
-            await exchange.hand_out(text)
+            raise self._failure(body, response, None if response.is_success else response.status_code)
+        if streaming:  # a server that cannot stream answers at once
+            text = reply_from_wire(body, provider=self.provider_name).output_text
+            await exchange.hand_out(text, (self._clock() - asked_at) * 1000)
         return body
 
     async def _streamed_body(
         self, response: httpx.Response, exchange: _Exchange, asked_at: float
     ) -> dict[str, Any]:
-        reply, events = StreamedReply(), SSEDecoder()
-        chunks = response.aiter_bytes()
-        exchange.measures.pop("ttft_ms", None)
+        reply = StreamedReply()
         try:
-            async for chunk in chunks:
-                for data in events.feed(chunk):
-                    ...
+            async with aclosing(self._chunks(response)) as chunks:
+                async for chunk in chunks:
+                    piece = reply.add(chunk)
+                    if reply.begun:
+                        await exchange.hand_out(piece, (self._clock() - asked_at) * 1000)
         except httpx.TransportError:
-            if not reply.finished:  # otherwise only the token counts are missing
+            if not reply.finished:  # otherwise nothing but the token counts is missing
                 raise
+        if not reply.finished:
+            raise httpx.RemoteProtocolError("the stream ended before its finish_reason")
         return reply.body()
+
+    async def _chunks(self, response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+        events, stream = SSEDecoder(), response.aiter_bytes()
+        async for received in stream:
+            for data in events.feed(received):
+                if data.strip() == "[DONE]":
+                    with suppress(TimeoutError, httpx.TransportError):
+                        async with asyncio.timeout(DRAIN_S):
+                            async for _ in stream:
+                                pass
+                    return
+                chunk = _json(data)
+                if not isinstance(chunk, dict) or chunk.get("error"):
+                    raise self._failure(chunk, response, None)
+                yield chunk
+
+    def _failure(self, body: Any, response: httpx.Response, status: int | None) -> LLMError:
+        return failure(
+            body,
+            status=status,
+            headers=response.headers,
+            provider=self.provider_name,
+            key_env=self._key_env,
+            secrets=self._secrets,
+        )
+
+    # --- parts of a request ------------------------------------------------------------------------------
+
+    def _sampling(self, model: str, temperature: float | None, max_tokens: int | None) -> dict[str, Any]:
+        temperature = self._options.temperature if temperature is None else temperature
+        max_tokens = self._options.max_tokens if max_tokens is None else max_tokens
+        said = self._options.reasoning_model
+        if _REASONING.match(model) is not None if said is None else said:
+            return {"max_completion_tokens": max_tokens}  # they refuse the two older parameters
+        return {"temperature": temperature, "max_tokens": max_tokens}
+
+    async def _client(self) -> httpx.AsyncClient:
+        """Made at the first call, because its connections belong to the loop that runs then."""
+        async with self._opening:
+            if self._http is None:
+                timeout = httpx.Timeout(self._options.timeout_ms / 1000, connect=CONNECT_TIMEOUT_S)
+                # In a thread: reading the certificates takes a tenth of a second, too long for the loop.
+                lanes = await asyncio.to_thread(Lanes, self.url)
+                self._http = httpx.AsyncClient(transport=lanes, timeout=timeout)
+            return self._http
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One call over all its tries: what is asked, who listens, what was measured."""
+
+    body: dict[str, Any]
+    on_delta: OnDelta | None
+    handed_out: bool = False
+    measures: dict[str, Any] = field(default_factory=dict)
+
+    async def hand_out(self, text: str, ttft_ms: float) -> None:
+        """Give a piece of text to the listener; the first piece, also one without text, ends the wait."""
+        self.measures.setdefault("ttft_ms", round(ttft_ms, 3))
+        if text and self.on_delta is not None:
+            self.handed_out = True
+            await self.on_delta(text)
+
+
+def _estimated(messages: Sequence[Message], reply: LLMResponse) -> LLMUsage:
+    """For servers that do not count tokens; a budget on a guess is better than none."""
+    said = reply.output_text + "".join(dumps(dict(call.arguments)) for call in reply.tool_calls)
+    return replace(estimate_usage(messages, said), metadata={"estimated": True})
+
+
+def _json(data: bytes | str) -> Any:
+    """The JSON value, or the text itself where it is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return data.decode("utf-8", "replace") if isinstance(data, bytes) else data
+
+
+def _call_headers() -> dict[str, str]:
+    """What lets a server, or whoever reads its log, recognise a repeated call."""
+    info = current_call.get()
+    if info is None:
+        return {}
+    printable = "!#$&'()*+,/:;=?@[]~|"  # ids may be any text, a header may not
+    return {
+        "Idempotency-Key": quote(info.idempotency_key, safe=printable),
+        "X-Call": quote(info.call_key, safe=printable),
+    }
+
+
+# --- options ---------------------------------------------------------------------------------------------
+
+
+def _checked_extras(options: LLMOptions) -> dict[str, Any]:
+    try:
+        extras = _Extras.model_validate(options.model_extra or {})
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        raise PluginConfigError(
+            f"llm.{'.'.join(map(str, problem['loc']))}: {problem['msg']}",
+            hint=f"further options of openai_compatible: {', '.join(_Extras.model_fields)}",
+        ) from None
+    return extras.model_dump(exclude_none=True)
+
+
+def _endpoints(options: LLMOptions) -> tuple[str, str]:
+    """The addresses for plain and for streamed replies."""
+    base = (options.api_base or "").rstrip("/")
+    if options.openai_api_style == "responses" or base.endswith("/responses"):
+        raise PluginConfigError(
+            "openai_compatible speaks chat completions, not the responses API",
+            hint='set llm.openai_api_style to "chat_completions" and llm.api_base to the address before it',
+        )
+    try:
+        usable = httpx.URL(base).scheme in ("http", "https") and bool(httpx.URL(base).host)
+    except httpx.InvalidURL:
+        usable = False
+    if not usable:
+        raise PluginConfigError(
+            "llm.api_base is not an http(s) address" if base else "llm.api_base is missing",
+            hint="the address before /chat/completions, for example https://api.openai.com/v1",
+        )
+    plain = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
+    streamed = options.stream_endpoint or plain
+    return plain, streamed if "://" in streamed else f"{base}/{streamed.lstrip('/')}"
+
+
+def _headers(options: LLMOptions, api_key: str | None) -> dict[str, str]:
+    headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    if api_key:
+        headers["authorization"] = f"Bearer {api_key}"
+    headers |= {name.lower(): value for name, value in options.extra_headers.items()}
+    for name, value in headers.items():
+        if not _HEADER_VALUE.fullmatch(value):  # later, httpx would quote the value in its error
+            where = "the key" if name == "authorization" else f"llm.extra_headers: {name}"
+            raise PluginConfigError(f"{where} has characters that an HTTP header cannot carry")
+    return headers
+
+
+def _secrets(options: LLMOptions, api_key: str | None) -> list[str]:
+    """What no message may show: the key, and every word of the extra headers that is long enough for one."""
+    words = [word for value in options.extra_headers.values() for word in value.split() if len(word) >= 8]
+    return [*([api_key] if api_key else []), *words]

@@ -50,6 +50,7 @@ class ScriptedFault(_Part):
     times: int = Field(default=1, ge=1)
     retry_after_ms: int | None = Field(default=None, ge=0)
     status: int | None = Field(default=None, ge=400, le=599)
+    message: str | None = None
     latency_ms: int | None = Field(default=None, ge=0)
 
 
@@ -107,7 +108,9 @@ def read_entry(data: Any, *, faults: Collection[str], where: str) -> ScriptedRep
 
 
 def _unusable(where: str, problem: str, hint: str | None = None) -> PluginConfigError:
-    shapes = 'an entry is {"text": ...}, {"tool_calls": [{"name": ..., "arguments": {...}}]} or {"error": ...}'
+    shapes = (
+        'an entry is {"text": ...}, {"tool_calls": [{"name": ..., "arguments": {...}}]} or {"error": ...}'
+    )
     return PluginConfigError(f"{where}: {problem}", hint=hint or shapes)
 
 

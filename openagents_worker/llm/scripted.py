@@ -25,7 +25,9 @@ class ScriptedClient:
     Outside of a run it counts its own calls instead. After the last reply: `LLMResponseError`.
     """
 
-    def __init__(self, options: LLMOptions, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    def __init__(
+        self, options: LLMOptions, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
         self.provider_name = "scripted"
         self.model_id = options.model or "scripted"
         self._options = options
@@ -115,7 +117,8 @@ def usage_of(entry: ScriptedReply, messages: Sequence[Message]) -> LLMUsage:
 
 def _failure(fault: ScriptedFault) -> LLMError:
     if fault.error == "rate_limit":
-        return LLMRateLimitError("scripted: rate limit", retry_after_ms=fault.retry_after_ms)
+        text = fault.message or "scripted: rate limit"
+        return LLMRateLimitError(text, retry_after_ms=fault.retry_after_ms)
     if fault.error == "connection":
-        return LLMConnectionError("scripted: connection lost")
-    return LLMResponseError("scripted: the request was refused")
+        return LLMConnectionError(fault.message or "scripted: connection lost")
+    return LLMResponseError(fault.message or "scripted: the request was refused")

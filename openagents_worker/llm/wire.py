@@ -76,7 +76,7 @@ def tool_call(call_id: str | None, name: str, raw: Any) -> LLMToolCall:
     """A tool call from its arguments as the model wrote them; what is wrong with them is `parse_error`."""
     if not isinstance(name, str):
         raise TypeError(f"a tool's name is text, not {type(name).__name__}")
-    if isinstance(raw, str) and not raw.strip() or raw is None:  # how models call a tool without parameters
+    if raw is None or raw == "":  # how models call a tool without parameters
         return LLMToolCall(name, {}, call_id)
     text = raw if isinstance(raw, str) else json.dumps(raw)
     try:

@@ -30,6 +30,10 @@ class MemoryPlugin:
     the answer under `context.state["_runtime_last_output"]`.
     """
 
+    external: bool = True
+    """Whether it has a store of its own. Its calls are recorded then, and not repeated when a run resumes;
+    a memory that lives in `context.state` alone sets False."""
+
     class Config(BaseModel):
         model_config = ConfigDict(extra="forbid")
 

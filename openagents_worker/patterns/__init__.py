@@ -1,1 +1,8 @@
 """Patterns: the loops between a model and tools."""
+
+from openagents_worker.patterns.base import PatternPlugin
+from openagents_worker.patterns.react import ReActPattern
+
+__all__ = ["BUILTIN_PATTERNS"]
+
+BUILTIN_PATTERNS: dict[str, type[PatternPlugin]] = {"react": ReActPattern}

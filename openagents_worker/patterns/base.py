@@ -60,7 +60,9 @@ class RunContext(Protocol):
 
     async def emit(self, event_name: str, **payload: Any) -> None: ...
 
-    def add_artifact(self, name: str, kind: str = "generic", payload: Any = None, metadata: Any = None) -> None: ...
+    def add_artifact(
+        self, name: str, kind: str = "generic", payload: Any = None, metadata: Any = None
+    ) -> None: ...
 
 
 class PatternPlugin:
@@ -89,5 +91,7 @@ class PatternPlugin:
     async def emit(self, event_name: str, **payload: Any) -> None:
         await self.context.emit(event_name, **payload)
 
-    def add_artifact(self, name: str, kind: str = "generic", payload: Any = None, metadata: Any = None) -> None:
+    def add_artifact(
+        self, name: str, kind: str = "generic", payload: Any = None, metadata: Any = None
+    ) -> None:
         self.context.add_artifact(name, kind, payload, metadata)

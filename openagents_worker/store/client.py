@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -62,33 +64,35 @@ _LOST = (exceptions.ConnectionError, exceptions.TimeoutError, OSError, asyncio.I
 _REFUSED = (exceptions.BusyLoadingError, exceptions.ReadOnlyError, exceptions.OutOfMemoryError)
 
 
-def _telling(connection_class: type) -> type:
+def _telling(connection_class: Any) -> Any:
     """The same connection class, which says when it was connecting that failed."""
 
-    if asyncio.iscoroutinefunction(connection_class.connect):  # type: ignore[attr-defined]
+    class AsyncTelling(connection_class):  # type: ignore[misc]  # a base known only at run time
+        async def connect(self, *args: Any, **kwargs: Any) -> None:
+            with _connecting():
+                await super().connect(*args, **kwargs)
 
-        async def connect(self: Any, *args: Any, **kwargs: Any) -> None:
-            try:
-                await super(telling, self).connect(*args, **kwargs)  # type: ignore[misc]
-            except exceptions.AuthenticationError:
-                raise
-            except _LOST as error:
-                raise _NotConnected(str(error)) from error
-    else:
+    class Telling(connection_class):  # type: ignore[misc]
+        def connect(self, *args: Any, **kwargs: Any) -> None:
+            with _connecting():
+                super().connect(*args, **kwargs)
 
-        def connect(self: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
-            try:
-                super(telling, self).connect(*args, **kwargs)  # type: ignore[misc]
-            except exceptions.AuthenticationError:
-                raise
-            except _LOST as error:
-                raise _NotConnected(str(error)) from error
-
-    telling = type(f"Telling{connection_class.__name__}", (connection_class,), {"connect": connect})
-    return telling
+    return AsyncTelling if inspect.iscoroutinefunction(connection_class.connect) else Telling
 
 
-def _pool(pool_class: Any, cell: Cell, retry: Any, max_connections: int, answer_timeout_s: float | None) -> Any:
+@contextmanager
+def _connecting() -> Iterator[None]:
+    try:
+        yield
+    except exceptions.AuthenticationError:
+        raise
+    except _LOST as error:
+        raise _NotConnected(str(error)) from error
+
+
+def _pool(
+    pool_class: Any, cell: Cell, retry: Any, max_connections: int, answer_timeout_s: float | None
+) -> Any:
     try:
         pool = pool_class.from_url(
             cell.url,
@@ -111,7 +115,9 @@ def _pool(pool_class: Any, cell: Cell, retry: Any, max_connections: int, answer_
 def _translated(error: Exception, cell: Cell) -> Exception:
     where = safe_url(cell.url)
     if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
-        return RedisUnreachable(f"Redis at {where} refuses the login: {error}", hint="check OPENAGENTS_REDIS_URL")
+        return RedisUnreachable(
+            f"Redis at {where} refuses the login: {error}", hint="check OPENAGENTS_REDIS_URL"
+        )
     if isinstance(error, _NotConnected):
         return RedisUnreachable(
             f"cannot reach Redis at {where}: {error}",
@@ -138,7 +144,9 @@ class Store:
     ) -> None:
         self.cell = cell
         self.keys = cell.keys
-        pool = _pool(redis.BlockingConnectionPool, cell, Retry(NoBackoff(), 0), max_connections, answer_timeout_s)
+        pool = _pool(
+            redis.BlockingConnectionPool, cell, Retry(NoBackoff(), 0), max_connections, answer_timeout_s
+        )
         self.redis = redis.Redis(connection_pool=pool)
 
     def run(self, call: Call[T]) -> T:
@@ -178,7 +186,11 @@ class AsyncStore:
         self.cell = cell
         self.keys = cell.keys
         pool = _pool(
-            redis_async.BlockingConnectionPool, cell, AsyncRetry(NoBackoff(), 0), max_connections, answer_timeout_s
+            redis_async.BlockingConnectionPool,
+            cell,
+            AsyncRetry(NoBackoff(), 0),
+            max_connections,
+            answer_timeout_s,
         )
         self.redis = redis_async.Redis(connection_pool=pool)
         self._sleep = sleep
@@ -222,5 +234,3 @@ def monotonic_deadline(seconds: float) -> Callable[[], bool]:
     """True once that many seconds are over."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() >= end
-
-

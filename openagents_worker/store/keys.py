@@ -8,11 +8,13 @@ encoded, in keys and in channels, so that no id can leave its place.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, unquote
 
-__all__ = ["KEYS", "KeySpec", "Keys", "encode_id", "lua_key_functions", "ttl_violations_in"]
+import redis
+
+__all__ = ["KEYS", "KeySpec", "Keys", "encode_id", "lua_key_functions", "ttl_violations"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +33,48 @@ _SESSION = "none while the session has a holder or a queue; else SESSION_TTL fro
 _WORKER = "deleted with the worker's lease"
 
 KEYS = (
-    KeySpec("run", "run:{}", "hash", "the record of a run: state, fence, owner, counters, request, result", _RUN),
-    KeySpec("facts", "run:{}:facts", "hash", "what was decided or counted outside the journal, by call key", _RUN),
+    KeySpec(
+        "run", "run:{}", "hash", "the record of a run: state, fence, owner, counters, request, result", _RUN
+    ),
+    KeySpec(
+        "facts", "run:{}:facts", "hash", "what was decided or counted outside the journal, by call key", _RUN
+    ),
     KeySpec("events", "run:{}:events", "stream", "the run's events, id {seq}-0", _RUN),
-    KeySpec("journal", "journal:{}", "list", "the recorded calls of a run, in order of commit; 0 is prepare", _RUN),
+    KeySpec(
+        "journal", "journal:{}", "list", "the recorded calls of a run, in order of commit; 0 is prepare", _RUN
+    ),
     KeySpec("session", "sess:{}", "hash", "holder, ordinal of the last place given, version", _SESSION),
     KeySpec("session_queue", "sess:{}:queue", "zset", "waiting runs by place", _SESSION),
     KeySpec("transcript", "sess:{}:transcript", "list", "messages as JSON, oldest first", _SESSION),
     KeySpec("artifacts", "sess:{}:artifacts", "list", "artifacts as JSON, oldest first", _SESSION),
     KeySpec("session_state", "sess:{}:state", "hash", "state by top-level key, values as JSON", _SESSION),
-    KeySpec("workers", "workers", "zset", "incarnation -> deadline of its lease, ms", "permanent; reclaim empties it"),
+    KeySpec(
+        "workers",
+        "workers",
+        "zset",
+        "incarnation -> deadline of its lease, ms",
+        "permanent; reclaim empties it",
+    ),
     KeySpec("worker_runs", "worker:{}:runs", "set", "runs the incarnation owns", _WORKER),
     KeySpec("worker_box", "worker:{}:box", "set", "owned runs with a cancel request", _WORKER),
     KeySpec("worker_suspect", "worker:{}:suspect", "string", "the one suspect run it carries", _WORKER),
-    KeySpec("agents", "agents", "hash", "agent id -> queue and definition hash, told by workers", "permanent"),
-    KeySpec("due", "due", "zset", "run -> ms when it is due (retry, delayed start)", "permanent; wake empties it"),
-    KeySpec("sent", "sent:{}", "zset", "queued run -> µs of its last wake-up message", "permanent; claim empties it"),
+    KeySpec(
+        "agents", "agents", "hash", "agent id -> queue and definition hash, told by workers", "permanent"
+    ),
+    KeySpec(
+        "due", "due", "zset", "run -> ms when it is due (retry, delayed start)", "permanent; wake empties it"
+    ),
+    KeySpec(
+        "sent",
+        "sent:{}",
+        "zset",
+        "queued run -> µs of its last wake-up message",
+        "permanent; claim empties it",
+    ),
 )
 
 PERMANENT = frozenset({"workers", "agents", "due", "sent"})
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
-_LIVE_WITH_SESSION = frozenset({"session", "session_queue", "transcript", "artifacts", "session_state"})
 
 _SAFE = "-_.~"
 
@@ -98,46 +121,56 @@ def lua_key_functions() -> str:
             lines.append(f"function k.{spec.name}(id) return P .. ':{before}' .. enc(id){tail} end")
         else:
             lines.append(f"function k.{spec.name}() return P .. ':{spec.template}' end")
-    lines.append("function k.channel(a, s, r) return P .. ':events:' .. enc(a) .. ':' .. enc(s) .. ':' .. enc(r) end")
+    lines.append(
+        "function k.channel(a, s, r) return P .. ':events:' .. enc(a) .. ':' .. enc(s) .. ':' .. enc(r) end"
+    )
     lines.append("function k.notices(i) return P .. ':notices:' .. enc(i) end")
     return "\n".join(lines)
 
 
 _PATTERNS = [
-    (spec, re.compile("^[^:]+(?::[^:]+)*?:" + re.escape(spec.template).replace(r"\{\}", "([^:]+)") + "$"))
-    for spec in sorted(KEYS, key=lambda s: -len(s.template))
+    (spec, re.compile(re.escape(spec.template).replace(r"\{\}", "([^:]+)") + "$"))
+    for spec in sorted(KEYS, key=lambda spec: -len(spec.template))
 ]
 
 
-def spec_of(key: str) -> tuple[KeySpec, str] | None:
+def spec_of(key: str, prefix: str) -> tuple[KeySpec, str] | None:
     """Which kind of key this is, and the encoded id in it; None when it is none of ours."""
     for spec, pattern in _PATTERNS:
-        if found := pattern.match(key):
+        if found := pattern.match(key, len(prefix) + 1):
             return spec, found.group(1) if pattern.groups else ""
     return None
 
 
-def ttl_violations_in(
-    ttl_of: dict[str, int], is_live_run: dict[str, bool], is_live_session: dict[str, bool], prefix: str
-) -> Iterator[str]:
-    """Keys that break their own rule. `ttl_of` is PTTL by key; the other two say which ids are live."""
-    for key, ttl_ms in sorted(ttl_of.items()):
-        if not key.startswith(prefix + ":"):
-            continue
-        known = spec_of(key)
-        if known is None:
-            yield f"{key}: no such kind of key in the table"
-            continue
-        spec, owner = known
-        if spec.name in PERMANENT or ttl_ms >= 0:
-            if ttl_ms >= 0 and (
-                (spec.name in _LIVE_WITH_RUN and is_live_run.get(owner))
-                or (spec.name in _LIVE_WITH_SESSION and is_live_session.get(owner))
-            ):
-                yield f"{key}: has a TTL of {ttl_ms} ms although what it belongs to is live"
-            continue
-        live = (spec.name in _LIVE_WITH_RUN and is_live_run.get(owner)) or (
-            spec.name in _LIVE_WITH_SESSION and is_live_session.get(owner)
-        )
-        if not live and not spec.name.startswith("worker"):
-            yield f"{key}: has no TTL although nothing live needs it ({spec.life})"
+def ttl_violations(url: str, prefix: str = "oa") -> list[str]:
+    """Keys that break their own rule in a Redis: live ones that would expire, dead ones that never will.
+
+    For tests and for `doctor`: it scans the whole database.
+    """
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        ttl_of = {key: client.pttl(key) for key in client.scan_iter(f"{prefix}:*", count=1000)}
+        found: list[str] = []
+        for key, ttl_ms in sorted(ttl_of.items()):
+            known = spec_of(key, prefix)
+            if known is None:
+                found.append(f"{key}: no such kind of key in the table")
+                continue
+            spec, owner = known
+            live = _is_live(client, Keys(prefix), spec, owner)
+            if live and ttl_ms >= 0:
+                found.append(f"{key}: would expire in {ttl_ms} ms although what it belongs to is live")
+            if not live and ttl_ms == -1:
+                found.append(f"{key}: never expires although nothing live needs it ({spec.life})")
+    return found
+
+
+def _is_live(client: Any, keys: Keys, spec: KeySpec, owner: str) -> bool:
+    """Whether the key is needed for good right now; `owner` is the encoded id in it."""
+    if spec.name in PERMANENT:
+        return True
+    id_ = unquote(owner)
+    if spec.name.startswith("worker_"):
+        return client.zscore(keys("workers"), id_) is not None
+    if spec.name in _LIVE_WITH_RUN:
+        return client.hget(keys("run", id_), "state") not in (None, "completed", "failed", "cancelled")
+    return bool(client.hexists(keys("session", id_), "holder") or client.zcard(keys("session_queue", id_)))

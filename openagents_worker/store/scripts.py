@@ -14,7 +14,7 @@ from enum import StrEnum
 from functools import partial
 from hashlib import sha1
 from importlib import resources
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_type_hints
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_type_hints
 
 from openagents_worker.store.keys import lua_key_functions
 
@@ -60,7 +60,9 @@ class Script:
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         self.name = name
-        self.source = "\n".join([lua_key_functions(), _arguments(parameters), _with_library(f"{name}.lua", set())])
+        self.source = "\n".join(
+            [lua_key_functions(), _arguments(parameters), _with_library(f"{name}.lua", set())]
+        )
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -126,7 +128,7 @@ def _door(read: Callable[Concatenate[Reply, P], T]) -> Callable[P, Call[T]]:
         if not made:
             made.append(Script(read.__name__.strip("_"), {name: hints[name] for name in names}))
         values = {name: given.get(name, defaults[name]) for name in names}
-        return Call(made[0], tuple(values.values()), partial(read, **values))  # type: ignore[call-arg]
+        return Call(made[0], tuple(values.values()), partial(cast(Callable[..., T], read), **values))
 
     door.__name__, door.__doc__ = read.__name__, read.__doc__
     return door

@@ -21,7 +21,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import update_wrapper
 from types import SimpleNamespace
-from typing import Any, Generic, ParamSpec, TypeVar, cast, get_args, get_type_hints, overload
+from typing import Annotated, Any, Generic, ParamSpec, TypeVar, cast, get_args, get_type_hints, overload
 
 from pydantic import BaseModel, Field, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
@@ -40,21 +40,22 @@ R = TypeVar("R")
 class FunctionTool(TypedTool):
     """One tool made from a function. A function that is not async runs in a thread, never on the loop."""
 
-    run_sync: Callable[..., Awaitable[Any]] = staticmethod(asyncio.to_thread)
-    """Runs `(function, **arguments)` off the loop and carries context variables; replaceable per instance.
+    run_sync: Callable[..., Awaitable[Any]]
+    """Awaits `(function, **arguments)` off the loop and carries context variables; may be replaced.
 
     A thread cannot be stopped: after a timeout or a cancellation it goes on, and what it returns is dropped.
     """
 
     def __init__(self, decorated: DecoratedFunction[..., Any], config: dict[str, Any] | None = None) -> None:
         super().__init__(config)
+        self.run_sync = asyncio.to_thread
         self._function = decorated.function
         self._context_name = decorated.context_name
         self._execution_spec = decorated.spec
         self.name = decorated.tool_name
         self.description = decorated.description
         self.durable_idempotent = decorated.durable_idempotent
-        self.Params = decorated.params  # type: ignore[misc]  # a class attribute elsewhere, one per function here
+        self.Params = decorated.params
 
     def execution_spec(self) -> ToolExecutionSpec:
         return self._execution_spec
@@ -153,24 +154,28 @@ def tool(
     return decorate if function is None else decorate(function)
 
 
-def _parameters(function: Callable[..., Any], tool_name: str) -> tuple[str | None, type[BaseModel]]:
+def _parameters(function: Callable[..., Any], tool_name: str) -> tuple[str | None, type[TypedTool.Params]]:
     """The name of the context parameter, if there is one, and a model of all the others."""
     hints = _hints(function, tool_name)
     described = _described_arguments(function)
     context_name: str | None = None
     fields: dict[str, Any] = {}
     for position, (name, parameter) in enumerate(inspect.signature(function).parameters.items()):
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) or name == "config":
+        if (
+            parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            or name == "config"
+        ):
             raise PluginConfigError(
                 f"the tool {tool_name!r} cannot have the parameter {parameter}",
-                hint="a tool's parameters are passed by name, and `config` is how the agents file makes the tool",
+                hint="parameters are passed by name, and `config` is how the agents file makes the tool",
             )
         hint = hints.get(name, Any)
         if name == "context" or hint is ToolContext or ToolContext in get_args(hint):
             context_name = name
             continue
         # The alias is the parameter's name: a field of that name could hide a method of the model.
-        fields[f"argument_{position}"] = (hint, _field(name, hint, parameter.default, described.get(name)))
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[f"argument_{position}"] = (_named(hint, name, described.get(name)), default)
     try:
         return context_name, create_model(tool_name, __base__=TypedTool.Params, **fields)
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
@@ -180,16 +185,16 @@ def _parameters(function: Callable[..., Any], tool_name: str) -> tuple[str | Non
         ) from error
 
 
-def _field(name: str, hint: Any, default: Any, description: str | None) -> Any:
-    if isinstance(default, FieldInfo):  # `path: str = Field(description=...)`
-        return FieldInfo.merge_field_infos(default, alias=name, description=default.description or description)
+def _named(hint: Any, name: str, description: str | None) -> Any:
+    """The type with its parameter's name, and the docstring's description unless it brings its own."""
     said = any(isinstance(part, FieldInfo) and part.description for part in get_args(hint))
-    described = {} if said or description is None else {"description": description}
-    return Field(default=... if default is inspect.Parameter.empty else default, alias=name, **described)
+    return Annotated[hint, Field(alias=name) if said else Field(alias=name, description=description)]
 
 
 def _hints(function: Callable[..., Any], tool_name: str) -> Mapping[str, Any]:
-    annotations = {k: v for k, v in inspect.get_annotations(function).items() if k not in ("context", "return")}
+    annotations = {
+        k: v for k, v in inspect.get_annotations(function).items() if k not in ("context", "return")
+    }
     try:
         return get_type_hints(
             SimpleNamespace(__annotations__=annotations),
@@ -210,7 +215,9 @@ def _first_paragraph(function: Callable[..., Any]) -> str:
 def _described_arguments(function: Callable[..., Any]) -> dict[str, str]:
     """The `Args:` section of a Google-style docstring, by parameter."""
     section = re.search(
-        r"^(?:Args|Arguments|Parameters):\n((?:[ \t]+.*\n?|\n)+)", inspect.getdoc(function) or "", re.MULTILINE
+        r"^(?:Args|Arguments|Parameters):\n((?:[ \t]+.*\n?|\n)+)",
+        inspect.getdoc(function) or "",
+        re.MULTILINE,
     )
     described: dict[str, str] = {}
     if section is None:

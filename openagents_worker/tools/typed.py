@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import PydanticSerializationError
+from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from openagents_worker.errors import ToolError, ToolValidationError
 from openagents_worker.models import dumps
@@ -42,7 +42,9 @@ class TypedTool(ToolPlugin):
         raise NotImplementedError
 
     async def invoke(self, params: dict[str, Any], context: ToolContext | None) -> Any:
-        return plain_json(await self.run(parse_arguments(self.Params, params, self.tool_name), context), self.tool_name)
+        return plain_json(
+            await self.run(parse_arguments(self.Params, params, self.tool_name), context), self.tool_name
+        )
 
     def schema(self) -> dict[str, Any]:
         return schema_of(self.Params)
@@ -74,11 +76,16 @@ def parse_arguments(params: type[BaseModel], arguments: Mapping[str, Any], tool_
         return params.model_validate(arguments)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
-    lines = [f"{'.'.join(map(str, problem['loc'])) or 'arguments'}: {problem['msg']}" for problem in problems[:5]]
+    lines = [_line(problem) for problem in problems[:5]]
     names = [field.alias or name for name, field in params.model_fields.items()]
     raise ToolValidationError(
         "; ".join(lines), tool_name, hint=f"arguments of {tool_name}: {', '.join(names) or 'none'}"
     )
+
+
+def _line(problem: ErrorDetails) -> str:
+    where = ".".join(map(str, problem["loc"])) or "arguments"
+    return f"{where}: {'unknown argument' if problem['type'] == 'extra_forbidden' else problem['msg']}"
 
 
 def plain_json(value: Any, tool_name: str) -> Any:

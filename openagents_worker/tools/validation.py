@@ -64,22 +64,25 @@ def _validator(schema: str) -> jsonschema.Draft202012Validator:
 def _lines(problem: ValidationError) -> list[str]:
     where = problem.json_path.removeprefix("$").removeprefix(".")
     prefix = f"{where}: " if where else ""
+    schema: Any = problem.schema
+    given: Any = problem.instance
     if problem.validator == "additionalProperties" and problem.validator_value is False:
-        known = list(problem.schema.get("properties", {}))
-        unknown = [name for name in problem.instance if name not in known]
+        known = list(schema.get("properties", {}))
+        unknown = [name for name in given if name not in known]
         return [f"{prefix}unknown argument {name!r}{did_you_mean(name, known)}" for name in unknown]
     if problem.validator == "required":
-        absent = [name for name in problem.validator_value if name not in problem.instance]
+        absent = [name for name in schema["required"] if name not in given]
         return [f"{prefix}argument {name!r} is missing" for name in absent]
     return [prefix + _expectation(problem)]
 
 
 def _expectation(problem: ValidationError) -> str:
-    wanted = problem.validator_value
+    wanted: Any = problem.validator_value
+    given: Any = problem.instance
     match problem.validator:
         case "type":
             types = " or ".join([wanted] if isinstance(wanted, str) else wanted)
-            return f"expected {types}, got {_kind(problem.instance)}"
+            return f"expected {types}, got {_kind(given)}"
         case "enum":
             return f"expected one of {', '.join(dumps(value) for value in wanted)}"
         case "minimum":
@@ -87,9 +90,9 @@ def _expectation(problem: ValidationError) -> str:
         case "maximum":
             return f"expected at most {wanted}"
         case "minLength" | "maxLength":
-            return f"expected {_bound(problem)} {wanted} characters, got {len(problem.instance)}"
+            return f"expected {_bound(problem)} {wanted} characters, got {len(given)}"
         case "minItems" | "maxItems":
-            return f"expected {_bound(problem)} {wanted} items, got {len(problem.instance)}"
+            return f"expected {_bound(problem)} {wanted} items, got {len(given)}"
         case "anyOf" | "oneOf" if problem.context:
             return _alternatives(problem)
     shown = json.dumps(wanted, ensure_ascii=False)[:MAX_SHOWN_CHARS]
@@ -97,7 +100,9 @@ def _expectation(problem: ValidationError) -> str:
 
 
 def _alternatives(problem: ValidationError) -> str:
-    types = [inner.validator_value for inner in problem.context if inner.validator == "type" and not inner.path]
+    types = [
+        inner.validator_value for inner in problem.context if inner.validator == "type" and not inner.path
+    ]
     if len(types) == len(problem.context):
         return f"expected {' or '.join(map(str, types))}, got {_kind(problem.instance)}"
     nearest = best_match(problem.context)

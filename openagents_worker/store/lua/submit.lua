@@ -14,7 +14,10 @@ end
 if reject_if_busy == 1 and (holder(session_id) or redis.call('ZCARD', k.session_queue(session_id)) > 0) then
   return {'BUSY', redis.call('HGET', k.session(session_id), 'holder') or ''}
 end
-if queue == '' then queue = told and cjson.decode(told).queue or default_queue end
+if queue == '' then
+  local own = told and cjson.decode(told).queue
+  queue = type(own) == 'string' and own or default_queue -- JSON's null is a value of its own in Lua
+end
 
 redis.call('HSET', k.run(run_id), 'format', 1, 'state', 'scheduled', 'fence', '0:', 'owner', '', 'attempt', 0, 'life', 1, 'seq', 0,
   'emit_no', 0, 'steps', 0, 'retries', 0, 'recoveries', 0, 'stuck', 0, 'queue', queue, 'agent', agent_id, 'session', session_id,

@@ -20,7 +20,9 @@ class SaveArtifact(TypedTool):
 
     class Params(TypedTool.Params):
         name: str = Field(min_length=1, max_length=256, description="Its name, for example `report.md`.")
-        content: str | dict[str, Any] | list[Any] = Field(description="The text, or any JSON object or array.")
+        content: str | dict[str, Any] | list[Any] = Field(
+            description="The text, or any JSON object or array."
+        )
         kind: str = Field("generic", description="What it is, for example `text`, `markdown` or `table`.")
         metadata: dict[str, Any] = Field(default_factory=dict, description="Further facts about it.")
 

@@ -17,7 +17,16 @@ from openagents_worker.tools.typed import READS_ONLY, TypedTool
 __all__ = ["CurrentTime", "DateDiff", "DateParse", "utc_now"]
 
 # Only forms that mean one day to everybody: 03/04/2024 is April in Rome and March in Boston.
-FORMATS = ("%Y/%m/%d", "%Y/%m/%d %H:%M", "%d.%m.%Y", "%d.%m.%Y %H:%M", "%B %d, %Y", "%b %d, %Y", "%d %B %Y", "%d %b %Y")
+FORMATS = (
+    "%Y/%m/%d",
+    "%Y/%m/%d %H:%M",
+    "%d.%m.%Y",
+    "%d.%m.%Y %H:%M",
+    "%B %d, %Y",
+    "%b %d, %Y",
+    "%d %B %Y",
+    "%d %b %Y",
+)
 UNITS = {
     "seconds": timedelta(seconds=1),
     "minutes": timedelta(minutes=1),
@@ -39,7 +48,9 @@ class CurrentTime(TypedTool):
     class Params(TypedTool.Params):
         timezone: str = Field("UTC", description="An IANA time zone, for example `Europe/Berlin`.")
 
-    def __init__(self, config: dict[str, Any] | None = None, *, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self, config: dict[str, Any] | None = None, *, now: Callable[[], datetime] = utc_now
+    ) -> None:
         super().__init__(config)
         self._now = now
 
@@ -53,7 +64,9 @@ class DateParse(TypedTool):
     spec = READS_ONLY
 
     class Params(TypedTool.Params):
-        date: str = Field(description="ISO 8601 preferred; also `2024/03/31`, `31.03.2024`, `March 31, 2024`.")
+        date: str = Field(
+            description="ISO 8601 preferred; also `2024/03/31`, `31.03.2024`, `March 31, 2024`."
+        )
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         return _described(_parsed(args.date, self.name))
@@ -81,7 +94,9 @@ def _described(moment: datetime) -> dict[str, Any]:
         "iso": moment.isoformat(),
         "date": moment.date().isoformat(),
         "time": moment.strftime("%H:%M:%S"),
-        "weekday": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")[moment.weekday()],
+        "weekday": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")[
+            moment.weekday()
+        ],
         "unix": moment.timestamp(),
     }
 
@@ -91,7 +106,9 @@ def _zone(name: str) -> ZoneInfo:
         return ZoneInfo(name)
     except (OSError, ValueError, KeyError):  # unknown name, a directory, a path that leads elsewhere
         raise ToolValidationError(
-            f"timezone: {name[:80]!r} is no IANA time zone", CurrentTime.name, hint="for example Europe/Berlin or UTC"
+            f"timezone: {name[:80]!r} is no IANA time zone",
+            CurrentTime.name,
+            hint="for example Europe/Berlin or UTC",
         ) from None
 
 
@@ -99,11 +116,9 @@ def _parsed(text: str, tool_name: str) -> datetime:
     for reader in (datetime.fromisoformat, *(_reader(form) for form in FORMATS), parsedate_to_datetime):
         try:
             moment = reader(text.strip())
-            aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-            aware.timestamp()  # year 1 in a zone east of Greenwich lies before all time
         except (ValueError, TypeError, IndexError, OverflowError):
             continue
-        return aware
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     raise ToolValidationError(
         f"date: {text[:80]!r} cannot be read as one certain date",
         tool_name,

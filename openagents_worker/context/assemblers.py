@@ -1,0 +1,59 @@
+"""The assemblers we ship: the whole past, or its end.
+
+Their `metadata` says `transcript_size` (messages of the session that the run sees) and `omitted` (those it
+does not).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from openagents_worker.context.base import ContextAssemblerPlugin, ContextAssemblyResult, SessionReader
+
+__all__ = ["DefaultAssembler", "TruncatingAssembler"]
+
+
+class DefaultAssembler(ContextAssemblerPlugin):
+    """The whole transcript and all artifacts of the session."""
+
+    async def assemble(
+        self, *, request: Any, session_state: dict[str, Any], session_manager: SessionReader
+    ) -> ContextAssemblyResult:
+        transcript = await session_manager.load_messages(request.session_id)
+        return ContextAssemblyResult(
+            transcript=transcript,
+            session_artifacts=await session_manager.list_artifacts(request.session_id),
+            metadata={"transcript_size": len(transcript), "omitted": 0},
+        )
+
+
+class TruncatingAssembler(ContextAssemblerPlugin):
+    """The newest messages and artifacts; only these are read, however long the session is."""
+
+    class Config(ContextAssemblerPlugin.Config):
+        max_messages: int = Field(20, ge=0)
+        max_artifacts: int = Field(10, ge=0)
+        include_summary_message: bool = Field(
+            True, description="Whether a first message counts the omitted ones."
+        )
+
+    async def assemble(
+        self, *, request: Any, session_state: dict[str, Any], session_manager: SessionReader
+    ) -> ContextAssemblyResult:
+        session_id = request.session_id
+        messages, artifacts = self.cfg.max_messages, self.cfg.max_artifacts
+        transcript = await session_manager.load_messages(session_id, last=messages) if messages else []
+        omitted = await session_manager.count_messages(session_id) - len(transcript)
+        metadata = {"transcript_size": len(transcript), "omitted": omitted}
+        if omitted > 0 and self.cfg.include_summary_message:
+            summary = {"role": "system", "content": f"Summary: omitted {omitted} older message(s)"}
+            transcript = [summary, *transcript]
+        return ContextAssemblyResult(
+            transcript=transcript,
+            session_artifacts=await session_manager.list_artifacts(session_id, last=artifacts)
+            if artifacts
+            else [],
+            metadata=metadata,
+        )

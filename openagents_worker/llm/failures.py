@@ -1,0 +1,96 @@
+"""Failures of a provider: the only place that turns its HTTP errors into ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError
+from openagents_worker.llm.retry import retry_after_ms
+
+__all__ = ["failure", "presentable"]
+
+MAX_MESSAGE_CHARS = 500  # some servers and most proxies send a page of HTML
+
+# Words in the code or type of an error inside a 200 reply; what none of them names is the server's fault.
+_STATUS_BY_WORD = {
+    "rate_limit": 429,
+    "invalid_api_key": 401,
+    "authentication": 401,
+    "permission": 403,
+    "not_found": 404,
+    "invalid": 400,
+    "context_length": 400,
+    "content_filter": 400,
+    "content_policy": 400,
+    "unsupported": 400,
+}
+
+
+class _Details(NamedTuple):
+    message: str
+    code: str
+    kind: str
+
+    @property
+    def label(self) -> str:
+        return self.code or self.kind
+
+
+def failure(
+    body: Any,
+    *,
+    status: int | None,
+    headers: Mapping[str, str],
+    provider: str,
+    key_env: str,
+    secrets: Iterable[str],
+) -> LLMError:
+    """The error a provider's reply stands for; its message is bounded and holds none of the secrets.
+
+    `status` None means that the error came inside a reply that had begun well. 429 is a rate limit, unless
+    the account has nothing left to spend; a server error that names a time to come back is one too.
+    """
+    details = _details(body)
+    status = status or _implied_status(details)
+    label = f" ({details.label})" if details.label else ""
+    message = presentable(f"{provider} answered {status}{label}: {details.message}", secrets)
+    after_ms = retry_after_ms(headers)
+    if "insufficient_quota" in (details.code, details.kind):  # a 429 that no waiting ends
+        return LLMResponseError(message, hint="the provider's account has nothing left to spend")
+    if status == 429:
+        return LLMRateLimitError(message, retry_after_ms=after_ms)
+    if status == 408 or status >= 500:
+        if after_ms is not None:
+            return LLMRateLimitError(message, retry_after_ms=after_ms)
+        return LLMConnectionError(message)
+    if status in (401, 403):
+        return LLMResponseError(message, hint=f"the key is read from the environment variable {key_env}")
+    return LLMResponseError(message)
+
+
+def presentable(text: str, secrets: Iterable[str]) -> str:
+    """The text without secrets and not longer than a message should be."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
+
+
+def _details(body: Any) -> _Details:
+    """Message, code and type; OpenAI wraps them in `error`, others use parts of that or none."""
+    if isinstance(body, list) and body:  # Gemini's compatible endpoint
+        body = body[0]
+    error = body.get("error") or body if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        text = error if isinstance(error, str) else json.dumps(error)
+        return _Details(" ".join(text.split()) or "no message", "", "")
+    message = error.get("message") or error.get("detail") or json.dumps(error)
+    return _Details(str(message), str(error.get("code") or ""), str(error.get("type") or ""))
+
+
+def _implied_status(details: _Details) -> int:
+    if details.code.isdecimal() and 400 <= int(details.code) <= 599:  # OpenRouter puts the status there
+        return int(details.code)
+    words = f"{details.code} {details.kind}".lower()
+    return next((status for word, status in _STATUS_BY_WORD.items() if word in words), 500)

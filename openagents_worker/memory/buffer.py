@@ -1,0 +1,78 @@
+"""Buffers. The only place where a session's turns are kept in its state: all of them, or the newest.
+
+An entry is `{"input": str, "tool_results": [...], "output": ...}`, oldest first. Lists in the state are
+replaced, never changed in place, so that whoever compares the state before and after sees the difference.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from pydantic import Field
+
+from openagents_worker.errors import SessionError
+from openagents_worker.memory.base import MemoryContext, MemoryPlugin
+
+__all__ = ["BufferMemory", "WindowBufferMemory"]
+
+
+class _TurnMemory(MemoryPlugin):
+    external = False
+
+    class Config(MemoryPlugin.Config):
+        state_key: str = Field("memory_buffer", min_length=1)
+        view_key: str = Field("history", min_length=1)
+
+    @property
+    def limit(self) -> int | None:
+        """How many entries are kept; None: all."""
+        raise NotImplementedError
+
+    async def inject(self, context: MemoryContext) -> None:
+        context.memory_view[self.cfg.view_key] = copy.deepcopy(self._newest(self._entries(context)))
+
+    async def writeback(self, context: MemoryContext) -> None:
+        entry = {
+            "input": context.input_text,
+            "tool_results": copy.deepcopy(context.tool_results),
+            "output": context.state.get("_runtime_last_output"),
+        }
+        context.state[self.cfg.state_key] = self._newest([*self._entries(context), entry])
+
+    def _entries(self, context: MemoryContext) -> list[dict[str, Any]]:
+        entries = context.state.get(self.cfg.state_key, [])
+        if not isinstance(entries, list):
+            raise SessionError(
+                f"the state has a {type(entries).__name__} under {self.cfg.state_key!r}, not a list",
+                hint="something else uses this key; give the memory another state_key",
+                session_id=context.session_id,
+            )
+        return entries
+
+    def _newest(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return entries if self.limit is None else entries[-self.limit :]
+
+
+class BufferMemory(_TurnMemory):
+    """Keeps every turn, or the newest `max_items`."""
+
+    class Config(_TurnMemory.Config):
+        max_items: int | None = Field(None, gt=0)
+
+    @property
+    def limit(self) -> int | None:
+        max_items: int | None = self.cfg.max_items
+        return max_items
+
+
+class WindowBufferMemory(_TurnMemory):
+    """Keeps the newest `window_size` turns."""
+
+    class Config(_TurnMemory.Config):
+        window_size: int = Field(20, gt=0)
+
+    @property
+    def limit(self) -> int | None:
+        window_size: int = self.cfg.window_size
+        return window_size

@@ -1,0 +1,245 @@
+"""ReAct: the model answers or asks for tools, sees their results and goes on until it answers.
+
+The only place that says what the model is shown and what becomes of a tool's error: it is told to the
+model, which may try something else. Budgets, cancellation and the runtime's own signals are not its business
+and travel on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from openagents_worker.errors import (
+    ExecutionError,
+    MaxStepsExceeded,
+    OpenAgentsError,
+    StepTimeoutError,
+    StepTooLarge,
+    ToolNotFoundError,
+    ToolValidationError,
+)
+from openagents_worker.llm.base import LLMResponse, LLMToolCall
+from openagents_worker.models import dumps
+from openagents_worker.patterns.base import PatternPlugin
+
+__all__ = ["ReActPattern"]
+
+DEFAULT_SYSTEM_PROMPT = (
+    "You are a helpful assistant. Use the tools you are given when they help, and answer when you know the "
+    "answer. When a tool reports an error, correct the call or find another way."
+)
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """How one tool call ended: a result, or an error that the model is told."""
+
+    call: LLMToolCall
+    result: Any = None
+    error: OpenAgentsError | None = None
+
+    def message(self) -> dict[str, Any]:
+        message = {"role": "tool", "tool_call_id": self.call.id, "name": self.call.name}
+        if self.error is None:
+            return {**message, "content": _text(self.result)}
+        told = {"error": self.error.code, "message": self.error.message}
+        if self.error.hint:
+            told["hint"] = self.error.hint
+        return {**message, "content": dumps(told), "is_error": True}
+
+
+class ReActPattern(PatternPlugin):
+    """Reason and act, with the provider's native tool calls."""
+
+    class Config(PatternPlugin.Config):
+        max_steps: int = Field(16, ge=1)
+        step_timeout_ms: int = Field(30_000, ge=1)
+        system_prompt: str | None = None
+        max_tool_errors_in_a_row: int = Field(5, ge=1)
+        native_tool_calls: bool = True
+
+        @field_validator("native_tool_calls")
+        @classmethod
+        def _only_native(cls, native: bool) -> bool:
+            if not native:
+                raise ValueError("tool calls as JSON in the text are not supported; remove this setting")
+            return native
+
+    async def execute(self) -> str:
+        """Steps until the model answers; the answer's text.
+
+        Raises `MaxStepsExceeded`, `StepTimeoutError`, or the last of too many tool errors in a row.
+        """
+        messages = self._opening()
+        limit = self._step_limit()
+        failed_turns = 0
+        for step in range(1, limit + 1):
+            async with self._step_deadline(step):
+                await self.emit("pattern.step_started", step=step)
+                response = await self._ask(messages)
+                if not response.tool_calls:
+                    await self.emit("pattern.step_finished", step=step, action="final")
+                    return response.output_text
+                calls = _with_ids(response.tool_calls, step)
+                outcomes = await self._run(calls)
+                self._remember(outcomes)
+                messages += [_assistant(response, calls), *(outcome.message() for outcome in outcomes)]
+                await self.emit("pattern.step_finished", step=step, action="tool_calls")
+            failed_turns = failed_turns + 1 if all(outcome.error for outcome in outcomes) else 0
+            if failed_turns == self.cfg.max_tool_errors_in_a_row:
+                raise _last_error(outcomes)
+        raise MaxStepsExceeded(f"Pattern exceeded max_steps ({limit})")
+
+    # --- what the model is shown -------------------------------------------------------------------------
+
+    def _opening(self) -> Messages:
+        """System message, history, input: all that the model knows before the first step."""
+        context = self.context
+        system = [self.cfg.system_prompt or DEFAULT_SYSTEM_PROMPT, *context.system_prompt_fragments]
+        system += [f"## {key}\n{_as_list(value)}" for key, value in context.memory_view.items() if value]
+        history = [
+            {"role": message["role"], "content": message.get("content") or ""}
+            for message in context.transcript
+        ]
+        return [
+            {"role": "system", "content": "\n\n".join(system)},
+            *history,
+            {"role": "user", "content": context.input_text},
+        ]
+
+    async def _ask(self, messages: Messages) -> LLMResponse:
+        options = self.context.llm_options
+        return await self.context.llm_client.generate(
+            messages=list(messages),
+            model=getattr(options, "model", None),
+            temperature=getattr(options, "temperature", None),
+            max_tokens=getattr(options, "max_tokens", None),
+            tools=self._tool_schemas() or None,
+        )
+
+    def _tool_schemas(self) -> list[dict[str, Any]]:
+        """The tools under their ids, always in one order: a prompt cache and a replay must both match."""
+        return [
+            {"type": "function", "function": {**tool.describe(), "name": tool_id}}
+            for tool_id, tool in sorted(self.context.tools.items())
+        ]
+
+    # --- what it asks for --------------------------------------------------------------------------------
+
+    async def _run(self, calls: Sequence[LLMToolCall]) -> list[_Outcome]:
+        """The outcomes in the order of the calls; neighbours that are safe side by side run so."""
+        outcomes: list[_Outcome] = []
+        for safe, neighbours in groupby(calls, key=self._is_safe):
+            group = list(neighbours)
+            if safe and len(group) > 1:
+                outcomes += await _together([self._outcome(call) for call in group])
+            else:
+                outcomes += [await self._outcome(call) for call in group]
+        return outcomes
+
+    def _is_safe(self, call: LLMToolCall) -> bool:
+        tool = self.context.tools.get(call.name)
+        return tool is not None and tool.concurrency_safe
+
+    async def _outcome(self, call: LLMToolCall) -> _Outcome:
+        try:
+            return _Outcome(call, result=await self._invoke(call))
+        except StepTooLarge as error:
+            return _Outcome(call, error=error)
+        except ExecutionError:  # of the run, not of the tool: a budget, a cancellation
+            raise
+        except OpenAgentsError as error:
+            return _Outcome(call, error=error)
+
+    async def _invoke(self, call: LLMToolCall) -> Any:
+        tool = self.context.tools.get(call.name)
+        if tool is None:
+            raise _unknown_tool(call.name, sorted(self.context.tools))
+        if call.parse_error:
+            raise ToolValidationError(
+                f"the arguments are no JSON object: {call.parse_error}",
+                call.name,
+                hint="call it again with valid JSON",
+            )
+        return await tool.invoke(dict(call.arguments), self.context)
+
+    def _remember(self, outcomes: Sequence[_Outcome]) -> None:
+        done = (outcome for outcome in outcomes if outcome.error is None)
+        self.context.tool_results.extend({"tool_id": each.call.name, "result": each.result} for each in done)
+
+    # --- limits ------------------------------------------------------------------------------------------
+
+    def _step_limit(self) -> int:
+        configured: int = self.cfg.max_steps
+        budget = getattr(self.context.run_request, "budget", None)
+        allowed: int | None = getattr(budget, "max_steps", None)
+        return configured if allowed is None else min(configured, allowed)
+
+    @asynccontextmanager
+    async def _step_deadline(self, step: int) -> AsyncIterator[None]:
+        """Ends a step that takes too long; a `TimeoutError` of somebody else stays what it is."""
+        # asyncio.timeout and not wait_for, which would run the step in a task of its own: another call key.
+        deadline = asyncio.timeout(self.cfg.step_timeout_ms / 1000)
+        try:
+            async with deadline:
+                yield
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise StepTimeoutError(
+                f"Pattern step timed out after {self.cfg.step_timeout_ms}ms at step {step}", step_number=step
+            ) from None
+
+
+async def _together(calls: Sequence[Coroutine[Any, Any, _Outcome]]) -> list[_Outcome]:
+    """Runs calls side by side, started in their order; when one raises, the others are ended first.
+
+    A signal of the runtime (a BaseException that is no error and no cancellation) goes before all else.
+    """
+    tasks = [asyncio.create_task(call, name=f"tool-call-{n}") for n, call in enumerate(calls, start=1)]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        for end in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(end, BaseException) and not isinstance(end, Exception | asyncio.CancelledError):
+                raise end from None
+        raise
+
+
+def _assistant(response: LLMResponse, calls: Sequence[LLMToolCall]) -> dict[str, Any]:
+    asked = [{"id": call.id, "name": call.name, "arguments": dict(call.arguments)} for call in calls]
+    return {"role": "assistant", "content": response.output_text, "tool_calls": asked}
+
+
+def _with_ids(calls: Sequence[LLMToolCall], step: int) -> list[LLMToolCall]:
+    return [replace(call, id=call.id or f"call_{step}_{i}") for i, call in enumerate(calls, start=1)]
+
+
+def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the tools are: {', '.join(known) or 'none'}"
+    return ToolNotFoundError(f"there is no tool {name!r}", name, hint=hint)
+
+
+def _last_error(outcomes: Sequence[_Outcome]) -> OpenAgentsError:
+    return next(outcome.error for outcome in reversed(outcomes) if outcome.error is not None)
+
+
+def _as_list(value: Any) -> str:
+    return "\n".join(f"- {_text(item)}" for item in value) if isinstance(value, list) else _text(value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else dumps(value)

@@ -1,0 +1,252 @@
+"""Clients. The only place where settings, store and broker come together for somebody who submits and looks.
+
+```python
+with Client() as client:
+    handle = client.submit({"agent_id": "assistant", "session_id": "s1", "input_text": "hi"})
+    print(handle.wait(timeout=60).final_output)
+```
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Mapping
+from functools import cache
+from typing import Any, Self
+
+from celery import Celery
+
+from openagents_worker.models import RunRecord, RunRequest
+from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
+from openagents_worker.producer.submit import Accepted, asubmit, submit
+from openagents_worker.producer.transport import canvas_of, close_producers, make_app, send_first, send_wakes
+from openagents_worker.settings import PREFIX, Settings, load_settings
+from openagents_worker.store import scripts
+from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.runs import (
+    SessionView,
+    aread_record,
+    aread_session,
+    read_record,
+    read_session,
+    run_not_found,
+)
+from openagents_worker.store.scripts import CancelAnswer, Cancelled, Wake
+from openagents_worker.telemetry import get_logger
+
+__all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client"]
+
+ANSWER_TIMEOUT_S = 2.0  # somebody waits for it
+SEND_WITHIN_S = 1.5  # publishing takes up to three seconds, and a submission five in all
+
+log = get_logger(__name__)
+
+
+def cell_of(settings: Settings) -> Cell:
+    """The cell that these settings name."""
+    return Cell(
+        url=settings.redis_url,
+        prefix=settings.key_prefix,
+        events_maxlen=settings.events_maxlen,
+        run_ttl_ms=settings.run_ttl_s * 1000,
+        session_ttl_ms=settings.session_ttl_s * 1000,
+    )
+
+
+def _settings(redis_url: str | None, settings: Settings | None) -> Settings:
+    """Those given, or those of the environment; a given URL is also the broker's unless that has its own."""
+    if settings is not None and redis_url is None:
+        return settings
+    env = dict(os.environ) if redis_url is None else {**os.environ, f"{PREFIX}REDIS_URL": redis_url}
+    return load_settings(env)
+
+
+class Client:
+    """Submits runs and looks at them, by id. Thread-safe; opens its connections when they are needed.
+
+    `redis_url` None means the environment's settings. With `app`, messages go out as that Celery app would
+    send them; it stays the caller's.
+    """
+
+    def __init__(
+        self, redis_url: str | None = None, *, settings: Settings | None = None, app: Celery | None = None
+    ) -> None:
+        self.settings = _settings(redis_url, settings)
+        self.store = Store(cell_of(self.settings), answer_timeout_s=ANSWER_TIMEOUT_S)
+        self.app = app or make_app(self.settings)
+        self.app.openagents_client = self
+        self._owns_app = app is None
+        self._by_loop: dict[asyncio.AbstractEventLoop, tuple[AsyncClient, AsyncGenerator[None]]] = {}
+
+    def submit(
+        self,
+        request: RunRequest | Mapping[str, Any],
+        *,
+        queue: str | None = None,
+        delay_ms: int = 0,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> RunHandle[Any]:
+        """Submit a run: accepted when this returns, also if the broker is away. Raises as `submit` does.
+
+        `priority` and `headers` go on every Celery message of the run.
+        """
+        began = time.monotonic()
+        accepted = submit(
+            self.store,
+            request,
+            settings=self.settings,
+            queue=queue,
+            delay_ms=delay_ms,
+            canvas=canvas_of(priority, headers),
+        )
+        _send(self.app, accepted, began)
+        return self.handle(accepted.run_id)
+
+    def handle(self, run_id: str) -> RunHandle[Any]:
+        """A view of the run; asks nothing yet."""
+        return RunHandle(run_id, client=self)
+
+    def record(self, run_id: str) -> RunRecord:
+        """The run as it stands now. Raises `RunNotFound`."""
+        return read_record(self.store, run_id)
+
+    def cancel(self, run_id: str, reason: str | None = None) -> CancelAnswer:
+        """Cancel a run: CANCELLED at once, REQUESTED of its worker, or ALREADY over. Raises `RunNotFound`."""
+        answer = self.store.run(scripts.cancel(run_id=run_id, reason=reason or "", force=False))
+        send_wakes(self.app, _wakes(run_id, answer))
+        return answer.answer
+
+    def session(self, session_id: str) -> SessionView:
+        """The session as it stands now. Raises `SessionNotFound`."""
+        return read_session(self.store, session_id)
+
+    async def on_this_loop(self) -> AsyncClient:
+        """The asyncio twin for the running loop, made once a loop and closed when the loop is shut down."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._by_loop:
+            life = self._loop_life(loop)
+            self._by_loop[loop] = (AsyncClient(settings=self.settings, app=self.app), life)
+            await anext(life)
+        return self._by_loop[loop][0]
+
+    async def _loop_life(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None]:
+        """`asyncio.run` closes the async generators still open: the one sign that a loop is ending."""
+        try:
+            yield
+        finally:
+            client, _ = self._by_loop.pop(loop)
+            await client.close()
+
+    def close(self) -> None:
+        """Close its connections; it may be used again."""
+        self.store.close()
+        close_producers(self.app)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        if self._owns_app:
+            self.app.close()
+
+
+class AsyncClient:
+    """As `Client`, for asyncio. One per event loop."""
+
+    def __init__(
+        self, redis_url: str | None = None, *, settings: Settings | None = None, app: Celery | None = None
+    ) -> None:
+        self.settings = _settings(redis_url, settings)
+        self.store = AsyncStore(cell_of(self.settings), answer_timeout_s=ANSWER_TIMEOUT_S)
+        self.app = app or make_app(self.settings)
+        self._owns_app = app is None
+
+    async def submit(
+        self,
+        request: RunRequest | Mapping[str, Any],
+        *,
+        queue: str | None = None,
+        delay_ms: int = 0,
+        priority: int | None = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> AsyncRunHandle[Any]:
+        """Submit a run: accepted when this returns, also if the broker is away. Raises as `submit` does."""
+        began = time.monotonic()
+        accepted = await asubmit(
+            self.store,
+            request,
+            settings=self.settings,
+            queue=queue,
+            delay_ms=delay_ms,
+            canvas=canvas_of(priority, headers),
+        )
+        await asyncio.to_thread(_send, self.app, accepted, began)
+        return self.handle(accepted.run_id)
+
+    def handle(self, run_id: str) -> AsyncRunHandle[Any]:
+        """A view of the run; asks nothing yet."""
+        return AsyncRunHandle(run_id, client=self)
+
+    async def record(self, run_id: str) -> RunRecord:
+        """The run as it stands now. Raises `RunNotFound`."""
+        return await aread_record(self.store, run_id)
+
+    async def cancel(self, run_id: str, reason: str | None = None) -> CancelAnswer:
+        """Cancel a run: CANCELLED at once, REQUESTED of its worker, or ALREADY over. Raises `RunNotFound`."""
+        answer = await self.store.run(scripts.cancel(run_id=run_id, reason=reason or "", force=False))
+        if wakes := _wakes(run_id, answer):
+            await asyncio.to_thread(send_wakes, self.app, wakes)
+        return answer.answer
+
+    async def session(self, session_id: str) -> SessionView:
+        """The session as it stands now. Raises `SessionNotFound`."""
+        return await aread_session(self.store, session_id)
+
+    async def close(self) -> None:
+        """Close its connections; it may be used again."""
+        await self.store.close()
+        if self._owns_app:
+            close_producers(self.app)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+        if self._owns_app:
+            self.app.close()
+
+
+def _send(app: Celery, accepted: Accepted, began: float) -> None:
+    """Send what an accepted run needs sent, unless the caller has waited long enough: rescue does it then."""
+    if time.monotonic() - began > SEND_WITHIN_S:
+        log.warning(
+            "run.message_left", run_id=accepted.run_id, hint="accepted; a worker's rescue loop sends it"
+        )
+        return
+    if accepted.first:
+        send_first(app, accepted.first)
+    if accepted.also:
+        send_wakes(app, [accepted.also])
+
+
+def _wakes(run_id: str, answer: Cancelled) -> tuple[Wake, ...]:
+    if answer.answer is CancelAnswer.UNKNOWN:
+        raise run_not_found(run_id)
+    return answer.wakes
+
+
+@cache
+def default_client() -> Client:
+    """This process's client, with the settings of its environment."""
+    return Client()
+
+
+def client_of(app: Celery) -> Client:
+    """The client that belongs to a Celery app, made when it is first asked for."""
+    found: Client | None = getattr(app, "openagents_client", None)
+    return found or Client(settings=getattr(app, "openagents_settings", None), app=app)

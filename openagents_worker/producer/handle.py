@@ -1,0 +1,287 @@
+"""Handles. The only place where a run looks like a Celery result: asked for by id, answered from its record.
+
+No result backend is read and nothing is polled: a wait listens to the run's events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Any, Generic, cast
+
+from celery import exceptions, states
+from celery.backends.base import DisabledBackend
+from celery.result import AsyncResult, assert_will_not_block
+
+from openagents_worker.errors import RunCancelled, RunFailed
+from openagents_worker.events import RunEvent
+from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
+from openagents_worker.store.events import awatch, watch
+from openagents_worker.store.scripts import CancelAnswer
+
+if TYPE_CHECKING:
+    from openagents_worker.producer.client import AsyncClient, Client
+
+__all__ = ["CELERY_STATES", "AsyncRunHandle", "RunHandle", "WaitTimeout"]
+
+CELERY_STATES: Mapping[RunState, str] = {
+    RunState.SCHEDULED: states.PENDING,
+    RunState.QUEUED: states.PENDING,
+    RunState.WAITING_SESSION: states.PENDING,
+    RunState.RUNNING: states.STARTED,
+    RunState.RETRYING: states.RETRY,
+    RunState.COMPLETED: states.SUCCESS,
+    RunState.FAILED: states.FAILURE,
+    RunState.CANCELLED: states.REVOKED,
+}
+
+
+class WaitTimeout(exceptions.TimeoutError, TimeoutError):  # type: ignore[misc]  # Celery ships no types
+    """The run was not over in time; it goes on. Both Celery's and Python's `TimeoutError`."""
+
+
+class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery ships no types
+    """A producer's view of one run, and a Celery `AsyncResult` by type.
+
+    Whatever looks at the run raises `RunNotFound` when its id is not known (any more) and `RedisUnreachable`
+    when Redis is away. Whatever waits raises RuntimeError inside an event loop or a Celery task.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        backend: Any = None,
+        task_name: str | None = None,
+        app: Any = None,
+        parent: Any = None,
+        *,
+        client: Client | None = None,
+    ) -> None:
+        self._client = client or _client_for(app)
+        super().__init__(id, DisabledBackend(self._client.app), task_name, self._client.app, parent)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.id,)  # where it lands, it asks the Redis of that environment
+
+    # --- what a run adds ---------------------------------------------------------------------------------
+
+    def record(self) -> RunRecord:
+        """The run as it stands now."""
+        return self._client.record(self.id)
+
+    def wait(self, timeout: float | None = None, **celery_options: Any) -> RunResult[OutputT]:
+        """Wait until the run is over; a run that failed is a result too. `timeout` in seconds.
+
+        Celery's other parameters are accepted; nothing is polled, so none of them is needed. Raises
+        `WaitTimeout`.
+        """
+        return cast("RunResult[OutputT]", self._ended(timeout, **celery_options).result)
+
+    def events(self, after: int = 0) -> Generator[RunEvent]:
+        """The run's events after number `after`, then live, until the run is over."""
+        _must_not_block("events()")
+        return watch(self._client.store, self.id, after)
+
+    async def aevents(self, after: int = 0) -> AsyncGenerator[RunEvent]:
+        """As `events`, for asyncio."""
+        client = await self._client.on_this_loop()
+        async with aclosing(awatch(client.store, self.id, after)) as events:
+            async for event in events:
+                yield event
+
+    def cancel(self, reason: str | None = None) -> CancelAnswer:
+        """Cancel the run: CANCELLED at once, REQUESTED of its worker, or ALREADY over."""
+        return self._client.cancel(self.id, reason)
+
+    # --- what Celery's results have ----------------------------------------------------------------------
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        *,
+        callback: Callable[[str, Any], None] | None = None,
+        **celery_options: Any,
+    ) -> Any:
+        """Wait until the run is over: its result as a JSON dict.
+
+        Raises `WaitTimeout`, and `RunFailed` with the run's own code for a run that did not complete;
+        without `propagate` that error is returned.
+        """
+        value = _outcome(self._ended(timeout, **celery_options))
+        if isinstance(value, RunFailed) and propagate:
+            raise value
+        if callback is not None:
+            callback(self.id, value)
+        return value
+
+    @property
+    def state(self) -> str:
+        """Celery's word for the run's state."""
+        return CELERY_STATES[self.record().state]
+
+    status = state
+
+    @property
+    def result(self) -> Any:
+        """What `get` would give or raise; None while the run is not over."""
+        record = self.record()
+        return _outcome(record) if record.state.is_terminal else None
+
+    info = result
+
+    @property
+    def traceback(self) -> None:
+        """None: where a run failed is said by the error's code and the run's events."""
+        return
+
+    def ready(self) -> bool:
+        return self.record().state.is_terminal
+
+    def successful(self) -> bool:
+        return self.record().state is RunState.COMPLETED
+
+    def failed(self) -> bool:
+        return self.record().state is RunState.FAILED
+
+    def revoke(self, *_: Any, **__: Any) -> None:
+        """Cancel the run; Celery's options mean nothing here."""
+        self.cancel("revoked")
+
+    def forget(self) -> None:
+        """Nothing: the record goes by itself when its time is over."""
+
+    def _get_task_meta(self) -> dict[str, Any]:
+        """Whatever else Celery offers on a result reads this."""
+        record = self.record()
+        return {
+            "status": CELERY_STATES[record.state],
+            "result": _outcome(record) if record.state.is_terminal else None,
+            "traceback": None,
+            "children": [],
+            "retries": record.retries,
+            "worker": record.worker,
+            "queue": record.queue,
+        }
+
+    def _ended(
+        self, timeout: float | None, *, disable_sync_subtasks: bool = True, **_ignored: Any
+    ) -> RunRecord:
+        _must_not_block("wait() and get()", also_in_tasks=disable_sync_subtasks)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not (record := self.record()).state.is_terminal:
+            try:
+                with closing(watch(self._client.store, self.id, None, deadline=deadline)) as events:
+                    for _ in events:
+                        pass
+            except TimeoutError:
+                raise _late(self.id, timeout) from None
+        return record
+
+
+class AsyncRunHandle(Generic[OutputT]):
+    """A producer's view of one run, for asyncio. The same names as `RunHandle`; what asks is awaited."""
+
+    def __init__(self, id: str, *, client: AsyncClient) -> None:
+        self.id = id
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.id}>"
+
+    async def record(self) -> RunRecord:
+        """The run as it stands now."""
+        return await self._client.record(self.id)
+
+    async def wait(self, timeout: float | None = None) -> RunResult[OutputT]:
+        """Wait until the run is over; a run that failed is a result too. `timeout` in seconds."""
+        return cast("RunResult[OutputT]", (await self._ended(timeout)).result)
+
+    async def get(self, timeout: float | None = None, propagate: bool = True) -> Any:
+        """Wait until the run is over: its result as a JSON dict. Raises `WaitTimeout` or `RunFailed`."""
+        value = _outcome(await self._ended(timeout))
+        if isinstance(value, RunFailed) and propagate:
+            raise value
+        return value
+
+    def events(self, after: int = 0) -> AsyncGenerator[RunEvent]:
+        """The run's events after number `after`, then live, until the run is over."""
+        return awatch(self._client.store, self.id, after)
+
+    async def cancel(self, reason: str | None = None) -> CancelAnswer:
+        """Cancel the run: CANCELLED at once, REQUESTED of its worker, or ALREADY over."""
+        return await self._client.cancel(self.id, reason)
+
+    async def revoke(self) -> None:
+        """Cancel the run."""
+        await self.cancel("revoked")
+
+    async def state(self) -> str:
+        """Celery's word for the run's state."""
+        return CELERY_STATES[(await self.record()).state]
+
+    async def ready(self) -> bool:
+        return (await self.record()).state.is_terminal
+
+    async def successful(self) -> bool:
+        return (await self.record()).state is RunState.COMPLETED
+
+    async def failed(self) -> bool:
+        return (await self.record()).state is RunState.FAILED
+
+    async def _ended(self, timeout: float | None) -> RunRecord:
+        try:
+            async with asyncio.timeout(timeout):
+                while not (record := await self.record()).state.is_terminal:
+                    async with aclosing(awatch(self._client.store, self.id, None)) as events:
+                        async for _ in events:
+                            pass
+                return record
+        except TimeoutError:
+            raise _late(self.id, timeout) from None
+
+
+def _outcome(record: RunRecord) -> dict[str, Any] | RunFailed:
+    """A run that is over, as `get` gives or raises it."""
+    assert record.result is not None, "a run that is over has a result"
+    result = record.result.model_dump(mode="json")
+    if record.state is RunState.COMPLETED:
+        return result
+    details = record.result.error_details
+    cancelled = record.state is RunState.CANCELLED
+    return RunFailed(
+        details.message if details else f"the run ended as {record.result.stop_reason}",
+        code=details.code if details else (RunCancelled.code if cancelled else "execution.error"),
+        hint=details.hint if details else None,
+        result=result,
+        run_id=record.run_id,
+        agent_id=record.agent_id,
+        session_id=record.session_id,
+    )
+
+
+def _must_not_block(what: str, *, also_in_tasks: bool = True) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        if also_in_tasks:
+            assert_will_not_block()
+        return
+    raise RuntimeError(
+        f"{what} would block this event loop; await the same name of an AsyncRunHandle, which "
+        "AsyncClient.handle(run_id) and run_agent.adelay(request) give"
+    )
+
+
+def _late(run_id: str, timeout: float | None) -> WaitTimeout:
+    return WaitTimeout(
+        f"the run {run_id!r} was not over within {timeout:g} s; it goes on, and so may waiting"
+    )
+
+
+def _client_for(app: Any) -> Client:
+    from openagents_worker.producer.client import client_of, default_client  # clients make handles
+
+    return default_client() if app is None else client_of(app)

@@ -1,0 +1,218 @@
+"""Submitting. The only place that turns a request into an accepted run, or says why it is none."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from openagents_worker.errors import (
+    AgentNotFoundError,
+    OpenAgentsError,
+    RedisUnreachable,
+    RunConflict,
+    SessionBusy,
+    SubmitUnknown,
+)
+from openagents_worker.models import RunRequest, RunState, parse_request
+from openagents_worker.settings import Settings
+from openagents_worker.store import scripts
+from openagents_worker.store.client import AnswerLost, AsyncStore, Store
+from openagents_worker.store.scripts import Call, SubmitAnswer, Submitted, Wake
+
+__all__ = ["Accepted", "asubmit", "submit"]
+
+# One more try takes two seconds at most, so that a caller waits less than five in all.
+REPEAT_FOR_S = 2.5
+REPEAT_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An accepted run. `first` is its first message, to be sent by the caller; `also` another run to wake."""
+
+    run_id: str
+    agent_id: str
+    session_id: str
+    state: RunState
+    queue: str
+    is_new: bool
+    first: Wake | None = None
+    also: Wake | None = None
+
+
+def submit(
+    store: Store,
+    request: RunRequest | Mapping[str, Any],
+    *,
+    settings: Settings,
+    queue: str | None = None,
+    delay_ms: int = 0,
+    canvas: str = "",
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> Accepted:
+    """Accept a run, within five seconds; nothing is sent. The same request again is the same run.
+
+    `queue` goes before the request's own; `canvas` is JSON kept for the run's messages. Raises what
+    `parse_request` raises, `AgentNotFoundError`, `RunConflict`, `SessionBusy` or `RedisUnreachable` when
+    nothing was accepted, and `SubmitUnknown` when that cannot be known.
+    """
+    attempt = _Submission(request, settings, queue, delay_ms, canvas, clock)
+    while True:
+        try:
+            return attempt.accepted(store.run(attempt.call))
+        except RedisUnreachable as error:
+            attempt.must_repeat(error)
+            pause(REPEAT_PAUSE_S)
+
+
+async def asubmit(
+    store: AsyncStore,
+    request: RunRequest | Mapping[str, Any],
+    *,
+    settings: Settings,
+    queue: str | None = None,
+    delay_ms: int = 0,
+    canvas: str = "",
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Accepted:
+    """As `submit`, for asyncio."""
+    attempt = _Submission(request, settings, queue, delay_ms, canvas, clock)
+    while True:
+        try:
+            return attempt.accepted(await store.run(attempt.call))
+        except RedisUnreachable as error:
+            attempt.must_repeat(error)
+            await pause(REPEAT_PAUSE_S)
+
+
+class _Submission:
+    """One request on its way: the script to run, when to repeat it, and what its answer means."""
+
+    def __init__(
+        self,
+        request: RunRequest | Mapping[str, Any],
+        settings: Settings,
+        queue: str | None,
+        delay_ms: int,
+        canvas: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self.request = parse_request(request, max_bytes=settings.max_payload_bytes)
+        self.call: Call[Submitted] = _script(self.request, settings, queue, delay_ms, canvas)
+        self._canvas = canvas
+        self._clock = clock
+        self._began = clock()
+        self._may_be_accepted = False
+
+    def must_repeat(self, error: RedisUnreachable) -> None:
+        """Returns when the script is to be run again, else raises what the caller should know."""
+        self._may_be_accepted = self._may_be_accepted or isinstance(error, AnswerLost)
+        if not self._may_be_accepted:
+            raise error
+        if self._clock() - self._began >= REPEAT_FOR_S:
+            raise self._error(
+                SubmitUnknown,
+                f"the run {self.request.run_id!r} may be accepted or not: {error.message}",
+                "submit the same request with this run_id again: that is safe, and it is one run",
+            ) from error
+
+    def accepted(self, answer: Submitted) -> Accepted:
+        """The accepted run, or the error that says why it is none."""
+        match answer.answer:
+            case SubmitAnswer.NEW | SubmitAnswer.SAME:
+                return self._accepted(answer)
+            case SubmitAnswer.CONFLICT:
+                raise self._error(
+                    RunConflict,
+                    f"the run_id {self.request.run_id!r} belongs to another request",
+                    "choose another run_id, or send the very same request again",
+                )
+            case SubmitAnswer.BUSY:
+                raise self._error(
+                    SessionBusy,
+                    f"the session {self.request.session_id!r} is busy with the run {answer.holder!r}",
+                    "wait for that run, or submit without asking for an idle session",
+                )
+            case SubmitAnswer.UNKNOWN_AGENT:
+                raise self._error(AgentNotFoundError, *self._no_agent(answer.known_agents))
+            case _:
+                assert_never(answer.answer)
+
+    def _accepted(self, answer: Submitted) -> Accepted:
+        state, request = RunState(answer.state), self.request
+        first = None
+        if answer.sent_us is not None and state is RunState.QUEUED:
+            first = Wake(
+                run_id=request.run_id,
+                queue=answer.queue,
+                sent_us=answer.sent_us,
+                agent_id=request.agent_id,
+                session_id=request.session_id,
+                attempt=0,
+                step=0,
+                canvas=self._canvas,
+            )
+        return Accepted(
+            run_id=request.run_id,
+            agent_id=request.agent_id,
+            session_id=request.session_id,
+            state=state,
+            queue=answer.queue,
+            is_new=answer.answer is SubmitAnswer.NEW,
+            first=first,
+            also=answer.also,
+        )
+
+    def _no_agent(self, known: tuple[str, ...]) -> tuple[str, str]:
+        agent_id = self.request.agent_id
+        near = difflib.get_close_matches(agent_id, known, n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        return (
+            f"no worker knows an agent {agent_id!r}",
+            f"{guess}known: {', '.join(known)}; an agent is known once a worker with it has been started",
+        )
+
+    def _error(self, kind: type[OpenAgentsError], message: str, hint: str) -> OpenAgentsError:
+        request = self.request
+        return kind(
+            message,
+            hint=hint,
+            run_id=request.run_id,
+            agent_id=request.agent_id,
+            session_id=request.session_id,
+        )
+
+
+def _script(
+    request: RunRequest, settings: Settings, queue: str | None, delay_ms: int, canvas: str
+) -> Call[Submitted]:
+    return scripts.submit(
+        run_id=request.run_id,
+        agent_id=request.agent_id,
+        session_id=request.session_id,
+        queue=queue or request.queue or "",
+        default_queue=settings.queue,
+        digest=_digest(request),
+        uid=secrets.token_hex(8),
+        request=request.model_dump_json(),
+        canvas=canvas,
+        durable=settings.durable_default if request.durable is None else request.durable,
+        delay_ms=delay_ms,
+        reject_if_busy=False,
+        parent_run_id=request.parent_run_id or "",
+    )
+
+
+def _digest(request: RunRequest) -> str:
+    """Decides what the same request is: every field of it, in one order."""
+    text = json.dumps(request.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

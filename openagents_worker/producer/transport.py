@@ -1,0 +1,200 @@
+"""The broker, seen from a producer. The only place that makes a Celery app and publishes a run's messages.
+
+A message is only a wake-up: it carries ids, the request waits in the run's record. So publishing may fail:
+the run is accepted all the same, and the worker's rescue loop sends what was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from celery import Celery
+from kombu import pools
+
+from openagents_worker.errors import RequestInvalid
+from openagents_worker.models import dumps
+from openagents_worker.settings import Settings
+from openagents_worker.store.scripts import Wake
+from openagents_worker.telemetry import get_logger
+
+__all__ = [
+    "RESUME_RUN",
+    "RUN_AGENT",
+    "canvas_of",
+    "close_producers",
+    "make_app",
+    "send_first",
+    "send_wakes",
+    "wake_queue",
+]
+
+RUN_AGENT = "tasks.run_agent"
+RESUME_RUN = "tasks.resume_run"
+
+CONNECT_TIMEOUT_S = 1.0  # with one retry a broker that is away or silent is known in about three seconds
+ANSWER_TIMEOUT_S = 1.5
+MAX_PRODUCERS = 10
+RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+
+log = get_logger(__name__)
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery app that talks as this library does. It is not the current app, and it opens no connection."""
+    app = Celery("openagents", set_as_current=False)
+    app.conf.update(
+        broker_url=settings.broker_url,
+        result_backend=settings.result_backend,
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        task_default_queue=settings.queue,
+        task_create_missing_queues=True,
+        task_ignore_result=settings.result_backend is None,
+        task_store_errors_even_if_ignored=False,
+        task_send_sent_event=True,
+        broker_transport_options=_transport_options(app.connection_for_write(settings.broker_url)),
+    )
+    app.openagents_settings = settings
+    return app
+
+
+def canvas_of(priority: int | None = None, headers: Mapping[str, Any] | None = None) -> str:
+    """The options of a submission that every message of its run repeats, as JSON; '' for none."""
+    if priority is not None and not (isinstance(priority, int) and 0 <= priority <= 9):
+        raise RequestInvalid(f"a priority is a whole number from 0 to 9, not {priority!r}")
+    own = {"priority": priority, "headers": dict(headers) if headers else None}
+    own = {name: value for name, value in own.items() if value is not None}
+    try:
+        return dumps(own) if own else ""
+    except (TypeError, ValueError) as error:
+        raise RequestInvalid(f"headers are no plain JSON: {error}") from None
+
+
+def wake_queue(queue: str) -> str:
+    """Wake-ups have a queue of their own, so that they do not stand behind the backlog."""
+    return f"{queue}.wake"
+
+
+def send_first(app: Celery, run: Wake) -> bool:
+    """Publish a run's first message. False, and one warning, when the broker cannot be reached."""
+    return _publish(app, [_first_message(run, run.queue)]) == 1
+
+
+def send_wakes(app: Celery, wakes: Iterable[Wake]) -> int:
+    """Publish wake-ups over one connection; says how many the broker took, with one warning for the rest."""
+    return _publish(app, [_wake_message(wake) for wake in wakes])
+
+
+def close_producers(app: Celery) -> None:
+    """Close this process's publishing connections to the app's broker."""
+    pid, pool = app.__dict__.pop("openagents_producers", (None, None))
+    if pool is not None and pid == os.getpid():
+        pool.force_close_all()
+        pool.connections.force_close_all()
+
+
+Message = Mapping[str, Any]  # keyword arguments of `Celery.send_task`
+
+
+def _first_message(run: Wake, queue: str) -> Message:
+    ids = {"run_id": run.run_id, "agent_id": run.agent_id, "session_id": run.session_id}
+    return _message(run, RUN_AGENT, queue, [ids])
+
+
+def _wake_message(wake: Wake) -> Message:
+    queue = wake_queue(wake.queue)
+    if wake.attempt == 0:
+        return _first_message(wake, queue)
+    return _message(wake, RESUME_RUN, queue, [wake.run_id, wake.checkpoint_id])
+
+
+def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
+    """The run's message: ids for the worker, readable ids for Flower, the submission's own options."""
+    own: dict[str, Any] = json.loads(run.canvas) if run.canvas else {}
+    headers = {**own.get("headers", {}), "wake_us": str(run.sent_us)}
+    priority = {"priority": own["priority"]} if "priority" in own else {}
+    return {
+        "name": name,
+        "args": args,
+        "task_id": run.run_id,
+        "root_id": run.run_id,
+        "queue": queue,
+        "headers": headers,
+        "argsrepr": f"agent={run.agent_id} session={run.session_id} run={run.run_id}",
+        "kwargsrepr": "{}",
+        **priority,
+    }
+
+
+def _publish(app: Celery, messages: Sequence[Message]) -> int:
+    """Publish until the first failure: a broker that refuses one will refuse the next thousand too."""
+    sent = 0
+    try:
+        if messages:
+            with _producers(app).acquire(block=True, timeout=ANSWER_TIMEOUT_S) as producer:
+                for message in messages:
+                    _send(app, producer, message)
+                    sent += 1
+    except Exception as error:  # noqa: BLE001  # whatever a broker's client raises: the run is accepted
+        log.warning(
+            "broker.unreachable",
+            run_id=messages[sent]["task_id"],
+            unsent=len(messages) - sent,
+            error=f"{type(error).__name__}: {error}",
+            hint="accepted all the same; a worker's rescue loop sends it once the broker is back",
+        )
+    return sent
+
+
+def _send(app: Celery, producer: Any, message: Message) -> None:
+    # ignore_result is said in the header only: as an option, a result backend would be subscribed to here.
+    headers = {**message["headers"], "ignore_result": app.conf.result_backend is None}
+    app.send_task(
+        **{**message, "headers": headers},
+        producer=producer,
+        ignore_result=True,
+        add_to_parent=False,
+        retry=True,
+        retry_policy=RETRY_ONCE,
+    )
+
+
+_making_producers = threading.Lock()
+
+
+def _producers(app: Celery) -> Any:
+    """The app's publishing connections. A forked child makes its own: two processes share no socket."""
+    with _making_producers:
+        pid, pool = getattr(app, "openagents_producers", (None, None))
+        if pid != os.getpid():
+            connections = _publishing_connection(app).Pool(MAX_PRODUCERS)
+            pool = pools.ProducerPool(connections, limit=MAX_PRODUCERS)  # type: ignore[no-untyped-call]  # kombu
+            app.openagents_producers = (os.getpid(), pool)
+        return pool
+
+
+def _publishing_connection(app: Celery) -> Any:
+    """A connection that hears of a silent broker; a consumer's, which blocks for long, must not."""
+    plain = app.connection_for_write()
+    options = {"max_retries": 0, **_transport_options(plain), **app.conf.broker_transport_options}
+    if plain.transport.driver_type == "redis":
+        options |= {"socket_timeout": ANSWER_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
+    elif plain.transport.driver_type == "amqp":
+        options |= {"read_timeout": ANSWER_TIMEOUT_S, "write_timeout": ANSWER_TIMEOUT_S}
+    return app.connection_for_write(connect_timeout=CONNECT_TIMEOUT_S, transport_options=options)
+
+
+def _transport_options(connection: Any) -> dict[str, Any]:
+    if connection.transport.driver_type != "redis":
+        return {}
+    return {
+        "visibility_timeout": 24
+        * 3600,  # early acknowledgement: it guards only what a dead worker had prefetched
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+    }

@@ -1,0 +1,450 @@
+"""One attempt at a run by one worker: prepare, think, finish. The paragraph this library is about."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from openagents_worker.errors import (
+    AgentNotFoundError,
+    BudgetExhausted,
+    ExecutionError,
+    OpenAgentsError,
+    RunCancelled,
+)
+from openagents_worker.llm.base import CallInfo
+from openagents_worker.models import ErrorDetails, RunBudget, RunRequest, RunUsage, StopReason
+from openagents_worker.runtime.assembly import AgentParts, Assembly
+from openagents_worker.runtime.ending import Ending, checked_output, translated
+from openagents_worker.runtime.journal import PREPARE, Journal, Record, read_pages
+from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
+from openagents_worker.runtime.lease import Lease
+from openagents_worker.runtime.ledger import Ledger
+from openagents_worker.runtime.prepare import Preparation, Prepared, Start
+from openagents_worker.runtime.recorder import Outcome, Recorder
+from openagents_worker.runtime.retry import DEFAULT_MAX_RESUME_ATTEMPTS, back_off_ms
+from openagents_worker.runtime.state import Overlay, apply_changes
+from openagents_worker.settings import Settings
+from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.runs import SessionStore
+from openagents_worker.store.scripts import Claimed, Handed, Wake
+from openagents_worker.telemetry import get_logger
+
+__all__ = ["Attempt", "Carried", "Outlook"]
+
+log = get_logger(__name__)
+
+CANCEL_GRACE_S = (
+    5.0  # a pattern that has not let go of its cancellation by then is left behind; it can write nothing
+)
+UNKNOWN_AGENT_DELAY_MS = (
+    5_000  # another worker knows the agent: this one is older, the run waits for that one
+)
+
+
+class Outlook(StrEnum):
+    """What became of a run in this process."""
+
+    ENDED = "ended"
+    SUSPENDED = "suspended"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """The outcome of carrying a run. `reason` is the claim's answer, a retry's error code, or `handover`."""
+
+    kind: Outlook
+    reason: str = ""
+    stop_reason: StopReason | None = None
+    delay_ms: int | None = None
+    error: ErrorDetails | None = None
+
+
+class Attempt:
+    """A claimed run in the hands of this process."""
+
+    def __init__(
+        self,
+        claimed: Claimed,
+        *,
+        store: AsyncStore,
+        lease: Lease,
+        assembly: Assembly,
+        settings: Settings,
+        send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.request = RunRequest.model_validate_json(claimed.request)
+        self.latch = Latch()
+        self._claimed = claimed
+        self._store = store
+        self._sessions = SessionStore(store)
+        self._lease = lease
+        self._assembly = assembly
+        self._settings = settings
+        self._send_wakes = send_wakes
+        self._chance = chance
+        self._started = time.monotonic()
+        self._durable = self.request.durable if self.request.durable is not None else settings.durable_default
+        self._budget = self.request.budget or RunBudget()
+        self._ledger = Ledger(
+            store=store,
+            lease=lease,
+            run_id=self.request.run_id,
+            fence=claimed.fence,
+            attempt=claimed.attempt,
+            latch=self.latch,
+        )
+        self._recorder: Recorder | None = None
+        self._prepared: Prepared | None = None
+
+    async def carry(self) -> Carried:
+        """Prepare, think, finish; or stop where the latch says so."""
+        try:
+            ending = await self._to_the_end()
+            if ending is None:
+                return await self._let_go()
+            return await self._finish(ending)
+        except RunLatched:
+            return await self._let_go()
+        finally:
+            await self._ledger.close()
+
+    async def _to_the_end(self) -> Ending | None:
+        """The run's ending, or None when it was latched on the way."""
+        parts: AgentParts | None = None
+        try:
+            parts = self._assembly.parts(self.request.agent_id)
+            self._prepared = await self._prepare(parts)
+            output = await self._think(self._prepared)
+            await self._remember(self._prepared, output)
+            output = checked_output(output, self._settings.max_payload_bytes)
+        except AgentNotFoundError as error:
+            if await self._others_know_the_agent():
+                self.latch.set(LatchReason.RETRY, error=error)
+                return None
+            return self._ending(error=error)
+        except Exception as error:  # noqa: BLE001  # whatever a pattern raises is this run's failure, not the worker's
+            return None if self.latch.reason else self._ending(error=self._verdict() or translated(error))
+        finally:
+            if parts is not None:
+                await parts.aclose()
+        return None if self.latch.reason else self._ending(output=output)
+
+    # --- prepare -----------------------------------------------------------------------------------------
+
+    async def _prepare(self, parts: AgentParts) -> Prepared:
+        journal = Journal()
+        async for text in read_pages(
+            self._store, self.request.run_id, self._claimed.journal, self._claimed.journal_length
+        ):
+            journal.load(text)
+        recorded = journal.take(PREPARE)
+        start = Start.of(recorded) if recorded else await self._start_here(parts)
+        state_before = await self._sessions.load_state_texts(self.request.session_id)
+        self._recorder = recorder = self._new_recorder(journal, start)
+        self._tell_beginning(recorded)
+        prepared = await Preparation(
+            request=self.request,
+            parts=parts,
+            sessions=self._sessions,
+            recorder=recorder,
+            ledger=self._ledger,
+            budget=self._budget,
+            recorded=recorded,
+            start=start,
+            state_before=state_before,
+            state={key: json.loads(text) for key, text in state_before.items()},
+            durable=self._durable,
+        ).carry()
+        if self._claimed.retries:
+            self._note(
+                "run.resume_succeeded", checkpoint_id=self._checkpoint_id, attempt_index=self._claimed.retries
+            )
+        return prepared
+
+    async def _start_here(self, parts: AgentParts) -> Start:
+        session_id = self.request.session_id
+        return Start(
+            transcript_length=await self._sessions.count_messages(session_id),
+            artifact_count=await self._sessions.count_artifacts(session_id),
+            definition_hash=parts.definition.definition_hash,
+        )
+
+    def _new_recorder(self, journal: Journal, start: Start) -> Recorder:
+        facts = self._claimed.facts or {}
+        limit = self._budget.max_resume_attempts
+        return Recorder(
+            run_id=self.request.run_id,
+            uid=self._claimed.uid,
+            journal=journal,
+            ledger=self._ledger,
+            latch=self.latch,
+            tries={
+                key.removeprefix("tries:"): int(n) for key, n in facts.items() if key.startswith("tries:")
+            },
+            max_tries=DEFAULT_MAX_RESUME_ATTEMPTS if limit is None else limit,
+            durable=self._durable,
+            max_record_bytes=self._settings.max_payload_bytes,
+            transcript_length=start.transcript_length,
+            on_record=self._apply,
+        )
+
+    def _apply(self, record: Record) -> None:
+        """A recorded call returns: its changes become the run's."""
+        assert self._prepared is not None
+        apply_changes(self._prepared.context.state, record.state)
+        for artifact in record.artifacts:
+            self._prepared.context.add_artifact(**artifact)
+
+    def _tell_beginning(self, recorded: Record | None) -> None:
+        ids = {"agent_id": self.request.agent_id, "session_id": self.request.session_id}
+        run_id = self.request.run_id
+        if self._claimed.retries:
+            self._note(
+                "run.resume_attempted",
+                checkpoint_id=self._checkpoint_id,
+                error_type=self._claimed.last_error,
+                error_code=self._claimed.last_error,
+                attempt_index=self._claimed.retries,
+            )
+        if recorded is not None:
+            return
+        if self._claimed.attempt == 1:
+            self._ledger.note(
+                "run.requested", {**ids, "input_text": self.request.input_text, "run_id": run_id}
+            )
+            self._ledger.note(
+                "session.run.started", {**ids, "run_id": run_id, "input_text": self.request.input_text}
+            )
+            self._ledger.note("run.validated", {**ids, "run_id": run_id})
+        self._ledger.note("session.acquired", {**ids, "run_id": run_id})
+
+    @property
+    def _checkpoint_id(self) -> str | None:
+        length = self._claimed.journal_length
+        return f"{self.request.run_id}:step:{length - 1}" if length else None
+
+    async def _others_know_the_agent(self) -> bool:
+        key = self._store.keys("agents")
+        return bool(await self._store.ask(lambda r: r.hexists(key, self.request.agent_id)))
+
+    # --- think -------------------------------------------------------------------------------------------
+
+    async def _think(self, prepared: Prepared) -> Any:
+        """The pattern's output, or the error it ends with; returns at once when the run is latched."""
+        thinking = asyncio.create_task(prepared.pattern.execute(), name=f"run {self.request.run_id}")
+        latched = asyncio.create_task(self.latch.wait(), name=f"latch {self.request.run_id}")
+        try:
+            await asyncio.wait(
+                {thinking, latched}, timeout=self._time_left_s(), return_when=asyncio.FIRST_COMPLETED
+            )
+            if thinking.done() and self.latch.reason is None:
+                return self._output_of(thinking)
+            over = None if self.latch.reason else self._duration_exhausted()
+            await self._stop_thinking(thinking)
+            if over is not None and self.latch.reason is None:
+                raise over
+            raise RunLatched(self.latch.reason or LatchReason.HANDOVER)
+        finally:
+            latched.cancel()
+            if not thinking.done():
+                thinking.cancel()
+
+    def _output_of(self, thinking: asyncio.Task[Any]) -> Any:
+        recorder = self._recorder
+        assert recorder is not None
+        if thinking.cancelled():
+            raise ExecutionError("the pattern cancelled itself")
+        error = thinking.exception()
+        if error is None and recorder.verdict is None:
+            recorder.check_all_read()
+        if recorder.verdict is not None:
+            raise recorder.verdict from (
+                error if isinstance(error, Exception) and error is not recorder.verdict else None
+            )
+        if error is not None:
+            raise error
+        return thinking.result()
+
+    async def _stop_thinking(self, thinking: asyncio.Task[Any]) -> None:
+        """End the pattern. Calls that may end do so first and are recorded; others are cancelled."""
+        recorder = self._recorder
+        assert recorder is not None
+        if self.latch.reason is not None and self.latch.lets_calls_end:
+            quiet = asyncio.create_task(recorder.quiet(), name=f"quiet {self.request.run_id}")
+            stop_now = asyncio.create_task(self.latch.wait_stop_now(), name=f"stop {self.request.run_id}")
+            await asyncio.wait({quiet, stop_now}, return_when=asyncio.FIRST_COMPLETED)
+            quiet.cancel()
+            stop_now.cancel()
+        for _ in range(3):  # a pattern may swallow a cancellation once
+            recorder.cancel_running()
+            thinking.cancel()
+            await asyncio.wait({thinking}, timeout=CANCEL_GRACE_S / 3)
+            if thinking.done():
+                break
+        else:
+            log.warning("run.does_not_stop", run_id=self.request.run_id, reason=str(self.latch.reason))
+        if thinking.done() and not thinking.cancelled():
+            thinking.exception()  # seen; the latch says how the run goes on
+
+    def _time_left_s(self) -> float | None:
+        """Seconds of `max_duration_ms` that are left. Waiting, retrying and parked time is not counted."""
+        limit = self._budget.max_duration_ms
+        if limit is None:
+            return None
+        return max(0.0, (limit - self._claimed.active_ms) / 1000 - (time.monotonic() - self._started))
+
+    def _duration_exhausted(self) -> BudgetExhausted:
+        limit = self._budget.max_duration_ms or 0
+        return BudgetExhausted(
+            f"Run duration limit ({limit}ms) exceeded", kind="duration", current=self._active_ms, limit=limit
+        )
+
+    @property
+    def _active_ms(self) -> int:
+        return self._claimed.active_ms + round((time.monotonic() - self._started) * 1000)
+
+    def _verdict(self) -> OpenAgentsError | None:
+        return self._recorder.verdict if self._recorder else None
+
+    # --- remember ----------------------------------------------------------------------------------------
+
+    async def _remember(self, prepared: Prepared, output: Any) -> None:
+        """Let the memory keep what it wants. One with a store of its own is called once: its call is recorded."""
+        context, memory = prepared.context, prepared.parts.memory
+        assert self._recorder is not None
+        context.state["_runtime_last_output"] = output
+        try:
+            if getattr(memory, "external", True):
+                await self._recorder.call("memory", "writeback", "", self._write_back_recorded)
+            else:
+                await self._write_back(memory, context)
+        finally:
+            context.state.pop("_runtime_last_output", None)
+
+    async def _write_back_recorded(self, info: CallInfo) -> Outcome:
+        assert self._prepared is not None
+        context = self._prepared.context
+        before, overlay = context.state, Overlay(context.state)
+        context.state = overlay  # type: ignore[assignment]  # a mapping, as plugins expect
+        try:
+            await self._write_back(self._prepared.parts.memory, context)
+        except OpenAgentsError as error:
+            return Outcome(error=error)
+        finally:
+            context.state = before
+        return Outcome(state=overlay.changes())
+
+    async def _write_back(self, memory: Any, context: Any) -> None:
+        for verb in ("writeback", "compact"):
+            step = getattr(memory, verb, None)
+            if step is None:
+                continue
+            self._note(f"memory.{verb}.started")
+            try:
+                await step(context)
+            except Exception as error:
+                details = ErrorDetails.from_exception(error).model_dump(exclude_none=True)
+                self._note(f"memory.{verb}_failed", error=str(error), error_details=details)
+                if self._prepared is not None and self._prepared.parts.definition.memory.on_error == "fail":
+                    raise
+                continue
+            self._note(f"memory.{verb}_succeeded")
+            self._note(f"memory.{verb}.completed")
+
+    # --- finish ------------------------------------------------------------------------------------------
+
+    def _ending(self, *, output: Any = None, error: OpenAgentsError | None = None) -> Ending:
+        if error is not None:
+            error.run_id = error.run_id or self.request.run_id
+        return Ending(
+            request=self.request,
+            usage=self._recorder.usage if self._recorder else _usage_so_far(self._claimed),
+            artifacts=list(self._prepared.context.artifacts) if self._prepared else [],
+            duration_ms=self._active_ms,
+            output=output,
+            error=error,
+        )
+
+    async def _finish(self, ending: Ending) -> Carried:
+        prepared = self._prepared
+        before = prepared.state_before if prepared else {}
+        state = prepared.context.state if prepared else {}
+        try:
+            arguments = ending.arguments(before, state)
+        except (TypeError, ValueError) as error:  # the state holds what is not JSON: the run has no valid end
+            ending = self._ending(error=translated(error))
+            arguments = ending.arguments(before, state)
+        handed = await self._ledger.finish(**arguments)
+        await self._send(handed)
+        log.info(
+            "run.ended",
+            run_id=self.request.run_id,
+            stop_reason=str(ending.stop_reason),
+            attempt=self._claimed.attempt,
+        )
+        return Carried(Outlook.ENDED, stop_reason=ending.stop_reason, error=ending.details)
+
+    async def _let_go(self) -> Carried:
+        """The run goes on elsewhere, later, or not at all."""
+        try:
+            match self.latch.reason:
+                case LatchReason.RETRY:
+                    return await self._retry_later()
+                case LatchReason.HANDOVER:
+                    handed = await self._ledger.suspend(kind="handover", delay_ms=0, call="", error_code="")
+                    if self.latch.reason is LatchReason.HANDOVER:
+                        await self._send(handed)
+                        return Carried(Outlook.SUSPENDED, "handover")
+                case LatchReason.FENCED | LatchReason.CANCELLED | None:
+                    pass
+            if self.latch.reason is LatchReason.CANCELLED:
+                return await self._finish(self._ending(error=RunCancelled(self.latch.detail or "cancelled")))
+        except RunLatched:
+            pass
+        log.warning(
+            "run.fenced", run_id=self.request.run_id, attempt=self._claimed.attempt, detail=self.latch.detail
+        )
+        return Carried(Outlook.NOTHING, "fenced")
+
+    async def _retry_later(self) -> Carried:
+        error = self.latch.error
+        assert error is not None
+        if isinstance(error, AgentNotFoundError):
+            delay_ms = UNKNOWN_AGENT_DELAY_MS
+        else:
+            tries = (self._claimed.facts or {}).get(f"tries:{self.latch.call}", "0")
+            delay_ms = back_off_ms(int(tries), getattr(error, "retry_after_ms", None), self._chance)
+        handed = await self._ledger.suspend(
+            kind="retry", delay_ms=delay_ms, call=self.latch.call, error_code=error.code
+        )
+        if self.latch.reason is LatchReason.CANCELLED:
+            return await self._finish(self._ending(error=RunCancelled(self.latch.detail or "cancelled")))
+        await self._send(handed)
+        return Carried(
+            Outlook.SUSPENDED, error.code, delay_ms=delay_ms, error=ErrorDetails.from_exception(error)
+        )
+
+    async def _send(self, handed: Handed) -> None:
+        if handed.wakes:
+            await self._send_wakes(handed.wakes)
+
+    def _note(self, name: str, **payload: Any) -> None:
+        ids = {
+            "agent_id": self.request.agent_id,
+            "session_id": self.request.session_id,
+            "run_id": self.request.run_id,
+        }
+        self._ledger.note(name, {**ids, **payload})
+
+
+def _usage_so_far(claimed: Claimed) -> RunUsage:
+    return RunUsage.model_validate_json(claimed.usage) if claimed.usage else RunUsage()

@@ -1,0 +1,397 @@
+"""Models and tools as a pattern gets them: the same contracts, with the recorder in between."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
+
+from openagents_worker.errors import (
+    BudgetExhausted,
+    MaxStepsExceeded,
+    OpenAgentsError,
+    PermanentToolError,
+    StepTooLarge,
+    ToolError,
+    ToolTimeoutError,
+    ToolValidationError,
+)
+from openagents_worker.llm.base import CallInfo, LLMClient, LLMResponse, OnDelta
+from openagents_worker.models import ErrorDetails, RunBudget, RunUsage, dumps
+from openagents_worker.runtime.context import CallContext, RunContext
+from openagents_worker.runtime.journal import digest_of
+from openagents_worker.runtime.ledger import Ledger
+from openagents_worker.runtime.recorder import Outcome, Recorder
+from openagents_worker.telemetry import get_logger
+from openagents_worker.tools.base import ToolExecutionSpec
+from openagents_worker.tools.validation import check_arguments
+
+__all__ = ["RecordedModel", "RecordedTool"]
+
+log = get_logger(__name__)
+
+Clock = Callable[[], float]
+
+
+class RecordedModel:
+    """The run's model: counts usage, watches the cost budget, streams to watchers, records every reply."""
+
+    def __init__(
+        self,
+        inner: LLMClient,
+        *,
+        recorder: Recorder,
+        ledger: Ledger,
+        budget: RunBudget,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._inner = inner
+        self._recorder = recorder
+        self._ledger = ledger
+        self._budget = budget
+        self._clock = clock
+        self._streams = "on_delta" in inspect.signature(inner.generate).parameters
+        self._told_unpriced = False
+        self._prompt = _PromptDigest()
+        self.provider_name = getattr(inner, "provider_name", "unknown")
+        self.model_id = getattr(inner, "model_id", "unknown")
+
+    async def generate(
+        self,
+        *,
+        messages: list[dict[str, Any]],
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: dict[str, Any] | str | None = None,
+        response_format: dict[str, Any] | None = None,
+        on_delta: OnDelta | None = None,
+    ) -> LLMResponse:
+        """As the provider's own `generate`; a reply that is in the journal costs nothing."""
+        name = model or self.model_id
+        given = {
+            "messages": messages,
+            "model": model,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "response_format": response_format,
+        }
+
+        async def make(info: CallInfo) -> Outcome:
+            return await self._ask(name, given, info, on_delta)
+
+        reply = await self._recorder.call("model", name, self._prompt.of(messages), make, strict=False)
+        return LLMResponse.from_wire(reply)
+
+    async def _ask(
+        self, name: str, given: dict[str, Any], info: CallInfo, on_delta: OnDelta | None
+    ) -> Outcome:
+        if (over := self._over_budget()) is not None:
+            return Outcome(error=over)
+        self._ledger.note("llm.called", {"model": name, "call": info.call_key})
+        if self._streams:
+
+            async def pass_on(text: str) -> None:
+                self._ledger.delta(info.call_key, text)
+                if on_delta is not None:
+                    await on_delta(text)
+
+            given = {**given, "on_delta": pass_on}
+        started = self._clock()
+        try:
+            reply = await self._inner.generate(
+                **{k: v for k, v in given.items() if k in _ALWAYS or v is not None}
+            )
+        except OpenAgentsError as error:
+            failed = {"model": name, "call": info.call_key, "error": str(error)}
+            details = ErrorDetails.from_exception(error).model_dump(exclude_none=True)
+            return Outcome(error=error, events=[("llm.failed", {**failed, "error_details": details})])
+        took_ms = round((self._clock() - started) * 1000, 1)
+        usage = _usage_of(reply)
+        metrics = {"latency_ms": took_ms, **usage.model_dump(exclude_defaults=True, exclude={"llm_calls"})}
+        told = {
+            "model": name,
+            "call": info.call_key,
+            "_metrics": metrics,
+            "output_text": reply.output_text,
+            "tool_calls": [call.name for call in reply.tool_calls],
+        }
+        return Outcome(value=reply.to_wire(), usage=usage, events=[("llm.succeeded", told)])
+
+    def _over_budget(self) -> BudgetExhausted | None:
+        """The error when the money is spent. Checked only for calls that are made: a recorded one is paid for."""
+        limit, spent = self._budget.max_cost_usd, self._recorder.usage.cost_usd
+        if limit is None:
+            return None
+        if spent is None:
+            if self._recorder.usage.llm_calls and not self._told_unpriced:
+                self._told_unpriced = True
+                self._ledger.note(
+                    "budget.cost_skipped", {"limit": limit, "reason": "the model's price is not known"}
+                )
+            return None
+        if spent < limit:
+            return None
+        return BudgetExhausted(
+            f"cost budget exhausted: {spent:.4f} of {limit:.4f} USD", kind="cost", current=spent, limit=limit
+        )
+
+    def count_tokens(self, text: str) -> int:
+        return self._inner.count_tokens(text)
+
+    async def aclose(self) -> None:
+        """The client belongs to the process, not to the run: nothing to close."""
+
+
+_ALWAYS = ("messages", "model", "temperature", "max_tokens", "tools")
+
+
+def _usage_of(reply: LLMResponse) -> RunUsage:
+    used = reply.usage
+    if used is None:
+        return RunUsage(llm_calls=1)
+    more = used.metadata
+    return RunUsage(
+        llm_calls=1,
+        input_tokens=used.input_tokens,
+        output_tokens=used.output_tokens,
+        total_tokens=used.total_tokens or used.input_tokens + used.output_tokens,
+        input_tokens_cached=int(more.get("cached_tokens") or more.get("cache_read_input_tokens") or 0),
+        input_tokens_cache_creation=int(more.get("cache_creation_input_tokens") or 0),
+        cost_usd=more.get("cost_usd"),
+        cost_breakdown=dict(more.get("cost_breakdown") or {}),
+        ttft_ms=more.get("ttft_ms"),
+        llm_retry_count=int(more.get("retries") or 0),
+    )
+
+
+class _PromptDigest:
+    """A digest of each prompt that costs only what is new in it: a conversation is hashed once, not per step.
+
+    A prompt whose first and last known messages are the same objects as before is taken as continued.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Hashed] = {}
+
+    def of(self, messages: list[dict[str, Any]]) -> str:
+        if not messages:
+            return sha256().hexdigest()[:24]
+        known = self._known.get(id(messages[0]))
+        if known is None or not known.begins(messages):
+            known = self._known[id(messages[0])] = _Hashed(messages[0])
+        known.go_on(messages)
+        return known.chain.hexdigest()[:24]
+
+
+class _Hashed:
+    def __init__(self, first: dict[str, Any]) -> None:
+        self.first = self.last = first
+        self.count = 0
+        self.chain = sha256()
+
+    def begins(self, messages: list[dict[str, Any]]) -> bool:
+        return (
+            self.first is messages[0]
+            and len(messages) >= self.count
+            and messages[self.count - 1] is self.last
+        )
+
+    def go_on(self, messages: list[dict[str, Any]]) -> None:
+        for message in messages[self.count :]:
+            self.chain.update(dumps({key: message[key] for key in sorted(message)}).encode())
+        self.count, self.last = len(messages), messages[-1]
+
+
+class RecordedTool:
+    """A tool bound to a run: checked arguments, approval, hooks, a deadline, events, usage, a record."""
+
+    def __init__(
+        self,
+        tool_id: str,
+        inner: Any,
+        *,
+        context: RunContext,
+        ledger: Ledger,
+        budget: RunBudget,
+        default_timeout_ms: int | None,
+    ) -> None:
+        self.tool_id = tool_id
+        self._inner = inner
+        self._context = context
+        self._ledger = ledger
+        self._budget = budget
+        described = inner.describe() if hasattr(inner, "describe") else {}
+        self._described = {**described, "name": tool_id}
+        self._schema = described.get("parameters") or {"type": "object"}
+        spec = inner.execution_spec() if hasattr(inner, "execution_spec") else None
+        self.spec = (
+            ToolExecutionSpec.model_validate(spec.model_dump()) if spec is not None else ToolExecutionSpec()
+        )
+        self._timeout_ms = self.spec.default_timeout_ms or default_timeout_ms
+        self._may_repeat = bool(getattr(inner, "durable_idempotent", True))
+        self._warned = False
+
+    @property
+    def concurrency_safe(self) -> bool:
+        return self.spec.concurrency_safe
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self._described)
+
+    async def invoke(self, params: dict[str, Any], context: Any = None) -> Any:
+        """The tool's result as plain JSON, or a coded error; made once however often the run is resumed."""
+        try:
+            digest = digest_of(params)
+        except (TypeError, ValueError) as error:
+            raise ToolValidationError(f"the arguments are not JSON: {error}", self.tool_id) from None
+
+        async def make(info: CallInfo) -> Outcome:
+            return await self._make(params, info)
+
+        return await self._context.recorder.call("tool", self.tool_id, digest, make)
+
+    async def _make(self, params: dict[str, Any], info: CallInfo) -> Outcome:
+        if (over := self._over_budget(info)) is not None:
+            return Outcome(error=over)
+        call = CallContext(self._context, info.idempotency_key, info.call_key)
+        self._ledger.note(
+            "tool.called", {"tool_id": self.tool_id, "params": params, "call_id": info.call_key}
+        )
+        self._warn_once()
+        try:
+            value = await self._execute(params, call)
+            dumps(value)
+        except OpenAgentsError as error:
+            return self._failed(error, call)
+        except (TypeError, ValueError) as error:
+            return self._failed(_not_plain(error, self.tool_id), call)
+        told = {"tool_id": self.tool_id, "result": value, "call_id": info.call_key}
+        return Outcome(
+            value=value,
+            usage=RunUsage(tool_calls=1),
+            state=call.state.changes(),
+            artifacts=[artifact.model_dump() for artifact in call.artifacts],
+            events=[("tool.succeeded", told)],
+        )
+
+    def _failed(self, error: OpenAgentsError, call: CallContext) -> Outcome:
+        error.tool_id = error.tool_id or self.tool_id
+        told = {
+            "tool_id": self.tool_id,
+            "error": str(error),
+            "call_id": call.call_id,
+            "error_details": ErrorDetails.from_exception(error).model_dump(exclude_none=True),
+        }
+        # A call with effects that may have happened is not made again because its error could be retried.
+        return Outcome(
+            error=error,
+            events=[("tool.failed", told)],
+            may_retry=self._may_repeat,
+            usage=RunUsage(tool_calls=1),
+        )
+
+    async def _execute(self, params: dict[str, Any], call: CallContext) -> Any:
+        """Checks, approval, hooks and the call itself. Raises coded errors only."""
+        self._check_params(params)
+        self._check_approval(params, call)
+        result: Any = None
+        raised: Exception | None = None
+        try:
+            await _hook(self._inner, "before_invoke", params, call)
+            result = await self._with_deadline(params, call)
+            return result
+        except OpenAgentsError as error:
+            raised = error
+            raise
+        except Exception as error:
+            raised = error
+            raise ToolError(f"{type(error).__name__}: {error}", self.tool_id) from error
+        finally:
+            await _hook(self._inner, "after_invoke", params, call, result, raised)
+
+    async def _with_deadline(self, params: dict[str, Any], call: CallContext) -> Any:
+        if self._timeout_ms is None:
+            return await self._inner.invoke(params, call)
+        deadline = asyncio.timeout(self._timeout_ms / 1000)
+        try:
+            async with deadline:
+                return await self._inner.invoke(params, call)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise ToolTimeoutError(
+                f"Tool {self.tool_id!r} timed out after {self._timeout_ms}ms", self.tool_id
+            ) from error
+
+    def _check_params(self, params: dict[str, Any]) -> None:
+        problem = check_arguments(self._schema, params)
+        if problem is None and hasattr(self._inner, "validate_params"):
+            fine, said = self._inner.validate_params(params)
+            problem = None if fine else said or "refused by the tool"
+        if problem is not None:
+            raise ToolValidationError(
+                problem, self.tool_id, hint=f"the parameters are {dumps(self._schema)[:500]}"
+            )
+
+    def _check_approval(self, params: dict[str, Any], call: CallContext) -> None:
+        if not self._needs_approval(params, call):
+            return
+        hints = self._context.run_request.context_hints.get("approvals")
+        known = hints if isinstance(hints, dict) else {}
+        decision = known.get(call.call_id, known.get(self.tool_id, known.get("*")))
+        if decision != "allow":  # only the exact word allows
+            raise PermanentToolError(
+                f"Tool {self.tool_id!r} requires approval; "
+                + ("it was not given" if decision is None else f"the decision is {decision!r}"),
+                self.tool_id,
+                hint=f'context_hints={{"approvals": {{"{self.tool_id}": "allow"}}}}',
+            )
+
+    def _needs_approval(self, params: dict[str, Any], call: CallContext) -> bool:
+        if not hasattr(self._inner, "requires_approval"):
+            return self.spec.approval_mode == "always"
+        try:
+            return bool(self._inner.requires_approval(params, call))
+        except Exception:  # noqa: BLE001  # a gate that fails is closed
+            return True
+
+    def _over_budget(self, info: CallInfo) -> MaxStepsExceeded | None:
+        limit = self._budget.max_tool_calls
+        if limit is None or info.ordinal < limit:
+            return None
+        return MaxStepsExceeded(f"Tool call limit ({limit}) exceeded", tool_id=self.tool_id)
+
+    def _warn_once(self) -> None:
+        if not self._may_repeat and not self._warned:
+            self._warned = True
+            hint = "it is not called again once its outcome is stored; its receiver should know the idempotency key"
+            self._ledger.note(
+                "run.durable_idempotency_warning",
+                {"run_id": self._context.run_id, "tool_id": self.tool_id, "hint": hint},
+            )
+
+
+def _not_plain(error: Exception, tool_id: str) -> StepTooLarge:
+    return StepTooLarge(
+        f"the result of {tool_id} is not JSON: {error}", hint="return plain JSON values", tool_id=tool_id
+    )
+
+
+async def _hook(inner: Any, name: str, *args: Any) -> None:
+    hook = getattr(inner, name, None)
+    if hook is None:
+        return
+    if name == "after_invoke":
+        try:
+            await hook(*args)
+        except Exception as error:  # noqa: BLE001  # it runs after the fact and cannot change it
+            log.warning("tool.after_invoke_failed", tool=type(inner).__name__, error=str(error))
+        return
+    await hook(*args)

@@ -1,0 +1,124 @@
+"""The journal as a run reads it: records of finished calls, answered by call key, each once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+from openagents_worker.errors import ReplayMismatch
+from openagents_worker.models import dumps
+from openagents_worker.store.client import AsyncStore
+
+__all__ = ["FORMAT", "PREPARE", "Journal", "Record", "digest_of", "read_pages"]
+
+FORMAT = 1
+PREPARE = "prepare"
+PAGE_BYTES = 256 * 1024  # one reply never holds Redis up for longer than this takes
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The outcome of one call. `outcome` is {"ok": value}, {"error": {...}} or {"cancelled": true}."""
+
+    call: str
+    kind: str
+    name: str
+    digest: str
+    outcome: dict[str, Any]
+    usage: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        data: dict[str, Any] = {"call": self.call, "v": FORMAT, "kind": self.kind, "name": self.name}
+        data |= {"digest": self.digest, "outcome": self.outcome}
+        data |= {k: v for k in ("usage", "state", "artifacts") if (v := getattr(self, k))}
+        return dumps(data)
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        data = json.loads(text)
+        if data.pop("v") > FORMAT:
+            raise ReplayMismatch("a newer version of this library wrote this run's journal")
+        return cls(**data)
+
+
+def digest_of(*parts: Any) -> str:
+    """A short digest of JSON values, the same for the same values whatever the order of their keys."""
+    text = "\0".join(dumps(_sorted(part)) for part in parts)
+    return sha256(text.encode()).hexdigest()[:24]
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [_sorted(item) for item in value]
+    return value
+
+
+class Journal:
+    """Records by call key. A record is dropped once it is read: a long journal shrinks as it is replayed."""
+
+    def __init__(self, records: Iterable[str] = ()) -> None:
+        self._records: dict[str, Record] = {}
+        self._inside: dict[str, list[str]] = {}
+        self.length = 0
+        for text in records:
+            self.load(text)
+
+    def load(self, text: str) -> None:
+        record = Record.from_json(text)
+        self._records[record.call] = record
+        self.length += 1
+        for outer in _outer_calls(record.call):
+            self._inside.setdefault(outer, []).append(record.call)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether every record has been answered: from here on everything is new."""
+        return not self._records
+
+    def take(self, call: str) -> Record | None:
+        """The record of that call; those of calls made inside it count as read with it."""
+        record = self._records.pop(call, None)
+        if record is not None:
+            for nested in self._inside.pop(call, ()):
+                self._records.pop(nested, None)
+        return record
+
+    def has(self, call: str) -> bool:
+        return call in self._records
+
+    def unread(self) -> list[str]:
+        return [f"{record.kind} {record.name} at {key}" for key, record in self._records.items()]
+
+
+def _outer_calls(call: str) -> list[str]:
+    """The calls inside which this one was made: `3>.1>.2` was made inside `3>.1` and `3`."""
+    return [call[:at] for at, char in enumerate(call) if char == ">"]
+
+
+async def read_pages(store: AsyncStore, run_id: str, first: Sequence[str], length: int) -> AsyncIterator[str]:
+    """All records of a run in order, those that came with the claim first. The owner's journal cannot change."""
+    for text in first:
+        yield text
+    key = store.keys("journal", run_id)
+    count, page = len(first), first
+    while count < length:
+        mean = sum(map(len, page)) / len(page) if page else PAGE_BYTES
+        last = count + max(1, min(1024, int(PAGE_BYTES / max(mean, 1)))) - 1
+        page = await store.ask(partial(_lrange, key, count, last))
+        if not page:
+            return
+        count += len(page)
+        for text in page:
+            yield text
+
+
+async def _lrange(key: str, start: int, end: int, redis: Any) -> list[str]:
+    return await redis.lrange(key, start, end)  # type: ignore[no-any-return]

@@ -1,0 +1,72 @@
+"""The latch of a run: once set, no recorded call starts, and every one of them raises the latch again."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+
+from openagents_worker.errors import OpenAgentsError
+
+__all__ = ["Latch", "LatchReason", "RunLatched"]
+
+
+class LatchReason(StrEnum):
+    """Why a run stops here without having ended by itself."""
+
+    FENCED = "fenced"  # somebody else has it, or our lease is over: nothing may be written any more
+    CANCELLED = "cancelled"
+    RETRY = "retry"  # a retryable error: go on later
+    HANDOVER = "handover"  # this worker stops: go on elsewhere, at once
+
+
+_RANK = {LatchReason.HANDOVER: 0, LatchReason.RETRY: 1, LatchReason.CANCELLED: 2, LatchReason.FENCED: 3}
+
+
+class RunLatched(BaseException):
+    """What a recorded call raises once its run is latched.
+
+    Not an `Exception`: a pattern that catches errors to try something else must not catch this one. And if
+    it does all the same, the runner trusts the latch, not what the pattern returned.
+    """
+
+    def __init__(self, reason: LatchReason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+class Latch:
+    """Set once or raised to a graver reason; never taken back."""
+
+    def __init__(self) -> None:
+        self.reason: LatchReason | None = None
+        self.error: OpenAgentsError | None = None
+        self.call = ""
+        self.detail = ""
+        self._set = asyncio.Event()
+        self._stop_now = asyncio.Event()
+
+    def set(
+        self, reason: LatchReason, *, error: OpenAgentsError | None = None, call: str = "", detail: str = ""
+    ) -> None:
+        if self.reason is not None and _RANK[self.reason] >= _RANK[reason]:
+            return
+        self.reason, self.error, self.call, self.detail = reason, error, call, detail
+        self._set.set()
+        if not self.lets_calls_end:
+            self._stop_now.set()
+
+    @property
+    def lets_calls_end(self) -> bool:
+        """Whether calls that run may end and be recorded before the run is put aside."""
+        return self.reason in (LatchReason.RETRY, LatchReason.HANDOVER)
+
+    def check(self) -> None:
+        if self.reason is not None:
+            raise RunLatched(self.reason)
+
+    async def wait(self) -> None:
+        await self._set.wait()
+
+    async def wait_stop_now(self) -> None:
+        """Returns when running calls are to be cancelled rather than awaited."""
+        await self._stop_now.wait()

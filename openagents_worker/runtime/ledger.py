@@ -1,0 +1,201 @@
+"""The ledger of an attempt: the one lane on which its writes go out, in order, each fenced, each repeatable.
+
+Events are batched for a few milliseconds and travel with the next commit; a write whose answer was lost is
+repeated until the lease no longer allows it. An answer that says "not yours any more" sets the latch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from openagents_worker.errors import RedisUnreachable
+from openagents_worker.models import RunUsage, dumps
+from openagents_worker.redaction import redact
+from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
+from openagents_worker.runtime.lease import Lease
+from openagents_worker.store import scripts
+from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.scripts import Call, Handed, WriteAnswer
+from openagents_worker.telemetry import get_logger
+
+__all__ = ["Ledger"]
+
+log = get_logger(__name__)
+
+FLUSH_S = 0.02  # events wait this long for company: one round trip instead of three a step
+DELTA_S = 0.03  # and text that streams for about a frame
+
+
+class Ledger:
+    """Everything one attempt writes, by one fence."""
+
+    def __init__(
+        self, *, store: AsyncStore, lease: Lease, run_id: str, fence: str, attempt: int, latch: Latch
+    ) -> None:
+        self._store = store
+        self._lease = lease
+        self.run_id = run_id
+        self.fence = fence
+        self._attempt = attempt
+        self._latch = latch
+        self._lane = asyncio.Lock()
+        self._pending: list[str] = []
+        self._batch_no = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushing: set[asyncio.Task[None]] = set()
+        self._deltas: dict[str, _Delta] = {}
+
+    # --- events ------------------------------------------------------------------------------------------
+
+    def note(self, name: str, payload: Mapping[str, Any]) -> None:
+        """An event, to be stored soon: with the next commit, or by itself after a moment."""
+        self._pending += [name, dumps(redact(dict(payload)))]
+        self._schedule(FLUSH_S)
+
+    def delta(self, call: str, text: str) -> None:
+        """A piece of a reply for those who watch now; it is not stored."""
+        piece = self._deltas.setdefault(call, _Delta())
+        piece.text += text
+        self._schedule(DELTA_S)
+
+    def end_deltas(self, call: str) -> None:
+        """The reply is whole and about to be told as a whole: pieces not sent yet need no sending."""
+        self._deltas.pop(call, None)
+
+    def _schedule(self, delay_s: float) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        task = asyncio.create_task(self._flush_quietly(), name=f"flush {self.run_id}")
+        self._flushing.add(task)
+        task.add_done_callback(self._flushing.discard)
+
+    async def _flush_quietly(self) -> None:
+        try:
+            await self.flush()
+        except RunLatched:
+            pass  # the latch is set; whoever makes the next call will meet it
+
+    async def flush(self) -> None:
+        """Store the events that wait, then publish the pieces of replies that wait."""
+        async with self._lane:
+            if self._pending:
+                batch = self._take()
+                await self._write(
+                    scripts.emit(run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch)
+                )
+            for call, piece in list(self._deltas.items()):
+                if piece.text:
+                    payload = piece.take(call, self._attempt)
+                    await self._write(scripts.delta(run_id=self.run_id, fence=self.fence, payload=payload))
+
+    def _take(self) -> list[str]:
+        batch, self._pending = self._pending, []
+        self._batch_no += 1
+        return batch
+
+    # --- fenced writes -----------------------------------------------------------------------------------
+
+    async def commit(
+        self, position: int, record: str, usage: RunUsage, events: Sequence[tuple[str, Mapping[str, Any]]]
+    ) -> None:
+        """Store record number `position`. Must be called with the lane free; commits queue up behind it."""
+        async with self._lane:
+            for name, payload in events:
+                self._pending += [name, dumps(redact(dict(payload)))]
+            batch = self._take()
+            await self._write(
+                scripts.commit(
+                    run_id=self.run_id,
+                    fence=self.fence,
+                    position=position,
+                    record=record,
+                    usage=usage.model_dump_json(),
+                    batch_no=self._batch_no,
+                    events=batch,
+                )
+            )
+
+    async def suspend(self, *, kind: str, delay_ms: int, call: str, error_code: str) -> Handed:
+        """Put the run aside; raises `RunLatched` when it is no longer ours or is to be cancelled."""
+        async with self._lane:
+            batch = self._take()
+            return await self._hand(
+                scripts.suspend(
+                    run_id=self.run_id,
+                    fence=self.fence,
+                    kind=kind,
+                    delay_ms=delay_ms,
+                    call=call,
+                    error_code=error_code,
+                    batch_no=self._batch_no,
+                    events=batch,
+                )
+            )
+
+    async def finish(self, **ending: Any) -> Handed:
+        """End the run; the keywords are those of the script, without what the ledger itself knows."""
+        async with self._lane:
+            batch = self._take()
+            return await self._hand(
+                scripts.finish(
+                    run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch, **ending
+                )
+            )
+
+    async def close(self) -> None:
+        """No write after this one; what still waits is dropped (an ending has taken its events along)."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in list(self._flushing):
+            await asyncio.wait([task])
+
+    async def _write(self, call: Call[WriteAnswer]) -> None:
+        self._obey(await self._repeat(call))
+
+    async def _hand(self, call: Call[Handed]) -> Handed:
+        handed: Handed = await self._repeat(call)
+        self._obey(handed.answer)
+        return handed
+
+    async def _repeat(self, call: Call[Any]) -> Any:
+        if self._latch.reason is LatchReason.FENCED:
+            raise RunLatched(LatchReason.FENCED)
+        try:
+            return await self._store.run_until(call, lambda: self._too_late())
+        except RedisUnreachable as error:
+            self._latch.set(LatchReason.FENCED, detail=error.message)
+            raise RunLatched(LatchReason.FENCED) from error
+
+    def _too_late(self) -> bool:
+        return self._lease.remaining_s() <= 0 or self._latch.reason is LatchReason.FENCED
+
+    def _obey(self, answer: WriteAnswer) -> None:
+        match answer:
+            case WriteAnswer.OK | WriteAnswer.SAME:
+                return
+            case WriteAnswer.CANCEL:
+                self._latch.set(LatchReason.CANCELLED)
+            case WriteAnswer.FENCED | WriteAnswer.MISPLACED:
+                if answer is WriteAnswer.MISPLACED:
+                    log.error("run.misplaced_commit", run_id=self.run_id, fence=self.fence)
+                self._latch.set(LatchReason.FENCED, detail=answer.value)
+                raise RunLatched(LatchReason.FENCED)
+
+
+class _Delta:
+    """What of a streaming reply is still to be sent, and how much was."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.sent = 0
+
+    def take(self, call: str, attempt: int) -> str:
+        payload = dumps({"call": call, "attempt": attempt, "offset": self.sent, "text": self.text})
+        self.sent += len(self.text)
+        self.text = ""
+        return payload

@@ -1,0 +1,144 @@
+"""The runner of a worker process: claims runs and carries each in an attempt of its own, all on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from openagents_worker.errors import RedisUnreachable
+from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
+from openagents_worker.runtime.journal import PAGE_BYTES
+from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.lease import Lease
+from openagents_worker.settings import Settings
+from openagents_worker.store import scripts
+from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.scripts import ClaimAnswer, Claimed, Wake
+from openagents_worker.telemetry import get_logger
+
+__all__ = ["Carried", "Outlook", "Runner"]
+
+log = get_logger(__name__)
+
+CLAIM_PATIENCE_S = (
+    15.0  # a message whose claim cannot be asked for so long is dropped; the rescue loop sends another
+)
+
+
+class Runner:
+    """Carries the runs of one process.
+
+    `lease` gives the current lease; `send_wakes` sends wake-up messages. Nothing here knows Celery.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: AsyncStore,
+        lease: Callable[[], Lease],
+        assembly: Assembly,
+        settings: Settings,
+        send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
+    ) -> None:
+        self.accepting = True
+        self._store = store
+        self._lease = lease
+        self._assembly = assembly
+        self._settings = settings
+        self._send_wakes = send_wakes
+        self._claiming: dict[str, int] = {}
+        self._attempts: dict[str, Attempt] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def carry(self, run_id: str) -> Carried:
+        """Claim a run and carry it as far as it goes here. Never raises for what happens inside the run."""
+        with _Entry(self._claiming, run_id):
+            lease, claimed = await self._claim(run_id)
+            if claimed.answer is not ClaimAnswer.CLAIMED:
+                if claimed.wakes:
+                    await self._send_wakes(claimed.wakes)
+                return Carried(Outlook.NOTHING, claimed.answer.value.lower())
+            if not self.accepting:
+                return await self._give_back(run_id, lease, claimed)
+            attempt = Attempt(
+                claimed,
+                store=self._store,
+                lease=lease,
+                assembly=self._assembly,
+                settings=self._settings,
+                send_wakes=self._send_wakes,
+            )
+            self._attempts[run_id] = attempt
+            self._idle.clear()
+            try:
+                return await attempt.carry()
+            finally:
+                if self._attempts.get(run_id) is attempt:
+                    del self._attempts[run_id]
+                if not self._attempts:
+                    self._idle.set()
+
+    async def _claim(self, run_id: str) -> tuple[Lease, Claimed]:
+        """Ask until there is an answer: with one nonce, so that a lost answer is given once more."""
+        give_up_at = time.monotonic() + CLAIM_PATIENCE_S
+        while True:
+            lease = self._lease()
+            call = scripts.claim(
+                run_id=run_id,
+                incarnation=lease.incarnation,
+                nonce=secrets.token_hex(8),
+                page_bytes=PAGE_BYTES,
+            )
+            try:
+                claimed = await self._store.run_until(call, lambda: time.monotonic() > give_up_at)
+            except RedisUnreachable as error:
+                log.warning("run.claim_failed", run_id=run_id, error=error.message)
+                return lease, Claimed(ClaimAnswer.UNKNOWN)
+            if claimed.answer is not ClaimAnswer.NOT_ALIVE or time.monotonic() > give_up_at:
+                return lease, claimed
+            await asyncio.sleep(0.05)  # the heartbeat is about to register a new incarnation
+
+    async def _give_back(self, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
+        released = await self._store.run_until(
+            scripts.release(run_id=run_id, incarnation=lease.incarnation, fence=claimed.fence),
+            lambda: lease.remaining_s() <= 0,
+        )
+        await self._send_wakes(released.wakes)
+        return Carried(Outlook.NOTHING, "handover")
+
+    # --- for the heartbeat -------------------------------------------------------------------------------
+
+    def known(self) -> frozenset[str]:
+        """Runs that this process claims or carries; may be asked from any thread."""
+        return frozenset(self._claiming.copy())
+
+    def latch(self, run_id: str, reason: LatchReason, detail: str = "") -> None:
+        """Stop a run of this process; call it on the loop."""
+        attempt = self._attempts.get(run_id)
+        if attempt is not None:
+            attempt.latch.set(reason, detail=detail)
+
+    async def latch_all(self, reason: LatchReason, detail: str = "") -> None:
+        """Stop every run of this process; returns when all have let go."""
+        for attempt in list(self._attempts.values()):
+            attempt.latch.set(reason, detail=detail)
+        await self._idle.wait()
+
+
+class _Entry:
+    """Counts a run as known for as long as the block runs; two messages of one run may be in it at once."""
+
+    def __init__(self, counts: dict[str, int], run_id: str) -> None:
+        self._counts, self._run_id = counts, run_id
+
+    def __enter__(self) -> None:
+        self._counts[self._run_id] = self._counts.get(self._run_id, 0) + 1
+
+    def __exit__(self, *_: object) -> None:
+        self._counts[self._run_id] -= 1
+        if self._counts[self._run_id] == 0:
+            del self._counts[self._run_id]

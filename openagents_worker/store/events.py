@@ -1,0 +1,296 @@
+"""Watching. The only place that follows a run's events: every stored one once and in order, then live.
+
+A watcher subscribes first, then looks where the run stands, then reads the stream, then listens. What is
+published in between waits in its connection, so nothing falls between replay and live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from openagents_worker.errors import RedisUnreachable
+from openagents_worker.events import RunEvent
+from openagents_worker.models import RunState
+from openagents_worker.redaction import safe_url
+from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.runs import run_not_found
+
+__all__ = ["Head", "Watch", "awatch", "watch"]
+
+PAGE = 500
+SILENCE_S = 15.0  # pub/sub promises nothing: after so long without a word the stream itself is asked
+RECONNECT_S = 30.0  # a watch outlives a restart of Redis; longer than that somebody should hear of it
+PAUSE_S = 0.2
+SUBSCRIBE_TIMEOUT_S = 2.0
+
+Entry = tuple[str, dict[str, str]]  # of a stream: its id, {"e": the event as JSON}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a run stands: its state, the number of its newest event, its life, and whose it is."""
+
+    state: RunState
+    seq: int
+    life: int
+    agent_id: str
+    session_id: str
+
+
+_HEAD_FIELDS = ("state", "seq", "life", "agent", "session")
+
+
+def _head_of(values: Sequence[str | None]) -> Head | None:
+    state, seq, life, agent_id, session_id = values
+    return (
+        Head(RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
+        if state
+        else None
+    )
+
+
+class Watch:
+    """One watcher's place in a run: what it has seen, what it must do next. No input or output of its own.
+
+    `after` is the last event seen before; None means that only what comes from now on is wanted. Feed it the
+    run's head, pages of the stream while `behind`, and live messages otherwise, until it is `over`: that is
+    after the final event of the life it joined, or once it is certain that this event will not come.
+    """
+
+    def __init__(self, after: int | None = 0) -> None:
+        self.behind = True
+        self.over = False
+        self._wanted = None if after is None else after + 1
+        self._life: int | None = None
+        self._ends_with_replay = False
+
+    @property
+    def wanted(self) -> int:
+        """The number of the next event to show."""
+        return self._wanted or 1
+
+    def look(self, head: Head | None) -> None:
+        """Takes where the run stands; the stream is to be read up to here. None: its record is gone."""
+        if head is None:
+            self.over = True
+            return
+        self._life = head.life if self._life is None else self._life
+        self._wanted = head.seq + 1 if self._wanted is None else self._wanted
+        self._ends_with_replay = head.state.is_terminal or head.life > self._life
+        self.behind = True
+
+    def replay(self, page: Sequence[Entry]) -> Iterator[RunEvent]:
+        """Takes a page of the stream, read from `wanted` on."""
+        for _, fields in page:
+            event = RunEvent.from_json(fields["e"])
+            if self.over or event.seq is None or event.seq < self.wanted:
+                continue
+            if event.seq > self.wanted:
+                yield self._gap(event, event.seq - 1)
+            yield self._seen(event)
+        if len(page) < PAGE:
+            self.behind = False
+            self.over = self.over or self._ends_with_replay
+
+    def live(self, text: str) -> Iterator[RunEvent]:
+        """Takes a published message. A jump in its number means that one was lost: the stream has it."""
+        event = RunEvent.from_json(text)
+        if event.seq is None:
+            yield event
+        elif event.seq == self.wanted:
+            yield self._seen(event)
+        elif event.seq > self.wanted:
+            self.behind = True
+
+    def _seen(self, event: RunEvent) -> RunEvent:
+        assert event.seq is not None
+        self._wanted = event.seq + 1
+        self.over = event.final and event.life >= (self._life or 1)
+        return event
+
+    def _gap(self, before: RunEvent, to: int) -> RunEvent:
+        return before.model_copy(
+            update={
+                "name": "events.gap",
+                "seq": None,
+                "worker": None,
+                "payload": {"from": self.wanted, "to": to},
+                "final": False,
+            }
+        )
+
+
+class _Patience:
+    """How long a watch puts up with a Redis that is away. Before its first word from it: not at all."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def renew(self) -> None:
+        self._until = time.monotonic() + RECONNECT_S
+
+    def is_over(self, deadline: float | None) -> bool:
+        now = time.monotonic()
+        return now >= self._until or (deadline is not None and now >= deadline)
+
+
+def watch(
+    store: Store,
+    run_id: str,
+    after: int | None = 0,
+    *,
+    silence_s: float = SILENCE_S,
+    deadline: float | None = None,
+) -> Generator[RunEvent]:
+    """A run's events: those stored after number `after` (None: none), then live, until this life is over.
+
+    Closing the generator closes its connection. `deadline` is a time of `time.monotonic()`, after which
+    `TimeoutError` is raised. Raises `RunNotFound`, or `RedisUnreachable` when Redis stays away.
+    """
+    place, patience = Watch(after), _Patience()
+    channel = _channel(store, run_id, _head_of(store.ask(lambda r: r.hmget(*_head(store, run_id)))))
+    while not place.over:
+        try:
+            with _listening(store.cell, channel) as next_message:
+                yield from _follow(store, run_id, place, patience, next_message, silence_s, deadline)
+        except RedisUnreachable:
+            if patience.is_over(deadline):
+                raise
+            time.sleep(PAUSE_S)
+
+
+def _follow(
+    store: Store,
+    run_id: str,
+    place: Watch,
+    patience: _Patience,
+    next_message: Callable[[float], str | None],
+    silence_s: float,
+    deadline: float | None,
+) -> Iterator[RunEvent]:
+    while not place.over:
+        place.look(_head_of(store.ask(lambda r: r.hmget(*_head(store, run_id)))))
+        while place.behind and not place.over:
+            yield from place.replay(store.ask(lambda r: r.xrange(*_page(store, run_id, place))))
+            patience.renew()
+        quiet_until = time.monotonic() + silence_s
+        while not (place.behind or place.over):
+            text = next_message(_wait_s(quiet_until, deadline))
+            if text is not None:
+                yield from place.live(text)
+                quiet_until = time.monotonic() + silence_s
+            elif time.monotonic() >= quiet_until:
+                break
+
+
+@contextmanager
+def _listening(cell: Cell, channel: str) -> Iterator[Callable[[float], str | None]]:
+    """A subscription on a connection of its own; gives the next message or, after so many seconds, None."""
+    own = Store(cell, max_connections=1)
+    pubsub = own.redis.pubsub()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+
+    def next_message(timeout_s: float) -> str | None:
+        found = own.ask(lambda _: pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout_s))
+        return None if found is None else str(found["data"])
+
+    try:
+        own.ask(lambda _: pubsub.subscribe(channel))
+        if own.ask(lambda _: pubsub.get_message(timeout=SUBSCRIBE_TIMEOUT_S)) is None:
+            raise _deaf(cell)
+        yield next_message
+    finally:
+        pubsub.close()
+        own.close()
+
+
+async def awatch(
+    store: AsyncStore, run_id: str, after: int | None = 0, *, silence_s: float = SILENCE_S
+) -> AsyncGenerator[RunEvent]:
+    """As `watch`, for asyncio; bound its time with `asyncio.timeout`."""
+    place, patience = Watch(after), _Patience()
+    channel = _channel(store, run_id, _head_of(await store.ask(lambda r: r.hmget(*_head(store, run_id)))))
+    while not place.over:
+        try:
+            async with (
+                _alistening(store.cell, channel) as next_message,
+                aclosing(_afollow(store, run_id, place, patience, next_message, silence_s)) as events,
+            ):
+                async for event in events:
+                    yield event
+        except RedisUnreachable:
+            if patience.is_over(None):
+                raise
+            await asyncio.sleep(PAUSE_S)
+
+
+async def _afollow(
+    store: AsyncStore,
+    run_id: str,
+    place: Watch,
+    patience: _Patience,
+    next_message: Callable[[float], Awaitable[str | None]],
+    silence_s: float,
+) -> AsyncGenerator[RunEvent]:
+    while not place.over:
+        place.look(_head_of(await store.ask(lambda r: r.hmget(*_head(store, run_id)))))
+        while place.behind and not place.over:
+            for event in place.replay(await store.ask(lambda r: r.xrange(*_page(store, run_id, place)))):
+                yield event
+            patience.renew()
+        quiet_until = time.monotonic() + silence_s
+        while not (place.behind or place.over):
+            text = await next_message(_wait_s(quiet_until, None))
+            if text is not None:
+                for event in place.live(text):
+                    yield event
+                quiet_until = time.monotonic() + silence_s
+            elif time.monotonic() >= quiet_until:
+                break
+
+
+@asynccontextmanager
+async def _alistening(cell: Cell, channel: str) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
+    own = AsyncStore(cell, max_connections=1)
+    pubsub = own.redis.pubsub()
+
+    async def next_message(timeout_s: float) -> str | None:
+        found = await own.ask(lambda _: pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout_s))
+        return None if found is None else str(found["data"])
+
+    try:
+        await own.ask(lambda _: pubsub.subscribe(channel))
+        if await own.ask(lambda _: pubsub.get_message(timeout=SUBSCRIBE_TIMEOUT_S)) is None:
+            raise _deaf(cell)
+        yield next_message
+    finally:
+        await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+        await own.close()
+
+
+def _head(store: Store | AsyncStore, run_id: str) -> tuple[str, tuple[str, ...]]:
+    return store.keys("run", run_id), _HEAD_FIELDS
+
+
+def _page(store: Store | AsyncStore, run_id: str, place: Watch) -> tuple[str, str, str, int]:
+    return store.keys("events", run_id), f"{place.wanted}-0", "+", PAGE
+
+
+def _channel(store: Store | AsyncStore, run_id: str, head: Head | None) -> str:
+    if head is None:
+        raise run_not_found(run_id)
+    return store.keys.channel(head.agent_id, head.session_id, run_id)
+
+
+def _wait_s(quiet_until: float, deadline: float | None) -> float:
+    now = time.monotonic()
+    if deadline is not None and now >= deadline:
+        raise TimeoutError
+    return max(0.0, min(quiet_until, deadline or quiet_until) - now)
+
+
+def _deaf(cell: Cell) -> RedisUnreachable:
+    return RedisUnreachable(f"Redis at {safe_url(cell.url)} does not answer a subscription")

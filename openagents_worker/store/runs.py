@@ -1,0 +1,264 @@
+"""Reading what the scripts wrote. The only place that turns stored runs and sessions back into values.
+
+Each answer is asked for and parsed by one pair of functions, which the sync and the async reader share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openagents_worker.errors import RunNotFound, SessionNotFound
+from openagents_worker.models import RunArtifact, RunRecord, RunRequest, RunResult, RunState, RunUsage
+from openagents_worker.store.client import AsyncStore, Store
+from openagents_worker.store.keys import Keys
+
+__all__ = [
+    "RECORD_FIELDS",
+    "SessionStore",
+    "SessionView",
+    "aread_record",
+    "aread_session",
+    "aread_states",
+    "read_record",
+    "read_session",
+    "read_states",
+    "record_of",
+    "run_not_found",
+]
+
+PAGE = 200  # messages or artifacts a command: a long transcript must not hold up everybody else's commands
+STATES_A_PIPELINE = 500
+
+# --- runs ------------------------------------------------------------------------------------------------
+
+RECORD_FIELDS = (
+    "state",
+    "agent",
+    "session",
+    "queue",
+    "owner",
+    "life",
+    "attempt",
+    "steps",
+    "retries",
+    "recoveries",
+    "cancel",
+    "created",
+    "started",
+    "ended",
+    "due",
+    "usage",
+    "request",
+    "result",
+)
+
+
+def record_of(run_id: str, values: Sequence[str | None]) -> RunRecord | None:
+    """The record from the values of `RECORD_FIELDS`; None when there is no such run."""
+    field = {name: value or "" for name, value in zip(RECORD_FIELDS, values, strict=True)}
+    if not field["state"]:
+        return None
+    state = RunState(field["state"])
+
+    def count(name: str) -> int:
+        return int(field[name] or 0)
+
+    def time_ms(name: str) -> int | None:
+        return int(field[name]) if field[name] else None
+
+    return RunRecord(
+        run_id=run_id,
+        agent_id=field["agent"],
+        session_id=field["session"],
+        queue=field["queue"],
+        state=state,
+        life=count("life"),
+        attempt=count("attempt"),
+        steps=count("steps"),
+        retries=count("retries"),
+        recoveries=count("recoveries"),
+        worker=field["owner"] or None,
+        cancel_requested=field["cancel"] == "1",
+        created_ms=time_ms("created"),
+        started_ms=time_ms("started"),
+        ended_ms=time_ms("ended") if state.is_terminal else None,
+        due_ms=time_ms("due") if state in (RunState.SCHEDULED, RunState.RETRYING) else None,
+        usage=RunUsage.model_validate_json(field["usage"] or "{}"),
+        request=RunRequest.model_validate_json(field["request"]) if field["request"] else None,
+        result=RunResult[Any].model_validate_json(field["result"]) if field["result"] else None,
+    )
+
+
+def run_not_found(run_id: str) -> RunNotFound:
+    return RunNotFound(
+        f"no run {run_id!r} is known here",
+        hint="never submitted, or its OPENAGENTS_RUN_TTL_S is over; are OPENAGENTS_REDIS_URL and "
+        "OPENAGENTS_KEY_PREFIX those of its producer?",
+        run_id=run_id,
+    )
+
+
+def read_record(store: Store, run_id: str) -> RunRecord:
+    """The run as it stands now. Raises `RunNotFound`."""
+    values = store.ask(lambda r: r.hmget(store.keys("run", run_id), RECORD_FIELDS))
+    return _found(run_id, record_of(run_id, values))
+
+
+async def aread_record(store: AsyncStore, run_id: str) -> RunRecord:
+    """The run as it stands now. Raises `RunNotFound`."""
+    values = await store.ask(lambda r: r.hmget(store.keys("run", run_id), RECORD_FIELDS))
+    return _found(run_id, record_of(run_id, values))
+
+
+def _found(run_id: str, record: RunRecord | None) -> RunRecord:
+    if record is None:
+        raise run_not_found(run_id)
+    return record
+
+
+def read_states(store: Store, run_ids: Sequence[str]) -> dict[str, RunState | None]:
+    """The states of many runs in few round trips; None for a run that is not known."""
+    states: dict[str, RunState | None] = {}
+    for ids in _parts(run_ids):
+        states |= _states_of(ids, store.ask(lambda r, ids=ids: _states(r, store.keys, ids).execute()))  # type: ignore[misc]
+    return states
+
+
+async def aread_states(store: AsyncStore, run_ids: Sequence[str]) -> dict[str, RunState | None]:
+    """The states of many runs in few round trips; None for a run that is not known."""
+    states: dict[str, RunState | None] = {}
+    for ids in _parts(run_ids):
+        states |= _states_of(ids, await store.ask(lambda r, ids=ids: _states(r, store.keys, ids).execute()))  # type: ignore[misc]
+    return states
+
+
+def _parts(run_ids: Sequence[str]) -> list[Sequence[str]]:
+    return [run_ids[at : at + STATES_A_PIPELINE] for at in range(0, len(run_ids), STATES_A_PIPELINE)]
+
+
+def _states(client: Any, keys: Keys, run_ids: Sequence[str]) -> Any:
+    pipeline = client.pipeline(transaction=False)
+    for run_id in run_ids:
+        pipeline.hget(keys("run", run_id), "state")
+    return pipeline
+
+
+def _states_of(run_ids: Sequence[str], values: Sequence[str | None]) -> dict[str, RunState | None]:
+    return {i: RunState(value) if value else None for i, value in zip(run_ids, values, strict=True)}
+
+
+# --- sessions --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """A session at one moment: who works in it, who waits, and all that completed runs have written.
+
+    `holder` is a run id or None, `waiting` run ids in their order, `transcript` messages oldest first.
+    """
+
+    session_id: str
+    holder: str | None
+    waiting: tuple[str, ...]
+    transcript: tuple[Mapping[str, Any], ...]
+    artifacts: tuple[RunArtifact, ...]
+    state: Mapping[str, Any]
+
+
+def read_session(store: Store, session_id: str) -> SessionView:
+    """The whole session, read in one transaction. Raises `SessionNotFound`."""
+    return _session_of(session_id, store.ask(lambda r: _session(r, store.keys, session_id).execute()))
+
+
+async def aread_session(store: AsyncStore, session_id: str) -> SessionView:
+    """The whole session, read in one transaction. Raises `SessionNotFound`."""
+    return _session_of(session_id, await store.ask(lambda r: _session(r, store.keys, session_id).execute()))
+
+
+def _session(client: Any, keys: Keys, session_id: str) -> Any:
+    pipeline = client.pipeline(transaction=True)
+    pipeline.hgetall(keys("session", session_id))
+    pipeline.zrange(keys("session_queue", session_id), 0, -1)
+    pipeline.lrange(keys("transcript", session_id), 0, -1)
+    pipeline.lrange(keys("artifacts", session_id), 0, -1)
+    pipeline.hgetall(keys("session_state", session_id))
+    return pipeline
+
+
+def _session_of(session_id: str, replies: Sequence[Any]) -> SessionView:
+    record, waiting, transcript, artifacts, state = replies
+    if not any(replies):
+        raise SessionNotFound(
+            f"no session {session_id!r} is known here",
+            hint="a session begins with its first run and goes OPENAGENTS_SESSION_TTL_S after its last",
+            session_id=session_id,
+        )
+    return SessionView(
+        session_id,
+        record.get("holder"),
+        tuple(waiting),
+        tuple(map(json.loads, transcript)),
+        tuple(map(RunArtifact.model_validate_json, artifacts)),
+        {name: json.loads(value) for name, value in state.items()},
+    )
+
+
+class SessionStore:
+    """A session as the runtime reads it. Runs write to it only by finishing, so it grows only at its end.
+
+    `upto` is a length noted earlier (that of step 0): with it a replay reads the very same prefix. `last`
+    asks for that many of the newest; everything comes oldest first.
+    """
+
+    def __init__(self, store: AsyncStore) -> None:
+        self._store = store
+
+    async def load_messages(
+        self, session_id: str, *, last: int | None = None, upto: int | None = None
+    ) -> list[dict[str, Any]]:
+        return [json.loads(text) async for text in self._items("transcript", session_id, last, upto)]
+
+    async def list_artifacts(
+        self, session_id: str, *, last: int | None = None, upto: int | None = None
+    ) -> list[RunArtifact]:
+        found = self._items("artifacts", session_id, last, upto)
+        return [RunArtifact.model_validate_json(text) async for text in found]
+
+    async def count_messages(self, session_id: str) -> int:
+        return await self._length("transcript", session_id)
+
+    async def count_artifacts(self, session_id: str) -> int:
+        return await self._length("artifacts", session_id)
+
+    async def load_state(self, session_id: str) -> dict[str, Any]:
+        """The session's state by top-level key."""
+        texts = await self.load_state_texts(session_id)
+        return {name: json.loads(text) for name, text in texts.items()}
+
+    async def load_state_texts(self, session_id: str) -> dict[str, str]:
+        """The same, each value as the JSON that is stored."""
+        key = self._store.keys("session_state", session_id)
+        texts: dict[str, str] = await self._store.ask(lambda r: r.hgetall(key))
+        return texts
+
+    async def _length(self, kind: str, session_id: str) -> int:
+        key = self._store.keys(kind, session_id)
+        return int(await self._store.ask(lambda r: r.llen(key)))
+
+    async def _items(
+        self, kind: str, session_id: str, last: int | None, upto: int | None
+    ) -> AsyncIterator[str]:
+        """The wanted items in pages. What a later run appends meanwhile is not among them."""
+        length = await self._length(kind, session_id)
+        end = length if upto is None else min(upto, length)
+        at = 0 if last is None else max(0, end - last)
+        key = self._store.keys(kind, session_id)
+        while at < end:
+            to = min(at + PAGE, end)
+            page: list[str] = await self._store.ask(lambda r, at=at, to=to: r.lrange(key, at, to - 1))  # type: ignore[misc]
+            for item in page:
+                yield item
+            at = to

@@ -1,0 +1,10 @@
+"""A model behind HTTP, for tests: OpenAI's chat completions from a script or a function, faults included.
+
+`python -m openagents_worker.testing.model_server --script FILE.json` runs it in a process of its own; the
+first line it prints is its address.
+"""
+
+from openagents_worker.testing.model_server.answers import FAULTS, ModelRequest
+from openagents_worker.testing.model_server.server import ModelServer, ReplyFunction
+
+__all__ = ["FAULTS", "ModelRequest", "ModelServer", "ReplyFunction"]

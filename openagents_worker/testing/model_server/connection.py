@@ -1,0 +1,107 @@
+"""HTTP from the server's side: the only place that reads requests and writes bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+
+from openagents_worker.models import dumps
+
+__all__ = ["Connection", "Hangup", "HttpRequest"]
+
+
+class Hangup(Exception):
+    """The connection is to be closed now, whatever the client still expects."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Connection:
+    """One client's connection, a request after the other. Writing to one that is gone is an `OSError`."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._http = h11.Connection(h11.SERVER)
+
+    async def next_request(self) -> HttpRequest | None:
+        """The next request with its whole body; None when the client wants no more."""
+        if self._http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
+            self._http.start_next_cycle()
+        head: h11.Request | None = None
+        body = bytearray()
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                if self._http.they_are_waiting_for_100_continue:
+                    await self._write(h11.InformationalResponse(status_code=100, headers=[]))
+                self._http.receive_data(await self._reader.read(65536))
+            elif isinstance(event, h11.Request):
+                head = event
+            elif isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage) and head is not None:
+                return _http_request(head, bytes(body))
+            else:
+                return None
+
+    async def send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        await self._write(
+            h11.Response(status_code=status, headers=[*headers.items(), ("content-length", str(len(body)))]),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        )
+
+    async def send_json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
+        body = dumps(value).encode("utf-8", "replace")
+        await self.send(status, body, {"content-type": "application/json", **(headers or {})})
+
+    async def send_half(self, body: bytes) -> None:
+        """A reply that promises its whole length and stops in the middle."""
+        headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+        await self._write(
+            h11.Response(status_code=200, headers=headers), h11.Data(data=body[: len(body) // 2])
+        )
+
+    async def begin_stream(self) -> None:
+        headers = [("content-type", "text/event-stream"), ("transfer-encoding", "chunked")]
+        await self._write(h11.Response(status_code=200, headers=headers))
+
+    async def send_event(self, data: str) -> None:
+        await self._write(h11.Data(data=f"data: {data}\n\n".encode("utf-8", "replace")))
+
+    async def end_stream(self) -> None:
+        await self._write(h11.EndOfMessage())
+
+    async def client_gone(self) -> None:
+        """Wait until the client closes its side."""
+        await self._reader.read()
+
+    async def close(self) -> None:
+        self._writer.close()
+        try:
+            async with asyncio.timeout(1):  # for a client that reads no more
+                await self._writer.wait_closed()
+        except (OSError, TimeoutError):
+            self._writer.transport.abort()
+
+    async def _write(self, *events: h11.Event) -> None:
+        data = b"".join(self._http.send(event) or b"" for event in events)
+        if self._reader.at_eof():  # killed clients are noticed here, before the kernel refuses our bytes
+            raise ConnectionResetError("the client is gone")
+        self._writer.write(data)
+        await self._writer.drain()
+
+
+def _http_request(head: h11.Request, body: bytes) -> HttpRequest:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
+    return HttpRequest(head.method.decode(), head.target.decode("latin-1").partition("?")[0], headers, body)

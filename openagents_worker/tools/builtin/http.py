@@ -1,0 +1,285 @@
+"""HTTP: `http_request`. The only tool here that leaves the machine, and the only place that says where to.
+
+The address that is checked is the address that is connected to, for every redirect as well: a name that
+resolves to something else a moment later gains nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, Literal
+
+import httpx
+from pydantic import Field
+
+from openagents_worker.errors import (
+    PermanentToolError,
+    ToolError,
+    ToolRateLimitError,
+    ToolTimeoutError,
+    ToolUnavailableError,
+    ToolValidationError,
+)
+from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
+from openagents_worker.tools.builtin.clock import utc_now
+from openagents_worker.tools.typed import TypedTool
+
+__all__ = ["HttpRequest"]
+
+MAX_REDIRECTS = 5
+MAX_PORT = 65_535
+CHANGES_NOTHING = frozenset({"GET", "HEAD"})
+# Who sets these decides where a request ends and the next begins, or whose it is.
+OUR_HEADERS = frozenset(
+    {"connection", "content-length", "host", "idempotency-key", "transfer-encoding", "upgrade"}
+)
+
+
+class HttpRequest(TypedTool):
+    """One request, its answer as data: a status of 400 or more is an answer too, with `success` false.
+
+    What failed on the way is raised: retryable where repeating is harmless, and for other methods as
+    `PermanentToolError` that says the outcome is unknown. Those carry an `Idempotency-Key`, the same in every
+    attempt.
+    """
+
+    name = "http_request"
+    description = "Sends an HTTP request and gives status, headers and body of the answer."
+    spec = ToolExecutionSpec(side_effects="network")
+    durable_idempotent = False
+
+    class Config(TypedTool.Config):
+        timeout: float = Field(30, gt=0, description="Seconds for the whole exchange, redirects included.")
+        max_bytes: int = Field(200_000, ge=1, description="How much of a body is read.")
+        allow_hosts: list[str] | None = Field(
+            None,
+            description="Only these hosts (`*.example.com` for all below); they may be private. None: any.",
+        )
+        deny_private_networks: bool = Field(
+            True, description="Refuse addresses that are not on the public internet."
+        )
+
+    class Params(TypedTool.Params):
+        url: str = Field(min_length=1, max_length=8192, description="An absolute http or https URL.")
+        method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = Field(
+            "GET", description="The method."
+        )
+        headers: dict[str, str] = Field(default_factory=dict, description="Request headers.")
+        body: str | dict[str, Any] | list[Any] | None = Field(
+            None, description="The body: a text as it is; an object or array is sent as JSON."
+        )
+        timeout: float | None = Field(
+            None, gt=0, le=600, description="Seconds, at most the configured timeout."
+        )
+
+    def __init__(
+        self, config: dict[str, Any] | None = None, *, now: Callable[[], datetime] = utc_now
+    ) -> None:
+        super().__init__(config)
+        self._now = now
+        self._client: httpx.AsyncClient | None = None
+
+    async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
+        client = await self._connected()
+        request = self._request(client, args, context)
+        seconds = min(args.timeout or self.cfg.timeout, self.cfg.timeout)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._exchange(client, request)
+        except (httpx.TimeoutException, TimeoutError) as error:
+            raise self._failure(
+                request, error, f"no answer within {seconds:g} s", ToolTimeoutError
+            ) from error
+        except httpx.TooManyRedirects as error:
+            raise self._failure(
+                request, error, f"more than {MAX_REDIRECTS} redirects", PermanentToolError
+            ) from error
+        except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            raise ToolValidationError(f"the request is not valid HTTP: {error}", self.name) from error
+        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+            raise self._failure(request, error, reason, ToolUnavailableError) from error
+
+    async def close(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def _request(self, client: httpx.AsyncClient, args: Params, context: ToolContext | None) -> httpx.Request:
+        refused = sorted(OUR_HEADERS & {name.lower() for name in args.headers})
+        if refused:
+            raise ToolValidationError(f"headers: {', '.join(refused)} cannot be set", self.name)
+        if not all(part.isascii() and part.isprintable() for pair in args.headers.items() for part in pair):
+            raise ToolValidationError("headers: only printable ASCII is allowed", self.name)
+        body = {"json": args.body} if isinstance(args.body, dict | list) else {"content": args.body}
+        try:
+            # identity: a compressed body could be a thousand times larger than what we agreed to read
+            headers = {"accept-encoding": "identity", **args.headers}
+            request = client.build_request(args.method, args.url, headers=headers, **body)
+        except (httpx.InvalidURL, ValueError, TypeError) as error:
+            raise ToolValidationError(f"no such request can be made: {error}", self.name) from error
+        url = request.url
+        if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > MAX_PORT:
+            raise ToolValidationError("url: expected an absolute http or https URL", self.name)
+        if args.method not in CHANGES_NOTHING and context is not None:
+            request.headers["Idempotency-Key"] = context.idempotency_key
+        return request
+
+    async def _exchange(self, client: httpx.AsyncClient, request: httpx.Request) -> dict[str, Any]:
+        response = await client.send(request, stream=True)
+        try:
+            if response.status_code == httpx.codes.TOO_MANY_REQUESTS and request.method in CHANGES_NOTHING:
+                raise ToolRateLimitError(
+                    f"{request.url.host} asks for fewer requests", self.name, self._retry_after_ms(response)
+                )
+            body, truncated = await self._body(response)
+        finally:
+            await response.aclose()
+        return {
+            "success": response.is_success,
+            "status": response.status_code,
+            "headers": dict(response.headers),
+            "body": body.decode(response.encoding or "utf-8", errors="replace"),
+            "truncated": truncated,
+        }
+
+    async def _body(self, response: httpx.Response) -> tuple[bytes, bool]:
+        body = bytearray()
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > self.cfg.max_bytes:
+                return bytes(body[: self.cfg.max_bytes]), True
+        return bytes(body), False
+
+    def _failure(
+        self, request: httpx.Request, error: Exception, reason: str, harmless: type[ToolError]
+    ) -> ToolError:
+        host = request.url.host  # not the URL: its query may hold a key
+        if request.method in CHANGES_NOTHING or _nothing_was_sent(request, error):
+            return harmless(f"{request.method} {host}: {reason}", self.name)
+        return PermanentToolError(
+            f"the outcome of {request.method} {host} is unknown: {reason}",
+            self.name,
+            hint="find out whether it took effect before repeating it",
+        )
+
+    def _retry_after_ms(self, response: httpx.Response) -> int | None:
+        """`Retry-After` in milliseconds, from seconds or an HTTP date (RFC 9110, 10.2.3)."""
+        value = response.headers.get("retry-after", "").strip()
+        if value.isdecimal():
+            return int(value[:9]) * 1000
+        try:
+            due = parsedate_to_datetime(value)
+        except (ValueError, TypeError, IndexError):
+            return None
+        due = due if due.tzinfo is not None else due.replace(tzinfo=UTC)
+        return max(0, round((due - self._now()).total_seconds() * 1000))
+
+    async def _connected(self) -> httpx.AsyncClient:
+        if self._client is not None:
+            return self._client
+        certificates = await asyncio.to_thread(_certificates)
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                transport=_Fence(
+                    self.cfg.allow_hosts, self.cfg.deny_private_networks, certificates, self.name
+                ),
+                timeout=self.cfg.timeout,
+                follow_redirects=True,
+                max_redirects=MAX_REDIRECTS,
+                trust_env=False,
+                # One client serves many runs: a cookie that one is given must not reach another.
+                cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
+                headers={"user-agent": "openagents-worker"},
+            )
+        return self._client
+
+
+class _Fence(httpx.AsyncBaseTransport):
+    """Resolves, checks and then connects to exactly the address that was checked."""
+
+    def __init__(
+        self,
+        allow_hosts: Sequence[str] | None,
+        deny_private: bool,
+        certificates: ssl.SSLContext,
+        tool_name: str,
+    ) -> None:
+        self._allow_hosts = None if allow_hosts is None else [host.lower() for host in allow_hosts]
+        self._deny_private = deny_private
+        self._tool_name = tool_name
+        self._inner = httpx.AsyncHTTPTransport(verify=certificates)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        addresses = await self._addresses(request)
+        for address in addresses[:-1]:
+            try:
+                return await self._inner.handle_async_request(_pinned(request, address))
+            except httpx.ConnectError:  # nothing was sent: the next address may be reachable
+                continue
+        return await self._inner.handle_async_request(_pinned(request, addresses[-1]))
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def _addresses(self, request: httpx.Request) -> list[str]:
+        host = request.url.host.lower().rstrip(".")
+        named = self._allow_hosts is not None and any(
+            fnmatchcase(host, allowed) for allowed in self._allow_hosts
+        )
+        if self._allow_hosts is not None and not named:
+            raise PermanentToolError(f"{host} is not in allow_hosts", self._tool_name)
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(
+                host, request.url.port, type=socket.SOCK_STREAM
+            )
+        except (OSError, UnicodeError) as error:
+            raise httpx.ConnectError(f"{host} cannot be resolved", request=request) from error
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        if self._deny_private and not named and not all(map(_is_public, addresses)):
+            raise PermanentToolError(
+                f"{host} is in a private network",
+                self._tool_name,
+                hint="name it in allow_hosts of the http_request tool if it is meant to be reached",
+            )
+        return addresses
+
+
+@lru_cache(maxsize=1)  # reading the certificates takes a tenth of a second, once a process
+def _certificates() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
+
+
+def _pinned(request: httpx.Request, address: str) -> httpx.Request:
+    """The request to one address; name, `Host` header and the certificate's check stay those of the host."""
+    return httpx.Request(
+        request.method,
+        request.url.copy_with(host=address),
+        headers=request.headers,
+        stream=request.stream,
+        extensions={**request.extensions, "sni_hostname": request.url.host},
+    )
+
+
+def _is_public(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ip.ipv4_mapped or ip.sixtofour or ip  # an IPv4 address in other clothes
+    return ip.is_global and not ip.is_multicast
+
+
+def _nothing_was_sent(request: httpx.Request, error: Exception) -> bool:
+    """Whether not even the first request went out; after a redirect one has."""
+    if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return False
+    return error.request.method == request.method and error.request.url.host == request.url.host

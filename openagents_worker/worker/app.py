@@ -1,0 +1,49 @@
+"""The worker's Celery app. The only place for the settings that a worker of ours needs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from celery import Celery
+from kombu.entity import Queue
+
+from openagents_worker.producer.transport import make_app, send_wakes, wake_queue
+from openagents_worker.settings import Settings
+from openagents_worker.worker.process import Host
+from openagents_worker.worker.step import tie
+from openagents_worker.worker.tasks import add_tasks
+
+__all__ = ["make_worker_app", "queues_of"]
+
+
+def make_worker_app(settings: Settings) -> Celery:
+    """The app that `celery -A … worker` runs. Making it opens no connection and reads no agents file.
+
+    Every worker of a queue also consumes its wake-ups: `-Q other` alone would leave them lying.
+    """
+    app = make_app(settings)
+    app.conf.update(
+        task_queues=queues_of([settings.queue]),
+        worker_pool="threads",
+        worker_concurrency=settings.concurrency,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,  # what is prefetched by a worker that dies waits in no queue
+        worker_send_task_events=True,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # runs do not need the broker
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+    )
+    host = Host(settings, partial(send_wakes, app))
+    add_tasks(app, host)
+    tie(app, host)
+    return app
+
+
+def queues_of(names: list[str]) -> list[Queue]:
+    """The queues of runs, each with the one of its wake-ups."""
+    return [
+        Queue(name)  # type: ignore[no-untyped-call]
+        for queue in names
+        for name in (queue, wake_queue(queue))
+    ]

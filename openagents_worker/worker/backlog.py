@@ -1,0 +1,77 @@
+"""The backlog. The only place that looks into the broker's queues: when was their oldest message sent?
+
+Messages of ours carry the time of their sending (`wake_us`). A run whose last message is younger than the
+oldest one still waits in line; one whose message is older has lost it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from urllib.parse import parse_qs, urlsplit
+
+from openagents_worker.errors import RedisUnreachable
+from openagents_worker.store.client import AsyncStore, Cell
+
+__all__ = ["Backlog", "EMPTY", "oldest_of"]
+
+EMPTY = 2**53 - 1
+"""The oldest message of a queue in which none waits: any run's message is older. Fits a Lua number."""
+
+# kombu's Redis transport keeps a list per priority step, pushes at its left and pops at its right.
+PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+LOOK_AT = 16  # the oldest messages of a list; more than one, as foreign ones carry no time
+
+
+class Backlog:
+    """Reads the oldest messages of queues on a Redis broker."""
+
+    def __init__(self, broker_url: str, *, key_prefix: str = "") -> None:
+        """`key_prefix` is kombu's `global_keyprefix`. With a broker of another kind nothing can be read."""
+        self._prefix = key_prefix
+        url = _redis_url(broker_url)
+        self._store = AsyncStore(Cell(url), max_connections=1) if url is not None else None
+
+    async def oldest_us(self, queue: str) -> int | None:
+        """When the oldest message of a queue or of its wake-ups was sent; `EMPTY`, or None: unreadable."""
+        if self._store is None:
+            return None
+        names = (queue, f"{queue}.wake")
+        lists = [f"{self._prefix}{name}{step}" for name in names for step in PRIORITY_SUFFIXES]
+        try:
+            async with self._store.redis.pipeline(transaction=False) as pipe:
+                for name in lists:
+                    pipe.lrange(name, -LOOK_AT, -1)
+                found: list[list[str]] = await self._store.ask(lambda _: pipe.execute())
+        except RedisUnreachable:
+            return None
+        return oldest_of(message for messages in found for message in messages)
+
+    async def aclose(self) -> None:
+        if self._store is not None:
+            await self._store.close()
+
+
+def oldest_of(messages: Iterable[str]) -> int | None:
+    """The earliest `wake_us` of kombu's messages; `EMPTY` without messages, None without any time."""
+    times, any_message = [], False
+    for message in messages:
+        any_message = True
+        try:
+            times.append(int(json.loads(message)["headers"]["wake_us"]))
+        except (ValueError, KeyError, TypeError):
+            continue  # a foreign producer's message
+    if times:
+        return min(times)
+    return None if any_message else EMPTY
+
+
+def _redis_url(broker_url: str) -> str | None:
+    """The broker's URL as redis-py spells it; None when it is no single Redis."""
+    parts = urlsplit(broker_url)
+    if parts.scheme in ("redis", "rediss", "unix"):
+        return broker_url
+    if parts.scheme == "redis+socket":
+        database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
+        return f"unix://{parts.netloc}{parts.path}?db={database}"
+    return None

@@ -1,0 +1,205 @@
+"""The heartbeat. The only place that registers and renews this process's lease.
+
+It beats in a thread of its own over a connection of its own, so that no busy loop can starve it; one command
+a beat, whatever the number of runs. Its answer says which runs Redis thinks are ours, and which of them
+somebody wants to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal, Protocol
+
+from openagents_worker.errors import RedisUnreachable
+from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.scripts import Renewal, Wake, register, release, renew, retire
+from openagents_worker.telemetry import get_logger
+from openagents_worker.worker.lease import WorkerLease, boot_clock
+
+__all__ = ["Carrier", "Heartbeat"]
+
+log = get_logger(__name__)
+
+RETRY_S = 0.25  # while Redis is away; a try costs one failed connection
+SAY_AGAIN_S = 5.0  # a log line about it at most this often
+STOP_TIMEOUT_S = 10.0
+
+
+class Carrier(Protocol):
+    """What heartbeat and watch want of the runner."""
+
+    def known(self) -> frozenset[str]:
+        """The runs that this process is claiming or running; from any thread."""
+        ...
+
+    def latch(self, run_id: str, reason: LatchReason) -> None: ...
+
+    async def latch_all(self, reason: LatchReason) -> None: ...
+
+
+class Heartbeat:
+    """Keeps the lease of one process from `start()` to `retire()`."""
+
+    def __init__(
+        self,
+        *,
+        cell: Cell,
+        node: str,
+        lease_ms: int,
+        heartbeat_ms: int,
+        announcements: Sequence[str],
+        carrier: Carrier,
+        loop: asyncio.AbstractEventLoop,
+        send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
+        on_registered: Callable[[str], None],
+        clock: Callable[[], float] = boot_clock,
+    ) -> None:
+        self._node = node
+        self._lease_ms = lease_ms
+        self._heartbeat_s = heartbeat_ms / 1000
+        self._announcements = list(announcements)
+        self._carrier = carrier
+        self._loop = loop
+        self._send_wakes = send_wakes
+        self._on_registered = on_registered
+        self._clock = clock
+        # A renewal must not be awaited for longer than what is kept back for letting go.
+        self._store = Store(cell, max_connections=1, answer_timeout_s=min(2.0, lease_ms / 1000 / 5))
+        self._lease = WorkerLease.none_yet()
+        self._registered = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="openagents-heartbeat", daemon=True)
+        self._said_s = -SAY_AGAIN_S
+        self._strange = _Strange()
+
+    @property
+    def lease(self) -> WorkerLease:
+        """The lease of now; another one after the old one was lost."""
+        return self._lease
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait_registered(self, timeout_s: float) -> bool:
+        """Whether Redis knows this process; waits at most so long for it."""
+        return self._registered.wait(timeout_s)
+
+    def retire(self) -> Literal["GONE", "OVER"]:
+        """End the beating and the lease. OVER: runs are left, for the rescue of any worker to take."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join(STOP_TIMEOUT_S)
+        lease, answer = self._lease, "OVER"
+        lease.give_up()
+        try:
+            if lease.incarnation:
+                answer = self._store.run(retire(incarnation=lease.incarnation))
+        except RedisUnreachable as error:
+            log.warning("worker.not_retired", incarnation=lease.incarnation, error=error.message)
+        finally:
+            self._store.close()
+        return "GONE" if answer == "GONE" else "OVER"
+
+    # --- in the thread ---
+
+    def _main(self) -> None:
+        while not self._stopping.is_set():
+            if self._register():
+                self._beat_until_over()
+
+    def _register(self) -> bool:
+        """Become a new incarnation, once the runs of the old one have let go. False: not yet."""
+        if not self._lease.let_go.wait(RETRY_S):
+            return False
+        incarnation, sent_s = f"{self._node}:{secrets.token_hex(6)}", self._clock()
+        door = register(incarnation=incarnation, lease_ms=self._lease_ms, agents=self._announcements)
+        if self._ask(lambda: self._store.run(door)) is None:
+            self._stopping.wait(RETRY_S)
+            return False
+        self._lease = WorkerLease(
+            incarnation, lease_s=self._lease_ms / 1000, sent_s=sent_s, clock=self._clock
+        )
+        self._strange = _Strange()
+        self._registered.set()
+        self._post(self._on_registered, incarnation)
+        log.info("worker.registered", incarnation=incarnation, lease_ms=self._lease_ms)
+        return True
+
+    def _beat_until_over(self) -> None:
+        lease, pause_s = self._lease, self._heartbeat_s
+        while not self._stopping.wait(pause_s) and lease.remaining_s() > 0:
+            sent_s = self._clock()
+            door = renew(incarnation=lease.incarnation, lease_ms=self._lease_ms)
+            answer = self._ask(lambda door=door: self._store.run(door))  # type: ignore[misc]
+            pause_s = self._heartbeat_s if answer is not None else min(RETRY_S, self._heartbeat_s)
+            if answer is None:
+                continue
+            if answer.lost:
+                lease.give_up()
+                log.warning("worker.lease_lost", incarnation=lease.incarnation)
+                return
+            lease.renewed(sent_s)
+            self._compare(lease.incarnation, answer)
+
+    def _compare(self, incarnation: str, answer: Renewal) -> None:
+        """Act on what is wrong for the second beat in a row; in between a run may be changing hands."""
+        for run_id in answer.cancel_requested:
+            self._post(self._carrier.latch, run_id, LatchReason.CANCELLED)
+        known = self._carrier.known()
+        orphans, losses = self._strange.now(orphans=answer.owned - known, losses=known - answer.owned)
+        for run_id in losses:
+            log.warning("run.not_ours", run_id=run_id, incarnation=incarnation)
+            self._post(self._carrier.latch, run_id, LatchReason.FENCED)
+        for run_id in orphans:
+            self._ask(lambda run_id=run_id: self._release(run_id, incarnation))  # type: ignore[misc]
+
+    def _release(self, run_id: str, incarnation: str) -> None:
+        """Give back a run that is ours and that nobody here runs (its claim's answer was lost)."""
+        fence = self._store.ask(lambda r: r.hget(self._store.keys("run", run_id), "fence"))
+        if (
+            fence is None or run_id in self._carrier.known()
+        ):  # known before it is claimed: so the fence is old
+            return
+        handed = self._store.run(release(run_id=run_id, incarnation=incarnation, fence=fence))
+        log.warning("run.released", run_id=run_id, incarnation=incarnation, answer=handed.answer)
+        if handed.wakes and not self._loop.is_closed():
+            asyncio.run_coroutine_threadsafe(_awaited(self._send_wakes(handed.wakes)), self._loop)
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        """The answer, or None when there is none; the beat goes on whatever happens."""
+        try:
+            return question()
+        except RedisUnreachable as error:
+            if self._clock() - self._said_s >= SAY_AGAIN_S:
+                self._said_s = self._clock()
+                log.warning("redis.away", error=error.message, hint=error.hint)
+        except Exception:  # a worker whose heart stops for a bug would lose all its runs
+            log.exception("heartbeat.failed")
+        return None
+
+    def _post(self, callback: Callable[..., None], *args: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback, *args)
+
+
+class _Strange:
+    """What was wrong at the last beat: a run is acted upon when it is wrong twice in a row."""
+
+    def __init__(self) -> None:
+        self._orphans: frozenset[str] = frozenset()
+        self._losses: frozenset[str] = frozenset()
+
+    def now(
+        self, *, orphans: frozenset[str], losses: frozenset[str]
+    ) -> tuple[frozenset[str], frozenset[str]]:
+        twice = orphans & self._orphans, losses & self._losses
+        self._orphans, self._losses = orphans, losses
+        return twice
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work

@@ -1,0 +1,52 @@
+"""Notices. The only place that hears at once what the heartbeat would be told at its next beat: cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from openagents_worker.errors import RedisUnreachable
+from openagents_worker.store.client import AsyncStore, Cell
+
+__all__ = ["Notices"]
+
+RETRY_S = 1.0  # what is missed meanwhile comes with a beat
+
+
+class Notices:
+    """Listens on the channel of the incarnation that lives now. All its methods are called on the loop."""
+
+    def __init__(self, cell: Cell, *, on_cancel: Callable[[str], None]) -> None:
+        self._store = AsyncStore(
+            cell, max_connections=2, answer_timeout_s=None
+        )  # listening may take for ever
+        self._on_cancel = on_cancel
+        self._task: asyncio.Task[NoReturn] | None = None
+
+    def follow(self, incarnation: str) -> None:
+        """Listen to this incarnation from now on, and no longer to the one before."""
+        if self._task is not None:
+            self._task.cancel()
+        self._task = asyncio.get_running_loop().create_task(self._listen(incarnation), name="notices")
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._store.close()
+
+    async def _listen(self, incarnation: str) -> NoReturn:
+        channel = self._store.keys.notices(incarnation)
+
+        async def hear(client: Any) -> None:
+            async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+                await pubsub.subscribe(channel)
+                async for message in pubsub.listen():
+                    self._on_cancel(message["data"])
+
+        while True:
+            with contextlib.suppress(RedisUnreachable):
+                await self._store.ask(hear)
+            await asyncio.sleep(RETRY_S)

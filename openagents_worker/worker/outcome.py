@@ -1,0 +1,60 @@
+"""The outcome. The only place that says to Celery, and so to Flower, how a message's work ended.
+
+The truth is the run record; this is what people see beside it. Nothing here holds an input or an output.
+"""
+
+from __future__ import annotations
+
+from typing import Never
+
+from celery import Task
+from celery.exceptions import Ignore, Retry
+
+from openagents_worker.errors import RunFailed
+from openagents_worker.models import StopReason
+from openagents_worker.runtime.attempt import Carried, Outlook
+from openagents_worker.store.scripts import ClaimAnswer
+
+__all__ = ["tell_celery"]
+
+WAITING = ClaimAnswer.WAITING.lower()
+CANCELLED = ClaimAnswer.CANCELLED.lower()  # somebody cancelled it before it was claimed
+
+
+def tell_celery(task: Task, run_id: str, carried: Carried) -> dict[str, str]:
+    """Return for SUCCESS; raise `RunFailed` for FAILURE, `Retry` for a run that waits, `Ignore` for the rest.
+
+    None of them publishes a message: what goes on, goes on by the run's own wake-ups.
+    """
+    match carried.kind, carried.reason:
+        case Outlook.ENDED, _:
+            return _ended(task, run_id, carried)
+        case Outlook.SUSPENDED, reason:
+            _goes_on(reason, carried.delay_ms)
+        case Outlook.NOTHING, reason if reason == WAITING:
+            _goes_on("waiting for session", None)
+        case Outlook.NOTHING, reason if reason == CANCELLED:
+            _revoked(task, run_id)
+    raise Ignore(f"nothing to do for run {run_id}: {carried.reason}")
+
+
+def _ended(task: Task, run_id: str, carried: Carried) -> dict[str, str]:
+    reason = carried.stop_reason or StopReason.FAILED
+    if reason is StopReason.COMPLETED:
+        return {"run_id": run_id, "stop_reason": reason.value}
+    if reason is StopReason.CANCELLED:
+        _revoked(task, run_id)
+    code = carried.error.code if carried.error is not None else f"execution.{reason}"
+    raise RunFailed(f"{code}: the run ended as {reason}", code=code, run_id=run_id)
+
+
+def _revoked(task: Task, run_id: str) -> Never:
+    # The tracer has no outcome that is REVOKED, so the event that shows it is sent from here.
+    task.send_event("task-revoked", terminated=True, signum=None, expired=False)
+    if not task.ignore_result:
+        task.backend.mark_as_revoked(run_id, "cancelled", request=task.request, store_result=True)
+    raise Ignore("cancelled")
+
+
+def _goes_on(reason: str, delay_ms: int | None) -> Never:
+    raise Retry(message=reason, when=None if delay_ms is None else delay_ms / 1000)

@@ -1,0 +1,196 @@
+"""The worker process. The only place that joins loop, runner, heartbeat, watch and rescue."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from openagents_worker.errors import RedisUnreachable
+from openagents_worker.producer.client import cell_of
+from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.runner import Runner
+from openagents_worker.settings import Settings
+from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.scripts import Wake
+from openagents_worker.telemetry import get_logger
+from openagents_worker.worker.backlog import Backlog
+from openagents_worker.worker.bridge import LoopThread
+from openagents_worker.worker.drain import drain, let_go
+from openagents_worker.worker.heartbeat import Heartbeat
+from openagents_worker.worker.notices import Notices
+from openagents_worker.worker.plugins import load_plugins
+from openagents_worker.worker.rescue import Rescue
+from openagents_worker.worker.watch import Watch
+
+__all__ = ["Host", "SendWakes", "WorkerProcess"]
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+SendWakes = Callable[[Sequence[Wake]], object]
+
+
+class WorkerProcess:
+    """What executes runs in one operating-system process, from its first lease to its last.
+
+    Made and started in the process that uses it, never before a fork.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        assembly: Assembly,
+        *,
+        node: str,
+        queues: Sequence[str],
+        send_wakes: SendWakes,
+    ) -> None:
+        self.settings = settings
+        self._assembly = assembly
+        self._publish = send_wakes
+        # Publishing is synchronous and may have to wait for the broker; it must not hold up the loop.
+        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="openagents-publisher")
+        self._bridge = LoopThread()
+        self._bridge.start()
+        self._bridge.run(self._build(node, queues))
+
+    async def _build(self, node: str, queues: Sequence[str]) -> None:
+        settings, loop = self.settings, asyncio.get_running_loop()
+        cell = cell_of(settings)
+        self.store = AsyncStore(cell)
+        self.runner = Runner(
+            store=self.store,
+            lease=lambda: self.heartbeat.lease,
+            assembly=self._assembly,
+            settings=settings,
+            send_wakes=self.send_wakes,
+        )
+        self._notices = Notices(cell, on_cancel=lambda run: self.runner.latch(run, LatchReason.CANCELLED))
+        self.heartbeat = Heartbeat(
+            cell=cell,
+            node=node,
+            lease_ms=settings.lease_ms,
+            heartbeat_ms=settings.heartbeat_ms,
+            announcements=self._assembly.announcements(),
+            carrier=self.runner,
+            loop=loop,
+            send_wakes=self.send_wakes,
+            on_registered=self._notices.follow,
+        )
+        self._watch = Watch(
+            loop=loop,
+            loop_thread_id=lambda: self._bridge.thread_id,
+            lease=lambda: self.heartbeat.lease,
+            carrier=self.runner,
+        )
+        self._backlog = Backlog(settings.broker_url)
+        self.rescue = Rescue(
+            store=self.store,
+            backlog=self._backlog,
+            send_wakes=self.send_wakes,
+            queues=queues,
+            lease_ms=settings.lease_ms,
+            max_recoveries=settings.max_recoveries,
+        )
+
+    def start(self) -> None:
+        """Begin to beat, to watch and to rescue; returns before Redis has answered."""
+        self.heartbeat.start()
+        self._watch.start()
+        self._bridge.run(self._start_rescue())
+
+    async def _start_rescue(self) -> None:
+        self._rescuing = asyncio.create_task(self.rescue.run(), name="rescue")
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the process's loop, from a task body; waits for it."""
+        return self._bridge.run(work)
+
+    async def send_wakes(self, wakes: Sequence[Wake]) -> None:
+        """Publish wake-ups. Without a broker it is one warning: the rescue sends them again later."""
+        if not wakes:
+            return
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._publisher, self._publish, wakes)
+        except Exception as error:  # noqa: BLE001 - every broker has errors of its own
+            log.warning("wakes.not_sent", runs=len(wakes), error=type(error).__name__)
+
+    def close(self) -> None:
+        """Hand the runs over, end the lease, close everything; within `DRAIN_TIMEOUT_S` and little more."""
+        drained = self._bridge.run(drain(self.runner, self.settings.drain_timeout_s))
+        self._watch.stop()
+        over = self.heartbeat.retire() == "OVER"
+        self._bridge.run(self._close(stop_runs=not drained, reclaim=over))
+        self._publisher.shutdown()
+        self._bridge.stop()
+        log.info("worker.stopped", incarnation=self.heartbeat.lease.incarnation)
+
+    async def _close(self, *, stop_runs: bool, reclaim: bool) -> None:
+        if stop_runs:
+            await let_go(self.runner)
+        self._rescuing.cancel()
+        await asyncio.wait([self._rescuing])
+        if reclaim:
+            try:
+                await (
+                    self.rescue.reclaim_all()
+                )  # our own runs: others would look only when our lease had ended
+            except RedisUnreachable as error:
+                log.warning("worker.runs_left", error=error.message)
+        await self._notices.aclose()
+        await self._backlog.aclose()
+        await self._assembly.aclose()
+        await self.store.close()
+
+
+class Host:
+    """Holds the one `WorkerProcess` of each operating-system process in which an app's tasks run."""
+
+    def __init__(self, settings: Settings, send_wakes: SendWakes) -> None:
+        self.settings = settings
+        self.node = socket.gethostname()
+        self.queues: tuple[str, ...] = (settings.queue,)
+        self._send_wakes = send_wakes
+        self._assembly: Assembly | None = None
+        self._process: WorkerProcess | None = None
+        self._pid = 0
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Import the plugins and read the agents file. Raises a coded error that says what is wrong."""
+        if self._assembly is None:
+            load_plugins(self.settings.imports)
+            self._assembly = Assembly.from_settings(self.settings)
+
+    def process(self) -> WorkerProcess | None:
+        """The process's own, made and started on first use; None once the worker is stopping."""
+        with self._lock:
+            if self._closed:
+                return None
+            if self._process is None or self._pid != os.getpid():  # a forked child makes one of its own
+                self.check()
+                assert self._assembly is not None
+                self._process = WorkerProcess(
+                    self.settings,
+                    self._assembly,
+                    node=self.node,
+                    queues=self.queues,
+                    send_wakes=self._send_wakes,
+                )
+                self._process.start()
+                self._pid, self._assembly = os.getpid(), None
+            return self._process
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            process, self._process = self._process, None
+        if process is not None and self._pid == os.getpid():
+            process.close()

@@ -1,0 +1,214 @@
+"""The rescue. The only place that brings back runs of dead workers, runs that are due, and lost messages.
+
+Every worker does it, and the scripts see to it that each run is brought back once. Nothing is polled that
+says when it will be due: between two looks at a lease or at a queue lies the time that they themselves give.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, Protocol
+
+from openagents_worker.errors import RedisUnreachable
+from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.scripts import Wake, reclaim, resend, wake
+from openagents_worker.telemetry import get_logger
+from openagents_worker.worker.backlog import EMPTY
+
+__all__ = ["GRACE_S", "OldestMessage", "Rescue"]
+
+log = get_logger(__name__)
+
+LIMIT = 100  # runs a script call: a few milliseconds of Redis
+PERIOD_S = 0.75  # how late a run is woken at most whose due time was set just after a look
+GRACE_S = 5.0  # a message takes milliseconds; after this long it may be missed
+MAX_GRACE_S = 600.0  # where nobody can say whether a message still waits
+LOOK_AGAIN_S = 1.0  # at a queue whose messages are old but still there
+JITTER_S = 0.3  # workers that wait for the same deadline do not all come at once
+SHORTEST_PAUSE_S = 0.01
+
+
+class OldestMessage(Protocol):
+    """Says when a queue's oldest message was sent, in µs; None: nobody knows."""
+
+    async def oldest_us(self, queue: str) -> int | None: ...
+
+
+@dataclass
+class _Queue:
+    """What is known of one queue. `grace_s` grows while its messages cannot be read."""
+
+    name: str
+    look_at_s: float = 0.0
+    grace_s: float = field(default=GRACE_S)
+
+
+class Rescue:
+    """Looks after the runs of a cell, as an asyncio task: `await Rescue(...).run()`."""
+
+    def __init__(
+        self,
+        *,
+        store: AsyncStore,
+        backlog: OldestMessage,
+        send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
+        queues: Sequence[str],
+        lease_ms: int,
+        max_recoveries: int,
+        grace_s: float = GRACE_S,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._store = store
+        self._backlog = backlog
+        self._send_wakes = send_wakes
+        self._queues = [_Queue(name, grace_s=grace_s) for name in sorted(set(queues))]
+        self._lease_ms = lease_ms
+        self._max_recoveries = max_recoveries
+        self._grace_s = grace_s
+        self._clock = clock
+        self._chance = chance
+        self._sleep = sleep
+        self._server_ahead_ms = 0.0  # Redis's clock minus ours
+        self._look_at_workers_s = 0.0
+        self._redis_run_id = ""
+        self._redis_changed_s = float("-inf")
+
+    async def run(self) -> NoReturn:
+        """For ever; survives whatever happens to Redis."""
+        away = False
+        while True:
+            pause_s = PERIOD_S * (0.75 + 0.5 * self._chance())
+            try:
+                pause_s = min(pause_s, await self._pass())
+                away = False
+            except RedisUnreachable as error:
+                if not away:
+                    log.warning("rescue.redis_away", error=error.message)
+                away, self._look_at_workers_s = True, 0.0
+            except Exception:  # the loop that saves others must not die of one bad answer
+                log.exception("rescue.failed")
+            await self._sleep(max(pause_s, SHORTEST_PAUSE_S))
+
+    async def once(self) -> int:
+        """Do now whatever is to be done; returns how many runs were brought back."""
+        brought_back = await self.reclaim_all() + await self._wake_all()
+        for queue in self._queues:
+            brought_back += await self._resend(queue)
+        return brought_back
+
+    async def reclaim_all(self) -> int:
+        """Take the runs of all workers whose lease is over."""
+        blameless = self._clock() - self._redis_changed_s < 2 * self._lease_ms / 1000
+        door = reclaim(limit=LIMIT, max_recoveries=self._max_recoveries, blameless=blameless)
+        brought_back = 0
+        while (answer := await self._store.run(door)).incarnation:
+            log.warning(
+                "worker.gone", incarnation=answer.incarnation, runs=len(answer.wakes), left=answer.left
+            )
+            brought_back += await self._sent(answer.wakes)
+        return brought_back
+
+    # --- one pass ---
+
+    async def _pass(self) -> float:
+        """Do what is due; returns the seconds until something else will be."""
+        if self._clock() >= self._look_at_workers_s:
+            await self._look_at_workers()
+        due_in_s = await self._look_at_due()
+        for queue in self._queues:
+            if self._clock() >= queue.look_at_s:
+                await self._look_at_queue(queue)
+        marks = [self._look_at_workers_s, *(queue.look_at_s for queue in self._queues)]
+        return min(due_in_s, min(marks) - self._clock())
+
+    async def _look_at_workers(self) -> None:
+        over_in_s = await self._next_lease_end()
+        if over_in_s is not None and over_in_s <= 0:
+            await self.reclaim_all()
+            over_in_s = await self._next_lease_end()
+        # A worker that registers meanwhile has a lease of its own ahead of it.
+        ahead_s = self._lease_ms / 1000 if over_in_s is None else min(over_in_s, self._lease_ms / 1000)
+        self._look_at_workers_s = self._clock() + max(ahead_s, 0) + JITTER_S * self._chance()
+
+    async def _next_lease_end(self) -> float | None:
+        """Seconds until the first lease ends, negative once it is over; None without workers."""
+        pipe: Any
+        async with self._store.redis.pipeline(transaction=False) as pipe:
+            pipe.time().info("server").zrange(self._store.keys("workers"), 0, 0, withscores=True)
+            (seconds, micros), server, first = await self._store.ask(lambda _: pipe.execute())
+        self._server_ahead_ms = seconds * 1000 + micros / 1000 - self._clock() * 1000
+        self._note_restart(server)
+        return self._in_s(first[0][1]) if first else None
+
+    def _note_restart(self, server: dict[str, Any]) -> None:
+        """Runs whose workers lost their leases because Redis was away are not to blame for it."""
+        run_id = str(server.get("run_id", ""))
+        young = float(server.get("uptime_in_seconds", "inf")) * 1000 < 2 * self._lease_ms
+        if run_id != self._redis_run_id and (self._redis_run_id or young):
+            self._redis_changed_s = self._clock()
+        self._redis_run_id = run_id
+
+    async def _look_at_due(self) -> float:
+        key = self._store.keys("due")
+        first = await self._first(key)
+        if first is not None and self._in_s(first) <= 0:
+            await self._wake_all()
+            first = await self._first(key)
+        return PERIOD_S if first is None else max(self._in_s(first), 0)
+
+    async def _wake_all(self) -> int:
+        brought_back, seen = 0, LIMIT
+        while seen == LIMIT:
+            wakes, seen = await self._store.run(wake(limit=LIMIT))
+            brought_back += await self._sent(wakes)
+        return brought_back
+
+    async def _look_at_queue(self, queue: _Queue) -> None:
+        sent_us = await self._first(self._store.keys("sent", queue.name))
+        patient_s = self._grace_s if sent_us is None else self._grace_s + self._in_s(sent_us / 1000)
+        if patient_s <= 0:
+            await self._resend(queue)
+            patient_s = LOOK_AGAIN_S
+        else:
+            queue.grace_s = self._grace_s
+        queue.look_at_s = self._clock() + patient_s
+
+    async def _resend(self, queue: _Queue) -> int:
+        """Send again what can no longer be in the queue. Where that cannot be read: ever less often."""
+        oldest_us = await self._backlog.oldest_us(queue.name)
+        door = resend(
+            queue=queue.name,
+            oldest_us=EMPTY if oldest_us is None else oldest_us,
+            grace_ms=int((queue.grace_s if oldest_us is None else self._grace_s) * 1000),
+            limit=LIMIT,
+        )
+        brought_back, sent = 0, LIMIT
+        while sent == LIMIT:
+            wakes = await self._store.run(door)
+            sent = await self._sent(wakes)
+            brought_back += sent
+        if brought_back:
+            log.info("runs.sent_again", queue=queue.name, runs=brought_back, readable=oldest_us is not None)
+        if oldest_us is None and brought_back:
+            queue.grace_s = min(queue.grace_s * 2, MAX_GRACE_S)
+        return brought_back
+
+    async def _sent(self, wakes: Sequence[Wake]) -> int:
+        if wakes:
+            await self._send_wakes(wakes)
+        return len(wakes)
+
+    async def _first(self, key: str) -> float | None:
+        """The lowest score of a sorted set."""
+        first: list[tuple[str, float]] = await self._store.ask(lambda r: r.zrange(key, 0, 0, withscores=True))
+        return float(first[0][1]) if first else None
+
+    def _in_s(self, server_ms: float) -> float:
+        """A time of Redis's clock as seconds from now."""
+        return (server_ms - self._server_ahead_ms) / 1000 - self._clock()

@@ -1,0 +1,35 @@
+"""What tests share: a real Redis, emptied before each test that uses it, and the guards of `guards.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import hypothesis
+import pytest
+import redis
+
+from openagents_worker.store.embedded import EmbeddedRedis
+
+pytest_plugins = ["tests.guards"]
+
+# How long an example takes says more of the machine's other work than of ours.
+hypothesis.settings.register_profile("any-machine", deadline=None)
+hypothesis.settings.load_profile("any-machine")
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Generator[EmbeddedRedis]:
+    """A Redis server for the whole session, on a port of its own."""
+    with EmbeddedRedis() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedRedis) -> Generator[str]:
+    """The URL of an empty Redis. Afterwards every key in it must have a TTL or be a permanent one."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    yield redis_server.url
+    from openagents_worker.store.keys import ttl_violations
+
+    assert ttl_violations(redis_server.url) == []

@@ -1,0 +1,140 @@
+"""A worker process without Celery: real Redis, real scripts, a lease that lasts; runs are carried by hand."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from openagents_worker.agents import load_agents
+from openagents_worker.models import RunRecord, RunRequest
+from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.journal import digest_of
+from openagents_worker.runtime.runner import Carried, Runner
+from openagents_worker.settings import Settings, load_settings
+from openagents_worker.store import scripts
+from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.store.runs import aread_record
+from openagents_worker.store.scripts import Submitted, Wake
+
+
+@dataclass
+class FixedLease:
+    """A lease for the length of a test."""
+
+    incarnation: str
+    left_s: float = 60.0
+
+    def remaining_s(self) -> float:
+        return self.left_s
+
+
+def agent(agent_id: str = "a", **fields: Any) -> dict[str, Any]:
+    """An agent's definition for the agents file; by default ReAct on a scripted model that says hello."""
+    return {
+        "id": agent_id,
+        "name": agent_id,
+        "memory": {"type": "buffer"},
+        "pattern": {"type": "react"},
+        "llm": {"provider": "scripted", "script": [{"text": "hello"}] * 50},
+        **fields,
+    }
+
+
+def scripted(*entries: dict[str, Any]) -> dict[str, Any]:
+    """A scripted model that gives these replies in order."""
+    return {"provider": "scripted", "script": list(entries)}
+
+
+def calls(*named: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """A reply of a scripted model that asks for tools."""
+    return {"tool_calls": [{"name": name, "arguments": arguments} for name, arguments in named]}
+
+
+class Process:
+    """One incarnation with its runner. `wakes` collects the messages it would send."""
+
+    def __init__(self, store: AsyncStore, runner: Runner, lease: FixedLease, wakes: list[Wake]) -> None:
+        self.store = store
+        self.runner = runner
+        self.lease = lease
+        self.wakes = wakes
+
+    async def submit(self, run_id: str = "r1", *, delay_ms: int = 0, **fields: Any) -> Submitted:
+        request = RunRequest(
+            **{"agent_id": "a", "session_id": "s1", "input_text": "hi", "run_id": run_id, **fields}
+        )
+        text = request.model_dump_json()
+        return await self.store.run(
+            scripts.submit(
+                run_id=request.run_id,
+                agent_id=request.agent_id,
+                session_id=request.session_id,
+                queue="",
+                default_queue="agents",
+                digest=digest_of(json.loads(text)),
+                uid="u1",
+                request=text,
+                canvas="",
+                durable=True,
+                delay_ms=delay_ms,
+                reject_if_busy=False,
+                parent_run_id="",
+            )
+        )
+
+    async def carry(self, run_id: str = "r1") -> Carried:
+        return await self.runner.carry(run_id)
+
+    async def run(self, run_id: str = "r1", **fields: Any) -> RunRecord:
+        """Submit and carry; the record afterwards."""
+        await self.submit(run_id, **fields)
+        await self.carry(run_id)
+        return await self.record(run_id)
+
+    async def record(self, run_id: str = "r1") -> RunRecord:
+        return await aread_record(self.store, run_id)
+
+    async def events(self, run_id: str = "r1") -> list[dict[str, Any]]:
+        entries = await self.store.redis.xrange(self.store.keys("events", run_id))
+        return [json.loads(fields["e"]) for _, fields in entries]
+
+    async def event_names(self, run_id: str = "r1") -> list[str]:
+        return [event["name"] for event in await self.events(run_id)]
+
+    async def journal(self, run_id: str = "r1") -> list[dict[str, Any]]:
+        return [json.loads(text) for text in await self.store.redis.lrange(self.store.keys("journal", run_id), 0, -1)]
+
+    async def transcript(self, session_id: str = "s1") -> list[dict[str, Any]]:
+        key = self.store.keys("transcript", session_id)
+        return [json.loads(text) for text in await self.store.redis.lrange(key, 0, -1)]
+
+
+@asynccontextmanager
+async def process(
+    redis_url: str, *agents: dict[str, Any], settings: Settings | None = None, name: str = "w"
+) -> AsyncIterator[Process]:
+    """A process that knows these agents, registered and ready; retired at the end."""
+    settings = settings or load_settings({"OPENAGENTS_REDIS_URL": redis_url})
+    config = load_agents(json.dumps({"agents": list(agents or [agent()])}), env={})
+    assembly = Assembly(config, env={})
+    store = AsyncStore(Cell(redis_url))
+    lease = FixedLease(f"{name}:{uuid.uuid4().hex[:8]}")
+    wakes: list[Wake] = []
+
+    async def send(these: Sequence[Wake]) -> None:
+        wakes.extend(these)
+
+    runner = Runner(store=store, lease=lambda: lease, assembly=assembly, settings=settings, send_wakes=send)
+    await store.run(
+        scripts.register(incarnation=lease.incarnation, lease_ms=60_000, agents=assembly.announcements())
+    )
+    try:
+        yield Process(store, runner, lease, wakes)
+    finally:
+        await store.run(scripts.retire(incarnation=lease.incarnation))
+        await assembly.aclose()
+        await store.close()

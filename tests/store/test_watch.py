@@ -1,0 +1,318 @@
+"""Watching a run: every stored event once and in order, whenever the watcher comes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import aclosing, closing
+
+import pytest
+import redis
+
+from openagents_worker.errors import RedisUnreachable, RunNotFound
+from openagents_worker.events import RunEvent
+from openagents_worker.models import RunState
+from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.events import Head, Watch, awatch, watch
+from tests.producer.hand import Hand
+from tests.waiting import await_for, wait_for
+
+EVENTS = 400
+
+
+@pytest.fixture
+def hand(redis_url: str) -> Generator[Hand]:
+    with Hand(redis_url) as hand:
+        hand.submit("r1")
+        hand.claim("r1")
+        yield hand
+
+
+def numbers(events: Sequence[RunEvent]) -> list[int | None]:
+    return [event.seq for event in events]
+
+
+def has_listener(hand: Hand) -> bool:
+    return bool(hand.store.redis.pubsub_channels("oa:events:*"))
+
+
+class Watcher(threading.Thread):
+    """Watches in a thread of its own and keeps what it sees."""
+
+    def __init__(self, hand: Hand, after: int | None = 0, **options: float) -> None:
+        super().__init__(daemon=True)
+        self.seen: list[RunEvent] = []
+        self._events = watch(hand.store, "r1", after, **options)
+        self.start()
+
+    def run(self) -> None:
+        self.seen.extend(self._events)
+
+    def all(self) -> list[RunEvent]:
+        self.join(10)
+        assert not self.is_alive(), "the watch did not end"
+        return self.seen
+
+
+def test_a_run_that_is_over_is_replayed_and_the_watch_ends(hand: Hand) -> None:
+    """Watching a finished run shows all its events and stops after the one marked final."""
+    hand.emit("r1", "llm.called")
+    hand.finish("r1")
+
+    events = list(watch(hand.store, "r1"))
+
+    assert [event.name for event in events] == [
+        "run.queued",
+        "run.attempt_started",
+        "llm.called",
+        "run.completed",
+        "session.run.completed",
+    ]
+    assert numbers(events) == [1, 2, 3, 4, 5]
+    assert events[-1].final
+
+
+def test_a_watcher_goes_on_where_it_stopped(hand: Hand) -> None:
+    """`after` names the last event seen; with the very last one nothing is left to see."""
+    hand.finish("r1")
+
+    assert numbers(list(watch(hand.store, "r1", after=2))) == [3, 4]
+    assert list(watch(hand.store, "r1", after=4)) == []
+
+
+async def test_watchers_that_join_at_any_moment_see_every_event_once_in_order(hand: Hand) -> None:
+    """Twenty watchers join while events are appended: replay, then live, no gap and no double."""
+    chance = random.Random(7)
+    joins = sorted(chance.randrange(EVENTS) for _ in range(20))
+
+    async def one(store: AsyncStore) -> list[RunEvent]:
+        return [event async for event in awatch(store, "r1")]
+
+    async with asyncio.TaskGroup() as group:
+        store = AsyncStore(hand.store.cell)
+        watchers = []
+        for number in range(EVENTS):
+            while joins and joins[0] == number:
+                joins.pop(0)
+                watchers.append(group.create_task(one(store), name=f"watcher {len(watchers)}"))
+            await asyncio.to_thread(hand.emit, "r1", "tool.called", "tool.succeeded")
+        await asyncio.to_thread(hand.finish, "r1")
+    await store.close()
+
+    wanted = list(range(1, 2 * EVENTS + 5))
+    assert len(watchers) == 20
+    assert all(numbers(watcher.result()) == wanted for watcher in watchers)
+
+
+def test_the_sync_watch_follows_a_run_live(hand: Hand) -> None:
+    """The thread's watcher gets what is appended after it joined, deltas included."""
+    watcher = Watcher(hand)
+    wait_for(lambda: len(watcher.seen) == 2 and has_listener(hand), "the watcher has replayed")
+
+    hand.delta("r1", "4")
+    hand.emit("r1", "llm.succeeded")
+    hand.finish("r1")
+
+    events = watcher.all()
+    assert numbers(events) == [1, 2, None, 3, 4, 5]
+    assert events[2].name == "llm.delta"
+    assert events[2].payload["text"] == "4"
+
+
+def test_events_that_were_trimmed_are_announced_as_a_gap(hand: Hand) -> None:
+    """A stream is bounded; a watcher that comes too late is told which events it cannot have."""
+    hand.emit("r1", *["tool.called"] * 10)
+    hand.finish("r1")
+    hand.store.redis.xtrim(hand.store.keys("events", "r1"), minid="9-0", approximate=False)
+
+    events = list(watch(hand.store, "r1", after=3))
+
+    assert (events[0].name, events[0].seq, events[0].payload) == ("events.gap", None, {"from": 4, "to": 8})
+    assert numbers(events[1:]) == [9, 10, 11, 12, 13, 14]
+
+
+def test_a_replay_longer_than_a_page_is_complete(hand: Hand) -> None:
+    """Long runs are read in pages; the edges of the pages lose nothing."""
+    hand.emit("r1", *["tool.called"] * 997)
+    hand.emit("r1", *["tool.called"] * 3)
+    hand.finish("r1")
+
+    assert numbers(list(watch(hand.store, "r1"))) == list(range(1, 1005))
+
+
+def test_an_end_that_pub_sub_lost_is_found_after_silence(hand: Hand) -> None:
+    """Pub/sub promises nothing: a silent watcher looks at the run's record and reads on."""
+    watcher = Watcher(hand, silence_s=0.2)
+    wait_for(lambda: len(watcher.seen) == 2 and has_listener(hand), "the watcher listens")
+    lose_publications(hand)
+
+    hand.finish("r1")
+
+    assert numbers(watcher.all()) == [1, 2, 3, 4]
+
+
+def test_a_watch_whose_final_event_is_gone_ends_all_the_same(hand: Hand) -> None:
+    """A terminal run whose last events were trimmed has nothing more to say."""
+    hand.finish("r1")
+    hand.store.redis.xdel(hand.store.keys("events", "r1"), "3-0", "4-0")
+
+    assert numbers(list(watch(hand.store, "r1"))) == [1, 2]
+
+
+def test_a_watch_outlives_its_connection(hand: Hand) -> None:
+    """When Redis drops the subscription the watcher subscribes again and misses nothing."""
+    watcher = Watcher(hand)
+    wait_for(lambda: len(watcher.seen) == 2 and has_listener(hand), "the watcher listens")
+
+    hand.store.redis.client_kill_filter(_type="pubsub")
+    hand.emit("r1", "tool.called")
+    hand.finish("r1")
+
+    assert numbers(watcher.all()) == [1, 2, 3, 4, 5]
+
+
+async def test_an_async_watch_outlives_its_connection(hand: Hand) -> None:
+    """The same for asyncio."""
+    store = AsyncStore(hand.store.cell)
+    seen: list[RunEvent] = []
+
+    async def follow() -> None:
+        async for event in awatch(store, "r1"):
+            seen.append(event)
+
+    following = asyncio.create_task(follow(), name="watcher")
+    await await_for(lambda: len(seen) == 2 and has_listener(hand), "the watcher listens")
+
+    await asyncio.to_thread(hand.store.redis.client_kill_filter, _type="pubsub")
+    await asyncio.to_thread(hand.finish, "r1")
+
+    await asyncio.wait_for(following, 10)
+    await store.close()
+    assert numbers(seen) == [1, 2, 3, 4]
+
+
+def test_a_watcher_that_leaves_early_leaves_no_connection(hand: Hand) -> None:
+    """Closing the generator closes its subscription."""
+    with closing(watch(hand.store, "r1")) as events:
+        next(events)
+        assert has_listener(hand)
+
+    wait_for(lambda: not has_listener(hand), "the subscription is gone")
+
+
+async def test_an_async_watcher_that_leaves_early_leaves_no_connection(hand: Hand) -> None:
+    """Closing the async generator closes its subscription."""
+    store = AsyncStore(hand.store.cell)
+    async with aclosing(awatch(store, "r1")) as events:
+        await anext(events)
+        assert has_listener(hand)
+
+    await await_for(lambda: not has_listener(hand), "the subscription is gone")
+    await store.close()
+
+
+def test_only_what_comes_from_now_on(hand: Hand) -> None:
+    """Without a number the past is left out."""
+    watcher = Watcher(hand, None)
+    wait_for(lambda: has_listener(hand), "the watcher listens")
+
+    hand.finish("r1")
+
+    assert set(numbers(watcher.all())) <= {3, 4}
+
+
+def test_a_deadline_ends_the_wait(hand: Hand) -> None:
+    """A watch with a deadline that is over raises TimeoutError and closes its connection."""
+    with pytest.raises(TimeoutError):
+        list(watch(hand.store, "r1", None, deadline=0.0))
+
+    wait_for(lambda: not has_listener(hand), "the subscription is gone")
+
+
+def test_an_unknown_run_cannot_be_watched(redis_url: str) -> None:
+    """Asking for an id that is not there raises at once."""
+    store = Store(Cell(redis_url))
+    with pytest.raises(RunNotFound, match="nobody"):
+        list(watch(store, "nobody"))
+    store.close()
+
+
+def test_a_redis_that_was_never_there_is_an_error_at_once(closed_port: int) -> None:
+    """A watch is patient with a Redis it has heard of, not with one it has not."""
+    store = Store(Cell(f"redis://127.0.0.1:{closed_port}/0"))
+    with pytest.raises(RedisUnreachable):
+        list(watch(store, "r1"))
+    store.close()
+
+
+# --- the state machine alone -----------------------------------------------------------------------------
+
+
+def event(seq: int | None, name: str = "tool.called", *, life: int = 1, final: bool = False) -> RunEvent:
+    return RunEvent.model_validate(
+        {
+            "name": name,
+            "seq": seq,
+            "run_id": "r1",
+            "session_id": "s1",
+            "agent_id": "a1",
+            "life": life,
+            "attempt": 1,
+            "timestamp": "2026-01-01T00:00:00.000Z",
+            "final": final,
+        }
+    )
+
+
+def head(seq: int, state: RunState = RunState.RUNNING, life: int = 1) -> Head:
+    return Head(state, seq, life, "a1", "s1")
+
+
+def page(*events: RunEvent) -> list[tuple[str, dict[str, str]]]:
+    return [(f"{one.seq}-0", {"e": one.to_json()}) for one in events]
+
+
+def test_a_jump_in_live_numbers_sends_the_watcher_back_to_the_stream() -> None:
+    """A message that pub/sub lost is read from the stream, before those that came after it."""
+    place = Watch()
+    place.look(head(1))
+    assert numbers(list(place.replay(page(event(1))))) == [1]
+
+    assert list(place.live(event(3).to_json())) == []
+    assert place.behind
+
+    assert numbers(list(place.replay(page(event(2), event(3))))) == [2, 3]
+    assert list(place.live(event(3).to_json())) == []
+    assert numbers(list(place.live(event(4).to_json()))) == [4]
+
+
+def test_a_watcher_ends_with_the_life_it_joined() -> None:
+    """Joined in the second life, the first one's final event is history; the second one's is the end."""
+    place = Watch()
+    place.look(head(2, life=2))
+
+    shown = list(place.replay(page(event(1, final=True), event(2, "run.resumed", life=2))))
+    assert numbers(shown) == [1, 2]
+    assert not place.over
+
+    assert numbers(list(place.live(event(3, life=2, final=True).to_json()))) == [3]
+    assert place.over
+
+
+def test_nothing_is_shown_after_the_final_event() -> None:
+    """A later life that stands in the same page belongs to other watchers."""
+    place = Watch()
+    place.look(head(1))
+
+    shown = list(place.replay(page(event(1, final=True), event(2, "run.resumed", life=2))))
+
+    assert numbers(shown) == [1]
+    assert place.over
+
+
+def lose_publications(hand: Hand) -> None:
+    """From here on nothing that a script publishes on the run's channel arrives: its watchers are renamed away."""
+    with redis.Redis.from_url(hand.store.cell.url) as client:
+        client.execute_command("ACL", "SETUSER", "default", "resetchannels")

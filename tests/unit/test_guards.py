@@ -1,0 +1,92 @@
+"""The guards of `tests/guards.py`: a test that breaks a rule fails, and says by what."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+BAD_TESTS = """
+import asyncio, contextlib, socket, time
+import pytest
+
+def test_reaches_out():
+    with contextlib.suppress(OSError), socket.socket() as s:
+        s.connect(("192.0.2.1", 80))
+
+async def test_blocks_the_loop():
+    time.sleep(0.3)
+
+@pytest.mark.allow_blocking(reason="it measures blocking")
+async def test_may_block():
+    time.sleep(0.3)
+
+async def test_loses_an_error():
+    async def fails():
+        raise ValueError("unheard")
+    task = asyncio.ensure_future(fails())
+    await asyncio.wait([task])
+
+def test_fine():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(server.getsockname()).close()
+"""
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("guarded") / "test_bad.py"
+    file.write_text(BAD_TESTS)
+    options = [
+        "-p",
+        "tests.guards",
+        "-p",
+        "no:cacheprovider",
+        "-rA",
+        "-q",
+        "-o",
+        "addopts=",
+        "-c",
+        "pyproject.toml",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return run.stdout
+
+
+def test_a_connection_beyond_this_machine_fails_the_test_even_when_the_error_is_swallowed(
+    outcome: str,
+) -> None:
+    """Tests talk to 127.0.0.1 only."""
+    assert "connected to 192.0.2.1:80; only this machine is allowed" in outcome
+    assert "ERROR" in outcome
+
+
+def test_a_blocking_call_on_the_loop_fails_the_test_and_is_named(outcome: str) -> None:
+    """Blocking work never runs on the event loop."""
+    assert "ms by test_blocks_the_loop in the task" in outcome
+
+
+def test_a_test_may_block_when_it_says_why(outcome: str) -> None:
+    """`allow_blocking(reason=...)` is the way out."""
+    assert "PASSED" in outcome
+    assert "by test_may_block" not in outcome
+
+
+def test_an_error_that_nobody_retrieved_fails_the_test(outcome: str) -> None:
+    """A task's exception is somebody's to handle."""
+    assert "asyncio: Task exception was never retrieved" in outcome
+
+
+def test_a_test_that_breaks_no_rule_passes(outcome: str) -> None:
+    """Three tests break a rule; each fails at its own teardown and not at a neighbour's."""
+    assert "3 errors" in outcome

@@ -1,0 +1,118 @@
+"""Redaction: secrets are masked wherever they stand, counts are not, and nothing grows without bound."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openagents_worker.models import RunBudget
+from openagents_worker.redaction import MASK, redact, safe_text, safe_url
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["api_key", "apiKey", "X-API-Key", "OPENAI_API_KEY", "password", "DB_PASSWORD", "clientSecret",
+     "token", "access_token", "refreshTokens", "Authorization", "proxy-authorization", "Set-Cookie",
+     "private_key"],
+)  # fmt: skip
+def test_the_value_under_a_secrets_name_is_masked(key: str) -> None:
+    """Names are compared without case, `-` and camel case; a part of the name is enough."""
+    assert redact({"deep": [{key: "value"}]}) == {"deep": [{key: MASK}]}
+    assert redact({key: {"inner": "value"}, "n": 1})["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("input_tokens", 7), ("max_tokens", None), ("total_tokens", 3.5), ("tokens", {"input": 7}),
+     ("token_count", 7), ("api_key_env", "OPENAI_API_KEY"), ("tokenizer", "cl100k"), ("has_password", True)],
+)  # fmt: skip
+def test_counts_and_names_of_variables_are_no_secrets(key: str, value: Any) -> None:
+    """`input_tokens` is what people look for; it stays."""
+    assert redact({key: value}) == {key: value}
+
+
+def test_a_numeric_password_is_still_a_password() -> None:
+    """Only what counts tokens is exempt because it is a number."""
+    assert redact({"password": 1234}) == {"password": MASK}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("key sk-abcdefghijkl.", f"key sk-{MASK}."),
+        ("Authorization: Bearer eyJhbGciOi.J9.x", f"Authorization: Bearer {MASK}"),
+        ("redis://:pw@h:1/0 and amqp://u:p@ss@h//", f"redis://:{MASK}@h:1/0 and amqp://u:{MASK}@h//"),
+        ("a task-force-of-nine at http://host:8080/a@b", "a task-force-of-nine at http://host:8080/a@b"),
+        ("the bearer of news", "the bearer of news"),
+    ],
+)
+def test_secrets_inside_of_texts_are_masked(text: str, shown: str) -> None:
+    """Keys, bearer tokens and URL passwords are known by their form."""
+    assert safe_text(text) == shown
+    assert redact([text]) == [shown]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://me:pw@h/0", f"redis://me:{MASK}@h/0"),
+        ("sentinel://:a@h1:1;sentinel://:b@h2:1/0", f"sentinel://:{MASK}@h1:1;sentinel://:{MASK}@h2:1/0"),
+        ("unix:///run/r.sock?db=1&password=pw", f"unix:///run/r.sock?db=1&password={MASK}"),
+    ],
+)
+def test_a_url_is_shown_without_its_passwords(url: str, shown: str) -> None:
+    """Hosts and databases stay: people need them to find a fault."""
+    assert safe_url(url) == shown
+
+
+def test_long_wide_and_deep_values_are_cut_and_say_so() -> None:
+    """A cut is always visible, with what is missing."""
+    assert redact("x" * 12, max_chars=10) == "x" * 10 + "… <2 more characters>"
+    assert redact(list(range(5)), max_items=2) == [0, 1, "<3 more>"]
+    assert redact({"a": 1, "b": 2, "c": 3}, max_items=1) == {"a": 1, "…": "<2 more>"}
+    assert redact([[[1, 2]]], max_depth=2) == [["<2 more inside>"]]
+
+
+def test_a_cut_leaves_no_half_of_a_secret() -> None:
+    """A key that the cut would have split is masked first."""
+    shown = redact("x" * 8 + " sk-" + "s" * 40, max_chars=20)
+    assert isinstance(shown, str)
+    assert "sss" not in shown
+
+
+def test_a_value_that_contains_itself_comes_to_an_end() -> None:
+    """State of a plugin may be anything."""
+    loop: list[Any] = []
+    loop.append(loop)
+    assert "more inside" in json.dumps(redact(loop))
+
+
+def test_what_is_not_json_becomes_its_text() -> None:
+    """Models are shown by their fields; times, bytes, NaN and objects as text."""
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    assert redact({"b": b"abc", "t": at, "n": float("nan"), "m": RunBudget(max_steps=3), 1: {2}}) == {
+        "b": "<3 bytes>",
+        "t": str(at),
+        "n": "nan",
+        "m": RunBudget(max_steps=3).model_dump(),
+        "1": [2],
+    }
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda v: st.lists(v) | st.dictionaries(st.text(), v),
+    )
+)
+def test_the_result_is_always_json_and_redacting_twice_changes_nothing(value: Any) -> None:
+    """A stored event may be redacted again on its way out."""
+    once = redact(value)
+    assert json.loads(json.dumps(once, allow_nan=False)) == once
+    assert redact(once) == once

@@ -1,0 +1,130 @@
+"""Settings: what each variable means, and that a wrong one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from openagents_worker.errors import ConfigValidationError
+from openagents_worker.settings import Settings, env_example, load_settings, unknown_variables
+
+CONFIG = Path(__file__).parents[2] / "config"
+
+
+def test_an_empty_environment_gives_a_working_development_setup() -> None:
+    """Without a single variable everything is on the Redis of this machine."""
+    settings = load_settings({})
+    assert settings.redis_url == settings.broker_url == "redis://127.0.0.1:6379/0"
+    assert settings.result_backend is None
+    assert (settings.lease_ms, settings.heartbeat_ms) == (10_000, 2_500)
+    assert settings.durable_default
+    assert (settings.key_prefix, settings.queue, settings.config) == ("oa", "agents", "config/agents.json")
+    assert (settings.run_ttl_s, settings.session_ttl_s) == (604_800, 2_592_000)
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    """Compose files and CI pass on empty variables."""
+    assert load_settings({"OPENAGENTS_LEASE_MS": "", "OPENAGENTS_REDIS_URL": ""}) == load_settings({})
+
+
+def test_this_processs_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load_settings()` and `Settings()` read the same variables."""
+    monkeypatch.setenv("OPENAGENTS_QUEUE", "other")
+    assert load_settings().queue == Settings().queue == "other"
+    assert load_settings({}).queue == "agents", "a given environment is the only one that counts"
+
+
+def test_lists_and_levels_are_written_with_commas() -> None:
+    """`a,b` is two modules; `logger=LEVEL` pairs are levels."""
+    settings = load_settings(
+        {"OPENAGENTS_IMPORTS": "my.tools, my.patterns,", "OPENAGENTS_LOG_LEVELS": "a.b=debug"}
+    )
+    assert settings.imports == ("my.tools", "my.patterns")
+    assert settings.log_levels == {"a.b": "DEBUG"}
+
+
+def test_the_broker_is_the_same_redis_unless_it_is_named() -> None:
+    """Celery spells a socket in its own way."""
+    assert load_settings({"OPENAGENTS_REDIS_URL": "unix:///run/r.sock?db=2"}).broker_url == (
+        "redis+socket:///run/r.sock?virtual_host=2"
+    )
+    assert load_settings({"OPENAGENTS_BROKER_URL": "amqp://rabbit//"}).broker_url == "amqp://rabbit//"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("LEASE_MS", "ten", "should be a valid integer"),
+        ("LEASE_MS", "5", "greater than or equal to 100"),
+        ("CONCURRENCY", "0", "greater than or equal to 1"),
+        ("DURABLE_DEFAULT", "perhaps", "should be a valid boolean"),
+        ("LOG_FORMAT", "xml", "should be 'text' or 'json'"),
+        ("LOG_LEVEL", "loud", "should be 'DEBUG'"),
+        ("LOG_LEVELS", "a", "logger=LEVEL"),
+        ("QUEUE", "a b", "not a name"),
+        ("KEY_PREFIX", "oa*", "not a name"),
+        ("REDIS_URL", "http://host", "begins with redis://"),
+        ("BROKER_URL", "host:6379", "begins with a scheme"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_be_right(variable: str, value: str, says: str) -> None:
+    """The error names the variable; nobody has to guess which of twenty it was."""
+    with pytest.raises(ConfigValidationError, match=f"OPENAGENTS_{variable}: .*{says}"):
+        load_settings({f"OPENAGENTS_{variable}": value})
+
+
+def test_all_wrong_variables_are_named_at_once() -> None:
+    """One start of the worker is enough to see them."""
+    with pytest.raises(ConfigValidationError) as caught:
+        load_settings({"OPENAGENTS_LEASE_MS": "x", "OPENAGENTS_QUEUE": " "})
+    assert "OPENAGENTS_LEASE_MS" in str(caught.value)
+    assert "OPENAGENTS_QUEUE" in str(caught.value)
+
+
+def test_a_heartbeat_that_one_lost_beat_would_make_deadly_is_refused() -> None:
+    """Half a lease between beats: the first that is late ends the worker."""
+    with pytest.raises(ConfigValidationError, match="OPENAGENTS_HEARTBEAT_MS: must be less than half"):
+        load_settings({"OPENAGENTS_LEASE_MS": "1000", "OPENAGENTS_HEARTBEAT_MS": "500"})
+
+
+def test_passwords_are_in_no_text_and_no_error() -> None:
+    """Settings are logged at start, and errors end up in tickets."""
+    url = "redis://me:hunter2@host:6379/0"
+    settings = load_settings({"OPENAGENTS_REDIS_URL": url, "OPENAGENTS_RESULT_BACKEND": url})
+    assert settings.redis_url == url
+    assert "hunter2" not in f"{settings!r} {settings} {settings.redis_url_safe}"
+    assert "redis://me:***@host:6379/0" in repr(settings)
+    with pytest.raises(ConfigValidationError) as caught:
+        load_settings({"OPENAGENTS_REDIS_URL": "http://me:hunter2@host"})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_settings_cannot_be_changed() -> None:
+    """Two parts of a process can never see different settings."""
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings({}).queue = "other"  # type: ignore[misc]
+
+
+def test_a_misspelt_variable_is_found_and_its_name_suggested() -> None:
+    """A variable that nobody reads is a setting that silently does nothing."""
+    env = {"OPENAGENTS_LEASE": "1", "OPENAGENTS_ZZZ": "1", "OPENAGENTS_QUEUE": "q", "PATH": "/bin"}
+    assert unknown_variables(env) == [("OPENAGENTS_LEASE", "OPENAGENTS_LEASE_MS"), ("OPENAGENTS_ZZZ", None)]
+
+
+def test_what_kubernetes_and_the_original_set_is_known() -> None:
+    """Injected service addresses are not ours; the original's logging variables are read."""
+    env = {"OPENAGENTS_SERVICE_HOST": "", "OPENAGENTS_REDIS_PORT_6379_TCP": "", "OPENAGENTS_WORKER_PORT": ""}
+    env |= {
+        f"OPENAGENTS_LOG_{n}": ""
+        for n in ("LEVEL", "LEVELS", "PRETTY", "STREAM", "INCLUDE", "EXCLUDE", "REDACT")
+    }
+    assert unknown_variables(env) == []
+
+
+def test_the_example_file_is_what_the_class_says() -> None:
+    """`config/.env.example` is written by `env_example()`; a new field must be in it."""
+    assert (CONFIG / ".env.example").read_text() == env_example()
+    for name, field in Settings.model_fields.items():
+        assert f"OPENAGENTS_{name.upper()}=" in env_example()
+        assert field.description, name

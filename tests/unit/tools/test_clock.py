@@ -1,0 +1,101 @@
+"""Dates and times: certain ones are read, uncertain ones refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openagents_worker.errors import ToolValidationError
+from openagents_worker.tools.builtin.clock import CurrentTime, DateDiff, DateParse
+
+NOON = datetime(2024, 3, 31, 12, 0, tzinfo=UTC)
+
+
+async def test_the_current_time_is_told_in_the_zone_that_was_asked_for() -> None:
+    """Summer time included; `unix` is the same in every zone."""
+    clock = CurrentTime(now=lambda: NOON)
+
+    berlin = await clock.invoke({"timezone": "Europe/Berlin"}, None)
+
+    assert berlin == {
+        "iso": "2024-03-31T14:00:00+02:00",
+        "date": "2024-03-31",
+        "time": "14:00:00",
+        "weekday": "Sunday",
+        "unix": NOON.timestamp(),
+        "timezone": "Europe/Berlin",
+    }
+    assert (await clock.invoke({}, None))["iso"] == "2024-03-31T12:00:00+00:00"
+
+
+@pytest.mark.parametrize("zone", ["Mars/Olympus", "../../etc/passwd", "", "Europe", "\0"])
+async def test_an_unknown_time_zone_is_refused(zone: str) -> None:
+    """The error says what a zone looks like."""
+    with pytest.raises(ToolValidationError, match="IANA"):
+        await CurrentTime(now=lambda: NOON).invoke({"timezone": zone}, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-03-31T12:00:00Z",
+        "2024-03-31 12:00",
+        "20240331T120000",
+        "2024-03-31T14:00:00+02:00",
+        "31.03.2024 12:00",
+        "2024/03/31 12:00",
+        "Sun, 31 Mar 2024 12:00:00 GMT",
+    ],
+)
+async def test_one_moment_is_read_from_all_its_usual_forms(text: str) -> None:
+    """ISO 8601, the forms that mean one day to everybody, and the date of an e-mail."""
+    assert (await DateParse().invoke({"date": text}, None))["unix"] == NOON.timestamp()
+
+
+@pytest.mark.parametrize(
+    "text", ["March 31, 2024", "Mar 31, 2024", "31 March 2024", "2024-03-31", "31.03.2024"]
+)
+async def test_a_day_is_its_beginning_in_utc(text: str) -> None:
+    """A date without a time or a zone is midnight, UTC."""
+    assert (await DateParse().invoke({"date": text}, None))["iso"] == "2024-03-31T00:00:00+00:00"
+
+
+@pytest.mark.parametrize("text", ["03/04/2024", "yesterday", "2024-02-30", "", "2024-13-01"])
+async def test_what_is_not_certain_is_refused(text: str) -> None:
+    """03/04/2024 is April in Rome and March in Boston; the model is asked to be clear."""
+    with pytest.raises(ToolValidationError, match="certain") as caught:
+        await DateParse().invoke({"date": text}, None)
+    assert caught.value.hint
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.text() | st.text(alphabet="0123456789-:+TZ ./,", max_size=30) | st.datetimes().map(str))
+def test_any_text_is_a_date_or_a_coded_error(text: str) -> None:
+    """Nothing a model writes crashes the tool."""
+    with contextlib.suppress(ToolValidationError):
+        assert asyncio.run(DateParse().invoke({"date": text}, None))["iso"]
+
+
+@pytest.mark.parametrize(
+    ("date1", "date2", "unit", "difference"),
+    [
+        ("2024-02-28", "2024-03-01", "days", 2),
+        ("2024-03-01", "2024-02-28", "days", -2),
+        ("2024-01-01", "2024-01-01T12:00", "days", 0.5),
+        ("2024-01-01T00:00+02:00", "2024-01-01T00:00", "hours", 2),
+        ("2024-01-01", "2024-01-15", "weeks", 2),
+        ("2024-01-01T00:00:00", "2024-01-01T00:01:30", "minutes", 1.5),
+    ],
+)
+async def test_the_difference_counts_from_the_first_to_the_second(
+    date1: str, date2: str, unit: str, difference: Any
+) -> None:
+    """Whole numbers where it is whole; zones are respected."""
+    result = await DateDiff().invoke({"date1": date1, "date2": date2, "unit": unit}, None)
+    assert result == {"difference": difference, "unit": unit}

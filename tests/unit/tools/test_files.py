@@ -1,0 +1,336 @@
+"""File tools: real files, a fence around root, bounds on everything."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from openagents_worker.errors import OpenAgentsError, PermanentToolError, ToolValidationError
+from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from openagents_worker.tools.builtin.files import GrepFiles, ReadFile
+from tests.waiting import await_for
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with a few files in it, and a secret beside it."""
+    folder = tmp_path / "root"
+    (folder / "docs").mkdir(parents=True)
+    (folder / "a.txt").write_text("one\ntwo\nthree\n")
+    (folder / "docs" / "b.md").write_text("# Two\nmore\n")
+    (folder / "docs" / "c.py").write_text("x = 2\n")
+    (folder / "image.bin").write_bytes(b"\x89PNG\0\0two")
+    (tmp_path / "secret.txt").write_text("two secrets")
+    (folder / "leak").symlink_to(tmp_path / "secret.txt")
+    (folder / "leaks").symlink_to(tmp_path)
+    return folder
+
+
+async def call(kind: str, root: Path, settings_: dict[str, Any] | None = None, **arguments: Any) -> Any:
+    return await BUILTIN_TOOLS[kind]({"root": str(root), **(settings_ or {})}).invoke(arguments, None)
+
+
+# --- the fence -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["read_file", "write_file", "list_files", "delete_file", "grep_files"])
+@pytest.mark.parametrize(
+    "path", ["../secret.txt", "/etc/passwd", "docs/../../secret.txt", "leaks/secret.txt"]
+)
+async def test_no_tool_leaves_its_root(root: Path, kind: str, path: str) -> None:
+    """Not upwards, not by an absolute path, not through a link."""
+    more = {"write_file": {"content": "x"}, "grep_files": {"pattern": "two"}}.get(kind, {})
+
+    with pytest.raises(ToolValidationError, match="outside of root"):
+        await call(kind, root, path=path, **more)
+    assert (root.parent / "secret.txt").read_text() == "two secrets"
+
+
+PARTS = (
+    st.sampled_from(["..", ".", "docs", "a.txt", "leak", "leaks", "", "~", "/", "\0", "x" * 300]) | st.text()
+)
+
+
+@given(st.lists(PARTS, max_size=6).map("/".join))
+@example("docs/../..")
+@example("//etc/passwd")
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)  # the folder is only looked at
+def test_whatever_the_path_nothing_outside_of_root_is_reached(root: Path, path: str) -> None:
+    """A path is a place inside or a coded error, for reading and for deleting."""
+    tool = ReadFile({"root": str(root)})
+    for follow in (True, False):
+        try:
+            place = tool.resolved(path, follow=follow)
+        except OpenAgentsError:
+            continue
+        assert place.parent.resolve() / place.name == place
+        assert place.is_relative_to(root)
+
+
+async def test_without_a_root_any_path_goes(root: Path) -> None:
+    """The original's behaviour; an operator who wants a fence sets `root`."""
+    read = await BUILTIN_TOOLS["read_file"]().invoke({"path": str(root / "a.txt")}, None)
+    assert read["content"] == "one\ntwo\nthree\n"
+
+
+# --- read_file -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "truncated"),
+    [
+        ({}, "one\ntwo\nthree\n", False),
+        ({"offset": 1}, "two\nthree\n", False),
+        ({"limit": 2}, "one\ntwo\n", True),
+        ({"offset": 1, "limit": 2}, "two\nthree\n", False),
+        ({"offset": 9}, "", False),
+    ],
+)
+async def test_a_file_is_read_whole_or_by_lines(
+    root: Path, arguments: dict[str, Any], content: str, truncated: bool
+) -> None:
+    """`truncated` says whether something follows; `bytes` is the size of the file."""
+    read = await call("read_file", root, path="a.txt", **arguments)
+    assert read == {"path": "a.txt", "content": content, "bytes": 14, "truncated": truncated}
+
+
+async def test_a_long_file_is_cut_between_characters(root: Path) -> None:
+    """At most `max_bytes` are read, and half a character is left out, not replaced."""
+    (root / "long.txt").write_text("äöü")
+
+    read = await call("read_file", root, {"max_bytes": 3}, path="long.txt")
+
+    assert (read["content"], read["bytes"], read["truncated"]) == ("ä", 6, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("none.txt", "none.txt does not exist"),
+        ("docs", "docs is a folder"),
+        ("image.bin", "no text file"),
+        ("pipe", "no regular file"),
+        ("a.txt/x", "does not exist"),
+        ("x" * 300, "name too long"),
+    ],
+)
+async def test_what_cannot_be_read_is_told_in_words(root: Path, path: str, told: str) -> None:
+    """A pipe is refused and not waited for."""
+    os.mkfifo(root / "pipe")
+
+    with pytest.raises(OpenAgentsError, match=f"(?i){told}"):
+        await call("read_file", root, path=path)
+
+
+# --- write_file ------------------------------------------------------------------------------------------
+
+
+async def test_a_file_is_written_and_added_to(root: Path) -> None:
+    """Missing folders are made; `bytes` is what this call wrote."""
+    written = await call("write_file", root, path="new/deep/f.txt", content="ä\n")
+    added = await call("write_file", root, path="new/deep/f.txt", content="b\n", mode="a")
+
+    assert (written["bytes"], added["bytes"]) == (3, 2)
+    assert (root / "new/deep/f.txt").read_text() == "ä\nb\n"
+
+
+async def test_replacing_a_file_keeps_its_mode_and_leaves_nothing_beside_it(root: Path) -> None:
+    """The new content takes the old one's place in one step."""
+    (root / "a.txt").chmod(0o640)
+    before = sorted(root.iterdir())
+
+    await call("write_file", root, path="a.txt", content="new")
+
+    assert (root / "a.txt").read_text() == "new"
+    assert (root / "a.txt").stat().st_mode & 0o777 == 0o640
+    assert sorted(root.iterdir()) == before
+
+
+async def test_a_failed_write_changes_nothing(root: Path) -> None:
+    """A folder stays a folder, and no half-written file remains."""
+    before = sorted(root.iterdir())
+
+    with pytest.raises(PermanentToolError, match="docs is a folder"):
+        await call("write_file", root, path="docs", content="x")
+    assert sorted(root.iterdir()) == before
+
+
+@pytest.mark.parametrize("mode", ["w", "a"])
+async def test_a_pipe_or_device_is_never_written_or_replaced(root: Path, mode: str) -> None:
+    """Only regular files are; nothing waits for the other end of a pipe."""
+    os.mkfifo(root / "pipe")
+
+    with pytest.raises(PermanentToolError, match="no regular file"):
+        await call("write_file", root, path="pipe", content="x", mode=mode)
+    assert (root / "pipe").is_fifo()
+
+
+async def test_more_than_max_bytes_is_not_written(root: Path) -> None:
+    """The model is told to write in parts."""
+    with pytest.raises(ToolValidationError, match="at most 3"):
+        await call("write_file", root, {"max_bytes": 3}, path="a.txt", content="four")
+    assert (root / "a.txt").read_text() == "one\ntwo\nthree\n"
+
+
+# --- list_files ------------------------------------------------------------------------------------------
+
+
+async def test_a_folder_is_listed_in_order(root: Path) -> None:
+    """Links are named as links and never followed."""
+    listed = await call("list_files", root)
+
+    assert listed["entries"] == [
+        {"path": "a.txt", "type": "file"},
+        {"path": "docs", "type": "folder"},
+        {"path": "image.bin", "type": "file"},
+        {"path": "leak", "type": "link"},
+        {"path": "leaks", "type": "link"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "paths"),
+    [("*.md", ["docs/b.md"]), ("docs/*", ["docs/b.md", "docs/c.py"]), ("*.[mt]*", ["a.txt", "docs/b.md"])],
+)
+async def test_a_pattern_picks_names_or_paths(root: Path, pattern: str, paths: list[str]) -> None:
+    """A glob without `/` is held against names, with one against whole paths."""
+    listed = await call("list_files", root, pattern=pattern, recursive=True)
+    assert [entry["path"] for entry in listed["entries"]] == paths
+
+
+async def test_a_huge_folder_is_cut(tmp_path: Path) -> None:
+    """A thousand entries are listed, always the same ones, and the cut is told."""
+    for n in range(1005):
+        (tmp_path / f"{n:04}").touch()
+
+    listed = await call("list_files", tmp_path)
+
+    assert [entry["path"] for entry in listed["entries"]] == [f"{n:04}" for n in range(1000)]
+    assert listed["truncated"] is True
+
+
+@pytest.mark.parametrize(("path", "told"), [("a.txt", "no folder"), ("none", "does not exist")])
+async def test_only_a_folder_is_listed(root: Path, path: str, told: str) -> None:
+    """The error says what it is instead."""
+    with pytest.raises(PermanentToolError, match=told):
+        await call("list_files", root, path=path)
+
+
+# --- delete_file -----------------------------------------------------------------------------------------
+
+
+async def test_a_folder_is_deleted_only_when_that_is_said(root: Path) -> None:
+    """`recursive` is the word for it; a file needs none."""
+    with pytest.raises(PermanentToolError, match="docs is a folder") as caught:
+        await call("delete_file", root, path="docs")
+    assert "recursive" in str(caught.value.hint)
+
+    await call("delete_file", root, path="docs", recursive=True)
+    await call("delete_file", root, path="a.txt")
+
+    assert sorted(entry.name for entry in root.iterdir()) == ["image.bin", "leak", "leaks"]
+
+
+async def test_of_a_link_only_the_link_is_deleted(root: Path) -> None:
+    """What it points to stays, also when that is a folder outside."""
+    await call("delete_file", root, path="leaks", recursive=True)
+    await call("delete_file", root, path="leak")
+
+    assert (root.parent / "secret.txt").exists()
+    assert not (root / "leak").is_symlink()
+
+
+@pytest.mark.parametrize("path", [".", "docs/..", "./"])
+async def test_the_root_itself_is_never_deleted(root: Path, path: str) -> None:
+    """Under no name."""
+    with pytest.raises(ToolValidationError, match="root folder"):
+        await call("delete_file", root, path=path, recursive=True)
+    assert root.is_dir()
+
+
+# --- grep_files ------------------------------------------------------------------------------------------
+
+
+async def test_matches_are_found_in_text_files_only(root: Path) -> None:
+    """Path, line from 1 and text; binaries are passed over, links are not followed."""
+    found = await call("grep_files", root, pattern="two", case_sensitive=False)
+
+    assert found == {
+        "matches": [
+            {"path": "a.txt", "line": 2, "text": "two"},
+            {"path": "docs/b.md", "line": 1, "text": "# Two"},
+        ],
+        "skipped": 1,
+        "truncated": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "paths"),
+    [
+        ({"pattern": "two"}, ["a.txt"]),
+        ({"pattern": "2|Two", "file_type": "py"}, ["docs/c.py"]),
+        ({"pattern": "2|Two", "file_type": ".md"}, ["docs/b.md"]),
+        ({"pattern": "^t", "path": "a.txt"}, ["a.txt", "a.txt"]),
+    ],
+)
+async def test_a_search_can_be_narrowed(root: Path, arguments: dict[str, Any], paths: list[str]) -> None:
+    """By case, by ending, to one file."""
+    found = await call("ripgrep", root, **arguments)
+    assert [match["path"] for match in found["matches"]] == paths
+
+
+async def test_a_search_stops_at_a_hundred_matches(root: Path) -> None:
+    """And says that there were more."""
+    (root / "a.txt").write_text("x\n" * 101)
+
+    found = await call("grep_files", root, pattern="x", path="a.txt")
+
+    assert (len(found["matches"]), found["truncated"]) == (100, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [({"pattern": "("}, "no regular"), ({"pattern": "x", "path": "no"}, "does not exist")],
+)
+async def test_a_search_that_cannot_be_made_is_told(root: Path, arguments: dict[str, Any], told: str) -> None:
+    """The error names the pattern or the path."""
+    with pytest.raises(PermanentToolError, match=told):
+        await call("grep_files", root, **arguments)
+
+
+async def test_a_pattern_that_would_take_for_ever_is_given_up(root: Path) -> None:
+    """It runs in a process of its own; the event loop and the other runs notice nothing."""
+    (root / "a.txt").write_text("a" * 60 + "!")
+
+    with pytest.raises(PermanentToolError, match="longer than 300 ms"):
+        await call("grep_files", root, {"timeout_ms": 300}, pattern="(a+)+$")
+
+
+async def test_a_cancelled_search_leaves_no_process_behind(root: Path) -> None:
+    """Cancelling the call kills the search."""
+    (root / "a.txt").write_text("a" * 60 + "!")
+    tool = GrepFiles({"root": str(root)})
+    running = asyncio.create_task(tool.invoke({"pattern": "(a+)+$"}, None))
+    await await_for(_searches, "the search has started")
+
+    running.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert _searches() == []
+
+
+def _searches() -> list[str]:
+    """The search processes that this test process has."""
+    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    pids = [pid for file in children for pid in file.read_text().split()]
+    return [pid for pid in pids if b"search.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]

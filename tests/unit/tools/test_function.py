@@ -1,0 +1,256 @@
+"""`@tool`: a function's signature and docstring are all that a tool needs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import date
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from openagents_worker.errors import ModelRetryError, PluginConfigError, ToolError, ToolValidationError
+from openagents_worker.tools import ToolContext, tool
+from tests.unit.run_fakes import FakeRun
+
+REQUEST: ContextVar[str] = ContextVar("request")
+
+
+class Address(BaseModel):
+    street: str
+    city: str = "Bremen"
+
+
+@dataclass
+class Receipt:
+    order: str
+    due: date
+
+
+@tool
+async def refund(
+    order_id: str, cents: int = 100, reason: Annotated[str, Field(description="Why.")] = ""
+) -> str:
+    """Pays an order back.
+
+    The money is there the next day.
+
+    Args:
+        order_id: The order, as printed
+            on the invoice.
+        cents (int): How much.
+        reason: Not this one.
+
+    Returns:
+        A receipt.
+    """
+    return f"{order_id}:{cents}:{reason}"
+
+
+async def test_name_description_and_schema_come_from_the_function() -> None:
+    """The first paragraph is the description; `Args:` describes the parameters without one of their own."""
+    described = refund(config={}).describe()  # type: ignore[call-arg]
+
+    assert described == {
+        "name": "refund",
+        "description": "Pays an order back.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "order_id": {"type": "string", "description": "The order, as printed on the invoice."},
+                "cents": {"type": "integer", "default": 100, "description": "How much."},
+                "reason": {"type": "string", "default": "", "description": "Why."},
+            },
+            "required": ["order_id"],
+            "additionalProperties": False,
+        },
+    }
+
+
+async def test_the_function_stays_a_function() -> None:
+    """A unit test calls it as it was written; only `config=` makes the tool, as the agents file does."""
+    assert await refund("A17", 500) == "A17:500:"
+    assert await refund.build().invoke({"order_id": "A17", "cents": "500"}, None) == "A17:500:"
+    assert (refund.__name__, refund.__module__) == ("refund", __name__)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({}, "order_id: Field required"),
+        ({"order_id": "a", "cents": "many"}, "cents: Input should be a valid integer"),
+        ({"order_id": "a", "cent": 1}, "cent: unknown argument"),
+    ],
+)
+async def test_wrong_arguments_are_told_in_words_for_the_model(arguments: dict[str, Any], told: str) -> None:
+    """The error says which argument and what was expected; its hint lists the arguments there are."""
+    with pytest.raises(ToolValidationError, match=told) as caught:
+        await refund.build().invoke(arguments, None)
+    assert caught.value.hint == "arguments of refund: order_id, cents, reason"
+
+
+async def test_types_arrive_as_the_types_they_are() -> None:
+    """Models, dates and literals are made from the model's JSON before the function sees them."""
+
+    @tool(description="Sends.")
+    async def send(to: Address, on: date, speed: Literal["slow", "fast"] = "slow") -> Any:
+        return [type(to).__name__, on.year, to.city, speed]
+
+    sent = await send.build().invoke({"to": {"street": "Am Wall"}, "on": "2024-03-31"}, None)
+
+    assert sent == ["Address", 2024, "Bremen", "slow"]
+
+
+async def test_the_context_is_given_and_is_no_argument() -> None:
+    """A parameter named `context`, or annotated `ToolContext` under any name, is left out of the schema."""
+
+    @tool(description="Tells the key.")
+    def by_name(context):  # type: ignore[no-untyped-def]
+        return context.idempotency_key
+
+    @tool(description="Tells the key.")
+    async def by_type(run: ToolContext | None) -> Any:
+        return run and run.idempotency_key
+
+    for made in (by_name.build(), by_type.build()):
+        assert made.schema()["properties"] == {}
+        assert await made.invoke({}, FakeRun()) == "r1:u1:2"
+
+
+async def test_a_parameter_may_have_any_name() -> None:
+    """Names that pydantic uses for itself are as good as any other."""
+
+    @tool(description="Copies.")
+    async def odd(schema: str, copy: bool, model_config: int, _hidden: int = 1) -> Any:
+        return [schema, copy, model_config, _hidden]
+
+    made = odd.build()
+
+    assert list(made.schema()["properties"]) == ["schema", "copy", "model_config", "_hidden"]
+    assert await made.invoke({"schema": "s", "copy": True, "model_config": 2}, None) == ["s", True, 2, 1]
+
+
+async def test_a_sync_function_runs_in_a_thread_with_the_context_variables_of_its_run() -> None:
+    """The event loop goes on meanwhile, and tracing finds its request."""
+    released = threading.Event()
+
+    @tool(description="Waits for the loop.")
+    def blocking() -> list[Any]:
+        assert released.wait(10)
+        return [REQUEST.get(), threading.current_thread() is threading.main_thread()]
+
+    REQUEST.set("r1")
+    running = asyncio.create_task(blocking.build().invoke({}, None))
+    asyncio.get_running_loop().call_soon(released.set)
+
+    assert await running == ["r1", False]
+
+
+async def test_where_sync_functions_run_can_be_chosen() -> None:
+    """A worker with a thread pool of its own puts it in."""
+    asked: list[Any] = []
+
+    async def in_my_pool(function: Any, **arguments: Any) -> Any:
+        asked.append(arguments)
+        return function(**arguments)
+
+    @tool(description="Doubles.")
+    def double(n: int) -> int:
+        return n * 2
+
+    made = double.build()
+    made.run_sync = in_my_pool
+
+    assert await made.invoke({"n": 21}, None) == 42
+    assert asked == [{"n": 21}]
+
+
+async def test_results_become_plain_json() -> None:
+    """Dataclasses, models, dates and tuples are written as pydantic writes them."""
+
+    @tool(description="Sells.")
+    async def sell() -> Any:
+        return {"receipt": Receipt("A17", date(2024, 3, 31)), "to": Address(street="Am Wall"), "pair": (1, 2)}
+
+    assert await sell.build().invoke({}, None) == {
+        "receipt": {"order": "A17", "due": "2024-03-31"},
+        "to": {"street": "Am Wall", "city": "Bremen"},
+        "pair": [1, 2],
+    }
+
+
+@pytest.mark.parametrize("result", [object(), float("nan"), {"x": lambda: 0}, "\ud800"])
+async def test_a_result_that_is_no_json_is_an_error_of_the_tool(result: Any) -> None:
+    """It is refused where it arises, not when the run is stored."""
+
+    @tool(description="Returns something odd.")
+    async def odd() -> Any:
+        return result
+
+    with pytest.raises(ToolError, match="odd is not JSON"):
+        await odd.build().invoke({}, None)
+
+
+async def test_errors_of_the_function_keep_their_class() -> None:
+    """`ModelRetryError` and the coded errors travel as they are."""
+
+    @tool(description="Asks again.")
+    def picky(n: int) -> None:
+        raise ModelRetryError("argument must be positive")
+
+    with pytest.raises(ModelRetryError, match="must be positive"):
+        await picky.build().invoke({"n": -1}, None)
+
+
+def test_the_decorators_options_reach_the_runtime() -> None:
+    """Name, idempotency, concurrency and timeout are the tool's own."""
+
+    @tool(name="pay", durable_idempotent=False, concurrency_safe=True, timeout_ms=5)
+    async def pay_out(cents: int) -> None:
+        """Pays."""
+
+    made = pay_out.build()
+    spec = made.execution_spec()
+
+    assert (made.name, made.durable_idempotent) == ("pay", False)
+    assert (spec.concurrency_safe, spec.default_timeout_ms) == (True, 5)
+
+
+def test_a_tool_that_no_model_could_use_is_refused_where_it_is_written() -> None:
+    """No description, parameters that have no name, types without a schema: errors with a hint, at import."""
+
+    def silent(n: int) -> None: ...
+
+    def many(*numbers: int) -> None:
+        """Adds."""
+
+    def configured(config: str) -> None:
+        """Takes what the agents file needs."""
+
+    def typed(lock: threading.Lock) -> None:
+        """Locks."""
+
+    for function in (silent, many, configured, typed):
+        with pytest.raises(PluginConfigError, match=function.__name__) as caught:
+            tool(function)
+        assert caught.value.hint
+
+
+def test_a_type_that_is_not_there_at_run_time_is_named() -> None:
+    """A hint under TYPE_CHECKING only gives an error that says where to import it."""
+
+    def late(when: Nowhere) -> None:  # type: ignore[name-defined]  # noqa: F821
+        """Comes late."""
+
+    with pytest.raises(PluginConfigError, match="Nowhere") as caught:
+        tool(late)
+    assert "module level" in str(caught.value.hint)
+
+
+def test_a_function_takes_no_config() -> None:
+    """A setting that nothing reads is a mistake in the agents file."""
+    with pytest.raises(PluginConfigError):
+        refund.build({"currency": "EUR"})

@@ -1,0 +1,393 @@
+"""`http_request` against a real server: what is sent, what comes back, what is never reached."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openagents_worker.errors import (
+    OpenAgentsError,
+    PermanentToolError,
+    ToolRateLimitError,
+    ToolTimeoutError,
+    ToolUnavailableError,
+    ToolValidationError,
+)
+from openagents_worker.tools.builtin import http
+from openagents_worker.tools.builtin.http import HttpRequest
+from tests.unit.run_fakes import FakeRun
+
+READS = ["GET", "HEAD"]
+WRITES = ["POST", "PUT", "PATCH", "DELETE"]
+
+
+@dataclass
+class Server:
+    """A server that answers with `answer` (raw bytes, or a coroutine function that gives them)."""
+
+    answer: bytes | Callable[[], Awaitable[bytes]] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+    port: int = 0
+    requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/x"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in head[1:]) if n}
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
+            self.requests.append((head[0], headers, body))
+            answer = self.answer if isinstance(self.answer, bytes) else await self.answer()
+            writer.write(answer)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the client went away, as some of these tests want it to
+        finally:
+            writer.close()
+
+
+def reply(status: str, body: str = "", **headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body.encode())}", "Connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", body]).encode()
+
+
+@asynccontextmanager
+async def running(server: Server, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
+    async with await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls) as listening:
+        server.port = listening.sockets[0].getsockname()[1]
+        yield server
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with running(Server()) as started:
+        yield started
+
+
+async def call(url: str, config: dict[str, Any] | None = None, **arguments: Any) -> Any:
+    tool = HttpRequest({"allow_hosts": ["127.0.0.1"], **(config or {})})
+    try:
+        return await tool.invoke({"url": url, **arguments}, FakeRun())
+    finally:
+        await tool.close()
+
+
+# --- what is sent and what comes back --------------------------------------------------------------------
+
+
+async def test_an_answer_comes_back_as_data(server: Server) -> None:
+    """Status, headers in lower case and the text of the body."""
+    server.answer = reply("200 OK", "für dich", Content_Type="text/plain; charset=utf-8", X_Id="7")
+
+    answer = await call(server.url)
+
+    assert (answer["success"], answer["status"], answer["body"]) == (True, 200, "für dich")
+    assert answer["headers"]["x-id"] == "7"
+    assert answer["truncated"] is False
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "500 Broken", "304 Not Modified"])
+async def test_a_status_that_is_no_success_is_an_answer_too(server: Server, status: str) -> None:
+    """The model reads what the server said about it."""
+    server.answer = reply(status, "" if status.startswith("304") else "because")
+
+    answer = await call(server.url)
+
+    assert (answer["success"], answer["status"]) == (False, int(status[:3]))
+
+
+@pytest.mark.parametrize("method", WRITES)
+async def test_a_request_with_effects_carries_the_idempotency_key_of_its_call(
+    server: Server, method: str
+) -> None:
+    """A server that knows such keys recognises a repeat, whoever makes it."""
+    await call(server.url, method=method, body={"n": 1}, headers={"X-Team": "blue"})
+
+    line, headers, body = server.requests[0]
+    assert line == f"{method} /x HTTP/1.1"
+    assert (headers["idempotency-key"], headers["x-team"]) == ("r1:u1:2", "blue")
+    assert (headers["content-type"], json.loads(body)) == ("application/json", {"n": 1})
+
+
+@pytest.mark.parametrize("method", READS)
+async def test_a_request_that_changes_nothing_carries_no_key(server: Server, method: str) -> None:
+    """Repeating it is harmless anyway."""
+    await call(server.url, method=method)
+    assert "idempotency-key" not in server.requests[0][1]
+
+
+async def test_a_text_body_is_sent_as_it_is(server: Server) -> None:
+    """Without a content type of our own."""
+    await call(server.url, method="POST", body="a=1", headers={"Content-Type": "text/x"})
+
+    assert server.requests[0][1]["content-type"] == "text/x"
+    assert server.requests[0][2] == b"a=1"
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "host", "Content-Length", "Transfer-Encoding"])
+async def test_headers_that_belong_to_the_transport_cannot_be_set(server: Server, name: str) -> None:
+    """Nor can the key be forged that marks a repeat."""
+    with pytest.raises(ToolValidationError, match=name.lower()):
+        await call(server.url, method="POST", headers={name: "1"})
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("url", "headers"),
+    [
+        ("ftp://127.0.0.1/", {}),
+        ("/relative", {}),
+        ("http://", {}),
+        ("http://127.0.0.1:99999/", {}),
+        ("file:///etc/passwd", {}),
+        ("http://127.0.0.1/", {"X": "a\r\nHost: b"}),
+        ("http://127.0.0.1/", {"ü": "a"}),
+    ],
+)
+async def test_a_request_that_cannot_be_made_is_the_models_mistake(url: str, headers: dict[str, str]) -> None:
+    """It is told as such, and nothing is sent."""
+    with pytest.raises(ToolValidationError):
+        await call(url, headers=headers, method="POST")
+
+
+async def test_a_long_body_is_cut(server: Server) -> None:
+    """No more than `max_bytes` are kept, and the rest is not even waited for."""
+
+    async def endless() -> bytes:
+        return b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 5000
+
+    server.answer = endless
+
+    answer = await call(server.url, {"max_bytes": 1000})
+
+    assert (len(answer["body"]), answer["truncated"]) == (1000, True)
+
+
+async def test_no_cookie_passes_from_one_call_to_the_next(server: Server) -> None:
+    """One tool serves many runs; what a server told one of them is nothing to the others."""
+    server.answer = reply("200 OK", "", Set_Cookie="session=secret")
+    tool = HttpRequest({"allow_hosts": ["127.0.0.1"]})
+
+    await tool.invoke({"url": server.url}, None)
+    await tool.invoke({"url": server.url}, None)
+    await tool.close()
+
+    assert all("cookie" not in headers for _, headers, _ in server.requests)
+
+
+async def test_a_closed_tool_opens_again_when_it_is_used(server: Server) -> None:
+    """`close()` gives the connections back; it does not end the tool."""
+    server.answer = reply("200 OK")
+    tool = HttpRequest({"allow_hosts": ["127.0.0.1"]})
+    for _ in range(2):
+        assert (await tool.invoke({"url": server.url}, None))["status"] == 200
+        await tool.close()
+
+
+# --- what goes wrong on the way --------------------------------------------------------------------------
+
+
+async def silence() -> bytes:
+    await asyncio.Event().wait()
+    raise AssertionError("never reached")
+
+
+async def nothing() -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("method", READS)
+@pytest.mark.parametrize(("answer", "error"), [(silence, ToolTimeoutError), (nothing, ToolUnavailableError)])
+async def test_a_read_without_an_answer_may_be_tried_again(
+    server: Server, method: str, answer: Any, error: type[OpenAgentsError]
+) -> None:
+    """The error is retryable and names the host, not the URL, whose query may hold a key."""
+    server.answer = answer
+
+    with pytest.raises(error, match=r"127\.0\.0\.1") as caught:
+        await call(f"{server.url}?key=secret", {"timeout": 0.2}, method=method)
+    assert caught.value.retryable
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", WRITES)
+@pytest.mark.parametrize("answer", [silence, nothing])
+async def test_a_write_without_an_answer_is_never_repeated_unasked(
+    server: Server, method: str, answer: Any
+) -> None:
+    """Nobody knows whether it took effect, and the error says so."""
+    server.answer = answer
+
+    with pytest.raises(PermanentToolError, match=r"outcome of .* is unknown") as caught:
+        await call(server.url, {"timeout": 0.2}, method=method)
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_when_nobody_listens_any_method_may_be_tried_again(method: str) -> None:
+    """Without a connection nothing was sent, so nothing can have happened."""
+    async with running(Server()) as gone:
+        url = gone.url
+
+    with pytest.raises(ToolUnavailableError):
+        await call(url, method=method)
+
+
+async def test_a_write_that_was_redirected_into_the_void_has_an_unknown_outcome(server: Server) -> None:
+    """The first server has seen the request; that the second is gone proves nothing."""
+    async with running(Server()) as gone:
+        elsewhere = gone.url.replace("127.0.0.1", "localhost")
+    server.answer = reply("303 See Other", Location=elsewhere)
+
+    with pytest.raises(PermanentToolError, match="unknown"):
+        await call(server.url, {"allow_hosts": ["127.0.0.1", "localhost"]}, method="POST")
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_ms"),
+    [
+        ({"Retry-After": "7"}, 7000),
+        ({"Retry-After": "Sun, 31 Mar 2024 12:00:02 GMT"}, 2000),
+        ({"Retry-After": "Sun, 31 Mar 2024 11:00:00 GMT"}, 0),
+        ({"Retry-After": "soon"}, None),
+        ({}, None),
+    ],
+)
+async def test_a_server_that_asks_for_patience_is_given_it(
+    server: Server, headers: dict[str, str], wait_ms: int | None
+) -> None:
+    """429 to a read is retryable, no earlier than `Retry-After` says."""
+    server.answer = reply("429 Too Many Requests", **headers)
+    tool = HttpRequest({"allow_hosts": ["127.0.0.1"]}, now=lambda: datetime(2024, 3, 31, 12, tzinfo=UTC))
+
+    with pytest.raises(ToolRateLimitError) as caught:
+        await tool.invoke({"url": server.url}, None)
+    await tool.close()
+    assert caught.value.retry_after_ms == wait_ms
+
+
+async def test_a_write_that_was_refused_for_its_rate_is_an_answer(server: Server) -> None:
+    """The model decides about it; the runtime does not repeat writes."""
+    server.answer = reply("429 Too Many Requests")
+    assert (await call(server.url, method="POST"))["status"] == 429
+
+
+# --- what is never reached -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "2130706433",
+        "0.0.0.0",  # noqa: S104 - asked for, not bound
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:10.0.0.1]",
+        "[2002:7f00:1::]",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.100.100.200",
+        "[fe80::1]",
+        "[fd00::1]",
+        "224.0.0.1",
+    ],
+)
+async def test_private_networks_are_refused_by_address(host: str) -> None:
+    """Loopback, private, link-local, shared and multicast, in whatever spelling; nothing is connected to."""
+    with pytest.raises(PermanentToolError, match="private network") as caught:
+        await call(f"http://{host}/latest/meta-data", {"allow_hosts": None})
+    assert "allow_hosts" in str(caught.value.hint)
+
+
+@pytest.fixture
+def localhosts_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLContext]:
+    """A server's TLS context for the name `localhost` only, which clients of this test trust."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("makes its certificate with openssl, which is not installed")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    made = (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    )
+    subprocess.run(
+        [openssl, *made.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    http._certificates.cache_clear()
+    yield context
+    http._certificates.cache_clear()
+
+
+async def test_a_certificate_is_checked_against_the_name_though_an_address_is_connected_to(
+    localhosts_certificate: ssl.SSLContext,
+) -> None:
+    """The checked address is connected to, and the server there must prove that it is the named host."""
+    config = {"allow_hosts": ["localhost", "127.0.0.1"]}
+    async with running(Server(reply("200 OK", "hello")), localhosts_certificate) as server:
+        by_name = await call(f"https://localhost:{server.port}/", config)
+
+        with pytest.raises(ToolUnavailableError, match="certificate"):
+            await call(f"https://127.0.0.1:{server.port}/", config)
+
+    assert by_name["body"] == "hello"
+    assert [headers["host"] for _, headers, _ in server.requests] == [f"localhost:{server.port}"]
+
+
+async def test_a_list_of_hosts_lets_nobody_else_in(server: Server) -> None:
+    """`*.example.com` covers what is below it, and an allowed host may be private."""
+    config = {"allow_hosts": ["127.0.0.*", "*.example.com"]}
+
+    assert (await call(server.url, config))["success"]
+    with pytest.raises(PermanentToolError, match=r"example\.org is not in allow_hosts"):
+        await call("http://example.org/", config)
+
+
+async def test_a_redirect_is_checked_like_a_request(server: Server) -> None:
+    """A public page cannot send the tool into the private network."""
+    async with running(Server()) as private:
+        server.answer = reply("302 Found", Location=private.url.replace("127.0.0.1", "localhost"))
+
+        with pytest.raises(PermanentToolError, match="localhost is not in allow_hosts"):
+            await call(server.url)
+        assert private.requests == []
+
+
+async def test_an_allowed_redirect_is_followed(server: Server) -> None:
+    """The answer is that of the last server."""
+    async with running(Server(reply("200 OK", "here"))) as other:
+        server.answer = reply("302 Found", Location=other.url)
+        assert (await call(server.url))["body"] == "here"
+
+
+async def test_redirects_in_a_circle_end(server: Server) -> None:
+    """Five are followed."""
+    server.answer = reply("302 Found", Location=server.url)
+
+    with pytest.raises(PermanentToolError, match="more than 5 redirects"):
+        await call(server.url)
+    assert len(server.requests) == 6
+
+
+async def test_the_fence_can_be_taken_down(server: Server) -> None:
+    """`deny_private_networks: false` is for a network that is all the operator's own."""
+    assert (await call(server.url, {"allow_hosts": None, "deny_private_networks": False}))["success"]
