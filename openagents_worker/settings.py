@@ -22,7 +22,7 @@ __all__ = ["PREFIX", "Settings", "env_example", "load_settings", "unknown_variab
 
 PREFIX = "OPENAGENTS_"
 DAY_S = 24 * 60 * 60
-REDIS_SCHEMES = ("redis", "rediss", "unix", "sentinel")
+REDIS_SCHEMES = ("redis", "rediss", "unix")
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 NEIGHBOURS = {
@@ -92,7 +92,7 @@ class Settings(BaseSettings):
 
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         default="redis://127.0.0.1:6379/0",
-        description="Where runs live: redis://, rediss://, unix:// or sentinel://.",
+        description="Where runs live: redis://, rediss:// or unix://.",
     )
     broker_url: Annotated[str, AfterValidator(_any_url)] = Field(
         default="", description="Celery's broker, any that Celery knows. Empty: REDIS_URL."
@@ -114,8 +114,7 @@ class Settings(BaseSettings):
     lease_ms: int = Field(
         default=10_000,
         ge=100,
-        description="A worker not heard of for this long is dead, and its runs go on elsewhere. "
-        "With Sentinel: longer than a failover.",
+        description="A worker not heard of for this long is dead, and its runs go on elsewhere.",
     )
     heartbeat_ms: int = Field(
         default=0,

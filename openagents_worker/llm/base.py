@@ -84,38 +84,29 @@ class LLMResponse:
     content: Sequence[Mapping[str, Any]] = ()
 
     def to_wire(self) -> dict[str, Any]:
-        """Plain JSON, the form in which the journal keeps a reply."""
+        """Plain JSON, the form in which the journal keeps a reply: what is empty is left out."""
         usage = self.usage
-        return {
-            "output_text": self.output_text,
-            "tool_calls": [
-                {
-                    "id": call.id,
-                    "name": call.name,
-                    "arguments": dict(call.arguments),
-                    **(
-                        {"raw_arguments": call.raw_arguments, "parse_error": call.parse_error}
-                        if call.parse_error
-                        else {}
-                    ),
-                }
-                for call in self.tool_calls
-            ],
-            "usage": None
-            if usage is None
-            else {
+        wire: dict[str, Any] = {"output_text": self.output_text}
+        if self.tool_calls:
+            wire["tool_calls"] = [_call_to_wire(call) for call in self.tool_calls]
+        if usage is not None:
+            wire["usage"] = {
                 "input_tokens": usage.input_tokens,
                 "output_tokens": usage.output_tokens,
                 "total_tokens": usage.total_tokens,
-                "metadata": dict(usage.metadata),
-            },
+                "metadata": {
+                    key: value for key, value in usage.metadata.items() if value not in (None, {})
+                },
+            }
+        more = {
             "stop_reason": self.stop_reason,
             "structured_output": self.structured_output,
             "model": self.model,
             "provider": self.provider,
             "response_id": self.response_id,
-            "content": [dict(block) for block in self.content],
+            "content": [dict(block) for block in self.content] or None,
         }
+        return wire | {key: value for key, value in more.items() if value is not None}
 
     @classmethod
     def from_wire(cls, data: Mapping[str, Any]) -> Self:
@@ -131,6 +122,13 @@ class LLMResponse:
             response_id=data.get("response_id"),
             content=tuple(data.get("content", ())),
         )
+
+
+def _call_to_wire(call: LLMToolCall) -> dict[str, Any]:
+    wire: dict[str, Any] = {"id": call.id, "name": call.name, "arguments": dict(call.arguments)}
+    if call.parse_error:
+        wire |= {"raw_arguments": call.raw_arguments, "parse_error": call.parse_error}
+    return wire
 
 
 class LLMClient(Protocol):

@@ -12,7 +12,7 @@ import httpx
 
 __all__ = ["Lanes"]
 
-MAX_IDLE = 100  # enough for the steady part of a load; the rest of a burst is closed
+MAX_IDLE = 200  # enough for the steady part of a load; the rest of a burst is closed
 IDLE_S = 30.0  # below the 60 s and more after which servers and load balancers close silently
 
 _ONE = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE_S)
@@ -43,7 +43,7 @@ class Lanes(httpx.AsyncBaseTransport):
         try:
             response = await lane.handle_async_request(request)
         except BaseException:
-            await self._release(lane)
+            await lane.aclose()
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
         response.stream = _Reply(response.stream, lane, self)
@@ -52,11 +52,12 @@ class Lanes(httpx.AsyncBaseTransport):
     def _open(self) -> httpx.AsyncHTTPTransport:
         return httpx.AsyncHTTPTransport(verify=self._certificates, limits=_ONE, proxy=self._proxy)
 
-    async def _release(self, lane: httpx.AsyncHTTPTransport) -> None:
-        now = self._clock()
+    async def release(self, lane: httpx.AsyncHTTPTransport) -> None:
+        """Take a lane back that is no longer needed, and close those that nobody has needed for long."""
         if self._closed:
             await lane.aclose()
             return
+        now = self._clock()
         self._idle.append(_Idle(lane, now))
         while len(self._idle) > MAX_IDLE or self._idle[0].since < now - IDLE_S:
             await self._idle.popleft().lane.aclose()
@@ -81,8 +82,10 @@ class _Reply(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         try:
             await self._stream.aclose()
-        finally:
-            await self._lanes._release(self._lane)
+        except BaseException:
+            await self._lane.aclose()
+            raise
+        await self._lanes.release(self._lane)
 
 
 def _proxy(url: httpx.URL) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import random
 import re
@@ -121,19 +120,19 @@ class OpenAICompatibleClient:
     # --- tries -------------------------------------------------------------------------------------------
 
     async def _ask(self, exchange: _Exchange) -> LLMResponse:
-        started = self._clock()
-        for tries in itertools.count(1):
+        started, failed_tries = self._clock(), 0
+        while True:
             try:
                 reply = await self._try(exchange)
             except LLMError as error:
-                pause = self._pause_ms(error, exchange, tries, (self._clock() - started) * 1000)
+                failed_tries += 1
+                pause = self._pause_ms(error, exchange, failed_tries, (self._clock() - started) * 1000)
                 if pause is None:
                     raise
                 await self._sleep(pause / 1000)
             else:
-                exchange.measures["retries"] = tries - 1
+                exchange.measures["retries"] = failed_tries
                 return reply
-        raise AssertionError("unreachable: the count has no end")
 
     def _pause_ms(self, error: LLMError, exchange: _Exchange, tries: int, spent_ms: float) -> float | None:
         retry = self._options.retry

@@ -277,7 +277,7 @@ def _must_not_block(what: str, *, also_in_tasks: bool = True) -> None:
 
 def _late(run_id: str, timeout: float | None) -> WaitTimeout:
     return WaitTimeout(
-        f"the run {run_id!r} was not over within {timeout:g} s; it goes on, and so may waiting"
+        f"the run {run_id!r} was not over within {timeout} s; it goes on, and so may waiting"
     )
 
 

@@ -20,6 +20,7 @@ from openagents_worker.producer.transport import RUN_AGENT
 __all__ = ["AgentTask", "ProducerTask", "run_agent"]
 
 HONOURED = ("countdown", "eta", "headers", "priority", "queue", "task_id")
+OF_BEAT = "producer"  # Celery beat hands its own connection over; ours, which has time-outs, does the same
 
 Request = RunRequest | Mapping[str, Any]
 
@@ -32,9 +33,9 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
 
     abstract = True
 
-    def delay(self, *args: Any, **kwargs: Any) -> RunHandle[Any]:
+    def delay(self, request: Request, *others: Any) -> RunHandle[Any]:
         """Submit a run: its request as a `RunRequest` or a dict of its fields. Raises as `Client.submit`."""
-        return self.apply_async(args, kwargs)
+        return self.apply_async((request, *others))
 
     def apply_async(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
@@ -57,7 +58,7 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[Request, dict[str, Any]]:
         """What to submit, and how: the keyword arguments of `Client.submit`."""
-        given = {name: value for name, value in options.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None and name != OF_BEAT}
         if ignored := sorted(given.keys() - set(HONOURED)):
             raise RequestInvalid(
                 f"a run cannot be submitted with {', '.join(ignored)}: nothing would come of it",

@@ -15,8 +15,9 @@ from typing import Any
 from celery import Celery
 from kombu import pools
 
-from openagents_worker.errors import RequestInvalid
+from openagents_worker.errors import BrokerConfigError, RequestInvalid
 from openagents_worker.models import dumps
+from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry import get_logger
@@ -35,10 +36,16 @@ __all__ = [
 RUN_AGENT = "tasks.run_agent"
 RESUME_RUN = "tasks.resume_run"
 
-CONNECT_TIMEOUT_S = 1.0  # with one retry a broker that is away or silent is known in about three seconds
+CONNECT_TIMEOUT_S = 1.0  # with one retry a broker that is away or silent is known within three seconds
 ANSWER_TIMEOUT_S = 1.5
 MAX_PRODUCERS = 10
 RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+
+# What Celery and we write into a message's headers ourselves.
+RESERVED_HEADERS = frozenset(
+    "argsrepr eta expires group group_index id ignore_result kwargsrepr lang origin parent_id "
+    "replaced_task_nesting retries root_id shadow stamped_headers stamps task timelimit wake_us".split()
+)
 
 log = get_logger(__name__)
 
@@ -67,6 +74,8 @@ def canvas_of(priority: int | None = None, headers: Mapping[str, Any] | None = N
     """The options of a submission that every message of its run repeats, as JSON; '' for none."""
     if priority is not None and not (isinstance(priority, int) and 0 <= priority <= 9):
         raise RequestInvalid(f"a priority is a whole number from 0 to 9, not {priority!r}")
+    if taken := sorted(RESERVED_HEADERS.intersection(headers or ())):
+        raise RequestInvalid(f"the headers {', '.join(taken)} of a message are Celery's or ours")
     own = {"priority": priority, "headers": dict(headers) if headers else None}
     own = {name: value for name, value in own.items() if value is not None}
     try:
@@ -180,21 +189,31 @@ def _producers(app: Celery) -> Any:
 
 def _publishing_connection(app: Celery) -> Any:
     """A connection that hears of a silent broker; a consumer's, which blocks for long, must not."""
-    plain = app.connection_for_write()
-    options = {"max_retries": 0, **_transport_options(plain), **app.conf.broker_transport_options}
-    if plain.transport.driver_type == "redis":
+    options = {**app.conf.broker_transport_options, "max_retries": 0}
+    driver = _driver(app.connection_for_write())
+    if driver == "redis":
         options |= {"socket_timeout": ANSWER_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
-    elif plain.transport.driver_type == "amqp":
+    elif driver == "amqp":
         options |= {"read_timeout": ANSWER_TIMEOUT_S, "write_timeout": ANSWER_TIMEOUT_S}
     return app.connection_for_write(connect_timeout=CONNECT_TIMEOUT_S, transport_options=options)
 
 
+def _driver(connection: Any) -> str:
+    """The kind of broker: `redis` (also Valkey, Sentinel), `amqp` … Raises `BrokerConfigError`."""
+    try:
+        return str(connection.transport.driver_type)
+    except (KeyError, ImportError) as error:
+        raise BrokerConfigError(
+            f"Celery cannot use the broker {safe_url(connection.as_uri())}: {error}",
+            hint="OPENAGENTS_BROKER_URL is a URL of a broker that Celery knows, whose library is installed",
+        ) from error
+
+
 def _transport_options(connection: Any) -> dict[str, Any]:
-    if connection.transport.driver_type != "redis":
+    if _driver(connection) != "redis":
         return {}
     return {
-        "visibility_timeout": 24
-        * 3600,  # early acknowledgement: it guards only what a dead worker had prefetched
+        "visibility_timeout": 24 * 3600,  # with early acknowledgement only prefetched messages depend on it
         "socket_keepalive": True,
         "health_check_interval": 10,
     }

@@ -240,7 +240,7 @@ class Attempt:
 
     async def _think(self, prepared: Prepared) -> Any:
         """The pattern's output, or the error it ends with; returns at once when the run is latched."""
-        thinking = asyncio.create_task(prepared.pattern.execute(), name=f"run {self.request.run_id}")
+        thinking = asyncio.create_task(self._execute(prepared.pattern), name=f"run {self.request.run_id}")
         latched = asyncio.create_task(self.latch.wait(), name=f"latch {self.request.run_id}")
         try:
             await asyncio.wait(
@@ -253,10 +253,19 @@ class Attempt:
             if over is not None and self.latch.reason is None:
                 raise over
             raise RunLatched(self.latch.reason or LatchReason.HANDOVER)
+        except (
+            asyncio.CancelledError
+        ):  # whoever carries us stops: the run stays ours until the heartbeat releases it
+            self.latch.set(LatchReason.FENCED, detail="abandoned")
+            await self._stop_thinking(thinking)
+            raise
         finally:
             latched.cancel()
-            if not thinking.done():
-                thinking.cancel()
+
+    async def _execute(self, pattern: Any) -> Any:
+        assert self._recorder is not None
+        self._recorder.begin()
+        return await pattern.execute()
 
     def _output_of(self, thinking: asyncio.Task[Any]) -> Any:
         recorder = self._recorder
@@ -285,7 +294,7 @@ class Attempt:
             quiet.cancel()
             stop_now.cancel()
         for _ in range(3):  # a pattern may swallow a cancellation once
-            recorder.cancel_running()
+            recorder.stop()
             thinking.cancel()
             await asyncio.wait({thinking}, timeout=CANCEL_GRACE_S / 3)
             if thinking.done():
@@ -324,6 +333,7 @@ class Attempt:
         context.state["_runtime_last_output"] = output
         try:
             if getattr(memory, "external", True):
+                self._recorder.begin("remember")
                 await self._recorder.call("memory", "writeback", "", self._write_back_recorded)
             else:
                 await self._write_back(memory, context)

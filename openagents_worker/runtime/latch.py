@@ -60,10 +60,6 @@ class Latch:
         """Whether calls that run may end and be recorded before the run is put aside."""
         return self.reason in (LatchReason.RETRY, LatchReason.HANDOVER)
 
-    def check(self) -> None:
-        if self.reason is not None:
-            raise RunLatched(self.reason)
-
     async def wait(self) -> None:
         await self._set.wait()
 

@@ -41,6 +41,10 @@ class Places:
     def __init__(self) -> None:
         self._branches: defaultdict[str, int] = defaultdict(int)
 
+    def begin(self, path: str = "") -> None:
+        """The task that runs now is the trunk; calls in it are counted from 1."""
+        _here.set(_Place(self, path, 0, asyncio.current_task()))
+
     def enter(self) -> str:
         """The key of the call that starts now, in the task that runs now."""
         here = self._place()
@@ -65,9 +69,10 @@ class Places:
         task = asyncio.current_task()
         here = _here.get()
         if here is None or here.owner is not self:
-            here = _Place(self, "", 0, task)
-            _here.set(here)
-        elif here.task is not task:
+            here = _Place(
+                self, "", 0, None
+            )  # a task that was not started from the pattern: a branch of the start
+        if here.task is not task:
             self._branches[here.key] += 1
             here = _Place(self, f"{here.key}/{self._branches[here.key]}", 0, task)
             _here.set(here)

@@ -83,6 +83,7 @@ class Recorder:
         self._places = Places()
         self._entered: Counter[str] = Counter()
         self._running: Counter[asyncio.Task[Any]] = Counter()
+        self._stopping = asyncio.Event()
         self._nothing_runs = asyncio.Event()
         self._nothing_runs.set()
         self._held: defaultdict[str, list[Event]] = defaultdict(list)
@@ -104,7 +105,7 @@ class Recorder:
         """
         key = self._places.enter()
         info = self._info(kind, key)
-        self._latch.check()
+        await self._stop_if_latched()
         record = self._journal.take(key)
         if record is not None:
             self._same_call(record, kind, name, digest, strict)
@@ -112,6 +113,10 @@ class Recorder:
             return await self._replay(record)
         self._release_held(self._places.branch())
         return await self._make(key, kind, name, digest, make, info)
+
+    def begin(self, path: str = "") -> None:
+        """The task that runs now makes the run's calls; `path` sets those of another part of the run apart."""
+        self._places.begin(path)
 
     def _info(self, kind: str, key: str) -> CallInfo:
         self._entered[kind] += 1
@@ -134,14 +139,16 @@ class Recorder:
     ) -> Any:
         with self._counted_as_running():
             outcome = await self._outcome(key, kind, name, digest, make, info)
+            record = None
             if self._is_to_be_retried(outcome, info):
                 self._latch.set(LatchReason.RETRY, error=outcome.error, call=key)
                 for event in outcome.events:
                     self._ledger.note(*event)
-                raise RunLatched(LatchReason.RETRY)
-            record = self._record(key, kind, name, digest, outcome)
-            await self._commit(record, outcome.events)
-        self._latch.check()  # it is stored; a run that is to stop stops here, before the pattern goes on
+            else:
+                record = self._record(key, kind, name, digest, outcome)
+                await self._commit(record, outcome.events)
+        await self._stop_if_latched()  # it is stored; a run that is to stop stops before the pattern goes on
+        assert record is not None
         return self._apply(record)
 
     async def _outcome(
@@ -158,7 +165,7 @@ class Recorder:
             with self._places.inside(key):
                 return await make(info)
         except asyncio.CancelledError:
-            if self._latch.reason in (LatchReason.CANCELLED, LatchReason.FENCED):
+            if self._latch.reason is not None:
                 raise RunLatched(self._latch.reason) from None
             await self._store_unbroken(Record(key, kind, name, digest, {"cancelled": True}), [])
             raise
@@ -227,7 +234,7 @@ class Recorder:
         try:
             await self._store_unbroken(record, events)
         except asyncio.CancelledError:
-            if self._latch.reason not in (LatchReason.CANCELLED, LatchReason.FENCED):
+            if self._latch.reason is None:
                 # It is stored, but the pattern is told that it was cancelled: replay must tell it the same.
                 after = Record(
                     f"{record.call}!", "cancelled", record.name, record.digest, {"cancelled": True}
@@ -297,7 +304,7 @@ class Recorder:
                 self._release_held(branch)
         if "cancelled" in record.outcome or cancelled_after is not None:
             await self._latch.wait()  # the pattern cancelled this call then, and will again
-            self._latch.check()
+            await self._stop_if_latched()
         return self._apply(record)
 
     def _apply(self, record: Record) -> Any:
@@ -329,11 +336,22 @@ class Recorder:
 
     # --- the end of the attempt --------------------------------------------------------------------------
 
+    async def _stop_if_latched(self) -> None:
+        """Where a latched run stops. While others calls may still end, this one waits, so that the pattern sees
+        nothing and cancels nobody; then it raises the latch."""
+        if self._latch.reason is None:
+            return
+        if self._latch.lets_calls_end:
+            await self._stopping.wait()
+        raise RunLatched(self._latch.reason)
+
     async def quiet(self) -> None:
         """Returns when no call is being made."""
         await self._nothing_runs.wait()
 
-    def cancel_running(self) -> None:
+    def stop(self) -> None:
+        """Nothing is waited for any more: calls that run are cancelled, calls that wait raise the latch."""
+        self._stopping.set()
         for task in list(self._running):
             task.cancel()
 

@@ -46,11 +46,9 @@ _HEAD_FIELDS = ("state", "seq", "life", "agent", "session")
 
 def _head_of(values: Sequence[str | None]) -> Head | None:
     state, seq, life, agent_id, session_id = values
-    return (
-        Head(RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
-        if state
-        else None
-    )
+    if state is None:
+        return None
+    return Head(RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
 
 
 class Watch:

@@ -123,7 +123,7 @@ def read_states(store: Store, run_ids: Sequence[str]) -> dict[str, RunState | No
     """The states of many runs in few round trips; None for a run that is not known."""
     states: dict[str, RunState | None] = {}
     for ids in _parts(run_ids):
-        states |= _states_of(ids, store.ask(lambda r, ids=ids: _states(r, store.keys, ids).execute()))  # type: ignore[misc]
+        states |= _states_of(ids, store.ask(_states(store.keys, ids)))
     return states
 
 

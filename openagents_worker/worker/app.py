@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from celery import Celery
@@ -13,7 +14,7 @@ from openagents_worker.worker.process import Host
 from openagents_worker.worker.step import tie
 from openagents_worker.worker.tasks import add_tasks
 
-__all__ = ["make_worker_app", "queues_of"]
+__all__ = ["make_worker_app", "queues_of", "run_flower", "run_worker"]
 
 
 def make_worker_app(settings: Settings) -> Celery:
@@ -40,10 +41,28 @@ def make_worker_app(settings: Settings) -> Celery:
     return app
 
 
-def queues_of(names: list[str]) -> list[Queue]:
+def queues_of(names: Sequence[str]) -> list[Queue]:
     """The queues of runs, each with the one of its wake-ups."""
     return [
         Queue(name)  # type: ignore[no-untyped-call]
         for queue in names
         for name in (queue, wake_queue(queue))
     ]
+
+
+def run_worker(
+    settings: Settings, *, name: str, concurrency: int | None = None, queues: Sequence[str] = ()
+) -> None:
+    """Run a worker in this process until it is told to stop. Raises SystemExit with its exit code."""
+    app = make_worker_app(settings)
+    app.conf.task_queues = queues_of(queues or [settings.queue])
+    # Workers need not know of each other: Redis tells them all they have to. It saves a second at start, too.
+    arguments = ["worker", "-n", f"{name}@%h", "--without-mingle", "--without-gossip"]
+    arguments += ["--loglevel", settings.log_level or "INFO"]
+    arguments += ["--concurrency", str(concurrency)] if concurrency is not None else []
+    app.worker_main(arguments)
+
+
+def run_flower(settings: Settings, *, port: int) -> None:
+    """Run Flower in this process, on this machine's loopback only."""
+    make_worker_app(settings).start(["flower", "--address=127.0.0.1", f"--port={port}"])

@@ -11,6 +11,7 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.worker import state
 
 from openagents_worker.errors import OpenAgentsError
+from openagents_worker.producer.transport import wake_queue
 from openagents_worker.settings import unknown_variables
 from openagents_worker.telemetry import configure_logging, get_logger
 from openagents_worker.worker.process import Host
@@ -61,7 +62,7 @@ def _step_of(host: Host) -> type[bootsteps.StartStopStep]:
         def __init__(self, parent: Any, **_: Any) -> None:
             """What is wrong with the configuration ends the start here, before anything is consumed."""
             host.node = parent.hostname
-            host.queues = _run_queues(parent.app)
+            host.queues = _with_wakes(parent.app)
             try:
                 host.check()
             except OpenAgentsError as error:
@@ -85,7 +86,10 @@ def _step_of(host: Host) -> type[bootsteps.StartStopStep]:
     return Runs
 
 
-def _run_queues(app: Celery) -> tuple[str, ...]:
-    """The queues of runs that this worker consumes, without those of their wake-ups."""
-    names = app.amqp.queues.consume_from
-    return tuple(name for name in names if not name.endswith(".wake"))
+def _with_wakes(app: Celery) -> tuple[str, ...]:
+    """The queues of runs that this worker consumes; whoever consumes one consumes its wake-ups, too."""
+    queues = app.amqp.queues
+    names = tuple(name for name in queues.consume_from if name != wake_queue(name.removesuffix(".wake")))
+    for name in names:
+        queues.select_add(wake_queue(name))
+    return names

@@ -36,7 +36,9 @@ class Hand:
         self.store.close()
 
     def register(self, *agents: str) -> None:
-        told = [word for agent in agents for word in (agent, json.dumps({"queue": "agents", "def_hash": "h"}))]
+        told = [
+            word for agent in agents for word in (agent, json.dumps({"queue": "agents", "def_hash": "h"}))
+        ]
         self.store.run(scripts.register(incarnation=self.incarnation, lease_ms=LEASE_MS, agents=told))
 
     def submit(self, run_id: str, session_id: str = "s1") -> None:

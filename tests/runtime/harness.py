@@ -138,3 +138,16 @@ async def process(
         await store.run(scripts.retire(incarnation=lease.incarnation))
         await assembly.aclose()
         await store.close()
+
+
+async def crash(dead: Process, run_id: str, carrying: Any) -> None:
+    """The process dies while it carries the run: nothing more is written, its lease is over, others take its runs."""
+    dead.lease.left_s = 0.0
+    await dead.store.redis.zadd(dead.store.keys("workers"), {dead.lease.incarnation: 1})
+    reclaimed = await dead.store.run(scripts.reclaim(limit=100, max_recoveries=50, blameless=False))
+    assert run_id in [wake.run_id for wake in reclaimed.wakes]
+    carrying.cancel()
+    try:
+        await carrying
+    except BaseException:  # noqa: S110  # it is dead; how it felt does not matter
+        pass

@@ -82,6 +82,10 @@ class ModelServer:
         """What happened so far: one `received` and one `answered` for every completion asked for."""
         return list(self._log.events)
 
+    @property
+    def open_connections(self) -> int:
+        return len(self._tasks)
+
     async def start(self) -> None:
         self._log.open()
         try:

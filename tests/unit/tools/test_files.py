@@ -206,12 +206,18 @@ async def test_a_pattern_picks_names_or_paths(root: Path, pattern: str, paths: l
     assert [entry["path"] for entry in listed["entries"]] == paths
 
 
-async def test_a_huge_folder_is_cut(tmp_path: Path) -> None:
-    """A thousand entries are listed, always the same ones, and the cut is told."""
+@pytest.fixture
+def huge_folder(tmp_path: Path) -> Path:
+    """A folder of 1005 files; made here and not in the test, whose event loop it would block."""
     for n in range(1005):
         (tmp_path / f"{n:04}").touch()
+    return tmp_path
 
-    listed = await call("list_files", tmp_path)
+
+@pytest.mark.parametrize("recursive", [False, True])
+async def test_a_huge_folder_is_cut(huge_folder: Path, recursive: bool) -> None:
+    """A thousand entries are listed, always the same ones, and the cut is told."""
+    listed = await call("list_files", huge_folder, recursive=recursive)
 
     assert [entry["path"] for entry in listed["entries"]] == [f"{n:04}" for n in range(1000)]
     assert listed["truncated"] is True

@@ -1,0 +1,298 @@
+"""Handles: a run seen as a Celery result, read from its record and its events."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import celery.exceptions
+import celery.result
+import pytest
+from celery import group
+from celery.result import allow_join_result, denied_join_result
+
+from openagents_worker.errors import LLMResponseError, RunFailed, RunNotFound, SessionNotFound
+from openagents_worker.models import RunResult, RunState, StopReason
+from openagents_worker.producer.client import AsyncClient, Client
+from openagents_worker.producer.handle import CELERY_STATES, AsyncRunHandle, RunHandle
+from openagents_worker.producer.task import ProducerTask
+from openagents_worker.settings import Settings
+from openagents_worker.store.scripts import CancelAnswer
+from tests.producer.hand import Hand
+from tests.waiting import await_for, wait_for
+
+FIELDS = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi", "run_id": "r1"}
+
+
+@pytest.fixture
+def handle(client: Client, hand: Hand) -> RunHandle[Any]:
+    return client.submit(FIELDS)
+
+
+@pytest.fixture
+async def aclient(settings: Settings) -> AsyncGenerator[AsyncClient]:
+    async with AsyncClient(settings=settings) as client:
+        yield client
+
+
+def in_a_thread(action: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Starts it; the list gets its one outcome, value or error."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append(action())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, outcome
+
+
+def is_listening(hand: Hand) -> bool:
+    return bool(hand.store.redis.pubsub_channels("oa:events:*"))
+
+
+def test_a_finished_run_gives_its_result(handle: RunHandle[Any], hand: Hand) -> None:
+    """`get` gives JSON, `wait` a `RunResult`; Celery's properties agree."""
+    hand.claim("r1")
+    hand.finish("r1", "391")
+
+    assert handle.get(timeout=5)["final_output"] == "391"
+    assert handle.wait(timeout=5) == RunResult(
+        run_id="r1", final_output="391", stop_reason=StopReason.COMPLETED
+    )
+    assert handle.result == handle.info == handle.get()
+    assert (handle.state, handle.status, handle.traceback) == ("SUCCESS", "SUCCESS", None)
+    assert (handle.ready(), handle.successful(), handle.failed()) == (True, True, False)
+
+
+def test_waiting_listens_to_the_runs_events(handle: RunHandle[Any], hand: Hand) -> None:
+    """A wait is over as soon as the run is, and asks Redis for nothing meanwhile."""
+    hand.claim("r1")
+    thread, outcome = in_a_thread(lambda: handle.wait(timeout=10))
+    wait_for(lambda: is_listening(hand), "the waiter listens")
+
+    hand.finish("r1", "391")
+    thread.join(5)
+
+    assert outcome[0].final_output == "391"
+
+
+def test_a_run_that_fails_raises_its_own_code(handle: RunHandle[Any], hand: Hand) -> None:
+    """`get` raises `RunFailed`; `wait` gives the failed run's result; without propagate the error is a value."""
+    hand.claim("r1")
+    hand.finish("r1", error=LLMResponseError("no choices", hint="look at the model"))
+
+    with pytest.raises(RunFailed) as raised:
+        handle.get(timeout=5)
+
+    error = raised.value
+    assert (error.code, error.message, error.run_id) == ("llm.response", "no choices", "r1")
+    assert error.result is not None
+    assert error.result["stop_reason"] == "failed"
+    assert handle.wait().stop_reason is StopReason.FAILED
+    assert isinstance(handle.get(propagate=False), RunFailed)
+    assert isinstance(handle.result, RunFailed)
+    assert (handle.state, handle.failed(), handle.successful()) == ("FAILURE", True, False)
+    assert pickle.loads(pickle.dumps(error)).code == "llm.response"  # noqa: S301  # what it was just given
+
+
+def test_a_wait_that_is_too_short_raises_and_the_run_goes_on(handle: RunHandle[Any]) -> None:
+    """Both Celery's and Python's TimeoutError; waiting again is fine."""
+    for kind in (celery.exceptions.TimeoutError, TimeoutError):
+        began = time.monotonic()
+        with pytest.raises(kind, match="r1"):
+            handle.wait(timeout=0.05)
+        assert time.monotonic() - began < 3
+
+    assert handle.record().state is RunState.QUEUED
+
+
+def test_a_queued_run_is_cancelled_at_once(handle: RunHandle[Any]) -> None:
+    """Nobody carries it, so it ends here: REVOKED to Celery, `run.cancelled` to `get`."""
+    assert handle.cancel("changed my mind") is CancelAnswer.CANCELLED
+    assert handle.cancel() is CancelAnswer.ALREADY
+
+    assert handle.state == "REVOKED"
+    with pytest.raises(RunFailed, match="changed my mind") as error:
+        handle.get()
+    assert error.value.code == "run.cancelled"
+    assert handle.wait().stop_reason is StopReason.CANCELLED
+
+
+def test_cancelling_a_running_run_asks_its_worker(handle: RunHandle[Any], hand: Hand) -> None:
+    """Its worker ends it; until then it is running."""
+    hand.claim("r1")
+
+    assert handle.cancel() is CancelAnswer.REQUESTED
+    assert handle.record().cancel_requested
+    assert handle.state == "STARTED"
+
+
+def test_celerys_revoke_cancels_the_run(handle: RunHandle[Any]) -> None:
+    """Its options are accepted; `forget` leaves the record alone."""
+    handle.revoke(terminate=True, signal="SIGKILL")
+    handle.forget()
+
+    assert handle.record().state is RunState.CANCELLED
+
+
+def test_every_run_state_has_a_celery_state() -> None:
+    """No custom ones: Celery would rank them above REVOKED."""
+    assert set(CELERY_STATES) == set(RunState)
+    assert set(CELERY_STATES.values()) <= celery.states.ALL_STATES
+
+
+def test_a_retrying_run_is_retry_to_celery(handle: RunHandle[Any], hand: Hand) -> None:
+    """And not ready."""
+    hand.claim("r1")
+    hand.retry("r1")
+
+    assert (handle.state, handle.ready(), handle.result) == ("RETRY", False, None)
+
+
+def test_events_are_replayed_then_live(handle: RunHandle[Any], hand: Hand) -> None:
+    """`for event in handle.events()` ends with the run; `after` goes on where one stopped."""
+    hand.claim("r1")
+    hand.finish("r1")
+
+    names = [event.name for event in handle.events()]
+
+    assert names == ["run.queued", "run.attempt_started", "run.completed", "session.run.completed"]
+    assert [event.seq for event in handle.events(after=3)] == [4]
+
+
+def test_an_unknown_run_is_not_found_by_anything(client: Client, hand: Hand) -> None:
+    """Not pending for ever, as Celery would have it: an error at once."""
+    handle = client.handle("r9")
+
+    for ask in (
+        handle.get,
+        handle.wait,
+        handle.record,
+        handle.ready,
+        handle.cancel,
+        lambda: handle.state,
+        lambda: list(handle.events()),
+    ):
+        with pytest.raises(RunNotFound):
+            ask()
+    with pytest.raises(SessionNotFound):
+        client.session("s9")
+
+
+async def test_sync_waits_on_an_event_loop_say_what_to_await(handle: RunHandle[Any]) -> None:
+    """They would block every other run of the process."""
+    for wait in (handle.get, handle.wait, handle.events):
+        with pytest.raises(RuntimeError, match="AsyncRunHandle"):
+            wait()
+
+
+def test_sync_waits_inside_a_celery_task_raise_as_celerys_do(handle: RunHandle[Any], hand: Hand) -> None:
+    """A task that waits for a run holds a slot that the run may need; Celery's way out works here too."""
+    hand.claim("r1")
+    hand.finish("r1")
+
+    with denied_join_result():
+        with pytest.raises(RuntimeError, match="within a task"):
+            handle.get()
+        assert handle.get(disable_sync_subtasks=False)["run_id"] == "r1"
+        with allow_join_result():
+            assert handle.wait().ok
+
+
+def test_a_group_of_runs_is_a_celery_group_result(client: Client, hand: Hand) -> None:
+    """Handles are results by type, so a `ResultSet` of them works."""
+    handles = [client.submit({**FIELDS, "run_id": f"r{i}", "session_id": f"s{i}"}) for i in range(3)]
+    for run_id in ("r0", "r1", "r2"):
+        hand.claim(run_id)
+        hand.finish(run_id, run_id)
+
+    results = celery.result.ResultSet(handles, app=client.app)
+
+    assert results.completed_count() == 3
+    assert [value["final_output"] for value in results.join()] == ["r0", "r1", "r2"]
+
+
+def test_a_celery_group_that_needs_what_is_not_kept_is_refused(client: Client) -> None:
+    """A group's id cannot be kept with a run; the error names it, and nothing is enqueued."""
+    task = client.app.register_task(ProducerTask())
+
+    with pytest.raises(Exception, match="group_id"):
+        group(task.s(FIELDS), task.s(FIELDS)).apply_async()
+
+    assert client.store.redis.exists("agents") == 0
+
+
+def test_a_handle_survives_copying(handle: RunHandle[Any]) -> None:
+    """A copy is the same run; pickled, a handle is its id and asks the Redis of where it lands."""
+    copied = copy.copy(handle)
+
+    assert copied == handle
+    assert copied.state == "PENDING"
+    assert handle.__reduce__() == (RunHandle, ("r1",))
+
+
+def test_submitting_opens_no_subscription(handle: RunHandle[Any], hand: Hand) -> None:
+    """A producer that never looks costs Redis nothing."""
+    assert not is_listening(hand)
+    assert hand.store.redis.info("clients")["pubsub_clients"] == 0
+
+
+# --- asyncio ---------------------------------------------------------------------------------------------
+
+
+async def test_the_async_handle_has_the_same_names(aclient: AsyncClient, hand: Hand) -> None:
+    """Submit, wait, get, events, state: awaited."""
+    handle = await aclient.submit(FIELDS)
+    waiting = asyncio.create_task(handle.wait(timeout=10), name="waiter")
+    await asyncio.to_thread(hand.claim, "r1")
+    await await_for(lambda: is_listening(hand), "the waiter listens")
+
+    await asyncio.to_thread(hand.finish, "r1", "391")
+
+    assert (await waiting).final_output == "391"
+    assert (await handle.get())["final_output"] == "391"
+    assert (await handle.state(), await handle.ready(), await handle.successful()) == ("SUCCESS", True, True)
+    assert [event.seq async for event in handle.events(after=2)] == [3, 4]
+    assert (await aclient.session("s1")).holder is None
+
+
+async def test_an_async_wait_that_is_too_short_raises(aclient: AsyncClient) -> None:
+    """And leaves no subscription behind."""
+    handle = await aclient.submit(FIELDS)
+
+    with pytest.raises(celery.exceptions.TimeoutError, match="r1"):
+        await handle.wait(timeout=0.05)
+
+    assert await handle.cancel() is CancelAnswer.CANCELLED
+    with pytest.raises(RunFailed):
+        await handle.get()
+    assert not await handle.failed()
+
+
+async def test_an_unknown_run_is_not_found_by_asyncio_either(aclient: AsyncClient) -> None:
+    """At once."""
+    handle: AsyncRunHandle[Any] = aclient.handle("r9")
+
+    with pytest.raises(RunNotFound):
+        await handle.wait()
+    with pytest.raises(RunNotFound):
+        await handle.revoke()
+    with pytest.raises(RunNotFound):
+        [event async for event in handle.events()]
+
+
+async def test_a_sync_handles_events_can_be_read_on_a_loop(handle: RunHandle[Any], hand: Hand) -> None:
+    """`aevents` is for a handle that was made by `delay` and is read by an async web server."""
+    hand.claim("r1")
+    hand.finish("r1")
+
+    assert [event.seq async for event in handle.aevents()] == [1, 2, 3, 4]

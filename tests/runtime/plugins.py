@@ -1,0 +1,152 @@
+"""Patterns and tools of somebody else's, loaded through `impl`. Their own logs are what tests assert on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+from openagents_worker.errors import PermanentToolError, ToolRateLimitError
+from openagents_worker.tools.base import ToolExecutionSpec
+
+LOG: list[tuple[Any, ...]] = []
+"""What the tools did, as they saw it."""
+
+GATES: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+"""A call that waits for a gate is in flight for as long as a test wants."""
+
+FAILURES: dict[str, list[Exception]] = {}
+
+
+def reset() -> None:
+    LOG.clear()
+    GATES.clear()
+    FAILURES.clear()
+
+
+def executed(name: str) -> list[Any]:
+    """Arguments of that tool's calls that ended, in the order of their ends."""
+    return [entry[2] for entry in LOG if entry[:2] == ("end", name)]
+
+
+class Charge:
+    """A tool by the original's duck type. Waits for the gate named in its arguments, fails as told."""
+
+    description = "Charges somebody."
+    concurrency_safe = False
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = config or {}
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "charge", "description": self.description, "parameters": {"type": "object"}}
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return ToolExecutionSpec(concurrency_safe=bool(self.config.get("safe")))
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        who = params.get("who")
+        LOG.append(("begin", "charge", who, context.idempotency_key))
+        if gate := params.get("gate"):
+            await GATES[gate].wait()
+        if FAILURES.get(str(who)):
+            raise FAILURES[str(who)].pop(0)
+        context.state.setdefault("charged", []).append(who)
+        context.state["last"] = who
+        LOG.append(("end", "charge", who))
+        return {"charged": who}
+
+
+class OnceOnly(Charge):
+    durable_idempotent = False
+
+
+class Look(Charge):
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        if gate := params.get("gate"):
+            await GATES[gate].wait()
+        LOG.append(("end", "look", params.get("who")))
+        return {"seen": params.get("who")}
+
+
+class _Pattern:
+    context: Any
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = config or {}
+
+
+class Branches(_Pattern):
+    """Two branches side by side, each look then charge; which one is faster differs between attempts."""
+
+    async def execute(self) -> Any:
+        async def branch(who: str) -> Any:
+            await self.context.tools["look"].invoke({"who": who, "gate": f"look-{who}"})
+            return await self.context.tools["charge"].invoke({"who": who, "gate": f"charge-{who}"})
+
+        return await asyncio.gather(branch("alice"), branch("bob"))
+
+
+class PlanB(_Pattern):
+    """Catches whatever its first tool raises and tries another."""
+
+    async def execute(self) -> Any:
+        try:
+            return await self.context.tools["charge"].invoke({"who": "a"})
+        except Exception as error:
+            LOG.append(("caught", type(error).__name__, str(error)))
+            return await self.context.tools["charge"].invoke({"who": "b"})
+
+
+class Stubborn(_Pattern):
+    """Swallows everything it can, the runtime's own signals included."""
+
+    async def execute(self) -> Any:
+        results = await asyncio.gather(
+            *(self.context.tools["charge"].invoke({"who": who, "gate": f"charge-{who}"}) for who in "ab"),
+            return_exceptions=True,
+        )
+        return [str(result) for result in results]
+
+
+class Impatient(_Pattern):
+    """Gives a call a moment only, then does something else."""
+
+    async def execute(self) -> Any:
+        try:
+            await asyncio.wait_for(self.context.tools["charge"].invoke({"who": "slow", "gate": "never"}), 0.2)
+        except TimeoutError:
+            LOG.append(("timeout",))
+        return await self.context.tools["charge"].invoke({"who": "then", "gate": "then"})
+
+
+class Steps(_Pattern):
+    """Charges 0 … n-1 one after another and counts in the session's state on its own."""
+
+    async def execute(self) -> Any:
+        for number in range(int(self.config.get("n", 3))):
+            self.context.state["counter"] = self.context.state.get("counter", 0) + 1
+            await self.context.emit("app.step", number=number)
+            await self.context.tools["charge"].invoke({"who": number, "gate": f"charge-{number}"})
+        return self.context.state["counter"]
+
+
+class Chancy(_Pattern):
+    """Asks for another call every time: its source of chance is not recorded."""
+
+    count = 0
+
+    async def execute(self) -> Any:
+        Chancy.count += 1
+        await self.context.tools["charge"].invoke({"who": "first"})
+        await self.context.tools["charge"].invoke({"who": f"attempt {Chancy.count}", "gate": "second"})
+        await self.context.tools["charge"].invoke({"who": "third", "gate": "third"})
+        return "done"
+
+
+def rate_limited(ms: int = 1) -> Exception:
+    return ToolRateLimitError("slow down", "charge", retry_after_ms=ms)
+
+
+def refused() -> Exception:
+    return PermanentToolError("card refused", "charge")

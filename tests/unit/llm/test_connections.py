@@ -1,0 +1,124 @@
+"""Connections to a provider: one for each call under way, kept for the next."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from openagents_worker.llm.connections import IDLE_S, MAX_IDLE, Lanes
+from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from tests.waiting import await_for
+
+BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+async def _post(http: httpx.AsyncClient, url: str, count: int = 1) -> None:
+    await asyncio.gather(*(http.post(f"{url}/chat/completions", json=BODY) for _ in range(count)))
+
+
+def _together(count: int) -> Callable[[ModelRequest], Awaitable[dict[str, Any]]]:
+    """A model that answers nobody before so many have asked."""
+    asked = itertools.count(1)
+    enough = asyncio.Event()
+
+    async def reply(_: ModelRequest) -> dict[str, Any]:
+        if next(asked) >= count:
+            enough.set()
+        await enough.wait()
+        return {"text": "ok"}
+
+    return reply
+
+
+def _http(server: ModelServer, **options: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=Lanes(server.url, **options), timeout=60)
+
+
+async def test_every_call_under_way_has_a_connection_and_leaves_it_to_the_next() -> None:
+    """Ten calls at once open ten connections, the next ten open none."""
+    async with ModelServer(_together(10)) as server, _http(server) as http:
+        await _post(http, server.url, 10)
+        await _post(http, server.url, 10)
+
+    assert server.connections == 10
+
+
+async def test_idle_connections_are_closed_after_a_while() -> None:
+    """What a burst opened and nobody needs any more goes with the next call."""
+    now = 0.0
+    async with ModelServer(_together(5)) as server, _http(server, clock=lambda: now) as http:
+        await _post(http, server.url, 5)
+        before = server.open_connections
+        now = IDLE_S + 1
+        await _post(http, server.url)
+        await await_for(lambda: server.open_connections == 1, "the idle connections are closed")
+
+    assert before == 5
+
+
+async def test_a_burst_leaves_a_bounded_number_of_idle_connections() -> None:
+    """However many calls there were at once, so many connections stay at most."""
+    count = MAX_IDLE + 20
+    async with ModelServer(_together(count)) as server, _http(server) as http:
+        await _post(http, server.url, count)
+        await await_for(lambda: server.open_connections == MAX_IDLE, "the others are closed")
+
+
+async def test_a_cancelled_call_keeps_no_connection_and_harms_none() -> None:
+    """Its connection is closed at once; the next call works."""
+
+    def reply(request: ModelRequest) -> dict[str, Any]:
+        return {"text": "ok", "latency_ms": request.body["latency_ms"]}
+
+    async with ModelServer(reply) as server, _http(server) as http:
+        address = f"{server.url}/chat/completions"
+        task = asyncio.create_task(http.post(address, json=BODY | {"latency_ms": 600_000}))
+        await await_for(lambda: server.log, "the server got the request")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+        assert (await http.post(address, json=BODY | {"latency_ms": 0})).status_code == 200
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that names no proxy."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch
+
+
+async def test_the_proxy_of_the_environment_is_used(environment: pytest.MonkeyPatch) -> None:
+    """HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name the way out."""
+    first_lines: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first_lines.append((await reader.readuntil(b"\r\n\r\n")).splitlines()[0])
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as server:
+        environment.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with httpx.AsyncClient(transport=Lanes("http://provider.test")) as http:
+            reply = await http.get("http://provider.test/")
+
+    assert reply.text == "ok"
+    assert first_lines == [b"GET http://provider.test/ HTTP/1.1"]
+
+
+async def test_an_address_in_no_proxy_is_reached_directly(environment: pytest.MonkeyPatch) -> None:
+    """NO_PROXY names the exceptions; the proxy here does not even exist."""
+    environment.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    environment.setenv("NO_PROXY", "127.0.0.1")
+
+    async with ModelServer([]) as server, _http(server) as http:
+        assert (await http.get(f"{server.url}/models")).status_code == 200

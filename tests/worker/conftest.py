@@ -1,0 +1,88 @@
+"""What the worker's tests share: a cell, a worker by hand, a loop in a thread, a beating heart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
+
+import pytest
+
+from openagents_worker.store.client import Cell
+from openagents_worker.store.scripts import Wake
+from openagents_worker.worker.bridge import LoopThread
+from openagents_worker.worker.heartbeat import Heartbeat
+from openagents_worker.worker.watch import Watch
+from tests.producer.hand import Hand
+from tests.worker.carrier import NotingCarrier
+
+LEASE_MS = 1_000
+HEARTBEAT_MS = 100
+
+StartHeartbeat = Callable[..., Heartbeat]
+
+
+@pytest.fixture
+def cell(redis_url: str) -> Cell:
+    return Cell(redis_url)
+
+
+@pytest.fixture
+def hand(redis_url: str) -> Generator[Hand]:
+    with Hand(redis_url) as hand:
+        yield hand
+
+
+@pytest.fixture
+def bridge() -> Generator[LoopThread]:
+    thread = LoopThread()
+    thread.start()
+    yield thread
+    thread.stop()
+
+
+@pytest.fixture
+def carrier() -> NotingCarrier:
+    return NotingCarrier()
+
+
+@pytest.fixture
+def sent() -> list[Wake]:
+    """The wake-ups that the parts under test have sent."""
+    return []
+
+
+@pytest.fixture
+def start_heartbeat(
+    cell: Cell, bridge: LoopThread, carrier: NotingCarrier, sent: list[Wake]
+) -> Generator[StartHeartbeat]:
+    """Starts a heartbeat with its watch, by default of the test's cell; both end with the test."""
+    with ExitStack() as stack:
+
+        async def send(wakes: Sequence[Wake]) -> None:
+            sent.extend(wakes)
+
+        def start(cell: Cell = cell) -> Heartbeat:
+            heartbeat = Heartbeat(
+                cell=cell,
+                node="w1@test",
+                lease_ms=LEASE_MS,
+                heartbeat_ms=HEARTBEAT_MS,
+                announcements=["assistant", '{"queue":"agents","def_hash":"h"}'],
+                carrier=carrier,
+                loop=bridge.loop,
+                send_wakes=send,
+                on_registered=lambda incarnation: None,
+            )
+            watch = Watch(
+                loop=bridge.loop,
+                loop_thread_id=lambda: bridge.thread_id,
+                lease=lambda: heartbeat.lease,
+                carrier=carrier,
+            )
+            heartbeat.start()
+            watch.start()
+            stack.callback(heartbeat.retire)
+            stack.callback(watch.stop)
+            return heartbeat
+
+        yield start
