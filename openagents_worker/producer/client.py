@@ -13,10 +13,11 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Self
 
 from celery import Celery
+from celery.backends.base import DisabledBackend
 
 from openagents_worker.models import RunRecord, RunRequest
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
@@ -122,6 +123,11 @@ class Client:
     def session(self, session_id: str) -> SessionView:
         """The session as it stands now. Raises `SessionNotFound`."""
         return read_session(self.store, session_id)
+
+    @cached_property
+    def no_backend(self) -> Any:
+        """Celery wants a result backend in every result; a run's handle needs none."""
+        return DisabledBackend(self.app)
 
     async def on_this_loop(self) -> AsyncClient:
         """The asyncio twin for the running loop, made once a loop and closed when the loop is shut down."""

@@ -12,7 +12,6 @@ from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from celery import exceptions, states
-from celery.backends.base import DisabledBackend
 from celery.result import AsyncResult, assert_will_not_block
 
 from openagents_worker.errors import RunCancelled, RunFailed
@@ -49,6 +48,8 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
     when Redis is away. Whatever waits raises RuntimeError inside an event loop or a Celery task.
     """
 
+    id: str
+
     def __init__(
         self,
         id: str,
@@ -60,7 +61,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         client: Client | None = None,
     ) -> None:
         self._client = client or _client_for(app)
-        super().__init__(id, DisabledBackend(self._client.app), task_name, self._client.app, parent)
+        super().__init__(id, self._client.no_backend, task_name, self._client.app, parent)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.id,)  # where it lands, it asks the Redis of that environment
@@ -276,9 +277,7 @@ def _must_not_block(what: str, *, also_in_tasks: bool = True) -> None:
 
 
 def _late(run_id: str, timeout: float | None) -> WaitTimeout:
-    return WaitTimeout(
-        f"the run {run_id!r} was not over within {timeout} s; it goes on, and so may waiting"
-    )
+    return WaitTimeout(f"the run {run_id!r} was not over within {timeout} s; it goes on, and so may waiting")
 
 
 def _client_for(app: Any) -> Client:

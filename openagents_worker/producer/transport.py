@@ -43,8 +43,28 @@ RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interv
 
 # What Celery and we write into a message's headers ourselves.
 RESERVED_HEADERS = frozenset(
-    "argsrepr eta expires group group_index id ignore_result kwargsrepr lang origin parent_id "
-    "replaced_task_nesting retries root_id shadow stamped_headers stamps task timelimit wake_us".split()
+    [
+        "argsrepr",
+        "eta",
+        "expires",
+        "group",
+        "group_index",
+        "id",
+        "ignore_result",
+        "kwargsrepr",
+        "lang",
+        "origin",
+        "parent_id",
+        "replaced_task_nesting",
+        "retries",
+        "root_id",
+        "shadow",
+        "stamped_headers",
+        "stamps",
+        "task",
+        "timelimit",
+        "wake_us",
+    ]
 )
 
 log = get_logger(__name__)
@@ -64,7 +84,7 @@ def make_app(settings: Settings) -> Celery:
         task_ignore_result=settings.result_backend is None,
         task_store_errors_even_if_ignored=False,
         task_send_sent_event=True,
-        broker_transport_options=_transport_options(app.connection_for_write(settings.broker_url)),
+        broker_transport_options=_transport_options(_driver(app, settings.broker_url)),
     )
     app.openagents_settings = settings
     return app
@@ -190,7 +210,7 @@ def _producers(app: Celery) -> Any:
 def _publishing_connection(app: Celery) -> Any:
     """A connection that hears of a silent broker; a consumer's, which blocks for long, must not."""
     options = {**app.conf.broker_transport_options, "max_retries": 0}
-    driver = _driver(app.connection_for_write())
+    driver = _driver(app)
     if driver == "redis":
         options |= {"socket_timeout": ANSWER_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
     elif driver == "amqp":
@@ -198,19 +218,19 @@ def _publishing_connection(app: Celery) -> Any:
     return app.connection_for_write(connect_timeout=CONNECT_TIMEOUT_S, transport_options=options)
 
 
-def _driver(connection: Any) -> str:
-    """The kind of broker: `redis` (also Valkey, Sentinel), `amqp` … Raises `BrokerConfigError`."""
+def _driver(app: Celery, broker_url: str | None = None) -> str:
+    """The kind of the app's broker: `redis` (also Valkey, Sentinel), `amqp` … Raises `BrokerConfigError`."""
     try:
-        return str(connection.transport.driver_type)
+        return str(app.connection_for_write(broker_url).transport.driver_type)
     except (KeyError, ImportError) as error:
         raise BrokerConfigError(
-            f"Celery cannot use the broker {safe_url(connection.as_uri())}: {error}",
+            f"Celery cannot use the broker {safe_url(broker_url or 'of this app')}: {error}",
             hint="OPENAGENTS_BROKER_URL is a URL of a broker that Celery knows, whose library is installed",
         ) from error
 
 
-def _transport_options(connection: Any) -> dict[str, Any]:
-    if _driver(connection) != "redis":
+def _transport_options(driver: str) -> dict[str, Any]:
+    if driver != "redis":
         return {}
     return {
         "visibility_timeout": 24 * 3600,  # with early acknowledgement only prefetched messages depend on it

@@ -92,7 +92,7 @@ class Attempt:
         self._send_wakes = send_wakes
         self._chance = chance
         self._started = time.monotonic()
-        self._durable = self.request.durable if self.request.durable is not None else settings.durable_default
+        self._durable = claimed.durable
         self._budget = self.request.budget or RunBudget()
         self._ledger = Ledger(
             store=store,
@@ -141,11 +141,12 @@ class Attempt:
     # --- prepare -----------------------------------------------------------------------------------------
 
     async def _prepare(self, parts: AgentParts) -> Prepared:
-        journal = Journal()
+        journal = Journal(life=self._claimed.life)
         async for text in read_pages(
             self._store, self.request.run_id, self._claimed.journal, self._claimed.journal_length
         ):
             journal.load(text)
+        journal.reopen()
         recorded = journal.take(PREPARE)
         start = Start.of(recorded) if recorded else await self._start_here(parts)
         state_before = await self._sessions.load_state_texts(self.request.session_id)
@@ -191,6 +192,7 @@ class Attempt:
                 key.removeprefix("tries:"): int(n) for key, n in facts.items() if key.startswith("tries:")
             },
             max_tries=DEFAULT_MAX_RESUME_ATTEMPTS if limit is None else limit,
+            life=self._claimed.life,
             durable=self._durable,
             max_record_bytes=self._settings.max_payload_bytes,
             transcript_length=start.transcript_length,

@@ -32,10 +32,13 @@ class Record:
     usage: dict[str, Any] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
+    life: int = 1
 
     def to_json(self) -> str:
         data: dict[str, Any] = {"call": self.call, "v": FORMAT, "kind": self.kind, "name": self.name}
         data |= {"digest": self.digest, "outcome": self.outcome}
+        if self.life > 1:
+            data["life"] = self.life
         data |= {k: v for k in ("usage", "state", "artifacts") if (v := getattr(self, k))}
         return dumps(data)
 
@@ -64,9 +67,11 @@ def _sorted(value: Any) -> Any:
 class Journal:
     """Records by call key. A record is dropped once it is read: a long journal shrinks as it is replayed."""
 
-    def __init__(self, records: Iterable[str] = ()) -> None:
+    def __init__(self, records: Iterable[str] = (), *, life: int = 1) -> None:
         self._records: dict[str, Record] = {}
         self._inside: dict[str, list[str]] = {}
+        self._last_errors: list[Record] = []
+        self._life = life
         self.length = 0
         for text in records:
             self.load(text)
@@ -77,6 +82,17 @@ class Journal:
         self.length += 1
         for outer in _outer_calls(record.call):
             self._inside.setdefault(outer, []).append(record.call)
+        self._last_errors = [*self._last_errors, record] if "error" in record.outcome else []
+
+    def reopen(self) -> None:
+        """What ended an earlier life is no answer in this one: its last records, if errors, are calls to make again.
+
+        An error that something followed was survived, and stays as it is. A call that is made again is recorded
+        again; the later record counts.
+        """
+        for record in self._last_errors:
+            if record.life < self._life and self._records.get(record.call) is record:
+                del self._records[record.call]
 
     @property
     def is_read(self) -> bool:

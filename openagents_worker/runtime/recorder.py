@@ -60,6 +60,7 @@ class Recorder:
         latch: Latch,
         tries: Mapping[str, int],
         max_tries: int,
+        life: int,
         durable: bool,
         max_record_bytes: int,
         transcript_length: int,
@@ -76,6 +77,7 @@ class Recorder:
         self._latch = latch
         self._tries = tries
         self._max_tries = max_tries
+        self._life = life
         self._durable = durable
         self._max_record_bytes = max_record_bytes
         self._transcript_length = transcript_length
@@ -167,7 +169,9 @@ class Recorder:
         except asyncio.CancelledError:
             if self._latch.reason is not None:
                 raise RunLatched(self._latch.reason) from None
-            await self._store_unbroken(Record(key, kind, name, digest, {"cancelled": True}), [])
+            await self._store_unbroken(
+                Record(key, kind, name, digest, {"cancelled": True}, life=self._life), []
+            )
             raise
         finally:
             current_call.reset(token)
@@ -211,7 +215,7 @@ class Recorder:
         """The record of an outcome; what is too large or not JSON is itself an outcome."""
         result = {"error": outcome.error.to_dict()} if outcome.error is not None else {"ok": outcome.value}
         usage = {k: v for k, v in outcome.usage.model_dump().items() if v not in (0, None, {})}
-        record = Record(key, kind, name, digest, result, usage, outcome.state, outcome.artifacts)
+        record = Record(key, kind, name, digest, result, usage, outcome.state, outcome.artifacts, self._life)
         try:
             size = len(record.to_json().encode())
             if size <= self._max_record_bytes:
@@ -223,7 +227,7 @@ class Recorder:
         except (TypeError, ValueError) as error:
             problem, hint = f"the outcome of {kind} {name} is not JSON: {error}", "return plain JSON values"
         too_large = StepTooLarge(problem, hint=hint, run_id=self.run_id)
-        return Record(key, kind, name, digest, {"error": too_large.to_dict()}, usage)
+        return Record(key, kind, name, digest, {"error": too_large.to_dict()}, usage, life=self._life)
 
     async def prepare(self, record: Record) -> None:
         """Record the prepared start: checkpoint 0. What was noted so far is stored with it."""

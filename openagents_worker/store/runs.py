@@ -6,7 +6,7 @@ Each answer is asked for and parsed by one pair of functions, which the sync and
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +131,7 @@ async def aread_states(store: AsyncStore, run_ids: Sequence[str]) -> dict[str, R
     """The states of many runs in few round trips; None for a run that is not known."""
     states: dict[str, RunState | None] = {}
     for ids in _parts(run_ids):
-        states |= _states_of(ids, await store.ask(lambda r, ids=ids: _states(r, store.keys, ids).execute()))  # type: ignore[misc]
+        states |= _states_of(ids, await store.ask(_states(store.keys, ids)))
     return states
 
 
@@ -139,11 +139,14 @@ def _parts(run_ids: Sequence[str]) -> list[Sequence[str]]:
     return [run_ids[at : at + STATES_A_PIPELINE] for at in range(0, len(run_ids), STATES_A_PIPELINE)]
 
 
-def _states(client: Any, keys: Keys, run_ids: Sequence[str]) -> Any:
-    pipeline = client.pipeline(transaction=False)
-    for run_id in run_ids:
-        pipeline.hget(keys("run", run_id), "state")
-    return pipeline
+def _states(keys: Keys, run_ids: Sequence[str]) -> Callable[[Any], Any]:
+    def question(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        for run_id in run_ids:
+            pipeline.hget(keys("run", run_id), "state")
+        return pipeline.execute()
+
+    return question
 
 
 def _states_of(run_ids: Sequence[str], values: Sequence[str | None]) -> dict[str, RunState | None]:
@@ -258,7 +261,9 @@ class SessionStore:
         key = self._store.keys(kind, session_id)
         while at < end:
             to = min(at + PAGE, end)
-            page: list[str] = await self._store.ask(lambda r, at=at, to=to: r.lrange(key, at, to - 1))  # type: ignore[misc]
-            for item in page:
+            for item in await self._page(key, at, to):
                 yield item
             at = to
+
+    async def _page(self, key: str, at: int, to: int) -> list[str]:
+        return list(await self._store.ask(lambda r: r.lrange(key, at, to - 1)))

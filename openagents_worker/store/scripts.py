@@ -25,6 +25,8 @@ __all__ = [
     "Claimed",
     "Reclaimed",
     "Renewal",
+    "ResumeAnswer",
+    "Resumed",
     "Script",
     "SubmitAnswer",
     "Submitted",
@@ -42,6 +44,7 @@ __all__ = [
     "release",
     "renew",
     "resend",
+    "resume",
     "retire",
     "submit",
     "suspend",
@@ -220,6 +223,7 @@ class Claimed:
     canvas: str = ""
     last_error: str = ""
     active_ms: int = 0
+    durable: bool = True
     facts: dict[str, str] | None = None
     journal_length: int = 0
     journal: tuple[str, ...] = ()
@@ -264,6 +268,29 @@ class Cancelled:
     answer: CancelAnswer
     wakes: tuple[Wake, ...] = ()
     state: str = ""
+
+
+class ResumeAnswer(StrEnum):
+    OK = "OK"
+    LIVE = "LIVE"
+    COMPLETED = "COMPLETED"
+    UNKNOWN = "UNKNOWN"
+    OTHER_AGENT = "OTHER_AGENT"
+    OTHER_SESSION = "OTHER_SESSION"
+    OTHER_CHECKPOINT = "OTHER_CHECKPOINT"
+    NO_CHECKPOINT = "NO_CHECKPOINT"
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """`detail` is what the run really has where the answer says OTHER_…, and the state for LIVE."""
+
+    answer: ResumeAnswer
+    state: str = ""
+    queue: str = ""
+    sent_us: int | None = None
+    also: Wake | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +380,7 @@ def claim(reply: Reply, *, run_id: str, incarnation: str, nonce: str, page_bytes
         canvas=canvas,
         last_error=last_error,
         active_ms=int(text[12] or 0),
+        durable=text[13] != "0",
         facts=dict(zip(facts[::2], facts[1::2], strict=True)) if isinstance(facts, list) else dict(facts),
         journal_length=int(length),
         journal=tuple(page),
@@ -459,6 +487,16 @@ def wake(reply: Reply, *, limit: int) -> tuple[tuple[Wake, ...], int]:
 def resend(reply: Reply, *, queue: str, oldest_us: int, grace_ms: int, limit: int) -> tuple[Wake, ...]:
     """Runs whose wake-up message must be lost: sent before the queue's oldest message and before the grace."""
     return _wakes(reply)
+
+
+@_door
+def resume(reply: Reply, *, run_id: str, agent_id: str, session_id: str, checkpoint_id: str) -> Resumed:
+    """Start another life of a run that failed or was cancelled. `checkpoint_id` '' means its latest."""
+    answer = ResumeAnswer(reply[0])
+    if answer is not ResumeAnswer.OK:
+        return Resumed(answer, detail=reply[1] if len(reply) > 1 else "")
+    also = Wake.of(reply[4]) if len(reply) > 4 and reply[4] else None
+    return Resumed(answer, reply[1], reply[2], int(reply[3]) if reply[3] else None, also)
 
 
 @_door

@@ -16,7 +16,7 @@ import pytest
 from celery import group
 from celery.result import allow_join_result, denied_join_result
 
-from openagents_worker.errors import LLMResponseError, RunFailed, RunNotFound, SessionNotFound
+from openagents_worker.errors import LLMResponseError, RequestInvalid, RunFailed, RunNotFound, SessionNotFound
 from openagents_worker.models import RunResult, RunState, StopReason
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.handle import CELERY_STATES, AsyncRunHandle, RunHandle
@@ -86,7 +86,7 @@ def test_waiting_listens_to_the_runs_events(handle: RunHandle[Any], hand: Hand) 
 
 
 def test_a_run_that_fails_raises_its_own_code(handle: RunHandle[Any], hand: Hand) -> None:
-    """`get` raises `RunFailed`; `wait` gives the failed run's result; without propagate the error is a value."""
+    """`get` raises `RunFailed`; `wait` gives its result; without propagate the error is a value."""
     hand.claim("r1")
     hand.finish("r1", error=LLMResponseError("no choices", hint="look at the model"))
 
@@ -225,7 +225,7 @@ def test_a_celery_group_that_needs_what_is_not_kept_is_refused(client: Client) -
     """A group's id cannot be kept with a run; the error names it, and nothing is enqueued."""
     task = client.app.register_task(ProducerTask())
 
-    with pytest.raises(Exception, match="group_id"):
+    with pytest.raises(RequestInvalid, match="group_id"):
         group(task.s(FIELDS), task.s(FIELDS)).apply_async()
 
     assert client.store.redis.exists("agents") == 0

@@ -14,6 +14,7 @@ import pytest
 
 from openagents_worker.errors import (
     AgentNotFoundError,
+    BrokerConfigError,
     RedisUnreachable,
     RequestInvalid,
     RequestTooLarge,
@@ -150,6 +151,18 @@ def test_the_queue_of_the_submission_goes_before_the_requests(client: Client) ->
     cancel_all(client, "r1", "r2")
 
 
+def test_with_a_result_backend_the_worker_is_asked_to_keep_the_result(redis_url: str) -> None:
+    """Then anybody's plain AsyncResult works; submitting subscribes to nothing all the same."""
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_RESULT_BACKEND": redis_url})
+    with Client(settings=settings) as client:
+        client.submit(REQUEST)
+
+        (message,) = messages(client)
+        assert message["headers"]["ignore_result"] is False
+        assert client.store.redis.info("clients")["pubsub_clients"] == 0
+        cancel_all(client, "r1")
+
+
 def test_an_attempted_run_is_woken_with_its_checkpoint(client: Client) -> None:
     """A wake-up of a run that has been worked on is `tasks.resume_run` with the latest checkpoint's id."""
     wake = Wake("r1", "agents", 1_700_000_000_000_000, "assistant", "s1", attempt=2, step=4, canvas="")
@@ -219,6 +232,24 @@ def test_headers_that_are_no_json_are_refused(client: Client) -> None:
     """They are kept with the run, as JSON."""
     with pytest.raises(RequestInvalid, match="headers"):
         client.submit(REQUEST, headers={"when": object()})
+
+
+@pytest.mark.parametrize("name", ["id", "wake_us", "argsrepr"])
+def test_headers_that_would_break_the_message_are_refused(client: Client, name: str) -> None:
+    """What Celery and we write there is not for a caller to write."""
+    with pytest.raises(RequestInvalid, match=name):
+        client.submit(REQUEST, headers={name: "x"})
+
+
+def test_a_broker_that_celery_does_not_know_is_a_configuration_error(redis_url: str) -> None:
+    """Known when the client is made; its password is not shown."""
+    settings = load_settings(
+        {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_BROKER_URL": "pigeon://me:hush@host"}
+    )
+    with pytest.raises(BrokerConfigError, match="pigeon") as error:
+        Client(settings=settings)
+
+    assert "hush" not in str(error.value)
 
 
 # --- a Redis that is away --------------------------------------------------------------------------------

@@ -11,12 +11,15 @@ from typing import Any
 
 import celery
 import pytest
+from celery.beat import Scheduler
 
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
 from openagents_worker.models import RunRequest, RunState
-from openagents_worker.producer.client import Client
+from openagents_worker.producer.client import Client, client_of
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.task import AgentTask, ProducerTask
+from openagents_worker.producer.transport import make_app
+from openagents_worker.settings import Settings
 
 FIELDS = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi"}
 
@@ -32,10 +35,10 @@ def is_empty(client: Client) -> bool:
 
 
 def test_delay_takes_a_request_or_its_fields_and_gives_a_handle(run_agent: AgentTask) -> None:
-    """`run_agent.delay(request)` is all that a producer needs; the handle's id is the run's and the task's."""
+    """`run_agent.delay(request)` is all that a producer needs; the handle's id is the run's."""
     one = run_agent.delay(RunRequest(**FIELDS, run_id="r1"))
     two = run_agent.delay(FIELDS)
-    three = run_agent.delay(request=FIELDS)
+    three = run_agent.apply_async(kwargs={"request": FIELDS})
 
     assert (one.id, one.task_id) == ("r1", "r1")
     assert isinstance(one, celery.result.AsyncResult)
@@ -74,6 +77,8 @@ def test_a_second_argument_is_refused(run_agent: AgentTask, client: Client) -> N
     """A chain that passes a value to a signature with a request of its own would run the wrong thing."""
     with pytest.raises(TwoArguments, match="2 were given") as error:
         run_agent.apply_async(args=["value before", FIELDS])
+    with pytest.raises(TwoArguments):
+        run_agent.delay("value before", FIELDS)
 
     assert ".si(request)" in str(error.value)
     assert is_empty(client)
@@ -161,7 +166,7 @@ def test_countdown_and_eta_schedule_a_run(run_agent: AgentTask, when: dict[str, 
 )
 def test_a_time_that_is_none_is_refused(run_agent: AgentTask, client: Client, when: dict[str, Any]) -> None:
     """So are two of them."""
-    with pytest.raises(RequestInvalid, match="countdown|eta"):
+    with pytest.raises(RequestInvalid, match=r"countdown|eta"):
         run_agent.apply_async(args=[FIELDS], **when)
 
     assert is_empty(client)
@@ -182,6 +187,32 @@ def test_a_signature_submits_as_the_task_does(run_agent: AgentTask) -> None:
     assert isinstance(handle, RunHandle)
     assert handle.record().queue == "slow"
     handle.cancel()
+
+
+def test_a_worker_apps_task_submits_as_the_producers_does(settings: Settings) -> None:
+    """`AgentTask` is the base of the task that has a body, too: its app knows where to submit."""
+    app = make_app(settings)
+    task = app.task(lambda self, request: None, name="tasks.run_agent", base=AgentTask, bind=True)
+
+    handle = task.delay(FIELDS)
+
+    assert handle.record().state is RunState.QUEUED
+    handle.cancel()
+    client_of(app).close()
+    app.close()
+
+
+def test_celery_beat_submits_runs(run_agent: AgentTask, client: Client) -> None:
+    """A schedule's entry is a submission like any other; each time it is a new run."""
+    scheduler = Scheduler(client.app, lazy=True)
+    entry = scheduler.Entry(name="hourly", task=run_agent.name, args=(FIELDS,), schedule=3600, app=client.app)
+
+    first, second = (scheduler.apply_async(entry, producer=client.app.amqp.Producer) for _ in range(2))
+
+    assert first.id != second.id
+    for handle in (first, second):
+        assert isinstance(handle, RunHandle)
+        handle.cancel()
 
 
 def test_async_result_of_the_task_is_the_runs_handle(run_agent: AgentTask, client: Client) -> None:

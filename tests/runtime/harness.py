@@ -79,7 +79,7 @@ class Process:
                 uid="u1",
                 request=text,
                 canvas="",
-                durable=True,
+                durable=request.durable is not False,
                 delay_ms=delay_ms,
                 reject_if_busy=False,
                 parent_run_id="",
@@ -106,7 +106,10 @@ class Process:
         return [event["name"] for event in await self.events(run_id)]
 
     async def journal(self, run_id: str = "r1") -> list[dict[str, Any]]:
-        return [json.loads(text) for text in await self.store.redis.lrange(self.store.keys("journal", run_id), 0, -1)]
+        return [
+            json.loads(text)
+            for text in await self.store.redis.lrange(self.store.keys("journal", run_id), 0, -1)
+        ]
 
     async def transcript(self, session_id: str = "s1") -> list[dict[str, Any]]:
         key = self.store.keys("transcript", session_id)

@@ -150,3 +150,72 @@ def rate_limited(ms: int = 1) -> Exception:
 
 def refused() -> Exception:
     return PermanentToolError("card refused", "charge")
+
+
+class Diary:
+    """A memory with a store of its own: what it is asked is counted."""
+
+    asked: int = 0
+    kept: list[Any] = []
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = config or {}
+
+    async def inject(self, context: Any) -> None:
+        Diary.asked += 1
+        context.memory_view["diary"] = [f"page {Diary.asked}"]
+
+    async def writeback(self, context: Any) -> None:
+        Diary.kept.append(context.state["_runtime_last_output"])
+        context.state["pages"] = len(Diary.kept)
+
+
+class Endless(_Pattern):
+    """Never ends by itself."""
+
+    async def execute(self) -> Any:
+        LOG.append(("waiting",))
+        await asyncio.Event().wait()
+
+
+class Deaf(_Pattern):
+    """Swallows its cancellation once."""
+
+    async def execute(self) -> Any:
+        LOG.append(("waiting",))
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            LOG.append(("swallowed",))
+        return await self.context.tools["charge"].invoke({"who": "after"})
+
+
+class Broken(_Pattern):
+    async def execute(self) -> Any:
+        await self.context.tools["charge"].invoke({"who": "before"})
+        raise ValueError("a bug")
+
+
+class Huge(_Pattern):
+    async def execute(self) -> Any:
+        return await self.context.tools["charge"].invoke({"who": "x" * 2_000_000})
+
+
+class Inward(Charge):
+    """A tool that calls the model itself, inside its own call."""
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        LOG.append(("begin", "inward", params.get("who")))
+        reply = await context.llm_client.generate(messages=[{"role": "user", "content": "inside"}])
+        if gate := params.get("gate"):
+            await GATES[gate].wait()
+        LOG.append(("end", "inward", params.get("who")))
+        return {"said": reply.output_text}
+
+
+class Outer(_Pattern):
+    async def execute(self) -> Any:
+        first = await self.context.tools["inward"].invoke({"who": "one", "gate": "inward"})
+        second = await self.context.llm_client.generate(messages=[{"role": "user", "content": "outside"}])
+        await self.context.tools["charge"].invoke({"who": "last", "gate": "last"})
+        return [first["said"], second.output_text]

@@ -39,11 +39,16 @@ async def carried_until(process: Process, condition: Any, what: str) -> asyncio.
 async def test_a_finished_call_is_not_made_again(redis_url: str, died_at: int) -> None:
     """Whatever step the worker dies in, every finished tool call was made once, the one in flight once more."""
     definition = patterned("Steps", tool("Charge"), n=5)
-    async with process(redis_url, definition, name="one") as one, process(redis_url, definition, name="two") as two:
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
         await one.submit()
         open_gates(*(f"charge-{n}" for n in range(died_at)))
         begun = ("begin", "charge", died_at)
-        dying = await carried_until(one, lambda: any(e[:3] == begun for e in plugins.LOG), f"call {died_at} begins")
+        dying = await carried_until(
+            one, lambda: any(e[:3] == begun for e in plugins.LOG), f"call {died_at} begins"
+        )
         await crash(one, "r1", dying)
         open_gates(*(f"charge-{n}" for n in range(5)))
 
@@ -69,7 +74,10 @@ async def test_a_finished_call_is_not_made_again(redis_url: str, died_at: int) -
 async def test_events_of_a_replayed_part_are_not_said_again(redis_url: str) -> None:
     """What the pattern said before a recorded call belongs to that call; replaying it is silent."""
     definition = patterned("Steps", tool("Charge"), n=3)
-    async with process(redis_url, definition, name="one") as one, process(redis_url, definition, name="two") as two:
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
         await one.submit()
         open_gates("charge-0", "charge-1")
         dying = await carried_until(one, lambda: ("end", "charge", 1) in plugins.LOG, "two calls end")
@@ -89,12 +97,18 @@ async def test_events_of_a_replayed_part_are_not_said_again(redis_url: str) -> N
 async def test_parallel_branches_keep_their_own_calls(redis_url: str) -> None:
     """Bob was faster when the worker died; after it alice is charged once and bob is not charged again."""
     definition = patterned("Branches")
-    async with process(redis_url, definition, name="one") as one, process(redis_url, definition, name="two") as two:
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
         await one.submit()
         open_gates("look-bob", "charge-bob", "look-alice")
         dying = await carried_until(
             one,
-            lambda: ("end", "charge", "bob") in plugins.LOG and any(e[:3] == ("begin", "charge", "alice") for e in plugins.LOG),
+            lambda: (
+                ("end", "charge", "bob") in plugins.LOG
+                and any(e[:3] == ("begin", "charge", "alice") for e in plugins.LOG)
+            ),
             "bob is charged, alice is being charged",
         )
 
@@ -119,7 +133,10 @@ async def test_what_the_pattern_caught_is_caught_again(redis_url: str) -> None:
     definition = patterned("PlanB", tool("Charge"))
     plugins.FAILURES["a"] = [plugins.refused()]
     plugins.FAILURES["b"] = [plugins.rate_limited()]
-    async with process(redis_url, definition, name="one") as one, process(redis_url, definition, name="two") as two:
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
         await one.submit()
         first = await one.carry()
         assert first.kind is Outlook.SUSPENDED
@@ -137,7 +154,10 @@ async def test_gather_with_return_exceptions_cannot_hide_a_suspension(redis_url:
     """A pattern that turns every exception into a value is not believed: the run is suspended, not completed."""
     definition = patterned("Stubborn", tool("Charge"))
     plugins.FAILURES["a"] = [plugins.rate_limited()]
-    async with process(redis_url, definition, name="one") as one, process(redis_url, definition, name="two") as two:
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
         await one.submit()
         carrying = await carried_until(one, lambda: len(plugins.LOG) == 2, "both calls begin")
         open_gates("charge-a")
@@ -158,9 +178,14 @@ async def test_gather_with_return_exceptions_cannot_hide_a_suspension(redis_url:
 async def test_a_call_that_the_pattern_cancelled_is_cancelled_again(redis_url: str) -> None:
     """A pattern's own time limit is part of its story: after a crash the slow call is not made once more."""
     definition = patterned("Impatient", tool("Charge"))
-    async with process(redis_url, definition, name="one") as one, process(redis_url, definition, name="two") as two:
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
         await one.submit()
-        dying = await carried_until(one, lambda: any(e[:3] == ("begin", "charge", "then") for e in plugins.LOG), "the next call")
+        dying = await carried_until(
+            one, lambda: any(e[:3] == ("begin", "charge", "then") for e in plugins.LOG), "the next call"
+        )
         await crash(one, "r1", dying)
         open_gates("then")
         await two.carry("r1")
@@ -174,7 +199,10 @@ async def test_a_program_that_goes_another_way_is_stopped_before_it_does_harm(re
     """A call that differs from the journal's ends the run with run.replay_mismatch; nothing is executed."""
     plugins.Chancy.count = 0
     definition = patterned("Chancy", tool("Charge"))
-    async with process(redis_url, definition, name="one") as one, process(redis_url, definition, name="two") as two:
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
         await one.submit()
         open_gates("second")
         dying = await carried_until(one, lambda: ("begin", "third") in begun(), "the third call begins")
@@ -196,10 +224,15 @@ def begun() -> list[tuple[str, Any]]:
 async def test_state_is_the_same_after_a_replay(redis_url: str) -> None:
     """State that the pattern and its tools changed is what it would have been without the crash."""
     definition = patterned("Steps", tool("Charge"), n=3)
-    async with process(redis_url, definition, name="one") as one, process(redis_url, definition, name="two") as two:
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
         await one.submit()
         open_gates("charge-0")
-        dying = await carried_until(one, lambda: any(e[:3] == ("begin", "charge", 1) for e in plugins.LOG), "second call")
+        dying = await carried_until(
+            one, lambda: any(e[:3] == ("begin", "charge", 1) for e in plugins.LOG), "second call"
+        )
         await crash(one, "r1", dying)
         open_gates("charge-1", "charge-2")
         await two.carry("r1")
@@ -212,6 +245,7 @@ async def test_state_is_the_same_after_a_replay(redis_url: str) -> None:
 
 async def due(process: Process) -> None:
     """Wait until the run's back-off is over and it is woken."""
+
     async def woken() -> bool:
         wakes, _ = await process.store.run(scripts.wake(limit=10))
         return bool(wakes)

@@ -8,7 +8,9 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import aclosing, closing
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from openagents_worker.errors import RedisUnreachable, RunNotFound
 from openagents_worker.events import RunEvent
@@ -313,3 +315,37 @@ def test_nothing_is_shown_after_the_final_event() -> None:
 
     assert numbers(shown) == [1]
     assert place.over
+
+
+@given(
+    joined=st.integers(0, 30),
+    lost=st.sets(st.integers(1, 30)),
+    looks=st.sets(st.integers(1, 30)),
+    after=st.integers(0, 10),
+)
+def test_whatever_pub_sub_loses_every_event_is_seen_once_in_order(
+    joined: int, lost: set[int], looks: set[int], after: int
+) -> None:
+    """Joined at any moment, messages lost and the stream asked at will: nothing missing, nothing twice."""
+    stream: list[RunEvent] = []
+    seen: list[RunEvent] = []
+    place = Watch(after)
+
+    def read_on() -> None:
+        while place.behind and not place.over:
+            seen.extend(place.replay(page(*stream[place.wanted - 1 :])))
+
+    for number in range(1, 32):
+        if number - 1 == joined:
+            place.look(head(len(stream)))
+            read_on()
+        stream.append(event(number, final=number == 31))
+        if number > joined:
+            if number not in lost:
+                seen.extend(place.live(stream[-1].to_json()))
+            if number in looks and not place.over:
+                place.look(head(len(stream), RunState.COMPLETED if number == 31 else RunState.RUNNING))
+            read_on()
+
+    assert place.over
+    assert numbers(seen) == list(range(after + 1, 32))

@@ -151,9 +151,7 @@ def test_a_worker_waits_for_a_redis_that_is_not_there_yet(start_heartbeat: Start
         heartbeat.retire()
 
 
-def test_a_worker_that_retires_leaves_nothing_behind(
-    start_heartbeat: StartHeartbeat, hand: Hand
-) -> None:
+def test_a_worker_that_retires_leaves_nothing_behind(start_heartbeat: StartHeartbeat, hand: Hand) -> None:
     """Nobody has to wait for the lease of a worker that ended by itself."""
     heartbeat = start_heartbeat()
     incarnation = registered(heartbeat)

@@ -17,9 +17,7 @@ async def test_a_cancel_is_heard_without_waiting_for_a_beat(cell: Cell) -> None:
         for incarnation, run_id in (("w:1", "r1"), ("w:2", "r2")):
             notices.follow(incarnation)
             channel = store.keys.notices(incarnation)
-            await await_for(
-                lambda channel=channel: store.ask(lambda r: r.publish(channel, "")), "it listens"
-            )
+            await await_for(lambda channel=channel: store.ask(lambda r: r.publish(channel, "")), "it listens")
 
             await store.ask(lambda r, channel=channel, run_id=run_id: r.publish(channel, run_id))  # type: ignore[misc]
 

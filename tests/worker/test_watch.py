@@ -51,9 +51,7 @@ def block_here(free: threading.Event) -> None:
     free.wait(10)
 
 
-def test_runs_let_go_when_the_lease_is_over(
-    watched: Callable[..., Watched], carrier: NotingCarrier
-) -> None:
+def test_runs_let_go_when_the_lease_is_over(watched: Callable[..., Watched], carrier: NotingCarrier) -> None:
     """And the lease knows it: only then may the process register anew."""
     one = watched()
 

@@ -15,7 +15,7 @@ local function claimed(run)
     at = at + 16
   end
   local fields = redis.call('HMGET', k.run(run_id), 'request', 'attempt', 'life', 'retries', 'uid', 'usage', 'queue', 'canvas',
-    'started', 'recoveries', 'last_error', 'def_hash', 'active_ms')
+    'started', 'recoveries', 'last_error', 'def_hash', 'active_ms', 'durable')
   return {'CLAIMED', run.fence, fields, redis.call('HGETALL', k.facts(run_id)), length, page}
 end
 

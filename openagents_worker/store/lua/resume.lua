@@ -1,0 +1,27 @@
+-- A run that failed or was cancelled goes on in a new life, from its last checkpoint, at the tail of its session's queue.
+-- Returns OK, state, queue, sent_us, another's wake | LIVE (it goes on already) | COMPLETED | UNKNOWN | OTHER_AGENT, agent
+--   | OTHER_SESSION, session | OTHER_CHECKPOINT, the latest one | NO_CHECKPOINT. Event run.resumed, then run.queued or run.waiting_session.
+--#include session
+local run = load(run_id)
+if not run then return {'UNKNOWN'} end
+if run.agent ~= agent_id then return {'OTHER_AGENT', run.agent} end
+if run.session ~= session_id then return {'OTHER_SESSION', run.session} end
+if redis.call('EXISTS', k.journal(run_id)) == 0 then return {'NO_CHECKPOINT'} end
+local latest = run_id .. ':step:' .. digits(run.steps)
+if checkpoint_id ~= '' and checkpoint_id ~= latest then return {'OTHER_CHECKPOINT', latest} end
+if run.state == 'completed' then return {'COMPLETED'} end
+if not TERMINAL[run.state] then return {'LIVE', run.state} end
+
+run.life = run.life + 1
+redis.call('HSET', k.run(run_id), 'state', 'queued', 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
+  'emit_no', 0, 'resumed', digits(NOW_MS))
+redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due')
+for _, fact in ipairs(redis.call('HKEYS', k.facts(run_id))) do
+  if string.sub(fact, 1, 6) == 'tries:' then redis.call('HDEL', k.facts(run_id), fact) end -- a new life may try as often again
+end
+for _, key in ipairs({k.run(run_id), k.facts(run_id), k.events(run_id), k.journal(run_id)}) do redis.call('PERSIST', key) end
+append(run, {'run.resumed', '{"checkpoint_id":' .. q(latest) .. ',"life":' .. digits(run.life) .. '}'})
+local wake = place(run)
+local state = redis.call('HGET', k.run(run_id), 'state')
+if wake and wake[1] == run_id then return {'OK', state, run.queue, wake[3]} end
+return {'OK', state, run.queue, '', wake}

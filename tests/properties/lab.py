@@ -1,0 +1,151 @@
+"""The laboratory. The only place that moves a cell's time by hand, reads it whole and sets it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
+from hashlib import sha1
+from typing import Any, TypeVar
+
+from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.scripts import Call, Script
+
+__all__ = ["TICK_MS", "Entry", "Lab", "Snapshot", "View"]
+
+T = TypeVar("T")
+
+# Time passes in ticks. All spans that matter are some ticks and a half, so how fast this machine is decides nothing.
+TICK_MS = 600_000
+
+_READ = """
+local readers = {
+  hash = function(key) return redis.call('HGETALL', key) end,
+  list = function(key) return redis.call('LRANGE', key, 0, -1) end,
+  set = function(key) return redis.call('SMEMBERS', key) end,
+  zset = function(key) return redis.call('ZRANGE', key, 0, -1, 'WITHSCORES') end,
+  stream = function(key) return redis.call('XRANGE', key, '-', '+') end,
+  string = function(key) return redis.call('GET', key) end,
+}
+local all = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local kind = redis.call('TYPE', key).ok
+  all[#all + 1] = {key, kind, redis.call('PTTL', key), readers[kind](key)}
+end
+return all
+"""
+
+_LET_PASS = """
+local ms = tonumber(ARGV[1])
+local function earlier(key, by)
+  local all = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+  for i = 1, #all, 2 do redis.call('ZADD', key, string.format('%.0f', all[i + 1] - by), all[i]) end
+end
+earlier(KEYS[1] .. ':workers', ms)
+earlier(KEYS[1] .. ':due', ms)
+for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':sent:*')) do earlier(key, ms * 1000) end
+for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':run:*')) do
+  if redis.call('TYPE', key).ok == 'hash' then
+    for _, field in ipairs({'due', 'claimed'}) do
+      local at = redis.call('HGET', key, field)
+      if at then redis.call('HSET', key, field, string.format('%.0f', at - ms)) end
+    end
+  end
+end
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key as it stands: its type, its TTL in ms (-1: none), its content as Python."""
+
+    kind: str
+    ttl_ms: int
+    value: Any
+
+
+View = dict[str, Entry]
+Snapshot = list[tuple[str, int, bytes]]
+
+_AS_PYTHON: dict[str, Callable[[Any], Any]] = {
+    "hash": lambda flat: dict(zip(flat[::2], flat[1::2], strict=True)),
+    "list": list,
+    "set": set,
+    "zset": lambda flat: dict(zip(flat[::2], map(float, flat[1::2]), strict=True)),
+    "stream": lambda entries: [(id_, dict(zip(flat[::2], flat[1::2], strict=True))) for id_, flat in entries],
+    "string": str,
+}
+
+
+class Lab:
+    """One cell in a Redis that belongs to the test.
+
+    Scripts take the time from the server, which nobody can turn. So the clock stands, more or less, and what
+    was noted is moved instead: `let_pass` makes every deadline, due time and time of sending that much
+    earlier. `altered` replaces texts in the scripts: a guard that is switched off.
+    """
+
+    def __init__(self, url: str, altered: tuple[tuple[str, str], ...] = ()) -> None:
+        self.store = Store(Cell(url))
+        self.keys = self.store.keys
+        self.redis = self.store.redis
+        self._raw = Store(Cell(url)).redis
+        self._raw.connection_pool.connection_kwargs["decode_responses"] = False
+        self._altered = altered
+        self._scripts: dict[str, Script] = {}
+        self._read = self.redis.register_script(_READ)
+        self._let_pass = self.redis.register_script(_LET_PASS)
+
+    def close(self) -> None:
+        self._raw.connection_pool.disconnect()
+        self.store.close()
+
+    def run(self, call: Call[T]) -> T:
+        return self.store.run(replace(call, script=self._script(call.script)) if self._altered else call)
+
+    def read(self) -> View:
+        """Every key there is, at one moment."""
+        return {
+            key: Entry(kind, ttl_ms, _AS_PYTHON[kind](value))
+            for key, kind, ttl_ms, value in self._read(keys=[], args=[])
+        }
+
+    def let_pass(self, ms: int) -> None:
+        """As if so much time had passed."""
+        self._let_pass(keys=[self.store.cell.prefix], args=[ms])
+
+    def end_lease(self, incarnation: str) -> None:
+        """As if this worker had not renewed for just too long."""
+        self.redis.zadd(self.keys("workers"), {incarnation: 1}, xx=True)
+
+    def forget(self, run_id: str) -> None:
+        """As if the TTL of a run that has ended were over."""
+        self.redis.delete(*(self.keys(kind, run_id) for kind in ("run", "facts", "events", "journal")))
+
+    def clear(self) -> None:
+        self.redis.flushall()
+
+    def snapshot(self) -> Snapshot:
+        keys = [key.decode() for key in self._raw.keys("*")]
+        with self._raw.pipeline() as pipe:
+            for key in keys:
+                pipe.pttl(key).dump(key)
+            values = pipe.execute()
+        return list(zip(keys, values[::2], values[1::2], strict=True))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """What was written since is lost, as when a server dies before it wrote its last second to disk."""
+        with self._raw.pipeline() as pipe:
+            pipe.flushall()
+            for key, ttl_ms, value in snapshot:
+                pipe.restore(key, max(ttl_ms, 0), value)
+            pipe.execute()
+
+    def _script(self, script: Script) -> Script:
+        if script.name not in self._scripts:
+            changed = copy(script)
+            for old, new in self._altered:
+                changed.source = changed.source.replace(old, new)
+            changed.sha = sha1(changed.source.encode(), usedforsecurity=False).hexdigest()
+            self._scripts[script.name] = changed
+        return self._scripts[script.name]

@@ -1,0 +1,265 @@
+"""What must be true. The only place that says it without asking a script.
+
+Small on purpose: a run stands somewhere, one fence may write, sessions are lists in the order of their
+places. Every method is one step of the protocol; it returns what the step must be answered, and the runs
+for which a wake-up must then be sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+__all__ = ["LEASE", "MAX_RECOVERIES", "Run", "Truth"]
+
+LEASE = 3.5  # ticks
+MAX_RECOVERIES = 2
+TERMINAL = ("completed", "failed", "cancelled")
+
+Wakes = set[str]
+
+
+@dataclass
+class Run:
+    id: str
+    session: str
+    digest: str
+    durable: bool
+    state: str = "scheduled"
+    since: float = 0.0  # tick of its due time (scheduled, retrying) or of its last wake-up (queued)
+    no: int = 0  # decides between equal ticks
+    owner: str = ""
+    fence: str = ""  # may write while the run is running; of a finished run: the one that ended it
+    nonce: str = ""
+    cancel: bool = False
+    attempts: int = 0
+    emit_no: int = 0
+    retries: int = 0
+    recoveries: int = 0
+    stuck: int = 0
+    journal: list[str] = field(default_factory=list)
+    usage: int = 0
+    told: list[int] = field(default_factory=list)  # numbers of the events its attempts have told
+
+    @property
+    def over(self) -> bool:
+        return self.state in TERMINAL
+
+
+class Truth:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.leases: dict[str, float] = {}  # incarnation -> tick at which it ends
+        self.runs: dict[str, Run] = {}
+        self.places: dict[str, list[str]] = {}  # session -> runs that have not ended, the first one holds it
+        self.transcript: dict[str, list[str]] = {}
+        self._no = 0
+
+    # --- questions ---
+
+    def holder(self, session: str) -> str | None:
+        return next(iter(self.places.get(session, [])), None)
+
+    def owned(self, incarnation: str) -> set[str]:
+        return {run.id for run in self.runs.values() if run.owner == incarnation}
+
+    def cancel_requested(self, incarnation: str) -> set[str]:
+        return {run_id for run_id in self.owned(incarnation) if self.runs[run_id].cancel}
+
+    def lost_leases(self) -> set[str]:
+        return {incarnation for incarnation, end in self.leases.items() if end <= self.now}
+
+    def writer(self, run_id: str, fence: str) -> Run | None:
+        """The run, if whoever has this fence may write."""
+        run = self.runs.get(run_id)
+        return run if run and run.state == "running" and run.fence == fence else None
+
+    # --- producers ---
+
+    def submit(self, run_id: str, session: str, digest: str, durable: bool, delay: float, reject: bool) -> str:
+        if known := self.runs.get(run_id):
+            return "SAME" if known.digest == digest else "CONFLICT"
+        if reject and self.places.get(session):
+            return "BUSY"
+        run = self.runs[run_id] = Run(run_id, session, digest, durable)
+        if delay:
+            self._at(run, "scheduled", self.now + delay)
+        else:
+            self._place(run)
+        return "NEW"
+
+    def cancel(self, run_id: str, force: bool) -> tuple[str, Wakes]:
+        run = self.runs.get(run_id)
+        if not run:
+            return "UNKNOWN", set()
+        if run.over:
+            return "ALREADY", set()
+        if run.owner and not force:
+            run.cancel = True
+            return "REQUESTED", set()
+        return "CANCELLED", self._end(run, "cancelled")
+
+    # --- leases ---
+
+    def register(self, incarnation: str) -> None:
+        self.leases[incarnation] = self.now + LEASE
+
+    def renew(self, incarnation: str) -> bool:
+        alive = self.leases.get(incarnation, self.now) > self.now
+        if alive:
+            self.leases[incarnation] = self.now + LEASE
+        return alive
+
+    def retire(self, incarnation: str) -> str:
+        if incarnation in self.leases and self.owned(incarnation):
+            self.leases[incarnation] = self.now
+            return "OVER"
+        self.leases.pop(incarnation, None)
+        return "GONE"
+
+    # --- whoever carries a run ---
+
+    def claim(self, run_id: str, incarnation: str, nonce: str) -> tuple[str, Wakes]:
+        """CLAIMED also puts the run into the hands of this incarnation; its fence is what the script says."""
+        run = self.runs.get(run_id)
+        if not run:
+            return "UNKNOWN", set()
+        if run.over:
+            return "DONE", set()
+        if self.leases.get(incarnation, self.now) <= self.now:
+            return "NOT_ALIVE", set()
+        if run.owner:
+            return "CLAIMED" if (run.owner, run.nonce) == (incarnation, nonce) else "BUSY", set()
+        if run.cancel:
+            return "CANCELLED", self._end(run, "cancelled")
+        if run.state in ("scheduled", "retrying") and run.since > self.now:
+            return "NOT_DUE", set()
+        if run.state == "scheduled":
+            self._place(run)
+        if self.holder(run.session) != run_id:
+            return "WAITING", set()
+        if run.stuck >= 2 and any(self.runs[other].stuck >= 2 for other in self.owned(incarnation)):
+            self._at(run, "retrying", self.now)  # a second is no tick
+            return "SUSPECT_BUSY", set()
+        run.state, run.owner, run.nonce, run.fence = "running", incarnation, nonce, ""
+        run.attempts, run.emit_no = run.attempts + 1, 0
+        return "CLAIMED", set()
+
+    def emit(self, run_id: str, fence: str, batch_no: int, number: int) -> str:
+        run = self.writer(run_id, fence)
+        if not run:
+            return "FENCED"
+        if batch_no <= run.emit_no:
+            return "SAME"
+        run.emit_no = batch_no
+        run.told.append(number)
+        return "OK"
+
+    def commit(
+        self, run_id: str, fence: str, position: int, record: str, usage: int, batch_no: int, number: int
+    ) -> str:
+        run = self.writer(run_id, fence)
+        if not run:
+            return "FENCED"
+        if run.journal[position : position + 1] not in ([], [record]) or position > len(run.journal):
+            return "MISPLACED"
+        if position == len(run.journal):
+            run.journal.append(record)
+            run.told.append(number)
+            run.usage, run.emit_no, run.stuck, run.retries = usage, batch_no, 0, 0
+        return "CANCEL" if run.cancel else "OK"
+
+    def suspend(self, run_id: str, fence: str, kind: str, delay: float) -> tuple[str, Wakes]:
+        run = self.writer(run_id, fence)
+        if not run or run.cancel:
+            return "CANCEL" if run else "FENCED", set()
+        if kind == "retry":
+            run.retries += 1
+            self._at(run, "retrying", self.now + delay)
+            return "OK", set()
+        return "OK", self._queued(run)
+
+    def finish(self, run_id: str, fence: str, messages: Collection[str], number: int) -> tuple[str, Wakes]:
+        run = self.runs.get(run_id)
+        if run and run.over and run.fence == fence:
+            return "OK", set()
+        run = self.writer(run_id, fence)
+        if not run:
+            return "FENCED", set()
+        run.told.append(number)
+        self.transcript.setdefault(run.session, []).extend(messages)
+        return "OK", self._end(run, "completed", by=fence)
+
+    def release(self, run_id: str, incarnation: str, fence: str) -> tuple[str, Wakes]:
+        run = self.writer(run_id, fence)
+        if not run or run.owner != incarnation:
+            return "FENCED", set()
+        return "OK", self._queued(run)
+
+    # --- rescue ---
+
+    def reclaim(self, incarnation: str, taken: Collection[str], blameless: bool) -> Wakes:
+        wakes: Wakes = set()
+        for run in map(self.runs.__getitem__, taken):
+            run.recoveries += 1
+            run.stuck += not blameless
+            if run.cancel:
+                wakes |= self._end(run, "cancelled")
+            elif not run.durable or run.stuck > MAX_RECOVERIES:
+                wakes |= self._end(run, "failed")
+            else:
+                wakes |= self._queued(run)
+        if not self.owned(incarnation):
+            del self.leases[incarnation]
+        return wakes
+
+    def wake(self, limit: int) -> Wakes:
+        due = sorted(
+            (run.since, run.no, run.id)
+            for run in self.runs.values()
+            if run.state in ("scheduled", "retrying") and run.since <= self.now
+        )
+        wakes: Wakes = set()
+        for _, _, run_id in due[:limit]:
+            run = self.runs[run_id]
+            wakes |= self._queued(run) if run.state == "retrying" else self._place(run)
+        return wakes
+
+    def resend(self, older_than: float) -> Wakes:
+        missing = [run for run in self.runs.values() if run.state == "queued" and run.since < older_than]
+        return {run_id for run in missing for run_id in self._queued(run)}
+
+    def forget(self, run_id: str) -> bool:
+        """The TTL of the run is over, if it has ended."""
+        if (run := self.runs.get(run_id)) and run.over:
+            del self.runs[run_id]
+            return True
+        return False
+
+    # --- how a run moves ---
+
+    def _at(self, run: Run, state: str, since: float) -> None:
+        self._no += 1
+        run.state, run.since, run.no, run.owner, run.fence = state, since, self._no, "", ""
+
+    def _queued(self, run: Run) -> Wakes:
+        self._at(run, "queued", self.now)
+        return {run.id}
+
+    def _place(self, run: Run) -> Wakes:
+        places = self.places.setdefault(run.session, [])
+        places.append(run.id)
+        if places[0] == run.id:
+            return self._queued(run)
+        self._at(run, "waiting_session", self.now)
+        return set()
+
+    def _end(self, run: Run, state: str, by: str = "") -> Wakes:
+        self._at(run, state, self.now)
+        run.fence = by
+        places = self.places.get(run.session, [])
+        was_holder = self.holder(run.session) == run.id
+        if run.id in places:
+            places.remove(run.id)
+        following = self.holder(run.session) if was_holder else None
+        return self._queued(self.runs[following]) if following else set()

@@ -1,0 +1,308 @@
+"""How a run ends, is put aside, and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from openagents_worker.models import RunBudget, RunState, StopReason
+from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.runner import Outlook
+from openagents_worker.settings import load_settings
+from openagents_worker.store import scripts
+from openagents_worker.store.scripts import CancelAnswer, ResumeAnswer
+from tests.runtime import plugins
+from tests.runtime.harness import Process, agent, calls, crash, process, scripted
+from tests.runtime.test_replay import carried_until, due, open_gates, patterned, tool
+from tests.waiting import await_for
+
+
+async def error_code(process: Process, run_id: str = "r1") -> str:
+    record = await process.record(run_id)
+    assert record.result is not None
+    assert record.result.error_details is not None
+    return record.result.error_details.code
+
+
+async def test_a_session_remembers_what_its_runs_said(redis_url: str) -> None:
+    """The second run of a session starts with the first one's two messages; each run leaves exactly two."""
+    llm = scripted({"text": "I am Ada"}, {"text": "unused"})
+    async with process(redis_url, agent(llm=llm)) as p:
+        await p.run("r1", input_text="who are you?")
+        await p.run("r2", input_text="and now?")
+
+        said = [(message["role"], message["content"], message["run_id"]) for message in await p.transcript()]
+        assert said[:2] == [("user", "who are you?", "r1"), ("assistant", "I am Ada", "r1")]
+        assert [entry[2] for entry in said[2:]] == ["r2", "r2"]
+
+
+async def test_an_exception_of_the_pattern_is_the_runs_failure(redis_url: str) -> None:
+    """A bug in a pattern ends its run as failed, with the exception as the cause; the transcript says so too."""
+    async with process(redis_url, patterned("Broken", tool("Charge"))) as p:
+        record = await p.run()
+
+        assert record.state is RunState.FAILED
+        assert record.result is not None
+        assert record.result.stop_reason is StopReason.FAILED
+        assert record.result.error_details is not None
+        assert record.result.error_details.code == "pattern.error"
+        assert record.result.error_details.cause is not None
+        assert "a bug" in record.result.error_details.cause.message
+        assert (await p.transcript())[1]["is_error"] is True
+        assert (await p.event_names())[-2:] == ["run.failed", "session.run.completed"]
+
+
+async def test_a_retryable_error_puts_the_run_aside_until_it_is_due(redis_url: str) -> None:
+    """The run waits in the due list, never shorter than the other side asked for, and holds nothing meanwhile."""
+    plugins.FAILURES["0"] = [plugins.rate_limited(300)]
+    open_gates(*(f"charge-{n}" for n in range(3)))
+    async with process(redis_url, patterned("Steps", tool("Charge"), n=3)) as p:
+        await p.submit()
+        carried = await p.carry()
+
+        assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "tool.rate_limit")
+        assert carried.delay_ms is not None
+        assert carried.delay_ms >= 300
+        assert (await p.record()).state is RunState.RETRYING
+        assert (await p.carry()).reason == "not_due"
+        await due(p)
+        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        names = await p.event_names()
+        for name in ("run.retry_scheduled", "run.resume_attempted", "run.resume_succeeded"):
+            assert names.count(name) == 1
+
+
+async def test_the_last_error_is_told_when_retries_are_used_up(redis_url: str) -> None:
+    """After max_resume_attempts the error is recorded and handed to the pattern, like any other outcome."""
+    plugins.FAILURES["a"] = [plugins.rate_limited() for _ in range(3)]
+    async with process(redis_url, patterned("PlanB", tool("Charge"))) as p:
+        await p.submit(budget=RunBudget(max_resume_attempts=2))
+        for _ in range(2):
+            assert (await p.carry()).kind is Outlook.SUSPENDED
+            await due(p)
+        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+
+        assert [entry[1] for entry in plugins.LOG if entry[0] == "caught"] == ["ToolRateLimitError"]
+        assert (await p.event_names()).count("run.resume_exhausted") == 1
+
+
+async def test_a_call_that_must_not_repeat_is_not_retried(redis_url: str) -> None:
+    """A retryable error of a tool with effects is told to the pattern at once: its effect may have happened."""
+    plugins.FAILURES["a"] = [plugins.rate_limited()]
+    charge = {"id": "charge", "impl": "tests.runtime.plugins.OnceOnly"}
+    async with process(redis_url, patterned("PlanB", charge)) as p:
+        record = await p.run()
+
+        assert record.state is RunState.COMPLETED
+        assert plugins.executed("charge") == ["b"]
+        assert "run.durable_idempotency_warning" in await p.event_names()
+
+
+async def test_a_run_that_is_not_durable_is_not_retried(redis_url: str) -> None:
+    """Without durability an error is an error: nothing is recorded and nothing is put aside."""
+    plugins.FAILURES["a"] = [plugins.rate_limited()]
+    async with process(redis_url, patterned("PlanB", tool("Charge"))) as p:
+        await p.submit(durable=False)
+        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+
+        assert await p.journal() == []
+        assert "run.checkpoint_saved" not in await p.event_names()
+
+
+async def test_cancelling_ends_a_running_call(redis_url: str) -> None:
+    """A cancelled run ends as cancelled; the call it was in is cancelled, and its session goes on."""
+    async with process(redis_url, patterned("Steps", tool("Charge"), n=3), agent("b")) as p:
+        await p.submit("r1")
+        await p.submit("r2", agent_id="b")
+        carrying = await carried_until(p, lambda: len(plugins.LOG) == 1, "the first call begins")
+        answer = await p.store.run(scripts.cancel(run_id="r1", reason="changed my mind", force=False))
+        assert answer.answer is CancelAnswer.REQUESTED
+        p.runner.latch("r1", LatchReason.CANCELLED)
+
+        assert (await carrying).stop_reason is StopReason.CANCELLED
+        assert plugins.executed("charge") == []
+        assert [wake.run_id for wake in p.wakes] == ["r2"]
+        assert (await p.carry("r2")).stop_reason is StopReason.COMPLETED
+        assert (await p.event_names())[-2:] == ["run.cancelled", "session.run.completed"]
+
+
+async def test_a_pattern_that_swallows_its_cancellation_is_cancelled_all_the_same(redis_url: str) -> None:
+    """The latch decides, not what the pattern makes of it; the call it tries afterwards is not made."""
+    async with process(redis_url, patterned("Deaf", tool("Charge"))) as p:
+        await p.submit()
+        carrying = await carried_until(p, lambda: ("waiting",) in plugins.LOG, "the pattern waits")
+        p.runner.latch("r1", LatchReason.CANCELLED)
+
+        assert (await carrying).stop_reason is StopReason.CANCELLED
+        assert ("swallowed",) in plugins.LOG
+        assert plugins.executed("charge") == []
+
+
+async def test_handing_over_lets_the_running_call_end(redis_url: str) -> None:
+    """A worker that stops gives its run away after the call in flight, so that nothing is done twice."""
+    definition = patterned("Steps", tool("Charge"), n=3)
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit()
+        carrying = await carried_until(one, lambda: len(plugins.LOG) == 1, "the first call begins")
+        one.runner.accepting = False
+        stopping = asyncio.create_task(one.runner.latch_all(LatchReason.HANDOVER))
+        open_gates("charge-0", "charge-1", "charge-2")
+
+        assert (await carrying).reason == "handover"
+        await stopping
+        assert [wake.run_id for wake in one.wakes] == ["r1"]
+        assert (await two.carry()).stop_reason is StopReason.COMPLETED
+        assert [entry[2] for entry in plugins.LOG if entry[0] == "begin"] == [0, 1, 2]
+        assert (await two.record()).recoveries == 0
+
+
+async def test_a_worker_that_stops_gives_claimed_runs_back(redis_url: str) -> None:
+    """A claim that comes through after the stop is released at once, with a wake-up for others."""
+    async with process(redis_url, agent()) as p:
+        await p.submit()
+        p.runner.accepting = False
+
+        assert (await p.carry()).reason == "handover"
+        assert [wake.run_id for wake in p.wakes] == ["r1"]
+        assert (await p.record()).state is RunState.QUEUED
+
+
+async def test_the_duration_limit_holds_also_inside_a_call(redis_url: str) -> None:
+    """max_duration_ms ends a run in the middle of a call, not after it."""
+    async with process(redis_url, patterned("Endless", tool("Charge"))) as p:
+        await p.submit(budget=RunBudget(max_duration_ms=100))
+        carried = await p.carry()
+
+        assert carried.stop_reason is StopReason.BUDGET_EXHAUSTED
+        assert await error_code(p) == "execution.budget_exhausted"
+
+
+async def test_no_pattern_talks_itself_out_of_a_budget(redis_url: str) -> None:
+    """A pattern that catches the error of an exhausted budget ends with that error nevertheless."""
+    plugins.FAILURES["a"] = [plugins.refused()]
+    async with process(redis_url, patterned("PlanB", tool("Charge"))) as p:
+        await p.submit(budget=RunBudget(max_tool_calls=1))
+        assert (await p.carry()).stop_reason is StopReason.MAX_STEPS
+        assert plugins.executed("charge") == []
+
+
+async def test_a_cost_limit_stops_the_next_model_call(redis_url: str) -> None:
+    """Once the money is spent the model is not asked again."""
+    llm = scripted(
+        *[
+            {
+                **calls(("calc", {"expression": "1+1"})),
+                "usage": {"input_tokens": 1_000_000, "output_tokens": 0},
+            }
+        ]
+        * 5
+    )
+    llm["pricing"] = {"input": 1.0, "output": 1.0}
+    definition = agent(llm=llm, tools=[{"id": "calc", "type": "calc"}])
+    async with process(redis_url, definition) as p:
+        await p.submit(budget=RunBudget(max_cost_usd=1.5))
+        assert (await p.carry()).stop_reason is StopReason.BUDGET_EXHAUSTED
+        assert (await p.record()).usage.llm_calls == 2
+        assert (await p.record()).usage.cost_usd == pytest.approx(2.0)
+
+
+async def test_an_outcome_that_is_too_large_is_an_outcome(redis_url: str) -> None:
+    """A tool's result over the limit is recorded as step.too_large; the tool is not called again for it."""
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_PAYLOAD_BYTES": "100000"})
+    async with process(redis_url, patterned("Huge", tool("Charge")), settings=settings) as p:
+        await p.run()
+        assert await error_code(p) == "step.too_large"
+        assert len(plugins.executed("charge")) == 1
+
+
+async def test_an_external_memory_is_asked_once(redis_url: str) -> None:
+    """What a memory with its own store gave is part of the recording, and its write-back is made once."""
+    plugins.Diary.asked, plugins.Diary.kept = 0, []
+    definition = {
+        **patterned("Steps", tool("Charge"), n=2),
+        "memory": {"impl": "tests.runtime.plugins.Diary"},
+    }
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit()
+        open_gates("charge-0")
+        dying = await carried_until(one, lambda: len(plugins.LOG) == 3, "the second call begins")
+        await crash(one, "r1", dying)
+        open_gates("charge-1")
+        await two.carry()
+
+        assert (plugins.Diary.asked, plugins.Diary.kept) == (1, [2])
+        assert await two.store.redis.hget(two.store.keys("session_state", "s1"), "pages") == "1"
+
+
+async def test_calls_inside_a_call_are_recorded_too(redis_url: str) -> None:
+    """A tool that asks the model: if it dies afterwards, the model's reply inside is not paid for again."""
+    llm = scripted({"text": "inner"}, {"text": "outer"})
+    definition = patterned("Outer", tool("Inward"), tool("Charge")) | {"llm": llm}
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit()
+        dying = await carried_until(one, lambda: ("begin", "inward", "one") in plugins.LOG, "the tool begins")
+
+        async def asked() -> bool:
+            return (await one.record()).usage.llm_calls == 1
+
+        await await_for(asked, "the model has replied inside")
+        await crash(one, "r1", dying)
+        open_gates("inward")
+        second = await carried_until(
+            two, lambda: any(e[2] == "last" for e in plugins.LOG), "the last call begins"
+        )
+        assert (await two.record()).usage.llm_calls == 2
+        second.cancel()
+        await asyncio.wait([second])
+
+
+async def test_an_agent_nobody_knows_fails_the_run_with_a_suggestion(redis_url: str) -> None:
+    """A run submitted before any worker was there ends with user.agent_not_found and the nearest name."""
+    async with process(redis_url, agent("assistant")) as p:
+        await p.store.redis.delete(p.store.keys("agents"))
+        await p.submit(agent_id="asistant")
+        await p.carry()
+
+        record = await p.record()
+        assert record.result is not None
+        assert record.result.error_details is not None
+        assert record.result.error_details.code == "user.agent_not_found"
+        assert "assistant" in str(record.result.error_details.hint)
+
+
+async def test_an_agent_that_only_newer_workers_know_waits_for_them(redis_url: str) -> None:
+    """In a rolling deployment an old worker does not end a good run: it puts it aside for the new ones."""
+    async with process(redis_url, agent("old")) as old, process(redis_url, agent("old"), agent("new")) as new:
+        await new.submit(agent_id="new")
+        carried = await old.carry()
+        assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "user.agent_not_found")
+
+
+async def test_a_failed_run_goes_on_in_another_life(redis_url: str) -> None:
+    """Resuming a failed run keeps its finished steps and makes the call that failed it anew."""
+    plugins.FAILURES["1"] = [plugins.refused()]
+    open_gates("charge-0", "charge-1", "charge-2")
+    async with process(redis_url, patterned("Steps", tool("Charge"), n=3)) as p:
+        assert (await p.run()).state is RunState.FAILED
+        resumed = await p.store.run(
+            scripts.resume(run_id="r1", agent_id="a", session_id="s1", checkpoint_id="")
+        )
+        assert resumed.answer is ResumeAnswer.OK
+
+        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        record = await p.record()
+        assert record.life == 2
+        assert plugins.executed("charge") == [0, 1, 2]
+        names = await p.event_names()
+        assert names.count("run.failed") == names.count("run.completed") == names.count("run.resumed") == 1
+        assert names.count("session.run.completed") == 2

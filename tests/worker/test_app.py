@@ -1,0 +1,124 @@
+"""The worker's app and its start: what is consumed, and what ends a start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from openagents_worker.producer.client import Client
+from openagents_worker.settings import load_settings
+from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.worker.app import make_worker_app
+from openagents_worker.worker.plugins import load_plugins
+from tests.waiting import wait_for
+
+AGENTS = '{"agents": [{"id": "echo", "llm": {"provider": "mock"}, "pattern": {"type": "react"}}]}'
+CELERY = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-n", "w1@test", "-c", "4"]
+
+
+@contextmanager
+def worker(env: Mapping[str, str], log: Path, *arguments: str) -> Generator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*CELERY, *arguments], env={**os.environ, **env}, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def agents_file(tmp_path: Path) -> str:
+    path = tmp_path / "agents.json"
+    path.write_text(AGENTS)
+    return str(path)
+
+
+def test_the_deployed_application_has_our_tasks() -> None:
+    """`celery -A tasks` finds them under their public names."""
+    import tasks
+
+    assert {"tasks.run_agent", "tasks.resume_run", "tasks.recover_runs"} <= set(tasks.app.tasks)
+    assert tasks.run_agent.name == "tasks.run_agent"
+
+
+def test_a_queue_is_consumed_with_its_wake_ups() -> None:
+    """They do not stand behind the backlog."""
+    app = make_worker_app(load_settings({"OPENAGENTS_QUEUE": "gpu"}))
+
+    assert [queue.name for queue in app.conf.task_queues] == ["gpu", "gpu.wake"]
+
+
+def test_our_tasks_bring_their_settings_with_them() -> None:
+    """So that they can live in an application with settings of its own."""
+    task = make_worker_app(load_settings({})).tasks["tasks.run_agent"]
+
+    assert (task.acks_late, task.ignore_result, task.serializer) == (False, True, "json")
+
+
+def test_a_plugin_that_cannot_be_imported_is_named() -> None:
+    """With who named it, and what it raised."""
+    from openagents_worker.errors import PluginLoadError
+
+    with pytest.raises(PluginLoadError, match=r"no_such_tools.*OPENAGENTS_IMPORTS"):
+        load_plugins(["no_such_tools"])
+
+
+@pytest.mark.slow
+def test_an_invalid_agents_file_ends_the_start(tmp_path: Path, redis_url: str) -> None:
+    """With its coded error, and before anything is consumed."""
+    file = tmp_path / "agents.json"
+    file.write_text('{"agents": [{"id": "a", "llm": {"provider": "mock"}, "pattern": {"type": "reakt"}}]}')
+    env = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": str(file)}
+
+    with worker(env, tmp_path / "log") as process:
+        code = process.wait(30)
+
+    assert code == 2
+    said = (tmp_path / "log").read_text()
+    assert "plugin.load" in said
+    assert "did you mean 'react'" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["threads", "solo", "prefork"])
+def test_a_run_is_carried_under_every_pool(
+    pool: str, tmp_path: Path, agents_file: str, redis_server: EmbeddedRedis, redis_url: str
+) -> None:
+    """The bridge is one function; a warm shutdown then leaves no lease behind."""
+    env = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": agents_file}
+    with worker(env, tmp_path / "log", "--pool", pool) as process, Client(redis_url) as client:
+        store = client.store
+        workers = lambda: store.ask(lambda r: r.zcard(store.keys("workers")))  # noqa: E731
+        wait_for(workers, "the worker has registered", timeout=30)
+
+        handle = client.submit({"agent_id": "echo", "session_id": "s1", "input_text": "hi"})
+        result = handle.wait(timeout=20)
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(30)
+
+        assert result.final_output.startswith("Echo: hi")
+        assert code == 0, (tmp_path / "log").read_text()
+        assert workers() == 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_for_redis_can_be_stopped(tmp_path: Path, agents_file: str) -> None:
+    """It says what it waits for, and ends when it is told to."""
+    env = {"OPENAGENTS_REDIS_URL": "redis://127.0.0.1:1/0", "OPENAGENTS_CONFIG": agents_file}
+    log = tmp_path / "log"
+
+    with worker(env, log) as process:
+        wait_for(lambda: "redis.away" in log.read_text(), "it says that Redis is away", timeout=30)
+        process.send_signal(signal.SIGTERM)
+        process.wait(15)

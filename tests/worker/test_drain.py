@@ -1,0 +1,32 @@
+"""The drain: what a worker does with its runs when it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.worker.drain import drain
+from tests.worker.carrier import NotingCarrier
+
+
+async def test_nothing_new_is_taken_and_every_run_is_handed_over() -> None:
+    """Each goes on elsewhere from its last commit."""
+    carrier = NotingCarrier("r1", "r2")
+
+    assert await drain(carrier, timeout_s=5)
+
+    assert not carrier.accepting
+    assert carrier.all_latched == [LatchReason.HANDOVER]
+    assert carrier.known() == frozenset()
+
+
+async def test_a_drain_ends_in_time_whatever_its_runs_do() -> None:
+    """An orchestrator kills who takes longer."""
+    carrier = NotingCarrier("stuck")
+    carrier.letting_go.clear()
+    clock = asyncio.get_running_loop().time
+    began = clock()
+
+    assert not await drain(carrier, timeout_s=0.1)
+
+    assert clock() - began < 2

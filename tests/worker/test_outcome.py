@@ -1,0 +1,95 @@
+"""The outcome: what Celery, and so Flower, is told."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from celery import Celery, Task
+from celery.exceptions import Ignore, Retry
+
+from openagents_worker.errors import RunFailed
+from openagents_worker.models import ErrorDetails, StopReason
+from openagents_worker.producer.transport import close_producers
+from openagents_worker.runtime.attempt import Carried, Outlook
+from openagents_worker.settings import load_settings
+from openagents_worker.worker.app import make_worker_app
+from openagents_worker.worker.outcome import tell_celery
+
+
+@pytest.fixture
+def app(redis_url: str) -> Generator[Celery]:
+    app = make_worker_app(load_settings({"OPENAGENTS_REDIS_URL": redis_url}))
+    yield app
+    close_producers(app)
+    app.close()
+
+
+@pytest.fixture
+def task(app: Celery) -> Generator[Task]:
+    task = app.tasks["tasks.run_agent"]
+    task.push_request(id="r1", hostname="w1@test")
+    yield task
+    task.pop_request()
+
+
+def test_a_completed_run_is_a_success_without_its_output(task: Task) -> None:
+    """The output stays in the run record."""
+    told = tell_celery(task, "r1", Carried(Outlook.ENDED, stop_reason=StopReason.COMPLETED))
+
+    assert told == {"run_id": "r1", "stop_reason": "completed"}
+
+
+def test_a_failed_run_is_a_failure_with_its_code_only(task: Task) -> None:
+    """A message may quote what the user wrote; a code does not."""
+    error = ErrorDetails(code="llm.response", message="the secret input")
+
+    with pytest.raises(RunFailed) as raised:
+        tell_celery(task, "r1", Carried(Outlook.ENDED, stop_reason=StopReason.FAILED, error=error))
+
+    assert raised.value.code == "llm.response"
+    assert "secret" not in str(raised.value)
+
+
+def test_a_suspended_run_is_a_retry_with_its_reason(task: Task) -> None:
+    """Flower shows RETRY and when; no message is published by it."""
+    with pytest.raises(Retry) as raised:
+        tell_celery(task, "r1", Carried(Outlook.SUSPENDED, "llm.rate_limit", delay_ms=1_500))
+
+    assert raised.value.message == "llm.rate_limit"
+    assert raised.value.when == 1.5
+
+
+def test_a_run_that_waits_for_its_session_is_a_retry(task: Task) -> None:
+    """It has not failed, and it is not running."""
+    with pytest.raises(Retry, match="waiting for session"):
+        tell_celery(task, "r1", Carried(Outlook.NOTHING, "waiting"))
+
+
+@pytest.mark.parametrize("answer", ["busy", "done", "not_due", "unknown", "handover"])
+def test_a_message_with_nothing_to_do_is_ignored(task: Task, answer: str) -> None:
+    """A doubled or late message changes nothing that anybody sees."""
+    with pytest.raises(Ignore):
+        tell_celery(task, "r1", Carried(Outlook.NOTHING, answer))
+
+
+@pytest.mark.parametrize(
+    "carried",
+    [Carried(Outlook.ENDED, stop_reason=StopReason.CANCELLED), Carried(Outlook.NOTHING, "cancelled")],
+)
+def test_a_cancelled_run_is_shown_as_revoked(
+    app: Celery, task: Task, redis_url: str, carried: Carried
+) -> None:
+    """While it worked, or before anybody had claimed it."""
+    heard: list[dict[str, Any]] = []
+
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"task-revoked": heard.append})
+        with receiver.consumer_context(wakeup=False) as (_, channel, _consumers):
+            with pytest.raises(Ignore):
+                tell_celery(task, "r1", carried)
+            connection.drain_events(timeout=5)
+        channel.client.flushall()  # Celery's keys have no place in the cell's table
+
+    assert [(event["uuid"], event["hostname"]) for event in heard] == [("r1", "w1@test")]
