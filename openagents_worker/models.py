@@ -57,6 +57,15 @@ def _checked_id(value: str) -> str:
 Id = Annotated[str, AfterValidator(_checked_id)]
 
 
+def _checked_checkpoint(value: str) -> str:
+    run_id, _, step = value.rpartition(":step:")
+    if not run_id or not step.isdecimal():
+        raise PydanticCustomError(
+            "checkpoint", "a checkpoint is '{{run_id}}:step:{{n}}'; found {found}", {"found": repr(value)}
+        )
+    return value
+
+
 class _Wire(BaseModel):
     """What all models here share: frozen, strict about unknown fields, finite numbers only."""
 
@@ -138,6 +147,24 @@ class RunRequest(_Wire):
     budget: RunBudget | None = None
     durable: bool | None = None
     queue: Id | None = None
+    resume_from_checkpoint: Annotated[str, AfterValidator(_checked_checkpoint)] | None = None
+    """The last checkpoint of a run that failed or was cancelled, `{run_id}:step:{n}`: that run goes on from it.
+    Agent and session must be the run's own, `input_text` its own or empty."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_resumed_run_keeps_its_id(cls, data: Any) -> Any:
+        checkpoint = data.get("resume_from_checkpoint") if isinstance(data, Mapping) else None
+        if not isinstance(checkpoint, str):
+            return data
+        run_id = checkpoint.rpartition(":step:")[0]
+        if data.get("run_id", run_id) != run_id:
+            raise PydanticCustomError(
+                "run_id",
+                "run_id {given} is not that of the checkpoint {checkpoint}; leave run_id out",
+                {"given": repr(data["run_id"]), "checkpoint": repr(checkpoint)},
+            )
+        return {**data, "run_id": run_id}
 
 
 class RunUsage(BaseModel):

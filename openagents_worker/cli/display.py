@@ -16,7 +16,15 @@ from openagents_worker.models import RunRecord, RunResult, RunUsage
 __all__ = ["Follower", "dump", "record_lines"]
 
 MAX_CHARS = 100  # of a value in a line; the whole of it is in the JSON
-QUIET = ("context.", "memory.", "tool.preflight", "usage.", "run.checkpoint_saved", "run.validated", "session.acquired")
+QUIET = (
+    "context.",
+    "memory.",
+    "tool.preflight",
+    "usage.",
+    "run.checkpoint_saved",
+    "run.validated",
+    "session.acquired",
+)
 COLOURS = {
     "failed": "red",
     "cancelled": "yellow",

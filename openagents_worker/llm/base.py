@@ -94,9 +94,7 @@ class LLMResponse:
                 "input_tokens": usage.input_tokens,
                 "output_tokens": usage.output_tokens,
                 "total_tokens": usage.total_tokens,
-                "metadata": {
-                    key: value for key, value in usage.metadata.items() if value not in (None, {})
-                },
+                "metadata": {key: value for key, value in usage.metadata.items() if value not in (None, {})},
             }
         more = {
             "stop_reason": self.stop_reason,

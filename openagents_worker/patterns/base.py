@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from openagents_worker.errors import PluginConfigError
 from openagents_worker.llm.base import LLMClient
@@ -75,7 +75,12 @@ class PatternPlugin:
     context: RunContext
 
     class Config(BaseModel):
+        """The agent's `runtime` limits come with every pattern's config; a pattern's own go before them."""
+
         model_config = ConfigDict(extra="forbid")
+
+        max_steps: int = Field(16, ge=1)
+        step_timeout_ms: int = Field(30_000, ge=1)
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         self.config = dict(config or {})

@@ -62,8 +62,6 @@ class ReActPattern(PatternPlugin):
     """Reason and act, with the provider's native tool calls."""
 
     class Config(PatternPlugin.Config):
-        max_steps: int = Field(16, ge=1)
-        step_timeout_ms: int = Field(30_000, ge=1)
         system_prompt: str | None = None
         max_tool_errors_in_a_row: int = Field(5, ge=1)
         native_tool_calls: bool = True

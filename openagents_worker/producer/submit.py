@@ -10,10 +10,11 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any, Generic, TypeVar, assert_never
 
 from openagents_worker.errors import (
     AgentNotFoundError,
+    ConfigError,
     OpenAgentsError,
     RedisUnreachable,
     RunConflict,
@@ -24,7 +25,10 @@ from openagents_worker.models import RunRequest, RunState, parse_request
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Store
-from openagents_worker.store.scripts import Call, SubmitAnswer, Submitted, Wake
+from openagents_worker.store.runs import run_not_found
+from openagents_worker.store.scripts import Call, ResumeAnswer, Resumed, SubmitAnswer, Submitted, Wake
+
+T = TypeVar("T")
 
 __all__ = ["Accepted", "asubmit", "submit"]
 
@@ -64,7 +68,7 @@ def submit(
     `parse_request` raises, `AgentNotFoundError`, `RunConflict`, `SessionBusy` or `RedisUnreachable` when
     nothing was accepted, and `SubmitUnknown` when that cannot be known.
     """
-    attempt = _Submission(request, settings, queue, delay_ms, canvas, clock)
+    attempt = _attempt(request, settings, queue, delay_ms, canvas, clock)
     while True:
         try:
             return attempt.accepted(store.run(attempt.call))
@@ -85,7 +89,7 @@ async def asubmit(
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Accepted:
     """As `submit`, for asyncio."""
-    attempt = _Submission(request, settings, queue, delay_ms, canvas, clock)
+    attempt = _attempt(request, settings, queue, delay_ms, canvas, clock)
     while True:
         try:
             return attempt.accepted(await store.run(attempt.call))
@@ -94,24 +98,35 @@ async def asubmit(
             await pause(REPEAT_PAUSE_S)
 
 
-class _Submission:
+def _attempt(
+    request: RunRequest | Mapping[str, Any],
+    settings: Settings,
+    queue: str | None,
+    delay_ms: int,
+    canvas: str,
+    clock: Callable[[], float],
+) -> _Attempt[Any]:
+    parsed = parse_request(request, max_bytes=settings.max_payload_bytes)
+    if parsed.resume_from_checkpoint is not None:
+        return _Resumption(parsed, canvas, clock)
+    return _Submission(parsed, settings, queue, delay_ms, canvas, clock)
+
+
+class _Attempt(Generic[T]):
     """One request on its way: the script to run, when to repeat it, and what its answer means."""
 
-    def __init__(
-        self,
-        request: RunRequest | Mapping[str, Any],
-        settings: Settings,
-        queue: str | None,
-        delay_ms: int,
-        canvas: str,
-        clock: Callable[[], float],
-    ) -> None:
-        self.request = parse_request(request, max_bytes=settings.max_payload_bytes)
-        self.call: Call[Submitted] = _script(self.request, settings, queue, delay_ms, canvas)
+    call: Call[T]
+
+    def __init__(self, request: RunRequest, canvas: str, clock: Callable[[], float]) -> None:
+        self.request = request
         self._canvas = canvas
         self._clock = clock
         self._began = clock()
         self._may_be_accepted = False
+
+    def accepted(self, answer: T) -> Accepted:
+        """The accepted run, or the error that says why it is none."""
+        raise NotImplementedError
 
     def must_repeat(self, error: RedisUnreachable) -> None:
         """Returns when the script is to be run again, else raises what the caller should know."""
@@ -125,11 +140,69 @@ class _Submission:
                 "submit the same request with this run_id again: that is safe, and it is one run",
             ) from error
 
+    def _accepted_as(
+        self, state: str, queue: str, sent_us: int | None, also: Wake | None, *, is_new: bool
+    ) -> Accepted:
+        request = self.request
+        first = None
+        if sent_us is not None and state == RunState.QUEUED:
+            first = Wake(
+                run_id=request.run_id,
+                queue=queue,
+                sent_us=sent_us,
+                agent_id=request.agent_id,
+                session_id=request.session_id,
+                attempt=0,
+                step=0,
+                canvas=self._canvas,
+            )
+        return Accepted(
+            run_id=request.run_id,
+            agent_id=request.agent_id,
+            session_id=request.session_id,
+            state=RunState(state),
+            queue=queue,
+            is_new=is_new,
+            first=first,
+            also=also,
+        )
+
+    def _error(self, kind: type[OpenAgentsError], message: str, hint: str) -> OpenAgentsError:
+        request = self.request
+        return kind(
+            message,
+            hint=hint,
+            run_id=request.run_id,
+            agent_id=request.agent_id,
+            session_id=request.session_id,
+        )
+
+
+class _Submission(_Attempt[Submitted]):
+    """A new run."""
+
+    def __init__(
+        self,
+        request: RunRequest,
+        settings: Settings,
+        queue: str | None,
+        delay_ms: int,
+        canvas: str,
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(request, canvas, clock)
+        self.call = _script(request, settings, queue, delay_ms, canvas)
+
     def accepted(self, answer: Submitted) -> Accepted:
-        """The accepted run, or the error that says why it is none."""
         match answer.answer:
             case SubmitAnswer.NEW | SubmitAnswer.SAME:
-                return self._accepted(answer)
+                return self._accepted_as(
+                    answer.state,
+                    answer.queue,
+                    answer.sent_us,
+                    answer.also,
+                    is_new=answer.answer is SubmitAnswer.NEW,
+                )
             case SubmitAnswer.CONFLICT:
                 raise self._error(
                     RunConflict,
@@ -147,31 +220,6 @@ class _Submission:
             case _:
                 assert_never(answer.answer)
 
-    def _accepted(self, answer: Submitted) -> Accepted:
-        state, request = RunState(answer.state), self.request
-        first = None
-        if answer.sent_us is not None and state is RunState.QUEUED:
-            first = Wake(
-                run_id=request.run_id,
-                queue=answer.queue,
-                sent_us=answer.sent_us,
-                agent_id=request.agent_id,
-                session_id=request.session_id,
-                attempt=0,
-                step=0,
-                canvas=self._canvas,
-            )
-        return Accepted(
-            run_id=request.run_id,
-            agent_id=request.agent_id,
-            session_id=request.session_id,
-            state=state,
-            queue=answer.queue,
-            is_new=answer.answer is SubmitAnswer.NEW,
-            first=first,
-            also=answer.also,
-        )
-
     def _no_agent(self, known: tuple[str, ...]) -> tuple[str, str]:
         agent_id = self.request.agent_id
         near = difflib.get_close_matches(agent_id, known, n=1)
@@ -181,15 +229,59 @@ class _Submission:
             f"{guess}known: {', '.join(known)}; an agent is known once a worker with it has been started",
         )
 
-    def _error(self, kind: type[OpenAgentsError], message: str, hint: str) -> OpenAgentsError:
-        request = self.request
-        return kind(
-            message,
-            hint=hint,
+
+class _Resumption(_Attempt[Resumed]):
+    """A run that ended without an answer and goes on in another life."""
+
+    def __init__(self, request: RunRequest, canvas: str, clock: Callable[[], float]) -> None:
+        super().__init__(request, canvas, clock)
+        self.call = scripts.resume(
             run_id=request.run_id,
             agent_id=request.agent_id,
             session_id=request.session_id,
+            input_text=request.input_text,
+            checkpoint_id=request.resume_from_checkpoint or "",
         )
+
+    def accepted(self, answer: Resumed) -> Accepted:
+        checkpoint = self.request.resume_from_checkpoint
+        match answer.answer:
+            case ResumeAnswer.OK | ResumeAnswer.LIVE:
+                return self._accepted_as(
+                    answer.state,
+                    answer.queue,
+                    answer.sent_us,
+                    answer.also,
+                    is_new=answer.answer is ResumeAnswer.OK,
+                )
+            case ResumeAnswer.UNKNOWN:
+                raise run_not_found(self.request.run_id)
+            case ResumeAnswer.COMPLETED:
+                raise self._error(
+                    RunConflict,
+                    f"the run {self.request.run_id!r} has completed; there is nothing to resume",
+                    "submit a new run in the same session to go on from its answer",
+                )
+            case ResumeAnswer.NO_CHECKPOINT | ResumeAnswer.OTHER_CHECKPOINT:
+                latest = f"its latest is {answer.detail!r}" if answer.detail else "it has none"
+                raise self._error(
+                    ConfigError,
+                    f"Unknown resume_from_checkpoint {checkpoint!r}",
+                    f"{latest}; a run goes on from its latest",
+                )
+            case ResumeAnswer.OTHER_AGENT | ResumeAnswer.OTHER_SESSION | ResumeAnswer.OTHER_INPUT:
+                what = {"OTHER_AGENT": "agent", "OTHER_SESSION": "session", "OTHER_INPUT": "input_text"}[
+                    answer.answer
+                ]
+                raise self._error(
+                    ConfigError,
+                    f"the run {self.request.run_id!r} has another {what} than the request that resumes it",
+                    f"it is {answer.detail!r}"
+                    if answer.detail
+                    else "leave input_text empty: the run has its own",
+                )
+            case _:
+                assert_never(answer.answer)
 
 
 def _script(

@@ -16,6 +16,7 @@ from openagents_worker.errors import (
     BudgetExhausted,
     ExecutionError,
     OpenAgentsError,
+    RedisUnreachable,
     RunCancelled,
 )
 from openagents_worker.llm.base import CallInfo
@@ -419,13 +420,22 @@ class Attempt:
                 case LatchReason.FENCED | LatchReason.CANCELLED | None:
                     pass
             if self.latch.reason is LatchReason.CANCELLED:
-                return await self._finish(self._ending(error=RunCancelled(self.latch.detail or "cancelled")))
+                return await self._finish(self._ending(error=RunCancelled(await self._why_cancelled())))
         except RunLatched:
             pass
         log.warning(
             "run.fenced", run_id=self.request.run_id, attempt=self._claimed.attempt, detail=self.latch.detail
         )
         return Carried(Outlook.NOTHING, "fenced")
+
+    async def _why_cancelled(self) -> str:
+        """What whoever cancelled the run gave as the reason; it stands in the record, a notice is an id only."""
+        key = self._store.keys("run", self.request.run_id)
+        try:
+            reason = await self._store.ask(lambda r: r.hget(key, "cancel_reason"))
+        except RedisUnreachable:  # the end is written with more patience than a reason is asked for
+            reason = None
+        return str(reason or "cancelled")
 
     async def _retry_later(self) -> Carried:
         error = self.latch.error
@@ -439,7 +449,7 @@ class Attempt:
             kind="retry", delay_ms=delay_ms, call=self.latch.call, error_code=error.code
         )
         if self.latch.reason is LatchReason.CANCELLED:
-            return await self._finish(self._ending(error=RunCancelled(self.latch.detail or "cancelled")))
+            return await self._finish(self._ending(error=RunCancelled(await self._why_cancelled())))
         await self._send(handed)
         return Carried(
             Outlook.SUSPENDED, error.code, delay_ms=delay_ms, error=ErrorDetails.from_exception(error)

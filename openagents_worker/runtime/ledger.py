@@ -60,8 +60,11 @@ class Ledger:
         piece.text += text
         self._schedule(DELTA_S)
 
-    def end_deltas(self, call: str) -> None:
-        """The reply is whole and about to be told as a whole: pieces not sent yet need no sending."""
+    async def end_deltas(self, call: str) -> None:
+        """The reply is whole: what of it was not sent yet is sent, so that its pieces join to all of it."""
+        piece = self._deltas.get(call)
+        if piece is not None and piece.text:
+            await self.flush()
         self._deltas.pop(call, None)
 
     def _schedule(self, delay_s: float) -> None:

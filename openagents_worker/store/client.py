@@ -101,6 +101,7 @@ def _pool(
             socket_timeout=answer_timeout_s,
             retry=retry,
             max_connections=max_connections,
+            timeout=ANSWER_TIMEOUT_S,
             health_check_interval=0,
             client_name="openagents",
         )

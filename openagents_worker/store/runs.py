@@ -255,8 +255,7 @@ class SessionStore:
         self, kind: str, session_id: str, last: int | None, upto: int | None
     ) -> AsyncIterator[str]:
         """The wanted items in pages. What a later run appends meanwhile is not among them."""
-        length = await self._length(kind, session_id)
-        end = length if upto is None else min(upto, length)
+        end = await self._length(kind, session_id) if upto is None else upto
         at = 0 if last is None else max(0, end - last)
         key = self._store.keys(kind, session_id)
         while at < end:

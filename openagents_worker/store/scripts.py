@@ -277,13 +277,14 @@ class ResumeAnswer(StrEnum):
     UNKNOWN = "UNKNOWN"
     OTHER_AGENT = "OTHER_AGENT"
     OTHER_SESSION = "OTHER_SESSION"
+    OTHER_INPUT = "OTHER_INPUT"
     OTHER_CHECKPOINT = "OTHER_CHECKPOINT"
     NO_CHECKPOINT = "NO_CHECKPOINT"
 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """`detail` is what the run really has where the answer says OTHER_…, and the state for LIVE."""
+    """`detail` is what the run really has where the answer says OTHER_…."""
 
     answer: ResumeAnswer
     state: str = ""
@@ -490,9 +491,13 @@ def resend(reply: Reply, *, queue: str, oldest_us: int, grace_ms: int, limit: in
 
 
 @_door
-def resume(reply: Reply, *, run_id: str, agent_id: str, session_id: str, checkpoint_id: str) -> Resumed:
+def resume(
+    reply: Reply, *, run_id: str, agent_id: str, session_id: str, input_text: str, checkpoint_id: str
+) -> Resumed:
     """Start another life of a run that failed or was cancelled. `checkpoint_id` '' means its latest."""
     answer = ResumeAnswer(reply[0])
+    if answer is ResumeAnswer.LIVE:
+        return Resumed(answer, reply[1], reply[2])
     if answer is not ResumeAnswer.OK:
         return Resumed(answer, detail=reply[1] if len(reply) > 1 else "")
     also = Wake.of(reply[4]) if len(reply) > 4 and reply[4] else None

@@ -32,6 +32,7 @@ def add_tasks(app: Celery, host: Host) -> None:
     """Register `tasks.run_agent`, `tasks.resume_run`, `tasks.recover_runs`; touch nothing else of the app."""
     settings: dict[str, Any] = {
         "bind": True,
+        "shared": False,  # or Celery gives them to every other app of this process, too
         "acks_late": False,  # with late acknowledgement a connection blip starts a message a second time
         "ignore_result": host.settings.result_backend is None,
         "serializer": "json",

@@ -80,6 +80,23 @@ class Hand:
         )
         assert self.store.run(call) is WriteAnswer.OK
 
+    def end(self, run_id: str, *, steps: int, error: BaseException | None = None) -> None:
+        """A run of the session s1 from submit to its end, with that many records after its prepared start."""
+        self.submit(run_id)
+        self.claim(run_id)
+        for position in range(steps + 1):
+            call = scripts.commit(
+                run_id=run_id,
+                fence=self._fences[run_id],
+                position=position,
+                record=json.dumps({"call": str(position)}),
+                usage="{}",
+                batch_no=next(self._batch),
+                events=[],
+            )
+            assert self.store.run(call) is WriteAnswer.OK
+        self.finish(run_id, error=error)
+
     def delta(self, run_id: str, text: str) -> None:
         payload = json.dumps({"call": "0.1", "offset": 0, "text": text})
         call = scripts.delta(run_id=run_id, fence=self._fences[run_id], payload=payload)

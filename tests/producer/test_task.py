@@ -191,8 +191,11 @@ def test_a_signature_submits_as_the_task_does(run_agent: AgentTask) -> None:
 
 def test_a_worker_apps_task_submits_as_the_producers_does(settings: Settings) -> None:
     """`AgentTask` is the base of the task that has a body, too: its app knows where to submit."""
+
+    def body(self: AgentTask, request: Any) -> None: ...
+
     app = make_app(settings)
-    task = app.task(lambda self, request: None, name="tasks.run_agent", base=AgentTask, bind=True)
+    task = app.task(body, name="tasks.run_agent", base=AgentTask, bind=True, shared=False)
 
     handle = task.delay(FIELDS)
 

@@ -229,13 +229,6 @@ class Truth:
         missing = [run for run in self.runs.values() if run.state == "queued" and run.since < older_than]
         return {run_id for run in missing for run_id in self._queued(run)}
 
-    def forget(self, run_id: str) -> bool:
-        """The TTL of the run is over, if it has ended."""
-        if (run := self.runs.get(run_id)) and run.over:
-            del self.runs[run_id]
-            return True
-        return False
-
     # --- how a run moves ---
 
     def _at(self, run: Run, state: str, since: float) -> None:

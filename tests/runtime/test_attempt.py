@@ -295,7 +295,7 @@ async def test_a_failed_run_goes_on_in_another_life(redis_url: str) -> None:
     async with process(redis_url, patterned("Steps", tool("Charge"), n=3)) as p:
         assert (await p.run()).state is RunState.FAILED
         resumed = await p.store.run(
-            scripts.resume(run_id="r1", agent_id="a", session_id="s1", checkpoint_id="")
+            scripts.resume(run_id="r1", agent_id="a", session_id="s1", input_text="", checkpoint_id="")
         )
         assert resumed.answer is ResumeAnswer.OK
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,13 @@ from openagents_worker.worker.app import make_worker_app
 from openagents_worker.worker.plugins import load_plugins
 from tests.waiting import wait_for
 
-AGENTS = '{"agents": [{"id": "echo", "llm": {"provider": "mock"}, "pattern": {"type": "react"}}]}'
+AGENT = {
+    "id": "echo",
+    "name": "Echo",
+    "llm": {"provider": "mock"},
+    "memory": {"type": "buffer"},
+    "pattern": {"type": "react"},
+}
 CELERY = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-n", "w1@test", "-c", "4"]
 
 
@@ -39,7 +46,7 @@ def worker(env: Mapping[str, str], log: Path, *arguments: str) -> Generator[subp
 @pytest.fixture
 def agents_file(tmp_path: Path) -> str:
     path = tmp_path / "agents.json"
-    path.write_text(AGENTS)
+    path.write_text(json.dumps({"agents": [AGENT]}))
     return str(path)
 
 
@@ -77,7 +84,7 @@ def test_a_plugin_that_cannot_be_imported_is_named() -> None:
 def test_an_invalid_agents_file_ends_the_start(tmp_path: Path, redis_url: str) -> None:
     """With its coded error, and before anything is consumed."""
     file = tmp_path / "agents.json"
-    file.write_text('{"agents": [{"id": "a", "llm": {"provider": "mock"}, "pattern": {"type": "reakt"}}]}')
+    file.write_text(json.dumps({"agents": [{**AGENT, "pattern": {"type": "reakt"}}]}))
     env = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": str(file)}
 
     with worker(env, tmp_path / "log") as process:

@@ -1,16 +1,17 @@
 -- A run that failed or was cancelled goes on in a new life, from its last checkpoint, at the tail of its session's queue.
 -- Returns OK, state, queue, sent_us, another's wake | LIVE (it goes on already) | COMPLETED | UNKNOWN | OTHER_AGENT, agent
---   | OTHER_SESSION, session | OTHER_CHECKPOINT, the latest one | NO_CHECKPOINT. Event run.resumed, then run.queued or run.waiting_session.
+--   | OTHER_SESSION, session | OTHER_INPUT | OTHER_CHECKPOINT, the latest one | NO_CHECKPOINT. Event run.resumed, then run.queued or run.waiting_session.
 --#include session
 local run = load(run_id)
 if not run then return {'UNKNOWN'} end
 if run.agent ~= agent_id then return {'OTHER_AGENT', run.agent} end
 if run.session ~= session_id then return {'OTHER_SESSION', run.session} end
+if input_text ~= '' and input_text ~= cjson.decode(redis.call('HGET', k.run(run_id), 'request')).input_text then return {'OTHER_INPUT'} end
 if redis.call('EXISTS', k.journal(run_id)) == 0 then return {'NO_CHECKPOINT'} end
 local latest = run_id .. ':step:' .. digits(run.steps)
 if checkpoint_id ~= '' and checkpoint_id ~= latest then return {'OTHER_CHECKPOINT', latest} end
 if run.state == 'completed' then return {'COMPLETED'} end
-if not TERMINAL[run.state] then return {'LIVE', run.state} end
+if not TERMINAL[run.state] then return {'LIVE', run.state, run.queue} end
 
 run.life = run.life + 1
 redis.call('HSET', k.run(run_id), 'state', 'queued', 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,

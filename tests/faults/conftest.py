@@ -1,0 +1,25 @@
+"""What the tests of faults share: a world that ends with the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.world import World
+
+MakeWorld = Callable[..., World]
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Generator[MakeWorld]:
+    """Makes a world whose workers are not started yet; it and they end with the test."""
+    with ExitStack() as held:
+
+        def make(**options: Any) -> World:
+            return held.enter_context(World(tmp_path, **options))
+
+        yield make

@@ -1,0 +1,173 @@
+"""Tools and patterns for workers that are going to die. All that they do stands in a log outside the process.
+
+A mark is a file that names a moment of a run; the process that reaches the moment takes the file away and
+dies of SIGKILL. So each mark kills once, whatever worker comes there first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from openagents_worker.errors import PermanentToolError, ToolRateLimitError
+from openagents_worker.tools.base import ToolExecutionSpec
+
+__all__ = ["Branches", "Catching", "Impatient", "Limited", "Refused", "Segfault", "Step", "Stubborn", "note", "take_mark"]
+
+
+def note(log: Path, **entry: Any) -> None:
+    """One line at the log's end, in one write: lines of many processes do not mix."""
+    line = json.dumps({**entry, "pid": os.getpid(), "at": time.time()}) + "\n"
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+def take_mark(marks: Path, name: str) -> bool:
+    """Whether the mark was there; nobody meets it a second time."""
+    try:
+        (marks / name).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class Step:
+    """Says that it begins, takes `ms`, says that it ends. `n` is its name in the log and in marks."""
+
+    name = "step"
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self._log, self._marks = Path(os.environ["FAULTS_LOG"]), Path(os.environ["FAULTS_MARKS"])
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "description": "A step.", "parameters": {"type": "object"}}
+
+    def execution_spec(self) -> ToolExecutionSpec:
+        return ToolExecutionSpec()
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        self._reached("begin", params, context)
+        await asyncio.sleep(params.get("ms", 0) / 1000)
+        result = self._outcome(params, context)
+        self._reached("end", params, context)
+        context.state["done"] = [*context.state.get("done", []), params["n"]]
+        return result
+
+    def _outcome(self, params: dict[str, Any], context: Any) -> Any:
+        return {"done": params["n"]}
+
+    def _reached(self, moment: str, params: dict[str, Any], context: Any) -> None:
+        note(
+            self._log,
+            event=moment,
+            tool=self.name,
+            n=params["n"],
+            run=context.run_id,
+            session=context.session_id,
+            key=context.idempotency_key,
+        )
+        if take_mark(self._marks, f"{context.run_id}.{params['n']}.{moment}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Refused(Step):
+    """Never succeeds."""
+
+    name = "refused"
+
+    def _outcome(self, params: dict[str, Any], context: Any) -> Any:
+        self._reached("end", params, context)
+        raise PermanentToolError("refused", self.name)
+
+
+class Limited(Step):
+    """Is asked too often the first `times` tries; says when to come back."""
+
+    name = "limited"
+
+    def _outcome(self, params: dict[str, Any], context: Any) -> Any:
+        entries = [json.loads(line) for line in self._log.read_text().splitlines()]
+        tries = sum(e["event"] == "begin" and e["key"] == context.idempotency_key for e in entries)
+        if tries <= params["times"]:
+            self._reached("limited", params, context)
+            raise ToolRateLimitError("slow down", self.name, retry_after_ms=params["retry_after_ms"])
+        return super()._outcome(params, context)
+
+
+class Segfault(Step):
+    """Takes its whole process along, every time."""
+
+    name = "segfault"
+
+    def _outcome(self, params: dict[str, Any], context: Any) -> Any:
+        return ctypes.string_at(0)
+
+
+# --- patterns --------------------------------------------------------------------------------------------
+
+
+class _Pattern:
+    context: Any
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = config or {}
+
+    async def step(self, n: str, ms: int = 0, tool: str = "step") -> Any:
+        return await self.context.tools[tool].invoke({"n": n, "ms": ms})
+
+    async def ask(self, text: str) -> str:
+        reply = await self.context.llm_client.generate(messages=[{"role": "user", "content": text}])
+        return str(reply.output_text)
+
+
+class Branches(_Pattern):
+    """Three branches side by side; each steps, asks the model and steps again."""
+
+    async def execute(self) -> Any:
+        async def branch(name: str, ms: int) -> list[Any]:
+            return [await self.step(f"{name}1", ms), await self.ask(f"{name}2"), await self.step(f"{name}3", ms)]
+
+        return await asyncio.gather(branch("a", 10), branch("b", 25), branch("c", 40))
+
+
+class Catching(_Pattern):
+    """Does something else when it is refused."""
+
+    async def execute(self) -> Any:
+        done = [await self.step("a1")]
+        try:
+            await self.step("a2", tool="refused")
+        except Exception as error:
+            done.append(type(error).__name__)
+        return [*done, await self.step("a3"), await self.ask("a4")]
+
+
+class Impatient(_Pattern):
+    """Gives a slow call a moment, then does something else."""
+
+    async def execute(self) -> Any:
+        done: list[Any] = [await self.step("a1")]
+        try:
+            await asyncio.wait_for(self.step("x2", ms=60_000), 0.3)
+        except TimeoutError:
+            done.append("too slow")
+        return [*done, await self.step("a3"), await self.ask("a4")]
+
+
+class Stubborn(_Pattern):
+    """Turns every exception of its branches into a value."""
+
+    async def execute(self) -> Any:
+        found = await asyncio.gather(
+            self.step("a1", 10), self.step("b1", 20, tool="refused"), self.step("c1", 30), return_exceptions=True
+        )
+        return [*(type(each).__name__ for each in found), await self.step("d2"), await self.ask("d3")]

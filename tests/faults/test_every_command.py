@@ -1,0 +1,129 @@
+"""The line between worker and Redis breaks at every command of a run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.faults.conftest import MakeWorld
+from tests.faults.proxy import Command, Proxy
+from tests.faults.world import World, table
+
+STEPS = 3
+
+
+class Breaks:
+    """Runs of three steps, each met by one fault at one command."""
+
+    def __init__(self, world: World, proxy: Proxy) -> None:
+        self.world = world
+        self.proxy = proxy
+        self.rows: list[dict[str, object]] = []
+        self._plain = self._answer_of("plain")
+
+    def commands(self) -> list[str]:
+        """Names of the commands of a run that nothing happens to."""
+        self.proxy.count()
+        self._answer_of("counted")
+        return [command.name for command in self.proxy.seen]
+
+    def run(self, fault: str, number: int) -> bool:
+        """Carry a run whose command of that number meets the fault; False: it has not so many."""
+        met: list[Command] = []
+
+        async def strike(command: Command) -> bool:
+            if command.number != number or met:
+                return False
+            met.append(command)
+            if fault != "answer lost":
+                self.world.kill(self.world.worker(command.worker))
+            return True
+
+        self.proxy.count(**{"before" if fault == "killed before" else "after": strike})
+        run_id = f"{fault.replace(' ', '-')}-{number}"
+        answer = self._answer_of(run_id)
+        assert answer == self._plain, f"{run_id} at {met}"
+        if met:
+            begun = self.world.calls(run_id)
+            again = len(begun) - len(set(begun))
+            assert again <= 1, f"{run_id}: at most the call in flight is made again"
+            self.rows.append({"fault": fault, "command": number, "name": met[0].name, "calls again": again, "ended": "completed"})
+        self.world.wait_ready()
+        return bool(met)
+
+    def _answer_of(self, run_id: str) -> dict[str, object]:
+        self.world.submit(run_id, [("step", {"n": n}) for n in range(STEPS)])
+        result = self.world.wait(run_id)
+        self.world.assert_told_once(run_id)
+        view = self.world.client.session(f"session-of-{run_id}")
+        assert len(view.transcript) == 2
+        return {
+            "stop_reason": result.stop_reason,
+            "answer": result.final_output,
+            "done": view.state["done"],
+            "usage": result.usage.model_dump(exclude={"ttft_ms", "llm_retry_count"}),
+        }
+
+
+@contextmanager
+def _breaks(make_world: MakeWorld, workers: int) -> Iterator[Breaks]:
+    world = make_world(workers=workers)
+    with Proxy(world.redis.url) as proxy:
+        world.redis_url_of = proxy.url_of
+        world.start()
+        yield Breaks(world, proxy)
+        world.end()
+
+
+def _tell(breaks: Breaks, commands: list[str]) -> None:
+    table(f"The {len(commands)} commands of a run: {', '.join(commands)}", breaks.rows)
+
+
+def _each(breaks: Breaks, fault: str, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        if not breaks.run(fault, number):
+            return
+
+
+def test_a_run_outlives_a_break_at_any_command(make_world: MakeWorld) -> None:
+    """Wherever the line to Redis breaks, the run ends as it would have, and nothing is doubled."""
+    with _breaks(make_world, workers=2) as breaks:
+        commands = breaks.commands()
+        claim, commits, finish = commands.index("claim"), commands.count("commit"), commands.index("finish")
+
+        assert commits == 2 * STEPS + 2, "one commit a call, and one for the prepared start"
+        for fault, number in (("killed after", claim + 1), ("killed before", finish + 1), ("killed after", finish + 1)):
+            assert breaks.run(fault, number)
+        _each(breaks, "answer lost", range(1, len(commands) + 1, 2))
+
+        _tell(breaks, commands)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_worker_is_killed_before_and_after_every_command(make_world: MakeWorld) -> None:
+    """For each command of a run: its worker dies before Redis hears of it, and once Redis has answered."""
+    with _breaks(make_world, workers=3) as breaks:
+        commands = breaks.commands()
+
+        for fault in ("killed before", "killed after"):
+            _each(breaks, fault, itertools.count(1))
+
+        _tell(breaks, commands)
+        assert len(breaks.rows) >= 2 * (len(commands) - 2)  # a batch of events more or less: they wait for company
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_answer_to_every_command_is_lost(make_world: MakeWorld) -> None:
+    """For each command of a run: Redis has carried it out, and the worker only sees its connection break."""
+    with _breaks(make_world, workers=2) as breaks:
+        commands = breaks.commands()
+
+        _each(breaks, "answer lost", itertools.count(1))
+
+        _tell(breaks, commands)
+        assert len(breaks.rows) >= len(commands) - 2

@@ -1,0 +1,74 @@
+"""A worker dies at every step of a run: what was finished stays finished."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.faults.conftest import MakeWorld
+from tests.faults.world import World, table
+
+
+def _marks(steps: int) -> list[str]:
+    """Every moment of a run of so many tools: each call has arrived, and each call is answered."""
+    moments = []
+    for n in range(steps):
+        moments += [f"model-{n}.received", f"model-{n}.answered", f"{n}.begin", f"{n}.end"]
+    return [*moments, f"model-{steps}.received", f"model-{steps}.answered"]
+
+
+def _carry(world: World, run_id: str, steps: int, marks: list[str]) -> dict[str, object]:
+    world.mark(run_id, *marks)
+    kills_before = len(world.kills)
+    world.submit(run_id, [("step", {"n": n}) for n in range(steps)])
+    result = world.wait(run_id, timeout=30 + 10 * len(marks))
+    world.assert_told_once(run_id)
+    assert world.unmet() == []
+    begun = world.calls(run_id)
+    first_begun = list(dict.fromkeys(begun))
+    repeated_later = [key for at, key in enumerate(begun) if any(first_begun.index(key) < first_begun.index(k) for k in begun[:at])]
+    view = world.client.session(f"session-of-{run_id}")
+    return {
+        "run": run_id,
+        "kills": len(marks),
+        "by the model": len(world.kills) - kills_before,
+        "calls": len(first_begun),
+        "begun": len(begun),
+        "most": max(Counter(begun).values()),
+        "finished repeated": len(repeated_later),
+        "answer": result.final_output,
+        "done": view.state["done"],
+        "usage": result.usage.model_dump(exclude={"ttft_ms", "llm_retry_count"}),
+        "transcript": len(view.transcript),
+    }
+
+
+def _check(world: World, steps: int, marks: list[str]) -> None:
+    plain = _carry(world, "plain", steps, [])
+    killed = _carry(world, "killed", steps, marks)
+
+    shown = ("run", "kills", "calls", "begun", "most", "finished repeated", "answer")
+    table("A worker is killed at every moment", [{k: row[k] for k in shown} for row in (plain, killed)])
+    assert plain["calls"] == plain["begun"] == 2 * steps + 1
+    assert killed["finished repeated"] == 0
+    assert killed["begun"] <= plain["begun"] + len(marks), "a kill costs at most the call in flight"
+    assert killed["most"] <= 3, "each call was hit twice"
+    for same in ("answer", "usage", "calls", "done", "transcript"):
+        assert killed[same] == plain[same]
+
+
+def test_a_finished_step_is_not_repeated(make_world: MakeWorld) -> None:
+    """A worker that dies before or after an answer costs at most that one call again, and nothing else changes."""
+    world = make_world(workers=2).start()
+
+    _check(world, 2, ["model-0.received", "0.begin", "0.end", "model-1.answered"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_worker_dies_twice_at_each_call_of_ten_steps(make_world: MakeWorld) -> None:
+    """42 kills in one run of ten tools: the same answer, the same usage, no finished call again."""
+    world = make_world(workers=3).start()
+
+    _check(world, 10, _marks(10))

@@ -1,0 +1,136 @@
+"""What holds after every step. The only place that compares a whole cell with the truth."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import unquote
+
+from openagents_worker.store.keys import Keys, spec_of
+from tests.properties.lab import View
+from tests.properties.truth import TERMINAL, Run, Truth
+
+__all__ = ["check"]
+
+TERMINAL_EVENTS = {f"run.{state}" for state in TERMINAL}
+
+
+def check(view: View, keys: Keys, truth: Truth) -> None:
+    """Raises AssertionError with a sentence that says which promise is broken, and by what."""
+    cell = _Cell(view, keys)
+    assert cell.ids("run") == set(truth.runs), "the runs that are known are not those that were accepted"
+    assert set(cell.get("workers")) == set(truth.leases), "the workers that are known are not those that live"
+    for run in truth.runs.values():
+        _check_record(cell, run)
+        _check_events(cell, run)
+        _check_place(cell, run)
+    for session in {run.session for run in truth.runs.values()}:
+        _check_session(cell, session, truth)
+    for incarnation in cell.ids("worker_runs"):
+        owned = truth.owned(incarnation)
+        assert cell.get("worker_runs", incarnation) == owned, f"{incarnation} owns something else"
+    for incarnation in cell.ids("worker_box"):
+        requests = truth.cancel_requested(incarnation)
+        assert cell.get("worker_box", incarnation) == requests, f"{incarnation} has other notices"
+    _check_life_times(cell, truth)
+
+
+class _Cell:
+    """A view, asked by the names of the table of keys."""
+
+    def __init__(self, view: View, keys: Keys) -> None:
+        self.view, self.keys = view, keys
+        self.specs = {key: spec_of(key, keys.prefix) for key in view}
+
+    def get(self, name: str, *ids: str) -> Any:
+        entry = self.view.get(self.keys(name, *ids))
+        return entry.value if entry else {}
+
+    def ids(self, name: str) -> set[str]:
+        return {unquote(known[1]) for known in self.specs.values() if known and known[0].name == name}
+
+
+def _check_record(cell: _Cell, run: Run) -> None:
+    record = cell.get("run", run.id)
+    told = {name: record.get(name) or "" for name in ("state", "owner", "cancel", "attempt", "retries", "stuck")}
+    true = {
+        "state": run.state,
+        "owner": run.owner,
+        "cancel": "1" if run.cancel else "",
+        "attempt": str(run.attempts),
+        "retries": str(run.retries),
+        "stuck": str(run.stuck),
+    }
+    assert told == true, f"{run.id} is {told}, but must be {true}"
+    if run.fence:
+        assert record["fence"] == run.fence, f"the fence of {run.id} changed while it was being carried"
+    assert list(cell.get("journal", run.id)) == run.journal, (
+        f"the journal of {run.id} is not what its owners committed, in that order, once"
+    )
+    usage = json.loads(record.get("usage") or '{"llm_calls":0}')["llm_calls"]
+    assert usage == run.usage == sum(json.loads(text)["usage"] for text in run.journal), (
+        f"the usage of {run.id} is not the sum of its records"
+    )
+
+
+def _check_events(cell: _Cell, run: Run) -> None:
+    entries = list(cell.get("events", run.id))
+    events = [json.loads(fields["e"]) for _, fields in entries]
+    numbers = [event["seq"] for event in events]
+    assert numbers == list(range(1, len(events) + 1)), f"the events of {run.id} have gaps: {numbers}"
+    assert [id_ for id_, _ in entries] == [f"{number}-0" for number in numbers], f"stream ids of {run.id}"
+    names = [event["name"] for event in events]
+    assert names.count("run.attempt_started") == run.attempts, f"{run.id} started in secret"
+    told = [event["payload"]["number"] for event in events if event["name"] == "told"]
+    assert told == run.told, f"{run.id} told {run.told}, and {told} is stored"
+    terminal = [name for name in names if name in TERMINAL_EVENTS]
+    final = [name for event, name in zip(events, names, strict=True) if event.get("final")]
+    if run.over:
+        assert terminal == [f"run.{run.state}"], f"{run.id} ended more than once: {names}"
+        assert final == names[-1:] == ["session.run.completed"], f"{run.id} went on after its end: {names}"
+    else:
+        assert not terminal, f"{run.id} has not ended: {names}"
+        assert not final, f"{run.id} has not ended: {names}"
+
+
+def _check_place(cell: _Cell, run: Run) -> None:
+    """Liveness: whoever is not over is in exactly one place from which something brings it on."""
+    session_queue = cell.get("session_queue", run.session)
+    places = {
+        "queued": run.id in cell.get("sent", "q"),
+        "due": run.id in cell.get("due"),
+        "running": bool(run.owner) and run.id in cell.get("worker_runs", run.owner),
+        "waiting_session": run.id in session_queue,
+    }
+    where = {name for name, there in places.items() if there}
+    wanted = {"scheduled": {"due"}, "retrying": {"due"}}.get(run.state, set() if run.over else {run.state})
+    assert where == wanted, f"{run.id} is {run.state} and stands in {where or 'no list at all'}"
+    for incarnation in cell.ids("worker_runs") - {run.owner}:
+        assert run.id not in cell.get("worker_runs", incarnation), f"{run.id} is not {incarnation}'s"
+
+
+def _check_session(cell: _Cell, session: str, truth: Truth) -> None:
+    places = truth.places.get(session, [])
+    queue: dict[str, float] = cell.get("session_queue", session)
+    order = [*filter(None, [cell.get("session", session).get("holder")]), *sorted(queue, key=queue.__getitem__)]
+    assert order == places, f"session {session} has the order {order}, but places were given as {places}"
+    transcript = list(cell.get("transcript", session))
+    assert transcript == truth.transcript.get(session, []), f"the transcript of {session} is {transcript}"
+
+
+def _check_life_times(cell: _Cell, truth: Truth) -> None:
+    """What something live needs never expires; everything else does."""
+    for key, known in cell.specs.items():
+        assert known, f"{key} is in no table"
+        spec, id_ = known[0].name, unquote(known[1])
+        assert cell.view[key].kind == known[0].type, f"{key} is a {cell.view[key].kind}"
+        if spec in ("workers", "agents", "due", "sent"):
+            needed = True
+        elif spec.startswith("worker_"):
+            needed = id_ in truth.leases
+        elif spec in ("run", "facts", "events", "journal"):
+            needed = id_ in truth.runs and not truth.runs[id_].over
+        else:
+            needed = bool(truth.places.get(id_))
+        ttl_ms = cell.view[key].ttl_ms
+        assert (ttl_ms == -1) == needed, f"{key} has the TTL {ttl_ms}, and is {'' if needed else 'not '}needed"

@@ -1,0 +1,469 @@
+"""The machine. The only place that plays the protocol: producers, workers, lost messages, deaths, lost seconds.
+
+Each rule does something to the real scripts and the same to the truth, and compares what both say. Workers
+act on what they believe, which may be wrong: an answer was lost, they slept, Redis forgot a second.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from openagents_worker.store import scripts
+from openagents_worker.store.keys import ttl_violations
+from openagents_worker.store.scripts import Call, Wake, WriteAnswer
+from tests.properties.invariants import check
+from tests.properties.lab import TICK_MS, Lab, Snapshot
+from tests.properties.truth import LEASE, MAX_RECOVERIES, Truth
+
+__all__ = ["Protocol"]
+
+MAX_RUNS = 5
+FAIR_ROUNDS = 40  # a fair end needs about as many as there are runs, and the length of a lease
+EMPTY = 2**53 - 1  # of a queue without messages, when its oldest message was sent
+
+Way = Literal["answered", "lost", "repeated"]
+
+
+@dataclass(frozen=True)
+class Write:
+    """A fenced write, and what it does to the truth."""
+
+    kind: str
+    call: Call[Any]
+    on: Callable[[Truth], Any]
+
+
+@dataclass
+class Attempt:
+    """What a worker believes of a run that it carries."""
+
+    run_id: str
+    incarnation: str
+    fence: str
+    length: int
+    usage: int
+    batch_no: int = 0
+    unanswered: Write | None = None
+
+
+@dataclass
+class Worker:
+    incarnation: str = ""
+    carries: dict[str, Attempt] = field(default_factory=dict)
+    abandoned: bool = False  # it could not renew: this incarnation never acts again
+
+
+indexes = st.integers(0, 11)
+ways = st.sampled_from(["answered", "answered", "lost", "repeated"])
+some = st.sampled_from([1, 100])
+
+
+class Protocol(RuleBasedStateMachine):
+    lab: ClassVar[Lab]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lab.clear()
+        self.truth = Truth()
+        self.saved: tuple[Snapshot, Truth] | None = None
+        self.requests: dict[str, tuple[str, bool]] = {}  # every run that was ever asked for
+        self.fences: set[tuple[str, str]] = set()
+        self.messages: list[str] = []
+        self.zombies: list[Attempt] = []  # attempts that were let go of, and may still write
+        self.numbers = itertools.count(1)
+        self.workers = [Worker() for _ in range(3)]
+        for worker in self.workers:
+            self.register(worker)
+
+    @initialize(
+        requests=st.lists(st.tuples(st.sampled_from(["s", "t"]), st.sampled_from([True, True, True, False])),
+                          min_size=1, max_size=4),
+        w=indexes,
+    )
+    def begin(self, requests: list[tuple[str, bool]], w: int) -> None:
+        """A few runs, some of them under way, so that every history has something to break."""
+        for session, durable in requests:
+            self.submit(session, 0, durable, reject=False, lost=False)
+        for number, run_id in enumerate(list(self.messages)):
+            self.messages.remove(run_id)
+            self.claim(pick(self.workers, w + number % 2), run_id)
+
+    # --- producers ---
+
+    @precondition(lambda self: len(self.truth.runs) < MAX_RUNS)
+    @rule(
+        session=st.sampled_from(["s", "t"]),
+        delay=st.sampled_from([0, 0, 0, 1.5, 2.5]),
+        durable=st.sampled_from([True, True, True, False]),
+        reject=st.sampled_from([False, False, True]),
+        lost=st.booleans(),
+    )
+    def submit(self, session: str, delay: float, durable: bool, reject: bool, lost: bool) -> None:
+        run_id = f"r{next(self.numbers)}"
+        self.requests[run_id] = session, durable
+        self.offer(run_id, "same", delay, reject, lost)
+
+    @rule(i=indexes, digest=st.sampled_from(["same", "other"]), lost=st.booleans())
+    def submit_again(self, i: int, digest: str, lost: bool) -> None:
+        self.offer(pick(sorted(self.requests), i), digest, 0, False, lost)
+
+    def offer(self, run_id: str, digest: str, delay: float, reject: bool, lost: bool) -> None:
+        session, durable = self.requests[run_id]
+        submitted = self.lab.run(
+            scripts.submit(
+                run_id=run_id,
+                agent_id="a",
+                session_id=session,
+                queue="",
+                default_queue="q",
+                digest=digest,
+                uid="u",
+                request="{}",
+                canvas="",
+                durable=durable,
+                delay_ms=int(delay * TICK_MS),
+                reject_if_busy=reject,
+                parent_run_id="",
+            )
+        )
+        expected = self.truth.submit(run_id, session, digest, durable, delay, reject)
+        assert submitted.answer == expected, f"submit {run_id}: {submitted.answer}, but it is {expected}"
+        if expected in ("NEW", "SAME"):
+            run = self.truth.runs[run_id]
+            assert submitted.state == run.state
+            assert (submitted.sent_us is not None) == (run.state == "queued"), f"message of {run_id}"
+            if submitted.sent_us is not None and not lost:
+                self.messages.append(run_id)
+
+    @rule(i=indexes, force=st.booleans(), lost=st.booleans())
+    def cancel(self, i: int, force: bool, lost: bool) -> None:
+        run_id = pick(sorted(self.requests), i)
+        cancelled = self.lab.run(scripts.cancel(run_id=run_id, reason="enough", force=force))
+        expected, wakes = self.truth.cancel(run_id, force)
+        assert cancelled.answer == expected, f"cancel {run_id}: {cancelled.answer}, but it is {expected}"
+        self.send(cancelled.wakes, wakes, lost)
+
+    # --- workers ---
+
+    @precondition(lambda self: self.messages)
+    @rule(w=indexes, i=indexes, doubled=st.booleans(), way=ways)
+    def deliver(self, w: int, i: int, doubled: bool, way: Way) -> None:
+        """A message reaches a worker, which claims; the answer may be lost, or asked for once more."""
+        run_id = pick(self.messages, i)
+        if not doubled:
+            self.messages.remove(run_id)
+        self.claim(pick(self.workers, w), run_id, way)
+
+    def claim(self, worker: Worker, run_id: str, way: Way = "answered") -> None:
+        call = scripts.claim(
+            run_id=run_id,
+            incarnation=worker.incarnation,
+            nonce=(nonce := f"n{next(self.numbers)}"),
+            page_bytes=1000,
+        )
+        for _ in range(2 if way == "repeated" else 1):
+            claimed = self.lab.run(call)
+            expected, wakes = self.truth.claim(run_id, worker.incarnation, nonce)
+            assert claimed.answer == expected, f"claim {run_id}: {claimed.answer}, but it is {expected}"
+            self.send(claimed.wakes, wakes, lost=False)
+            if expected == "SUSPECT_BUSY":
+                self.lab.let_pass(2_000)
+        if expected != "CLAIMED":
+            return
+        run = self.truth.runs[run_id]
+        if run.fence != claimed.fence:
+            assert not run.fence, f"{run_id} was claimed twice"
+            assert (run_id, claimed.fence) not in self.fences, f"the fence {claimed.fence} is not new"
+            run.fence = claimed.fence
+            self.fences.add((run_id, claimed.fence))
+        assert (claimed.attempt, claimed.retries, claimed.recoveries) == (run.attempts, run.retries, run.recoveries)
+        assert claimed.journal_length == len(run.journal)
+        assert list(claimed.journal) == run.journal[: len(claimed.journal)]
+        if way != "lost":
+            worker.carries[run_id] = Attempt(
+                run_id, worker.incarnation, claimed.fence, len(run.journal), run.usage
+            )
+
+    @precondition(lambda self: self.at_work)
+    @rule(
+        w=indexes,
+        i=indexes,
+        kind=st.sampled_from(["commit", "commit", "emit", "retry", "handover", "finish"]),
+        way=ways,
+    )
+    def work(self, w: int, i: int, kind: str, way: Way) -> None:
+        """A worker writes; a write whose answer was lost comes first, unchanged."""
+        worker = pick(self.at_work, w)
+        self.carry_on(worker, worker.carries[pick(sorted(worker.carries), i)], kind, way)
+
+    @property
+    def at_work(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.carries]
+
+    def carry_on(self, worker: Worker, attempt: Attempt, kind: str, way: Way = "answered") -> None:
+        write = attempt.unanswered or self.write(attempt, kind)
+        attempt.unanswered = write if way == "lost" else None
+        for _ in range(2 if way == "repeated" else 1):
+            answer = self.carry_out(write, attempt.run_id)
+        if way == "lost":
+            return
+        done = answer in (WriteAnswer.OK, WriteAnswer.SAME, WriteAnswer.CANCEL)
+        if write.kind == "commit" and done:
+            attempt.length += 1
+            attempt.usage += 1
+        if not done or (write.kind in ("retry", "handover", "finish") and answer is not WriteAnswer.CANCEL):
+            self.zombies.append(worker.carries.pop(attempt.run_id))
+
+    @precondition(lambda self: self.zombies)
+    @rule(i=indexes, kind=st.sampled_from(["commit", "emit", "retry", "handover", "finish", "release"]))
+    def write_late(self, i: int, kind: str) -> None:
+        """Somebody who was let go of, or slept, or died while a command was under way, writes all the same."""
+        attempt = pick(self.zombies, i)
+        self.carry_out(attempt.unanswered or self.write(attempt, kind), attempt.run_id)
+
+    def carry_out(self, write: Write, run_id: str) -> WriteAnswer:
+        got = self.lab.run(write.call)
+        expected = write.on(self.truth)
+        answer, wakes = (got, ()) if isinstance(got, WriteAnswer) else (got.answer, got.wakes)
+        wanted, to_wake = expected if isinstance(expected, tuple) else (expected, set())
+        assert answer == wanted, f"{write.kind} of {run_id}: {answer}, but it is {wanted}"
+        self.send(wakes, to_wake, lost=False)
+        return answer
+
+    def write(self, attempt: Attempt, kind: str) -> Write:
+        number = next(self.numbers)
+        run_id, fence = attempt.run_id, attempt.fence
+        ids: dict[str, str] = {"run_id": run_id, "fence": fence}
+        events = ["told", json.dumps({"number": number})]
+        if kind == "release":
+            call: Call[Any] = scripts.release(**ids, incarnation=attempt.incarnation)
+            return Write(kind, call, lambda truth: truth.release(run_id, attempt.incarnation, fence))
+        attempt.batch_no += 1
+        batch_no, position, total = attempt.batch_no, attempt.length, attempt.usage + 1
+        if kind == "emit":
+            call = scripts.emit(**ids, batch_no=batch_no, events=events)
+            return Write(kind, call, lambda truth: truth.emit(run_id, fence, batch_no, number))
+        if kind == "commit":
+            record = json.dumps({"by": fence, "number": number, "usage": 1})
+            call = scripts.commit(
+                **ids,
+                position=position,
+                record=record,
+                usage=json.dumps({"llm_calls": total}),
+                batch_no=batch_no,
+                events=events,
+            )
+            return Write(
+                kind,
+                call,
+                lambda truth: truth.commit(run_id, fence, position, record, total, batch_no, number),
+            )
+        if kind == "finish":
+            messages = [f"question {number}", f"answer {number}"]
+            call = scripts.finish(
+                **ids,
+                end_state="completed",
+                result="{}",
+                event="run.completed",
+                payload="{}",
+                completed="{}",
+                transcript=messages,
+                artifacts=[],
+                state=["last", str(number)],
+                state_removed=[],
+                usage=json.dumps({"llm_calls": attempt.usage}),
+                batch_no=batch_no,
+                events=events,
+            )
+            return Write(kind, call, lambda truth: truth.finish(run_id, fence, messages, number))
+        call = scripts.suspend(
+            **ids,
+            kind=kind,
+            delay_ms=int(1.5 * TICK_MS),
+            call="0.1",
+            error_code="llm.rate_limit",
+            batch_no=batch_no,
+            events=[],
+        )
+        return Write(kind, call, lambda truth: truth.suspend(run_id, fence, kind, 1.5))
+
+    # --- leases ---
+
+    @rule(w=indexes)
+    def beat(self, w: int) -> None:
+        """Renew, then compare: release what nobody here runs, let go of what is not ours."""
+        worker = pick(self.workers, w)
+        if worker.abandoned:
+            return self.register(worker)
+        renewal = self.lab.run(scripts.renew(incarnation=worker.incarnation, lease_ms=int(LEASE * TICK_MS)))
+        assert renewal.lost is not self.truth.renew(worker.incarnation), f"lease of {worker.incarnation}"
+        if renewal.lost:
+            return self.register(worker)
+        assert renewal.owned == self.truth.owned(worker.incarnation)
+        assert renewal.cancel_requested == self.truth.cancel_requested(worker.incarnation)
+        for run_id in sorted(renewal.owned - set(worker.carries)):
+            fence = self.lab.redis.hget(self.lab.keys("run", run_id), "fence")
+            stray = Attempt(run_id, worker.incarnation, fence, 0, 0)
+            assert self.carry_out(self.write(stray, "release"), run_id) is WriteAnswer.OK
+        for run_id in sorted(set(worker.carries) - renewal.owned):
+            self.zombies.append(worker.carries.pop(run_id))
+
+    @rule(w=indexes)
+    def stop_itself(self, w: int) -> None:
+        """It could not renew in time: it lets go of everything, and this incarnation never beats again."""
+        worker = pick(self.workers, w)
+        worker.abandoned = True
+        self.let_go(worker)
+
+    @rule(w=indexes)
+    def kill(self, w: int) -> None:
+        self.register(pick(self.workers, w))
+
+    @precondition(lambda self: self.at_work)
+    @rule(w=indexes, lost=st.booleans(), blameless=st.sampled_from([False, False, False, True]))
+    def die_at_work(self, w: int, lost: bool, blameless: bool) -> None:
+        """Killed, its lease over and its runs reclaimed, all at once: what poison is made of."""
+        worker = pick(self.at_work, w)
+        if worker.incarnation in self.truth.leases:
+            self.lab.end_lease(worker.incarnation)
+            self.truth.leases[worker.incarnation] = self.truth.now - 1000
+            self.reclaim_some(100, blameless, lost)
+        self.register(worker)
+
+    @rule(w=indexes)
+    def retire(self, w: int) -> None:
+        worker = pick(self.workers, w)
+        answer = self.lab.run(scripts.retire(incarnation=worker.incarnation))
+        assert answer == self.truth.retire(worker.incarnation)
+        self.register(worker)
+
+    def register(self, worker: Worker) -> None:
+        self.let_go(worker)
+        worker.incarnation, worker.abandoned = f"w{next(self.numbers)}", False
+        self.truth.register(worker.incarnation)
+        self.lab.run(
+            scripts.register(incarnation=worker.incarnation, lease_ms=int(LEASE * TICK_MS), agents=[])
+        )
+
+    def let_go(self, worker: Worker) -> None:
+        self.zombies += worker.carries.values()
+        worker.carries = {}
+
+    # --- rescue ---
+
+    @rule(limit=some, blameless=st.booleans(), lost=st.booleans())
+    def reclaim(self, limit: int, blameless: bool, lost: bool) -> None:
+        self.reclaim_some(limit, blameless, lost)
+
+    def reclaim_some(self, limit: int, blameless: bool, lost: bool) -> bool:
+        """Returns whether there was a lease that is over."""
+        over = self.truth.lost_leases()
+        answer = self.lab.run(
+            scripts.reclaim(limit=limit, max_recoveries=MAX_RECOVERIES, blameless=blameless)
+        )
+        gone = answer.incarnation
+        assert gone in (over or {""}), f"{gone!r} was reclaimed, over are {over}"
+        if gone:
+            owned = self.truth.owned(gone)
+            left = self.lab.redis.smembers(self.lab.keys("worker_runs", gone))
+            assert (answer.left, len(owned - left)) == (len(left), min(limit, len(owned))), f"left of {gone}"
+            self.send(answer.wakes, self.truth.reclaim(gone, sorted(owned - left), blameless), lost)
+        return bool(gone)
+
+    @rule(limit=some, lost=st.booleans())
+    def wake(self, limit: int, lost: bool) -> None:
+        wakes, _ = self.lab.run(scripts.wake(limit=limit))
+        self.send(wakes, self.truth.wake(limit), lost)
+
+    @rule(back=st.sampled_from([None, 0, 1]), lost=st.booleans())
+    def resend(self, back: int | None, lost: bool) -> None:
+        """The queue is empty (None), or its oldest message was sent some ticks ago."""
+        seconds, micros = self.lab.redis.time()
+        oldest_us = EMPTY if back is None else seconds * 10**6 + micros - int((back + 0.5) * TICK_MS * 1000)
+        call = scripts.resend(queue="q", oldest_us=oldest_us, grace_ms=TICK_MS // 2, limit=100)
+        self.send(self.lab.run(call), self.truth.resend(self.truth.now - 0.5 - (back or 0)), lost)
+
+    def send(self, wakes: tuple[Wake, ...], expected: set[str], lost: bool) -> None:
+        assert sorted(wake.run_id for wake in wakes) == sorted(expected), f"{expected} must be woken: {wakes}"
+        if not lost:
+            self.messages += sorted(expected)
+
+    # --- the world ---
+
+    @rule(ticks=st.integers(1, 5))
+    def let_pass(self, ticks: int) -> None:
+        self.truth.now += ticks
+        self.lab.let_pass(ticks * TICK_MS)
+
+    @precondition(lambda self: any(run.over for run in self.truth.runs.values()))
+    @rule(i=indexes)
+    def forget(self, i: int) -> None:
+        """The TTL of a run is over."""
+        run_id = pick(sorted(run.id for run in self.truth.runs.values() if run.over), i)
+        del self.truth.runs[run_id]
+        self.lab.forget(run_id)
+
+    @rule()
+    def write_to_disk(self) -> None:
+        self.saved = self.lab.snapshot(), deepcopy(self.truth)
+
+    @precondition(lambda self: self.saved)
+    @rule()
+    def lose_what_is_not_on_disk(self) -> None:
+        """Redis dies and comes back with what it wrote last. Everybody keeps what they believe."""
+        assert self.saved
+        now, (snapshot, truth) = self.truth.now, self.saved
+        self.lab.restore(snapshot)
+        self.truth = deepcopy(truth)
+        self.truth.now = now
+        self.lab.let_pass(int((now - truth.now) * TICK_MS))
+
+    # --- what must hold ---
+
+    @invariant()
+    def holds(self) -> None:
+        check(self.lab.read(), self.lab.keys, self.truth)
+
+    def end_fairly(self) -> None:
+        """Everybody lives, every message arrives, the rescue does its work: then every run must end."""
+        for _ in range(FAIR_ROUNDS):
+            if all(run.over for run in self.truth.runs.values()):
+                return
+            self.let_pass(1)
+            for w in range(len(self.workers)):
+                self.beat(w)
+            while self.reclaim_some(100, blameless=False, lost=False):
+                pass
+            self.wake(100, lost=False)
+            self.resend(None, lost=False)
+            while self.messages:
+                self.claim(self.workers[0], self.messages.pop(0))
+            for worker in self.workers:
+                for attempt in list(worker.carries.values()):
+                    for kind in ("commit", "finish", "finish"):
+                        if attempt is worker.carries.get(attempt.run_id):
+                            self.carry_on(worker, attempt, kind)
+            self.holds()
+        stuck = [run for run in self.truth.runs.values() if not run.over]
+        raise AssertionError(f"stuck for ever: {stuck}")
+
+    def teardown(self) -> None:
+        try:
+            self.holds()
+            self.end_fairly()
+            self.holds()
+            assert ttl_violations(self.lab.store.cell.url) == []
+        finally:
+            self.lab.clear()
+
+
+def pick(among: list[Any], i: int) -> Any:
+    return among[i % len(among)]

@@ -1,0 +1,123 @@
+"""Tools that write a diary of their own: when a call began and how it ended, under its idempotency key.
+
+The diary, a file outside of the system, is what tests count in: not the system says how often a tool ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from openagents_worker import tool
+from openagents_worker.errors import PermanentToolError
+from openagents_worker.memory.base import MemoryContext, MemoryPlugin
+from openagents_worker.patterns.base import PatternPlugin
+from openagents_worker.tools.base import ToolContext, ToolPlugin
+
+TOGETHER_WITHIN_S = 10.0
+
+
+def note(what: str, context: ToolContext, **more: Any) -> None:
+    """A line in the diary; whole, whoever else writes at the same time."""
+    line = {"what": what, "key": context.idempotency_key, "at": time.time(), **more}
+    with _diary().open("a") as diary:
+        diary.write(json.dumps(line) + "\n")
+
+
+def _diary() -> Path:
+    return Path(os.environ["DIARY_FOLDER"]) / "diary.jsonl"
+
+
+@tool
+async def count(number: int, context: ToolContext) -> dict[str, int]:
+    """Counts."""
+    note("begin", context, tool="count", number=number)
+    await asyncio.sleep(0)
+    note("end", context, tool="count", number=number)
+    return {"counted": number}
+
+
+@tool(concurrency_safe=True)
+async def meet(number: int, of: int, context: ToolContext) -> dict[str, int]:
+    """Waits until as many calls as said are inside of it; the higher its number, the earlier it leaves."""
+    note("begin", context, tool="meet", number=number)
+    async with asyncio.timeout(TOGETHER_WITHIN_S):
+        while _have("begin", context) < of or _have("end", context) < of - number:
+            await asyncio.sleep(0.01)
+    note("end", context, tool="meet", number=number)
+    return {"met": number}
+
+
+def _have(what: str, context: ToolContext) -> int:
+    lines = [json.loads(line) for line in _diary().read_text().splitlines()]
+    return sum(line["what"] == what and line["key"].startswith(f"{context.run_id}:") for line in lines)
+
+
+@tool
+async def hang(context: ToolContext) -> None:
+    """Never returns; notes that it was cancelled."""
+    note("begin", context, tool="hang")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        note("cancelled", context, tool="hang")
+
+
+@tool
+async def refuse(amount: int, context: ToolContext) -> dict[str, int]:
+    """Pays an amount of at most ten."""
+    note("begin", context, tool="refuse", amount=amount)
+    if amount > 10:
+        raise PermanentToolError(f"{amount} is too much", hint="at most 10")
+    return {"paid": amount}
+
+
+@tool(durable_idempotent=False)
+async def ship(order: str, context: ToolContext) -> str:
+    """Sends a parcel."""
+    note("begin", context, tool="ship")
+    context.add_artifact("label", "text", f"parcel for {order}")
+    await context.emit("parcel.shipped", order=order)
+    return "sent"
+
+
+class Desk(ToolPlugin):
+    """One class behind several ids; each reads from its own drawer."""
+
+    name = "Desk"
+    description = "Reads what lies in the drawer."
+
+    class Config(ToolPlugin.Config):
+        drawer: str
+
+    async def invoke(self, params: dict[str, Any], context: ToolContext | None) -> str:
+        assert context is not None
+        note("begin", context, tool=self.cfg.drawer)
+        return f"from the {self.cfg.drawer}"
+
+
+class Narrator(PatternPlugin):
+    """A pattern of somebody else's that tells of its plan and its phase."""
+
+    async def execute(self) -> str:
+        await self.emit("pattern.phase", phase="planning")
+        await self.emit("pattern.plan_created", plan=["answer"])
+        reply = await self.context.llm_client.generate(messages=[{"role": "user", "content": "Answer."}])
+        return reply.output_text
+
+
+class Forgetful(MemoryPlugin):
+    """A memory whose store is never there."""
+
+    async def inject(self, context: MemoryContext) -> None:
+        raise ConnectionError("the memory is away")
+
+    async def writeback(self, context: MemoryContext) -> None:
+        raise ConnectionError("the memory is away")
+
+    async def compact(self, context: MemoryContext) -> None:
+        raise ConnectionError("the memory is away")
