@@ -148,7 +148,7 @@ class RunRequest(_Wire):
     durable: bool | None = None
     queue: Id | None = None
     resume_from_checkpoint: Annotated[str, AfterValidator(_checked_checkpoint)] | None = None
-    """The last checkpoint of a run that failed or was cancelled, `{run_id}:step:{n}`: that run goes on from it.
+    """The last checkpoint of a run that failed or was cancelled, `{run_id}:step:{n}`: that run goes on.
     Agent and session must be the run's own, `input_text` its own or empty."""
 
     @model_validator(mode="before")
@@ -248,7 +248,7 @@ OutputT = TypeVar("OutputT", default=Any)
 class RunResult(_Wire, Generic[OutputT]):
     """How a run ended. A run that failed is a result too: read `stop_reason` and `error_details`."""
 
-    run_id: Id
+    run_id: str
     task_id: str | None = None
     final_output: OutputT | None = None
     stop_reason: StopReason = StopReason.COMPLETED
@@ -265,7 +265,7 @@ class RunResult(_Wire, Generic[OutputT]):
 class RunRecord(_Wire):
     """A run as the store knows it right now. Times are milliseconds since 1970, by Redis's clock."""
 
-    run_id: Id
+    run_id: str  # as a message from outside may have named it: then the run has failed
     agent_id: str
     session_id: str
     queue: str
@@ -309,7 +309,7 @@ def parse_request(
     if size > max_bytes:
         raise RequestTooLarge(
             f"the request has {size:,} bytes as JSON, {max_bytes:,} are allowed",
-            hint="send a reference (a URL, a key) instead of the content, or raise OPENAGENTS_MAX_PAYLOAD_BYTES",
+            hint="send a reference (a URL, a key) to the content, or raise OPENAGENTS_MAX_PAYLOAD_BYTES",
             run_id=request.run_id,
         )
     return request

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, JsonValue
@@ -30,11 +31,11 @@ DEFAULT_REDACT_KEYS: tuple[str, ...] = (
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _HARMLESS_KEY = re.compile(r"_env$|tokeniz|token_type$")  # names a variable, a tokenizer, `bearer`: no secret
-_SECRETS_IN_TEXT = (
-    (re.compile(r"\b(sk|pk|rk|ghp|gho|xox[abp])([-_])[A-Za-z0-9_-]{8,}"), rf"\1\2{MASK}"),
-    (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
-    (re.compile(r"(?<=://)([^\s:/@]{0,256}):[^\s/]{1,1024}@"), rf"\1:{MASK}@"),
-)
+_KEY = re.compile(r"\b(sk|pk|rk|ghp|gho|xox[abp])([-_])[A-Za-z0-9_-]{8,}")
+_KEY_MARK = re.compile(r"[srp]k[-_]|gh[po][-_]|xox")
+_BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_SHORTEST_BEARER = len("Basic 12345678")
+_URL_PASSWORD = re.compile(r"(?<=://)([^\s:/@]{0,256}):[^\s/]{1,1024}@")
 _LONGEST_KEY = 256
 _LONGEST_SECRET = 2_048  # a text is masked this far beyond its cut, so that no half of a secret is left
 
@@ -56,7 +57,7 @@ def redact(
     >>> redact({"apiKey": "sk-123", "input_tokens": 7, "note": "at redis://:pw@host/0"})
     {'apiKey': '***', 'input_tokens': 7, 'note': 'at redis://:***@host/0'}
     """
-    parts = tuple(_normal(key) for key in keys)
+    parts = _DEFAULT_PARTS if keys is DEFAULT_REDACT_KEYS else tuple(_normal(key) for key in keys)
 
     def shown(value: Any, depth: int) -> JsonValue:
         if value is None or isinstance(value, (bool, int)):
@@ -99,8 +100,13 @@ def redact(
 
 def safe_text(text: str) -> str:
     """The text with everything that looks like a key, a bearer token or a URL's password masked."""
-    for pattern, mask in _SECRETS_IN_TEXT:
-        text = pattern.sub(mask, text)
+    # Most texts are ids and words: to look for what a secret cannot do without is cheaper than to match.
+    if _KEY_MARK.search(text):
+        text = _KEY.sub(rf"\1\2{MASK}", text)
+    if len(text) >= _SHORTEST_BEARER:
+        text = _BEARER.sub(rf"\1 {MASK}", text)
+    if "://" in text:
+        text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
     return text
 
 
@@ -120,16 +126,24 @@ def _normal(key: str) -> str:
     return _CAMEL.sub("_", key).replace("-", "_").replace(" ", "_").lower()
 
 
-def _is_secret(key: str, value: Any, parts: Iterable[str]) -> bool:
+def _is_secret(key: str, value: Any, parts: tuple[str, ...]) -> bool:
     """Whether this key's value is a secret. A number under `…token…` is a count, not a token."""
-    if value is None or isinstance(value, bool):
+    hits = _hits(key, parts)
+    if not hits or value is None or isinstance(value, bool):
         return False
+    is_count = "tokens" in _normal(key) and isinstance(value, (int, float, Mapping))
+    return not (hits == ("token",) and (is_count or isinstance(value, (int, float))))
+
+
+@lru_cache(maxsize=4096)  # payloads have the same few names again and again
+def _hits(key: str, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """The parts of secrets' names that a key's name has."""
     name = _normal(key)
-    hits = [part for part in parts if part in name]
-    if not hits or _HARMLESS_KEY.search(name):
-        return False
-    is_count = "tokens" in name and isinstance(value, (int, float, Mapping))
-    return not (hits == ["token"] and (is_count or isinstance(value, (int, float))))
+    hits = tuple(part for part in parts if part in name)
+    return () if _HARMLESS_KEY.search(name) else hits
+
+
+_DEFAULT_PARTS = tuple(_normal(key) for key in DEFAULT_REDACT_KEYS)
 
 
 def _bounded(text: str, max_chars: int | None) -> str:

@@ -1,7 +1,7 @@
-"""An installation: Redis, a model server, a worker and a producer. The only place where tests make a whole one.
+"""An installation: Redis, a model server, a worker, a producer. The only place where tests make a whole one.
 
-All of it is real: the worker is a process of its own, the model answers over HTTP. What the model says next is
-said by the test.
+All of it is real: the worker is a process of its own, the model answers over HTTP. What the model says next
+is said by the test.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task import AgentTask, ProducerTask
 from openagents_worker.store.keys import ttl_violations
 from openagents_worker.testing.model_server import FAULTS, ModelRequest, ModelServer
+from tests import diary
 
 __all__ = ["Installation", "Model", "agent", "call", "installed", "story"]
 
@@ -69,7 +70,7 @@ class Model:
     """What the model says, and what it was asked."""
 
     def __init__(self) -> None:
-        self.server = ModelServer(self._reply)
+        self.server = ModelServer(self._reply, token_delay_ms=1)  # a long reply can be watched
         self._script = Script((), faults=FAULTS)
         self._tries: Counter[str] = Counter()
 
@@ -116,11 +117,9 @@ class Installation:
         request = {"agent_id": agent_id, "session_id": session_id, "input_text": input_text, **fields}
         return self.run_agent.delay(request)
 
-    def diary(self, of: str = "") -> list[dict[str, Any]]:
-        """What the tools wrote down themselves, in their order; of one run where its id is given."""
-        file = self.folder / "diary.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        return [line for line in lines if line["key"].startswith(f"{of}:" if of else "")]
+    def diary(self, run_id: str) -> list[dict[str, Any]]:
+        """What the tools of a run wrote down themselves, in their order."""
+        return diary.read(self.folder, run_id)
 
 
 def story(handle: RunHandle[Any]) -> list[RunEvent]:
@@ -141,9 +140,9 @@ def story(handle: RunHandle[Any]) -> list[RunEvent]:
 
 @contextmanager
 def installed(folder: Path, *agents: dict[str, Any], **env: str) -> Generator[Installation]:
-    """A whole deployment with these agents for as long as the block lasts; afterwards no key is left for ever.
+    """A whole deployment with these agents for as long as the block lasts; no key is left for ever by it.
 
-    Tools find the folder for what they note under `DIARY_FOLDER`.
+    Its tools keep their diary in the folder.
     """
     file = folder / "agents.json"
     file.write_text(json.dumps({"version": "1.0", "agents": list(agents)}))
@@ -160,7 +159,7 @@ def _environment(folder: Path, model: Model, more: Mapping[str, str]) -> dict[st
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "DIARY_FOLDER": str(folder),
+        diary.DIARY: str(folder),
         "MODEL_URL": model.server.url,
         "OPENAGENTS_CONFIG": str(folder / "agents.json"),
         "OPENAGENTS_LEASE_MS": "2000",

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from openagents_worker.agents import AgentDefinition, AppConfig, PluginRef, load_agents
+from openagents_worker.agents import AgentDefinition, AppConfig, ContextAssemblerRef, PluginRef, load_agents
 from openagents_worker.context import BUILTIN_ASSEMBLERS
-from openagents_worker.errors import PluginLoadError
+from openagents_worker.errors import PluginError, PluginLoadError
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
@@ -30,22 +30,18 @@ _REQUIRED = {
 
 
 class AgentParts:
-    """An agent's parts. Patterns and classes of one's own are made for every attempt; what we ship keeps no run's
-    state and is shared, like the model's client and its connections."""
+    """An agent's parts. Patterns and classes of one's own are made for every attempt; what we ship keeps no
+    run's state and is shared, like the model's client and its connections."""
 
     def __init__(self, assembly: Assembly, definition: AgentDefinition) -> None:
         self._assembly = assembly
         self.definition = definition
         self._own: list[Any] = []
-        self.memory = self._make("memory", definition.memory, BUILTIN_MEMORIES)
-        ref = definition.context_assembler or assembly.config.runtime.config.context_assembler
-        self.assembler = (
-            self._make("context_assembler", ref, BUILTIN_ASSEMBLERS)
-            if ref
-            else BUILTIN_ASSEMBLERS["default"]()
-        )
+        self.memory = self._part("memory", "memory", definition.memory, BUILTIN_MEMORIES)
+        ref = definition.context_assembler or ContextAssemblerRef(type="default")
+        self.assembler = self._part("context_assembler", "context_assembler", ref, BUILTIN_ASSEMBLERS)
         self._tools = {
-            ref.id: assembly.shared_tool(definition.id, ref.id, ref) or self._make("tool", ref, BUILTIN_TOOLS)
+            ref.id: self._part(f"tool {ref.id}", "tool", ref, BUILTIN_TOOLS)
             for ref in definition.tools
             if ref.enabled
         }
@@ -66,6 +62,12 @@ class AgentParts:
 
     def model(self) -> LLMClient:
         return self._assembly.model(self.definition)
+
+    def _part(self, place: str, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
+        """A part of this agent: one that we ship is shared, one of its owner's is made for this attempt."""
+        if ref.impl:
+            return self._make(kind, ref, known)
+        return self._assembly.shared(self.definition.id, place, lambda: make_plugin(kind, ref, known))
 
     def _make(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
         made = make_plugin(kind, ref, known)
@@ -88,7 +90,8 @@ class Assembly:
         self.config = config
         self._env = env
         self._models: dict[str, LLMClient] = {}
-        self._tools: dict[tuple[str, str], Any] = {}
+        self._shared: dict[tuple[str, str], Any] = {}
+        self._definitions = {agent.id: config.agent(agent.id) for agent in config.agents}
 
     @classmethod
     def from_settings(cls, settings: Settings, env: Mapping[str, str] | None = None) -> Assembly:
@@ -103,12 +106,16 @@ class Assembly:
                 ) from error
         assembly = cls(load_agents(settings.config, env=env), env=env)
         for agent in assembly.config.agents:
-            assembly.parts(agent.id).new_pattern()
+            try:
+                assembly.parts(agent.id).new_pattern()
+            except PluginError as error:
+                where = f"{settings.config}: agent {agent.id!r}"
+                raise type(error)(f"{where}: {error.message}", hint=error.hint) from error
         return assembly
 
     def parts(self, agent_id: str) -> AgentParts:
         """The parts of one attempt of that agent. Raises `AgentNotFoundError` with a suggestion."""
-        return AgentParts(self, self.config.agent(agent_id))
+        return AgentParts(self, self._definitions.get(agent_id) or self.config.agent(agent_id))
 
     def model(self, definition: AgentDefinition) -> LLMClient:
         client = self._models.get(definition.id)
@@ -116,26 +123,24 @@ class Assembly:
             client = self._models[definition.id] = make_client(definition.llm, env=self._env)
         return client
 
-    def shared_tool(self, agent_id: str, tool_id: str, ref: PluginRef) -> Any | None:
-        """A tool that we ship, made once per agent; None for a class of one's own."""
-        if ref.impl:
-            return None
-        if (agent_id, tool_id) not in self._tools:
-            self._tools[agent_id, tool_id] = make_plugin("tool", ref, BUILTIN_TOOLS)
-        return self._tools[agent_id, tool_id]
+    def shared(self, agent_id: str, place: str, make: Callable[[], Any]) -> Any:
+        """A part that all runs of an agent share, made on first use."""
+        if (agent_id, place) not in self._shared:
+            self._shared[agent_id, place] = make()
+        return self._shared[agent_id, place]
 
     def announcements(self) -> list[str]:
         """What a worker tells of its agents at registration: id, JSON, id, JSON …"""
         told: list[str] = []
-        for agent in self.config.agents:
+        for agent in self._definitions.values():
             told += [agent.id, dumps({"queue": agent.queue, "def_hash": agent.definition_hash})]
         return told
 
     async def aclose(self) -> None:
         for client in self._models.values():
             await client.aclose()
-        for tool in self._tools.values():
-            close = getattr(tool, "close", None)
+        for part in self._shared.values():
+            close = getattr(part, "close", None)
             if close is not None:
                 await close()
 

@@ -20,6 +20,7 @@ from openagents_worker.errors import (
     RunCancelled,
 )
 from openagents_worker.llm.base import CallInfo
+from openagents_worker.memory.base import MemoryPlugin
 from openagents_worker.models import ErrorDetails, RunBudget, RunRequest, RunUsage, StopReason
 from openagents_worker.runtime.assembly import AgentParts, Assembly
 from openagents_worker.runtime.ending import Ending, checked_output, translated
@@ -86,7 +87,6 @@ class Attempt:
         self.latch = Latch()
         self._claimed = claimed
         self._store = store
-        self._sessions = SessionStore(store)
         self._lease = lease
         self._assembly = assembly
         self._settings = settings
@@ -103,6 +103,7 @@ class Attempt:
             attempt=claimed.attempt,
             latch=self.latch,
         )
+        self._sessions = SessionStore(self._ledger)
         self._recorder: Recorder | None = None
         self._prepared: Prepared | None = None
 
@@ -144,13 +145,14 @@ class Attempt:
     async def _prepare(self, parts: AgentParts) -> Prepared:
         journal = Journal(life=self._claimed.life)
         async for text in read_pages(
-            self._store, self.request.run_id, self._claimed.journal, self._claimed.journal_length
+            self._ledger, self.request.run_id, self._claimed.journal, self._claimed.journal_length
         ):
             journal.load(text)
         journal.reopen()
         recorded = journal.take(PREPARE)
-        start = Start.of(recorded) if recorded else await self._start_here(parts)
-        state_before = await self._sessions.load_state_texts(self.request.session_id)
+        messages, artifacts, state_before = await self._sessions.load_start(self.request.session_id)
+        here = Start(messages, artifacts, parts.definition.definition_hash)
+        start = Start.of(recorded) if recorded else here
         self._recorder = recorder = self._new_recorder(journal, start)
         self._tell_beginning(recorded)
         prepared = await Preparation(
@@ -171,14 +173,6 @@ class Attempt:
                 "run.resume_succeeded", checkpoint_id=self._checkpoint_id, attempt_index=self._claimed.retries
             )
         return prepared
-
-    async def _start_here(self, parts: AgentParts) -> Start:
-        session_id = self.request.session_id
-        return Start(
-            transcript_length=await self._sessions.count_messages(session_id),
-            artifact_count=await self._sessions.count_artifacts(session_id),
-            definition_hash=parts.definition.definition_hash,
-        )
 
     def _new_recorder(self, journal: Journal, start: Start) -> Recorder:
         facts = self._claimed.facts or {}
@@ -236,8 +230,8 @@ class Attempt:
         return f"{self.request.run_id}:step:{length - 1}" if length else None
 
     async def _others_know_the_agent(self) -> bool:
-        key = self._store.keys("agents")
-        return bool(await self._store.ask(lambda r: r.hexists(key, self.request.agent_id)))
+        key = self._ledger.keys("agents")
+        return bool(await self._ledger.ask(lambda r: r.hexists(key, self.request.agent_id)))
 
     # --- think -------------------------------------------------------------------------------------------
 
@@ -330,7 +324,7 @@ class Attempt:
     # --- remember ----------------------------------------------------------------------------------------
 
     async def _remember(self, prepared: Prepared, output: Any) -> None:
-        """Let the memory keep what it wants. One with a store of its own is called once: its call is recorded."""
+        """Let the memory keep what it wants. One with a store of its own is called once: that is recorded."""
         context, memory = prepared.context, prepared.parts.memory
         assert self._recorder is not None
         context.state["_runtime_last_output"] = output
@@ -359,8 +353,8 @@ class Attempt:
     async def _write_back(self, memory: Any, context: Any) -> None:
         for verb in ("writeback", "compact"):
             step = getattr(memory, verb, None)
-            if step is None:
-                continue
+            if step is None or getattr(type(memory), verb, None) is getattr(MemoryPlugin, verb):
+                continue  # there is nothing that it does
             self._note(f"memory.{verb}.started")
             try:
                 await step(context)
@@ -429,7 +423,7 @@ class Attempt:
         return Carried(Outlook.NOTHING, "fenced")
 
     async def _why_cancelled(self) -> str:
-        """What whoever cancelled the run gave as the reason; it stands in the record, a notice is an id only."""
+        """The reason that was given; it stands in the record, as a notice is an id only."""
         key = self._store.keys("run", self.request.run_id)
         try:
             reason = await self._store.ask(lambda r: r.hget(key, "cancel_reason"))

@@ -12,6 +12,7 @@ from typing import Any
 from openagents_worker.errors import (
     BudgetExhausted,
     MaxStepsExceeded,
+    ModelRetryError,
     OpenAgentsError,
     PermanentToolError,
     StepTooLarge,
@@ -125,7 +126,7 @@ class RecordedModel:
         return Outcome(value=reply.to_wire(), usage=usage, events=[("llm.succeeded", told)])
 
     def _over_budget(self) -> BudgetExhausted | None:
-        """The error when the money is spent. Checked only for calls that are made: a recorded one is paid for."""
+        """The error when the money is spent. Asked only for calls that are made: a recorded one is paid."""
         limit, spent = self._budget.max_cost_usd, self._recorder.usage.cost_usd
         if limit is None:
             return None
@@ -237,6 +238,7 @@ class RecordedTool:
         self._timeout_ms = self.spec.default_timeout_ms or default_timeout_ms
         self._may_repeat = bool(getattr(inner, "durable_idempotent", True))
         self._warned = False
+        self._asked_again = 0
 
     @property
     def concurrency_safe(self) -> bool:
@@ -255,7 +257,11 @@ class RecordedTool:
         async def make(info: CallInfo) -> Outcome:
             return await self._make(params, info)
 
-        return await self._context.recorder.call("tool", self.tool_id, digest, make)
+        try:
+            return await self._context.recorder.call("tool", self.tool_id, digest, make)
+        except ModelRetryError:
+            self._asked_again += 1
+            raise
 
     async def _make(self, params: dict[str, Any], info: CallInfo) -> Outcome:
         if (over := self._over_budget(info)) is not None:
@@ -289,10 +295,14 @@ class RecordedTool:
             "call_id": call.call_id,
             "error_details": ErrorDetails.from_exception(error).model_dump(exclude_none=True),
         }
+        events: list[tuple[str, dict[str, Any]]] = [("tool.failed", told)]
+        if isinstance(error, ModelRetryError):
+            asked = {key: told[key] for key in ("tool_id", "error", "call_id")}
+            events.insert(0, ("tool.retry_requested", {**asked, "attempt": self._asked_again + 1}))
         # A call with effects that may have happened is not made again because its error could be retried.
         return Outcome(
             error=error,
-            events=[("tool.failed", told)],
+            events=events,
             may_retry=self._may_repeat,
             usage=RunUsage(tool_calls=1),
         )
@@ -371,7 +381,7 @@ class RecordedTool:
     def _warn_once(self) -> None:
         if not self._may_repeat and not self._warned:
             self._warned = True
-            hint = "it is not called again once its outcome is stored; its receiver should know the idempotency key"
+            hint = "not called again once its outcome is stored; let its receiver know the idempotency key"
             self._ledger.note(
                 "run.durable_idempotency_warning",
                 {"run_id": self._context.run_id, "tool_id": self.tool_id, "hint": hint},

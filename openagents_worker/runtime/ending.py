@@ -111,7 +111,7 @@ class Ending:
         )
 
     def arguments(self, state_before: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, Any]:
-        """What the script `finish` is given. Only a completed run changes the session's state and artifacts."""
+        """What the script `finish` is given. Only a completed run changes its session's state."""
         completed = self.error is None
         written, removed = changed_keys(state_before, state) if completed else ([], [])
         return {

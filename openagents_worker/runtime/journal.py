@@ -11,7 +11,7 @@ from typing import Any
 
 from openagents_worker.errors import ReplayMismatch
 from openagents_worker.models import dumps
-from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.client import Reader
 
 __all__ = ["FORMAT", "PREPARE", "Journal", "Record", "digest_of", "read_pages"]
 
@@ -85,10 +85,10 @@ class Journal:
         self._last_errors = [*self._last_errors, record] if "error" in record.outcome else []
 
     def reopen(self) -> None:
-        """What ended an earlier life is no answer in this one: its last records, if errors, are calls to make again.
+        """What ended an earlier life is no answer in this one: its last records, if errors, are open again.
 
-        An error that something followed was survived, and stays as it is. A call that is made again is recorded
-        again; the later record counts.
+        An error that something followed was survived, and stays as it is. A call that is made again is
+        recorded again; the later record counts.
         """
         for record in self._last_errors:
             if record.life < self._life and self._records.get(record.call) is record:
@@ -119,8 +119,8 @@ def _outer_calls(call: str) -> list[str]:
     return [call[:at] for at, char in enumerate(call) if char == ">"]
 
 
-async def read_pages(store: AsyncStore, run_id: str, first: Sequence[str], length: int) -> AsyncIterator[str]:
-    """All records of a run in order, those that came with the claim first. The owner's journal cannot change."""
+async def read_pages(store: Reader, run_id: str, first: Sequence[str], length: int) -> AsyncIterator[str]:
+    """All records of a run in order, first those that came with the claim. Only the owner adds to it."""
     for text in first:
         yield text
     key = store.keys("journal", run_id)

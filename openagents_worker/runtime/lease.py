@@ -14,5 +14,5 @@ class Lease(Protocol):
     def incarnation(self) -> str: ...
 
     def remaining_s(self) -> float:
-        """Seconds until this process must have stopped writing, by its own clock; 0 or less: it must not act."""
+        """Seconds until this process must have stopped writing, by its own clock; 0 or less: stop."""
         ...

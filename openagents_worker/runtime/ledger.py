@@ -7,8 +7,9 @@ repeated until the lease no longer allows it. An answer that says "not yours any
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.models import RunUsage, dumps
@@ -17,12 +18,15 @@ from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.keys import Keys
 from openagents_worker.store.scripts import Call, Handed, WriteAnswer
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["Ledger"]
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 FLUSH_S = 0.02  # events wait this long for company: one round trip instead of three a step
 DELTA_S = 0.03  # and text that streams for about a frame
@@ -78,10 +82,8 @@ class Ledger:
         task.add_done_callback(self._flushing.discard)
 
     async def _flush_quietly(self) -> None:
-        try:
+        with suppress(RunLatched):  # the latch is set; whoever makes the next call will meet it
             await self.flush()
-        except RunLatched:
-            pass  # the latch is set; whoever makes the next call will meet it
 
     async def flush(self) -> None:
         """Store the events that wait, then publish the pieces of replies that wait."""
@@ -100,6 +102,17 @@ class Ledger:
         batch, self._pending = self._pending, []
         self._batch_no += 1
         return batch
+
+    # --- reads -------------------------------------------------------------------------------------------
+
+    @property
+    def keys(self) -> Keys:
+        return self._store.keys
+
+    async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
+        """A read that the run cannot go on without. A broken connection is no failure of the run: the read is
+        repeated, as a write is."""
+        return await self._patiently(lambda: self._store.ask_until(question, self._too_late))
 
     # --- fenced writes -----------------------------------------------------------------------------------
 
@@ -166,10 +179,13 @@ class Ledger:
         return handed
 
     async def _repeat(self, call: Call[Any]) -> Any:
+        return await self._patiently(lambda: self._store.run_until(call, self._too_late))
+
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         if self._latch.reason is LatchReason.FENCED:
             raise RunLatched(LatchReason.FENCED)
         try:
-            return await self._store.run_until(call, lambda: self._too_late())
+            return await work()
         except RedisUnreachable as error:
             self._latch.set(LatchReason.FENCED, detail=error.message)
             raise RunLatched(LatchReason.FENCED) from error

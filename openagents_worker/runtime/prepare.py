@@ -1,4 +1,4 @@
-"""Prepare: from a claimed run to a pattern that can start. Recorded as checkpoint 0, so a resume finds it as it was."""
+"""Prepare: from a claimed run to a pattern that can start; recorded as checkpoint 0 for later attempts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.agents import AgentDefinition
+from openagents_worker.context.base import ContextAssemblerPlugin
 from openagents_worker.models import ErrorDetails, RunBudget, RunRequest
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import RecordedModel, RecordedTool
@@ -126,7 +127,7 @@ class Preparation:
             "session_state": self._context.state,
             "session_manager": self._session,
         }
-        if self._recorded is None and hasattr(assembler, "compact"):
+        if self._recorded is None and _compacts(assembler):
             await self._compact(lambda: assembler.compact(**given))
         self._note("context.assemble.started")
         started = time.monotonic()
@@ -229,6 +230,10 @@ class Preparation:
         self._note("memory.injected")
         self._note("memory.inject.completed", view_size=len(context.memory_view))
         return changes
+
+
+def _compacts(assembler: Any) -> bool:
+    return hasattr(assembler, "compact") and type(assembler).compact is not ContextAssemblerPlugin.compact
 
 
 async def _set_up(pattern: Any, context: RunContext) -> None:

@@ -1,4 +1,4 @@
-"""The recorder: every call of a model or a tool passes here, is answered from the journal or made and recorded.
+"""The recorder: every call of a model or a tool is answered here, from the journal or made and recorded.
 
 Whatever crosses this border back into the pattern has been recorded first, value or exception; what is not
 recorded never reaches the pattern.
@@ -117,7 +117,7 @@ class Recorder:
         return await self._make(key, kind, name, digest, make, info)
 
     def begin(self, path: str = "") -> None:
-        """The task that runs now makes the run's calls; `path` sets those of another part of the run apart."""
+        """The task that runs now makes the run's calls; `path` sets those of another part apart."""
         self._places.begin(path)
 
     def _info(self, kind: str, key: str) -> CallInfo:
@@ -286,7 +286,8 @@ class Recorder:
                 self._ledger.note("replay.prompt_changed", {"call_id": record.call, "model": name})
             return
         raise self.mismatch(
-            f"at call {record.call} the journal holds {record.kind} {record.name}, the program asks for {kind} {name}"
+            f"at call {record.call} the journal holds {record.kind} {record.name}, "
+            f"the program asks for {kind} {name}"
             + ("" if (record.kind, record.name) != (kind, name) else " with other arguments")
         )
 
@@ -294,7 +295,7 @@ class Recorder:
         """The program went another way than it did before; nothing may be executed any more."""
         error = ReplayMismatch(
             problem,
-            hint="chance, time and input must come from recorded calls; was the pattern or the agent changed?",
+            hint="chance and time must come from recorded calls; was the pattern or the agent changed?",
             run_id=self.run_id,
         )
         self.verdict = self.verdict or error
@@ -327,7 +328,7 @@ class Recorder:
     # --- events of the pattern ---------------------------------------------------------------------------
 
     def say(self, name: str, payload: Mapping[str, Any]) -> None:
-        """An event of the pattern. While its branch is replayed it is held back: an earlier attempt has said it."""
+        """An event of the pattern. While its branch is replayed it is held back: it was said before."""
         branch = self._places.branch()
         if self._journal.is_read or ">" in branch:
             self._ledger.note(name, payload)
@@ -341,8 +342,8 @@ class Recorder:
     # --- the end of the attempt --------------------------------------------------------------------------
 
     async def _stop_if_latched(self) -> None:
-        """Where a latched run stops. While others calls may still end, this one waits, so that the pattern sees
-        nothing and cancels nobody; then it raises the latch."""
+        """Where a latched run stops. While other calls may still end, this one waits, so that the pattern
+        sees nothing and cancels nobody; then it raises the latch."""
         if self._latch.reason is None:
             return
         if self._latch.lets_calls_end:

@@ -1,4 +1,4 @@
-"""The runner of a worker process: claims runs and carries each in an attempt of its own, all on one event loop."""
+"""The runner of a worker process: claims runs and carries each in an attempt, all on one event loop."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import redis
 import redis.asyncio as redis_async
@@ -23,7 +23,7 @@ from openagents_worker.redaction import safe_url
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.scripts import Call
 
-__all__ = ["AnswerLost", "AsyncStore", "Cell", "Store"]
+__all__ = ["AnswerLost", "AsyncStore", "Cell", "Reader", "Store"]
 
 T = TypeVar("T")
 
@@ -173,6 +173,15 @@ class Store:
         self.redis.connection_pool.disconnect()
 
 
+class Reader(Protocol):
+    """Where an asyncio reader asks: a store, or somebody who asks one for it."""
+
+    @property
+    def keys(self) -> Keys: ...
+
+    async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T: ...
+
+
 class AsyncStore:
     """The store for asyncio. One per event loop."""
 
@@ -185,7 +194,6 @@ class AsyncStore:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.cell = cell
-        self.keys = cell.keys
         pool = _pool(
             redis_async.BlockingConnectionPool,
             cell,
@@ -196,6 +204,10 @@ class AsyncStore:
         self.redis = redis_async.Redis(connection_pool=pool)
         self._sleep = sleep
 
+    @property
+    def keys(self) -> Keys:
+        return self.cell.keys
+
     async def run(self, call: Call[T]) -> T:
         """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` when it may have been carried out."""
         argv = call.argv(self.cell.common)
@@ -203,10 +215,17 @@ class AsyncStore:
 
     async def run_until(self, call: Call[T], until: Callable[[], bool]) -> T:
         """Run a script and repeat it while Redis is away, until `until()` says that it is too late."""
+        return await self._repeat(lambda: self.run(call), until)
+
+    async def ask_until(self, question: Callable[[Any], Awaitable[T]], until: Callable[[], bool]) -> T:
+        """As `ask`, repeated while Redis is away, until `until()` says that it is too late."""
+        return await self._repeat(lambda: self.ask(question), until)
+
+    async def _repeat(self, work: Callable[[], Awaitable[T]], until: Callable[[], bool]) -> T:
         delay_s = 0.05
         while True:
             try:
-                return await self.run(call)
+                return await work()
             except RedisUnreachable:
                 if until():
                     raise

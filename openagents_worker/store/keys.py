@@ -43,6 +43,13 @@ KEYS = (
     KeySpec(
         "journal", "journal:{}", "list", "the recorded calls of a run, in order of commit; 0 is prepare", _RUN
     ),
+    KeySpec(
+        "reply",
+        "run:{}:reply",
+        "hash",
+        "the reply that is streaming: attempt, call, chars, text, at",
+        "a minute after its last piece; the event that ends the reply deletes it",
+    ),
     KeySpec("session", "sess:{}", "hash", "holder, ordinal of the last place given, version", _SESSION),
     KeySpec("session_queue", "sess:{}:queue", "zset", "waiting runs by place", _SESSION),
     KeySpec("transcript", "sess:{}:transcript", "list", "messages as JSON, oldest first", _SESSION),
@@ -74,6 +81,7 @@ KEYS = (
 )
 
 PERMANENT = frozenset({"workers", "agents", "due", "sent"})
+ALWAYS_EXPIRING = frozenset({"reply"})
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 
 _SAFE = "-_.~"
@@ -168,6 +176,8 @@ def _is_live(client: Any, keys: Keys, spec: KeySpec, owner: str) -> bool:
     """Whether the key is needed for good right now; `owner` is the encoded id in it."""
     if spec.name in PERMANENT:
         return True
+    if spec.name in ALWAYS_EXPIRING:
+        return False
     id_ = unquote(owner)
     if spec.name.startswith("worker_"):
         return client.zscore(keys("workers"), id_) is not None

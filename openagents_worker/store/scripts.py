@@ -74,7 +74,7 @@ def _arguments(parameters: dict[str, Any]) -> str:
     lines = [
         "local at_ = 0",
         "local function one_() at_ = at_ + 1 return ARGV[at_] end",
-        "local function many_() local n, t = tonumber(one_()), {} for i = 1, n do t[i] = one_() end return t end",
+        "local function many_() local t = {} for i = 1, tonumber(one_()) do t[i] = one_() end return t end",
     ]
     lines += [f"local {name} = tonumber(one_())" for name in _COMMON]
     for name, kind in parameters.items():
@@ -296,7 +296,7 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """`incarnation` is the worker that is gone, '' when every lease is good; `left` runs are still its own."""
+    """`incarnation` is the worker that is gone, '' when every lease is good; `left` runs are still its."""
 
     wakes: tuple[Wake, ...]
     incarnation: str
@@ -324,7 +324,7 @@ def submit(
     reject_if_busy: bool,
     parent_run_id: str,
 ) -> Submitted:
-    """Accept a run. `queue` '' means the agent's own or the default; `digest` decides what the same request is."""
+    """Accept a run. `queue` '' means the agent's own or the default; `digest` says which are the same."""
     answer = SubmitAnswer(reply[0])
     if answer is SubmitAnswer.UNKNOWN_AGENT:
         return Submitted(answer, known_agents=tuple(sorted(reply[1:])))
@@ -418,7 +418,7 @@ def commit(
     batch_no: int,
     events: list[str],
 ) -> WriteAnswer:
-    """Store a call's outcome as record number `position` (0 is prepare). `usage` is the run's total so far."""
+    """Store a call's outcome as record `position`, 0 for prepare. `usage` is the run's total so far."""
     return WriteAnswer(reply)
 
 
@@ -435,7 +435,7 @@ def suspend(
     batch_no: int,
     events: list[str],
 ) -> Handed:
-    """Put a run aside: kind `retry` for `delay_ms` because of `error_code` at `call`, or `handover` for now."""
+    """Put a run aside: kind `retry` for `delay_ms` after `error_code` at `call`, or `handover` for now."""
     return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())
 
 
@@ -458,7 +458,7 @@ def finish(
     batch_no: int,
     events: list[str],
 ) -> Handed:
-    """End a run and write its session. `event` with `payload` is terminal, `completed` the payload of the last."""
+    """End a run and write its session. `event` is terminal, `completed` is the payload of the last one."""
     return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())
 
 
@@ -473,7 +473,7 @@ def cancel(reply: Reply, *, run_id: str, reason: str, force: bool) -> Cancelled:
 
 @_door
 def reclaim(reply: Reply, *, limit: int, max_recoveries: int, blameless: bool) -> Reclaimed:
-    """Take runs of one worker whose lease is over. `blameless`: Redis was away, so nobody's step killed it."""
+    """Take runs of one worker whose lease is over. `blameless`: Redis was away, no step killed it."""
     wakes, incarnation, left = reply
     return Reclaimed(_wakes(wakes), incarnation, int(left))
 
@@ -486,7 +486,7 @@ def wake(reply: Reply, *, limit: int) -> tuple[tuple[Wake, ...], int]:
 
 @_door
 def resend(reply: Reply, *, queue: str, oldest_us: int, grace_ms: int, limit: int) -> tuple[Wake, ...]:
-    """Runs whose wake-up message must be lost: sent before the queue's oldest message and before the grace."""
+    """Runs whose wake-up must be lost: sent before the queue's oldest message and before the grace."""
     return _wakes(reply)
 
 

@@ -7,16 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import importlib.util
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["LoopThread"]
+__all__ = ["LoopThread", "end_task"]
 
 T = TypeVar("T")
 
 STOP_TIMEOUT_S = 5.0  # cancelled tasks only have to let go
+CANCEL_AGAIN_S = 0.1
+
+
+async def end_task(task: asyncio.Task[Any]) -> None:
+    """Cancel a task of ours until it has ended.
+
+    Once is not always enough: below Python 3.12 `asyncio.wait_for` swallows a cancellation that comes in the
+    moment in which it is done, and redis-py sends its commands through it.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
 
 
 class LoopThread:
@@ -79,11 +92,14 @@ class LoopThread:
             self.loop.close()
 
     def _cancel_all(self) -> None:
-        tasks = asyncio.all_tasks(self.loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            self.loop.run_until_complete(asyncio.wait(tasks, timeout=STOP_TIMEOUT_S / 2))
+        endings = [end_task(task) for task in asyncio.all_tasks(self.loop)]
+
+        async def end_all() -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT_S / 2):
+                    await asyncio.gather(*endings)
+
+        self.loop.run_until_complete(end_all())
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.worker.bridge import end_task
 
 __all__ = ["Notices"]
 
@@ -33,8 +34,7 @@ class Notices:
 
     async def aclose(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_task(self._task)
         await self._store.close()
 
     async def _listen(self, incarnation: str) -> NoReturn:

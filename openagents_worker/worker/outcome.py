@@ -57,4 +57,5 @@ def _revoked(task: Task, run_id: str) -> Never:
 
 
 def _goes_on(reason: str, delay_ms: int | None) -> Never:
-    raise Retry(message=reason, when=None if delay_ms is None else delay_ms / 1000)
+    # Celery's event and Flower show `exc`, its log the message.
+    raise Retry(message=reason, exc=reason, when=None if delay_ms is None else delay_ms / 1000)

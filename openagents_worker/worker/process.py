@@ -20,7 +20,7 @@ from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.backlog import Backlog
-from openagents_worker.worker.bridge import LoopThread
+from openagents_worker.worker.bridge import LoopThread, end_task
 from openagents_worker.worker.drain import drain, let_go
 from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.notices import Notices
@@ -134,8 +134,7 @@ class WorkerProcess:
     async def _close(self, *, stop_runs: bool, reclaim: bool) -> None:
         if stop_runs:
             await let_go(self.runner)
-        self._rescuing.cancel()
-        await asyncio.wait([self._rescuing])
+        await end_task(self._rescuing)
         if reclaim:
             try:
                 await (

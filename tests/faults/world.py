@@ -191,6 +191,11 @@ class World:
         with self._lock:
             return name if name in self._workers and self._workers[name].alive else ""
 
+    def carriers(self) -> dict[int, Worker]:
+        """The workers that live, by process id: the tools' log names those."""
+        with self._lock:
+            return {worker.process.pid: worker for worker in self._workers.values() if worker.alive}
+
     def kill(self, worker: Worker) -> None:
         """SIGKILL; the supervisor starts another."""
         with self._lock:
@@ -207,16 +212,22 @@ class World:
         agent: str = "stepper",
         session: str | None = None,
         latency_ms: int = 0,
-        **fields: Any,
+        limit: Mapping[str, int] | None = None,
+        **request: Any,
     ) -> RunHandle[Any]:
-        """A run whose model asks for these tools, one a turn, and then answers. The input says all that."""
-        told = {"steps": [[tool, dict(arguments)] for tool, arguments in steps], "latency_ms": latency_ms, **fields}
+        """A run whose model asks for these tools, one a turn, and then answers. The input says all that.
+
+        `limit` makes the model answer a `turn` with 429 so many `times`, with this `retry_after_ms`.
+        """
+        asks = [[tool, dict(arguments)] for tool, arguments in steps]
+        told = {"steps": asks, "latency_ms": latency_ms, "limit": dict(limit or {})}
         return self.client.submit(
             {
                 "agent_id": agent,
                 "session_id": session or f"session-of-{run_id}",
                 "input_text": json.dumps(told),
                 "run_id": run_id,
+                **request,
             }
         )
 
@@ -304,8 +315,8 @@ class World:
         """The run's events have no gap and one end; returns them."""
         events = self.events(run_id)
         assert [event.seq for event in events] == list(range(1, len(events) + 1)), "the events have no gap"
-        ends = [event.name for event in events if event.name in TERMINAL_EVENTS]
-        assert ends == [ending], "one terminal event"
+        ends = [event for event in events if event.name in TERMINAL_EVENTS]
+        assert [event.name for event in ends] == [ending], f"one terminal event: {[e.payload for e in ends]}"
         assert [event.name for event in events if event.final] == ["session.run.completed"]
         return events
 

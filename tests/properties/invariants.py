@@ -52,7 +52,9 @@ class _Cell:
 
 def _check_record(cell: _Cell, run: Run) -> None:
     record = cell.get("run", run.id)
-    told = {name: record.get(name) or "" for name in ("state", "owner", "cancel", "attempt", "retries", "stuck")}
+    told = {
+        name: record.get(name) or "" for name in ("state", "owner", "cancel", "attempt", "retries", "stuck")
+    }
     true = {
         "state": run.state,
         "owner": run.owner,
@@ -112,7 +114,10 @@ def _check_place(cell: _Cell, run: Run) -> None:
 def _check_session(cell: _Cell, session: str, truth: Truth) -> None:
     places = truth.places.get(session, [])
     queue: dict[str, float] = cell.get("session_queue", session)
-    order = [*filter(None, [cell.get("session", session).get("holder")]), *sorted(queue, key=queue.__getitem__)]
+    order = [
+        *filter(None, [cell.get("session", session).get("holder")]),
+        *sorted(queue, key=queue.__getitem__),
+    ]
     assert order == places, f"session {session} has the order {order}, but places were given as {places}"
     transcript = list(cell.get("transcript", session))
     assert transcript == truth.transcript.get(session, []), f"the transcript of {session} is {transcript}"
@@ -133,4 +138,6 @@ def _check_life_times(cell: _Cell, truth: Truth) -> None:
         else:
             needed = bool(truth.places.get(id_))
         ttl_ms = cell.view[key].ttl_ms
-        assert (ttl_ms == -1) == needed, f"{key} has the TTL {ttl_ms}, and is {'' if needed else 'not '}needed"
+        assert (ttl_ms == -1) == needed, (
+            f"{key} has the TTL {ttl_ms}, and is {'' if needed else 'not '}needed"
+        )

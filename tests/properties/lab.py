@@ -15,7 +15,7 @@ __all__ = ["TICK_MS", "Entry", "Lab", "Snapshot", "View"]
 
 T = TypeVar("T")
 
-# Time passes in ticks. All spans that matter are some ticks and a half, so how fast this machine is decides nothing.
+# Time passes in ticks. Every span is some ticks and a half, so the speed of a machine decides nothing.
 TICK_MS = 600_000
 
 _READ = """

@@ -1,20 +1,28 @@
-"""The machine. The only place that plays the protocol: producers, workers, lost messages, deaths, lost seconds.
+"""The machine. The only place that plays the protocol: producers, workers, lost messages, deaths.
 
-Each rule does something to the real scripts and the same to the truth, and compares what both say. Workers
-act on what they believe, which may be wrong: an answer was lost, they slept, Redis forgot a second.
+Each act does something to the real scripts and the same to the truth, and compares what both say. Workers act
+on what they believe, which may be wrong: an answer was lost, they slept, Redis forgot a second.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
+import hypothesis
+from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from openagents_worker.store import scripts
 from openagents_worker.store.keys import ttl_violations
@@ -23,12 +31,15 @@ from tests.properties.invariants import check
 from tests.properties.lab import TICK_MS, Lab, Snapshot
 from tests.properties.truth import LEASE, MAX_RECOVERIES, Truth
 
-__all__ = ["Protocol"]
+__all__ = ["BATCH", "Protocol", "play"]
 
+BATCH = 10  # histories a seed: later ones Hypothesis makes of earlier ones, which finds less than chance does
+STEPS = 40
 MAX_RUNS = 5
 FAIR_ROUNDS = 40  # a fair end needs about as many as there are runs, and the length of a lease
 EMPTY = 2**53 - 1  # of a queue without messages, when its oldest message was sent
 
+T = TypeVar("T")
 Way = Literal["answered", "lost", "repeated"]
 
 
@@ -61,9 +72,43 @@ class Worker:
     abandoned: bool = False  # it could not renew: this incarnation never acts again
 
 
-indexes = st.integers(0, 11)
-ways = st.sampled_from(["answered", "answered", "lost", "repeated"])
-some = st.sampled_from([1, 100])
+@dataclass(frozen=True)
+class Act:
+    """A method of the machine, when it makes sense, and among what its arguments are chosen."""
+
+    name: str
+    possible: Callable[[Any], object]
+    options: dict[str, Sequence[Any]]
+
+    def arguments(self, choices: Sequence[int]) -> dict[str, Any]:
+        return {
+            name: pick(among, choice)
+            for (name, among), choice in zip(self.options.items(), choices, strict=False)
+        }
+
+
+ACTS: list[Act] = []
+
+
+def act(weight: int = 1, *, when: Callable[[Any], object] = bool, **options: Sequence[Any]) -> Any:
+    """Makes an act of a method; one with more weight is done more often."""
+
+    def known(method: Any) -> Any:
+        ACTS.extend([Act(method.__name__, when, options)] * weight)
+        return method
+
+    return known
+
+
+def pick(among: Sequence[T], choice: int) -> T:
+    return among[choice % len(among)]
+
+
+ANY = range(120)  # of whatever there is at that moment
+LOST = (False, False, False, True)
+WAYS = ("answered", "answered", "lost", "repeated")
+LIMITS = (1, 100)
+choices = st.integers(0, 119)  # divisible by most counts; up to 127 Hypothesis draws evenly
 
 
 class Protocol(RuleBasedStateMachine):
@@ -83,35 +128,43 @@ class Protocol(RuleBasedStateMachine):
         for worker in self.workers:
             self.register(worker)
 
-    @initialize(
-        requests=st.lists(st.tuples(st.sampled_from(["s", "t"]), st.sampled_from([True, True, True, False])),
-                          min_size=1, max_size=4),
-        w=indexes,
-    )
-    def begin(self, requests: list[tuple[str, bool]], w: int) -> None:
-        """A few runs, some of them under way, so that every history has something to break."""
-        for session, durable in requests:
-            self.submit(session, 0, durable, reject=False, lost=False)
-        for number, run_id in enumerate(list(self.messages)):
-            self.messages.remove(run_id)
-            self.claim(pick(self.workers, w + number % 2), run_id)
+    @initialize(details=st.tuples(choices, choices, choices))
+    def begin(self, details: tuple[int, ...]) -> None:
+        """Three runs, so that every history has something to lose."""
+        for session in (pick("sst", choice) for choice in details):
+            self.submit(session, delay=0, durable=True, reject=False, lost=False)
+
+    # Hypothesis switches a random half of its rules off in each example, and most histories would be void: so
+    # there is one rule. It draws the same numbers wherever it stands: a history that is cut means the same.
+    @rule(which=choices, details=st.tuples(choices, choices, choices, choices, choices))
+    def do(self, which: int, details: tuple[int, ...]) -> None:
+        act = pick([act for act in ACTS if act.possible(self)], which)
+        arguments = act.arguments(details)
+        note(f"{act.name}({', '.join(f'{name}={value}' for name, value in arguments.items())})")
+        getattr(self, act.name)(**arguments)
 
     # --- producers ---
 
-    @precondition(lambda self: len(self.truth.runs) < MAX_RUNS)
-    @rule(
-        session=st.sampled_from(["s", "t"]),
-        delay=st.sampled_from([0, 0, 0, 1.5, 2.5]),
-        durable=st.sampled_from([True, True, True, False]),
-        reject=st.sampled_from([False, False, True]),
-        lost=st.booleans(),
+    @act(
+        2,
+        when=lambda self: len(self.truth.runs) < MAX_RUNS,
+        session=("s", "t"),
+        delay=(0, 0, 0, 1.5, 2.5),
+        durable=(True, True, True, False),
+        reject=(False, False, True),
+        lost=LOST,
     )
     def submit(self, session: str, delay: float, durable: bool, reject: bool, lost: bool) -> None:
         run_id = f"r{next(self.numbers)}"
         self.requests[run_id] = session, durable
         self.offer(run_id, "same", delay, reject, lost)
 
-    @rule(i=indexes, digest=st.sampled_from(["same", "other"]), lost=st.booleans())
+    @act(
+        when=lambda self: self.requests,
+        i=ANY,
+        digest=("same", "other"),
+        lost=LOST,
+    )
     def submit_again(self, i: int, digest: str, lost: bool) -> None:
         self.offer(pick(sorted(self.requests), i), digest, 0, False, lost)
 
@@ -143,7 +196,7 @@ class Protocol(RuleBasedStateMachine):
             if submitted.sent_us is not None and not lost:
                 self.messages.append(run_id)
 
-    @rule(i=indexes, force=st.booleans(), lost=st.booleans())
+    @act(when=lambda self: self.requests, i=ANY, force=(False, False, True), lost=LOST)
     def cancel(self, i: int, force: bool, lost: bool) -> None:
         run_id = pick(sorted(self.requests), i)
         cancelled = self.lab.run(scripts.cancel(run_id=run_id, reason="enough", force=force))
@@ -153,8 +206,7 @@ class Protocol(RuleBasedStateMachine):
 
     # --- workers ---
 
-    @precondition(lambda self: self.messages)
-    @rule(w=indexes, i=indexes, doubled=st.booleans(), way=ways)
+    @act(14, when=lambda self: self.messages, w=ANY, i=ANY, doubled=(False, False, True), way=WAYS)
     def deliver(self, w: int, i: int, doubled: bool, way: Way) -> None:
         """A message reaches a worker, which claims; the answer may be lost, or asked for once more."""
         run_id = pick(self.messages, i)
@@ -184,7 +236,11 @@ class Protocol(RuleBasedStateMachine):
             assert (run_id, claimed.fence) not in self.fences, f"the fence {claimed.fence} is not new"
             run.fence = claimed.fence
             self.fences.add((run_id, claimed.fence))
-        assert (claimed.attempt, claimed.retries, claimed.recoveries) == (run.attempts, run.retries, run.recoveries)
+        assert (claimed.attempt, claimed.retries, claimed.recoveries) == (
+            run.attempts,
+            run.retries,
+            run.recoveries,
+        )
         assert claimed.journal_length == len(run.journal)
         assert list(claimed.journal) == run.journal[: len(claimed.journal)]
         if way != "lost":
@@ -192,12 +248,13 @@ class Protocol(RuleBasedStateMachine):
                 run_id, worker.incarnation, claimed.fence, len(run.journal), run.usage
             )
 
-    @precondition(lambda self: self.at_work)
-    @rule(
-        w=indexes,
-        i=indexes,
-        kind=st.sampled_from(["commit", "commit", "emit", "retry", "handover", "finish"]),
-        way=ways,
+    @act(
+        28,
+        when=lambda self: self.at_work,
+        w=ANY,
+        i=ANY,
+        kind=("commit", "commit", "emit", "retry", "handover", "finish"),
+        way=WAYS,
     )
     def work(self, w: int, i: int, kind: str, way: Way) -> None:
         """A worker writes; a write whose answer was lost comes first, unchanged."""
@@ -222,10 +279,14 @@ class Protocol(RuleBasedStateMachine):
         if not done or (write.kind in ("retry", "handover", "finish") and answer is not WriteAnswer.CANCEL):
             self.zombies.append(worker.carries.pop(attempt.run_id))
 
-    @precondition(lambda self: self.zombies)
-    @rule(i=indexes, kind=st.sampled_from(["commit", "emit", "retry", "handover", "finish", "release"]))
+    @act(
+        3,
+        when=lambda self: self.zombies,
+        i=ANY,
+        kind=("commit", "emit", "retry", "handover", "finish", "release"),
+    )
     def write_late(self, i: int, kind: str) -> None:
-        """Somebody who was let go of, or slept, or died while a command was under way, writes all the same."""
+        """Who was let go of, or slept, or died while a command was under way, writes all the same."""
         attempt = pick(self.zombies, i)
         self.carry_out(attempt.unanswered or self.write(attempt, kind), attempt.run_id)
 
@@ -297,16 +358,18 @@ class Protocol(RuleBasedStateMachine):
 
     # --- leases ---
 
-    @rule(w=indexes)
+    @act(4, w=ANY)
     def beat(self, w: int) -> None:
         """Renew, then compare: release what nobody here runs, let go of what is not ours."""
         worker = pick(self.workers, w)
         if worker.abandoned:
-            return self.register(worker)
+            self.register(worker)
+            return
         renewal = self.lab.run(scripts.renew(incarnation=worker.incarnation, lease_ms=int(LEASE * TICK_MS)))
         assert renewal.lost is not self.truth.renew(worker.incarnation), f"lease of {worker.incarnation}"
         if renewal.lost:
-            return self.register(worker)
+            self.register(worker)
+            return
         assert renewal.owned == self.truth.owned(worker.incarnation)
         assert renewal.cancel_requested == self.truth.cancel_requested(worker.incarnation)
         for run_id in sorted(renewal.owned - set(worker.carries)):
@@ -316,19 +379,24 @@ class Protocol(RuleBasedStateMachine):
         for run_id in sorted(set(worker.carries) - renewal.owned):
             self.zombies.append(worker.carries.pop(run_id))
 
-    @rule(w=indexes)
+    @act(w=ANY)
     def stop_itself(self, w: int) -> None:
         """It could not renew in time: it lets go of everything, and this incarnation never beats again."""
         worker = pick(self.workers, w)
         worker.abandoned = True
         self.let_go(worker)
 
-    @rule(w=indexes)
+    @act(w=ANY)
     def kill(self, w: int) -> None:
         self.register(pick(self.workers, w))
 
-    @precondition(lambda self: self.at_work)
-    @rule(w=indexes, lost=st.booleans(), blameless=st.sampled_from([False, False, False, True]))
+    @act(
+        2,
+        when=lambda self: self.at_work,
+        w=ANY,
+        lost=LOST,
+        blameless=(False, False, False, True),
+    )
     def die_at_work(self, w: int, lost: bool, blameless: bool) -> None:
         """Killed, its lease over and its runs reclaimed, all at once: what poison is made of."""
         worker = pick(self.at_work, w)
@@ -338,7 +406,7 @@ class Protocol(RuleBasedStateMachine):
             self.reclaim_some(100, blameless, lost)
         self.register(worker)
 
-    @rule(w=indexes)
+    @act(w=ANY)
     def retire(self, w: int) -> None:
         worker = pick(self.workers, w)
         answer = self.lab.run(scripts.retire(incarnation=worker.incarnation))
@@ -359,7 +427,7 @@ class Protocol(RuleBasedStateMachine):
 
     # --- rescue ---
 
-    @rule(limit=some, blameless=st.booleans(), lost=st.booleans())
+    @act(limit=LIMITS, blameless=(False, True), lost=LOST)
     def reclaim(self, limit: int, blameless: bool, lost: bool) -> None:
         self.reclaim_some(limit, blameless, lost)
 
@@ -378,12 +446,12 @@ class Protocol(RuleBasedStateMachine):
             self.send(answer.wakes, self.truth.reclaim(gone, sorted(owned - left), blameless), lost)
         return bool(gone)
 
-    @rule(limit=some, lost=st.booleans())
+    @act(2, limit=LIMITS, lost=LOST)
     def wake(self, limit: int, lost: bool) -> None:
         wakes, _ = self.lab.run(scripts.wake(limit=limit))
         self.send(wakes, self.truth.wake(limit), lost)
 
-    @rule(back=st.sampled_from([None, 0, 1]), lost=st.booleans())
+    @act(2, back=(None, 0, 1), lost=LOST)
     def resend(self, back: int | None, lost: bool) -> None:
         """The queue is empty (None), or its oldest message was sent some ticks ago."""
         seconds, micros = self.lab.redis.time()
@@ -398,25 +466,23 @@ class Protocol(RuleBasedStateMachine):
 
     # --- the world ---
 
-    @rule(ticks=st.integers(1, 5))
+    @act(2, ticks=(1, 1, 2, 4))
     def let_pass(self, ticks: int) -> None:
         self.truth.now += ticks
         self.lab.let_pass(ticks * TICK_MS)
 
-    @precondition(lambda self: any(run.over for run in self.truth.runs.values()))
-    @rule(i=indexes)
+    @act(when=lambda self: any(run.over for run in self.truth.runs.values()), i=ANY)
     def forget(self, i: int) -> None:
         """The TTL of a run is over."""
         run_id = pick(sorted(run.id for run in self.truth.runs.values() if run.over), i)
         del self.truth.runs[run_id]
         self.lab.forget(run_id)
 
-    @rule()
+    @act()
     def write_to_disk(self) -> None:
         self.saved = self.lab.snapshot(), deepcopy(self.truth)
 
-    @precondition(lambda self: self.saved)
-    @rule()
+    @act(when=lambda self: self.saved)
     def lose_what_is_not_on_disk(self) -> None:
         """Redis dies and comes back with what it wrote last. Everybody keeps what they believe."""
         assert self.saved
@@ -465,5 +531,18 @@ class Protocol(RuleBasedStateMachine):
             self.lab.clear()
 
 
-def pick(among: list[Any], i: int) -> Any:
-    return among[i % len(among)]
+def play(lab: Lab, seed: int, *, examples: int = BATCH, shrink: bool = True) -> None:
+    """Some histories in this laboratory. One that breaks a promise is cut short and raised."""
+    machine = type("ProtocolInTheLab", (Protocol,), {"lab": lab})
+    run_state_machine_as_test(
+        hypothesis.seed(seed)(machine),
+        settings=hypothesis.settings(
+            max_examples=examples,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            print_blob=False,
+            suppress_health_check=list(hypothesis.HealthCheck),
+            phases=[hypothesis.Phase.generate, *([hypothesis.Phase.shrink] if shrink else [])],
+        ),
+    )

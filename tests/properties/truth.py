@@ -76,7 +76,9 @@ class Truth:
 
     # --- producers ---
 
-    def submit(self, run_id: str, session: str, digest: str, durable: bool, delay: float, reject: bool) -> str:
+    def submit(
+        self, run_id: str, session: str, digest: str, durable: bool, delay: float, reject: bool
+    ) -> str:
         if known := self.runs.get(run_id):
             return "SAME" if known.digest == digest else "CONFLICT"
         if reject and self.places.get(session):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Generator
-from contextlib import suppress
-from typing import Any
 
 import pytest
+import redis
 from celery import Celery, Task
 from celery.exceptions import Ignore, Retry
 
@@ -17,6 +18,7 @@ from openagents_worker.runtime.attempt import Carried, Outlook
 from openagents_worker.settings import load_settings
 from openagents_worker.worker.app import make_worker_app
 from openagents_worker.worker.outcome import tell_celery
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -83,16 +85,15 @@ def test_a_cancelled_run_is_shown_as_revoked(
     app: Celery, task: Task, redis_url: str, carried: Carried
 ) -> None:
     """While it worked, or before anybody had claimed it."""
-    heard: list[dict[str, Any]] = []
+    with redis.Redis.from_url(redis_url) as client, client.pubsub(ignore_subscribe_messages=True) as events:
+        events.psubscribe("*celeryev/task.revoked")  # where kombu publishes what Flower listens to
+        events.get_message(timeout=5)
 
-    with app.connection_for_read() as connection:
-        receiver = app.events.Receiver(connection, handlers={"task-revoked": heard.append})
-        with receiver.consumer_context(wakeup=False) as (_, channel, _consumers):
-            with suppress(TimeoutError):
-                connection.drain_events(timeout=0.1)  # kombu subscribes when it first drains
-            with pytest.raises(Ignore):
-                tell_celery(task, "r1", carried)
-            connection.drain_events(timeout=5)
-        channel.client.flushall()  # Celery's keys have no place in the cell's table
+        with pytest.raises(Ignore):
+            tell_celery(task, "r1", carried)
 
-    assert [(event["uuid"], event["hostname"]) for event in heard] == [("r1", "w1@test")]
+        message = wait_for(lambda: events.get_message(timeout=1), "Celery's event was published")
+        client.flushall()  # Celery's keys have no place in the cell's table
+
+    event = json.loads(base64.b64decode(json.loads(message["data"])["body"]))
+    assert (event["type"], event["uuid"], event["hostname"]) == ("task-revoked", "r1", "w1@test")

@@ -13,6 +13,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import EMPTY
+from openagents_worker.worker.bridge import end_task
 from openagents_worker.worker.rescue import Rescue
 from tests.producer.hand import Hand
 from tests.waiting import await_for
@@ -69,9 +70,7 @@ def rescue_of(
 async def running(rescue: Rescue) -> AsyncGenerator[Rescue]:
     task = asyncio.create_task(rescue.run(), name="rescue")
     yield rescue
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    await end_task(task)
 
 
 def dies(hand: Hand, *run_ids: str, lease_ms: int = 1) -> None:
@@ -113,7 +112,7 @@ async def test_more_runs_than_a_call_takes_are_all_woken(
 ) -> None:
     """A worker with hundreds of runs is taken in calls of a hundred."""
     run_ids = [f"r{number}" for number in range(250)]
-    dies(hand, *run_ids)
+    await asyncio.to_thread(dies, hand, *run_ids)
     await await_for(rescue.once, "somebody was dead")
 
     assert waits(sent, *run_ids)()

@@ -1,35 +1,19 @@
-"""Tools that write a diary of their own: when a call began and how it ended, under its idempotency key.
-
-The diary, a file outside of the system, is what tests count in: not the system says how often a tool ran.
-"""
+"""Tools that note in the diary when a call began and how it ended; a pattern and a memory of one's own."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import time
 from pathlib import Path
-from typing import Any
 
 from openagents_worker import tool
-from openagents_worker.errors import PermanentToolError
+from openagents_worker.errors import ModelRetryError, PermanentToolError
 from openagents_worker.memory.base import MemoryContext, MemoryPlugin
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.tools.base import ToolContext, ToolPlugin
+from tests.diary import DIARY, note, read
 
 TOGETHER_WITHIN_S = 10.0
-
-
-def note(what: str, context: ToolContext, **more: Any) -> None:
-    """A line in the diary; whole, whoever else writes at the same time."""
-    line = {"what": what, "key": context.idempotency_key, "at": time.time(), **more}
-    with _diary().open("a") as diary:
-        diary.write(json.dumps(line) + "\n")
-
-
-def _diary() -> Path:
-    return Path(os.environ["DIARY_FOLDER"]) / "diary.jsonl"
 
 
 @tool
@@ -53,8 +37,7 @@ async def meet(number: int, of: int, context: ToolContext) -> dict[str, int]:
 
 
 def _have(what: str, context: ToolContext) -> int:
-    lines = [json.loads(line) for line in _diary().read_text().splitlines()]
-    return sum(line["what"] == what and line["key"].startswith(f"{context.run_id}:") for line in lines)
+    return [line["what"] for line in read(Path(os.environ[DIARY]), context.run_id)].count(what)
 
 
 @tool
@@ -71,6 +54,8 @@ async def hang(context: ToolContext) -> None:
 async def refuse(amount: int, context: ToolContext) -> dict[str, int]:
     """Pays an amount of at most ten."""
     note("begin", context, tool="refuse", amount=amount)
+    if amount < 0:
+        raise ModelRetryError("an amount is positive")
     if amount > 10:
         raise PermanentToolError(f"{amount} is too much", hint="at most 10")
     return {"paid": amount}

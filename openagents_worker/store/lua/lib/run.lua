@@ -19,12 +19,22 @@ local TERMINAL = {completed = true, failed = true, cancelled = true}
 
 local function q(text) return cjson.encode(text) end
 
+-- What all envelopes of one moment share: from the run's ids to the beginning of the payload
+local function envelope_middle(run)
+  return ',"run_id":' .. q(run.id) .. ',"session_id":' .. q(run.session) .. ',"agent_id":' .. q(run.agent)
+    .. ',"life":' .. run.life .. ',"attempt":' .. run.attempt .. ',"worker":' .. (run.owner ~= '' and q(run.owner) or 'null')
+    .. ',"timestamp":"' .. iso(NOW_MS) .. '","payload":'
+end
+
 -- The envelope of an event; `seq` is the JSON of its number (null for what is only live)
-local function envelope(run, name, seq, payload, extra)
-  return '{"name":' .. q(name) .. ',"seq":' .. seq .. ',"run_id":' .. q(run.id) .. ',"session_id":' .. q(run.session)
-    .. ',"agent_id":' .. q(run.agent) .. ',"life":' .. run.life .. ',"attempt":' .. run.attempt
-    .. ',"worker":' .. (run.owner ~= '' and q(run.owner) or 'null') .. ',"timestamp":"' .. iso(NOW_MS) .. '"'
-    .. ',"payload":' .. payload .. (extra or '') .. '}'
+local function envelope(name, seq, middle, payload, final)
+  return '{"name":' .. q(name) .. ',"seq":' .. seq .. middle .. payload .. (final and ',"final":true}' or '}')
+end
+
+-- A reply that is over is told by its event; what was kept of it for those who join has had its use
+local function forget_reply(run, payload)
+  local call = redis.call('HGET', k.reply(run.id), 'call')
+  if call and string.find(payload, '"call":' .. q(call), 1, true) then redis.call('DEL', k.reply(run.id)) end
 end
 
 -- append(run, events): events = {name, payload, name, payload, …}; gives each its seq, stores and publishes it
@@ -33,10 +43,12 @@ local function append(run, events, final)
   if count == 0 then return end
   local first = redis.call('HINCRBY', k.run(run.id), 'seq', count) - count
   local stream, channel = k.events(run.id), k.channel(run.agent, run.session, run.id)
+  local middle = envelope_middle(run)
   for i = 1, count do
-    local extra = (final and i == count) and ',"final":true' or nil
     local seq = digits(first + i)
-    local text = envelope(run, events[2 * i - 1], seq, events[2 * i], extra)
+    local name, payload = events[2 * i - 1], events[2 * i]
+    if name == 'llm.succeeded' or name == 'llm.failed' then forget_reply(run, payload) end
+    local text = envelope(name, seq, middle, payload, final and i == count)
     redis.call('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, seq .. '-0', 'e', text)
     redis.call('PUBLISH', channel, text)
   end

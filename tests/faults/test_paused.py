@@ -1,0 +1,114 @@
+"""A worker stands still for three leases and comes back: it has missed its own funeral, and changes nothing."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.faults.conftest import MakeWorld
+from tests.faults.world import Worker, World, table
+from tests.waiting import wait_for
+
+READERS = {
+    "hash": lambda redis, key: redis.hgetall(key),
+    "list": lambda redis, key: redis.lrange(key, 0, -1),
+    "set": lambda redis, key: redis.smembers(key),
+    "stream": lambda redis, key: redis.xrange(key),
+    "zset": lambda redis, key: redis.zrange(key, 0, -1, withscores=True),
+}
+
+
+def _all_of(world: World, run_ids: Sequence[str]) -> dict[str, Any]:
+    """Every key of these runs and their sessions, with all that is in it."""
+    redis = world.client.store.redis
+    keys = [key for run_id in run_ids for key in redis.scan_iter(f"oa:*{run_id}*", count=1000)]
+    return {key: READERS[redis.type(key)](redis, key) for key in sorted(keys)}
+
+
+def _pause_one(world: World, round_no: int, runs: int) -> dict[str, object]:
+    run_ids = [f"run-{round_no}-{number}." for number in range(runs)]
+    for run_id in run_ids:
+        world.submit(run_id, [("step", {"n": n, "ms": 150}) for n in range(4)], latency_ms=100)
+    victim, its_runs = wait_for(lambda: _busy_worker(world, run_ids), "a worker has many runs in the middle of a step")
+    incarnation = next(i for i in world.incarnations() if i.startswith(f"{victim.name}@"))
+
+    victim.signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    for run_id in run_ids:
+        world.wait(run_id, 60)
+    wait_for(lambda: time.monotonic() - stopped > 3 * world.lease_s, "three leases are over", 30)
+    before, asked_before = _all_of(world, run_ids), len(world.model.log)
+    victim.signal(signal.SIGCONT)
+    wait_for(lambda: _registered_anew(world, victim, incarnation), f"{victim.name} has a new lease", 30)
+
+    _carry_alone(world, victim, f"after-{round_no}")
+    after = _all_of(world, run_ids)
+    for run_id in run_ids:
+        events = world.assert_told_once(run_id)
+        assert len(world.client.session(f"session-of-{run_id}").transcript) == 2
+        last = [event.worker for event in events][-1]
+        assert run_id not in its_runs or last != incarnation, "another worker has ended it"
+    return {
+        "round": round_no,
+        "runs of the paused worker": len(its_runs),
+        "keys compared": len(before),
+        "stale writes": sum(before.get(key) != after.get(key) for key in before | after),
+        "model asked": asked_before,
+        "new runs on it": 1,
+    }
+
+
+def _busy_worker(world: World, run_ids: Sequence[str]) -> tuple[Worker, list[str]] | None:
+    """A worker with at least every sixth run in the middle of a tool, and those runs."""
+    open_calls: dict[str, int] = {}
+    for entry in world.entries():
+        if entry["run"] in run_ids:
+            open_calls[entry["run"]] = entry["pid"] if entry["event"] == "begin" and entry["n"] >= 1 else 0
+    by_pid: dict[int, list[str]] = {}
+    for run_id, pid in open_calls.items():
+        by_pid.setdefault(pid, []).append(run_id)
+    by_pid.pop(0, None)
+    pid = max(by_pid, key=lambda pid: len(by_pid[pid]), default=0)
+    enough = len(by_pid.get(pid, ())) * 6 >= len(run_ids)
+    return (world.carriers()[pid], by_pid[pid]) if enough else None
+
+
+def _registered_anew(world: World, worker: Worker, old: str) -> bool:
+    mine = [incarnation for incarnation in world.incarnations() if incarnation.startswith(f"{worker.name}@")]
+    return bool(mine) and old not in mine
+
+
+def _carry_alone(world: World, worker: Worker, name: str) -> None:
+    """Submit runs until the worker has ended one."""
+    for number in range(50):
+        world.submit(f"{name}-{number}", [("step", {"n": 0, "ms": 20})])
+        world.wait(f"{name}-{number}")
+        if world.entries(f"{name}-{number}")[0]["pid"] == worker.process.pid:
+            return
+    raise AssertionError(f"{worker.name} has carried none of 50 runs since it came back")
+
+
+def _check(world: World, rounds: int, runs: int) -> None:
+    rows = [_pause_one(world, round_no, runs) for round_no in range(rounds)]
+    table(f"SIGSTOP for three leases of {world.lease_s:g} s, then SIGCONT", rows)
+    assert all(row["stale writes"] == 0 for row in rows)
+
+
+def test_a_worker_that_was_paused_writes_nothing(make_world: MakeWorld) -> None:
+    """After a pause of three leases a worker's runs belong to others: it changes nothing, and takes new ones."""
+    world = make_world(workers=2).start()
+
+    _check(world, rounds=1, runs=20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_worker_is_paused_again_and_again(make_world: MakeWorld) -> None:
+    """Ten pauses, fifty runs beside each."""
+    world = make_world(workers=2).start()
+
+    _check(world, rounds=10, runs=50)

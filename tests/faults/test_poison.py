@@ -1,0 +1,54 @@
+"""One run of many takes its whole process along, every time."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.conftest import MakeWorld
+from tests.faults.world import World, table
+
+
+def _check(world: World, neighbours: int, steps: int, patience_s: float) -> None:
+    for number in range(neighbours):
+        world.submit(f"good-{number}", [("step", {"n": n, "ms": 100}) for n in range(steps)], latency_ms=50)
+    world.submit("bad", [("step", {"n": 0}), ("segfault", {"n": 1})])
+
+    bad = world.wait("bad", patience_s)
+    good = [world.wait(f"good-{number}", patience_s) for number in range(neighbours)]
+
+    deaths = sum(entry["tool"] == "segfault" for entry in world.entries("bad"))
+    finished = [result for result in good if result.final_output == f"done after {steps}"]
+    code = bad.error_details.code if bad.error_details else None
+    begun = [world.calls(f"good-{number}") for number in range(neighbours)]
+    row = {
+        "runs": neighbours + 1,
+        "completed": len(finished),
+        "the bad one": code,
+        "processes it took": deaths,
+        "calls of the others": sum(len(set(calls)) for calls in begun),
+        "of them begun": sum(map(len, begun)),
+    }
+    table("A tool that ends its process", [row])
+    assert len(finished) == neighbours
+    assert code == "run.poisoned"
+    assert all(len(set(calls)) == 2 * steps + 1 for calls in begun)
+    names = [event.name for event in world.assert_told_once("bad", "run.failed")]
+    assert "run.poisoned" in names
+    for number in range(neighbours):
+        world.assert_told_once(f"good-{number}")
+
+
+def test_a_run_that_kills_its_workers_is_ended_and_its_neighbours_are_not(make_world: MakeWorld) -> None:
+    """A run in whose tool the process dies again and again ends as poisoned; those beside it complete."""
+    world = make_world(workers=1, lease_ms=1_000, env={"OPENAGENTS_MAX_RECOVERIES": "2"}).start()
+
+    _check(world, neighbours=19, steps=2, patience_s=90)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_one_of_a_hundred_runs_kills_its_process(make_world: MakeWorld) -> None:
+    """Of a hundred runs in one process, 99 complete and one is poisoned, with the limits that are the default."""
+    world = make_world(workers=1, concurrency=200).start()
+
+    _check(world, neighbours=99, steps=5, patience_s=500)

@@ -1,0 +1,426 @@
+"""Bad input: whoever gives some is told within seconds what is wrong, by a code, and what would be right.
+
+What is refused leaves nothing behind, neither in Redis nor in the broker; what got into a queue all the same
+is answered under its task id; and the worker goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu import Connection
+
+from openagents_worker.cli.stack import Stack
+from openagents_worker.errors import OpenAgentsError, RunConflict, SubmitUnknown
+from openagents_worker.models import RunState
+from openagents_worker.producer.client import Client
+from openagents_worker.producer.handle import RunHandle
+from openagents_worker.settings import load_settings
+from tests.installation import PATIENCE_S, ROOT, Installation, agent, call, installed, story
+from tests.producer.proxy import Proxy, closed_port, silent_port
+from tests.waiting import wait_for
+
+GOOD = {"agent_id": "clerk", "session_id": "s1", "input_text": "Go."}
+MAX_BYTES = 20_000
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
+    clerk = agent("clerk", tools={"count": "tests.worker.workshop.count"})
+    folder = tmp_path_factory.mktemp("bad-input")
+    with installed(folder, clerk, OPENAGENTS_MAX_PAYLOAD_BYTES=str(MAX_BYTES)) as installation:
+        installation.model.will_say({"tool_calls": [call("count", number=1)]}, {"text": "fine"})
+        yield installation
+
+
+@contextmanager
+def within_5_s() -> Generator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < 5
+
+
+def everything(client: Client) -> dict[str, bytes | None]:
+    """All that Redis holds, records and queues; but not the workers' leases, which are always renewed."""
+    redis = client.store.redis
+    return {key: redis.dump(key) for key in redis.scan_iter() if key != client.store.keys("workers")}
+
+
+def goes_on(installation: Installation) -> None:
+    """The worker carries the next run. Its message stands behind those before it, so they were consumed."""
+    assert installation.submit("clerk").wait(PATIENCE_S).final_output == "fine"
+
+
+# --- refused where it is submitted -----------------------------------------------------------------------
+
+REFUSED = {
+    "unknown agent": ({"agent_id": "clrk"}, "user.agent_not_found", "did you mean 'clerk'?"),
+    "misspelt field": ({"agentid": "clerk"}, "request.invalid", "did you mean 'agent_id'?"),
+    "unknown field": ({"zzz": 1}, "request.invalid", "known fields: agent_id, session_id"),
+    "field of a wrong type": (
+        {"input_text": 17},
+        "request.invalid",
+        "input_text: Input should be a valid string",
+    ),
+    "id with a space": (
+        {"session_id": "my session"},
+        "request.invalid",
+        "printable characters without whitespace",
+    ),
+    "id that is too long": ({"run_id": "x" * 257}, "request.invalid", "it has 257 characters"),
+    "limit below zero": ({"budget": {"max_steps": -1}}, "request.invalid", "budget.max_steps"),
+    "unknown limit": ({"budget": {"max_step": 1}}, "request.invalid", "did you mean 'max_steps'?"),
+    "a date": ({"metadata": {"when": datetime.now(UTC)}}, "request.invalid", "no tuples, dates, NaN"),
+    "no number": ({"metadata": {"share": math.nan}}, "request.invalid", "no tuples, dates, NaN"),
+    "an object": ({"context_hints": {"of": object()}}, "request.invalid", "no tuples, dates, NaN"),
+    "too large": ({"input_text": "x" * MAX_BYTES}, "request.too_large", "OPENAGENTS_MAX_PAYLOAD_BYTES"),
+}
+
+
+@pytest.mark.parametrize(("fields", "code", "hint"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_request_that_cannot_work_is_refused_at_delay(
+    installation: Installation, fields: dict[str, Any], code: str, hint: str
+) -> None:
+    """The error has a code and says what would be right; nothing is written and no message is sent."""
+    before = everything(installation.client)
+
+    with within_5_s(), pytest.raises(OpenAgentsError) as error:
+        installation.run_agent.delay({**GOOD, **fields})
+
+    assert error.value.code == code
+    assert hint in str(error.value)
+    assert error.value.hint
+    assert everything(installation.client) == before
+
+
+WRONG_CALLS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
+    "no request": (lambda task: task.apply_async(), "request.invalid", "run_agent.delay(RunRequest("),
+    "only a text": (lambda task: task.delay("Go."), "request.invalid", "run_agent.delay(RunRequest("),
+    "two arguments": (lambda task: task.delay(GOOD, GOOD), "request.two_arguments", ".si(request)"),
+    "two ids": (
+        lambda task: task.apply_async(({**GOOD, "run_id": "a"},), task_id="b"),
+        "request.invalid",
+        "they are one id",
+    ),
+    "option without effect": (
+        lambda task: task.apply_async((GOOD,), serializer="pickle"),
+        "request.invalid",
+        "options that work: ",
+    ),
+    "priority beyond Celery's": (
+        lambda task: task.apply_async((GOOD,), priority=10),
+        "request.invalid",
+        "0 to 9",
+    ),
+    "headers that are no JSON": (
+        lambda task: task.apply_async((GOOD,), headers={"of": object()}),
+        "request.invalid",
+        "no plain JSON",
+    ),
+}
+
+
+@pytest.mark.parametrize(("submit", "code", "says"), WRONG_CALLS.values(), ids=WRONG_CALLS.keys())
+def test_a_call_that_would_be_misunderstood_is_refused(
+    installation: Installation, submit: Callable[[Any], Any], code: str, says: str
+) -> None:
+    """Nothing that a caller wrote is ignored without a word."""
+    before = everything(installation.client)
+
+    with within_5_s(), pytest.raises(OpenAgentsError) as error:
+        submit(installation.run_agent)
+
+    assert error.value.code == code
+    assert says in str(error.value)
+    assert everything(installation.client) == before
+
+
+def test_the_same_run_id_with_the_same_request_is_the_same_run(installation: Installation) -> None:
+    """Submitting again is always safe, also after the run has ended: its tool has run once."""
+    first = installation.submit("clerk", session_id="twice", run_id="twice")
+    result = first.wait(PATIENCE_S)
+    ended = everything(installation.client)
+
+    again = installation.submit("clerk", session_id="twice", run_id="twice")
+
+    assert again.wait(PATIENCE_S) == result
+    assert everything(installation.client) == ended
+    assert [line["what"] for line in installation.diary("twice")] == ["begin", "end"]
+
+
+def test_the_same_run_id_with_another_request_is_a_conflict(installation: Installation) -> None:
+    """The run that has the id is left as it is."""
+    installation.submit("clerk", session_id="mine", run_id="mine").wait(PATIENCE_S)
+    before = everything(installation.client)
+
+    with within_5_s(), pytest.raises(RunConflict) as error:
+        installation.submit("clerk", "Something else.", session_id="mine", run_id="mine")
+
+    assert (error.value.code, error.value.run_id) == ("run.conflict", "mine")
+    assert error.value.hint
+    assert everything(installation.client) == before
+
+
+# --- a Redis that is away --------------------------------------------------------------------------------
+
+
+@contextmanager
+def nobody_there() -> Generator[int]:
+    yield closed_port()
+
+
+@pytest.mark.parametrize("somewhere", [nobody_there, silent_port], ids=["closed port", "silent port"])
+def test_a_redis_that_does_not_answer_is_an_error_within_5_s(somewhere: Any) -> None:
+    """Code, address and hint; nothing was accepted."""
+    with (
+        somewhere() as port,
+        Client(f"redis://:hush@127.0.0.1:{port}/0") as client,
+        within_5_s(),
+        pytest.raises(OpenAgentsError) as error,
+    ):
+        client.submit(GOOD)
+
+    assert error.value.code == "redis.unreachable"
+    assert error.value.retryable
+    assert str(port) in str(error.value)
+    assert error.value.hint
+    assert "hush" not in str(error.value)
+
+
+def test_after_a_lost_answer_submitting_again_is_safe(installation: Installation) -> None:
+    """The error says that the run may be accepted or not; the same request again is one run."""
+    with Proxy(installation.stack.redis_url) as proxy:
+        settings = {"OPENAGENTS_REDIS_URL": proxy.url, "OPENAGENTS_BROKER_URL": installation.stack.redis_url}
+        with Client(settings=load_settings(settings)) as client:
+            request = {**GOOD, "run_id": "lost", "session_id": "lost"}
+            proxy.lose_answer_to = lambda data: b"EVAL" in data
+            with within_5_s(), pytest.raises(SubmitUnknown) as error:
+                client.submit(request)
+            proxy.lose_answer_to = lambda _: False
+
+            handle = client.submit(request)
+
+            assert (error.value.code, error.value.run_id) == ("run.submit_unknown", "lost")
+            assert "safe" in str(error.value.hint)
+            assert handle.wait(PATIENCE_S).final_output == "fine"
+    assert [line["what"] for line in installation.diary("lost")] == ["begin", "end"]
+
+
+# --- an agents file that is wrong ------------------------------------------------------------------------
+
+CLERK = agent("clerk", llm={"api_base": "http://127.0.0.1:1/v1"})
+WRONG_FILES = {
+    "no JSON": ('{"agents": [', "not JSON at line 1, column 13"),
+    "misspelt key": (
+        {"agents": [{**CLERK, "patern": {}}]},
+        "agents[0].patern: unknown key; did you mean 'pattern'?",
+    ),
+    "value of a wrong type": (
+        {"agents": [{**CLERK, "runtime": {"max_steps": "many"}}]},
+        "agents[0].runtime.max_steps: input should be a valid integer",
+    ),
+    "unknown tool": (
+        {"agents": [{**CLERK, "tools": [{"id": "calc", "type": "calk"}]}]},
+        "agent 'clerk': no tool is named 'calk'; did you mean 'calc'?",
+    ),
+    "class that is not there": (
+        {"agents": [{**CLERK, "tools": [{"id": "t", "impl": "tests.worker.workshop.missing"}]}]},
+        "agent 'clerk': cannot load tool 'tests.worker.workshop.missing'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "says"), WRONG_FILES.values(), ids=WRONG_FILES.keys())
+def test_a_worker_with_a_wrong_agents_file_does_not_start(tmp_path: Path, content: Any, says: str) -> None:
+    """It ends with code 2 before it consumes anything; file, place and what would be right are named."""
+    file = tmp_path / "agents.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    env = {**os.environ, "OPENAGENTS_CONFIG": str(file), "OPENAGENTS_REDIS_URL": "redis://127.0.0.1:1/0"}
+
+    used_s = seconds_of_children()
+    ended = subprocess.run(
+        [sys.executable, "-m", "openagents_worker.cli", "worker"],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+    last = ended.stderr[ended.stderr.rindex("error: ") :]
+    assert ended.returncode == 2
+    assert str(file) in last
+    assert says in last
+    assert "Traceback" not in ended.stderr
+    assert seconds_of_children() - used_s < 5
+
+
+def seconds_of_children() -> float:
+    """Processor time of processes that have ended: how busy the machine is otherwise does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_a_run_submitted_before_any_worker_learns_of_its_unknown_agent_from_the_worker(
+    tmp_path: Path,
+) -> None:
+    """While no worker has told its agents, any agent is accepted; the first worker answers."""
+    file = tmp_path / "agents.json"
+    file.write_text(json.dumps({"agents": [CLERK]}))
+    env = {**os.environ, "OPENAGENTS_CONFIG": str(file), "PYTHONPATH": str(ROOT)}
+    with Stack(env=env) as stack, Client(settings=stack.settings) as client:
+        handle = client.submit({**GOOD, "agent_id": "clrk"})
+        assert handle.record().state is RunState.QUEUED
+
+        stack.start_worker("late")
+        result = handle.wait(PATIENCE_S)
+
+    assert result.error_details is not None
+    assert result.error_details.code == "user.agent_not_found"
+    assert "did you mean 'clerk'?" in str(result.error_details.hint)
+
+
+# --- messages that somebody else has put into the queue --------------------------------------------------
+
+
+@pytest.fixture
+def send(installation: Installation) -> Generator[Callable[..., None]]:
+    """Sends a message as a program without this library does."""
+    app = Celery(broker=installation.stack.redis_url, set_as_current=False)
+    with app.connection_for_write() as connection:
+
+        def send(task_id: str, *args: Any, name: str = "tasks.run_agent", **kwargs: Any) -> None:
+            app.send_task(name, args, kwargs, task_id=task_id, queue="agents", connection=connection)
+
+        yield send
+    app.close()
+
+
+MALFORMED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
+    "no argument": ((), {}, "request.invalid"),
+    "too many arguments": ((GOOD, GOOD), {}, "request.invalid"),
+    "unknown keyword": ((), {"req": GOOD}, "request.invalid"),
+    "text for a request": (("Go.",), {}, "request.invalid"),
+    "list for a request": (([1, 2],), {}, "request.invalid"),
+    "nothing for a request": ((None,), {}, "request.invalid"),
+    "ids only": (({"run_id": "ids-only", "agent_id": "clerk", "session_id": "s"},), {}, "request.invalid"),
+    "misspelt field": (({**GOOD, "agentid": "clerk"},), {}, "request.invalid"),
+    "wrong type": (({**GOOD, "input_text": {"a": 1}},), {}, "request.invalid"),
+    "another run's id": (({**GOOD, "run_id": "another"},), {}, "request.invalid"),
+    "unknown agent": (({**GOOD, "agent_id": "clrk"},), {}, "user.agent_not_found"),
+    "huge": (({**GOOD, "input_text": "x" * 5_000_000},), {}, "request.too_large"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "kwargs", "code"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_a_message_that_is_no_request_is_answered_under_its_task_id(
+    installation: Installation,
+    send: Callable[..., None],
+    request: pytest.FixtureRequest,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    code: str,
+) -> None:
+    """Whoever sent it finds a failed run with code and hint, and events as any run has them."""
+    task_id = request.node.callspec.id.replace(" ", "-")
+    with within_5_s():
+        send(task_id, *args, **kwargs)
+        handle = handle_of(installation, task_id)
+        result = handle.wait(PATIENCE_S)
+
+    assert result.error_details is not None
+    assert (result.error_details.code, bool(result.error_details.hint)) == (code, True)
+    assert [event.name for event in story(handle)] == ["run.queued", "run.failed", "session.run.completed"]
+    assert handle.state == "FAILURE"
+    goes_on(installation)
+
+
+@pytest.mark.parametrize("task_id", ["with a space", "x" * 257], ids=["with a space", "too long"])
+def test_a_task_id_that_cannot_be_a_runs_is_answered_too(
+    installation: Installation, send: Callable[..., None], task_id: str
+) -> None:
+    """Under that very id, as it is all that its sender has."""
+    send(task_id, GOOD)
+
+    result = handle_of(installation, task_id).wait(PATIENCE_S)
+
+    assert (result.run_id, result.stop_reason) == (task_id, "failed")
+    assert result.error_details is not None
+    assert "run_id: an id is 1 to 256 printable characters" in result.error_details.message
+
+
+def handle_of(installation: Installation, run_id: str) -> RunHandle[Any]:
+    """The handle of a run that a message of somebody else is about to make."""
+    store = installation.client.store
+    wait_for(lambda: store.redis.exists(store.keys("run", run_id)), f"the message {run_id!r} became a run")
+    return installation.client.handle(run_id)
+
+
+REFUSED_BY_CELERY: dict[str, dict[str, Any]] = {
+    "unknown task": {"body": [[GOOD], {}, {}], "headers": {"id": "x1", "task": "tasks.run_agnt"}},
+    "no task": {"body": {"agent_id": "clerk"}, "headers": {}},
+    "broken JSON": {"body": "[[", "headers": {"id": "x2", "task": "tasks.run_agent"},
+                    "content_type": "application/json", "content_encoding": "utf-8"},
+    "pickled": {"body": pickle.dumps([[GOOD], {}, {}]), "headers": {"id": "x3", "task": "tasks.run_agent"},
+                "content_type": "application/x-python-serialize", "content_encoding": "binary"},
+    "yaml": {"body": "- - {}", "headers": {"id": "x4", "task": "tasks.run_agent"},
+             "content_type": "application/x-yaml", "content_encoding": "utf-8"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", REFUSED_BY_CELERY.values(), ids=REFUSED_BY_CELERY.keys())
+def test_a_message_that_is_no_task_of_ours_is_thrown_away(
+    installation: Installation, message: dict[str, Any]
+) -> None:
+    """Celery does not let it in: nothing is unpickled, nothing is written, and the worker goes on."""
+    goes_on(installation)
+    known_runs = set(installation.client.store.redis.scan_iter("oa:run:*"))
+
+    with Connection(installation.stack.redis_url) as connection:
+        serializer = {} if "content_type" in message else {"serializer": "json"}
+        connection.Producer().publish(**message, **serializer, routing_key="agents")
+
+    goes_on(installation)
+    new_runs = set(installation.client.store.redis.scan_iter("oa:run:*")) - known_runs
+    assert {key.removesuffix(":events") for key in new_runs}.isdisjoint(f"oa:run:x{n}" for n in range(1, 5))
+    assert installation.worker.exit_code is None
+
+
+def test_a_whole_request_from_a_program_without_this_library_is_a_run(
+    installation: Installation, send: Callable[..., None]
+) -> None:
+    """Task name, queue, JSON and one argument are all it takes; the task id becomes the run's."""
+    send("foreign", GOOD)
+
+    handle = handle_of(installation, "foreign")
+
+    assert handle.wait(PATIENCE_S).final_output == "fine"
+    assert handle.record().request is not None
+    assert [line["what"] for line in installation.diary("foreign")] == ["begin", "end"]
+    story(handle)
+
+
+def test_the_same_message_twice_is_one_run(installation: Installation, send: Callable[..., None]) -> None:
+    """A broker may deliver a message again; the run's tool runs once."""
+    for _ in range(2):
+        send("doubled", {**GOOD, "session_id": "doubled"})
+    goes_on(installation)
+
+    handle = installation.client.handle("doubled")
+
+    assert handle.wait(PATIENCE_S).final_output == "fine"
+    assert [line["what"] for line in installation.diary("doubled")] == ["begin", "end"]
