@@ -87,14 +87,20 @@ def _rebuild(cls: type[OpenAgentsError], args: tuple[Any, ...], fields: dict[str
 
 
 class ConfigError(OpenAgentsError):
+    """Something is configured in a way that cannot work."""
+
     code = "config.error"
 
 
 class ConfigValidationError(ConfigError):
+    """A setting or a part of the agents file has a wrong value; the message says where."""
+
     code = "config.validation"
 
 
 class ConfigLoadError(ConfigError):
+    """The agents file is missing, unreadable or no JSON."""
+
     code = "config.load"
 
 
@@ -105,14 +111,20 @@ class BrokerConfigError(ConfigError):
 
 
 class PluginError(OpenAgentsError):
+    """Base of what is wrong with a plugin."""
+
     code = "plugin.error"
 
 
 class PluginLoadError(PluginError):
+    """A plugin cannot be found, imported or used as what it is named for."""
+
     code = "plugin.load"
 
 
 class PluginConfigError(PluginError):
+    """A plugin refuses its `config`."""
+
     code = "plugin.config"
 
 
@@ -120,16 +132,22 @@ class PluginConfigError(PluginError):
 
 
 class UserError(OpenAgentsError):
+    """Base of what whoever asks has to change."""
+
     code = "user.error"
     http_status = 400
 
 
 class InvalidInputError(UserError):
+    """Base of inputs that are not of the right shape."""
+
     code = "user.invalid_input"
     http_status = 422
 
 
 class AgentNotFoundError(UserError):
+    """No worker knows an agent of that id."""
+
     code = "user.agent_not_found"
     http_status = 404
 
@@ -154,6 +172,8 @@ class TwoArguments(InvalidInputError):
 
 
 class RunNotFound(UserError):
+    """No run of that id is known: it never was, or its time is over."""
+
     code = "run.not_found"
     http_status = 404
 
@@ -166,11 +186,15 @@ class RunConflict(UserError):
 
 
 class SessionBusy(UserError):
+    """The session has a run already and the request said `on_busy="reject"`; nothing was accepted."""
+
     code = "session.busy"
     http_status = 409
 
 
 class SessionNotFound(UserError):
+    """No session of that id is known."""
+
     code = "session.not_found"
     http_status = 404
 
@@ -195,17 +219,23 @@ class SubmitUnknown(OpenAgentsError):
 
 
 class ExecutionError(OpenAgentsError):
+    """Base of what ends a run from inside."""
+
     code = "execution.error"
 
 
 class MaxStepsExceeded(ExecutionError):
+    """The run used up its steps, or its tool calls."""
+
     code = "execution.max_steps"
+    http_status = 422
 
 
 class BudgetExhausted(ExecutionError):
     """A budget is used up. `kind` names it, `current` and `limit` are in the unit of that budget."""
 
     code = "execution.budget_exhausted"
+    http_status = 422
     extra_fields = ("kind", "current", "limit")
 
     def __init__(
@@ -224,6 +254,8 @@ class BudgetExhausted(ExecutionError):
 
 
 class OutputValidationError(ExecutionError):
+    """The output does not fit the type that was asked for; for patterns that check theirs."""
+
     code = "execution.output_validation"
     extra_fields = ("output_type", "attempts")
 
@@ -236,6 +268,8 @@ class OutputValidationError(ExecutionError):
 
 
 class SessionError(ExecutionError):
+    """The session's state is not what a plugin needs."""
+
     code = "session.error"
 
 
@@ -249,12 +283,14 @@ class StepTimeoutError(PatternError):
     """One step of the pattern took longer than its `step_timeout_ms`."""
 
     code = "pattern.step_timeout"
+    http_status = 504
 
 
 class StepTooLarge(ExecutionError):
     """The outcome of a call is larger than `OPENAGENTS_MAX_PAYLOAD_BYTES` or is not JSON."""
 
     code = "step.too_large"
+    http_status = 422
 
 
 class ReplayMismatch(ExecutionError):
@@ -270,12 +306,14 @@ class RunPoisoned(ExecutionError):
 
 
 class RunCancelled(ExecutionError):
+    """The run was cancelled."""
+
     code = "run.cancelled"
     http_status = 409
 
 
-class DefinitionChanged(ExecutionError):
-    """The agent's definition changed in a way that makes this run's journal unusable."""
+class DefinitionChanged(ReplayMismatch):
+    """The program went another way than the journal because the agent's definition was changed meanwhile."""
 
     code = "run.definition_changed"
 
@@ -308,6 +346,8 @@ class RunFailed(OpenAgentsError):
 
 
 class ToolError(OpenAgentsError):
+    """A tool failed; the model is told."""
+
     code = "tool.error"
 
     def __init__(self, message: str = "", tool_name: str = "", **fields: Any) -> None:
@@ -320,16 +360,24 @@ class ToolError(OpenAgentsError):
 
 
 class RetryableToolError(ToolError):
+    """Base of tool errors after which the same call may succeed; the run is retried from there."""
+
     code = "tool.retryable"
     retryable = True
 
 
 class ToolTimeoutError(RetryableToolError):
+    """A tool took longer than its time limit."""
+
     code = "tool.timeout"
+    http_status = 504
 
 
 class ToolRateLimitError(RetryableToolError):
+    """A tool's other side asks for patience; `retry_after_ms` is obeyed."""
+
     code = "tool.rate_limit"
+    http_status = 503
     extra_fields = ("retry_after_ms",)
 
     def __init__(
@@ -340,26 +388,39 @@ class ToolRateLimitError(RetryableToolError):
 
 
 class ToolUnavailableError(RetryableToolError):
+    """A tool's other side cannot be reached."""
+
     code = "tool.unavailable"
+    http_status = 502
 
 
 class PermanentToolError(ToolError):
+    """A tool failed in a way that repeating will not mend."""
+
     code = "tool.permanent"
 
 
 class ToolNotFoundError(PermanentToolError):
+    """The model asked for a tool that the agent does not have."""
+
     code = "tool.not_found"
 
 
 class ToolValidationError(PermanentToolError):
+    """A tool's arguments do not fit its schema."""
+
     code = "tool.validation"
 
 
 class ToolAuthError(PermanentToolError):
+    """A tool's other side refuses the credentials; for tools that know."""
+
     code = "tool.auth"
 
 
 class ToolCancelledError(PermanentToolError):
+    """A tool was cancelled while it ran; for tools that can tell."""
+
     code = "tool.cancelled"
 
 
@@ -367,16 +428,24 @@ class ToolCancelledError(PermanentToolError):
 
 
 class LLMError(OpenAgentsError):
+    """Base of what is wrong with a model."""
+
     code = "llm.error"
 
 
 class LLMConnectionError(LLMError):
+    """The model cannot be reached, broke off, or failed on its own side."""
+
     code = "llm.connection"
+    http_status = 502
     retryable = True
 
 
 class LLMRateLimitError(LLMError):
+    """The model asks for patience; `retry_after_ms` is obeyed."""
+
     code = "llm.rate_limit"
+    http_status = 503
     retryable = True
     extra_fields = ("retry_after_ms",)
 
@@ -386,7 +455,10 @@ class LLMRateLimitError(LLMError):
 
 
 class LLMResponseError(LLMError):
+    """The model refused the request, or answered with something unusable."""
+
     code = "llm.response"
+    http_status = 502
 
 
 class ModelRetryError(LLMError):

@@ -7,7 +7,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Generic, Self
+from typing import Annotated, Any, Generic, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -147,6 +147,8 @@ class RunRequest(_Wire):
     budget: RunBudget | None = None
     durable: bool | None = None
     queue: Id | None = None
+    on_busy: Literal["enqueue", "reject"] = "enqueue"
+    """What to do when the session has a run already: wait for one's turn, or raise `session.busy`."""
     resume_from_checkpoint: Annotated[str, AfterValidator(_checked_checkpoint)] | None = None
     """The last checkpoint of a run that failed or was cancelled, `{run_id}:step:{n}`: that run goes on.
     Agent and session must be the run's own, `input_text` its own or empty."""

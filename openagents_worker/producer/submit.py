@@ -213,7 +213,7 @@ class _Submission(_Attempt[Submitted]):
                 raise self._error(
                     SessionBusy,
                     f"the session {self.request.session_id!r} is busy with the run {answer.holder!r}",
-                    "wait for that run, or submit without asking for an idle session",
+                    "wait for that run, or submit with on_busy='enqueue'",
                 )
             case SubmitAnswer.UNKNOWN_AGENT:
                 raise self._error(AgentNotFoundError, *self._no_agent(answer.known_agents))
@@ -299,7 +299,7 @@ def _script(
         canvas=canvas,
         durable=settings.durable_default if request.durable is None else request.durable,
         delay_ms=delay_ms,
-        reject_if_busy=False,
+        reject_if_busy=request.on_busy == "reject",
         parent_run_id=request.parent_run_id or "",
     )
 

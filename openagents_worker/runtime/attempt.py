@@ -153,7 +153,9 @@ class Attempt:
         messages, artifacts, state_before = await self._sessions.load_start(self.request.session_id)
         here = Start(messages, artifacts, parts.definition.definition_hash)
         start = Start.of(recorded) if recorded else here
-        self._recorder = recorder = self._new_recorder(journal, start)
+        self._recorder = recorder = self._new_recorder(
+            journal, start, changed=start.definition_hash != here.definition_hash
+        )
         self._tell_beginning(recorded)
         prepared = await Preparation(
             request=self.request,
@@ -174,7 +176,7 @@ class Attempt:
             )
         return prepared
 
-    def _new_recorder(self, journal: Journal, start: Start) -> Recorder:
+    def _new_recorder(self, journal: Journal, start: Start, *, changed: bool) -> Recorder:
         facts = self._claimed.facts or {}
         limit = self._budget.max_resume_attempts
         return Recorder(
@@ -190,6 +192,7 @@ class Attempt:
             life=self._claimed.life,
             durable=self._durable,
             max_record_bytes=self._settings.max_payload_bytes,
+            definition_changed=changed,
             transcript_length=start.transcript_length,
             on_record=self._apply,
         )

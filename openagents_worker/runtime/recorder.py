@@ -15,6 +15,7 @@ from typing import Any
 
 from openagents_worker.errors import (
     BudgetExhausted,
+    DefinitionChanged,
     MaxStepsExceeded,
     OpenAgentsError,
     ReplayMismatch,
@@ -63,6 +64,7 @@ class Recorder:
         life: int,
         durable: bool,
         max_record_bytes: int,
+        definition_changed: bool,
         transcript_length: int,
         on_record: Callable[[Record], None],
     ) -> None:
@@ -80,6 +82,7 @@ class Recorder:
         self._life = life
         self._durable = durable
         self._max_record_bytes = max_record_bytes
+        self._definition_changed = definition_changed
         self._transcript_length = transcript_length
         self._on_record = on_record
         self._places = Places()
@@ -293,11 +296,10 @@ class Recorder:
 
     def mismatch(self, problem: str) -> ReplayMismatch:
         """The program went another way than it did before; nothing may be executed any more."""
-        error = ReplayMismatch(
-            problem,
-            hint="chance and time must come from recorded calls; was the pattern or the agent changed?",
-            run_id=self.run_id,
-        )
+        kind, hint = ReplayMismatch, "chance and time must come from recorded calls; was the pattern changed?"
+        if self._definition_changed:
+            kind, hint = DefinitionChanged, "submit the run anew, or bring the agent's old definition back"
+        error = kind(problem, hint=hint, run_id=self.run_id)
         self.verdict = self.verdict or error
         return error
 

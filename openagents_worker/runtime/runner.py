@@ -116,6 +116,10 @@ class Runner:
         """Runs that this process claims or carries; may be asked from any thread."""
         return frozenset(self._claiming.copy())
 
+    def carried(self) -> frozenset[str]:
+        """Those of them whose claim has been answered: they are ours; may be asked from any thread."""
+        return frozenset(self._attempts.copy())
+
     def latch(self, run_id: str, reason: LatchReason, detail: str = "") -> None:
         """Stop a run of this process; call it on the loop."""
         attempt = self._attempts.get(run_id)

@@ -217,6 +217,22 @@ async def test_a_program_that_goes_another_way_is_stopped_before_it_does_harm(re
         assert ("begin", "attempt 2") not in begun()
 
 
+async def test_a_definition_that_changed_too_much_is_named(redis_url: str) -> None:
+    """When the agent was changed and its run no longer fits its journal, the error says that it was changed."""
+    old, new = patterned("Steps", tool("Charge"), n=3), patterned("PlanB", tool("Charge"))
+    async with process(redis_url, old, name="one") as one, process(redis_url, new, name="two") as two:
+        await one.submit()
+        open_gates("charge-0")
+        dying = await carried_until(one, lambda: ("begin", 1) in begun(), "the second call begins")
+        await crash(one, "r1", dying)
+        await two.carry("r1")
+
+        record = await two.record()
+        assert record.result is not None
+        assert record.result.error_details is not None
+        assert record.result.error_details.code == "run.definition_changed"
+
+
 def begun() -> list[tuple[str, Any]]:
     return [("begin", entry[2]) for entry in plugins.LOG if entry[0] == "begin"]
 

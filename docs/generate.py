@@ -1,0 +1,77 @@
+"""Generates the parts of the documentation that stand in the code. `python docs/generate.py` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from openagents_worker.errors import OpenAgentsError, RunFailed, error_classes
+from openagents_worker.events import EVENT_SCHEMAS, LIVE_ONLY_EVENTS
+from openagents_worker.store.keys import KEYS
+
+HERE = Path(__file__).parent
+
+ERRORS = """# Error codes
+
+Every error of this library has a code that does not change, says whether a run that met it may be tried
+again, and suggests the HTTP status a web product would answer with. In Python they are classes of
+`openagents_worker.errors`; in results and events they are `error_details`
+(`code`, `message`, `hint`, `retryable`, `context`, `cause`). An exception that is none of ours has the code
+`error.unknown`.
+
+| code | class | meaning | retryable | HTTP |
+|---|---|---|---|---|
+"""
+
+EVENTS = """# Events
+
+One JSON object an event: `name`, `seq` (from 1 per run, without gaps), `run_id`, `session_id`, `agent_id`,
+`life`, `attempt`, `worker`, `timestamp`, `payload`, and `final` on the last event of a life. Live on the
+pub/sub channel `{prefix}:events:{agent_id}:{session_id}:{run_id}` (ids percent-encoded), kept in a stream per
+run. Payload keys in brackets are not always there.
+
+| name | meaning | payload |
+|---|---|---|
+"""
+
+KEY_TABLE = """# Keys in Redis
+
+    yield HERE / "errors.md", ERRORS + "".join(_error_rows())
+slot: on a cluster the prefix holds the only hash tag (`oa:{c1}`).
+
+| key | type | content | lives |
+|---|---|---|---|
+"""
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """Every page with its text."""
+    yield HERE / "errors.md", ERRORS + "".join(_error_rows())
+    yield HERE / "events.md", EVENTS + "".join(_event_rows())
+    yield (
+        HERE / "keys.md",
+        KEY_TABLE
+        + "".join(f"| `{spec.template}` | {spec.type} | {spec.content} | {spec.life} |\n" for spec in KEYS),
+    )
+
+
+def _error_rows() -> Iterator[str]:
+    ours = (cls for cls in error_classes() if cls.__module__ == OpenAgentsError.__module__)
+    for cls in sorted(ours, key=lambda cls: cls.code):
+        if cls.__name__.startswith("_") or cls is RunFailed:  # RunFailed has the code of the run's own error
+            continue
+        meaning = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+        retryable = "yes" if cls.retryable else ""
+        yield f"| `{cls.code}` | `{cls.__name__}` | {meaning} | {retryable} | {cls.http_status} |\n"
+
+
+def _event_rows() -> Iterator[str]:
+    for schema in EVENT_SCHEMAS.values():
+        keys = [f"`{key}`" for key in schema.required] + [f"[`{key}`]" for key in schema.optional]
+        live = " (live only)" if schema.name in LIVE_ONLY_EVENTS else ""
+        yield f"| `{schema.name}`{live} | {schema.description} | {' '.join(keys)} |\n"
+
+
+if __name__ == "__main__":
+    for path, text in pages():
+        path.write_text(text)
