@@ -36,8 +36,8 @@ run. Payload keys in brackets are not always there.
 
 KEY_TABLE = """# Keys in Redis
 
-    yield HERE / "errors.md", ERRORS + "".join(_error_rows())
-slot: on a cluster the prefix holds the only hash tag (`oa:{c1}`).
+After the prefix (`OPENAGENTS_KEY_PREFIX`, `oa`). `{}` is an id, percent-encoded. All keys of a cell are in
+one slot: on a cluster the prefix holds the only hash tag (`oa:{c1}`).
 
 | key | type | content | lives |
 |---|---|---|---|
