@@ -14,8 +14,8 @@ help: ## show this list
 demo: $(INSTALLED) ## an agent run that survives the death of its worker
 	$(BIN)/python examples/demo/demo.py
 
-test: $(INSTALLED) ## all tests
-	$(BIN)/pytest -q
+test: $(INSTALLED) ## all tests, or make test ARGS='tests/fundamentals -x'
+	$(BIN)/pytest -q $(ARGS)
 
 check: $(INSTALLED) ## all that CI checks: format, lint, types, import contracts, tests
 	$(BIN)/ruff format --check .

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         AsyncRunHandle,
         RunHandle,
     )
+    from openagents_worker.producer.sse import sse
     from openagents_worker.producer.task import run_agent
     from openagents_worker.tools.function import tool
 
@@ -67,6 +68,7 @@ __all__ = [
     "StopReason",
     "SubmitUnknown",
     "run_agent",
+    "sse",
     "tool",
 ]
 
@@ -94,6 +96,7 @@ _ROOM_OF = {
     "StopReason": "models",
     "SubmitUnknown": "errors",
     "run_agent": "producer.task",
+    "sse": "producer.sse",
     "tool": "tools.function",
 }
 

@@ -111,6 +111,17 @@ class Settings(BaseSettings):
     )
     queue: Word = Field(default="agents", description="Queue of runs whose agent names none of its own.")
     concurrency: int = Field(default=500, ge=1, description="Runs that one worker process carries at once.")
+    tool_threads: int = Field(
+        default=64, ge=1, description="Threads of one worker process for tools that are not async."
+    )
+    tool_processes: int = Field(
+        default=0,
+        ge=0,
+        description="Processes of one worker process for CPU-bound tools. 0: one for each core.",
+    )
+    loop_dead_s: float = Field(
+        default=120, gt=0, description="A worker whose event loop is blocked for this long ends itself."
+    )
     lease_ms: int = Field(
         default=10_000,
         ge=100,

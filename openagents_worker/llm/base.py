@@ -41,6 +41,9 @@ class CallInfo:
     """0 for the run's first call of its kind, 1 for the second …: the same on every attempt."""
     failed_tries: int = 0
     """How often this call has failed with a retryable error before, on any worker."""
+    kind: str = ""
+    """`model`, `tool` and so on; with `name` what a person would call it."""
+    name: str = ""
 
 
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)

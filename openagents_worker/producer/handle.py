@@ -86,7 +86,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         return watch(self._client.store, self.id, after)
 
     async def aevents(self, after: int = 0) -> AsyncGenerator[RunEvent]:
-        """As `events`, for asyncio."""
+        """As `events`, for asyncio. All that are read on one event loop share one pub/sub connection."""
         client = await self._client.on_this_loop()
         async with aclosing(awatch(client.store, self.id, after)) as events:
             async for event in events:
@@ -210,6 +210,10 @@ class AsyncRunHandle(Generic[OutputT]):
     def events(self, after: int = 0) -> AsyncGenerator[RunEvent]:
         """The run's events after number `after`, then live, until the run is over."""
         return awatch(self._client.store, self.id, after)
+
+    def aevents(self, after: int = 0) -> AsyncGenerator[RunEvent]:
+        """`events`, by the name that both kinds of handle have."""
+        return self.events(after)
 
     async def cancel(self, reason: str | None = None) -> CancelAnswer:
         """Cancel the run: CANCELLED at once, REQUESTED of its worker, or ALREADY over."""

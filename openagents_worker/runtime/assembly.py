@@ -17,6 +17,8 @@ from openagents_worker.models import dumps
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.settings import Settings
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from openagents_worker.tools.function import FunctionTool
+from openagents_worker.tools.offload import Offload
 from openagents_worker.tools.validation import did_you_mean
 
 __all__ = ["AgentParts", "Assembly"]
@@ -67,10 +69,17 @@ class AgentParts:
         """A part of this agent: one that we ship is shared, one of its owner's is made for this attempt."""
         if ref.impl:
             return self._make(kind, ref, known)
-        return self._assembly.shared(self.definition.id, place, lambda: make_plugin(kind, ref, known))
+        return self._assembly.shared(self.definition.id, place, lambda: self._equipped(kind, ref, known))
+
+    def _equipped(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
+        made = make_plugin(kind, ref, known)
+        if isinstance(made, FunctionTool):
+            offload = self._assembly.offload
+            made.run_sync = offload.in_process if made.execution_spec().cpu_bound else offload.in_thread
+        return made
 
     def _make(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
-        made = make_plugin(kind, ref, known)
+        made = self._equipped(kind, ref, known)
         if ref.impl:
             self._own.append(made)
         return made
@@ -86,8 +95,9 @@ class AgentParts:
 class Assembly:
     """All agents of a process, with what their runs share."""
 
-    def __init__(self, config: AppConfig, *, env: Mapping[str, str]) -> None:
+    def __init__(self, config: AppConfig, *, env: Mapping[str, str], offload: Offload | None = None) -> None:
         self.config = config
+        self.offload = offload or Offload()
         self._env = env
         self._models: dict[str, LLMClient] = {}
         self._shared: dict[tuple[str, str], Any] = {}
@@ -104,7 +114,8 @@ class Assembly:
                 raise PluginLoadError(
                     f"OPENAGENTS_IMPORTS names {module!r}, which cannot be imported: {error}"
                 ) from error
-        assembly = cls(load_agents(settings.config, env=env), env=env)
+        offload = Offload(threads=settings.tool_threads, processes=settings.tool_processes)
+        assembly = cls(load_agents(settings.config, env=env), env=env, offload=offload)
         for agent in assembly.config.agents:
             try:
                 assembly.parts(agent.id).new_pattern()
@@ -143,6 +154,7 @@ class Assembly:
             close = getattr(part, "close", None)
             if close is not None:
                 await close()
+        self.offload.close()
 
 
 def make_plugin(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -455,6 +455,10 @@ class Attempt:
     async def _send(self, handed: Handed) -> None:
         if handed.wakes:
             await self._send_wakes(handed.wakes)
+
+    def note(self, name: str, payload: Mapping[str, Any]) -> None:
+        """An event of whoever watches over the run from outside; stored with the run's next ones."""
+        self._ledger.note(name, payload)
 
     def _note(self, name: str, **payload: Any) -> None:
         ids = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -295,7 +295,7 @@ class RecordedTool:
             "call_id": call.call_id,
             "error_details": ErrorDetails.from_exception(error).model_dump(exclude_none=True),
         }
-        events: list[tuple[str, dict[str, Any]]] = [("tool.failed", told)]
+        events: list[tuple[str, Mapping[str, Any]]] = [("tool.failed", told)]
         if isinstance(error, ModelRetryError):
             asked = {key: told[key] for key in ("tool_id", "error", "call_id")}
             events.insert(0, ("tool.retry_requested", {**asked, "attempt": self._asked_again + 1}))

@@ -109,7 +109,7 @@ class Recorder:
         `strict`: a recorded call with another digest is an error; otherwise it is an event.
         """
         key = self._places.enter()
-        info = self._info(kind, key)
+        info = self._info(kind, name, key)
         await self._stop_if_latched()
         record = self._journal.take(key)
         if record is not None:
@@ -123,7 +123,7 @@ class Recorder:
         """The task that runs now makes the run's calls; `path` sets those of another part apart."""
         self._places.begin(path)
 
-    def _info(self, kind: str, key: str) -> CallInfo:
+    def _info(self, kind: str, name: str, key: str) -> CallInfo:
         self._entered[kind] += 1
         return CallInfo(
             run_id=self.run_id,
@@ -131,6 +131,8 @@ class Recorder:
             idempotency_key=f"{self.run_id}:{self._uid}:{key}",
             ordinal=self._entered[kind] - 1,
             failed_tries=self._tries.get(key, 0),
+            kind=kind,
+            name=name,
         )
 
     async def _make(

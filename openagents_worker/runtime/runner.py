@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.runtime.assembly import Assembly
@@ -125,6 +126,12 @@ class Runner:
         attempt = self._attempts.get(run_id)
         if attempt is not None:
             attempt.latch.set(reason, detail=detail)
+
+    def note(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None:
+        """Store an event on a run of this process; call it on the loop."""
+        attempt = self._attempts.get(run_id)
+        if attempt is not None:
+            attempt.note(name, payload)
 
     async def latch_all(self, reason: LatchReason, detail: str = "") -> None:
         """Stop every run of this process; returns when all have let go."""

@@ -1,8 +1,8 @@
-"""Channels. The only place where all who watch on an event loop share one pub/sub connection.
+"""Channels. The only place where all who listen on an event loop share one pub/sub connection.
 
 One task follows the connection: it subscribes to what somebody listens to, unsubscribes from what nobody
 does any more, and puts each message into the inbox of every listener. It lives from the first listener to
-the last. Nothing is promised beyond that: a listener that hears of a loss asks the stream.
+the last. Pub/sub promises nothing, and neither do inboxes: whoever hears of a loss asks the stream.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from openagents_worker.store.client import AsyncStore, Cell
 
 __all__ = ["Inbox", "listening"]
 
-INBOX_MESSAGES = 256  # what a watcher may be behind; then its messages are dropped, and it reads the stream
-SUBSCRIBE_TIMEOUT_S = 2.0
-PROBE_S = 15.0  # a connection that was silent for so long is asked whether it is still there
+INBOX_MESSAGES = 256  # how far behind a listener may be before it has to catch up from the stream
+SUBSCRIBE_TIMEOUT_S = 5.0
+PROBE_S = 15.0  # after so long without a word the connection itself is asked whether it is still there
 PROBE_ANSWER_S = 5.0
-BURST = 64  # messages handed out before the watchers get their turn
+BURST = 64  # messages handed out before the listeners get their turn
 
 
 class Inbox:
-    """What one listener has yet to hear of its channel."""
+    """What one listener has yet to hear of its channel. Bounded, so that a slow one costs nobody anything."""
 
     def __init__(self) -> None:
+        self.subscribed = asyncio.Event()
         self._messages: deque[str] = deque()
         self._news = asyncio.Event()
         self._missed = False
@@ -45,57 +46,192 @@ class Inbox:
     def lose(self, error: RedisUnreachable) -> None:
         """The connection is gone: nothing more will come."""
         self._lost = error
+        self.subscribed.set()
         self._news.set()
 
     async def next(self, timeout_s: float) -> str | None:
         """The next message. None: there was none for so long, or there were too many and some are missing.
 
-        Raises `RedisUnreachable` when the connection was lost.
+        Raises `RedisUnreachable` once the connection is lost.
         """
         try:
             async with asyncio.timeout(timeout_s):
                 await self._news.wait()
         except TimeoutError:
             return None
-        if self._lost is not None:
-            raise self._lost
+        self.check()
         missed, self._missed = self._missed, False
         text = None if missed else self._messages.popleft()
         if not self._messages:
             self._news.clear()
         return text
 
-
-_connections: dict[tuple[asyncio.AbstractEventLoop, str], _Connection] = {}
+    def check(self) -> None:
+        if self._lost is not None:
+            raise RedisUnreachable(self._lost.message, hint=self._lost.hint) from self._lost
 
 
 @asynccontextmanager
 async def listening(cell: Cell, channel: str) -> AsyncIterator[Inbox]:
     """An inbox into which falls whatever is published on the channel from now on.
 
-    Raises `RedisUnreachable` when the subscription is not confirmed.
+    Raises `RedisUnreachable` when nobody confirms the subscription.
     """
-    place = asyncio.get_running_loop(), cell.url
-    if place not in _connections:
-        _connections[place] = _Connection(cell, on_end=lambda: _connections.pop(place, None))
-    connection, inbox = _connections[place], Inbox()
+    connection, inbox = _connection(cell), Inbox()
     connection.add(channel, inbox)
     try:
-        await connection.confirmed(channel, inbox)
+        await _confirmed(cell, inbox)
         yield inbox
     finally:
         await connection.remove(channel, inbox)
 
 
-class _Connection:
-    """The connection of one loop to one Redis."""
+async def _confirmed(cell: Cell, inbox: Inbox) -> None:
+    try:
+        async with asyncio.timeout(SUBSCRIBE_TIMEOUT_S):
+            await inbox.subscribed.wait()
+    except TimeoutError:
+        raise _deaf(cell) from None
+    inbox.check()
 
-    def __init__(self, cell: Cell, on_end: Any) -> None:
+
+_Place = tuple[asyncio.AbstractEventLoop, str]  # a loop, and the URL of a Redis
+
+_connections: dict[_Place, _Connection] = {}
+
+
+def _connection(cell: Cell) -> _Connection:
+    """The one of this loop to this Redis, made for its first listener."""
+    place = asyncio.get_running_loop(), cell.url
+    if place not in _connections:
+        _connections[place] = _Connection(cell, place)
+    return _connections[place]
+
+
+class _Connection:
+    """The task that follows one connection, and who listens to it."""
+
+    def __init__(self, cell: Cell, place: _Place) -> None:
         self._cell = cell
-        self._on_end = on_end
+        self._place = place
         self._inboxes: dict[str, set[Inbox]] = {}
         self._subscribed: set[str] = set()
         self._unanswered: Counter[str] = Counter()
-        self._wanted_changed = asyncio.Event()
-        self._answered = asyncio.Event()
-        self._task = asyncio.create_task(self._live(), name=f"events of {safe_url(cell.url)}")
+        self._wishes_changed = asyncio.Event()
+        self._task = asyncio.create_task(self._live(), name=f"listen to {safe_url(cell.url)}")
+
+    # --- listeners ---------------------------------------------------------------------------------------
+
+    def add(self, channel: str, inbox: Inbox) -> None:
+        self._inboxes.setdefault(channel, set()).add(inbox)
+        self._wishes_changed.set()
+        if self._is_confirmed(channel):
+            inbox.subscribed.set()
+
+    async def remove(self, channel: str, inbox: Inbox) -> None:
+        """The last one to leave ends the connection."""
+        others = self._inboxes[channel]
+        others.discard(inbox)
+        if not others:
+            del self._inboxes[channel]
+            self._wishes_changed.set()
+        if not self._inboxes:
+            self._forget()
+            await asyncio.wait([self._task])
+
+    def _forget(self) -> None:
+        """Whoever comes now gets another one."""
+        if _connections.get(self._place) is self:
+            del _connections[self._place]
+
+    def _is_confirmed(self, channel: str) -> bool:
+        """A confirmation may be that of an earlier subscription, ended since: only the last one counts."""
+        return channel in self._subscribed and self._unanswered[channel] == 0
+
+    # --- the task ----------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        """Follow the connection until it breaks, and tell everybody then, or until nobody listens."""
+        # Without a time limit for answers, as there are none; with one, redis-py can swallow a cancellation.
+        store = AsyncStore(self._cell, max_connections=1, answer_timeout_s=None)
+        pubsub = store.redis.pubsub()
+        lost = RedisUnreachable(f"the events of Redis at {safe_url(self._cell.url)} are followed no more")
+        try:
+            await self._follow(store, pubsub)
+        except* RedisUnreachable as errors:
+            lost = _first(errors)
+        finally:
+            self._forget()
+            for inbox in [inbox for inboxes in self._inboxes.values() for inbox in inboxes]:
+                inbox.lose(lost)
+            await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+            await store.close()
+
+    async def _follow(self, store: AsyncStore, pubsub: Any) -> None:
+        await self._grant_wishes(store, pubsub)
+        async with asyncio.TaskGroup() as group:
+            hearing = group.create_task(self._hear(store, pubsub), name=f"hear {safe_url(self._cell.url)}")
+            while self._inboxes:
+                await self._wishes_changed.wait()
+                await self._grant_wishes(store, pubsub)
+            hearing.cancel()
+
+    async def _grant_wishes(self, store: AsyncStore, pubsub: Any) -> None:
+        """Make what is subscribed what is wished for, in two commands however many came and went."""
+        self._wishes_changed.clear()
+        wished = set(self._inboxes)
+        if not wished:
+            return  # the connection is about to end
+        if gone := self._subscribed - wished:
+            self._subscribed -= gone
+            await store.ask(lambda _: pubsub.unsubscribe(*gone))
+        if new := wished - self._subscribed:
+            await self._subscribe(store, pubsub, *new)
+
+    async def _subscribe(self, store: AsyncStore, pubsub: Any, *channels: str) -> None:
+        self._subscribed.update(channels)
+        self._unanswered.update(channels)
+        await store.ask(lambda _: pubsub.subscribe(*channels))
+
+    async def _hear(self, store: AsyncStore, pubsub: Any) -> None:
+        burst, probing = 0, False
+        while True:
+            wait_s = PROBE_ANSWER_S if probing else PROBE_S
+            message = await store.ask(lambda _, s=wait_s: pubsub.get_message(timeout=s))  # type: ignore[misc]
+            if message is None and probing:
+                raise _deaf(self._cell)
+            probing = message is None
+            if message is not None:
+                self._hand_out(message)
+            elif self._subscribed:  # subscribing once more changes nothing, and is answered
+                await self._subscribe(store, pubsub, next(iter(self._subscribed)))
+            burst += 1
+            if burst % BURST == 0:
+                await asyncio.sleep(0)
+
+    def _hand_out(self, message: dict[str, Any]) -> None:
+        channel = str(message["channel"])
+        match message["type"]:
+            case "message":
+                for inbox in self._inboxes.get(channel, ()):
+                    inbox.put(str(message["data"]))
+            case "subscribe":
+                self._unanswered[channel] -= 1
+                if self._is_confirmed(channel):
+                    del self._unanswered[channel]
+                    for inbox in self._inboxes.get(channel, ()):
+                        inbox.subscribed.set()
+            case _:
+                pass  # the end of a subscription that nobody waits for
+
+
+def _first(errors: BaseExceptionGroup[RedisUnreachable]) -> RedisUnreachable:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, RedisUnreachable)
+    return error
+
+
+def _deaf(cell: Cell) -> RedisUnreachable:
+    return RedisUnreachable(f"Redis at {safe_url(cell.url)} does not answer a subscription")

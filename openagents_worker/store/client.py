@@ -65,12 +65,26 @@ _REFUSED = (exceptions.BusyLoadingError, exceptions.ReadOnlyError, exceptions.Ou
 
 
 def _telling(connection_class: Any) -> Any:
-    """The same connection class, which says when it was connecting that failed."""
+    """The same connection class, which says when it was connecting that failed, and loses no cancellation."""
 
     class AsyncTelling(connection_class):  # type: ignore[misc]  # a base known only at run time
+        socket_timeout: float | None
+
         async def connect(self, *args: Any, **kwargs: Any) -> None:
             with _connecting():
                 await super().connect(*args, **kwargs)
+
+        async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            # redis-py sends through asyncio.wait_for, which below Python 3.12 can swallow a cancellation that
+            # comes while it ends, and starts a task for every command.
+            limit_s, self.socket_timeout = self.socket_timeout, None
+            try:
+                async with asyncio.timeout(limit_s):
+                    await super().send_packed_command(command, check_health)
+            except TimeoutError as error:
+                raise exceptions.TimeoutError("Timeout writing to socket") from error
+            finally:
+                self.socket_timeout = limit_s
 
     class Telling(connection_class):  # type: ignore[misc]
         def connect(self, *args: Any, **kwargs: Any) -> None:
@@ -91,13 +105,19 @@ def _connecting() -> Iterator[None]:
 
 
 def _pool(
-    pool_class: Any, cell: Cell, retry: Any, max_connections: int, answer_timeout_s: float | None
+    pool_class: Any,
+    cell: Cell,
+    retry: Any,
+    *,
+    max_connections: int,
+    answer_timeout_s: float | None,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> Any:
     try:
         pool = pool_class.from_url(
             cell.url,
             decode_responses=True,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_connect_timeout=connect_timeout_s,
             socket_timeout=answer_timeout_s,
             retry=retry,
             max_connections=max_connections,
@@ -135,18 +155,25 @@ _TRANSLATE = (*_LOST, *_REFUSED, exceptions.AuthenticationError, exceptions.NoPe
 
 
 class Store:
-    """The store for synchronous callers: producers, the command line, the heartbeat's thread.
-
-    With `attempts` above one a script whose answer was lost is repeated: scripts are made for that.
-    """
+    """The store for synchronous callers: producers, the command line, the heartbeat's thread."""
 
     def __init__(
-        self, cell: Cell, *, max_connections: int = 16, answer_timeout_s: float | None = ANSWER_TIMEOUT_S
+        self,
+        cell: Cell,
+        *,
+        max_connections: int = 16,
+        answer_timeout_s: float | None = ANSWER_TIMEOUT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         self.cell = cell
         self.keys = cell.keys
         pool = _pool(
-            redis.BlockingConnectionPool, cell, Retry(NoBackoff(), 0), max_connections, answer_timeout_s
+            redis.BlockingConnectionPool,
+            cell,
+            Retry(NoBackoff(), 0),
+            max_connections=max_connections,
+            answer_timeout_s=answer_timeout_s,
+            connect_timeout_s=connect_timeout_s,
         )
         self.redis = redis.Redis(connection_pool=pool)
 
@@ -198,8 +225,8 @@ class AsyncStore:
             redis_async.BlockingConnectionPool,
             cell,
             AsyncRetry(NoBackoff(), 0),
-            max_connections,
-            answer_timeout_s,
+            max_connections=max_connections,
+            answer_timeout_s=answer_timeout_s,
         )
         self.redis = redis_async.Redis(connection_pool=pool)
         self._sleep = sleep

@@ -1,27 +1,38 @@
 """Watching. The only place that follows a run's events: every stored one once and in order, then live.
 
 A watcher subscribes first, then looks where the run stands, then reads the stream, then listens. What is
-published in between waits in its connection, so nothing falls between replay and live.
+published in between waits for it, so nothing falls between replay and live. The pieces of a reply that is
+streaming are in no stream; who joins gets what was said so far as one piece with offset 0.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
 from openagents_worker.redaction import safe_url
+from openagents_worker.store.channels import Inbox, listening
 from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.keys import Keys
 from openagents_worker.store.runs import run_not_found
 
 __all__ = ["Head", "Watch", "awatch", "watch"]
 
+T = TypeVar("T")
+
 PAGE = 500
+READERS = (
+    16  # reads at once of one store's watchers: enough to keep Redis busy, and a quarter of its connections
+)
 SILENCE_S = 15.0  # pub/sub promises nothing: after so long without a word the stream itself is asked
 RECONNECT_S = 30.0  # a watch outlives a restart of Redis; longer than that somebody should hear of it
 PAUSE_S = 0.2
@@ -34,6 +45,7 @@ Entry = tuple[str, dict[str, str]]  # of a stream: its id, {"e": the event as JS
 class Head:
     """Where a run stands: its state, the number of its newest event, its life, and whose it is."""
 
+    run_id: str
     state: RunState
     seq: int
     life: int
@@ -44,11 +56,11 @@ class Head:
 _HEAD_FIELDS = ("state", "seq", "life", "agent", "session")
 
 
-def _head_of(values: Sequence[str | None]) -> Head | None:
+def _head_of(run_id: str, values: Sequence[str | None]) -> Head | None:
     state, seq, life, agent_id, session_id = values
     if state is None:
         return None
-    return Head(RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
+    return Head(run_id, RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
 
 
 class Watch:
@@ -62,9 +74,12 @@ class Watch:
     def __init__(self, after: int | None = 0) -> None:
         self.behind = True
         self.over = False
+        self._wants_the_past = after is not None
         self._wanted = None if after is None else after + 1
+        self._head: Head | None = None
         self._life: int | None = None
         self._ends_with_replay = False
+        self._known_at: datetime | None = None  # replay has told what was said up to here
 
     @property
     def wanted(self) -> int:
@@ -76,29 +91,34 @@ class Watch:
         if head is None:
             self.over = True
             return
+        self._head = head
         self._life = head.life if self._life is None else self._life
         self._wanted = head.seq + 1 if self._wanted is None else self._wanted
         self._ends_with_replay = head.state.is_terminal or head.life > self._life
         self.behind = True
 
-    def replay(self, page: Sequence[Entry]) -> Iterator[RunEvent]:
-        """Takes a page of the stream, read from `wanted` on."""
+    def replay(self, page: Sequence[Entry], reply: Mapping[str, str] | None = None) -> Iterator[RunEvent]:
+        """Takes a page of the stream, read from `wanted` on, and the reply that was streaming just then."""
         for _, fields in page:
             event = RunEvent.from_json(fields["e"])
             if self.over or event.seq is None or event.seq < self.wanted:
                 continue
             if event.seq > self.wanted:
                 yield self._gap(event, event.seq - 1)
+            self._known_at = event.timestamp
             yield self._seen(event)
         if len(page) < PAGE:
             self.behind = False
             self.over = self.over or self._ends_with_replay
+            if reply and self._wants_the_past and not self.over:
+                yield self._reply_so_far(reply)
 
     def live(self, text: str) -> Iterator[RunEvent]:
         """Takes a published message. A jump in its number means that one was lost: the stream has it."""
         event = RunEvent.from_json(text)
         if event.seq is None:
-            yield event
+            if self._known_at is None or event.timestamp >= self._known_at:
+                yield event
         elif event.seq == self.wanted:
             yield self._seen(event)
         elif event.seq > self.wanted:
@@ -108,6 +128,24 @@ class Watch:
         assert event.seq is not None
         self._wanted = event.seq + 1
         self.over = event.final and event.life >= (self._life or 1)
+        return event
+
+    def _reply_so_far(self, reply: Mapping[str, str]) -> RunEvent:
+        """What was said before this watcher came, as the one piece it would have been."""
+        head, attempt = self._head, int(reply["attempt"])
+        assert head is not None, "a watcher looks before it reads"
+        event = RunEvent(
+            name="llm.delta",
+            seq=None,
+            run_id=head.run_id,
+            session_id=head.session_id,
+            agent_id=head.agent_id,
+            life=head.life,
+            attempt=attempt,
+            timestamp=datetime.fromisoformat(reply["at"]),
+            payload={"call": reply["call"], "attempt": attempt, "offset": 0, "text": reply["text"]},
+        )
+        self._known_at = event.timestamp
         return event
 
     def _gap(self, before: RunEvent, to: int) -> RunEvent:
@@ -150,7 +188,7 @@ def watch(
     `TimeoutError` is raised. Raises `RunNotFound`, or `RedisUnreachable` when Redis stays away.
     """
     place, patience = Watch(after), _Patience()
-    channel = _channel(store, run_id, _head_of(store.ask(lambda r: r.hmget(*_head(store, run_id)))))
+    channel = _channel(store, run_id, _head(store, run_id))
     while not place.over:
         try:
             with _listening(store.cell, channel) as next_message:
@@ -171,9 +209,10 @@ def _follow(
     deadline: float | None,
 ) -> Iterator[RunEvent]:
     while not place.over:
-        place.look(_head_of(store.ask(lambda r: r.hmget(*_head(store, run_id)))))
+        place.look(_head(store, run_id))
         while place.behind and not place.over:
-            yield from place.replay(store.ask(lambda r: r.xrange(*_page(store, run_id, place))))
+            page, reply = store.ask(lambda r: _page(r, store.keys, run_id, place).execute())
+            yield from place.replay(page, reply)
             patience.renew()
         quiet_until = time.monotonic() + silence_s
         while not (place.behind or place.over):
@@ -208,14 +247,18 @@ def _listening(cell: Cell, channel: str) -> Iterator[Callable[[float], str | Non
 async def awatch(
     store: AsyncStore, run_id: str, after: int | None = 0, *, silence_s: float = SILENCE_S
 ) -> AsyncGenerator[RunEvent]:
-    """As `watch`, for asyncio; bound its time with `asyncio.timeout`."""
+    """As `watch`, for asyncio; bound its time with `asyncio.timeout`.
+
+    All watchers of an event loop share one pub/sub connection. One that is slow holds nobody up and loses
+    nothing: it reads on in the stream.
+    """
     place, patience = Watch(after), _Patience()
-    channel = _channel(store, run_id, _head_of(await store.ask(lambda r: r.hmget(*_head(store, run_id)))))
+    channel = _channel(store, run_id, await _ahead(store, run_id))
     while not place.over:
         try:
             async with (
-                _alistening(store.cell, channel) as next_message,
-                aclosing(_afollow(store, run_id, place, patience, next_message, silence_s)) as events,
+                listening(store.cell, channel) as inbox,
+                aclosing(_afollow(store, run_id, place, patience, inbox, silence_s)) as events,
             ):
                 async for event in events:
                     yield event
@@ -230,51 +273,48 @@ async def _afollow(
     run_id: str,
     place: Watch,
     patience: _Patience,
-    next_message: Callable[[float], Awaitable[str | None]],
+    inbox: Inbox,
     silence_s: float,
 ) -> AsyncGenerator[RunEvent]:
     while not place.over:
-        place.look(_head_of(await store.ask(lambda r: r.hmget(*_head(store, run_id)))))
+        place.look(await _ahead(store, run_id))
         while place.behind and not place.over:
-            for event in place.replay(await store.ask(lambda r: r.xrange(*_page(store, run_id, place)))):
+            for event in place.replay(
+                *await store.ask(lambda r: _page(r, store.keys, run_id, place).execute())
+            ):
                 yield event
             patience.renew()
-        quiet_until = time.monotonic() + silence_s
         while not (place.behind or place.over):
-            text = await next_message(_wait_s(quiet_until, None))
-            if text is not None:
-                for event in place.live(text):
-                    yield event
-                quiet_until = time.monotonic() + silence_s
-            elif time.monotonic() >= quiet_until:
-                break
+            text = await inbox.next(silence_s)
+            if text is None:
+                break  # silence, or more news than an inbox holds: the stream knows
+            for event in place.live(text):
+                yield event
 
 
-@asynccontextmanager
-async def _alistening(cell: Cell, channel: str) -> AsyncIterator[Callable[[float], Awaitable[str | None]]]:
-    own = AsyncStore(cell, max_connections=1)
-    pubsub = own.redis.pubsub()
-
-    async def next_message(timeout_s: float) -> str | None:
-        found = await own.ask(lambda _: pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout_s))
-        return None if found is None else str(found["data"])
-
-    try:
-        await own.ask(lambda _: pubsub.subscribe(channel))
-        if await own.ask(lambda _: pubsub.get_message(timeout=SUBSCRIBE_TIMEOUT_S)) is None:
-            raise _deaf(cell)
-        yield next_message
-    finally:
-        await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
-        await own.close()
+async def _ahead(store: AsyncStore, run_id: str) -> Head | None:
+    return _head_of(run_id, await _ask(store, lambda r: r.hmget(store.keys("run", run_id), _HEAD_FIELDS)))
 
 
-def _head(store: Store | AsyncStore, run_id: str) -> tuple[str, tuple[str, ...]]:
-    return store.keys("run", run_id), _HEAD_FIELDS
+_readers: WeakKeyDictionary[AsyncStore, asyncio.Semaphore] = WeakKeyDictionary()
 
 
-def _page(store: Store | AsyncStore, run_id: str, place: Watch) -> tuple[str, str, str, int]:
-    return store.keys("events", run_id), f"{place.wanted}-0", "+", PAGE
+async def _ask(store: AsyncStore, question: Callable[[Any], Awaitable[T]]) -> T:
+    """A read of a watcher. Only some are made at a time: a crowd would exhaust the store's connections."""
+    async with _readers.setdefault(store, asyncio.Semaphore(READERS)):
+        return await store.ask(question)
+
+
+def _head(store: Store, run_id: str) -> Head | None:
+    return _head_of(run_id, store.ask(lambda r: r.hmget(store.keys("run", run_id), _HEAD_FIELDS)))
+
+
+def _page(client: Any, keys: Keys, run_id: str, place: Watch) -> Any:
+    """The next page of the stream, and the reply that streams at that very moment."""
+    pipeline = client.pipeline(transaction=True)
+    pipeline.xrange(keys("events", run_id), f"{place.wanted}-0", "+", PAGE)
+    pipeline.hgetall(keys("reply", run_id))
+    return pipeline
 
 
 def _channel(store: Store | AsyncStore, run_id: str, head: Head | None) -> str:

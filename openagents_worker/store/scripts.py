@@ -48,6 +48,7 @@ __all__ = [
     "retire",
     "submit",
     "suspend",
+    "told",
     "wake",
 ]
 
@@ -202,15 +203,16 @@ class ClaimAnswer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What a claim was answered; the fields from `fence` on are set for CLAIMED only.
+    """What a claim was answered; the fields from `fence` on are set for CLAIMED only, `life` also for an end.
 
-    `journal` is the first page of records as JSON, `journal_length` how many there are. `active_ms` is how
+    `untold` is the result (JSON) of a run that is DONE and whose end Celery does not know yet, else ''. `journal` is the first page of records as JSON, `journal_length` how many there are. `active_ms` is how
     long earlier attempts worked on the run.
     """
 
     answer: ClaimAnswer
     wakes: tuple[Wake, ...] = ()
     state: str = ""
+    untold: str = ""
     fence: str = ""
     request: str = ""
     attempt: int = 0
@@ -292,6 +294,7 @@ class Resumed:
     sent_us: int | None = None
     also: Wake | None = None
     detail: str = ""
+    canvas: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,8 +326,13 @@ def submit(
     delay_ms: int,
     reject_if_busy: bool,
     parent_run_id: str,
+    expires_ms: int = 0,
+    tell: bool = False,
 ) -> Submitted:
-    """Accept a run. `queue` '' means the agent's own or the default; `digest` says which are the same."""
+    """Accept a run. `queue` '' means the agent's own or the default; `digest` says which are the same.
+
+    With `expires_ms` it is cancelled unless it has been started by then; `tell`: its end is told to Celery.
+    """
     answer = SubmitAnswer(reply[0])
     if answer is SubmitAnswer.UNKNOWN_AGENT:
         return Submitted(answer, known_agents=tuple(sorted(reply[1:])))
@@ -361,7 +369,9 @@ def claim(reply: Reply, *, run_id: str, incarnation: str, nonce: str, page_bytes
     """Take a run. The same nonce again gets the same answer, so a lost reply can be asked for once more."""
     answer = ClaimAnswer(reply[0])
     if answer is ClaimAnswer.CANCELLED:
-        return Claimed(answer, wakes=_wakes(reply[1]))
+        return Claimed(answer, wakes=_wakes(reply[1]), life=int(reply[2]))
+    if answer is ClaimAnswer.DONE:
+        return Claimed(answer, state=reply[1], life=int(reply[2]), untold=reply[3])
     if answer is not ClaimAnswer.CLAIMED:
         return Claimed(answer, state=str(reply[1]) if len(reply) > 1 else "")
     _, fence, fields, facts, length, page = reply
@@ -492,16 +502,32 @@ def resend(reply: Reply, *, queue: str, oldest_us: int, grace_ms: int, limit: in
 
 @_door
 def resume(
-    reply: Reply, *, run_id: str, agent_id: str, session_id: str, input_text: str, checkpoint_id: str
+    reply: Reply,
+    *,
+    run_id: str,
+    agent_id: str,
+    session_id: str,
+    input_text: str,
+    checkpoint_id: str,
+    canvas: str = "",
 ) -> Resumed:
-    """Start another life of a run that failed or was cancelled. `checkpoint_id` '' means its latest."""
+    """Start another life of a run that failed or was cancelled. `checkpoint_id` '' means its latest.
+
+    `canvas` '' keeps the options of its submission.
+    """
     answer = ResumeAnswer(reply[0])
     if answer is ResumeAnswer.LIVE:
         return Resumed(answer, reply[1], reply[2])
     if answer is not ResumeAnswer.OK:
         return Resumed(answer, detail=reply[1] if len(reply) > 1 else "")
-    also = Wake.of(reply[4]) if len(reply) > 4 and reply[4] else None
-    return Resumed(answer, reply[1], reply[2], int(reply[3]) if reply[3] else None, also)
+    also = Wake.of(reply[5]) if len(reply) > 5 and reply[5] else None
+    return Resumed(answer, reply[1], reply[2], int(reply[4]) if reply[4] else None, also, canvas=reply[3])
+
+
+@_door
+def told(reply: Reply, *, run_id: str, life: int) -> bool:
+    """Note that Celery knows how this life of a run has ended; False when the run has moved on."""
+    return bool(reply == "OK")
 
 
 @_door

@@ -25,6 +25,8 @@ class ToolExecutionSpec(BaseModel):
     reads_files: bool = False
     writes_files: bool = False
     supports_streaming: bool = False
+    cpu_bound: bool = False
+    """It computes for long: its function runs in another process, without a context."""
 
 
 class ToolContext(Protocol):

@@ -29,6 +29,7 @@ from pydantic.fields import FieldInfo
 
 from openagents_worker.errors import PluginConfigError
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
+from openagents_worker.tools.offload import importable
 from openagents_worker.tools.typed import TypedTool
 
 __all__ = ["DecoratedFunction", "FunctionTool", "tool"]
@@ -38,12 +39,13 @@ R = TypeVar("R")
 
 
 class FunctionTool(TypedTool):
-    """One tool made from a function. A function that is not async runs in a thread, never on the loop."""
+    """One tool made from a function. A function that is not async never runs on the loop, but in a thread or,
+    when it is CPU-bound, in another process."""
 
     run_sync: Callable[..., Awaitable[Any]]
-    """Awaits `(function, **arguments)` off the loop and carries context variables; may be replaced.
+    """Awaits `(function, **arguments)` off the loop; a worker puts its own threads or processes here.
 
-    A thread cannot be stopped: after a timeout or a cancellation it goes on, and what it returns is dropped.
+    Neither can be stopped: after a timeout or a cancellation it goes on, and what it returns is dropped.
     """
 
     def __init__(self, decorated: DecoratedFunction[..., Any], config: dict[str, Any] | None = None) -> None:
@@ -94,6 +96,8 @@ class DecoratedFunction(Generic[P, R]):
         self.durable_idempotent = durable_idempotent
         self.spec = spec
         self.context_name, self.params = _parameters(function, self.tool_name)
+        if spec.cpu_bound:
+            _check_cpu_bound(function, self.tool_name, self.context_name)
         if not self.description:
             raise PluginConfigError(
                 f"the tool {self.tool_name!r} has no description",
@@ -122,6 +126,7 @@ def tool(
     durable_idempotent: bool = True,
     concurrency_safe: bool = False,
     timeout_ms: int | None = None,
+    cpu_bound: bool = False,
 ) -> Callable[[Callable[P, R]], DecoratedFunction[P, R]]: ...
 
 
@@ -134,12 +139,15 @@ def tool(
     durable_idempotent: bool = True,
     concurrency_safe: bool = False,
     timeout_ms: int | None = None,
+    cpu_bound: bool = False,
 ) -> Any:
     """Make a tool of a function: name, description and schema come from its signature and docstring.
 
     A parameter named `context` (or annotated `ToolContext`) gets the run's context and is no argument.
     `durable_idempotent=False` says that others see the effect, so that a call with a lost outcome is not
-    repeated unasked. Raises `PluginConfigError` for a signature that cannot be a tool's.
+    repeated unasked. `cpu_bound=True` runs the function in another process: it must stand at the top of a
+    module, its arguments and its result are copied, and it gets no context. Raises `PluginConfigError` for a
+    signature that cannot be a tool's.
     """
 
     def decorate(function: Callable[P, R]) -> DecoratedFunction[P, R]:
@@ -148,10 +156,20 @@ def tool(
             name=name,
             description=description,
             durable_idempotent=durable_idempotent,
-            spec=ToolExecutionSpec(concurrency_safe=concurrency_safe, default_timeout_ms=timeout_ms),
+            spec=ToolExecutionSpec(
+                concurrency_safe=concurrency_safe, default_timeout_ms=timeout_ms, cpu_bound=cpu_bound
+            ),
         )
 
     return decorate if function is None else decorate(function)
+
+
+def _check_cpu_bound(function: Callable[..., Any], tool_name: str, context_name: str | None) -> None:
+    if inspect.iscoroutinefunction(function) or context_name is not None or not importable(function):
+        raise PluginConfigError(
+            f"the tool {tool_name!r} cannot be CPU-bound",
+            hint="such a function is not async, takes no context and stands at the top of a module",
+        )
 
 
 def _parameters(function: Callable[..., Any], tool_name: str) -> tuple[str | None, type[TypedTool.Params]]:

@@ -25,7 +25,7 @@ def make_worker_app(settings: Settings) -> Celery:
     app = make_app(settings)
     app.conf.update(
         task_queues=queues_of([settings.queue]),
-        worker_pool="threads",
+        worker_pool="openagents_worker.worker.pool:TaskPool",
         worker_concurrency=settings.concurrency,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,  # what is prefetched by a worker that dies waits in no queue

@@ -1,6 +1,9 @@
-"""The bridge. The only place where a Celery task body, which is synchronous, waits for a coroutine.
+"""The bridge. The only place where synchronous code, as every Celery task body is, waits for a coroutine.
 
-All runs of a process live on one asyncio loop in a thread of its own, whatever pool Celery works with.
+All runs of a process live on one asyncio loop in a thread of its own, whatever pool Celery works with, and
+`LoopThread.run` is how a task body gets there. In a thread of another pool it waits as threads do. In our own
+pool the task body is itself on the loop's thread: there it runs in a greenlet, and waiting is a switch to the
+asyncio task that carries the greenlet.
 """
 
 from __future__ import annotations
@@ -10,26 +13,23 @@ import concurrent.futures
 import contextlib
 import importlib.util
 import threading
-from collections.abc import Coroutine
+import types
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
-__all__ = ["LoopThread", "end_task"]
+from greenlet import getcurrent, greenlet
+
+from openagents_worker.worker.ending import end_task
+
+__all__ = ["LoopThread", "SyncBody", "carried", "context_of", "in_thread"]
 
 T = TypeVar("T")
 
 STOP_TIMEOUT_S = 5.0  # cancelled tasks only have to let go
-CANCEL_AGAIN_S = 0.1
 
 
-async def end_task(task: asyncio.Task[Any]) -> None:
-    """Cancel a task of ours until it has ended.
-
-    Once is not always enough: below Python 3.12 `asyncio.wait_for` swallows a cancellation that comes in the
-    moment in which it is done, and redis-py sends its commands through it.
-    """
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=CANCEL_AGAIN_S)
+# --- a loop in a thread ----------------------------------------------------------------------------------
 
 
 class LoopThread:
@@ -40,6 +40,7 @@ class LoopThread:
 
     def __init__(self, name: str = "openagents-loop") -> None:
         self.loop = _new_loop()
+        self.loop.set_task_factory(_Task.make)  # type: ignore[arg-type]  # a factory of one kind of task
         self._waiting: set[concurrent.futures.Future[Any]] = set()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
@@ -52,12 +53,14 @@ class LoopThread:
         return self._thread.ident
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop and wait for it in this thread.
+        """Run a coroutine on the loop and wait for it here, in whatever pool's task body this is.
 
-        When the waiting thread is interrupted (SystemExit, KeyboardInterrupt, a soft time limit), the
+        When the waiting is interrupted (SystemExit, KeyboardInterrupt, a time limit, a termination), the
         coroutine is cancelled and the interruption goes on. Raises `concurrent.futures.CancelledError` when
-        the loop ends first.
+        the loop ends first, `RuntimeError` in a callback of the loop, which would wait for itself.
         """
+        if threading.get_ident() == self._thread.ident:
+            return _own_body(work).wait(work)
         try:
             future = asyncio.run_coroutine_threadsafe(work, self.loop)
         except RuntimeError:  # the loop is closed
@@ -109,3 +112,120 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
+
+
+class _Task(asyncio.Task[Any]):
+    """A task whose context can be asked for; asyncio's own can say it from Python 3.12 on."""
+
+    __slots__ = ("context",)
+
+    context: Context
+
+    @classmethod
+    def make(
+        cls,
+        loop: asyncio.AbstractEventLoop,
+        work: Coroutine[Any, Any, Any],
+        context: Context | None = None,
+        **more: Any,
+    ) -> _Task:
+        context = copy_context() if context is None else context
+        task = cls(work, loop=loop, context=context, **more)
+        task.context = context
+        return task
+
+
+def context_of(task: asyncio.Task[Any] | None) -> Context:
+    """The context variables of a task of a `LoopThread`, from any thread; empty where there is no task."""
+    return task.context if isinstance(task, _Task) else Context()
+
+
+# --- synchronous code on the loop's thread ---------------------------------------------------------------
+
+
+class SyncBody(greenlet):  # type: ignore[misc]  # greenlet ships no types
+    """A synchronous function that can wait for coroutines on the thread of their loop.
+
+    Celery keeps its stacks of tasks and requests by greenlet, so each body has its own. A coroutine that it
+    waits for is stepped in here and not in a task of its own: `self.request` is right inside of it, too.
+    """
+
+    interruption: BaseException | None = None
+    """What the body meets instead of the next cancellation: a time limit has a name of its own."""
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Step the coroutine to its end; what it waits for, the task waits for that carries this body."""
+        step: Callable[[Any], Any] = work.send
+        value: Any = None
+        while True:
+            try:
+                future = step(value)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            try:
+                step, value = work.send, self.parent.switch(future)
+            except BaseException as interruption:  # noqa: BLE001 - it is the coroutine's, and goes on from there
+                step, value = work.throw, interruption
+
+
+@types.coroutine
+def carried(body: SyncBody) -> Generator[Any, Any, Any]:
+    """Await a body: run it until it waits, wait in its place, let it go on with what came of it."""
+    body.gr_context = getcurrent().gr_context
+    future = body.switch()
+    while not body.dead:
+        try:
+            value = yield future
+        except BaseException as error:  # noqa: BLE001 - every interruption is the body's
+            future = body.throw(_named(body, error))
+        else:
+            future = body.switch(value)
+    return future
+
+
+def _named(body: SyncBody, error: BaseException) -> BaseException:
+    interruption, task = body.interruption, asyncio.current_task()
+    if interruption is None or task is None or not isinstance(error, asyncio.CancelledError):
+        return error
+    body.interruption = None
+    task.uncancel()  # it is not asked to end, only to notice
+    return interruption
+
+
+def _own_body(work: Coroutine[Any, Any, Any]) -> SyncBody:
+    body = getcurrent()
+    if isinstance(body, SyncBody):
+        return body
+    work.close()
+    raise RuntimeError("the event loop's own callbacks cannot wait for a coroutine; await it")
+
+
+def in_thread(
+    function: Callable[..., T], threads: concurrent.futures.Executor, around: Callable[..., Any] | None = None
+) -> Callable[..., T]:
+    """The same function; called in a `SyncBody`, it blocks a thread of `threads` instead of the loop.
+
+    It is never left half done: an interruption is raised once it has returned. `around`, called here, makes
+    what the function is called through there.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> T:
+        body = getcurrent()
+        if not isinstance(body, SyncBody):
+            return function(*args, **kwargs)
+        through = around() if around is not None else copy_context().run
+        result: T = body.wait(_finished(threads.submit(through, function, *args, **kwargs)))
+        return result
+
+    return call
+
+
+async def _finished(blocking: concurrent.futures.Future[T]) -> T:
+    future = asyncio.wrap_future(blocking)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        future.exception()
+        raise

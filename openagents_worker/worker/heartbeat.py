@@ -36,6 +36,10 @@ class Carrier(Protocol):
         """The runs that this process is claiming or running; from any thread."""
         ...
 
+    def carried(self) -> frozenset[str]:
+        """Those of them that Redis has given to it; from any thread."""
+        ...
+
     def latch(self, run_id: str, reason: LatchReason) -> None: ...
 
     async def latch_all(self, reason: LatchReason) -> None: ...
@@ -68,7 +72,13 @@ class Heartbeat:
         self._on_registered = on_registered
         self._clock = clock
         # A renewal must not be awaited for longer than what is kept back for letting go.
-        self._store = Store(cell, max_connections=1, answer_timeout_s=min(2.0, lease_ms / 1000 / 5))
+        patience_s = lease_ms / 1000 / 5
+        self._store = Store(
+            cell,
+            max_connections=1,
+            answer_timeout_s=min(2.0, patience_s),
+            connect_timeout_s=min(1.5, patience_s),
+        )
         self._lease = WorkerLease.none_yet()
         self._registered = threading.Event()
         self._stopping = threading.Event()
@@ -149,8 +159,10 @@ class Heartbeat:
         """Act on what is wrong for the second beat in a row; in between a run may be changing hands."""
         for run_id in answer.cancel_requested:
             self._post(self._carrier.latch, run_id, LatchReason.CANCELLED)
-        known = self._carrier.known()
-        orphans, losses = self._strange.now(orphans=answer.owned - known, losses=known - answer.owned)
+        # A claim may take long: only what was ours at the beat before can be lost at this one.
+        orphans, losses = self._strange.now(
+            orphans=answer.owned - self._carrier.known(), losses=self._carrier.carried() - answer.owned
+        )
         for run_id in losses:
             log.warning("run.not_ours", run_id=run_id, incarnation=incarnation)
             self._post(self._carrier.latch, run_id, LatchReason.FENCED)

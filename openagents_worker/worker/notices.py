@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.worker.bridge import end_task
+from openagents_worker.worker.ending import end_task
 
 __all__ = ["Notices"]
 

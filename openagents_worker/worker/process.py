@@ -20,8 +20,9 @@ from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.backlog import Backlog
-from openagents_worker.worker.bridge import LoopThread, end_task
+from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.drain import drain, let_go
+from openagents_worker.worker.ending import end_task
 from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.notices import Notices
 from openagents_worker.worker.plugins import load_plugins
@@ -50,14 +51,18 @@ class WorkerProcess:
         node: str,
         queues: Sequence[str],
         send_wakes: SendWakes,
+        bridge: LoopThread | None = None,
     ) -> None:
+        """`bridge` is the loop to live on where somebody else keeps one; else it gets one of its own."""
         self.settings = settings
         self._assembly = assembly
         self._publish = send_wakes
         # Publishing is synchronous and may have to wait for the broker; it must not hold up the loop.
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="openagents-publisher")
-        self._bridge = LoopThread()
-        self._bridge.start()
+        self._bridge = bridge or LoopThread()
+        self._owns_loop = bridge is None
+        if self._owns_loop:
+            self._bridge.start()
         self._bridge.run(self._build(node, queues))
 
     async def _build(self, node: str, queues: Sequence[str]) -> None:
@@ -88,6 +93,7 @@ class WorkerProcess:
             loop_thread_id=lambda: self._bridge.thread_id,
             lease=lambda: self.heartbeat.lease,
             carrier=self.runner,
+            dead_after_s=settings.loop_dead_s,
         )
         self._backlog = Backlog(settings.broker_url)
         self.rescue = Rescue(
@@ -112,6 +118,15 @@ class WorkerProcess:
         """Run a coroutine on the process's loop, from a task body; waits for it."""
         return self._bridge.run(work)
 
+    def stats(self) -> dict[str, Any]:
+        """What an operator may want to know of the process: its incarnation, runs, loop, tools' threads."""
+        return {
+            "incarnation": self.heartbeat.lease.incarnation,
+            "runs": len(self.runner.known()),
+            "loop": self._watch.stats(),
+            "tools": self._assembly.offload.stats(),
+        }
+
     async def send_wakes(self, wakes: Sequence[Wake]) -> None:
         """Publish wake-ups. Without a broker it is one warning: the rescue sends them again later."""
         if not wakes:
@@ -128,7 +143,8 @@ class WorkerProcess:
         over = self.heartbeat.retire() == "OVER"
         self._bridge.run(self._close(stop_runs=not drained, reclaim=over))
         self._publisher.shutdown()
-        self._bridge.stop()
+        if self._owns_loop:
+            self._bridge.stop()
         log.info("worker.stopped", incarnation=self.heartbeat.lease.incarnation)
 
     async def _close(self, *, stop_runs: bool, reclaim: bool) -> None:
@@ -155,6 +171,8 @@ class Host:
         self.settings = settings
         self.node = socket.gethostname()
         self.queues: tuple[str, ...] = (settings.queue,)
+        self.bridge: LoopThread | None = None
+        """The loop of a pool that has one; set before the first use."""
         self._send_wakes = send_wakes
         self._assembly: Assembly | None = None
         self._process: WorkerProcess | None = None
@@ -182,10 +200,16 @@ class Host:
                     node=self.node,
                     queues=self.queues,
                     send_wakes=self._send_wakes,
+                    bridge=self.bridge,
                 )
                 self._process.start()
                 self._pid, self._assembly = os.getpid(), None
             return self._process
+
+    def stats(self) -> dict[str, Any]:
+        """The process's own; empty before its start, after its end, and where children do the work."""
+        process = self._process
+        return process.stats() if process is not None and self._pid == os.getpid() else {}
 
     def close(self) -> None:
         with self._lock:

@@ -14,6 +14,7 @@ from openagents_worker.errors import OpenAgentsError
 from openagents_worker.producer.transport import wake_queue
 from openagents_worker.settings import unknown_variables
 from openagents_worker.telemetry import configure_logging, get_logger
+from openagents_worker.worker.pool import TaskPool
 from openagents_worker.worker.process import Host
 
 __all__ = ["EX_CONFIG", "tie"]
@@ -74,9 +75,14 @@ def _step_of(host: Host) -> type[bootsteps.StartStopStep]:
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)
             if _forks(parent):
                 return
+            host.bridge = parent.pool.bridge if isinstance(parent.pool, TaskPool) else None
             process = host.process()
             while process is not None and not process.heartbeat.wait_registered(POLL_S):
                 state.maybe_shutdown()
+
+        def info(self, parent: Any) -> dict[str, Any]:
+            """What `celery inspect stats` and Flower show of us."""
+            return {"openagents": host.stats()}
 
         def stop(self, parent: Any) -> None:
             host.close()

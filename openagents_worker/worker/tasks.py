@@ -18,6 +18,7 @@ from openagents_worker.store.scripts import reject
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.intake import Message, run_to_resume, wanted
 from openagents_worker.worker.outcome import tell_celery
+from openagents_worker.worker.pool import ON_LOOP
 from openagents_worker.worker.process import Host, WorkerProcess
 
 __all__ = ["RECOVER_RUNS", "add_tasks"]
@@ -40,6 +41,7 @@ def add_tasks(app: Celery, host: Host) -> None:
         "typing": False,  # a message with wrong arguments is answered, not refused by Celery
         "rate_limit": None,
         "track_started": False,
+        ON_LOOP: True,
     }
 
     def run_agent(self: Task, *args: Any, **kwargs: Any) -> dict[str, str]:

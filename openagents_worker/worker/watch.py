@@ -12,22 +12,49 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.telemetry import get_logger
+from openagents_worker.worker.bridge import context_of
 from openagents_worker.worker.heartbeat import Carrier
 from openagents_worker.worker.lease import WorkerLease
 
-__all__ = ["EX_LOOP_DEAD", "Watch"]
+__all__ = ["EX_LOOP_DEAD", "Watch", "Watched"]
 
 log = get_logger(__name__)
 
 EX_LOOP_DEAD = 70  # EX_SOFTWARE of sysexits.h
-TICK_S = 0.1
-LAG_S = 0.25  # a loop that is busy for so long delays every run of the process
-SAY_AGAIN_S = 10.0
+TICK_S = 0.05
+BLOCKED_S = 0.25  # a loop that is busy for so long delays every run of the process
+SAY_AGAIN_S = 10.0  # of the same block, and of the same place
 DEAD_AFTER_S = 120.0
+STACK_FRAMES = 12  # the innermost ones say what blocks the loop
+
+
+class Watched(Carrier, Protocol):
+    """What the watch wants of the runner."""
+
+    def note(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A loop that does not answer: since when, in which recorded call, and where its thread is."""
+
+    since_s: float
+    call: CallInfo | None
+    stack: str
+
+    def fields(self) -> dict[str, Any]:
+        """What a person is told of it, but for how long it took."""
+        told: dict[str, Any] = {"stack": self.stack}
+        if self.call is not None:
+            told |= {"kind": self.call.kind, "name": self.call.name, "call_id": self.call.call_key}
+        return told
 
 
 class Watch:
@@ -39,10 +66,11 @@ class Watch:
         loop: asyncio.AbstractEventLoop,
         loop_thread_id: Callable[[], int | None],
         lease: Callable[[], WorkerLease],
-        carrier: Carrier,
+        carrier: Watched,
         leave: Callable[[int], object] = os._exit,
         dead_after_s: float = DEAD_AFTER_S,
         clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
         self._loop = loop
         self._loop_thread_id = loop_thread_id
@@ -51,8 +79,12 @@ class Watch:
         self._leave = leave
         self._dead_after_s = dead_after_s
         self._clock = clock
+        self._cpu_clock = cpu_clock
         self._silent_s = 0.0
-        self._said_s = -SAY_AGAIN_S
+        self._block: _Block | None = None
+        self._said_s: dict[str, float] = {}
+        self._blocks = 0
+        self._longest_s = 0.0
         self._answered = threading.Event()
         self._answered.set()
         self._stopping = threading.Event()
@@ -66,14 +98,21 @@ class Watch:
         if self._thread.ident is not None:
             self._thread.join()
 
+    def stats(self) -> dict[str, int]:
+        """How often the loop was blocked for a quarter of a second or more, and for how long at most."""
+        return {"blocks": self._blocks, "longest_block_ms": round(self._longest_s * 1000)}
+
     def _main(self) -> None:
-        last_s = self._clock()
+        last_s, last_cpu_s = self._clock(), self._cpu_clock()
         while not self._stopping.wait(TICK_S):
-            now_s = self._clock()
-            # After a SIGSTOP of the whole process the step is large, and the loop is not to blame.
-            self._look_at_loop(min(now_s - last_s, 2 * TICK_S))
-            last_s = now_s
+            now_s, cpu_s = self._clock(), self._cpu_clock()
+            # A tick is long when the whole process was stopped, and nobody is to blame; or when a call kept
+            # the interpreter to itself, this thread included. Only then has the process used the time.
+            self._look_at_loop(min(now_s - last_s, max(cpu_s - last_cpu_s, 2 * TICK_S)))
+            last_s, last_cpu_s = now_s, cpu_s
             self._look_at_lease(self._lease())
+
+    # --- the lease ---------------------------------------------------------------------------------------
 
     def _look_at_lease(self, lease: WorkerLease) -> None:
         """The lease is over: every run lets go before others may take it, or the process ends."""
@@ -97,23 +136,51 @@ class Watch:
         log.warning("worker.let_go", incarnation=lease.incarnation, runs=runs)
         lease.let_go.set()
 
+    # --- the loop ----------------------------------------------------------------------------------------
+
     def _look_at_loop(self, passed_s: float) -> None:
+        """Ask the loop for a sign of life, or count for how long it has owed us one."""
         if self._loop.is_closed():
             return
         if self._answered.is_set():
-            self._answered.clear()
-            self._silent_s = 0.0
-            self._loop.call_soon_threadsafe(self._answered.set)
-            return
-        self._silent_s += passed_s
+            self._silent_s = passed_s - TICK_S  # what this thread itself was held up for
+        else:
+            self._silent_s += passed_s
         if self._silent_s >= self._dead_after_s:
-            log.error("loop.dead", silent_s=round(self._silent_s, 1), stack=self._stack())
+            log.error("loop.dead", silent_s=round(self._silent_s, 1), **self._look().fields())
             self._leave(EX_LOOP_DEAD)
-        elif self._silent_s >= LAG_S and self._clock() - self._said_s >= SAY_AGAIN_S:
-            self._said_s = self._clock()
-            log.warning("loop.blocked", silent_s=round(self._silent_s, 2), stack=self._stack())
+        elif self._silent_s >= BLOCKED_S - TICK_S:  # it may have begun a tick before it was asked
+            self._see_block()
+        if self._answered.is_set():
+            self._answered.clear()
+            self._block = None
+            self._loop.call_soon_threadsafe(self._answered.set)
 
-    def _stack(self) -> str:
-        """Where the loop's thread is right now: the innermost frames say what blocks it."""
+    def _see_block(self) -> None:
+        if self._block is None:
+            self._block = self._look()
+            self._blocks += 1
+            # The first thing that the loop does once it is free: the run has not gone on yet.
+            self._loop.call_soon_threadsafe(self._tell_run, self._block)
+        place, now_s = self._block.stack, self._clock()
+        if now_s - self._said_s.get(place, -SAY_AGAIN_S) >= SAY_AGAIN_S:
+            self._said_s = {where: at for where, at in self._said_s.items() if now_s - at < SAY_AGAIN_S}
+            self._said_s[place] = now_s
+            run_id = self._block.call.run_id if self._block.call is not None else None
+            log.warning(
+                "loop.blocked", silent_s=round(self._silent_s, 2), run_id=run_id, **self._block.fields()
+            )
+
+    def _look(self) -> _Block:
         frame = sys._current_frames().get(self._loop_thread_id() or 0)
-        return "".join(traceback.format_stack(frame, limit=12)) if frame is not None else ""
+        stack = "".join(traceback.format_stack(frame, limit=STACK_FRAMES)) if frame is not None else ""
+        call = context_of(asyncio.current_task(self._loop)).get(current_call)
+        return _Block(self._clock() - self._silent_s, call, stack)
+
+    def _tell_run(self, block: _Block) -> None:
+        """Called on the loop, as soon as it is free: now it is known how long it was not."""
+        blocked_s = self._clock() - block.since_s
+        self._longest_s = max(self._longest_s, blocked_s)
+        if block.call is not None:
+            told = {"blocked_ms": round(blocked_s * 1000), **block.fields()}
+            self._carrier.note(block.call.run_id, "worker.loop_blocked", told)

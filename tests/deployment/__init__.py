@@ -1,0 +1,1 @@
+"""What an operator types: compose services, the Procfile, make. Each command is executed as it is written."""

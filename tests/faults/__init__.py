@@ -1,1 +1,1 @@
-"""Faults: real workers, a real Redis, a real model server, and what dies between them. Counted from outside."""
+"""Faults: real workers, a real Redis, a real model server, and what dies between them."""

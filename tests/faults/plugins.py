@@ -18,7 +18,18 @@ from typing import Any
 from openagents_worker.errors import PermanentToolError, ToolRateLimitError
 from openagents_worker.tools.base import ToolExecutionSpec
 
-__all__ = ["Branches", "Catching", "Impatient", "Limited", "Refused", "Segfault", "Step", "Stubborn", "note", "take_mark"]
+__all__ = [
+    "Branches",
+    "Catching",
+    "Impatient",
+    "Limited",
+    "Refused",
+    "Segfault",
+    "Step",
+    "Stubborn",
+    "note",
+    "take_mark",
+]
 
 
 def note(log: Path, **entry: Any) -> None:
@@ -134,7 +145,11 @@ class Branches(_Pattern):
 
     async def execute(self) -> Any:
         async def branch(name: str, ms: int) -> list[Any]:
-            return [await self.step(f"{name}1", ms), await self.ask(f"{name}2"), await self.step(f"{name}3", ms)]
+            return [
+                await self.step(f"{name}1", ms),
+                await self.ask(f"{name}2"),
+                await self.step(f"{name}3", ms),
+            ]
 
         return await asyncio.gather(branch("a", 10), branch("b", 25), branch("c", 40))
 
@@ -168,6 +183,9 @@ class Stubborn(_Pattern):
 
     async def execute(self) -> Any:
         found = await asyncio.gather(
-            self.step("a1", 10), self.step("b1", 20, tool="refused"), self.step("c1", 30), return_exceptions=True
+            self.step("a1", 10),
+            self.step("b1", 20, tool="refused"),
+            self.step("c1", 30),
+            return_exceptions=True,
         )
         return [*(type(each).__name__ for each in found), await self.step("d2"), await self.ask("d3")]

@@ -1,4 +1,4 @@
-"""A line to Redis that understands what is said on it: the only place that counts commands and breaks in between.
+"""A line to Redis that understands what is said: the only place that counts commands and breaks in between.
 
 Every worker has a line of its own, so a command says which process sent it.
 """
@@ -20,7 +20,9 @@ from openagents_worker.store import scripts
 
 __all__ = ["Command", "Proxy", "Verdict"]
 
-SCRIPTS = {getattr(scripts, name)().script.sha.encode(): name for name in scripts.__all__ if name[0].islower()}
+SCRIPTS = {
+    getattr(scripts, name)().script.sha.encode(): name for name in scripts.__all__ if name[0].islower()
+}
 # What a worker asks whatever runs it has: its own beat, the rescue of others, and how a connection begins.
 NOT_OF_A_RUN = {"register", "renew", "retire", "reclaim", "wake", "resend"} | {
     "auth", "client", "hello", "info", "ping", "select", "subscribe", "time", "unsubscribe", "zrange",
@@ -90,7 +92,9 @@ class Proxy:
             server.close()
         for line in self._lines:
             line.cancel()
-        await asyncio.gather(*self._lines, return_exceptions=True)
+        await asyncio.gather(
+            *self._lines, *(server.wait_closed() for server in self._servers), return_exceptions=True
+        )
 
     async def _listen(self, worker: str) -> str:
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -105,23 +109,28 @@ class Proxy:
     # --- one connection ----------------------------------------------------------------------------------
 
     async def _line(self, worker: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_redis, to_redis = await asyncio.open_connection(*self._redis)
-        asked: deque[Command | None] = deque()
-        ways = [
-            asyncio.create_task(self._commands(worker, asked, reader, to_redis)),
-            asyncio.create_task(self._answers(asked, from_redis, writer)),
-        ]
+        ends = [writer]
+        ways: list[asyncio.Task[None]] = []
         try:
+            from_redis, to_redis = await asyncio.open_connection(*self._redis)
+            ends.append(to_redis)
+            asked: deque[Command | None] = deque()
+            ways.append(asyncio.create_task(self._commands(worker, asked, reader, to_redis)))
+            ways.append(asyncio.create_task(self._answers(asked, from_redis, writer)))
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        except OSError:
+            pass  # Redis is gone: so is this line
         finally:
             for way in ways:
                 way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            for end in (writer, to_redis):
-                _reset(end)
+            await asyncio.gather(*ways, *map(_reset, ends), return_exceptions=True)
 
     async def _commands(
-        self, worker: str, asked: deque[Command | None], reader: asyncio.StreamReader, to_redis: asyncio.StreamWriter
+        self,
+        worker: str,
+        asked: deque[Command | None],
+        reader: asyncio.StreamReader,
+        to_redis: asyncio.StreamWriter,
     ) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
             while True:
@@ -149,18 +158,21 @@ class Proxy:
         name = words[0].decode().lower()
         if name == "evalsha":
             name = SCRIPTS.get(words[1], "an unknown script")
-        if name in NOT_OF_A_RUN or name == "eval":  # the same script once more, for a Redis that did not know it
+        if (
+            name in NOT_OF_A_RUN or name == "eval"
+        ):  # the same script once more, for a Redis that did not know it
             self.left_out[name] = self.left_out.get(name, 0) + 1
             return None
         self.seen.append(Command(len(self.seen) + 1, name, worker))
         return self.seen[-1]
 
 
-def _reset(end: asyncio.StreamWriter) -> None:
+async def _reset(end: asyncio.StreamWriter) -> None:
     """Close with RST: whoever reads there gets an error and no end of file."""
     with suppress(OSError):
         end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    end.close()
+        end.close()
+        await end.wait_closed()
 
 
 # --- RESP ------------------------------------------------------------------------------------------------

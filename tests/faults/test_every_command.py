@@ -53,7 +53,15 @@ class Breaks:
             begun = self.world.calls(run_id)
             again = len(begun) - len(set(begun))
             assert again <= 1, f"{run_id}: at most the call in flight is made again"
-            self.rows.append({"fault": fault, "command": met[0].number, "name": met[0].name, "calls again": again, "ended": "completed"})
+            self.rows.append(
+                {
+                    "fault": fault,
+                    "command": met[0].number,
+                    "name": met[0].name,
+                    "calls again": again,
+                    "ended": "completed",
+                }
+            )
         self.world.wait_ready()
         return bool(met)
 
@@ -115,7 +123,9 @@ def test_a_worker_is_killed_before_and_after_every_command(make_world: MakeWorld
             _each(breaks, fault, itertools.count(1))
 
         _tell(breaks, commands)
-        assert len(breaks.rows) >= 2 * (len(commands) - 2)  # a batch of events more or less: they wait for company
+        assert len(breaks.rows) >= 2 * (
+            len(commands) - 2
+        )  # a batch of events more or less: they wait for company
 
 
 @pytest.mark.slow

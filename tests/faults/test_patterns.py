@@ -84,7 +84,7 @@ def _check(rows: list[dict[str, object]]) -> None:
 
 
 def test_branches_go_on_each_from_where_it_was(make_world: MakeWorld) -> None:
-    """Branches that gather runs side by side are each resumed in the middle; errors and time limits repeat."""
+    """Branches side by side are each resumed in their middle; errors and time limits come again."""
     world = make_world(workers=2).start()
 
     rows = [_carry(world, "branches", 1, ["a1.end", "b2.answered", "c3.begin"])]

@@ -1,10 +1,10 @@
-"""A worker stands still for three leases and comes back: it has missed its own funeral, and changes nothing."""
+"""A worker stands still for three leases and comes back: its runs are others', and it changes nothing."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from tests.faults.conftest import MakeWorld
 from tests.faults.world import Worker, World, table
 from tests.waiting import wait_for
 
-READERS = {
+READERS: dict[str, Callable[[Any, str], Any]] = {
     "hash": lambda redis, key: redis.hgetall(key),
     "list": lambda redis, key: redis.lrange(key, 0, -1),
     "set": lambda redis, key: redis.smembers(key),
@@ -26,14 +26,14 @@ def _all_of(world: World, run_ids: Sequence[str]) -> dict[str, Any]:
     """Every key of these runs and their sessions, with all that is in it."""
     redis = world.client.store.redis
     keys = [key for run_id in run_ids for key in redis.scan_iter(f"oa:*{run_id}*", count=1000)]
-    return {key: READERS[redis.type(key)](redis, key) for key in sorted(keys)}
+    return {key: READERS[str(redis.type(key))](redis, key) for key in sorted(keys)}
 
 
 def _pause_one(world: World, round_no: int, runs: int) -> dict[str, object]:
     run_ids = [f"run-{round_no}-{number}." for number in range(runs)]
     for run_id in run_ids:
         world.submit(run_id, [("step", {"n": n, "ms": 150}) for n in range(4)], latency_ms=100)
-    victim, its_runs = wait_for(lambda: _busy_worker(world, run_ids), "a worker has many runs in the middle of a step")
+    victim, its_runs = _busy_worker(world, run_ids)
     incarnation = next(i for i in world.incarnations() if i.startswith(f"{victim.name}@"))
 
     victim.signal(signal.SIGSTOP)
@@ -62,19 +62,22 @@ def _pause_one(world: World, round_no: int, runs: int) -> dict[str, object]:
     }
 
 
-def _busy_worker(world: World, run_ids: Sequence[str]) -> tuple[Worker, list[str]] | None:
-    """A worker with at least every sixth run in the middle of a tool, and those runs."""
-    open_calls: dict[str, int] = {}
-    for entry in world.entries():
-        if entry["run"] in run_ids:
-            open_calls[entry["run"]] = entry["pid"] if entry["event"] == "begin" and entry["n"] >= 1 else 0
-    by_pid: dict[int, list[str]] = {}
-    for run_id, pid in open_calls.items():
-        by_pid.setdefault(pid, []).append(run_id)
-    by_pid.pop(0, None)
-    pid = max(by_pid, key=lambda pid: len(by_pid[pid]), default=0)
-    enough = len(by_pid.get(pid, ())) * 6 >= len(run_ids)
-    return (world.carriers()[pid], by_pid[pid]) if enough else None
+def _busy_worker(world: World, run_ids: Sequence[str]) -> tuple[Worker, list[str]]:
+    """Waits for a worker with every sixth run or more in the middle of a tool; gives it and those runs."""
+
+    def in_tools() -> tuple[int, list[str]] | None:
+        by_run: dict[str, int] = {}
+        for entry in world.entries():
+            if entry["run"] in run_ids:
+                by_run[entry["run"]] = entry["pid"] if entry["event"] == "begin" and entry["n"] >= 1 else 0
+        pids = [pid for pid in by_run.values() if pid]
+        pid = max(pids, key=pids.count, default=0)
+        runs = [run_id for run_id, its_pid in by_run.items() if its_pid == pid]
+        return (pid, runs) if pid and len(runs) * 6 >= len(run_ids) else None
+
+    found = wait_for(in_tools, "a worker has many runs in the middle of a step", 30)
+    assert found is not None
+    return world.carriers()[found[0]], found[1]
 
 
 def _registered_anew(world: World, worker: Worker, old: str) -> bool:
@@ -99,7 +102,7 @@ def _check(world: World, rounds: int, runs: int) -> None:
 
 
 def test_a_worker_that_was_paused_writes_nothing(make_world: MakeWorld) -> None:
-    """After a pause of three leases a worker's runs belong to others: it changes nothing, and takes new ones."""
+    """After three leases of pause a worker's runs are others': it changes nothing, and takes new ones."""
     world = make_world(workers=2).start()
 
     _check(world, rounds=1, runs=20)

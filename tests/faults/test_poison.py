@@ -48,7 +48,7 @@ def test_a_run_that_kills_its_workers_is_ended_and_its_neighbours_are_not(make_w
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_of_a_hundred_runs_kills_its_process(make_world: MakeWorld) -> None:
-    """Of a hundred runs in one process, 99 complete and one is poisoned, with the limits that are the default."""
+    """Of a hundred runs in one process 99 complete and one is poisoned, with the default limits."""
     world = make_world(workers=1, concurrency=200).start()
 
     _check(world, neighbours=99, steps=5, patience_s=500)

@@ -45,8 +45,10 @@ def _of_task(heard: list[dict[str, Any]], run_id: str) -> list[str]:
 
 @pytest.mark.parametrize("who", ["model", "tool"])
 def test_a_run_that_is_told_to_come_back_later_does_so_on_any_worker(make_world: MakeWorld, who: str) -> None:
-    """A retryable error puts a run aside until retry-after; then it goes on elsewhere, repeats nothing, and one
-    wait() has lasted through it all."""
+    """A retryable error puts a run aside until retry-after; then it goes on elsewhere and repeats nothing.
+
+    One wait() lasts through it all.
+    """
     world = make_world(workers=2).start()
     world.restarts = False
     limited = ("limited", {"n": 2, "times": 1, "retry_after_ms": RETRY_AFTER_MS})
@@ -69,11 +71,20 @@ def test_a_run_that_is_told_to_come_back_later_does_so_on_any_worker(make_world:
     paused_s = _pause_of(world, who)
     calls = Counter(world.calls("limited"))
     pids = list(dict.fromkeys(entry["pid"] for entry in world.entries("limited"))) if who == "tool" else []
-    retried = next(event for event in heard if event.get("uuid") == "limited" and event["type"] == "task-retried")
+    retried = next(
+        event for event in heard if event.get("uuid") == "limited" and event["type"] == "task-retried"
+    )
     told = [name for name in _of_task(heard, "limited") if name not in ("task-sent", "task-received")]
     table(
         f"A {who} that says 429, retry after {RETRY_AFTER_MS} ms",
-        [{"asked again after s": round(paused_s, 2), "calls": len(calls), "begun": calls.total(), "Celery": " ".join(told)}],
+        [
+            {
+                "asked again after s": round(paused_s, 2),
+                "calls": len(calls),
+                "begun": calls.total(),
+                "Celery": " ".join(told),
+            }
+        ],
     )
     assert paused_s * 1000 >= RETRY_AFTER_MS
     assert sorted(calls.values()) == [1] * (len(calls) - 1) + [2], "only what was refused is asked again"
@@ -124,13 +135,15 @@ def test_a_run_that_is_always_told_to_come_back_later_gives_up(make_world: MakeW
 
 
 def test_a_worker_that_is_told_to_stop_hands_its_runs_over_at_once(make_world: MakeWorld) -> None:
-    """SIGTERM: at their next commit the runs go on elsewhere, long before a lease is over, and repeat nothing."""
+    """SIGTERM: at their next commit runs go on elsewhere, long before a lease is over, and repeat nothing."""
     world = make_world(workers=2, lease_ms=20_000).start()
     world.restarts = False
     run_ids = [f"handed-{number}" for number in range(20)]
     for run_id in run_ids:
         world.submit(run_id, [("step", {"n": n, "ms": 200}) for n in range(8)])
-    wait_for(lambda: len({e["run"] for e in world.entries() if e["n"] == 1}) == len(run_ids), "all are at work")
+    wait_for(
+        lambda: len({e["run"] for e in world.entries() if e["n"] == 1}) == len(run_ids), "all are at work"
+    )
     leaving = max(world.carriers().values(), key=lambda worker: len(_at_work(world, worker.process.pid)))
     its_runs = _at_work(world, leaving.process.pid)
 
@@ -141,13 +154,20 @@ def test_a_worker_that_is_told_to_stop_hands_its_runs_over_at_once(make_world: M
         assert world.wait(run_id).final_output == "done after 8"
 
     taken = [
-        next(e["at"] for e in world.entries(run_id) if e["at"] > told and e["pid"] != leaving.process.pid) - told
+        next(e["at"] for e in world.entries(run_id) if e["at"] > told and e["pid"] != leaving.process.pid)
+        - told
         for run_id in its_runs
     ]
     calls = [call for run_id in run_ids for call in world.calls(run_id)]
     table(
         f"SIGTERM, with a lease of {world.lease_s:g} s",
-        [{"runs handed over": len(taken), "the last one goes on after s": round(max(taken), 2), "calls again": len(calls) - len(set(calls))}],
+        [
+            {
+                "runs handed over": len(taken),
+                "the last one goes on after s": round(max(taken), 2),
+                "calls again": len(calls) - len(set(calls)),
+            }
+        ],
     )
     assert max(taken) < world.lease_s / 4
     assert len(calls) == len(set(calls))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -26,7 +27,7 @@ def _check(world: World, sessions: int, runs: int, kills: int) -> None:
     whole = sessions * runs * STEPS
     for kill in range(1, kills + 1):
         part = whole * kill // (kills + 1)
-        wait_for(lambda part=part: _ended(world) >= part, f"{part} of {whole} steps are done", 120)
+        world.wait_steps(part)
         world.kill(chance.choice(wait_for(world.ready, "a worker lives", 60)))
     for session in range(sessions):
         for number in range(runs):
@@ -38,10 +39,6 @@ def _check(world: World, sessions: int, runs: int, kills: int) -> None:
         assert row["out of order"] == row["overlaps"] == row["messages missing"] == 0
 
 
-def _ended(world: World) -> int:
-    return len({entry["key"] for entry in world.entries() if entry["event"] == "end"})
-
-
 def _story(world: World, session: str, runs: int) -> dict[str, object]:
     entries = sorted((e for e in world.entries() if e["session"] == session), key=lambda entry: entry["at"])
     spans: dict[str, tuple[float, float]] = {}
@@ -49,14 +46,16 @@ def _story(world: World, session: str, runs: int) -> dict[str, object]:
         first, _ = spans.get(entry["run"], (entry["at"], 0.0))
         spans[entry["run"]] = (first, entry["at"])
     order = list(spans)
-    inputs = [message["run_id"] for message in world.client.session(session).transcript if message["role"] == "user"]
+    inputs = [
+        message["run_id"] for message in world.client.session(session).transcript if message["role"] == "user"
+    ]
     in_order = [f"{session}-{number:03}" for number in range(runs)]
     return {
         "session": session,
         "runs": len(spans),
         "steps begun": sum(entry["event"] == "begin" for entry in entries),
         "out of order": sum(one != other for one, other in zip(order, in_order, strict=True)),
-        "overlaps": sum(spans[a][1] > spans[b][0] for a, b in zip(order, order[1:], strict=False)),
+        "overlaps": sum(spans[a][1] > spans[b][0] for a, b in pairwise(order)),
         "messages missing": 0 if inputs == in_order else len(in_order),
     }
 

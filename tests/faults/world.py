@@ -89,6 +89,8 @@ class World:
         self._workers: dict[str, Worker] = {}
         self._names = 0
         self._said: collections.deque[str] = collections.deque(maxlen=400)
+        self._entries: list[dict[str, Any]] = []
+        self._read_to = 0
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor")
@@ -127,7 +129,15 @@ class World:
 
     def wait_ready(self) -> None:
         """All workers that there should be are registered."""
-        wait_for(lambda: len(self.ready()) >= self._size, f"{self._size} workers are registered", START_TIMEOUT_S)
+        wait_for(
+            lambda: len(self.ready()) >= self._size, f"{self._size} workers are registered", START_TIMEOUT_S
+        )
+
+    def add_worker(self) -> None:
+        """One more worker from now on; returns when it is registered."""
+        with self._lock:
+            self._size += 1
+        self.wait_ready()
 
     def ready(self) -> list[Worker]:
         """The workers that live and hold a lease."""
@@ -176,7 +186,9 @@ class World:
             **self._own_env,
         }
         say = self._said.append
-        self._workers[name] = Worker(name, Process(name, command, env, lambda who, line: say(f"{who}: {line}")))
+        self._workers[name] = Worker(
+            name, Process(name, command, env, lambda who, line: say(f"{who}: {line}"))
+        )
 
     def worker(self, name: str) -> Worker:
         with self._lock:
@@ -255,9 +267,13 @@ class World:
 
     async def _reply(self, asked: ModelRequest) -> Mapping[str, Any]:
         key = asked.headers["idempotency-key"]
-        run_id, _, call = key.split(":", 2)
+        run_id = key.partition(":")[0]
         text = next(str(m["content"]) for m in reversed(asked.messages) if m["role"] == "user")
-        told = json.loads(text) if text.startswith("{") else {"steps": [], "latency_ms": 0, "say": f"heard {text}"}
+        told = (
+            json.loads(text)
+            if text.startswith("{")
+            else {"steps": [], "latency_ms": 0, "say": f"heard {text}"}
+        )
         turn = f"model-{asked.n}" if "say" not in told else text
         if await asyncio.to_thread(take_mark, self.marks, f"{run_id}.{turn}.received"):
             await asyncio.to_thread(self._kill_owner, run_id)
@@ -287,7 +303,9 @@ class World:
         self.kill(self.owner(run_id))
 
     def _answered(self, key: str) -> int:
-        ids = {entry["id"] for entry in self.model.log if entry["event"] == "received" and entry["key"] == key}
+        ids = {
+            entry["id"] for entry in self.model.log if entry["event"] == "received" and entry["key"] == key
+        }
         return sum(entry["event"] == "answered" and entry["id"] in ids for entry in self.model.log)
 
     # --- counting ----------------------------------------------------------------------------------------
@@ -298,11 +316,23 @@ class World:
 
     def entries(self, run_id: str | None = None) -> list[dict[str, Any]]:
         """What the tools wrote, in that order; of one run or of all."""
-        lines = [json.loads(line) for line in self.log_file.read_text().splitlines()]
-        return [entry for entry in lines if run_id is None or entry["run"] == run_id]
+        with self._lock, self.log_file.open("rb") as file:
+            file.seek(self._read_to)
+            for line in file.read().splitlines():  # whole ones: each was appended in one write
+                self._entries.append(json.loads(line))
+            self._read_to = file.tell()
+            return [entry for entry in self._entries if run_id is None or entry["run"] == run_id]
+
+    def wait_steps(self, count: int) -> None:
+        """So many different calls of tools have ended."""
+
+        def ended() -> bool:
+            return len({entry["key"] for entry in self.entries() if entry["event"] == "end"}) >= count
+
+        wait_for(ended, f"{count} calls of tools have ended", 120)
 
     def calls(self, run_id: str) -> list[str]:
-        """The keys of all calls that were begun for a run, of tools and of the model, in the order of time."""
+        """The keys of all calls begun for a run, of tools and of the model, in the order of time."""
         tools = [(e["at"], e["key"]) for e in self.entries(run_id) if e["event"] == "begin"]
         asked = [
             (e["at"], e["key"])

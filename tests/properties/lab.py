@@ -85,8 +85,8 @@ class Lab:
     earlier. `altered` replaces texts in the scripts: a guard that is switched off.
     """
 
-    def __init__(self, url: str, altered: tuple[tuple[str, str], ...] = ()) -> None:
-        self.store = Store(Cell(url))
+    def __init__(self, url: str, altered: tuple[tuple[str, str], ...] = (), *, prefix: str = "oa") -> None:
+        self.store = Store(Cell(url, prefix))
         self.keys = self.store.keys
         self.redis = self.store.redis
         self._raw = Store(Cell(url)).redis

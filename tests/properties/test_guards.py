@@ -162,4 +162,4 @@ def test_without_it_a_promise_is_broken(broken: Lab) -> None:
     """Chance finds a history that shows what the guard is for."""
     with pytest.raises(AssertionError):
         for seed in range(SEEDS):
-            play(broken, seed, shrink=False)
+            play(broken, seed)

@@ -53,6 +53,7 @@ class Truth:
         self.runs: dict[str, Run] = {}
         self.places: dict[str, list[str]] = {}  # session -> runs that have not ended, the first one holds it
         self.transcript: dict[str, list[str]] = {}
+        self.lost_a_second = False
         self._no = 0
 
     # --- questions ---
@@ -181,7 +182,9 @@ class Truth:
             return "OK", set()
         return "OK", self._queued(run)
 
-    def finish(self, run_id: str, fence: str, messages: Collection[str], number: int) -> tuple[str, Wakes]:
+    def finish(
+        self, run_id: str, fence: str, messages: Collection[str], usage: int, number: int
+    ) -> tuple[str, Wakes]:
         run = self.runs.get(run_id)
         if run and run.over and run.fence == fence:
             return "OK", set()
@@ -189,6 +192,7 @@ class Truth:
         if not run:
             return "FENCED", set()
         run.told.append(number)
+        run.usage = usage
         self.transcript.setdefault(run.session, []).extend(messages)
         return "OK", self._end(run, "completed", by=fence)
 

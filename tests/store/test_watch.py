@@ -272,7 +272,7 @@ def event(seq: int | None, name: str = "tool.called", *, life: int = 1, final: b
 
 
 def head(seq: int, state: RunState = RunState.RUNNING, life: int = 1) -> Head:
-    return Head(state, seq, life, "a1", "s1")
+    return Head("r1", state, seq, life, "a1", "s1")
 
 
 def page(*events: RunEvent) -> list[tuple[str, dict[str, str]]]:

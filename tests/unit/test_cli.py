@@ -140,7 +140,7 @@ def test_a_run_prints_its_answer_on_standard_output_and_the_rest_beside(
     lines = command("run", "echo", "hello", "--json", env=env).stdout.splitlines()
     detached = command("run", "echo", "hello", "--detach", env=env).stdout.strip()
     shown = command("show", command_id(lines), env=env).stdout
-    unknown_agent = command("run", "ekko", "hello", env=env)
+    unknown_agent = command("run", "ecko", "hello", env=env)
 
     assert for_people.stdout == "Echo: hello (history=0)\n"
     assert "run.completed" in for_people.stderr
@@ -169,7 +169,7 @@ def test_dev_starts_everything_and_leaves_nothing(number: signal.Signals, env: d
         assert dev.stdout is not None
         urls = json.loads(dev.stdout.readline())
         children = children_of(dev.pid)
-        with urllib.request.urlopen(f"{urls['flower_url']}/healthcheck", timeout=5) as answer:
+        with urllib.request.urlopen(f"{urls['flower_url']}/healthcheck", timeout=5) as answer:  # noqa: S310 - http, here
             assert answer.status == 200
         ran = command("run", "echo", "hi", env={**env, "OPENAGENTS_REDIS_URL": urls["redis_url"]})
 

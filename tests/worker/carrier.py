@@ -21,6 +21,9 @@ class NotingCarrier:
     def known(self) -> frozenset[str]:
         return frozenset(self.known_runs)
 
+    def carried(self) -> frozenset[str]:
+        return self.known()
+
     def latch(self, run_id: str, reason: LatchReason) -> None:
         self.latched.append((run_id, reason))
 

@@ -106,7 +106,11 @@ def test_a_run_is_carried_under_every_pool(
     env = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": agents_file}
     with worker(env, tmp_path / "log", "--pool", pool) as process, Client(redis_url) as client:
         store = client.store
-        workers = lambda: store.ask(lambda r: r.zcard(store.keys("workers")))  # noqa: E731
+
+        def workers() -> int:
+            count: int = store.ask(lambda r: r.zcard(store.keys("workers")))
+            return count
+
         wait_for(workers, "the worker has registered", timeout=30)
 
         handle = client.submit({"agent_id": "echo", "session_id": "s1", "input_text": "hi"})
@@ -114,7 +118,7 @@ def test_a_run_is_carried_under_every_pool(
         process.send_signal(signal.SIGTERM)
         code = process.wait(30)
 
-        assert result.final_output.startswith("Echo: hi")
+        assert str(result.final_output).startswith("Echo: hi")
         assert code == 0, (tmp_path / "log").read_text()
         assert workers() == 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.worker.notices import Notices
@@ -16,12 +18,11 @@ async def test_a_cancel_is_heard_without_waiting_for_a_beat(cell: Cell) -> None:
     try:
         for incarnation, run_id in (("w:1", "r1"), ("w:2", "r2")):
             notices.follow(incarnation)
-            channel = store.keys.notices(incarnation)
-            await await_for(lambda channel=channel: store.ask(lambda r: r.publish(channel, "")), "it listens")
+            await await_for(partial(_told, store, incarnation, ""), "it listens")
 
-            await store.ask(lambda r, channel=channel, run_id=run_id: r.publish(channel, run_id))  # type: ignore[misc]
+            await _told(store, incarnation, run_id)
 
-            await await_for(lambda run_id=run_id: run_id in heard, "the notice was heard")
+            await await_for(partial(heard.count, run_id), "the notice was heard")
     finally:
         await notices.aclose()
         await store.close()
@@ -36,8 +37,7 @@ async def test_the_cancel_script_speaks_on_that_channel(cell: Cell, redis_url: s
             hand.submit("r1")
             hand.claim("r1")
             notices.follow(hand.incarnation)
-            channel = store.keys.notices(hand.incarnation)
-            await await_for(lambda: store.ask(lambda r: r.publish(channel, "")), "it listens")
+            await await_for(partial(_told, store, hand.incarnation, ""), "it listens")
 
             await store.run(scripts.cancel(run_id="r1", reason="", force=False))
 
@@ -45,3 +45,10 @@ async def test_the_cancel_script_speaks_on_that_channel(cell: Cell, redis_url: s
     finally:
         await notices.aclose()
         await store.close()
+
+
+async def _told(store: AsyncStore, incarnation: str, run_id: str) -> int:
+    """How many have heard it."""
+    channel = store.keys.notices(incarnation)
+    listeners: int = await store.ask(lambda r: r.publish(channel, run_id))
+    return listeners

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -13,7 +14,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import EMPTY
-from openagents_worker.worker.bridge import end_task
+from openagents_worker.worker.ending import end_task
 from openagents_worker.worker.rescue import Rescue
 from tests.producer.hand import Hand
 from tests.waiting import await_for
@@ -113,7 +114,7 @@ async def test_more_runs_than_a_call_takes_are_all_woken(
     """A worker with hundreds of runs is taken in calls of a hundred."""
     run_ids = [f"r{number}" for number in range(250)]
     await asyncio.to_thread(dies, hand, *run_ids)
-    await await_for(rescue.once, "somebody was dead")
+    await rescue.once()
 
     assert waits(sent, *run_ids)()
 
@@ -168,7 +169,7 @@ async def test_where_the_queue_cannot_be_read_sending_again_becomes_rare(
     await await_for(lambda: grace_is_over(hand), "the first grace is over again")
 
     assert await rescue.once() == 0
-    await await_for(rescue.once, "after twice the grace it is sent again")
+    await await_for(partial(_brought_back, rescue), "after twice the grace it is sent again")
 
 
 async def test_a_run_that_kills_its_workers_is_ended(
@@ -176,7 +177,6 @@ async def test_a_run_that_kills_its_workers_is_ended(
 ) -> None:
     """After so many recoveries without a step in between it is poisoned, unless Redis itself was away."""
     rescue = rescue_of(store, queues, sent, max_recoveries=1)
-    state = lambda: hand.store.ask(lambda r: r.hget(hand.store.keys("run", "r1"), "state"))  # noqa: E731
     hand.submit("r1", "s0")
     for after in ("queued", "failed"):
         own, hand.incarnation = hand.incarnation, "dead:1"
@@ -187,7 +187,7 @@ async def test_a_run_that_kills_its_workers_is_ended(
 
         await rescue.once()
 
-        assert state() == after
+        assert hand.store.ask(lambda r: r.hget(hand.store.keys("run", "r1"), "state")) == after
 
 
 async def test_an_idle_cell_is_asked_little(store: AsyncStore, sent: list[Wake], hand: Hand) -> None:
@@ -223,6 +223,10 @@ async def test_an_idle_cell_is_asked_little(store: AsyncStore, sent: list[Wake],
     await counted.close()
 
     assert asked < 25
+
+
+async def _brought_back(rescue: Rescue) -> bool:
+    return await rescue.once() > 0
 
 
 async def nobody(wakes: Sequence[Wake]) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 from openagents_worker import tool
+from openagents_worker.context.assemblers import DefaultAssembler
 from openagents_worker.errors import ModelRetryError, PermanentToolError
 from openagents_worker.memory.base import MemoryContext, MemoryPlugin
+from openagents_worker.memory.buffer import BufferMemory
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.tools.base import ToolContext, ToolPlugin
 from tests.diary import DIARY, note, read
@@ -106,3 +109,23 @@ class Forgetful(MemoryPlugin):
 
     async def compact(self, context: MemoryContext) -> None:
         raise ConnectionError("the memory is away")
+
+
+class ClumsyAssembler(DefaultAssembler):
+    """An assembler that cannot shorten the past."""
+
+    async def compact(self, **_: Any) -> None:
+        raise ValueError("the past is what it is")
+
+
+class TidyAssembler(DefaultAssembler):
+    """An assembler that has nothing to shorten, and looks."""
+
+    async def compact(self, **_: Any) -> None: ...
+
+
+class TidyMemory(BufferMemory):
+    """A memory that keeps nothing after each run."""
+
+    async def compact(self, context: MemoryContext) -> None:
+        context.state.pop(self.cfg.state_key)

@@ -1,6 +1,6 @@
 -- A worker takes a run. Decides, atomically, whether there is work to do: a message is only a wake-up.
 -- Returns CLAIMED, fence, fields, facts, journal length, first page | DONE | WAITING | BUSY | NOT_DUE, ms | NOT_ALIVE | UNKNOWN
---   | CANCELLED, wakes | SUSPECT_BUSY. Event run.attempt_started.
+--   | CANCELLED, wakes, life | SUSPECT_BUSY. DONE of a run whose end was not told yet: DONE, state, life, result. Event run.attempt_started.
 --#include end_run
 local function claimed(run)
   local key = k.journal(run_id)
@@ -8,7 +8,7 @@ local function claimed(run)
   while at < length and bytes < page_bytes do
     local chunk = redis.call('LRANGE', key, at, at + 15)
     for _, record in ipairs(chunk) do
-      if bytes > 0 and bytes + #record > page_bytes then bytes = page_bytes break end
+      if bytes + #record > page_bytes then bytes = page_bytes break end
       page[#page + 1] = record
       bytes = bytes + #record
     end
@@ -21,14 +21,18 @@ end
 
 local run = load(run_id)
 if not run then return {'UNKNOWN'} end
-if TERMINAL[run.state] then return {'DONE', run.state} end
+if TERMINAL[run.state] then
+  local at = redis.call('HMGET', k.run(run_id), 'untold', 'result')
+  return {'DONE', run.state, run.life, at[1] and at[2] or ''}
+end
 local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
 if not deadline or deadline <= NOW_MS then return {'NOT_ALIVE'} end
 if run.owner ~= '' then
   if run.owner == incarnation and string.match(run.fence, ':(.*)$') == nonce then return claimed(run) end
   return {'BUSY'}
 end
-if run.cancel == '1' then return {'CANCELLED', cancelled(run, run.cancel_reason)} end
+if run.cancel == '1' then return {'CANCELLED', cancelled(run, run.cancel_reason, true), run.life} end
+if expired(run) then return {'CANCELLED', cancelled(run, 'expired', true), run.life} end
 if run.state == 'scheduled' or run.state == 'retrying' then
   if run.due > NOW_MS then return {'NOT_DUE', digits(run.due - NOW_MS)} end
   redis.call('ZREM', k.due(), run_id)

@@ -13,4 +13,4 @@ for _, artifact in ipairs(artifacts) do redis.call('RPUSH', k.artifacts(S), arti
 for i = 1, #state, 2 do redis.call('HSET', k.session_state(S), state[i], state[i + 1]) end -- key, JSON, key, JSON, …
 for _, name in ipairs(state_removed) do redis.call('HDEL', k.session_state(S), name) end
 redis.call('HINCRBY', k.session(S), 'version', 1)
-return {'OK', end_run(run, {state = end_state, result = result, name = event, payload = payload, completed = completed, keep_fence = true})}
+return {'OK', end_run(run, {state = end_state, result = result, name = event, payload = payload, completed = completed, keep_fence = true, in_hand = true})}

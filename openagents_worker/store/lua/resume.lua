@@ -1,5 +1,5 @@
 -- A run that failed or was cancelled goes on in a new life, from its last checkpoint, at the tail of its session's queue.
--- Returns OK, state, queue, sent_us, another's wake | LIVE (it goes on already) | COMPLETED | UNKNOWN | OTHER_AGENT, agent
+-- Options of the new submission go before those of the first. Returns OK, state, queue, canvas, sent_us, another's wake | LIVE (it goes on already) | COMPLETED | UNKNOWN | OTHER_AGENT, agent
 --   | OTHER_SESSION, session | OTHER_INPUT | OTHER_CHECKPOINT, the latest one | NO_CHECKPOINT. Event run.resumed, then run.queued or run.waiting_session.
 --#include session
 local run = load(run_id)
@@ -16,7 +16,12 @@ if not TERMINAL[run.state] then return {'LIVE', run.state, run.queue} end
 run.life = run.life + 1
 redis.call('HSET', k.run(run_id), 'state', 'queued', 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
   'emit_no', 0, 'resumed', digits(NOW_MS))
-redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due')
+redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'untold', 'tellings')
+redis.call('ZREM', k.sent(run.queue), run_id)
+if canvas ~= '' then
+  redis.call('HSET', k.run(run_id), 'canvas', canvas)
+  run.canvas = canvas
+end
 for _, fact in ipairs(redis.call('HKEYS', k.facts(run_id))) do
   if string.sub(fact, 1, 6) == 'tries:' then redis.call('HDEL', k.facts(run_id), fact) end -- a new life may try as often again
 end
@@ -24,5 +29,5 @@ for _, key in ipairs({k.run(run_id), k.facts(run_id), k.events(run_id), k.journa
 append(run, {'run.resumed', '{"checkpoint_id":' .. q(latest) .. ',"life":' .. digits(run.life) .. '}'})
 local wake = place(run)
 local state = redis.call('HGET', k.run(run_id), 'state')
-if wake and wake[1] == run_id then return {'OK', state, run.queue, wake[3]} end
-return {'OK', state, run.queue, '', wake}
+if wake and wake[1] == run_id then return {'OK', state, run.queue, run.canvas, wake[3]} end
+return {'OK', state, run.queue, run.canvas, '', wake}

@@ -21,11 +21,13 @@ end
 
 redis.call('HSET', k.run(run_id), 'format', 1, 'state', 'scheduled', 'fence', '0:', 'owner', '', 'attempt', 0, 'life', 1, 'seq', 0,
   'emit_no', 0, 'steps', 0, 'retries', 0, 'recoveries', 0, 'stuck', 0, 'queue', queue, 'agent', agent_id, 'session', session_id,
-  'parent', parent_run_id, 'digest', digest, 'uid', uid, 'request', request, 'canvas', canvas, 'durable', durable,
+  'parent', parent_run_id, 'digest', digest, 'uid', uid, 'request', request, 'canvas', canvas, 'tell', tell,
+  'durable', durable,
   'created', digits(NOW_MS))
+if expires_ms > 0 then redis.call('HSET', k.run(run_id), 'expires', digits(NOW_MS + expires_ms)) end
 local run = load(run_id)
 if delay_ms > 0 then
-  local due = NOW_MS + delay_ms
+  local due = NOW_MS + (expires_ms > 0 and math.min(delay_ms, expires_ms) or delay_ms)
   redis.call('HSET', k.run(run_id), 'due', digits(due))
   redis.call('ZADD', k.due(), digits(due), run_id)
   append(run, {'run.scheduled', '{"due_at":"' .. iso(due) .. '","delay_ms":' .. digits(delay_ms) .. '}'})

@@ -1,6 +1,8 @@
 --#include session
 -- end_run(run, ending): the one way a run ends. ending = {state, stop_reason, result, name, payload, completed,
--- keep_fence}: result, payload and completed are JSON; name is the terminal event. Returns wake-ups to send.
+-- keep_fence, in_hand}: result, payload and completed are JSON; name is the terminal event. Returns wake-ups to send.
+-- A run whose end is to be told to Celery stays among the sent ones until it has been told (told.lua). in_hand: whoever
+-- ends it is about to tell, else a message of its own is sent for it; both are sent again when nobody has.
 local function end_run(run, ending)
   local key = k.run(run.id)
   redis.call('HSET', key, 'state', ending.state, 'result', ending.result, 'ended', digits(NOW_MS),
@@ -11,10 +13,15 @@ local function end_run(run, ending)
   append(run, {ending.name, ending.payload, 'session.run.completed', ending.completed}, true)
 
   local wakes = {}
+  if run.tell == '1' then
+    redis.call('HSET', key, 'untold', '1', 'tellings', 0)
+    local wake = wake_of(run)
+    if not ending.in_hand then wakes[1] = wake end
+  end
   local S = run.session
   if redis.call('HGET', k.session(S), 'holder') == run.id then
     local next_run = promote(S)
-    if next_run then wakes[1] = next_run end
+    if next_run then wakes[#wakes + 1] = next_run end
   else
     redis.call('ZREM', k.session_queue(S), run.id)
   end
@@ -40,6 +47,11 @@ local function foreign_ending(run, state, stop_reason, code, message, hint)
     completed = '{' .. ids .. ',"stop_reason":' .. q(stop_reason) .. '}'}
 end
 
-local function cancelled(run, reason)
-  return end_run(run, foreign_ending(run, 'cancelled', 'cancelled', 'run.cancelled', reason ~= '' and reason or 'cancelled'))
+local function cancelled(run, reason, in_hand)
+  local ending = foreign_ending(run, 'cancelled', 'cancelled', 'run.cancelled', reason ~= '' and reason or 'cancelled')
+  ending.in_hand = in_hand
+  return end_run(run, ending)
 end
+
+-- expired(run): it was to be started by a time that is over, and nobody has
+local function expired(run) return run.expires > 0 and run.expires <= NOW_MS and run.attempt == 0 end

@@ -1,0 +1,248 @@
+"""What a committed step costs, at the tenth and at the thousandth, in time and in bytes.
+
+The whole way of a run in one process: the runner, the ReAct pattern, a scripted model that answers at once and a
+tool that only returns its text. Every call of either is one step: recorded, counted, told as events. Beside it,
+in the same rounds and over the same kind of connection, the least that could store the same: one pipeline a step
+with the record, the usage and the events that the run had stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from openagents_worker.agents import load_agents
+from openagents_worker.models import RunRequest, RunState
+from openagents_worker.producer.submit import asubmit
+from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.runner import Runner
+from openagents_worker.settings import Settings, load_settings
+from openagents_worker.store import scripts
+from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.store.runs import aread_record
+from openagents_worker.store.scripts import Wake
+from openagents_worker.tools.base import ToolContext, ToolPlugin
+
+EARLY, LATE = 10, 1_000
+AROUND = (
+    10  # a step's time is the median over so many steps around it, as a single one is shorter than its noise
+)
+STEP_BYTES, STORED_STEPS = 5_000, 100
+ALLOWED_GROWTH = 1.5
+RUN_KEYS = ("run", "facts", "events", "journal")
+PACKAGES = ("openagents-worker", "redis", "hiredis", "pydantic")
+NOT_COMPARABLE = """
+What is not comparable: the pipeline checks nothing (no fence, no session, no order), publishes nothing to
+watchers, and no pattern, model or tool runs beside it. It is the floor, not an alternative.
+"""
+
+
+class Text(ToolPlugin):
+    """Returns a text of the size it is asked for, and notes when it was called."""
+
+    name = "text"
+    description = "Returns a text."
+    called_s: list[float] = []  # noqa: RUF012 - of the run at hand; one runs at a time
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object", "properties": {"size": {"type": "integer"}}, "required": ["size"]}
+
+    async def invoke(self, params: dict[str, Any], context: ToolContext | None) -> str:
+        Text.called_s.append(time.perf_counter())
+        return "x" * int(params["size"])
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step has stored: its record, the usage after it, and its events."""
+
+    record: str
+    usage: str
+    events: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FixedLease:
+    """A lease for the length of a measurement."""
+
+    incarnation: str
+
+    def remaining_s(self) -> float:
+        return 3600.0
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print the tables; 0 when the thousandth step costs no more than half as much again as the tenth."""
+    parser = argparse.ArgumentParser(prog="python -m bench steps", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--appendonly", choices=("no", "everysec", "always"), default="everysec")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        with EmbeddedRedis(data_dir=Path(folder), appendonly=options.appendonly) as redis:
+            return asyncio.run(_measure(redis.url, options.rounds))
+
+
+async def _measure(redis_url: str, rounds: int) -> int:
+    async with _process(redis_url) as (store, runner, settings):
+        await _tell_machine(store, rounds)
+        ours, bare = [], []
+        for number in range(-1, rounds):  # the first one warms everything up
+            run_id = f"round-{number}"
+            times = await _run(store, runner, settings, "steady", run_id)
+            steps = await _stored(store, run_id)
+            least = await _pipelined(store, f"bare-{number}", steps)
+            if number >= 0:
+                ours.append((_at(EARLY, times), _at(LATE, times)))
+                bare.append((_at(EARLY, least), _at(LATE, least)))
+        growth = _tell_times(ours, bare)
+        await _run(store, runner, settings, "bulky", "bulky")
+        steps = await _stored(store, "bulky")
+        await _pipelined(store, "bare-bulky", steps)
+        await _tell_bytes(store, "bulky", "bare-bulky")
+        print(NOT_COMPARABLE)
+    return 0 if growth <= ALLOWED_GROWTH else 1
+
+
+# --- the way of a run ------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _process(redis_url: str) -> AsyncGenerator[tuple[AsyncStore, Runner, Settings]]:
+    """A worker process without Celery: what carries runs, and nothing that could disturb the measurement."""
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_LOG_LEVEL": "ERROR"})
+    agents = [_agent("steady", LATE // 2 + AROUND, 10), _agent("bulky", STORED_STEPS // 2, STEP_BYTES)]
+    assembly = Assembly(load_agents(json.dumps({"agents": agents}), env={}), env={})
+    store, lease = AsyncStore(Cell(redis_url)), FixedLease("bench:1")
+
+    async def send(wakes: Sequence[Wake]) -> None:
+        """Nobody waits for a wake-up: each run is carried by hand."""
+
+    runner = Runner(store=store, lease=lambda: lease, assembly=assembly, settings=settings, send_wakes=send)
+    announced = assembly.announcements()
+    await store.run(scripts.register(incarnation=lease.incarnation, lease_ms=3_600_000, agents=announced))
+    try:
+        yield store, runner, settings
+    finally:
+        await assembly.aclose()
+        await store.close()
+
+
+def _agent(agent_id: str, turns: int, size: int) -> dict[str, Any]:
+    """An agent of so many turns, each of them a step of the model and a step of the tool, of that size."""
+    turn = {"text": "y" * size, "tool_calls": [{"name": "text", "arguments": {"size": size}}]}
+    return {
+        "id": agent_id,
+        "name": agent_id,
+        "memory": {"type": "buffer", "config": {"max_items": 1}},
+        "pattern": {"type": "react", "config": {"max_steps": turns + 1, "step_timeout_ms": 3_600_000}},
+        "llm": {"provider": "scripted", "script": [*[turn] * turns, {"text": "done"}]},
+        "tools": [{"id": "text", "impl": "bench.steps.Text"}],
+    }
+
+
+async def _run(
+    store: AsyncStore, runner: Runner, settings: Settings, agent_id: str, run_id: str
+) -> list[float]:
+    """Carry one run; milliseconds a step, turn by turn, from call to call of the tool."""
+    Text.called_s.clear()
+    request = RunRequest(agent_id=agent_id, session_id=run_id, run_id=run_id, input_text="Go.")
+    await asubmit(store, request, settings=settings)
+    await runner.carry(run_id)
+    assert (await aread_record(store, run_id)).state is RunState.COMPLETED
+    pairs = zip(Text.called_s, Text.called_s[1:], strict=False)
+    return [(after - before) * 1000 / 2 for before, after in pairs]
+
+
+def _at(step: int, times: Sequence[float]) -> float:
+    """Milliseconds of the steps around that one; a turn has two."""
+    turn, half = step // 2, AROUND // 4
+    return median(times[max(0, turn - half) : turn + half + 1])
+
+
+# --- the least that could store the same -----------------------------------------------------------------
+
+
+async def _stored(store: AsyncStore, run_id: str) -> list[Step]:
+    """What the run has stored, step by step: a checkpoint's event is the last one of its step."""
+    keys, redis = store.keys, store.redis
+    records = await redis.lrange(keys("journal", run_id), 0, -1)
+    events: list[tuple[str, ...]] = [()]
+    usage = ["{}"]
+    for _, fields in await redis.xrange(keys("events", run_id)):
+        event = json.loads(fields["e"])
+        events[-1] += (fields["e"],)
+        if event["name"] == "usage.updated":
+            usage.append(json.dumps(event["payload"]["usage"]))
+        if event["name"] == "run.checkpoint_saved":
+            events.append(())
+    assert len(events) == len(records) + 1
+    return [Step(*parts) for parts in zip(records, usage, events, strict=False)]
+
+
+async def _pipelined(store: AsyncStore, name: str, steps: Sequence[Step]) -> list[float]:
+    """Store the same by one pipeline a step; milliseconds a step, turn by turn."""
+    times = []
+    for step in steps:
+        began = time.perf_counter()
+        async with store.redis.pipeline(transaction=False) as pipe:
+            pipe.rpush(f"{name}:journal", step.record)
+            pipe.hset(f"{name}:run", mapping={"usage": step.usage})
+            for event in step.events:
+                pipe.xadd(f"{name}:events", {"e": event})
+            await pipe.execute()
+        times.append((time.perf_counter() - began) * 1000)
+    return [(one + other) / 2 for one, other in zip(times[1::2], times[2::2], strict=False)]
+
+
+# --- the tables ------------------------------------------------------------------------------------------
+
+
+async def _tell_machine(store: AsyncStore, rounds: int) -> None:
+    server, config = await store.redis.info("server"), await store.redis.config_get("append*")
+    name = server.get("server_name", "redis")
+    number = server.get(f"{name}_version") or server["redis_version"]
+    durability = config["appendfsync"] if config["appendonly"] == "yes" else "in memory only"
+    print(
+        f"{name} {number}, appendfsync {durability}; Python {platform.python_version()}, {platform.machine()}"
+    )
+    print(", ".join(f"{package} {version(package)}" for package in PACKAGES))
+    print(f"medians of {rounds} rounds, each a run of {LATE + 2 * AROUND} steps and then its bare pipeline\n")
+
+
+def _tell_times(ours: Sequence[tuple[float, float]], bare: Sequence[tuple[float, float]]) -> float:
+    """The table of times; returns how many times as long the late step takes as the early one."""
+    print(f"{'ms a step':<16}{f'step {EARLY:,}':>12}{f'step {LATE:,}':>12}{'ratio':>9}")
+    growths = []
+    for name, rows in (("a run", ours), ("bare pipeline", bare)):
+        early, late = (median(row[n] for row in rows) for n in (0, 1))
+        growths.append(late / early)
+        print(f"{name:<16}{early:>12.3f}{late:>12.3f}{late / early:>9.2f}")
+    times = [median(a[n] / b[n] for a, b in zip(ours, bare, strict=True)) for n in (0, 1)]
+    print(f"{'times as long':<16}{times[0]:>12.1f}{times[1]:>12.1f}\n")
+    return growths[0]
+
+
+async def _tell_bytes(store: AsyncStore, run_id: str, name: str) -> None:
+    content = STORED_STEPS * STEP_BYTES
+    ours = await _memory(store, [store.keys(key, run_id) for key in RUN_KEYS])
+    bare = await _memory(store, [f"{name}:{key}" for key in ("run", "events", "journal")])
+    print(f"bytes in Redis after {STORED_STEPS} steps of {STEP_BYTES:,} bytes each")
+    print(f"{'content':<16}{content:>12,}")
+    print(f"{'a run':<16}{ours:>12,}{ours / content:>9.2f} times the content")
+    print(f"{'bare pipeline':<16}{bare:>12,}{bare / content:>9.2f}")
+
+
+async def _memory(store: AsyncStore, keys: Sequence[str]) -> int:
+    return sum([int(await store.redis.memory_usage(key, samples=0) or 0) for key in keys])

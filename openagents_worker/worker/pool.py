@@ -1,0 +1,182 @@
+"""The pool. The only place that tells Celery how to run a thousand tasks on one event loop.
+
+Named by `app.conf.worker_pool`, so that a plain `celery -A … worker` gets it. Each task runs through Celery's
+own tracer, in a greenlet on the loop's thread: signals, `self.request`, acknowledgements, retries, events
+and results are those of every other pool. An `async def` task is awaited there. Any other task of somebody's
+app would block the loop: it runs in a thread, as in Celery's `threads` pool, and cannot be interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from celery import Task, signals
+from celery.concurrency.base import BasePool
+from celery.worker import state
+
+from openagents_worker.tools.offload import DaemonThreads
+from openagents_worker.worker.blocking import keep_off_loop
+from openagents_worker.worker.bridge import LoopThread
+from openagents_worker.worker.job import Job, Order
+
+__all__ = ["ON_LOOP", "TaskPool"]
+
+ON_LOOP = "waits_on_loop"
+"""A task with this attribute set is synchronous, but waits by `LoopThread.run` and so belongs on the loop."""
+
+MAX_BLOCKING = 16  # threads for results and messages: their servers are not faster with more
+
+
+class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
+    """Runs at most `limit` tasks at a time; `bridge` is the loop on which they do."""
+
+    limit: int
+    body_can_be_buffer = True
+    signal_safe = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.bridge = LoopThread()
+        self._numbers = itertools.count(1)
+        self._jobs: dict[int, Job] = {}
+        self._waiting: deque[Job] = deque()  # what is due by its ETA while the pool is full
+        self._running = 0
+        self._changed = threading.Condition()
+        self._hub: Any = None
+        self._threads = DaemonThreads(self.limit, name="openagents-task")
+        self._blocking = DaemonThreads(MAX_BLOCKING, name="openagents-blocking")
+
+    # --- Celery's side, in the main thread ---------------------------------------------------------------
+
+    def on_start(self) -> None:
+        self.bridge.start()
+        self._on_loop = {task.name for task in self.app.tasks.values() if _is_for_loop(task)}
+        tasks = [self.app.tasks[name] for name in self._on_loop]
+        for task in tasks:
+            _await_body(task, self.bridge)
+        keep_off_loop(self.app, tasks, self._blocking)
+        signals.worker_process_init.send(sender=self)  # as in solo: this process is the one that works
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        self._hub = hub
+
+    def on_apply(
+        self, target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any
+    ) -> Job:
+        order = Order(
+            target,
+            tuple(args or ()),
+            kwargs or {},
+            name := str(args[0]),
+            name in self._on_loop,
+            **{key: options.get(key) for key in _TOLD},
+        )
+        job = Job(next(self._numbers), order, loop=self.bridge.loop)
+        self._jobs[job.number] = job
+        self.bridge.loop.call_soon_threadsafe(self._admit, job)
+        return job
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        job = self._jobs.get(pid)
+        if job is not None:
+            job.terminate(signal)
+
+    def grow(self, n: int = 1) -> None:
+        self._resize(self.limit + n)
+
+    def shrink(self, n: int = 1) -> None:
+        """Take on fewer tasks from now on; those that run end by themselves."""
+        self._resize(max(1, self.limit - n))
+
+    def _resize(self, limit: int) -> None:
+        self.limit = self._threads.limit = limit
+        self.bridge.loop.call_soon_threadsafe(self._go_on)
+
+    def on_stop(self) -> None:
+        """Wait for the tasks that were not told to stop; those that have not begun go back to the broker."""
+        with self._changed:
+            for job in self._waiting:
+                self._jobs.pop(job.number)
+            self._waiting.clear()
+            self._changed.wait_for(self._only_stopped_ones_run)
+        if not state.should_terminate:  # then the steps that stop after this one still need the loop
+            self._close()
+
+    def on_terminate(self) -> None:
+        for job in list(self._jobs.values()):
+            job.terminate()
+        self._close()
+
+    def _only_stopped_ones_run(self) -> bool:
+        return all(job.stopped for job in list(self._jobs.values()))
+
+    def _close(self) -> None:
+        self.bridge.stop()
+        self._threads.shutdown()
+        self._blocking.shutdown()
+
+    def _get_info(self) -> dict[str, Any]:
+        return {
+            **super()._get_info(),
+            "running": self._running,
+            "waiting": len(self._waiting),
+            "loop": type(self.bridge.loop).__module__.partition(".")[0],
+            "threads": self._threads.stats(),
+            "blocking": self._blocking.stats(),
+        }
+
+    # --- on the loop -------------------------------------------------------------------------------------
+
+    def _admit(self, job: Job) -> None:
+        self._waiting.append(job)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        with self._changed:
+            while self._waiting and self._running < self.limit:
+                job = self._waiting.popleft()
+                self._running += 1
+                self.bridge.loop.create_task(self._carry(job), name=f"task {job.order.name}")
+
+    async def _carry(self, job: Job) -> None:
+        try:
+            await job.carry(self._threads)
+        finally:
+            self._running -= 1
+            del self._jobs[job.number]
+            self._go_on()
+            with self._changed:
+                self._changed.notify_all()
+            # Nothing else tells the hub that there is room for another message.
+            if self._hub is not None:
+                self._hub.call_soon(_nothing)
+
+
+_TOLD = ("callback", "accept_callback", "error_callback", "timeout_callback", "timeout", "soft_timeout")
+
+
+def _nothing() -> None:
+    """What the hub is woken with."""
+
+
+def _is_for_loop(task: Task) -> bool:
+    return bool(getattr(task, ON_LOOP, False)) or inspect.iscoroutinefunction(inspect.unwrap(task.run))
+
+
+def _await_body(task: Task, bridge: LoopThread) -> None:
+    """Let the tracer, which only calls a task's body, get what an `async def` body returns once awaited."""
+    name = "_orig_run" if hasattr(task, "_orig_run") else "run"  # `autoretry_for` stands before the body
+    body = getattr(task, name)
+
+    @functools.wraps(body)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        result = body(*args, **kwargs)
+        return bridge.run(result) if inspect.iscoroutine(result) else result
+
+    setattr(task, name, run)

@@ -1,0 +1,151 @@
+"""docker-compose.yml without Docker: the command and the health check of every service, as they are written.
+
+What a container's network and mounts would give them comes from the environment.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from openagents_worker.models import RunState
+from openagents_worker.producer.client import Client
+from openagents_worker.store.embedded import EmbeddedRedis, find_server
+from tests.deployment.commands import ROOT, Running, environment, free_port, running
+from tests.deployment.flower import Flower
+from tests.waiting import wait_for
+
+USER = "operator:only-for-this-test"
+SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+SECRET = "the input of a run"
+
+
+def command(service: str) -> list[str]:
+    return [str(part) for part in SERVICES[service]["command"]]
+
+
+def is_healthy(service: str, env: Mapping[str, str]) -> bool:
+    """The service's own health check, as Docker would execute it."""
+    kind, *test = SERVICES[service]["healthcheck"]["test"]
+    if kind == "CMD-SHELL":
+        test = ["sh", "-c", test[0].replace("$$", "$")]
+    check = subprocess.run(test, cwd=ROOT, env=env, capture_output=True, timeout=60)
+    return check.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def env() -> Generator[dict[str, str]]:
+    """The environment of the services: a Redis, a port for Flower and its password."""
+    with EmbeddedRedis() as redis:
+        yield environment(redis.url, FLOWER_PORT=str(free_port()), FLOWER_BASIC_AUTH=USER)
+
+
+@pytest.fixture(scope="module")
+def worker(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
+    with running(command("worker"), env, tmp_path_factory.mktemp("worker")) as worker:
+        wait_for(lambda: " ready." in worker.said, "the worker is ready", timeout=60)
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def flower(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Generator[Flower]:
+    with running(command("flower"), env, tmp_path_factory.mktemp("flower")):
+        flower = Flower(int(env["FLOWER_PORT"]), USER)
+        wait_for(lambda: flower.get("/healthcheck")[0] == 200, "Flower answers", timeout=60)
+        yield flower
+
+
+def test_redis_starts_and_is_healthy(tmp_path: Path) -> None:
+    """With this project's configuration; `redis-cli`, which is the image's, is stood in for by one that
+    sends its arguments to the server and fails without an answer."""
+    program, config, *options = command("redis")
+    (mount,) = (volume for volume in SERVICES["redis"]["volumes"] if volume.endswith(f":{config}:ro"))
+    assert program == "redis-server"
+    port = free_port()
+    # The last --bind counts: what has no password must not be reachable from elsewhere, here.
+    here = ["--port", str(port), "--dir", str(tmp_path), "--bind", "127.0.0.1"]
+    env = {**environment("", PORT=str(port)), "PATH": f"{stand_in(tmp_path)}:/usr/bin:/bin"}
+
+    assert not is_healthy("redis", env)
+    with running([str(find_server()), str(ROOT / mount.split(":")[0]), *options, *here], env, tmp_path):
+        wait_for(lambda: is_healthy("redis", env), "Redis is healthy", timeout=30)
+
+
+def stand_in(folder: Path) -> Path:
+    program = folder / "redis-cli"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import os, socket, sys\n"
+        "with socket.create_connection(('127.0.0.1', int(os.environ['PORT'])), timeout=3) as redis:\n"
+        "    redis.sendall(' '.join(sys.argv[1:]).encode() + b'\\r\\n')\n"
+        "    sys.exit(not redis.recv(100).startswith(b'+PONG'))\n"
+    )
+    program.chmod(0o755)
+    return folder
+
+
+def test_the_worker_becomes_healthy(worker: Running, env: dict[str, str]) -> None:
+    """The check asks this very worker over the broker, and whatever else is there does not count."""
+    assert is_healthy("worker", env)
+    assert not is_healthy("worker", {**env, "HOSTNAME": "somebody-else"})
+
+
+def test_flower_becomes_healthy(flower: Flower, env: dict[str, str]) -> None:
+    """The check needs no password; without a Flower it fails."""
+    assert is_healthy("flower", env)
+    assert not is_healthy("flower", {**env, "FLOWER_PORT": str(free_port())})
+
+
+def test_the_producer_gets_its_answer(worker: Running, env: dict[str, str]) -> None:
+    """`docker compose run --rm producer`: the agent `echo` needs no key of a model."""
+    ended = subprocess.run(command("producer"), cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+
+    assert (ended.returncode, ended.stdout) == (0, "Echo: Hello from compose (history=0)\n")
+
+
+@pytest.mark.parametrize("page", ["/", "/workers", "/tasks", "/broker", "/api/workers", "/api/tasks"])
+def test_flowers_pages_are_for_those_with_the_password(flower: Flower, page: str) -> None:
+    """Everything else is 401."""
+    assert flower.get(page)[0] == 200
+    assert Flower(flower.port).get(page)[0] == 401
+    assert Flower(flower.port, "operator:wrong").get(page)[0] == 401
+
+
+def test_flower_knows_the_worker(worker: Running, flower: Flower) -> None:
+    """With both of its queues, the runs' and the wake-ups'."""
+    workers = wait_for(
+        lambda: flower.json("/api/workers?refresh=1"), "Flower has seen the worker", timeout=30
+    )
+
+    ((name, told),) = workers.items()
+    assert name.startswith("celery@")
+    assert {queue["name"] for queue in told["active_queues"]} == {"agents", "agents.wake"}
+
+
+def test_flower_shows_a_run_and_not_its_input(worker: Running, flower: Flower, env: dict[str, str]) -> None:
+    """State and ids; what was asked and what was answered is nobody's business there."""
+    with Client(env["OPENAGENTS_REDIS_URL"]) as client:
+        handle = client.submit({"agent_id": "echo", "session_id": "shown", "input_text": SECRET})
+        assert SECRET in str(handle.wait(30).final_output)
+        assert handle.record().state is RunState.COMPLETED
+
+    def shown() -> Any:
+        task = flower.json(f"/api/task/info/{handle.id}")
+        return task if task and task["state"] == "SUCCESS" else None
+
+    task = wait_for(shown, "Flower has heard of the run's end", timeout=30)
+    page, listed = flower.get(f"/task/{handle.id}")[1], flower.get("/api/tasks")[1]
+
+    ids = f"agent=echo session=shown run={handle.id}"
+    assert task["args"] == ids
+    assert re.search(r"SUCCESS", page)
+    assert ids in page
+    for text in (str(task), page, listed):
+        assert SECRET not in text

@@ -1,0 +1,43 @@
+"""The shop: one deployment for the whole manual, with these agents, and what a producer uses to reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from openagents_worker import Client
+from openagents_worker.producer.task import AgentTask
+from tests.installation import Installation, Model, agent, installed
+
+TOOLS = {tool: f"tests.fundamentals.shop.{tool}" for tool in ("price", "pay", "deliver", "ring")}
+
+AGENTS = (
+    agent("clerk", tools=TOOLS),
+    agent("regular", memory={"type": "window_buffer", "config": {"window_size": 2}}),
+)
+
+
+@pytest.fixture(scope="package")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
+    """Redis, a model server and a worker process."""
+    with installed(tmp_path_factory.mktemp("shop"), *AGENTS, OPENAGENTS_LEASE_MS="1000") as installation:
+        yield installation
+
+
+@pytest.fixture
+def run_agent(shop: Installation) -> AgentTask:
+    """What `from openagents_worker import run_agent` gives where the environment names this Redis."""
+    return shop.run_agent
+
+
+@pytest.fixture
+def client(shop: Installation) -> Client:
+    """What `Client()` gives there."""
+    return shop.client
+
+
+@pytest.fixture
+def model(shop: Installation) -> Model:
+    """The model: `will_say(…)` sets its replies, one a turn; `asked(run_id)` is what it was asked."""
+    return shop.model

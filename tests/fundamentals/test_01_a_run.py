@@ -1,0 +1,88 @@
+"""1. A run is one request to an agent, carried to its end by some worker."""
+
+from __future__ import annotations
+
+import pytest
+
+from openagents_worker import Client, RunFailed, RunRequest, RunState, StopReason
+from openagents_worker.errors import RunNotFound
+from openagents_worker.producer.task import AgentTask
+from tests.installation import Model
+
+
+def test_a_producer_submits_a_request_and_waits_for_its_result(run_agent: AgentTask, model: Model) -> None:
+    """A producer needs this library and the address of Redis; no agent, no tool and no key of a model."""
+    model.will_say({"text": "We are open until six."})
+
+    handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="ann", input_text="Are you open?"))
+    result = handle.wait(timeout=30)
+
+    assert result.final_output == "We are open until six."
+    assert result.stop_reason is StopReason.COMPLETED
+
+
+def test_a_request_may_be_a_dict_of_its_fields(run_agent: AgentTask, model: Model) -> None:
+    """Three of them are required. `get` gives the result as JSON, as Celery's results do."""
+    model.will_say({"text": "Good morning."})
+
+    handle = run_agent.delay({"agent_id": "clerk", "session_id": "bob", "input_text": "Good morning."})
+
+    assert handle.get(timeout=30)["final_output"] == "Good morning."
+
+
+def test_a_run_is_found_by_its_id_from_anywhere(run_agent: AgentTask, client: Client, model: Model) -> None:
+    """The handle's id is all there is to keep: the run's record lies in Redis, for days after its end."""
+    model.will_say({"text": "Good morning."})
+    request = RunRequest(agent_id="clerk", session_id="cem", input_text="Good morning.")
+    run_agent.delay(request).wait(timeout=30)
+
+    record = client.record(request.run_id)
+
+    assert record.state is RunState.COMPLETED
+    assert record.request == request
+    assert record.result is not None
+    assert record.result.final_output == "Good morning."
+
+
+def test_the_same_request_twice_is_one_run(run_agent: AgentTask, model: Model) -> None:
+    """Choose the run_id, and a submission may be repeated whenever you are not sure that it arrived."""
+    model.will_say({"text": "Good morning."})
+    request = RunRequest(agent_id="clerk", session_id="dan", run_id="dan-1", input_text="Good morning.")
+
+    first = run_agent.delay(request)
+    second = run_agent.delay(request)
+
+    assert first.wait(timeout=30) == second.wait(timeout=30)
+    assert len(model.asked("dan-1")) == 1
+
+
+def test_a_run_that_failed_has_a_result_too(run_agent: AgentTask, model: Model) -> None:
+    """`wait` gives it, with an error's code, message and hint; `get` raises it."""
+    model.will_say({"error": "response", "message": "I do not speak this language."})
+
+    handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="eve", input_text="…"))
+    result = handle.wait(timeout=30)
+
+    assert result.stop_reason is StopReason.FAILED
+    assert result.error_details is not None
+    assert result.error_details.code == "llm.response"
+    with pytest.raises(RunFailed, match="I do not speak this language") as error:
+        handle.get(timeout=30)
+    assert error.value.code == "llm.response"
+
+
+def test_a_run_that_nobody_has_submitted_is_not_found(client: Client) -> None:
+    """Celery would wait for it for ever."""
+    with pytest.raises(RunNotFound):
+        client.handle("no-such-run").wait(timeout=30)
+
+
+def test_a_result_says_what_the_run_has_used(run_agent: AgentTask, model: Model) -> None:
+    """Tokens as the provider has counted them, and their price where it is known."""
+    model.will_say({"text": "Good morning.", "usage": {"input_tokens": 1000, "output_tokens": 100}})
+
+    handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="fay", input_text="Good morning."))
+    usage = handle.wait(timeout=30).usage
+
+    assert (usage.llm_calls, usage.input_tokens, usage.output_tokens) == (1, 1000, 100)
+    assert usage.cost_usd == pytest.approx(0.002)  # at one dollar a million tokens asked, ten answered

@@ -1,0 +1,87 @@
+"""Every script with arguments that do no harm: a test names only what it is about."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from openagents_worker.store import scripts
+from openagents_worker.store.scripts import Call
+
+__all__ = ["PAGE_BYTES", "call"]
+
+PAGE_BYTES = 256 * 1024
+
+_nonces = itertools.count(1)
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "submit": {
+        "run_id": "r1",
+        "agent_id": "a",
+        "session_id": "s1",
+        "queue": "",
+        "default_queue": "q",
+        "digest": "d",
+        "uid": "u",
+        "request": "{}",
+        "canvas": "",
+        "durable": True,
+        "delay_ms": 0,
+        "reject_if_busy": False,
+        "parent_run_id": "",
+    },
+    "register": {"incarnation": "w1", "lease_ms": 60_000, "agents": []},
+    "retire": {"incarnation": "w1"},
+    "renew": {"incarnation": "w1", "lease_ms": 60_000},
+    "claim": {"run_id": "r1", "incarnation": "w1", "page_bytes": PAGE_BYTES},
+    "release": {"run_id": "r1", "incarnation": "w1"},
+    "emit": {"run_id": "r1", "batch_no": 1, "events": ["llm.called", '{"model":"m","call":"0.1"}']},
+    "delta": {"run_id": "r1", "payload": '{"call":"0.1","offset":0,"text":"4"}'},
+    "commit": {
+        "run_id": "r1",
+        "position": 0,
+        "record": '{"call":"0.1"}',
+        "usage": '{"llm_calls":1}',
+        "batch_no": 1,
+        "events": ["run.checkpoint_saved", "{}"],
+    },
+    "suspend": {
+        "run_id": "r1",
+        "kind": "retry",
+        "delay_ms": 60_000,
+        "call": "0.1",
+        "error_code": "llm.rate_limit",
+        "batch_no": 1,
+        "events": [],
+    },
+    "finish": {
+        "run_id": "r1",
+        "end_state": "completed",
+        "result": '{"run_id":"r1"}',
+        "event": "run.completed",
+        "payload": "{}",
+        "completed": "{}",
+        "transcript": ['{"role":"user"}', '{"role":"assistant"}'],
+        "artifacts": [],
+        "state": [],
+        "state_removed": [],
+        "usage": '{"llm_calls":1}',
+        "batch_no": 1,
+        "events": [],
+    },
+    "cancel": {"run_id": "r1", "reason": "enough", "force": False},
+    "reclaim": {"limit": 100, "max_recoveries": 5, "blameless": False},
+    "wake": {"limit": 100},
+    "resend": {"queue": "q", "oldest_us": 2**53 - 1, "grace_ms": 0, "limit": 100},
+    "reject": {"run_id": "r1", "queue": "q", "code": "request.invalid", "message": "no", "hint": ""},
+}
+
+
+def call(script: str, **changed: Any) -> Call[Any]:
+    """The call of that script; a claim without a nonce gets a new one."""
+    given = {**_DEFAULTS[script], **changed}
+    if script == "claim":
+        given.setdefault("nonce", f"n{next(_nonces)}")
+    door: Any = getattr(scripts, script)
+    made: Call[Any] = door(**given)
+    return made

@@ -1,0 +1,926 @@
+"""The scripts, one answer a test: what each one promises whoever calls it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from openagents_worker.errors import RedisUnreachable
+from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.keys import encode_id, spec_of
+from openagents_worker.store.scripts import Wake, WriteAnswer
+from tests.properties.lab import Lab, View
+from tests.store.doors import PAGE_BYTES, call
+
+HOUR_MS = 3_600_000
+
+
+class Bench:
+    """A cell with the worker w1 in it, and what one wants to know of it."""
+
+    def __init__(self, url: str, prefix: str = "oa") -> None:
+        self.lab = Lab(url, prefix=prefix)
+        self.store = self.lab.store
+        self.redis = self.store.redis
+
+    def __enter__(self) -> Bench:
+        self.do("register")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """All runs and workers end, so that no key is left that would stay for ever."""
+        for run_id in list(self.runs()):
+            self.do("cancel", run_id=run_id, force=True)
+        for incarnation in self.redis.zrange(self.store.keys("workers"), 0, -1):
+            self.do("retire", incarnation=incarnation)
+        self.lab.close()
+
+    def do(self, script: str, **changed: Any) -> Any:
+        return self.lab.run(call(script, **changed))
+
+    def claimed(self, run_id: str = "r1", **submitted: Any) -> str:
+        """Submits the run and lets w1 claim it; returns the fence."""
+        self.do("submit", run_id=run_id, **submitted)
+        return self.claim(run_id)
+
+    def claim(self, run_id: str = "r1", incarnation: str = "w1") -> str:
+        claimed = self.do("claim", run_id=run_id, incarnation=incarnation)
+        assert claimed.answer == "CLAIMED"
+        fence: str = claimed.fence
+        return fence
+
+    def runs(self) -> set[str]:
+        found = (spec_of(key, self.store.cell.prefix) for key in self.redis.scan_iter("*"))
+        keys = {known[1] for known in found if known and known[0].name == "run"}
+        return {run_id for run_id in ("r1", "r2", "r3", "r4", "r5", "r6", *WILD) if encode_id(run_id) in keys}
+
+    def field(self, name: str, run_id: str = "r1") -> str | None:
+        value: str | None = self.redis.hget(self.store.keys("run", run_id), name)
+        return value
+
+    def events(self, run_id: str = "r1") -> list[str]:
+        entries = self.redis.xrange(self.store.keys("events", run_id))
+        return [json.loads(fields["e"])["name"] for _, fields in entries]
+
+    def holder(self, session_id: str = "s1") -> str | None:
+        value: str | None = self.redis.hget(self.store.keys("session", session_id), "holder")
+        return value
+
+    def score(self, name: str, member: str, *ids: str) -> float | None:
+        value: float | None = self.redis.zscore(self.store.keys(name, *ids), member)
+        return value
+
+    def now_ms(self) -> int:
+        seconds, micros = self.redis.time()
+        return seconds * 1000 + micros // 1000
+
+
+WILD = ("{r}*?[1]:%", "r:1:events", "läuft 漢字", "../r")
+
+
+@pytest.fixture
+def bench(redis_url: str) -> Generator[Bench]:
+    with Bench(redis_url) as bench:
+        yield bench
+
+
+def woken(wakes: tuple[Wake, ...]) -> list[str]:
+    return [wake.run_id for wake in wakes]
+
+
+# --- submit ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_an_idle_session_is_queued_and_its_message_is_to_be_sent(bench: Bench) -> None:
+    """NEW: the run holds its session and stands in the list of sent wake-ups, with the time of its message."""
+    submitted = bench.do("submit")
+
+    assert (submitted.answer, submitted.state, submitted.queue) == ("NEW", "queued", "q")
+    assert bench.score("sent", "r1", "q") == submitted.sent_us
+    assert bench.holder() == "r1"
+    assert bench.events() == ["run.queued"]
+
+
+def test_a_run_in_a_busy_session_waits_and_has_no_message(bench: Bench) -> None:
+    """NEW: the second run of a session takes a place in its queue."""
+    bench.do("submit")
+
+    submitted = bench.do("submit", run_id="r2")
+
+    assert (submitted.answer, submitted.state, submitted.sent_us) == ("NEW", "waiting_session", None)
+    assert bench.events("r2") == ["run.waiting_session"]
+
+
+def test_a_delayed_run_has_no_place_yet(bench: Bench) -> None:
+    """NEW: a run with a delay is scheduled; the session stays free for others until it is due."""
+    before_ms = bench.now_ms()
+
+    submitted = bench.do("submit", delay_ms=HOUR_MS)
+
+    assert (submitted.answer, submitted.state, submitted.sent_us) == ("NEW", "scheduled", None)
+    due = bench.score("due", "r1")
+    assert due is not None
+    assert before_ms + HOUR_MS <= due <= bench.now_ms() + HOUR_MS
+    assert bench.holder() is None
+    assert bench.events() == ["run.scheduled"]
+
+
+def test_the_same_request_again_is_the_same_run(bench: Bench) -> None:
+    """SAME: with its state, its queue and the time of the message that may have been lost."""
+    first = bench.do("submit")
+
+    again = bench.do("submit", uid="another")
+
+    assert (again.answer, again.state, again.queue, again.sent_us) == ("SAME", "queued", "q", first.sent_us)
+    assert bench.field("uid") == "u"
+    assert bench.events() == ["run.queued"]
+
+
+def test_another_request_under_the_same_id_is_refused(bench: Bench) -> None:
+    """CONFLICT: the run that is there is left alone."""
+    bench.do("submit")
+
+    assert bench.do("submit", digest="other", request='{"x":1}').answer == "CONFLICT"
+    assert bench.field("request") == "{}"
+
+
+def test_a_busy_session_can_be_refused(bench: Bench) -> None:
+    """BUSY: with the run that holds the session; nothing is accepted."""
+    bench.do("submit")
+
+    refused = bench.do("submit", run_id="r2", reject_if_busy=True)
+
+    assert (refused.answer, refused.holder) == ("BUSY", "r1")
+    assert bench.runs() == {"r1"}
+
+
+def test_an_agent_that_no_worker_knows_is_refused(bench: Bench) -> None:
+    """UNKNOWN_AGENT: with those that are known; as long as no worker has told, every agent is accepted."""
+    assert bench.do("submit", agent_id="anything").answer == "NEW"
+    bench.do("register", agents=["b", '{"queue":null}', "c", '{"queue":"own"}'])
+
+    refused = bench.do("submit", run_id="r2", agent_id="a")
+
+    assert (refused.answer, refused.known_agents) == ("UNKNOWN_AGENT", ("b", "c"))
+    assert bench.do("submit", run_id="r3", agent_id="b", session_id="s3").queue == "q"
+    assert bench.do("submit", run_id="r4", agent_id="c", session_id="s4").queue == "own"
+    assert bench.do("submit", run_id="r5", agent_id="c", session_id="s5", queue="mine").queue == "mine"
+
+
+def test_submit_heals_a_session_whose_holder_is_gone(bench: Bench) -> None:
+    """Who waits longest gets the session of a run whose record no longer exists, and is to be woken."""
+    bench.do("submit")
+    bench.do("submit", run_id="r2")
+    bench.redis.delete(bench.store.keys("run", "r1"), bench.store.keys("events", "r1"))
+    bench.redis.zrem(bench.store.keys("sent", "q"), "r1")
+
+    submitted = bench.do("submit", run_id="r3")
+
+    assert submitted.also is not None
+    assert (submitted.state, submitted.also.run_id, bench.holder()) == ("waiting_session", "r2", "r2")
+
+
+# --- leases ----------------------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_says_what_the_worker_owns_and_what_is_to_be_cancelled(bench: Bench) -> None:
+    """OK: the lease goes on from now; both sets come in the same answer."""
+    bench.claimed("r1")
+    bench.claimed("r2", session_id="s2")
+    bench.do("cancel", run_id="r2")
+
+    renewal = bench.do("renew", lease_ms=HOUR_MS)
+
+    assert (renewal.lost, renewal.owned, renewal.cancel_requested) == (False, {"r1", "r2"}, {"r2"})
+    deadline = bench.score("workers", "w1")
+    assert deadline is not None
+    assert deadline > bench.now_ms() + HOUR_MS / 2
+
+
+def test_the_end_of_a_lease_is_final(bench: Bench) -> None:
+    """LOST: a heartbeat that comes too late, or from nobody, sets nothing up again."""
+    bench.lab.end_lease("w1")
+
+    assert bench.do("renew").lost
+    assert bench.do("renew", incarnation="nobody").lost
+    assert bench.score("workers", "w1") == 1
+    assert bench.score("workers", "nobody") is None
+
+
+def test_a_worker_without_runs_retires_without_a_trace(bench: Bench) -> None:
+    """GONE: also when it is said twice."""
+    assert bench.do("retire") == "GONE"
+    assert bench.do("retire") == "GONE"
+    assert bench.score("workers", "w1") is None
+
+
+def test_a_worker_that_retires_with_runs_leaves_them_to_reclaim(bench: Bench) -> None:
+    """OVER: its lease ends now; a late heartbeat does not revive it."""
+    bench.claimed()
+
+    assert bench.do("retire") == "OVER"
+    assert bench.do("renew").lost
+    assert woken(bench.do("reclaim").wakes) == ["r1"]
+
+
+# --- claim -----------------------------------------------------------------------------------------------
+
+
+def test_a_claim_gives_everything_an_attempt_needs(bench: Bench) -> None:
+    """CLAIMED: a new fence, the request, and the journal; nobody need wake the run any more."""
+    bench.do("submit", request='{"input_text":"hi"}', uid="u7", canvas='{"link":1}')
+
+    claimed = bench.do("claim", nonce="n1")
+
+    assert (claimed.answer, claimed.fence, claimed.attempt) == ("CLAIMED", "1:n1", 1)
+    assert (claimed.request, claimed.uid, claimed.canvas) == ('{"input_text":"hi"}', "u7", '{"link":1}')
+    assert (claimed.journal_length, claimed.journal, claimed.facts) == (0, (), {})
+    assert bench.score("sent", "r1", "q") is None
+    assert bench.events() == ["run.queued", "run.attempt_started"]
+
+
+def test_a_claim_whose_answer_was_lost_is_answered_again(bench: Bench) -> None:
+    """CLAIMED: the same worker with the same nonce gets the same fence, and it is no second attempt."""
+    bench.do("submit")
+    first = bench.do("claim", nonce="n1")
+
+    again = bench.do("claim", nonce="n1")
+
+    assert (again.answer, again.fence, again.attempt) == ("CLAIMED", first.fence, 1)
+    assert bench.events().count("run.attempt_started") == 1
+
+
+@pytest.mark.parametrize("incarnation", ["w1", "w2"])
+def test_a_run_that_is_owned_is_busy_whoever_asks(bench: Bench, incarnation: str) -> None:
+    """BUSY: for others, and for the owner that got the message twice; also when the owner's lease is over."""
+    bench.claimed()
+    bench.do("register", incarnation="w2")
+
+    assert bench.do("claim", incarnation=incarnation).answer == "BUSY"
+    if incarnation == "w2":
+        bench.lab.end_lease("w1")
+        assert bench.do("claim", incarnation="w2").answer == "BUSY"
+
+
+def test_a_run_that_nobody_knows_cannot_be_claimed(bench: Bench) -> None:
+    """UNKNOWN: the message is of a run that never was or has expired."""
+    assert bench.do("claim").answer == "UNKNOWN"
+
+
+def test_a_run_that_has_ended_is_not_claimed(bench: Bench) -> None:
+    """DONE: with the state in which it ended."""
+    bench.do("finish", fence=bench.claimed())
+
+    claimed = bench.do("claim")
+
+    assert (claimed.answer, claimed.state) == ("DONE", "completed")
+
+
+def test_who_has_no_lease_claims_nothing(bench: Bench) -> None:
+    """NOT_ALIVE: for an incarnation that never registered and for one whose lease is over."""
+    bench.do("submit")
+    bench.lab.end_lease("w1")
+
+    assert bench.do("claim", incarnation="nobody").answer == "NOT_ALIVE"
+    assert bench.do("claim").answer == "NOT_ALIVE"
+    assert bench.field("state") == "queued"
+
+
+def test_a_run_waits_for_its_session(bench: Bench) -> None:
+    """WAITING: a message of a run that does not hold the session changes nothing."""
+    bench.do("submit")
+    bench.do("submit", run_id="r2")
+
+    assert bench.do("claim", run_id="r2").answer == "WAITING"
+    assert bench.field("state", "r2") == "waiting_session"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_message_does_not_start_a_run_before_it_is_due(bench: Bench, late: bool) -> None:
+    """NOT_DUE: for a delayed run and for a retry; once the time has come the message is as good as any."""
+    bench.do("submit", delay_ms=HOUR_MS)
+    bench.do("suspend", run_id="r2", fence=bench.claimed("r2", session_id="s2"), delay_ms=HOUR_MS)
+    if late:
+        bench.lab.let_pass(2 * HOUR_MS)
+
+    answers = [bench.do("claim", run_id=run_id).answer for run_id in ("r1", "r2")]
+
+    assert answers == (["CLAIMED", "CLAIMED"] if late else ["NOT_DUE", "NOT_DUE"])
+    assert bench.redis.zcard(bench.store.keys("due")) == (0 if late else 2)
+
+
+def test_a_claim_ends_a_run_that_is_to_be_cancelled(bench: Bench) -> None:
+    """CANCELLED: its owner gave it back without having heard; the next run of the session is woken."""
+    fence = bench.claimed()
+    bench.do("submit", run_id="r2")
+    bench.do("cancel")
+    bench.do("release", fence=fence)
+
+    claimed = bench.do("claim")
+
+    assert (claimed.answer, woken(claimed.wakes)) == ("CANCELLED", ["r2"])
+    assert bench.events()[-2:] == ["run.cancelled", "session.run.completed"]
+
+
+def test_a_worker_carries_one_suspect_at_a_time(bench: Bench) -> None:
+    """SUSPECT_BUSY: two runs that killed their workers twice do not meet in one; the second comes a second later."""
+    for run_id in ("r1", "r2"):
+        bench.do("submit", run_id=run_id, session_id=run_id)
+    for dead in ("w2", "w3"):
+        bench.do("register", incarnation=dead)
+        for run_id in ("r1", "r2"):
+            bench.claim(run_id, dead)
+        bench.lab.end_lease(dead)
+        bench.do("reclaim")
+    fence = bench.claim("r1")
+
+    assert bench.do("claim", run_id="r2").answer == "SUSPECT_BUSY"
+    assert bench.field("state", "r2") == "retrying"
+    assert bench.do("claim", run_id="r2").answer == "NOT_DUE"
+
+    bench.do("commit", fence=fence)
+    bench.lab.let_pass(2_000)
+    assert woken(bench.do("wake")[0]) == ["r2"]
+    assert bench.do("claim", run_id="r2").answer == "CLAIMED"
+
+
+def test_claim_heals_a_session_whose_holder_is_gone(bench: Bench) -> None:
+    """A run whose session is held by nothing takes it."""
+    bench.do("submit")
+    bench.redis.hdel(bench.store.keys("session", "s1"), "holder")
+
+    bench.claim()
+
+    assert bench.holder() == "r1"
+
+
+# --- the first page of a journal -------------------------------------------------------------------------
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(0, 400), max_size=60), page_bytes=st.integers(1, 2000))
+def test_the_first_page_is_as_long_as_it_may_be(bench: Bench, sizes: list[int], page_bytes: int) -> None:
+    """A claim brings the first records up to a size, never more, and says how many there are."""
+    bench.do("submit")
+    key = bench.store.keys("journal", "r1")
+    bench.redis.delete(key)
+    records = [chr(ord("a") + number % 26) * size for number, size in enumerate(sizes)]
+    if records:
+        bench.redis.rpush(key, *records)
+
+    claimed = bench.do("claim", page_bytes=page_bytes)
+
+    count = len(claimed.journal)
+    assert list(claimed.journal) == records[:count]
+    assert claimed.journal_length == len(records)
+    assert sum(sizes[:count]) <= page_bytes
+    assert count == len(records) or sum(sizes[: count + 1]) >= page_bytes
+    bench.do("release", fence=claimed.fence)
+
+
+def test_a_large_journal_does_not_travel_in_one_reply(bench: Bench) -> None:
+    """Of 2,000 records of 5 KB a claim brings what fits into 256 KB; a record larger than that is left to later."""
+    bench.do("submit")
+    bench.do("submit", run_id="r2", session_id="s2")
+    bench.redis.rpush(bench.store.keys("journal", "r1"), *["x" * 5_000] * 2_000)
+    bench.redis.rpush(bench.store.keys("journal", "r2"), "x" * 1_000_000, "y")
+
+    many, large = bench.do("claim"), bench.do("claim", run_id="r2")
+
+    assert (many.journal_length, len(many.journal)) == (2_000, PAGE_BYTES // 5_000)
+    assert (large.journal_length, large.journal) == (2, ())
+
+
+# --- whoever carries a run -------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_given_back_is_queued_again(bench: Bench) -> None:
+    """OK: under a new fence, without an owner, with a wake-up to send."""
+    fence = bench.claimed()
+
+    released = bench.do("release", fence=fence)
+
+    assert (released.answer, woken(released.wakes)) == ("OK", ["r1"])
+    assert (bench.field("state"), bench.field("owner"), bench.field("fence")) == ("queued", "", "2:")
+    assert bench.do("release", fence=fence).answer == "FENCED"
+
+
+def test_only_the_owner_gives_a_run_back(bench: Bench) -> None:
+    """FENCED: another worker, or another fence."""
+    fence = bench.claimed()
+
+    assert bench.do("release", fence=fence, incarnation="w2").answer == "FENCED"
+    assert bench.do("release", fence="1:other").answer == "FENCED"
+    assert bench.do("release", run_id="r9", fence=fence).answer == "FENCED"
+    assert bench.field("state") == "running"
+
+
+def test_a_batch_of_events_is_stored_once(bench: Bench) -> None:
+    """OK, then SAME: the answer was lost and the batch is sent again."""
+    fence = bench.claimed()
+
+    assert bench.do("emit", fence=fence, batch_no=3) is WriteAnswer.OK
+    assert bench.do("emit", fence=fence, batch_no=3) is WriteAnswer.SAME
+    assert bench.events().count("llm.called") == 1
+
+
+def test_a_piece_of_a_reply_is_published_and_not_stored(bench: Bench) -> None:
+    """OK: whoever listens hears it; it has no number."""
+    fence = bench.claimed()
+    before = bench.lab.read()
+    with bench.redis.pubsub(ignore_subscribe_messages=True) as ear:
+        ear.subscribe(bench.store.keys.channel("a", "s1", "r1"))
+        ear.get_message(timeout=5)
+
+        assert bench.do("delta", fence=fence) is WriteAnswer.OK
+
+        heard = json.loads(ear.get_message(timeout=5)["data"])
+    assert (heard["name"], heard["seq"], heard["payload"]["text"]) == ("llm.delta", None, "4")
+    assert bench.lab.read() == before
+
+
+def test_a_commit_stores_a_record_its_usage_and_its_events(bench: Bench) -> None:
+    """OK: the checkpoint. The same commit again is OK and stores nothing twice."""
+    fence = bench.claimed()
+
+    for _ in range(2):
+        assert bench.do("commit", fence=fence, record="one") is WriteAnswer.OK
+    for _ in range(2):
+        assert bench.do("commit", fence=fence, position=1, record="two", usage="{}") is WriteAnswer.OK
+    assert bench.do("commit", fence=fence, record="one") is WriteAnswer.OK
+
+    assert bench.redis.lrange(bench.store.keys("journal", "r1"), 0, -1) == ["one", "two"]
+    assert (bench.field("steps"), bench.field("usage")) == ("1", "{}")
+    assert bench.events().count("run.checkpoint_saved") == 2
+
+
+@pytest.mark.parametrize("position", [0, 2])
+def test_a_record_has_one_place(bench: Bench, position: int) -> None:
+    """MISPLACED: another record stands there, or there is a gap before it."""
+    fence = bench.claimed()
+    bench.do("commit", fence=fence, record="one")
+
+    assert bench.do("commit", fence=fence, record="other", position=position) is WriteAnswer.MISPLACED
+    assert bench.redis.lrange(bench.store.keys("journal", "r1"), 0, -1) == ["one"]
+
+
+def test_a_commit_of_a_run_to_be_cancelled_is_stored_and_says_stop(bench: Bench) -> None:
+    """CANCEL: the call has happened, so its outcome is kept; repeated, the answer is the same."""
+    fence = bench.claimed()
+    bench.do("cancel")
+
+    assert bench.do("commit", fence=fence) is WriteAnswer.CANCEL
+    assert bench.do("commit", fence=fence) is WriteAnswer.CANCEL
+    assert bench.redis.llen(bench.store.keys("journal", "r1")) == 1
+
+
+def test_a_retry_is_put_aside_until_it_is_due(bench: Bench) -> None:
+    """OK: no owner, no slot; the session stays the run's, and the tries of the call are counted."""
+    fence = bench.claimed()
+
+    suspended = bench.do("suspend", fence=fence, delay_ms=HOUR_MS)
+
+    assert (suspended.answer, suspended.wakes) == ("OK", ())
+    assert (bench.field("state"), bench.field("owner"), bench.field("retries")) == ("retrying", "", "1")
+    assert bench.field("last_error") == "llm.rate_limit"
+    assert bench.redis.hgetall(bench.store.keys("facts", "r1")) == {"tries:0.1": "1"}
+    assert bench.holder() == "r1"
+    assert bench.events()[-1] == "run.retry_scheduled"
+    assert bench.do("commit", fence=fence) is WriteAnswer.FENCED
+
+
+def test_a_hand_over_is_woken_at_once(bench: Bench) -> None:
+    """OK: the worker stops and the run goes on elsewhere; it is no retry."""
+    suspended = bench.do("suspend", fence=bench.claimed(), kind="handover", delay_ms=0)
+
+    assert (suspended.answer, woken(suspended.wakes)) == ("OK", ["r1"])
+    assert (bench.field("state"), bench.field("retries")) == ("queued", "0")
+    assert bench.events()[-1] == "run.handed_over"
+
+
+@pytest.mark.parametrize("kind", ["retry", "handover"])
+def test_a_run_to_be_cancelled_is_not_put_aside(bench: Bench, kind: str) -> None:
+    """CANCEL: the owner ends it instead."""
+    fence = bench.claimed()
+    bench.do("cancel")
+
+    assert bench.do("suspend", fence=fence, kind=kind).answer == "CANCEL"
+    assert bench.field("state") == "running"
+
+
+def test_a_finish_writes_the_run_and_its_session_at_once(bench: Bench) -> None:
+    """OK: result, transcript, artifacts, state, both last events; the session goes to the next run."""
+    fence = bench.claimed()
+    bench.do("submit", run_id="r2")
+    bench.redis.hset(bench.store.keys("session_state", "s1"), mapping={"old": "1", "kept": "2"})
+
+    finished = bench.do(
+        "finish", fence=fence, artifacts=['{"name":"a"}'], state=["new", "3"], state_removed=["old"]
+    )
+
+    assert (finished.answer, woken(finished.wakes)) == ("OK", ["r2"])
+    assert (bench.field("state"), bench.field("result")) == ("completed", '{"run_id":"r1"}')
+    keys = bench.store.keys
+    assert bench.redis.lrange(keys("transcript", "s1"), 0, -1) == ['{"role":"user"}', '{"role":"assistant"}']
+    assert bench.redis.lrange(keys("artifacts", "s1"), 0, -1) == ['{"name":"a"}']
+    assert bench.redis.hgetall(keys("session_state", "s1")) == {"kept": "2", "new": "3"}
+    assert bench.events()[-2:] == ["run.completed", "session.run.completed"]
+    assert (bench.holder(), bench.field("state", "r2")) == ("r2", "queued")
+
+
+def test_a_finish_whose_answer_was_lost_is_answered_again(bench: Bench) -> None:
+    """OK: nothing is written twice; a wake-up that was lost with the answer is sent again by the rescue."""
+    fence = bench.claimed()
+    bench.do("finish", fence=fence)
+    before = bench.lab.read()
+
+    again = bench.do("finish", fence=fence)
+
+    assert (again.answer, again.wakes) == ("OK", ())
+    assert without_ttl(bench.lab.read()) == without_ttl(before)
+
+
+WRITES = ("emit", "delta", "commit", "suspend", "finish")
+
+
+@pytest.mark.parametrize("script", WRITES)
+@pytest.mark.parametrize("loss", ["another fence", "reclaimed", "cancelled by force", "no holder", "unknown"])
+def test_who_lost_a_run_writes_nothing(bench: Bench, script: str, loss: str) -> None:
+    """FENCED: whatever took the run away, whatever is written, and not one byte changes."""
+    fence = bench.claimed()
+    match loss:
+        case "another fence":
+            bench.do("release", fence=fence)
+            bench.claim()
+        case "reclaimed":
+            bench.lab.end_lease("w1")
+            bench.do("reclaim")
+        case "cancelled by force":
+            bench.do("cancel", force=True)
+        case "no holder":
+            bench.redis.hset(bench.store.keys("session", "s1"), "holder", "r2")
+        case _:
+            bench.do("release", fence=fence)
+            bench.do("cancel")
+            bench.lab.forget("r1")
+    before = bench.lab.read()
+
+    got = bench.do(script, fence=fence)
+
+    assert (got if isinstance(got, WriteAnswer) else got.answer) is WriteAnswer.FENCED
+    assert without_ttl(bench.lab.read()) == without_ttl(before)
+    if loss == "no holder":
+        bench.redis.hset(bench.store.keys("session", "s1"), "holder", "r1")
+
+
+def without_ttl(view: View) -> dict[str, tuple[str, Any]]:
+    return {key: (entry.kind, entry.value) for key, entry in view.items()}
+
+
+# --- cancel ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_nobody_carries_is_cancelled_at_once(bench: Bench) -> None:
+    """CANCELLED: queued, waiting, scheduled or retrying; the next run of the session is woken."""
+    bench.do("submit")
+    bench.do("submit", run_id="r2")
+    bench.do("submit", run_id="r3", delay_ms=HOUR_MS)
+    bench.do("suspend", run_id="r4", fence=bench.claimed("r4", session_id="s4"))
+
+    answers = {run_id: bench.do("cancel", run_id=run_id) for run_id in ("r3", "r4", "r1", "r2")}
+
+    assert {cancelled.answer for cancelled in answers.values()} == {"CANCELLED"}
+    assert [woken(cancelled.wakes) for cancelled in answers.values()] == [[], [], ["r2"], []]
+    result = json.loads(bench.field("result") or "")
+    assert (result["stop_reason"], result["error_details"]["code"]) == ("cancelled", "run.cancelled")
+
+
+def test_the_worker_that_carries_a_run_is_told(bench: Bench) -> None:
+    """REQUESTED: on its channel at once and in its box for the next heartbeat; asked twice it is one event."""
+    bench.claimed()
+    with bench.redis.pubsub(ignore_subscribe_messages=True) as ear:
+        ear.subscribe(bench.store.keys.notices("w1"))
+        ear.get_message(timeout=5)
+
+        assert [bench.do("cancel").answer for _ in range(2)] == ["REQUESTED", "REQUESTED"]
+
+        assert ear.get_message(timeout=5)["data"] == "r1"
+    assert bench.do("renew").cancel_requested == {"r1"}
+    assert bench.events().count("run.cancel_requested") == 1
+
+
+def test_force_ends_a_run_that_somebody_carries(bench: Bench) -> None:
+    """CANCELLED: its worker is fenced and hears so at its next write."""
+    fence = bench.claimed()
+
+    assert bench.do("cancel", force=True).answer == "CANCELLED"
+    assert bench.do("commit", fence=fence) is WriteAnswer.FENCED
+    assert bench.do("renew").owned == frozenset()
+
+
+def test_what_has_ended_cannot_be_cancelled(bench: Bench) -> None:
+    """ALREADY: with the state in which it ended; UNKNOWN: there is no such run."""
+    bench.do("finish", fence=bench.claimed())
+
+    cancelled = bench.do("cancel")
+
+    assert (cancelled.answer, cancelled.state) == ("ALREADY", "completed")
+    assert bench.do("cancel", run_id="r9").answer == "UNKNOWN"
+
+
+# --- rescue ----------------------------------------------------------------------------------------------
+
+
+def test_the_runs_of_a_dead_worker_are_queued_again(bench: Bench) -> None:
+    """Reclaim counts the recovery, changes the fence, tells who is gone, and forgets the worker."""
+    bench.claimed()
+    bench.lab.end_lease("w1")
+
+    reclaimed = bench.do("reclaim")
+
+    assert (reclaimed.incarnation, woken(reclaimed.wakes), reclaimed.left) == ("w1", ["r1"], 0)
+    assert (bench.field("state"), bench.field("recoveries"), bench.field("fence")) == ("queued", "1", "2:")
+    assert bench.events()[-1] == "run.recovered"
+    assert bench.score("workers", "w1") is None
+
+
+def test_nobody_is_reclaimed_while_every_lease_is_good(bench: Bench) -> None:
+    """Reclaim says '' when no lease is over."""
+    bench.claimed()
+
+    reclaimed = bench.do("reclaim")
+
+    assert (reclaimed.wakes, reclaimed.incarnation) == ((), "")
+    assert bench.field("state") == "running"
+
+
+def test_a_dead_worker_is_known_until_its_last_run_is_taken(bench: Bench) -> None:
+    """A reclaim that is limited says how many runs are left; whoever comes next finds them."""
+    for number in range(3):
+        bench.claimed(f"r{number + 1}", session_id=f"s{number}")
+    bench.lab.end_lease("w1")
+
+    left = [bench.do("reclaim", limit=2).left for _ in range(2)]
+
+    assert left == [1, 0]
+    assert bench.score("workers", "w1") is None
+    assert {bench.field("state", run_id) for run_id in ("r1", "r2", "r3")} == {"queued"}
+
+
+@pytest.mark.parametrize("what", ["cancelled", "not durable", "poison"])
+def test_reclaim_ends_what_must_not_go_on(bench: Bench, what: str) -> None:
+    """A run to be cancelled is cancelled; one that is not durable, or that kills every worker, fails."""
+    bench.claimed(durable=what != "not durable")
+    bench.do("submit", run_id="r2")
+    if what == "cancelled":
+        bench.do("cancel")
+    bench.lab.end_lease("w1")
+
+    reclaimed = bench.do("reclaim", max_recoveries=0 if what == "poison" else 5)
+
+    code = {"cancelled": "run.cancelled", "not durable": "worker.lost", "poison": "run.poisoned"}[what]
+    assert json.loads(bench.field("result") or "")["error_details"]["code"] == code
+    assert bench.field("state") == ("cancelled" if what == "cancelled" else "failed")
+    assert woken(reclaimed.wakes) == ["r2"]
+
+
+def test_what_counts_is_deaths_without_a_step_in_between(bench: Bench) -> None:
+    """A commit shows that a run is no poison; a recovery that is nobody's fault does not count."""
+    bench.do("submit")
+    stuck = []
+    for number, (commits, blameless) in enumerate(
+        [(False, False), (True, False), (False, True), (False, False)]
+    ):
+        bench.do("register", incarnation=f"x{number}")
+        fence = bench.claim("r1", f"x{number}")
+        if commits:
+            bench.do("commit", fence=fence)
+        bench.lab.end_lease(f"x{number}")
+        bench.do("reclaim", blameless=blameless)
+        stuck.append(bench.field("stuck"))
+
+    assert stuck == ["1", "1", "1", "2"]
+    assert bench.field("recoveries") == "4"
+
+
+def test_what_is_due_is_woken_and_nothing_else(bench: Bench) -> None:
+    """Retries are queued again; delayed runs take their place in the order in which they became due."""
+    bench.do("submit", run_id="r1", delay_ms=2 * HOUR_MS)
+    bench.do("submit", run_id="r2", delay_ms=HOUR_MS)
+    bench.do("submit", run_id="r3", delay_ms=9 * HOUR_MS)
+    bench.do("suspend", run_id="r4", fence=bench.claimed("r4", session_id="s4"), delay_ms=HOUR_MS)
+    assert bench.do("wake") == ((), 0)
+
+    bench.lab.let_pass(3 * HOUR_MS)
+    wakes, seen = bench.do("wake")
+
+    assert (set(woken(wakes)), seen) == ({"r2", "r4"}, 3)
+    assert (bench.holder(), bench.field("state", "r1")) == ("r2", "waiting_session")
+    assert bench.field("state", "r3") == "scheduled"
+
+
+def test_a_wake_looks_at_no_more_than_it_was_told_to(bench: Bench) -> None:
+    """The rest is found by the next one."""
+    for number in range(3):
+        bench.do("submit", run_id=f"r{number + 1}", session_id=f"s{number}", delay_ms=HOUR_MS)
+    bench.lab.let_pass(2 * HOUR_MS)
+
+    assert [bench.do("wake", limit=2)[1] for _ in range(2)] == [2, 1]
+
+
+def test_a_message_that_must_be_lost_is_sent_again_once(bench: Bench) -> None:
+    """Resend takes what was sent before the grace, and gives it a new time: it is no candidate again at once."""
+    sent_us = bench.do("submit").sent_us
+    assert bench.do("resend", grace_ms=HOUR_MS) == ()
+    bench.lab.let_pass(2 * HOUR_MS)
+
+    wakes = bench.do("resend", grace_ms=HOUR_MS)
+
+    assert woken(wakes) == ["r1"]
+    assert wakes[0].sent_us > sent_us
+    assert bench.do("resend", grace_ms=HOUR_MS) == ()
+
+
+def test_a_message_that_may_still_be_in_the_queue_is_not_sent_again(bench: Bench) -> None:
+    """The queue's oldest message was sent before this one: it still waits behind it."""
+    sent_us = bench.do("submit").sent_us
+
+    assert bench.do("resend", oldest_us=sent_us) == ()
+    assert woken(bench.do("resend", oldest_us=sent_us + 1)) == ["r1"]
+
+
+def test_resend_drops_what_is_not_queued(bench: Bench) -> None:
+    """An entry of a run that is elsewhere is cleared away."""
+    bench.claimed()
+    bench.redis.zadd(bench.store.keys("sent", "q"), {"r1": 1, "r9": 1})
+
+    assert bench.do("resend") == ()
+    assert bench.redis.exists(bench.store.keys("sent", "q")) == 0
+
+
+def test_a_message_that_is_no_request_is_answered_with_a_failed_run(bench: Bench) -> None:
+    """NEW, once; a run that has this id is left alone."""
+    assert bench.do("reject", run_id="r2", message='"quoted"\n', hint="look") is True
+    assert bench.do("reject", run_id="r2", message="other") is False
+    bench.do("submit")
+    assert bench.do("reject") is False
+
+    result = json.loads(bench.field("result", "r2") or "")
+    assert (result["error_details"]["message"], result["error_details"]["hint"]) == ('"quoted"\n', "look")
+    assert bench.events("r2") == ["run.queued", "run.failed", "session.run.completed"]
+    assert bench.field("state") == "queued"
+
+
+# --- a Redis that is full --------------------------------------------------------------------------------
+
+
+def everything(bench: Bench) -> dict[str, str]:
+    """A cell in which every script has something to do; the fences by run."""
+    fences = {"r1": bench.claimed("r1")}
+    bench.do("submit", run_id="r2")
+    bench.do("suspend", run_id="r3", fence=bench.claimed("r3", session_id="s3"), delay_ms=HOUR_MS)
+    bench.do("submit", run_id="r4", session_id="s4", delay_ms=HOUR_MS)
+    bench.do("submit", run_id="r6", session_id="s6")
+    bench.do("register", incarnation="w2")
+    bench.do("submit", run_id="r5", session_id="s5")
+    bench.claim("r5", "w2")
+    bench.lab.let_pass(2 * HOUR_MS)
+    bench.do("register")  # all that time this one was beating
+    return fences
+
+
+CALLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "submit": ("submit", {"run_id": "new"}),
+    "submit delayed": ("submit", {"run_id": "new", "delay_ms": HOUR_MS}),
+    "reject": ("reject", {"run_id": "new"}),
+    "register": ("register", {"incarnation": "w3", "agents": ["a", "{}"]}),
+    "renew": ("renew", {}),
+    "retire": ("retire", {}),
+    "claim": ("claim", {"run_id": "r6"}),
+    "claim a retry": ("claim", {"run_id": "r3"}),
+    "claim a delayed run": ("claim", {"run_id": "r4"}),
+    "emit": ("emit", {}),
+    "commit": ("commit", {}),
+    "suspend": ("suspend", {}),
+    "hand over": ("suspend", {"kind": "handover"}),
+    "finish": ("finish", {"artifacts": ["{}"], "state": ["x", "1"], "events": ["tool.called", "{}"]}),
+    "release": ("release", {}),
+    "cancel": ("cancel", {}),
+    "cancel at once": ("cancel", {"run_id": "r6"}),
+    "cancel by force": ("cancel", {"force": True}),
+    "reclaim": ("reclaim", {}),
+    "reclaim poison": ("reclaim", {"max_recoveries": 0}),
+    "wake": ("wake", {}),
+    "resend": ("resend", {"grace_ms": 1000}),
+}
+FENCED = ("emit", "commit", "suspend", "finish", "release")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_redis_that_is_full_takes_all_of_a_script_or_nothing(bench: Bench, name: str) -> None:
+    """What is refused for want of memory changed nothing, and may be repeated; nothing is ever half done."""
+    fences = everything(bench)
+    script, changed = CALLS[name]
+    one = call(script, **({"fence": fences["r1"]} if script in FENCED else {}), **changed)
+    saved, before = bench.lab.snapshot(), bench.lab.read()
+    bench.lab.run(one)
+    after = bench.lab.read()
+    bench.lab.restore(saved)
+
+    bench.redis.config_set("maxmemory", 1)
+    try:
+        bench.lab.run(one)
+        refused = False
+    except RedisUnreachable:
+        refused = True
+    finally:
+        bench.redis.config_set("maxmemory", 0)
+
+    assert shape(after) != shape(before), "the call has nothing to do, so it shows nothing"
+    assert shape(bench.lab.read()) == shape(before if refused else after)
+    bench.lab.run(one)
+    assert shape(bench.lab.read()) == shape(after) or not refused
+
+
+def shape(view: View) -> dict[str, Any]:
+    """A cell without its times."""
+    times = re.compile(r"\d{13,16}|\d{4}-\d\d-\d\dT[\d:.]+Z|\"age_ms\":\d+")
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: timeless(item) for name, item in value.items() if name != "active_ms"}
+        if isinstance(value, list | tuple):
+            return [timeless(item) for item in value]
+        return times.sub("<time>", value) if isinstance(value, str) else type(value)
+
+    return {
+        key: (entry.kind, entry.ttl_ms > 0, entry.value if entry.kind == "set" else timeless(entry.value))
+        for key, entry in view.items()
+    }
+
+
+# --- keys of a cell --------------------------------------------------------------------------------------
+
+
+def test_every_key_of_every_script_is_in_the_cell(redis_url: str) -> None:
+    """All that scripts read, write or publish begins with the prefix: on a cluster that is one slot."""
+    prefix = "cell:{c1}"
+    with Bench(redis_url, prefix) as bench, Store(Cell(redis_url)).redis.monitor() as monitor:
+        fences = everything(bench)
+        saved = bench.lab.snapshot()
+        for script, changed in CALLS.values():
+            fence = {"fence": fences["r1"]} if script in FENCED else {}
+            bench.do(script, **fence, **changed)
+            bench.lab.restore(saved)
+        bench.do("delta", fence=fences["r1"])
+        bench.redis.echo("the end")
+        seen = [seen["command"] for seen in until_the_end(monitor) if seen["client_type"] == "lua"]
+        assert all(key.startswith(prefix) for key in bench.redis.keys("*"))
+
+    named = [word for command in seen for word in places(command)]
+    assert len(seen) > 500
+    assert [word for word in named if not word.startswith(f"{prefix}:")] == []
+
+
+def until_the_end(monitor: Any) -> Generator[dict[str, Any]]:
+    for seen in monitor.listen():
+        if seen["command"] == "ECHO the end":
+            return
+        yield seen
+
+
+def places(command: str) -> list[str]:
+    """The keys or the channel of a command; ids are encoded in them, so there is no blank inside."""
+    name, *words = command.split()
+    if name.upper() == "TIME":
+        return []
+    return words if name.upper() == "DEL" else words[:1]
+
+
+@pytest.mark.parametrize("run_id", WILD)
+def test_an_id_may_hold_any_character(bench: Bench, run_id: str) -> None:
+    """Ids of runs, sessions, agents, queues and workers come back as they were, and no key is mistaken."""
+    wild = {"run_id": run_id, "session_id": f"s{run_id}", "agent_id": f"a{run_id}", "queue": f"q{run_id}"}
+    worker = f"w{run_id}"
+    bench.do("register", incarnation=worker, agents=[f"a{run_id}", "{}"])
+    bench.do("submit", **wild, delay_ms=HOUR_MS)
+    bench.lab.let_pass(2 * HOUR_MS)
+    bench.do("register", incarnation=worker)
+
+    [wake], _ = bench.do("wake")
+    assert (wake.run_id, wake.session_id, wake.agent_id, wake.queue) == tuple(wild.values())
+    fence = bench.claim(run_id, worker)
+    assert bench.do("renew", incarnation=worker).owned == {run_id}
+    assert bench.do("commit", run_id=run_id, fence=fence) is WriteAnswer.OK
+    [entry] = bench.redis.xrange(bench.store.keys("events", run_id), count=1)
+    event = json.loads(entry[1]["e"])
+    assert (event["run_id"], event["session_id"], event["agent_id"]) == tuple(wild.values())[:3]
+    assert bench.do("finish", run_id=run_id, fence=fence).answer == "OK"
+
+    assert all(spec_of(key, "oa") for key in bench.redis.keys("*"))

@@ -1,0 +1,154 @@
+"""Server-Sent Events: a run as a browser reads it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from openagents_worker import sse
+from openagents_worker.errors import RequestInvalid, RunNotFound
+from openagents_worker.events import RunEvent
+from openagents_worker.producer.client import AsyncClient, Client
+from openagents_worker.settings import load_settings
+from tests.producer.hand import Hand
+from tests.waiting import await_for
+
+
+def fields(frame: str) -> dict[str, str]:
+    """The fields of one frame, by name; a comment has the name ''."""
+    assert frame.endswith("\n\n")
+    return dict(
+        line.split(": ", 1) if not line.startswith(":") else ("", line) for line in frame.splitlines() if line
+    )
+
+
+async def all_frames(frames: AsyncGenerator[str]) -> list[dict[str, str]]:
+    async with asyncio.timeout(10), aclosing(frames):
+        return [fields(frame) async for frame in frames]
+
+
+def has_listener(hand: Hand) -> bool:
+    return bool(hand.store.redis.pubsub_channels("oa:events:*"))
+
+
+async def test_a_run_is_a_sequence_of_frames(hand: Hand, client: AsyncClient) -> None:
+    """`id` is the event's number, `event` its name, `data` the event itself; `end` is the last one."""
+    hand.finish("r1")
+
+    frames = await all_frames(sse(client.handle("r1")))
+
+    assert [frame.get("id") for frame in frames] == ["1", "2", "3", "4", None]
+    assert [frame["event"] for frame in frames[-2:]] == ["session.run.completed", "end"]
+    first = RunEvent.from_json(frames[0]["data"])
+    assert (first.name, first.seq, first.run_id) == (frames[0]["event"], 1, "r1")
+    assert json.loads(frames[-1]["data"]) == {"run_id": "r1"}
+
+
+async def test_a_piece_of_a_reply_has_no_id(hand: Hand, client: AsyncClient) -> None:
+    """A browser that comes back names the last stored event, and is told the reply from its beginning."""
+    async with aclosing(sse(client.handle("r1"))) as frames:
+        assert [fields(await anext(frames))["id"] for _ in range(2)] == ["1", "2"]
+        await await_for(lambda: has_listener(hand), "it listens")
+        await asyncio.to_thread(hand.delta, "r1", "39")
+        piece = fields(await anext(frames))
+    again = sse(client.handle("r1"), "2")
+    told_again = fields(await anext(again))
+    await again.aclose()
+
+    assert "id" not in piece
+    assert json.loads(piece["data"])["payload"]["text"] == "39"
+    assert json.loads(told_again["data"])["payload"] | {"attempt": 1} == json.loads(piece["data"])[
+        "payload"
+    ] | {"attempt": 1}
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+async def test_after_a_cut_the_browser_goes_on_where_it_was(
+    hand: Hand, client: AsyncClient, cut: int
+) -> None:
+    """`Last-Event-ID` continues without gap or double, wherever the line broke."""
+    hand.emit("r1", "llm.called", "llm.succeeded", "tool.called")
+    before: list[dict[str, str]] = []
+    async with aclosing(sse(client.handle("r1"))) as frames:
+        while len(before) < min(cut, 5):
+            before.append(fields(await anext(frames)))
+    hand.finish("r1")
+
+    after = await all_frames(sse(client.handle("r1"), before[-1]["id"]))
+
+    assert [frame.get("id") for frame in [*before, *after]] == [*map(str, range(1, 8)), None]
+
+
+async def test_after_the_end_there_is_only_the_end(hand: Hand, client: AsyncClient) -> None:
+    """A browser that was cut off behind the last event is told to stop."""
+    hand.finish("r1")
+
+    assert [frame["event"] for frame in await all_frames(sse(client.handle("r1"), "4"))] == ["end"]
+
+
+async def test_silence_is_filled_with_comments(hand: Hand, client: AsyncClient) -> None:
+    """A proxy sees that the line is alive; a browser ignores them; no event is lost between them."""
+    seen: list[dict[str, str]] = []
+    async with asyncio.timeout(10), aclosing(sse(client.handle("r1"), heartbeat_s=0.02)) as frames:
+        async for frame in frames:
+            seen.append(fields(frame))
+            if len(seen) == 5:
+                await asyncio.to_thread(hand.finish, "r1")
+
+    assert {"": ": alive"} in seen
+    assert [frame["id"] for frame in seen if "id" in frame] == ["1", "2", "3", "4"]
+
+
+async def test_a_browser_that_goes_away_leaves_nothing(hand: Hand, client: AsyncClient) -> None:
+    """Whether the server closes the generator or cancels who reads it."""
+    frames = sse(client.handle("r1"))
+    await anext(frames)
+    await frames.aclose()
+    await await_for(lambda: not has_listener(hand), "the subscription is gone")
+
+    reading = asyncio.create_task(all_frames(sse(client.handle("r1"))), name="reader")
+    await await_for(lambda: has_listener(hand), "it listens")
+    reading.cancel()
+    await asyncio.wait([reading])
+
+    await await_for(lambda: not has_listener(hand), "the subscription is gone")
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("sse")] == []
+
+
+async def test_a_name_cannot_break_out_of_its_line(hand: Hand, client: AsyncClient) -> None:
+    """Tools name events of their own; one with a line end in it does not forge a field."""
+    hand.emit("r1", "mine\nid: 999\ndata: {}")
+    hand.finish("r1")
+
+    frames = await all_frames(sse(client.handle("r1")))
+
+    assert frames[2]["event"] == "mine id: 999 data: {}"
+    assert frames[2]["id"] == "3"
+
+
+@pytest.mark.parametrize("wrong", ["abc", "-1", "1.5", "²", "1 2"])
+async def test_an_id_that_is_none_of_ours_is_refused_at_once(client: AsyncClient, wrong: str) -> None:
+    """Before the first byte of the answer is out; its error has the status 422."""
+    with pytest.raises(RequestInvalid, match="Last-Event-ID") as raised:
+        sse(client.handle("r1"), wrong)
+    assert raised.value.http_status == 422
+
+
+async def test_an_unknown_run_is_not_found(hand: Hand, client: AsyncClient) -> None:
+    """With the first frame."""
+    with pytest.raises(RunNotFound):
+        await all_frames(sse(client.handle("r9")))
+
+
+async def test_the_handle_that_delay_gives_will_do(hand: Hand, redis_url: str) -> None:
+    """Submitted by sync code, streamed by an async server."""
+    hand.finish("r1")
+    with Client(settings=load_settings({"OPENAGENTS_REDIS_URL": redis_url})) as client:
+        handle: Any = client.handle("r1")
+
+        assert len(await all_frames(sse(handle))) == 5
