@@ -184,6 +184,11 @@ class Stack:
         """What the children read from their environment."""
         return load_settings(self._env)
 
+    @property
+    def workers(self) -> list[Process]:
+        """The worker processes that were started, dead ones included."""
+        return list(self._workers)
+
     def set_env(self, **variables: str) -> None:
         """What children that are started from now on see."""
         self._env |= variables
