@@ -1,4 +1,4 @@
-"""`python -m bench NAME …`: the one door to the measurements of this folder."""
+"""`python -m bench [NAME [options]]`: the one door to the measurements of this folder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 
 
 def main() -> int:
-    """Run the measurement that the command line names; its exit code says whether its target was met."""
-    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
-        print(f"python -m bench {{{','.join(NAMES)}}} [options]", file=sys.stderr)
+    """Run the measurement that is named, or all; the exit code says whether their targets were met."""
+    name, options = sys.argv[1] if sys.argv[1:] else "", sys.argv[2:]
+    if name and name not in NAMES:
+        print(f"python -m bench [{{{','.join(NAMES)}}} [options]]", file=sys.stderr)
         return 2
-    code: int = importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
+    return max(_run(each, options) for each in ([name] if name else NAMES))
+
+
+def _run(name: str, options: list[str]) -> int:
+    print(f"=== {name}\n", flush=True)
+    code: int = importlib.import_module(f"bench.{name}").main(options)
     return code
 
 

@@ -1,9 +1,9 @@
 """What a committed step costs, at the tenth and at the thousandth, in time and in bytes.
 
-The whole way of a run in one process: the runner, the ReAct pattern, a scripted model that answers at once and a
-tool that only returns its text. Every call of either is one step: recorded, counted, told as events. Beside it,
-in the same rounds and over the same kind of connection, the least that could store the same: one pipeline a step
-with the record, the usage and the events that the run had stored.
+The whole way of a run in one process: the runner, the ReAct pattern, a scripted model that answers at once
+and a tool that only returns its text. Every call of either is one step: recorded, counted, told as events.
+Beside it, in the same rounds and over the same kind of connection, the least that could store the same: one
+pipeline a step with the record, the usage and the events that the run had stored.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,18 +50,36 @@ watchers, and no pattern, model or tool runs beside it. It is the floor, not an 
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Milliseconds on the wall's clock and of this process; on a busy machine only the latter counts."""
+
+    wall_ms: float
+    own_ms: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        return cls(time.perf_counter() * 1000, time.process_time() * 1000)
+
+    def since(self, before: Moment) -> Moment:
+        return Moment(self.wall_ms - before.wall_ms, self.own_ms - before.own_ms)
+
+    def __truediv__(self, number: int) -> Moment:
+        return Moment(self.wall_ms / number, self.own_ms / number)
+
+
 class Text(ToolPlugin):
     """Returns a text of the size it is asked for, and notes when it was called."""
 
     name = "text"
     description = "Returns a text."
-    called_s: list[float] = []  # noqa: RUF012 - of the run at hand; one runs at a time
+    called: list[Moment] = []  # noqa: RUF012 - of the run at hand; one runs at a time
 
     def schema(self) -> dict[str, Any]:
         return {"type": "object", "properties": {"size": {"type": "integer"}}, "required": ["size"]}
 
     async def invoke(self, params: dict[str, Any], context: ToolContext | None) -> str:
-        Text.called_s.append(time.perf_counter())
+        Text.called.append(Moment.now())
         return "x" * int(params["size"])
 
 
@@ -89,9 +108,11 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--appendonly", choices=("no", "everysec", "always"), default="everysec")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        with EmbeddedRedis(data_dir=Path(folder), appendonly=options.appendonly) as redis:
-            return asyncio.run(_measure(redis.url, options.rounds))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmbeddedRedis(data_dir=Path(folder), appendonly=options.appendonly) as redis,
+    ):
+        return asyncio.run(_measure(redis.url, options.rounds))
 
 
 async def _measure(redis_url: str, rounds: int) -> int:
@@ -141,7 +162,11 @@ async def _process(redis_url: str) -> AsyncGenerator[tuple[AsyncStore, Runner, S
 
 def _agent(agent_id: str, turns: int, size: int) -> dict[str, Any]:
     """An agent of so many turns, each of them a step of the model and a step of the tool, of that size."""
-    turn = {"text": "y" * size, "tool_calls": [{"name": "text", "arguments": {"size": size}}]}
+    turn = {
+        "text": "y" * size,
+        "tool_calls": [{"name": "text", "arguments": {"size": size}}],
+        "usage": {"input_tokens": 1, "output_tokens": 1},  # said: a guess would read the whole conversation
+    }
     return {
         "id": agent_id,
         "name": agent_id,
@@ -154,21 +179,24 @@ def _agent(agent_id: str, turns: int, size: int) -> dict[str, Any]:
 
 async def _run(
     store: AsyncStore, runner: Runner, settings: Settings, agent_id: str, run_id: str
-) -> list[float]:
-    """Carry one run; milliseconds a step, turn by turn, from call to call of the tool."""
-    Text.called_s.clear()
+) -> list[Moment]:
+    """Carry one run; the time of a step, turn by turn, from call to call of the tool."""
+    Text.called.clear()
     request = RunRequest(agent_id=agent_id, session_id=run_id, run_id=run_id, input_text="Go.")
     await asubmit(store, request, settings=settings)
     await runner.carry(run_id)
     assert (await aread_record(store, run_id)).state is RunState.COMPLETED
-    pairs = zip(Text.called_s, Text.called_s[1:], strict=False)
-    return [(after - before) * 1000 / 2 for before, after in pairs]
+    return [after.since(before) / 2 for before, after in pairwise(Text.called)]
 
 
-def _at(step: int, times: Sequence[float]) -> float:
-    """Milliseconds of the steps around that one; a turn has two."""
+def _at(step: int, times: Sequence[Moment]) -> Moment:
+    """The time of the steps around that one; a turn has two."""
     turn, half = step // 2, AROUND // 4
-    return median(times[max(0, turn - half) : turn + half + 1])
+    return _median(times[max(0, turn - half) : turn + half + 1])
+
+
+def _median(times: Sequence[Moment]) -> Moment:
+    return Moment(median(time.wall_ms for time in times), median(time.own_ms for time in times))
 
 
 # --- the least that could store the same -----------------------------------------------------------------
@@ -176,7 +204,8 @@ def _at(step: int, times: Sequence[float]) -> float:
 
 async def _stored(store: AsyncStore, run_id: str) -> list[Step]:
     """What the run has stored, step by step: a checkpoint's event is the last one of its step."""
-    keys, redis = store.keys, store.redis
+    keys = store.keys
+    redis: Any = store.redis
     records = await redis.lrange(keys("journal", run_id), 0, -1)
     events: list[tuple[str, ...]] = [()]
     usage = ["{}"]
@@ -191,19 +220,18 @@ async def _stored(store: AsyncStore, run_id: str) -> list[Step]:
     return [Step(*parts) for parts in zip(records, usage, events, strict=False)]
 
 
-async def _pipelined(store: AsyncStore, name: str, steps: Sequence[Step]) -> list[float]:
-    """Store the same by one pipeline a step; milliseconds a step, turn by turn."""
-    times = []
+async def _pipelined(store: AsyncStore, name: str, steps: Sequence[Step]) -> list[Moment]:
+    """Store the same by one pipeline a step; the time of a step, turn by turn."""
+    moments = [Moment.now()]
     for step in steps:
-        began = time.perf_counter()
         async with store.redis.pipeline(transaction=False) as pipe:
             pipe.rpush(f"{name}:journal", step.record)
             pipe.hset(f"{name}:run", mapping={"usage": step.usage})
             for event in step.events:
                 pipe.xadd(f"{name}:events", {"e": event})
             await pipe.execute()
-        times.append((time.perf_counter() - began) * 1000)
-    return [(one + other) / 2 for one, other in zip(times[1::2], times[2::2], strict=False)]
+        moments.append(Moment.now())
+    return [after.since(before) / 2 for before, after in pairwise(moments[1::2])]
 
 
 # --- the tables ------------------------------------------------------------------------------------------
@@ -221,17 +249,25 @@ async def _tell_machine(store: AsyncStore, rounds: int) -> None:
     print(f"medians of {rounds} rounds, each a run of {LATE + 2 * AROUND} steps and then its bare pipeline\n")
 
 
-def _tell_times(ours: Sequence[tuple[float, float]], bare: Sequence[tuple[float, float]]) -> float:
+Pair = tuple[Moment, Moment]
+
+
+def _tell_times(ours: Sequence[Pair], bare: Sequence[Pair]) -> float:
     """The table of times; returns how many times as long the late step takes as the early one."""
-    print(f"{'ms a step':<16}{f'step {EARLY:,}':>12}{f'step {LATE:,}':>12}{'ratio':>9}")
-    growths = []
+    print(f"{'ms a step':<34}{f'step {EARLY:,}':>12}{f'step {LATE:,}':>12}{'ratio':>9}")
+    found = {}
     for name, rows in (("a run", ours), ("bare pipeline", bare)):
-        early, late = (median(row[n] for row in rows) for n in (0, 1))
-        growths.append(late / early)
-        print(f"{name:<16}{early:>12.3f}{late:>12.3f}{late / early:>9.2f}")
-    times = [median(a[n] / b[n] for a, b in zip(ours, bare, strict=True)) for n in (0, 1)]
-    print(f"{'times as long':<16}{times[0]:>12.1f}{times[1]:>12.1f}\n")
-    return growths[0]
+        early, late = found[name] = [_median([row[n] for row in rows]) for n in (0, 1)]
+        print(_row(name, early.wall_ms, late.wall_ms))
+        print(_row(f"{name}, processor time here", early.own_ms, late.own_ms))
+    times = [one.wall_ms / other.wall_ms for one, other in zip(*found.values(), strict=True)]
+    print(f"{'a run to the bare pipeline':<34}{times[0]:>12.1f}{times[1]:>12.1f}\n")
+    early, late = found["a run"]
+    return late.wall_ms / early.wall_ms
+
+
+def _row(name: str, early: float, late: float) -> str:
+    return f"{name:<34}{early:>12.3f}{late:>12.3f}{late / early:>9.2f}"
 
 
 async def _tell_bytes(store: AsyncStore, run_id: str, name: str) -> None:

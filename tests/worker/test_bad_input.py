@@ -55,10 +55,15 @@ def within_5_s() -> Generator[None]:
 
 
 def everything(client: Client) -> dict[str, bytes | None]:
-    """All that Redis holds, records and queues; without what a worker that does nothing writes by itself."""
+    """All that Redis holds, records and queues, as soon as it holds still; without what a worker that does
+    nothing writes by itself."""
     redis, leases = client.store.redis, client.store.keys("workers")
-    keys = (key for key in redis.scan_iter() if key != leases and not key.startswith("_kombu."))
-    return {key: redis.dump(key) for key in keys}
+
+    def snapshot() -> dict[str, bytes | None]:
+        keys = (key for key in redis.scan_iter() if key != leases and not key.startswith("_kombu."))
+        return {key: redis.dump(key) for key in keys}
+
+    return wait_for(lambda: now if (now := snapshot()) == snapshot() else {}, "Redis holds still")
 
 
 def goes_on(installation: Installation) -> None:
@@ -413,6 +418,19 @@ def test_a_whole_request_from_a_program_without_this_library_is_a_run(
     assert handle.record().request is not None
     assert [line["what"] for line in installation.diary("foreign")] == ["begin", "end"]
     story(handle)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["garbage", "[1, 2]", "{}", '{"properties": {}}', '{"properties": {"delivery_tag": "x"}, "body": 7}', "\xff"],
+)
+def test_an_item_that_is_no_message_at_all_stops_nobody(installation: Installation, garbage: str) -> None:
+    """What somebody pushed into the queue's list by hand is dropped; the worker carries the next run."""
+    redis = installation.client.store.redis
+    redis.lpush("agents", garbage)
+
+    assert installation.submit("clerk").wait(timeout=PATIENCE_S).ok
+    assert redis.llen("agents") == 0
 
 
 def test_the_same_message_twice_is_one_run(installation: Installation, send: Callable[..., None]) -> None:

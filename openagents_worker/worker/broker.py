@@ -1,0 +1,54 @@
+"""The broker's transport. The only place that meets what lies in a queue and is no message.
+
+kombu's Redis transport lets an item that it cannot read end the whole worker; anybody who can write to the
+list could stop all of them. Ours drops such an item and says so.
+"""
+
+from __future__ import annotations
+
+import json
+from queue import Empty
+from typing import Any
+
+from kombu.transport import redis
+
+from openagents_worker.telemetry import get_logger
+
+__all__ = ["Transport"]
+
+log = get_logger(__name__)
+
+SHOWN_CHARS = 200
+
+
+class Channel(redis.Channel):  # type: ignore[misc]  # kombu ships no types
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            log.error("message.unreadable", error=str(error)[:SHOWN_CHARS])
+            raise Empty from None
+
+
+class Transport(redis.Transport):  # type: ignore[misc]
+    """Redis as kombu speaks it, but for items that are no messages."""
+
+    Channel = Channel
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        if problem := _problem(message):
+            log.error("message.unreadable", queue=queue, error=problem)
+            return
+        super()._deliver(message, queue)
+
+
+def _problem(message: Any) -> str | None:
+    """What keeps this from being a message of kombu's; None when nothing does."""
+    if not isinstance(message, dict):
+        return f"a {type(message).__name__} is no message"
+    properties = message.get("properties")
+    if not isinstance(properties, dict) or "delivery_tag" not in properties:
+        return "it has no properties.delivery_tag"
+    if not isinstance(properties.get("delivery_info"), dict):
+        return "it has no properties.delivery_info"
+    return None if isinstance(message.get("body"), str | bytes) else "it has no body"
