@@ -21,16 +21,16 @@ log = get_logger(__name__)
 SHOWN_CHARS = 200
 
 
-class Channel(redis.Channel):  # type: ignore[misc]  # kombu ships no types
+class Channel(redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # as all of kombu
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             log.error("message.unreadable", error=str(error)[:SHOWN_CHARS])
             raise Empty from None
 
 
-class Transport(redis.Transport):  # type: ignore[misc]
+class Transport(redis.Transport):
     """Redis as kombu speaks it, but for items that are no messages."""
 
     Channel = Channel
@@ -39,7 +39,7 @@ class Transport(redis.Transport):  # type: ignore[misc]
         if problem := _problem(message):
             log.error("message.unreadable", queue=queue, error=problem)
             return
-        super()._deliver(message, queue)
+        super()._deliver(message, queue)  # type: ignore[no-untyped-call]
 
 
 def _problem(message: Any) -> str | None:
