@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check dev bench clean
+.PHONY: help demo test test-ui chaos check docs dev bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## an agent run that survives the death of its worker
 	$(BIN)/python examples/demo/demo.py
@@ -17,12 +17,22 @@ demo: $(INSTALLED) ## an agent run that survives the death of its worker
 test: $(INSTALLED) ## all tests, or make test ARGS='tests/fundamentals -x'
 	$(BIN)/pytest -q $(ARGS)
 
+test-ui: $(INSTALLED) ## the pages, in a headless Chromium (needs chromium and chromium-driver)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,ui]'
+	$(BIN)/pytest -q -m ui $(ARGS)
+
+chaos: $(INSTALLED) ## the long fault tests and property hunts (about an hour)
+	$(BIN)/pytest -q -s -m slow $(ARGS)
+
 check: $(INSTALLED) ## all that CI checks: format, lint, types, import contracts, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q
+
+docs: $(INSTALLED) ## write the pages that are generated from the code
+	$(BIN)/python docs/generate.py
 
 dev: $(INSTALLED) ## Redis, a worker and Flower on this machine; Ctrl-C ends all
 	$(BIN)/openagents-worker dev

@@ -128,6 +128,7 @@ def _tell_machine() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     print(f"Python {platform.python_version()}, {packages}")
     print(f"{platform.system()} {platform.release()}, {os.cpu_count()} cores, {_processor()}")
+    print(f"load when it began: {os.getloadavg()[0]:.1f}; anything above a few tenths is in the figures")
 
 
 def _processor() -> str:

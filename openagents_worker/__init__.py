@@ -7,9 +7,11 @@ Celery nor Redis.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # type checkers know it by name; importing it would take longer than all the rest here
 if TYPE_CHECKING:
+    from typing import Any
+
     from openagents_worker.errors import (
         AgentNotFoundError,
         OpenAgentsError,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from openagents_worker.producer.sse import sse
     from openagents_worker.producer.task import run_agent
     from openagents_worker.tools.function import tool
+    from openagents_worker.worker.register import register
 
 __all__ = [
     "AgentNotFoundError",
@@ -67,6 +70,7 @@ __all__ = [
     "SessionBusy",
     "StopReason",
     "SubmitUnknown",
+    "register",
     "run_agent",
     "sse",
     "tool",
@@ -95,6 +99,7 @@ _ROOM_OF = {
     "SessionBusy": "errors",
     "StopReason": "models",
     "SubmitUnknown": "errors",
+    "register": "worker.register",
     "run_agent": "producer.task",
     "sse": "producer.sse",
     "tool": "tools.function",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError
 from openagents_worker.llm.base import LLMResponse, LLMUsage, Message, OnDelta, current_call
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
-from openagents_worker.llm.script import Script, ScriptedFault, ScriptedReply, words
+from openagents_worker.llm.script import Script, ScriptedFault, ScriptedReply, ScriptedUsage, words
 from openagents_worker.llm.wire import tool_call
 from openagents_worker.models import dumps
 
@@ -48,7 +48,7 @@ class ScriptedClient:
         on_delta: OnDelta | None = None,
     ) -> LLMResponse:
         ordinal, failed_tries = self._next_call()
-        entry = self._script.entry(ordinal, failed_tries)
+        entry = await self._entry(ordinal, failed_tries, messages, tools or ())
         await self._wait(entry)
         if entry is None:
             raise LLMResponseError(
@@ -61,6 +61,12 @@ class ScriptedClient:
             for word in words(entry.text):
                 await on_delta(word)
         return self._response(entry, ordinal, messages, model or self.model_id)
+
+    async def _entry(
+        self, ordinal: int, failed_tries: int, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+    ) -> ScriptedReply | ScriptedFault | None:
+        """What this try of the call meets; None: there is nothing left to say."""
+        return self._script.entry(ordinal, failed_tries)
 
     def _next_call(self) -> tuple[int, int]:
         if (info := current_call.get()) is not None:
@@ -105,12 +111,12 @@ class ScriptedClient:
 
 def usage_of(entry: ScriptedReply, messages: Sequence[Message]) -> LLMUsage:
     """The tokens an entry says, or about those its texts have."""
-    said = entry.usage
-    guess = estimate_usage(messages, entry.text + "".join(dumps(c.arguments) for c in entry.tool_calls))
-    if said is None:
-        return guess
-    asked = guess.input_tokens if said.input_tokens is None else said.input_tokens
-    answered = guess.output_tokens if said.output_tokens is None else said.output_tokens
+    said = entry.usage or ScriptedUsage()
+    asked, answered = said.input_tokens, said.output_tokens
+    if asked is None or answered is None:  # else the conversation, which may be long, need not be read
+        guess = estimate_usage(messages, entry.text + "".join(dumps(c.arguments) for c in entry.tool_calls))
+        asked = guess.input_tokens if asked is None else asked
+        answered = guess.output_tokens if answered is None else answered
     metadata = {"cached_tokens": said.cached_tokens} if said.cached_tokens else {}
     return LLMUsage(asked, answered, asked + answered, metadata)
 

@@ -152,7 +152,7 @@ class _Connection:
 
     async def _live(self) -> None:
         """Follow the connection until it breaks, and tell everybody then, or until nobody listens."""
-        # Without a time limit for answers, as there are none; with one, redis-py can swallow a cancellation.
+        # No time limit for answers: messages come when they come, and silence is probed below.
         store = AsyncStore(self._cell, max_connections=1, answer_timeout_s=None)
         pubsub = store.redis.pubsub()
         lost = RedisUnreachable(f"the events of Redis at {safe_url(self._cell.url)} are followed no more")

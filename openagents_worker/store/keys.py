@@ -75,8 +75,8 @@ KEYS = (
         "sent",
         "sent:{}",
         "zset",
-        "queued run -> µs of its last wake-up message",
-        "permanent; claim empties it",
+        "queued run, or one whose end Celery is still to be told -> µs of its last message",
+        "permanent; claim and told empty it",
     ),
 )
 

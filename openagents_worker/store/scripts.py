@@ -205,7 +205,8 @@ class ClaimAnswer(StrEnum):
 class Claimed:
     """What a claim was answered; the fields from `fence` on are set for CLAIMED only, `life` also for an end.
 
-    `untold` is the result (JSON) of a run that is DONE and whose end Celery does not know yet, else ''. `journal` is the first page of records as JSON, `journal_length` how many there are. `active_ms` is how
+    `untold` is the result (JSON) of a run that is DONE and whose end Celery does not know yet, else ''.
+    `journal` is the first page of records as JSON, `journal_length` how many there are. `active_ms` is how
     long earlier attempts worked on the run.
     """
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from celery import Celery
 from kombu.entity import Queue
 
-from openagents_worker.producer.transport import make_app, send_wakes, wake_queue
+from openagents_worker.producer.transport import make_app, wake_queue
 from openagents_worker.settings import Settings
-from openagents_worker.worker.process import Host
-from openagents_worker.worker.step import tie
-from openagents_worker.worker.tasks import add_tasks
+from openagents_worker.worker.broker import drop_what_is_no_message
+from openagents_worker.worker.register import install
 
 __all__ = ["make_worker_app", "queues_of", "run_flower", "run_worker"]
 
@@ -35,9 +33,8 @@ def make_worker_app(settings: Settings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
     )
-    host = Host(settings, partial(send_wakes, app))
-    add_tasks(app, host)
-    tie(app, host)
+    drop_what_is_no_message(app)
+    install(app, settings, is_ours=True)
     return app
 
 

@@ -10,11 +10,12 @@ import json
 from queue import Empty
 from typing import Any
 
-from kombu.transport import redis
+from celery import Celery, signals
+from kombu.transport import TRANSPORT_ALIASES, _transport_cache, redis
 
 from openagents_worker.telemetry import get_logger
 
-__all__ = ["Transport"]
+__all__ = ["Transport", "drop_what_is_no_message"]
 
 log = get_logger(__name__)
 
@@ -40,6 +41,20 @@ class Transport(redis.Transport):
             log.error("message.unreadable", queue=queue, error=problem)
             return
         super()._deliver(message, queue)  # type: ignore[no-untyped-call]
+
+
+def drop_what_is_no_message(app: Celery) -> None:
+    """Let workers of this app read a Redis broker through our transport; other processes are left alone."""
+
+    def in_its_worker(sender: Any = None, **_: Any) -> None:
+        # By its alias, not by the setting broker_transport: Flower takes that for the scheme of the URL.
+        if sender is not None and sender.app is app:
+            ours = f"{Transport.__module__}:{Transport.__name__}"
+            for alias in ("redis", "rediss"):
+                TRANSPORT_ALIASES[alias] = ours
+                _transport_cache.pop(alias, None)  # somebody may have asked for it already
+
+    signals.worker_init.connect(in_its_worker, weak=False)
 
 
 def _problem(message: Any) -> str | None:

@@ -50,7 +50,7 @@ def _completed(world: World, run_ids: list[str]) -> int:
 
 def test_no_run_is_lost_when_a_consuming_worker_is_killed(make_world: MakeWorld) -> None:
     """Whatever messages a worker had taken from the queue when it died: every run is carried to its end."""
-    _check(make_world(workers=1, lease_ms=1_000), runs=200, kills=3)
+    _check(make_world(workers=1, lease_ms=1_000, concurrency=20), runs=100, kills=3)
 
 
 @pytest.mark.slow

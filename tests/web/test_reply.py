@@ -152,12 +152,12 @@ def test_a_reply_cut_by_the_death_of_its_worker_is_shown_whole(tmp_path: Path) -
     """Viewers that were there from the start, joined before the kill or after it end with the same text."""
     with installed(tmp_path, agent("talker")) as installation:
         workers = [installation.worker, installation.stack.start_worker("second")]
-        installation.model.will_say({"text": " ".join(f"word-{number}" for number in range(2500))})
+        installation.model.will_say({"text": " ".join(f"word-{number}" for number in range(1200))})
         handle = installation.submit("talker")
         early = Viewer(handle)
-        wait_for(lambda: early.shown > 500, "the reply streams")
+        wait_for(lambda: early.shown > 300, "the reply streams")
         middle = Viewer(handle)
-        wait_for(lambda: middle.shown > 1000, "who joins in the middle has the beginning, too")
+        wait_for(lambda: middle.shown > 600, "who joins in the middle has the beginning, too")
 
         carrier = str(early.screen.pieces[-1].worker)
         next(worker for worker in workers if carrier.startswith(f"{worker.name}@")).kill()

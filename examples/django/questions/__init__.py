@@ -1,0 +1,1 @@
+"""Questions of customers, answered by an agent."""

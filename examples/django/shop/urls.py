@@ -1,0 +1,6 @@
+"""The product's two pages."""
+
+from django.urls import path
+from questions import views
+
+urlpatterns = [path("questions/", views.ask), path("questions/<int:question_id>/", views.show)]

@@ -1,0 +1,102 @@
+"""The fixtures of the pytest plugin. The only place of the library that knows pytest."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import pytest
+
+from openagents_worker.producer.client import default_client
+from openagents_worker.producer.task import run_agent
+from openagents_worker.settings import PREFIX, load_settings
+from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.testing.model_server import ModelServer, ReplyFunction
+from openagents_worker.testing.scripted_model import ScriptedModel
+from openagents_worker.testing.worker import Agents, AgentsWorker, config_of
+
+__all__ = [
+    "StartModelServer",
+    "StartWorker",
+    "agents_model_server",
+    "agents_redis",
+    "agents_worker",
+    "scripted_model",
+]
+
+
+class StartWorker(Protocol):
+    """What `agents_worker` is. Without agents it takes those of the file that `OPENAGENTS_CONFIG` names."""
+
+    def __call__(self, agents: Agents | None = None, **settings: str) -> AgentsWorker: ...
+
+
+class StartModelServer(Protocol):
+    """What `agents_model_server` is."""
+
+    def __call__(self, reply: ReplyFunction | Sequence[Mapping[str, Any]]) -> ModelServer: ...
+
+
+@pytest.fixture(scope="session")
+def _agents_redis_server() -> Generator[EmbeddedRedis]:
+    with EmbeddedRedis() as server:
+        yield server
+
+
+@pytest.fixture
+def agents_redis(_agents_redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
+    """The URL of an empty Redis of the test's own; `run_agent` and `RunHandle(id)` use it meanwhile."""
+    url = _agents_redis_server.url
+    store = Store(Cell(url), max_connections=1)
+    store.ask(lambda r: r.flushall())
+    store.close()
+    monkeypatch.setenv(f"{PREFIX}REDIS_URL", url)
+    monkeypatch.delenv(f"{PREFIX}BROKER_URL", raising=False)
+    default_client.cache_clear()
+    with default_client() as client:
+        monkeypatch.setattr(run_agent.app, "openagents_client", client)  # the app may be an earlier test's
+        yield url
+    default_client.cache_clear()
+
+
+@pytest.fixture
+def scripted_model() -> Generator[ScriptedModel]:
+    """The model of every agent of `agents_worker` in a test that asks for it; its errors fail the test."""
+    model = ScriptedModel()
+    yield model
+    if model.errors:
+        raise model.errors[0]
+
+
+@pytest.fixture
+def agents_worker(agents_redis: str, request: pytest.FixtureRequest) -> Generator[StartWorker]:
+    """Starts a worker in this process: `agents_worker([{"id": "assistant"}])`; it ends with the test.
+
+    Further arguments are settings, as in the environment but without prefix: `MAX_PAYLOAD_BYTES="1000"`.
+    """
+    model = request.getfixturevalue("scripted_model") if "scripted_model" in request.fixturenames else None
+    with ExitStack() as stack:
+
+        def start(agents: Agents | None = None, **settings: str) -> AgentsWorker:
+            env = {f"{PREFIX}{name}": value for name, value in settings.items()}
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in env.items():
+                    patch.setenv(name, value)
+                loaded = load_settings()
+            worker = AgentsWorker(config_of(agents, loaded), loaded, model)
+            return stack.enter_context(worker.running())
+
+        yield start
+
+
+@pytest.fixture
+def agents_model_server() -> Generator[StartModelServer]:
+    """Starts a model behind HTTP, from a script or a function: its `url` is an agent's `llm.api_base`."""
+    with ExitStack() as stack:
+
+        def start(reply: ReplyFunction | Sequence[Mapping[str, Any]]) -> ModelServer:
+            return stack.enter_context(ModelServer(reply).serve_in_thread())
+
+        yield start

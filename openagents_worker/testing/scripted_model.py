@@ -1,0 +1,108 @@
+"""The scripted model. The only place where a test says, in Python, what an agent's model answers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from openagents_worker.agents import AgentDefinition
+from openagents_worker.errors import LLMResponseError
+from openagents_worker.llm.base import Message, current_call
+from openagents_worker.llm.script import Script, ScriptedFault, ScriptedReply, read_entry
+from openagents_worker.llm.scripted import FAULTS, ScriptedClient
+
+__all__ = ["ModelCall", "ScriptedModel"]
+
+Reply = str | Mapping[str, Any]
+"""A text, or an entry of a script: `{"text"}`, `{"tool_calls"}` or `{"error"}`."""
+
+Function = TypeVar("Function", bound=Callable[..., Reply | Awaitable[Reply]])
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """What a model was asked. `n` counts the run's model calls from 0, the same on every attempt."""
+
+    agent_id: str
+    run_id: str
+    n: int
+    failed_tries: int
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]]
+
+    @property
+    def said(self) -> str:
+        """The content of the last message: what the user said, or what a tool returned."""
+        return str(self.messages[-1].get("content") or "") if self.messages else ""
+
+
+class ScriptedModel:
+    """A model that a test writes: as a function of the call, or as a list of replies.
+
+    >>> model = ScriptedModel()
+    >>> @model
+    ... def reply(call):
+    ...     return f"You said: {call.said}"
+
+    The function may be async; it runs on the worker's loop, in another thread than the test. `calls` is what
+    the model was asked so far. What the function raises fails the run, and then the test.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[ModelCall] = []
+        self.errors: list[Exception] = []
+        self._function: Callable[[ModelCall], Any] | None = None
+
+    def __call__(self, function: Function) -> Function:
+        """Let this function answer from now on."""
+        self._function = function
+        return function
+
+    def will_say(self, *replies: Reply) -> None:
+        """Answer the n-th model call of every run with the n-th of these.
+
+        An `{"error": "rate_limit" | "connection" | "response"}` meets the call whose reply follows it.
+        """
+        entries = [{"text": reply} if isinstance(reply, str) else reply for reply in replies]
+        script = Script(entries, faults=FAULTS)
+        self._function = lambda call: script.entry(call.n, call.failed_tries)
+
+    def client(self, definition: AgentDefinition) -> ScriptedClient:
+        """The model of this agent, for a worker."""
+        return _Client(self, definition)
+
+    async def entry(self, call: ModelCall) -> ScriptedReply | ScriptedFault | None:
+        self.calls.append(call)
+        try:
+            if self._function is None:
+                raise LLMResponseError(
+                    "nothing was scripted",
+                    hint="@scripted_model on a function, or scripted_model.will_say(…)",
+                )
+            reply = self._function(call)
+            if inspect.isawaitable(reply):
+                reply = await reply
+            if reply is None or isinstance(reply, ScriptedReply | ScriptedFault):
+                return reply
+            entry = {"text": reply} if isinstance(reply, str) else reply
+            return read_entry(entry, faults=FAULTS, where=f"the reply to call {call.n}")
+        except Exception as error:
+            self.errors.append(error)
+            raise LLMResponseError(f"the scripted model failed: {type(error).__name__}: {error}") from error
+
+
+class _Client(ScriptedClient):
+    def __init__(self, model: ScriptedModel, definition: AgentDefinition) -> None:
+        super().__init__(definition.llm)
+        self._model = model
+        self._agent_id = definition.id
+
+    async def _entry(
+        self, ordinal: int, failed_tries: int, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+    ) -> ScriptedReply | ScriptedFault | None:
+        info = current_call.get()
+        run_id = info.run_id if info is not None else ""
+        call = ModelCall(self._agent_id, run_id, ordinal, failed_tries, tuple(messages), tuple(tools))
+        return await self._model.entry(call)

@@ -1,0 +1,254 @@
+"""A worker inside the test's process. The only place that carries runs without Celery.
+
+It is the runtime that a worker process has, on an event loop in a thread, over a real Redis: the same
+scripts, journal, retries, cancellation, events and results. What is not there is Celery: runs are taken from
+where Redis keeps those that wait, not from messages. So nothing is called back through Celery, no Flower sees
+the runs, and a killed process, a lost message or a drain cannot be shown here; real worker processes show it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from openagents_worker.agents import AgentDefinition, AppConfig, load_agents
+from openagents_worker.errors import RedisUnreachable
+from openagents_worker.llm.base import LLMClient
+from openagents_worker.models import RunResult
+from openagents_worker.producer.client import Client, cell_of
+from openagents_worker.producer.handle import RunHandle
+from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.runner import Outlook, Runner
+from openagents_worker.settings import Settings
+from openagents_worker.store import scripts
+from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.scripts import Wake
+from openagents_worker.telemetry import get_logger
+from openagents_worker.testing.scripted_model import ScriptedModel
+
+__all__ = ["Agents", "AgentsWorker"]
+
+log = get_logger(__name__)
+
+LOOK_S = 0.01  # how soon a run is taken that waits
+BEAT_S = 0.05  # how soon a cancellation is heard, and a retry that is due begins
+AWAY_S = 0.1  # between two looks at a Redis that does not answer
+LIMIT = 100
+WAIT_S = 30.0
+
+Agents = Sequence[Mapping[str, Any]] | Path | str
+"""Definitions as in the agents file, or the path of one."""
+
+
+class AgentsWorker:
+    """A worker that runs, seen from a test. `client` is a producer beside it."""
+
+    def __init__(self, config: AppConfig, settings: Settings, model: ScriptedModel | None) -> None:
+        self.client = Client(settings=settings)
+        self._config = config
+        self._settings = settings
+        self._model = model
+
+    def submit(
+        self, agent_id: str, input_text: str, *, session_id: str | None = None, **fields: Any
+    ) -> RunHandle[Any]:
+        """Submit a run, in a session of its own unless one is given; `fields` are those of `RunRequest`."""
+        session_id = session_id or f"session-{uuid.uuid4().hex[:8]}"
+        return self.client.submit(
+            {"agent_id": agent_id, "session_id": session_id, "input_text": input_text, **fields}
+        )
+
+    def run(
+        self, agent_id: str, input_text: str, *, timeout: float = WAIT_S, **fields: Any
+    ) -> RunResult[Any]:
+        """Submit a run and wait until it is over, at most `timeout` seconds."""
+        return self.submit(agent_id, input_text, **fields).wait(timeout)
+
+    @contextmanager
+    def running(self) -> Iterator[AgentsWorker]:
+        """Carry runs for as long as the block lasts; what still runs at its end is dropped where it is."""
+        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        thread = threading.Thread(target=self._main, args=(started,), name="agents-worker")
+        thread.start()
+        try:
+            loop, over = started.result()
+            try:
+                with self.client:
+                    yield self
+            finally:
+                loop.call_soon_threadsafe(over.set)
+        finally:
+            thread.join()
+
+    def _main(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+        try:
+            asyncio.run(self._live(started))
+        except Exception as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    async def _live(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+        over, store = asyncio.Event(), AsyncStore(cell_of(self._settings))
+        assembly = _Assembly(self._config, self._model)
+        try:
+            carrier = _Carrier(store, assembly, self._settings)
+            await carrier.register()
+            started.set_result((asyncio.get_running_loop(), over))
+            await carrier.carry_until(over)
+        finally:
+            await assembly.aclose()
+            await store.close()
+
+
+class _Assembly(Assembly):
+    """The agents of a test, with its scripted model where there is one."""
+
+    def __init__(self, config: AppConfig, model: ScriptedModel | None) -> None:
+        super().__init__(config, env=os.environ)
+        self._scripted = model
+        for agent in config.agents:
+            self.parts(agent.id).new_pattern()  # what cannot work is known before the first run
+
+    def model(self, definition: AgentDefinition) -> LLMClient:
+        if self._scripted is None:
+            return super().model(definition)
+        return self._scripted.client(definition)
+
+
+class _Lease:
+    """The word of this process that it is alive; renewed from the loop that carries the runs."""
+
+    def __init__(self, lease_ms: int) -> None:
+        self.incarnation = f"test@{os.getpid()}:{secrets.token_hex(6)}"
+        self._lease_s = lease_ms / 1000
+        self.renew(time.monotonic())
+
+    def renew(self, sent_s: float) -> None:
+        self._ends_s = sent_s + self._lease_s
+
+    def remaining_s(self) -> float:
+        return self._ends_s - time.monotonic()
+
+
+class _Carrier:
+    """Takes the runs that wait, one task each."""
+
+    def __init__(self, store: AsyncStore, assembly: Assembly, settings: Settings) -> None:
+        self._store = store
+        self._lease = _Lease(settings.lease_ms)
+        self._lease_ms = settings.lease_ms
+        self._announcements = assembly.announcements()
+        self._queues = {settings.queue, *(agent.queue for agent in assembly.config.agents if agent.queue)}
+        self._tasks: dict[str, asyncio.Task[object]] = {}
+        self._runner = Runner(
+            store=store,
+            lease=lambda: self._lease,
+            assembly=assembly,
+            settings=settings,
+            send_wakes=self._no_message_is_needed,
+        )
+
+    async def register(self) -> None:
+        """Let Redis, and so every producer, know this worker and its agents."""
+        incarnation, lease_ms = self._lease.incarnation, self._lease_ms
+        await self._store.run(
+            scripts.register(incarnation=incarnation, lease_ms=lease_ms, agents=self._announcements)
+        )
+
+    async def carry_until(self, over: asyncio.Event) -> None:
+        beat_s = 0.0
+        while not over.is_set():
+            pause_s = LOOK_S
+            try:
+                if time.monotonic() >= beat_s:
+                    await self._beat()
+                    beat_s = time.monotonic() + BEAT_S
+                await self._take_what_waits()
+            except RedisUnreachable as error:
+                log.warning("worker.redis_away", error=error.message)
+                pause_s = AWAY_S
+            try:
+                async with asyncio.timeout(pause_s):
+                    await over.wait()
+            except TimeoutError:
+                continue
+        await self._let_go()
+
+    async def _beat(self) -> None:
+        sent_s = time.monotonic()
+        renewal = await self._store.run(
+            scripts.renew(incarnation=self._lease.incarnation, lease_ms=self._lease_ms)
+        )
+        if renewal.lost:  # Redis was emptied, or the process was stopped for longer than its lease
+            await self._runner.latch_all(LatchReason.FENCED, "the lease is over")
+            self._lease = _Lease(self._lease_ms)
+            await self.register()
+            return
+        self._lease.renew(sent_s)
+        for run_id in renewal.cancel_requested:
+            self._runner.latch(run_id, LatchReason.CANCELLED)
+        await self._store.run(scripts.wake(limit=LIMIT))
+        await self._store.run(scripts.reclaim(limit=LIMIT, max_recoveries=LIMIT, blameless=True))
+
+    async def _take_what_waits(self) -> None:
+        for queue in self._queues:
+            key = self._store.keys("sent", queue)
+            waiting: list[str] = await self._store.ask(lambda r, key=key: r.zrange(key, 0, LIMIT))  # type: ignore[misc]
+            for run_id in waiting:
+                if run_id not in self._tasks:
+                    task = asyncio.create_task(self._carry(run_id), name=f"carry {run_id}")
+                    self._tasks[run_id] = task
+                    task.add_done_callback(lambda _, run_id=run_id: self._tasks.pop(run_id))  # type: ignore[misc]
+
+    async def _carry(self, run_id: str) -> None:
+        carried = await self._runner.carry(run_id)
+        if carried.kind is Outlook.ENDED:  # there is no Celery that would have to be told
+            with suppress(RedisUnreachable):
+                await self._store.run(scripts.told(run_id=run_id, life=carried.life))
+
+    async def _no_message_is_needed(self, wakes: Sequence[Wake]) -> None:
+        """Who is woken stands in Redis, where this worker looks."""
+
+    async def _let_go(self) -> None:
+        self._runner.accepting = False
+        await self._runner.latch_all(LatchReason.FENCED, "the test is over")
+        if self._tasks:
+            await asyncio.wait(list(self._tasks.values()))
+        await self._store.run(scripts.retire(incarnation=self._lease.incarnation))
+
+
+def config_of(agents: Agents | None, settings: Settings) -> AppConfig:
+    """The agents of a test: definitions, with what a test need not say filled in, or a file.
+
+    Raises what loading an agents file raises.
+    """
+    for module in settings.imports:
+        importlib.import_module(module)
+    if agents is None:
+        return load_agents(settings.config)
+    if isinstance(agents, Path | str):
+        return load_agents(agents)
+    return load_agents(json.dumps({"agents": [_whole(agent) for agent in agents]}))
+
+
+def _whole(agent: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {
+        "name": agent.get("id", ""),
+        "memory": {"type": "buffer"},
+        "pattern": {"type": "react"},
+        "llm": {"provider": "scripted", "script": []},
+    }
+    return {**defaults, **agent}

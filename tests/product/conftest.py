@@ -1,0 +1,3 @@
+"""`shop` is a product with a suite of its own; `test_suite.py` runs it as its owner would."""
+
+collect_ignore = ["shop"]

@@ -1,0 +1,134 @@
+"""What a consumer writes. Checked, not run: by mypy and pyright, both strict, without stubs for Celery."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from typing import Any, assert_type
+
+from openagents_worker import (
+    AsyncClient,
+    AsyncRunHandle,
+    Client,
+    RunBudget,
+    RunEvent,
+    RunFailed,
+    RunHandle,
+    RunRecord,
+    RunRequest,
+    RunResult,
+    RunState,
+    StopReason,
+    run_agent,
+    sse,
+    tool,
+)
+from openagents_worker.tools.base import ToolContext
+
+request = RunRequest(
+    agent_id="assistant", session_id="s1", input_text="What is 17*23?", budget=RunBudget(max_steps=8)
+)
+
+
+def submit_and_wait() -> str:
+    """What an agent's runs answer is said once, where the handle gets its name."""
+    handle: RunHandle[str] = run_agent.delay(request)
+    assert_type(handle.id, str)
+    assert_type(handle.wait(timeout=60), RunResult[str])
+    result = handle.wait(60)
+    assert_type(result.final_output, str | None)
+    assert_type(result.stop_reason, StopReason)
+    assert_type(result.usage.total_tokens, int)
+    assert_type(result.ok, bool)
+    assert_type(handle.record(), RunRecord)
+    assert_type(handle.record().state, RunState)
+    assert_type(handle.ready(), bool)
+    assert_type(handle.state, str)
+    return result.final_output or ""
+
+
+def unsaid_is_any() -> None:
+    """Without a word about it the answer may be anything; the rest is as typed as before."""
+    handle = run_agent.delay(request)
+    assert_type(handle, RunHandle[Any])
+    assert_type(handle.wait(), RunResult[Any])
+    assert_type(run_agent.delay({"agent_id": "a", "session_id": "s", "input_text": "hi"}), RunHandle[Any])
+    assert_type(run_agent.apply_async((request,), countdown=5, queue="agents"), RunHandle[Any])
+    assert_type(RunHandle("run-1"), RunHandle[Any])
+    stored: RunHandle[str] = RunHandle("run-1")
+    assert_type(stored.wait(), RunResult[str])
+    assert_type(run_agent.AsyncResult("run-1"), RunHandle[Any])
+
+
+def follow(handle: RunHandle[str]) -> list[str]:
+    assert_type(handle.events(), Generator[RunEvent, None, None])
+    lines: list[str] = []
+    for event in handle.events(after=3):
+        assert_type(event, RunEvent)
+        assert_type(event.name, str)
+        assert_type(event.seq, int | None)
+        lines.append(f"{event.seq} {event.name} {event.payload.get('text', '')}")
+    handle.cancel("enough")
+    return lines
+
+
+def a_failure_is_typed(handle: RunHandle[str]) -> str:
+    try:
+        handle.get(timeout=5)
+    except RunFailed as error:
+        assert_type(error.code, str)
+        assert_type(error.run_id, str | None)
+        return error.message
+    return "fine"
+
+
+def a_client() -> None:
+    with Client("redis://127.0.0.1:6390/0") as client:
+        assert_type(client, Client)
+        assert_type(client.submit(request), RunHandle[Any])
+        assert_type(client.handle("run-1"), RunHandle[Any])
+        assert_type(client.record("run-1"), RunRecord)
+        session = client.session("s1")
+        assert_type(session.session_id, str)
+
+
+async def an_async_product() -> str:
+    handle: AsyncRunHandle[str] = await run_agent.adelay(request)
+    assert_type(await handle.wait(timeout=60), RunResult[str])
+    async for event in handle.events():
+        assert_type(event, RunEvent)
+    async with AsyncClient() as client:
+        assert_type(client, AsyncClient)
+        assert_type(await client.submit(request), AsyncRunHandle[Any])
+        assert_type(client.handle("run-1"), AsyncRunHandle[Any])
+        assert_type(await client.record("run-1"), RunRecord)
+        await handle.cancel()
+    result = await handle.wait()
+    return result.final_output or ""
+
+
+async def a_page(handle: RunHandle[str], last_event_id: str | None) -> None:
+    assert_type(sse(handle, last_event_id), AsyncGenerator[str, None])
+    async for frame in sse(handle):
+        assert_type(frame, str)
+    async for event in handle.aevents(after=1):
+        assert_type(event, RunEvent)
+
+
+@tool
+async def refund(order_id: str, cents: int, context: ToolContext) -> dict[str, int]:
+    """Pays an order back."""
+    assert_type(context.idempotency_key, str)
+    assert_type(context.run_id, str)
+    await context.emit("order.refunded", order_id=order_id)
+    return {order_id: cents}
+
+
+@tool(name="look_up", timeout_ms=1000)
+def look_up(order_id: str) -> str:
+    """Looks an order up."""
+    return order_id
+
+
+async def tools_are_still_functions(context: ToolContext) -> None:
+    assert_type(await refund("A17", 500, context), dict[str, int])
+    assert_type(look_up("A17"), str)
