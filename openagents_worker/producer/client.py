@@ -20,9 +20,10 @@ from celery import Celery
 from celery.backends.base import DisabledBackend
 
 from openagents_worker.models import RunRecord, RunRequest
+from openagents_worker.producer.canvas import canvas_of
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.submit import Accepted, asubmit, submit
-from openagents_worker.producer.transport import canvas_of, close_producers, make_app, send_first, send_wakes
+from openagents_worker.producer.transport import close_producers, make_app, send_first, send_wakes
 from openagents_worker.settings import PREFIX, Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell, Store
@@ -87,12 +88,15 @@ class Client:
         *,
         queue: str | None = None,
         delay_ms: int = 0,
+        expires_ms: int = 0,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
+        canvas: Mapping[str, Any] | None = None,
     ) -> RunHandle[Any]:
         """Submit a run: accepted when this returns, also if the broker is away. Raises as `submit` does.
 
-        `priority` and `headers` go on every Celery message of the run.
+        A run that has not been started within `expires_ms` is cancelled. `priority`, `headers` and `canvas`,
+        which are Celery's options for what is linked to a task, go on every Celery message of the run.
         """
         began = time.monotonic()
         accepted = submit(
@@ -101,7 +105,8 @@ class Client:
             settings=self.settings,
             queue=queue,
             delay_ms=delay_ms,
-            canvas=canvas_of(priority, headers),
+            expires_ms=expires_ms,
+            canvas=_canvas(self.settings, canvas, priority=priority, headers=headers),
         )
         _send(self.app, accepted, began)
         return self.handle(accepted.run_id)
@@ -177,8 +182,10 @@ class AsyncClient:
         *,
         queue: str | None = None,
         delay_ms: int = 0,
+        expires_ms: int = 0,
         priority: int | None = None,
         headers: Mapping[str, Any] | None = None,
+        canvas: Mapping[str, Any] | None = None,
     ) -> AsyncRunHandle[Any]:
         """Submit a run: accepted when this returns, also if the broker is away. Raises as `submit` does."""
         began = time.monotonic()
@@ -188,7 +195,8 @@ class AsyncClient:
             settings=self.settings,
             queue=queue,
             delay_ms=delay_ms,
-            canvas=canvas_of(priority, headers),
+            expires_ms=expires_ms,
+            canvas=_canvas(self.settings, canvas, priority=priority, headers=headers),
         )
         await asyncio.to_thread(_send, self.app, accepted, began)
         return self.handle(accepted.run_id)
@@ -225,6 +233,11 @@ class AsyncClient:
         await self.close()
         if self._owns_app:
             self.app.close()
+
+
+def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
+    given = {name: value for name, value in options.items() if value is not None}
+    return canvas_of({**(canvas or {}), **given}, max_bytes=settings.max_payload_bytes)
 
 
 def _send(app: Celery, accepted: Accepted, began: float) -> None:

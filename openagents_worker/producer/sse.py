@@ -24,7 +24,6 @@ __all__ = ["sse"]
 
 HEARTBEAT_S = 15.0  # proxies close a connection that says nothing for half a minute or more
 ALIVE = ": alive\n\n"
-CANCEL_AGAIN_S = 0.1
 
 
 def sse(
@@ -82,9 +81,8 @@ async def _next(
     try:
         yield coming
     finally:
-        while not coming.done():  # a Redis command under way may swallow a cancellation
-            coming.cancel()
-            await asyncio.wait({coming}, timeout=CANCEL_AGAIN_S)
+        coming.cancel()
+        await asyncio.wait({coming})
 
 
 def _frame(event: RunEvent) -> str:

@@ -58,17 +58,19 @@ def submit(
     settings: Settings,
     queue: str | None = None,
     delay_ms: int = 0,
+    expires_ms: int = 0,
     canvas: str = "",
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> Accepted:
     """Accept a run, within five seconds; nothing is sent. The same request again is the same run.
 
-    `queue` goes before the request's own; `canvas` is JSON kept for the run's messages. Raises what
+    `queue` goes before the request's own; `canvas` is JSON kept for the run's messages; with `expires_ms` the
+    run is cancelled unless it has been started by then. Raises what
     `parse_request` raises, `AgentNotFoundError`, `RunConflict`, `SessionBusy` or `RedisUnreachable` when
     nothing was accepted, and `SubmitUnknown` when that cannot be known.
     """
-    attempt = _attempt(request, settings, queue, delay_ms, canvas, clock)
+    attempt = _attempt(request, settings, queue, delay_ms, expires_ms, canvas, clock)
     while True:
         try:
             return attempt.accepted(store.run(attempt.call))
@@ -84,12 +86,13 @@ async def asubmit(
     settings: Settings,
     queue: str | None = None,
     delay_ms: int = 0,
+    expires_ms: int = 0,
     canvas: str = "",
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Accepted:
     """As `submit`, for asyncio."""
-    attempt = _attempt(request, settings, queue, delay_ms, canvas, clock)
+    attempt = _attempt(request, settings, queue, delay_ms, expires_ms, canvas, clock)
     while True:
         try:
             return attempt.accepted(await store.run(attempt.call))
@@ -103,13 +106,14 @@ def _attempt(
     settings: Settings,
     queue: str | None,
     delay_ms: int,
+    expires_ms: int,
     canvas: str,
     clock: Callable[[], float],
 ) -> _Attempt[Any]:
     parsed = parse_request(request, max_bytes=settings.max_payload_bytes)
     if parsed.resume_from_checkpoint is not None:
         return _Resumption(parsed, canvas, clock)
-    return _Submission(parsed, settings, queue, delay_ms, canvas, clock)
+    return _Submission(parsed, settings, queue, delay_ms, expires_ms, canvas, clock)
 
 
 class _Attempt(Generic[T]):
@@ -187,11 +191,12 @@ class _Submission(_Attempt[Submitted]):
         settings: Settings,
         queue: str | None,
         delay_ms: int,
+        expires_ms: int,
         canvas: str,
         clock: Callable[[], float],
     ) -> None:
         super().__init__(request, canvas, clock)
-        self.call = _script(request, settings, queue, delay_ms, canvas)
+        self.call = _script(request, settings, queue, delay_ms, expires_ms, canvas)
 
     def accepted(self, answer: Submitted) -> Accepted:
         match answer.answer:
@@ -241,12 +246,14 @@ class _Resumption(_Attempt[Resumed]):
             session_id=request.session_id,
             input_text=request.input_text,
             checkpoint_id=request.resume_from_checkpoint or "",
+            canvas=canvas,
         )
 
     def accepted(self, answer: Resumed) -> Accepted:
         checkpoint = self.request.resume_from_checkpoint
         match answer.answer:
             case ResumeAnswer.OK | ResumeAnswer.LIVE:
+                self._canvas = answer.canvas
                 return self._accepted_as(
                     answer.state,
                     answer.queue,
@@ -285,7 +292,7 @@ class _Resumption(_Attempt[Resumed]):
 
 
 def _script(
-    request: RunRequest, settings: Settings, queue: str | None, delay_ms: int, canvas: str
+    request: RunRequest, settings: Settings, queue: str | None, delay_ms: int, expires_ms: int, canvas: str
 ) -> Call[Submitted]:
     return scripts.submit(
         run_id=request.run_id,
@@ -301,6 +308,8 @@ def _script(
         delay_ms=delay_ms,
         reject_if_busy=request.on_busy == "reject",
         parent_run_id=request.parent_run_id or "",
+        expires_ms=expires_ms,
+        tell=True,
     )
 
 

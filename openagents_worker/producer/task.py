@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from importlib import import_module
 from typing import Any, cast
 
 from celery import Task
+from celery.backends.base import DisabledBackend
 from celery.local import PromiseProxy
 from celery.utils.time import maybe_make_aware
 
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
-from openagents_worker.models import RunRequest
+from openagents_worker.models import RunRequest, parse_request
+from openagents_worker.producer.canvas import KEPT
 from openagents_worker.producer.client import client_of, default_client
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
+from openagents_worker.producer.results import no_results_for_a_chord
 from openagents_worker.producer.transport import RUN_AGENT
 
 __all__ = ["AgentTask", "ProducerTask", "run_agent"]
 
-HONOURED = ("countdown", "eta", "headers", "priority", "queue", "task_id")
-OF_BEAT = "producer"  # Celery beat hands its own connection over; ours, which has time-outs, does the same
+HONOURED = ("countdown", "eta", "expires", "queue", "task_id", *KEPT)
+# Celery beat and groups hand their connection over: ours, which has time-outs, does the same.
+OF_CELERY = frozenset(["producer", "add_to_parent"])
 
 Request = RunRequest | Mapping[str, Any]
 
@@ -40,46 +46,117 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
     def apply_async(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> RunHandle[Any]:
-        """Submit a run with Celery's options. One that would be ignored raises `RequestInvalid`."""
+        """Submit a run with Celery's options. One that would be ignored raises `RequestInvalid`.
+
+        Under `task_always_eager` the run is carried here, to its end or its first wait.
+        """
+        if self.app.conf.task_always_eager:
+            return self.AsyncResult(self.apply(args, kwargs, **options).id)
         request, how = self._submission(args or (), kwargs or {}, options)
-        return client_of(self.app).submit(request, **how)
+        handle = client_of(self.app).submit(request, **how)
+        parent = self.app.current_worker_task
+        if parent is not None and options.get("add_to_parent", True):
+            parent.add_trail(handle)
+        return handle
 
     async def adelay(self, request: Request, **options: Any) -> AsyncRunHandle[Any]:
         """As `delay`, for asyncio; options as in `apply_async`."""
-        request, how = self._submission((request,), {}, options)
         client = await client_of(self.app).on_this_loop()
+        if self.app.conf.task_always_eager:
+            result = await asyncio.to_thread(self.apply, (request,), **options)
+            return client.handle(result.id)
+        request, how = self._submission((request,), {}, options)
         return await client.submit(request, **how)
+
+    def apply(
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """Carry a run in this process; only where the code is that does it."""
+        raise _carries_nothing()
+
+    def delay_on_commit(self, request: Request) -> RunHandle[Any]:
+        """Submit a run once Django's transaction is committed, and never when it is rolled back.
+
+        The handle knows its id at once; the run is known from the commit on. An invalid request raises here.
+        """
+        return self.apply_async_on_commit((request,))
+
+    def apply_async_on_commit(
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> RunHandle[Any]:
+        """As `delay_on_commit`, with Celery's options; times count from the commit."""
+        request, _ = self._submission(args or (), kwargs or {}, options)
+        client = client_of(self.app)
+        parsed = parse_request(request, max_bytes=client.settings.max_payload_bytes)
+        _on_commit(lambda: self.apply_async((parsed,), **{**options, "task_id": parsed.run_id}))
+        return client.handle(parsed.run_id)
 
     def AsyncResult(self, task_id: str, **_: Any) -> RunHandle[Any]:
         """The handle of a run."""
         return client_of(self.app).handle(task_id)
 
+    def signature(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *more: Any,
+        **options: Any,
+    ) -> Any:
+        """A signature of a run. With a run_id of its own it is that run, else each application a new one."""
+        args = [_as_fields(value) for value in args or ()]
+        kwargs = {name: _as_fields(value) for name, value in (kwargs or {}).items()}
+        signature = super().signature(args, kwargs, *more, **options)
+        request = next(iter([*args, *kwargs.values()]), None)
+        run_id = request.get("run_id") if isinstance(request, Mapping) else None
+        return signature.set(task_id=run_id) if run_id else signature
+
     def _submission(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[Request, dict[str, Any]]:
         """What to submit, and how: the keyword arguments of `Client.submit`."""
-        given = {name: value for name, value in options.items() if value is not None and name != OF_BEAT}
+        given = {name: options[name] for name in options.keys() - OF_CELERY if options[name] is not None}
         if ignored := sorted(given.keys() - set(HONOURED)):
             raise RequestInvalid(
                 f"a run cannot be submitted with {', '.join(ignored)}: nothing would come of it",
                 hint=f"options that work: {', '.join(HONOURED)}",
             )
+        if "chord" in given and isinstance(self.app.backend, DisabledBackend):
+            raise no_results_for_a_chord()
         request = _with_run_id(_only_argument(args, kwargs), given.get("task_id"))
-        how = {name: given.get(name) for name in ("queue", "priority", "headers")}
-        return request, how | {"delay_ms": self._delay_ms(given.get("countdown"), given.get("eta"))}
+        return request, {
+            "queue": given.get("queue"),
+            "delay_ms": self._delay_ms(given.get("countdown"), given.get("eta")),
+            "expires_ms": self._expires_ms(given.get("expires")),
+            "canvas": self._family() | {name: given[name] for name in KEPT if name in given},
+        }
+
+    def _family(self) -> dict[str, Any]:
+        """Whose child the run is: that of the task that submits it, as with Celery's own tasks."""
+        parent = self.app.current_worker_task
+        if parent is None:
+            return {}
+        return {"parent_id": parent.request.id, "root_id": parent.request.root_id or parent.request.id}
 
     def _delay_ms(self, countdown: float | None, eta: datetime | str | None) -> int:
         if countdown is not None and eta is not None:
             raise RequestInvalid("countdown and eta both say when the run is due", hint="give one of them")
+        return self._ms_until("countdown or eta", eta if eta is not None else countdown or 0)
+
+    def _expires_ms(self, expires: float | datetime | str | None) -> int:
+        # A time that is over is a millisecond from now: the run is accepted, and cancelled.
+        return 0 if expires is None else max(1, self._ms_until("expires", expires))
+
+    def _ms_until(self, what: str, when: float | datetime | str) -> int:
         try:
-            if eta is not None:
-                when = datetime.fromisoformat(eta) if isinstance(eta, str) else eta
-                countdown = (maybe_make_aware(when, self.app.timezone) - self.app.now()).total_seconds()
-            return max(0, math.ceil(float(countdown or 0) * 1000))
+            if isinstance(when, str):
+                when = datetime.fromisoformat(when)
+            if isinstance(when, datetime):
+                when = (maybe_make_aware(when, self.app.timezone) - self.app.now()).total_seconds()
+            return max(0, math.ceil(float(cast(float, when)) * 1000))
         except (TypeError, ValueError, OverflowError) as error:
             raise RequestInvalid(
-                f"countdown or eta is no time: {error}",
-                hint="countdown is a number of seconds, eta a datetime or its ISO 8601 text",
+                f"{what} is no time: {error}",
+                hint="a number of seconds from now, a datetime or its ISO 8601 text (countdown: seconds)",
             ) from None
 
 
@@ -89,10 +166,30 @@ class ProducerTask(AgentTask):
     name = RUN_AGENT
 
     def run(self, request: Request) -> None:
+        raise _carries_nothing()
+
+
+def _carries_nothing() -> ConfigError:
+    return ConfigError(
+        "this process submits runs, it does not carry them",
+        hint="run_agent.delay(request) submits one; `celery -A tasks worker` starts a worker; under "
+        "task_always_eager take run_agent from the worker's app",
+    )
+
+
+def _on_commit(call: Callable[[], object]) -> None:
+    try:
+        transaction = import_module("django.db.transaction")
+    except ImportError as error:
         raise ConfigError(
-            "this process submits runs, it does not carry them",
-            hint="run_agent.delay(request) submits one; `celery -A tasks worker` starts a worker",
-        )
+            "there is no transaction to wait for: Django is not installed", hint="run_agent.delay(request)"
+        ) from error
+    transaction.on_commit(call)
+
+
+def _as_fields(value: Any) -> Any:
+    """A request as a signature holds it: JSON, and without an id that nobody has chosen."""
+    return value.model_dump(mode="json", exclude_unset=True) if isinstance(value, RunRequest) else value
 
 
 def _only_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Request:

@@ -6,7 +6,6 @@ the run is accepted all the same, and the worker's rescue loop sends what was no
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +13,11 @@ from typing import Any
 
 from celery import Celery
 from kombu import pools
+from kombu.utils.scheduling import round_robin_cycle
 
-from openagents_worker.errors import BrokerConfigError, RequestInvalid
-from openagents_worker.models import dumps
+from openagents_worker.errors import BrokerConfigError
+from openagents_worker.producer.canvas import options_of
+from openagents_worker.producer.results import NoResults
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
 from openagents_worker.store.scripts import Wake
@@ -25,7 +26,7 @@ from openagents_worker.telemetry import get_logger
 __all__ = [
     "RESUME_RUN",
     "RUN_AGENT",
-    "canvas_of",
+    "WakesFirst",
     "close_producers",
     "make_app",
     "send_first",
@@ -35,37 +36,12 @@ __all__ = [
 
 RUN_AGENT = "tasks.run_agent"
 RESUME_RUN = "tasks.resume_run"
+WAKE_SUFFIX = ".wake"
 
 CONNECT_TIMEOUT_S = 1.0  # with one retry a broker that is away or silent is known within three seconds
 ANSWER_TIMEOUT_S = 1.5
 MAX_PRODUCERS = 10
 RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
-
-# What Celery and we write into a message's headers ourselves.
-RESERVED_HEADERS = frozenset(
-    [
-        "argsrepr",
-        "eta",
-        "expires",
-        "group",
-        "group_index",
-        "id",
-        "ignore_result",
-        "kwargsrepr",
-        "lang",
-        "origin",
-        "parent_id",
-        "replaced_task_nesting",
-        "retries",
-        "root_id",
-        "shadow",
-        "stamped_headers",
-        "stamps",
-        "task",
-        "timelimit",
-        "wake_us",
-    ]
-)
 
 log = get_logger(__name__)
 
@@ -73,6 +49,8 @@ log = get_logger(__name__)
 def make_app(settings: Settings) -> Celery:
     """A Celery app that talks as this library does. It is not the current app, and it opens no connection."""
     app = Celery("openagents", set_as_current=False)
+    if settings.result_backend is None:
+        app.backend_cls = NoResults
     app.conf.update(
         broker_url=settings.broker_url,
         result_backend=settings.result_backend,
@@ -90,23 +68,17 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def canvas_of(priority: int | None = None, headers: Mapping[str, Any] | None = None) -> str:
-    """The options of a submission that every message of its run repeats, as JSON; '' for none."""
-    if priority is not None and not (isinstance(priority, int) and 0 <= priority <= 9):
-        raise RequestInvalid(f"a priority is a whole number from 0 to 9, not {priority!r}")
-    if taken := sorted(RESERVED_HEADERS.intersection(headers or ())):
-        raise RequestInvalid(f"the headers {', '.join(taken)} of a message are Celery's or ours")
-    own = {"priority": priority, "headers": dict(headers) if headers else None}
-    own = {name: value for name, value in own.items() if value is not None}
-    try:
-        return dumps(own) if own else ""
-    except (TypeError, ValueError) as error:
-        raise RequestInvalid(f"headers are no plain JSON: {error}") from None
+class WakesFirst(round_robin_cycle):
+    """Kombu's order of a worker's queues: runs that have begun go before those that have not."""
+
+    def consume(self, n: int) -> list[str]:
+        """The queues in the order in which the next message is looked for."""
+        return sorted(self.items[:n], key=lambda queue: not queue.endswith(WAKE_SUFFIX))
 
 
 def wake_queue(queue: str) -> str:
     """Wake-ups have a queue of their own, so that they do not stand behind the backlog."""
-    return f"{queue}.wake"
+    return queue + WAKE_SUFFIX
 
 
 def send_first(app: Celery, run: Wake) -> bool:
@@ -115,7 +87,13 @@ def send_first(app: Celery, run: Wake) -> bool:
 
 
 def send_wakes(app: Celery, wakes: Iterable[Wake]) -> int:
-    """Publish wake-ups over one connection; says how many the broker took, with one warning for the rest."""
+    """Publish wake-ups over one connection; says how many the broker took, with one warning for the rest.
+
+    Under `task_always_eager` nobody consumes: they are carried here, where that can be done.
+    """
+    carry = getattr(app.tasks.get(RUN_AGENT), "carry_wakes", None) if app.conf.task_always_eager else None
+    if carry is not None:
+        return int(carry(wakes))
     return _publish(app, [_wake_message(wake) for wake in wakes])
 
 
@@ -144,19 +122,18 @@ def _wake_message(wake: Wake) -> Message:
 
 def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
     """The run's message: ids for the worker, readable ids for Flower, the submission's own options."""
-    own: dict[str, Any] = json.loads(run.canvas) if run.canvas else {}
-    headers = {**own.get("headers", {}), "wake_us": str(run.sent_us)}
-    priority = {"priority": own["priority"]} if "priority" in own else {}
+    own = options_of(run.canvas)
     return {
+        **own,
         "name": name,
         "args": args,
         "task_id": run.run_id,
-        "root_id": run.run_id,
+        "root_id": own.get("root_id") or run.run_id,
         "queue": queue,
-        "headers": headers,
+        "headers": {**own.get("headers", {}), "wake_us": str(run.sent_us)},
         "argsrepr": f"agent={run.agent_id} session={run.session_id} run={run.run_id}",
         "kwargsrepr": "{}",
-        **priority,
+        "serializer": "json",
     }
 
 
@@ -182,15 +159,30 @@ def _publish(app: Celery, messages: Sequence[Message]) -> int:
 
 def _send(app: Celery, producer: Any, message: Message) -> None:
     # ignore_result is said in the header only: as an option, a result backend would be subscribed to here.
-    headers = {**message["headers"], "ignore_result": app.conf.result_backend is None}
+    ignored = app.conf.result_backend is None or bool(app.conf.task_ignore_result)
     app.send_task(
-        **{**message, "headers": headers},
+        **{**message, "headers": {**message["headers"], "ignore_result": ignored}},
+        router=_OwnQueue(app),
         producer=producer,
         ignore_result=True,
         add_to_parent=False,
         retry=True,
         retry_policy=RETRY_ONCE,
     )
+
+
+class _OwnQueue:
+    """Routes a message to the queue it names: the run's, whatever the app's `task_routes` say."""
+
+    def __init__(self, app: Celery) -> None:
+        self._queues = app.amqp.queues
+
+    def route(self, options: Mapping[str, Any], *_: Any) -> dict[str, Any]:
+        try:
+            queue = self._queues[options["queue"]]
+        except KeyError:  # the app forbids queues that it does not know; this one is known to us
+            queue = self._queues.new_missing(options["queue"])
+        return {**options, "queue": queue}
 
 
 _making_producers = threading.Lock()
@@ -233,6 +225,7 @@ def _transport_options(driver: str) -> dict[str, Any]:
     if driver != "redis":
         return {}
     return {
+        "queue_order_strategy": f"{__name__}:WakesFirst",
         "visibility_timeout": 24 * 3600,  # with early acknowledgement only prefetched messages depend on it
         "socket_keepalive": True,
         "health_check_interval": 10,

@@ -60,13 +60,17 @@ class Outlook(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """The outcome of carrying a run. `reason` is the claim's answer, a retry's error code, or `handover`."""
+    """The outcome of carrying a run. `reason` is the claim's answer, a retry's error code, or `handover`.
+
+    `life` is which of the run's lives has ended.
+    """
 
     kind: Outlook
     reason: str = ""
     stop_reason: StopReason | None = None
     delay_ms: int | None = None
     error: ErrorDetails | None = None
+    life: int = 1
 
 
 class Attempt:
@@ -401,7 +405,9 @@ class Attempt:
             stop_reason=str(ending.stop_reason),
             attempt=self._claimed.attempt,
         )
-        return Carried(Outlook.ENDED, stop_reason=ending.stop_reason, error=ending.details)
+        return Carried(
+            Outlook.ENDED, stop_reason=ending.stop_reason, error=ending.details, life=self._claimed.life
+        )
 
     async def _let_go(self) -> Carried:
         """The run goes on elsewhere, later, or not at all."""

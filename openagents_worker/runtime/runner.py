@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from openagents_worker.errors import RedisUnreachable
+from openagents_worker.models import RunResult, StopReason
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
 from openagents_worker.runtime.journal import PAGE_BYTES
@@ -62,7 +63,7 @@ class Runner:
             if claimed.answer is not ClaimAnswer.CLAIMED:
                 if claimed.wakes:
                     await self._send_wakes(claimed.wakes)
-                return Carried(Outlook.NOTHING, claimed.answer.value.lower())
+                return _not_carried(claimed)
             if not self.accepting:
                 return await self._give_back(run_id, lease, claimed)
             attempt = Attempt(
@@ -138,6 +139,18 @@ class Runner:
         for attempt in list(self._attempts.values()):
             attempt.latch.set(reason, detail=detail)
         await self._idle.wait()
+
+
+def _not_carried(claimed: Claimed) -> Carried:
+    """What a claim that gave no work says of the run: its end, where nobody else has told or will tell it."""
+    if claimed.answer is ClaimAnswer.CANCELLED:
+        return Carried(Outlook.ENDED, stop_reason=StopReason.CANCELLED, life=claimed.life)
+    if claimed.untold:
+        result = RunResult[Any].model_validate_json(claimed.untold)
+        return Carried(
+            Outlook.ENDED, stop_reason=result.stop_reason, error=result.error_details, life=claimed.life
+        )
+    return Carried(Outlook.NOTHING, claimed.answer.value.lower())
 
 
 class _Entry:

@@ -38,6 +38,7 @@ def keep_off_loop(app: Celery, tasks: list[Task], threads: Executor) -> None:
         app.send_task = in_thread(app.send_task, threads, _as_in_the_task)
         app.send_task.is_off_loop = True
     for task in tasks:
+        task.send_event = in_thread(task.send_event, threads, _as_in_the_task)
         if not isinstance(task.backend, _Results | DisabledBackend):
             task.backend = _Results(task.backend, threads)
 

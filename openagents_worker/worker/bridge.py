@@ -16,6 +16,7 @@ import threading
 import types
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 from greenlet import getcurrent, greenlet
@@ -51,6 +52,14 @@ class LoopThread:
     def thread_id(self) -> int | None:
         """What `sys._current_frames()` knows the thread by; None before its start."""
         return self._thread.ident
+
+    def waited_s(self) -> float:
+        """How long the thread was ready to run but had no core, in its whole life; 0 where nobody knows."""
+        try:
+            schedule = Path(f"/proc/self/task/{self._thread.native_id}/schedstat").read_bytes()
+        except OSError:  # not Linux
+            return 0.0
+        return int(schedule.split()[1]) / 1e9
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for it here, in whatever pool's task body this is.

@@ -21,13 +21,17 @@ EXAMPLE = 'args: [{"agent_id": "assistant", "session_id": "s1", "input_text": "H
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A Celery message of one of our tasks. `ours`: it carries the time of its sending, as only ours do."""
+    """A Celery message of one of our tasks. `ours`: it carries the time of its sending, as only ours do.
+
+    A run from outside is cancelled unless it has been started within `expires_ms`; 0 for never.
+    """
 
     task_id: str
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     queue: str
     ours: bool
+    expires_ms: int = 0
 
 
 def wanted(message: Message, *, max_bytes: int) -> str | RunRequest:

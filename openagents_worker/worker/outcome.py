@@ -17,8 +17,13 @@ from openagents_worker.store.scripts import ClaimAnswer
 
 __all__ = ["tell_celery"]
 
-WAITING = ClaimAnswer.WAITING.lower()
-CANCELLED = ClaimAnswer.CANCELLED.lower()  # somebody cancelled it before it was claimed
+GOES_ON = {
+    ClaimAnswer.WAITING.lower(): "waiting for session",
+    ClaimAnswer.NOT_DUE.lower(): "not due yet",
+    ClaimAnswer.SUSPECT_BUSY.lower(): "waiting for a worker without another suspect",
+    "handover": "handover",
+}
+"""What a message that found nothing to do yet says of the run; of all others the run itself says more."""
 
 
 def tell_celery(task: Task, run_id: str, carried: Carried) -> dict[str, str]:
@@ -31,10 +36,8 @@ def tell_celery(task: Task, run_id: str, carried: Carried) -> dict[str, str]:
             return _ended(task, run_id, carried)
         case Outlook.SUSPENDED, reason:
             _goes_on(reason, carried.delay_ms)
-        case Outlook.NOTHING, reason if reason == WAITING:
-            _goes_on("waiting for session", None)
-        case Outlook.NOTHING, reason if reason == CANCELLED:
-            _revoked(task, run_id)
+        case Outlook.NOTHING, reason if reason in GOES_ON:
+            _goes_on(GOES_ON[reason], None)
     raise Ignore(f"nothing to do for run {run_id}: {carried.reason}")
 
 
@@ -51,7 +54,7 @@ def _ended(task: Task, run_id: str, carried: Carried) -> dict[str, str]:
 def _revoked(task: Task, run_id: str) -> Never:
     # The tracer has no outcome that is REVOKED, so the event that shows it is sent from here.
     task.send_event("task-revoked", terminated=True, signum=None, expired=False)
-    if not task.ignore_result:
+    if not (task.ignore_result or task.request.is_eager):
         task.backend.mark_as_revoked(run_id, "cancelled", request=task.request, store_result=True)
     raise Ignore("cancelled")
 

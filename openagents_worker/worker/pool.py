@@ -69,13 +69,19 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
     def on_apply(
         self, target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any
     ) -> Job:
+        name, _, message, *_ = args
+        task = self.app.tasks[name]
+        # Asked of the task now: Celery's request has kept what it was before the remote control changed it.
+        hard, soft = message.get("timelimit") or (None, None)
         order = Order(
             target,
-            tuple(args or ()),
+            tuple(args),
             kwargs or {},
-            name := str(args[0]),
-            name in self._on_loop,
-            **{key: options.get(key) for key in _TOLD},
+            name,
+            on_loop=name in self._on_loop,
+            timeout=hard or task.time_limit,
+            soft_timeout=soft or task.soft_time_limit,
+            **{told: options.get(told) for told in _TOLD},
         )
         job = Job(next(self._numbers), order, loop=self.bridge.loop)
         self._jobs[job.number] = job
@@ -148,17 +154,18 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         try:
             await job.carry(self._threads)
         finally:
+            was_full = self._running >= self.limit
             self._running -= 1
             del self._jobs[job.number]
             self._go_on()
             with self._changed:
                 self._changed.notify_all()
-            # Nothing else tells the hub that there is room for another message.
-            if self._hub is not None:
+            # Nothing else tells the hub, which has stopped taking messages, that there is room again.
+            if was_full and self._hub is not None:
                 self._hub.call_soon(_nothing)
 
 
-_TOLD = ("callback", "accept_callback", "error_callback", "timeout_callback", "timeout", "soft_timeout")
+_TOLD = ("callback", "accept_callback", "error_callback", "timeout_callback")
 
 
 def _nothing() -> None:

@@ -94,6 +94,7 @@ class WorkerProcess:
             lease=lambda: self.heartbeat.lease,
             carrier=self.runner,
             dead_after_s=settings.loop_dead_s,
+            loop_waited_s=self._bridge.waited_s,
         )
         self._backlog = Backlog(settings.broker_url)
         self.rescue = Rescue(
@@ -135,6 +136,18 @@ class WorkerProcess:
             await asyncio.get_running_loop().run_in_executor(self._publisher, self._publish, wakes)
         except Exception as error:  # noqa: BLE001 - every broker has errors of its own
             log.warning("wakes.not_sent", runs=len(wakes), error=type(error).__name__)
+
+    def hand_over(self) -> None:
+        """Begin to hand the runs over; returns at once, also in a signal handler."""
+
+        def begin() -> None:
+            self._handing_over = asyncio.create_task(self._hand_over(), name="hand over")
+
+        self._bridge.loop.call_soon_threadsafe(begin)
+
+    async def _hand_over(self) -> None:
+        if not await drain(self.runner, self.settings.drain_timeout_s):
+            await let_go(self.runner)
 
     def close(self) -> None:
         """Hand the runs over, end the lease, close everything; within `DRAIN_TIMEOUT_S` and little more."""
@@ -205,6 +218,12 @@ class Host:
                 self._process.start()
                 self._pid, self._assembly = os.getpid(), None
             return self._process
+
+    def hand_over(self) -> None:
+        """Begin to hand the process's runs over. Takes no lock: the thread it interrupts may hold it."""
+        process = self._process
+        if process is not None:
+            process.hand_over()
 
     def stats(self) -> dict[str, Any]:
         """The process's own; empty before its start, after its end, and where children do the work."""

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+from collections.abc import Collection
 from typing import Any
 
 from celery import Celery, bootsteps, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
-from openagents_worker.errors import OpenAgentsError
+from openagents_worker.agents import load_agents
+from openagents_worker.errors import ConfigValidationError, OpenAgentsError
 from openagents_worker.producer.transport import wake_queue
-from openagents_worker.settings import unknown_variables
+from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.telemetry import configure_logging, get_logger
+from openagents_worker.worker.control import take_over_revoke
+from openagents_worker.worker.events import EventBatches
 from openagents_worker.worker.pool import TaskPool
 from openagents_worker.worker.process import Host
 
@@ -22,31 +29,39 @@ __all__ = ["EX_CONFIG", "tie"]
 log = get_logger(__name__)
 
 EX_CONFIG = 2
+TELL_CHILD = signal.SIGUSR2  # SIGUSR1 is billiard's, for soft time limits
 POLL_S = 0.2  # how soon a worker that waits for Redis notices that it is told to stop
 
 
-def tie(app: Celery, host: Host) -> None:
-    """Start the host's process before a worker of this app consumes, and end it when the worker does."""
-    app.steps["worker"].add(_step_of(host))
+def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
+    """Start the host's process before this worker consumes, and end it when the worker does.
 
-    def set_up_log(sender: Any = None, **_: Any) -> None:
-        # Before Celery sets up its own: our lines have fields, and a format of their own.
-        if sender is not None and sender.app is app:
-            configure_logging(host.settings)
+    In an app that `is_ours` every queue is one of runs, and the log is set up by us. Called when the worker
+    begins, before Celery sets up its log and makes its steps.
+    """
+    worker.app.steps["worker"].add(_step_of(host, is_ours))
+    if is_ours:
+        worker.app.steps["consumer"].add(EventBatches)
+    take_over_revoke()
+    if is_ours:
+        configure_logging(host.settings)  # our lines have fields, and a format of their own
+    if _forks(worker):
+        # Celery kills a child that takes long to start, so this does not wait for Redis.
+        signals.worker_process_init.connect(lambda **_: _start_child(host), weak=False)
+        signals.worker_process_shutdown.connect(lambda **_: host.close(), weak=False)
 
-    def start_child(**_: Any) -> None:
-        host.process()  # does not wait for Redis: Celery kills a child that takes long to start
 
-    def stop_child(**_: Any) -> None:
-        host.close()
+def _start_child(host: Host) -> None:
+    if host.queues:
+        signal.signal(TELL_CHILD, lambda *_: host.hand_over())
+        host.process()
 
-    def only_prefork(sender: Any = None, **_: Any) -> None:
-        if sender is not None and sender.app is app and _forks(sender):
-            signals.worker_process_init.connect(start_child, weak=False)
-            signals.worker_process_shutdown.connect(stop_child, weak=False)
 
-    signals.worker_init.connect(set_up_log, weak=False)
-    signals.worker_init.connect(only_prefork, weak=False)
+def _tell_children(pool: PreforkPool) -> None:
+    """Celery waits for what its children do, and they would not know that they are waited for."""
+    for pid in pool.info["processes"]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, TELL_CHILD)
 
 
 def _forks(worker: Any) -> bool:
@@ -54,7 +69,21 @@ def _forks(worker: Any) -> bool:
     return pool == "prefork" if isinstance(pool, str) else issubclass(pool, PreforkPool)
 
 
-def _step_of(host: Host) -> type[bootsteps.StartStopStep]:
+def _check_pool(worker: Any) -> None:
+    """Raises `ConfigValidationError` for the pools that replace what asyncio is built on."""
+    name = worker.pool_cls.__module__.rpartition(".")[2]
+    if name in ("gevent", "eventlet"):
+        raise ConfigValidationError(
+            f"the pool {name} cannot carry runs: it replaces the sockets and threads that asyncio needs",
+            hint="leave --pool out; threads, prefork and solo work, too",
+        )
+
+
+def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
+    def hand_over(**_: Any) -> None:
+        # Under solo the main thread is inside of a run: it hears the signal, and cannot act upon it.
+        host.hand_over()
+
     class Runs(bootsteps.StartStopStep):  # type: ignore[misc]
         """Started after the pool and before the first message; stopped before the pool waits for tasks."""
 
@@ -62,10 +91,15 @@ def _step_of(host: Host) -> type[bootsteps.StartStopStep]:
 
         def __init__(self, parent: Any, **_: Any) -> None:
             """What is wrong with the configuration ends the start here, before anything is consumed."""
+            if not is_ours:
+                host.settings = _with_broker_of(parent.app, host.settings)
             host.node = parent.hostname
-            host.queues = _with_wakes(parent.app)
+            host.queues = _with_wakes(parent.app, None if is_ours else _queues_of_runs(host.settings))
+            self.enabled = bool(host.queues)
             try:
-                host.check()
+                if self.enabled:
+                    _check_pool(parent)
+                    host.check()
             except OpenAgentsError as error:
                 print(f"error: {error.code}: {error}", file=sys.stderr)
                 raise SystemExit(EX_CONFIG) from None
@@ -76,6 +110,8 @@ def _step_of(host: Host) -> type[bootsteps.StartStopStep]:
             if _forks(parent):
                 return
             host.bridge = parent.pool.bridge if isinstance(parent.pool, TaskPool) else None
+            if isinstance(parent.pool, SoloPool):
+                signals.worker_shutting_down.connect(hand_over, weak=False)
             process = host.process()
             while process is not None and not process.heartbeat.wait_registered(POLL_S):
                 state.maybe_shutdown()
@@ -85,6 +121,8 @@ def _step_of(host: Host) -> type[bootsteps.StartStopStep]:
             return {"openagents": host.stats()}
 
         def stop(self, parent: Any) -> None:
+            if _forks(parent):
+                _tell_children(parent.pool)
             host.close()
 
         terminate = stop
@@ -92,10 +130,35 @@ def _step_of(host: Host) -> type[bootsteps.StartStopStep]:
     return Runs
 
 
-def _with_wakes(app: Celery) -> tuple[str, ...]:
-    """The queues of runs that this worker consumes; whoever consumes one consumes its wake-ups, too."""
+def _with_wakes(app: Celery, of_runs: Collection[str] | None) -> tuple[str, ...]:
+    """The queues of runs that this worker consumes (None: each is one); with one it consumes its wake-ups."""
     queues = app.amqp.queues
-    names = tuple(name for name in queues.consume_from if name != wake_queue(name.removesuffix(".wake")))
+    names = tuple(
+        name
+        for name in queues.consume_from
+        if name != wake_queue(name.removesuffix(".wake")) and (of_runs is None or name in of_runs)
+    )
     for name in names:
         queues.select_add(wake_queue(name))
     return names
+
+
+def _queues_of_runs(settings: Settings) -> set[str]:
+    """The queue that was registered, and those that agents have of their own."""
+    try:
+        agents = load_agents(settings.config).agents
+    except OpenAgentsError:  # who consumes the registered queue is told so by the host's check
+        agents = []
+    return {settings.queue, *(agent.queue for agent in agents if agent.queue)}
+
+
+def _with_broker_of(app: Celery, settings: Settings) -> Settings:
+    """The settings with the app's broker, whose queues tell which messages are lost.
+
+    With a prefix before its keys they are not to be read by their names: then nothing can be read, and a run
+    is sent again after ever longer times.
+    """
+    with app.connection_for_read() as connection:
+        url = connection.as_uri(include_password=True)
+    hidden = (app.conf.broker_transport_options or {}).get("global_keyprefix")
+    return settings.model_copy(update={"broker_url": "" if hidden else url})

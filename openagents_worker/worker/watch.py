@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol
 
 from openagents_worker.llm.base import CallInfo, current_call
@@ -32,7 +33,7 @@ TICK_S = 0.05
 BLOCKED_S = 0.25  # a loop that is busy for so long delays every run of the process
 SAY_AGAIN_S = 10.0  # of the same block, and of the same place
 DEAD_AFTER_S = 120.0
-STACK_FRAMES = 12  # the innermost ones say what blocks the loop
+STACK_FRAMES = 8
 
 
 class Watched(Carrier, Protocol):
@@ -71,6 +72,7 @@ class Watch:
         dead_after_s: float = DEAD_AFTER_S,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.process_time,
+        loop_waited_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._loop = loop
         self._loop_thread_id = loop_thread_id
@@ -80,6 +82,7 @@ class Watch:
         self._dead_after_s = dead_after_s
         self._clock = clock
         self._cpu_clock = cpu_clock
+        self._loop_waited_s = loop_waited_s
         self._silent_s = 0.0
         self._block: _Block | None = None
         self._said_s: dict[str, float] = {}
@@ -103,13 +106,15 @@ class Watch:
         return {"blocks": self._blocks, "longest_block_ms": round(self._longest_s * 1000)}
 
     def _main(self) -> None:
-        last_s, last_cpu_s = self._clock(), self._cpu_clock()
+        last_s, last_cpu_s, last_waited_s = self._clock(), self._cpu_clock(), self._loop_waited_s()
         while not self._stopping.wait(TICK_S):
-            now_s, cpu_s = self._clock(), self._cpu_clock()
-            # A tick is long when the whole process was stopped, and nobody is to blame; or when a call kept
-            # the interpreter to itself, this thread included. Only then has the process used the time.
-            self._look_at_loop(min(now_s - last_s, max(cpu_s - last_cpu_s, 2 * TICK_S)))
-            last_s, last_cpu_s = now_s, cpu_s
+            now_s, cpu_s, waited_s = self._clock(), self._cpu_clock(), self._loop_waited_s()
+            # Nobody of ours is to blame while the loop is ready and gets no core.
+            passed_s = max(now_s - last_s - (waited_s - last_waited_s), 0.0)
+            # Nor when the whole process was stopped, which makes a tick long as well. But so does a call that
+            # keeps the interpreter to itself, this thread included; then the process has used the time.
+            self._look_at_loop(min(passed_s, max(cpu_s - last_cpu_s, 2 * TICK_S)))
+            last_s, last_cpu_s, last_waited_s = now_s, cpu_s, waited_s
             self._look_at_lease(self._lease())
 
     # --- the lease ---------------------------------------------------------------------------------------
@@ -173,9 +178,8 @@ class Watch:
 
     def _look(self) -> _Block:
         frame = sys._current_frames().get(self._loop_thread_id() or 0)
-        stack = "".join(traceback.format_stack(frame, limit=STACK_FRAMES)) if frame is not None else ""
         call = context_of(asyncio.current_task(self._loop)).get(current_call)
-        return _Block(self._clock() - self._silent_s, call, stack)
+        return _Block(self._clock() - self._silent_s, call, _stack_of(frame))
 
     def _tell_run(self, block: _Block) -> None:
         """Called on the loop, as soon as it is free: now it is known how long it was not."""
@@ -184,3 +188,11 @@ class Watch:
         if block.call is not None:
             told = {"blocked_ms": round(blocked_s * 1000), **block.fields()}
             self._carrier.note(block.call.run_id, "worker.loop_blocked", told)
+
+
+def _stack_of(frame: FrameType | None) -> str:
+    """The innermost frames, the one that blocks first: a line that is cut short still says who it is."""
+    if frame is None:
+        return ""
+    frames = traceback.extract_stack(frame, limit=STACK_FRAMES)
+    return "\n".join(f"{f.name}: {f.line} ({f.filename}:{f.lineno})" for f in reversed(frames))

@@ -46,8 +46,8 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
         web = _started(held, "web", [*manage, "runserver", "--noreload", "127.0.0.1:0"], env)
         web.wait_until(lambda: _address(web) != "", "says its address", PATIENCE_S)
         client = held.enter_context(Client(settings=load_settings(env)))
-        workers = lambda: client.store.ask(lambda r: r.zcard(client.store.keys("workers")))  # noqa: E731
-        worker.wait_until(lambda: bool(workers()), "registered in Redis", PATIENCE_S)
+        workers = client.store.keys("workers")
+        worker.wait_until(lambda: bool(client.store.redis.exists(workers)), "registered in Redis", PATIENCE_S)
         yield _address(web)
 
 

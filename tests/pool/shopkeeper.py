@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Shop:
 
     def __init__(self, url: str, process: subprocess.Popen[bytes], log: Path, node: str) -> None:
         self.url, self.process, self.node = url, process, node
+        self.pool = "ours"
         self._log = log
         self.redis = redis.Redis.from_url(url, decode_responses=True)
         self.client = Client(url)
@@ -38,6 +39,8 @@ class Shop:
         self.control: Control = self.app.control
 
     def close(self) -> None:
+        # A result that lives longer than its Redis must not try to unsubscribe there.
+        self.app.backend.remove_pending_result = lambda result: result
         self.redis.close()
         self.client.close()
         self.app.close()
@@ -90,11 +93,11 @@ def new_tag() -> str:
 
 @contextmanager
 def open_shop(
-    folder: Path, url: str, *arguments: str, env: Mapping[str, str] | None = None, agents: Any = ()
+    folder: Path, url: str, *arguments: str, env: Mapping[str, str] | None = None, agents: Sequence[Any] = ()
 ) -> Generator[Shop]:
     """A worker process of the shop's application for as long as the block lasts."""
     file, log = folder / "agents.json", folder / f"worker-{new_tag()}.log"
-    file.write_text(json.dumps({"agents": list(agents) or [ECHO]}))
+    file.write_text(json.dumps({"agents": [*AGENTS, *agents]}))
     node = f"w{new_tag()}@test"
     variables = {
         **os.environ,
@@ -103,6 +106,7 @@ def open_shop(
         "OPENAGENTS_RESULT_BACKEND": url,
         "OPENAGENTS_CONFIG": str(file),
         "OPENAGENTS_LEASE_MS": "2000",
+        "OPENAGENTS_DRAIN_TIMEOUT_S": "0.5",  # what waits for a model is not waited for
         **(env or {}),
     }
     command = [sys.executable, "-m", "celery", "-A", "tests.pool.shop", "worker", "-n", node]
@@ -122,10 +126,16 @@ def open_shop(
         shop.close()
 
 
-ECHO = {
-    "id": "echo",
-    "name": "Echo",
-    "llm": {"provider": "mock"},
-    "memory": {"type": "buffer"},
-    "pattern": {"type": "react"},
-}
+def agent(agent_id: str, *script: dict[str, Any], tools: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """An agent whose model says what is scripted; `tools` are ids and the functions behind them."""
+    return {
+        "id": agent_id,
+        "name": agent_id,
+        "llm": {"provider": "scripted", "script": list(script)},
+        "memory": {"type": "buffer"},
+        "pattern": {"type": "react"},
+        "tools": [{"id": name, "impl": impl} for name, impl in (tools or {}).items()],
+    }
+
+
+AGENTS = (agent("greeter", {"text": "hello"}), agent("waiter", {"text": "at last", "latency_ms": 60_000}))

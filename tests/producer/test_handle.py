@@ -13,14 +13,12 @@ from typing import Any
 import celery.exceptions
 import celery.result
 import pytest
-from celery import group
 from celery.result import allow_join_result, denied_join_result
 
-from openagents_worker.errors import LLMResponseError, RequestInvalid, RunFailed, RunNotFound, SessionNotFound
+from openagents_worker.errors import LLMResponseError, RunFailed, RunNotFound, SessionNotFound
 from openagents_worker.models import RunResult, RunState, StopReason
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.handle import CELERY_STATES, AsyncRunHandle, RunHandle
-from openagents_worker.producer.task import ProducerTask
 from openagents_worker.settings import Settings
 from openagents_worker.store.scripts import CancelAnswer
 from tests.producer.hand import Hand
@@ -219,16 +217,6 @@ def test_a_group_of_runs_is_a_celery_group_result(client: Client, hand: Hand) ->
 
     assert results.completed_count() == 3
     assert [value["final_output"] for value in results.join()] == ["r0", "r1", "r2"]
-
-
-def test_a_celery_group_that_needs_what_is_not_kept_is_refused(client: Client) -> None:
-    """A group's id cannot be kept with a run; the error names it, and nothing is enqueued."""
-    task = client.app.register_task(ProducerTask())
-
-    with pytest.raises(RequestInvalid, match="group_id"):
-        group(task.s(FIELDS), task.s(FIELDS)).apply_async()
-
-    assert client.store.redis.exists("agents") == 0
 
 
 def test_a_handle_survives_copying(handle: RunHandle[Any]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -104,12 +105,9 @@ def test_what_is_no_request_is_refused_before_anything_is_written(
     [
         {"serializer": "pickle"},
         {"compression": "gzip"},
-        {"expires": 60},
-        {"link": []},
-        {"link_error": "x"},
-        {"chain": []},
-        {"chord": {}},
-        {"group_id": "g"},
+        {"shadow": "x"},
+        {"time_limit": 5},
+        {"stamped_headers": ["a"]},
         {"ignore_result": False},
         {"routing_key": "a"},
     ],
@@ -140,19 +138,25 @@ def test_the_task_id_is_the_run_id(run_agent: AgentTask, client: Client) -> None
         handle.cancel()
 
 
+def in_a_minute() -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=60)
+
+
 @pytest.mark.parametrize(
-    "when",
+    "options",
     [
-        {"countdown": 60},
-        {"eta": datetime.now(UTC) + timedelta(seconds=60)},
-        {"eta": (datetime.now(UTC) + timedelta(seconds=60)).replace(tzinfo=None)},
-        {"eta": (datetime.now(UTC) + timedelta(seconds=60)).isoformat()},
+        lambda: {"countdown": 60},
+        lambda: {"eta": in_a_minute()},
+        lambda: {"eta": in_a_minute().replace(tzinfo=None)},
+        lambda: {"eta": in_a_minute().isoformat()},
     ],
     ids=["countdown", "aware", "naive", "text"],
 )
-def test_countdown_and_eta_schedule_a_run(run_agent: AgentTask, when: dict[str, Any]) -> None:
+def test_countdown_and_eta_schedule_a_run(
+    run_agent: AgentTask, options: Callable[[], dict[str, Any]]
+) -> None:
     """The run is due then, by the store's clock; a naive eta is in the app's time zone (UTC)."""
-    handle = run_agent.apply_async(args=[FIELDS], **when)
+    handle = run_agent.apply_async(args=[FIELDS], **options())
 
     record = handle.record()
     assert record.due_ms is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,6 +14,7 @@ from tests.properties.truth import TERMINAL, Run, Truth
 __all__ = ["check"]
 
 TERMINAL_EVENTS = {f"run.{state}" for state in TERMINAL}
+_spec_of = cache(spec_of)
 
 
 def check(view: View, keys: Keys, truth: Truth) -> None:
@@ -41,7 +43,7 @@ class _Cell:
 
     def __init__(self, view: View, keys: Keys) -> None:
         self.view, self.keys = view, keys
-        self.specs = {key: spec_of(key, keys.prefix) for key in view}
+        self.specs = {key: _spec_of(key, keys.prefix) for key in view}
 
     def get(self, name: str, *ids: str) -> Any:
         entry = self.view.get(self.keys(name, *ids))
@@ -88,17 +90,23 @@ def _check_events(cell: _Cell, run: Run) -> None:
     assert numbers == list(range(1, len(events) + 1)), f"the events of {run.id} have gaps: {numbers}"
     assert [id_ for id_, _ in entries] == [f"{number}-0" for number in numbers], f"stream ids of {run.id}"
     names = [event["name"] for event in events]
+    lives = [event["life"] for event in events]
+    assert lives == sorted(lives), f"lives of {run.id}"
+    assert set(lives) == set(range(1, run.life + 1)), f"lives of {run.id}"
     assert names.count("run.attempt_started") == run.attempts, f"{run.id} started in secret"
     told = [event["payload"]["number"] for event in events if event["name"] == "told"]
     assert told == run.told, f"{run.id} told {run.told}, and {told} is stored"
-    terminal = [name for name in names if name in TERMINAL_EVENTS]
-    final = [name for event, name in zip(events, names, strict=True) if event.get("final")]
-    if run.over:
-        assert terminal == [f"run.{run.state}"], f"{run.id} ended more than once: {names}"
-        assert final == names[-1:] == ["session.run.completed"], f"{run.id} went on after its end: {names}"
-    else:
-        assert not terminal, f"{run.id} has not ended: {names}"
-        assert not final, f"{run.id} has not ended: {names}"
+    for life in range(1, run.life + 1):
+        shown = [event for event in events if event["life"] == life]
+        terminal = [event["name"] for event in shown if event["name"] in TERMINAL_EVENTS]
+        final = [event["name"] for event in shown if event.get("final")]
+        if life == run.life and not run.over:
+            assert terminal == final == [], f"{run.id} has not ended: {names}"
+            continue
+        assert len(terminal) == 1, f"{run.id} did not end once in its life {life}: {names}"
+        assert final == ["session.run.completed"], f"{run.id} has no final event: {names}"
+        assert [event["name"] for event in shown[-2:]] == terminal + final, f"{run.id} went on: {names}"
+        assert life < run.life or terminal == [f"run.{run.state}"], f"{run.id} is {run.state}: {names}"
 
 
 def _check_place(cell: _Cell, run: Run) -> None:
@@ -112,6 +120,10 @@ def _check_place(cell: _Cell, run: Run) -> None:
     }
     where = {name for name, there in places.items() if there}
     wanted = {"scheduled": {"due"}, "retrying": {"due"}}.get(run.state, set() if run.over else {run.state})
+    if run.may_expire:
+        wanted = wanted | {"due"}
+    if run.untold:
+        wanted = wanted | {"queued"}  # until Celery was told
     assert where == wanted, f"{run.id} is {run.state} and stands in {where or 'no list at all'}"
     for incarnation in cell.ids("worker_runs") - {run.owner}:
         assert run.id not in cell.get("worker_runs", incarnation), f"{run.id} is not {incarnation}'s"

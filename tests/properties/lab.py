@@ -46,7 +46,7 @@ earlier(KEYS[1] .. ':due', ms)
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':sent:*')) do earlier(key, ms * 1000) end
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':run:*')) do
   if redis.call('TYPE', key).ok == 'hash' then
-    for _, field in ipairs({'due', 'claimed'}) do
+    for _, field in ipairs({'due', 'claimed', 'expires'}) do
       local at = redis.call('HGET', key, field)
       if at then redis.call('HSET', key, field, string.format('%.0f', at - ms)) end
     end
@@ -88,8 +88,8 @@ class Lab:
     def __init__(self, url: str, altered: tuple[tuple[str, str], ...] = (), *, prefix: str = "oa") -> None:
         self.store = Store(Cell(url, prefix))
         self.keys = self.store.keys
-        self.redis = self.store.redis
-        self._raw = Store(Cell(url)).redis
+        self.redis: Any = self.store.redis
+        self._raw: Any = Store(Cell(url)).redis
         self._raw.connection_pool.connection_kwargs["decode_responses"] = False
         self._altered = altered
         self._scripts: dict[str, Script] = {}
@@ -119,8 +119,10 @@ class Lab:
         self.redis.zadd(self.keys("workers"), {incarnation: 1}, xx=True)
 
     def forget(self, run_id: str) -> None:
-        """As if the TTL of a run that has ended were over."""
+        """As if the TTL of a run that has ended were over; its last wake-up was dropped days before."""
         self.redis.delete(*(self.keys(kind, run_id) for kind in ("run", "facts", "events", "journal")))
+        for key in self.redis.scan_iter(f"{self.store.cell.prefix}:sent:*"):
+            self.redis.zrem(key, run_id)
 
     def clear(self) -> None:
         self.redis.flushall()

@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import hypothesis
@@ -29,9 +29,9 @@ from openagents_worker.store.keys import ttl_violations
 from openagents_worker.store.scripts import Call, Wake, WriteAnswer
 from tests.properties.invariants import check
 from tests.properties.lab import TICK_MS, Lab, Snapshot
-from tests.properties.truth import LEASE, MAX_RECOVERIES, Truth
+from tests.properties.truth import LEASE, MAX_RECOVERIES, Run, Truth
 
-__all__ = ["BATCH", "Protocol", "play"]
+__all__ = ["BATCH", "Protocol", "play", "protocol_in"]
 
 BATCH = 10  # histories a seed: later ones Hypothesis makes of earlier ones, which finds less than chance does
 STEPS = 40
@@ -40,6 +40,7 @@ FAIR_ROUNDS = 40  # a fair end needs about as many as there are runs, and the le
 EMPTY = 2**53 - 1  # of a queue without messages, when its oldest message was sent
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., None])
 Way = Literal["answered", "lost", "repeated"]
 
 
@@ -90,10 +91,12 @@ class Act:
 ACTS: list[Act] = []
 
 
-def act(weight: int = 1, *, when: Callable[[Any], object] = bool, **options: Sequence[Any]) -> Any:
+def act(
+    weight: int = 1, *, when: Callable[[Any], object] = bool, **options: Sequence[Any]
+) -> Callable[[F], F]:
     """Makes an act of a method; one with more weight is done more often."""
 
-    def known(method: Any) -> Any:
+    def known(method: F) -> F:
         ACTS.extend([Act(method.__name__, when, options)] * weight)
         return method
 
@@ -119,7 +122,7 @@ class Protocol(RuleBasedStateMachine):
         self.lab.clear()
         self.truth = Truth()
         self.saved: tuple[Snapshot, Truth] | None = None
-        self.requests: dict[str, tuple[str, bool]] = {}  # every run that was ever asked for
+        self.requests: dict[str, Run] = {}  # every run that was ever asked for
         self.fences: set[tuple[str, str]] = set()
         self.messages: list[str] = []
         self.zombies: list[Attempt] = []  # attempts that were let go of, and may still write
@@ -132,11 +135,11 @@ class Protocol(RuleBasedStateMachine):
     def begin(self, details: tuple[int, ...]) -> None:
         """Three runs, so that every history has something to lose."""
         for session in (pick("sst", choice) for choice in details):
-            self.submit(session, delay=0, durable=True, reject=False, lost=False)
+            self.submit(session, 0, durable=True, expires=0, tell=False, reject=False, lost=False)
 
     # Hypothesis switches a random half of its rules off in each example, and most histories would be void: so
     # there is one rule. It draws the same numbers wherever it stands: a history that is cut means the same.
-    @rule(which=choices, details=st.tuples(choices, choices, choices, choices, choices))
+    @rule(which=choices, details=st.tuples(*[choices] * 7))
     def do(self, which: int, details: tuple[int, ...]) -> None:
         act = pick([act for act in ACTS if act.possible(self)], which)
         arguments = act.arguments(details)
@@ -151,13 +154,17 @@ class Protocol(RuleBasedStateMachine):
         session=("s", "t"),
         delay=(0, 0, 0, 1.5, 2.5),
         durable=(True, True, True, False),
+        expires=(0, 0, 0, 1.25, 2.25),
+        tell=(False, True),
         reject=(False, False, True),
         lost=LOST,
     )
-    def submit(self, session: str, delay: float, durable: bool, reject: bool, lost: bool) -> None:
-        run_id = f"r{next(self.numbers)}"
-        self.requests[run_id] = session, durable
-        self.offer(run_id, "same", delay, reject, lost)
+    def submit(
+        self, session: str, delay: float, durable: bool, expires: float, tell: bool, reject: bool, lost: bool
+    ) -> None:
+        asked = Run(f"r{next(self.numbers)}", session, "same", durable, tell)
+        self.requests[asked.id] = asked
+        self.offer(asked, delay, expires, reject, lost)
 
     @act(
         when=lambda self: self.requests,
@@ -166,34 +173,38 @@ class Protocol(RuleBasedStateMachine):
         lost=LOST,
     )
     def submit_again(self, i: int, digest: str, lost: bool) -> None:
-        self.offer(pick(sorted(self.requests), i), digest, 0, False, lost)
+        asked = self.requests[pick(sorted(self.requests), i)]
+        self.offer(replace(asked, digest=digest), 0, 0, False, lost)
 
-    def offer(self, run_id: str, digest: str, delay: float, reject: bool, lost: bool) -> None:
-        session, durable = self.requests[run_id]
+    def offer(self, asked: Run, delay: float, expires: float, reject: bool, lost: bool) -> None:
+        run_id = asked.id
         submitted = self.lab.run(
             scripts.submit(
                 run_id=run_id,
                 agent_id="a",
-                session_id=session,
+                session_id=asked.session,
                 queue="",
                 default_queue="q",
-                digest=digest,
+                digest=asked.digest,
                 uid="u",
                 request="{}",
                 canvas="",
-                durable=durable,
+                durable=asked.durable,
                 delay_ms=int(delay * TICK_MS),
                 reject_if_busy=reject,
                 parent_run_id="",
+                expires_ms=int(expires * TICK_MS),
+                tell=asked.tell,
             )
         )
-        expected = self.truth.submit(run_id, session, digest, durable, delay, reject)
+        expected = self.truth.submit(asked, delay, expires, reject)
         assert submitted.answer == expected, f"submit {run_id}: {submitted.answer}, but it is {expected}"
         if expected in ("NEW", "SAME"):
             run = self.truth.runs[run_id]
             assert submitted.state == run.state
-            assert (submitted.sent_us is not None) == (run.state == "queued"), f"message of {run_id}"
-            if submitted.sent_us is not None and not lost:
+            is_sent = run.state == "queued" or run.untold
+            assert (submitted.sent_us is not None) == is_sent, f"message of {run_id}"
+            if is_sent and not lost:
                 self.messages.append(run_id)
 
     @act(when=lambda self: self.requests, i=ANY, force=(False, False, True), lost=LOST)
@@ -203,6 +214,39 @@ class Protocol(RuleBasedStateMachine):
         expected, wakes = self.truth.cancel(run_id, force)
         assert cancelled.answer == expected, f"cancel {run_id}: {cancelled.answer}, but it is {expected}"
         self.send(cancelled.wakes, wakes, lost)
+
+    @act(2, when=lambda self: self.truth.runs, i=ANY, lost=LOST)
+    def resume(self, i: int, lost: bool) -> None:
+        """Somebody wants a run to go on in another life."""
+        run_id = pick(sorted(self.truth.runs), i)
+        call = scripts.resume(
+            run_id=run_id,
+            agent_id="a",
+            session_id=self.requests[run_id].session,
+            input_text="",
+            checkpoint_id="",
+        )
+        resumed, expected = self.lab.run(call), self.truth.resume(run_id)
+        assert resumed.answer == expected, f"resume {run_id}: {resumed.answer}, but it is {expected}"
+        if expected == "OK":
+            run = self.truth.runs[run_id]
+            assert (resumed.state, resumed.sent_us is not None) == (run.state, run.state == "queued")
+            if run.state == "queued" and not lost:
+                self.messages.append(run_id)
+
+    @property
+    def ended(self) -> list[str]:
+        return sorted(run.id for run in self.truth.runs.values() if run.over)
+
+    @act(when=lambda self: self.ended, i=ANY, behind=(0, 0, 1))
+    def tell(self, i: int, behind: int) -> None:
+        """Celery was told of the end of a run, or, too late, of one of its earlier lives."""
+        run = self.truth.runs[pick(self.ended, i)]
+        self.tell_of(run.id, run.life - behind)
+
+    def tell_of(self, run_id: str, life: int) -> None:
+        told, expected = self.lab.run(scripts.told(run_id=run_id, life=life)), self.truth.told(run_id, life)
+        assert told is expected, f"told of life {life} of {run_id}: {told}"
 
     # --- workers ---
 
@@ -228,9 +272,11 @@ class Protocol(RuleBasedStateMachine):
             self.send(claimed.wakes, wakes, lost=False)
             if expected == "SUSPECT_BUSY":
                 self.lab.let_pass(2_000)
-        if expected != "CLAIMED":
+        run = self.truth.runs.get(run_id)
+        if run and expected == "DONE":
+            assert (bool(claimed.untold), claimed.life) == (run.untold, run.life), f"end of {run_id}"
+        if not run or expected != "CLAIMED":
             return
-        run = self.truth.runs[run_id]
         if run.fence != claimed.fence:
             assert not run.fence, f"{run_id} was claimed twice"
             assert (run_id, claimed.fence) not in self.fences, f"the fence {claimed.fence} is not new"
@@ -259,25 +305,29 @@ class Protocol(RuleBasedStateMachine):
     def work(self, w: int, i: int, kind: str, way: Way) -> None:
         """A worker writes; a write whose answer was lost comes first, unchanged."""
         worker = pick(self.at_work, w)
-        self.carry_on(worker, worker.carries[pick(sorted(worker.carries), i)], kind, way)
+        self.step(worker, worker.carries[pick(sorted(worker.carries), i)], kind, way)
+
+    def step(self, worker: Worker, attempt: Attempt, kind: str, way: Way = "answered") -> None:
+        if not self.carry_on(attempt, kind, way):
+            self.zombies.append(worker.carries.pop(attempt.run_id))
 
     @property
     def at_work(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.carries]
 
-    def carry_on(self, worker: Worker, attempt: Attempt, kind: str, way: Way = "answered") -> None:
+    def carry_on(self, attempt: Attempt, kind: str, way: Way) -> bool:
+        """Returns whether the attempt believes afterwards that it still has the run."""
         write = attempt.unanswered or self.write(attempt, kind)
         attempt.unanswered = write if way == "lost" else None
         for _ in range(2 if way == "repeated" else 1):
             answer = self.carry_out(write, attempt.run_id)
         if way == "lost":
-            return
+            return True
         done = answer in (WriteAnswer.OK, WriteAnswer.SAME, WriteAnswer.CANCEL)
         if write.kind == "commit" and done:
             attempt.length += 1
             attempt.usage += 1
-        if not done or (write.kind in ("retry", "handover", "finish") and answer is not WriteAnswer.CANCEL):
-            self.zombies.append(worker.carries.pop(attempt.run_id))
+        return done and (write.kind in ("commit", "emit") or answer is WriteAnswer.CANCEL)
 
     @act(
         3,
@@ -287,8 +337,7 @@ class Protocol(RuleBasedStateMachine):
     )
     def write_late(self, i: int, kind: str) -> None:
         """Who was let go of, or slept, or died while a command was under way, writes all the same."""
-        attempt = pick(self.zombies, i)
-        self.carry_out(attempt.unanswered or self.write(attempt, kind), attempt.run_id)
+        self.carry_on(pick(self.zombies, i), kind, "answered")
 
     def carry_out(self, write: Write, run_id: str) -> WriteAnswer:
         got = self.lab.run(write.call)
@@ -461,7 +510,7 @@ class Protocol(RuleBasedStateMachine):
         self.send(self.lab.run(call), self.truth.resend(self.truth.now - 0.5 - (back or 0)), lost)
 
     def send(self, wakes: tuple[Wake, ...], expected: set[str], lost: bool) -> None:
-        assert sorted(wake.run_id for wake in wakes) == sorted(expected), f"{expected} must be woken: {wakes}"
+        assert {wake.run_id for wake in wakes} == expected, f"{expected} must be woken: {wakes}"
         if not lost:
             self.messages += sorted(expected)
 
@@ -472,10 +521,10 @@ class Protocol(RuleBasedStateMachine):
         self.truth.now += ticks
         self.lab.let_pass(ticks * TICK_MS)
 
-    @act(when=lambda self: any(run.over for run in self.truth.runs.values()), i=ANY)
+    @act(when=lambda self: self.ended, i=ANY)
     def forget(self, i: int) -> None:
         """The TTL of a run is over."""
-        run_id = pick(sorted(run.id for run in self.truth.runs.values() if run.over), i)
+        run_id = pick(self.ended, i)
         del self.truth.runs[run_id]
         self.lab.forget(run_id)
 
@@ -502,7 +551,7 @@ class Protocol(RuleBasedStateMachine):
     def end_fairly(self) -> None:
         """Everybody lives, every message arrives, the rescue does its work: then every run must end."""
         for _ in range(FAIR_ROUNDS):
-            if all(run.over for run in self.truth.runs.values()):
+            if all(run.over and not run.untold for run in self.truth.runs.values()):
                 return
             self.let_pass(1)
             for w in range(len(self.workers)):
@@ -512,14 +561,16 @@ class Protocol(RuleBasedStateMachine):
             self.wake(100, lost=False)
             self.resend(None, lost=False)
             while self.messages:
-                self.claim(self.workers[0], self.messages.pop(0))
+                self.claim(self.workers[0], run_id := self.messages.pop(0))
+                if (run := self.truth.runs.get(run_id)) and run.over:
+                    self.tell_of(run_id, run.life)
             for worker in self.workers:
                 for attempt in list(worker.carries.values()):
                     for kind in ("commit", "finish", "finish"):
                         if attempt is worker.carries.get(attempt.run_id):
-                            self.carry_on(worker, attempt, kind)
+                            self.step(worker, attempt, kind)
             self.holds()
-        stuck = [run for run in self.truth.runs.values() if not run.over]
+        stuck = [run for run in self.truth.runs.values() if not run.over or run.untold]
         raise AssertionError(f"stuck for ever: {stuck}")
 
     def teardown(self) -> None:
@@ -532,11 +583,14 @@ class Protocol(RuleBasedStateMachine):
             self.lab.clear()
 
 
+def protocol_in(lab: Lab) -> type[Protocol]:
+    return type("ProtocolInTheLab", (Protocol,), {"lab": lab})
+
+
 def play(lab: Lab, seed: int) -> None:
-    """Some histories in this laboratory; the same ones for the same seed. Raises when one breaks a promise."""
-    machine = type("ProtocolInTheLab", (Protocol,), {"lab": lab})
+    """Histories in this laboratory, the same ones for the same seed. Raises when one breaks a promise."""
     run_state_machine_as_test(
-        hypothesis.seed(seed)(machine),
+        hypothesis.seed(seed)(protocol_in(lab)),
         settings=hypothesis.settings(
             max_examples=BATCH,
             stateful_step_count=STEPS,

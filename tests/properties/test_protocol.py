@@ -10,7 +10,7 @@ import pytest
 from tests.properties.lab import Lab
 from tests.properties.machine import BATCH, play
 
-EXAMPLES = int(os.environ.get("OPENAGENTS_TEST_EXAMPLES", "120"))  # thousands for a long hunt
+EXAMPLES = int(os.environ.get("OPENAGENTS_TEST_EXAMPLES", "60"))  # thousands for a long hunt
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ for which a wake-up must then be sent.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 __all__ = ["LEASE", "MAX_RECOVERIES", "Run", "Truth"]
 
@@ -24,8 +24,14 @@ class Run:
     id: str
     session: str
     digest: str
-    durable: bool
+    durable: bool = True
+    tell: bool = False  # its end is to be told to Celery
+    expires: float = 0.0  # tick by which it must have been started; 0: never
+    born: int = 0  # decides between equal ticks of `expires`
     state: str = "scheduled"
+    life: int = 1
+    untold: bool = False
+    tellings: int = 0
     since: float = 0.0  # tick of its due time (scheduled, retrying) or of its last wake-up (queued)
     no: int = 0  # decides between equal ticks
     owner: str = ""
@@ -44,6 +50,10 @@ class Run:
     @property
     def over(self) -> bool:
         return self.state in TERMINAL
+
+    @property
+    def may_expire(self) -> bool:
+        return bool(self.expires) and not self.attempts and not self.over
 
 
 class Truth:
@@ -77,19 +87,38 @@ class Truth:
 
     # --- producers ---
 
-    def submit(
-        self, run_id: str, session: str, digest: str, durable: bool, delay: float, reject: bool
-    ) -> str:
-        if known := self.runs.get(run_id):
-            return "SAME" if known.digest == digest else "CONFLICT"
-        if reject and self.places.get(session):
+    def submit(self, asked: Run, delay: float, expires: float, reject: bool) -> str:
+        """`asked` says who and what; the delay and the time to be started in are in ticks, 0 for none."""
+        if known := self.runs.get(asked.id):
+            return "SAME" if known.digest == asked.digest else "CONFLICT"
+        if reject and self.places.get(asked.session):
             return "BUSY"
-        run = self.runs[run_id] = Run(run_id, session, digest, durable)
+        self._no += 1
+        until = self.now + expires if expires else 0.0
+        run = self.runs[asked.id] = replace(asked, expires=until, born=self._no, journal=[], told=[])
         if delay:
-            self._at(run, "scheduled", self.now + delay)
+            self._at(run, "scheduled", self.now + (min(delay, expires) if expires else delay))
         else:
             self._place(run)
         return "NEW"
+
+    def resume(self, run_id: str) -> str:
+        run = self.runs.get(run_id)
+        if not run or not run.journal:
+            return "NO_CHECKPOINT" if run else "UNKNOWN"
+        if not run.over or run.state == "completed":
+            return "COMPLETED" if run.over else "LIVE"
+        run.life, run.cancel, run.untold = run.life + 1, False, False
+        run.stuck = run.retries = run.emit_no = 0
+        self._place(run)
+        return "OK"
+
+    def told(self, run_id: str, life: int) -> bool:
+        run = self.runs.get(run_id)
+        if not run or not run.over or run.life != life:
+            return False
+        run.untold = False
+        return True
 
     def cancel(self, run_id: str, force: bool) -> tuple[str, Wakes]:
         run = self.runs.get(run_id)
@@ -133,8 +162,8 @@ class Truth:
             return "NOT_ALIVE", set()
         if run.owner:
             return "CLAIMED" if (run.owner, run.nonce) == (incarnation, nonce) else "BUSY", set()
-        if run.cancel:
-            return "CANCELLED", self._end(run, "cancelled")
+        if run.cancel or (run.may_expire and run.expires <= self.now):
+            return "CANCELLED", self._end(run, "cancelled", in_hand=True)
         if run.state in ("scheduled", "retrying") and run.since > self.now:
             return "NOT_DUE", set()
         if run.state == "scheduled":
@@ -194,7 +223,7 @@ class Truth:
         run.told.append(number)
         run.usage = usage
         self.transcript.setdefault(run.session, []).extend(messages)
-        return "OK", self._end(run, "completed", by=fence)
+        return "OK", self._end(run, "completed", by=fence, in_hand=True)
 
     def release(self, run_id: str, incarnation: str, fence: str) -> tuple[str, Wakes]:
         run = self.writer(run_id, fence)
@@ -220,20 +249,31 @@ class Truth:
         return wakes
 
     def wake(self, limit: int) -> Wakes:
-        due = sorted(
+        due = [
             (run.since, run.no, run.id)
+            if run.state in ("scheduled", "retrying")
+            else (run.expires, run.born, run.id)
             for run in self.runs.values()
-            if run.state in ("scheduled", "retrying") and run.since <= self.now
-        )
+            if run.state in ("scheduled", "retrying") or (run.may_expire and not run.owner)
+        ]
         wakes: Wakes = set()
-        for _, _, run_id in due[:limit]:
-            run = self.runs[run_id]
-            wakes |= self._queued(run) if run.state == "retrying" else self._place(run)
+        for run in [self.runs[run_id] for at, _, run_id in sorted(due)[:limit] if at <= self.now]:
+            if run.may_expire and run.expires <= self.now:
+                wakes |= self._end(run, "cancelled")
+            else:
+                wakes |= self._queued(run) if run.state == "retrying" else self._place(run)
         return wakes
 
     def resend(self, older_than: float) -> Wakes:
-        missing = [run for run in self.runs.values() if run.state == "queued" and run.since < older_than]
-        return {run_id for run in missing for run_id in self._queued(run)}
+        """Whose message is missing; an end that is still not told is told again less often, a tick apart."""
+        missing = {run.id for run in self.runs.values() if run.since < older_than and run.state == "queued"}
+        untold = {run.id for run in self.runs.values() if run.since < older_than and run.untold}
+        for run_id in missing:
+            self._queued(self.runs[run_id])
+        for run in map(self.runs.__getitem__, untold):
+            run.tellings += 1
+            run.since = self.now + (1 if run.tellings > 1 else 0)
+        return missing | untold
 
     # --- how a run moves ---
 
@@ -253,12 +293,14 @@ class Truth:
         self._at(run, "waiting_session", self.now)
         return set()
 
-    def _end(self, run: Run, state: str, by: str = "") -> Wakes:
+    def _end(self, run: Run, state: str, by: str = "", in_hand: bool = False) -> Wakes:
+        """`in_hand`: whoever ends it tells Celery; else a message sees to that."""
         self._at(run, state, self.now)
-        run.fence = by
+        run.fence, run.untold, run.tellings = by, run.tell, 0
+        wakes = {run.id} if run.tell and not in_hand else set()
         places = self.places.get(run.session, [])
         was_holder = self.holder(run.session) == run.id
         if run.id in places:
             places.remove(run.id)
         following = self.holder(run.session) if was_holder else None
-        return self._queued(self.runs[following]) if following else set()
+        return wakes | self._queued(self.runs[following]) if following else wakes

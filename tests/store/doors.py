@@ -29,6 +29,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "delay_ms": 0,
         "reject_if_busy": False,
         "parent_run_id": "",
+        "expires_ms": 0,
+        "tell": False,
     },
     "register": {"incarnation": "w1", "lease_ms": 60_000, "agents": []},
     "retire": {"incarnation": "w1"},
@@ -73,6 +75,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "reclaim": {"limit": 100, "max_recoveries": 5, "blameless": False},
     "wake": {"limit": 100},
     "resend": {"queue": "q", "oldest_us": 2**53 - 1, "grace_ms": 0, "limit": 100},
+    "resume": {
+        "run_id": "r1",
+        "agent_id": "a",
+        "session_id": "s1",
+        "input_text": "",
+        "checkpoint_id": "",
+        "canvas": "",
+    },
+    "told": {"run_id": "r1", "life": 1},
     "reject": {"run_id": "r1", "queue": "q", "code": "request.invalid", "message": "no", "hint": ""},
 }
 

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openagents_worker.errors import RedisUnreachable
-from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.keys import encode_id, spec_of
 from openagents_worker.store.scripts import Wake, WriteAnswer
 from tests.properties.lab import Lab, View
@@ -27,7 +26,7 @@ class Bench:
     def __init__(self, url: str, prefix: str = "oa") -> None:
         self.lab = Lab(url, prefix=prefix)
         self.store = self.lab.store
-        self.redis = self.store.redis
+        self.redis = self.lab.redis
 
     def __enter__(self) -> Bench:
         self.do("register")
@@ -58,7 +57,9 @@ class Bench:
     def runs(self) -> set[str]:
         found = (spec_of(key, self.store.cell.prefix) for key in self.redis.scan_iter("*"))
         keys = {known[1] for known in found if known and known[0].name == "run"}
-        return {run_id for run_id in ("r1", "r2", "r3", "r4", "r5", "r6", *WILD) if encode_id(run_id) in keys}
+        return {
+            run_id for run_id in (*(f"r{number}" for number in range(10)), *WILD) if encode_id(run_id) in keys
+        }
 
     def field(self, name: str, run_id: str = "r1") -> str | None:
         value: str | None = self.redis.hget(self.store.keys("run", run_id), name)
@@ -78,7 +79,7 @@ class Bench:
 
     def now_ms(self) -> int:
         seconds, micros = self.redis.time()
-        return seconds * 1000 + micros // 1000
+        return int(seconds) * 1000 + int(micros) // 1000
 
 
 WILD = ("{r}*?[1]:%", "r:1:events", "läuft 漢字", "../r")
@@ -98,7 +99,7 @@ def woken(wakes: tuple[Wake, ...]) -> list[str]:
 
 
 def test_a_run_in_an_idle_session_is_queued_and_its_message_is_to_be_sent(bench: Bench) -> None:
-    """NEW: the run holds its session and stands in the list of sent wake-ups, with the time of its message."""
+    """NEW: the run holds its session and stands in the list of sent wake-ups, by the time of its message."""
     submitted = bench.do("submit")
 
     assert (submitted.answer, submitted.state, submitted.queue) == ("NEW", "queued", "q")
@@ -308,6 +309,7 @@ def test_a_message_does_not_start_a_run_before_it_is_due(bench: Bench, late: boo
     bench.do("suspend", run_id="r2", fence=bench.claimed("r2", session_id="s2"), delay_ms=HOUR_MS)
     if late:
         bench.lab.let_pass(2 * HOUR_MS)
+        bench.do("register")
 
     answers = [bench.do("claim", run_id=run_id).answer for run_id in ("r1", "r2")]
 
@@ -329,7 +331,7 @@ def test_a_claim_ends_a_run_that_is_to_be_cancelled(bench: Bench) -> None:
 
 
 def test_a_worker_carries_one_suspect_at_a_time(bench: Bench) -> None:
-    """SUSPECT_BUSY: two runs that killed their workers twice do not meet in one; the second comes a second later."""
+    """SUSPECT_BUSY: two runs that killed their workers twice do not meet in one; one comes a second later."""
     for run_id in ("r1", "r2"):
         bench.do("submit", run_id=run_id, session_id=run_id)
     for dead in ("w2", "w3"):
@@ -385,7 +387,7 @@ def test_the_first_page_is_as_long_as_it_may_be(bench: Bench, sizes: list[int], 
 
 
 def test_a_large_journal_does_not_travel_in_one_reply(bench: Bench) -> None:
-    """Of 2,000 records of 5 KB a claim brings what fits into 256 KB; a record larger than that is left to later."""
+    """Of 2,000 records of 5 KB a claim brings what fits into 256 KB; a larger record is left to later."""
     bench.do("submit")
     bench.do("submit", run_id="r2", session_id="s2")
     bench.redis.rpush(bench.store.keys("journal", "r1"), *["x" * 5_000] * 2_000)
@@ -430,10 +432,10 @@ def test_a_batch_of_events_is_stored_once(bench: Bench) -> None:
     assert bench.events().count("llm.called") == 1
 
 
-def test_a_piece_of_a_reply_is_published_and_not_stored(bench: Bench) -> None:
-    """OK: whoever listens hears it; it has no number."""
+def test_a_piece_of_a_reply_is_published_and_is_no_event(bench: Bench) -> None:
+    """OK: whoever listens hears it; it has no number, and the stream does not grow."""
     fence = bench.claimed()
-    before = bench.lab.read()
+    before = bench.events()
     with bench.redis.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe(bench.store.keys.channel("a", "s1", "r1"))
         ear.get_message(timeout=5)
@@ -442,7 +444,22 @@ def test_a_piece_of_a_reply_is_published_and_not_stored(bench: Bench) -> None:
 
         heard = json.loads(ear.get_message(timeout=5)["data"])
     assert (heard["name"], heard["seq"], heard["payload"]["text"]) == ("llm.delta", None, "4")
-    assert bench.lab.read() == before
+    assert bench.events() == before
+
+
+def test_a_reply_that_streams_is_kept_for_who_joins_until_it_is_told(bench: Bench) -> None:
+    """Pieces in order are joined; one that does not follow is not; the event of the reply deletes all."""
+    fence = bench.claimed()
+    key = bench.store.keys("reply", "r1")
+
+    for offset, text in ((0, "vie"), (3, "r über"), (99, "lost"), (9, " 20")):
+        payload = json.dumps({"call": "0.1", "offset": offset, "text": text})
+        bench.do("delta", fence=fence, payload=payload)
+
+    assert bench.redis.hget(key, "text") == "vier über 20"
+    assert 0 < bench.redis.pttl(key) <= 60_000
+    bench.do("emit", fence=fence, events=["llm.succeeded", '{"model":"m","call":"0.1"}'])
+    assert bench.redis.exists(key) == 0
 
 
 def test_a_commit_stores_a_record_its_usage_and_its_events(bench: Bench) -> None:
@@ -602,7 +619,7 @@ def test_a_run_that_nobody_carries_is_cancelled_at_once(bench: Bench) -> None:
 
 
 def test_the_worker_that_carries_a_run_is_told(bench: Bench) -> None:
-    """REQUESTED: on its channel at once and in its box for the next heartbeat; asked twice it is one event."""
+    """REQUESTED: on its channel at once and in its box for the next heartbeat; asked twice is one event."""
     bench.claimed()
     with bench.redis.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe(bench.store.keys.notices("w1"))
@@ -735,7 +752,7 @@ def test_a_wake_looks_at_no_more_than_it_was_told_to(bench: Bench) -> None:
 
 
 def test_a_message_that_must_be_lost_is_sent_again_once(bench: Bench) -> None:
-    """Resend takes what was sent before the grace, and gives it a new time: it is no candidate again at once."""
+    """Resend takes what was sent before the grace, and gives it a new time: it is no candidate at once."""
     sent_us = bench.do("submit").sent_us
     assert bench.do("resend", grace_ms=HOUR_MS) == ()
     bench.lab.let_pass(2 * HOUR_MS)
@@ -777,6 +794,119 @@ def test_a_message_that_is_no_request_is_answered_with_a_failed_run(bench: Bench
     assert bench.field("state") == "queued"
 
 
+# --- what Celery is told, what expires, what lives again ---------------------------------------------------
+
+
+def test_an_end_that_celery_must_hear_of_is_sent_until_it_was_told(bench: Bench) -> None:
+    """DONE comes with the result as long as nobody has told it; resend sends it again, ever less often."""
+    bench.do("finish", fence=bench.claimed(tell=True))
+    assert bench.do("claim").untold == '{"run_id":"r1"}'
+    seen = []
+    for _ in range(3):
+        bench.lab.let_pass(2_000)
+        seen.append(woken(bench.do("resend", grace_ms=1_000)))
+
+    assert seen == [["r1"], ["r1"], []]
+    assert bench.do("told", life=2) is False
+    assert bench.do("told", life=1) is True
+    assert bench.do("claim").untold == ""
+    assert bench.score("sent", "r1", "q") is None
+
+
+def test_an_end_that_nobody_is_about_to_tell_has_a_message_of_its_own(bench: Bench) -> None:
+    """A run that is cancelled while it waits is woken once more, to be told."""
+    bench.do("submit", tell=True)
+    bench.do("submit", run_id="r2")
+
+    assert woken(bench.do("cancel").wakes) == ["r1", "r2"]
+
+
+@pytest.mark.parametrize("where", ["queued", "waiting", "scheduled"])
+def test_a_run_that_nobody_started_in_time_is_cancelled(bench: Bench, where: str) -> None:
+    """Expired: the rescue ends it when its time is over, wherever it waits."""
+    if where == "waiting":
+        bench.do("submit", run_id="r2")
+    bench.do("submit", expires_ms=HOUR_MS, delay_ms=2 * HOUR_MS if where == "scheduled" else 0)
+    assert bench.do("wake")[1] == 0
+
+    bench.lab.let_pass(HOUR_MS)
+    bench.do("wake")
+
+    assert bench.field("state") == "cancelled"
+    assert bench.events()[-2:] == ["run.cancelled", "session.run.completed"]
+
+
+def test_a_claim_comes_too_late_for_a_run_that_expired(bench: Bench) -> None:
+    """CANCELLED: although the rescue has not seen it yet. One that was started in time does not expire."""
+    bench.do("submit", expires_ms=HOUR_MS)
+    fence = bench.claimed("r2", session_id="s2", expires_ms=HOUR_MS)
+    bench.lab.let_pass(2 * HOUR_MS)
+    bench.do("register")
+
+    assert bench.do("claim").answer == "CANCELLED"
+    assert bench.do("release", run_id="r2", fence=fence).answer == "OK"
+    assert bench.do("claim", run_id="r2").answer == "CLAIMED"
+
+
+def failed(bench: Bench, **submitted: Any) -> str:
+    """r1 with one record, and failed; returns the fence that ended it."""
+    fence = bench.claimed(**submitted)
+    bench.do("suspend", fence=fence)
+    bench.lab.let_pass(2 * 60_000)
+    bench.do("register")
+    fence = bench.claim()
+    bench.do("commit", fence=fence)
+    bench.do("finish", fence=fence, end_state="failed", event="run.failed")
+    return fence
+
+
+def test_a_run_that_failed_lives_again_behind_the_others_of_its_session(bench: Bench) -> None:
+    """OK: from its last checkpoint, with a new fence; what it tried and who wanted it ended is forgotten."""
+    old = failed(bench)
+    bench.do("submit", run_id="r2")
+
+    resumed = bench.do("resume")
+
+    assert (resumed.answer, resumed.state, resumed.sent_us) == ("OK", "waiting_session", None)
+    assert (bench.field("life"), bench.field("retries"), bench.field("result")) == ("2", "0", None)
+    assert bench.redis.hgetall(bench.store.keys("facts", "r1")) == {}
+    assert bench.redis.ttl(bench.store.keys("journal", "r1")) == -1
+    assert bench.do("finish", fence=old).answer == "FENCED"
+    bench.do("cancel", run_id="r2")
+    assert bench.do("claim").life == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "answer", "detail"),
+    [
+        ({"run_id": "r9"}, "UNKNOWN", ""),
+        ({"agent_id": "b"}, "OTHER_AGENT", "a"),
+        ({"session_id": "s9"}, "OTHER_SESSION", "s1"),
+        ({"input_text": "other"}, "OTHER_INPUT", ""),
+        ({"checkpoint_id": "r1:step:7"}, "OTHER_CHECKPOINT", "r1:step:0"),
+    ],
+)
+def test_who_resumes_must_mean_this_run(bench: Bench, changed: Any, answer: str, detail: str) -> None:
+    """OTHER_…: with what the run really has; nothing is changed."""
+    failed(bench, request='{"input_text":"hi"}')
+    before = without_ttl(bench.lab.read())
+
+    resumed = bench.do("resume", **changed)
+
+    assert (resumed.answer, resumed.detail) == (answer, detail)
+    assert without_ttl(bench.lab.read()) == before
+
+
+def test_only_what_has_ended_badly_lives_again(bench: Bench) -> None:
+    """LIVE while it goes on, COMPLETED once it is well, NO_CHECKPOINT when it never got to one."""
+    fence = bench.claimed()
+    assert bench.do("resume").answer == "NO_CHECKPOINT"
+    bench.do("commit", fence=fence)
+    assert (bench.do("resume").answer, bench.do("resume").state) == ("LIVE", "running")
+    bench.do("finish", fence=fence)
+    assert bench.do("resume").answer == "COMPLETED"
+
+
 # --- a Redis that is full --------------------------------------------------------------------------------
 
 
@@ -790,8 +920,12 @@ def everything(bench: Bench) -> dict[str, str]:
     bench.do("register", incarnation="w2")
     bench.do("submit", run_id="r5", session_id="s5")
     bench.claim("r5", "w2")
+    fence = bench.claimed("r7", session_id="s7", tell=True)
+    bench.do("commit", run_id="r7", fence=fence)
+    bench.do("finish", run_id="r7", fence=fence, end_state="failed", event="run.failed")
+    bench.do("submit", run_id="r8", session_id="s6", expires_ms=1)
     bench.lab.let_pass(2 * HOUR_MS)
-    bench.do("register")  # all that time this one was beating
+    bench.do("register", lease_ms=5 * HOUR_MS)  # the other one's lease is over
     return fences
 
 
@@ -800,7 +934,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "submit delayed": ("submit", {"run_id": "new", "delay_ms": HOUR_MS}),
     "reject": ("reject", {"run_id": "new"}),
     "register": ("register", {"incarnation": "w3", "agents": ["a", "{}"]}),
-    "renew": ("renew", {}),
+    "renew": ("renew", {"lease_ms": 9 * HOUR_MS}),
     "retire": ("retire", {}),
     "claim": ("claim", {"run_id": "r6"}),
     "claim a retry": ("claim", {"run_id": "r3"}),
@@ -818,8 +952,12 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "reclaim poison": ("reclaim", {"max_recoveries": 0}),
     "wake": ("wake", {}),
     "resend": ("resend", {"grace_ms": 1000}),
+    "wake an expired run": ("wake", {"limit": 1}),
+    "resume": ("resume", {"run_id": "r7", "session_id": "s7"}),
+    "told": ("told", {"run_id": "r7", "life": 1}),
+    "delta": ("delta", {}),
 }
-FENCED = ("emit", "commit", "suspend", "finish", "release")
+FENCED = ("emit", "delta", "commit", "suspend", "finish", "release")
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -828,9 +966,9 @@ def test_a_redis_that_is_full_takes_all_of_a_script_or_nothing(bench: Bench, nam
     fences = everything(bench)
     script, changed = CALLS[name]
     one = call(script, **({"fence": fences["r1"]} if script in FENCED else {}), **changed)
-    saved, before = bench.lab.snapshot(), bench.lab.read()
+    saved, before = bench.lab.snapshot(), shape(bench)
     bench.lab.run(one)
-    after = bench.lab.read()
+    after = shape(bench)
     bench.lab.restore(saved)
 
     bench.redis.config_set("maxmemory", 1)
@@ -842,26 +980,45 @@ def test_a_redis_that_is_full_takes_all_of_a_script_or_nothing(bench: Bench, nam
     finally:
         bench.redis.config_set("maxmemory", 0)
 
-    assert shape(after) != shape(before), "the call has nothing to do, so it shows nothing"
-    assert shape(bench.lab.read()) == shape(before if refused else after)
-    bench.lab.run(one)
-    assert shape(bench.lab.read()) == shape(after) or not refused
+    assert after != before, "the call has nothing to do, so it shows nothing"
+    assert shape(bench) == (before if refused else after)
+    if refused:
+        bench.lab.run(one)
+        assert shape(bench) == after
 
 
-def shape(view: View) -> dict[str, Any]:
-    """A cell without its times."""
+def test_a_redis_that_is_full_takes_heartbeats(bench: Bench) -> None:
+    """Workers keep their runs, and repeat what is refused until there is room again."""
+    bench.claimed()
+    bench.redis.config_set("maxmemory", 1)
+    try:
+        renewal = bench.do("renew", lease_ms=HOUR_MS)
+    finally:
+        bench.redis.config_set("maxmemory", 0)
+
+    assert (renewal.lost, renewal.owned) == (False, {"r1"})
+    assert (bench.score("workers", "w1") or 0) > bench.now_ms() + HOUR_MS / 2
+
+
+def shape(bench: Bench) -> dict[str, Any]:
+    """A cell as it stands; times of sorted sets in hours from now, others left out."""
+    now_ms = bench.now_ms()
     times = re.compile(r"\d{13,16}|\d{4}-\d\d-\d\dT[\d:.]+Z|\"age_ms\":\d+")
 
     def timeless(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: timeless(item) for name, item in value.items() if name != "active_ms"}
-        if isinstance(value, list | tuple):
-            return [timeless(item) for item in value]
-        return times.sub("<time>", value) if isinstance(value, str) else type(value)
+        match value:
+            case dict():
+                return {name: timeless(item) for name, item in value.items() if name != "active_ms"}
+            case list() | tuple():
+                return [timeless(item) for item in value]
+            case str():
+                return times.sub("<time>", value)
+            case float() if value > 1e12:
+                return round(((value / 1000 if value > 1e15 else value) - now_ms) / HOUR_MS)
+        return value
 
     return {
-        key: (entry.kind, entry.ttl_ms > 0, entry.value if entry.kind == "set" else timeless(entry.value))
-        for key, entry in view.items()
+        key: (entry.kind, entry.ttl_ms > 0, timeless(entry.value)) for key, entry in bench.lab.read().items()
     }
 
 
@@ -871,14 +1028,13 @@ def shape(view: View) -> dict[str, Any]:
 def test_every_key_of_every_script_is_in_the_cell(redis_url: str) -> None:
     """All that scripts read, write or publish begins with the prefix: on a cluster that is one slot."""
     prefix = "cell:{c1}"
-    with Bench(redis_url, prefix) as bench, Store(Cell(redis_url)).redis.monitor() as monitor:
+    with Bench(redis_url, prefix) as bench, bench.redis.monitor() as monitor:
         fences = everything(bench)
         saved = bench.lab.snapshot()
         for script, changed in CALLS.values():
             fence = {"fence": fences["r1"]} if script in FENCED else {}
             bench.do(script, **fence, **changed)
             bench.lab.restore(saved)
-        bench.do("delta", fence=fences["r1"])
         bench.redis.echo("the end")
         seen = [seen["command"] for seen in until_the_end(monitor) if seen["client_type"] == "lua"]
         assert all(key.startswith(prefix) for key in bench.redis.keys("*"))

@@ -422,7 +422,14 @@ def test_a_whole_request_from_a_program_without_this_library_is_a_run(
 
 @pytest.mark.parametrize(
     "garbage",
-    ["garbage", "[1, 2]", "{}", '{"properties": {}}', '{"properties": {"delivery_tag": "x"}, "body": 7}', "\xff"],
+    [
+        "garbage",
+        "[1, 2]",
+        "{}",
+        '{"properties": {}}',
+        '{"properties": {"delivery_tag": "x"}, "body": 7}',
+        "\xff",
+    ],
 )
 def test_an_item_that_is_no_message_at_all_stops_nobody(installation: Installation, garbage: str) -> None:
     """What somebody pushed into the queue's list by hand is dropped; the worker carries the next run."""

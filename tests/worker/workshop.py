@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ async def hang(context: ToolContext) -> None:
         await asyncio.Event().wait()
     finally:
         note("cancelled", context, tool="hang")
+
+
+@tool
+async def block(context: ToolContext) -> None:
+    """Holds up the event loop, as a careless tool does."""
+    note("begin", context, tool="block")
+    time.sleep(1)
 
 
 @tool

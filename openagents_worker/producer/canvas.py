@@ -1,0 +1,98 @@
+"""The canvas. The only place that knows which of Celery's options a run keeps for its messages.
+
+They are stored in the run's record, so that whichever message carries the run to its end has them, and
+Celery's own tracer then calls what is linked to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kombu.utils.json import dumps, loads
+
+from openagents_worker.errors import RequestInvalid, RequestTooLarge
+
+__all__ = ["KEPT", "canvas_of", "canvas_of_message", "options_of"]
+
+KEPT = (
+    "chain",
+    "chord",
+    "group_id",
+    "group_index",
+    "headers",
+    "link",
+    "link_error",
+    "parent_id",
+    "priority",
+    "replaced_task_nesting",
+    "reply_to",
+    "root_id",
+)
+
+# The same options as a task finds them in its request.
+_IN_A_REQUEST = {"link": "callbacks", "link_error": "errbacks", "group_id": "group", "headers": None}
+
+# What Celery and we write into a message's headers ourselves.
+RESERVED_HEADERS = frozenset(
+    [
+        "argsrepr",
+        "eta",
+        "expires",
+        "group",
+        "group_index",
+        "id",
+        "ignore_result",
+        "kwargsrepr",
+        "lang",
+        "origin",
+        "parent_id",
+        "replaced_task_nesting",
+        "retries",
+        "root_id",
+        "shadow",
+        "stamped_headers",
+        "stamps",
+        "task",
+        "timelimit",
+        "wake_us",
+    ]
+)
+
+
+def canvas_of(options: Mapping[str, Any], *, max_bytes: int) -> str:
+    """The options of a submission that every message of its run repeats, as JSON; '' for none.
+
+    Raises `RequestInvalid` for what cannot be repeated, `RequestTooLarge` for more than `max_bytes`.
+    """
+    priority, headers = options.get("priority"), options.get("headers")
+    if priority is not None and not (isinstance(priority, int) and 0 <= priority <= 9):
+        raise RequestInvalid(f"a priority is a whole number from 0 to 9, not {priority!r}")
+    if taken := sorted(RESERVED_HEADERS.intersection(headers or ())):
+        raise RequestInvalid(f"the headers {', '.join(taken)} of a message are Celery's or ours")
+    kept = {name: options[name] for name in KEPT if options.get(name) not in (None, [], {}, ())}
+    try:
+        canvas: str = dumps(kept, allow_nan=False) if kept else ""  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError) as error:
+        raise RequestInvalid(f"{', '.join(kept)}: no plain JSON: {error}") from None
+    if len(canvas.encode()) > max_bytes:
+        raise RequestTooLarge(
+            f"what is linked to the run has {len(canvas.encode()):,} bytes, {max_bytes:,} are allowed",
+            hint="hand references on in a chain (a run_id, a key) instead of the content",
+        )
+    return canvas
+
+
+def canvas_of_message(request: Any, *, max_bytes: int) -> str:
+    """The same of a message that somebody else has sent, from its task's `self.request`."""
+    names = {name: _IN_A_REQUEST.get(name, name) for name in KEPT}
+    options = {name: getattr(request, found, None) for name, found in names.items() if found}
+    options["priority"] = (request.delivery_info or {}).get("priority") or None
+    options["replaced_task_nesting"] = request.replaced_task_nesting or None
+    return canvas_of(options, max_bytes=max_bytes)
+
+
+def options_of(canvas: str) -> dict[str, Any]:
+    """What a canvas holds, as the keyword arguments of `Celery.send_task`."""
+    options: dict[str, Any] = loads(canvas) if canvas else {}  # type: ignore[no-untyped-call]
+    return options

@@ -1,0 +1,172 @@
+"""The bodies of our tasks. The only place that carries a run for a message and notes what Celery was told."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from celery import Task, states
+from celery.exceptions import Ignore
+from celery.utils.time import maybe_make_aware
+
+from openagents_worker.errors import OpenAgentsError, RedisUnreachable, RunConflict, RunFailed, SubmitUnknown
+from openagents_worker.models import RunRequest, StopReason
+from openagents_worker.producer.canvas import canvas_of_message
+from openagents_worker.producer.submit import asubmit
+from openagents_worker.runtime.attempt import Carried, Outlook
+from openagents_worker.store.scripts import reject, told
+from openagents_worker.telemetry import get_logger
+from openagents_worker.worker.intake import Message, run_to_resume, wanted
+from openagents_worker.worker.outcome import tell_celery
+from openagents_worker.worker.process import WorkerProcess
+
+__all__ = ["note_told", "recover_runs", "resume_run", "run_agent"]
+
+log = get_logger(__name__)
+
+REDIS_PAUSE_S = 0.5
+
+
+def run_agent(
+    task: Task, process: WorkerProcess | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, str]:
+    """Carry the run that a message names or asks for; what is no request becomes a failed run."""
+    process, message = _there(process), _message_of(task, args, kwargs)
+    max_bytes = process.settings.max_payload_bytes
+    try:
+        asked = wanted(message, max_bytes=max_bytes)
+        if isinstance(asked, RunRequest):
+            canvas = canvas_of_message(task.request, max_bytes=max_bytes)
+            asked = process.run(_accepted(process, asked, message, canvas))
+    except OpenAgentsError as error:
+        process.run(_answer(process, message, error))
+        raise RunFailed(str(error), code=error.code, run_id=message.task_id) from None
+    return _tell(task, process, asked, process.run(process.runner.carry(asked)))
+
+
+def resume_run(
+    task: Task, process: WorkerProcess | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, str]:
+    """Carry a known run on."""
+    process = _there(process)
+    run_id = run_to_resume(_message_of(task, args, kwargs))
+    return _tell(task, process, run_id, process.run(process.runner.carry(run_id)))
+
+
+def recover_runs(process: WorkerProcess | None) -> int:
+    """Bring back what can be brought back; says how many runs."""
+    process = _there(process)
+    return process.run(process.rescue.once())
+
+
+def _there(process: WorkerProcess | None) -> WorkerProcess:
+    if process is None:
+        raise Ignore("this worker is stopping; the run is in Redis, and another one takes it")
+    return process
+
+
+# --- telling Celery --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """An end that Celery is being told of, and the state in which it then has the task."""
+
+    process: WorkerProcess
+    run_id: str
+    life: int
+    status: str
+
+
+def _tell(task: Task, process: WorkerProcess, run_id: str, carried: Carried) -> dict[str, str]:
+    # Only a message that is the run's own has its callbacks; for another one they are still to be called.
+    if carried.kind is Outlook.ENDED and task.request.id == run_id:
+        status = _STATUS.get(carried.stop_reason or StopReason.FAILED, states.FAILURE)
+        task.request.openagents_ending = _Ending(process, run_id, carried.life, status)
+    try:
+        return tell_celery(task, run_id, carried)
+    except Ignore:
+        note_told(task, states.REVOKED)  # the tracer calls nobody after it
+        raise
+
+
+_STATUS = {StopReason.COMPLETED: states.SUCCESS, StopReason.CANCELLED: states.REVOKED}
+
+
+def note_told(task: Task, status: str) -> None:
+    """Celery has been told, and what is linked to the run has been sent: it is not told again.
+
+    A worker that dies before leaves the run to be told by another; so may callbacks be called twice, and
+    never not at all. With another status than the run's something went wrong on the way.
+    """
+    ending: _Ending | None = getattr(task.request, "openagents_ending", None)
+    if ending is None or ending.status != status:
+        return
+    try:
+        ending.process.run(ending.process.store.run(told(run_id=ending.run_id, life=ending.life)))
+    except (RedisUnreachable, concurrent.futures.CancelledError) as error:
+        log.warning("run.told_again_later", run_id=ending.run_id, error=str(error))
+
+
+# --- messages --------------------------------------------------------------------------------------------
+
+
+def _message_of(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Message:
+    request = task.request
+    headers = request.headers or {}
+    queue = (request.delivery_info or {}).get("routing_key") or ""
+    ours = "wake_us" in headers or getattr(request, "wake_us", None) is not None
+    return Message(
+        str(request.id), args, kwargs, queue.removesuffix(".wake"), ours, _ms_until(request.expires)
+    )
+
+
+def _ms_until(expires: str | None) -> int:
+    """A message's time of expiry as milliseconds from now, at least one; 0 for none."""
+    if not expires:
+        return 0
+    at = maybe_make_aware(datetime.fromisoformat(expires))
+    return max(1, int((at - datetime.now(UTC)).total_seconds() * 1000))
+
+
+async def _accepted(process: WorkerProcess, request: RunRequest, message: Message, canvas: str) -> str:
+    """Accept a request from outside; the id of its run.
+
+    Its message is gone from the broker, so this waits until Redis is there.
+    """
+    while True:
+        try:
+            accepted = await asubmit(
+                process.store,
+                request,
+                settings=process.settings,
+                queue=message.queue or None,
+                expires_ms=message.expires_ms,
+                canvas=canvas,
+            )
+        except (RedisUnreachable, SubmitUnknown) as error:
+            log.warning("message.waits_for_redis", run_id=request.run_id, error=error.message)
+            await asyncio.sleep(REDIS_PAUSE_S)
+        except RunConflict:
+            log.warning("message.conflict", run_id=request.run_id, hint="another request has this id")
+            raise Ignore(f"the run {request.run_id} belongs to another request") from None
+        else:
+            await process.send_wakes([accepted.also] if accepted.also is not None else [])
+            return accepted.run_id
+
+
+async def _answer(process: WorkerProcess, message: Message, error: OpenAgentsError) -> None:
+    """A message that is no request becomes a failed run, so that whoever sent it finds out why."""
+    door = reject(
+        run_id=message.task_id,
+        queue=message.queue or process.settings.queue,
+        code=error.code,
+        message=error.message,
+        hint=error.hint or "",
+    )
+    known = not await process.store.run_until(door, lambda: not process.runner.accepting)
+    log.warning("message.rejected", run_id=message.task_id, code=error.code, error=error.message, known=known)

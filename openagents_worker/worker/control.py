@@ -1,0 +1,60 @@
+"""Remote control. The only place where Celery's `revoke` becomes a run's cancellation.
+
+`AsyncResult.revoke`, `GroupResult.revoke`, `celery control revoke` and Flower's Terminate all send this
+command to every worker. An id that is a run's is cancelled in its record, once for all workers, and never
+enters the memory of revoked ids; any other id goes to Celery's own command.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker import control
+
+from openagents_worker.errors import RedisUnreachable, RunNotFound
+from openagents_worker.producer.client import Client, client_of
+from openagents_worker.telemetry import get_logger
+
+__all__ = ["take_over_revoke"]
+
+log = get_logger(__name__)
+
+_celerys_revoke = control.revoke
+
+
+def take_over_revoke() -> None:
+    """Let workers whose app has our tasks answer `revoke` and `terminate`; others answer as before."""
+    control.Panel.data |= {"revoke": _revoke, "terminate": _terminate}
+
+
+def _revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **more: Any) -> Any:
+    """Cancel what is a run, and let Celery revoke the rest."""
+    ids = sorted(control.maybe_list(task_id) or [])
+    if getattr(state.app, "openagents_settings", None) is None:
+        return _celerys_revoke(state, ids, terminate, signal, **more)
+    try:
+        cancelled = _cancelled(client_of(state.app), ids)
+    except RedisUnreachable as error:
+        log.warning("revoke.redis_away", ids=ids, error=error.message)
+        return control.nok(f"nothing is revoked: {error.message}")
+    others = [each for each in ids if each not in cancelled]
+    if others:
+        return _celerys_revoke(state, others, terminate, signal, **more)
+    return control.ok(f"cancelled {', '.join(cancelled)}")
+
+
+def _terminate(state: Any, signal: Any, task_id: Any, **more: Any) -> Any:
+    return _revoke(state, task_id, terminate=True, signal=signal, **more)
+
+
+def _cancelled(client: Client, ids: list[str]) -> list[str]:
+    """Those of the ids that are runs, each of them cancelled."""
+    found = []
+    for run_id in ids:
+        try:
+            answer = client.cancel(run_id, "revoked")
+        except RunNotFound:
+            continue
+        found.append(run_id)
+        log.info("run.revoked", run_id=run_id, answer=answer.value)
+    return found

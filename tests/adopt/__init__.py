@@ -1,0 +1,1 @@
+"""Adopting: putting runs into a product that exists."""

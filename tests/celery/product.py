@@ -1,0 +1,53 @@
+"""A product's Celery app: a few tasks of its own, and ours. `celery -A tests.celery.product:app worker`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from celery import Celery, Task
+
+from openagents_worker import register
+
+__all__ = ["make_product"]
+
+
+def make_product(redis_url: str, *, results: bool = True) -> Celery:
+    """The app, with broker and results in databases of their own; it is not the current one."""
+    broker, backend = f"{redis_url}/1", f"{redis_url}/2"
+    app = Celery("product", broker=broker, backend=backend if results else None, set_as_current=False)
+    app.conf.worker_pool = "openagents_worker.worker.pool:TaskPool"
+    app.conf.worker_send_task_events = True
+
+    def note(value: Any, what: str) -> Any:
+        """Writes down what it was called with, and hands it on."""
+        with (Path(os.environ["NOTES_FOLDER"]) / "notes.jsonl").open("a") as notes:
+            notes.write(json.dumps([what, value]) + "\n")
+        return value
+
+    def sleep_for_ever() -> None:
+        """Only ever revoked."""
+
+    def ask(text: str) -> dict[str, str]:
+        """The fields of a request."""
+        return {"agent_id": "clerk", "session_id": f"asked for {text}".replace(" ", "-"), "input_text": text}
+
+    for task in (note, ask, sleep_for_ever):
+        app.task(task, name=f"product.{task.__name__}", shared=False)
+    run_agent = register(app)
+
+    def become_a_run(self: Task, text: str) -> None:
+        """Lets a run take its place, as `Task.replace` does."""
+        self.replace(run_agent.si({**ask(text), "session_id": str(self.request.id)}))
+
+    app.task(become_a_run, name="product.become_a_run", bind=True, shared=False)
+    return app
+
+
+def __getattr__(name: str) -> Celery:
+    if name != "app":
+        raise AttributeError(name)
+    app = globals()["app"] = make_product(os.environ["PRODUCT_REDIS"], results="NO_RESULTS" not in os.environ)
+    return app

@@ -1,0 +1,202 @@
+"""Cancelling: in whatever state a run is, and by whatever Celery offers for it, it ends as REVOKED."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+from celery import chord
+from celery.exceptions import ChordError
+from celery.result import AsyncResult, GroupResult
+
+from openagents_worker.models import RunState
+from openagents_worker.producer.handle import RunHandle
+from openagents_worker.store.scripts import CancelAnswer
+from tests.celery.shop import PATIENCE_S, Shop, ask, open_shop
+from tests.waiting import wait_for
+
+Cancel = Callable[[Shop, RunHandle[Any]], object]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
+    with open_shop(tmp_path_factory.mktemp("cancel")) as shop:
+        yield shop
+
+
+@pytest.fixture(scope="module")
+def flower(shop: Shop) -> str:
+    return shop.start_flower()
+
+
+def is_in(handle: RunHandle[Any], state: RunState) -> None:
+    wait_for(lambda: handle.record().state is state, f"the run is {state}", timeout=PATIENCE_S)
+
+
+def scheduled(shop: Shop) -> RunHandle[Any]:
+    return shop.run_agent.apply_async((shop.request("ok"),), countdown=60)
+
+
+def queued(shop: Shop) -> RunHandle[Any]:
+    """Nobody consumes its queue."""
+    return shop.run_agent.apply_async((shop.request("ok"),), queue="nobody")
+
+
+def waiting(shop: Shop) -> RunHandle[Any]:
+    """Behind a run of its session that hangs; that one is cancelled with the shop."""
+    request = shop.request("hangs")
+    shop.wait_asked(shop.run_agent.delay(request))
+    return shop.run_agent.delay(shop.request("ok", session_id=request["session_id"]))
+
+
+def in_a_model_call(shop: Shop) -> RunHandle[Any]:
+    handle = shop.run_agent.delay(shop.request("hangs"))
+    shop.wait_asked(handle)
+    return handle
+
+
+def in_a_tool(shop: Shop) -> RunHandle[Any]:
+    handle = shop.run_agent.delay(shop.request("lingers"))
+    called = (event for event in handle.events() if event.name == "tool.called")
+    assert next(called).payload["tool_id"] == "linger"
+    return handle
+
+
+def retrying(shop: Shop) -> RunHandle[Any]:
+    handle = shop.run_agent.delay(shop.request("later ok"))
+    is_in(handle, RunState.RETRYING)
+    return handle
+
+
+def by_handle(shop: Shop, handle: RunHandle[Any]) -> None:
+    assert handle.cancel("enough") in (CancelAnswer.CANCELLED, CancelAnswer.REQUESTED)
+
+
+def by_revoke(shop: Shop, handle: RunHandle[Any]) -> None:
+    AsyncResult(handle.id, app=shop.app).revoke(terminate=True)
+
+
+def by_group(shop: Shop, handle: RunHandle[Any]) -> None:
+    GroupResult("g", [handle], app=shop.app).revoke(terminate=True)
+
+
+STATES = [scheduled, queued, waiting, in_a_model_call, in_a_tool, retrying]
+
+
+@pytest.mark.parametrize("cancel", [by_handle, by_revoke, by_group], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
+def test_a_run_can_be_cancelled_in_every_state(
+    shop: Shop, state: Callable[[Shop], RunHandle[Any]], cancel: Cancel
+) -> None:
+    """Also one that no worker holds; its session goes on with the next."""
+    handle = state(shop)
+
+    cancel(shop, handle)
+
+    result = handle.wait(PATIENCE_S)
+    assert result.stop_reason == "cancelled"
+    assert (handle.state, handle.record().state) == ("REVOKED", RunState.CANCELLED)
+
+
+def test_flowers_terminate_cancels(shop: Shop, flower: str) -> None:
+    """Its button sends `revoke` with `terminate`; its row then says REVOKED."""
+    handle = in_a_model_call(shop)
+    wait_for(lambda: state_in_flower(flower, handle) == "STARTED", "Flower knows of it", timeout=PATIENCE_S)
+
+    ask(f"{flower}/api/task/revoke/{handle.id}?terminate=true", post=True)
+
+    assert handle.wait(PATIENCE_S).stop_reason == "cancelled"
+    wait_for(lambda: state_in_flower(flower, handle) == "REVOKED", "its row is REVOKED", timeout=PATIENCE_S)
+
+
+def test_a_running_model_call_is_cut_off_within_a_second(shop: Shop) -> None:
+    """Seen from the model's server: whoever asked is gone."""
+    handle = in_a_model_call(shop)
+
+    began = time.time()
+    handle.cancel()
+
+    gone = wait_for(
+        lambda: [line for line in shop.asked(handle.id) if line["event"] == "answered"], "the client is gone"
+    )
+    assert gone[0]["at"] - began < 1
+
+
+def test_a_waiting_run_that_is_cancelled_is_revoked_in_flower(shop: Shop, flower: str) -> None:
+    """No worker holds it: a message of its own tells."""
+    handle = retrying(shop)
+    wait_for(lambda: state_in_flower(flower, handle) == "RETRY", "its row is RETRY", timeout=PATIENCE_S)
+
+    handle.cancel()
+
+    wait_for(lambda: state_in_flower(flower, handle) == "REVOKED", "its row is REVOKED", timeout=PATIENCE_S)
+    assert ask(f"{flower}/api/tasks")[handle.id]["state"] == "REVOKED"
+
+
+def state_in_flower(flower: str, handle: RunHandle[Any]) -> str | None:
+    row = ask(f"{flower}/api/task/info/{handle.id}")
+    return row["state"] if isinstance(row, dict) else None
+
+
+def test_a_run_is_not_remembered_as_revoked_and_can_be_resumed(shop: Shop) -> None:
+    """Celery's own memory of revoked ids would swallow its later messages."""
+    handle = in_a_tool(shop)
+    other = shop.app.tasks["product.sleep_for_ever"].apply_async(countdown=600)
+    shop.app.control.revoke([handle.id, other.id], terminate=True)
+    handle.wait(PATIENCE_S)
+
+    remembered = wait_for(shop.app.control.inspect(timeout=5).revoked, "a worker answers", timeout=PATIENCE_S)
+    checkpoint = f"{handle.id}:step:{handle.record().steps}"
+    fields = {"agent_id": "clerk", "session_id": handle.record().session_id, "input_text": ""}
+    again = shop.run_agent.delay({**fields, "resume_from_checkpoint": checkpoint})
+
+    assert [id_ for ids in remembered.values() for id_ in ids] == [other.id]
+    wait_for(lambda: again.record().life == 2 and again.record().attempt == 2, "a worker carries it on")
+    again.cancel()
+    assert again.wait(PATIENCE_S).stop_reason == "cancelled"
+
+
+def test_a_run_expires_unless_it_has_been_started(shop: Shop) -> None:
+    """Also one that waits for its session; one that was started in time goes on."""
+    waits = waiting(shop)
+    session_id = waits.record().session_id
+    late = shop.run_agent.apply_async((shop.request("ok", session_id=session_id),), expires=0.5)
+    unheard = shop.run_agent.apply_async((shop.request("ok"),), queue="nobody", expires=0.5)
+    delayed = shop.run_agent.apply_async((shop.request("ok"),), countdown=60, expires=0.5)
+    over = shop.run_agent.apply_async((shop.request("ok"),), expires=-5)
+    in_time = shop.run_agent.apply_async((shop.request("retry ok"),), expires=30)
+
+    for handle in (late, unheard, delayed, over):
+        assert handle.wait(PATIENCE_S).error_details.message == "expired"  # type: ignore[union-attr]
+        assert handle.state == "REVOKED"
+    assert in_time.wait(PATIENCE_S).ok
+
+
+def test_a_cancelled_run_calls_nothing_that_is_linked(shop: Shop) -> None:
+    """As with a task of Celery's that was revoked; with a chord its other side hears of it."""
+    handle = shop.run_agent.apply_async(
+        (shop.request("hangs"),), link=shop.note("link"), link_error=shop.note("link_error")
+    )
+    shop.wait_asked(handle)
+
+    handle.cancel()
+    handle.wait(PATIENCE_S)
+
+    wait_for(lambda: not shop.is_untold(handle.id), "Celery was told", timeout=PATIENCE_S)
+    assert shop.notes("link") == shop.notes("link_error") == []
+
+
+def test_a_chord_hears_that_one_of_its_runs_was_cancelled(shop: Shop) -> None:
+    """Its body is not called, and whoever waits for it is told."""
+    chorded = chord([shop.run_agent.s(shop.request("ok")), shop.run_agent.s(shop.request("later ok"))])
+    result = chorded(shop.note("body"))
+    later = shop.client.handle(result.parent.results[1].id)
+    is_in(later, RunState.RETRYING)
+
+    later.cancel()
+
+    with pytest.raises(ChordError, match=later.id):
+        AsyncResult(result.id, app=shop.app).get(timeout=PATIENCE_S)
+    assert shop.notes("body") == []

@@ -1,0 +1,145 @@
+"""States: what Celery's events and Flower's rows say of a run, under one id, through all of its messages."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from celery.result import AsyncResult
+
+from openagents_worker.errors import RunFailed
+from openagents_worker.producer.canvas import canvas_of
+from openagents_worker.producer.handle import RunHandle
+from openagents_worker.producer.submit import submit
+from tests.celery.shop import PATIENCE_S, Shop, ask, open_shop
+from tests.producer.hand import Hand
+from tests.waiting import wait_for
+
+Heard = list[tuple[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
+    with open_shop(tmp_path_factory.mktemp("states")) as shop:
+        yield shop
+
+
+@pytest.fixture(scope="module")
+def flower(shop: Shop) -> str:
+    return shop.start_flower()
+
+
+@pytest.fixture(scope="module")
+def heard(shop: Shop) -> Generator[Heard]:
+    with shop.events() as heard:
+        yield heard
+
+
+def told(heard: Heard, handle: RunHandle[Any], last: str) -> list[str]:
+    """The events of a run up to one of this kind, which is waited for."""
+    wait_for(lambda: last in kinds(heard, handle), f"{last} is heard", timeout=PATIENCE_S)
+    return kinds(heard, handle)
+
+
+def kinds(heard: Heard, handle: RunHandle[Any]) -> list[str]:
+    return [kind.removeprefix("task-") for kind, event in heard if event.get("uuid") == handle.id]
+
+
+def row_becomes(flower: str, handle: RunHandle[Any], state: str) -> dict[str, Any]:
+    url = f"{flower}/api/task/info/{handle.id}"
+    wait_for(lambda: (ask(url) or {}).get("state") == state, f"Flower shows {state}", timeout=PATIENCE_S)
+    row: dict[str, Any] = ask(url)
+    return row
+
+
+def test_a_run_that_goes_well(shop: Shop, heard: Heard, flower: str) -> None:
+    """Its row names agent, session and run, and neither what was asked nor what was answered."""
+    handle = shop.run_agent.delay(shop.request("ok secret"))
+
+    assert told(heard, handle, "succeeded") == ["received", "started", "succeeded"]
+    row = row_becomes(flower, handle, "SUCCESS")
+    assert f"agent=clerk session={handle.record().session_id} run={handle.id}" in row["args"]
+    assert "secret" not in str(row)
+    assert "done" not in str(row)
+
+
+def test_a_run_that_is_retried_is_started_again(shop: Shop, heard: Heard, flower: str) -> None:
+    """RETRY while it waits, with the reason; then it is received and started under the same id."""
+    handle = shop.run_agent.delay(shop.request("retry ok"))
+
+    assert told(heard, handle, "succeeded") == [
+        "received",
+        "started",
+        "retried",
+        "received",
+        "started",
+        "succeeded",
+    ]
+    retried = next(event for kind, event in heard if (kind, event.get("uuid")) == ("task-retried", handle.id))
+    assert "llm.connection" in retried["exception"]
+    row_becomes(flower, handle, "SUCCESS")
+
+
+def test_a_run_that_waits_for_a_retry_is_a_retry(shop: Shop, heard: Heard, flower: str) -> None:
+    """Also after a doubled message of it has reached a worker."""
+    handle = shop.run_agent.delay(shop.request("later ok"))
+    row_becomes(flower, handle, "RETRY")
+
+    ids = {"run_id": handle.id, "agent_id": "clerk", "session_id": handle.record().session_id}
+    shop.app.send_task(
+        "tasks.run_agent", [ids], task_id=handle.id, queue="agents", headers={"wake_us": "1"}
+    ).forget()
+
+    wait_for(lambda: kinds(heard, handle).count("retried") == 2, "it is told again", timeout=PATIENCE_S)
+    row_becomes(flower, handle, "RETRY")
+    handle.cancel()
+    row_becomes(flower, handle, "REVOKED")
+
+
+def test_a_run_that_fails(shop: Shop, heard: Heard, flower: str) -> None:
+    """FAILURE with the run's own code; what a model or a tool said stays in the record."""
+    handle = shop.run_agent.delay(shop.request("fails"))
+
+    assert told(heard, handle, "failed")[-1] == "failed"
+    row = row_becomes(flower, handle, "FAILURE")
+    assert "llm.response" in row["exception"]
+    with pytest.raises(RunFailed):
+        AsyncResult(handle.id, app=shop.app).get(timeout=PATIENCE_S)
+
+
+def test_anybodys_result_is_how_the_run_ended(shop: Shop) -> None:
+    """With a result backend a plain `AsyncResult` knows it, too."""
+    handle = shop.run_agent.delay(shop.request("ok"))
+
+    value = AsyncResult(handle.id, app=shop.app).get(timeout=PATIENCE_S)
+
+    assert value == {"run_id": handle.id, "stop_reason": "completed"}
+
+
+def test_an_end_that_nobody_told_is_told_by_another_worker(shop: Shop, heard: Heard) -> None:
+    """Whoever carried it died after its end and before Celery sent what is linked: it is sent."""
+    client = shop.client
+    linked = {"link": [shop.note("orphan")]}
+    with Hand(f"{shop.redis_url}/0") as hand:
+        request = shop.request("ok", run_id="orphan")
+        submit(client.store, request, settings=client.settings, canvas=canvas_of(linked, max_bytes=9_999))
+        hand.claim("orphan")
+        hand.finish("orphan")
+
+        wait_for(lambda: shop.notes("orphan"), "the link is called", timeout=PATIENCE_S)
+
+    wait_for(lambda: not shop.is_untold("orphan"), "it is noted as told", timeout=PATIENCE_S)
+    assert shop.notes("orphan") == [{"run_id": "orphan", "stop_reason": "completed"}]
+    told(heard, client.handle("orphan"), "succeeded")
+
+
+def test_a_message_of_a_foreign_producer_keeps_its_links(shop: Shop) -> None:
+    """Without our package: the request in the message, Celery's options beside it; it is retried once."""
+    request = shop.request("retry ok")
+
+    result = shop.app.send_task("tasks.run_agent", [request], queue="agents", link=shop.note("foreign"))
+
+    wait_for(lambda: shop.notes("foreign"), "the link is called", timeout=PATIENCE_S)
+    assert shop.notes("foreign") == [{"run_id": result.id, "stop_reason": "completed"}]
+    result.forget()

@@ -1,0 +1,21 @@
+"""A shop that is open for the tests of a whole module, with a Redis of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from openagents_worker.store.embedded import EmbeddedRedis
+from tests.pool.shopkeeper import Shop, open_shop
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Generator[Shop]:
+    """Its worker has the module's `ARGUMENTS`."""
+    arguments = getattr(request.module, "ARGUMENTS", ())
+    with (
+        EmbeddedRedis() as server,
+        open_shop(tmp_path_factory.mktemp("shop"), server.url, *arguments) as shop,
+    ):
+        yield shop

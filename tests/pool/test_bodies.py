@@ -1,0 +1,106 @@
+"""Synchronous bodies on a loop: they wait for coroutines on the loop's own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Generator
+
+import pytest
+
+from openagents_worker.tools.offload import DaemonThreads
+from openagents_worker.worker.bridge import LoopThread, SyncBody, carried, in_thread
+
+
+@pytest.fixture
+def loop_thread() -> Generator[LoopThread]:
+    thread = LoopThread()
+    thread.start()
+    yield thread
+    thread.stop()
+
+
+def test_bodies_that_wait_take_turns_on_one_thread(loop_thread: LoopThread) -> None:
+    """A hundred of them wait at the same time, and no thread is added."""
+    threads = threading.active_count()
+
+    def body() -> int:
+        loop_thread.run(asyncio.sleep(0.2))
+        return threading.get_ident()
+
+    async def all_of_them() -> list[int]:
+        async def one() -> int:
+            ident: int = await carried(SyncBody(body))
+            return ident
+
+        return await asyncio.gather(*(one() for _ in range(100)))
+
+    began = time.monotonic()
+    idents = loop_thread.run(all_of_them())
+
+    assert set(idents) == {loop_thread.thread_id}
+    assert time.monotonic() - began < 5
+    assert threading.active_count() == threads
+
+
+def test_a_body_meets_a_limit_by_its_name(loop_thread: LoopThread) -> None:
+    """And once; the task that carries it is not cancelled by it."""
+
+    class Limit(Exception):
+        pass
+
+    def body() -> str:
+        try:
+            loop_thread.run(asyncio.sleep(60))
+        except Limit:
+            loop_thread.run(asyncio.sleep(0))  # it may still wait, to tidy up
+        return "tidied up"
+
+    async def limited() -> object:
+        sync_body = SyncBody(body)
+
+        async def one() -> object:
+            return await carried(sync_body)
+
+        task = asyncio.create_task(one())
+        await asyncio.sleep(0.01)
+        sync_body.interruption = Limit()
+        task.cancel()
+        return await task
+
+    assert loop_thread.run(limited()) == "tidied up"
+
+
+def test_a_blocking_call_in_a_body_blocks_a_thread(loop_thread: LoopThread) -> None:
+    """And is not left half done when the body is cancelled meanwhile."""
+    blocking, done = DaemonThreads(1, name="test-blocking"), []
+
+    def store() -> None:
+        time.sleep(0.3)
+        done.append(threading.current_thread().name)
+
+    async def cancelled() -> None:
+        async def one() -> None:
+            await carried(SyncBody(in_thread(store, blocking)))
+
+        task = asyncio.create_task(one())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    loop_thread.run(cancelled())
+
+    assert done == ["test-blocking-1"]
+    blocking.shutdown()
+
+
+def test_a_callback_of_the_loop_cannot_wait_for_the_loop(loop_thread: LoopThread) -> None:
+    """It would wait for itself for ever, so it is told at once."""
+
+    async def call_back() -> None:
+        loop_thread.run(asyncio.sleep(0))
+
+    with pytest.raises(RuntimeError, match="await it"):
+        loop_thread.run(call_back())

@@ -1,0 +1,105 @@
+"""What the watch takes for a blocked loop: a call that sleeps, and one that keeps the whole interpreter."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import pytest
+
+from openagents_worker.llm.base import CallInfo, current_call
+from openagents_worker.worker.bridge import LoopThread
+from openagents_worker.worker.lease import WorkerLease, boot_clock
+from openagents_worker.worker.watch import Watch
+from tests.waiting import wait_for
+from tests.worker.carrier import NotingCarrier
+
+CALL = CallInfo("r1", "3", "r1:u:3", 0, kind="tool", name="greedy")
+
+pytestmark = pytest.mark.allow_blocking(reason="a blocked loop is what these tests are about")
+
+
+class NotedCarrier(NotingCarrier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[tuple[str, str, Mapping[str, Any]]] = []
+
+    def note(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None:
+        self.noted.append((run_id, name, payload))
+
+
+@pytest.fixture
+def loop_thread() -> Generator[LoopThread]:
+    thread = LoopThread()
+    thread.start()
+    yield thread
+    thread.stop()
+
+
+@pytest.fixture
+def carrier() -> NotedCarrier:
+    return NotedCarrier()
+
+
+@pytest.fixture
+def watch(loop_thread: LoopThread, carrier: NotedCarrier) -> Generator[Watch]:
+    lease = WorkerLease("w:1", lease_s=60, sent_s=boot_clock())
+    watch = Watch(
+        loop=loop_thread.loop,
+        loop_thread_id=lambda: loop_thread.thread_id,
+        lease=lambda: lease,
+        carrier=carrier,
+        loop_waited_s=loop_thread.waited_s,
+    )
+    watch.start()
+    yield watch
+    watch.stop()
+
+
+async def blocking(block: Any) -> None:
+    current_call.set(CALL)
+    await asyncio.gather(_child(block))
+
+
+async def _child(block: Any) -> None:
+    block()
+
+
+def keep_the_interpreter() -> None:
+    """One call in C that never lets another thread run, and that takes half a second of a core."""
+    took_s, exponent = 0.0, 400_000
+    while took_s < 0.5:
+        exponent *= 2
+        began_s = time.thread_time()
+        3**exponent
+        took_s = time.thread_time() - began_s
+
+
+def test_a_block_is_told_to_its_run(watch: Watch, loop_thread: LoopThread, carrier: NotedCarrier) -> None:
+    """Also when a task that the tool has started does it; with the tool's name and its whole length."""
+    loop_thread.run(blocking(lambda: time.sleep(0.5)))
+
+    (run_id, name, told) = wait_for(lambda: carrier.noted, "the run was told")[-1]
+    assert (run_id, name) == ("r1", "worker.loop_blocked")
+    assert (told["kind"], told["name"], told["call_id"]) == ("tool", "greedy", "3")
+    assert told["blocked_ms"] >= 300
+    assert watch.stats()["longest_block_ms"] >= told["blocked_ms"]
+
+
+def test_a_call_that_keeps_the_interpreter_is_counted(watch: Watch, loop_thread: LoopThread) -> None:
+    """The watch, too, stands still meanwhile; it comes right after it, and may be too late for a name."""
+    loop_thread.run(blocking(keep_the_interpreter))
+
+    wait_for(lambda: watch.stats()["longest_block_ms"] >= 300, "the block was seen")
+
+
+def test_a_loop_that_only_waits_is_not_blocked(
+    watch: Watch, loop_thread: LoopThread, carrier: NotedCarrier
+) -> None:
+    """Waiting is what it is for."""
+    loop_thread.run(asyncio.sleep(0.6))
+
+    assert carrier.noted == []
+    assert watch.stats() == {"blocks": 0, "longest_block_ms": 0}

@@ -1,0 +1,125 @@
+"""Runs under every pool that Celery has: carried by four of them alike, refused by the two that cannot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from openagents_worker.store.embedded import EmbeddedRedis
+from tests.pool.shopkeeper import PATIENCE_S, ROOT, Shop, agent, open_shop
+from tests.waiting import wait_for
+
+TOOLS = "tests.pool.tools"
+CALL = {"tool_calls": [{"name": "sleep_in_a_thread", "arguments": {"seconds": 0.01}}]}
+CALLER = agent("caller", CALL, {"text": "called"}, tools={"sleep_in_a_thread": f"{TOOLS}.sleep_in_a_thread"})
+FAILING = agent("failing", {"error": "response", "message": "no such model"})
+
+_session = (f"session-{n}" for n in count())
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "ours",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("threads", "solo", "processes")),
+    ],
+)
+def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
+    pool = [] if request.param == "ours" else ["--pool", request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    with (
+        EmbeddedRedis() as server,
+        open_shop(folder, server.url, "-c", "2", *pool, agents=[CALLER, FAILING]) as shop,
+    ):
+        shop.pool = request.param
+        yield shop
+
+
+def submit(shop: Shop, agent_id: str, session_id: str = "") -> str:
+    request = {"agent_id": agent_id, "session_id": session_id or next(_session), "input_text": "hi"}
+    return str(shop.client.submit(request).id)
+
+
+def test_a_run_with_a_tool_is_carried_to_its_end(shop: Shop) -> None:
+    """A model call, a call in a thread, a model call."""
+    run_id = submit(shop, "caller")
+
+    result = shop.client.handle(run_id).wait(PATIENCE_S)
+
+    assert (result.final_output, result.usage.tool_calls) == ("called", 1)
+
+
+def test_runs_of_one_session_go_in_their_order(shop: Shop) -> None:
+    """The later ones wait for it, and hold no place meanwhile."""
+    run_ids = [submit(shop, "caller", "shared") for _ in range(4)]
+
+    for run_id in run_ids:
+        shop.client.handle(run_id).wait(PATIENCE_S)
+
+    ended = [shop.client.record(run_id).ended_ms for run_id in run_ids]
+    assert ended == sorted(ended)
+
+
+def test_a_run_fails_with_its_own_error(shop: Shop) -> None:
+    """The pool adds nothing to it."""
+    result = shop.client.handle(submit(shop, "failing")).wait(PATIENCE_S)
+
+    assert result.error_details is not None
+    assert result.error_details.code == "llm.response"
+
+
+def test_a_run_is_cancelled_in_the_middle_of_a_call(shop: Shop) -> None:
+    """The worker hears of it although it waits for the model."""
+    handle = shop.client.handle(submit(shop, "waiter"))
+    wait_for(lambda: handle.record().state == "running", "the run is carried", PATIENCE_S)
+
+    handle.cancel()
+
+    assert handle.wait(PATIENCE_S).stop_reason == "cancelled"
+
+
+def test_a_lease_belongs_to_the_process_that_carries(shop: Shop) -> None:
+    """Under prefork (`--pool processes`: Celery takes `prefork` for no answer) that is each child."""
+    expected = 2 if shop.pool == "processes" else 1
+    key = shop.client.store.keys("workers")
+
+    wait_for(
+        lambda: shop.client.store.ask(lambda r: r.zcard(key)) == expected, f"{expected} leases", PATIENCE_S
+    )
+
+
+def test_a_worker_that_is_told_to_end_hands_its_run_over(shop: Shop) -> None:
+    """Also under solo, whose main thread is inside of the run. Runs last: it ends the worker."""
+    handle = shop.client.handle(submit(shop, "waiter"))
+    wait_for(lambda: handle.record().state == "running", "the run is carried", PATIENCE_S)
+
+    code = shop.signal(signal.SIGTERM)
+
+    assert code == 0
+    assert handle.record().state == "queued"
+    handle.cancel()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_a_pool_that_replaces_sockets_and_threads_is_refused(pool: str, tmp_path: Path) -> None:
+    """At the start, with what to do instead, and before anything is consumed."""
+    pytest.importorskip(pool)
+    (tmp_path / "agents.json").write_text('{"agents": []}')
+    env = {**os.environ, "OPENAGENTS_CONFIG": str(tmp_path / "agents.json")}
+    command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--pool", pool]
+
+    ended = subprocess.run(
+        command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert ended.returncode == 2
+    assert f"the pool {pool} cannot carry runs" in ended.stderr
+    assert "hint: leave --pool out" in ended.stderr

@@ -1,0 +1,116 @@
+"""Tasks in our pool: Celery treats them as in every other pool, and none sees anything of another."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from celery import chain
+from celery.exceptions import WorkerLostError
+from celery.result import AsyncResult
+
+from tests.pool.shopkeeper import PATIENCE_S, Shop, new_tag
+from tests.waiting import wait_for
+
+ARGUMENTS = ("-c", "100")
+MANY = 300
+
+
+def value_of(result: AsyncResult) -> object:
+    return result.get(timeout=PATIENCE_S)
+
+
+def test_hundreds_of_tasks_never_see_each_others_request(shop: Shop) -> None:
+    """Whatever runs in between: `self.request`, `current_task` and context variables are the task's own."""
+    sent = {tag: shop.send("look_around", tag, 5) for tag in (f"tag-{n}" for n in range(MANY))}
+
+    for tag, result in sent.items():
+        looked = value_of(result)
+        assert looked == {"seen": [[result.id, result.id, tag, tag]], "thread": "openagents-loop"}
+
+
+def test_a_task_that_is_not_async_blocks_nobody(shop: Shop) -> None:
+    """It runs in a thread with its request; the others go on meanwhile."""
+    slow = shop.send("blocks", 2.0)
+    began = time.monotonic()
+
+    assert value_of(shop.send("add", 1, 2)) == 3
+
+    assert time.monotonic() - began < 2.0
+    looked = slow.get(timeout=PATIENCE_S)
+    assert looked["id"] == slow.id
+    assert looked["thread"].startswith("openagents-task")
+
+
+def test_signals_come_around_the_body(shop: Shop) -> None:
+    """With the task's own request, as in every pool."""
+    result = shop.send("add", 1, 2)
+
+    value_of(result)
+
+    told = f"signals-{result.id}"
+    wait_for(lambda: shop.notes(told) == ["prerun", "postrun SUCCESS"], "both signals came", PATIENCE_S)
+
+
+def test_a_failure_is_the_tasks_own(shop: Shop) -> None:
+    """Its exception comes back, and its traceback names the line that raised."""
+    result = shop.send("fail", "out of stock")
+
+    with pytest.raises(ValueError, match="out of stock"):
+        value_of(result)
+
+    assert "raise ValueError(text)" in str(result.traceback)
+
+
+def test_a_task_that_exits_ends_only_itself(shop: Shop) -> None:
+    """A SystemExit is a lost worker in Celery's words; the process lives on."""
+    result = shop.send("leave")
+
+    with pytest.raises(WorkerLostError, match="exitcode 3"):
+        value_of(result)
+
+    assert value_of(shop.send("add", 2, 2)) == 4
+
+
+def test_retries_work_from_inside_of_an_async_body(shop: Shop) -> None:
+    """By `self.retry`, and by `autoretry_for`."""
+    assert value_of(shop.send("asks_again")) == 1
+    assert value_of(shop.send("third_time_lucky")) == 2
+
+
+def test_ignore_and_reject_leave_no_result_but_their_own(shop: Shop) -> None:
+    """A rejected message is not delivered again, and Celery counts it as failed."""
+    tag = new_tag()
+    ignored, rejected = shop.send("ignored"), shop.send("rejected", tag)
+
+    shop.wait_begun(tag)
+    assert value_of(shop.send("add", 1, 1)) == 2
+
+    wait_for(lambda: rejected.state == "FAILURE", "the rejected one has failed", PATIENCE_S)
+    assert ignored.state == "PENDING"
+    assert shop.notes(tag) == ["rejected"]
+    wait_for(lambda: shop.redis.hlen("unacked") == 0, "its message is gone", PATIENCE_S)
+
+
+def test_a_task_can_send_others_and_be_followed_by_some(shop: Shop) -> None:
+    """What it sends knows its parent; links and chains go on with its result."""
+    tag = new_tag()
+
+    sent = shop.app.AsyncResult(str(value_of(shop.send("orders", tag))))
+    total = chain(
+        shop.app.signature("tests.pool.shop.add", (1, 2)), shop.app.signature("tests.pool.shop.add", (10,))
+    ).apply_async()
+
+    assert value_of(sent) == tag
+    assert value_of(total) == 13
+
+
+def test_what_blocks_inside_of_celery_blocks_threads(shop: Shop) -> None:
+    """Results and messages do not go out on the loop: their threads have been at work."""
+    value_of(shop.send("add", 1, 2))
+
+    pool = shop.stats()["pool"]
+
+    assert pool["implementation"] == "openagents_worker.worker.pool:TaskPool"
+    assert pool["blocking"]["threads"] > 0
+    assert pool["blocking"]["limit"] == 16

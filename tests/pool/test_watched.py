@@ -1,0 +1,107 @@
+"""A worker whose loop is blocked: who did it is said, its lease lives on, and a dead one ends itself."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openagents_worker.producer.handle import RunHandle
+from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.worker.watch import EX_LOOP_DEAD
+from tests.pool.shopkeeper import PATIENCE_S, Shop, agent, new_tag, open_shop
+from tests.waiting import wait_for
+
+TOOLS = "tests.pool.tools"
+LEASE_S = 1.0
+
+
+def caller(tool_id: str, **arguments: Any) -> dict[str, Any]:
+    """An agent whose model calls one tool."""
+    calls = {"tool_calls": [{"name": tool_id, "arguments": arguments}]}
+    return agent(
+        f"{tool_id}-{len(arguments)}", calls, {"text": "done"}, tools={tool_id: f"{TOOLS}.{tool_id}"}
+    )
+
+
+AGENTS = [
+    caller("oversleep", seconds=1.5),
+    caller("sleep_in_a_thread", seconds=0.5),
+    caller("compute", upto=100_000),
+    caller("crash"),
+]
+
+
+def submit(shop: Shop, agent_id: str) -> RunHandle[Any]:
+    return shop.client.submit({"agent_id": agent_id, "session_id": new_tag(), "input_text": "go"})
+
+
+def called(shop: Shop, agent_id: str) -> tuple[list[Any], Any]:
+    """The run's events and the result of its tool, once it has ended."""
+    events = list(submit(shop, agent_id).events())
+    return events, next((e.payload["result"] for e in events if e.name == "tool.succeeded"), None)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
+    env = {"OPENAGENTS_LEASE_MS": str(int(LEASE_S * 1000)), "OPENAGENTS_TOOL_PROCESSES": "1"}
+    folder = tmp_path_factory.mktemp("watched")
+    with EmbeddedRedis() as server, open_shop(folder, server.url, "-c", "5", env=env, agents=AGENTS) as shop:
+        yield shop
+
+
+def test_a_tool_that_blocks_the_loop_is_named(watched: Shop) -> None:
+    """On the run that did it, with the line; in the worker's log; and counted for `inspect stats`."""
+    events, result = called(watched, "oversleep-1")
+
+    blocked = next(event.payload for event in events if event.name == "worker.loop_blocked")
+    assert result == "slept"
+    assert (blocked["kind"], blocked["name"]) == ("tool", "oversleep")
+    assert blocked["blocked_ms"] >= 1200
+    assert "time.sleep(seconds)" in blocked["stack"]
+    assert "loop.blocked" in watched.log
+    assert "name=oversleep" in watched.log
+    loop = watched.stats()["openagents"]["loop"]
+    assert loop["blocks"] >= 1
+    assert loop["longest_block_ms"] >= 1200
+
+
+def test_a_worker_keeps_its_runs_while_its_loop_is_blocked(watched: Shop) -> None:
+    """The block is longer than the lease, and nobody recovers the run: one attempt, one call."""
+    names = [event.name for event in called(watched, "oversleep-1")[0]]
+
+    assert names.count("run.attempt_started") == names.count("tool.called") == 1
+    assert "run.recovered" not in names
+
+
+def test_a_tool_that_is_not_async_blocks_a_thread_of_its_own(watched: Shop) -> None:
+    """And nobody is named for it."""
+    events, thread = called(watched, "sleep_in_a_thread-1")
+
+    assert str(thread).startswith("openagents-tool")
+    assert "worker.loop_blocked" not in [event.name for event in events]
+    assert watched.stats()["openagents"]["tools"]["threads"]["threads"] >= 1
+
+
+def test_a_cpu_bound_tool_of_a_run_computes_elsewhere(watched: Shop) -> None:
+    """In a process that is the worker's child."""
+    _, result = called(watched, "compute-1")
+
+    assert result["sum"] == sum(range(100_000))
+    assert result["pid"] != watched.process.pid
+
+
+def test_a_loop_that_is_dead_ends_the_process(tmp_path: Path) -> None:
+    """Its lease would be renewed for ever, with nobody behind it."""
+    env = {"OPENAGENTS_LOOP_DEAD_S": "1"}
+    agents = [caller("oversleep", seconds=600)]
+    with EmbeddedRedis() as server, open_shop(tmp_path, server.url, env=env, agents=agents) as shop:
+        submit(shop, "oversleep-1")
+
+        code = wait_for(shop.process.poll, "the worker has ended", PATIENCE_S)
+
+        assert code == EX_LOOP_DEAD
+        assert "loop.dead" in shop.log
+        assert "time.sleep(seconds)" in shop.log

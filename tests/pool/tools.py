@@ -1,0 +1,35 @@
+"""Tools that misbehave: they block the loop, keep the interpreter, compute in another process, or kill it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from openagents_worker import tool
+
+
+@tool
+async def oversleep(seconds: float) -> str:
+    """Sleeps where it should have awaited."""
+    time.sleep(seconds)
+    return "slept"
+
+
+@tool
+def sleep_in_a_thread(seconds: float) -> str:
+    """Sleeps, which is fine: it is not async."""
+    time.sleep(seconds)
+    return threading.current_thread().name
+
+
+@tool(cpu_bound=True)
+def compute(upto: int) -> dict[str, int]:
+    """Adds numbers in another process."""
+    return {"sum": sum(range(upto)), "pid": os.getpid()}
+
+
+@tool(cpu_bound=True)
+def crash() -> None:
+    """Takes its process down with it."""
+    os._exit(1)

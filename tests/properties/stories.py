@@ -1,0 +1,217 @@
+"""Stories. The only place that tells by hand what chance finds seldom: each one shows what some guard is for.
+
+Acts are those of the machine; where one chooses, 0 means the first of what there is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.properties.machine import Protocol, Way
+
+__all__ = ["Stories", "tell"]
+
+
+def tell(machine: Protocol, name: str) -> None:
+    """Plays that story, looks whether everything holds, and brings all runs to their end."""
+    machine.holds()
+    getattr(Stories(machine), name)()
+    machine.holds()
+    machine.teardown()
+
+
+class _Words:
+    """What stories have in common."""
+
+    def __init__(self, machine: Protocol) -> None:
+        self.m = machine
+
+    def submit(
+        self, session: str = "s", *, durable: bool = True, tell: bool = False, expires: float = 0
+    ) -> None:
+        self.m.submit(session, 0, durable, expires, tell, reject=False, lost=False)
+
+    def deliver(self, worker: int, way: Way = "answered", *, doubled: bool = False) -> None:
+        self.m.deliver(worker, 0, doubled, way)
+        self.m.holds()
+
+    def work(self, kind: str) -> None:
+        self.m.work(0, 0, kind, "answered")
+        self.m.holds()
+
+    def die(self) -> None:
+        self.m.die_at_work(0, lost=False, blameless=False)
+        self.m.holds()
+
+    def cancel(self, *, force: bool = False) -> None:
+        self.m.cancel(0, force, lost=False)
+        self.m.holds()
+
+    def resend(self) -> None:
+        self.m.resend(None, lost=False)
+        self.m.holds()
+
+
+class Stories(_Words):
+    # --- Redis forgets a second ---
+
+    def two_workers_get_the_same_number(self) -> None:
+        self.submit()
+        self.m.write_to_disk()
+        self.deliver(0, doubled=True)
+        self.m.lose_what_is_not_on_disk()
+        self.deliver(1)
+        self.work("commit")  # of the first one, who knows nothing
+
+    def a_message_is_older_than_the_memory_of_redis(self) -> None:
+        self.submit()
+        self.submit()
+        self.m.write_to_disk()
+        self.deliver(0)
+        self.work("finish")
+        self.m.lose_what_is_not_on_disk()
+        self.deliver(1)  # the second run, which waits again
+
+    def a_record_is_forgotten(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.m.write_to_disk()
+        self.work("commit")
+        self.m.lose_what_is_not_on_disk()
+        self.work("commit")
+
+    # --- deaths ---
+
+    def a_run_kills_three_workers(self) -> None:
+        self.submit()
+        for _ in range(3):
+            self.deliver(0)
+            self.die()
+
+    def two_suspects_meet(self) -> None:
+        self.submit("s")
+        self.submit("t")
+        for _ in range(2):
+            self.deliver(0)
+            self.deliver(0)
+            self.die()
+        self.deliver(0)
+        self.deliver(0)
+
+    def a_worker_dies_with_a_run_that_is_not_durable(self) -> None:
+        self.submit(durable=False)
+        self.deliver(0)
+        self.die()
+
+    def two_runs_of_a_dead_worker_are_taken_one_by_one(self) -> None:
+        self.submit("s")
+        self.submit("t")
+        self.deliver(0)
+        self.deliver(0)
+        self.m.kill(0)
+        self.m.let_pass(4)
+        for _ in range(4):
+            self.m.reclaim(1, blameless=True, lost=False)
+            self.m.holds()
+
+    def a_worker_comes_back_to_give_away_what_it_lost(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.die()
+        self.deliver(1)
+        self.m.write_late(0, "release")
+
+    def a_worker_retires_at_work(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.m.retire(0)
+
+    def two_programs_share_a_fence(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.m.zombies.append(replace(next(iter(self.m.workers[0].carries.values()))))
+        self.work("commit")
+        self.m.write_late(0, "commit")
+
+    # --- cancelling ---
+
+    def a_run_is_cancelled_while_nobody_knows_who_has_it(self) -> None:
+        self.submit()
+        self.deliver(0, "lost")
+        self.cancel()
+        self.m.beat(0)
+        self.deliver(1)
+
+    def a_run_is_cancelled_at_work(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.cancel()
+        self.work("commit")
+        self.m.beat(0)
+
+    def a_run_is_to_be_cancelled_and_put_aside(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.cancel()
+        self.work("handover")
+
+    def a_run_is_to_be_cancelled_and_its_worker_dies(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.cancel()
+        self.die()
+
+    def a_run_is_cancelled_by_force(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.cancel(force=True)
+        self.work("finish")
+
+    # --- messages ---
+
+    def a_message_waits_in_a_long_queue(self) -> None:
+        self.submit()
+        self.m.let_pass(1)
+        self.m.resend(1, lost=False)
+
+    def a_lost_message_is_missed_twice(self) -> None:
+        self.submit()
+        self.m.let_pass(2)
+        self.resend()
+        self.resend()
+
+    def a_run_is_claimed_after_its_time(self) -> None:
+        self.submit(expires=1.25)
+        self.m.let_pass(2)
+        self.m.beat(0)
+        self.deliver(0)
+
+    # --- ends that Celery hears of, and further lives ---
+
+    def nobody_tells_celery(self) -> None:
+        self.submit(tell=True)
+        self.cancel()
+        for _ in range(3):
+            self.m.let_pass(1)
+            self.resend()
+
+    def a_run_lives_twice(self) -> None:
+        self.submit(tell=True)
+        self.deliver(0)
+        self.work("commit")
+        self.cancel()
+        self.die()
+        self.m.resume(0, lost=False)
+        self.m.holds()
+        self.m.resume(0, lost=False)
+        self.m.messages.reverse()  # the wake-up of its second life before the one for its first end
+        self.deliver(1)
+        self.cancel(force=True)
+        self.m.tell(0, behind=1)
+
+    def a_completed_run_is_resumed(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self.work("finish")
+        self.m.resume(0, lost=False)
