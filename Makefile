@@ -15,7 +15,7 @@ demo: $(INSTALLED) ## an agent run that survives the death of its worker
 	$(BIN)/python examples/demo/demo.py
 
 test: $(INSTALLED) ## all tests, or make test ARGS='tests/fundamentals -x'
-	$(BIN)/pytest -q $(ARGS)
+	$(BIN)/pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-ui: $(INSTALLED) ## the pages, in a headless Chromium (needs chromium and chromium-driver)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,ui]'
@@ -29,7 +29,7 @@ check: $(INSTALLED) ## all that CI checks: format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 docs: $(INSTALLED) ## write the pages that are generated from the code
 	$(BIN)/python docs/generate.py

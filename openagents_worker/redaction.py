@@ -60,12 +60,14 @@ def redact(
     parts = _DEFAULT_PARTS if keys is DEFAULT_REDACT_KEYS else tuple(_normal(key) for key in keys)
 
     def shown(value: Any, depth: int) -> JsonValue:
-        if value is None or isinstance(value, (bool, int)):
-            return value
-        if isinstance(value, float):
-            return value if math.isfinite(value) else str(value)
         if isinstance(value, str):
             return _bounded(value, max_chars)
+        if value is None or isinstance(value, (bool, int)):
+            return value
+        if isinstance(value, dict):  # before Mapping, whose check is slow
+            return pairs(value, depth) if depth else f"<{len(value)} more inside>"
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
         if isinstance(value, (bytes, bytearray)):
             return f"<{len(value)} bytes>"
         if isinstance(value, BaseModel):

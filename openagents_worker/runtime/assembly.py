@@ -38,6 +38,7 @@ class AgentParts:
     def __init__(self, assembly: Assembly, definition: AgentDefinition) -> None:
         self._assembly = assembly
         self.definition = definition
+        self.definition_hash = assembly.hashes[definition.id]
         self._own: list[Any] = []
         self.memory = self._part("memory", "memory", definition.memory, BUILTIN_MEMORIES)
         ref = definition.context_assembler or ContextAssemblerRef(type="default")
@@ -102,6 +103,7 @@ class Assembly:
         self._models: dict[str, LLMClient] = {}
         self._shared: dict[tuple[str, str], Any] = {}
         self._definitions = {agent.id: config.agent(agent.id) for agent in config.agents}
+        self.hashes = {agent.id: agent.definition_hash for agent in self._definitions.values()}
 
     @classmethod
     def from_settings(cls, settings: Settings, env: Mapping[str, str] | None = None) -> Assembly:
@@ -144,7 +146,7 @@ class Assembly:
         """What a worker tells of its agents at registration: id, JSON, id, JSON …"""
         told: list[str] = []
         for agent in self._definitions.values():
-            told += [agent.id, dumps({"queue": agent.queue, "def_hash": agent.definition_hash})]
+            told += [agent.id, dumps({"queue": agent.queue, "def_hash": self.hashes[agent.id]})]
         return told
 
     async def aclose(self) -> None:

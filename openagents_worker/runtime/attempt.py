@@ -154,8 +154,10 @@ class Attempt:
             journal.load(text)
         journal.reopen()
         recorded = journal.take(PREPARE)
-        messages, artifacts, state_before = await self._sessions.load_start(self.request.session_id)
-        here = Start(messages, artifacts, parts.definition.definition_hash)
+        state_before = self._claimed.session_state
+        if state_before is None:
+            state_before = await self._sessions.load_state_texts(self.request.session_id)
+        here = Start(self._claimed.messages, self._claimed.artifacts, parts.definition_hash)
         start = Start.of(recorded) if recorded else here
         self._recorder = recorder = self._new_recorder(
             journal, start, changed=start.definition_hash != here.definition_hash

@@ -64,12 +64,11 @@ class Ledger:
         piece.text += text
         self._schedule(DELTA_S)
 
-    async def end_deltas(self, call: str) -> None:
-        """The reply is whole: what of it was not sent yet is sent, so that its pieces join to all of it."""
-        piece = self._deltas.get(call)
+    def end_deltas(self, call: str) -> None:
+        """The reply is whole: what of it was not sent yet goes out before its event, so that all is sent."""
+        piece = self._deltas.pop(call, None)
         if piece is not None and piece.text:
-            await self.flush()
-        self._deltas.pop(call, None)
+            self._pending += ["llm.delta", piece.take(call, self._attempt)]
 
     def _schedule(self, delay_s: float) -> None:
         if self._timer is None:
@@ -86,20 +85,21 @@ class Ledger:
             await self.flush()
 
     async def flush(self) -> None:
-        """Store the events that wait, then publish the pieces of replies that wait."""
+        """Store the events that wait and publish the pieces of replies that wait."""
         async with self._lane:
-            if self._pending:
-                batch = self._take()
+            if batch := self._take():
                 await self._write(
                     scripts.emit(run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch)
                 )
-            for call, piece in list(self._deltas.items()):
-                if piece.text:
-                    payload = piece.take(call, self._attempt)
-                    await self._write(scripts.delta(run_id=self.run_id, fence=self.fence, payload=payload))
 
-    def _take(self) -> list[str]:
+    def _take(self, events: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
+        """What waits, as one batch with a number of its own: events, pieces of replies, then these events."""
         batch, self._pending = self._pending, []
+        for call, piece in self._deltas.items():
+            if piece.text:
+                batch += ["llm.delta", piece.take(call, self._attempt)]
+        for name, payload in events:
+            batch += [name, dumps(redact(dict(payload)))]
         self._batch_no += 1
         return batch
 
@@ -121,9 +121,7 @@ class Ledger:
     ) -> None:
         """Store record number `position`. Must be called with the lane free; commits queue up behind it."""
         async with self._lane:
-            for name, payload in events:
-                self._pending += [name, dumps(redact(dict(payload)))]
-            batch = self._take()
+            batch = self._take(events)
             await self._write(
                 scripts.commit(
                     run_id=self.run_id,

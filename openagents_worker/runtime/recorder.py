@@ -262,7 +262,7 @@ class Recorder:
             raise
 
     async def _store(self, record: Record, events: list[Event]) -> None:
-        await self._ledger.end_deltas(record.call)
+        self._ledger.end_deltas(record.call)
         usage = self.usage.plus(RunUsage(**record.usage)) if record.usage else self.usage
         if record.usage:
             events = [*events, ("usage.updated", {"usage": usage.model_dump(exclude_defaults=True)})]

@@ -114,26 +114,35 @@ class Keys:
 _TEMPLATES = {spec.name: spec.template for spec in KEYS}
 
 
-def lua_key_functions() -> str:
-    """The same table for scripts: `k.run(id)` … and the two channels, from the prefix `P`."""
+def lua_key_functions(used_in: str | None = None) -> str:
+    """The same table for scripts: `k.run(id)` … and the two channels, from the prefix `P`.
+
+    With `used_in`, a script's text, only what it uses: Redis makes every function anew at every call.
+    """
+    functions = {spec.name: _lua_key_function(spec) for spec in KEYS} | {
+        "channel": "function k.channel(a, s, r) "
+        "return P .. ':events:' .. enc(a) .. ':' .. enc(s) .. ':' .. enc(r) end",
+        "notices": "function k.notices(i) return P .. ':notices:' .. enc(i) end",
+    }
+    wanted = set(functions) if used_in is None else set(re.findall(r"\bk\.(\w+)", used_in))
     lines = [
         "local P = KEYS[1]",
-        "local function enc(id) return (string.gsub(id, '[^%w%-_.~]', function(c) "
-        "return string.format('%%%02X', string.byte(c)) end)) end",
+        "local function escaped(c) return string.format('%%%02X', string.byte(c)) end",
+        "local function enc(id)",
+        "  if not string.find(id, '[^%w%-_.~]') then return id end",
+        "  return (string.gsub(id, '[^%w%-_.~]', escaped))",
+        "end",
         "local k = {}",
     ]
-    for spec in KEYS:
-        if "{}" in spec.template:
-            before, after = spec.template.split("{}")
-            tail = f" .. '{after}'" if after else ""
-            lines.append(f"function k.{spec.name}(id) return P .. ':{before}' .. enc(id){tail} end")
-        else:
-            lines.append(f"function k.{spec.name}() return P .. ':{spec.template}' end")
-    lines.append(
-        "function k.channel(a, s, r) return P .. ':events:' .. enc(a) .. ':' .. enc(s) .. ':' .. enc(r) end"
-    )
-    lines.append("function k.notices(i) return P .. ':notices:' .. enc(i) end")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(text for name, text in functions.items() if name in wanted)])
+
+
+def _lua_key_function(spec: KeySpec) -> str:
+    if "{}" not in spec.template:
+        return f"function k.{spec.name}() return P .. ':{spec.template}' end"
+    before, after = spec.template.split("{}")
+    tail = f" .. '{after}'" if after else ""
+    return f"function k.{spec.name}(id) return P .. ':{before}' .. enc(id){tail} end"
 
 
 _PATTERNS = [

@@ -209,14 +209,6 @@ def _session_of(session_id: str, replies: Sequence[Any]) -> SessionView:
     )
 
 
-def _start(client: Any, keys: Sequence[str]) -> Any:
-    pipeline = client.pipeline(transaction=False)
-    pipeline.llen(keys[0])
-    pipeline.llen(keys[1])
-    pipeline.hgetall(keys[2])
-    return pipeline
-
-
 class SessionStore:
     """A session as the runtime reads it. Runs write to it only by finishing, so it grows only at its end.
 
@@ -248,12 +240,6 @@ class SessionStore:
         """The session's state by top-level key."""
         texts = await self.load_state_texts(session_id)
         return {name: json.loads(text) for name, text in texts.items()}
-
-    async def load_start(self, session_id: str) -> tuple[int, int, dict[str, str]]:
-        """What a run begins with, in one round trip: how many messages and artifacts, and the state."""
-        keys = [self._store.keys(kind, session_id) for kind in ("transcript", "artifacts", "session_state")]
-        messages, artifacts, state = await self._store.ask(lambda r: _start(r, keys).execute())
-        return messages, artifacts, state
 
     async def load_state_texts(self, session_id: str) -> dict[str, str]:
         """The same, each value as the JSON that is stored."""

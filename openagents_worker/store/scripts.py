@@ -64,9 +64,8 @@ class Script:
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         self.name = name
-        self.source = "\n".join(
-            [lua_key_functions(), _arguments(parameters), _with_library(f"{name}.lua", set())]
-        )
+        body = _with_library(f"{name}.lua", set())
+        self.source = "\n".join([lua_key_functions(body), _arguments(parameters), body])
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -164,6 +163,11 @@ class Wake:
         return cls(run, queue, int(sent_us), agent, session, int(attempt), int(step), canvas)
 
 
+def _pairs(flat: Any) -> dict[str, str]:
+    """A hash from Lua: name, value, name, value …"""
+    return dict(flat) if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
+
+
 def _wakes(rows: Sequence[Sequence[str]]) -> tuple[Wake, ...]:
     return tuple(Wake.of(row) for row in rows)
 
@@ -207,7 +211,8 @@ class Claimed:
 
     `untold` is the result (JSON) of a run that is DONE and whose end Celery does not know yet, else ''.
     `journal` is the first page of records as JSON, `journal_length` how many there are. `active_ms` is how
-    long earlier attempts worked on the run.
+    long earlier attempts worked on the run. `messages` and `artifacts` count what the session has,
+    `session_state` is JSON by key, None when it is too large to come along.
     """
 
     answer: ClaimAnswer
@@ -230,6 +235,9 @@ class Claimed:
     facts: dict[str, str] | None = None
     journal_length: int = 0
     journal: tuple[str, ...] = ()
+    messages: int = 0
+    artifacts: int = 0
+    session_state: dict[str, str] | None = None
 
 
 class WriteAnswer(StrEnum):
@@ -375,7 +383,7 @@ def claim(reply: Reply, *, run_id: str, incarnation: str, nonce: str, page_bytes
         return Claimed(answer, state=reply[1], life=int(reply[2]), untold=reply[3])
     if answer is not ClaimAnswer.CLAIMED:
         return Claimed(answer, state=str(reply[1]) if len(reply) > 1 else "")
-    _, fence, fields, facts, length, page = reply
+    _, fence, fields, facts, length, page, session = reply
     text = [value or "" for value in fields]
     request, attempt, life, retries, uid, usage, queue, canvas, _started, recoveries, last_error = text[:11]
     return Claimed(
@@ -393,9 +401,12 @@ def claim(reply: Reply, *, run_id: str, incarnation: str, nonce: str, page_bytes
         last_error=last_error,
         active_ms=int(text[12] or 0),
         durable=text[13] != "0",
-        facts=dict(zip(facts[::2], facts[1::2], strict=True)) if isinstance(facts, list) else dict(facts),
+        facts=_pairs(facts),
         journal_length=int(length),
         journal=tuple(page),
+        messages=int(session[0]),
+        artifacts=int(session[1]),
+        session_state=None if session[2] is None else _pairs(session[2]),
     )
 
 

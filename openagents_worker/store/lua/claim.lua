@@ -1,5 +1,5 @@
 -- A worker takes a run. Decides, atomically, whether there is work to do: a message is only a wake-up.
--- Returns CLAIMED, fence, fields, facts, journal length, first page | DONE | WAITING | BUSY | NOT_DUE, ms | NOT_ALIVE | UNKNOWN
+-- Returns CLAIMED, fence, fields, facts, journal length, first page, session (messages, artifacts, state) | DONE | WAITING | BUSY | NOT_DUE, ms | NOT_ALIVE | UNKNOWN
 --   | CANCELLED, wakes, life | SUSPECT_BUSY. DONE of a run whose end was not told yet: DONE, state, life, result. Event run.attempt_started.
 --#include end_run
 local function claimed(run)
@@ -14,9 +14,13 @@ local function claimed(run)
     end
     at = at + 16
   end
+  local state, state_bytes = redis.call('HGETALL', k.session_state(run.session)), 0
+  for _, text in ipairs(state) do state_bytes = state_bytes + #text end
+  local session = {redis.call('LLEN', k.transcript(run.session)), redis.call('LLEN', k.artifacts(run.session)),
+    state_bytes <= page_bytes and state or false} -- a larger state is read by itself
   local fields = redis.call('HMGET', k.run(run_id), 'request', 'attempt', 'life', 'retries', 'uid', 'usage', 'queue', 'canvas',
     'started', 'recoveries', 'last_error', 'def_hash', 'active_ms', 'durable')
-  return {'CLAIMED', run.fence, fields, redis.call('HGETALL', k.facts(run_id)), length, page}
+  return {'CLAIMED', run.fence, fields, redis.call('HGETALL', k.facts(run_id)), length, page, session}
 end
 
 local run = load(run_id)

@@ -37,20 +37,46 @@ local function forget_reply(run, payload)
   if call and string.find(payload, '"call":' .. q(call), 1, true) then redis.call('DEL', k.reply(run.id)) end
 end
 
--- append(run, events): events = {name, payload, name, payload, …}; gives each its seq, stores and publishes it
+local KEPT_BYTES = 65536 -- the beginning of a longer reply is kept; the rest is shown to those who watch, and stored by its commit
+local KEPT_MS = 60000 -- a reply that says nothing for so long is told whole by its commit, or by its next attempt
+
+-- keep_piece(run, piece): the reply so far, for who joins; a reply that begins again takes the place of another
+local function keep_piece(run, piece)
+  local key = k.reply(run.id)
+  local attempt, call, chars, text = unpack(redis.call('HMGET', key, 'attempt', 'call', 'chars', 'text'))
+  if piece.offset == 0 then
+    attempt, call, chars, text = digits(run.attempt), piece.call, '0', ''
+  end
+  if attempt ~= digits(run.attempt) or call ~= piece.call then return end
+  if tonumber(chars) == piece.offset and #text + #piece.text <= KEPT_BYTES then
+    local _, more = string.gsub(piece.text, '[^\128-\191]', '') -- every byte but those that go on with a character
+    redis.call('HSET', key, 'attempt', attempt, 'call', call, 'chars', digits(piece.offset + more), 'text', text .. piece.text,
+      'at', iso(NOW_MS))
+  end
+  redis.call('PEXPIRE', key, KEPT_MS)
+end
+
+-- append(run, events): events = {name, payload, name, payload, …}; gives each its seq, stores and publishes it.
+-- A piece of a reply (llm.delta) is published between them and gets no seq: it is no event and in no stream.
 local function append(run, events, final)
-  local count = #events / 2
-  if count == 0 then return end
-  local first = redis.call('HINCRBY', k.run(run.id), 'seq', count) - count
+  if #events == 0 then return end
+  local count = 0
+  for i = 1, #events, 2 do if events[i] ~= 'llm.delta' then count = count + 1 end end
+  local seq = count > 0 and redis.call('HINCRBY', k.run(run.id), 'seq', count) - count
   local stream, channel = k.events(run.id), k.channel(run.agent, run.session, run.id)
   local middle = envelope_middle(run)
-  for i = 1, count do
-    local seq = digits(first + i)
-    local name, payload = events[2 * i - 1], events[2 * i]
-    if name == 'llm.succeeded' or name == 'llm.failed' then forget_reply(run, payload) end
-    local text = envelope(name, seq, middle, payload, final and i == count)
-    redis.call('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, seq .. '-0', 'e', text)
-    redis.call('PUBLISH', channel, text)
+  for i = 1, #events, 2 do
+    local name, payload = events[i], events[i + 1]
+    if name == 'llm.delta' then
+      keep_piece(run, cjson.decode(payload))
+      redis.call('PUBLISH', channel, envelope(name, 'null', middle, payload))
+    else
+      if name == 'llm.succeeded' or name == 'llm.failed' then forget_reply(run, payload) end
+      seq = seq + 1
+      local text = envelope(name, digits(seq), middle, payload, final and i == #events - 1)
+      redis.call('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, digits(seq) .. '-0', 'e', text)
+      redis.call('PUBLISH', channel, text)
+    end
   end
 end
 
