@@ -16,6 +16,7 @@ from kombu import pools
 from kombu.utils.scheduling import round_robin_cycle
 
 from openagents_worker.errors import BrokerConfigError
+from openagents_worker.producer.broker import TRANSPORT
 from openagents_worker.producer.canvas import options_of
 from openagents_worker.producer.results import NoResults
 from openagents_worker.redaction import safe_url
@@ -203,11 +204,15 @@ def _publishing_connection(app: Celery) -> Any:
     """A connection that hears of a silent broker; a consumer's, which blocks for long, must not."""
     options = {**app.conf.broker_transport_options, "max_retries": 0}
     driver = _driver(app)
+    url = str(app.conf.broker_write_url or app.conf.broker_url or "")
+    transport = TRANSPORT if url.startswith(("redis://", "rediss://")) else None
     if driver == "redis":
         options |= {"socket_timeout": ANSWER_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
     elif driver == "amqp":
         options |= {"read_timeout": ANSWER_TIMEOUT_S, "write_timeout": ANSWER_TIMEOUT_S}
-    return app.connection_for_write(connect_timeout=CONNECT_TIMEOUT_S, transport_options=options)
+    return app.connection_for_write(
+        connect_timeout=CONNECT_TIMEOUT_S, transport_options=options, transport=transport
+    )
 
 
 def _driver(app: Celery, broker_url: str | None = None) -> str:

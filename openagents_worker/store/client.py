@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import inspect
 import random
 import time
@@ -29,7 +30,8 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 1.5  # a closed or silent port is known in less than five seconds, two addresses included
 ANSWER_TIMEOUT_S = 2.0
-MAX_CONNECTIONS = 64
+TURN_TIMEOUT_S = 10.0  # for a connection, where a thousand runs of one process may want one at once
+MAX_CONNECTIONS = 32  # Redis has one thread: more of them only cost their making
 
 
 class AnswerLost(RedisUnreachable):
@@ -62,6 +64,11 @@ class _NotConnected(exceptions.ConnectionError):
 _LOST = (exceptions.ConnectionError, exceptions.TimeoutError, OSError, asyncio.IncompleteReadError)
 # Redis is there but will not take the command now; nothing was written.
 _REFUSED = (exceptions.BusyLoadingError, exceptions.ReadOnlyError, exceptions.OutOfMemoryError)
+
+
+# redis-py 7 and newer would look its own version up in the package's metadata for every connection it makes,
+# and tell it to the server in two commands more.
+_SAYS_LITTLE = {"driver_info": None} if importlib.util.find_spec("redis.driver_info") else {}
 
 
 def _telling(connection_class: Any) -> Any:
@@ -112,6 +119,7 @@ def _pool(
     max_connections: int,
     answer_timeout_s: float | None,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
+    turn_timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> Any:
     try:
         pool = pool_class.from_url(
@@ -121,9 +129,10 @@ def _pool(
             socket_timeout=answer_timeout_s,
             retry=retry,
             max_connections=max_connections,
-            timeout=ANSWER_TIMEOUT_S,
+            timeout=turn_timeout_s,
             health_check_interval=0,
             client_name="openagents",
+            **_SAYS_LITTLE,
         )
     except ValueError as error:
         raise ConfigError(
@@ -227,6 +236,7 @@ class AsyncStore:
             AsyncRetry(NoBackoff(), 0),
             max_connections=max_connections,
             answer_timeout_s=answer_timeout_s,
+            turn_timeout_s=TURN_TIMEOUT_S,
         )
         self.redis = redis_async.Redis(connection_pool=pool)
         self._sleep = sleep

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from celery import Celery
 from kombu.entity import Queue
 
+from openagents_worker.producer.broker import use_in_workers_of
 from openagents_worker.producer.transport import make_app, wake_queue
 from openagents_worker.settings import Settings
-from openagents_worker.worker.broker import drop_what_is_no_message
 from openagents_worker.worker.register import install
 
 __all__ = ["make_worker_app", "queues_of", "run_flower", "run_worker"]
@@ -33,7 +33,7 @@ def make_worker_app(settings: Settings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
     )
-    drop_what_is_no_message(app)
+    use_in_workers_of(app)
     install(app, settings, is_ours=True)
     return app
 

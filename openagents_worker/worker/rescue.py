@@ -28,7 +28,7 @@ PERIOD_S = 0.75  # how late a run is woken at most whose due time was set just a
 GRACE_S = 5.0  # a message takes milliseconds; after this long it may be missed
 MAX_GRACE_S = 600.0  # where nobody can say whether a message still waits
 LOOK_AGAIN_S = 1.0  # at a queue whose messages are old but still there
-JITTER_S = 0.3  # workers that wait for the same deadline do not all come at once
+JITTER_S = 0.1  # workers that wait for the same deadline do not all come at once
 SHORTEST_PAUSE_S = 0.01
 
 

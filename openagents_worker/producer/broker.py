@@ -1,7 +1,8 @@
-"""The broker's transport. The only place that meets what lies in a queue and is no message.
+"""The broker's transport: Redis as kombu speaks it, made safer and cheaper.
 
-kombu's Redis transport lets an item that it cannot read end the whole worker; anybody who can write to the
-list could stop all of them. Ours drops such an item and says so.
+kombu lets an item that it cannot read end the whole worker: anybody who can write to the list could stop all
+of them. Ours drops such an item and says so. And kombu makes a Redis client for every message it sends and
+acknowledges, each with a table of all commands: a fifth of what a busy worker computed. Ours keeps one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from kombu.transport import TRANSPORT_ALIASES, _transport_cache, redis
 
 from openagents_worker.telemetry import get_logger
 
-__all__ = ["Transport", "drop_what_is_no_message"]
+__all__ = ["TRANSPORT", "Transport", "use_in_workers_of"]
 
 log = get_logger(__name__)
 
@@ -23,6 +24,16 @@ SHOWN_CHARS = 200
 
 
 class Channel(redis.Channel):
+    _kept_client: Any = None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        """One client for all that a channel asks; its connections are those of the channel's pool."""
+        if asynchronous:
+            return super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
+        if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
+            self._kept_client = super()._create_client()  # type: ignore[no-untyped-call]
+        return self._kept_client
+
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # as all of kombu
@@ -43,15 +54,18 @@ class Transport(redis.Transport):
         super()._deliver(message, queue)  # type: ignore[no-untyped-call]
 
 
-def drop_what_is_no_message(app: Celery) -> None:
+TRANSPORT = f"{Transport.__module__}:{Transport.__name__}"
+"""As kombu names a transport."""
+
+
+def use_in_workers_of(app: Celery) -> None:
     """Let workers of this app read a Redis broker through our transport; other processes are left alone."""
 
     def in_its_worker(sender: Any = None, **_: Any) -> None:
         # By its alias, not by the setting broker_transport: Flower takes that for the scheme of the URL.
         if sender is not None and sender.app is app:
-            ours = f"{Transport.__module__}:{Transport.__name__}"
             for alias in ("redis", "rediss"):
-                TRANSPORT_ALIASES[alias] = ours
+                TRANSPORT_ALIASES[alias] = TRANSPORT
                 _transport_cache.pop(alias, None)  # somebody may have asked for it already
 
     signals.worker_init.connect(in_its_worker, weak=False)
