@@ -92,7 +92,7 @@ def _start_model(stack: Stack, folder: Path) -> Path | None:
 def _submit(stack: Stack, run_id: str, folder: Path) -> dict[str, Any]:
     """Run the producer in a process of its own, its output on our terminal; returns the result."""
     result = folder / f"{run_id}.json"
-    subprocess.run(  # noqa: S603 - our own arguments
+    subprocess.run(
         [sys.executable, str(HERE / "producer.py"), run_id, f"session-of-{run_id}", str(result)],
         env={**os.environ, "OPENAGENTS_REDIS_URL": stack.redis_url},
         check=True,
@@ -134,7 +134,8 @@ def _tell(result: dict[str, Any], model_log: Path | None, book: Path) -> bool:
     good = result["stop_reason"] == "completed" and _repeats(keys) == 0
     if model_log is not None:
         lines = [json.loads(line) for line in model_log.read_text().splitlines()]
-        replies = [line["key"] for line in lines if line["event"] == "received" and line["key"].startswith(f"{run_id}:")]
+        asked = (line["key"] for line in lines if line["event"] == "received")
+        replies = [key for key in asked if key.startswith(f"{run_id}:")]
         _say("model", f"asked {len(replies)} times, {_repeats(replies)} of them again")
         good = good and _repeats(replies) == 0
     return good

@@ -35,6 +35,10 @@ class Ledger(ToolPlugin):
     async def invoke(self, params: dict[str, Any], context: Any) -> dict[str, Any]:
         await asyncio.sleep(0.3)  # the way to the book and back
         line = {**params, "key": context.idempotency_key, "pid": os.getpid(), "at": time.time()}
-        with Path(os.environ["DEMO_LEDGER"]).open("a") as book:
-            book.write(json.dumps(line) + "\n")
+        await asyncio.to_thread(_write, json.dumps(line) + "\n")
         return {"noted": params["name"]}
+
+
+def _write(line: str) -> None:
+    with Path(os.environ["DEMO_LEDGER"]).open("a") as book:
+        book.write(line)

@@ -1,4 +1,4 @@
-"""The demo's model when no key is there: a function that reads what the tools said and decides what comes next.
+"""The demo's model when no key is there: a function that reads what the tools said and decides what to do.
 
 It is served over HTTP in OpenAI's wire format; nothing else in the demo knows that it is no provider.
 """
@@ -22,7 +22,11 @@ def reply(asked: ModelRequest) -> dict[str, Any]:
                 "tool_calls": [_call("list_files", path=".", pattern="*")],
             }
         case 1:
-            names = [entry["path"] for entry in _said(asked, "list_files")[-1]["entries"] if entry["type"] == "file"]
+            names = [
+                entry["path"]
+                for entry in _said(asked, "list_files")[-1]["entries"]
+                if entry["type"] == "file"
+            ]
             chosen = [name for name in WANTED if name in names] or names[:3]
             return {
                 "text": f"There are {len(names)} files at the top. I will read {', '.join(chosen)}.",
@@ -40,10 +44,14 @@ def reply(asked: ModelRequest) -> dict[str, Any]:
         case 3:
             return {
                 "text": "I note the figures.",
-                "tool_calls": [_call("ledger", name=name, value=count) for name, count in _figures(asked).items()],
+                "tool_calls": [
+                    _call("ledger", name=name, value=count) for name, count in _figures(asked).items()
+                ],
             }
         case 4:
-            return {"tool_calls": [_call("save_artifact", name="report", content=_report(asked), kind="markdown")]}
+            return {
+                "tool_calls": [_call("save_artifact", name="report", content=_report(asked), kind="markdown")]
+            }
         case _:
             return {"text": f"The report is saved.\n\n{_report(asked)}"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,13 +144,11 @@ async def process(
 
 
 async def crash(dead: Process, run_id: str, carrying: Any) -> None:
-    """The process dies while it carries the run: nothing more is written, its lease is over, others take its runs."""
+    """The process dies while it carries the run: it writes nothing more, and others take its runs."""
     dead.lease.left_s = 0.0
     await dead.store.redis.zadd(dead.store.keys("workers"), {dead.lease.incarnation: 1})
     reclaimed = await dead.store.run(scripts.reclaim(limit=100, max_recoveries=50, blameless=False))
     assert run_id in [wake.run_id for wake in reclaimed.wakes]
     carrying.cancel()
-    try:
+    with suppress(BaseException):  # it is dead; how it felt does not matter
         await carrying
-    except BaseException:  # noqa: S110  # it is dead; how it felt does not matter
-        pass

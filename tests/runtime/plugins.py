@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import Any
+from typing import Any, ClassVar
 
 from openagents_worker.errors import PermanentToolError, ToolRateLimitError
 from openagents_worker.tools.base import ToolExecutionSpec
@@ -155,8 +155,8 @@ def refused() -> Exception:
 class Diary:
     """A memory with a store of its own: what it is asked is counted."""
 
-    asked: int = 0
-    kept: list[Any] = []
+    asked: ClassVar[int] = 0
+    kept: ClassVar[list[Any]] = []
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         self.config = config or {}

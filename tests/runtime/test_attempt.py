@@ -38,7 +38,7 @@ async def test_a_session_remembers_what_its_runs_said(redis_url: str) -> None:
 
 
 async def test_an_exception_of_the_pattern_is_the_runs_failure(redis_url: str) -> None:
-    """A bug in a pattern ends its run as failed, with the exception as the cause; the transcript says so too."""
+    """A bug in a pattern ends its run as failed, with the exception as the cause, also in the transcript."""
     async with process(redis_url, patterned("Broken", tool("Charge"))) as p:
         record = await p.run()
 
@@ -54,7 +54,7 @@ async def test_an_exception_of_the_pattern_is_the_runs_failure(redis_url: str) -
 
 
 async def test_a_retryable_error_puts_the_run_aside_until_it_is_due(redis_url: str) -> None:
-    """The run waits in the due list, never shorter than the other side asked for, and holds nothing meanwhile."""
+    """The run waits in the due list, never shorter than it was asked to, and holds nothing meanwhile."""
     plugins.FAILURES["0"] = [plugins.rate_limited(300)]
     open_gates(*(f"charge-{n}" for n in range(3)))
     async with process(redis_url, patterned("Steps", tool("Charge"), n=3)) as p:
@@ -88,7 +88,7 @@ async def test_the_last_error_is_told_when_retries_are_used_up(redis_url: str) -
 
 
 async def test_a_call_that_must_not_repeat_is_not_retried(redis_url: str) -> None:
-    """A retryable error of a tool with effects is told to the pattern at once: its effect may have happened."""
+    """A retryable error of a tool with effects is told to the pattern at once: it may have happened."""
     plugins.FAILURES["a"] = [plugins.rate_limited()]
     charge = {"id": "charge", "impl": "tests.runtime.plugins.OnceOnly"}
     async with process(redis_url, patterned("PlanB", charge)) as p:

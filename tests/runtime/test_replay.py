@@ -37,7 +37,7 @@ async def carried_until(process: Process, condition: Any, what: str) -> asyncio.
 
 @pytest.mark.parametrize("died_at", range(5))
 async def test_a_finished_call_is_not_made_again(redis_url: str, died_at: int) -> None:
-    """Whatever step the worker dies in, every finished tool call was made once, the one in flight once more."""
+    """Whatever step the worker dies in, every finished tool call was made once, that in flight twice."""
     definition = patterned("Steps", tool("Charge"), n=5)
     async with (
         process(redis_url, definition, name="one") as one,
@@ -129,7 +129,7 @@ async def test_parallel_branches_keep_their_own_calls(redis_url: str) -> None:
 
 
 async def test_what_the_pattern_caught_is_caught_again(redis_url: str) -> None:
-    """An error that the pattern met and survived comes out of the journal the same, and plan B is not made twice."""
+    """An error that the pattern met and survived comes out of the journal the same; plan B is not made twice."""
     definition = patterned("PlanB", tool("Charge"))
     plugins.FAILURES["a"] = [plugins.refused()]
     plugins.FAILURES["b"] = [plugins.rate_limited()]
@@ -151,7 +151,7 @@ async def test_what_the_pattern_caught_is_caught_again(redis_url: str) -> None:
 
 
 async def test_gather_with_return_exceptions_cannot_hide_a_suspension(redis_url: str) -> None:
-    """A pattern that turns every exception into a value is not believed: the run is suspended, not completed."""
+    """A pattern that turns every exception into a value is not believed: the run is suspended."""
     definition = patterned("Stubborn", tool("Charge"))
     plugins.FAILURES["a"] = [plugins.rate_limited()]
     async with (
@@ -218,7 +218,7 @@ async def test_a_program_that_goes_another_way_is_stopped_before_it_does_harm(re
 
 
 async def test_a_definition_that_changed_too_much_is_named(redis_url: str) -> None:
-    """When the agent was changed and its run no longer fits its journal, the error says that it was changed."""
+    """When the agent was changed and its run no longer fits its journal, the error says so."""
     old, new = patterned("Steps", tool("Charge"), n=3), patterned("PlanB", tool("Charge"))
     async with process(redis_url, old, name="one") as one, process(redis_url, new, name="two") as two:
         await one.submit()
