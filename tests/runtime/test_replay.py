@@ -129,7 +129,7 @@ async def test_parallel_branches_keep_their_own_calls(redis_url: str) -> None:
 
 
 async def test_what_the_pattern_caught_is_caught_again(redis_url: str) -> None:
-    """An error that the pattern met and survived comes out of the journal the same; plan B is not made twice."""
+    """An error that the pattern survived comes out of the journal the same; plan B is not made twice."""
     definition = patterned("PlanB", tool("Charge"))
     plugins.FAILURES["a"] = [plugins.refused()]
     plugins.FAILURES["b"] = [plugins.rate_limited()]
