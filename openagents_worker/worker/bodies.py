@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -121,7 +122,13 @@ def _message_of(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     queue = (request.delivery_info or {}).get("routing_key") or ""
     ours = "wake_us" in headers or getattr(request, "wake_us", None) is not None
     return Message(
-        str(request.id), args, kwargs, queue.removesuffix(".wake"), ours, _ms_until(request.expires)
+        request.id if isinstance(request.id, str) else f"no-id-{uuid.uuid4()}",
+        args,
+        kwargs,
+        queue.removesuffix(".wake"),
+        ours,
+        _ms_until(request.expires),
+        has_id=isinstance(request.id, str),
     )
 
 

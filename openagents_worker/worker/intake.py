@@ -23,7 +23,8 @@ EXAMPLE = 'args: [{"agent_id": "assistant", "session_id": "s1", "input_text": "H
 class Message:
     """A Celery message of one of our tasks. `ours`: it carries the time of its sending, as only ours do.
 
-    A run from outside is cancelled unless it has been started within `expires_ms`; 0 for never.
+    A run from outside is cancelled unless it has been started within `expires_ms`; 0 for never. Without an id
+    of its own (`has_id`) a message gets one here, under which it is refused.
     """
 
     task_id: str
@@ -32,10 +33,15 @@ class Message:
     queue: str
     ours: bool
     expires_ms: int = 0
+    has_id: bool = True
 
 
 def wanted(message: Message, *, max_bytes: int) -> str | RunRequest:
     """The id of a run whose record is there, or a request. Raises `RequestInvalid` or `RequestTooLarge`."""
+    if not message.has_id:
+        raise RequestInvalid(
+            "the message has no task id", hint="headers.id is a string; it becomes the run's id"
+        )
     body = _only_argument(message)
     if isinstance(body, Mapping) and message.ours and set(body) == IDS:
         return _agreed(str(body["run_id"]), message)

@@ -95,3 +95,11 @@ def test_a_resume_names_its_run() -> None:
     assert run_to_resume(message("r1", "r1:step:3")) == "r1"
     with pytest.raises(RequestInvalid):
         run_to_resume(message())
+
+
+def test_a_message_without_an_id_is_refused() -> None:
+    """It could be nobody's run: two of them would be taken for one."""
+    anonymous = Message("no-id-1", [REQUEST], {}, "agents", ours=False, has_id=False)
+
+    with pytest.raises(RequestInvalid, match="no task id"):
+        wanted(anonymous, max_bytes=10_000)
