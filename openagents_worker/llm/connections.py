@@ -8,6 +8,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
+# httpx would load these with its first request: a tenth of a second in which no other run moves.
+import anyio._backends._asyncio  # noqa: F401
+import httpcore  # noqa: F401
 import httpx
 
 __all__ = ["Lanes"]
