@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from openagents_worker.agents import AppConfig
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.producer.client import cell_of
 from openagents_worker.runtime.assembly import Assembly
@@ -187,6 +188,8 @@ class Host:
         self.bridge: LoopThread | None = None
         """The loop of a pool that has one; set before the first use."""
         self._send_wakes = send_wakes
+        self.config: AppConfig | None = None
+        """The agents file, once it has been read."""
         self._assembly: Assembly | None = None
         self._process: WorkerProcess | None = None
         self._pid = 0
@@ -198,6 +201,7 @@ class Host:
         if self._assembly is None:
             load_plugins(self.settings.imports)
             self._assembly = Assembly.from_settings(self.settings)
+            self.config = self._assembly.config
 
     def process(self) -> WorkerProcess | None:
         """The process's own, made and started on first use; None once the worker is stopping."""

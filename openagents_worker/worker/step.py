@@ -14,7 +14,7 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
-from openagents_worker.agents import load_agents
+from openagents_worker.agents import load_agents, notices
 from openagents_worker.errors import ConfigValidationError, OpenAgentsError
 from openagents_worker.producer.transport import wake_queue
 from openagents_worker.settings import Settings, unknown_variables
@@ -44,7 +44,10 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
         worker.app.steps["consumer"].add(EventBatches)
     take_over_revoke()
     if is_ours:
-        configure_logging(host.settings)  # our lines have fields, and a format of their own
+        with contextlib.suppress(OpenAgentsError):  # what is wrong with the agents file, our step says
+            host.check()
+        logging_config = host.config.logging if host.config is not None else None
+        configure_logging(host.settings, logging_config=logging_config)  # our lines have fields
     if _forks(worker):
         # Celery kills a child that takes long to start, so this does not wait for Redis.
         signals.worker_process_init.connect(lambda **_: _start_child(host), weak=False)
@@ -105,6 +108,8 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
                 raise SystemExit(EX_CONFIG) from None
 
         def start(self, parent: Any) -> None:
+            for notice in notices(host.config) if host.config is not None else ():
+                log.info("agents_file.notice", notice=notice)
             for name, meant in unknown_variables(os.environ):
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)
             if _forks(parent):
