@@ -25,7 +25,7 @@ from openagents_worker.errors import ConfigError, OpenAgentsError
 from openagents_worker.producer.client import cell_of
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store.client import Store
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.store.embedded import EmbeddedRedis, ending_with_us
 
 __all__ = ["Process", "Stack"]
 
@@ -33,16 +33,6 @@ READY_TIMEOUT_S = 30.0  # a worker is up in a second or two, on a busy machine i
 STOP_MARGIN_S = 10.0  # beyond the drain
 POLL_S = 0.05
 TAIL_LINES = 15
-
-# Linux tells a child of its parent's death (PR_SET_PDEATHSIG = 1) if the child has asked. It asks in a fresh
-# interpreter and not between fork and exec, where Python code can deadlock in a process with threads.
-_DIE_WITH_PARENT = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent process is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class Process:
@@ -54,10 +44,8 @@ class Process:
         self.name = name
         self._say = say
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
-        if sys.platform == "linux":
-            command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
         self._popen = subprocess.Popen(  # noqa: S603 - our own arguments, and no shell
-            command,
+            ending_with_us(command),
             env=dict(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -20,7 +20,7 @@ from typing import Literal, Self
 from openagents_worker.errors import ConfigError, RedisUnreachable
 from openagents_worker.redaction import safe_text
 
-__all__ = ["EmbeddedRedis", "find_server"]
+__all__ = ["EmbeddedRedis", "ending_with_us", "find_server"]
 
 START_TIMEOUT_S = 10.0  # a server with an empty or small data set answers in some 50 ms
 STOP_TIMEOUT_S = 10.0  # a server with data writes it down first
@@ -28,18 +28,25 @@ POLL_S = 0.01
 PORT_TRIES = 5  # between looking for a free port and binding it, somebody else may take it
 LOG_TAIL_CHARS = 2_000
 
-# The server must not outlive the process that started it, however that ends. Linux tells a child of its
+# A child must not outlive the process that started it, however that ends. Linux tells a child of its
 # parent's death (PR_SET_PDEATHSIG = 1), but the child has to ask for it. Asking in `preexec_fn` runs Python
 # between fork and exec, which can deadlock in a process with threads; so a fresh interpreter asks, looks
-# whether its parent has died meanwhile, and becomes the server, under the same process id.
+# whether its parent has died meanwhile, and becomes the child, under the same process id.
 _DIE_WITH_PARENT = """
 import ctypes, os, sys
-parent, server = int(sys.argv[1]), sys.argv[2:]
+parent, child = int(sys.argv[1]), sys.argv[2:]
 ctypes.CDLL(None, use_errno=True).prctl(1, 15, 0, 0, 0)
 if os.getppid() != parent:
     sys.exit("the parent process is gone")
-os.execv(server[0], server)
+os.execv(child[0], child)
 """
+
+
+def ending_with_us(command: Sequence[str]) -> list[str]:
+    """The command of a child that ends when the thread that starts it does; only on Linux."""
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
 
 
 def find_server(env: Mapping[str, str] | None = None) -> Path:
@@ -166,11 +173,9 @@ class EmbeddedRedis:
             self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._port = self._wanted_port if self._wanted_port is not None else _free_port()
         command = [str(server), *self._arguments()]
-        if sys.platform == "linux":
-            command = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own arguments, and no shell
-                command,
+                ending_with_us(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
