@@ -332,4 +332,7 @@ def _request_invalid(error: ValidationError) -> RequestInvalid:
 
 def dumps(value: Any) -> str:
     """Compact JSON. Raises TypeError or ValueError for what is not JSON, NaN included."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _encoded(value)
+
+
+_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode

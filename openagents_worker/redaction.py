@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -9,8 +10,9 @@ from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, JsonValue
+from pydantic_core import to_json
 
-__all__ = ["DEFAULT_REDACT_KEYS", "MASK", "redact", "safe_text", "safe_url"]
+__all__ = ["DEFAULT_REDACT_KEYS", "MASK", "redact", "safe_text", "safe_url", "shown_json"]
 
 MASK = "***"
 
@@ -37,6 +39,7 @@ _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE
 _SHORTEST_BEARER = len("Basic 12345678")
 _URL_PASSWORD = re.compile(r"(?<=://)([^\s:/@]{0,256}):[^\s/]{1,1024}@")
 _LONGEST_KEY = 256
+_SHORT = 64
 _LONGEST_SECRET = 2_048  # a text is masked this far beyond its cut, so that no half of a secret is left
 
 
@@ -52,52 +55,26 @@ def redact(
 
     Values under a secret's name are masked; so are keys, bearer tokens and URL passwords inside of texts.
     Texts longer than `max_chars`, containers longer than `max_items` and nesting deeper than `max_depth` are
-    cut, and say so. None means no bound. What is not JSON becomes its text.
+    cut, and say so. None means no bound; a key's name is always cut. What is not JSON becomes its text.
 
     >>> redact({"apiKey": "sk-123", "input_tokens": 7, "note": "at redis://:pw@host/0"})
     {'apiKey': '***', 'input_tokens': 7, 'note': 'at redis://:***@host/0'}
     """
     parts = _DEFAULT_PARTS if keys is DEFAULT_REDACT_KEYS else tuple(_normal(key) for key in keys)
+    return _Redaction(parts, max_chars, max_items).shown(value, max_depth)
 
-    def shown(value: Any, depth: int) -> JsonValue:
-        if isinstance(value, str):
-            return _bounded(value, max_chars)
-        if value is None or isinstance(value, (bool, int)):
-            return value
-        if isinstance(value, dict):  # before Mapping, whose check is slow
-            return pairs(value, depth) if depth else f"<{len(value)} more inside>"
-        if isinstance(value, float):
-            return value if math.isfinite(value) else str(value)
-        if isinstance(value, (bytes, bytearray)):
-            return f"<{len(value)} bytes>"
-        if isinstance(value, BaseModel):
-            value = value.model_dump()
-        if isinstance(value, Mapping):
-            return pairs(value, depth) if depth else f"<{len(value)} more inside>"
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return items(value, depth) if depth else f"<{len(value)} more inside>"
-        return _bounded(str(value), max_chars)
 
-    def pairs(mapping: Mapping[Any, Any], depth: int) -> JsonValue:
-        out: dict[str, JsonValue] = {}
-        for key, item in mapping.items():
-            if max_items is not None and len(out) >= max_items:
-                out["…"] = f"<{len(mapping) - max_items} more>"
-                break
-            name = _bounded(str(key), max_chars and _LONGEST_KEY)
-            out[name] = MASK if _is_secret(str(key), item, parts) else shown(item, depth - 1)
-        return out
+def shown_json(payload: Mapping[str, Any], keys: Collection[str] = DEFAULT_REDACT_KEYS) -> str:
+    """A payload as it may be shown, as compact JSON.
 
-    def items(sequence: Collection[Any], depth: int) -> JsonValue:
-        out: list[JsonValue] = []
-        for item in sequence:
-            if max_items is not None and len(out) >= max_items:
-                out.append(f"<{len(sequence) - max_items} more>")
-                break
-            out.append(shown(item, depth - 1))
-        return out
-
-    return shown(value, max_depth)
+    >>> shown_json({"token": "abc", "step": 3})
+    '{"token":"***","step":3}'
+    """
+    shown = redact(payload, keys)
+    try:
+        return to_json(shown).decode()
+    except ValueError:  # half of a surrogate pair, which is no UTF-8
+        return json.dumps(shown, separators=(",", ":"))
 
 
 def safe_text(text: str) -> str:
@@ -124,25 +101,73 @@ def safe_url(url: str) -> str:
     )
 
 
+class _Redaction:
+    """What is masked and where it is cut. No closures: their cycles would be the garbage collector's work."""
+
+    __slots__ = ("_max_chars", "_max_items", "_parts")
+
+    def __init__(self, parts: tuple[str, ...], max_chars: int | None, max_items: int | None) -> None:
+        self._parts = parts
+        self._max_chars = max_chars
+        self._max_items = max_items
+
+    def shown(self, value: Any, depth: int) -> JsonValue:
+        if isinstance(value, str):
+            return _bounded(value, self._max_chars)
+        if value is None or isinstance(value, (bool, int)):
+            return value
+        if isinstance(value, dict):  # before Mapping, whose check is slow
+            return self._pairs(value, depth) if depth else f"<{len(value)} more inside>"
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
+        if isinstance(value, (bytes, bytearray)):
+            return f"<{len(value)} bytes>"
+        if isinstance(value, BaseModel):
+            value = value.model_dump()
+        if isinstance(value, Mapping):
+            return self._pairs(value, depth) if depth else f"<{len(value)} more inside>"
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return self._items(value, depth) if depth else f"<{len(value)} more inside>"
+        return _bounded(str(value), self._max_chars)
+
+    def _pairs(self, mapping: Mapping[Any, Any], depth: int) -> JsonValue:
+        out: dict[str, JsonValue] = {}
+        for key, item in mapping.items():
+            if self._max_items is not None and len(out) >= self._max_items:
+                out["…"] = f"<{len(mapping) - self._max_items} more>"
+                break
+            name, hits = _key(str(key), self._parts)
+            out[name] = MASK if hits and _is_secret(name, hits, item) else self.shown(item, depth - 1)
+        return out
+
+    def _items(self, sequence: Collection[Any], depth: int) -> JsonValue:
+        out: list[JsonValue] = []
+        for item in sequence:
+            if self._max_items is not None and len(out) >= self._max_items:
+                out.append(f"<{len(sequence) - self._max_items} more>")
+                break
+            out.append(self.shown(item, depth - 1))
+        return out
+
+
 def _normal(key: str) -> str:
     return _CAMEL.sub("_", key).replace("-", "_").replace(" ", "_").lower()
 
 
-def _is_secret(key: str, value: Any, parts: tuple[str, ...]) -> bool:
-    """Whether this key's value is a secret. A number under `…token…` is a count, not a token."""
-    hits = _hits(key, parts)
-    if not hits or value is None or isinstance(value, bool):
+def _is_secret(key: str, hits: tuple[str, ...], value: Any) -> bool:
+    """Whether this value is a secret, by the hits in its key. A number under `…token…` is a count."""
+    if value is None or isinstance(value, bool):
         return False
     is_count = "tokens" in _normal(key) and isinstance(value, (int, float, Mapping))
     return not (hits == ("token",) and (is_count or isinstance(value, (int, float))))
 
 
 @lru_cache(maxsize=4096)  # payloads have the same few names again and again
-def _hits(key: str, parts: tuple[str, ...]) -> tuple[str, ...]:
-    """The parts of secrets' names that a key's name has."""
+def _key(key: str, parts: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """A key as it may be shown, and the parts of secrets' names that it has."""
     name = _normal(key)
-    hits = tuple(part for part in parts if part in name)
-    return () if _HARMLESS_KEY.search(name) else hits
+    hits = () if _HARMLESS_KEY.search(name) else tuple(part for part in parts if part in name)
+    return _bounded(key, _LONGEST_KEY), hits
 
 
 _DEFAULT_PARTS = tuple(_normal(key) for key in DEFAULT_REDACT_KEYS)
@@ -150,6 +175,11 @@ _DEFAULT_PARTS = tuple(_normal(key) for key in DEFAULT_REDACT_KEYS)
 
 def _bounded(text: str, max_chars: int | None) -> str:
     if max_chars is None or len(text) <= max_chars:
-        return safe_text(text)
+        return _safe_short(text) if len(text) <= _SHORT else safe_text(text)
     head = safe_text(text[: max_chars + _LONGEST_SECRET])[:max_chars]
     return f"{head}… <{len(text) - max_chars} more characters>"
+
+
+@lru_cache(maxsize=8192)  # ids and names: the same ones in every event of a run
+def _safe_short(text: str) -> str:
+    return safe_text(text)

@@ -1,29 +1,76 @@
 """The broker's transport: Redis as kombu speaks it, made safer and cheaper.
 
-kombu lets an item that it cannot read end the whole worker: anybody who can write to the list could stop all
-of them. Ours drops such an item and says so. And kombu makes a Redis client for every message it sends and
-acknowledges, each with a table of all commands: a fifth of what a busy worker computed. Ours keeps one.
+kombu lets an item that it cannot read end the whole worker: anybody who can write to the list could stop
+all of them. Ours drops such an item and says so. kombu makes a Redis client for every message it sends and
+acknowledges, each with a table of all commands: a fifth of what a busy worker computed. Ours keeps one. And
+kombu writes every message that it takes into a hash, and out of it again when it is acknowledged, for
+messages that must not be lost. Ours does so for all but a run's wake-ups: a run whose message is lost is in
+Redis, and is woken again.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from queue import Empty
 from typing import Any
 
 from celery import Celery, signals
-from kombu.transport import TRANSPORT_ALIASES, _transport_cache, redis
+from kombu.transport import TRANSPORT_ALIASES, _transport_cache, redis, virtual
 
 from openagents_worker.telemetry import get_logger
 
-__all__ = ["TRANSPORT", "Transport", "use_in_workers_of"]
+__all__ = ["RESUME_RUN", "RUN_AGENT", "TRANSPORT", "Transport", "use_in_workers_of"]
+
+RUN_AGENT = "tasks.run_agent"
+RESUME_RUN = "tasks.resume_run"
+WAKE_UPS = (RUN_AGENT, RESUME_RUN)
 
 log = get_logger(__name__)
 
 SHOWN_CHARS = 200
 
 
+class QoS(redis.QoS):
+    """Keeps what was taken and is not acknowledged: wake-ups in memory, all other messages in Redis."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call]  # as all of kombu
+        self._wake_ups: dict[str, Any] = {}
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        if not _is_wake_up(message.headers):
+            super().append(message, delivery_tag)  # type: ignore[no-untyped-call]
+            return
+        self._wake_ups[delivery_tag] = message
+        virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def ack(self, delivery_tag: str) -> None:
+        if self._wake_ups.pop(delivery_tag, None) is None:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        else:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if requeue or delivery_tag not in self._wake_ups:
+            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
+        else:
+            self.ack(delivery_tag)
+
+    def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
+        message = self._wake_ups.pop(tag, None)
+        if message is None:
+            super().restore_by_tag(tag, client=client, leftmost=leftmost)  # type: ignore[no-untyped-call]
+            return
+        where = message.delivery_info
+        with self.channel.conn_or_acquire(client) as client:
+            self.channel._do_restore_message(
+                message._raw, where["exchange"], where["routing_key"], client, leftmost
+            )
+
+
 class Channel(redis.Channel):
+    QoS = QoS
     _kept_client: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:
@@ -69,6 +116,11 @@ def use_in_workers_of(app: Celery) -> None:
                 _transport_cache.pop(alias, None)  # somebody may have asked for it already
 
     signals.worker_init.connect(in_its_worker, weak=False)
+
+
+def _is_wake_up(headers: Mapping[str, Any]) -> bool:
+    """Whether a run in Redis stands behind the message: not so when its producer is not ours."""
+    return headers.get("task") in WAKE_UPS and "wake_us" in headers
 
 
 def _problem(message: Any) -> str | None:

@@ -16,7 +16,7 @@ from kombu import pools
 from kombu.utils.scheduling import round_robin_cycle
 
 from openagents_worker.errors import BrokerConfigError
-from openagents_worker.producer.broker import TRANSPORT
+from openagents_worker.producer.broker import RESUME_RUN, RUN_AGENT, TRANSPORT
 from openagents_worker.producer.canvas import options_of
 from openagents_worker.producer.results import NoResults
 from openagents_worker.redaction import safe_url
@@ -35,8 +35,6 @@ __all__ = [
     "wake_queue",
 ]
 
-RUN_AGENT = "tasks.run_agent"
-RESUME_RUN = "tasks.resume_run"
 WAKE_SUFFIX = ".wake"
 
 CONNECT_TIMEOUT_S = 1.0  # with one retry a broker that is away or silent is known within three seconds

@@ -247,10 +247,11 @@ class Attempt:
     async def _think(self, prepared: Prepared) -> Any:
         """The pattern's output, or the error it ends with; returns at once when the run is latched."""
         thinking = asyncio.create_task(self._execute(prepared.pattern), name=f"run {self.request.run_id}")
-        latched = asyncio.create_task(self.latch.wait(), name=f"latch {self.request.run_id}")
         try:
             await asyncio.wait(
-                {thinking, latched}, timeout=self._time_left_s(), return_when=asyncio.FIRST_COMPLETED
+                {thinking, self.latch.is_set},
+                timeout=self._time_left_s(),
+                return_when=asyncio.FIRST_COMPLETED,
             )
             if thinking.done() and self.latch.reason is None:
                 return self._output_of(thinking)
@@ -265,8 +266,6 @@ class Attempt:
             self.latch.set(LatchReason.FENCED, detail="abandoned")
             await self._stop_thinking(thinking)
             raise
-        finally:
-            latched.cancel()
 
     async def _execute(self, pattern: Any) -> Any:
         assert self._recorder is not None

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -54,7 +55,7 @@ class RecordedModel:
         self._ledger = ledger
         self._budget = budget
         self._clock = clock
-        self._streams = "on_delta" in inspect.signature(inner.generate).parameters
+        self._streams = _takes_deltas(type(inner))
         self._told_unpriced = False
         self._prompt = _PromptDigest()
         self.provider_name = getattr(inner, "provider_name", "unknown")
@@ -148,6 +149,11 @@ class RecordedModel:
 
     async def aclose(self) -> None:
         """The client belongs to the process, not to the run: nothing to close."""
+
+
+@lru_cache  # there are few classes of clients, and to read a signature takes longer than to prepare a call
+def _takes_deltas(client: type[LLMClient]) -> bool:
+    return "on_delta" in inspect.signature(client.generate).parameters
 
 
 _ALWAYS = ("messages", "model", "temperature", "max_tokens", "tools")

@@ -42,7 +42,7 @@ class Latch:
         self.error: OpenAgentsError | None = None
         self.call = ""
         self.detail = ""
-        self._set = asyncio.Event()
+        self.is_set: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stop_now = asyncio.Event()
 
     def set(
@@ -51,7 +51,8 @@ class Latch:
         if self.reason is not None and _RANK[self.reason] >= _RANK[reason]:
             return
         self.reason, self.error, self.call, self.detail = reason, error, call, detail
-        self._set.set()
+        if not self.is_set.done():
+            self.is_set.set_result(None)
         if not self.lets_calls_end:
             self._stop_now.set()
 
@@ -61,7 +62,7 @@ class Latch:
         return self.reason in (LatchReason.RETRY, LatchReason.HANDOVER)
 
     async def wait(self) -> None:
-        await self._set.wait()
+        await asyncio.wait([self.is_set])
 
     async def wait_stop_now(self) -> None:
         """Returns when running calls are to be cancelled rather than awaited."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.models import RunUsage, dumps
-from openagents_worker.redaction import redact
+from openagents_worker.redaction import shown_json
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.store import scripts
@@ -55,7 +55,7 @@ class Ledger:
 
     def note(self, name: str, payload: Mapping[str, Any]) -> None:
         """An event, to be stored soon: with the next commit, or by itself after a moment."""
-        self._pending += [name, dumps(redact(dict(payload)))]
+        self._pending += [name, shown_json(payload)]
         self._schedule(FLUSH_S)
 
     def delta(self, call: str, text: str) -> None:
@@ -99,7 +99,7 @@ class Ledger:
             if piece.text:
                 batch += ["llm.delta", piece.take(call, self._attempt)]
         for name, payload in events:
-            batch += [name, dumps(redact(dict(payload)))]
+            batch += [name, shown_json(payload)]
         self._batch_no += 1
         return batch
 

@@ -22,7 +22,8 @@ from redis.retry import Retry
 from openagents_worker.errors import ConfigError, RedisUnreachable
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.scripts import Call
+from openagents_worker.store.lanes import Lanes
+from openagents_worker.store.scripts import Call, Script
 
 __all__ = ["AnswerLost", "AsyncStore", "Cell", "Reader", "Store"]
 
@@ -239,6 +240,7 @@ class AsyncStore:
             turn_timeout_s=TURN_TIMEOUT_S,
         )
         self.redis = redis_async.Redis(connection_pool=pool)
+        self._lanes = Lanes(pool, answer_timeout_s=answer_timeout_s)
         self._sleep = sleep
 
     @property
@@ -247,8 +249,10 @@ class AsyncStore:
 
     async def run(self, call: Call[T]) -> T:
         """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` when it may have been carried out."""
-        argv = call.argv(self.cell.common)
-        return call.parse(await self.ask(lambda r: self._eval(r, call, argv)))
+        try:
+            return call.parse(await self._eval(call.script, call.argv(self.cell.common)))
+        except _TRANSLATE as error:
+            raise _translated(error, self.cell) from error
 
     async def run_until(self, call: Call[T], until: Callable[[], bool]) -> T:
         """Run a script and repeat it while Redis is away, until `until()` says that it is too late."""
@@ -269,11 +273,12 @@ class AsyncStore:
                 await self._sleep(delay_s * (0.5 + random.random()))  # jitter: not all runs at once
                 delay_s = min(delay_s * 2, 1.0)
 
-    async def _eval(self, client: Any, call: Call[Any], argv: list[Any]) -> Any:
+    async def _eval(self, script: Script, argv: list[Any]) -> Any:
         try:
-            return await client.evalsha(call.script.sha, 1, self.cell.prefix, *argv)
+            return await self._lanes.ask("EVALSHA", script.sha, 1, self.cell.prefix, *argv)
         except exceptions.NoScriptError:
-            return await client.eval(call.script.source, 1, self.cell.prefix, *argv)
+            await self._lanes.ask("SCRIPT", "LOAD", script.source)
+            return await self._lanes.ask("EVALSHA", script.sha, 1, self.cell.prefix, *argv)
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
         """Any read: `await store.ask(lambda r: r.hgetall(key))`, errors translated."""
@@ -283,6 +288,7 @@ class AsyncStore:
             raise _translated(error, self.cell) from error
 
     async def close(self) -> None:
+        await self._lanes.close()
         await self.redis.aclose()
         await self.redis.connection_pool.disconnect()
 

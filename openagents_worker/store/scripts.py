@@ -111,8 +111,10 @@ class Call(Generic[T]):
     def argv(self, common: tuple[int, int, int]) -> list[str | int]:
         flat: list[str | int] = list(common)
         for value in self.args:
-            if isinstance(value, str | int):
-                flat.append(int(value) if isinstance(value, bool) else value)
+            if isinstance(value, str):
+                flat.append(value)
+            elif isinstance(value, int):
+                flat.append(int(value))  # a bool is one, too
             else:
                 flat.append(len(value))
                 flat.extend(value)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+from redis import exceptions
+
 from openagents_worker.store import scripts
-from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.store.client import AnswerLost, AsyncStore, Cell
+from tests.producer.proxy import Proxy
 
 
 async def test_a_cancellation_while_sending_is_never_lost(redis_url: str) -> None:
@@ -31,3 +34,95 @@ async def test_a_cancellation_while_sending_is_never_lost(redis_url: str) -> Non
     await store.close()
 
     assert lost == 0
+
+
+async def test_commands_of_many_runs_travel_together(redis_url: str) -> None:
+    """What comes up in one turn of the loop is one round trip; every answer finds who asked."""
+    store = AsyncStore(Cell(redis_url))
+    lanes = store._lanes
+
+    answers = await asyncio.gather(*(lanes.ask("ECHO", str(n)) for n in range(500)))
+
+    assert answers == [str(n) for n in range(500)]
+    info = await lanes.ask("CLIENT", "LIST")
+    assert 1 <= info.count("name=openagents") <= 2
+    await store.close()
+
+
+async def test_a_script_that_redis_does_not_know_is_loaded_once(redis_url: str) -> None:
+    """Redis forgets its scripts when it restarts; nobody else notices."""
+    store = AsyncStore(Cell(redis_url))
+    await store.run(scripts.wake(limit=1))
+    await store.redis.script_flush()
+
+    answers = await asyncio.gather(*(store.run(scripts.wake(limit=1)) for _ in range(10)))
+
+    assert answers == [((), 0)] * 10
+    await store.close()
+
+
+async def test_a_command_that_redis_refuses_harms_no_other(redis_url: str) -> None:
+    """An error is the answer to one command only."""
+    store = AsyncStore(Cell(redis_url))
+    lanes = store._lanes
+
+    good, bad, after = await asyncio.gather(
+        lanes.ask("ECHO", "a"), lanes.ask("NO-SUCH-COMMAND"), lanes.ask("ECHO", "b"), return_exceptions=True
+    )
+
+    assert (good, after) == ("a", "b")
+    assert isinstance(bad, exceptions.ResponseError)
+    await store.close()
+
+
+async def test_who_asks_no_more_leaves_the_others_their_answers(redis_url: str) -> None:
+    """A cancelled caller's answer is read and dropped; it is not taken for that of the next."""
+    store = AsyncStore(Cell(redis_url))
+    lanes = store._lanes
+    tasks = [asyncio.create_task(lanes.ask("ECHO", str(n))) for n in range(40)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    for task in tasks[::2]:
+        task.cancel()
+
+    answers = await asyncio.gather(*tasks[1::2])
+
+    assert answers == [str(n) for n in range(1, 40, 2)]
+    assert await lanes.ask("ECHO", "next") == "next"
+    await store.close()
+
+
+async def test_a_lost_connection_loses_only_what_was_on_it(redis_url: str) -> None:
+    """Those whose answers are lost are told so, and may ask again; the next command has a new connection."""
+    with Proxy(redis_url) as proxy:
+        store = AsyncStore(Cell(proxy.url))
+        await store.run(scripts.wake(limit=1))
+        proxy.lose_answer_to = lambda data: b"EVAL" in data and proxy.lost < 1
+
+        found = await asyncio.gather(
+            *(store.run(scripts.wake(limit=1)) for _ in range(20)), return_exceptions=True
+        )
+
+        assert proxy.lost == 1
+        assert any(isinstance(answer, AnswerLost) for answer in found)
+        assert await store.run(scripts.wake(limit=1)) == ((), 0)
+        await store.close()
+
+
+async def test_a_redis_that_is_silent_is_known_within_the_limit(redis_url: str) -> None:
+    """All that was on the connection hear of it together, not one after the other."""
+    with Proxy(redis_url) as proxy:
+        store = AsyncStore(Cell(proxy.url), answer_timeout_s=0.3)
+        await store.run(scripts.wake(limit=1))
+        began_s = asyncio.get_running_loop().time()
+        await store.redis.execute_command("CLIENT", "PAUSE", "900", "ALL")
+
+        found = await asyncio.gather(
+            *(store.run(scripts.wake(limit=1)) for _ in range(20)), return_exceptions=True
+        )
+
+        assert all(isinstance(answer, AnswerLost) for answer in found)
+        assert asyncio.get_running_loop().time() - began_s < 5
+        await asyncio.sleep(0.9)
+        assert await store.run(scripts.wake(limit=1)) == ((), 0)
+        await store.close()

@@ -1,0 +1,87 @@
+"""The broker's transport: what it keeps of the messages that it has taken and that are not acknowledged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kombu import Connection, Consumer, Queue
+
+from openagents_worker.producer.broker import RUN_AGENT, TRANSPORT
+
+QUEUE = "agents"
+WAKE_UP = {"task": RUN_AGENT, "wake_us": "1", "id": "r1"}
+FOREIGN = {"task": RUN_AGENT, "id": "r2"}
+OTHER = {"task": "shop.send_mail", "id": "r3"}
+
+
+@pytest.fixture
+def line(redis_url: str) -> Iterator[Connection]:
+    with Connection(redis_url, transport=TRANSPORT) as connection:
+        yield connection
+
+
+def take(line: Connection, *headers: dict[str, Any]) -> list[Any]:
+    """Send messages with these headers and take them, without an acknowledgement."""
+    producer = line.Producer()
+    for given in headers:
+        producer.publish({"n": given["id"]}, routing_key=QUEUE, exchange="", headers=given, serializer="json")
+    taken: list[Any] = []
+    with Consumer(line.default_channel, [Queue(QUEUE)], callbacks=[lambda _, message: taken.append(message)]):
+        while len(taken) < len(headers):
+            line.drain_events(timeout=5)
+    return taken
+
+
+def in_redis(line: Connection) -> list[str]:
+    """The ids of the messages that kombu's hash holds."""
+    stored = line.default_channel.client.hvals("unacked")
+    return sorted(json.loads(text)[0]["headers"]["id"] for text in stored)
+
+
+def waiting(line: Connection) -> list[str]:
+    stored = line.default_channel.client.lrange(QUEUE, 0, -1)
+    return [json.loads(text)["headers"]["id"] for text in stored]
+
+
+def test_a_wake_up_costs_no_write_until_it_is_acknowledged(line: Connection) -> None:
+    """Its run is in Redis; all other messages, also a run's that nobody has accepted yet, are kept."""
+    taken = take(line, WAKE_UP, FOREIGN, OTHER)
+
+    assert in_redis(line) == ["r2", "r3"]
+    for message in taken:
+        message.ack()
+    assert in_redis(line) == []
+    assert waiting(line) == []
+
+
+def test_what_is_put_back_waits_again(line: Connection) -> None:
+    """A worker that cannot take a message now gives it to the next, whatever kind it is."""
+    for message in take(line, WAKE_UP, OTHER):
+        message.requeue()
+
+    assert sorted(waiting(line)) == ["r1", "r3"]
+    assert in_redis(line) == []
+    line.default_channel.client.delete(QUEUE)
+
+
+def test_what_is_rejected_is_gone(line: Connection) -> None:
+    """A message that nobody can use leaves nothing behind."""
+    for message in take(line, WAKE_UP, OTHER):
+        message.reject()
+
+    assert waiting(line) == in_redis(line) == []
+
+
+def test_a_connection_that_closes_puts_back_what_it_has(redis_url: str) -> None:
+    """A worker that stops between taking and accepting a message loses none."""
+    with Connection(redis_url, transport=TRANSPORT) as line:
+        take(line, WAKE_UP, OTHER)
+        line.default_channel.close()
+
+    with Connection(redis_url, transport=TRANSPORT) as line:
+        assert sorted(waiting(line)) == ["r1", "r3"]
+        assert in_redis(line) == []
+        line.default_channel.client.delete(QUEUE)
