@@ -28,7 +28,10 @@ EVENTS = """# Events
 One JSON object an event: `name`, `seq` (from 1 per run, without gaps), `run_id`, `session_id`, `agent_id`,
 `life`, `attempt`, `worker`, `timestamp`, `payload`, and `final` on the last event of a life. Live on the
 pub/sub channel `{prefix}:events:{agent_id}:{session_id}:{run_id}` (ids percent-encoded), kept in a stream per
-run. Payload keys in brackets are not always there.
+run ([keys.md](keys.md)). Payload keys in brackets are not always there.
+
+What a model was told and a tool has returned stands in the run's journal. The events of the call show the
+beginning of each of its texts (`OPENAGENTS_EVENT_PREVIEW_CHARS`): nothing is stored twice.
 
 | name | meaning | payload |
 |---|---|---|

@@ -150,6 +150,11 @@ class Settings(BaseSettings):
     events_maxlen: int = Field(
         default=10_000, ge=1, description="Events kept of one run; older ones are trimmed."
     )
+    event_preview_chars: int = Field(
+        default=300,
+        ge=0,
+        description="Longest text of a call's arguments or result in an event; the journal has all of it.",
+    )
     max_payload_bytes: int = Field(
         default=DEFAULT_MAX_PAYLOAD_BYTES,
         ge=1_024,

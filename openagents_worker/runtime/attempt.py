@@ -106,6 +106,7 @@ class Attempt:
             fence=claimed.fence,
             attempt=claimed.attempt,
             latch=self.latch,
+            preview_chars=settings.event_preview_chars,
         )
         self._sessions = SessionStore(self._ledger)
         self._recorder: Recorder | None = None

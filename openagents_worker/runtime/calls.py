@@ -121,7 +121,7 @@ class RecordedModel:
             "model": name,
             "call": info.call_key,
             "_metrics": metrics,
-            "output_text": reply.output_text,
+            "output_text": self._ledger.preview(reply.output_text),
             "tool_calls": [call.name for call in reply.tool_calls],
         }
         return Outcome(value=reply.to_wire(), usage=usage, events=[("llm.succeeded", told)])
@@ -274,7 +274,8 @@ class RecordedTool:
             return Outcome(error=over)
         call = CallContext(self._context, info.idempotency_key, info.call_key)
         self._ledger.note(
-            "tool.called", {"tool_id": self.tool_id, "params": params, "call_id": info.call_key}
+            "tool.called",
+            {"tool_id": self.tool_id, "params": self._ledger.preview(params), "call_id": info.call_key},
         )
         self._warn_once()
         try:
@@ -284,7 +285,7 @@ class RecordedTool:
             return self._failed(error, call)
         except (TypeError, ValueError) as error:
             return self._failed(_not_plain(error, self.tool_id), call)
-        told = {"tool_id": self.tool_id, "result": value, "call_id": info.call_key}
+        told = {"tool_id": self.tool_id, "result": self._ledger.preview(value), "call_id": info.call_key}
         return Outcome(
             value=value,
             usage=RunUsage(tool_calls=1),

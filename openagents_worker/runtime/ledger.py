@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.models import RunUsage, dumps
-from openagents_worker.redaction import shown_json
+from openagents_worker.redaction import redact, shown_json
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.store import scripts
@@ -36,7 +36,15 @@ class Ledger:
     """Everything one attempt writes, by one fence."""
 
     def __init__(
-        self, *, store: AsyncStore, lease: Lease, run_id: str, fence: str, attempt: int, latch: Latch
+        self,
+        *,
+        store: AsyncStore,
+        lease: Lease,
+        run_id: str,
+        fence: str,
+        attempt: int,
+        latch: Latch,
+        preview_chars: int,
     ) -> None:
         self._store = store
         self._lease = lease
@@ -44,6 +52,7 @@ class Ledger:
         self.fence = fence
         self._attempt = attempt
         self._latch = latch
+        self._preview_chars = preview_chars
         self._lane = asyncio.Lock()
         self._pending: list[str] = []
         self._batch_no = 0
@@ -57,6 +66,10 @@ class Ledger:
         """An event, to be stored soon: with the next commit, or by itself after a moment."""
         self._pending += [name, shown_json(payload)]
         self._schedule(FLUSH_S)
+
+    def preview(self, content: Any) -> Any:
+        """What an event shows of a call's content, which stands in the journal: nothing is stored twice."""
+        return redact(content, max_chars=self._preview_chars)
 
     def delta(self, call: str, text: str) -> None:
         """A piece of a reply for those who watch now; it is not stored."""

@@ -273,7 +273,6 @@ class Recorder:
             return
         position, self.position, self.usage = self.position, self.position + 1, usage
         saved = {
-            "run_id": self.run_id,
             "checkpoint_id": f"{self.run_id}:step:{position}",
             "step_index": position,
             "transcript_length": self._transcript_length,

@@ -8,11 +8,12 @@ streaming are in no stream; who joins gets what was said so far as one piece wit
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -25,7 +26,7 @@ from openagents_worker.store.client import AsyncStore, Cell, Store
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.runs import run_not_found
 
-__all__ = ["Head", "Watch", "awatch", "watch"]
+__all__ = ["Entry", "Head", "Watch", "awatch", "stored_event", "watch"]
 
 T = TypeVar("T")
 
@@ -38,7 +39,8 @@ RECONNECT_S = 30.0  # a watch outlives a restart of Redis; longer than that some
 PAUSE_S = 0.2
 SUBSCRIBE_TIMEOUT_S = 2.0
 
-Entry = tuple[str, dict[str, str]]  # of a stream: its id, {"e": the event as JSON}
+Entry = tuple[str, Mapping[str, str]]  # of a stream: its id is {seq}-0; see `stored_event` for its fields
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,24 @@ def _head_of(run_id: str, values: Sequence[str | None]) -> Head | None:
     if state is None:
         return None
     return Head(run_id, RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
+
+
+def stored_event(head: Head, entry: Entry) -> RunEvent:
+    """An event as the scripts store it: without what all events of the run share."""
+    id_, fields = entry
+    return RunEvent(
+        name=fields["name"],
+        seq=int(id_.partition("-")[0]),
+        run_id=head.run_id,
+        session_id=head.session_id,
+        agent_id=head.agent_id,
+        life=int(fields["life"]),
+        attempt=int(fields["attempt"]),
+        worker=fields["worker"] or None,
+        timestamp=EPOCH + timedelta(milliseconds=int(fields["at"])),
+        payload=json.loads(fields["payload"]),
+        final=fields["final"] == "1",
+    )
 
 
 class Watch:
@@ -99,10 +119,13 @@ class Watch:
 
     def replay(self, page: Sequence[Entry], reply: Mapping[str, str] | None = None) -> Iterator[RunEvent]:
         """Takes a page of the stream, read from `wanted` on, and the reply that was streaming just then."""
-        for _, fields in page:
-            event = RunEvent.from_json(fields["e"])
-            if self.over or event.seq is None or event.seq < self.wanted:
+        head = self._head
+        assert head is not None, "a watcher looks before it reads"
+        for id_, fields in page:
+            if self.over or int(id_.partition("-")[0]) < self.wanted:
                 continue
+            event = stored_event(head, (id_, fields))
+            assert event.seq is not None
             if event.seq > self.wanted:
                 yield self._gap(event, event.seq - 1)
             self._known_at = event.timestamp

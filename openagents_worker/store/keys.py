@@ -39,7 +39,13 @@ KEYS = (
     KeySpec(
         "facts", "run:{}:facts", "hash", "what was decided or counted outside the journal, by call key", _RUN
     ),
-    KeySpec("events", "run:{}:events", "stream", "the run's events, id {seq}-0", _RUN),
+    KeySpec(
+        "events",
+        "run:{}:events",
+        "stream",
+        "the run's events, id {seq}-0: name, life, attempt, worker, at (ms), final, payload (JSON)",
+        _RUN,
+    ),
     KeySpec(
         "journal", "journal:{}", "list", "the recorded calls of a run, in order of commit; 0 is prepare", _RUN
     ),

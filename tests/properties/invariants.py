@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from openagents_worker.store.keys import Keys, spec_of
 from tests.properties.lab import View
 from tests.properties.truth import TERMINAL, Run, Truth
+from tests.stored import shown as shown_events
 
 __all__ = ["check"]
 
@@ -85,7 +86,7 @@ def _check_journal(cell: _Cell, run: Run, truth: Truth) -> None:
 
 def _check_events(cell: _Cell, run: Run) -> None:
     entries = list(cell.get("events", run.id))
-    events = [json.loads(fields["e"]) for _, fields in entries]
+    events = shown_events(entries, run.id)
     numbers = [event["seq"] for event in events]
     assert numbers == list(range(1, len(events) + 1)), f"the events of {run.id} have gaps: {numbers}"
     assert [id_ for id_, _ in entries] == [f"{number}-0" for number in numbers], f"stream ids of {run.id}"

@@ -19,6 +19,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.runs import aread_record
 from openagents_worker.store.scripts import Submitted, Wake
+from tests.stored import shown
 
 
 @dataclass
@@ -100,7 +101,7 @@ class Process:
 
     async def events(self, run_id: str = "r1") -> list[dict[str, Any]]:
         entries = await self.store.redis.xrange(self.store.keys("events", run_id))
-        return [json.loads(fields["e"]) for _, fields in entries]
+        return shown(entries, run_id)
 
     async def event_names(self, run_id: str = "r1") -> list[str]:
         return [event["name"] for event in await self.events(run_id)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Generator
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openagents_worker.errors import RedisUnreachable
+from openagents_worker.store.events import watch
 from openagents_worker.store.keys import encode_id, spec_of
 from openagents_worker.store.scripts import Wake, WriteAnswer
 from tests.properties.lab import Lab, View
@@ -67,7 +69,7 @@ class Bench:
 
     def events(self, run_id: str = "r1") -> list[str]:
         entries = self.redis.xrange(self.store.keys("events", run_id))
-        return [json.loads(fields["e"])["name"] for _, fields in entries]
+        return [fields["name"] for _, fields in entries]
 
     def holder(self, session_id: str = "s1") -> str | None:
         value: str | None = self.redis.hget(self.store.keys("session", session_id), "holder")
@@ -1074,9 +1076,8 @@ def test_an_id_may_hold_any_character(bench: Bench, run_id: str) -> None:
     fence = bench.claim(run_id, worker)
     assert bench.do("renew", incarnation=worker).owned == {run_id}
     assert bench.do("commit", run_id=run_id, fence=fence) is WriteAnswer.OK
-    [entry] = bench.redis.xrange(bench.store.keys("events", run_id), count=1)
-    event = json.loads(entry[1]["e"])
-    assert (event["run_id"], event["session_id"], event["agent_id"]) == tuple(wild.values())[:3]
+    [event] = itertools.islice(watch(bench.store, run_id), 1)
+    assert (event.run_id, event.session_id, event.agent_id) == tuple(wild.values())[:3]
     assert bench.do("finish", run_id=run_id, fence=fence).answer == "OK"
 
     assert all(spec_of(key, "oa") for key in bench.redis.keys("*"))

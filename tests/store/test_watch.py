@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import threading
 from collections.abc import Generator, Sequence
@@ -276,7 +277,20 @@ def head(seq: int, state: RunState = RunState.RUNNING, life: int = 1) -> Head:
 
 
 def page(*events: RunEvent) -> list[tuple[str, dict[str, str]]]:
-    return [(f"{one.seq}-0", {"e": one.to_json()}) for one in events]
+    return [(f"{one.seq}-0", _fields(one)) for one in events]
+
+
+def _fields(event: RunEvent) -> dict[str, str]:
+    """What the scripts store of an event."""
+    return {
+        "name": event.name,
+        "life": str(event.life),
+        "attempt": str(event.attempt),
+        "worker": event.worker or "",
+        "at": str(round(event.timestamp.timestamp() * 1000)),
+        "final": "1" if event.final else "0",
+        "payload": json.dumps(event.payload),
+    }
 
 
 def test_a_jump_in_live_numbers_sends_the_watcher_back_to_the_stream() -> None:

@@ -57,6 +57,8 @@ local function keep_piece(run, piece)
 end
 
 -- append(run, events): events = {name, payload, name, payload, …}; gives each its seq, stores and publishes it.
+-- What is published is the whole envelope. What is stored leaves out what the stream's readers know: the ids, and `seq`,
+-- which is the entry's id. The same fields in the same order each time: then Redis stores their names once.
 -- A piece of a reply (llm.delta) is published between them and gets no seq: it is no event and in no stream.
 local function append(run, events, final)
   if #events == 0 then return end
@@ -64,6 +66,7 @@ local function append(run, events, final)
   for i = 1, #events, 2 do if events[i] ~= 'llm.delta' then count = count + 1 end end
   local seq = count > 0 and redis.call('HINCRBY', k.run(run.id), 'seq', count) - count
   local stream, channel = k.events(run.id), k.channel(run.agent, run.session, run.id)
+  local now, life, attempt = digits(NOW_MS), digits(run.life), digits(run.attempt)
   local middle = envelope_middle(run)
   for i = 1, #events, 2 do
     local name, payload = events[i], events[i + 1]
@@ -73,9 +76,10 @@ local function append(run, events, final)
     else
       if name == 'llm.succeeded' or name == 'llm.failed' then forget_reply(run, payload) end
       seq = seq + 1
-      local text = envelope(name, digits(seq), middle, payload, final and i == #events - 1)
-      redis.call('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, digits(seq) .. '-0', 'e', text)
-      redis.call('PUBLISH', channel, text)
+      local is_final = final and i == #events - 1
+      redis.call('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, digits(seq) .. '-0', 'name', name, 'life', life, 'attempt', attempt,
+        'worker', run.owner, 'at', now, 'final', is_final and '1' or '0', 'payload', payload)
+      redis.call('PUBLISH', channel, envelope(name, digits(seq), middle, payload, is_final))
     end
   end
 end
