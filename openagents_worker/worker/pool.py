@@ -154,14 +154,14 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         try:
             await job.carry(self._threads)
         finally:
-            was_full = self._running >= self.limit
             self._running -= 1
             del self._jobs[job.number]
             self._go_on()
             with self._changed:
                 self._changed.notify_all()
-            # Nothing else tells the hub, which has stopped taking messages, that there is room again.
-            if was_full and self._hub is not None:
+            # Nothing else tells the hub, which may have stopped taking messages, that there is room again.
+            # Whether it has is not for us to say: it counts what it has taken, we what we have begun.
+            if self._hub is not None:
                 self._hub.call_soon(_nothing)
 
 
