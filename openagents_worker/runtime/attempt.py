@@ -106,6 +106,7 @@ class Attempt:
             fence=claimed.fence,
             attempt=claimed.attempt,
             latch=self.latch,
+            ids=self._ids,
             preview_chars=settings.event_preview_chars,
         )
         self._sessions = SessionStore(self._ledger)
@@ -212,8 +213,6 @@ class Attempt:
             self._prepared.context.add_artifact(**artifact)
 
     def _tell_beginning(self, recorded: Record | None) -> None:
-        ids = {"agent_id": self.request.agent_id, "session_id": self.request.session_id}
-        run_id = self.request.run_id
         if self._claimed.retries:
             self._note(
                 "run.resume_attempted",
@@ -225,14 +224,10 @@ class Attempt:
         if recorded is not None:
             return
         if self._claimed.attempt == 1:
-            self._ledger.note(
-                "run.requested", {**ids, "input_text": self.request.input_text, "run_id": run_id}
-            )
-            self._ledger.note(
-                "session.run.started", {**ids, "run_id": run_id, "input_text": self.request.input_text}
-            )
-            self._ledger.note("run.validated", {**ids, "run_id": run_id})
-        self._ledger.note("session.acquired", {**ids, "run_id": run_id})
+            self._note("run.requested", input_text=self.request.input_text)
+            self._note("session.run.started", input_text=self.request.input_text)
+            self._note("run.validated")
+        self._note("session.acquired")
 
     @property
     def _checkpoint_id(self) -> str | None:
@@ -469,12 +464,15 @@ class Attempt:
         self._ledger.note(name, payload)
 
     def _note(self, name: str, **payload: Any) -> None:
-        ids = {
+        self._ledger.note_of_run(name, **payload)
+
+    @property
+    def _ids(self) -> dict[str, str]:
+        return {
             "agent_id": self.request.agent_id,
             "session_id": self.request.session_id,
             "run_id": self.request.run_id,
         }
-        self._ledger.note(name, {**ids, **payload})
 
 
 def _usage_so_far(claimed: Claimed) -> RunUsage:

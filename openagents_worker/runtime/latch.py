@@ -61,6 +61,10 @@ class Latch:
         """Whether calls that run may end and be recorded before the run is put aside."""
         return self.reason in (LatchReason.RETRY, LatchReason.HANDOVER)
 
+    def hurry(self) -> None:
+        """Calls that run are not waited for any longer; a run that is handed over makes them again."""
+        self._stop_now.set()
+
     async def wait(self) -> None:
         await asyncio.wait([self.is_set])
 

@@ -44,14 +44,17 @@ class Ledger:
         fence: str,
         attempt: int,
         latch: Latch,
+        ids: Mapping[str, str],
         preview_chars: int,
     ) -> None:
+        """`ids` are those of run, session and agent: the payloads of the run's own events begin with them."""
         self._store = store
         self._lease = lease
         self.run_id = run_id
         self.fence = fence
         self._attempt = attempt
         self._latch = latch
+        self._ids = shown_json(ids)
         self._preview_chars = preview_chars
         self._lane = asyncio.Lock()
         self._pending: list[str] = []
@@ -65,6 +68,12 @@ class Ledger:
     def note(self, name: str, payload: Mapping[str, Any]) -> None:
         """An event, to be stored soon: with the next commit, or by itself after a moment."""
         self._pending += [name, shown_json(payload)]
+        self._schedule(FLUSH_S)
+
+    def note_of_run(self, name: str, **payload: Any) -> None:
+        """An event of the run itself, whose payload begins with the ids."""
+        more = shown_json(payload) if payload else "{}"
+        self._pending += [name, self._ids if more == "{}" else f"{self._ids[:-1]},{more[1:]}"]
         self._schedule(FLUSH_S)
 
     def preview(self, content: Any) -> Any:
@@ -89,6 +98,8 @@ class Ledger:
 
     def _on_timer(self) -> None:
         self._timer = None
+        if not self._pending and not any(piece.text for piece in self._deltas.values()):
+            return  # it has travelled with a commit
         task = asyncio.create_task(self._flush_quietly(), name=f"flush {self.run_id}")
         self._flushing.add(task)
         task.add_done_callback(self._flushing.discard)

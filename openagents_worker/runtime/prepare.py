@@ -100,7 +100,6 @@ class Preparation:
         self._durable = durable
         self._session = SessionAtStart(sessions, start)
         self._context = RunContext(request, state, recorder, parts.definition.llm)
-        self._ids = {"agent_id": request.agent_id, "session_id": request.session_id}
 
     async def carry(self) -> Prepared:
         """In the order of the original: compact, assemble, bind, preflight, inject."""
@@ -108,7 +107,7 @@ class Preparation:
         self._bind()
         if self._recorded is None:
             await self._preflight()
-            self._note("context.created", run_id=self._request.run_id)
+            self._note("context.created")
         await self._inject()
         pattern = self._parts.new_pattern()
         await _set_up(pattern, self._context)
@@ -116,7 +115,7 @@ class Preparation:
 
     def _note(self, name: str, **payload: Any) -> None:
         if self._recorded is None:
-            self._ledger.note(name, {**self._ids, **payload})
+            self._ledger.note_of_run(name, **payload)
 
     # --- context -----------------------------------------------------------------------------------------
 

@@ -140,6 +140,12 @@ class Runner:
             attempt.latch.set(reason, detail=detail)
         await self._idle.wait()
 
+    async def hurry_all(self) -> None:
+        """Cancel the calls of runs that are to be handed over; returns when all have been."""
+        for attempt in list(self._attempts.values()):
+            attempt.latch.hurry()
+        await self._idle.wait()
+
 
 def _not_carried(claimed: Claimed) -> Carried:
     """What a claim that gave no work says of the run: its end, where nobody else has told or will tell it."""

@@ -1,12 +1,14 @@
 """The drain. The only place that says how a worker that is told to stop gives its runs away.
 
-Order matters: no new runs, then each run up to its next commit and on to somebody else, and only then the end
-of the lease. Whatever is killed in between is a dead worker like any other: its runs are reclaimed.
+Order matters: no new runs, then each run up to its next commit and on to somebody else, then those whose
+calls take too long, and only then the end of the lease. Whatever is killed in between is a dead worker like
+any other: its runs are reclaimed.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Protocol
 
 from openagents_worker.runtime.latch import LatchReason
@@ -23,26 +25,34 @@ LET_GO_S = 2.0  # calls are being cancelled; a tool in a thread that cannot be s
 class Draining(Carrier, Protocol):
     accepting: bool
 
+    async def hurry_all(self) -> None: ...
+
 
 async def drain(carrier: Draining, timeout_s: float) -> bool:
-    """Hand over every run at its next commit, for at most `timeout_s`; False: some are still at work."""
+    """Hand over every run, at its next commit or, after `timeout_s`, out of the call that it is in.
+
+    False: some are still at work, in what cannot be cancelled. Their worker dies with them.
+    """
     carrier.accepting = False
     runs = len(carrier.known())
-    handed_over = await _latched(carrier, LatchReason.HANDOVER, timeout_s)
+    handed_over = await _within(timeout_s, carrier.latch_all(LatchReason.HANDOVER))
+    if not handed_over:
+        log.info("worker.hurries", runs=len(carrier.known()))
+        handed_over = await _within(LET_GO_S, carrier.hurry_all())
     log.info("worker.drained", runs=runs, left=len(carrier.known()))
     return handed_over
 
 
 async def let_go(carrier: Carrier) -> None:
     """The lease is over: whatever still works stops, and can write nothing any more."""
-    if not await _latched(carrier, LatchReason.FENCED, LET_GO_S):
+    if not await _within(LET_GO_S, carrier.latch_all(LatchReason.FENCED)):
         log.warning("worker.left_running", runs=len(carrier.known()))
 
 
-async def _latched(carrier: Carrier, reason: LatchReason, timeout_s: float) -> bool:
+async def _within(timeout_s: float, work: Awaitable[None]) -> bool:
     try:
         async with asyncio.timeout(timeout_s):
-            await carrier.latch_all(reason)
+            await work
     except TimeoutError:
         return False
     return True

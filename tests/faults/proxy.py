@@ -25,7 +25,8 @@ SCRIPTS = {
 }
 # What a worker asks whatever runs it has: its own beat, the rescue of others, and how a connection begins.
 NOT_OF_A_RUN = {"register", "renew", "retire", "reclaim", "wake", "resend"} | {
-    "auth", "client", "hello", "info", "ping", "select", "subscribe", "time", "unsubscribe", "zrange",
+    "auth", "client", "eval", "hello", "info", "ping", "script", "select", "subscribe", "time", "unsubscribe",
+    "zrange",
 }  # fmt: skip
 
 
@@ -158,9 +159,7 @@ class Proxy:
         name = words[0].decode().lower()
         if name == "evalsha":
             name = SCRIPTS.get(words[1], "an unknown script")
-        if (
-            name in NOT_OF_A_RUN or name == "eval"
-        ):  # the same script once more, for a Redis that did not know it
+        if name in NOT_OF_A_RUN:
             self.left_out[name] = self.left_out.get(name, 0) + 1
             return None
         self.seen.append(Command(len(self.seen) + 1, name, worker))

@@ -160,6 +160,32 @@ async def test_handing_over_lets_the_running_call_end(redis_url: str) -> None:
         assert (await two.record()).recoveries == 0
 
 
+async def test_a_call_that_takes_too_long_is_handed_over_too(redis_url: str) -> None:
+    """A worker that has no time left cancels the call; it is made once more, and nobody counts a death."""
+    definition = patterned("Steps", tool("Charge"), n=3)
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit()
+        carrying = await carried_until(one, lambda: len(plugins.LOG) == 1, "the first call begins")
+        one.runner.accepting = False
+        stopping = asyncio.create_task(one.runner.latch_all(LatchReason.HANDOVER))
+        await asyncio.sleep(0)
+        assert not stopping.done()
+
+        await one.runner.hurry_all()
+
+        assert (await carrying).reason == "handover"
+        await stopping
+        open_gates("charge-0", "charge-1", "charge-2")
+        assert (await two.carry()).stop_reason is StopReason.COMPLETED
+        assert [entry[2] for entry in plugins.LOG if entry[0] == "begin"] == [0, 0, 1, 2]
+        record = await two.record()
+        assert (record.recoveries, record.attempt) == (0, 2)
+        assert "run.handed_over" in await two.event_names()
+
+
 async def test_a_worker_that_stops_gives_claimed_runs_back(redis_url: str) -> None:
     """A claim that comes through after the stop is released at once, with a wake-up for others."""
     async with process(redis_url, agent()) as p:

@@ -15,6 +15,7 @@ class NotingCarrier:
         self.known_runs = set(known)
         self.latched: list[tuple[str, LatchReason]] = []
         self.all_latched: list[LatchReason] = []
+        self.hurried = False
         self.letting_go = asyncio.Event()
         self.letting_go.set()
 
@@ -26,6 +27,11 @@ class NotingCarrier:
 
     def latch(self, run_id: str, reason: LatchReason) -> None:
         self.latched.append((run_id, reason))
+
+    async def hurry_all(self) -> None:
+        self.hurried = True
+        await self.letting_go.wait()
+        self.known_runs.clear()
 
     async def latch_all(self, reason: LatchReason) -> None:
         self.all_latched.append(reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from openagents_worker.runtime.latch import LatchReason
-from openagents_worker.worker.drain import drain
+from openagents_worker.worker.drain import LET_GO_S, drain
 from tests.worker.carrier import NotingCarrier
 
 
@@ -17,6 +17,7 @@ async def test_nothing_new_is_taken_and_every_run_is_handed_over() -> None:
 
     assert not carrier.accepting
     assert carrier.all_latched == [LatchReason.HANDOVER]
+    assert not carrier.hurried
     assert carrier.known() == frozenset()
 
 
@@ -29,4 +30,5 @@ async def test_a_drain_ends_in_time_whatever_its_runs_do() -> None:
 
     assert not await drain(carrier, timeout_s=0.1)
 
-    assert clock() - began < 2
+    assert carrier.hurried
+    assert clock() - began < 0.1 + LET_GO_S + 1
