@@ -51,12 +51,9 @@ class Lanes:
 
         Whoever is cancelled does not get the answer; the command may be carried out all the same.
         """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Asked(command, answer))
-        if not self._called and len(self._carrying) < self._lanes:
-            self._called = True
-            loop.call_soon(self._go)
+        self._call()
         return await answer
 
     async def close(self) -> None:
@@ -66,13 +63,16 @@ class Lanes:
             await asyncio.wait([task])
         _fail(self._waiting, exceptions.ConnectionError(SHUT))
 
+    def _call(self) -> None:
+        if self._waiting and not self._called and len(self._carrying) < self._lanes:
+            self._called = True
+            asyncio.get_running_loop().call_soon(self._go)
+
     def _go(self) -> None:
         """Set off with what waits, in the next turn of the loop: by then others may have come."""
         self._called = False
         if self._waiting and len(self._carrying) < self._lanes:
-            task = asyncio.create_task(self._carry(), name="redis lane")
-            self._carrying.add(task)
-            task.add_done_callback(self._carrying.discard)
+            self._carrying.add(asyncio.create_task(self._carry(), name="redis lane"))
 
     async def _carry(self) -> None:
         """Carry what waits, and what came meanwhile, until nothing waits any more."""
@@ -94,12 +94,11 @@ class Lanes:
             _fail(asked or self._waiting, lost)
             if not isinstance(error, Exception):
                 raise
-            self._go_again()
-
-    def _go_again(self) -> None:
-        if self._waiting and not self._called:
-            self._called = True
-            asyncio.get_running_loop().call_soon(self._go)
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            self._carrying.discard(task)
+            self._call()  # what came while this one ended
 
     def _next(self) -> deque[_Asked]:
         asked: deque[_Asked] = deque()

@@ -126,3 +126,21 @@ async def test_a_redis_that_is_silent_is_known_within_the_limit(redis_url: str) 
         await asyncio.sleep(0.9)
         assert await store.run(scripts.wake(limit=1)) == ((), 0)
         await store.close()
+
+
+async def test_nothing_is_left_behind_when_all_lanes_break_at_once(redis_url: str) -> None:
+    """More commands wait than travel: each gets its answer, or hears that it was lost."""
+    with Proxy(redis_url) as proxy:
+        store = AsyncStore(Cell(proxy.url))
+        await store.run(scripts.wake(limit=1))
+        proxy.lose_answer_to = lambda data: b"EVAL" in data and proxy.lost < 4
+
+        async with asyncio.timeout(10):
+            found = await asyncio.gather(
+                *(store.run(scripts.wake(limit=1)) for _ in range(1_000)), return_exceptions=True
+            )
+
+        assert proxy.lost >= 2
+        assert found.count(((), 0)) + sum(isinstance(one, AnswerLost) for one in found) == 1_000
+        assert found.count(((), 0)) > 0
+        await store.close()
