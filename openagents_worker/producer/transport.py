@@ -18,7 +18,7 @@ from kombu.utils.scheduling import round_robin_cycle
 from openagents_worker.errors import BrokerConfigError
 from openagents_worker.producer.broker import TRANSPORT
 from openagents_worker.producer.canvas import options_of
-from openagents_worker.producer.results import NoResults
+from openagents_worker.producer.results import NO_RESULTS
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
 from openagents_worker.store.scripts import Wake
@@ -51,7 +51,7 @@ def make_app(settings: Settings) -> Celery:
     """A Celery app that talks as this library does. It is not the current app, and it opens no connection."""
     app = Celery("openagents", set_as_current=False)
     if settings.result_backend is None:
-        app.backend_cls = NoResults
+        app.backend_cls = NO_RESULTS
     app.conf.update(
         broker_url=settings.broker_url,
         result_backend=settings.result_backend,

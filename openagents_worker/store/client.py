@@ -283,7 +283,6 @@ class AsyncStore:
             raise _translated(error, self.cell) from error
 
     async def close(self) -> None:
-        await self.redis.aclose()
         await self.redis.connection_pool.disconnect()
 
 
