@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from hashlib import sha1
 from importlib import resources
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_type_hints
@@ -121,17 +121,18 @@ class Call(Generic[T]):
 
 def _door(read: Callable[Concatenate[Reply, P], T]) -> Callable[P, Call[T]]:
     """Makes a door of a function whose keyword arguments are the script's and whose body reads the reply."""
-    signature = inspect.signature(read)
-    hints = get_type_hints(read)
-    names = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-    defaults = {n: signature.parameters[n].default for n in names}
-    made: list[Script] = []
+
+    @cache  # not before the first call: most processes use only some of the doors
+    def script() -> tuple[Script, dict[str, Any]]:
+        hints = get_type_hints(read)
+        parameters = [p for p in inspect.signature(read).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        made = Script(read.__name__.strip("_"), {p.name: hints[p.name] for p in parameters})
+        return made, {p.name: p.default for p in parameters}
 
     def door(*_: P.args, **given: P.kwargs) -> Call[T]:
-        if not made:
-            made.append(Script(read.__name__.strip("_"), {name: hints[name] for name in names}))
-        values = {name: given.get(name, defaults[name]) for name in names}
-        return Call(made[0], tuple(values.values()), partial(cast(Callable[..., T], read), **values))
+        made, defaults = script()
+        values = {name: given.get(name, default) for name, default in defaults.items()}
+        return Call(made, tuple(values.values()), partial(cast(Callable[..., T], read), **values))
 
     door.__name__, door.__doc__ = read.__name__, read.__doc__
     return door
