@@ -48,7 +48,7 @@ def test_a_name_loads_what_it_needs_and_no_more(statement: str, allowed: set[str
 
 
 def test_submitting_loads_no_worker() -> None:
-    """A producer has neither the runtime, nor a model's client, nor the agents file's models in its memory."""
+    """A producer has no runtime, no model's client and no agents file's models in its memory."""
     modules = loaded_by("from openagents_worker import run_agent, sse; run_agent.delay")
 
     rooms = {name.split(".")[1] for name in modules if name.startswith("openagents_worker.")}
