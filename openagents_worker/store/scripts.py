@@ -16,6 +16,7 @@ from hashlib import sha1
 from importlib import resources
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_type_hints
 
+from openagents_worker.store.formats import FORMAT, OLDEST_READ
 from openagents_worker.store.keys import lua_key_functions
 
 __all__ = [
@@ -204,6 +205,7 @@ class ClaimAnswer(StrEnum):
     UNKNOWN = "UNKNOWN"
     CANCELLED = "CANCELLED"
     SUSPECT_BUSY = "SUSPECT_BUSY"
+    OTHER_FORMAT = "OTHER_FORMAT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +340,7 @@ def submit(
     parent_run_id: str,
     expires_ms: int = 0,
     tell: bool = False,
+    format: int = FORMAT,
 ) -> Submitted:
     """Accept a run. `queue` '' means the agent's own or the default; `digest` says which are the same.
 
@@ -375,8 +378,21 @@ def renew(reply: Reply, *, incarnation: str, lease_ms: int) -> Renewal:
 
 
 @_door
-def claim(reply: Reply, *, run_id: str, incarnation: str, nonce: str, page_bytes: int) -> Claimed:
-    """Take a run. The same nonce again gets the same answer, so a lost reply can be asked for once more."""
+def claim(
+    reply: Reply,
+    *,
+    run_id: str,
+    incarnation: str,
+    nonce: str,
+    page_bytes: int,
+    oldest: int = OLDEST_READ,
+    newest: int = FORMAT,
+    asked: int = FORMAT,
+) -> Claimed:
+    """Take a run. The same nonce again gets the same answer, so a lost reply can be asked for once more.
+
+    `oldest` to `newest` are the formats that the claimant reads, `asked` that of the message it has.
+    """
     answer = ClaimAnswer(reply[0])
     if answer is ClaimAnswer.CANCELLED:
         return Claimed(answer, wakes=_wakes(reply[1]), life=int(reply[2]))
@@ -440,6 +456,7 @@ def commit(
     usage: str,
     batch_no: int,
     events: list[str],
+    format: int = FORMAT,
 ) -> WriteAnswer:
     """Store a call's outcome as record `position`, 0 for prepare. `usage` is the run's total so far."""
     return WriteAnswer(reply)
@@ -480,6 +497,7 @@ def finish(
     usage: str,
     batch_no: int,
     events: list[str],
+    format: int = FORMAT,
 ) -> Handed:
     """End a run and write its session. `event` is terminal, `completed` is the payload of the last one."""
     return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())

@@ -4,6 +4,9 @@ local function session_keys(S)
   return {k.session(S), k.session_queue(S), k.transcript(S), k.artifacts(S), k.session_state(S)}
 end
 
+-- session_format(S): the format that whoever works in the session must understand
+local function session_format(S) return tonumber(redis.call('HGET', k.session(S), 'format')) or 0 end
+
 -- promote(S): the head of the queue becomes the holder; returns its wake-up, or nil when nobody waits
 local function promote(S)
   while true do
