@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,5 +107,6 @@ def _did(folder: Path, run_id: str, what: str) -> int:
 
 def _was_left(client: Client, run_id: str) -> bool:
     """Told from what is stored, as the run is still alive."""
-    entries = client.store.redis.xrange(client.store.keys("events", run_id))
+    redis: Any = client.store.redis
+    entries = redis.xrange(client.store.keys("events", run_id))
     return any('"name":"run.left_to_others"' in fields["e"] for _, fields in entries)
