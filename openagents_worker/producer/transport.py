@@ -21,7 +21,7 @@ from openagents_worker.producer.canvas import options_of
 from openagents_worker.producer.results import NO_RESULTS
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
-from openagents_worker.store.formats import FORMAT
+from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry import get_logger
 
@@ -132,7 +132,7 @@ def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
         "task_id": run.run_id,
         "root_id": own.get("root_id") or run.run_id,
         "queue": queue,
-        "headers": {**own.get("headers", {}), "wake_us": str(run.sent_us), "run_format": FORMAT},
+        "headers": {**own.get("headers", {}), "wake_us": str(run.sent_us), "run_format": WRITTEN},
         "argsrepr": f"agent={run.agent_id} session={run.session_id} run={run.run_id}",
         "kwargsrepr": "{}",
         "serializer": "json",

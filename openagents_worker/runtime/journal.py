@@ -11,7 +11,7 @@ from typing import Any
 
 from openagents_worker.models import dumps
 from openagents_worker.store.client import Reader
-from openagents_worker.store.formats import FORMAT, is_read, other_format
+from openagents_worker.store.formats import WRITTEN, is_read, other_format
 
 __all__ = ["PREPARE", "Journal", "Record", "digest_of", "read_pages"]
 
@@ -34,7 +34,7 @@ class Record:
     life: int = 1
 
     def to_json(self) -> str:
-        data: dict[str, Any] = {"call": self.call, "v": FORMAT, "kind": self.kind, "name": self.name}
+        data: dict[str, Any] = {"call": self.call, "v": WRITTEN, "kind": self.kind, "name": self.name}
         data |= {"digest": self.digest, "outcome": self.outcome}
         if self.life > 1:
             data["life"] = self.life

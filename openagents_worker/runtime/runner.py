@@ -18,7 +18,7 @@ from openagents_worker.runtime.lease import Lease
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.formats import FORMAT
+from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import ClaimAnswer, Claimed, Wake
 from openagents_worker.telemetry import get_logger
 
@@ -57,7 +57,7 @@ class Runner:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def carry(self, run_id: str, format_: int = FORMAT) -> Carried:
+    async def carry(self, run_id: str, format_: int = WRITTEN) -> Carried:
         """Claim a run and carry it as far as it goes here. Never raises for what happens inside the run.
 
         `format_` is that of the message which asks for it.

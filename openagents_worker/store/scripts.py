@@ -16,7 +16,7 @@ from hashlib import sha1
 from importlib import resources
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_type_hints
 
-from openagents_worker.store.formats import FORMAT, OLDEST_READ
+from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
 from openagents_worker.store.keys import lua_key_functions
 
 __all__ = [
@@ -340,7 +340,7 @@ def submit(
     parent_run_id: str,
     expires_ms: int = 0,
     tell: bool = False,
-    format: int = FORMAT,
+    format: int = WRITTEN,
 ) -> Submitted:
     """Accept a run. `queue` '' means the agent's own or the default; `digest` says which are the same.
 
@@ -386,8 +386,8 @@ def claim(
     nonce: str,
     page_bytes: int,
     oldest: int = OLDEST_READ,
-    newest: int = FORMAT,
-    asked: int = FORMAT,
+    newest: int = NEWEST_READ,
+    asked: int = WRITTEN,
 ) -> Claimed:
     """Take a run. The same nonce again gets the same answer, so a lost reply can be asked for once more.
 
@@ -456,7 +456,7 @@ def commit(
     usage: str,
     batch_no: int,
     events: list[str],
-    format: int = FORMAT,
+    format: int = WRITTEN,
 ) -> WriteAnswer:
     """Store a call's outcome as record `position`, 0 for prepare. `usage` is the run's total so far."""
     return WriteAnswer(reply)
@@ -497,7 +497,7 @@ def finish(
     usage: str,
     batch_no: int,
     events: list[str],
-    format: int = FORMAT,
+    format: int = WRITTEN,
 ) -> Handed:
     """End a run and write its session. `event` is terminal, `completed` is the payload of the last one."""
     return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())

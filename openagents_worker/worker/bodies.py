@@ -19,7 +19,7 @@ from openagents_worker.models import RunRequest, StopReason
 from openagents_worker.producer.canvas import canvas_of_message
 from openagents_worker.producer.submit import asubmit
 from openagents_worker.runtime.attempt import Carried, Outlook
-from openagents_worker.store.formats import FORMAT
+from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import reject, told
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.intake import Message, run_to_resume, wanted
@@ -132,7 +132,7 @@ def _message_of(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         ours,
         _ms_until(request.expires),
         has_id=isinstance(request.id, str),
-        format=format_ if ours and isinstance(format_, int) else FORMAT,
+        format=format_ if ours and isinstance(format_, int) else WRITTEN,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunRequest, parse_request
-from openagents_worker.store.formats import FORMAT, is_read
+from openagents_worker.store.formats import WRITTEN, is_read
 
 __all__ = ["Message", "run_to_resume", "wanted"]
 
@@ -36,7 +36,7 @@ class Message:
     ours: bool
     expires_ms: int = 0
     has_id: bool = True
-    format: int = FORMAT
+    format: int = WRITTEN
 
 
 def wanted(message: Message, *, max_bytes: int) -> str | RunRequest:

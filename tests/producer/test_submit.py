@@ -25,7 +25,7 @@ from openagents_worker.models import RunRequest, RunState
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.transport import send_wakes
 from openagents_worker.settings import load_settings
-from openagents_worker.store.formats import FORMAT
+from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import Wake
 from tests.producer.hand import Hand
 from tests.producer.proxy import Proxy, closed_port, silent_port
@@ -75,7 +75,7 @@ def test_an_accepted_run_has_a_record_and_a_message_with_ids_only(client: Client
     assert headers["argsrepr"] == "agent=assistant session=s1 run=r1"
     assert headers["ignore_result"] is True
     assert abs(int(headers["wake_us"]) / 1e6 - time.time()) < 60
-    assert headers["run_format"] == FORMAT
+    assert headers["run_format"] == WRITTEN
     assert "secret question" not in str(client.store.redis.lrange("agents", 0, -1))
     cancel_all(client, "r1")
 
@@ -178,7 +178,7 @@ def test_an_attempted_run_is_woken_with_its_checkpoint(client: Client) -> None:
     assert message["args"] == ["r1", "r1:step:4"]
     assert (message["headers"]["task"], message["headers"]["id"]) == ("tasks.resume_run", "r1")
     assert message["headers"]["wake_us"] == "1700000000000000"
-    assert message["headers"]["run_format"] == FORMAT
+    assert message["headers"]["run_format"] == WRITTEN
 
 
 def test_a_thousand_wakes_go_over_one_connection(client: Client) -> None:

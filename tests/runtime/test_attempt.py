@@ -12,7 +12,7 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import Outlook
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
-from openagents_worker.store.formats import FORMAT
+from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import CancelAnswer, ResumeAnswer
 from tests.runtime import plugins
 from tests.runtime.harness import Process, agent, calls, crash, process, scripted
@@ -301,7 +301,7 @@ async def test_a_journal_that_cannot_be_read_is_left_to_others(redis_url: str) -
         await crash(one, "r1", dying)
         key = p.store.keys("journal", "r1")
         entry = json.loads(await p.store.redis.lindex(key, -1))
-        await p.store.redis.lset(key, -1, json.dumps({**entry, "v": FORMAT + 1}))
+        await p.store.redis.lset(key, -1, json.dumps({**entry, "v": WRITTEN + 1}))
 
         carried = await p.carry()
 

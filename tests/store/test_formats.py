@@ -48,7 +48,7 @@ def test_a_run_needs_the_format_of_whatever_was_written_into_it(bench: Bench) ->
     """A commit raises it, and nothing lowers it."""
     bench.do("submit")
     fence = bench.do("claim", **TOMORROW).fence
-    assert bench.field("format") == str(formats.FORMAT)
+    assert bench.field("format") == str(formats.WRITTEN)
 
     bench.do("commit", fence=fence, position=0, record="{}", format=2)
     bench.do("commit", fence=fence, position=1, record="{}", batch_no=2, format=1)
@@ -227,10 +227,17 @@ def test_a_session_of_another_format_is_said_with_a_code(bench: Bench) -> None:
     assert caught.value.session_id == "s1"
 
 
+def test_what_is_written_here_is_read_here() -> None:
+    """A format is read before it is written, and two more stay readable behind it."""
+    assert formats.is_read(formats.WRITTEN)
+    assert formats.NEWEST_READ - formats.WRITTEN in (0, 1)
+    assert formats.WRITTEN - formats.OLDEST_READ == 2
+
+
 def test_a_journal_entry_of_another_format_is_not_guessed_at() -> None:
     """Its fields may have the same names and mean something else."""
     entry = Record("0.1", "llm", "m", "d", {"ok": 1}).to_json()
-    assert f'"v":{formats.FORMAT}' in entry
+    assert f'"v":{formats.WRITTEN}' in entry
 
     with pytest.raises(OtherFormat, match="format 2"):
-        Record.from_json(entry.replace(f'"v":{formats.FORMAT}', '"v":2'))
+        Record.from_json(entry.replace(f'"v":{formats.WRITTEN}', '"v":2'))

@@ -1,7 +1,8 @@
 """A rolling upgrade: workers and producers of the previous commit and of this one share one Redis, one queue.
 
-If this fails, an upgrade from the previous commit needs more than starting new workers and stopping old ones:
-either that is mended, or the format is raised (`store/formats.py`) and the changelog says what to do.
+If this fails, an upgrade from the previous commit needs more than starting new workers and stopping old ones.
+What an older worker would misread takes two commits: one that reads a new format, and a later one that writes
+it (`store/formats.py`).
 """
 
 from __future__ import annotations

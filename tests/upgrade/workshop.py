@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from openagents_worker.cli.stack import Process, Stack
+from openagents_worker.models import RunRecord
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.upgrade.versions import PRODUCT, Version
@@ -76,19 +77,24 @@ class Workshop:
 
     def works_on(self, worker: Process, runs: Iterable[str]) -> None:
         """Each of these runs is in the hands of this worker, and gets on there by two steps at least."""
-        for run_id in runs:
-            wait_for(
-                lambda: str(self.client.record(run_id).worker).startswith(f"{worker.name}@"),  # noqa: B023
-                f"{worker.name} carries {run_id}",
-                timeout=PATIENCE_S,
-            )
-        before = {run_id: self.client.record(run_id).steps for run_id in runs}
-        for run_id in runs:
-            wait_for(
-                lambda: self.client.record(run_id).steps >= before[run_id] + 2,  # noqa: B023
-                f"{run_id} gets on at {worker.name}",
-                timeout=PATIENCE_S,
-            )
+        runs = list(runs)
+        prefix = f"{worker.name}@"
+        wait_for(
+            lambda: all(str(self._alive(run_id).worker).startswith(prefix) for run_id in runs),
+            f"{worker.name} carries {', '.join(runs)}",
+            timeout=PATIENCE_S,
+        )
+        before = {run_id: self._alive(run_id).steps for run_id in runs}
+        wait_for(
+            lambda: all(self._alive(run_id).steps >= steps + 2 for run_id, steps in before.items()),
+            f"they get on at {worker.name}: {before}",
+            timeout=PATIENCE_S,
+        )
+
+    def _alive(self, run_id: str) -> RunRecord:
+        record = self.client.record(run_id)
+        assert not record.state.is_terminal, f"{run_id} has ended, and nobody wanted that: {record.result}"
+        return record
 
     # --- what was done -----------------------------------------------------------------------------------
 

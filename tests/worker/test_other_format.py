@@ -14,7 +14,7 @@ import pytest
 from openagents_worker.cli.stack import Stack
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
-from openagents_worker.store.formats import FORMAT
+from openagents_worker.store.formats import WRITTEN
 from tests import diary
 from tests.fundamentals.shop import DOOR
 from tests.installation import ROOT, Model, agent, call, story
@@ -25,7 +25,8 @@ PATIENCE_S = 60
 # Python loads a module of this name before anything else.
 TOMORROW = """
 from openagents_worker.store import formats
-formats.FORMAT += 1
+formats.WRITTEN += 1
+formats.NEWEST_READ += 1
 formats.OLDEST_READ += 1
 """
 
@@ -93,12 +94,12 @@ def test_a_run_of_tomorrow_waits_for_a_worker_of_tomorrow(
 
         events = story(handle)
         left = [event.payload for event in events if event.name == "run.left_to_others"]
-        assert [(told["format"], told["newest_read"]) for told in left] == [(FORMAT + 1, FORMAT)]
+        assert [(told["format"], told["newest_read"]) for told in left] == [(WRITTEN + 1, WRITTEN)]
         assert str(left[0]["left_by"]).startswith("today@")
         carriers = [str(e.worker).partition("@")[0] for e in events if e.name == "run.attempt_started"]
         assert carriers == ["newer", "newest"]
         assert _did(tmp_path, handle.id, "paid") == 1
-        assert client.store.redis.hget(client.store.keys("run", own.id), "format") == str(FORMAT)
+        assert client.store.redis.hget(client.store.keys("run", own.id), "format") == str(WRITTEN)
 
 
 def _did(folder: Path, run_id: str, what: str) -> int:
