@@ -302,7 +302,7 @@ def _script(
         default_queue=settings.queue,
         digest=_digest(request),
         uid=secrets.token_hex(8),
-        request=request.model_dump_json(),
+        request=request.model_dump_json(exclude_none=True),  # read also where a newer field is not known
         canvas=canvas,
         durable=settings.durable_default if request.durable is None else request.durable,
         delay_ms=delay_ms,
@@ -314,6 +314,10 @@ def _script(
 
 
 def _digest(request: RunRequest) -> str:
-    """Decides what the same request is: every field of it, in one order."""
-    text = json.dumps(request.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    """Decides what the same request is: every field that says something, in one order.
+
+    So a field that a newer version adds, and that this request leaves out, makes it no other request.
+    """
+    fields = request.model_dump(mode="json", exclude_none=True)
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

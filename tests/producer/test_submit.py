@@ -192,6 +192,20 @@ def test_a_thousand_wakes_go_over_one_connection(client: Client) -> None:
     assert client.store.redis.info("stats")["total_connections_received"] - before <= 4
 
 
+def test_a_newer_producer_submits_the_same_request(client: Client) -> None:
+    """What its version added and this request leaves out: it is one run, and older workers read it."""
+
+    class Tomorrow(RunRequest):
+        mood: str | None = None
+
+    client.submit(REQUEST)
+    assert client.submit(Tomorrow(**dict(REQUEST))).id == "r1"
+    client.submit(Tomorrow(**{**dict(REQUEST), "run_id": "r2"}))
+
+    assert client.record("r2").request == REQUEST.model_copy(update={"run_id": "r2"})
+    cancel_all(client, "r1", "r2")
+
+
 # --- what is refused -------------------------------------------------------------------------------------
 
 
