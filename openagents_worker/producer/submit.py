@@ -39,12 +39,15 @@ REPEAT_PAUSE_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """An accepted run. `first` is its first message, to be sent by the caller; `also` another run to wake."""
+    """An accepted run. `first` is its first message, to be sent by the caller; `also` another run to wake.
+
+    `state` is one of `RunState`, or one that only a newer version knows.
+    """
 
     run_id: str
     agent_id: str
     session_id: str
-    state: RunState
+    state: str
     queue: str
     is_new: bool
     first: Wake | None = None
@@ -164,7 +167,7 @@ class _Attempt(Generic[T]):
             run_id=request.run_id,
             agent_id=request.agent_id,
             session_id=request.session_id,
-            state=RunState(state),
+            state=state,
             queue=queue,
             is_new=is_new,
             first=first,

@@ -206,6 +206,16 @@ def test_a_newer_producer_submits_the_same_request(client: Client) -> None:
     cancel_all(client, "r1", "r2")
 
 
+def test_a_run_in_a_state_of_tomorrow_is_accepted_once_more(client: Client) -> None:
+    """Repeating a submission is always safe, also when a newer worker has put the run somewhere new."""
+    client.submit(REQUEST)
+    client.store.redis.hset(client.store.keys("run", "r1"), "state", "dreaming")
+
+    assert client.submit(REQUEST).id == "r1"
+
+    cancel_all(client, "r1")
+
+
 # --- what is refused -------------------------------------------------------------------------------------
 
 
