@@ -51,9 +51,10 @@ def previous(folder: Path) -> Version:
     revision = os.environ.get("OPENAGENTS_TEST_PREVIOUS") or "HEAD~1"
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("the previous commit is needed, and this is no working tree of git")
-    if _git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").returncode:
+    found = _git("rev-parse", "--verify", f"{revision}^{{commit}}")
+    if found.returncode:
         shallow = _git("rev-parse", "--is-shallow-repository").stdout.strip() == "true"
-        why = "this is a shallow clone: git fetch --unshallow" if shallow else "this is the first one"
+        why = "this is a shallow clone: git fetch --unshallow" if shallow else found.stderr.strip()
         pytest.skip(f"the commit {revision} is needed, and is not there; {why}")
     archive = folder / "previous.tar"
     done = _git("archive", "--format=tar", f"--output={archive}", revision)
