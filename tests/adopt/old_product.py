@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 import sys
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-from celery import chain, group
+from celery import Celery, chain, current_app, group
 
 from openagents_worker import (
     AsyncClient,
@@ -24,6 +25,7 @@ from openagents_worker import (
     RunFailed,
     RunHandle,
     RunRequest,
+    register,
     run_agent,
     sse,
 )
@@ -119,6 +121,25 @@ def compose() -> dict[str, Any]:
         "chained": [type(chained).__name__, chained.get(timeout=PATIENCE_S)["final_output"]],
         "together": [result["final_output"] for result in together.get(timeout=PATIENCE_S)],
         "later": later.get(timeout=PATIENCE_S)["final_output"],
+    }
+
+
+def submit_through_its_own_app() -> dict[str, Any]:
+    """A Celery app that was there before, with habits of its own, is what the runs go out by."""
+    url = os.environ["OPENAGENTS_REDIS_URL"]
+    app = Celery("product", broker=url, backend=url, set_as_current=False)
+    app.conf.update(
+        task_routes={"tasks.*": {"queue": "low"}}, task_default_queue="default", task_acks_late=True
+    )
+    before = current_app._get_current_object()
+    task = register(app)
+    handle = task.delay(request())
+    answer = handle.wait(timeout=PATIENCE_S).final_output
+    together = group(task.s(request()) for _ in range(2)).apply_async()
+    return {
+        "output": answer,
+        "together": [result["final_output"] for result in together.get(timeout=PATIENCE_S)],
+        "app is untouched": current_app._get_current_object() is before and app.conf.task_acks_late,
     }
 
 

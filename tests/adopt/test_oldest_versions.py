@@ -154,6 +154,13 @@ def test_signatures_links_chains_and_groups_work(tell: Any) -> None:
     }
 
 
+def test_runs_go_out_by_an_app_that_was_there_before(tell: Any) -> None:
+    """`register(app)` in a product's web process."""
+    told = tell("submit_through_its_own_app")
+
+    assert told == {"output": ANSWER, "together": [ANSWER] * 2, "app is untouched": True}
+
+
 def test_a_run_is_accepted_without_a_broker(
     product: OldProduct, installation: Installation, tell: Any
 ) -> None:
