@@ -155,6 +155,17 @@ class Stories(_Words):
         self.work("finish")
         self.deliver(0)
 
+    def a_run_that_is_left_expires_in_time(self) -> None:
+        self.submit()
+        self.submit(expires=4.25)
+        self.deliver(NEW)
+        self.work("finish")
+        self.deliver(0)
+        self.m.wake(1, lost=True)
+        self.m.holds()
+        self.m.let_pass(8)
+        self.m.wake(100, lost=False)
+
     def an_end_of_the_new_format_is_not_told_by_old_workers(self) -> None:
         self.submit(tell=True)
         self.deliver(NEW)

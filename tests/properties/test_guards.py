@@ -110,8 +110,13 @@ GUARDS = (
     ),
     Guard(
         "what was left is due again",
-        ("  redis.call('ZADD', k.due(), digits(NOW_MS + delay_ms), run_id)\n", ""),
+        ("  redis.call('ZADD', k.due(), digits(due), run_id)\n", ""),
         story="a_run_of_the_new_format_comes_to_old_workers",
+    ),
+    Guard(
+        "what was left and woken is still to be started in time",
+        ("      look_in_time(run)\n", ""),
+        story="a_run_that_is_left_expires_in_time",
     ),
     Guard(
         "a session is left to those who read its format",

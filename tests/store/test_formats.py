@@ -119,6 +119,17 @@ def test_the_two_formats_before_are_read(bench: Bench) -> None:
     assert bench.do("claim", run_id="r3", oldest=2, newest=4).answer == "OTHER_FORMAT"
 
 
+def test_a_run_that_is_left_does_not_outlive_its_time(bench: Bench) -> None:
+    """It is looked at when it expires, also when that is sooner."""
+    submitted_tomorrow(bench, expires_ms=2_000)
+    assert bench.do("claim").answer == "OTHER_FORMAT"
+
+    bench.lab.let_pass(2_500)
+    bench.do("wake")
+
+    assert bench.field("state") == "cancelled"
+
+
 def test_a_message_of_a_newer_format_is_no_order(bench: Bench) -> None:
     """What it asks for cannot be known here; its run waits for somebody who knows."""
     bench.do("submit")

@@ -28,8 +28,10 @@ end
 local LEAVE_MS = 5000
 
 local function later(run, delay_ms)
-  redis.call('HSET', k.run(run_id), 'state', 'retrying', 'due', digits(NOW_MS + delay_ms))
-  redis.call('ZADD', k.due(), digits(NOW_MS + delay_ms), run_id)
+  local due = NOW_MS + delay_ms
+  if run.expires > 0 and run.attempt == 0 then due = math.min(due, run.expires) end
+  redis.call('HSET', k.run(run_id), 'state', 'retrying', 'due', digits(due))
+  redis.call('ZADD', k.due(), digits(due), run_id)
   redis.call('ZREM', k.sent(run.queue), run_id)
 end
 
