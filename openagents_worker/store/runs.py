@@ -13,7 +13,7 @@ from typing import Any
 from openagents_worker.errors import RunNotFound, SessionNotFound
 from openagents_worker.models import RunArtifact, RunRecord, RunRequest, RunResult, RunState, RunUsage
 from openagents_worker.store.client import AsyncStore, Reader, Store
-from openagents_worker.store.formats import reading
+from openagents_worker.store.formats import is_read, reading
 from openagents_worker.store.keys import Keys
 
 __all__ = [
@@ -97,9 +97,19 @@ def _record(run_id: str, field: Mapping[str, str]) -> RunRecord:
         ended_ms=time_ms("ended") if state.is_terminal else None,
         due_ms=time_ms("due") if state in (RunState.SCHEDULED, RunState.RETRYING) else None,
         usage=RunUsage.model_validate_json(field["usage"] or "{}"),
-        request=RunRequest.model_validate_json(field["request"]) if field["request"] else None,
+        request=_request(field["request"], int(field["format"] or 0)),
         result=RunResult[Any].model_validate_json(field["result"]) if field["result"] else None,
     )
+
+
+def _request(text: str, format_: int) -> RunRequest | None:
+    """The run's request; None also for one of another format: who waits for the result can do without."""
+    try:
+        return RunRequest.model_validate_json(text) if text else None
+    except ValueError:
+        if is_read(format_):
+            raise
+        return None
 
 
 def run_not_found(run_id: str) -> RunNotFound:

@@ -180,12 +180,15 @@ def test_an_end_is_told_to_celery_by_somebody_who_reads_it(bench: Bench) -> None
 
 
 def test_what_can_be_read_is_read(bench: Bench) -> None:
-    """A record of tomorrow with nothing new in it is a record."""
-    submitted_tomorrow(bench, request='{"agent_id":"a","session_id":"s1","input_text":"hi"}')
+    """Who waits for a run of tomorrow waits; its request alone may be a riddle."""
+    request = '{"agent_id":"a","session_id":"s1","input_text":"hi"}'
+    submitted_tomorrow(bench, request=request)
+    submitted_tomorrow(bench, "r2", request=f'{request[:-1]},"mood":"good"}}')
 
-    record = read_record(bench.store, "r1")
+    record, riddle = read_record(bench.store, "r1"), read_record(bench.store, "r2")
 
-    assert (record.state, record.attempt) == ("queued", 0)
+    assert (record.state, record.request and record.request.input_text) == ("queued", "hi")
+    assert (riddle.state, riddle.agent_id, riddle.request) == ("waiting_session", "a", None)
     events = watch(bench.store, "r1")
     assert next(events).name == "run.queued"
     events.close()
@@ -195,7 +198,6 @@ def test_what_can_be_read_is_read(bench: Bench) -> None:
     ("field", "value"),
     [
         ("state", "dreaming"),
-        ("request", '{"agent_id":"a","session_id":"s1","input_text":"hi","mood":"good"}'),
         ("usage", '{"llm_calls":1,"dreams":2}'),
     ],
 )
