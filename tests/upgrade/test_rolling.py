@@ -7,6 +7,7 @@ it (`store/formats.py`).
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Generator, Iterable
 from itertools import groupby
@@ -74,18 +75,10 @@ def test_runs_cross_between_the_versions_and_nothing_is_repeated(
     workshop.start(old)
     enough.set()
 
-    for asked in (*long, *following, *limited):
-        handle = workshop.client.handle(asked["run_id"])
-        result = handle.wait(timeout=PATIENCE_S)
-        assert result.stop_reason == "completed", result.error_details
-        calls = workshop.calls(handle.id)
-        once = [key for key, _ in groupby(calls)]
-        assert len(once) == len(set(once)), f"{handle.id}: a call was made again after its successor"
-        patience = 1 if asked in limited else 0  # the model asked for it, and got the same request again
-        recoveries = handle.record().recoveries
-        assert len(calls) - len(once) <= recoveries + patience, f"{handle.id}: made again, and not in flight"
-        assert len(once) == result.usage.llm_calls + result.usage.tool_calls
-        assert len(workshop.client.session(asked["session_id"]).transcript) in (2, 4)
+    for asked in (*long, *following):
+        completed_without_repeating(workshop, asked["run_id"])
+    for asked in limited:  # the model asked for patience, and got the same request again
+        completed_without_repeating(workshop, asked["run_id"], retries=1)
     for run_id in runs:
         events = story(workshop.client.handle(run_id))
         assert crossings(events) == [
@@ -106,6 +99,48 @@ def test_runs_cross_between_the_versions_and_nothing_is_repeated(
             *[first["run_id"]] * 2,
             *[second["run_id"]] * 2,
         ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(3))
+def test_back_and_forth_between_the_versions(
+    old: Version, new: Version, workshop: Workshop, enough: threading.Event, seed: int
+) -> None:
+    """Twenty runs, twelve times from one version to the other, by whichever way chance wants."""
+    chance = random.Random(seed)
+    asked = [request() for _ in range(20)]
+    worker = workshop.start(new)
+    runs = (
+        workshop.produce(new, "submit", asked[:10])["runs"]
+        + workshop.produce(old, "submit", asked[10:])["runs"]
+    )
+    workshop.works_on(worker, runs)
+
+    for version in (old, new) * 6:
+        successor = workshop.start(version)
+        chance.choice((worker.terminate, worker.kill))()
+        workshop.works_on(successor, runs)
+        worker = successor
+    enough.set()
+
+    for run_id in runs:
+        completed_without_repeating(workshop, run_id)
+        assert len(crossings(story(workshop.client.handle(run_id)))) == 12
+
+
+def completed_without_repeating(workshop: Workshop, run_id: str, retries: int = 0) -> None:
+    """It has its answer, and only calls that were in flight when a worker died were made once more."""
+    handle = workshop.client.handle(run_id)
+    result = handle.wait(timeout=PATIENCE_S)
+    assert result.stop_reason == "completed", result.error_details
+    calls = workshop.calls(run_id)
+    once = [key for key, _ in groupby(calls)]
+    assert len(once) == len(set(once)), f"{run_id}: a call was made again after its successor"
+    assert len(calls) - len(once) <= handle.record().recoveries + retries, (
+        f"{run_id}: made again, not in flight"
+    )
+    assert len(once) == result.usage.llm_calls + result.usage.tool_calls
 
 
 def crossings(events: Iterable[RunEvent]) -> list[tuple[str, str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ import pytest
 from openagents_worker.cli.stack import Stack
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
+from openagents_worker.producer.handle import RunHandle
+from openagents_worker.producer.submit import submit
+from openagents_worker.producer.transport import RUN_AGENT
 from openagents_worker.store.formats import WRITTEN
 from tests import diary
 from tests.fundamentals.shop import DOOR
@@ -72,13 +74,16 @@ def test_a_run_of_tomorrow_waits_for_a_worker_of_tomorrow(
         wait_for(lambda: _did(tmp_path, handle.id, "at the door"), "the run is at work", timeout=PATIENCE_S)
         stack.set_env(PYTHONPATH=str(ROOT))
         today = stack.start_worker("today")
-        os.kill(newer.pid, signal.SIGKILL)
+        newer.kill()
 
         wait_for(lambda: _was_left(client, handle.id), "today's worker has left it", timeout=PATIENCE_S)
         first_due = client.record(handle.id).due_ms
         (tmp_path / DOOR).touch()
         own = client.submit({"agent_id": "clerk", "session_id": "s2", "input_text": "Go."})
+        ordered = _asked_for_by_a_producer_of_tomorrow(client)
         assert own.wait(timeout=PATIENCE_S).final_output == "done"
+        assert ordered.wait(timeout=PATIENCE_S).final_output == "done"
+        assert _was_left(client, ordered.id), "what a message of tomorrow asks for cannot be known"
         wait_for(
             lambda: (client.record(handle.id).due_ms or 0) > (first_due or 0),
             "it looks again",
@@ -100,6 +105,22 @@ def test_a_run_of_tomorrow_waits_for_a_worker_of_tomorrow(
         assert carriers == ["newer", "newest"]
         assert _did(tmp_path, handle.id, "paid") == 1
         assert client.store.redis.hget(client.store.keys("run", own.id), "format") == str(WRITTEN)
+
+
+def _asked_for_by_a_producer_of_tomorrow(client: Client) -> RunHandle[Any]:
+    """A run of today's format, and a message that only its id makes one of that run's."""
+    request = {"agent_id": "clerk", "session_id": "s3", "input_text": "Go."}
+    handle = client.handle(submit(client.store, request, settings=client.settings).run_id)
+    headers = {"wake_us": "1", "run_format": WRITTEN + 1}
+    client.app.send_task(
+        RUN_AGENT,
+        [{"an": "order"}, 2],
+        task_id=handle.id,
+        queue="agents",
+        headers=headers,
+        ignore_result=True,
+    )
+    return handle
 
 
 def _did(folder: Path, run_id: str, what: str) -> int:
