@@ -318,6 +318,14 @@ class DefinitionChanged(ReplayMismatch):
     code = "run.definition_changed"
 
 
+class OtherFormat(ExecutionError):
+    """A run or session is stored in a format that this version of the library does not read."""
+
+    code = "run.other_format"
+    retryable = True  # by a process with the version that wrote it
+    http_status = 503
+
+
 class WorkerLost(ExecutionError):
     """The worker died while it carried a run that is not durable."""
 

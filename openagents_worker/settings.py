@@ -11,8 +11,14 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
@@ -75,8 +81,15 @@ def _pairs(text: object) -> object:
 
 
 _Upper = BeforeValidator(lambda text: text.strip().upper() if isinstance(text, str) else text)
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Word = Annotated[str, AfterValidator(_word)]
+
+
+class _AsWritten(EnvSettingsSource):
+    """The environment's variables as they are: a list is written with commas, not as JSON."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        return value  # `NoDecode` says the same, but products have versions of pydantic-settings without it
 
 
 class Settings(BaseSettings):
@@ -167,7 +180,7 @@ class Settings(BaseSettings):
         default=None,
         description="DEBUG, INFO, WARNING, ERROR or CRITICAL. Empty: as the agents file says, else INFO.",
     )
-    log_levels: Annotated[dict[str, LogLevel], NoDecode, BeforeValidator(_pairs)] | None = Field(
+    log_levels: Annotated[dict[str, LogLevel], BeforeValidator(_pairs)] | None = Field(
         default=None, description="Levels of single loggers: openagents_worker.llm=DEBUG,…"
     )
     log_autoconfigure: bool | None = Field(
@@ -187,6 +200,17 @@ class Settings(BaseSettings):
     log_max_value_length: int | None = Field(
         default=None, ge=1, description="Longest text of a field in a log line."
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _AsWritten(settings_cls)
 
     @model_validator(mode="after")
     def _fill_in(self) -> Settings:

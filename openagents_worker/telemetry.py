@@ -9,11 +9,13 @@ import traceback
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from openagents_worker.agents import LoggingConfig
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, safe_text
 from openagents_worker.settings import Settings
+
+if TYPE_CHECKING:
+    from openagents_worker.agents import LoggingConfig
 
 __all__ = ["EventLogger", "configure_logging", "get_logger", "reset_logging"]
 
@@ -93,6 +95,8 @@ def configure_logging(
     a process that is ours: Celery's and everybody else's lines look like ours then. No handler of anybody is
     removed. Calling it again replaces what the last call installed. `stream` goes before the configured one.
     """
+    from openagents_worker.agents import LoggingConfig  # a producer, which has none, need not load it
+
     wanted = _wanted(settings, logging_config or LoggingConfig())
     reset_logging()
     if logging.getLogger(ROOT).hasHandlers() and not (wanted.auto_configure or whole_process):

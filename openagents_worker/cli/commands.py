@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from openagents_worker.agents import AppConfig, load_agents, notices
 from openagents_worker.cli.display import Follower, dump, record_lines
 from openagents_worker.cli.exits import Exit, exit_of, show_error
 from openagents_worker.cli.stack import Stack
-from openagents_worker.errors import ConfigValidationError, OpenAgentsError
+from openagents_worker.errors import ConfigError, ConfigValidationError, OpenAgentsError
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.settings import PREFIX, load_settings, unknown_variables
@@ -30,6 +31,8 @@ __all__ = ["commands", "run"]
 as_json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 DEV_MODEL = "openagents_worker.cli.dev_model:reply"
+BROUGHT_BY = {"worker": ("greenlet", "httpx", "jsonschema"), "flower": ("flower",)}
+"""What a command meets first where an extra of the package is not installed."""
 
 
 def run() -> None:
@@ -120,6 +123,15 @@ def cancel(run_id: str, reason: str | None, as_json: bool) -> None:
         click.echo(f"{run_id}: {answer.lower()}")
 
 
+def _need(*extras: str) -> None:
+    missing = [extra for extra in extras if any(find_spec(module) is None for module in BROUGHT_BY[extra])]
+    if missing:
+        raise ConfigError(
+            "this command needs what the base install, which is for producers, leaves out",
+            hint=f"pip install 'openagents-worker[{','.join(missing)}]'",
+        )
+
+
 def _follow(handle: RunHandle[Any], *, as_json: bool, after: int = 0) -> Exit:
     follower = Follower(as_json=as_json)
     try:
@@ -143,7 +155,8 @@ def _follow(handle: RunHandle[Any], *, as_json: bool, after: int = 0) -> Exit:
 @click.option("--queues", default="", help="Queues by commas, instead of OPENAGENTS_QUEUE.")
 def worker(name: str, concurrency: int | None, queues: str) -> None:
     """Run a worker until it is told to stop (SIGTERM, Ctrl-C)."""
-    from openagents_worker.worker.app import run_worker  # needs the extra `worker`
+    _need("worker")
+    from openagents_worker.worker.app import run_worker
 
     names = [queue.strip() for queue in queues.split(",") if queue.strip()]
     run_worker(load_settings(), name=name, concurrency=concurrency, queues=names)
@@ -153,7 +166,8 @@ def worker(name: str, concurrency: int | None, queues: str) -> None:
 @click.option("--port", type=int, default=5555, show_default=True)
 def flower(port: int) -> None:
     """Run Flower on this machine's loopback."""
-    from openagents_worker.worker.app import run_flower  # needs the extra `flower`
+    _need("worker", "flower")
+    from openagents_worker.worker.app import run_flower
 
     run_flower(load_settings(), port=port)
 
@@ -170,6 +184,7 @@ def dev(concurrency: int, flower_port: int, data_dir: Path | None, as_json: bool
 
     Without OPENAI_API_KEY and OPENAI_BASE_URL a scripted model answers.
     """
+    _need("worker", "flower")
     signal.signal(signal.SIGTERM, _end)
     say = _say_nothing if as_json else _prefixed()
     given = os.environ.get(f"{PREFIX}REDIS_URL") or None
@@ -234,7 +249,8 @@ def _prefixed() -> Callable[[str, str], None]:
 @as_json_option
 def validate(file: str | None, as_json: bool) -> None:
     """Check the agents file (FILE, else OPENAGENTS_CONFIG), its plugins and the environment's settings."""
-    from openagents_worker.runtime.assembly import Assembly  # needs the extra `worker`
+    _need("worker")
+    from openagents_worker.runtime.assembly import Assembly
 
     if unknown := unknown_variables(os.environ):
         raise ConfigValidationError(

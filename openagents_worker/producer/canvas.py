@@ -50,6 +50,7 @@ RESERVED_HEADERS = frozenset(
         "replaced_task_nesting",
         "retries",
         "root_id",
+        "run_format",
         "shadow",
         "stamped_headers",
         "stamps",

@@ -6,7 +6,7 @@ from celery.backends.base import DisabledBackend
 
 from openagents_worker.errors import ConfigError
 
-__all__ = ["NoResults", "no_results_for_a_chord"]
+__all__ = ["NO_RESULTS", "NoResults", "no_results_for_a_chord"]
 
 
 class NoResults(DisabledBackend):  # type: ignore[misc]  # Celery ships no types
@@ -14,6 +14,10 @@ class NoResults(DisabledBackend):  # type: ignore[misc]  # Celery ships no types
 
     def ensure_chords_allowed(self) -> None:
         raise no_results_for_a_chord()
+
+
+NO_RESULTS = f"{NoResults.__module__}:{NoResults.__name__}"
+"""As Celery names a backend; before 5.5 it takes no class."""
 
 
 def no_results_for_a_chord() -> ConfigError:

@@ -39,12 +39,15 @@ REPEAT_PAUSE_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """An accepted run. `first` is its first message, to be sent by the caller; `also` another run to wake."""
+    """An accepted run. `first` is its first message, to be sent by the caller; `also` another run to wake.
+
+    `state` is one of `RunState`, or one that only a newer version knows.
+    """
 
     run_id: str
     agent_id: str
     session_id: str
-    state: RunState
+    state: str
     queue: str
     is_new: bool
     first: Wake | None = None
@@ -164,7 +167,7 @@ class _Attempt(Generic[T]):
             run_id=request.run_id,
             agent_id=request.agent_id,
             session_id=request.session_id,
-            state=RunState(state),
+            state=state,
             queue=queue,
             is_new=is_new,
             first=first,
@@ -302,7 +305,7 @@ def _script(
         default_queue=settings.queue,
         digest=_digest(request),
         uid=secrets.token_hex(8),
-        request=request.model_dump_json(),
+        request=request.model_dump_json(exclude_none=True),  # read also where a newer field is not known
         canvas=canvas,
         durable=settings.durable_default if request.durable is None else request.durable,
         delay_ms=delay_ms,
@@ -314,6 +317,10 @@ def _script(
 
 
 def _digest(request: RunRequest) -> str:
-    """Decides what the same request is: every field of it, in one order."""
-    text = json.dumps(request.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    """Decides what the same request is: every field that says something, in one order.
+
+    So a field that a newer version adds, and that this request leaves out, makes it no other request.
+    """
+    fields = request.model_dump(mode="json", exclude_none=True)
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

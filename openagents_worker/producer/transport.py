@@ -18,9 +18,10 @@ from kombu.utils.scheduling import round_robin_cycle
 from openagents_worker.errors import BrokerConfigError
 from openagents_worker.producer.broker import RESUME_RUN, RUN_AGENT, TRANSPORT
 from openagents_worker.producer.canvas import options_of
-from openagents_worker.producer.results import NoResults
+from openagents_worker.producer.results import NO_RESULTS
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
+from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry import get_logger
 
@@ -49,7 +50,7 @@ def make_app(settings: Settings) -> Celery:
     """A Celery app that talks as this library does. It is not the current app, and it opens no connection."""
     app = Celery("openagents", set_as_current=False)
     if settings.result_backend is None:
-        app.backend_cls = NoResults
+        app.backend_cls = NO_RESULTS
     app.conf.update(
         broker_url=settings.broker_url,
         result_backend=settings.result_backend,
@@ -129,7 +130,7 @@ def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
         "task_id": run.run_id,
         "root_id": own.get("root_id") or run.run_id,
         "queue": queue,
-        "headers": {**own.get("headers", {}), "wake_us": str(run.sent_us)},
+        "headers": {**own.get("headers", {}), "wake_us": str(run.sent_us), "run_format": WRITTEN},
         "argsrepr": f"agent={run.agent_id} session={run.session_id} run={run.run_id}",
         "kwargsrepr": "{}",
         "serializer": "json",

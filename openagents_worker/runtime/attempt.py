@@ -16,6 +16,7 @@ from openagents_worker.errors import (
     BudgetExhausted,
     ExecutionError,
     OpenAgentsError,
+    OtherFormat,
     RedisUnreachable,
     RunCancelled,
 )
@@ -45,9 +46,8 @@ log = get_logger(__name__)
 CANCEL_GRACE_S = (
     5.0  # a pattern that has not let go of its cancellation by then is left behind; it can write nothing
 )
-UNKNOWN_AGENT_DELAY_MS = (
-    5_000  # another worker knows the agent: this one is older, the run waits for that one
-)
+# Another worker knows the agent, or reads the journal: this one is older, the run waits for that one.
+LEAVE_MS = 5_000
 
 
 class Outlook(StrEnum):
@@ -139,6 +139,9 @@ class Attempt:
                 self.latch.set(LatchReason.RETRY, error=error)
                 return None
             return self._ending(error=error)
+        except OtherFormat as error:  # seldom: a claim has looked at the record, which tells what is needed
+            self.latch.set(LatchReason.RETRY, error=error)
+            return None
         except Exception as error:  # noqa: BLE001  # whatever a pattern raises is this run's failure, not the worker's
             return None if self.latch.reason else self._ending(error=self._verdict() or translated(error))
         finally:
@@ -440,8 +443,8 @@ class Attempt:
     async def _retry_later(self) -> Carried:
         error = self.latch.error
         assert error is not None
-        if isinstance(error, AgentNotFoundError):
-            delay_ms = UNKNOWN_AGENT_DELAY_MS
+        if isinstance(error, AgentNotFoundError | OtherFormat):
+            delay_ms = LEAVE_MS
         else:
             tries = (self._claimed.facts or {}).get(f"tries:{self.latch.call}", "0")
             delay_ms = back_off_ms(int(tries), getattr(error, "retry_after_ms", None), self._chance)

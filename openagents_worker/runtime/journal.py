@@ -9,13 +9,12 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
-from openagents_worker.errors import ReplayMismatch
 from openagents_worker.models import dumps
 from openagents_worker.store.client import Reader
+from openagents_worker.store.formats import WRITTEN, is_read, other_format
 
-__all__ = ["FORMAT", "PREPARE", "Journal", "Record", "digest_of", "read_pages"]
+__all__ = ["PREPARE", "Journal", "Record", "digest_of", "read_pages"]
 
-FORMAT = 1
 PREPARE = "prepare"
 PAGE_BYTES = 256 * 1024  # one reply never holds Redis up for longer than this takes
 
@@ -35,7 +34,7 @@ class Record:
     life: int = 1
 
     def to_json(self) -> str:
-        data: dict[str, Any] = {"call": self.call, "v": FORMAT, "kind": self.kind, "name": self.name}
+        data: dict[str, Any] = {"call": self.call, "v": WRITTEN, "kind": self.kind, "name": self.name}
         data |= {"digest": self.digest, "outcome": self.outcome}
         if self.life > 1:
             data["life"] = self.life
@@ -44,9 +43,10 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str) -> Record:
+        """The record that `to_json` wrote. Raises `OtherFormat`."""
         data = json.loads(text)
-        if data.pop("v") > FORMAT:
-            raise ReplayMismatch("a newer version of this library wrote this run's journal")
+        if not is_read(format_ := data.pop("v")):
+            raise other_format(format_)
         return cls(**data)
 
 

@@ -18,6 +18,7 @@ from openagents_worker.runtime.lease import Lease
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import ClaimAnswer, Claimed, Wake
 from openagents_worker.telemetry import get_logger
 
@@ -56,10 +57,13 @@ class Runner:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def carry(self, run_id: str) -> Carried:
-        """Claim a run and carry it as far as it goes here. Never raises for what happens inside the run."""
+    async def carry(self, run_id: str, format_: int = WRITTEN) -> Carried:
+        """Claim a run and carry it as far as it goes here. Never raises for what happens inside the run.
+
+        `format_` is that of the message which asks for it.
+        """
         with _Entry(self._claiming, run_id):
-            lease, claimed = await self._claim(run_id)
+            lease, claimed = await self._claim(run_id, format_)
             if claimed.answer is not ClaimAnswer.CLAIMED:
                 if claimed.wakes:
                     await self._send_wakes(claimed.wakes)
@@ -84,7 +88,7 @@ class Runner:
                 if not self._attempts:
                     self._idle.set()
 
-    async def _claim(self, run_id: str) -> tuple[Lease, Claimed]:
+    async def _claim(self, run_id: str, format_: int) -> tuple[Lease, Claimed]:
         """Ask until there is an answer: with one nonce, so that a lost answer is given once more."""
         give_up_at = time.monotonic() + CLAIM_PATIENCE_S
         while True:
@@ -94,6 +98,7 @@ class Runner:
                 incarnation=lease.incarnation,
                 nonce=secrets.token_hex(8),
                 page_bytes=PAGE_BYTES,
+                asked=format_,
             )
             try:
                 claimed = await self._store.run_until(call, lambda: time.monotonic() > give_up_at)

@@ -154,17 +154,16 @@ class _Connection:
         """Follow the connection until it breaks, and tell everybody then, or until nobody listens."""
         # No time limit for answers: messages come when they come, and silence is probed below.
         store = AsyncStore(self._cell, max_connections=1, answer_timeout_s=None)
-        pubsub = store.redis.pubsub()
         lost = RedisUnreachable(f"the events of Redis at {safe_url(self._cell.url)} are followed no more")
         try:
-            await self._follow(store, pubsub)
+            async with store.redis.pubsub() as pubsub:
+                await self._follow(store, pubsub)
         except* RedisUnreachable as errors:
             lost = _first(errors)
         finally:
             self._forget()
             for inbox in [inbox for inboxes in self._inboxes.values() for inbox in inboxes]:
                 inbox.lose(lost)
-            await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
             await store.close()
 
     async def _follow(self, store: AsyncStore, pubsub: Any) -> None:

@@ -289,7 +289,6 @@ class AsyncStore:
 
     async def close(self) -> None:
         await self._lanes.close()
-        await self.redis.aclose()
         await self.redis.connection_pool.disconnect()
 
 

@@ -23,6 +23,7 @@ from openagents_worker.models import RunState
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.channels import Inbox, listening
 from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.formats import reading
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.runs import run_not_found
 
@@ -55,14 +56,15 @@ class Head:
     session_id: str
 
 
-_HEAD_FIELDS = ("state", "seq", "life", "agent", "session")
+_HEAD_FIELDS = ("state", "seq", "life", "agent", "session", "format")
 
 
 def _head_of(run_id: str, values: Sequence[str | None]) -> Head | None:
-    state, seq, life, agent_id, session_id = values
+    state, seq, life, agent_id, session_id, format_ = values
     if state is None:
         return None
-    return Head(run_id, RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
+    with reading(int(format_ or 0), run_id=run_id):
+        return Head(run_id, RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
 
 
 def stored_event(head: Head, entry: Entry) -> RunEvent:

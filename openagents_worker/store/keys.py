@@ -34,7 +34,11 @@ _WORKER = "deleted with the worker's lease"
 
 KEYS = (
     KeySpec(
-        "run", "run:{}", "hash", "the record of a run: state, fence, owner, counters, request, result", _RUN
+        "run",
+        "run:{}",
+        "hash",
+        "the record of a run: format, state, fence, owner, counters, request, result",
+        _RUN,
     ),
     KeySpec(
         "facts", "run:{}:facts", "hash", "what was decided or counted outside the journal, by call key", _RUN
@@ -56,7 +60,9 @@ KEYS = (
         "the reply that is streaming: attempt, call, chars, text, at",
         "a minute after its last piece; the event that ends the reply deletes it",
     ),
-    KeySpec("session", "sess:{}", "hash", "holder, ordinal of the last place given, version", _SESSION),
+    KeySpec(
+        "session", "sess:{}", "hash", "holder, ordinal of the last place given, version, format", _SESSION
+    ),
     KeySpec("session_queue", "sess:{}:queue", "zset", "waiting runs by place", _SESSION),
     KeySpec("transcript", "sess:{}:transcript", "list", "messages as JSON, oldest first", _SESSION),
     KeySpec("artifacts", "sess:{}:artifacts", "list", "artifacts as JSON, oldest first", _SESSION),

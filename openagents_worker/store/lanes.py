@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import redis
 from redis import exceptions
 from redis.utils import HIREDIS_AVAILABLE
 
@@ -25,6 +26,8 @@ __all__ = ["Lanes"]
 
 LANES = 2
 MOST_COMMANDS = 128  # of one pipeline: the first answer is not to wait for a thousand others
+_FOR = () if tuple(map(int, redis.__version__.split(".")[:2])) >= (5, 3) else ("EVALSHA",)
+"""What a pool wants to hear before it gives a connection; from redis-py 5.3 on, nothing."""
 SHUT = "the lane was closed before the answer came"
 
 Command = tuple[str | int, ...]
@@ -79,7 +82,7 @@ class Lanes:
         asked: deque[_Asked] = deque()
         try:
             while self._waiting:
-                connection = await self._pool.get_connection()
+                connection = await self._pool.get_connection(*_FOR)
                 try:
                     with _limited_by_us(connection):
                         while self._waiting:

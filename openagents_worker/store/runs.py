@@ -13,6 +13,7 @@ from typing import Any
 from openagents_worker.errors import RunNotFound, SessionNotFound
 from openagents_worker.models import RunArtifact, RunRecord, RunRequest, RunResult, RunState, RunUsage
 from openagents_worker.store.client import AsyncStore, Reader, Store
+from openagents_worker.store.formats import is_read, reading
 from openagents_worker.store.keys import Keys
 
 __all__ = [
@@ -53,14 +54,23 @@ RECORD_FIELDS = (
     "usage",
     "request",
     "result",
+    "format",
 )
 
 
 def record_of(run_id: str, values: Sequence[str | None]) -> RunRecord | None:
-    """The record from the values of `RECORD_FIELDS`; None when there is no such run."""
+    """The record from the values of `RECORD_FIELDS`; None when there is no such run.
+
+    Raises `OtherFormat` for one of another version with something in it that this one cannot read.
+    """
     field = {name: value or "" for name, value in zip(RECORD_FIELDS, values, strict=True)}
     if not field["state"]:
         return None
+    with reading(int(field["format"] or 0), run_id=run_id):
+        return _record(run_id, field)
+
+
+def _record(run_id: str, field: Mapping[str, str]) -> RunRecord:
     state = RunState(field["state"])
 
     def count(name: str) -> int:
@@ -87,9 +97,19 @@ def record_of(run_id: str, values: Sequence[str | None]) -> RunRecord | None:
         ended_ms=time_ms("ended") if state.is_terminal else None,
         due_ms=time_ms("due") if state in (RunState.SCHEDULED, RunState.RETRYING) else None,
         usage=RunUsage.model_validate_json(field["usage"] or "{}"),
-        request=RunRequest.model_validate_json(field["request"]) if field["request"] else None,
+        request=_request(field["request"], int(field["format"] or 0)),
         result=RunResult[Any].model_validate_json(field["result"]) if field["result"] else None,
     )
+
+
+def _request(text: str, format_: int) -> RunRequest | None:
+    """The run's request; None also for one of another format: who waits for the result can do without."""
+    try:
+        return RunRequest.model_validate_json(text) if text else None
+    except ValueError:
+        if is_read(format_):
+            raise
+        return None
 
 
 def run_not_found(run_id: str) -> RunNotFound:
@@ -199,14 +219,15 @@ def _session_of(session_id: str, replies: Sequence[Any]) -> SessionView:
             hint="a session begins with its first run and goes OPENAGENTS_SESSION_TTL_S after its last",
             session_id=session_id,
         )
-    return SessionView(
-        session_id,
-        record.get("holder"),
-        tuple(waiting),
-        tuple(map(json.loads, transcript)),
-        tuple(map(RunArtifact.model_validate_json, artifacts)),
-        {name: json.loads(value) for name, value in state.items()},
-    )
+    with reading(int(record.get("format") or 0), session_id=session_id):
+        return SessionView(
+            session_id,
+            record.get("holder"),
+            tuple(waiting),
+            tuple(map(json.loads, transcript)),
+            tuple(map(RunArtifact.model_validate_json, artifacts)),
+            {name: json.loads(value) for name, value in state.items()},
+        )
 
 
 class SessionStore:

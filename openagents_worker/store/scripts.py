@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from hashlib import sha1
 from importlib import resources
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_type_hints
 
+from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
 from openagents_worker.store.keys import lua_key_functions
 
 __all__ = [
@@ -123,17 +124,18 @@ class Call(Generic[T]):
 
 def _door(read: Callable[Concatenate[Reply, P], T]) -> Callable[P, Call[T]]:
     """Makes a door of a function whose keyword arguments are the script's and whose body reads the reply."""
-    signature = inspect.signature(read)
-    hints = get_type_hints(read)
-    names = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-    defaults = {n: signature.parameters[n].default for n in names}
-    made: list[Script] = []
+
+    @cache  # not before the first call: most processes use only some of the doors
+    def script() -> tuple[Script, dict[str, Any]]:
+        hints = get_type_hints(read)
+        parameters = [p for p in inspect.signature(read).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        made = Script(read.__name__.strip("_"), {p.name: hints[p.name] for p in parameters})
+        return made, {p.name: p.default for p in parameters}
 
     def door(*_: P.args, **given: P.kwargs) -> Call[T]:
-        if not made:
-            made.append(Script(read.__name__.strip("_"), {name: hints[name] for name in names}))
-        values = {name: given.get(name, defaults[name]) for name in names}
-        return Call(made[0], tuple(values.values()), partial(cast(Callable[..., T], read), **values))
+        made, defaults = script()
+        values = {name: given.get(name, default) for name, default in defaults.items()}
+        return Call(made, tuple(values.values()), partial(cast(Callable[..., T], read), **values))
 
     door.__name__, door.__doc__ = read.__name__, read.__doc__
     return door
@@ -205,6 +207,7 @@ class ClaimAnswer(StrEnum):
     UNKNOWN = "UNKNOWN"
     CANCELLED = "CANCELLED"
     SUSPECT_BUSY = "SUSPECT_BUSY"
+    OTHER_FORMAT = "OTHER_FORMAT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +342,7 @@ def submit(
     parent_run_id: str,
     expires_ms: int = 0,
     tell: bool = False,
+    format: int = WRITTEN,
 ) -> Submitted:
     """Accept a run. `queue` '' means the agent's own or the default; `digest` says which are the same.
 
@@ -376,8 +380,21 @@ def renew(reply: Reply, *, incarnation: str, lease_ms: int) -> Renewal:
 
 
 @_door
-def claim(reply: Reply, *, run_id: str, incarnation: str, nonce: str, page_bytes: int) -> Claimed:
-    """Take a run. The same nonce again gets the same answer, so a lost reply can be asked for once more."""
+def claim(
+    reply: Reply,
+    *,
+    run_id: str,
+    incarnation: str,
+    nonce: str,
+    page_bytes: int,
+    oldest: int = OLDEST_READ,
+    newest: int = NEWEST_READ,
+    asked: int = WRITTEN,
+) -> Claimed:
+    """Take a run. The same nonce again gets the same answer, so a lost reply can be asked for once more.
+
+    `oldest` to `newest` are the formats that the claimant reads, `asked` that of the message it has.
+    """
     answer = ClaimAnswer(reply[0])
     if answer is ClaimAnswer.CANCELLED:
         return Claimed(answer, wakes=_wakes(reply[1]), life=int(reply[2]))
@@ -441,6 +458,7 @@ def commit(
     usage: str,
     batch_no: int,
     events: list[str],
+    format: int = WRITTEN,
 ) -> WriteAnswer:
     """Store a call's outcome as record `position`, 0 for prepare. `usage` is the run's total so far."""
     return WriteAnswer(reply)
@@ -481,6 +499,7 @@ def finish(
     usage: str,
     batch_no: int,
     events: list[str],
+    format: int = WRITTEN,
 ) -> Handed:
     """End a run and write its session. `event` is terminal, `completed` is the payload of the last one."""
     return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())

@@ -19,6 +19,7 @@ from openagents_worker.models import RunRequest, StopReason
 from openagents_worker.producer.canvas import canvas_of_message
 from openagents_worker.producer.submit import asubmit
 from openagents_worker.runtime.attempt import Carried, Outlook
+from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import reject, told
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.intake import Message, run_to_resume, wanted
@@ -46,7 +47,7 @@ def run_agent(
     except OpenAgentsError as error:
         process.run(_answer(process, message, error))
         raise RunFailed(str(error), code=error.code, run_id=message.task_id) from None
-    return _tell(task, process, asked, process.run(process.runner.carry(asked)))
+    return _tell(task, process, asked, process.run(process.runner.carry(asked, message.format)))
 
 
 def resume_run(
@@ -54,8 +55,9 @@ def resume_run(
 ) -> dict[str, str]:
     """Carry a known run on."""
     process = _there(process)
-    run_id = run_to_resume(_message_of(task, args, kwargs))
-    return _tell(task, process, run_id, process.run(process.runner.carry(run_id)))
+    message = _message_of(task, args, kwargs)
+    run_id = run_to_resume(message)
+    return _tell(task, process, run_id, process.run(process.runner.carry(run_id, message.format)))
 
 
 def recover_runs(process: WorkerProcess | None) -> int:
@@ -121,6 +123,7 @@ def _message_of(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     headers = request.headers or {}
     queue = (request.delivery_info or {}).get("routing_key") or ""
     ours = "wake_us" in headers or getattr(request, "wake_us", None) is not None
+    format_ = headers.get("run_format", getattr(request, "run_format", None))
     return Message(
         request.id if isinstance(request.id, str) else f"no-id-{uuid.uuid4()}",
         args,
@@ -129,6 +132,7 @@ def _message_of(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         ours,
         _ms_until(request.expires),
         has_id=isinstance(request.id, str),
+        format=format_ if ours and isinstance(format_, int) else WRITTEN,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunRequest, parse_request
+from openagents_worker.store.formats import WRITTEN, is_read
 
 __all__ = ["Message", "run_to_resume", "wanted"]
 
@@ -24,7 +25,8 @@ class Message:
     """A Celery message of one of our tasks. `ours`: it carries the time of its sending, as only ours do.
 
     A run from outside is cancelled unless it has been started within `expires_ms`; 0 for never. Without an id
-    of its own (`has_id`) a message gets one here, under which it is refused.
+    of its own (`has_id`) a message gets one here, under which it is refused. Of a `format` that is not read
+    here, only its id counts: it is its run's in all formats.
     """
 
     task_id: str
@@ -34,6 +36,7 @@ class Message:
     ours: bool
     expires_ms: int = 0
     has_id: bool = True
+    format: int = WRITTEN
 
 
 def wanted(message: Message, *, max_bytes: int) -> str | RunRequest:
@@ -42,6 +45,8 @@ def wanted(message: Message, *, max_bytes: int) -> str | RunRequest:
         raise RequestInvalid(
             "the message has no task id", hint="headers.id is a string; it becomes the run's id"
         )
+    if message.ours and not is_read(message.format):
+        return message.task_id
     body = _only_argument(message)
     if isinstance(body, Mapping) and message.ours and set(body) == IDS:
         return _agreed(str(body["run_id"]), message)
@@ -54,6 +59,8 @@ def wanted(message: Message, *, max_bytes: int) -> str | RunRequest:
 
 def run_to_resume(message: Message) -> str:
     """The run of a `tasks.resume_run`. The checkpoint is for display: the latest one is resumed."""
+    if not is_read(message.format):
+        return message.task_id
     run_id = message.args[0] if message.args else message.kwargs.get("run_id")
     if not isinstance(run_id, str) or not run_id:
         raise RequestInvalid(

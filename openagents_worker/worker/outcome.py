@@ -21,6 +21,7 @@ GOES_ON = {
     ClaimAnswer.WAITING.lower(): "waiting for session",
     ClaimAnswer.NOT_DUE.lower(): "not due yet",
     ClaimAnswer.SUSPECT_BUSY.lower(): "waiting for a worker without another suspect",
+    ClaimAnswer.OTHER_FORMAT.lower(): "waiting for a worker of another version",
     "handover": "handover",
 }
 """What a message that found nothing to do yet says of the run; of all others the run itself says more."""

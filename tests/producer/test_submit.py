@@ -25,6 +25,7 @@ from openagents_worker.models import RunRequest, RunState
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.transport import send_wakes
 from openagents_worker.settings import load_settings
+from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import Wake
 from tests.producer.hand import Hand
 from tests.producer.proxy import Proxy, closed_port, silent_port
@@ -74,6 +75,7 @@ def test_an_accepted_run_has_a_record_and_a_message_with_ids_only(client: Client
     assert headers["argsrepr"] == "agent=assistant session=s1 run=r1"
     assert headers["ignore_result"] is True
     assert abs(int(headers["wake_us"]) / 1e6 - time.time()) < 60
+    assert headers["run_format"] == WRITTEN
     assert "secret question" not in str(client.store.redis.lrange("agents", 0, -1))
     cancel_all(client, "r1")
 
@@ -176,6 +178,7 @@ def test_an_attempted_run_is_woken_with_its_checkpoint(client: Client) -> None:
     assert message["args"] == ["r1", "r1:step:4"]
     assert (message["headers"]["task"], message["headers"]["id"]) == ("tasks.resume_run", "r1")
     assert message["headers"]["wake_us"] == "1700000000000000"
+    assert message["headers"]["run_format"] == WRITTEN
 
 
 def test_a_thousand_wakes_go_over_one_connection(client: Client) -> None:
@@ -187,6 +190,30 @@ def test_a_thousand_wakes_go_over_one_connection(client: Client) -> None:
 
     assert client.store.redis.llen("agents.wake") == 1000
     assert client.store.redis.info("stats")["total_connections_received"] - before <= 4
+
+
+def test_a_newer_producer_submits_the_same_request(client: Client) -> None:
+    """What its version added and this request leaves out: it is one run, and older workers read it."""
+
+    class Tomorrow(RunRequest):
+        mood: str | None = None
+
+    client.submit(REQUEST)
+    assert client.submit(Tomorrow(**dict(REQUEST))).id == "r1"
+    client.submit(Tomorrow(**{**dict(REQUEST), "run_id": "r2"}))
+
+    assert client.record("r2").request == REQUEST.model_copy(update={"run_id": "r2"})
+    cancel_all(client, "r1", "r2")
+
+
+def test_a_run_in_a_state_of_tomorrow_is_accepted_once_more(client: Client) -> None:
+    """Repeating a submission is always safe, also when a newer worker has put the run somewhere new."""
+    client.submit(REQUEST)
+    client.store.redis.hset(client.store.keys("run", "r1"), "state", "dreaming")
+
+    assert client.submit(REQUEST).id == "r1"
+
+    cancel_all(client, "r1")
 
 
 # --- what is refused -------------------------------------------------------------------------------------
@@ -236,7 +263,7 @@ def test_headers_that_are_no_json_are_refused(client: Client) -> None:
         client.submit(REQUEST, headers={"when": object()})
 
 
-@pytest.mark.parametrize("name", ["id", "wake_us", "argsrepr"])
+@pytest.mark.parametrize("name", ["id", "wake_us", "run_format", "argsrepr"])
 def test_headers_that_would_break_the_message_are_refused(client: Client, name: str) -> None:
     """What Celery and we write there is not for a caller to write."""
     with pytest.raises(RequestInvalid, match=name):

@@ -57,7 +57,8 @@ class _Cell:
 def _check_record(cell: _Cell, run: Run) -> None:
     record = cell.get("run", run.id)
     told = {
-        name: record.get(name) or "" for name in ("state", "owner", "cancel", "attempt", "retries", "stuck")
+        name: record.get(name) or ""
+        for name in ("state", "owner", "cancel", "attempt", "retries", "stuck", "format")
     }
     true = {
         "state": run.state,
@@ -66,6 +67,7 @@ def _check_record(cell: _Cell, run: Run) -> None:
         "attempt": str(run.attempts),
         "retries": str(run.retries),
         "stuck": str(run.stuck),
+        "format": str(run.format),
     }
     assert told == true, f"{run.id} is {told}, but must be {true}"
     if run.fence:
@@ -95,6 +97,11 @@ def _check_events(cell: _Cell, run: Run) -> None:
     assert lives == sorted(lives), f"lives of {run.id}"
     assert set(lives) == set(range(1, run.life + 1)), f"lives of {run.id}"
     assert names.count("run.attempt_started") == run.attempts, f"{run.id} started in secret"
+    left = [event["payload"] for event in events if event["name"] == "run.left_to_others"]
+    assert {(told["format"], told["newest_read"]) for told in left} == run.left, (
+        f"{run.id} was left in secret"
+    )
+    assert len(left) == len(run.left), f"{run.id} was left, and that is told again and again"
     told = [event["payload"]["number"] for event in events if event["name"] == "told"]
     assert told == run.told, f"{run.id} told {run.told}, and {told} is stored"
     for life in range(1, run.life + 1):
@@ -138,6 +145,8 @@ def _check_session(cell: _Cell, session: str, truth: Truth) -> None:
         *sorted(queue, key=queue.__getitem__),
     ]
     assert order == places, f"session {session} has the order {order}, but places were given as {places}"
+    needs = int(cell.get("session", session).get("format") or 0)
+    assert needs == truth.formats.get(session, 0), f"session {session} says that it has the format {needs}"
     transcript = list(cell.get("transcript", session))
     assert transcript == truth.transcript.get(session, []), f"the transcript of {session} is {transcript}"
 

@@ -62,6 +62,7 @@ class Attempt:
     fence: str
     length: int
     usage: int
+    format: int
     batch_no: int = 0
     unanswered: Write | None = None
 
@@ -71,6 +72,7 @@ class Worker:
     incarnation: str = ""
     carries: dict[str, Attempt] = field(default_factory=dict)
     abandoned: bool = False  # it could not renew: this incarnation never acts again
+    format: int = 1  # the newest it reads, and what it writes
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Protocol(RuleBasedStateMachine):
         self.messages: list[str] = []
         self.zombies: list[Attempt] = []  # attempts that were let go of, and may still write
         self.numbers = itertools.count(1)
-        self.workers = [Worker() for _ in range(3)]
+        self.workers = [Worker(), Worker(), Worker(format=2)]  # in the middle of an upgrade
         for worker in self.workers:
             self.register(worker)
 
@@ -264,14 +266,15 @@ class Protocol(RuleBasedStateMachine):
             incarnation=worker.incarnation,
             nonce=(nonce := f"n{next(self.numbers)}"),
             page_bytes=1000,
+            newest=worker.format,
         )
         for _ in range(2 if way == "repeated" else 1):
             claimed = self.lab.run(call)
-            expected, wakes = self.truth.claim(run_id, worker.incarnation, nonce)
+            expected, wakes = self.truth.claim(run_id, worker.incarnation, nonce, worker.format)
             assert claimed.answer == expected, f"claim {run_id}: {claimed.answer}, but it is {expected}"
             self.send(claimed.wakes, wakes, lost=False)
-            if expected == "SUSPECT_BUSY":
-                self.lab.let_pass(2_000)
+            if expected in ("SUSPECT_BUSY", "OTHER_FORMAT"):
+                self.lab.let_pass(6_000)
         run = self.truth.runs.get(run_id)
         if run and expected == "DONE":
             assert (bool(claimed.untold), claimed.life) == (run.untold, run.life), f"end of {run_id}"
@@ -291,7 +294,7 @@ class Protocol(RuleBasedStateMachine):
         assert list(claimed.journal) == run.journal[: len(claimed.journal)]
         if way != "lost":
             worker.carries[run_id] = Attempt(
-                run_id, worker.incarnation, claimed.fence, len(run.journal), run.usage
+                run_id, worker.incarnation, claimed.fence, len(run.journal), run.usage, worker.format
             )
 
     @act(
@@ -370,11 +373,14 @@ class Protocol(RuleBasedStateMachine):
                 usage=json.dumps({"llm_calls": total}),
                 batch_no=batch_no,
                 events=events,
+                format=attempt.format,
             )
             return Write(
                 kind,
                 call,
-                lambda truth: truth.commit(run_id, fence, position, record, total, batch_no, number),
+                lambda truth: truth.commit(
+                    run_id, fence, position, record, total, batch_no, number, attempt.format
+                ),
             )
         if kind == "finish":
             messages = [f"question {number}", f"answer {number}"]
@@ -392,9 +398,10 @@ class Protocol(RuleBasedStateMachine):
                 usage=json.dumps({"llm_calls": attempt.usage}),
                 batch_no=batch_no,
                 events=events,
+                format=attempt.format,
             )
-            used = attempt.usage
-            return Write(kind, call, lambda truth: truth.finish(run_id, fence, messages, used, number))
+            used, form = attempt.usage, attempt.format
+            return Write(kind, call, lambda truth: truth.finish(run_id, fence, messages, used, number, form))
         call = scripts.suspend(
             **ids,
             kind=kind,
@@ -424,7 +431,7 @@ class Protocol(RuleBasedStateMachine):
         assert renewal.cancel_requested == self.truth.cancel_requested(worker.incarnation)
         for run_id in sorted(renewal.owned - set(worker.carries)):
             fence = self.lab.redis.hget(self.lab.keys("run", run_id), "fence")
-            stray = Attempt(run_id, worker.incarnation, fence, 0, 0)
+            stray = Attempt(run_id, worker.incarnation, fence, 0, 0, worker.format)
             assert self.carry_out(self.write(stray, "release"), run_id) is WriteAnswer.OK
         for run_id in sorted(set(worker.carries) - renewal.owned):
             self.zombies.append(worker.carries.pop(run_id))
@@ -561,7 +568,7 @@ class Protocol(RuleBasedStateMachine):
             self.wake(100, lost=False)
             self.resend(None, lost=False)
             while self.messages:
-                self.claim(self.workers[0], run_id := self.messages.pop(0))
+                self.claim(self.workers[-1], run_id := self.messages.pop(0))  # it reads all there is
                 if (run := self.truth.runs.get(run_id)) and run.over:
                     self.tell_of(run_id, run.life)
             for worker in self.workers:

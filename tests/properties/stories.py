@@ -52,6 +52,9 @@ class _Words:
         self.m.holds()
 
 
+NEW = 2  # the one worker that has been upgraded
+
+
 class Stories(_Words):
     # --- Redis forgets a second ---
 
@@ -132,6 +135,44 @@ class Stories(_Words):
         self.m.zombies.append(replace(next(iter(self.m.workers[0].carries.values()))))
         self.work("commit")
         self.m.write_late(0, "commit")
+
+    # --- an upgrade ---
+
+    def a_run_of_the_new_format_comes_to_old_workers(self) -> None:
+        self.submit()
+        self.deliver(NEW)
+        self.work("commit")
+        self.work("handover")
+        for _ in range(2):
+            self.deliver(0)
+            self.m.wake(1, lost=False)
+        self.deliver(NEW)
+
+    def a_session_of_the_new_format_comes_to_old_workers(self) -> None:
+        self.submit()
+        self.submit()
+        self.deliver(NEW)
+        self.work("finish")
+        self.deliver(0)
+
+    def a_run_that_is_left_expires_in_time(self) -> None:
+        self.submit()
+        self.submit(expires=4.25)
+        self.deliver(NEW)
+        self.work("finish")
+        self.deliver(0)
+        self.m.wake(1, lost=True)
+        self.m.holds()
+        self.m.let_pass(8)
+        self.m.wake(100, lost=False)
+
+    def an_end_of_the_new_format_is_not_told_by_old_workers(self) -> None:
+        self.submit(tell=True)
+        self.deliver(NEW)
+        self.work("finish")
+        self.m.let_pass(1)
+        self.resend()
+        self.deliver(0)
 
     # --- cancelling ---
 

@@ -91,6 +91,49 @@ GUARDS = (
         story="two_suspects_meet",
     ),
     Guard(
+        "a run is left to those who read its format",
+        ("if not (is_read(run.format) and is_read(format)) then", "if false then"),
+        story="a_run_of_the_new_format_comes_to_old_workers",
+    ),
+    Guard(
+        "a commit tells which format it takes to read it",
+        (
+            "redis.call('RPUSH', key, record)\nif format > run.format",
+            "redis.call('RPUSH', key, record)\nif false",
+        ),
+        story="a_run_of_the_new_format_comes_to_old_workers",
+    ),
+    Guard(
+        "leaving it is told once",
+        ("'left:' .. format .. ':' .. newest, incarnation) == 1", "'left:' .. NOW_US, incarnation) == 1"),
+        story="a_run_of_the_new_format_comes_to_old_workers",
+    ),
+    Guard(
+        "what was left is due again",
+        ("  redis.call('ZADD', k.due(), digits(due), run_id)\n", ""),
+        story="a_run_of_the_new_format_comes_to_old_workers",
+    ),
+    Guard(
+        "what was left and woken is still to be started in time",
+        ("      look_in_time(run)\n", ""),
+        story="a_run_that_is_left_expires_in_time",
+    ),
+    Guard(
+        "a session is left to those who read its format",
+        ("math.max(run.format, session_format(run.session), asked)", "math.max(run.format, asked)"),
+        story="a_session_of_the_new_format_comes_to_old_workers",
+    ),
+    Guard(
+        "a finish tells which format it takes to read its session",
+        ("if format > session_format(S) then", "if false then"),
+        story="a_session_of_the_new_format_comes_to_old_workers",
+    ),
+    Guard(
+        "an end is told by those who read its format",
+        ("if at[1] and not is_read(run.format) then return {'OTHER_FORMAT'} end", ""),
+        story="an_end_of_the_new_format_is_not_told_by_old_workers",
+    ),
+    Guard(
         "a run that was claimed needs no message",
         (
             "redis.call('ZREM', k.sent(run.queue), run_id)\nredis.call('ZREM', k.due(), run_id)\nappend",

@@ -43,6 +43,8 @@ class Run:
     retries: int = 0
     recoveries: int = 0
     stuck: int = 0
+    format: int = 1
+    left: set[tuple[int, int]] = field(default_factory=set)  # its format, and the newest that somebody read
     journal: list[str] = field(default_factory=list)
     usage: int = 0
     told: list[int] = field(default_factory=list)  # numbers of the events its attempts have told
@@ -63,6 +65,7 @@ class Truth:
         self.runs: dict[str, Run] = {}
         self.places: dict[str, list[str]] = {}  # session -> runs that have not ended, the first one holds it
         self.transcript: dict[str, list[str]] = {}
+        self.formats: dict[str, int] = {}  # of sessions
         self.lost_a_second = False
         self._no = 0
 
@@ -95,7 +98,9 @@ class Truth:
             return "BUSY"
         self._no += 1
         until = self.now + expires if expires else 0.0
-        run = self.runs[asked.id] = replace(asked, expires=until, born=self._no, journal=[], told=[])
+        run = self.runs[asked.id] = replace(
+            asked, expires=until, born=self._no, journal=[], told=[], left=set()
+        )
         if delay:
             self._at(run, "scheduled", self.now + (min(delay, expires) if expires else delay))
         else:
@@ -151,13 +156,13 @@ class Truth:
 
     # --- whoever carries a run ---
 
-    def claim(self, run_id: str, incarnation: str, nonce: str) -> tuple[str, Wakes]:
+    def claim(self, run_id: str, incarnation: str, nonce: str, newest: int) -> tuple[str, Wakes]:
         """CLAIMED also puts the run into the hands of this incarnation; its fence is what the script says."""
         run = self.runs.get(run_id)
         if not run:
             return "UNKNOWN", set()
         if run.over:
-            return "DONE", set()
+            return "OTHER_FORMAT" if run.untold and run.format > newest else "DONE", set()
         if self.leases.get(incarnation, self.now) <= self.now:
             return "NOT_ALIVE", set()
         if run.owner:
@@ -170,6 +175,11 @@ class Truth:
             self._place(run)
         if self.holder(run.session) != run_id:
             return "WAITING", set()
+        needs = max(run.format, self.formats.get(run.session, 0))
+        if needs > newest:
+            run.left.add((needs, newest))
+            self._at(run, "retrying", self.now)  # five seconds are no tick
+            return "OTHER_FORMAT", set()
         if run.stuck >= 2 and any(self.runs[other].stuck >= 2 for other in self.owned(incarnation)):
             self._at(run, "retrying", self.now)  # a second is no tick
             return "SUSPECT_BUSY", set()
@@ -188,7 +198,15 @@ class Truth:
         return "OK"
 
     def commit(
-        self, run_id: str, fence: str, position: int, record: str, usage: int, batch_no: int, number: int
+        self,
+        run_id: str,
+        fence: str,
+        position: int,
+        record: str,
+        usage: int,
+        batch_no: int,
+        number: int,
+        format_: int,
     ) -> str:
         run = self.writer(run_id, fence)
         if not run:
@@ -199,6 +217,7 @@ class Truth:
             run.journal.append(record)
             run.told.append(number)
             run.usage, run.emit_no, run.stuck, run.retries = usage, batch_no, 0, 0
+            run.format = max(run.format, format_)
         return "CANCEL" if run.cancel else "OK"
 
     def suspend(self, run_id: str, fence: str, kind: str, delay: float) -> tuple[str, Wakes]:
@@ -212,7 +231,7 @@ class Truth:
         return "OK", self._queued(run)
 
     def finish(
-        self, run_id: str, fence: str, messages: Collection[str], usage: int, number: int
+        self, run_id: str, fence: str, messages: Collection[str], usage: int, number: int, format_: int
     ) -> tuple[str, Wakes]:
         run = self.runs.get(run_id)
         if run and run.over and run.fence == fence:
@@ -222,6 +241,8 @@ class Truth:
             return "FENCED", set()
         run.told.append(number)
         run.usage = usage
+        run.format = max(run.format, format_)
+        self.formats[run.session] = max(self.formats.get(run.session, 0), format_)
         self.transcript.setdefault(run.session, []).extend(messages)
         return "OK", self._end(run, "completed", by=fence, in_hand=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -11,6 +12,7 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import Outlook
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
+from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import CancelAnswer, ResumeAnswer
 from tests.runtime import plugins
 from tests.runtime.harness import Process, agent, calls, crash, process, scripted
@@ -312,6 +314,25 @@ async def test_an_agent_that_only_newer_workers_know_waits_for_them(redis_url: s
         await new.submit(agent_id="new")
         carried = await old.carry()
         assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "user.agent_not_found")
+
+
+async def test_a_journal_that_cannot_be_read_is_left_to_others(redis_url: str) -> None:
+    """A record does not hide what its journal needs; if one does, the run is put aside and not failed."""
+    open_gates("charge-0", "charge-1")
+    definition = patterned("Steps", tool("Charge"), n=3)
+    async with process(redis_url, definition, name="one") as one, process(redis_url, definition) as p:
+        await p.submit()
+        begun = ("begin", "charge", 2)
+        dying = await carried_until(one, lambda: any(e[:3] == begun for e in plugins.LOG), "the last begins")
+        await crash(one, "r1", dying)
+        key = p.store.keys("journal", "r1")
+        entry = json.loads(await p.store.redis.lindex(key, -1))
+        await p.store.redis.lset(key, -1, json.dumps({**entry, "v": WRITTEN + 1}))
+
+        carried = await p.carry()
+
+        assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "run.other_format")
+        assert (await p.record()).state is RunState.RETRYING
 
 
 async def test_a_failed_run_goes_on_in_another_life(redis_url: str) -> None:

@@ -38,6 +38,7 @@ def test_the_front_door_costs_next_to_nothing() -> None:
         ("from openagents_worker import RunRequest, RunResult, RunState", {"pydantic"}),
         ("from openagents_worker import RunEvent", {"pydantic"}),
         ("from openagents_worker import tool", {"pydantic"}),
+        ("import openagents_worker.models", {"pydantic"}),
         ("import openagents_worker.testing", set()),
     ],
 )
@@ -47,11 +48,11 @@ def test_a_name_loads_what_it_needs_and_no_more(statement: str, allowed: set[str
 
 
 def test_submitting_loads_no_worker() -> None:
-    """A producer has neither the runtime nor a model's client in its memory."""
+    """A producer has no runtime, no model's client and no agents file's models in its memory."""
     modules = loaded_by("from openagents_worker import run_agent, sse; run_agent.delay")
 
     rooms = {name.split(".")[1] for name in modules if name.startswith("openagents_worker.")}
     assert rooms.isdisjoint(
-        {"cli", "context", "llm", "memory", "patterns", "runtime", "testing", "tools", "worker"}
+        {"agents", "cli", "context", "llm", "memory", "patterns", "runtime", "testing", "tools", "worker"}
     )
     assert heavy(modules).isdisjoint({"httpx", "pytest", "rich"})

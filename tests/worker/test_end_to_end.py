@@ -28,6 +28,7 @@ _seen: set[str] = set()
 NEED_A_FAULT = {
     "run.recovered": "a worker dies",
     "run.handed_over": "a worker is told to stop",
+    "run.left_to_others": "two versions of the library are at work",
     "run.poisoned": "a run kills its workers",
     "run.resumed": "a run that failed is resumed by hand",
     "replay.prompt_changed": "a prompt depends on something that is not recorded",

@@ -1,6 +1,8 @@
 -- A worker takes a run. Decides, atomically, whether there is work to do: a message is only a wake-up.
 -- Returns CLAIMED, fence, fields, facts, journal length, first page, session (messages, artifacts, state) | DONE | WAITING | BUSY | NOT_DUE, ms | NOT_ALIVE | UNKNOWN
---   | CANCELLED, wakes, life | SUSPECT_BUSY. DONE of a run whose end was not told yet: DONE, state, life, result. Event run.attempt_started.
+--   | CANCELLED, wakes, life | SUSPECT_BUSY | OTHER_FORMAT. DONE of a run whose end was not told yet: DONE, state, life, result. Event run.attempt_started.
+-- The claimant reads the formats oldest to newest; its message has the format `asked`. A run of another one is left to others: due again
+--   after a while, with one event run.left_to_others for each pair of formats, however often it is looked at.
 --#include end_run
 local function claimed(run)
   local key = k.journal(run_id)
@@ -23,10 +25,23 @@ local function claimed(run)
   return {'CLAIMED', run.fence, fields, redis.call('HGETALL', k.facts(run_id)), length, page, session}
 end
 
+local LEAVE_MS = 5000
+
+local function later(run, delay_ms)
+  local due = NOW_MS + delay_ms
+  if run.expires > 0 and run.attempt == 0 then due = math.min(due, run.expires) end
+  redis.call('HSET', k.run(run_id), 'state', 'retrying', 'due', digits(due))
+  redis.call('ZADD', k.due(), digits(due), run_id)
+  redis.call('ZREM', k.sent(run.queue), run_id)
+end
+
+local function is_read(format) return format >= oldest and format <= newest end
+
 local run = load(run_id)
 if not run then return {'UNKNOWN'} end
 if TERMINAL[run.state] then
   local at = redis.call('HMGET', k.run(run_id), 'untold', 'result')
+  if at[1] and not is_read(run.format) then return {'OTHER_FORMAT'} end -- whoever reads its result tells of it
   return {'DONE', run.state, run.life, at[1] and at[2] or ''}
 end
 local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
@@ -48,12 +63,20 @@ if held_by ~= run_id then
   redis.call('ZREM', k.session_queue(run.session), run_id) -- the holder's record is gone: the claimer heals the session
   redis.call('HSET', k.session(run.session), 'holder', run_id)
 end
+local format = math.max(run.format, session_format(run.session), asked)
+if not (is_read(run.format) and is_read(format)) then
+  if run.state ~= 'queued' and run.state ~= 'retrying' then return {'OTHER_FORMAT'} end -- what it waits for will wake it
+  if redis.call('HSETNX', k.run(run_id), 'left:' .. format .. ':' .. newest, incarnation) == 1 then
+    append(run, {'run.left_to_others', '{"format":' .. digits(format) .. ',"newest_read":' .. digits(newest)
+      .. ',"left_by":' .. q(incarnation) .. ',"delay_ms":' .. digits(LEAVE_MS) .. '}'})
+  end
+  later(run, LEAVE_MS)
+  return {'OTHER_FORMAT'}
+end
 if run.stuck >= 2 then
   local other = redis.call('GET', k.worker_suspect(incarnation))
   if other and other ~= run_id then
-    redis.call('HSET', k.run(run_id), 'state', 'retrying', 'due', digits(NOW_MS + 1000))
-    redis.call('ZADD', k.due(), digits(NOW_MS + 1000), run_id)
-    redis.call('ZREM', k.sent(run.queue), run_id)
+    later(run, 1000)
     return {'SUSPECT_BUSY'}
   end
   redis.call('SET', k.worker_suspect(incarnation), run_id)

@@ -12,6 +12,7 @@ if length > position then
 end
 if length < position then return 'MISPLACED' end
 redis.call('RPUSH', key, record)
+if format > run.format then redis.call('HSET', k.run(run_id), 'format', format) end
 redis.call('HSET', k.run(run_id), 'steps', position, 'stuck', 0, 'retries', 0, 'usage', usage, 'emit_no', batch_no)
 if run.stuck >= 2 and redis.call('GET', k.worker_suspect(run.owner)) == run_id then redis.call('DEL', k.worker_suspect(run.owner)) end
 append(run, events)

@@ -12,6 +12,7 @@ for _, id in ipairs(ids) do
       more = cancelled(run, 'expired')
     elseif run.due <= NOW_MS and run.state == 'retrying' then
       redis.call('HSET', k.run(id), 'state', 'queued')
+      look_in_time(run)
       more = {wake_of(run)}
     elseif run.due <= NOW_MS and run.state == 'scheduled' then
       more = {place(run)}

@@ -1,7 +1,7 @@
 --#include time
 -- A run's record and its events. Whoever changes the state writes the event, in the same script.
 local RUN_FIELDS = {'state', 'fence', 'owner', 'attempt', 'life', 'agent', 'session', 'queue', 'cancel', 'steps', 'canvas', 'tell', 'expires',
-  'retries', 'recoveries', 'stuck', 'durable', 'usage', 'emit_no', 'due', 'uid', 'started', 'claimed', 'cancel_reason'}
+  'retries', 'recoveries', 'stuck', 'durable', 'usage', 'emit_no', 'due', 'uid', 'started', 'claimed', 'cancel_reason', 'format'}
 
 -- load(R): the record as a table, numbers as numbers; nil when there is none
 local function load(R)
@@ -9,7 +9,7 @@ local function load(R)
   if not values[1] then return nil end
   local run = {id = R}
   for i, name in ipairs(RUN_FIELDS) do run[name] = values[i] or '' end
-  for _, name in ipairs({'attempt', 'life', 'steps', 'retries', 'recoveries', 'stuck', 'emit_no', 'due', 'expires'}) do
+  for _, name in ipairs({'attempt', 'life', 'steps', 'retries', 'recoveries', 'stuck', 'emit_no', 'due', 'expires', 'format'}) do
     run[name] = tonumber(run[name]) or 0
   end
   return run

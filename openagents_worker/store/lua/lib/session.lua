@@ -4,6 +4,9 @@ local function session_keys(S)
   return {k.session(S), k.session_queue(S), k.transcript(S), k.artifacts(S), k.session_state(S)}
 end
 
+-- session_format(S): the format that whoever works in the session must understand
+local function session_format(S) return tonumber(redis.call('HGET', k.session(S), 'format')) or 0 end
+
 -- promote(S): the head of the queue becomes the holder; returns its wake-up, or nil when nobody waits
 local function promote(S)
   while true do
@@ -31,10 +34,15 @@ local function holder(S)
   return nil
 end
 
+-- look_in_time(run): a run that is to be started by a time is looked at then
+local function look_in_time(run)
+  if run.expires > 0 and run.attempt == 0 then redis.call('ZADD', k.due(), digits(run.expires), run.id) end
+end
+
 -- place(run): the run takes its place, until it expires; returns its wake-up when it holds the session, else nil
 local function place(run)
   local S = run.session
-  if run.expires > 0 and run.attempt == 0 then redis.call('ZADD', k.due(), digits(run.expires), run.id) end
+  look_in_time(run)
   local held = holder(S)
   for _, key in ipairs(session_keys(S)) do redis.call('PERSIST', key) end
   if not held and redis.call('ZCARD', k.session_queue(S)) == 0 then

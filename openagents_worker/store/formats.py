@@ -1,0 +1,46 @@
+"""Formats. The only place that says in which format runs are written and sent, and which are understood.
+
+A format is what whoever carries a run must understand: its request, journal and facts, its session, its
+messages. It is raised for what an older worker would misread: one version reads the new format, a later one
+writes it, so that neighbours can always share the load, and an upgrade can be taken back. What the scripts
+move (state, owner, fence, lists) is the frame around it, and the same in all formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from openagents_worker.errors import OtherFormat
+
+__all__ = ["NEWEST_READ", "OLDEST_READ", "WRITTEN", "is_read", "other_format", "reading"]
+
+WRITTEN = 1
+NEWEST_READ = 1
+OLDEST_READ = WRITTEN - 2  # runs wait for days: they may have begun two upgrades ago
+
+
+def is_read(format_: int) -> bool:
+    """Whether this version reads what was written in that format."""
+    return OLDEST_READ <= format_ <= NEWEST_READ
+
+
+def other_format(format_: int, *, run_id: str | None = None, session_id: str | None = None) -> OtherFormat:
+    read = f"{max(1, OLDEST_READ)} to {NEWEST_READ}"
+    return OtherFormat(
+        f"it has the format {format_}, and this version of the library reads {read}",
+        hint="nothing is lost: ask with the version that wrote it",
+        run_id=run_id,
+        session_id=session_id,
+    )
+
+
+@contextmanager
+def reading(format_: int, *, run_id: str | None = None, session_id: str | None = None) -> Iterator[None]:
+    """Reads what can be read; what cannot is no broken record when its format is another than ours."""
+    try:
+        yield
+    except ValueError as error:
+        if is_read(format_):
+            raise
+        raise other_format(format_, run_id=run_id, session_id=session_id) from error

@@ -1,0 +1,95 @@
+"""The oldest versions that are promised. The only place that makes a virtual environment with them.
+
+Which they are is read from `pyproject.toml`: of every dependency the lowest version that it allows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tests.installation import ROOT
+
+__all__ = ["OldProduct", "lowest_versions"]
+
+PROGRAMS = Path(__file__).with_name("old_product.py")
+TIMEOUT_S = 100
+KNOWS_NOTHING = "(from versions: none)"
+"""What pip says of a package that it finds nowhere; of one that is there in other versions it lists them."""
+
+
+def lowest_versions() -> dict[str, Version]:
+    """Of each package that the base install needs, the lowest version it may have."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [Requirement(text) for text in project["dependencies"]]
+    return {
+        one.name: Version(spec.version) for one in needed for spec in one.specifier if spec.operator == ">="
+    }
+
+
+@dataclass(frozen=True)
+class OldProduct:
+    """A product in a virtual environment of its own: the base install, and every dependency at its oldest."""
+
+    folder: Path
+
+    @classmethod
+    def installed(cls, folder: Path) -> OldProduct:
+        """Makes the environment; asks the package index that pip is set up for. Skips where there is none."""
+        product = cls(folder)
+        _run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+        pins = [f"{name}=={version}" for name, version in lowest_versions().items()]
+        done = product._pip("install", "--quiet", "--retries", "1", *pins, str(ROOT))
+        if done.returncode and (
+            unknown := [line for line in done.stderr.splitlines() if KNOWS_NOTHING in line]
+        ):
+            pytest.skip(f"no package index can be asked: {unknown[0].strip()}")
+        assert done.returncode == 0, done.stderr[-4000:]
+        return product
+
+    def versions(self) -> dict[str, Version]:
+        listed = json.loads(self._pip("list", "--format=json").stdout)
+        return {entry["name"]: Version(entry["version"]) for entry in listed}
+
+    def python(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """A fresh interpreter that takes every warning for an error and sees nothing of this repository."""
+        return self.run("python", "-I", "-W", "error", *arguments, **env)
+
+    def run(self, command: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self.folder / "bin" / command), *arguments],
+            cwd=self.folder,  # not the repository, from which Python would import
+            env=_without_ours(os.environ) | env,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+
+    def tell(self, program: str, **env: str) -> Any:
+        """What one of the programs in `old_product.py` returns; it must not say anything else."""
+        done = self.python(str(PROGRAMS), program, **env)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr[-4000:]
+        return json.loads(done.stdout)
+
+    def _pip(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        python = str(self.folder / "bin" / "python")
+        return _run([sys.executable, "-m", "pip", "--python", python, *arguments])
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+
+
+def _without_ours(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if not name.startswith(("OPENAGENTS_", "PYTHON"))}

@@ -1,0 +1,256 @@
+"""Formats: a worker leaves to others what it cannot read, and spoils nothing of it.
+
+A worker of tomorrow is one that says it reads format 2; all scripts are today's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from openagents_worker.errors import OtherFormat
+from openagents_worker.runtime.journal import Record
+from openagents_worker.store import formats
+from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.events import awatch, watch
+from openagents_worker.store.runs import aread_record, read_record, read_session
+from tests.store.test_scripts import Bench, woken
+
+TOMORROW: dict[str, Any] = {"incarnation": "w2", "oldest": 0, "newest": 2, "asked": 2}
+
+
+@pytest.fixture
+def bench(redis_url: str) -> Generator[Bench]:
+    with Bench(redis_url) as bench:
+        bench.do("register", incarnation="w2")
+        yield bench
+
+
+def submitted_tomorrow(bench: Bench, run_id: str = "r1", **fields: Any) -> None:
+    bench.do("submit", run_id=run_id, format=2, **fields)
+
+
+def left(bench: Bench, run_id: str = "r1") -> int:
+    return bench.events(run_id).count("run.left_to_others")
+
+
+def come_due(bench: Bench) -> list[str]:
+    bench.lab.let_pass(6_000)
+    return woken(bench.do("wake")[0])
+
+
+# --- which format a run needs ----------------------------------------------------------------------------
+
+
+def test_a_run_needs_the_format_of_whatever_was_written_into_it(bench: Bench) -> None:
+    """A commit raises it, and nothing lowers it."""
+    bench.do("submit")
+    fence = bench.do("claim", **TOMORROW).fence
+    assert bench.field("format") == str(formats.WRITTEN)
+
+    bench.do("commit", fence=fence, position=0, record="{}", format=2)
+    bench.do("commit", fence=fence, position=1, record="{}", batch_no=2, format=1)
+
+    assert bench.field("format") == "2"
+
+
+def test_a_commit_that_is_refused_raises_nothing(bench: Bench) -> None:
+    """A worker that has lost its run cannot lock others out of it."""
+    bench.claimed()
+
+    assert bench.do("commit", fence="9:gone", position=0, format=2) == "FENCED"
+    assert bench.field("format") == "1"
+
+
+def test_a_session_needs_the_format_of_whoever_wrote_into_it(bench: Bench) -> None:
+    """The next run of the session is for workers that read it, whoever submitted the run."""
+    bench.do("submit")
+    bench.do("submit", run_id="r2")
+    bench.do("finish", fence=bench.do("claim", **TOMORROW).fence, format=2)
+
+    assert bench.do("claim", run_id="r2").answer == "OTHER_FORMAT"
+    assert come_due(bench) == ["r2"]
+    assert bench.do("claim", run_id="r2", **TOMORROW).answer == "CLAIMED"
+
+
+# --- leaving it to others --------------------------------------------------------------------------------
+
+
+def test_a_run_of_a_newer_format_is_left_to_others(bench: Bench) -> None:
+    """It is due again in five seconds; the worker that reads it takes it then, as if nothing had been."""
+    submitted_tomorrow(bench)
+    before_ms = bench.now_ms()
+
+    assert bench.do("claim").answer == "OTHER_FORMAT"
+
+    due_ms = bench.score("due", "r1")
+    assert due_ms is not None
+    assert before_ms + 5_000 <= due_ms <= bench.now_ms() + 5_000
+    assert bench.score("sent", "r1", "q") is None
+    assert (bench.field("state"), bench.field("attempt"), bench.field("fence")) == ("retrying", "0", "0:")
+    assert bench.holder() == "r1"
+    assert come_due(bench) == ["r1"]
+    assert bench.do("claim", **TOMORROW).answer == "CLAIMED"
+
+
+def test_it_is_told_once_however_often_it_is_looked_at(bench: Bench) -> None:
+    """Workers of one version say it once among themselves; those of another version once more."""
+    submitted_tomorrow(bench)
+    bench.do("commit", fence=bench.do("claim", **TOMORROW).fence, position=0, format=3)
+    bench.do("suspend", fence=bench.field("fence"), kind="handover")
+
+    for _ in range(3):
+        for worker in ({}, {"incarnation": "w2"}, TOMORROW):
+            assert bench.do("claim", **worker).answer == "OTHER_FORMAT"
+            assert come_due(bench) == ["r1"]
+
+    assert left(bench) == 2
+
+
+def test_the_two_formats_before_are_read(bench: Bench) -> None:
+    """A run that began two upgrades ago goes on; one from before that needs an older worker."""
+    for run_id in ("r1", "r2", "r3"):
+        bench.do("submit", run_id=run_id, session_id=run_id)
+
+    assert bench.do("claim", run_id="r1", oldest=0, newest=2).answer == "CLAIMED"
+    assert bench.do("claim", run_id="r2", oldest=1, newest=3).answer == "CLAIMED"
+    assert bench.do("claim", run_id="r3", oldest=2, newest=4).answer == "OTHER_FORMAT"
+
+
+def test_a_run_that_is_left_does_not_outlive_its_time(bench: Bench) -> None:
+    """It is looked at when it expires, also when that is sooner."""
+    submitted_tomorrow(bench, expires_ms=2_000)
+    assert bench.do("claim").answer == "OTHER_FORMAT"
+
+    bench.lab.let_pass(2_500)
+    bench.do("wake")
+
+    assert bench.field("state") == "cancelled"
+
+
+def test_a_message_of_a_newer_format_is_no_order(bench: Bench) -> None:
+    """What it asks for cannot be known here; its run waits for somebody who knows."""
+    bench.do("submit")
+
+    assert bench.do("claim", asked=2).answer == "OTHER_FORMAT"
+    assert come_due(bench) == ["r1"]
+    assert left(bench) == 1
+
+
+def test_a_run_that_waits_for_something_is_not_put_aside(bench: Bench) -> None:
+    """A state that only its own version knows is not overwritten: what the run waits for will wake it."""
+    submitted_tomorrow(bench)
+    bench.redis.hset(bench.store.keys("run", "r1"), "state", "awaiting_approval")
+
+    assert bench.do("claim").answer == "OTHER_FORMAT"
+
+    assert (bench.field("state"), left(bench)) == ("awaiting_approval", 0)
+    assert bench.score("due", "r1") is None
+
+
+def test_before_its_turn_a_run_of_any_format_waits(bench: Bench) -> None:
+    """Order, time and ends are the same in all formats."""
+    bench.do("submit")
+    submitted_tomorrow(bench, "r2")
+    submitted_tomorrow(bench, "r3", session_id="s3", delay_ms=60_000)
+    submitted_tomorrow(bench, "r4", session_id="s4")
+
+    assert bench.do("claim", run_id="r2").answer == "WAITING"
+    assert bench.do("claim", run_id="r3").answer == "NOT_DUE"
+    assert bench.do("cancel", run_id="r4").answer == "CANCELLED"
+    assert bench.do("claim", run_id="r4").answer == "DONE"
+    assert left(bench, "r2") == left(bench, "r3") == 0
+
+
+def test_an_end_is_told_to_celery_by_somebody_who_reads_it(bench: Bench) -> None:
+    """A result of tomorrow may hold what today's worker refuses."""
+    submitted_tomorrow(bench, tell=True)
+    bench.do("finish", fence=bench.do("claim", **TOMORROW).fence, format=2)
+
+    assert bench.do("claim").answer == "OTHER_FORMAT"
+    told = bench.do("claim", **TOMORROW)
+    assert (told.answer, bool(told.untold)) == ("DONE", True)
+    bench.do("told")
+    assert bench.do("claim").answer == "DONE"
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def test_what_can_be_read_is_read(bench: Bench) -> None:
+    """Who waits for a run of tomorrow waits; its request alone may be a riddle."""
+    request = '{"agent_id":"a","session_id":"s1","input_text":"hi"}'
+    submitted_tomorrow(bench, request=request)
+    submitted_tomorrow(bench, "r2", request=f'{request[:-1]},"mood":"good"}}')
+
+    record, riddle = read_record(bench.store, "r1"), read_record(bench.store, "r2")
+
+    assert (record.state, record.request and record.request.input_text) == ("queued", "hi")
+    assert (riddle.state, riddle.agent_id, riddle.request) == ("waiting_session", "a", None)
+    events = watch(bench.store, "r1")
+    assert next(events).name == "run.queued"
+    events.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("state", "dreaming"),
+        ("usage", '{"llm_calls":1,"dreams":2}'),
+    ],
+)
+async def test_what_cannot_be_read_is_said_with_a_code(bench: Bench, field: str, value: str) -> None:
+    """`run.other_format`, not a validation error about a field that nobody here has heard of."""
+    submitted_tomorrow(bench)
+    bench.redis.hset(bench.store.keys("run", "r1"), field, value)
+    store = AsyncStore(bench.store.cell)
+
+    with pytest.raises(OtherFormat, match=r"format 2.*reads 1 to 1") as caught:
+        read_record(bench.store, "r1")
+    with pytest.raises(OtherFormat):
+        await aread_record(store, "r1")
+
+    assert (caught.value.code, caught.value.run_id) == ("run.other_format", "r1")
+    if field == "state":
+        with pytest.raises(OtherFormat):
+            next(watch(bench.store, "r1"))
+        with pytest.raises(OtherFormat):
+            await anext(awatch(store, "r1"))
+    await store.close()
+
+
+def test_a_broken_record_of_our_own_format_is_broken(bench: Bench) -> None:
+    """Another format excuses only what is of another format."""
+    bench.do("submit", request='{"agent_id":"a"}')
+
+    with pytest.raises(ValueError, match="session_id"):
+        read_record(bench.store, "r1")
+
+
+def test_a_session_of_another_format_is_said_with_a_code(bench: Bench) -> None:
+    """Its transcript is JSON whatever happens; its artifacts are models."""
+    bench.do("submit")
+    fence = bench.do("claim", **TOMORROW).fence
+    bench.do("finish", fence=fence, artifacts=['{"name":"a","smell":"good"}'], format=2)
+
+    with pytest.raises(OtherFormat, match="format 2") as caught:
+        read_session(bench.store, "s1")
+    assert caught.value.session_id == "s1"
+
+
+def test_what_is_written_here_is_read_here() -> None:
+    """A format is read before it is written, and two more stay readable behind it."""
+    assert formats.is_read(formats.WRITTEN)
+    assert formats.NEWEST_READ - formats.WRITTEN in (0, 1)
+    assert formats.WRITTEN - formats.OLDEST_READ == 2
+
+
+def test_a_journal_entry_of_another_format_is_not_guessed_at() -> None:
+    """Its fields may have the same names and mean something else."""
+    entry = Record("0.1", "llm", "m", "d", {"ok": 1}).to_json()
+    assert f'"v":{formats.WRITTEN}' in entry
+
+    with pytest.raises(OtherFormat, match="format 2"):
+        Record.from_json(entry.replace(f'"v":{formats.WRITTEN}', '"v":2'))

@@ -1,0 +1,1 @@
+"""Upgrades. The previous commit of this repository and this one at work together, on one Redis, one queue."""

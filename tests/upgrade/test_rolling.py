@@ -1,0 +1,178 @@
+"""A rolling upgrade: workers and producers of the previous commit and of this one share one Redis, one queue.
+
+If this fails, an upgrade from the previous commit needs more than starting new workers and stopping old ones.
+What an older worker would misread takes two commits: one that reads a new format, and a later one that writes
+it (`store/formats.py`).
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Generator, Iterable
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from openagents_worker.events import RunEvent
+from openagents_worker.models import RunState
+from tests.installation import story
+from tests.upgrade.versions import Version, previous, this
+from tests.upgrade.workshop import PATIENCE_S, Workshop, opened, request
+
+SESSIONS = [f"s{number}" for number in range(4)]
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Version:
+    return previous(tmp_path_factory.mktemp("history"))
+
+
+@pytest.fixture(scope="module")
+def new() -> Version:
+    return this()
+
+
+@pytest.fixture
+def enough() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, enough: threading.Event) -> Generator[Workshop]:
+    with opened(tmp_path, enough) as workshop:
+        yield workshop
+        enough.set()
+
+
+def test_runs_cross_between_the_versions_and_nothing_is_repeated(
+    old: Version, new: Version, workshop: Workshop, enough: threading.Event
+) -> None:
+    """By hand-over and by the death of their worker, from new to old and from old to new."""
+    long = [request(session=session) for session in SESSIONS]
+    following = [request(session=session, steps=2) for session in SESSIONS]
+    limited = [request(steps=3, limited=True) for _ in range(4)]
+    new1 = workshop.start(new)
+    runs = workshop.produce(old, "submit", long[:2])["runs"]
+    runs += workshop.produce(new, "submit", long[2:])["runs"]
+    workshop.produce(new, "submit", [*following[:2], *limited[:2]])
+    workshop.produce(old, "submit", [*following[2:], *limited[2:]])
+
+    workshop.works_on(new1, runs)
+    old1 = workshop.start(old)
+    new1.terminate()
+    workshop.works_on(old1, runs)
+    new2 = workshop.start(new)
+    old1.kill()
+    workshop.works_on(new2, runs)
+    old2 = workshop.start(old)
+    new2.kill()
+    workshop.works_on(old2, runs)
+    new3 = workshop.start(new)
+    old2.terminate()
+    workshop.works_on(new3, runs)
+    workshop.start(old)
+    enough.set()
+
+    for asked in (*long, *following):
+        completed_without_repeating(workshop, asked["run_id"])
+    for asked in limited:  # the model asked for patience, and got the same request again
+        completed_without_repeating(workshop, asked["run_id"], retries=1)
+    for run_id in runs:
+        events = story(workshop.client.handle(run_id))
+        assert crossings(events) == [
+            ("new1", "run.handed_over", "old1"),
+            ("old1", "run.recovered", "new2"),
+            ("new2", "run.recovered", "old2"),
+            ("old2", "run.handed_over", "new3"),
+        ]
+        by_version = [old.wrote(line["code"]) for line in workshop.sawn(run_id)]
+        assert [is_old for is_old, _ in groupby(by_version)] == [False, True, False, True, False]
+        assert all(old.wrote(line["code"]) or new.wrote(line["code"]) for line in workshop.sawn(run_id))
+    for asked in limited:
+        names = [event.name for event in story(workshop.client.handle(asked["run_id"]))]
+        assert names.count("run.retry_scheduled") == 1
+    for session, first, second in zip(SESSIONS, long, following, strict=True):
+        transcript = workshop.client.session(session).transcript
+        assert [message["run_id"] for message in transcript] == [
+            *[first["run_id"]] * 2,
+            *[second["run_id"]] * 2,
+        ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(3))
+def test_back_and_forth_between_the_versions(
+    old: Version, new: Version, workshop: Workshop, enough: threading.Event, seed: int
+) -> None:
+    """Twenty runs, twelve times from one version to the other, by whichever way chance wants."""
+    chance = random.Random(seed)
+    asked = [request() for _ in range(20)]
+    worker = workshop.start(new)
+    runs = (
+        workshop.produce(new, "submit", asked[:10])["runs"]
+        + workshop.produce(old, "submit", asked[10:])["runs"]
+    )
+    workshop.works_on(worker, runs)
+
+    for version in (old, new) * 6:
+        successor = workshop.start(version)
+        chance.choice((worker.terminate, worker.kill))()
+        workshop.works_on(successor, runs)
+        worker = successor
+    enough.set()
+
+    for run_id in runs:
+        completed_without_repeating(workshop, run_id)
+        assert len(crossings(story(workshop.client.handle(run_id)))) == 12
+
+
+def completed_without_repeating(workshop: Workshop, run_id: str, retries: int = 0) -> None:
+    """It has its answer, and only calls that were in flight when a worker died were made once more."""
+    handle = workshop.client.handle(run_id)
+    result = handle.wait(timeout=PATIENCE_S)
+    assert result.stop_reason == "completed", result.error_details
+    calls = workshop.calls(run_id)
+    once = [key for key, _ in groupby(calls)]
+    assert len(once) == len(set(once)), f"{run_id}: a call was made again after its successor"
+    assert len(calls) - len(once) <= handle.record().recoveries + retries, (
+        f"{run_id}: made again, not in flight"
+    )
+    assert len(once) == result.usage.llm_calls + result.usage.tool_calls
+
+
+def crossings(events: Iterable[RunEvent]) -> list[tuple[str, str, str]]:
+    """From which worker, how and to which one a run has gone."""
+    found, carrier, how = [], "", ""
+    for event in events:
+        if event.name in ("run.handed_over", "run.recovered"):
+            how = event.name
+        elif event.name == "run.attempt_started":
+            before, carrier = carrier, str(event.worker).partition("@")[0]
+            if before not in ("", carrier):
+                found.append((before, how, carrier))
+    return found
+
+
+@pytest.mark.parametrize("upgraded", ["producer", "worker"])
+def test_a_producer_and_a_worker_of_different_versions_understand_each_other(
+    old: Version, new: Version, workshop: Workshop, upgraded: str
+) -> None:
+    """Whichever of the two is upgraded first: submitted, watched, waited for, cancelled."""
+    producer, worker = (new, old) if upgraded == "producer" else (old, new)
+    workshop.start(worker)
+    watched, cancelled, awaited = request(steps=3), request(), request(steps=2, limited=True)
+
+    told = workshop.produce(producer, "use", [watched, cancelled, awaited])
+
+    assert told["seqs"] == list(range(1, len(told["seqs"]) + 1))
+    assert told["final"] is True
+    assert (told["output"], told["awaited"]) == ("done after 3", "done after 2")
+    assert told["steps"] == 7  # four replies, three tools; checkpoint 0 is the start
+    assert told["again"] is True
+    assert told["cancelled"] == "run.cancelled"
+    states = [workshop.client.record(asked["run_id"]).state for asked in (watched, cancelled, awaited)]
+    assert states == [RunState.COMPLETED, RunState.CANCELLED, RunState.COMPLETED]
+    assert all(worker.wrote(line["code"]) for line in workshop.sawn(watched["run_id"]))
