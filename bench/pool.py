@@ -10,24 +10,19 @@ its append-only file. Redis, the worker and the producer share this machine: rea
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import redis
 from celery import Celery
 
+from bench._worker import Worker, tell_machine, wait, waiting_agent
 from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
@@ -35,7 +30,6 @@ from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.worker.app import make_worker_app
 from openagents_worker.worker.bridge import LoopThread
 
-PACKAGES = ("celery", "kombu", "redis", "hiredis", "greenlet", "uvloop")
 SIZE = 100  # places for tasks that do nothing
 WAVES = 6
 LEAST_OF_THREADS = 0.95
@@ -55,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
         EmbeddedRedis(data_dir=Path(folder) / "redis") as server,
     ):
-        _tell_machine(server.url)
+        tell_machine(server.url)
         bench = Bench(Path(folder), server.url)
         met = [bench.at_once(options.rounds, options.tasks)]
         waits = [tuple(map(int, wait.split("x"))) for wait in options.waits.split(",") if wait]
@@ -70,6 +64,10 @@ class Bench:
         self._folder = folder
         self._url = url
         self._redis = redis.Redis.from_url(url)
+
+    def _worker(self, wait_ms: int, places: int, *options: str) -> Worker:
+        agent, options = waiting_agent(wait_ms), ("-c", str(places), *options)
+        return Worker(self._folder, self._url, agent, *options, app="bench.pool")
 
     def at_once(self, rounds: int, tasks: int) -> bool:
         """Tasks and runs that wait for nothing: how many a second go through one process."""
@@ -99,8 +97,8 @@ class Bench:
         with sender.producer_pool.acquire(block=True) as producer:
             for _ in range(tasks):
                 sender.send_task("bench.pool.nothing", (tasks,), queue="agents", producer=producer)
-        with _Worker(self._folder, self._url, 0, "-c", str(SIZE), *pool):
-            _wait(lambda: self._redis.get("bench:done") == str(tasks).encode(), "all tasks are done")
+        with self._worker(0, SIZE, *pool):
+            wait(lambda: self._redis.get("bench:done") == str(tasks).encode(), "all tasks are done")
             first, last = (float(self._redis.get(f"bench:{name}") or 0) for name in ("first", "last"))
         sender.close()
         return tasks / (last - first)
@@ -134,7 +132,7 @@ class Bench:
         self._redis.flushall()
         with (
             Client(self._url) as client,
-            _Worker(self._folder, self._url, wait_ms, "-c", str(places)) as worker,
+            self._worker(wait_ms, places) as worker,
         ):
             worker.pause()
             handles = [
@@ -167,89 +165,6 @@ class _Carried(NamedTuple):
 
 def _ratio(ones: Sequence[float], others: Sequence[float]) -> float:
     return statistics.median(one / other for one, other in zip(ones, others, strict=True))
-
-
-# --- the worker ------------------------------------------------------------------------------------------
-
-
-def _agent(wait_ms: int) -> Mapping[str, Any]:
-    return {
-        "id": "waits",
-        "name": "Waits",
-        "llm": {"provider": "scripted", "script": [{"text": "done"}], "latency_ms": wait_ms},
-        "memory": {"type": "buffer"},
-        "pattern": {"type": "react"},
-    }
-
-
-class _Worker:
-    """`celery -A bench.pool worker` for as long as the block lasts."""
-
-    def __init__(self, folder: Path, url: str, wait_ms: int, *arguments: str) -> None:
-        file = folder / "agents.json"
-        file.write_text(json.dumps({"agents": [_agent(wait_ms)]}))
-        self._command = [sys.executable, "-m", "celery", "-A", "bench.pool", "worker", "-l", "WARNING"]
-        self._command += ["--without-gossip", "--without-mingle", "-n", f"{uuid.uuid4().hex[:6]}@bench"]
-        self._command += arguments
-        self._env = {**os.environ, "OPENAGENTS_REDIS_URL": url, "OPENAGENTS_CONFIG": str(file)}
-        self._env |= {"OPENAGENTS_LOG_LEVEL": "WARNING", "OPENAGENTS_LEASE_MS": "30000"}
-        self._url = url
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._command, env=self._env, stdout=subprocess.DEVNULL)
-        with redis.Redis.from_url(self._url) as client:
-            _wait(lambda: client.zcard("oa:workers") or self._process.poll(), "the worker has registered")
-        if self._process.poll() is not None:
-            raise RuntimeError("the worker has ended before it began")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(60)
-
-    def megabytes(self) -> float:
-        """What it occupies of memory that no other process shares (PSS)."""
-        lines = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-    def cpu_s(self) -> float:
-        """Seconds of processor time so far, of all its threads."""
-        threads = Path(f"/proc/{self._process.pid}/task").iterdir()
-        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
-
-    def pause(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-
-def _wait(condition: Any, what: str, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(what)
-        time.sleep(0.02)
-
-
-def _tell_machine(url: str) -> None:
-    with redis.Redis.from_url(url) as client:
-        server, durability = client.info("server"), client.config_get("append*")
-    known = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(", ".join(known))
-    print(
-        f"Redis {server.get('valkey_version') or server['redis_version']}, "
-        f"appendonly {durability['appendonly']}, appendfsync {durability['appendfsync']}",
-        flush=True,
-    )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 # --- what the worker runs: this module is its application ------------------------------------------------

@@ -154,7 +154,7 @@ class Attempt:
     async def _prepare(self, parts: AgentParts) -> Prepared:
         journal = Journal(life=self._claimed.life)
         async for text in read_pages(
-            self._ledger, self.request.run_id, self._claimed.journal, self._claimed.journal_length
+            self._ledger.journal_page, self._claimed.journal, self._claimed.journal_length
         ):
             journal.load(text)
         journal.reopen()

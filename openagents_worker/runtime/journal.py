@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from typing import Any
 
 from openagents_worker.models import dumps
-from openagents_worker.store.client import Reader
 from openagents_worker.store.formats import WRITTEN, is_read, other_format
 
 __all__ = ["PREPARE", "Journal", "Record", "digest_of", "read_pages"]
 
 PREPARE = "prepare"
-PAGE_BYTES = 256 * 1024  # one reply never holds Redis up for longer than this takes
+PAGE_BYTES = 240 * 1024  # no answer is longer than 256 KiB, or it would hold up everybody else's
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +117,14 @@ def _outer_calls(call: str) -> list[str]:
     return [call[:at] for at, char in enumerate(call) if char == ">"]
 
 
-async def read_pages(store: Reader, run_id: str, first: Sequence[str], length: int) -> AsyncIterator[str]:
-    """All records of a run in order, first those that came with the claim. Only the owner adds to it."""
+async def read_pages(
+    page_from: Callable[[int], Awaitable[Sequence[str]]], first: Sequence[str], length: int
+) -> AsyncIterator[str]:
+    """All records of a run in order: first those that came with the claim, then pages from a position on."""
+    count, page = len(first), first
     for text in first:
         yield text
-    key = store.keys("journal", run_id)
-    count, page = len(first), first
-    while count < length:
-        mean = sum(map(len, page)) / len(page) if page else PAGE_BYTES
-        last = count + max(1, min(1024, int(PAGE_BYTES / max(mean, 1)))) - 1
-        page = await store.ask(partial(_lrange, key, count, last))
-        if not page:
-            return
+    while count < length and (page := await page_from(count)):
         count += len(page)
         for text in page:
             yield text
-
-
-async def _lrange(key: str, start: int, end: int, redis: Any) -> list[str]:
-    return await redis.lrange(key, start, end)  # type: ignore[no-any-return]

@@ -39,6 +39,7 @@ __all__ = [
     "delta",
     "emit",
     "finish",
+    "page",
     "reclaim",
     "register",
     "reject",
@@ -427,6 +428,12 @@ def claim(
         artifacts=int(session[1]),
         session_state=None if session[2] is None else _pairs(session[2]),
     )
+
+
+@_door
+def page(reply: Reply, *, run_id: str, position: int, page_bytes: int) -> tuple[str, ...]:
+    """A run's records as JSON from `position` on, as many as fit into a page, and one at least."""
+    return tuple(reply)
 
 
 @_door

@@ -12,11 +12,11 @@ import asyncio
 import concurrent.futures
 import contextlib
 import importlib.util
+import os
 import threading
 import types
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
-from pathlib import Path
 from typing import Any, TypeVar
 
 from greenlet import getcurrent, greenlet
@@ -44,9 +44,13 @@ class LoopThread:
         self.loop.set_task_factory(_Task.make)  # type: ignore[arg-type]  # a factory of one kind of task
         self._waiting: set[concurrent.futures.Future[Any]] = set()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._schedstat = -1
 
     def start(self) -> None:
         self._thread.start()
+        with contextlib.suppress(OSError):  # not Linux
+            path = f"/proc/self/task/{self._thread.native_id}/schedstat"
+            self._schedstat = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # asked for many times a second
 
     @property
     def thread_id(self) -> int | None:
@@ -56,10 +60,9 @@ class LoopThread:
     def waited_s(self) -> float:
         """How long the thread was ready to run but had no core, in its whole life; 0 where nobody knows."""
         try:
-            schedule = Path(f"/proc/self/task/{self._thread.native_id}/schedstat").read_bytes()
-        except OSError:  # not Linux
+            return int(os.pread(self._schedstat, 64, 0).split()[1]) / 1e9
+        except OSError:  # not Linux, or the thread has ended
             return 0.0
-        return int(schedule.split()[1]) / 1e9
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for it here, in whatever pool's task body this is.
@@ -92,6 +95,9 @@ class LoopThread:
             future.cancel()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(STOP_TIMEOUT_S)
+        schedstat, self._schedstat = self._schedstat, -1
+        if schedstat >= 0:
+            os.close(schedstat)
 
     def _main(self) -> None:
         asyncio.set_event_loop(self.loop)

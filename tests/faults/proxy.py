@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from openagents_worker.store import scripts
 
-__all__ = ["Command", "Proxy", "Verdict"]
+__all__ = ["Command", "Proxy", "Verdict", "value_of"]
 
 SCRIPTS = {
     getattr(scripts, name)().script.sha.encode(): name for name in scripts.__all__ if name[0].islower()
@@ -148,7 +148,7 @@ class Proxy:
     ) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
             while True:
-                raw = await _value(from_redis)
+                raw = await value_of(from_redis)
                 command = asked.popleft() if asked else None  # a published message answers nothing
                 if command is not None and await self.after(command):
                     return
@@ -188,11 +188,11 @@ async def _command(reader: asyncio.StreamReader) -> tuple[bytes, list[bytes]]:
     return b"".join(raw), words
 
 
-async def _value(reader: asyncio.StreamReader) -> bytes:
+async def value_of(reader: asyncio.StreamReader) -> bytes:
     """One answer of RESP 2 or 3, as it is on the wire."""
     head = await reader.readuntil(b"\r\n")
     kind, count = head[:1], head[1:-2]
     if kind in b"$=!":
         return head if int(count) < 0 else head + await reader.readexactly(int(count) + 2)
     items = {b"*": 1, b"~": 1, b">": 1, b"%": 2}.get(kind, 0) * max(int(count), 0) if kind in b"*~>%" else 0
-    return b"".join([head, *[await _value(reader) for _ in range(items)]])
+    return b"".join([head, *[await value_of(reader) for _ in range(items)]])

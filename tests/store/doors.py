@@ -36,6 +36,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "retire": {"incarnation": "w1"},
     "renew": {"incarnation": "w1", "lease_ms": 60_000},
     "claim": {"run_id": "r1", "incarnation": "w1", "page_bytes": PAGE_BYTES},
+    "page": {"run_id": "r1", "position": 0, "page_bytes": PAGE_BYTES},
     "release": {"run_id": "r1", "incarnation": "w1"},
     "emit": {"run_id": "r1", "batch_no": 1, "events": ["llm.called", '{"model":"m","call":"0.1"}']},
     "delta": {"run_id": "r1", "payload": '{"call":"0.1","offset":0,"text":"4"}'},

@@ -401,6 +401,21 @@ def test_a_large_journal_does_not_travel_in_one_reply(bench: Bench) -> None:
     assert (large.journal_length, large.journal) == (2, ())
 
 
+def test_the_rest_of_a_journal_is_read_in_pages(bench: Bench) -> None:
+    """Each page holds what fits and one record at least; together they are the journal."""
+    bench.do("submit")
+    records = [f"{n}:" + "x" * (40_000 if n % 7 == 3 else 900) for n in range(100)] + ["y" * 300_000]
+    bench.redis.rpush(bench.store.keys("journal", "r1"), *records)
+    found: list[str] = []
+    while len(found) < len(records):
+        page = bench.do("page", position=len(found), page_bytes=100_000)
+        assert len(page) == 1 or sum(map(len, page)) <= 100_000
+        found += page
+
+    assert found == records
+    assert bench.do("page", position=len(records)) == ()
+
+
 # --- whoever carries a run -------------------------------------------------------------------------------
 
 

@@ -4,18 +4,11 @@
 -- The claimant reads the formats oldest to newest; its message has the format `asked`. A run of another one is left to others: due again
 --   after a while, with one event run.left_to_others for each pair of formats, however often it is looked at.
 --#include end_run
+--#include journal
 local function claimed(run)
   local key = k.journal(run_id)
-  local length, page, bytes, at = redis.call('LLEN', key), {}, 0, 0
-  while at < length and bytes < page_bytes do
-    local chunk = redis.call('LRANGE', key, at, at + 15)
-    for _, record in ipairs(chunk) do
-      if bytes + #record > page_bytes then bytes = page_bytes break end
-      page[#page + 1] = record
-      bytes = bytes + #record
-    end
-    at = at + 16
-  end
+  local length = redis.call('LLEN', key)
+  local page = records(key, 0, length, page_bytes, 0)
   local state, state_bytes = redis.call('HGETALL', k.session_state(run.session)), 0
   for _, text in ipairs(state) do state_bytes = state_bytes + #text end
   local session = {redis.call('LLEN', k.transcript(run.session)), redis.call('LLEN', k.artifacts(run.session)),

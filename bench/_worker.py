@@ -1,0 +1,107 @@
+"""A worker process to be measured. The only place here that starts one and reads what the system says."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import redis
+
+PACKAGES = ("celery", "kombu", "redis", "hiredis", "greenlet", "uvloop")
+
+
+def waiting_agent(wait_ms: int) -> Mapping[str, Any]:
+    """An agent whose model takes so long, and then answers."""
+    return {
+        "id": "waits",
+        "name": "Waits",
+        "llm": {"provider": "scripted", "script": [{"text": "done"}], "latency_ms": wait_ms},
+        "memory": {"type": "buffer"},
+        "pattern": {"type": "react"},
+    }
+
+
+class Worker:
+    """`celery -A APP worker` for as long as the block lasts."""
+
+    def __init__(
+        self, folder: Path, url: str, agent: Mapping[str, Any], *arguments: str, app: str, **env: str
+    ) -> None:
+        file = folder / "agents.json"
+        file.write_text(json.dumps({"agents": [agent]}))
+        self._command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "WARNING"]
+        self._command += ["--without-gossip", "--without-mingle", "-n", f"{uuid.uuid4().hex[:6]}@bench"]
+        self._command += arguments
+        self._env = {**os.environ, "OPENAGENTS_REDIS_URL": url, "OPENAGENTS_CONFIG": str(file)}
+        self._env |= {"OPENAGENTS_LOG_LEVEL": "WARNING", **env}
+        self._url = url
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(self._command, env=self._env, stdout=subprocess.DEVNULL)
+        with redis.Redis.from_url(self._url) as client:
+            wait(lambda: client.zcard("oa:workers") or self._process.poll(), "the worker has registered")
+        if self._process.poll() is not None:
+            raise RuntimeError("the worker has ended before it began")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGCONT)
+        self._process.terminate()
+        self._process.wait(60)
+
+    def megabytes(self) -> float:
+        """What it occupies of memory that no other process shares (PSS)."""
+        lines = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+    def cpu_s(self) -> float:
+        """Seconds of processor time so far, of all its threads that live."""
+        threads = Path(f"/proc/{self._process.pid}/task").iterdir()
+        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+
+def wait(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+    """Return once the condition is true. Raises `TimeoutError`, which names it."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.02)
+
+
+def tell_machine(url: str) -> None:
+    """Print what was measured: the machine, the versions, and how safe Redis keeps what it is told."""
+    with redis.Redis.from_url(url) as client:
+        server, durability = client.info("server"), client.config_get("append*")
+    known = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"load when it began: {os.getloadavg()[0]:.1f}")
+    print(", ".join(known))
+    print(
+        f"Redis {server.get('valkey_version') or server['redis_version']}, "
+        f"appendonly {durability['appendonly']}, appendfsync {durability['appendfsync']}",
+        flush=True,
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,242 @@
+"""From an event of a run to those who watch it; and how many events one process can have stored and told.
+
+An event is a fenced write: numbered, stored in the run's stream and published, by one script. Its watchers
+are `aevents` in a process of their own, over the one connection that they share. Beside it, in alternating
+turns, a bare PUBLISH to as many plain subscribers of redis-py in the same kind of process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio as redis_async
+
+from bench._worker import tell_machine
+from openagents_worker.models import RunRequest
+from openagents_worker.producer.submit import asubmit
+from openagents_worker.runtime.latch import Latch
+from openagents_worker.runtime.ledger import Ledger
+from openagents_worker.settings import Settings, load_settings
+from openagents_worker.store import scripts
+from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.store.events import awatch
+from openagents_worker.store.scripts import ClaimAnswer, Claimed
+
+WORKER = "bench:1"
+RATE = 200  # events a second while delays are measured
+EVENTS = 600  # a turn
+WATCHERS = (1, 10, 100)
+MOST_P99_MS, MOST_TIMES_BARE = 5.0, 1.5
+LEAST_A_SECOND = 10_000
+CHANNEL = "bench:channel"
+Emit = Callable[[float], Awaitable[Any]]
+
+
+class FixedLease:
+    """A lease for the length of a measurement."""
+
+    incarnation = WORKER
+
+    def remaining_s(self) -> float:
+        return 3600.0
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print the tables; 0 when events are as quick and as many as is claimed."""
+    parser = argparse.ArgumentParser(prog="python -m bench events", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    with (
+        tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
+        EmbeddedRedis(data_dir=Path(folder)) as server,
+    ):
+        tell_machine(server.url)
+        return asyncio.run(_measure(server.url, options.rounds))
+
+
+async def _measure(url: str, rounds: int) -> int:
+    store, settings = AsyncStore(Cell(url)), load_settings({"OPENAGENTS_REDIS_URL": url})
+    agents = ["told", "{}"]
+    await store.run(scripts.register(incarnation=WORKER, lease_ms=3_600_000, agents=agents))
+    met = [await _delays(store, settings, url, rounds, watchers) for watchers in WATCHERS]
+    met.append(await _many(store, settings, rounds))
+    await store.close()
+    return 0 if all(met) else 1
+
+
+async def _run(store: AsyncStore, settings: Settings) -> Claimed:
+    """A run in the hands of this process."""
+    run_id = uuid.uuid4().hex
+    request = RunRequest(agent_id="told", session_id=run_id, run_id=run_id, input_text="go")
+    await asubmit(store, request, settings=settings)
+    claimed = await store.run(
+        scripts.claim(run_id=run_id, incarnation=WORKER, nonce=run_id, page_bytes=1_000)
+    )
+    assert claimed.answer is ClaimAnswer.CLAIMED
+    return claimed
+
+
+# --- delays ----------------------------------------------------------------------------------------------
+
+
+async def _delays(store: AsyncStore, settings: Settings, url: str, rounds: int, watchers: int) -> bool:
+    ours: list[list[float]] = []
+    bare: list[list[float]] = []
+    for number in range(rounds):
+        turns = [(ours, _ours(store, settings)), (bare, _bare(store))]
+        for found, turn in reversed(turns) if number % 2 else turns:
+            name, emit = await turn
+            found.append(await _turn(url, name, watchers, emit))
+    cuts = [[statistics.quantiles(turn, n=100) for turn in found] for found in (ours, bare)]
+    (ours_p50, ours_p99), (bare_p50, bare_p99) = (
+        [statistics.median(cut[at] for cut in found) for at in (49, 98)] for found in cuts
+    )
+    times = statistics.median(one[98] / other[98] for one, other in zip(*cuts, strict=True))
+    print(f"\nms from an event to {watchers} watchers, {RATE} events/s, median of {rounds} pairs\n")
+    print("| | p50 | p99 |\n|---|---|---|")
+    print(f"| stored and published, `aevents` | {ours_p50:.2f} | {ours_p99:.2f} |")
+    print(f"| bare PUBLISH, plain subscribers | {bare_p50:.2f} | {bare_p99:.2f} |")
+    print(f"\np99 {times:.2f} times that of the bare one", flush=True)
+    return times <= MOST_TIMES_BARE if watchers == max(WATCHERS) else ours_p99 <= MOST_P99_MS
+
+
+async def _ours(store: AsyncStore, settings: Settings) -> tuple[str, Emit]:
+    claimed = await _run(store, settings)
+    run_id = RunRequest.model_validate_json(claimed.request).run_id
+    batches = iter(range(1, 1_000_000))
+
+    async def emit(at: float) -> None:
+        told = ["bench.event", json.dumps({"at": at, "text": "x" * 200})]
+        await store.run(scripts.emit(run_id=run_id, fence=claimed.fence, batch_no=next(batches), events=told))
+
+    return run_id, emit
+
+
+async def _bare(store: AsyncStore) -> tuple[str, Emit]:
+    async def emit(at: float) -> None:
+        await store.redis.publish(CHANNEL, json.dumps({"at": at, "text": "x" * 200}))
+
+    return CHANNEL, emit
+
+
+async def _turn(url: str, name: str, watchers: int, emit: Emit) -> list[float]:
+    """All delays that a process of watchers has seen, in ms."""
+    reader = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "bench.events", "watch", url, name, str(watchers)], stdout=subprocess.PIPE
+    )
+    assert reader.stdout is not None
+    assert await reader.stdout.readline() == b"ready\n"
+    next_s = time.monotonic()
+    for _ in range(EVENTS):
+        await emit(time.time())
+        next_s += 1 / RATE
+        await asyncio.sleep(max(0.0, next_s - time.monotonic()))
+    said = await reader.stdout.read()
+    await reader.wait()
+    found: list[float] = json.loads(said)
+    assert len(found) == EVENTS * watchers, f"{len(found)} events were seen of {EVENTS * watchers}"
+    return found
+
+
+async def _watch(url: str, name: str, watchers: int) -> None:
+    """The process of the watchers: says `ready`, then all delays."""
+    ready, delays = asyncio.Semaphore(0), []
+    store = AsyncStore(Cell(url))
+
+    async def ours() -> None:
+        seen = 0
+        async with aclosing(awatch(store, name)) as events:
+            async for event in events:
+                if event.name == "run.attempt_started":
+                    ready.release()
+                if event.name == "bench.event":
+                    delays.append((time.time() - event.payload["at"]) * 1000)  # type: ignore[operator]
+                    seen += 1
+                    if seen == EVENTS:
+                        return
+
+    async def bare() -> None:
+        client = redis_async.Redis.from_url(url, decode_responses=True)
+        async with client.pubsub() as pubsub:
+            await pubsub.subscribe(CHANNEL)
+            await pubsub.get_message(timeout=5)
+            ready.release()
+            for _ in range(EVENTS):
+                while (message := await pubsub.get_message(True, timeout=30)) is None:
+                    pass
+                delays.append((time.time() - json.loads(message["data"])["at"]) * 1000)
+        await client.aclose()
+
+    tasks = [asyncio.create_task(bare() if name == CHANNEL else ours()) for _ in range(watchers)]
+    for _ in tasks:
+        await ready.acquire()
+    await asyncio.sleep(0.3)  # those who have replayed everything listen
+    print("ready", flush=True)
+    await asyncio.gather(*tasks)
+    await store.close()
+    print(json.dumps([round(delay, 3) for delay in delays]), flush=True)
+
+
+# --- many ------------------------------------------------------------------------------------------------
+
+
+async def _many(
+    store: AsyncStore, settings: Settings, rounds: int, runs: int = 20, each: int = 1_000
+) -> bool:
+    """Events a second that one process has stored and published, from as many runs at once."""
+    rates = []
+    for _ in range(rounds):
+        ledgers = [_ledger(store, await _run(store, settings), settings) for _ in range(runs)]
+        began = time.perf_counter()
+        await asyncio.gather(*(_tell(ledger, each) for ledger in ledgers))
+        rates.append(runs * each / (time.perf_counter() - began))
+        for ledger in ledgers:
+            numbers = [
+                int(id_.partition("-")[0])
+                for id_, _ in await store.redis.xrange(store.keys("events", ledger.run_id))
+            ]
+            assert numbers == list(range(1, len(numbers) + 1)), "an event is missing"
+            assert len(numbers) > each, "an event is missing"
+    rate = statistics.median(rates)
+    print(f"\n{rate:,.0f} events/s stored and published by one process, median of {rounds}")
+    return rate >= LEAST_A_SECOND
+
+
+def _ledger(store: AsyncStore, claimed: Claimed, settings: Settings) -> Ledger:
+    run_id = RunRequest.model_validate_json(claimed.request).run_id
+    return Ledger(
+        store=store,
+        lease=FixedLease(),
+        run_id=run_id,
+        fence=claimed.fence,
+        attempt=1,
+        latch=Latch(),
+        ids={"agent_id": "told", "session_id": run_id, "run_id": run_id},
+        preview_chars=settings.event_preview_chars,
+    )
+
+
+async def _tell(ledger: Ledger, events: int) -> None:
+    for number in range(events):
+        ledger.note("bench.event", {"number": number, "text": "x" * 200})
+        if number % 50 == 49:
+            await ledger.flush()
+    await ledger.flush()
+    await ledger.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_watch(sys.argv[2], sys.argv[3], int(sys.argv[4])))

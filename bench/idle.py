@@ -1,0 +1,125 @@
+"""What a worker costs while it has nothing to do, and what runs cost that only stand somewhere.
+
+A real worker process with a deployment's settings: its processor time and the commands that Redis gets from
+it, each second. First with nothing at all; then with a thousand runs that wait for a retry, ten thousand that
+stand in a queue which this worker does not read, and a thousand that it carries and whose model takes its
+time. What those cost is the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import redis
+
+from bench._worker import Worker, tell_machine, wait, waiting_agent
+from openagents_worker.models import RunRequest
+from openagents_worker.producer.client import Client
+from openagents_worker.store.embedded import EmbeddedRedis
+
+MOST_IDLE_CPU, MOST_COMMANDS = 0.5, 5.0  # percent of a core; a second
+MOST_BEAT_CPU = 0.1  # percent of a core, for a thousand runs
+NOTHING_CPU = 0.2  # percent of a core: less than two idle measurements of one worker differ by
+LIVE, PARKED, QUEUED = 1_000, 1_000, 10_000
+HOUR_MS = 3_600_000
+OWN = ("info", "config|resetstat", "ping")
+
+
+class Second(NamedTuple):
+    """What a second costs: the worker's CPU in percent of a core, and commands by name."""
+
+    cpu: float
+    commands: Mapping[str, float]
+
+    @property
+    def count(self) -> float:
+        return sum(self.commands.values())
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print the table; 0 when waiting is as cheap as is claimed."""
+    parser = argparse.ArgumentParser(prog="python -m bench idle", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=30, help="of each measurement")
+    options = parser.parse_args(arguments)
+    with (
+        tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
+        EmbeddedRedis(data_dir=Path(folder) / "redis") as server,
+        Client(server.url) as client,
+    ):
+        tell_machine(server.url)
+        with Worker(
+            Path(folder), server.url, waiting_agent(HOUR_MS), "-c", str(LIVE + 10), app="tasks"
+        ) as worker:
+            bench = _Bench(client, worker, server.url, options.seconds)
+            idle = bench.measure("nothing")
+            bench.park(PARKED)
+            parked = bench.measure(f"{PARKED:,} parked")
+            bench.queue(QUEUED)
+            queued = bench.measure(f"and {QUEUED:,} queued elsewhere")
+            bench.carry(LIVE)
+            live = bench.measure(f"and {LIVE:,} carried")
+            bench.end()
+    met = idle.cpu <= MOST_IDLE_CPU and idle.count <= MOST_COMMANDS
+    met = met and max(parked.cpu, queued.cpu) - idle.cpu <= NOTHING_CPU
+    return 0 if met and live.cpu - queued.cpu <= MOST_BEAT_CPU else 1
+
+
+class _Bench:
+    def __init__(self, client: Client, worker: Worker, url: str, seconds: float) -> None:
+        self._client = client
+        self._worker = worker
+        self._redis = redis.Redis.from_url(url)
+        self._seconds = seconds
+        self._live: list[str] = []
+        print("\n| the worker has | CPU, % of a core | Redis commands/s | of them |\n|---|---|---|---|")
+
+    def measure(self, what: str) -> Second:
+        time.sleep(2.0)  # what has just been done is not what waiting costs
+        self._redis.config_resetstat()
+        cpu_s, began = self._worker.cpu_s(), time.monotonic()
+        time.sleep(self._seconds)
+        took = time.monotonic() - began
+        cpu_s = self._worker.cpu_s() - cpu_s
+        counts = {
+            name.removeprefix("cmdstat_"): said["calls"]
+            for name, said in self._redis.info("commandstats").items()
+        }
+        sent = _sent(counts)
+        second = Second(100 * cpu_s / took, {name: count / took for name, count in sent.items()})
+        often = sorted(second.commands.items(), key=lambda one: -one[1])[:5]
+        named = ", ".join(f"{name} {count:.1f}" for name, count in often)
+        print(f"| {what} | {second.cpu:.2f} | {second.count:.1f} | {named} |", flush=True)
+        return second
+
+    def park(self, runs: int) -> None:
+        for _ in range(runs):
+            self._client.submit(self._request(), delay_ms=HOUR_MS)
+
+    def queue(self, runs: int) -> None:
+        for _ in range(runs):
+            self._client.submit(self._request(), queue="elsewhere")
+
+    def carry(self, runs: int) -> None:
+        self._live = [self._client.submit(self._request()).id for _ in range(runs)]
+        wait(lambda: self._client.record(self._live[-1]).started_ms, "the last run has begun")
+        wait(lambda: self._client.record(self._live[0]).started_ms, "the first run has begun")
+
+    def end(self) -> None:
+        for run_id in self._live:
+            self._client.cancel(run_id)
+
+    def _request(self) -> RunRequest:
+        return RunRequest(agent_id="waits", session_id=uuid.uuid4().hex, input_text="go")
+
+
+def _sent(counts: Mapping[str, Any]) -> dict[str, int]:
+    """The commands that came over a connection: what a script calls inside of Redis is counted there, too."""
+    inside = {"time", "hmget", "hget", "hset", "zscore", "zrangebyscore", "scard", "smembers", "exists"}
+    inside |= {"zadd", "persist", "zcard", "xadd", "hincrby", "srandmember", "hvals", "hgetall", "zrem"}
+    return {name: count for name, count in counts.items() if name not in inside and name not in OWN}

@@ -1,0 +1,165 @@
+"""How long a run of ten thousand steps takes to be live again in another process, and what Redis must say.
+
+The run is recorded as a worker process carries runs: its pattern calls one tool ten thousand times, each call
+returns a thousand bytes and is committed; then it waits at a gate. Further attempts, each by an incarnation
+that knows nothing yet, claim the run and replay its journal through the same pattern. They are live when the
+first call that is in no journal begins. One more has its line to Redis watched: no answer may hold others up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from bench._worker import tell_machine
+from bench.steps import FixedLease
+from openagents_worker.agents import load_agents
+from openagents_worker.models import RunRequest
+from openagents_worker.producer.submit import asubmit
+from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.runner import Runner
+from openagents_worker.settings import load_settings
+from openagents_worker.store import scripts
+from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.store.scripts import Wake
+from openagents_worker.tools.base import ToolContext, ToolPlugin
+from tests.faults.proxy import Command, Proxy, value_of
+
+STEP_BYTES = 1_000
+MOST_S = 2.0
+MOST_REPLY = 256 * 1024
+
+
+class Text(ToolPlugin):
+    """Returns a text that no other call returns."""
+
+    name = "text"
+    description = "Returns a text."
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+    async def invoke(self, params: dict[str, Any], context: ToolContext | None) -> str:
+        return os.urandom(STEP_BYTES // 2).hex()
+
+
+class Gate(ToolPlugin):
+    """Notes when it is called, and waits for ever."""
+
+    name = "gate"
+    description = "Waits."
+    reached: asyncio.Event
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object", "properties": {}}
+
+    async def invoke(self, params: dict[str, Any], context: ToolContext | None) -> None:
+        Gate.reached.set()
+        await asyncio.Event().wait()
+
+
+class Steps:
+    """So many calls of the one, then the other."""
+
+    context: Any
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._steps = int(config["steps"])
+
+    async def execute(self) -> Any:
+        for n in range(self._steps):
+            await self.context.tools["text"].invoke({"n": n})
+        return await self.context.tools["gate"].invoke({})
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print the table; 0 when the run is live in time and no answer was too long."""
+    parser = argparse.ArgumentParser(prog="python -m bench replay", description=__doc__)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    with (
+        tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
+        EmbeddedRedis(data_dir=Path(folder)) as server,
+    ):
+        tell_machine(server.url)
+        return asyncio.run(_measure(server.url, options.steps, options.rounds))
+
+
+async def _measure(url: str, steps: int, rounds: int) -> int:
+    request = RunRequest(agent_id="steps", session_id="s", run_id="long", input_text="go")
+    recording_s = await _attempt(url, steps, "bench:0", request)
+    times = [await _attempt(url, steps, f"bench:{number}", None) for number in range(1, rounds + 1)]
+    with _Watched(url) as line:  # beside the others: it takes longer than Redis does
+        await _attempt(await asyncio.to_thread(line.url_of, "watched"), steps, "bench:watched", None)
+        largest = line.largest
+    took = statistics.median(times)
+    print(f"\n{steps:,} steps of {STEP_BYTES:,} bytes, median of {rounds} attempts\n")
+    print("| recorded in, s | live again after, s | µs a record | largest answer, bytes |\n|---|---|---|---|")
+    print(f"| {recording_s:.1f} | {took:.2f} | {took / steps * 1e6:.0f} | {largest:,} |")
+    return 0 if took <= MOST_S and largest <= MOST_REPLY else 1
+
+
+async def _attempt(url: str, steps: int, incarnation: str, request: RunRequest | None) -> float:
+    """Carry the run up to its gate as that incarnation, then hand it over; seconds from claim to gate."""
+    settings = load_settings({"OPENAGENTS_REDIS_URL": url, "OPENAGENTS_LOG_LEVEL": "ERROR"})
+    agent = {
+        "id": "steps",
+        "name": "Steps",
+        "llm": {"provider": "scripted", "script": [{"text": "done"}]},
+        "memory": {"type": "buffer"},
+        "pattern": {"impl": "bench.replay.Steps", "config": {"steps": steps}},
+        "tools": [{"id": name, "impl": f"bench.replay.{name.title()}"} for name in ("text", "gate")],
+    }
+    assembly = Assembly(load_agents(json.dumps({"agents": [agent]}), env={}), env={})
+    store, lease, Gate.reached = AsyncStore(Cell(url)), FixedLease(incarnation), asyncio.Event()
+
+    async def send(wakes: Sequence[Wake]) -> None:
+        """The next attempt claims the run by hand."""
+
+    runner = Runner(store=store, lease=lambda: lease, assembly=assembly, settings=settings, send_wakes=send)
+    announced = assembly.announcements()
+    await store.run(scripts.register(incarnation=incarnation, lease_ms=3_600_000, agents=announced))
+    if request is not None:
+        await asubmit(store, request, settings=settings)
+    began = time.perf_counter()
+    carrying = asyncio.create_task(runner.carry("long"))
+    await Gate.reached.wait()
+    took_s = time.perf_counter() - began
+    handing = asyncio.create_task(runner.latch_all(LatchReason.HANDOVER))
+    await asyncio.sleep(0)
+    await runner.hurry_all()
+    await handing
+    assert (await carrying).reason == "handover"
+    await store.run(scripts.retire(incarnation=incarnation))
+    await assembly.aclose()
+    await store.close()
+    return took_s
+
+
+class _Watched(Proxy):
+    """A line to Redis that notes how long the answers are."""
+
+    largest = 0
+
+    async def _answers(
+        self, asked: deque[Command | None], from_redis: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                raw = await value_of(from_redis)
+                self.largest = max(self.largest, len(raw))
+                writer.write(raw)
+                await writer.drain()
