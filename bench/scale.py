@@ -1,53 +1,94 @@
-"""Runs a second with 1, 2 and 4 worker processes: runs that only wait, and runs that only work.
+"""How costs grow: with processes, with a run's length, with sessions that are kept, with runs that wait.
 
-Runs that wait for a model scale with the slots that are there; runs that work, until the cores are used.
-Redis, the workers and the model (in process, scripted) share this machine: read the ratios, not the rates.
+Everything shares this machine: read the ratios. Processor times are those of the process that is named, which
+a busy neighbour lengthens less than the wall's clock. Redis writes its append-only file, as deployed.
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import json
+import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import redis
+
+from bench import steps as steps_bench
+from bench._worker import Worker, tell_machine, wait, waiting_agent
 from openagents_worker import Client, RunRequest
 from openagents_worker.cli.stack import Stack
+from openagents_worker.producer.submit import asubmit
+from openagents_worker.runtime.runner import Runner
+from openagents_worker.settings import Settings
+from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.store.scripts import told
+
+LENGTHS = (10, 100, 1_000, 10_000)
+SESSIONS = (1, 1_000, 100_000)
+BACKLOG = (0, 1_000, 10_000, 100_000)
+STEP_BYTES = 1_000
+RUNS = 200  # whose cost is taken together
+ALLOWED_A_STEP = 1.15  # of a step of the shorter run, for the longest
+ALLOWED_A_RUN = 1.25  # of a run beside nothing, for one beside the most
+ALLOWED_IDLE_CPU = 0.5  # percent of a core more than beside an empty queue
+HOUR_MS = 3_600_000
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print the tables; 0 when all that should be flat is, and more processes mean more throughput."""
+    parser = argparse.ArgumentParser(prog="python -m bench scale", description=__doc__)
+    parser.add_argument("--only", choices=list(SECTIONS))
+    parser.add_argument("--most", type=int, default=100_000, help="steps, sessions or queued runs")
+    parser.add_argument("--short", action="store_true", help="at most 1,000 of anything, two processes")
+    options = parser.parse_args(arguments)
+    most = min(options.most, 1_000) if options.short else options.most
+    sections = [options.only] if options.only else list(SECTIONS)
+    met = {name: SECTIONS[name](most) for name in sections}
+    return 0 if all(met.values()) else 1
+
+
+# --- processes -------------------------------------------------------------------------------------------
+
 
 WAITING_MS = 400
 SLOTS = 8
 ROUNDS = 3
 
 
-def main(options: list[str]) -> int:
-    """Print the table; the exit code says whether more processes meant more throughput."""
-    counts = (1, 2) if "--short" in options else (1, 2, 4)
+def processes(most: int) -> bool:
+    """Runs a second with 1, 2 and 4 workers: runs that only wait, and runs that only work."""
+    counts = (1, 2) if most <= 1_000 else (1, 2, 4)
     with tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder:
         agents = Path(folder) / "agents.json"
         agents.write_text(json.dumps({"agents": [_agent("waits", WAITING_MS), _agent("works", 0)]}))
         env = {**os.environ, "OPENAGENTS_CONFIG": str(agents), "OPENAGENTS_LOG_LEVEL": "ERROR"}
         with Stack(env=env) as stack:
-            print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
-            print("| workers | waiting runs/s | times one worker | working runs/s | times one worker |")
+            tell_machine(stack.redis_url)
+            print("\n| workers | waiting runs/s | times one worker | working runs/s | times one worker |")
             print("|---|---|---|---|---|")
             waiting: list[float] = []
             working: list[float] = []
             for count in counts:
                 while len(stack.workers) < count:
                     stack.start_worker(f"w{len(stack.workers) + 1}", concurrency=SLOTS)
-                waiting.append(_median(stack, "waits", 4 * SLOTS * count))
-                working.append(_median(stack, "works", 150))
+                waiting.append(_rate_of(stack, "waits", 4 * SLOTS * count))
+                working.append(_rate_of(stack, "works", 300))
                 print(
                     f"| {count} | {waiting[-1]:.1f} | {waiting[-1] / waiting[0]:.2f} "
                     f"| {working[-1]:.1f} | {working[-1] / working[0]:.2f} |",
                     flush=True,
                 )
-    return 0 if waiting[1] > 1.5 * waiting[0] else 1
+    return waiting[1] > 1.5 * waiting[0]
 
 
 def _agent(name: str, latency_ms: int) -> dict[str, object]:
@@ -63,7 +104,7 @@ def _agent(name: str, latency_ms: int) -> dict[str, object]:
     }
 
 
-def _median(stack: Stack, agent_id: str, runs: int) -> float:
+def _rate_of(stack: Stack, agent_id: str, runs: int) -> float:
     return statistics.median(_rate(stack, agent_id, runs) for _ in range(ROUNDS))
 
 
@@ -81,3 +122,218 @@ def _rate(stack: Stack, agent_id: str, runs: int) -> float:
             if not result.ok:
                 sys.exit(f"a run failed: {result.error_details}")
         return runs / (time.perf_counter() - started)
+
+
+# --- a run's length --------------------------------------------------------------------------------------
+
+
+def length(most: int) -> bool:
+    """What a step costs in runs of very different length."""
+    return asyncio.run(_with_redis(_length, most))
+
+
+async def _length(store: AsyncStore, runner: Runner, settings: Settings, most: int) -> bool:
+    print(f"\nA step of {STEP_BYTES:,} bytes (a call of the model or a tool), by the length of its run\n")
+    print(
+        "| steps | ms | own CPU, ms | Redis CPU, ms | bytes kept | sent to Redis |\n|---|---|---|---|---|---|"
+    )
+    rows = []
+    for steps in [steps for steps in LENGTHS if steps <= most]:
+        repeats = max(1, 400 // steps)
+        before, began = await _spent(store), steps_bench.Moment.now()
+        ids = [uuid.uuid4().hex for _ in range(repeats)]
+        for run_id in ids:
+            await steps_bench.run_once(store, runner, settings, f"steps-{steps}", run_id)
+        took, after = steps_bench.Moment.now().since(began), await _spent(store)
+        count = steps * repeats
+        kept = await steps_bench.memory_of(
+            store, [store.keys(key, run_id) for run_id in ids for key in steps_bench.RUN_KEYS]
+        )
+        rows.append(took.own_ms / count + (after.cpu_ms - before.cpu_ms) / count)
+        print(
+            f"| {steps:,} | {took.wall_ms / count:.2f} | {took.own_ms / count:.2f} "
+            f"| {(after.cpu_ms - before.cpu_ms) / count:.2f} | {kept / count:,.0f} "
+            f"| {(after.received - before.received) / count:,.0f} |",
+            flush=True,
+        )
+    return rows[-1] <= ALLOWED_A_STEP * rows[-2]
+
+
+# --- sessions that are kept ------------------------------------------------------------------------------
+
+
+def sessions(most: int) -> bool:
+    """What a run costs beside many sessions that are kept, each with the run that was its last."""
+    return asyncio.run(_with_redis(_sessions, most))
+
+
+async def _sessions(store: AsyncStore, runner: Runner, settings: Settings, most: int) -> bool:
+    print(f"\nA run without tools beside sessions that are kept, {RUNS} of them in a new session each\n")
+    print("| sessions | ms | own CPU, ms | Redis CPU, ms | Redis, MB |\n|---|---|---|---|---|")
+    await _carry(store, runner, settings, 1)
+    rows, kept = [], 1
+    for count in [count for count in SESSIONS if count <= most]:
+        await _copy_sessions(store, kept, count)
+        kept = count
+        rows.append(await _run_beside(store, runner, settings, f"{count:,}"))
+    return rows[-1] <= ALLOWED_A_RUN * rows[0]
+
+
+async def _copy_sessions(store: AsyncStore, have: int, want: int) -> None:
+    """Copies of what a run has left of its session, byte for byte, under other names."""
+    names = ("session", "transcript", "run")
+    made: Any = store.redis
+    dumps = {}
+    for name in names:
+        key = store.keys(name, "kept-0")
+        dumps[name] = (await _raw(store, key), max(0, await made.pttl(key)))
+    at = have
+    while at < want:
+        async with made.pipeline(transaction=False) as pipe:
+            for number in range(at, min(at + 2_000, want)):
+                for name, (dump, ttl_ms) in dumps.items():
+                    pipe.restore(store.keys(name, f"kept-{number}"), ttl_ms, dump)
+            await pipe.execute()
+        at += 2_000
+
+
+async def _raw(store: AsyncStore, key: str) -> bytes:
+    with redis.Redis.from_url(store.cell.url) as client:  # a dump is no text
+        dump: bytes = client.dump(key)
+    return dump
+
+
+# --- runs that wait --------------------------------------------------------------------------------------
+
+
+def backlog(most: int) -> bool:
+    """What a run and a full worker's second cost beside a queue of that length."""
+    print("\nA queue of that many runs, in front of a worker whose one place is taken\n")
+    print("| queued | worker's CPU, % of a core | Redis commands/s | claimed run, ms | own CPU, ms |")
+    print("|---|---|---|---|---|")
+    with (
+        tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
+        EmbeddedRedis(data_dir=Path(folder) / "redis") as server,
+        Client(server.url) as client,
+        Worker(Path(folder), server.url, waiting_agent(HOUR_MS), "-c", "1", app="tasks") as worker,
+    ):
+        held = client.submit(RunRequest(agent_id="waits", session_id="held", input_text="go"))
+        wait(lambda: client.record(held.id).started_ms, "the worker's place is taken")
+        rows, queued = [], 0
+        for count in [count for count in BACKLOG if count <= most]:
+            _queue(server.url, count - queued)
+            queued = count
+            rows.append(_second(worker, server.url, queued))
+        client.cancel(held.id)
+    return rows[-1][0] - rows[0][0] <= ALLOWED_IDLE_CPU and rows[-1][1] <= ALLOWED_A_RUN * rows[0][1]
+
+
+def _queue(url: str, runs: int) -> None:
+    """Submit so many, record and message, from two processes."""
+    if runs <= 0:
+        return
+    context = multiprocessing.get_context("spawn")
+    producers = [context.Process(target=_produce, args=(url, half)) for half in (runs // 2, runs - runs // 2)]
+    for producer in producers:
+        producer.start()
+    for producer in producers:
+        producer.join()
+
+
+def _produce(url: str, runs: int) -> None:
+    with Client(url) as client:
+        for _ in range(runs):
+            client.submit(RunRequest(agent_id="waits", session_id=uuid.uuid4().hex, input_text="go"))
+
+
+def _second(worker: Worker, url: str, queued: int, seconds: float = 12.0) -> tuple[float, float]:
+    with redis.Redis.from_url(url) as client:
+        time.sleep(1.0)
+        before, cpu_s, began = (
+            client.info("stats")["total_commands_processed"],
+            worker.cpu_s(),
+            time.monotonic(),
+        )
+        time.sleep(seconds)
+        took = time.monotonic() - began
+        cpu = 100 * (worker.cpu_s() - cpu_s) / took
+        asked = (client.info("stats")["total_commands_processed"] - before) / took
+    wall_ms, own_ms = asyncio.run(_runs_by_hand(url))
+    print(f"| {queued:,} | {cpu:.2f} | {asked:.1f} | {wall_ms:.2f} | {own_ms:.2f} |", flush=True)
+    return cpu, own_ms
+
+
+async def _runs_by_hand(url: str) -> tuple[float, float]:
+    """A run's cost where it is claimed at once, whatever waits in the queue."""
+    agents = [steps_bench.agent_of("runs", 0, 10)]
+    async with steps_bench.process(url, agents) as (store, runner, settings):
+        await _carry(store, runner, settings, RUNS // 4)
+        began = steps_bench.Moment.now()
+        await _carry(store, runner, settings, RUNS)
+        took = steps_bench.Moment.now().since(began)
+    return took.wall_ms / RUNS, took.own_ms / RUNS
+
+
+# --- what they share -------------------------------------------------------------------------------------
+
+
+class _Spent(NamedTuple):
+    """What Redis has used so far: ms of processor time, bytes received."""
+
+    cpu_ms: float
+    received: int
+
+
+async def _spent(store: AsyncStore) -> _Spent:
+    cpu, stats = await store.redis.info("cpu"), await store.redis.info("stats")
+    used_s = cpu["used_cpu_sys_main_thread"] + cpu["used_cpu_user_main_thread"]
+    return _Spent(1000 * used_s, stats["total_net_input_bytes"])
+
+
+async def _with_redis(section: Callable[..., Any], most: int) -> bool:
+    agents = [steps_bench.agent_of("runs", 0, 10)]
+    for steps in LENGTHS:
+        agents.append(steps_bench.agent_of(f"steps-{steps}", steps // 2, STEP_BYTES))
+    with (
+        tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
+        EmbeddedRedis(data_dir=Path(folder)) as server,
+    ):
+        tell_machine(server.url)
+        async with steps_bench.process(server.url, agents) as (store, runner, settings):
+            for _ in range(3):
+                await steps_bench.run_once(store, runner, settings, "steps-100", uuid.uuid4().hex)
+            met: bool = await section(store, runner, settings, most)
+            return met
+
+
+async def _carry(store: AsyncStore, runner: Runner, settings: Settings, runs: int) -> None:
+    """Submit and carry so many runs, one after the other; the very first is the one that is kept."""
+    for number in range(runs):
+        run_id = "kept-0" if runs == 1 and number == 0 else uuid.uuid4().hex
+        request = RunRequest(agent_id="runs", session_id=run_id, run_id=run_id, input_text="go")
+        await asubmit(store, request, settings=settings)
+        await runner.carry(run_id)
+        await store.run(told(run_id=run_id, life=1))  # there is no Celery that would have to be told
+
+
+async def _run_beside(store: AsyncStore, runner: Runner, settings: Settings, what: str) -> float:
+    await _carry(store, runner, settings, RUNS // 4)
+    before, began = await _spent(store), steps_bench.Moment.now()
+    await _carry(store, runner, settings, RUNS)
+    took, after = steps_bench.Moment.now().since(began), await _spent(store)
+    megabytes = (await store.redis.info("memory"))["used_memory"] / 1e6
+    redis_ms = (after.cpu_ms - before.cpu_ms) / RUNS
+    own_ms = took.own_ms / RUNS
+    print(
+        f"| {what} | {took.wall_ms / RUNS:.2f} | {own_ms:.2f} | {redis_ms:.2f} | {megabytes:,.0f} |",
+        flush=True,
+    )
+    return own_ms + redis_ms
+
+
+SECTIONS: dict[str, Callable[[int], bool]] = {
+    "processes": processes,
+    "length": length,
+    "sessions": sessions,
+    "backlog": backlog,
+}

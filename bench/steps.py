@@ -117,12 +117,13 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 async def _measure(redis_url: str, rounds: int) -> int:
-    async with _process(redis_url) as (store, runner, settings):
+    agents = [agent_of("steady", LATE // 2 + AROUND, 10), agent_of("bulky", STORED_STEPS // 2, STEP_BYTES)]
+    async with process(redis_url, agents) as (store, runner, settings):
         await _tell_machine(store, rounds)
         ours, bare = [], []
         for number in range(-1, rounds):  # the first one warms everything up
             run_id = f"round-{number}"
-            times = await _run(store, runner, settings, "steady", run_id)
+            times = await run_once(store, runner, settings, "steady", run_id)
             steps = await _stored(store, run_id)
             least = await _pipelined(store, f"bare-{number}", steps)
             if number >= 0:
@@ -130,7 +131,7 @@ async def _measure(redis_url: str, rounds: int) -> int:
                 bare.append((_at(EARLY, least), _at(LATE, least)))
         is_quick = _tell_times(ours, bare)
         bulky = str(uuid.uuid4())
-        await _run(store, runner, settings, "bulky", bulky)
+        await run_once(store, runner, settings, "bulky", bulky)
         steps = await _stored(store, bulky)
         await _pipelined(store, "bare-bulky", steps)
         is_small = await _tell_bytes(store, bulky, "bare-bulky")
@@ -142,11 +143,12 @@ async def _measure(redis_url: str, rounds: int) -> int:
 
 
 @asynccontextmanager
-async def _process(redis_url: str) -> AsyncGenerator[tuple[AsyncStore, Runner, Settings]]:
+async def process(
+    redis_url: str, agents: Sequence[dict[str, Any]]
+) -> AsyncGenerator[tuple[AsyncStore, Runner, Settings]]:
     """A worker process without Celery: what carries runs, and nothing that could disturb the measurement."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_LOG_LEVEL": "ERROR"})
-    agents = [_agent("steady", LATE // 2 + AROUND, 10), _agent("bulky", STORED_STEPS // 2, STEP_BYTES)]
-    assembly = Assembly(load_agents(json.dumps({"agents": agents}), env={}), env={})
+    assembly = Assembly(load_agents(json.dumps({"agents": list(agents)}), env={}), env={})
     store, lease = AsyncStore(Cell(redis_url)), FixedLease("bench:1")
 
     async def send(wakes: Sequence[Wake]) -> None:
@@ -162,7 +164,7 @@ async def _process(redis_url: str) -> AsyncGenerator[tuple[AsyncStore, Runner, S
         await store.close()
 
 
-def _agent(agent_id: str, turns: int, size: int) -> dict[str, Any]:
+def agent_of(agent_id: str, turns: int, size: int) -> dict[str, Any]:
     """An agent of so many turns, each of them a step of the model and a step of the tool, of that size."""
     turn = {
         "text": "y" * size,
@@ -179,7 +181,7 @@ def _agent(agent_id: str, turns: int, size: int) -> dict[str, Any]:
     }
 
 
-async def _run(
+async def run_once(
     store: AsyncStore, runner: Runner, settings: Settings, agent_id: str, run_id: str
 ) -> list[Moment]:
     """Carry one run; the time of a step, turn by turn, from call to call of the tool."""
@@ -277,8 +279,8 @@ def _row(name: str, early: float, late: float) -> str:
 
 async def _tell_bytes(store: AsyncStore, run_id: str, name: str) -> bool:
     content = STORED_STEPS * STEP_BYTES
-    ours = await _memory(store, [store.keys(key, run_id) for key in RUN_KEYS])
-    bare = await _memory(store, [f"{name}:{key}" for key in ("run", "events", "journal")])
+    ours = await memory_of(store, [store.keys(key, run_id) for key in RUN_KEYS])
+    bare = await memory_of(store, [f"{name}:{key}" for key in ("run", "events", "journal")])
     print(f"bytes in Redis after {STORED_STEPS} steps of {STEP_BYTES:,} bytes each")
     print(f"{'content':<16}{content:>12,}")
     print(f"{'a run':<16}{ours:>12,}{ours / content:>9.2f} times the content")
@@ -286,5 +288,5 @@ async def _tell_bytes(store: AsyncStore, run_id: str, name: str) -> bool:
     return ours <= ALLOWED_TIMES_CONTENT * content
 
 
-async def _memory(store: AsyncStore, keys: Sequence[str]) -> int:
+async def memory_of(store: AsyncStore, keys: Sequence[str]) -> int:
     return sum([int(await store.redis.memory_usage(key, samples=0) or 0) for key in keys])
