@@ -11,7 +11,7 @@ BY_NAME_ONLY = ["peers"]  # it installs other people's software and takes ten mi
 
 
 def main() -> int:
-    """Run the measurement that is named, or all but `peers`; the exit code says whether their targets were met."""
+    """Run what is named, or all but `peers`; the exit code says whether the targets were met."""
     name, options = sys.argv[1] if sys.argv[1:] else "", sys.argv[2:]
     if name and name not in NAMES + BY_NAME_ONLY:
         print(f"python -m bench [{{{','.join(NAMES + BY_NAME_ONLY)}}} [options]]", file=sys.stderr)

@@ -2,10 +2,11 @@
 
     python -m bench peers [--only NAME …] [--rounds N]
 
-Each system has an adapter (`adapters/NAME_peer.py`, which says what exactly it does), a virtual environment of
-its own in `.bench/` (or `BENCH_PEERS_CACHE`) with the versions that stand in `adapters/NAME.txt`, and servers of
-its own. In each round every system is started, measured and ended, one after the other, so that noise meets all
-alike; the figures are medians over the rounds. Written: `results/peers.md`, `peers.json`, `peers.png`.
+Each system has an adapter (`adapters/NAME_peer.py`, which says what exactly it does), a virtual environment
+of its own in `.bench/` (or `BENCH_PEERS_CACHE`) with the versions that stand in `adapters/NAME.txt`, and
+servers of its own. In each round every system is started, measured and ended, one after the other, so that
+noise meets all alike; the figures are medians over the rounds. Written: `results/peers.md`, `peers.json` and
+`peers.png`; with `--readme` also the short table of the README.
 """
 
 from __future__ import annotations

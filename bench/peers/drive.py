@@ -67,7 +67,8 @@ class Adapter:
 
     def __exit__(self, *_: object) -> None:
         """Let it end its servers; then nothing of it is left, whatever it did."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):

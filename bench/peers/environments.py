@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["cache", "python_of"]
+__all__ = ["ADAPTERS", "ROOT", "cache", "python_of"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ADAPTERS = Path(__file__).resolve().parent / "adapters"
@@ -26,7 +26,7 @@ def cache() -> Path:
 def python_of(name: str) -> Path:
     """The interpreter of an environment that has what `adapters/NAME.txt` and `NAME.npm` list.
 
-    Made when it is not there or the lists have changed. Raises `RuntimeError` with the installer's last words.
+    Made when it is not there or the lists have changed. Raises `RuntimeError` with the installer's words.
     """
     lists = [file for kind in ("txt", "npm") if (file := ADAPTERS / f"{name}.{kind}").exists()]
     wanted = hashlib.sha256(b"".join(file.read_bytes() for file in lists) + sys.version.encode()).hexdigest()

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.drive import Adapter, Failed, NotMeasured, adopt_orphans
-from bench.peers.environments import cache
-from bench.peers.report import draw, write_table
+from bench.peers.environments import ROOT, cache
+from bench.peers.report import draw, write_readme, write_table
 from bench.peers.systems import JOBS, SYSTEMS, System
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
+RESULTS = ROOT / "bench" / "results"
 START_S, JOB_S, NOTHING_S, RECOVERY_S, SLOW_RECOVERY_S = 90.0, 60.0, 90.0, 120.0, 460.0
+JOB_RUNS = 2  # of each job, a round
 SYNCS = 50
 TRIES = 2  # a system that has failed so often is left alone
 
@@ -37,9 +38,11 @@ def main(arguments: Sequence[str]) -> int:
         results = Bench(options).measure()
         options.results.mkdir(parents=True, exist_ok=True)
         (options.results / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
-    table = write_table(results, options.results)
-    draw(options.results)
-    print(table)
+    print(write_table(results, options.results))
+    if options.readme:
+        write_readme(results, ROOT / "README.md")
+    if not options.no_picture:
+        draw(results, options.results)
     return 1 if any(system["failures"] for system in results["systems"].values()) else 0
 
 
@@ -48,12 +51,16 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench peers", description="What a step, a run and a dead worker cost elsewhere."
     )
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--nothing", type=int, default=300, help="runs that do nothing, a measurement")
     parser.add_argument("--minutes", type=float, default=11.0, help="no round begins that would take longer")
     parser.add_argument("--no-recovery", action="store_true")
     parser.add_argument("--redraw", action="store_true", help="table and picture again, from peers.json")
+    parser.add_argument("--readme", action="store_true", help="put the short table into README.md")
+    parser.add_argument("--no-picture", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args(arguments)
 
@@ -65,7 +72,13 @@ class Bench:
         self._options = options
         self._systems = [system for system in SYSTEMS if system.name in options.only]
         self._found: dict[str, dict[str, Any]] = {
-            system.name: {"title": system.title, "facts": None, "rounds": [], "recoveries": [], "failures": []}
+            system.name: {
+                "title": system.title,
+                "facts": None,
+                "rounds": [],
+                "recoveries": [],
+                "failures": [],
+            }
             for system in self._systems
         }
 
@@ -112,7 +125,8 @@ class Bench:
             found["facts"] = adapter.ask("start", START_S)
             measured: dict[str, Any] = {"jobs": []}
             for steps, size in JOBS:
-                measured["jobs"].append(adapter.ask("job", JOB_S, steps=steps, size=size))
+                runs = [adapter.ask("job", JOB_S, steps=steps, size=size) for _ in range(JOB_RUNS)]
+                measured["jobs"].append(runs)
             measured["nothing"] = adapter.ask("nothing", NOTHING_S, runs=self._options.nothing)
             found["rounds"].append(measured)
             if not (system.slow_recovery or self._options.no_recovery):

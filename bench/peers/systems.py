@@ -42,6 +42,6 @@ SYSTEMS = (
     System("langgraph-postgres", "LangGraph, PostgreSQL", "langgraph", {"database": "postgres"}),
     System("temporal", "Temporal, dev server", "temporal"),
     System("restate", "Restate", "restate"),
-    System("original", "original SDK, not durable", "original", {"durable": False}),
+    System("original", "original SDK, not durable (stores no step)", "original", {"durable": False}),
     System("original-durable", "original SDK, durable", "original", {"durable": True}, rounds=1),
 )

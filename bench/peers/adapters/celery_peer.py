@@ -6,8 +6,8 @@ everysec). No result backend. Everything else is as shipped: as many child proce
 acknowledged when it is taken.
 
 Recovery: master and children die by SIGKILL, a second worker stands by. As shipped, the message is gone with
-them. A second try is made with `task_acks_late` and `task_reject_on_worker_lost`: then the message lies in the
-broker's `unacked` until its `visibility_timeout` (an hour) is over; that is read, not waited for.
+them. A second try is made with `task_acks_late` and `task_reject_on_worker_lost`: then the message lies in
+the broker's `unacked` until its `visibility_timeout` (an hour) is over; that is read, not waited for.
 """
 
 from __future__ import annotations

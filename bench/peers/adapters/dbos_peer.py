@@ -4,8 +4,8 @@ Client and worker share the system database and nothing else. SQLite as DBOS ope
 `initdb` makes it. Async functions, as agents are written. The queue is as registered by default: no limit, a
 look into the database every second.
 
-Recovery: DBOS takes up the runs of an executor when that executor is started again; other processes do so only
-with its Conductor, a service of its own. So the worker is started again at once, under the same name.
+Recovery: DBOS takes up the runs of an executor when that executor is started again; other processes do so
+only with its Conductor, a service of its own. So the worker is started again at once, under the same name.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """LangGraph: a graph of one node that appends a message to the state and is gone to until there are enough.
 
-`durability="sync"`: a checkpoint is written before the next step begins. The state is a list with `operator.add`,
-as in LangGraph's own guides; its savers write the whole list again with every step, so bytes grow with the
-square of the steps. (`DeltaChannel`, which does not, is in beta.) Savers as their documentation opens them: one
-connection, `from_conn_string`.
+`durability="sync"`: a checkpoint is written before the next step begins. The state is a list with
+`operator.add`, as in LangGraph's own guides; its savers write the whole list again with every step, so bytes
+grow with the square of the steps. (`DeltaChannel`, which does not, is in beta.) Savers as their documentation
+opens them: one connection, `from_conn_string`.
 
-LangGraph, the library, has no queue and no workers: the worker here is a process that calls `ainvoke` for each
-line it is given, all at once. Recovery: nobody notices that it has died. The adapter starts another at once and
-asks it for the same thread again, as a caller would have to.
+LangGraph, the library, has no queue and no workers: the worker here is a process that calls `ainvoke` for
+each line it is given, all at once. Recovery: nobody notices that it has died. The adapter starts another at
+once and asks it for the same thread again, as a caller would have to.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The original SDK (`io-openagent-sdk`), in process: a pattern that calls a tool once a step.
 
 Sessions in SQLite, as its `sqlite` backend opens it; provider `mock`, which is not asked. Not durable, a run
-stores two messages at its end and none of its steps. With `durable=True` there is a checkpoint after each tool
-call, which contains all earlier ones, so that its size doubles with every step: such a job is given up after
-`GIVEN_UP_S`, and the row says how far it came.
+stores two messages at its end and none of its steps. With `durable=True` there is a checkpoint after each
+tool call, which contains all earlier ones, so that its size doubles with every step: such a job is given up
+after `GIVEN_UP_S`, and the row says how far it came.
 
-It has neither queue nor workers: the worker here is a process that runs what it is told, all at once. Recovery: nobody
-notices. The adapter starts another process at once and asks it for the same run, not durable from its beginning,
-durable with `resume_from_checkpoint` of the last one.
+It has neither queue nor workers: the worker here is a process that runs what it is told, all at once.
+Recovery: nobody notices. The adapter starts another process at once and asks it for the same run, not durable
+from its beginning, durable with `resume_from_checkpoint` of the last one.
 """
 
 from __future__ import annotations

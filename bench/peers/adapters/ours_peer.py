@@ -2,8 +2,8 @@
 
 A step is a recorded call: turn by turn one of the model, whose text is a step's content, and one of a tool,
 which returns a step's content. So n steps are n/2 turns, and one more call of the model ends the run. Each is
-committed with its usage and its events (three to five of them), which are published to watchers too; the
-others below store their steps and no events. Only the tool's calls stand in the log of steps: two steps a line.
+committed with its usage and its events, which are kept for watchers and published; the other systems store
+their steps and no events. Only the tool's calls stand in the log of steps: two steps a line.
 
 A run that does nothing asks the model once. Recovery: a second worker takes over when the lease is over.
 """
@@ -15,7 +15,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import peer

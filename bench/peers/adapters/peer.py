@@ -38,7 +38,7 @@ POLL_S = 0.002
 
 @dataclass(frozen=True)
 class Job:
-    """A run of so many steps, one after the other, each of which takes `pause_ms` and returns `size` bytes."""
+    """A run of so many steps, one after the other; each takes `pause_ms` and returns `size` bytes."""
 
     steps: int
     size: int
@@ -57,7 +57,7 @@ KILLED = Job(KILLED_RUN_STEPS, KILLED_RUN_SIZE, KILLED_RUN_PAUSE_MS)
 
 def content(n: int, size: int) -> str:
     """The n-th step's text: random letters, which hardly compress, and the same in every process."""
-    return base64.b64encode(random.Random(n).randbytes(size * 3 // 4 + 3))[:size].decode()  # noqa: S311
+    return base64.b64encode(random.Random(n).randbytes(size * 3 // 4 + 3))[:size].decode()
 
 
 async def step(run_id: str, n: int, size: int, pause_ms: int) -> str:
@@ -182,6 +182,7 @@ class Peer:
             "versions": versions | self.more_facts(),
             "durability": self.durability,
             "recovery_setting": self.recovery_setting,
+            "restarts": self.restarts,
         }
 
     def do_job(self, steps: int, size: int) -> dict[str, Any]:
@@ -239,9 +240,7 @@ class Peer:
         """This adapter's script as a worker."""
         return [sys.executable, str(Path(sys.argv[0]).resolve()), *arguments]
 
-    def launch_worker(
-        self, name: str, command: Sequence[str], *, pipe: bool = False, **env: str
-    ) -> Child:
+    def launch_worker(self, name: str, command: Sequence[str], *, pipe: bool = False, **env: str) -> Child:
         """Start a process; with `pipe` it has a standard input to write to."""
         worker = Child(name, command, {**self.env, **env}, self.folder, pipe=pipe)
         self.workers.append(worker)
@@ -286,7 +285,8 @@ class Peer:
 class Library(Peer):
     """A system without a queue: its worker carries a run for each line it is given, all at once.
 
-    Nobody notices when it dies. The adapter starts another at once, and asks it again, as a caller would have to.
+    Nobody notices when it dies. The adapter starts another at once, and asks it again, as a caller would
+    have to.
     """
 
     restarts = True
@@ -376,7 +376,9 @@ def _obey(peer: Peer, command: dict[str, Any]) -> dict[str, Any]:
         return {"not_measured": str(why)}
     except Exception as error:
         traceback.print_exc()
-        dead = [f"; {worker.name} is dead: {worker.last_words()}" for worker in peer.workers if not worker.lives]
+        dead = [
+            f"; {worker.name} is dead: {worker.last_words()}" for worker in peer.workers if not worker.lives
+        ]
         return {"failed": f"{type(error).__name__}: {error}{''.join(dead)}"[:600]}
 
 

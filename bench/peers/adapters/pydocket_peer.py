@@ -1,8 +1,8 @@
 """pydocket: a chain of tasks, one a step.
 
 pydocket records whole tasks, not steps within one. So each step is a task that returns its content, which
-pydocket stores as the task's result, and that adds the next step as its last act. Redis AOF, everysec; a worker
-as shipped (ten tasks at once).
+pydocket stores as the task's result, and that adds the next step as its last act. Redis AOF, everysec; a
+worker as shipped (ten tasks at once).
 
 Recovery: a second worker stands by. The interrupted step's message is given to it when it has been idle for
 `redelivery_timeout` (five minutes); workers look for such messages every quarter of that.

@@ -1,8 +1,8 @@
 """Restate: a handler whose steps are `ctx.run`, behind a single server of its own.
 
 Server and SDK as shipped; only the ports are chosen. Runs are sent one-way through the HTTP ingress, and
-waited for by attaching to their idempotency key. The service is an ASGI app under hypercorn, as in Restate's own
-guide. The bytes are those of its log, which compresses what it is given.
+waited for by attaching to their idempotency key. The service is an ASGI app under hypercorn, as in Restate's
+own guide. The bytes are those of its log, which compresses what it is given.
 
 Recovery: the server knows one address for the service, so its process is started again at once, on the same
 port. The server sees the connection break and tries again, first after half a second, then after twice that.
@@ -121,7 +121,7 @@ class Restate(peer.Peer):
         self.http.get(place).raise_for_status()
 
     def stored(self) -> dict[str, int]:
-        """The replicated log, compressed; the partition store has all of it again once its tables are flushed."""
+        """The log, compressed; the partition store has all of it again once its tables are flushed."""
         files = (file for kind in ("log", "sst") for file in self.data.rglob(f"*.{kind}"))
         return {"log": bytes_of(*(file for file in files if file.parent.name in ("log-store", "db")))}
 

@@ -3,8 +3,8 @@
 The dev server is one process with SQLite in it, meant for development and not for production; it is what runs
 without a cluster. Worker and client as the SDK's defaults make them.
 
-Recovery: a second worker stands by. An activity has to be given a timeout; 10 s from start to close, as in the
-SDK's samples. When its worker dies the server waits for that, and then gives it to another after a second.
+Recovery: a second worker stands by. An activity has to be given a timeout; 10 s from start to close, as in
+the SDK's samples. When its worker dies the server waits for that, then gives it to another after a second.
 """
 
 from __future__ import annotations
@@ -61,7 +61,16 @@ class Temporal(peer.Peer):
     def start(self) -> None:
         program = str(Path(sys.executable).parent / "temporal")
         self.port, self.file = free_port(), self.folder / "temporal.sqlite"
-        command = [program, "server", "start-dev", "--headless", "--port", str(self.port), "--ip", "127.0.0.1"]
+        command = [
+            program,
+            "server",
+            "start-dev",
+            "--headless",
+            "--port",
+            str(self.port),
+            "--ip",
+            "127.0.0.1",
+        ]
         command += ["--db-filename", str(self.file), "--log-level", "error"]
         home = {"HOME": str(self.folder)}  # where it looks for its own settings
         server = Child("temporal", command, {**os.environ, **home}, self.folder)
@@ -90,7 +99,7 @@ class Temporal(peer.Peer):
                 await asyncio.sleep(0.1)
 
     def _sqlite_durability(self) -> str:
-        """The server sets neither (`--log-config`): the journal's mode stands in the file, and FULL is the default."""
+        """The server sets neither (`--log-config`): the mode stands in the file, and FULL is the default."""
         with sqlite3.connect(self.file) as connection:
             mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
         return f"SQLite journal={mode}, synchronous=FULL"
