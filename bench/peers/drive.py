@@ -24,6 +24,7 @@ from openagents_worker.store.embedded import find_server
 __all__ = ["Adapter", "Failed", "NotMeasured", "adopt_orphans", "end_orphans"]
 
 STOP_TIMEOUT_S = 45.0
+LOOK_EVERY_S = 0.5  # whether an adapter that does not answer still lives
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -95,9 +96,12 @@ class Adapter:
 
     def answer(self, timeout_s: float) -> dict[str, Any]:
         assert self._process.stdout is not None
-        readable, _, _ = select.select([self._process.stdout], [], [], timeout_s)
-        if not readable:
-            raise Failed(f"no answer within {timeout_s:.0f} s: {self._last_words()}")
+        deadline = time.monotonic() + timeout_s
+        while not select.select([self._process.stdout], [], [], LOOK_EVERY_S)[0]:
+            if self._process.poll() is not None:  # a child of its own may still hold the pipe open
+                raise Failed(f"the adapter has ended: {self._last_words()}")
+            if time.monotonic() > deadline:
+                raise Failed(f"no answer within {timeout_s:.0f} s: {self._last_words()}")
         line = self._process.stdout.readline()
         if not line:
             raise Failed(f"the adapter has ended: {self._last_words()}")

@@ -23,7 +23,6 @@ from bench.peers.systems import JOBS, SYSTEMS, System
 
 RESULTS = ROOT / "bench" / "results"
 START_S, JOB_S, NOTHING_S, RECOVERY_S, SLOW_RECOVERY_S = 90.0, 60.0, 90.0, 120.0, 460.0
-JOB_RUNS = 2  # of each job, a round
 SYNCS = 50
 TRIES = 2  # a system that has failed so often is left alone
 
@@ -84,7 +83,7 @@ class Bench:
 
     def measure(self) -> dict[str, Any]:
         began = time.monotonic()
-        slow = [each for each in self._systems if each.slow_recovery and not self._options.no_recovery]
+        slow = [each for each in self._systems if each.recovery == "beside" and not self._options.no_recovery]
         with contextlib.ExitStack() as beside:
             waited_for = [(each, self._begin_recovery(beside, each)) for each in slow]
             rounds = self._rounds(began)
@@ -125,11 +124,11 @@ class Bench:
             found["facts"] = adapter.ask("start", START_S)
             measured: dict[str, Any] = {"jobs": []}
             for steps, size in JOBS:
-                runs = [adapter.ask("job", JOB_S, steps=steps, size=size) for _ in range(JOB_RUNS)]
-                measured["jobs"].append(runs)
+                runs = range(system.job_runs)
+                measured["jobs"].append([adapter.ask("job", JOB_S, steps=steps, size=size) for _ in runs])
             measured["nothing"] = adapter.ask("nothing", NOTHING_S, runs=self._options.nothing)
             found["rounds"].append(measured)
-            if not (system.slow_recovery or self._options.no_recovery):
+            if system.recovery == "in turn" and not self._options.no_recovery:
                 found["recoveries"].append(adapter.ask("recovery", RECOVERY_S))
 
     # --- recoveries that take minutes ---

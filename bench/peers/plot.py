@@ -117,8 +117,6 @@ def _rate(row: dict[str, Any]) -> Value:
 def _recovery(row: dict[str, Any]) -> Value:
     if row["recovery_says"]:
         return None, row["recovery_says"]
-    if row["recovery_s"] is None:
-        return None, "not measured"
     again = row["again"]
     repeats = f", {again} finished steps again" if again and not again.startswith("0 ") else ""
     return row["recovery_s"], f"{_number(row['recovery_s'])}{'*' if row['restarts'] else ''}{repeats}"

@@ -91,8 +91,8 @@ def _job(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _recovery(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     times = [one["seconds"] for one in found if one["seconds"] is not None]
     says = next((one["says"] for one in found if "says" in one), "")
-    if found and not times and not says:
-        says = f"not within {found[0]['waited_s']:.0f} s"
+    if not times and not says:
+        says = f"not within {found[0]['waited_s']:.0f} s" if found else "not measured"
     again = [
         f"{one['finished_again']} of {one['finished_before']}" for one in found if "finished_again" in one
     ]
@@ -122,7 +122,7 @@ def write_table(results: Mapping[str, Any], folder: Path) -> str:
         "## Versions, and what decides",
         "",
         *_table(
-            ("System", "versions", "until a dead worker's run goes on", "ms a step, fastest to slowest"),
+            ("System", "versions", "decides recovery", "limits speed", "ms a step, fastest to slowest"),
             [
                 (row["title"], *_facts(results["systems"][row["name"]]), "; ".join(map(_range, row["jobs"])))
                 for row in rows
@@ -155,10 +155,10 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _facts(system: Mapping[str, Any]) -> tuple[str, str]:
-    facts = system["facts"] or {"versions": {}, "recovery_setting": ""}
+def _facts(system: Mapping[str, Any]) -> tuple[str, str, str]:
+    facts = system["facts"] or {"versions": {}, "recovery_setting": "", "speed_setting": ""}
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    return versions, facts["recovery_setting"]
+    return versions, facts["recovery_setting"], facts["speed_setting"]
 
 
 def _range(job: Mapping[str, Any]) -> str:

@@ -50,7 +50,8 @@ def work() -> None:
 class Dbos(peer.Peer):
     packages = ("dbos", "sqlalchemy", "psycopg")
     restarts = True
-    recovery_setting = "executor started again; polls its queues every 1 s"
+    recovery_setting = "executor started again"
+    speed_setting = "polling_interval_sec = 1 of a queue"
 
     def start(self) -> None:
         if self.options["database"] == "postgres":

@@ -30,7 +30,7 @@ from openagents.interfaces.tool import ToolPlugin
 from processes import bytes_of
 
 FILE, DURABLE = "PEER_FILE", "PEER_DURABLE"
-GIVEN_UP_S = 15.0
+GIVEN_UP_S = 20.0
 MOST_MEMORY = 8 << 30
 
 

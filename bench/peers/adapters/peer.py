@@ -114,6 +114,8 @@ class Peer:
     durability = ""
     recovery_setting = ""
     """What decides how long a dead worker's run stands still, by its name in this system."""
+    speed_setting = ""
+    """What limits its speed besides the work itself, if anything does."""
     restarts = False
     """There is one process only: it is started again at once. Otherwise a second worker stands by."""
     recovery_limit_s = 60.0
@@ -182,6 +184,7 @@ class Peer:
             "versions": versions | self.more_facts(),
             "durability": self.durability,
             "recovery_setting": self.recovery_setting,
+            "speed_setting": self.speed_setting,
             "restarts": self.restarts,
         }
 
