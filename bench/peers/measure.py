@@ -158,9 +158,10 @@ class Bench:
         except NotMeasured as why:
             self._found[system.name]["not_measured"] = str(why)
             self._say(f"{system.name}: not measured: {why}")
-        except (Failed, RuntimeError, OSError) as why:
-            self._found[system.name]["failures"].append(str(why))
-            self._say(f"{system.name}: {why}")
+        except Exception as why:  # whatever it is, the others are still to be measured
+            words = str(why) if isinstance(why, Failed) else f"{type(why).__name__}: {why}"
+            self._found[system.name]["failures"].append(words)
+            self._say(f"{system.name}: {words}")
 
     def _say(self, words: str) -> None:
         print(f"  {words}", file=sys.stderr, flush=True)
