@@ -141,7 +141,7 @@ class Bench:
             adapter.ask("start", START_S)
             adapter.tell("recovery")
             return adapter
-        return None
+        return None  # noted
 
     def _collect_recovery(self, system: System, adapter: Adapter | None) -> None:
         if adapter is not None:
