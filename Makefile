@@ -41,7 +41,7 @@ bench: $(INSTALLED) ## measure this machine
 	$(BIN)/python -m bench
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Made again when the dependencies change. A .venv that is not ours (no stamp) is completed, not replaced.

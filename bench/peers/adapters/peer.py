@@ -1,0 +1,406 @@
+"""What all adapters share: the job, the log of its steps, what is measured, and the lines to the driver.
+
+An adapter runs inside the virtual environment of the system it measures, so only the standard library is
+imported here. It is a script with two faces: `serve FOLDER OPTIONS` obeys the driver, one JSON line a command
+and one an answer; every other first word is a worker process that `serve` has started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import json
+import os
+import platform
+import queue
+import random
+import signal
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from processes import Child, NotMeasured, megabytes_of
+
+T = TypeVar("T")
+LOG, ENDED = "PEER_LOG", "PEER_ENDED"  # the environment variables that tell workers where to note things
+KILL_IN_STEP, KILLED_RUN_STEPS, KILLED_RUN_SIZE, KILLED_RUN_PAUSE_MS = 6, 12, 1024, 300
+POLL_S, SELDOM_S = 0.005, 0.05  # whoever waits takes time from what is measured
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of so many steps, one after the other; each takes `pause_ms` and returns `size` bytes."""
+
+    steps: int
+    size: int
+    pause_ms: int = 0
+
+    def line(self) -> list[int]:
+        return [self.steps, self.size, self.pause_ms]
+
+
+NOTHING = Job(steps=1, size=8)
+KILLED = Job(KILLED_RUN_STEPS, KILLED_RUN_SIZE, KILLED_RUN_PAUSE_MS)
+
+
+# --- the step: what workers call -------------------------------------------------------------------------
+
+
+def content(n: int, size: int) -> str:
+    """The n-th step's text: random letters, which hardly compress, and the same in every process."""
+    return base64.b64encode(random.Random(n).randbytes(size * 3 // 4 + 3))[:size].decode()
+
+
+async def step(run_id: str, n: int, size: int, pause_ms: int) -> str:
+    """One step of a job, as every system runs it."""
+    note(run_id, n, "begin")
+    if pause_ms:
+        await asyncio.sleep(pause_ms / 1000)
+    text = content(n, size)
+    note(run_id, n, "end")
+    return text
+
+
+def note(run_id: str, n: int, what: str) -> None:
+    """One line at the log's end, in one write: lines of many processes do not mix."""
+    entry = {"run": run_id, "n": n, "what": what, "pid": os.getpid(), "at": time.monotonic()}
+    os.write(_log(os.environ[LOG]), (json.dumps(entry) + "\n").encode())
+
+
+@functools.cache
+def _log(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+class Steps:
+    """What has been noted, read on as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch()
+        self._file = path.open("rb")
+        self._rest = b""
+        self._of: dict[str, list[dict[str, Any]]] = {}
+        self.ended_at: dict[str, float] = {}
+        """When the latest step of a run has ended, as far as has been read."""
+
+    def of(self, run_id: str) -> list[dict[str, Any]]:
+        self.read()
+        return self._of.get(run_id, [])
+
+    def begun(self, run_id: str) -> list[dict[str, Any]]:
+        return [entry for entry in self.of(run_id) if entry["what"] == "begin"]
+
+    def read(self) -> None:
+        *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
+        for line in lines:
+            entry = json.loads(line)
+            self._of.setdefault(entry["run"], []).append(entry)
+            if entry["what"] == "end":
+                self.ended_at[entry["run"]] = entry["at"]
+
+
+# --- what is measured ------------------------------------------------------------------------------------
+
+
+class Peer:
+    """One system with its servers and a worker. A subclass says how; this says what is measured."""
+
+    packages: Sequence[str] = ()
+    durability = ""
+    recovery_setting = ""
+    """What decides how long a dead worker's run stands still, by its name in this system."""
+    speed_setting = ""
+    """What limits its speed besides the work itself, if anything does."""
+    restarts = False
+    """There is one process only: it is started again at once. Otherwise a second worker stands by."""
+    recovery_limit_s = 60.0
+    recovery_job = KILLED
+    steps_a_line = 1
+
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.options = options
+        self.held = ExitStack()
+        self.servers: list[Child] = []
+        self.workers: list[Child] = []
+        log = folder / "steps.jsonl"
+        self.env = {**os.environ, LOG: str(log), "PYTHONUNBUFFERED": "1"}
+        self.env["PYTHONPATH"] = str(Path(__file__).parent)
+        self.steps = Steps(log)
+        self._loop = self.held.enter_context(asyncio.Runner())
+
+    # A subclass has these:
+
+    def start(self) -> None:
+        """Start the servers and one worker."""
+        raise NotImplementedError
+
+    def start_worker(self, name: str) -> None:
+        """Start a worker; returns when it takes work."""
+        raise NotImplementedError
+
+    def submit(self, run_id: str, job: Job) -> None:
+        """Hand a run over to the workers."""
+        raise NotImplementedError
+
+    def wait(self, run_id: str) -> None:
+        """Until the system itself says that the run has ended well."""
+        raise NotImplementedError
+
+    def stored(self) -> dict[str, int]:
+        """Bytes that are stored now, by where; the first is the one that the table shows."""
+        raise NotImplementedError
+
+    def submit_many(self, run_ids: Sequence[str]) -> None:
+        for run_id in run_ids:
+            self.submit(run_id, NOTHING)
+
+    def resume(self, run_id: str, job: Job) -> None:
+        """What the caller has to do for a run whose worker died; nothing, if the system does it."""
+
+    def all_done(self, run_ids: Sequence[str], began: float) -> float:
+        """Wait for runs that do nothing; seconds until the last one's step has ended."""
+        wanted = set(run_ids)
+
+        def all_ended() -> bool:
+            self.steps.read()
+            return wanted <= self.steps.ended_at.keys()
+
+        wait_for(all_ended, "all runs are done", 60, SELDOM_S)
+        self.wait(run_ids[-1])
+        return max(self.steps.ended_at[run_id] for run_id in run_ids) - began
+
+    def more_facts(self) -> dict[str, str]:
+        """Further versions, of servers."""
+        return {}
+
+    # The driver's commands:
+
+    def do_start(self) -> dict[str, Any]:
+        self.start()
+        self._run_one(Job(5, 100))  # connections, caches, compiled code
+        versions = {"Python": platform.python_version(), **{name: version(name) for name in self.packages}}
+        return {
+            "versions": versions | self.more_facts(),
+            "durability": self.durability,
+            "recovery_setting": self.recovery_setting,
+            "speed_setting": self.speed_setting,
+            "restarts": self.restarts,
+        }
+
+    def do_job(self, steps: int, size: int) -> dict[str, Any]:
+        """Milliseconds a step, from the beginning of the first to that of the last, and the bytes it left."""
+        before = self.stored()
+        run_id = self._run_one(Job(steps, size))
+        after = self.stored()
+        times = [entry["at"] for entry in self.steps.begun(run_id)]
+        assert len(times) * self.steps_a_line == steps, f"{len(times)} lines for {steps} steps"
+        return {
+            "ms_step": (times[-1] - times[0]) * 1000 / (len(times) - 1) / self.steps_a_line,
+            "stored": {where: after[where] - before[where] for where in after},
+            "content": steps * size,
+        }
+
+    def do_nothing(self, runs: int) -> dict[str, Any]:
+        """Runs a second, from the first submission to the end of the last."""
+        run_ids = [fresh() for _ in range(runs)]
+        began = time.monotonic()
+        self.submit_many(run_ids)
+        took_s = self.all_done(run_ids, began)
+        return {
+            "runs_s": runs / took_s,
+            "worker_mb": sum(megabytes_of(worker.pid) for worker in self.workers),
+            "servers_mb": sum(megabytes_of(server.pid) for server in self.servers),
+        }
+
+    def do_recovery(self) -> dict[str, Any]:
+        """SIGKILL for the worker in the middle of a step: until a step begins, and what was done twice."""
+        if not self.restarts:
+            self.start_worker("spare")
+        run_id, job = fresh(), self.recovery_job
+        self.submit(run_id, job)
+        killed_at = self._kill(run_id, job)
+        if self.restarts:
+            self.start_worker("again")
+        self.resume(run_id, job)
+        try:
+            wait_for(lambda: self._after(run_id, killed_at), "a step begins", self.recovery_limit_s, 0.01)
+        except TimeoutError:
+            if not all(worker.lives for worker in self.workers):
+                raise
+            return {"seconds": None, "waited_s": self.recovery_limit_s}
+        self.wait(run_id)
+        return {"seconds": self._after(run_id, killed_at)[0]["at"] - killed_at} | self._twice(
+            run_id, killed_at
+        )
+
+    # What these need:
+
+    def run_async(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run(work)
+
+    def command(self, *arguments: str) -> list[str]:
+        """This adapter's script as a worker."""
+        return [sys.executable, str(Path(sys.argv[0]).resolve()), *arguments]
+
+    def launch_worker(self, name: str, command: Sequence[str], *, pipe: bool = False, **env: str) -> Child:
+        """Start a process; with `pipe` it has a standard input to write to."""
+        worker = Child(name, command, {**self.env, **env}, self.folder, pipe=pipe)
+        self.workers.append(worker)
+        self.held.callback(worker.kill)
+        return worker
+
+    def _run_one(self, job: Job) -> str:
+        run_id = fresh()
+        self.submit(run_id, job)
+        self.wait(run_id)
+        return run_id
+
+    def _kill(self, run_id: str, job: Job) -> float:
+        """Kill the worker in the middle of its step; when that was."""
+        at = min(KILL_IN_STEP, job.steps // self.steps_a_line - 2)
+        wait_for(lambda: len(self.steps.begun(run_id)) > at, f"step {at} begins", 60)
+        time.sleep(job.pause_ms / 2 / 1000)
+        pid = self.steps.begun(run_id)[-1]["pid"]
+        victim = next(worker for worker in self.workers if worker.has(pid))
+        killed_at = time.monotonic()
+        victim.kill()
+        self.workers.remove(victim)
+        return killed_at
+
+    def _after(self, run_id: str, moment: float) -> list[dict[str, Any]]:
+        return [entry for entry in self.steps.begun(run_id) if entry["at"] > moment]
+
+    def _twice(self, run_id: str, killed_at: float) -> dict[str, int]:
+        before = [entry for entry in self.steps.of(run_id) if entry["at"] <= killed_at]
+        begun, ended = ({e["n"] for e in before if e["what"] == what} for what in ("begin", "end"))
+        again = {entry["n"] for entry in self._after(run_id, killed_at)}
+        return {
+            "finished_before": len(ended),
+            "finished_again": len(ended & again),
+            "in_flight_again": len((begun - ended) & again),
+        }
+
+
+class Library(Peer):
+    """A system without a queue: its worker carries a run for each line it is given, all at once.
+
+    Nobody notices when it dies. The adapter starts another at once, and asks it again, as a caller would
+    have to.
+    """
+
+    restarts = True
+    worker: Child
+
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        super().__init__(folder, options)
+        self.ended = folder / "ended"
+        self.ended.mkdir()
+        self.env[ENDED] = str(self.ended)
+
+    def start_worker(self, name: str) -> None:
+        self.worker = self.launch_worker(name, self.command("worker"), pipe=True)
+        self.worker.wait_until_said()
+
+    def submit(self, run_id: str, job: Job) -> None:
+        self._order([(run_id, job, False)])
+
+    def submit_many(self, run_ids: Sequence[str]) -> None:
+        self._order([(run_id, NOTHING, False) for run_id in run_ids])
+
+    def resume(self, run_id: str, job: Job) -> None:
+        self._order([(run_id, job, True)])
+
+    def wait(self, run_id: str) -> None:
+        wait_for((self.ended / run_id).exists, f"the run has ended: {self.worker.last_words()}", 60)
+
+    def _order(self, runs: Sequence[tuple[str, Job, bool]]) -> None:
+        assert self.worker.stdin is not None
+        orders = [(run_id, job.line(), again) for run_id, job, again in runs]
+        self.worker.stdin.write((json.dumps(orders) + "\n").encode())
+        self.worker.stdin.flush()
+
+
+async def carry_orders(carry: Callable[[str, Job, bool], Coroutine[Any, Any, None]]) -> None:
+    """The life of a library's worker: `carry` a run for each order, and say which have ended well."""
+    ended = Path(os.environ[ENDED])
+
+    async def to_its_end(run_id: str, job: Job, again: bool) -> None:
+        try:
+            await carry(run_id, job, again)
+        except Exception:
+            traceback.print_exc()
+            os._exit(1)  # so that the adapter hears of it: the thread that reads orders would be waited for
+        (ended / run_id).touch()
+
+    async with asyncio.TaskGroup() as tasks:
+        print("READY", flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            for run_id, job, again in json.loads(line):
+                tasks.create_task(to_its_end(run_id, Job(*job), again))
+
+
+def fresh() -> str:
+    return uuid.uuid4().hex
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float, poll_s: float = POLL_S) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {timeout_s:.0f} s")
+        time.sleep(poll_s)
+    return found
+
+
+# --- the lines -------------------------------------------------------------------------------------------
+
+
+def serve(kind: Callable[[Path, Mapping[str, Any]], Peer]) -> None:
+    """Obey the driver until it is gone. What libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    lines = _lines_until_end()
+    peer = kind(Path(sys.argv[2]), json.loads(sys.argv[3]))
+    with peer.held:
+        while (line := lines.get()) is not None:
+            answers.write(json.dumps(_obey(peer, json.loads(line))) + "\n")
+
+
+def _obey(peer: Peer, command: dict[str, Any]) -> dict[str, Any]:
+    do = getattr(peer, f"do_{command.pop('do')}")
+    try:
+        return {"ok": do(**command)}
+    except NotMeasured as why:
+        return {"not_measured": str(why)}
+    except Exception as error:
+        traceback.print_exc()
+        dead = [
+            f"; {worker.name} is dead: {worker.last_words()}" for worker in peer.workers if not worker.lives
+        ]
+        return {"failed": f"{type(error).__name__}: {error}{''.join(dead)}"[:600]}
+
+
+def _lines_until_end() -> queue.SimpleQueue[str | None]:
+    """The driver's lines. When it is gone, whatever is being done is given up."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        lines.put(None)
+        time.sleep(1)  # who waits for a command has seen the end by now
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
