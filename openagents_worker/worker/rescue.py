@@ -189,7 +189,8 @@ class Rescue:
         door = resend(queue=queue, oldest_us=oldest_us, grace_ms=grace_ms, limit=LIMIT)
         brought_back, sent = 0, LIMIT
         while sent == LIMIT:
-            sent = await self._sent(await self._store.run(door))
+            wakes = await self._store.run(door)
+            sent = await self._sent(wakes)
             brought_back += sent
         return brought_back
 
