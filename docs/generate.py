@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from openagents_worker.errors import OpenAgentsError, RunFailed, error_classes
+from openagents_worker.errors import RAISED_BY_PLUGINS, OpenAgentsError, RunFailed, error_classes
 from openagents_worker.events import EVENT_SCHEMAS, LIVE_ONLY_EVENTS
 from openagents_worker.store.keys import KEYS
 
@@ -17,7 +17,10 @@ Every error of this library has a code that does not change, says whether a run 
 again, and suggests the HTTP status a web product would answer with. In Python they are classes of
 `openagents_worker.errors`; in results and events they are `error_details`
 (`code`, `message`, `hint`, `retryable`, `context`, `cause`). An exception that is none of ours has the code
-`error.unknown`.
+`error.unknown`. What `RunHandle.get()` raises for a run is `RunFailed`, with the run's own code.
+
+Codes with a star are raised by plugins only: the library passes them on, with message and hint, and does with
+them what their `retryable` says.
 
 | code | class | meaning | retryable | HTTP |
 |---|---|---|---|---|
@@ -65,7 +68,8 @@ def _error_rows() -> Iterator[str]:
             continue
         meaning = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
         retryable = "yes" if cls.retryable else ""
-        yield f"| `{cls.code}` | `{cls.__name__}` | {meaning} | {retryable} | {cls.http_status} |\n"
+        star = " *" if cls in RAISED_BY_PLUGINS else ""
+        yield f"| `{cls.code}`{star} | `{cls.__name__}` | {meaning} | {retryable} | {cls.http_status} |\n"
 
 
 def _event_rows() -> Iterator[str]:

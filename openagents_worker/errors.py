@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
-__all__ = ["error_classes", "error_from_wire"]  # completed at the end of the module
+__all__ = ["RAISED_BY_PLUGINS", "error_classes", "error_from_wire"]  # completed at the end of the module
 
 
 class OpenAgentsError(Exception):
@@ -330,6 +330,7 @@ class WorkerLost(ExecutionError):
     """The worker died while it carried a run that is not durable."""
 
     code = "worker.lost"
+    http_status = 503
 
 
 class RunFailed(OpenAgentsError):
@@ -340,14 +341,19 @@ class RunFailed(OpenAgentsError):
     def __init__(
         self,
         message: str = "",
-        *,
         code: str = "execution.error",
+        run_id: str | None = None,
         result: Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> None:
-        super().__init__(message, **fields)
+        super().__init__(message, run_id=run_id, **fields)
         self.__dict__["code"] = code  # the failed run's code, on the instance
         self.result = dict(result) if result is not None else None
+        self.args = (message, code, run_id, self.result)  # all that Celery's JSON keeps of an exception
+
+    def __repr__(self) -> str:
+        """Without the result: Celery's events and Flower show it."""
+        return f"{type(self).__name__}({self.message!r}, {self.code!r}, {self.run_id!r})"
 
 
 # --- tools -----------------------------------------------------------------------------------------------
@@ -372,6 +378,7 @@ class RetryableToolError(ToolError):
 
     code = "tool.retryable"
     retryable = True
+    http_status = 503
 
 
 class ToolTimeoutError(RetryableToolError):
@@ -439,6 +446,7 @@ class LLMError(OpenAgentsError):
     """Base of what is wrong with a model."""
 
     code = "llm.error"
+    http_status = 502
 
 
 class LLMConnectionError(LLMError):
@@ -477,6 +485,23 @@ class ModelRetryError(LLMError):
     def __init__(self, message: str = "", *, validation_error: Any = None, **fields: Any) -> None:
         super().__init__(message, **fields)
         self.validation_error = validation_error
+
+
+RAISED_BY_PLUGINS: frozenset[type[OpenAgentsError]] = frozenset(
+    {
+        OpenAgentsError,
+        PluginError,
+        UserError,
+        InvalidInputError,
+        OutputValidationError,
+        RetryableToolError,
+        ToolAuthError,
+        ToolCancelledError,
+        LLMError,
+        ModelRetryError,
+    }
+)
+"""What this library itself never raises: bases, and classes of the original SDK that plugins raise."""
 
 
 # --- over process borders --------------------------------------------------------------------------------

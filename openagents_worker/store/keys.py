@@ -90,10 +90,24 @@ KEYS = (
         "queued run, or one whose end Celery is still to be told -> µs of its last message",
         "permanent; claim and told empty it",
     ),
+    KeySpec(
+        "resend",
+        "resend:{}",
+        "zset",
+        "run in a queue that nobody can read -> µs when its message counts as lost",
+        "twenty minutes after the last look at such a queue",
+    ),
+    KeySpec(
+        "resend_seen",
+        "resend:{}:seen",
+        "string",
+        "up to which time of sending these runs have been looked at, µs",
+        "ten minutes; then all are looked at again",
+    ),
 )
 
 PERMANENT = frozenset({"workers", "agents", "due", "sent"})
-ALWAYS_EXPIRING = frozenset({"reply"})
+ALWAYS_EXPIRING = frozenset({"reply", "resend", "resend_seen"})
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 
 _SAFE = "-_.~"

@@ -46,6 +46,7 @@ __all__ = [
     "release",
     "renew",
     "resend",
+    "resend_unread",
     "resume",
     "retire",
     "submit",
@@ -538,6 +539,17 @@ def wake(reply: Reply, *, limit: int) -> tuple[tuple[Wake, ...], int]:
 def resend(reply: Reply, *, queue: str, oldest_us: int, grace_ms: int, limit: int) -> tuple[Wake, ...]:
     """Runs whose wake-up must be lost: sent before the queue's oldest message and before the grace."""
     return _wakes(reply)
+
+
+@_door
+def resend_unread(
+    reply: Reply, *, queue: str, grace_ms: int, max_grace_ms: int, limit: int
+) -> tuple[tuple[Wake, ...], int]:
+    """As `resend` for a queue that nobody can read: a run's grace doubles each time it was sent again.
+
+    Also says how many entries were looked at; as many as `limit` means that there may be more.
+    """
+    return _wakes(reply[0]), int(reply[1])
 
 
 @_door

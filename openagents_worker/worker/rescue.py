@@ -10,14 +10,13 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.scripts import Wake, reclaim, resend, wake
+from openagents_worker.store.scripts import Wake, reclaim, resend, resend_unread, wake
 from openagents_worker.telemetry import get_logger
-from openagents_worker.worker.backlog import EMPTY
 
 __all__ = ["GRACE_S", "OldestMessage", "Rescue"]
 
@@ -40,11 +39,8 @@ class OldestMessage(Protocol):
 
 @dataclass
 class _Queue:
-    """What is known of one queue. `grace_s` grows while its messages cannot be read."""
-
     name: str
     look_at_s: float = 0.0
-    grace_s: float = field(default=GRACE_S)
 
 
 class Rescue:
@@ -67,7 +63,7 @@ class Rescue:
         self._store = store
         self._backlog = backlog
         self._send_wakes = send_wakes
-        self._queues = [_Queue(name, grace_s=grace_s) for name in sorted(set(queues))]
+        self._queues = [_Queue(name) for name in sorted(set(queues))]
         self._lease_ms = lease_ms
         self._max_recoveries = max_recoveries
         self._grace_s = grace_s
@@ -99,7 +95,7 @@ class Rescue:
         """Do now whatever is to be done; returns how many runs were brought back."""
         brought_back = await self.reclaim_all() + await self._wake_all()
         for queue in self._queues:
-            brought_back += await self._resend(queue)
+            brought_back += await self._resend(queue.name)
         return brought_back
 
     async def reclaim_all(self) -> int:
@@ -173,30 +169,38 @@ class Rescue:
         sent_us = await self._first(self._store.keys("sent", queue.name))
         patient_s = self._grace_s if sent_us is None else self._grace_s + self._in_s(sent_us / 1000)
         if patient_s <= 0:
-            await self._resend(queue)
+            await self._resend(queue.name)
             patient_s = LOOK_AGAIN_S
-        else:
-            queue.grace_s = self._grace_s
         queue.look_at_s = self._clock() + patient_s
 
-    async def _resend(self, queue: _Queue) -> int:
-        """Send again what can no longer be in the queue. Where that cannot be read: ever less often."""
-        oldest_us = await self._backlog.oldest_us(queue.name)
-        door = resend(
-            queue=queue.name,
-            oldest_us=EMPTY if oldest_us is None else oldest_us,
-            grace_ms=int((queue.grace_s if oldest_us is None else self._grace_s) * 1000),
-            limit=LIMIT,
-        )
+    async def _resend(self, queue: str) -> int:
+        """Send again what can no longer be in the queue; where nobody can look, each run ever less often."""
+        oldest_us = await self._backlog.oldest_us(queue)
+        grace_ms = int(self._grace_s * 1000)
+        if oldest_us is None:
+            brought_back = await self._resend_unread(queue, grace_ms)
+        else:
+            brought_back = await self._resend_lost(queue, grace_ms, oldest_us)
+        if brought_back:
+            log.info("runs.sent_again", queue=queue, runs=brought_back, readable=oldest_us is not None)
+        return brought_back
+
+    async def _resend_lost(self, queue: str, grace_ms: int, oldest_us: int) -> int:
+        door = resend(queue=queue, oldest_us=oldest_us, grace_ms=grace_ms, limit=LIMIT)
         brought_back, sent = 0, LIMIT
         while sent == LIMIT:
             wakes = await self._store.run(door)
             sent = await self._sent(wakes)
             brought_back += sent
-        if brought_back:
-            log.info("runs.sent_again", queue=queue.name, runs=brought_back, readable=oldest_us is not None)
-        if oldest_us is None and brought_back:
-            queue.grace_s = min(queue.grace_s * 2, MAX_GRACE_S)
+        return brought_back
+
+    async def _resend_unread(self, queue: str, grace_ms: int) -> int:
+        max_grace_ms = int(MAX_GRACE_S * 1000)
+        door = resend_unread(queue=queue, grace_ms=grace_ms, max_grace_ms=max_grace_ms, limit=LIMIT)
+        brought_back, seen = 0, LIMIT
+        while seen >= LIMIT:
+            wakes, seen = await self._store.run(door)
+            brought_back += await self._sent(wakes)
         return brought_back
 
     async def _sent(self, wakes: Sequence[Wake]) -> int:

@@ -41,7 +41,7 @@ class Hand:
         ]
         self.store.run(scripts.register(incarnation=self.incarnation, lease_ms=LEASE_MS, agents=told))
 
-    def submit(self, run_id: str, session_id: str = "s1") -> None:
+    def submit(self, run_id: str, session_id: str = "s1", *, queue: str = "", durable: bool = True) -> None:
         """A run's record without a producer: nothing is sent."""
         request = json.dumps(
             {"agent_id": "assistant", "session_id": session_id, "input_text": "hi", "run_id": run_id}
@@ -51,13 +51,13 @@ class Hand:
                 run_id=run_id,
                 agent_id="assistant",
                 session_id=session_id,
-                queue="",
+                queue=queue,
                 default_queue="agents",
                 digest=request,
                 uid="u",
                 request=request,
                 canvas="",
-                durable=True,
+                durable=durable,
                 delay_ms=0,
                 reject_if_busy=False,
                 parent_run_id="",

@@ -44,8 +44,17 @@ end
 earlier(KEYS[1] .. ':workers', ms)
 earlier(KEYS[1] .. ':due', ms)
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':sent:*')) do earlier(key, ms * 1000) end
+for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':resend:*')) do
+  if redis.call('TYPE', key).ok == 'zset' then
+    earlier(key, ms * 1000)
+  else
+    redis.call('SET', key, string.format('%.0f', redis.call('GET', key) - ms * 1000), 'KEEPTTL')
+  end
+end
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':run:*')) do
   if redis.call('TYPE', key).ok == 'hash' then
+    local at, times = string.match(redis.call('HGET', key, 'resent') or '', '^(%d+):(%d+)$')
+    if at then redis.call('HSET', key, 'resent', string.format('%.0f:%s', at - ms * 1000, times)) end
     for _, field in ipairs({'due', 'claimed', 'expires'}) do
       local at = redis.call('HGET', key, field)
       if at then redis.call('HSET', key, field, string.format('%.0f', at - ms)) end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import defaultdict
 from collections.abc import Generator
 from typing import Any
 
@@ -798,6 +799,83 @@ def test_resend_drops_what_is_not_queued(bench: Bench) -> None:
     assert bench.redis.exists(bench.store.keys("sent", "q")) == 0
 
 
+# --- where nobody can read the queue -----------------------------------------------------------------------
+
+
+def sent_at(bench: Bench, ticks: int, submitted: dict[int, str]) -> dict[str, list[int]]:
+    """In which half seconds each run is sent again, with a grace of one second; runs by their first tick."""
+    seen: defaultdict[str, list[int]] = defaultdict(list)
+    for tick in range(ticks):
+        wakes, _ = bench.do("resend_unread", grace_ms=1_000, max_grace_ms=4_000)
+        for wake in wakes:
+            seen[wake.run_id].append(tick)
+        if tick in submitted:
+            bench.do("submit", run_id=submitted[tick], session_id=submitted[tick])
+        bench.lab.let_pass(500)
+    return seen
+
+
+def test_in_a_queue_that_nobody_can_read_each_run_has_a_grace_of_its_own(bench: Bench) -> None:
+    """It doubles with each sending of that run, up to a limit; a newer run begins with the first one."""
+    seen = sent_at(bench, 40, {0: "r1", 17: "r2"})
+
+    assert seen == {"r1": [2, 6, 14, 22, 30, 38], "r2": [19, 23, 31, 39]}
+
+
+def test_a_run_that_was_sent_for_something_else_begins_with_the_first_grace(bench: Bench) -> None:
+    """What it was patient for has come: only its newest wake-up counts."""
+    assert sent_at(bench, 7, {0: "r1"}) == {"r1": [2, 6]}
+    bench.do("suspend", fence=bench.claim(), delay_ms=0)
+    bench.do("wake")
+
+    assert sent_at(bench, 7, {}) == {"r1": [2, 6]}
+
+
+def test_in_a_queue_that_nobody_can_read_no_run_is_looked_at_twice(bench: Bench) -> None:
+    """However long it is: once when it may be lost first, and once when it is sent."""
+    for number in range(25):
+        bench.do("submit", run_id=f"r{number}", session_id=f"s{number}")
+    bench.lab.let_pass(1_500)
+    passes = [bench.do("resend_unread", grace_ms=1_000, limit=10) for _ in range(4)]
+    sent = sorted(run_id for wakes, _ in passes for run_id in woken(wakes))
+
+    assert sent == sorted(f"r{number}" for number in range(25))
+    assert [looked for _, looked in passes] == [10, 10, 5, 0]
+    bench.lab.let_pass(1_500)
+    assert [bench.do("resend_unread", grace_ms=1_000) for _ in range(2)] == [((), 25), ((), 0)]
+
+
+def test_runs_that_were_sent_in_one_moment_are_all_looked_at(bench: Bench) -> None:
+    """Whatever the limit is: none of them is passed over."""
+    for number in range(5):
+        bench.do("submit", run_id=f"r{number}", session_id=f"s{number}")
+    sent = bench.store.keys("sent", "q")
+    bench.redis.zadd(sent, dict.fromkeys(bench.redis.zrange(sent, 0, -1), bench.score("sent", "r0", "q")))
+    bench.lab.let_pass(1_500)
+
+    passes = [bench.do("resend_unread", grace_ms=1_000, limit=2)[0] for _ in range(3)]
+
+    assert sorted(run_id for wakes in passes for run_id in woken(wakes)) == [f"r{n}" for n in range(5)]
+
+
+def test_a_clock_that_goes_back_hides_no_run(bench: Bench) -> None:
+    """What was looked at up to a time that is still to come is looked at again."""
+    bench.do("submit")
+    bench.lab.let_pass(1_500)
+    seconds, _ = bench.redis.time()
+    bench.redis.set(bench.store.keys("resend_seen", "q"), (seconds + 60) * 10**6, px=HOUR_MS)
+
+    assert woken(bench.do("resend_unread", grace_ms=1_000)[0]) == ["r1"]
+
+
+def test_what_is_no_longer_waited_for_is_not_sent_from_an_unread_queue(bench: Bench) -> None:
+    """It was claimed between the first look and the time at which it counts as lost."""
+    assert sent_at(bench, 4, {0: "r1"}) == {"r1": [2]}
+    bench.claim()
+
+    assert sent_at(bench, 20, {}) == {}
+
+
 def test_a_message_that_is_no_request_is_answered_with_a_failed_run(bench: Bench) -> None:
     """NEW, once; a run that has this id is left alone."""
     assert bench.do("reject", run_id="r2", message='"quoted"\n', hint="look") is True
@@ -969,6 +1047,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "reclaim poison": ("reclaim", {"max_recoveries": 0}),
     "wake": ("wake", {}),
     "resend": ("resend", {"grace_ms": 1000}),
+    "resend unread": ("resend_unread", {"grace_ms": 1000}),
     "wake an expired run": ("wake", {"limit": 1}),
     "resume": ("resume", {"run_id": "r7", "session_id": "s7"}),
     "told": ("told", {"run_id": "r7", "life": 1}),

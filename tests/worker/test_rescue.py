@@ -160,7 +160,7 @@ async def test_a_message_behind_an_older_one_is_not_sent_again(
 async def test_where_the_queue_cannot_be_read_sending_again_becomes_rare(
     rescue: Rescue, hand: Hand, queues: Queues, sent: list[Wake]
 ) -> None:
-    """Each time the grace doubles, so that a long queue is not flooded with doubles."""
+    """A run's grace doubles each time it is sent, so that a long queue is not flooded with doubles."""
     queues.oldest = None
     hand.submit("r1")
     await await_for(lambda: grace_is_over(hand), "the grace is over")
@@ -170,6 +170,22 @@ async def test_where_the_queue_cannot_be_read_sending_again_becomes_rare(
 
     assert await rescue.once() == 0
     await await_for(partial(_brought_back, rescue), "after twice the grace it is sent again")
+    assert waits(sent, "r1", "r1")()
+
+
+async def test_where_the_queue_cannot_be_read_a_new_run_does_not_wait_for_an_old_one(
+    rescue: Rescue, hand: Hand, queues: Queues, sent: list[Wake]
+) -> None:
+    """Each has a grace of its own, however often others were sent."""
+    queues.oldest = None
+    hand.submit("old")
+    for times in (1, 2, 3):
+        await await_for(partial(_brought_back, rescue), f"it is sent again, {times}")
+    hand.submit("new", "s2")
+
+    await await_for(partial(_brought_back, rescue), "one of them is sent again")
+
+    assert [wake.run_id for wake in sent][:4] == ["old", "old", "old", "new"]
 
 
 async def test_a_run_that_kills_its_workers_is_ended(

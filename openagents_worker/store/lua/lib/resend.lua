@@ -1,0 +1,16 @@
+--#include run
+-- sent_again(queue, id, grace_ms): the run's wake-up with a new send time; nil, and cleared away, when nobody waits for it.
+-- A run that has ended is waited for until Celery was told; ever less often, as who tells may fail each time.
+local function sent_again(queue, id, grace_ms)
+  local run = load(id)
+  if run and run.state == 'queued' and run.owner == '' then return wake_of(run) end
+  if run and TERMINAL[run.state] and redis.call('HEXISTS', k.run(id), 'untold') == 1 then
+    local wake = wake_of(run)
+    local tellings = redis.call('HINCRBY', k.run(id), 'tellings', 1)
+    local pause_ms = math.min(grace_ms * (2 ^ math.min(tellings, 20) - 2), 600000)
+    redis.call('ZINCRBY', k.sent(queue), digits(pause_ms * 1000), id)
+    return wake
+  end
+  redis.call('ZREM', k.sent(queue), id)
+  return nil
+end

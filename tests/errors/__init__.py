@@ -1,0 +1,1 @@
+"""Error codes: each is met here, where its meaning in `docs/errors.md` says."""

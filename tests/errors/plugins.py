@@ -1,0 +1,89 @@
+"""Somebody's plugins, and what goes wrong in them. No run of theirs ends with an error of the library's that
+they have raised themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+from openagents_worker import tool
+from openagents_worker.errors import RAISED_BY_PLUGINS, OpenAgentsError, ToolRateLimitError
+from openagents_worker.patterns.base import PatternPlugin
+from openagents_worker.tools.base import ToolContext
+
+__all__ = ["HINT", "Buggy", "Numbers", "PassesOn", "Quitter", "complain", "crash", "dawdle", "echo", "spoil"]
+
+HINT = "ask whoever wrote the plugin"
+
+
+@tool
+async def complain(code: str) -> None:
+    """Raises the error with this code, one of those that only plugins raise."""
+    named: dict[str, type[OpenAgentsError]] = {error.code: error for error in RAISED_BY_PLUGINS}
+    raise named[code](f"the plugin says {code}", hint=HINT)
+
+
+@tool
+async def crash() -> None:
+    """Has a bug."""
+    raise ZeroDivisionError("one by nothing")
+
+
+@tool(timeout_ms=50)
+async def dawdle() -> None:
+    """Takes longer than it may."""
+    await asyncio.Event().wait()
+
+
+@tool
+async def spoil(context: ToolContext) -> None:
+    """Writes into the session what its memory cannot read."""
+    context.state["memory_buffer"] = "not a list"
+
+
+@tool
+async def echo(number: int) -> int:
+    """Gives a number back; below zero it asks for patience."""
+    if number < 0:
+        raise ToolRateLimitError("not yet", "echo", retry_after_ms=1)
+    return number
+
+
+class PassesOn(PatternPlugin):
+    """Calls the tool `complain` with its input, and lets through whatever that raises."""
+
+    async def execute(self) -> Any:
+        return await self.context.tools["complain"].invoke({"code": self.context.input_text})
+
+
+class Numbers(PatternPlugin):
+    """Has its numbers echoed; `drifts`: larger ones in every attempt of this process."""
+
+    attempts = itertools.count()
+
+    class Config(PatternPlugin.Config):
+        numbers: list[int]
+        drifts: bool = False
+
+    async def execute(self) -> None:
+        more = next(Numbers.attempts) if self.cfg.drifts else 0
+        for number in self.cfg.numbers:
+            await self.context.tools["echo"].invoke({"number": number + more if number > 0 else number})
+
+
+class Buggy(PatternPlugin):
+    """Has a bug."""
+
+    async def execute(self) -> None:
+        raise LookupError("nothing there")
+
+
+class Quitter(PatternPlugin):
+    """Cancels itself."""
+
+    async def execute(self) -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        me.cancel()
+        await asyncio.sleep(0)
