@@ -110,6 +110,12 @@ class BrokerConfigError(ConfigError):
     code = "config.broker"
 
 
+class RedisUnsafe(ConfigError):
+    """Redis is set up so that accepted runs can be lost: it evicts keys, or is not as strict as asked for."""
+
+    code = "redis.unsafe"
+
+
 class PluginError(OpenAgentsError):
     """Base of what is wrong with a plugin."""
 

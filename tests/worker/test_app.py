@@ -97,6 +97,31 @@ def test_an_invalid_agents_file_ends_the_start(tmp_path: Path, redis_url: str) -
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("redis_options", "env", "says"),
+    [
+        ({"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}, {}, "maxmemory-policy allkeys-lru"),
+        ({}, {"OPENAGENTS_DURABILITY": "strict"}, "appendonly is off"),
+    ],
+    ids=["evicting", "strict, in memory"],
+)
+def test_a_redis_that_loses_runs_ends_the_start(
+    tmp_path: Path, agents_file: str, redis_options: dict[str, str], env: dict[str, str], says: str
+) -> None:
+    """With its coded error, and before a lease or a message is taken."""
+    with EmbeddedRedis(extra=redis_options) as server, Client(server.url) as client:
+        env = {**env, "OPENAGENTS_REDIS_URL": server.url, "OPENAGENTS_CONFIG": agents_file}
+        with worker(env, tmp_path / "log") as process:
+            code = process.wait(60)
+        leases = client.store.redis.zcard(client.store.keys("workers"))
+
+    assert (code, leases) == (2, 0)
+    said = (tmp_path / "log").read_text()
+    assert "error: redis.unsafe" in said
+    assert says in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", ["threads", "solo", "prefork"])
 def test_a_run_is_carried_under_every_pool(
