@@ -98,6 +98,7 @@ class Assembly:
 
     def __init__(self, config: AppConfig, *, env: Mapping[str, str], offload: Offload | None = None) -> None:
         self.config = config
+        self.redact_keys = config.redact_keys
         self.offload = offload or Offload()
         self._env = env
         self._models: dict[str, LLMClient] = {}

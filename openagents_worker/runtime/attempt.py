@@ -108,6 +108,7 @@ class Attempt:
             latch=self.latch,
             ids=self._ids,
             preview_chars=settings.event_preview_chars,
+            redact_keys=assembly.redact_keys,
         )
         self._sessions = SessionStore(self._ledger)
         self._recorder: Recorder | None = None
@@ -386,6 +387,7 @@ class Attempt:
             duration_ms=self._active_ms,
             output=output,
             error=error,
+            redact_keys=self._assembly.redact_keys,
         )
 
     async def _finish(self, ending: Ending) -> Carried:

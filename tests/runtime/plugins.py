@@ -170,6 +170,15 @@ class Diary:
         context.state["pages"] = len(Diary.kept)
 
 
+class Discreet(_Pattern):
+    """Handles what is a secret in one house only."""
+
+    async def execute(self) -> Any:
+        await self.context.tools["charge"].invoke({"who": {"customerIBAN": "DE02"}})
+        await self.context.emit("app.charged", iban="DE02")
+        return {"iban": "DE02"}
+
+
 class Endless(_Pattern):
     """Never ends by itself."""
 
