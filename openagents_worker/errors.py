@@ -338,6 +338,14 @@ class WorkerLost(ExecutionError):
     code = "worker.lost"
 
 
+class DepsUnavailable(ExecutionError):
+    """What the request's `deps` names could not be made; the run is tried again."""
+
+    code = "deps.unavailable"
+    retryable = True
+    http_status = 503
+
+
 class RunFailed(OpenAgentsError):
     """What `RunHandle.get()` raises for a run that did not complete. `code` is the run's own error code."""
 

@@ -147,6 +147,8 @@ class RunRequest(_Wire):
     budget: RunBudget | None = None
     durable: bool | None = None
     queue: Id | None = None
+    deps: Id | None = None
+    """The name of what tools and patterns get as `context.deps`; see `register_deps`."""
     on_busy: Literal["enqueue", "reject"] = "enqueue"
     """What to do when the session has a run already: wait for one's turn, or raise `session.busy`."""
     resume_from_checkpoint: Annotated[str, AfterValidator(_checked_checkpoint)] | None = None

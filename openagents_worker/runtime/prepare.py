@@ -88,6 +88,7 @@ class Preparation:
         state_before: dict[str, str],
         state: dict[str, Any],
         durable: bool,
+        deps: Any,
     ) -> None:
         self._request = request
         self._parts = parts
@@ -99,7 +100,7 @@ class Preparation:
         self._state_before = state_before
         self._durable = durable
         self._session = SessionAtStart(sessions, start)
-        self._context = RunContext(request, state, recorder, parts.definition.llm)
+        self._context = RunContext(request, state, recorder, parts.definition.llm, deps=deps)
 
     async def carry(self) -> Prepared:
         """In the order of the original: compact, assemble, bind, preflight, inject."""

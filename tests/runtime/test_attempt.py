@@ -357,7 +357,7 @@ async def test_a_failed_run_goes_on_in_another_life(redis_url: str) -> None:
 
 @pytest.mark.parametrize("part", ["logging", "diagnostics"])
 async def test_names_that_the_agents_file_calls_secret_are_in_no_event(redis_url: str, part: str) -> None:
-    """Neither in a call's, nor in the pattern's own, nor in the run's last one; the result itself is whole."""
+    """Neither in a call's, nor in the pattern's own, nor in the last one; the result itself is whole."""
     file = {part: {"redact_keys": ["iban"]}}
     async with process(redis_url, patterned("Discreet", tool("Charge")), **file) as p:
         record = await p.run()
