@@ -260,7 +260,7 @@ class BudgetExhausted(ExecutionError):
 
 
 class OutputValidationError(ExecutionError):
-    """The output does not fit the type that was asked for; for patterns that check theirs."""
+    """The answer does not fit the `output_type` that was asked for, after all attempts."""
 
     code = "execution.output_validation"
     extra_fields = ("output_type", "attempts")

@@ -31,6 +31,7 @@ from openagents_worker.runtime.journal import PREPARE, Journal, Record, read_pag
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.ledger import Ledger
+from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, fitted
 from openagents_worker.runtime.prepare import Preparation, Prepared, Start
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.retry import DEFAULT_MAX_RESUME_ATTEMPTS, back_off_ms
@@ -271,7 +272,7 @@ class Attempt:
 
     async def _think(self, prepared: Prepared) -> Any:
         """The pattern's output, or the error it ends with; returns at once when the run is latched."""
-        thinking = asyncio.create_task(self._execute(prepared.pattern), name=f"run {self.request.run_id}")
+        thinking = asyncio.create_task(self._execute(prepared), name=f"run {self.request.run_id}")
         try:
             await asyncio.wait(
                 {thinking, self.latch.is_set},
@@ -292,10 +293,16 @@ class Attempt:
             await self._stop_thinking(thinking)
             raise
 
-    async def _execute(self, pattern: Any) -> Any:
+    async def _execute(self, prepared: Prepared) -> Any:
+        """The pattern's output, of the type that was asked for."""
         assert self._recorder is not None
         self._recorder.begin()
-        return await pattern.execute()
+        output = await prepared.pattern.execute()
+        if prepared.output_type is None:
+            return output
+        limit = self._budget.max_validation_retries
+        retries = DEFAULT_VALIDATION_RETRIES if limit is None else limit
+        return await fitted(output, prepared.output_type, prepared.pattern, prepared.context, retries)
 
     def _output_of(self, thinking: asyncio.Task[Any]) -> Any:
         recorder = self._recorder

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from pydantic import BaseModel
+
 from openagents_worker.errors import PluginLoadError
 
-__all__ = ["DEPS", "Registered", "register_deps"]
+__all__ = ["DEPS", "OUTPUTS", "Registered", "register_deps", "register_output"]
 
 T = TypeVar("T")
 
@@ -38,6 +40,7 @@ class Registered(Generic[T]):
 
 
 DEPS: Registered[Callable[[], Any]] = Registered("deps", "register_deps")
+OUTPUTS: Registered[type[BaseModel]] = Registered("outputs", "register_output")
 
 
 def register_deps(name: str, factory: Callable[[], Any]) -> None:
@@ -50,3 +53,13 @@ def register_deps(name: str, factory: Callable[[], Any]) -> None:
     >>> register_deps("shop", lambda: {"currency": "EUR"})
     """
     DEPS.add(name, factory)
+
+
+def register_output(name: str, model: type[BaseModel]) -> None:
+    """Say what answer is wanted of runs whose request has `output_type=name`.
+
+    >>> class Verdict(BaseModel):
+    ...     guilty: bool
+    >>> register_output("verdict", Verdict)
+    """
+    OUTPUTS.add(name, model)
