@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from openagents_worker.producer.sse import sse
     from openagents_worker.producer.task import run_agent
+    from openagents_worker.runtime.registry import register_deps, register_output
     from openagents_worker.tools.function import tool
     from openagents_worker.worker.register import register
 
@@ -71,6 +72,8 @@ __all__ = [
     "StopReason",
     "SubmitUnknown",
     "register",
+    "register_deps",
+    "register_output",
     "run_agent",
     "sse",
     "tool",
@@ -100,6 +103,8 @@ _ROOM_OF = {
     "StopReason": "models",
     "SubmitUnknown": "errors",
     "register": "worker.register",
+    "register_deps": "runtime.registry",
+    "register_output": "runtime.registry",
     "run_agent": "producer.task",
     "sse": "producer.sse",
     "tool": "tools.function",

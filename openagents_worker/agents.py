@@ -414,7 +414,7 @@ class AppConfig(_Part):
         """Parts of key names whose values never leave the worker: ours and those the file adds."""
         added = [*(self.logging.redact_keys if self.logging else ())]
         added += self.diagnostics.redact_keys if self.diagnostics else ()
-        return tuple(dict.fromkeys((*DEFAULT_REDACT_KEYS, *added)))
+        return tuple(dict.fromkeys((*DEFAULT_REDACT_KEYS, *added))) if added else DEFAULT_REDACT_KEYS
 
     def agent(self, agent_id: str) -> AgentDefinition:
         """The agent with this id, the runtime's defaults filled in. Raises `AgentNotFoundError`."""

@@ -110,6 +110,12 @@ class BrokerConfigError(ConfigError):
     code = "config.broker"
 
 
+class RedisUnsafe(ConfigError):
+    """Redis is set up so that accepted runs can be lost: it evicts keys, or is not as strict as asked for."""
+
+    code = "redis.unsafe"
+
+
 class PluginError(OpenAgentsError):
     """Base of what is wrong with a plugin."""
 
@@ -254,7 +260,7 @@ class BudgetExhausted(ExecutionError):
 
 
 class OutputValidationError(ExecutionError):
-    """The output does not fit the type that was asked for; for patterns that check theirs."""
+    """The answer does not fit the `output_type` that was asked for, after all attempts."""
 
     code = "execution.output_validation"
     extra_fields = ("output_type", "attempts")
@@ -330,6 +336,14 @@ class WorkerLost(ExecutionError):
     """The worker died while it carried a run that is not durable."""
 
     code = "worker.lost"
+    http_status = 503
+
+
+class DepsUnavailable(ExecutionError):
+    """What the request's `deps` names could not be made; the run is tried again."""
+
+    code = "deps.unavailable"
+    retryable = True
     http_status = 503
 
 
@@ -493,7 +507,6 @@ RAISED_BY_PLUGINS: frozenset[type[OpenAgentsError]] = frozenset(
         PluginError,
         UserError,
         InvalidInputError,
-        OutputValidationError,
         RetryableToolError,
         ToolAuthError,
         ToolCancelledError,

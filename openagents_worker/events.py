@@ -90,6 +90,8 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
                "kind name call_id"),
         _event("tool.retry_requested", "a tool asks the model for other arguments",
                "tool_id attempt error", "call_id"),
+        _event("validation.retry", "the answer does not fit the output_type; the model is told why",
+               "attempt error"),
         _event("run.durable_idempotency_warning", "a tool whose effects must not repeat", "tool_id", "hint"),
         _event("run.checkpoint_saved", "a call's outcome is stored and will not be executed again",
                "checkpoint_id step_index", "transcript_length"),

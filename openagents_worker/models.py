@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Generic, Literal, Self
 
 from pydantic import (
@@ -15,9 +16,13 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    PydanticUserError,
     ValidationError,
+    field_serializer,
+    field_validator,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeVar
 
@@ -125,6 +130,7 @@ class RunBudget(_Wire):
     max_tool_calls: int | None = Field(default=None, ge=0)
     max_cost_usd: float | None = Field(default=None, ge=0)
     max_resume_attempts: int | None = Field(default=None, ge=0)
+    max_validation_retries: int | None = Field(default=None, ge=0)
 
 
 class RunRequest(_Wire):
@@ -147,6 +153,11 @@ class RunRequest(_Wire):
     budget: RunBudget | None = None
     durable: bool | None = None
     queue: Id | None = None
+    deps: Id | None = None
+    """The name of what tools and patterns get as `context.deps`; see `register_deps`."""
+    output_type: dict[str, JsonValue] | Id | SkipJsonSchema[type[BaseModel]] | None = None
+    """What the answer has to fit: a JSON Schema, a registered name (`register_output`), or a pydantic class,
+    which travels as its schema and to which the answer is parsed where the run is waited for."""
     on_busy: Literal["enqueue", "reject"] = "enqueue"
     """What to do when the session has a run already: wait for one's turn, or raise `session.busy`."""
     resume_from_checkpoint: Annotated[str, AfterValidator(_checked_checkpoint)] | None = None
@@ -167,6 +178,35 @@ class RunRequest(_Wire):
                 {"given": repr(data["run_id"]), "checkpoint": repr(checkpoint)},
             )
         return {**data, "run_id": run_id}
+
+    @field_validator("output_type")
+    @classmethod
+    def _a_class_has_a_schema(cls, value: Any) -> Any:
+        if isinstance(value, type):
+            try:
+                schema_of(value)
+            except PydanticUserError as error:
+                raise PydanticCustomError(
+                    "output_type",
+                    "{name} has no JSON Schema: {why}",
+                    {"name": value.__name__, "why": str(error).splitlines()[0]},
+                ) from None
+        return value
+
+    @field_serializer("output_type")
+    def _a_class_travels_as_its_schema(self, value: Any) -> dict[str, JsonValue] | str | None:
+        return schema_of(value) if isinstance(value, type) else value
+
+    @property
+    def output_class(self) -> type[BaseModel] | None:
+        """The pydantic class that was asked for; None where the wish was a schema, a name, or none."""
+        return self.output_type if isinstance(self.output_type, type) else None
+
+
+@lru_cache(maxsize=256)  # it is asked for several times in one submission
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema of what the class accepts."""
+    return model.model_json_schema()
 
 
 class RunUsage(BaseModel):
@@ -286,6 +326,12 @@ class RunRecord(_Wire):
     usage: RunUsage = Field(default_factory=RunUsage)
     request: RunRequest | None = None
     result: RunResult[Any] | None = None
+
+
+def output_class_of(request: RunRequest | Mapping[str, Any]) -> type[BaseModel] | None:
+    """The pydantic class that a request asks for, checked or not."""
+    wanted = request.get("output_type") if isinstance(request, Mapping) else request.output_class
+    return wanted if isinstance(wanted, type) and issubclass(wanted, BaseModel) else None
 
 
 def parse_request(

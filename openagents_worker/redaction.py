@@ -60,7 +60,7 @@ def redact(
     >>> redact({"apiKey": "sk-123", "input_tokens": 7, "note": "at redis://:pw@host/0"})
     {'apiKey': '***', 'input_tokens': 7, 'note': 'at redis://:***@host/0'}
     """
-    parts = _DEFAULT_PARTS if keys is DEFAULT_REDACT_KEYS else tuple(_normal(key) for key in keys)
+    parts = _DEFAULT_PARTS if keys is DEFAULT_REDACT_KEYS else _parts_of(tuple(keys))
     return _Redaction(parts, max_chars, max_items).shown(value, max_depth)
 
 
@@ -170,7 +170,12 @@ def _key(key: str, parts: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     return _bounded(key, _LONGEST_KEY), hits
 
 
-_DEFAULT_PARTS = tuple(_normal(key) for key in DEFAULT_REDACT_KEYS)
+@lru_cache  # an agents file's keys are the same in every event
+def _parts_of(keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_normal(key) for key in keys)
+
+
+_DEFAULT_PARTS = _parts_of(DEFAULT_REDACT_KEYS)
 
 
 def _bounded(text: str, max_chars: int | None) -> str:

@@ -148,6 +148,11 @@ class Settings(BaseSettings):
     durable_default: bool = Field(
         default=True, description="Whether a run survives its worker where its request does not say."
     )
+    durability: Literal["normal", "strict"] = Field(
+        default="normal",
+        description="strict: a run is accepted once Redis has it on disk (WAITAOF; up to a second with "
+        "appendfsync everysec), and a worker refuses a Redis that cannot tell.",
+    )
     max_recoveries: int = Field(
         default=5,
         ge=1,

@@ -69,7 +69,9 @@ class PatternPlugin:
     """Base of a pattern; optional, a class with `setup` and `execute` will do.
 
     The runtime makes one instance per attempt, sets `context` and awaits `execute()`, whose return value is
-    the run's output. `Config`, a pydantic model, checks the `config` of the agents file; see `self.cfg`.
+    the run's output. Where it does not fit the request's `output_type`, a pattern that has a method
+    `try_again(problem)` is awaited for another output; for one without, the model is asked. `Config`, a
+    pydantic model, checks the `config` of the agents file; see `self.cfg`.
     """
 
     context: RunContext

@@ -78,14 +78,25 @@ class ReActPattern(PatternPlugin):
 
         Raises `MaxStepsExceeded`, `StepTimeoutError`, or the last of too many tool errors in a row.
         """
-        messages = self._opening()
-        limit = self._step_limit()
+        self._messages = self._opening()
+        self._steps = 0
+        return await self._answer()
+
+    async def try_again(self, problem: str) -> str:
+        """Another answer in the same conversation, after one that will not do; steps are counted on."""
+        self._messages.append({"role": "user", "content": problem})
+        return await self._answer()
+
+    async def _answer(self) -> str:
+        messages, limit = self._messages, self._step_limit()
         failed_turns = 0
-        for step in range(1, limit + 1):
+        for step in range(self._steps + 1, limit + 1):
+            self._steps = step
             async with self._step_deadline(step):
                 await self.emit("pattern.step_started", step=step)
                 response = await self._ask(messages)
                 if not response.tool_calls:
+                    messages.append({"role": "assistant", "content": response.output_text})
                     await self.emit("pattern.step_finished", step=step, action="final")
                     return response.output_text
                 calls = _with_ids(response.tool_calls, step)

@@ -18,8 +18,9 @@ from typing import Any, Self
 
 from celery import Celery
 from celery.backends.base import DisabledBackend
+from pydantic import BaseModel
 
-from openagents_worker.models import RunRecord, RunRequest
+from openagents_worker.models import RunRecord, RunRequest, output_class_of
 from openagents_worker.producer.canvas import canvas_of
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.submit import Accepted, asubmit, submit
@@ -109,11 +110,11 @@ class Client:
             canvas=_canvas(self.settings, canvas, priority=priority, headers=headers),
         )
         _send(self.app, accepted, began)
-        return self.handle(accepted.run_id)
+        return self.handle(accepted.run_id, output_type=output_class_of(request))
 
-    def handle(self, run_id: str) -> RunHandle[Any]:
-        """A view of the run; asks nothing yet."""
-        return RunHandle(run_id, client=self)
+    def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> RunHandle[Any]:
+        """A view of the run; asks nothing yet. With a pydantic class, `wait()` parses the answer to it."""
+        return RunHandle(run_id, client=self, output_type=output_type)
 
     def record(self, run_id: str) -> RunRecord:
         """The run as it stands now. Raises `RunNotFound`."""
@@ -199,11 +200,11 @@ class AsyncClient:
             canvas=_canvas(self.settings, canvas, priority=priority, headers=headers),
         )
         await asyncio.to_thread(_send, self.app, accepted, began)
-        return self.handle(accepted.run_id)
+        return self.handle(accepted.run_id, output_type=output_class_of(request))
 
-    def handle(self, run_id: str) -> AsyncRunHandle[Any]:
-        """A view of the run; asks nothing yet."""
-        return AsyncRunHandle(run_id, client=self)
+    def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> AsyncRunHandle[Any]:
+        """A view of the run; asks nothing yet. With a pydantic class, `wait()` parses the answer to it."""
+        return AsyncRunHandle(run_id, client=self, output_type=output_type)
 
     async def record(self, run_id: str) -> RunRecord:
         """The run as it stands now. Raises `RunNotFound`."""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Generic, cast
 
 from celery import exceptions, states
 from celery.result import AsyncResult, assert_will_not_block
+from pydantic import BaseModel, ValidationError
 
-from openagents_worker.errors import RunCancelled, RunFailed
+from openagents_worker.errors import OutputValidationError, RunCancelled, RunFailed
 from openagents_worker.events import RunEvent
 from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
 from openagents_worker.store.events import awatch, watch
@@ -59,7 +60,9 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         parent: Any = None,
         *,
         client: Client | None = None,
+        output_type: type[BaseModel] | None = None,
     ) -> None:
+        self._output_type = output_type
         self._client = client or _client_for(app)
         super().__init__(id, self._client.no_backend, task_name, self._client.app, parent)
 
@@ -76,9 +79,10 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         """Wait until the run is over; a run that failed is a result too. `timeout` in seconds.
 
         Celery's other parameters are accepted; nothing is polled, so none of them is needed. Raises
-        `WaitTimeout`.
+        `WaitTimeout`; and `OutputValidationError` when the request asked for a pydantic class that refuses
+        the answer, though it fits its schema.
         """
-        return cast("RunResult[OutputT]", self._ended(timeout, **celery_options).result)
+        return cast("RunResult[OutputT]", _parsed(self._ended(timeout, **celery_options), self._output_type))
 
     def events(self, after: int = 0) -> Generator[RunEvent]:
         """The run's events after number `after`, then live, until the run is over."""
@@ -185,8 +189,9 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
 class AsyncRunHandle(Generic[OutputT]):
     """A producer's view of one run, for asyncio. The same names as `RunHandle`; what asks is awaited."""
 
-    def __init__(self, id: str, *, client: AsyncClient) -> None:
+    def __init__(self, id: str, *, client: AsyncClient, output_type: type[BaseModel] | None = None) -> None:
         self.id = id
+        self._output_type = output_type
         self._client = client
 
     def __repr__(self) -> str:
@@ -197,8 +202,8 @@ class AsyncRunHandle(Generic[OutputT]):
         return await self._client.record(self.id)
 
     async def wait(self, timeout: float | None = None) -> RunResult[OutputT]:
-        """Wait until the run is over; a run that failed is a result too. `timeout` in seconds."""
-        return cast("RunResult[OutputT]", (await self._ended(timeout)).result)
+        """Wait until the run is over, as `RunHandle.wait` does. `timeout` in seconds."""
+        return cast("RunResult[OutputT]", _parsed(await self._ended(timeout), self._output_type))
 
     async def get(self, timeout: float | None = None, propagate: bool = True) -> Any:
         """Wait until the run is over: its result as a JSON dict. Raises `WaitTimeout` or `RunFailed`."""
@@ -246,6 +251,23 @@ class AsyncRunHandle(Generic[OutputT]):
                 return record
         except TimeoutError:
             raise _late(self.id, timeout) from None
+
+
+def _parsed(record: RunRecord, wanted: type[BaseModel] | None) -> RunResult[Any]:
+    """The result of a run that is over, its answer as an instance of the class that was asked for."""
+    assert record.result is not None, "a run that is over has a result"
+    if wanted is None or not record.result.ok:
+        return record.result
+    try:
+        answer = wanted.model_validate(record.result.final_output)
+    except ValidationError as error:
+        raise OutputValidationError(
+            f"the run's answer fits the schema of {wanted.__name__}, and it refuses it: {error}",
+            hint="register_output lets the worker ask the class itself, and the model again",
+            output_type=wanted.__name__,
+            run_id=record.run_id,
+        ) from error
+    return record.result.model_copy(update={"final_output": answer})
 
 
 def _outcome(record: RunRecord) -> dict[str, Any] | RunFailed:

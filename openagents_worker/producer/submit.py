@@ -70,13 +70,15 @@ def submit(
 
     `queue` goes before the request's own; `canvas` is JSON kept for the run's messages; with `expires_ms` the
     run is cancelled unless it has been started by then. Raises what
-    `parse_request` raises, `AgentNotFoundError`, `RunConflict`, `SessionBusy` or `RedisUnreachable` when
-    nothing was accepted, and `SubmitUnknown` when that cannot be known.
+    `parse_request` raises, `AgentNotFoundError`, `RunConflict`, `SessionBusy`, `RedisUnsafe` or
+    `RedisUnreachable` when nothing was accepted, and `SubmitUnknown` when that cannot be known, which under
+    `OPENAGENTS_DURABILITY=strict` is also said of a run that is not known to be on disk.
     """
     attempt = _attempt(request, settings, queue, delay_ms, expires_ms, canvas, clock)
+    run = store.run_on_disk if settings.durability == "strict" else store.run
     while True:
         try:
-            return attempt.accepted(store.run(attempt.call))
+            return attempt.accepted(run(attempt.call))
         except RedisUnreachable as error:
             attempt.must_repeat(error)
             pause(REPEAT_PAUSE_S)
@@ -96,9 +98,10 @@ async def asubmit(
 ) -> Accepted:
     """As `submit`, for asyncio."""
     attempt = _attempt(request, settings, queue, delay_ms, expires_ms, canvas, clock)
+    run = store.run_on_disk if settings.durability == "strict" else store.run
     while True:
         try:
-            return attempt.accepted(await store.run(attempt.call))
+            return attempt.accepted(await run(attempt.call))
         except RedisUnreachable as error:
             attempt.must_repeat(error)
             await pause(REPEAT_PAUSE_S)

@@ -15,7 +15,7 @@ from celery.local import PromiseProxy
 from celery.utils.time import maybe_make_aware
 
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
-from openagents_worker.models import RunRequest, parse_request
+from openagents_worker.models import RunRequest, output_class_of, parse_request
 from openagents_worker.producer.canvas import KEPT
 from openagents_worker.producer.client import client_of, default_client
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
@@ -51,7 +51,9 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
         Under `task_always_eager` the run is carried here, to its end or its first wait.
         """
         if self.app.conf.task_always_eager:
-            return self.AsyncResult(self.apply(args, kwargs, **options).id)
+            done = self.apply(args, kwargs, **options)
+            asked = _only_argument(args or (), kwargs or {})
+            return client_of(self.app).handle(done.id, output_type=output_class_of(asked))
         request, how = self._submission(args or (), kwargs or {}, options)
         handle = client_of(self.app).submit(request, **how)
         parent = self.app.current_worker_task
@@ -64,7 +66,7 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
         client = await client_of(self.app).on_this_loop()
         if self.app.conf.task_always_eager:
             result = await asyncio.to_thread(self.apply, (request,), **options)
-            return client.handle(result.id)
+            return client.handle(result.id, output_type=output_class_of(request))
         request, how = self._submission((request,), {}, options)
         return await client.submit(request, **how)
 
@@ -89,7 +91,7 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
         client = client_of(self.app)
         parsed = parse_request(request, max_bytes=client.settings.max_payload_bytes)
         _on_commit(lambda: self.apply_async((parsed,), **{**options, "task_id": parsed.run_id}))
-        return client.handle(parsed.run_id)
+        return client.handle(parsed.run_id, output_type=parsed.output_class)
 
     def AsyncResult(self, task_id: str, **_: Any) -> RunHandle[Any]:
         """The handle of a run."""

@@ -15,6 +15,7 @@ from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.models import dumps
 from openagents_worker.patterns import BUILTIN_PATTERNS
+from openagents_worker.runtime.plugins import load_plugins
 from openagents_worker.settings import Settings
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.function import FunctionTool
@@ -98,6 +99,7 @@ class Assembly:
 
     def __init__(self, config: AppConfig, *, env: Mapping[str, str], offload: Offload | None = None) -> None:
         self.config = config
+        self.redact_keys = config.redact_keys
         self.offload = offload or Offload()
         self._env = env
         self._models: dict[str, LLMClient] = {}
@@ -107,15 +109,10 @@ class Assembly:
 
     @classmethod
     def from_settings(cls, settings: Settings, env: Mapping[str, str] | None = None) -> Assembly:
-        """Load the agents file and make every part once: what cannot work is known before the first run."""
+        """Import the plugins, load the agents file and make every part once: what cannot work is known before
+        the first run."""
         env = os.environ if env is None else env
-        for module in settings.imports:
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                raise PluginLoadError(
-                    f"OPENAGENTS_IMPORTS names {module!r}, which cannot be imported: {error}"
-                ) from error
+        load_plugins(settings.imports)
         offload = Offload(threads=settings.tool_threads, processes=settings.tool_processes)
         assembly = cls(load_agents(settings.config, env=env), env=env, offload=offload)
         for agent in assembly.config.agents:

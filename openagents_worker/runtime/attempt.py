@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -24,11 +25,13 @@ from openagents_worker.llm.base import CallInfo
 from openagents_worker.memory.base import MemoryPlugin
 from openagents_worker.models import ErrorDetails, RunBudget, RunRequest, RunUsage, StopReason
 from openagents_worker.runtime.assembly import AgentParts, Assembly
+from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output, translated
 from openagents_worker.runtime.journal import PREPARE, Journal, Record, read_pages
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.ledger import Ledger
+from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, fitted
 from openagents_worker.runtime.prepare import Preparation, Prepared, Start
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.retry import DEFAULT_MAX_RESUME_ATTEMPTS, back_off_ms
@@ -48,6 +51,7 @@ CANCEL_GRACE_S = (
 )
 # Another worker knows the agent, or reads the journal: this one is older, the run waits for that one.
 LEAVE_MS = 5_000
+OPEN = "deps"  # as a call that is tried again; no call of a pattern has such a key
 
 
 class Outlook(StrEnum):
@@ -108,6 +112,7 @@ class Attempt:
             latch=self.latch,
             ids=self._ids,
             preview_chars=settings.event_preview_chars,
+            redact_keys=assembly.redact_keys,
         )
         self._sessions = SessionStore(self._ledger)
         self._recorder: Recorder | None = None
@@ -130,10 +135,11 @@ class Attempt:
         parts: AgentParts | None = None
         try:
             parts = self._assembly.parts(self.request.agent_id)
-            self._prepared = await self._prepare(parts)
-            output = await self._think(self._prepared)
-            await self._remember(self._prepared, output)
-            output = checked_output(output, self._settings.max_payload_bytes)
+            async with AsyncExitStack() as opened:
+                self._prepared = await self._prepare(parts, opened)
+                output = await self._think(self._prepared)
+                await self._remember(self._prepared, output)
+                output = checked_output(output, self._settings.max_payload_bytes)
         except AgentNotFoundError as error:
             if await self._others_know_the_agent():
                 self.latch.set(LatchReason.RETRY, error=error)
@@ -151,7 +157,19 @@ class Attempt:
 
     # --- prepare -----------------------------------------------------------------------------------------
 
-    async def _prepare(self, parts: AgentParts) -> Prepared:
+    async def _open_deps(self, opened: AsyncExitStack) -> Any:
+        """What tools get as `context.deps`; a deployment that cannot make it now is asked again later."""
+        try:
+            return await opened.enter_async_context(
+                opened_deps(self.request.deps, self._assembly.offload.in_thread)
+            )
+        except OpenAgentsError as error:
+            if not (error.retryable and self._durable and self._tries.get(OPEN, 0) < self._max_tries):
+                raise
+            self.latch.set(LatchReason.RETRY, error=error, call=OPEN)
+            raise RunLatched(LatchReason.RETRY) from error
+
+    async def _prepare(self, parts: AgentParts, opened: AsyncExitStack) -> Prepared:
         journal = Journal(life=self._claimed.life)
         async for text in read_pages(
             self._ledger.journal_page, self._claimed.journal, self._claimed.journal_length
@@ -168,6 +186,7 @@ class Attempt:
             journal, start, changed=start.definition_hash != here.definition_hash
         )
         self._tell_beginning(recorded)
+        deps = await self._open_deps(opened)
         prepared = await Preparation(
             request=self.request,
             parts=parts,
@@ -180,6 +199,7 @@ class Attempt:
             state_before=state_before,
             state={key: json.loads(text) for key, text in state_before.items()},
             durable=self._durable,
+            deps=deps,
         ).carry()
         if self._claimed.retries:
             self._note(
@@ -188,18 +208,14 @@ class Attempt:
         return prepared
 
     def _new_recorder(self, journal: Journal, start: Start, *, changed: bool) -> Recorder:
-        facts = self._claimed.facts or {}
-        limit = self._budget.max_resume_attempts
         return Recorder(
             run_id=self.request.run_id,
             uid=self._claimed.uid,
             journal=journal,
             ledger=self._ledger,
             latch=self.latch,
-            tries={
-                key.removeprefix("tries:"): int(n) for key, n in facts.items() if key.startswith("tries:")
-            },
-            max_tries=DEFAULT_MAX_RESUME_ATTEMPTS if limit is None else limit,
+            tries=self._tries,
+            max_tries=self._max_tries,
             life=self._claimed.life,
             durable=self._durable,
             max_record_bytes=self._settings.max_payload_bytes,
@@ -207,6 +223,17 @@ class Attempt:
             transcript_length=start.transcript_length,
             on_record=self._apply,
         )
+
+    @property
+    def _tries(self) -> dict[str, int]:
+        """How often each call has failed so far and was put off."""
+        facts = self._claimed.facts or {}
+        return {key.removeprefix("tries:"): int(n) for key, n in facts.items() if key.startswith("tries:")}
+
+    @property
+    def _max_tries(self) -> int:
+        limit = self._budget.max_resume_attempts
+        return DEFAULT_MAX_RESUME_ATTEMPTS if limit is None else limit
 
     def _apply(self, record: Record) -> None:
         """A recorded call returns: its changes become the run's."""
@@ -245,7 +272,7 @@ class Attempt:
 
     async def _think(self, prepared: Prepared) -> Any:
         """The pattern's output, or the error it ends with; returns at once when the run is latched."""
-        thinking = asyncio.create_task(self._execute(prepared.pattern), name=f"run {self.request.run_id}")
+        thinking = asyncio.create_task(self._execute(prepared), name=f"run {self.request.run_id}")
         try:
             await asyncio.wait(
                 {thinking, self.latch.is_set},
@@ -266,10 +293,16 @@ class Attempt:
             await self._stop_thinking(thinking)
             raise
 
-    async def _execute(self, pattern: Any) -> Any:
+    async def _execute(self, prepared: Prepared) -> Any:
+        """The pattern's output, of the type that was asked for."""
         assert self._recorder is not None
         self._recorder.begin()
-        return await pattern.execute()
+        output = await prepared.pattern.execute()
+        if prepared.output_type is None:
+            return output
+        limit = self._budget.max_validation_retries
+        retries = DEFAULT_VALIDATION_RETRIES if limit is None else limit
+        return await fitted(output, prepared.output_type, prepared.pattern, prepared.context, retries)
 
     def _output_of(self, thinking: asyncio.Task[Any]) -> Any:
         recorder = self._recorder
@@ -386,6 +419,7 @@ class Attempt:
             duration_ms=self._active_ms,
             output=output,
             error=error,
+            redact_keys=self._assembly.redact_keys,
         )
 
     async def _finish(self, ending: Ending) -> Carried:
@@ -446,8 +480,9 @@ class Attempt:
         if isinstance(error, AgentNotFoundError | OtherFormat):
             delay_ms = LEAVE_MS
         else:
-            tries = (self._claimed.facts or {}).get(f"tries:{self.latch.call}", "0")
-            delay_ms = back_off_ms(int(tries), getattr(error, "retry_after_ms", None), self._chance)
+            delay_ms = back_off_ms(
+                self._tries.get(self.latch.call, 0), getattr(error, "retry_after_ms", None), self._chance
+            )
         handed = await self._ledger.suspend(
             kind="retry", delay_ms=delay_ms, call=self.latch.call, error_code=error.code
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from openagents_worker.models import (
     StopReason,
     dumps,
 )
-from openagents_worker.redaction import redact
+from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact
 from openagents_worker.runtime.state import changed_keys
 
 __all__ = ["Ending", "checked_output", "stop_reason_of", "translated"]
@@ -80,6 +80,7 @@ class Ending:
     duration_ms: int
     output: Any = None
     error: OpenAgentsError | None = None
+    redact_keys: Collection[str] = DEFAULT_REDACT_KEYS
 
     @property
     def stop_reason(self) -> StopReason:
@@ -118,7 +119,7 @@ class Ending:
             "end_state": self.state,
             "result": self.result().model_dump_json(),
             "event": f"run.{self.state}",
-            "payload": dumps(redact(self._terminal_payload())),
+            "payload": dumps(redact(self._terminal_payload(), self.redact_keys)),
             "completed": dumps(
                 {**self._ids(), "stop_reason": self.stop_reason, "duration_ms": self.duration_ms}
             ),

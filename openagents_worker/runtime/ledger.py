@@ -7,13 +7,13 @@ repeated until the lease no longer allows it. An answer that says "not yours any
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.models import RunUsage, dumps
-from openagents_worker.redaction import redact, shown_json
+from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, shown_json
 from openagents_worker.runtime.journal import PAGE_BYTES
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
@@ -47,8 +47,12 @@ class Ledger:
         latch: Latch,
         ids: Mapping[str, str],
         preview_chars: int,
+        redact_keys: Collection[str] = DEFAULT_REDACT_KEYS,
     ) -> None:
-        """`ids` are those of run, session and agent: the payloads of the run's own events begin with them."""
+        """`ids` are those of run, session and agent: the payloads of the run's own events begin with them.
+
+        `redact_keys` are parts of the names whose values no event shows.
+        """
         self._store = store
         self._lease = lease
         self.run_id = run_id
@@ -57,6 +61,7 @@ class Ledger:
         self._latch = latch
         self._ids = shown_json(ids)
         self._preview_chars = preview_chars
+        self._redact_keys = redact_keys
         self._lane = asyncio.Lock()
         self._pending: list[str] = []
         self._batch_no = 0
@@ -68,18 +73,21 @@ class Ledger:
 
     def note(self, name: str, payload: Mapping[str, Any]) -> None:
         """An event, to be stored soon: with the next commit, or by itself after a moment."""
-        self._pending += [name, shown_json(payload)]
+        self._pending += [name, self._shown(payload)]
         self._schedule(FLUSH_S)
 
     def note_of_run(self, name: str, **payload: Any) -> None:
         """An event of the run itself, whose payload begins with the ids."""
-        more = shown_json(payload) if payload else "{}"
+        more = self._shown(payload) if payload else "{}"
         self._pending += [name, self._ids if more == "{}" else f"{self._ids[:-1]},{more[1:]}"]
         self._schedule(FLUSH_S)
 
     def preview(self, content: Any) -> Any:
         """What an event shows of a call's content, which stands in the journal: nothing is stored twice."""
-        return redact(content, max_chars=self._preview_chars)
+        return redact(content, self._redact_keys, max_chars=self._preview_chars)
+
+    def _shown(self, payload: Mapping[str, Any]) -> str:
+        return shown_json(payload, self._redact_keys)
 
     def delta(self, call: str, text: str) -> None:
         """A piece of a reply for those who watch now; it is not stored."""
@@ -124,7 +132,7 @@ class Ledger:
             if piece.text:
                 batch += ["llm.delta", piece.take(call, self._attempt)]
         for name, payload in events:
-            batch += [name, shown_json(payload)]
+            batch += [name, self._shown(payload)]
         self._batch_no += 1
         return batch
 

@@ -15,6 +15,7 @@ from openagents_worker.runtime.calls import RecordedModel, RecordedTool
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.journal import PREPARE, Record
 from openagents_worker.runtime.ledger import Ledger
+from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
 from openagents_worker.store.runs import SessionStore
@@ -51,6 +52,7 @@ class Prepared:
     context: RunContext
     parts: AgentParts
     state_before: dict[str, str]
+    output_type: OutputType | None = None
 
 
 class SessionAtStart:
@@ -88,6 +90,7 @@ class Preparation:
         state_before: dict[str, str],
         state: dict[str, Any],
         durable: bool,
+        deps: Any,
     ) -> None:
         self._request = request
         self._parts = parts
@@ -99,19 +102,22 @@ class Preparation:
         self._state_before = state_before
         self._durable = durable
         self._session = SessionAtStart(sessions, start)
-        self._context = RunContext(request, state, recorder, parts.definition.llm)
+        self._context = RunContext(request, state, recorder, parts.definition.llm, deps=deps)
 
     async def carry(self) -> Prepared:
         """In the order of the original: compact, assemble, bind, preflight, inject."""
+        wanted = OutputType.of(self._request)
         await self._choose_the_past()
         self._bind()
         if self._recorded is None:
             await self._preflight()
             self._note("context.created")
         await self._inject()
+        if wanted is not None:
+            self._context.system_prompt_fragments.append(wanted.instruction)
         pattern = self._parts.new_pattern()
         await _set_up(pattern, self._context)
-        return Prepared(pattern, self._context, self._parts, self._state_before)
+        return Prepared(pattern, self._context, self._parts, self._state_before, wanted)
 
     def _note(self, name: str, **payload: Any) -> None:
         if self._recorded is None:

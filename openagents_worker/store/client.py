@@ -21,6 +21,7 @@ from redis.retry import Retry
 
 from openagents_worker.errors import ConfigError, RedisUnreachable
 from openagents_worker.redaction import safe_url
+from openagents_worker.store.keeping import WAIT_FOR_DISK, WAIT_FOR_DISK_MS, Keeping, ask_keeping
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.lanes import Lanes
 from openagents_worker.store.scripts import Call, Script
@@ -161,6 +162,18 @@ def _translated(error: Exception, cell: Cell) -> Exception:
     return error
 
 
+def _known_on_disk(reply: Any, synced: Any, cell: Cell) -> Any:
+    """The script's reply, once Redis has said that what it wrote is on disk."""
+    for answer in (reply, synced):
+        if isinstance(answer, Exception):
+            raise answer
+    if not int(synced[0]):
+        raise AnswerLost(
+            f"Redis at {safe_url(cell.url)} has the run, but not on disk within {WAIT_FOR_DISK_MS} ms"
+        )
+    return reply
+
+
 _TRANSLATE = (*_LOST, *_REFUSED, exceptions.AuthenticationError, exceptions.NoPermissionError)
 
 
@@ -186,6 +199,7 @@ class Store:
             connect_timeout_s=connect_timeout_s,
         )
         self.redis = redis.Redis(connection_pool=pool)
+        self._keeping: Keeping | None = None
 
     def run(self, call: Call[T]) -> T:
         """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` when it may have been carried out."""
@@ -197,6 +211,38 @@ class Store:
             return client.evalsha(call.script.sha, 1, self.cell.prefix, *argv)
         except exceptions.NoScriptError:
             return client.eval(call.script.source, 1, self.cell.prefix, *argv)
+
+    def run_on_disk(self, call: Call[T]) -> T:
+        """Run a script once and wait until what it wrote is on disk.
+
+        Raises as `run` does, `AnswerLost` also when Redis has not said so in time; and `RedisUnsafe`, before
+        anything is run, where Redis never could.
+        """
+        if self._keeping is None:
+            keeping = self.keeping()
+            keeping.check_disk()
+            self._keeping = keeping
+        if not self._keeping.can_wait_for_disk:
+            return self.run(call)  # it has `appendfsync always`: the answer comes after the disk
+        argv = call.argv(self.cell.common)
+        return call.parse(self.ask(lambda r: self._eval_on_disk(r, call.script, argv)))
+
+    def _eval_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
+        """Both commands on one connection: Redis waits for what this connection has seen."""
+        reply = synced = None
+        for verb in (("EVALSHA", script.sha), ("EVAL", script.source)):
+            with client.pipeline(transaction=False) as pipe:
+                pipe.execute_command(*verb, 1, self.cell.prefix, *argv)
+                pipe.execute_command(*WAIT_FOR_DISK)
+                reply, synced = pipe.execute(raise_on_error=False)
+            if not isinstance(reply, exceptions.NoScriptError):
+                break
+        return _known_on_disk(reply, synced, self.cell)
+
+    def keeping(self) -> Keeping:
+        """What this Redis says of how it keeps what is written."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            return Keeping.of(self.ask(lambda _: ask_keeping(pipe).execute(raise_on_error=False)))
 
     def ask(self, question: Callable[[Any], T]) -> T:
         """Any read: `store.ask(lambda r: r.hgetall(key))`, errors translated."""
@@ -241,6 +287,7 @@ class AsyncStore:
         )
         self.redis = redis_async.Redis(connection_pool=pool)
         self._lanes = Lanes(pool, answer_timeout_s=answer_timeout_s)
+        self._keeping: Keeping | None = None
         self._sleep = sleep
 
     @property
@@ -279,6 +326,34 @@ class AsyncStore:
         except exceptions.NoScriptError:
             await self._lanes.ask("SCRIPT", "LOAD", script.source)
             return await self._lanes.ask("EVALSHA", script.sha, 1, self.cell.prefix, *argv)
+
+    async def run_on_disk(self, call: Call[T]) -> T:
+        """Run a script once and wait until what it wrote is on disk; raises as `Store.run_on_disk` does."""
+        if self._keeping is None:
+            keeping = await self.keeping()
+            keeping.check_disk()
+            self._keeping = keeping
+        if not self._keeping.can_wait_for_disk:
+            return await self.run(call)
+        argv = call.argv(self.cell.common)
+        return call.parse(await self.ask(lambda r: self._eval_on_disk(r, call.script, argv)))
+
+    async def _eval_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
+        # Not on a lane: it waits for the disk, and others would wait behind it.
+        reply = synced = None
+        for verb in (("EVALSHA", script.sha), ("EVAL", script.source)):
+            async with client.pipeline(transaction=False) as pipe:
+                pipe.execute_command(*verb, 1, self.cell.prefix, *argv)
+                pipe.execute_command(*WAIT_FOR_DISK)
+                reply, synced = await pipe.execute(raise_on_error=False)
+            if not isinstance(reply, exceptions.NoScriptError):
+                break
+        return _known_on_disk(reply, synced, self.cell)
+
+    async def keeping(self) -> Keeping:
+        """What this Redis says of how it keeps what is written."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            return Keeping.of(await self.ask(lambda _: ask_keeping(pipe).execute(raise_on_error=False)))
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
         """Any read: `await store.ask(lambda r: r.hgetall(key))`, errors translated."""

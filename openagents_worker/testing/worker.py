@@ -9,7 +9,6 @@ the runs, and a killed process, a lost message or a drain cannot be shown here; 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import os
 import secrets
@@ -30,6 +29,7 @@ from openagents_worker.producer.client import Client, cell_of
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.plugins import load_plugins
 from openagents_worker.runtime.runner import Outlook, Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
@@ -235,8 +235,7 @@ def config_of(agents: Agents | None, settings: Settings) -> AppConfig:
 
     Raises what loading an agents file raises.
     """
-    for module in settings.imports:
-        importlib.import_module(module)
+    load_plugins(settings.imports)
     if agents is None:
         return load_agents(settings.config)
     if isinstance(agents, Path | str):

@@ -1,4 +1,4 @@
-"""Argument checks. The only place that holds a tool's arguments against its JSON Schema.
+"""Checks. The only place that holds a tool's arguments, or a run's answer, against a JSON Schema.
 
 What comes back is read by a model that is to try again, so it names the place and what was expected there.
 It never repeats a long value: an argument may be a secret, and the text reaches logs and events.
@@ -14,11 +14,13 @@ from typing import Any
 
 import jsonschema
 from jsonschema.exceptions import SchemaError, ValidationError, best_match
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
-from openagents_worker.errors import PluginConfigError
+from openagents_worker.errors import PluginConfigError, RequestInvalid
 from openagents_worker.models import dumps
 
-__all__ = ["check_arguments"]
+__all__ = ["check_arguments", "check_output", "check_schema", "did_you_mean"]
 
 MAX_PROBLEMS = 3  # a model mends the first few; a hundred lines of complaint only cost tokens
 MAX_SHOWN_CHARS = 120
@@ -32,9 +34,37 @@ def check_arguments(schema: Mapping[str, Any], params: Any) -> str | None:
     >>> check_arguments({"properties": {"path": {}}, "additionalProperties": False}, {"pth": "a"})
     "unknown argument 'pth'; did you mean 'path'?"
     """
-    problems = list(_validator(json.dumps(schema, sort_keys=True)).iter_errors(params))
-    problems.sort(key=lambda problem: [str(part) for part in problem.absolute_path])
-    lines = list(dict.fromkeys(line for problem in problems for line in _lines(problem)))
+    return _told(_validator(json.dumps(schema, sort_keys=True)).iter_errors(params), "argument")
+
+
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """Raises `RequestInvalid` when what a run's answer should fit is no JSON Schema (draft 2020-12)."""
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise RequestInvalid(
+            f"output_type is no JSON Schema: {error.message} at {error.json_path}",
+            hint="a JSON Schema object (draft 2020-12), or a name that the deployment has registered",
+        ) from error
+
+
+def check_output(schema: Mapping[str, Any], value: Any) -> str | None:
+    """What is wrong with a run's answer, in words for the model; None when it fits the schema.
+
+    Raises `RequestInvalid` for a schema that refers to what is not in it: nothing is fetched.
+
+    >>> check_output({"required": ["city"]}, {})
+    "field 'city' is missing"
+    """
+    try:
+        return _told(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value), "field")
+    except (Unresolvable, RecursionError) as error:
+        raise RequestInvalid(f"output_type has a $ref that leads nowhere: {error}"[:500]) from error
+
+
+def _told(found: Iterable[ValidationError], part: str) -> str | None:
+    problems = sorted(found, key=lambda problem: [str(part) for part in problem.absolute_path])
+    lines = list(dict.fromkeys(line for problem in problems for line in _lines(problem, part)))
     more = f"; and {len(lines) - MAX_PROBLEMS} more" if len(lines) > MAX_PROBLEMS else ""
     return "; ".join(lines[:MAX_PROBLEMS]) + more if lines else None
 
@@ -58,10 +88,10 @@ def _validator(schema: str) -> jsonschema.Draft202012Validator:
             f"a tool's schema is no JSON Schema: {error.message} at {error.json_path}",
             hint="schema() returns a JSON Schema object, draft 2020-12",
         ) from error
-    return jsonschema.Draft202012Validator(parsed)
+    return jsonschema.Draft202012Validator(parsed, registry=Registry())  # an empty one: it fetches nothing
 
 
-def _lines(problem: ValidationError) -> list[str]:
+def _lines(problem: ValidationError, part: str) -> list[str]:
     where = problem.json_path.removeprefix("$").removeprefix(".")
     prefix = f"{where}: " if where else ""
     schema: Any = problem.schema
@@ -69,14 +99,14 @@ def _lines(problem: ValidationError) -> list[str]:
     if problem.validator == "additionalProperties" and problem.validator_value is False:
         known = list(schema.get("properties", {}))
         unknown = [name for name in given if name not in known]
-        return [f"{prefix}unknown argument {name!r}{did_you_mean(name, known)}" for name in unknown]
+        return [f"{prefix}unknown {part} {name!r}{did_you_mean(name, known)}" for name in unknown]
     if problem.validator == "required":
         absent = [name for name in schema["required"] if name not in given]
-        return [f"{prefix}argument {name!r} is missing" for name in absent]
-    return [prefix + _expectation(problem)]
+        return [f"{prefix}{part} {name!r} is missing" for name in absent]
+    return [prefix + _expectation(problem, part)]
 
 
-def _expectation(problem: ValidationError) -> str:
+def _expectation(problem: ValidationError, part: str) -> str:
     wanted: Any = problem.validator_value
     given: Any = problem.instance
     match problem.validator:
@@ -94,19 +124,19 @@ def _expectation(problem: ValidationError) -> str:
         case "minItems" | "maxItems":
             return f"expected {_bound(problem)} {wanted} items, got {len(given)}"
         case "anyOf" | "oneOf" if problem.context:
-            return _alternatives(problem)
+            return _alternatives(problem, part)
     shown = json.dumps(wanted, ensure_ascii=False)[:MAX_SHOWN_CHARS]
     return f"does not satisfy {problem.validator} {shown}"
 
 
-def _alternatives(problem: ValidationError) -> str:
+def _alternatives(problem: ValidationError, part: str) -> str:
     types = [
         inner.validator_value for inner in problem.context if inner.validator == "type" and not inner.path
     ]
     if len(types) == len(problem.context):
         return f"expected {' or '.join(map(str, types))}, got {_kind(problem.instance)}"
     nearest = best_match(problem.context)
-    return "; ".join(_lines(nearest))
+    return "; ".join(_lines(nearest, part))
 
 
 def _bound(problem: ValidationError) -> str:

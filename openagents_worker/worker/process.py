@@ -27,7 +27,6 @@ from openagents_worker.worker.drain import drain, let_go
 from openagents_worker.worker.ending import end_task
 from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.notices import Notices
-from openagents_worker.worker.plugins import load_plugins
 from openagents_worker.worker.rescue import Rescue
 from openagents_worker.worker.watch import Watch
 
@@ -217,7 +216,6 @@ class Host:
     def check(self) -> None:
         """Import the plugins and read the agents file. Raises a coded error that says what is wrong."""
         if self._assembly is None:
-            load_plugins(self.settings.imports)
             self._assembly = Assembly.from_settings(self.settings)
             self.config = self._assembly.config
 

@@ -6,8 +6,10 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Collection
-from typing import Any
+import time
+from collections.abc import Callable, Collection
+from contextlib import closing
+from typing import Any, NoReturn, TypeVar
 
 from celery import Celery, bootsteps, signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
@@ -15,9 +17,11 @@ from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
 from openagents_worker.agents import load_agents, notices
-from openagents_worker.errors import ConfigValidationError, OpenAgentsError
+from openagents_worker.errors import ConfigValidationError, OpenAgentsError, RedisUnreachable, RedisUnsafe
+from openagents_worker.producer.client import cell_of
 from openagents_worker.producer.transport import wake_queue
 from openagents_worker.settings import Settings, unknown_variables
+from openagents_worker.store.client import Store
 from openagents_worker.telemetry import configure_logging, get_logger
 from openagents_worker.worker.control import take_over_revoke
 from openagents_worker.worker.events import EventBatches
@@ -27,6 +31,8 @@ from openagents_worker.worker.process import Host
 __all__ = ["EX_CONFIG", "tie"]
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 EX_CONFIG = 2
 TELL_CHILD = signal.SIGUSR2  # SIGUSR1 is billiard's, for soft time limits
@@ -82,6 +88,46 @@ def _check_pool(worker: Any) -> None:
         )
 
 
+def _check_redis(settings: Settings) -> None:
+    """Wait until Redis answers; refuse one that throws runs away, or is not as strict as asked for."""
+    with closing(Store(cell_of(settings), max_connections=1)) as store:
+        keeping = _patiently(store.keeping)
+    try:
+        keeping.check_memory()
+        if settings.durability == "strict":
+            keeping.check_disk()
+    except RedisUnsafe as error:
+        _refuse(error)
+    if keeping.maxmemory_policy is None:
+        log.warning(
+            "redis.not_checked", hint="it does not answer INFO; see that maxmemory-policy is noeviction"
+        )
+    elif keeping.may_evict:
+        log.warning(
+            "redis.may_evict",
+            maxmemory_policy=keeping.maxmemory_policy,
+            hint="it has no limit of memory yet; with one it would throw runs away: set noeviction",
+        )
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    told = False
+    while True:
+        try:
+            return ask()
+        except RedisUnreachable as error:
+            if not told:
+                log.warning("redis.away", error=error.message, hint=error.hint)
+            told = True
+        state.maybe_shutdown()
+        time.sleep(POLL_S)
+
+
+def _refuse(error: OpenAgentsError) -> NoReturn:
+    print(f"error: {error.code}: {error}", file=sys.stderr, flush=True)
+    raise SystemExit(EX_CONFIG) from None
+
+
 def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
     def hand_over(**_: Any) -> None:
         # Under solo the main thread is inside of a run: it hears the signal, and cannot act upon it.
@@ -104,14 +150,14 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
                     _check_pool(parent)
                     host.check()
             except OpenAgentsError as error:
-                print(f"error: {error.code}: {error}", file=sys.stderr)
-                raise SystemExit(EX_CONFIG) from None
+                _refuse(error)
 
         def start(self, parent: Any) -> None:
             for notice in notices(host.config) if host.config is not None else ():
                 log.info("agents_file.notice", notice=notice)
             for name, meant in unknown_variables(os.environ):
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)
+            _check_redis(host.settings)
             if _forks(parent):
                 return
             host.bridge = parent.pool.bridge if isinstance(parent.pool, TaskPool) else None

@@ -7,7 +7,7 @@ import asyncio
 import itertools
 from typing import Any
 
-from openagents_worker import tool
+from openagents_worker import register_deps, tool
 from openagents_worker.errors import RAISED_BY_PLUGINS, OpenAgentsError, ToolRateLimitError
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.tools.base import ToolContext
@@ -15,6 +15,14 @@ from openagents_worker.tools.base import ToolContext
 __all__ = ["HINT", "Buggy", "Numbers", "PassesOn", "Quitter", "complain", "crash", "dawdle", "echo", "spoil"]
 
 HINT = "ask whoever wrote the plugin"
+
+
+def closed() -> None:
+    """Somebody's database, which is away."""
+    raise ConnectionError("nobody answers")
+
+
+register_deps("closed", closed)
 
 
 @tool

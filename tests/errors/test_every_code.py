@@ -30,6 +30,7 @@ from openagents_worker.producer.handle import RunHandle
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
+from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.store.formats import NEWEST_READ
 from tests.errors.plugins import HINT
 from tests.installation import PATIENCE_S, Installation, agent, call, installed
@@ -164,6 +165,14 @@ def celery_does_not_know_the_broker(shop: Installation) -> Met:
     return raised(lambda: Client(settings=settings))
 
 
+@provokes("redis.unsafe")
+def an_answer_from_the_disk_is_wanted_of_a_redis_without_one(shop: Installation) -> Met:
+    with EmbeddedRedis() as server:
+        env = {"OPENAGENTS_REDIS_URL": server.url, "OPENAGENTS_DURABILITY": "strict"}
+        with Client(settings=load_settings(env)) as client:
+            return raised(lambda: client.submit(GOOD))
+
+
 @provokes("plugin.load")
 def a_tool_is_nowhere(shop: Installation) -> Met:
     return loading(shop, agent("a", tools={"missing": f"{PLUGINS}.missing"}))
@@ -197,6 +206,17 @@ def a_pattern_cancels_itself(shop: Installation) -> Met:
 @provokes("pattern.error")
 def a_pattern_has_a_bug(shop: Installation) -> Met:
     return ended(shop.submit("buggy"))
+
+
+@provokes("execution.output_validation")
+def the_answer_is_of_another_type(shop: Installation) -> Met:
+    shop.model.will_say({"text": "as you like it"})
+    return ended(shop.submit("clerk", output_type={"type": "object"}, budget={"max_validation_retries": 0}))
+
+
+@provokes("deps.unavailable")
+def what_the_tools_need_is_away(shop: Installation) -> Met:
+    return ended(shop.submit("clerk", deps="closed", budget=NO_RETRY))
 
 
 @provokes("pattern.step_timeout")

@@ -14,9 +14,17 @@ import celery.exceptions
 import celery.result
 import pytest
 from celery.result import allow_join_result, denied_join_result
+from pydantic import BaseModel, field_validator
 
-from openagents_worker.errors import LLMResponseError, RunFailed, RunNotFound, SessionNotFound
-from openagents_worker.models import RunResult, RunState, StopReason
+from openagents_worker.errors import (
+    LLMResponseError,
+    OutputValidationError,
+    RequestInvalid,
+    RunFailed,
+    RunNotFound,
+    SessionNotFound,
+)
+from openagents_worker.models import RunRequest, RunResult, RunState, StopReason
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.handle import CELERY_STATES, AsyncRunHandle, RunHandle
 from openagents_worker.settings import Settings
@@ -284,3 +292,83 @@ async def test_a_sync_handles_events_can_be_read_on_a_loop(handle: RunHandle[Any
     hand.finish("r1")
 
     assert [event.seq async for event in handle.aevents()] == [1, 2, 3, 4]
+
+
+# --- an answer of a class --------------------------------------------------------------------------------
+
+
+class Sum(BaseModel):
+    total: int
+
+    @field_validator("total")
+    @classmethod
+    def _is_positive(cls, total: int) -> int:
+        if total <= 0:
+            raise ValueError("it is not positive")
+        return total
+
+
+def answered(hand: Hand, output: Any) -> None:
+    hand.claim("r1")
+    hand.finish("r1", output)
+
+
+def test_who_asked_for_a_class_waits_for_an_instance_of_it(client: Client, hand: Hand) -> None:
+    """Whether the request was a dict or not; a handle made from the id is told the class."""
+    handle = client.submit({**FIELDS, "output_type": Sum})
+    answered(hand, {"total": 391})
+
+    assert handle.wait(timeout=5).final_output == Sum(total=391)
+    assert client.submit(RunRequest(**FIELDS, output_type=Sum)).wait(5).final_output == Sum(total=391)
+    assert client.handle("r1", output_type=Sum).wait(5).final_output == Sum(total=391)
+    assert client.handle("r1").wait(5).final_output == {"total": 391}
+    assert handle.get(timeout=5)["final_output"] == {"total": 391}
+
+
+async def test_who_asked_for_a_class_on_a_loop_gets_an_instance_too(aclient: AsyncClient, hand: Hand) -> None:
+    handle = await aclient.submit({**FIELDS, "output_type": Sum})
+    answered(hand, {"total": 391})
+
+    assert (await handle.wait(timeout=5)).final_output == Sum(total=391)
+    assert (await aclient.handle("r1").wait(timeout=5)).final_output == {"total": 391}
+
+
+def test_an_answer_that_the_class_itself_refuses_is_an_error(client: Client, hand: Hand) -> None:
+    """A schema cannot say all that a class can; the error says how the worker would have known."""
+    handle = client.submit({**FIELDS, "output_type": Sum})
+    answered(hand, {"total": -1})
+
+    with pytest.raises(OutputValidationError, match="it is not positive") as refused:
+        handle.wait(timeout=5)
+    assert "register_output" in str(refused.value.hint)
+
+
+def test_a_failed_run_has_no_answer_to_parse(client: Client, hand: Hand) -> None:
+    """It is a result like any other."""
+    handle = client.submit({**FIELDS, "output_type": Sum})
+    hand.claim("r1")
+    hand.finish("r1", error=LLMResponseError("no"))
+
+    result = handle.wait(timeout=5)
+
+    assert (result.ok, result.final_output) == (False, None)
+
+
+def test_a_class_travels_as_its_schema_whole(client: Client, hand: Hand) -> None:
+    """Also what is null in it; one that has no schema is refused at once."""
+
+    class Maybe(BaseModel):
+        total: int | None = None
+
+    class Never(BaseModel):
+        call: Callable[[], int]
+
+    client.submit({**FIELDS, "output_type": Maybe})
+
+    stored = client.record("r1").request
+    assert stored is not None
+    assert stored.output_type == Maybe.model_json_schema()
+    assert stored.output_type["properties"]["total"]["default"] is None  # type: ignore[index]  # a schema
+    with pytest.raises(RequestInvalid, match="Never has no JSON Schema"):
+        client.submit({**FIELDS, "run_id": "r2", "output_type": Never})
+    client.cancel("r1")

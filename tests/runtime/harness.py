@@ -119,11 +119,12 @@ class Process:
 
 @asynccontextmanager
 async def process(
-    redis_url: str, *agents: dict[str, Any], settings: Settings | None = None, name: str = "w"
+    redis_url: str, *agents: dict[str, Any], settings: Settings | None = None, name: str = "w", **file: Any
 ) -> AsyncIterator[Process]:
-    """A process that knows these agents, registered and ready; retired at the end."""
+    """A process that knows these agents, registered and ready; retired at the end. `file` is what else stands
+    in its agents file."""
     settings = settings or load_settings({"OPENAGENTS_REDIS_URL": redis_url})
-    config = load_agents(json.dumps({"agents": list(agents or [agent()])}), env={})
+    config = load_agents(json.dumps({**file, "agents": list(agents or [agent()])}), env={})
     assembly = Assembly(config, env={})
     store = AsyncStore(Cell(redis_url))
     lease = FixedLease(f"{name}:{uuid.uuid4().hex[:8]}")

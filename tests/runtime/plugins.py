@@ -170,6 +170,32 @@ class Diary:
         context.state["pages"] = len(Diary.kept)
 
 
+class Discreet(_Pattern):
+    """Handles what is a secret in one house only."""
+
+    async def execute(self) -> Any:
+        await self.context.tools["charge"].invoke({"who": {"customerIBAN": "DE02"}})
+        await self.context.emit("app.charged", iban="DE02")
+        return {"iban": "DE02"}
+
+
+class Shopper(_Pattern):
+    """Answers with what it was given, after a tool was; fails if it is told to."""
+
+    async def execute(self) -> Any:
+        seen = await self.context.tools["depslook"].invoke({"gate": "deps"})
+        if self.config.get("fails"):
+            raise ValueError("a bug")
+        return [self.context.deps["name"], seen]
+
+
+class DepsLook(Charge):
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        LOG.append(("look", context.deps["name"]))
+        await GATES[params["gate"]].wait()
+        return context.deps["name"]
+
+
 class Endless(_Pattern):
     """Never ends by itself."""
 

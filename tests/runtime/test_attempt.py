@@ -353,3 +353,20 @@ async def test_a_failed_run_goes_on_in_another_life(redis_url: str) -> None:
         names = await p.event_names()
         assert names.count("run.failed") == names.count("run.completed") == names.count("run.resumed") == 1
         assert names.count("session.run.completed") == 2
+
+
+@pytest.mark.parametrize("part", ["logging", "diagnostics"])
+async def test_names_that_the_agents_file_calls_secret_are_in_no_event(redis_url: str, part: str) -> None:
+    """Neither in a call's, nor in the pattern's own, nor in the last one; the result itself is whole."""
+    file = {part: {"redact_keys": ["iban"]}}
+    async with process(redis_url, patterned("Discreet", tool("Charge")), **file) as p:
+        record = await p.run()
+
+        told = {event["name"]: event["payload"] for event in await p.events()}
+        assert told["tool.called"]["params"] == {"who": {"customerIBAN": "***"}}
+        assert told["tool.succeeded"]["result"] == {"charged": {"customerIBAN": "***"}}
+        assert told["app.charged"]["iban"] == "***"
+        assert told["run.completed"]["result"] == {"iban": "***"}
+        assert "DE02" not in json.dumps(await p.events())
+        assert record.result is not None
+        assert record.result.final_output == {"iban": "DE02"}

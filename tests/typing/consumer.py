@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator
 from typing import Any, assert_type
 
+from pydantic import BaseModel
+
 from openagents_worker import (
     AsyncClient,
     AsyncRunHandle,
@@ -18,6 +20,8 @@ from openagents_worker import (
     RunResult,
     RunState,
     StopReason,
+    register_deps,
+    register_output,
     run_agent,
     sse,
     tool,
@@ -44,6 +48,24 @@ def submit_and_wait() -> str:
     assert_type(handle.ready(), bool)
     assert_type(handle.state, str)
     return result.final_output or ""
+
+
+class Answer(BaseModel):
+    total: int
+
+
+def an_answer_of_a_class() -> int:
+    """A class in the request is what `wait` gives; the handle says it to the type checker."""
+    typed = RunRequest(agent_id="assistant", session_id="s1", input_text="17*23?", output_type=Answer)
+    handle: RunHandle[Answer] = run_agent.delay(typed)
+    answer = handle.wait(60).final_output
+    assert_type(answer, Answer | None)
+    return answer.total if answer else 0
+
+
+def what_a_plugin_registers() -> None:
+    register_deps("shop", dict[str, str])
+    register_output("answer", Answer)
 
 
 def unsaid_is_any() -> None:

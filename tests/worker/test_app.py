@@ -17,7 +17,6 @@ from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.worker.app import make_worker_app
-from openagents_worker.worker.plugins import load_plugins
 from tests.waiting import wait_for
 
 AGENT = {
@@ -72,14 +71,6 @@ def test_our_tasks_bring_their_settings_with_them() -> None:
     assert (task.acks_late, task.ignore_result, task.serializer) == (False, True, "json")
 
 
-def test_a_plugin_that_cannot_be_imported_is_named() -> None:
-    """With who named it, and what it raised."""
-    from openagents_worker.errors import PluginLoadError
-
-    with pytest.raises(PluginLoadError, match=r"no_such_tools.*OPENAGENTS_IMPORTS"):
-        load_plugins(["no_such_tools"])
-
-
 @pytest.mark.slow
 def test_an_invalid_agents_file_ends_the_start(tmp_path: Path, redis_url: str) -> None:
     """With its coded error, and before anything is consumed."""
@@ -94,6 +85,31 @@ def test_an_invalid_agents_file_ends_the_start(tmp_path: Path, redis_url: str) -
     said = (tmp_path / "log").read_text()
     assert "plugin.load" in said
     assert "did you mean 'react'" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("redis_options", "env", "says"),
+    [
+        ({"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}, {}, "maxmemory-policy allkeys-lru"),
+        ({}, {"OPENAGENTS_DURABILITY": "strict"}, "appendonly is off"),
+    ],
+    ids=["evicting", "strict, in memory"],
+)
+def test_a_redis_that_loses_runs_ends_the_start(
+    tmp_path: Path, agents_file: str, redis_options: dict[str, str], env: dict[str, str], says: str
+) -> None:
+    """With its coded error, and before a lease or a message is taken."""
+    with EmbeddedRedis(extra=redis_options) as server, Client(server.url) as client:
+        env = {**env, "OPENAGENTS_REDIS_URL": server.url, "OPENAGENTS_CONFIG": agents_file}
+        with worker(env, tmp_path / "log") as process:
+            code = process.wait(60)
+        leases = client.store.redis.zcard(client.store.keys("workers"))
+
+    assert (code, leases) == (2, 0)
+    said = (tmp_path / "log").read_text()
+    assert "error: redis.unsafe" in said
+    assert says in said
     assert "Traceback" not in said
 
 

@@ -1,0 +1,181 @@
+"""`deps`: what a run's tools are given, made for each attempt and taken back after it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import pytest
+
+from openagents_worker import register_deps
+from openagents_worker.models import RunBudget, RunRecord, RunState
+from openagents_worker.runtime.registry import DEPS
+from openagents_worker.runtime.runner import Outlook
+from tests.runtime import plugins
+from tests.runtime.harness import crash, process
+from tests.runtime.test_replay import carried_until, due, open_gates, patterned, tool
+
+SHOPPER = patterned("Shopper", tool("DepsLook"))
+
+
+@pytest.fixture(autouse=True)
+def _registered_by_the_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DEPS, "_by_name", {})
+    open_gates("deps")
+
+
+def made(name: str) -> dict[str, str]:
+    plugins.LOG.append(("made", name, threading.current_thread() is threading.main_thread()))
+    return {"name": name}
+
+
+def plain() -> dict[str, str]:
+    return made("shop")
+
+
+async def awaited() -> dict[str, str]:
+    return made("shop")
+
+
+@contextmanager
+def managed() -> Generator[dict[str, str]]:
+    with closing_log():
+        yield made("shop")
+
+
+@asynccontextmanager
+async def managed_async() -> AsyncGenerator[dict[str, str]]:
+    with closing_log():
+        yield made("shop")
+
+
+@contextmanager
+def closing_log() -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        plugins.LOG.append(("closed", type(error).__name__))
+        raise
+    else:
+        plugins.LOG.append(("closed", None))
+
+
+@contextmanager
+def forgiving() -> Generator[dict[str, str]]:
+    try:
+        yield made("shop")
+    except ValueError:
+        plugins.LOG.append(("forgiven",))
+
+
+def error_of(record: RunRecord) -> Any:
+    assert record.result is not None
+    return record.result.error_details
+
+
+@pytest.mark.parametrize(
+    ("factory", "on_the_loop"),
+    [(plain, False), (awaited, True), (managed, False), (managed_async, True)],
+)
+async def test_tools_and_the_pattern_get_what_the_name_stands_for(
+    redis_url: str, factory: Callable[[], Any], on_the_loop: bool
+) -> None:
+    """Made once, in a thread unless it is async; what can be closed is closed at the end."""
+    register_deps("shop", factory)
+    async with process(redis_url, SHOPPER) as p:
+        record = await p.run(deps="shop")
+
+    assert record.result is not None
+    assert record.result.final_output == ["shop", "shop"]
+    assert [entry for entry in plugins.LOG if entry[0] == "made"] == [("made", "shop", on_the_loop)]
+    closed = [("closed", None)] if factory in (managed, managed_async) else []
+    assert [entry for entry in plugins.LOG if entry[0] == "closed"] == closed
+
+
+@pytest.mark.parametrize("factory", [managed, managed_async])
+async def test_a_failure_is_told_to_what_is_closed(redis_url: str, factory: Callable[[], Any]) -> None:
+    """So that it can roll back."""
+    register_deps("shop", factory)
+    async with process(redis_url, patterned("Shopper", tool("DepsLook"), fails=True)) as p:
+        record = await p.run(deps="shop")
+
+    assert error_of(record).code == "pattern.error"
+    assert plugins.LOG[-1] == ("closed", "ValueError")
+
+
+async def test_a_context_manager_cannot_make_a_failed_run_a_completed_one(redis_url: str) -> None:
+    """It may swallow the error for itself; the run has failed."""
+    register_deps("shop", forgiving)
+    async with process(redis_url, patterned("Shopper", tool("DepsLook"), fails=True)) as p:
+        record = await p.run(deps="shop")
+
+    assert plugins.LOG[-1] == ("forgiven",)
+    assert (record.state, error_of(record).code) == (RunState.FAILED, "pattern.error")
+
+
+async def test_the_next_attempt_gets_one_of_its_own(redis_url: str) -> None:
+    """The worker that died took its connection along."""
+    register_deps("shop", managed_async)
+    plugins.GATES["deps"].clear()
+    async with process(redis_url, SHOPPER, name="one") as one, process(redis_url, SHOPPER, name="two") as two:
+        await one.submit(deps="shop")
+        dying = await carried_until(one, lambda: ("look", "shop") in plugins.LOG, "the tool is called")
+        await crash(one, "r1", dying)
+        open_gates("deps")
+        await two.carry()
+
+        assert (await two.record()).state is RunState.COMPLETED
+    assert [entry[0] for entry in plugins.LOG if entry[0] == "made"] == ["made", "made"]
+
+
+async def test_a_name_that_nobody_registered_fails_the_run_with_a_suggestion(redis_url: str) -> None:
+    """Before the model is asked."""
+    register_deps("shop", plain)
+    async with process(redis_url, SHOPPER) as p:
+        record = await p.run(deps="shopp")
+        journal = await p.journal()
+
+    assert (record.state, error_of(record).code) == (RunState.FAILED, "plugin.load")
+    assert "no deps are registered as 'shopp'; did you mean 'shop'?" in error_of(record).message
+    assert journal == []
+
+
+async def test_what_cannot_be_made_now_is_asked_for_again(redis_url: str) -> None:
+    """A database that is away puts the run aside, as a failed call does; its story is told once."""
+    answers: list[Any] = [ConnectionError("away"), {"name": "shop"}]
+
+    def factory() -> Any:
+        if isinstance(answers[0], Exception):
+            raise answers.pop(0)
+        return answers[0]
+
+    register_deps("shop", factory)
+    async with process(redis_url, SHOPPER) as p:
+        await p.submit(deps="shop")
+        carried = await p.carry()
+        assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "deps.unavailable")
+        await due(p)
+        await p.carry()
+
+        assert (await p.record()).state is RunState.COMPLETED
+        assert (await p.event_names()).count("run.requested") == 1
+
+
+async def test_what_can_never_be_made_fails_the_run(redis_url: str) -> None:
+    """After `max_resume_attempts`, with what the factory raised as the cause."""
+
+    def factory() -> Any:
+        raise ConnectionError("away for good")
+
+    register_deps("shop", factory)
+    async with process(redis_url, SHOPPER) as p:
+        await p.submit(deps="shop", budget=RunBudget(max_resume_attempts=1))
+        assert (await p.carry()).kind is Outlook.SUSPENDED
+        await due(p)
+        await p.carry()
+        record = await p.record()
+
+    assert (record.state, error_of(record).code) == (RunState.FAILED, "deps.unavailable")
+    assert error_of(record).cause.message == "ConnectionError: away for good"

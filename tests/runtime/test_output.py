@@ -1,0 +1,213 @@
+"""`output_type`: a run answers with what was asked for, or says that it could not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field, field_validator
+
+from openagents_worker import RunRequest, register_output
+from openagents_worker.models import RunBudget, RunRecord, RunState
+from openagents_worker.runtime.output import Misfit, OutputType
+from openagents_worker.runtime.registry import OUTPUTS
+from tests.runtime import plugins
+from tests.runtime.harness import agent, calls, crash, process, scripted
+from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
+
+
+class Weather(BaseModel):
+    city: str
+    degrees: int = Field(ge=-90, le=60)
+
+
+class Even(BaseModel):
+    number: int
+
+    @field_validator("number")
+    @classmethod
+    def _is_even(cls, number: int) -> int:
+        if number % 2:
+            raise ValueError("it is odd")
+        return number
+
+
+SCHEMA = Weather.model_json_schema()
+PARIS = {"city": "Paris", "degrees": 21}
+
+
+def wanting(output_type: Any) -> OutputType:
+    wanted = OutputType.of(RunRequest(agent_id="a", session_id="s", input_text="hi", output_type=output_type))
+    assert wanted is not None
+    return wanted
+
+
+def saying(*texts: str) -> dict[str, Any]:
+    return agent(llm=scripted(*({"text": text} for text in texts)))
+
+
+def ended(record: RunRecord) -> tuple[RunState, Any]:
+    assert record.result is not None
+    details = record.result.error_details
+    return record.state, details.code if details else record.result.final_output
+
+
+# --- what fits -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PARIS,
+        json.dumps(PARIS),
+        f"```json\n{json.dumps(PARIS, indent=2)}\n```",
+        Weather(**PARIS),
+    ],
+    ids=["values", "text", "fenced text", "a model"],
+)
+def test_an_answer_that_fits_is_json_values(answer: Any) -> None:
+    """However the pattern has said it."""
+    assert wanting(SCHEMA).fit(answer) == PARIS
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ("It is warm.", "the answer is not JSON"),
+        ('{"city": "Paris", "degrees": NaN}', "NaN is not JSON"),
+        ({"city": "Paris"}, "field 'degrees' is missing"),
+        ({"city": "Paris", "degrees": "warm"}, "degrees: expected integer, got string"),
+        ('{"city": "Paris", "degrees": 100}', "degrees: expected at most 60"),
+        (None, "expected object, got null"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_told_where(answer: Any, problem: str) -> None:
+    """In words for the model."""
+    with pytest.raises(Misfit, match=problem):
+        wanting(SCHEMA).fit(answer)
+
+
+@pytest.mark.parametrize(("schema", "answer"), [({"type": "string"}, "42"), ({}, "[1]")])
+def test_a_text_that_fits_stays_a_text(schema: dict[str, Any], answer: str) -> None:
+    """It is read as JSON only where a text will not do."""
+    assert wanting(schema).fit(answer) == answer
+
+
+@pytest.mark.parametrize("ref", ["http://127.0.0.1:1/schema", "#/$defs/none", "#"])
+async def test_a_schema_that_leads_nowhere_fails_the_run(redis_url: str, ref: str) -> None:
+    """Nothing is fetched because a request says so."""
+    async with process(redis_url, saying("{}")) as p:
+        assert ended(await p.run(output_type={"$ref": ref})) == (RunState.FAILED, "request.invalid")
+
+
+async def test_what_is_no_schema_fails_the_run_before_the_model_is_asked(redis_url: str) -> None:
+    async with process(redis_url, saying("{}")) as p:
+        assert ended(await p.run(output_type={"type": "objekt"})) == (RunState.FAILED, "request.invalid")
+        assert "llm.called" not in await p.event_names()
+
+
+# --- trying again ----------------------------------------------------------------------------------------
+
+
+async def test_the_model_is_told_what_is_wrong_and_tries_again(redis_url: str) -> None:
+    """Each retry is one event; the result, the last event and the transcript have the answer that fits."""
+    async with process(redis_url, saying("warm", '{"city": "Paris"}', json.dumps(PARIS))) as p:
+        record = await p.run(output_type=SCHEMA)
+        retries = [e["payload"] for e in await p.events() if e["name"] == "validation.retry"]
+        (completed,) = [e["payload"] for e in await p.events() if e["name"] == "run.completed"]
+        transcript = await p.transcript()
+
+    assert ended(record) == (RunState.COMPLETED, PARIS)
+    assert [retry["attempt"] for retry in retries] == [1, 2]
+    assert retries[1]["error"] == "field 'degrees' is missing"
+    assert completed["result"] == PARIS
+    assert json.loads(transcript[1]["content"]) == PARIS
+
+
+@pytest.mark.parametrize(("limit", "answers"), [(None, 4), (1, 2), (0, 1)])
+async def test_after_the_last_attempt_the_run_has_failed(
+    redis_url: str, limit: int | None, answers: int
+) -> None:
+    """`budget.max_validation_retries` says how often the model may try again; three times by default."""
+    async with process(redis_url, saying(*["warm"] * 9)) as p:
+        record = await p.run(output_type=SCHEMA, budget=RunBudget(max_validation_retries=limit))
+
+    assert ended(record) == (RunState.FAILED, "execution.output_validation")
+    assert record.usage.llm_calls == answers
+    assert record.result is not None
+    assert record.result.error_details is not None
+    assert record.result.error_details.context["attempts"] == answers
+    assert record.result.error_details.context["output_type"] == "Weather"
+
+
+async def test_no_tool_is_called_again_for_an_answer_that_does_not_fit(redis_url: str) -> None:
+    """ReAct goes on with the conversation; steps are counted on."""
+    charge = {"id": "charge", "impl": "tests.runtime.plugins.Charge"}
+    script = scripted(calls(("charge", {"who": "ada"})), {"text": "done"}, {"text": json.dumps(PARIS)})
+    async with process(redis_url, agent(llm=script, tools=[charge])) as p:
+        record = await p.run(output_type=SCHEMA)
+
+    assert ended(record) == (RunState.COMPLETED, PARIS)
+    assert plugins.executed("charge") == ["ada"]
+
+
+async def test_a_pattern_of_ones_own_is_mended_by_the_model(redis_url: str) -> None:
+    """Where it has no `try_again`, the model sees its output and the problem; its tools are left alone."""
+    open_gates("charge-0")
+    steps = {**patterned("Steps", tool("Charge"), n=1), "llm": scripted({"text": json.dumps(PARIS)})}
+    async with process(redis_url, steps) as p:
+        record = await p.run(output_type=SCHEMA)
+
+    assert ended(record) == (RunState.COMPLETED, PARIS)
+    assert plugins.executed("charge") == [0]
+
+
+async def test_a_run_without_a_type_is_left_alone(redis_url: str) -> None:
+    async with process(redis_url, saying('{"city": "Paris"}')) as p:
+        assert ended(await p.run()) == (RunState.COMPLETED, '{"city": "Paris"}')
+
+
+async def test_attempts_are_counted_over_the_death_of_a_worker(redis_url: str) -> None:
+    """The answers that did not fit are in the journal: they are neither paid nor told a second time."""
+    script = scripted({"text": "warm"}, calls(("charge", {"who": "ada", "gate": "g"})), {"text": "hot"})
+    definition = agent(llm=script, tools=[{"id": "charge", "impl": "tests.runtime.plugins.Charge"}])
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+        await one.submit(output_type=SCHEMA, budget=RunBudget(max_validation_retries=1))
+        dying = await carried_until(
+            one, lambda: any(e[:2] == ("begin", "charge") for e in plugins.LOG), "the second answer begins"
+        )
+        await crash(one, "r1", dying)
+        open_gates("g")
+        await two.carry()
+        record = await two.record()
+        names = await two.event_names()
+
+    assert ended(record) == (RunState.FAILED, "execution.output_validation")
+    assert record.usage.llm_calls == 3
+    assert names.count("validation.retry") == 1
+
+
+# --- names and classes -----------------------------------------------------------------------------------
+
+
+async def test_a_registered_model_also_says_what_a_schema_cannot(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own validators are asked on the worker, while the model can still try again."""
+    monkeypatch.setattr(OUTPUTS, "_by_name", {})
+    register_output("even", Even)
+    async with process(redis_url, saying('{"number": 3}', '{"number": 4}')) as p:
+        record = await p.run(output_type="even")
+        (retry,) = [e["payload"] for e in await p.events() if e["name"] == "validation.retry"]
+        unknown = await p.run("r2", output_type="evn")
+
+    assert ended(record) == (RunState.COMPLETED, {"number": 4})
+    assert retry["error"] == "number: Value error, it is odd"
+    assert ended(unknown) == (RunState.FAILED, "plugin.load")
+    assert unknown.result is not None
+    assert unknown.result.error_details is not None
+    assert "did you mean 'even'?" in unknown.result.error_details.message
