@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import importlib.util
 import os
 import threading
 import types
@@ -121,10 +120,10 @@ class LoopThread:
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    if importlib.util.find_spec("uvloop") is None:
+    try:
+        import uvloop
+    except ImportError:
         return asyncio.new_event_loop()
-    import uvloop
-
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
 

@@ -31,6 +31,7 @@ class Shop:
     def __init__(self, url: str, process: subprocess.Popen[bytes], log: Path, node: str) -> None:
         self.url, self.process, self.node = url, process, node
         self.pool = "ours"
+        self.loop = ""
         self._log = log
         self.redis = redis.Redis.from_url(url, decode_responses=True)
         self.client = Client(url)

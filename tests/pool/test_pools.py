@@ -28,18 +28,37 @@ _session = (f"session-{n}" for n in count())
     scope="module",
     params=[
         "ours",
+        "ours without uvloop",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("threads", "solo", "processes")),
     ],
 )
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
-    pool = [] if request.param == "ours" else ["--pool", request.param]
-    folder = tmp_path_factory.mktemp(request.param)
+    name, _, without = request.param.partition(" without ")
+    pool = [] if name == "ours" else ["--pool", name]
+    folder = tmp_path_factory.mktemp(name)
+    if without:
+        (folder / f"{without}.py").write_text('raise ImportError("not installed here")')
     with (
         EmbeddedRedis() as server,
-        open_shop(folder, server.url, "-c", "2", *pool, agents=[CALLER, FAILING]) as shop,
+        open_shop(
+            folder,
+            server.url,
+            "-c",
+            "2",
+            *pool,
+            agents=[CALLER, FAILING],
+            env={"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
+        ) as shop,
     ):
-        shop.pool = request.param
+        shop.pool = name
+        shop.loop = "asyncio" if without else "uvloop"
         yield shop
+
+
+def test_the_loop_is_uvloops_where_that_is_installed(shop: Shop) -> None:
+    """Nothing has to be said; `celery inspect stats` tells which it is."""
+    if shop.pool == "ours":
+        assert shop.stats()["pool"]["loop"] == shop.loop
 
 
 def submit(shop: Shop, agent_id: str, session_id: str = "") -> str:
