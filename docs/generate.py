@@ -34,7 +34,8 @@ pub/sub channel `{prefix}:events:{agent_id}:{session_id}:{run_id}` (ids percent-
 run ([keys.md](keys.md)). Payload keys in brackets are not always there.
 
 What a model was told and a tool has returned stands in the run's journal. The events of the call show the
-beginning of each of its texts (`OPENAGENTS_EVENT_PREVIEW_CHARS`): nothing is stored twice.
+beginning of each of its texts (`OPENAGENTS_EVENT_PREVIEW_CHARS`): nothing is stored twice. All of it is read
+with `Client.checkpoints(run_id)`; `call` and `call_id` say which call it was.
 
 | name | meaning | payload |
 |---|---|---|

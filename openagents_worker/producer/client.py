@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from functools import cache, cached_property
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ from openagents_worker.producer.submit import Accepted, asubmit, submit
 from openagents_worker.producer.transport import close_producers, make_app, send_first, send_wakes
 from openagents_worker.settings import PREFIX, Settings, load_settings
 from openagents_worker.store import scripts
+from openagents_worker.store.checkpoints import Checkpoint, acheckpoints, checkpoints
 from openagents_worker.store.client import AsyncStore, Cell, Store
 from openagents_worker.store.runs import (
     SessionView,
@@ -126,6 +127,10 @@ class Client:
         send_wakes(self.app, _wakes(run_id, answer))
         return answer.answer
 
+    def checkpoints(self, run_id: str) -> Iterator[Checkpoint]:
+        """The run's recorded calls with all that they gave, in their order. Raises `RunNotFound`."""
+        return checkpoints(self.store, run_id)
+
     def session(self, session_id: str) -> SessionView:
         """The session as it stands now. Raises `SessionNotFound`."""
         return read_session(self.store, session_id)
@@ -216,6 +221,10 @@ class AsyncClient:
         if wakes := _wakes(run_id, answer):
             await asyncio.to_thread(send_wakes, self.app, wakes)
         return answer.answer
+
+    def checkpoints(self, run_id: str) -> AsyncIterator[Checkpoint]:
+        """The run's recorded calls with all that they gave, in their order. Raises `RunNotFound`."""
+        return acheckpoints(self.store, run_id)
 
     async def session(self, session_id: str) -> SessionView:
         """The session as it stands now. Raises `SessionNotFound`."""

@@ -1,0 +1,80 @@
+"""Checkpoints. The only place that reads a run's journal for somebody who does not carry the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from openagents_worker.models import ErrorDetails, RunUsage
+from openagents_worker.store.client import AsyncStore, Store
+from openagents_worker.store.formats import reading
+from openagents_worker.store.runs import aread_record, read_record
+from openagents_worker.store.scripts import Call, page
+
+__all__ = ["Checkpoint", "acheckpoints", "checkpoints"]
+
+PAGE_BYTES = 240 * 1024  # no answer is longer than 256 KiB, or it would hold up everybody else's
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The outcome of one recorded call, whole; a run goes on from its last one.
+
+    `call` is its place in the program, as in events (`call`, `call_id`); `kind` is `prepare`, `model`, `tool`
+    or `memory`. `value` is plain JSON, None where `error` says what came instead or the pattern cancelled the
+    call.
+    """
+
+    checkpoint_id: str
+    position: int
+    call: str
+    kind: str
+    name: str
+    value: Any
+    error: ErrorDetails | None
+    cancelled: bool
+    usage: RunUsage
+
+    @classmethod
+    def of(cls, run_id: str, position: int, text: str) -> Checkpoint:
+        """Raises `OtherFormat` for a record of a version that this one cannot read."""
+        data = json.loads(text)
+        with reading(int(data.get("v", 0)), run_id=run_id):
+            outcome = data["outcome"]
+            return cls(
+                checkpoint_id=f"{run_id}:step:{position}",
+                position=position,
+                call=data["call"],
+                kind=data["kind"],
+                name=data["name"],
+                value=outcome.get("ok"),
+                error=ErrorDetails.model_validate(outcome["error"]) if "error" in outcome else None,
+                cancelled=bool(outcome.get("cancelled")),
+                usage=RunUsage.model_validate(data.get("usage", {})),
+            )
+
+
+def checkpoints(store: Store, run_id: str) -> Iterator[Checkpoint]:
+    """A run's checkpoints in the order of their commit, read in pages. Raises `RunNotFound`."""
+    read_record(store, run_id)
+    position = 0
+    while texts := store.run(_page(run_id, position)):
+        for text in texts:
+            yield Checkpoint.of(run_id, position, text)
+            position += 1
+
+
+async def acheckpoints(store: AsyncStore, run_id: str) -> AsyncIterator[Checkpoint]:
+    """A run's checkpoints in the order of their commit, read in pages. Raises `RunNotFound`."""
+    await aread_record(store, run_id)
+    position = 0
+    while texts := await store.run(_page(run_id, position)):
+        for text in texts:
+            yield Checkpoint.of(run_id, position, text)
+            position += 1
+
+
+def _page(run_id: str, position: int) -> Call[tuple[str, ...]]:
+    return page(run_id=run_id, position=position, page_bytes=PAGE_BYTES)
