@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +12,8 @@ from openagents_worker.errors import DepsUnavailable, OpenAgentsError
 from openagents_worker.runtime.registry import DEPS
 
 __all__ = ["opened_deps"]
+
+LIMIT_S = 30.0  # nobody can cancel a run, or stop its worker, while what it is given is made or closed
 
 InThread = Callable[..., Awaitable[Any]]
 
@@ -27,8 +30,9 @@ async def opened_deps(name: str | None, in_thread: InThread) -> AsyncGenerator[A
         return
     factory = DEPS.get(name)
     try:
-        made = await _made(factory, in_thread)
-        value = await _enter(made, in_thread)
+        async with asyncio.timeout(LIMIT_S):
+            made = await _made(factory, in_thread)
+            value = await _enter(made, in_thread)
     except OpenAgentsError:
         raise
     except Exception as error:
@@ -54,7 +58,8 @@ async def _enter(made: Any, in_thread: InThread) -> Any:
 
 async def _leave(made: Any, error: BaseException | None, in_thread: InThread) -> None:
     raised = (None, None, None) if error is None else (type(error), error, error.__traceback__)
-    if hasattr(made, "__aenter__"):
-        await made.__aexit__(*raised)
-    elif hasattr(made, "__enter__"):
-        await in_thread(lambda: made.__exit__(*raised))
+    async with asyncio.timeout(LIMIT_S):
+        if hasattr(made, "__aenter__"):
+            await made.__aexit__(*raised)
+        elif hasattr(made, "__enter__"):
+            await in_thread(lambda: made.__exit__(*raised))

@@ -170,6 +170,12 @@ class Diary:
         context.state["pages"] = len(Diary.kept)
 
 
+class BadAccount(PermanentToolError):
+    code = "shop.bad_account"
+    extra_fields = ("iban",)
+    iban = "DE02"
+
+
 class Discreet(_Pattern):
     """Handles what is a secret in one house only."""
 

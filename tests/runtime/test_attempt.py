@@ -370,3 +370,16 @@ async def test_names_that_the_agents_file_calls_secret_are_in_no_event(redis_url
         assert "DE02" not in json.dumps(await p.events())
         assert record.result is not None
         assert record.result.final_output == {"iban": "DE02"}
+
+
+async def test_what_an_error_of_ones_own_tells_is_redacted_too(redis_url: str) -> None:
+    """In the event of the call that met it, and in the run's last one."""
+    plugins.FAILURES["before"] = [plugins.BadAccount("no such account", "charge")]
+    async with process(
+        redis_url, patterned("Broken", tool("Charge")), diagnostics={"redact_keys": ["iban"]}
+    ) as p:
+        await p.run()
+
+        told = {event["name"]: event["payload"] for event in await p.events()}
+        assert told["tool.failed"]["error_details"]["context"]["iban"] == "***"
+        assert told["run.failed"]["error_details"]["context"]["iban"] == "***"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from openagents_worker import register_deps
-from openagents_worker.models import RunBudget, RunRecord, RunState
+from openagents_worker.models import RunBudget, RunRecord, RunState, StopReason
 from openagents_worker.runtime.registry import DEPS
 from openagents_worker.runtime.runner import Outlook
 from tests.runtime import plugins
@@ -179,3 +180,39 @@ async def test_what_can_never_be_made_fails_the_run(redis_url: str) -> None:
 
     assert (record.state, error_of(record).code) == (RunState.FAILED, "deps.unavailable")
     assert error_of(record).cause.message == "ConnectionError: away for good"
+
+
+async def test_what_takes_too_long_to_make_is_asked_for_again(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is made nobody could cancel the run or stop its worker."""
+    monkeypatch.setattr("openagents_worker.runtime.deps.LIMIT_S", 0.05)
+
+    async def hangs() -> None:
+        await asyncio.Event().wait()
+
+    register_deps("shop", hangs)
+    async with process(redis_url, SHOPPER) as p:
+        await p.submit(deps="shop")
+
+        assert (await p.carry()).reason == "deps.unavailable"
+
+
+async def test_what_takes_too_long_to_close_fails_the_run(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been about to undo, or to store, what the run has done."""
+
+    @asynccontextmanager
+    async def sticky() -> AsyncGenerator[dict[str, str]]:
+        yield made("shop")
+        await asyncio.Event().wait()
+
+    register_deps("shop", sticky)
+    monkeypatch.setattr("openagents_worker.runtime.deps.LIMIT_S", 0.5)
+    async with process(redis_url, SHOPPER) as p:
+        record = await p.run(deps="shop")
+
+    assert (record.state, error_of(record).code) == (RunState.FAILED, "pattern.error")
+    assert record.result is not None
+    assert record.result.stop_reason is StopReason.TIMEOUT

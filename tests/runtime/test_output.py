@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel, Field, field_validator
 
 from openagents_worker import RunRequest, register_output
+from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunBudget, RunRecord, RunState
 from openagents_worker.runtime.output import Misfit, OutputType
 from openagents_worker.runtime.registry import OUTPUTS
@@ -101,6 +102,17 @@ async def test_a_schema_that_leads_nowhere_fails_the_run(redis_url: str, ref: st
         assert ended(await p.run(output_type={"$ref": ref})) == (RunState.FAILED, "request.invalid")
 
 
+def test_a_schema_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever submits could make a worker ask addresses that only it can reach."""
+    fetched: list[Any] = []
+    monkeypatch.setattr("urllib.request.urlopen", fetched.append)
+
+    with pytest.raises(RequestInvalid, match="leads nowhere"):
+        wanting({"$ref": "http://10.0.0.1/schema"}).fit({})
+
+    assert fetched == []
+
+
 async def test_what_is_no_schema_fails_the_run_before_the_model_is_asked(redis_url: str) -> None:
     async with process(redis_url, saying("{}")) as p:
         assert ended(await p.run(output_type={"type": "objekt"})) == (RunState.FAILED, "request.invalid")
@@ -150,6 +162,15 @@ async def test_no_tool_is_called_again_for_an_answer_that_does_not_fit(redis_url
 
     assert ended(record) == (RunState.COMPLETED, PARIS)
     assert plugins.executed("charge") == ["ada"]
+
+
+async def test_trying_again_takes_steps_too(redis_url: str) -> None:
+    """`max_steps` is the run's, not the answer's."""
+    async with process(redis_url, saying(*["warm"] * 9)) as p:
+        record = await p.run(output_type=SCHEMA, budget=RunBudget(max_steps=2))
+
+    assert ended(record) == (RunState.FAILED, "execution.max_steps")
+    assert record.usage.llm_calls == 2
 
 
 async def test_a_pattern_of_ones_own_is_mended_by_the_model(redis_url: str) -> None:

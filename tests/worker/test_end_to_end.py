@@ -178,6 +178,21 @@ def test_a_tool_may_ask_for_other_arguments(installation: Installation) -> None:
     assert handle.wait(PATIENCE_S).final_output == "ok"
 
 
+def test_an_answer_that_is_not_of_the_type_is_asked_for_again(installation: Installation) -> None:
+    """Each time is told; with the budget for it used up the run has failed."""
+    installation.model.will_say({"text": "a lot"})
+
+    handle = installation.submit(
+        "clerk", output_type={"type": "integer"}, budget={"max_validation_retries": 2}
+    )
+    retries = [event.payload for event in story(handle) if event.name == "validation.retry"]
+
+    assert [retry["attempt"] for retry in retries] == [1, 2]
+    details = handle.wait(PATIENCE_S).error_details
+    assert details is not None
+    assert details.code == "execution.output_validation"
+
+
 def test_a_tool_is_offered_and_called_by_its_id(installation: Installation) -> None:
     """Two tools of one class are two functions to the model, each with its own configuration."""
     installation.model.will_say({"tool_calls": [call("lower"), call("upper")]}, {"text": "read"})
