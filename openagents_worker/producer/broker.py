@@ -21,6 +21,9 @@ __all__ = ["TRANSPORT", "Transport", "use_in_workers_of"]
 log = get_logger(__name__)
 
 SHOWN_CHARS = 200
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
+"""What kombu raises for a part that is not of the type which it takes for granted; Celery's callbacks, which
+run inside, answer their own (worker/refusal.py)."""
 
 
 class Channel(redis.Channel):
@@ -51,7 +54,12 @@ class Transport(redis.Transport):
         if problem := _problem(message):
             log.error("message.unreadable", queue=queue, error=problem)
             return
-        super()._deliver(message, queue)  # type: ignore[no-untyped-call]
+        try:
+            super()._deliver(message, queue)  # type: ignore[no-untyped-call]
+        except UNREADABLE as error:  # kombu's own, while it makes a message of it: nothing holds it yet
+            log.error(
+                "message.unreadable", queue=queue, error=f"{type(error).__name__}: {error}"[:SHOWN_CHARS]
+            )
 
 
 TRANSPORT = f"{Transport.__module__}:{Transport.__name__}"
