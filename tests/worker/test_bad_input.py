@@ -398,7 +398,7 @@ REFUSED_BY_CELERY: dict[str, dict[str, Any]] = {
 def test_a_message_that_celery_does_not_let_in_is_answered_under_its_task_id(
     installation: Installation, request: pytest.FixtureRequest, message: dict[str, Any]
 ) -> None:
-    """Nothing is unpickled, no worker ends by it, and whoever sent it finds a failed run with code and hint."""
+    """Nothing is unpickled, no worker ends by it; whoever sent it finds a failed run with code and hint."""
     task_id = request.node.callspec.id.replace(" ", "-")
     headers = {"id": task_id, "task": "tasks.run_agent", **message.get("headers", {})}
 
