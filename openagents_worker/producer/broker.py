@@ -29,6 +29,9 @@ WAKE_UPS = (RUN_AGENT, RESUME_RUN)
 log = get_logger(__name__)
 
 SHOWN_CHARS = 200
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
+"""What kombu raises for a part that is not of the type which it takes for granted; Celery's callbacks, which
+run inside, answer their own (worker/refusal.py)."""
 
 
 class QoS(redis.QoS):
@@ -98,7 +101,12 @@ class Transport(redis.Transport):
         if problem := _problem(message):
             log.error("message.unreadable", queue=queue, error=problem)
             return
-        super()._deliver(message, queue)  # type: ignore[no-untyped-call]
+        try:
+            super()._deliver(message, queue)  # type: ignore[no-untyped-call]
+        except UNREADABLE as error:  # kombu's own, while it makes a message of it: nothing holds it yet
+            log.error(
+                "message.unreadable", queue=queue, error=f"{type(error).__name__}: {error}"[:SHOWN_CHARS]
+            )
 
 
 TRANSPORT = f"{Transport.__module__}:{Transport.__name__}"

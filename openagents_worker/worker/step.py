@@ -27,6 +27,7 @@ from openagents_worker.worker.control import take_over_revoke
 from openagents_worker.worker.events import EventBatches
 from openagents_worker.worker.pool import TaskPool
 from openagents_worker.worker.process import Host
+from openagents_worker.worker.refusal import refusals_of
 
 __all__ = ["EX_CONFIG", "tie"]
 
@@ -46,6 +47,7 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
     begins, before Celery sets up its log and makes its steps.
     """
     worker.app.steps["worker"].add(_step_of(host, is_ours))
+    worker.app.steps["consumer"].add(refusals_of(host))
     if is_ours:
         worker.app.steps["consumer"].add(EventBatches)
     take_over_revoke()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
-from celery import chord
+from celery import chord, group
 from celery.exceptions import ChordError
 from celery.result import AsyncResult, GroupResult
 
@@ -98,6 +98,57 @@ def test_a_run_can_be_cancelled_in_every_state(
     result = handle.wait(PATIENCE_S)
     assert result.stop_reason == "cancelled"
     assert (handle.state, handle.record().state) == ("REVOKED", RunState.CANCELLED)
+
+
+@pytest.mark.parametrize("trouble", ["retry", "lost"])
+def test_a_run_can_be_cancelled_after_its_trouble_in_every_way(shop: Shop, trouble: str) -> None:
+    """Also one that was retried, or whose worker was killed: its second attempt is cut off like the first."""
+    single = {way: shop.run_agent.delay(shop.request(f"{trouble} hangs")) for way in (by_handle, by_revoke)}
+    runs = group(shop.run_agent.s(shop.request(f"{trouble} hangs")) for _ in range(2)).apply_async()
+    handles = [*single.values(), *runs]
+    if trouble == "lost":
+        for handle in handles:
+            shop.wait_asked(handle)
+        shop.workers[-1].kill()
+        shop.start_worker()
+    for handle in handles:
+        shop.wait_asked(handle, times=2)
+
+    for way, handle in single.items():
+        way(shop, handle)
+    runs.revoke(terminate=True)
+
+    for handle in handles:
+        assert handle.wait(PATIENCE_S).stop_reason == "cancelled"
+        record = handle.record()
+        assert (record.attempt, record.recoveries) == (2, 1 if trouble == "lost" else 0)
+        assert handle.state == "REVOKED"
+
+
+def test_a_run_that_no_worker_holds_any_more_is_cancelled(shop: Shop) -> None:
+    """Its worker was killed, and nobody has taken its runs yet: whoever does ends it, and asks no model."""
+    handle = in_a_model_call(shop)
+    shop.workers[-1].kill()
+
+    assert handle.cancel("enough") is CancelAnswer.REQUESTED
+    shop.start_worker()
+
+    result = handle.wait(PATIENCE_S)
+    assert result.stop_reason == "cancelled"
+    assert sum(line["event"] == "received" for line in shop.asked(handle.id)) == 1
+
+
+@pytest.mark.parametrize("state", [scheduled, waiting, retrying], ids=lambda state: state.__name__)
+def test_flowers_terminate_cancels_what_waits(
+    shop: Shop, flower: str, state: Callable[[Shop], RunHandle[Any]]
+) -> None:
+    """No worker holds it, and Flower may not even know of it: the record is what is cancelled."""
+    handle = state(shop)
+
+    ask(f"{flower}/api/task/revoke/{handle.id}?terminate=true", post=True)
+
+    assert handle.wait(PATIENCE_S).stop_reason == "cancelled"
+    wait_for(lambda: state_in_flower(flower, handle) == "REVOKED", "its row is REVOKED", timeout=PATIENCE_S)
 
 
 def test_flowers_terminate_cancels(shop: Shop, flower: str) -> None:

@@ -81,6 +81,21 @@ def test_a_run_that_is_retried_is_started_again(shop: Shop, heard: Heard, flower
     row_becomes(flower, handle, "SUCCESS")
 
 
+def test_a_run_that_lost_its_worker_is_started_again(shop: Shop, heard: Heard, flower: str) -> None:
+    """STARTED until another worker takes it, then received and started under the same id; it never failed."""
+    handle = shop.run_agent.delay(shop.request("lost ok"))
+    shop.wait_asked(handle)
+    row_becomes(flower, handle, "STARTED")
+
+    shop.workers[-1].kill()
+    shop.start_worker()
+
+    kinds = told(heard, handle, "succeeded")
+    assert kinds == ["received", "started", "received", "started", "succeeded"]
+    row_becomes(flower, handle, "SUCCESS")
+    assert ask(f"{flower}/api/tasks")[handle.id]["state"] == "SUCCESS"
+
+
 def test_a_run_that_waits_for_a_retry_is_a_retry(shop: Shop, heard: Heard, flower: str) -> None:
     """Also after a doubled message of it has reached a worker."""
     handle = shop.run_agent.delay(shop.request("later ok"))

@@ -377,33 +377,84 @@ def handle_of(installation: Installation, run_id: str) -> RunHandle[Any]:
 
 
 REFUSED_BY_CELERY: dict[str, dict[str, Any]] = {
-    "unknown task": {"body": [[GOOD], {}, {}], "headers": {"id": "x1", "task": "tasks.run_agnt"}},
-    "no task": {"body": {"agent_id": "clerk"}, "headers": {}},
-    "broken JSON": {"body": "[[", "headers": {"id": "x2", "task": "tasks.run_agent"},
-                    "content_type": "application/json", "content_encoding": "utf-8"},
-    "pickled": {"body": pickle.dumps([[GOOD], {}, {}]), "headers": {"id": "x3", "task": "tasks.run_agent"},
-                "content_type": "application/x-python-serialize", "content_encoding": "binary"},
-    "yaml": {"body": "- - {}", "headers": {"id": "x4", "task": "tasks.run_agent"},
-             "content_type": "application/x-yaml", "content_encoding": "utf-8"},
+    "unknown task": {"headers": {"task": "tasks.run_agnt"}},
+    "no name for a task": {"headers": {"task": ["tasks.run_agent"]}},
+    "broken JSON": {"body": "[[", "content_type": "application/json", "content_encoding": "utf-8"},
+    "another shape": {"body": [1]},
+    "object for a shape": {"body": {"a": 1}},
+    "list for keywords": {"body": [[GOOD], [], {}]},
+    "number for what is embedded": {"body": [[GOOD], {}, 7]},
+    "pickled": {"body": pickle.dumps([[GOOD], {}, {}]), "content_type": "application/x-python-serialize",
+                "content_encoding": "binary"},
+    "yaml": {"body": "- - {}", "content_type": "application/x-yaml", "content_encoding": "utf-8"},
+    "unknown compression": {"headers": {"compression": "zzz"}},
+    "no time for eta": {"headers": {"eta": "soon"}},
+    "no time for expires": {"headers": {"expires": "soon"}},
+    "no time for a limit": {"headers": {"timelimit": "x"}},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("message", REFUSED_BY_CELERY.values(), ids=REFUSED_BY_CELERY.keys())
-def test_a_message_that_is_no_task_of_ours_is_thrown_away(
+def test_a_message_that_celery_does_not_let_in_is_answered_under_its_task_id(
+    installation: Installation, request: pytest.FixtureRequest, message: dict[str, Any]
+) -> None:
+    """Nothing is unpickled, no worker ends by it; whoever sent it finds a failed run with code and hint."""
+    task_id = request.node.callspec.id.replace(" ", "-")
+    headers = {"id": task_id, "task": "tasks.run_agent", **message.get("headers", {})}
+
+    publish(installation, **{"body": [[GOOD], {}, {}], **message, "headers": headers})
+
+    handle = handle_of(installation, task_id)
+    details = handle.wait(PATIENCE_S).error_details
+    assert details is not None
+    assert (details.code, bool(details.hint)) == ("request.invalid", True)
+    assert [event.name for event in story(handle)] == ["run.queued", "run.failed", "session.run.completed"]
+    goes_on(installation)
+    assert installation.worker.exit_code is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"body": {"agent_id": "clerk"}, "headers": {}},
+        {"body": [1], "headers": {"task": "tasks.run_agent"}},
+        {"body": [[GOOD], {}, {}], "headers": {"task": "tasks.run_agnt"}},
+        {"body": [[GOOD], {}, {}], "headers": {"id": 7, "task": ["tasks.run_agent"]}},
+    ],
+    ids=["no task", "another shape", "unknown task", "a number for an id"],
+)
+def test_a_message_that_is_no_task_and_has_no_id_is_thrown_away(
     installation: Installation, message: dict[str, Any]
 ) -> None:
-    """Celery does not let it in: nothing is unpickled, nothing is written, and the worker goes on."""
+    """Nobody could look for an answer: nothing is written, and the worker goes on."""
     goes_on(installation)
-    known_runs = set(installation.client.store.redis.scan_iter("oa:run:*"))
+    known = set(installation.client.store.redis.scan_iter("oa:run:*"))
 
+    publish(installation, **message)
+
+    goes_on(installation)
+    new = set(installation.client.store.redis.scan_iter("oa:run:*")) - known
+    assert len({key.removesuffix(":events") for key in new}) == 1, "that of the run that goes on"
+    assert installation.worker.exit_code is None
+
+
+def test_a_message_that_celery_does_not_let_in_leaves_a_run_of_its_id_alone(
+    installation: Installation,
+) -> None:
+    """It may have been doubled on its way, and torn; the run is what its record says."""
+    result = installation.submit("clerk", run_id="torn").wait(PATIENCE_S)
+
+    publish(installation, body=[1], headers={"id": "torn", "task": "tasks.run_agent"})
+    goes_on(installation)
+
+    assert installation.client.handle("torn").wait(PATIENCE_S) == result
+
+
+def publish(installation: Installation, **message: Any) -> None:
+    """Puts a message into the queue, as little of one as it may be."""
     with Connection(installation.stack.redis_url) as connection:  # type: ignore[no-untyped-call]  # kombu
         serializer = {} if "content_type" in message else {"serializer": "json"}
         connection.Producer().publish(**message, **serializer, routing_key="agents")
-
-    goes_on(installation)
-    new_runs = set(installation.client.store.redis.scan_iter("oa:run:*")) - known_runs
-    assert {key.removesuffix(":events") for key in new_runs}.isdisjoint(f"oa:run:x{n}" for n in range(1, 5))
-    assert installation.worker.exit_code is None
 
 
 def test_a_whole_request_from_a_program_without_this_library_is_a_run(
@@ -428,6 +479,10 @@ def test_a_whole_request_from_a_program_without_this_library_is_a_run(
         "{}",
         '{"properties": {}}',
         '{"properties": {"delivery_tag": "x"}, "body": 7}',
+        '{"properties": {"delivery_tag": "x", "delivery_info": {}, "body_encoding": "zzz"}, "body": "x"}',
+        '{"properties": {"delivery_tag": "x", "delivery_info": {}, "body_encoding": "base64"}, "body": "x"}',
+        '{"properties": {"delivery_tag": "x", "delivery_info": {}}, "body": "x", "headers": 7}',
+        '{"properties": {"delivery_tag": [], "delivery_info": {}}, "body": "x"}',
         "\xff",
     ],
 )
