@@ -46,8 +46,8 @@ class Adapter:
 
     def __enter__(self) -> Self:
         python = python_of(self._system.adapter) if self._system.own_environment else Path(sys.executable)
-        runs = cache() / "runs"
-        runs.mkdir(exist_ok=True)
+        runs = cache() / "runs" / str(os.getpid())
+        runs.mkdir(parents=True, exist_ok=True)
         self._folder = Path(tempfile.mkdtemp(prefix=f"{self._system.name}-", dir=runs))
         self._folder.chmod(0o755)  # PostgreSQL runs as another user when we are root
         script = ADAPTERS / f"{self._system.adapter}_peer.py"
@@ -125,7 +125,13 @@ class Adapter:
 
 
 def adopt_orphans() -> None:
-    """From now on, children of adapters that die become ours (Linux), so that we can end them."""
+    """From now on, children of adapters that die become ours (Linux), so that we can end them.
+
+    And what a benchmark has left on the disk that was killed is taken away.
+    """
+    for left in (cache() / "runs").glob("[0-9]*"):
+        if not Path("/proc", left.name).exists():
+            shutil.rmtree(left, ignore_errors=True)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

@@ -126,8 +126,8 @@ class Bench:
             for steps, size in JOBS:
                 runs = range(system.job_runs)
                 measured["jobs"].append([adapter.ask("job", JOB_S, steps=steps, size=size) for _ in runs])
+            found["rounds"].append(measured)  # these stand, whatever becomes of the rest
             measured["nothing"] = adapter.ask("nothing", NOTHING_S, runs=self._options.nothing)
-            found["rounds"].append(measured)
             if system.recovery == "in turn" and not self._options.no_recovery:
                 found["recoveries"].append(adapter.ask("recovery", RECOVERY_S))
 

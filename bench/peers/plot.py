@@ -42,7 +42,7 @@ def main() -> None:
     figure.text(
         0.01,
         0.008,
-        f"{machine['processor']}; medians of {told['rounds']} rounds, {machine['date']}. "
+        f"{machine['processor']}; medians over {told['rounds']} round(s), {machine['date']}. "
         "* started again at once by the benchmark; until somebody notices comes on top.",
         fontsize=9,
         color="#555555",

@@ -58,7 +58,7 @@ def rows_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _row(name: str, system: Mapping[str, Any]) -> dict[str, Any]:
     facts, rounds = system["facts"] or {}, system["rounds"]
-    nothing = [measured["nothing"] for measured in rounds]
+    nothing = [measured["nothing"] for measured in rounds if "nothing" in measured]
     row: dict[str, Any] = {"name": name, "title": system["title"], "durability": facts.get("durability", "")}
     row |= {"why": _why(system), "restarts": facts.get("restarts", False)}
     row["jobs"] = [
@@ -71,7 +71,11 @@ def _row(name: str, system: Mapping[str, Any]) -> dict[str, Any]:
 def _why(system: Mapping[str, Any]) -> str:
     if "not_measured" in system:
         return f"not measured: {system['not_measured']}"
-    return "" if system["rounds"] else f"failed: {'; '.join(system['failures'])[:200]}"
+    return "" if system["rounds"] else f"failed: {_one_line(system['failures'][-1])}"
+
+
+def _one_line(words: str) -> str:
+    return " ".join(words.replace("|", "/").split())[:160]
 
 
 def _job(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def write_table(results: Mapping[str, Any], folder: Path) -> str:
         "# Beside others",
         "",
         f"{machine['date']}. {machine['processor']}; {machine['system']}; load {machine['load']} at the end; "
-        f"{machine['sync_ms']} ms to sync 4 KB. Medians of {results['rounds']} rounds in turn, "
+        f"{machine['sync_ms']} ms to sync 4 KB. Medians over {results['rounds']} round(s) in turn, "
         f"{results['minutes']} minutes. Written by `python -m bench peers`.",
         "",
         *_table(HEAD, [_cells(row) for row in rows]),
@@ -128,10 +132,20 @@ def write_table(results: Mapping[str, Any], folder: Path) -> str:
                 for row in rows
             ],
         ),
+        *_failures(results),
     ]
     text = "\n".join(lines) + "\n"
     (folder / "peers.md").write_text(text)
     return text
+
+
+def _failures(results: Mapping[str, Any]) -> list[str]:
+    found = [
+        f"- {system['title']}: {_one_line(words)}"
+        for system in results["systems"].values()
+        for words in system["failures"]
+    ]
+    return ["", "## What failed", "", *found] if found else []
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -184,7 +198,7 @@ def write_readme(results: Mapping[str, Any], file: Path) -> None:
     machine = results["machine"]
     told = (
         f"{machine['date'].partition(' ')[0]}, {machine['processor']}, load {machine['load']}; "
-        f"medians of {results['rounds']} rounds."
+        f"medians over {results['rounds']} round(s)."
     )
     lines = ["", *_table([HEAD[n] for n in SHORT], _short(results)), "", told, ""]
     file.write_text(before + begin + "\n".join(lines) + end + after)

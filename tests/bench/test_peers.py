@@ -74,6 +74,17 @@ def test_a_figure_that_is_missing_says_why(tmp_path: Path, changes: dict[str, An
     assert "| Other | synced | 2.5 |" in table
 
 
+def test_what_was_measured_before_a_failure_stays(tmp_path: Path) -> None:
+    """The row keeps its figures, and the failure is told below in one line that breaks no table."""
+    found = measured(failures=["worker is dead:\n  a | b"])
+    del found["rounds"][0]["nothing"]
+
+    table = write_table(results(it=found), tmp_path)
+
+    assert "| It | synced | 2.5 | 2.5 | 2.0 | 2.0 |  | 9.5 |" in table
+    assert "- It: worker is dead: a / b" in table
+
+
 def test_the_readme_gets_the_short_table_between_its_marks(tmp_path: Path) -> None:
     """What stands around the marks stays; writing twice leaves one table."""
     readme = tmp_path / "README.md"

@@ -6,7 +6,7 @@ grow with the square of the steps. (`DeltaChannel`, which does not, is in beta.)
 opens them: one connection, `from_conn_string`.
 
 LangGraph, the library, has no queue and no workers: the worker here is a process that calls `ainvoke` for
-each line it is given, all at once. Recovery: nobody notices that it has died. The adapter starts another at
+each run it is told of, 32 at once. Recovery: nobody notices that it has died. The adapter starts another at
 once and asks it for the same thread again, as a caller would have to.
 """
 

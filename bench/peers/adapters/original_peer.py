@@ -5,7 +5,7 @@ stores two messages at its end and none of its steps. With `durable=True` there 
 tool call, which contains all earlier ones, so that its size doubles with every step: such a job is given up
 after `GIVEN_UP_S`, and the row says how far it came.
 
-It has neither queue nor workers: the worker here is a process that runs what it is told, all at once.
+It has neither queue nor workers: the worker here is a process that runs what it is told, 32 runs at once.
 Recovery: nobody notices. The adapter starts another process at once and asks it for the same run, not durable
 from its beginning, durable with `resume_from_checkpoint` of the last one.
 """

@@ -33,6 +33,7 @@ from processes import Child, NotMeasured, megabytes_of
 T = TypeVar("T")
 LOG, ENDED = "PEER_LOG", "PEER_ENDED"  # the environment variables that tell workers where to note things
 KILL_IN_STEP, KILLED_RUN_STEPS, KILLED_RUN_SIZE, KILLED_RUN_PAUSE_MS = 6, 12, 1024, 300
+AT_ONCE = 32  # runs in a process that has no limit of its own
 POLL_S, SELDOM_S = 0.005, 0.05  # whoever waits takes time from what is measured
 
 
@@ -173,6 +174,8 @@ class Peer:
 
         def all_ended() -> bool:
             self.steps.read()
+            if not all(worker.lives for worker in self.workers):
+                raise RuntimeError("a worker has died")
             return wanted <= self.steps.ended_at.keys()
 
         wait_for(all_ended, "all runs are done", 60, SELDOM_S)
@@ -292,7 +295,7 @@ class Peer:
 
 
 class Library(Peer):
-    """A system without a queue: its worker carries a run for each line it is given, all at once.
+    """A system without a queue: its worker carries the runs it is told of, so many at once.
 
     Nobody notices when it dies. The adapter starts another at once, and asks it again, as a caller would
     have to.
@@ -334,9 +337,12 @@ async def carry_orders(carry: Callable[[str, Job, bool], Coroutine[Any, Any, Non
     """The life of a library's worker: `carry` a run for each order, and say which have ended well."""
     ended = Path(os.environ[ENDED])
 
+    places = asyncio.Semaphore(AT_ONCE)
+
     async def to_its_end(run_id: str, job: Job, again: bool) -> None:
         try:
-            await carry(run_id, job, again)
+            async with places:
+                await carry(run_id, job, again)
         except Exception:
             traceback.print_exc()
             os._exit(1)  # so that the adapter hears of it: the thread that reads orders would be waited for
