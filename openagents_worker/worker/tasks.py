@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery, Task
+from celery import Celery, Task, states
+from celery.result import EagerResult
 
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.producer.canvas import canvas_of, options_of
 from openagents_worker.producer.client import client_of
+from openagents_worker.producer.handle import WaitTimeout
 from openagents_worker.producer.submit import submit
 from openagents_worker.producer.task import AgentTask
 from openagents_worker.producer.transport import RESUME_RUN, RUN_AGENT
@@ -57,6 +59,14 @@ class RunTask(Task):  # type: ignore[misc]  # Celery ships no types
         note_told(self, status)
 
 
+class _Waiting(EagerResult):  # type: ignore[misc]  # Celery ships no types
+    """An eager run that only waits. Celery's would give None, and a chain would go on with that."""
+
+    def get(self, *_: Any, **__: Any) -> Any:
+        """Raises `WaitTimeout`: there is no value, and nobody here to wait for."""
+        raise WaitTimeout(f"the run {self.id!r} waits ({self.result}); nothing behind it is called eagerly")
+
+
 class RunAgent(RunTask, AgentTask):
     """`run_agent` where runs are carried: under `task_always_eager` it carries them in this very process."""
 
@@ -78,6 +88,8 @@ class RunAgent(RunTask, AgentTask):
             accepted = submit(client.store, request, settings=client.settings, canvas=canvas, **how)
             self.carry_wakes([accepted.also] if accepted.also is not None else [])
             result = self.carry_here(accepted.run_id, linked)
+        if result.state == states.RETRY:
+            return _Waiting(result.id, result.result, result.state, name=self.name)
         if self.app.conf.task_eager_propagates if throw is None else throw:
             result.maybe_throw()
         return result

@@ -144,6 +144,8 @@ def test_flowers_terminate_cancels_what_waits(
 ) -> None:
     """No worker holds it, and Flower may not even know of it: the record is what is cancelled."""
     handle = state(shop)
+    if state is retrying:  # its record says so a moment before Celery's event does
+        wait_for(lambda: state_in_flower(flower, handle) == "RETRY", "its row is RETRY", timeout=PATIENCE_S)
 
     ask(f"{flower}/api/task/revoke/{handle.id}?terminate=true", post=True)
 

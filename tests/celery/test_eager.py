@@ -7,11 +7,11 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from celery import chain
+from celery import chain, chord
 
 from openagents_worker.errors import ConfigError, RequestInvalid, RunFailed
 from openagents_worker.models import RunState
-from openagents_worker.producer.handle import RunHandle
+from openagents_worker.producer.handle import RunHandle, WaitTimeout
 from openagents_worker.producer.task import ProducerTask
 from openagents_worker.producer.transport import make_app
 from openagents_worker.settings import load_settings
@@ -67,6 +67,30 @@ def test_what_is_linked_is_called_at_once(shop: Shop) -> None:
     assert shop.notes("link_error") == [failed.id]
     assert shop.notes("chain") == [value]
     assert value["stop_reason"] == "completed"
+
+
+def test_a_chain_stops_at_a_run_that_only_waits(shop: Shop) -> None:
+    """What follows it is not called with nothing in its hand: whoever applies the chain is told."""
+    first = shop.request("later ok", run_id="waits")
+
+    with pytest.raises(WaitTimeout, match=r"'waits' waits .*llm\.rate_limit"):
+        chain(shop.run_agent.s(first), shop.note("chain behind")).apply_async()
+
+    handle = shop.client.handle("waits")
+    assert handle.record().state is RunState.RETRYING
+    assert shop.notes("chain behind") == []
+    handle.cancel()
+
+
+def test_a_chord_stops_at_a_run_that_only_waits(shop: Shop) -> None:
+    """Its body is not called."""
+    waits = shop.run_agent.s(shop.request("later ok", run_id="chorded"))
+
+    with pytest.raises(WaitTimeout, match="'chorded' waits"):
+        chord([shop.run_agent.s(shop.request("ok")), waits])(shop.note("body")).get()
+
+    assert shop.notes("body") == []
+    shop.client.handle("chorded").cancel()
 
 
 def test_a_failure_is_raised_where_the_app_says_so(shop: Shop) -> None:

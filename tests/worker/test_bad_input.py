@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.settings import load_settings
+from openagents_worker.store.embedded import EmbeddedRedis
 from tests.installation import PATIENCE_S, ROOT, Installation, agent, call, installed, story
 from tests.producer.proxy import Proxy, closed_port, silent_port
 from tests.waiting import wait_for
@@ -493,6 +495,26 @@ def test_an_item_that_is_no_message_at_all_stops_nobody(installation: Installati
 
     assert installation.submit("clerk").wait(timeout=PATIENCE_S).ok
     assert redis.llen("agents") == 0
+
+
+def test_an_item_that_is_no_message_stops_nobody_over_a_unix_socket_either(tmp_path: Path) -> None:
+    """`redis+socket://` is the same broker by another name."""
+    (tmp_path / "agents.json").write_text(json.dumps({"agents": [{**CLERK, "llm": {"provider": "mock"}}]}))
+    env = {**os.environ, "OPENAGENTS_CONFIG": str(tmp_path / "agents.json"), "PYTHONPATH": str(ROOT)}
+    with (
+        TemporaryDirectory(dir="/tmp") as short,  # a socket's path has 107 characters at most
+        EmbeddedRedis(extra={"unixsocket": f"{short}/s"}) as redis,
+        Stack(redis_url=f"unix://{short}/s", env=env) as stack,
+        Client(settings=stack.settings) as client,
+        Client(redis.url) as beside,
+    ):
+        worker = stack.start_worker("worker")
+        for garbage in ("garbage", "[1, 2]", '{"properties": {}}'):
+            beside.store.ask(lambda r, item=garbage: r.lpush("agents", item))
+
+        assert stack.settings.broker_url.startswith("redis+socket://")
+        assert client.submit(GOOD).wait(PATIENCE_S).ok
+        assert worker.exit_code is None
 
 
 def test_the_same_message_twice_is_one_run(installation: Installation, send: Callable[..., None]) -> None:
