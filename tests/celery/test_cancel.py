@@ -164,12 +164,13 @@ def test_flowers_terminate_cancels(shop: Shop, flower: str) -> None:
     wait_for(lambda: state_in_flower(flower, handle) == "REVOKED", "its row is REVOKED", timeout=PATIENCE_S)
 
 
-def test_a_running_model_call_is_cut_off_within_a_second(shop: Shop) -> None:
+@pytest.mark.parametrize("cancel", [by_handle, by_revoke, by_group], ids=lambda way: way.__name__)
+def test_a_running_model_call_is_cut_off_within_a_second(shop: Shop, cancel: Cancel) -> None:
     """Seen from the model's server: whoever asked is gone."""
     handle = in_a_model_call(shop)
 
     began = time.time()
-    handle.cancel()
+    cancel(shop, handle)
 
     gone = wait_for(
         lambda: [line for line in shop.asked(handle.id) if line["event"] == "answered"], "the client is gone"
