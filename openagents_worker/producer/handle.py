@@ -15,7 +15,7 @@ from celery import exceptions, states
 from celery.result import AsyncResult, assert_will_not_block
 from pydantic import BaseModel, ValidationError
 
-from openagents_worker.errors import OutputValidationError, RunCancelled, RunFailed
+from openagents_worker.errors import OutputValidationError, RunCancelled, RunFailed, RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
 from openagents_worker.store.events import awatch, watch
@@ -23,6 +23,8 @@ from openagents_worker.store.scripts import CancelAnswer
 
 if TYPE_CHECKING:
     from openagents_worker.producer.client import AsyncClient, Client
+
+PREDECESSOR_PAUSE_S = 0.1
 
 __all__ = ["CELERY_STATES", "AsyncRunHandle", "RunHandle", "WaitTimeout"]
 
@@ -124,8 +126,9 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
 
     @property
     def state(self) -> str:
-        """Celery's word for the run's state."""
-        return CELERY_STATES[self.record().state]
+        """Celery's word for the run's state; PENDING for the next one of a chain until it is submitted."""
+        record = self._record_in_chain()
+        return states.PENDING if record is None else CELERY_STATES[record.state]
 
     status = state
 
@@ -143,7 +146,8 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         return
 
     def ready(self) -> bool:
-        return self.record().state.is_terminal
+        record = self._record_in_chain()
+        return record is not None and record.state.is_terminal
 
     def successful(self) -> bool:
         return self.record().state is RunState.COMPLETED
@@ -176,6 +180,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
     ) -> RunRecord:
         _must_not_block("wait() and get()", also_in_tasks=disable_sync_subtasks)
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._wait_for_predecessor(timeout, deadline)
         while not (record := self.record()).state.is_terminal:
             try:
                 with closing(watch(self._client.store, self.id, None, deadline=deadline)) as events:
@@ -184,6 +189,24 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
             except TimeoutError:
                 raise _late(self.id, timeout) from None
         return record
+
+    def _record_in_chain(self) -> RunRecord | None:
+        """None: the run before it in its chain is not over, and nobody has submitted this one yet."""
+        try:
+            return self.record()
+        except RunNotFound:
+            if self.parent is None:
+                raise
+            return None
+
+    def _wait_for_predecessor(self, timeout: float | None, deadline: float | None) -> None:
+        """In a chain a run begins to be when the one before it is over. Raises what that one failed with."""
+        while self._record_in_chain() is None:
+            if isinstance(self.parent, RunHandle) and self.parent.ready():
+                self.parent.get()
+            if deadline is not None and time.monotonic() > deadline:
+                raise _late(self.id, timeout)
+            time.sleep(PREDECESSOR_PAUSE_S)
 
 
 class AsyncRunHandle(Generic[OutputT]):

@@ -66,12 +66,6 @@ class Told:
 
     def of_a_chain(self, last: AsyncResult) -> Any:
         """What the last run of a chain gives; it is known only once the one before it is over."""
-        store = self.shop.client.store
-        wait_for(
-            lambda: store.ask(lambda r: r.exists(store.keys("run", last.id))),
-            "the chain has come to its last run",
-            timeout=PATIENCE_S,
-        )
         return last.get(timeout=PATIENCE_S)
 
     def notes(self, what: str, count: int = 1) -> list[Any]:

@@ -26,7 +26,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.models import RunRequest, RunResult, RunState, StopReason
 from openagents_worker.producer.client import AsyncClient, Client
-from openagents_worker.producer.handle import CELERY_STATES, AsyncRunHandle, RunHandle
+from openagents_worker.producer.handle import CELERY_STATES, AsyncRunHandle, RunHandle, WaitTimeout
 from openagents_worker.settings import Settings
 from openagents_worker.store.scripts import CancelAnswer
 from tests.producer.hand import Hand
@@ -372,3 +372,18 @@ def test_a_class_travels_as_its_schema_whole(client: Client, hand: Hand) -> None
     with pytest.raises(RequestInvalid, match="Never has no JSON Schema"):
         client.submit({**FIELDS, "run_id": "r2", "output_type": Never})
     client.cancel("r1")
+
+
+def test_a_run_that_follows_another_is_awaited_before_it_is_there(client: Client, hand: Hand) -> None:
+    """In a chain the next run is submitted when the one before it is over; until then it is PENDING."""
+    hand.submit("first")
+    first = client.handle("first")
+    second = RunHandle("second", client=client, parent=first)
+
+    assert (second.state, second.ready()) == ("PENDING", False)
+    with pytest.raises(WaitTimeout):
+        second.get(timeout=0.2)
+    client.cancel("first")
+    with pytest.raises(RunFailed) as failed:
+        second.get(timeout=5)
+    assert failed.value.run_id == "first"
