@@ -40,9 +40,14 @@ def main(arguments: Sequence[str]) -> int:
     print(write_table(results, options.results))
     if options.readme:
         write_readme(results, ROOT / "README.md")
+    failed = any(system["failures"] for system in results["systems"].values())
     if not options.no_picture:
-        draw(results, options.results)
-    return 1 if any(system["failures"] for system in results["systems"].values()) else 0
+        try:
+            draw(results, options.results)
+        except RuntimeError as why:
+            print(why, file=sys.stderr)
+            failed = True
+    return int(failed)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -61,7 +61,7 @@ def _panel(
 ) -> None:
     values = [value(row) for row in rows]
     known = [length for length, _ in values if length]
-    least = min(known) / 3 if log else 0.0
+    least = min(known, default=1.0) / 3 if log else 0.0
     for place, (row, (length, label)) in enumerate(zip(rows, values, strict=True)):
         color = OURS if row["name"].startswith("ours") else PALE if "*" in label else OTHERS
         end = max(length, least * 1.05) if length is not None else least
@@ -79,11 +79,11 @@ def _panel(
         )
     if log:
         axes.set_xscale("log")
-        axes.set_xlim(least, max(known) * 8)
+        axes.set_xlim(least, max(known, default=1.0) * 8)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
     else:
-        axes.set_xlim(0, max(known) * 1.18)
+        axes.set_xlim(0, max(known, default=1.0) * 1.18)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     if axes.get_subplotspec().is_first_col():
         axes.set_yticks(
