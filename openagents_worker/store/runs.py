@@ -257,13 +257,8 @@ class SessionStore:
     async def count_artifacts(self, session_id: str) -> int:
         return await self._length("artifacts", session_id)
 
-    async def load_state(self, session_id: str) -> dict[str, Any]:
-        """The session's state by top-level key."""
-        texts = await self.load_state_texts(session_id)
-        return {name: json.loads(text) for name, text in texts.items()}
-
     async def load_state_texts(self, session_id: str) -> dict[str, str]:
-        """The same, each value as the JSON that is stored."""
+        """The session's state by top-level key, each value as the JSON that is stored."""
         key = self._store.keys("session_state", session_id)
         texts: dict[str, str] = await self._store.ask(lambda r: r.hgetall(key))
         return texts

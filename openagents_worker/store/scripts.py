@@ -36,7 +36,6 @@ __all__ = [
     "cancel",
     "claim",
     "commit",
-    "delta",
     "emit",
     "finish",
     "page",
@@ -446,12 +445,6 @@ def release(reply: Reply, *, run_id: str, incarnation: str, fence: str) -> Hande
 @_door
 def emit(reply: Reply, *, run_id: str, fence: str, batch_no: int, events: list[str]) -> WriteAnswer:
     """Append a batch of events: name, payload JSON, name, payload JSON …. A batch number counts once."""
-    return WriteAnswer(reply)
-
-
-@_door
-def delta(reply: Reply, *, run_id: str, fence: str, payload: str) -> WriteAnswer:
-    """Publish a piece of a model's reply; it is not stored."""
     return WriteAnswer(reply)
 
 

@@ -98,9 +98,7 @@ class Hand:
         self.finish(run_id, error=error)
 
     def delta(self, run_id: str, text: str) -> None:
-        payload = json.dumps({"call": "0.1", "offset": 0, "text": text})
-        call = scripts.delta(run_id=run_id, fence=self._fences[run_id], payload=payload)
-        assert self.store.run(call) is WriteAnswer.OK
+        self.emit(run_id, "llm.delta", payload=json.dumps({"call": "0.1", "offset": 0, "text": text}))
 
     def retry(self, run_id: str, delay_ms: int = 60_000) -> None:
         call = scripts.suspend(

@@ -39,7 +39,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "page": {"run_id": "r1", "position": 0, "page_bytes": PAGE_BYTES},
     "release": {"run_id": "r1", "incarnation": "w1"},
     "emit": {"run_id": "r1", "batch_no": 1, "events": ["llm.called", '{"model":"m","call":"0.1"}']},
-    "delta": {"run_id": "r1", "payload": '{"call":"0.1","offset":0,"text":"4"}'},
     "commit": {
         "run_id": "r1",
         "position": 0,

@@ -458,7 +458,8 @@ def test_a_piece_of_a_reply_is_published_and_is_no_event(bench: Bench) -> None:
         ear.subscribe(bench.store.keys.channel("a", "s1", "r1"))
         ear.get_message(timeout=5)
 
-        assert bench.do("delta", fence=fence) is WriteAnswer.OK
+        piece = ["llm.delta", '{"call":"0.1","offset":0,"text":"4"}']
+        assert bench.do("emit", fence=fence, events=piece) is WriteAnswer.OK
 
         heard = json.loads(ear.get_message(timeout=5)["data"])
     assert (heard["name"], heard["seq"], heard["payload"]["text"]) == ("llm.delta", None, "4")
@@ -470,13 +471,13 @@ def test_a_reply_that_streams_is_kept_for_who_joins_until_it_is_told(bench: Benc
     fence = bench.claimed()
     key = bench.store.keys("reply", "r1")
 
-    for offset, text in ((0, "vie"), (3, "r über"), (99, "lost"), (9, " 20")):
+    for number, (offset, text) in enumerate(((0, "vie"), (3, "r über"), (99, "lost"), (9, " 20")), 1):
         payload = json.dumps({"call": "0.1", "offset": offset, "text": text})
-        bench.do("delta", fence=fence, payload=payload)
+        bench.do("emit", fence=fence, batch_no=number, events=["llm.delta", payload])
 
     assert bench.redis.hget(key, "text") == "vier über 20"
     assert 0 < bench.redis.pttl(key) <= 60_000
-    bench.do("emit", fence=fence, events=["llm.succeeded", '{"model":"m","call":"0.1"}'])
+    bench.do("emit", fence=fence, batch_no=5, events=["llm.succeeded", '{"model":"m","call":"0.1"}'])
     assert bench.redis.exists(key) == 0
 
 
@@ -581,7 +582,7 @@ def test_a_finish_whose_answer_was_lost_is_answered_again(bench: Bench) -> None:
     assert without_ttl(bench.lab.read()) == without_ttl(before)
 
 
-WRITES = ("emit", "delta", "commit", "suspend", "finish")
+WRITES = ("emit", "commit", "suspend", "finish")
 
 
 @pytest.mark.parametrize("script", WRITES)
@@ -1051,9 +1052,8 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "wake an expired run": ("wake", {"limit": 1}),
     "resume": ("resume", {"run_id": "r7", "session_id": "s7"}),
     "told": ("told", {"run_id": "r7", "life": 1}),
-    "delta": ("delta", {}),
 }
-FENCED = ("emit", "delta", "commit", "suspend", "finish", "release")
+FENCED = ("emit", "commit", "suspend", "finish", "release")
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -29,8 +29,7 @@ class Speaker:
 
     def say(self, text: str) -> None:
         payload = json.dumps({"call": self._call, "offset": self._said, "text": text}, ensure_ascii=False)
-        door = scripts.delta(run_id="r1", fence=self._hand._fences["r1"], payload=payload)
-        assert self._hand.store.run(door) is WriteAnswer.OK
+        self._hand.emit("r1", "llm.delta", payload=payload)
         self._said += len(text)
 
 
@@ -64,7 +63,7 @@ async def test_who_joins_in_the_middle_gets_what_was_said_as_one_piece(hand: Han
 
 
 def test_a_reply_that_is_over_is_not_told_again(hand: Hand) -> None:
-    """Its event has the whole text; the key that held the pieces is gone with it."""
+    """Its commit has the whole text; the key that held the pieces is gone with it."""
     Speaker(hand).say("391")
     assert first_piece(hand) is not None
 
@@ -110,7 +109,8 @@ def test_what_is_kept_of_a_reply_is_bounded(hand: Hand) -> None:
 
 def test_a_worker_that_has_lost_the_run_says_nothing(hand: Hand) -> None:
     """A piece is a fenced write like any other."""
-    door = scripts.delta(run_id="r1", fence="1:somebody", payload='{"call":"0.1","offset":0,"text":"no"}')
+    piece = ["llm.delta", '{"call":"0.1","offset":0,"text":"no"}']
+    door = scripts.emit(run_id="r1", fence="1:somebody", batch_no=99, events=piece)
 
     assert hand.store.run(door) is WriteAnswer.FENCED
     assert hand.store.redis.exists("oa:run:r1:reply") == 0
