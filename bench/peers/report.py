@@ -26,6 +26,7 @@ HEAD = (
     "servers MB",
 )
 SHORT = (0, 1, 3, 5, 6, 7, 8)  # what the README shows of it
+OWN_LOAD = 1.5  # the measurements themselves come to no more
 BEGIN, END = "<!-- bench peers: begin -->", "<!-- bench peers: end -->"
 NOTES = """\
 How to read it:
@@ -116,7 +117,7 @@ def write_table(results: Mapping[str, Any], folder: Path) -> str:
     lines = [
         "# Beside others",
         "",
-        f"{machine['date']}. {machine['processor']}; {machine['system']}; load {machine['load']} at the end; "
+        f"{machine['date']}. {machine['processor']}; {machine['system']}; {_load(machine)}; "
         f"{machine['sync_ms']} ms to sync 4 KB. Medians over {results['rounds']} round(s) in turn, "
         f"{results['minutes']} minutes. Written by `python -m bench peers`.",
         "",
@@ -197,11 +198,16 @@ def write_readme(results: Mapping[str, Any], file: Path) -> None:
         raise RuntimeError(f"{file} has no place for the table: {BEGIN} and {END}")
     machine = results["machine"]
     told = (
-        f"{machine['date'].partition(' ')[0]}, {machine['processor']}, load {machine['load']}; "
+        f"{machine['date'].partition(' ')[0]}, {machine['processor']}, {_load(machine)}; "
         f"medians over {results['rounds']} round(s)."
     )
     lines = ["", *_table([HEAD[n] for n in SHORT], _short(results)), "", told, ""]
     file.write_text(before + begin + "\n".join(lines) + end + after)
+
+
+def _load(machine: Mapping[str, Any]) -> str:
+    beside = " (other work ran beside it)" if machine["load"] > OWN_LOAD else ""
+    return f"load {machine['load']} at the end{beside}"
 
 
 def _short(results: Mapping[str, Any]) -> list[list[str]]:
