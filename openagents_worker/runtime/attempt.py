@@ -129,6 +129,15 @@ class Attempt:
             return await self._let_go()
         finally:
             await self._ledger.close()
+            self._forget()
+
+    def _forget(self) -> None:
+        """Break the circles in which the parts of a run hold each other: its memory is free at once."""
+        if self._prepared is not None:
+            self._prepared.context.tools = {}
+        if self._recorder is not None:
+            self._recorder.end()
+        self._prepared = self._recorder = None
 
     async def _to_the_end(self) -> Ending | None:
         """The run's ending, or None when it was latched on the way."""
@@ -295,14 +304,18 @@ class Attempt:
 
     async def _execute(self, prepared: Prepared) -> Any:
         """The pattern's output, of the type that was asked for."""
-        assert self._recorder is not None
-        self._recorder.begin()
-        output = await prepared.pattern.execute()
-        if prepared.output_type is None:
-            return output
-        limit = self._budget.max_validation_retries
-        retries = DEFAULT_VALIDATION_RETRIES if limit is None else limit
-        return await fitted(output, prepared.output_type, prepared.pattern, prepared.context, retries)
+        recorder = self._recorder
+        assert recorder is not None
+        recorder.begin()
+        try:
+            output = await prepared.pattern.execute()
+            if prepared.output_type is None:
+                return output
+            limit = self._budget.max_validation_retries
+            retries = DEFAULT_VALIDATION_RETRIES if limit is None else limit
+            return await fitted(output, prepared.output_type, prepared.pattern, prepared.context, retries)
+        finally:
+            recorder.end()
 
     def _output_of(self, thinking: asyncio.Task[Any]) -> Any:
         recorder = self._recorder

@@ -45,6 +45,10 @@ class Places:
         """The task that runs now is the trunk; calls in it are counted from 1."""
         _here.set(_Place(self, path, 0, asyncio.current_task()))
 
+    def end(self) -> None:
+        """The task that runs now makes no more calls; its place, which holds it, is forgotten."""
+        _here.set(None)
+
     def enter(self) -> str:
         """The key of the call that starts now, in the task that runs now."""
         here = self._place()

@@ -123,6 +123,10 @@ class Recorder:
         """The task that runs now makes the run's calls; `path` sets those of another part apart."""
         self._places.begin(path)
 
+    def end(self) -> None:
+        """The task that runs now makes no more of the run's calls."""
+        self._places.end()
+
     def _info(self, kind: str, name: str, key: str) -> CallInfo:
         self._entered[kind] += 1
         return CallInfo(

@@ -79,6 +79,7 @@ class Job:
                 limit.cancel()
             for telling in self._telling:
                 await asyncio.wait([telling])
+            self._task = self._body = None  # the body holds the job: both would be the collector's work
 
     async def _on_loop(self) -> None:
         self._task, self._body = asyncio.current_task(), SyncBody(self._perform)

@@ -192,7 +192,7 @@ def _settle() -> None:
 
 
 PYTHONS_GC_THRESHOLD = (700, 10, 10)
-GC_THRESHOLD = (5_000, 20, 20)
+GC_THRESHOLD = (5_000, 10, 10)
 
 
 class Host:
