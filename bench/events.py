@@ -2,8 +2,8 @@
 
 An event is a fenced write: numbered, stored in the run's stream and published, by one script. Its watchers
 are `aevents` in a process of their own, over the one connection that they share. Beside it, in alternating
-turns, a bare PUBLISH to as many tasks of the same kind of process, which share one connection as well: a message
-is read once and put into the queue of each.
+turns, a bare PUBLISH to as many tasks of the same kind of process, which share one connection as well: a
+message is read once and put into the queue of each.
 """
 
 from __future__ import annotations
