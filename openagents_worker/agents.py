@@ -186,6 +186,8 @@ class ToolRef(PluginRef):
 
     id: str
     enabled: bool = True
+    timeout_ms: int | None = Field(default=None, ge=1)
+    """How long one call may take; it goes before what the tool itself says."""
 
     @model_validator(mode="after")
     def _id_is_a_function_name(self) -> ToolRef:

@@ -227,6 +227,7 @@ class RecordedTool:
         context: RunContext,
         ledger: Ledger,
         budget: RunBudget,
+        timeout_ms: int | None,
         default_timeout_ms: int | None,
     ) -> None:
         self.tool_id = tool_id
@@ -241,7 +242,7 @@ class RecordedTool:
         self.spec = (
             ToolExecutionSpec.model_validate(spec.model_dump()) if spec is not None else ToolExecutionSpec()
         )
-        self._timeout_ms = self.spec.default_timeout_ms or default_timeout_ms
+        self._timeout_ms = timeout_ms or self.spec.default_timeout_ms or default_timeout_ms
         self._may_repeat = bool(getattr(inner, "durable_idempotent", True))
         self._warned = False
         self._asked_again = 0

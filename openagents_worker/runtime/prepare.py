@@ -162,6 +162,7 @@ class Preparation:
 
     def _bind(self) -> None:
         context, definition = self._context, self._parts.definition
+        timeouts_ms = {tool.id: tool.timeout_ms for tool in definition.tools}
         context.llm_client = RecordedModel(
             self._parts.model(), recorder=self._recorder, ledger=self._ledger, budget=self._budget
         )
@@ -172,6 +173,7 @@ class Preparation:
                 context=context,
                 ledger=self._ledger,
                 budget=self._budget,
+                timeout_ms=timeouts_ms.get(tool_id),
                 default_timeout_ms=_tool_timeout_ms(definition),
             )
             for tool_id, inner in self._parts.tools().items()

@@ -383,3 +383,17 @@ async def test_what_an_error_of_ones_own_tells_is_redacted_too(redis_url: str) -
         told = {event["name"]: event["payload"] for event in await p.events()}
         assert told["tool.failed"]["error_details"]["context"]["iban"] == "***"
         assert told["run.failed"]["error_details"]["context"]["iban"] == "***"
+
+
+async def test_the_agents_file_says_how_long_a_tool_may_take(redis_url: str) -> None:
+    """Whatever the tool itself says; after the last try the model hears of it and may do something else."""
+    waits = {**tool("Charge"), "timeout_ms": 30}
+    asks = calls(("charge", {"who": "alice", "gate": "never-opened"}))
+    definition = agent(llm=scripted(asks, {"text": "later, then"}), tools=[waits])
+    async with process(redis_url, definition) as p:
+        await p.submit(budget=RunBudget(max_resume_attempts=0))
+        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        [failed] = [event["payload"] for event in await p.events() if event["name"] == "tool.failed"]
+
+    assert failed["error_details"]["code"] == "tool.timeout"
+    assert "30ms" in failed["error"]
