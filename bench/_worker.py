@@ -27,7 +27,7 @@ def waiting_agent(wait_ms: int) -> Mapping[str, Any]:
         "name": "Waits",
         "llm": {"provider": "scripted", "script": [{"text": "done"}], "latency_ms": wait_ms},
         "memory": {"type": "buffer"},
-        "pattern": {"type": "react"},
+        "pattern": {"type": "react", "config": {"step_timeout_ms": 2 * max(wait_ms, 30_000)}},
     }
 
 
