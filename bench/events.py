@@ -25,6 +25,7 @@ from typing import Any
 import redis.asyncio as redis_async
 
 from bench._worker import tell_machine
+from bench.steps import FixedLease
 from openagents_worker.models import RunRequest
 from openagents_worker.producer.submit import asubmit
 from openagents_worker.runtime.latch import Latch
@@ -44,15 +45,6 @@ MOST_P99_MS, MOST_TIMES_BARE = 5.0, 1.5
 LEAST_A_SECOND = 10_000
 CHANNEL = "bench:channel"
 Emit = Callable[[float], Awaitable[Any]]
-
-
-class FixedLease:
-    """A lease for the length of a measurement."""
-
-    incarnation = WORKER
-
-    def remaining_s(self) -> float:
-        return 3600.0
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -229,7 +221,7 @@ def _ledger(store: AsyncStore, claimed: Claimed, settings: Settings) -> Ledger:
     run_id = RunRequest.model_validate_json(claimed.request).run_id
     return Ledger(
         store=store,
-        lease=FixedLease(),
+        lease=FixedLease(WORKER),
         run_id=run_id,
         fence=claimed.fence,
         attempt=1,

@@ -14,7 +14,6 @@ from openagents_worker.store.formats import WRITTEN, is_read, other_format
 __all__ = ["PREPARE", "Journal", "Record", "digest_of", "read_pages"]
 
 PREPARE = "prepare"
-PAGE_BYTES = 240 * 1024  # no answer is longer than 256 KiB, or it would hold up everybody else's
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.models import RunUsage, dumps
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, shown_json
-from openagents_worker.runtime.journal import PAGE_BYTES
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.store import scripts
@@ -149,7 +148,7 @@ class Ledger:
 
     async def journal_page(self, position: int) -> Sequence[str]:
         """Records of this run from `position` on; only its owner adds to them."""
-        door = scripts.page(run_id=self.run_id, position=position, page_bytes=PAGE_BYTES)
+        door = scripts.page(run_id=self.run_id, position=position, page_bytes=scripts.PAGE_BYTES)
         return await self._patiently(lambda: self._store.run_until(door, self._too_late))
 
     # --- fenced writes -----------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from openagents_worker.errors import RedisUnreachable
 from openagents_worker.models import RunResult, StopReason
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
-from openagents_worker.runtime.journal import PAGE_BYTES
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.settings import Settings
@@ -97,7 +96,7 @@ class Runner:
                 run_id=run_id,
                 incarnation=lease.incarnation,
                 nonce=secrets.token_hex(8),
-                page_bytes=PAGE_BYTES,
+                page_bytes=scripts.PAGE_BYTES,
                 asked=format_,
             )
             try:

@@ -11,11 +11,9 @@ from openagents_worker.models import ErrorDetails, RunUsage
 from openagents_worker.store.client import AsyncStore, Store
 from openagents_worker.store.formats import reading
 from openagents_worker.store.runs import aread_record, read_record
-from openagents_worker.store.scripts import Call, page
+from openagents_worker.store.scripts import PAGE_BYTES, Call, page
 
 __all__ = ["Checkpoint", "acheckpoints", "checkpoints"]
-
-PAGE_BYTES = 240 * 1024  # no answer is longer than 256 KiB, or it would hold up everybody else's
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from openagents_worker.store.keys import lua_key_functions
 
 __all__ = [
     "Call",
+    "PAGE_BYTES",
     "CancelAnswer",
     "ClaimAnswer",
     "Claimed",
@@ -56,6 +57,8 @@ __all__ = [
 
 T = TypeVar("T")
 P = ParamSpec("P")
+PAGE_BYTES = 240 * 1024
+"""Of a journal's records in one answer: none is longer than 256 KiB, or it would hold up everybody else's."""
 Reply = Any  # what Redis answers: nested lists of str and int
 
 _COMMON = ("EVENTS_MAXLEN", "RUN_TTL_MS", "SESSION_TTL_MS")
