@@ -57,14 +57,16 @@ def within_5_s() -> Generator[None]:
 
 
 def everything(client: Client) -> dict[str, bytes | None]:
-    """All that Redis holds, records and queues, as soon as it holds still; without what a worker that does
-    nothing writes by itself."""
+    """All that Redis holds, records and queues, as soon as every run before has ended and Celery was told so;
+    without what a worker that does nothing writes by itself."""
     redis, leases = client.store.redis, client.store.keys("workers")
+    sent = client.store.keys("sent", client.settings.queue)
 
     def snapshot() -> dict[str, bytes | None]:
         keys = (key for key in redis.scan_iter() if key != leases and not key.startswith("_kombu."))
         return {key: redis.dump(key) for key in keys}
 
+    wait_for(lambda: not redis.exists(sent), "Celery is told of every end")
     return wait_for(lambda: now if (now := snapshot()) == snapshot() else {}, "Redis holds still")
 
 
