@@ -192,7 +192,7 @@ class RunConflict(UserError):
 
 
 class SessionBusy(UserError):
-    """The session has a run already and the request said `on_busy="reject"`; nothing was accepted."""
+    """A run of the session has not ended: so nothing was accepted (`on_busy="reject"`) or deleted."""
 
     code = "session.busy"
     http_status = 409

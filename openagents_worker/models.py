@@ -44,6 +44,7 @@ __all__ = [
 
 MAX_ID_CHARS = 256
 DEFAULT_MAX_PAYLOAD_BYTES = 1024 * 1024
+MAX_LABELS = 32
 MAX_MESSAGE_CHARS = 8_000  # an error message is kept whole up to here; a stack dump is not a message
 
 
@@ -60,6 +61,12 @@ def _checked_id(value: str) -> str:
 
 
 Id = Annotated[str, AfterValidator(_checked_id)]
+
+
+def _checked_label(name: str) -> str:
+    if "=" in _checked_id(name):
+        raise PydanticCustomError("label", "a label's name has no '='; found {found}", {"found": repr(name)})
+    return name
 
 
 def _checked_checkpoint(value: str) -> str:
@@ -153,6 +160,12 @@ class RunRequest(_Wire):
     budget: RunBudget | None = None
     durable: bool | None = None
     queue: Id | None = None
+    tenant: Id | None = None
+    """Whose run it is: `Client.runs(tenant=...)` lists a customer's."""
+    labels: dict[Annotated[str, AfterValidator(_checked_label)], Id] = Field(
+        default_factory=dict, max_length=MAX_LABELS
+    )
+    """Names and values by which `Client.runs(labels=...)` finds it, at most 32."""
     deps: Id | None = None
     """The name of what tools and patterns get as `context.deps`; see `register_deps`."""
     output_type: dict[str, JsonValue] | Id | SkipJsonSchema[type[BaseModel]] | None = None

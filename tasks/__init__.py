@@ -3,10 +3,11 @@
 from openagents_worker.settings import load_settings
 from openagents_worker.worker.app import make_worker_app
 
-__all__ = ["app", "recover_runs", "resume_run", "run_agent"]
+__all__ = ["app", "prune", "recover_runs", "resume_run", "run_agent"]
 
 app = make_worker_app(load_settings())
 
 run_agent = app.tasks["tasks.run_agent"]
 resume_run = app.tasks["tasks.resume_run"]
+prune = app.tasks["tasks.prune"]
 recover_runs = app.tasks["tasks.recover_runs"]

@@ -8,25 +8,30 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from openagents_worker.agents import AppConfig, load_agents, notices
-from openagents_worker.cli.display import Follower, dump, record_lines
+from openagents_worker.cli.display import Follower, dump, record_lines, run_line, session_line, session_lines
 from openagents_worker.cli.exits import Exit, exit_of, show_error
 from openagents_worker.cli.stack import Stack
 from openagents_worker.errors import ConfigError, ConfigValidationError, OpenAgentsError
+from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.settings import PREFIX, load_settings, unknown_variables
+from openagents_worker.store.listing import Page
 from openagents_worker.store.scripts import CancelAnswer
 
 __all__ = ["commands", "run"]
 
+
+T = TypeVar("T")
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
@@ -105,6 +110,99 @@ def show(run_id: str, as_json: bool) -> None:
             return
         events = client.handle(run_id).events() if record.state.is_terminal else ()
         click.echo("\n".join(record_lines(record, events)))
+
+
+@commands.command("runs")
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice([*map(str, RunState)]), help="May be repeated."
+)
+@click.option("--agent", default=None)
+@click.option("--session", default=None)
+@click.option("--tenant", default=None)
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="May be repeated: all must fit.")
+@click.option("--limit", default=20, show_default=True, help="Runs a page, 1000 at most.")
+@click.option("--cursor", default=None, help="The next_cursor of the page before.")
+@as_json_option
+def runs_(
+    states: tuple[str, ...],
+    agent: str | None,
+    session: str | None,
+    tenant: str | None,
+    labels: tuple[str, ...],
+    limit: int,
+    cursor: str | None,
+    as_json: bool,
+) -> None:
+    """List runs, newest first."""
+    with Client() as client:
+        page = client.runs(
+            state=states,
+            agent_id=agent,
+            session_id=session,
+            tenant=tenant,
+            labels=_labels(labels),
+            limit=limit,
+            cursor=cursor,
+        )
+    _show_page(page, lambda record: record.model_dump(mode="json"), run_line, as_json=as_json)
+
+
+def _labels(given: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for text in given:
+        name, found, value = text.partition("=")
+        if not found:
+            raise click.BadParameter(f"{text!r} is no NAME=VALUE", param_hint="--label")
+        labels[name] = value
+    return labels
+
+
+def _show_page(
+    page: Page[T], to_json: Callable[[T], Any], to_line: Callable[[T], str], *, as_json: bool
+) -> None:
+    if as_json:
+        dump({"items": [to_json(item) for item in page], "next_cursor": page.next_cursor})
+        return
+    for item in page:
+        click.echo(to_line(item))
+    if page.next_cursor is not None:
+        click.echo(click.style(f"more: --cursor {page.next_cursor}", dim=True), err=True)
+
+
+@commands.command()
+@click.option("--limit", default=20, show_default=True, help="Sessions a page, 1000 at most.")
+@click.option("--cursor", default=None, help="The next_cursor of the page before.")
+@as_json_option
+def sessions(limit: int, cursor: str | None, as_json: bool) -> None:
+    """List sessions, the one with the newest run first."""
+    with Client() as client:
+        page = client.sessions(limit=limit, cursor=cursor)
+    _show_page(page, asdict, session_line, as_json=as_json)
+
+
+@commands.command()
+@click.argument("session_id", metavar="SESSION")
+@as_json_option
+def session(session_id: str, as_json: bool) -> None:
+    """Show SESSION: who works in it, who waits, its transcript, its artifacts and its state."""
+    with Client() as client:
+        view = client.session(session_id)
+    if as_json:
+        dump({**asdict(view), "artifacts": [one.model_dump(mode="json") for one in view.artifacts]})
+    else:
+        click.echo("\n".join(session_lines(view)))
+
+
+@commands.command()
+@as_json_option
+def prune(as_json: bool) -> None:
+    """Take runs and sessions that have expired out of the lists. Workers do it every minute."""
+    with Client() as client:
+        removed = client.prune()
+    if as_json:
+        dump({"removed": removed})
+    else:
+        click.echo(f"{removed} entries of what has expired are gone")
 
 
 @commands.command()

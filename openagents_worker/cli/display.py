@@ -6,14 +6,17 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunRecord, RunResult, RunUsage
+from openagents_worker.store.listing import SessionSummary
+from openagents_worker.store.runs import SessionView
 
-__all__ = ["Follower", "dump", "record_lines"]
+__all__ = ["Follower", "dump", "record_lines", "run_line", "session_line", "session_lines"]
 
 MAX_CHARS = 100  # of a value in a line; the whole of it is in the JSON
 QUIET = (
@@ -110,6 +113,39 @@ def record_lines(record: RunRecord, events: Iterable[RunEvent]) -> list[str]:
     elif result is not None:
         rows.append(("answer", _short(result.final_output)))
     return [f"{name:<9} {value}" for name, value in rows]
+
+
+def run_line(record: RunRecord) -> str:
+    """A run in a list for people."""
+    state = click.style(f"{record.state:<15}", fg=COLOURS.get(record.state))
+    at = "" if record.created_ms is None else _time(record.created_ms)
+    where = click.style(f"{record.agent_id} in {record.session_id}", dim=True)
+    return f"{at}  {state}  {record.run_id}  {where}"
+
+
+def session_line(session: SessionSummary) -> str:
+    """A session in a list for people."""
+    busy = f"busy with {session.holder}, {session.waiting} waiting" if session.holder else "idle"
+    counts = f"{session.messages} messages, {session.artifacts} artifacts"
+    return f"{_time(session.last_run_ms)}  {session.session_id}  {click.style(f'{counts}, {busy}', dim=True)}"
+
+
+def session_lines(session: SessionView) -> list[str]:
+    """A session for people: what it is, and then what was said in it."""
+    rows: list[tuple[str, object]] = [
+        ("session", session.session_id),
+        ("holder", session.holder or "-"),
+        ("waiting", ", ".join(session.waiting) or "-"),
+        ("bytes", f"{session.bytes:,}"),
+        *(("artifact", f"{one.kind} {one.name}: {_short(one.payload)}") for one in session.artifacts),
+        *(("state", f"{name}: {_short(value)}") for name, value in session.state.items()),
+    ]
+    said = [f"{message.get('role', '?')}: {_short(message.get('content'))}" for message in session.transcript]
+    return [*(f"{name:<9} {value}" for name, value in rows), *said]
+
+
+def _time(at_ms: int) -> str:
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def _event_line(event: RunEvent) -> str:

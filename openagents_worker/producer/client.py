@@ -10,18 +10,21 @@ with Client() as client:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from functools import cache, cached_property
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from celery import Celery
 from celery.backends.base import DisabledBackend
 from pydantic import BaseModel
+from typing_extensions import Unpack
 
 from openagents_worker.models import RunRecord, RunRequest, output_class_of
 from openagents_worker.producer.canvas import canvas_of
+from openagents_worker.producer.deletion import deletion
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.submit import Accepted, asubmit, submit
 from openagents_worker.producer.transport import close_producers, make_app, send_first, send_wakes
@@ -29,6 +32,15 @@ from openagents_worker.settings import PREFIX, Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.checkpoints import Checkpoint, acheckpoints, checkpoints
 from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.listing import (
+    Page,
+    RunFilter,
+    RunFilters,
+    SessionSummary,
+    list_runs,
+    list_sessions,
+    pruning,
+)
 from openagents_worker.store.runs import (
     SessionView,
     aread_record,
@@ -37,13 +49,15 @@ from openagents_worker.store.runs import (
     read_session,
     run_not_found,
 )
-from openagents_worker.store.scripts import CancelAnswer, Cancelled, Wake
+from openagents_worker.store.scripts import Call, CancelAnswer, Cancelled, Wake
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client"]
 
 ANSWER_TIMEOUT_S = 2.0  # somebody waits for it
 SEND_WITHIN_S = 1.5  # publishing takes up to three seconds, and a submission five in all
+
+T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -131,9 +145,54 @@ class Client:
         """The run's recorded calls with all that they gave, in their order. Raises `RunNotFound`."""
         return checkpoints(self.store, run_id)
 
+    def runs(
+        self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[RunFilters]
+    ) -> Page[RunRecord]:
+        """A page of the runs that pass every filter given (see `RunFilters`), newest first.
+
+        Raises `RequestInvalid` for a state, limit or cursor that is none.
+        """
+        wanted = RunFilter.of(filters)
+        return self._carry_out(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
+
+    def sessions(self, *, limit: int = 100, cursor: str | None = None) -> Page[SessionSummary]:
+        """A page of the sessions, the one with the newest run first. Raises as `runs` does."""
+        return self._carry_out(list_sessions(self.store.keys, limit=limit, cursor=cursor))
+
     def session(self, session_id: str) -> SessionView:
         """The session as it stands now. Raises `SessionNotFound`."""
         return read_session(self.store, session_id)
+
+    def delete_session(self, session_id: str, *, force: bool = False) -> int:
+        """Delete a session, its runs and all that they left; says how many runs. No byte of them remains.
+
+        Raises `SessionBusy` when one of its runs has not ended; with `force` they are cancelled first.
+        Takes up to about five seconds while Celery is to be told of an end.
+        """
+        return self._carry_out(deletion(self.store.keys, session_id, force=force))
+
+    def prune(self) -> int:
+        """Take runs and sessions that have expired out of the lists; says how many entries that were."""
+        return self._carry_out(pruning())
+
+    def _carry_out(self, plan: Generator[Any, Any, T]) -> T:
+        answer: Any = None
+        with contextlib.closing(plan):
+            while True:
+                try:
+                    step = plan.send(answer)
+                except StopIteration as done:
+                    value: T = done.value
+                    return value
+                answer = None
+                if isinstance(step, Call):
+                    answer = self.store.run(step)
+                elif callable(step):
+                    answer = self.store.ask(step)
+                elif isinstance(step, float):
+                    time.sleep(step)
+                else:
+                    send_wakes(self.app, step)
 
     @cached_property
     def no_backend(self) -> Any:
@@ -226,9 +285,54 @@ class AsyncClient:
         """The run's recorded calls with all that they gave, in their order. Raises `RunNotFound`."""
         return acheckpoints(self.store, run_id)
 
+    async def runs(
+        self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[RunFilters]
+    ) -> Page[RunRecord]:
+        """A page of the runs that pass every filter given (see `RunFilters`), newest first.
+
+        Raises `RequestInvalid` for a state, limit or cursor that is none.
+        """
+        wanted = RunFilter.of(filters)
+        return await self._carry_out(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
+
+    async def sessions(self, *, limit: int = 100, cursor: str | None = None) -> Page[SessionSummary]:
+        """A page of the sessions, the one with the newest run first. Raises as `runs` does."""
+        return await self._carry_out(list_sessions(self.store.keys, limit=limit, cursor=cursor))
+
     async def session(self, session_id: str) -> SessionView:
         """The session as it stands now. Raises `SessionNotFound`."""
         return await aread_session(self.store, session_id)
+
+    async def delete_session(self, session_id: str, *, force: bool = False) -> int:
+        """Delete a session, its runs and all that they left; says how many runs. No byte of them remains.
+
+        Raises `SessionBusy` when one of its runs has not ended; with `force` they are cancelled first.
+        Takes up to about five seconds while Celery is to be told of an end.
+        """
+        return await self._carry_out(deletion(self.store.keys, session_id, force=force))
+
+    async def prune(self) -> int:
+        """Take runs and sessions that have expired out of the lists; says how many entries that were."""
+        return await self._carry_out(pruning())
+
+    async def _carry_out(self, plan: Generator[Any, Any, T]) -> T:
+        answer: Any = None
+        with contextlib.closing(plan):
+            while True:
+                try:
+                    step = plan.send(answer)
+                except StopIteration as done:
+                    value: T = done.value
+                    return value
+                answer = None
+                if isinstance(step, Call):
+                    answer = await self.store.run(step)
+                elif callable(step):
+                    answer = await self.store.ask(step)
+                elif isinstance(step, float):
+                    await asyncio.sleep(step)
+                elif step:
+                    await asyncio.to_thread(send_wakes, self.app, step)
 
     async def close(self) -> None:
         """Close its connections; it may be used again."""

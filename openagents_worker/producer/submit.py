@@ -25,6 +25,7 @@ from openagents_worker.models import RunRequest, RunState, parse_request
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Store
+from openagents_worker.store.listing import lists_of
 from openagents_worker.store.runs import run_not_found
 from openagents_worker.store.scripts import Call, ResumeAnswer, Resumed, SubmitAnswer, Submitted, Wake
 
@@ -308,22 +309,29 @@ def _script(
         default_queue=settings.queue,
         digest=_digest(request),
         uid=secrets.token_hex(8),
-        request=request.model_dump_json(exclude_none=True),  # read also where a newer field is not known
+        request=request.model_dump_json(exclude_none=True, exclude=_unsaid(request)),
         canvas=canvas,
         durable=settings.durable_default if request.durable is None else request.durable,
         delay_ms=delay_ms,
         reject_if_busy=request.on_busy == "reject",
+        lists=lists_of(request.tenant, request.labels),
         parent_run_id=request.parent_run_id or "",
         expires_ms=expires_ms,
         tell=True,
     )
 
 
-def _digest(request: RunRequest) -> str:
-    """Decides what the same request is: every field that says something, in one order.
+def _unsaid(request: RunRequest) -> set[str]:
+    """Fields beside those that are None which say nothing.
 
-    So a field that a newer version adds, and that this request leaves out, makes it no other request.
+    What is not said is not stored: so it is read also where a newer field is not known, and a field that a
+    newer version adds, and that a request leaves out, makes it no other request.
     """
-    fields = request.model_dump(mode="json", exclude_none=True)
+    return set() if request.labels else {"labels"}
+
+
+def _digest(request: RunRequest) -> str:
+    """Decides what the same request is: every field that says something, in one order."""
+    fields = request.model_dump(mode="json", exclude_none=True, exclude=_unsaid(request))
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -91,6 +91,21 @@ KEYS = (
         "permanent; claim and told empty it",
     ),
     KeySpec(
+        "index",
+        "index:{}",
+        "zset",
+        "run -> when it was accepted, ms: `all`, `agent=…`, `session=…`, `tenant=…`, `label=name=value`; in "
+        "`sessions` session -> when its last run took its place",
+        "permanent; prune and delete_session empty it",
+    ),
+    KeySpec(
+        "indexes",
+        "indexes",
+        "zset",
+        "index -> when prune is to look through it next, ms",
+        "permanent; prune empties it",
+    ),
+    KeySpec(
         "resend",
         "resend:{}",
         "zset",
@@ -106,7 +121,7 @@ KEYS = (
     ),
 )
 
-PERMANENT = frozenset({"workers", "agents", "due", "sent"})
+PERMANENT = frozenset({"workers", "agents", "due", "sent", "index", "indexes"})
 ALWAYS_EXPIRING = frozenset({"reply", "resend", "resend_seen"})
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 

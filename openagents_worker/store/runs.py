@@ -23,6 +23,7 @@ __all__ = [
     "aread_record",
     "aread_session",
     "aread_states",
+    "ask_states",
     "read_record",
     "read_session",
     "read_states",
@@ -30,6 +31,7 @@ __all__ = [
     "run_not_found",
 ]
 
+SESSION_KEYS = ("session", "session_queue", "transcript", "artifacts", "session_state")
 PAGE = 200  # messages or artifacts a command: a long transcript must not hold up everybody else's commands
 STATES_A_PIPELINE = 500
 
@@ -143,7 +145,7 @@ def read_states(store: Store, run_ids: Sequence[str]) -> dict[str, RunState | No
     """The states of many runs in few round trips; None for a run that is not known."""
     states: dict[str, RunState | None] = {}
     for ids in _parts(run_ids):
-        states |= _states_of(ids, store.ask(_states(store.keys, ids)))
+        states |= _states_of(ids, store.ask(ask_states(store.keys, ids)))
     return states
 
 
@@ -151,7 +153,7 @@ async def aread_states(store: AsyncStore, run_ids: Sequence[str]) -> dict[str, R
     """The states of many runs in few round trips; None for a run that is not known."""
     states: dict[str, RunState | None] = {}
     for ids in _parts(run_ids):
-        states |= _states_of(ids, await store.ask(_states(store.keys, ids)))
+        states |= _states_of(ids, await store.ask(ask_states(store.keys, ids)))
     return states
 
 
@@ -159,7 +161,9 @@ def _parts(run_ids: Sequence[str]) -> list[Sequence[str]]:
     return [run_ids[at : at + STATES_A_PIPELINE] for at in range(0, len(run_ids), STATES_A_PIPELINE)]
 
 
-def _states(keys: Keys, run_ids: Sequence[str]) -> Callable[[Any], Any]:
+def ask_states(keys: Keys, run_ids: Sequence[str]) -> Callable[[Any], Any]:
+    """The question for the states of these runs as they are stored, None for one that is not known."""
+
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
         for run_id in run_ids:
@@ -180,7 +184,8 @@ def _states_of(run_ids: Sequence[str], values: Sequence[str | None]) -> dict[str
 class SessionView:
     """A session at one moment: who works in it, who waits, and all that completed runs have written.
 
-    `holder` is a run id or None, `waiting` run ids in their order, `transcript` messages oldest first.
+    `holder` is a run id or None, `waiting` run ids in their order, `transcript` messages oldest first,
+    `bytes` what Redis says that the session takes of its memory (`MEMORY USAGE`, sampled).
     """
 
     session_id: str
@@ -189,6 +194,7 @@ class SessionView:
     transcript: tuple[Mapping[str, Any], ...]
     artifacts: tuple[RunArtifact, ...]
     state: Mapping[str, Any]
+    bytes: int
 
 
 def read_session(store: Store, session_id: str) -> SessionView:
@@ -208,11 +214,13 @@ def _session(client: Any, keys: Keys, session_id: str) -> Any:
     pipeline.lrange(keys("transcript", session_id), 0, -1)
     pipeline.lrange(keys("artifacts", session_id), 0, -1)
     pipeline.hgetall(keys("session_state", session_id))
+    for name in SESSION_KEYS:
+        pipeline.memory_usage(keys(name, session_id))
     return pipeline
 
 
 def _session_of(session_id: str, replies: Sequence[Any]) -> SessionView:
-    record, waiting, transcript, artifacts, state = replies
+    record, waiting, transcript, artifacts, state, *sizes = replies
     if not any(replies):
         raise SessionNotFound(
             f"no session {session_id!r} is known here",
@@ -227,6 +235,7 @@ def _session_of(session_id: str, replies: Sequence[Any]) -> SessionView:
             tuple(map(json.loads, transcript)),
             tuple(map(RunArtifact.model_validate_json, artifacts)),
             {name: json.loads(value) for name, value in state.items()},
+            sum(size or 0 for size in sizes),
         )
 
 

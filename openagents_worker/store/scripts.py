@@ -25,6 +25,9 @@ __all__ = [
     "CancelAnswer",
     "ClaimAnswer",
     "Claimed",
+    "DeleteAnswer",
+    "Deleted",
+    "Pruned",
     "Reclaimed",
     "Renewal",
     "ResumeAnswer",
@@ -37,9 +40,11 @@ __all__ = [
     "cancel",
     "claim",
     "commit",
+    "delete_session",
     "emit",
     "finish",
     "page",
+    "prune",
     "reclaim",
     "register",
     "reject",
@@ -324,6 +329,35 @@ class Reclaimed:
     left: int
 
 
+class DeleteAnswer(StrEnum):
+    """UNTOLD: the end of a run is still to be told to Celery. MORE: the session still has runs."""
+
+    BUSY = "BUSY"
+    UNTOLD = "UNTOLD"
+    MORE = "MORE"
+    DELETED = "DELETED"
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """`run_id` is the one in the way, `runs` and `keys` (of the session itself) how many are gone."""
+
+    answer: DeleteAnswer
+    run_id: str = ""
+    runs: int = 0
+    keys: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """`looked` is False when no list is due; `name` and `kept` are for the call that goes on with it."""
+
+    looked: bool
+    name: str
+    kept: int
+    removed: int
+
+
 # --- doors -----------------------------------------------------------------------------------------------
 
 
@@ -344,12 +378,14 @@ def submit(
     delay_ms: int,
     reject_if_busy: bool,
     parent_run_id: str,
+    lists: Sequence[str] = (),
     expires_ms: int = 0,
     tell: bool = False,
     format: int = WRITTEN,
 ) -> Submitted:
     """Accept a run. `queue` '' means the agent's own or the default; `digest` says which are the same.
 
+    `lists` are the indexes of its tenant and labels; see `store.listing`.
     With `expires_ms` it is cancelled unless it has been started by then; `tell`: its end is told to Celery.
     """
     answer = SubmitAnswer(reply[0])
@@ -582,3 +618,19 @@ def told(reply: Reply, *, run_id: str, life: int) -> bool:
 def reject(reply: Reply, *, run_id: str, queue: str, code: str, message: str, hint: str) -> bool:
     """Answer a message that is no request with a failed run; False when the id is known already."""
     return bool(reply == "NEW")
+
+
+@_door
+def delete_session(reply: Reply, *, session_id: str, limit: int, even_untold: bool) -> Deleted:
+    """Delete up to `limit` runs of a session, and with the last of them the session; nothing that lives."""
+    answer = DeleteAnswer(reply[0])
+    if answer in (DeleteAnswer.BUSY, DeleteAnswer.UNTOLD):
+        return Deleted(answer, run_id=reply[1])
+    return Deleted(answer, runs=int(reply[1]), keys=int(reply[2]) if len(reply) > 2 else 0)
+
+
+@_door
+def prune(reply: Reply, *, limit: int, name: str = "", kept: int = 0) -> Pruned:
+    """Take up to `limit` ids out of a list whose runs are gone; `name` '' looks for a list that is due."""
+    looked, name_, kept_, removed = reply
+    return Pruned(looked == 1, name_, int(kept_), int(removed))

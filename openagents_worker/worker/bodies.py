@@ -26,7 +26,7 @@ from openagents_worker.worker.intake import Message, run_to_resume, wanted
 from openagents_worker.worker.outcome import tell_celery
 from openagents_worker.worker.process import WorkerProcess
 
-__all__ = ["note_told", "recover_runs", "resume_run", "run_agent"]
+__all__ = ["note_told", "prune", "recover_runs", "resume_run", "run_agent"]
 
 log = get_logger(__name__)
 
@@ -64,6 +64,12 @@ def recover_runs(process: WorkerProcess | None) -> int:
     """Bring back what can be brought back; says how many runs."""
     process = _there(process)
     return process.run(process.rescue.once())
+
+
+def prune(process: WorkerProcess | None) -> int:
+    """Take out of the lists of runs and sessions what has expired; says how many entries."""
+    process = _there(process)
+    return process.run(process.rescue.prune())
 
 
 def _there(process: WorkerProcess | None) -> WorkerProcess:

@@ -1,4 +1,5 @@
 """The rescue. The only place that brings back runs of dead workers, runs that are due, and lost messages.
+It also takes runs and sessions that have expired out of the lists.
 
 Every worker does it, and the scripts see to it that each run is brought back once. Nothing is polled that
 says when it will be due: between two looks at a lease or at a queue lies the time that they themselves give.
@@ -15,6 +16,7 @@ from typing import Any, NoReturn, Protocol
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.listing import pruning
 from openagents_worker.store.scripts import Wake, reclaim, resend, resend_unread, wake
 from openagents_worker.telemetry import get_logger
 
@@ -29,6 +31,7 @@ MAX_GRACE_S = 600.0  # where nobody can say whether a message still waits
 LOOK_AGAIN_S = 1.0  # at a queue whose messages are old but still there
 JITTER_S = 0.1  # workers that wait for the same deadline do not all come at once
 SHORTEST_PAUSE_S = 0.01
+PRUNE_PERIOD_S = 60.0
 
 
 class OldestMessage(Protocol):
@@ -72,6 +75,7 @@ class Rescue:
         self._sleep = sleep
         self._server_ahead_ms = 0.0  # Redis's clock minus ours
         self._look_at_workers_s = 0.0
+        self._prune_at_s = clock() + PRUNE_PERIOD_S * chance()
         self._redis_run_id = ""
         self._redis_changed_s = float("-inf")
 
@@ -110,6 +114,16 @@ class Rescue:
             brought_back += await self._sent(answer.wakes)
         return brought_back
 
+    async def prune(self) -> int:
+        """Take out of the lists what has expired; returns how many entries that were."""
+        plan, look = pruning(), None
+        while True:
+            try:
+                call = plan.send(look)  # type: ignore[arg-type]  # None begins it
+            except StopIteration as done:
+                return int(done.value)
+            look = await self._store.run(call)
+
     # --- one pass ---
 
     async def _pass(self) -> float:
@@ -120,6 +134,9 @@ class Rescue:
         for queue in self._queues:
             if self._clock() >= queue.look_at_s:
                 await self._look_at_queue(queue)
+        if self._clock() >= self._prune_at_s:
+            self._prune_at_s = self._clock() + PRUNE_PERIOD_S * (0.75 + 0.5 * self._chance())
+            await self.prune()
         marks = [self._look_at_workers_s, *(queue.look_at_s for queue in self._queues)]
         return min(due_in_s, min(marks) - self._clock())
 

@@ -24,9 +24,10 @@ from openagents_worker.store.scripts import Wake
 if TYPE_CHECKING:
     from openagents_worker.worker.crew import Crew
 
-__all__ = ["RECOVER_RUNS", "add_tasks"]
+__all__ = ["PRUNE", "RECOVER_RUNS", "add_tasks"]
 
 RECOVER_RUNS = "tasks.recover_runs"
+PRUNE = "tasks.prune"
 
 SETTINGS: Mapping[str, Any] = {
     "bind": True,
@@ -117,7 +118,7 @@ class RunAgent(RunTask, AgentTask):
 
 
 def add_tasks(app: Celery, crew: Crew) -> None:
-    """Register `tasks.run_agent`, `tasks.resume_run`, `tasks.recover_runs`; touch nothing else of the app."""
+    """Register `tasks.run_agent`, `.resume_run`, `.recover_runs`, `.prune`; touch nothing else of the app."""
 
     def run_agent(self: RunAgent, *args: Any, **kwargs: Any) -> dict[str, str]:
         from openagents_worker.worker import bodies
@@ -134,6 +135,12 @@ def add_tasks(app: Celery, crew: Crew) -> None:
 
         return bodies.recover_runs(crew.at_work(self))
 
+    def prune(self: Task) -> int:
+        from openagents_worker.worker import bodies
+
+        return bodies.prune(crew.at_work(self))
+
     app.task(run_agent, name=RUN_AGENT, base=RunAgent, crew=crew, **SETTINGS)
     app.task(resume_run, name=RESUME_RUN, base=RunTask, **SETTINGS)
     app.task(recover_runs, name=RECOVER_RUNS, **SETTINGS)
+    app.task(prune, name=PRUNE, **SETTINGS)

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import unquote
 
-from openagents_worker.store.keys import Keys, spec_of
+from openagents_worker.store.keys import PERMANENT, Keys, spec_of
 from tests.properties.lab import View
 from tests.properties.truth import TERMINAL, Run, Truth
 from tests.stored import shown as shown_events
@@ -28,6 +28,7 @@ def check(view: View, keys: Keys, truth: Truth) -> None:
         _check_journal(cell, run, truth)
         _check_events(cell, run)
         _check_place(cell, run)
+        _check_lists(cell, run)
     for session in {run.session for run in truth.runs.values()}:
         _check_session(cell, session, truth)
     for incarnation in cell.ids("worker_runs"):
@@ -137,6 +138,15 @@ def _check_place(cell: _Cell, run: Run) -> None:
         assert run.id not in cell.get("worker_runs", incarnation), f"{run.id} is not {incarnation}'s"
 
 
+def _check_lists(cell: _Cell, run: Run) -> None:
+    """Whoever looks for it finds it; a run that is gone may be in a list until that is pruned."""
+    lists = ("all", "agent=a", f"session={run.session}", "tenant=x")
+    missing = [name for name in lists if run.id not in cell.get("index", name)]
+    assert not missing, f"{run.id} is not listed in {missing}"
+    unknown = [name for name in lists if name not in cell.get("indexes")]
+    assert not unknown, f"nobody will prune {unknown}"
+
+
 def _check_session(cell: _Cell, session: str, truth: Truth) -> None:
     places = truth.places.get(session, [])
     queue: dict[str, float] = cell.get("session_queue", session)
@@ -157,7 +167,7 @@ def _check_life_times(cell: _Cell, truth: Truth) -> None:
         assert known, f"{key} is in no table"
         spec, id_ = known[0].name, unquote(known[1])
         assert cell.view[key].kind == known[0].type, f"{key} is a {cell.view[key].kind}"
-        if spec in ("workers", "agents", "due", "sent"):
+        if spec in PERMANENT:
             needed = True
         elif spec.startswith("worker_"):
             needed = id_ in truth.leases

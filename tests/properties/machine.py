@@ -37,6 +37,7 @@ BATCH = 10  # histories a seed: later ones Hypothesis makes of earlier ones, whi
 STEPS = 40
 MAX_RUNS = 5
 FAIR_ROUNDS = 40  # a fair end needs about as many as there are runs, and the length of a lease
+TENANT = "tenant=x"
 EMPTY = 2**53 - 1  # of a queue without messages, when its oldest message was sent
 
 T = TypeVar("T")
@@ -194,6 +195,7 @@ class Protocol(RuleBasedStateMachine):
                 durable=asked.durable,
                 delay_ms=int(delay * TICK_MS),
                 reject_if_busy=reject,
+                lists=[TENANT],
                 parent_run_id="",
                 expires_ms=int(expires * TICK_MS),
                 tell=asked.tell,
@@ -235,6 +237,12 @@ class Protocol(RuleBasedStateMachine):
             assert (resumed.state, resumed.sent_us is not None) == (run.state, run.state == "queued")
             if run.state == "queued" and not lost:
                 self.messages.append(run_id)
+
+    @act(session=("s", "t"), even_untold=(False, True))
+    def delete_session(self, session: str, even_untold: bool) -> None:
+        call = scripts.delete_session(session_id=session, limit=100, even_untold=even_untold)
+        answer, expected = self.lab.run(call).answer, self.truth.delete_session(session, even_untold)
+        assert answer == expected, f"delete {session}: {answer}, but it is {expected}"
 
     @property
     def ended(self) -> list[str]:

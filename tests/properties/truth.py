@@ -136,6 +136,18 @@ class Truth:
             return "REQUESTED", set()
         return "CANCELLED", self._end(run, "cancelled")
 
+    def delete_session(self, session: str, even_untold: bool) -> str:
+        runs = [run for run in self.runs.values() if run.session == session]
+        if any(not run.over for run in runs):
+            return "BUSY"
+        if any(run.untold for run in runs) and not even_untold:
+            return "UNTOLD"
+        for run in runs:
+            del self.runs[run.id]
+        for kept in (self.places, self.transcript, self.formats):
+            kept.pop(session, None)
+        return "DELETED"
+
     # --- leases ---
 
     def register(self, incarnation: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from openagents_worker.cli.dev_model import reply
 from openagents_worker.cli.stack import Stack
+from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelRequest
 from tests.producer.hand import Hand
 from tests.waiting import wait_for
@@ -127,6 +128,33 @@ def test_a_run_that_waits_can_be_looked_at_and_cancelled(env: dict[str, str], re
     assert "run.cancelled reason=enough" in watched.stderr
     assert watched.returncode == 3
     assert unknown.returncode == 2
+
+
+def test_runs_and_sessions_are_listed_page_by_page(env: dict[str, str], redis_url: str) -> None:
+    """For people and for programs; the next page is asked for with what the one before said."""
+    env = {**env, "OPENAGENTS_REDIS_URL": redis_url}
+    with Client(redis_url) as client:
+        for number in (1, 2, 3):
+            request = {"agent_id": "clerk", "session_id": f"s{number % 2}", "input_text": "hi"}
+            client.submit({**request, "run_id": f"r{number}", "labels": {"no": str(number)}})
+
+        page = json.loads(command("runs", "--limit", "2", "--json", env=env).stdout)
+        rest = command("runs", "--cursor", page["next_cursor"], env=env)
+        found = json.loads(command("runs", "--label", "no=2", "--state", "queued", "--json", env=env).stdout)
+        wrong = command("runs", "--label", "no", env=env)
+        listed = json.loads(command("sessions", "--json", env=env).stdout)
+        shown = command("session", "s1", env=env)
+        pruned = json.loads(command("prune", "--json", env=env).stdout)
+        for run_id in ("r3", "r2", "r1"):
+            client.cancel(run_id)
+
+    assert [record["run_id"] for record in page["items"]] == ["r3", "r2"]
+    assert "r1  clerk in s1" in rest.stdout
+    assert [record["run_id"] for record in found["items"]] == ["r2"]
+    assert (wrong.returncode, "is no NAME=VALUE" in wrong.stderr) == (1, True)
+    assert [one["session_id"] for one in listed["items"]] == ["s1", "s0"]
+    assert ("holder    r1" in shown.stdout, "waiting   r3" in shown.stdout) == (True, True)
+    assert pruned == {"removed": 0}
 
 
 @pytest.mark.slow

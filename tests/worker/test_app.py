@@ -53,7 +53,9 @@ def test_the_deployed_application_has_our_tasks() -> None:
     """`celery -A tasks` finds them under their public names."""
     import tasks
 
-    assert {"tasks.run_agent", "tasks.resume_run", "tasks.recover_runs"} <= set(tasks.app.tasks)
+    assert {"tasks.run_agent", "tasks.resume_run", "tasks.recover_runs", "tasks.prune"} <= set(
+        tasks.app.tasks
+    )
     assert tasks.run_agent.name == "tasks.run_agent"
 
 

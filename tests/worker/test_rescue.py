@@ -254,3 +254,18 @@ def grace_is_over(hand: Hand) -> bool:
     seconds, micros = hand.store.ask(lambda r: r.time())
     first = hand.store.ask(lambda r: r.zrange(hand.store.keys("sent", "agents"), 0, 0, withscores=True))
     return bool(seconds * 1_000_000 + micros - first[0][1] > 200_000)
+
+
+async def test_what_has_expired_goes_out_of_the_lists(
+    redis_url: str, sent: list[Wake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every worker sees to it now and then; no process of its own is needed."""
+    monkeypatch.setattr("openagents_worker.worker.rescue.PRUNE_PERIOD_S", 0.2)
+    store = AsyncStore(Cell(redis_url, run_ttl_ms=100, session_ttl_ms=100))
+    with Hand(redis_url, run_ttl_ms=100, session_ttl_ms=100) as hand:
+        hand.end("r1", steps=1)
+        assert hand.store.redis.exists(hand.store.keys("index", "all"))
+        task = asyncio.create_task(rescue_of(store, Queues(), sent).run())
+        await await_for(lambda: not hand.store.redis.keys("oa:index*"), "no list is left")
+        await end_task(task)
+    await store.close()

@@ -5,6 +5,7 @@ redis.call('HSET', k.run(run_id), 'format', 1, 'state', 'queued', 'fence', '0:',
   'emit_no', 0, 'steps', 0, 'retries', 0, 'recoveries', 0, 'stuck', 0, 'queue', queue, 'agent', '-', 'session', '-',
   'digest', '', 'uid', '', 'request', '', 'canvas', '', 'durable', 0, 'created', digits(NOW_MS))
 local run = load(run_id)
+list_in('all', run_id)
 append(run, {'run.queued', '{"queue":' .. q(queue) .. '}'})
 end_run(run, foreign_ending(run, 'failed', 'failed', code, message, hint ~= '' and hint or nil))
 return 'NEW'

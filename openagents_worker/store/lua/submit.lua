@@ -26,6 +26,8 @@ redis.call('HSET', k.run(run_id), 'format', format, 'state', 'scheduled', 'fence
   'created', digits(NOW_MS))
 if expires_ms > 0 then redis.call('HSET', k.run(run_id), 'expires', digits(NOW_MS + expires_ms)) end
 local run = load(run_id)
+if #lists > 0 then redis.call('HSET', k.run(run_id), 'lists', cjson.encode(lists)) end
+for _, name in ipairs(lists_of(run, lists)) do list_in(name, run_id) end
 if delay_ms > 0 then
   local due = NOW_MS + (expires_ms > 0 and math.min(delay_ms, expires_ms) or delay_ms)
   redis.call('HSET', k.run(run_id), 'due', digits(due))

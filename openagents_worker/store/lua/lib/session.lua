@@ -1,4 +1,5 @@
 --#include run
+--#include index
 -- A session's order: one holder, the others by place. Given at submit, or when a delayed run falls due.
 local function session_keys(S)
   return {k.session(S), k.session_queue(S), k.transcript(S), k.artifacts(S), k.session_state(S)}
@@ -44,6 +45,7 @@ local function place(run)
   local S = run.session
   look_in_time(run)
   local held = holder(S)
+  list_in(SESSIONS, S)
   for _, key in ipairs(session_keys(S)) do redis.call('PERSIST', key) end
   if not held and redis.call('ZCARD', k.session_queue(S)) == 0 then
     redis.call('HSET', k.session(S), 'holder', run.id)

@@ -1,0 +1,92 @@
+"""Deleting a session. The only place that says in which order its runs are cancelled and all of it goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from openagents_worker.errors import SessionBusy
+from openagents_worker.models import RunState
+from openagents_worker.store import scripts
+from openagents_worker.store.keys import Keys
+from openagents_worker.store.runs import ask_states
+from openagents_worker.store.scripts import Call, DeleteAnswer, Deleted, Wake
+
+__all__ = ["Pause", "Step", "deletion"]
+
+RUNS_A_CALL = 100
+PATIENCE_S = (
+    5.0  # for Celery to be told of what has just ended, and for a session that never stops to be given runs
+)
+PAUSE_S = 0.05
+
+Pause = float
+Step = Call[Any] | Callable[[Any], Any] | Sequence[Wake] | Pause
+"""A script, a question, wake-ups to be sent, or seconds to wait."""
+
+
+def deletion(
+    keys: Keys, session_id: str, *, force: bool, clock: Callable[[], float] = time.monotonic
+) -> Generator[Step, Any, int]:
+    """Deletes the session and its runs, and returns how many runs there were. Raises `SessionBusy`.
+
+    Runs that live are cancelled with `force` and are otherwise in the way, before anything is deleted. An end
+    that Celery does not know yet is waited for; with `force` not for ever.
+    """
+    until = clock() + PATIENCE_S
+    if not force and (live := (yield from _live_runs(keys, session_id))):
+        raise _busy(session_id, live[-1])
+    runs = 0
+    while True:
+        too_late = clock() >= until
+        answer: Deleted = yield scripts.delete_session(
+            session_id=session_id, limit=RUNS_A_CALL, even_untold=force and too_late
+        )
+        runs += answer.runs
+        match answer.answer:
+            case DeleteAnswer.DELETED:
+                return runs
+            case DeleteAnswer.MORE:
+                pass
+            case DeleteAnswer.UNTOLD if not too_late:
+                yield PAUSE_S
+            case DeleteAnswer.BUSY if force and not too_late:
+                for run_id in (yield from _live_runs(keys, session_id)):
+                    cancelled = yield scripts.cancel(run_id=run_id, reason="session deleted", force=True)
+                    yield cancelled.wakes
+            case _:
+                raise _busy(session_id, answer.run_id)
+
+
+def _live_runs(keys: Keys, session_id: str) -> Generator[Step, Any, list[str]]:
+    """The last of the queue first, the holder last: cancelled in this order, no end starts another run."""
+
+    def lists(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=True)
+        pipeline.zrange(keys("index", f"session={session_id}"), 0, -1)
+        pipeline.zrange(keys("session_queue", session_id), 0, -1)
+        pipeline.hget(keys("session", session_id), "holder")
+        return pipeline.execute()
+
+    known, waiting, holder = yield lists
+    placed = [*reversed(waiting), *([holder] if holder else [])]
+    ids = [*(run_id for run_id in known if run_id not in set(placed)), *placed]
+    live = []
+    for at in range(0, len(ids), RUNS_A_CALL):
+        part = ids[at : at + RUNS_A_CALL]
+        states = yield ask_states(keys, part)
+        live += [
+            id_ for id_, state in zip(part, states, strict=True) if state and not RunState(state).is_terminal
+        ]
+    return live
+
+
+def _busy(session_id: str, run_id: str) -> SessionBusy:
+    return SessionBusy(
+        f"the session {session_id!r} cannot be deleted: its run {run_id!r} has not ended, or Celery does not "
+        "know yet that it has",
+        hint="cancel it, wait for it, or delete with force=True, which cancels all of the session's runs",
+        session_id=session_id,
+        run_id=run_id,
+    )

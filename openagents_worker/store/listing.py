@@ -1,0 +1,295 @@
+"""Lists of runs and sessions. The only place that reads the indexes, and sees to it that they end.
+
+What is to be asked is decided once, by a plan: a generator that yields questions and is sent their answers.
+The sync and the async client only differ in how they ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypedDict, TypeVar
+
+from openagents_worker.errors import RequestInvalid
+from openagents_worker.models import RunRecord, RunState
+from openagents_worker.store.keys import Keys
+from openagents_worker.store.runs import RECORD_FIELDS, record_of
+from openagents_worker.store.scripts import Call, Pruned, prune
+
+__all__ = [
+    "MAX_LIMIT",
+    "Page",
+    "Plan",
+    "RunFilter",
+    "RunFilters",
+    "SessionSummary",
+    "list_runs",
+    "list_sessions",
+    "lists_of",
+    "pruning",
+]
+
+T = TypeVar("T")
+Question = Callable[[Any], Any]
+Plan = Generator[Question, Any, T]
+
+ALL = "all"
+SESSIONS = "sessions"
+MAX_LIMIT = 1000
+CHUNK = 100  # entries a round trip: what they point at may be large
+PRUNED_A_CALL = 500  # entries: half a millisecond of Redis
+PRUNE_CALLS = 1000
+MOST_LOOKED_AT = 10_000  # entries a page; one with few hits ends there and says where to go on
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Some of a list, newest first. `next_cursor` is what to ask for the next page with, None at the end.
+
+    A page may have fewer items than were asked for, or none, and still not be the last: a filter that few
+    runs pass is looked for through 10,000 runs a page.
+    """
+
+    items: tuple[T, ...]
+    next_cursor: str | None
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSummary:
+    """A session in a list: `holder` is the run that works in it, `waiting` how many are behind that.
+
+    `last_run_ms` is when the last run took its place, milliseconds since 1970.
+    """
+
+    session_id: str
+    last_run_ms: int
+    holder: str | None
+    waiting: int
+    messages: int
+    artifacts: int
+
+
+def lists_of(tenant: str | None, labels: Mapping[str, str]) -> list[str]:
+    """The indexes of a run's tenant and labels; those of its agent and session are known to the scripts."""
+    lists = [f"label={name}={value}" for name, value in sorted(labels.items())]
+    return [f"tenant={tenant}", *lists] if tenant is not None else lists
+
+
+class RunFilters(TypedDict, total=False):
+    """What runs can be asked for by; all of what is given has to fit, and None asks for nothing."""
+
+    state: RunState | str | Iterable[RunState | str] | None
+    agent_id: str | None
+    session_id: str | None
+    tenant: str | None
+    labels: Mapping[str, str] | None
+    since: datetime | None
+    """When they were accepted, by Redis's clock; `until` is exclusive."""
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs are wanted: those that pass all that is given. Raises `RequestInvalid` for a wrong state."""
+
+    states: frozenset[RunState]
+    indexes: tuple[str, ...]  # every wanted run is in each of them
+    since_ms: int | None
+    until_ms: int | None
+
+    @classmethod
+    def of(cls, given: RunFilters) -> RunFilter:
+        state, labels = given.get("state"), given.get("labels") or {}
+        lists = lists_of(given.get("tenant"), labels)
+        for field, name in (("session_id", "session"), ("agent_id", "agent")):
+            if (id_ := given.get(field)) is not None:
+                lists.append(f"{name}={id_}")
+        try:
+            states = frozenset(map(RunState, [state] if isinstance(state, str) else state or ()))
+        except ValueError as error:
+            raise RequestInvalid(str(error), hint=f"a state is one of {', '.join(RunState)}") from None
+        return cls(states, tuple(lists or [ALL]), _ms(given.get("since")), _ms(given.get("until")))
+
+
+def _ms(at: datetime | None) -> int | None:
+    return None if at is None else int(at.timestamp() * 1000)
+
+
+def list_runs(keys: Keys, wanted: RunFilter, *, limit: int, cursor: str | None) -> Plan[Page[RunRecord]]:
+    """A page of runs. Raises `RequestInvalid` for a limit or cursor that is none."""
+    names = wanted.indexes
+    sizes = yield _sizes(keys, names)
+    shortest, *others = [name for _, name in sorted(zip(sizes, names, strict=True))]
+
+    def read(ids: Sequence[str]) -> Plan[list[RunRecord | None]]:
+        replies = yield _records(keys, ids, others)
+        rows = [replies[at : at + 1 + len(others)] for at in range(0, len(replies), 1 + len(others))]
+        return [
+            _wanted(record_of(id_, values), wanted) if None not in scores else None
+            for id_, (values, *scores) in zip(ids, rows, strict=True)
+        ]
+
+    return (yield from _page(keys("index", shortest), read, wanted.since_ms, wanted.until_ms, limit, cursor))
+
+
+def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[SessionSummary]]:
+    """A page of sessions, the one with the newest run first. Raises as `list_runs` does."""
+    key = keys("index", SESSIONS)
+
+    def read(ids: Sequence[str]) -> Plan[list[SessionSummary | None]]:
+        replies = yield _summaries(keys, key, ids)
+        rows = [replies[at : at + 6] for at in range(0, len(replies), 6)]
+        return [_summary(id_, row) for id_, row in zip(ids, rows, strict=True)]
+
+    return (yield from _page(key, read, None, None, limit, cursor))
+
+
+def _wanted(record: RunRecord | None, wanted: RunFilter) -> RunRecord | None:
+    """A run that is gone is in a list until that is pruned."""
+    if record is None or (wanted.states and record.state not in wanted.states):
+        return None
+    return record
+
+
+def pruning() -> Generator[Call[Pruned], Pruned, int]:
+    """Takes runs and sessions that have expired out of the lists: what is due, and at most a second's work.
+
+    Returns how many entries that were.
+    """
+    removed, name, kept = 0, "", 0
+    for _ in range(PRUNE_CALLS):
+        look = yield prune(limit=PRUNED_A_CALL, name=name, kept=kept)
+        removed, name, kept = removed + look.removed, look.name, look.kept
+        if not look.looked:
+            break
+    return removed
+
+
+# --- pages -----------------------------------------------------------------------------------------------
+
+
+def _page(
+    key: str,
+    read: Callable[[Sequence[str]], Plan[list[T | None]]],
+    since_ms: int | None,
+    until_ms: int | None,
+    limit: int,
+    cursor: str | None,
+) -> Plan[Page[T]]:
+    """Goes down the list from the cursor, chunk by chunk, until there are enough items."""
+    _check_limit(limit)
+    least = "-inf" if since_ms is None else str(since_ms)
+    most = "+inf" if until_ms is None else f"({until_ms}"
+    after = None if cursor is None else _place(cursor)
+    found: list[T] = []
+    for _ in range(MOST_LOOKED_AT // CHUNK):
+        entries, more = yield from _entries(key, least, most, after)
+        items = (yield from read([id_ for id_, _ in entries])) if entries else []
+        for (id_, score), item in zip(entries, items, strict=True):
+            after = (score, id_)
+            if item is not None:
+                found.append(item)
+            if len(found) == limit:
+                return Page(tuple(found), _cursor(after))
+        if not more:
+            return Page(tuple(found), None)
+    return Page(tuple(found), _cursor(after) if after else None)
+
+
+def _entries(
+    key: str, least: str, most: str, after: tuple[int, str] | None
+) -> Plan[tuple[list[tuple[str, int]], bool]]:
+    """The next entries behind `after`, by score, then by id, both downwards; and whether there are more."""
+    if after is not None:
+        most = str(after[0])
+    entries: list[tuple[str, int]] = []
+    offset, full = 0, True
+    while full and not entries:
+        rows = yield _rows(key, most, least, offset)
+        full, offset = len(rows) == CHUNK, offset + len(rows)
+        entries = [(id_, int(score)) for id_, score in rows]
+        if after is not None:
+            entries = [
+                (id_, score)
+                for id_, score in entries
+                if (score, id_.encode()) < (after[0], after[1].encode())
+            ]
+    return entries, full
+
+
+def _rows(key: str, most: str, least: str, offset: int) -> Question:
+    return lambda r: r.zrevrangebyscore(key, most, least, start=offset, num=CHUNK, withscores=True)
+
+
+def _check_limit(limit: int) -> None:
+    if not 1 <= limit <= MAX_LIMIT:
+        raise RequestInvalid(
+            f"a page has 1 to {MAX_LIMIT} items, not {limit}", hint="ask for the next page with its cursor"
+        )
+
+
+def _cursor(place: tuple[int, str]) -> str:
+    return f"{place[0]}-{place[1]}"
+
+
+def _place(cursor: str) -> tuple[int, str]:
+    score, found, id_ = cursor.partition("-")
+    if not (found and id_ and score.isdecimal()):
+        raise RequestInvalid(f"{cursor!r} is no cursor", hint="pass on the next_cursor of a page as it is")
+    return int(score), id_
+
+
+# --- questions -------------------------------------------------------------------------------------------
+
+
+def _sizes(keys: Keys, names: Sequence[str]) -> Question:
+    def question(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        for name in names:
+            pipeline.zcard(keys("index", name))
+        return pipeline.execute()
+
+    return question
+
+
+def _records(keys: Keys, ids: Sequence[str], others: Sequence[str]) -> Question:
+    """A record, then its scores in the other indexes, for each id."""
+
+    def question(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        for id_ in ids:
+            pipeline.hmget(keys("run", id_), RECORD_FIELDS)
+            for name in others:
+                pipeline.zscore(keys("index", name), id_)
+        return pipeline.execute()
+
+    return question
+
+
+def _summaries(keys: Keys, index: str, ids: Sequence[str]) -> Question:
+    def question(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        for id_ in ids:
+            pipeline.exists(keys("session", id_))
+            pipeline.zscore(index, id_)
+            pipeline.hget(keys("session", id_), "holder")
+            pipeline.zcard(keys("session_queue", id_))
+            pipeline.llen(keys("transcript", id_))
+            pipeline.llen(keys("artifacts", id_))
+        return pipeline.execute()
+
+    return question
+
+
+def _summary(session_id: str, row: Sequence[Any]) -> SessionSummary | None:
+    exists, last_ms, holder, waiting, messages, artifacts = row
+    if not exists or last_ms is None:
+        return None
+    return SessionSummary(session_id, int(last_ms), holder, waiting, messages, artifacts)

@@ -1,0 +1,26 @@
+-- Deletes a session's runs, oldest first, `limit` a call, and with the last of them the session. Nothing live is ever deleted.
+-- Returns BUSY, run | UNTOLD, run (its end is still to be told to Celery; `even_untold` does not wait for that) | MORE, runs | DELETED, runs, keys
+--#include session
+local held = holder(session_id)
+if held then return {'BUSY', held} end
+for _, waiting in ipairs(redis.call('ZRANGE', k.session_queue(session_id), 0, -1)) do
+  if redis.call('EXISTS', k.run(waiting)) == 1 then return {'BUSY', waiting} end
+end
+
+local ids = redis.call('ZRANGE', k.index('session=' .. session_id), 0, limit - 1)
+local found = {}
+for _, id in ipairs(ids) do
+  local state, agent, queue, more, untold = unpack(redis.call('HMGET', k.run(id), 'state', 'agent', 'queue', 'lists', 'untold'))
+  if state and not TERMINAL[state] then return {'BUSY', id} end -- a delayed one: it has no place in the session yet
+  if untold and even_untold == 0 then return {'UNTOLD', id} end
+  found[#found + 1] = {id = id, session = session_id, agent = agent or '', queue = queue or '', more = more and cjson.decode(more) or {}}
+end
+for _, run in ipairs(found) do
+  for _, name in ipairs(lists_of(run, run.more)) do redis.call('ZREM', k.index(name), run.id) end
+  redis.call('ZREM', k.sent(run.queue), run.id)
+  redis.call('UNLINK', k.run(run.id), k.facts(run.id), k.events(run.id), k.journal(run.id), k.reply(run.id))
+end
+if #ids == limit then return {'MORE', digits(#ids)} end
+redis.call('ZREM', k.index(SESSIONS), session_id)
+redis.call('ZREM', k.indexes(), 'session=' .. session_id)
+return {'DELETED', digits(#ids), digits(redis.call('UNLINK', unpack(session_keys(session_id))))}

@@ -1,0 +1,185 @@
+"""Deleting a session: nothing that lives is deleted, and of what is deleted no byte remains."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from openagents_worker.errors import RunNotFound, SessionBusy, SessionNotFound
+from openagents_worker.producer import deletion
+from openagents_worker.producer.client import AsyncClient, Client
+from openagents_worker.store import scripts
+from tests.producer.hand import Hand
+
+
+def submit(client: Client, run_id: str, session_id: str = "s1", **options: Any) -> None:
+    request = {
+        "agent_id": "clerk",
+        "session_id": session_id,
+        "input_text": f"secret of {session_id}",
+        "run_id": run_id,
+        "tenant": "acme",
+        "labels": {"env": "prod"},
+    }
+    client.submit(request, **options)
+
+
+def told(client: Client, *run_ids: str) -> None:
+    """As a worker does when it has told Celery of an end."""
+    for run_id in run_ids:
+        client.store.run(scripts.told(run_id=run_id, life=1))
+
+
+def traces(client: Client, session_id: str) -> list[str]:
+    """Every key in whose name or content the session still is; the broker's messages are no part of it."""
+    found = []
+    for key in client.store.redis.scan_iter("oa:*"):
+        content = _CONTENT[client.store.redis.type(key)](client.store.redis, key)
+        if session_id in key or session_id in str(content):
+            found.append(key)
+    return found
+
+
+_CONTENT: dict[str, Callable[[Any, str], Any]] = {
+    "hash": lambda redis, key: redis.hgetall(key),
+    "list": lambda redis, key: redis.lrange(key, 0, -1),
+    "set": lambda redis, key: redis.smembers(key),
+    "zset": lambda redis, key: redis.zrange(key, 0, -1),
+    "stream": lambda redis, key: redis.xrange(key),
+    "string": lambda redis, key: redis.get(key),
+}
+
+
+def test_nothing_is_left_of_a_deleted_session(client: Client, hand: Hand) -> None:
+    """Runs, journals, events, lists; what others have stays."""
+    for run_id in ("gone-1", "gone-2"):
+        hand.submit(run_id, "gone")
+        hand.claim(run_id)
+        hand.emit(run_id, "llm.called", payload='{"model":"gone"}')
+        hand.delta(run_id, "gone")
+        hand.finish(run_id, transcript=[{"role": "user", "content": "gone"}], state={"gone": 1})
+    submit(client, "kept", "other")
+
+    assert client.delete_session("gone") == 2
+
+    assert traces(client, "gone") == []
+    assert [record.run_id for record in client.runs()] == ["kept"]
+    with pytest.raises(SessionNotFound):
+        client.session("gone")
+    with pytest.raises(RunNotFound):
+        client.record("gone-1")
+    client.cancel("kept")
+
+
+def test_deleting_what_is_not_there_deletes_nothing(client: Client) -> None:
+    """It may be repeated."""
+    assert client.delete_session("nobody") == 0
+
+
+def test_more_runs_than_one_call_takes(client: Client, hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go in parts, so that nobody else waits for Redis."""
+    monkeypatch.setattr(deletion, "RUNS_A_CALL", 2)
+    for number in range(7):
+        hand.end(f"r{number}", steps=1)
+
+    assert client.delete_session("s1") == 7
+
+    assert traces(client, "s1") == []
+
+
+@pytest.mark.parametrize("state", ["queued", "waiting_session", "running", "retrying", "scheduled"])
+def test_a_live_run_is_in_the_way(client: Client, hand: Hand, state: str) -> None:
+    """In whatever state it is; nothing of the session is deleted then, also not what has ended."""
+    hand.end("ended", steps=1)
+    if state == "waiting_session":
+        submit(client, "first")
+    submit(client, "r1", delay_ms=60_000 if state == "scheduled" else 0)
+    if state in ("running", "retrying"):
+        hand.claim("r1")
+    if state == "retrying":
+        hand.retry("r1")
+    assert client.record("r1").state == state
+
+    with pytest.raises(SessionBusy) as caught:
+        client.delete_session("s1")
+
+    assert caught.value.code == "session.busy"
+    assert client.record("ended").state == "completed"
+    assert client.record("r1").state == state
+    told(client, "r1", "first")
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "retrying", "scheduled"])
+def test_force_cancels_first(client: Client, hand: Hand, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of the queue first, so that no end starts another run; a zombie writes nothing."""
+    monkeypatch.setattr(deletion, "PATIENCE_S", 0.2)  # nobody tells Celery here
+    submit(client, "r1", delay_ms=60_000 if state == "scheduled" else 0)
+    submit(client, "r2")
+    submit(client, "r3")
+    if state in ("running", "retrying"):
+        hand.claim("r1")
+    if state == "retrying":
+        hand.retry("r1")
+
+    assert client.delete_session("s1", force=True) == 3
+
+    assert traces(client, "s1") == []
+    if state == "running":
+        with pytest.raises(AssertionError):  # FENCED
+            hand.emit("r1", "llm.called")
+
+
+def test_an_end_that_celery_does_not_know_is_waited_for(client: Client, hand: Hand) -> None:
+    """Callbacks of a run are called before it is deleted; without force for ever, with a clear word."""
+    submit(client, "r1")
+    client.cancel("r1")
+    teller = threading.Timer(0.3, told, (client, "r1"))
+    teller.start()
+    began = time.monotonic()
+
+    assert client.delete_session("s1") == 1
+
+    assert time.monotonic() - began >= 0.25
+    teller.join()
+
+
+def test_without_anybody_to_tell_celery_only_force_deletes(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits a while, and says what it waited for."""
+    monkeypatch.setattr(deletion, "PATIENCE_S", 0.2)
+    submit(client, "r1")
+    client.cancel("r1")
+
+    with pytest.raises(SessionBusy, match="Celery does not"):
+        client.delete_session("s1")
+    assert client.delete_session("s1", force=True) == 1
+
+
+async def test_asyncio_deletes_the_same(client: Client, hand: Hand) -> None:
+    """One implementation serves both clients."""
+    hand.end("r1", steps=1)
+    submit(client, "r2")
+    async with AsyncClient(settings=client.settings) as same:
+        with pytest.raises(SessionBusy):
+            await same.delete_session("s1")
+        client.cancel("r2")
+        told(client, "r2")
+        assert await same.delete_session("s1") == 2
+    assert traces(client, "s1") == []
+
+
+def test_a_session_of_that_name_begins_anew(client: Client, hand: Hand) -> None:
+    """The same run id, too: it is another run."""
+    hand.end("r1", steps=1)
+    client.delete_session("s1")
+
+    submit(client, "r1")
+
+    assert client.record("r1").state == "queued"
+    assert client.session("s1").transcript == ()
+    client.cancel("r1")

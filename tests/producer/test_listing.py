@@ -1,0 +1,220 @@
+"""Lists of runs and sessions: by every filter, in pages, and what has expired goes out of them."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from openagents_worker.errors import RequestInvalid
+from openagents_worker.models import RunState
+from openagents_worker.producer.client import AsyncClient, Client
+from openagents_worker.store import listing, scripts
+from openagents_worker.store.listing import MAX_LIMIT
+from tests.producer.hand import Hand
+from tests.waiting import wait_for
+
+
+def submit(client: Client, run_id: str, **fields: Any) -> None:
+    client.submit({"agent_id": "clerk", "session_id": "s1", "input_text": "hi", "run_id": run_id, **fields})
+
+
+def ids(client: Client, **filters: Any) -> list[str]:
+    return [record.run_id for record in client.runs(**filters)]
+
+
+def now(client: Client) -> datetime:
+    """Redis's clock; what comes before is a millisecond away from what comes after."""
+    time.sleep(0.002)
+    seconds, micros = client.store.redis.time()
+    time.sleep(0.002)
+    return datetime.fromtimestamp(seconds + micros / 10**6, UTC)
+
+
+def end_all(client: Client, *run_ids: str) -> None:
+    for run_id in run_ids:
+        client.cancel(run_id)
+
+
+def test_a_run_is_found_by_everything_that_its_request_says(client: Client) -> None:
+    """Newest first; what is given together has to fit together."""
+    submit(client, "r1", tenant="acme", labels={"env": "prod", "tier": "gold"})
+    between = now(client)
+    submit(client, "r2", agent_id="other", session_id="s2", tenant="acme", labels={"env": "test"})
+    submit(client, "r3", session_id="s2", labels={"env": "prod"})
+
+    assert ids(client) == ["r3", "r2", "r1"]
+    assert ids(client, agent_id="clerk") == ["r3", "r1"]
+    assert ids(client, session_id="s2") == ["r3", "r2"]
+    assert ids(client, tenant="acme") == ["r2", "r1"]
+    assert ids(client, labels={"env": "prod"}) == ["r3", "r1"]
+    assert ids(client, labels={"env": "prod", "tier": "gold"}) == ["r1"]
+    assert ids(client, tenant="acme", labels={"env": "prod"}, agent_id="clerk") == ["r1"]
+    assert ids(client, tenant="nobody") == []
+    assert ids(client, since=between) == ["r3", "r2"]
+    assert ids(client, until=between) == ["r1"]
+    assert ids(client, state="queued") == ["r2", "r1"]
+    assert ids(client, state=[RunState.WAITING_SESSION, "completed"]) == ["r3"]
+    [record] = client.runs(labels={"tier": "gold"})
+    assert record.request is not None
+    assert (record.request.tenant, record.request.labels) == ("acme", {"env": "prod", "tier": "gold"})
+    end_all(client, "r3", "r2", "r1")
+    assert ids(client, state="cancelled", tenant="acme") == ["r2", "r1"]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 100])
+def test_pages_give_every_run_once(client: Client, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where more runs than a chunk were accepted in one millisecond, and while new ones come in."""
+    monkeypatch.setattr(listing, "CHUNK", 4)
+    known = [f"r{number:02}" for number in range(20)]
+    for run_id in known:
+        submit(client, run_id, session_id=run_id)
+    index = client.store.keys("index", "all")
+    client.store.redis.zadd(index, {run_id: 1000 + int(run_id[1:]) // 9 for run_id in known})
+
+    found: list[str] = []
+    cursor = None
+    while page := client.runs(limit=limit, cursor=cursor):
+        assert len(page) <= limit
+        found += [record.run_id for record in page]
+        submit(client, f"new{len(found)}", session_id=f"new{len(found)}")
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+
+    assert found == sorted(known, reverse=True)
+    everything = [f"new{n}" for n in range(limit, 21, limit)] + known
+    end_all(client, *(run_id for run_id in everything if run_id in ids(client, limit=1000)))
+
+
+def test_a_page_with_few_hits_ends_and_goes_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One question never looks through a million runs: the page is empty, and its cursor goes on."""
+    monkeypatch.setattr(listing, "CHUNK", 2)
+    monkeypatch.setattr(listing, "MOST_LOOKED_AT", 4)
+    submit(client, "wanted", session_id="wanted")
+    end_all(client, "wanted")
+    now(client)
+    for number in range(6):
+        submit(client, f"r{number}", session_id=f"s{number}")
+
+    pages = [client.runs(state="cancelled")]
+    while (cursor := pages[-1].next_cursor) is not None:
+        pages.append(client.runs(state="cancelled", cursor=cursor))
+
+    assert len(pages[0]) == 0
+    assert len(pages) > 1
+    assert [record.run_id for page in pages for record in page] == ["wanted"]
+    end_all(client, *(f"r{number}" for number in range(6)))
+
+
+async def test_asyncio_lists_the_same(client: Client) -> None:
+    """One implementation serves both clients."""
+    submit(client, "r1", tenant="acme")
+    async with AsyncClient(settings=client.settings) as same:
+        page = await same.runs(tenant="acme")
+        assert [record.run_id for record in page] == ["r1"]
+        assert page == client.runs(tenant="acme")
+        assert await same.sessions() == client.sessions()
+    end_all(client, "r1")
+
+
+def test_sessions_are_listed_with_what_is_in_them(client: Client, hand: Hand) -> None:
+    """The one with the newest run first; a delayed run has not reached its session yet."""
+    hand.end("old", steps=1)
+    now(client)
+    for run_id in ("r1", "r2", "r3"):
+        submit(client, run_id, session_id="s2")
+    client.submit({"agent_id": "clerk", "session_id": "later", "input_text": "hi"}, delay_ms=60_000)
+
+    busy, idle = client.sessions()
+
+    assert (busy.session_id, busy.holder, busy.waiting) == ("s2", "r1", 2)
+    assert (idle.session_id, idle.holder, idle.waiting, idle.messages) == ("s1", None, 0, 0)
+    assert busy.last_run_ms > idle.last_run_ms
+    assert [one.session_id for one in client.sessions(limit=1)] == ["s2"]
+    cursor = client.sessions(limit=1).next_cursor
+    assert [one.session_id for one in client.sessions(limit=1, cursor=cursor)] == ["s1"]
+    assert client.session("s1").bytes > 50
+    [delayed] = client.runs(state="scheduled")
+    end_all(client, "r3", "r2", "r1", delayed.run_id)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"limit": 0}, f"1 to {MAX_LIMIT}"),
+        ({"limit": MAX_LIMIT + 1}, f"1 to {MAX_LIMIT}"),
+        ({"cursor": "here"}, "'here' is no cursor"),
+        ({"state": "done"}, "'done' is not a valid RunState"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(client: Client, asked: dict[str, Any], says: str) -> None:
+    """With the code of a bad request."""
+    with pytest.raises(RequestInvalid, match=says):
+        client.runs(**asked)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"labels": {"a=b": "c"}}, "a label's name has no '='"),
+        ({"labels": {"": "c"}}, "1 to 256 printable characters"),
+        ({"labels": {"a": "two words"}}, "1 to 256 printable characters"),
+        ({"labels": {str(n): "x" for n in range(33)}}, "at most 32 items"),
+        ({"tenant": "two words"}, "1 to 256 printable characters"),
+    ],
+)
+def test_labels_that_cannot_be_listed_are_refused(client: Client, fields: dict[str, Any], says: str) -> None:
+    """At the producer, before anything is written."""
+    with pytest.raises(RequestInvalid, match=says):
+        submit(client, "r1", **fields)
+    assert client.store.redis.dbsize() == 0
+
+
+def test_a_request_without_labels_is_the_same_as_ever(client: Client) -> None:
+    """No field of a newer version stands in what is stored or compared unless it says something."""
+    submit(client, "r1")
+    stored = client.store.redis.hget(client.store.keys("run", "r1"), "request")
+    assert "labels" not in stored
+    assert "tenant" not in stored
+    submit(client, "r1", labels={})
+    assert ids(client) == ["r1"]
+    end_all(client, "r1")
+
+
+# --- what has expired ------------------------------------------------------------------------------------
+
+
+def prune(hand: Hand, **asked: Any) -> int:
+    removed, name, kept = 0, "", 0
+    while True:
+        look = hand.store.run(scripts.prune(limit=asked.get("limit", 2), name=name, kept=kept))
+        if not look.looked:
+            return removed
+        removed, name, kept = removed + look.removed, look.name, look.kept
+
+
+def test_what_has_expired_goes_out_of_the_lists(redis_url: str, client: Client) -> None:
+    """Every list is emptied and forgotten; what is still there stays listed, however old it is."""
+    with Hand(redis_url, run_ttl_ms=300, session_ttl_ms=300) as hand:
+        for run_id in ("r1", "r2", "r3", "r4", "r5"):
+            hand.end(run_id, steps=0)
+        hand.submit("live", "s2")
+        assert prune(hand) == 0
+        wait_for(lambda: not hand.store.redis.exists(hand.store.keys("run", "r5")), "the runs expire")
+        wait_for(lambda: not hand.store.redis.exists(hand.store.keys("session", "s1")), "the session expires")
+        assert ids(client, limit=10) == ["live"]
+        assert [one.session_id for one in client.sessions()] == ["s2"]
+        time.sleep(0.3)  # the live one is as old by now
+
+        # five runs in the lists of all, of their agent and of their session, and the session itself
+        assert prune(hand) == 16
+
+        assert hand.store.redis.zrange(hand.store.keys("index", "all"), 0, -1) == ["live"]
+        assert not hand.store.redis.exists(hand.store.keys("index", "session=s1"))
+        assert "session=s1" not in hand.store.redis.zrange(hand.store.keys("indexes"), 0, -1)
+        assert prune(hand) == 0
+        assert ids(client) == ["live"]
+    end_all(client, "live")
