@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from pydantic_core import PydanticCustomError
 
 from openagents_worker.errors import AgentNotFoundError, ConfigLoadError, ConfigValidationError
+from openagents_worker.models import RunBudget
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact
 
 __all__ = [
@@ -225,6 +226,8 @@ class AgentDefinition(_Part):
     tools: list[ToolRef] = Field(default_factory=list)
     runtime: RuntimeOptions = Field(default_factory=RuntimeOptions)
     queue: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^\S+$")] | None = None
+    limits: RunBudget | None = None
+    """The most that a run of this agent may use, whatever its request asks for."""
 
     @model_validator(mode="before")
     @classmethod
@@ -245,7 +248,8 @@ class AgentDefinition(_Part):
     @property
     def definition_hash(self) -> str:
         """sha256 of the definition as canonical JSON; the same when only a secret in it has changed."""
-        public = redact(self.model_dump(mode="json"), max_chars=None, max_items=None, max_depth=64)
+        said = self.model_dump(mode="json", exclude=None if self.limits else {"limits"})
+        public = redact(said, max_chars=None, max_items=None, max_depth=64)
         text = json.dumps(public, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

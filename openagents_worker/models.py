@@ -139,6 +139,15 @@ class RunBudget(_Wire):
     max_resume_attempts: int | None = Field(default=None, ge=0)
     max_validation_retries: int | None = Field(default=None, ge=0)
 
+    def within(self, limits: RunBudget | None) -> RunBudget:
+        """The smaller one of each two limits; a limit that only one has is that one's."""
+        if limits is None:
+            return self
+        both = [(name, getattr(self, name), getattr(limits, name)) for name in RunBudget.model_fields]
+        return RunBudget(
+            **{name: min((n for n in (a, b) if n is not None), default=None) for name, a, b in both}
+        )
+
 
 class RunRequest(_Wire):
     """One request to an agent in a session.

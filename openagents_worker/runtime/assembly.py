@@ -13,7 +13,7 @@ from openagents_worker.errors import PluginError, PluginLoadError
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
-from openagents_worker.models import dumps
+from openagents_worker.models import RunBudget, dumps
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.plugins import load_plugins
 from openagents_worker.settings import Settings
@@ -126,6 +126,11 @@ class Assembly:
     def parts(self, agent_id: str) -> AgentParts:
         """The parts of one attempt of that agent. Raises `AgentNotFoundError` with a suggestion."""
         return AgentParts(self, self._definitions.get(agent_id) or self.config.agent(agent_id))
+
+    def limits(self, agent_id: str) -> RunBudget | None:
+        """What no run of that agent may exceed; None for nothing, and for an agent that is not known."""
+        definition = self._definitions.get(agent_id)
+        return definition.limits if definition is not None else None
 
     def model(self, definition: AgentDefinition) -> LLMClient:
         client = self._models.get(definition.id)

@@ -91,7 +91,9 @@ class Attempt:
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self.request = RunRequest.model_validate_json(claimed.request)
+        request = RunRequest.model_validate_json(claimed.request)
+        self._budget = (request.budget or RunBudget()).within(assembly.limits(request.agent_id))
+        self.request = request.model_copy(update={"budget": self._budget})
         self.latch = Latch()
         self._claimed = claimed
         self._store = store
@@ -102,7 +104,6 @@ class Attempt:
         self._chance = chance
         self._started = time.monotonic()
         self._durable = claimed.durable
-        self._budget = self.request.budget or RunBudget()
         self._ledger = Ledger(
             store=store,
             lease=lease,

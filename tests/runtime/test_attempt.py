@@ -238,6 +238,37 @@ async def test_a_cost_limit_stops_the_next_model_call(redis_url: str) -> None:
         assert (await p.record()).usage.cost_usd == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(
+    ("asked", "made"), [(None, 2), (RunBudget(max_tool_calls=1), 1), (RunBudget(max_tool_calls=9), 2)]
+)
+async def test_no_run_uses_more_than_its_agent_may(
+    redis_url: str, asked: RunBudget | None, made: int
+) -> None:
+    """The limits of the agents file hold for every run; a request can ask for less, not for more."""
+    definition = agent(
+        llm=scripted(*[calls(("calc", {"expression": "1+1"}))] * 5),
+        tools=[{"id": "calc", "type": "calc"}],
+        limits={"max_tool_calls": 2, "max_steps": 4},
+    )
+    async with process(redis_url, definition) as p:
+        await p.submit(budget=asked)
+        assert (await p.carry()).stop_reason is StopReason.MAX_STEPS
+        assert (await p.record()).usage.tool_calls == made
+
+
+async def test_an_agents_limit_of_steps_goes_before_its_pattern(redis_url: str) -> None:
+    """Whoever answers for the costs says how far a run goes."""
+    definition = agent(
+        llm=scripted(*[calls(("calc", {"expression": "1+1"}))] * 9),
+        tools=[{"id": "calc", "type": "calc"}],
+        limits={"max_steps": 3},
+    )
+    async with process(redis_url, definition) as p:
+        await p.submit()
+        assert (await p.carry()).stop_reason is StopReason.MAX_STEPS
+        assert (await p.record()).usage.llm_calls == 3
+
+
 async def test_an_outcome_that_is_too_large_is_an_outcome(redis_url: str) -> None:
     """A tool's result over the limit is recorded as step.too_large; the tool is not called again for it."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_PAYLOAD_BYTES": "100000"})
