@@ -96,6 +96,8 @@ def _tell(task: Task, process: WorkerProcess, run_id: str, carried: Carried) -> 
     if carried.kind is Outlook.ENDED and task.request.id == run_id:
         status = _STATUS.get(carried.stop_reason or StopReason.FAILED, states.FAILURE)
         task.request.openagents_ending = _Ending(process, run_id, carried.life, status)
+    if carried.kind is Outlook.SUSPENDED and task.request.id == run_id and not task.request.is_eager:
+        process.put_aside(task, run_id)
     try:
         return tell_celery(task, run_id, carried)
     except Ignore:

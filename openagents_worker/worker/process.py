@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from celery import Task
+
 from openagents_worker.agents import AppConfig
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.producer.client import cell_of
@@ -28,6 +30,7 @@ from openagents_worker.worker.ending import end_task
 from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.notices import Notices
 from openagents_worker.worker.rescue import Rescue
+from openagents_worker.worker.rows import Rows
 from openagents_worker.worker.watch import Watch
 
 __all__ = ["Host", "SendWakes", "WorkerProcess"]
@@ -97,6 +100,7 @@ class WorkerProcess:
             dead_after_s=settings.loop_dead_s,
             loop_waited_s=self._bridge.waited_s,
         )
+        self._rows = Rows(self.store)
         self._backlog = Backlog(settings.broker_url)
         self.rescue = Rescue(
             store=self.store,
@@ -129,6 +133,11 @@ class WorkerProcess:
             "loop": self._watch.stats(),
             "tools": self._assembly.offload.stats(),
         }
+
+    def put_aside(self, task: Task, run_id: str) -> None:
+        """Celery is about to be told that the run is retried: see to it that its row shows how it ends."""
+        app, hostname = task.app, task.request.hostname
+        self._bridge.loop.call_soon_threadsafe(self._rows.put_aside, app, hostname, run_id)
 
     async def send_wakes(self, wakes: Sequence[Wake]) -> None:
         """Publish wake-ups. Without a broker it is one warning: the rescue sends them again later."""
@@ -173,6 +182,7 @@ class WorkerProcess:
                 )  # our own runs: others would look only when our lease had ended
             except RedisUnreachable as error:
                 log.warning("worker.runs_left", error=error.message)
+        await self._rows.aclose()
         await self._notices.aclose()
         await self._backlog.aclose()
         await self._assembly.aclose()

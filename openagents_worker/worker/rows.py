@@ -1,0 +1,67 @@
+"""Rows. The only place that mends what Flower shows of a run whose events came out of order.
+
+`task-retried` is sent once the run is put aside. Whoever cancels or takes it at that moment may be heard
+first, and Celery lets a retry overrule every end: the row would say RETRY for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from celery import Celery
+
+from openagents_worker.errors import RedisUnreachable
+from openagents_worker.models import RunState
+from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.runs import aread_states
+from openagents_worker.telemetry import get_logger
+from openagents_worker.worker.ending import end_task
+from openagents_worker.worker.events import BATCH_S
+
+__all__ = ["Rows"]
+
+log = get_logger(__name__)
+
+LOOK_AFTER_S = 3 * BATCH_S  # by then the retry was published
+ENDS = {
+    RunState.COMPLETED: ("task-succeeded", {}),
+    RunState.FAILED: ("task-failed", {}),
+    RunState.CANCELLED: ("task-revoked", {"terminated": True, "signum": None, "expired": False}),
+}
+
+
+class Rows:
+    """Looks once at each run that was put aside; an end that it finds is told once more."""
+
+    def __init__(self, store: AsyncStore) -> None:
+        self._store = store
+        self._looks: set[asyncio.Task[None]] = set()
+
+    def put_aside(self, app: Celery, hostname: str, run_id: str) -> None:
+        """The worker of that name is about to tell Celery that the run is retried; call it on the loop."""
+        look = asyncio.create_task(self._look(app, hostname, run_id), name=f"row {run_id}")
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+
+    async def aclose(self) -> None:
+        """Leave what was not looked at yet."""
+        for look in list(self._looks):
+            await end_task(look)
+
+    async def _look(self, app: Celery, hostname: str, run_id: str) -> None:
+        await asyncio.sleep(LOOK_AFTER_S)
+        try:
+            state = (await aread_states(self._store, [run_id]))[run_id]
+            if state in ENDS:
+                name, fields = ENDS[state]
+                await asyncio.to_thread(_send, app, hostname, name, {"uuid": run_id, **fields})
+        except RedisUnreachable as error:
+            log.warning("row.not_mended", run_id=run_id, error=error.message)
+        except Exception as error:  # noqa: BLE001 - every broker has errors of its own
+            log.warning("row.not_mended", run_id=run_id, error=type(error).__name__)
+
+
+def _send(app: Celery, hostname: str, name: str, fields: dict[str, Any]) -> None:
+    with app.events.default_dispatcher(hostname=hostname) as dispatcher:
+        dispatcher.send(name, **fields)
