@@ -4,7 +4,8 @@
 first line it prints is its address.
 """
 
-from openagents_worker.testing.model_server.answers import FAULTS, ModelRequest
+from openagents_worker.testing.model_server.answers import FAULTS
 from openagents_worker.testing.model_server.server import ModelServer, ReplyFunction
+from openagents_worker.testing.model_server.wire_format import ModelRequest
 
 __all__ = ["FAULTS", "ModelRequest", "ModelServer", "ReplyFunction"]
