@@ -1,4 +1,4 @@
-"""A model behind HTTP, for tests: OpenAI's chat completions from a script or a function, faults included.
+"""A model behind HTTP, for tests: the wire formats of OpenAI and Anthropic, from a script or a function.
 
 `python -m openagents_worker.testing.model_server --script FILE.json` runs it in a process of its own; the
 first line it prints is its address.

@@ -18,6 +18,7 @@ import h11
 
 from openagents_worker.llm.script import Script, ScriptedFault, ScriptedReply, read_entry
 from openagents_worker.testing.model_server.answers import FAULTS, Answer, Log
+from openagents_worker.testing.model_server.anthropic_messages import AnthropicMessages
 from openagents_worker.testing.model_server.connection import Connection, Hangup, HttpRequest
 from openagents_worker.testing.model_server.openai_chat import OpenAIChat
 from openagents_worker.testing.model_server.wire_format import ModelRequest, Unreadable, WireFormat, digest
@@ -27,7 +28,7 @@ __all__ = ["ModelServer", "ReplyFunction"]
 BACKLOG = 2048  # a thousand clients may knock at once
 CLIENT_GONE = 499  # logged for a reply that nobody was there to take; nginx's number for it
 
-FORMATS: Mapping[str, WireFormat] = {wire.path: wire for wire in (OpenAIChat(),)}
+FORMATS: Mapping[str, WireFormat] = {wire.path: wire for wire in (OpenAIChat(), AnthropicMessages())}
 
 ReplyFunction = Callable[[ModelRequest], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
 
