@@ -152,6 +152,39 @@ async def test_a_stream_is_what_openai_sends() -> None:
     assert done == "[DONE]"
 
 
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+async def test_a_reply_that_takes_all_its_tokens_was_cut(limit: str) -> None:
+    """A script cuts a reply by saying that it used exactly what the request allows."""
+    entry = {"text": "Once upon a", "usage": {"output_tokens": 3}}
+
+    async with ModelServer(lambda _: entry) as server:
+        reasons = [
+            (await _post(server.url, HI, **{limit: allowed})).json()["choices"][0]["finish_reason"]
+            for allowed in (3, 4)
+        ]
+
+    assert reasons == ["length", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        ({"error": "rate_limit"}, 429, "rate_limit_exceeded"),
+        ({"error": "server_error"}, 500, "server_error"),
+        ({"error": "server_error", "status": 503}, 503, "server_error"),
+        ({"error": "response"}, 400, "invalid_request_error"),
+        ({"error": "response", "status": 404}, 404, "invalid_request_error"),
+    ],
+)
+async def test_a_refusal_says_its_status_and_code(fault: dict[str, Any], status: int, code: str) -> None:
+    """The code follows the status, as with a provider; each answer has a number of its own."""
+    async with ModelServer(lambda _: fault) as server:
+        replies = [await _post(server.url, HI) for _ in range(2)]
+
+    assert [(reply.status_code, reply.json()["error"]["code"]) for reply in replies] == [(status, code)] * 2
+    assert [reply.headers["x-request-id"] for reply in replies] == ["req_1", "req_2"]
+
+
 async def test_other_addresses() -> None:
     """`/v1/models`, `/health` and `/log` answer; the rest is 404, and no completion request is 400."""
     async with ModelServer([{"text": "x"}]) as server, httpx.AsyncClient() as http:

@@ -13,6 +13,8 @@ from openagents_worker.models import dumps
 
 __all__ = ["Connection", "Hangup", "HttpRequest"]
 
+JSON = {"content-type": "application/json"}
+
 
 class Hangup(Exception):
     """The connection is to be closed now, whatever the client still expects."""
@@ -54,30 +56,33 @@ class Connection:
             else:
                 return None
 
-    async def send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    async def send_json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
+        await self.send_body(status, dumps(value).encode("utf-8", "replace"), headers or {})
+
+    async def send_body(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        """A reply that says it is JSON, whatever its body is."""
+        length = ("content-length", str(len(body)))
         await self._write(
-            h11.Response(status_code=status, headers=[*headers.items(), ("content-length", str(len(body)))]),
+            h11.Response(status_code=status, headers=[*{**JSON, **headers}.items(), length]),
             h11.Data(data=body),
             h11.EndOfMessage(),
         )
 
-    async def send_json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
-        body = dumps(value).encode("utf-8", "replace")
-        await self.send(status, body, {"content-type": "application/json", **(headers or {})})
-
-    async def send_half(self, body: bytes) -> None:
+    async def send_half(self, body: bytes, headers: Mapping[str, str]) -> None:
         """A reply that promises its whole length and stops in the middle."""
-        headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+        length = ("content-length", str(len(body)))
         await self._write(
-            h11.Response(status_code=200, headers=headers), h11.Data(data=body[: len(body) // 2])
+            h11.Response(status_code=200, headers=[*{**JSON, **headers}.items(), length]),
+            h11.Data(data=body[: len(body) // 2]),
         )
 
-    async def begin_stream(self) -> None:
-        headers = [("content-type", "text/event-stream"), ("transfer-encoding", "chunked")]
-        await self._write(h11.Response(status_code=200, headers=headers))
+    async def begin_stream(self, headers: Mapping[str, str]) -> None:
+        stream = {"content-type": "text/event-stream", "transfer-encoding": "chunked", **headers}
+        await self._write(h11.Response(status_code=200, headers=list(stream.items())))
 
-    async def send_event(self, data: str) -> None:
-        await self._write(h11.Data(data=f"data: {data}\n\n".encode("utf-8", "replace")))
+    async def send_event(self, data: str, name: str | None = None) -> None:
+        head = "" if name is None else f"event: {name}\n"
+        await self._write(h11.Data(data=f"{head}data: {data}\n\n".encode("utf-8", "replace")))
 
     async def end_stream(self) -> None:
         await self._write(h11.EndOfMessage())

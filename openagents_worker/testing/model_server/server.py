@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import itertools
 import sys
@@ -18,21 +17,18 @@ from typing import Any, Self
 import h11
 
 from openagents_worker.llm.script import Script, ScriptedFault, ScriptedReply, read_entry
-from openagents_worker.models import dumps
-from openagents_worker.testing.model_server.answers import (
-    FAULTS,
-    Answer,
-    Log,
-    ModelRequest,
-    error_body,
-    model_request,
-)
+from openagents_worker.testing.model_server.answers import FAULTS, Answer, Log
+from openagents_worker.testing.model_server.anthropic_messages import AnthropicMessages
 from openagents_worker.testing.model_server.connection import Connection, Hangup, HttpRequest
+from openagents_worker.testing.model_server.openai_chat import OpenAIChat
+from openagents_worker.testing.model_server.wire_format import ModelRequest, Unreadable, WireFormat, digest
 
 __all__ = ["ModelServer", "ReplyFunction"]
 
 BACKLOG = 2048  # a thousand clients may knock at once
 CLIENT_GONE = 499  # logged for a reply that nobody was there to take; nginx's number for it
+
+FORMATS: Mapping[str, WireFormat] = {wire.path: wire for wire in (OpenAIChat(), AnthropicMessages())}
 
 ReplyFunction = Callable[[ModelRequest], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
 
@@ -160,8 +156,8 @@ class ModelServer:
 
     async def _route(self, request: HttpRequest, connection: Connection) -> None:
         match request.method, request.path:
-            case "POST", "/v1/chat/completions":
-                await self._complete(request, connection)
+            case "POST", path if path in FORMATS:
+                await self._complete(request, connection, FORMATS[path])
             case "GET", "/v1/models":
                 model = {"id": "scripted", "object": "model", "created": 0, "owned_by": "openagents-worker"}
                 await connection.send_json(200, {"object": "list", "data": [model]})
@@ -170,16 +166,18 @@ class ModelServer:
             case "GET", "/health":
                 await connection.send_json(200, {"status": "ok"})
             case _:
-                await connection.send_json(404, error_body(f"no {request.method} {request.path} here"))
+                problem = f"no {request.method} {request.path} here"
+                await connection.send_json(404, {"error": {"type": "not_found_error", "message": problem}})
 
-    async def _complete(self, request: HttpRequest, connection: Connection) -> None:
+    async def _complete(self, request: HttpRequest, connection: Connection, wire: WireFormat) -> None:
+        number = next(self._ids)
         try:
-            asked = model_request(request)
-            answer = Answer(next(self._ids), asked, connection, self._log, self._token_delay_ms)
-            answer.log_received()
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            await connection.send_json(400, error_body(f"not a chat completion request: {error!r}"))
+            asked = wire.read(request)
+        except Unreadable as problem:
+            await connection.send_json(400, wire.error(400, str(problem), number), wire.headers(number))
             return
+        answer = Answer(number, asked, wire, connection, self._log, self._token_delay_ms)
+        answer.log_received()
         try:
             entry = await self._entry(asked)
             latency_ms = self._latency_ms if entry.latency_ms is None else entry.latency_ms
@@ -211,13 +209,9 @@ class _ScriptedReplies:
         self._tries: Counter[str] = Counter()
 
     def __call__(self, asked: ModelRequest) -> Any:
-        call = asked.headers.get("idempotency-key") or _digest(asked.messages)
+        call = asked.headers.get("idempotency-key") or digest(asked.messages)
         entry = self._script.entry(asked.n, self._tries[call])
         self._tries[call] += isinstance(entry, ScriptedFault)
         if entry is None:
             return {"error": "response", "message": f"script ended after {len(self._script)} replies"}
         return entry
-
-
-def _digest(messages: Sequence[Mapping[str, Any]]) -> str:
-    return hashlib.sha256(dumps(messages).encode("utf-8", "replace")).hexdigest()

@@ -1,0 +1,222 @@
+"""Anthropic's Messages API, from the server's side: the only place that reads and writes its messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from openagents_worker.llm.script import ScriptedCall, words
+from openagents_worker.models import dumps
+from openagents_worker.testing.model_server.anthropic_rules import (
+    Message,
+    Text,
+    Tool,
+    ToolResult,
+    ToolUse,
+    checked_request,
+)
+from openagents_worker.testing.model_server.connection import HttpRequest
+from openagents_worker.testing.model_server.wire_format import (
+    Event,
+    ModelRequest,
+    Reply,
+    digest,
+    fragments,
+    turn,
+    written_arguments,
+)
+
+__all__ = ["AnthropicMessages"]
+
+ERRORS = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+class AnthropicMessages:
+    """`POST /v1/messages`."""
+
+    path = "/v1/messages"
+
+    def read(self, request: HttpRequest) -> ModelRequest:
+        asked, body = checked_request(request)
+        messages = tuple(_chat_messages(asked.system, asked.messages))
+        return ModelRequest(
+            messages=messages,
+            tools=tuple(_chat_tool(tool) for tool in asked.tools),
+            model=asked.model,
+            stream=asked.stream,
+            headers=request.headers,
+            n=turn(messages),
+            body=body,
+        )
+
+    def headers(self, number: int) -> dict[str, str]:
+        return {"request-id": f"req_{number}"}
+
+    def whole(self, reply: Reply) -> dict[str, Any]:
+        text = [{"type": "text", "text": reply.entry.text}] if reply.entry.text else []
+        calls = [_tool_use(reply, index, call, _input(call)) for index, call in _calls(reply)]
+        return _message(reply) | {
+            "content": [*text, *calls],
+            "stop_reason": _stop_reason(reply),
+            "usage": _usage(reply),
+        }
+
+    def opening(self, reply: Reply) -> Iterator[Event]:
+        usage = _usage(reply) | {"output_tokens": 1}  # what is known before the model has spoken
+        yield _event("message_start", message=_message(reply) | {"usage": usage})
+
+    def pieces(self, reply: Reply) -> Iterator[Event]:
+        for index, (block, deltas) in enumerate(_streamed_blocks(reply)):
+            yield _event("content_block_start", index=index, content_block=block)
+            if index == 0:
+                yield _event("ping")
+            for delta in deltas:
+                yield _event("content_block_delta", index=index, delta=delta)
+            yield _event("content_block_stop", index=index)
+
+    def closing(self, reply: Reply) -> Iterator[Event]:
+        stop = {"stop_reason": _stop_reason(reply), "stop_sequence": None}
+        yield _event("message_delta", delta=stop, usage=_usage(reply))
+        yield _event("message_stop")
+
+    def error(self, status: int, message: str, number: int) -> dict[str, Any]:
+        kind = ERRORS.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        return {
+            "type": "error",
+            "error": {"type": kind, "message": message},
+            "request_id": f"req_{number}",
+        }
+
+
+# --- what is asked ---------------------------------------------------------------------------------------
+
+
+def _chat_messages(system: list[Text], messages: list[Message]) -> Iterator[dict[str, Any]]:
+    if system:
+        yield {"role": "system", "content": _text(system)}
+    for message in messages:
+        if message.role == "assistant":
+            yield _chat_reply(message)
+            continue
+        yield from (_chat_result(block) for block in message.content if isinstance(block, ToolResult))
+        if said := [block for block in message.content if not isinstance(block, ToolResult)]:
+            yield {"role": message.role, "content": _text(said)}
+
+
+def _chat_reply(message: Message) -> dict[str, Any]:
+    calls = [
+        {
+            "id": block.id,
+            "type": "function",
+            "function": {"name": block.name, "arguments": dumps(block.input)},
+        }
+        for block in message.content
+        if isinstance(block, ToolUse)
+    ]
+    text = _text([block for block in message.content if not isinstance(block, ToolUse)])
+    reply: dict[str, Any] = {"role": "assistant", "content": text or None}
+    return reply | {"tool_calls": calls} if calls else reply
+
+
+def _chat_result(result: ToolResult) -> dict[str, Any]:
+    message = {"role": "tool", "tool_call_id": result.tool_use_id, "content": _text(result.content)}
+    return message | {"is_error": True} if result.is_error else message
+
+
+def _text(blocks: Any) -> Any:
+    """The text, or the blocks themselves where there is more than text."""
+    if all(isinstance(block, Text) for block in blocks):
+        return "".join(block.text for block in blocks)
+    return [block.model_dump(exclude_unset=True) for block in blocks]
+
+
+def _chat_tool(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "parameters": tool.input_schema.model_dump()}
+    described = {"description": tool.description} if tool.description is not None else {}
+    return {"type": "function", "function": function | described}
+
+
+# --- what is said ----------------------------------------------------------------------------------------
+
+
+def _message(reply: Reply) -> dict[str, Any]:
+    """A message in which nothing is said yet."""
+    return {
+        "id": f"msg_{reply.number}",
+        "type": "message",
+        "role": "assistant",
+        "model": reply.asked.model,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+    }
+
+
+def _streamed_blocks(reply: Reply) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]:
+    """Each block as it begins, and what is added to it."""
+    if reply.entry.text:
+        yield {"type": "text", "text": ""}, (_text_delta(word) for word in words(reply.entry.text))
+    for index, call in _calls(reply):
+        parts = ["", *fragments(written_arguments(call))]
+        yield _tool_use(reply, index, call, {}), (_input_delta(part) for part in parts)
+
+
+def _text_delta(text: str) -> dict[str, Any]:
+    return {"type": "text_delta", "text": text}
+
+
+def _input_delta(json_text: str) -> dict[str, Any]:
+    return {"type": "input_json_delta", "partial_json": json_text}
+
+
+def _calls(reply: Reply) -> Iterator[tuple[int, ScriptedCall]]:
+    return enumerate(reply.entry.tool_calls)
+
+
+def _tool_use(reply: Reply, index: int, call: ScriptedCall, value: Any) -> dict[str, Any]:
+    # Ids are unique in a conversation, or the next request is refused, and the same on every try.
+    call_id = call.id or f"toolu_{digest(reply.asked.messages)[:16]}_{index}"
+    return {"type": "tool_use", "id": call_id, "name": call.name, "input": value}
+
+
+def _input(call: ScriptedCall) -> Any:
+    """The arguments as a value; what is no JSON object stays the text it is, for want of a better place."""
+    written = written_arguments(call)
+    try:
+        value = json.loads(written)
+    except ValueError:
+        return written
+    return value if isinstance(value, dict) else written
+
+
+def _stop_reason(reply: Reply) -> str:
+    if reply.used_up(reply.asked.body["max_tokens"]):
+        return "max_tokens"
+    return "tool_use" if reply.entry.tool_calls else "end_turn"
+
+
+def _usage(reply: Reply) -> dict[str, int]:
+    """Tokens read from the cache stand beside the others here, not among them."""
+    usage = reply.usage
+    cached = int(usage.metadata.get("cached_tokens", 0))
+    return {
+        "input_tokens": max(0, usage.input_tokens - cached),
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": cached,
+        "output_tokens": usage.output_tokens,
+    }
+
+
+def _event(name: str, **fields: Any) -> Event:
+    return Event(dumps({"type": name, **fields}), name)

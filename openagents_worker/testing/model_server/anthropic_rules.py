@@ -1,0 +1,286 @@
+"""What Anthropic's API refuses, in its own words: the only place that checks a Messages request.
+
+The API checks with pydantic, too, so a field's path and pydantic's message are what it says of that field.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
+
+from openagents_worker.testing.model_server.connection import HttpRequest
+from openagents_worker.testing.model_server.wire_format import Unreadable
+
+__all__ = ["Message", "MessagesRequest", "Text", "Tool", "ToolResult", "ToolUse", "checked_request"]
+
+_CallId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$")]
+
+
+def _blocks(content: Any) -> Any:
+    """A text stands for one block of it, an empty one for none."""
+    if not isinstance(content, str):
+        return content
+    return [{"type": "text", "text": content}] if content else []
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Text(_Part):
+    type: Literal["text"]
+    text: str
+    cache_control: JsonValue = None
+    citations: JsonValue = None
+
+
+class _Opaque(BaseModel):
+    """What a script has no use for; it is taken as it comes."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: Literal["document", "image", "redacted_thinking", "thinking"]
+
+
+class ToolUse(_Part):
+    type: Literal["tool_use"]
+    id: _CallId
+    name: str
+    input: dict[str, JsonValue]
+    cache_control: JsonValue = None
+    caller: JsonValue = None
+
+
+_Shown = Annotated[Text | _Opaque, Field(discriminator="type")]
+
+
+class ToolResult(_Part):
+    type: Literal["tool_result"]
+    tool_use_id: _CallId
+    content: Annotated[list[_Shown], BeforeValidator(_blocks)] = Field(default_factory=list)
+    is_error: bool = False
+    cache_control: JsonValue = None
+
+
+_Block = Text | ToolUse | ToolResult | _Opaque
+_Said = Annotated[_Block, Field(discriminator="type")]
+
+
+class Message(_Part):
+    role: Literal["user", "assistant", "system"]
+    content: Annotated[list[_Said], BeforeValidator(_blocks)]
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: Literal["object"]
+
+
+class Tool(_Part):
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")
+    input_schema: _Schema
+    description: str | None = None
+    type: Literal["custom"] | None = None
+    allowed_callers: JsonValue = None
+    cache_control: JsonValue = None
+    defer_loading: bool = False
+    eager_input_streaming: bool | None = None
+    input_examples: JsonValue = None
+    strict: bool = False
+
+
+class _AnyChoice(_Part):
+    type: Literal["auto", "any", "none"]
+    disable_parallel_tool_use: bool = False
+
+
+class _NamedChoice(_Part):
+    type: Literal["tool"]
+    name: str
+    disable_parallel_tool_use: bool = False
+
+
+class MessagesRequest(_Part):
+    model: str
+    messages: list[Message]
+    max_tokens: int = Field(ge=1)
+    system: Annotated[list[Text], BeforeValidator(_blocks)] = Field(default_factory=list)
+    tools: list[Tool] = Field(default_factory=list)
+    tool_choice: Annotated[_AnyChoice | _NamedChoice, Field(discriminator="type")] | None = None
+    stream: bool = False
+    stop_sequences: list[str] = Field(default_factory=list)
+    cache_control: JsonValue = None
+    container: JsonValue = None
+    diagnostics: JsonValue = None
+    inference_geo: JsonValue = None
+    metadata: JsonValue = None
+    output_config: JsonValue = None
+    service_tier: JsonValue = None
+    speed: JsonValue = None
+    thinking: JsonValue = None
+
+
+class _SampledRequest(MessagesRequest):
+    temperature: float = Field(default=1, ge=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1, ge=0, le=1)
+
+
+VERSIONS: Mapping[str, type[MessagesRequest]] = {
+    "2023-06-01": _SampledRequest,
+    "2026-10-21": MessagesRequest,  # https://platform.claude.com/docs/en/api/migration-2026-10-21
+}
+
+
+def checked_request(request: HttpRequest) -> tuple[MessagesRequest, Mapping[str, Any]]:
+    """The request and its body as it came. Raises `Unreadable`; a key is not asked for."""
+    version = request.headers.get("anthropic-version")
+    if version is None:
+        raise Unreadable("anthropic-version: header is required")
+    if version not in VERSIONS:
+        raise Unreadable(f'anthropic-version: "{version}" is not a valid version')
+    try:
+        body = json.loads(request.body)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"The request body is not valid JSON: {error}") from error
+    try:
+        asked = VERSIONS[version].model_validate(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise Unreadable(": ".join([*_path(problem["loc"]), problem["msg"]])) from error
+    if any(not block.text for block in asked.system):
+        raise Unreadable("system: text content blocks must be non-empty")
+    _check_tools(asked)
+    _check_messages(asked.messages)
+    _check_pairs(asked.messages)
+    return asked, body
+
+
+def _path(places: Sequence[str | int]) -> list[str]:
+    return [".".join(map(str, places))] if places else []
+
+
+def _check_tools(asked: MessagesRequest) -> None:
+    names = [tool.name for tool in asked.tools]
+    if len(set(names)) < len(names):
+        raise Unreadable("tools: Tool names must be unique.")
+    if asked.tool_choice is not None and not names:
+        raise Unreadable("tool_choice may only be specified while providing tools.")
+    if isinstance(asked.tool_choice, _NamedChoice) and asked.tool_choice.name not in names:
+        raise Unreadable(f"Tool '{asked.tool_choice.name}' not found in provided tools")
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise Unreadable("messages: at least one message is required")
+    before = ""
+    for index, message in enumerate(messages):
+        if message.role == "system" and before != "user":  # newer models take one right after a user's turn
+            raise Unreadable(
+                'messages: Unexpected role "system". The Messages API accepts a top-level `system` parameter,'
+                ' not "system" as an input message role.'
+            )
+        is_prefill = message.role == "assistant" and index == len(messages) - 1
+        if not message.content and not is_prefill:
+            raise Unreadable(
+                f"messages.{index}: all messages must have non-empty content"
+                " except for the optional final assistant message"
+            )
+        if any(isinstance(block, Text) and not block.text for block in message.content):
+            raise Unreadable("messages: text content blocks must be non-empty")
+        before = message.role
+
+
+# --- calls and their results -----------------------------------------------------------------------------
+
+
+SIDES = {"tool_use": "assistant", "tool_result": "user"}
+
+
+class _Placed(NamedTuple):
+    place: str
+    block: _Block
+
+
+class _Turn(NamedTuple):
+    """Messages of one role in a row, which the API takes for one."""
+
+    place: str
+    role: str
+    blocks: Sequence[_Placed]
+
+    def results(self) -> Iterator[tuple[str, str]]:
+        return ((place, b.tool_use_id) for place, b in self.blocks if isinstance(b, ToolResult))
+
+    def calls(self) -> Iterator[tuple[str, str]]:
+        return ((place, b.id) for place, b in self.blocks if isinstance(b, ToolUse))
+
+    def answered(self) -> set[str]:
+        """The calls whose results come before anything else is said."""
+        found: set[str] = set()
+        for _, block in self.blocks:
+            if not isinstance(block, ToolResult):
+                break
+            found.add(block.tool_use_id)
+        return found
+
+
+def _turns(messages: Sequence[Message]) -> Iterator[_Turn]:
+    for role, group in groupby(enumerate(messages), lambda pair: pair[1].role):
+        said = list(group)
+        blocks = [
+            _Placed(f"messages.{index}.content.{number}", block)
+            for index, message in said
+            for number, block in enumerate(message.content)
+        ]
+        yield _Turn(f"messages.{said[0][0]}", role, blocks)
+
+
+def _check_pairs(messages: Sequence[Message]) -> None:
+    """Each call has one result, at the beginning of the next turn, and each result its call before it."""
+    turns = list(_turns(messages))
+    open_calls: list[str] = []
+    ids: set[str] = set()
+    for turn, following in zip(turns, [*turns[1:], None], strict=True):
+        _check_sides(turn)
+        _check_results(turn, open_calls)
+        for place, call_id in turn.calls():
+            if call_id in ids:
+                raise Unreadable(f"{place}: `tool_use` ids must be unique")
+            ids.add(call_id)
+        open_calls = [call_id for _, call_id in turn.calls()]
+        answered = set() if following is None else following.answered()
+        if missing := [call_id for call_id in open_calls if call_id not in answered]:
+            raise Unreadable(
+                f"{turn.place}: `tool_use` ids were found without `tool_result` blocks immediately after:"
+                f" {', '.join(missing)}. Each `tool_use` block must have a corresponding `tool_result` block"
+                " in the next message."
+            )
+
+
+def _check_sides(turn: _Turn) -> None:
+    for place, block in turn.blocks:
+        side = SIDES.get(block.type, turn.role)
+        if side != turn.role:
+            raise Unreadable(f"{place}: `{block.type}` blocks can only be in `{side}` messages")
+
+
+def _check_results(turn: _Turn, open_calls: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for place, call_id in turn.results():
+        if call_id not in open_calls:
+            raise Unreadable(
+                f"{place}: unexpected `tool_use_id` found in `tool_result` blocks: {call_id}. Each"
+                " `tool_result` block must have a corresponding `tool_use` block in the previous message."
+            )
+        if call_id in seen:
+            raise Unreadable(
+                f"{place}: each tool_use must have a single result. Found multiple `tool_result` blocks"
+                f" with id: {call_id}"
+            )
+        seen.add(call_id)
