@@ -87,6 +87,9 @@ def _telling(connection_class: Any) -> Any:
             # redis-py sends through asyncio.wait_for, which below Python 3.12 can swallow a cancellation that
             # comes while it ends, and starts a task for every command.
             limit_s, self.socket_timeout = self.socket_timeout, None
+            if limit_s is None:
+                await super().send_packed_command(command, check_health)
+                return
             try:
                 async with asyncio.timeout(limit_s):
                     await super().send_packed_command(command, check_health)

@@ -2,8 +2,8 @@
 
 A client of redis-py takes a connection of its own for every command, which costs a busy process more than all
 else it does. Here the commands that come up in one turn of the loop travel as one pipeline; what comes up
-while it is on its way waits for the next. Two lanes, so that a connection that does not answer holds up only
-what is on it.
+while it is on its way waits for the next. A second lane takes what waits for longer than a moment, so that a
+connection that does not answer holds up only what is on it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -26,6 +25,8 @@ __all__ = ["Lanes"]
 
 LANES = 2
 MOST_COMMANDS = 128  # of one pipeline: the first answer is not to wait for a thousand others
+LOOK_S = 0.05  # how often the lanes are looked at while something is on its way
+TRUSTED_S = 0.5  # a connection that was not used for longer is looked at by its pool before it is used again
 _FOR = () if tuple(map(int, redis.__version__.split(".")[:2])) >= (5, 3) else ("EVALSHA",)
 """What a pool wants to hear before it gives a connection; from redis-py 5.3 on, nothing."""
 SHUT = "the lane was closed before the answer came"
@@ -43,65 +44,87 @@ class Lanes:
 
     def __init__(self, pool: Any, *, answer_timeout_s: float | None, lanes: int = LANES) -> None:
         self._pool = pool
-        self._answer_timeout_s = answer_timeout_s
-        self._lanes = lanes
+        self._answer_timeout_s = float("inf") if answer_timeout_s is None else answer_timeout_s
+        self._lanes = [_Lane() for _ in range(lanes)]
         self._waiting: deque[_Asked] = deque()
-        self._carrying: set[asyncio.Task[None]] = set()
         self._called = False
+        self._look: asyncio.TimerHandle | None = None
 
     async def ask(self, *command: str | int) -> Any:
         """The answer to one command. Raises what redis-py raises for it.
 
         Whoever is cancelled does not get the answer; the command may be carried out all the same.
         """
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
         self._waiting.append(_Asked(command, answer))
-        self._call()
+        self._call(loop)
         return await answer
 
     async def close(self) -> None:
         """Give up what is on its way, and what waits."""
-        for task in list(self._carrying):
-            task.cancel()
-            await asyncio.wait([task])
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        for lane in self._lanes:
+            if lane.task is not None:
+                lane.task.cancel()
+                await asyncio.wait([lane.task])
+            await self._let_go(lane, broken=False)
         _fail(self._waiting, exceptions.ConnectionError(SHUT))
 
-    def _call(self) -> None:
-        if self._waiting and not self._called and len(self._carrying) < self._lanes:
+    def _call(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The first lane sets off in the next turn of the loop: by then others may have come.
+
+        As long as it is on its way they wait for it, together; the second is for when it does not come back.
+        """
+        if self._waiting and not self._called and self._lanes[0].task is None:
             self._called = True
-            asyncio.get_running_loop().call_soon(self._go)
+            loop.call_soon(self._go, self._lanes[0])
+        if self._look is None:
+            self._look = loop.call_later(LOOK_S, self._look_at_lanes)
 
-    def _go(self) -> None:
-        """Set off with what waits, in the next turn of the loop: by then others may have come."""
+    def _go(self, lane: _Lane) -> None:
         self._called = False
-        if self._waiting and len(self._carrying) < self._lanes:
-            self._carrying.add(asyncio.create_task(self._carry(), name="redis lane"))
+        if self._waiting and lane.task is None:
+            lane.task = asyncio.create_task(self._carry(lane), name="redis lane")
 
-    async def _carry(self) -> None:
+    def _look_at_lanes(self) -> None:
+        loop = asyncio.get_running_loop()
+        for lane in self._lanes:
+            lane.note_time(loop.time(), self._answer_timeout_s)
+        idle = next((lane for lane in self._lanes if lane.task is None), None)
+        held_up = self._waiting and all(lane.task is None or lane.looks > 1 for lane in self._lanes)
+        if idle is not None and held_up:
+            self._go(idle)
+        busy = self._waiting or any(lane.task is not None for lane in self._lanes)
+        self._look = loop.call_later(LOOK_S, self._look_at_lanes) if busy else None
+
+    async def _carry(self, lane: _Lane) -> None:
         """Carry what waits, and what came meanwhile, until nothing waits any more."""
         asked: deque[_Asked] = deque()
+        loop = asyncio.get_running_loop()
         try:
+            connection = await self._connection(lane, loop.time())
             while self._waiting:
-                connection = await self._pool.get_connection(*_FOR)
-                try:
-                    with _limited_by_us(connection):
-                        while self._waiting:
-                            asked = self._next()
-                            await self._carry_out(connection, asked)
-                finally:
-                    if asked:  # its answers would be taken for those of the next
-                        await connection.disconnect(nowait=True)
-                    await self._pool.release(connection)
+                asked = self._next()
+                lane.sets_off(loop.time())
+                await connection.send_packed_command(_packed(connection, asked))
+                await _hand_out(connection, asked)
         except BaseException as error:
-            lost = error if isinstance(error, Exception) else exceptions.ConnectionError(SHUT)
+            late = isinstance(error, asyncio.CancelledError) and lane.is_late
+            lost: Exception = exceptions.ConnectionError(SHUT)
+            if late:
+                lost = exceptions.TimeoutError("Timeout reading from socket")
+            elif isinstance(error, Exception):
+                lost = error
+            await self._let_go(lane, broken=True)  # what is still to come would be taken for other answers
             _fail(asked or self._waiting, lost)
-            if not isinstance(error, Exception):
+            if not (late or isinstance(error, Exception)):
                 raise
         finally:
-            task = asyncio.current_task()
-            assert task is not None
-            self._carrying.discard(task)
-            self._call()  # what came while this one ended
+            lane.comes_back(loop.time())
+            self._call(loop)  # what came while this one ended
 
     def _next(self) -> deque[_Asked]:
         asked: deque[_Asked] = deque()
@@ -111,29 +134,60 @@ class Lanes:
                 asked.append(one)
         return asked
 
-    async def _carry_out(self, connection: Any, asked: deque[_Asked]) -> None:
-        """Send the commands, hand out the answers in their order; those left in `asked` have got none."""
+    async def _connection(self, lane: _Lane, now_s: float) -> Any:
+        """The lane's own. Time limits are the lane's: one for each answer costs more than to read it."""
+        if lane.connection is not None and now_s - lane.back_s > TRUSTED_S:
+            await self._let_go(lane, broken=False)
+        if lane.connection is None:
+            lane.connection = await self._pool.get_connection(*_FOR)
+            lane.limit_s, lane.connection.socket_timeout = lane.connection.socket_timeout, None
+        return lane.connection
+
+    async def _let_go(self, lane: _Lane, *, broken: bool) -> None:
+        connection, lane.connection = lane.connection, None
+        if connection is not None:
+            connection.socket_timeout = lane.limit_s
+            if broken:
+                await connection.disconnect(nowait=True)
+            await self._pool.release(connection)
+
+
+class _Lane:
+    """A connection, and what is on its way on it."""
+
+    def __init__(self) -> None:
+        self.connection: Any = None
+        self.limit_s: float | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.looks = 0  # how often it was looked at since it set off
+        self.back_s = 0.0
+        self.is_late = False
+        self._off_s: float | None = None
+
+    def sets_off(self, now_s: float) -> None:
+        self.looks, self._off_s = 0, now_s
+
+    def comes_back(self, now_s: float) -> None:
+        self.task, self.looks, self._off_s, self.back_s, self.is_late = None, 0, None, now_s, False
+
+    def note_time(self, now_s: float, limit_s: float) -> None:
+        """Looked at while it is on its way: one that takes too long is called back."""
+        if self.task is None:
+            return
+        self.looks += 1
+        if self._off_s is not None and now_s - self._off_s > limit_s and not self.is_late:
+            self.is_late = True
+            self.task.cancel()
+
+
+async def _hand_out(connection: Any, asked: deque[_Asked]) -> None:
+    """The answers in their order; those left in `asked` have got none."""
+    while asked:
         try:
-            async with asyncio.timeout(self._answer_timeout_s):
-                await connection.send_packed_command(_packed(connection, asked))
-                while asked:
-                    try:
-                        answer, refused = await connection.read_response(), None
-                    except exceptions.ResponseError as error:
-                        answer, refused = None, error
-                    _tell(asked.popleft().answer, answer, refused)
-        except TimeoutError as error:
-            raise exceptions.TimeoutError("Timeout reading from socket") from error
-
-
-@contextmanager
-def _limited_by_us(connection: Any) -> Iterator[None]:
-    """One time limit for all answers of a pipeline; one for each costs more than to read it."""
-    limit_s, connection.socket_timeout = connection.socket_timeout, None
-    try:
-        yield
-    finally:
-        connection.socket_timeout = limit_s
+            answer, refused = await connection.read_response(), None
+        except exceptions.ResponseError as error:
+            answer, refused = None, error
+        _tell(asked.popleft().answer, answer, refused)
 
 
 def _packed(connection: Any, asked: Sequence[_Asked]) -> list[bytes]:
