@@ -335,7 +335,7 @@ async def _carry(store: AsyncStore, runner: Runner, settings: Settings, runs: in
         request = RunRequest(agent_id="runs", session_id=run_id, run_id=run_id, input_text="go")
         await asubmit(store, request, settings=settings)
         await runner.carry(run_id)
-        await store.run(told(run_id=run_id, life=1))  # there is no Celery that would have to be told
+        await store.run(told(runs=[run_id, "1"]))  # there is no Celery that would have to be told
 
 
 async def _run_beside(store: AsyncStore, runner: Runner, settings: Settings, what: str) -> float:

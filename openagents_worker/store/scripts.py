@@ -609,9 +609,12 @@ def resume(
 
 
 @_door
-def told(reply: Reply, *, run_id: str, life: int) -> bool:
-    """Note that Celery knows how this life of a run has ended; False when the run has moved on."""
-    return bool(reply == "OK")
+def told(reply: Reply, *, runs: list[str]) -> tuple[bool, ...]:
+    """Note that Celery knows how these lives of runs have ended: run id, life, run id, life ….
+
+    False for a run that has moved on.
+    """
+    return tuple(answer == "OK" for answer in reply)
 
 
 @_door

@@ -217,7 +217,7 @@ class _Carrier:
         carried = await self._runner.carry(run_id)
         if carried.kind is Outlook.ENDED:  # there is no Celery that would have to be told
             with suppress(RedisUnreachable):
-                await self._store.run(scripts.told(run_id=run_id, life=carried.life))
+                await self._store.run(scripts.told(runs=[run_id, str(carried.life)]))
 
     async def _no_message_is_needed(self, wakes: Sequence[Wake]) -> None:
         """Who is woken stands in Redis, where this worker looks."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from openagents_worker.producer.canvas import canvas_of_message
 from openagents_worker.producer.submit import asubmit
 from openagents_worker.runtime.attempt import Carried, Outlook
 from openagents_worker.store.formats import WRITTEN
-from openagents_worker.store.scripts import reject, told
+from openagents_worker.store.scripts import reject
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.intake import Message, run_to_resume, wanted
 from openagents_worker.worker.outcome import tell_celery
@@ -117,10 +116,7 @@ def note_told(task: Task, status: str) -> None:
     ending: _Ending | None = getattr(task.request, "openagents_ending", None)
     if ending is None or ending.status != status:
         return
-    try:
-        ending.process.run(ending.process.store.run(told(run_id=ending.run_id, life=ending.life)))
-    except (RedisUnreachable, concurrent.futures.CancelledError) as error:
-        log.warning("run.told_again_later", run_id=ending.run_id, error=str(error))
+    ending.process.note_told(ending.run_id, ending.life, wait=bool(task.request.is_eager))
 
 
 # --- messages --------------------------------------------------------------------------------------------

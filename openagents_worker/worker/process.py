@@ -31,6 +31,7 @@ from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.notices import Notices
 from openagents_worker.worker.rescue import Rescue
 from openagents_worker.worker.rows import Rows
+from openagents_worker.worker.tellings import Tellings
 from openagents_worker.worker.watch import Watch
 
 __all__ = ["Host", "SendWakes", "WorkerProcess"]
@@ -101,6 +102,7 @@ class WorkerProcess:
             loop_waited_s=self._bridge.waited_s,
         )
         self._rows = Rows(self.store)
+        self._tellings = Tellings(self.store)
         self._backlog = Backlog(settings.broker_url)
         self.rescue = Rescue(
             store=self.store,
@@ -133,6 +135,15 @@ class WorkerProcess:
             "loop": self._watch.stats(),
             "tools": self._assembly.offload.stats(),
         }
+
+    def note_told(self, run_id: str, life: int, *, wait: bool) -> None:
+        """Celery was told of the end of this life of the run; with `wait`, returns when that is written."""
+        if threading.get_ident() == self._bridge.thread_id:
+            self._tellings.add(run_id, life)
+        else:
+            self._bridge.loop.call_soon_threadsafe(self._tellings.add, run_id, life)
+        if wait:
+            self._bridge.run(self._tellings.aclose())
 
     def put_aside(self, task: Task, run_id: str) -> None:
         """Celery is about to be told that the run is retried: see to it that its row shows how it ends."""
@@ -183,6 +194,7 @@ class WorkerProcess:
             except RedisUnreachable as error:
                 log.warning("worker.runs_left", error=error.message)
         await self._rows.aclose()
+        await self._tellings.aclose()
         await self._notices.aclose()
         await self._backlog.aclose()
         await self._assembly.aclose()

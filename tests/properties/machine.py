@@ -255,7 +255,8 @@ class Protocol(RuleBasedStateMachine):
         self.tell_of(run.id, run.life - behind)
 
     def tell_of(self, run_id: str, life: int) -> None:
-        told, expected = self.lab.run(scripts.told(run_id=run_id, life=life)), self.truth.told(run_id, life)
+        call = scripts.told(runs=[run_id, str(life)])
+        [told], expected = self.lab.run(call), self.truth.told(run_id, life)
         assert told is expected, f"told of life {life} of {run_id}: {told}"
 
     # --- workers ---

@@ -206,7 +206,7 @@ GUARDS = (
     ),
     Guard(
         "who tells names the life that has ended",
-        ("if not run or run.life ~= life or not TERMINAL[run.state]", "if not run"),
+        ("if run and run.life == tonumber(runs[i + 1]) and TERMINAL[run.state]", "if run"),
         story="a_run_lives_twice",
     ),
     Guard(

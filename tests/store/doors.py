@@ -87,7 +87,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "checkpoint_id": "",
         "canvas": "",
     },
-    "told": {"run_id": "r1", "life": 1},
+    "told": {"runs": ["r1", "1"]},
     "reject": {"run_id": "r1", "queue": "q", "code": "request.invalid", "message": "no", "hint": ""},
 }
 

@@ -903,8 +903,8 @@ def test_an_end_that_celery_must_hear_of_is_sent_until_it_was_told(bench: Bench)
         seen.append(woken(bench.do("resend", grace_ms=1_000)))
 
     assert seen == [["r1"], ["r1"], []]
-    assert bench.do("told", life=2) is False
-    assert bench.do("told", life=1) is True
+    assert bench.do("told", runs=["r1", "2"]) == (False,)
+    assert bench.do("told", runs=["nobody", "1", "r1", "1"]) == (False, True)
     assert bench.do("claim").untold == ""
     assert bench.score("sent", "r1", "q") is None
 
@@ -1051,7 +1051,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "resend unread": ("resend_unread", {"grace_ms": 1000}),
     "wake an expired run": ("wake", {"limit": 1}),
     "resume": ("resume", {"run_id": "r7", "session_id": "s7"}),
-    "told": ("told", {"run_id": "r7", "life": 1}),
+    "told": ("told", {"runs": ["r7", "1"]}),
 }
 FENCED = ("emit", "commit", "suspend", "finish", "release")
 

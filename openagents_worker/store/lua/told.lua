@@ -1,7 +1,15 @@
--- Celery was told how a run ended: its state, its callbacks. Only of the life that was told. Returns OK | LATER (it has moved on)
+-- Celery was told how runs ended: their states, their callbacks. Only of the lives that were told (`runs`: id, life, id, life …).
+-- Returns for each OK | LATER (it has moved on)
 --#include run
-local run = load(run_id)
-if not run or run.life ~= life or not TERMINAL[run.state] then return 'LATER' end
-redis.call('HDEL', k.run(run_id), 'untold', 'tellings')
-redis.call('ZREM', k.sent(run.queue), run_id)
-return 'OK'
+local answers = {}
+for i = 1, #runs, 2 do
+  local run = load(runs[i])
+  if run and run.life == tonumber(runs[i + 1]) and TERMINAL[run.state] then
+    redis.call('HDEL', k.run(run.id), 'untold', 'tellings')
+    redis.call('ZREM', k.sent(run.queue), run.id)
+    answers[#answers + 1] = 'OK'
+  else
+    answers[#answers + 1] = 'LATER'
+  end
+end
+return answers
