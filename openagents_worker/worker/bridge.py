@@ -44,6 +44,10 @@ class LoopThread:
         self._waiting: set[concurrent.futures.Future[Any]] = set()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._schedstat = -1
+        self.began = threading.Event()
+        """Set when somebody begins to work here; whoever waits for that clears it."""
+        self.is_busy: Callable[[], bool] = lambda: bool(self._waiting)
+        """Whether somebody works here; a pool that starts tasks on the loop itself answers for them."""
 
     def start(self) -> None:
         self._thread.start()
@@ -78,6 +82,7 @@ class LoopThread:
             work.close()
             raise concurrent.futures.CancelledError from None
         self._waiting.add(future)
+        self.began.set()
         try:
             return future.result()
         except BaseException:

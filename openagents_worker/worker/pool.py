@@ -43,6 +43,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.bridge = LoopThread()
+        self.bridge.is_busy = lambda: self._running > 0
         self._numbers = itertools.count(1)
         self._jobs: dict[int, Job] = {}
         self._waiting: deque[Job] = deque()  # what is due by its ETA while the pool is full
@@ -148,6 +149,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
             while self._waiting and self._running < self.limit:
                 job = self._waiting.popleft()
                 self._running += 1
+                if self._running == 1:
+                    self.bridge.began.set()
                 self.bridge.loop.create_task(self._carry(job), name=f"task {job.order.name}")
 
     async def _carry(self, job: Job) -> None:

@@ -100,6 +100,8 @@ class WorkerProcess:
             carrier=self.runner,
             dead_after_s=settings.loop_dead_s,
             loop_waited_s=self._bridge.waited_s,
+            is_busy=lambda: self._bridge.is_busy(),
+            began=self._bridge.began,
         )
         self._rows = Rows(self.store)
         self._tellings = Tellings(self.store)

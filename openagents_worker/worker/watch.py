@@ -30,6 +30,7 @@ log = get_logger(__name__)
 
 EX_LOOP_DEAD = 70  # EX_SOFTWARE of sysexits.h
 TICK_S = 0.05
+IDLE_TICK_S = 0.5  # while nobody works on the loop; whoever begins to ends it
 BLOCKED_S = 0.25  # a loop that is busy for so long delays every run of the process
 SAY_AGAIN_S = 10.0  # of the same block, and of the same place
 DEAD_AFTER_S = 120.0
@@ -73,6 +74,8 @@ class Watch:
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.process_time,
         loop_waited_s: Callable[[], float] = lambda: 0.0,
+        is_busy: Callable[[], bool] = lambda: True,
+        began: threading.Event | None = None,
     ) -> None:
         self._loop = loop
         self._loop_thread_id = loop_thread_id
@@ -83,6 +86,8 @@ class Watch:
         self._clock = clock
         self._cpu_clock = cpu_clock
         self._loop_waited_s = loop_waited_s
+        self._is_busy = is_busy
+        self._began = began or threading.Event()
         self._silent_s = 0.0
         self._block: _Block | None = None
         self._said_s: dict[str, float] = {}
@@ -98,6 +103,7 @@ class Watch:
 
     def stop(self) -> None:
         self._stopping.set()
+        self._began.set()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -107,15 +113,24 @@ class Watch:
 
     def _main(self) -> None:
         last_s, last_cpu_s, last_waited_s = self._clock(), self._cpu_clock(), self._loop_waited_s()
-        while not self._stopping.wait(TICK_S):
+        while (tick_s := self._tick()) is not None:
             now_s, cpu_s, waited_s = self._clock(), self._cpu_clock(), self._loop_waited_s()
             # Nobody of ours is to blame while the loop is ready and gets no core.
             passed_s = max(now_s - last_s - (waited_s - last_waited_s), 0.0)
             # Nor when the whole process was stopped, which makes a tick long as well. But so does a call that
             # keeps the interpreter to itself, this thread included; then the process has used the time.
-            self._look_at_loop(min(passed_s, max(cpu_s - last_cpu_s, 2 * TICK_S)))
+            self._look_at_loop(min(passed_s, max(cpu_s - last_cpu_s, 2 * tick_s)), tick_s)
             last_s, last_cpu_s, last_waited_s = now_s, cpu_s, waited_s
             self._look_at_lease(self._lease())
+
+    def _tick(self) -> float | None:
+        """Wait until it is time to look; returns how long that was to be, None when the watch is to end."""
+        if self._is_busy():
+            return None if self._stopping.wait(TICK_S) else TICK_S
+        self._began.clear()
+        if not self._is_busy():
+            self._began.wait(IDLE_TICK_S)
+        return None if self._stopping.is_set() else IDLE_TICK_S
 
     # --- the lease ---------------------------------------------------------------------------------------
 
@@ -143,12 +158,12 @@ class Watch:
 
     # --- the loop ----------------------------------------------------------------------------------------
 
-    def _look_at_loop(self, passed_s: float) -> None:
+    def _look_at_loop(self, passed_s: float, tick_s: float) -> None:
         """Ask the loop for a sign of life, or count for how long it has owed us one."""
         if self._loop.is_closed():
             return
         if self._answered.is_set():
-            self._silent_s = passed_s - TICK_S  # what this thread itself was held up for
+            self._silent_s = max(passed_s - tick_s, 0.0)  # what this thread itself was held up for
         else:
             self._silent_s += passed_s
         if self._silent_s >= self._dead_after_s:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Generator
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ from tests.worker.carrier import NotingCarrier
 class Watched:
     """A watch over a lease; what it would have done to this process stands in `left`."""
 
-    def __init__(self, bridge: LoopThread, carrier: NotingCarrier, *, dead_after_s: float = 120) -> None:
+    def __init__(self, bridge: LoopThread, carrier: NotingCarrier, **how: Any) -> None:
         self.lease = WorkerLease("w:1", lease_s=60, sent_s=boot_clock())
         self.left: list[int] = []
         self.watch = Watch(
@@ -28,7 +30,7 @@ class Watched:
             lease=lambda: self.lease,
             carrier=carrier,
             leave=self.left.append,
-            dead_after_s=dead_after_s,
+            **how,
         )
         self.watch.start()
 
@@ -37,8 +39,8 @@ class Watched:
 def watched(bridge: LoopThread, carrier: NotingCarrier) -> Generator[Callable[..., Watched]]:
     made: list[Watched] = []
 
-    def make(dead_after_s: float = 120) -> Watched:
-        made.append(Watched(bridge, carrier, dead_after_s=dead_after_s))
+    def make(**how: Any) -> Watched:
+        made.append(Watched(bridge, carrier, **how))
         return made[-1]
 
     yield make
@@ -105,3 +107,29 @@ def test_a_process_whose_loop_is_dead_ends(watched: Callable[..., Watched], brid
     free.set()
 
     assert one.left[0] == EX_LOOP_DEAD
+
+
+def test_an_idle_loop_is_looked_at_seldom_until_somebody_works(
+    watched: Callable[..., Watched], bridge: LoopThread
+) -> None:
+    """Twenty looks a second would be most of what an idle worker costs; the first work is watched at once."""
+    looks = 0
+    working = threading.Event()
+
+    def waited_s() -> float:
+        nonlocal looks
+        looks += 1
+        return 0.0
+
+    free = threading.Event()
+    one = watched(is_busy=working.is_set, began=bridge.began, loop_waited_s=waited_s)
+    time.sleep(1.2)
+    assert looks <= 4
+
+    working.set()
+    bridge.began.set()
+    bridge.loop.call_soon_threadsafe(block_here, free)
+
+    wait_for(lambda: one.watch.stats()["blocks"] == 1, "the block is seen", timeout=0.6)
+    free.set()
+    working.clear()
