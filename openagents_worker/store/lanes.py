@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ __all__ = ["Lanes"]
 
 LANES = 2
 MOST_COMMANDS = 128  # of one pipeline: the first answer is not to wait for a thousand others
+HELD_S = 1.0  # then the pool may see that another Redis is the master now, however much there is to carry
 _FOR = () if tuple(map(int, redis.__version__.split(".")[:2])) >= (5, 3) else ("EVALSHA",)
 """What a pool wants to hear before it gives a connection; from redis-py 5.3 on, nothing."""
 SHUT = "the lane was closed before the answer came"
@@ -84,8 +86,9 @@ class Lanes:
             while self._waiting:
                 connection = await self._pool.get_connection(*_FOR)
                 try:
+                    give_back_s = time.monotonic() + HELD_S
                     with _limited_by_us(connection):
-                        while self._waiting:
+                        while self._waiting and time.monotonic() < give_back_s:
                             asked = self._next()
                             await self._carry_out(connection, asked)
                 finally:
