@@ -27,6 +27,7 @@ __all__ = ["SENTINEL_TIMEOUT_S", "AsyncMaster", "AsyncToMaster", "Master", "ToMa
 SENTINEL_TIMEOUT_S = 1.0  # three silent ones and a silent master are known within five seconds
 ASK_EVERY_S = 1.0  # a question costs a millisecond; for as long, a master that was replaced may be written to
 ASK_AGAIN_S = 10.0  # after one without an answer, which may have taken as long as all their silence
+DEMOTED = "the master has become a replica"
 NO_ANSWER = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 
 
@@ -121,6 +122,14 @@ class ToMaster(sync.SentinelManagedConnection):
             self.disconnect()
             raise
 
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        # Not redis-py's own: that of 5.0 does not know all options that its pub/sub gives.
+        try:
+            return super(sync.SentinelManagedConnection, self).read_response(*args, **options)
+        except exceptions.ReadOnlyError as error:
+            self.disconnect()
+            raise exceptions.ConnectionError(DEMOTED) from error
+
 
 class AsyncToMaster(asyncio.SentinelManagedConnection):
     """As `ToMaster`, for asyncio."""
@@ -138,6 +147,13 @@ class AsyncToMaster(asyncio.SentinelManagedConnection):
         except BaseException:
             await self.disconnect(nowait=True)
             raise
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super(asyncio.SentinelManagedConnection, self).read_response(*args, **options)
+        except exceptions.ReadOnlyError as error:
+            await self.disconnect(nowait=True)
+            raise exceptions.ConnectionError(DEMOTED) from error
 
 
 def _limits(timeout_s: float) -> dict[str, float]:

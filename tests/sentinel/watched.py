@@ -6,7 +6,8 @@ All are processes of their own on free ports, which end with the block.
 from __future__ import annotations
 
 import subprocess
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from openagents_worker.store.embedded import ending_with_us, find_server
 from tests.deployment.commands import free_port
 from tests.waiting import wait_for
 
-__all__ = ["MASTER", "PASSWORD", "SENTINEL_PASSWORD", "Server", "Watched"]
+__all__ = ["MASTER", "PASSWORD", "SENTINEL_PASSWORD", "Server", "Watched", "watching"]
 
 MASTER = "main"
 PASSWORD = "data/pass,word"
@@ -58,7 +59,7 @@ class Server:
         self.process.kill()
         self.process.wait()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self.client.close()
         self.kill()
 
@@ -68,6 +69,15 @@ class Server:
         except redis.ConnectionError:
             assert self.is_alive, f"{self.name} has ended"
             return False
+
+
+@contextmanager
+def watching(port: int, folder: Path) -> Generator[Sentinels]:
+    """One sentinel that watches a Redis of somebody else's, without a password and without a replica."""
+    lines = [f"sentinel monitor {MASTER} 127.0.0.1 {port} 1"]
+    with closing(Server(folder, "sentinel", SENTINEL_PASSWORD, lines, "--sentinel")) as server:
+        hosts = (("127.0.0.1", server.port),)
+        yield Sentinels(hosts, MASTER, sentinel_password=SENTINEL_PASSWORD)
 
 
 class Watched:
@@ -164,7 +174,7 @@ class Watched:
 
     def _started(self, *arguments: Any) -> Server:
         server = Server(self._folder, *arguments)
-        self._held.callback(server.stop)
+        self._held.callback(server.close)
         return server
 
     def _agreed_master(self) -> Server | None:
