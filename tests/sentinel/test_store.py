@@ -99,10 +99,10 @@ async def test_nobody_stays_with_a_master_that_was_replaced_while_it_lives(
 
     async def keep_asking() -> None:
         while not over.is_set():
-            answer = await busy._lanes.ask("INFO", "server")
-            ports.append(int(answer.partition("tcp_port:")[2].split()[0]))
+            answer = await busy._lanes.ask("CONFIG", "GET", "port")
+            ports.append(int(dict(answer)["port"] if isinstance(answer, dict) else answer[1]))
 
-    asking = [asyncio.create_task(keep_asking()) for _ in range(8)]
+    asking = [asyncio.create_task(keep_asking()) for _ in range(400)]  # more than all lanes carry at once
     await await_for(lambda: ports, "it is asked")
     assert await asyncio.to_thread(port_of, store) == ports[-1] == former.port
 
