@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 from openagents_worker import Client
 from openagents_worker.cli.stack import Process, Stack
 from openagents_worker.errors import OpenAgentsError, RedisUnreachable
+from openagents_worker.events import RunEvent
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.store.keys import ttl_violations
 from tests import diary
-from tests.installation import ROOT, call, story
+from tests.installation import ROOT, call
 from tests.sentinel.tools import let_go
 from tests.sentinel.watched import Watched
 from tests.waiting import wait_for
@@ -82,13 +84,21 @@ def test_a_run_goes_on_when_the_master_dies_in_the_middle_of_a_call(
     run = submit(client, "before")
     wait_for(lambda: diary.read(tmp_path, run.id), "the tool has begun", timeout=PATIENCE_S)
 
-    killed = watched.kill_master()
-    meanwhile = submit(client, "meanwhile")
-    let_go(tmp_path)
+    seen: list[RunEvent] = []
+    with ThreadPoolExecutor() as beside:
+        watching = beside.submit(lambda: [seen.append(event) for event in run.events()])
+        wait_for(lambda: seen, "it is watched")
+        killed = watched.kill_master()
+        meanwhile = submit(client, "meanwhile")
+        let_go(tmp_path)
+        watching.result()
 
-    assert [one.wait(timeout=PATIENCE_S).final_output for one in (run, meanwhile)] == ["done", "done"]
+    stored = [event.seq for event in seen if event.seq is not None]
+    assert stored == list(range(1, len(stored) + 1))
+    assert seen[-1].final
+    assert run.wait(timeout=PATIENCE_S).final_output == "done"
+    assert meanwhile.wait(timeout=PATIENCE_S).final_output == "done"
     assert [line["what"] for line in diary.read(tmp_path, run.id)] == ["begin", "end"]
-    assert story(run)[-1].final
     assert worker.exit_code is None
     watched.bring_back(killed)
 
