@@ -77,8 +77,10 @@ def _for_celery(url: str | None) -> tuple[str | None, dict[str, Any]]:
     if url is None or not is_by_sentinels(url):
         return url, {}
     sentinels = Sentinels.of(url)
-    limits = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": ANSWER_TIMEOUT_S}
-    return sentinels.celery_url, sentinels.celery_options(**limits)
+    # A machine that is gone answers nothing at all: without a limit a worker would wait for it for minutes.
+    connecting = {"socket_connect_timeout": CONNECT_TIMEOUT_S}
+    options = sentinels.celery_options(**connecting, socket_timeout=ANSWER_TIMEOUT_S)
+    return sentinels.celery_url, {**options, **connecting}
 
 
 class WakesFirst(round_robin_cycle):

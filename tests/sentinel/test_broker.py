@@ -40,6 +40,14 @@ def test_celery_reaches_the_master_as_broker_and_as_backend(app: Celery, watched
     assert ports == [watched.master.port] * 2
 
 
+def test_a_worker_waits_for_messages_without_limit_and_for_a_connection_with_one(app: Celery) -> None:
+    """A master's machine that is gone is not waited for while another Redis has taken over."""
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        assert channel.socket_timeout is None
+        assert channel.socket_connect_timeout == channel.sentinel_kwargs["socket_connect_timeout"] == 1.0
+
+
 def test_a_producer_publishes_through_our_transport(app: Celery) -> None:
     """It keeps one client, and hears of a silent broker."""
     with _publishing_connection(app) as connection:
