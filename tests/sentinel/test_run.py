@@ -13,7 +13,7 @@ import pytest
 
 from openagents_worker import Client
 from openagents_worker.cli.stack import Process, Stack
-from openagents_worker.errors import OpenAgentsError, RedisUnreachable
+from openagents_worker.errors import ConfigError, OpenAgentsError, RedisUnreachable
 from openagents_worker.events import RunEvent
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.store.keys import ttl_violations
@@ -146,3 +146,16 @@ def test_a_worker_outlives_a_master_that_has_too_few_replicas(
 
     assert submit(client, "after").wait(timeout=PATIENCE_S).ok
     assert worker.exit_code is None
+
+
+def test_a_master_that_would_throw_runs_away_is_refused(watched: Watched, stack: Stack) -> None:
+    """The sentinels are not asked how it keeps what is written, the master is."""
+    master = watched.master.client
+    master.config_set("maxmemory", "100mb", "maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(ConfigError, match="ended with code") as caught:
+            stack.start_worker("worker")
+    finally:
+        master.config_set("maxmemory", "0", "maxmemory-policy", "noeviction")
+
+    assert "redis.unsafe" in str(caught.value)
