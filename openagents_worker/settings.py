@@ -8,7 +8,6 @@ import re
 import textwrap
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -20,6 +19,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from openagents_worker.addresses import as_broker, check_redis_url, is_by_sentinels
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
 from openagents_worker.redaction import safe_text, safe_url
@@ -28,7 +28,6 @@ __all__ = ["PREFIX", "Settings", "env_example", "load_settings", "unknown_variab
 
 PREFIX = "OPENAGENTS_"
 DAY_S = 24 * 60 * 60
-REDIS_SCHEMES = ("redis", "rediss", "unix")
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 NEIGHBOURS = {
@@ -50,15 +49,17 @@ def _problem(text: str, field: str | None = None) -> PydanticCustomError:
 
 
 def _redis_url(url: str) -> str:
-    if urlsplit(url).scheme not in REDIS_SCHEMES or "://" not in url:
-        raise _problem(f"not a Redis URL; it begins with {', '.join(f'{s}://' for s in REDIS_SCHEMES)}")
+    try:
+        check_redis_url(url)
+    except ValueError as error:
+        raise _problem(str(error)) from None
     return url
 
 
 def _any_url(url: str) -> str:
     if url and "://" not in url:
         raise _problem("not a URL; it begins with a scheme, as in redis://host:6379/0 or amqp://host")
-    return url
+    return _redis_url(url) if is_by_sentinels(url) else url
 
 
 def _word(text: str) -> str:
@@ -105,7 +106,8 @@ class Settings(BaseSettings):
 
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         default="redis://127.0.0.1:6379/0",
-        description="Where runs live: redis://, rediss:// or unix://.",
+        description="Where runs live: redis://, rediss://, unix://, or "
+        "sentinel://host:26379,host:26379/0?master=name (docs/sentinel.md).",
     )
     broker_url: Annotated[str, AfterValidator(_any_url)] = Field(
         default="", description="Celery's broker, any that Celery knows. Empty: REDIS_URL."
@@ -221,7 +223,7 @@ class Settings(BaseSettings):
     def _fill_in(self) -> Settings:
         """Values that follow from others; a frozen model can set them only here, before anybody sees it."""
         if not self.broker_url:
-            object.__setattr__(self, "broker_url", _as_broker(self.redis_url))
+            object.__setattr__(self, "broker_url", as_broker(self.redis_url))
         if not self.heartbeat_ms:
             object.__setattr__(self, "heartbeat_ms", self.lease_ms // 4)
         if self.heartbeat_ms * 2 >= self.lease_ms:
@@ -309,12 +311,3 @@ def _sentence(problem: Mapping[str, Any], env: Mapping[str, str]) -> str:
     silent = of_two or field.endswith(("_url", "_backend"))  # a wrong URL may hold a password all the same
     found = "" if silent else f"; found {safe_text(env.get(name, ''))[:60]!r}"
     return f"{name}: {text[:1].lower()}{text[1:]}{found}"
-
-
-def _as_broker(redis_url: str) -> str:
-    """The same Redis as Celery spells it: a socket is `redis+socket://path?virtual_host=database`."""
-    parts = urlsplit(redis_url)
-    if parts.scheme != "unix":
-        return redis_url
-    database = parse_qs(parts.query).get("db", ["0"])[0]
-    return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"

@@ -1,11 +1,12 @@
 """The broker's transport: Redis as kombu speaks it, made safer and cheaper.
 
-kombu lets an item that it cannot read end the whole worker: anybody who can write to the list could stop
-all of them. Ours drops such an item and says so. kombu makes a Redis client for every message it sends and
-acknowledges, each with a table of all commands: a fifth of what a busy worker computed. Ours keeps one. And
-kombu writes every message that it takes into a hash, and out of it again when it is acknowledged, for
-messages that must not be lost. Ours does so for all but a run's wake-ups: a run whose message is lost is in
-Redis, and is woken again.
+kombu lets an item that it cannot read end the whole worker: anybody who can write to the list could stop all
+of them. Ours drops such an item and says so. A Redis that takes no command for a while ends it, too: one
+that has too few replicas or is master no more. Ours connects again. kombu makes a Redis client for every
+message it sends and acknowledges, each with a table of all commands: a fifth of what a busy worker computed.
+Ours keeps one. And kombu writes every message that it takes into a hash, and out of it again when it is
+acknowledged, for messages that must not be lost. Ours does so for all but a run's wake-ups: a run whose
+message is lost is in Redis, and is woken again.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from typing import Any
 from celery import Celery, signals
 from kombu.transport import TRANSPORT_ALIASES, _transport_cache, redis, virtual
 
+from openagents_worker.store.client import refuses_now
 from openagents_worker.telemetry import get_logger
 
-__all__ = ["RESUME_RUN", "RUN_AGENT", "TRANSPORT", "Transport", "use_in_workers_of"]
+__all__ = ["RESUME_RUN", "RUN_AGENT", "TRANSPORTS", "Transport", "use_in_workers_of"]
 
 RUN_AGENT = "tasks.run_agent"
 RESUME_RUN = "tasks.resume_run"
@@ -84,12 +86,36 @@ class Channel(redis.Channel):
             self._kept_client = super()._create_client()  # type: ignore[no-untyped-call]
         return self._kept_client
 
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        params = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
+        params["connection_class"] = _giving_up(params["connection_class"])
+        return params
+
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # as all of kombu
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             log.error("message.unreadable", error=str(error)[:SHOWN_CHARS])
             raise Empty from None
+
+
+def _giving_up(connection_class: Any) -> Any:
+    """The same connection class, for which a Redis that takes no command now is one that is not there.
+
+    Celery connects again then, to the master of that time. Any other answer to its waiting ends the worker.
+    """
+
+    class GivingUp(connection_class):  # type: ignore[misc]  # a base known only at run time
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            try:
+                return super().read_response(*args, **options)
+            except Exception as error:
+                if not refuses_now(error):
+                    raise
+                self.disconnect()
+                raise ConnectionError(f"Redis takes no command now: {error}") from error
+
+    return GivingUp
 
 
 class Transport(redis.Transport):
@@ -109,8 +135,21 @@ class Transport(redis.Transport):
             )
 
 
-TRANSPORT = f"{Transport.__module__}:{Transport.__name__}"
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """The same, over connections to whichever Redis is the master."""
+
+
+class SentinelTransport(Transport, redis.SentinelTransport):
+    Channel = SentinelChannel
+
+
+TRANSPORT = f"{__name__}:{Transport.__name__}"
+SENTINEL_TRANSPORT = f"{__name__}:{SentinelTransport.__name__}"
 """As kombu names a transport."""
+
+TRANSPORTS = {"redis": TRANSPORT, "rediss": TRANSPORT, "sentinel": SENTINEL_TRANSPORT}
+"""Ours by the alias of kombu's that it stands for, which is the scheme of a broker's URL. A socket's,
+`redis+socket`, has the alias `redis`."""
 
 
 def use_in_workers_of(app: Celery) -> None:
@@ -119,8 +158,8 @@ def use_in_workers_of(app: Celery) -> None:
     def in_its_worker(sender: Any = None, **_: Any) -> None:
         # By its alias, not by the setting broker_transport: Flower takes that for the scheme of the URL.
         if sender is not None and sender.app is app:
-            for alias in ("redis", "rediss"):
-                TRANSPORT_ALIASES[alias] = TRANSPORT
+            for alias, transport in TRANSPORTS.items():
+                TRANSPORT_ALIASES[alias] = transport
                 _transport_cache.pop(alias, None)  # somebody may have asked for it already
 
     signals.worker_init.connect(in_its_worker, weak=False)

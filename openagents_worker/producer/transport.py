@@ -15,8 +15,9 @@ from celery import Celery
 from kombu import pools
 from kombu.utils.scheduling import round_robin_cycle
 
+from openagents_worker.addresses import Sentinels, is_by_sentinels
 from openagents_worker.errors import BrokerConfigError
-from openagents_worker.producer.broker import RESUME_RUN, RUN_AGENT, TRANSPORT
+from openagents_worker.producer.broker import RESUME_RUN, RUN_AGENT, TRANSPORTS
 from openagents_worker.producer.canvas import options_of
 from openagents_worker.producer.results import NO_RESULTS
 from openagents_worker.redaction import safe_url
@@ -51,9 +52,11 @@ def make_app(settings: Settings) -> Celery:
     app = Celery("openagents", set_as_current=False)
     if settings.result_backend is None:
         app.backend_cls = NO_RESULTS
+    broker_url, broker_options = _for_celery(settings.broker_url)
+    backend_url, backend_options = _for_celery(settings.result_backend)
     app.conf.update(
-        broker_url=settings.broker_url,
-        result_backend=settings.result_backend,
+        broker_url=broker_url,
+        result_backend=backend_url,
         task_serializer="json",
         result_serializer="json",
         accept_content=["json"],
@@ -62,10 +65,22 @@ def make_app(settings: Settings) -> Celery:
         task_ignore_result=settings.result_backend is None,
         task_store_errors_even_if_ignored=False,
         task_send_sent_event=True,
-        broker_transport_options=_transport_options(_driver(app, settings.broker_url)),
+        broker_transport_options={**_transport_options(_driver(app, broker_url)), **broker_options},
+        result_backend_transport_options=backend_options,
     )
     app.openagents_settings = settings
     return app
+
+
+def _for_celery(url: str | None) -> tuple[str | None, dict[str, Any]]:
+    """A broker or a backend as Celery spells it, and the options that it wants beside the URL."""
+    if url is None or not is_by_sentinels(url):
+        return url, {}
+    sentinels = Sentinels.of(url)
+    # A machine that is gone answers nothing at all: without a limit a worker would wait for it for minutes.
+    connecting = {"socket_connect_timeout": CONNECT_TIMEOUT_S}
+    options = sentinels.celery_options(**connecting, socket_timeout=ANSWER_TIMEOUT_S)
+    return sentinels.celery_url, {**options, **connecting}
 
 
 class WakesFirst(round_robin_cycle):
@@ -204,7 +219,8 @@ def _publishing_connection(app: Celery) -> Any:
     options = {**app.conf.broker_transport_options, "max_retries": 0}
     driver = _driver(app)
     url = str(app.conf.broker_write_url or app.conf.broker_url or "")
-    transport = TRANSPORT if url.startswith(("redis://", "rediss://")) else None
+    scheme, is_url, _ = url.partition("://")
+    transport = TRANSPORTS.get(scheme) if is_url else None
     if driver == "redis":
         options |= {"socket_timeout": ANSWER_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
     elif driver == "amqp":

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import inspect
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -19,14 +20,16 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from openagents_worker.addresses import REDIS_SCHEMES, Sentinels, is_by_sentinels
 from openagents_worker.errors import ConfigError, RedisUnreachable
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.keeping import WAIT_FOR_DISK, WAIT_FOR_DISK_MS, Keeping, ask_keeping
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.lanes import Lanes
+from openagents_worker.store.master import SENTINEL_TIMEOUT_S, AsyncMaster, AsyncToMaster, Master, ToMaster
 from openagents_worker.store.scripts import Call, Script
 
-__all__ = ["AnswerLost", "AsyncStore", "Cell", "Reader", "Store"]
+__all__ = ["AnswerLost", "AsyncStore", "Cell", "Reader", "Store", "refuses_now"]
 
 T = TypeVar("T")
 
@@ -65,7 +68,15 @@ class _NotConnected(exceptions.ConnectionError):
 
 _LOST = (exceptions.ConnectionError, exceptions.TimeoutError, OSError, asyncio.IncompleteReadError)
 # Redis is there but will not take the command now; nothing was written.
-_REFUSED = (exceptions.BusyLoadingError, exceptions.ReadOnlyError, exceptions.OutOfMemoryError)
+_REFUSED = (
+    exceptions.BusyLoadingError,
+    exceptions.MasterDownError,
+    exceptions.OutOfMemoryError,
+    exceptions.ReadOnlyError,
+)
+# The same, where redis-py has no class for it: too few replicas, a disk that fails, a master that became a
+# replica while it was waited for. Redis 6 puts a script's in a sentence of its own.
+_REFUSAL = re.compile(r"(^|: -)(NOREPLICAS|MISCONF|MASTERDOWN|READONLY|UNBLOCKED)\b")
 
 
 # redis-py 7 and newer would look its own version up in the package's metadata for every connection it makes,
@@ -126,25 +137,41 @@ def _pool(
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     turn_timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> Any:
+    options = {
+        "decode_responses": True,
+        "socket_connect_timeout": connect_timeout_s,
+        "socket_timeout": answer_timeout_s,
+        "retry": retry,
+        "max_connections": max_connections,
+        "timeout": turn_timeout_s,
+        "health_check_interval": 0,
+        "client_name": "openagents",
+        **_SAYS_LITTLE,
+    }
     try:
-        pool = pool_class.from_url(
-            cell.url,
-            decode_responses=True,
-            socket_connect_timeout=connect_timeout_s,
-            socket_timeout=answer_timeout_s,
-            retry=retry,
-            max_connections=max_connections,
-            timeout=turn_timeout_s,
-            health_check_interval=0,
-            client_name="openagents",
-            **_SAYS_LITTLE,
-        )
+        if is_by_sentinels(cell.url):
+            pool = pool_class(
+                **_by_sentinels(pool_class, Sentinels.of(cell.url), connect_timeout_s), **options
+            )
+        else:
+            pool = pool_class.from_url(cell.url, **options)
     except ValueError as error:
-        raise ConfigError(
-            f"{safe_url(cell.url)} is no Redis URL: {error}", hint="redis://, rediss:// or unix://"
-        ) from None
+        schemes = ", ".join(f"{scheme}://" for scheme in REDIS_SCHEMES)
+        raise ConfigError(f"{safe_url(cell.url)} is no Redis URL: {error}", hint=schemes) from None
     pool.connection_class = _telling(pool.connection_class)
     return pool
+
+
+def _by_sentinels(pool_class: Any, sentinels: Sentinels, connect_timeout_s: float) -> dict[str, Any]:
+    """What makes a pool's connections ask for the master."""
+    timeout_s = min(connect_timeout_s, SENTINEL_TIMEOUT_S)
+    is_async = issubclass(pool_class, redis_async.ConnectionPool)
+    return {
+        "connection_class": AsyncToMaster if is_async else ToMaster,
+        "connection_pool": (AsyncMaster if is_async else Master)(sentinels, timeout_s=timeout_s),
+        "db": sentinels.db,
+        **sentinels.login,
+    }
 
 
 def _translated(error: Exception, cell: Cell) -> Exception:
@@ -158,11 +185,28 @@ def _translated(error: Exception, cell: Cell) -> Exception:
             f"cannot reach Redis at {where}: {error}",
             hint="is it running, and is OPENAGENTS_REDIS_URL right? `openagents-worker dev` starts one",
         )
-    if isinstance(error, _REFUSED):
+    if refuses_now(error):
         return RedisUnreachable(f"Redis at {where} takes no writes now: {error}")
     if isinstance(error, _LOST):
         return AnswerLost(f"Redis at {where} got a command and its answer was lost: {error}")
     return error
+
+
+def refuses_now(error: Exception) -> bool:
+    """Whether this is the answer of a Redis that takes no command for a while, or is master no more."""
+    is_answer = isinstance(error, exceptions.ResponseError)
+    return isinstance(error, _REFUSED) or (is_answer and _REFUSAL.search(str(error)) is not None)
+
+
+@contextmanager
+def _translating(cell: Cell) -> Iterator[None]:
+    try:
+        yield
+    except _TRANSLATE as error:
+        translated = _translated(error, cell)
+        if translated is error:
+            raise
+        raise translated from error
 
 
 def _known_on_disk(reply: Any, synced: Any, cell: Cell) -> Any:
@@ -177,7 +221,7 @@ def _known_on_disk(reply: Any, synced: Any, cell: Cell) -> Any:
     return reply
 
 
-_TRANSLATE = (*_LOST, *_REFUSED, exceptions.AuthenticationError, exceptions.NoPermissionError)
+_TRANSLATE = (*_LOST, *_REFUSED, exceptions.AuthenticationError, exceptions.ResponseError)
 
 
 class Store:
@@ -249,10 +293,8 @@ class Store:
 
     def ask(self, question: Callable[[Any], T]) -> T:
         """Any read: `store.ask(lambda r: r.hgetall(key))`, errors translated."""
-        try:
+        with _translating(self.cell):
             return question(self.redis)
-        except _TRANSLATE as error:
-            raise _translated(error, self.cell) from error
 
     def close(self) -> None:
         self.redis.close()
@@ -299,10 +341,8 @@ class AsyncStore:
 
     async def run(self, call: Call[T]) -> T:
         """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` when it may have been carried out."""
-        try:
+        with _translating(self.cell):
             return call.parse(await self._eval(call.script, call.argv(self.cell.common)))
-        except _TRANSLATE as error:
-            raise _translated(error, self.cell) from error
 
     async def run_until(self, call: Call[T], until: Callable[[], bool]) -> T:
         """Run a script and repeat it while Redis is away, until `until()` says that it is too late."""
@@ -360,10 +400,8 @@ class AsyncStore:
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
         """Any read: `await store.ask(lambda r: r.hgetall(key))`, errors translated."""
-        try:
+        with _translating(self.cell):
             return await question(self.redis)
-        except _TRANSLATE as error:
-            raise _translated(error, self.cell) from error
 
     async def close(self) -> None:
         await self._lanes.close()

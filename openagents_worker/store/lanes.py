@@ -27,6 +27,7 @@ LANES = 2
 MOST_COMMANDS = 128  # of one pipeline: the first answer is not to wait for a thousand others
 LOOK_S = 0.05  # how often the lanes are looked at while something is on its way
 TRUSTED_S = 0.5  # a connection that was not used for longer is looked at by its pool before it is used again
+HELD_S = 1.0  # then the pool may see that another Redis is the master now, however much there is to carry
 _FOR = () if tuple(map(int, redis.__version__.split(".")[:2])) >= (5, 3) else ("EVALSHA",)
 """What a pool wants to hear before it gives a connection; from redis-py 5.3 on, nothing."""
 SHUT = "the lane was closed before the answer came"
@@ -105,8 +106,10 @@ class Lanes:
         asked: deque[_Asked] = deque()
         loop = asyncio.get_running_loop()
         try:
-            connection = await self._connection(lane, loop.time())
             while self._waiting:
+                connection = await self._connection(lane, loop.time())
+                if not self._waiting:
+                    break
                 asked = self._next()
                 lane.sets_off(loop.time())
                 await connection.send_packed_command(_packed(connection, asked))
@@ -123,7 +126,7 @@ class Lanes:
             if not (late or isinstance(error, Exception)):
                 raise
         finally:
-            lane.comes_back(loop.time())
+            lane.comes_back()
             self._call(loop)  # what came while this one ended
 
     def _next(self) -> deque[_Asked]:
@@ -136,9 +139,10 @@ class Lanes:
 
     async def _connection(self, lane: _Lane, now_s: float) -> Any:
         """The lane's own. Time limits are the lane's: one for each answer costs more than to read it."""
-        if lane.connection is not None and now_s - lane.back_s > TRUSTED_S:
+        if lane.connection is not None and (now_s - lane.used_s > TRUSTED_S or now_s - lane.taken_s > HELD_S):
             await self._let_go(lane, broken=False)
         if lane.connection is None:
+            lane.taken_s = now_s
             lane.connection = await self._pool.get_connection(*_FOR)
             lane.limit_s, lane.connection.socket_timeout = lane.connection.socket_timeout, None
         return lane.connection
@@ -160,15 +164,17 @@ class _Lane:
         self.limit_s: float | None = None
         self.task: asyncio.Task[None] | None = None
         self.looks = 0  # how often it was looked at since it set off
-        self.back_s = 0.0
+        self.taken_s = 0.0  # when the pool gave the connection
+        self.used_s = 0.0
         self.is_late = False
         self._off_s: float | None = None
 
     def sets_off(self, now_s: float) -> None:
         self.looks, self._off_s = 0, now_s
+        self.used_s = now_s
 
-    def comes_back(self, now_s: float) -> None:
-        self.task, self.looks, self._off_s, self.back_s, self.is_late = None, 0, None, now_s, False
+    def comes_back(self) -> None:
+        self.task, self.looks, self._off_s, self.is_late = None, 0, None, False
 
     def note_time(self, now_s: float, limit_s: float) -> None:
         """Looked at while it is on its way: one that takes too long is called back."""

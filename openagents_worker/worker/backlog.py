@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from urllib.parse import parse_qs, urlsplit
 
+from openagents_worker.addresses import as_redis
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore, Cell
 
@@ -29,7 +29,7 @@ class Backlog:
     def __init__(self, broker_url: str, *, key_prefix: str = "") -> None:
         """`key_prefix` is kombu's `global_keyprefix`. With a broker of another kind nothing can be read."""
         self._prefix = key_prefix
-        url = _redis_url(broker_url)
+        url = as_redis(broker_url)
         self._store = AsyncStore(Cell(url), max_connections=1) if url is not None else None
 
     async def oldest_us(self, queue: str) -> int | None:
@@ -64,14 +64,3 @@ def oldest_of(messages: Iterable[str]) -> int | None:
     if times:
         return min(times)
     return None if any_message else EMPTY
-
-
-def _redis_url(broker_url: str) -> str | None:
-    """The broker's URL as redis-py spells it; None when it is no single Redis."""
-    parts = urlsplit(broker_url)
-    if parts.scheme in ("redis", "rediss", "unix"):
-        return broker_url
-    if parts.scheme == "redis+socket":
-        database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
-        return f"unix://{parts.netloc}{parts.path}?db={database}"
-    return None

@@ -16,6 +16,7 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
+from openagents_worker.addresses import as_redis, is_by_sentinels
 from openagents_worker.agents import load_agents, notices
 from openagents_worker.errors import ConfigValidationError, OpenAgentsError, RedisUnreachable, RedisUnsafe
 from openagents_worker.producer.client import cell_of
@@ -211,7 +212,11 @@ def _with_broker_of(app: Celery, settings: Settings) -> Settings:
     With a prefix before its keys they are not to be read by their names: then nothing can be read, and a run
     is sent again after ever longer times.
     """
+    options = app.conf.broker_transport_options or {}
     with app.connection_for_read() as connection:
         url = connection.as_uri(include_password=True)
-    hidden = (app.conf.broker_transport_options or {}).get("global_keyprefix")
-    return settings.model_copy(update={"broker_url": "" if hidden else url})
+        if is_by_sentinels(url):
+            url = ";".join(connection.alt or [url])
+    if options.get("global_keyprefix"):
+        return settings.model_copy(update={"broker_url": ""})
+    return settings.model_copy(update={"broker_url": as_redis(url, options) or ""})

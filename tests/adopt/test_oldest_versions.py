@@ -15,6 +15,7 @@ import pytest
 
 from tests.adopt.oldest import OldProduct, lowest_versions
 from tests.installation import Installation, agent, call, installed
+from tests.sentinel.watched import watching
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(
@@ -112,6 +113,19 @@ def test_the_same_on_an_event_loop(tell: Any) -> None:
     assert whole(told["seqs"])
     assert (told["output"], told["client"]) == (ANSWER, ANSWER)
     assert told["transcript"] == ["user", "assistant"]
+
+
+def test_the_same_by_way_of_a_sentinel(installation: Installation, tell: Any, tmp_path: Path) -> None:
+    """redis-py 5 and kombu 5.4 ask for the master in their own ways, on a loop and without one."""
+    redis = installation.stack.redis
+    assert redis is not None
+    with watching(redis.port, tmp_path) as sentinel:
+        told = tell("submit_and_wait", OPENAGENTS_REDIS_URL=sentinel.url)
+        on_a_loop = tell("submit_and_wait_on_a_loop", OPENAGENTS_REDIS_URL=sentinel.url)
+
+    assert (told["output"], told["got"]) == (ANSWER, ANSWER)
+    assert whole(told["seqs"])
+    assert (on_a_loop["output"], on_a_loop["client"]) == (ANSWER, ANSWER)
 
 
 def test_many_watchers_see_every_event(tell: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kombu import Connection, Consumer, Queue
 
-from openagents_worker.producer.broker import RUN_AGENT, TRANSPORT
+from openagents_worker.producer.broker import RUN_AGENT, TRANSPORTS
 
 QUEUE = "agents"
 WAKE_UP = {"task": RUN_AGENT, "wake_us": "1", "id": "r1"}
@@ -19,7 +19,7 @@ OTHER = {"task": "shop.send_mail", "id": "r3"}
 
 @pytest.fixture
 def line(redis_url: str) -> Iterator[Connection]:
-    with Connection(redis_url, transport=TRANSPORT) as connection:
+    with Connection(redis_url, transport=TRANSPORTS["redis"]) as connection:
         yield connection
 
 
@@ -77,11 +77,11 @@ def test_what_is_rejected_is_gone(line: Connection) -> None:
 
 def test_a_connection_that_closes_puts_back_what_it_has(redis_url: str) -> None:
     """A worker that stops between taking and accepting a message loses none."""
-    with Connection(redis_url, transport=TRANSPORT) as line:
+    with Connection(redis_url, transport=TRANSPORTS["redis"]) as line:
         take(line, WAKE_UP, OTHER)
         line.default_channel.close()
 
-    with Connection(redis_url, transport=TRANSPORT) as line:
+    with Connection(redis_url, transport=TRANSPORTS["redis"]) as line:
         assert sorted(waiting(line)) == ["r1", "r3"]
         assert in_redis(line) == []
         line.default_channel.client.delete(QUEUE)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from redis import exceptions
 
+from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store import scripts
-from openagents_worker.store.client import AnswerLost, AsyncStore, Cell
+from openagents_worker.store.client import AnswerLost, AsyncStore, Cell, Store
+from openagents_worker.store.embedded import EmbeddedRedis
 from tests.producer.proxy import Proxy
 
 
@@ -144,3 +147,26 @@ async def test_nothing_is_left_behind_when_all_lanes_break_at_once(redis_url: st
         assert found.count(((), 0)) + sum(isinstance(one, AnswerLost) for one in found) == 1_000
         assert found.count(((), 0)) > 0
         await store.close()
+
+
+@pytest.mark.parametrize("lines", [{"min-replicas-to-write": "1"}, {"replicaof": "127.0.0.1 1"}])
+async def test_a_redis_that_takes_no_writes_now_may_be_asked_again(lines: dict[str, str]) -> None:
+    """It has too few replicas, or is one itself: nothing was written."""
+    write = scripts.register(incarnation="w@test:1", lease_ms=60_000, agents=[])
+    async with EmbeddedRedis(extra=lines) as server:
+        store, answering = Store(Cell(server.url)), AsyncStore(Cell(server.url))
+        for ask in (lambda: asyncio.to_thread(store.run, write), lambda: answering.run(write)):
+            with pytest.raises(RedisUnreachable, match="takes no writes now") as caught:
+                await ask()
+            assert not isinstance(caught.value, AnswerLost)
+        store.close()
+        await answering.close()
+
+
+async def test_an_answer_that_will_not_change_is_raised_as_it_is(redis_url: str) -> None:
+    """A command that is wrong is no Redis that is away: it must not be repeated."""
+    store = AsyncStore(Cell(redis_url))
+    with pytest.raises(exceptions.ResponseError, match="unknown command") as caught:
+        await store.ask(lambda r: r.execute_command("NO-SUCH-COMMAND"))
+    assert caught.value.__cause__ is None
+    await store.close()
