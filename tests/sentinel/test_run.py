@@ -140,7 +140,9 @@ def test_a_worker_outlives_a_master_that_has_too_few_replicas(
     try:
         with pytest.raises(RedisUnreachable, match="NOREPLICAS"):
             client.submit({"agent_id": "holder", "session_id": "s", "input_text": "Go."})
-        wait_for(lambda: any(lost in line for line in worker.lines), "the worker is refused, too")
+        wait_for(
+            lambda: any(lost in line for line in worker.lines), "the worker is refused", timeout=PATIENCE_S
+        )
     finally:
         master.config_set("min-replicas-to-write", 0)
 

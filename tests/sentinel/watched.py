@@ -144,21 +144,30 @@ class Watched:
         master = self.master
         return next(node for node in self.nodes if node is not master)
 
-    def settle(self) -> None:
-        """Wait until the replica has all that was written: replication is asynchronous."""
-        assert self.master.client.wait(1, 10_000) == 1
+    def settle(self) -> Server:
+        """Wait until the replica has all that was written, as replication is asynchronous; returns the master.
+
+        On a busy machine sentinels may replace a master that was only slow: then the next one is waited for.
+        """
+
+        def settled() -> Server | None:
+            master = self.master
+            try:
+                return master if master.client.wait(1, 10_000) == 1 else None
+            except redis.ResponseError:  # it is a replica by now
+                return None
+
+        return wait_for(settled, "the replica has everything", timeout=20)
 
     def fail_over(self) -> Server:
         """Let the replica take over from a master that lives; returns the new master."""
-        before = self.master
-        self.settle()
+        before = self.settle()
         self.sentinels[0].client.execute_command("SENTINEL", "FAILOVER", MASTER)
         return wait_for(lambda: self._agreed_other_than(before), "another master", timeout=20)
 
     def kill_master(self) -> Server:
         """SIGKILL the master, once its replica has all; returns the one that was killed."""
-        before = self.master
-        self.settle()
+        before = self.settle()
         before.kill()
         return before
 
