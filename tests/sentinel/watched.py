@@ -145,7 +145,7 @@ class Watched:
         return next(node for node in self.nodes if node is not master)
 
     def settle(self) -> Server:
-        """Wait until the replica has all that was written, as replication is asynchronous; returns the master.
+        """Wait until the replica has all that was written: replication is asynchronous. Returns the master.
 
         On a busy machine sentinels may replace a master that was only slow: then the next one is waited for.
         """
