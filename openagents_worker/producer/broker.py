@@ -4,20 +4,25 @@ kombu lets an item that it cannot read end the whole worker: anybody who can wri
 of them. Ours drops such an item and says so. A Redis that takes no command for a while ends it, too: one
 that has too few replicas or is master no more. Ours connects again. kombu makes a Redis client for every
 message it sends and acknowledges, each with a table of all commands: a fifth of what a busy worker computed.
-Ours keeps one. And kombu writes every message that it takes into a hash, and out of it again when it is
-acknowledged, for messages that must not be lost. Ours does so for all but a run's wake-ups: a run whose
-message is lost is in Redis, and is woken again.
+Ours keeps one. kombu takes one message a turn of its hub; ours takes as many as can be begun, which saves a
+third of a busy worker's time. And kombu writes every message that it takes into a hash, and out of it again
+when it is acknowledged, for messages that must not be lost. Ours does so for all but a run's wake-ups: a run
+whose message is lost is in Redis, and is woken again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from importlib import resources
 from queue import Empty
 from typing import Any
 
 from celery import Celery, signals
 from kombu.transport import TRANSPORT_ALIASES, _transport_cache, redis, virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
 
 from openagents_worker.store.client import refuses_now
 from openagents_worker.telemetry import get_logger
@@ -31,6 +36,10 @@ WAKE_UPS = (RUN_AGENT, RESUME_RUN)
 log = get_logger(__name__)
 
 SHOWN_CHARS = 200
+AT_ONCE_S = 0.02  # a message that had not to be waited for longer was there already, and perhaps others are
+MOST_TAKEN = 32
+TAKE = resources.files(__package__).joinpath("take.lua").read_text("utf-8")
+UNREADABLE_JSON = (json.JSONDecodeError, UnicodeDecodeError)
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
 """What kombu raises for a part that is not of the type which it takes for granted; Celery's callbacks, which
 run inside, answer their own (worker/refusal.py)."""
@@ -76,6 +85,9 @@ class QoS(redis.QoS):
 
 class Channel(redis.Channel):
     QoS = QoS
+    room: Callable[[], int] | None = None
+    """How many messages more can be begun now. None: nobody says it, and each is asked for by itself."""
+    _take: Any = None
     _kept_client: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:
@@ -92,11 +104,47 @@ class Channel(redis.Channel):
         return params
 
     def _brpop_read(self, **options: Any) -> Any:
+        at_once = time.monotonic() - (self._brpop_sent_at or 0.0) < AT_ONCE_S
         try:
-            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # as all of kombu
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            log.error("message.unreadable", error=str(error)[:SHOWN_CHARS])
+            found = super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # as all of kombu
+        except UNREADABLE_JSON as error:
+            _say_unreadable(error)
             raise Empty from None
+        if found and at_once and self.room is not None:
+            self._take_more(min(self.room(), MOST_TAKEN))
+        return found
+
+    def _take_more(self, most: int) -> None:
+        """Take what else waits, as far as it can be begun now."""
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if most <= 0 or not queues:
+            return
+        keys = [
+            self._q_for_pri(queue, step)  # type: ignore[no-untyped-call]
+            for step in self.priority_steps
+            for queue in queues
+        ]
+        with self.conn_or_acquire() as client:
+            self._take = self._take or client.register_script(TAKE)
+            try:
+                taken = self._take(
+                    [self.unacked_key, self.unacked_index_key, *keys], [most, time.time()], client
+                )
+            except self.ResponseError as error:
+                log.warning("broker.one_by_one", error=str(error), hint="scripts are not allowed there")
+                self.room = None
+                return
+        for key, item in zip(taken[::2], taken[1::2], strict=True):
+            queue = bytes_to_str(key).rsplit(self.sep, 1)[0]  # type: ignore[no-untyped-call]
+            self._queue_cycle.rotate(queue)
+            try:
+                self.connection._deliver(loads(bytes_to_str(item)), queue)  # type: ignore[no-untyped-call]
+            except UNREADABLE_JSON as error:
+                _say_unreadable(error)
+
+
+def _say_unreadable(error: Exception) -> None:
+    log.error("message.unreadable", error=str(error)[:SHOWN_CHARS])
 
 
 def _giving_up(connection_class: Any) -> Any:

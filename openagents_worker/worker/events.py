@@ -13,6 +13,7 @@ from celery import bootsteps
 __all__ = ["EventBatches"]
 
 BATCH_S = 0.1  # Flower shows a task this much later
+MOST_EVENTS = 500  # a message of some 100 KB; Celery's own limit is 24
 
 
 class EventBatches(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
@@ -28,6 +29,7 @@ class EventBatches(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery shi
         hub, dispatcher = parent.hub, parent.event_dispatcher
         if hub is None or not getattr(dispatcher, "on_send_buffered", None):
             return
+        dispatcher.buffer_limit = MOST_EVENTS
         waiting = False
 
         def collect() -> None:  # in whatever thread sends an event

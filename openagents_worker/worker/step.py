@@ -29,6 +29,7 @@ from openagents_worker.worker.events import EventBatches
 from openagents_worker.worker.pool import TaskPool
 from openagents_worker.worker.process import Host
 from openagents_worker.worker.refusal import refusals_of
+from openagents_worker.worker.room import Room
 
 __all__ = ["EX_CONFIG", "tie"]
 
@@ -49,6 +50,7 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
     """
     worker.app.steps["worker"].add(_step_of(host, is_ours))
     worker.app.steps["consumer"].add(refusals_of(host))
+    worker.app.steps["consumer"].add(Room)
     if is_ours:
         worker.app.steps["consumer"].add(EventBatches)
     take_over_revoke()

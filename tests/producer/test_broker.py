@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,3 +86,74 @@ def test_a_connection_that_closes_puts_back_what_it_has(redis_url: str) -> None:
         assert sorted(waiting(line)) == ["r1", "r3"]
         assert in_redis(line) == []
         line.default_channel.client.delete(QUEUE)
+
+
+def publish(line: Connection, *headers: dict[str, Any]) -> None:
+    producer = line.Producer()
+    for given in headers:
+        producer.publish({"n": given["id"]}, routing_key=QUEUE, exchange="", headers=given, serializer="json")
+
+
+def take_with_room(line: Connection, *rooms: int) -> list[list[str]]:
+    """The ids of what is taken at once where there is room for so many more; a list for each time."""
+    channel, taken, times = line.default_channel, [], []
+    with Consumer(channel, [Queue(QUEUE)], callbacks=[lambda _, message: taken.append(message)]):
+        for room in rooms:
+            channel.room = lambda room=room: room
+            before = len(taken)
+            line.drain_events(timeout=5)
+            times.append([message.headers["id"] for message in taken[before:]])
+    for message in taken:
+        message.ack()
+    return times
+
+
+def some(kind: dict[str, Any], *ids: str) -> list[dict[str, Any]]:
+    return [{**kind, "id": id_} for id_ in ids]
+
+
+def test_as_many_are_taken_at_once_as_can_be_begun(line: Connection) -> None:
+    """In the order of the queue, one at least, and no more than there is room for: others may begin them."""
+    publish(line, *some(WAKE_UP, "a", "b", "c", "d", "e", "f", "g"))
+
+    assert take_with_room(line, 2, 0, 100) == [["a", "b", "c"], ["d"], ["e", "f", "g"]]
+    assert waiting(line) == []
+
+
+def test_what_is_taken_beside_the_first_is_noted_in_the_same_step(line: Connection) -> None:
+    """What is no wake-up cannot be lost between the queue and kombu's hash; its note is kombu's own."""
+    publish(line, *some(OTHER, "a", "b"), *some(WAKE_UP, "c"))
+    channel = line.default_channel
+    with Consumer(channel, [Queue(QUEUE)], callbacks=[lambda _, message: None]):
+        channel.room = lambda: 10
+        channel.connection._deliver = lambda message, queue: None  # it dies before it has done anything
+        line.drain_events(timeout=5)
+
+    assert in_redis(line) == ["b"]  # "a" was taken by kombu's own command
+    [tag] = channel.client.hkeys("unacked")
+    assert channel.client.zscore("unacked_index", tag) == pytest.approx(time.time(), abs=5)
+    channel.qos.restore_by_tag(tag)
+    assert waiting(line) == ["b"]
+    channel.client.delete(QUEUE)
+
+
+@pytest.mark.parametrize("garbage", ["{", "7", "null", "{}", '{"properties": 3}', b"\xff\xfe"])
+def test_garbage_among_what_is_taken_harms_no_other(line: Connection, garbage: str | bytes) -> None:
+    """It is dropped with a line in the log, as garbage is that comes alone."""
+    publish(line, *some(WAKE_UP, "a"))
+    line.default_channel.client.lpush(QUEUE, garbage)
+    publish(line, *some(OTHER, "b"))
+
+    assert take_with_room(line, 10) == [["a", "b"]]
+    assert in_redis(line) == []
+
+
+def test_where_scripts_are_not_allowed_messages_are_taken_one_by_one(line: Connection) -> None:
+    """A broker may have users with few rights."""
+    publish(line, *some(WAKE_UP, "a", "b"))
+    client = line.default_channel.client
+    client.execute_command("ACL", "SETUSER", "default", "-@scripting")
+    try:
+        assert take_with_room(line, 10, 10) == [["a"], ["b"]]
+    finally:
+        client.execute_command("ACL", "SETUSER", "default", "+@scripting")
