@@ -37,7 +37,7 @@ log = get_logger(__name__)
 
 SHOWN_CHARS = 200
 AT_ONCE_S = 0.02  # a message that had not to be waited for longer was there already, and perhaps others are
-MOST_TAKEN = 32
+MOST_TAKEN = 8  # more begin together, and hold each other up on their way to their models
 TAKE = resources.files(__package__).joinpath("take.lua").read_text("utf-8")
 UNREADABLE_JSON = (json.JSONDecodeError, UnicodeDecodeError)
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
