@@ -76,9 +76,13 @@ class OldProduct:
             timeout=TIMEOUT_S,
         )
 
-    def tell(self, program: str, **env: str) -> Any:
-        """What one of the programs in `old_product.py` returns; it must not say anything else."""
-        done = self.python(str(PROGRAMS), program, **env)
+    def tell(self, program: str, *, leaves_sockets: bool = False, **env: str) -> Any:
+        """What one of the programs in `old_product.py` returns; it must not say anything else.
+
+        `leaves_sockets`: what it uses of others leaves some to the interpreter's end, which may say so.
+        """
+        quietly = ("-W", "ignore:unclosed:ResourceWarning") if leaves_sockets else ()
+        done = self.python(*quietly, str(PROGRAMS), program, **env)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr[-4000:]
         return json.loads(done.stdout)
 
