@@ -114,6 +114,7 @@ class Lanes:
                 lane.sets_off(loop.time())
                 await connection.send_packed_command(_packed(connection, asked))
                 await _hand_out(connection, asked)
+                lane.arrives()
         except BaseException as error:
             late = isinstance(error, asyncio.CancelledError) and lane.is_late
             lost: Exception = exceptions.ConnectionError(SHUT)
@@ -121,8 +122,8 @@ class Lanes:
                 lost = exceptions.TimeoutError("Timeout reading from socket")
             elif isinstance(error, Exception):
                 lost = error
-            await self._let_go(lane, broken=True)  # what is still to come would be taken for other answers
             _fail(asked or self._waiting, lost)
+            await self._let_go(lane, broken=True)  # what is still to come would be taken for other answers
             if not (late or isinstance(error, Exception)):
                 raise
         finally:
@@ -170,11 +171,15 @@ class _Lane:
         self._off_s: float | None = None
 
     def sets_off(self, now_s: float) -> None:
-        self.looks, self._off_s = 0, now_s
-        self.used_s = now_s
+        self.looks, self.used_s, self._off_s = 0, now_s, now_s
+
+    def arrives(self) -> None:
+        """All answers are there: whatever the lane waits for now, it is not Redis's to give one."""
+        self._off_s = None
 
     def comes_back(self) -> None:
-        self.task, self.looks, self._off_s, self.is_late = None, 0, None, False
+        self.arrives()
+        self.task, self.looks, self.is_late = None, 0, False
 
     def note_time(self, now_s: float, limit_s: float) -> None:
         """Looked at while it is on its way: one that takes too long is called back."""

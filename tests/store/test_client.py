@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from redis import exceptions
 
 from openagents_worker.errors import RedisUnreachable
+from openagents_worker.store import lanes as lanes_module
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Cell, Store
 from openagents_worker.store.embedded import EmbeddedRedis
@@ -170,3 +172,44 @@ async def test_an_answer_that_will_not_change_is_raised_as_it_is(redis_url: str)
         await store.ask(lambda r: r.execute_command("NO-SUCH-COMMAND"))
     assert caught.value.__cause__ is None
     await store.close()
+
+
+async def test_the_time_to_get_a_connection_is_not_that_of_an_answer(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two pipelines a lane may have to wait for its pool: nothing is on its way then."""
+    monkeypatch.setattr(lanes_module, "HELD_S", -1.0)  # a new one for every pipeline
+    store = AsyncStore(Cell(redis_url), answer_timeout_s=0.3)
+    lanes = store._lanes
+    get_connection = lanes._pool.get_connection
+
+    async def slow(*of: str) -> Any:
+        await asyncio.sleep(0.6)
+        return await get_connection(*of)
+
+    monkeypatch.setattr(lanes._pool, "get_connection", slow)
+
+    answers = await asyncio.gather(*(lanes.ask("ECHO", str(n)) for n in range(300)))
+
+    assert answers == [str(n) for n in range(300)]
+    await store.close()
+
+
+async def test_nobody_waits_for_ever_for_an_answer_that_is_lost(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it takes long to put the broken connection back: who asked is told first."""
+    with Proxy(redis_url) as proxy:
+        store = AsyncStore(Cell(proxy.url))
+        lanes = store._lanes
+        await store.run(scripts.wake(limit=1))
+        proxy.lose_answer_to = lambda data: b"ECHO" in data
+
+        async def stuck(connection: Any) -> None:
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(lanes._pool, "release", stuck)
+        with pytest.raises(exceptions.ConnectionError):
+            await asyncio.wait_for(lanes.ask("ECHO", "hello"), 5)
+        monkeypatch.undo()
+        await store.close()
