@@ -10,12 +10,11 @@ with Client() as client:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from functools import cache, cached_property
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from celery import Celery
 from celery.backends.base import DisabledBackend
@@ -49,15 +48,13 @@ from openagents_worker.store.runs import (
     read_session,
     run_not_found,
 )
-from openagents_worker.store.scripts import Call, CancelAnswer, Cancelled, Wake
+from openagents_worker.store.scripts import CancelAnswer, Cancelled, Wake
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client"]
 
 ANSWER_TIMEOUT_S = 2.0  # somebody waits for it
 SEND_WITHIN_S = 1.5  # publishing takes up to three seconds, and a submission five in all
-
-T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -153,11 +150,11 @@ class Client:
         Raises `RequestInvalid` for a state, limit or cursor that is none.
         """
         wanted = RunFilter.of(filters)
-        return self._carry_out(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
+        return self.store.carry_out(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
 
     def sessions(self, *, limit: int = 100, cursor: str | None = None) -> Page[SessionSummary]:
         """A page of the sessions, the one with the newest run first. Raises as `runs` does."""
-        return self._carry_out(list_sessions(self.store.keys, limit=limit, cursor=cursor))
+        return self.store.carry_out(list_sessions(self.store.keys, limit=limit, cursor=cursor))
 
     def session(self, session_id: str) -> SessionView:
         """The session as it stands now. Raises `SessionNotFound`."""
@@ -169,30 +166,18 @@ class Client:
         Raises `SessionBusy` when one of its runs has not ended; with `force` they are cancelled first.
         Takes up to about five seconds while Celery is to be told of an end.
         """
-        return self._carry_out(deletion(self.store.keys, session_id, force=force))
+        plan = deletion(self.store.keys, session_id, force=force)
+        return self.store.carry_out(plan, self._wait_or_wake)
 
     def prune(self) -> int:
         """Take runs and sessions that have expired out of the lists; says how many entries that were."""
-        return self._carry_out(pruning())
+        return self.store.carry_out(pruning())
 
-    def _carry_out(self, plan: Generator[Any, Any, T]) -> T:
-        answer: Any = None
-        with contextlib.closing(plan):
-            while True:
-                try:
-                    step = plan.send(answer)
-                except StopIteration as done:
-                    value: T = done.value
-                    return value
-                answer = None
-                if isinstance(step, Call):
-                    answer = self.store.run(step)
-                elif callable(step):
-                    answer = self.store.ask(step)
-                elif isinstance(step, float):
-                    time.sleep(step)
-                else:
-                    send_wakes(self.app, step)
+    def _wait_or_wake(self, step: float | Sequence[Wake]) -> None:
+        if isinstance(step, float):
+            time.sleep(step)
+        else:
+            send_wakes(self.app, step)
 
     @cached_property
     def no_backend(self) -> Any:
@@ -293,11 +278,11 @@ class AsyncClient:
         Raises `RequestInvalid` for a state, limit or cursor that is none.
         """
         wanted = RunFilter.of(filters)
-        return await self._carry_out(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
+        return await self.store.carry_out(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
 
     async def sessions(self, *, limit: int = 100, cursor: str | None = None) -> Page[SessionSummary]:
         """A page of the sessions, the one with the newest run first. Raises as `runs` does."""
-        return await self._carry_out(list_sessions(self.store.keys, limit=limit, cursor=cursor))
+        return await self.store.carry_out(list_sessions(self.store.keys, limit=limit, cursor=cursor))
 
     async def session(self, session_id: str) -> SessionView:
         """The session as it stands now. Raises `SessionNotFound`."""
@@ -309,30 +294,19 @@ class AsyncClient:
         Raises `SessionBusy` when one of its runs has not ended; with `force` they are cancelled first.
         Takes up to about five seconds while Celery is to be told of an end.
         """
-        return await self._carry_out(deletion(self.store.keys, session_id, force=force))
+        return await self.store.carry_out(
+            deletion(self.store.keys, session_id, force=force), self._wait_or_wake
+        )
 
     async def prune(self) -> int:
         """Take runs and sessions that have expired out of the lists; says how many entries that were."""
-        return await self._carry_out(pruning())
+        return await self.store.carry_out(pruning())
 
-    async def _carry_out(self, plan: Generator[Any, Any, T]) -> T:
-        answer: Any = None
-        with contextlib.closing(plan):
-            while True:
-                try:
-                    step = plan.send(answer)
-                except StopIteration as done:
-                    value: T = done.value
-                    return value
-                answer = None
-                if isinstance(step, Call):
-                    answer = await self.store.run(step)
-                elif callable(step):
-                    answer = await self.store.ask(step)
-                elif isinstance(step, float):
-                    await asyncio.sleep(step)
-                elif step:
-                    await asyncio.to_thread(send_wakes, self.app, step)
+    async def _wait_or_wake(self, step: float | Sequence[Wake]) -> None:
+        if isinstance(step, float):
+            await asyncio.sleep(step)
+        elif step:
+            await asyncio.to_thread(send_wakes, self.app, step)
 
     async def close(self) -> None:
         """Close its connections; it may be used again."""

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from openagents_worker.errors import SessionBusy
-from openagents_worker.models import RunState
 from openagents_worker.store import scripts
+from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.runs import ask_states
-from openagents_worker.store.scripts import Call, DeleteAnswer, Deleted, Wake
+from openagents_worker.store.runs import states_of
+from openagents_worker.store.scripts import DeleteAnswer, Deleted
 
-__all__ = ["Pause", "Step", "deletion"]
+__all__ = ["deletion"]
 
 RUNS_A_CALL = 100
-PATIENCE_S = (
-    5.0  # for Celery to be told of what has just ended, and for a session that never stops to be given runs
-)
+PATIENCE_S = 5.0  # for Celery to be told of what has just ended, and with a session that is given new runs
 PAUSE_S = 0.05
-
-Pause = float
-Step = Call[Any] | Callable[[Any], Any] | Sequence[Wake] | Pause
-"""A script, a question, wake-ups to be sent, or seconds to wait."""
 
 
 def deletion(
     keys: Keys, session_id: str, *, force: bool, clock: Callable[[], float] = time.monotonic
-) -> Generator[Step, Any, int]:
+) -> Plan[int]:
     """Deletes the session and its runs, and returns how many runs there were. Raises `SessionBusy`.
+
+    Beside scripts and questions it yields seconds to wait (a float), and wake-ups to be sent.
 
     Runs that live are cancelled with `force` and are otherwise in the way, before anything is deleted. An end
     that Celery does not know yet is waited for; with `force` not for ever.
@@ -59,7 +55,7 @@ def deletion(
                 raise _busy(session_id, answer.run_id)
 
 
-def _live_runs(keys: Keys, session_id: str) -> Generator[Step, Any, list[str]]:
+def _live_runs(keys: Keys, session_id: str) -> Plan[list[str]]:
     """The last of the queue first, the holder last: cancelled in this order, no end starts another run."""
 
     def lists(client: Any) -> Any:
@@ -70,16 +66,10 @@ def _live_runs(keys: Keys, session_id: str) -> Generator[Step, Any, list[str]]:
         return pipeline.execute()
 
     known, waiting, holder = yield lists
-    placed = [*reversed(waiting), *([holder] if holder else [])]
-    ids = [*(run_id for run_id in known if run_id not in set(placed)), *placed]
-    live = []
-    for at in range(0, len(ids), RUNS_A_CALL):
-        part = ids[at : at + RUNS_A_CALL]
-        states = yield ask_states(keys, part)
-        live += [
-            id_ for id_, state in zip(part, states, strict=True) if state and not RunState(state).is_terminal
-        ]
-    return live
+    placed = dict.fromkeys([*reversed(waiting), *([holder] if holder else [])])
+    ids = [*(run_id for run_id in known if run_id not in placed), *placed]
+    states = yield from states_of(keys, ids)
+    return [id_ for id_, state in states.items() if state is not None and not state.is_terminal]
 
 
 def _busy(session_id: str, run_id: str) -> SessionBusy:

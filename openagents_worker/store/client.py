@@ -8,8 +8,8 @@ import inspect
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -29,9 +29,12 @@ from openagents_worker.store.lanes import Lanes
 from openagents_worker.store.master import SENTINEL_TIMEOUT_S, AsyncMaster, AsyncToMaster, Master, ToMaster
 from openagents_worker.store.scripts import Call, Script
 
-__all__ = ["AnswerLost", "AsyncStore", "Cell", "Reader", "Store", "refuses_now"]
+__all__ = ["AnswerLost", "AsyncStore", "Cell", "Plan", "Reader", "Store", "refuses_now"]
 
 T = TypeVar("T")
+Plan = Generator[Any, Any, T]
+"""What is to be asked, and in which order, for a sync and an async store alike: it yields scripts (`Call`)
+and questions as for `ask`, is sent their answers, and returns what came of them."""
 
 CONNECT_TIMEOUT_S = 1.5  # a closed or silent port is known in less than five seconds, two addresses included
 ANSWER_TIMEOUT_S = 2.0
@@ -296,6 +299,24 @@ class Store:
         with _translating(self.cell):
             return question(self.redis)
 
+    def carry_out(self, plan: Plan[T], other: Callable[[Any], object] | None = None) -> T:
+        """Do what the plan says; a step that is neither a script nor a question is for `other`."""
+        answer: Any = None
+        with closing(plan):
+            while True:
+                try:
+                    step = plan.send(answer)
+                except StopIteration as done:
+                    value: T = done.value
+                    return value
+                if isinstance(step, Call):
+                    answer = self.run(step)
+                elif callable(step):
+                    answer = self.ask(step)
+                else:
+                    assert other is not None, step
+                    answer = other(step)
+
     def close(self) -> None:
         self.redis.close()
         self.redis.connection_pool.disconnect()
@@ -402,6 +423,24 @@ class AsyncStore:
         """Any read: `await store.ask(lambda r: r.hgetall(key))`, errors translated."""
         with _translating(self.cell):
             return await question(self.redis)
+
+    async def carry_out(self, plan: Plan[T], other: Callable[[Any], Awaitable[object]] | None = None) -> T:
+        """Do what the plan says; a step that is neither a script nor a question is for `other`."""
+        answer: Any = None
+        with closing(plan):
+            while True:
+                try:
+                    step = plan.send(answer)
+                except StopIteration as done:
+                    value: T = done.value
+                    return value
+                if isinstance(step, Call):
+                    answer = await self.run(step)
+                elif callable(step):
+                    answer = await self.ask(step)
+                else:
+                    assert other is not None, step
+                    answer = await other(step)
 
     async def close(self) -> None:
         await self._lanes.close()

@@ -1,26 +1,25 @@
 """Lists of runs and sessions. The only place that reads the indexes, and sees to it that they end.
 
-What is to be asked is decided once, by a plan: a generator that yields questions and is sent their answers.
-The sync and the async client only differ in how they ask.
+What is to be asked is decided once, by plans that sync and async stores carry out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, TypedDict, TypeVar
 
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunRecord, RunState
+from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.runs import RECORD_FIELDS, record_of
-from openagents_worker.store.scripts import Call, Pruned, prune
+from openagents_worker.store.scripts import Pruned, prune
 
 __all__ = [
     "MAX_LIMIT",
     "Page",
-    "Plan",
     "RunFilter",
     "RunFilters",
     "SessionSummary",
@@ -31,8 +30,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Question = Callable[[Any], Any]
-Plan = Generator[Question, Any, T]
 
 ALL = "all"
 SESSIONS = "sessions"
@@ -125,12 +122,15 @@ def _ms(at: datetime | None) -> int | None:
 def list_runs(keys: Keys, wanted: RunFilter, *, limit: int, cursor: str | None) -> Plan[Page[RunRecord]]:
     """A page of runs. Raises `RequestInvalid` for a limit or cursor that is none."""
     names = wanted.indexes
-    sizes = yield _sizes(keys, names)
+    sizes = yield from _each(names, lambda r, name: r.zcard(keys("index", name)))
     shortest, *others = [name for _, name in sorted(zip(sizes, names, strict=True))]
 
     def read(ids: Sequence[str]) -> Plan[list[RunRecord | None]]:
-        replies = yield _records(keys, ids, others)
-        rows = [replies[at : at + 1 + len(others)] for at in range(0, len(replies), 1 + len(others))]
+        rows = yield from _each(
+            ids,
+            lambda r, id_: r.hmget(keys("run", id_), RECORD_FIELDS),
+            *(lambda r, id_, name=name: r.zscore(keys("index", name), id_) for name in others),
+        )
         return [
             _wanted(record_of(id_, values), wanted) if None not in scores else None
             for id_, (values, *scores) in zip(ids, rows, strict=True)
@@ -144,8 +144,15 @@ def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[Se
     key = keys("index", SESSIONS)
 
     def read(ids: Sequence[str]) -> Plan[list[SessionSummary | None]]:
-        replies = yield _summaries(keys, key, ids)
-        rows = [replies[at : at + 6] for at in range(0, len(replies), 6)]
+        rows = yield from _each(
+            ids,
+            lambda r, id_: r.exists(keys("session", id_)),
+            lambda r, id_: r.zscore(key, id_),
+            lambda r, id_: r.hget(keys("session", id_), "holder"),
+            lambda r, id_: r.zcard(keys("session_queue", id_)),
+            lambda r, id_: r.llen(keys("transcript", id_)),
+            lambda r, id_: r.llen(keys("artifacts", id_)),
+        )
         return [_summary(id_, row) for id_, row in zip(ids, rows, strict=True)]
 
     return (yield from _page(key, read, None, None, limit, cursor))
@@ -158,14 +165,14 @@ def _wanted(record: RunRecord | None, wanted: RunFilter) -> RunRecord | None:
     return record
 
 
-def pruning() -> Generator[Call[Pruned], Pruned, int]:
+def pruning() -> Plan[int]:
     """Takes runs and sessions that have expired out of the lists: what is due, and at most a second's work.
 
     Returns how many entries that were.
     """
     removed, name, kept = 0, "", 0
     for _ in range(PRUNE_CALLS):
-        look = yield prune(limit=PRUNED_A_CALL, name=name, kept=kept)
+        look: Pruned = yield prune(limit=PRUNED_A_CALL, name=name, kept=kept)
         removed, name, kept = removed + look.removed, look.name, look.kept
         if not look.looked:
             break
@@ -224,7 +231,7 @@ def _entries(
     return entries, full
 
 
-def _rows(key: str, most: str, least: str, offset: int) -> Question:
+def _rows(key: str, most: str, least: str, offset: int) -> Callable[[Any], Any]:
     return lambda r: r.zrevrangebyscore(key, most, least, start=offset, num=CHUNK, withscores=True)
 
 
@@ -249,43 +256,18 @@ def _place(cursor: str) -> tuple[int, str]:
 # --- questions -------------------------------------------------------------------------------------------
 
 
-def _sizes(keys: Keys, names: Sequence[str]) -> Question:
-    def question(client: Any) -> Any:
-        pipeline = client.pipeline(transaction=False)
-        for name in names:
-            pipeline.zcard(keys("index", name))
-        return pipeline.execute()
-
-    return question
-
-
-def _records(keys: Keys, ids: Sequence[str], others: Sequence[str]) -> Question:
-    """A record, then its scores in the other indexes, for each id."""
+def _each(ids: Sequence[str], *commands: Callable[[Any, str], object]) -> Plan[list[list[Any]]]:
+    """Asks these commands of each id, all in one round trip; a row of answers for each id."""
 
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
         for id_ in ids:
-            pipeline.hmget(keys("run", id_), RECORD_FIELDS)
-            for name in others:
-                pipeline.zscore(keys("index", name), id_)
+            for command in commands:
+                command(pipeline, id_)
         return pipeline.execute()
 
-    return question
-
-
-def _summaries(keys: Keys, index: str, ids: Sequence[str]) -> Question:
-    def question(client: Any) -> Any:
-        pipeline = client.pipeline(transaction=False)
-        for id_ in ids:
-            pipeline.exists(keys("session", id_))
-            pipeline.zscore(index, id_)
-            pipeline.hget(keys("session", id_), "holder")
-            pipeline.zcard(keys("session_queue", id_))
-            pipeline.llen(keys("transcript", id_))
-            pipeline.llen(keys("artifacts", id_))
-        return pipeline.execute()
-
-    return question
+    answers = yield question
+    return [answers[at : at + len(commands)] for at in range(0, len(answers), len(commands))]
 
 
 def _summary(session_id: str, row: Sequence[Any]) -> SessionSummary | None:

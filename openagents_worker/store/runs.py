@@ -12,7 +12,7 @@ from typing import Any
 
 from openagents_worker.errors import RunNotFound, SessionNotFound
 from openagents_worker.models import RunArtifact, RunRecord, RunRequest, RunResult, RunState, RunUsage
-from openagents_worker.store.client import AsyncStore, Reader, Store
+from openagents_worker.store.client import AsyncStore, Plan, Reader, Store
 from openagents_worker.store.formats import is_read, reading
 from openagents_worker.store.keys import Keys
 
@@ -23,12 +23,12 @@ __all__ = [
     "aread_record",
     "aread_session",
     "aread_states",
-    "ask_states",
     "read_record",
     "read_session",
     "read_states",
     "record_of",
     "run_not_found",
+    "states_of",
 ]
 
 SESSION_KEYS = ("session", "session_queue", "transcript", "artifacts", "session_state")
@@ -141,29 +141,27 @@ def _found(run_id: str, record: RunRecord | None) -> RunRecord:
     return record
 
 
-def read_states(store: Store, run_ids: Sequence[str]) -> dict[str, RunState | None]:
+def states_of(keys: Keys, run_ids: Sequence[str]) -> Plan[dict[str, RunState | None]]:
     """The states of many runs in few round trips; None for a run that is not known."""
     states: dict[str, RunState | None] = {}
-    for ids in _parts(run_ids):
-        states |= _states_of(ids, store.ask(ask_states(store.keys, ids)))
+    for at in range(0, len(run_ids), STATES_A_PIPELINE):
+        ids = run_ids[at : at + STATES_A_PIPELINE]
+        values = yield _states(keys, ids)
+        states |= {id_: RunState(value) if value else None for id_, value in zip(ids, values, strict=True)}
     return states
+
+
+def read_states(store: Store, run_ids: Sequence[str]) -> dict[str, RunState | None]:
+    """As `states_of`."""
+    return store.carry_out(states_of(store.keys, run_ids))
 
 
 async def aread_states(store: AsyncStore, run_ids: Sequence[str]) -> dict[str, RunState | None]:
-    """The states of many runs in few round trips; None for a run that is not known."""
-    states: dict[str, RunState | None] = {}
-    for ids in _parts(run_ids):
-        states |= _states_of(ids, await store.ask(ask_states(store.keys, ids)))
-    return states
+    """As `states_of`."""
+    return await store.carry_out(states_of(store.keys, run_ids))
 
 
-def _parts(run_ids: Sequence[str]) -> list[Sequence[str]]:
-    return [run_ids[at : at + STATES_A_PIPELINE] for at in range(0, len(run_ids), STATES_A_PIPELINE)]
-
-
-def ask_states(keys: Keys, run_ids: Sequence[str]) -> Callable[[Any], Any]:
-    """The question for the states of these runs as they are stored, None for one that is not known."""
-
+def _states(keys: Keys, run_ids: Sequence[str]) -> Callable[[Any], Any]:
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
         for run_id in run_ids:
@@ -171,10 +169,6 @@ def ask_states(keys: Keys, run_ids: Sequence[str]) -> Callable[[Any], Any]:
         return pipeline.execute()
 
     return question
-
-
-def _states_of(run_ids: Sequence[str], values: Sequence[str | None]) -> dict[str, RunState | None]:
-    return {i: RunState(value) if value else None for i, value in zip(run_ids, values, strict=True)}
 
 
 # --- sessions --------------------------------------------------------------------------------------------

@@ -340,12 +340,11 @@ class DeleteAnswer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """`run_id` is the one in the way, `runs` and `keys` (of the session itself) how many are gone."""
+    """`run_id` is the one in the way, `runs` how many are gone."""
 
     answer: DeleteAnswer
     run_id: str = ""
     runs: int = 0
-    keys: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -629,7 +628,7 @@ def delete_session(reply: Reply, *, session_id: str, limit: int, even_untold: bo
     answer = DeleteAnswer(reply[0])
     if answer in (DeleteAnswer.BUSY, DeleteAnswer.UNTOLD):
         return Deleted(answer, run_id=reply[1])
-    return Deleted(answer, runs=int(reply[1]), keys=int(reply[2]) if len(reply) > 2 else 0)
+    return Deleted(answer, runs=int(reply[1]))
 
 
 @_door

@@ -91,6 +91,13 @@ class LoopThread:
         finally:
             self._waiting.discard(future)
 
+    def soon(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function on the loop's thread: now, where that is the caller's, else in its next turn."""
+        if threading.get_ident() == self._thread.ident:
+            function(*args)
+        else:
+            self.loop.call_soon_threadsafe(function, *args)
+
     def stop(self) -> None:
         """Cancel whatever still runs, so that nobody waits for ever, and end the thread."""
         if not self._thread.is_alive():

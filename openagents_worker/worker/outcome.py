@@ -5,17 +5,18 @@ The truth is the run record; this is what people see beside it. Nothing here hol
 
 from __future__ import annotations
 
-from typing import Never
+from collections.abc import Mapping
+from typing import Any, Never
 
 from celery import Task
 from celery.exceptions import Ignore, Retry
 
 from openagents_worker.errors import RunFailed
-from openagents_worker.models import StopReason
+from openagents_worker.models import RunState, StopReason
 from openagents_worker.runtime.attempt import Carried, Outlook
 from openagents_worker.store.scripts import ClaimAnswer
 
-__all__ = ["tell_celery"]
+__all__ = ["END_EVENTS", "tell_celery"]
 
 GOES_ON = {
     ClaimAnswer.WAITING.lower(): "waiting for session",
@@ -25,6 +26,14 @@ GOES_ON = {
     "handover": "handover",
 }
 """What a message that found nothing to do yet says of the run; of all others the run itself says more."""
+
+
+END_EVENTS: Mapping[RunState, tuple[str, Mapping[str, Any]]] = {
+    RunState.COMPLETED: ("task-succeeded", {}),
+    RunState.FAILED: ("task-failed", {}),
+    RunState.CANCELLED: ("task-revoked", {"terminated": True, "signum": None, "expired": False}),
+}
+"""Celery's event for each way in which a run can end, and the fields that do not come from the run."""
 
 
 def tell_celery(task: Task, run_id: str, carried: Carried) -> dict[str, str]:
@@ -54,7 +63,8 @@ def _ended(task: Task, run_id: str, carried: Carried) -> dict[str, str]:
 
 def _revoked(task: Task, run_id: str) -> Never:
     # The tracer has no outcome that is REVOKED, so the event that shows it is sent from here.
-    task.send_event("task-revoked", terminated=True, signum=None, expired=False)
+    event, fields = END_EVENTS[RunState.CANCELLED]
+    task.send_event(event, **fields)
     if not (task.ignore_result or task.request.is_eager):
         task.backend.mark_as_revoked(run_id, "cancelled", request=task.request, store_result=True)
     raise Ignore("cancelled")

@@ -140,17 +140,13 @@ class WorkerProcess:
 
     def note_told(self, run_id: str, life: int, *, wait: bool) -> None:
         """Celery was told of the end of this life of the run; with `wait`, returns when that is written."""
-        if threading.get_ident() == self._bridge.thread_id:
-            self._tellings.add(run_id, life)
-        else:
-            self._bridge.loop.call_soon_threadsafe(self._tellings.add, run_id, life)
+        self._bridge.soon(self._tellings.add, run_id, life)
         if wait:
             self._bridge.run(self._tellings.aclose())
 
     def put_aside(self, task: Task, run_id: str) -> None:
         """Celery is about to be told that the run is retried: see to it that its row shows how it ends."""
-        app, hostname = task.app, task.request.hostname
-        self._bridge.loop.call_soon_threadsafe(self._rows.put_aside, app, hostname, run_id)
+        self._bridge.soon(self._rows.put_aside, task.app, task.request.hostname, run_id)
 
     async def send_wakes(self, wakes: Sequence[Wake]) -> None:
         """Publish wake-ups. Without a broker it is one warning: the rescue sends them again later."""

@@ -116,13 +116,7 @@ class Rescue:
 
     async def prune(self) -> int:
         """Take out of the lists what has expired; returns how many entries that were."""
-        plan, look = pruning(), None
-        while True:
-            try:
-                call = plan.send(look)  # type: ignore[arg-type]  # None begins it
-            except StopIteration as done:
-                return int(done.value)
-            look = await self._store.run(call)
+        return await self._store.carry_out(pruning())
 
     # --- one pass ---
 

@@ -12,23 +12,18 @@ from typing import Any
 from celery import Celery
 
 from openagents_worker.errors import RedisUnreachable
-from openagents_worker.models import RunState
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.runs import aread_states
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.ending import end_task
 from openagents_worker.worker.events import BATCH_S
+from openagents_worker.worker.outcome import END_EVENTS
 
 __all__ = ["Rows"]
 
 log = get_logger(__name__)
 
 LOOK_AFTER_S = 3 * BATCH_S  # by then the retry was published
-ENDS = {
-    RunState.COMPLETED: ("task-succeeded", {}),
-    RunState.FAILED: ("task-failed", {}),
-    RunState.CANCELLED: ("task-revoked", {"terminated": True, "signum": None, "expired": False}),
-}
 
 
 class Rows:
@@ -53,8 +48,8 @@ class Rows:
         await asyncio.sleep(LOOK_AFTER_S)
         try:
             state = (await aread_states(self._store, [run_id]))[run_id]
-            if state in ENDS:
-                name, fields = ENDS[state]
+            if state is not None and state in END_EVENTS:
+                name, fields = END_EVENTS[state]
                 await asyncio.to_thread(_send, app, hostname, name, {"uuid": run_id, **fields})
         except RedisUnreachable as error:
             log.warning("row.not_mended", run_id=run_id, error=error.message)

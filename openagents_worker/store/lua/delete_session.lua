@@ -1,5 +1,5 @@
 -- Deletes a session's runs, oldest first, `limit` a call, and with the last of them the session. Nothing live is ever deleted.
--- Returns BUSY, run | UNTOLD, run (its end is still to be told to Celery; `even_untold` does not wait for that) | MORE, runs | DELETED, runs, keys
+-- Returns BUSY, run | UNTOLD, run (its end is still to be told to Celery; `even_untold` does not wait for that) | MORE, runs | DELETED, runs
 --#include session
 local held = holder(session_id)
 if held then return {'BUSY', held} end
@@ -23,4 +23,5 @@ end
 if #ids == limit then return {'MORE', digits(#ids)} end
 redis.call('ZREM', k.index(SESSIONS), session_id)
 redis.call('ZREM', k.indexes(), 'session=' .. session_id)
-return {'DELETED', digits(#ids), digits(redis.call('UNLINK', unpack(session_keys(session_id))))}
+redis.call('UNLINK', unpack(session_keys(session_id)))
+return {'DELETED', digits(#ids)}
