@@ -18,13 +18,13 @@ from tests.waiting import wait_for
 
 WHAT_FOR = {
     "claim": "decides whether there is work; brings request, journal, session's length and state",
-    "commit": "checkpoint 0 and every call: what is stored is never executed again",
+    "commit": "every call, the first one with checkpoint 0: what is stored is never executed again",
     "emit": "what watchers see of a call while it takes longer than 20 ms",
     "finish": "result, transcript, artifacts, state, the next run: all or nothing",
     "told": "Celery knows of the end, its callbacks are sent: not to be told again",
 }
 STEPS = (0, 1, 10)
-MOST_BESIDE = 3  # beyond claim, one a step and finish: checkpoint 0, told, and an emit
+MOST_BESIDE = 2  # beyond claim, one a step, finish and emits: told; and checkpoint 0 where a call takes long
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     table("What a worker asks Redis for one run whose model asks for so many tools, one a turn", rows)
     floor = [2 + 2 * steps + 1 for steps in STEPS]  # claim, finish, and each call of model and tool
     beside = [count.total() - count["emit"] - least for count, least in zip(counts, floor, strict=True)]
-    return 0 if max(beside) <= MOST_BESIDE - 1 else 1
+    return 0 if max(beside) <= MOST_BESIDE else 1
 
 
 def _count(world: World, proxy: Proxy, steps: int) -> Counter[str]:

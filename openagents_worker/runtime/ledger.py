@@ -64,6 +64,7 @@ class Ledger:
         self._lane = asyncio.Lock()
         self._pending: list[str] = []
         self._batch_no = 0
+        self._start: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
         self._deltas: dict[str, _Delta] = {}
@@ -119,7 +120,10 @@ class Ledger:
     async def flush(self) -> None:
         """Store the events that wait and publish the pieces of replies that wait."""
         async with self._lane:
-            if batch := self._take():
+            batch = self._take()
+            if self._start is not None:
+                await self._commit(0, [], RunUsage(), batch)
+            elif batch:
                 await self._write(
                     scripts.emit(run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch)
                 )
@@ -153,26 +157,36 @@ class Ledger:
 
     # --- fenced writes -----------------------------------------------------------------------------------
 
+    def begin(self, record: str, saved: Mapping[str, Any]) -> None:
+        """Record number 0, to be stored with whatever is written next. `saved` is its checkpoint's event."""
+        self._start = record
+        self.note("run.checkpoint_saved", saved)
+
     async def commit(
         self, position: int, record: str, usage: RunUsage, events: Sequence[tuple[str, Mapping[str, Any]]]
     ) -> None:
         """Store record number `position`. Must be called with the lane free; commits queue up behind it."""
         async with self._lane:
-            batch = self._take(events)
-            await self._write(
-                scripts.commit(
-                    run_id=self.run_id,
-                    fence=self.fence,
-                    position=position,
-                    record=record,
-                    usage=usage.model_dump_json(),
-                    batch_no=self._batch_no,
-                    events=batch,
-                )
+            await self._commit(position, [record], usage, self._take(events))
+
+    async def _commit(self, position: int, records: list[str], usage: RunUsage, batch: list[str]) -> None:
+        if self._start is not None:
+            position, records, self._start = 0, [self._start, *records], None
+        await self._write(
+            scripts.commit(
+                run_id=self.run_id,
+                fence=self.fence,
+                position=position,
+                records=records,
+                usage=usage.model_dump_json(),
+                batch_no=self._batch_no,
+                events=batch,
             )
+        )
 
     async def suspend(self, *, kind: str, delay_ms: int, call: str, error_code: str) -> Handed:
         """Put the run aside; raises `RunLatched` when it is no longer ours or is to be cancelled."""
+        await self._store_start()
         async with self._lane:
             batch = self._take()
             return await self._hand(
@@ -190,6 +204,7 @@ class Ledger:
 
     async def finish(self, **ending: Any) -> Handed:
         """End the run; the keywords are those of the script, without what the ledger itself knows."""
+        await self._store_start()
         async with self._lane:
             batch = self._take()
             return await self._hand(
@@ -197,6 +212,10 @@ class Ledger:
                     run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch, **ending
                 )
             )
+
+    async def _store_start(self) -> None:
+        if self._start is not None:
+            await self.flush()
 
     async def close(self) -> None:
         """No write after this one; what still waits is dropped (an ending has taken its events along)."""

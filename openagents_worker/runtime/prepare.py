@@ -215,7 +215,8 @@ class Preparation:
                 self._start.definition_hash,
                 context.memory_view if external else None,
             )
-            await self._recorder.prepare(start.to_record(changes if external else {}))
+            record = start.to_record(changes if external else {})
+            await self._recorder.prepare(record, at_once=external or _compacts(self._parts.assembler))
         elif self._recorded is None:
             await self._ledger.flush()
 

@@ -238,9 +238,16 @@ class Recorder:
         too_large = StepTooLarge(problem, hint=hint, run_id=self.run_id)
         return Record(key, kind, name, digest, {"error": too_large.to_dict()}, usage, life=self._life)
 
-    async def prepare(self, record: Record) -> None:
-        """Record the prepared start: checkpoint 0. What was noted so far is stored with it."""
-        await self._commit(record, [])
+    async def prepare(self, record: Record, *, at_once: bool) -> None:
+        """Record the prepared start: checkpoint 0. What was noted so far is stored with it.
+
+        `at_once`: another attempt might prepare it otherwise, so nothing may come of it before it is stored.
+        Else it travels with what is written next.
+        """
+        if at_once:
+            await self._commit(record, [])
+        else:
+            self._ledger.begin(record.to_json(), self._saved(record))
 
     async def _commit(self, record: Record, events: list[Event]) -> None:
         """Store a record, whatever becomes of the task that made the call."""
@@ -275,16 +282,19 @@ class Recorder:
             for event in events:
                 self._ledger.note(*event)
             return
-        position, self.position, self.usage = self.position, self.position + 1, usage
-        saved = {
+        position, self.usage = self.position, usage
+        saved = ("run.checkpoint_saved", self._saved(record))
+        await self._ledger.commit(position, record.to_json(), usage, [*events, saved])
+
+    def _saved(self, record: Record) -> dict[str, Any]:
+        """The event of the checkpoint that this record makes, which is the next one."""
+        position, self.position = self.position, self.position + 1
+        return {
             "checkpoint_id": f"{self.run_id}:step:{position}",
             "step_index": position,
             "transcript_length": self._transcript_length,
             "call_id": record.call,
         }
-        await self._ledger.commit(
-            position, record.to_json(), usage, [*events, ("run.checkpoint_saved", saved)]
-        )
 
     # --- replay ------------------------------------------------------------------------------------------
 

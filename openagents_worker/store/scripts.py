@@ -493,13 +493,13 @@ def commit(
     run_id: str,
     fence: str,
     position: int,
-    record: str,
+    records: list[str],
     usage: str,
     batch_no: int,
     events: list[str],
     format: int = WRITTEN,
 ) -> WriteAnswer:
-    """Store a call's outcome as record `position`, 0 for prepare. `usage` is the run's total so far."""
+    """Store outcomes as records from `position` on, 0 for prepare. `usage` is the run's total so far."""
     return WriteAnswer(reply)
 
 

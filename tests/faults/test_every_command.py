@@ -103,7 +103,10 @@ def test_a_run_outlives_a_break_at_any_command(make_world: MakeWorld) -> None:
     """Wherever the line to Redis breaks, the run ends as it would have, and nothing is doubled."""
     with _breaks(make_world, workers=2) as breaks:
         commands = breaks.commands()
-        assert commands.count("commit") == 2 * STEPS + 2, "one commit a call, and one for the prepared start"
+        calls = 2 * STEPS + 1
+        assert commands.count("commit") in (calls, calls + 1), (
+            "the start travels with the first call or before"
+        )
 
         for fault, at in (("killed after", "claim"), ("killed before", "finish"), ("killed after", "finish")):
             assert breaks.run(fault, at)

@@ -89,7 +89,7 @@ class Hand:
                 run_id=run_id,
                 fence=self._fences[run_id],
                 position=position,
-                record=json.dumps({"call": str(position)}),
+                records=[json.dumps({"call": str(position)})],
                 usage="{}",
                 batch_no=next(self._batch),
                 events=[],

@@ -52,6 +52,7 @@ class Write:
     kind: str
     call: Call[Any]
     on: Callable[[Truth], Any]
+    records: int = 0
 
 
 @dataclass
@@ -337,7 +338,7 @@ class Protocol(RuleBasedStateMachine):
             return True
         done = answer in (WriteAnswer.OK, WriteAnswer.SAME, WriteAnswer.CANCEL)
         if write.kind == "commit" and done:
-            attempt.length += 1
+            attempt.length += write.records
             attempt.usage += 1
         return done and (write.kind in ("commit", "emit") or answer is WriteAnswer.CANCEL)
 
@@ -375,10 +376,12 @@ class Protocol(RuleBasedStateMachine):
             return Write(kind, call, lambda truth: truth.emit(run_id, fence, batch_no, number))
         if kind == "commit":
             record = json.dumps({"by": fence, "number": number, "usage": 1})
+            start = json.dumps({"by": fence, "number": number, "usage": 0})
+            records = [record] if position else [start, record]
             call = scripts.commit(
                 **ids,
                 position=position,
-                record=record,
+                records=records,
                 usage=json.dumps({"llm_calls": total}),
                 batch_no=batch_no,
                 events=events,
@@ -388,8 +391,9 @@ class Protocol(RuleBasedStateMachine):
                 kind,
                 call,
                 lambda truth: truth.commit(
-                    run_id, fence, position, record, total, batch_no, number, attempt.format
+                    run_id, fence, position, records, total, batch_no, number, attempt.format
                 ),
+                len(records),
             )
         if kind == "finish":
             messages = [f"question {number}", f"answer {number}"]

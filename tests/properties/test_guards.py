@@ -98,8 +98,8 @@ GUARDS = (
     Guard(
         "a commit tells which format it takes to read it",
         (
-            "redis.call('RPUSH', key, record)\nif format > run.format",
-            "redis.call('RPUSH', key, record)\nif false",
+            "redis.call('RPUSH', key, unpack(records))\nif format > run.format",
+            "redis.call('RPUSH', key, unpack(records))\nif false",
         ),
         story="a_run_of_the_new_format_comes_to_old_workers",
     ),
@@ -155,7 +155,7 @@ GUARDS = (
     ),
     Guard(
         "another record at a place is refused",
-        ("  return 'MISPLACED'\nend\nif length", "  return answer\nend\nif length"),
+        ("~= record then return 'MISPLACED' end", "~= record then return answer end"),
         story="two_programs_share_a_fence",
     ),
     Guard(

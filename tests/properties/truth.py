@@ -214,7 +214,7 @@ class Truth:
         run_id: str,
         fence: str,
         position: int,
-        record: str,
+        records: list[str],
         usage: int,
         batch_no: int,
         number: int,
@@ -223,10 +223,11 @@ class Truth:
         run = self.writer(run_id, fence)
         if not run:
             return "FENCED"
-        if run.journal[position : position + 1] not in ([], [record]) or position > len(run.journal):
+        there = run.journal[position : position + len(records)]
+        if there not in ([], records) or position > len(run.journal):
             return "MISPLACED"
-        if position == len(run.journal):
-            run.journal.append(record)
+        if not there:
+            run.journal += records
             run.told.append(number)
             run.usage, run.emit_no, run.stuck, run.retries = usage, batch_no, 0, 0
             run.format = max(run.format, format_)

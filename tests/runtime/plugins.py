@@ -131,6 +131,13 @@ class Steps(_Pattern):
         return self.context.state["counter"]
 
 
+class Silent(_Pattern):
+    """Asks nobody for anything."""
+
+    async def execute(self) -> Any:
+        return "done"
+
+
 class Chancy(_Pattern):
     """Asks for another call every time: its source of chance is not recorded."""
 

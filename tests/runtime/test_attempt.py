@@ -19,6 +19,8 @@ from tests.runtime.harness import Process, agent, calls, crash, process, scripte
 from tests.runtime.test_replay import carried_until, due, open_gates, patterned, tool
 from tests.waiting import await_for
 
+SILENT = {"pattern": {"impl": "tests.runtime.plugins.Silent"}}
+
 
 async def error_code(process: Process, run_id: str = "r1") -> str:
     record = await process.record(run_id)
@@ -73,6 +75,37 @@ async def test_a_retryable_error_puts_the_run_aside_until_it_is_due(redis_url: s
         names = await p.event_names()
         for name in ("run.retry_scheduled", "run.resume_attempted", "run.resume_succeeded"):
             assert names.count(name) == 1
+
+
+async def test_the_start_is_a_checkpoint_before_the_first_call_has_ended(redis_url: str) -> None:
+    """It is stored while the call takes its time; and at the end of a run that makes none."""
+    plugins.FAILURES["0"] = [plugins.rate_limited()]
+    async with process(redis_url, patterned("Steps", tool("Charge"), n=1), agent("silent", **SILENT)) as p:
+        await p.submit()
+        carrying = await carried_until(p, lambda: len(plugins.LOG) == 1, "the first call begins")
+        while len(await p.journal()) < 1:
+            await asyncio.sleep(0.005)
+        open_gates("charge-0")
+        assert (await carrying).kind is Outlook.SUSPENDED
+        await due(p)
+        await p.carry()
+
+        await p.run("r2", agent_id="silent", session_id="s2")
+        for run_id, calls_made in (("r1", ["prepare", "1"]), ("r2", ["prepare"])):
+            assert [record["call"] for record in await p.journal(run_id)] == calls_made
+        attempted = [event for event in await p.events() if event["name"] == "run.resume_attempted"]
+        assert [event["payload"]["checkpoint_id"] for event in attempted] == ["r1:step:0"]
+
+
+async def test_a_run_that_is_put_aside_at_once_has_a_checkpoint(redis_url: str) -> None:
+    """Its first call fails before anything else was written."""
+    plugins.FAILURES["a"] = [plugins.rate_limited()]
+    async with process(redis_url, patterned("PlanB", tool("Charge"))) as p:
+        await p.submit()
+        assert (await p.carry()).kind is Outlook.SUSPENDED
+
+        assert [record["call"] for record in await p.journal()] == ["prepare"]
+        assert (await p.event_names()).count("run.checkpoint_saved") == 1
 
 
 async def test_the_last_error_is_told_when_retries_are_used_up(redis_url: str) -> None:

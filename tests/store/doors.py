@@ -45,7 +45,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "commit": {
         "run_id": "r1",
         "position": 0,
-        "record": '{"call":"0.1"}',
+        "records": ['{"call":"0.1"}'],
         "usage": '{"llm_calls":1}',
         "batch_no": 1,
         "events": ["run.checkpoint_saved", "{}"],

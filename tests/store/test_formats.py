@@ -50,8 +50,8 @@ def test_a_run_needs_the_format_of_whatever_was_written_into_it(bench: Bench) ->
     fence = bench.do("claim", **TOMORROW).fence
     assert bench.field("format") == str(formats.WRITTEN)
 
-    bench.do("commit", fence=fence, position=0, record="{}", format=2)
-    bench.do("commit", fence=fence, position=1, record="{}", batch_no=2, format=1)
+    bench.do("commit", fence=fence, position=0, records=["{}"], format=2)
+    bench.do("commit", fence=fence, position=1, records=["{}"], batch_no=2, format=1)
 
     assert bench.field("format") == "2"
 

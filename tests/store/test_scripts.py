@@ -486,23 +486,37 @@ def test_a_commit_stores_a_record_its_usage_and_its_events(bench: Bench) -> None
     fence = bench.claimed()
 
     for _ in range(2):
-        assert bench.do("commit", fence=fence, record="one") is WriteAnswer.OK
+        assert bench.do("commit", fence=fence, records=["one"]) is WriteAnswer.OK
     for _ in range(2):
-        assert bench.do("commit", fence=fence, position=1, record="two", usage="{}") is WriteAnswer.OK
-    assert bench.do("commit", fence=fence, record="one") is WriteAnswer.OK
+        assert bench.do("commit", fence=fence, position=1, records=["two"], usage="{}") is WriteAnswer.OK
+    assert bench.do("commit", fence=fence, records=["one"]) is WriteAnswer.OK
 
     assert bench.redis.lrange(bench.store.keys("journal", "r1"), 0, -1) == ["one", "two"]
     assert (bench.field("steps"), bench.field("usage")) == ("1", "{}")
     assert bench.events().count("run.checkpoint_saved") == 2
 
 
+def test_a_start_is_stored_with_the_first_call(bench: Bench) -> None:
+    """Records that are stored together are stored once, and one that differs is another record."""
+    fence = bench.claimed()
+    both = ["start", "call"]
+
+    for _ in range(2):
+        assert bench.do("commit", fence=fence, records=both) is WriteAnswer.OK
+    for other in (["start", "other"], ["other", "call"], [*both, "more"]):
+        assert bench.do("commit", fence=fence, records=other) is WriteAnswer.MISPLACED
+
+    assert bench.redis.lrange(bench.store.keys("journal", "r1"), 0, -1) == both
+    assert bench.field("steps") == "1"
+
+
 @pytest.mark.parametrize("position", [0, 2])
 def test_a_record_has_one_place(bench: Bench, position: int) -> None:
     """MISPLACED: another record stands there, or there is a gap before it."""
     fence = bench.claimed()
-    bench.do("commit", fence=fence, record="one")
+    bench.do("commit", fence=fence, records=["one"])
 
-    assert bench.do("commit", fence=fence, record="other", position=position) is WriteAnswer.MISPLACED
+    assert bench.do("commit", fence=fence, records=["other"], position=position) is WriteAnswer.MISPLACED
     assert bench.redis.lrange(bench.store.keys("journal", "r1"), 0, -1) == ["one"]
 
 

@@ -1,4 +1,4 @@
--- Stores the outcome of a recorded call: this is the checkpoint. position = records before it; the same record again is OK.
+-- Stores outcomes of recorded calls: this is the checkpoint. position = records before them; the same records again are OK.
 -- Returns OK | CANCEL (stored, and stop) | FENCED | MISPLACED (another record stands there: two programs share one fence)
 --#include run
 local run = live(run_id, fence)
@@ -7,13 +7,15 @@ local key = k.journal(run_id)
 local length = redis.call('LLEN', key)
 local answer = run.cancel == '1' and 'CANCEL' or 'OK'
 if length > position then
-  if redis.call('LINDEX', key, position) == record then return answer end
-  return 'MISPLACED'
+  for i, record in ipairs(records) do
+    if redis.call('LINDEX', key, position + i - 1) ~= record then return 'MISPLACED' end
+  end
+  return answer
 end
 if length < position then return 'MISPLACED' end
-redis.call('RPUSH', key, record)
+redis.call('RPUSH', key, unpack(records))
 if format > run.format then redis.call('HSET', k.run(run_id), 'format', format) end
-redis.call('HSET', k.run(run_id), 'steps', position, 'stuck', 0, 'retries', 0, 'usage', usage, 'emit_no', batch_no)
+redis.call('HSET', k.run(run_id), 'steps', position + #records - 1, 'stuck', 0, 'retries', 0, 'usage', usage, 'emit_no', batch_no)
 if run.stuck >= 2 and redis.call('GET', k.worker_suspect(run.owner)) == run_id then redis.call('DEL', k.worker_suspect(run.owner)) end
 append(run, events)
 return answer
