@@ -32,8 +32,10 @@ class Inbox:
     def __init__(self) -> None:
         self.subscribed = asyncio.Event()
         self._messages: deque[str] = deque()
-        self._news = asyncio.Event()
         self._missed = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._silent_at = 0.0  # on the loop's clock: so long the listener waits
+        self._timer: asyncio.TimerHandle | None = None
         self._lost: RedisUnreachable | None = None
 
     def put(self, text: str) -> None:
@@ -41,30 +43,51 @@ class Inbox:
             self._messages.clear()
             self._missed = True
         self._messages.append(text)
-        self._news.set()
+        self._wake()
 
     def lose(self, error: RedisUnreachable) -> None:
         """The connection is gone: nothing more will come."""
         self._lost = error
         self.subscribed.set()
-        self._news.set()
+        self._wake()
 
     async def next(self, timeout_s: float) -> str | None:
         """The next message. None: there was none for so long, or there were too many and some are missing.
 
         Raises `RedisUnreachable` once the connection is lost.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._news.wait()
-        except TimeoutError:
-            return None
+        if not self._messages and self._lost is None:
+            loop = asyncio.get_running_loop()
+            self._silent_at = loop.time() + timeout_s
+            if self._timer is None or self._timer.when() > self._silent_at:
+                self.close()
+                self._timer = loop.call_at(self._silent_at, self._look)
+            self._waiter = loop.create_future()
+            await self._waiter
         self.check()
         missed, self._missed = self._missed, False
-        text = None if missed else self._messages.popleft()
-        if not self._messages:
-            self._news.clear()
-        return text
+        return None if missed or not self._messages else self._messages.popleft()
+
+    def _look(self) -> None:
+        """The one timer of all waits: nearly all of them end long before it, so none has one of its own."""
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._silent_at:
+            self._timer = loop.call_at(self._silent_at, self._look)
+        else:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def close(self) -> None:
+        """Nobody waits here any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def check(self) -> None:
         if self._lost is not None:
@@ -83,6 +106,7 @@ async def listening(cell: Cell, channel: str) -> AsyncIterator[Inbox]:
         await _confirmed(cell, inbox)
         yield inbox
     finally:
+        inbox.close()
         await connection.remove(channel, inbox)
 
 

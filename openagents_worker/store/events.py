@@ -10,8 +10,17 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -138,16 +147,16 @@ class Watch:
             if reply and self._wants_the_past and not self.over:
                 yield self._reply_so_far(reply)
 
-    def live(self, text: str) -> Iterator[RunEvent]:
+    def live(self, text: str) -> Sequence[RunEvent]:
         """Takes a published message. A jump in its number means that one was lost: the stream has it."""
         event = RunEvent.from_json(text)
         if event.seq is None:
-            if self._known_at is None or event.timestamp >= self._known_at:
-                yield event
-        elif event.seq == self.wanted:
-            yield self._seen(event)
-        elif event.seq > self.wanted:
+            return (event,) if self._known_at is None or event.timestamp >= self._known_at else ()
+        if event.seq == self.wanted:
+            return (self._seen(event),)
+        if event.seq > self.wanted:
             self.behind = True
+        return ()
 
     def _seen(self, event: RunEvent) -> RunEvent:
         assert event.seq is not None
@@ -215,16 +224,18 @@ def watch(
     place, patience = Watch(after), _Patience()
     channel = _channel(store, run_id, _head(store, run_id))
     while not place.over:
+        place.behind = True
         try:
             with _listening(store.cell, channel) as next_message:
-                yield from _follow(store, run_id, place, patience, next_message, silence_s, deadline)
+                while not place.over:
+                    yield from _news(store, run_id, place, patience, next_message, silence_s, deadline)
         except RedisUnreachable:
             if patience.is_over(deadline):
                 raise
             time.sleep(PAUSE_S)
 
 
-def _follow(
+def _news(
     store: Store,
     run_id: str,
     place: Watch,
@@ -232,21 +243,20 @@ def _follow(
     next_message: Callable[[float], str | None],
     silence_s: float,
     deadline: float | None,
-) -> Iterator[RunEvent]:
-    while not place.over:
+) -> Iterable[RunEvent]:
+    """What there is to tell next: from the stream when the watcher is behind, else the next message."""
+    if place.behind:
         place.look(_head(store, run_id))
-        while place.behind and not place.over:
-            page, reply = store.ask(lambda r: _page(r, store.keys, run_id, place).execute())
-            yield from place.replay(page, reply)
-            patience.renew()
-        quiet_until = time.monotonic() + silence_s
-        while not (place.behind or place.over):
-            text = next_message(_wait_s(quiet_until, deadline))
-            if text is not None:
-                yield from place.live(text)
-                quiet_until = time.monotonic() + silence_s
-            elif time.monotonic() >= quiet_until:
-                break
+        if place.over:
+            return ()
+        page, reply = store.ask(lambda r: _page(r, store.keys, run_id, place).execute())
+        patience.renew()
+        return place.replay(page, reply)
+    text = next_message(_wait_s(time.monotonic() + silence_s, deadline))
+    if text is not None:
+        return place.live(text)
+    place.behind = True  # silence: the stream knows
+    return ()
 
 
 @contextmanager
@@ -280,41 +290,34 @@ async def awatch(
     place, patience = Watch(after), _Patience()
     channel = _channel(store, run_id, await _ahead(store, run_id))
     while not place.over:
+        place.behind = True
         try:
-            async with (
-                listening(store.cell, channel) as inbox,
-                aclosing(_afollow(store, run_id, place, patience, inbox, silence_s)) as events,
-            ):
-                async for event in events:
-                    yield event
+            async with listening(store.cell, channel) as inbox:
+                while not place.over:
+                    for event in await _anews(store, run_id, place, patience, inbox, silence_s):
+                        yield event
         except RedisUnreachable:
             if patience.is_over(None):
                 raise
             await asyncio.sleep(PAUSE_S)
 
 
-async def _afollow(
-    store: AsyncStore,
-    run_id: str,
-    place: Watch,
-    patience: _Patience,
-    inbox: Inbox,
-    silence_s: float,
-) -> AsyncGenerator[RunEvent]:
-    while not place.over:
+async def _anews(
+    store: AsyncStore, run_id: str, place: Watch, patience: _Patience, inbox: Inbox, silence_s: float
+) -> Iterable[RunEvent]:
+    """As `_news`, for asyncio."""
+    if place.behind:
         place.look(await _ahead(store, run_id))
-        while place.behind and not place.over:
-            for event in place.replay(
-                *await store.ask(lambda r: _page(r, store.keys, run_id, place).execute())
-            ):
-                yield event
-            patience.renew()
-        while not (place.behind or place.over):
-            text = await inbox.next(silence_s)
-            if text is None:
-                break  # silence, or more news than an inbox holds: the stream knows
-            for event in place.live(text):
-                yield event
+        if place.over:
+            return ()
+        page, reply = await store.ask(lambda r: _page(r, store.keys, run_id, place).execute())
+        patience.renew()
+        return place.replay(page, reply)
+    text = await inbox.next(silence_s)
+    if text is not None:
+        return place.live(text)
+    place.behind = True  # silence, or more news than an inbox holds: the stream knows
+    return ()
 
 
 async def _ahead(store: AsyncStore, run_id: str) -> Head | None:
