@@ -60,20 +60,26 @@ class Worker:
         self._process.wait(60)
 
     def megabytes(self) -> float:
-        """What it occupies of memory that no other process shares (PSS)."""
-        lines = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+        """What it occupies of memory now, as `megabytes` counts it."""
+        return megabytes(self._process.pid)
 
-    def cpu_s(self) -> float:
-        """Seconds of processor time so far, of all its threads that live."""
-        threads = Path(f"/proc/{self._process.pid}/task").iterdir()
-        return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+    def cpu_s(self, thread: int | None = None) -> float:
+        """Seconds of processor time so far, of that thread or of all its threads that live."""
+        threads = Path(f"/proc/{self._process.pid}/task")
+        which = threads.iterdir() if thread is None else [threads / str(thread)]
+        return sum(int((one / "schedstat").read_text().split()[0]) for one in which) / 1e9
 
     def pause(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         self._process.send_signal(signal.SIGCONT)
+
+
+def megabytes(pid: int | str = "self") -> float:
+    """What a process occupies of memory; what it shares with others counts in part (PSS)."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def wait(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import redis.asyncio as redis_async
 
-from bench._worker import tell_machine
+from bench._worker import megabytes, tell_machine
 from bench.steps import FixedLease
 from openagents_worker.models import RunRequest
 from openagents_worker.producer.submit import asubmit
@@ -88,11 +88,14 @@ async def _run(store: AsyncStore, settings: Settings) -> Claimed:
 async def _delays(store: AsyncStore, settings: Settings, url: str, rounds: int, watchers: int) -> bool:
     ours: list[list[float]] = []
     bare: list[list[float]] = []
+    most_mb = [0.0, 0.0]
     for number in range(rounds):
         turns = [(ours, _ours(store, settings)), (bare, _bare(store))]
         for found, turn in reversed(turns) if number % 2 else turns:
             name, emit = await turn
-            found.append(await _turn(url, name, watchers, emit))
+            delays, mb = await _turn(url, name, watchers, emit)
+            found.append(delays)
+            most_mb[found is bare] = max(most_mb[found is bare], mb)
     cuts = [[statistics.quantiles(turn, n=100) for turn in found] for found in (ours, bare)]
     (ours_p50, ours_p99), (bare_p50, bare_p99) = (
         [statistics.median(cut[at] for cut in found) for at in (49, 98)] for found in cuts
@@ -102,7 +105,8 @@ async def _delays(store: AsyncStore, settings: Settings, url: str, rounds: int, 
     print("| | p50 | p99 |\n|---|---|---|")
     print(f"| stored and published, `aevents` | {ours_p50:.2f} | {ours_p99:.2f} |")
     print(f"| bare PUBLISH, one subscription | {bare_p50:.2f} | {bare_p99:.2f} |")
-    print(f"\np99 {times:.2f} times that of the bare one", flush=True)
+    print(f"\np99 {times:.2f} times that of the bare one; the process that watches: ", end="")
+    print(f"{most_mb[0]:.0f} MB, bare {most_mb[1]:.0f} MB", flush=True)
     return times <= MOST_TIMES_BARE if watchers == max(WATCHERS) else ours_p99 <= MOST_P99_MS
 
 
@@ -125,8 +129,8 @@ async def _bare(store: AsyncStore) -> tuple[str, Emit]:
     return CHANNEL, emit
 
 
-async def _turn(url: str, name: str, watchers: int, emit: Emit) -> list[float]:
-    """All delays that a process of watchers has seen, in ms."""
+async def _turn(url: str, name: str, watchers: int, emit: Emit) -> tuple[list[float], float]:
+    """All delays that a process of watchers has seen, in ms, and the megabytes that it occupied."""
     reader = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", "bench.events", "watch", url, name, str(watchers)], stdout=subprocess.PIPE
     )
@@ -139,9 +143,9 @@ async def _turn(url: str, name: str, watchers: int, emit: Emit) -> list[float]:
         await asyncio.sleep(max(0.0, next_s - time.monotonic()))
     said = await reader.stdout.read()
     await reader.wait()
-    found: list[float] = json.loads(said)
+    found, mb = json.loads(said)
     assert len(found) == EVENTS * watchers, f"{len(found)} events were seen of {EVENTS * watchers}"
-    return found
+    return found, mb
 
 
 async def _watch(url: str, name: str, watchers: int) -> None:
@@ -189,7 +193,7 @@ async def _watch(url: str, name: str, watchers: int) -> None:
     print("ready", flush=True)
     await asyncio.gather(*tasks)
     await store.close()
-    print(json.dumps([round(delay, 3) for delay in delays]), flush=True)
+    print(json.dumps([[round(delay, 3) for delay in delays], megabytes()]), flush=True)
 
 
 # --- many ------------------------------------------------------------------------------------------------
@@ -213,7 +217,8 @@ async def _many(
             assert numbers == list(range(1, len(numbers) + 1)), "an event is missing"
             assert len(numbers) > each, "an event is missing"
     rate = statistics.median(rates)
-    print(f"\n{rate:,.0f} events/s stored and published by one process, median of {rounds}")
+    print(f"\n{rate:,.0f} events/s stored and published by one process, median of {rounds}; ", end="")
+    print(f"it takes {megabytes():.0f} MB")
     return rate >= LEAST_A_SECOND
 
 

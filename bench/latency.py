@@ -75,15 +75,17 @@ def main(arguments: Sequence[str] = ()) -> int:
     with (
         tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
         EmbeddedRedis(data_dir=Path(folder) / "redis") as server,
-        Worker(Path(folder), server.url, AGENT, app="bench.latency"),
+        Worker(Path(folder), server.url, AGENT, app="bench.latency") as worker,
         Client(server.url) as client,
     ):
         tell_machine(server.url)
         runs, tasks = _measure(client, server.url, options.runs + WARM_UP)
+        megabytes = worker.megabytes()
     print(f"\nms from the producer's call to the work's beginning, {options.runs} of each in turns\n")
     print("| | p50 | p90 | p99 |\n|---|---|---|---|")
     _tell("a run's first step", runs)
     _tell("a plain Celery task", tasks)
+    print(f"\nThe worker takes {megabytes:.0f} MB.")
     return 0 if statistics.median(runs) <= MOST_P50_MS else 1
 
 

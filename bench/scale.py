@@ -72,7 +72,10 @@ def processes(most: int) -> bool:
         agents = Path(folder) / "agents.json"
         agents.write_text(json.dumps({"agents": [_agent("waits", WAITING_MS), _agent("works", 0)]}))
         env = {**os.environ, "OPENAGENTS_CONFIG": str(agents), "OPENAGENTS_LOG_LEVEL": "ERROR"}
-        with Stack(env=env) as stack:
+        with (
+            EmbeddedRedis(data_dir=Path(folder) / "redis") as server,
+            Stack(redis_url=server.url, env=env) as stack,
+        ):
             tell_machine(stack.redis_url)
             print("\n| workers | waiting runs/s | times one worker | working runs/s | times one worker |")
             print("|---|---|---|---|---|")
