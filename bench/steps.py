@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench._worker import megabytes
 from openagents_worker.agents import load_agents
 from openagents_worker.models import RunRequest, RunState
 from openagents_worker.producer.submit import asubmit
@@ -135,7 +136,7 @@ async def _measure(redis_url: str, rounds: int) -> int:
         steps = await _stored(store, bulky)
         await _pipelined(store, "bare-bulky", steps)
         is_small = await _tell_bytes(store, bulky, "bare-bulky")
-        print(NOT_COMPARABLE)
+        print(f"\nthis process takes {megabytes():.0f} MB\n{NOT_COMPARABLE}")
     return 0 if is_quick and is_small else 1
 
 

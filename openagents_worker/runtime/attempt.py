@@ -313,8 +313,9 @@ class Attempt:
             if prepared.output_type is None:
                 return output
             limit = self._budget.max_validation_retries
-            retries = DEFAULT_VALIDATION_RETRIES if limit is None else limit
-            return await fitted(output, prepared.output_type, prepared.pattern, prepared.context, retries)
+            attempts = 1 + (DEFAULT_VALIDATION_RETRIES if limit is None else limit)
+            attempts *= self._claimed.life  # those of earlier lives are in the journal
+            return await fitted(output, prepared.output_type, prepared.pattern, prepared.context, attempts)
         finally:
             recorder.end()
 

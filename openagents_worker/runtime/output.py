@@ -94,18 +94,18 @@ def _parsed(text: str) -> Any:
         raise Misfit(f"the answer is not JSON: {error}") from error
 
 
-async def fitted(output: Any, wanted: OutputType, pattern: Any, context: RunContext, retries: int) -> Any:
-    """The answer once it is of the type; the model is told what is wrong and tries again, so many times.
+async def fitted(output: Any, wanted: OutputType, pattern: Any, context: RunContext, attempts: int) -> Any:
+    """The answer once it is of the type; the model is told what is wrong and tries again, `attempts` in all.
 
     Must run where the pattern does: what it asks the model is recorded like the pattern's own calls. Raises
     `OutputValidationError`.
     """
-    for attempt in range(1, retries + 2):
+    for attempt in range(1, attempts + 1):
         try:
             return wanted.fit(output)
         except Misfit as misfit:
             problem = str(misfit)
-        if attempt > retries:
+        if attempt == attempts:
             break
         await context.emit("validation.retry", attempt=attempt, error=problem)
         told = f"That answer does not fit: {problem}. Answer again, with JSON that fits the schema."
@@ -114,9 +114,9 @@ async def fitted(output: Any, wanted: OutputType, pattern: Any, context: RunCont
         else:
             output = await _ask_again(context, wanted, output, told)
     raise OutputValidationError(
-        f"the answer is no {wanted.name} after {retries + 1} attempts: {problem}",
+        f"the answer is no {wanted.name} after {attempts} attempts: {problem}",
         output_type=wanted.name,
-        attempts=retries + 1,
+        attempts=attempts,
     )
 
 

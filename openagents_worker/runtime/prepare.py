@@ -217,8 +217,6 @@ class Preparation:
             )
             record = start.to_record(changes if external else {})
             await self._recorder.prepare(record, at_once=external or _compacts(self._parts.assembler))
-        elif self._recorded is None:
-            await self._ledger.flush()
 
     async def _ask_memory(self, memory: Any) -> dict[str, Any]:
         context = self._context

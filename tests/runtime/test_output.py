@@ -13,6 +13,7 @@ from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunBudget, RunRecord, RunState
 from openagents_worker.runtime.output import Misfit, OutputType
 from openagents_worker.runtime.registry import OUTPUTS
+from openagents_worker.store import scripts
 from tests.runtime import plugins
 from tests.runtime.harness import agent, calls, crash, process, scripted
 from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
@@ -210,6 +211,23 @@ async def test_attempts_are_counted_over_the_death_of_a_worker(redis_url: str) -
     assert ended(record) == (RunState.FAILED, "execution.output_validation")
     assert record.usage.llm_calls == 3
     assert names.count("validation.retry") == 1
+
+
+async def test_a_run_that_is_resumed_has_as_many_attempts_again(redis_url: str) -> None:
+    """What it has answered before is not asked for again."""
+    async with process(redis_url, saying("warm", "hot", "mild", json.dumps(PARIS))) as p:
+        failed = await p.run(output_type=SCHEMA, budget=RunBudget(max_validation_retries=1))
+        await p.store.run(
+            scripts.resume(run_id="r1", agent_id="a", session_id="s1", input_text="", checkpoint_id="")
+        )
+        await p.carry()
+        record = await p.record()
+        retries = [e["payload"]["attempt"] for e in await p.events() if e["name"] == "validation.retry"]
+
+    assert ended(failed) == (RunState.FAILED, "execution.output_validation")
+    assert ended(record) == (RunState.COMPLETED, PARIS)
+    assert (failed.usage.llm_calls, record.usage.llm_calls) == (2, 4)
+    assert retries == [1, 2, 3]
 
 
 # --- names and classes -----------------------------------------------------------------------------------

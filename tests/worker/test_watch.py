@@ -127,9 +127,12 @@ def test_an_idle_loop_is_looked_at_seldom_until_somebody_works(
     assert looks <= 4
 
     working.set()
+    before, began = looks, time.monotonic()
     bridge.began.set()
     bridge.loop.call_soon_threadsafe(block_here, free)
 
-    wait_for(lambda: one.watch.stats()["blocks"] == 1, "the block is seen", timeout=0.6)
+    wait_for(lambda: one.watch.stats()["blocks"] == 1, "the block is seen")
+    wait_for(lambda: looks >= before + 10, "it is looked at often")
+    assert time.monotonic() - began < 4, "ten looks at two a second would take five"
     free.set()
     working.clear()
