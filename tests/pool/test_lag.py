@@ -92,7 +92,9 @@ def test_a_call_that_keeps_the_interpreter_is_counted(watch: Watch, loop_thread:
     """The watch, too, stands still meanwhile; it comes right after it, and may be too late for a name."""
     loop_thread.run(blocking(keep_the_interpreter))
 
-    wait_for(lambda: watch.stats()["longest_block_ms"] >= 300, "the block was seen")
+    wait_for(lambda: watch.stats()["blocks"], "the block was seen")
+    # On a busy machine its length is an estimate: what the loop waits for a core is taken off.
+    wait_for(lambda: watch.stats()["longest_block_ms"] >= 200, "its length is known")
 
 
 def test_a_loop_that_only_waits_is_not_blocked(
