@@ -13,6 +13,8 @@ from tests.faults.proxy import Command, Proxy
 from tests.faults.world import World, table
 
 STEPS = 3
+CALLS = 2 * STEPS + 1  # of the model and of tools
+LEAST = 1 + CALLS + 1  # commands of a run: claim, one a call, finish. Batches of events come as time goes by
 
 
 class Breaks:
@@ -103,10 +105,8 @@ def test_a_run_outlives_a_break_at_any_command(make_world: MakeWorld) -> None:
     """Wherever the line to Redis breaks, the run ends as it would have, and nothing is doubled."""
     with _breaks(make_world, workers=2) as breaks:
         commands = breaks.commands()
-        calls = 2 * STEPS + 1
-        assert commands.count("commit") in (calls, calls + 1), (
-            "the start travels with the first call or before"
-        )
+        alone = commands.count("commit") - CALLS
+        assert alone in (0, 1), "one commit a call; the start travels with the first one or before it"
 
         for fault, at in (("killed after", "claim"), ("killed before", "finish"), ("killed after", "finish")):
             assert breaks.run(fault, at)
@@ -126,9 +126,7 @@ def test_a_worker_is_killed_before_and_after_every_command(make_world: MakeWorld
             _each(breaks, fault, itertools.count(1))
 
         _tell(breaks, commands)
-        assert len(breaks.rows) >= 2 * (
-            len(commands) - 2
-        )  # a batch of events more or less: they wait for company
+        assert len(breaks.rows) >= 2 * LEAST
 
 
 @pytest.mark.slow
@@ -141,4 +139,4 @@ def test_the_answer_to_every_command_is_lost(make_world: MakeWorld) -> None:
         _each(breaks, "answer lost", itertools.count(1))
 
         _tell(breaks, commands)
-        assert len(breaks.rows) >= len(commands) - 2
+        assert len(breaks.rows) >= LEAST
