@@ -157,10 +157,10 @@ class Ledger:
 
     # --- fenced writes -----------------------------------------------------------------------------------
 
-    def begin(self, record: str, saved: Mapping[str, Any]) -> None:
+    def begin(self, record: str, saved: tuple[str, Mapping[str, Any]]) -> None:
         """Record number 0, to be stored with whatever is written next. `saved` is its checkpoint's event."""
         self._start = record
-        self.note("run.checkpoint_saved", saved)
+        self.note(*saved)
 
     async def commit(
         self, position: int, record: str, usage: RunUsage, events: Sequence[tuple[str, Mapping[str, Any]]]

@@ -247,7 +247,8 @@ class Recorder:
         if at_once:
             await self._commit(record, [])
         else:
-            self._ledger.begin(record.to_json(), self._saved(record))
+            _, saved = self._next_checkpoint(record)
+            self._ledger.begin(record.to_json(), saved)
 
     async def _commit(self, record: Record, events: list[Event]) -> None:
         """Store a record, whatever becomes of the task that made the call."""
@@ -282,19 +283,20 @@ class Recorder:
             for event in events:
                 self._ledger.note(*event)
             return
-        position, self.usage = self.position, usage
-        saved = ("run.checkpoint_saved", self._saved(record))
+        position, saved = self._next_checkpoint(record)
+        self.usage = usage
         await self._ledger.commit(position, record.to_json(), usage, [*events, saved])
 
-    def _saved(self, record: Record) -> dict[str, Any]:
-        """The event of the checkpoint that this record makes, which is the next one."""
+    def _next_checkpoint(self, record: Record) -> tuple[int, Event]:
+        """Give the record its place; with it the event that tells of the checkpoint."""
         position, self.position = self.position, self.position + 1
-        return {
+        told = {
             "checkpoint_id": f"{self.run_id}:step:{position}",
             "step_index": position,
             "transcript_length": self._transcript_length,
             "call_id": record.call,
         }
+        return position, ("run.checkpoint_saved", told)
 
     # --- replay ------------------------------------------------------------------------------------------
 

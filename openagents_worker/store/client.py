@@ -309,13 +309,7 @@ class Store:
                 except StopIteration as done:
                     value: T = done.value
                     return value
-                if isinstance(step, Call):
-                    answer = self.run(step)
-                elif callable(step):
-                    answer = self.ask(step)
-                else:
-                    assert other is not None, step
-                    answer = other(step)
+                answer = _do(self, step, other)
 
     def close(self) -> None:
         self.redis.close()
@@ -434,17 +428,21 @@ class AsyncStore:
                 except StopIteration as done:
                     value: T = done.value
                     return value
-                if isinstance(step, Call):
-                    answer = await self.run(step)
-                elif callable(step):
-                    answer = await self.ask(step)
-                else:
-                    assert other is not None, step
-                    answer = await other(step)
+                answer = await _do(self, step, other)
 
     async def close(self) -> None:
         await self._lanes.close()
         await self.redis.connection_pool.disconnect()
+
+
+def _do(store: Store | AsyncStore, step: Any, other: Callable[[Any], Any] | None) -> Any:
+    """A step of a plan: its answer, to be awaited where the store is async."""
+    if isinstance(step, Call):
+        return store.run(step)
+    if callable(step):
+        return store.ask(step)
+    assert other is not None, step
+    return other(step)
 
 
 def monotonic_deadline(seconds: float) -> Callable[[], bool]:
