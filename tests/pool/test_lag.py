@@ -68,9 +68,9 @@ async def _child(block: Any) -> None:
 
 
 def keep_the_interpreter() -> None:
-    """One call in C that never lets another thread run, and that takes half a second of a core."""
+    """One call in C that never lets another thread run, and that takes a second of a core."""
     took_s, exponent = 0.0, 400_000
-    while took_s < 0.5:
+    while took_s < 1.0:
         exponent *= 2
         began_s = time.thread_time()
         3**exponent
@@ -92,9 +92,7 @@ def test_a_call_that_keeps_the_interpreter_is_counted(watch: Watch, loop_thread:
     """The watch, too, stands still meanwhile; it comes right after it, and may be too late for a name."""
     loop_thread.run(blocking(keep_the_interpreter))
 
-    wait_for(lambda: watch.stats()["blocks"], "the block was seen")
-    # On a busy machine its length is an estimate: what the loop waits for a core is taken off.
-    wait_for(lambda: watch.stats()["longest_block_ms"] >= 200, "its length is known")
+    wait_for(lambda: watch.stats()["longest_block_ms"] >= 300, "the block was seen")
 
 
 def test_a_loop_that_only_waits_is_not_blocked(
