@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 
 __all__ = [
     "CallInfo",
+    "FixedMessage",
     "LLMClient",
     "LLMResponse",
     "LLMToolCall",
@@ -26,6 +27,12 @@ __all__ = [
 ]
 
 Message = Mapping[str, Any]
+
+
+class FixedMessage(dict[str, Any]):
+    """A message that its pattern never changes once the model was shown it: it is hashed only once."""
+
+
 OnDelta = Callable[[str], Awaitable[None]]
 """Gets every piece of text as it arrives; awaited, so that a slow reader slows the stream."""
 
@@ -38,12 +45,15 @@ class CallInfo:
     call_key: str
     idempotency_key: str
     ordinal: int
-    """0 for the run's first call of its kind, 1 for the second …: the same on every attempt."""
+    """How many calls of models came before it on the way here, in its own branch and before that began: the
+    same on every attempt. Branches that run side by side count on their own."""
     failed_tries: int = 0
     """How often this call has failed with a retryable error before, on any worker."""
     kind: str = ""
     """`model`, `tool` and so on; with `name` what a person would call it."""
     name: str = ""
+    number: int = 0
+    """1 for the first call of its kind that this attempt entered, 2 for the second …"""
 
 
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,23 +21,27 @@ from openagents_worker.errors import (
     RedisUnreachable,
     RunCancelled,
 )
-from openagents_worker.llm.base import CallInfo
-from openagents_worker.memory.base import MemoryPlugin
 from openagents_worker.models import ErrorDetails, RunBudget, RunRequest, RunUsage, StopReason
 from openagents_worker.runtime.assembly import AgentParts, Assembly
+from openagents_worker.runtime.call_ids import outside_runs
+from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output, translated
-from openagents_worker.runtime.journal import PREPARE, Journal, Record, read_pages
+from openagents_worker.runtime.journal import Record, read_pages
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, fitted
 from openagents_worker.runtime.prepare import Preparation, Prepared, Start
-from openagents_worker.runtime.recorder import Outcome, Recorder
+from openagents_worker.runtime.recorder import Recorder
+from openagents_worker.runtime.replay import ReplayByContent
+from openagents_worker.runtime.replay_by_place import ReplayByPlace
 from openagents_worker.runtime.retry import DEFAULT_MAX_RESUME_ATTEMPTS, back_off_ms
-from openagents_worker.runtime.state import Overlay, apply_changes
+from openagents_worker.runtime.rules import REMEMBER, Rules
+from openagents_worker.runtime.state import apply_changes
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.formats import BEGUN, BY_PLACE
 from openagents_worker.store.runs import SessionStore
 from openagents_worker.store.scripts import Claimed, Handed, Wake
 from openagents_worker.telemetry import get_logger
@@ -51,6 +55,7 @@ CANCEL_GRACE_S = (
 )
 # Another worker knows the agent, or reads the journal: this one is older, the run waits for that one.
 LEAVE_MS = 5_000
+PREPARING = "prepare"  # the part of a run before its pattern, where calls are found by place
 OPEN = "deps"  # as a call that is tried again; no call of a pattern has such a key
 
 
@@ -117,7 +122,8 @@ class Attempt:
         )
         self._sessions = SessionStore(self._ledger)
         self._recorder: Recorder | None = None
-        self._prepared: Prepared | None = None
+        self._context: RunContext | None = None
+        self._state_before: dict[str, str] = {}
 
     async def carry(self) -> Carried:
         """Prepare, think, finish; or stop where the latch says so."""
@@ -134,21 +140,20 @@ class Attempt:
 
     def _forget(self) -> None:
         """Break the circles in which the parts of a run hold each other: its memory is free at once."""
-        if self._prepared is not None:
-            self._prepared.context.tools = {}
-        if self._recorder is not None:
-            self._recorder.end()
-        self._prepared = self._recorder = None
+        if self._context is not None:
+            self._context.tools = {}
+        self._context = self._recorder = None
 
     async def _to_the_end(self) -> Ending | None:
         """The run's ending, or None when it was latched on the way."""
         parts: AgentParts | None = None
         try:
             parts = self._assembly.parts(self.request.agent_id)
+            recorded, start = await self._read_journal(parts)
+            self._tell_beginning(recorded)
             async with AsyncExitStack() as opened:
-                self._prepared = await self._prepare(parts, opened)
-                output = await self._think(self._prepared)
-                await self._remember(self._prepared, output)
+                deps = await self._open_deps(opened)
+                output = await self._supervised(self._work(parts, recorded, start, deps))
                 output = checked_output(output, self._settings.max_payload_bytes)
         except AgentNotFoundError as error:
             if await self._others_know_the_agent():
@@ -179,26 +184,72 @@ class Attempt:
             self.latch.set(LatchReason.RETRY, error=error, call=OPEN)
             raise RunLatched(LatchReason.RETRY) from error
 
-    async def _prepare(self, parts: AgentParts, opened: AsyncExitStack) -> Prepared:
-        journal = Journal(life=self._claimed.life)
-        async for text in read_pages(
-            self._ledger.journal_page, self._claimed.journal, self._claimed.journal_length
-        ):
-            journal.load(text)
-        journal.reopen()
-        recorded = journal.take(PREPARE)
+    async def _read_journal(self, parts: AgentParts) -> tuple[Record | None, Start]:
+        """Read what earlier attempts have recorded. Checkpoint 0, and where the run starts in its session."""
+        pages = read_pages(self._ledger.journal_page, self._claimed.journal, self._claimed.journal_length)
+        records = [Record.from_json(text, n) async for n, text in _numbered(pages)]
+        recorded = records.pop(0) if records else None
+        here = Start(self._claimed.messages, self._claimed.artifacts, parts.definition_hash)
+        start = Start.of(recorded) if recorded else here
         state_before = self._claimed.session_state
         if state_before is None:
             state_before = await self._sessions.load_state_texts(self.request.session_id)
-        here = Start(self._claimed.messages, self._claimed.artifacts, parts.definition_hash)
-        start = Start.of(recorded) if recorded else here
-        self._recorder = recorder = self._new_recorder(
-            journal, start, changed=start.definition_hash != here.definition_hash
+        self._state_before = state_before
+        self._recorder = Recorder(
+            run_id=self.request.run_id,
+            uid=self._claimed.uid,
+            rules=self._rules(recorded, records),
+            position=self._claimed.journal_length,
+            ledger=self._ledger,
+            latch=self.latch,
+            retries=self._claimed.retries,
+            max_tries=self._max_tries,
+            life=self._claimed.life,
+            durable=self._durable,
+            max_record_bytes=self._settings.max_payload_bytes,
+            definition_changed=start.definition_hash != here.definition_hash,
+            transcript_length=start.transcript_length,
+            on_record=self._apply,
         )
-        self._tell_beginning(recorded)
-        deps = await self._open_deps(opened)
+        return recorded, start
+
+    def _rules(self, recorded: Record | None, records: list[Record]) -> Rules:
+        """A run goes on under the rules under which it was begun; checkpoint 0 says which."""
+        format_ = recorded.v if recorded is not None else BEGUN
+        kind = ReplayByPlace if format_ == BY_PLACE else ReplayByContent
+        rules = kind(records, life=self._claimed.life, latch=self.latch, tries=self._tries)
+        self._ledger.format = rules.format
+        return rules
+
+    async def _work(self, parts: AgentParts, recorded: Record | None, start: Start, deps: Any) -> Any:
+        """All that is done for a run, in one task: prepare, think, remember. Its output."""
+        recorder = self._recorder
+        assert recorder is not None
+        recorder.begin(PREPARING if recorder.rules.format == BY_PLACE else "")
+        try:
+            prepared = await self._prepare(parts, recorded, start, deps)
+            if recorder.rules.format == BY_PLACE:
+                recorder.begin()
+            output = await self._execute(prepared)
+            if recorder.verdict is not None:
+                raise recorder.verdict
+            await recorder.check_all_read()
+            recorder.begin(REMEMBER)
+            await prepared.memory.remember(output)
+            await recorder.check_all_read(REMEMBER)
+            return output
+        finally:
+            recorder.end()
+
+    async def _prepare(self, parts: AgentParts, recorded: Record | None, start: Start, deps: Any) -> Prepared:
+        recorder = self._recorder
+        assert recorder is not None
+        state = {key: json.loads(text) for key, text in self._state_before.items()}
+        self._context = RunContext(self.request, state, recorder, parts.definition.llm, deps=deps)
+        if recorded is None and self._durable:
+            recorder.begin_journal(start.to_record(recorder.rules.format))
         prepared = await Preparation(
-            request=self.request,
+            context=self._context,
             parts=parts,
             sessions=self._sessions,
             recorder=recorder,
@@ -206,33 +257,12 @@ class Attempt:
             budget=self._budget,
             recorded=recorded,
             start=start,
-            state_before=state_before,
-            state={key: json.loads(text) for key, text in state_before.items()},
-            durable=self._durable,
-            deps=deps,
-        ).carry()
+        ).run()
         if self._claimed.retries:
             self._note(
                 "run.resume_succeeded", checkpoint_id=self._checkpoint_id, attempt_index=self._claimed.retries
             )
         return prepared
-
-    def _new_recorder(self, journal: Journal, start: Start, *, changed: bool) -> Recorder:
-        return Recorder(
-            run_id=self.request.run_id,
-            uid=self._claimed.uid,
-            journal=journal,
-            ledger=self._ledger,
-            latch=self.latch,
-            tries=self._tries,
-            max_tries=self._max_tries,
-            life=self._claimed.life,
-            durable=self._durable,
-            max_record_bytes=self._settings.max_payload_bytes,
-            definition_changed=changed,
-            transcript_length=start.transcript_length,
-            on_record=self._apply,
-        )
 
     @property
     def _tries(self) -> dict[str, int]:
@@ -247,10 +277,10 @@ class Attempt:
 
     def _apply(self, record: Record) -> None:
         """A recorded call returns: its changes become the run's."""
-        assert self._prepared is not None
-        apply_changes(self._prepared.context.state, record.state)
+        assert self._context is not None
+        apply_changes(self._context.state, record.state)
         for artifact in record.artifacts:
-            self._prepared.context.add_artifact(**artifact)
+            self._context.add_artifact(**artifact)
 
     def _tell_beginning(self, recorded: Record | None) -> None:
         if self._claimed.retries:
@@ -280,9 +310,9 @@ class Attempt:
 
     # --- think -------------------------------------------------------------------------------------------
 
-    async def _think(self, prepared: Prepared) -> Any:
-        """The pattern's output, or the error it ends with; returns at once when the run is latched."""
-        thinking = asyncio.create_task(self._execute(prepared), name=f"run {self.request.run_id}")
+    async def _supervised(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The run's output, or the error it ends with; returns at once when the run is latched."""
+        thinking = outside_runs(work, name=f"run {self.request.run_id}")
         try:
             await asyncio.wait(
                 {thinking, self.latch.is_set},
@@ -305,19 +335,13 @@ class Attempt:
 
     async def _execute(self, prepared: Prepared) -> Any:
         """The pattern's output, of the type that was asked for."""
-        recorder = self._recorder
-        assert recorder is not None
-        recorder.begin()
-        try:
-            output = await prepared.pattern.execute()
-            if prepared.output_type is None:
-                return output
-            limit = self._budget.max_validation_retries
-            attempts = 1 + (DEFAULT_VALIDATION_RETRIES if limit is None else limit)
-            attempts *= self._claimed.life  # those of earlier lives are in the journal
-            return await fitted(output, prepared.output_type, prepared.pattern, prepared.context, attempts)
-        finally:
-            recorder.end()
+        output = await prepared.pattern.execute()
+        if prepared.output_type is None:
+            return output
+        limit = self._budget.max_validation_retries
+        attempts = 1 + (DEFAULT_VALIDATION_RETRIES if limit is None else limit)
+        attempts *= self._claimed.life  # those of earlier lives are in the journal
+        return await fitted(output, prepared.output_type, prepared.pattern, prepared.context, attempts)
 
     def _output_of(self, thinking: asyncio.Task[Any]) -> Any:
         recorder = self._recorder
@@ -325,8 +349,6 @@ class Attempt:
         if thinking.cancelled():
             raise ExecutionError("the pattern cancelled itself")
         error = thinking.exception()
-        if error is None and recorder.verdict is None:
-            recorder.check_all_read()
         if recorder.verdict is not None:
             raise recorder.verdict from (
                 error if isinstance(error, Exception) and error is not recorder.verdict else None
@@ -376,52 +398,6 @@ class Attempt:
     def _verdict(self) -> OpenAgentsError | None:
         return self._recorder.verdict if self._recorder else None
 
-    # --- remember ----------------------------------------------------------------------------------------
-
-    async def _remember(self, prepared: Prepared, output: Any) -> None:
-        """Let the memory keep what it wants. One with a store of its own is called once: that is recorded."""
-        context, memory = prepared.context, prepared.parts.memory
-        assert self._recorder is not None
-        context.state["_runtime_last_output"] = output
-        try:
-            if getattr(memory, "external", True):
-                self._recorder.begin("remember")
-                await self._recorder.call("memory", "writeback", "", self._write_back_recorded)
-            else:
-                await self._write_back(memory, context)
-        finally:
-            context.state.pop("_runtime_last_output", None)
-
-    async def _write_back_recorded(self, info: CallInfo) -> Outcome:
-        assert self._prepared is not None
-        context = self._prepared.context
-        before, overlay = context.state, Overlay(context.state)
-        context.state = overlay  # type: ignore[assignment]  # a mapping, as plugins expect
-        try:
-            await self._write_back(self._prepared.parts.memory, context)
-        except OpenAgentsError as error:
-            return Outcome(error=error)
-        finally:
-            context.state = before
-        return Outcome(state=overlay.changes())
-
-    async def _write_back(self, memory: Any, context: Any) -> None:
-        for verb in ("writeback", "compact"):
-            step = getattr(memory, verb, None)
-            if step is None or getattr(type(memory), verb, None) is getattr(MemoryPlugin, verb):
-                continue  # there is nothing that it does
-            self._note(f"memory.{verb}.started")
-            try:
-                await step(context)
-            except Exception as error:
-                details = ErrorDetails.from_exception(error).model_dump(exclude_none=True)
-                self._note(f"memory.{verb}_failed", error=str(error), error_details=details)
-                if self._prepared is not None and self._prepared.parts.definition.memory.on_error == "fail":
-                    raise
-                continue
-            self._note(f"memory.{verb}_succeeded")
-            self._note(f"memory.{verb}.completed")
-
     # --- finish ------------------------------------------------------------------------------------------
 
     def _ending(self, *, output: Any = None, error: OpenAgentsError | None = None) -> Ending:
@@ -430,7 +406,7 @@ class Attempt:
         return Ending(
             request=self.request,
             usage=self._recorder.usage if self._recorder else _usage_so_far(self._claimed),
-            artifacts=list(self._prepared.context.artifacts) if self._prepared else [],
+            artifacts=list(self._context.artifacts) if self._context else [],
             duration_ms=self._active_ms,
             output=output,
             error=error,
@@ -438,9 +414,8 @@ class Attempt:
         )
 
     async def _finish(self, ending: Ending) -> Carried:
-        prepared = self._prepared
-        before = prepared.state_before if prepared else {}
-        state = prepared.context.state if prepared else {}
+        before = self._state_before if self._context else {}
+        state = self._context.state if self._context else {}
         try:
             arguments = ending.arguments(before, state)
         except (TypeError, ValueError) as error:  # the state holds what is not JSON: the run has no valid end
@@ -530,3 +505,10 @@ class Attempt:
 
 def _usage_so_far(claimed: Claimed) -> RunUsage:
     return RunUsage.model_validate_json(claimed.usage) if claimed.usage else RunUsage()
+
+
+async def _numbered(texts: AsyncIterator[str]) -> AsyncIterator[tuple[int, str]]:
+    number = 0
+    async for text in texts:
+        yield number, text
+        number += 1

@@ -7,7 +7,6 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any
 
 from openagents_worker.errors import (
@@ -57,7 +56,6 @@ class RecordedModel:
         self._clock = clock
         self._streams = _takes_deltas(type(inner))
         self._told_unpriced = False
-        self._prompt = _PromptDigest()
         self.provider_name = getattr(inner, "provider_name", "unknown")
         self.model_id = getattr(inner, "model_id", "unknown")
 
@@ -88,7 +86,8 @@ class RecordedModel:
         async def make(info: CallInfo) -> Outcome:
             return await self._ask(name, given, info, on_delta)
 
-        reply = await self._recorder.call("model", name, self._prompt.of(messages), make, strict=False)
+        digest, core = self._recorder.rules.prompt({**given, "model": name})
+        reply = await self._recorder.call("model", name, digest, make, core=core)
         return LLMResponse.from_wire(reply)
 
     async def _ask(
@@ -176,44 +175,6 @@ def _usage_of(reply: LLMResponse) -> RunUsage:
         ttft_ms=more.get("ttft_ms"),
         llm_retry_count=int(more.get("retries") or 0),
     )
-
-
-class _PromptDigest:
-    """A digest of each prompt that costs only what is new in it: a conversation is hashed once, not per step.
-
-    A prompt whose first and last known messages are the same objects as before is taken as continued.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[int, _Hashed] = {}
-
-    def of(self, messages: list[dict[str, Any]]) -> str:
-        if not messages:
-            return sha256().hexdigest()[:24]
-        known = self._known.get(id(messages[0]))
-        if known is None or not known.begins(messages):
-            known = self._known[id(messages[0])] = _Hashed(messages[0])
-        known.go_on(messages)
-        return known.chain.hexdigest()[:24]
-
-
-class _Hashed:
-    def __init__(self, first: dict[str, Any]) -> None:
-        self.first = self.last = first
-        self.count = 0
-        self.chain = sha256()
-
-    def begins(self, messages: list[dict[str, Any]]) -> bool:
-        return (
-            self.first is messages[0]
-            and len(messages) >= self.count
-            and messages[self.count - 1] is self.last
-        )
-
-    def go_on(self, messages: list[dict[str, Any]]) -> None:
-        for message in messages[self.count :]:
-            self.chain.update(dumps({key: message[key] for key in sorted(message)}).encode())
-        self.count, self.last = len(messages), messages[-1]
 
 
 class RecordedTool:
@@ -382,7 +343,7 @@ class RecordedTool:
 
     def _over_budget(self, info: CallInfo) -> MaxStepsExceeded | None:
         limit = self._budget.max_tool_calls
-        if limit is None or info.ordinal < limit:
+        if limit is None or info.number <= limit:
             return None
         return MaxStepsExceeded(f"Tool call limit ({limit}) exceeded", tool_id=self.tool_id)
 

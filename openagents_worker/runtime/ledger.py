@@ -14,10 +14,12 @@ from typing import Any, TypeVar
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.models import RunUsage, dumps
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, shown_json
+from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.scripts import Call, Handed, WriteAnswer
 from openagents_worker.telemetry import get_logger
@@ -65,6 +67,8 @@ class Ledger:
         self._pending: list[str] = []
         self._batch_no = 0
         self._start: str | None = None
+        self.format = WRITTEN
+        """The format of the run, as its records are written; whoever reads fewer leaves the run to others."""
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
         self._deltas: dict[str, _Delta] = {}
@@ -109,7 +113,7 @@ class Ledger:
         self._timer = None
         if not self._pending and not any(piece.text for piece in self._deltas.values()):
             return  # it has travelled with a commit
-        task = asyncio.create_task(self._flush_quietly(), name=f"flush {self.run_id}")
+        task = outside_runs(self._flush_quietly(), name=f"flush {self.run_id}")
         self._flushing.add(task)
         task.add_done_callback(self._flushing.discard)
 
@@ -181,6 +185,7 @@ class Ledger:
                 usage=usage.model_dump_json(),
                 batch_no=self._batch_no,
                 events=batch,
+                format=self.format,
             )
         )
 

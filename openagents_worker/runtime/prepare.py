@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from openagents_worker.agents import AgentDefinition
+from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.context.base import ContextAssemblerPlugin
-from openagents_worker.models import ErrorDetails, RunBudget, RunRequest
+from openagents_worker.errors import OpenAgentsError
+from openagents_worker.llm.base import CallInfo
+from openagents_worker.models import ErrorDetails, RunBudget
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import RecordedModel, RecordedTool
 from openagents_worker.runtime.context import RunContext
+from openagents_worker.runtime.ending import translated
 from openagents_worker.runtime.journal import PREPARE, Record
 from openagents_worker.runtime.ledger import Ledger
+from openagents_worker.runtime.memory_calls import MemoryCalls
 from openagents_worker.runtime.output import OutputType
-from openagents_worker.runtime.recorder import Recorder
+from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
+from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.store.runs import SessionStore
+from openagents_worker.tools.base import ToolPlugin
 
 __all__ = ["Prepared", "Preparation", "Start"]
 
@@ -33,11 +42,15 @@ class Start:
     artifact_count: int
     definition_hash: str
     memory_view: dict[str, Any] | None = None
-    """What an external memory gave; None when the session's own state gives it again."""
+    """What an external memory gave, in runs that are replayed by place; else that is a record of its own."""
 
-    def to_record(self, state: dict[str, Any]) -> Record:
-        value = {name: getattr(self, name) for name in self.__slots__}
-        return Record(PREPARE, "prepare", "", self.definition_hash, {"ok": value}, state=state)
+    def to_record(self, format_: int) -> Record:
+        value: dict[str, Any] = {
+            "transcript_length": self.transcript_length,
+            "artifact_count": self.artifact_count,
+            "definition_hash": self.definition_hash,
+        }
+        return Record(PREPARE, "prepare", "", {"ok": value}, self.definition_hash, v=format_)
 
     @classmethod
     def of(cls, record: Record) -> Start:
@@ -46,40 +59,40 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything an attempt thinks with. `state_before` is the session's state as JSON by key."""
+    """Everything an attempt thinks with."""
 
     pattern: Any
     context: RunContext
     parts: AgentParts
-    state_before: dict[str, str]
+    memory: MemoryCalls
     output_type: OutputType | None = None
 
 
 class SessionAtStart:
     """The session as this run sees it: what others appended since is not there."""
 
-    def __init__(self, sessions: SessionStore, start: Start | None) -> None:
+    def __init__(self, sessions: SessionStore, start: Start) -> None:
         self._sessions = sessions
-        self._messages = start.transcript_length if start else None
-        self._artifacts = start.artifact_count if start else None
+        self._start = start
 
     async def load_messages(self, session_id: str, *, last: int | None = None) -> list[dict[str, Any]]:
-        return await self._sessions.load_messages(session_id, last=last, upto=self._messages)
+        upto = self._start.transcript_length
+        return await self._sessions.load_messages(session_id, last=last, upto=upto)
 
     async def list_artifacts(self, session_id: str, *, last: int | None = None) -> list[Any]:
-        return await self._sessions.list_artifacts(session_id, last=last, upto=self._artifacts)
+        return await self._sessions.list_artifacts(session_id, last=last, upto=self._start.artifact_count)
 
     async def count_messages(self, session_id: str) -> int:
-        return await self._sessions.count_messages(session_id) if self._messages is None else self._messages
+        return self._start.transcript_length
 
 
 class Preparation:
-    """Carries one attempt from its claim to its prepared context."""
+    """Leads one attempt from its claim to its prepared context. Whatever it asks of others is recorded."""
 
     def __init__(
         self,
         *,
-        request: RunRequest,
+        context: RunContext,
         parts: AgentParts,
         sessions: SessionStore,
         recorder: Recorder,
@@ -87,53 +100,64 @@ class Preparation:
         budget: RunBudget,
         recorded: Record | None,
         start: Start,
-        state_before: dict[str, str],
-        state: dict[str, Any],
-        durable: bool,
-        deps: Any,
     ) -> None:
-        self._request = request
+        """`recorded` is the run's checkpoint 0, None in the first attempt that gets so far."""
+        self._context = context
         self._parts = parts
         self._recorder = recorder
         self._ledger = ledger
         self._budget = budget
         self._recorded = recorded
-        self._start = start
-        self._state_before = state_before
-        self._durable = durable
         self._session = SessionAtStart(sessions, start)
-        self._context = RunContext(request, state, recorder, parts.definition.llm, deps=deps)
+        self._start = start
+        self._memory = MemoryCalls(
+            parts.memory,
+            context=context,
+            recorder=recorder,
+            note=ledger.note_of_run,
+            on_error=parts.definition.memory.on_error,
+        )
 
-    async def carry(self) -> Prepared:
+    async def run(self) -> Prepared:
         """In the order of the original: compact, assemble, bind, preflight, inject."""
-        wanted = OutputType.of(self._request)
-        await self._choose_the_past()
+        wanted = OutputType.of(self._context.run_request)
         self._bind()
-        if self._recorded is None:
-            await self._preflight()
-            self._note("context.created")
+        await self._choose_the_past()
+        await self._preflight()
+        self._note("context.created")
         await self._inject()
         if wanted is not None:
             self._context.system_prompt_fragments.append(wanted.instruction)
         pattern = self._parts.new_pattern()
         await _set_up(pattern, self._context)
-        return Prepared(pattern, self._context, self._parts, self._state_before, wanted)
+        return Prepared(pattern, self._context, self._parts, self._memory, wanted)
 
     def _note(self, name: str, **payload: Any) -> None:
         if self._recorded is None:
             self._ledger.note_of_run(name, **payload)
 
+    @property
+    def _was_prepared_by_place(self) -> bool:
+        """Whether checkpoint 0 holds all that was prepared, as it did when runs were replayed by place."""
+        return self._recorded is not None and self._recorded.v == BY_PLACE
+
     # --- context -----------------------------------------------------------------------------------------
 
     async def _choose_the_past(self) -> None:
         assembler = self._parts.assembler
+        if not _is_shared(assembler):
+            with suppress(AttributeError):  # one of its own may ask models and tools, recorded like all calls
+                assembler.context = self._context
         given: dict[str, Any] = {
-            "request": self._request,
+            "request": self._context.run_request,
             "session_state": self._context.state,
             "session_manager": self._session,
         }
-        if self._recorded is None and _compacts(assembler):
-            await self._compact(lambda: assembler.compact(**given))
+        if _compacts(assembler) and not self._was_prepared_by_place:
+            with suppress(OpenAgentsError):  # its last try has failed, too: the past stays as long as it is
+                await self._recorder.call(
+                    "context", "compact", "", partial(self._compact, assembler.compact, given)
+                )
         self._note("context.assemble.started")
         started = time.monotonic()
         assembled = await assembler.assemble(**given)
@@ -147,16 +171,22 @@ class Preparation:
             duration_ms=round((time.monotonic() - started) * 1000),
         )
 
-    async def _compact(self, compact: Callable[[], Awaitable[None]]) -> None:
-        self._note("context.compact.started")
-        started = time.monotonic()
+    async def _compact(
+        self, compact: Callable[..., Awaitable[None]], given: dict[str, Any], _: CallInfo
+    ) -> Outcome:
+        self._ledger.note_of_run("context.compact.started")
+        started, overlay = time.monotonic(), Overlay(self._context.state)
         try:
-            await compact()
+            await compact(**{**given, "session_state": overlay})
         except Exception as error:  # noqa: BLE001  # a past that could not be shortened is still a past
-            self._note("context.compact_failed", error=str(error), error_details=_details(error))
-            return
-        self._note("context.compact_succeeded")
-        self._note("context.compact.completed", duration_ms=round((time.monotonic() - started) * 1000))
+            failed = translated(error)
+            self._ledger.note_of_run(
+                "context.compact_failed", error=str(error), error_details=_details(error)
+            )
+            return Outcome(error=failed) if failed.retryable else Outcome()
+        self._ledger.note_of_run("context.compact_succeeded")
+        self._ledger.note_of_run("context.compact.completed", duration_ms=_ms(started))
+        return Outcome(state=overlay.changes())
 
     # --- model and tools ---------------------------------------------------------------------------------
 
@@ -180,62 +210,44 @@ class Preparation:
         }
 
     async def _preflight(self) -> None:
-        for tool_id, inner in self._parts.tools().items():
-            if not hasattr(inner, "preflight"):
-                continue
+        """Ask the tools whether they can work; what those of one's own have said is recorded."""
+        checked = {id_: tool for id_, tool in self._parts.tools().items() if hasattr(tool, "preflight")}
+        if self._was_prepared_by_place:
+            return
+        if any(type(tool).preflight is not ToolPlugin.preflight for tool in checked.values()):
+            await self._recorder.call("tools", "preflight", "", partial(self._check_tools, checked))
+        elif self._recorded is None:
+            await self._check_tools(checked)
+
+    async def _check_tools(self, tools: dict[str, Any], _: CallInfo | None = None) -> Outcome:
+        for tool_id, inner in tools.items():
             started = time.monotonic()
             try:
                 await inner.preflight(None)
-            except Exception as error:
-                self._note(
-                    "tool.preflight",
-                    tool_id=tool_id,
-                    result="error",
-                    duration_ms=_ms(started),
-                    error=str(error),
-                )
-                raise
-            self._note("tool.preflight", tool_id=tool_id, result="ok", duration_ms=_ms(started))
+            except Exception as error:  # noqa: BLE001  # whatever it raises is the outcome of this call
+                self._note_preflight(tool_id, "error", started, error=str(error))
+                return Outcome(error=translated(error))
+            self._note_preflight(tool_id, "ok", started)
+        return Outcome()
+
+    def _note_preflight(self, tool_id: str, result: str, started: float, **more: str) -> None:
+        self._ledger.note_of_run(
+            "tool.preflight", tool_id=tool_id, result=result, duration_ms=_ms(started), **more
+        )
 
     # --- memory ------------------------------------------------------------------------------------------
 
     async def _inject(self) -> None:
-        """Fill the memory view; what an external memory gave is recorded and not asked for again."""
-        context, memory = self._context, self._parts.memory
-        external = bool(getattr(memory, "external", True))
-        if self._recorded is not None and external:
-            context.memory_view = dict(self._start.memory_view or {})
-            apply_changes(context.state, self._recorded.state)
+        if self._recorded is not None and self._was_prepared_by_place and self._memory.is_external:
+            self._context.memory_view = dict(self._start.memory_view or {})
+            apply_changes(self._context.state, self._recorded.state)
             return
-        changes = await self._ask_memory(memory)
-        if self._recorded is None and self._durable:
-            start = Start(
-                self._start.transcript_length,
-                self._start.artifact_count,
-                self._start.definition_hash,
-                context.memory_view if external else None,
-            )
-            record = start.to_record(changes if external else {})
-            await self._recorder.prepare(record, at_once=external or _compacts(self._parts.assembler))
+        await self._memory.inject(is_first=self._recorded is None)
 
-    async def _ask_memory(self, memory: Any) -> dict[str, Any]:
-        context = self._context
-        self._note("memory.inject.started")
-        overlay = Overlay(context.state)
-        before, context.state = context.state, overlay  # type: ignore[assignment]  # a mapping, as plugins expect
-        try:
-            await memory.inject(context)
-        except Exception as error:
-            self._note("memory.inject_failed", error=str(error), error_details=_details(error))
-            if self._parts.definition.memory.on_error == "fail":
-                raise
-            return {}
-        finally:
-            context.state = before
-        apply_changes(context.state, changes := overlay.changes())
-        self._note("memory.injected")
-        self._note("memory.inject.completed", view_size=len(context.memory_view))
-        return changes
+
+def _is_shared(assembler: Any) -> bool:
+    """Whether it is one that we ship: those keep no run's state and are shared by runs."""
+    return type(assembler) in BUILTIN_ASSEMBLERS.values()
 
 
 def _compacts(assembler: Any) -> bool:

@@ -1,7 +1,8 @@
-"""The recorder: every call of a model or a tool is answered here, from the journal or made and recorded.
+"""The recorder: every recorded call is answered here, from the journal or made and recorded.
 
-Whatever crosses this border back into the pattern has been recorded first, value or exception; what is not
-recorded never reaches the pattern.
+Whatever crosses this border back into the program has been recorded first, value or exception; what is not
+recorded never reaches the program. It is the same wherever a call is made: by the pattern, by a memory, by an
+assembler, inside another call.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +26,14 @@ from openagents_worker.errors import (
 )
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.models import RunUsage
-from openagents_worker.runtime.journal import Journal, Record
+from openagents_worker.runtime.call_ids import content_of, outside_runs
+from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.ledger import Ledger
-from openagents_worker.runtime.place import Places
+from openagents_worker.runtime.plain import plain
+from openagents_worker.runtime.rules import Question, ReplayContradiction, Rules
 
-__all__ = ["Outcome", "Recorder"]
+__all__ = ["Make", "Outcome", "Recorder"]
 
 Event = tuple[str, Mapping[str, Any]]
 
@@ -48,6 +52,24 @@ class Outcome:
     """False when the call must not be made again although its error is retryable."""
 
 
+Make = Callable[[CallInfo], Awaitable[Outcome]]
+
+
+class _Running:
+    """A call that is being made. It is blocked while a call inside it waits for the run to stop: then it
+    cannot end by itself."""
+
+    __slots__ = ("blocked", "outer", "task")
+
+    def __init__(self, task: asyncio.Task[Any], outer: _Running | None) -> None:
+        self.task = task
+        self.outer = outer
+        self.blocked = 0
+
+
+_running: ContextVar[_Running | None] = ContextVar("openagents_running", default=None)
+
+
 class Recorder:
     """The recorded calls of one attempt."""
 
@@ -56,10 +78,11 @@ class Recorder:
         *,
         run_id: str,
         uid: str,
-        journal: Journal,
+        rules: Rules,
+        position: int,
         ledger: Ledger,
         latch: Latch,
-        tries: Mapping[str, int],
+        retries: int,
         max_tries: int,
         life: int,
         durable: bool,
@@ -68,16 +91,17 @@ class Recorder:
         transcript_length: int,
         on_record: Callable[[Record], None],
     ) -> None:
+        """`position` is that of the next record; `retries`: how often the run was put off since the last."""
         self.run_id = run_id
         self.usage = RunUsage()
-        self.position = journal.length
+        self.position = position
         self.verdict: OpenAgentsError | None = None
         """An error that ends the run whatever the pattern makes of it: a budget, a mismatch."""
+        self.rules = rules
         self._uid = uid
-        self._journal = journal
         self._ledger = ledger
         self._latch = latch
-        self._tries = tries
+        self._retries = retries
         self._max_tries = max_tries
         self._life = life
         self._durable = durable
@@ -85,9 +109,9 @@ class Recorder:
         self._definition_changed = definition_changed
         self._transcript_length = transcript_length
         self._on_record = on_record
-        self._places = Places()
+        self._loop = asyncio.get_running_loop()
         self._entered: Counter[str] = Counter()
-        self._running: Counter[asyncio.Task[Any]] = Counter()
+        self._running: set[_Running] = set()
         self._stopping = asyncio.Event()
         self._nothing_runs = asyncio.Event()
         self._nothing_runs.set()
@@ -95,116 +119,163 @@ class Recorder:
 
     # --- calls -------------------------------------------------------------------------------------------
 
-    async def call(
-        self,
-        kind: str,
-        name: str,
-        digest: str,
-        make: Callable[[CallInfo], Awaitable[Outcome]],
-        *,
-        strict: bool = True,
-    ) -> Any:
+    async def call(self, kind: str, name: str, digest: str, make: Make, *, core: str = "") -> Any:
         """Answer a call from the journal, or make it, record it and then answer.
 
-        `strict`: a recorded call with another digest is an error; otherwise it is an event.
+        `digest` is that of its arguments; `core`, for a prompt, that of the part the program itself wrote.
         """
-        key = self._places.enter()
-        info = self._info(kind, name, key)
+        question = self.rules.enter(kind, name, digest, core)
+        self._entered[kind] += 1
+        number = self._entered[kind]
         await self._stop_if_latched()
-        record = self._journal.take(key)
-        if record is not None:
-            self._same_call(record, kind, name, digest, strict)
-            self._held.pop(self._places.branch(), None)  # said before this record was stored
+        record = await self._find(question)
+        await self._stop_if_latched()
+        if record is None:
+            self._release_held(question.branch)
+            return await self._make(question, number, make)
+        self._held.pop(question.branch, None)  # said before this record was stored
+        if await self._hand_out(question, record):
             return await self._replay(record)
-        self._release_held(self._places.branch())
-        return await self._make(key, kind, name, digest, make, info)
+        await self._stop_if_latched()
+        return await self._make(question, number, make, again=record)
 
-    def begin(self, path: str = "") -> None:
-        """The task that runs now makes the run's calls; `path` sets those of another part apart."""
-        self._places.begin(path)
+    def begin(self, part: str = "") -> None:
+        """The task that runs now makes the run's calls; `part` sets those around the pattern apart."""
+        self.rules.begin(part)
 
     def end(self) -> None:
         """The task that runs now makes no more of the run's calls."""
-        self._places.end()
+        self.rules.end()
 
-    def _info(self, kind: str, name: str, key: str) -> CallInfo:
-        self._entered[kind] += 1
-        return CallInfo(
+    async def _find(self, question: Question) -> Record | None:
+        if isinstance(self.verdict, ReplayMismatch):
+            raise self.verdict  # nothing is executed any more
+        try:
+            record = await self.rules.find(question)
+        except ReplayContradiction as contradiction:
+            raise self.mismatch(str(contradiction)) from None
+        if record is not None:
+            self._tell_changed_prompt(record, question)
+        return record
+
+    def _tell_changed_prompt(self, record: Record, question: Question) -> None:
+        recorded = record.digest or content_of(record.call)
+        if recorded != question.content:
+            self._ledger.note(
+                "replay.prompt_changed",
+                {
+                    "call_id": record.call,
+                    "model": record.name,
+                    "recorded_digest": recorded,
+                    "digest": question.content,
+                },
+            )
+
+    async def _hand_out(self, question: Question, record: Record) -> bool:
+        """Wait for the record's turn. Where the program cancels the call meanwhile, later attempts do so."""
+        try:
+            return await self.rules.hand_out(question, record)
+        except asyncio.CancelledError:
+            if self._latch.reason is None and not record.is_cancelled:
+                await self._store_unbroken(self._told_cancelled(record), [])
+            raise
+
+    async def _make(self, question: Question, number: int, make: Make, again: Record | None = None) -> Any:
+        call_id = self.rules.claim_id(question, again)
+        info = CallInfo(
             run_id=self.run_id,
-            call_key=key,
-            idempotency_key=f"{self.run_id}:{self._uid}:{key}",
-            ordinal=self._entered[kind] - 1,
-            failed_tries=self._tries.get(key, 0),
-            kind=kind,
-            name=name,
+            call_key=call_id,
+            idempotency_key=f"{self.run_id}:{self._uid}:{call_id}",
+            ordinal=question.ordinal,
+            failed_tries=self.rules.failed_tries(question, call_id),
+            kind=question.kind,
+            name=question.name,
+            number=number,
         )
-
-    async def _make(
-        self,
-        key: str,
-        kind: str,
-        name: str,
-        digest: str,
-        make: Callable[[CallInfo], Awaitable[Outcome]],
-        info: CallInfo,
-    ) -> Any:
         with self._counted_as_running():
-            outcome = await self._outcome(key, kind, name, digest, make, info)
-            record = None
-            if self._is_to_be_retried(outcome, info):
-                self._latch.set(LatchReason.RETRY, error=outcome.error, call=key)
-                for event in outcome.events:
-                    self._ledger.note(*event)
-            else:
-                record = self._record(key, kind, name, digest, outcome)
-                await self._commit(record, outcome.events)
-        await self._stop_if_latched()  # it is stored; a run that is to stop stops before the pattern goes on
+            record = await self._made(question, info, make)
+        await self._stop_if_latched()  # it is stored; a run that is to stop stops before the program goes on
         assert record is not None
         return self._apply(record)
 
+    async def _made(self, question: Question, info: CallInfo, make: Make) -> Record | None:
+        """Make the call and store its record; None when it is put off."""
+        began_s = self._loop.time()
+        outcome, model_calls = await self._outcome(question, info, make, began_s)
+        if self._is_to_be_retried(outcome, info):
+            fact = self.rules.tries_fact(question, info.call_key)
+            self._latch.set(LatchReason.RETRY, error=outcome.error, call=fact)
+            for event in outcome.events:
+                self._ledger.note(*event)
+            return None
+        record = self._record(question, info, outcome, began_s, model_calls)
+        await self._commit(record, outcome.events)
+        return record
+
     async def _outcome(
-        self,
-        key: str,
-        kind: str,
-        name: str,
-        digest: str,
-        make: Callable[[CallInfo], Awaitable[Outcome]],
-        info: CallInfo,
-    ) -> Outcome:
+        self, question: Question, info: CallInfo, make: Make, began_s: float
+    ) -> tuple[Outcome, int]:
+        """What making the call gave, and how many calls of models were made inside it."""
         token = current_call.set(info)
+        self.rules.begun()
         try:
-            with self._places.inside(key):
-                return await make(info)
+            with self.rules.inside(question, info.call_key) as inner:
+                outcome = await make(info)
+                return outcome, max(
+                    0, getattr(inner, "model_calls", 0) - question.ordinal - _counts(question)
+                )
         except asyncio.CancelledError:
             if self._latch.reason is not None:
                 raise RunLatched(self._latch.reason) from None
-            await self._store_unbroken(
-                Record(key, kind, name, digest, {"cancelled": True}, life=self._life), []
-            )
+            cancelled = self._new_record(question, info, {"cancelled": True}, began_s)
+            await self._store_unbroken(cancelled, [])
             raise
         finally:
+            self.rules.ended()
             current_call.reset(token)
 
     @contextmanager
     def _counted_as_running(self) -> Iterator[None]:
         task = asyncio.current_task()
         assert task is not None
-        self._running[task] += 1
+        running = _Running(task, _running.get())
+        token = _running.set(running)
+        self._running.add(running)
         self._nothing_runs.clear()
         try:
             yield
         finally:
-            self._running[task] -= 1
-            if self._running[task] == 0:
-                del self._running[task]
-            if not self._running:
-                self._nothing_runs.set()
+            _running.reset(token)
+            self._running.discard(running)
+            self._look_whether_quiet()
+
+    @contextmanager
+    def _blocking_outer_calls(self) -> Iterator[None]:
+        """The calls inside which this one stops cannot end by themselves: nobody waits for them."""
+        outer = []
+        running = _running.get()
+        while running is not None:
+            running.blocked += 1
+            outer.append(running)
+            running = running.outer
+        self._look_whether_quiet()
+        try:
+            yield
+        finally:
+            for running in outer:
+                running.blocked -= 1
+
+    def _look_whether_quiet(self) -> None:
+        if all(running.blocked for running in self._running):
+            self._nothing_runs.set()
 
     def _is_to_be_retried(self, outcome: Outcome, info: CallInfo) -> bool:
         error = outcome.error
         if error is None or not error.retryable or not outcome.may_retry or not self._durable:
             return False
-        if info.failed_tries < self._max_tries:
+        # A prompt that differs in every attempt has new tries each time; the run's own count bounds it.
+        in_flight = max(1, sum(not running.blocked for running in self._running))
+        if info.failed_tries < self._max_tries and self._retries < self._max_tries * in_flight:
             return True
         self._ledger.note(
             "run.resume_exhausted",
@@ -220,52 +291,70 @@ class Recorder:
 
     # --- records -----------------------------------------------------------------------------------------
 
-    def _record(self, key: str, kind: str, name: str, digest: str, outcome: Outcome) -> Record:
+    def _record(
+        self, question: Question, info: CallInfo, outcome: Outcome, began_s: float, model_calls: int
+    ) -> Record:
         """The record of an outcome; what is too large or not JSON is itself an outcome."""
-        result = {"error": outcome.error.to_dict()} if outcome.error is not None else {"ok": outcome.value}
         usage = {k: v for k, v in outcome.usage.model_dump().items() if v not in (0, None, {})}
-        record = Record(key, kind, name, digest, result, usage, outcome.state, outcome.artifacts, self._life)
+        more: dict[str, Any] = {"usage": usage, "model_calls": model_calls}
+        call = f"{info.kind} {info.name}"
         try:
+            result = (
+                {"ok": plain(outcome.value)} if outcome.error is None else {"error": outcome.error.to_dict()}
+            )
+            changed: dict[str, Any] = {"state": outcome.state, "artifacts": outcome.artifacts}
+            record = self._new_record(question, info, result, began_s, **changed, **more)
             size = len(record.to_json().encode())
             if size <= self._max_record_bytes:
                 return record
-            problem = (
-                f"the outcome of {kind} {name} has {size:,} bytes, {self._max_record_bytes:,} are allowed"
-            )
+            problem = f"the outcome of {call} has {size:,} bytes, {self._max_record_bytes:,} are allowed"
             hint = "return less, or a reference to where the whole is"
-        except (TypeError, ValueError) as error:
-            problem, hint = f"the outcome of {kind} {name} is not JSON: {error}", "return plain JSON values"
+        except (TypeError, ValueError, RecursionError) as error:
+            problem, hint = f"the outcome of {call} is not JSON: {error}", "return plain JSON values"
         too_large = StepTooLarge(problem, hint=hint, run_id=self.run_id)
-        return Record(key, kind, name, digest, {"error": too_large.to_dict()}, usage, life=self._life)
+        return self._new_record(question, info, {"error": too_large.to_dict()}, began_s, **more)
 
-    async def prepare(self, record: Record, *, at_once: bool) -> None:
-        """Record the prepared start: checkpoint 0. What was noted so far is stored with it.
+    def _new_record(
+        self, question: Question, info: CallInfo, outcome: dict[str, Any], began_s: float, **more: Any
+    ) -> Record:
+        return Record(
+            info.call_key,
+            info.kind,
+            info.name,
+            outcome,
+            life=self._life,
+            took_ms=round((self._loop.time() - began_s) * 1000),
+            v=self.rules.format,
+            **self.rules.identity(question),
+            **more,
+        )
 
-        `at_once`: another attempt might prepare it otherwise, so nothing may come of it before it is stored.
-        Else it travels with what is written next.
-        """
-        if at_once:
-            await self._commit(record, [])
-        else:
-            _, saved = self._next_checkpoint(record)
-            self._ledger.begin(record.to_json(), saved)
+    def _told_cancelled(self, record: Record) -> Record:
+        """For later attempts: the call was recorded, but the program was told that it was cancelled."""
+        outcome = {"cancelled": True}
+        return Record(
+            f"{record.call}!", "cancelled", record.name, outcome, life=self._life, v=self.rules.format
+        )
+
+    def begin_journal(self, record: Record) -> None:
+        """Record the start of the run: checkpoint 0. It is stored together with what is written next."""
+        _, saved = self._next_checkpoint(record)
+        self._ledger.begin(record.to_json(), saved)
 
     async def _commit(self, record: Record, events: list[Event]) -> None:
         """Store a record, whatever becomes of the task that made the call."""
         try:
             await self._store_unbroken(record, events)
+            await self.rules.after_stored(record.took_ms)
         except asyncio.CancelledError:
             if self._latch.reason is None:
-                # It is stored, but the pattern is told that it was cancelled: replay must tell it the same.
-                after = Record(
-                    f"{record.call}!", "cancelled", record.name, record.digest, {"cancelled": True}
-                )
-                await self._store_unbroken(after, [])
+                # It is stored, but the program is told that it was cancelled: replay must tell it the same.
+                await self._store_unbroken(self._told_cancelled(record), [])
             raise
 
     async def _store_unbroken(self, record: Record, events: list[Event]) -> None:
         """Store to the end; a cancellation that comes meanwhile is raised after it."""
-        storing = asyncio.create_task(self._store(record, events), name=f"commit {self.run_id} {record.call}")
+        storing = outside_runs(self._store(record, events), name=f"commit {self.run_id} {record.call}")
         try:
             await asyncio.shield(storing)
         except asyncio.CancelledError:
@@ -300,17 +389,6 @@ class Recorder:
 
     # --- replay ------------------------------------------------------------------------------------------
 
-    def _same_call(self, record: Record, kind: str, name: str, digest: str, strict: bool) -> None:
-        if (record.kind, record.name) == (kind, name) and (record.digest == digest or not strict):
-            if record.digest != digest:
-                self._ledger.note("replay.prompt_changed", {"call_id": record.call, "model": name})
-            return
-        raise self.mismatch(
-            f"at call {record.call} the journal holds {record.kind} {record.name}, "
-            f"the program asks for {kind} {name}"
-            + ("" if (record.kind, record.name) != (kind, name) else " with other arguments")
-        )
-
     def mismatch(self, problem: str) -> ReplayMismatch:
         """The program went another way than it did before; nothing may be executed any more."""
         kind, hint = ReplayMismatch, "chance and time must come from recorded calls; was the pattern changed?"
@@ -321,14 +399,14 @@ class Recorder:
         return error
 
     async def _replay(self, record: Record) -> Any:
+        for inner in self.rules.inside_of(record):
+            self.usage = self.usage.plus(RunUsage(**inner.usage))
+            self._on_record(inner)
         self.usage = self.usage.plus(RunUsage(**record.usage))
-        cancelled_after = self._journal.take(f"{record.call}!")
-        if self._journal.is_read:
+        if self.rules.is_read:
             for branch in list(self._held):
                 self._release_held(branch)
-        if "cancelled" in record.outcome or cancelled_after is not None:
-            await self._latch.wait()  # the pattern cancelled this call then, and will again
-            await self._stop_if_latched()
+        await self._stop_if_latched()
         return self._apply(record)
 
     def _apply(self, record: Record) -> Any:
@@ -340,19 +418,14 @@ class Recorder:
             raise error
         return record.outcome.get("ok")
 
-    @property
-    def is_replaying(self) -> bool:
-        return not self._journal.is_read
-
     # --- events of the pattern ---------------------------------------------------------------------------
 
     def say(self, name: str, payload: Mapping[str, Any]) -> None:
         """An event of the pattern. While its branch is replayed it is held back: it was said before."""
-        branch = self._places.branch()
-        if self._journal.is_read or ">" in branch:
+        if self.rules.is_read or self.rules.is_inside_a_call():
             self._ledger.note(name, payload)
         else:
-            self._held[branch].append((name, payload))
+            self._held[self.rules.branch()].append((name, payload))
 
     def _release_held(self, branch: str) -> None:
         for event in self._held.pop(branch, ()):
@@ -361,28 +434,33 @@ class Recorder:
     # --- the end of the attempt --------------------------------------------------------------------------
 
     async def _stop_if_latched(self) -> None:
-        """Where a latched run stops. While other calls may still end, this one waits, so that the pattern
+        """Where a latched run stops. While other calls may still end, this one waits, so that the program
         sees nothing and cancels nobody; then it raises the latch."""
         if self._latch.reason is None:
             return
         if self._latch.lets_calls_end:
-            await self._stopping.wait()
+            with self._blocking_outer_calls():
+                await self._stopping.wait()
         raise RunLatched(self._latch.reason)
 
     async def quiet(self) -> None:
-        """Returns when no call is being made."""
+        """Returns when no call is being made that may still end."""
         await self._nothing_runs.wait()
 
     def stop(self) -> None:
         """Nothing is waited for any more: calls that run are cancelled, calls that wait raise the latch."""
         self._stopping.set()
-        for task in list(self._running):
-            task.cancel()
+        for running in list(self._running):
+            running.task.cancel()
 
-    def check_all_read(self) -> None:
-        """Called when the pattern has ended: records that nobody asked for are a mismatch."""
-        unread = self._journal.unread()
-        if unread:
+    async def check_all_read(self, part: str = "") -> None:
+        """Called when a part of the run has ended: records that nobody asked for are a mismatch."""
+        unread = await self.rules.unread_at_end(part)
+        if unread and self._latch.reason is None:
             raise self.mismatch(
                 f"the program ended without asking for {', '.join(unread[:3])}, which the journal holds"
             )
+
+
+def _counts(question: Question) -> int:
+    return 1 if question.kind in ("model", "http") else 0

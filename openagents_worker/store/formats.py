@@ -13,10 +13,26 @@ from contextlib import contextmanager
 
 from openagents_worker.errors import OtherFormat
 
-__all__ = ["NEWEST_READ", "OLDEST_READ", "WRITTEN", "is_read", "other_format", "reading"]
+__all__ = [
+    "BEGUN",
+    "BY_CONTENT",
+    "BY_PLACE",
+    "NEWEST_READ",
+    "OLDEST_READ",
+    "WRITTEN",
+    "is_read",
+    "other_format",
+    "reading",
+]
 
 WRITTEN = 1
-NEWEST_READ = 1
+BY_PLACE = 1
+"""A run whose recorded calls are found by where in the program they stand."""
+BY_CONTENT = 2
+"""A run whose recorded calls are found by what they ask; its first record says so, and with it the run's."""
+BEGUN = BY_CONTENT
+"""The format in which runs are begun."""
+NEWEST_READ = 2
 OLDEST_READ = WRITTEN - 2  # runs wait for days: they may have begun two upgrades ago
 
 

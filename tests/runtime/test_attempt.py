@@ -12,7 +12,7 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import Outlook
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
-from openagents_worker.store.formats import WRITTEN
+from openagents_worker.store.formats import NEWEST_READ
 from openagents_worker.store.scripts import CancelAnswer, ResumeAnswer
 from tests.runtime import plugins
 from tests.runtime.harness import Process, agent, calls, crash, process, scripted
@@ -91,8 +91,8 @@ async def test_the_start_is_a_checkpoint_before_the_first_call_has_ended(redis_u
         await p.carry()
 
         await p.run("r2", agent_id="silent", session_id="s2")
-        for run_id, calls_made in (("r1", ["prepare", "1"]), ("r2", ["prepare"])):
-            assert [record["call"] for record in await p.journal(run_id)] == calls_made
+        for run_id, recorded in (("r1", [("prepare", ""), ("tool", "charge")]), ("r2", [("prepare", "")])):
+            assert [(record["kind"], record["name"]) for record in await p.journal(run_id)] == recorded
         attempted = [event for event in await p.events() if event["name"] == "run.resume_attempted"]
         assert [event["payload"]["checkpoint_id"] for event in attempted] == ["r1:step:0"]
 
@@ -391,7 +391,7 @@ async def test_a_journal_that_cannot_be_read_is_left_to_others(redis_url: str) -
         await crash(one, "r1", dying)
         key = p.store.keys("journal", "r1")
         entry = json.loads(await p.store.redis.lindex(key, -1))
-        await p.store.redis.lset(key, -1, json.dumps({**entry, "v": WRITTEN + 1}))
+        await p.store.redis.lset(key, -1, json.dumps({**entry, "v": NEWEST_READ + 1}))
 
         carried = await p.carry()
 

@@ -1,6 +1,6 @@
 """Formats: a worker leaves to others what it cannot read, and spoils nothing of it.
 
-A worker of tomorrow is one that says it reads format 2; all scripts are today's.
+A worker of tomorrow is one that says it reads a format more; all scripts are today's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from openagents_worker.store.events import awatch, watch
 from openagents_worker.store.runs import aread_record, read_record, read_session
 from tests.store.test_scripts import Bench, woken
 
-TOMORROW: dict[str, Any] = {"incarnation": "w2", "oldest": 0, "newest": 2, "asked": 2}
+NEW = formats.NEWEST_READ + 1
+TOMORROW: dict[str, Any] = {"incarnation": "w2", "oldest": 0, "newest": NEW, "asked": NEW}
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def bench(redis_url: str) -> Generator[Bench]:
 
 
 def submitted_tomorrow(bench: Bench, run_id: str = "r1", **fields: Any) -> None:
-    bench.do("submit", run_id=run_id, format=2, **fields)
+    bench.do("submit", run_id=run_id, format=NEW, **fields)
 
 
 def left(bench: Bench, run_id: str = "r1") -> int:
@@ -50,17 +51,17 @@ def test_a_run_needs_the_format_of_whatever_was_written_into_it(bench: Bench) ->
     fence = bench.do("claim", **TOMORROW).fence
     assert bench.field("format") == str(formats.WRITTEN)
 
-    bench.do("commit", fence=fence, position=0, records=["{}"], format=2)
+    bench.do("commit", fence=fence, position=0, records=["{}"], format=NEW)
     bench.do("commit", fence=fence, position=1, records=["{}"], batch_no=2, format=1)
 
-    assert bench.field("format") == "2"
+    assert bench.field("format") == str(NEW)
 
 
 def test_a_commit_that_is_refused_raises_nothing(bench: Bench) -> None:
     """A worker that has lost its run cannot lock others out of it."""
     bench.claimed()
 
-    assert bench.do("commit", fence="9:gone", position=0, format=2) == "FENCED"
+    assert bench.do("commit", fence="9:gone", position=0, format=NEW) == "FENCED"
     assert bench.field("format") == "1"
 
 
@@ -68,7 +69,7 @@ def test_a_session_needs_the_format_of_whoever_wrote_into_it(bench: Bench) -> No
     """The next run of the session is for workers that read it, whoever submitted the run."""
     bench.do("submit")
     bench.do("submit", run_id="r2")
-    bench.do("finish", fence=bench.do("claim", **TOMORROW).fence, format=2)
+    bench.do("finish", fence=bench.do("claim", **TOMORROW).fence, format=NEW)
 
     assert bench.do("claim", run_id="r2").answer == "OTHER_FORMAT"
     assert come_due(bench) == ["r2"]
@@ -98,7 +99,7 @@ def test_a_run_of_a_newer_format_is_left_to_others(bench: Bench) -> None:
 def test_it_is_told_once_however_often_it_is_looked_at(bench: Bench) -> None:
     """Workers of one version say it once among themselves; those of another version once more."""
     submitted_tomorrow(bench)
-    bench.do("commit", fence=bench.do("claim", **TOMORROW).fence, position=0, format=3)
+    bench.do("commit", fence=bench.do("claim", **TOMORROW).fence, position=0, format=NEW + 1)
     bench.do("suspend", fence=bench.field("fence"), kind="handover")
 
     for _ in range(3):
@@ -134,7 +135,7 @@ def test_a_message_of_a_newer_format_is_no_order(bench: Bench) -> None:
     """What it asks for cannot be known here; its run waits for somebody who knows."""
     bench.do("submit")
 
-    assert bench.do("claim", asked=2).answer == "OTHER_FORMAT"
+    assert bench.do("claim", asked=NEW).answer == "OTHER_FORMAT"
     assert come_due(bench) == ["r1"]
     assert left(bench) == 1
 
@@ -167,7 +168,7 @@ def test_before_its_turn_a_run_of_any_format_waits(bench: Bench) -> None:
 def test_an_end_is_told_to_celery_by_somebody_who_reads_it(bench: Bench) -> None:
     """A result of tomorrow may hold what today's worker refuses."""
     submitted_tomorrow(bench, tell=True)
-    bench.do("finish", fence=bench.do("claim", **TOMORROW).fence, format=2)
+    bench.do("finish", fence=bench.do("claim", **TOMORROW).fence, format=NEW)
 
     assert bench.do("claim").answer == "OTHER_FORMAT"
     told = bench.do("claim", **TOMORROW)
@@ -207,7 +208,7 @@ async def test_what_cannot_be_read_is_said_with_a_code(bench: Bench, field: str,
     bench.redis.hset(bench.store.keys("run", "r1"), field, value)
     store = AsyncStore(bench.store.cell)
 
-    with pytest.raises(OtherFormat, match=r"format 2.*reads 1 to 1") as caught:
+    with pytest.raises(OtherFormat, match=rf"format {NEW}.*reads 1 to {NEW - 1}") as caught:
         read_record(bench.store, "r1")
     with pytest.raises(OtherFormat):
         await aread_record(store, "r1")
@@ -233,9 +234,9 @@ def test_a_session_of_another_format_is_said_with_a_code(bench: Bench) -> None:
     """Its transcript is JSON whatever happens; its artifacts are models."""
     bench.do("submit")
     fence = bench.do("claim", **TOMORROW).fence
-    bench.do("finish", fence=fence, artifacts=['{"name":"a","smell":"good"}'], format=2)
+    bench.do("finish", fence=fence, artifacts=['{"name":"a","smell":"good"}'], format=NEW)
 
-    with pytest.raises(OtherFormat, match="format 2") as caught:
+    with pytest.raises(OtherFormat, match=f"format {NEW}") as caught:
         read_session(bench.store, "s1")
     assert caught.value.session_id == "s1"
 
@@ -243,14 +244,15 @@ def test_a_session_of_another_format_is_said_with_a_code(bench: Bench) -> None:
 def test_what_is_written_here_is_read_here() -> None:
     """A format is read before it is written, and two more stay readable behind it."""
     assert formats.is_read(formats.WRITTEN)
-    assert formats.NEWEST_READ - formats.WRITTEN in (0, 1)
+    assert formats.is_read(formats.BY_CONTENT)
+    assert formats.NEWEST_READ - max(formats.WRITTEN, formats.BY_CONTENT) in (0, 1)
     assert formats.WRITTEN - formats.OLDEST_READ == 2
 
 
 def test_a_journal_entry_of_another_format_is_not_guessed_at() -> None:
     """Its fields may have the same names and mean something else."""
-    entry = Record("0.1", "llm", "m", "d", {"ok": 1}).to_json()
-    assert f'"v":{formats.WRITTEN}' in entry
+    entry = Record("m:0123456789abcdef:1", "model", "m", {"ok": 1}).to_json()
+    assert f'"v":{formats.BY_CONTENT}' in entry
 
-    with pytest.raises(OtherFormat, match="format 2"):
-        Record.from_json(entry.replace(f'"v":{formats.WRITTEN}', '"v":2'))
+    with pytest.raises(OtherFormat, match=f"format {NEW}"):
+        Record.from_json(entry.replace(f'"v":{formats.BY_CONTENT}', f'"v":{NEW}'))

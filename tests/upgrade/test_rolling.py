@@ -12,6 +12,7 @@ import threading
 from collections.abc import Generator, Iterable
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from openagents_worker.models import RunState
 from tests.installation import story
 from tests.upgrade.versions import Version, previous, this
 from tests.upgrade.workshop import PATIENCE_S, Workshop, opened, request
+from tests.waiting import wait_for
 
 SESSIONS = [f"s{number}" for number in range(4)]
 
@@ -46,33 +48,38 @@ def workshop(tmp_path: Path, enough: threading.Event) -> Generator[Workshop]:
         enough.set()
 
 
+@pytest.mark.parametrize("begins", ["old", "new"])
 def test_runs_cross_between_the_versions_and_nothing_is_repeated(
-    old: Version, new: Version, workshop: Workshop, enough: threading.Event
+    old: Version, new: Version, workshop: Workshop, enough: threading.Event, begins: str
 ) -> None:
-    """By hand-over and by the death of their worker, from new to old and from old to new."""
+    """By hand-over and by the death of their worker, from one version to the other and back."""
+    one, other = (old, new) if begins == "old" else (new, old)
+    if not one.begins_what_is_read_by(other):
+        runs_are_left_to_those_who_read_them(one, other, workshop, enough)
+        return
     long = [request(session=session) for session in SESSIONS]
     following = [request(session=session, steps=2) for session in SESSIONS]
     limited = [request(steps=3, limited=True) for _ in range(4)]
-    new1 = workshop.start(new)
-    runs = workshop.produce(old, "submit", long[:2])["runs"]
-    runs += workshop.produce(new, "submit", long[2:])["runs"]
-    workshop.produce(new, "submit", [*following[:2], *limited[:2]])
-    workshop.produce(old, "submit", [*following[2:], *limited[2:]])
+    first = workshop.start(one)
+    runs = workshop.produce(other, "submit", long[:2])["runs"]
+    runs += workshop.produce(one, "submit", long[2:])["runs"]
+    workshop.produce(one, "submit", [*following[:2], *limited[:2]])
+    workshop.produce(other, "submit", [*following[2:], *limited[2:]])
 
-    workshop.works_on(new1, runs)
-    old1 = workshop.start(old)
-    new1.terminate()
-    workshop.works_on(old1, runs)
-    new2 = workshop.start(new)
-    old1.kill()
-    workshop.works_on(new2, runs)
-    old2 = workshop.start(old)
-    new2.kill()
-    workshop.works_on(old2, runs)
-    new3 = workshop.start(new)
-    old2.terminate()
-    workshop.works_on(new3, runs)
-    workshop.start(old)
+    workshop.works_on(first, runs)
+    second = workshop.start(other)
+    first.terminate()
+    workshop.works_on(second, runs)
+    third = workshop.start(one)
+    second.kill()
+    workshop.works_on(third, runs)
+    fourth = workshop.start(other)
+    third.kill()
+    workshop.works_on(fourth, runs)
+    fifth = workshop.start(one)
+    fourth.terminate()
+    workshop.works_on(fifth, runs)
+    workshop.start(other)
     enough.set()
 
     for asked in (*long, *following):
@@ -81,24 +88,51 @@ def test_runs_cross_between_the_versions_and_nothing_is_repeated(
         completed_without_repeating(workshop, asked["run_id"], retries=1)
     for run_id in runs:
         events = story(workshop.client.handle(run_id))
-        assert crossings(events) == [
-            ("new1", "run.handed_over", "old1"),
-            ("old1", "run.recovered", "new2"),
-            ("new2", "run.recovered", "old2"),
-            ("old2", "run.handed_over", "new3"),
+        assert [how for _, how, _ in crossings(events)] == [
+            "run.handed_over",
+            "run.recovered",
+            "run.recovered",
+            "run.handed_over",
         ]
-        by_version = [old.wrote(line["code"]) for line in workshop.sawn(run_id)]
-        assert [is_old for is_old, _ in groupby(by_version)] == [False, True, False, True, False]
+        by_version = [one.wrote(line["code"]) for line in workshop.sawn(run_id)]
+        assert [is_one for is_one, _ in groupby(by_version)] == [True, False, True, False, True]
         assert all(old.wrote(line["code"]) or new.wrote(line["code"]) for line in workshop.sawn(run_id))
     for asked in limited:
         names = [event.name for event in story(workshop.client.handle(asked["run_id"]))]
         assert names.count("run.retry_scheduled") == 1
-    for session, first, second in zip(SESSIONS, long, following, strict=True):
+    for session, before, after in zip(SESSIONS, long, following, strict=True):
         transcript = workshop.client.session(session).transcript
         assert [message["run_id"] for message in transcript] == [
-            *[first["run_id"]] * 2,
-            *[second["run_id"]] * 2,
+            *[before["run_id"]] * 2,
+            *[after["run_id"]] * 2,
         ]
+
+
+def runs_are_left_to_those_who_read_them(
+    newer: Version, older: Version, workshop: Workshop, enough: threading.Event
+) -> None:
+    """What the newer version has begun in a format of its own waits for it; the older one touches nothing."""
+    first = workshop.start(newer)
+    runs = workshop.produce(older, "submit", [request(), request()])["runs"]
+    workshop.works_on(first, runs)
+    old = workshop.start(older)
+    first.kill()
+    for run_id in runs:
+        wait_for(lambda run_id=run_id: is_left(workshop, run_id), "it is left to others", timeout=PATIENCE_S)
+    old.terminate()
+    workshop.start(newer)
+    enough.set()
+
+    for run_id in runs:
+        completed_without_repeating(workshop, run_id)
+        assert all(newer.wrote(line["code"]) for line in workshop.sawn(run_id))
+
+
+def is_left(workshop: Workshop, run_id: str) -> bool:
+    """Told from what is stored, as the run is still alive."""
+    redis: Any = workshop.client.store.redis
+    entries = redis.xrange(workshop.client.store.keys("events", run_id))
+    return any(fields["name"] == "run.left_to_others" for _, fields in entries)
 
 
 @pytest.mark.slow
@@ -110,14 +144,15 @@ def test_back_and_forth_between_the_versions(
     """Twenty runs, twelve times from one version to the other, by whichever way chance wants."""
     chance = random.Random(seed)
     asked = [request() for _ in range(20)]
-    worker = workshop.start(new)
+    versions = (new, old) if new.begins_what_is_read_by(old) else (old, new)
+    worker = workshop.start(versions[0])
     runs = (
         workshop.produce(new, "submit", asked[:10])["runs"]
         + workshop.produce(old, "submit", asked[10:])["runs"]
     )
     workshop.works_on(worker, runs)
 
-    for version in (old, new) * 6:
+    for version in versions[::-1] * 6:
         successor = workshop.start(version)
         chance.choice((worker.terminate, worker.kill))()
         workshop.works_on(successor, runs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,20 @@ class Version:
             "PYTHONPATH": os.pathsep.join(map(str, (self.folder, PRODUCT))),
             "PYTHONSAFEPATH": "1",
         }
+
+    def begins_what_is_read_by(self, other: Version) -> bool:
+        """Whether the other version reads the runs that this one begins."""
+        return self._format("BEGUN") <= other._format("NEWEST_READ")
+
+    def _format(self, name: str) -> int:
+        code = (
+            f"from openagents_worker.store import formats; print(getattr(formats, {name!r}, formats.WRITTEN))"
+        )
+        env = {**os.environ, **self.env()}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
 
     def wrote(self, file: str) -> bool:
         """Whether a module's file is of this version."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from openagents_worker.errors import OpenAgentsError, RequestInvalid, RequestTooLarge
 from openagents_worker.models import RunRequest
-from openagents_worker.store.formats import WRITTEN
+from openagents_worker.store.formats import NEWEST_READ
 from openagents_worker.worker.intake import Message, run_to_resume, wanted
 
 REQUEST = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi"}
@@ -70,7 +70,9 @@ def test_a_request_that_is_too_large_is_refused() -> None:
 
 def test_of_a_message_of_another_format_only_its_id_counts() -> None:
     """Whatever it says, it says to others; its task id is its run's in all formats."""
-    tomorrow = Message("r1", [{"ask": "anything"}, 2], {"more": 3}, "agents", ours=True, format=WRITTEN + 1)
+    tomorrow = Message(
+        "r1", [{"ask": "anything"}, 2], {"more": 3}, "agents", ours=True, format=NEWEST_READ + 1
+    )
 
     assert asked(tomorrow) == "r1"
     assert run_to_resume(tomorrow) == "r1"

@@ -16,7 +16,7 @@ from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.submit import submit
 from openagents_worker.producer.transport import RUN_AGENT
-from openagents_worker.store.formats import WRITTEN
+from openagents_worker.store.formats import BY_CONTENT, NEWEST_READ
 from tests import diary
 from tests.fundamentals.shop import DOOR
 from tests.installation import ROOT, Model, agent, call, story
@@ -27,9 +27,8 @@ PATIENCE_S = 60
 # Python loads a module of this name before anything else.
 TOMORROW = """
 from openagents_worker.store import formats
-formats.WRITTEN += 1
 formats.NEWEST_READ += 1
-formats.OLDEST_READ += 1
+formats.WRITTEN = formats.BY_CONTENT = formats.NEWEST_READ
 """
 
 
@@ -99,19 +98,19 @@ def test_a_run_of_tomorrow_waits_for_a_worker_of_tomorrow(
 
         events = story(handle)
         left = [event.payload for event in events if event.name == "run.left_to_others"]
-        assert [(told["format"], told["newest_read"]) for told in left] == [(WRITTEN + 1, WRITTEN)]
+        assert [(told["format"], told["newest_read"]) for told in left] == [(NEWEST_READ + 1, NEWEST_READ)]
         assert str(left[0]["left_by"]).startswith("today@")
         carriers = [str(e.worker).partition("@")[0] for e in events if e.name == "run.attempt_started"]
         assert carriers == ["newer", "newest"]
         assert _did(tmp_path, handle.id, "paid") == 1
-        assert client.store.redis.hget(client.store.keys("run", own.id), "format") == str(WRITTEN)
+        assert client.store.redis.hget(client.store.keys("run", own.id), "format") == str(BY_CONTENT)
 
 
 def _asked_for_by_a_producer_of_tomorrow(client: Client) -> RunHandle[Any]:
     """A run of today's format, and a message that only its id makes one of that run's."""
     request = {"agent_id": "clerk", "session_id": "s3", "input_text": "Go."}
     handle = client.handle(submit(client.store, request, settings=client.settings).run_id)
-    headers = {"wake_us": "1", "run_format": WRITTEN + 1}
+    headers = {"wake_us": "1", "run_format": NEWEST_READ + 1}
     client.app.send_task(
         RUN_AGENT,
         [{"an": "order"}, 2],
