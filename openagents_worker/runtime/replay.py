@@ -46,6 +46,8 @@ class _Asked(Question):
     """A call at its entry, with the frame in which it is made."""
 
     frame: Frame
+    takes_over: str = ""
+    """The id of a begun call whose node cannot come for it any more."""
 
     @property
     def node(self) -> Node:
@@ -214,6 +216,7 @@ class ReplayByContent(Rules):
             other = await self._another_nodes((level, digest), question)
             if other is not None:
                 return other
+        await self._wait_for_begun(question)
         return await self._changed_or_contradicted(question)
 
     async def _another_nodes(self, key: tuple[str, str], question: _Asked) -> Record | None:
@@ -236,6 +239,29 @@ class ReplayByContent(Rules):
                 return self._take(record)
         return None
 
+    async def _wait_for_begun(self, question: _Asked) -> None:
+        """A call of this content that another node has begun is taken over once that node cannot come."""
+        while (begun := self._first_begun(question)) is not None:
+            waited = begun
+
+            def is_settled(waited: _OpenCall = waited) -> bool:
+                return not self._is_open(waited.id) or self._is_free(waited, question)
+
+            keys = [("taken", begun.id), ("node", begun.node), ALONE]
+            if not await self._until(is_settled, keys):
+                if self._latch.reason is not None:
+                    return
+                self._given_up.add(begun.node)
+            if self._is_open(begun.id):
+                question.takes_over = begun.id
+                return
+
+    def _first_begun(self, question: _Asked) -> _OpenCall | None:
+        calls = self._open.get(question.content)
+        if not calls or self._own_open(question) is not None:
+            return None
+        return next((call for call in calls.values() if call.is_begun), None)
+
     def _first_other(self, key: tuple[str, str]) -> Record | None:
         """Those that were cancelled come last."""
         found = self._by.get(key)
@@ -243,8 +269,8 @@ class ReplayByContent(Rules):
             return None
         return next((record for record in found.values() if not record.is_cancelled), _first(found))
 
-    def _is_free(self, record: Record, question: _Asked) -> bool:
-        """Whether no other node can come for the record any more."""
+    def _is_free(self, record: Record | _OpenCall, question: _Asked) -> bool:
+        """Whether the node that made it cannot come for it any more."""
         return (
             record.node == question.branch
             or record.node in self._given_up
@@ -254,7 +280,7 @@ class ReplayByContent(Rules):
 
     async def _changed_or_contradicted(self, question: _Asked) -> Record | None:
         own = self._next_own(question)
-        if own is None or self._open.get(question.content):
+        if own is None or self._open_for(question) is not None:
             return None
         alone = self._nodes.is_alone(question.node)
         if (
@@ -371,15 +397,21 @@ class ReplayByContent(Rules):
     def claim_id(self, question: _Asked, again: Record | None = None) -> str:
         if again is not None:
             return again.call
-        calls = self._open.get(question.content)
-        if calls:
-            call = self._own_open(question) or next(iter(calls.values()))
+        call = self._open_for(question)
+        if call is not None:
+            calls = self._open[question.content]
             del calls[call.id]
             if not calls:
                 del self._open[question.content]
             self._wake(("taken", call.id))
             return call.id
         return self._ids.new(question.name, question.content)
+
+    def _open_for(self, question: _Asked) -> _OpenCall | None:
+        """The open call that this one is: its node's own, one it takes over, or one of an earlier life."""
+        calls = self._open.get(question.content, {})
+        own = self._own_open(question) or calls.get(question.takes_over)
+        return own or next((call for call in calls.values() if not call.is_begun), None)
 
     def inside(self, question: _Asked, call_id: str) -> AbstractContextManager[Frame]:
         outer = OuterCall(call_id, question.kind, question.branch)

@@ -11,7 +11,11 @@ TURNS = 25  # of the loop between two answers: what follows from the first one h
 
 
 class Turns:
-    """Hands out answers in order of position, each some turns of the loop after the one before it."""
+    """Hands out answers in order of position, each some turns of the loop after what happened before it.
+
+    Order is given up for good once nothing has been handed out for longer than a waiting call took when it
+    was made: then whoever is to come before it has a time of its own.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, positions: Iterable[int]) -> None:
         self._loop = loop
@@ -21,16 +25,23 @@ class Turns:
         self._turns_left = 0
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._after_all: list[asyncio.Future[None]] = []
+        self._progress = 0
 
     async def of(self, position: int, at_most_s: float, *, settle: bool) -> None:
-        """Returns when it is this position's turn, or when order was given up."""
+        """Returns when it is this position's turn, or when order was given up.
+
+        `settle`: others run beside the one who asks; what they do first comes first.
+        """
         try:
-            if self._in_order and position in self._remaining and not self._is_turn(position):
-                future = self._waiting[position] = self._loop.create_future()
-                try:
-                    await self._in_time(future, at_most_s)
-                finally:
-                    self._waiting.pop(position, None)
+            if self._in_order and position in self._remaining:
+                if settle:
+                    self._settle()
+                if not self._is_turn(position):
+                    future = self._waiting[position] = self._loop.create_future()
+                    try:
+                        await self._in_time(future, at_most_s)
+                    finally:
+                        self._waiting.pop(position, None)
         finally:
             self._gone(position)
         if settle and self._in_order and self._positions:
@@ -39,6 +50,7 @@ class Turns:
             self._wake_next()
 
     async def after_all(self, at_most_s: float) -> None:
+        """Returns when every position had its turn, or when order was given up."""
         if not (self._in_order and (self._positions or self._turns_left)):
             return
         future = self._loop.create_future()
@@ -50,7 +62,16 @@ class Turns:
                 self._after_all.remove(future)
 
     async def _in_time(self, future: asyncio.Future[None], at_most_s: float) -> None:
-        timer = self._loop.call_later(at_most_s, self.give_up)
+        timer: asyncio.TimerHandle
+
+        def look(progress: int) -> None:
+            nonlocal timer
+            if self._progress == progress:
+                self.give_up()
+            else:
+                timer = self._loop.call_later(at_most_s, look, self._progress)
+
+        timer = self._loop.call_later(at_most_s, look, self._progress)
         try:
             await future
         finally:
@@ -66,6 +87,7 @@ class Turns:
         return not self._turns_left and (not self._positions or self._positions[-1] >= position)
 
     def _gone(self, position: int) -> None:
+        self._progress += 1
         self._remaining.discard(position)
         while self._positions and self._positions[-1] not in self._remaining:
             self._positions.pop()

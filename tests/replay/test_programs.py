@@ -1,0 +1,54 @@
+"""Whatever a program does side by side, and wherever it is killed: it goes on as if nothing had been.
+
+Each program is killed up to four times, at any command to Redis, before it is carried out or after, and goes
+on in a new process with other timings. Its effects are counted outside of it.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.replay.programs import generate
+from tests.replay.world import Case, Kill
+
+SOME = 60
+MANY = 2_000
+
+
+def problems(redis_url: str, seed: int) -> list[tuple[str, str]]:
+    """What goes wrong with the program of this seed.
+
+    A program with a time of its own (sleeps, limits) whose way depends on it goes on as one of its possible
+    runs, and where that contradicts the journal it is stopped: that is no fault.
+    """
+    chance = random.Random(seed)
+    depends_on_time, has_jitter = chance.random() < 0.35, chance.random() < 0.6
+    program = generate(seed, depends_on_time)
+    kills = [Kill(chance.randint(2, 14), chance.random() < 0.7) for _ in range(chance.randint(1, 4))]
+    found = Case(
+        program.run,
+        redis_url,
+        seed,
+        kills,
+        has_jitter=has_jitter,
+        depends_on_time=depends_on_time,
+        is_sampled=program.is_sampled,
+    ).run()
+    may_contradict = depends_on_time and (has_jitter or program.has_limits)
+    return [problem for problem in found if not (may_contradict and problem[0] == "mismatch")]
+
+
+@pytest.mark.parametrize("seed", range(SOME))
+def test_a_program_goes_on_after_every_kill(redis_url: str, seed: int) -> None:
+    """Same result, finished calls once, calls in flight under their key, no mismatch, no hang."""
+    assert problems(redis_url, seed) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3_600)
+def test_two_thousand_programs(redis_url: str) -> None:
+    """As above; says which seeds broke what."""
+    found = {seed: wrong for seed in range(SOME, MANY) if (wrong := problems(redis_url, seed))}
+    assert found == {}

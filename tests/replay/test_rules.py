@@ -1,0 +1,371 @@
+"""Each rule of replay has a program that goes wrong without it.
+
+The programs are the counterexamples to simpler rules. A rule is switched off by taking one thing out of the
+real code; then at least one of the seeds must show the fault that the rule is there for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from openagents_worker.runtime import call_ids, replay
+from openagents_worker.runtime.replay import ReplayByContent
+from openagents_worker.runtime.turns import Turns
+from tests.replay.world import Api, Case, Kill
+
+SEEDS = range(25)
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A program, the records with which its processes die, and what is known of it."""
+
+    program: Callable[[Api], Awaitable[Any]]
+    records: Sequence[int]
+    depends_on_time: bool = False
+    is_sampled: bool = False
+    has_jitter: bool = True
+
+    def problems(self, redis_url: str, seed: int) -> list[tuple[str, str]]:
+        kills = [Kill(n, of="records") for n in self.records]
+        return Case(
+            self.program,
+            redis_url,
+            seed,
+            kills,
+            has_jitter=self.has_jitter,
+            depends_on_time=self.depends_on_time,
+            is_sampled=self.is_sampled,
+        ).run()
+
+
+async def best_of(api: Api) -> Any:
+    """Equal prompts side by side; the answers differ and are used."""
+
+    async def vote(index: int) -> bool:
+        await api.sleep()
+        reply = await api.model("vote", sampled=True)
+        await api.sleep()
+        return bool(await api.tool("save", index, reply, subject=f"save{index}"))
+
+    return await asyncio.gather(*(vote(index) for index in range(3)))
+
+
+async def twins(api: Api) -> Any:
+    """Equal effects side by side, the second of which commits first."""
+
+    async def pay() -> Any:
+        await api.sleep()
+        return await api.tool("pay", 5)
+
+    return await asyncio.gather(pay(), pay())
+
+
+async def pool(api: Api) -> Any:
+    """An item in flight goes to another worker when the run goes on."""
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    out: dict[int, Any] = {}
+    for item in range(6):
+        queue.put_nowait(item)
+
+    async def worker() -> None:
+        while not queue.empty():
+            item = queue.get_nowait()
+            await api.sleep()
+            out[item] = await api.tool("item", item, subject=f"item{item}")
+
+    await asyncio.gather(worker(), worker())
+    return [out[item] for item in sorted(out)]
+
+
+async def clocks(api: Api) -> Any:
+    """A recorded clock in each branch."""
+
+    async def charge(index: int) -> bool:
+        await api.sleep()
+        now = await api.now()
+        await api.sleep()
+        return bool(await api.tool("charge", index, now, subject=f"charge{index}"))
+
+    return await asyncio.gather(*(charge(index) for index in range(3)))
+
+
+async def inside_and_outside(api: Api) -> Any:
+    """A call inside another call equals one outside."""
+
+    async def body() -> Any:
+        return await api.tool("pay", 5, subject="inside")
+
+    async def outer() -> Any:
+        await asyncio.sleep(api.rng.choice((0, 0.1, 8)))
+        return await api.tool("outer", 1, body=body, want="o")
+
+    async def plain() -> Any:
+        await api.sleep()
+        return await api.tool("pay", 5, subject="outside")
+
+    return await asyncio.gather(outer(), plain())
+
+
+async def order_of_completion(api: Api) -> Any:
+    """What ends first feeds the next arguments; the program has no time of its own."""
+    out: list[Any] = []
+
+    async def look(index: int) -> Any:
+        return await api.tool("look", index)
+
+    for each in asyncio.as_completed([look(index) for index in range(4)]):
+        out.append(await each)
+    await api.tool("report", out, subject="report")
+    return await api.tool("end", out, subject="end")
+
+
+async def first_of_several(api: Api) -> Any:
+    """The first of several wins, and the others are left running."""
+
+    async def look(index: int) -> Any:
+        await api.sleep()
+        return await api.tool("look", index)
+
+    tasks = [asyncio.create_task(look(index)) for index in range(3)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    await api.tool("won", "x", subject="won")
+    return 1
+
+
+async def one_is_cancelled(api: Api) -> Any:
+    """Of two equal calls one is cancelled."""
+
+    async def slow(_: int) -> Any:
+        if api.rng.random() < 0.5:
+            await asyncio.sleep(0.001)
+        return await api.tool("slow", "x", latency_s=0.5)
+
+    kept, dropped = asyncio.create_task(slow(1)), asyncio.create_task(slow(2))
+    await asyncio.sleep(0.2)
+    dropped.cancel()
+    await asyncio.wait([dropped])
+    answer = await kept
+    await api.tool("after", answer, subject="after")
+    return answer
+
+
+async def cancelled_no_more(api: Api) -> Any:
+    """The program gave a call half a second, and gives it more when it goes on."""
+    limit_s = 0.2 if api.process_number == 0 else None
+    try:
+        async with asyncio.timeout(limit_s):
+            await api.tool("slow", "x", latency_s=0.5)
+    except TimeoutError:
+        await api.tool("after", "late", subject="after")
+    return 1
+
+
+async def clock_in_a_prompt(api: Api) -> Any:
+    """The system prompt of each branch holds the time."""
+
+    async def charge(index: int) -> Any:
+        await api.sleep()
+        reply = await api.model(f"u{index}", clock=True)
+        await api.sleep()
+        return [reply, await api.tool("charge", index, reply, subject=f"charge{index}")]
+
+    return await asyncio.gather(*(charge(index) for index in range(3)))
+
+
+async def begun_outer(api: Api) -> Any:
+    """An outer call in flight, a finished call inside it; the outer one's argument is a clock."""
+
+    async def body() -> Any:
+        paid = await api.tool("pay", 1, subject="pay")
+        await api.tool("wait", 1)
+        return paid
+
+    return await api.tool("outer", api.rng.random(), body=body, want="o")
+
+
+async def equal_outer_calls(api: Api) -> Any:
+    """Equal outer calls side by side, with finished calls inside."""
+
+    async def outer(index: int) -> Any:
+        async def body() -> Any:
+            await api.tool("pay", index, subject=f"pay{index}")
+            return await api.tool("wait", index)
+
+        await api.sleep()
+        return await api.tool("outer", "same", body=body, want="o")
+
+    return await asyncio.gather(outer(0), outer(1))
+
+
+async def tasks_in_the_order_of_a_set(api: Api) -> Any:
+    """`asyncio.as_completed` creates its tasks in the order of a set."""
+
+    async def look(index: int) -> Any:
+        return bool(await api.tool("charge", index, await api.now(), subject=f"charge{index}"))
+
+    coroutines = [look(index) for index in range(4)]
+    api.rng.shuffle(coroutines)
+    out = [await each for each in asyncio.as_completed(coroutines)]
+    return sorted(out)
+
+
+async def slow_to_ask(api: Api) -> Any:
+    """A branch whose record is still to be asked for when the pattern has nothing left to do."""
+
+    async def look() -> Any:
+        await api.sleep()
+        return await api.tool("look", 1)
+
+    task = asyncio.create_task(look())
+    await api.tool("do", 1)
+    await api.tool("wait", 1, latency_s=3.0)
+    api.keep = task
+    return 1
+
+
+CASES = {
+    "best of": Counterexample(best_of, [2, 2], is_sampled=True),
+    "twins": Counterexample(twins, [1]),
+    "pool": Counterexample(pool, [3, 2]),
+    "clocks": Counterexample(clocks, [2, 2]),
+    "inside and outside": Counterexample(inside_and_outside, [1, 1]),
+    "order of completion": Counterexample(order_of_completion, [5], depends_on_time=True, has_jitter=False),
+    "first of several": Counterexample(first_of_several, [2, 1], depends_on_time=True),
+    "one is cancelled": Counterexample(one_is_cancelled, [1, 1]),
+    "cancelled no more": Counterexample(cancelled_no_more, [1], depends_on_time=True),
+    "clock in a prompt": Counterexample(clock_in_a_prompt, [3, 1]),
+    "equal outer calls": Counterexample(equal_outer_calls, [1, 1]),
+    "tasks in the order of a set": Counterexample(tasks_in_the_order_of_a_set, [6]),
+    "slow to ask": Counterexample(slow_to_ask, [3], depends_on_time=True),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_nothing_goes_wrong_with_the_rules(redis_url: str, case: Counterexample) -> None:
+    """The counterexamples to simpler rules are none to these."""
+    assert [found for seed in SEEDS for found in case.problems(redis_url, seed)] == []
+
+
+def test_a_begun_call_whose_arguments_hold_a_clock_is_a_mismatch(redis_url: str) -> None:
+    """What was paid inside it is not paid again: that is the price, and the run says why it ends."""
+    for seed in SEEDS[:10]:
+        found = Counterexample(begun_outer, [1], depends_on_time=True).problems(redis_url, seed)
+        assert {kind for kind, _ in found} == {"mismatch"}
+        assert "which was begun" in found[0][1]
+
+
+Switch = Callable[[pytest.MonkeyPatch], None]
+
+
+def _nodes_have_no_names(patch: pytest.MonkeyPatch) -> None:
+    original = call_ids.Nodes.child
+
+    def child(self: Any, parent: Any, coro: Any) -> Any:
+        frame = original(self, parent, coro)
+        frame.node.path = ""
+        return frame
+
+    patch.setattr(call_ids.Nodes, "child", child)
+
+
+def _arguments_name_nobody(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(call_ids, "_plain_arguments", lambda _: "")
+
+
+def _ids_are_counted_by_the_attempt(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(replay._Ids, "take", lambda *_: None)
+
+
+def _calls_have_no_scope(patch: pytest.MonkeyPatch) -> None:
+    original = replay.content_digest
+    patch.setattr(replay, "content_digest", lambda _, *more: original("", *more))
+
+
+def _any_record_is_free(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ReplayByContent, "_is_free", lambda *_: True)
+
+
+def _nobody_is_adrift(patch: pytest.MonkeyPatch) -> None:
+    async def contradicted(self: Any, question: Any) -> None:
+        own = self._next_own(question)
+        if own is not None and self._open_for(question) is None:
+            raise replay.ReplayContradiction("at once")
+
+    patch.setattr(ReplayByContent, "_changed_or_contradicted", contradicted)
+    patch.setattr(ReplayByContent, "_set_adrift", lambda *_: None)
+
+
+def _answers_have_no_order(patch: pytest.MonkeyPatch) -> None:
+    async def at_once(*_: Any, **__: Any) -> None:
+        """Nobody waits."""
+
+    patch.setattr(Turns, "of", at_once)
+    patch.setattr(Turns, "after_all", at_once)
+
+
+def _prompts_have_no_core(patch: pytest.MonkeyPatch) -> None:
+    original = ReplayByContent.enter
+    patch.setattr(ReplayByContent, "enter", lambda self, k, n, d, _="": original(self, k, n, d, ""))
+
+
+def _cancelled_calls_wait_for_ever(patch: pytest.MonkeyPatch) -> None:
+    original = ReplayByContent.hand_out
+
+    async def hand_out(self: Any, question: Any, record: Any) -> bool:
+        if self._is_told_cancelled(record):
+            await self._latch.wait()
+        return await original(self, question, record)
+
+    patch.setattr(ReplayByContent, "hand_out", hand_out)
+
+
+def _begun_calls_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ReplayByContent, "_add_open", lambda *_: None)
+
+
+def _clocks_are_shared(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(replay, "OWN_KINDS", frozenset())
+    patch.setattr(ReplayByContent, "_is_free", lambda *_: True)
+
+
+def _the_end_waits_for_nobody(patch: pytest.MonkeyPatch) -> None:
+    original = ReplayByContent._until
+
+    async def until(self: Any, is_true: Any, keys: Any, **more: Any) -> bool:
+        return is_true() if more.get("look_again") else await original(self, is_true, keys, **more)
+
+    patch.setattr(ReplayByContent, "_until", until)
+
+
+SWITCHES: dict[str, tuple[Switch, str]] = {
+    "nodes are named": (_nodes_have_no_names, "best of"),
+    "and after their arguments": (_arguments_name_nobody, "tasks in the order of a set"),
+    "an id is given once": (_ids_are_counted_by_the_attempt, "twins"),
+    "calls have a scope": (_calls_have_no_scope, "inside and outside"),
+    "others' records wait": (_any_record_is_free, "best of"),
+    "a contradiction waits": (_nobody_is_adrift, "pool"),
+    "answers have an order": (_answers_have_no_order, "order of completion"),
+    "prompts have a core": (_prompts_have_no_core, "clock in a prompt"),
+    "cancelled calls are made again": (_cancelled_calls_wait_for_ever, "cancelled no more"),
+    "begun calls are known": (_begun_calls_are_forgotten, "equal outer calls"),
+    "a clock is one's own": (_clocks_are_shared, "clocks"),
+    "the end waits": (_the_end_waits_for_nobody, "slow to ask"),
+}
+
+
+@pytest.mark.parametrize("rule", SWITCHES)
+def test_without_a_rule_its_program_goes_wrong(
+    redis_url: str, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rule is needed: its counterexample fails without it."""
+    switch_off, case = SWITCHES[rule]
+    switch_off(monkeypatch)
+    found = Counter(kind for seed in SEEDS for kind, _ in CASES[case].problems(redis_url, seed))
+    assert found
