@@ -1,0 +1,112 @@
+"""Plugins that ask models and tools from every place where a run's own code is called."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from openagents_worker.context.base import ContextAssemblerPlugin, ContextAssemblyResult
+from openagents_worker.memory.base import MemoryPlugin
+from openagents_worker.patterns.base import PatternPlugin
+from openagents_worker.tools.base import ToolPlugin
+from tests.runtime.plugins import GATES, LOG
+
+AFTER = "after"
+"""The gate at which the code waits once its call has been answered."""
+
+
+async def ask(context: Any, kind: str) -> str:
+    """A call of a model or a tool, then a wait."""
+    if kind == "model":
+        reply = await context.llm_client.generate(messages=[{"role": "user", "content": "aside"}])
+        said = reply.output_text
+    else:
+        said = str(await context.tools["charge"].invoke({"who": "aside", "gate": "aside"}))
+    LOG.append(("asked", said))
+    await GATES[AFTER].wait()
+    return said
+
+
+class AskingMemory(MemoryPlugin):
+    """Asks in one of its verbs; with a store of its own or without."""
+
+    class Config(MemoryPlugin.Config):
+        where: str
+        kind: str
+        external: bool
+
+    verbs: ClassVar[list[str]] = []
+
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        super().__init__(config)
+        self.external = self.cfg.external
+
+    async def _at(self, verb: str, context: Any) -> None:
+        LOG.append(("verb", verb))
+        if self.cfg.where == verb:
+            said = await ask(context, self.cfg.kind)
+            context.state["remembered"] = said
+            context.memory_view["remembered"] = said
+
+    async def inject(self, context: Any) -> None:
+        await self._at("inject", context)
+
+    async def writeback(self, context: Any) -> None:
+        await self._at("writeback", context)
+
+    async def compact(self, context: Any) -> None:
+        await self._at("compact", context)
+
+
+class AskingAssembler(ContextAssemblerPlugin):
+    """Asks while it compacts or assembles the past."""
+
+    class Config(ContextAssemblerPlugin.Config):
+        where: str
+        kind: str
+
+    context: Any = None
+
+    async def compact(self, **given: Any) -> None:
+        if self.cfg.where == "context.compact":
+            given["session_state"]["summary"] = await ask(self.context, self.cfg.kind)
+
+    async def assemble(self, **given: Any) -> ContextAssemblyResult:
+        if self.cfg.where == "assemble":
+            await ask(self.context, self.cfg.kind)
+        return ContextAssemblyResult(transcript=await given["session_manager"].load_messages("s1"))
+
+
+class AskingTool(ToolPlugin):
+    """Asks inside its own call."""
+
+    name = "asking"
+    description = "Asks."
+
+    class Config(ToolPlugin.Config):
+        kind: str
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object"}
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        LOG.append(("begin", "asking"))
+        said = await ask(context, self.cfg.kind)
+        context.state["told"] = said
+        return said
+
+
+class AskingPattern(PatternPlugin):
+    """Asks itself, or lets its tool; then gives the model's answer."""
+
+    class Config(PatternPlugin.Config):
+        where: str
+        kind: str
+
+    async def execute(self) -> str:
+        if self.cfg.where == "pattern":
+            await ask(self.context, self.cfg.kind)
+        if self.cfg.where == "tool":
+            await self.context.tools["asking"].invoke({}, self.context)
+        reply = await self.context.llm_client.generate(messages=[{"role": "user", "content": "answer"}])
+        text: str = reply.output_text
+        return text
