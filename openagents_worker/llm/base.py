@@ -107,8 +107,9 @@ class LLMResponse:
                 "input_tokens": usage.input_tokens,
                 "output_tokens": usage.output_tokens,
                 "total_tokens": usage.total_tokens,
-                "metadata": {key: value for key, value in usage.metadata.items() if value not in (None, {})},
             }
+            if metadata := {key: value for key, value in usage.metadata.items() if value not in (None, {})}:
+                wire["usage"]["metadata"] = metadata
         more = {
             "stop_reason": self.stop_reason,
             "structured_output": self.structured_output,

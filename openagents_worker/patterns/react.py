@@ -26,7 +26,7 @@ from openagents_worker.errors import (
     ToolNotFoundError,
     ToolValidationError,
 )
-from openagents_worker.llm.base import LLMResponse, LLMToolCall
+from openagents_worker.llm.base import FixedMessage, LLMResponse, LLMToolCall
 from openagents_worker.models import dumps
 from openagents_worker.patterns.base import PatternPlugin
 
@@ -48,14 +48,14 @@ class _Outcome:
     result: Any = None
     error: OpenAgentsError | None = None
 
-    def message(self) -> dict[str, Any]:
+    def message(self) -> FixedMessage:
         message = {"role": "tool", "tool_call_id": self.call.id, "name": self.call.name}
         if self.error is None:
-            return {**message, "content": _text(self.result)}
+            return FixedMessage(message, content=_text(self.result))
         told = {"error": self.error.code, "message": self.error.message}
         if self.error.hint:
             told["hint"] = self.error.hint
-        return {**message, "content": dumps(told), "is_error": True}
+        return FixedMessage(message, content=dumps(told), is_error=True)
 
 
 class ReActPattern(PatternPlugin):
@@ -84,7 +84,7 @@ class ReActPattern(PatternPlugin):
 
     async def try_again(self, problem: str) -> str:
         """Another answer in the same conversation, after one that will not do; steps are counted on."""
-        self._messages.append({"role": "user", "content": problem})
+        self._messages.append(FixedMessage(role="user", content=problem))
         return await self._answer()
 
     async def _answer(self) -> str:
@@ -96,7 +96,7 @@ class ReActPattern(PatternPlugin):
                 await self.emit("pattern.step_started", step=step)
                 response = await self._ask(messages)
                 if not response.tool_calls:
-                    messages.append({"role": "assistant", "content": response.output_text})
+                    messages.append(FixedMessage(role="assistant", content=response.output_text))
                     await self.emit("pattern.step_finished", step=step, action="final")
                     return response.output_text
                 calls = _with_ids(response.tool_calls, step)
@@ -117,13 +117,13 @@ class ReActPattern(PatternPlugin):
         system = [self.cfg.system_prompt or DEFAULT_SYSTEM_PROMPT, *context.system_prompt_fragments]
         system += [f"## {key}\n{_as_list(value)}" for key, value in context.memory_view.items() if value]
         history = [
-            {"role": message["role"], "content": message.get("content") or ""}
+            FixedMessage(role=message["role"], content=message.get("content") or "")
             for message in context.transcript
         ]
         return [
-            {"role": "system", "content": "\n\n".join(system)},
+            FixedMessage(role="system", content="\n\n".join(system)),
             *history,
-            {"role": "user", "content": context.input_text},
+            FixedMessage(role="user", content=context.input_text),
         ]
 
     async def _ask(self, messages: Messages) -> LLMResponse:
@@ -227,9 +227,9 @@ async def _together(calls: Sequence[Coroutine[Any, Any, _Outcome]]) -> list[_Out
         raise
 
 
-def _assistant(response: LLMResponse, calls: Sequence[LLMToolCall]) -> dict[str, Any]:
+def _assistant(response: LLMResponse, calls: Sequence[LLMToolCall]) -> FixedMessage:
     asked = [{"id": call.id, "name": call.name, "arguments": dict(call.arguments)} for call in calls]
-    return {"role": "assistant", "content": response.output_text, "tool_calls": asked}
+    return FixedMessage(role="assistant", content=response.output_text, tool_calls=asked)
 
 
 def _with_ids(calls: Sequence[LLMToolCall], step: int) -> list[LLMToolCall]:

@@ -37,6 +37,8 @@ __all__ = ["Make", "Outcome", "Recorder"]
 
 Event = tuple[str, Mapping[str, Any]]
 
+NO_TIME_MS = 10  # a call that took no longer took no time: replay allows for that much anyway
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -208,8 +210,8 @@ class Recorder:
             for event in outcome.events:
                 self._ledger.note(*event)
             return None
-        record = self._record(question, info, outcome, began_s, model_calls)
-        await self._commit(record, outcome.events)
+        record, text = self._record(question, info, outcome, began_s, model_calls)
+        await self._commit(record, text, outcome.events)
         return record
 
     async def _outcome(
@@ -293,8 +295,8 @@ class Recorder:
 
     def _record(
         self, question: Question, info: CallInfo, outcome: Outcome, began_s: float, model_calls: int
-    ) -> Record:
-        """The record of an outcome; what is too large or not JSON is itself an outcome."""
+    ) -> tuple[Record, str]:
+        """The record of an outcome, and its JSON; what is too large or not JSON is itself an outcome."""
         usage = {k: v for k, v in outcome.usage.model_dump().items() if v not in (0, None, {})}
         more: dict[str, Any] = {"usage": usage, "model_calls": model_calls}
         call = f"{info.kind} {info.name}"
@@ -304,15 +306,17 @@ class Recorder:
             )
             changed: dict[str, Any] = {"state": outcome.state, "artifacts": outcome.artifacts}
             record = self._new_record(question, info, result, began_s, **changed, **more)
-            size = len(record.to_json().encode())
+            text = record.to_json()
+            size = len(text.encode())
             if size <= self._max_record_bytes:
-                return record
+                return record, text
             problem = f"the outcome of {call} has {size:,} bytes, {self._max_record_bytes:,} are allowed"
             hint = "return less, or a reference to where the whole is"
         except (TypeError, ValueError, RecursionError) as error:
             problem, hint = f"the outcome of {call} is not JSON: {error}", "return plain JSON values"
         too_large = StepTooLarge(problem, hint=hint, run_id=self.run_id)
-        return self._new_record(question, info, {"error": too_large.to_dict()}, began_s, **more)
+        record = self._new_record(question, info, {"error": too_large.to_dict()}, began_s, **more)
+        return record, record.to_json()
 
     def _new_record(
         self, question: Question, info: CallInfo, outcome: dict[str, Any], began_s: float, **more: Any
@@ -323,7 +327,7 @@ class Recorder:
             info.name,
             outcome,
             life=self._life,
-            took_ms=round((self._loop.time() - began_s) * 1000),
+            took_ms=took_ms if (took_ms := round((self._loop.time() - began_s) * 1000)) > NO_TIME_MS else 0,
             v=self.rules.format,
             **self.rules.identity(question),
             **more,
@@ -341,10 +345,10 @@ class Recorder:
         _, saved = self._next_checkpoint(record)
         self._ledger.begin(record.to_json(), saved)
 
-    async def _commit(self, record: Record, events: list[Event]) -> None:
+    async def _commit(self, record: Record, text: str, events: list[Event]) -> None:
         """Store a record, whatever becomes of the task that made the call."""
         try:
-            await self._store_unbroken(record, events)
+            await self._store_unbroken(record, events, text)
             await self.rules.after_stored(record.took_ms)
         except asyncio.CancelledError:
             if self._latch.reason is None:
@@ -352,9 +356,9 @@ class Recorder:
                 await self._store_unbroken(self._told_cancelled(record), [])
             raise
 
-    async def _store_unbroken(self, record: Record, events: list[Event]) -> None:
+    async def _store_unbroken(self, record: Record, events: list[Event], text: str = "") -> None:
         """Store to the end; a cancellation that comes meanwhile is raised after it."""
-        storing = outside_runs(self._store(record, events), name=f"commit {self.run_id} {record.call}")
+        storing = outside_runs(self._store(record, events, text), name=f"commit {self.run_id} {record.call}")
         try:
             await asyncio.shield(storing)
         except asyncio.CancelledError:
@@ -362,7 +366,7 @@ class Recorder:
             storing.result()
             raise
 
-    async def _store(self, record: Record, events: list[Event]) -> None:
+    async def _store(self, record: Record, events: list[Event], text: str) -> None:
         self._ledger.end_deltas(record.call)
         usage = self.usage.plus(RunUsage(**record.usage)) if record.usage else self.usage
         if record.usage:
@@ -374,7 +378,7 @@ class Recorder:
             return
         position, saved = self._next_checkpoint(record)
         self.usage = usage
-        await self._ledger.commit(position, record.to_json(), usage, [*events, saved])
+        await self._ledger.commit(position, text or record.to_json(), usage, [*events, saved])
 
     def _next_checkpoint(self, record: Record) -> tuple[int, Event]:
         """Give the record its place; with it the event that tells of the checkpoint."""

@@ -33,7 +33,9 @@ from openagents_worker.store.formats import BY_CONTENT
 __all__ = ["ReplayByContent"]
 
 QUIET_S = 5.0  # a run in which nothing has moved for so long waits for nobody who is still to come
-SLACK_S = 0.01  # a call whose answer came at once is still given a moment
+SLACK_S = 0.02  # a call whose answer came at once is still given a moment
+
+CORE_DIGITS = 12  # a prompt's core is only asked for where its content is not found
 
 OWN_KINDS = frozenset({"now"})
 """Kinds of calls whose arguments say nothing: no other node's record ever answers them."""
@@ -181,7 +183,7 @@ class ReplayByContent(Rules):
             frame.model_calls += 1
         self._moved()
         content = content_digest(scope, kind, name, digest)
-        core_content = content_digest(scope, kind, name, core) if core else ""
+        core_content = content_digest(scope, kind, name, core)[:CORE_DIGITS] if core else ""
         return _Asked(kind, name, content, core_content, frame.node.path, ordinal, frame)
 
     def branch(self) -> str:

@@ -179,7 +179,7 @@ async def test_what_a_memory_kept_is_not_kept_again(redis_url: str) -> None:
         carrying = asyncio.create_task(one.carry())
 
         async def written_back() -> bool:
-            return any(record["name"] == "compact" for record in await one.journal())
+            return any((r["kind"], r["name"]) == ("memory", "compact") for r in await one.journal())
 
         await await_for(written_back, "the memory has kept what it wants")
         await crash(one, "r1", carrying)
