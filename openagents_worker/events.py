@@ -99,7 +99,7 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
                "checkpoint_id error_type attempt_index", "error_code"),
         _event("run.resume_succeeded", "the run is back where it was", "checkpoint_id attempt_index"),
         _event("replay.prompt_changed", "a recorded reply was given to another prompt than before",
-               "call_id model"),
+               "call_id model", "recorded_digest digest"),
         _event("run.resume_exhausted", "no more retries", "attempt_index error_type limit", "error_code"),
         _event("budget.cost_skipped", "the cost limit cannot be watched: no price is known", "limit reason"),
         _event("memory.writeback.started", "the memory keeps what it wants of the run"),

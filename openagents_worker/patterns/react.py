@@ -197,7 +197,7 @@ class ReActPattern(PatternPlugin):
     @asynccontextmanager
     async def _step_deadline(self, step: int) -> AsyncIterator[None]:
         """Ends a step that takes too long; a `TimeoutError` of somebody else stays what it is."""
-        # asyncio.timeout and not wait_for, which would run the step in a task of its own: another call key.
+        # asyncio.timeout and not wait_for, which would run the step in a task of its own: another node.
         deadline = asyncio.timeout(self.cfg.step_timeout_ms / 1000)
         try:
             async with deadline:

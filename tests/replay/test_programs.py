@@ -6,12 +6,18 @@ on in a new process with other timings. Its effects are counted outside of it.
 
 from __future__ import annotations
 
+import asyncio
 import random
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.installation import ROOT
 from tests.replay.programs import generate
-from tests.replay.world import Case, Kill
+from tests.replay.world import Case, Kill, number_of_process
 
 SOME = 60
 MANY = 2_000
@@ -44,6 +50,40 @@ def problems(redis_url: str, seed: int) -> list[tuple[str, str]]:
 def test_a_program_goes_on_after_every_kill(redis_url: str, seed: int) -> None:
     """Same result, finished calls once, calls in flight under their key, no mismatch, no hang."""
     assert problems(redis_url, seed) == []
+
+
+@pytest.mark.parametrize("seed", range(SOME, SOME + 20))
+def test_a_program_goes_on_under_another_python(
+    redis_url: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`wait_for` runs what it waits for in a task of its own; since Python 3.12 in its caller's."""
+    older = asyncio.wait_for
+
+    async def wait_for(work: Any, timeout: float | None) -> Any:
+        if number_of_process() % 2 == 0:
+            return await older(work, timeout)
+        async with asyncio.timeout(timeout):
+            return await work
+
+    monkeypatch.setattr(asyncio, "wait_for", wait_for)
+    assert problems(redis_url, seed) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3_600)
+@pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
+def test_newer_pythons(version: str, tmp_path: Path) -> None:
+    """All of this folder's short tests, in an environment of a newer Python."""
+    python = shutil.which(f"python{version}") or next(
+        (str(found) for found in Path.home().glob(f".pyenv/versions/{version}.*/bin/python")), None
+    )
+    if python is None:
+        pytest.skip(f"Python {version} is not on this machine")
+    subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
+    bin_ = tmp_path / "venv" / "bin"
+    tools = ["pytest", "pytest-asyncio", "pytest-timeout", "hypothesis"]
+    subprocess.run([bin_ / "pip", "install", "-q", f"{ROOT}[worker,embedded,flower]", *tools], check=True)
+    subprocess.run([bin_ / "python", "-m", "pytest", "-q", "tests/replay"], cwd=ROOT, check=True)
 
 
 @pytest.mark.slow

@@ -114,6 +114,12 @@ _program: ContextVar[Program | None] = ContextVar("program", default=None)
 _jitter: ContextVar[random.Random | None] = ContextVar("jitter", default=None)
 
 
+def number_of_process() -> int:
+    """0 for the first process of the run, 1 for the one after its death …"""
+    world = _world.get()
+    return world.process.number if world is not None and world.process is not None else 0
+
+
 class Tool:
     """Answers with what it was asked, after a while; counts each time it is called."""
 
