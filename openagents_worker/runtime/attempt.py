@@ -258,6 +258,7 @@ class Attempt:
             recorded=recorded,
             start=start,
         ).run()
+        recorder.start_is_prepared()
         if self._claimed.retries:
             self._note(
                 "run.resume_succeeded", checkpoint_id=self._checkpoint_id, attempt_index=self._claimed.retries

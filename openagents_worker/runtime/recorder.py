@@ -112,6 +112,7 @@ class Recorder:
         self._transcript_length = transcript_length
         self._on_record = on_record
         self._loop = asyncio.get_running_loop()
+        self._start: Record | None = None
         self._entered: Counter[str] = Counter()
         self._running: set[_Running] = set()
         self._stopping = asyncio.Event()
@@ -340,10 +341,16 @@ class Recorder:
             f"{record.call}!", "cancelled", record.name, outcome, life=self._life, v=self.rules.format
         )
 
-    def begin_journal(self, record: Record) -> None:
-        """Record the start of the run: checkpoint 0. It is stored together with what is written next."""
-        _, saved = self._next_checkpoint(record)
-        self._ledger.begin(record.to_json(), saved)
+    def begin_journal(self, start: Record) -> None:
+        """The start of the run, checkpoint 0: the journal begins with it, at the first record at the latest."""
+        self._start = start
+
+    def start_is_prepared(self) -> None:
+        """The start is complete: it is stored together with what is written next."""
+        if self._start is not None:
+            start, self._start = self._start, None
+            _, saved = self._next_checkpoint(start)
+            self._ledger.begin(start.to_json(), saved)
 
     async def _commit(self, record: Record, text: str, events: list[Event]) -> None:
         """Store a record, whatever becomes of the task that made the call."""
@@ -367,6 +374,7 @@ class Recorder:
             raise
 
     async def _store(self, record: Record, events: list[Event], text: str) -> None:
+        self.start_is_prepared()
         self._ledger.end_deltas(record.call)
         usage = self.usage.plus(RunUsage(**record.usage)) if record.usage else self.usage
         if record.usage:

@@ -74,9 +74,7 @@ def test_a_program_goes_on_under_another_python(
 @pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
 def test_newer_pythons(version: str, tmp_path: Path) -> None:
     """All of this folder's short tests, in an environment of a newer Python."""
-    python = shutil.which(f"python{version}") or next(
-        (str(found) for found in Path.home().glob(f".pyenv/versions/{version}.*/bin/python")), None
-    )
+    python = _python(version)
     if python is None:
         pytest.skip(f"Python {version} is not on this machine")
     subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
@@ -92,3 +90,13 @@ def test_two_thousand_programs(redis_url: str) -> None:
     """As above; says which seeds broke what."""
     found = {seed: wrong for seed in range(SOME, MANY) if (wrong := problems(redis_url, seed))}
     assert found == {}
+
+
+def _python(version: str) -> str | None:
+    """A Python of that version that starts; a shim of a version manager may be there without one."""
+    candidates = [shutil.which(f"python{version}")]
+    candidates += map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    for candidate in candidates:
+        if candidate and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
+            return candidate
+    return None

@@ -445,9 +445,10 @@ def test_a_reply_is_seen_while_the_model_still_speaks(installation: Installation
 PREPARED = """
     run.requested session.run.started run.validated session.acquired
     context.compact.started context.compact_succeeded context.compact.completed
+    run.checkpoint_saved run.checkpoint_saved
     context.assemble.started context.assemble.completed
     tool.preflight context.created
-    memory.inject.started memory.injected memory.inject.completed run.checkpoint_saved
+    memory.inject.started memory.injected memory.inject.completed
 """
 ASKED = "llm.called llm.succeeded usage.updated run.checkpoint_saved"
 CALLED = "tool.called tool.succeeded usage.updated run.checkpoint_saved"
@@ -464,7 +465,7 @@ GOLDEN = f"""
 
 
 def test_events_come_in_this_order(installation: Installation) -> None:
-    """The original's order, and ours around it: where a run stands, and a checkpoint after every call."""
+    """The original's order, and ours around it: a checkpoint at the start and after every recorded call."""
     installation.model.will_say(*counting(1), {"text": "one"})
 
     handle = installation.submit("tidy")
