@@ -117,6 +117,7 @@ class Recorder:
             self._held.pop(self._places.branch(), None)  # said before this record was stored
             return await self._replay(record)
         self._release_held(self._places.branch())
+        self._ledger.check_lease()
         return await self._make(key, kind, name, digest, make, info)
 
     def begin(self, path: str = "") -> None:
