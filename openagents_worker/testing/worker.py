@@ -163,11 +163,13 @@ class _Carrier:
             send_wakes=self._no_message_is_needed,
         )
 
-    async def register(self) -> None:
+    async def register(self, previous: str = "") -> None:
         """Let Redis, and so every producer, know this worker and its agents."""
         incarnation, lease_ms = self._lease.incarnation, self._lease_ms
         await self._store.run(
-            scripts.register(incarnation=incarnation, lease_ms=lease_ms, agents=self._announcements)
+            scripts.register(
+                incarnation=incarnation, lease_ms=lease_ms, agents=self._announcements, previous=previous
+            )
         )
 
     async def carry_until(self, over: asyncio.Event) -> None:
@@ -196,8 +198,8 @@ class _Carrier:
         )
         if renewal.lost:  # Redis was emptied, or the process was stopped for longer than its lease
             await self._runner.latch_all(LatchReason.FENCED, "the lease is over")
-            self._lease = _Lease(self._limits)
-            await self.register()
+            previous, self._lease = self._lease.incarnation, _Lease(self._limits)
+            await self.register(previous)
             return
         self._lease.renew(sent_s)
         for run_id in renewal.cancel_requested:

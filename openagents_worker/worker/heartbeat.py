@@ -122,7 +122,12 @@ class Heartbeat:
         if not self._lease.let_go.wait(self._limits.renewal_pause_s):
             return False
         incarnation, sent_s = f"{self._node}:{secrets.token_hex(6)}", self._clock()
-        door = register(incarnation=incarnation, lease_ms=self._lease_ms, agents=self._announcements)
+        door = register(
+            incarnation=incarnation,
+            lease_ms=self._lease_ms,
+            agents=self._announcements,
+            previous=self._lease.incarnation,  # lost, and this process lives: no run has killed it
+        )
         if self._ask(lambda: self._store.run(door)) is None:
             self._stopping.wait(self._limits.renewal_pause_s)
             return False

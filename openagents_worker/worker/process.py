@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, TypeVar
 
 from celery import Task
@@ -20,9 +21,10 @@ from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import Runner
 from openagents_worker.settings import Settings
-from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.scripts import Wake
+from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.scripts import Wake, accuse
 from openagents_worker.telemetry import get_logger
+from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.backlog import Backlog
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.drain import drain, let_go
@@ -100,6 +102,7 @@ class WorkerProcess:
             carrier=self.runner,
             tick_s=limits.watch_tick_s,
             dead_after_s=limits.loop_dead_s,
+            accuse=lambda run_id: _accuse(cell, limits, run_id, self.heartbeat.lease.incarnation),
             threads_at_work=lambda: self._assembly.offload.stats()["threads"]["busy"],
             loop_waited_s=self._bridge.waited_s,
             is_busy=lambda: self._bridge.is_busy(),
@@ -114,6 +117,7 @@ class WorkerProcess:
             send_wakes=self.send_wakes,
             queues=queues,
             lease_ms=settings.lease_ms,
+            heartbeat_ms=settings.heartbeat_ms,
             max_recoveries=settings.max_recoveries,
         )
 
@@ -206,6 +210,16 @@ class WorkerProcess:
         await self._backlog.aclose()
         await self._assembly.aclose()
         await self.store.close()
+
+
+def _accuse(cell: Cell, limits: TimeLimits, run_id: str, incarnation: str) -> None:
+    """Store which run blocks the event loop for good. With a connection of its own: the process is ending."""
+    patience_s = limits.accuse_s / 2
+    with closing(
+        Store(cell, max_connections=1, answer_timeout_s=patience_s, connect_timeout_s=patience_s)
+    ) as store:
+        accused = store.run(accuse(run_id=run_id, incarnation=incarnation))
+    log.error("run.accused", run_id=run_id, incarnation=incarnation, accused=accused)
 
 
 def _settle() -> None:

@@ -41,6 +41,8 @@ def _check(world: World, *, workers: int, runs: int, silences: int) -> None:
     for run_id in run_ids:
         assert world.wait(run_id).final_output == "done after 6"
         world.assert_told_once(run_id)
+        key = world.client.store.keys("run", run_id)
+        assert world.client.store.redis.hget(key, "stuck") == "0", "nobody died, so nobody is blamed"
     assert set(world.carriers()) == pids, "every process has lived through it"
     assert world.said("worker.did_not_let_go") == {}
 
