@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 from openagents_worker.errors import RAISED_BY_PLUGINS, OpenAgentsError, RunFailed, error_classes
@@ -67,6 +68,38 @@ line `worker.did_not_let_go` says why, and which runs it had.
 |---|---|---|---|---|
 """
 
+INDEPENDENT = """
+## What does not depend on the lease
+
+| constant | seconds | why |
+|---|---|---|
+"""
+
+INDEPENDENT_OF_THE_LEASE = (
+    ("worker.rescue", "GRACE_S", "a message takes milliseconds; after so long it may be lost"),
+    ("worker.rescue", "MAX_GRACE_S", "between two messages of one run, where nobody can read the queue"),
+    ("worker.rescue", "PERIOD_S", "a run is woken this much too late at most"),
+    ("worker.rescue", "LOOK_AGAIN_S", "at a queue whose messages are old, and still there"),
+    ("worker.notices", "RETRY_S", "a notice that is missed meanwhile comes with the next beat"),
+    ("worker.heartbeat", "SAY_AGAIN_S", "a log line about a Redis that is away at most so often"),
+    (
+        "worker.watch",
+        "BLOCKED_S",
+        "an event loop that is busy for so long delays every run; it is only reported",
+    ),
+    (
+        "worker.bridge",
+        "STOP_TIMEOUT_S",
+        "for cancelled tasks at the end of the process; the lease has ended before",
+    ),
+    ("runtime.ledger", "FLUSH_S", "events wait so long for company"),
+    ("runtime.ledger", "DELTA_S", "pieces of a reply wait so long for company"),
+    ("runtime.deps", "LIMIT_S", "for a deployment's own code that opens or closes what tools need"),
+    ("store.client", "CONNECT_TIMEOUT_S", "for a connection; a lease that ends meanwhile abandons it"),
+    ("store.client", "TURN_TIMEOUT_S", "for a free connection; a lease that ends meanwhile abandons it"),
+    ("store.client", "ANSWER_TIMEOUT_S", "producers: somebody waits for the answer"),
+)
+
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page with its text."""
@@ -77,7 +110,7 @@ def pages() -> Iterator[tuple[Path, str]]:
         KEY_TABLE
         + "".join(f"| `{spec.template}` | {spec.type} | {spec.content} | {spec.life} |\n" for spec in KEYS),
     )
-    yield HERE / "limits.md", LIMITS + "".join(_limit_rows())
+    yield HERE / "limits.md", LIMITS + "".join(_limit_rows()) + INDEPENDENT + "".join(_independent_rows())
 
 
 def _limit_rows() -> Iterator[str]:
@@ -87,6 +120,12 @@ def _limit_rows() -> Iterator[str]:
     )
     for name, rule, reason in TimeLimits.explained():
         yield f"| `{name}` | {getattr(long, name):.3g} | {getattr(short, name):.3g} | {rule} | {reason} |\n"
+
+
+def _independent_rows() -> Iterator[str]:
+    for module, name, why in INDEPENDENT_OF_THE_LEASE:
+        value = getattr(import_module(f"openagents_worker.{module}"), name)
+        yield f"| `{module}.{name}` | {value:g} | {why} |\n"
 
 
 def _error_rows() -> Iterator[str]:

@@ -20,6 +20,7 @@ from openagents_worker.errors import PermanentToolError, ToolRateLimitError
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 
 __all__ = [
+    "Block",
     "Branches",
     "Catching",
     "Impatient",
@@ -123,6 +124,15 @@ class Segfault(Step):
 
     def _outcome(self, params: dict[str, Any], context: Any) -> Any:
         return ctypes.string_at(0)
+
+
+class Block(Step):
+    """Blocks the event loop of its process for good, every time."""
+
+    name = "block"
+
+    def _outcome(self, params: dict[str, Any], context: Any) -> Any:
+        time.sleep(600)
 
 
 @tool

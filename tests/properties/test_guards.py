@@ -114,7 +114,7 @@ GUARDS = (
     ),
     Guard(
         "a run with a record since its claim is not blamed",
-        ("  if recorded then\n", "  if false then\n"),
+        ("  if recorded and not is_named then\n", "  if false then\n"),
         story="a_run_dies_after_a_record",
     ),
     Guard(
@@ -134,7 +134,7 @@ GUARDS = (
     ),
     Guard(
         "leases that are lost together blame nobody",
-        ("not died and were_lost_together(incarnation, at)", "false"),
+        ("or were_lost_together(incarnation, at)", "or false"),
         story="several_workers_lose_their_leases_to_a_silence",
     ),
     Guard(
@@ -333,7 +333,7 @@ GUARDS = (
     ),
     Guard(
         "a blameless recovery is not counted",
-        ("if blameless == 1 then ended.nobody_died = true end", ""),
+        ("(blameless == 1 or were_lost_together(incarnation, at))", "were_lost_together(incarnation, at)"),
     ),
     Guard(
         "reclaim puts the run in the list of sent wake-ups",

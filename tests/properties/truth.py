@@ -319,7 +319,7 @@ class Truth:
     def reclaim(self, incarnation: str, taken: Collection[str], blameless: bool) -> Wakes:
         wakes: Wakes = set()
         end = self._end_of(incarnation)
-        nobody_died = end.answered or (not end.died and self._lost_together(incarnation)) or blameless
+        nobody_died = end.answered or (not end.died and (blameless or self._lost_together(incarnation)))
         half = dict.fromkeys("ns", len(self.owned(incarnation)) % 2)
         for run in map(self.runs.__getitem__, taken):
             run.recoveries += 1
@@ -374,10 +374,10 @@ class Truth:
 
     def _blame(self, run: Run, incarnation: str, end: End, nobody_died: bool, half: dict[str, int]) -> bool:
         """Whether the run is poison: whoever is told so often that a process died with it, and no other."""
-        if run.has_new_record:
+        held, is_named = run.suspicion, end.named == run.id
+        if run.has_new_record and not is_named:
             run.suspicion = Suspicion()
             return False
-        held, is_named = run.suspicion, end.named == run.id
         if (nobody_died or (end.named and not is_named)) and held.spared < MOST_SPARED:
             run.suspicion = replace(held, spared=held.spared + 1)
             return False

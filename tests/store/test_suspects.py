@@ -315,6 +315,17 @@ def test_a_run_that_was_named_twice_is_poisoned(deaths: Deaths) -> None:
     assert deaths.field("state", "r2") == "queued"
 
 
+def test_the_watchdogs_word_counts_whatever_the_run_has_recorded(deaths: Deaths) -> None:
+    """It has seen the run block the loop; a record before that says nothing."""
+    deaths.submitted("r1")
+    for commits in (["r1"], []):
+        worker = deaths.worker("r1", commits=commits)
+        deaths.do("accuse", incarnation=worker)
+        deaths.do("reclaim", blameless=True)
+
+    assert deaths.failed_with("r1") == "run.poisoned"
+
+
 @pytest.mark.parametrize("whose", ["of nobody", "of another worker", "of a worker that is gone"])
 def test_a_run_that_is_not_the_workers_is_not_named(deaths: Deaths, whose: str) -> None:
     """It has moved on meanwhile; somebody else has it now."""

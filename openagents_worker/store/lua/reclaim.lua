@@ -7,7 +7,6 @@ local dead = redis.call('ZRANGEBYSCORE', k.workers(), '-inf', digits(NOW_MS), 'W
 if not dead[1] then return {{}, '', 0} end
 local incarnation, over_since = dead[1], tonumber(dead[2])
 local ended = end_of(incarnation, over_since)
-if blameless == 1 then ended.nobody_died = true end
 local wakes = {}
 local ids = redis.call('SRANDMEMBER', k.worker_runs(incarnation), limit)
 table.sort(ids)

@@ -61,9 +61,9 @@ local function end_of(incarnation, at)
     redis.call('PEXPIRE', k.lost_leases(), KEPT_AFTER_LEASE_MS)
   end
   local carried, suspects, answered, named, died = unpack(redis.call('HMGET', key, 'carried', 'suspects', 'answered', 'named', 'died'))
-  local together = not died and were_lost_together(incarnation, at)
+  local nobody_died = answered or (not died and (blameless == 1 or were_lost_together(incarnation, at)))
   local half = redis.call('SCARD', k.worker_runs(incarnation)) % 2
-  return {incarnation = incarnation, named = named, nobody_died = answered or together,
+  return {incarnation = incarnation, named = named, nobody_died = nobody_died,
     alone = {n = carried == '1', s = suspects == '1'}, half = {n = half, s = half}}
 end
 
@@ -76,13 +76,12 @@ end
 
 -- blame(run, ended): what the end of its worker says of the run; sets run.stuck and run.suspicion. Returns whether it is poison
 local function blame(run, ended)
-  local recorded = has_new_record(run)
-  if recorded then
+  local recorded, is_named = has_new_record(run), ended.named == run.id
+  if recorded and not is_named then
     run.suspicion = ''
     return false
   end
   local held, before = suspicion_of(run), cjson.encode({stuck = run.stuck, held = suspicion_of(run)})
-  local is_named = ended.named == run.id
   if (ended.nobody_died or (ended.named and not is_named)) and held.spared < MOST_SPARED then
     held.spared = held.spared + 1
     write_suspicion(run, held)
