@@ -167,7 +167,8 @@ class Settings(BaseSettings):
     max_recoveries: int = Field(
         default=5,
         ge=1,
-        description="Recoveries of a run without a committed step in between, then it is poisoned.",
+        description="Deaths of its worker that a run may meet in a row, without a committed step in between; "
+        "after one more it is poisoned, if it was the only suspect.",
     )
     drain_timeout_s: float = Field(
         default=25, ge=0, description="How long a worker told to stop waits for its runs to reach a commit."
