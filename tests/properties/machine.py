@@ -456,6 +456,13 @@ class Protocol(RuleBasedStateMachine):
         worker.abandoned = True
         self.let_go(worker)
 
+    @act()
+    def be_silent(self) -> None:
+        """Redis answers nobody for longer than a lease; then every worker hears that it has lost its own."""
+        self.let_pass(4)
+        for w in range(len(self.workers)):
+            self.beat(w)
+
     @act(w=ANY)
     def kill(self, w: int) -> None:
         self.register(pick(self.workers, w))

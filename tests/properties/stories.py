@@ -211,6 +211,19 @@ class Stories(_Words):
             self.m.holds()
             self.m.messages.sort()
 
+    def a_lease_is_lost_when_a_watchdog_ends_another_process(self) -> None:
+        self.submit("s")
+        self.submit("t")
+        self.deliver(0)
+        self.deliver(1)
+        other = self.m.workers[1].incarnation
+        self.m.lab.end_lease(other, 0)
+        self.m.truth.leases[other] = self.m.truth.now
+        self.m.end_by_watchdog(0, 0, lost=False)
+        self.m.holds()
+        while self.m.reclaim_some(100, blameless=False, lost=False):
+            self.m.holds()
+
     def the_watchdog_of_a_worker_that_has_lost_its_run_names_it(self) -> None:
         self.submit("s")
         self.deliver(0)

@@ -143,6 +143,19 @@ GUARDS = (
         story="the_second_of_two_leases_is_lost_a_moment_later",
     ),
     Guard(
+        "a process that is known to have died does not make a silence of another death",
+        (
+            "other ~= incarnation and redis.call('HEXISTS', k.lease_end(other), 'died') == 0",
+            "other ~= incarnation",
+        ),
+        story="a_lease_is_lost_when_a_watchdog_ends_another_process",
+    ),
+    Guard(
+        "a process that is known to have died is not spared with others",
+        ("answered or (not died and (", "answered or (true and ("),
+        story="a_lease_is_lost_when_a_watchdog_ends_another_process",
+    ),
+    Guard(
         "a run that was named twice is poison",
         ("held.named >= 2 or ", ""),
         story="the_watchdog_names_a_run_twice",
