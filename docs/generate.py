@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 from openagents_worker.errors import RAISED_BY_PLUGINS, OpenAgentsError, RunFailed, error_classes
 from openagents_worker.events import EVENT_SCHEMAS, LIVE_ONLY_EVENTS
 from openagents_worker.store.keys import KEYS
+from openagents_worker.time_limits import TimeLimits, default_heartbeat_ms
 
 HERE = Path(__file__).parent
 
@@ -50,6 +52,54 @@ one slot: on a cluster the prefix holds the only hash tag (`oa:{c1}`).
 |---|---|---|---|
 """
 
+LIMITS = """# Time limits of a worker
+
+How long a worker process waits for what. Every limit follows from the lease (`OPENAGENTS_LEASE_MS`), so that
+they fit one another; a heartbeat that cannot keep its lease is refused at the start. Seconds, for the default
+lease of 10 s and for one of 3 s.
+
+When Redis is silent for longer than a lease, this happens: at the end of the local lease the worker cancels
+the code of its runs and abandons writes that wait for an answer. If all of that code has stopped within
+`confirm_s`, the worker lives on, registers as a new incarnation once Redis answers, and takes runs again, its
+old ones included. If some of it cannot be stopped (a tool in a thread), the process ends with code 70 and the
+line `worker.did_not_let_go` says why, and which runs it had.
+
+| limit | lease 10 s | lease 3 s | rule | reason |
+|---|---|---|---|---|
+"""
+
+INDEPENDENT = """
+## What does not depend on the lease
+
+| constant | seconds | why |
+|---|---|---|
+"""
+
+INDEPENDENT_OF_THE_LEASE = (
+    ("worker.rescue", "GRACE_S", "a message takes milliseconds; after so long it may be lost"),
+    ("worker.rescue", "MAX_GRACE_S", "between two messages of one run, where nobody can read the queue"),
+    ("worker.rescue", "PERIOD_S", "a run is woken this much too late at most"),
+    ("worker.rescue", "LOOK_AGAIN_S", "at a queue whose messages are old, and still there"),
+    ("worker.notices", "RETRY_S", "a notice that is missed meanwhile comes with the next beat"),
+    ("worker.heartbeat", "SAY_AGAIN_S", "a log line about a Redis that is away at most so often"),
+    (
+        "worker.watch",
+        "BLOCKED_S",
+        "an event loop that is busy for so long delays every run; it is only reported",
+    ),
+    (
+        "worker.bridge",
+        "STOP_TIMEOUT_S",
+        "for cancelled tasks at the end of the process; the lease has ended before",
+    ),
+    ("runtime.ledger", "FLUSH_S", "events wait so long for company"),
+    ("runtime.ledger", "DELTA_S", "pieces of a reply wait so long for company"),
+    ("runtime.deps", "LIMIT_S", "for a deployment's own code that opens or closes what tools need"),
+    ("store.client", "CONNECT_TIMEOUT_S", "for a connection; a lease that ends meanwhile abandons it"),
+    ("store.client", "TURN_TIMEOUT_S", "for a free connection; a lease that ends meanwhile abandons it"),
+    ("store.client", "ANSWER_TIMEOUT_S", "producers: somebody waits for the answer"),
+)
+
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page with its text."""
@@ -60,6 +110,22 @@ def pages() -> Iterator[tuple[Path, str]]:
         KEY_TABLE
         + "".join(f"| `{spec.template}` | {spec.type} | {spec.content} | {spec.life} |\n" for spec in KEYS),
     )
+    yield HERE / "limits.md", LIMITS + "".join(_limit_rows()) + INDEPENDENT + "".join(_independent_rows())
+
+
+def _limit_rows() -> Iterator[str]:
+    long, short = (
+        TimeLimits.of(lease_ms=lease_ms, heartbeat_ms=default_heartbeat_ms(lease_ms))
+        for lease_ms in (10_000, 3_000)
+    )
+    for name, rule, reason in TimeLimits.explained():
+        yield f"| `{name}` | {getattr(long, name):.3g} | {getattr(short, name):.3g} | {rule} | {reason} |\n"
+
+
+def _independent_rows() -> Iterator[str]:
+    for module, name, why in INDEPENDENT_OF_THE_LEASE:
+        value = getattr(import_module(f"openagents_worker.{module}"), name)
+        yield f"| `{module}.{name}` | {value:g} | {why} |\n"
 
 
 def _error_rows() -> Iterator[str]:

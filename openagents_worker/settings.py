@@ -23,6 +23,13 @@ from openagents_worker.addresses import as_broker, check_redis_url, is_by_sentin
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
 from openagents_worker.redaction import safe_text, safe_url
+from openagents_worker.time_limits import (
+    SHORTEST_LEASE_MS,
+    SHORTEST_LOOP_DEAD_S,
+    TimeLimits,
+    default_heartbeat_ms,
+    longest_heartbeat_ms,
+)
 
 __all__ = ["PREFIX", "Settings", "env_example", "load_settings", "unknown_variables"]
 
@@ -135,11 +142,13 @@ class Settings(BaseSettings):
         description="Processes of one worker process for CPU-bound tools. 0: one for each core.",
     )
     loop_dead_s: float = Field(
-        default=120, gt=0, description="A worker whose event loop is blocked for this long ends itself."
+        default=120,
+        ge=SHORTEST_LOOP_DEAD_S,
+        description="A worker whose event loop is blocked for this long ends itself.",
     )
     lease_ms: int = Field(
         default=10_000,
-        ge=100,
+        ge=SHORTEST_LEASE_MS,
         description="A worker not heard of for this long is dead, and its runs go on elsewhere.",
     )
     heartbeat_ms: int = Field(
@@ -158,7 +167,8 @@ class Settings(BaseSettings):
     max_recoveries: int = Field(
         default=5,
         ge=1,
-        description="Recoveries of a run without a committed step in between, then it is poisoned.",
+        description="Deaths of its worker that a run may meet in a row, without a committed step in between; "
+        "after one more it is poisoned, if it was the only suspect.",
     )
     drain_timeout_s: float = Field(
         default=25, ge=0, description="How long a worker told to stop waits for its runs to reach a commit."
@@ -225,14 +235,25 @@ class Settings(BaseSettings):
         if not self.broker_url:
             object.__setattr__(self, "broker_url", as_broker(self.redis_url))
         if not self.heartbeat_ms:
-            object.__setattr__(self, "heartbeat_ms", self.lease_ms // 4)
-        if self.heartbeat_ms * 2 >= self.lease_ms:
+            object.__setattr__(self, "heartbeat_ms", default_heartbeat_ms(self.lease_ms))
+        longest_ms = longest_heartbeat_ms(self.lease_ms)
+        if self.heartbeat_ms > longest_ms:
             raise _problem(
-                f"must be less than half of {PREFIX}LEASE_MS ({self.lease_ms}), "
-                f"so that one lost beat is no death; found {self.heartbeat_ms}",
+                f"must be at most {longest_ms} with {PREFIX}LEASE_MS={self.lease_ms}, "
+                f"so that one lost beat does not cost the lease; found {self.heartbeat_ms}",
                 "heartbeat_ms",
             )
         return self
+
+    @property
+    def time_limits(self) -> TimeLimits:
+        """How long a worker process waits for what; all of it follows from the lease."""
+        return TimeLimits.of(
+            lease_ms=self.lease_ms,
+            heartbeat_ms=self.heartbeat_ms,
+            drain_timeout_s=self.drain_timeout_s,
+            loop_dead_s=self.loop_dead_s,
+        )
 
     @property
     def redis_url_safe(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from enum import StrEnum
 
 from openagents_worker.errors import OpenAgentsError
@@ -44,6 +45,7 @@ class Latch:
         self.detail = ""
         self.is_set: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stop_now = asyncio.Event()
+        self._when_fenced: list[Callable[[], None]] = []
 
     def set(
         self, reason: LatchReason, *, error: OpenAgentsError | None = None, call: str = "", detail: str = ""
@@ -55,6 +57,13 @@ class Latch:
             self.is_set.set_result(None)
         if not self.lets_calls_end:
             self._stop_now.set()
+        if reason is LatchReason.FENCED:
+            for callback in self._when_fenced:
+                callback()
+
+    def when_fenced(self, callback: Callable[[], None]) -> None:
+        """Call this as soon as nothing may be written any more."""
+        self._when_fenced.append(callback)
 
     @property
     def lets_calls_end(self) -> bool:

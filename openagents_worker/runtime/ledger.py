@@ -72,6 +72,8 @@ class Ledger:
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
         self._deltas: dict[str, _Delta] = {}
+        self._asking: set[asyncio.Timeout] = set()
+        latch.when_fenced(self._abandon)
 
     # --- events ------------------------------------------------------------------------------------------
 
@@ -159,6 +161,12 @@ class Ledger:
         door = scripts.page(run_id=self.run_id, position=position, page_bytes=scripts.PAGE_BYTES)
         return await self._patiently(lambda: self._store.run_until(door, self._too_late))
 
+    def check_lease(self) -> None:
+        """Raises `RunLatched` when too little of the lease is left to begin a call (EFFECTS 1)."""
+        if self._lease.remaining_s() <= 0:
+            self._latch.set(LatchReason.FENCED, detail="the lease is over")
+            raise RunLatched(LatchReason.FENCED)
+
     # --- fenced writes -----------------------------------------------------------------------------------
 
     def begin(self, record: str, saved: tuple[str, Mapping[str, Any]]) -> None:
@@ -243,11 +251,25 @@ class Ledger:
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         if self._latch.reason is LatchReason.FENCED:
             raise RunLatched(LatchReason.FENCED)
+        patience = asyncio.timeout(None)
         try:
-            return await work()
+            async with patience:
+                self._asking.add(patience)
+                try:
+                    return await work()
+                finally:
+                    self._asking.discard(patience)
+        except TimeoutError as error:  # by `_abandon`: redis-py's own are translated below
+            raise RunLatched(LatchReason.FENCED) from error
         except RedisUnreachable as error:
             self._latch.set(LatchReason.FENCED, detail=error.message)
             raise RunLatched(LatchReason.FENCED) from error
+
+    def _abandon(self) -> None:
+        """Nothing may be written any more: nobody waits for a Redis that does not answer."""
+        now_s = asyncio.get_running_loop().time()
+        for patience in self._asking:
+            patience.reschedule(now_s)
 
     def _too_late(self) -> bool:
         return self._lease.remaining_s() <= 0 or self._latch.reason is LatchReason.FENCED

@@ -184,6 +184,7 @@ class Recorder:
             raise
 
     async def _make(self, question: Question, number: int, make: Make, again: Record | None = None) -> Any:
+        self._ledger.check_lease()
         call_id = self.rules.claim_id(question, again)
         info = CallInfo(
             run_id=self.run_id,
@@ -342,7 +343,7 @@ class Recorder:
         )
 
     def begin_journal(self, start: Record) -> None:
-        """The start of the run, checkpoint 0: the journal begins with it, at the first record at the latest."""
+        """The start of the run, checkpoint 0: the journal begins with it, before all other records."""
         self._start = start
 
     def start_is_prepared(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from openagents_worker.errors import RedisUnreachable
@@ -24,10 +25,6 @@ from openagents_worker.telemetry import get_logger
 __all__ = ["Carried", "Outlook", "Runner"]
 
 log = get_logger(__name__)
-
-CLAIM_PATIENCE_S = (
-    15.0  # a message whose claim cannot be asked for so long is dropped; the rescue loop sends another
-)
 
 
 class Runner:
@@ -51,6 +48,7 @@ class Runner:
         self._assembly = assembly
         self._settings = settings
         self._send_wakes = send_wakes
+        self._claim_patience_s = settings.time_limits.claim_patience_s
         self._claiming: dict[str, int] = {}
         self._attempts: dict[str, Attempt] = {}
         self._idle = asyncio.Event()
@@ -67,7 +65,8 @@ class Runner:
                 if claimed.wakes:
                     await self._send_wakes(claimed.wakes)
                 return _not_carried(claimed)
-            if not self.accepting:
+            # Without a lease nothing is begun here: others may take the run at any moment.
+            if not self.accepting or lease.remaining_s() <= 0:
                 return await self._give_back(run_id, lease, claimed)
             attempt = Attempt(
                 claimed,
@@ -89,7 +88,7 @@ class Runner:
 
     async def _claim(self, run_id: str, format_: int) -> tuple[Lease, Claimed]:
         """Ask until there is an answer: with one nonce, so that a lost answer is given once more."""
-        give_up_at = time.monotonic() + CLAIM_PATIENCE_S
+        give_up_at = time.monotonic() + self._claim_patience_s
         while True:
             lease = self._lease()
             call = scripts.claim(
@@ -109,11 +108,13 @@ class Runner:
             await asyncio.sleep(0.05)  # the heartbeat is about to register a new incarnation
 
     async def _give_back(self, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
-        released = await self._store.run_until(
-            scripts.release(run_id=run_id, incarnation=lease.incarnation, fence=claimed.fence),
-            lambda: lease.remaining_s() <= 0,
-        )
-        await self._send_wakes(released.wakes)
+        """Redis does not answer before the lease is over: then the run is reclaimed with it."""
+        with suppress(RedisUnreachable):
+            released = await self._store.run_until(
+                scripts.release(run_id=run_id, incarnation=lease.incarnation, fence=claimed.fence),
+                lambda: lease.remaining_s() <= 0,
+            )
+            await self._send_wakes(released.wakes)
         return Carried(Outlook.NOTHING, "handover")
 
     # --- for the heartbeat -------------------------------------------------------------------------------

@@ -76,7 +76,42 @@ KEYS = (
     ),
     KeySpec("worker_runs", "worker:{}:runs", "set", "runs the incarnation owns", _WORKER),
     KeySpec("worker_box", "worker:{}:box", "set", "owned runs with a cancel request", _WORKER),
-    KeySpec("worker_suspect", "worker:{}:suspect", "string", "the one suspect run it carries", _WORKER),
+    KeySpec(
+        "worker_suspect",
+        "worker:{}:suspect",
+        "string",
+        "the one suspect run that a worker of the previous version carries",
+        _WORKER,
+    ),
+    KeySpec(
+        "suspects",
+        "worker:{}:suspects",
+        "set",
+        "owned runs that may have killed a process, all of one group",
+        "deleted with the worker's lease; a day after its last entry at the latest",
+    ),
+    KeySpec(
+        "lease_end",
+        "worker:{}:end",
+        "hash",
+        "what is known of the end of a lease: carried, suspects (how many), answered (it lives), died, named "
+        "(the run that its watchdog named)",
+        "ten minutes",
+    ),
+    KeySpec(
+        "lease_end_runs",
+        "worker:{}:end:runs",
+        "hash",
+        "run that was blamed for it -> what was held against the run before, JSON",
+        "ten minutes, or until the process answers",
+    ),
+    KeySpec(
+        "lost_leases",
+        "lost",
+        "zset",
+        "incarnation -> when its lease ended, ms; the last thousand",
+        "ten minutes after the last one",
+    ),
     KeySpec(
         "agents", "agents", "hash", "agent id -> queue and definition hash, told by workers", "permanent"
     ),
@@ -122,7 +157,9 @@ KEYS = (
 )
 
 PERMANENT = frozenset({"workers", "agents", "due", "sent", "index", "indexes"})
-ALWAYS_EXPIRING = frozenset({"reply", "resend", "resend_seen"})
+ALWAYS_EXPIRING = frozenset(
+    {"reply", "resend", "resend_seen", "suspects", "lease_end", "lease_end_runs", "lost_leases"}
+)
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 
 _SAFE = "-_.~"

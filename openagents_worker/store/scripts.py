@@ -37,6 +37,7 @@ __all__ = [
     "Submitted",
     "Wake",
     "WriteAnswer",
+    "accuse",
     "cancel",
     "claim",
     "commit",
@@ -399,8 +400,11 @@ def submit(
 
 
 @_door
-def register(reply: Reply, *, incarnation: str, lease_ms: int, agents: list[str]) -> int:
-    """Begin a worker's lease; `agents` is id, JSON, id, JSON …. Returns the deadline in ms."""
+def register(reply: Reply, *, incarnation: str, lease_ms: int, agents: list[str], previous: str = "") -> int:
+    """Begin a worker's lease; `agents` is id, JSON, id, JSON …. Returns the deadline in ms.
+
+    `previous` is the incarnation whose lease this process has lost: it lives, so no run has killed it.
+    """
     return int(reply)
 
 
@@ -408,6 +412,12 @@ def register(reply: Reply, *, incarnation: str, lease_ms: int, agents: list[str]
 def retire(reply: Reply, *, incarnation: str) -> Literal["GONE", "OVER"]:
     """End a worker's lease: GONE when it owned nothing, OVER when its runs are left for reclaim."""
     return "GONE" if reply == "GONE" else "OVER"
+
+
+@_door
+def accuse(reply: Reply, *, run_id: str, incarnation: str) -> bool:
+    """Say which run blocks the event loop of a process that is about to end. False: it is not its run."""
+    return bool(reply == "OK")
 
 
 @_door
@@ -554,8 +564,13 @@ def cancel(reply: Reply, *, run_id: str, reason: str, force: bool) -> Cancelled:
 
 
 @_door
-def reclaim(reply: Reply, *, limit: int, max_recoveries: int, blameless: bool) -> Reclaimed:
-    """Take runs of one worker whose lease is over. `blameless`: Redis was away, no step killed it."""
+def reclaim(
+    reply: Reply, *, limit: int, max_recoveries: int, blameless: bool, heartbeat_ms: int = 0
+) -> Reclaimed:
+    """Take runs of one worker whose lease is over. `blameless`: Redis was away, no step killed it.
+
+    So it was, too, where other leases were lost within `heartbeat_ms`; 0: nobody looks.
+    """
     wakes, incarnation, left = reply
     return Reclaimed(_wakes(wakes), incarnation, int(left))
 

@@ -37,6 +37,7 @@ from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry import get_logger
 from openagents_worker.testing.scripted_model import ScriptedModel
+from openagents_worker.time_limits import TimeLimits
 
 __all__ = ["Agents", "AgentsWorker"]
 
@@ -131,9 +132,9 @@ class _Assembly(Assembly):
 class _Lease:
     """The word of this process that it is alive; renewed from the loop that carries the runs."""
 
-    def __init__(self, lease_ms: int) -> None:
+    def __init__(self, limits: TimeLimits) -> None:
         self.incarnation = f"test@{os.getpid()}:{secrets.token_hex(6)}"
-        self._lease_s = lease_ms / 1000
+        self._lease_s = limits.local_lease_s
         self.renew(time.monotonic())
 
     def renew(self, sent_s: float) -> None:
@@ -148,7 +149,8 @@ class _Carrier:
 
     def __init__(self, store: AsyncStore, assembly: Assembly, settings: Settings) -> None:
         self._store = store
-        self._lease = _Lease(settings.lease_ms)
+        self._limits = settings.time_limits
+        self._lease = _Lease(self._limits)
         self._lease_ms = settings.lease_ms
         self._announcements = assembly.announcements()
         self._queues = {settings.queue, *(agent.queue for agent in assembly.config.agents if agent.queue)}
@@ -161,11 +163,13 @@ class _Carrier:
             send_wakes=self._no_message_is_needed,
         )
 
-    async def register(self) -> None:
+    async def register(self, previous: str = "") -> None:
         """Let Redis, and so every producer, know this worker and its agents."""
         incarnation, lease_ms = self._lease.incarnation, self._lease_ms
         await self._store.run(
-            scripts.register(incarnation=incarnation, lease_ms=lease_ms, agents=self._announcements)
+            scripts.register(
+                incarnation=incarnation, lease_ms=lease_ms, agents=self._announcements, previous=previous
+            )
         )
 
     async def carry_until(self, over: asyncio.Event) -> None:
@@ -194,8 +198,8 @@ class _Carrier:
         )
         if renewal.lost:  # Redis was emptied, or the process was stopped for longer than its lease
             await self._runner.latch_all(LatchReason.FENCED, "the lease is over")
-            self._lease = _Lease(self._lease_ms)
-            await self.register()
+            previous, self._lease = self._lease.incarnation, _Lease(self._limits)
+            await self.register(previous)
             return
         self._lease.renew(sent_s)
         for run_id in renewal.cancel_requested:

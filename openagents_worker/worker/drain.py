@@ -13,13 +13,12 @@ from typing import Protocol
 
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.telemetry import get_logger
+from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.heartbeat import Carrier
 
 __all__ = ["drain", "let_go"]
 
 log = get_logger(__name__)
-
-LET_GO_S = 2.0  # calls are being cancelled; a tool in a thread that cannot be stopped is not waited for
 
 
 class Draining(Carrier, Protocol):
@@ -28,24 +27,24 @@ class Draining(Carrier, Protocol):
     async def hurry_all(self) -> None: ...
 
 
-async def drain(carrier: Draining, timeout_s: float) -> bool:
-    """Hand over every run, at its next commit or, after `timeout_s`, out of the call that it is in.
+async def drain(carrier: Draining, limits: TimeLimits) -> bool:
+    """Hand over every run, at its next commit or, when the drain is over, out of the call that it is in.
 
     False: some are still at work, in what cannot be cancelled. Their worker dies with them.
     """
     carrier.accepting = False
     runs = len(carrier.known())
-    handed_over = await _within(timeout_s, carrier.latch_all(LatchReason.HANDOVER))
+    handed_over = await _within(limits.drain_s, carrier.latch_all(LatchReason.HANDOVER))
     if not handed_over:
         log.info("worker.hurries", runs=len(carrier.known()))
-        handed_over = await _within(LET_GO_S, carrier.hurry_all())
+        handed_over = await _within(limits.let_go_s, carrier.hurry_all())
     log.info("worker.drained", runs=runs, left=len(carrier.known()))
     return handed_over
 
 
-async def let_go(carrier: Carrier) -> None:
+async def let_go(carrier: Carrier, limits: TimeLimits) -> None:
     """The lease is over: whatever still works stops, and can write nothing any more."""
-    if not await _within(LET_GO_S, carrier.latch_all(LatchReason.FENCED)):
+    if not await _within(limits.confirm_s, carrier.latch_all(LatchReason.FENCED)):
         log.warning("worker.left_running", runs=len(carrier.known()))
 
 

@@ -18,15 +18,14 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.scripts import Renewal, Wake, register, release, renew, retire
 from openagents_worker.telemetry import get_logger
+from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.lease import WorkerLease, boot_clock
 
 __all__ = ["Carrier", "Heartbeat"]
 
 log = get_logger(__name__)
 
-RETRY_S = 0.25  # while Redis is away; a try costs one failed connection
-SAY_AGAIN_S = 5.0  # a log line about it at most this often
-STOP_TIMEOUT_S = 10.0
+SAY_AGAIN_S = 5.0  # a log line about a Redis that is away at most this often
 
 
 class Carrier(Protocol):
@@ -53,8 +52,7 @@ class Heartbeat:
         *,
         cell: Cell,
         node: str,
-        lease_ms: int,
-        heartbeat_ms: int,
+        limits: TimeLimits,
         announcements: Sequence[str],
         carrier: Carrier,
         loop: asyncio.AbstractEventLoop,
@@ -63,23 +61,21 @@ class Heartbeat:
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._node = node
-        self._lease_ms = lease_ms
-        self._heartbeat_s = heartbeat_ms / 1000
+        self._limits = limits
+        self._lease_ms = round(limits.lease_s * 1000)
         self._announcements = list(announcements)
         self._carrier = carrier
         self._loop = loop
         self._send_wakes = send_wakes
         self._on_registered = on_registered
         self._clock = clock
-        # A renewal must not be awaited for longer than what is kept back for letting go.
-        patience_s = lease_ms / 1000 / 5
         self._store = Store(
             cell,
             max_connections=1,
-            answer_timeout_s=min(2.0, patience_s),
-            connect_timeout_s=min(1.5, patience_s),
+            answer_timeout_s=limits.renewal_answer_s,
+            connect_timeout_s=limits.renewal_connect_s,
         )
-        self._lease = WorkerLease.none_yet()
+        self._lease = WorkerLease.none_yet(limits)
         self._registered = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._main, name="openagents-heartbeat", daemon=True)
@@ -102,7 +98,7 @@ class Heartbeat:
         """End the beating and the lease. OVER: runs are left, for the rescue of any worker to take."""
         self._stopping.set()
         if self._thread.ident is not None:
-            self._thread.join(STOP_TIMEOUT_S)
+            self._thread.join(self._limits.heartbeat_stop_s)
         lease, answer = self._lease, "OVER"
         lease.give_up()
         try:
@@ -123,16 +119,19 @@ class Heartbeat:
 
     def _register(self) -> bool:
         """Become a new incarnation, once the runs of the old one have let go. False: not yet."""
-        if not self._lease.let_go.wait(RETRY_S):
+        if not self._lease.let_go.wait(self._limits.renewal_pause_s):
             return False
         incarnation, sent_s = f"{self._node}:{secrets.token_hex(6)}", self._clock()
-        door = register(incarnation=incarnation, lease_ms=self._lease_ms, agents=self._announcements)
-        if self._ask(lambda: self._store.run(door)) is None:
-            self._stopping.wait(RETRY_S)
-            return False
-        self._lease = WorkerLease(
-            incarnation, lease_s=self._lease_ms / 1000, sent_s=sent_s, clock=self._clock
+        door = register(
+            incarnation=incarnation,
+            lease_ms=self._lease_ms,
+            agents=self._announcements,
+            previous=self._lease.incarnation,  # lost, and this process lives: no run has killed it
         )
+        if self._ask(lambda: self._store.run(door)) is None:
+            self._stopping.wait(self._limits.renewal_pause_s)
+            return False
+        self._lease = WorkerLease(incarnation, limits=self._limits, sent_s=sent_s, clock=self._clock)
         self._strange = _Strange()
         self._registered.set()
         self._post(self._on_registered, incarnation)
@@ -140,12 +139,12 @@ class Heartbeat:
         return True
 
     def _beat_until_over(self) -> None:
-        lease, pause_s = self._lease, self._heartbeat_s
+        lease, pause_s = self._lease, self._limits.beat_s
         while not self._stopping.wait(pause_s) and lease.remaining_s() > 0:
             sent_s = self._clock()
             door = renew(incarnation=lease.incarnation, lease_ms=self._lease_ms)
             answer = self._ask(lambda door=door: self._store.run(door))  # type: ignore[misc]
-            pause_s = self._heartbeat_s if answer is not None else min(RETRY_S, self._heartbeat_s)
+            pause_s = self._limits.beat_s if answer is not None else self._limits.renewal_pause_s
             if answer is None:
                 continue
             if answer.lost:

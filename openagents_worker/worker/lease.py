@@ -7,10 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 
-__all__ = ["MARGIN", "WorkerLease", "boot_clock"]
+from openagents_worker.time_limits import TimeLimits
 
-# A fifth of the lease is kept back for letting go: the local end comes before the one that Redis knows.
-MARGIN = 0.2
+__all__ = ["WorkerLease", "boot_clock"]
 
 
 def boot_clock() -> float:
@@ -22,23 +21,29 @@ def boot_clock() -> float:
 class WorkerLease:
     """One incarnation's word that it is alive. Once over it stays over, whatever Redis may answer later.
 
-    `let_go` is set when every run has let go after the end.
+    It ends by the margin of `limits` earlier than Redis thinks. `let_go` is set when every run has let go
+    after the end.
     """
 
     def __init__(
-        self, incarnation: str, *, lease_s: float, sent_s: float, clock: Callable[[], float] = boot_clock
+        self,
+        incarnation: str,
+        *,
+        limits: TimeLimits,
+        sent_s: float,
+        clock: Callable[[], float] = boot_clock,
     ) -> None:
         self.incarnation = incarnation
         self.let_go = threading.Event()
-        self._lease_s = lease_s
+        self._limits = limits
         self._clock = clock
         self._lock = threading.Lock()
-        self._end_s = sent_s + lease_s * (1 - MARGIN)
+        self._end_s = sent_s + limits.local_lease_s
 
     @classmethod
-    def none_yet(cls) -> WorkerLease:
+    def none_yet(cls, limits: TimeLimits) -> WorkerLease:
         """What a process holds before its first registration: nothing."""
-        lease = cls("", lease_s=0, sent_s=-math.inf)
+        lease = cls("", limits=limits, sent_s=-math.inf)
         lease.let_go.set()
         return lease
 
@@ -51,15 +56,14 @@ class WorkerLease:
             return max(left, 0.0)
 
     def confirm_within_s(self) -> float:
-        """How long the runs may take to let go: until Redis, too, thinks the lease over. At least a second,
-        for when it is over already: then nothing can be written any more, and calls are being cancelled."""
-        return max(self._lease_s * MARGIN, 1.0)
+        """How long the code of the runs may take to stop after the end."""
+        return self._limits.confirm_s
 
     def renewed(self, sent_s: float) -> None:
         """A renewal that was sent at `sent_s` has been answered well."""
         with self._lock:
             if self._end_s > self._clock():
-                self._end_s = sent_s + self._lease_s * (1 - MARGIN)
+                self._end_s = sent_s + self._limits.local_lease_s
 
     def give_up(self) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, TypeVar
 
 from celery import Task
@@ -20,9 +21,10 @@ from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import Runner
 from openagents_worker.settings import Settings
-from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.scripts import Wake
+from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.scripts import Wake, accuse
 from openagents_worker.telemetry import get_logger
+from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.backlog import Backlog
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.drain import drain, let_go
@@ -60,6 +62,7 @@ class WorkerProcess:
     ) -> None:
         """`bridge` is the loop to live on where somebody else keeps one; else it gets one of its own."""
         self.settings = settings
+        self._limits = settings.time_limits
         self._assembly = assembly
         self._publish = send_wakes
         # Publishing is synchronous and may have to wait for the broker; it must not hold up the loop.
@@ -71,9 +74,9 @@ class WorkerProcess:
         self._bridge.run(self._build(node, queues))
 
     async def _build(self, node: str, queues: Sequence[str]) -> None:
-        settings, loop = self.settings, asyncio.get_running_loop()
+        settings, limits, loop = self.settings, self._limits, asyncio.get_running_loop()
         cell = cell_of(settings)
-        self.store = AsyncStore(cell)
+        self.store = AsyncStore(cell, answer_timeout_s=limits.run_answer_s)
         self.runner = Runner(
             store=self.store,
             lease=lambda: self.heartbeat.lease,
@@ -85,8 +88,7 @@ class WorkerProcess:
         self.heartbeat = Heartbeat(
             cell=cell,
             node=node,
-            lease_ms=settings.lease_ms,
-            heartbeat_ms=settings.heartbeat_ms,
+            limits=limits,
             announcements=self._assembly.announcements(),
             carrier=self.runner,
             loop=loop,
@@ -98,7 +100,10 @@ class WorkerProcess:
             loop_thread_id=lambda: self._bridge.thread_id,
             lease=lambda: self.heartbeat.lease,
             carrier=self.runner,
-            dead_after_s=settings.loop_dead_s,
+            tick_s=limits.watch_tick_s,
+            dead_after_s=limits.loop_dead_s,
+            accuse=lambda run_id: _accuse(cell, limits, run_id, self.heartbeat.lease.incarnation),
+            threads_at_work=lambda: self._assembly.offload.stats()["threads"]["busy"],
             loop_waited_s=self._bridge.waited_s,
             is_busy=lambda: self._bridge.is_busy(),
             began=self._bridge.began,
@@ -112,6 +117,7 @@ class WorkerProcess:
             send_wakes=self.send_wakes,
             queues=queues,
             lease_ms=settings.lease_ms,
+            heartbeat_ms=settings.heartbeat_ms,
             max_recoveries=settings.max_recoveries,
         )
 
@@ -149,11 +155,18 @@ class WorkerProcess:
         self._bridge.soon(self._rows.put_aside, task.app, task.request.hostname, run_id)
 
     async def send_wakes(self, wakes: Sequence[Wake]) -> None:
-        """Publish wake-ups. Without a broker it is one warning: the rescue sends them again later."""
+        """Publish wake-ups. Without a broker it is one warning: the rescue sends them again later.
+
+        A broker that is silent does not hold up the run: the wake-ups follow when it takes them.
+        """
         if not wakes:
             return
+        publishing = asyncio.get_running_loop().run_in_executor(self._publisher, self._publish_quietly, wakes)
+        await asyncio.wait([publishing], timeout=self._limits.publish_patience_s)
+
+    def _publish_quietly(self, wakes: Sequence[Wake]) -> None:
         try:
-            await asyncio.get_running_loop().run_in_executor(self._publisher, self._publish, wakes)
+            self._publish(wakes)
         except Exception as error:  # noqa: BLE001 - every broker has errors of its own
             log.warning("wakes.not_sent", runs=len(wakes), error=type(error).__name__)
 
@@ -166,12 +179,12 @@ class WorkerProcess:
         self._bridge.loop.call_soon_threadsafe(begin)
 
     async def _hand_over(self) -> None:
-        if not await drain(self.runner, self.settings.drain_timeout_s):
-            await let_go(self.runner)
+        if not await drain(self.runner, self._limits):
+            await let_go(self.runner, self._limits)
 
     def close(self) -> None:
         """Hand the runs over, end the lease, close everything; within `DRAIN_TIMEOUT_S` and little more."""
-        drained = self._bridge.run(drain(self.runner, self.settings.drain_timeout_s))
+        drained = self._bridge.run(drain(self.runner, self._limits))
         self._watch.stop()
         over = self.heartbeat.retire() == "OVER"
         self._bridge.run(self._close(stop_runs=not drained, reclaim=over))
@@ -182,7 +195,7 @@ class WorkerProcess:
 
     async def _close(self, *, stop_runs: bool, reclaim: bool) -> None:
         if stop_runs:
-            await let_go(self.runner)
+            await let_go(self.runner, self._limits)
         await end_task(self._rescuing)
         if reclaim:
             try:
@@ -197,6 +210,16 @@ class WorkerProcess:
         await self._backlog.aclose()
         await self._assembly.aclose()
         await self.store.close()
+
+
+def _accuse(cell: Cell, limits: TimeLimits, run_id: str, incarnation: str) -> None:
+    """Store which run blocks the event loop for good. With a connection of its own: the process is ending."""
+    patience_s = limits.accuse_s / 2
+    with closing(
+        Store(cell, max_connections=1, answer_timeout_s=patience_s, connect_timeout_s=patience_s)
+    ) as store:
+        accused = store.run(accuse(run_id=run_id, incarnation=incarnation))
+    log.error("run.accused", run_id=run_id, incarnation=incarnation, accused=accused)
 
 
 def _settle() -> None:

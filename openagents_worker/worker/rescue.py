@@ -57,6 +57,7 @@ class Rescue:
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         queues: Sequence[str],
         lease_ms: int,
+        heartbeat_ms: int,
         max_recoveries: int,
         grace_s: float = GRACE_S,
         clock: Callable[[], float] = time.monotonic,
@@ -68,6 +69,7 @@ class Rescue:
         self._send_wakes = send_wakes
         self._queues = [_Queue(name) for name in sorted(set(queues))]
         self._lease_ms = lease_ms
+        self._heartbeat_ms = heartbeat_ms
         self._max_recoveries = max_recoveries
         self._grace_s = grace_s
         self._clock = clock
@@ -105,7 +107,12 @@ class Rescue:
     async def reclaim_all(self) -> int:
         """Take the runs of all workers whose lease is over."""
         blameless = self._clock() - self._redis_changed_s < 2 * self._lease_ms / 1000
-        door = reclaim(limit=LIMIT, max_recoveries=self._max_recoveries, blameless=blameless)
+        door = reclaim(
+            limit=LIMIT,
+            max_recoveries=self._max_recoveries,
+            blameless=blameless,
+            heartbeat_ms=self._heartbeat_ms,
+        )
         brought_back = 0
         while (answer := await self._store.run(door)).incarnation:
             log.warning(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 import os
 import sys
 import threading
@@ -29,12 +30,13 @@ __all__ = ["EX_LOOP_DEAD", "Watch", "Watched"]
 log = get_logger(__name__)
 
 EX_LOOP_DEAD = 70  # EX_SOFTWARE of sysexits.h
-TICK_S = 0.05
+TICK_S = 0.05  # of a process whose lease leaves time for it
 IDLE_TICK_S = 0.5  # while nobody works on the loop; whoever begins to ends it
 BLOCKED_S = 0.25  # a loop that is busy for so long delays every run of the process
 SAY_AGAIN_S = 10.0  # of the same block, and of the same place
-DEAD_AFTER_S = 120.0
 STACK_FRAMES = 8
+PATTERN_TASK = "run "  # what the name of a task begins with that executes a pattern
+NAMED_RUNS = 10  # of those that did not stop, in the log line
 
 
 class Watched(Carrier, Protocol):
@@ -50,6 +52,7 @@ class _Block:
     since_s: float
     call: CallInfo | None
     stack: str
+    run_id: str | None = None
 
     def fields(self) -> dict[str, Any]:
         """What a person is told of it, but for how long it took."""
@@ -70,19 +73,27 @@ class Watch:
         lease: Callable[[], WorkerLease],
         carrier: Watched,
         leave: Callable[[int], object] = os._exit,
-        dead_after_s: float = DEAD_AFTER_S,
+        tick_s: float = TICK_S,
+        dead_after_s: float = math.inf,
+        threads_at_work: Callable[[], int] = lambda: 0,
+        accuse: Callable[[str], object] = lambda run_id: None,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.process_time,
         loop_waited_s: Callable[[], float] = lambda: 0.0,
         is_busy: Callable[[], bool] = lambda: True,
         began: threading.Event | None = None,
     ) -> None:
+        """`threads_at_work` counts the threads that execute tools, which nobody can cancel. `accuse` stores
+        which run has blocked the loop for good."""
         self._loop = loop
         self._loop_thread_id = loop_thread_id
         self._lease = lease
         self._carrier = carrier
         self._leave = leave
+        self._tick_s = tick_s
         self._dead_after_s = dead_after_s
+        self._threads_at_work = threads_at_work
+        self._accuse = accuse
         self._clock = clock
         self._cpu_clock = cpu_clock
         self._loop_waited_s = loop_waited_s
@@ -126,7 +137,7 @@ class Watch:
     def _tick(self) -> float | None:
         """Wait until it is time to look; returns how long that was to be, None when the watch is to end."""
         if self._is_busy():
-            return None if self._stopping.wait(TICK_S) else TICK_S
+            return None if self._stopping.wait(self._tick_s) else self._tick_s
         self._began.clear()
         if not self._is_busy():
             self._began.wait(IDLE_TICK_S)
@@ -138,23 +149,46 @@ class Watch:
         """The lease is over: every run lets go before others may take it, or the process ends."""
         if lease.let_go.is_set() or lease.remaining_s() > 0 or self._loop.is_closed():
             return
-        within_s = lease.confirm_within_s()
-        runs = len(self._carrier.known())
+        began_s, runs = self._clock(), len(self._carrier.known())
         latched = asyncio.run_coroutine_threadsafe(self._carrier.latch_all(LatchReason.FENCED), self._loop)
+        why = None
         try:
-            latched.result(within_s)
+            latched.result(lease.confirm_within_s())
+            if not self._threads_end_by(began_s + lease.confirm_within_s()):
+                why = "a tool in a thread goes on, and a thread cannot be stopped"
         except concurrent.futures.TimeoutError:
-            log.error("worker.did_not_let_go", incarnation=lease.incarnation, within_s=within_s, runs=runs)
-            self._leave(EX_LOOP_DEAD)
-            return
+            why = "code of these runs goes on after its cancellation, or the event loop is blocked"
         except concurrent.futures.CancelledError:
             return  # the loop is ending, and every run with it
-        except Exception:  # whatever it was: nobody can say that the runs have let go
-            log.exception("worker.did_not_let_go", incarnation=lease.incarnation)
-            self._leave(EX_LOOP_DEAD)
-            return
-        log.warning("worker.let_go", incarnation=lease.incarnation, runs=runs)
-        lease.let_go.set()
+        except Exception as error:  # noqa: BLE001  # whatever it was: nobody can say that the runs have let go
+            why = f"the runs could not be stopped: {error!r}"
+        if why is None:
+            log.warning("worker.let_go", incarnation=lease.incarnation, runs=runs)
+            lease.let_go.set()
+        elif not self._stopping.is_set():
+            self._end_process_beside_successors(lease, why)
+
+    def _threads_end_by(self, end_s: float) -> bool:
+        """Whether no tool is left in a thread by then."""
+        while self._threads_at_work():
+            if self._clock() >= end_s or self._stopping.wait(self._tick_s):
+                return False
+        return True
+
+    def _end_process_beside_successors(self, lease: WorkerLease, why: str) -> None:
+        """Others may execute the runs of this process from now on: it must not go on beside them."""
+        left = sorted(self._carrier.known())
+        log.error(
+            "worker.did_not_let_go",
+            incarnation=lease.incarnation,
+            why=why,
+            within_s=lease.confirm_within_s(),
+            runs=len(left),
+            run_ids=left[:NAMED_RUNS],
+            threads=self._threads_at_work(),
+            exit_code=EX_LOOP_DEAD,
+        )
+        self._leave(EX_LOOP_DEAD)
 
     # --- the loop ----------------------------------------------------------------------------------------
 
@@ -167,14 +201,30 @@ class Watch:
         else:
             self._silent_s += passed_s
         if self._silent_s >= self._dead_after_s:
-            log.error("loop.dead", silent_s=round(self._silent_s, 1), **self._look().fields())
-            self._leave(EX_LOOP_DEAD)
-        elif self._silent_s >= BLOCKED_S - TICK_S:  # it may have begun a tick before it was asked
+            self._end_process_with_dead_loop()
+        elif self._silent_s >= BLOCKED_S - self._tick_s:  # it may have begun a tick before it was asked
             self._see_block()
         if self._answered.is_set():
             self._answered.clear()
             self._block = None
             self._loop.call_soon_threadsafe(self._answered.set)
+
+    def _end_process_with_dead_loop(self) -> None:
+        """The heartbeat would keep the lease for ever, with nobody behind it."""
+        block = self._look()
+        log.error(
+            "loop.dead",
+            silent_s=round(self._silent_s, 1),
+            run_id=block.run_id,
+            exit_code=EX_LOOP_DEAD,
+            **block.fields(),
+        )
+        try:
+            if block.run_id is not None:
+                self._accuse(block.run_id)
+        except Exception:  # without the word about it the process ends all the same
+            log.exception("run.not_accused", run_id=block.run_id)
+        self._leave(EX_LOOP_DEAD)
 
     def _see_block(self) -> None:
         if self._block is None:
@@ -186,15 +236,19 @@ class Watch:
         if now_s - self._said_s.get(place, -SAY_AGAIN_S) >= SAY_AGAIN_S:
             self._said_s = {where: at for where, at in self._said_s.items() if now_s - at < SAY_AGAIN_S}
             self._said_s[place] = now_s
-            run_id = self._block.call.run_id if self._block.call is not None else None
             log.warning(
-                "loop.blocked", silent_s=round(self._silent_s, 2), run_id=run_id, **self._block.fields()
+                "loop.blocked",
+                silent_s=round(self._silent_s, 2),
+                run_id=self._block.run_id,
+                **self._block.fields(),
             )
 
     def _look(self) -> _Block:
         frame = sys._current_frames().get(self._loop_thread_id() or 0)
-        call = context_of(asyncio.current_task(self._loop)).get(current_call)
-        return _Block(self._clock() - self._silent_s, call, _stack_of(frame))
+        task = asyncio.current_task(self._loop)
+        call = context_of(task).get(current_call)
+        run_id = call.run_id if call is not None else _run_of(task)
+        return _Block(self._clock() - self._silent_s, call, _stack_of(frame), run_id)
 
     def _tell_run(self, block: _Block) -> None:
         """Called on the loop, as soon as it is free: now it is known how long it was not."""
@@ -203,6 +257,12 @@ class Watch:
         if block.call is not None:
             told = {"blocked_ms": round(blocked_s * 1000), **block.fields()}
             self._carrier.note(block.call.run_id, "worker.loop_blocked", told)
+
+
+def _run_of(task: asyncio.Task[Any] | None) -> str | None:
+    """The run whose pattern this task executes, outside of any recorded call; the attempt names it so."""
+    name = task.get_name() if task is not None else ""
+    return name.removeprefix(PATTERN_TASK) if name.startswith(PATTERN_TASK) else None
 
 
 def _stack_of(frame: FrameType | None) -> str:

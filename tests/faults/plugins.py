@@ -15,10 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from openagents_worker import tool
 from openagents_worker.errors import PermanentToolError, ToolRateLimitError
-from openagents_worker.tools.base import ToolExecutionSpec
+from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 
 __all__ = [
+    "Block",
     "Branches",
     "Catching",
     "Impatient",
@@ -27,6 +29,7 @@ __all__ = [
     "Segfault",
     "Step",
     "Stubborn",
+    "linger",
     "note",
     "take_mark",
 ]
@@ -121,6 +124,25 @@ class Segfault(Step):
 
     def _outcome(self, params: dict[str, Any], context: Any) -> Any:
         return ctypes.string_at(0)
+
+
+class Block(Step):
+    """Blocks the event loop of its process for good, every time."""
+
+    name = "block"
+
+    def _outcome(self, params: dict[str, Any], context: Any) -> Any:
+        time.sleep(600)
+
+
+@tool
+def linger(n: int, context: ToolContext) -> str:
+    """Where it meets its mark, stays in its thread for ten minutes."""
+    note(Path(os.environ["FAULTS_LOG"]), event="begin", tool="linger", n=n, run=context.run_id)
+    if take_mark(Path(os.environ["FAULTS_MARKS"]), f"{context.run_id}.{n}.linger"):
+        note(Path(os.environ["FAULTS_LOG"]), event="lingers", tool="linger", n=n, run=context.run_id)
+        time.sleep(600)
+    return "stayed"
 
 
 # --- patterns --------------------------------------------------------------------------------------------

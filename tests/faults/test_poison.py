@@ -7,6 +7,8 @@ import pytest
 from tests.faults.conftest import MakeWorld
 from tests.faults.world import World, table
 
+PATIENCE_S = 90
+
 
 def _check(world: World, neighbours: int, steps: int, patience_s: float) -> None:
     for number in range(neighbours):
@@ -43,6 +45,24 @@ def test_a_run_that_kills_its_workers_is_ended_and_its_neighbours_are_not(make_w
     world = make_world(workers=1, lease_ms=1_000, env={"OPENAGENTS_MAX_RECOVERIES": "2"}).start()
 
     _check(world, neighbours=19, steps=2, patience_s=90)
+
+
+def test_a_run_that_blocks_the_event_loop_for_good_is_ended_by_its_second_time(make_world: MakeWorld) -> None:
+    """The watchdog names it, so nobody else is suspected; nobody waits for the lease, either."""
+    world = make_world(workers=1, lease_ms=60_000, env={"OPENAGENTS_LOOP_DEAD_S": "1"}).start()
+    for number in range(10):
+        world.submit(f"good-{number}", [("step", {"n": n, "ms": 100}) for n in range(3)], latency_ms=300)
+    world.submit("bad", [("block", {"n": 0})])
+
+    bad = world.wait("bad", PATIENCE_S)
+
+    assert bad.error_details is not None
+    assert bad.error_details.code == "run.poisoned"
+    assert [entry["tool"] for entry in world.entries("bad")] == ["block", "block"]
+    for number in range(10):
+        assert world.wait(f"good-{number}", PATIENCE_S).final_output == "done after 3"
+        key = world.client.store.keys("run", f"good-{number}")
+        assert world.client.store.redis.hget(key, "stuck") == "0", "it is suspected of nothing"
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -149,6 +149,23 @@ class World:
         store = self.client.store
         found: list[str] = store.ask(lambda r: r.zrange(store.keys("workers"), 0, -1))
         return found
+
+    def said(self, text: str) -> dict[str, list[str]]:
+        """The last log lines with this text, by the name of the worker."""
+        lines: dict[str, list[str]] = {}
+        for line in list(self._said):
+            if text in line:
+                lines.setdefault(line.partition(":")[0], []).append(line)
+        return lines
+
+    @contextmanager
+    def silent_redis(self) -> Generator[None]:
+        """Redis answers nobody for as long as the block lasts; connections stay open."""
+        os.kill(self.redis.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.redis.pid, signal.SIGCONT)
 
     # --- the supervisor ----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.llm.base import CallInfo, current_call
+from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.lease import WorkerLease, boot_clock
 from openagents_worker.worker.watch import Watch
@@ -45,7 +46,8 @@ def carrier() -> NotedCarrier:
 
 @pytest.fixture
 def watch(loop_thread: LoopThread, carrier: NotedCarrier) -> Generator[Watch]:
-    lease = WorkerLease("w:1", lease_s=60, sent_s=boot_clock())
+    limits = TimeLimits.of(lease_ms=60_000, heartbeat_ms=15_000)
+    lease = WorkerLease("w:1", limits=limits, sent_s=boot_clock())
     watch = Watch(
         loop=loop_thread.loop,
         loop_thread_id=lambda: loop_thread.thread_id,

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from openagents_worker.store.keys import PERMANENT, Keys, spec_of
 from tests.properties.lab import View
-from tests.properties.truth import TERMINAL, Run, Truth
+from tests.properties.truth import TERMINAL, Run, Suspicion, Truth
 from tests.stored import shown as shown_events
 
 __all__ = ["check"]
@@ -71,8 +71,20 @@ def _check_record(cell: _Cell, run: Run) -> None:
         "format": str(run.format),
     }
     assert told == true, f"{run.id} is {told}, but must be {true}"
+    _check_suspicion(record, run)
     if run.fence:
         assert record["fence"] == run.fence, f"the fence of {run.id} changed while it was being carried"
+
+
+def _check_suspicion(record: dict[str, str], run: Run) -> None:
+    if run.over:
+        return  # nobody asks any more
+    held = json.loads(record.get("suspicion") or "{}")
+    length = len(run.journal)
+    told = Suspicion(**{name: held[name] for name in held if name != "at"}) if held else Suspicion()
+    if held and held["at"] != f"{run.life}:{length}":
+        told = Suspicion()
+    assert told == run.suspicion, f"{run.id} is held for {told}, but must be for {run.suspicion}"
 
 
 def _check_journal(cell: _Cell, run: Run, truth: Truth) -> None:

@@ -43,6 +43,7 @@ local function earlier(key, by)
 end
 earlier(KEYS[1] .. ':workers', ms)
 earlier(KEYS[1] .. ':due', ms)
+earlier(KEYS[1] .. ':lost', ms)
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':sent:*')) do earlier(key, ms * 1000) end
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':resend:*')) do
   if redis.call('TYPE', key).ok == 'zset' then
@@ -123,9 +124,13 @@ class Lab:
         """As if so much time had passed."""
         self._let_pass(keys=[self.store.cell.prefix], args=[ms])
 
-    def end_lease(self, incarnation: str) -> None:
-        """As if this worker had not renewed for just too long."""
-        self.redis.zadd(self.keys("workers"), {incarnation: 1}, xx=True)
+    def end_lease(self, incarnation: str, ticks_ago: int | None = None) -> None:
+        """As if this worker had not renewed for just too long; by default nobody knows for how long."""
+        at_ms = 1.0
+        if ticks_ago is not None:
+            seconds, micros = self.redis.time()
+            at_ms = seconds * 1000 + micros // 1000 - ticks_ago * TICK_MS
+        self.redis.zadd(self.keys("workers"), {incarnation: at_ms}, xx=True)
 
     def forget(self, run_id: str) -> None:
         """As if the TTL of a run that has ended were over; its last wake-up was dropped days before."""

@@ -29,7 +29,7 @@ from openagents_worker.store.keys import ttl_violations
 from openagents_worker.store.scripts import Call, Wake, WriteAnswer
 from tests.properties.invariants import check
 from tests.properties.lab import TICK_MS, Lab, Snapshot
-from tests.properties.truth import LEASE, MAX_RECOVERIES, Run, Truth
+from tests.properties.truth import HEARTBEAT, LEASE, MAX_RECOVERIES, Run, Truth
 
 __all__ = ["BATCH", "Protocol", "play", "protocol_in"]
 
@@ -433,12 +433,12 @@ class Protocol(RuleBasedStateMachine):
         """Renew, then compare: release what nobody here runs, let go of what is not ours."""
         worker = pick(self.workers, w)
         if worker.abandoned:
-            self.register(worker)
+            self.register(worker, previous=worker.incarnation)
             return
         renewal = self.lab.run(scripts.renew(incarnation=worker.incarnation, lease_ms=int(LEASE * TICK_MS)))
         assert renewal.lost is not self.truth.renew(worker.incarnation), f"lease of {worker.incarnation}"
         if renewal.lost:
-            self.register(worker)
+            self.register(worker, previous=worker.incarnation)
             return
         assert renewal.owned == self.truth.owned(worker.incarnation)
         assert renewal.cancel_requested == self.truth.cancel_requested(worker.incarnation)
@@ -456,6 +456,13 @@ class Protocol(RuleBasedStateMachine):
         worker.abandoned = True
         self.let_go(worker)
 
+    @act()
+    def be_silent(self) -> None:
+        """Redis answers nobody for longer than a lease; then every worker hears that it has lost its own."""
+        self.let_pass(4)
+        for w in range(len(self.workers)):
+            self.beat(w)
+
     @act(w=ANY)
     def kill(self, w: int) -> None:
         self.register(pick(self.workers, w))
@@ -471,9 +478,25 @@ class Protocol(RuleBasedStateMachine):
         """Killed, its lease over and its runs reclaimed, all at once: what poison is made of."""
         worker = pick(self.at_work, w)
         if worker.incarnation in self.truth.leases:
-            self.lab.end_lease(worker.incarnation)
-            self.truth.leases[worker.incarnation] = self.truth.now - 1000
+            ticks_ago = 1000 + next(self.numbers)  # no two of them together
+            self.lab.end_lease(worker.incarnation, ticks_ago)
+            self.truth.leases[worker.incarnation] = self.truth.now - ticks_ago
             self.reclaim_some(100, blameless, lost)
+        self.register(worker)
+
+    @act(
+        when=lambda self: self.at_work,
+        w=ANY,
+        i=ANY,
+        lost=LOST,
+    )
+    def end_by_watchdog(self, w: int, i: int, lost: bool) -> None:
+        """A run blocks the event loop for good: the watchdog names it, and ends the process."""
+        worker = pick(self.at_work, w)
+        run_id = pick(sorted(worker.carries), i)
+        accused = self.lab.run(scripts.accuse(run_id=run_id, incarnation=worker.incarnation))
+        assert accused is self.truth.accuse(run_id, worker.incarnation), f"{run_id} was named: {accused}"
+        self.reclaim_some(100, False, lost)
         self.register(worker)
 
     @act(w=ANY)
@@ -483,12 +506,14 @@ class Protocol(RuleBasedStateMachine):
         assert answer == self.truth.retire(worker.incarnation)
         self.register(worker)
 
-    def register(self, worker: Worker) -> None:
+    def register(self, worker: Worker, previous: str = "") -> None:
+        """With `previous` the process lives, and says so."""
         self.let_go(worker)
         worker.incarnation, worker.abandoned = f"w{next(self.numbers)}", False
-        self.truth.register(worker.incarnation)
+        self.truth.register(worker.incarnation, previous)
+        lease_ms = int(LEASE * TICK_MS)
         self.lab.run(
-            scripts.register(incarnation=worker.incarnation, lease_ms=int(LEASE * TICK_MS), agents=[])
+            scripts.register(incarnation=worker.incarnation, lease_ms=lease_ms, agents=[], previous=previous)
         )
 
     def let_go(self, worker: Worker) -> None:
@@ -505,7 +530,12 @@ class Protocol(RuleBasedStateMachine):
         """Returns whether there was a lease that is over."""
         over = self.truth.lost_leases()
         answer = self.lab.run(
-            scripts.reclaim(limit=limit, max_recoveries=MAX_RECOVERIES, blameless=blameless)
+            scripts.reclaim(
+                limit=limit,
+                max_recoveries=MAX_RECOVERIES,
+                blameless=blameless,
+                heartbeat_ms=int(HEARTBEAT * TICK_MS),
+            )
         )
         gone = answer.incarnation
         assert gone in (over or {""}), f"{gone!r} was reclaimed, over are {over}"

@@ -94,12 +94,142 @@ class Stories(_Words):
     def two_suspects_meet(self) -> None:
         self.submit("s")
         self.submit("t")
+        self.deliver(0)
+        self.deliver(0)
+        self.die()
+        self.deliver(0)
+        self.deliver(0)  # of the other group
+        self.work("commit")
+        self.m.wake(100, lost=False)
+        self.deliver(0)
+
+    def two_of_a_group_die_too_often_together(self) -> None:
+        for session in "stuv":
+            self.submit(session)
+        for _ in range(4):
+            self.deliver(0)
+        self.die()
+        for carried in (2, 1):
+            for _ in range(4):
+                self.m.messages.sort(key=lambda run_id: self.m.truth.runs[run_id].suspicion.group)
+                if self.m.messages:
+                    self.deliver(0)
+            assert len(self.m.workers[0].carries) == carried
+            self.die()
+
+    def new_neighbours_of_a_suspect_die_with_it(self) -> None:
+        self.submit("s")
+        self.submit("t")
+        self.deliver(0)
+        self.deliver(0)
+        self.die()
+        self.deliver(0)
+        for session in "uvw":
+            self.submit(session)
+            self.m.messages.insert(0, self.m.messages.pop())
+            self.deliver(0)
+        self.die()
+
+    def a_run_dies_after_a_record(self) -> None:
+        self.submit("s")
+        self.submit("t")
+        self.deliver(0)
+        self.work("commit")
+        self.deliver(0)
+        self.die()
+
+    def a_worker_answers_after_its_lease(self) -> None:
+        self.submit("s")
+        self.submit("t")
+        self.deliver(0)
+        self.deliver(0)
+        self.m.let_pass(1)
+        self.m.beat(1)
+        self.m.beat(2)
+        self.m.let_pass(3)
+        self.m.beat(0)  # the only one whose lease is over
+        self.m.reclaim(100, blameless=False, lost=False)
+
+    def a_worker_answers_after_its_runs_were_taken(self) -> None:
+        self.submit("s")
+        self.submit("t")
+        self.m.let_pass(1)
+        self.m.beat(0)
+        self.deliver(0)
+        self.deliver(0)
+        self.m.let_pass(3)
+        self.m.beat(1)
+        self.m.beat(2)
+        self.m.let_pass(1)
+        while self.m.reclaim_some(100, blameless=False, lost=False):
+            self.m.holds()
+        self.deliver(1)
+        self.m.beat(0)
+        self.m.holds()
+        self.deliver(1)
+
+    def a_worker_answers_too_often(self) -> None:
+        self.submit("s")
+        for _ in range(5):
+            self.deliver(0)
+            self.m.let_pass(4)
+            self.m.beat(0)
+            while self.m.reclaim_some(100, blameless=False, lost=False):
+                self.m.holds()
+
+    def several_workers_lose_their_leases_to_a_silence(self) -> None:
+        self.submit("s")
+        self.submit("t")
+        self.deliver(0)
+        self.deliver(1)
+        self.m.kill(2)
+        self.m.let_pass(4)
+        while self.m.reclaim_some(100, blameless=False, lost=False):
+            self.m.holds()
+
+    def the_second_of_two_leases_is_lost_a_moment_later(self) -> None:
+        self.submit("s")
+        self.submit("t")
+        self.deliver(0)
+        self.m.kill(1)
+        self.m.kill(2)
+        self.deliver(1)
+        for worker in self.m.workers[:2]:  # nobody else loses a lease then
+            self.m.lab.end_lease(worker.incarnation, 1000)
+            self.m.truth.leases[worker.incarnation] = self.m.truth.now - 1000
+            self.m.holds()
+            self.m.reclaim_some(1, blameless=False, lost=False)
+            self.m.holds()
+
+    def the_watchdog_names_a_run_twice(self) -> None:
+        self.submit("s")
+        self.submit("t")
         for _ in range(2):
             self.deliver(0)
             self.deliver(0)
-            self.die()
+            self.m.end_by_watchdog(0, 0, lost=False)
+            self.m.holds()
+            self.m.messages.sort()
+
+    def a_lease_is_lost_when_a_watchdog_ends_another_process(self) -> None:
+        self.submit("s")
+        self.submit("t")
         self.deliver(0)
+        self.deliver(1)
+        other = self.m.workers[1].incarnation
+        self.m.lab.end_lease(other, 0)
+        self.m.truth.leases[other] = self.m.truth.now
+        self.m.end_by_watchdog(0, 0, lost=False)
+        self.m.holds()
+        while self.m.reclaim_some(100, blameless=False, lost=False):
+            self.m.holds()
+
+    def the_watchdog_of_a_worker_that_has_lost_its_run_names_it(self) -> None:
+        self.submit("s")
         self.deliver(0)
+        self.m.let_pass(1)
+        self.cancel(force=True)
+        self.m.end_by_watchdog(0, 0, lost=False)
 
     def a_worker_dies_with_a_run_that_is_not_durable(self) -> None:
         self.submit(durable=False)

@@ -86,9 +86,92 @@ GUARDS = (
         story="a_message_is_older_than_the_memory_of_redis",
     ),
     Guard(
-        "a worker carries one suspect at most",
-        ("if other and other ~= run_id then", "if false then"),
+        "a worker carries suspects of one group at most",
+        ("if other ~= '' and other ~= group then", "if false then"),
         story="two_suspects_meet",
+    ),
+    Guard(
+        "a suspect that has a record makes room for others",
+        ("  if held.at == at then return held end", "  if run.suspicion ~= '' then return held end"),
+        ("  redis.call('HDEL', k.run(run_id), 'suspicion')\n", ""),
+        ("  redis.call('SREM', k.suspects(run.owner), run_id)\n", ""),
+        story="two_suspects_meet",
+    ),
+    Guard(
+        "a group of suspects is halved",
+        ("    ended.half[kind] = 1 - ended.half[kind]\n", ""),
+        story="two_suspects_meet",
+    ),
+    Guard(
+        "suspects and their new neighbours are kept apart",
+        ("local kind = held.group == '' and 'n' or 's'", "local kind = 'n'"),
+        story="new_neighbours_of_a_suspect_die_with_it",
+    ),
+    Guard(
+        "only a run that was alone is poisoned",
+        ("(is_alone and run.deaths > max_recoveries)", "run.deaths > max_recoveries - 1"),
+        story="two_of_a_group_die_too_often_together",
+    ),
+    Guard(
+        "a run with a record since its claim is not blamed",
+        ("  if recorded and not is_named then\n", "  if false then\n"),
+        story="a_run_dies_after_a_record",
+    ),
+    Guard(
+        "a process that answers has not died",
+        ("  redis.call('HSET', k.lease_end(incarnation), 'answered', '1')\n", ""),
+        story="a_worker_answers_after_its_lease",
+    ),
+    Guard(
+        "what was held against runs of a process that answers is taken back",
+        ("KEPT_AFTER_LEASE_MS)\n  spare_all(incarnation)\n", "KEPT_AFTER_LEASE_MS)\n"),
+        story="a_worker_answers_after_its_runs_were_taken",
+    ),
+    Guard(
+        "nobody is spared for ever",
+        ("and held.spared < MOST_SPARED then\n    held", "then\n    held"),
+        story="a_worker_answers_too_often",
+    ),
+    Guard(
+        "leases that are lost together blame nobody",
+        ("or were_lost_together(incarnation, at)", "or false"),
+        story="several_workers_lose_their_leases_to_a_silence",
+    ),
+    Guard(
+        "the first of several lost leases is spared, too",
+        ("        spare_all(other)\n", ""),
+        story="the_second_of_two_leases_is_lost_a_moment_later",
+    ),
+    Guard(
+        "a process that is known to have died does not make a silence of another death",
+        (
+            "other ~= incarnation and redis.call('HEXISTS', k.lease_end(other), 'died') == 0",
+            "other ~= incarnation",
+        ),
+        story="a_lease_is_lost_when_a_watchdog_ends_another_process",
+    ),
+    Guard(
+        "a process that is known to have died is not spared with others",
+        ("answered or (not died and (", "answered or (true and ("),
+        story="a_lease_is_lost_when_a_watchdog_ends_another_process",
+    ),
+    Guard(
+        "a run that was named twice is poison",
+        ("held.named >= 2 or ", ""),
+        story="the_watchdog_names_a_run_twice",
+    ),
+    Guard(
+        "the watchdog's word clears the others",
+        ("(ended.named and not is_named)", "false"),
+        story="the_watchdog_names_a_run_twice",
+    ),
+    Guard(
+        "a run is named by the worker that has it",
+        (
+            "run.owner ~= incarnation or run.state ~= 'running' then return 'FENCED' end\nlocal",
+            "false then end\nlocal",
+        ),
+        story="the_watchdog_of_a_worker_that_has_lost_its_run_names_it",
     ),
     Guard(
         "a run is left to those who read its format",
@@ -258,12 +341,12 @@ GUARDS = (
     ),
     Guard(
         "poison has an end",
-        ("elseif stuck > max_recoveries then", "elseif false then"),
+        ("elseif is_poison then", "elseif false then"),
         story="a_run_kills_three_workers",
     ),
     Guard(
         "a blameless recovery is not counted",
-        ("(blameless == 1 and 0 or 1)", "1"),
+        ("(blameless == 1 or were_lost_together(incarnation, at))", "were_lost_together(incarnation, at)"),
     ),
     Guard(
         "reclaim puts the run in the list of sent wake-ups",

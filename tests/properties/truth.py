@@ -13,10 +13,37 @@ from dataclasses import dataclass, field, replace
 __all__ = ["LEASE", "MAX_RECOVERIES", "Run", "Truth"]
 
 LEASE = 3.5  # ticks
+HEARTBEAT = 0.5  # ticks: leases that are lost within it are lost together
 MAX_RECOVERIES = 2
+MOST_SPARED = 3  # in a row
 TERMINAL = ("completed", "failed", "cancelled")
 
 Wakes = set[str]
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """What is held against a run; a record ends it."""
+
+    group: str = ""  # its suspects are carried together, and apart from those of others
+    halved: int = 0  # deaths in the company of others
+    spared: int = 0  # ends of leases in a row that were not deaths
+    named: int = 0  # by the watchdog
+    by: str = ""  # whose death it is from
+
+
+@dataclass
+class End:
+    """What is known of the end of a lease."""
+
+    carried: int = 0  # when the first of its runs was taken; 0: none was
+    suspects: int = 0
+    answered: bool = False  # the process lives
+    named: str = ""  # the run that ended it, as its watchdog says
+    died: bool = False
+    blamed: dict[str, tuple[int, Suspicion]] = field(
+        default_factory=dict
+    )  # what was held against each before
 
 
 @dataclass
@@ -42,7 +69,9 @@ class Run:
     emit_no: int = 0
     retries: int = 0
     recoveries: int = 0
-    stuck: int = 0
+    stuck: int = 0  # deaths that it met alone
+    suspicion: Suspicion = Suspicion()
+    has_new_record: bool = False  # since its claim
     format: int = 1
     left: set[tuple[int, int]] = field(default_factory=set)  # its format, and the newest that somebody read
     journal: list[str] = field(default_factory=list)
@@ -62,6 +91,8 @@ class Truth:
     def __init__(self) -> None:
         self.now = 0.0
         self.leases: dict[str, float] = {}  # incarnation -> tick at which it ends
+        self.ends: dict[str, End] = {}
+        self.lost: dict[str, float] = {}  # incarnation -> tick of the end of its lease, once it is reclaimed
         self.runs: dict[str, Run] = {}
         self.places: dict[str, list[str]] = {}  # session -> runs that have not ended, the first one holds it
         self.transcript: dict[str, list[str]] = {}
@@ -79,6 +110,10 @@ class Truth:
 
     def cancel_requested(self, incarnation: str) -> set[str]:
         return {run_id for run_id in self.owned(incarnation) if self.runs[run_id].cancel}
+
+    def group_in(self, incarnation: str) -> set[str]:
+        """The groups of its suspects: one, unless something was taken back."""
+        return {self.runs[run_id].suspicion.group for run_id in self.owned(incarnation)} - {""}
 
     def lost_leases(self) -> set[str]:
         return {incarnation for incarnation, end in self.leases.items() if end <= self.now}
@@ -115,6 +150,7 @@ class Truth:
             return "COMPLETED" if run.over else "LIVE"
         run.life, run.cancel, run.untold = run.life + 1, False, False
         run.stuck = run.retries = run.emit_no = 0
+        run.suspicion = Suspicion()
         self._place(run)
         return "OK"
 
@@ -150,8 +186,10 @@ class Truth:
 
     # --- leases ---
 
-    def register(self, incarnation: str) -> None:
+    def register(self, incarnation: str, previous: str = "") -> None:
         self.leases[incarnation] = self.now + LEASE
+        if previous:
+            self._answers(previous)
 
     def renew(self, incarnation: str) -> bool:
         alive = self.leases.get(incarnation, self.now) > self.now
@@ -162,9 +200,19 @@ class Truth:
     def retire(self, incarnation: str) -> str:
         if incarnation in self.leases and self.owned(incarnation):
             self.leases[incarnation] = self.now
+            self._answers(incarnation)
             return "OVER"
         self.leases.pop(incarnation, None)
         return "GONE"
+
+    def accuse(self, run_id: str, incarnation: str) -> bool:
+        run = self.runs.get(run_id)
+        if not run or run.owner != incarnation or incarnation not in self.leases:
+            return False
+        end = self.ends.setdefault(incarnation, End())
+        end.named, end.died = run_id, True
+        self.leases[incarnation] = min(self.leases[incarnation], self.now)
+        return True
 
     # --- whoever carries a run ---
 
@@ -192,11 +240,11 @@ class Truth:
             run.left.add((needs, newest))
             self._at(run, "retrying", self.now)  # five seconds are no tick
             return "OTHER_FORMAT", set()
-        if run.stuck >= 2 and any(self.runs[other].stuck >= 2 for other in self.owned(incarnation)):
+        if run.suspicion.group and self.group_in(incarnation) - {run.suspicion.group}:
             self._at(run, "retrying", self.now)  # a second is no tick
             return "SUSPECT_BUSY", set()
         run.state, run.owner, run.nonce, run.fence = "running", incarnation, nonce, ""
-        run.attempts, run.emit_no = run.attempts + 1, 0
+        run.attempts, run.emit_no, run.has_new_record = run.attempts + 1, 0, False
         return "CLAIMED", set()
 
     def emit(self, run_id: str, fence: str, batch_no: int, number: int) -> str:
@@ -230,6 +278,7 @@ class Truth:
             run.journal += records
             run.told.append(number)
             run.usage, run.emit_no, run.stuck, run.retries = usage, batch_no, 0, 0
+            run.suspicion, run.has_new_record = Suspicion(), True
             run.format = max(run.format, format_)
         return "CANCEL" if run.cancel else "OK"
 
@@ -269,18 +318,84 @@ class Truth:
 
     def reclaim(self, incarnation: str, taken: Collection[str], blameless: bool) -> Wakes:
         wakes: Wakes = set()
+        end = self._end_of(incarnation)
+        nobody_died = end.answered or (not end.died and (blameless or self._lost_together(incarnation)))
+        half = dict.fromkeys("ns", len(self.owned(incarnation)) % 2)
         for run in map(self.runs.__getitem__, taken):
             run.recoveries += 1
-            run.stuck += not blameless
+            is_poison = self._blame(run, incarnation, end, nobody_died, half)
             if run.cancel:
                 wakes |= self._end(run, "cancelled")
-            elif not run.durable or run.stuck > MAX_RECOVERIES:
+            elif not run.durable or is_poison:
                 wakes |= self._end(run, "failed")
             else:
                 wakes |= self._queued(run)
         if not self.owned(incarnation):
             del self.leases[incarnation]
         return wakes
+
+    def _end_of(self, incarnation: str) -> End:
+        end = self.ends.setdefault(incarnation, End())
+        if incarnation not in self.lost:
+            self.lost[incarnation] = self.leases[incarnation]
+            owned = [self.runs[run_id] for run_id in self.owned(incarnation)]
+            end.carried, end.suspects = len(owned), sum(bool(run.suspicion.group) for run in owned)
+        return end
+
+    def _lost_together(self, incarnation: str) -> bool:
+        over = {other: at for other, at in self.leases.items() if at <= self.now} | self.lost
+        others = [
+            other
+            for other, at in over.items()
+            if other != incarnation
+            and abs(at - self.lost[incarnation]) <= HEARTBEAT
+            and not (other in self.ends and self.ends[other].died)
+        ]
+        for other in others:
+            self._spare_all(other)
+        return bool(others)
+
+    def _answers(self, incarnation: str) -> None:
+        self.ends.setdefault(incarnation, End()).answered = True
+        self._spare_all(incarnation)
+
+    def _spare_all(self, incarnation: str) -> None:
+        end = self.ends.setdefault(incarnation, End())
+        for run_id, (stuck, before) in end.blamed.items():
+            run = self.runs.get(run_id)
+            if (
+                run
+                and not run.over
+                and run.suspicion.by == incarnation
+                and run.suspicion.spared < MOST_SPARED
+            ):
+                run.stuck, run.suspicion = stuck, replace(before, spared=before.spared + 1)
+        end.blamed = {}
+
+    def _blame(self, run: Run, incarnation: str, end: End, nobody_died: bool, half: dict[str, int]) -> bool:
+        """Whether the run is poison: whoever is told so often that a process died with it, and no other."""
+        held, is_named = run.suspicion, end.named == run.id
+        if run.has_new_record and not is_named:
+            run.suspicion = Suspicion()
+            return False
+        if (nobody_died or (end.named and not is_named)) and held.spared < MOST_SPARED:
+            run.suspicion = replace(held, spared=held.spared + 1)
+            return False
+        end.blamed[run.id] = run.stuck, held
+        kind = "s" if held.group else "n"
+        group = "named" if is_named else f"{kind}{half[kind]}"
+        half[kind] = half[kind] if is_named else 1 - half[kind]
+        is_alone = is_named or (end.suspects if held.group else end.carried) == 1
+        run.stuck += is_alone
+        run.suspicion = Suspicion(
+            f"{incarnation}:{group}",
+            held.halved + (not is_alone),
+            held.spared,
+            held.named + is_named,
+            incarnation,
+        )
+        deaths = run.stuck + run.suspicion.halved
+        return run.suspicion.named >= 2 or (is_alone and deaths > MAX_RECOVERIES)
 
     def wake(self, limit: int) -> Wakes:
         due = [

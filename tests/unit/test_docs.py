@@ -22,7 +22,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["errors.md", "events.md", "keys.md"])
+@pytest.mark.parametrize("name", ["errors.md", "events.md", "keys.md", "limits.md"])
 def test_a_generated_page_is_up_to_date(name: str) -> None:
     """`python docs/generate.py` would change nothing."""
     text = {path.name: text for path, text in generator().pages()}[name]

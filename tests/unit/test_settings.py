@@ -56,7 +56,8 @@ def test_the_broker_is_the_same_redis_unless_it_is_named() -> None:
     ("variable", "value", "says"),
     [
         ("LEASE_MS", "ten", "should be a valid integer"),
-        ("LEASE_MS", "5", "greater than or equal to 100"),
+        ("LEASE_MS", "5", "greater than or equal to 500"),
+        ("LOOP_DEAD_S", "0.5", "greater than or equal to 1"),
         ("CONCURRENCY", "0", "greater than or equal to 1"),
         ("DURABLE_DEFAULT", "perhaps", "should be a valid boolean"),
         ("LOG_FORMAT", "xml", "should be 'text' or 'json'"),
@@ -83,9 +84,12 @@ def test_all_wrong_variables_are_named_at_once() -> None:
 
 
 def test_a_heartbeat_that_one_lost_beat_would_make_deadly_is_refused() -> None:
-    """Half a lease between beats: the first that is late ends the worker."""
-    with pytest.raises(ConfigValidationError, match="OPENAGENTS_HEARTBEAT_MS: must be less than half"):
-        load_settings({"OPENAGENTS_LEASE_MS": "1000", "OPENAGENTS_HEARTBEAT_MS": "500"})
+    """The error says what would be right: two beats and the margin fit into a lease."""
+    with pytest.raises(ConfigValidationError, match="OPENAGENTS_HEARTBEAT_MS: must be at most 4000 with"):
+        load_settings({"OPENAGENTS_LEASE_MS": "10000", "OPENAGENTS_HEARTBEAT_MS": "4001"})
+
+    fits = load_settings({"OPENAGENTS_LEASE_MS": "10000", "OPENAGENTS_HEARTBEAT_MS": "4000"})
+    assert fits.time_limits.beat_s == 4.0
 
 
 def test_passwords_are_in_no_text_and_no_error() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from openagents_worker.store.client import Cell
 from openagents_worker.store.scripts import Wake
+from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.watch import Watch
@@ -65,8 +66,7 @@ def start_heartbeat(
             heartbeat = Heartbeat(
                 cell=cell,
                 node="w1@test",
-                lease_ms=LEASE_MS,
-                heartbeat_ms=HEARTBEAT_MS,
+                limits=TimeLimits.of(lease_ms=LEASE_MS, heartbeat_ms=HEARTBEAT_MS),
                 announcements=["assistant", '{"queue":"agents","def_hash":"h"}'],
                 carrier=carrier,
                 loop=bridge.loop,

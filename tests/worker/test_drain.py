@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 
 from openagents_worker.runtime.latch import LatchReason
-from openagents_worker.worker.drain import LET_GO_S, drain
+from openagents_worker.time_limits import TimeLimits
+from openagents_worker.worker.drain import drain
 from tests.worker.carrier import NotingCarrier
+
+
+def limits(drain_s: float) -> TimeLimits:
+    return TimeLimits.of(lease_ms=1_000, heartbeat_ms=250, drain_timeout_s=drain_s)
 
 
 async def test_nothing_new_is_taken_and_every_run_is_handed_over() -> None:
     """Each goes on elsewhere from its last commit."""
     carrier = NotingCarrier("r1", "r2")
 
-    assert await drain(carrier, timeout_s=5)
+    assert await drain(carrier, limits(drain_s=5))
 
     assert not carrier.accepting
     assert carrier.all_latched == [LatchReason.HANDOVER]
@@ -28,7 +33,7 @@ async def test_a_drain_ends_in_time_whatever_its_runs_do() -> None:
     clock = asyncio.get_running_loop().time
     began = clock()
 
-    assert not await drain(carrier, timeout_s=0.1)
+    assert not await drain(carrier, limits(drain_s=0.1))
 
     assert carrier.hurried
-    assert clock() - began < 0.1 + LET_GO_S + 1
+    assert clock() - began < 0.1 + limits(drain_s=0.1).let_go_s + 1

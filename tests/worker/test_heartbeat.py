@@ -122,6 +122,8 @@ def test_a_lost_lease_is_let_go_of_before_a_new_incarnation_registers(
     wait_for(lambda: heartbeat.lease.incarnation != first, "a new incarnation registered")
     assert still == first
     assert heartbeat.lease.remaining_s() > 0
+    answered = hand.store.ask(lambda r: r.hget(hand.store.keys("lease_end", first), "answered"))
+    assert answered == "1", "it says that the old one did not die"
 
 
 def test_a_worker_that_cannot_reach_redis_lets_go_before_its_lease_ends(

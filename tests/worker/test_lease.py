@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.lease import WorkerLease
+
+LIMITS = TimeLimits.of(lease_ms=10_000, heartbeat_ms=2_500)
 
 
 class Clock:
@@ -13,7 +16,7 @@ class Clock:
 
 
 def lease_of(clock: Clock) -> WorkerLease:
-    return WorkerLease("w:1", lease_s=10.0, sent_s=clock.now, clock=clock)
+    return WorkerLease("w:1", limits=LIMITS, sent_s=clock.now, clock=clock)
 
 
 def test_the_local_end_comes_a_fifth_of_the_lease_before_redis_thinks_so() -> None:
@@ -57,7 +60,7 @@ def test_a_clock_that_steps_back_does_not_revive_a_lease() -> None:
 
 def test_a_process_without_a_lease_may_not_act() -> None:
     """Before its first registration there is nothing to let go of, and nothing may be done."""
-    lease = WorkerLease.none_yet()
+    lease = WorkerLease.none_yet(LIMITS)
 
     assert lease.remaining_s() == 0.0
     assert lease.let_go.is_set()

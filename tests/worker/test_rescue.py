@@ -62,6 +62,7 @@ def rescue_of(
         send_wakes=send,
         queues=["agents"],
         lease_ms=1_000,
+        heartbeat_ms=250,
         max_recoveries=max_recoveries,
         grace_s=grace_s,
     )
@@ -194,11 +195,11 @@ async def test_a_run_that_kills_its_workers_is_ended(
     """After so many recoveries without a step in between it is poisoned, unless Redis itself was away."""
     rescue = rescue_of(store, queues, sent, max_recoveries=1)
     hand.submit("r1", "s0")
-    for after in ("queued", "failed"):
-        own, hand.incarnation = hand.incarnation, "dead:1"
-        hand.store.run(scripts.register(incarnation="dead:1", lease_ms=60_000, agents=[]))
+    for after, ago_ms in (("queued", 60_000), ("failed", 0)):  # not together: that would be Redis's silence
+        own, hand.incarnation = hand.incarnation, f"dead:{after}"
+        hand.store.run(scripts.register(incarnation=hand.incarnation, lease_ms=60_000, agents=[]))
         hand.claim("r1")
-        hand.store.run(scripts.register(incarnation="dead:1", lease_ms=0, agents=[]))
+        hand.store.run(scripts.register(incarnation=hand.incarnation, lease_ms=-ago_ms, agents=[]))
         hand.incarnation = own
 
         await rescue.once()
@@ -230,6 +231,7 @@ async def test_an_idle_cell_is_asked_little(store: AsyncStore, sent: list[Wake],
         send_wakes=nobody,
         queues=["agents"],
         lease_ms=10_000,
+        heartbeat_ms=2_500,
         max_recoveries=5,
         clock=lambda: now_s,
         sleep=sleep,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.errors import RedisUnreachable
 from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.lease import WorkerLease, boot_clock
 from openagents_worker.worker.watch import EX_LOOP_DEAD, Watch
@@ -18,11 +21,15 @@ from tests.waiting import wait_for
 from tests.worker.carrier import NotingCarrier
 
 
+def limits(lease_s: int) -> TimeLimits:
+    return TimeLimits.of(lease_ms=lease_s * 1000, heartbeat_ms=lease_s * 250)
+
+
 class Watched:
     """A watch over a lease; what it would have done to this process stands in `left`."""
 
     def __init__(self, bridge: LoopThread, carrier: NotingCarrier, **how: Any) -> None:
-        self.lease = WorkerLease("w:1", lease_s=60, sent_s=boot_clock())
+        self.lease = WorkerLease("w:1", limits=limits(60), sent_s=boot_clock())
         self.left: list[int] = []
         self.watch = Watch(
             loop=bridge.loop,
@@ -70,7 +77,7 @@ def test_a_process_whose_runs_do_not_let_go_ends(
     """Better no process than one that acts beside its successor."""
     carrier.letting_go.clear()
     one = watched()
-    one.lease = WorkerLease("w:2", lease_s=1, sent_s=boot_clock())
+    one.lease = WorkerLease("w:2", limits=limits(1), sent_s=boot_clock())
 
     one.lease.give_up()
 
@@ -136,3 +143,74 @@ def test_an_idle_loop_is_looked_at_seldom_until_somebody_works(
     assert time.monotonic() - began < 4, "ten looks at two a second would take five"
     free.set()
     working.clear()
+
+
+def test_a_tool_in_a_thread_may_end_before_the_runs_count_as_stopped(
+    watched: Callable[..., Watched],
+) -> None:
+    """A thread cannot be cancelled; one that ends in time costs nobody the process."""
+    at_work = threading.Event()
+    at_work.set()
+    looks: list[bool] = []
+
+    def threads_at_work() -> int:
+        looks.append(at_work.is_set())
+        return int(at_work.is_set())
+
+    one = watched(threads_at_work=threads_at_work)
+
+    one.lease.give_up()
+    wait_for(lambda: looks, "the watch waits for the thread")
+    still = one.lease.let_go.is_set()
+    at_work.clear()
+
+    wait_for(one.lease.let_go.is_set, "the runs have let go")
+    assert not still
+    assert one.left == []
+
+
+def test_a_process_ends_whose_tool_goes_on_in_its_thread(
+    watched: Callable[..., Watched], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line says why, with which code, and what was still at work."""
+    caplog.set_level(logging.ERROR, "openagents_worker")
+    one = watched(threads_at_work=lambda: 1)
+    one.lease = WorkerLease("w:2", limits=limits(1), sent_s=boot_clock())
+
+    one.lease.give_up()
+
+    wait_for(lambda: one.left, "the process would have ended")
+    assert one.left[0] == EX_LOOP_DEAD
+    assert "a tool in a thread goes on" in caplog.text
+    assert not one.lease.let_go.is_set()
+
+
+@pytest.mark.allow_blocking(reason="a dead loop is what the test is about")
+@pytest.mark.parametrize("redis_is_there", [True, False])
+def test_the_run_that_blocks_the_loop_for_good_is_named(
+    watched: Callable[..., Watched], bridge: LoopThread, redis_is_there: bool
+) -> None:
+    """Also by its own code, outside of any call; without Redis the process ends all the same."""
+    accused: list[str] = []
+    free = threading.Event()
+
+    def accuse(run_id: str) -> None:
+        accused.append(run_id)
+        if not redis_is_there:
+            raise RedisUnreachable("cannot reach Redis")
+
+    async def pattern() -> None:
+        free.wait(10)
+
+    async def start() -> None:
+        started.append(asyncio.create_task(pattern(), name="run r1"))
+
+    started: list[asyncio.Task[None]] = []
+    one = watched(dead_after_s=0.5, accuse=accuse)
+
+    asyncio.run_coroutine_threadsafe(start(), bridge.loop)
+    wait_for(lambda: one.left, "the process would have ended")
+    free.set()
+
+    assert one.left[0] == EX_LOOP_DEAD
+    assert accused[0] == "r1"

@@ -5,6 +5,7 @@
 --   after a while, with one event run.left_to_others for each pair of formats, however often it is looked at.
 --#include end_run
 --#include journal
+--#include suspects
 local function claimed(run)
   local key = k.journal(run_id)
   local length = redis.call('LLEN', key)
@@ -66,20 +67,23 @@ if not (is_read(run.format) and is_read(format)) then
   later(run, LEAVE_MS)
   return {'OTHER_FORMAT'}
 end
-if run.stuck >= 2 then
-  local other = redis.call('GET', k.worker_suspect(incarnation))
-  if other and other ~= run_id then
+local group = suspicion_of(run).group
+if group ~= '' then
+  local other = group_in(incarnation)
+  if other ~= '' and other ~= group then
     later(run, 1000)
     return {'SUSPECT_BUSY'}
   end
-  redis.call('SET', k.worker_suspect(incarnation), run_id)
+  redis.call('SADD', k.suspects(incarnation), run_id)
+  redis.call('PEXPIRE', k.suspects(incarnation), SUSPECTS_KEPT_MS)
 end
 
 run.fence = next_fence(run, nonce)
 run.attempt = run.attempt + 1
 run.owner = incarnation
 redis.call('HSET', k.run(run_id), 'state', 'running', 'fence', run.fence, 'owner', incarnation, 'attempt', run.attempt, 'emit_no', 0,
-  'started', run.started ~= '' and run.started or digits(NOW_MS), 'claimed', digits(NOW_MS))
+  'started', run.started ~= '' and run.started or digits(NOW_MS), 'claimed', digits(NOW_MS),
+  'claimed_at', run.attempt .. ':' .. redis.call('LLEN', k.journal(run_id)))
 redis.call('SADD', k.worker_runs(incarnation), run_id)
 redis.call('ZREM', k.sent(run.queue), run_id)
 redis.call('ZREM', k.due(), run_id)

@@ -16,6 +16,9 @@ if length < position then return 'MISPLACED' end
 redis.call('RPUSH', key, unpack(records))
 if format > run.format then redis.call('HSET', k.run(run_id), 'format', format) end
 redis.call('HSET', k.run(run_id), 'steps', position + #records - 1, 'stuck', 0, 'retries', 0, 'usage', usage, 'emit_no', batch_no)
-if run.stuck >= 2 and redis.call('GET', k.worker_suspect(run.owner)) == run_id then redis.call('DEL', k.worker_suspect(run.owner)) end
+if run.suspicion ~= '' or run.stuck >= 2 then -- whatever it was suspected of, this process has lived on
+  redis.call('HDEL', k.run(run_id), 'suspicion')
+  redis.call('SREM', k.suspects(run.owner), run_id)
+end
 append(run, events)
 return answer

@@ -1,16 +1,22 @@
 -- Takes what a worker owned whose lease is over, at most `limit` runs a call. Returns wakes, incarnation ('' when nobody is overdue), left
+-- Which of them may have killed it, suspects.lua says; leases that were lost within `heartbeat_ms` of each other were lost to Redis's silence.
 -- Events run.recovered; for a run that is over: its terminal ones.
 --#include end_run
+--#include deaths
 local dead = redis.call('ZRANGEBYSCORE', k.workers(), '-inf', digits(NOW_MS), 'WITHSCORES', 'LIMIT', 0, 1)
 if not dead[1] then return {{}, '', 0} end
 local incarnation, over_since = dead[1], tonumber(dead[2])
+local ended = end_of(incarnation, over_since)
 local wakes = {}
-for _, id in ipairs(redis.call('SRANDMEMBER', k.worker_runs(incarnation), limit)) do
+local ids = redis.call('SRANDMEMBER', k.worker_runs(incarnation), limit)
+table.sort(ids)
+for _, id in ipairs(ids) do
   local run = load(id)
   if run and run.owner == incarnation and run.state == 'running' then
-    local stuck = run.stuck + (blameless == 1 and 0 or 1)
+    local is_poison = blame(run, ended)
     local fence = next_fence(run)
-    redis.call('HSET', k.run(id), 'state', 'queued', 'fence', fence, 'owner', '', 'recoveries', run.recoveries + 1, 'stuck', stuck)
+    redis.call('HSET', k.run(id), 'state', 'queued', 'fence', fence, 'owner', '', 'recoveries', run.recoveries + 1, 'stuck', run.stuck,
+      'suspicion', run.suspicion)
     append(run, {'run.recovered', '{"previous_worker":' .. q(incarnation) .. ',"age_ms":' .. digits(NOW_MS - over_since)
       .. ',"recoveries":' .. digits(run.recoveries + 1) .. '}'})
     leave(run)
@@ -20,9 +26,9 @@ for _, id in ipairs(redis.call('SRANDMEMBER', k.worker_runs(incarnation), limit)
       more = cancelled(run, run.cancel_reason)
     elseif run.durable == '0' then
       more = end_run(run, foreign_ending(run, 'failed', 'failed', 'worker.lost', 'the worker that carried this run is gone, and the run is not durable'))
-    elseif stuck > max_recoveries then
-      append(run, {'run.poisoned', '{"recoveries":' .. digits(stuck) .. '}'})
-      more = end_run(run, foreign_ending(run, 'failed', 'failed', 'run.poisoned', 'the run made its workers die ' .. digits(stuck)
+    elseif is_poison then
+      append(run, {'run.poisoned', '{"recoveries":' .. digits(run.deaths or run.stuck) .. '}'})
+      more = end_run(run, foreign_ending(run, 'failed', 'failed', 'run.poisoned', 'the run made its workers die ' .. digits(run.deaths or run.stuck)
         .. ' times without committing a step in between', 'look at what its next call does to the process'))
     else
       more = {wake_of(run)}
@@ -35,6 +41,6 @@ end
 local left = redis.call('SCARD', k.worker_runs(incarnation))
 if left == 0 then
   redis.call('ZREM', k.workers(), incarnation)
-  redis.call('DEL', k.worker_runs(incarnation), k.worker_box(incarnation), k.worker_suspect(incarnation))
+  redis.call('DEL', k.worker_runs(incarnation), k.worker_box(incarnation), k.worker_suspect(incarnation), k.suspects(incarnation))
 end
 return {wakes, incarnation, left}

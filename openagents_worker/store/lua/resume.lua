@@ -16,7 +16,7 @@ if not TERMINAL[run.state] then return {'LIVE', run.state, run.queue} end
 run.life = run.life + 1
 redis.call('HSET', k.run(run_id), 'state', 'queued', 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
   'emit_no', 0, 'resumed', digits(NOW_MS))
-redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'untold', 'tellings')
+redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'untold', 'tellings', 'suspicion')
 redis.call('ZREM', k.sent(run.queue), run_id)
 if canvas ~= '' then
   redis.call('HSET', k.run(run_id), 'canvas', canvas)

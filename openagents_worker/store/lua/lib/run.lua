@@ -1,7 +1,8 @@
 --#include time
 -- A run's record and its events. Whoever changes the state writes the event, in the same script.
 local RUN_FIELDS = {'state', 'fence', 'owner', 'attempt', 'life', 'agent', 'session', 'queue', 'cancel', 'steps', 'canvas', 'tell', 'expires',
-  'retries', 'recoveries', 'stuck', 'durable', 'usage', 'emit_no', 'due', 'uid', 'started', 'claimed', 'cancel_reason', 'format'}
+  'retries', 'recoveries', 'stuck', 'durable', 'usage', 'emit_no', 'due', 'uid', 'started', 'claimed', 'cancel_reason', 'format',
+  'suspicion'}
 
 -- load(R): the record as a table, numbers as numbers; nil when there is none
 local function load(R)
@@ -110,5 +111,7 @@ local function leave(run)
   redis.call('HINCRBY', k.run(run.id), 'active_ms', math.max(0, NOW_MS - (tonumber(run.claimed) or NOW_MS)))
   redis.call('SREM', k.worker_runs(run.owner), run.id)
   redis.call('SREM', k.worker_box(run.owner), run.id)
-  if redis.call('GET', k.worker_suspect(run.owner)) == run.id then redis.call('DEL', k.worker_suspect(run.owner)) end
+  if run.suspicion ~= '' or run.stuck >= 2 then redis.call('SREM', k.suspects(run.owner), run.id) end
+  -- The one suspect of a worker of the previous version
+  if run.stuck >= 2 and redis.call('GET', k.worker_suspect(run.owner)) == run.id then redis.call('DEL', k.worker_suspect(run.owner)) end
 end

@@ -1,0 +1,109 @@
+--#include suspects
+-- What the end of a lease says of the runs that its worker carried: `suspects.lua` says what follows from it.
+local MOST_SPARED = 3 -- times in a row without a record
+local KEPT_AFTER_LEASE_MS = 600000 -- what is known of the end of a lease; a process that answers later has been forgotten
+local LEASES_KEPT = 1000
+
+local function write_suspicion(run, held)
+  held.at = digits(run.life) .. ':' .. digits(redis.call('LLEN', k.journal(run.id)))
+  run.suspicion = cjson.encode(held)
+end
+
+-- spare_all(I): nobody died there after all; what its end was taken for is taken back
+local function spare_all(incarnation)
+  local blamed = redis.call('HGETALL', k.lease_end_runs(incarnation))
+  for i = 1, #blamed, 2 do
+    local run = load(blamed[i])
+    local held = run and not TERMINAL[run.state] and suspicion_of(run)
+    if held and held.by == incarnation and held.spared < MOST_SPARED then
+      local before = cjson.decode(blamed[i + 1])
+      before.held.spared = before.held.spared + 1
+      write_suspicion(run, before.held)
+      redis.call('HSET', k.run(run.id), 'stuck', before.stuck, 'suspicion', run.suspicion)
+      if before.held.group == '' and run.owner ~= '' then redis.call('SREM', k.suspects(run.owner), run.id) end
+    end
+  end
+  redis.call('DEL', k.lease_end_runs(incarnation))
+end
+
+-- answers(I): the process says itself that it is alive: its lease has ended, and it has not died
+local function answers(incarnation)
+  redis.call('HSET', k.lease_end(incarnation), 'answered', '1')
+  redis.call('PEXPIRE', k.lease_end(incarnation), KEPT_AFTER_LEASE_MS)
+  spare_all(incarnation)
+end
+
+-- were_lost_together(I, at): whether other leases were lost within a heartbeat of it, by processes of which nobody knows that they died
+local function were_lost_together(incarnation, at)
+  local found = false
+  if heartbeat_ms == 0 then return false end
+  for _, key in ipairs({k.workers(), k.lost_leases()}) do
+    local to = math.min(at + heartbeat_ms, NOW_MS)
+    for _, other in ipairs(redis.call('ZRANGEBYSCORE', key, digits(at - heartbeat_ms), digits(to))) do
+      if other ~= incarnation and redis.call('HEXISTS', k.lease_end(other), 'died') == 0 then
+        found = true
+        spare_all(other)
+      end
+    end
+  end
+  return found
+end
+
+-- end_of(I, at): what is known of the end of a lease; how many runs and suspects it had stands there from the first call on
+local function end_of(incarnation, at)
+  local key = k.lease_end(incarnation)
+  if redis.call('HEXISTS', key, 'carried') == 0 then
+    redis.call('HSET', key, 'carried', redis.call('SCARD', k.worker_runs(incarnation)),
+      'suspects', redis.call('SCARD', k.suspects(incarnation)))
+    redis.call('PEXPIRE', key, KEPT_AFTER_LEASE_MS)
+    redis.call('ZADD', k.lost_leases(), digits(at), incarnation)
+    redis.call('ZREMRANGEBYRANK', k.lost_leases(), 0, -LEASES_KEPT - 1)
+    redis.call('PEXPIRE', k.lost_leases(), KEPT_AFTER_LEASE_MS)
+  end
+  local carried, suspects, answered, named, died = unpack(redis.call('HMGET', key, 'carried', 'suspects', 'answered', 'named', 'died'))
+  local nobody_died = answered or (not died and (blameless == 1 or were_lost_together(incarnation, at)))
+  local half = redis.call('SCARD', k.worker_runs(incarnation)) % 2
+  return {incarnation = incarnation, named = named, nobody_died = nobody_died,
+    alone = {n = carried == '1', s = suspects == '1'}, half = {n = half, s = half}}
+end
+
+-- has_new_record(run): whether it has a record since its claim; nil when a worker of the previous version has claimed it
+local function has_new_record(run)
+  local attempt, length = string.match(redis.call('HGET', k.run(run.id), 'claimed_at') or '', '^(%d+):(%d+)$')
+  if tonumber(attempt) ~= run.attempt then return nil end
+  return redis.call('LLEN', k.journal(run.id)) > tonumber(length)
+end
+
+-- blame(run, ended): what the end of its worker says of the run; sets run.stuck and run.suspicion. Returns whether it is poison
+local function blame(run, ended)
+  local recorded, is_named = has_new_record(run), ended.named == run.id
+  if recorded and not is_named then
+    run.suspicion = ''
+    return false
+  end
+  local held, before = suspicion_of(run), cjson.encode({stuck = run.stuck, held = suspicion_of(run)})
+  if (ended.nobody_died or (ended.named and not is_named)) and held.spared < MOST_SPARED then
+    held.spared = held.spared + 1
+    write_suspicion(run, held)
+    return false
+  end
+  if recorded == nil then -- it counts deaths, whoever else was in the process, and carries one of those that died twice at a time
+    run.stuck = run.stuck + 1
+    return run.stuck > max_recoveries
+  end
+  local kind = held.group == '' and 'n' or 's'
+  local is_alone = is_named or ended.alone[kind]
+  if is_named then
+    held.group, held.named = ended.incarnation .. ':named', held.named + 1
+  else
+    held.group = ended.incarnation .. ':' .. kind .. ended.half[kind]
+    ended.half[kind] = 1 - ended.half[kind]
+  end
+  held.by = ended.incarnation
+  if is_alone then run.stuck = run.stuck + 1 else held.halved = held.halved + 1 end
+  write_suspicion(run, held)
+  redis.call('HSET', k.lease_end_runs(ended.incarnation), run.id, before)
+  redis.call('PEXPIRE', k.lease_end_runs(ended.incarnation), KEPT_AFTER_LEASE_MS)
+  run.deaths = run.stuck + held.halved
+  return held.named >= 2 or (is_alone and run.deaths > max_recoveries)
+end

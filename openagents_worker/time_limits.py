@@ -1,0 +1,177 @@
+"""Time limits of a worker process. The only place that says how long each waits for what.
+
+All of them follow from the lease and the heartbeat, so that they fit one another whatever the lease is: a
+limit that belongs to another lease is how a worker ends although nothing is wrong with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Self
+
+__all__ = [
+    "SHORTEST_LEASE_MS",
+    "SHORTEST_LOOP_DEAD_S",
+    "TimeLimits",
+    "default_heartbeat_ms",
+    "longest_heartbeat_ms",
+]
+
+SHORTEST_LEASE_MS = 500
+"""With a shorter one Redis would have less than 50 ms for an answer."""
+SHORTEST_LOOP_DEAD_S = 1.0
+"""A loop counts as blocked after a quarter of a second; one that is only blocked must not count as dead."""
+
+SHORTEST_CONFIRM_S = 1.0
+BEATS_IN_A_LEASE = 4
+
+
+def _limit(rule: str, reason: str) -> float:
+    made: float = field(metadata={"rule": rule, "reason": reason})
+    return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeLimits:
+    """One table, in seconds. `docs/limits.md` is made of it.
+
+    >>> TimeLimits.of(lease_ms=10_000, heartbeat_ms=2_500).local_lease_s
+    8.0
+    """
+
+    lease_s: float = _limit(
+        "`OPENAGENTS_LEASE_MS`",
+        "A worker that has not renewed its lease for so long, by Redis's clock, is dead for the others.",
+    )
+    beat_s: float = _limit(
+        "`OPENAGENTS_HEARTBEAT_MS`; by default a quarter of the lease",
+        "Between two renewals. Two of them and the margin fit into a lease: one lost beat is not a death.",
+    )
+    margin_s: float = _limit(
+        "a fifth of the lease; below a lease of 5 s one second, at most a third of the lease",
+        "Kept back at the end of the lease: the worker stops before others may take its runs.",
+    )
+    local_lease_s: float = _limit(
+        "the lease without the margin",
+        "From the sending of the last good renewal until the worker begins no call and writes nothing more.",
+    )
+    confirm_s: float = _limit(
+        "the margin, and at least one second",
+        "For all user code to stop once the lease is over; then the worker registers anew. "
+        "Code that still runs afterwards ends the process.",
+    )
+    cancel_grace_s: float = _limit(
+        "as long as for the confirmation",
+        "For the code of one run to stop after a cancellation, whatever the reason was.",
+    )
+    renewal_connect_s: float = _limit(
+        "a third of what is left of the local lease after one beat, at most 1.5 s",
+        "For the heartbeat's connection to be made.",
+    )
+    renewal_answer_s: float = _limit(
+        "a third of what is left of the local lease after one beat, at most 2 s",
+        "For Redis to answer a renewal. After a beat that failed, connecting included, there is time for "
+        "another.",
+    )
+    renewal_pause_s: float = _limit(
+        "a sixth of what is left of the local lease after one beat, at most 0.25 s and a beat",
+        "Between two attempts to reach a Redis that is away.",
+    )
+    run_answer_s: float = _limit(
+        "half of the local lease, between 1 and 5 s",
+        "For Redis to answer a run's command. A lost answer is noticed while the same write can be repeated.",
+    )
+    claim_patience_s: float = _limit(
+        "one and a half leases",
+        "For a claim to be answered: it outlives a silence of Redis that costs the lease, and is made by the "
+        "new incarnation. Later the message is dropped, and the rescue loop sends another.",
+    )
+    publish_patience_s: float = _limit(
+        "half of the margin",
+        "For the broker to take a wake-up while a run waits for it. Later the run goes on and the wake-up "
+        "follows.",
+    )
+    drain_s: float = _limit(
+        "`OPENAGENTS_DRAIN_TIMEOUT_S`",
+        "For runs to reach a commit when the worker is told to stop. The lease is renewed meanwhile.",
+    )
+    let_go_s: float = _limit(
+        "the grace of a cancellation and one second",
+        "For runs whose calls are cancelled at the end of the drain: their code stops, their hand-over is "
+        "stored.",
+    )
+    heartbeat_stop_s: float = _limit(
+        "connecting, an answer, a pause and one second",
+        "For the heartbeat's thread to end: it may be waiting for Redis.",
+    )
+    watch_tick_s: float = _limit(
+        "an eighth of the margin, at most 0.05 s",
+        "Between two looks of the watchdog at the lease and at the event loop.",
+    )
+    accuse_s: float = _limit(
+        "the margin",
+        "For the watchdog to store which run blocks the event loop for good, before it ends the process.",
+    )
+    loop_dead_s: float = _limit(
+        "`OPENAGENTS_LOOP_DEAD_S`",
+        "An event loop that is blocked for so long ends its process. It does not depend on the lease, which "
+        "the heartbeat's thread renews meanwhile.",
+    )
+
+    @classmethod
+    def of(
+        cls, *, lease_ms: int, heartbeat_ms: int, drain_timeout_s: float = 25.0, loop_dead_s: float = 120.0
+    ) -> Self:
+        """The limits for this lease. Raises `ValueError` for a heartbeat that cannot keep it."""
+        lease_s, beat_s, margin_s = lease_ms / 1000, heartbeat_ms / 1000, _margin_s(lease_ms)
+        if not 0 < heartbeat_ms <= longest_heartbeat_ms(lease_ms):
+            raise ValueError(f"a heartbeat of {heartbeat_ms} ms cannot keep a lease of {lease_ms} ms")
+        local_lease_s = lease_s - margin_s
+        after_a_beat_s = local_lease_s - beat_s
+        connect_s, answer_s = min(1.5, after_a_beat_s / 3), min(2.0, after_a_beat_s / 3)
+        pause_s = min(0.25, beat_s, after_a_beat_s / 6)
+        confirm_s = max(margin_s, SHORTEST_CONFIRM_S)
+        return cls(
+            lease_s=lease_s,
+            beat_s=beat_s,
+            margin_s=margin_s,
+            local_lease_s=local_lease_s,
+            confirm_s=confirm_s,
+            cancel_grace_s=confirm_s,
+            renewal_connect_s=connect_s,
+            renewal_answer_s=answer_s,
+            renewal_pause_s=pause_s,
+            run_answer_s=min(5.0, max(1.0, local_lease_s / 2)),
+            claim_patience_s=1.5 * lease_s,
+            publish_patience_s=margin_s / 2,
+            drain_s=drain_timeout_s,
+            let_go_s=confirm_s + 1.0,
+            heartbeat_stop_s=connect_s + answer_s + pause_s + 1.0,
+            watch_tick_s=min(0.05, margin_s / 8),
+            accuse_s=margin_s,
+            loop_dead_s=loop_dead_s,
+        )
+
+    @classmethod
+    def explained(cls) -> tuple[tuple[str, str, str], ...]:
+        """Each limit with the rule that gives it and the reason for it."""
+        return tuple(
+            (limit.name, limit.metadata["rule"], limit.metadata["reason"])
+            for limit in dataclasses.fields(cls)
+        )
+
+
+def default_heartbeat_ms(lease_ms: int) -> int:
+    """A quarter of the lease: two beats may be lost before the lease is."""
+    return lease_ms // BEATS_IN_A_LEASE
+
+
+def longest_heartbeat_ms(lease_ms: int) -> int:
+    """The longest time between two beats of which one may be lost."""
+    return int((lease_ms / 1000 - _margin_s(lease_ms)) / 2 * 1000)
+
+
+def _margin_s(lease_ms: int) -> float:
+    lease_s = lease_ms / 1000
+    return max(lease_s / 5, min(1.0, lease_s / 3))

@@ -1,0 +1,75 @@
+"""The lease is over: writes that wait are abandoned, and no call begins."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from openagents_worker.models import RunState
+from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.runner import Outlook
+from openagents_worker.store.embedded import EmbeddedRedis
+from tests.runtime import plugins
+from tests.runtime.harness import process
+from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
+from tests.waiting import await_for
+
+
+@contextmanager
+def silent(redis: EmbeddedRedis) -> Generator[None]:
+    os.kill(redis.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(redis.pid, signal.SIGCONT)
+
+
+def begun() -> bool:
+    return any(entry[0] == "begin" for entry in plugins.LOG)
+
+
+async def test_a_write_that_waits_for_redis_is_abandoned_when_the_lease_is_over() -> None:
+    """The run lets go although Redis answers nothing, whatever the time-out of its connection."""
+    with EmbeddedRedis() as redis:
+        async with process(redis.url, patterned("Steps", tool("Charge"), n=2)) as p:
+            p.store._lanes._answer_timeout_s = float("inf")
+            await p.submit()
+            carrying = await carried_until(p, begun, "a call is being made")
+            with silent(redis):
+                open_gates("charge-0", "charge-1")
+                await await_for(lambda: p.store._lanes._lanes[0].task is not None, "it commits")
+
+                await p.runner.latch_all(LatchReason.FENCED)
+
+                assert (await carrying).kind is Outlook.NOTHING
+
+
+async def test_no_call_begins_when_the_lease_is_over(redis_url: str) -> None:
+    """Others may take the run before the call would have ended."""
+    async with process(redis_url, patterned("Steps", tool("Charge"), n=2)) as p:
+        await p.submit()
+        carrying = await carried_until(p, begun, "the first call is being made")
+        p.lease.left_s = 0.0
+        open_gates("charge-0", "charge-1")
+
+        carried = await asyncio.wait_for(carrying, 10)
+
+        assert (carried.kind, carried.reason) == (Outlook.NOTHING, "fenced")
+        assert len(plugins.executed("charge")) == 1
+        assert len(await p.journal()) == 2, "what was made is stored all the same"
+
+
+async def test_a_run_that_is_claimed_at_the_end_of_the_lease_is_given_back(redis_url: str) -> None:
+    """Nothing of it is executed here; it is woken for whoever has a lease."""
+    async with process(redis_url) as p:
+        await p.submit()
+        p.lease.left_s = 0.0
+
+        carried = await p.carry()
+
+        assert (carried.kind, carried.reason) == (Outlook.NOTHING, "handover")
+        assert (await p.record()).state is RunState.QUEUED
+        assert [wake.run_id for wake in p.wakes] == ["r1"]

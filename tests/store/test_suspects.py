@@ -1,0 +1,379 @@
+"""Which run has killed its process: what the end of a lease says, and what follows from it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Generator, Sequence
+
+import pytest
+
+from tests.store.test_scripts import Bench
+
+HEARTBEAT_MS = 2_000
+
+
+class Deaths(Bench):
+    """Workers that live as long as the test says."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._numbers = itertools.count(1)
+
+    def submitted(self, *run_ids: str) -> None:
+        for run_id in run_ids:
+            self.do("submit", run_id=run_id, session_id=f"s-{run_id}")
+
+    def worker(self, *run_ids: str, commits: Sequence[str] = ()) -> str:
+        """A new worker that has claimed these runs, those of `commits` with a record since."""
+        incarnation = f"x{next(self._numbers)}"
+        self.do("register", incarnation=incarnation)
+        for run_id in run_ids:
+            fence = self.claim(run_id, incarnation)
+            if run_id in commits:
+                position = self.redis.llen(self.store.keys("journal", run_id))
+                record = [json.dumps({"call": f"0.{position}"})]
+                self.do("commit", run_id=run_id, fence=fence, position=position, records=record)
+        return incarnation
+
+    def lose(self, *incarnations: str, heartbeat_ms: int = 0, max_recoveries: int = 5) -> None:
+        """Their leases end, and their runs are reclaimed."""
+        for incarnation in incarnations:
+            self.lab.end_lease(incarnation)
+        while self.do("reclaim", heartbeat_ms=heartbeat_ms, max_recoveries=max_recoveries).incarnation:
+            pass
+
+    def dies(self, *run_ids: str, max_recoveries: int = 5, commits: Sequence[str] = ()) -> str:
+        """A process with these runs dies."""
+        incarnation = self.worker(*run_ids, commits=commits)
+        self.lose(incarnation, max_recoveries=max_recoveries)
+        return incarnation
+
+    def group(self, run_id: str) -> str:
+        held = self.field("suspicion", run_id)
+        return str(json.loads(held)["group"]) if held else ""
+
+    def stuck(self, run_id: str = "r1") -> int:
+        return int(self.field("stuck", run_id) or 0)
+
+    def failed_with(self, run_id: str) -> str:
+        result = self.field("result", run_id)
+        return str(json.loads(result)["error_details"]["code"]) if result else ""
+
+
+@pytest.fixture
+def deaths(redis_url: str) -> Generator[Deaths]:
+    with Deaths(redis_url) as bench:
+        yield bench
+
+
+RUNS = [f"r{number}" for number in range(1, 9)]
+
+# --- groups ----------------------------------------------------------------------------------------------
+
+
+def test_a_death_makes_two_groups_of_the_runs_without_a_record(deaths: Deaths) -> None:
+    """A run that has a record since its claim did not kill the process with what it did next."""
+    deaths.submitted(*RUNS)
+
+    dead = deaths.dies(*RUNS, commits=RUNS[:2])
+
+    assert [deaths.group(run_id) for run_id in RUNS[:2]] == ["", ""]
+    groups = [deaths.group(run_id) for run_id in RUNS[2:]]
+    assert sorted(set(groups)) == [f"{dead}:n0", f"{dead}:n1"]
+    assert groups.count(f"{dead}:n0") == 3
+
+
+def test_a_group_is_halved_apart_from_its_new_neighbours(deaths: Deaths) -> None:
+    """They may hold another run that kills; so the two are never looked for in one process again."""
+    deaths.submitted(*RUNS)
+    first = deaths.dies(*RUNS[:4])
+    half = [run_id for run_id in RUNS[:4] if deaths.group(run_id) == f"{first}:n0"]
+
+    second = deaths.dies(*half, *RUNS[4:])
+
+    assert sorted(deaths.group(run_id) for run_id in half) == [f"{second}:s0", f"{second}:s1"]
+    assert {deaths.group(run_id) for run_id in RUNS[4:]} == {f"{second}:n0", f"{second}:n1"}
+    assert sum(deaths.group(run_id) == f"{first}:n1" for run_id in RUNS[:4]) == 2, (
+        "the others are as they were"
+    )
+
+
+def test_a_group_is_halved_whatever_number_of_runs_a_call_takes(deaths: Deaths) -> None:
+    """A worker with many runs is reclaimed in several calls."""
+    deaths.submitted(*RUNS)
+    dead = deaths.worker(*RUNS)
+    deaths.lab.end_lease(dead)
+
+    while deaths.do("reclaim", limit=3).incarnation:
+        pass
+
+    groups = [deaths.group(run_id) for run_id in RUNS]
+    assert abs(groups.count(f"{dead}:n0") - groups.count(f"{dead}:n1")) <= 2
+    assert {deaths.stuck(run_id) for run_id in RUNS} == {0}, "none of them was alone"
+
+
+def test_runs_of_no_group_are_claimed_beside_suspects(deaths: Deaths) -> None:
+    """Nobody waits for a suspect but suspects of other groups."""
+    deaths.submitted(*RUNS)
+    deaths.dies("r1", "r2")
+
+    worker = deaths.worker("r1", "r3", "r4")
+
+    assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "SUSPECT_BUSY"
+    assert deaths.do("claim", run_id="r5", incarnation=worker).answer == "CLAIMED"
+    assert deaths.do("claim", run_id="r2", incarnation=deaths.worker()).answer == "NOT_DUE"
+
+
+@pytest.mark.parametrize("leaves", ["commit", "finish", "suspend", "release", "cancel"])
+def test_a_suspect_that_leaves_its_worker_makes_room_for_another_group(deaths: Deaths, leaves: str) -> None:
+    """However it leaves."""
+    deaths.submitted("r1", "r2")
+    deaths.dies("r1", "r2")
+    worker = deaths.worker()
+    fence = deaths.claim("r1", worker)
+
+    match leaves:
+        case "commit" | "finish" | "suspend":
+            deaths.do(leaves, fence=fence)
+        case "release":
+            deaths.do("release", fence=fence, incarnation=worker)
+        case _:
+            deaths.do("cancel", force=True)
+
+    assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "CLAIMED"
+
+
+# --- poison ----------------------------------------------------------------------------------------------
+
+
+def test_only_a_run_that_was_alone_in_its_group_is_poisoned(deaths: Deaths) -> None:
+    """Two that die together are not, however often; the one that dies alone is."""
+    deaths.submitted("r1", "r2")
+    deaths.dies("r1", "r2", max_recoveries=1)
+    assert (deaths.stuck("r1"), deaths.stuck("r2")) == (0, 0)
+
+    deaths.dies("r1", max_recoveries=1)
+
+    assert deaths.failed_with("r1") == "run.poisoned"
+    assert deaths.field("state", "r2") == "queued"
+    assert '"recoveries":2' in str(deaths.redis.xrange(deaths.store.keys("events", "r1")))
+
+
+def test_a_single_run_is_poisoned_after_as_many_deaths_as_before(deaths: Deaths) -> None:
+    """It was alone each time: six deaths with the default of five recoveries."""
+    deaths.submitted("r1")
+    states = []
+    for _ in range(6):
+        deaths.dies("r1")
+        states.append(deaths.field("state"))
+
+    assert states == ["queued"] * 5 + ["failed"]
+
+
+def test_a_record_ends_all_suspicion(deaths: Deaths) -> None:
+    """The process has lived through what the run did next."""
+    deaths.submitted("r1")
+    for _ in range(4):
+        deaths.dies("r1")
+    assert deaths.stuck() == 4
+
+    deaths.dies("r1", commits=["r1"])
+
+    assert (deaths.stuck(), deaths.group("r1")) == (0, "")
+    assert deaths.field("recoveries") == "5"
+
+
+def test_a_new_life_begins_without_suspicion(deaths: Deaths) -> None:
+    """A poisoned run that somebody resumes may have been mended."""
+    deaths.submitted("r1")
+    deaths.dies("r1", commits=["r1"])
+    deaths.dies("r1", max_recoveries=0)
+    assert deaths.failed_with("r1") == "run.poisoned"
+
+    deaths.do("resume", session_id="s-r1")
+
+    assert (deaths.stuck(), deaths.group("r1")) == (0, "")
+    assert deaths.do("claim").answer == "CLAIMED"
+
+
+# --- nobody died -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before its runs are reclaimed", "after"])
+def test_a_lease_that_was_lost_by_a_process_that_answers_again_blames_nobody(
+    deaths: Deaths, when: str
+) -> None:
+    """It says so when it registers anew; what its end was taken for meanwhile is taken back."""
+    deaths.submitted("r1", "r2")
+    lost = deaths.worker("r1", "r2")
+    if when == "after":
+        deaths.lose(lost)
+        assert deaths.group("r1") != ""
+        worker = deaths.worker("r1")
+        assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "SUSPECT_BUSY"
+
+    deaths.do("register", incarnation="again", previous=lost)
+    deaths.lose(lost) if when != "after" else deaths.lab.let_pass(2_000)
+
+    assert [deaths.group(run_id) for run_id in ("r1", "r2")] == ["", ""]
+    if when == "after":
+        assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "CLAIMED"
+
+
+def test_nobody_is_blamed_three_times_in_a_row_and_then_somebody_is(deaths: Deaths) -> None:
+    """A run that makes its process stand still for longer than a lease is found, too."""
+    deaths.submitted("r1")
+    found = []
+    for _ in range(5):
+        lost = deaths.worker("r1")
+        deaths.lose(lost)
+        deaths.do("register", incarnation="again", previous=lost)
+        found.append(deaths.stuck())
+
+    assert found == [0, 0, 0, 1, 2]
+
+
+def test_a_record_in_between_begins_the_count_anew(deaths: Deaths) -> None:
+    """Silences of Redis, each with some progress in between, never make a suspect."""
+    deaths.submitted("r1")
+    for number in range(8):
+        lost = deaths.worker("r1", commits=["r1"] if number % 3 == 0 else [])
+        deaths.lose(lost)
+        deaths.do("register", incarnation="again", previous=lost)
+
+    assert (deaths.stuck(), deaths.group("r1")) == (0, "")
+
+
+def test_leases_that_several_workers_lose_within_a_heartbeat_blame_nobody(deaths: Deaths) -> None:
+    """Redis was silent: it is not likely that two processes died at once."""
+    deaths.submitted("r1", "r2", "r3")
+    deaths.lose(deaths.worker("r1", "r2"), deaths.worker("r3"), heartbeat_ms=HEARTBEAT_MS)
+
+    assert [deaths.group(run_id) for run_id in ("r1", "r2", "r3")] == ["", "", ""]
+    assert json.loads(deaths.field("suspicion", "r1") or "")["spared"] == 1
+
+
+def test_leases_that_are_lost_apart_blame(deaths: Deaths) -> None:
+    """Two deaths, each by itself."""
+    deaths.submitted("r1", "r2")
+    first = deaths.worker("r1")
+    deaths.lose(first, heartbeat_ms=HEARTBEAT_MS)
+    deaths.lab.let_pass(2 * HEARTBEAT_MS)
+    deaths.lose(deaths.worker("r2"), heartbeat_ms=HEARTBEAT_MS)
+
+    assert (deaths.stuck("r1"), deaths.stuck("r2")) == (1, 1)
+
+
+def test_the_first_of_several_leases_is_spared_when_the_second_is_seen(deaths: Deaths) -> None:
+    """It was reclaimed when it still looked like a death."""
+    deaths.submitted("r1", "r2")
+    first, second = deaths.worker("r1"), deaths.worker("r2")
+    deaths.lose(first, heartbeat_ms=HEARTBEAT_MS)
+    assert deaths.stuck("r1") == 1
+
+    deaths.lose(second, heartbeat_ms=HEARTBEAT_MS)
+
+    assert (deaths.stuck("r1"), deaths.stuck("r2")) == (0, 0)
+
+
+def test_a_worker_that_retires_with_runs_left_blames_nobody(deaths: Deaths) -> None:
+    """It was told to end; none of its runs has ended it."""
+    deaths.submitted("r1")
+    deaths.do("retire", incarnation=deaths.worker("r1"))
+    deaths.do("reclaim")
+
+    assert (deaths.stuck(), deaths.field("state")) == (0, "queued")
+
+
+# --- the watchdog's word ---------------------------------------------------------------------------------
+
+
+def test_a_run_that_the_watchdog_named_is_suspect_alone(deaths: Deaths) -> None:
+    """Its neighbours are not; and nobody waits for the lease of a process that says that it ends."""
+    deaths.submitted("r1", "r2", "r3")
+    worker = deaths.worker("r1", "r2", "r3")
+
+    assert deaths.do("accuse", run_id="r2", incarnation=worker)
+    deaths.do("reclaim")
+
+    assert deaths.group("r2") == f"{worker}:named"
+    assert (deaths.group("r1"), deaths.group("r3")) == ("", "")
+    assert deaths.score("workers", worker) is None
+
+
+def test_a_run_that_was_named_twice_is_poisoned(deaths: Deaths) -> None:
+    """Whatever the limit of recoveries is."""
+    deaths.submitted("r1", "r2")
+    for state in ("queued", "failed"):
+        worker = deaths.worker("r1", "r2")
+        deaths.do("accuse", incarnation=worker)
+        deaths.do("reclaim")
+        assert deaths.field("state") == state
+
+    assert deaths.failed_with("r1") == "run.poisoned"
+    assert deaths.field("state", "r2") == "queued"
+
+
+def test_the_watchdogs_word_counts_whatever_the_run_has_recorded(deaths: Deaths) -> None:
+    """It has seen the run block the loop; a record before that says nothing."""
+    deaths.submitted("r1")
+    for commits in (["r1"], []):
+        worker = deaths.worker("r1", commits=commits)
+        deaths.do("accuse", incarnation=worker)
+        deaths.do("reclaim", blameless=True)
+
+    assert deaths.failed_with("r1") == "run.poisoned"
+
+
+@pytest.mark.parametrize("whose", ["of nobody", "of another worker", "of a worker that is gone"])
+def test_a_run_that_is_not_the_workers_is_not_named(deaths: Deaths, whose: str) -> None:
+    """It has moved on meanwhile; somebody else has it now."""
+    deaths.submitted("r1")
+    worker = deaths.worker()
+    if whose != "of nobody":
+        other = deaths.worker("r1")
+        if whose == "of a worker that is gone":
+            deaths.lose(other)
+
+    assert not deaths.do("accuse", incarnation=worker)
+    assert deaths.score("workers", worker) is not None
+
+
+# --- workers of the previous version ---------------------------------------------------------------------
+
+
+def test_a_run_that_the_previous_version_claimed_is_judged_as_it_did(deaths: Deaths) -> None:
+    """It knows no groups, and separates runs that died twice: so each death counts, as it always has."""
+    deaths.submitted("r1", "r2")
+    for _ in range(2):
+        worker = deaths.worker("r1", "r2")
+        for run_id in ("r1", "r2"):
+            deaths.redis.hdel(deaths.store.keys("run", run_id), "claimed_at")
+        deaths.redis.delete(deaths.store.keys("suspects", worker))
+        deaths.lose(worker)
+
+    assert (deaths.stuck("r1"), deaths.stuck("r2")) == (2, 2)
+    worker = deaths.worker("r1")
+    assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "SUSPECT_BUSY"
+
+
+def test_a_record_of_the_previous_version_ends_suspicion_too(deaths: Deaths) -> None:
+    """It does not know the field; the journal is longer than when it was written."""
+    deaths.submitted("r1", "r2")
+    deaths.dies("r1", "r2")
+    deaths.redis.rpush(deaths.store.keys("journal", "r2"), '{"call":"0.0"}')
+    worker = deaths.worker("r1")
+
+    assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "CLAIMED"
+
+
+def test_a_suspect_that_the_previous_version_took_away_makes_room(deaths: Deaths) -> None:
+    """It leaves the run in the worker's set of suspects."""
+    deaths.submitted("r1", "r2")
+    deaths.dies("r1", "r2")
+    worker = deaths.worker("r1")
+    deaths.redis.hset(deaths.store.keys("run", "r1"), "owner", "")
+
+    assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "CLAIMED"
+    deaths.redis.hset(deaths.store.keys("run", "r1"), "owner", worker)
