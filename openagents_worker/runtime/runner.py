@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from openagents_worker.errors import RedisUnreachable
+from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.models import RunResult, StopReason
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
@@ -80,7 +80,10 @@ class Runner:
             self._attempts[run_id] = attempt
             self._idle.clear()
             try:
-                return await attempt.carry()
+                carried = await attempt.carry()
+                if isinstance(attempt.latch.error, RedisRefused):
+                    await self._give_back_refused(run_id, lease, claimed, attempt.latch.error)
+                return carried
             finally:
                 if self._attempts.get(run_id) is attempt:
                     del self._attempts[run_id]
@@ -115,6 +118,16 @@ class Runner:
         )
         await self._send_wakes(released.wakes)
         return Carried(Outlook.NOTHING, "handover")
+
+    async def _give_back_refused(
+        self, run_id: str, lease: Lease, claimed: Claimed, error: RedisRefused
+    ) -> None:
+        """Redis refuses what the run wants to write: it is begun again from its last checkpoint."""
+        log.error("run.write_refused", run_id=run_id, error=error.message, hint=error.hint)
+        try:
+            await self._give_back(run_id, lease, claimed)
+        except RedisUnreachable as again:
+            log.warning("run.not_released", run_id=run_id, error=again.message, hint="the heartbeat does it")
 
     # --- for the heartbeat -------------------------------------------------------------------------------
 
