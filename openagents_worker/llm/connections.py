@@ -13,6 +13,8 @@ import anyio._backends._asyncio  # noqa: F401
 import httpcore  # noqa: F401
 import httpx
 
+from openagents_worker.loops import PerLoop, close_http_without_loop
+
 __all__ = ["Lanes"]
 
 MAX_IDLE = 200  # enough for the steady part of a load; the rest of a burst is closed
@@ -24,6 +26,27 @@ _ONE = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_ex
 class _Idle(NamedTuple):
     lane: httpx.AsyncHTTPTransport
     since: float
+
+
+class _OnLoop:
+    """The lanes of one event loop: those that wait for a request, and those on their way."""
+
+    def __init__(self) -> None:
+        self.idle: deque[_Idle] = deque()
+        self.busy: set[httpx.AsyncHTTPTransport] = set()
+
+    async def end(self, lane: httpx.AsyncHTTPTransport) -> None:
+        self.busy.discard(lane)
+        await lane.aclose()
+
+    async def close(self) -> None:
+        while self.idle:
+            await self.idle.pop().lane.aclose()
+
+    def leave(self) -> None:
+        """Close the sockets without the loop, which is closed or another process's."""
+        for lane in [*self.busy, *(one.lane for one in self.idle)]:
+            close_http_without_loop(lane)
 
 
 class Lanes(httpx.AsyncBaseTransport):
@@ -38,45 +61,52 @@ class Lanes(httpx.AsyncBaseTransport):
         self._certificates = httpx.create_ssl_context()
         self._proxy = _proxy(httpx.URL(url))
         self._clock = clock
-        self._idle: deque[_Idle] = deque()
+        self._on_loops: PerLoop[_OnLoop] = PerLoop(_OnLoop, close=_OnLoop.close, leave=_OnLoop.leave)
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        lane = self._idle.pop().lane if self._idle else self._open()
+        here = self._on_loops.here()
+        lane = here.idle.pop().lane if here.idle else self._open()
+        here.busy.add(lane)
         try:
             response = await lane.handle_async_request(request)
         except BaseException:
-            await lane.aclose()
+            await here.end(lane)
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _Reply(response.stream, lane, self)
+        response.stream = _Reply(response.stream, lane, here, self)
         return response
 
     def _open(self) -> httpx.AsyncHTTPTransport:
         return httpx.AsyncHTTPTransport(verify=self._certificates, limits=_ONE, proxy=self._proxy)
 
-    async def release(self, lane: httpx.AsyncHTTPTransport) -> None:
+    async def release(self, lane: httpx.AsyncHTTPTransport, here: _OnLoop) -> None:
         """Take a lane back that is no longer needed, and close those that nobody has needed for long."""
         if self._closed:
-            await lane.aclose()
+            await here.end(lane)
             return
         now = self._clock()
-        self._idle.append(_Idle(lane, now))
-        while len(self._idle) > MAX_IDLE or self._idle[0].since < now - IDLE_S:
-            await self._idle.popleft().lane.aclose()
+        here.busy.discard(lane)
+        here.idle.append(_Idle(lane, now))
+        while len(here.idle) > MAX_IDLE or here.idle[0].since < now - IDLE_S:
+            await here.idle.popleft().lane.aclose()
 
     async def aclose(self) -> None:
-        """Close the idle lanes now, the others when their reply ends."""
+        """Close the idle lanes of this loop now, the others when their reply ends."""
         self._closed = True
-        while self._idle:
-            await self._idle.pop().lane.aclose()
+        self._on_loops.leave_closed()
+        here = self._on_loops.take()
+        if here is not None:
+            await here.close()
 
 
 class _Reply(httpx.AsyncByteStream):
     """The bytes of a reply; once closed, its lane is free."""
 
-    def __init__(self, stream: httpx.AsyncByteStream, lane: httpx.AsyncHTTPTransport, lanes: Lanes) -> None:
-        self._stream, self._lane, self._lanes = stream, lane, lanes
+    def __init__(
+        self, stream: httpx.AsyncByteStream, lane: httpx.AsyncHTTPTransport, here: _OnLoop, lanes: Lanes
+    ) -> None:
+        self._stream, self._lane, self._here, self._lanes = stream, lane, here, lanes
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for part in self._stream:
@@ -86,9 +116,9 @@ class _Reply(httpx.AsyncByteStream):
         try:
             await self._stream.aclose()
         except BaseException:
-            await self._lane.aclose()
+            await self._here.end(self._lane)
             raise
-        await self._lanes.release(self._lane)
+        await self._lanes.release(self._lane, self._here)
 
 
 def _proxy(url: httpx.URL) -> str | None:

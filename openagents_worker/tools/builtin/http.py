@@ -29,6 +29,7 @@ from openagents_worker.errors import (
     ToolUnavailableError,
     ToolValidationError,
 )
+from openagents_worker.loops import PerLoop, close_http_without_loop
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 from openagents_worker.tools.builtin.clock import utc_now
 from openagents_worker.tools.typed import TypedTool
@@ -218,19 +219,27 @@ class _Fence(httpx.AsyncBaseTransport):
         self._allow_hosts = None if allow_hosts is None else [host.lower() for host in allow_hosts]
         self._deny_private = deny_private
         self._tool_name = tool_name
-        self._inner = httpx.AsyncHTTPTransport(verify=certificates)
+        self._inner: PerLoop[httpx.AsyncHTTPTransport] = PerLoop(
+            lambda: httpx.AsyncHTTPTransport(verify=certificates),
+            close=httpx.AsyncHTTPTransport.aclose,
+            leave=close_http_without_loop,
+        )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         addresses = await self._addresses(request)
+        inner = self._inner.here()
         for address in addresses[:-1]:
             try:
-                return await self._inner.handle_async_request(_pinned(request, address))
+                return await inner.handle_async_request(_pinned(request, address))
             except httpx.ConnectError:  # nothing was sent: the next address may be reachable
                 continue
-        return await self._inner.handle_async_request(_pinned(request, addresses[-1]))
+        return await inner.handle_async_request(_pinned(request, addresses[-1]))
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        self._inner.leave_closed()
+        inner = self._inner.take()
+        if inner is not None:
+            await inner.aclose()
 
     async def _addresses(self, request: httpx.Request) -> list[str]:
         host = request.url.host.lower().rstrip(".")
