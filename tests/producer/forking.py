@@ -16,9 +16,13 @@ from openagents_worker.llm.connections import Lanes
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.transport import send_wakes
 from openagents_worker.store.channels import listening
+from openagents_worker.store.scripts import Wake
 from openagents_worker.tools.builtin.http import HttpRequest
 
 REDIS_URL, MODEL_URL = sys.argv[1:3] if len(sys.argv) > 2 else ("", "")
+
+
+WAKE = Wake("r1", "agents", 1, "assistant", "s1", 0, 0, "")
 
 
 class Everything:
@@ -73,11 +77,12 @@ def main() -> None:
             return await everything.connections()
 
     before = loop.run_until_complete(listened())
-    send_wakes(everything.client.app, [])
+    assert send_wakes(everything.client.app, [WAKE]) == 1
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         found = {"inherited_sockets": sockets(), "child": asyncio.run(everything.connections())}
+        found["child_sends"] = send_wakes(everything.client.app, [WAKE])
         os.write(write, json.dumps(found).encode())
         os._exit(0)
     os.close(write)
@@ -85,6 +90,7 @@ def main() -> None:
         found = json.loads(pipe.read())
     os.waitpid(child, 0)
     after = loop.run_until_complete(everything.connections())
+    assert send_wakes(everything.client.app, [WAKE]) == 1
     print(json.dumps({**found, "before": before, "after": after}))
 
 

@@ -231,6 +231,7 @@ async def test_a_forked_child_shares_no_connection_with_its_parent(redis_url: st
     assert process.returncode == 0
     found = json.loads(out)
     assert found["inherited_sockets"] == 0
+    assert found["child_sends"] == 1
     for kind in ("model", "tool"):
         assert found["before"][kind] == found["after"][kind] != found["child"][kind]
     # Redis numbers its connections: the parent has none that is younger than its child's.
