@@ -81,8 +81,10 @@ class Runner:
             self._idle.clear()
             try:
                 carried = await attempt.carry()
-                if isinstance(attempt.latch.error, RedisRefused):
-                    await self._give_back_refused(run_id, lease, claimed, attempt.latch.error)
+                if isinstance(attempt.latch.error, RedisRefused):  # it goes on from its last checkpoint
+                    error = attempt.latch.error
+                    log.error("run.write_refused", run_id=run_id, error=error.message, hint=error.hint)
+                    await self._give_back(run_id, lease, claimed)
                 return carried
             finally:
                 if self._attempts.get(run_id) is attempt:
@@ -112,22 +114,18 @@ class Runner:
             await asyncio.sleep(0.05)  # the heartbeat is about to register a new incarnation
 
     async def _give_back(self, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
-        released = await self._store.run_until(
-            scripts.release(run_id=run_id, incarnation=lease.incarnation, fence=claimed.fence),
-            lambda: lease.remaining_s() <= 0,
-        )
-        await self._send_wakes(released.wakes)
-        return Carried(Outlook.NOTHING, "handover")
-
-    async def _give_back_refused(
-        self, run_id: str, lease: Lease, claimed: Claimed, error: RedisRefused
-    ) -> None:
-        """Redis refuses what the run wants to write: it is begun again from its last checkpoint."""
-        log.error("run.write_refused", run_id=run_id, error=error.message, hint=error.hint)
         try:
-            await self._give_back(run_id, lease, claimed)
-        except RedisUnreachable as again:
-            log.warning("run.not_released", run_id=run_id, error=again.message, hint="the heartbeat does it")
+            released = await self._store.run_until(
+                scripts.release(run_id=run_id, incarnation=lease.incarnation, fence=claimed.fence),
+                lambda: lease.remaining_s() <= 0,
+            )
+        except RedisUnreachable as error:
+            log.warning(
+                "run.not_released", run_id=run_id, error=error.message, hint="the heartbeat releases it"
+            )
+        else:
+            await self._send_wakes(released.wakes)
+        return Carried(Outlook.NOTHING, "handover")
 
     # --- for the heartbeat -------------------------------------------------------------------------------
 

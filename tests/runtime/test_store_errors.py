@@ -235,7 +235,7 @@ async def shop_with(server: Any, at: str, kind: str) -> AsyncIterator[tuple[Proc
     try:
         url = await asyncio.to_thread(proxy.url_of, "w")
         async with process(url, patterned("Persistent", tool("Bulky"), n=STEPS)) as shop:
-            proxy.count(before=here(fault.before), after=here(fault.after))
+            proxy.count(before=here(lambda c: fault.before(c)), after=here(fault.after))
             yield shop, fault
             proxy.count()
     finally:
@@ -341,3 +341,44 @@ async def test_a_run_whose_write_is_refused_is_free_at_once(server: Any) -> None
         record = await shop.record()
         assert (record.state, record.worker) == (RunState.QUEUED, None)
         assert [wake.run_id for wake in shop.wakes] == ["r1"]
+
+
+async def test_a_release_that_is_refused_is_left_to_the_heartbeat(server: Any) -> None:
+    """What a worker may not do it cannot do; the run is still its, until it may."""
+    async with shop_with(server, "commit", FINAL[0]) as (shop, fault):
+        before, fault.kind = fault.before, FINAL[0]
+
+        async def refused(command: Command) -> bool | str:
+            return FINAL[0] if command.name in ("commit", "release") else await before(command)
+
+        fault.before = refused  # type: ignore[method-assign]
+        open_gates(*(f"charge-{n}" for n in range(STEPS)))
+        await shop.submit()
+
+        carried = await shop.carry()
+
+        assert carried.kind is Outlook.NOTHING
+        assert (await shop.record()).state is RunState.RUNNING
+        assert (shop.runner.known(), caught()) == (frozenset(), [])
+
+
+@pytest.mark.parametrize("kind", FORGED)
+async def test_what_does_not_pass_before_the_lease_ends_stops_the_attempt(server: Any, kind: str) -> None:
+    """Whoever takes the run over finds its journal as it was, and the pattern has seen nothing of it."""
+    async with shop_with(server, "commit", kind) as (shop, fault):
+
+        async def until_the_lease_ends(command: Command) -> bool | str:
+            fault.met += command.name == "commit"
+            shop.lease.left_s = 0.0 if fault.met == 3 else shop.lease.left_s
+            return kind if command.name == "commit" else False
+
+        fault.before = until_the_lease_ends  # type: ignore[method-assign]
+        open_gates(*(f"charge-{n}" for n in range(STEPS)))
+        await shop.submit()
+
+        carried = await shop.carry()
+
+        assert (carried.kind, carried.reason) == (Outlook.NOTHING, "fenced")
+        assert (seen(), caught()) == ([[0]], [])
+        assert await shop.journal() == []
+        assert (await shop.record()).state is RunState.RUNNING  # until its lease is over in Redis, too
