@@ -68,8 +68,7 @@ class PerLoop(Generic[T]):
         """Close what this process has inherited, in a child that was just forked."""
         for loop in list(self._entries):
             _inherited.append(loop)  # a loop that is collected takes its readers from the parent's selector
-            with suppress(Exception):
-                _leave(self._entries, loop, self._leave)
+            _leave(self._entries, loop, self._leave)
 
 
 _Entries = dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]]
@@ -96,7 +95,8 @@ def _leave(entries: _Entries[T], loop: asyncio.AbstractEventLoop, leave: Callabl
     if entry is not None:
         made, life = entry
         _end(life)
-        leave(made)
+        with suppress(Exception):  # whoever asks now has nothing to do with what is left behind
+            leave(made)
 
 
 def _closing(

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import random
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -75,9 +76,15 @@ _SAYS_LITTLE = {"driver_info": None} if importlib.util.find_spec("redis.driver_i
 
 
 def _telling(connection_class: Any) -> Any:
-    """The same connection class, which says when it was connecting that failed, and loses no cancellation."""
+    """The same connection class, which says when it was connecting that failed, and loses no cancellation.
+
+    It also knows which of its connections were `opened`; each pool has a class of its own.
+    """
+
+    opened_here: weakref.WeakSet[Any] = weakref.WeakSet()
 
     class AsyncTelling(connection_class):  # type: ignore[misc]  # a base known only at run time
+        opened = opened_here
         socket_timeout: float | None
 
         async def connect(self, *args: Any, **kwargs: Any) -> None:
@@ -85,6 +92,7 @@ def _telling(connection_class: Any) -> Any:
                 if self.is_connected and has_hung_up(self):
                     await self.disconnect(nowait=True)
                 await super().connect(*args, **kwargs)
+            self.opened.add(self)
 
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
             # redis-py sends through asyncio.wait_for, which below Python 3.12 can swallow a cancellation that
@@ -102,9 +110,12 @@ def _telling(connection_class: Any) -> Any:
                 self.socket_timeout = limit_s
 
     class Telling(connection_class):  # type: ignore[misc]
+        opened = opened_here
+
         def connect(self, *args: Any, **kwargs: Any) -> None:
             with not_sent():
                 super().connect(*args, **kwargs)
+            self.opened.add(self)
 
     return AsyncTelling if inspect.iscoroutinefunction(connection_class.connect) else Telling
 
@@ -204,7 +215,7 @@ class Store:
     def start_afresh(self) -> None:
         """Close what a child has inherited; its parent's connections stay open."""
         pool: Any = self.redis.connection_pool
-        for connection in list(pool._connections):
+        for connection in list(pool.connection_class.opened):
             with suppress(Exception):
                 connection.disconnect()  # in another process than its own it only closes its socket
         pool.reset()
@@ -310,7 +321,7 @@ class _OnLoop:
 
     def leave(self) -> None:
         """Close the sockets without the loop, which is closed or another process's."""
-        for connection in [*self._pool._available_connections, *self._pool._in_use_connections]:
+        for connection in list(self._pool.connection_class.opened):
             writer, connection._reader, connection._writer = connection._writer, None, None
             if writer is not None:
                 close_without_loop(writer.transport)
