@@ -66,6 +66,29 @@ async def test_a_script_that_redis_does_not_know_is_loaded_once(redis_url: str) 
     await store.close()
 
 
+async def test_a_script_that_is_forgotten_again_at_once_is_sent_whole(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another server has become the master between two commands."""
+    store = AsyncStore(Cell(redis_url))
+    lanes = store._lanes
+    ask, asked = lanes.ask, []
+
+    async def forgetful(*command: str | int) -> Any:
+        asked.append(command[0])
+        answer = await ask(*command)
+        if command[:2] == ("SCRIPT", "LOAD"):
+            await ask("SCRIPT", "FLUSH")
+        return answer
+
+    monkeypatch.setattr(lanes, "ask", forgetful)
+    await ask("SCRIPT", "FLUSH")
+
+    assert await store.run(scripts.wake(limit=1)) == ((), 0)
+    assert asked == ["EVALSHA", "SCRIPT", "EVALSHA", "EVAL"]
+    await store.close()
+
+
 async def test_a_command_that_redis_refuses_harms_no_other(redis_url: str) -> None:
     """An error is the answer to one command only."""
     store = AsyncStore(Cell(redis_url))
