@@ -12,31 +12,40 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["PerLoop", "StartsAfresh", "at_fork", "close_http_without_loop", "close_without_loop"]
+__all__ = ["OnLoop", "PerLoop", "StartsAfresh", "at_fork", "http_transports"]
 
-T = TypeVar("T")
+
+class OnLoop(Protocol):
+    """What somebody has open on one event loop."""
+
+    async def close(self) -> None:
+        """Close it, on its loop."""
+        ...
+
+    def transports(self) -> Iterable[Any]:
+        """Its asyncio transports that are open."""
+        ...
+
+    def forget(self) -> None:
+        """Called when these have been closed for it, because the loop is closed."""
+        ...
+
+
+T = TypeVar("T", bound=OnLoop)
 
 
 class PerLoop(Generic[T]):
-    """One T for each event loop that asks for it.
+    """One T for each event loop that asks for it. `make` is called on the loop."""
 
-    `close` closes one on its own loop. `leave` closes one whose loop is closed, or is a parent process's: it
-    may neither wait nor use the loop, and must not hold whoever owns this.
-    """
-
-    def __init__(
-        self, make: Callable[[], T], *, close: Callable[[T], Awaitable[None]], leave: Callable[[T], None]
-    ) -> None:
+    def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self._close = close
-        self._leave = leave
         self._entries: _Entries[T] = {}
-        weakref.finalize(self, _leave_closed, self._entries, leave).atexit = False
+        weakref.finalize(self, _leave_closed, self._entries).atexit = False
         with _knowing:
             _known.add(self)
         at_fork(self)
@@ -48,34 +57,38 @@ class PerLoop(Generic[T]):
         if entry is None:
             _look_for_closed_loops()
             made = self._make()
-            entry = self._entries[loop] = made, _closing(loop, self._entries, made, self._close)
+            entry = self._entries[loop] = made, _closing(loop, self._entries, made)
         return entry[0]
 
-    def take(self) -> T | None:
-        """The one of the running loop, which is the caller's now; None when there is none."""
+    async def close(self) -> None:
+        """Close the one of the running loop, and what is left of loops that are closed."""
+        self.leave_closed()
         entry = self._entries.pop(asyncio.get_running_loop(), None)
-        if entry is None:
-            return None
-        made, life = entry
-        _end(life)
-        return made
+        if entry is not None:
+            made, life = entry
+            _end(life)
+            await made.close()
 
     def leave_closed(self) -> None:
         """Close what is left of loops that are closed."""
-        _leave_closed(self._entries, self._leave)
+        _leave_closed(self._entries)
 
     def start_afresh(self) -> None:
-        """Close what this process has inherited, in a child that was just forked."""
+        """Give up what this process has inherited, in a child that was just forked."""
         for loop in list(self._entries):
-            _inherited.append(loop)  # a loop that is collected takes its readers from the parent's selector
-            _leave(self._entries, loop, self._leave)
+            made, life = self._entries.pop(loop)
+            _end(life)
+            _inherited.append((loop, made))  # collected, they would act upon the parent's selector
+            for transport in made.transports():
+                with suppress(OSError):  # it was closed already
+                    _cut_off(transport)
 
 
 _Entries = dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]]
 
 _known: weakref.WeakSet[PerLoop[Any]] = weakref.WeakSet()
 _knowing = threading.Lock()
-_inherited: list[asyncio.AbstractEventLoop] = []
+_inherited: list[Any] = []
 
 
 def _look_for_closed_loops() -> None:
@@ -85,26 +98,19 @@ def _look_for_closed_loops() -> None:
         owner.leave_closed()
 
 
-def _leave_closed(entries: _Entries[T], leave: Callable[[T], None]) -> None:
+def _leave_closed(entries: _Entries[Any]) -> None:
     for loop in [loop for loop in list(entries) if loop.is_closed()]:
-        _leave(entries, loop, leave)
+        entry = entries.pop(loop, None)  # another thread may have been quicker
+        if entry is not None:
+            made, life = entry
+            _end(life)
+            with suppress(Exception):  # whoever asks now has nothing to do with what is left behind
+                for transport in made.transports():
+                    _close_without_loop(transport)
+                made.forget()
 
 
-def _leave(entries: _Entries[T], loop: asyncio.AbstractEventLoop, leave: Callable[[T], None]) -> None:
-    entry = entries.pop(loop, None)  # another thread may have been quicker
-    if entry is not None:
-        made, life = entry
-        _end(life)
-        with suppress(Exception):  # whoever asks now has nothing to do with what is left behind
-            leave(made)
-
-
-def _closing(
-    loop: asyncio.AbstractEventLoop,
-    entries: _Entries[T],
-    made: T,
-    close: Callable[[T], Awaitable[None]],
-) -> AsyncGenerator[None]:
+def _closing(loop: asyncio.AbstractEventLoop, entries: _Entries[T], made: T) -> AsyncGenerator[None]:
     """A generator that has begun on this loop, and closes the entry when the loop ends it."""
 
     async def life() -> AsyncGenerator[None]:
@@ -114,7 +120,7 @@ def _closing(
             entry = entries.get(loop)
             if entry is not None and entry[0] is made:
                 del entries[loop]
-                await close(made)
+                await made.close()
 
     begun = life()
     with suppress(StopIteration):
@@ -131,31 +137,36 @@ def _end(life: AsyncGenerator[None]) -> None:
 # --- without a loop --------------------------------------------------------------------------------------
 
 
-def close_without_loop(transport: Any) -> None:
-    """Close the socket of an asyncio transport whose loop is closed, or is a parent process's.
+def _close_without_loop(transport: Any) -> None:
+    """Close the socket of a transport whose loop is closed: its own `close` would ask the loop.
 
-    Its own `close` would ask the loop, which refuses, or which the parent goes on using. uvloop closes all
-    that it has with the loop.
+    uvloop closes all that it has with the loop.
     """
-    transport = _under_tls(transport)
+    transport = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None) or transport
     if hasattr(transport, "_call_connection_lost"):
         transport._closing = True
         with suppress(Exception):  # its protocol may want to call somebody on the loop
             transport._call_connection_lost(None)
 
 
-def close_http_without_loop(transport: Any) -> None:
-    """The same for the connections of an `httpx.AsyncHTTPTransport`."""
-    for connection in transport._pool.connections:
+def _cut_off(transport: Any) -> None:
+    """Close a socket that a child has inherited. Its number stays taken: others still think to own it."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(nothing, transport.get_extra_info("socket").fileno(), inheritable=False)
+    finally:
+        os.close(nothing)
+
+
+def http_transports(http: Any) -> Iterator[Any]:
+    """The asyncio transports of an `httpx.AsyncHTTPTransport`."""
+    for connection in http._pool.connections:
         stream: Any = getattr(getattr(connection, "_connection", None), "_network_stream", None)
         stream = getattr(stream, "_stream", None)
         while hasattr(stream, "transport_stream"):  # TLS over it
             stream = stream.transport_stream
-        close_without_loop(getattr(stream, "_transport", None))
-
-
-def _under_tls(transport: Any) -> Any:
-    return getattr(getattr(transport, "_ssl_protocol", None), "_transport", None) or transport
+        if hasattr(stream, "_transport"):
+            yield stream._transport
 
 
 # --- forks -----------------------------------------------------------------------------------------------

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 import urllib.request
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, NamedTuple
 
 # httpx would load these with its first request: a tenth of a second in which no other run moves.
 import anyio._backends._asyncio  # noqa: F401
 import httpcore  # noqa: F401
 import httpx
 
-from openagents_worker.loops import PerLoop, close_http_without_loop
+from openagents_worker.loops import PerLoop, http_transports
 
 __all__ = ["Lanes"]
 
@@ -43,10 +43,13 @@ class _OnLoop:
         while self.idle:
             await self.idle.pop().lane.aclose()
 
-    def leave(self) -> None:
-        """Close the sockets without the loop, which is closed or another process's."""
+    def transports(self) -> Iterator[Any]:
         for lane in [*self.busy, *(one.lane for one in self.idle)]:
-            close_http_without_loop(lane)
+            yield from http_transports(lane)
+
+    def forget(self) -> None:
+        self.idle.clear()
+        self.busy.clear()
 
 
 class Lanes(httpx.AsyncBaseTransport):
@@ -61,7 +64,7 @@ class Lanes(httpx.AsyncBaseTransport):
         self._certificates = httpx.create_ssl_context()
         self._proxy = _proxy(httpx.URL(url))
         self._clock = clock
-        self._on_loops: PerLoop[_OnLoop] = PerLoop(_OnLoop, close=_OnLoop.close, leave=_OnLoop.leave)
+        self._on_loops: PerLoop[_OnLoop] = PerLoop(_OnLoop)
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -94,10 +97,7 @@ class Lanes(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the idle lanes of this loop now, the others when their reply ends."""
         self._closed = True
-        self._on_loops.leave_closed()
-        here = self._on_loops.take()
-        if here is not None:
-            await here.close()
+        await self._on_loops.close()
 
 
 class _Reply(httpx.AsyncByteStream):

@@ -8,7 +8,7 @@ import inspect
 import random
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -22,7 +22,7 @@ from redis.retry import Retry
 
 from openagents_worker.addresses import REDIS_SCHEMES, Sentinels, is_by_sentinels
 from openagents_worker.errors import ConfigError, RedisRefused, RedisUnreachable
-from openagents_worker.loops import PerLoop, at_fork, close_without_loop
+from openagents_worker.loops import PerLoop, at_fork
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.failures import (
     CONNECTION_LOST,
@@ -319,12 +319,13 @@ class _OnLoop:
         await self.lanes.close()
         await self._pool.disconnect()
 
-    def leave(self) -> None:
-        """Close the sockets without the loop, which is closed or another process's."""
+    def transports(self) -> Iterable[Any]:
+        writers = [connection._writer for connection in self._pool.connection_class.opened]
+        return [writer.transport for writer in writers if writer is not None]
+
+    def forget(self) -> None:
         for connection in list(self._pool.connection_class.opened):
-            writer, connection._reader, connection._writer = connection._writer, None, None
-            if writer is not None:
-                close_without_loop(writer.transport)
+            connection._reader = connection._writer = None
 
 
 class AsyncStore:
@@ -346,7 +347,7 @@ class AsyncStore:
         self._max_connections = max_connections
         self._answer_timeout_s = answer_timeout_s
         self._spare_pool: Any = self._make_pool()  # what is wrong with the URL is said now
-        self._on_loops: PerLoop[_OnLoop] = PerLoop(self._connect, close=_OnLoop.close, leave=_OnLoop.leave)
+        self._on_loops: PerLoop[_OnLoop] = PerLoop(self._connect)
         self._keeping: Keeping | None = None
         self._sleep = sleep
 
@@ -481,10 +482,7 @@ class AsyncStore:
 
     async def close(self) -> None:
         """Close the connections of the running loop, and what is left of loops that are closed."""
-        self.leave_closed_loops()
-        here = self._on_loops.take()
-        if here is not None:
-            await here.close()
+        await self._on_loops.close()
 
 
 def _do(store: Store | AsyncStore, step: Any, other: Callable[[Any], Any] | None) -> Any:
