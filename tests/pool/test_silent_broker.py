@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from openagents_worker.store.embedded import EmbeddedRedis
-from tests.pool.shopkeeper import PATIENCE_S, Shop, new_tag, open_shop
+from tests.pool.shopkeeper import Shop, new_tag, open_shop
 from tests.producer.proxy import Proxy
 from tests.waiting import wait_for
 
+PATIENCE_S = 90  # each connection that went silent costs its own time limit, of five seconds
 SOON = {"health_check_interval": 1}
 LOST = "Connection to broker lost"
 
