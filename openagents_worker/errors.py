@@ -213,6 +213,14 @@ class RedisUnreachable(OpenAgentsError):
     http_status = 503
 
 
+class RedisRefused(RedisUnreachable):
+    """Redis answers a command with an error that repeating does not mend: a permission is missing."""
+
+    code = "redis.refused"
+    retryable = False
+    http_status = 500
+
+
 class SubmitUnknown(OpenAgentsError):
     """Redis got the request but its answer was lost: the run may be accepted. Repeating is safe."""
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 import urllib.request
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, NamedTuple
 
 # httpx would load these with its first request: a tenth of a second in which no other run moves.
 import anyio._backends._asyncio  # noqa: F401
 import httpcore  # noqa: F401
 import httpx
+
+from openagents_worker.loops import PerLoop, http_transports
 
 __all__ = ["Lanes"]
 
@@ -26,6 +28,30 @@ class _Idle(NamedTuple):
     since: float
 
 
+class _OnLoop:
+    """The lanes of one event loop: those that wait for a request, and those on their way."""
+
+    def __init__(self) -> None:
+        self.idle: deque[_Idle] = deque()
+        self.busy: set[httpx.AsyncHTTPTransport] = set()
+
+    async def end(self, lane: httpx.AsyncHTTPTransport) -> None:
+        self.busy.discard(lane)
+        await lane.aclose()
+
+    async def close(self) -> None:
+        while self.idle:
+            await self.idle.pop().lane.aclose()
+
+    def transports(self) -> Iterator[Any]:
+        for lane in [*self.busy, *(one.lane for one in self.idle)]:
+            yield from http_transports(lane)
+
+    def forget(self) -> None:
+        self.idle.clear()
+        self.busy.clear()
+
+
 class Lanes(httpx.AsyncBaseTransport):
     """A connection for each request that is under way to one server; idle ones are used again, latest first.
 
@@ -38,45 +64,49 @@ class Lanes(httpx.AsyncBaseTransport):
         self._certificates = httpx.create_ssl_context()
         self._proxy = _proxy(httpx.URL(url))
         self._clock = clock
-        self._idle: deque[_Idle] = deque()
+        self._on_loops: PerLoop[_OnLoop] = PerLoop(_OnLoop)
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        lane = self._idle.pop().lane if self._idle else self._open()
+        here = self._on_loops.here()
+        lane = here.idle.pop().lane if here.idle else self._open()
+        here.busy.add(lane)
         try:
             response = await lane.handle_async_request(request)
         except BaseException:
-            await lane.aclose()
+            await here.end(lane)
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _Reply(response.stream, lane, self)
+        response.stream = _Reply(response.stream, lane, here, self)
         return response
 
     def _open(self) -> httpx.AsyncHTTPTransport:
         return httpx.AsyncHTTPTransport(verify=self._certificates, limits=_ONE, proxy=self._proxy)
 
-    async def release(self, lane: httpx.AsyncHTTPTransport) -> None:
+    async def release(self, lane: httpx.AsyncHTTPTransport, here: _OnLoop) -> None:
         """Take a lane back that is no longer needed, and close those that nobody has needed for long."""
         if self._closed:
-            await lane.aclose()
+            await here.end(lane)
             return
         now = self._clock()
-        self._idle.append(_Idle(lane, now))
-        while len(self._idle) > MAX_IDLE or self._idle[0].since < now - IDLE_S:
-            await self._idle.popleft().lane.aclose()
+        here.busy.discard(lane)
+        here.idle.append(_Idle(lane, now))
+        while len(here.idle) > MAX_IDLE or here.idle[0].since < now - IDLE_S:
+            await here.idle.popleft().lane.aclose()
 
     async def aclose(self) -> None:
-        """Close the idle lanes now, the others when their reply ends."""
+        """Close the idle lanes of this loop now, the others when their reply ends."""
         self._closed = True
-        while self._idle:
-            await self._idle.pop().lane.aclose()
+        await self._on_loops.close()
 
 
 class _Reply(httpx.AsyncByteStream):
     """The bytes of a reply; once closed, its lane is free."""
 
-    def __init__(self, stream: httpx.AsyncByteStream, lane: httpx.AsyncHTTPTransport, lanes: Lanes) -> None:
-        self._stream, self._lane, self._lanes = stream, lane, lanes
+    def __init__(
+        self, stream: httpx.AsyncByteStream, lane: httpx.AsyncHTTPTransport, here: _OnLoop, lanes: Lanes
+    ) -> None:
+        self._stream, self._lane, self._here, self._lanes = stream, lane, here, lanes
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for part in self._stream:
@@ -86,9 +116,9 @@ class _Reply(httpx.AsyncByteStream):
         try:
             await self._stream.aclose()
         except BaseException:
-            await self._lane.aclose()
+            await self._here.end(self._lane)
             raise
-        await self._lanes.release(self._lane)
+        await self._lanes.release(self._lane, self._here)
 
 
 def _proxy(url: httpx.URL) -> str | None:

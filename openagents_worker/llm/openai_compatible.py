@@ -115,6 +115,7 @@ class OpenAICompatibleClient:
         """Close the connections that this client opened."""
         if self._owns_http and self._http is not None:
             http, self._http = self._http, None
+            self._opening = asyncio.Lock()  # the next to open may be on another loop
             await http.aclose()
 
     # --- tries -------------------------------------------------------------------------------------------
@@ -229,7 +230,9 @@ class OpenAICompatibleClient:
         return {"temperature": temperature, "max_tokens": max_tokens}
 
     async def _client(self) -> httpx.AsyncClient:
-        """Made at the first call, because its connections belong to the loop that runs then."""
+        """Made at the first call. Its connections are those of the loop that runs, whichever that is."""
+        if self._http is not None:
+            return self._http
         async with self._opening:
             if self._http is None:
                 timeout = httpx.Timeout(self._options.timeout_ms / 1000, connect=CONNECT_TIMEOUT_S)

@@ -1,13 +1,15 @@
 """The broker's transport: Redis as kombu speaks it, made safer and cheaper.
 
-kombu lets an item that it cannot read end the whole worker: anybody who can write to the list could stop all
-of them. Ours drops such an item and says so. A Redis that takes no command for a while ends it, too: one
-that has too few replicas or is master no more. Ours connects again. kombu makes a Redis client for every
-message it sends and acknowledges, each with a table of all commands: a fifth of what a busy worker computed.
-Ours keeps one. kombu takes one message a turn of its hub; ours takes as many as can be begun, which saves a
+kombu lets an item that it cannot read end the whole worker: anybody who can write to the list could stop
+all of them. Ours drops such an item and says so. kombu waits for ever for an answer, on the loop that also
+takes messages: a connection on which nothing comes any more makes a worker deaf. Ours waits for seconds,
+and then connects again. A Redis that takes no command for a while ends a worker of kombu's, too: one that
+has too few replicas or is master no more. Ours connects again. kombu makes a Redis client for every message
+it sends and acknowledges, each with a table of all commands: a fifth of what a busy worker computed. Ours
+keeps one. kombu takes one message a turn of its hub; ours takes as many as can be begun, which saves a
 third of a busy worker's time. And kombu writes every message that it takes into a hash, and out of it again
-when it is acknowledged, for messages that must not be lost. Ours does so for all but a run's wake-ups: a run
-whose message is lost is in Redis, and is woken again.
+when it is acknowledged, for messages that must not be lost. Ours does so for all but a run's wake-ups: a
+run whose message is lost is in Redis, and is woken again.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from kombu.transport import TRANSPORT_ALIASES, _transport_cache, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
-from openagents_worker.store.client import refuses_now
+from openagents_worker.loops import at_fork
+from openagents_worker.store.failures import refuses_now
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["RESUME_RUN", "RUN_AGENT", "TRANSPORTS", "Transport", "use_in_workers_of"]
@@ -36,6 +39,8 @@ WAKE_UPS = (RUN_AGENT, RESUME_RUN)
 log = get_logger(__name__)
 
 SHOWN_CHARS = 200
+ANSWER_TIMEOUT_S = 5.0  # kombu's default is to wait for ever; it waits on the loop that also takes messages
+LOOK_S = 1.0  # how often a connection that waits for a message is looked at
 AT_ONCE_S = 0.02  # a message that had not to be waited for longer was there already, and perhaps others are
 MOST_TAKEN = 8  # more begin together, and hold each other up on their way to their models
 TAKE = resources.files(__package__).joinpath("take.lua").read_text("utf-8")
@@ -101,6 +106,8 @@ class Channel(redis.Channel):
     def _connparams(self, asynchronous: bool = False) -> Any:
         params = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
         params["connection_class"] = _giving_up(params["connection_class"])
+        if params.get("socket_timeout") is None:
+            params["socket_timeout"] = ANSWER_TIMEOUT_S
         return params
 
     def _brpop_read(self, **options: Any) -> Any:
@@ -154,6 +161,18 @@ def _giving_up(connection_class: Any) -> Any:
     """
 
     class GivingUp(connection_class):  # type: ignore[misc]  # a base known only at run time
+        def connect(self, *args: Any, **options: Any) -> None:
+            super().connect(*args, **options)
+            at_fork(self)
+
+        def start_afresh(self) -> None:
+            """Close the socket that a forked child has inherited; kombu would ask its parent's poller."""
+            self._parser.on_disconnect()
+            sock = vars(self).get("_sock")
+            self._sock = None
+            if sock is not None:
+                sock.close()
+
         def read_response(self, *args: Any, **options: Any) -> Any:
             try:
                 return super().read_response(*args, **options)
@@ -170,6 +189,15 @@ class Transport(redis.Transport):
     """Redis as kombu speaks it, but for items that are no messages."""
 
     Channel = Channel
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """kombu looks for an answer that is overdue, but as seldom as it is allowed to be late."""
+        super().register_with_event_loop(connection, loop)  # type: ignore[no-untyped-call]
+        cycle: Any = self.cycle
+        watch = getattr(cycle, "_brpop_health_tref", None)  # kombu 5.7 and newer
+        if watch is not None:
+            watch.cancel()
+            cycle._brpop_health_tref = loop.call_repeatedly(LOOK_S, cycle.maybe_check_brpop_health)
 
     def _deliver(self, message: Any, queue: str) -> None:
         if problem := _problem(message):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any, Self
 
@@ -93,7 +93,6 @@ class Client:
         self.app = app or make_app(self.settings)
         self.app.openagents_client = self
         self._owns_app = app is None
-        self._by_loop: dict[asyncio.AbstractEventLoop, tuple[AsyncClient, AsyncGenerator[None]]] = {}
 
     def submit(
         self,
@@ -185,25 +184,18 @@ class Client:
         return DisabledBackend(self.app)
 
     async def on_this_loop(self) -> AsyncClient:
-        """The asyncio twin for the running loop, made once a loop and closed when the loop is shut down."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._by_loop:
-            life = self._loop_life(loop)
-            self._by_loop[loop] = (AsyncClient(settings=self.settings, app=self.app), life)
-            await anext(life)
-        return self._by_loop[loop][0]
+        """The asyncio twin; what it opens on the running loop is closed when the loop is."""
+        return self._twin
 
-    async def _loop_life(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None]:
-        """`asyncio.run` closes the async generators still open: the one sign that a loop is ending."""
-        try:
-            yield
-        finally:
-            client, _ = self._by_loop.pop(loop)
-            await client.close()
+    @cached_property
+    def _twin(self) -> AsyncClient:
+        return AsyncClient(settings=self.settings, app=self.app)
 
     def close(self) -> None:
-        """Close its connections; it may be used again."""
+        """Close its connections; it may be used again. Those of a loop that runs are closed when it ends."""
         self.store.close()
+        if "_twin" in self.__dict__:
+            self._twin.store.leave_closed_loops()
         close_producers(self.app)
 
     def __enter__(self) -> Self:
@@ -216,7 +208,7 @@ class Client:
 
 
 class AsyncClient:
-    """As `Client`, for asyncio. One per event loop."""
+    """As `Client`, for asyncio. It may be used on any event loop; each has connections of its own."""
 
     def __init__(
         self, redis_url: str | None = None, *, settings: Settings | None = None, app: Celery | None = None

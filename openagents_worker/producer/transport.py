@@ -7,7 +7,6 @@ the run is accepted all the same, and the worker's rescue loop sends what was no
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -114,8 +113,8 @@ def send_wakes(app: Celery, wakes: Iterable[Wake]) -> int:
 
 def close_producers(app: Celery) -> None:
     """Close this process's publishing connections to the app's broker."""
-    pid, pool = app.__dict__.pop("openagents_producers", (None, None))
-    if pool is not None and pid == os.getpid():
+    pool = app.__dict__.get("openagents_producers", {}).pop(os.getpid(), None)
+    if pool is not None:
         pool.force_close_all()
         pool.connections.force_close_all()
 
@@ -200,18 +199,16 @@ class _OwnQueue:
         return {**options, "queue": queue}
 
 
-_making_producers = threading.Lock()
-
-
 def _producers(app: Celery) -> Any:
     """The app's publishing connections. A forked child makes its own: two processes share no socket."""
-    with _making_producers:
-        pid, pool = getattr(app, "openagents_producers", (None, None))
-        if pid != os.getpid():
-            connections = _publishing_connection(app).Pool(MAX_PRODUCERS)
-            pool = pools.ProducerPool(connections, limit=MAX_PRODUCERS)  # type: ignore[no-untyped-call]  # kombu
-            app.openagents_producers = (os.getpid(), pool)
-        return pool
+    # Without a lock, which a thread of the parent might hold in the child for ever: the first one is kept.
+    by_process: dict[int, Any] = app.__dict__.setdefault("openagents_producers", {})
+    found = by_process.get(os.getpid())
+    if found is None:
+        connections = _publishing_connection(app).Pool(MAX_PRODUCERS)
+        made = pools.ProducerPool(connections, limit=MAX_PRODUCERS)  # type: ignore[no-untyped-call]  # kombu
+        found = by_process.setdefault(os.getpid(), made)
+    return found
 
 
 def _publishing_connection(app: Celery) -> Any:

@@ -1,7 +1,8 @@
 """The ledger of an attempt: the one lane on which its writes go out, in order, each fenced, each repeatable.
 
 Events are batched for a few milliseconds and travel with the next commit; a write whose answer was lost is
-repeated until the lease no longer allows it. An answer that says "not yours any more" sets the latch.
+repeated until the lease no longer allows it. An answer that says "not yours any more" sets the latch, and so
+does an error that repeating will not mend.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from openagents_worker.errors import RedisUnreachable
+from openagents_worker.errors import OpenAgentsError, RedisRefused, RedisUnreachable
 from openagents_worker.models import RunUsage, dumps
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, shown_json
 from openagents_worker.runtime.call_ids import outside_runs
@@ -29,6 +30,9 @@ __all__ = ["Ledger"]
 log = get_logger(__name__)
 
 T = TypeVar("T")
+
+_Errors = tuple[type[Exception], ...]
+UNWRITABLE: _Errors = (UnicodeEncodeError,)  # half a character: an ending can be written without it
 
 FLUSH_S = 0.02  # events wait this long for company: one round trip instead of three a step
 DELTA_S = 0.03  # and text that streams for about a frame
@@ -241,14 +245,16 @@ class Ledger:
         self._obey(await self._repeat(call))
 
     async def _hand(self, call: Call[Handed]) -> Handed:
-        handed: Handed = await self._repeat(call)
+        handed: Handed = await self._repeat(call, passing=UNWRITABLE)
         self._obey(handed.answer)
         return handed
 
-    async def _repeat(self, call: Call[Any]) -> Any:
-        return await self._patiently(lambda: self._store.run_until(call, self._too_late))
+    async def _repeat(self, call: Call[Any], passing: _Errors = ()) -> Any:
+        return await self._patiently(lambda: self._store.run_until(call, self._too_late), passing)
 
-    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, work: Callable[[], Awaitable[T]], passing: _Errors = ()) -> T:
+        """Ask the store, which repeats what may be repeated. What is left stops the attempt: no error of the
+        store is one of the run, or reaches the pattern. A run whose command is refused is released."""
         if self._latch.reason is LatchReason.FENCED:
             raise RunLatched(LatchReason.FENCED)
         patience = asyncio.timeout(None)
@@ -262,8 +268,15 @@ class Ledger:
         except TimeoutError as error:  # by `_abandon`: redis-py's own are translated below
             raise RunLatched(LatchReason.FENCED) from error
         except RedisUnreachable as error:
-            self._latch.set(LatchReason.FENCED, detail=error.message)
-            raise RunLatched(LatchReason.FENCED) from error
+            stopped: OpenAgentsError = error
+        except passing:
+            raise
+        except Exception as error:  # a script or its answer is wrong: that is our bug
+            log.exception("run.store_failed", run_id=self.run_id)
+            stopped = RedisRefused(f"{type(error).__name__}: {error}")
+            stopped.__cause__ = error
+        self._latch.set(LatchReason.FENCED, error=stopped, detail=stopped.message)
+        raise RunLatched(LatchReason.FENCED) from stopped
 
     def _abandon(self) -> None:
         """Nothing may be written any more: nobody waits for a Redis that does not answer."""

@@ -6,10 +6,9 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
-from openagents_worker.errors import RedisUnreachable
+from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.models import RunResult, StopReason
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
@@ -79,7 +78,12 @@ class Runner:
             self._attempts[run_id] = attempt
             self._idle.clear()
             try:
-                return await attempt.carry()
+                carried = await attempt.carry()
+                if isinstance(attempt.latch.error, RedisRefused):  # it goes on from its last checkpoint
+                    error = attempt.latch.error
+                    log.error("run.write_refused", run_id=run_id, error=error.message, hint=error.hint)
+                    await self._give_back(run_id, lease, claimed)
+                return carried
             finally:
                 if self._attempts.get(run_id) is attempt:
                     del self._attempts[run_id]
@@ -109,11 +113,16 @@ class Runner:
 
     async def _give_back(self, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
         """Redis does not answer before the lease is over: then the run is reclaimed with it."""
-        with suppress(RedisUnreachable):
+        try:
             released = await self._store.run_until(
                 scripts.release(run_id=run_id, incarnation=lease.incarnation, fence=claimed.fence),
                 lambda: lease.remaining_s() <= 0,
             )
+        except RedisUnreachable as error:
+            log.warning(
+                "run.not_released", run_id=run_id, error=error.message, hint="the heartbeat releases it"
+            )
+        else:
             await self._send_wakes(released.wakes)
         return Carried(Outlook.NOTHING, "handover")
 

@@ -8,6 +8,7 @@ the last. Pub/sub promises nothing, and neither do inboxes: whoever hears of a l
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -119,15 +120,17 @@ async def _confirmed(cell: Cell, inbox: Inbox) -> None:
     inbox.check()
 
 
-_Place = tuple[asyncio.AbstractEventLoop, str]  # a loop, and the URL of a Redis
+_Place = tuple[int, asyncio.AbstractEventLoop, str]  # a process, a loop, and the URL of a Redis
 
 _connections: dict[_Place, _Connection] = {}
 
 
 def _connection(cell: Cell) -> _Connection:
     """The one of this loop to this Redis, made for its first listener."""
-    place = asyncio.get_running_loop(), cell.url
+    place = os.getpid(), asyncio.get_running_loop(), cell.url
     if place not in _connections:
+        for closed in [other for other in list(_connections) if other[1].is_closed()]:
+            _connections.pop(closed, None)  # its store closes what it has left
         _connections[place] = _Connection(cell, place)
     return _connections[place]
 
@@ -207,20 +210,20 @@ class _Connection:
             return  # the connection is about to end
         if gone := self._subscribed - wished:
             self._subscribed -= gone
-            await store.ask(lambda _: pubsub.unsubscribe(*gone))
+            await store.use(lambda _: pubsub.unsubscribe(*gone))
         if new := wished - self._subscribed:
             await self._subscribe(store, pubsub, *new)
 
     async def _subscribe(self, store: AsyncStore, pubsub: Any, *channels: str) -> None:
         self._subscribed.update(channels)
         self._unanswered.update(channels)
-        await store.ask(lambda _: pubsub.subscribe(*channels))
+        await store.use(lambda _: pubsub.subscribe(*channels))
 
     async def _hear(self, store: AsyncStore, pubsub: Any) -> None:
         burst, probing = 0, False
         while True:
             wait_s = PROBE_ANSWER_S if probing else PROBE_S
-            message = await store.ask(lambda _, s=wait_s: pubsub.get_message(timeout=s))  # type: ignore[misc]
+            message = await store.use(lambda _, s=wait_s: pubsub.get_message(timeout=s))  # type: ignore[misc]
             if message is None and probing:
                 raise _deaf(self._cell)
             probing = message is None

@@ -6,10 +6,10 @@ import asyncio
 import importlib.util
 import inspect
 import random
-import re
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+import weakref
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -21,11 +21,20 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from openagents_worker.addresses import REDIS_SCHEMES, Sentinels, is_by_sentinels
-from openagents_worker.errors import ConfigError, RedisUnreachable
+from openagents_worker.errors import ConfigError, RedisRefused, RedisUnreachable
+from openagents_worker.loops import PerLoop, at_fork
 from openagents_worker.redaction import safe_url
+from openagents_worker.store.failures import (
+    CONNECTION_LOST,
+    AnswerLost,
+    connection_broke,
+    not_sent,
+    refuses_now,
+    translating,
+)
 from openagents_worker.store.keeping import WAIT_FOR_DISK, WAIT_FOR_DISK_MS, Keeping, ask_keeping
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.lanes import Lanes
+from openagents_worker.store.lanes import Lanes, has_hung_up
 from openagents_worker.store.master import SENTINEL_TIMEOUT_S, AsyncMaster, AsyncToMaster, Master, ToMaster
 from openagents_worker.store.scripts import Call, Script
 
@@ -40,10 +49,6 @@ CONNECT_TIMEOUT_S = 1.5  # a closed or silent port is known in less than five se
 ANSWER_TIMEOUT_S = 2.0
 TURN_TIMEOUT_S = 10.0  # for a connection, where a thousand runs of one process may want one at once
 MAX_CONNECTIONS = 32  # Redis has one thread: more of them only cost their making
-
-
-class AnswerLost(RedisUnreachable):
-    """The command was sent and no answer came: it may have been carried out. Every script may be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,37 +70,29 @@ class Cell:
         return (self.events_maxlen, self.run_ttl_ms, self.session_ttl_ms)
 
 
-class _NotConnected(exceptions.ConnectionError):
-    """Connecting failed: the command was never sent."""
-
-
-_LOST = (exceptions.ConnectionError, exceptions.TimeoutError, OSError, asyncio.IncompleteReadError)
-# Redis is there but will not take the command now; nothing was written.
-_REFUSED = (
-    exceptions.BusyLoadingError,
-    exceptions.MasterDownError,
-    exceptions.OutOfMemoryError,
-    exceptions.ReadOnlyError,
-)
-# The same, where redis-py has no class for it: too few replicas, a disk that fails, a master that became a
-# replica while it was waited for. Redis 6 puts a script's in a sentence of its own.
-_REFUSAL = re.compile(r"(^|: -)(NOREPLICAS|MISCONF|MASTERDOWN|READONLY|UNBLOCKED)\b")
-
-
 # redis-py 7 and newer would look its own version up in the package's metadata for every connection it makes,
 # and tell it to the server in two commands more.
 _SAYS_LITTLE = {"driver_info": None} if importlib.util.find_spec("redis.driver_info") else {}
 
 
 def _telling(connection_class: Any) -> Any:
-    """The same connection class, which says when it was connecting that failed, and loses no cancellation."""
+    """The same connection class, which says when it was connecting that failed, and loses no cancellation.
+
+    It also knows which of its connections were `opened`; each pool has a class of its own.
+    """
+
+    opened_here: weakref.WeakSet[Any] = weakref.WeakSet()
 
     class AsyncTelling(connection_class):  # type: ignore[misc]  # a base known only at run time
+        opened = opened_here
         socket_timeout: float | None
 
         async def connect(self, *args: Any, **kwargs: Any) -> None:
-            with _connecting():
+            with not_sent():
+                if self.is_connected and has_hung_up(self):
+                    await self.disconnect(nowait=True)
                 await super().connect(*args, **kwargs)
+            self.opened.add(self)
 
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
             # redis-py sends through asyncio.wait_for, which below Python 3.12 can swallow a cancellation that
@@ -113,21 +110,14 @@ def _telling(connection_class: Any) -> Any:
                 self.socket_timeout = limit_s
 
     class Telling(connection_class):  # type: ignore[misc]
+        opened = opened_here
+
         def connect(self, *args: Any, **kwargs: Any) -> None:
-            with _connecting():
+            with not_sent():
                 super().connect(*args, **kwargs)
+            self.opened.add(self)
 
     return AsyncTelling if inspect.iscoroutinefunction(connection_class.connect) else Telling
-
-
-@contextmanager
-def _connecting() -> Iterator[None]:
-    try:
-        yield
-    except exceptions.AuthenticationError:
-        raise
-    except _LOST as error:
-        raise _NotConnected(str(error)) from error
 
 
 def _pool(
@@ -177,39 +167,12 @@ def _by_sentinels(pool_class: Any, sentinels: Sentinels, connect_timeout_s: floa
     }
 
 
-def _translated(error: Exception, cell: Cell) -> Exception:
-    where = safe_url(cell.url)
-    if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
-        return RedisUnreachable(
-            f"Redis at {where} refuses the login: {error}", hint="check OPENAGENTS_REDIS_URL"
-        )
-    if isinstance(error, _NotConnected):
-        return RedisUnreachable(
-            f"cannot reach Redis at {where}: {error}",
-            hint="is it running, and is OPENAGENTS_REDIS_URL right? `openagents-worker dev` starts one",
-        )
-    if refuses_now(error):
-        return RedisUnreachable(f"Redis at {where} takes no writes now: {error}")
-    if isinstance(error, _LOST):
-        return AnswerLost(f"Redis at {where} got a command and its answer was lost: {error}")
-    return error
-
-
-def refuses_now(error: Exception) -> bool:
-    """Whether this is the answer of a Redis that takes no command for a while, or is master no more."""
-    is_answer = isinstance(error, exceptions.ResponseError)
-    return isinstance(error, _REFUSED) or (is_answer and _REFUSAL.search(str(error)) is not None)
-
-
-@contextmanager
-def _translating(cell: Cell) -> Iterator[None]:
-    try:
-        yield
-    except _TRANSLATE as error:
-        translated = _translated(error, cell)
-        if translated is error:
-            raise
-        raise translated from error
+def _answers(answers: list[Any]) -> list[Any]:
+    """The answers of a pipeline; what a Redis that takes no command now refuses is no answer."""
+    for answer in answers:
+        if isinstance(answer, Exception) and refuses_now(answer):
+            raise answer
+    return answers
 
 
 def _known_on_disk(reply: Any, synced: Any, cell: Cell) -> Any:
@@ -222,9 +185,6 @@ def _known_on_disk(reply: Any, synced: Any, cell: Cell) -> Any:
             f"Redis at {safe_url(cell.url)} has the run, but not on disk within {WAIT_FOR_DISK_MS} ms"
         )
     return reply
-
-
-_TRANSLATE = (*_LOST, *_REFUSED, exceptions.AuthenticationError, exceptions.ResponseError)
 
 
 class Store:
@@ -250,11 +210,20 @@ class Store:
         )
         self.redis = redis.Redis(connection_pool=pool)
         self._keeping: Keeping | None = None
+        at_fork(self)
+
+    def start_afresh(self) -> None:
+        """Close what a child has inherited; its parent's connections stay open."""
+        pool: Any = self.redis.connection_pool
+        for connection in list(pool.connection_class.opened):
+            with suppress(Exception):
+                connection.disconnect()  # in another process than its own it only closes its socket
+        pool.reset()
 
     def run(self, call: Call[T]) -> T:
         """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` when it may have been carried out."""
         argv = call.argv(self.cell.common)
-        return call.parse(self.ask(lambda r: self._eval(r, call, argv)))
+        return call.parse(self.use(lambda r: self._eval(r, call, argv)))
 
     def _eval(self, client: Any, call: Call[Any], argv: list[Any]) -> Any:
         try:
@@ -275,7 +244,7 @@ class Store:
         if not self._keeping.can_wait_for_disk:
             return self.run(call)  # it has `appendfsync always`: the answer comes after the disk
         argv = call.argv(self.cell.common)
-        return call.parse(self.ask(lambda r: self._eval_on_disk(r, call.script, argv)))
+        return call.parse(self.use(lambda r: self._eval_on_disk(r, call.script, argv)))
 
     def _eval_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
         """Both commands on one connection: Redis waits for what this connection has seen."""
@@ -292,12 +261,25 @@ class Store:
     def keeping(self) -> Keeping:
         """What this Redis says of how it keeps what is written."""
         with self.redis.pipeline(transaction=False) as pipe:
-            return Keeping.of(self.ask(lambda _: ask_keeping(pipe).execute(raise_on_error=False)))
+            return Keeping.of(self.ask(lambda _: _answers(ask_keeping(pipe).execute(raise_on_error=False))))
 
     def ask(self, question: Callable[[Any], T]) -> T:
-        """Any read: `store.ask(lambda r: r.hgetall(key))`, errors translated."""
-        with _translating(self.cell):
-            return question(self.redis)
+        """Any read: `store.ask(lambda r: r.hgetall(key))`, errors translated.
+
+        It is asked again when its connection broke: a read changes nothing.
+        """
+        with translating(self.cell.url):
+            try:
+                return question(self.redis)
+            except CONNECTION_LOST as error:
+                if not connection_broke(error):
+                    raise
+                return question(self.redis)
+
+    def use(self, work: Callable[[Any], T]) -> T:
+        """Anything else with the client, once, errors translated."""
+        with translating(self.cell.url):
+            return work(self.redis)
 
     def carry_out(self, plan: Plan[T], other: Callable[[Any], object] | None = None) -> T:
         """Do what the plan says; a step that is neither a script nor a question is for `other`."""
@@ -325,8 +307,33 @@ class Reader(Protocol):
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T: ...
 
 
+class _OnLoop:
+    """What an async store has open on one event loop."""
+
+    def __init__(self, pool: Any, answer_timeout_s: float | None) -> None:
+        self.redis = redis_async.Redis(connection_pool=pool)
+        self.lanes = Lanes(pool, answer_timeout_s=answer_timeout_s)
+        self._pool = pool
+
+    async def close(self) -> None:
+        await self.lanes.close()
+        await self._pool.disconnect()
+
+    def transports(self) -> Iterable[Any]:
+        writers = [connection._writer for connection in self._pool.connection_class.opened]
+        return [writer.transport for writer in writers if writer is not None]
+
+    def forget(self) -> None:
+        for connection in list(self._pool.connection_class.opened):
+            connection._reader = connection._writer = None
+
+
 class AsyncStore:
-    """The store for asyncio. One per event loop."""
+    """The store for asyncio, for any event loop: each has connections of its own.
+
+    They are closed by `close` on that loop, when `asyncio.run` ends it, or, where it was closed by hand, when
+    anybody opens others.
+    """
 
     def __init__(
         self,
@@ -337,18 +344,35 @@ class AsyncStore:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.cell = cell
-        pool = _pool(
-            redis_async.BlockingConnectionPool,
-            cell,
-            AsyncRetry(NoBackoff(), 0),
-            max_connections=max_connections,
-            answer_timeout_s=answer_timeout_s,
-            turn_timeout_s=TURN_TIMEOUT_S,
-        )
-        self.redis = redis_async.Redis(connection_pool=pool)
-        self._lanes = Lanes(pool, answer_timeout_s=answer_timeout_s)
+        self._max_connections = max_connections
+        self._answer_timeout_s = answer_timeout_s
+        self._spare_pool: Any = self._make_pool()  # what is wrong with the URL is said now
+        self._on_loops: PerLoop[_OnLoop] = PerLoop(self._connect)
         self._keeping: Keeping | None = None
         self._sleep = sleep
+
+    def _make_pool(self) -> Any:
+        return _pool(
+            redis_async.BlockingConnectionPool,
+            self.cell,
+            AsyncRetry(NoBackoff(), 0),
+            max_connections=self._max_connections,
+            answer_timeout_s=self._answer_timeout_s,
+            turn_timeout_s=TURN_TIMEOUT_S,
+        )
+
+    def _connect(self) -> _OnLoop:
+        spare, self._spare_pool = self._spare_pool, None
+        return _OnLoop(spare or self._make_pool(), self._answer_timeout_s)
+
+    @property
+    def redis(self) -> redis_async.Redis:
+        """The client of the running loop."""
+        return self._on_loops.here().redis
+
+    @property
+    def _lanes(self) -> Lanes:
+        return self._on_loops.here().lanes
 
     @property
     def keys(self) -> Keys:
@@ -356,7 +380,7 @@ class AsyncStore:
 
     async def run(self, call: Call[T]) -> T:
         """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` when it may have been carried out."""
-        with _translating(self.cell):
+        with translating(self.cell.url):
             return call.parse(await self._eval(call.script, call.argv(self.cell.common)))
 
     async def run_until(self, call: Call[T], until: Callable[[], bool]) -> T:
@@ -372,6 +396,8 @@ class AsyncStore:
         while True:
             try:
                 return await work()
+            except RedisRefused:
+                raise  # it would be refused again
             except RedisUnreachable:
                 if until():
                     raise
@@ -383,7 +409,10 @@ class AsyncStore:
             return await self._lanes.ask("EVALSHA", script.sha, 1, self.cell.prefix, *argv)
         except exceptions.NoScriptError:
             await self._lanes.ask("SCRIPT", "LOAD", script.source)
+        try:
             return await self._lanes.ask("EVALSHA", script.sha, 1, self.cell.prefix, *argv)
+        except exceptions.NoScriptError:  # another Redis has become the master, or they were flushed again
+            return await self._lanes.ask("EVAL", script.source, 1, self.cell.prefix, *argv)
 
     async def run_on_disk(self, call: Call[T]) -> T:
         """Run a script once and wait until what it wrote is on disk; raises as `Store.run_on_disk` does."""
@@ -394,7 +423,7 @@ class AsyncStore:
         if not self._keeping.can_wait_for_disk:
             return await self.run(call)
         argv = call.argv(self.cell.common)
-        return call.parse(await self.ask(lambda r: self._eval_on_disk(r, call.script, argv)))
+        return call.parse(await self.use(lambda r: self._eval_on_disk(r, call.script, argv)))
 
     async def _eval_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
         # Not on a lane: it waits for the disk, and others would wait behind it.
@@ -411,12 +440,29 @@ class AsyncStore:
     async def keeping(self) -> Keeping:
         """What this Redis says of how it keeps what is written."""
         async with self.redis.pipeline(transaction=False) as pipe:
-            return Keeping.of(await self.ask(lambda _: ask_keeping(pipe).execute(raise_on_error=False)))
+
+            async def ask(_: Any) -> list[Any]:
+                return _answers(await ask_keeping(pipe).execute(raise_on_error=False))
+
+            return Keeping.of(await self.ask(ask))
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
-        """Any read: `await store.ask(lambda r: r.hgetall(key))`, errors translated."""
-        with _translating(self.cell):
-            return await question(self.redis)
+        """Any read: `await store.ask(lambda r: r.hgetall(key))`, errors translated.
+
+        It is asked again when its connection broke: a read changes nothing.
+        """
+        with translating(self.cell.url):
+            try:
+                return await question(self.redis)
+            except CONNECTION_LOST as error:
+                if not connection_broke(error):
+                    raise
+                return await question(self.redis)
+
+    async def use(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Anything else with the client, once, errors translated."""
+        with translating(self.cell.url):
+            return await work(self.redis)
 
     async def carry_out(self, plan: Plan[T], other: Callable[[Any], Awaitable[object]] | None = None) -> T:
         """Do what the plan says; a step that is neither a script nor a question is for `other`."""
@@ -430,9 +476,13 @@ class AsyncStore:
                     return value
                 answer = await _do(self, step, other)
 
+    def leave_closed_loops(self) -> None:
+        """Close what is left of loops that are closed."""
+        self._on_loops.leave_closed()
+
     async def close(self) -> None:
-        await self._lanes.close()
-        await self.redis.connection_pool.disconnect()
+        """Close the connections of the running loop, and what is left of loops that are closed."""
+        await self._on_loops.close()
 
 
 def _do(store: Store | AsyncStore, step: Any, other: Callable[[Any], Any] | None) -> Any:

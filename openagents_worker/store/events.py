@@ -266,12 +266,12 @@ def _listening(cell: Cell, channel: str) -> Iterator[Callable[[float], str | Non
     pubsub = own.redis.pubsub()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
 
     def next_message(timeout_s: float) -> str | None:
-        found = own.ask(lambda _: pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout_s))
+        found = own.use(lambda _: pubsub.get_message(ignore_subscribe_messages=True, timeout=timeout_s))
         return None if found is None else str(found["data"])
 
     try:
-        own.ask(lambda _: pubsub.subscribe(channel))
-        if own.ask(lambda _: pubsub.get_message(timeout=SUBSCRIBE_TIMEOUT_S)) is None:
+        own.use(lambda _: pubsub.subscribe(channel))
+        if own.use(lambda _: pubsub.get_message(timeout=SUBSCRIBE_TIMEOUT_S)) is None:
             raise _deaf(cell)
         yield next_message
     finally:
@@ -324,12 +324,12 @@ async def _ahead(store: AsyncStore, run_id: str) -> Head | None:
     return _head_of(run_id, await _ask(store, lambda r: r.hmget(store.keys("run", run_id), _HEAD_FIELDS)))
 
 
-_readers: WeakKeyDictionary[AsyncStore, asyncio.Semaphore] = WeakKeyDictionary()
+_readers: WeakKeyDictionary[Any, asyncio.Semaphore] = WeakKeyDictionary()  # by the client of a loop
 
 
 async def _ask(store: AsyncStore, question: Callable[[Any], Awaitable[T]]) -> T:
     """A read of a watcher. Only some are made at a time: a crowd would exhaust the store's connections."""
-    async with _readers.setdefault(store, asyncio.Semaphore(READERS)):
+    async with _readers.setdefault(store.redis, asyncio.Semaphore(READERS)):
         return await store.ask(question)
 
 

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import select
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import redis
 from redis import exceptions
 from redis.utils import HIREDIS_AVAILABLE
 
+from openagents_worker.store.failures import not_sent
+
 if HIREDIS_AVAILABLE:
     from hiredis import pack_command
 
-__all__ = ["Lanes"]
+__all__ = ["Lanes", "has_hung_up"]
 
 LANES = 2
 MOST_COMMANDS = 128  # of one pipeline: the first answer is not to wait for a thousand others
@@ -30,6 +32,7 @@ TRUSTED_S = 0.5  # a connection that was not used for longer is looked at by its
 HELD_S = 1.0  # then the pool may see that another Redis is the master now, however much there is to carry
 _FOR = () if tuple(map(int, redis.__version__.split(".")[:2])) >= (5, 3) else ("EVALSHA",)
 """What a pool wants to hear before it gives a connection; from redis-py 5.3 on, nothing."""
+HANGING_UP = sum(getattr(select, name, 0) for name in ("POLLRDHUP", "POLLHUP", "POLLERR"))
 SHUT = "the lane was closed before the answer came"
 
 Command = tuple[str | int, ...]
@@ -106,6 +109,8 @@ class Lanes:
         asked: deque[_Asked] = deque()
         loop = asyncio.get_running_loop()
         try:
+            if lane.connection is not None and has_hung_up(lane.connection):
+                await self._let_go(lane, broken=True)  # nothing was sent on it: another one may carry it all
             while self._waiting:
                 connection = await self._connection(lane, loop.time())
                 if not self._waiting:
@@ -144,7 +149,8 @@ class Lanes:
             await self._let_go(lane, broken=False)
         if lane.connection is None:
             lane.taken_s = now_s
-            lane.connection = await self._pool.get_connection(*_FOR)
+            with not_sent():
+                lane.connection = await self._pool.get_connection(*_FOR)
             lane.limit_s, lane.connection.socket_timeout = lane.connection.socket_timeout, None
         return lane.connection
 
@@ -198,15 +204,44 @@ async def _hand_out(connection: Any, asked: deque[_Asked]) -> None:
             answer, refused = await connection.read_response(), None
         except exceptions.ResponseError as error:
             answer, refused = None, error
+        except (exceptions.BusyLoadingError, exceptions.AuthenticationError) as error:
+            # An answer to one command as well; but redis-py closes the connection, and the others have none.
+            _tell(asked.popleft().answer, None, error)
+            raise exceptions.ConnectionError(SHUT) from error
         _tell(asked.popleft().answer, answer, refused)
 
 
-def _packed(connection: Any, asked: Sequence[_Asked]) -> list[bytes]:
-    """The commands as they go over the wire; hiredis writes them in a tenth of the time."""
-    if not HIREDIS_AVAILABLE:
-        return list(connection.pack_commands([one.command for one in asked]))
-    packed = [pack_command(one.command) for one in asked]  # type: ignore[arg-type]  # its stub means any length
+def _packed(connection: Any, asked: deque[_Asked]) -> list[bytes]:
+    """The commands as they go over the wire. One that cannot is none of the others': it leaves `asked`."""
+    packed: list[bytes] = []
+    for one in [asked.popleft() for _ in range(len(asked))]:
+        try:
+            if HIREDIS_AVAILABLE:  # it writes them in a tenth of the time
+                packed.append(pack_command(one.command))  # type: ignore[arg-type]  # its stub means any length
+            else:
+                packed += connection.pack_command(*one.command)
+        except Exception as error:  # noqa: BLE001  # half a character, a value that is no word: its caller's
+            _tell(one.answer, None, error)
+        else:
+            asked.append(one)
     return [b"".join(packed)]
+
+
+def has_hung_up(connection: Any) -> bool:
+    """Whether the other side has closed a connection of redis-py's.
+
+    The kernel is asked: the loop may not have run since, and would not know yet.
+    """
+    writer = connection._writer
+    socket = None if writer is None else writer.get_extra_info("socket")
+    if socket is None or not hasattr(select, "poll"):
+        return False
+    number = socket.fileno()
+    if number < 0:
+        return True
+    look = select.poll()
+    look.register(number, HANGING_UP)
+    return bool(look.poll(0))
 
 
 def _tell(answer: asyncio.Future[Any], value: Any, refused: Exception | None) -> None:

@@ -48,5 +48,5 @@ class Notices:
 
         while True:
             with contextlib.suppress(RedisUnreachable):
-                await self._store.ask(hear)
+                await self._store.use(hear)
             await asyncio.sleep(RETRY_S)

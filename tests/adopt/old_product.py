@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from celery import Celery, chain, current_app, group
@@ -70,6 +71,76 @@ async def submit_and_wait_on_a_loop() -> dict[str, Any]:
         "client": waited.final_output,
         "transcript": [message["role"] for message in conversation.transcript],
     }
+
+
+def use_loops_and_forks() -> dict[str, Any]:
+    """Loops that are closed by hand, connections that the server closes, and a child; one client for all."""
+    with Client() as killer:
+        client = AsyncClient()
+        ours = []
+        for n in range(10):
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(_submit_and_cancel(client, f"loop-{n}-{uuid.uuid4().hex}"))
+            loop.close()
+            ours.append(_ours(killer))
+        asyncio.run(_submit_and_cancel(client, f"loop-{uuid.uuid4().hex}"))
+        left = _ours(killer)
+        loop = asyncio.new_event_loop()
+        handle = loop.run_until_complete(client.submit(request()))
+        for _ in range(5):
+            _close_mine(killer)
+            loop.run_until_complete(handle.record())
+        child = os.fork()
+        if child == 0:
+            os._exit(
+                int(asyncio.run(_knows(client, handle.id)) and killer.record(handle.id).run_id == handle.id)
+            )
+        knows = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        loop.run_until_complete(handle.cancel())
+        loop.run_until_complete(client.close())
+        loop.close()
+    return {"most": max(ours), "left": left, "child_knows": knows}
+
+
+def _ours(client: Client) -> int:
+    """How many connections of this process Redis has, without the one that asks."""
+    return len(_mine(client)) - 1
+
+
+def _close_mine(client: Client) -> None:
+    """What a server does to connections that were idle for long; not to the one that asks."""
+    for one in _mine(client):
+        client.store.redis.client_kill_filter(_id=one["id"], skipme=True)
+
+
+def _mine(client: Client) -> list[dict[str, Any]]:
+    found = client.store.redis.client_list()
+    return [one for one in found if one["name"] == "openagents" and _is_mine(one["addr"])]
+
+
+def _is_mine(address: str) -> bool:
+    """Whether a connection's other end is a socket of this process."""
+    port = f":{int(address.rpartition(':')[2]):04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text("utf-8").splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(port)}
+    return any(_link(file) in sockets for file in Path("/proc/self/fd").iterdir())
+
+
+def _link(file: Path) -> str:
+    try:
+        return str(file.readlink())
+    except OSError:  # closed since
+        return ""
+
+
+async def _submit_and_cancel(client: AsyncClient, run_id: str) -> None:
+    handle = await client.submit(request(run_id=run_id))
+    await handle.record()
+    await handle.cancel()
+
+
+async def _knows(client: AsyncClient, run_id: str) -> bool:
+    return (await client.record(run_id)).run_id == run_id
 
 
 async def watch_in_numbers() -> dict[str, Any]:

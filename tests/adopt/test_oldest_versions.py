@@ -115,6 +115,16 @@ def test_the_same_on_an_event_loop(tell: Any) -> None:
     assert told["transcript"] == ["user", "assistant"]
 
 
+def test_loops_connections_and_forks_are_looked_after(tell: Any) -> None:
+    """What a loop that was closed by hand has left is found, what the server closed is not used, and a child
+    has connections of its own."""
+    told = tell("use_loops_and_forks")
+
+    assert told["most"] <= 3
+    assert told["left"] <= 1
+    assert told["child_knows"] == 1
+
+
 def test_the_same_by_way_of_a_sentinel(installation: Installation, tell: Any, tmp_path: Path) -> None:
     """redis-py 5 and kombu 5.4 ask for the master in their own ways, on a loop and without one."""
     redis = installation.stack.redis

@@ -132,6 +132,13 @@ def nobody_listens_where_redis_should_be(shop: Installation) -> Met:
         return raised(lambda: client.submit(GOOD))
 
 
+@provokes("redis.refused")
+def the_user_of_redis_may_run_no_script(shop: Installation) -> Met:
+    with EmbeddedRedis() as server, Client(server.url) as client:
+        client.store.redis.execute_command("ACL", "SETUSER", "default", "-@scripting")
+        return raised(lambda: client.submit(GOOD))
+
+
 @provokes("run.submit_unknown")
 def the_line_breaks_after_the_request_was_sent(shop: Installation) -> Met:
     with Proxy(shop.stack.redis_url) as proxy, Client(proxy.url) as client:

@@ -39,8 +39,9 @@ class Command:
     worker: str
 
 
-Verdict = Callable[[Command], Awaitable[bool]]
-"""Asked at a command; True: the command, or its answer, is lost and the connection is reset."""
+Verdict = Callable[[Command], Awaitable[bool | str]]
+"""Asked at a command; True: the command, or its answer, is lost and the connection is reset. A text, before
+a command, is the error that it is answered with; Redis does not see it."""
 
 
 async def _pass(_: Command) -> bool:
@@ -137,8 +138,11 @@ class Proxy:
             while True:
                 raw, words = await _command(reader)
                 command = self._counted(worker, words)
-                if command is not None and await self.before(command):
+                verdict = command is not None and await self.before(command)
+                if verdict is True:
                     return
+                if verdict:
+                    raw = _refusal(str(verdict))
                 asked.append(command)
                 to_redis.write(raw)
                 await to_redis.drain()
@@ -164,6 +168,14 @@ class Proxy:
             return None
         self.seen.append(Command(len(self.seen) + 1, name, worker))
         return self.seen[-1]
+
+
+def _refusal(error: str) -> bytes:
+    """A command that Redis answers with this error: so it comes at its place among the other answers."""
+    words = ["EVAL", "return redis.error_reply(ARGV[1])", "0", error]
+    return b"".join(
+        [b"*%d\r\n" % len(words), *(b"$%d\r\n%b\r\n" % (len(word), word.encode()) for word in words)]
+    )
 
 
 async def _reset(end: asyncio.StreamWriter) -> None:

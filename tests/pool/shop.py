@@ -6,6 +6,7 @@ Run by a worker of its own process: `celery -A tests.pool.shop worker`.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 import time
@@ -27,6 +28,7 @@ app.conf.update(
     task_ignore_result=False,
     worker_soft_shutdown_timeout=float(os.environ.get("SOFT_SHUTDOWN_S", "0")),
 )
+app.conf.broker_transport_options.update(json.loads(os.environ.get("SHOP_BROKER_OPTIONS", "{}")))
 tag_of_this: ContextVar[str] = ContextVar("tag_of_this", default="nobody's")
 
 

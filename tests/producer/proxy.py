@@ -25,6 +25,7 @@ class Proxy:
         self.lose_answer_to: Predicate = lambda _: False
         self.swallow: Predicate = lambda _: False
         self.lost = 0
+        self._silent: set[socket.socket] = set()
         self._lines: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
 
@@ -38,6 +39,10 @@ class Proxy:
             _cut(line)
         for thread in self._threads:
             thread.join(5)
+
+    def silence(self) -> None:
+        """From now on nothing passes on the lines that are open, and nobody is told; new ones work."""
+        self._silent.update(self._lines)
 
     def hang_up(self) -> None:
         """From now on nobody gets a new connection."""
@@ -58,6 +63,8 @@ class Proxy:
     def _requests(self, client: socket.socket, redis: socket.socket, losing: threading.Event) -> None:
         with suppress(OSError):
             while data := client.recv(65536):
+                if client in self._silent:
+                    continue
                 if self.lose_answer_to(data):
                     losing.set()
                 redis.sendall(data)
@@ -69,7 +76,7 @@ class Proxy:
                 if losing.is_set():
                     self.lost += 1
                     break
-                if not self.swallow(data):
+                if client not in self._silent and not self.swallow(data):
                     client.sendall(data)
         _cut(client)
 

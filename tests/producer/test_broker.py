@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 from kombu import Connection, Consumer, Queue
+from kombu.asynchronous import Hub
 
+from openagents_worker.producer import broker
 from openagents_worker.producer.broker import RUN_AGENT, TRANSPORTS
+from tests.producer.proxy import Proxy
+from tests.waiting import wait_for
 
 QUEUE = "agents"
 WAKE_UP = {"task": RUN_AGENT, "wake_us": "1", "id": "r1"}
@@ -157,3 +161,52 @@ def test_where_scripts_are_not_allowed_messages_are_taken_one_by_one(line: Conne
         assert take_with_room(line, 10, 10) == [["a"], ["b"]]
     finally:
         client.execute_command("ACL", "SETUSER", "default", "+@scripting")
+
+
+# --- a broker that says nothing --------------------------------------------------------------------------
+
+
+def test_a_command_to_a_silent_broker_ends_by_itself(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep a worker from taking messages for ever; the next command has another connection."""
+    monkeypatch.setattr(broker, "ANSWER_TIMEOUT_S", 0.2)
+    with Proxy(redis_url) as proxy, Connection(proxy.url, transport=TRANSPORTS["redis"]) as line:
+        publish(line, WAKE_UP)
+        proxy.silence()
+        with pytest.raises(line.connection_errors):
+            publish(line, WAKE_UP)
+        publish(line, WAKE_UP)
+    with Connection(redis_url, transport=TRANSPORTS["redis"]) as line:
+        assert waiting(line) == ["r1", "r1"]
+        line.default_channel.client.delete(QUEUE)
+
+
+def test_a_wait_for_a_message_that_outlives_its_own_limit_is_begun_anew(redis_url: str) -> None:
+    """Redis answers within a second that there is none; a connection that is silent for longer is dropped."""
+    options = {"health_check_interval": 1}
+    with (
+        Proxy(redis_url) as proxy,
+        Connection(redis_url) as sender,
+        Connection(proxy.url, transport=TRANSPORTS["redis"], transport_options=options) as line,
+    ):
+        taken: list[Any] = []
+        hub = Hub()
+        turns = hub.create_loop()
+        line.register_with_event_loop(hub)
+        with Consumer(
+            line.default_channel, [Queue(QUEUE)], callbacks=[lambda _, message: taken.append(message)]
+        ):
+
+            def takes(count: int) -> bool:
+                next(turns)
+                return len(taken) >= count
+
+            publish(sender, WAKE_UP)
+            wait_for(lambda: takes(1), "the first message is taken")
+            next(turns)  # it waits for the next
+            proxy.silence()
+            publish(sender, WAKE_UP)  # goes to the connection that is silent
+            publish(sender, WAKE_UP)
+            wait_for(lambda: takes(2), "the worker has connected again", timeout=30)
+        for message in taken:
+            message.ack()
+        hub.close()

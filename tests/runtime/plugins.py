@@ -258,3 +258,25 @@ class Outer(_Pattern):
         second = await self.context.llm_client.generate(messages=[{"role": "user", "content": "outside"}])
         await self.context.tools["charge"].invoke({"who": "last", "gate": "last"})
         return [first["said"], second.output_text]
+
+
+class Persistent(_Pattern):
+    """Notes each number that it comes to, and asks again whatever it is answered with an error."""
+
+    async def execute(self) -> Any:
+        for number in range(int(self.config["n"])):
+            LOG.append(("seen", number))
+            while True:
+                try:
+                    await self.context.tools["bulky"].invoke({"who": number, "gate": f"charge-{number}"})
+                    break
+                except Exception as error:
+                    LOG.append(("caught", type(error).__name__, str(error)))
+        return "done"
+
+
+class Bulky(Charge):
+    """Its results are long: a few of them are more than a page of a journal."""
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        return {**await super().invoke(params, context), "receipt": "x" * 90_000}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis import exceptions
 
-from openagents_worker.errors import RedisUnreachable
+from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.store import lanes as lanes_module
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Cell, Store
@@ -66,6 +66,29 @@ async def test_a_script_that_redis_does_not_know_is_loaded_once(redis_url: str) 
     await store.close()
 
 
+async def test_a_script_that_is_forgotten_again_at_once_is_sent_whole(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another server has become the master between two commands."""
+    store = AsyncStore(Cell(redis_url))
+    lanes = store._lanes
+    ask, asked = lanes.ask, []
+
+    async def forgetful(*command: str | int) -> Any:
+        asked.append(command[0])
+        answer = await ask(*command)
+        if command[:2] == ("SCRIPT", "LOAD"):
+            await ask("SCRIPT", "FLUSH")
+        return answer
+
+    monkeypatch.setattr(lanes, "ask", forgetful)
+    await ask("SCRIPT", "FLUSH")
+
+    assert await store.run(scripts.wake(limit=1)) == ((), 0)
+    assert asked == ["EVALSHA", "SCRIPT", "EVALSHA", "EVAL"]
+    await store.close()
+
+
 async def test_a_command_that_redis_refuses_harms_no_other(redis_url: str) -> None:
     """An error is the answer to one command only."""
     store = AsyncStore(Cell(redis_url))
@@ -77,6 +100,20 @@ async def test_a_command_that_redis_refuses_harms_no_other(redis_url: str) -> No
 
     assert (good, after) == ("a", "b")
     assert isinstance(bad, exceptions.ResponseError)
+    await store.close()
+
+
+async def test_what_cannot_be_sent_is_no_error_of_the_others(redis_url: str) -> None:
+    """Half a character in one run's command fails that command; those beside it in the pipeline go out."""
+    store = AsyncStore(Cell(redis_url))
+    lanes = store._lanes
+
+    before, bad, after = await asyncio.gather(
+        lanes.ask("ECHO", "a"), lanes.ask("ECHO", "\ud800"), lanes.ask("ECHO", "b"), return_exceptions=True
+    )
+
+    assert (before, after) == ("a", "b")
+    assert isinstance(bad, UnicodeEncodeError)
     await store.close()
 
 
@@ -165,13 +202,22 @@ async def test_a_redis_that_takes_no_writes_now_may_be_asked_again(lines: dict[s
         await answering.close()
 
 
-async def test_an_answer_that_will_not_change_is_raised_as_it_is(redis_url: str) -> None:
-    """A command that is wrong is no Redis that is away: it must not be repeated."""
-    store = AsyncStore(Cell(redis_url))
-    with pytest.raises(exceptions.ResponseError, match="unknown command") as caught:
-        await store.ask(lambda r: r.execute_command("NO-SUCH-COMMAND"))
-    assert caught.value.__cause__ is None
-    await store.close()
+async def test_an_answer_that_will_not_change_is_an_error_of_its_own(redis_url: str) -> None:
+    """A command that is wrong is no Redis that is away: it is not repeated, and its cause is kept."""
+    store, answering, asked = Store(Cell(redis_url)), AsyncStore(Cell(redis_url)), []
+
+    def ask(client: Any) -> Any:
+        asked.append(client)
+        return client.execute_command("NO-SUCH-COMMAND")
+
+    for work in (lambda: asyncio.to_thread(store.ask, ask), lambda: answering.ask_until(ask, lambda: False)):
+        with pytest.raises(RedisRefused, match="unknown command") as caught:
+            await work()
+        assert isinstance(caught.value.__cause__, exceptions.ResponseError)
+        assert not caught.value.retryable
+    assert len(asked) == 2
+    store.close()
+    await answering.close()
 
 
 async def test_the_time_to_get_a_connection_is_not_that_of_an_answer(

@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
@@ -29,6 +29,7 @@ from openagents_worker.errors import (
     ToolUnavailableError,
     ToolValidationError,
 )
+from openagents_worker.loops import PerLoop, http_transports
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 from openagents_worker.tools.builtin.clock import utc_now
 from openagents_worker.tools.typed import TypedTool
@@ -205,6 +206,22 @@ class HttpRequest(TypedTool):
         return self._client
 
 
+class _OnLoop:
+    """The connections of one event loop."""
+
+    def __init__(self, certificates: ssl.SSLContext) -> None:
+        self.http = httpx.AsyncHTTPTransport(verify=certificates)
+
+    async def close(self) -> None:
+        await self.http.aclose()
+
+    def transports(self) -> Iterator[Any]:
+        return http_transports(self.http)
+
+    def forget(self) -> None:
+        """Nobody asks for it any more."""
+
+
 class _Fence(httpx.AsyncBaseTransport):
     """Resolves, checks and then connects to exactly the address that was checked."""
 
@@ -218,19 +235,20 @@ class _Fence(httpx.AsyncBaseTransport):
         self._allow_hosts = None if allow_hosts is None else [host.lower() for host in allow_hosts]
         self._deny_private = deny_private
         self._tool_name = tool_name
-        self._inner = httpx.AsyncHTTPTransport(verify=certificates)
+        self._inner: PerLoop[_OnLoop] = PerLoop(lambda: _OnLoop(certificates))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         addresses = await self._addresses(request)
+        inner = self._inner.here().http
         for address in addresses[:-1]:
             try:
-                return await self._inner.handle_async_request(_pinned(request, address))
+                return await inner.handle_async_request(_pinned(request, address))
             except httpx.ConnectError:  # nothing was sent: the next address may be reachable
                 continue
-        return await self._inner.handle_async_request(_pinned(request, addresses[-1]))
+        return await inner.handle_async_request(_pinned(request, addresses[-1]))
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        await self._inner.close()
 
     async def _addresses(self, request: httpx.Request) -> list[str]:
         host = request.url.host.lower().rstrip(".")

@@ -10,9 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
+from openagents_worker.agents import LLMOptions
 from openagents_worker.llm.connections import IDLE_S, MAX_IDLE, Lanes
+from openagents_worker.llm.openai_compatible import OpenAICompatibleClient
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
-from tests.waiting import await_for
+from openagents_worker.tools.builtin.http import HttpRequest
+from tests.waiting import await_for, wait_for
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -122,3 +125,62 @@ async def test_an_address_in_no_proxy_is_reached_directly(environment: pytest.Mo
 
     async with ModelServer([]) as server, _http(server) as http:
         assert (await http.get(f"{server.url}/models")).status_code == 200
+
+
+# --- loops that end, servers that close ------------------------------------------------------------------
+
+
+def _model(server: ModelServer) -> Callable[[], Awaitable[Any]]:
+    client = OpenAICompatibleClient(
+        LLMOptions(provider="openai_compatible", api_base=server.url), api_key="k"
+    )
+    return lambda: client.generate(messages=BODY["messages"])
+
+
+def _tool(server: ModelServer) -> Callable[[], Awaitable[Any]]:
+    tool = HttpRequest({"deny_private_networks": False})
+    return lambda: tool.invoke({"url": f"{server.url}/models"}, None)
+
+
+@pytest.mark.parametrize("make", [_model, _tool])
+def test_one_client_serves_many_loops_and_leaves_nothing_on_those_that_are_closed(
+    make: Callable[[ModelServer], Callable[[], Awaitable[Any]]],
+) -> None:
+    """A loop that is closed by hand tells nobody: the next that opens a connection closes its."""
+    with ModelServer([{"text": "ok"}] * 40).serve_in_thread() as server:
+        ask, most = make(server), 0
+        for _ in range(20):
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(_await(ask()))
+            loop.run_until_complete(_await(ask()))
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+            most = max(most, server.open_connections)
+        asyncio.run(_await(ask()))
+
+        assert most <= 2
+        wait_for(lambda: server.open_connections == 0, "the last loop's connection is closed, too")
+        assert server.connections == 21
+
+
+@pytest.mark.parametrize("make", [_model, _tool])
+def test_a_connection_that_the_server_has_closed_meanwhile_is_not_used(
+    make: Callable[[ModelServer], Callable[[], Awaitable[Any]]],
+) -> None:
+    """Also where the loop has not run since, and has not heard of it."""
+    loop = asyncio.new_event_loop()
+    server = ModelServer([{"text": "ok"}] * 40)
+    with server.serve_in_thread():
+        ask = make(server)
+        loop.run_until_complete(_await(ask()))
+    with server.serve_in_thread():
+        loop.run_until_complete(_await(ask()))
+
+    assert server.connections == 2
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+async def _await(work: Awaitable[Any]) -> Any:
+    return await work

@@ -1,0 +1,149 @@
+"""Failures. The only place that says what an error of Redis, or of its client, means for a command.
+
+The command was never sent, or Redis takes it later and has written nothing, or nobody knows, because the
+answer was lost: in these cases it may be repeated, as every script may be. Or repeating it will not help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import assert_never
+
+from redis import exceptions
+
+from openagents_worker.errors import RedisRefused, RedisUnreachable
+from openagents_worker.redaction import safe_url
+
+__all__ = [
+    "CONNECTION_LOST",
+    "AnswerLost",
+    "Failure",
+    "NotSent",
+    "connection_broke",
+    "failure_of",
+    "not_sent",
+    "refuses_now",
+    "translating",
+]
+
+
+class AnswerLost(RedisUnreachable):
+    """The command was sent and no answer came: it may have been carried out. Every script may be repeated."""
+
+
+class Failure(StrEnum):
+    """What an error means for the command that met it."""
+
+    NOT_SENT = "not_sent"
+    LOGIN = "login"  # nothing was carried out: Redis wants other credentials first
+    LATER = "later"  # nothing was written: Redis is there, and takes the command in a while
+    LOST = "lost"  # it may have been carried out
+    FINAL = "final"  # repeating will not help
+
+
+class NotSent(exceptions.ConnectionError):
+    """There was no connection for the command."""
+
+
+CONNECTION_LOST = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.InvalidResponse,
+    OSError,
+    asyncio.IncompleteReadError,
+)
+_ERRORS = (*CONNECTION_LOST, exceptions.ResponseError)
+
+_LATER = (
+    exceptions.BusyLoadingError,
+    exceptions.ClusterDownError,  # MASTERDOWN is one, too
+    exceptions.ExecAbortError,
+    exceptions.OutOfMemoryError,
+    exceptions.ReadOnlyError,
+    exceptions.TryAgainError,
+)
+# The same where redis-py has no class for it. Redis 6 puts a script's error into a sentence of its own, and
+# redis-py puts a pipeline's into another.
+_LATER_CODE = re.compile(
+    r"(?:^|: -?)(?:BUSY|CLUSTERDOWN|EXECABORT|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN"
+    r"|UNBLOCKED)\b"
+)
+
+
+def failure_of(error: Exception) -> Failure:
+    """What an error that came out of redis-py means."""
+    if isinstance(error, NotSent):
+        return Failure.NOT_SENT
+    if isinstance(error, exceptions.AuthenticationError):
+        return Failure.LOGIN
+    if isinstance(error, _LATER):
+        return Failure.LATER
+    if isinstance(error, CONNECTION_LOST):
+        return Failure.LOST
+    is_later = isinstance(error, exceptions.ResponseError) and _LATER_CODE.search(str(error)) is not None
+    return Failure.LATER if is_later else Failure.FINAL
+
+
+def refuses_now(error: Exception) -> bool:
+    """Whether this is the answer of a Redis that takes no command for a while, or is master no more."""
+    return failure_of(error) is Failure.LATER
+
+
+def connection_broke(error: Exception) -> bool:
+    """Whether the connection ended under a command. One that is silent is another thing: it costs time."""
+    is_silent = isinstance(error, exceptions.TimeoutError | TimeoutError)
+    return failure_of(error) is Failure.LOST and not is_silent
+
+
+@contextmanager
+def not_sent() -> Iterator[None]:
+    """What fails in this block fails before a command is sent."""
+    try:
+        yield
+    except exceptions.AuthenticationError:
+        raise
+    except CONNECTION_LOST as error:
+        raise NotSent(str(error)) from error
+
+
+@contextmanager
+def translating(url: str) -> Iterator[None]:
+    """Errors of redis-py as errors of ours; `url` says which Redis it is. What is no error of Redis stays."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise _translated(error, safe_url(url)) from error
+
+
+def _translated(error: Exception, where: str) -> RedisUnreachable:
+    failure = failure_of(error)
+    match failure:
+        case Failure.NOT_SENT:
+            return RedisUnreachable(
+                f"cannot reach Redis at {where}: {error}",
+                hint="is it running, and is OPENAGENTS_REDIS_URL right? `openagents-worker dev` starts one",
+            )
+        case Failure.LOGIN:
+            return RedisUnreachable(
+                f"Redis at {where} refuses the login: {error}", hint="check OPENAGENTS_REDIS_URL"
+            )
+        case Failure.LATER:
+            return RedisUnreachable(f"Redis at {where} takes no writes now: {error}")
+        case Failure.LOST:
+            return AnswerLost(f"Redis at {where} got a command and its answer was lost: {error}")
+        case Failure.FINAL:
+            return RedisRefused(f"Redis at {where} refuses a command: {error}", hint=_hint(error))
+        case _:
+            assert_never(failure)
+
+
+def _hint(error: Exception) -> str:
+    if isinstance(error, exceptions.NoPermissionError):
+        return "the user of OPENAGENTS_REDIS_URL lacks a permission; ACL LOG says which"
+    if "WRONGTYPE" in str(error):
+        return "a key is not what it should be: does another program use the prefix OPENAGENTS_KEY_PREFIX?"
+    return "repeating will not help; please report it"

@@ -1,0 +1,91 @@
+"""What an error means: whether its command may be repeated, and what of it is known."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis import exceptions
+from redis._parsers.base import BaseParser
+
+from openagents_worker.errors import RedisRefused, RedisUnreachable
+from openagents_worker.store.failures import AnswerLost, Failure, NotSent, failure_of, not_sent, translating
+
+URL = "redis://:hush@redis.test:6379/0"
+
+ANSWERS = {
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.": Failure.LATER,
+    "LOADING Redis is loading the dataset in memory": Failure.LATER,
+    "READONLY You can't write against a read only replica.": Failure.LATER,
+    "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist": Failure.LATER,
+    "OOM command not allowed when used memory > 'maxmemory'.": Failure.LATER,
+    "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.": Failure.LATER,
+    "CLUSTERDOWN The cluster is down": Failure.LATER,
+    "TRYAGAIN Multiple keys request during rehashing of slot": Failure.LATER,
+    "NOREPLICAS Not enough good replicas to write.": Failure.LATER,
+    "EXECABORT Transaction discarded because of previous errors.": Failure.LATER,
+    "UNBLOCKED force unblock from blocking operation, instance state changed": Failure.LATER,
+    "ERR Error running script (call to f_1): @user_script:5: -OOM command not allowed": Failure.LATER,
+    "ERR Error running script (call to f_1): @user_script:5: -MISCONF Redis is configured": Failure.LATER,
+    "NOAUTH Authentication required.": Failure.LOGIN,
+    "WRONGPASS invalid username-password pair or user is disabled.": Failure.LOGIN,
+    "ERR max number of clients reached": Failure.LOST,  # unless it is said while connecting
+    "NOPERM this user has no permissions to run the 'evalsha' command": Failure.FINAL,
+    "WRONGTYPE Operation against a key holding the wrong kind of value": Failure.FINAL,
+    "MOVED 3999 127.0.0.1:6381": Failure.FINAL,
+    "CROSSSLOT Keys in request don't hash to the same slot": Failure.FINAL,
+    "ERR unknown command 'NOPE', with args beginning with: ": Failure.FINAL,
+    "ERR user_script:7: Script attempted to access nonexistent global variable 'BUSY'": Failure.FINAL,
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_every_answer_of_redis_is_of_one_kind(answer: str) -> None:
+    """By its code, wherever Redis or redis-py has put it."""
+    error = BaseParser.parse_error(answer)
+    assert failure_of(error) is ANSWERS[answer]
+    if type(error) is exceptions.ResponseError:
+        annotated = exceptions.ResponseError(f"Command # 2 (EVALSHA 1) of pipeline caused error: {error}")
+        assert failure_of(annotated) is ANSWERS[answer]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        exceptions.ConnectionError("Connection closed by server."),
+        exceptions.TimeoutError("Timeout reading from socket"),
+        exceptions.InvalidResponse("Protocol error"),
+        ConnectionResetError(),
+        TimeoutError(),
+        asyncio.IncompleteReadError(b"", 1),
+    ],
+    ids=repr,
+)
+def test_what_breaks_after_the_command_was_sent_leaves_it_unknown(error: Exception) -> None:
+    """What breaks before does not."""
+    assert failure_of(error) is Failure.LOST
+    with pytest.raises(AnswerLost), translating(URL):
+        raise error
+    with pytest.raises(NotSent), not_sent():
+        raise error
+    with pytest.raises(RedisUnreachable) as caught, translating(URL), not_sent():
+        raise error
+    assert type(caught.value) is RedisUnreachable
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_every_error_says_which_redis_and_why_and_no_password(answer: str) -> None:
+    """It is one of ours, and its cause is kept."""
+    error = BaseParser.parse_error(answer)
+    with pytest.raises(RedisUnreachable) as caught, translating(URL):
+        raise error
+    assert caught.value.__cause__ is error
+    assert "redis.test" in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert isinstance(caught.value, RedisRefused) is (ANSWERS[answer] is Failure.FINAL)
+
+
+def test_what_is_no_error_of_redis_stays_as_it_is() -> None:
+    """An argument that is no text is its caller's."""
+    with pytest.raises(UnicodeEncodeError), translating(URL):
+        "\ud800".encode()
