@@ -19,6 +19,7 @@ from openagents_worker.store.keys import encode_id, spec_of
 from openagents_worker.store.scripts import Wake, WriteAnswer
 from tests.properties.lab import Lab, View
 from tests.store.doors import PAGE_BYTES, call
+from tests.waiting import PATIENCE_S
 
 HOUR_MS = 3_600_000
 
@@ -456,12 +457,12 @@ def test_a_piece_of_a_reply_is_published_and_is_no_event(bench: Bench) -> None:
     before = bench.events()
     with bench.redis.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe(bench.store.keys.channel("a", "s1", "r1"))
-        ear.get_message(timeout=5)
+        ear.get_message(timeout=PATIENCE_S)
 
         piece = ["llm.delta", '{"call":"0.1","offset":0,"text":"4"}']
         assert bench.do("emit", fence=fence, events=piece) is WriteAnswer.OK
 
-        heard = json.loads(ear.get_message(timeout=5)["data"])
+        heard = json.loads(ear.get_message(timeout=PATIENCE_S)["data"])
     assert (heard["name"], heard["seq"], heard["payload"]["text"]) == ("llm.delta", None, "4")
     assert bench.events() == before
 
@@ -656,11 +657,11 @@ def test_the_worker_that_carries_a_run_is_told(bench: Bench) -> None:
     bench.claimed()
     with bench.redis.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe(bench.store.keys.notices("w1"))
-        ear.get_message(timeout=5)
+        ear.get_message(timeout=PATIENCE_S)
 
         assert [bench.do("cancel").answer for _ in range(2)] == ["REQUESTED", "REQUESTED"]
 
-        assert ear.get_message(timeout=5)["data"] == "r1"
+        assert ear.get_message(timeout=PATIENCE_S)["data"] == "r1"
     assert bench.do("renew").cancel_requested == {"r1"}
     assert bench.events().count("run.cancel_requested") == 1
 
