@@ -78,7 +78,7 @@ class Lines:
     def hang_up(self) -> None:
         """From now on nobody gets a new connection."""
         if threading.get_ident() == self._thread.ident:
-            self._close_servers()
+            self._stop_listening()
         else:
             self._there(self._hang_up())
 
@@ -91,20 +91,25 @@ class Lines:
         self._loop = asyncio.get_running_loop()
         self._started.set()
         await self._over.wait()
-        self._close_servers()
+        self._stop_listening()
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             for line in self._lines:
                 line.cancel()
             await asyncio.wait(others)  # also those in which the loop accepts a connection: it is a line next
             await asyncio.sleep(0)
+        for server in self._servers:
+            server.close()
         await asyncio.gather(*map(self._close, list(self._ends)))
 
     async def _hang_up(self) -> None:
-        self._close_servers()
+        self._stop_listening()
 
-    def _close_servers(self) -> None:
-        for server in self._servers:
-            server.close()
+    def _stop_listening(self) -> None:
+        """Refuse new connections. asyncio leaks those that it is accepting while a server is closed."""
+        for listening in [listening for server in self._servers for listening in server.sockets]:
+            self._loop.remove_reader(listening.fileno())
+            with suppress(OSError):  # it has been done before
+                listening.shutdown(socket.SHUT_RDWR)
 
     async def _listen(self, ways: tuple[PassOn, ...]) -> str:
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
