@@ -366,6 +366,54 @@ def test_claim_heals_a_session_whose_holder_is_gone(bench: Bench) -> None:
     assert bench.holder() == "r1"
 
 
+@pytest.fixture
+def orphaned(bench: Bench) -> Bench:
+    """r2 and r3 wait for r1, whose record is gone."""
+    for run_id in ("r1", "r2", "r3"):
+        bench.do("submit", run_id=run_id)
+    bench.lab.forget("r1")
+    return bench
+
+
+def test_a_session_whose_holder_has_no_record_goes_to_the_head_of_its_queue(orphaned: Bench) -> None:
+    """Not to whoever comes by: the runs of a session keep their order, and the head is to be woken."""
+    claimed = orphaned.do("claim", run_id="r3")
+
+    assert (claimed.answer, woken(claimed.wakes), orphaned.holder()) == ("WAITING", ["r2"], "r2")
+    assert orphaned.field("state", "r2") == "queued"
+    orphaned.claim("r2")
+
+
+def test_the_head_of_such_a_queue_takes_the_session_itself(orphaned: Bench) -> None:
+    """Its own claim is enough."""
+    orphaned.claim("r2")
+
+    assert orphaned.holder() == "r2"
+    assert orphaned.score("session_queue", "r2", "s1") is None
+
+
+def test_an_end_in_such_a_session_wakes_its_head(orphaned: Bench) -> None:
+    """Whatever script comes by repairs it."""
+    assert woken(orphaned.do("cancel", run_id="r3").wakes) == ["r2"]
+    assert orphaned.holder() == "r2"
+
+
+def test_the_last_end_in_such_a_session_lets_it_expire(orphaned: Bench) -> None:
+    """A holder without a record does not keep it for ever."""
+    orphaned.do("cancel", run_id="r2")
+    orphaned.do("cancel", run_id="r3")
+
+    assert orphaned.holder() is None
+    assert orphaned.redis.pttl(orphaned.store.keys("session", "s1")) > 0
+
+
+def test_a_holder_that_is_submitted_again_holds_its_session(orphaned: Bench) -> None:
+    """Its place was not lost with its record; it does not wait for itself."""
+    assert orphaned.do("submit", run_id="r1").state == "queued"
+    assert orphaned.holder() == "r1"
+    orphaned.claim("r1")
+
+
 # --- the first page of a journal -------------------------------------------------------------------------
 
 
