@@ -204,9 +204,9 @@ def prune(hand: Hand, **asked: Any) -> int:
     removed, name, kept = 0, "", 0
     while True:
         look = hand.store.run(scripts.prune(limit=asked.get("limit", 2), name=name, kept=kept))
+        removed, name, kept = removed + look.removed, look.name, look.kept
         if not look.looked:
             return removed
-        removed, name, kept = removed + look.removed, look.name, look.kept
 
 
 def test_what_has_expired_goes_out_of_the_lists(redis_url: str, client: Client) -> None:
