@@ -19,6 +19,12 @@ FOREIGN = {"task": RUN_AGENT, "id": "r2"}
 OTHER = {"task": "shop.send_mail", "id": "r3"}
 
 
+@pytest.fixture(autouse=True)
+def _whatever_comes_was_there_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine an answer takes longer than the moment by which that is told."""
+    monkeypatch.setattr(broker, "AT_ONCE_S", float("inf"))
+
+
 @pytest.fixture
 def line(redis_url: str) -> Iterator[Connection]:
     with Connection(redis_url, transport=TRANSPORTS["redis"]) as connection:
@@ -151,6 +157,14 @@ def test_garbage_among_what_is_taken_harms_no_other(line: Connection, garbage: s
 
     assert take_with_room(line, 10) == [["a", "b"]]
     assert in_redis(line) == []
+
+
+def test_what_had_to_be_waited_for_is_taken_alone(line: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is behind it as a rule: to ask for more would cost every lonely message a command."""
+    monkeypatch.setattr(broker, "AT_ONCE_S", 0.0)
+    publish(line, *some(WAKE_UP, "a", "b"))
+
+    assert take_with_room(line, 10, 10) == [["a"], ["b"]]
 
 
 def test_where_scripts_are_not_allowed_messages_are_taken_one_by_one(line: Connection) -> None:

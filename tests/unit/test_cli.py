@@ -53,7 +53,7 @@ def stack(env: dict[str, str]) -> Generator[Stack]:
 
 def command(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND, *arguments], env=env, capture_output=True, text=True, timeout=240, check=False
     )
 
 
