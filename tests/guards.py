@@ -36,15 +36,23 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
     """After a test's own fixtures are gone, and with them its loop: which rules did it break?"""
-    yield
-    _collect_what_the_test_left(item, nextitem)
-    allowed = item.get_closest_marker("allow_blocking")
-    assert allowed is None or allowed.kwargs.get("reason") or allowed.args, "allow_blocking needs a reason"
-    found = [*_broken, *(() if allowed else _blocked)]
-    _broken.clear()
-    _blocked.clear()
+    try:
+        yield
+    finally:  # also of a fixture that fails: the next test must not be blamed for it
+        found = _rules_broken(item, nextitem)
     if found:
         pytest.fail("\n".join(dict.fromkeys(found)), pytrace=False)
+
+
+def _rules_broken(item: pytest.Item, nextitem: pytest.Item | None) -> list[str]:
+    _collect_what_the_test_left(item, nextitem)
+    allowed = item.get_closest_marker("allow_blocking")
+    found = [*_broken, *(() if allowed else _blocked)]
+    if allowed is not None and not (allowed.kwargs.get("reason") or allowed.args):
+        found.append("allow_blocking needs a reason")
+    _broken.clear()
+    _blocked.clear()
+    return found
 
 
 @pytest.fixture(scope="session", autouse=True)
