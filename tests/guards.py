@@ -1,8 +1,8 @@
 """Guards. The only place for rules that every test obeys without naming them.
 
-No connection leaves this machine; no callback blocks an event loop; no task fails or vanishes unheard. What
-breaks a rule is noted where it happens, also in another thread, and fails the test once it is torn down, so
-that no `except` in between can hide it.
+No connection leaves this machine; no callback blocks an event loop; no task fails or vanishes unheard; what
+is opened is closed. What breaks a rule is noted where it happens, also in another thread, and fails the test
+once it is torn down, so that no `except` in between can hide it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import gc
 import ipaddress
 import logging
 import socket
+import sys
 import threading
 import time
-from collections.abc import Generator
-from pathlib import Path
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-MAX_BLOCK_S = 0.25  # at 500 runs a process, a quarter of a second is a pause that every one of them feels
+from tests.blocking import report_blocking_calls
+
+MAX_CPU_S = 0.25  # at 500 runs a process, a quarter of a second is a pause that every one of them feels
 
 _broken: list[str] = []
 _blocked: list[str] = []
@@ -31,17 +34,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
     """After a test's own fixtures are gone, and with them its loop: which rules did it break?"""
-    yield
-    gc.collect(1)  # a task that nobody holds says so when it is collected
-    allowed = item.get_closest_marker("allow_blocking")
-    assert allowed is None or allowed.kwargs.get("reason") or allowed.args, "allow_blocking needs a reason"
-    found = [*_broken, *(() if allowed else _blocked)]
-    _broken.clear()
-    _blocked.clear()
+    try:
+        yield
+    finally:  # also of a fixture that fails: the next test must not be blamed for it
+        found = _rules_broken(item, nextitem)
     if found:
         pytest.fail("\n".join(dict.fromkeys(found)), pytrace=False)
+
+
+def _rules_broken(item: pytest.Item, nextitem: pytest.Item | None) -> list[str]:
+    _collect_what_the_test_left(item, nextitem)
+    allowed = item.get_closest_marker("allow_blocking")
+    found = [*_broken, *(() if allowed else _blocked)]
+    if allowed is not None and not (allowed.kwargs.get("reason") or allowed.args):
+        found.append("allow_blocking needs a reason")
+    _broken.clear()
+    _blocked.clear()
+    return found
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -79,21 +90,36 @@ def _is_loopback(host: str) -> bool:
         return host in ("localhost", "")
 
 
-# --- no blocking call on a loop --------------------------------------------------------------------------
+# --- no callback blocks a loop ---------------------------------------------------------------------------
+#
+# Two rules, and neither looks at the time of day: what a callback computes is measured by the processor time
+# of its thread, and what it waits for is known by the call. So a machine that is busy with something else
+# makes no test fail.
+
+_thread = threading.local()
 
 
 def _guard_loops(patch: pytest.MonkeyPatch) -> None:
     original = asyncio.events.Handle._run
 
     def measured(self: asyncio.Handle) -> None:
-        name, began = _Name(self), time.monotonic()
-        waited = _waited_lately_s(began)
-        original(self)
-        blocked = time.monotonic() - began
-        if blocked > MAX_BLOCK_S and blocked - (_waited_s() - waited) > MAX_BLOCK_S:
-            _blocked.append(f"the event loop was blocked for {blocked * 1000:.0f} ms by {name}")
+        outer = getattr(_thread, "running", None)
+        name, began_s = _Name(self), time.thread_time()
+        _thread.running = name
+        try:
+            original(self)
+        finally:
+            _thread.running = outer
+            used_s = time.thread_time() - began_s
+        if used_s > MAX_CPU_S:
+            _blocked.append(f"the event loop was kept busy for {used_s * 1000:.0f} ms by {name}")
 
     patch.setattr(asyncio.events.Handle, "_run", measured)
+    report_blocking_calls(
+        patch,
+        lambda: getattr(_thread, "running", None) is not None,
+        lambda call: _blocked.append(f"the event loop was blocked by {call} in {_thread.running}"),
+    )
 
 
 class _Name:
@@ -110,25 +136,6 @@ class _Name:
         return getattr(self._callback, "__qualname__", repr(self._callback))
 
 
-_lately = threading.local()
-
-
-def _waited_lately_s(now: float) -> float:
-    """As `_waited_s`, at most 50 ms old: asking the kernel at every callback would slow the tests."""
-    if now - getattr(_lately, "asked", 0.0) > 0.05:
-        _lately.asked, _lately.waited = now, _waited_s()
-    waited: float = _lately.waited
-    return waited
-
-
-def _waited_s() -> float:
-    """How long this thread was ready but had no core, in its whole life: then nobody blocked its loop."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
-    except OSError:
-        return 0.0  # not Linux: a busy machine may look like a blocked loop there
-
-
 # --- no task fails or vanishes unheard -------------------------------------------------------------------
 
 
@@ -137,3 +144,36 @@ class _AsyncioEar(logging.Handler):
         text = record.getMessage()
         if "never retrieved" in text or "was destroyed" in text:
             _broken.append(f"asyncio: {text}")
+
+
+# --- what is opened is closed ----------------------------------------------------------------------------
+
+
+def _collect_what_the_test_left(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What a test leaves open warns when it is collected: here, so that no other test is blamed for it.
+
+    To collect everything after each test would take longer than most tests. So what survives one is frozen,
+    that is, left out of later collections, until the last test of its module.
+    """
+    getattr(item, "funcargs", {}).clear()  # pytest lets go of these after the teardown, which is too late
+    last_of_module = nextitem is None or nextitem.path != item.path
+    if last_of_module:
+        gc.unfreeze()
+    with _hearing_finalizers():
+        gc.collect()
+    gc.freeze()
+
+
+@contextmanager
+def _hearing_finalizers() -> Iterator[None]:
+    """Errors in finalizers, which are what `ResourceWarning`s are while warnings are errors."""
+
+    def hear(unraisable: sys.UnraisableHookArgs) -> None:
+        error = unraisable.exc_value or unraisable.exc_type.__name__
+        _broken.append(f"left to the garbage collector: {error!r} in {unraisable.object!r}")
+
+    before, sys.unraisablehook = sys.unraisablehook, hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

@@ -10,7 +10,7 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from openagents_worker.producer.task import AgentTask, ProducerTask
 from openagents_worker.store.keys import ttl_violations
 from openagents_worker.testing.model_server import FAULTS, ModelRequest, ModelServer
 from tests import diary
+from tests.waiting import await_for
 
 __all__ = ["Installation", "Model", "agent", "call", "installed", "story"]
 
@@ -73,6 +74,8 @@ class Model:
         self.server = ModelServer(self._reply, token_delay_ms=1)  # a long reply can be watched
         self._script = Script((), faults=FAULTS)
         self._tries: Counter[str] = Counter()
+        self.may_answer: Callable[[str], object] = lambda run_id: True
+        """Asked about a run before each reply to it, until it says so."""
 
     def will_say(self, *entries: dict[str, Any]) -> None:
         """From now on the n-th turn of every run is answered with the n-th of these replies.
@@ -89,8 +92,9 @@ class Model:
     def has_answered(self, request: Mapping[str, Any]) -> bool:
         return any(line["event"] == "answered" and line["id"] == request["id"] for line in self.server.log)
 
-    def _reply(self, asked: ModelRequest) -> Any:
+    async def _reply(self, asked: ModelRequest) -> Any:
         key = asked.headers["idempotency-key"]
+        await await_for(lambda: self.may_answer(key.partition(":")[0]), "the model may answer")
         entry: ScriptedReply | ScriptedFault | None = self._script.entry(asked.n, self._tries[key])
         self._tries[key] += isinstance(entry, ScriptedFault)
         return entry or {"error": "response", "message": f"nothing was scripted for turn {asked.n}"}

@@ -11,28 +11,33 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POLL_S = 0.01
+PATIENCE_S = 60.0  # a machine that is busy with something else takes its time; who waits in vain pays it once
 
 
-def wait_for(condition: Callable[[], T], what: str, timeout: float = 10) -> T:
+def wait_for(
+    condition: Callable[[], T], what: str, timeout: float = PATIENCE_S, *, poll_s: float = POLL_S
+) -> T:
     """The first true value of `condition()`; fails with `what` when none comes within `timeout` seconds."""
     assert not _on_a_loop(), "wait_for blocks the event loop; an async test awaits await_for"
-    deadline = time.monotonic() + timeout
+    deadline, late = time.monotonic() + timeout, False
     while not (value := condition()):
-        assert time.monotonic() < deadline, _failure(what, value, timeout)
-        time.sleep(POLL_S)
+        assert not late, _failure(what, value, timeout)
+        late = time.monotonic() >= deadline  # asked once more after it: this process may have stood still
+        time.sleep(poll_s)
     return value
 
 
-async def await_for(condition: Callable[[], T | Awaitable[T]], what: str, timeout: float = 10) -> T:
+async def await_for(condition: Callable[[], T | Awaitable[T]], what: str, timeout: float = PATIENCE_S) -> T:
     """As `wait_for`, for async tests; `condition` may be async itself."""
-    deadline = time.monotonic() + timeout
+    deadline, late = time.monotonic() + timeout, False
     while True:
         value = condition()
         if inspect.isawaitable(value):
             value = await value
         if value:
             return value
-        assert time.monotonic() < deadline, _failure(what, value, timeout)
+        assert not late, _failure(what, value, timeout)
+        late = time.monotonic() >= deadline  # as above
         await asyncio.sleep(POLL_S)
 
 

@@ -131,7 +131,7 @@ KEYS = (
         "zset",
         "run -> when it was accepted, ms: `all`, `agent=…`, `session=…`, `tenant=…`, `label=name=value`; in "
         "`sessions` session -> when its last run took its place",
-        "permanent; prune and delete_session empty it",
+        "permanent; submit, prune and delete_session take out of it",
     ),
     KeySpec(
         "indexes",

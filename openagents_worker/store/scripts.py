@@ -449,6 +449,8 @@ def claim(
         return Claimed(answer, wakes=_wakes(reply[1]), life=int(reply[2]))
     if answer is ClaimAnswer.DONE:
         return Claimed(answer, state=reply[1], life=int(reply[2]), untold=reply[3])
+    if answer is ClaimAnswer.WAITING:
+        return Claimed(answer, wakes=_wakes(reply[1]))
     if answer is not ClaimAnswer.CLAIMED:
         return Claimed(answer, state=str(reply[1]) if len(reply) > 1 else "")
     _, fence, fields, facts, length, page, session = reply

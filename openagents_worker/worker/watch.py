@@ -79,6 +79,7 @@ class Watch:
         accuse: Callable[[str], object] = lambda run_id: None,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.process_time,
+        pause: Callable[[threading.Event, float], bool] = threading.Event.wait,
         loop_waited_s: Callable[[], float] = lambda: 0.0,
         is_busy: Callable[[], bool] = lambda: True,
         began: threading.Event | None = None,
@@ -96,6 +97,7 @@ class Watch:
         self._accuse = accuse
         self._clock = clock
         self._cpu_clock = cpu_clock
+        self._pause = pause
         self._loop_waited_s = loop_waited_s
         self._is_busy = is_busy
         self._began = began or threading.Event()
@@ -137,10 +139,10 @@ class Watch:
     def _tick(self) -> float | None:
         """Wait until it is time to look; returns how long that was to be, None when the watch is to end."""
         if self._is_busy():
-            return None if self._stopping.wait(self._tick_s) else self._tick_s
+            return None if self._pause(self._stopping, self._tick_s) else self._tick_s
         self._began.clear()
         if not self._is_busy():
-            self._began.wait(IDLE_TICK_S)
+            self._pause(self._began, IDLE_TICK_S)
         return None if self._stopping.is_set() else IDLE_TICK_S
 
     # --- the lease ---------------------------------------------------------------------------------------

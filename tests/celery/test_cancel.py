@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -164,18 +163,28 @@ def test_flowers_terminate_cancels(shop: Shop, flower: str) -> None:
     wait_for(lambda: state_in_flower(flower, handle) == "REVOKED", "its row is REVOKED", timeout=PATIENCE_S)
 
 
+@pytest.fixture(scope="module")
+def shop_of_rare_heartbeats(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
+    """Its worker beats once a minute, which is longer than any of these tests waits."""
+    with open_shop(tmp_path_factory.mktemp("rare"), OPENAGENTS_LEASE_MS="180000") as shop:
+        yield shop
+
+
 @pytest.mark.parametrize("cancel", [by_handle, by_revoke, by_group], ids=lambda way: way.__name__)
-def test_a_running_model_call_is_cut_off_within_a_second(shop: Shop, cancel: Cancel) -> None:
-    """Seen from the model's server: whoever asked is gone."""
+def test_a_running_model_call_is_cut_off_before_the_next_heartbeat(
+    shop_of_rare_heartbeats: Shop, cancel: Cancel
+) -> None:
+    """Seen from the model's server: whoever asked is gone. The worker is told, and does not find out."""
+    shop = shop_of_rare_heartbeats
     handle = in_a_model_call(shop)
 
-    began = time.time()
     cancel(shop, handle)
 
-    gone = wait_for(
-        lambda: [line for line in shop.asked(handle.id) if line["event"] == "answered"], "the client is gone"
+    wait_for(
+        lambda: [line for line in shop.asked(handle.id) if line["event"] == "answered"],
+        "the client is gone",
+        timeout=PATIENCE_S,
     )
-    assert gone[0]["at"] - began < 1
 
 
 def test_a_waiting_run_that_is_cancelled_is_revoked_in_flower(shop: Shop, flower: str) -> None:
@@ -194,17 +203,16 @@ def test_a_run_that_is_cancelled_as_it_is_put_aside_is_revoked_in_flower(shop: S
     handles = []
     for _ in range(8):
         handle = shop.run_agent.delay(shop.request("later ok"))
-        while handle.record().state is not RunState.RETRYING:
-            time.sleep(0.001)
+        wait_for(lambda run=handle: run.record().state is RunState.RETRYING, "it is put aside", poll_s=0.001)
         handle.cancel()
         handles.append(handle)
-
-    time.sleep(1)  # everything was heard
+    last = shop.run_agent.delay(shop.request("ok"))
+    wait_for(lambda: state_in_flower(flower, last) == "SUCCESS", "all that came before it was heard")
 
     def rows() -> set[str | None]:
         return {state_in_flower(flower, handle) for handle in handles}
 
-    wait_for(lambda: rows() == {"REVOKED"}, "all rows are REVOKED", timeout=5)
+    wait_for(lambda: rows() == {"REVOKED"}, "all rows are REVOKED")
 
 
 def state_in_flower(flower: str, handle: RunHandle[Any]) -> str | None:
@@ -219,7 +227,9 @@ def test_a_run_is_not_remembered_as_revoked_and_can_be_resumed(shop: Shop) -> No
     shop.app.control.revoke([handle.id, other.id], terminate=True)
     handle.wait(PATIENCE_S)
 
-    remembered = wait_for(shop.app.control.inspect(timeout=5).revoked, "a worker answers", timeout=PATIENCE_S)
+    remembered = wait_for(
+        shop.app.control.inspect(timeout=PATIENCE_S, limit=1).revoked, "a worker answers", timeout=PATIENCE_S
+    )
     checkpoint = f"{handle.id}:step:{handle.record().steps}"
     fields = {"agent_id": "clerk", "session_id": handle.record().session_id, "input_text": ""}
     again = shop.run_agent.delay({**fields, "resume_from_checkpoint": checkpoint})

@@ -36,7 +36,7 @@ def is_healthy(service: str, env: Mapping[str, str]) -> bool:
     kind, *test = SERVICES[service]["healthcheck"]["test"]
     if kind == "CMD-SHELL":
         test = ["sh", "-c", test[0].replace("$$", "$")]
-    check = subprocess.run(test, cwd=ROOT, env=env, capture_output=True, timeout=60)
+    check = subprocess.run(test, cwd=ROOT, env=env, capture_output=True, timeout=240)
     return check.returncode == 0
 
 
@@ -105,7 +105,9 @@ def test_flower_becomes_healthy(flower: Flower, env: dict[str, str]) -> None:
 
 def test_the_producer_gets_its_answer(worker: Running, env: dict[str, str]) -> None:
     """`docker compose run --rm producer`: the agent `echo` needs no key of a model."""
-    ended = subprocess.run(command("producer"), cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        command("producer"), cwd=ROOT, env=env, capture_output=True, text=True, timeout=200
+    )
 
     assert (ended.returncode, ended.stdout) == (0, "Echo: Hello from compose (history=0)\n")
 

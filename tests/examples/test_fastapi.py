@@ -40,6 +40,10 @@ class Product:
         assert response.status_code == 202, response.text
         return str(response.json()["run_id"])
 
+    def is_watched(self, run_id: str) -> bool:
+        redis = self.installation.client.store.redis
+        return bool(redis.pubsub_channels(f"oa:events:*:{run_id}"))
+
     def stream(self, run_id: str, last_event_id: str | None = None) -> Iterator[dict[str, str]]:
         """The frames of the run, each by its fields; closing the iterator cuts the line."""
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
@@ -97,9 +101,13 @@ def events(frames: list[dict[str, str]]) -> list[RunEvent]:
     return [RunEvent.from_json(frame["data"]) for frame in frames if frame["event"] != "end"]
 
 
-def test_a_page_follows_a_run_from_question_to_answer(product: Product) -> None:
+def test_a_page_follows_a_run_from_question_to_answer(
+    product: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tools with what they were asked and said, the answer word by word, and the end."""
     product.installation.model.will_say(*REPLIES)
+    # What is live only is seen by who is there.
+    monkeypatch.setattr(product.installation.model, "may_answer", product.is_watched)
     screen = Screen()
 
     frames = list(product.stream(product.ask()))

@@ -6,17 +6,14 @@ Every worker has a line of its own, so a command says which process sent it.
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
-from urllib.parse import urlsplit
+from functools import partial
+from weakref import WeakKeyDictionary
 
 from openagents_worker.store import scripts
+from tests.proxy import Line, Lines
 
 __all__ = ["Command", "Proxy", "Verdict", "value_of"]
 
@@ -48,116 +45,57 @@ async def _pass(_: Command) -> bool:
     return False
 
 
-class Proxy:
-    """Lines from workers to one Redis, on a loop in a thread of its own.
+class Proxy(Lines):
+    """Lines from workers to one Redis.
 
     `before` is asked when a command has arrived here, `after` when Redis has answered it.
     """
 
+    resets = True
+
     def __init__(self, redis_url: str) -> None:
-        parts = urlsplit(redis_url)
-        self._redis = (parts.hostname or "", parts.port or 0)
+        super().__init__(redis_url)
         self.before: Verdict = _pass
         self.after: Verdict = _pass
         self.seen: list[Command] = []
         self.left_out: dict[str, int] = {}
         """Commands that are not of a run, by name."""
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._main, name="proxy")
-        self._servers: list[asyncio.Server] = []
-        self._lines: set[asyncio.Task[None]] = set()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._asked: WeakKeyDictionary[asyncio.StreamReader, deque[Command | None]] = WeakKeyDictionary()
 
     def url_of(self, worker: str) -> str:
-        """A new line for this worker."""
-        return asyncio.run_coroutine_threadsafe(self._listen(worker), self._loop).result()
+        """A new port for this worker."""
+        return self.listen(partial(self._commands, worker), self._answers)
 
     def count(self, *, before: Verdict = _pass, after: Verdict = _pass) -> None:
         """Count from 1 again, and ask these."""
         self.seen, self.left_out = [], {}
         self.before, self.after = before, after
 
-    def _main(self) -> None:
-        self._loop.run_forever()
-        self._loop.close()
-
-    async def _close(self) -> None:
-        for server in self._servers:
-            server.close()
-        for line in self._lines:
-            line.cancel()
-        await asyncio.gather(
-            *self._lines, *(server.wait_closed() for server in self._servers), return_exceptions=True
-        )
-
-    async def _listen(self, worker: str) -> str:
-        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.create_task(self._line(worker, reader, writer), name=f"line of {worker}")
-            self._lines.add(task)
-            task.add_done_callback(self._lines.discard)
-
-        server = await asyncio.start_server(connected, "127.0.0.1", 0)
-        self._servers.append(server)
-        return f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
-
     # --- one connection ----------------------------------------------------------------------------------
 
-    async def _line(self, worker: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ends = [writer]
-        ways: list[asyncio.Task[None]] = []
-        try:
-            from_redis, to_redis = await asyncio.open_connection(*self._redis)
-            ends.append(to_redis)
-            asked: deque[Command | None] = deque()
-            ways.append(asyncio.create_task(self._commands(worker, asked, reader, to_redis)))
-            ways.append(asyncio.create_task(self._answers(asked, from_redis, writer)))
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        except OSError:
-            pass  # Redis is gone: so is this line
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, *map(_reset, ends), return_exceptions=True)
+    async def _commands(self, worker: str, line: Line) -> None:
+        asked = self._asked.setdefault(line.from_redis, deque())
+        while True:
+            raw, words = await _command(line.from_client)
+            command = self._counted(worker, words)
+            verdict = command is not None and await self.before(command)
+            if verdict is True:
+                return
+            if verdict:
+                raw = _refusal(str(verdict))
+            asked.append(command)
+            line.to_redis.write(raw)
+            await line.to_redis.drain()
 
-    async def _commands(
-        self,
-        worker: str,
-        asked: deque[Command | None],
-        reader: asyncio.StreamReader,
-        to_redis: asyncio.StreamWriter,
-    ) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            while True:
-                raw, words = await _command(reader)
-                command = self._counted(worker, words)
-                verdict = command is not None and await self.before(command)
-                if verdict is True:
-                    return
-                if verdict:
-                    raw = _refusal(str(verdict))
-                asked.append(command)
-                to_redis.write(raw)
-                await to_redis.drain()
-
-    async def _answers(
-        self, asked: deque[Command | None], from_redis: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            while True:
-                raw = await value_of(from_redis)
-                command = asked.popleft() if asked else None  # a published message answers nothing
-                if command is not None and await self.after(command):
-                    return
-                writer.write(raw)
-                await writer.drain()
+    async def _answers(self, line: Line) -> None:
+        asked = self._asked.setdefault(line.from_redis, deque())
+        while True:
+            raw = await value_of(line.from_redis)
+            command = asked.popleft() if asked else None  # a published message answers nothing
+            if command is not None and await self.after(command):
+                return
+            line.to_client.write(raw)
+            await line.to_client.drain()
 
     def _counted(self, worker: str, words: list[bytes]) -> Command | None:
         name = words[0].decode().lower()
@@ -176,14 +114,6 @@ def _refusal(error: str) -> bytes:
     return b"".join(
         [b"*%d\r\n" % len(words), *(b"$%d\r\n%b\r\n" % (len(word), word.encode()) for word in words)]
     )
-
-
-async def _reset(end: asyncio.StreamWriter) -> None:
-    """Close with RST: whoever reads there gets an error and no end of file."""
-    with suppress(OSError):
-        end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        end.close()
-        await end.wait_closed()
 
 
 # --- RESP ------------------------------------------------------------------------------------------------

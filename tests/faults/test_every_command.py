@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ class Breaks:
                 return False
             met.append(command)
             if fault != "answer lost":
-                self.world.kill(self.world.worker(command.worker))
+                await asyncio.to_thread(self.world.kill, self.world.worker(command.worker))
             return True
 
         self.proxy.count(**{"before" if fault == "killed before" else "after": strike})

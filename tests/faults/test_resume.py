@@ -154,8 +154,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_runs_over_at_once(make_world: M
         assert world.wait(run_id).final_output == "done after 8"
 
     taken = [
-        next(e["at"] for e in world.entries(run_id) if e["at"] > told and e["pid"] != leaving.process.pid)
-        - told
+        next(e["at"] for e in world.entries(run_id) if e["pid"] != leaving.process.pid) - told
         for run_id in its_runs
     ]
     calls = [call for run_id in run_ids for call in world.calls(run_id)]
@@ -169,10 +168,11 @@ def test_a_worker_that_is_told_to_stop_hands_its_runs_over_at_once(make_world: M
             }
         ],
     )
-    assert max(taken) < world.lease_s / 4
     assert len(calls) == len(set(calls))
     for run_id in its_runs:
-        assert "run.handed_over" in [event.name for event in world.assert_told_once(run_id)]
+        names = [event.name for event in world.assert_told_once(run_id)]
+        assert "run.handed_over" in names
+        assert "run.recovered" not in names, "nobody has waited for the end of a lease"
 
 
 def _at_work(world: World, pid: int) -> list[str]:

@@ -130,9 +130,11 @@ async def orders(self: Task, tag: str) -> str:
 
 
 @app.task(bind=True)
-def blocks(self: Task, seconds: float) -> dict[str, str]:
-    """Not async: it may block, and nobody else is held up."""
-    time.sleep(seconds)
+def blocks(self: Task, until: str) -> dict[str, str]:
+    """Not async: it may block, and nobody else is held up. It ends once something is noted as `until`."""
+    with redis.Redis.from_url(app.conf.broker_url) as client:
+        while not client.exists(f"{NOTES}:{until}"):
+            time.sleep(0.01)
     return {"id": self.request.id, "thread": threading.current_thread().name}
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Generator
 
 import pytest
 
 from openagents_worker.tools.offload import DaemonThreads
 from openagents_worker.worker.bridge import LoopThread, SyncBody, carried, in_thread
+from tests.waiting import PATIENCE_S, await_for
 
 
 @pytest.fixture
@@ -24,9 +24,17 @@ def loop_thread() -> Generator[LoopThread]:
 def test_bodies_that_wait_take_turns_on_one_thread(loop_thread: LoopThread) -> None:
     """A hundred of them wait at the same time, and no thread is added."""
     threads = threading.active_count()
+    waiting, all_wait = 0, asyncio.Event()
+
+    async def wait_for_the_others() -> None:
+        nonlocal waiting
+        waiting += 1
+        if waiting == 100:
+            all_wait.set()
+        await all_wait.wait()
 
     def body() -> int:
-        loop_thread.run(asyncio.sleep(0.2))
+        loop_thread.run(wait_for_the_others())
         return threading.get_ident()
 
     async def all_of_them() -> list[int]:
@@ -36,11 +44,9 @@ def test_bodies_that_wait_take_turns_on_one_thread(loop_thread: LoopThread) -> N
 
         return await asyncio.gather(*(one() for _ in range(100)))
 
-    began = time.monotonic()
     idents = loop_thread.run(all_of_them())
 
     assert set(idents) == {loop_thread.thread_id}
-    assert time.monotonic() - began < 5
     assert threading.active_count() == threads
 
 
@@ -50,9 +56,15 @@ def test_a_body_meets_a_limit_by_its_name(loop_thread: LoopThread) -> None:
     class Limit(Exception):
         pass
 
+    begun = asyncio.Event()
+
+    async def wait_for_ever() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
     def body() -> str:
         try:
-            loop_thread.run(asyncio.sleep(60))
+            loop_thread.run(wait_for_ever())
         except Limit:
             loop_thread.run(asyncio.sleep(0))  # it may still wait, to tidy up
         return "tidied up"
@@ -64,7 +76,7 @@ def test_a_body_meets_a_limit_by_its_name(loop_thread: LoopThread) -> None:
             return await carried(sync_body)
 
         task = asyncio.create_task(one())
-        await asyncio.sleep(0.01)
+        await begun.wait()
         sync_body.interruption = Limit()
         task.cancel()
         return await task
@@ -75,9 +87,11 @@ def test_a_body_meets_a_limit_by_its_name(loop_thread: LoopThread) -> None:
 def test_a_blocking_call_in_a_body_blocks_a_thread(loop_thread: LoopThread) -> None:
     """And is not left half done when the body is cancelled meanwhile."""
     blocking, done = DaemonThreads(1, name="test-blocking"), []
+    begun, may_end = threading.Event(), threading.Event()
 
     def store() -> None:
-        time.sleep(0.3)
+        begun.set()
+        may_end.wait(PATIENCE_S)
         done.append(threading.current_thread().name)
 
     async def cancelled() -> None:
@@ -85,8 +99,11 @@ def test_a_blocking_call_in_a_body_blocks_a_thread(loop_thread: LoopThread) -> N
             await carried(SyncBody(in_thread(store, blocking)))
 
         task = asyncio.create_task(one())
-        await asyncio.sleep(0.05)
+        await await_for(begun.is_set, "the thread is blocked")
         task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        may_end.set()
         with pytest.raises(asyncio.CancelledError):
             await task
 

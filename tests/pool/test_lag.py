@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -13,8 +14,8 @@ from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.lease import WorkerLease, boot_clock
-from openagents_worker.worker.watch import Watch
-from tests.waiting import wait_for
+from openagents_worker.worker.watch import BLOCKED_S, TICK_S, Watch
+from tests.waiting import PATIENCE_S, wait_for
 from tests.worker.carrier import NotingCarrier
 
 CALL = CallInfo("r1", "3", "r1:u:3", 0, kind="tool", name="greedy")
@@ -46,18 +47,23 @@ def carrier() -> NotedCarrier:
 
 @pytest.fixture
 def watch(loop_thread: LoopThread, carrier: NotedCarrier) -> Generator[Watch]:
-    limits = TimeLimits.of(lease_ms=60_000, heartbeat_ms=15_000)
-    lease = WorkerLease("w:1", limits=limits, sent_s=boot_clock())
-    watch = Watch(
+    watch = made_watch(loop_thread, carrier, loop_waited_s=loop_thread.waited_s)
+    watch.start()
+    yield watch
+    watch.stop()
+
+
+def made_watch(loop_thread: LoopThread, carrier: NotedCarrier, **how: Any) -> Watch:
+    lease = WorkerLease(
+        "w:1", limits=TimeLimits.of(lease_ms=60_000, heartbeat_ms=15_000), sent_s=boot_clock()
+    )
+    return Watch(
         loop=loop_thread.loop,
         loop_thread_id=lambda: loop_thread.thread_id,
         lease=lambda: lease,
         carrier=carrier,
-        loop_waited_s=loop_thread.waited_s,
+        **how,
     )
-    watch.start()
-    yield watch
-    watch.stop()
 
 
 async def blocking(block: Any) -> None:
@@ -69,10 +75,15 @@ async def _child(block: Any) -> None:
     block()
 
 
+def block_until_seen(watch: Watch) -> None:
+    while not watch.stats()["blocks"]:
+        time.sleep(0.001)
+
+
 def keep_the_interpreter() -> None:
-    """One call in C that never lets another thread run, and that takes a second of a core."""
+    """One call in C that never lets another thread run, and that takes half a second of a core."""
     took_s, exponent = 0.0, 400_000
-    while took_s < 1.0:
+    while took_s < 0.5:
         exponent *= 2
         began_s = time.thread_time()
         3**exponent
@@ -81,12 +92,12 @@ def keep_the_interpreter() -> None:
 
 def test_a_block_is_told_to_its_run(watch: Watch, loop_thread: LoopThread, carrier: NotedCarrier) -> None:
     """Also when a task that the tool has started does it; with the tool's name and its whole length."""
-    loop_thread.run(blocking(lambda: time.sleep(0.5)))
+    loop_thread.run(blocking(lambda: block_until_seen(watch)))
 
     (run_id, name, told) = wait_for(lambda: carrier.noted, "the run was told")[-1]
     assert (run_id, name) == ("r1", "worker.loop_blocked")
     assert (told["kind"], told["name"], told["call_id"]) == ("tool", "greedy", "3")
-    assert told["blocked_ms"] >= 300
+    assert told["blocked_ms"] >= (BLOCKED_S - TICK_S) * 1000
     assert watch.stats()["longest_block_ms"] >= told["blocked_ms"]
 
 
@@ -97,11 +108,24 @@ def test_a_call_that_keeps_the_interpreter_is_counted(watch: Watch, loop_thread:
     wait_for(lambda: watch.stats()["longest_block_ms"] >= 300, "the block was seen")
 
 
-def test_a_loop_that_only_waits_is_not_blocked(
-    watch: Watch, loop_thread: LoopThread, carrier: NotedCarrier
-) -> None:
-    """Waiting is what it is for."""
-    loop_thread.run(asyncio.sleep(0.6))
+def test_a_loop_that_only_waits_is_not_blocked(loop_thread: LoopThread, carrier: NotedCarrier) -> None:
+    """Waiting is what it is for, however long it takes: it answers whenever the watch looks."""
+    now_s, looks = 0.0, 0
+    waiting = asyncio.run_coroutine_threadsafe(asyncio.Event().wait(), loop_thread.loop)
 
+    def pause(event: threading.Event, seconds: float) -> bool:
+        """The loop turns, and so much time passes, 20 times; then the watch waits until it is stopped."""
+        nonlocal now_s, looks
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop_thread.loop).result(PATIENCE_S)
+        now_s, looks = now_s + seconds, looks + 1
+        return event.wait() if looks > 20 else False
+
+    watch = made_watch(loop_thread, carrier, clock=lambda: now_s, cpu_clock=lambda: now_s, pause=pause)
+    watch.start()
+    wait_for(lambda: looks > 20, "it has looked twenty times")
+    watch.stop()
+    waiting.cancel()
+
+    assert now_s >= 20 * TICK_S
     assert carrier.noted == []
     assert watch.stats() == {"blocks": 0, "longest_block_ms": 0}

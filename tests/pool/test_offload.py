@@ -14,7 +14,7 @@ from openagents_worker import tool
 from openagents_worker.errors import PluginConfigError, ToolUnavailableError
 from openagents_worker.tools.offload import DaemonThreads, Offload
 from tests.pool.tools import compute, crash
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 whose: ContextVar[str] = ContextVar("whose", default="nobody's")
 
@@ -36,7 +36,7 @@ async def test_no_more_tools_run_at_once_than_there_are_threads(offload: Offload
 
     holding = [asyncio.create_task(offload.in_thread(hold)) for _ in range(5)]
     for _ in range(2):
-        await asyncio.to_thread(inside.acquire, timeout=10)
+        await asyncio.to_thread(inside.acquire, timeout=PATIENCE_S)
     full = offload.stats()["threads"]
     free.set()
     await asyncio.gather(*holding)

@@ -136,7 +136,7 @@ def test_a_pool_that_replaces_sockets_and_threads_is_refused(pool: str, tmp_path
     command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--pool", pool]
 
     ended = subprocess.run(
-        command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
 
     assert ended.returncode == 2

@@ -2,89 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
-from urllib.parse import urlsplit
+from contextlib import contextmanager
+
+from tests.proxy import Line, Lines
 
 Predicate = Callable[[bytes], bool]
 
 
-class Proxy:
-    """Passes bytes on to Redis and back, until it is told to lose some.
+class Proxy(Lines):
+    """Passes bytes on to Redis and back, until it is told to lose some. It has one port, `url`.
 
     `lose_answer_to`: the answer to such a request is read from Redis, thrown away, and the line is cut.
     `swallow`: such bytes from Redis never arrive, and nobody is told.
     """
 
     def __init__(self, redis_url: str) -> None:
-        self._target = (urlsplit(redis_url).hostname or "", urlsplit(redis_url).port or 0)
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._server.getsockname()[1]}/0"
+        super().__init__(redis_url)
+        self.url = ""
         self.lose_answer_to: Predicate = lambda _: False
         self.swallow: Predicate = lambda _: False
         self.lost = 0
-        self._silent: set[socket.socket] = set()
-        self._lines: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._losing: set[asyncio.StreamReader] = set()
+        self._open: set[asyncio.StreamReader] = set()
+        self._silent: set[asyncio.StreamReader] = set()
 
-    def __enter__(self) -> Proxy:
-        self._threads[0].start()
-        return self
+    def opened(self) -> None:
+        self.url = self.listen(self._requests, self._answers)
 
-    def __exit__(self, *_: object) -> None:
-        self.hang_up()
-        for line in self._lines:
-            _cut(line)
-        for thread in self._threads:
-            thread.join(5)
+    async def _requests(self, line: Line) -> None:
+        self._open.add(line.from_redis)
+        while data := await line.from_client.read(65536):
+            if line.from_redis in self._silent:
+                continue
+            if self.lose_answer_to(data):
+                self._losing.add(line.from_redis)
+            line.to_redis.write(data)
+            await line.to_redis.drain()
 
     def silence(self) -> None:
         """From now on nothing passes on the lines that are open, and nobody is told; new ones work."""
-        self._silent.update(self._lines)
+        self._silent.update(self._open)
 
-    def hang_up(self) -> None:
-        """From now on nobody gets a new connection."""
-        _cut(self._server)
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._server.accept()
-                redis = socket.create_connection(self._target)
-                self._lines += [client, redis]
-                losing = threading.Event()
-                for one in (self._requests, self._answers):
-                    thread = threading.Thread(target=one, args=(client, redis, losing), daemon=True)
-                    self._threads.append(thread)
-                    thread.start()
-
-    def _requests(self, client: socket.socket, redis: socket.socket, losing: threading.Event) -> None:
-        with suppress(OSError):
-            while data := client.recv(65536):
-                if client in self._silent:
-                    continue
-                if self.lose_answer_to(data):
-                    losing.set()
-                redis.sendall(data)
-        _cut(redis)
-
-    def _answers(self, client: socket.socket, redis: socket.socket, losing: threading.Event) -> None:
-        with suppress(OSError):
-            while data := redis.recv(65536):
-                if losing.is_set():
-                    self.lost += 1
-                    break
-                if client not in self._silent and not self.swallow(data):
-                    client.sendall(data)
-        _cut(client)
-
-
-def _cut(line: socket.socket) -> None:
-    with suppress(OSError):
-        line.shutdown(socket.SHUT_RDWR)
-    line.close()
+    async def _answers(self, line: Line) -> None:
+        while data := await line.from_redis.read(65536):
+            if line.from_redis in self._losing:
+                self.lost += 1
+                return
+            if line.from_redis not in self._silent and not self.swallow(data):
+                line.to_client.write(data)
+                await line.to_client.drain()
 
 
 def closed_port() -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -136,14 +134,17 @@ def test_an_end_that_celery_does_not_know_is_waited_for(client: Client, hand: Ha
     """Callbacks of a run are called before it is deleted; without force for ever, with a clear word."""
     submit(client, "r1")
     client.cancel("r1")
-    teller = threading.Timer(0.3, told, (client, "r1"))
-    teller.start()
-    began = time.monotonic()
+    pauses: list[object] = []
 
-    assert client.delete_session("s1") == 1
+    def told_after_three_pauses(step: object) -> None:
+        pauses.append(step)
+        if len(pauses) == 3:
+            told(client, "r1")
 
-    assert time.monotonic() - began >= 0.25
-    teller.join()
+    plan = deletion.deletion(client.store.keys, "s1", force=False, clock=lambda: 0.0)
+    assert client.store.carry_out(plan, told_after_three_pauses) == 1
+
+    assert pauses == [deletion.PAUSE_S] * 3
 
 
 def test_without_anybody_to_tell_celery_only_force_deletes(

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import pickle
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -30,7 +29,7 @@ from openagents_worker.producer.handle import CELERY_STATES, AsyncRunHandle, Run
 from openagents_worker.settings import Settings
 from openagents_worker.store.scripts import CancelAnswer
 from tests.producer.hand import Hand
-from tests.waiting import await_for, wait_for
+from tests.waiting import PATIENCE_S, await_for, wait_for
 
 FIELDS = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi", "run_id": "r1"}
 
@@ -70,8 +69,8 @@ def test_a_finished_run_gives_its_result(handle: RunHandle[Any], hand: Hand) -> 
     hand.claim("r1")
     hand.finish("r1", "391")
 
-    assert handle.get(timeout=5)["final_output"] == "391"
-    assert handle.wait(timeout=5) == RunResult(
+    assert handle.get(timeout=PATIENCE_S)["final_output"] == "391"
+    assert handle.wait(timeout=PATIENCE_S) == RunResult(
         run_id="r1", final_output="391", stop_reason=StopReason.COMPLETED
     )
     assert handle.result == handle.info == handle.get()
@@ -82,7 +81,7 @@ def test_a_finished_run_gives_its_result(handle: RunHandle[Any], hand: Hand) -> 
 def test_waiting_listens_to_the_runs_events(handle: RunHandle[Any], hand: Hand) -> None:
     """A wait is over as soon as the run is, and asks Redis for nothing meanwhile."""
     hand.claim("r1")
-    thread, outcome = in_a_thread(lambda: handle.wait(timeout=10))
+    thread, outcome = in_a_thread(lambda: handle.wait(timeout=PATIENCE_S))
     wait_for(lambda: is_listening(hand), "the waiter listens")
 
     hand.finish("r1", "391")
@@ -97,7 +96,7 @@ def test_a_run_that_fails_raises_its_own_code(handle: RunHandle[Any], hand: Hand
     hand.finish("r1", error=LLMResponseError("no choices", hint="look at the model"))
 
     with pytest.raises(RunFailed) as raised:
-        handle.get(timeout=5)
+        handle.get(timeout=PATIENCE_S)
 
     error = raised.value
     assert (error.code, error.message, error.run_id) == ("llm.response", "no choices", "r1")
@@ -113,10 +112,8 @@ def test_a_run_that_fails_raises_its_own_code(handle: RunHandle[Any], hand: Hand
 def test_a_wait_that_is_too_short_raises_and_the_run_goes_on(handle: RunHandle[Any]) -> None:
     """Both Celery's and Python's TimeoutError; waiting again is fine."""
     for kind in (celery.exceptions.TimeoutError, TimeoutError):
-        began = time.monotonic()
         with pytest.raises(kind, match="r1"):
             handle.wait(timeout=0.05)
-        assert time.monotonic() - began < 3
 
     assert handle.record().state is RunState.QUEUED
 
@@ -248,7 +245,7 @@ def test_submitting_opens_no_subscription(handle: RunHandle[Any], hand: Hand) ->
 async def test_the_async_handle_has_the_same_names(aclient: AsyncClient, hand: Hand) -> None:
     """Submit, wait, get, events, state: awaited."""
     handle = await aclient.submit(FIELDS)
-    waiting = asyncio.create_task(handle.wait(timeout=10), name="waiter")
+    waiting = asyncio.create_task(handle.wait(timeout=PATIENCE_S), name="waiter")
     await asyncio.to_thread(hand.claim, "r1")
     await await_for(lambda: is_listening(hand), "the waiter listens")
 
@@ -318,19 +315,19 @@ def test_who_asked_for_a_class_waits_for_an_instance_of_it(client: Client, hand:
     handle = client.submit({**FIELDS, "output_type": Sum})
     answered(hand, {"total": 391})
 
-    assert handle.wait(timeout=5).final_output == Sum(total=391)
+    assert handle.wait(timeout=PATIENCE_S).final_output == Sum(total=391)
     assert client.submit(RunRequest(**FIELDS, output_type=Sum)).wait(5).final_output == Sum(total=391)
     assert client.handle("r1", output_type=Sum).wait(5).final_output == Sum(total=391)
     assert client.handle("r1").wait(5).final_output == {"total": 391}
-    assert handle.get(timeout=5)["final_output"] == {"total": 391}
+    assert handle.get(timeout=PATIENCE_S)["final_output"] == {"total": 391}
 
 
 async def test_who_asked_for_a_class_on_a_loop_gets_an_instance_too(aclient: AsyncClient, hand: Hand) -> None:
     handle = await aclient.submit({**FIELDS, "output_type": Sum})
     answered(hand, {"total": 391})
 
-    assert (await handle.wait(timeout=5)).final_output == Sum(total=391)
-    assert (await aclient.handle("r1").wait(timeout=5)).final_output == {"total": 391}
+    assert (await handle.wait(timeout=PATIENCE_S)).final_output == Sum(total=391)
+    assert (await aclient.handle("r1").wait(timeout=PATIENCE_S)).final_output == {"total": 391}
 
 
 def test_an_answer_that_the_class_itself_refuses_is_an_error(client: Client, hand: Hand) -> None:
@@ -339,7 +336,7 @@ def test_an_answer_that_the_class_itself_refuses_is_an_error(client: Client, han
     answered(hand, {"total": -1})
 
     with pytest.raises(OutputValidationError, match="it is not positive") as refused:
-        handle.wait(timeout=5)
+        handle.wait(timeout=PATIENCE_S)
     assert "register_output" in str(refused.value.hint)
 
 
@@ -349,7 +346,7 @@ def test_a_failed_run_has_no_answer_to_parse(client: Client, hand: Hand) -> None
     hand.claim("r1")
     hand.finish("r1", error=LLMResponseError("no"))
 
-    result = handle.wait(timeout=5)
+    result = handle.wait(timeout=PATIENCE_S)
 
     assert (result.ok, result.final_output) == (False, None)
 
@@ -385,5 +382,5 @@ def test_a_run_that_follows_another_is_awaited_before_it_is_there(client: Client
         second.get(timeout=0.2)
     client.cancel("first")
     with pytest.raises(RunFailed) as failed:
-        second.get(timeout=5)
+        second.get(timeout=PATIENCE_S)
     assert failed.value.run_id == "first"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,10 +26,24 @@ def ids(client: Client, **filters: Any) -> list[str]:
 
 def now(client: Client) -> datetime:
     """Redis's clock; what comes before is a millisecond away from what comes after."""
-    time.sleep(0.002)
+    now_ms = next_ms(client, redis_ms(client))
+    next_ms(client, now_ms)
+    return datetime.fromtimestamp(now_ms / 1000, UTC)
+
+
+def redis_ms(client: Client) -> int:
     seconds, micros = client.store.redis.time()
-    time.sleep(0.002)
-    return datetime.fromtimestamp(seconds + micros / 10**6, UTC)
+    return int(seconds) * 1000 + int(micros) // 1000
+
+
+def next_ms(client: Client, after_ms: int) -> int:
+    """What Redis's clock shows once it is past this."""
+
+    def past() -> int | None:
+        shown_ms = redis_ms(client)
+        return shown_ms if shown_ms > after_ms else None
+
+    return wait_for(past, "Redis's clock goes on") or 0
 
 
 def end_all(client: Client, *run_ids: str) -> None:
@@ -191,9 +204,9 @@ def prune(hand: Hand, **asked: Any) -> int:
     removed, name, kept = 0, "", 0
     while True:
         look = hand.store.run(scripts.prune(limit=asked.get("limit", 2), name=name, kept=kept))
+        removed, name, kept = removed + look.removed, look.name, look.kept
         if not look.looked:
             return removed
-        removed, name, kept = removed + look.removed, look.name, look.kept
 
 
 def test_what_has_expired_goes_out_of_the_lists(redis_url: str, client: Client) -> None:
@@ -207,7 +220,8 @@ def test_what_has_expired_goes_out_of_the_lists(redis_url: str, client: Client) 
         wait_for(lambda: not hand.store.redis.exists(hand.store.keys("session", "s1")), "the session expires")
         assert ids(client, limit=10) == ["live"]
         assert [one.session_id for one in client.sessions()] == ["s2"]
-        time.sleep(0.3)  # the live one is as old by now
+        accepted_ms = int(hand.store.redis.zscore(hand.store.keys("index", "all"), "live"))
+        next_ms(client, accepted_ms + 300)  # the live one is as old by now
 
         # five runs in the lists of all, of their agent and of their session, and the session itself
         assert prune(hand) == 16

@@ -78,8 +78,8 @@ def test_what_is_not_on_disk_in_time_is_not_said_to_be_accepted(tmp_path: Path) 
 
 async def test_a_loop_waits_for_the_disk_too(tmp_path: Path) -> None:
     """And it goes on with other work meanwhile."""
-    with EmbeddedRedis(tmp_path) as server, Hand(server.url) as hand:
-        async with AsyncClient(settings=strict(server)) as client:
+    async with EmbeddedRedis(tmp_path) as server, AsyncClient(settings=strict(server)) as client:
+        with Hand(server.url) as hand:
             await client.submit(request("r1"))
             hand.store.redis.config_set("appendfsync", "no")
             with pytest.raises(SubmitUnknown, match="not on disk within 1500 ms"):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -22,9 +19,13 @@ from openagents_worker.errors import (
     SubmitUnknown,
 )
 from openagents_worker.models import RunRequest, RunState
+from openagents_worker.producer import client as client_module
+from openagents_worker.producer import submit as submit_module
+from openagents_worker.producer import transport
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.transport import send_wakes
 from openagents_worker.settings import load_settings
+from openagents_worker.store import client as store_client
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import Wake
 from tests.producer.hand import Hand
@@ -51,13 +52,6 @@ def cancel_all(client: Client, *run_ids: str) -> None:
         client.cancel(run_id)
 
 
-@contextmanager
-def at_most(seconds: float) -> Generator[None]:
-    began = time.monotonic()
-    yield
-    assert time.monotonic() - began < seconds
-
-
 # --- what is written and sent ----------------------------------------------------------------------------
 
 
@@ -74,7 +68,8 @@ def test_an_accepted_run_has_a_record_and_a_message_with_ids_only(client: Client
     assert (headers["task"], headers["id"], headers["root_id"]) == ("tasks.run_agent", "r1", "r1")
     assert headers["argsrepr"] == "agent=assistant session=s1 run=r1"
     assert headers["ignore_result"] is True
-    assert abs(int(headers["wake_us"]) / 1e6 - time.time()) < 60
+    sent_us = client.store.redis.zscore(client.store.keys("sent", "agents"), "r1")
+    assert int(headers["wake_us"]) == int(sent_us)
     assert headers["run_format"] == WRITTEN
     assert "secret question" not in str(client.store.redis.lrange("agents", 0, -1))
     cancel_all(client, "r1")
@@ -284,20 +279,29 @@ def test_a_broker_that_celery_does_not_know_is_a_configuration_error(redis_url: 
 # --- a Redis that is away --------------------------------------------------------------------------------
 
 
-def test_a_closed_port_is_a_coded_error_at_once() -> None:
-    """Nobody listens: nothing was accepted, and the caller knows within five seconds."""
-    with (
-        Client(f"redis://127.0.0.1:{closed_port()}/0") as client,
-        at_most(5),
-        pytest.raises(RedisUnreachable),
-    ):
+def test_the_time_limits_of_a_submission_leave_it_five_seconds_in_all() -> None:
+    """Whatever is away or silent: to connect (to both addresses of a name), to ask again, to send."""
+    publishing_s = 2 * max(transport.CONNECT_TIMEOUT_S, transport.ANSWER_TIMEOUT_S)  # with one retry
+    assert 2 * store_client.CONNECT_TIMEOUT_S < 5
+    assert submit_module.REPEAT_FOR_S + submit_module.REPEAT_PAUSE_S + client_module.ANSWER_TIMEOUT_S < 5
+    assert client_module.SEND_WITHIN_S + publishing_s < 5
+
+    with Client("redis://127.0.0.1:1/0") as client:
+        connecting = client.store.redis.connection_pool.connection_kwargs
+    assert connecting["socket_connect_timeout"] == store_client.CONNECT_TIMEOUT_S
+    assert connecting["socket_timeout"] == client_module.ANSWER_TIMEOUT_S
+
+
+def test_a_closed_port_is_a_coded_error() -> None:
+    """Nobody listens: nothing was accepted."""
+    with Client(f"redis://127.0.0.1:{closed_port()}/0") as client, pytest.raises(RedisUnreachable):
         client.submit(REQUEST)
 
 
-def test_a_silent_port_is_a_coded_error_within_five_seconds() -> None:
+def test_a_silent_port_is_a_coded_error() -> None:
     """Somebody listens and never answers: the same."""
     with silent_port() as port, Client(f"redis://127.0.0.1:{port}/0") as client:
-        with at_most(5), pytest.raises(RedisUnreachable) as error:
+        with pytest.raises(RedisUnreachable) as error:
             client.submit(REQUEST)
         assert error.value.code == "redis.unreachable"
 
@@ -306,7 +310,7 @@ async def test_asyncio_clients_hear_of_a_silent_port_too() -> None:
     """The same bounds hold for asyncio."""
     with silent_port() as port:
         async with AsyncClient(f"redis://127.0.0.1:{port}/0") as client:
-            with at_most(5), pytest.raises(RedisUnreachable):
+            with pytest.raises(RedisUnreachable):
                 await client.submit(REQUEST)
 
 
@@ -315,7 +319,7 @@ def test_a_lost_answer_is_asked_for_again(redis_url: str) -> None:
     with Proxy(redis_url) as proxy:
         settings = load_settings({"OPENAGENTS_REDIS_URL": proxy.url, "OPENAGENTS_BROKER_URL": redis_url})
         proxy.lose_answer_to = lambda data: b"EVAL" in data and proxy.lost < 2
-        with Client(settings=settings) as client, at_most(5):
+        with Client(settings=settings) as client:
             handle = client.submit(REQUEST)
 
             assert proxy.lost == 2
@@ -327,7 +331,7 @@ def test_a_lost_answer_is_asked_for_again(redis_url: str) -> None:
 
 async def test_asyncio_asks_again_too(redis_url: str) -> None:
     """One implementation serves both."""
-    with Proxy(redis_url) as proxy:
+    async with Proxy(redis_url) as proxy:
         settings = load_settings({"OPENAGENTS_REDIS_URL": proxy.url, "OPENAGENTS_BROKER_URL": redis_url})
         proxy.lose_answer_to = lambda data: b"EVAL" in data and proxy.lost < 2
         async with AsyncClient(settings=settings) as client:
@@ -344,7 +348,7 @@ def test_a_line_that_stays_bad_leaves_the_submission_unknown(redis_url: str) -> 
         settings = load_settings({"OPENAGENTS_REDIS_URL": proxy.url, "OPENAGENTS_BROKER_URL": redis_url})
         proxy.lose_answer_to = lambda data: b"EVAL" in data
         with Client(settings=settings) as client:
-            with at_most(5), pytest.raises(SubmitUnknown) as error:
+            with pytest.raises(SubmitUnknown) as error:
                 client.submit(REQUEST)
             assert error.value.run_id == "r1"
             assert "safe" in str(error.value)
@@ -366,7 +370,7 @@ def test_a_redis_that_dies_after_the_question_leaves_the_submission_unknown(redi
             return asked
 
         proxy.lose_answer_to = loses_and_dies
-        with at_most(5), pytest.raises(SubmitUnknown) as error:
+        with pytest.raises(SubmitUnknown) as error:
             client.submit(REQUEST)
 
     assert proxy.lost == 1
@@ -388,7 +392,7 @@ def test_a_run_is_accepted_while_its_broker_is_down(
     """The record is written, so a worker's rescue loop sends the message later: one warning, no error."""
     broker = f"redis://:hush@127.0.0.1:{closed_port()}/0"
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_BROKER_URL": broker})
-    with Client(settings=settings) as client, at_most(5):
+    with Client(settings=settings) as client:
         handle = client.submit(REQUEST)
 
         assert client.record(handle.id).state is RunState.QUEUED
@@ -401,17 +405,14 @@ def test_a_run_is_accepted_while_its_broker_is_down(
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
-def test_a_silent_broker_costs_less_than_five_seconds(
-    redis_url: str, scheme: str, warnings: pytest.LogCaptureFixture
-) -> None:
+def test_a_silent_broker_is_given_up(redis_url: str, scheme: str, warnings: pytest.LogCaptureFixture) -> None:
     """A broker that takes the connection and never answers is given up in time."""
     with silent_port() as port:
         settings = load_settings(
             {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_BROKER_URL": f"{scheme}://127.0.0.1:{port}/0"}
         )
         with Client(settings=settings) as client:
-            with at_most(5):
-                client.submit(REQUEST)
+            client.submit(REQUEST)
             assert len(warnings.records) == 1
             cancel_all(client, "r1")
 

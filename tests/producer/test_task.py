@@ -255,7 +255,7 @@ print(handle.id)
         env={**os.environ, "OPENAGENTS_REDIS_URL": redis_url},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
 
     assert (done.stdout, done.stderr) == ("r1\n", "")

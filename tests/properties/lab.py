@@ -133,10 +133,11 @@ class Lab:
         self.redis.zadd(self.keys("workers"), {incarnation: at_ms}, xx=True)
 
     def forget(self, run_id: str) -> None:
-        """As if the TTL of a run that has ended were over; its last wake-up was dropped days before."""
+        """As if its record had never been: its TTL is over, its wake-ups were dropped days before."""
         self.redis.delete(*(self.keys(kind, run_id) for kind in ("run", "facts", "events", "journal")))
         for key in self.redis.scan_iter(f"{self.store.cell.prefix}:sent:*"):
             self.redis.zrem(key, run_id)
+        self.redis.zrem(self.keys("due"), run_id)
 
     def clear(self) -> None:
         self.redis.flushall()

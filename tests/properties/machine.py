@@ -211,6 +211,7 @@ class Protocol(RuleBasedStateMachine):
             assert (submitted.sent_us is not None) == is_sent, f"message of {run_id}"
             if is_sent and not lost:
                 self.messages.append(run_id)
+        self.messages += [submitted.also.run_id] if submitted.also else []
 
     @act(when=lambda self: self.requests, i=ANY, force=(False, False, True), lost=LOST)
     def cancel(self, i: int, force: bool, lost: bool) -> None:
@@ -238,6 +239,7 @@ class Protocol(RuleBasedStateMachine):
             assert (resumed.state, resumed.sent_us is not None) == (run.state, run.state == "queued")
             if run.state == "queued" and not lost:
                 self.messages.append(run_id)
+        self.messages += [resumed.also.run_id] if resumed.also else []
 
     @act(session=("s", "t"), even_untold=(False, True))
     def delete_session(self, session: str, even_untold: bool) -> None:
@@ -577,6 +579,34 @@ class Protocol(RuleBasedStateMachine):
         run_id = pick(self.ended, i)
         del self.truth.runs[run_id]
         self.lab.forget(run_id)
+
+    @property
+    def holders(self) -> list[str]:
+        """Runs that hold a session and are not at work, with others behind them."""
+        return sorted(
+            places[0]
+            for places in self.truth.places.values()
+            if len(places) > 1 and (run := self.truth.runs.get(places[0])) and not run.owner
+        )
+
+    @act(2, when=lambda self: self.holders, i=ANY, j=ANY, w=ANY, how=("claim", "cancel", "submit", "again"))
+    def forget_holder(self, i: int, j: int, w: int, how: str) -> None:
+        """The record of a session's holder is lost. Whoever comes by next repairs the session."""
+        lost = pick(self.holders, i)
+        session = self.truth.runs[lost].session
+        waiting = pick(self.truth.places[session][1:], j)
+        del self.truth.runs[lost]
+        self.lab.forget(lost)
+        if how == "claim":
+            worker = pick(self.workers, w)
+            self.register(worker)
+            self.claim(worker, waiting)
+        elif how == "cancel":
+            self.cancel(sorted(self.requests).index(waiting), force=False, lost=False)
+        elif how == "submit":
+            self.submit(session, 0, durable=True, expires=0, tell=False, reject=False, lost=False)
+        else:
+            self.offer(self.requests[lost], 0, 0, reject=False, lost=False)
 
     @act()
     def write_to_disk(self) -> None:

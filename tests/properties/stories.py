@@ -31,6 +31,10 @@ class _Words:
     ) -> None:
         self.m.submit(session, 0, durable, expires, tell, reject=False, lost=False)
 
+    def three_in_a_session(self) -> None:
+        for _ in range(3):
+            self.submit()
+
     def deliver(self, worker: int, way: Way = "answered", *, doubled: bool = False) -> None:
         self.m.deliver(worker, 0, doubled, way)
         self.m.holds()
@@ -337,6 +341,20 @@ class Stories(_Words):
         self.deliver(0)
         self.cancel(force=True)
         self.work("finish")
+
+    # --- a holder whose record is gone ---
+
+    def the_last_of_a_queue_comes_by(self) -> None:
+        self.three_in_a_session()
+        self.m.forget_holder(0, 1, 0, "claim")
+
+    def the_last_of_a_queue_is_cancelled(self) -> None:
+        self.three_in_a_session()
+        self.m.forget_holder(0, 1, 0, "cancel")
+
+    def it_is_submitted_again(self) -> None:
+        self.three_in_a_session()
+        self.m.forget_holder(0, 0, 0, "again")
 
     # --- messages ---
 

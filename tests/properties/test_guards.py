@@ -82,8 +82,23 @@ GUARDS = (
     ),
     Guard(
         "only the holder of a session works",
-        ("  if held_by then return {'WAITING'} end", "  if held_by then held_by = nil end"),
+        ("if holder(run.session) ~= run_id then return {'WAITING', {woken}} end", ""),
         story="a_message_is_older_than_the_memory_of_redis",
+    ),
+    Guard(
+        "a session whose holder has no record goes to the head of its queue",
+        ("if redis.call('ZSCORE', k.session_queue(run.session), run_id) then", "if false then"),
+        story="the_last_of_a_queue_comes_by",
+    ),
+    Guard(
+        "an end repairs a session whose holder has no record",
+        ("local head = repaired(S)", "local head = nil"),
+        story="the_last_of_a_queue_is_cancelled",
+    ),
+    Guard(
+        "a holder that is submitted again does not wait for itself",
+        ("if held == run.id or not held", "if not held"),
+        story="it_is_submitted_again",
     ),
     Guard(
         "a worker carries suspects of one group at most",

@@ -129,7 +129,7 @@ class Truth:
         """`asked` says who and what; the delay and the time to be started in are in ticks, 0 for none."""
         if known := self.runs.get(asked.id):
             return "SAME" if known.digest == asked.digest else "CONFLICT"
-        if reject and self.places.get(asked.session):
+        if reject and any(run_id in self.runs for run_id in self.places.get(asked.session, [])):
             return "BUSY"
         self._no += 1
         until = self.now + expires if expires else 0.0
@@ -231,10 +231,10 @@ class Truth:
             return "CANCELLED", self._end(run, "cancelled", in_hand=True)
         if run.state in ("scheduled", "retrying") and run.since > self.now:
             return "NOT_DUE", set()
-        if run.state == "scheduled":
-            self._place(run)
+        woken = self._place(run) if run.state == "scheduled" else set()
+        woken |= self._repaired(run.session)
         if self.holder(run.session) != run_id:
-            return "WAITING", set()
+            return "WAITING", woken
         needs = max(run.format, self.formats.get(run.session, 0))
         if needs > newest:
             run.left.add((needs, newest))
@@ -435,12 +435,21 @@ class Truth:
         return {run.id}
 
     def _place(self, run: Run) -> Wakes:
+        """One that is submitted again because its record was lost has the place that it had."""
         places = self.places.setdefault(run.session, [])
-        places.append(run.id)
-        if places[0] == run.id:
-            return self._queued(run)
-        self._at(run, "waiting_session", self.now)
-        return set()
+        if run.id not in places:
+            self._at(run, "waiting_session", self.now)
+            places.append(run.id)
+        woken = self._repaired(run.session)
+        return woken | self._queued(run) if places[0] == run.id else woken
+
+    def _repaired(self, session: str) -> Wakes:
+        """A holder without a record makes way for the next, as soon as anybody comes by."""
+        places = self.places.get(session, [])
+        if not places or places[0] in self.runs:
+            return set()
+        del places[0]
+        return self._queued(self.runs[places[0]]) if places else set()
 
     def _end(self, run: Run, state: str, by: str = "", in_hand: bool = False) -> Wakes:
         """`in_hand`: whoever ends it tells Celery; else a message sees to that."""
@@ -452,4 +461,5 @@ class Truth:
         if run.id in places:
             places.remove(run.id)
         following = self.holder(run.session) if was_holder else None
+        wakes |= self._repaired(run.session)
         return wakes | self._queued(self.runs[following]) if following else wakes

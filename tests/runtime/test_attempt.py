@@ -83,8 +83,7 @@ async def test_the_start_is_a_checkpoint_before_the_first_call_has_ended(redis_u
     async with process(redis_url, patterned("Steps", tool("Charge"), n=1), agent("silent", **SILENT)) as p:
         await p.submit()
         carrying = await carried_until(p, lambda: len(plugins.LOG) == 1, "the first call begins")
-        while len(await p.journal()) < 1:
-            await asyncio.sleep(0.005)
+        await await_for(p.journal, "the start is stored")
         open_gates("charge-0")
         assert (await carrying).kind is Outlook.SUSPENDED
         await due(p)

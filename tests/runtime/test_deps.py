@@ -12,8 +12,10 @@ import pytest
 
 from openagents_worker import register_deps
 from openagents_worker.models import RunBudget, RunRecord, RunState, StopReason
+from openagents_worker.runtime.deps import LIMIT_S
 from openagents_worker.runtime.registry import DEPS
 from openagents_worker.runtime.runner import Outlook
+from tests.clocks import LoopClock
 from tests.runtime import plugins
 from tests.runtime.harness import crash, process
 from tests.runtime.test_replay import carried_until, due, open_gates, patterned, tool
@@ -198,20 +200,23 @@ async def test_what_takes_too_long_to_make_is_asked_for_again(
         assert (await p.carry()).reason == "deps.unavailable"
 
 
-async def test_what_takes_too_long_to_close_fails_the_run(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_takes_too_long_to_close_fails_the_run(redis_url: str) -> None:
     """It may have been about to undo, or to store, what the run has done."""
 
     @asynccontextmanager
     async def sticky() -> AsyncGenerator[dict[str, str]]:
         yield made("shop")
+        closing.set()
         await asyncio.Event().wait()
 
+    closing = asyncio.Event()
     register_deps("shop", sticky)
-    monkeypatch.setattr("openagents_worker.runtime.deps.LIMIT_S", 0.5)
+    clock = LoopClock()
     async with process(redis_url, SHOPPER) as p:
-        record = await p.run(deps="shop")
+        running = asyncio.create_task(p.run(deps="shop"))
+        await closing.wait()
+        clock.forward(LIMIT_S + 1)
+        record = await running
 
     assert (record.state, error_of(record).code) == (RunState.FAILED, "pattern.error")
     assert record.result is not None

@@ -50,7 +50,7 @@ def test_a_broken_plugin_ends_the_start_and_names_its_entry_point(tmp_path: Path
         env=env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
 
     assert ended.returncode == 2

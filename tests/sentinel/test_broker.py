@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -31,11 +32,19 @@ def app(settings: Settings) -> Generator[Celery]:
     app.close()
 
 
+def close(client: Any) -> None:
+    """Celery closes neither its backend's connections nor those to the sentinels that it asked."""
+    pool = client.connection_pool
+    for each in (pool, *(sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels)):
+        each.disconnect()
+
+
 def test_celery_reaches_the_master_as_broker_and_as_backend(app: Celery, watched: Watched) -> None:
     """By its own transport, with both passwords: so does whoever has the app, such as Flower."""
     with app.connection_for_write() as connection:
         clients = connection.default_channel.client, app.backend.client
         ports = [client.info("server")["tcp_port"] for client in clients]
+    close(app.backend.client)
 
     assert ports == [watched.master.port] * 2
 

@@ -108,7 +108,7 @@ async def test_nobody_stays_with_a_master_that_was_replaced_while_it_lives(
 
     new = await asyncio.to_thread(watched.fail_over)
 
-    await await_for(lambda: ports[-1] == new.port, "the busy one has left", timeout=8)
+    await await_for(lambda: ports[-1] == new.port, "the busy one has left")
     assert await asyncio.to_thread(port_of, store) == new.port
     over.set()
     await asyncio.gather(*asking)

@@ -13,7 +13,9 @@ from openagents_worker.store import lanes as lanes_module
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Cell, Store
 from openagents_worker.store.embedded import EmbeddedRedis
+from tests.clocks import LoopClock
 from tests.producer.proxy import Proxy
+from tests.waiting import PATIENCE_S, await_for
 
 
 async def test_a_cancellation_while_sending_is_never_lost(redis_url: str) -> None:
@@ -30,7 +32,7 @@ async def test_a_cancellation_while_sending_is_never_lost(redis_url: str) -> Non
         for _ in range(delay % 17):
             await asyncio.sleep(0)
         task.cancel()
-        await asyncio.wait([task], timeout=0.5)
+        await asyncio.wait([task], timeout=PATIENCE_S)
         if not task.done():
             lost += 1
             while not task.done():
@@ -136,7 +138,7 @@ async def test_who_asks_no_more_leaves_the_others_their_answers(redis_url: str) 
 
 async def test_a_lost_connection_loses_only_what_was_on_it(redis_url: str) -> None:
     """Those whose answers are lost are told so, and may ask again; the next command has a new connection."""
-    with Proxy(redis_url) as proxy:
+    async with Proxy(redis_url) as proxy:
         store = AsyncStore(Cell(proxy.url))
         await store.run(scripts.wake(limit=1))
         proxy.lose_answer_to = lambda data: b"EVAL" in data and proxy.lost < 1
@@ -153,26 +155,26 @@ async def test_a_lost_connection_loses_only_what_was_on_it(redis_url: str) -> No
 
 async def test_a_redis_that_is_silent_is_known_within_the_limit(redis_url: str) -> None:
     """All that was on the connection hear of it together, not one after the other."""
-    with Proxy(redis_url) as proxy:
-        store = AsyncStore(Cell(proxy.url), answer_timeout_s=0.3)
+    async with Proxy(redis_url) as proxy:
+        store, clock = AsyncStore(Cell(proxy.url), answer_timeout_s=60), LoopClock()
         await store.run(scripts.wake(limit=1))
-        began_s = asyncio.get_running_loop().time()
-        await store.redis.execute_command("CLIENT", "PAUSE", "900", "ALL")
+        silenced: list[bytes] = []
+        proxy.swallow = lambda data: not silenced.append(data)  # nothing that Redis says arrives
+        asking = [asyncio.create_task(store.run(scripts.wake(limit=1))) for _ in range(20)]
+        await await_for(lambda: silenced, "Redis has answered")
 
-        found = await asyncio.gather(
-            *(store.run(scripts.wake(limit=1)) for _ in range(20)), return_exceptions=True
-        )
+        clock.forward(61)
+        found = await asyncio.gather(*asking, return_exceptions=True)
 
         assert all(isinstance(answer, AnswerLost) for answer in found)
-        assert asyncio.get_running_loop().time() - began_s < 5
-        await asyncio.sleep(0.9)
+        proxy.swallow = lambda _: False
         assert await store.run(scripts.wake(limit=1)) == ((), 0)
         await store.close()
 
 
 async def test_nothing_is_left_behind_when_all_lanes_break_at_once(redis_url: str) -> None:
     """More commands wait than travel: each gets its answer, or hears that it was lost."""
-    with Proxy(redis_url) as proxy:
+    async with Proxy(redis_url) as proxy:
         store = AsyncStore(Cell(proxy.url))
         await store.run(scripts.wake(limit=1))
         proxy.lose_answer_to = lambda data: b"EVAL" in data and proxy.lost < 4
@@ -225,12 +227,14 @@ async def test_the_time_to_get_a_connection_is_not_that_of_an_answer(
 ) -> None:
     """Between two pipelines a lane may have to wait for its pool: nothing is on its way then."""
     monkeypatch.setattr(lanes_module, "HELD_S", -1.0)  # a new one for every pipeline
-    store = AsyncStore(Cell(redis_url), answer_timeout_s=0.3)
-    lanes = store._lanes
+    store, clock = AsyncStore(Cell(redis_url)), LoopClock()
+    lanes = lanes_module.Lanes(store._lanes._pool, answer_timeout_s=60, lanes=1)
     get_connection = lanes._pool.get_connection
 
     async def slow(*of: str) -> Any:
-        await asyncio.sleep(0.6)
+        clock.forward(61)
+        for _ in range(3):
+            await asyncio.sleep(0)  # what is due by now is done: the lane is looked at
         return await get_connection(*of)
 
     monkeypatch.setattr(lanes._pool, "get_connection", slow)
@@ -238,6 +242,7 @@ async def test_the_time_to_get_a_connection_is_not_that_of_an_answer(
     answers = await asyncio.gather(*(lanes.ask("ECHO", str(n)) for n in range(300)))
 
     assert answers == [str(n) for n in range(300)]
+    await lanes.close()
     await store.close()
 
 
@@ -245,14 +250,14 @@ async def test_nobody_waits_for_ever_for_an_answer_that_is_lost(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it takes long to put the broken connection back: who asked is told first."""
-    with Proxy(redis_url) as proxy:
+    async with Proxy(redis_url) as proxy:
         store = AsyncStore(Cell(proxy.url))
         lanes = store._lanes
         await store.run(scripts.wake(limit=1))
         proxy.lose_answer_to = lambda data: b"ECHO" in data
 
         async def stuck(connection: Any) -> None:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
         monkeypatch.setattr(lanes._pool, "release", stuck)
         with pytest.raises(exceptions.ConnectionError):

@@ -19,6 +19,7 @@ from openagents_worker.store.keys import encode_id, spec_of
 from openagents_worker.store.scripts import Wake, WriteAnswer
 from tests.properties.lab import Lab, View
 from tests.store.doors import PAGE_BYTES, call
+from tests.waiting import PATIENCE_S
 
 HOUR_MS = 3_600_000
 
@@ -363,6 +364,54 @@ def test_claim_heals_a_session_whose_holder_is_gone(bench: Bench) -> None:
     assert bench.holder() == "r1"
 
 
+@pytest.fixture
+def orphaned(bench: Bench) -> Bench:
+    """r2 and r3 wait for r1, whose record is gone."""
+    for run_id in ("r1", "r2", "r3"):
+        bench.do("submit", run_id=run_id)
+    bench.lab.forget("r1")
+    return bench
+
+
+def test_a_session_whose_holder_has_no_record_goes_to_the_head_of_its_queue(orphaned: Bench) -> None:
+    """Not to whoever comes by: the runs of a session keep their order, and the head is to be woken."""
+    claimed = orphaned.do("claim", run_id="r3")
+
+    assert (claimed.answer, woken(claimed.wakes), orphaned.holder()) == ("WAITING", ["r2"], "r2")
+    assert orphaned.field("state", "r2") == "queued"
+    orphaned.claim("r2")
+
+
+def test_the_head_of_such_a_queue_takes_the_session_itself(orphaned: Bench) -> None:
+    """Its own claim is enough."""
+    orphaned.claim("r2")
+
+    assert orphaned.holder() == "r2"
+    assert orphaned.score("session_queue", "r2", "s1") is None
+
+
+def test_an_end_in_such_a_session_wakes_its_head(orphaned: Bench) -> None:
+    """Whatever script comes by repairs it."""
+    assert woken(orphaned.do("cancel", run_id="r3").wakes) == ["r2"]
+    assert orphaned.holder() == "r2"
+
+
+def test_the_last_end_in_such_a_session_lets_it_expire(orphaned: Bench) -> None:
+    """A holder without a record does not keep it for ever."""
+    orphaned.do("cancel", run_id="r2")
+    orphaned.do("cancel", run_id="r3")
+
+    assert orphaned.holder() is None
+    assert orphaned.redis.pttl(orphaned.store.keys("session", "s1")) > 0
+
+
+def test_a_holder_that_is_submitted_again_holds_its_session(orphaned: Bench) -> None:
+    """Its place was not lost with its record; it does not wait for itself."""
+    assert orphaned.do("submit", run_id="r1").state == "queued"
+    assert orphaned.holder() == "r1"
+    orphaned.claim("r1")
+
+
 # --- the first page of a journal -------------------------------------------------------------------------
 
 
@@ -454,12 +503,12 @@ def test_a_piece_of_a_reply_is_published_and_is_no_event(bench: Bench) -> None:
     before = bench.events()
     with bench.redis.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe(bench.store.keys.channel("a", "s1", "r1"))
-        ear.get_message(timeout=5)
+        ear.get_message(timeout=PATIENCE_S)
 
         piece = ["llm.delta", '{"call":"0.1","offset":0,"text":"4"}']
         assert bench.do("emit", fence=fence, events=piece) is WriteAnswer.OK
 
-        heard = json.loads(ear.get_message(timeout=5)["data"])
+        heard = json.loads(ear.get_message(timeout=PATIENCE_S)["data"])
     assert (heard["name"], heard["seq"], heard["payload"]["text"]) == ("llm.delta", None, "4")
     assert bench.events() == before
 
@@ -654,11 +703,11 @@ def test_the_worker_that_carries_a_run_is_told(bench: Bench) -> None:
     bench.claimed()
     with bench.redis.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe(bench.store.keys.notices("w1"))
-        ear.get_message(timeout=5)
+        ear.get_message(timeout=PATIENCE_S)
 
         assert [bench.do("cancel").answer for _ in range(2)] == ["REQUESTED", "REQUESTED"]
 
-        assert ear.get_message(timeout=5)["data"] == "r1"
+        assert ear.get_message(timeout=PATIENCE_S)["data"] == "r1"
     assert bench.do("renew").cancel_requested == {"r1"}
     assert bench.events().count("run.cancel_requested") == 1
 

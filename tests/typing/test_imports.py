@@ -14,7 +14,7 @@ def loaded_by(statement: str) -> list[str]:
     """The modules that a fresh interpreter has loaded for a statement, beyond its own."""
     program = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run(
-        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True, timeout=240
     )
     return done.stdout.split()
 

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 def mypy(file: Path, cache: Path) -> str:
     command = [sys.executable, "-m", "mypy", "--strict", "--warn-unreachable", "--no-error-summary"]
     command += ["--config-file", "", "--cache-dir", str(cache), file.name]
-    return subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=110).stdout
+    return subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=280).stdout
 
 
 def pyright(folder: Path) -> str:
@@ -28,7 +28,7 @@ def pyright(folder: Path) -> str:
     strict |= {"venv": Path(sys.prefix).name, "pythonVersion": "3.11"}
     (folder / "pyrightconfig.json").write_text(json.dumps(strict))
     command = [sys.executable, "-m", "pyright"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110).stdout
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280).stdout
 
 
 def wrong_lines(*, of: str) -> set[int]:

@@ -19,7 +19,7 @@ from openagents_worker.cli.stack import Stack
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelRequest
 from tests.producer.hand import Hand
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 COMMAND = [sys.executable, "-m", "openagents_worker.cli"]
 AGENT = {
@@ -53,7 +53,7 @@ def stack(env: dict[str, str]) -> Generator[Stack]:
 
 def command(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND, *arguments], env=env, capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -197,7 +197,7 @@ def test_dev_starts_everything_and_leaves_nothing(number: signal.Signals, env: d
         assert dev.stdout is not None
         urls = json.loads(dev.stdout.readline())
         children = children_of(dev.pid)
-        with urllib.request.urlopen(f"{urls['flower_url']}/healthcheck", timeout=5) as answer:  # noqa: S310 - http, here
+        with urllib.request.urlopen(f"{urls['flower_url']}/healthcheck", timeout=PATIENCE_S) as answer:  # noqa: S310 - http, here
             assert answer.status == 200
         ran = command("run", "echo", "hi", env={**env, "OPENAGENTS_REDIS_URL": urls["redis_url"]})
 

@@ -46,7 +46,7 @@ def flower(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         env={"PATH": os.environ["PATH"]} | env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 BAD_TESTS = """
-import asyncio, contextlib, socket, time
+import asyncio, contextlib, socket, threading, time
 import pytest
 
 def test_reaches_out():
@@ -24,6 +25,23 @@ async def test_blocks_the_loop():
 @pytest.mark.allow_blocking(reason="it measures blocking")
 async def test_may_block():
     time.sleep(0.3)
+
+async def test_keeps_the_loop_busy():
+    began_s = time.thread_time()
+    while time.thread_time() - began_s < 0.3:
+        pass
+
+async def test_waits_on_the_loop():
+    threading.Timer(0.01, (event := threading.Event()).set).start()
+    event.wait()
+
+async def test_may_run_others():
+    await asyncio.to_thread(time.sleep, 0.01)
+    await asyncio.sleep(0.01)
+
+def test_leaves_a_socket_open():
+    left = [socket.socket()]
+    left.append(left)
 
 async def test_loses_an_error():
     async def fails():
@@ -58,7 +76,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     return run.stdout
 
@@ -73,7 +91,20 @@ def test_a_connection_beyond_this_machine_fails_the_test_even_when_the_error_is_
 
 def test_a_blocking_call_on_the_loop_fails_the_test_and_is_named(outcome: str) -> None:
     """Blocking work never runs on the event loop."""
-    assert "ms by test_blocks_the_loop in the task" in outcome
+    assert "the event loop was blocked by time.sleep in test_blocks_the_loop in the task" in outcome
+    assert "the event loop was blocked by Condition.wait in test_waits_on_the_loop in the task" in outcome
+    assert "by test_may_run_others" not in outcome
+
+
+def test_a_computation_on_the_loop_fails_the_test_and_is_named(outcome: str) -> None:
+    """It delays every run of a process; what counts is the processor time of the loop's thread."""
+    assert re.search(r"the event loop was kept busy for 3\d\d ms by test_keeps_the_loop_busy in the", outcome)
+
+
+def test_what_a_test_leaves_open_fails_that_test(outcome: str) -> None:
+    """And not the one that happens to run when the garbage collector comes by."""
+    assert re.search(r"left to the garbage collector: ResourceWarning\(.unclosed <socket.socket", outcome)
+    assert re.search(r"ERROR \S*test_leaves_a_socket_open", outcome)
 
 
 def test_a_test_may_block_when_it_says_why(outcome: str) -> None:
@@ -88,5 +119,5 @@ def test_an_error_that_nobody_retrieved_fails_the_test(outcome: str) -> None:
 
 
 def test_a_test_that_breaks_no_rule_passes(outcome: str) -> None:
-    """Three tests break a rule; each fails at its own teardown and not at a neighbour's."""
-    assert "3 errors" in outcome
+    """Six tests break a rule; each fails at its own teardown and not at a neighbour's."""
+    assert "9 passed, 6 errors" in outcome

@@ -255,11 +255,14 @@ def test_a_server_in_a_thread_serves_tests_without_a_loop() -> None:
         urllib.request.urlopen(address)  # noqa: S310 - as above
 
 
-async def test_a_taken_port_is_an_error_where_the_server_was_started() -> None:
+def test_a_taken_port_is_an_error_where_the_server_was_started() -> None:
     """In a thread too."""
-    async with ModelServer([]) as server:
-        with pytest.raises(OSError), ModelServer([], port=server.port).serve_in_thread():
-            pass
+    with (
+        ModelServer([]).serve_in_thread() as server,
+        pytest.raises(OSError),
+        ModelServer([], port=server.port).serve_in_thread(),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("fault", [{"error": "hang"}, {"text": "slow", "latency_ms": 600_000}])

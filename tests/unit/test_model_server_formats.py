@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
+from tests.waiting import PATIENCE_S
 
 CALLED_WITH = {"x": 1, "note": "ünï 💡"}
 
@@ -31,7 +32,7 @@ class Format:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     async def post(self, server: ModelServer, body: Mapping[str, Any], **headers: str) -> httpx.Response:
-        async with httpx.AsyncClient(headers={**self.headers, **headers}, timeout=5) as http:
+        async with httpx.AsyncClient(headers={**self.headers, **headers}, timeout=PATIENCE_S) as http:
             return await http.post(server.url + self.path, json=body)
 
 
@@ -231,7 +232,7 @@ async def test_a_connection_breaks_as_scripted(wire: Format, fault: str, stream:
     """The client gets no whole reply, whatever it waits for."""
     async with (
         ModelServer(lambda _: {"error": fault}) as server,
-        httpx.AsyncClient(headers=wire.headers, timeout=0.3 if fault == "hang" else 10) as http,
+        httpx.AsyncClient(headers=wire.headers, timeout=0.3 if fault == "hang" else PATIENCE_S) as http,
     ):
         with pytest.raises(httpx.ReadTimeout if fault == "hang" else httpx.RemoteProtocolError):
             await http.post(server.url + wire.path, json={**wire.question, "stream": stream})

@@ -192,7 +192,7 @@ async def test_a_connection_that_has_fallen_silent_is_given_up(
     """A half-open connection says nothing for ever; it is asked, does not answer, and is replaced."""
     monkeypatch.setattr(channels, "PROBE_S", 0.1)
     monkeypatch.setattr(channels, "PROBE_ANSWER_S", 0.1)
-    with Proxy(hand.store.cell.url) as proxy:
+    async with Proxy(hand.store.cell.url) as proxy:
         store = AsyncStore(Cell(proxy.url))
         watcher = Watcher(store)
         await await_for(lambda: len(watcher.seen) == 2, "it watches")
@@ -213,7 +213,7 @@ async def test_a_redis_that_confirms_nothing_is_unreachable(
 ) -> None:
     """Better an error than a watcher that is deaf."""
     monkeypatch.setattr(channels, "SUBSCRIBE_TIMEOUT_S", 0.1)
-    with Proxy(hand.store.cell.url) as proxy:
+    async with Proxy(hand.store.cell.url) as proxy:
         store = AsyncStore(Cell(proxy.url))
         proxy.swallow = lambda data: b"subscribe" in data
 

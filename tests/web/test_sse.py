@@ -16,7 +16,7 @@ from openagents_worker.events import RunEvent
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.settings import load_settings
 from tests.producer.hand import Hand
-from tests.waiting import await_for
+from tests.waiting import PATIENCE_S, await_for
 
 
 def fields(frame: str) -> dict[str, str]:
@@ -28,7 +28,7 @@ def fields(frame: str) -> dict[str, str]:
 
 
 async def all_frames(frames: AsyncGenerator[str]) -> list[dict[str, str]]:
-    async with asyncio.timeout(10), aclosing(frames):
+    async with asyncio.timeout(PATIENCE_S), aclosing(frames):
         return [fields(frame) async for frame in frames]
 
 
@@ -94,7 +94,7 @@ async def test_after_the_end_there_is_only_the_end(hand: Hand, client: AsyncClie
 async def test_silence_is_filled_with_comments(hand: Hand, client: AsyncClient) -> None:
     """A proxy sees that the line is alive; a browser ignores them; no event is lost between them."""
     seen: list[dict[str, str]] = []
-    async with asyncio.timeout(10), aclosing(sse(client.handle("r1"), heartbeat_s=0.02)) as frames:
+    async with asyncio.timeout(PATIENCE_S), aclosing(sse(client.handle("r1"), heartbeat_s=0.02)) as frames:
         async for frame in frames:
             seen.append(fields(frame))
             if len(seen) == 5:

@@ -10,10 +10,8 @@ import json
 import math
 import os
 import pickle
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -47,13 +45,6 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
     with installed(folder, clerk, OPENAGENTS_MAX_PAYLOAD_BYTES=str(MAX_BYTES)) as installation:
         installation.model.will_say({"tool_calls": [call("count", number=1)]}, {"text": "fine"})
         yield installation
-
-
-@contextmanager
-def within_5_s() -> Generator[None]:
-    began = time.monotonic()
-    yield
-    assert time.monotonic() - began < 5
 
 
 def everything(client: Client) -> dict[str, bytes | None]:
@@ -108,7 +99,7 @@ def test_a_request_that_cannot_work_is_refused_at_delay(
     """The error has a code and says what would be right; nothing is written and no message is sent."""
     before = everything(installation.client)
 
-    with within_5_s(), pytest.raises(OpenAgentsError) as error:
+    with pytest.raises(OpenAgentsError) as error:
         installation.run_agent.delay({**GOOD, **fields})
 
     assert error.value.code == code
@@ -151,7 +142,7 @@ def test_a_call_that_would_be_misunderstood_is_refused(
     """Nothing that a caller wrote is ignored without a word."""
     before = everything(installation.client)
 
-    with within_5_s(), pytest.raises(OpenAgentsError) as error:
+    with pytest.raises(OpenAgentsError) as error:
         submit(installation.run_agent)
 
     assert error.value.code == code
@@ -177,7 +168,7 @@ def test_the_same_run_id_with_another_request_is_a_conflict(installation: Instal
     installation.submit("clerk", session_id="mine", run_id="mine").wait(PATIENCE_S)
     before = everything(installation.client)
 
-    with within_5_s(), pytest.raises(RunConflict) as error:
+    with pytest.raises(RunConflict) as error:
         installation.submit("clerk", "Something else.", session_id="mine", run_id="mine")
 
     assert (error.value.code, error.value.run_id) == ("run.conflict", "mine")
@@ -194,12 +185,11 @@ def nobody_there() -> Generator[int]:
 
 
 @pytest.mark.parametrize("somewhere", [nobody_there, silent_port], ids=["closed port", "silent port"])
-def test_a_redis_that_does_not_answer_is_an_error_within_5_s(somewhere: Any) -> None:
+def test_a_redis_that_does_not_answer_is_an_error(somewhere: Any) -> None:
     """Code, address and hint; nothing was accepted."""
     with (
         somewhere() as port,
         Client(f"redis://:hush@127.0.0.1:{port}/0") as client,
-        within_5_s(),
         pytest.raises(OpenAgentsError) as error,
     ):
         client.submit(GOOD)
@@ -218,7 +208,7 @@ def test_after_a_lost_answer_submitting_again_is_safe(installation: Installation
         with Client(settings=load_settings(settings)) as client:
             request = {**GOOD, "run_id": "lost", "session_id": "lost"}
             proxy.lose_answer_to = lambda data: b"EVAL" in data
-            with within_5_s(), pytest.raises(SubmitUnknown) as error:
+            with pytest.raises(SubmitUnknown) as error:
                 client.submit(request)
             proxy.lose_answer_to = lambda _: False
 
@@ -261,7 +251,6 @@ def test_a_worker_with_a_wrong_agents_file_does_not_start(tmp_path: Path, conten
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     env = {**os.environ, "OPENAGENTS_CONFIG": str(file), "OPENAGENTS_REDIS_URL": "redis://127.0.0.1:1/0"}
 
-    used_s = seconds_of_children()
     ended = subprocess.run(
         [sys.executable, "-m", "openagents_worker.cli", "worker"],
         env=env,
@@ -276,13 +265,6 @@ def test_a_worker_with_a_wrong_agents_file_does_not_start(tmp_path: Path, conten
     assert str(file) in last
     assert says in last
     assert "Traceback" not in ended.stderr
-    assert seconds_of_children() - used_s < 5
-
-
-def seconds_of_children() -> float:
-    """Processor time of processes that have ended: how busy the machine is otherwise does not count."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def test_a_run_submitted_before_any_worker_learns_of_its_unknown_agent_from_the_worker(
@@ -347,10 +329,9 @@ def test_a_message_that_is_no_request_is_answered_under_its_task_id(
 ) -> None:
     """Whoever sent it finds a failed run with code and hint, and events as any run has them."""
     task_id = request.node.callspec.id.replace(" ", "-")
-    with within_5_s():
-        send(task_id, *args, **kwargs)
-        handle = handle_of(installation, task_id)
-        result = handle.wait(PATIENCE_S)
+    send(task_id, *args, **kwargs)
+    handle = handle_of(installation, task_id)
+    result = handle.wait(PATIENCE_S)
 
     assert result.error_details is not None
     assert (result.error_details.code, bool(result.error_details.hint)) == (code, True)

@@ -18,7 +18,7 @@ class TimeLimit(BaseException):
     """As a soft time limit: it interrupts a thread that waits."""
 
 
-async def test_a_coroutine_runs_on_the_loop_and_its_value_comes_back(bridge: LoopThread) -> None:
+def test_a_coroutine_runs_on_the_loop_and_its_value_comes_back(bridge: LoopThread) -> None:
     """Many threads may wait at once; all coroutines share one loop."""
 
     async def where() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -35,8 +34,19 @@ def test_a_session_is_deleted_under_a_worker_that_works_in_it(installation: Inst
 
     installation.model.will_say({"text": "fine"})
     assert installation.submit("clerk").wait(PATIENCE_S).final_output == "fine"
-    time.sleep(1.5)  # heartbeats and the rescue come by
+    wait_for_heartbeats_and_rescue(installation)
     keys = client.store.redis.scan_iter("oa:*")
     ids = {known[1] for key in keys if (known := spec_of(key, "oa"))}
     assert not {id_ for id_ in ids if "gone" in id_}
     assert not installation.model.asked("gone-2")
+
+
+def wait_for_heartbeats_and_rescue(installation: Installation) -> None:
+    """Three more heartbeats of its one worker; and the rescue, which alone starts a run that was delayed."""
+    store = installation.client.store
+    leases = store.keys("workers")
+    for _ in range(3):
+        seen = store.redis.zrange(leases, 0, -1, withscores=True)
+        wait_for(lambda seen=seen: store.redis.zrange(leases, 0, -1, withscores=True) != seen, "it beats")
+    late = {"agent_id": "clerk", "session_id": "late", "input_text": "Go."}
+    assert installation.client.submit(late, delay_ms=1).wait(PATIENCE_S).final_output == "fine"

@@ -18,7 +18,7 @@ from openagents_worker.runtime.attempt import Carried, Outlook
 from openagents_worker.settings import load_settings
 from openagents_worker.worker.app import make_worker_app
 from openagents_worker.worker.outcome import tell_celery
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_cancelled_run_is_shown_as_revoked(app: Celery, task: Task, redis_url:
     carried = Carried(Outlook.ENDED, stop_reason=StopReason.CANCELLED)
     with redis.Redis.from_url(redis_url) as client, client.pubsub(ignore_subscribe_messages=True) as events:
         events.psubscribe("*celeryev/task.revoked")  # where kombu publishes what Flower listens to
-        events.get_message(timeout=5)
+        events.get_message(timeout=PATIENCE_S)
 
         with pytest.raises(Ignore):
             tell_celery(task, "r1", carried)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -16,8 +15,8 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.lease import WorkerLease, boot_clock
-from openagents_worker.worker.watch import EX_LOOP_DEAD, Watch
-from tests.waiting import wait_for
+from openagents_worker.worker.watch import EX_LOOP_DEAD, IDLE_TICK_S, TICK_S, Watch
+from tests.waiting import PATIENCE_S, wait_for
 from tests.worker.carrier import NotingCarrier
 
 
@@ -57,7 +56,7 @@ def watched(bridge: LoopThread, carrier: NotingCarrier) -> Generator[Callable[..
 
 def block_here(free: threading.Event) -> None:
     """The name that the watch has to find."""
-    free.wait(10)
+    free.wait(PATIENCE_S)
 
 
 def test_runs_let_go_when_the_lease_is_over(watched: Callable[..., Watched], carrier: NotingCarrier) -> None:
@@ -109,7 +108,7 @@ def test_a_process_whose_loop_is_dead_ends(watched: Callable[..., Watched], brid
     one = watched(dead_after_s=0.5)
     free = threading.Event()
 
-    bridge.loop.call_soon_threadsafe(free.wait, 10)
+    bridge.loop.call_soon_threadsafe(free.wait, PATIENCE_S)
     wait_for(lambda: one.left, "the process would have ended")
     free.set()
 
@@ -120,29 +119,31 @@ def test_an_idle_loop_is_looked_at_seldom_until_somebody_works(
     watched: Callable[..., Watched], bridge: LoopThread
 ) -> None:
     """Twenty looks a second would be most of what an idle worker costs; the first work is watched at once."""
-    looks = 0
     working = threading.Event()
+    pauses: list[tuple[bool, float]] = []
 
-    def waited_s() -> float:
-        nonlocal looks
-        looks += 1
-        return 0.0
+    def pause(event: threading.Event, seconds: float) -> bool:
+        pauses.append((event is bridge.began, seconds))
+        if len(pauses) == 3:
+            working.set()
+            bridge.began.set()
+        if len(pauses) <= 6:
+            return event.is_set()
+        return event.wait()  # until the watch is stopped
 
-    free = threading.Event()
-    one = watched(is_busy=working.is_set, began=bridge.began, loop_waited_s=waited_s)
-    time.sleep(1.2)
-    assert looks <= 4
+    watched(is_busy=working.is_set, began=bridge.began, pause=pause)
 
-    working.set()
-    before, began = looks, time.monotonic()
-    bridge.began.set()
-    bridge.loop.call_soon_threadsafe(block_here, free)
+    wait_for(lambda: len(pauses) == 7, "it has looked seven times")
+    assert pauses == [(True, IDLE_TICK_S)] * 3 + [(False, TICK_S)] * 4
 
-    wait_for(lambda: one.watch.stats()["blocks"] == 1, "the block is seen")
-    wait_for(lambda: looks >= before + 10, "it is looked at often")
-    assert time.monotonic() - began < 4, "ten looks at two a second would take five"
-    free.set()
-    working.clear()
+
+def test_whoever_begins_to_work_ends_the_long_pause(bridge: LoopThread) -> None:
+    """The event that an idle watch waits for is set before the work begins."""
+
+    async def began() -> bool:
+        return bridge.began.is_set()
+
+    assert bridge.run(began())
 
 
 def test_a_tool_in_a_thread_may_end_before_the_runs_count_as_stopped(

@@ -1,6 +1,6 @@
 -- A worker takes a run. Decides, atomically, whether there is work to do: a message is only a wake-up.
--- Returns CLAIMED, fence, fields, facts, journal length, first page, session (messages, artifacts, state) | DONE | WAITING | BUSY | NOT_DUE, ms | NOT_ALIVE | UNKNOWN
---   | CANCELLED, wakes, life | SUSPECT_BUSY | OTHER_FORMAT. DONE of a run whose end was not told yet: DONE, state, life, result. Event run.attempt_started.
+-- Returns CLAIMED, fence, fields, facts, journal length, first page, session (messages, artifacts, state) | DONE | BUSY | NOT_DUE, ms | NOT_ALIVE | UNKNOWN
+--   | WAITING, wakes of a session that was repaired | CANCELLED, wakes, life | SUSPECT_BUSY | OTHER_FORMAT. DONE of a run whose end was not told yet: DONE, state, life, result. Event run.attempt_started.
 -- The claimant reads the formats oldest to newest; its message has the format `asked`. A run of another one is left to others: due again
 --   after a while, with one event run.left_to_others for each pair of formats, however often it is looked at.
 --#include end_run
@@ -46,17 +46,21 @@ if run.owner ~= '' then
 end
 if run.cancel == '1' then return {'CANCELLED', cancelled(run, run.cancel_reason, true), run.life} end
 if expired(run) then return {'CANCELLED', cancelled(run, 'expired', true), run.life} end
+local woken
 if run.state == 'scheduled' or run.state == 'retrying' then
   if run.due > NOW_MS then return {'NOT_DUE', digits(run.due - NOW_MS)} end
   redis.call('ZREM', k.due(), run_id)
-  if run.state == 'scheduled' then place(run) end
+  if run.state == 'scheduled' then woken = place(run) end
 end
-local held_by = holder(run.session)
-if held_by ~= run_id then
-  if held_by then return {'WAITING'} end
-  redis.call('ZREM', k.session_queue(run.session), run_id) -- the holder's record is gone: the claimer heals the session
-  redis.call('HSET', k.session(run.session), 'holder', run_id)
+if not holder(run.session) then -- its record is gone: the head of the queue is next, or whoever asks and has no place in it
+  if redis.call('ZSCORE', k.session_queue(run.session), run_id) then
+    woken = promote(run.session)
+    if woken[1] == run_id then run.state = 'queued' end
+  else
+    redis.call('HSET', k.session(run.session), 'holder', run_id)
+  end
 end
+if holder(run.session) ~= run_id then return {'WAITING', {woken}} end
 local format = math.max(run.format, session_format(run.session), asked)
 if not (is_read(run.format) and is_read(format)) then
   if run.state ~= 'queued' and run.state ~= 'retrying' then return {'OTHER_FORMAT'} end -- what it waits for will wake it

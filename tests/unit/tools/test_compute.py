@@ -4,14 +4,43 @@ from __future__ import annotations
 
 import math
 import re
-import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from openagents_worker.errors import ToolValidationError
-from openagents_worker.tools.builtin.compute import evaluate
+from openagents_worker.tools.builtin import compute
+from openagents_worker.tools.builtin.compute import MAX_INTEGER_BITS, evaluate
+
+MOST_BITS = 2 * MAX_INTEGER_BITS  # of a product or power, until it is checked: computed in microseconds
+
+
+class Largest:
+    """The size of the largest whole number that any operation gave: what one costs grows with it only."""
+
+    def __init__(self) -> None:
+        self.bits = 0
+
+    def noting(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any) -> Any:
+            value = operation(*args)
+            if isinstance(value, int):
+                self.bits = max(self.bits, value.bit_length())
+            return value
+
+        return noted
+
+
+@pytest.fixture
+def largest(monkeypatch: pytest.MonkeyPatch) -> Largest:
+    largest = Largest()
+    for operations in (compute._BINARY, compute._UNARY, compute._FUNCTIONS):
+        for name, operation in operations.items():  # type: ignore[attr-defined]  # dicts of operations, all of them
+            monkeypatch.setitem(operations, name, largest.noting(operation))  # type: ignore[arg-type]
+    return largest
 
 
 @pytest.mark.parametrize(
@@ -82,12 +111,13 @@ def test_what_is_no_arithmetic_is_refused(expression: str) -> None:
         ("1" * 501, "longer than"),
     ],
 )
-def test_what_would_not_end_or_has_no_value_is_refused_at_once(expression: str, reason: str) -> None:
+def test_what_would_not_end_or_has_no_value_is_refused(
+    expression: str, reason: str, largest: Largest
+) -> None:
     """Bounds are checked before the work is done, and the error says which one."""
-    began = time.process_time()
     with pytest.raises(ToolValidationError, match=re.escape(reason)):
         evaluate(expression)
-    assert time.process_time() - began < 0.1
+    assert largest.bits <= MOST_BITS
 
 
 NUMBERS = st.one_of(st.integers(-(10**40), 10**40).map(str), st.floats(allow_nan=False).map(str))
@@ -107,19 +137,18 @@ EXPRESSIONS = st.recursive(
 )
 
 
-@settings(deadline=None)  # the machine may be busy
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # it only takes note
 @given(EXPRESSIONS | st.text(max_size=60))
 @example("pow(9, pow(9, 9))")
 @example("(9**9)**(9**3)")
 @example("-" * 499 + "1")
 @example("(" * 249 + "1" + ")" * 249)
-def test_nothing_but_a_number_or_a_coded_error_comes_out_and_soon(expression: str) -> None:
-    """Whatever a model writes, the event loop has it back within milliseconds."""
-    began = time.process_time()
+def test_nothing_but_a_number_or_a_coded_error_comes_out_and_soon(largest: Largest, expression: str) -> None:
+    """Whatever a model writes, no number comes up on the way that takes long to compute."""
     try:
         value = evaluate(expression)
     except ToolValidationError:
         value = 0
     assert isinstance(value, int | float)
     assert isinstance(value, int) or math.isfinite(value)
-    assert time.process_time() - began < 0.1
+    assert largest.bits <= MOST_BITS

@@ -25,6 +25,8 @@ local function end_run(run, ending)
   else
     redis.call('ZREM', k.session_queue(S), run.id)
   end
+  local head = repaired(S)
+  if head then wakes[#wakes + 1] = head end
 
   for _, name in ipairs({key, k.facts(run.id), k.events(run.id), k.journal(run.id)}) do redis.call('PEXPIRE', name, RUN_TTL_MS) end
   if redis.call('HEXISTS', k.session(S), 'holder') == 0 and redis.call('ZCARD', k.session_queue(S)) == 0 then

@@ -35,19 +35,27 @@ local function holder(S)
   return nil
 end
 
+-- repaired(S): a holder whose record is gone makes way for the head of the queue; returns the wake-up of that one
+local function repaired(S)
+  local id = redis.call('HGET', k.session(S), 'holder')
+  if id and redis.call('EXISTS', k.run(id)) == 0 then return promote(S) end
+  return nil
+end
+
 -- look_in_time(run): a run that is to be started by a time is looked at then
 local function look_in_time(run)
   if run.expires > 0 and run.attempt == 0 then redis.call('ZADD', k.due(), digits(run.expires), run.id) end
 end
 
--- place(run): the run takes its place, until it expires; returns its wake-up when it holds the session, else nil
+-- place(run): the run takes its place, until it expires; returns its wake-up when it holds the session, else nil.
+-- One that holds it already is submitted again, because its record was lost.
 local function place(run)
   local S = run.session
   look_in_time(run)
   local held = holder(S)
   list_in(SESSIONS, S)
   for _, key in ipairs(session_keys(S)) do redis.call('PERSIST', key) end
-  if not held and redis.call('ZCARD', k.session_queue(S)) == 0 then
+  if held == run.id or not held and redis.call('ZCARD', k.session_queue(S)) == 0 then
     redis.call('HSET', k.session(S), 'holder', run.id)
     redis.call('HSET', k.run(run.id), 'state', 'queued')
     append(run, {'run.queued', '{"queue":' .. q(run.queue) .. '}'})

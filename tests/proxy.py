@@ -1,0 +1,156 @@
+"""Lines to a real Redis. The only place where tests stand between it and its clients.
+
+Whatever is opened here is closed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+__all__ = ["Line", "Lines"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A client's connection, and the one to Redis behind it."""
+
+    from_client: asyncio.StreamReader
+    to_client: asyncio.StreamWriter
+    from_redis: asyncio.StreamReader
+    to_redis: asyncio.StreamWriter
+
+
+PassOn = Callable[[Line], Awaitable[None]]
+"""Passes bytes on in one direction, until that ends; the line is cut then."""
+
+
+class Lines:
+    """Connections to one Redis, on a loop in a thread of its own; for a `with` or an `async with` block.
+
+    `resets`: a line is cut with RST, so whoever reads there gets an error and no end of file.
+    """
+
+    resets = False
+
+    def __init__(self, redis_url: str) -> None:
+        parts = urlsplit(redis_url)
+        self._redis = (parts.hostname or "", parts.port or 0)
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name="proxy")
+        self._started, self._over = threading.Event(), asyncio.Event()
+        self._servers: list[asyncio.Server] = []
+        self._lines: set[asyncio.Task[None]] = set()
+        self._ends: set[asyncio.StreamWriter] = set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._started.wait()
+        self.opened()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join()
+
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.__enter__)
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.__exit__)
+
+    def opened(self) -> None:
+        """Called at the beginning of the block."""
+
+    def listen(self, *ways: PassOn) -> str:
+        """The URL of a new port; of each of its lines these pass something on."""
+        return self._there(self._listen(ways))
+
+    def hang_up(self) -> None:
+        """From now on nobody gets a new connection."""
+        if threading.get_ident() == self._thread.ident:
+            self._stop_listening()
+        else:
+            self._there(self._hang_up())
+
+    def _there(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    # --- on the loop -------------------------------------------------------------------------------------
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._started.set()
+        await self._over.wait()
+        self._stop_listening()
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for line in self._lines:
+                line.cancel()
+            await asyncio.wait(others)  # also those in which the loop accepts a connection: it is a line next
+            await asyncio.sleep(0)
+        for server in self._servers:
+            server.close()
+        await asyncio.gather(*map(self._close, list(self._ends)))
+
+    async def _hang_up(self) -> None:
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        """Refuse new connections. asyncio leaks those that it is accepting while a server is closed."""
+        for listening in [listening for server in self._servers for listening in server.sockets]:
+            self._loop.remove_reader(listening.fileno())
+            with suppress(OSError):  # it has been done before
+                listening.shutdown(socket.SHUT_RDWR)
+
+    async def _listen(self, ways: tuple[PassOn, ...]) -> str:
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._ends.add(writer)  # here, because a task that is cancelled at once never begins
+            line = asyncio.create_task(self._pass_on(ways, reader, writer), name="line")
+            self._lines.add(line)
+            line.add_done_callback(self._lines.discard)
+
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        self._servers.append(server)
+        return f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+
+    async def _pass_on(
+        self, ways: tuple[PassOn, ...], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        passing: list[asyncio.Task[None]] = []
+        ends = [writer]
+        try:
+            from_redis, to_redis = await asyncio.open_connection(*self._redis)
+            self._ends.add(to_redis)
+            ends.append(to_redis)
+            line = Line(reader, writer, from_redis, to_redis)
+            passing = [asyncio.create_task(_until_the_end(way, line), name="way of a line") for way in ways]
+            await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
+        except OSError:
+            pass  # Redis is gone: so is this line
+        finally:
+            for way in passing:
+                way.cancel()
+            await asyncio.gather(*passing, *map(self._close, ends), return_exceptions=True)
+
+    async def _close(self, end: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            if self.resets:
+                linger = struct.pack("ii", 1, 0)
+                end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            end.close()
+            await end.wait_closed()
+        self._ends.discard(end)
+
+
+async def _until_the_end(way: PassOn, line: Line) -> None:
+    with suppress(OSError, asyncio.IncompleteReadError):
+        await way(line)

@@ -1,0 +1,165 @@
+"""The lists of runs and of sessions: they hold what is there, and lose what has expired, under load too."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from openagents_worker.store import scripts
+from tests.producer.hand import Hand
+
+TTL_MS = 60_000
+LABEL = "label=env=prod"
+
+
+class Lists(Hand):
+    """Runs by hand, and time by hand: what has ended is old at once, and its records have expired."""
+
+    def accept(self, run_id: str, session_id: str) -> None:
+        self.store.run(
+            scripts.submit(
+                run_id=run_id,
+                agent_id="a",
+                session_id=session_id,
+                queue="",
+                default_queue="agents",
+                digest=run_id,
+                uid="u",
+                request="{}",
+                canvas="",
+                durable=True,
+                delay_ms=0,
+                reject_if_busy=False,
+                parent_run_id="",
+                lists=[LABEL],
+            )
+        )
+
+    def grow_old(self, *ids: str, of: str) -> None:
+        """As if they had been listed long ago."""
+        key = self.store.keys("index", of)
+        self.store.redis.zadd(key, dict.fromkeys(ids, self.now_ms() - 2 * TTL_MS), xx=True)
+
+    def expire(self, run_id: str, session_id: str) -> None:
+        """It was accepted long ago, and has ended; it and its session have expired."""
+        keys, redis = self.store.keys, self.store.redis
+        self.store.run(scripts.cancel(run_id=run_id, reason="over", force=True))
+        redis.delete(*(keys(kind, run_id) for kind in ("run", "events", "facts", "journal")))
+        redis.delete(*(keys(kind, session_id) for kind in ("session", "session_queue")))
+        for name in self.lists(session_id):
+            self.grow_old(run_id, of=name)
+        self.grow_old(session_id, of="sessions")
+
+    @staticmethod
+    def lists(session_id: str) -> list[str]:
+        return ["all", "agent=a", f"session={session_id}", LABEL]
+
+    def size(self, name: str) -> int:
+        return int(self.store.redis.zcard(self.store.keys("index", name)))
+
+    def now_ms(self) -> int:
+        seconds, micros = self.store.redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def prune(self, limit: int) -> Any:
+        return self.store.run(scripts.prune(limit=limit))
+
+    def make_due(self) -> None:
+        """As if every list were to be looked through by now."""
+        key = self.store.keys("indexes")
+        self.store.redis.zadd(key, dict.fromkeys(self.store.redis.zrange(key, 0, -1), 1))
+
+
+@pytest.fixture
+def lists(redis_url: str) -> Generator[Lists]:
+    with Lists(redis_url, run_ttl_ms=TTL_MS, session_ttl_ms=TTL_MS) as lists:
+        yield lists
+
+
+def test_a_list_does_not_grow_under_load(lists: Lists) -> None:
+    """As many runs expire as come in: what is accepted next takes them out, and no worker needs to."""
+    for number in range(100):
+        lists.accept(f"r{number}", "busy")
+        lists.expire(f"r{number}", "busy")
+
+        for name in (*lists.lists("busy"), "sessions"):
+            assert lists.size(name) <= 5, f"{name} after {number} runs"
+
+
+def test_a_long_list_shrinks_under_load(lists: Lists) -> None:
+    """Faster than it grows; and however long it is, a submission takes out only some entries."""
+    key = lists.store.keys("index", "all")
+    lists.store.redis.zadd(key, {f"gone{number}": 1000 + number for number in range(300)})
+    sizes = [lists.size("all")]
+    while sizes[-1] > 60:
+        lists.accept(run_id := f"r{len(sizes)}", run_id)
+        lists.expire(run_id, run_id)
+        sizes.append(lists.size("all"))
+        assert sizes[-2] - sizes[-1] < 10
+
+    assert len(sizes) < 1_000
+
+
+def test_runs_that_live_for_long_keep_nobody_in_the_list(lists: Lists) -> None:
+    """They are older than the others, and still there; of those behind them hardly more than as many stay."""
+    live = {f"live{number}": 1000 + number for number in range(50)}
+    gone = {f"gone{number}": 2000 + number for number in range(200)}
+    key = lists.store.keys("index", "all")
+    lists.store.redis.zadd(key, {**live, **gone})
+    for run_id in live:
+        lists.accept(run_id, run_id)
+        lists.grow_old(run_id, of="all")
+
+    for number in range(3_000):
+        if lists.size("all") < 120:
+            break
+        lists.accept(f"r{number}", f"s{number}")
+        lists.expire(f"r{number}", f"s{number}")
+
+    assert lists.size("all") < 120
+    assert set(live) <= set(lists.store.redis.zrange(key, 0, -1))
+    for run_id in live:
+        lists.expire(run_id, run_id)
+
+
+def test_one_look_goes_through_many_lists(lists: Lists) -> None:
+    """Each session has a list of its own: where sessions are short, lists expire as often as runs."""
+    for number in range(200):
+        lists.accept(f"r{number}", f"s{number}")
+        lists.expire(f"r{number}", f"s{number}")
+    lists.make_due()
+
+    looks = 0
+    while lists.prune(limit=500).looked:
+        looks += 1
+
+    assert looks <= 10
+    assert lists.store.redis.keys("oa:index*") == []
+
+
+def test_a_list_with_old_runs_that_are_still_there_is_looked_through_again_in_time(lists: Lists) -> None:
+    """A run may end right after the look; its entry goes no later than a time to live after its record."""
+    lists.accept("r1", "s1")
+    for name in lists.lists("s1"):
+        lists.grow_old("r1", of=name)
+    lists.make_due()
+
+    assert lists.prune(limit=500).removed == 0
+
+    again = dict(lists.store.redis.zrange(lists.store.keys("indexes"), 0, -1, withscores=True))
+    assert all(again[name] <= lists.now_ms() + TTL_MS for name in lists.lists("s1"))
+    lists.expire("r1", "s1")
+
+
+def test_what_has_really_expired_goes_out_under_load(redis_url: str) -> None:
+    """With a time to live of 20 ms, and nobody who moves the time."""
+    with Lists(redis_url, run_ttl_ms=20, session_ttl_ms=20) as lists:
+        number = 0
+        while not number or lists.size("all") > number / 2:
+            number += 1
+            lists.accept(f"r{number}", "s1")
+            lists.store.run(scripts.cancel(run_id=f"r{number}", reason="over", force=True))
+
+        assert lists.size("session=s1") < number
