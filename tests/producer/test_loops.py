@@ -204,7 +204,7 @@ async def test_an_async_read_whose_answer_was_lost_is_asked_again(losing: tuple[
 
 async def test_a_read_is_asked_twice_at_most(redis_url: str) -> None:
     """A line that stays bad is an error in the end."""
-    with Proxy(redis_url) as proxy:
+    async with Proxy(redis_url) as proxy:
         proxy.lose_answer_to = lambda data: b"HMGET" in data
         async with AsyncClient(proxy.url) as client:
             with pytest.raises(RedisUnreachable):

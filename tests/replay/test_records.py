@@ -12,7 +12,6 @@ from openagents_worker.llm.base import LLMResponse
 from openagents_worker.models import StopReason
 from openagents_worker.runtime.runner import Outlook
 from openagents_worker.store import scripts
-from tests.replay.world import Api, Case, Kill
 from tests.runtime import plugins
 from tests.runtime.harness import Process, agent, crash, process, scripted
 from tests.waiting import await_for
@@ -45,28 +44,6 @@ class Plain:
 
     async def charge(self, who: str, gate: str = "") -> Any:
         return await self.context.tools["charge"].invoke({"who": who, **({"gate": gate} if gate else {})})
-
-
-# --- cancelled in the middle of a commit -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", range(2, 9))
-@pytest.mark.parametrize("after_ms", [0, 0.3, 0.6, 0.9, 1.2, 1.5, 2.1, 20.1, 20.6])
-def test_a_cancellation_during_any_commit_leaves_what_replay_reads(
-    redis_url: str, after_ms: float, command: int
-) -> None:
-    """Also of the one that stores the run's start: the call ends as it ended then, nothing is unread."""
-
-    async def program(api: Api) -> Any:
-        first = asyncio.create_task(api.tool("do", 1, subject="first", latency_s=0.001))
-        await asyncio.sleep(after_ms / 1000)
-        first.cancel()
-        await asyncio.wait([first])
-        await api.tool("after", first.cancelled(), subject="after", latency_s=0.001)
-        return await api.tool("end", 1, subject="end", latency_s=0.001)
-
-    kills = [Kill(command), Kill(command + 1)]
-    assert Case(program, redis_url, 1, kills, has_jitter=False, depends_on_time=True).run() == []
 
 
 # --- a clock in the prompt -------------------------------------------------------------------------------

@@ -261,6 +261,25 @@ def test_a_begun_call_whose_arguments_hold_a_clock_is_a_mismatch(redis_url: str)
         assert "which was begun" in found[0][1]
 
 
+@pytest.mark.parametrize("command", range(2, 9))
+@pytest.mark.parametrize("after_ms", [0, 0.3, 0.6, 0.9, 1.2, 1.5, 2.1, 20.1, 20.6])
+def test_a_cancellation_during_any_commit_leaves_what_replay_reads(
+    redis_url: str, after_ms: float, command: int
+) -> None:
+    """Also of the one that stores the run's start: the call ends as it ended then, nothing is unread."""
+
+    async def program(api: Api) -> Any:
+        first = asyncio.create_task(api.tool("do", 1, subject="first", latency_s=0.001))
+        await asyncio.sleep(after_ms / 1000)
+        first.cancel()
+        await asyncio.wait([first])
+        await api.tool("after", first.cancelled(), subject="after", latency_s=0.001)
+        return await api.tool("end", 1, subject="end", latency_s=0.001)
+
+    kills = [Kill(command), Kill(command + 1)]
+    assert Case(program, redis_url, 1, kills, has_jitter=False, depends_on_time=True).run() == []
+
+
 Switch = Callable[[pytest.MonkeyPatch], None]
 
 

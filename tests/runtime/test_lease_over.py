@@ -33,7 +33,8 @@ def begun() -> bool:
 
 async def test_a_write_that_waits_for_redis_is_abandoned_when_the_lease_is_over() -> None:
     """The run lets go although Redis answers nothing, whatever the time-out of its connection."""
-    with EmbeddedRedis() as redis:
+    redis = await asyncio.to_thread(EmbeddedRedis().__enter__)
+    try:
         async with process(redis.url, patterned("Steps", tool("Charge"), n=2)) as p:
             p.store._lanes._answer_timeout_s = float("inf")
             await p.submit()
@@ -45,6 +46,8 @@ async def test_a_write_that_waits_for_redis_is_abandoned_when_the_lease_is_over(
                 await p.runner.latch_all(LatchReason.FENCED)
 
                 assert (await carrying).kind is Outlook.NOTHING
+    finally:
+        await asyncio.to_thread(redis.__exit__, None, None, None)
 
 
 async def test_no_call_begins_when_the_lease_is_over(redis_url: str) -> None:
