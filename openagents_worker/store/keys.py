@@ -78,6 +78,13 @@ KEYS = (
     KeySpec("worker_box", "worker:{}:box", "set", "owned runs with a cancel request", _WORKER),
     KeySpec("worker_suspect", "worker:{}:suspect", "string", "the one suspect run it carries", _WORKER),
     KeySpec(
+        "host",
+        "host:{}",
+        "hash",
+        "incarnation -> process id and start time of a worker on this host",
+        "a day after the last beat of one of them",
+    ),
+    KeySpec(
         "agents", "agents", "hash", "agent id -> queue and definition hash, told by workers", "permanent"
     ),
     KeySpec(
@@ -122,7 +129,7 @@ KEYS = (
 )
 
 PERMANENT = frozenset({"workers", "agents", "due", "sent", "index", "indexes"})
-ALWAYS_EXPIRING = frozenset({"reply", "resend", "resend_seen"})
+ALWAYS_EXPIRING = frozenset({"reply", "host", "resend", "resend_seen"})
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 
 _SAFE = "-_.~"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache, partial
 from hashlib import sha1
@@ -29,6 +29,7 @@ __all__ = [
     "Deleted",
     "Pruned",
     "Reclaimed",
+    "Registered",
     "Renewal",
     "ResumeAnswer",
     "Resumed",
@@ -42,6 +43,7 @@ __all__ = [
     "commit",
     "delete_session",
     "emit",
+    "end_lease",
     "finish",
     "page",
     "prune",
@@ -273,12 +275,21 @@ class Handed:
 
 
 @dataclass(frozen=True, slots=True)
+class Registered:
+    """A lease that has begun. `neighbours` are the live leases of this host: incarnation -> process."""
+
+    deadline_ms: int
+    neighbours: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Renewal:
-    """A heartbeat's answer. `lost`: the lease is over for ever."""
+    """A heartbeat's answer. `lost`: the lease is over for ever. `neighbours` as in `Registered`."""
 
     lost: bool
     owned: frozenset[str] = frozenset()
     cancel_requested: frozenset[str] = frozenset()
+    neighbours: dict[str, str] = field(default_factory=dict)
 
 
 class CancelAnswer(StrEnum):
@@ -399,23 +410,31 @@ def submit(
 
 
 @_door
-def register(reply: Reply, *, incarnation: str, lease_ms: int, agents: list[str]) -> int:
-    """Begin a worker's lease; `agents` is id, JSON, id, JSON …. Returns the deadline in ms."""
-    return int(reply)
+def register(
+    reply: Reply, *, incarnation: str, lease_ms: int, agents: list[str], host: str = "", process: str = ""
+) -> Registered:
+    """Begin a worker's lease; `agents` is id, JSON, id, JSON …; `host` '' where no neighbour can look."""
+    return Registered(int(reply[0]), _pairs(reply[1]))
 
 
 @_door
-def retire(reply: Reply, *, incarnation: str) -> Literal["GONE", "OVER"]:
+def end_lease(reply: Reply, *, incarnation: str, host: str, process: str) -> Literal["OK", "OVER"]:
+    """End the lease of a process of this host that was seen to be dead. OVER: there is none to end."""
+    return "OK" if reply == "OK" else "OVER"
+
+
+@_door
+def retire(reply: Reply, *, incarnation: str, host: str = "") -> Literal["GONE", "OVER"]:
     """End a worker's lease: GONE when it owned nothing, OVER when its runs are left for reclaim."""
     return "GONE" if reply == "GONE" else "OVER"
 
 
 @_door
-def renew(reply: Reply, *, incarnation: str, lease_ms: int) -> Renewal:
+def renew(reply: Reply, *, incarnation: str, lease_ms: int, host: str = "") -> Renewal:
     """A heartbeat: the lease goes on for `lease_ms` from now."""
     if reply[0] == "LOST":
         return Renewal(lost=True)
-    return Renewal(False, frozenset(reply[1]), frozenset(reply[2]))
+    return Renewal(False, frozenset(reply[1]), frozenset(reply[2]), _pairs(reply[3]))
 
 
 @_door

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from openagents_worker.errors import RedisUnreachable
@@ -19,6 +19,7 @@ from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.scripts import Renewal, Wake, register, release, renew, retire
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.lease import WorkerLease, boot_clock
+from openagents_worker.worker.neighbours import ProcessIdentity
 
 __all__ = ["Carrier", "Heartbeat"]
 
@@ -60,6 +61,8 @@ class Heartbeat:
         loop: asyncio.AbstractEventLoop,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         on_registered: Callable[[str], None],
+        process: ProcessIdentity | None = None,
+        on_neighbours: Callable[[Mapping[str, str]], None] = lambda neighbours: None,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._node = node
@@ -70,6 +73,9 @@ class Heartbeat:
         self._loop = loop
         self._send_wakes = send_wakes
         self._on_registered = on_registered
+        self._host = process.host if process is not None else ""
+        self._process = process.process if process is not None else ""
+        self._on_neighbours = on_neighbours
         self._clock = clock
         # A renewal must not be awaited for longer than what is kept back for letting go.
         patience_s = lease_ms / 1000 / 5
@@ -107,7 +113,7 @@ class Heartbeat:
         lease.give_up()
         try:
             if lease.incarnation:
-                answer = self._store.run(retire(incarnation=lease.incarnation))
+                answer = self._store.run(retire(incarnation=lease.incarnation, host=self._host))
         except RedisUnreachable as error:
             log.warning("worker.not_retired", incarnation=lease.incarnation, error=error.message)
         finally:
@@ -126,8 +132,15 @@ class Heartbeat:
         if not self._lease.let_go.wait(RETRY_S):
             return False
         incarnation, sent_s = f"{self._node}:{secrets.token_hex(6)}", self._clock()
-        door = register(incarnation=incarnation, lease_ms=self._lease_ms, agents=self._announcements)
-        if self._ask(lambda: self._store.run(door)) is None:
+        door = register(
+            incarnation=incarnation,
+            lease_ms=self._lease_ms,
+            agents=self._announcements,
+            host=self._host,
+            process=self._process,
+        )
+        answer = self._ask(lambda: self._store.run(door))
+        if answer is None:
             self._stopping.wait(RETRY_S)
             return False
         self._lease = WorkerLease(
@@ -136,6 +149,7 @@ class Heartbeat:
         self._strange = _Strange()
         self._registered.set()
         self._post(self._on_registered, incarnation)
+        self._on_neighbours(answer.neighbours)  # also those that died before this process began
         log.info("worker.registered", incarnation=incarnation, lease_ms=self._lease_ms)
         return True
 
@@ -143,7 +157,7 @@ class Heartbeat:
         lease, pause_s = self._lease, self._heartbeat_s
         while not self._stopping.wait(pause_s) and lease.remaining_s() > 0:
             sent_s = self._clock()
-            door = renew(incarnation=lease.incarnation, lease_ms=self._lease_ms)
+            door = renew(incarnation=lease.incarnation, lease_ms=self._lease_ms, host=self._host)
             answer = self._ask(lambda door=door: self._store.run(door))  # type: ignore[misc]
             pause_s = self._heartbeat_s if answer is not None else min(RETRY_S, self._heartbeat_s)
             if answer is None:
@@ -153,6 +167,7 @@ class Heartbeat:
                 log.warning("worker.lease_lost", incarnation=lease.incarnation)
                 return
             lease.renewed(sent_s)
+            self._on_neighbours(answer.neighbours)
             self._compare(lease.incarnation, answer)
 
     def _compare(self, incarnation: str, answer: Renewal) -> None:

@@ -36,6 +36,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "delete_session": {"session_id": "s1", "limit": 100, "even_untold": False},
     "prune": {"limit": 100},
     "register": {"incarnation": "w1", "lease_ms": 60_000, "agents": []},
+    "end_lease": {"incarnation": "w1", "host": "h1", "process": "1 1"},
     "retire": {"incarnation": "w1"},
     "renew": {"incarnation": "w1", "lease_ms": 60_000},
     "claim": {"run_id": "r1", "incarnation": "w1", "page_bytes": PAGE_BYTES},

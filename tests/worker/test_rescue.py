@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 import pytest
 
+from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import EMPTY
 from openagents_worker.worker.ending import end_task
+from openagents_worker.worker.neighbours import ProcessIdentity
 from openagents_worker.worker.rescue import Rescue
 from tests.producer.hand import Hand
 from tests.waiting import await_for
@@ -95,6 +97,60 @@ async def test_the_runs_of_a_dead_worker_are_woken(running: Rescue, hand: Hand, 
     dies(hand, "r1", "r2", "r3")
 
     await await_for(waits(sent, "r1", "r2", "r3"), "all three were woken once")
+
+
+HERE = ProcessIdentity("this host", "11 500")
+
+
+def registers(hand: Hand, incarnation: str, *run_ids: str) -> None:
+    """A worker of this host with a lease of ten minutes, that has claimed these runs."""
+    own, hand.incarnation = hand.incarnation, incarnation
+    hand.store.run(
+        scripts.register(
+            incarnation=incarnation, lease_ms=600_000, agents=[], host=HERE.host, process=HERE.process
+        )
+    )
+    for number, run_id in enumerate(run_ids):
+        hand.submit(run_id, f"{incarnation}-{number}")
+        hand.claim(run_id)
+    hand.incarnation = own
+
+
+async def test_the_runs_of_a_worker_whose_process_is_dead_do_not_wait_for_its_lease(
+    running: Rescue, hand: Hand, sent: list[Wake]
+) -> None:
+    """Its lease is ended, and a rescue that sleeps until the next one would end wakes up for it."""
+    registers(hand, "dead:1", "r1", "r2")
+    registers(hand, "alive:1", "r3")
+
+    running.note_dead({"dead:1": HERE})
+
+    await await_for(waits(sent, "r1", "r2"), "both were woken")
+    assert not hand.store.run(scripts.renew(incarnation="alive:1", lease_ms=1_000)).lost
+    hand.store.run(scripts.retire(incarnation="alive:1"))
+
+
+async def test_a_death_that_cannot_be_told_is_told_later(
+    store: AsyncStore, queues: Queues, sent: list[Wake], hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is away at that moment: nothing is forgotten."""
+    registers(hand, "dead:1", "r1")
+    rescue, refuses = rescue_of(store, queues, sent), True
+    run = store.run
+
+    async def run_or_refuse(call: Any) -> Any:
+        if refuses and call.script.name == "end_lease":
+            raise RedisUnreachable("away")
+        return await run(call)
+
+    monkeypatch.setattr(store, "run", run_or_refuse)
+    rescue.note_dead({"dead:1": HERE})
+    with pytest.raises(RedisUnreachable):
+        await rescue._pass()
+    refuses = False
+    await rescue._pass()
+
+    assert waits(sent, "r1")()
 
 
 async def test_a_worker_that_is_alive_keeps_its_runs(running: Rescue, hand: Hand, sent: list[Wake]) -> None:

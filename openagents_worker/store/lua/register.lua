@@ -1,5 +1,6 @@
--- A worker process begins: its lease, and the agents it can carry. Returns the lease's deadline in ms.
---#include time
+-- A worker process begins: its lease, where it runs, and the agents it can carry. Returns the lease's deadline in ms, its neighbours
+--#include neighbours
 redis.call('ZADD', k.workers(), digits(NOW_MS + lease_ms), incarnation)
 if #agents > 0 then redis.call('HSET', k.agents(), unpack(agents)) end -- id, JSON, id, JSON, …
-return digits(NOW_MS + lease_ms)
+if host ~= '' then redis.call('HSET', k.host(host), incarnation, process) end
+return {digits(NOW_MS + lease_ms), neighbours(host)}

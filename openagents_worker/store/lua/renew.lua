@@ -1,9 +1,10 @@
 -- A heartbeat. LOST when the lease is over: the end of a lease is final, it is never set up again for this incarnation.
--- Returns OK, owned runs, owned runs with a cancel request | LOST
---#include time
+-- Returns OK, owned runs, owned runs with a cancel request, neighbours | LOST
+--#include neighbours
 local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
 if not deadline or deadline <= NOW_MS then return {'LOST'} end
 -- Changes nothing, but a full Redis takes it, and then the rest of the script: no lease is lost for want of memory
 redis.call('PERSIST', k.workers())
 redis.call('ZADD', k.workers(), digits(NOW_MS + lease_ms), incarnation)
-return {'OK', redis.call('SMEMBERS', k.worker_runs(incarnation)), redis.call('SMEMBERS', k.worker_box(incarnation))}
+return {'OK', redis.call('SMEMBERS', k.worker_runs(incarnation)), redis.call('SMEMBERS', k.worker_box(incarnation)),
+  neighbours(host)}
