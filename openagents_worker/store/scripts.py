@@ -27,6 +27,8 @@ __all__ = [
     "Claimed",
     "DeleteAnswer",
     "Deleted",
+    "FalseAlarm",
+    "Looked",
     "Pruned",
     "Reclaimed",
     "Registered",
@@ -38,6 +40,7 @@ __all__ = [
     "Submitted",
     "Wake",
     "WriteAnswer",
+    "alarm",
     "cancel",
     "claim",
     "commit",
@@ -45,6 +48,7 @@ __all__ = [
     "emit",
     "end_lease",
     "finish",
+    "look",
     "page",
     "prune",
     "reclaim",
@@ -292,6 +296,27 @@ class Renewal:
     neighbours: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """`next_s`: when to look again, if that is sooner than usual. `neighbours` as in `Registered`."""
+
+    given_up: tuple[str, ...]
+    next_s: float | None
+    neighbours: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class FalseAlarm:
+    """A lease was ended early although its process lived.
+
+    `seen_by` is who was wrong: `process`, `connection`. `off`: it ends no leases for an hour.
+    """
+
+    runs: int
+    seen_by: str
+    off: bool
+
+
 class CancelAnswer(StrEnum):
     REQUESTED = "REQUESTED"
     CANCELLED = "CANCELLED"
@@ -430,11 +455,39 @@ def retire(reply: Reply, *, incarnation: str, host: str = "") -> Literal["GONE",
 
 
 @_door
-def renew(reply: Reply, *, incarnation: str, lease_ms: int, host: str = "") -> Renewal:
-    """A heartbeat: the lease goes on for `lease_ms` from now."""
+def renew(
+    reply: Reply,
+    *,
+    incarnation: str,
+    lease_ms: int,
+    host: str = "",
+    server: str = "",
+    renewed_within_ms: int = 0,
+) -> Renewal:
+    """A heartbeat: the lease goes on for `lease_ms` from now.
+
+    `server` is the run_id of the Redis that sees the heartbeat's connection; `renewed_within_ms` from now
+    this process will have renewed again, if it lives.
+    """
     if reply[0] == "LOST":
         return Renewal(lost=True)
     return Renewal(False, frozenset(reply[1]), frozenset(reply[2]), _pairs(reply[3]))
+
+
+@_door
+def look(reply: Reply, *, server: str, silence_ms: int, host: str = "") -> Looked:
+    """Give up the workers whose connection is gone for `silence_ms` and that should have renewed since.
+
+    `server` is the run_id of the Redis that is asked, '' where it cannot see connections.
+    """
+    given_up, next_ms, neighbours = reply
+    return Looked(tuple(given_up), int(next_ms) / 1000 if next_ms else None, _pairs(neighbours))
+
+
+@_door
+def alarm(reply: Reply, *, incarnation: str) -> FalseAlarm | None:
+    """Say that this process lives, whose lease is over; None: nobody has ended it early."""
+    return FalseAlarm(int(reply[1]), reply[2], bool(reply[3])) if reply[0] == "FALSE_ALARM" else None
 
 
 @_door

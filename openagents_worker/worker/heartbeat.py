@@ -15,10 +15,12 @@ from typing import Any, Literal, Protocol
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.runtime.latch import LatchReason
-from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.client import Cell
 from openagents_worker.store.scripts import Renewal, Wake, register, release, renew, retire
+from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.lease import WorkerLease, boot_clock
+from openagents_worker.worker.looks import RENEWAL_GRACE_MS, Looks
 from openagents_worker.worker.neighbours import ProcessIdentity
 
 __all__ = ["Carrier", "Heartbeat"]
@@ -63,6 +65,7 @@ class Heartbeat:
         on_registered: Callable[[str], None],
         process: ProcessIdentity | None = None,
         on_neighbours: Callable[[Mapping[str, str]], None] = lambda neighbours: None,
+        on_given_up: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._node = node
@@ -79,11 +82,18 @@ class Heartbeat:
         self._clock = clock
         # A renewal must not be awaited for longer than what is kept back for letting go.
         patience_s = lease_ms / 1000 / 5
-        self._store = Store(
+        self._store = SubscribedStore(
             cell,
-            max_connections=1,
             answer_timeout_s=min(2.0, patience_s),
             connect_timeout_s=min(1.5, patience_s),
+        )
+        self._looks = Looks(
+            self._store,
+            host=self._host,
+            ask=self._ask,
+            clock=clock,
+            on_given_up=lambda: self._post(on_given_up),
+            on_neighbours=on_neighbours,
         )
         self._lease = WorkerLease.none_yet()
         self._registered = threading.Event()
@@ -107,6 +117,7 @@ class Heartbeat:
     def retire(self) -> Literal["GONE", "OVER"]:
         """End the beating and the lease. OVER: runs are left, for the rescue of any worker to take."""
         self._stopping.set()
+        self._store.wake()
         if self._thread.ident is not None:
             self._thread.join(STOP_TIMEOUT_S)
         lease, answer = self._lease, "OVER"
@@ -132,6 +143,7 @@ class Heartbeat:
         if not self._lease.let_go.wait(RETRY_S):
             return False
         incarnation, sent_s = f"{self._node}:{secrets.token_hex(6)}", self._clock()
+        self._store.subscribe(self._store.keys.alive(incarnation))
         door = register(
             incarnation=incarnation,
             lease_ms=self._lease_ms,
@@ -154,21 +166,36 @@ class Heartbeat:
         return True
 
     def _beat_until_over(self) -> None:
-        lease, pause_s = self._lease, self._heartbeat_s
-        while not self._stopping.wait(pause_s) and lease.remaining_s() > 0:
+        lease, sent_s, pause_s = self._lease, self._clock(), self._heartbeat_s
+        while not self._pause_until(sent_s + pause_s) and lease.remaining_s() > 0:
             sent_s = self._clock()
-            door = renew(incarnation=lease.incarnation, lease_ms=self._lease_ms, host=self._host)
-            answer = self._ask(lambda door=door: self._store.run(door))  # type: ignore[misc]
+            answer = self._ask(lambda: self._renew(lease.incarnation))
             pause_s = self._heartbeat_s if answer is not None else min(RETRY_S, self._heartbeat_s)
             if answer is None:
                 continue
             if answer.lost:
                 lease.give_up()
                 log.warning("worker.lease_lost", incarnation=lease.incarnation)
+                self._looks.say_alive(lease.incarnation)
                 return
             lease.renewed(sent_s)
             self._on_neighbours(answer.neighbours)
             self._compare(lease.incarnation, answer)
+
+    def _pause_until(self, end_s: float) -> bool:
+        """Look after other workers until then; returns whether the beating is to end."""
+        self._looks.until(end_s, self._stopping.is_set)
+        return self._stopping.is_set()
+
+    def _renew(self, incarnation: str) -> Renewal:
+        door = renew(
+            incarnation=incarnation,
+            lease_ms=self._lease_ms,
+            host=self._host,
+            server=self._store.server(),
+            renewed_within_ms=round(self._heartbeat_s * 1000) + RENEWAL_GRACE_MS,
+        )
+        return self._store.run(door)
 
     def _compare(self, incarnation: str, answer: Renewal) -> None:
         """Act on what is wrong for the second beat in a row; in between a run may be changing hands."""

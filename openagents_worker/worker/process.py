@@ -97,6 +97,7 @@ class WorkerProcess:
             on_registered=self._notices.follow,
             process=own,
             on_neighbours=self._watch_neighbours,
+            on_given_up=lambda: self.rescue.hurry(),
         )
         self._watch = Watch(
             loop=loop,

@@ -43,6 +43,13 @@ local function earlier(key, by)
 end
 earlier(KEYS[1] .. ':workers', ms)
 earlier(KEYS[1] .. ':due', ms)
+earlier(KEYS[1] .. ':silent', ms)
+for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':false_alarms:*')) do earlier(key, ms) end
+local watched = redis.call('HGETALL', KEYS[1] .. ':watched')
+for i = 1, #watched, 2 do
+  local server, at = string.match(watched[i + 1], '^(%S+) (%d+)$')
+  redis.call('HSET', KEYS[1] .. ':watched', watched[i], string.format('%s %.0f', server, at - ms))
+end
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':sent:*')) do earlier(key, ms * 1000) end
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':resend:*')) do
   if redis.call('TYPE', key).ok == 'zset' then

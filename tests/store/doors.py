@@ -37,6 +37,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "prune": {"limit": 100},
     "register": {"incarnation": "w1", "lease_ms": 60_000, "agents": []},
     "end_lease": {"incarnation": "w1", "host": "h1", "process": "1 1"},
+    "look": {"server": "s1", "silence_ms": 2_000},
+    "alarm": {"incarnation": "w1"},
     "retire": {"incarnation": "w1"},
     "renew": {"incarnation": "w1", "lease_ms": 60_000},
     "claim": {"run_id": "r1", "incarnation": "w1", "page_bytes": PAGE_BYTES},

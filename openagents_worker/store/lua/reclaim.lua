@@ -1,18 +1,22 @@
 -- Takes what a worker owned whose lease is over, at most `limit` runs a call. Returns wakes, incarnation ('' when nobody is overdue), left
 -- Events run.recovered; for a run that is over: its terminal ones.
 --#include end_run
+--#include early
 local dead = redis.call('ZRANGEBYSCORE', k.workers(), '-inf', digits(NOW_MS), 'WITHSCORES', 'LIMIT', 0, 1)
 if not dead[1] then return {{}, '', 0} end
 local incarnation, over_since = dead[1], tonumber(dead[2])
 local wakes = {}
+local seen_by = redis.call('HGET', k.gone(incarnation), '')
+local deaths = seen_by == FALSE_ALARM and 0 or 1
 for _, id in ipairs(redis.call('SRANDMEMBER', k.worker_runs(incarnation), limit)) do
   local run = load(id)
   if run and run.owner == incarnation and run.state == 'running' then
-    local stuck = run.stuck + (blameless == 1 and 0 or 1)
+    local stuck = run.stuck + deaths * (blameless == 1 and 0 or 1)
     local fence = next_fence(run)
-    redis.call('HSET', k.run(id), 'state', 'queued', 'fence', fence, 'owner', '', 'recoveries', run.recoveries + 1, 'stuck', stuck)
+    redis.call('HSET', k.run(id), 'state', 'queued', 'fence', fence, 'owner', '', 'recoveries', run.recoveries + deaths, 'stuck', stuck)
+    if seen_by then redis.call('HSET', k.gone(incarnation), id, digits(run.life) .. ' ' .. redis.call('LLEN', k.journal(id)) .. ' ' .. digits(stuck - run.stuck)) end
     append(run, {'run.recovered', '{"previous_worker":' .. q(incarnation) .. ',"age_ms":' .. digits(NOW_MS - over_since)
-      .. ',"recoveries":' .. digits(run.recoveries + 1) .. '}'})
+      .. ',"recoveries":' .. digits(run.recoveries + deaths) .. '}'})
     leave(run)
     run.fence, run.owner = fence, ''
     local more
@@ -34,6 +38,7 @@ for _, id in ipairs(redis.call('SRANDMEMBER', k.worker_runs(incarnation), limit)
 end
 local left = redis.call('SCARD', k.worker_runs(incarnation))
 if left == 0 then
+  forget_connection(incarnation)
   redis.call('ZREM', k.workers(), incarnation)
   redis.call('DEL', k.worker_runs(incarnation), k.worker_box(incarnation), k.worker_suspect(incarnation))
 end
