@@ -109,10 +109,12 @@ class Lab:
         self._raw.connection_pool.connection_kwargs["decode_responses"] = False
         self._altered = altered
         self._scripts: dict[str, Script] = {}
+        self._listening = self.redis.pubsub()
         self._read = self.redis.register_script(_READ)
         self._let_pass = self.redis.register_script(_LET_PASS)
 
     def close(self) -> None:
+        self._listening.close()
         self._raw.connection_pool.disconnect()
         self.store.close()
 
@@ -134,6 +136,26 @@ class Lab:
         """As if this worker had not renewed for just too long."""
         self.redis.zadd(self.keys("workers"), {incarnation: 1}, xx=True)
 
+    def listen(self, incarnation: str) -> None:
+        """Have a connection that listens as the heartbeat of this incarnation does."""
+        channel = self.keys.alive(incarnation)
+        if channel not in self._listening.channels:
+            self._listening.subscribe(channel)
+            self._confirmed("subscribe")
+
+    def cut(self, *incarnations: str) -> None:
+        """No connection of them listens any more; without names, nobody's does."""
+        channels = list(map(self.keys.alive, incarnations)) or list(self._listening.channels)
+        for channel in channels:
+            if channel in self._listening.channels:
+                self._listening.unsubscribe(channel)
+                self._confirmed("unsubscribe")
+
+    def _confirmed(self, kind: str) -> None:
+        """Scripts run on another connection: they must find it done."""
+        while (self._listening.get_message(timeout=5) or {"type": "nothing"})["type"] != kind:
+            continue
+
     def forget(self, run_id: str) -> None:
         """As if the TTL of a run that has ended were over; its last wake-up was dropped days before."""
         self.redis.delete(*(self.keys(kind, run_id) for kind in ("run", "facts", "events", "journal")))
@@ -142,6 +164,7 @@ class Lab:
 
     def clear(self) -> None:
         self.redis.flushall()
+        self.cut()
 
     def snapshot(self) -> Snapshot:
         keys = [key.decode() for key in self._raw.keys("*")]
