@@ -49,14 +49,18 @@ class SubscribedStore(Store):
         self._channel = channel
         self._disconnect()
 
-    def server(self) -> str:
-        """The `run_id` of the server that is connected now, '' where it cannot see us listen. Connects."""
+    def connect(self) -> None:
+        """Have a connection from now on; the next command would make it, too."""
 
-        def connect(client: Any) -> None:
+        def take_and_give_back(client: Any) -> None:
             pool = client.connection_pool
             pool.release(pool.get_connection())
 
-        self.ask(connect)
+        self.ask(take_and_give_back)
+
+    @property
+    def server(self) -> str:
+        """The `run_id` of the server that was connected last, '' where it cannot see us listen."""
         return self._server
 
     @property

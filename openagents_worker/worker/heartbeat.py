@@ -188,11 +188,12 @@ class Heartbeat:
         return self._stopping.is_set()
 
     def _renew(self, incarnation: str) -> Renewal:
+        self._store.connect()  # so that the server is the one that is told
         door = renew(
             incarnation=incarnation,
             lease_ms=self._lease_ms,
             host=self._host,
-            server=self._store.server(),
+            server=self._store.server,
             renewed_within_ms=round(self._heartbeat_s * 1000) + RENEWAL_GRACE_MS,
         )
         return self._store.run(door)

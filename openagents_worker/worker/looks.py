@@ -83,7 +83,7 @@ class Looks:
     def _look(self) -> None:
         self._next_s = self._clock() + LOOK_EVERY_S
         looked: Looked | None = self._ask(
-            lambda: self._store.run(look(server=self._store.server(), silence_ms=SILENCE_MS, host=self._host))
+            lambda: self._store.run(look(server=self._store.server, silence_ms=SILENCE_MS, host=self._host))
         )
         if looked is None:
             return

@@ -129,13 +129,14 @@ class Neighbours:
     def watch(self, neighbours: Mapping[str, str]) -> None:
         """Watch these and no others from now on, as Redis knows them: incarnation -> process."""
         with self._lock:
-            if self._stopping:
-                return
-            self._wanted = {
+            wanted = {
                 incarnation: process
                 for incarnation, process in neighbours.items()
                 if process != self._own.process
             }
+            if self._stopping or wanted == self._wanted:
+                return
+            self._wanted = wanted
             os.eventfd_write(self._changed, 1)
 
     def stop(self) -> None:
