@@ -144,6 +144,26 @@ def test_a_worker_that_is_stopped_is_not_given_up_by_its_connection(make_world: 
     paused.signal(signal.SIGCONT)
 
 
+def test_a_worker_that_was_given_up_and_lives_takes_the_death_off_its_runs(make_world: MakeWorld) -> None:
+    """It was stopped, and its connection was cut meanwhile: it could not make another in time."""
+    world = make_world(workers=2, lease_ms=LEASE_MS, env=ELSEWHERE).start()
+    wait_watched(world, 2)
+    world.submit("run", latency_ms=8_000)
+    wait_for(lambda: world.model.log, "the model was asked", 30)
+    paused = world.owner("run")
+    paused.signal(signal.SIGSTOP)
+    world.client.store.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    wait_for(lambda: world.record("run").recoveries == 1, "the run was taken from it", 60)
+    world.owner("run")  # somebody else carries it
+
+    paused.signal(signal.SIGCONT)
+
+    wait_for(lambda: world.record("run").recoveries == 0, "the death was taken off", 60)
+    world.wait("run")
+    [alarm] = [event for event in world.assert_told_once("run") if event.name == "worker.false_alarm"]
+    assert str(alarm.payload["alive"]).startswith(f"{paused.name}@")
+
+
 def wait_watched(world: World, count: int) -> None:
     """So many workers have renewed over a connection that Redis can see."""
     store = world.client.store

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.neighbours import ProcessIdentity
 from tests.producer.hand import Hand
+from tests.producer.proxy import Proxy
 from tests.waiting import wait_for
 from tests.worker.carrier import NotingCarrier
 from tests.worker.conftest import HEARTBEAT_MS, StartHeartbeat
@@ -116,6 +119,51 @@ def test_a_worker_without_a_connection_makes_one_and_renews_at_once(
 
     assert heartbeat.lease.incarnation == incarnation
     assert watched(hand.store, incarnation)
+
+
+def test_a_slow_network_that_cuts_connections_is_no_death(
+    start_heartbeat: StartHeartbeat, hand: Hand, cell: Cell, given_up: list[str]
+) -> None:
+    """Each word takes a quarter of a second, and the connection is cut after each renewal."""
+    registered(start_heartbeat())  # looks, over a line of its own
+    with Proxy(cell.url) as proxy:
+        proxy.lose_answer_to = lambda _: bool(time.sleep(0.25))
+        heartbeat = start_heartbeat(Cell(proxy.url), lease_ms=20_000, heartbeat_ms=1_000)
+        incarnation = registered(heartbeat)
+
+        for _ in range(4):
+            before = deadline(hand.store, incarnation)
+            hand.store.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            wait_for(lambda before=before: deadline(hand.store, incarnation) > before, "it has renewed", 30)  # type: ignore[misc]
+
+        assert heartbeat.lease.incarnation == incarnation
+        heartbeat.retire()
+    assert given_up == []
+    assert hand.store.redis.keys("oa:gone:*") == []
+
+
+def test_a_network_that_stands_still_for_less_than_the_lease_is_no_death(
+    start_heartbeat: StartHeartbeat, hand: Hand, cell: Cell, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing arrives until the worker has given its connection up; then it makes another."""
+    registered(start_heartbeat())
+    passes = threading.Event()
+    with Proxy(cell.url) as proxy:
+        passes.set()
+        proxy.lose_answer_to = lambda _: not passes.wait()
+        heartbeat = start_heartbeat(Cell(proxy.url), lease_ms=20_000, heartbeat_ms=1_000)
+        incarnation = registered(heartbeat)
+        wait_for(lambda: watched(hand.store, incarnation), "it is watched")
+
+        passes.clear()
+        wait_for(lambda: "redis.away" in caplog.text, "it has waited for an answer in vain", 30)
+        before = deadline(hand.store, incarnation)
+        passes.set()
+        wait_for(lambda: deadline(hand.store, incarnation) > before, "it has renewed", 30)
+
+        assert heartbeat.lease.incarnation == incarnation
+        heartbeat.retire()
+    assert hand.store.redis.keys("oa:gone:*") == []
 
 
 def test_who_publishes_in_its_channel_does_it_no_harm(start_heartbeat: StartHeartbeat, hand: Hand) -> None:
