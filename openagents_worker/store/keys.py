@@ -81,8 +81,8 @@ KEYS = (
         "host",
         "host:{}",
         "hash",
-        "incarnation -> process id and start time of a worker on this host",
-        "a day after the last beat of one of them",
+        "incarnation -> process id and start time of a worker on this host; '' -> how many have joined",
+        "a day after the last look of one of them",
     ),
     KeySpec(
         "watched",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, partial
 from hashlib import sha1
@@ -288,21 +288,24 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """A heartbeat's answer. `lost`: the lease is over for ever. `neighbours` as in `Registered`."""
+    """A heartbeat's answer. `lost`: the lease is over for ever."""
 
     lost: bool
     owned: frozenset[str] = frozenset()
     cancel_requested: frozenset[str] = frozenset()
-    neighbours: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """`next_s`: when to look again, if that is sooner than usual. `neighbours` as in `Registered`."""
+    """`next_s`: when to look again, if that is sooner than usual.
 
-    given_up: tuple[str, ...]
-    next_s: float | None
-    neighbours: dict[str, str]
+    `neighbours` as in `Registered`, None when nobody has joined the host; `joined` is for the next look.
+    """
+
+    given_up: tuple[str, ...] = ()
+    next_s: float | None = None
+    joined: str = ""
+    neighbours: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,7 +463,6 @@ def renew(
     *,
     incarnation: str,
     lease_ms: int,
-    host: str = "",
     server: str = "",
     renewed_within_ms: int = 0,
 ) -> Renewal:
@@ -471,17 +473,23 @@ def renew(
     """
     if reply[0] == "LOST":
         return Renewal(lost=True)
-    return Renewal(False, frozenset(reply[1]), frozenset(reply[2]), _pairs(reply[3]))
+    return Renewal(False, frozenset(reply[1]), frozenset(reply[2]))
 
 
 @_door
-def look(reply: Reply, *, server: str, silence_ms: int, host: str = "") -> Looked:
+def look(reply: Reply, *, server: str, silence_ms: int, host: str = "", joined: str = "") -> Looked:
     """Give up the workers whose connection is gone for `silence_ms` and that should have renewed since.
 
-    `server` is the run_id of the Redis that is asked, '' where it cannot see connections.
+    `server` is the run_id of the Redis that is asked, '' where it cannot see connections. `joined` is what
+    the look before said of this host.
     """
-    given_up, next_ms, neighbours = reply
-    return Looked(tuple(given_up), int(next_ms) / 1000 if next_ms else None, _pairs(neighbours))
+    given_up, next_ms, (now_joined, neighbours) = reply
+    return Looked(
+        tuple(given_up),
+        int(next_ms) / 1000 if next_ms else None,
+        now_joined,
+        _pairs(neighbours) if now_joined != joined else None,
+    )
 
 
 @_door

@@ -179,7 +179,6 @@ class Heartbeat:
                 self._looks.say_alive(lease.incarnation)
                 return
             lease.renewed(sent_s)
-            self._on_neighbours(answer.neighbours)
             self._compare(lease.incarnation, answer)
 
     def _pause_until(self, end_s: float) -> bool:
@@ -192,7 +191,6 @@ class Heartbeat:
         door = renew(
             incarnation=incarnation,
             lease_ms=self._lease_ms,
-            host=self._host,
             server=self._store.server,
             renewed_within_ms=round(self._heartbeat_s * 1000) + RENEWAL_GRACE_MS,
         )

@@ -48,23 +48,24 @@ class Looks:
         self._on_given_up = on_given_up
         self._on_neighbours = on_neighbours
         self._next_s = -math.inf
+        self._joined = ""
 
     def until(self, end_s: float, is_over: Callable[[], bool]) -> None:
         """Look once a second until this time or until `is_over()`.
 
-        A connection that is closed, or that a look had to make anew, ends it before: it is time to renew.
+        A connection that is closed meanwhile, also under a look, ends it before: it is time to renew.
         """
-        connections = self._store.connections
+        connection = self._store.connections
+        if not self._store.is_connected:  # Redis is away; the next renewal tries again
+            self._store.wait(end_s - self._clock())
         while not is_over() and (left_s := end_s - self._clock()) > 0:
-            if not self._store.is_connected:
-                self._store.wait(left_s)
-            elif self._store.wait(min(left_s, self._next_s - self._clock())):
+            if self._store.connections != connection:
+                return  # the look has made another one
+            if not self._store.is_connected or self._store.wait(min(left_s, self._next_s - self._clock())):
                 self._store.wait(RECONNECT_PAUSE_S)
                 return
-            elif self._clock() >= self._next_s:
+            if self._clock() >= self._next_s:
                 self._look()
-                if self._store.connections != connections:
-                    return
 
     def say_alive(self, incarnation: str) -> None:
         """Our lease is over although we live: if somebody has ended it early, that was a mistake."""
@@ -83,13 +84,17 @@ class Looks:
     def _look(self) -> None:
         self._next_s = self._clock() + LOOK_EVERY_S
         looked: Looked | None = self._ask(
-            lambda: self._store.run(look(server=self._store.server, silence_ms=SILENCE_MS, host=self._host))
+            lambda: self._store.run(
+                look(server=self._store.server, silence_ms=SILENCE_MS, host=self._host, joined=self._joined)
+            )
         )
         if looked is None:
             return
         if looked.next_s is not None:
             self._next_s = min(self._next_s, self._clock() + looked.next_s)
-        self._on_neighbours(looked.neighbours)
+        self._joined = looked.joined
+        if looked.neighbours is not None:
+            self._on_neighbours(looked.neighbours)
         if looked.given_up:
             log.warning("worker.connection_gone", incarnations=looked.given_up)
             self._on_given_up()

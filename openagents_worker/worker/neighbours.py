@@ -165,7 +165,7 @@ class Neighbours:
             for incarnation in dead:
                 self._forget(incarnation)
             if dead:
-                with self._lock:  # until the next beat says that one still holds its lease
+                with self._lock:
                     self._wanted = {name: p for name, p in self._wanted.items() if name not in dead}
                 self._on_dead(dead)
 

@@ -24,27 +24,28 @@ def bench(redis_url: str) -> Generator[Bench]:
 
 
 def test_a_worker_learns_who_else_is_on_its_host(bench: Bench) -> None:
-    """With its registration and with every beat, so that looking at them costs no command of its own."""
+    """With its registration, and with each look when somebody has joined."""
     bench.do("register", incarnation="w2", host="boot one", process="12 600")
     bench.do("register", incarnation="w3", host="boot two", process="12 600")
 
     registered = bench.do("register", incarnation="w4", **HERE)
-    bench.do("register", incarnation="w5", host="boot one", process="13 700")
-
     assert registered.neighbours == {"w2": "12 600", "w4": "11 500"}
-    assert bench.do("renew", incarnation="w4", host="boot one").neighbours == {
-        "w2": "12 600",
-        "w4": "11 500",
-        "w5": "13 700",
-    }
+    first = bench.do("look", host="boot one")
+    assert first.neighbours == registered.neighbours
+    assert bench.do("look", host="boot one", joined=first.joined).neighbours is None
+
+    bench.do("register", incarnation="w5", host="boot one", process="13 700")
+    then = bench.do("look", host="boot one", joined=first.joined)
+
+    assert then.neighbours == {"w2": "12 600", "w4": "11 500", "w5": "13 700"}
 
 
 def test_a_worker_that_does_not_say_where_it_is_is_nobodys_neighbour(bench: Bench) -> None:
     """As a worker of an earlier version: it is left to its lease."""
     bench.do("register", incarnation="w2", **HERE)
 
-    assert bench.do("renew").neighbours == {}
-    assert bench.do("renew", incarnation="w2", host="boot one").neighbours == {"w2": "11 500"}
+    assert bench.do("look").neighbours is None
+    assert bench.do("look", host="boot one").neighbours == {"w2": "11 500"}
     assert bench.do("end_lease", incarnation="w1", host="", process="") == "OVER"
 
 
@@ -56,8 +57,8 @@ def test_who_holds_no_lease_is_no_neighbour_any_more(bench: Bench) -> None:
     bench.redis.zrem(bench.store.keys("workers"), "reclaimed")  # by a worker that knows nothing of hosts
     bench.lab.end_lease("over")
 
-    assert bench.do("renew", incarnation="w2", host="boot one").neighbours == {"w2": "11 500"}
-    assert set(bench.redis.hkeys(bench.store.keys("host", "boot one"))) == {"over", "w2"}
+    assert bench.do("look", host="boot one").neighbours == {"w2": "11 500"}
+    assert set(bench.redis.hkeys(bench.store.keys("host", "boot one"))) == {"", "over", "w2"}
 
 
 def test_the_lease_of_a_dead_process_ends_at_once(bench: Bench) -> None:
@@ -93,7 +94,7 @@ def test_nobody_ends_a_lease_of_whom_they_have_seen_nothing(bench: Bench, other:
 
     assert bench.do("end_lease", **{"incarnation": "w2", **HERE, **other}) == "OVER"
 
-    assert not bench.do("renew", incarnation="w2", host="boot one").lost
+    assert not bench.do("renew", incarnation="w2").lost
     assert not bench.do("renew").lost
 
 
@@ -181,7 +182,7 @@ def test_a_worker_with_a_connection_is_never_given_up(bench: Bench, connections:
 
     for _ in range(3):
         bench.lab.let_pass(WITHIN_MS)
-        assert connections.look() == Looked((), None, {})
+        assert connections.look() == Looked()
 
 
 def test_a_worker_is_given_up_neither_before_it_was_silent_nor_before_it_should_have_renewed(
@@ -284,7 +285,7 @@ def test_one_look_a_second_is_enough_for_all(bench: Bench, connections: Connecti
 
     looked = bench.do("look", server=connections.server, silence_ms=SILENCE_MS, host="boot one")
 
-    assert looked == Looked((), None, {"w3": "11 500"})
+    assert looked == Looked(joined="1", neighbours={"w3": "11 500"})
 
 
 def test_where_pubsub_may_not_be_asked_nobody_is_given_up(bench: Bench, connections: Connections) -> None:

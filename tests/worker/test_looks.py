@@ -172,10 +172,13 @@ def test_who_publishes_in_its_channel_does_it_no_harm(start_heartbeat: StartHear
     incarnation = registered(heartbeat)
     before = deadline(hand.store, incarnation)
 
-    hand.store.redis.publish(hand.store.keys.alive(incarnation), "hello")
+    def has_renewed_for_it() -> bool:
+        hand.store.redis.publish(hand.store.keys.alive(incarnation), "hello")
+        return deadline(hand.store, incarnation) > before
 
-    wait_for(lambda: deadline(hand.store, incarnation) > before, "it has renewed")
-    assert listeners(hand.store, incarnation) == 1
+    wait_for(has_renewed_for_it, "it has renewed")
+    wait_for(lambda: listeners(hand.store, incarnation) == 1, "it listens")
+    assert heartbeat.lease.incarnation == incarnation
 
 
 def test_a_worker_that_is_given_up_and_lives_says_so(

@@ -1,7 +1,7 @@
 -- Looks for workers whose connection is gone and has not come back; one look a second a cell, whoever makes it.
 -- A worker is given up when its channel has had no listener for `silence_ms` and it has not renewed by the time by which it would have
 -- if it lived. Only one whose connection this server has seen, and with no run that is not durable: the others are left to their leases.
--- Returns incarnations given up, ms until the next look is worth while ('' no sooner than usual), neighbours on this host
+-- Returns incarnations given up, ms until the next look is worth while ('' no sooner than usual), news of this host
 --#include early
 --#include neighbours
 redis.call('PERSIST', k.workers()) -- changes nothing, but a full Redis takes it, and then the rest of the script
@@ -34,7 +34,7 @@ local given_up, soonest = {}, nil
 if server ~= '' and not is_off('connection') and redis.call('SET', k.looked(), '1', 'NX', 'PX', LOOK_MS) then
   for _, incarnation in ipairs(redis.call('ZRANGEBYSCORE', k.workers(), '(' .. digits(NOW_MS), '+inf')) do
     local heard_by = listeners(incarnation)
-    if not heard_by then return {{}, '', neighbours(host)} end
+    if not heard_by then return {{}, '', news(host, joined)} end
     if heard_by > 0 then
       redis.call('ZREM', k.silent(), incarnation)
     else
@@ -49,7 +49,7 @@ if server ~= '' and not is_off('connection') and redis.call('SET', k.looked(), '
   end
   forget_strangers()
 end
-if not soonest or soonest >= NOW_MS + LOOK_MS then return {given_up, '', neighbours(host)} end
+if not soonest or soonest >= NOW_MS + LOOK_MS then return {given_up, '', news(host, joined)} end
 local wait_ms = math.max(soonest - NOW_MS, SOONEST_MS)
 redis.call('PEXPIRE', k.looked(), digits(wait_ms))
-return {given_up, digits(wait_ms), neighbours(host)}
+return {given_up, digits(wait_ms), news(host, joined)}

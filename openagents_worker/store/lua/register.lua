@@ -4,5 +4,5 @@
 redis.call('ZADD', k.workers(), digits(NOW_MS + lease_ms), incarnation)
 if #agents > 0 then redis.call('HSET', k.agents(), unpack(agents)) end -- id, JSON, id, JSON, …
 forget_connection(incarnation) -- the first renewal will tell of it
-if host ~= '' then redis.call('HSET', k.host(host), incarnation, process) end
+join(host, incarnation, process)
 return {digits(NOW_MS + lease_ms), neighbours(host)}

@@ -1,7 +1,6 @@
 -- A heartbeat. LOST when the lease is over: the end of a lease is final, it is never set up again for this incarnation.
--- Returns OK, owned runs, owned runs with a cancel request, neighbours | LOST
+-- Returns OK, owned runs, owned runs with a cancel request | LOST
 --#include early
---#include neighbours
 local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
 if not deadline or deadline <= NOW_MS then return {'LOST'} end
 -- Changes nothing, but a full Redis takes it, and then the rest of the script: no lease is lost for want of memory
@@ -14,5 +13,4 @@ if server ~= '' and (listeners(incarnation) or 0) > 0 then
 else
   forget_connection(incarnation)
 end
-return {'OK', redis.call('SMEMBERS', k.worker_runs(incarnation)), redis.call('SMEMBERS', k.worker_box(incarnation)),
-  neighbours(host)}
+return {'OK', redis.call('SMEMBERS', k.worker_runs(incarnation)), redis.call('SMEMBERS', k.worker_box(incarnation))}
