@@ -101,7 +101,6 @@ class Rescue:
 
     def hurry(self) -> None:
         """A lease was ended before its time: look at the leases now. Called on the loop."""
-        self._look_at_workers_s = 0.0
         self._hurried.set()
 
     def note_dead(self, dead: Mapping[str, ProcessIdentity]) -> None:
@@ -136,6 +135,9 @@ class Rescue:
 
     async def _pass(self) -> float:
         """Do what is due; returns the seconds until something else will be."""
+        if self._hurried.is_set():
+            self._hurried.clear()
+            self._look_at_workers_s = 0.0
         await self._end_leases()
         if self._clock() >= self._look_at_workers_s:
             await self._look_at_workers()
@@ -246,7 +248,6 @@ class Rescue:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._hurried.wait()
-        self._hurried.clear()
 
     async def _first(self, key: str) -> float | None:
         """The lowest score of a sorted set."""

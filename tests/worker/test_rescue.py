@@ -53,7 +53,13 @@ def rescue(store: AsyncStore, queues: Queues, sent: list[Wake]) -> Rescue:
 
 
 def rescue_of(
-    store: AsyncStore, queues: Queues, sent: list[Wake], *, grace_s: float = 0.2, max_recoveries: int = 5
+    store: AsyncStore,
+    queues: Queues,
+    sent: list[Wake],
+    *,
+    grace_s: float = 0.2,
+    max_recoveries: int = 5,
+    lease_ms: int = 1_000,
 ) -> Rescue:
     async def send(wakes: Sequence[Wake]) -> None:
         sent.extend(wakes)
@@ -63,7 +69,7 @@ def rescue_of(
         backlog=queues,
         send_wakes=send,
         queues=["agents"],
-        lease_ms=1_000,
+        lease_ms=lease_ms,
         max_recoveries=max_recoveries,
         grace_s=grace_s,
     )
@@ -128,6 +134,26 @@ async def test_the_runs_of_a_worker_whose_process_is_dead_do_not_wait_for_its_le
     await await_for(waits(sent, "r1", "r2"), "both were woken")
     assert not hand.store.run(scripts.renew(incarnation="alive:1", lease_ms=1_000)).lost
     hand.store.run(scripts.retire(incarnation="alive:1"))
+
+
+async def test_a_death_that_is_told_while_the_leases_are_looked_at_is_not_overlooked(
+    store: AsyncStore, queues: Queues, sent: list[Wake], hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That look finds every lease good, and would have the next one be when the first of them ends."""
+    registers(hand, "dead:1", "r1")
+    rescue = rescue_of(store, queues, sent, lease_ms=600_000)
+    next_lease_end = rescue._next_lease_end
+
+    async def next_lease_end_while_somebody_dies() -> float | None:
+        found = await next_lease_end()
+        monkeypatch.undo()
+        rescue.note_dead({"dead:1": HERE})
+        return found
+
+    monkeypatch.setattr(rescue, "_next_lease_end", next_lease_end_while_somebody_dies)
+    task = asyncio.create_task(rescue.run(), name="rescue")
+    await await_for(waits(sent, "r1"), "its run was woken")
+    await end_task(task)
 
 
 async def test_a_death_that_cannot_be_told_is_told_later(
