@@ -83,11 +83,7 @@ class Looks:
 
     def _look(self) -> None:
         self._next_s = self._clock() + LOOK_EVERY_S
-        looked: Looked | None = self._ask(
-            lambda: self._store.run(
-                look(server=self._store.server, silence_ms=SILENCE_MS, host=self._host, joined=self._joined)
-            )
-        )
+        looked: Looked | None = self._ask(self._ask_for_silent_ones)
         if looked is None:
             return
         if looked.next_s is not None:
@@ -98,3 +94,10 @@ class Looks:
         if looked.given_up:
             log.warning("worker.connection_gone", incarnations=looked.given_up)
             self._on_given_up()
+
+    def _ask_for_silent_ones(self) -> Looked:
+        # What a former master knew of connections, its replica knows, too: it must not be asked in that name.
+        self._store.connect()
+        return self._store.run(
+            look(server=self._store.server, silence_ms=SILENCE_MS, host=self._host, joined=self._joined)
+        )
