@@ -140,6 +140,7 @@ def _sent(counts: Mapping[str, Any]) -> dict[str, int]:
     """The commands that came over a connection: what a script calls inside of Redis is counted there, too."""
     inside = {"time", "hmget", "hget", "hset", "zscore", "zrangebyscore", "scard", "smembers", "exists"}
     inside |= {"zadd", "persist", "zcard", "xadd", "hincrby", "srandmember", "hvals", "hgetall", "zrem"}
+    inside |= {"pubsub|numsub", "pexpire", "set", "hlen", "hdel"}
     return {name: count for name, count in counts.items() if name not in inside and name not in OWN}
 
 

@@ -55,6 +55,8 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
                "format newest_read", "left_by delay_ms"),
         _event("run.poisoned", "it killed too many workers without committing a step", "recoveries", "limit"),
         _event("run.cancel_requested", "somebody wants the run to end", "", "reason"),
+        _event("worker.false_alarm", "the worker it was taken from was alive: that recovery does not count",
+               "alive seen_by"),
         # a run's work
         _event("run.requested", "the run's first attempt begins", "input_text"),
         _event("session.run.started", "the run works in its session", "", "input_text"),

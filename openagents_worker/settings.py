@@ -156,6 +156,11 @@ class Settings(BaseSettings):
         ge=0,
         description="How often a worker is heard of. 0: a quarter of the lease; three may be lost.",
     )
+    watch_processes: bool = Field(
+        default=True,
+        description="Whether workers of one host look at each other's processes, and notice a death at once. "
+        "false: they notice it as workers of other hosts do. For hosts that are clones of a running one.",
+    )
     durable_default: bool = Field(
         default=True, description="Whether a run survives its worker where its request does not say."
     )

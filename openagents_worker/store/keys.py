@@ -113,6 +113,49 @@ KEYS = (
         "ten minutes after the last one",
     ),
     KeySpec(
+        "host",
+        "host:{}",
+        "hash",
+        "incarnation -> process id and start time of a worker on this host; '' -> how many have joined",
+        "a day after the last look of one of them",
+    ),
+    KeySpec(
+        "watched",
+        "watched",
+        "hash",
+        "incarnation -> run_id of the server that sees its connection, and by when it renews again, ms",
+        "permanent; retire and reclaim empty it",
+    ),
+    KeySpec(
+        "silent",
+        "silent",
+        "zset",
+        "incarnation without a connection -> since when, ms",
+        "permanent; renew, retire and reclaim empty it",
+    ),
+    KeySpec("looked", "looked", "string", "somebody has looked for silent workers", "a second"),
+    KeySpec(
+        "gone",
+        "gone:{}",
+        "hash",
+        "'' -> who saw that the incarnation is gone; run taken from it -> life, records and deaths counted",
+        "ten minutes",
+    ),
+    KeySpec(
+        "false_alarms",
+        "false_alarms:{}",
+        "zset",
+        "incarnation that was alive -> when it said so, ms; by who had seen it gone",
+        "an hour after the last one",
+    ),
+    KeySpec(
+        "looks_off",
+        "looks_off:{}",
+        "string",
+        "no lease is ended early in this way: `connection`, `process`",
+        "an hour",
+    ),
+    KeySpec(
         "agents", "agents", "hash", "agent id -> queue and definition hash, told by workers", "permanent"
     ),
     KeySpec(
@@ -156,9 +199,10 @@ KEYS = (
     ),
 )
 
-PERMANENT = frozenset({"workers", "agents", "due", "sent", "index", "indexes"})
+PERMANENT = frozenset({"workers", "watched", "silent", "agents", "due", "sent", "index", "indexes"})
 ALWAYS_EXPIRING = frozenset(
-    {"reply", "resend", "resend_seen", "suspects", "lease_end", "lease_end_runs", "lost_leases"}
+    {"reply", "host", "looked", "gone", "false_alarms", "looks_off", "resend", "resend_seen"}
+    | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
 )
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 
@@ -188,12 +232,16 @@ class Keys:
         """The pub/sub channel on which a worker hears at once what its box would tell it at the next beat."""
         return f"{self.prefix}:notices:{encode_id(incarnation)}"
 
+    def alive(self, incarnation: str) -> str:
+        """The pub/sub channel to which a worker's heartbeat listens, and in which nothing is ever said."""
+        return f"{self.prefix}:alive:{encode_id(incarnation)}"
+
 
 _TEMPLATES = {spec.name: spec.template for spec in KEYS}
 
 
 def lua_key_functions(used_in: str | None = None) -> str:
-    """The same table for scripts: `k.run(id)` … and the two channels, from the prefix `P`.
+    """The same table for scripts: `k.run(id)` … and the channels, from the prefix `P`.
 
     With `used_in`, a script's text, only what it uses: Redis makes every function anew at every call.
     """
@@ -201,6 +249,7 @@ def lua_key_functions(used_in: str | None = None) -> str:
         "channel": "function k.channel(a, s, r) "
         "return P .. ':events:' .. enc(a) .. ':' .. enc(s) .. ':' .. enc(r) end",
         "notices": "function k.notices(i) return P .. ':notices:' .. enc(i) end",
+        "alive": "function k.alive(i) return P .. ':alive:' .. enc(i) end",
     }
     wanted = set(functions) if used_in is None else set(re.findall(r"\bk\.(\w+)", used_in))
     lines = [

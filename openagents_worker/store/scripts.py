@@ -27,8 +27,11 @@ __all__ = [
     "Claimed",
     "DeleteAnswer",
     "Deleted",
+    "FalseAlarm",
+    "Looked",
     "Pruned",
     "Reclaimed",
+    "Registered",
     "Renewal",
     "ResumeAnswer",
     "Resumed",
@@ -38,12 +41,15 @@ __all__ = [
     "Wake",
     "WriteAnswer",
     "accuse",
+    "alarm",
     "cancel",
     "claim",
     "commit",
     "delete_session",
     "emit",
+    "end_lease",
     "finish",
+    "look",
     "page",
     "prune",
     "reclaim",
@@ -274,12 +280,45 @@ class Handed:
 
 
 @dataclass(frozen=True, slots=True)
+class Registered:
+    """A lease that has begun. `neighbours` are the live leases of this host: incarnation -> process."""
+
+    deadline_ms: int
+    neighbours: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Renewal:
     """A heartbeat's answer. `lost`: the lease is over for ever."""
 
     lost: bool
     owned: frozenset[str] = frozenset()
     cancel_requested: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """`next_s`: when to look again, if that is sooner than usual.
+
+    `neighbours` as in `Registered`, None when nobody has joined the host; `joined` is for the next look.
+    """
+
+    given_up: tuple[str, ...] = ()
+    next_s: float | None = None
+    joined: str = ""
+    neighbours: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FalseAlarm:
+    """A lease was ended early although its process lived.
+
+    `seen_by` is who was wrong: `process`, `connection`. `off`: it ends no leases for an hour.
+    """
+
+    runs: int
+    seen_by: str
+    off: bool
 
 
 class CancelAnswer(StrEnum):
@@ -400,16 +439,31 @@ def submit(
 
 
 @_door
-def register(reply: Reply, *, incarnation: str, lease_ms: int, agents: list[str], previous: str = "") -> int:
-    """Begin a worker's lease; `agents` is id, JSON, id, JSON …. Returns the deadline in ms.
+def register(
+    reply: Reply,
+    *,
+    incarnation: str,
+    lease_ms: int,
+    agents: list[str],
+    previous: str = "",
+    host: str = "",
+    process: str = "",
+) -> Registered:
+    """Begin a worker's lease; `agents` is id, JSON, id, JSON …; `host` '' where no neighbour can look.
 
     `previous` is the incarnation whose lease this process has lost: it lives, so no run has killed it.
     """
-    return int(reply)
+    return Registered(int(reply[0]), _pairs(reply[1]))
 
 
 @_door
-def retire(reply: Reply, *, incarnation: str) -> Literal["GONE", "OVER"]:
+def end_lease(reply: Reply, *, incarnation: str, host: str, process: str) -> Literal["OK", "OVER"]:
+    """End the lease of a process of this host that was seen to be dead. OVER: there is none to end."""
+    return "OK" if reply == "OK" else "OVER"
+
+
+@_door
+def retire(reply: Reply, *, incarnation: str, host: str = "") -> Literal["GONE", "OVER"]:
     """End a worker's lease: GONE when it owned nothing, OVER when its runs are left for reclaim."""
     return "GONE" if reply == "GONE" else "OVER"
 
@@ -421,11 +475,44 @@ def accuse(reply: Reply, *, run_id: str, incarnation: str) -> bool:
 
 
 @_door
-def renew(reply: Reply, *, incarnation: str, lease_ms: int) -> Renewal:
-    """A heartbeat: the lease goes on for `lease_ms` from now."""
+def renew(
+    reply: Reply,
+    *,
+    incarnation: str,
+    lease_ms: int,
+    server: str = "",
+    renewed_within_ms: int = 0,
+) -> Renewal:
+    """A heartbeat: the lease goes on for `lease_ms` from now.
+
+    `server` is the run_id of the Redis that sees the heartbeat's connection; `renewed_within_ms` from now
+    this process will have renewed again, if it lives.
+    """
     if reply[0] == "LOST":
         return Renewal(lost=True)
     return Renewal(False, frozenset(reply[1]), frozenset(reply[2]))
+
+
+@_door
+def look(reply: Reply, *, server: str, silence_ms: int, host: str = "", joined: str = "") -> Looked:
+    """Give up the workers whose connection is gone for `silence_ms` and that should have renewed since.
+
+    `server` is the run_id of the Redis that is asked, '' where it cannot see connections. `joined` is what
+    the look before said of this host.
+    """
+    given_up, next_ms, (now_joined, neighbours) = reply
+    return Looked(
+        tuple(given_up),
+        int(next_ms) / 1000 if next_ms else None,
+        now_joined,
+        _pairs(neighbours) if now_joined != joined else None,
+    )
+
+
+@_door
+def alarm(reply: Reply, *, incarnation: str) -> FalseAlarm | None:
+    """Say that this process lives, whose lease is over; None: nobody has ended it early."""
+    return FalseAlarm(int(reply[1]), reply[2], bool(reply[3])) if reply[0] == "FALSE_ALARM" else None
 
 
 @_door

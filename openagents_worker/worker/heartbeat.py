@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.runtime.latch import LatchReason
-from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.client import Cell
 from openagents_worker.store.scripts import Renewal, Wake, register, release, renew, retire
+from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.telemetry import get_logger
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.lease import WorkerLease, boot_clock
+from openagents_worker.worker.looks import RENEWAL_GRACE_MS, Looks
+from openagents_worker.worker.neighbours import ProcessIdentity
 
 __all__ = ["Carrier", "Heartbeat"]
 
@@ -58,6 +61,9 @@ class Heartbeat:
         loop: asyncio.AbstractEventLoop,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         on_registered: Callable[[str], None],
+        process: ProcessIdentity | None = None,
+        on_neighbours: Callable[[Mapping[str, str]], None] = lambda neighbours: None,
+        on_given_up: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._node = node
@@ -68,12 +74,22 @@ class Heartbeat:
         self._loop = loop
         self._send_wakes = send_wakes
         self._on_registered = on_registered
+        self._host = process.host if process is not None else ""
+        self._process = process.process if process is not None else ""
+        self._on_neighbours = on_neighbours
         self._clock = clock
-        self._store = Store(
+        self._store = SubscribedStore(
             cell,
-            max_connections=1,
             answer_timeout_s=limits.renewal_answer_s,
             connect_timeout_s=limits.renewal_connect_s,
+        )
+        self._looks = Looks(
+            self._store,
+            host=self._host,
+            ask=self._ask,
+            clock=clock,
+            on_given_up=lambda: self._post(on_given_up),
+            on_neighbours=on_neighbours,
         )
         self._lease = WorkerLease.none_yet(limits)
         self._registered = threading.Event()
@@ -97,13 +113,14 @@ class Heartbeat:
     def retire(self) -> Literal["GONE", "OVER"]:
         """End the beating and the lease. OVER: runs are left, for the rescue of any worker to take."""
         self._stopping.set()
+        self._store.wake()
         if self._thread.ident is not None:
             self._thread.join(self._limits.heartbeat_stop_s)
         lease, answer = self._lease, "OVER"
         lease.give_up()
         try:
             if lease.incarnation:
-                answer = self._store.run(retire(incarnation=lease.incarnation))
+                answer = self._store.run(retire(incarnation=lease.incarnation, host=self._host))
         except RedisUnreachable as error:
             log.warning("worker.not_retired", incarnation=lease.incarnation, error=error.message)
         finally:
@@ -122,37 +139,57 @@ class Heartbeat:
         if not self._lease.let_go.wait(self._limits.renewal_pause_s):
             return False
         incarnation, sent_s = f"{self._node}:{secrets.token_hex(6)}", self._clock()
+        self._store.subscribe(self._store.keys.alive(incarnation))
         door = register(
             incarnation=incarnation,
             lease_ms=self._lease_ms,
             agents=self._announcements,
             previous=self._lease.incarnation,  # lost, and this process lives: no run has killed it
+            host=self._host,
+            process=self._process,
         )
-        if self._ask(lambda: self._store.run(door)) is None:
+        answer = self._ask(lambda: self._store.run(door))
+        if answer is None:
             self._stopping.wait(self._limits.renewal_pause_s)
             return False
         self._lease = WorkerLease(incarnation, limits=self._limits, sent_s=sent_s, clock=self._clock)
         self._strange = _Strange()
         self._registered.set()
         self._post(self._on_registered, incarnation)
+        self._on_neighbours(answer.neighbours)  # also those that died before this process began
         log.info("worker.registered", incarnation=incarnation, lease_ms=self._lease_ms)
         return True
 
     def _beat_until_over(self) -> None:
-        lease, pause_s = self._lease, self._limits.beat_s
-        while not self._stopping.wait(pause_s) and lease.remaining_s() > 0:
+        lease, sent_s, pause_s = self._lease, self._clock(), self._limits.beat_s
+        while not self._pause_until(sent_s + pause_s) and lease.remaining_s() > 0:
             sent_s = self._clock()
-            door = renew(incarnation=lease.incarnation, lease_ms=self._lease_ms)
-            answer = self._ask(lambda door=door: self._store.run(door))  # type: ignore[misc]
+            answer = self._ask(lambda: self._renew(lease.incarnation))
             pause_s = self._limits.beat_s if answer is not None else self._limits.renewal_pause_s
             if answer is None:
                 continue
             if answer.lost:
                 lease.give_up()
                 log.warning("worker.lease_lost", incarnation=lease.incarnation)
+                self._looks.say_alive(lease.incarnation)
                 return
             lease.renewed(sent_s)
             self._compare(lease.incarnation, answer)
+
+    def _pause_until(self, end_s: float) -> bool:
+        """Look after other workers until then; returns whether the beating is to end."""
+        self._looks.until(end_s, self._stopping.is_set)
+        return self._stopping.is_set()
+
+    def _renew(self, incarnation: str) -> Renewal:
+        self._store.connect()  # so that the server is the one that is told
+        door = renew(
+            incarnation=incarnation,
+            lease_ms=self._lease_ms,
+            server=self._store.server,
+            renewed_within_ms=round(self._limits.beat_s * 1000) + RENEWAL_GRACE_MS,
+        )
+        return self._store.run(door)
 
     def _compare(self, incarnation: str, answer: Renewal) -> None:
         """Act on what is wrong for the second beat in a row; in between a run may be changing hands."""

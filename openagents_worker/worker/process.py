@@ -7,7 +7,7 @@ import gc
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.drain import drain, let_go
 from openagents_worker.worker.ending import end_task
 from openagents_worker.worker.heartbeat import Heartbeat
+from openagents_worker.worker.neighbours import Neighbours, ProcessIdentity, this_process
 from openagents_worker.worker.notices import Notices
 from openagents_worker.worker.rescue import Rescue
 from openagents_worker.worker.rows import Rows
@@ -85,6 +86,8 @@ class WorkerProcess:
             send_wakes=self.send_wakes,
         )
         self._notices = Notices(cell, on_cancel=lambda run: self.runner.latch(run, LatchReason.CANCELLED))
+        own = this_process() if settings.watch_processes else None
+        self._neighbours = Neighbours(own, on_dead=self._note_dead) if own is not None else None
         self.heartbeat = Heartbeat(
             cell=cell,
             node=node,
@@ -94,6 +97,9 @@ class WorkerProcess:
             loop=loop,
             send_wakes=self.send_wakes,
             on_registered=self._notices.follow,
+            process=own,
+            on_neighbours=self._watch_neighbours,
+            on_given_up=lambda: self.rescue.hurry(),
         )
         self._watch = Watch(
             loop=loop,
@@ -124,9 +130,18 @@ class WorkerProcess:
     def start(self) -> None:
         """Begin to beat, to watch and to rescue; returns before Redis has answered."""
         _settle()
+        if self._neighbours is not None:
+            self._neighbours.start()
         self.heartbeat.start()
         self._watch.start()
         self._bridge.run(self._start_rescue())
+
+    def _watch_neighbours(self, neighbours: Mapping[str, str]) -> None:
+        if self._neighbours is not None:
+            self._neighbours.watch(neighbours)
+
+    def _note_dead(self, dead: Mapping[str, ProcessIdentity]) -> None:
+        self._bridge.soon(self.rescue.note_dead, dead)
 
     async def _start_rescue(self) -> None:
         self._rescuing = asyncio.create_task(self.rescue.run(), name="rescue")
@@ -186,6 +201,8 @@ class WorkerProcess:
         """Hand the runs over, end the lease, close everything; within `DRAIN_TIMEOUT_S` and little more."""
         drained = self._bridge.run(drain(self.runner, self._limits))
         self._watch.stop()
+        if self._neighbours is not None:
+            self._neighbours.stop()
         over = self.heartbeat.retire() == "OVER"
         self._bridge.run(self._close(stop_runs=not drained, reclaim=over))
         self._publisher.shutdown()

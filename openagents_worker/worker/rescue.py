@@ -8,17 +8,19 @@ says when it will be due: between two looks at a lease or at a queue lies the ti
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.listing import pruning
-from openagents_worker.store.scripts import Wake, reclaim, resend, resend_unread, wake
+from openagents_worker.store.scripts import Wake, end_lease, reclaim, resend, resend_unread, wake
 from openagents_worker.telemetry import get_logger
+from openagents_worker.worker.neighbours import ProcessIdentity
 
 __all__ = ["GRACE_S", "OldestMessage", "Rescue"]
 
@@ -62,7 +64,7 @@ class Rescue:
         grace_s: float = GRACE_S,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
         self._store = store
         self._backlog = backlog
@@ -74,7 +76,9 @@ class Rescue:
         self._grace_s = grace_s
         self._clock = clock
         self._chance = chance
-        self._sleep = sleep
+        self._sleep = sleep or self._sleep_until_hurried
+        self._hurried = asyncio.Event()
+        self._dead: dict[str, ProcessIdentity] = {}
         self._server_ahead_ms = 0.0  # Redis's clock minus ours
         self._look_at_workers_s = 0.0
         self._prune_at_s = clock() + PRUNE_PERIOD_S * chance()
@@ -96,6 +100,15 @@ class Rescue:
             except Exception:  # the loop that saves others must not die of one bad answer
                 log.exception("rescue.failed")
             await self._sleep(max(pause_s, SHORTEST_PAUSE_S))
+
+    def hurry(self) -> None:
+        """A lease was ended before its time: look at the leases now. Called on the loop."""
+        self._hurried.set()
+
+    def note_dead(self, dead: Mapping[str, ProcessIdentity]) -> None:
+        """These incarnations' processes are dead for certain: end their leases. Called on the loop."""
+        self._dead |= dead
+        self.hurry()
 
     async def once(self) -> int:
         """Do now whatever is to be done; returns how many runs were brought back."""
@@ -129,6 +142,10 @@ class Rescue:
 
     async def _pass(self) -> float:
         """Do what is due; returns the seconds until something else will be."""
+        if self._hurried.is_set():
+            self._hurried.clear()
+            self._look_at_workers_s = 0.0
+        await self._end_leases()
         if self._clock() >= self._look_at_workers_s:
             await self._look_at_workers()
         due_in_s = await self._look_at_due()
@@ -140,6 +157,14 @@ class Rescue:
             await self.prune()
         marks = [self._look_at_workers_s, *(queue.look_at_s for queue in self._queues)]
         return min(due_in_s, min(marks) - self._clock())
+
+    async def _end_leases(self) -> None:
+        """End the leases of dead processes; one that could not be ended now is ended at the next pass."""
+        for incarnation, process in list(self._dead.items()):
+            call = end_lease(incarnation=incarnation, host=process.host, process=process.process)
+            if await self._store.run(call) == "OK":
+                log.warning("worker.process_dead", incarnation=incarnation, process=process.process)
+            del self._dead[incarnation]
 
     async def _look_at_workers(self) -> None:
         over_in_s = await self._next_lease_end()
@@ -225,6 +250,11 @@ class Rescue:
         if wakes:
             await self._send_wakes(wakes)
         return len(wakes)
+
+    async def _sleep_until_hurried(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurried.wait()
 
     async def _first(self, key: str) -> float | None:
         """The lowest score of a sorted set."""

@@ -28,6 +28,7 @@ from openagents_worker.worker.control import take_over_revoke
 from openagents_worker.worker.events import EventBatches
 from openagents_worker.worker.pool import TaskPool
 from openagents_worker.worker.process import Host
+from openagents_worker.worker.reaping import end_leases_of_reaped
 from openagents_worker.worker.refusal import refusals_of
 from openagents_worker.worker.room import Room
 
@@ -164,6 +165,7 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)
             _check_redis(host.settings)
             if _forks(parent):
+                end_leases_of_reaped(parent.pool._pool, host.settings)
                 return
             host.bridge = parent.pool.bridge if isinstance(parent.pool, TaskPool) else None
             if isinstance(parent.pool, SoloPool):

@@ -21,7 +21,8 @@ SCRIPTS = {
     getattr(scripts, name)().script.sha.encode(): name for name in scripts.__all__ if name[0].islower()
 }
 # What a worker asks whatever runs it has: its own beat, the rescue of others, and how a connection begins.
-NOT_OF_A_RUN = {"register", "renew", "retire", "reclaim", "wake", "resend", "resend_unread"} | {
+NOT_OF_A_RUN = {
+    "register", "renew", "retire", "end_lease", "look", "alarm", "reclaim", "wake", "resend", "resend_unread",
     "auth", "client", "eval", "hello", "info", "ping", "script", "select", "subscribe", "time", "unsubscribe",
     "zrange",
 }  # fmt: skip

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import unquote
 
-from openagents_worker.store.keys import PERMANENT, Keys, spec_of
+from openagents_worker.store.keys import ALWAYS_EXPIRING, PERMANENT, Keys, spec_of
 from tests.properties.lab import View
 from tests.properties.truth import TERMINAL, Run, Suspicion, Truth
 from tests.stored import shown as shown_events
@@ -37,6 +37,7 @@ def check(view: View, keys: Keys, truth: Truth) -> None:
     for incarnation in cell.ids("worker_box"):
         requests = truth.cancel_requested(incarnation)
         assert cell.get("worker_box", incarnation) == requests, f"{incarnation} has other notices"
+    _check_connections(cell, truth)
     _check_life_times(cell, truth)
 
 
@@ -173,6 +174,16 @@ def _check_session(cell: _Cell, session: str, truth: Truth) -> None:
     assert transcript == truth.transcript.get(session, []), f"the transcript of {session} is {transcript}"
 
 
+def _check_connections(cell: _Cell, truth: Truth) -> None:
+    watched = {incarnation: text.split()[0] for incarnation, text in cell.get("watched").items()}
+    true = {incarnation: server for incarnation, (server, _) in truth.watched.items()}
+    assert watched == true, f"whose connections are seen: {watched}, but they are {true}"
+    silent = set(cell.get("silent"))
+    assert silent == set(truth.silent), f"silent are {silent}, but that must be {set(truth.silent)}"
+    gone = cell.ids("gone")
+    assert gone == set(truth.gone), f"ended early were {gone}, but that must be {set(truth.gone)}"
+
+
 def _check_life_times(cell: _Cell, truth: Truth) -> None:
     """What something live needs never expires; everything else does."""
     for key, known in cell.specs.items():
@@ -181,6 +192,8 @@ def _check_life_times(cell: _Cell, truth: Truth) -> None:
         assert cell.view[key].kind == known[0].type, f"{key} is a {cell.view[key].kind}"
         if spec in PERMANENT:
             needed = True
+        elif spec in ALWAYS_EXPIRING:
+            needed = False
         elif spec.startswith("worker_"):
             needed = id_ in truth.leases
         elif spec in ("run", "facts", "events", "journal"):

@@ -44,6 +44,13 @@ end
 earlier(KEYS[1] .. ':workers', ms)
 earlier(KEYS[1] .. ':due', ms)
 earlier(KEYS[1] .. ':lost', ms)
+earlier(KEYS[1] .. ':silent', ms)
+for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':false_alarms:*')) do earlier(key, ms) end
+local watched = redis.call('HGETALL', KEYS[1] .. ':watched')
+for i = 1, #watched, 2 do
+  local server, at = string.match(watched[i + 1], '^(%S+) (%d+)$')
+  redis.call('HSET', KEYS[1] .. ':watched', watched[i], string.format('%s %.0f', server, at - ms))
+end
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':sent:*')) do earlier(key, ms * 1000) end
 for _, key in ipairs(redis.call('KEYS', KEYS[1] .. ':resend:*')) do
   if redis.call('TYPE', key).ok == 'zset' then
@@ -103,10 +110,12 @@ class Lab:
         self._raw.connection_pool.connection_kwargs["decode_responses"] = False
         self._altered = altered
         self._scripts: dict[str, Script] = {}
+        self._listening = self.redis.pubsub()
         self._read = self.redis.register_script(_READ)
         self._let_pass = self.redis.register_script(_LET_PASS)
 
     def close(self) -> None:
+        self._listening.close()
         self._raw.connection_pool.disconnect()
         self.store.close()
 
@@ -132,6 +141,26 @@ class Lab:
             at_ms = seconds * 1000 + micros // 1000 - ticks_ago * TICK_MS
         self.redis.zadd(self.keys("workers"), {incarnation: at_ms}, xx=True)
 
+    def listen(self, incarnation: str) -> None:
+        """Have a connection that listens as the heartbeat of this incarnation does."""
+        channel = self.keys.alive(incarnation)
+        if channel not in self._listening.channels:
+            self._listening.subscribe(channel)
+            self._confirmed("subscribe")
+
+    def cut(self, *incarnations: str) -> None:
+        """No connection of them listens any more; without names, nobody's does."""
+        channels = list(map(self.keys.alive, incarnations)) or list(self._listening.channels)
+        for channel in channels:
+            if channel in self._listening.channels:
+                self._listening.unsubscribe(channel)
+                self._confirmed("unsubscribe")
+
+    def _confirmed(self, kind: str) -> None:
+        """Scripts run on another connection: they must find it done."""
+        while (self._listening.get_message(timeout=5) or {"type": "nothing"})["type"] != kind:
+            continue
+
     def forget(self, run_id: str) -> None:
         """As if its record had never been: its TTL is over, its wake-ups were dropped days before."""
         self.redis.delete(*(self.keys(kind, run_id) for kind in ("run", "facts", "events", "journal")))
@@ -141,6 +170,7 @@ class Lab:
 
     def clear(self) -> None:
         self.redis.flushall()
+        self.cut()
 
     def snapshot(self) -> Snapshot:
         keys = [key.decode() for key in self._raw.keys("*")]

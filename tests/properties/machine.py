@@ -29,7 +29,15 @@ from openagents_worker.store.keys import ttl_violations
 from openagents_worker.store.scripts import Call, Wake, WriteAnswer
 from tests.properties.invariants import check
 from tests.properties.lab import TICK_MS, Lab, Snapshot
-from tests.properties.truth import HEARTBEAT, LEASE, MAX_RECOVERIES, Run, Truth
+from tests.properties.truth import (
+    HEARTBEAT,
+    LEASE,
+    MAX_RECOVERIES,
+    RENEWED_WITHIN,
+    SILENCE,
+    Run,
+    Truth,
+)
 
 __all__ = ["BATCH", "Protocol", "play", "protocol_in"]
 
@@ -38,6 +46,7 @@ STEPS = 40
 MAX_RUNS = 5
 FAIR_ROUNDS = 40  # a fair end needs about as many as there are runs, and the length of a lease
 TENANT = "tenant=x"
+HOST = "h"
 EMPTY = 2**53 - 1  # of a queue without messages, when its oldest message was sent
 
 T = TypeVar("T")
@@ -75,6 +84,7 @@ class Worker:
     carries: dict[str, Attempt] = field(default_factory=dict)
     abandoned: bool = False  # it could not renew: this incarnation never acts again
     format: int = 1  # the newest it reads, and what it writes
+    listens: bool = True  # else Redis cannot see its connection
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,10 @@ LIMITS = (1, 100)
 choices = st.integers(0, 119)  # divisible by most counts; up to 127 Hypothesis draws evenly
 
 
+def process_of(incarnation: str) -> str:
+    return f"process of {incarnation}"
+
+
 class Protocol(RuleBasedStateMachine):
     lab: ClassVar[Lab]
 
@@ -131,7 +145,7 @@ class Protocol(RuleBasedStateMachine):
         self.messages: list[str] = []
         self.zombies: list[Attempt] = []  # attempts that were let go of, and may still write
         self.numbers = itertools.count(1)
-        self.workers = [Worker(), Worker(), Worker(format=2)]  # in the middle of an upgrade
+        self.workers = [Worker(), Worker(listens=False), Worker(format=2)]  # in the middle of an upgrade
         for worker in self.workers:
             self.register(worker)
 
@@ -437,9 +451,18 @@ class Protocol(RuleBasedStateMachine):
         if worker.abandoned:
             self.register(worker, previous=worker.incarnation)
             return
-        renewal = self.lab.run(scripts.renew(incarnation=worker.incarnation, lease_ms=int(LEASE * TICK_MS)))
+        self.connect(worker)
+        renewal = self.lab.run(
+            scripts.renew(
+                incarnation=worker.incarnation,
+                lease_ms=int(LEASE * TICK_MS),
+                server=self.truth.server,
+                renewed_within_ms=int(RENEWED_WITHIN * TICK_MS),
+            )
+        )
         assert renewal.lost is not self.truth.renew(worker.incarnation), f"lease of {worker.incarnation}"
         if renewal.lost:
+            self.say_alive(worker.incarnation)
             self.register(worker, previous=worker.incarnation)
             return
         assert renewal.owned == self.truth.owned(worker.incarnation)
@@ -467,7 +490,9 @@ class Protocol(RuleBasedStateMachine):
 
     @act(w=ANY)
     def kill(self, w: int) -> None:
-        self.register(pick(self.workers, w))
+        worker = pick(self.workers, w)
+        self.truth.dead.add(worker.incarnation)
+        self.register(worker)
 
     @act(
         2,
@@ -484,6 +509,7 @@ class Protocol(RuleBasedStateMachine):
             self.lab.end_lease(worker.incarnation, ticks_ago)
             self.truth.leases[worker.incarnation] = self.truth.now - ticks_ago
             self.reclaim_some(100, blameless, lost)
+        self.truth.dead.add(worker.incarnation)
         self.register(worker)
 
     @act(
@@ -504,23 +530,86 @@ class Protocol(RuleBasedStateMachine):
     @act(w=ANY)
     def retire(self, w: int) -> None:
         worker = pick(self.workers, w)
-        answer = self.lab.run(scripts.retire(incarnation=worker.incarnation))
+        answer = self.lab.run(scripts.retire(incarnation=worker.incarnation, host=HOST))
         assert answer == self.truth.retire(worker.incarnation)
         self.register(worker)
 
     def register(self, worker: Worker, previous: str = "") -> None:
         """With `previous` the process lives, and says so."""
         self.let_go(worker)
+        self.disconnect(worker)
         worker.incarnation, worker.abandoned = f"w{next(self.numbers)}", False
+        self.connect(worker)
         self.truth.register(worker.incarnation, previous)
-        lease_ms = int(LEASE * TICK_MS)
-        self.lab.run(
-            scripts.register(incarnation=worker.incarnation, lease_ms=lease_ms, agents=[], previous=previous)
+        call = scripts.register(
+            incarnation=worker.incarnation,
+            lease_ms=int(LEASE * TICK_MS),
+            agents=[],
+            previous=previous,
+            host=HOST,
+            process=process_of(worker.incarnation),
         )
+        assert set(self.lab.run(call).neighbours) == self.truth.neighbours()
 
     def let_go(self, worker: Worker) -> None:
         self.zombies += worker.carries.values()
         worker.carries = {}
+
+    # --- leases that end early ---
+
+    @act(w=ANY)
+    def cut(self, w: int) -> None:
+        """Its connection is cut, and it does not know yet."""
+        self.disconnect(pick(self.workers, w))
+
+    @act(w=ANY)
+    def connect_again(self, w: int) -> None:
+        """It connects, and has not renewed yet."""
+        self.connect(pick(self.workers, w))
+
+    def connect(self, worker: Worker) -> None:
+        if worker.listens:
+            self.lab.listen(worker.incarnation)
+            self.truth.listening.add(worker.incarnation)
+
+    def disconnect(self, worker: Worker) -> None:
+        self.lab.cut(worker.incarnation)
+        self.truth.listening.discard(worker.incarnation)
+
+    @act(4)
+    def look(self) -> None:
+        self.lab.redis.delete(self.lab.keys("looked"))  # the last look was a second ago
+        call = scripts.look(server=self.truth.server, silence_ms=int(SILENCE * TICK_MS), host=HOST)
+        looked, expected = self.lab.run(call), self.truth.look()
+        given_up = set(looked.given_up)
+        assert set(looked.neighbours or {}) == self.truth.neighbours()
+        assert given_up == expected, f"{given_up} are given up, and must be {expected}"
+
+    @act(when=lambda self: self.truth.dead, i=ANY)
+    def see_dead(self, i: int) -> None:
+        """A neighbour has seen that the process is gone."""
+        self.end_lease(pick(sorted(self.truth.dead), i))
+
+    @act(w=ANY)
+    def see_another_process_dead(self, w: int) -> None:
+        """One with the same process id, and another start time."""
+        self.end_lease(pick(self.workers, w).incarnation, "another process")
+
+    def end_lease(self, incarnation: str, process: str = "") -> None:
+        process = process or process_of(incarnation)
+        answer = self.lab.run(scripts.end_lease(incarnation=incarnation, host=HOST, process=process))
+        expected = self.truth.end_lease(incarnation, process == process_of(incarnation))
+        assert answer == expected, f"the lease of {incarnation}: {answer}, but it is {expected}"
+
+    def say_alive(self, incarnation: str) -> None:
+        """Its lease is over and it lives; the answer may be lost, so it says so twice."""
+        for _ in range(2):
+            said, expected = (
+                self.lab.run(scripts.alarm(incarnation=incarnation)),
+                self.truth.alarm(incarnation),
+            )
+            told = (said.runs, said.seen_by, said.off) if said else None
+            assert told == expected, f"alarm of {incarnation}: {told}, but it is {expected}"
 
     # --- rescue ---
 
@@ -616,9 +705,12 @@ class Protocol(RuleBasedStateMachine):
     def lose_what_is_not_on_disk(self) -> None:
         """Redis dies and comes back with what it wrote last. Everybody keeps what they believe."""
         assert self.saved
-        now, (snapshot, truth) = self.truth.now, self.saved
+        now, dead, (snapshot, truth) = self.truth.now, self.truth.dead, self.saved
         self.lab.restore(snapshot)
+        self.lab.cut()
         self.truth = deepcopy(truth)
+        self.truth.dead, self.truth.listening = dead, set()
+        self.truth.server = f"server{next(self.numbers)}"
         self.truth.now, self.truth.lost_a_second = now, True
         self.lab.let_pass(int((now - truth.now) * TICK_MS))
 
@@ -636,6 +728,7 @@ class Protocol(RuleBasedStateMachine):
             self.let_pass(1)
             for w in range(len(self.workers)):
                 self.beat(w)
+            self.look()
             while self.reclaim_some(100, blameless=False, lost=False):
                 pass
             self.wake(100, lost=False)

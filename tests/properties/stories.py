@@ -55,6 +55,24 @@ class _Words:
         self.m.resend(None, lost=False)
         self.m.holds()
 
+    def give_up(self, worker: int) -> None:
+        """Its connection is gone for long enough, and somebody looks."""
+        self.m.beat(worker)
+        self.m.cut(worker)
+        self.m.look()
+        self.m.let_pass(2)
+        self.m.look()
+        self.m.holds()
+
+    def reclaim(self) -> None:
+        self.m.reclaim(100, blameless=False, lost=False)
+        self.m.holds()
+
+    def die_as(self, worker: int) -> None:
+        """That worker dies, and not the first one of those that are at work."""
+        self.m.die_at_work([w.listens for w in self.m.at_work].index(worker != 1), False, False)
+        self.m.holds()
+
 
 NEW = 2  # the one worker that has been upgraded
 
@@ -269,6 +287,125 @@ class Stories(_Words):
         self.m.zombies.append(replace(next(iter(self.m.workers[0].carries.values()))))
         self.work("commit")
         self.m.write_late(0, "commit")
+
+    # --- leases that end early ---
+
+    def a_worker_is_given_up_and_lives(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.give_up(0)
+        self.reclaim()
+        self.m.beat(0)
+
+    def a_worker_says_that_it_lives_before_its_runs_are_taken(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.give_up(0)
+        self.m.beat(0)
+        self.reclaim()
+
+    def a_worker_lives_whose_run_has_killed_another(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.give_up(0)
+        self.reclaim()
+        self.deliver(1)
+        self.m.work(1, 0, "commit", "answered")
+        self.die_as(1)
+        self.m.beat(0)
+
+    def a_worker_lives_whose_run_has_another_life(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("commit")
+        self.give_up(0)
+        self.reclaim()
+        self.cancel(force=True)
+        self.m.resume(0, lost=False)
+        self.m.messages.reverse()
+        self.deliver(1)
+        self.die_as(1)
+        self.m.beat(0)
+
+    def a_server_has_never_seen_the_connection(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.m.beat(0)
+        self.m.write_to_disk()
+        self.m.lose_what_is_not_on_disk()
+        self.m.look()
+        self.m.let_pass(2)
+        self.m.look()
+
+    def a_connection_cannot_be_seen(self) -> None:
+        self.m.beat(1)
+        self.m.look()
+        self.m.let_pass(2)
+        self.m.look()
+
+    def a_connection_is_cut_and_made_anew(self) -> None:
+        self.m.beat(0)
+        self.m.cut(0)
+        self.m.look()
+        self.m.connect_again(0)
+        self.m.let_pass(2)
+        self.m.look()
+        self.m.cut(0)
+        self.m.look()
+
+    def a_worker_renews_and_is_late_the_next_time(self) -> None:
+        self.m.beat(0)
+        self.m.cut(0)
+        self.m.look()
+        self.m.let_pass(1)
+        self.m.beat(0)
+        self.m.let_pass(2)
+        self.m.cut(0)
+        self.m.look()
+
+    def a_connection_is_cut_long_before_the_next_beat(self) -> None:
+        self.m.beat(0)
+        self.m.cut(0)
+        self.m.look()
+        self.m.let_pass(1)
+        self.m.look()
+
+    def a_connection_is_cut_when_a_beat_is_late(self) -> None:
+        self.m.beat(0)
+        self.m.let_pass(2)
+        self.m.cut(0)
+        self.m.look()
+
+    def a_worker_without_a_connection_has_a_run_that_is_not_durable(self) -> None:
+        self.submit(durable=False)
+        self.deliver(0)
+        self.give_up(0)
+
+    def a_neighbour_has_seen_another_process_die(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.m.see_another_process_dead(0)
+
+    def a_neighbour_sees_a_death(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.m.kill(0)
+        self.m.see_dead(0)
+        self.m.holds()
+        self.reclaim()
+        self.deliver(1)
+
+    def three_workers_are_given_up_and_live(self) -> None:
+        for _ in range(4):
+            self.give_up(0)
+            self.m.beat(0)
+            self.m.holds()
+
+    def three_processes_are_seen_dead_and_live(self) -> None:
+        for _ in range(4):
+            self.m.end_lease(self.m.workers[0].incarnation)
+            self.m.beat(0)
+            self.m.holds()
 
     # --- an upgrade ---
 

@@ -350,6 +350,93 @@ GUARDS = (
         story="a_run_is_to_be_cancelled_and_its_worker_dies",
     ),
     Guard(
+        "who is given up was seen by this server",
+        ("if seen_by ~= server then return nil end", "if not seen_by then return nil end"),
+        story="a_server_has_never_seen_the_connection",
+    ),
+    Guard(
+        "only a connection that was seen is missed",
+        ("if server ~= '' and (listeners(incarnation) or 0) > 0 then", "if server ~= '' then"),
+        story="a_connection_cannot_be_seen",
+    ),
+    Guard(
+        "who listens again is not silent",
+        (
+            "    if heard_by > 0 then\n      redis.call('ZREM', k.silent(), incarnation)",
+            "    if heard_by > 0 then",
+        ),
+        story="a_connection_is_cut_and_made_anew",
+    ),
+    Guard(
+        "who renews is not silent",
+        (
+            "  redis.call('ZREM', k.silent(), incarnation)\n  redis.call('HSET', k.watched()",
+            "  redis.call('HSET', k.watched()",
+        ),
+        story="a_worker_renews_and_is_late_the_next_time",
+    ),
+    Guard(
+        "nobody is given up before they must have renewed",
+        (
+            "math.max(redis.call('ZSCORE', k.silent(), incarnation) + silence_ms, tonumber(renewed_by))",
+            "redis.call('ZSCORE', k.silent(), incarnation) + silence_ms",
+        ),
+        story="a_connection_is_cut_long_before_the_next_beat",
+    ),
+    Guard(
+        "nobody is given up before they were silent for a while",
+        (
+            "math.max(redis.call('ZSCORE', k.silent(), incarnation) + silence_ms, tonumber(renewed_by))",
+            "tonumber(renewed_by)",
+        ),
+        story="a_connection_is_cut_when_a_beat_is_late",
+    ),
+    Guard(
+        "a run that is not durable is never lost by a mistake",
+        ("elseif at and all_durable(incarnation) then", "elseif at then"),
+        story="a_worker_without_a_connection_has_a_run_that_is_not_durable",
+    ),
+    Guard(
+        "a neighbour ends the lease of the process that it saw",
+        ("if redis.call('HGET', k.host(host), incarnation) ~= process then return 'OVER' end\n", ""),
+        story="a_neighbour_has_seen_another_process_die",
+    ),
+    Guard(
+        "a false alarm counts once",
+        ("if not by or by == FALSE_ALARM then return {'NONE'} end", "if not by then return {'NONE'} end"),
+        story="a_worker_is_given_up_and_lives",
+    ),
+    Guard(
+        "a false alarm is no death",
+        ("'recoveries', digits(math.max(run.recoveries - 1, 0))", "'recoveries', run.recoveries"),
+        story="a_worker_is_given_up_and_lives",
+    ),
+    Guard(
+        "a false alarm that comes before reclaim is no death",
+        ("local counted = seen_by == FALSE_ALARM and 0 or 1", "local counted = 1"),
+        story="a_worker_says_that_it_lives_before_its_runs_are_taken",
+    ),
+    Guard(
+        "a false alarm takes back no death that came later",
+        ("held.by == incarnation and ", ""),
+        story="a_worker_lives_whose_run_has_killed_another",
+    ),
+    Guard(
+        "a false alarm is of one life",
+        ("if run and run.life == tonumber(taken[i + 1]) then", "if run then"),
+        story="a_worker_lives_whose_run_has_another_life",
+    ),
+    Guard(
+        "after three false alarms connections are not looked at",
+        ("not is_off('connection')", "true"),
+        story="three_workers_are_given_up_and_live",
+    ),
+    Guard(
+        "after three false alarms processes are not looked at",
+        (" or is_off('process') then return 'OVER' end", " then return 'OVER' end"),
+        story="three_processes_are_seen_dead_and_live",
+    ),
+    Guard(
         "what is not durable is lost with its worker",
         ("elseif run.durable == '0' then", "elseif false then"),
         story="a_worker_dies_with_a_run_that_is_not_durable",

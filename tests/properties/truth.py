@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
-__all__ = ["LEASE", "MAX_RECOVERIES", "Run", "Truth"]
+__all__ = ["LEASE", "MAX_RECOVERIES", "RENEWED_WITHIN", "SILENCE", "Run", "Truth"]
 
 LEASE = 3.5  # ticks
 HEARTBEAT = 0.5  # ticks: leases that are lost within it are lost together
+RENEWED_WITHIN = 1.5  # a worker that lives has renewed again
+SILENCE = 0.5
+HOUR = 6  # ticks
+TOO_MANY_ALARMS = 3
 MAX_RECOVERIES = 2
 MOST_SPARED = 3  # in a row
 TERMINAL = ("completed", "failed", "cancelled")
@@ -87,8 +91,25 @@ class Run:
         return bool(self.expires) and not self.attempts and not self.over
 
 
+@dataclass
+class Gone:
+    """A lease that was ended early, and what was taken from its owner: the life of each run."""
+
+    seen_by: str
+    alive: bool = False  # it has said so
+    taken: dict[str, int] = field(default_factory=dict)
+
+
 class Truth:
     def __init__(self) -> None:
+        self.server = "server1"  # that Redis is now; it does not remember connections
+        self.listening: set[str] = set()  # incarnations with a connection
+        self.dead: set[str] = set()  # whose processes have died
+        self.watched: dict[str, tuple[str, float]] = {}  # by which server, and by when it renews again
+        self.silent: dict[str, float] = {}
+        self.gone: dict[str, Gone] = {}
+        self.alarms: list[tuple[str, float]] = []
+        self.off: set[str] = set()
         self.now = 0.0
         self.leases: dict[str, float] = {}  # incarnation -> tick at which it ends
         self.ends: dict[str, End] = {}
@@ -122,6 +143,9 @@ class Truth:
         """The run, if whoever has this fence may write."""
         run = self.runs.get(run_id)
         return run if run and run.state == "running" and run.fence == fence else None
+
+    def neighbours(self) -> set[str]:
+        return {incarnation for incarnation, end in self.leases.items() if end > self.now}
 
     # --- producers ---
 
@@ -188,6 +212,7 @@ class Truth:
 
     def register(self, incarnation: str, previous: str = "") -> None:
         self.leases[incarnation] = self.now + LEASE
+        self._forget_connection(incarnation)
         if previous:
             self._answers(previous)
 
@@ -195,9 +220,13 @@ class Truth:
         alive = self.leases.get(incarnation, self.now) > self.now
         if alive:
             self.leases[incarnation] = self.now + LEASE
+            self._forget_connection(incarnation)
+            if incarnation in self.listening:
+                self.watched[incarnation] = (self.server, self.now + RENEWED_WITHIN)
         return alive
 
     def retire(self, incarnation: str) -> str:
+        self._forget_connection(incarnation)
         if incarnation in self.leases and self.owned(incarnation):
             self.leases[incarnation] = self.now
             self._answers(incarnation)
@@ -213,6 +242,58 @@ class Truth:
         end.named, end.died = run_id, True
         self.leases[incarnation] = min(self.leases[incarnation], self.now)
         return True
+
+    # --- leases that end early ---
+
+    def end_lease(self, incarnation: str, is_its_process: bool) -> str:
+        if not is_its_process or self.leases.get(incarnation, self.now) <= self.now or "process" in self.off:
+            return "OVER"
+        self._end_early(incarnation, "process")
+        return "OK"
+
+    def look(self) -> set[str]:
+        """Who is given up."""
+        given_up: set[str] = set()
+        for incarnation in self.neighbours() if "connection" not in self.off else ():
+            if incarnation in self.listening:
+                self.silent.pop(incarnation, None)
+                continue
+            server, renewed_by = self.watched.get(incarnation, ("", 0.0))
+            if server != self.server:
+                continue
+            silent_since = self.silent.setdefault(incarnation, self.now)
+            is_over = max(silent_since + SILENCE, renewed_by) <= self.now
+            if is_over and all(self.runs[run_id].durable for run_id in self.owned(incarnation)):
+                self._end_early(incarnation, "connection")
+                given_up.add(incarnation)
+        return given_up
+
+    def alarm(self, incarnation: str) -> tuple[int, str, bool] | None:
+        """How many runs it was, who was wrong, and whether that is off now."""
+        gone = self.gone.get(incarnation)
+        if not gone or gone.alive:
+            return None
+        gone.alive, runs = True, 0
+        for run_id, life in gone.taken.items():
+            run = self.runs.get(run_id)
+            if run and run.life == life:
+                runs += 1
+                run.recoveries = max(run.recoveries - 1, 0)
+        self.alarms.append((gone.seen_by, self.now))
+        recent = [at for seen_by, at in self.alarms if seen_by == gone.seen_by and self.now - at < HOUR]
+        if len(recent) >= TOO_MANY_ALARMS:
+            self.off.add(gone.seen_by)
+        return runs, gone.seen_by, gone.seen_by in self.off and len(recent) >= TOO_MANY_ALARMS
+
+    def _end_early(self, incarnation: str, seen_by: str) -> None:
+        self.leases[incarnation] = self.now
+        self.silent.pop(incarnation, None)
+        self.gone[incarnation] = Gone(seen_by)
+        self.ends.setdefault(incarnation, End()).died = True
+
+    def _forget_connection(self, incarnation: str) -> None:
+        self.watched.pop(incarnation, None)
+        self.silent.pop(incarnation, None)
 
     # --- whoever carries a run ---
 
@@ -318,11 +399,15 @@ class Truth:
 
     def reclaim(self, incarnation: str, taken: Collection[str], blameless: bool) -> Wakes:
         wakes: Wakes = set()
+        gone = self.gone.get(incarnation)
+        counted = 0 if gone and gone.alive else 1
         end = self._end_of(incarnation)
         nobody_died = end.answered or (not end.died and (blameless or self._lost_together(incarnation)))
         half = dict.fromkeys("ns", len(self.owned(incarnation)) % 2)
         for run in map(self.runs.__getitem__, taken):
-            run.recoveries += 1
+            if gone:
+                gone.taken[run.id] = run.life
+            run.recoveries += counted
             is_poison = self._blame(run, incarnation, end, nobody_died, half)
             if run.cancel:
                 wakes |= self._end(run, "cancelled")
@@ -332,6 +417,7 @@ class Truth:
                 wakes |= self._queued(run)
         if not self.owned(incarnation):
             del self.leases[incarnation]
+            self._forget_connection(incarnation)
         return wakes
 
     def _end_of(self, incarnation: str) -> End:

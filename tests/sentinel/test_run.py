@@ -100,6 +100,7 @@ def test_a_run_goes_on_when_the_master_dies_in_the_middle_of_a_call(
     assert meanwhile.wait(timeout=PATIENCE_S).final_output == "done"
     assert [line["what"] for line in diary.read(tmp_path, run.id)] == ["begin", "end"]
     assert worker.exit_code is None
+    assert watched.master.client.keys("oa:gone:*") == [], "no look at the new master gave the worker up"
     watched.bring_back(killed)
 
 

@@ -83,6 +83,7 @@ def test_python_and_lua_name_the_same_channels(store: Store) -> None:
         channel = lua(store, "k.channel(ARGV[1], ARGV[2], ARGV[3])", id_, "s", "r")
         assert channel == keys.channel(id_, "s", "r")
         assert lua(store, "k.notices(ARGV[1])", id_) == keys.notices(id_)
+        assert lua(store, "k.alive(ARGV[1])", id_) == keys.alive(id_)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,6 +12,7 @@ from openagents_worker.store.scripts import Wake
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.heartbeat import Heartbeat
+from openagents_worker.worker.neighbours import ProcessIdentity
 from openagents_worker.worker.watch import Watch
 from tests.producer.hand import Hand
 from tests.worker.carrier import NotingCarrier
@@ -53,8 +54,14 @@ def sent() -> list[Wake]:
 
 
 @pytest.fixture
+def given_up() -> list[str]:
+    """One word for each time that the heartbeat has given up others."""
+    return []
+
+
+@pytest.fixture
 def start_heartbeat(
-    cell: Cell, bridge: LoopThread, carrier: NotingCarrier, sent: list[Wake]
+    cell: Cell, bridge: LoopThread, carrier: NotingCarrier, sent: list[Wake], given_up: list[str]
 ) -> Generator[StartHeartbeat]:
     """Starts a heartbeat with its watch, by default of the test's cell; both end with the test."""
     with ExitStack() as stack:
@@ -62,16 +69,24 @@ def start_heartbeat(
         async def send(wakes: Sequence[Wake]) -> None:
             sent.extend(wakes)
 
-        def start(cell: Cell = cell) -> Heartbeat:
+        def start(
+            cell: Cell = cell,
+            *,
+            lease_ms: int = LEASE_MS,
+            heartbeat_ms: int = HEARTBEAT_MS,
+            process: ProcessIdentity | None = None,
+        ) -> Heartbeat:
             heartbeat = Heartbeat(
                 cell=cell,
                 node="w1@test",
-                limits=TimeLimits.of(lease_ms=LEASE_MS, heartbeat_ms=HEARTBEAT_MS),
+                limits=TimeLimits.of(lease_ms=lease_ms, heartbeat_ms=heartbeat_ms),
                 announcements=["assistant", '{"queue":"agents","def_hash":"h"}'],
                 carrier=carrier,
                 loop=bridge.loop,
                 send_wakes=send,
                 on_registered=lambda incarnation: None,
+                process=process,
+                on_given_up=lambda: given_up.append("given up"),
             )
             watch = Watch(
                 loop=bridge.loop,

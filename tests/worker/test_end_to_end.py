@@ -27,6 +27,7 @@ _seen: set[str] = set()
 
 NEED_A_FAULT = {
     "run.recovered": "a worker dies",
+    "worker.false_alarm": "a worker that lives is taken for dead",
     "run.handed_over": "a worker is told to stop",
     "run.left_to_others": "two versions of the library are at work",
     "run.poisoned": "a run kills its workers",

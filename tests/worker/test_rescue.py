@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 import pytest
 
+from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import EMPTY
 from openagents_worker.worker.ending import end_task
+from openagents_worker.worker.neighbours import ProcessIdentity
 from openagents_worker.worker.rescue import Rescue
 from tests.producer.hand import Hand
 from tests.waiting import await_for
@@ -51,7 +53,13 @@ def rescue(store: AsyncStore, queues: Queues, sent: list[Wake]) -> Rescue:
 
 
 def rescue_of(
-    store: AsyncStore, queues: Queues, sent: list[Wake], *, grace_s: float = 0.2, max_recoveries: int = 5
+    store: AsyncStore,
+    queues: Queues,
+    sent: list[Wake],
+    *,
+    grace_s: float = 0.2,
+    max_recoveries: int = 5,
+    lease_ms: int = 1_000,
 ) -> Rescue:
     async def send(wakes: Sequence[Wake]) -> None:
         sent.extend(wakes)
@@ -61,8 +69,8 @@ def rescue_of(
         backlog=queues,
         send_wakes=send,
         queues=["agents"],
-        lease_ms=1_000,
-        heartbeat_ms=250,
+        lease_ms=lease_ms,
+        heartbeat_ms=lease_ms // 4,
         max_recoveries=max_recoveries,
         grace_s=grace_s,
     )
@@ -96,6 +104,80 @@ async def test_the_runs_of_a_dead_worker_are_woken(running: Rescue, hand: Hand, 
     dies(hand, "r1", "r2", "r3")
 
     await await_for(waits(sent, "r1", "r2", "r3"), "all three were woken once")
+
+
+HERE = ProcessIdentity("this host", "11 500")
+
+
+def registers(hand: Hand, incarnation: str, *run_ids: str) -> None:
+    """A worker of this host with a lease of ten minutes, that has claimed these runs."""
+    own, hand.incarnation = hand.incarnation, incarnation
+    hand.store.run(
+        scripts.register(
+            incarnation=incarnation, lease_ms=600_000, agents=[], host=HERE.host, process=HERE.process
+        )
+    )
+    for number, run_id in enumerate(run_ids):
+        hand.submit(run_id, f"{incarnation}-{number}")
+        hand.claim(run_id)
+    hand.incarnation = own
+
+
+async def test_the_runs_of_a_worker_whose_process_is_dead_do_not_wait_for_its_lease(
+    running: Rescue, hand: Hand, sent: list[Wake]
+) -> None:
+    """Its lease is ended, and a rescue that sleeps until the next one would end wakes up for it."""
+    registers(hand, "dead:1", "r1", "r2")
+    registers(hand, "alive:1", "r3")
+
+    running.note_dead({"dead:1": HERE})
+
+    await await_for(waits(sent, "r1", "r2"), "both were woken")
+    assert not hand.store.run(scripts.renew(incarnation="alive:1", lease_ms=1_000)).lost
+    hand.store.run(scripts.retire(incarnation="alive:1"))
+
+
+async def test_a_death_that_is_told_while_the_leases_are_looked_at_is_not_overlooked(
+    store: AsyncStore, queues: Queues, sent: list[Wake], hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That look finds every lease good, and would have the next one be when the first of them ends."""
+    registers(hand, "dead:1", "r1")
+    rescue = rescue_of(store, queues, sent, lease_ms=600_000)
+    next_lease_end = rescue._next_lease_end
+
+    async def next_lease_end_while_somebody_dies() -> float | None:
+        found = await next_lease_end()
+        monkeypatch.undo()
+        rescue.note_dead({"dead:1": HERE})
+        return found
+
+    monkeypatch.setattr(rescue, "_next_lease_end", next_lease_end_while_somebody_dies)
+    task = asyncio.create_task(rescue.run(), name="rescue")
+    await await_for(waits(sent, "r1"), "its run was woken")
+    await end_task(task)
+
+
+async def test_a_death_that_cannot_be_told_is_told_later(
+    store: AsyncStore, queues: Queues, sent: list[Wake], hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is away at that moment: nothing is forgotten."""
+    registers(hand, "dead:1", "r1")
+    rescue, refuses = rescue_of(store, queues, sent), True
+    run = store.run
+
+    async def run_or_refuse(call: Any) -> Any:
+        if refuses and call.script.name == "end_lease":
+            raise RedisUnreachable("away")
+        return await run(call)
+
+    monkeypatch.setattr(store, "run", run_or_refuse)
+    rescue.note_dead({"dead:1": HERE})
+    with pytest.raises(RedisUnreachable):
+        await rescue._pass()
+    refuses = False
+    await rescue._pass()
+
+    assert waits(sent, "r1")()
 
 
 async def test_a_worker_that_is_alive_keeps_its_runs(running: Rescue, hand: Hand, sent: list[Wake]) -> None:

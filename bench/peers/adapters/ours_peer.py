@@ -41,7 +41,7 @@ class Text:
 
 class Ours(peer.Peer):
     packages = ("openagents-worker", "celery", "redis")
-    recovery_setting = "LEASE_MS = 10,000"
+    recovery_setting = "another worker on the host sees the death; elsewhere LEASE_MS = 10,000 at most"
     steps_a_line = 2
     recovery_job = peer.Job(2 * peer.KILLED.steps, peer.KILLED.size, peer.KILLED.pause_ms)
 

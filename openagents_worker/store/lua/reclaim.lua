@@ -3,11 +3,14 @@
 -- Events run.recovered; for a run that is over: its terminal ones.
 --#include end_run
 --#include deaths
+--#include early
 local dead = redis.call('ZRANGEBYSCORE', k.workers(), '-inf', digits(NOW_MS), 'WITHSCORES', 'LIMIT', 0, 1)
 if not dead[1] then return {{}, '', 0} end
 local incarnation, over_since = dead[1], tonumber(dead[2])
 local ended = end_of(incarnation, over_since)
 local wakes = {}
+local seen_by = redis.call('HGET', k.gone(incarnation), '')
+local counted = seen_by == FALSE_ALARM and 0 or 1
 local ids = redis.call('SRANDMEMBER', k.worker_runs(incarnation), limit)
 table.sort(ids)
 for _, id in ipairs(ids) do
@@ -15,10 +18,11 @@ for _, id in ipairs(ids) do
   if run and run.owner == incarnation and run.state == 'running' then
     local is_poison = blame(run, ended)
     local fence = next_fence(run)
-    redis.call('HSET', k.run(id), 'state', 'queued', 'fence', fence, 'owner', '', 'recoveries', run.recoveries + 1, 'stuck', run.stuck,
+    redis.call('HSET', k.run(id), 'state', 'queued', 'fence', fence, 'owner', '', 'recoveries', run.recoveries + counted, 'stuck', run.stuck,
       'suspicion', run.suspicion)
+    if seen_by then redis.call('HSET', k.gone(incarnation), id, digits(run.life)) end
     append(run, {'run.recovered', '{"previous_worker":' .. q(incarnation) .. ',"age_ms":' .. digits(NOW_MS - over_since)
-      .. ',"recoveries":' .. digits(run.recoveries + 1) .. '}'})
+      .. ',"recoveries":' .. digits(run.recoveries + counted) .. '}'})
     leave(run)
     run.fence, run.owner = fence, ''
     local more
@@ -40,6 +44,7 @@ for _, id in ipairs(ids) do
 end
 local left = redis.call('SCARD', k.worker_runs(incarnation))
 if left == 0 then
+  forget_connection(incarnation)
   redis.call('ZREM', k.workers(), incarnation)
   redis.call('DEL', k.worker_runs(incarnation), k.worker_box(incarnation), k.worker_suspect(incarnation), k.suspects(incarnation))
 end

@@ -1,8 +1,12 @@
--- A worker process begins: its lease, and the agents it can carry. `previous`: it lives, and had that incarnation until its lease was lost.
--- Returns the lease's deadline in ms.
+-- A worker process begins: its lease, where it runs, and the agents it can carry. `previous`: it lives, and had that incarnation until its
+-- lease was lost. Returns the lease's deadline in ms, its neighbours
 --#include deaths
+--#include early
+--#include neighbours
 redis.call('ZADD', k.workers(), digits(NOW_MS + lease_ms), incarnation)
 redis.call('DEL', k.lease_end(incarnation), k.lease_end_runs(incarnation)) -- it has none; ids come again in tests only
 if #agents > 0 then redis.call('HSET', k.agents(), unpack(agents)) end -- id, JSON, id, JSON, …
 if previous ~= '' then answers(previous) end
-return digits(NOW_MS + lease_ms)
+forget_connection(incarnation) -- the first renewal will tell of it
+join(host, incarnation, process)
+return {digits(NOW_MS + lease_ms), neighbours(host)}

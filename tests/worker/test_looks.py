@@ -1,0 +1,248 @@
+"""Looks: dead workers of other hosts are given up by their connection; live ones keep theirs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from redis.client import PubSub
+
+from openagents_worker.store import scripts
+from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.worker.heartbeat import Heartbeat
+from openagents_worker.worker.neighbours import ProcessIdentity
+from tests.producer.hand import Hand
+from tests.producer.proxy import Proxy
+from tests.waiting import wait_for
+from tests.worker.carrier import NotingCarrier
+from tests.worker.conftest import HEARTBEAT_MS, StartHeartbeat
+
+LONG_MS = 600_000
+
+
+def registered(heartbeat: Heartbeat) -> str:
+    assert heartbeat.wait_registered(5)
+    return heartbeat.lease.incarnation
+
+
+def listeners(store: Store, incarnation: str) -> int:
+    return int(store.ask(lambda r: r.pubsub_numsub(store.keys.alive(incarnation)))[0][1])
+
+
+def deadline(store: Store, incarnation: str) -> float:
+    return float(store.ask(lambda r: r.zscore(store.keys("workers"), incarnation)) or 0)
+
+
+def watched(store: Store, incarnation: str) -> str | None:
+    found: str | None = store.ask(lambda r: r.hget(store.keys("watched"), incarnation))
+    return found
+
+
+class Other:
+    """A worker of another host that beats by hand, with a connection of its own."""
+
+    def __init__(self, hand: Hand, incarnation: str) -> None:
+        self._hand = hand
+        self.incarnation = incarnation
+        self._pubsub: PubSub = hand.store.redis.pubsub()
+        self._pubsub.subscribe(hand.store.keys.alive(incarnation))
+        wait_for(lambda: listeners(hand.store, incarnation) == 1, "it listens")
+        hand.store.run(scripts.register(incarnation=incarnation, lease_ms=LONG_MS, agents=[]))
+
+    def renew(self) -> scripts.Renewal:
+        """For the last time, if it is not asked for within a heartbeat."""
+        server = self._hand.store.redis.info("server")["run_id"]
+        return self._hand.store.run(
+            scripts.renew(
+                incarnation=self.incarnation,
+                lease_ms=LONG_MS,
+                server=str(server),
+                renewed_within_ms=HEARTBEAT_MS,
+            )
+        )
+
+    def die(self) -> None:
+        self._pubsub.close()
+
+
+@pytest.fixture
+def other(hand: Hand) -> Generator[Other]:
+    other = Other(hand, "other:1")
+    yield other
+    other.die()
+    hand.store.run(scripts.retire(incarnation=other.incarnation))
+
+
+def test_a_worker_of_another_host_that_dies_is_given_up(
+    start_heartbeat: StartHeartbeat, hand: Hand, other: Other, given_up: list[str]
+) -> None:
+    """Long before its lease of ten minutes is over; whoever sees it wakes its own rescue."""
+    registered(start_heartbeat())
+    other.renew()
+    wait_for(lambda: hand.store.redis.exists(hand.store.keys("looked")), "somebody looks")
+    assert deadline(hand.store, other.incarnation) > deadline(hand.store, hand.incarnation)
+
+    other.die()
+
+    wait_for(lambda: given_up, "it was given up")
+    assert other.renew().lost
+
+
+def test_a_heartbeat_is_watched_from_its_first_renewal_on(
+    start_heartbeat: StartHeartbeat, hand: Hand
+) -> None:
+    """Its connection listens before it says anything, and Redis notes which server sees that."""
+    incarnation = registered(start_heartbeat())
+
+    assert listeners(hand.store, incarnation) == 1
+    server = hand.store.redis.info("server")["run_id"]
+    wait_for(lambda: str(watched(hand.store, incarnation)).startswith(f"{server} "), "it is watched")
+
+
+def test_a_worker_without_a_connection_makes_one_and_renews_at_once(
+    start_heartbeat: StartHeartbeat, hand: Hand
+) -> None:
+    """`CLIENT KILL TYPE pubsub`: it does not wait for its next beat, which is minutes away."""
+    heartbeat = start_heartbeat(lease_ms=LONG_MS, heartbeat_ms=LONG_MS // 4)
+    incarnation = registered(heartbeat)
+
+    for _ in range(5):
+        before = deadline(hand.store, incarnation)
+        hand.store.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        wait_for(lambda before=before: deadline(hand.store, incarnation) > before, "it has renewed")  # type: ignore[misc]
+        assert listeners(hand.store, incarnation) == 1
+
+    assert heartbeat.lease.incarnation == incarnation
+    assert watched(hand.store, incarnation)
+
+
+def test_a_slow_network_that_cuts_connections_is_no_death(
+    start_heartbeat: StartHeartbeat, hand: Hand, cell: Cell, given_up: list[str]
+) -> None:
+    """Each word takes a quarter of a second, and the connection is cut after each renewal."""
+    registered(start_heartbeat())  # looks, over a line of its own
+    with Proxy(cell.url) as proxy:
+        proxy.lose_answer_to = lambda _: bool(time.sleep(0.25))
+        heartbeat = start_heartbeat(Cell(proxy.url), lease_ms=20_000, heartbeat_ms=1_000)
+        incarnation = registered(heartbeat)
+
+        for _ in range(4):
+            before = deadline(hand.store, incarnation)
+            hand.store.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            wait_for(lambda before=before: deadline(hand.store, incarnation) > before, "it has renewed", 30)  # type: ignore[misc]
+
+        assert heartbeat.lease.incarnation == incarnation
+        heartbeat.retire()
+    assert given_up == []
+    assert hand.store.redis.keys("oa:gone:*") == []
+
+
+def test_a_network_that_stands_still_for_less_than_the_lease_is_no_death(
+    start_heartbeat: StartHeartbeat, hand: Hand, cell: Cell, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing arrives until the worker has given its connection up; then it makes another."""
+    registered(start_heartbeat())
+    passes = threading.Event()
+    with Proxy(cell.url) as proxy:
+        passes.set()
+        proxy.lose_answer_to = lambda _: not passes.wait()
+        heartbeat = start_heartbeat(Cell(proxy.url), lease_ms=20_000, heartbeat_ms=1_000)
+        incarnation = registered(heartbeat)
+        wait_for(lambda: watched(hand.store, incarnation), "it is watched")
+
+        passes.clear()
+        wait_for(lambda: "redis.away" in caplog.text, "it has waited for an answer in vain", 30)
+        before = deadline(hand.store, incarnation)
+        passes.set()
+        wait_for(lambda: deadline(hand.store, incarnation) > before, "it has renewed", 30)
+
+        assert heartbeat.lease.incarnation == incarnation
+        heartbeat.retire()
+    assert hand.store.redis.keys("oa:gone:*") == []
+
+
+def test_who_publishes_in_its_channel_does_it_no_harm(start_heartbeat: StartHeartbeat, hand: Hand) -> None:
+    """Nothing is ever said there; if somebody does, the connection is made anew."""
+    heartbeat = start_heartbeat(lease_ms=LONG_MS, heartbeat_ms=LONG_MS // 4)
+    incarnation = registered(heartbeat)
+    before = deadline(hand.store, incarnation)
+
+    def has_renewed_for_it() -> bool:
+        hand.store.redis.publish(hand.store.keys.alive(incarnation), "hello")
+        return deadline(hand.store, incarnation) > before
+
+    wait_for(has_renewed_for_it, "it has renewed")
+    wait_for(lambda: listeners(hand.store, incarnation) == 1, "it listens")
+    assert heartbeat.lease.incarnation == incarnation
+
+
+def test_a_worker_that_is_given_up_and_lives_says_so(
+    start_heartbeat: StartHeartbeat, hand: Hand, carrier: NotingCarrier, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It loses that lease, becomes a new incarnation, and its runs lose a death that was none."""
+    heartbeat = start_heartbeat(process=ProcessIdentity("here", "1 1"))
+    first = registered(heartbeat)
+    carrier.known_runs.add("r1")
+    own, hand.incarnation = hand.incarnation, first
+    hand.submit("r1")
+    hand.claim("r1")
+    hand.incarnation = own
+
+    ended = scripts.end_lease(incarnation=first, host="here", process="1 1")
+    assert hand.store.run(ended) == "OK"
+
+    wait_for(lambda: heartbeat.lease.incarnation != first, "a new incarnation registered")
+    wait_for(lambda: "worker.false_alarm" in caplog.text, "it has said so")
+    hand.store.run(scripts.reclaim(limit=100, max_recoveries=5, blameless=False))
+    assert hand.store.redis.hget(hand.store.keys("run", "r1"), "recoveries") == "0"
+
+
+def test_where_resp3_is_refused_a_worker_beats_all_the_same(
+    start_heartbeat: StartHeartbeat, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody sees its connection: it is left to its lease, and one line in the log says so."""
+    (tmp_path / "more.conf").write_text('rename-command HELLO ""\n')
+    with (
+        EmbeddedRedis(extra={"include": str(tmp_path / "more.conf")}) as redis,
+        resp2_store(redis.url) as store,
+    ):
+        heartbeat = start_heartbeat(Cell(redis.url))
+        incarnation = registered(heartbeat)
+        first = deadline(store, incarnation)
+        wait_for(lambda: deadline(store, incarnation) != first, "the lease was renewed")
+        store.redis.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        second = deadline(store, incarnation)
+        wait_for(lambda: deadline(store, incarnation) != second, "the lease was renewed")
+
+        assert watched(store, incarnation) is None
+        heartbeat.retire()
+    assert caplog.text.count("HELLO 3 is refused") == 1
+
+
+def test_a_user_that_may_not_subscribe_beats_all_the_same(
+    start_heartbeat: StartHeartbeat, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As above; and the answers that follow are those to its own commands."""
+    with EmbeddedRedis() as redis, resp2_store(redis.url) as store:
+        store.redis.execute_command("ACL", "SETUSER", "default", "resetchannels", "&oa:notices:*")
+        heartbeat = start_heartbeat(Cell(redis.url))
+        incarnation = registered(heartbeat)
+        first = deadline(store, incarnation)
+        wait_for(lambda: deadline(store, incarnation) != first, "the lease was renewed")
+
+        assert watched(store, incarnation) is None
+        assert heartbeat.lease.incarnation == incarnation
+        heartbeat.retire()
+    assert caplog.text.count("SUBSCRIBE is refused") == 1
+
+
+@contextmanager
+def resp2_store(url: str) -> Generator[Store]:
+    store = Store(Cell(f"{url}?protocol=2"))
+    yield store
+    store.close()
