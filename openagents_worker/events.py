@@ -51,9 +51,10 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
                "due_at delay_ms error_code", "error error_details"),
         _event("run.recovered", "its worker is gone; the run is queued again", "previous_worker", "age_ms"),
         _event("run.handed_over", "its worker stops; the run is queued again", "", "previous_worker"),
-        _event("run.left_to_others", "a worker does not read the run's format; one with another version will",
-               "format newest_read", "left_by delay_ms"),
-        _event("run.poisoned", "it killed too many workers without committing a step", "recoveries", "limit"),
+        _event("run.left_to_others", "a worker cannot execute the run (format, agent); another one will",
+               "left_by delay_ms", "format newest_read error_code"),
+        _event("run.poisoned", "too many workers died of it, or gave it back, without a committed step",
+               "recoveries", "limit"),
         _event("run.cancel_requested", "somebody wants the run to end", "", "reason"),
         # a run's work
         _event("run.requested", "the run's first attempt begins", "input_text"),

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from openagents_worker.errors import RedisUnreachable
+from openagents_worker.errors import RedisUnreachable, storable_text, text_of
 from openagents_worker.models import RunUsage, dumps
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, shown_json
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
@@ -19,7 +19,7 @@ from openagents_worker.runtime.lease import Lease
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.scripts import Call, Handed, WriteAnswer
+from openagents_worker.store.scripts import Call, Handed, SuspendKind, WriteAnswer
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["Ledger"]
@@ -73,7 +73,7 @@ class Ledger:
 
     def note(self, name: str, payload: Mapping[str, Any]) -> None:
         """An event, to be stored soon: with the next commit, or by itself after a moment."""
-        self._pending += [name, self._shown(payload)]
+        self._pending += [text_of(name), self._shown(payload)]  # a pattern may give anything as a name
         self._schedule(FLUSH_S)
 
     def note_of_run(self, name: str, **payload: Any) -> None:
@@ -184,7 +184,9 @@ class Ledger:
             )
         )
 
-    async def suspend(self, *, kind: str, delay_ms: int, call: str, error_code: str) -> Handed:
+    async def suspend(
+        self, *, kind: SuspendKind, delay_ms: int, call: str, error_code: str, left_max_ms: int = 0
+    ) -> Handed:
         """Put the run aside; raises `RunLatched` when it is no longer ours or is to be cancelled."""
         await self._store_start()
         async with self._lane:
@@ -199,6 +201,7 @@ class Ledger:
                     error_code=error_code,
                     batch_no=self._batch_no,
                     events=batch,
+                    left_max_ms=left_max_ms,
                 )
             )
 
@@ -249,7 +252,7 @@ class Ledger:
 
     def _obey(self, answer: WriteAnswer) -> None:
         match answer:
-            case WriteAnswer.OK | WriteAnswer.SAME:
+            case WriteAnswer.OK | WriteAnswer.SAME | WriteAnswer.OVERDUE:
                 return
             case WriteAnswer.CANCEL:
                 self._latch.set(LatchReason.CANCELLED)
@@ -268,7 +271,8 @@ class _Delta:
         self.sent = 0
 
     def take(self, call: str, attempt: int) -> str:
-        payload = dumps({"call": call, "attempt": attempt, "offset": self.sent, "text": self.text})
+        text = storable_text(self.text)
+        payload = dumps({"call": call, "attempt": attempt, "offset": self.sent, "text": text})
         self.sent += len(self.text)
         self.text = ""
         return payload

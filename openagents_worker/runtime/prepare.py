@@ -9,6 +9,7 @@ from typing import Any
 
 from openagents_worker.agents import AgentDefinition
 from openagents_worker.context.base import ContextAssemblerPlugin
+from openagents_worker.errors import PatternError
 from openagents_worker.models import ErrorDetails, RunBudget, RunRequest
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import RecordedModel, RecordedTool
@@ -18,6 +19,7 @@ from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
+from openagents_worker.runtime.user_code import user_code
 from openagents_worker.store.runs import SessionStore
 
 __all__ = ["Prepared", "Preparation", "Start"]
@@ -151,7 +153,8 @@ class Preparation:
         self._note("context.compact.started")
         started = time.monotonic()
         try:
-            await compact()
+            with user_code(PatternError, prefix="context compact: "):
+                await compact()
         except Exception as error:  # noqa: BLE001  # a past that could not be shortened is still a past
             self._note("context.compact_failed", error=str(error), error_details=_details(error))
             return
@@ -185,7 +188,8 @@ class Preparation:
                 continue
             started = time.monotonic()
             try:
-                await inner.preflight(None)
+                with user_code(PatternError, prefix=f"preflight of {tool_id}: "):
+                    await inner.preflight(None)
             except Exception as error:
                 self._note(
                     "tool.preflight",
@@ -224,7 +228,8 @@ class Preparation:
         overlay = Overlay(context.state)
         before, context.state = context.state, overlay  # type: ignore[assignment]  # a mapping, as plugins expect
         try:
-            await memory.inject(context)
+            with user_code(PatternError, prefix="memory inject: "):
+                await memory.inject(context)
         except Exception as error:
             self._note("memory.inject_failed", error=str(error), error_details=_details(error))
             if self._parts.definition.memory.on_error == "fail":

@@ -18,6 +18,7 @@ from openagents_worker.errors import (
     DefinitionChanged,
     MaxStepsExceeded,
     OpenAgentsError,
+    PatternError,
     ReplayMismatch,
     StepTooLarge,
     error_from_wire,
@@ -28,6 +29,7 @@ from openagents_worker.runtime.journal import Journal, Record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.place import Places
+from openagents_worker.runtime.user_code import coded
 
 __all__ = ["Outcome", "Recorder"]
 
@@ -182,6 +184,8 @@ class Recorder:
                 Record(key, kind, name, digest, {"cancelled": True}, life=self._life), []
             )
             raise
+        except Exception as error:  # noqa: BLE001 - what is not recorded must not reach the pattern
+            return Outcome(error=coded(error, PatternError), may_retry=False)
         finally:
             current_call.reset(token)
 
@@ -233,7 +237,7 @@ class Recorder:
                 f"the outcome of {kind} {name} has {size:,} bytes, {self._max_record_bytes:,} are allowed"
             )
             hint = "return less, or a reference to where the whole is"
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             problem, hint = f"the outcome of {kind} {name} is not JSON: {error}", "return plain JSON values"
         too_large = StepTooLarge(problem, hint=hint, run_id=self.run_id)
         return Record(key, kind, name, digest, {"error": too_large.to_dict()}, usage, life=self._life)

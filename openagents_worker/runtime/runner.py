@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.models import RunResult, StopReason
@@ -18,7 +19,7 @@ from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import WRITTEN
-from openagents_worker.store.scripts import ClaimAnswer, Claimed, Wake
+from openagents_worker.store.scripts import ClaimAnswer, Claimed, ReleaseKind, Wake
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["Carried", "Outlook", "Runner"]
@@ -44,13 +45,16 @@ class Runner:
         assembly: Assembly,
         settings: Settings,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
+        leave: Callable[[int], object] = os._exit,
     ) -> None:
+        """`leave` ends the process, with this exit code, when code of a run cannot be stopped."""
         self.accepting = True
         self._store = store
         self._lease = lease
         self._assembly = assembly
         self._settings = settings
         self._send_wakes = send_wakes
+        self._leave = leave
         self._claiming: dict[str, int] = {}
         self._attempts: dict[str, Attempt] = {}
         self._idle = asyncio.Event()
@@ -68,7 +72,12 @@ class Runner:
                     await self._send_wakes(claimed.wakes)
                 return _not_carried(claimed)
             if not self.accepting:
-                return await self._give_back(run_id, lease, claimed)
+                return await self._give_back(run_id, lease, claimed, ReleaseKind.HANDOVER)
+            return await self._attempt(run_id, lease, claimed)
+
+    async def _attempt(self, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
+        """Carry a claimed run to an end that is written, whatever happens."""
+        try:
             attempt = Attempt(
                 claimed,
                 store=self._store,
@@ -76,16 +85,34 @@ class Runner:
                 assembly=self._assembly,
                 settings=self._settings,
                 send_wakes=self._send_wakes,
+                leave=self._leave,
             )
-            self._attempts[run_id] = attempt
-            self._idle.clear()
-            try:
-                return await attempt.carry()
-            finally:
-                if self._attempts.get(run_id) is attempt:
-                    del self._attempts[run_id]
-                if not self._attempts:
-                    self._idle.set()
+        except Exception:  # its record cannot be read, for example
+            log.exception("run.not_begun", run_id=run_id)
+            return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+        self._attempts[run_id] = attempt
+        self._idle.clear()
+        work = self._to_its_end(attempt, run_id, lease, claimed)
+        carrying = asyncio.create_task(work, name=f"attempt {run_id}")
+        try:
+            return await _awaited(carrying, attempt)
+        finally:
+            if self._attempts.get(run_id) is attempt:
+                del self._attempts[run_id]
+            if not self._attempts:
+                self._idle.set()
+
+    async def _to_its_end(self, attempt: Attempt, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
+        try:
+            carried = await attempt.carry()
+        except asyncio.CancelledError:  # the loop ends
+            raise
+        except BaseException:  # an error of ours: the run is given back, and that is counted
+            log.exception("run.internal_error", run_id=run_id, agent_id=attempt.request.agent_id)
+            return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+        if attempt.is_abandoned:
+            return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+        return carried
 
     async def _claim(self, run_id: str, format_: int) -> tuple[Lease, Claimed]:
         """Ask until there is an answer: with one nonce, so that a lost answer is given once more."""
@@ -98,6 +125,7 @@ class Runner:
                 nonce=secrets.token_hex(8),
                 page_bytes=scripts.PAGE_BYTES,
                 asked=format_,
+                left_max_ms=round(self._settings.left_to_others_max_s * 1000),
             )
             try:
                 claimed = await self._store.run_until(call, lambda: time.monotonic() > give_up_at)
@@ -108,13 +136,28 @@ class Runner:
                 return lease, claimed
             await asyncio.sleep(0.05)  # the heartbeat is about to register a new incarnation
 
-    async def _give_back(self, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
-        released = await self._store.run_until(
-            scripts.release(run_id=run_id, incarnation=lease.incarnation, fence=claimed.fence),
-            lambda: lease.remaining_s() <= 0,
+    async def _give_back(self, run_id: str, lease: Lease, claimed: Claimed, kind: ReleaseKind) -> Carried:
+        """Release a run that we have claimed. Where Redis is away its lease ends, and others take it."""
+        door = scripts.release(
+            run_id=run_id,
+            incarnation=lease.incarnation,
+            fence=claimed.fence,
+            kind=kind,
+            max_recoveries=self._settings.max_recoveries,
         )
+        try:
+            released = await self._store.run_until(door, lambda: lease.remaining_s() <= 0)
+        except RedisUnreachable as error:
+            log.warning("run.not_released", run_id=run_id, error=error.message)
+            return Carried(Outlook.NOTHING, "fenced")
         await self._send_wakes(released.wakes)
-        return Carried(Outlook.NOTHING, "handover")
+        match kind:
+            case ReleaseKind.HANDOVER:
+                return Carried(Outlook.NOTHING, "handover")
+            case ReleaseKind.LOST:
+                return Carried(Outlook.NOTHING, "given_back")
+            case _:
+                assert_never(kind)
 
     # --- for the heartbeat -------------------------------------------------------------------------------
 
@@ -149,6 +192,27 @@ class Runner:
         for attempt in list(self._attempts.values()):
             attempt.latch.hurry()
         await self._idle.wait()
+
+
+async def _awaited(carrying: asyncio.Task[Carried], attempt: Attempt) -> Carried:
+    """The outcome of an attempt. What interrupts us meanwhile is passed on to the attempt, which stops in its
+    own way; a cancellation goes on once it has stopped."""
+    interruption: BaseException | None = None
+    while not carrying.done():
+        try:
+            await asyncio.wait({carrying})
+        except GeneratorExit:  # we are thrown away with the loop
+            carrying.cancel()
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            attempt.interrupt(error)
+            interruption = (
+                error if interruption is None or isinstance(interruption, Exception) else interruption
+            )
+    carried = carrying.result()
+    if interruption is not None and not isinstance(interruption, Exception):
+        raise interruption
+    return carried
 
 
 def _not_carried(claimed: Claimed) -> Carried:

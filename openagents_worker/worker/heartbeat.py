@@ -16,7 +16,16 @@ from typing import Any, Literal, Protocol
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.scripts import Renewal, Wake, register, release, renew, retire
+from openagents_worker.store.scripts import (
+    MAX_RECOVERIES,
+    ReleaseKind,
+    Renewal,
+    Wake,
+    register,
+    release,
+    renew,
+    retire,
+)
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.lease import WorkerLease, boot_clock
 
@@ -60,6 +69,7 @@ class Heartbeat:
         loop: asyncio.AbstractEventLoop,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         on_registered: Callable[[str], None],
+        max_recoveries: int = MAX_RECOVERIES,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._node = node
@@ -70,6 +80,7 @@ class Heartbeat:
         self._loop = loop
         self._send_wakes = send_wakes
         self._on_registered = on_registered
+        self._max_recoveries = max_recoveries
         self._clock = clock
         # A renewal must not be awaited for longer than what is kept back for letting go.
         patience_s = lease_ms / 1000 / 5
@@ -176,7 +187,15 @@ class Heartbeat:
             fence is None or run_id in self._carrier.known()
         ):  # known before it is claimed: so the fence is old
             return
-        handed = self._store.run(release(run_id=run_id, incarnation=incarnation, fence=fence))
+        handed = self._store.run(
+            release(
+                run_id=run_id,
+                incarnation=incarnation,
+                fence=fence,
+                kind=ReleaseKind.LOST,
+                max_recoveries=self._max_recoveries,
+            )
+        )
         log.warning("run.released", run_id=run_id, incarnation=incarnation, answer=handed.answer)
         if handed.wakes and not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(_awaited(self._send_wakes(handed.wakes)), self._loop)

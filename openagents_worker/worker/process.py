@@ -92,6 +92,7 @@ class WorkerProcess:
             loop=loop,
             send_wakes=self.send_wakes,
             on_registered=self._notices.follow,
+            max_recoveries=settings.max_recoveries,
         )
         self._watch = Watch(
             loop=loop,

@@ -46,6 +46,7 @@ class Run:
     format: int = 1
     left: set[tuple[int, int]] = field(default_factory=set)  # its format, and the newest that somebody read
     journal: list[str] = field(default_factory=list)
+    claimed_length: int = 0  # records at the last claim
     usage: int = 0
     told: list[int] = field(default_factory=list)  # numbers of the events its attempts have told
 
@@ -190,13 +191,14 @@ class Truth:
         needs = max(run.format, self.formats.get(run.session, 0))
         if needs > newest:
             run.left.add((needs, newest))
-            self._at(run, "retrying", self.now)  # five seconds are no tick
+            self._at(run, "retrying", self.now)  # who leaves it lets its time pass
             return "OTHER_FORMAT", set()
         if run.stuck >= 2 and any(self.runs[other].stuck >= 2 for other in self.owned(incarnation)):
             self._at(run, "retrying", self.now)  # a second is no tick
             return "SUSPECT_BUSY", set()
         run.state, run.owner, run.nonce, run.fence = "running", incarnation, nonce, ""
         run.attempts, run.emit_no = run.attempts + 1, 0
+        run.claimed_length = len(run.journal)
         return "CLAIMED", set()
 
     def emit(self, run_id: str, fence: str, batch_no: int, number: int) -> str:
@@ -241,6 +243,9 @@ class Truth:
             run.retries += 1
             self._at(run, "retrying", self.now + delay)
             return "OK", set()
+        if kind == "left_to_others":
+            self._at(run, "retrying", self.now)  # who leaves it lets its time pass
+            return "OK", set()
         return "OK", self._queued(run)
 
     def finish(
@@ -259,11 +264,16 @@ class Truth:
         self.transcript.setdefault(run.session, []).extend(messages)
         return "OK", self._end(run, "completed", by=fence, in_hand=True)
 
-    def release(self, run_id: str, incarnation: str, fence: str) -> tuple[str, Wakes]:
+    def release(self, run_id: str, incarnation: str, fence: str, kind: str) -> tuple[str, Wakes]:
+        """`lost`: who had it does not execute it any more, which counts unless a record came of it."""
         run = self.writer(run_id, fence)
         if not run or run.owner != incarnation:
             return "FENCED", set()
-        return "OK", self._queued(run)
+        if kind == "handover":
+            return "OK", self._queued(run)
+        counts = len(run.journal) <= run.claimed_length
+        run.stuck, run.recoveries = run.stuck + counts, run.recoveries + counts
+        return "OK", self._recovered(run)
 
     # --- rescue ---
 
@@ -272,12 +282,7 @@ class Truth:
         for run in map(self.runs.__getitem__, taken):
             run.recoveries += 1
             run.stuck += not blameless
-            if run.cancel:
-                wakes |= self._end(run, "cancelled")
-            elif not run.durable or run.stuck > MAX_RECOVERIES:
-                wakes |= self._end(run, "failed")
-            else:
-                wakes |= self._queued(run)
+            wakes |= self._recovered(run)
         if not self.owned(incarnation):
             del self.leases[incarnation]
         return wakes
@@ -310,6 +315,14 @@ class Truth:
         return missing | untold
 
     # --- how a run moves ---
+
+    def _recovered(self, run: Run) -> Wakes:
+        """Nobody executes it any more: it goes on, or its end is due."""
+        if run.cancel:
+            return self._end(run, "cancelled")
+        if not run.durable or run.stuck > MAX_RECOVERIES:
+            return self._end(run, "failed")
+        return self._queued(run)
 
     def _at(self, run: Run, state: str, since: float) -> None:
         self._no += 1

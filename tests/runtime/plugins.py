@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import Any, ClassVar
 
 from openagents_worker.errors import PermanentToolError, ToolRateLimitError
+from openagents_worker.runtime.latch import LatchReason, RunLatched
 from openagents_worker.tools.base import ToolExecutionSpec
 
 LOG: list[tuple[Any, ...]] = []
@@ -136,6 +137,24 @@ class Silent(_Pattern):
 
     async def execute(self) -> Any:
         return "done"
+
+
+class CatchesAll(_Pattern):
+    """Catches whatever there is, and goes on."""
+
+    async def execute(self) -> Any:
+        try:
+            await self.context.tools["charge"].invoke({"who": "a", "gate": "never"})
+        except BaseException as error:  # noqa: BLE001 - what the test is about
+            LOG.append(("caught", type(error).__name__))
+        return "done all the same"
+
+
+class LatchesItself(_Pattern):
+    """Raises the runtime's own signal."""
+
+    async def execute(self) -> Any:
+        raise RunLatched(LatchReason.FENCED)
 
 
 class Chancy(_Pattern):

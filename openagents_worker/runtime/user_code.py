@@ -1,0 +1,160 @@
+"""The boundary around user code. The only place where what a plugin raises becomes a coded error of the run.
+
+User code is whatever a deployment brings: patterns, tools and their hooks, memories, assembler, deps, output
+types, model clients. It may raise anything, `SystemExit`, `KeyboardInterrupt` and `CancelledError` included;
+what is raised is an outcome of the run and never ends the process or its event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from openagents_worker.errors import OpenAgentsError, PatternError, text_of
+from openagents_worker.llm.base import current_call
+from openagents_worker.models import ErrorDetails, check_storable
+from openagents_worker.runtime.latch import Latch, RunLatched
+from openagents_worker.telemetry import get_logger
+from openagents_worker.tools.offload import WorkOffLoop
+
+__all__ = ["RunCode", "coded", "current_run", "described", "user_code"]
+
+log = get_logger(__name__)
+
+MAX_NAMED_MEMBERS = 10  # of an exception group; the message says how many there are
+
+Coded = Callable[[str], OpenAgentsError]
+"""Makes the coded error of a text, as the class of an error does."""
+
+
+class RunCode:
+    """What of one attempt's code executes in this process: its tasks, and its work in threads and processes.
+
+    A task belongs to the run in whose context it was started.
+    """
+
+    def __init__(self, run_id: str, agent_id: str, latch: Latch) -> None:
+        self.run_id = run_id
+        self.agent_id = agent_id
+        self.latch = latch
+        self.off_loop = WorkOffLoop(_call_that_runs)
+        self.started_tasks = 0
+        """How many tasks of the run were started and have not ended, as far as `contained` was told."""
+
+    async def contained(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The coroutine of a task that the run has started. asyncio would end its loop, and with it all runs
+        of the process, for a task that raises SystemExit or KeyboardInterrupt: those become coded errors."""
+        try:
+            return await work
+        except (SystemExit, KeyboardInterrupt) as error:
+            log.error("run.task_exited", run_id=self.run_id, agent_id=self.agent_id, error=described(error))
+            raise PatternError(f"a task of the run raised {described(error)}") from error
+        finally:
+            self.started_tasks -= 1
+
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """The tasks of the run that have not ended, without those in which the runtime writes for it."""
+        ours = (f"commit {self.run_id}", f"flush {self.run_id}")
+        loop = asyncio.get_running_loop()
+        return {
+            task
+            for task in asyncio.all_tasks(loop)
+            if _run_of(task) is self and not task.get_name().startswith(ours)
+        }
+
+
+def _call_that_runs() -> str:
+    call = current_call.get()
+    return f"{call.kind} {call.name}" if call is not None else ""
+
+
+current_run: ContextVar[RunCode | None] = ContextVar("openagents_current_run", default=None)
+"""The run whose code runs now."""
+
+
+def _run_of(task: asyncio.Task[Any]) -> RunCode | None:
+    """The run in whose context the task runs; a worker's loop makes tasks that can say what theirs is."""
+    get_context = getattr(task, "get_context", None)  # Python 3.12 and newer
+    context = get_context() if get_context is not None else getattr(task, "context", None)
+    return context.get(current_run) if context is not None else None
+
+
+class user_code:
+    """`with user_code(PatternError): …` turns what the block raises into a coded error that names its type.
+
+    What passes: a coded error (unless it cannot be stored), the latch of a run that is latched, and a
+    cancellation that somebody asked for. Everything else is raised as `wrap(text)`, with the original as its
+    cause. The error that `wrap` makes is not retryable unless its class is.
+    """
+
+    def __init__(self, wrap: Coded, *, prefix: str = "") -> None:
+        self._wrap = wrap
+        self._prefix = prefix
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or travels_on(error):
+            return
+        translated = coded(error, self._wrap, prefix=self._prefix)
+        if translated is not error:
+            raise translated from error
+
+
+def travels_on(error: BaseException) -> bool:
+    """Whether this is no outcome of user code but a signal of the runtime that has to reach it."""
+    if isinstance(error, RunLatched):
+        run = current_run.get()
+        return run is None or run.latch.reason is not None
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    if isinstance(error, asyncio.CancelledError):
+        return task is None or task.cancelling() > 0
+    return isinstance(error, GeneratorExit) and task is None  # the coroutine is being thrown away
+
+
+def coded(error: BaseException, wrap: Coded, *, prefix: str = "") -> OpenAgentsError:
+    """The error as a coded one that can be stored: itself where it is one, else what `wrap` makes of it."""
+    if isinstance(error, OpenAgentsError) and _is_storable(error):
+        return error
+    wrapped = wrap(f"{prefix}{described(error)}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def described(error: BaseException) -> str:
+    """The type and the text of an error; of a group, those of each member."""
+    text = text_of(error)
+    name = type(error).__name__
+    if not isinstance(error, BaseExceptionGroup):
+        return f"{name}: {text}"
+    members = [described(member) for member in error.exceptions[:MAX_NAMED_MEMBERS]]
+    return f"{name}: {text} [{'; '.join(members)}]"
+
+
+def _is_storable(error: OpenAgentsError) -> bool:
+    """Whether the error of a plugin's own class can be recorded and shown as it is."""
+    try:
+        check_storable(error.to_dict())
+        ErrorDetails.from_exception(error).model_dump_json()
+    except Exception:  # noqa: BLE001 - its class may override anything
+        return False
+    return isinstance(error.code, str)
+
+
+def tool_error(make: Callable[..., OpenAgentsError], tool_id: str) -> Coded:
+    """`wrap` for an error class that is told its tool."""
+    return partial(_of_tool, make, tool_id)
+
+
+def _of_tool(make: Callable[..., OpenAgentsError], tool_id: str, text: str) -> OpenAgentsError:
+    return make(text, tool_id)
