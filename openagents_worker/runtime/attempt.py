@@ -37,7 +37,7 @@ from openagents_worker.runtime.prepare import Preparation, Prepared, Start
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.retry import DEFAULT_MAX_RESUME_ATTEMPTS, back_off_ms
 from openagents_worker.runtime.state import Overlay, apply_changes
-from openagents_worker.runtime.user_code import RunCode, current_run, described, user_code
+from openagents_worker.runtime.user_code import RunCode, coded, current_run, described, user_code
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.runs import SessionStore
@@ -126,6 +126,15 @@ class Attempt:
             self.is_abandoned = self.is_abandoned or self.latch.reason is not LatchReason.FENCED
             self.latch.set(LatchReason.FENCED, detail="abandoned")
 
+    def what_runs(self) -> dict[str, Any]:
+        """What of the run still executes, for the log."""
+        return {
+            "run_id": self.request.run_id,
+            "agent_id": self.request.agent_id,
+            "in_threads": self._code.off_loop.names(),
+            "tasks": sorted(task.get_name() for task in self._code.tasks()),
+        }
+
     def _forget(self) -> None:
         """Break the circles in which the parts of a run hold each other: its memory is free at once."""
         if self._prepared is not None:
@@ -157,6 +166,10 @@ class Attempt:
             return None
         if working.cancelled():
             return self._ending(error=ExecutionError("the pattern cancelled itself"))
+        if (
+            error := working.exception()
+        ) is not None:  # it has outwitted `user_code`, by a future for example
+            return self._ending(error=self._verdict(coded(error, PatternError)))
         return working.result()
 
     async def _work(self) -> Ending | None:
@@ -173,6 +186,8 @@ class Attempt:
         try:
             with user_code(PatternError):
                 return self._ending(output=await self._output(parts))
+        except RunLatched:
+            return None
         except OpenAgentsError as error:
             return self._ending(error=self._verdict(error))
         finally:
@@ -369,7 +384,7 @@ class Attempt:
         while self._runs(working):
             left_s = self._grace_s - (time.monotonic() - began)
             if left_s <= 0:
-                self._leave_what_does_not_stop(working)
+                self._leave_what_does_not_stop()
                 return
             if recorder is not None and self.latch.reason is not None:
                 recorder.stop()
@@ -378,11 +393,11 @@ class Attempt:
                 task.cancel()
             pause_s = min(left_s, CANCEL_AGAIN_S)
             if tasks:
-                await asyncio.wait(tasks, timeout=pause_s)
+                done, _ = await asyncio.wait(tasks, timeout=pause_s)
+                _seen(done)
             else:
                 await self._code.off_loop.wait(pause_s)
-        if not working.cancelled():
-            working.exception()  # seen; the latch says how the run goes on
+        _seen({working})
 
     def _runs(self, working: asyncio.Task[Any]) -> bool:
         return bool(self._tasks(working) or self._code.off_loop.names())
@@ -396,16 +411,13 @@ class Attempt:
         fenced = self.latch.reason is LatchReason.FENCED
         return min(FENCED_GRACE_S, self._settings.stop_grace_s) if fenced else self._settings.stop_grace_s
 
-    def _leave_what_does_not_stop(self, working: asyncio.Task[Any]) -> None:
+    def _leave_what_does_not_stop(self) -> None:
         log.error(
             "run.does_not_stop",
-            run_id=self.request.run_id,
-            agent_id=self.request.agent_id,
             reason=str(self.latch.reason or "it has ended"),
             after_s=self._grace_s,
-            in_threads=self._code.off_loop.names(),
-            tasks=sorted(task.get_name() for task in self._tasks(working)),
-            hint="the worker process ends; its runs go on elsewhere",
+            exit_code=EX_DOES_NOT_STOP,
+            **self.what_runs(),
         )
         self._leave(EX_DOES_NOT_STOP)
         self.latch.set(LatchReason.FENCED, detail="its code does not stop")  # where nobody has left
@@ -562,6 +574,13 @@ class Attempt:
 
 def _usage_so_far(claimed: Claimed) -> RunUsage:
     return RunUsage.model_validate_json(claimed.usage) if claimed.usage else RunUsage()
+
+
+def _seen(tasks: set[asyncio.Task[Any]]) -> None:
+    """What these tasks raised when they were stopped concerns nobody: the latch says how the run goes on."""
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
 
 
 def _listed(artifacts: Any) -> list[Any]:

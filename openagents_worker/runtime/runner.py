@@ -175,6 +175,16 @@ class Runner:
         if attempt is not None:
             attempt.latch.set(reason, detail=detail)
 
+    def interrupt(self, run_id: str, by: Exception) -> None:
+        """A soft time limit of Celery's is over: the run stops and ends with it; call it on the loop."""
+        attempt = self._attempts.get(run_id)
+        if attempt is not None:
+            attempt.interrupt(by)
+
+    def what_runs(self) -> list[dict[str, Any]]:
+        """What of the runs still executes here, one line a run for the log."""
+        return [attempt.what_runs() for attempt in list(self._attempts.values())]
+
     def note(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None:
         """Store an event on a run of this process; call it on the loop."""
         attempt = self._attempts.get(run_id)

@@ -14,7 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from openagents_worker.errors import OpenAgentsError, PatternError, text_of
+from openagents_worker.errors import OpenAgentsError, text_of
 from openagents_worker.llm.base import current_call
 from openagents_worker.models import ErrorDetails, check_storable
 from openagents_worker.runtime.latch import Latch, RunLatched
@@ -43,18 +43,32 @@ class RunCode:
         self.latch = latch
         self.off_loop = WorkOffLoop(_call_that_runs)
         self.started_tasks = 0
-        """How many tasks of the run were started and have not ended, as far as `contained` was told."""
+        """How many tasks of the run were started and have not ended, on a loop that counts them."""
 
     async def contained(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The coroutine of a task that the run has started. asyncio would end its loop, and with it all runs
-        of the process, for a task that raises SystemExit or KeyboardInterrupt: those become coded errors."""
+        """The coroutine of a task that the run has started, which raises none of what is a signal elsewhere.
+
+        asyncio would end its loop, and with it all runs of the process, for SystemExit and KeyboardInterrupt;
+        GeneratorExit would close the coroutine that waits for the task. They become RuntimeErrors, as Python
+        makes one of StopIteration.
+        """
         try:
             return await work
-        except (SystemExit, KeyboardInterrupt) as error:
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            if travels_on(error):
+                raise
             log.error("run.task_exited", run_id=self.run_id, agent_id=self.agent_id, error=described(error))
-            raise PatternError(f"a task of the run raised {described(error)}") from error
-        finally:
+            raise RuntimeError(f"a task of the run raised {described(error)}") from error
+
+    def count(self, task: asyncio.Task[Any], work: Coroutine[Any, Any, Any]) -> None:
+        """A task of the run was started, whose coroutine `work` is contained."""
+        self.started_tasks += 1
+
+        def ended(_: object) -> None:
             self.started_tasks -= 1
+            work.close()  # where it was cancelled before its first step
+
+        task.add_done_callback(ended)
 
     def tasks(self) -> set[asyncio.Task[Any]]:
         """The tasks of the run that have not ended, without those in which the runtime writes for it."""
@@ -115,7 +129,7 @@ def travels_on(error: BaseException) -> bool:
         return run is None or run.latch.reason is not None
     try:
         task = asyncio.current_task()
-    except RuntimeError:
+    except RuntimeError:  # no loop runs: a coroutine is being thrown away
         task = None
     if isinstance(error, asyncio.CancelledError):
         return task is None or task.cancelling() > 0

@@ -99,7 +99,16 @@ class TrackedThreads(ThreadPoolExecutor):
     """The threads of `asyncio.to_thread`, which note what they run like those of `Offload`."""
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        return _noted(super().submit(function, *args, **kwargs), function)
+        return _noted(super().submit(_awaitable, function, *args, **kwargs), function)
+
+
+def _awaitable(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call the function. What would say to whoever awaits it that a coroutine has ended, or is to, and that a
+    future cannot hold, is raised as a RuntimeError: as Python does it inside of a coroutine."""
+    try:
+        return function(*args, **kwargs)
+    except (StopIteration, GeneratorExit) as error:
+        raise RuntimeError(f"{type(error).__name__}: {text_of(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +123,7 @@ class Raised:
         """Raise it where it is waited for."""
         if self.error is None:
             raise ToolError(self.text, getattr(function, "__name__", ""))
-        if isinstance(self.error, StopIteration):  # in a coroutine it would say that the coroutine has ended
+        if isinstance(self.error, StopIteration | GeneratorExit):  # in a coroutine they are signals
             raise RuntimeError(self.text) from self.error
         raise self.error
 

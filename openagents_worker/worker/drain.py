@@ -43,10 +43,9 @@ async def drain(carrier: Draining, timeout_s: float) -> bool:
     return handed_over
 
 
-async def let_go(carrier: Carrier) -> None:
-    """The lease is over: whatever still works stops, and can write nothing any more."""
-    if not await _within(LET_GO_S, carrier.latch_all(LatchReason.FENCED)):
-        log.warning("worker.left_running", runs=len(carrier.known()))
+async def let_go(carrier: Carrier) -> bool:
+    """Whatever still works stops, and can write nothing any more. False: some of it cannot be stopped."""
+    return await _within(LET_GO_S, carrier.latch_all(LatchReason.FENCED))
 
 
 async def _within(timeout_s: float, work: Awaitable[None]) -> bool:

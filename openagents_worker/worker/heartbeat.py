@@ -8,6 +8,7 @@ somebody wants to end.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,6 +28,7 @@ from openagents_worker.store.scripts import (
     retire,
 )
 from openagents_worker.telemetry import get_logger
+from openagents_worker.worker.background import Leave, background_thread
 from openagents_worker.worker.lease import WorkerLease, boot_clock
 
 __all__ = ["Carrier", "Heartbeat"]
@@ -70,6 +72,7 @@ class Heartbeat:
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         on_registered: Callable[[str], None],
         max_recoveries: int = MAX_RECOVERIES,
+        leave: Leave = os._exit,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._node = node
@@ -93,7 +96,7 @@ class Heartbeat:
         self._lease = WorkerLease.none_yet()
         self._registered = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="openagents-heartbeat", daemon=True)
+        self._thread = background_thread(self._main, name="openagents-heartbeat", leave=leave)
         self._said_s = -SAY_AGAIN_S
         self._strange = _Strange()
 
