@@ -146,7 +146,7 @@ class Attempt:
     # --- work --------------------------------------------------------------------------------------------
 
     async def _worked(self) -> Ending | None:
-        """The run's ending once none of its code runs any more; None when it was latched on the way."""
+        """The run's ending; None when it was latched on the way, and then none of its code runs any more."""
         context = copy_context()
         context.run(current_run.set, self._code)
         context.run(work_off_loop.set, self._code.off_loop)
@@ -160,9 +160,8 @@ class Attempt:
             self.latch.set(LatchReason.FENCED, detail="abandoned")
             await self._stop(working)
             raise
-        if self.latch.reason is not None or self._code.started_tasks:
-            await self._stop(working)
         if self.latch.reason is not None:
+            await self._stop(working)
             return None
         if working.cancelled():
             return self._ending(error=ExecutionError("the pattern cancelled itself"))
@@ -386,7 +385,7 @@ class Attempt:
             if left_s <= 0:
                 self._leave_what_does_not_stop()
                 return
-            if recorder is not None and self.latch.reason is not None:
+            if recorder is not None:
                 recorder.stop()
             tasks = self._tasks(working)
             for task in tasks:
@@ -414,7 +413,7 @@ class Attempt:
     def _leave_what_does_not_stop(self) -> None:
         log.error(
             "run.does_not_stop",
-            reason=str(self.latch.reason or "it has ended"),
+            reason=str(self.latch.reason),
             after_s=self._grace_s,
             exit_code=EX_DOES_NOT_STOP,
             **self.what_runs(),

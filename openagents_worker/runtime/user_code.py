@@ -34,7 +34,8 @@ Coded = Callable[[str], OpenAgentsError]
 class RunCode:
     """What of one attempt's code executes in this process: its tasks, and its work in threads and processes.
 
-    A task belongs to the run in whose context it was started.
+    A task belongs to the run in whose context it was started. What is shared by the runs of a process starts
+    its tasks in a context of its own.
     """
 
     def __init__(self, run_id: str, agent_id: str, latch: Latch) -> None:
@@ -42,8 +43,6 @@ class RunCode:
         self.agent_id = agent_id
         self.latch = latch
         self.off_loop = WorkOffLoop(_call_that_runs)
-        self.started_tasks = 0
-        """How many tasks of the run were started and have not ended, on a loop that counts them."""
 
     async def contained(self, work: Coroutine[Any, Any, Any]) -> Any:
         """The coroutine of a task that the run has started, which raises none of what is a signal elsewhere.
@@ -59,16 +58,6 @@ class RunCode:
                 raise
             log.error("run.task_exited", run_id=self.run_id, agent_id=self.agent_id, error=described(error))
             raise RuntimeError(f"a task of the run raised {described(error)}") from error
-
-    def count(self, task: asyncio.Task[Any], work: Coroutine[Any, Any, Any]) -> None:
-        """A task of the run was started, whose coroutine `work` is contained."""
-        self.started_tasks += 1
-
-        def ended(_: object) -> None:
-            self.started_tasks -= 1
-            work.close()  # where it was cancelled before its first step
-
-        task.add_done_callback(ended)
 
     def tasks(self) -> set[asyncio.Task[Any]]:
         """The tasks of the run that have not ended, without those in which the runtime writes for it."""

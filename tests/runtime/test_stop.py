@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
 from openagents_worker.models import RunState, StopReason
-from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.latch import Latch, LatchReason
+from openagents_worker.runtime.user_code import RunCode, current_run
 from openagents_worker.settings import load_settings
+from openagents_worker.store import scripts
 from openagents_worker.tools.offload import TrackedThreads
 from openagents_worker.worker.bridge import _Task
 from tests.runtime import plugins
@@ -97,12 +100,24 @@ async def test_tasks_that_a_pattern_has_started_stop_with_its_run(redis_url: str
         await p.carry()
 
 
-async def test_tasks_that_a_pattern_leaves_behind_stop_when_it_has_ended(redis_url: str) -> None:
-    """The next run of the session does not work beside them."""
-    async with worker(redis_url, patterned("StartsTasks", waits=False)) as p:
-        assert (await p.run()).state is RunState.COMPLETED
+async def test_what_the_runs_of_a_process_share_belongs_to_none_of_them(redis_url: str) -> None:
+    """The connection on which a run's command is the first one carries those of others, too."""
+    async with worker(redis_url) as p:
+        code = RunCode("r1", "a", Latch())
+        context = copy_context()
+        context.run(current_run.set, code)
+        record = p.store.run(scripts.page(run_id="r1", position=0, page_bytes=1))
+        asking = asyncio.create_task(record, name="asking", context=context)
 
-        assert sorted(entry[1] for entry in plugins.LOG if entry[0] == "stopped") == ["one", "two"]
+        def working() -> set[str]:
+            return {task.get_name() for task in asyncio.all_tasks()}
+
+        while "redis lane" not in working():
+            assert not asking.done()
+            await asyncio.sleep(0)
+
+        assert {task.get_name() for task in code.tasks()} == {"asking"}
+        await asking
 
 
 @pytest.mark.parametrize("blocking", [BLOCKING, BLOCK_A_THREAD], ids=["asyncio.to_thread", "a sync tool"])
