@@ -165,9 +165,8 @@ class Attempt:
             return None
         if working.cancelled():
             return self._ending(error=ExecutionError("the pattern cancelled itself"))
-        if (
-            error := working.exception()
-        ) is not None:  # it has outwitted `user_code`, by a future for example
+        # It has outwitted `user_code`, by a future that closes its coroutine for example.
+        if (error := working.exception()) is not None:
             return self._ending(error=self._verdict(coded(error, PatternError)))
         return working.result()
 
@@ -399,7 +398,12 @@ class Attempt:
         _seen({working})
 
     def _runs(self, working: asyncio.Task[Any]) -> bool:
-        return bool(self._tasks(working) or self._code.off_loop.names())
+        """Whether code of the run executes that has to have stopped.
+
+        A run that is tried again keeps its session: a call whose time was over may go on in its thread.
+        """
+        waits_for_threads = self.latch.reason is not LatchReason.RETRY
+        return bool(self._tasks(working) or (waits_for_threads and self._code.off_loop.names()))
 
     def _tasks(self, working: asyncio.Task[Any]) -> set[asyncio.Task[Any]]:
         return {task for task in self._code.tasks() | {working} if not task.done()}

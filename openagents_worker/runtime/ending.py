@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, assert_never
 
 from pydantic import BaseModel
 
@@ -113,8 +113,10 @@ class Ending:
                 return "completed"
             case StopReason.CANCELLED:
                 return "cancelled"
-            case _:
+            case StopReason.FAILED | StopReason.TIMEOUT | StopReason.MAX_STEPS | StopReason.BUDGET_EXHAUSTED:
                 return "failed"
+            case _:
+                assert_never(self.stop_reason)
 
     def result(self) -> RunResult[Any]:
         ids: dict[str, Any] = {"agent_id": self.request.agent_id, "session_id": self.request.session_id}

@@ -119,6 +119,9 @@ class Runner:
         give_up_at = time.monotonic() + CLAIM_PATIENCE_S
         while True:
             lease = self._lease()
+            if lease.remaining_s() <= 0 and time.monotonic() <= give_up_at:
+                await asyncio.sleep(0.05)  # not registered: the heartbeat is about to become an incarnation
+                continue
             call = scripts.claim(
                 run_id=run_id,
                 incarnation=lease.incarnation,

@@ -13,6 +13,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from openagents_worker.models import RunState, StopReason
 from openagents_worker.runtime.latch import Latch, LatchReason
+from openagents_worker.runtime.runner import Outlook
 from openagents_worker.runtime.user_code import RunCode, current_run
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
@@ -161,6 +162,19 @@ async def test_a_process_whose_thread_does_not_stop_ends(
         for named in ("run_id=r1", "agent_id=a", "tool blocking"):
             assert named in line
         assert (await p.record()).state is RunState.RUNNING
+
+
+async def test_a_call_whose_time_is_over_may_go_on_in_its_thread(redis_url: str) -> None:
+    """Its run is tried again at once, and keeps its session: a thread that hangs costs no process."""
+    blocking = {**BLOCK_A_THREAD, "timeout_ms": 50}
+    async with worker(redis_url, calling(blocking), OPENAGENTS_STOP_GRACE_S="0.1") as p:
+        await p.submit()
+
+        carried = await p.carry()
+
+        assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "tool.timeout")
+        assert p.left == []
+        await p.store.run(scripts.cancel(run_id="r1", reason="", force=False))
 
 
 async def test_a_pattern_that_does_not_let_go_ends_its_process(redis_url: str) -> None:
