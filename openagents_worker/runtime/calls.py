@@ -31,7 +31,7 @@ from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.recorder import Outcome, Recorder
-from openagents_worker.runtime.user_code import tool_error, user_code
+from openagents_worker.runtime.user_code import cancelling_itself_only, tool_error, user_code
 from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec
 from openagents_worker.tools.validation import check_arguments
@@ -365,11 +365,11 @@ class RecordedTool:
 
     async def _with_deadline(self, params: dict[str, Any], call: CallContext) -> Any:
         if self._timeout_ms is None:
-            return await self._inner.invoke(params, call)
+            return await cancelling_itself_only(self._inner.invoke(params, call))
         deadline = asyncio.timeout(self._timeout_ms / 1000)
         try:
             async with deadline:
-                return await self._inner.invoke(params, call)
+                return await cancelling_itself_only(self._inner.invoke(params, call))
         except TimeoutError as error:
             if not deadline.expired():
                 raise

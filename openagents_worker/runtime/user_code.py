@@ -8,11 +8,11 @@ what is raised is an outcome of the run and never ends the process or its event 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from openagents_worker.errors import OpenAgentsError, text_of
 from openagents_worker.llm.base import current_call
@@ -21,9 +21,20 @@ from openagents_worker.runtime.latch import Latch, RunLatched
 from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.offload import WorkOffLoop
 
-__all__ = ["RunCode", "coded", "current_run", "described", "user_code"]
+__all__ = [
+    "RunCode",
+    "cancelling_itself_only",
+    "coded",
+    "current_run",
+    "described",
+    "tool_error",
+    "travels_on",
+    "user_code",
+]
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 MAX_NAMED_MEMBERS = 10  # of an exception group; the message says how many there are
 
@@ -109,6 +120,60 @@ class user_code:
         translated = coded(error, self._wrap, prefix=self._prefix)
         if translated is not error:
             raise translated from error
+
+
+async def cancelling_itself_only(work: Awaitable[T]) -> T:
+    """Await user code that runs in its caller's task. A cancellation of that task which the code asks for
+    itself is its own outcome: it is raised, and the task is not cancelled any more."""
+    task = asyncio.current_task()
+    assert task is not None
+    steps = _Steps(work, task)
+    try:
+        value: T = await steps
+        if steps.cancellations:
+            await asyncio.sleep(0)  # where the cancellation that has not come yet would come next
+    except asyncio.CancelledError:
+        is_its_own = 0 < steps.cancellations >= task.cancelling()
+        _uncancel(task, steps.cancellations)
+        if steps.is_done and is_its_own:
+            return cast(T, steps.value)
+        raise
+    _uncancel(task, steps.cancellations)
+    return value
+
+
+def _uncancel(task: asyncio.Task[Any], times: int) -> None:
+    for _ in range(times):
+        task.uncancel()
+
+
+class _Steps:
+    """Awaits something step by step, and counts how often a step has cancelled the task it runs in. Whoever
+    else cancels the task does so between two steps."""
+
+    def __init__(self, work: Awaitable[Any], task: asyncio.Task[Any]) -> None:
+        self.cancellations = 0
+        self.is_done = False
+        self.value: Any = None
+        self._work = work
+        self._task = task
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps: Any = self._work.__await__()
+        step, given = steps.send, None
+        while True:
+            before = self._task.cancelling()
+            try:
+                waits_for = step(given)
+            except StopIteration as end:
+                self.is_done, self.value = True, end.value
+                return end.value
+            finally:
+                self.cancellations = max(0, self.cancellations + self._task.cancelling() - before)
+            try:
+                step, given = steps.send, (yield waits_for)
+            except BaseException as error:  # noqa: BLE001 - it is the awaited one's
+                step, given = steps.throw, error
 
 
 def travels_on(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel, field_validator
@@ -116,6 +117,36 @@ async def in_task() -> str:
     return "fine"
 
 
+def _cancel_myself() -> None:
+    me = asyncio.current_task()
+    assert me is not None
+    me.cancel()
+
+
+@tool
+async def cancels_itself() -> str:
+    """Cancels the task in which it is called."""
+    _cancel_myself()
+    await asyncio.sleep(0)
+    return "never"
+
+
+@tool
+async def cancels_itself_too_late() -> str:
+    """Cancels the task in which it is called, and ends."""
+    _cancel_myself()
+    return "fine"
+
+
+@tool
+async def catches_its_cancellation() -> str:
+    """Cancels the task in which it is called, and thinks better of it."""
+    _cancel_myself()
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    return "fine"
+
+
 @tool(cpu_bound=True)
 def in_process(name: str) -> str:
     """Raises in another process."""
@@ -131,6 +162,18 @@ class Caller(_Pattern):
             return {"got": await self.context.tools["tool"].invoke(arguments)}
         except OpenAgentsError as error:
             return {"code": error.code, "message": error.message, "retryable": error.retryable}
+
+
+class CallsTwice(_Pattern):
+    """Calls its tool, then another one."""
+
+    async def execute(self) -> Any:
+        try:
+            first = await self.context.tools["tool"].invoke({})
+        except OpenAgentsError as error:
+            first = error.message
+        await asyncio.sleep(0)
+        return [first, await self.context.tools["other"].invoke({})]
 
 
 class Raiser(_Pattern):

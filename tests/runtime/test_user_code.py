@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -15,7 +15,14 @@ from openagents_worker.models import RunRecord, RunState
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.registry import DEPS, OUTPUTS
-from openagents_worker.runtime.user_code import RunCode, coded, current_run, described, user_code
+from openagents_worker.runtime.user_code import (
+    RunCode,
+    cancelling_itself_only,
+    coded,
+    current_run,
+    described,
+    user_code,
+)
 from tests.runtime import plugins, raising
 from tests.runtime.harness import Process, agent, process
 from tests.runtime.test_endings import told
@@ -287,6 +294,56 @@ async def test_a_cancellation_that_somebody_asked_for_travels_on() -> None:
 
     task = asyncio.create_task(work())
     await asyncio.sleep(0)
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("timeout_ms", [None, 10_000])
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("cancels_itself", "CancelledError: "),
+        ("cancels_itself_too_late", "fine"),
+        ("catches_its_cancellation", "fine"),
+    ],
+)
+async def test_a_tool_that_cancels_itself_cancels_nobody_else(
+    redis_url: str, name: str, outcome: str, timeout_ms: int | None
+) -> None:
+    """It runs in its pattern's task; that goes on, and so do its next calls."""
+    tools = [
+        {"id": "tool", "impl": f"{HERE}.{name}", "timeout_ms": timeout_ms},
+        {"id": "other", "impl": f"{HERE}.in_coroutine"},
+    ]
+    async with process(redis_url, agent(pattern={"impl": f"{HERE}.CallsTwice"}, tools=tools)) as p:
+        record = await p.run()
+
+        assert record.result is not None
+        assert record.result.final_output == [outcome, "fine"]
+        assert [entry["name"] for entry in await p.journal()][1:] == ["tool", "other"]
+
+
+async def test_a_cancellation_from_outside_reaches_a_tool_that_has_cancelled_itself() -> None:
+    """Both are asked for; that from outside counts."""
+    entered = asyncio.Event()
+
+    async def tool() -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        me.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        entered.set()
+        await asyncio.Event().wait()
+
+    async def work() -> None:
+        with user_code(PatternError):
+            await cancelling_itself_only(tool())
+
+    task = asyncio.create_task(work())
+    await entered.wait()
     task.cancel()
 
     with pytest.raises(asyncio.CancelledError):
