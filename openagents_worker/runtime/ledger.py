@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
 from openagents_worker.errors import RedisUnreachable, storable_text, text_of
 from openagents_worker.models import RunUsage, dumps
@@ -261,6 +261,8 @@ class Ledger:
                     log.error("run.misplaced_commit", run_id=self.run_id, fence=self.fence)
                 self._latch.set(LatchReason.FENCED, detail=answer.value)
                 raise RunLatched(LatchReason.FENCED)
+            case _:
+                assert_never(answer)
 
 
 class _Delta:

@@ -119,7 +119,7 @@ class Runner:
         give_up_at = time.monotonic() + CLAIM_PATIENCE_S
         while True:
             lease = self._lease()
-            if lease.remaining_s() <= 0 and time.monotonic() <= give_up_at:
+            if lease.remaining_s() <= 0 and self.accepting and time.monotonic() <= give_up_at:
                 await asyncio.sleep(0.05)  # not registered: the heartbeat is about to become an incarnation
                 continue
             call = scripts.claim(
@@ -135,7 +135,8 @@ class Runner:
             except RedisUnreachable as error:
                 log.warning("run.claim_failed", run_id=run_id, error=error.message)
                 return lease, Claimed(ClaimAnswer.UNKNOWN)
-            if claimed.answer is not ClaimAnswer.NOT_ALIVE or time.monotonic() > give_up_at:
+            is_to_be_asked_again = claimed.answer is ClaimAnswer.NOT_ALIVE and self.accepting
+            if not is_to_be_asked_again or time.monotonic() > give_up_at:
                 return lease, claimed
             await asyncio.sleep(0.05)  # the heartbeat is about to register a new incarnation
 
@@ -230,14 +231,30 @@ async def _awaited(carrying: asyncio.Task[Carried], attempt: Attempt) -> Carried
 
 def _not_carried(claimed: Claimed) -> Carried:
     """What a claim that gave no work says of the run: its end, where nobody else has told or will tell it."""
-    if claimed.answer is ClaimAnswer.CANCELLED:
-        return Carried(Outlook.ENDED, stop_reason=StopReason.CANCELLED, life=claimed.life)
-    if claimed.untold:
-        result = RunResult[Any].model_validate_json(claimed.untold)
-        return Carried(
-            Outlook.ENDED, stop_reason=result.stop_reason, error=result.error_details, life=claimed.life
-        )
-    return Carried(Outlook.NOTHING, claimed.answer.value.lower())
+    match claimed.answer:
+        case ClaimAnswer.CANCELLED:
+            return Carried(Outlook.ENDED, stop_reason=StopReason.CANCELLED, life=claimed.life)
+        case ClaimAnswer.DONE if claimed.untold:
+            result = RunResult[Any].model_validate_json(claimed.untold)
+            return Carried(
+                Outlook.ENDED, stop_reason=result.stop_reason, error=result.error_details, life=claimed.life
+            )
+        case (
+            ClaimAnswer.DONE
+            | ClaimAnswer.WAITING
+            | ClaimAnswer.BUSY
+            | ClaimAnswer.NOT_DUE
+            | ClaimAnswer.NOT_ALIVE
+            | ClaimAnswer.UNKNOWN
+            | ClaimAnswer.SUSPECT_BUSY
+            | ClaimAnswer.OTHER_FORMAT
+            | ClaimAnswer.PARKED
+        ):
+            return Carried(Outlook.NOTHING, claimed.answer.value.lower())
+        case ClaimAnswer.CLAIMED:
+            raise ValueError("a run that was claimed is carried")
+        case _:
+            assert_never(claimed.answer)
 
 
 class _Entry:
