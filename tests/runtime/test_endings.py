@@ -191,6 +191,19 @@ async def test_what_a_tool_gives_is_checked_where_it_gives_it(redis_url: str, wh
         assert "plan" in record.result.final_output["message"]
 
 
+@pytest.mark.parametrize("where", ["view", "state"])
+@pytest.mark.parametrize("what", OUTCOMES)
+async def test_a_run_ends_whatever_its_memory_gives_it(redis_url: str, what: str, where: str) -> None:
+    """It is to be recorded with the start of the run: what cannot be ends the run, and does not repeat it."""
+    memory = {"impl": f"{HERE}.Views", "config": {"what": what, "where": where}}
+    pattern = {"impl": "tests.runtime.plugins.Silent"}
+    async with process(redis_url, agent(memory=memory, pattern=pattern)) as p:
+        record = await ended(p)
+
+    if record.state is not RunState.COMPLETED:
+        assert told(record)[0] in {"step.too_large", "pattern.error"}
+
+
 # --- our own errors, raised by somebody else -------------------------------------------------------------
 
 CODES = sorted({cls.code for cls in error_classes() if cls.__module__ == "openagents_worker.errors"})

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, model_serializer
 
 from openagents_worker.errors import OpenAgentsError, ToolError
+from openagents_worker.memory.base import MemoryPlugin
 from openagents_worker.models import RunArtifact
 from tests.runtime.plugins import Charge, _Pattern
 
@@ -264,3 +265,15 @@ def _exceptions() -> dict[str, Callable[[], BaseException]]:
 
 
 EXCEPTIONS = _exceptions()
+
+
+class Views(MemoryPlugin):
+    """A memory with a store of its own that gives what cannot be stored."""
+
+    class Config(MemoryPlugin.Config):
+        what: str
+        where: str = "view"
+
+    async def inject(self, context: Any) -> None:
+        place = context.memory_view if self.cfg.where == "view" else context.state
+        place["plan"] = VALUES[self.cfg.what]()
