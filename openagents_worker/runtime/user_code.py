@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 from openagents_worker.errors import OpenAgentsError, text_of
 from openagents_worker.llm.base import current_call
 from openagents_worker.models import ErrorDetails, check_storable
-from openagents_worker.runtime.latch import Latch, RunLatched
+from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.offload import WorkOffLoop
 
@@ -117,6 +117,8 @@ class user_code:
     ) -> None:
         if error is None or travels_on(error):
             return
+        if (reason := _latched_in(error)) is not None:
+            raise RunLatched(reason) from error
         translated = coded(error, self._wrap, prefix=self._prefix)
         if translated is not error:
             raise translated from error
@@ -188,6 +190,14 @@ def travels_on(error: BaseException) -> bool:
     if isinstance(error, asyncio.CancelledError):
         return task is None or task.cancelling() > 0
     return isinstance(error, GeneratorExit) and task is None  # the coroutine is being thrown away
+
+
+def _latched_in(error: BaseException) -> LatchReason | None:
+    """Why the run is latched, where that is what a group of errors is about (a TaskGroup makes one of it)."""
+    run = current_run.get()
+    if run is None or not isinstance(error, BaseExceptionGroup) or error.subgroup(RunLatched) is None:
+        return None
+    return run.latch.reason
 
 
 def coded(error: BaseException, wrap: Coded, *, prefix: str = "") -> OpenAgentsError:

@@ -358,10 +358,15 @@ async def test_the_latch_of_a_latched_run_travels_on() -> None:
         with pytest.raises(PatternError, match="RunLatched"), user_code(PatternError):
             raise RunLatched(LatchReason.RETRY)
         run.latch.set(LatchReason.RETRY)
-        with pytest.raises(RunLatched), user_code(PatternError):
-            raise RunLatched(LatchReason.RETRY)
+        for signal in (RunLatched(LatchReason.RETRY), _of_a_task_group(RunLatched(LatchReason.RETRY))):
+            with pytest.raises(RunLatched), user_code(PatternError):
+                raise signal
     finally:
         current_run.reset(token)
+
+
+def _of_a_task_group(error: BaseException) -> BaseException:
+    return BaseExceptionGroup("unhandled errors in a TaskGroup", [ValueError("beside it"), error])
 
 
 def test_each_member_of_a_group_is_named() -> None:
