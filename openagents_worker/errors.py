@@ -9,7 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
-__all__ = ["RAISED_BY_PLUGINS", "error_classes", "error_from_wire"]  # completed at the end of the module
+__all__ = [  # completed at the end of the module
+    "RAISED_BY_PLUGINS",
+    "error_classes",
+    "error_from_wire",
+    "storable_text",
+    "text_of",
+]
+
+
+def storable_text(text: str) -> str:
+    """The text as UTF-8 can hold it: half of a surrogate pair becomes its escape, as in `\\ud800`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def text_of(value: object) -> str:
+    """The value's text, fit to be stored; also of a value whose own `__str__` fails."""
+    try:
+        return storable_text(str(value))
+    except Exception as error:  # noqa: BLE001 - somebody else's __str__ may raise anything
+        return f"<a {type(value).__name__} whose text cannot be read: {type(error).__name__}>"
 
 
 class OpenAgentsError(Exception):
@@ -25,6 +44,15 @@ class OpenAgentsError(Exception):
 
     #: names of the fields that subclasses add; they travel with the error over process borders
     extra_fields: ClassVar[tuple[str, ...]] = ()
+
+    # Defaults for subclasses that do not call this class's __init__.
+    hint: str | None = None
+    docs_url: str | None = None
+    agent_id: str | None = None
+    session_id: str | None = None
+    run_id: str | None = None
+    tool_id: str | None = None
+    step_number: int | None = None
 
     def __init__(
         self,
@@ -50,7 +78,7 @@ class OpenAgentsError(Exception):
     @property
     def message(self) -> str:
         """The text without hint and docs."""
-        return str(self.args[0]) if self.args else ""
+        return text_of(self.args[0]) if self.args else ""
 
     def __str__(self) -> str:
         lines = [self.message] if self.message else []
@@ -69,9 +97,9 @@ class OpenAgentsError(Exception):
         return {
             "code": self.code,
             "message": self.message,
-            "hint": self.hint,
-            "docs_url": self.docs_url,
-            "retryable": self.retryable,
+            "hint": None if self.hint is None else text_of(self.hint),
+            "docs_url": None if self.docs_url is None else text_of(self.docs_url),
+            "retryable": bool(self.retryable),
             "context": {name: getattr(self, name, None) for name in names},
         }
 
@@ -288,7 +316,8 @@ class SessionError(ExecutionError):
 
 
 class PatternError(ExecutionError):
-    """The pattern raised something that is no error of ours; its cause says what."""
+    """The pattern, or a plugin around it (memory, assembler, deps), raised something that is not an error of
+    this library; the message names its type, and the cause says what."""
 
     code = "pattern.error"
 
@@ -301,7 +330,8 @@ class StepTimeoutError(PatternError):
 
 
 class StepTooLarge(ExecutionError):
-    """The outcome of a call is larger than `OPENAGENTS_MAX_PAYLOAD_BYTES` or is not JSON."""
+    """The outcome of a call, or what a run leaves (its output, an artifact, a key of its state), cannot be
+    stored: it is not JSON, is nested too deeply, or is larger than `OPENAGENTS_MAX_PAYLOAD_BYTES`."""
 
     code = "step.too_large"
     http_status = 422
@@ -330,6 +360,14 @@ class DefinitionChanged(ReplayMismatch):
     """The program went another way than the journal because the agent's definition was changed meanwhile."""
 
     code = "run.definition_changed"
+
+
+class AgentUnavailable(ExecutionError):
+    """For `OPENAGENTS_LEFT_TO_OTHERS_MAX_S` no worker could execute the run: none that looked at it knows its
+    agent, or reads the format in which it is stored, although some worker once announced that it does."""
+
+    code = "agent.unavailable"
+    http_status = 503
 
 
 class OtherFormat(ExecutionError):

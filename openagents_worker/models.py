@@ -26,7 +26,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeVar
 
-from openagents_worker.errors import OpenAgentsError, RequestInvalid, RequestTooLarge
+from openagents_worker.errors import OpenAgentsError, RequestInvalid, RequestTooLarge, text_of
 
 __all__ = [
     "ErrorDetails",
@@ -300,10 +300,20 @@ class ErrorDetails(_Wire):
         if isinstance(error, OpenAgentsError):
             data = error.to_dict()
             data["message"] = data["message"][:MAX_MESSAGE_CHARS]
-            data["context"] = {k: v for k, v in data["context"].items() if v is not None}
+            data["hint"] = data["hint"] and data["hint"][:MAX_MESSAGE_CHARS]
+            data["context"] = {k: _plain(v) for k, v in data["context"].items() if v is not None}
             return cls(**data, cause=cause)
-        text = str(error)[:MAX_MESSAGE_CHARS] or type(error).__name__
+        text = text_of(error)[:MAX_MESSAGE_CHARS] or type(error).__name__
         return cls(code="error.unknown", message=f"{type(error).__name__}: {text}", cause=cause)
+
+
+def _plain(value: Any) -> Any:
+    """The value where it can be stored, else its text: an error's field may hold anything."""
+    try:
+        check_storable(value)
+    except (TypeError, ValueError, RecursionError):
+        return text_of(value)[:MAX_MESSAGE_CHARS]
+    return value
 
 
 OutputT = TypeVar("OutputT", default=Any)
@@ -401,6 +411,37 @@ def _request_invalid(error: ValidationError) -> RequestInvalid:
 def dumps(value: Any) -> str:
     """Compact JSON. Raises TypeError or ValueError for what is not JSON, NaN included."""
     return _encoded(value)
+
+
+MAX_NESTING = 150
+"""Levels of lists and objects in a value that is stored: who reads results (pydantic) stops at 200."""
+
+
+def check_storable(value: Any) -> int:
+    """The value's size in bytes as JSON. Raises TypeError, ValueError or RecursionError for what cannot be
+    stored: it is not JSON, holds half of a surrogate pair, or is nested too deeply to be read again."""
+    text = dumps(value)
+    size = len(text.encode())
+    # Most values have few brackets: only the others are walked through.
+    if text.count("[") + text.count("{") > MAX_NESTING and _nesting(value, MAX_NESTING) > MAX_NESTING:
+        raise ValueError(f"it is nested more than {MAX_NESTING} levels deep")
+    return size
+
+
+def _nesting(value: Any, limit: int) -> int:
+    """How deeply the value is nested; no deeper than one level beyond the limit is looked."""
+    level, depth = [value], 0
+    while level and depth <= limit:
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, Mapping):
+                inner.extend(item.values())
+            elif isinstance(item, list | tuple):
+                inner.extend(item)
+        nested = any(isinstance(item, Mapping | list | tuple) for item in level)
+        depth += nested
+        level = [item for item in inner if isinstance(item, Mapping | list | tuple)]
+    return depth
 
 
 _encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode

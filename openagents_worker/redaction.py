@@ -12,6 +12,8 @@ from typing import Any
 from pydantic import BaseModel, JsonValue
 from pydantic_core import to_json
 
+from openagents_worker.errors import text_of
+
 __all__ = ["DEFAULT_REDACT_KEYS", "MASK", "redact", "safe_text", "safe_url", "shown_json"]
 
 MASK = "***"
@@ -38,8 +40,10 @@ _KEY_MARK = re.compile(r"[srp]k[-_]|gh[po][-_]|xox")
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _SHORTEST_BEARER = len("Basic 12345678")
 _URL_PASSWORD = re.compile(r"(?<=://)([^\s:/@]{0,256}):[^\s/]{1,1024}@")
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 _LONGEST_KEY = 256
 _SHORT = 64
+_LARGEST_INT = 2**1024  # Python refuses to write integers of more than 4,300 digits as text
 _LONGEST_SECRET = 2_048  # a text is masked this far beyond its cut, so that no half of a secret is left
 
 
@@ -73,8 +77,9 @@ def shown_json(payload: Mapping[str, Any], keys: Collection[str] = DEFAULT_REDAC
     shown = redact(payload, keys)
     try:
         return to_json(shown).decode()
-    except ValueError:  # half of a surrogate pair, which is no UTF-8
-        return json.dumps(shown, separators=(",", ":"))
+    except ValueError:  # half of a surrogate pair, which nobody could read again: its escape is shown as text
+        text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
+        return _HALF_A_PAIR.sub(lambda half: rf"\\u{ord(half[0]):x}", text)
 
 
 def safe_text(text: str) -> str:
@@ -115,7 +120,9 @@ class _Redaction:
         if isinstance(value, str):
             return _bounded(value, self._max_chars)
         if value is None or isinstance(value, (bool, int)):
-            return value
+            return (
+                value if value is None or -_LARGEST_INT < value < _LARGEST_INT else "<a very large integer>"
+            )
         if isinstance(value, dict):  # before Mapping, whose check is slow
             return self._pairs(value, depth) if depth else f"<{len(value)} more inside>"
         if isinstance(value, float):
@@ -123,12 +130,15 @@ class _Redaction:
         if isinstance(value, (bytes, bytearray)):
             return f"<{len(value)} bytes>"
         if isinstance(value, BaseModel):
-            value = value.model_dump()
+            try:
+                value = value.model_dump()
+            except Exception:  # noqa: BLE001 - a model's own serializer may raise anything
+                return text_of(value)
         if isinstance(value, Mapping):
             return self._pairs(value, depth) if depth else f"<{len(value)} more inside>"
         if isinstance(value, (list, tuple, set, frozenset)):
             return self._items(value, depth) if depth else f"<{len(value)} more inside>"
-        return _bounded(str(value), self._max_chars)
+        return _bounded(text_of(value), self._max_chars)
 
     def _pairs(self, mapping: Mapping[Any, Any], depth: int) -> JsonValue:
         out: dict[str, JsonValue] = {}
@@ -136,7 +146,7 @@ class _Redaction:
             if self._max_items is not None and len(out) >= self._max_items:
                 out["…"] = f"<{len(mapping) - self._max_items} more>"
                 break
-            name, hits = _key(str(key), self._parts)
+            name, hits = _key(key if isinstance(key, str) else text_of(key), self._parts)
             out[name] = MASK if hits and _is_secret(name, hits, item) else self.shown(item, depth - 1)
         return out
 

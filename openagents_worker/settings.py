@@ -175,6 +175,18 @@ class Settings(BaseSettings):
         description="Deaths of its worker that a run may meet in a row, without a committed step in between; "
         "after one more it is poisoned, if it was the only suspect.",
     )
+    left_to_others_max_s: float = Field(
+        default=DAY_S,
+        gt=0,
+        description="How long a run waits for a worker that knows its agent and reads its format; then it "
+        "fails. A day: an upgrade that stops half-way in the evening is finished the next morning.",
+    )
+    stop_grace_s: float = Field(
+        default=30,
+        gt=0,
+        description="How long code of a run that is stopped may go on, as a tool in a thread does; then the "
+        "worker process ends itself, so that nobody works in the run's session beside it.",
+    )
     drain_timeout_s: float = Field(
         default=25, ge=0, description="How long a worker told to stop waits for its runs to reach a commit."
     )

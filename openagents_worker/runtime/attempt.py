@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from enum import StrEnum
+from contextvars import copy_context
 from typing import Any
 
 from openagents_worker.errors import (
@@ -18,20 +18,20 @@ from openagents_worker.errors import (
     ExecutionError,
     OpenAgentsError,
     OtherFormat,
+    PatternError,
     RedisUnreachable,
-    RunCancelled,
 )
-from openagents_worker.models import ErrorDetails, RunBudget, RunRequest, RunUsage, StopReason
+from openagents_worker.models import RunBudget, RunRequest, RunUsage
 from openagents_worker.runtime.assembly import AgentParts, Assembly
-from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.deps import opened_deps
-from openagents_worker.runtime.ending import Ending, checked_output, translated
+from openagents_worker.runtime.ending import Ending, checked_output
 from openagents_worker.runtime.journal import Record, read_pages
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, fitted
+from openagents_worker.runtime.parting import Carried, Outlook, Parting
 from openagents_worker.runtime.prepare import Preparation, Prepared, Start
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.replay import ReplayByContent
@@ -39,47 +39,22 @@ from openagents_worker.runtime.replay_by_place import ReplayByPlace
 from openagents_worker.runtime.retry import DEFAULT_MAX_RESUME_ATTEMPTS, back_off_ms
 from openagents_worker.runtime.rules import REMEMBER, Rules
 from openagents_worker.runtime.state import apply_changes
+from openagents_worker.runtime.user_code import RunCode, coded, current_run, described, user_code
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import BEGUN, BY_PLACE
 from openagents_worker.store.runs import SessionStore
 from openagents_worker.store.scripts import Claimed, Handed, Wake
 from openagents_worker.telemetry import get_logger
+from openagents_worker.tools.offload import work_off_loop
 
-__all__ = ["Attempt", "Carried", "Outlook"]
+__all__ = ["EX_DOES_NOT_STOP", "Attempt", "Carried", "Outlook"]
 
 log = get_logger(__name__)
 
-CANCEL_GRACE_S = (
-    5.0  # a pattern that has not let go of its cancellation by then is left behind; it can write nothing
-)
-# Another worker knows the agent, or reads the journal: this one is older, the run waits for that one.
-LEAVE_MS = 5_000
+EX_DOES_NOT_STOP = 70  # EX_SOFTWARE of sysexits.h
 PREPARING = "prepare"  # the part of a run before its pattern, where calls are found by place
 OPEN = "deps"  # as a call that is tried again; no call of a pattern has such a key
-
-
-class Outlook(StrEnum):
-    """What became of a run in this process."""
-
-    ENDED = "ended"
-    SUSPENDED = "suspended"
-    NOTHING = "nothing"
-
-
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """The outcome of carrying a run. `reason` is the claim's answer, a retry's error code, or `handover`.
-
-    `life` is which of the run's lives has ended.
-    """
-
-    kind: Outlook
-    reason: str = ""
-    stop_reason: StopReason | None = None
-    delay_ms: int | None = None
-    error: ErrorDetails | None = None
-    life: int = 1
 
 
 class Attempt:
@@ -95,7 +70,9 @@ class Attempt:
         settings: Settings,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         chance: Callable[[], float] = random.random,
+        leave: Callable[[int], object] = os._exit,
     ) -> None:
+        """`leave` ends the process, with this exit code, when code of the run cannot be stopped."""
         request = RunRequest.model_validate_json(claimed.request)
         self._budget = (request.budget or RunBudget()).within(assembly.limits(request.agent_id))
         self.request = request.model_copy(update={"budget": self._budget})
@@ -107,6 +84,8 @@ class Attempt:
         self._settings = settings
         self._send_wakes = send_wakes
         self._chance = chance
+        self._leave = leave
+        self._limits = settings.time_limits
         self._started = time.monotonic()
         self._durable = claimed.durable
         self._ledger = Ledger(
@@ -124,19 +103,40 @@ class Attempt:
         self._recorder: Recorder | None = None
         self._context: RunContext | None = None
         self._state_before: dict[str, str] = {}
+        self._code = RunCode(self.request.run_id, self.request.agent_id, self.latch)
+        self.is_abandoned = False
+        """Whether whoever carries the run has stopped carrying it, while it was still this worker's."""
 
     async def carry(self) -> Carried:
         """Prepare, think, finish; or stop where the latch says so."""
         try:
-            ending = await self._to_the_end()
-            if ending is None:
-                return await self._let_go()
-            return await self._finish(ending)
+            ending = await self._worked()
+            return await (self._parting.leave() if ending is None else self._finish(ending))
         except RunLatched:
-            return await self._let_go()
+            return await self._parting.leave()
         finally:
+            self.latch.set(LatchReason.FENCED, detail="the attempt has ended")  # no call starts after this
             await self._ledger.close()
             self._forget()
+
+    def interrupt(self, by: BaseException) -> None:
+        """Whoever carries the run is told to stop: by a cancellation, or by Celery's soft time limit."""
+        if isinstance(by, Exception):
+            error = PatternError(described(by), hint="the run met a time limit of its Celery task")
+            error.__cause__ = by
+            self.latch.set(LatchReason.TIME_LIMIT, error=error)
+        else:
+            self.is_abandoned = self.is_abandoned or self.latch.reason is not LatchReason.FENCED
+            self.latch.set(LatchReason.FENCED, detail="abandoned")
+
+    def what_runs(self) -> dict[str, Any]:
+        """What of the run still executes, for the log."""
+        return {
+            "run_id": self.request.run_id,
+            "agent_id": self.request.agent_id,
+            "in_threads": self._code.off_loop.names(),
+            "tasks": sorted(task.get_name() for task in self._code.tasks()),
+        }
 
     def _forget(self) -> None:
         """Break the circles in which the parts of a run hold each other: its memory is free at once."""
@@ -144,31 +144,90 @@ class Attempt:
             self._context.tools = {}
         self._context = self._recorder = None
 
-    async def _to_the_end(self) -> Ending | None:
-        """The run's ending, or None when it was latched on the way."""
+    # --- work --------------------------------------------------------------------------------------------
+
+    async def _worked(self) -> Ending | None:
+        """The run's ending; None when it was latched on the way, and then none of its code runs any more."""
+        context = copy_context()
+        context.run(current_run.set, self._code)
+        context.run(work_off_loop.set, self._code.off_loop)
+        working = asyncio.create_task(self._work(), name=f"run {self.request.run_id}", context=context)
+        either: set[asyncio.Future[Any]] = {working, self.latch.is_set}
+        try:
+            await asyncio.wait(either, timeout=self._time_left_s(), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done() and self.latch.reason is None:
+                self.latch.set(LatchReason.TIME_LIMIT, error=self._duration_exhausted())
+        except asyncio.CancelledError:  # the loop ends: the run stays ours until others take it
+            self.latch.set(LatchReason.FENCED, detail="abandoned")
+            await self._stop(working)
+            raise
+        if self.latch.reason is not None:
+            await self._stop(working)
+            return None
+        if working.cancelled():
+            return self._ending(error=ExecutionError("the pattern cancelled itself"))
+        # It has outwitted `user_code`, by a future that closes its coroutine for example.
+        if (error := working.exception()) is not None:
+            return self._ending(error=self._verdict(coded(error, PatternError)))
+        return working.result()
+
+    async def _work(self) -> Ending | None:
+        """From the run's parts to its ending, which also an error is; None when it was latched."""
+        agent_id = self.request.agent_id
         parts: AgentParts | None = None
         try:
-            parts = self._assembly.parts(self.request.agent_id)
-            recorded, start = await self._read_journal(parts)
-            self._tell_beginning(recorded)
-            async with AsyncExitStack() as opened:
-                deps = await self._open_deps(opened)
-                output = await self._supervised(self._work(parts, recorded, start, deps))
-                output = checked_output(output, self._settings.max_payload_bytes)
-        except AgentNotFoundError as error:
-            if await self._others_know_the_agent():
-                self.latch.set(LatchReason.RETRY, error=error)
-                return None
+            with user_code(PatternError):
+                parts = self._assembly.parts(agent_id)
+        except OpenAgentsError as error:
+            if agent_id not in self._assembly.hashes and isinstance(error, AgentNotFoundError):
+                return await self._without_the_agent(error)
             return self._ending(error=error)
-        except OtherFormat as error:  # seldom: a claim has looked at the record, which tells what is needed
-            self.latch.set(LatchReason.RETRY, error=error)
+        try:
+            with user_code(PatternError):
+                return self._ending(output=await self._output(parts))
+        except RunLatched:
             return None
-        except Exception as error:  # noqa: BLE001  # whatever a pattern raises is this run's failure, not the worker's
-            return None if self.latch.reason else self._ending(error=self._verdict() or translated(error))
+        except OpenAgentsError as error:
+            return self._ending(error=self._verdict(error))
         finally:
-            if parts is not None:
+            await self._close(parts)
+
+    async def _output(self, parts: AgentParts) -> Any:
+        """The run's output. Whatever is asked of others on the way goes through the recorder."""
+        recorded, start = await self._read_journal(parts)
+        self._tell_beginning(recorded)
+        recorder = self._recorder
+        assert recorder is not None
+        async with AsyncExitStack() as opened:
+            deps = await self._open_deps(opened)
+            recorder.begin(PREPARING if recorder.rules.format == BY_PLACE else "")
+            try:
+                prepared = await self._prepare(parts, recorded, start, deps)
+                if recorder.rules.format == BY_PLACE:
+                    recorder.begin()
+                output = await self._execute(prepared)
+                recorder.begin(REMEMBER)
+                await prepared.memory.remember(output)
+                await self._check_all_read(REMEMBER)
+            finally:
+                recorder.end()
+            return checked_output(output, self._settings.max_payload_bytes)
+
+    async def _without_the_agent(self, error: AgentNotFoundError) -> Ending | None:
+        """The agent is not known here: the run waits for a worker that has announced it, where one has."""
+        key = self._ledger.keys("agents")
+        if not await self._ledger.ask(lambda r: r.hexists(key, self.request.agent_id)):
+            return self._ending(error=error)
+        self.latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
+        return None
+
+    async def _close(self, parts: AgentParts) -> None:
+        """Close the plugins of this attempt; what they raise then comes too late to change how it ends."""
+        try:
+            with user_code(PatternError):
                 await parts.aclose()
-        return None if self.latch.reason else self._ending(output=output)
+        except OpenAgentsError as error:
+            log.warning("run.plugin_not_closed", run_id=self.request.run_id, error=error.message)
 
     # --- prepare -----------------------------------------------------------------------------------------
 
@@ -186,8 +245,7 @@ class Attempt:
 
     async def _read_journal(self, parts: AgentParts) -> tuple[Record | None, Start]:
         """Read what earlier attempts have recorded. Checkpoint 0, and where the run starts in its session."""
-        pages = read_pages(self._ledger.journal_page, self._claimed.journal, self._claimed.journal_length)
-        records = [Record.from_json(text, n) async for n, text in _numbered(pages)]
+        records = await self._records()
         recorded = records.pop(0) if records else None
         here = Start(self._claimed.messages, self._claimed.artifacts, parts.definition_hash)
         start = Start.of(recorded) if recorded else here
@@ -213,6 +271,19 @@ class Attempt:
         )
         return recorded, start
 
+    async def _records(self) -> list[Record]:
+        pages = read_pages(self._ledger.journal_page, self._claimed.journal, self._claimed.journal_length)
+        records: list[Record] = []
+        async for text in pages:
+            try:
+                records.append(Record.from_json(text, len(records)))
+            except (
+                OtherFormat
+            ) as error:  # seldom: a claim has looked at the record, which tells what is needed
+                self.latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
+                raise RunLatched(LatchReason.LEFT_TO_OTHERS) from error
+        return records
+
     def _rules(self, recorded: Record | None, records: list[Record]) -> Rules:
         """A run goes on under the rules under which it was begun; checkpoint 0 says which."""
         format_ = recorded.v if recorded is not None else BEGUN
@@ -220,26 +291,6 @@ class Attempt:
         rules = kind(records, life=self._claimed.life, latch=self.latch, tries=self._tries)
         self._ledger.format = rules.format
         return rules
-
-    async def _work(self, parts: AgentParts, recorded: Record | None, start: Start, deps: Any) -> Any:
-        """All that is done for a run, in one task: prepare, think, remember. Its output."""
-        recorder = self._recorder
-        assert recorder is not None
-        recorder.begin(PREPARING if recorder.rules.format == BY_PLACE else "")
-        try:
-            prepared = await self._prepare(parts, recorded, start, deps)
-            if recorder.rules.format == BY_PLACE:
-                recorder.begin()
-            output = await self._execute(prepared)
-            if recorder.verdict is not None:
-                raise recorder.verdict
-            await recorder.check_all_read()
-            recorder.begin(REMEMBER)
-            await prepared.memory.remember(output)
-            await recorder.check_all_read(REMEMBER)
-            return output
-        finally:
-            recorder.end()
 
     async def _prepare(self, parts: AgentParts, recorded: Record | None, start: Start, deps: Any) -> Prepared:
         recorder = self._recorder
@@ -305,79 +356,99 @@ class Attempt:
         length = self._claimed.journal_length
         return f"{self.request.run_id}:step:{length - 1}" if length else None
 
-    async def _others_know_the_agent(self) -> bool:
-        key = self._ledger.keys("agents")
-        return bool(await self._ledger.ask(lambda r: r.hexists(key, self.request.agent_id)))
-
     # --- think -------------------------------------------------------------------------------------------
-
-    async def _supervised(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The run's output, or the error it ends with; returns at once when the run is latched."""
-        thinking = outside_runs(work, name=f"run {self.request.run_id}")
-        try:
-            await asyncio.wait(
-                {thinking, self.latch.is_set},
-                timeout=self._time_left_s(),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if thinking.done() and self.latch.reason is None:
-                return self._output_of(thinking)
-            over = None if self.latch.reason else self._duration_exhausted()
-            await self._stop_thinking(thinking)
-            if over is not None and self.latch.reason is None:
-                raise over
-            raise RunLatched(self.latch.reason or LatchReason.HANDOVER)
-        except (
-            asyncio.CancelledError
-        ):  # whoever carries us stops: the run stays ours until the heartbeat releases it
-            self.latch.set(LatchReason.FENCED, detail="abandoned")
-            await self._stop_thinking(thinking)
-            raise
 
     async def _execute(self, prepared: Prepared) -> Any:
         """The pattern's output, of the type that was asked for."""
         output = await prepared.pattern.execute()
-        if prepared.output_type is None:
-            return output
-        limit = self._budget.max_validation_retries
-        attempts = 1 + (DEFAULT_VALIDATION_RETRIES if limit is None else limit)
-        attempts *= self._claimed.life  # those of earlier lives are in the journal
-        return await fitted(output, prepared.output_type, prepared.pattern, prepared.context, attempts)
+        if prepared.output_type is not None:
+            limit = self._budget.max_validation_retries
+            attempts = 1 + (DEFAULT_VALIDATION_RETRIES if limit is None else limit)
+            attempts *= self._claimed.life  # those of earlier lives are in the journal
+            output = await fitted(output, prepared.output_type, prepared.pattern, prepared.context, attempts)
+        await self._check_all_read()
+        return output
 
-    def _output_of(self, thinking: asyncio.Task[Any]) -> Any:
+    async def _check_all_read(self, part: str = "") -> None:
+        """A part of the run has come to its end; whatever the pattern made of it, these go before."""
         recorder = self._recorder
         assert recorder is not None
-        if thinking.cancelled():
-            raise ExecutionError("the pattern cancelled itself")
-        error = thinking.exception()
+        if self.latch.reason is None and recorder.verdict is None:
+            await recorder.check_all_read(part)
+        if self.latch.reason is not None:
+            raise RunLatched(self.latch.reason)
         if recorder.verdict is not None:
-            raise recorder.verdict from (
-                error if isinstance(error, Exception) and error is not recorder.verdict else None
-            )
-        if error is not None:
-            raise error
-        return thinking.result()
+            raise recorder.verdict
 
-    async def _stop_thinking(self, thinking: asyncio.Task[Any]) -> None:
-        """End the pattern. Calls that may end do so first and are recorded; others are cancelled."""
+    def _verdict(self, error: OpenAgentsError) -> OpenAgentsError:
+        """The error that ends the run: that of the recorder where it has one, whatever came of it."""
+        verdict = self._recorder.verdict if self._recorder else None
+        if verdict is None or verdict is error:
+            return error
+        if verdict.__cause__ is None and error.__cause__ is not verdict:
+            verdict.__cause__ = error
+        return verdict
+
+    async def _stop(self, working: asyncio.Task[Any]) -> None:
+        """End all code of the run. Calls that may end do so first and are recorded; others are cancelled.
+
+        Where it cannot be stopped the process ends: the session must not go on beside it.
+        """
         recorder = self._recorder
-        assert recorder is not None
-        if self.latch.reason is not None and self.latch.lets_calls_end:
+        if recorder is not None and self.latch.lets_calls_end:
             quiet = asyncio.create_task(recorder.quiet(), name=f"quiet {self.request.run_id}")
             stop_now = asyncio.create_task(self.latch.wait_stop_now(), name=f"stop {self.request.run_id}")
             await asyncio.wait({quiet, stop_now}, return_when=asyncio.FIRST_COMPLETED)
             quiet.cancel()
             stop_now.cancel()
-        for _ in range(3):  # a pattern may swallow a cancellation once
-            recorder.stop()
-            thinking.cancel()
-            await asyncio.wait({thinking}, timeout=CANCEL_GRACE_S / 3)
-            if thinking.done():
-                break
-        else:
-            log.warning("run.does_not_stop", run_id=self.request.run_id, reason=str(self.latch.reason))
-        if thinking.done() and not thinking.cancelled():
-            thinking.exception()  # seen; the latch says how the run goes on
+        began = time.monotonic()
+        while self._runs(working):
+            left_s = self._grace_s - (time.monotonic() - began)
+            if left_s <= 0:
+                self._leave_what_does_not_stop()
+                return
+            if recorder is not None:
+                recorder.stop()
+            tasks = self._tasks(working)
+            for task in tasks:
+                task.cancel()
+            pause_s = min(left_s, self._limits.cancel_grace_s / 3)  # a pattern may swallow a cancellation
+            if tasks:
+                done, _ = await asyncio.wait(tasks, timeout=pause_s)
+                _seen(done)
+            else:
+                await self._code.off_loop.wait(pause_s)
+        _seen({working})
+
+    def _runs(self, working: asyncio.Task[Any]) -> bool:
+        """Whether code of the run executes that has to have stopped.
+
+        A run that is tried again keeps its session: a call whose time was over may go on in its thread.
+        """
+        waits_for_threads = self.latch.reason is not LatchReason.RETRY
+        return bool(self._tasks(working) or (waits_for_threads and self._code.off_loop.names()))
+
+    def _tasks(self, working: asyncio.Task[Any]) -> set[asyncio.Task[Any]]:
+        return {task for task in self._code.tasks() | {working} if not task.done()}
+
+    @property
+    def _grace_s(self) -> float:
+        """How long code of the run may go on once it is stopped: where others may have the run, less long."""
+        grace_s = self._settings.stop_grace_s
+        return (
+            min(self._limits.cancel_grace_s, grace_s) if self.latch.reason is LatchReason.FENCED else grace_s
+        )
+
+    def _leave_what_does_not_stop(self) -> None:
+        log.error(
+            "run.does_not_stop",
+            reason=str(self.latch.reason),
+            after_s=self._grace_s,
+            exit_code=EX_DOES_NOT_STOP,
+            **self.what_runs(),
+        )
+        self._leave(EX_DOES_NOT_STOP)
+        self.latch.set(LatchReason.FENCED, detail="its code does not stop")  # where nobody has left
 
     def _time_left_s(self) -> float | None:
         """Seconds of `max_duration_ms` that are left. Waiting, retrying and parked time is not counted."""
@@ -396,9 +467,6 @@ class Attempt:
     def _active_ms(self) -> int:
         return self._claimed.active_ms + round((time.monotonic() - self._started) * 1000)
 
-    def _verdict(self) -> OpenAgentsError | None:
-        return self._recorder.verdict if self._recorder else None
-
     # --- finish ------------------------------------------------------------------------------------------
 
     def _ending(self, *, output: Any = None, error: OpenAgentsError | None = None) -> Ending:
@@ -407,7 +475,7 @@ class Attempt:
         return Ending(
             request=self.request,
             usage=self._recorder.usage if self._recorder else _usage_so_far(self._claimed),
-            artifacts=list(self._context.artifacts) if self._context else [],
+            artifacts=_listed(self._context.artifacts) if self._context else [],
             duration_ms=self._active_ms,
             output=output,
             error=error,
@@ -415,46 +483,45 @@ class Attempt:
         )
 
     async def _finish(self, ending: Ending) -> Carried:
-        before = self._state_before if self._context else {}
-        state = self._context.state if self._context else {}
+        """Write the run's end; one that can be stored where this one cannot."""
+        stored = ending.stored(
+            self._state_before if self._context else {}, self._context.state if self._context else {}
+        )
         try:
-            arguments = ending.arguments(before, state)
-        except (TypeError, ValueError) as error:  # the state holds what is not JSON: the run has no valid end
-            ending = self._ending(error=translated(error))
-            arguments = ending.arguments(before, state)
-        handed = await self._ledger.finish(**arguments)
+            handed = await self._ledger.finish(**stored.arguments)
+        except (
+            Exception
+        ) as error:  # Redis does not take it as it is: it is too large for this Redis, for example
+            log.exception("run.end_not_stored", run_id=self.request.run_id)
+            stored = ending.bare(f"the run's end cannot be stored: {described(error)}")
+            handed = await self._ledger.finish(**stored.arguments)
         await self._send(handed)
+        ending = stored.ending
         log.info(
             "run.ended",
             run_id=self.request.run_id,
             stop_reason=str(ending.stop_reason),
             attempt=self._claimed.attempt,
         )
+        if ending.not_stored:
+            log.warning("run.not_all_stored", run_id=self.request.run_id, not_stored=ending.not_stored)
         return Carried(
             Outlook.ENDED, stop_reason=ending.stop_reason, error=ending.details, life=self._claimed.life
         )
 
-    async def _let_go(self) -> Carried:
-        """The run goes on elsewhere, later, or not at all."""
-        try:
-            match self.latch.reason:
-                case LatchReason.RETRY:
-                    return await self._retry_later()
-                case LatchReason.HANDOVER:
-                    handed = await self._ledger.suspend(kind="handover", delay_ms=0, call="", error_code="")
-                    if self.latch.reason is LatchReason.HANDOVER:
-                        await self._send(handed)
-                        return Carried(Outlook.SUSPENDED, "handover")
-                case LatchReason.FENCED | LatchReason.CANCELLED | None:
-                    pass
-            if self.latch.reason is LatchReason.CANCELLED:
-                return await self._finish(self._ending(error=RunCancelled(await self._why_cancelled())))
-        except RunLatched:
-            pass
-        log.warning(
-            "run.fenced", run_id=self.request.run_id, attempt=self._claimed.attempt, detail=self.latch.detail
+    @property
+    def _parting(self) -> Parting:
+        return Parting(
+            self.latch,
+            self._ledger,
+            finish=lambda error: self._finish(self._ending(error=error)),
+            send=self._send,
+            back_off_ms=lambda error, call: back_off_ms(
+                self._tries.get(call, 0), getattr(error, "retry_after_ms", None), self._chance
+            ),
+            why_cancelled=self._why_cancelled,
+            left_max_ms=round(self._settings.left_to_others_max_s * 1000),
         )
-        return Carried(Outlook.NOTHING, "fenced")
 
     async def _why_cancelled(self) -> str:
         """The reason that was given; it stands in the record, as a notice is an id only."""
@@ -464,25 +531,6 @@ class Attempt:
         except RedisUnreachable:  # the end is written with more patience than a reason is asked for
             reason = None
         return str(reason or "cancelled")
-
-    async def _retry_later(self) -> Carried:
-        error = self.latch.error
-        assert error is not None
-        if isinstance(error, AgentNotFoundError | OtherFormat):
-            delay_ms = LEAVE_MS
-        else:
-            delay_ms = back_off_ms(
-                self._tries.get(self.latch.call, 0), getattr(error, "retry_after_ms", None), self._chance
-            )
-        handed = await self._ledger.suspend(
-            kind="retry", delay_ms=delay_ms, call=self.latch.call, error_code=error.code
-        )
-        if self.latch.reason is LatchReason.CANCELLED:
-            return await self._finish(self._ending(error=RunCancelled(await self._why_cancelled())))
-        await self._send(handed)
-        return Carried(
-            Outlook.SUSPENDED, error.code, delay_ms=delay_ms, error=ErrorDetails.from_exception(error)
-        )
 
     async def _send(self, handed: Handed) -> None:
         if handed.wakes:
@@ -508,8 +556,13 @@ def _usage_so_far(claimed: Claimed) -> RunUsage:
     return RunUsage.model_validate_json(claimed.usage) if claimed.usage else RunUsage()
 
 
-async def _numbered(texts: AsyncIterator[str]) -> AsyncIterator[tuple[int, str]]:
-    number = 0
-    async for text in texts:
-        yield number, text
-        number += 1
+def _seen(tasks: set[asyncio.Task[Any]]) -> None:
+    """What these tasks raised when they were stopped concerns nobody: the latch says how the run goes on."""
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
+
+
+def _listed(artifacts: Any) -> list[Any]:
+    """The context's artifacts; a pattern may have put anything in the list's place."""
+    return list(artifacts) if isinstance(artifacts, list | tuple) else [artifacts]

@@ -11,6 +11,7 @@ from typing import Any
 
 from openagents_worker.errors import (
     BudgetExhausted,
+    LLMResponseError,
     MaxStepsExceeded,
     ModelRetryError,
     OpenAgentsError,
@@ -19,13 +20,17 @@ from openagents_worker.errors import (
     ToolError,
     ToolTimeoutError,
     ToolValidationError,
+    text_of,
 )
 from openagents_worker.llm.base import CallInfo, LLMClient, LLMResponse, OnDelta
-from openagents_worker.models import ErrorDetails, RunBudget, RunUsage, dumps
+from openagents_worker.models import ErrorDetails, RunBudget, RunUsage, check_storable, dumps
 from openagents_worker.runtime.context import CallContext, RunContext
+from openagents_worker.runtime.ending import artifact_name, storable_part
 from openagents_worker.runtime.journal import digest_of
+from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.recorder import Outcome, Recorder
+from openagents_worker.runtime.user_code import cancelling_itself_only, tool_error, user_code
 from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec
 from openagents_worker.tools.validation import check_arguments
@@ -106,15 +111,17 @@ class RecordedModel:
             given = {**given, "on_delta": pass_on}
         started = self._clock()
         try:
-            reply = await self._inner.generate(
-                **{k: v for k, v in given.items() if k in _ALWAYS or v is not None}
-            )
+            with user_code(LLMResponseError, prefix="the model's client failed: "):
+                reply = await self._inner.generate(
+                    **{k: v for k, v in given.items() if k in _ALWAYS or v is not None}
+                )
+                usage, wire = _usage_of(reply), reply.to_wire()
+                check_storable(wire)
         except OpenAgentsError as error:
             failed = {"model": name, "call": info.call_key, "error": str(error)}
             details = ErrorDetails.from_exception(error).model_dump(exclude_none=True)
             return Outcome(error=error, events=[("llm.failed", {**failed, "error_details": details})])
         took_ms = round((self._clock() - started) * 1000, 1)
-        usage = _usage_of(reply)
         metrics = {"latency_ms": took_ms, **usage.model_dump(exclude_defaults=True, exclude={"llm_calls"})}
         told = {
             "model": name,
@@ -123,7 +130,7 @@ class RecordedModel:
             "output_text": self._ledger.preview(reply.output_text),
             "tool_calls": [call.name for call in reply.tool_calls],
         }
-        return Outcome(value=reply.to_wire(), usage=usage, events=[("llm.succeeded", told)])
+        return Outcome(value=wire, usage=usage, events=[("llm.succeeded", told)])
 
     def _over_budget(self) -> BudgetExhausted | None:
         """The error when the money is spent. Asked only for calls that are made: a recorded one is paid."""
@@ -218,8 +225,9 @@ class RecordedTool:
     async def invoke(self, params: dict[str, Any], context: Any = None) -> Any:
         """The tool's result as plain JSON, or a coded error; made once however often the run is resumed."""
         try:
+            check_storable(params)
             digest = digest_of(params)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ToolValidationError(f"the arguments are not JSON: {error}", self.tool_id) from None
 
         async def make(info: CallInfo) -> Outcome:
@@ -242,18 +250,27 @@ class RecordedTool:
         self._warn_once()
         try:
             value = await self._execute(params, call)
-            dumps(value)
+            with user_code(tool_error(StepTooLarge, self.tool_id)):
+                outcome = self._checked(value, call)
         except OpenAgentsError as error:
             return self._failed(error, call)
-        except (TypeError, ValueError) as error:
-            return self._failed(_not_plain(error, self.tool_id), call)
         told = {"tool_id": self.tool_id, "result": self._ledger.preview(value), "call_id": info.call_key}
+        outcome.events = [("tool.succeeded", told)]
+        return outcome
+
+    def _checked(self, value: Any, call: CallContext) -> Outcome:
+        """What the call gave, each part of which can be stored. Raises `StepTooLarge` that names the part."""
+        storable_part(f"the result of {self.tool_id}", value)
+        for artifact in call.artifacts:
+            storable_part(f"artifact {artifact_name(artifact)!r} of {self.tool_id}", artifact)
+        state = call.state.changes()
+        for key, change in state.items():
+            storable_part(f"state key {text_of(key)!r}, set by {self.tool_id},", change)
         return Outcome(
             value=value,
             usage=RunUsage(tool_calls=1),
-            state=call.state.changes(),
+            state=state,
             artifacts=[artifact.model_dump() for artifact in call.artifacts],
-            events=[("tool.succeeded", told)],
         )
 
     def _failed(self, error: OpenAgentsError, call: CallContext) -> Outcome:
@@ -278,30 +295,42 @@ class RecordedTool:
 
     async def _execute(self, params: dict[str, Any], call: CallContext) -> Any:
         """Checks, approval, hooks and the call itself. Raises coded errors only."""
-        self._check_params(params)
+        as_tool_error = tool_error(ToolError, self.tool_id)
+        with user_code(as_tool_error):
+            self._check_params(params)
         self._check_approval(params, call)
         result: Any = None
-        raised: Exception | None = None
+        raised: BaseException | None = None
         try:
-            await _hook(self._inner, "before_invoke", params, call)
-            result = await self._with_deadline(params, call)
+            with user_code(as_tool_error):
+                try:
+                    await _hook(self._inner, "before_invoke", params, call)
+                    result = await self._with_deadline(params, call)
+                except BaseException as error:
+                    raised = error  # the hook gets what the tool raised, not what we make of it
+                    raise
             return result
-        except OpenAgentsError as error:
-            raised = error
-            raise
-        except Exception as error:
-            raised = error
-            raise ToolError(f"{type(error).__name__}: {error}", self.tool_id) from error
         finally:
-            await _hook(self._inner, "after_invoke", params, call, result, raised)
+            if not isinstance(raised, RunLatched | GeneratorExit):
+                await self._after_invoke(params, call, result, raised)
+
+    async def _after_invoke(
+        self, params: dict[str, Any], call: CallContext, result: Any, raised: BaseException | None
+    ) -> None:
+        """The hook runs after the fact and cannot change it: what it raises is a line in the log."""
+        try:
+            with user_code(tool_error(ToolError, self.tool_id)):
+                await _hook(self._inner, "after_invoke", params, call, result, raised)
+        except OpenAgentsError as error:
+            log.warning("tool.after_invoke_failed", tool=type(self._inner).__name__, error=error.message)
 
     async def _with_deadline(self, params: dict[str, Any], call: CallContext) -> Any:
         if self._timeout_ms is None:
-            return await self._inner.invoke(params, call)
+            return await cancelling_itself_only(self._inner.invoke(params, call))
         deadline = asyncio.timeout(self._timeout_ms / 1000)
         try:
             async with deadline:
-                return await self._inner.invoke(params, call)
+                return await cancelling_itself_only(self._inner.invoke(params, call))
         except TimeoutError as error:
             if not deadline.expired():
                 raise
@@ -337,8 +366,9 @@ class RecordedTool:
         if not hasattr(self._inner, "requires_approval"):
             return self.spec.approval_mode == "always"
         try:
-            return bool(self._inner.requires_approval(params, call))
-        except Exception:  # noqa: BLE001  # a gate that fails is closed
+            with user_code(tool_error(ToolError, self.tool_id)):
+                return bool(self._inner.requires_approval(params, call))
+        except OpenAgentsError:  # a gate that fails is closed
             return True
 
     def _over_budget(self, info: CallInfo) -> MaxStepsExceeded | None:
@@ -357,20 +387,7 @@ class RecordedTool:
             )
 
 
-def _not_plain(error: Exception, tool_id: str) -> StepTooLarge:
-    return StepTooLarge(
-        f"the result of {tool_id} is not JSON: {error}", hint="return plain JSON values", tool_id=tool_id
-    )
-
-
 async def _hook(inner: Any, name: str, *args: Any) -> None:
     hook = getattr(inner, name, None)
-    if hook is None:
-        return
-    if name == "after_invoke":
-        try:
-            await hook(*args)
-        except Exception as error:  # noqa: BLE001  # it runs after the fact and cannot change it
-            log.warning("tool.after_invoke_failed", tool=type(inner).__name__, error=str(error))
-        return
-    await hook(*args)
+    if hook is not None:
+        await hook(*args)

@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from openagents_worker.errors import DepsUnavailable, OpenAgentsError
+from openagents_worker.errors import DepsUnavailable, OpenAgentsError, PatternError
 from openagents_worker.runtime.registry import DEPS
+from openagents_worker.runtime.user_code import described, user_code
 
 __all__ = ["opened_deps"]
 
@@ -29,14 +30,15 @@ async def opened_deps(name: str | None, in_thread: InThread) -> AsyncGenerator[A
         yield None
         return
     factory = DEPS.get(name)
-    try:
-        async with asyncio.timeout(LIMIT_S):
-            made = await _made(factory, in_thread)
-            value = await _enter(made, in_thread)
-    except OpenAgentsError:
-        raise
-    except Exception as error:
-        raise DepsUnavailable(f"deps {name!r} cannot be made: {type(error).__name__}: {error}") from error
+    with user_code(PatternError, prefix=f"deps {name!r} cannot be made: "):  # whatever is not an Exception
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                made = await _made(factory, in_thread)
+                value = await _enter(made, in_thread)
+        except OpenAgentsError:
+            raise
+        except Exception as error:
+            raise DepsUnavailable(f"deps {name!r} cannot be made: {described(error)}") from error
     try:
         yield value
     except BaseException as error:

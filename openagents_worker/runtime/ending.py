@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, assert_never
 
 from pydantic import BaseModel
 
@@ -12,33 +12,31 @@ from openagents_worker.errors import (
     BudgetExhausted,
     MaxStepsExceeded,
     OpenAgentsError,
-    PatternError,
     RunCancelled,
     StepTimeoutError,
     StepTooLarge,
+    text_of,
 )
 from openagents_worker.models import (
+    MAX_MESSAGE_CHARS,
+    MAX_NESTING,
     ErrorDetails,
     RunArtifact,
     RunRequest,
     RunResult,
     RunUsage,
     StopReason,
+    check_storable,
     dumps,
 )
-from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact
+from openagents_worker.redaction import DEFAULT_REDACT_KEYS, shown_json
 from openagents_worker.runtime.state import changed_keys
+from openagents_worker.runtime.user_code import described
 
-__all__ = ["Ending", "checked_output", "stop_reason_of", "translated"]
+__all__ = ["Ending", "StoredEnding", "artifact_name", "checked_output", "stop_reason_of", "storable_part"]
 
-
-def translated(error: Exception) -> OpenAgentsError:
-    """Any exception of a pattern as a coded error; its cause is kept."""
-    if isinstance(error, OpenAgentsError):
-        return error
-    wrapped = PatternError(f"{type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped
+# Redis takes 512 MB in one value, and its one thread serves nobody else while it stores an ending.
+LARGEST_ENDING_BYTES = 64 * 1024 * 1024
 
 
 def stop_reason_of(error: OpenAgentsError) -> StopReason:
@@ -55,18 +53,32 @@ def stop_reason_of(error: OpenAgentsError) -> StopReason:
     return StopReason.TIMEOUT if isinstance(error.__cause__, TimeoutError) else StopReason.FAILED
 
 
+def storable_part(what: str, value: Any, max_bytes: int | None = None) -> int:
+    """The size of a part of what a call or a run leaves. Raises `StepTooLarge` that names a part which cannot
+    be stored."""
+    try:
+        plain = value.model_dump() if isinstance(value, BaseModel) else value
+        size = check_storable(plain)
+    except Exception as error:  # the value's own class may raise anything
+        raise StepTooLarge(
+            f"{what} is not JSON: {described(error)}",
+            hint=f"use plain JSON values, nested at most {MAX_NESTING} levels deep",
+        ) from error
+    if max_bytes is not None and size > max_bytes:
+        raise StepTooLarge(f"{what} has {size:,} bytes, {max_bytes:,} are allowed")
+    return size
+
+
+def artifact_name(artifact: Any) -> str:
+    """The artifact's name; a plugin may have put anything into the list of artifacts."""
+    return text_of(getattr(artifact, "name", type(artifact).__name__))
+
+
 def checked_output(output: Any, max_bytes: int) -> Any:
     """The output as plain JSON. Raises `StepTooLarge` for what is not JSON or larger than allowed."""
     if isinstance(output, BaseModel):
         output = output.model_dump(mode="json")
-    try:
-        size = len(dumps(output).encode())
-    except (TypeError, ValueError) as error:
-        raise StepTooLarge(
-            f"the run's output is not JSON: {error}", hint="return plain JSON values"
-        ) from error
-    if size > max_bytes:
-        raise StepTooLarge(f"the run's output has {size:,} bytes, {max_bytes:,} are allowed")
+    storable_part("the run's output", output, max_bytes)
     return output
 
 
@@ -81,6 +93,10 @@ class Ending:
     output: Any = None
     error: OpenAgentsError | None = None
     redact_keys: Collection[str] = DEFAULT_REDACT_KEYS
+    not_stored: list[str] = field(default_factory=list)
+    """What of the run was left out because it cannot be stored."""
+    is_bare: bool = False
+    """Nothing of it goes into the session, not even its two messages."""
 
     @property
     def stop_reason(self) -> StopReason:
@@ -97,10 +113,13 @@ class Ending:
                 return "completed"
             case StopReason.CANCELLED:
                 return "cancelled"
-            case _:
+            case StopReason.FAILED | StopReason.TIMEOUT | StopReason.MAX_STEPS | StopReason.BUDGET_EXHAUSTED:
                 return "failed"
+            case _:
+                assert_never(self.stop_reason)
 
     def result(self) -> RunResult[Any]:
+        ids: dict[str, Any] = {"agent_id": self.request.agent_id, "session_id": self.request.session_id}
         return RunResult(
             run_id=self.request.run_id,
             final_output=self.output,
@@ -108,18 +127,82 @@ class Ending:
             usage=self.usage,
             artifacts=self.artifacts,
             error_details=self.details,
-            metadata={"agent_id": self.request.agent_id, "session_id": self.request.session_id},
+            metadata=ids | ({"not_stored": self.not_stored} if self.not_stored else {}),
         )
 
-    def arguments(self, state_before: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, Any]:
+    def stored(self, state_before: Mapping[str, str], state: Mapping[str, Any]) -> StoredEnding:
+        """What is written of this ending: all of it, or one in its place that can be written.
+
+        Where a part of a completed run cannot be stored, the run has failed, and its error names the part. A
+        run that has failed or was cancelled keeps its error, and loses artifacts that cannot be stored.
+        """
+        try:
+            kept, problems = self._storable_artifacts()
+            whole = replace(self, artifacts=kept, not_stored=[each.message for each in problems])
+            problem = self._problem(whole, problems, state)
+            if problem is not None:
+                whole = replace(whole, output=None, error=problem)
+            return StoredEnding(whole, whole._arguments(state_before, state))
+        except Exception as error:  # noqa: BLE001 - a plugin's object can raise anything where it is looked at
+            return self.bare(f"the run's end cannot be stored: {described(error)}")
+
+    def bare(self, problem: str) -> StoredEnding:
+        """An ending with nothing in it but ids, what was used and an error: it can be stored always."""
+        error = StepTooLarge(problem, hint="see the worker's log", run_id=self.request.run_id)
+        bare = replace(self, artifacts=[], output=None, error=error, not_stored=["everything"], is_bare=True)
+        return StoredEnding(bare, bare._arguments({}, {}))
+
+    def _problem(
+        self, whole: Ending, problems: list[StepTooLarge], state: Mapping[str, Any]
+    ) -> StepTooLarge | None:
+        """Why a run that completed cannot be stored as completed."""
+        if self.error is not None:
+            return None
+        if problems:
+            return problems[0]
+        try:
+            sizes = {"the run's output": storable_part("the run's output", self.output)}
+            for key in list(state):
+                what = f"state key {text_of(key)!r}"
+                sizes[what] = storable_part(what, {key: state[key]})
+            for artifact in whole.artifacts:
+                what = f"artifact {artifact.name!r}"
+                sizes[what] = sizes.get(what, 0) + storable_part(what, artifact)
+            _check_whole(sizes)
+        except StepTooLarge as error:
+            return error
+        return None
+
+    def _storable_artifacts(self) -> tuple[list[RunArtifact], list[StepTooLarge]]:
+        kept: list[RunArtifact] = []
+        problems: list[StepTooLarge] = []
+        for artifact in self.artifacts:
+            try:
+                storable_part(f"artifact {artifact_name(artifact)!r}", artifact, LARGEST_ENDING_BYTES)
+                kept.append(RunArtifact.model_validate(artifact.model_dump()))
+            except StepTooLarge as error:
+                problems.append(error)
+            except Exception as error:  # noqa: BLE001 - it is no artifact, whatever it is
+                problems.append(
+                    StepTooLarge(f"artifact {artifact_name(artifact)!r} is not JSON: {described(error)}")
+                )
+        if (
+            self.error is not None
+            and sum(len(each.model_dump_json()) for each in kept) > LARGEST_ENDING_BYTES
+        ):
+            return [], [*problems, StepTooLarge("the artifacts are too large to be stored together")]
+        return kept, problems
+
+    def _arguments(self, state_before: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, Any]:
         """What the script `finish` is given. Only a completed run changes its session's state."""
         completed = self.error is None
         written, removed = changed_keys(state_before, state) if completed else ([], [])
-        return {
+        written = [item if isinstance(item, str) else dumps(item) for item in written]  # as JSON writes keys
+        arguments = {
             "end_state": self.state,
             "result": self.result().model_dump_json(),
             "event": f"run.{self.state}",
-            "payload": dumps(redact(self._terminal_payload(), self.redact_keys)),
+            "payload": shown_json(self._terminal_payload(), self.redact_keys),
             "completed": dumps(
                 {**self._ids(), "stop_reason": self.stop_reason, "duration_ms": self.duration_ms}
             ),
@@ -129,6 +212,8 @@ class Ending:
             "state_removed": removed,
             "usage": self.usage.model_dump_json(),
         }
+        _see_that_it_is_utf8(arguments)
+        return arguments
 
     def _ids(self) -> dict[str, str]:
         return {
@@ -146,18 +231,26 @@ class Ending:
         assert details is not None
         return {
             **self._ids(),
-            "error": str(self.error),
+            "error": self._error_text,
             "error_details": details.model_dump(exclude_none=True),
         }
 
+    @property
+    def _error_text(self) -> str:
+        return text_of(self.error)[:MAX_MESSAGE_CHARS]
+
     def _messages(self) -> list[dict[str, Any]]:
         """The two messages a run leaves in the transcript; a cancelled run leaves none."""
-        if self.state == "cancelled":
+        if self.state == "cancelled" or self.is_bare:
             return []
         ids = {"run_id": self.request.run_id, "agent_id": self.request.agent_id}
         failed = self.error is not None
         answer = (
-            str(self.error) if failed else self.output if isinstance(self.output, str) else dumps(self.output)
+            self._error_text
+            if failed
+            else self.output
+            if isinstance(self.output, str)
+            else dumps(self.output)
         )
         return [
             {"role": "user", "content": self.request.input_text, **ids},
@@ -169,3 +262,29 @@ class Ending:
                 "is_error": failed,
             },
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEnding:
+    """An ending with the arguments of the script that writes it."""
+
+    ending: Ending
+    arguments: dict[str, Any]
+
+
+def _check_whole(sizes: Mapping[str, int]) -> None:
+    """Raises `StepTooLarge` that names the largest part of an ending that is too large as a whole."""
+    if (size := sum(sizes.values())) > LARGEST_ENDING_BYTES:
+        largest = max(sizes, key=lambda part: sizes[part])
+        raise StepTooLarge(
+            f"what the run leaves has {size:,} bytes, {LARGEST_ENDING_BYTES:,} are allowed; "
+            f"most of it is {largest} with {sizes[largest]:,}",
+            hint="leave a reference to where the whole is",
+        )
+
+
+def _see_that_it_is_utf8(arguments: Mapping[str, Any]) -> None:
+    """Raises UnicodeEncodeError for text that Redis cannot be sent: half of a surrogate pair."""
+    for value in arguments.values():
+        for text in [value] if isinstance(value, str) else value:
+            text.encode()

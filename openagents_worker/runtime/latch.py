@@ -16,11 +16,20 @@ class LatchReason(StrEnum):
 
     FENCED = "fenced"  # somebody else has it, or our lease is over: nothing may be written any more
     CANCELLED = "cancelled"
+    TIME_LIMIT = "time_limit"  # its time is over, by its budget or by Celery's soft limit: it ends as failed
     RETRY = "retry"  # a retryable error: go on later
+    LEFT_TO_OTHERS = "left_to_others"  # this worker cannot execute it, another one can: go on there
     HANDOVER = "handover"  # this worker stops: go on elsewhere, at once
 
 
-_RANK = {LatchReason.HANDOVER: 0, LatchReason.RETRY: 1, LatchReason.CANCELLED: 2, LatchReason.FENCED: 3}
+_RANK = {
+    LatchReason.HANDOVER: 0,
+    LatchReason.RETRY: 1,
+    LatchReason.LEFT_TO_OTHERS: 2,
+    LatchReason.TIME_LIMIT: 3,
+    LatchReason.CANCELLED: 4,
+    LatchReason.FENCED: 5,
+}
 
 
 class RunLatched(BaseException):
@@ -68,7 +77,7 @@ class Latch:
     @property
     def lets_calls_end(self) -> bool:
         """Whether calls that run may end and be recorded before the run is put aside."""
-        return self.reason in (LatchReason.RETRY, LatchReason.HANDOVER)
+        return self.reason in (LatchReason.RETRY, LatchReason.LEFT_TO_OTHERS, LatchReason.HANDOVER)
 
     def hurry(self) -> None:
         """Calls that run are not waited for any longer; a run that is handed over makes them again."""

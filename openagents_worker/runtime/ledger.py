@@ -10,9 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
-from openagents_worker.errors import OpenAgentsError, RedisRefused, RedisUnreachable
+from openagents_worker.errors import (
+    OpenAgentsError,
+    RedisRefused,
+    RedisUnreachable,
+    storable_text,
+    text_of,
+)
 from openagents_worker.models import RunUsage, dumps
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, shown_json
 from openagents_worker.runtime.call_ids import outside_runs
@@ -22,7 +28,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.scripts import Call, Handed, WriteAnswer
+from openagents_worker.store.scripts import Call, Handed, SuspendKind, WriteAnswer
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["Ledger"]
@@ -83,7 +89,7 @@ class Ledger:
 
     def note(self, name: str, payload: Mapping[str, Any]) -> None:
         """An event, to be stored soon: with the next commit, or by itself after a moment."""
-        self._pending += [name, self._shown(payload)]
+        self._pending += [text_of(name), self._shown(payload)]  # a pattern may give anything as a name
         self._schedule(FLUSH_S)
 
     def note_of_run(self, name: str, **payload: Any) -> None:
@@ -201,7 +207,9 @@ class Ledger:
             )
         )
 
-    async def suspend(self, *, kind: str, delay_ms: int, call: str, error_code: str) -> Handed:
+    async def suspend(
+        self, *, kind: SuspendKind, delay_ms: int, call: str, error_code: str, left_max_ms: int = 0
+    ) -> Handed:
         """Put the run aside; raises `RunLatched` when it is no longer ours or is to be cancelled."""
         await self._store_start()
         async with self._lane:
@@ -216,6 +224,7 @@ class Ledger:
                     error_code=error_code,
                     batch_no=self._batch_no,
                     events=batch,
+                    left_max_ms=left_max_ms,
                 )
             )
 
@@ -289,7 +298,7 @@ class Ledger:
 
     def _obey(self, answer: WriteAnswer) -> None:
         match answer:
-            case WriteAnswer.OK | WriteAnswer.SAME:
+            case WriteAnswer.OK | WriteAnswer.SAME | WriteAnswer.OVERDUE:
                 return
             case WriteAnswer.CANCEL:
                 self._latch.set(LatchReason.CANCELLED)
@@ -298,6 +307,8 @@ class Ledger:
                     log.error("run.misplaced_commit", run_id=self.run_id, fence=self.fence)
                 self._latch.set(LatchReason.FENCED, detail=answer.value)
                 raise RunLatched(LatchReason.FENCED)
+            case _:
+                assert_never(answer)
 
 
 class _Delta:
@@ -308,7 +319,8 @@ class _Delta:
         self.sent = 0
 
     def take(self, call: str, attempt: int) -> str:
-        payload = dumps({"call": call, "attempt": attempt, "offset": self.sent, "text": self.text})
+        text = storable_text(self.text)
+        payload = dumps({"call": call, "attempt": attempt, "offset": self.sent, "text": text})
         self.sent += len(self.text)
         self.text = ""
         return payload

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from openagents_worker.errors import OpenAgentsError
+from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.memory.base import MemoryPlugin
 from openagents_worker.models import ErrorDetails
 from openagents_worker.runtime.context import RunContext
-from openagents_worker.runtime.ending import translated
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
+from openagents_worker.runtime.user_code import coded, user_code
 
 __all__ = ["MemoryCalls"]
 
@@ -54,7 +54,7 @@ class MemoryCalls:
         note = self._note if is_first else _silent
         note("memory.inject.started")
         try:
-            with self._overlay() as overlay:
+            with self._overlay() as overlay, user_code(PatternError, prefix="memory inject: "):
                 await self._memory.inject(self._context)
         except Exception as error:
             note("memory.inject_failed", error=str(error), error_details=_details(error))
@@ -91,11 +91,11 @@ class MemoryCalls:
     async def _inject_recorded(self, _: CallInfo) -> Outcome:
         self._note("memory.inject.started")
         try:
-            with self._overlay() as overlay:
+            with self._overlay() as overlay, user_code(PatternError, prefix="memory inject: "):
                 await self._memory.inject(self._context)
         except Exception as error:  # noqa: BLE001  # whatever it raises is the outcome of this call
             self._note("memory.inject_failed", error=str(error), error_details=_details(error))
-            return Outcome(error=translated(error))
+            return Outcome(error=coded(error, PatternError))
         self._note_injected(self._note)
         return Outcome(value=dict(self._context.memory_view), state=overlay.changes())
 
@@ -113,7 +113,7 @@ class MemoryCalls:
             with self._overlay() as overlay:
                 await self._step(verb)
         except Exception as error:  # noqa: BLE001  # whatever it raises is the outcome of this call
-            return Outcome(error=translated(error))
+            return Outcome(error=coded(error, PatternError))
         return Outcome(state=overlay.changes())
 
     async def _step_of_state(self, verb: str) -> None:
@@ -126,7 +126,8 @@ class MemoryCalls:
     async def _step(self, verb: str) -> None:
         self._note(f"memory.{verb}.started")
         try:
-            await getattr(self._memory, verb)(self._context)
+            with user_code(PatternError, prefix=f"memory {verb}: "):
+                await getattr(self._memory, verb)(self._context)
         except Exception as error:
             self._note(f"memory.{verb}_failed", error=str(error), error_details=_details(error))
             raise

@@ -12,19 +12,19 @@ from typing import Any
 from openagents_worker.agents import AgentDefinition
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.context.base import ContextAssemblerPlugin
-from openagents_worker.errors import OpenAgentsError
+from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
 from openagents_worker.models import ErrorDetails, RunBudget
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import RecordedModel, RecordedTool
 from openagents_worker.runtime.context import RunContext
-from openagents_worker.runtime.ending import translated
 from openagents_worker.runtime.journal import PREPARE, Record
 from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.memory_calls import MemoryCalls
 from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
+from openagents_worker.runtime.user_code import coded, user_code
 from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.store.runs import SessionStore
 from openagents_worker.tools.base import ToolPlugin
@@ -177,9 +177,10 @@ class Preparation:
         self._ledger.note_of_run("context.compact.started")
         started, overlay = time.monotonic(), Overlay(self._context.state)
         try:
-            await compact(**{**given, "session_state": overlay})
+            with user_code(PatternError, prefix="context compact: "):
+                await compact(**{**given, "session_state": overlay})
         except Exception as error:  # noqa: BLE001  # a past that could not be shortened is still a past
-            failed = translated(error)
+            failed = coded(error, PatternError)
             self._ledger.note_of_run(
                 "context.compact_failed", error=str(error), error_details=_details(error)
             )
@@ -223,10 +224,11 @@ class Preparation:
         for tool_id, inner in tools.items():
             started = time.monotonic()
             try:
-                await inner.preflight(None)
+                with user_code(PatternError, prefix=f"preflight of {tool_id}: "):
+                    await inner.preflight(None)
             except Exception as error:  # noqa: BLE001  # whatever it raises is the outcome of this call
                 self._note_preflight(tool_id, "error", started, error=str(error))
-                return Outcome(error=translated(error))
+                return Outcome(error=coded(error, PatternError))
             self._note_preflight(tool_id, "ok", started)
         return Outcome()
 

@@ -20,6 +20,7 @@ from openagents_worker.errors import (
     DefinitionChanged,
     MaxStepsExceeded,
     OpenAgentsError,
+    PatternError,
     ReplayMismatch,
     StepTooLarge,
     error_from_wire,
@@ -32,6 +33,7 @@ from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.plain import plain
 from openagents_worker.runtime.rules import Question, ReplayContradiction, Rules
+from openagents_worker.runtime.user_code import coded
 
 __all__ = ["Make", "Outcome", "Recorder"]
 
@@ -234,6 +236,8 @@ class Recorder:
             cancelled = self._new_record(question, info, {"cancelled": True}, began_s)
             await self._store_unbroken(cancelled, [])
             raise
+        except Exception as error:  # noqa: BLE001 - what is not recorded must not reach the pattern
+            return Outcome(error=coded(error, PatternError), may_retry=False), 0
         finally:
             self.rules.ended()
             current_call.reset(token)

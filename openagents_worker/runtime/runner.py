@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.models import RunResult, StopReason
@@ -18,7 +19,7 @@ from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import WRITTEN
-from openagents_worker.store.scripts import ClaimAnswer, Claimed, Wake
+from openagents_worker.store.scripts import ClaimAnswer, Claimed, ReleaseKind, Wake
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["Carried", "Outlook", "Runner"]
@@ -40,7 +41,9 @@ class Runner:
         assembly: Assembly,
         settings: Settings,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
+        leave: Callable[[int], object] = os._exit,
     ) -> None:
+        """`leave` ends the process, with this exit code, when code of a run cannot be stopped."""
         self.accepting = True
         self._store = store
         self._lease = lease
@@ -48,6 +51,7 @@ class Runner:
         self._settings = settings
         self._send_wakes = send_wakes
         self._claim_patience_s = settings.time_limits.claim_patience_s
+        self._leave = leave
         self._claiming: dict[str, int] = {}
         self._attempts: dict[str, Attempt] = {}
         self._idle = asyncio.Event()
@@ -64,9 +68,15 @@ class Runner:
                 if claimed.wakes:
                     await self._send_wakes(claimed.wakes)
                 return _not_carried(claimed)
-            # Without a lease nothing is begun here: others may take the run at any moment.
-            if not self.accepting or lease.remaining_s() <= 0:
-                return await self._give_back(run_id, lease, claimed)
+            if lease.remaining_s() <= 0:  # nothing is begun here: others may take the run at any moment
+                return await self._give_back(run_id, lease, claimed, ReleaseKind.HANDOVER)
+            if not self.accepting:
+                return await self._give_back(run_id, lease, claimed, ReleaseKind.HANDOVER)
+            return await self._attempt(run_id, lease, claimed)
+
+    async def _attempt(self, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
+        """Carry a claimed run to an end that is written, whatever happens."""
+        try:
             attempt = Attempt(
                 claimed,
                 store=self._store,
@@ -74,57 +84,89 @@ class Runner:
                 assembly=self._assembly,
                 settings=self._settings,
                 send_wakes=self._send_wakes,
+                leave=self._leave,
             )
-            self._attempts[run_id] = attempt
-            self._idle.clear()
-            try:
-                carried = await attempt.carry()
-                if isinstance(attempt.latch.error, RedisRefused):  # it goes on from its last checkpoint
-                    error = attempt.latch.error
-                    log.error("run.write_refused", run_id=run_id, error=error.message, hint=error.hint)
-                    await self._give_back(run_id, lease, claimed)
-                return carried
-            finally:
-                if self._attempts.get(run_id) is attempt:
-                    del self._attempts[run_id]
-                if not self._attempts:
-                    self._idle.set()
+        except Exception:  # its record cannot be read, for example
+            log.exception("run.not_begun", run_id=run_id)
+            return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+        self._attempts[run_id] = attempt
+        self._idle.clear()
+        work = self._to_its_end(attempt, run_id, lease, claimed)
+        carrying = asyncio.create_task(work, name=f"attempt {run_id}")
+        try:
+            return await _awaited(carrying, attempt)
+        finally:
+            if self._attempts.get(run_id) is attempt:
+                del self._attempts[run_id]
+            if not self._attempts:
+                self._idle.set()
+
+    async def _to_its_end(self, attempt: Attempt, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
+        try:
+            carried = await attempt.carry()
+        except asyncio.CancelledError:  # the loop ends
+            raise
+        except BaseException:  # an error of ours: the run is given back, and that is counted
+            log.exception("run.internal_error", run_id=run_id, agent_id=attempt.request.agent_id)
+            return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+        if attempt.is_abandoned:
+            return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+        if isinstance(attempt.latch.error, RedisRefused):  # it goes on from its last checkpoint
+            error = attempt.latch.error
+            log.error("run.write_refused", run_id=run_id, error=error.message, hint=error.hint)
+            await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+        return carried
 
     async def _claim(self, run_id: str, format_: int) -> tuple[Lease, Claimed]:
         """Ask until there is an answer: with one nonce, so that a lost answer is given once more."""
         give_up_at = time.monotonic() + self._claim_patience_s
         while True:
             lease = self._lease()
+            if lease.remaining_s() <= 0 and self.accepting and time.monotonic() <= give_up_at:
+                await asyncio.sleep(0.05)  # not registered: the heartbeat is about to become an incarnation
+                continue
             call = scripts.claim(
                 run_id=run_id,
                 incarnation=lease.incarnation,
                 nonce=secrets.token_hex(8),
                 page_bytes=scripts.PAGE_BYTES,
                 asked=format_,
+                left_max_ms=round(self._settings.left_to_others_max_s * 1000),
             )
             try:
                 claimed = await self._store.run_until(call, lambda: time.monotonic() > give_up_at)
             except RedisUnreachable as error:
                 log.warning("run.claim_failed", run_id=run_id, error=error.message)
                 return lease, Claimed(ClaimAnswer.UNKNOWN)
-            if claimed.answer is not ClaimAnswer.NOT_ALIVE or time.monotonic() > give_up_at:
+            is_to_be_asked_again = claimed.answer is ClaimAnswer.NOT_ALIVE and self.accepting
+            if not is_to_be_asked_again or time.monotonic() > give_up_at:
                 return lease, claimed
             await asyncio.sleep(0.05)  # the heartbeat is about to register a new incarnation
 
-    async def _give_back(self, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
-        """Redis does not answer before the lease is over: then the run is reclaimed with it."""
+    async def _give_back(self, run_id: str, lease: Lease, claimed: Claimed, kind: ReleaseKind) -> Carried:
+        """Release a run that we have claimed. Where Redis is away its lease ends, and others take it."""
+        door = scripts.release(
+            run_id=run_id,
+            incarnation=lease.incarnation,
+            fence=claimed.fence,
+            kind=kind,
+            max_recoveries=self._settings.max_recoveries,
+        )
         try:
-            released = await self._store.run_until(
-                scripts.release(run_id=run_id, incarnation=lease.incarnation, fence=claimed.fence),
-                lambda: lease.remaining_s() <= 0,
-            )
+            released = await self._store.run_until(door, lambda: lease.remaining_s() <= 0)
         except RedisUnreachable as error:
             log.warning(
                 "run.not_released", run_id=run_id, error=error.message, hint="the heartbeat releases it"
             )
-        else:
-            await self._send_wakes(released.wakes)
-        return Carried(Outlook.NOTHING, "handover")
+            return Carried(Outlook.NOTHING, "fenced")
+        await self._send_wakes(released.wakes)
+        match kind:
+            case ReleaseKind.HANDOVER:
+                return Carried(Outlook.NOTHING, "handover")
+            case ReleaseKind.LOST:
+                return Carried(Outlook.NOTHING, "given_back")
+            case _:
+                assert_never(kind)
 
     # --- for the heartbeat -------------------------------------------------------------------------------
 
@@ -141,6 +183,16 @@ class Runner:
         attempt = self._attempts.get(run_id)
         if attempt is not None:
             attempt.latch.set(reason, detail=detail)
+
+    def interrupt(self, run_id: str, by: Exception) -> None:
+        """A soft time limit of Celery's is over: the run stops and ends with it; call it on the loop."""
+        attempt = self._attempts.get(run_id)
+        if attempt is not None:
+            attempt.interrupt(by)
+
+    def what_runs(self) -> list[dict[str, Any]]:
+        """What of the runs still executes here, one line a run for the log."""
+        return [attempt.what_runs() for attempt in list(self._attempts.values())]
 
     def note(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None:
         """Store an event on a run of this process; call it on the loop."""
@@ -161,16 +213,53 @@ class Runner:
         await self._idle.wait()
 
 
+async def _awaited(carrying: asyncio.Task[Carried], attempt: Attempt) -> Carried:
+    """The outcome of an attempt. What interrupts us meanwhile is passed on to the attempt, which stops in its
+    own way; a cancellation goes on once it has stopped."""
+    interruption: BaseException | None = None
+    while not carrying.done():
+        try:
+            await asyncio.wait({carrying})
+        except GeneratorExit:  # we are thrown away with the loop
+            carrying.cancel()
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            attempt.interrupt(error)
+            interruption = (
+                error if interruption is None or isinstance(interruption, Exception) else interruption
+            )
+    carried = carrying.result()
+    if interruption is not None and not isinstance(interruption, Exception):
+        raise interruption
+    return carried
+
+
 def _not_carried(claimed: Claimed) -> Carried:
     """What a claim that gave no work says of the run: its end, where nobody else has told or will tell it."""
-    if claimed.answer is ClaimAnswer.CANCELLED:
-        return Carried(Outlook.ENDED, stop_reason=StopReason.CANCELLED, life=claimed.life)
-    if claimed.untold:
-        result = RunResult[Any].model_validate_json(claimed.untold)
-        return Carried(
-            Outlook.ENDED, stop_reason=result.stop_reason, error=result.error_details, life=claimed.life
-        )
-    return Carried(Outlook.NOTHING, claimed.answer.value.lower())
+    match claimed.answer:
+        case ClaimAnswer.CANCELLED:
+            return Carried(Outlook.ENDED, stop_reason=StopReason.CANCELLED, life=claimed.life)
+        case ClaimAnswer.DONE if claimed.untold:
+            result = RunResult[Any].model_validate_json(claimed.untold)
+            return Carried(
+                Outlook.ENDED, stop_reason=result.stop_reason, error=result.error_details, life=claimed.life
+            )
+        case (
+            ClaimAnswer.DONE
+            | ClaimAnswer.WAITING
+            | ClaimAnswer.BUSY
+            | ClaimAnswer.NOT_DUE
+            | ClaimAnswer.NOT_ALIVE
+            | ClaimAnswer.UNKNOWN
+            | ClaimAnswer.SUSPECT_BUSY
+            | ClaimAnswer.OTHER_FORMAT
+            | ClaimAnswer.PARKED
+        ):
+            return Carried(Outlook.NOTHING, claimed.answer.value.lower())
+        case ClaimAnswer.CLAIMED:
+            raise ValueError("a run that was claimed is carried")
+        case _:
+            assert_never(claimed.answer)
 
 
 class _Entry:

@@ -12,6 +12,7 @@ import asyncio
 import copy
 import select
 from collections import deque
+from contextvars import Context
 from typing import Any, NamedTuple
 
 import redis
@@ -91,7 +92,8 @@ class Lanes:
     def _go(self, lane: _Lane) -> None:
         self._called = False
         if self._waiting and lane.task is None:
-            lane.task = asyncio.create_task(self._carry(lane), name="redis lane")
+            # In a context of its own: it is everybody's, not of the run whose command is the first.
+            lane.task = asyncio.create_task(self._carry(lane), name="redis lane", context=Context())
 
     def _look_at_lanes(self) -> None:
         loop = asyncio.get_running_loop()

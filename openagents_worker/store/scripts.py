@@ -32,12 +32,14 @@ __all__ = [
     "Pruned",
     "Reclaimed",
     "Registered",
+    "ReleaseKind",
     "Renewal",
     "ResumeAnswer",
     "Resumed",
     "Script",
     "SubmitAnswer",
     "Submitted",
+    "SuspendKind",
     "Wake",
     "WriteAnswer",
     "accuse",
@@ -71,6 +73,9 @@ T = TypeVar("T")
 P = ParamSpec("P")
 PAGE_BYTES = 240 * 1024
 """Of a journal's records in one answer: none is longer than 256 KiB, or it would hold up everybody else's."""
+MAX_RECOVERIES = 5
+LEFT_TO_OTHERS_MAX_MS = 24 * 3_600_000
+"""Defaults of the settings of these names, for callers that have no settings."""
 Reply = Any  # what Redis answers: nested lists of str and int
 
 _COMMON = ("EVENTS_MAXLEN", "RUN_TTL_MS", "SESSION_TTL_MS")
@@ -224,6 +229,7 @@ class ClaimAnswer(StrEnum):
     CANCELLED = "CANCELLED"
     SUSPECT_BUSY = "SUSPECT_BUSY"
     OTHER_FORMAT = "OTHER_FORMAT"
+    PARKED = "PARKED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,13 +268,32 @@ class Claimed:
 
 
 class WriteAnswer(StrEnum):
-    """What a fenced write was answered. CANCEL: stop (a commit is stored all the same)."""
+    """What a fenced write was answered. CANCEL: stop (a commit is stored all the same).
+
+    OVERDUE: the run has been left to others for too long, and is still this worker's to end.
+    """
 
     OK = "OK"
     SAME = "SAME"
     CANCEL = "CANCEL"
     FENCED = "FENCED"
     MISPLACED = "MISPLACED"
+    OVERDUE = "OVERDUE"
+
+
+class SuspendKind(StrEnum):
+    """How a run is put aside by its owner."""
+
+    RETRY = "retry"
+    HANDOVER = "handover"
+    LEFT_TO_OTHERS = "left_to_others"
+
+
+class ReleaseKind(StrEnum):
+    """Why a run is given back by its owner: by a worker that stops, or because nobody executes it there."""
+
+    HANDOVER = "handover"
+    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +302,8 @@ class Handed:
 
     answer: WriteAnswer
     wakes: tuple[Wake, ...] = ()
+    delay_ms: int = 0
+    """After which a run that was put aside is due again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -526,16 +553,19 @@ def claim(
     oldest: int = OLDEST_READ,
     newest: int = NEWEST_READ,
     asked: int = WRITTEN,
+    left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
 ) -> Claimed:
     """Take a run. The same nonce again gets the same answer, so a lost reply can be asked for once more.
 
-    `oldest` to `newest` are the formats that the claimant reads, `asked` that of the message it has.
+    `oldest` to `newest` are the formats that the claimant reads, `asked` that of the message it has. A run in
+    another format ends when it has been left to others for `left_max_ms`.
     """
     answer = ClaimAnswer(reply[0])
     if answer is ClaimAnswer.CANCELLED:
         return Claimed(answer, wakes=_wakes(reply[1]), life=int(reply[2]))
     if answer is ClaimAnswer.DONE:
-        return Claimed(answer, state=reply[1], life=int(reply[2]), untold=reply[3])
+        wakes = _wakes(reply[4]) if len(reply) > 4 else ()
+        return Claimed(answer, wakes=wakes, state=reply[1], life=int(reply[2]), untold=reply[3])
     if answer is ClaimAnswer.WAITING:
         return Claimed(answer, wakes=_wakes(reply[1]))
     if answer is not ClaimAnswer.CLAIMED:
@@ -574,9 +604,17 @@ def page(reply: Reply, *, run_id: str, position: int, page_bytes: int) -> tuple[
 
 
 @_door
-def release(reply: Reply, *, run_id: str, incarnation: str, fence: str) -> Handed:
-    """Give a claimed run back untouched."""
-    return Handed(WriteAnswer(reply[0]), _wakes(reply[1:2]))
+def release(
+    reply: Reply,
+    *,
+    run_id: str,
+    incarnation: str,
+    fence: str,
+    kind: str = ReleaseKind.LOST,
+    max_recoveries: int = MAX_RECOVERIES,
+) -> Handed:
+    """Give a claimed run back. `lost` counts as a recovery: after `max_recoveries` the run is poisoned."""
+    return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())
 
 
 @_door
@@ -614,9 +652,13 @@ def suspend(
     error_code: str,
     batch_no: int,
     events: list[str],
+    left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
 ) -> Handed:
-    """Put a run aside: kind `retry` for `delay_ms` after `error_code` at `call`, or `handover` for now."""
-    return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())
+    """Put a run aside, as `SuspendKind` says: `retry` for `delay_ms` after `error_code` at `call`, `handover`
+    for now, `left_to_others` for ever longer times, and for `left_max_ms` at most."""
+    if len(reply) == 1:
+        return Handed(WriteAnswer(reply[0]))
+    return Handed(WriteAnswer(reply[0]), _wakes(reply[1]), int(reply[2]))
 
 
 @_door

@@ -161,6 +161,7 @@ class _Carrier:
             assembly=assembly,
             settings=settings,
             send_wakes=self._no_message_is_needed,
+            leave=lambda _: None,  # the process is a test's
         )
 
     async def register(self, previous: str = "") -> None:

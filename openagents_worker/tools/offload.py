@@ -1,4 +1,7 @@
-"""Offloading. The only place that runs a tool's synchronous function off the loop: in a thread or process."""
+"""Offloading. The only place that runs a tool's synchronous function off the loop: in a thread or process.
+
+What runs there cannot be stopped. Whoever has to know that none of it runs any more sets `work_off_loop`.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,131 @@ import asyncio
 import importlib
 import multiprocessing
 import os
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextvars import copy_context
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
-from openagents_worker.errors import ToolUnavailableError
+from openagents_worker.errors import ToolError, ToolUnavailableError, text_of
 
-__all__ = ["DaemonThreads", "Offload", "importable"]
+__all__ = ["DaemonThreads", "Offload", "TrackedThreads", "WorkOffLoop", "importable", "work_off_loop"]
 
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _Work = tuple["Future[Any]", Callable[[], Any]]
+
+
+class WorkOffLoop:
+    """What somebody has running in threads and processes: each piece of work from its submission to its end,
+    whether it is still waited for or not."""
+
+    def __init__(self, label: Callable[[], str] = str) -> None:
+        """`label` says what is being done where work is submitted; '' where that is not known."""
+        self._label = label
+        self._lock = threading.Lock()
+        self._names: dict[Future[Any], str] = {}
+
+    def add(self, work: Future[Any], name: str) -> None:
+        label = self._label()
+        with self._lock:
+            self._names[work] = f"{name} ({label})" if label else name
+        work.add_done_callback(self._done)
+
+    def _done(self, work: Future[Any]) -> None:
+        with self._lock:
+            self._names.pop(work, None)
+
+    async def wait(self, timeout_s: float) -> None:
+        """Returns when all of it has ended, and after this time at the latest."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(_: Future[Any]) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(ended.set)
+
+        with self._lock:
+            running = list(self._names)
+        for work in running:
+            work.add_done_callback(tell)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.names():
+                    ended.clear()
+                    if self.names():
+                        await ended.wait()
+
+    def names(self) -> list[str]:
+        """What still runs, by the names of the functions."""
+        with self._lock:
+            return sorted(self._names.values())
+
+
+work_off_loop: ContextVar[WorkOffLoop | None] = ContextVar("openagents_work_off_loop", default=None)
+"""Where work that is submitted now is noted."""
+
+
+def _noted(work: Future[T], function: Callable[..., Any]) -> Future[T]:
+    notes = work_off_loop.get()
+    if notes is not None:
+        notes.add(work, _name_of(function))
+    return work
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    while isinstance(function, partial):
+        function = function.args[0] if function.args and callable(function.args[0]) else function.func
+    return str(getattr(function, "__qualname__", None) or type(function).__name__)
+
+
+class TrackedThreads(ThreadPoolExecutor):
+    """The threads of `asyncio.to_thread`, which note what they run like those of `Offload`."""
+
+    def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        return _noted(super().submit(_awaitable, function, *args, **kwargs), function)
+
+
+def _awaitable(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call the function. What would say to whoever awaits it that a coroutine has ended, or is to, and that a
+    future cannot hold, is raised as a RuntimeError: as Python does it inside of a coroutine."""
+    try:
+        return function(*args, **kwargs)
+    except (StopIteration, GeneratorExit) as error:
+        raise RuntimeError(f"{type(error).__name__}: {text_of(error)}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What a function raised, as a value: a future cannot hold every exception, and a process cannot send
+    every one. `error` is None where it could not be sent."""
+
+    text: str
+    error: BaseException | None = None
+
+    def raise_again(self, function: Callable[..., Any]) -> Any:
+        """Raise it where it is waited for."""
+        if self.error is None:
+            raise ToolError(self.text, getattr(function, "__name__", ""))
+        if isinstance(self.error, StopIteration | GeneratorExit):  # in a coroutine they are signals
+            raise RuntimeError(self.text) from self.error
+        raise self.error
+
+
+def _outcome(function: Callable[[], Any]) -> Any:
+    """What the function returns, or what it raised as a value."""
+    try:
+        return function()
+    except BaseException as error:  # noqa: BLE001 - it is the outcome of the call
+        return Raised(f"{type(error).__name__}: {text_of(error)}", error)
 
 
 class DaemonThreads(Executor):
@@ -112,7 +221,10 @@ class Offload:
     async def in_thread(self, function: Callable[..., T], /, **arguments: Any) -> T:
         """Run it in a thread, with the caller's context variables."""
         call = partial(copy_context().run, _with_fresh_connections, function, arguments)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        work = _noted(self._threads.submit(_outcome, call), function)
+        outcome = await asyncio.wrap_future(work)
+        value: T = outcome.raise_again(function) if isinstance(outcome, Raised) else outcome
+        return value
 
     async def in_process(self, function: Callable[..., Any], /, **arguments: Any) -> Any:
         """Run an `importable` function in another process: it, its arguments and its result are copied.
@@ -128,7 +240,8 @@ class Offload:
         call = partial(_call, function.__module__, function.__qualname__, arguments)
         processes = self._processes
         try:
-            return await asyncio.get_running_loop().run_in_executor(processes, call)
+            outcome = await asyncio.wrap_future(_noted(processes.submit(call), function))
+            return outcome.raise_again(function) if isinstance(outcome, Raised) else outcome
         except BrokenProcessPool as error:
             if self._processes is processes:
                 self._processes = None
@@ -178,11 +291,22 @@ def importable(function: Callable[..., Any]) -> bool:
 
 
 def _call(module: str, qualname: str, arguments: Mapping[str, Any]) -> Any:
-    """In the other process: find the function, behind the `@tool` that stands in its place, and call it."""
+    """In the other process: find the function, behind the `@tool` that stands in its place, and call it.
+
+    What it raises is sent as it is where it can be read again, else by its text: an exception that cannot be
+    would end the pool, and with it the calls of every other run.
+    """
     found: Any = importlib.import_module(module)
     for name in qualname.split("."):
         found = getattr(found, name)
-    return getattr(found, "function", found)(**arguments)
+    outcome = _outcome(partial(getattr(found, "function", found), **arguments))
+    if not isinstance(outcome, Raised):
+        return outcome
+    try:
+        sent = pickle.loads(pickle.dumps(outcome.error))  # noqa: S301 - what we have just written
+    except Exception:  # noqa: BLE001 - whatever a class does when it is copied
+        sent = None
+    return Raised(outcome.text, sent if type(sent) is type(outcome.error) else None)
 
 
 def _end_with_parent() -> None:

@@ -46,7 +46,7 @@ def run_agent(
     except OpenAgentsError as error:
         process.run(_answer(process, message, error))
         raise RunFailed(str(error), code=error.code, run_id=message.task_id) from None
-    return _tell(task, process, asked, process.run(process.runner.carry(asked, message.format)))
+    return _tell(task, process, asked, process.carry(asked, message.format))
 
 
 def resume_run(
@@ -56,7 +56,7 @@ def resume_run(
     process = _there(process)
     message = _message_of(task, args, kwargs)
     run_id = run_to_resume(message)
-    return _tell(task, process, run_id, process.run(process.runner.carry(run_id, message.format)))
+    return _tell(task, process, run_id, process.carry(run_id, message.format))
 
 
 def recover_runs(process: WorkerProcess | None) -> int:

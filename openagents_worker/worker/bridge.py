@@ -20,9 +20,14 @@ from typing import Any, TypeVar
 
 from greenlet import getcurrent, greenlet
 
+from openagents_worker.runtime.user_code import current_run, described
+from openagents_worker.telemetry import get_logger
+from openagents_worker.tools.offload import TrackedThreads
 from openagents_worker.worker.ending import end_task
 
 __all__ = ["LoopThread", "SyncBody", "carried", "context_of", "in_thread"]
+
+log = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -41,6 +46,8 @@ class LoopThread:
     def __init__(self, name: str = "openagents-loop") -> None:
         self.loop = _new_loop()
         self.loop.set_task_factory(_Task.make)  # type: ignore[arg-type]  # a factory of one kind of task
+        self.loop.set_default_executor(TrackedThreads(thread_name_prefix="openagents-to-thread"))
+        self._is_stopping = threading.Event()
         self._waiting: set[concurrent.futures.Future[Any]] = set()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._schedstat = -1
@@ -67,12 +74,16 @@ class LoopThread:
         except OSError:  # not Linux, or the thread has ended
             return 0.0
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
+    def run(
+        self, work: Coroutine[Any, Any, T], *, interrupted: Callable[[Exception], None] | None = None
+    ) -> T:
         """Run a coroutine on the loop and wait for it here, in whatever pool's task body this is.
 
         When the waiting is interrupted (SystemExit, KeyboardInterrupt, a time limit, a termination), the
-        coroutine is cancelled and the interruption goes on. Raises `concurrent.futures.CancelledError` when
-        the loop ends first, `RuntimeError` in a callback of the loop, which would wait for itself.
+        coroutine is cancelled and the interruption goes on. With `interrupted` a soft time limit is given to
+        that instead, and waited on: the coroutine ends in its own way. Raises
+        `concurrent.futures.CancelledError` when the loop ends first, `RuntimeError` in a callback of the
+        loop, which would wait for itself.
         """
         if threading.get_ident() == self._thread.ident:
             return _own_body(work).wait(work)
@@ -84,7 +95,7 @@ class LoopThread:
         self._waiting.add(future)
         self.began.set()
         try:
-            return future.result()
+            return _result(future, interrupted)
         except BaseException:
             future.cancel()  # without effect when it was the coroutine that raised
             raise
@@ -102,6 +113,7 @@ class LoopThread:
         """Cancel whatever still runs, so that nobody waits for ever, and end the thread."""
         if not self._thread.is_alive():
             return
+        self._is_stopping.set()
         for future in list(self._waiting):
             future.cancel()
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -113,8 +125,10 @@ class LoopThread:
     def _main(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            self.loop.run_forever()
-            self._cancel_all()
+            while not _survived(self.loop.run_forever) and not self._is_stopping.is_set():
+                pass
+            while not _survived(self._cancel_all):
+                pass
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
             asyncio.set_event_loop(None)
@@ -129,6 +143,30 @@ class LoopThread:
                     await asyncio.gather(*endings)
 
         self.loop.run_until_complete(end_all())
+
+
+def _survived(run: Callable[[], object]) -> bool:
+    """Run the loop; False when something on it has raised what asyncio ends a loop for.
+
+    That concerns only whoever raised it: a task has it as its outcome, and the loop goes on.
+    """
+    try:
+        run()
+    except (SystemExit, KeyboardInterrupt) as error:
+        log.error("loop.exit_refused", error=described(error), exc_info=error)
+        return False
+    return True
+
+
+def _result(future: concurrent.futures.Future[T], interrupted: Callable[[Exception], None] | None) -> T:
+    """The future's result. What interrupts the waiting is given to `interrupted`, where there is one."""
+    while True:
+        try:
+            return future.result()
+        except Exception as error:
+            if interrupted is None or future.done():
+                raise
+            interrupted(error)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -156,8 +194,11 @@ class _Task(asyncio.Task[Any]):
         **more: Any,
     ) -> _Task:
         context = copy_context() if context is None else context
-        task = cls(work, loop=loop, context=context, **more)
+        run = context.get(current_run)
+        task = cls(work if run is None else run.contained(work), loop=loop, context=context, **more)
         task.context = context
+        if run is not None:
+            task.add_done_callback(lambda _: work.close())  # where it is cancelled before its first step
         return task
 
 

@@ -6,6 +6,7 @@ message it carries itself: the next run of a session, a retry that has become du
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -58,7 +59,8 @@ class Crew:
         with self._lock:
             self._submitting += 1
             if self._eager is None:
-                self._eager = self._new_host(self._carry_others)
+                # Whose process it is decides about its end, not a run in it.
+                self._eager = self._new_host(self._carry_others, leave=lambda _: None)
             host = self._eager
         try:
             host.process()  # what is wrong with its configuration is said before anything is accepted
@@ -88,7 +90,9 @@ class Crew:
         finally:
             self._others.discard(threading.current_thread())
 
-    def _new_host(self, send: Callable[[Sequence[Wake]], object]) -> Host:
+    def _new_host(
+        self, send: Callable[[Sequence[Wake]], object], leave: Callable[[int], object] = os._exit
+    ) -> Host:
         from openagents_worker.worker.process import Host
 
-        return Host(self._settings, send)
+        return Host(self._settings, send, leave=leave)

@@ -42,10 +42,9 @@ async def drain(carrier: Draining, limits: TimeLimits) -> bool:
     return handed_over
 
 
-async def let_go(carrier: Carrier, limits: TimeLimits) -> None:
-    """The lease is over: whatever still works stops, and can write nothing any more."""
-    if not await _within(limits.confirm_s, carrier.latch_all(LatchReason.FENCED)):
-        log.warning("worker.left_running", runs=len(carrier.known()))
+async def let_go(carrier: Carrier, limits: TimeLimits) -> bool:
+    """Whatever still works stops, and can write nothing any more. False: some of it cannot be stopped."""
+    return await _within(limits.confirm_s, carrier.latch_all(LatchReason.FENCED))
 
 
 async def _within(timeout_s: float, work: Awaitable[None]) -> bool:

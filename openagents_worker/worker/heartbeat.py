@@ -8,6 +8,7 @@ somebody wants to end.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,10 +17,20 @@ from typing import Any, Literal, Protocol
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.store.client import Cell
-from openagents_worker.store.scripts import Renewal, Wake, register, release, renew, retire
+from openagents_worker.store.scripts import (
+    MAX_RECOVERIES,
+    ReleaseKind,
+    Renewal,
+    Wake,
+    register,
+    release,
+    renew,
+    retire,
+)
 from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.telemetry import get_logger
 from openagents_worker.time_limits import TimeLimits
+from openagents_worker.worker.background import Leave, background_thread
 from openagents_worker.worker.lease import WorkerLease, boot_clock
 from openagents_worker.worker.looks import RENEWAL_GRACE_MS, Looks
 from openagents_worker.worker.neighbours import ProcessIdentity
@@ -64,6 +75,8 @@ class Heartbeat:
         process: ProcessIdentity | None = None,
         on_neighbours: Callable[[Mapping[str, str]], None] = lambda neighbours: None,
         on_given_up: Callable[[], None] = lambda: None,
+        max_recoveries: int = MAX_RECOVERIES,
+        leave: Leave = os._exit,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._node = node
@@ -77,6 +90,7 @@ class Heartbeat:
         self._host = process.host if process is not None else ""
         self._process = process.process if process is not None else ""
         self._on_neighbours = on_neighbours
+        self._max_recoveries = max_recoveries
         self._clock = clock
         self._store = SubscribedStore(
             cell,
@@ -94,7 +108,7 @@ class Heartbeat:
         self._lease = WorkerLease.none_yet(limits)
         self._registered = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="openagents-heartbeat", daemon=True)
+        self._thread = background_thread(self._main, name="openagents-heartbeat", leave=leave)
         self._said_s = -SAY_AGAIN_S
         self._strange = _Strange()
 
@@ -212,7 +226,15 @@ class Heartbeat:
             fence is None or run_id in self._carrier.known()
         ):  # known before it is claimed: so the fence is old
             return
-        handed = self._store.run(release(run_id=run_id, incarnation=incarnation, fence=fence))
+        handed = self._store.run(
+            release(
+                run_id=run_id,
+                incarnation=incarnation,
+                fence=fence,
+                kind=ReleaseKind.LOST,
+                max_recoveries=self._max_recoveries,
+            )
+        )
         log.warning("run.released", run_id=run_id, incarnation=incarnation, answer=handed.answer)
         if handed.wakes and not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(_awaited(self._send_wakes(handed.wakes)), self._loop)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.worker.background import Leave, background_task
 from openagents_worker.worker.ending import end_task
 
 __all__ = ["Notices"]
@@ -19,18 +21,19 @@ RETRY_S = 1.0  # what is missed meanwhile comes with a beat
 class Notices:
     """Listens on the channel of the incarnation that lives now. All its methods are called on the loop."""
 
-    def __init__(self, cell: Cell, *, on_cancel: Callable[[str], None]) -> None:
+    def __init__(self, cell: Cell, *, on_cancel: Callable[[str], None], leave: Leave = os._exit) -> None:
         self._store = AsyncStore(
             cell, max_connections=2, answer_timeout_s=None
         )  # listening may take for ever
         self._on_cancel = on_cancel
+        self._leave = leave
         self._task: asyncio.Task[NoReturn] | None = None
 
     def follow(self, incarnation: str) -> None:
         """Listen to this incarnation from now on, and no longer to the one before."""
         if self._task is not None:
             self._task.cancel()
-        self._task = asyncio.get_running_loop().create_task(self._listen(incarnation), name="notices")
+        self._task = background_task(self._listen(incarnation), name="notices", leave=self._leave)
 
     async def aclose(self) -> None:
         if self._task is not None:

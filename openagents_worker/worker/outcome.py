@@ -6,7 +6,7 @@ The truth is the run record; this is what people see beside it. Nothing here hol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Never
+from typing import Any, Never, assert_never
 
 from celery import Task
 from celery.exceptions import Ignore, Retry
@@ -23,7 +23,9 @@ GOES_ON = {
     ClaimAnswer.NOT_DUE.lower(): "not due yet",
     ClaimAnswer.SUSPECT_BUSY.lower(): "waiting for a worker without another suspect",
     ClaimAnswer.OTHER_FORMAT.lower(): "waiting for a worker of another version",
+    ClaimAnswer.PARKED.lower(): "waiting for what it is parked on",
     "handover": "handover",
+    "given_back": "given back by its worker",
 }
 """What a message that found nothing to do yet says of the run; of all others the run itself says more."""
 
@@ -41,14 +43,17 @@ def tell_celery(task: Task, run_id: str, carried: Carried) -> dict[str, str]:
 
     None of them publishes a message: what goes on, goes on by the run's own wake-ups.
     """
-    match carried.kind, carried.reason:
-        case Outlook.ENDED, _:
+    match carried.kind:
+        case Outlook.ENDED:
             return _ended(task, run_id, carried)
-        case Outlook.SUSPENDED, reason:
-            _goes_on(reason, carried.delay_ms)
-        case Outlook.NOTHING, reason if reason in GOES_ON:
-            _goes_on(GOES_ON[reason], None)
-    raise Ignore(f"nothing to do for run {run_id}: {carried.reason}")
+        case Outlook.SUSPENDED:
+            return _goes_on(carried.reason, carried.delay_ms)
+        case Outlook.NOTHING if carried.reason in GOES_ON:
+            return _goes_on(GOES_ON[carried.reason], None)
+        case Outlook.NOTHING:
+            raise Ignore(f"nothing to do for run {run_id}: {carried.reason}")
+        case _:
+            assert_never(carried.kind)
 
 
 def _ended(task: Task, run_id: str, carried: Carried) -> dict[str, str]:

@@ -18,13 +18,15 @@ from openagents_worker.agents import AppConfig
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.producer.client import cell_of
 from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.attempt import EX_DOES_NOT_STOP
 from openagents_worker.runtime.latch import LatchReason
-from openagents_worker.runtime.runner import Runner
+from openagents_worker.runtime.runner import Carried, Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore, Cell, Store
 from openagents_worker.store.scripts import Wake, accuse
 from openagents_worker.telemetry import get_logger
 from openagents_worker.time_limits import TimeLimits
+from openagents_worker.worker.background import Leave, background_task
 from openagents_worker.worker.backlog import Backlog
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.drain import drain, let_go
@@ -60,12 +62,17 @@ class WorkerProcess:
         queues: Sequence[str],
         send_wakes: SendWakes,
         bridge: LoopThread | None = None,
+        leave: Leave = os._exit,
     ) -> None:
-        """`bridge` is the loop to live on where somebody else keeps one; else it gets one of its own."""
+        """`bridge` is the loop to live on where somebody else keeps one; else it gets one of its own.
+
+        `leave` ends the process, with an exit code, when a part of it has failed or a run cannot be stopped.
+        """
         self.settings = settings
         self._limits = settings.time_limits
         self._assembly = assembly
         self._publish = send_wakes
+        self._leave = leave
         # Publishing is synchronous and may have to wait for the broker; it must not hold up the loop.
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="openagents-publisher")
         self._bridge = bridge or LoopThread()
@@ -84,8 +91,13 @@ class WorkerProcess:
             assembly=self._assembly,
             settings=settings,
             send_wakes=self.send_wakes,
+            leave=self._leave,
         )
-        self._notices = Notices(cell, on_cancel=lambda run: self.runner.latch(run, LatchReason.CANCELLED))
+        self._notices = Notices(
+            cell,
+            on_cancel=lambda run: self.runner.latch(run, LatchReason.CANCELLED),
+            leave=self._leave,
+        )
         own = this_process() if settings.watch_processes else None
         self._neighbours = Neighbours(own, on_dead=self._note_dead) if own is not None else None
         self.heartbeat = Heartbeat(
@@ -100,6 +112,8 @@ class WorkerProcess:
             process=own,
             on_neighbours=self._watch_neighbours,
             on_given_up=lambda: self.rescue.hurry(),
+            max_recoveries=settings.max_recoveries,
+            leave=self._leave,
         )
         self._watch = Watch(
             loop=loop,
@@ -110,12 +124,13 @@ class WorkerProcess:
             dead_after_s=limits.loop_dead_s,
             accuse=lambda run_id: _accuse(cell, limits, run_id, self.heartbeat.lease.incarnation),
             threads_at_work=lambda: self._assembly.offload.stats()["threads"]["busy"],
+            leave=self._leave,
             loop_waited_s=self._bridge.waited_s,
             is_busy=lambda: self._bridge.is_busy(),
             began=self._bridge.began,
         )
-        self._rows = Rows(self.store)
-        self._tellings = Tellings(self.store)
+        self._rows = Rows(self.store, leave=self._leave)
+        self._tellings = Tellings(self.store, leave=self._leave)
         self._backlog = Backlog(settings.broker_url)
         self.rescue = Rescue(
             store=self.store,
@@ -144,11 +159,19 @@ class WorkerProcess:
         self._bridge.soon(self.rescue.note_dead, dead)
 
     async def _start_rescue(self) -> None:
-        self._rescuing = asyncio.create_task(self.rescue.run(), name="rescue")
+        self._rescuing = background_task(self.rescue.run(), name="rescue", leave=self._leave)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the process's loop, from a task body; waits for it."""
         return self._bridge.run(work)
+
+    def carry(self, run_id: str, format_: int) -> Carried:
+        """Carry a run, from a task body. A soft time limit stops the run, and then it has ended."""
+
+        def stop(limit: Exception) -> None:
+            self._bridge.soon(self.runner.interrupt, run_id, limit)
+
+        return self._bridge.run(self.runner.carry(run_id, format_), interrupted=stop)
 
     def stats(self) -> dict[str, Any]:
         """What an operator may want to know of the process: its incarnation, runs, loop, tools' threads."""
@@ -189,30 +212,37 @@ class WorkerProcess:
         """Begin to hand the runs over; returns at once, also in a signal handler."""
 
         def begin() -> None:
-            self._handing_over = asyncio.create_task(self._hand_over(), name="hand over")
+            self._handing_over = background_task(self._hand_over(), name="hand over", leave=self._leave)
 
         self._bridge.loop.call_soon_threadsafe(begin)
 
     async def _hand_over(self) -> None:
-        if not await drain(self.runner, self._limits):
-            await let_go(self.runner, self._limits)
+        if not await drain(self.runner, self._limits) and not await let_go(self.runner, self._limits):
+            self._leave_running()
+
+    def _leave_running(self) -> None:
+        """The process ends before its lease does: nobody may take the runs while their code still runs."""
+        for line in self.runner.what_runs():
+            log.error("run.does_not_stop", reason="the worker stops", exit_code=EX_DOES_NOT_STOP, **line)
+        self._leave(EX_DOES_NOT_STOP)
 
     def close(self) -> None:
         """Hand the runs over, end the lease, close everything; within `DRAIN_TIMEOUT_S` and little more."""
-        drained = self._bridge.run(drain(self.runner, self._limits))
+        if not self._bridge.run(drain(self.runner, self._limits)) and not self._bridge.run(
+            let_go(self.runner, self._limits)
+        ):
+            self._leave_running()
         self._watch.stop()
         if self._neighbours is not None:
             self._neighbours.stop()
         over = self.heartbeat.retire() == "OVER"
-        self._bridge.run(self._close(stop_runs=not drained, reclaim=over))
+        self._bridge.run(self._close(reclaim=over))
         self._publisher.shutdown()
         if self._owns_loop:
             self._bridge.stop()
         log.info("worker.stopped", incarnation=self.heartbeat.lease.incarnation)
 
-    async def _close(self, *, stop_runs: bool, reclaim: bool) -> None:
-        if stop_runs:
-            await let_go(self.runner, self._limits)
+    async def _close(self, *, reclaim: bool) -> None:
         await end_task(self._rescuing)
         if reclaim:
             try:
@@ -259,8 +289,9 @@ GC_THRESHOLD = (50_000, 10, 10)
 class Host:
     """Holds the one `WorkerProcess` of each operating-system process in which an app's tasks run."""
 
-    def __init__(self, settings: Settings, send_wakes: SendWakes) -> None:
+    def __init__(self, settings: Settings, send_wakes: SendWakes, *, leave: Leave = os._exit) -> None:
         self.settings = settings
+        self._leave = leave
         self.node = socket.gethostname()
         self.queues: tuple[str, ...] = (settings.queue,)
         self.bridge: LoopThread | None = None
@@ -295,6 +326,7 @@ class Host:
                     queues=self.queues,
                     send_wakes=self._send_wakes,
                     bridge=self.bridge,
+                    leave=self._leave,
                 )
                 self._process.start()
                 self._pid, self._assembly = os.getpid(), None

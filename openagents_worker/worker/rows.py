@@ -7,6 +7,7 @@ first, and Celery lets a retry overrule every end: the row would say RETRY for e
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 from celery import Celery
@@ -15,6 +16,7 @@ from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.runs import aread_states
 from openagents_worker.telemetry import get_logger
+from openagents_worker.worker.background import Leave, background_task
 from openagents_worker.worker.ending import end_task
 from openagents_worker.worker.events import BATCH_S
 from openagents_worker.worker.outcome import END_EVENTS
@@ -29,13 +31,14 @@ LOOK_AFTER_S = 3 * BATCH_S  # by then the retry was published
 class Rows:
     """Looks once at each run that was put aside; an end that it finds is told once more."""
 
-    def __init__(self, store: AsyncStore) -> None:
+    def __init__(self, store: AsyncStore, *, leave: Leave = os._exit) -> None:
         self._store = store
+        self._leave = leave
         self._looks: set[asyncio.Task[None]] = set()
 
     def put_aside(self, app: Celery, hostname: str, run_id: str) -> None:
         """The worker of that name is about to tell Celery that the run is retried; call it on the loop."""
-        look = asyncio.create_task(self._look(app, hostname, run_id), name=f"row {run_id}")
+        look = background_task(self._look(app, hostname, run_id), name=f"row {run_id}", leave=self._leave)
         self._looks.add(look)
         look.add_done_callback(self._looks.discard)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.scripts import told
 from openagents_worker.telemetry import get_logger
+from openagents_worker.worker.background import Leave, background_task
 
 __all__ = ["Tellings"]
 
@@ -20,8 +22,9 @@ MOST_WORDS = 2 * 200  # a script call
 class Tellings:
     """Writes down at once what was told within a moment. Who dies in that moment tells again."""
 
-    def __init__(self, store: AsyncStore) -> None:
+    def __init__(self, store: AsyncStore, *, leave: Leave = os._exit) -> None:
         self._store = store
+        self._leave = leave
         self._waiting: list[str] = []  # run id, life, run id, life …
         self._writing: asyncio.Task[None] | None = None
 
@@ -29,7 +32,7 @@ class Tellings:
         """Celery was told of the end of this life; call it on the loop."""
         self._waiting += (run_id, str(life))
         if self._writing is None:
-            self._writing = asyncio.create_task(self._write(), name="tellings")
+            self._writing = background_task(self._write(), name="tellings", leave=self._leave)
 
     async def aclose(self) -> None:
         """Returns when all is written."""

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.telemetry import get_logger
+from openagents_worker.worker.background import background_thread
 from openagents_worker.worker.bridge import context_of
 from openagents_worker.worker.heartbeat import Carrier
 from openagents_worker.worker.lease import WorkerLease
@@ -34,6 +35,7 @@ TICK_S = 0.05  # of a process whose lease leaves time for it
 IDLE_TICK_S = 0.5  # while nobody works on the loop; whoever begins to ends it
 BLOCKED_S = 0.25  # a loop that is busy for so long delays every run of the process
 SAY_AGAIN_S = 10.0  # of the same block, and of the same place
+STOPPED_TICKS = 3
 STACK_FRAMES = 8
 PATTERN_TASK = "run "  # what the name of a task begins with that executes a pattern
 NAMED_RUNS = 10  # of those that did not stop, in the log line
@@ -109,7 +111,8 @@ class Watch:
         self._answered = threading.Event()
         self._answered.set()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="openagents-watch", daemon=True)
+        self._thread = background_thread(self._main, name="openagents-watch", leave=leave)
+        self._not_running = 0
 
     def start(self) -> None:
         self._thread.start()
@@ -196,7 +199,9 @@ class Watch:
 
     def _look_at_loop(self, passed_s: float, tick_s: float) -> None:
         """Ask the loop for a sign of life, or count for how long it has owed us one."""
-        if self._loop.is_closed():
+        if self._has_ended():
+            log.error("loop.dead", closed=self._loop.is_closed(), hint="nothing can run on it any more")
+            self._leave(EX_LOOP_DEAD)
             return
         if self._answered.is_set():
             self._silent_s = max(passed_s - tick_s, 0.0)  # what this thread itself was held up for
@@ -227,6 +232,12 @@ class Watch:
         except Exception:  # without the word about it the process ends all the same
             log.exception("run.not_accused", run_id=block.run_id)
         self._leave(EX_LOOP_DEAD)
+
+    def _has_ended(self) -> bool:
+        """Whether the loop is closed, or has not been running for some ticks: one that was made to stop by
+        an exception is started again at once."""
+        self._not_running = 0 if self._loop.is_running() else self._not_running + 1
+        return self._loop.is_closed() or self._not_running >= STOPPED_TICKS
 
     def _see_block(self) -> None:
         if self._block is None:

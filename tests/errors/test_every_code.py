@@ -108,6 +108,13 @@ def a_record_is_of_a_version_to_come(shop: Installation) -> Met:
     return met
 
 
+@provokes("agent.unavailable")
+def an_agent_was_announced_by_a_worker_that_does_not_come_back(shop: Installation) -> Met:
+    with Hand(shop.stack.redis_url) as hand:
+        hand.register("ghost")
+        return ended(shop.submit("ghost"))
+
+
 @provokes("session.busy")
 def a_session_has_a_run_and_the_request_would_not_wait(shop: Installation) -> Met:
     busy = hanging(shop, session_id="busy")
@@ -389,6 +396,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
         numbers("changed", [2]),
     ]
     env = {"OPENAGENTS_MAX_PAYLOAD_BYTES": str(MAX_BYTES), "OPENAGENTS_MAX_RECOVERIES": "1"}
+    env["OPENAGENTS_LEFT_TO_OTHERS_MAX_S"] = "1"
     with installed(tmp_path_factory.mktemp("errors"), *agents, **env) as installation:
         yield installation
 

@@ -133,6 +133,18 @@ class Lab:
         """As if so much time had passed."""
         self._let_pass(keys=[self.store.cell.prefix], args=[ms])
 
+    def make_due(self, run_id: str) -> None:
+        """As if the time were over for which this run is put off."""
+        due = self.keys("due")
+        if (
+            self.redis.zscore(due, run_id) is not None
+            and self.redis.hget(self.keys("run", run_id), "state") == "retrying"
+        ):
+            seconds, micros = self.redis.time()
+            now_ms = seconds * 1000 + micros // 1000
+            self.redis.zadd(due, {run_id: now_ms})
+            self.redis.hset(self.keys("run", run_id), "due", now_ms)
+
     def end_lease(self, incarnation: str, ticks_ago: int | None = None) -> None:
         """As if this worker had not renewed for just too long; by default nobody knows for how long."""
         at_ms = 1.0

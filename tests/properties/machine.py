@@ -299,8 +299,10 @@ class Protocol(RuleBasedStateMachine):
             expected, wakes = self.truth.claim(run_id, worker.incarnation, nonce, worker.format)
             assert claimed.answer == expected, f"claim {run_id}: {claimed.answer}, but it is {expected}"
             self.send(claimed.wakes, wakes, lost=False)
-            if expected in ("SUSPECT_BUSY", "OTHER_FORMAT"):
+            if expected == "SUSPECT_BUSY":
                 self.lab.let_pass(6_000)
+            if expected == "OTHER_FORMAT":
+                self.lab.make_due(run_id)
         run = self.truth.runs.get(run_id)
         if run and expected == "DONE":
             assert (bool(claimed.untold), claimed.life) == (run.untold, run.life), f"end of {run_id}"
@@ -328,7 +330,17 @@ class Protocol(RuleBasedStateMachine):
         when=lambda self: self.at_work,
         w=ANY,
         i=ANY,
-        kind=("commit", "commit", "emit", "retry", "handover", "finish"),
+        kind=(
+            "commit",
+            "commit",
+            "emit",
+            "retry",
+            "handover",
+            "left_to_others",
+            "finish",
+            "lost",
+            "hand_back",
+        ),
         way=WAYS,
     )
     def work(self, w: int, i: int, kind: str, way: Way) -> None:
@@ -362,7 +374,7 @@ class Protocol(RuleBasedStateMachine):
         3,
         when=lambda self: self.zombies,
         i=ANY,
-        kind=("commit", "emit", "retry", "handover", "finish", "release"),
+        kind=("commit", "emit", "retry", "handover", "left_to_others", "finish", "lost", "hand_back"),
     )
     def write_late(self, i: int, kind: str) -> None:
         """Who was let go of, or slept, or died while a command was under way, writes all the same."""
@@ -375,6 +387,8 @@ class Protocol(RuleBasedStateMachine):
         wanted, to_wake = expected if isinstance(expected, tuple) else (expected, set())
         assert answer == wanted, f"{write.kind} of {run_id}: {answer}, but it is {wanted}"
         self.send(wakes, to_wake, lost=False)
+        if write.kind == "left_to_others" and answer is WriteAnswer.OK:
+            self.lab.make_due(run_id)
         return answer
 
     def write(self, attempt: Attempt, kind: str) -> Write:
@@ -382,9 +396,12 @@ class Protocol(RuleBasedStateMachine):
         run_id, fence = attempt.run_id, attempt.fence
         ids: dict[str, str] = {"run_id": run_id, "fence": fence}
         events = ["told", json.dumps({"number": number})]
-        if kind == "release":
-            call: Call[Any] = scripts.release(**ids, incarnation=attempt.incarnation)
-            return Write(kind, call, lambda truth: truth.release(run_id, attempt.incarnation, fence))
+        if kind in ("lost", "hand_back"):
+            why = "lost" if kind == "lost" else "handover"
+            call: Call[Any] = scripts.release(
+                **ids, incarnation=attempt.incarnation, kind=why, max_recoveries=MAX_RECOVERIES
+            )
+            return Write(kind, call, lambda truth: truth.release(run_id, attempt.incarnation, fence, why))
         attempt.batch_no += 1
         batch_no, position, total = attempt.batch_no, attempt.length, attempt.usage + 1
         if kind == "emit":
@@ -470,7 +487,7 @@ class Protocol(RuleBasedStateMachine):
         for run_id in sorted(renewal.owned - set(worker.carries)):
             fence = self.lab.redis.hget(self.lab.keys("run", run_id), "fence")
             stray = Attempt(run_id, worker.incarnation, fence, 0, 0, worker.format)
-            assert self.carry_out(self.write(stray, "release"), run_id) is WriteAnswer.OK
+            assert self.carry_out(self.write(stray, "lost"), run_id) is WriteAnswer.OK
         for run_id in sorted(set(worker.carries) - renewal.owned):
             self.zombies.append(worker.carries.pop(run_id))
 

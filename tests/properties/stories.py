@@ -274,7 +274,7 @@ class Stories(_Words):
         self.deliver(0)
         self.die()
         self.deliver(1)
-        self.m.write_late(0, "release")
+        self.m.write_late(0, "lost")
 
     def a_worker_retires_at_work(self) -> None:
         self.submit()
@@ -452,7 +452,27 @@ class Stories(_Words):
         self.deliver(0, "lost")
         self.cancel()
         self.m.beat(0)
+
+    def a_run_is_cancelled_while_its_worker_hands_it_back(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.cancel()
+        self.work("hand_back")
         self.deliver(1)
+
+    def a_run_is_given_back_again_and_again(self) -> None:
+        self.submit()
+        for _ in range(3):
+            self.deliver(0)
+            self.work("lost")
+
+    def a_run_is_left_to_others(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.work("left_to_others")
+        self.m.wake(limit=5, lost=False)
+        self.deliver(1)
+        self.work("commit")
 
     def a_run_is_cancelled_at_work(self) -> None:
         self.submit()

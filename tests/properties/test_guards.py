@@ -74,7 +74,12 @@ GUARDS = (
     Guard(
         "claim ends a run that is to be cancelled",
         ("if run.cancel == '1' then return {'CANCELLED'", "if false then return {'CANCELLED'"),
-        story="a_run_is_cancelled_while_nobody_knows_who_has_it",
+        story="a_run_is_cancelled_while_its_worker_hands_it_back",
+    ),
+    Guard(
+        "a run that is given back without a record has an end",
+        ("if length <= (length_before or length) then counts = 1 end", ""),
+        story="a_run_is_given_back_again_and_again",
     ),
     Guard(
         "a retry does not start before it is due",
@@ -82,7 +87,7 @@ GUARDS = (
     ),
     Guard(
         "only the holder of a session works",
-        ("if holder(run.session) ~= run_id then return {'WAITING', {woken}} end", ""),
+        ("if held_by ~= run_id then return {'WAITING', wakes} end", ""),
         story="a_message_is_older_than_the_memory_of_redis",
     ),
     Guard(

@@ -83,6 +83,12 @@ class Run:
     told: list[int] = field(default_factory=list)  # numbers of the events its attempts have told
 
     @property
+    def held(self) -> Suspicion:
+        """What is held against it. One that was given back twice, too, is a group of its own."""
+        given_back = self.stuck >= 2 and self.suspicion == Suspicion()
+        return Suspicion(self.id) if given_back else self.suspicion
+
+    @property
     def over(self) -> bool:
         return self.state in TERMINAL
 
@@ -134,7 +140,7 @@ class Truth:
 
     def group_in(self, incarnation: str) -> set[str]:
         """The groups of its suspects: one, unless something was taken back."""
-        return {self.runs[run_id].suspicion.group for run_id in self.owned(incarnation)} - {""}
+        return {self.runs[run_id].held.group for run_id in self.owned(incarnation)} - {""}
 
     def lost_leases(self) -> set[str]:
         return {incarnation for incarnation, end in self.leases.items() if end <= self.now}
@@ -319,9 +325,9 @@ class Truth:
         needs = max(run.format, self.formats.get(run.session, 0))
         if needs > newest:
             run.left.add((needs, newest))
-            self._at(run, "retrying", self.now)  # five seconds are no tick
+            self._at(run, "retrying", self.now)  # who leaves it lets its time pass
             return "OTHER_FORMAT", set()
-        if run.suspicion.group and self.group_in(incarnation) - {run.suspicion.group}:
+        if run.held.group and self.group_in(incarnation) - {run.held.group}:
             self._at(run, "retrying", self.now)  # a second is no tick
             return "SUSPECT_BUSY", set()
         run.state, run.owner, run.nonce, run.fence = "running", incarnation, nonce, ""
@@ -371,6 +377,9 @@ class Truth:
             run.retries += 1
             self._at(run, "retrying", self.now + delay)
             return "OK", set()
+        if kind == "left_to_others":
+            self._at(run, "retrying", self.now)  # who leaves it lets its time pass
+            return "OK", set()
         return "OK", self._queued(run)
 
     def finish(
@@ -389,11 +398,16 @@ class Truth:
         self.transcript.setdefault(run.session, []).extend(messages)
         return "OK", self._end(run, "completed", by=fence, in_hand=True)
 
-    def release(self, run_id: str, incarnation: str, fence: str) -> tuple[str, Wakes]:
+    def release(self, run_id: str, incarnation: str, fence: str, kind: str) -> tuple[str, Wakes]:
+        """`lost`: who had it does not execute it any more, which counts unless a record came of it."""
         run = self.writer(run_id, fence)
         if not run or run.owner != incarnation:
             return "FENCED", set()
-        return "OK", self._queued(run)
+        if kind == "handover":
+            return "OK", self._queued(run)
+        counts = not run.has_new_record
+        run.stuck, run.recoveries = run.stuck + counts, run.recoveries + counts
+        return "OK", self._recovered(run)
 
     # --- rescue ---
 
@@ -425,7 +439,7 @@ class Truth:
         if incarnation not in self.lost:
             self.lost[incarnation] = self.leases[incarnation]
             owned = [self.runs[run_id] for run_id in self.owned(incarnation)]
-            end.carried, end.suspects = len(owned), sum(bool(run.suspicion.group) for run in owned)
+            end.carried, end.suspects = len(owned), sum(bool(run.held.group) for run in owned)
         return end
 
     def _lost_together(self, incarnation: str) -> bool:
@@ -460,7 +474,7 @@ class Truth:
 
     def _blame(self, run: Run, incarnation: str, end: End, nobody_died: bool, half: dict[str, int]) -> bool:
         """Whether the run is poison: whoever is told so often that a process died with it, and no other."""
-        held, is_named = run.suspicion, end.named == run.id
+        held, is_named = run.held, end.named == run.id
         if run.has_new_record and not is_named:
             run.suspicion = Suspicion()
             return False
@@ -511,6 +525,14 @@ class Truth:
         return missing | untold
 
     # --- how a run moves ---
+
+    def _recovered(self, run: Run) -> Wakes:
+        """Nobody executes it any more: it goes on, or its end is due."""
+        if run.cancel:
+            return self._end(run, "cancelled")
+        if not run.durable or run.stuck > MAX_RECOVERIES:
+            return self._end(run, "failed")
+        return self._queued(run)
 
     def _at(self, run: Run, state: str, since: float) -> None:
         self._no += 1

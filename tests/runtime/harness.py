@@ -56,9 +56,13 @@ def calls(*named: tuple[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 class Process:
-    """One incarnation with its runner. `wakes` collects the messages it would send."""
+    """One incarnation with its runner. `wakes` collects the messages it would send, `left` the exit codes
+    with which it would have ended itself."""
 
-    def __init__(self, store: AsyncStore, runner: Runner, lease: FixedLease, wakes: list[Wake]) -> None:
+    def __init__(
+        self, store: AsyncStore, runner: Runner, lease: FixedLease, wakes: list[Wake], left: list[int]
+    ) -> None:
+        self.left = left
         self.store = store
         self.runner = runner
         self.lease = lease
@@ -133,12 +137,20 @@ async def process(
     async def send(these: Sequence[Wake]) -> None:
         wakes.extend(these)
 
-    runner = Runner(store=store, lease=lambda: lease, assembly=assembly, settings=settings, send_wakes=send)
+    left: list[int] = []
+    runner = Runner(
+        store=store,
+        lease=lambda: lease,
+        assembly=assembly,
+        settings=settings,
+        send_wakes=send,
+        leave=left.append,
+    )
     await store.run(
         scripts.register(incarnation=lease.incarnation, lease_ms=60_000, agents=assembly.announcements())
     )
     try:
-        yield Process(store, runner, lease, wakes)
+        yield Process(store, runner, lease, wakes, left)
     finally:
         await store.run(scripts.retire(incarnation=lease.incarnation))
         await assembly.aclose()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import defaultdict
+from contextlib import suppress
 from typing import Any, ClassVar
 
+from openagents_worker import tool
 from openagents_worker.errors import PermanentToolError, ToolRateLimitError
+from openagents_worker.runtime.latch import LatchReason, RunLatched
 from openagents_worker.tools.base import ToolExecutionSpec
 
 LOG: list[tuple[Any, ...]] = []
@@ -136,6 +140,24 @@ class Silent(_Pattern):
 
     async def execute(self) -> Any:
         return "done"
+
+
+class CatchesAll(_Pattern):
+    """Catches whatever there is, and goes on."""
+
+    async def execute(self) -> Any:
+        try:
+            await self.context.tools["charge"].invoke({"who": "a", "gate": "never"})
+        except BaseException as error:
+            LOG.append(("caught", type(error).__name__))
+        return "done all the same"
+
+
+class LatchesItself(_Pattern):
+    """Raises the runtime's own signal."""
+
+    async def execute(self) -> Any:
+        raise RunLatched(LatchReason.FENCED)
 
 
 class Chancy(_Pattern):
@@ -280,3 +302,63 @@ class Bulky(Charge):
 
     async def invoke(self, params: dict[str, Any], context: Any) -> Any:
         return {**await super().invoke(params, context), "receipt": "x" * 90_000}
+
+
+class StartsTasks(_Pattern):
+    """Starts tasks of its own, waits for them or not, and notes what becomes of them."""
+
+    async def execute(self) -> Any:
+        async def work(who: str) -> None:
+            try:
+                while True:
+                    LOG.append(("tick", who))
+                    await asyncio.sleep(0.005)
+            finally:
+                await asyncio.sleep(0.01)  # tidying up takes a while
+                LOG.append(("stopped", who))
+
+        tasks = [asyncio.create_task(work("one")), asyncio.create_task(work("two"))]
+        if self.config.get("waits", True):
+            await asyncio.gather(*tasks)
+        await asyncio.sleep(0.05)
+        return "done"
+
+
+class Blocking(Charge):
+    """Blocks a thread until its gate is opened, however it got there."""
+
+    free: ClassVar[threading.Event] = threading.Event()
+
+    def _block(self) -> str:
+        LOG.append(("blocked",))
+        Blocking.free.wait(30)
+        LOG.append(("freed",))
+        return "free"
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> Any:
+        return await asyncio.to_thread(self._block)
+
+
+@tool
+def block_a_thread() -> str:
+    """Blocks one of the threads of the tools."""
+    return Blocking()._block()
+
+
+class CallsBlocking(_Pattern):
+    async def execute(self) -> Any:
+        return await self.context.tools["blocking"].invoke({})
+
+
+class NeverLetsGo(_Pattern):
+    async def execute(self) -> Any:
+        LOG.append(("waiting",))
+        while not GATES["let go"].is_set():
+            with suppress(asyncio.CancelledError):
+                await GATES["let go"].wait()
+
+
+class LeavesItsTools(_Pattern):
+    async def execute(self) -> Any:
+        LOG.append(("left", self.context.tools["charge"]))
+        return "done"

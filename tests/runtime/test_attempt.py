@@ -460,3 +460,19 @@ async def test_the_agents_file_says_how_long_a_tool_may_take(redis_url: str) -> 
 
     assert failed["error_details"]["code"] == "tool.timeout"
     assert "30ms" in failed["error"]
+
+
+async def test_a_worker_that_is_not_registered_takes_no_run(redis_url: str) -> None:
+    """Its message waits for the registration, and asks Redis for nothing until then."""
+    async with process(redis_url) as p:
+        await p.submit()
+        p.lease.left_s = 0.0
+        asked = (await p.store.redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
+        carrying = asyncio.create_task(p.carry())
+        await asyncio.sleep(0.12)
+        assert (await p.store.redis.info("commandstats"))["cmdstat_evalsha"]["calls"] == asked
+        assert (await p.record()).state is RunState.QUEUED
+
+        p.lease.left_s = 60.0
+
+        assert (await carrying).stop_reason is StopReason.COMPLETED

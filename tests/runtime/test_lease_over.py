@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 from openagents_worker.models import RunState
 from openagents_worker.runtime.latch import LatchReason
@@ -69,7 +70,14 @@ async def test_a_run_that_is_claimed_at_the_end_of_the_lease_is_given_back(redis
     """Nothing of it is executed here; it is woken for whoever has a lease."""
     async with process(redis_url) as p:
         await p.submit()
-        p.lease.left_s = 0.0
+        original = p.store.run_until
+
+        async def until_it_is_claimed(call: Any, until: Any) -> Any:
+            answer = await original(call, until)
+            p.lease.left_s = 0.0
+            return answer
+
+        p.store.run_until = until_it_is_claimed  # type: ignore[method-assign]
 
         carried = await p.carry()
 

@@ -43,7 +43,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "renew": {"incarnation": "w1", "lease_ms": 60_000},
     "claim": {"run_id": "r1", "incarnation": "w1", "page_bytes": PAGE_BYTES},
     "page": {"run_id": "r1", "position": 0, "page_bytes": PAGE_BYTES},
-    "release": {"run_id": "r1", "incarnation": "w1"},
+    "release": {"run_id": "r1", "incarnation": "w1", "kind": "handover"},
     "emit": {"run_id": "r1", "batch_no": 1, "events": ["llm.called", '{"model":"m","call":"0.1"}']},
     "commit": {
         "run_id": "r1",

@@ -38,7 +38,10 @@ def left(bench: Bench, run_id: str = "r1") -> int:
 
 
 def come_due(bench: Bench) -> list[str]:
-    bench.lab.let_pass(6_000)
+    """What is put off becomes due now, however long it was to wait; the runs that are woken."""
+    for run_id in bench.redis.zrange(bench.store.keys("due"), 0, -1):
+        bench.redis.hset(bench.store.keys("run", run_id), "due", 0)
+        bench.redis.zadd(bench.store.keys("due"), {run_id: 0})
     return woken(bench.do("wake")[0])
 
 
@@ -80,7 +83,8 @@ def test_a_session_needs_the_format_of_whoever_wrote_into_it(bench: Bench) -> No
 
 
 def test_a_run_of_a_newer_format_is_left_to_others(bench: Bench) -> None:
-    """It is due again in five seconds; the worker that reads it takes it then, as if nothing had been."""
+    """It is due again in five seconds or a little later, which is chance; the worker that reads it takes it
+    then, as if nothing had been."""
     submitted_tomorrow(bench)
     before_ms = bench.now_ms()
 
@@ -88,7 +92,7 @@ def test_a_run_of_a_newer_format_is_left_to_others(bench: Bench) -> None:
 
     due_ms = bench.score("due", "r1")
     assert due_ms is not None
-    assert before_ms + 5_000 <= due_ms <= bench.now_ms() + 5_000
+    assert before_ms + 5_000 <= due_ms <= bench.now_ms() + 6_250
     assert bench.score("sent", "r1", "q") is None
     assert (bench.field("state"), bench.field("attempt"), bench.field("fence")) == ("retrying", "0", "0:")
     assert bench.holder() == "r1"

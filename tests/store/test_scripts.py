@@ -7,16 +7,26 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Generator
+from enum import StrEnum
+from importlib import resources
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openagents_worker.errors import RedisUnreachable
+from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.store.events import watch
 from openagents_worker.store.keys import encode_id, spec_of
-from openagents_worker.store.scripts import Wake, WriteAnswer
+from openagents_worker.store.scripts import (
+    CancelAnswer,
+    ClaimAnswer,
+    DeleteAnswer,
+    ResumeAnswer,
+    SubmitAnswer,
+    Wake,
+    WriteAnswer,
+)
 from tests.properties.lab import Lab, View
 from tests.store.doors import PAGE_BYTES, call
 from tests.waiting import PATIENCE_S
@@ -476,6 +486,134 @@ def test_a_run_that_is_given_back_is_queued_again(bench: Bench) -> None:
     assert (released.answer, woken(released.wakes)) == ("OK", ["r1"])
     assert (bench.field("state"), bench.field("owner"), bench.field("fence")) == ("queued", "", "2:")
     assert bench.do("release", fence=fence).answer == "FENCED"
+
+
+def test_a_run_that_is_given_back_without_a_record_is_counted(bench: Bench) -> None:
+    """As a recovery: whoever had it did not bring it on. After too many of them it is poisoned."""
+    bench.do("submit")
+    for count in (1, 2, 3):
+        released = bench.do("release", fence=bench.claim(), kind="lost", max_recoveries=2)
+        assert (bench.field("stuck"), bench.field("recoveries")) == (str(count), str(count))
+
+    assert (released.answer, released.wakes) == ("OK", ())
+    assert bench.field("state") == "failed"
+    assert '"run.poisoned"' in str(bench.field("result"))
+    assert bench.events()[-3:] == ["run.poisoned", "run.failed", "session.run.completed"]
+
+
+def test_a_run_that_was_brought_on_is_given_back_uncounted(bench: Bench) -> None:
+    """A record was committed since the claim."""
+    fence = bench.claimed()
+    bench.do("commit", fence=fence)
+
+    bench.do("release", fence=fence, kind="lost")
+
+    assert (bench.field("stuck"), bench.field("recoveries") or "0") == ("0", "0")
+    assert bench.events()[-1] == "run.recovered"
+
+
+def test_a_run_that_is_handed_over_is_never_counted(bench: Bench) -> None:
+    """It is shown, as often as it happens."""
+    bench.do("submit")
+    for _ in range(3):
+        bench.do("release", fence=bench.claim(), kind="handover", max_recoveries=1)
+
+    assert bench.events().count("run.handed_over") == 3
+    assert (bench.field("state"), bench.field("stuck") or "0") == ("queued", "0")
+
+
+def test_a_run_that_is_not_durable_ends_when_its_worker_loses_it(bench: Bench) -> None:
+    """Nobody may execute it a second time."""
+    bench.do("release", fence=bench.claimed(durable=False), kind="lost")
+
+    assert '"worker.lost"' in str(bench.field("result"))
+
+
+@pytest.mark.parametrize("script", ["release", "suspend"])
+def test_a_kind_that_the_script_does_not_know_is_refused(bench: Bench, script: str) -> None:
+    """And nothing is written: no kind is taken for another one."""
+    fence = bench.claimed()
+    before = bench.lab.read()
+
+    with pytest.raises(RedisRefused, match="has no kind"):
+        bench.do(script, fence=fence, kind="otherwise")
+
+    assert without_ttl(bench.lab.read()) == without_ttl(before)
+
+
+def test_only_a_queued_run_is_executed(bench: Bench) -> None:
+    """PARKED: a run in a state of its own waits for what will wake it, whatever message comes."""
+    bench.do("submit")
+    for state in ("awaiting_approval", "waiting_child", "paused", "a state to come"):
+        bench.redis.hset(bench.store.keys("run", "r1"), "state", state)
+
+        claimed = bench.do("claim")
+
+        assert (claimed.answer, claimed.state) == ("PARKED", state)
+        assert bench.field("state") == state
+
+
+def test_a_session_whose_holder_is_gone_goes_to_the_head_of_its_queue(bench: Bench) -> None:
+    """Not to whoever asks first."""
+    for run_id in ("r1", "r2", "r3"):
+        bench.do("submit", run_id=run_id)
+    bench.lab.forget("r1")
+
+    asked = bench.do("claim", run_id="r3")
+
+    assert (asked.answer, woken(asked.wakes)) == ("WAITING", ["r2"])
+    assert bench.holder() == "r2"
+    assert bench.do("claim", run_id="r2").answer == "CLAIMED"
+
+
+def test_a_run_is_left_to_others_for_ever_longer_and_not_for_ever(bench: Bench) -> None:
+    """OVERDUE: nothing is written, and it is still the owner's to end. A record starts the count anew."""
+    bench.do("submit")
+    left = {"kind": "left_to_others", "left_max_ms": HOUR_MS}
+    delays = []
+    for _ in range(5):
+        delays.append(bench.do("suspend", fence=bench.claim(), **left).delay_ms)
+        bench.redis.hset(bench.store.keys("run", "r1"), "due", 0)
+    assert delays == sorted(delays)
+    assert 5_000 <= delays[0] <= 6_250
+    assert delays[-1] == 60_000
+
+    bench.redis.hset(bench.store.keys("run", "r1"), "left_since", 1)
+    fence = bench.claim()
+    assert bench.do("suspend", fence=fence, **left).answer is WriteAnswer.OVERDUE
+    assert bench.field("state") == "running"
+
+    bench.do("commit", fence=fence)
+    assert bench.do("suspend", fence=fence, **left).delay_ms <= 6_250
+    assert bench.events().count("run.left_to_others") == 2
+
+
+OPTIONS = {"NX", "XX", "PX", "LIMIT", "WITHSCORES", "MAXLEN", "REV"}
+
+
+@pytest.mark.parametrize(
+    ("answers", "files"),
+    [
+        (SubmitAnswer, ["submit"]),
+        (ClaimAnswer, ["claim"]),
+        (WriteAnswer, ["emit", "commit", "suspend", "finish", "release"]),
+        (CancelAnswer, ["cancel"]),
+        (ResumeAnswer, ["resume"]),
+        (DeleteAnswer, ["delete_session"]),
+    ],
+)
+def test_the_answers_of_a_script_are_those_that_python_knows(
+    answers: type[StrEnum], files: list[str]
+) -> None:
+    """No more, or a worker would fail at one; no fewer, or somebody waits for what never comes."""
+    lua = resources.files("openagents_worker.store").joinpath("lua")
+    found: set[str] = set()
+    for name in files:
+        code = re.sub(r"--.*", "", lua.joinpath(f"{name}.lua").read_text())
+        code = re.sub(r"redis\.p?call\('[A-Z]+'", "", code)
+        found |= set(re.findall(r"'([A-Z][A-Z_]+)'", code)) - OPTIONS
+
+    assert found == {answer.value for answer in answers}
 
 
 def test_only_the_owner_gives_a_run_back(bench: Bench) -> None:

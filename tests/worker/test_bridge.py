@@ -73,6 +73,74 @@ def test_an_interrupted_wait_cancels_the_coroutine(bridge: LoopThread) -> None:
     wait_for(lambda: state == ["started", "cancelled"], "the coroutine was cancelled")
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_loop_survives_what_asyncio_ends_it_for(
+    bridge: LoopThread, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a task, which then has failed, and in a callback; all else that runs on the loop goes on."""
+    others = threading.Event()
+
+    async def leave() -> None:
+        raise error("bye")
+
+    async def leave_in_a_task() -> None:
+        await asyncio.create_task(leave())
+
+    async def other() -> str:
+        while not others.is_set():
+            await asyncio.sleep(0)
+        return "still here"
+
+    def in_callback() -> None:
+        raise error("bye")
+
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(bridge.run, other())
+        wait_for(bridge.began.is_set, "somebody works on the loop")
+        for work in (leave, leave_in_a_task):
+            with pytest.raises(error):
+                bridge.run(work())
+        bridge.loop.call_soon_threadsafe(in_callback)
+        others.set()
+        assert beside.result(10) == "still here"
+    assert caplog.text.count("loop.exit_refused") >= 3
+    bridge.stop()
+    assert bridge.loop.is_closed()
+
+
+def test_a_soft_time_limit_is_given_to_who_can_stop_the_work(bridge: LoopThread) -> None:
+    """The waiting goes on until the work has stopped in its own way."""
+    stop = asyncio.Event()
+    state: list[str] = []
+
+    async def work() -> str:
+        state.append("started")
+        await stop.wait()
+        return "stopped"
+
+    def limit(*_: Any) -> None:
+        raise TimeoutError("soft")
+
+    def interrupted(error: Exception) -> None:
+        state.append(str(error))
+        bridge.soon(stop.set)
+
+    def interrupter() -> None:
+        wait_for(lambda: state, "the coroutine has started")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, limit)
+    helper = threading.Thread(target=interrupter)
+    helper.start()
+    try:
+        assert bridge.run(work(), interrupted=interrupted) == "stopped"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        helper.join()
+
+    assert state == ["started", "soft"]
+
+
 def test_nobody_waits_for_a_loop_that_has_ended(bridge: LoopThread) -> None:
     """Stopping cancels what runs and frees every waiting thread; later calls end at once."""
     started = threading.Event()

@@ -115,6 +115,32 @@ def test_a_process_whose_loop_is_dead_ends(watched: Callable[..., Watched], brid
     assert one.left[0] == EX_LOOP_DEAD
 
 
+def test_a_process_whose_loop_is_closed_ends(
+    watched: Callable[..., Watched], bridge: LoopThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody can run anything on it any more, while the lease would be renewed for ever."""
+    one = watched()
+
+    bridge.stop()
+    wait_for(lambda: one.left, "the process would have ended")
+
+    assert one.left[0] == EX_LOOP_DEAD
+    assert "loop.dead" in caplog.text
+
+
+def test_a_process_whose_loop_has_stopped_ends(
+    watched: Callable[..., Watched], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after an exception that nobody was prepared for."""
+    stopped = LoopThread()  # never started
+    one = Watched(stopped, NotingCarrier())
+    wait_for(lambda: one.left, "the process would have ended")
+    one.watch.stop()
+    stopped.loop.close()
+
+    assert one.left[0] == EX_LOOP_DEAD
+
+
 def test_an_idle_loop_is_looked_at_seldom_until_somebody_works(
     watched: Callable[..., Watched], bridge: LoopThread
 ) -> None:

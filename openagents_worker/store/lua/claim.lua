@@ -1,11 +1,15 @@
 -- A worker takes a run. Decides, atomically, whether there is work to do: a message is only a wake-up.
--- Returns CLAIMED, fence, fields, facts, journal length, first page, session (messages, artifacts, state) | DONE | BUSY | NOT_DUE, ms | NOT_ALIVE | UNKNOWN
---   | WAITING, wakes of a session that was repaired | CANCELLED, wakes, life | SUSPECT_BUSY | OTHER_FORMAT. DONE of a run whose end was not told yet: DONE, state, life, result. Event run.attempt_started.
+-- Only a run that is `queued` is executed; a run in any other state is PARKED or waits.
+-- Returns CLAIMED, fence, fields, facts, journal length, first page, session (messages, artifacts, state) | DONE | WAITING, wakes | BUSY | NOT_DUE, ms
+--   | NOT_ALIVE | UNKNOWN | CANCELLED, wakes, life | SUSPECT_BUSY | OTHER_FORMAT | PARKED, state. DONE of a run whose end was not told yet:
+--   DONE, state, life, result[, wakes]. Event run.attempt_started.
 -- The claimant reads the formats oldest to newest; its message has the format `asked`. A run of another one is left to others: due again
---   after a while, with one event run.left_to_others for each pair of formats, however often it is looked at.
+--   after a while, with one event run.left_to_others for each pair of formats, however often it is looked at. One that was left for
+--   longer than left_max_ms ends as failed, agent.unavailable.
 --#include end_run
 --#include journal
 --#include suspects
+--#include left
 local function claimed(run)
   local key = k.journal(run_id)
   local length = redis.call('LLEN', key)
@@ -18,8 +22,6 @@ local function claimed(run)
     'started', 'recoveries', 'last_error', 'def_hash', 'active_ms', 'durable')
   return {'CLAIMED', run.fence, fields, redis.call('HGETALL', k.facts(run_id)), length, page, session}
 end
-
-local LEAVE_MS = 5000
 
 local function later(run, delay_ms)
   local due = NOW_MS + delay_ms
@@ -46,31 +48,44 @@ if run.owner ~= '' then
 end
 if run.cancel == '1' then return {'CANCELLED', cancelled(run, run.cancel_reason, true), run.life} end
 if expired(run) then return {'CANCELLED', cancelled(run, 'expired', true), run.life} end
-local woken
+local wakes = {}
 if run.state == 'scheduled' or run.state == 'retrying' then
   if run.due > NOW_MS then return {'NOT_DUE', digits(run.due - NOW_MS)} end
   redis.call('ZREM', k.due(), run_id)
-  if run.state == 'scheduled' then woken = place(run) end
+  local wake = run.state == 'scheduled' and place(run)
+  if wake and wake[1] ~= run_id then wakes[1] = wake end
+  run.state = 'queued'
 end
-if not holder(run.session) then -- its record is gone: the head of the queue is next, or whoever asks and has no place in it
+local held_by = holder(run.session)
+if not held_by then -- the holder's record is gone: the claimer heals the session
   if redis.call('ZSCORE', k.session_queue(run.session), run_id) then
-    woken = promote(run.session)
-    if woken[1] == run_id then run.state = 'queued' end
+    local wake = promote(run.session) -- the head of the queue is next, whoever asked
+    held_by = wake[1]
+    if held_by == run_id then run.state = 'queued' else wakes[#wakes + 1] = wake end
   else
     redis.call('HSET', k.session(run.session), 'holder', run_id)
+    held_by = run_id
   end
 end
-if holder(run.session) ~= run_id then return {'WAITING', {woken}} end
+if held_by ~= run_id then return {'WAITING', wakes} end
 local format = math.max(run.format, session_format(run.session), asked)
 if not (is_read(run.format) and is_read(format)) then
-  if run.state ~= 'queued' and run.state ~= 'retrying' then return {'OTHER_FORMAT'} end -- what it waits for will wake it
+  if run.state ~= 'queued' then return {'OTHER_FORMAT'} end -- what it waits for will wake it
+  local delay_ms = left_again_in(run, left_max_ms)
+  if not delay_ms then
+    local ending = foreign_ending(run, 'failed', 'failed', 'agent.unavailable',
+      'no worker that reads format ' .. digits(format) .. ' of the run came in time', 'start a worker of the version that wrote it')
+    ending.in_hand = true
+    return {'DONE', 'failed', run.life, ending.result, end_run(run, ending)}
+  end
   if redis.call('HSETNX', k.run(run_id), 'left:' .. format .. ':' .. newest, incarnation) == 1 then
     append(run, {'run.left_to_others', '{"format":' .. digits(format) .. ',"newest_read":' .. digits(newest)
-      .. ',"left_by":' .. q(incarnation) .. ',"delay_ms":' .. digits(LEAVE_MS) .. '}'})
+      .. ',"left_by":' .. q(incarnation) .. ',"delay_ms":' .. digits(delay_ms) .. '}'})
   end
-  later(run, LEAVE_MS)
+  later(run, delay_ms)
   return {'OTHER_FORMAT'}
 end
+if run.state ~= 'queued' then return {'PARKED', run.state} end
 local group = suspicion_of(run).group
 if group ~= '' then
   local other = group_in(incarnation)

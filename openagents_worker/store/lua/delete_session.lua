@@ -8,13 +8,14 @@ for _, waiting in ipairs(redis.call('ZRANGE', k.session_queue(session_id), 0, -1
 end
 
 local ids = redis.call('ZRANGE', k.index('session=' .. session_id), 0, limit - 1)
-local found = {}
+local found, untold_run = {}, nil
 for _, id in ipairs(ids) do
   local state, agent, queue, more, untold = unpack(redis.call('HMGET', k.run(id), 'state', 'agent', 'queue', 'lists', 'untold'))
   if state and not TERMINAL[state] then return {'BUSY', id} end -- a delayed one: it has no place in the session yet
-  if untold and even_untold == 0 then return {'UNTOLD', id} end
+  if untold and even_untold == 0 then untold_run = untold_run or id end
   found[#found + 1] = {id = id, session = session_id, agent = agent or '', queue = queue or '', more = more and cjson.decode(more) or {}}
 end
+if untold_run then return {'UNTOLD', untold_run} end -- after BUSY, which is the graver reason, whatever their order
 for _, run in ipairs(found) do
   for _, name in ipairs(lists_of(run, run.more)) do redis.call('ZREM', k.index(name), run.id) end
   redis.call('ZREM', k.sent(run.queue), run.id)

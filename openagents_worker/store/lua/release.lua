@@ -1,7 +1,34 @@
--- The owner gives a run back untouched (it was claimed by a worker that stops, or that does not know it). Returns OK, wake | FENCED
---#include run
+-- The owner gives a run back that it has not ended. kind: `handover`, it was claimed by a worker that stops and nothing was executed;
+-- `lost`, nobody executes it here any more: that counts as a recovery unless a record was committed since the claim.
+-- Returns OK, wakes | FENCED. Events run.handed_over or run.recovered; for a run that is over: its terminal ones.
+--#include end_run
 local run = load(run_id)
 if not run or run.fence ~= fence or run.owner ~= incarnation or run.state ~= 'running' then return {'FENCED'} end
-redis.call('HSET', k.run(run_id), 'state', 'queued', 'fence', next_fence(run), 'owner', '')
+if kind ~= 'handover' and kind ~= 'lost' then return redis.error_reply('ERR release has no kind ' .. kind) end
+local counts = 0
+if kind == 'lost' then
+  local length_before = tonumber(string.match(redis.call('HGET', k.run(run_id), 'claimed_at') or '', '^%d+:(%d+)$'))
+  local length = redis.call('LLEN', k.journal(run_id))
+  if length <= (length_before or length) then counts = 1 end
+end
+local stuck, recoveries, next = run.stuck + counts, run.recoveries + counts, next_fence(run)
+redis.call('HSET', k.run(run_id), 'state', 'queued', 'fence', next, 'owner', '', 'stuck', stuck, 'recoveries', recoveries)
+if kind == 'handover' then
+  append(run, {'run.handed_over', '{"checkpoint_id":' .. q(run_id .. ':step:' .. digits(run.steps)) .. '}'})
+else
+  append(run, {'run.recovered', '{"previous_worker":' .. q(incarnation) .. ',"age_ms":0,"recoveries":' .. digits(recoveries) .. '}'})
+end
 leave(run)
-return {'OK', wake_of(run)}
+run.fence, run.owner = next, ''
+if kind == 'handover' then return {'OK', {wake_of(run)}} end
+if run.cancel == '1' then return {'OK', cancelled(run, run.cancel_reason)} end
+if run.durable == '0' then
+  return {'OK', end_run(run, foreign_ending(run, 'failed', 'failed', 'worker.lost',
+    'the worker could not execute this run to its end, and the run is not durable'))}
+end
+if stuck > max_recoveries then
+  append(run, {'run.poisoned', '{"recoveries":' .. digits(stuck) .. '}'})
+  return {'OK', end_run(run, foreign_ending(run, 'failed', 'failed', 'run.poisoned', 'the run was given back or made its workers die '
+    .. digits(stuck) .. ' times without committing a step in between', 'the logs of its workers say why'))}
+end
+return {'OK', {wake_of(run)}}

@@ -1,24 +1,45 @@
--- The owner puts a run aside: `retry` until it is due, `handover` for another worker at once. Returns OK, wakes | CANCEL | FENCED
--- Events: those given, then run.retry_scheduled or run.handed_over.
+-- The owner puts a run aside. kind: `retry`, due after delay_ms; `handover`, for another worker at once; `left_to_others`, for a worker
+-- that can execute it, due after ever longer times. Returns OK, wakes, delay_ms | CANCEL | FENCED | OVERDUE (it has been left to others for
+-- left_max_ms; nothing is written). Events: those given, then run.retry_scheduled, run.handed_over or (once) run.left_to_others.
 --#include run
+--#include left
 local run = live(run_id, fence)
 if not run then return {'FENCED'} end
 if run.cancel == '1' then return {'CANCEL'} end
-local fields = {'fence', next_fence(run), 'owner', '', 'emit_no', batch_no}
-if kind == 'retry' then
+local at = {'fence', next_fence(run), 'owner', '', 'emit_no', batch_no}
+local wakes = {}
+
+local function put_off()
   local due = NOW_MS + delay_ms
-  redis.call('HSET', k.run(run_id), 'state', 'retrying', 'due', digits(due), 'retries', run.retries + 1, 'last_error', error_code, unpack(fields))
-  if call ~= '' then redis.call('HINCRBY', k.facts(run_id), 'tries:' .. call, 1) end
+  redis.call('HSET', k.run(run_id), 'state', 'retrying', 'due', digits(due), 'last_error', error_code, unpack(at))
   redis.call('ZADD', k.due(), digits(due), run_id)
+  return due
+end
+
+if kind == 'retry' then
+  redis.call('HSET', k.run(run_id), 'retries', run.retries + 1)
+  local due = put_off()
+  if call ~= '' then redis.call('HINCRBY', k.facts(run_id), 'tries:' .. call, 1) end
   events[#events + 1] = 'run.retry_scheduled'
   events[#events + 1] = '{"due_at":"' .. iso(due) .. '","delay_ms":' .. digits(delay_ms) .. ',"error_code":' .. q(error_code)
     .. ',"attempt_index":' .. digits(run.retries + 1) .. '}'
-else
-  redis.call('HSET', k.run(run_id), 'state', 'queued', unpack(fields))
+elseif kind == 'left_to_others' then
+  local again_in_ms, is_first = left_again_in(run, left_max_ms)
+  if not again_in_ms then return {'OVERDUE'} end
+  delay_ms = again_in_ms
+  put_off()
+  if is_first then
+    events[#events + 1] = 'run.left_to_others'
+    events[#events + 1] = '{"left_by":' .. q(run.owner) .. ',"delay_ms":' .. digits(delay_ms) .. ',"error_code":' .. q(error_code) .. '}'
+  end
+elseif kind == 'handover' then
+  redis.call('HSET', k.run(run_id), 'state', 'queued', unpack(at))
   events[#events + 1] = 'run.handed_over'
   events[#events + 1] = '{"checkpoint_id":' .. q(run_id .. ':step:' .. digits(run.steps)) .. '}'
+else
+  return redis.error_reply('ERR suspend has no kind ' .. kind)
 end
 leave(run)
 append(run, events)
-if kind == 'retry' then return {'OK', {}} end
-return {'OK', {wake_of(run)}}
+if kind == 'handover' then wakes[1] = wake_of(run) end
+return {'OK', wakes, digits(delay_ms)}

@@ -1,0 +1,166 @@
+"""Parting. The only place that says how an attempt ends that does not end by itself: one way out per reason.
+
+| the latch says | what is written | when the run goes on |
+|---|---|---|
+| `handover` | suspended, `run.handed_over` | at once, on another worker |
+| `retry` | suspended until it is due, a try of its call | then, `max_resume_attempts` times |
+| `left_to_others` | suspended for ever longer times | on a worker that can execute it |
+|  | and in the end: failed, `agent.unavailable` | never |
+| `time_limit` | the end: failed, with the latch's error | never |
+| `cancelled` | the end: cancelled | never |
+| `fenced` | nothing: another worker has it, or will take it | there |
+
+A write may find that the run is to be cancelled, or is no longer ours: then the latch has been raised to that
+reason, and the run parts by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import assert_never
+
+from openagents_worker.errors import AgentUnavailable, OpenAgentsError, RunCancelled
+from openagents_worker.models import ErrorDetails, StopReason
+from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
+from openagents_worker.runtime.ledger import Ledger
+from openagents_worker.store.scripts import Handed, SuspendKind, WriteAnswer
+from openagents_worker.telemetry import get_logger
+
+__all__ = ["Carried", "Outlook", "Parting"]
+
+log = get_logger(__name__)
+
+
+class Outlook(StrEnum):
+    """What became of a run in this process."""
+
+    ENDED = "ended"
+    SUSPENDED = "suspended"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """The outcome of carrying a run. `reason` is the claim's answer, a retry's error code, or `handover`.
+
+    `life` is which of the run's lives has ended.
+    """
+
+    kind: Outlook
+    reason: str = ""
+    stop_reason: StopReason | None = None
+    delay_ms: int | None = None
+    error: ErrorDetails | None = None
+    life: int = 1
+
+
+class Parting:
+    """The end of an attempt whose latch is set."""
+
+    def __init__(
+        self,
+        latch: Latch,
+        ledger: Ledger,
+        *,
+        finish: Callable[[OpenAgentsError], Awaitable[Carried]],
+        send: Callable[[Handed], Awaitable[None]],
+        back_off_ms: Callable[[OpenAgentsError, str], int],
+        why_cancelled: Callable[[], Awaitable[str]],
+        left_max_ms: int,
+    ) -> None:
+        """`finish` ends the run with an error; `back_off_ms` says when a call is tried again after one."""
+        self._latch = latch
+        self._ledger = ledger
+        self._finish = finish
+        self._send = send
+        self._back_off_ms = back_off_ms
+        self._why_cancelled = why_cancelled
+        self._left_max_ms = left_max_ms
+
+    async def leave(self) -> Carried:
+        """Part by the latch's reason; by a graver one where the latch is raised meanwhile."""
+        while True:
+            reason = self._latch.reason
+            try:
+                carried = await self._by(reason)
+            except RunLatched:
+                carried = None
+            if carried is not None:
+                return carried
+            if self._latch.reason is reason:
+                self._latch.set(LatchReason.FENCED, detail=f"nothing could be written for {reason}")
+
+    async def _by(self, reason: LatchReason | None) -> Carried | None:
+        """What became of the run; None when the latch has been raised to another reason."""
+        match reason:
+            case LatchReason.HANDOVER:
+                return await self._hand_over()
+            case LatchReason.RETRY:
+                return await self._retry_later()
+            case LatchReason.LEFT_TO_OTHERS:
+                return await self._leave_to_others()
+            case LatchReason.TIME_LIMIT:
+                return await self._finish(self._error)
+            case LatchReason.CANCELLED:
+                return await self._finish(RunCancelled(await self._why_cancelled()))
+            case LatchReason.FENCED:
+                log.warning("run.fenced", run_id=self._ledger.run_id, detail=self._latch.detail)
+                return Carried(Outlook.NOTHING, "fenced")
+            case None:
+                raise RuntimeError("a run parts whose latch is not set")
+            case _:
+                assert_never(reason)
+
+    @property
+    def _error(self) -> OpenAgentsError:
+        assert self._latch.error is not None, f"latched for {self._latch.reason} without an error"
+        return self._latch.error
+
+    async def _hand_over(self) -> Carried | None:
+        handed = await self._ledger.suspend(kind=SuspendKind.HANDOVER, delay_ms=0, call="", error_code="")
+        if handed.answer is not WriteAnswer.OK:
+            return None
+        await self._send(handed)
+        return Carried(Outlook.SUSPENDED, "handover")
+
+    async def _retry_later(self) -> Carried | None:
+        error, call = self._error, self._latch.call
+        handed = await self._ledger.suspend(
+            kind=SuspendKind.RETRY,
+            delay_ms=self._back_off_ms(error, call),
+            call=call,
+            error_code=error.code,
+        )
+        return await self._put_aside(handed, error)
+
+    async def _leave_to_others(self) -> Carried | None:
+        error = self._error
+        handed = await self._ledger.suspend(
+            kind=SuspendKind.LEFT_TO_OTHERS,
+            delay_ms=0,
+            call="",
+            error_code=error.code,
+            left_max_ms=self._left_max_ms,
+        )
+        if handed.answer is WriteAnswer.OVERDUE:
+            unavailable = AgentUnavailable(
+                f"no worker that can execute the run came within {self._left_max_ms / 1000:,.0f} s: "
+                f"{error.message}",
+                hint="start a worker that has the agent, in the version that the run needs",
+            )
+            unavailable.__cause__ = error
+            return await self._finish(unavailable)
+        return await self._put_aside(handed, error)
+
+    async def _put_aside(self, handed: Handed, error: OpenAgentsError) -> Carried | None:
+        if handed.answer is not WriteAnswer.OK:
+            return None
+        await self._send(handed)
+        return Carried(
+            Outlook.SUSPENDED,
+            error.code,
+            delay_ms=handed.delay_ms,
+            error=ErrorDetails.from_exception(error),
+        )

@@ -1,0 +1,238 @@
+"""The boundary around user code. The only place where what a plugin raises becomes a coded error of the run.
+
+User code is whatever a deployment brings: patterns, tools and their hooks, memories, assembler, deps, output
+types, model clients. It may raise anything, `SystemExit`, `KeyboardInterrupt` and `CancelledError` included;
+what is raised is an outcome of the run and never ends the process or its event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import ContextVar
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+from openagents_worker.errors import OpenAgentsError, text_of
+from openagents_worker.llm.base import current_call
+from openagents_worker.models import ErrorDetails, check_storable
+from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
+from openagents_worker.telemetry import get_logger
+from openagents_worker.tools.offload import WorkOffLoop
+
+__all__ = [
+    "RunCode",
+    "cancelling_itself_only",
+    "coded",
+    "current_run",
+    "described",
+    "tool_error",
+    "travels_on",
+    "user_code",
+]
+
+log = get_logger(__name__)
+
+T = TypeVar("T")
+
+MAX_NAMED_MEMBERS = 10  # of an exception group; the message says how many there are
+
+Coded = Callable[[str], OpenAgentsError]
+"""Makes the coded error of a text, as the class of an error does."""
+
+
+class RunCode:
+    """What of one attempt's code executes in this process: its tasks, and its work in threads and processes.
+
+    A task belongs to the run in whose context it was started. What is shared by the runs of a process starts
+    its tasks in a context of its own.
+    """
+
+    def __init__(self, run_id: str, agent_id: str, latch: Latch) -> None:
+        self.run_id = run_id
+        self.agent_id = agent_id
+        self.latch = latch
+        self.off_loop = WorkOffLoop(_call_that_runs)
+
+    async def contained(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The coroutine of a task that the run has started, which raises none of what is a signal elsewhere.
+
+        asyncio would end its loop, and with it all runs of the process, for SystemExit and KeyboardInterrupt;
+        GeneratorExit would close the coroutine that waits for the task. They become RuntimeErrors, as Python
+        makes one of StopIteration.
+        """
+        try:
+            return await work
+        except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            if travels_on(error):
+                raise
+            log.error("run.task_exited", run_id=self.run_id, agent_id=self.agent_id, error=described(error))
+            raise RuntimeError(f"a task of the run raised {described(error)}") from error
+
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """The tasks of the run that have not ended, without those in which the runtime writes for it."""
+        ours = (f"commit {self.run_id}", f"flush {self.run_id}")
+        loop = asyncio.get_running_loop()
+        return {
+            task
+            for task in asyncio.all_tasks(loop)
+            if _run_of(task) is self and not task.get_name().startswith(ours)
+        }
+
+
+def _call_that_runs() -> str:
+    call = current_call.get()
+    return f"{call.kind} {call.name}" if call is not None else ""
+
+
+current_run: ContextVar[RunCode | None] = ContextVar("openagents_current_run", default=None)
+"""The run whose code runs now."""
+
+
+def _run_of(task: asyncio.Task[Any]) -> RunCode | None:
+    """The run in whose context the task runs; a worker's loop makes tasks that can say what theirs is."""
+    get_context = getattr(task, "get_context", None)  # Python 3.12 and newer
+    context = get_context() if get_context is not None else getattr(task, "context", None)
+    return context.get(current_run) if context is not None else None
+
+
+class user_code:
+    """`with user_code(PatternError): …` turns what the block raises into a coded error that names its type.
+
+    What passes: a coded error (unless it cannot be stored), the latch of a run that is latched, and a
+    cancellation that somebody asked for. Everything else is raised as `wrap(text)`, with the original as its
+    cause. The error that `wrap` makes is not retryable unless its class is.
+    """
+
+    def __init__(self, wrap: Coded, *, prefix: str = "") -> None:
+        self._wrap = wrap
+        self._prefix = prefix
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or travels_on(error):
+            return
+        if (reason := _latched_in(error)) is not None:
+            raise RunLatched(reason) from error
+        translated = coded(error, self._wrap, prefix=self._prefix)
+        if translated is not error:
+            raise translated from error
+
+
+async def cancelling_itself_only(work: Awaitable[T]) -> T:
+    """Await user code that runs in its caller's task. A cancellation of that task which the code asks for
+    itself is its own outcome: it is raised, and the task is not cancelled any more."""
+    task = asyncio.current_task()
+    assert task is not None
+    steps = _Steps(work, task)
+    try:
+        value: T = await steps
+        if steps.cancellations:
+            await asyncio.sleep(0)  # where the cancellation that has not come yet would come next
+    except asyncio.CancelledError:
+        is_its_own = 0 < steps.cancellations >= task.cancelling()
+        _uncancel(task, steps.cancellations)
+        if steps.is_done and is_its_own:
+            return cast(T, steps.value)
+        raise
+    _uncancel(task, steps.cancellations)
+    return value
+
+
+def _uncancel(task: asyncio.Task[Any], times: int) -> None:
+    for _ in range(times):
+        task.uncancel()
+
+
+class _Steps:
+    """Awaits something step by step, and counts how often a step has cancelled the task it runs in. Whoever
+    else cancels the task does so between two steps."""
+
+    def __init__(self, work: Awaitable[Any], task: asyncio.Task[Any]) -> None:
+        self.cancellations = 0
+        self.is_done = False
+        self.value: Any = None
+        self._work = work
+        self._task = task
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps: Any = self._work.__await__()
+        step, given = steps.send, None
+        while True:
+            before = self._task.cancelling()
+            try:
+                waits_for = step(given)
+            except StopIteration as end:
+                self.is_done, self.value = True, end.value
+                return end.value
+            finally:
+                self.cancellations = max(0, self.cancellations + self._task.cancelling() - before)
+            try:
+                step, given = steps.send, (yield waits_for)
+            except BaseException as error:  # noqa: BLE001 - it is the awaited one's
+                step, given = steps.throw, error
+
+
+def travels_on(error: BaseException) -> bool:
+    """Whether this is no outcome of user code but a signal of the runtime that has to reach it."""
+    if isinstance(error, RunLatched):
+        run = current_run.get()
+        return run is None or run.latch.reason is not None
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs: a coroutine is being thrown away
+        task = None
+    if isinstance(error, asyncio.CancelledError):
+        return task is None or task.cancelling() > 0
+    return isinstance(error, GeneratorExit) and task is None  # the coroutine is being thrown away
+
+
+def _latched_in(error: BaseException) -> LatchReason | None:
+    """Why the run is latched, where that is what a group of errors is about (a TaskGroup makes one of it)."""
+    run = current_run.get()
+    if run is None or not isinstance(error, BaseExceptionGroup) or error.subgroup(RunLatched) is None:
+        return None
+    return run.latch.reason
+
+
+def coded(error: BaseException, wrap: Coded, *, prefix: str = "") -> OpenAgentsError:
+    """The error as a coded one that can be stored: itself where it is one, else what `wrap` makes of it."""
+    if isinstance(error, OpenAgentsError) and _is_storable(error):
+        return error
+    wrapped = wrap(f"{prefix}{described(error)}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def described(error: BaseException) -> str:
+    """The type and the text of an error; of a group, those of each member."""
+    text = text_of(error)
+    name = type(error).__name__
+    if not isinstance(error, BaseExceptionGroup):
+        return f"{name}: {text}"
+    members = [described(member) for member in error.exceptions[:MAX_NAMED_MEMBERS]]
+    return f"{name}: {text} [{'; '.join(members)}]"
+
+
+def _is_storable(error: OpenAgentsError) -> bool:
+    """Whether the error of a plugin's own class can be recorded and shown as it is."""
+    try:
+        check_storable(error.to_dict())
+        ErrorDetails.from_exception(error).model_dump_json()
+    except Exception:  # noqa: BLE001 - its class may override anything
+        return False
+    return isinstance(error.code, str)
+
+
+def tool_error(make: Callable[..., OpenAgentsError], tool_id: str) -> Coded:
+    """`wrap` for an error class that is told its tool."""
+    return partial(_of_tool, make, tool_id)
+
+
+def _of_tool(make: Callable[..., OpenAgentsError], tool_id: str, text: str) -> OpenAgentsError:
+    return make(text, tool_id)

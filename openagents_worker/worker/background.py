@@ -1,0 +1,56 @@
+"""Background parts. The only place that says what follows when a thread or task of the worker's own fails.
+
+A worker whose heartbeat, watch or rescue has ended looks healthy and is not: its process ends, with one line
+in the log that says which part it was and why, and others take its runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from openagents_worker.telemetry import get_logger
+
+__all__ = ["EX_PART_FAILED", "Leave", "background_task", "background_thread"]
+
+log = get_logger(__name__)
+
+EX_PART_FAILED = 70  # EX_SOFTWARE of sysexits.h
+
+Leave = Callable[[int], object]
+"""Ends the process at once, with this exit code."""
+
+
+def background_thread(main: Callable[[], None], *, name: str, leave: Leave = os._exit) -> threading.Thread:
+    """A daemon thread, not started yet, that ends the process when `main` raises."""
+
+    def guarded() -> None:
+        try:
+            main()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the part has ended
+            _end_process(name, error, leave)
+
+    return threading.Thread(target=guarded, name=name, daemon=True)
+
+
+def background_task(
+    work: Coroutine[Any, Any, Any], *, name: str, leave: Leave = os._exit
+) -> asyncio.Task[Any]:
+    """A task that ends the process when it raises; to be cancelled is no failure."""
+
+    def ended(task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _end_process(name, error, leave)
+
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    task.add_done_callback(ended)
+    return task
+
+
+def _end_process(part: str, error: BaseException, leave: Leave) -> None:
+    problem = f"{type(error).__name__}: {error}"
+    log.error("worker.part_failed", part=part, error=problem, exit_code=EX_PART_FAILED, exc_info=error)
+    leave(EX_PART_FAILED)

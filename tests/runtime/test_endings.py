@@ -1,0 +1,405 @@
+"""Every attempt ends in something that can be written, whatever its run contains."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from openagents_worker.errors import AgentUnavailable, error_classes
+from openagents_worker.models import RunRecord, RunState, StopReason
+from openagents_worker.runtime.runner import Outlook
+from openagents_worker.settings import load_settings
+from openagents_worker.store import scripts
+from openagents_worker.store.scripts import ReleaseKind
+from tests.runtime import plugins, unstorable
+from tests.runtime.harness import Process, agent, process
+from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
+
+HERE = "tests.runtime.unstorable"
+OUTCOMES = list(unstorable.VALUES)
+
+
+def acting(pattern: str, tool: str | None = None, *, given: Any = None, **config: Any) -> dict[str, Any]:
+    """An agent with this pattern and, where one is named, this tool; both have the config."""
+    tools = [{"id": "tool", "impl": f"{HERE}.{tool}", "config": config}] if tool else []
+    return agent(pattern={"impl": f"{HERE}.{pattern}", "config": config}, tools=tools, **(given or {}))
+
+
+def told(record: RunRecord) -> tuple[str, str]:
+    """Code and message of the error that ended the run."""
+    assert record.result is not None
+    assert record.result.error_details is not None
+    return record.result.error_details.code, record.result.error_details.message
+
+
+async def due(p: Process, run_id: str = "r1") -> None:
+    """As if the time were over for which the run is put off."""
+    await p.store.redis.hset(p.store.keys("run", run_id), "due", 0)
+    await p.store.redis.zadd(p.store.keys("due"), {run_id: 0})
+    assert [wake.run_id for wake in (await p.store.run(scripts.wake(limit=10)))[0]] == [run_id]
+
+
+async def ended(p: Process, **fields: Any) -> RunRecord:
+    """The run's record after its first attempt, which must have ended it; its session is free again."""
+    record = await p.run(**fields)
+    assert record.state.is_terminal, record
+    assert (record.attempt, record.recoveries) == (1, 0)
+    assert await p.store.redis.hget(p.store.keys("session", "s1"), "holder") is None
+    names = await p.event_names()
+    assert names[-2:] == [f"run.{record.state}", "session.run.completed"]
+    return record
+
+
+# --- what a run leaves -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "where", "named"),
+    [
+        (what, where, named)
+        for (where, named), what in itertools.product(
+            (("output", "output"), ("artifact", "artifact 'plan'"), ("state", "state key 'plan'")), OUTCOMES
+        )
+        if (what, where) != ("a model that cannot be serialised", "output")
+    ],
+)
+async def test_an_end_that_cannot_be_stored_is_replaced_by_one_that_can(
+    redis_url: str, what: str, where: str, named: str
+) -> None:
+    """The run has failed; its error says what could not be written, and where."""
+    async with process(redis_url, acting("Leaves", what=what, where=where)) as p:
+        code, message = told(await ended(p))
+
+    assert code == "step.too_large"
+    assert named in message
+
+
+async def test_a_model_whose_serializer_fails_is_an_error_of_the_pattern(redis_url: str) -> None:
+    """It is user code, and names what it raised."""
+    async with process(
+        redis_url, acting("Leaves", what="a model that cannot be serialised", where="output")
+    ) as p:
+        code, message = told(await ended(p))
+
+    assert code == "pattern.error"
+    assert "PydanticSerializationError" in message or "KeyError" in message
+
+
+@pytest.mark.parametrize("where", ["no artifact", "all artifacts", "all state"])
+@pytest.mark.parametrize("what", OUTCOMES)
+async def test_a_context_that_was_replaced_is_no_reason_not_to_end(
+    redis_url: str, what: str, where: str
+) -> None:
+    """A pattern may put anything in the place of the context's own parts."""
+    async with process(redis_url, acting("Leaves", what=what, where=where)) as p:
+        assert (await ended(p)).state is RunState.FAILED
+
+
+@pytest.mark.parametrize("what", OUTCOMES)
+async def test_an_event_shows_what_can_be_shown_of_anything(redis_url: str, what: str) -> None:
+    """An event's payload is for people: what is not JSON stands in it as its text."""
+    async with process(redis_url, acting("Leaves", what=what, where="event")) as p:
+        assert (await ended(p)).state is RunState.COMPLETED
+        assert "app.looked" in await p.event_names()
+
+
+async def test_an_event_may_have_any_name(redis_url: str) -> None:
+    """What is not a text, or holds half a character, is shown as far as it can be."""
+    async with process(redis_url, acting("Names")) as p:
+        assert (await ended(p)).state is RunState.COMPLETED
+        assert "\\ud800" in await p.event_names()
+
+
+async def test_a_failed_run_keeps_its_error_and_what_can_be_stored(redis_url: str) -> None:
+    """Its error says more than that an artifact could not be written; the result names what is missing."""
+    async with process(
+        redis_url, acting("Leaves", what="a foreign object", where="artifact, then an error")
+    ) as p:
+        record = await ended(p)
+
+    assert told(record)[0] == "pattern.error"
+    assert record.result is not None
+    assert [artifact.name for artifact in record.result.artifacts] == ["good"]
+    assert "artifact 'plan'" in str(record.result.metadata["not_stored"])
+
+
+async def test_a_run_whose_end_redis_refuses_does_not_go_on_for_ever(redis_url: str) -> None:
+    """Something of the session is not what it should be: the run is given back, a bounded number of times."""
+    async with process(redis_url, patterned("Steps", tool("Charge"), n=1)) as p:
+        await p.submit()
+        carrying = await carried_until(p, lambda: len(plugins.LOG) == 1, "the call begins")
+        await p.store.redis.hset(p.store.keys("session", "s1"), "version", "not a number")
+        open_gates("charge-0")
+        await carrying
+        for _ in range(scripts.MAX_RECOVERIES + 1):
+            await p.carry()
+        await p.store.redis.hdel(p.store.keys("session", "s1"), "version")
+        code, _ = told(await p.record())
+
+    assert code == "run.poisoned"
+    assert plugins.executed("charge") == [0]
+
+
+async def test_an_end_that_is_too_large_as_a_whole_names_its_largest_part(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis serves nobody else while it stores an end."""
+    monkeypatch.setattr("openagents_worker.runtime.ending.LARGEST_ENDING_BYTES", 1_000)
+    monkeypatch.setitem(unstorable.VALUES, "large", lambda: "x" * 900)
+    async with process(redis_url, acting("Leaves", what="large", where="state")) as p:
+        assert (await ended(p)).state is RunState.COMPLETED
+    monkeypatch.setitem(unstorable.VALUES, "large", lambda: "x" * 1_100)
+    async with process(redis_url, acting("Leaves", what="large", where="state")) as p:
+        record = await p.run("r2", session_id="s2")
+
+    assert told(record)[0] == "step.too_large"
+    assert "most of it is state key 'plan'" in told(record)[1]
+
+
+@pytest.mark.parametrize("what", list(unstorable.ERRORS))
+@pytest.mark.parametrize("by", ["pattern", "tool"])
+async def test_an_error_that_cannot_be_stored_is_described(redis_url: str, what: str, by: str) -> None:
+    """Its type is named, and of its text what can be stored."""
+    definition = (
+        acting("Raises", what=what) if by == "pattern" else acting("CallsTool", "ToolRaises", what=what)
+    )
+    async with process(redis_url, definition) as p:
+        code, message = told(await ended(p))
+
+    assert code in {"pattern.error", "tool.error", "step.too_large", "shop.unfinished"}
+    assert message
+    assert len(message) <= 10_000
+
+
+# --- what a tool gives ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["result", "artifact", "add_artifact", "state"])
+@pytest.mark.parametrize("what", OUTCOMES)
+async def test_what_a_tool_gives_is_checked_where_it_gives_it(redis_url: str, what: str, where: str) -> None:
+    """It is an error of that call, which is recorded; the run goes on."""
+    async with process(redis_url, acting("UsesTool", "GivesBack", what=what, where=where)) as p:
+        record = await ended(p)
+        names = await p.event_names()
+
+    assert record.result is not None
+    assert record.state is RunState.COMPLETED
+    assert record.result.final_output["code"] in {"step.too_large", "tool.error"}
+    assert "tool.failed" in names
+    assert "tool.succeeded" not in names
+    if where in ("artifact", "state"):
+        assert "plan" in record.result.final_output["message"]
+
+
+@pytest.mark.parametrize("where", ["view", "state"])
+@pytest.mark.parametrize("what", OUTCOMES)
+async def test_a_run_ends_whatever_its_memory_gives_it(redis_url: str, what: str, where: str) -> None:
+    """It is to be recorded with the start of the run: what cannot be ends the run, and does not repeat it."""
+    memory = {"impl": f"{HERE}.Views", "config": {"what": what, "where": where}}
+    pattern = {"impl": "tests.runtime.plugins.Silent"}
+    async with process(redis_url, agent(memory=memory, pattern=pattern)) as p:
+        record = await ended(p)
+
+    if record.state is not RunState.COMPLETED:
+        assert told(record)[0] in {"step.too_large", "pattern.error"}
+
+
+# --- our own errors, raised by somebody else -------------------------------------------------------------
+
+CODES = sorted({cls.code for cls in error_classes() if cls.__module__ == "openagents_worker.errors"})
+CODES = [code for code in CODES if code != "openagents.recorded"]
+
+
+@pytest.mark.parametrize("code", CODES)
+async def test_an_error_of_ours_that_a_pattern_raises_is_an_error_of_the_run(
+    redis_url: str, code: str
+) -> None:
+    """Whatever it means elsewhere: no worker is too old because a pattern says that an agent is not known."""
+    async with process(redis_url, acting("PatternSays", code=code)) as p:
+        record = await ended(p)
+
+    assert told(record)[0] == code
+    assert record.state is (RunState.CANCELLED if code == "run.cancelled" else RunState.FAILED)
+
+
+@pytest.mark.parametrize("code", CODES)
+async def test_an_error_of_ours_that_a_tool_raises_is_the_calls_outcome(redis_url: str, code: str) -> None:
+    """It is recorded, after as many tries as its class allows, and told to the pattern."""
+    cls = next(cls for cls in error_classes() if cls.code == code)
+    async with process(redis_url, acting("CallsTool", "ToolSays", code=code)) as p:
+        await p.submit(budget={"max_resume_attempts": 1})
+        carried = await p.carry()
+        if cls.retryable:
+            assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, code)
+            await due(p)
+            await p.carry()
+        record = await p.record()
+
+    assert record.state.is_terminal
+    assert told(record)[0] == code
+
+
+@pytest.mark.parametrize("on_error", ["fail", "continue"])
+@pytest.mark.parametrize("step", ["inject", "writeback"])
+async def test_an_error_of_ours_that_a_memory_raises_ends_as_its_definition_says(
+    redis_url: str, step: str, on_error: str
+) -> None:
+    """`on_error: fail` ends the run with it, `continue` goes on without the memory."""
+
+    def remembering(code: str) -> dict[str, Any]:
+        config = {"step": step, "code": code}
+        return agent(code, memory={"impl": f"{HERE}.MemorySays", "config": config, "on_error": on_error})
+
+    async with process(redis_url, *map(remembering, CODES)) as p:
+        for code in CODES:
+            record = await p.run(code, agent_id=code, session_id=code)
+            if on_error == "continue":
+                assert record.state is RunState.COMPLETED, code
+            else:
+                assert told(record)[0] == code
+
+
+# --- every way of giving a run back ----------------------------------------------------------------------
+
+
+async def poisoned_after(p: Process, attempts: int) -> RunRecord:
+    """The run's record once `attempts` claims have been given back."""
+    for _ in range(attempts):
+        assert not (await p.record()).state.is_terminal
+        await p.carry()
+    return await p.record()
+
+
+async def test_a_run_whose_attempts_always_fail_inside_is_poisoned(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error of ours is a line in the log with its traceback; the run is given back, which is counted."""
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_RECOVERIES": "2"})
+
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("a bug of ours")
+
+    monkeypatch.setattr("openagents_worker.runtime.attempt.Attempt._worked", broken)
+    async with process(redis_url, settings=settings) as p:
+        await p.submit()
+        record = await poisoned_after(p, 3)
+
+    assert told(record)[0] == "run.poisoned"
+    assert record.recoveries == 3
+    assert "run.internal_error" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_run_whose_record_cannot_be_read_is_poisoned(redis_url: str) -> None:
+    """Nobody can begin it; it does not go round for ever."""
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_RECOVERIES": "1"})
+    async with process(redis_url, settings=settings) as p:
+        await p.submit()
+        request = await p.store.redis.hget(p.store.keys("run", "r1"), "request")
+        await p.store.redis.hset(p.store.keys("run", "r1"), "request", "{")
+        for _ in range(2):
+            await p.carry()
+        await p.store.redis.hset(p.store.keys("run", "r1"), "request", request)
+
+        assert told(await p.record())[0] == "run.poisoned"
+
+
+async def test_a_worker_that_stops_hands_a_claimed_run_over_as_often_as_it_likes(redis_url: str) -> None:
+    """A hand-over is shown, and never counted against the run."""
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_RECOVERIES": "1"})
+    async with process(redis_url, settings=settings) as p:
+        await p.submit()
+        p.runner.accepting = False
+        for _ in range(4):
+            assert (await p.carry()).reason == "handover"
+        p.runner.accepting = True
+
+        assert (await p.event_names()).count("run.handed_over") == 4
+        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        assert (await p.record()).recoveries == 0
+
+
+async def test_a_run_that_nobody_carries_any_more_is_counted_when_it_is_released(redis_url: str) -> None:
+    """As the heartbeat releases it; a run that is not durable is lost with the first time."""
+    async with process(redis_url) as p:
+        for run_id, durable, times in (("r1", True, 3), ("r2", False, 1)):
+            await p.submit(run_id, session_id=run_id, durable=durable)
+            for _ in range(times):
+                await release(p, run_id, ReleaseKind.LOST, max_recoveries=2)
+
+        assert told(await p.record("r1"))[0] == "run.poisoned"
+        assert told(await p.record("r2"))[0] == "worker.lost"
+
+
+async def release(p: Process, run_id: str, kind: ReleaseKind, *, max_recoveries: int) -> None:
+    claimed = await p.store.run(
+        scripts.claim(
+            run_id=run_id, incarnation=p.lease.incarnation, nonce="n", page_bytes=scripts.PAGE_BYTES
+        )
+    )
+    await p.store.run(
+        scripts.release(
+            run_id=run_id,
+            incarnation=p.lease.incarnation,
+            fence=claimed.fence,
+            kind=kind,
+            max_recoveries=max_recoveries,
+        )
+    )
+
+
+async def test_a_run_that_is_left_to_others_for_too_long_fails(redis_url: str) -> None:
+    """Somebody announced its agent once, and nobody that has it comes."""
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_LEFT_TO_OTHERS_MAX_S": "3600"})
+    async with process(redis_url, agent("gone"), name="gone") as gone:
+        await gone.submit(agent_id="gone")
+    async with process(redis_url, agent("old"), settings=settings) as p:
+        delays = []
+        for _ in range(6):
+            carried = await p.carry()
+            assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "user.agent_not_found")
+            assert carried.delay_ms is not None
+            delays.append(carried.delay_ms)
+            await due(p)
+        assert await p.store.redis.hget(p.store.keys("run", "r1"), "retries") in (None, "0")
+        assert (await p.event_names()).count("run.left_to_others") == 1
+        for n, delay_ms in enumerate(delays):
+            least_ms = min(5_000 * 2**n, 60_000)
+            assert least_ms <= delay_ms <= min(least_ms * 1.25, 60_000)
+        await p.store.redis.hset(p.store.keys("run", "r1"), "left_since", 1)
+
+        carried = await p.carry()
+
+        assert carried.kind is Outlook.ENDED
+        code, message = told(await p.record())
+        assert code == AgentUnavailable.code
+        assert "gone" in message
+
+
+async def test_a_journal_that_nobody_reads_for_too_long_fails_the_run(redis_url: str) -> None:
+    """A format that only another version reads is the same as an agent that only another worker has."""
+    async with process(redis_url) as p:
+        await p.submit()
+        await p.store.redis.hset(p.store.keys("run", "r1"), mapping={"format": 99})
+        assert (await p.carry()).reason == "other_format"
+        await due(p)
+        await p.store.redis.hset(p.store.keys("run", "r1"), "left_since", 1)
+
+        assert (await p.carry()).kind is Outlook.ENDED
+
+        await p.store.redis.hset(p.store.keys("run", "r1"), mapping={"format": 1})
+        assert told(await p.record())[0] == AgentUnavailable.code
+
+
+async def test_a_retry_is_bounded(redis_url: str) -> None:
+    """The last error is the run's, after `max_resume_attempts`."""
+    async with process(redis_url, acting("CallsTool", "ToolSays", code="tool.unavailable")) as p:
+        await p.submit(budget={"max_resume_attempts": 2})
+        for _ in range(2):
+            assert (await p.carry()).kind is Outlook.SUSPENDED
+            await due(p)
+
+        assert (await p.carry()).kind is Outlook.ENDED
+        assert told(await p.record())[0] == "tool.unavailable"

@@ -1,0 +1,382 @@
+"""Whatever user code raises, from whichever hook, is an outcome of the run and names its type."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from openagents_worker import register_deps, register_output
+from openagents_worker.errors import PatternError, ToolError
+from openagents_worker.models import RunRecord, RunState
+from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
+from openagents_worker.runtime.registry import DEPS, OUTPUTS
+from openagents_worker.runtime.user_code import (
+    RunCode,
+    cancelling_itself_only,
+    coded,
+    current_run,
+    described,
+    user_code,
+)
+from tests.runtime import plugins, raising
+from tests.runtime.harness import Process, agent, process
+from tests.runtime.test_endings import told
+from tests.runtime.test_replay import carried_until, patterned, tool
+from tests.runtime.test_stop import worker
+from tests.runtime.unstorable import EXCEPTIONS
+
+HERE = "tests.runtime.raising"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_raised_yet(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+    monkeypatch.setattr(DEPS, "_by_name", {})
+    monkeypatch.setattr(OUTPUTS, "_by_name", {})
+    raising.NEXT.clear()
+    raising.CALLS.clear()
+    yield
+    raising.NEXT.clear()
+
+
+@contextmanager
+def raises(name: str) -> Iterator[None]:
+    raising.NEXT[:] = [name]
+    try:
+        yield
+    finally:
+        raising.NEXT.clear()
+
+
+def acting(
+    pattern: str, *, tool_impl: str = "", given: dict[str, Any] | None = None, **config: Any
+) -> dict[str, Any]:
+    tools = [{"id": "tool", "impl": f"{HERE}.{tool_impl}", "config": config}] if tool_impl else []
+    return agent(pattern={"impl": f"{HERE}.{pattern}"}, tools=tools, **(given or {}))
+
+
+async def each(p: Process, **fields: Any) -> list[tuple[str, RunRecord]]:
+    """One run for every exception of the table, each in its own session and ended by its first attempt."""
+    records = []
+    for number, name in enumerate(EXCEPTIONS):
+        with raises(name):
+            record = await p.run(f"r{number}", session_id=f"s{number}", **fields)
+        assert record.state.is_terminal, name
+        assert (record.attempt, record.recoveries, record.retries) == (1, 0, 0), name
+        records.append((name, record))
+    return records
+
+
+def names_it(name: str, message: str) -> bool:
+    """Whether the message names the type; of a group, each member's."""
+    error = EXCEPTIONS[name]()
+    members = error.exceptions if isinstance(error, BaseExceptionGroup) else [error]
+    return all(type(member).__name__ in message for member in members)
+
+
+def answer_of(record: RunRecord) -> dict[str, Any]:
+    assert record.result is not None
+    answer: dict[str, Any] = record.result.final_output
+    return answer
+
+
+# --- tools ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["may be repeated", "not durable_idempotent"])
+@pytest.mark.parametrize("hook", ["invoke", "before_invoke", "validate_params"])
+async def test_what_a_tool_raises_is_the_outcome_of_its_call(redis_url: str, hook: str, once: bool) -> None:
+    """The call is made once, its error names the type and is not retryable; the pattern goes on."""
+    async with process(redis_url, acting("Caller", tool_impl="RaisingTool", hook=hook, once=once)) as p:
+        for name, record in await each(p):
+            answer = answer_of(record)
+            assert (answer["code"], answer["retryable"]) == ("tool.error", False), name
+            assert names_it(name, answer["message"]), name
+    assert len(raising.CALLS) == len(EXCEPTIONS)
+
+
+@pytest.mark.parametrize("function", ["in_coroutine", "in_thread", "in_plain_thread", "in_task"])
+async def test_what_a_function_raises_is_the_outcome_of_its_call(redis_url: str, function: str) -> None:
+    """Also from a thread, whose future could not hold every exception, and from a task, which would end the
+    loop by some."""
+    async with worker(redis_url, acting("Caller", tool_impl=function)) as p:
+        for name, record in await each(p):
+            assert answer_of(record)["code"] == "tool.error", name
+            assert names_it(name, answer_of(record)["message"]), name
+    assert len(raising.CALLS) == len(EXCEPTIONS)
+
+
+async def test_what_a_future_holds_ends_its_run_or_its_call(redis_url: str) -> None:
+    """GeneratorExit from a future closes whoever waits for it: not even then the run goes round for ever."""
+    async with worker(redis_url, acting("Caller", tool_impl="in_future")) as p:
+        for name, record in await each(p):
+            if name == "GeneratorExit":
+                assert "GeneratorExit" in told(record)[1]
+            else:
+                assert answer_of(record)["code"] == "tool.error", name
+                assert names_it(name, answer_of(record)["message"]), name
+
+
+async def test_what_a_function_raises_in_another_process_is_the_outcome_of_its_call(redis_url: str) -> None:
+    """Also where the exception could not be sent, or would end the process; the others' calls go on in it."""
+    definition = acting("Caller", tool_impl="in_process")
+    definition["pattern"]["config"] = {"says_which": True}
+    async with process(redis_url, definition) as p:
+        for name, record in await each(p):
+            assert answer_of(record)["code"] == "tool.error", name
+            assert names_it(name, answer_of(record)["message"]), name
+
+
+async def test_a_hook_after_the_fact_changes_nothing(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What `after_invoke` raises is a line in the log."""
+    async with process(redis_url, acting("Caller", tool_impl="RaisingTool", hook="after_invoke")) as p:
+        for name, record in await each(p):
+            assert answer_of(record) == {"got": "fine"}, name
+    assert caplog.text.count("tool.after_invoke_failed") == len(EXCEPTIONS)
+
+
+async def test_a_gate_that_fails_is_closed(redis_url: str) -> None:
+    """Whatever `requires_approval` raises, the tool is not called without one."""
+    async with process(redis_url, acting("Caller", tool_impl="RaisingTool", hook="requires_approval")) as p:
+        for name, record in await each(p):
+            assert answer_of(record)["code"] == "tool.permanent", name
+            assert "requires approval" in answer_of(record)["message"], name
+
+
+# --- what fails the run -----------------------------------------------------------------------------------
+
+
+HOOKS: dict[str, dict[str, Any]] = {
+    "preflight": acting("Caller", tool_impl="RaisingTool", hook="preflight"),
+    "pattern": acting("Raiser"),
+    "setup": acting("Setter"),
+    "assemble": agent(context_assembler={"impl": f"{HERE}.RaisingAssembler"}),
+} | {
+    f"{memory}.{hook}": agent(
+        memory={"impl": f"{HERE}.{memory}", "config": {"hook": hook}, "on_error": "fail"},
+        pattern={"impl": "tests.runtime.plugins.Silent"},
+    )
+    for memory in ("RaisingMemory", "ExternalMemory")
+    for hook in ("inject", "writeback", "compact")
+}
+
+
+@pytest.mark.parametrize("hook", list(HOOKS))
+async def test_what_a_hook_raises_fails_its_run(redis_url: str, hook: str) -> None:
+    """With an error that names the type; the process and its loop go on."""
+    async with process(redis_url, HOOKS[hook]) as p:
+        for name, record in await each(p):
+            code, message = told(record)
+            assert code == "pattern.error", name
+            assert names_it(name, message), (name, message)
+        assert (await p.run("fine", session_id="fine")).state is RunState.COMPLETED
+
+
+@pytest.mark.parametrize("hook", ["inject", "writeback", "compact"])
+async def test_what_a_memory_raises_is_passed_over_where_its_definition_says_so(
+    redis_url: str, hook: str
+) -> None:
+    """`on_error: continue`: a run without its memory is still a run."""
+    memory = {"impl": f"{HERE}.RaisingMemory", "config": {"hook": hook}, "on_error": "continue"}
+    async with process(
+        redis_url, agent(memory=memory, pattern={"impl": "tests.runtime.plugins.Silent"})
+    ) as p:
+        for name, record in await each(p):
+            assert record.state is RunState.COMPLETED, name
+    assert len(raising.CALLS) == len(EXCEPTIONS)
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [acting("Closer"), agent(context_assembler={"impl": f"{HERE}.CompactingAssembler"})],
+    ids=["close", "assembler compact"],
+)
+async def test_what_comes_too_late_or_is_not_needed_is_passed_over(
+    redis_url: str, definition: dict[str, Any]
+) -> None:
+    """A plugin that cannot be closed, an assembler that cannot shorten the past: the run goes on."""
+    async with process(redis_url, definition) as p:
+        for name, record in await each(p):
+            assert record.state is RunState.COMPLETED, name
+    assert raising.CALLS
+
+
+@pytest.mark.parametrize("hook", ["factory", "async factory", "enter", "exit", "async enter", "async exit"])
+async def test_what_deps_raise_fails_the_run(redis_url: str, hook: str) -> None:
+    """Ordinary errors as `deps.unavailable`, which is tried again where the run allows it; the rest is an
+    error of the plugin, and is not."""
+    factories = {
+        "factory": raising.raising_deps,
+        "async factory": raising.raising_deps_async,
+        "enter": lambda: raising.FromDeps("enter"),
+        "exit": lambda: raising.FromDeps("exit"),
+        "async enter": lambda: raising.FromDepsAsync("enter"),
+        "async exit": lambda: raising.FromDepsAsync("exit"),
+    }
+    register_deps("mine", factories[hook])
+    async with process(redis_url, patterned("Silent")) as p:
+        for name, record in await each(p, deps="mine", budget={"max_resume_attempts": 0}):
+            code, message = told(record)
+            is_exception = isinstance(EXCEPTIONS[name](), Exception) and name != "StopIteration"
+            if "exit" in hook:
+                assert code == "pattern.error", name
+            elif is_exception:
+                assert code == "deps.unavailable", name
+            else:
+                assert code in ("pattern.error", "deps.unavailable"), name
+            assert names_it(name, message), (name, message)
+
+
+async def test_what_a_validator_of_the_output_raises_fails_the_run(redis_url: str) -> None:
+    """What pydantic takes for a verdict on the answer is one; the rest is named."""
+    register_output("answer", raising.Answer)
+    async with process(redis_url, acting("Answering")) as p:
+        for name, record in await each(p, output_type="answer", budget={"max_validation_retries": 0}):
+            code, message = told(record)
+            if issubclass(type(EXCEPTIONS[name]()), ValueError | AssertionError):
+                assert code in ("execution.output_validation", "pattern.error"), name
+            else:
+                assert code == "pattern.error", name
+                assert names_it(name, message), (name, message)
+
+
+async def test_what_a_models_client_raises_is_the_outcome_of_its_call(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client of somebody's own raises what it likes; the pattern meets a coded error that was recorded."""
+    monkeypatch.setattr(Assembly, "model", lambda *_: raising.RaisingModel())
+    async with process(redis_url, acting("AsksModel")) as p:
+        for name, record in await each(p):
+            assert (answer_of(record)["code"], answer_of(record)["retryable"]) == ("llm.response", False), (
+                name
+            )
+            assert names_it(name, answer_of(record)["message"]), name
+        journal = await p.journal("r0")
+    assert "error" in journal[-1]["outcome"]
+
+
+# --- what is not user code's to raise --------------------------------------------------------------------
+
+
+async def test_a_pattern_that_catches_everything_is_stopped_all_the_same(redis_url: str) -> None:
+    """The latch decides, not what the pattern makes of it."""
+    async with process(redis_url, patterned("CatchesAll", tool("Charge"))) as p:
+        await p.submit()
+        carrying = await carried_until(p, lambda: len(plugins.LOG) == 1, "the call begins")
+        p.runner.latch("r1", LatchReason.CANCELLED)
+        await carrying
+
+        assert (await p.record()).state is RunState.CANCELLED
+        assert ("caught", "RunLatched") in plugins.LOG
+
+
+async def test_a_latch_that_nobody_has_set_is_an_error_of_the_pattern(redis_url: str) -> None:
+    """Who raises our signals without being told to does not stop the run in secret."""
+    async with process(redis_url, patterned("LatchesItself")) as p:
+        code, message = told(await p.run())
+
+    assert code == "pattern.error"
+    assert "RunLatched" in message
+
+
+async def test_a_cancellation_that_somebody_asked_for_travels_on() -> None:
+    """It is no outcome of user code."""
+
+    async def work() -> None:
+        with user_code(PatternError):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("timeout_ms", [None, 10_000])
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("cancels_itself", "CancelledError: "),
+        ("cancels_itself_too_late", "fine"),
+        ("catches_its_cancellation", "fine"),
+    ],
+)
+async def test_a_tool_that_cancels_itself_cancels_nobody_else(
+    redis_url: str, name: str, outcome: str, timeout_ms: int | None
+) -> None:
+    """It runs in its pattern's task; that goes on, and so do its next calls."""
+    tools = [
+        {"id": "tool", "impl": f"{HERE}.{name}", "timeout_ms": timeout_ms},
+        {"id": "other", "impl": f"{HERE}.in_coroutine"},
+    ]
+    async with process(redis_url, agent(pattern={"impl": f"{HERE}.CallsTwice"}, tools=tools)) as p:
+        record = await p.run()
+
+        assert record.result is not None
+        assert record.result.final_output == [outcome, "fine"]
+        assert [entry["name"] for entry in await p.journal()][1:] == ["tool", "other"]
+
+
+async def test_a_cancellation_from_outside_reaches_a_tool_that_has_cancelled_itself() -> None:
+    """Both are asked for; that from outside counts."""
+    entered = asyncio.Event()
+
+    async def tool() -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        me.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        entered.set()
+        await asyncio.Event().wait()
+
+    async def work() -> None:
+        with user_code(PatternError):
+            await cancelling_itself_only(tool())
+
+    task = asyncio.create_task(work())
+    await entered.wait()
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_the_latch_of_a_latched_run_travels_on() -> None:
+    """And only that."""
+    run = RunCode("r1", "a", Latch())
+    token = current_run.set(run)
+    try:
+        with pytest.raises(PatternError, match="RunLatched"), user_code(PatternError):
+            raise RunLatched(LatchReason.RETRY)
+        run.latch.set(LatchReason.RETRY)
+        for signal in (RunLatched(LatchReason.RETRY), _of_a_task_group(RunLatched(LatchReason.RETRY))):
+            with pytest.raises(RunLatched), user_code(PatternError):
+                raise signal
+    finally:
+        current_run.reset(token)
+
+
+def _of_a_task_group(error: BaseException) -> BaseException:
+    return BaseExceptionGroup("unhandled errors in a TaskGroup", [ValueError("beside it"), error])
+
+
+def test_each_member_of_a_group_is_named() -> None:
+    """Also of a group in a group."""
+    inner = BaseExceptionGroup("inner", [SystemExit(3)])
+    error = coded(BaseExceptionGroup("outer", [ValueError("one"), inner]), ToolError)
+
+    assert error.message == (
+        "BaseExceptionGroup: outer (2 sub-exceptions) "
+        "[ValueError: one; BaseExceptionGroup: inner (1 sub-exception) [SystemExit: 3]]"
+    )
+    assert error.__cause__ is not None
+    assert described(KeyError("x")) == "KeyError: 'x'"
