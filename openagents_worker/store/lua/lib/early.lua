@@ -1,5 +1,5 @@
 --#include time
--- A lease that ends before its time, and what shows that it should: F50b and F51 of the protocol.
+-- A lease that ends before its time, and what shows that it should.
 local GONE_MS = 600000 -- whoever was given up wrongly beats again long before that
 local FALSE_ALARM = 'false alarm'
 
