@@ -156,6 +156,12 @@ class Settings(BaseSettings):
         ge=0,
         description="How often a worker is heard of. 0: a quarter of the lease; three may be lost.",
     )
+    alive_look_ms: int = Field(
+        default=500,
+        ge=0,
+        description="How often a worker looks whether others are alive: at processes of its host twice as "
+        "often, at connections half as often. 0: never; a dead worker is noticed when its lease is over.",
+    )
     watch_processes: bool = Field(
         default=True,
         description="Whether workers of one host look at each other's processes, and notice a death at once. "
@@ -176,10 +182,10 @@ class Settings(BaseSettings):
         "after one more it is poisoned, if it was the only suspect.",
     )
     left_to_others_max_s: float = Field(
-        default=DAY_S,
+        default=3600,
         gt=0,
         description="How long a run waits for a worker that knows its agent and reads its format; then it "
-        "fails. A day: an upgrade that stops half-way in the evening is finished the next morning.",
+        "fails. An hour: an upgrade that takes longer than that has stopped half-way.",
     )
     stop_grace_s: float = Field(
         default=30,

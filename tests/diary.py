@@ -29,7 +29,8 @@ def note(what: str, context: ToolContext, **more: Any) -> None:
 def read(folder: Path, run_id: str) -> list[dict[str, Any]]:
     """The lines of one run, in the order in which they were written."""
     file = _file(folder)
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    written = file.read_text().splitlines(keepends=True) if file.exists() else []
+    lines = [json.loads(line) for line in written if line.endswith("\n")]  # the last one is being written
     return [line for line in lines if line["key"].startswith(f"{run_id}:")]
 
 

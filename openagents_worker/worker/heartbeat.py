@@ -32,7 +32,7 @@ from openagents_worker.telemetry import get_logger
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.background import Leave, background_thread
 from openagents_worker.worker.lease import WorkerLease, boot_clock
-from openagents_worker.worker.looks import RENEWAL_GRACE_MS, Looks
+from openagents_worker.worker.looks import LOOK_EVERY_S, RENEWAL_GRACE_MS, Looks
 from openagents_worker.worker.neighbours import ProcessIdentity
 
 __all__ = ["Carrier", "Heartbeat"]
@@ -72,6 +72,7 @@ class Heartbeat:
         loop: asyncio.AbstractEventLoop,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         on_registered: Callable[[str], None],
+        look_every_s: float = LOOK_EVERY_S,
         process: ProcessIdentity | None = None,
         on_neighbours: Callable[[Mapping[str, str]], None] = lambda neighbours: None,
         on_given_up: Callable[[], None] = lambda: None,
@@ -102,6 +103,7 @@ class Heartbeat:
             host=self._host,
             ask=self._ask,
             clock=clock,
+            look_every_s=look_every_s,
             on_given_up=lambda: self._post(on_given_up),
             on_neighbours=on_neighbours,
         )

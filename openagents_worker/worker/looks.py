@@ -15,7 +15,7 @@ from openagents_worker.store.scripts import FalseAlarm, Looked, alarm, look
 from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.telemetry import get_logger
 
-__all__ = ["RENEWAL_GRACE_MS", "Looks"]
+__all__ = ["LOOK_EVERY_S", "RENEWAL_GRACE_MS", "Looks"]
 
 log = get_logger(__name__)
 
@@ -40,14 +40,17 @@ class Looks:
         clock: Callable[[], float],
         on_given_up: Callable[[], None],
         on_neighbours: Callable[[Mapping[str, str]], None],
+        look_every_s: float = LOOK_EVERY_S,
     ) -> None:
+        """`look_every_s` 0: nobody is looked for, dead workers are noticed by their leases alone."""
         self._store = store
         self._host = host
         self._ask = ask
         self._clock = clock
         self._on_given_up = on_given_up
         self._on_neighbours = on_neighbours
-        self._next_s = -math.inf
+        self._look_every_s = look_every_s
+        self._next_s = -math.inf if look_every_s else math.inf
         self._joined = ""
 
     def until(self, end_s: float, is_over: Callable[[], bool]) -> None:
@@ -82,7 +85,7 @@ class Looks:
             )
 
     def _look(self) -> None:
-        self._next_s = self._clock() + LOOK_EVERY_S
+        self._next_s = self._clock() + self._look_every_s
         looked: Looked | None = self._ask(self._ask_for_silent_ones)
         if looked is None:
             return

@@ -17,6 +17,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import assert_never
 
+from openagents_worker.worker.background import Leave, background_thread
+
 __all__ = ["Neighbours", "ProcessIdentity", "Sign", "sign_of", "this_process"]
 
 PROC = Path("/proc")
@@ -109,11 +111,14 @@ class Neighbours:
         own: ProcessIdentity,
         *,
         on_dead: Callable[[Mapping[str, ProcessIdentity]], None],
+        look_every_s: float = LOOK_EVERY_S,
+        leave: Leave = os._exit,
         sign: Callable[[str], Sign] = sign_of,
         open_pidfd: Callable[[int], int] | None = _PIDFD_OPEN,
     ) -> None:
         self._own = own
         self._on_dead = on_dead
+        self._look_every_s = look_every_s
         self._sign = sign
         self._open_pidfd = open_pidfd
         self._lock = threading.Lock()
@@ -121,7 +126,7 @@ class Neighbours:
         self._pidfds: dict[str, int | None] = {}
         self._changed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
-        self._thread = threading.Thread(target=self._main, name="openagents-neighbours", daemon=True)
+        self._thread = background_thread(self._main, name="openagents-neighbours", leave=leave)
 
     def start(self) -> None:
         self._thread.start()
@@ -214,7 +219,7 @@ class Neighbours:
         for pidfd in by_pidfd:
             poll.register(pidfd, select.POLLIN)
         has_all = len(by_pidfd) == len(self._pidfds)
-        ready = {fd for fd, _ in poll.poll(None if has_all else LOOK_EVERY_S * 1000)}
+        ready = {fd for fd, _ in poll.poll(None if has_all else self._look_every_s * 1000)}
         if self._changed in ready:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._changed)

@@ -98,8 +98,13 @@ class WorkerProcess:
             on_cancel=lambda run: self.runner.latch(run, LatchReason.CANCELLED),
             leave=self._leave,
         )
-        own = this_process() if settings.watch_processes else None
-        self._neighbours = Neighbours(own, on_dead=self._note_dead) if own is not None else None
+        look_every_s = settings.alive_look_ms / 1000
+        own = this_process() if settings.watch_processes and look_every_s else None
+        self._neighbours = (
+            Neighbours(own, on_dead=self._note_dead, look_every_s=look_every_s / 2, leave=self._leave)
+            if own is not None
+            else None
+        )
         self.heartbeat = Heartbeat(
             cell=cell,
             node=node,
@@ -109,6 +114,7 @@ class WorkerProcess:
             loop=loop,
             send_wakes=self.send_wakes,
             on_registered=self._notices.follow,
+            look_every_s=look_every_s * 2,
             process=own,
             on_neighbours=self._watch_neighbours,
             on_given_up=lambda: self.rescue.hurry(),

@@ -78,5 +78,5 @@ def test_a_process_ends_that_cannot_stop_a_tool_when_its_lease_is_over(make_worl
 
     assert worker.process.exit_code == EX_LOOP_DEAD
     [[line]] = world.said("worker.did_not_let_go").values()
-    assert "a tool in a thread goes on" in line
+    assert "goes on after its cancellation" in line
     assert world.wait("stuck", PATIENCE_S).final_output == "done after 1"

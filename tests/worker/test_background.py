@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import pytest
 
 from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.background import EX_PART_FAILED, background_task, background_thread
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.heartbeat import Heartbeat
@@ -89,8 +90,7 @@ def test_a_heartbeat_that_fails_ends_the_process(parts: Parts, cell: Cell, bridg
     heartbeat = Heartbeat(
         cell=cell,
         node="w",
-        lease_ms=1_000,
-        heartbeat_ms=100,
+        limits=TimeLimits.of(lease_ms=1_000, heartbeat_ms=100),
         announcements=[],
         carrier=NotingCarrier(),
         loop=bridge.loop,

@@ -101,9 +101,9 @@ def test_a_loop_survives_what_asyncio_ends_it_for(
             with pytest.raises(error):
                 bridge.run(work())
         bridge.loop.call_soon_threadsafe(in_callback)
+        wait_for(lambda: caplog.text.count("loop.exit_refused") >= 3, "each of them is told of")
         others.set()
         assert beside.result(10) == "still here"
-    assert caplog.text.count("loop.exit_refused") >= 3
     bridge.stop()
     assert bridge.loop.is_closed()
 

@@ -121,6 +121,7 @@ def test_a_worker_without_a_connection_makes_one_and_renews_at_once(
     assert watched(hand.store, incarnation)
 
 
+@pytest.mark.allow_blocking(reason="the loop that stands still is the network")
 def test_a_slow_network_that_cuts_connections_is_no_death(
     start_heartbeat: StartHeartbeat, hand: Hand, cell: Cell, given_up: list[str]
 ) -> None:
@@ -142,6 +143,7 @@ def test_a_slow_network_that_cuts_connections_is_no_death(
     assert hand.store.redis.keys("oa:gone:*") == []
 
 
+@pytest.mark.allow_blocking(reason="the loop that stands still is the network")
 def test_a_network_that_stands_still_for_less_than_the_lease_is_no_death(
     start_heartbeat: StartHeartbeat, hand: Hand, cell: Cell, caplog: pytest.LogCaptureFixture
 ) -> None:
