@@ -20,7 +20,7 @@ __all__ = [  # completed at the end of the module
 
 def storable_text(text: str) -> str:
     """The text as UTF-8 can hold it: half of a surrogate pair becomes its escape, as in `\\ud800`."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def text_of(value: object) -> str:

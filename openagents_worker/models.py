@@ -444,4 +444,12 @@ def _nesting(value: Any, limit: int) -> int:
     return depth
 
 
+def canonical_json(value: Any) -> str:
+    """Compact JSON with its keys in order: equal values have equal texts. Raises as `dumps` does."""
+    return _encoded_in_order(value)
+
+
+_encoded_in_order = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=True
+).encode
 _encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode

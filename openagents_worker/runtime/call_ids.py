@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -83,7 +83,8 @@ class Frame:
     model_calls: int = 0
     """Calls of models on the way here: those of the parent before the node began, and the node's own."""
     parent: Frame | None = None
-    children: Counter[str] = field(default_factory=Counter)
+    children: Counter[str] | None = None
+    """How many tasks of each name it has started; None while there is none."""
 
     @property
     def scope(self) -> str:
@@ -144,6 +145,8 @@ class Nodes:
         """The frame of a task that is being created in `parent` to run `coro`."""
         scope = f"{parent.scope.replace('/', '_')}>" if parent.outer else ""
         name = f"{scope}{_name(coro)}{_plain_arguments(coro)}"
+        if parent.children is None:
+            parent.children = Counter()
         parent.children[name] += 1
         path = f"{parent.node.path}/{name}#{parent.children[name]}"
         return Frame(self, Node(path), parent.outer, parent.model_calls, parent)
@@ -184,7 +187,8 @@ def outside_runs(coro: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
     """A task of the runtime's own, started in a run: it is no node of it."""
     context = copy_context()
     context.run(_frame.set, None)
-    return asyncio.get_running_loop().create_task(coro, name=name, context=context)
+    # Not by the loop, whose tasks are those of runs and say so: this one has nothing to say, and is cheaper.
+    return asyncio.Task(coro, loop=asyncio.get_running_loop(), name=name, context=context)
 
 
 def name_tasks(loop: asyncio.AbstractEventLoop) -> None:

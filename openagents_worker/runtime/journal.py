@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from openagents_worker.models import dumps
+from openagents_worker.models import canonical_json, dumps
 from openagents_worker.runtime.call_ids import OuterCall
-from openagents_worker.runtime.prompts import sorted_json
 from openagents_worker.store.formats import BY_CONTENT, BY_PLACE, is_read, other_format
 
 __all__ = ["PREPARE", "Record", "digest_of", "read_pages"]
@@ -85,7 +84,7 @@ _TO_BE_FOUND_BY = ("node", "core", "took_ms", "model_calls")
 
 def digest_of(*parts: Any) -> str:
     """A short digest of JSON values, the same for the same values whatever the order of their keys."""
-    text = "\0".join(dumps(sorted_json(part)) for part in parts)
+    text = "\0".join(canonical_json(part) for part in parts)
     return sha256(text.encode()).hexdigest()[:24]
 
 

@@ -8,9 +8,9 @@ from hashlib import blake2b
 from typing import Any
 
 from openagents_worker.llm.base import FixedMessage
-from openagents_worker.models import dumps
+from openagents_worker.models import canonical_json, dumps
 
-__all__ = ["PromptDigests", "sorted_json"]
+__all__ = ["PromptDigests"]
 
 OPTIONS = ("model", "temperature", "max_tokens", "tool_choice", "response_format")
 BESIDE_THE_PROMPT = frozenset({"cache_control", "metadata"})
@@ -46,7 +46,7 @@ class PromptDigests:
             conversations.insert(0, _Conversation())
             del conversations[KEPT_CONVERSATIONS:]
         conversations[0].go_on(messages)
-        options = dumps([sorted_json(given.get(name)) for name in OPTIONS]) + self._digest_of_tools(given)
+        options = canonical_json([given.get(name) for name in OPTIONS]) + self._digest_of_tools(given)
         return conversations[0].digests(options.encode())
 
     def _digest_of_tools(self, given: Mapping[str, Any]) -> str:
@@ -54,7 +54,7 @@ class PromptDigests:
         if not tools:
             return ""
         if tools != self._tools:
-            text = dumps(sorted_json(tools))
+            text = canonical_json(tools)
             self._tools, self._tools_digest = json.loads(text), _digest(text)
         return self._tools_digest
 
@@ -73,7 +73,7 @@ class _Conversation:
 
     def go_on(self, messages: Sequence[Mapping[str, Any]]) -> None:
         for message in messages[len(self._known) :]:
-            text = dumps(sorted_json(self._canonical(message))).encode(errors="surrogatepass")
+            text = canonical_json(self._canonical(message)).encode(errors="surrogatepass")
             digest = blake2b(text, digest_size=DIGEST_BYTES).digest()
             self._all.update(digest)
             if message.get("role") not in INSTRUCTIONS:
@@ -106,15 +106,6 @@ def _kept(message: Mapping[str, Any]) -> Any:
     if any(isinstance(value, dict | list) for value in message.values()):
         return json.loads(dumps(message))
     return dict(message)
-
-
-def sorted_json(value: Any) -> Any:
-    """The same JSON value with its keys in order."""
-    if isinstance(value, dict):
-        return {key: sorted_json(value[key]) for key in sorted(value)}
-    if isinstance(value, list | tuple):
-        return [sorted_json(item) for item in value]
-    return value
 
 
 def _digest(text: str) -> str:

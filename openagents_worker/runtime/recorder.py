@@ -274,7 +274,7 @@ class Recorder:
                 running.blocked -= 1
 
     def _look_whether_quiet(self) -> None:
-        if all(running.blocked for running in self._running):
+        if not self._running or all(running.blocked for running in self._running):
             self._nothing_runs.set()
 
     def _is_to_be_retried(self, outcome: Outcome, info: CallInfo) -> bool:

@@ -386,7 +386,8 @@ class ReplayByContent(Rules):
     async def after_stored(self, took_ms: int) -> None:
         """A new answer, too, is given after those that were recorded before it."""
         self._moved()
-        await self._turns.after_all(self._bound_s(took_ms))
+        if not self._turns.are_over:
+            await self._turns.after_all(self._bound_s(took_ms))
 
     def _bound_s(self, took_ms: int) -> float:
         return min(took_ms / 1000 + SLACK_S, QUIET_S)
@@ -411,6 +412,8 @@ class ReplayByContent(Rules):
 
     def _open_for(self, question: _Asked) -> _OpenCall | None:
         """The open call that this one is: its node's own, one it takes over, or one of an earlier life."""
+        if not self._open:
+            return None
         calls = self._open.get(question.content, {})
         own = self._own_open(question) or calls.get(question.takes_over)
         return own or next((call for call in calls.values() if not call.is_begun), None)
@@ -432,6 +435,8 @@ class ReplayByContent(Rules):
 
     def failed_tries(self, question: _Asked, call_id: str) -> int:
         """How often this call has failed and was put off; for another prompt than before, the old one's."""
+        if not self._tried:
+            return 0
         facts = self._tried.get(call_id)
         if facts is None and question.kind in MODEL_KINDS:
             facts = self._tried.get(f"{question.kind}\n{question.branch}\n{question.name}")
@@ -473,7 +478,9 @@ class ReplayByContent(Rules):
     # --- waiting -----------------------------------------------------------------------------------------
 
     def _moved(self) -> None:
-        self._moved_s = self._loop.time()
+        """Something of the run has moved; of interest while a record may still be asked for."""
+        if self._unread or self._open:
+            self._moved_s = self._loop.time()
 
     async def _until(
         self,

@@ -49,9 +49,14 @@ class Turns:
         else:
             self._wake_next()
 
+    @property
+    def are_over(self) -> bool:
+        """Whether every position had its turn, or order was given up: nobody waits any more."""
+        return not (self._in_order and (self._positions or self._turns_left))
+
     async def after_all(self, at_most_s: float) -> None:
         """Returns when every position had its turn, or when order was given up."""
-        if not (self._in_order and (self._positions or self._turns_left)):
+        if self.are_over:
             return
         future = self._loop.create_future()
         self._after_all.append(future)
