@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, Generic, Literal, Self
+from urllib.parse import quote
 
 from pydantic import (
     AfterValidator,
@@ -442,6 +443,14 @@ def _nesting(value: Any, limit: int) -> int:
         depth += nested
         level = [item for item in inner if isinstance(item, Mapping | list | tuple)]
     return depth
+
+
+def header_text(text: str) -> str:
+    """The text as an HTTP header may hold it: what is not printable ASCII is percent-encoded."""
+    return quote(text, safe=_PRINTABLE)
+
+
+_PRINTABLE = "!#$&'()*+,/:;=?@[]~|"
 
 
 def canonical_json(value: Any) -> str:

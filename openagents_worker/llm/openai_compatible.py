@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,7 +24,7 @@ from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.retry import pause_ms
 from openagents_worker.llm.sse import SSEDecoder
 from openagents_worker.llm.wire import StreamedReply, messages_to_wire, reply_from_wire
-from openagents_worker.models import dumps
+from openagents_worker.models import dumps, header_text
 
 __all__ = ["OpenAICompatibleClient"]
 
@@ -278,10 +277,9 @@ def _call_headers() -> dict[str, str]:
     info = current_call.get()
     if info is None:
         return {}
-    printable = "!#$&'()*+,/:;=?@[]~|"  # ids may be any text, a header may not
     return {
-        "Idempotency-Key": quote(info.idempotency_key, safe=printable),
-        "X-Call": quote(info.call_key, safe=printable),
+        "Idempotency-Key": header_text(info.idempotency_key),
+        "X-Call": header_text(info.call_key),
     }
 
 

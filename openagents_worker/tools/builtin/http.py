@@ -30,6 +30,7 @@ from openagents_worker.errors import (
     ToolValidationError,
 )
 from openagents_worker.loops import PerLoop, http_transports
+from openagents_worker.models import header_text
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 from openagents_worker.tools.builtin.clock import utc_now
 from openagents_worker.tools.typed import TypedTool
@@ -133,7 +134,7 @@ class HttpRequest(TypedTool):
         if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > MAX_PORT:
             raise ToolValidationError("url: expected an absolute http or https URL", self.name)
         if args.method not in CHANGES_NOTHING and context is not None:
-            request.headers["Idempotency-Key"] = context.idempotency_key
+            request.headers["Idempotency-Key"] = header_text(context.idempotency_key)
         return request
 
     async def _exchange(self, client: httpx.AsyncClient, request: httpx.Request) -> dict[str, Any]:

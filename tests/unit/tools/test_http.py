@@ -123,6 +123,16 @@ async def test_a_request_with_effects_carries_the_idempotency_key_of_its_call(
     assert (headers["content-type"], json.loads(body)) == ("application/json", {"n": 1})
 
 
+async def test_a_key_goes_into_a_header_whatever_the_tool_is_called(server: Server) -> None:
+    """Tools and runs may have any name; a header holds printable ASCII."""
+    tool = HttpRequest({"allow_hosts": ["127.0.0.1"]})
+    run = FakeRun(idempotency_key="r1:u1:größe\n:0a1b:1")
+    await tool.invoke({"url": server.url, "method": "POST"}, run)
+    await tool.close()
+
+    assert server.requests[0][1]["idempotency-key"] == "r1:u1:gr%C3%B6%C3%9Fe%0A:0a1b:1"
+
+
 @pytest.mark.parametrize("method", READS)
 async def test_a_request_that_changes_nothing_carries_no_key(server: Server, method: str) -> None:
     """Repeating it is harmless anyway."""
