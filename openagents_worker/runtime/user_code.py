@@ -54,6 +54,12 @@ class RunCode:
         self.agent_id = agent_id
         self.latch = latch
         self.off_loop = WorkOffLoop(_call_that_runs)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def started(self, task: asyncio.Task[Any]) -> None:
+        """A task was made in the context of the run; a worker's loop says so of each."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def contained(self, work: Coroutine[Any, Any, Any]) -> Any:
         """The coroutine of a task that the run has started, which raises none of what is a signal elsewhere.
@@ -72,13 +78,7 @@ class RunCode:
 
     def tasks(self) -> set[asyncio.Task[Any]]:
         """The tasks of the run that have not ended, without those in which the runtime writes for it."""
-        ours = (f"commit {self.run_id}", f"flush {self.run_id}")
-        loop = asyncio.get_running_loop()
-        return {
-            task
-            for task in asyncio.all_tasks(loop)
-            if _run_of(task) is self and not task.get_name().startswith(ours)
-        }
+        return {task for task in self._tasks if not task.done()}
 
 
 def _call_that_runs() -> str:
@@ -88,13 +88,6 @@ def _call_that_runs() -> str:
 
 current_run: ContextVar[RunCode | None] = ContextVar("openagents_current_run", default=None)
 """The run whose code runs now."""
-
-
-def _run_of(task: asyncio.Task[Any]) -> RunCode | None:
-    """The run in whose context the task runs; a worker's loop makes tasks that can say what theirs is."""
-    get_context = getattr(task, "get_context", None)  # Python 3.12 and newer
-    context = get_context() if get_context is not None else getattr(task, "context", None)
-    return context.get(current_run) if context is not None else None
 
 
 class user_code:

@@ -198,6 +198,7 @@ class _Task(asyncio.Task[Any]):
         task = cls(work if run is None else run.contained(work), loop=loop, context=context, **more)
         task.context = context
         if run is not None:
+            run.started(task)
             task.add_done_callback(lambda _: work.close())  # where it is cancelled before its first step
         return task
 
