@@ -61,8 +61,8 @@ class Record:
         data["outcome"] = self.outcome
         if self.life > 1:
             data["life"] = self.life
-        where_set = _WHERE_SET if self.v == BY_PLACE else _WHERE_SET + _TO_BE_FOUND_BY
-        data |= {k: v for k in where_set if (v := getattr(self, k))}
+        optional = _OPTIONAL if self.v == BY_PLACE else _OPTIONAL + _TO_BE_FOUND_BY
+        data |= {k: v for k in optional if (v := getattr(self, k))}
         if self.outer and self.v != BY_PLACE:
             data["outer"] = [[outer.id, outer.kind, outer.node] for outer in self.outer]
         return dumps(data)
@@ -78,7 +78,7 @@ class Record:
         return cls(**data, position=position)
 
 
-_WHERE_SET = ("usage", "state", "artifacts")
+_OPTIONAL = ("usage", "state", "artifacts")
 _TO_BE_FOUND_BY = ("node", "core", "took_ms", "model_calls")
 
 

@@ -51,18 +51,26 @@ class MemoryCalls:
         if self.is_external:
             await self._recorded("inject", self._inject_recorded)
             return
-        note = self._note if is_first else _silent
+        try:
+            changes = await self._fill_view(self._note if is_first else _silent)
+        except Exception:
+            if self._fails_run:
+                raise
+            return
+        apply_changes(self._context.state, changes)
+
+    async def _fill_view(self, note: Callable[..., None]) -> dict[str, Any]:
+        """Let the memory fill the view; what it changed in the state."""
         note("memory.inject.started")
         try:
             with self._overlay() as overlay, user_code(PatternError, prefix="memory inject: "):
                 await self._memory.inject(self._context)
         except Exception as error:
             note("memory.inject_failed", error=str(error), error_details=_details(error))
-            if self._fails_run:
-                raise
-            return
-        apply_changes(self._context.state, overlay.changes())
-        self._note_injected(note)
+            raise
+        note("memory.injected")
+        note("memory.inject.completed", view_size=len(self._context.memory_view))
+        return overlay.changes()
 
     async def remember(self, output: Any) -> None:
         """Let the memory keep what it wants of the run, whose answer is `output`."""
@@ -89,19 +97,11 @@ class MemoryCalls:
             self._context.memory_view = view
 
     async def _inject_recorded(self, _: CallInfo) -> Outcome:
-        self._note("memory.inject.started")
         try:
-            with self._overlay() as overlay, user_code(PatternError, prefix="memory inject: "):
-                await self._memory.inject(self._context)
+            changes = await self._fill_view(self._note)
         except Exception as error:  # noqa: BLE001  # whatever it raises is the outcome of this call
-            self._note("memory.inject_failed", error=str(error), error_details=_details(error))
             return Outcome(error=coded(error, PatternError))
-        self._note_injected(self._note)
-        return Outcome(value=dict(self._context.memory_view), state=overlay.changes())
-
-    def _note_injected(self, note: Callable[..., None]) -> None:
-        note("memory.injected")
-        note("memory.inject.completed", view_size=len(self._context.memory_view))
+        return Outcome(value=dict(self._context.memory_view), state=changes)
 
     def _does(self, verb: str) -> bool:
         """Whether the memory has a step of that name that does something."""

@@ -11,7 +11,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.runtime.call_ids import (
@@ -69,14 +69,6 @@ class _OpenCall:
     asks for it where the program goes another way now."""
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """A call that waits for one of several things to happen."""
-
-    future: asyncio.Future[None]
-    keys: Sequence[Hashable] = field(default_factory=tuple)
-
-
 ALONE = "alone"
 
 
@@ -104,7 +96,7 @@ class ReplayByContent(Rules):
         self._given_up: set[str] = set()
         self._moved_s = self._loop.time()
         self._in_flight = 0
-        self._waiting: dict[Hashable, list[_Waiting]] = defaultdict(list)
+        self._waiting: dict[Hashable, list[asyncio.Future[None]]] = defaultdict(list)
         self._turns = Turns(self._loop, ())
         self._load(records, life)
         latch.is_set.add_done_callback(lambda _: self._wake_all())
@@ -508,12 +500,12 @@ class ReplayByContent(Rules):
         return True
 
     async def _wait_for(self, keys: Sequence[Hashable], at_most_s: float) -> None:
-        waiting = _Waiting(self._loop.create_future(), keys)
+        waiting: asyncio.Future[None] = self._loop.create_future()
         for key in (*keys, "latch"):
             self._waiting[key].append(waiting)
-        timer = self._loop.call_later(at_most_s, resolve, waiting.future)
+        timer = self._loop.call_later(at_most_s, resolve, waiting)
         try:
-            await waiting.future
+            await waiting
         finally:
             timer.cancel()
             for key in (*keys, "latch"):
@@ -528,12 +520,12 @@ class ReplayByContent(Rules):
         self._moved()
         for each in (key, "any"):
             for waiting in self._waiting.get(each, ()):
-                resolve(waiting.future)
+                resolve(waiting)
 
     def _wake_all(self) -> None:
         for among in self._waiting.values():
             for waiting in among:
-                resolve(waiting.future)
+                resolve(waiting)
         self._turns.give_up()
 
     def _on_node_end(self, node: Node) -> None:

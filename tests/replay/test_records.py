@@ -14,6 +14,7 @@ from openagents_worker.runtime.runner import Outlook
 from openagents_worker.store import scripts
 from tests.runtime import plugins
 from tests.runtime.harness import Process, agent, crash, process, scripted
+from tests.runtime.test_replay import due
 from tests.waiting import await_for
 
 HERE = __name__
@@ -223,13 +224,3 @@ async def resumed(p: Process) -> None:
         scripts.resume(run_id="r1", agent_id="a", session_id="s1", input_text="", checkpoint_id="")
     )
     assert done.answer == "OK"
-
-
-async def due(p: Process) -> None:
-    """Wait until the run's back-off is over and it is woken."""
-
-    async def woken() -> bool:
-        wakes, _ = await p.store.run(scripts.wake(limit=10))
-        return bool(wakes)
-
-    await await_for(woken, "the run is due")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from openagents_worker.context.base import ContextAssemblerPlugin, ContextAssemblyResult
 from openagents_worker.memory.base import MemoryPlugin
@@ -33,8 +33,6 @@ class AskingMemory(MemoryPlugin):
         where: str
         kind: str
         external: bool
-
-    verbs: ClassVar[list[str]] = []
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__(config)

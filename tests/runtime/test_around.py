@@ -18,6 +18,7 @@ from openagents_worker.store import scripts
 from tests.runtime import plugins
 from tests.runtime.asking import AFTER
 from tests.runtime.harness import Process, agent, crash, process, scripted
+from tests.runtime.test_replay import due
 from tests.waiting import await_for
 
 PLACES = [
@@ -206,13 +207,3 @@ class Forgetful:
         if verb == self._verb and Forgetful.failures:
             Forgetful.failures -= 1
             raise plugins.rate_limited()
-
-
-async def due(p: Process) -> None:
-    """Wait until the run's back-off is over and it is woken."""
-
-    async def woken() -> bool:
-        wakes, _ = await p.store.run(scripts.wake(limit=10))
-        return bool(wakes)
-
-    await await_for(woken, "the run is due")
