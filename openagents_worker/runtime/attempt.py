@@ -277,9 +277,8 @@ class Attempt:
         async for text in pages:
             try:
                 records.append(Record.from_json(text, len(records)))
-            except (
-                OtherFormat
-            ) as error:  # seldom: a claim has looked at the record, which tells what is needed
+            except OtherFormat as error:
+                # Seldom: a claim has looked at the record of the run, which says what format is needed.
                 self.latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
                 raise RunLatched(LatchReason.LEFT_TO_OTHERS) from error
         return records
@@ -435,9 +434,9 @@ class Attempt:
     def _grace_s(self) -> float:
         """How long code of the run may go on once it is stopped: where others may have the run, less long."""
         grace_s = self._settings.stop_grace_s
-        return (
-            min(self._limits.cancel_grace_s, grace_s) if self.latch.reason is LatchReason.FENCED else grace_s
-        )
+        if self.latch.reason is LatchReason.FENCED:
+            return min(self._limits.cancel_grace_s, grace_s)
+        return grace_s
 
     def _leave_what_does_not_stop(self) -> None:
         log.error(
@@ -489,9 +488,8 @@ class Attempt:
         )
         try:
             handed = await self._ledger.finish(**stored.arguments)
-        except (
-            Exception
-        ) as error:  # Redis does not take it as it is: it is too large for this Redis, for example
+        except Exception as error:
+            # It cannot be sent as it is: half of a character has got past the checks, for example.
             log.exception("run.end_not_stored", run_id=self.request.run_id)
             stored = ending.bare(f"the run's end cannot be stored: {described(error)}")
             handed = await self._ledger.finish(**stored.arguments)
