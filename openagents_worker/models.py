@@ -421,7 +421,18 @@ MAX_NESTING = 150
 def check_storable(value: Any) -> int:
     """The value's size in bytes as JSON. Raises TypeError, ValueError or RecursionError for what cannot be
     stored: it is not JSON, holds half of a surrogate pair, or is nested too deeply to be read again."""
-    text = dumps(value)
+    return _storable_size(value, dumps(value))
+
+
+def storable_canonical_json(value: Any) -> str:
+    """`canonical_json` of a value that can be stored. Raises as `check_storable` does."""
+    text = canonical_json(value)
+    _storable_size(value, text)
+    return text
+
+
+def _storable_size(value: Any, text: str) -> int:
+    """The size in bytes of a value whose JSON is `text`."""
     size = len(text.encode())
     # Most values have few brackets: only the others are walked through.
     if text.count("[") + text.count("{") > MAX_NESTING and _nesting(value, MAX_NESTING) > MAX_NESTING:

@@ -6,8 +6,9 @@ import json
 import math
 import re
 from collections.abc import Collection, Mapping
+from enum import Enum, auto
 from functools import lru_cache
-from typing import Any
+from typing import Any, assert_never
 
 from pydantic import BaseModel, JsonValue
 from pydantic_core import to_json
@@ -109,12 +110,13 @@ def safe_url(url: str) -> str:
 class _Redaction:
     """What is masked and where it is cut. No closures: their cycles would be the garbage collector's work."""
 
-    __slots__ = ("_max_chars", "_max_items", "_parts")
+    __slots__ = ("_max_chars", "_max_items", "_parts", "_short")
 
     def __init__(self, parts: tuple[str, ...], max_chars: int | None, max_items: int | None) -> None:
         self._parts = parts
         self._max_chars = max_chars
         self._max_items = max_items
+        self._short = _SHORT if max_chars is None or max_chars >= _SHORT else max_chars
 
     def shown(self, value: Any, depth: int) -> JsonValue:
         if isinstance(value, str):
@@ -146,8 +148,13 @@ class _Redaction:
             if self._max_items is not None and len(out) >= self._max_items:
                 out["…"] = f"<{len(mapping) - self._max_items} more>"
                 break
-            name, hits = _key(key if isinstance(key, str) else text_of(key), self._parts)
-            out[name] = MASK if hits and _is_secret(name, hits, item) else self.shown(item, depth - 1)
+            name, holds = _key(key if isinstance(key, str) else text_of(key), self._parts)
+            if holds is not _Holds.ANYTHING and _is_secret(holds, item):
+                out[name] = MASK
+            elif type(item) is str and len(item) <= self._short:  # most are: four calls fewer each
+                out[name] = _safe_short(item)
+            else:
+                out[name] = self.shown(item, depth - 1)
         return out
 
     def _items(self, sequence: Collection[Any], depth: int) -> JsonValue:
@@ -164,20 +171,42 @@ def _normal(key: str) -> str:
     return _CAMEL.sub("_", key).replace("-", "_").replace(" ", "_").lower()
 
 
-def _is_secret(key: str, hits: tuple[str, ...], value: Any) -> bool:
-    """Whether this value is a secret, by the hits in its key. A number under `…token…` is a count."""
+class _Holds(Enum):
+    """What stands under a key, by its name."""
+
+    ANYTHING = auto()
+    A_SECRET = auto()
+    A_SECRET_OR_NUMBER = auto()
+    """Under `…token…`: a number is a count or an expiry."""
+    A_SECRET_OR_COUNTS = auto()
+    """Under `…tokens…`: a number or an object of numbers."""
+
+
+def _is_secret(holds: _Holds, value: Any) -> bool:
     if value is None or isinstance(value, bool):
         return False
-    is_count = "tokens" in _normal(key) and isinstance(value, (int, float, Mapping))
-    return not (hits == ("token",) and (is_count or isinstance(value, (int, float))))
+    match holds:
+        case _Holds.ANYTHING:
+            return False
+        case _Holds.A_SECRET:
+            return True
+        case _Holds.A_SECRET_OR_NUMBER:
+            return not isinstance(value, int | float)
+        case _Holds.A_SECRET_OR_COUNTS:
+            return not isinstance(value, int | float | Mapping)
+        case _:
+            assert_never(holds)
 
 
 @lru_cache(maxsize=4096)  # payloads have the same few names again and again
-def _key(key: str, parts: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """A key as it may be shown, and the parts of secrets' names that it has."""
+def _key(key: str, parts: tuple[str, ...]) -> tuple[str, _Holds]:
+    """A key as it may be shown, and what it holds."""
     name = _normal(key)
     hits = () if _HARMLESS_KEY.search(name) else tuple(part for part in parts if part in name)
-    return _bounded(key, _LONGEST_KEY), hits
+    holds = _Holds.A_SECRET if hits else _Holds.ANYTHING
+    if hits == ("token",):
+        holds = _Holds.A_SECRET_OR_COUNTS if "tokens" in name else _Holds.A_SECRET_OR_NUMBER
+    return _bounded(key, _LONGEST_KEY), holds
 
 
 @lru_cache  # an agents file's keys are the same in every event

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from openagents_worker.agents import LLMPricing
 from openagents_worker.llm.base import LLMUsage, Message
@@ -52,6 +53,7 @@ def _tokens_by_part(usage: LLMUsage) -> dict[str, int]:
     }
 
 
+@lru_cache  # an agent's model and prices are the same at every call
 def _rates(model: str, overrides: LLMPricing | None) -> dict[str, float | None]:
     listed = PRICES.get(model) or PRICES.get(_SNAPSHOT.sub("", model)) or LLMPricing()
     chosen = overrides or LLMPricing()

@@ -23,7 +23,14 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.llm.base import CallInfo, LLMClient, LLMResponse, OnDelta
-from openagents_worker.models import ErrorDetails, RunBudget, RunUsage, check_storable, dumps
+from openagents_worker.models import (
+    ErrorDetails,
+    RunBudget,
+    RunUsage,
+    check_storable,
+    dumps,
+    storable_canonical_json,
+)
 from openagents_worker.runtime.context import CallContext, RunContext
 from openagents_worker.runtime.ending import artifact_name, storable_part
 from openagents_worker.runtime.journal import digest_of
@@ -225,8 +232,7 @@ class RecordedTool:
     async def invoke(self, params: dict[str, Any], context: Any = None) -> Any:
         """The tool's result as plain JSON, or a coded error; made once however often the run is resumed."""
         try:
-            check_storable(params)
-            digest = digest_of(params)
+            digest = digest_of(storable_canonical_json(params))
         except (TypeError, ValueError, RecursionError) as error:
             raise ToolValidationError(f"the arguments are not JSON: {error}", self.tool_id) from None
 

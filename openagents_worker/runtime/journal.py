@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from openagents_worker.models import canonical_json, dumps
+from openagents_worker.models import dumps
 from openagents_worker.runtime.call_ids import OuterCall
 from openagents_worker.store.formats import BY_CONTENT, BY_PLACE, is_read, other_format
 
@@ -82,10 +82,9 @@ _OPTIONAL = ("usage", "state", "artifacts")
 _TO_BE_FOUND_BY = ("node", "core", "took_ms", "model_calls")
 
 
-def digest_of(*parts: Any) -> str:
-    """A short digest of JSON values, the same for the same values whatever the order of their keys."""
-    text = "\0".join(canonical_json(part) for part in parts)
-    return sha256(text.encode()).hexdigest()[:24]
+def digest_of(canonical: str) -> str:
+    """A short digest of a value by its canonical JSON: the same whatever the order of its keys."""
+    return sha256(canonical.encode()).hexdigest()[:24]
 
 
 async def read_pages(

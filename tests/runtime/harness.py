@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.agents import load_agents
-from openagents_worker.models import RunRecord, RunRequest
+from openagents_worker.models import RunRecord, RunRequest, canonical_json
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.runner import Carried, Runner
@@ -80,7 +80,7 @@ class Process:
                 session_id=request.session_id,
                 queue="",
                 default_queue="agents",
-                digest=digest_of(json.loads(text)),
+                digest=digest_of(canonical_json(json.loads(text))),
                 uid="u1",
                 request=text,
                 canvas="",
