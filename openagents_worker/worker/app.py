@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from celery import Celery
+from celery.utils.nodenames import default_nodename, host_format
 from kombu.entity import Queue
 
 from openagents_worker.producer.broker import use_in_workers_of
@@ -53,11 +54,17 @@ def run_worker(
     """Run a worker in this process until it is told to stop. Raises SystemExit with its exit code."""
     app = make_worker_app(settings)
     app.conf.task_queues = queues_of(queues or [settings.queue])
+    # Not by Celery's command line: it loads what every installed plugin adds to it, Flower and a shell included.
     # Workers need not know of each other: Redis tells them all they have to. It saves a second at start, too.
-    arguments = ["worker", "-n", f"{name}@%h", "--without-mingle", "--without-gossip"]
-    arguments += ["--loglevel", settings.log_level or "INFO"]
-    arguments += ["--concurrency", str(concurrency)] if concurrency is not None else []
-    app.worker_main(arguments)
+    worker = app.Worker(
+        hostname=host_format(default_nodename(f"{name}@%h")),
+        loglevel=settings.log_level or "INFO",
+        concurrency=concurrency,
+        without_mingle=True,
+        without_gossip=True,
+    )
+    worker.start()
+    raise SystemExit(worker.exitcode)
 
 
 def run_flower(settings: Settings, *, port: int) -> None:
