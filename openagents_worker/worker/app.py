@@ -54,7 +54,7 @@ def run_worker(
     """Run a worker in this process until it is told to stop. Raises SystemExit with its exit code."""
     app = make_worker_app(settings)
     app.conf.task_queues = queues_of(queues or [settings.queue])
-    # Not by Celery's command line: it loads what every installed plugin adds to it, Flower and a shell included.
+    # Not by Celery's command line: it loads what each installed plugin adds to it, Flower and a shell too.
     # Workers need not know of each other: Redis tells them all they have to. It saves a second at start, too.
     worker = app.Worker(
         hostname=host_format(default_nodename(f"{name}@%h")),

@@ -338,6 +338,11 @@ class Host:
                 self._pid, self._assembly = os.getpid(), None
             return self._process
 
+    def is_registered(self) -> bool:
+        """Whether runs may be claimed here. Where child processes do the work, each knows it for itself."""
+        process = self._process
+        return process is None or process.heartbeat.lease.remaining_s() > 0
+
     def hand_over(self) -> None:
         """Begin to hand the process's runs over. Takes no lock: the thread it interrupts may hold it."""
         process = self._process

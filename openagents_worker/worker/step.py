@@ -26,6 +26,7 @@ from openagents_worker.store.client import Store
 from openagents_worker.telemetry import configure_logging, get_logger
 from openagents_worker.worker.control import take_over_revoke
 from openagents_worker.worker.events import EventBatches
+from openagents_worker.worker.gate import gate_of
 from openagents_worker.worker.pool import TaskPool
 from openagents_worker.worker.process import Host
 from openagents_worker.worker.reaping import end_leases_of_reaped
@@ -52,6 +53,7 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
     worker.app.steps["worker"].add(_step_of(host, is_ours))
     worker.app.steps["consumer"].add(refusals_of(host))
     worker.app.steps["consumer"].add(Room)
+    worker.app.steps["consumer"].add(gate_of(host))
     if is_ours:
         worker.app.steps["consumer"].add(EventBatches)
     take_over_revoke()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -20,22 +17,6 @@ from tests.waiting import wait_for
 
 RETRY_AFTER_MS = 2_000
 STEPS = [("step", {"n": 0}), ("step", {"n": 1})]
-
-
-@contextmanager
-def _celery_events(world: World) -> Generator[list[dict[str, Any]]]:
-    """What an event receiver of Celery, such as Flower, is told meanwhile."""
-    heard: list[dict[str, Any]] = []
-    with world.client.app.connection_for_read() as connection:
-        receiver = world.client.app.events.Receiver(connection, handlers={"*": heard.append})
-        listening = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None, wakeup=False))
-        listening.start()
-        try:
-            wait_for(lambda: heard, "a worker's heartbeat is heard")
-            yield heard
-        finally:
-            receiver.should_stop = True
-            listening.join()
 
 
 def _of_task(heard: list[dict[str, Any]], run_id: str) -> list[str]:
@@ -57,7 +38,7 @@ def test_a_run_that_is_told_to_come_back_later_does_so_on_any_worker(make_world:
     world.submit("plain", [*STEPS, ("step", {"n": 2})] if who == "tool" else STEPS)
     plain = world.wait("plain")
 
-    with _celery_events(world) as heard, ThreadPoolExecutor(1) as waiter:
+    with world.celery_events() as heard, ThreadPoolExecutor(1) as waiter:
         handle = world.submit("limited", steps, limit=limit)
         waiting = waiter.submit(handle.wait, 60)
         wait_for(lambda: world.record("limited").state is RunState.RETRYING, "the run is put aside")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from openagents_worker.worker.watch import EX_LOOP_DEAD
 from tests.faults.conftest import MakeWorld
 from tests.faults.world import World
+from tests.proxy import Line, Lines
 from tests.waiting import wait_for
 
 PATIENCE_S = 60
@@ -52,6 +56,55 @@ def test_workers_live_through_a_silence_of_redis_that_costs_their_leases(make_wo
     world = make_world(workers=2, lease_ms=3_000).start()
 
     _check(world, workers=2, runs=20, silences=2)
+
+
+class Stalled(Lines):
+    """Lines on which nothing gets through once they are told to stall."""
+
+    def opened(self) -> None:
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+        self.url = self.listen(self._there_and_back)
+
+    def stall(self) -> None:
+        self._loop.call_soon_threadsafe(self.goes_on.clear)
+
+    async def _there_and_back(self, line: Line) -> None:
+        await asyncio.gather(
+            self._one_way(line.from_client, line.to_redis), self._one_way(line.from_redis, line.to_client)
+        )
+
+    async def _one_way(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while some := await reader.read(2**16):
+            await self.goes_on.wait()
+            writer.write(some)
+            await writer.drain()
+
+
+def test_a_worker_without_a_lease_takes_no_message(make_world: MakeWorld) -> None:
+    """It could not claim a run, and another worker can. One of two is cut off from the Redis of the runs, and
+    not from its broker."""
+    world = make_world(workers=2, lease_ms=3_000)
+    with Stalled(world.redis.url) as lines:
+        world.redis_url_of = lambda name: lines.url if name == "w1" else world.redis.url
+        world.start()
+        lines.stall()
+        wait_for(lambda: "w1" in world.said("worker.let_go"), "the worker has let go", PATIENCE_S)
+
+        with world.celery_events() as heard:
+            for number in range(20):
+                world.submit(f"run-{number}")
+            for number in range(20):
+                world.wait(f"run-{number}", PATIENCE_S)
+            wait_for(lambda: sum(_is_received(event) for event in heard) >= 20, "all were taken by somebody")
+
+        takers = {event["hostname"].partition("@")[0] for event in heard if _is_received(event)}
+        assert takers == {"w2"}
+        world.end()
+
+
+def _is_received(event: dict[str, Any]) -> bool:
+    return bool(event["type"] == "task-received")
 
 
 @pytest.mark.slow

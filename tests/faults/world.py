@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -166,6 +167,22 @@ class World:
             yield
         finally:
             os.kill(self.redis.pid, signal.SIGCONT)
+
+    @contextmanager
+    def celery_events(self) -> Generator[list[dict[str, Any]]]:
+        """What an event receiver of Celery, such as Flower, is told meanwhile."""
+        heard: list[dict[str, Any]] = []
+        with self.client.app.connection_for_read() as connection:
+            receiver = self.client.app.events.Receiver(connection, handlers={"*": heard.append})
+            capture = partial(receiver.capture, limit=None, timeout=None, wakeup=False)
+            listening = threading.Thread(target=capture)
+            listening.start()
+            try:
+                wait_for(lambda: heard, "a worker's heartbeat is heard")
+                yield heard
+            finally:
+                receiver.should_stop = True
+                listening.join()
 
     # --- the supervisor ----------------------------------------------------------------------------------
 
