@@ -71,11 +71,13 @@ class Model:
     """What the model says, and what it was asked."""
 
     def __init__(self) -> None:
-        self.server = ModelServer(self._reply, token_delay_ms=1)  # a long reply can be watched
+        self.server = ModelServer(self._reply, before_piece=self._before_piece)
         self._script = Script((), faults=FAULTS)
         self._tries: Counter[str] = Counter()
         self.may_answer: Callable[[str], object] = lambda run_id: True
         """Asked about a run before each reply to it, until it says so."""
+        self.may_go_on: Callable[[int], object] = lambda piece: True
+        """Asked about a piece of a streamed reply, counted from 0, until it says so."""
 
     def will_say(self, *entries: dict[str, Any]) -> None:
         """From now on the n-th turn of every run is answered with the n-th of these replies.
@@ -89,8 +91,8 @@ class Model:
         log = self.server.log
         return [line for line in log if line["event"] == "received" and _is_of(line, run_id)]
 
-    def has_answered(self, request: Mapping[str, Any]) -> bool:
-        return any(line["event"] == "answered" and line["id"] == request["id"] for line in self.server.log)
+    async def _before_piece(self, _: ModelRequest, number: int) -> None:
+        await await_for(lambda: self.may_go_on(number), "the model may go on")
 
     async def _reply(self, asked: ModelRequest) -> Any:
         key = asked.headers["idempotency-key"]

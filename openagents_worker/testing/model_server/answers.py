@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,7 +13,7 @@ from openagents_worker.models import dumps
 from openagents_worker.testing.model_server.connection import Connection, Hangup
 from openagents_worker.testing.model_server.wire_format import Event, ModelRequest, Reply, WireFormat
 
-__all__ = ["Answer", "FAULTS", "Log"]
+__all__ = ["Answer", "BeforePiece", "FAULTS", "Log"]
 
 FAULTS = {
     "bad_json": "200 with a body that is no JSON",
@@ -27,6 +26,9 @@ FAULTS = {
     "server_error": "500",
 }
 """The values of an entry's `error`; `status` replaces the status of the last three."""
+
+BeforePiece = Callable[[ModelRequest, int], Awaitable[object]]
+"""Awaited before each piece of a streamed reply; pieces are counted from 0."""
 
 STATUS = {"rate_limit": 429, "response": 400, "server_error": 500}
 TORN = ScriptedReply(text="This reply is torn before it is whole.")
@@ -66,11 +68,11 @@ class Answer:
         wire: WireFormat,
         connection: Connection,
         log: Log,
-        token_delay_ms: int,
+        before_piece: BeforePiece,
     ) -> None:
         self._number, self._asked, self._wire = number, asked, wire
         self._connection, self._log = connection, log
-        self._token_delay_ms = token_delay_ms
+        self._before_piece = before_piece
         self._logged = False
         self._headers = wire.headers(number)
 
@@ -120,8 +122,8 @@ class Answer:
         await self._connection.begin_stream(self._headers)
         for event in self._wire.opening(reply):
             await self._connection.send_event(*event)
-        for event in pieces:
-            await asyncio.sleep(self._token_delay_ms / 1000)
+        for number, event in enumerate(pieces):
+            await self._before_piece(self._asked, number)
             await self._connection.send_event(*event)
 
     # --- faults ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any, Self
 import h11
 
 from openagents_worker.llm.script import Script, ScriptedFault, ScriptedReply, read_entry
-from openagents_worker.testing.model_server.answers import FAULTS, Answer, Log
+from openagents_worker.testing.model_server.answers import FAULTS, Answer, BeforePiece, Log
 from openagents_worker.testing.model_server.anthropic_messages import AnthropicMessages
 from openagents_worker.testing.model_server.connection import Connection, Hangup, HttpRequest
 from openagents_worker.testing.model_server.openai_chat import OpenAIChat
@@ -38,7 +38,8 @@ class ModelServer:
 
     A script answers turn n of a conversation with its n-th reply; the faults before that reply go to the
     first tries of the turn, told apart by `Idempotency-Key`, or by the messages where there is none.
-    `latency_ms` passes before a reply, `token_delay_ms` between the pieces of a streamed one.
+    `latency_ms` passes before a reply, `token_delay_ms` between the pieces of a streamed one; in its place
+    `before_piece(request, number)` is awaited before each piece, so that a test can hold a reply half-way.
 
     >>> with ModelServer([{"text": "hello"}]).serve_in_thread() as server:
     ...     server.url.endswith("/v1")
@@ -53,6 +54,7 @@ class ModelServer:
         host: str = "127.0.0.1",
         latency_ms: int = 0,
         token_delay_ms: int = 0,
+        before_piece: BeforePiece | None = None,
         log_path: str | Path | None = None,
     ) -> None:
         """Raises `PluginConfigError`, which names the index of the entry that cannot be used."""
@@ -60,7 +62,8 @@ class ModelServer:
         self.connections = 0
         """How many were opened so far."""
         self._reply = reply if callable(reply) else _ScriptedReplies(reply)
-        self._latency_ms, self._token_delay_ms = latency_ms, token_delay_ms
+        self._latency_ms = latency_ms
+        self._before_piece = before_piece or _after(token_delay_ms / 1000)
         self._log = Log(None if log_path is None else Path(log_path))
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,7 +179,7 @@ class ModelServer:
         except Unreadable as problem:
             await connection.send_json(400, wire.error(400, str(problem), number), wire.headers(number))
             return
-        answer = Answer(number, asked, wire, connection, self._log, self._token_delay_ms)
+        answer = Answer(number, asked, wire, connection, self._log, self._before_piece)
         answer.log_received()
         try:
             entry = await self._entry(asked)
@@ -199,6 +202,13 @@ class ModelServer:
             text = f"{type(error).__name__}: {error}"
             print(f"model server: the reply function failed: {text}", file=sys.stderr)
             return ScriptedFault(error="response", message=text)
+
+
+def _after(pause_s: float) -> BeforePiece:
+    async def pause(_: ModelRequest, __: int) -> None:
+        await asyncio.sleep(pause_s)
+
+    return pause
 
 
 class _ScriptedReplies:
