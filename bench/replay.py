@@ -4,6 +4,9 @@ The run is recorded as a worker process carries runs: its pattern calls one tool
 returns a thousand bytes and is committed; then it waits at a gate. Further attempts, each in a process that
 has just begun, claim the run and replay its journal through the same pattern. They are live when the
 first call that is in no journal begins. One more has its line to Redis watched: no answer may hold others up.
+
+The same run is measured once as one loop, and once as a thousand branches that run side by side and all ask
+the same: there each record could answer a thousand calls, and replay has to find out which one it is for.
 """
 
 from __future__ import annotations
@@ -17,9 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +39,12 @@ from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.store.scripts import Wake
 from openagents_worker.tools.base import ToolContext, ToolPlugin
-from tests.faults.proxy import Command, Proxy, value_of
+from tests.faults.proxy import Proxy, value_of
+from tests.proxy import Line
 
 FIRST = "bench:0"
 STEP_BYTES = 1_000
+BRANCHES = 1_000
 MOST_S = 2.0
 MOST_REPLY = 256 * 1024
 
@@ -74,17 +78,24 @@ class Gate(ToolPlugin):
 
 
 class Steps:
-    """So many calls of the one, then the other."""
+    """So many calls of the one, divided among branches that ask the same; then the other."""
 
     context: Any
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._steps = int(config["steps"])
+        self._branches = int(config["branches"])
+        self._calls = int(config["steps"]) // self._branches
 
     async def execute(self) -> Any:
-        for n in range(self._steps):
-            await self.context.tools["text"].invoke({"n": n})
+        if self._branches == 1:
+            await self._branch()
+        else:
+            await asyncio.gather(*(self._branch() for _ in range(self._branches)))
         return await self.context.tools["gate"].invoke({})
+
+    async def _branch(self) -> None:
+        for n in range(self._calls):
+            await self.context.tools["text"].invoke({"n": n})
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -93,43 +104,66 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
+    print(f"{options.steps:,} steps of {STEP_BYTES:,} bytes, median of {options.rounds} attempts\n")
+    rows = [_measure(options.steps, branches, options.rounds) for branches in (1, BRANCHES)]
+    print(
+        "\n| branches | recorded in, s | live again after, s | µs a record | MB then | largest answer, bytes |"
+    )
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        print(row)
+    return 0 if all(row.took_s <= MOST_S and row.largest <= MOST_REPLY for row in rows) else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What was found for a run of so many steps."""
+
+    steps: int
+    branches: int
+    recording_s: float
+    took_s: float
+    mb: float
+    largest: int
+
+    def __str__(self) -> str:
+        each_us = self.took_s / self.steps * 1e6
+        times = f"{self.recording_s:.1f} | {self.took_s:.2f} | {each_us:.0f}"
+        return f"| {self.branches:,} | {times} | {self.mb:.0f} | {self.largest:,} |"
+
+
+def _measure(steps: int, branches: int, rounds: int) -> Row:
     with (
         tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
         EmbeddedRedis(data_dir=Path(folder)) as server,
     ):
-        tell_machine(server.url)
-        return _measure(server.url, options.steps, options.rounds)
+        if branches == 1:
+            tell_machine(server.url)
+        url = server.url
+        recording_s, _ = _in_a_process(url, steps, branches, FIRST)
+        found = [_in_a_process(url, steps, branches, f"bench:{number}") for number in range(1, rounds + 1)]
+        with _Watched(url) as line:  # beside the others: it takes longer than Redis does
+            _in_a_process(line.url_of("watched"), steps, branches, "bench:watched")
+            largest = line.largest
+    took_s, mb = (statistics.median(one) for one in zip(*found, strict=True))
+    return Row(steps, branches, recording_s, took_s, mb, largest)
 
 
-def _measure(url: str, steps: int, rounds: int) -> int:
-    recording_s, _ = _in_a_process(url, steps, FIRST)
-    found = [_in_a_process(url, steps, f"bench:{number}") for number in range(1, rounds + 1)]
-    with _Watched(url) as line:  # beside the others: it takes longer than Redis does
-        _in_a_process(line.url_of("watched"), steps, "bench:watched")
-        largest = line.largest
-    took, mb = (statistics.median(one) for one in zip(*found, strict=True))
-    print(f"\n{steps:,} steps of {STEP_BYTES:,} bytes, median of {rounds} attempts\n")
-    print("| recorded in, s | live again after, s | µs a record | MB then | largest answer, bytes |")
-    print("|---|---|---|---|---|")
-    print(f"| {recording_s:.1f} | {took:.2f} | {took / steps * 1e6:.0f} | {mb:.0f} | {largest:,} |")
-    return 0 if took <= MOST_S and largest <= MOST_REPLY else 1
-
-
-def _in_a_process(url: str, steps: int, incarnation: str) -> tuple[float, float]:
+def _in_a_process(url: str, steps: int, branches: int, incarnation: str) -> tuple[float, float]:
     """An attempt in a process of its own: seconds from its claim to the gate, and its megabytes then."""
     script = "import sys; from bench import replay; replay.attempt(*sys.argv[1:])"
-    command = [sys.executable, "-c", script, url, str(steps), incarnation]
+    command = [sys.executable, "-c", script, url, str(steps), str(branches), incarnation]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     took_s, mb = json.loads(said)
     return took_s, mb
 
 
-def attempt(url: str, steps: str, incarnation: str) -> None:
+def attempt(url: str, steps: str, branches: str, incarnation: str) -> None:
     """What such a process does: print what it measured, as JSON."""
-    print(json.dumps(asyncio.run(_attempt(url, int(steps), incarnation))))
+    print(json.dumps(asyncio.run(_attempt(url, int(steps), int(branches), incarnation))))
 
 
-async def _attempt(url: str, steps: int, incarnation: str) -> tuple[float, float]:
+async def _attempt(url: str, steps: int, branches: int, incarnation: str) -> tuple[float, float]:
     """Carry the run up to its gate as that incarnation, then hand it over; the first one submits it."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": url, "OPENAGENTS_LOG_LEVEL": "ERROR"})
     agent = {
@@ -137,7 +171,7 @@ async def _attempt(url: str, steps: int, incarnation: str) -> tuple[float, float
         "name": "Steps",
         "llm": {"provider": "scripted", "script": [{"text": "done"}]},
         "memory": {"type": "buffer"},
-        "pattern": {"impl": "bench.replay.Steps", "config": {"steps": steps}},
+        "pattern": {"impl": "bench.replay.Steps", "config": {"steps": steps, "branches": branches}},
         "tools": [{"id": name, "impl": f"bench.replay.{name.title()}"} for name in ("text", "gate")],
     }
     assembly = Assembly(load_agents(json.dumps({"agents": [agent]}), env={}), env={})
@@ -172,12 +206,9 @@ class _Watched(Proxy):
 
     largest = 0
 
-    async def _answers(
-        self, asked: deque[Command | None], from_redis: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            while True:
-                raw = await value_of(from_redis)
-                self.largest = max(self.largest, len(raw))
-                writer.write(raw)
-                await writer.drain()
+    async def _answers(self, line: Line) -> None:
+        while True:
+            raw = await value_of(line.from_redis)
+            self.largest = max(self.largest, len(raw))
+            line.to_client.write(raw)
+            await line.to_client.drain()
