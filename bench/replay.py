@@ -106,9 +106,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     options = parser.parse_args(arguments)
     print(f"{options.steps:,} steps of {STEP_BYTES:,} bytes, median of {options.rounds} attempts\n")
     rows = [_measure(options.steps, branches, options.rounds) for branches in (1, BRANCHES)]
-    print(
-        "\n| branches | recorded in, s | live again after, s | µs a record | MB then | largest answer, bytes |"
-    )
+    columns = ("branches", "recorded in, s", "live again after, s", "µs a record", "MB then")
+    print(f"\n| {' | '.join(columns)} | largest answer, bytes |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         print(row)
