@@ -15,6 +15,7 @@ from openagents_worker.models import RunArtifact, RunRecord, RunRequest, RunResu
 from openagents_worker.store.client import AsyncStore, Plan, Reader, Store
 from openagents_worker.store.formats import is_read, reading
 from openagents_worker.store.keys import Keys
+from openagents_worker.store.states import STATES
 
 __all__ = [
     "RECORD_FIELDS",
@@ -97,7 +98,7 @@ def _record(run_id: str, field: Mapping[str, str]) -> RunRecord:
         created_ms=time_ms("created"),
         started_ms=time_ms("started"),
         ended_ms=time_ms("ended") if state.is_terminal else None,
-        due_ms=time_ms("due") if state in (RunState.SCHEDULED, RunState.RETRYING) else None,
+        due_ms=time_ms("due") if STATES[state].has_due else None,
         usage=RunUsage.model_validate_json(field["usage"] or "{}"),
         request=_request(field["request"], int(field["format"] or 0)),
         result=RunResult[Any].model_validate_json(field["result"]) if field["result"] else None,

@@ -18,6 +18,7 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast,
 
 from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
 from openagents_worker.store.keys import lua_key_functions
+from openagents_worker.store.states import states_in_lua
 
 __all__ = [
     "Call",
@@ -86,7 +87,7 @@ class Script:
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         self.name = name
-        body = _with_library(f"{name}.lua", set())
+        body = states_in_lua(_with_library(f"{name}.lua", set()))
         self.source = "\n".join([lua_key_functions(body), _arguments(parameters), body])
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 

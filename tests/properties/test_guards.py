@@ -18,7 +18,7 @@ from tests.properties.stories import Stories, tell
 
 SEEDS = 10  # chance finds the guards without a story in the histories of the first few
 
-LIVE = "if not run or run.fence ~= F or run.state ~= 'running' then return nil end"
+LIVE = "if not run or run.fence ~= F or run.state ~= STATE.running then return nil end"
 HOLDS = "if redis.call('HGET', k.session(run.session), 'holder') ~= R then return nil end"
 
 
@@ -52,7 +52,7 @@ GUARDS = (
     ),
     Guard(
         "a write needs a run that is running",
-        (LIVE, LIVE.replace(" or run.state ~= 'running'", "")),
+        (LIVE, LIVE.replace(" or run.state ~= STATE.running", "")),
         (HOLDS, ""),
     ),
     Guard(
@@ -188,7 +188,7 @@ GUARDS = (
     Guard(
         "a run is named by the worker that has it",
         (
-            "run.owner ~= incarnation or run.state ~= 'running' then return 'FENCED' end\nlocal",
+            "run.owner ~= incarnation or run.state ~= STATE.running then return 'FENCED' end\nlocal",
             "false then end\nlocal",
         ),
         story="the_watchdog_of_a_worker_that_has_lost_its_run_names_it",
@@ -324,7 +324,7 @@ GUARDS = (
     ),
     Guard(
         "what is completed stays completed",
-        ("if run.state == 'completed' then return {'COMPLETED'} end", ""),
+        ("if run.state == STATE.completed then return {'COMPLETED'} end", ""),
         story="a_completed_run_is_resumed",
     ),
     Guard(

@@ -2,7 +2,7 @@
 -- The lease ends at once: others need not wait for it. Returns OK | FENCED (the run is not in the hands of this worker)
 --#include run
 local run = load(run_id)
-if not run or run.owner ~= incarnation or run.state ~= 'running' then return 'FENCED' end
+if not run or run.owner ~= incarnation or run.state ~= STATE.running then return 'FENCED' end
 local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
 if not deadline then return 'FENCED' end
 redis.call('HSET', k.lease_end(incarnation), 'named', run_id, 'died', '1')

@@ -26,7 +26,7 @@ end
 local function later(run, delay_ms)
   local due = NOW_MS + delay_ms
   if run.expires > 0 and run.attempt == 0 then due = math.min(due, run.expires) end
-  redis.call('HSET', k.run(run_id), 'state', 'retrying', 'due', digits(due))
+  redis.call('HSET', k.run(run_id), 'state', STATE.retrying, 'due', digits(due))
   redis.call('ZADD', k.due(), digits(due), run_id)
   redis.call('ZREM', k.sent(run.queue), run_id)
 end
@@ -49,19 +49,19 @@ end
 if run.cancel == '1' then return {'CANCELLED', cancelled(run, run.cancel_reason, true), run.life} end
 if expired(run) then return {'CANCELLED', cancelled(run, 'expired', true), run.life} end
 local wakes = {}
-if run.state == 'scheduled' or run.state == 'retrying' then
+if HAS_DUE[run.state] then
   if run.due > NOW_MS then return {'NOT_DUE', digits(run.due - NOW_MS)} end
   redis.call('ZREM', k.due(), run_id)
-  local wake = run.state == 'scheduled' and place(run)
+  local wake = run.state == STATE.scheduled and place(run)
   if wake and wake[1] ~= run_id then wakes[1] = wake end
-  run.state = 'queued'
+  run.state = STATE.queued
 end
 local held_by = holder(run.session)
 if not held_by then -- the holder's record is gone: the claimer heals the session
   if redis.call('ZSCORE', k.session_queue(run.session), run_id) then
     local wake = promote(run.session) -- the head of the queue is next, whoever asked
     held_by = wake[1]
-    if held_by == run_id then run.state = 'queued' else wakes[#wakes + 1] = wake end
+    if held_by == run_id then run.state = STATE.queued else wakes[#wakes + 1] = wake end
   else
     redis.call('HSET', k.session(run.session), 'holder', run_id)
     held_by = run_id
@@ -70,13 +70,13 @@ end
 if held_by ~= run_id then return {'WAITING', wakes} end
 local format = math.max(run.format, session_format(run.session), asked)
 if not (is_read(run.format) and is_read(format)) then
-  if run.state ~= 'queued' then return {'OTHER_FORMAT'} end -- what it waits for will wake it
+  if run.state ~= STATE.queued then return {'OTHER_FORMAT'} end -- what it waits for will wake it
   local delay_ms = left_again_in(run, left_max_ms)
   if not delay_ms then
-    local ending = foreign_ending(run, 'failed', 'failed', 'agent.unavailable',
+    local ending = foreign_ending(run, STATE.failed, 'failed', 'agent.unavailable',
       'no worker that reads format ' .. digits(format) .. ' of the run came in time', 'start a worker of the version that wrote it')
     ending.in_hand = true
-    return {'DONE', 'failed', run.life, ending.result, end_run(run, ending)}
+    return {'DONE', STATE.failed, run.life, ending.result, end_run(run, ending)}
   end
   if redis.call('HSETNX', k.run(run_id), 'left:' .. format .. ':' .. newest, incarnation) == 1 then
     append(run, {'run.left_to_others', '{"format":' .. digits(format) .. ',"newest_read":' .. digits(newest)
@@ -85,7 +85,7 @@ if not (is_read(run.format) and is_read(format)) then
   later(run, delay_ms)
   return {'OTHER_FORMAT'}
 end
-if run.state ~= 'queued' then return {'PARKED', run.state} end
+if run.state ~= STATE.queued then return {'PARKED', run.state} end
 local group = suspicion_of(run).group
 if group ~= '' then
   local other = group_in(incarnation)
@@ -100,7 +100,7 @@ end
 run.fence = next_fence(run, nonce)
 run.attempt = run.attempt + 1
 run.owner = incarnation
-redis.call('HSET', k.run(run_id), 'state', 'running', 'fence', run.fence, 'owner', incarnation, 'attempt', run.attempt, 'emit_no', 0,
+redis.call('HSET', k.run(run_id), 'state', STATE.running, 'fence', run.fence, 'owner', incarnation, 'attempt', run.attempt, 'emit_no', 0,
   'started', run.started ~= '' and run.started or digits(NOW_MS), 'claimed', digits(NOW_MS),
   'claimed_at', run.attempt .. ':' .. redis.call('LLEN', k.journal(run_id)))
 redis.call('SADD', k.worker_runs(incarnation), run_id)

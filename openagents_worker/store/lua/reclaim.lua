@@ -15,10 +15,10 @@ local ids = redis.call('SRANDMEMBER', k.worker_runs(incarnation), limit)
 table.sort(ids)
 for _, id in ipairs(ids) do
   local run = load(id)
-  if run and run.owner == incarnation and run.state == 'running' then
+  if run and run.owner == incarnation and run.state == STATE.running then
     local is_poison = blame(run, ended)
     local fence = next_fence(run)
-    redis.call('HSET', k.run(id), 'state', 'queued', 'fence', fence, 'owner', '', 'recoveries', run.recoveries + counted, 'stuck', run.stuck,
+    redis.call('HSET', k.run(id), 'state', STATE.queued, 'fence', fence, 'owner', '', 'recoveries', run.recoveries + counted, 'stuck', run.stuck,
       'suspicion', run.suspicion)
     if seen_by then redis.call('HSET', k.gone(incarnation), id, digits(run.life)) end
     append(run, {'run.recovered', '{"previous_worker":' .. q(incarnation) .. ',"age_ms":' .. digits(NOW_MS - over_since)
@@ -29,10 +29,10 @@ for _, id in ipairs(ids) do
     if run.cancel == '1' then
       more = cancelled(run, run.cancel_reason)
     elseif run.durable == '0' then
-      more = end_run(run, foreign_ending(run, 'failed', 'failed', 'worker.lost', 'the worker that carried this run is gone, and the run is not durable'))
+      more = end_run(run, foreign_ending(run, STATE.failed, 'failed', 'worker.lost', 'the worker that carried this run is gone, and the run is not durable'))
     elseif is_poison then
       append(run, {'run.poisoned', '{"recoveries":' .. digits(run.deaths or run.stuck) .. '}'})
-      more = end_run(run, foreign_ending(run, 'failed', 'failed', 'run.poisoned', 'the run made its workers die ' .. digits(run.deaths or run.stuck)
+      more = end_run(run, foreign_ending(run, STATE.failed, 'failed', 'run.poisoned', 'the run made its workers die ' .. digits(run.deaths or run.stuck)
         .. ' times without committing a step in between', 'look at what its next call does to the process'))
     else
       more = {wake_of(run)}

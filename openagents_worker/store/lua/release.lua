@@ -3,7 +3,7 @@
 -- Returns OK, wakes | FENCED. Events run.handed_over or run.recovered; for a run that is over: its terminal ones.
 --#include end_run
 local run = load(run_id)
-if not run or run.fence ~= fence or run.owner ~= incarnation or run.state ~= 'running' then return {'FENCED'} end
+if not run or run.fence ~= fence or run.owner ~= incarnation or run.state ~= STATE.running then return {'FENCED'} end
 if kind ~= 'handover' and kind ~= 'lost' then return redis.error_reply('ERR release has no kind ' .. kind) end
 local counts = 0
 if kind == 'lost' then
@@ -12,7 +12,7 @@ if kind == 'lost' then
   if length <= (length_before or length) then counts = 1 end
 end
 local stuck, recoveries, next = run.stuck + counts, run.recoveries + counts, next_fence(run)
-redis.call('HSET', k.run(run_id), 'state', 'queued', 'fence', next, 'owner', '', 'stuck', stuck, 'recoveries', recoveries)
+redis.call('HSET', k.run(run_id), 'state', STATE.queued, 'fence', next, 'owner', '', 'stuck', stuck, 'recoveries', recoveries)
 if kind == 'handover' then
   append(run, {'run.handed_over', '{"checkpoint_id":' .. q(run_id .. ':step:' .. digits(run.steps)) .. '}'})
 else
@@ -23,12 +23,12 @@ run.fence, run.owner = next, ''
 if kind == 'handover' then return {'OK', {wake_of(run)}} end
 if run.cancel == '1' then return {'OK', cancelled(run, run.cancel_reason)} end
 if run.durable == '0' then
-  return {'OK', end_run(run, foreign_ending(run, 'failed', 'failed', 'worker.lost',
+  return {'OK', end_run(run, foreign_ending(run, STATE.failed, 'failed', 'worker.lost',
     'the worker could not execute this run to its end, and the run is not durable'))}
 end
 if stuck > max_recoveries then
   append(run, {'run.poisoned', '{"recoveries":' .. digits(stuck) .. '}'})
-  return {'OK', end_run(run, foreign_ending(run, 'failed', 'failed', 'run.poisoned', 'the run was given back or made its workers die '
+  return {'OK', end_run(run, foreign_ending(run, STATE.failed, 'failed', 'run.poisoned', 'the run was given back or made its workers die '
     .. digits(stuck) .. ' times without committing a step in between', 'the logs of its workers say why'))}
 end
 return {'OK', {wake_of(run)}}

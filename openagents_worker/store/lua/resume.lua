@@ -10,11 +10,11 @@ if input_text ~= '' and input_text ~= cjson.decode(redis.call('HGET', k.run(run_
 if redis.call('EXISTS', k.journal(run_id)) == 0 then return {'NO_CHECKPOINT'} end
 local latest = run_id .. ':step:' .. digits(run.steps)
 if checkpoint_id ~= '' and checkpoint_id ~= latest then return {'OTHER_CHECKPOINT', latest} end
-if run.state == 'completed' then return {'COMPLETED'} end
+if run.state == STATE.completed then return {'COMPLETED'} end
 if not TERMINAL[run.state] then return {'LIVE', run.state, run.queue} end
 
 run.life = run.life + 1
-redis.call('HSET', k.run(run_id), 'state', 'queued', 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
+redis.call('HSET', k.run(run_id), 'state', STATE.queued, 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
   'emit_no', 0, 'resumed', digits(NOW_MS))
 redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'untold', 'tellings', 'suspicion')
 redis.call('ZREM', k.sent(run.queue), run_id)

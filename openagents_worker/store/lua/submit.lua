@@ -19,7 +19,7 @@ if queue == '' then
   queue = type(own) == 'string' and own or default_queue -- JSON's null is a value of its own in Lua
 end
 
-redis.call('HSET', k.run(run_id), 'format', format, 'state', 'scheduled', 'fence', '0:', 'owner', '', 'attempt', 0, 'life', 1, 'seq', 0,
+redis.call('HSET', k.run(run_id), 'format', format, 'state', STATE.scheduled, 'fence', '0:', 'owner', '', 'attempt', 0, 'life', 1, 'seq', 0,
   'emit_no', 0, 'steps', 0, 'retries', 0, 'recoveries', 0, 'stuck', 0, 'queue', queue, 'agent', agent_id, 'session', session_id,
   'parent', parent_run_id, 'digest', digest, 'uid', uid, 'request', request, 'canvas', canvas, 'tell', tell,
   'durable', durable,
@@ -33,7 +33,7 @@ if delay_ms > 0 then
   redis.call('HSET', k.run(run_id), 'due', digits(due))
   redis.call('ZADD', k.due(), digits(due), run_id)
   append(run, {'run.scheduled', '{"due_at":"' .. iso(due) .. '","delay_ms":' .. digits(delay_ms) .. '}'})
-  return {'NEW', 'scheduled', queue, ''}
+  return {'NEW', STATE.scheduled, queue, ''}
 end
 local wake = place(run)
 local state = redis.call('HGET', k.run(run_id), 'state')

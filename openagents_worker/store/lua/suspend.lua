@@ -11,7 +11,7 @@ local wakes = {}
 
 local function put_off()
   local due = NOW_MS + delay_ms
-  redis.call('HSET', k.run(run_id), 'state', 'retrying', 'due', digits(due), 'last_error', error_code, unpack(at))
+  redis.call('HSET', k.run(run_id), 'state', STATE.retrying, 'due', digits(due), 'last_error', error_code, unpack(at))
   redis.call('ZADD', k.due(), digits(due), run_id)
   return due
 end
@@ -33,7 +33,7 @@ elseif kind == 'left_to_others' then
     events[#events + 1] = '{"left_by":' .. q(run.owner) .. ',"delay_ms":' .. digits(delay_ms) .. ',"error_code":' .. q(error_code) .. '}'
   end
 elseif kind == 'handover' then
-  redis.call('HSET', k.run(run_id), 'state', 'queued', unpack(at))
+  redis.call('HSET', k.run(run_id), 'state', STATE.queued, unpack(at))
   events[#events + 1] = 'run.handed_over'
   events[#events + 1] = '{"checkpoint_id":' .. q(run_id .. ':step:' .. digits(run.steps)) .. '}'
 else

@@ -10,11 +10,11 @@ for _, id in ipairs(ids) do
   if run and run.owner == '' and not TERMINAL[run.state] then
     if expired(run) then
       more = cancelled(run, 'expired')
-    elseif run.due <= NOW_MS and run.state == 'retrying' then
-      redis.call('HSET', k.run(id), 'state', 'queued')
+    elseif run.due <= NOW_MS and run.state == STATE.retrying then
+      redis.call('HSET', k.run(id), 'state', STATE.queued)
       look_in_time(run)
       more = {wake_of(run)}
-    elseif run.due <= NOW_MS and run.state == 'scheduled' then
+    elseif run.due <= NOW_MS and run.state == STATE.scheduled then
       more = {place(run)}
     end
   end

@@ -44,13 +44,13 @@ local function foreign_ending(run, state, stop_reason, code, message, hint)
     .. ',"metadata":{"agent_id":' .. q(run.agent) .. ',"session_id":' .. q(run.session) .. '}}'
   local ids = '"agent_id":' .. q(run.agent) .. ',"session_id":' .. q(run.session) .. ',"run_id":' .. q(run.id)
   local payload = '{' .. ids .. ',"error":' .. q(message) .. ',"error_details":' .. details .. '}'
-  if state == 'cancelled' then payload = '{' .. ids .. ',"reason":' .. q(message) .. '}' end
+  if state == STATE.cancelled then payload = '{' .. ids .. ',"reason":' .. q(message) .. '}' end
   return {state = state, result = result, name = 'run.' .. state, payload = payload,
     completed = '{' .. ids .. ',"stop_reason":' .. q(stop_reason) .. '}'}
 end
 
 local function cancelled(run, reason, in_hand)
-  local ending = foreign_ending(run, 'cancelled', 'cancelled', 'run.cancelled', reason ~= '' and reason or 'cancelled')
+  local ending = foreign_ending(run, STATE.cancelled, 'cancelled', 'run.cancelled', reason ~= '' and reason or 'cancelled')
   ending.in_hand = in_hand
   return end_run(run, ending)
 end

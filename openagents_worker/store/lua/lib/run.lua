@@ -16,8 +16,6 @@ local function load(R)
   return run
 end
 
-local TERMINAL = {completed = true, failed = true, cancelled = true}
-
 local function q(text) return cjson.encode(text) end
 
 -- What all envelopes of one moment share: from the run's ids to the beginning of the payload
@@ -94,7 +92,7 @@ end
 -- live(R, F): the record when this fence may write, else nil
 local function live(R, F)
   local run = load(R)
-  if not run or run.fence ~= F or run.state ~= 'running' then return nil end
+  if not run or run.fence ~= F or run.state ~= STATE.running then return nil end
   if redis.call('HGET', k.session(run.session), 'holder') ~= R then return nil end
   return run
 end

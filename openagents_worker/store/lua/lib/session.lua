@@ -19,7 +19,7 @@ local function promote(S)
     local run = load(head)
     if run and not TERMINAL[run.state] then
       redis.call('HSET', k.session(S), 'holder', head)
-      redis.call('HSET', k.run(head), 'state', 'queued')
+      redis.call('HSET', k.run(head), 'state', STATE.queued)
       redis.call('ZREM', k.session_queue(S), head)
       append(run, {'run.queued', '{"queue":' .. q(run.queue) .. '}'})
       return wake_of(run)
@@ -57,13 +57,13 @@ local function place(run)
   for _, key in ipairs(session_keys(S)) do redis.call('PERSIST', key) end
   if held == run.id or not held and redis.call('ZCARD', k.session_queue(S)) == 0 then
     redis.call('HSET', k.session(S), 'holder', run.id)
-    redis.call('HSET', k.run(run.id), 'state', 'queued')
+    redis.call('HSET', k.run(run.id), 'state', STATE.queued)
     append(run, {'run.queued', '{"queue":' .. q(run.queue) .. '}'})
     return wake_of(run)
   end
   local ordinal = redis.call('HINCRBY', k.session(S), 'ordinal', 1)
   redis.call('ZADD', k.session_queue(S), ordinal, run.id)
-  redis.call('HSET', k.run(run.id), 'state', 'waiting_session')
+  redis.call('HSET', k.run(run.id), 'state', STATE.waiting_session)
   local position = redis.call('ZRANK', k.session_queue(S), run.id) + 1
   append(run, {'run.waiting_session', '{"position":' .. digits(position) .. '}'})
   if not held then return promote(S) end
