@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from openagents_worker.models import RunState
 
-__all__ = ["STATES", "StateFacts", "states_in_lua"]
+__all__ = ["STATES", "StateFacts", "states_as_text", "states_in_lua"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,13 @@ def states_in_lua(script: str) -> str:
     >>> states_in_lua("return STATE.queued")
     "return 'queued'"
     """
-    written = re.sub(r"\bSTATE\.(\w+)", lambda found: f"'{RunState(found[1]).value}'", script)
     used = [name for name in _SETS if re.search(rf"\b{name}\[", script)]
-    return "\n".join([*(_set_in_lua(name) for name in used), written])
+    return "\n".join([*(_set_in_lua(name) for name in used), states_as_text(script)])
+
+
+def states_as_text(lua: str) -> str:
+    """Lines of a script as they are loaded. Raises `ValueError` for a state that there is not."""
+    return re.sub(r"\bSTATE\.(\w+)", lambda found: f"'{RunState(found[1]).value}'", lua)
 
 
 def _set_in_lua(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.scripts import Call, Script
+from openagents_worker.store.states import states_as_text
 
 __all__ = ["TICK_MS", "Entry", "Lab", "Snapshot", "View"]
 
@@ -108,7 +109,7 @@ class Lab:
         self.redis: Any = self.store.redis
         self._raw: Any = Store(Cell(url)).redis
         self._raw.connection_pool.connection_kwargs["decode_responses"] = False
-        self._altered = altered
+        self._altered = [(states_as_text(old), states_as_text(new)) for old, new in altered]
         self._scripts: dict[str, Script] = {}
         self._listening = self.redis.pubsub()
         self._read = self.redis.register_script(_READ)
