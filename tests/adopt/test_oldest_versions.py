@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 PATIENCE_S = 60
 ANSWER = "391"
 CLOSED = "redis://127.0.0.1:1/0"
-ONLY_FOR_WORKERS = {"greenlet", "h11", "hiredis", "httpx", "jsonschema", "rich", "sniffio", "flower"}
+ONLY_FOR_WORKERS = {"greenlet", "h11", "hiredis", "httpx", "jsonschema", "sniffio", "flower"}
 
 
 @pytest.fixture(scope="module")
