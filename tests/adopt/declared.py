@@ -142,7 +142,7 @@ def _needs(name: str, extra: str) -> Iterator[Requirement]:
 
 
 def view(folder: Path, *extras: str) -> Path:
-    """Fill a folder with links to what an installation with these extras brings, and to the package itself."""
+    """Fill a folder with links to what an installation with these extras brings, and to the package."""
     folder.mkdir()
     for name in closure(*extras):
         distribution = importlib.metadata.distribution(name)

@@ -60,7 +60,7 @@ def pid_in(events: dict[str, Any]) -> int:
 
 
 def test_it_computes_in_a_process_that_the_worker_has_started(shop: Shop) -> None:
-    """Also under prefork, whose processes are daemons that may not start any, for Python's multiprocessing."""
+    """Also under prefork, whose processes are daemons: multiprocessing lets those start none."""
     output, events = run(shop, "calculator")
 
     assert output == "computed"
