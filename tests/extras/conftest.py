@@ -19,6 +19,5 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Generator[Environm
     environments = Environments(of_all / "installations")
     environments.download()
     yield environments
-    for folder in environments.folder.glob("env-*"):  # a virtual environment is large
-        if f"-{os.getpid()}" in folder.name:
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in environments.folder.glob(f"env-{os.getpid()}-*"):  # a virtual environment is large
+        shutil.rmtree(folder, ignore_errors=True)

@@ -114,7 +114,7 @@ class Environments:
         """An environment in which `pip install 'openagents-worker[extras]' beside…` was said."""
         if (known := self._made.get((*extras, *beside))) is not None:
             return known
-        name = f"{'-'.join(('env', *extras, *beside))}-{os.getpid()}"
+        name = f"env-{os.getpid()}-{len(self._made)}-{'-'.join(extras) or 'base'}"
         project = self.folder / f"{name}-project"
         project.mkdir()
         made = Environment(self.new_environment(name), extras, project)
