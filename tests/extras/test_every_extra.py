@@ -24,6 +24,8 @@ from tests.waiting import wait_for
 
 pytestmark = pytest.mark.extras
 
+USER = "operator:only-for-this-test"
+
 BARE: tuple[str, ...] = ()
 COMBINATIONS: list[tuple[str, ...]] = [
     BARE,
@@ -170,7 +172,11 @@ for name in {names!r}:
     child = os.fork()
     if child == 0:
         sys.argv = ["openagents-worker", name, "--help"]
-        main()
+        try:
+            main()
+        except SystemExit as ended:
+            sys.stdout.flush()
+            os._exit(ended.code)
     assert os.waitpid(child, 0)[1] == 0, name
 """
 
@@ -216,9 +222,9 @@ def test_the_loop_is_uvloops_where_the_extra_is_there(site: Site) -> None:
 @pytest.mark.parametrize("site", [("flower",), ("worker", "flower"), EXTRAS], indirect=True, ids=",".join)
 def test_flower_answers_and_knows_the_worker(site: Site) -> None:
     """Also where it is installed without a worker: it looks at others'."""
-    flower = Flower(free_port())
+    flower = Flower(free_port(), USER)
     command = ("celery", "-A", "deploy", "flower", "--address=127.0.0.1", f"--port={flower.port}")
-    with site.environment.started(*command, **site.env) as process:
+    with site.environment.started(*command, **site.env, FLOWER_BASIC_AUTH=USER) as process:
         wait_for(lambda: flower.get("/healthcheck")[0] == 200 or not process.left(), "Flower answers")
         assert process.left(), process.said
         workers = wait_for(lambda: flower.json("/api/workers?refresh=1"), "Flower has seen the worker")
