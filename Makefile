@@ -6,16 +6,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ui chaos check docs dev bench clean
+.PHONY: help demo test test-extras test-ui chaos check docs dev bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## an agent run that survives the death of its worker
 	$(BIN)/python examples/demo/demo.py
 
 test: $(INSTALLED) ## all tests, or make test ARGS='tests/fundamentals -x'
 	$(BIN)/pytest -q -n 2 --dist loadfile $(ARGS)
+
+test-extras: $(INSTALLED) ## wheels in empty environments: every extra, the image, a newcomer (asks a package index)
+	$(BIN)/pytest -q -n 2 --dist loadfile -m extras $(ARGS)
 
 test-ui: $(INSTALLED) ## the pages, in a headless Chromium (needs chromium and chromium-driver)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,ui]'

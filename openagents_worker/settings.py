@@ -42,6 +42,8 @@ NEIGHBOURS = {
     "OPENAI_API_KEY": "Key of the model that config/agents.json uses.",
     "OPENAI_BASE_URL": "Another server with the same API (vLLM, Ollama, a gateway).",
     "OPENAI_MODEL": "The model's name there.",
+    "REDIS_PASSWORD": "docker compose: password of its Redis. Letters, digits, - and _: it stands in a URL.",
+    "REDIS_MAXMEMORY": "docker compose: memory of its Redis (1gb), at most half of its container's.",
     "FLOWER_BASIC_AUTH": "user:password of Flower; without it Flower listens on this machine only.",
     "FLOWER_READ_ONLY": "0 lets Flower's users revoke runs and shut workers down.",
 }

@@ -12,13 +12,14 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.process import AuthenticationString  # type: ignore[attr-defined]  # its stub lacks it
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
@@ -240,7 +241,9 @@ class Offload:
         call = partial(_call, function.__module__, function.__qualname__, arguments)
         processes = self._processes
         try:
-            outcome = await asyncio.wrap_future(_noted(processes.submit(call), function))
+            with _may_have_children():
+                work = processes.submit(call)  # starts a process where none is idle
+            outcome = await asyncio.wrap_future(_noted(work, function))
             return outcome.raise_again(function) if isinstance(outcome, Raised) else outcome
         except BrokenProcessPool as error:
             if self._processes is processes:
@@ -265,6 +268,23 @@ class Offload:
         processes.shutdown(wait=False, cancel_futures=True)
         for child in children:
             child.kill()
+
+
+@contextmanager
+def _may_have_children() -> Generator[None]:
+    """Let this process start others, also where it is a child of Celery's prefork pool.
+
+    Such a child is a daemon, and multiprocessing lets a daemon start nothing: that would be left behind when
+    the daemon is killed. What is started here watches for the end of its parent itself. The child's key is of
+    billiard's type, which multiprocessing cannot send.
+    """
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # nothing public says it
+    before = dict(config)
+    config.update(daemon=False, authkey=AuthenticationString(config["authkey"]))
+    try:
+        yield
+    finally:
+        config.update({"daemon": False, **before})
 
 
 def _with_fresh_connections(function: Callable[..., T], arguments: Mapping[str, Any]) -> T:

@@ -21,6 +21,7 @@ from openagents_worker.agents import load_agents, notices
 from openagents_worker.errors import ConfigValidationError, OpenAgentsError, RedisUnreachable, RedisUnsafe
 from openagents_worker.producer.client import cell_of
 from openagents_worker.producer.transport import wake_queue
+from openagents_worker.runtime.plugins import import_from_here
 from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.store.client import Store
 from openagents_worker.telemetry import configure_logging, get_logger
@@ -50,6 +51,7 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
     In an app that `is_ours` every queue is one of runs, and the log is set up by us. Called when the worker
     begins, before Celery sets up its log and makes its steps.
     """
+    import_from_here()
     worker.app.steps["worker"].add(_step_of(host, is_ours))
     worker.app.steps["consumer"].add(refusals_of(host))
     worker.app.steps["consumer"].add(Room)

@@ -18,15 +18,18 @@ from tests.installation import Installation, agent, call, installed
 from tests.sentinel.watched import watching
 from tests.waiting import wait_for
 
-pytestmark = pytest.mark.skipif(
-    sys.version_info >= (3, 13),
-    reason="pydantic 2.7, the oldest that is promised, needs Python 3.12 or older",
-)
+pytestmark = [
+    pytest.mark.extras,
+    pytest.mark.skipif(
+        sys.version_info >= (3, 13),
+        reason="pydantic 2.7, the oldest that is promised, needs Python 3.12 or older",
+    ),
+]
 
 PATIENCE_S = 60
 ANSWER = "391"
 CLOSED = "redis://127.0.0.1:1/0"
-ONLY_FOR_WORKERS = {"greenlet", "h11", "hiredis", "httpx", "jsonschema", "rich", "sniffio", "flower"}
+ONLY_FOR_WORKERS = {"greenlet", "h11", "hiredis", "httpx", "jsonschema", "sniffio", "flower"}
 
 
 @pytest.fixture(scope="module")

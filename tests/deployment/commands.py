@@ -56,14 +56,16 @@ class Running:
 
 
 @contextmanager
-def running(command: Sequence[str], env: Mapping[str, str], folder: Path) -> Generator[Running]:
-    """A command for as long as the block lasts, in the project's folder."""
+def running(
+    command: Sequence[str], env: Mapping[str, str], folder: Path, *, cwd: Path = ROOT
+) -> Generator[Running]:
+    """A command for as long as the block lasts, in the project's folder; `folder` gets its log."""
     mark = uuid.uuid4().hex
     log = folder / f"{Path(command[0]).name}-{mark[:8]}.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=cwd,
             env={**env, MARK: mark},
             stdin=subprocess.DEVNULL,
             stdout=out,

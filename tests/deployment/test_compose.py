@@ -13,22 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from redis import Redis
 
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.store.embedded import EmbeddedRedis, find_server
 from tests.deployment.commands import ROOT, Running, environment, free_port, running
+from tests.deployment.compose import SERVICES, environment_of, filled_in, load
 from tests.deployment.flower import Flower
 from tests.waiting import wait_for
 
 USER = "operator:only-for-this-test"
-SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+DOTENV = {"REDIS_PASSWORD": "only-for_this_test", "FLOWER_BASIC_AUTH": USER}
 SECRET = "the input of a run"
 
 
 def command(service: str) -> list[str]:
-    return [str(part) for part in SERVICES[service]["command"]]
+    return [filled_in(str(part), DOTENV) for part in SERVICES[service]["command"]]
 
 
 def is_healthy(service: str, env: Mapping[str, str]) -> bool:
@@ -43,8 +44,10 @@ def is_healthy(service: str, env: Mapping[str, str]) -> bool:
 @pytest.fixture(scope="module")
 def env() -> Generator[dict[str, str]]:
     """The environment of the services: a Redis, a port for Flower and its password."""
-    with EmbeddedRedis() as redis:
-        yield environment(redis.url, FLOWER_PORT=str(free_port()), FLOWER_BASIC_AUTH=USER)
+    with EmbeddedRedis(extra={"requirepass": DOTENV["REDIS_PASSWORD"]}) as redis:
+        host = redis.url.rpartition("@")[2].removeprefix("redis://").removesuffix("/0")
+        url = environment_of("worker", DOTENV)["OPENAGENTS_REDIS_URL"].replace("redis:6379", host)
+        yield environment(url, FLOWER_PORT=str(free_port()), FLOWER_BASIC_AUTH=USER)
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +65,30 @@ def flower(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Gen
         yield flower
 
 
-def test_redis_starts_and_is_healthy(tmp_path: Path) -> None:
+def test_redis_starts_with_a_password_and_is_healthy(tmp_path: Path) -> None:
     """With this project's configuration; `redis-cli`, which is the image's, is stood in for by one that
-    sends its arguments to the server and fails without an answer."""
+    does what its health check needs: it sends its arguments, after the password of `REDISCLI_AUTH`."""
     program, config, *options = command("redis")
     (mount,) = (volume for volume in SERVICES["redis"]["volumes"] if volume.endswith(f":{config}:ro"))
+    (included,) = SERVICES["redis"]["configs"]
+    password = tmp_path / "password.conf"
+    password.write_text(filled_in(load()["configs"][included["source"]]["content"], DOTENV))
+    options = [str(password) if option == included["target"] else option for option in options]
     assert program == "redis-server"
     port = free_port()
-    # The last --bind counts: what has no password must not be reachable from elsewhere, here.
+    # The last --bind counts: this machine is not the project's network.
     here = ["--port", str(port), "--dir", str(tmp_path), "--bind", "127.0.0.1"]
     env = {**environment("", PORT=str(port)), "PATH": f"{stand_in(tmp_path)}:/usr/bin:/bin"}
+    env |= environment_of("redis", DOTENV)
 
     assert not is_healthy("redis", env)
     with running([str(find_server()), str(ROOT / mount.split(":")[0]), *options, *here], env, tmp_path):
         wait_for(lambda: is_healthy("redis", env), "Redis is healthy", timeout=30)
+        assert not is_healthy("redis", {**env, "REDISCLI_AUTH": "wrong"})
+        url = f"redis://:{DOTENV['REDIS_PASSWORD']}@127.0.0.1:{port}/0"
+        with Redis.from_url(url, decode_responses=True) as client:
+            says = client.config_get("maxmemory*")
+    assert (says["maxmemory"], says["maxmemory-policy"]) == (str(2**30), "noeviction")
 
 
 def stand_in(folder: Path) -> Path:
@@ -84,8 +97,10 @@ def stand_in(folder: Path) -> Path:
         f"#!{sys.executable}\n"
         "import os, socket, sys\n"
         "with socket.create_connection(('127.0.0.1', int(os.environ['PORT'])), timeout=3) as redis:\n"
+        "    redis.sendall(b'AUTH ' + os.environ['REDISCLI_AUTH'].encode() + b'\\r\\n')\n"
+        "    redis.recv(100)\n"
         "    redis.sendall(' '.join(sys.argv[1:]).encode() + b'\\r\\n')\n"
-        "    sys.exit(not redis.recv(100).startswith(b'+PONG'))\n"
+        "    print(redis.recv(100).decode())\n"
     )
     program.chmod(0o755)
     return folder

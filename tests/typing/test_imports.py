@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("celery", "httpx", "kombu", "openai", "pydantic", "pydantic_settings", "pytest", "redis", "rich")
+HEAVY = ("celery", "httpx", "kombu", "openai", "pydantic", "pydantic_settings", "pytest", "redis")
 
 
 def loaded_by(statement: str) -> list[str]:
@@ -55,4 +55,4 @@ def test_submitting_loads_no_worker() -> None:
     assert rooms.isdisjoint(
         {"agents", "cli", "context", "llm", "memory", "patterns", "runtime", "testing", "tools", "worker"}
     )
-    assert heavy(modules).isdisjoint({"httpx", "pytest", "rich"})
+    assert heavy(modules).isdisjoint({"httpx", "pytest"})

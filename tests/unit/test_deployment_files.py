@@ -17,10 +17,10 @@ import honcho.environ
 import jsonschema
 import pytest
 import redis
-import yaml
 
-from openagents_worker.settings import load_settings, unknown_variables
+from openagents_worker.settings import Settings, load_settings, unknown_variables
 from openagents_worker.store.embedded import find_server
+from tests.deployment.compose import SERVICES, Missing, environment_of, filled_in, load
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -35,8 +35,7 @@ print(json.dumps({name: getattr(options, name) for name in ("address", "basic_au
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    return loaded
+    return load()
 
 
 def flower(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -65,7 +64,7 @@ def test_every_service_waits_for_a_healthy_redis_and_says_how_it_is(compose: dic
 
 
 def test_only_flower_is_published_and_only_on_this_machine(compose: dict[str, Any]) -> None:
-    """Redis has no password there, so nobody outside of the project's network may reach it."""
+    """Nobody outside of the project's network reaches Redis."""
     published = {
         name: service["ports"] for name, service in compose["services"].items() if "ports" in service
     }
@@ -94,12 +93,75 @@ def test_what_compose_mounts_and_the_dockerfile_copies_exists(compose: dict[str,
         assert (ROOT / path).exists(), path
 
 
-def test_the_variables_of_the_compose_file_are_ours(compose: dict[str, Any]) -> None:
+DOTENV = {"REDIS_PASSWORD": "secret-1", "FLOWER_BASIC_AUTH": "me:secret-2", "OPENAI_API_KEY": "secret-3"}
+WITH_OUR_CODE = ("worker", "flower", "producer")
+
+
+def test_the_variables_of_the_compose_file_are_ours() -> None:
     """A misspelt variable would silently do nothing."""
-    for service in compose["services"].values():
-        env = service.get("environment", {})
-        assert unknown_variables(env) == []
+    for service in SERVICES:
+        env = environment_of(service, DOTENV)
+        assert unknown_variables(dict.fromkeys(SERVICES[service]["environment"], "")) == []
         load_settings(env)
+
+
+def test_the_worker_gets_every_setting_of_the_env_file() -> None:
+    """What stands in `.env` counts; where nothing stands there, our own defaults do."""
+    ours = {f"OPENAGENTS_{name.upper()}" for name in Settings.model_fields}
+    dotenv = {**DOTENV, **{name: f"value of {name}" for name in ours}}
+
+    worker = environment_of("worker", dotenv)
+
+    assert {name: worker[name] for name in ours} == {name: dotenv[name] for name in ours}
+    assert {name for name in environment_of("worker", DOTENV) if name in ours} == {"OPENAGENTS_REDIS_URL"}
+
+
+def test_redis_is_found_with_its_password_unless_another_is_named() -> None:
+    """By whoever runs our code."""
+    for service in WITH_OUR_CODE:
+        assert environment_of(service, DOTENV)["OPENAGENTS_REDIS_URL"] == "redis://:secret-1@redis:6379/0"
+        other = {**DOTENV, "OPENAGENTS_REDIS_URL": "rediss://elsewhere/0"}
+        assert environment_of(service, other)["OPENAGENTS_REDIS_URL"] == "rediss://elsewhere/0"
+
+
+def test_a_secret_is_known_to_whom_it_concerns() -> None:
+    """The model's key to the worker, Flower's password to Flower, that of Redis to all; no service reads all
+    of `.env`."""
+    known = {
+        name: {key for key, value in DOTENV.items() if value in str(environment_of(name, DOTENV))}
+        for name in SERVICES
+    }
+
+    assert known == {
+        "redis": {"REDIS_PASSWORD"},
+        "worker": {"REDIS_PASSWORD", "OPENAI_API_KEY"},
+        "flower": {"REDIS_PASSWORD", "FLOWER_BASIC_AUTH"},
+        "producer": {"REDIS_PASSWORD"},
+    }
+    assert not any("env_file" in service for service in SERVICES.values())
+
+
+def test_compose_refuses_to_start_without_the_passwords() -> None:
+    """And says where to set them."""
+    for service, name in (("redis", "REDIS_PASSWORD"), ("flower", "FLOWER_BASIC_AUTH")):
+        with pytest.raises(Missing, match=rf"required variable {name} .*: set {name}.* in \.env"):
+            environment_of(service, {other: value for other, value in DOTENV.items() if other != name})
+
+
+def test_every_service_has_limits_and_a_log_that_ends(compose: dict[str, Any]) -> None:
+    """A disk that is full of logs, or a machine without memory, stops everything else on it."""
+    for name, service in compose["services"].items():
+        assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}, name
+        assert service["init"] is True, name
+
+
+def test_redis_has_room_to_rewrite_its_file(compose: dict[str, Any]) -> None:
+    """Rewriting may take as much memory again as the data."""
+    limit = compose["services"]["redis"]["deploy"]["resources"]["limits"]["memory"]
+    arguments = compose["services"]["redis"]["command"]
+    maxmemory = filled_in(arguments[arguments.index("--maxmemory") + 1], {})
+    assert (limit, maxmemory) == ("2g", "1gb")
 
 
 def test_the_procfile_starts_worker_and_flower() -> None:
@@ -191,12 +253,62 @@ def test_make_names_a_python_that_is_too_old_or_missing(tmp_path: Path) -> None:
 def test_make_lists_its_targets() -> None:
     """`make` alone explains itself."""
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=30).stdout
-    for target in ("demo", "test", "check", "dev", "bench", "clean"):
+    for target in ("demo", "test", "test-extras", "test-ui", "check", "dev", "bench", "clean"):
         assert f"make {target} " in listed
 
 
-def test_ci_runs_make_test() -> None:
+def ci(folder: Path, *, fails: str = "", browser: bool = True, **env: str) -> tuple[int, list[str], str]:
+    """Run CI's script with a `make` that only notes its target, and may fail at it, and a browser or none.
+
+    Its exit code, the targets in their order, and its output.
+    """
+    programs = folder / "bin"
+    programs.mkdir(parents=True)
+    for name in ("bash", "dirname"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    make = f'#!{shutil.which("bash")}\necho "$1" >> {folder}/made\n[ "$1" != "{fails}" ]\n'
+    for name, text in {"make": make, **(BROWSER if browser else {})}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / ".ci" / "run")],
+        env={"PATH": str(programs), **env},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stderr == ""
+    return done.returncode, (folder / "made").read_text().split(), done.stdout
+
+
+BROWSER = {"chromium": "", "chromedriver": ""}
+
+
+def test_ci_runs_all_tests_and_prints_their_times(tmp_path: Path) -> None:
     """What CI runs is what anybody can run."""
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    assert "make test" in script.read_text()
+    code, made, said = ci(tmp_path)
+
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert (code, made) == (0, ["test", "test-extras", "test-ui"])
+    for target in made:
+        assert re.search(rf"^make {target}: passed, \d+ s$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("fails", ["test", "test-extras", "test-ui"])
+def test_ci_fails_with_any_of_them_and_runs_the_others(fails: str, tmp_path: Path) -> None:
+    """One failure does not hide another."""
+    code, made, said = ci(tmp_path, fails=fails)
+
+    assert (code, made) == (1, ["test", "test-extras", "test-ui"])
+    assert re.search(rf"^make {fails}: FAILED, \d+ s$", said, re.MULTILINE)
+    assert said.count("passed") == 2
+
+
+def test_ci_says_that_there_is_no_browser(tmp_path: Path) -> None:
+    """And which packages it needs; whoever must have those tests says so, and it fails."""
+    code, made, said = ci(tmp_path / "lenient", browser=False)
+    strict, _, _ = ci(tmp_path / "strict", browser=False, CI_REQUIRE_UI="1")
+
+    assert (code, made) == (0, ["test", "test-extras"])
+    assert "make test-ui: NOT RUN, no chromium here (Debian: apt install chromium chromium-driver)\n" in said
+    assert strict == 1

@@ -1,0 +1,73 @@
+"""docs/deployment.md: what it tells an operator to write is right."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from openagents_worker.settings import load_settings
+from tests.deployment.commands import ROOT
+from tests.deployment.compose import SERVICES
+
+PAGE = (ROOT / "docs" / "deployment.md").read_text()
+LONGEST_STOP_S = load_settings({}).drain_timeout_s + load_settings({}).time_limits.let_go_s
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    return str(found)
+
+
+def service() -> configparser.SectionProxy:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # names as they are written
+    unit.read_string(block("ini"))
+    return unit["Service"]
+
+
+def pod() -> dict[str, Any]:
+    spec: dict[str, Any] = yaml.safe_load(block("yaml"))["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.mark.parametrize(
+    "grace_s",
+    [
+        int(SERVICES["worker"]["stop_grace_period"].removesuffix("s")),
+        int(service()["TimeoutStopSec"]),
+        int(pod()["terminationGracePeriodSeconds"]),
+    ],
+    ids=["compose", "systemd", "kubernetes"],
+)
+def test_a_worker_is_given_the_time_that_it_needs_to_stop(grace_s: int) -> None:
+    """To hand its runs over, with some seconds to spare; the page says the same in words."""
+    assert grace_s >= LONGEST_STOP_S + 5
+    assert f"{grace_s} seconds fit the default" in PAGE
+
+
+def test_systemd_leaves_the_processes_of_tools_alone() -> None:
+    """It would otherwise end them before their worker can store what they return."""
+    assert service()["KillMode"] == "mixed"
+    assert service()["Restart"] == "always"
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe"])
+def test_kubernetes_probes_as_compose_does(probe: str) -> None:
+    """With the command that other tests execute."""
+    (container,) = pod()["containers"]
+    command = container[probe]["exec"]["command"]
+    _, checked = SERVICES["worker"]["healthcheck"]["test"]
+    assert command == ["sh", "-c", checked.replace("$$", "$")]
+    assert container[probe]["timeoutSeconds"] >= 15
+
+
+def test_every_setting_that_the_page_names_is_one() -> None:
+    """With its default, where it gives one."""
+    named = set(re.findall(r"OPENAGENTS_([A-Z_]+)", PAGE)) - {""}
+    known = {name.upper() for name in type(load_settings({})).model_fields}
+    assert named <= known
+    assert f"`OPENAGENTS_DRAIN_TIMEOUT_S` ({load_settings({}).drain_timeout_s:g} seconds)" in PAGE

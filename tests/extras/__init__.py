@@ -1,0 +1,1 @@
+"""Installing: a wheel in an empty environment, as its users have it (make test-extras)."""
