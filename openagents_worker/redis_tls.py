@@ -27,7 +27,6 @@ class Tls:
     cert_reqs: CertReqs = CertReqs.REQUIRED
     check_hostname: bool = True
     ca_certs: str | None = None
-    ca_path: str | None = None
     certfile: str | None = None
     keyfile: str | None = None
     key_password: str | None = field(default=None, repr=False)
@@ -38,7 +37,6 @@ class Tls:
         """From an app's `broker_use_ssl`; None when it says what a URL cannot say."""
         known = {
             "ssl_ca_certs": "ca_certs",
-            "ssl_ca_path": "ca_path",
             "ssl_certfile": "certfile",
             "ssl_keyfile": "keyfile",
             "ssl_password": "key_password",
@@ -58,7 +56,6 @@ class Tls:
         """As redis-py takes it, and Celery and Flower, which pass it on: every choice is said."""
         files = {
             "ssl_ca_certs": self.ca_certs,
-            "ssl_ca_path": self.ca_path,
             "ssl_certfile": self.certfile,
             "ssl_keyfile": self.keyfile,
             "ssl_password": self.key_password,
@@ -73,18 +70,31 @@ class Tls:
 
     def check_files(self) -> None:
         """Raises `ValueError` that names the option whose file cannot be used, and says why."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self._check_authorities(context)
-        self._check_own_certificate(context)
+        self._fill(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+    def context(self) -> ssl.SSLContext:
+        """What redis-py would make for each connection, made once for all of them, and again when a file was
+        replaced. Raises `ValueError` as `check_files`."""
+        stamp = tuple(map(_stamp, (self.ca_certs, self.certfile, self.keyfile)))
+        made = _contexts.get(self)
+        if made is None or made[0] != stamp:
+            context = ssl.create_default_context()  # reads the system's authorities: tens of milliseconds
+            context.check_hostname = self.check_hostname
+            context.verify_mode = ssl.VerifyMode[f"CERT_{self.cert_reqs.name}"]
+            self._fill(context)
+            made = _contexts[self] = stamp, context
+        return made[1]
+
+    def _fill(self, context: ssl.SSLContext) -> None:
+        self._load_authorities(context)
+        self._load_own_certificate(context)
         if self.ciphers is not None:
             try:
                 context.set_ciphers(self.ciphers)
             except ssl.SSLError:
                 raise ValueError("its option ssl_ciphers names no cipher that OpenSSL has") from None
 
-    def _check_authorities(self, context: ssl.SSLContext) -> None:
-        if self.ca_path is not None and not Path(self.ca_path).is_dir():
-            raise ValueError(f"its option ssl_ca_path names no folder: {self.ca_path}")
+    def _load_authorities(self, context: ssl.SSLContext) -> None:
         if self.ca_certs is None:
             return
         _read("ssl_ca_certs", self.ca_certs)
@@ -95,7 +105,7 @@ class Tls:
                 f"its option ssl_ca_certs names no file of PEM certificates: {self.ca_certs}"
             ) from None
 
-    def _check_own_certificate(self, context: ssl.SSLContext) -> None:
+    def _load_own_certificate(self, context: ssl.SSLContext) -> None:
         if self.certfile is None or self.keyfile is None:
             return
         _read("ssl_certfile", self.certfile)
@@ -108,6 +118,20 @@ class Tls:
                 "its options ssl_certfile and ssl_keyfile name no PEM certificate with its key: "
                 f"{self.certfile}, {self.keyfile}; is that its key, and does it need ssl_password?"
             ) from None
+
+
+_Stamp = tuple[int, int] | None
+
+_contexts: dict[Tls, tuple[tuple[_Stamp, ...], ssl.SSLContext]] = {}
+
+
+def _stamp(path: str | None) -> _Stamp:
+    """Changes when the file does; None without one."""
+    try:
+        found = Path(path).stat() if path is not None else None
+    except OSError:
+        return None
+    return found and (found.st_mtime_ns, found.st_size)
 
 
 def _read(option: str, path: str) -> None:

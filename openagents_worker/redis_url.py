@@ -33,6 +33,7 @@ SOCKET_FORM = "unix://[user:password@]/path/of/the/socket?db=0"
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[^:\[\]@]*)(?::(?P<port>[0-9]{0,5}))?")
 _DATABASE = re.compile(r"[0-9]{1,9}")
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
+_CLIENT_NAME = re.compile(r"[!-~]+")
 _OPTION_NAME = re.compile(r"[a-z_]{1,40}")
 
 
@@ -59,7 +60,6 @@ class Option(StrEnum):
     CLIENT_NAME = "client_name"
     SSL_CERT_REQS = "ssl_cert_reqs"
     SSL_CA_CERTS = "ssl_ca_certs"
-    SSL_CA_PATH = "ssl_ca_path"
     SSL_CERTFILE = "ssl_certfile"
     SSL_KEYFILE = "ssl_keyfile"
     SSL_PASSWORD = "ssl_password"  # noqa: S105 - as above
@@ -126,7 +126,7 @@ class RedisAddress:
             socket_connect_timeout_s=_seconds(options, Option.SOCKET_CONNECT_TIMEOUT),
             health_check_interval_s=_whole_seconds(options, Option.HEALTH_CHECK_INTERVAL),
             protocol=_protocol(options),
-            client_name=options.get(Option.CLIENT_NAME),
+            client_name=_client_name(options),
         )
 
     @property
@@ -342,7 +342,6 @@ def _tls_of(options: Mapping[Option, str]) -> Tls:
         cert_reqs=cert_reqs,
         check_hostname=check_hostname,
         ca_certs=options.get(Option.SSL_CA_CERTS),
-        ca_path=options.get(Option.SSL_CA_PATH),
         certfile=options.get(Option.SSL_CERTFILE),
         keyfile=options.get(Option.SSL_KEYFILE, options.get(Option.SSL_CERTFILE)),  # one file may hold both
         key_password=options.get(Option.SSL_PASSWORD),
@@ -395,6 +394,13 @@ def _protocol(options: Mapping[Option, str]) -> int | None:
             Option.PROTOCOL, options[Option.PROTOCOL], "3, or is left out: workers keep their lease by RESP3"
         )
     return 3
+
+
+def _client_name(options: Mapping[Option, str]) -> str | None:
+    name = options.get(Option.CLIENT_NAME)
+    if name is not None and not _CLIENT_NAME.fullmatch(name):  # Redis refuses others
+        raise _wrong(Option.CLIENT_NAME, name, "one word of ASCII characters")
+    return name
 
 
 def _wrong(option: Option, value: str, right: str) -> ValueError:

@@ -268,7 +268,7 @@ def _transport_options(driver: str, given: Mapping[str, Any]) -> dict[str, Any]:
         return dict(given)
     if "client_name" in given and "client_name" not in redis.Channel.from_transport_options:
         raise BrokerConfigError(
-            f"the option client_name of the broker's URL needs kombu 5.7 or newer; this is {kombu.__version__}",
+            f"the option client_name of the broker's URL needs a newer kombu than {kombu.__version__}",
             hint="pip install --upgrade kombu, or leave the option out of the URL",
         )
     options = {

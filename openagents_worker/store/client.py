@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import inspect
 import random
+import ssl
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
@@ -24,6 +25,7 @@ from openagents_worker.addresses import RedisAddress, Sentinels, address_of
 from openagents_worker.errors import ConfigError, ConfigValidationError, RedisRefused, RedisUnreachable
 from openagents_worker.loops import PerLoop, at_fork
 from openagents_worker.redaction import safe_url
+from openagents_worker.redis_tls import Tls
 from openagents_worker.store.failures import (
     CONNECTION_LOST,
     AnswerLost,
@@ -174,6 +176,8 @@ def _at_server(
         connection_class = module.UnixDomainSocketConnection
     else:
         connection_class = module.Connection if address.tls is None else module.SSLConnection
+        if is_async and address.tls is not None:
+            connection_class = _with_one_context(connection_class, address.tls)
     options = {"connection_class": connection_class, **address.redis_options()}
     _check_version(connection_class, options)
     if answer_timeout_s is not None and address.socket_timeout_s is not None:
@@ -185,6 +189,29 @@ def _at_server(
     if address.client_name is not None:
         options["client_name"] = address.client_name
     return options
+
+
+def _with_one_context(connection_class: Any, tls: Tls) -> Any:
+    """The same connection class, all of whose connections share what a certificate is checked against.
+
+    redis-py reads the system's authorities anew for each of them, on the loop: that takes tens of
+    milliseconds, and a worker opens thirty connections at once.
+    """
+
+    class WithOneContext(connection_class):  # type: ignore[misc]  # a base known only at run time
+        async def connect(self, *args: Any, **kwargs: Any) -> None:
+            if not self.is_connected:
+                self.ssl_context.context = _context_of(tls)
+            await super().connect(*args, **kwargs)
+
+    return WithOneContext
+
+
+def _context_of(tls: Tls) -> ssl.SSLContext:
+    try:
+        return tls.context()
+    except ValueError as error:  # a file was replaced by one that cannot be used
+        raise exceptions.ConnectionError(f"no TLS: {error}") from error
 
 
 def _check_version(connection_class: Any, options: Mapping[str, Any]) -> None:

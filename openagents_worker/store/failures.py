@@ -23,7 +23,7 @@ __all__ = [
     "CONNECTION_LOST",
     "AnswerLost",
     "Failure",
-    "HungUpOn",
+    "NoGreeting",
     "NotSent",
     "TlsFailed",
     "connection_broke",
@@ -44,8 +44,8 @@ class TlsFailed(RedisUnreachable):
     retryable = False
 
 
-class HungUpOn(RedisUnreachable):
-    """What answers there closes each connection before it has said a word: it may want TLS."""
+class NoGreeting(RedisUnreachable):
+    """Somebody is there, and says nothing or hangs up: one side may speak TLS, and the other not."""
 
 
 class Failure(StrEnum):
@@ -66,6 +66,7 @@ class NotSent(exceptions.ConnectionError):
 
     tls_problem: TlsProblem | None = None
     hung_up_on = False
+    timed_out = False
 
 
 CONNECTION_LOST = (
@@ -129,6 +130,7 @@ def not_sent() -> Iterator[None]:
         lost = NotSent(str(error))
         lost.tls_problem = tls_problem_of(error)
         lost.hung_up_on = is_hung_up_on(error)
+        lost.timed_out = isinstance(error, exceptions.TimeoutError | TimeoutError)
         raise lost from error
 
 
@@ -145,19 +147,7 @@ def _translated(error: Exception, where: str) -> RedisUnreachable:
     failure = failure_of(error)
     match failure:
         case Failure.NOT_SENT:
-            if isinstance(error, NotSent) and error.tls_problem is not None:
-                return TlsFailed(
-                    f"no TLS with Redis at {where}: {error.tls_problem.what}", hint=error.tls_problem.hint
-                )
-            if isinstance(error, NotSent) and error.hung_up_on:
-                return HungUpOn(
-                    f"Redis at {where} closes each connection at once: {error}",
-                    hint="does it want TLS? then the URL begins with rediss://; or is it still starting?",
-                )
-            return RedisUnreachable(
-                f"cannot reach Redis at {where}: {error}",
-                hint="is it running, and is OPENAGENTS_REDIS_URL right? `openagents-worker dev` starts one",
-            )
+            return _not_connected(error, where)
         case Failure.LOGIN:
             return RedisUnreachable(
                 f"Redis at {where} refuses the login: {error}", hint="check OPENAGENTS_REDIS_URL"
@@ -170,6 +160,27 @@ def _translated(error: Exception, where: str) -> RedisUnreachable:
             return RedisRefused(f"Redis at {where} refuses a command: {error}", hint=_hint(error))
         case _:
             assert_never(failure)
+
+
+def _not_connected(error: Exception, where: str) -> RedisUnreachable:
+    lost = error if isinstance(error, NotSent) else NotSent(str(error))
+    if lost.tls_problem is not None:
+        return TlsFailed(f"no TLS with Redis at {where}: {lost.tls_problem.what}", hint=lost.tls_problem.hint)
+    if where.startswith("rediss://") and (lost.hung_up_on or lost.timed_out):
+        return NoGreeting(
+            f"no TLS with Redis at {where}: {error}",
+            hint="does it speak TLS at this port? without TLS a URL begins with redis://; "
+            "or does it want a certificate of ours (ssl_certfile, ssl_keyfile)?",
+        )
+    if lost.hung_up_on:
+        return NoGreeting(
+            f"Redis at {where} closes each connection at once: {error}",
+            hint="does it want TLS? then the URL begins with rediss://; or is it still starting?",
+        )
+    return RedisUnreachable(
+        f"cannot reach Redis at {where}: {error}",
+        hint="is it running, and is OPENAGENTS_REDIS_URL right? `openagents-worker dev` starts one",
+    )
 
 
 def _hint(error: Exception) -> str:

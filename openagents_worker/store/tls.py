@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from redis import exceptions
 
-__all__ = ["TlsProblem", "is_hung_up_on", "speaks_tls", "tls_problem_of"]
+from openagents_worker.redis_tls import Tls
+
+__all__ = ["TlsProblem", "alert_of", "is_hung_up_on", "speaks_redis", "speaks_tls", "tls_problem_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,19 @@ def _hint_on_alert(reason: str) -> str:
     return "TLS: look at the options ssl_… of the URL, and at the versions and ciphers that the server allows"
 
 
+_ENDED = (
+    ssl.SSLEOFError,
+    ssl.SSLZeroReturnError,
+    asyncio.IncompleteReadError,
+    exceptions.InvalidResponse,
+)
+
+
 def is_hung_up_on(error: BaseException) -> bool:
     """Whether somebody was there, and ended the connection instead of answering on it."""
     return any(
         (isinstance(one, OSError) and one.errno in (errno.ECONNRESET, errno.EPIPE))
-        or isinstance(one, asyncio.IncompleteReadError | exceptions.InvalidResponse)
+        or isinstance(one, _ENDED)
         or (isinstance(one, exceptions.ConnectionError) and "closed by server" in str(one))
         for one in _chain(error)
     )
@@ -98,5 +108,32 @@ def speaks_tls(host: str, port: int, *, timeout_s: float) -> bool:
             return True
     except ssl.SSLError as error:
         return "ALERT" in (error.reason or "")  # it has refused us in the words of TLS
+    except OSError:
+        return False
+
+
+def alert_of(tls: Tls, host: str, port: int, *, timeout_s: float) -> TlsProblem | None:
+    """What a server says against us after the handshake, which is when it has seen our certificate, or none.
+
+    Who has asked for something by then, as a client does, may find the connection reset and never read it.
+    None: it says nothing, as a Redis does that waits for a command. Waits for it: not on a loop.
+    """
+    try:
+        with (
+            socket.create_connection((host, port), timeout=timeout_s) as plain,
+            tls.context().wrap_socket(plain, server_hostname=host) as connection,
+        ):
+            connection.recv(1)
+    except (OSError, ValueError) as error:
+        return tls_problem_of(error)
+    return None
+
+
+def speaks_redis(host: str, port: int, *, timeout_s: float) -> bool:
+    """Whether a Redis without TLS answers there, also one that wants a login. Waits for it: not on a loop."""
+    try:
+        with socket.create_connection((host, port), timeout=timeout_s) as plain:
+            plain.sendall(b"PING\r\n")
+            return plain.recv(1) in (b"+", b"-")
     except OSError:
         return False

@@ -9,8 +9,8 @@ from openagents_worker.errors import RedisUnreachable
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import PREFIX, Settings
 from openagents_worker.store.client import CONNECT_TIMEOUT_S, Cell, Store
-from openagents_worker.store.failures import HungUpOn, TlsFailed
-from openagents_worker.store.tls import speaks_tls
+from openagents_worker.store.failures import NoGreeting, TlsFailed
+from openagents_worker.store.tls import TlsProblem, alert_of, speaks_redis, speaks_tls
 
 __all__ = ["lasting_problem", "lasting_problem_of_celery"]
 
@@ -22,11 +22,9 @@ def lasting_problem(error: RedisUnreachable, variable: str, url: str) -> TlsFail
     """
     if isinstance(error, TlsFailed):
         return TlsFailed(f"{PREFIX}{variable}: {error.message}", hint=error.hint)
-    if isinstance(error, HungUpOn) and _wants_tls(address_of(url)):
-        return TlsFailed(
-            f"{PREFIX}{variable}: Redis at {safe_url(url)} wants TLS",
-            hint="such a URL begins with rediss:// (docs/redis.md)",
-        )
+    if isinstance(error, NoGreeting) and (problem := _looked_at(address_of(url))):
+        where = f"{PREFIX}{variable}: no connection with Redis at {safe_url(url)}"
+        return TlsFailed(f"{where}: {problem.what}", hint=problem.hint)
     return None
 
 
@@ -47,8 +45,15 @@ def lasting_problem_of_celery(settings: Settings) -> TlsFailed | None:
     return None
 
 
-def _wants_tls(address: RedisAddress | Sentinels) -> bool:
-    """Whether TLS is spoken where our URL says that it is not."""
-    if isinstance(address, Sentinels) or not address.is_at_port or address.tls is not None:
-        return False
-    return speaks_tls(address.host, address.port, timeout_s=CONNECT_TIMEOUT_S)
+def _looked_at(address: RedisAddress | Sentinels) -> TlsProblem | None:
+    """What is wrong with TLS where a server says nothing or hangs up; None where that is not why."""
+    if isinstance(address, Sentinels) or not address.is_at_port:
+        return None
+    place = address.host, address.port
+    if address.tls is None:
+        if speaks_tls(*place, timeout_s=CONNECT_TIMEOUT_S):
+            return TlsProblem("it speaks TLS", "such a URL begins with rediss:// (docs/redis.md)")
+        return None
+    if speaks_redis(*place, timeout_s=CONNECT_TIMEOUT_S):
+        return TlsProblem("it does not speak TLS at this port", "such a URL begins with redis://")
+    return alert_of(address.tls, *place, timeout_s=CONNECT_TIMEOUT_S)
