@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from typing import Any
 
 import pytest
 import redis
@@ -18,11 +19,16 @@ from openagents_worker.dashboard.sockets import read_sockets_as_celery_does
 from openagents_worker.errors import RunNotFound
 from openagents_worker.producer.broker import TRANSPORTS
 from openagents_worker.producer.client import AsyncClient, Client, cell_of
-from openagents_worker.producer.transport import close_producers, make_app, send_first
+from openagents_worker.producer.transport import (
+    _publishing_connection,
+    close_producers,
+    make_app,
+    send_first,
+)
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.channels import listening
-from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.client import AsyncStore, Store
 from openagents_worker.store.scripts import Wake
 from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.worker.backlog import Backlog
@@ -167,6 +173,35 @@ DOORS: tuple[Door, ...] = (
     flower,
     command_line,
 )
+
+
+@pytest.mark.parametrize("name", ["limits", "a socket with a user", "TLS with limits"])
+def test_time_limits_and_the_name_of_the_client_reach_every_connection(name: str, servers: Servers) -> None:
+    """Limits shorten ours and lengthen none: an answer is waited for as long as a lease allows."""
+    url = VARIANTS[name].url(servers)
+    settings = load_settings({"OPENAGENTS_REDIS_URL": url, "OPENAGENTS_RESULT_BACKEND": url})
+    app = make_app(settings)
+    with (
+        closing(Store(cell_of(settings), answer_timeout_s=9)) as store,
+        app.connection_for_read() as reading,
+        _publishing_connection(app) as publishing,
+    ):
+        clients: list[tuple[Any, float]] = [
+            (store.redis, 5),
+            (reading.default_channel.client, 5),
+            (publishing.default_channel.client, 1.5),
+            (app.backend.client, 5),
+        ]
+        for client, timeout_s in clients:
+            options = client.connection_pool.connection_kwargs
+            assert client.client_getname() in ("the-shop", b"the-shop")
+            assert options["socket_timeout"] == timeout_s
+            assert options["health_check_interval"] == 7
+        assert store.redis.connection_pool.connection_kwargs["protocol"] == 3
+        app.backend.client.connection_pool.disconnect()
+    with closing(Store(cell_of(settings), answer_timeout_s=2)) as store:
+        assert store.redis.connection_pool.connection_kwargs["socket_timeout"] == 2
+    app.close()
 
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
