@@ -89,6 +89,7 @@ class Client:
         self, redis_url: str | None = None, *, settings: Settings | None = None, app: Celery | None = None
     ) -> None:
         self.settings = _settings(redis_url, settings)
+        self.settings.check_files()
         self.store = Store(cell_of(self.settings), answer_timeout_s=ANSWER_TIMEOUT_S)
         self.app = app or make_app(self.settings)
         self.app.openagents_client = self
@@ -214,6 +215,7 @@ class AsyncClient:
         self, redis_url: str | None = None, *, settings: Settings | None = None, app: Celery | None = None
     ) -> None:
         self.settings = _settings(redis_url, settings)
+        self.settings.check_files()
         self.store = AsyncStore(cell_of(self.settings), answer_timeout_s=ANSWER_TIMEOUT_S)
         self.app = app or make_app(self.settings)
         self._owns_app = app is None
