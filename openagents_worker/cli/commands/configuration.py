@@ -7,11 +7,10 @@ import os
 
 import click
 
-from openagents_worker.agents import AppConfig, load_agents, notices
+from openagents_worker.agents import AppConfig, notices
 from openagents_worker.cli.commands.options import as_json_option, need
 from openagents_worker.cli.display import dump
-from openagents_worker.errors import ConfigValidationError
-from openagents_worker.settings import load_settings, unknown_variables
+from openagents_worker.settings import load_settings
 
 __all__ = ["COMMANDS"]
 
@@ -22,22 +21,14 @@ __all__ = ["COMMANDS"]
 def validate(file: str | None, as_json: bool) -> None:
     """Check the agents file (FILE, else OPENAGENTS_CONFIG), its plugins and the environment's settings."""
     need("worker")
-    from openagents_worker.runtime.assembly import Assembly
+    from openagents_worker.cli.validation import validated
 
-    if unknown := unknown_variables(os.environ):
-        raise ConfigValidationError(
-            "; ".join(f"{name}: no such setting" for name, _ in unknown),
-            hint="; ".join(f"did you mean {meant}?" for _, meant in unknown if meant) or None,
-        )
-    settings = load_settings()
-    settings = settings if file is None else settings.model_copy(update={"config": file})
-    config = load_agents(settings.config)
-    Assembly.from_settings(settings)
+    path, config = validated(file, env=os.environ, prepare=load_settings)
     agents, remarks = [agent.id for agent in config.agents], notices(config)
     if as_json:
-        dump({"file": settings.config, "agents": agents, "notices": remarks})
+        dump({"file": path, "agents": agents, "notices": remarks})
         return
-    click.echo(f"{settings.config}: valid; agents: {', '.join(agents)}")
+    click.echo(f"{path}: valid; agents: {', '.join(agents)}")
     for remark in remarks:
         click.echo(f"note: {remark}", err=True)
 
