@@ -7,7 +7,7 @@ import os
 
 import click
 
-from openagents_worker.agents import AppConfig, notices
+from openagents_worker.agents import notices
 from openagents_worker.cli.commands.options import as_json_option, need
 from openagents_worker.cli.display import dump
 from openagents_worker.settings import load_settings
@@ -36,8 +36,11 @@ def validate(file: str | None, as_json: bool) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The same: a schema is JSON.")
 def schema(as_json: bool) -> None:
-    """Print the JSON Schema of the agents file."""
-    click.echo(json.dumps(AppConfig.model_json_schema(), indent=None if as_json else 2, ensure_ascii=False))
+    """Print the JSON Schema of the agents file, with the configs of the plugins that are built in."""
+    need("worker")
+    from openagents_worker.runtime.schema import agents_file_schema
+
+    click.echo(json.dumps(agents_file_schema(), indent=None if as_json else 2, ensure_ascii=False))
 
 
 COMMANDS = (validate, schema)
