@@ -347,9 +347,11 @@ class PatternError(ExecutionError):
 
 
 class StepTimeoutError(PatternError):
-    """One step of the pattern took longer than its `step_timeout_ms`."""
+    """One step of the pattern took longer than its `step_timeout_ms`; it is tried again like a failed call,
+    unless a tool was at work that must not be called twice."""
 
     code = "pattern.step_timeout"
+    retryable = True
     http_status = 504
 
 

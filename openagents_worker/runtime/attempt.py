@@ -264,6 +264,7 @@ class Attempt:
             ledger=self._ledger,
             latch=self.latch,
             retries=self._claimed.retries,
+            tries=self._tries,
             max_tries=self._max_tries,
             life=self._claimed.life,
             durable=self._durable,
