@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 import os
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from openagents_worker.agents.llm import LLMOptions
 from openagents_worker.agents.part import Part
 from openagents_worker.agents.positions import JsonText, NotJson, Path, read_json
 from openagents_worker.agents.problems import ConfigProblem, did_you_mean, in_order, problems_of, rejected
-from openagents_worker.agents.schema import AgentDefinition, AppConfig, double_ids
+from openagents_worker.agents.schema import (
+    AgentDefinition,
+    AppConfig,
+    ContextAssemblerRef,
+    MemoryRef,
+    PatternRef,
+    RuntimeOptions,
+    ToolRef,
+    double_ids,
+)
 from openagents_worker.agents.variables import VARIABLE, Expanded, as_wanted, expand
 from openagents_worker.errors import ConfigLoadError
 from openagents_worker.redaction import redact
@@ -33,15 +43,10 @@ class AgentsFile:
     source: str
     config: AppConfig | None
     problems: tuple[ConfigProblem, ...]
-    places: Mapping[str, int]
-    """The indexes of the agents in the file, by their ids; of two with the same id, that of the first."""
     text: JsonText
     expanded: Expanded
-
-    def of_agent(self, agent_id: str) -> list[ConfigProblem]:
-        """The problems of this agent alone."""
-        ids = [self.agent_id(problem) for problem in self.problems]
-        return [problem for problem, id_ in zip(self.problems, ids, strict=True) if id_ == agent_id]
+    cleaned: Any
+    """The document without its unknown keys."""
 
     def agent_id(self, problem: ConfigProblem) -> str | None:
         """The id of the agent that the problem is about; None for other sections, and where it has no id."""
@@ -51,18 +56,51 @@ class AgentsFile:
         id_ = agent.get("id") if isinstance(agent, dict) else None
         return str(id_) if isinstance(id_, str) and id_ else None
 
-    def located(self, agent_id: str, problems: Iterable[ConfigProblem]) -> list[ConfigProblem]:
-        """Problems that were found in an agent later, with their places in this file."""
-        index = self.places[agent_id]
-        return [self._located(problem.under("agents", index)) for problem in problems]
+    def parts(self) -> Iterator[tuple[Path, Part]]:
+        """Each part of each agent that is right by itself, with its path; an agent's `runtime` comes first.
 
-    def _located(self, problem: ConfigProblem) -> ConfigProblem:
+        Also parts of agents that are not right: what is wrong in one part hides nothing in the others.
+        """
+        for index, agent in enumerate(_listed(self.cleaned, "agents")):
+            if isinstance(agent, Mapping):
+                yield from self._right(agent, _PARTS, "agents", index)
+                for place, tool in enumerate(_listed(agent, "tools")):
+                    yield from self._right({place: tool}, {place: ToolRef}, "agents", index, "tools")
+        runtime = self.cleaned.get("runtime") if isinstance(self.cleaned, Mapping) else None
+        defaults = runtime.get("config") if isinstance(runtime, Mapping) else None
+        if isinstance(defaults, Mapping):
+            yield from self._right(defaults, _DEFAULTS, "runtime", "config")
+
+    def _right(
+        self, of: Mapping[Any, Any], models: Mapping[Any, type[Part]], *path: str | int
+    ) -> Iterator[tuple[Path, Part]]:
+        for name, model in models.items():
+            if of.get(name) is None or self.expanded.is_incomplete((*path, name)):
+                continue
+            try:
+                part = model.model_validate(of[name])
+            except ValidationError:  # which is a problem of the file already
+                continue
+            yield (*path, name), part
+
+    def located(self, problem: ConfigProblem) -> ConfigProblem:
+        """The problem with its line, and without the values of variables."""
         return replace(
             problem,
             message=self.expanded.masked(problem.message),
             hint=None if problem.hint is None else self.expanded.masked(problem.hint),
             line=self.text.line(problem.path),
         )
+
+
+_PARTS: Mapping[str, type[Part]] = {
+    "runtime": RuntimeOptions,
+    "llm": LLMOptions,
+    "memory": MemoryRef,
+    "pattern": PatternRef,
+    "context_assembler": ContextAssemblerRef,
+}
+_DEFAULTS: Mapping[str, type[Part]] = {"context_assembler": ContextAssemblerRef}
 
 
 def load_agents(path_or_text: FilePath | str, *, env: Mapping[str, str] | None = None) -> AppConfig:
@@ -138,16 +176,9 @@ class _Checked:
             right = [agent for place, agent in enumerate(cleaned["agents"]) if place not in wrong]
             config = AppConfig.model_validate({**cleaned, "agents": right}) if right else None
         problems = {(p.path, p.message): p for p in self._problems}.values()
-        file = AgentsFile(self._source, config, (), self._places(), self._document, self._expanded)
-        located = sorted((file._located(problem) for problem in problems), key=in_order)
+        file = AgentsFile(self._source, config, (), self._document, self._expanded, cleaned)
+        located = sorted((file.located(problem) for problem in problems), key=in_order)
         return replace(file, problems=tuple(located))
-
-    def _places(self) -> dict[str, int]:
-        places: dict[str, int] = {}
-        for place, id_ in enumerate(_ids(self._expanded.value, "agents")):
-            if isinstance(id_, str):
-                places.setdefault(id_, place)
-        return places
 
     def _model(self, cleaned: Any) -> AppConfig | None:
         try:
@@ -158,8 +189,7 @@ class _Checked:
 
     def _told_once(self, problems: Sequence[ConfigProblem]) -> Iterator[ConfigProblem]:
         """Without what only follows from a variable that is not set."""
-        missing = {problem.path for problem in self._expanded.missing}
-        return (problem for problem in problems if problem.path not in missing)
+        return (problem for problem in problems if not self._expanded.is_incomplete(problem.path))
 
     # --- unknown keys, and what parts say of each other --------------------------------------------------
 
@@ -168,8 +198,8 @@ class _Checked:
         if not isinstance(data, Mapping):
             return data
         if issubclass(model, Part):
-            found = model.problems_of_whole(data)
-            self._problems += [ConfigProblem((*path, *key), text) for key, text in found]
+            found = [ConfigProblem((*path, *key), text) for key, text in model.problems_of_whole(data)]
+            self._problems += self._told_once(found)
         cleaned: dict[str, Any] = {}
         for key, value in data.items():
             field = model.model_fields.get(key)

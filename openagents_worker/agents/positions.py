@@ -14,6 +14,9 @@ __all__ = ["JsonText", "NotJson", "Path", "json_path", "read_json"]
 Path = tuple[str | int, ...]
 """Where a value stands in a document: keys of objects, indexes of lists."""
 
+MAX_DEPTH = 100
+TOO_DEEP = f"it is nested too deeply; {MAX_DEPTH} objects and lists in one another are enough"
+
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 _NOT_JSON = ("NaN", "Infinity", "-Infinity")  # Python's reader takes them, JSON has no such values
 
@@ -51,7 +54,7 @@ def read_json(text: str) -> JsonText:
     except json.JSONDecodeError as error:
         raise NotJson(error.msg, line=error.lineno, column=error.colno, offset=error.pos) from error
     except RecursionError as error:
-        raise NotJson("it is nested too deeply", line=1, column=1, offset=0) from error
+        raise NotJson(TOO_DEEP, line=1, column=1, offset=0) from error
     except ValueError as error:  # a number of thousands of digits
         raise NotJson(str(error), line=1, column=1, offset=0) from error
     return JsonText(value, _Scan(text).lines)
@@ -88,6 +91,8 @@ class _Scan:
         inner = self._open[-1] if self._open else None
         match token[0]:
             case "{" | "[":
+                if len(self._open) == MAX_DEPTH:
+                    raise self._problem(TOO_DEEP, offset)
                 path = self._note(offset)
                 self._open.append(_Open(path, {"[": 0, "{": None}[token]))
             case "}" | "]":

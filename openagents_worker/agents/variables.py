@@ -32,6 +32,10 @@ class Expanded:
     filled: dict[str, str] = field(default_factory=dict)
     """The values of variables, with the names they stand under."""
 
+    def is_incomplete(self, path: Path) -> bool:
+        """Whether a variable that is not set stands there, or in what stands there."""
+        return any(problem.path[: len(path)] == path for problem in self.missing)
+
     def masked(self, text: str) -> str:
         """The text without the values of variables, which may be secrets: their names stand there instead."""
         for value, name in self.filled.items():

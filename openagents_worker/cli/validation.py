@@ -8,8 +8,8 @@ from pathlib import Path
 from openagents_worker.agents import AppConfig, read_agents_file
 from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.errors import ConfigError, ConfigLoadError, ConfigValidationError, OpenAgentsError
-from openagents_worker.runtime.assembly import find_problems
 from openagents_worker.runtime.plugins import import_plugins
+from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.settings import PREFIX, Settings, unknown_variables
 
 __all__ = ["validated"]

@@ -64,10 +64,17 @@ def _problems_of_key(options: LLMOptions, key: str | None) -> Iterator[ConfigPro
     """A server of one's own may need no key; OpenAI does, unless a header of one's own carries it."""
     name = options.api_key_env or OPENAI_KEY
     has_own = any(header.lower() == "authorization" for header in options.extra_headers)
-    is_needed = options.api_key_env or ((options.api_base or "").startswith(OPENAI_BASE_URL) and not has_own)
+    is_needed = options.api_key_env or (_is_openai(options.api_base or "") and not has_own)
     if is_needed and not key:
         hint = f"set {name} in the worker's environment and restart the worker"
         yield ConfigProblem(("api_key_env",), f"the environment variable {name} is not set", hint)
+
+
+def _is_openai(base: str) -> bool:
+    try:
+        return httpx.URL(base).host == httpx.URL(OPENAI_BASE_URL).host
+    except httpx.InvalidURL:
+        return False
 
 
 def _problems_of_proxy(base: str) -> Iterator[ConfigProblem]:

@@ -2,60 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
-
-from pydantic import JsonValue, ValidationError
 
 from openagents_worker.agents import (
     AgentDefinition,
-    AgentsFile,
     AppConfig,
     ContextAssemblerRef,
-    PatternRef,
     PluginRef,
-    RuntimeOptions,
     read_agents_file,
 )
-from openagents_worker.agents.problems import (
-    ConfigProblem,
-    did_you_mean,
-    in_order,
-    problems_of,
-    problems_of_plugin,
-    rejected,
-)
+from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.context import BUILTIN_ASSEMBLERS
-from openagents_worker.errors import (
-    AgentUnavailable,
-    PluginConfigError,
-    PluginError,
-    PluginLoadError,
-    text_of,
-)
+from openagents_worker.errors import AgentUnavailable
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.models import RunBudget, dumps
 from openagents_worker.patterns import BUILTIN_PATTERNS
-from openagents_worker.runtime.plugins import load_plugins
+from openagents_worker.runtime.plugins import load_plugins, make_plugin, with_limits
+from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.settings import Settings
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.offload import Offload
-from openagents_worker.tools.validation import check_arguments
 
-__all__ = ["AgentParts", "Assembly", "UnavailableAgent", "find_problems"]
-
-_REQUIRED = {
-    "pattern": ("execute",),
-    "tool": ("invoke",),
-    "memory": ("inject", "writeback"),
-    "context_assembler": ("assemble",),
-}
+__all__ = ["AgentParts", "Assembly", "UnavailableAgent"]
 
 
 class AgentParts:
@@ -188,10 +162,6 @@ class Assembly:
             raise self.unavailable[agent_id].error()
         return AgentParts(self, self._definitions.get(agent_id) or self.config.agent(agent_id))
 
-    def problems(self, agent_id: str) -> list[ConfigProblem]:
-        """Everything that cannot work in this agent, seen from its definition: each part is made once."""
-        return list(_problems_of_parts(self._definitions[agent_id], self.model))
-
     def limits(self, agent_id: str) -> RunBudget | None:
         """What no run of that agent may exceed; None for nothing, and for an agent that is not known."""
         definition = self._definitions.get(agent_id)
@@ -224,118 +194,3 @@ class Assembly:
             if close is not None:
                 await close()
         self.offload.close()
-
-
-def find_problems(file: AgentsFile, env: Mapping[str, str]) -> list[ConfigProblem]:
-    """All that is wrong with an agents file on this machine: in what is written, and with what it names."""
-    problems = list(file.problems)
-    if file.config is not None:
-        assembly = Assembly(file.config, env=env)
-        for agent in file.config.agents:
-            problems += file.located(agent.id, assembly.problems(agent.id))
-    return sorted(problems, key=in_order)
-
-
-def _problems_of_parts(
-    definition: AgentDefinition, model: Callable[[AgentDefinition], LLMClient]
-) -> Iterator[ConfigProblem]:
-    try:
-        model(definition)
-    except PluginError as error:
-        found = getattr(error, "problems", ())
-        at_provider = [ConfigProblem(("provider",), error.message, error.hint)]
-        for problem in found or at_provider:
-            yield replace(problem, code=error.code).under("llm")
-    assembler = definition.context_assembler or ContextAssemblerRef(type="default")
-    yield from _problems_of_plugin("memory", definition.memory, BUILTIN_MEMORIES, "memory")
-    yield from _problems_of_plugin("context_assembler", assembler, BUILTIN_ASSEMBLERS, "context_assembler")
-    pattern = with_limits(definition.pattern, definition.runtime)
-    yield from _problems_of_plugin("pattern", pattern, BUILTIN_PATTERNS, "pattern")
-    for place, tool in enumerate(definition.tools):
-        if tool.enabled:
-            yield from _problems_of_plugin("tool", tool, BUILTIN_TOOLS, "tools", place)
-
-
-def _problems_of_plugin(
-    kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]], *path: str | int
-) -> Iterator[ConfigProblem]:
-    try:
-        made = make_plugin(kind, ref, known)
-        if kind == "tool":
-            _check_tool(made)
-    except PluginError as error:
-        for problem in problems_of_plugin(error, ref):
-            yield problem.under(*path)
-
-
-def with_limits(ref: PatternRef, runtime: RuntimeOptions) -> PatternRef:
-    """The pattern with its agent's limits under its own config; a limit that is not set is not named."""
-    limits: dict[str, JsonValue] = {"max_steps": runtime.max_steps}
-    if runtime.step_timeout_ms is not None:
-        limits["step_timeout_ms"] = runtime.step_timeout_ms
-    return ref.model_copy(update={"config": {**limits, **ref.config}})
-
-
-def make_plugin(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
-    """An instance of what a reference names. Raises `PluginLoadError` or `PluginConfigError`."""
-    make = _class_of(kind, ref, known)
-    name = ref.impl or ref.type
-    if not callable(make):
-        raise PluginLoadError(f"{name} is not a class or a function: it is a {type(make).__name__}")
-    try:
-        made = make(config=dict(ref.config))
-    except PluginError:
-        raise
-    except ValidationError as error:  # a class of one's own that checks its config with pydantic
-        raise PluginConfigError(f"{name} refuses its config", problems=problems_of(error)) from error
-    except Exception as error:
-        raise PluginLoadError(
-            f"{name} cannot be made: {type(error).__name__}: {text_of(error)}",
-            hint="it is called with config={…}, the config of the agents file",
-        ) from error
-    missing = [method for method in _REQUIRED[kind] if not callable(getattr(made, method, None))]
-    if missing:
-        raise PluginLoadError(
-            f"{name} is not a {kind}: it has no {' and no '.join(missing)}",
-            hint=f"a {kind} has {' and '.join(_REQUIRED[kind])}",
-        )
-    return made
-
-
-def _check_tool(tool: Any) -> None:
-    """What a model is told of the tool can be sent, and its calls can be checked."""
-    if not hasattr(tool, "describe"):
-        return
-    try:
-        described = tool.describe()
-        schema = described.get("parameters") or {}
-        check_arguments(schema, {})
-        dumps(described)
-    except PluginError:
-        raise
-    except Exception as error:
-        raise PluginLoadError(
-            f"what the tool says of itself cannot be used: {type(error).__name__}: {text_of(error)}",
-            hint="describe() returns name, description and parameters, a JSON Schema",
-        ) from error
-
-
-def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
-    if ref.type:
-        if ref.type not in known:
-            hint = did_you_mean(ref.type, sorted(known))
-            raise PluginLoadError(f"no {kind} is named {ref.type!r}", hint=hint)
-        return known[ref.type]
-    module_name, _, name = (ref.impl or "").rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise PluginLoadError(
-            f"cannot load {kind} {ref.impl!r}: {error}", hint="package.module.Class, importable by the worker"
-        ) from error
-    except Exception as error:
-        raise PluginLoadError(
-            f"cannot load {kind} {ref.impl!r}: its module raised {type(error).__name__}: {text_of(error)}",
-            hint="the module must be importable as the worker imports it; for one that uses Django, "
-            "DJANGO_SETTINGS_MODULE is set, or the project's Celery app is named with -A",
-        ) from error

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing
-from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 from celery import Celery, bootsteps, signals
@@ -163,14 +162,13 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
             for notice in notices(host.config) if host.config is not None else ():
                 log.info("agents_file.notice", notice=notice)
             for agent in host.unavailable:
-                for problem in agent.problems:
-                    log.error(
-                        "agents_file.agent_not_served",
-                        agent_id=agent.agent_id,
-                        code=problem.code,
-                        reason=str(replace(problem, hint=None)),
-                        hint=problem.hint,
-                    )
+                log.error(
+                    "agents_file.agent_not_served",
+                    agent_id=agent.agent_id,
+                    code=agent.problems[0].code,
+                    reason="; ".join(map(str, agent.problems)),
+                    hint=agent.problems[0].hint,
+                )
             for name, meant in unknown_variables(os.environ):
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)
             _check_redis(host.settings)

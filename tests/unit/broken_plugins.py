@@ -40,6 +40,16 @@ class Picky(ToolPlugin):
         colour: str = "red"
 
 
+class TakesNoLimits:
+    """A pattern that knows nothing of steps."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        if config.get("step_timeout_ms"):
+            raise ValueError("a step cannot be timed")
+
+    async def execute(self) -> None: ...
+
+
 class NoSchema(ToolPlugin):
     def schema(self) -> dict[str, Any]:
         return {"type": "objekt"}

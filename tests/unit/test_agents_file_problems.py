@@ -106,8 +106,9 @@ def test_an_agent_that_is_written_correctly_is_read_beside_one_that_is_not() -> 
 
     assert file.config is not None
     assert [agent.id for agent in file.config.agents] == ["good"]
-    assert [problem.path for problem in file.of_agent("bad")] == [("agents", 0, "queu")]
-    assert file.places == {"bad": 0, "good": 1}
+    assert [(file.agent_id(problem), problem.path) for problem in file.problems] == [
+        ("bad", ("agents", 0, "queu"))
+    ]
 
 
 def test_of_two_agents_with_one_id_neither_is_read() -> None:
@@ -194,6 +195,7 @@ def test_a_missing_variable_has_its_line_and_no_further_problem() -> None:
         ('{"agents":\n  NaN}', "not JSON at line 2, column 3: NaN is not JSON"),
         ('{"agents": -Infinity}', "-Infinity is not JSON"),
         ('{"agents": ' + "[" * 100_000, "nested too deeply"),
+        ('{"agents":\n' + "[" * 100 + "]" * 100 + "}", "line 2, column 100: it is nested too deeply"),
         ('{"agents": ' + "9" * 5_000 + "}", "not JSON"),
         ('{"agents": 1} x', "not JSON at line 1, column 15"),
     ],

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from openagents_worker.agents import load_agents, read_agents_file
 from openagents_worker.errors import AgentUnavailable, ConfigLoadError, ConfigValidationError, PluginLoadError
-from openagents_worker.runtime.assembly import Assembly, find_problems
+from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.settings import Settings
 
 BROKEN = "tests.unit.broken_plugins"
@@ -143,6 +146,12 @@ TOOL = "agents[0].tools[0]"
         (tool("CannotDescribe"), f"{TOOL}.impl", "plugin.load", "speechless"),
         (tool("Picky", size=0), f"{TOOL}.config.size", "plugin.config", "greater than or equal to 1"),
         (tool("Picky", size=1, color="x"), f"{TOOL}.config.color", "plugin.config", "did you mean 'colour'?"),
+        (
+            agent(pattern={"impl": f"{BROKEN}.TakesNoLimits"}, runtime={"step_timeout_ms": 5}),
+            "agents[0].pattern.impl",
+            "plugin.load",
+            "a step cannot be timed",
+        ),
         (tool("OwnModel", size="x"), f"{TOOL}.config.size", "plugin.config", "valid integer"),
     ],
 )  # fmt: skip
@@ -176,6 +185,24 @@ def test_several_problems_of_one_part_are_all_told() -> None:
         "agents[0].llm.temprature",
         "agents[0].pattern.config.max_steps",
         "agents[0].pattern.config.system_promt",
+    ]
+
+
+def test_what_is_wrong_in_one_part_hides_nothing_in_the_others() -> None:
+    """Within an agent, and in the defaults of all; what follows from a missing variable is not told."""
+    definition = agent(
+        nmae="A", memory={"type": "bufer"}, pattern={"type": "${NONE}"}, tools=[{"id": "t", "type": "clac"}]
+    )
+    sections = {"runtime": {"config": {"context_assembler": {"type": "trunc"}}}, "agnts": []}
+    file = read_agents_file(json.dumps({"agents": [definition], **sections}), env={})
+
+    assert sorted(problem.to_dict()["path"] for problem in find_problems(file, {})) == [
+        "agents[0].memory.type",
+        "agents[0].nmae",
+        "agents[0].pattern.type",
+        "agents[0].tools[0].type",
+        "agnts",
+        "runtime.config.context_assembler.type",
     ]
 
 
@@ -319,3 +346,53 @@ def test_the_hash_covers_what_the_file_says_and_not_the_defaults() -> None:
     assert hash_of() == hashlib.sha256(written.encode()).hexdigest()
     assert hash_of(runtime={"max_steps": 16}) != hash_of(), "what is written counts, also a default"
     assert hash_of(runtime={"max_steps": "16"}) == hash_of(runtime={"max_steps": 16})
+
+
+# --- anything may stand in a file ------------------------------------------------------------------------
+
+WHOLE = {
+    "version": "1.0",
+    "agents": [
+        agent(id="one", tools=[{"id": "calc", "type": "calc"}], limits={"max_steps": 3}, queue="q"),
+        agent(id="two", llm=OPENAI | {"retry": {"max_attempts": 2}, "pricing": {"input": 1}}),
+    ],
+    "runtime": {"type": "default", "config": {"context_assembler": {"type": "truncating"}}},
+    "logging": {"level": "INFO", "per_logger_levels": {"a": "DEBUG"}},
+}
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["", "a", "${X}", "${X:-1}", "react"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["id", "type", "impl", "config", "agents"]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in inner for place in _places(item, (*path, key)))]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_whatever_stands_in_a_file_it_is_read_or_refused_with_lines(data: st.DataObject) -> None:
+    """No file makes the reader fail: some parts of a right one are replaced by anything."""
+    document = json.loads(json.dumps({"": WHOLE}))
+    for _ in range(data.draw(st.integers(1, 3))):
+        *path, last = data.draw(st.sampled_from(_places(document)[1:]))
+        part = document
+        for key in path:
+            part = part[key]
+        part[last] = data.draw(ANYTHING)
+    assume(isinstance(document[""], dict))  # else it is taken for a path
+    text = json.dumps(document[""], indent=1)
+
+    file = read_agents_file(text, env={})
+    found = find_problems(file, {})
+
+    assert all(problem.line is not None and problem.line <= text.count("\n") + 1 for problem in found)
+    assert (file.config is None) <= bool(found)
+    if file.config is not None:
+        wrong = {file.agent_id(problem) for problem in file.problems}
+        assert not wrong & {agent.id for agent in file.config.agents}
