@@ -48,11 +48,15 @@ class ConfigProblem:
             "hint": self.hint,
         }
 
-    def __str__(self) -> str:
-        place = json_path(self.path) or "the file"
+    @property
+    def text(self) -> str:
+        """Line, path and message."""
         line = f"line {self.line}: " if self.line is not None else ""
+        return f"{line}{json_path(self.path) or 'the file'}: {self.message}"
+
+    def __str__(self) -> str:
         code = f" ({self.code})" if self.code != ConfigValidationError.code else ""
-        return f"{line}{place}: {self.message}{f'; {self.hint}' if self.hint else ''}{code}"
+        return f"{self.text}{f'; {self.hint}' if self.hint else ''}{code}"
 
 
 def in_order(problem: ConfigProblem) -> tuple[int, str]:

@@ -95,13 +95,21 @@ class UnavailableAgent:
     agent_id: str
     problems: tuple[ConfigProblem, ...]
 
+    @property
+    def code(self) -> str:
+        return self.problems[0].code
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(problem.text for problem in self.problems)
+
+    @property
+    def hint(self) -> str | None:
+        return "; ".join(dict.fromkeys(problem.hint for problem in self.problems if problem.hint)) or None
+
     def error(self) -> AgentUnavailable:
-        first = self.problems[0]
-        return AgentUnavailable(
-            f"this worker cannot serve the agent {self.agent_id!r}: {'; '.join(map(str, self.problems))}",
-            hint=first.hint,
-            agent_id=self.agent_id,
-        )
+        message = f"this worker cannot serve the agent {self.agent_id!r}: {self.reason}"
+        return AgentUnavailable(message, hint=self.hint, agent_id=self.agent_id)
 
 
 class Assembly:

@@ -151,7 +151,8 @@ class Parting:
             unavailable = AgentUnavailable(
                 f"no worker that can execute the run came within {self._left_max_ms / 1000:,.0f} s: "
                 f"{error.message}",
-                hint="start a worker that has the agent, in the version that the run needs",
+                hint=(error.hint if isinstance(error, AgentUnavailable) else None)
+                or "start a worker that has the agent, in the version that the run needs",
             )
             unavailable.__cause__ = error
             return await self._finish(unavailable)

@@ -165,9 +165,9 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
                 log.error(
                     "agents_file.agent_not_served",
                     agent_id=agent.agent_id,
-                    code=agent.problems[0].code,
-                    reason="; ".join(map(str, agent.problems)),
-                    hint=agent.problems[0].hint,
+                    code=agent.code,
+                    reason=agent.reason,
+                    hint=agent.hint,
                 )
             for name, meant in unknown_variables(os.environ):
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)

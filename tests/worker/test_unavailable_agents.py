@@ -107,6 +107,7 @@ def test_a_run_that_no_worker_can_execute_says_why(stack: Stack) -> None:
     assert result.error_details is not None
     assert result.error_details.code == "agent.unavailable"
     assert "agents[1].memory.type: no memory is named 'bufer'" in result.error_details.message
+    assert result.error_details.hint == "did you mean 'buffer'?"
 
 
 def test_a_worker_that_can_serve_nobody_does_not_start(stack: Stack, tmp_path: Path) -> None:
