@@ -84,8 +84,11 @@ class _Scan:
         self.lines: dict[Path, int] = {}
         self._line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
         self._open: list[_Open] = []
+        self._doubles: dict[int, str] = {}
         for match in _TOKEN.finditer(text):
             self._take(match[0], match.start())
+        if self._doubles:
+            raise self._problem("; ".join(self._doubles.values()), min(self._doubles))
 
     def _take(self, token: str, offset: int) -> None:
         inner = self._open[-1] if self._open else None
@@ -114,10 +117,9 @@ class _Scan:
         line = self._line(offset)
         if key in inner.keys:
             where = json_path(inner.path)
-            raise self._problem(
+            self._doubles[offset] = (
                 f"an object{f' ({where})' if where else ''} has the key {key!r} twice, "
-                f"at line {inner.keys[key]} and at line {line}",
-                offset,
+                f"at line {inner.keys[key]} and at line {line}"
             )
         inner.keys[key] = line
         inner.key = key

@@ -191,6 +191,10 @@ def test_a_missing_variable_has_its_line_and_no_further_problem() -> None:
     [
         ('{"agents":\n1,\n"agents": 2}', "the key 'agents' twice, at line 1 and at line 3"),
         ('{"a": {"b":\n1,\n"b": 2}}', "an object (a) has the key 'b' twice, at line 1 and at line 3"),
+        (
+            '{"a": 1, "a": {"b": 1,\n"b": 2}}',
+            "'a' twice, at line 1 and at line 1; an object (a) has the key 'b'",
+        ),
         ('{"a": 1, "\\u0061": 2}', "the key 'a' twice, at line 1 and at line 1"),
         ('{"agents":\n  NaN}', "not JSON at line 2, column 3: NaN is not JSON"),
         ('{"agents": -Infinity}', "-Infinity is not JSON"),
