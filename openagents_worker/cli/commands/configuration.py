@@ -1,0 +1,46 @@
+"""Commands about the configuration: the agents file, its schema, the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import click
+
+from openagents_worker.agents import notices
+from openagents_worker.cli.commands.options import as_json_option, need
+from openagents_worker.cli.display import dump
+from openagents_worker.settings import load_settings
+
+__all__ = ["COMMANDS"]
+
+
+@click.command()
+@click.argument("file", required=False)
+@as_json_option
+def validate(file: str | None, as_json: bool) -> None:
+    """Check the agents file (FILE, else OPENAGENTS_CONFIG), its plugins and the environment's settings."""
+    need("worker")
+    from openagents_worker.cli.validation import validated
+
+    path, config = validated(file, env=os.environ, prepare=load_settings)
+    agents, remarks = [agent.id for agent in config.agents], notices(config)
+    if as_json:
+        dump({"file": path, "agents": agents, "notices": remarks})
+        return
+    click.echo(f"{path}: valid; agents: {', '.join(agents)}")
+    for remark in remarks:
+        click.echo(f"note: {remark}", err=True)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="The same: a schema is JSON.")
+def schema(as_json: bool) -> None:
+    """Print the JSON Schema of the agents file, with the configs of the plugins that are built in."""
+    need("worker")
+    from openagents_worker.runtime.schema import agents_file_schema
+
+    click.echo(json.dumps(agents_file_schema(), indent=None if as_json else 2, ensure_ascii=False))
+
+
+COMMANDS = (validate, schema)
