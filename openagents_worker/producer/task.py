@@ -11,18 +11,18 @@ from typing import Any, cast
 
 from celery import Task
 from celery.backends.base import DisabledBackend
-from celery.local import PromiseProxy
+from celery.local import Proxy
 from celery.utils.time import maybe_make_aware
 
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
 from openagents_worker.models import RunRequest, output_class_of, parse_request
 from openagents_worker.producer.canvas import KEPT
-from openagents_worker.producer.client import client_of, default_client
+from openagents_worker.producer.client import client_of, front_door_app
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.results import no_results_for_a_chord
 from openagents_worker.producer.transport import RUN_AGENT
 
-__all__ = ["AgentTask", "ProducerTask", "run_agent"]
+__all__ = ["AgentTask", "ProducerTask", "front_door_task", "run_agent"]
 
 HONOURED = ("countdown", "eta", "expires", "queue", "task_id", *KEPT)
 # Celery beat and groups hand their connection over: ours, which has time-outs, does the same.
@@ -224,12 +224,41 @@ def _with_run_id(request: Request, task_id: str | None) -> Request:
     return {**fields, "run_id": task_id}
 
 
-def _make_run_agent() -> AgentTask:
-    app = default_client().app
-    return cast(
-        AgentTask, app.tasks[RUN_AGENT] if RUN_AGENT in app.tasks else app.register_task(ProducerTask())
-    )
+class _FrontDoorTask(ProducerTask):
+    """The front door's task while no app is registered.
+
+    A signature that was made of it may be applied after an app was: the run then goes out by that app.
+    """
+
+    def apply_async(
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> RunHandle[Any]:
+        task = front_door_task()
+        if task is self:
+            return super().apply_async(args, kwargs, **options)
+        return task.apply_async(args, kwargs, **options)
+
+    def apply(
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Any:
+        task = front_door_task()
+        return super().apply(args, kwargs, **options) if task is self else task.apply(args, kwargs, **options)
 
 
-run_agent: AgentTask = cast(AgentTask, PromiseProxy(_make_run_agent, name=RUN_AGENT))
-"""`tasks.run_agent`, to be submitted to wherever the environment's settings say."""
+def front_door_task() -> AgentTask:
+    """The task that the front door's `run_agent` stands for now.
+
+    It is that of the app which is registered in this process; where none is, a producer's own, with the
+    settings of the environment. Raises `ConfigError` when two apps are registered.
+    """
+    app = front_door_app()
+    if RUN_AGENT not in app.tasks:
+        app.register_task(_FrontDoorTask())
+    return cast(AgentTask, app.tasks[RUN_AGENT])
+
+
+run_agent: AgentTask = cast(AgentTask, Proxy(front_door_task, name=RUN_AGENT))
+"""`tasks.run_agent` of the registered app (`register(app)`), else of the environment's settings.
+
+Which one is decided with each use, so that it may be imported before the app is registered.
+"""

@@ -7,7 +7,7 @@ the run is accepted all the same, and the worker's rescue loop sends what was no
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from celery import Celery
@@ -16,6 +16,7 @@ from kombu.utils.scheduling import round_robin_cycle
 
 from openagents_worker.addresses import Sentinels, is_by_sentinels
 from openagents_worker.errors import BrokerConfigError
+from openagents_worker.producer.app_parts import AppKind, AppParts, attach_parts, find_parts, parts_of
 from openagents_worker.producer.broker import RESUME_RUN, RUN_AGENT, TRANSPORTS
 from openagents_worker.producer.canvas import options_of
 from openagents_worker.producer.results import NO_RESULTS
@@ -67,7 +68,7 @@ def make_app(settings: Settings) -> Celery:
         broker_transport_options={**_transport_options(_driver(app, broker_url)), **broker_options},
         result_backend_transport_options=backend_options,
     )
-    app.openagents_settings = settings
+    attach_parts(app, AppParts(AppKind.PRODUCER, settings))
     return app
 
 
@@ -96,7 +97,12 @@ def wake_queue(queue: str) -> str:
 
 
 def send_first(app: Celery, run: Wake) -> bool:
-    """Publish a run's first message. False, and one warning, when the broker cannot be reached."""
+    """Publish a run's first message. False, and one warning, when the broker cannot be reached.
+
+    Under `task_always_eager` the run is carried here, as by `send_wakes`.
+    """
+    if (carry := _eager(app)) is not None:
+        return bool(carry([run]))
     return _publish(app, [_first_message(run, run.queue)]) == 1
 
 
@@ -105,15 +111,20 @@ def send_wakes(app: Celery, wakes: Iterable[Wake]) -> int:
 
     Under `task_always_eager` nobody consumes: they are carried here, where that can be done.
     """
-    carry = getattr(app.tasks.get(RUN_AGENT), "carry_wakes", None) if app.conf.task_always_eager else None
-    if carry is not None:
+    if (carry := _eager(app)) is not None:
         return int(carry(wakes))
     return _publish(app, [_wake_message(wake) for wake in wakes])
 
 
+def _eager(app: Celery) -> Callable[[Iterable[Wake]], int] | None:
+    """What carries runs in this process instead of sending messages; None where messages are sent."""
+    return getattr(app.tasks.get(RUN_AGENT), "carry_wakes", None) if app.conf.task_always_eager else None
+
+
 def close_producers(app: Celery) -> None:
     """Close this process's publishing connections to the app's broker."""
-    pool = app.__dict__.get("openagents_producers", {}).pop(os.getpid(), None)
+    parts = find_parts(app)
+    pool = parts.producers.pop(os.getpid(), None) if parts is not None else None
     if pool is not None:
         pool.force_close_all()
         pool.connections.force_close_all()
@@ -202,7 +213,7 @@ class _OwnQueue:
 def _producers(app: Celery) -> Any:
     """The app's publishing connections. A forked child makes its own: two processes share no socket."""
     # Without a lock, which a thread of the parent might hold in the child for ever: the first one is kept.
-    by_process: dict[int, Any] = app.__dict__.setdefault("openagents_producers", {})
+    by_process = parts_of(app).producers
     found = by_process.get(os.getpid())
     if found is None:
         connections = _publishing_connection(app).Pool(MAX_PRODUCERS)

@@ -13,6 +13,7 @@ from celery import Celery, Task, states
 from celery.result import EagerResult
 
 from openagents_worker.errors import OpenAgentsError
+from openagents_worker.producer.app_parts import ProcessProvider, find_parts
 from openagents_worker.producer.canvas import canvas_of, options_of
 from openagents_worker.producer.client import client_of
 from openagents_worker.producer.handle import WaitTimeout
@@ -72,7 +73,14 @@ class RunAgent(RunTask, AgentTask):
     """`run_agent` where runs are carried: under `task_always_eager` it carries them in this very process."""
 
     abstract = True
-    crew: Crew
+
+    @property
+    def crew(self) -> ProcessProvider:
+        """What carries runs in this process; it belongs to the app."""
+        parts = find_parts(self.app)
+        assert parts is not None
+        assert parts.processes is not None, "the app that has this task has what carries its runs"
+        return parts.processes
 
     def apply(
         self,
@@ -140,7 +148,7 @@ def add_tasks(app: Celery, crew: Crew) -> None:
 
         return bodies.prune(crew.at_work(self))
 
-    app.task(run_agent, name=RUN_AGENT, base=RunAgent, crew=crew, **SETTINGS)
+    app.task(run_agent, name=RUN_AGENT, base=RunAgent, **SETTINGS)
     app.task(resume_run, name=RESUME_RUN, base=RunTask, **SETTINGS)
     app.task(recover_runs, name=RECOVER_RUNS, **SETTINGS)
     app.task(prune, name=PRUNE, **SETTINGS)
