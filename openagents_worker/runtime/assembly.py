@@ -182,4 +182,10 @@ def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]
         raise PluginLoadError(
             f"cannot load {kind} {ref.impl!r}: {error}", hint="package.module.Class, importable by the worker"
         ) from error
+    except Exception as error:
+        raise PluginLoadError(
+            f"cannot load {kind} {ref.impl!r}: its module raised {type(error).__name__}: {error}",
+            hint="the module must be importable as the worker imports it; for one that uses Django, "
+            "DJANGO_SETTINGS_MODULE is set, or the project's Celery app is named with -A",
+        ) from error
     return found

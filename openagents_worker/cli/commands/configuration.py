@@ -8,19 +8,24 @@ import os
 import click
 
 from openagents_worker.agents import AppConfig, load_agents, notices
-from openagents_worker.cli.commands.options import as_json_option, need
+from openagents_worker.cli.commands.options import as_json_option, import_from_here, need
 from openagents_worker.cli.display import dump
 from openagents_worker.errors import ConfigValidationError
-from openagents_worker.settings import load_settings, unknown_variables
+from openagents_worker.settings import Settings, load_settings, unknown_variables
 
 __all__ = ["COMMANDS"]
 
 
 @click.command()
 @click.argument("file", required=False)
+@click.option("-A", "--app", default=None, help="A Celery app with runs, as for celery: shop.celery:app.")
 @as_json_option
-def validate(file: str | None, as_json: bool) -> None:
-    """Check the agents file (FILE, else OPENAGENTS_CONFIG), its plugins and the environment's settings."""
+def validate(file: str | None, app: str | None, as_json: bool) -> None:
+    """Check the agents file (FILE, else OPENAGENTS_CONFIG), its plugins and the environment's settings.
+
+    Plugins are imported as the worker imports them: from the current directory, too, and after the modules
+    of the Celery app (-A) and Django's set-up.
+    """
     need("worker")
     from openagents_worker.runtime.assembly import Assembly
 
@@ -29,7 +34,7 @@ def validate(file: str | None, as_json: bool) -> None:
             "; ".join(f"{name}: no such setting" for name, _ in unknown),
             hint="; ".join(f"did you mean {meant}?" for _, meant in unknown if meant) or None,
         )
-    settings = load_settings()
+    settings = _prepared(app)
     settings = settings if file is None else settings.model_copy(update={"config": file})
     config = load_agents(settings.config)
     Assembly.from_settings(settings)
@@ -40,6 +45,18 @@ def validate(file: str | None, as_json: bool) -> None:
     click.echo(f"{settings.config}: valid; agents: {', '.join(agents)}")
     for remark in remarks:
         click.echo(f"note: {remark}", err=True)
+
+
+def _prepared(app: str | None) -> Settings:
+    """The settings of the worker that is checked; what it imports before its plugins is imported."""
+    from openagents_worker.worker.loading import load_app, prepare_as_worker, settings_of
+
+    import_from_here()
+    if app is not None:
+        return settings_of(load_app(app), app)
+    settings = load_settings()
+    prepare_as_worker(settings)
+    return settings
 
 
 @click.command()
