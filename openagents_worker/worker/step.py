@@ -31,6 +31,7 @@ from openagents_worker.worker.process import Host
 from openagents_worker.worker.reaping import end_leases_of_reaped
 from openagents_worker.worker.refusal import refusals_of
 from openagents_worker.worker.room import Room
+from openagents_worker.worker.run_queues import run_queues_of
 
 __all__ = ["EX_CONFIG", "tie"]
 
@@ -52,8 +53,7 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
     worker.app.steps["worker"].add(_step_of(host, is_ours))
     worker.app.steps["consumer"].add(refusals_of(host))
     worker.app.steps["consumer"].add(Room)
-    if is_ours:
-        worker.app.steps["consumer"].add(EventBatches)
+    worker.app.steps["consumer"].add(EventBatches if is_ours else run_queues_of(host))
     take_over_revoke()
     if is_ours:
         with contextlib.suppress(OpenAgentsError):  # what is wrong with the agents file, our step says
