@@ -16,7 +16,7 @@ from celery.utils.time import maybe_make_aware
 
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
 from openagents_worker.models import RunRequest, output_class_of, parse_request
-from openagents_worker.producer.canvas import KEPT
+from openagents_worker.producer.canvas import KEPT, stamps_of
 from openagents_worker.producer.client import client_of, front_door_app
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.results import no_results_for_a_chord
@@ -112,12 +112,25 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
         run_id = request.get("run_id") if isinstance(request, Mapping) else None
         return signature.set(task_id=run_id) if run_id else signature
 
+    def map(self, it: Any) -> Any:
+        """Refused: a run is not executed by Celery's task that would call it."""
+        raise _not_called("map")
+
+    def starmap(self, it: Any) -> Any:
+        """Refused, as `map` is."""
+        raise _not_called("starmap")
+
+    def chunks(self, it: Any, n: int) -> Any:
+        """Refused, as `map` is."""
+        raise _not_called("chunks")
+
     def _submission(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[Request, dict[str, Any]]:
         """What to submit, and how: the keyword arguments of `Client.submit`."""
         given = {name: options[name] for name in options.keys() - OF_CELERY if options[name] is not None}
-        if ignored := sorted(given.keys() - set(HONOURED)):
+        stamps = stamps_of(given)
+        if ignored := sorted(given.keys() - set(HONOURED) - stamps.keys()):
             raise RequestInvalid(
                 f"a run cannot be submitted with {', '.join(ignored)}: nothing would come of it",
                 hint=f"options that work: {', '.join(HONOURED)}",
@@ -129,7 +142,7 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
             "queue": given.get("queue"),
             "delay_ms": self._delay_ms(given.get("countdown"), given.get("eta")),
             "expires_ms": self._expires_ms(given.get("expires")),
-            "canvas": self._family() | {name: given[name] for name in KEPT if name in given},
+            "canvas": self._family() | {name: given[name] for name in KEPT if name in given} | stamps,
         }
 
     def _family(self) -> dict[str, Any]:
@@ -169,6 +182,13 @@ class ProducerTask(AgentTask):
 
     def run(self, request: Request) -> None:
         raise _carries_nothing()
+
+
+def _not_called(name: str) -> RequestInvalid:
+    return RequestInvalid(
+        f"run_agent.{name}(...) would call runs inside one Celery task, and a run is not a function to call",
+        hint="group(run_agent.s(request) for request in requests) submits a run for each request",
+    )
 
 
 def _carries_nothing() -> ConfigError:

@@ -14,7 +14,7 @@ from celery.result import EagerResult
 
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.producer.app_parts import ProcessProvider, find_parts
-from openagents_worker.producer.canvas import canvas_of, options_of
+from openagents_worker.producer.canvas import canvas_of, options_of, stamps_of
 from openagents_worker.producer.client import client_of
 from openagents_worker.producer.handle import WaitTimeout
 from openagents_worker.producer.submit import submit
@@ -122,6 +122,7 @@ class RunAgent(RunTask, AgentTask):
             throw=False,
             link=linked.get("link"),
             link_error=linked.get("link_error"),
+            **stamps_of(linked),
         )
 
 
