@@ -159,6 +159,11 @@ def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
         "argsrepr": f"agent={run.agent_id} session={run.session_id} run={run.run_id}",
         "kwargsrepr": "{}",
         "serializer": "json",
+        # Said, as Celery would take what the app's settings say of all tasks.
+        "priority": own.get("priority"),
+        "expires": None,
+        "time_limit": None,
+        "soft_time_limit": None,
     }
 
 

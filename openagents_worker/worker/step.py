@@ -32,6 +32,7 @@ from openagents_worker.worker.reaping import end_leases_of_reaped
 from openagents_worker.worker.refusal import refusals_of
 from openagents_worker.worker.room import Room
 from openagents_worker.worker.run_queues import run_queues_of
+from openagents_worker.worker.tasks import OWN_TASKS
 
 __all__ = ["EX_CONFIG", "tie"]
 
@@ -41,6 +42,7 @@ T = TypeVar("T")
 
 EX_CONFIG = 2
 TELL_CHILD = signal.SIGUSR2  # SIGUSR1 is billiard's, for soft time limits
+NO_TIME_LIMIT_S = 20 * 24 * 3600  # the longest that epoll can wait for, in whole days, is 24
 POLL_S = 0.2  # how soon a worker that waits for Redis notices that it is told to stop
 
 
@@ -82,6 +84,14 @@ def _tell_children(pool: PreforkPool) -> None:
 def _forks(worker: Any) -> bool:
     pool = worker.pool_cls
     return pool == "prefork" if isinstance(pool, str) else issubclass(pool, PreforkPool)
+
+
+def _lift_time_limits(app: Celery) -> None:
+    """Keep the app's `task_time_limit` from runs: prefork takes it wherever a task has none of its own."""
+    for name in OWN_TASKS:
+        task = app.tasks[name]
+        task.time_limit = task.time_limit or NO_TIME_LIMIT_S
+        task.soft_time_limit = task.soft_time_limit or NO_TIME_LIMIT_S
 
 
 def _check_pool(worker: Any) -> None:
@@ -165,6 +175,7 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)
             _check_redis(host.settings)
             if _forks(parent):
+                _lift_time_limits(parent.app)
                 end_leases_of_reaped(parent.pool._pool, host.settings)
                 return
             host.bridge = parent.pool.bridge if isinstance(parent.pool, TaskPool) else None

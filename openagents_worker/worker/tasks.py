@@ -25,16 +25,21 @@ from openagents_worker.store.scripts import Wake
 if TYPE_CHECKING:
     from openagents_worker.worker.crew import Crew
 
-__all__ = ["PRUNE", "RECOVER_RUNS", "add_tasks"]
+__all__ = ["OWN_TASKS", "PRUNE", "RECOVER_RUNS", "add_tasks"]
 
 RECOVER_RUNS = "tasks.recover_runs"
 PRUNE = "tasks.prune"
+OWN_TASKS = (RUN_AGENT, RESUME_RUN, RECOVER_RUNS, PRUNE)
 
 SETTINGS: Mapping[str, Any] = {
     "bind": True,
     "shared": False,  # or Celery gives them to every other app of this process, too
     "acks_late": False,  # with late acknowledgement a connection blip starts a message a second time
+    "acks_on_failure_or_timeout": True,
+    "acks_on_failure": True,
+    "acks_on_timeout": True,
     "reject_on_worker_lost": False,
+    "retry_on_worker_lost": False,  # whose worker died, the rescue loop sees
     "serializer": "json",
     "compression": None,
     "throws": (OpenAgentsError,),  # expected: one line in the log and no traceback
@@ -50,7 +55,17 @@ SETTINGS: Mapping[str, Any] = {
 """All that a run needs of Celery, per task: the app may have other habits."""
 
 
-class RunTask(Task):  # type: ignore[misc]  # Celery ships no types
+class _OwnTask(Task):  # type: ignore[misc]  # Celery ships no types
+    """A task that is what it is here, whatever the app's `task_annotations` say of all tasks."""
+
+    abstract = True
+
+    @classmethod
+    def annotate(cls) -> None:
+        """Celery would set attributes of the task from the app's settings here."""
+
+
+class RunTask(_OwnTask):
     """A task that carries a run; the tracer calls `after_return` once it has told of an end."""
 
     abstract = True
@@ -151,5 +166,5 @@ def add_tasks(app: Celery, crew: Crew) -> None:
 
     app.task(run_agent, name=RUN_AGENT, base=RunAgent, **SETTINGS)
     app.task(resume_run, name=RESUME_RUN, base=RunTask, **SETTINGS)
-    app.task(recover_runs, name=RECOVER_RUNS, **SETTINGS)
-    app.task(prune, name=PRUNE, **SETTINGS)
+    app.task(recover_runs, name=RECOVER_RUNS, base=_OwnTask, **SETTINGS)
+    app.task(prune, name=PRUNE, base=_OwnTask, **SETTINGS)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ TASKS = 30  # more than Celery takes ahead: two times the prefetch multiplier, f
 
 
 @contextmanager
-def worker(folder: Path, url: str, queues: str, conf: dict[str, Any], **env: str) -> Generator[Shop]:
+def worker(
+    folder: Path, url: str, queues: str, conf: Mapping[str, Any], *agents: Mapping[str, Any], **env: str
+) -> Generator[Shop]:
     """A worker of `tests.pool.mixed`."""
-    (folder / "agents.json").write_text(json.dumps({"agents": AGENTS}))
+    (folder / "agents.json").write_text(json.dumps({"agents": [*AGENTS, *agents]}))
     node, log = f"mixed{new_tag()}@test", folder / "worker.log"
     variables = {
         **os.environ,
