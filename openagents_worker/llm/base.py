@@ -54,6 +54,8 @@ class CallInfo:
     name: str = ""
     number: int = 0
     """1 for the first call of its kind that this attempt entered, 2 for the second …"""
+    tell: Callable[[str, Mapping[str, Any]], None] | None = field(default=None, repr=False, compare=False)
+    """Gives an event of the call, its name and payload, to whoever watches the run."""
 
 
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)

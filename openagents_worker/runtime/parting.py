@@ -25,6 +25,7 @@ from openagents_worker.errors import AgentUnavailable, OpenAgentsError, RunCance
 from openagents_worker.models import ErrorDetails, StopReason
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.ledger import Ledger
+from openagents_worker.runtime.user_code import described_in_log
 from openagents_worker.store.scripts import Handed, SuspendKind, WriteAnswer
 from openagents_worker.telemetry import get_logger
 
@@ -157,6 +158,13 @@ class Parting:
     async def _put_aside(self, handed: Handed, error: OpenAgentsError) -> Carried | None:
         if handed.answer is not WriteAnswer.OK:
             return None
+        is_retry = self._latch.reason is LatchReason.RETRY
+        log.warning(
+            "run.retry_scheduled" if is_retry else "run.left_to_others",
+            run_id=self._ledger.run_id,
+            **described_in_log(error),
+            delay_ms=handed.delay_ms,
+        )
         await self._send(handed)
         return Carried(
             Outlook.SUSPENDED,

@@ -9,7 +9,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, assert_never
 
-from openagents_worker.errors import RedisRefused, RedisUnreachable
+from openagents_worker.errors import (
+    AgentUnavailable,
+    RedisRefused,
+    RedisUnreachable,
+    RunPoisoned,
+    WorkerLost,
+)
 from openagents_worker.models import RunResult, StopReason
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
@@ -67,7 +73,9 @@ class Runner:
             if claimed.answer is not ClaimAnswer.CLAIMED:
                 if claimed.wakes:
                     await self._send_wakes(claimed.wakes)
-                return _not_carried(claimed)
+                carried = _not_carried(claimed)
+                _log_foreign_end(run_id, claimed, carried)
+                return carried
             if lease.remaining_s() <= 0:  # nothing is begun here: others may take the run at any moment
                 return await self._give_back(run_id, lease, claimed, ReleaseKind.HANDOVER)
             if not self.accepting:
@@ -260,6 +268,26 @@ def _not_carried(claimed: Claimed) -> Carried:
             raise ValueError("a run that was claimed is carried")
         case _:
             assert_never(claimed.answer)
+
+
+ENDED_WITHOUT_A_WORKER = frozenset({AgentUnavailable.code, RunPoisoned.code, WorkerLost.code})
+"""With these a run ends in Redis, while no worker works on it; other failures their worker has logged."""
+
+
+def _log_foreign_end(run_id: str, claimed: Claimed, carried: Carried) -> None:
+    """A run that was ended in Redis is logged by the worker that tells Celery of it."""
+    error = carried.error
+    if error is None or error.code not in ENDED_WITHOUT_A_WORKER:
+        return
+    log.error(
+        "run.failed",
+        run_id=run_id,
+        agent_id=error.context.get("agent_id"),
+        session_id=error.context.get("session_id"),
+        stop_reason=str(carried.stop_reason),
+        code=error.code,
+        message=error.message,
+    )
 
 
 class _Entry:

@@ -184,4 +184,7 @@ async def _answer(process: WorkerProcess, message: Message, error: OpenAgentsErr
         hint=error.hint or "",
     )
     known = not await process.store.run_until(door, lambda: not process.runner.accepting)
-    log.warning("message.rejected", run_id=message.task_id, code=error.code, error=error.message, known=known)
+    if not known:
+        log.error("run.failed", run_id=message.task_id, code=error.code, message=error.message, attempts=0)
+    else:
+        log.warning("message.rejected", run_id=message.task_id, code=error.code, message=error.message)
