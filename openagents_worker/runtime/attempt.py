@@ -45,8 +45,8 @@ from openagents_worker.runtime.user_code import (
     current_run,
     described,
     described_in_log,
-    exc_info_of,
     user_code,
+    user_error_of,
 )
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
@@ -236,7 +236,10 @@ class Attempt:
                 await parts.aclose()
         except OpenAgentsError as error:
             log.warning(
-                "run.plugin_not_closed", **self._ids, **described_in_log(error), exc_info=exc_info_of(error)
+                "run.plugin_not_closed",
+                **self._ids,
+                **described_in_log(error),
+                user_error=user_error_of(error),
             )
 
     # --- prepare -----------------------------------------------------------------------------------------
@@ -251,7 +254,7 @@ class Attempt:
             if not (error.retryable and self._durable and self._tries.get(OPEN, 0) < self._max_tries):
                 raise
             log.warning(
-                "deps.unavailable", **self._ids, **described_in_log(error), exc_info=exc_info_of(error)
+                "deps.unavailable", **self._ids, **described_in_log(error), user_error=user_error_of(error)
             )
             self.latch.set(LatchReason.RETRY, error=error, call=OPEN)
             raise RunLatched(LatchReason.RETRY) from error
@@ -525,7 +528,9 @@ class Attempt:
         if ending.error is None or ending.state == "cancelled":
             log.info("run.ended", **said)
             return
-        log.error("run.failed", **said, **described_in_log(ending.error), exc_info=exc_info_of(ending.error))
+        log.error(
+            "run.failed", **said, **described_in_log(ending.error), user_error=user_error_of(ending.error)
+        )
 
     @property
     def _parting(self) -> Parting:
@@ -562,7 +567,7 @@ class Attempt:
         self._ledger.note_of_run(name, **payload)
 
     @property
-    def _ids(self) -> dict[str, str]:
+    def _ids(self) -> dict[str, Any]:
         return {
             "agent_id": self.request.agent_id,
             "session_id": self.request.session_id,

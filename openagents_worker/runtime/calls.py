@@ -33,9 +33,9 @@ from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.user_code import (
     cancelling_itself_only,
     described_in_log,
-    exc_info_of,
     tool_error,
     user_code,
+    user_error_of,
 )
 from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec
@@ -141,13 +141,13 @@ class RecordedModel:
 
     def _log_failure(self, error: OpenAgentsError, name: str) -> None:
         """A client of somebody's own that fails in its own way; of ours, the run or its retry says enough."""
-        if (raised := exc_info_of(error)) is not None:
+        if (raised := user_error_of(error)) is not None:
             log.warning(
                 "llm.failed",
                 run_id=self._recorder.run_id,
                 model=name,
                 **described_in_log(error),
-                exc_info=raised,
+                user_error=raised,
             )
 
     def _over_budget(self) -> BudgetExhausted | None:
@@ -293,7 +293,7 @@ class RecordedTool:
 
     def _failed(self, error: OpenAgentsError, call: CallContext) -> Outcome:
         error.tool_id = error.tool_id or self.tool_id
-        raised, said = exc_info_of(error), described_in_log(error)
+        raised, said = user_error_of(error), described_in_log(error)
         told = {
             "tool_id": self.tool_id,
             "error": str(error),
@@ -309,7 +309,7 @@ class RecordedTool:
             tool_id=self.tool_id,
             call_id=call.call_id,
             **said,
-            exc_info=raised,
+            user_error=raised,
         )
         events: list[tuple[str, Mapping[str, Any]]] = [("tool.failed", told)]
         if isinstance(error, ModelRetryError):
@@ -357,7 +357,7 @@ class RecordedTool:
                 run_id=self._context.run_id,
                 tool_id=self.tool_id,
                 **described_in_log(error),
-                exc_info=exc_info_of(error),
+                user_error=user_error_of(error),
             )
 
     async def _with_deadline(self, params: dict[str, Any], call: CallContext) -> Any:
@@ -410,7 +410,7 @@ class RecordedTool:
                 run_id=self._context.run_id,
                 tool_id=self.tool_id,
                 **described_in_log(error),
-                exc_info=exc_info_of(error),
+                user_error=user_error_of(error),
             )
             return True
 

@@ -19,7 +19,7 @@ from openagents_worker.models import ErrorDetails
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
-from openagents_worker.runtime.user_code import coded, described_in_log, exc_info_of, user_code
+from openagents_worker.runtime.user_code import coded, described_in_log, user_code, user_error_of
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["MemoryCalls"]
@@ -147,7 +147,7 @@ class MemoryCalls:
                 agent_id=self._context.agent_id,
                 on_error="fail" if self._fails_run else "continue",
                 **described_in_log(error),
-                exc_info=exc_info_of(error),
+                user_error=user_error_of(error),
             )
 
     @contextmanager

@@ -16,6 +16,7 @@ reason, and the run parts by it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -107,7 +108,9 @@ class Parting:
             case LatchReason.CANCELLED:
                 return await self._finish(RunCancelled(await self._why_cancelled()))
             case LatchReason.FENCED:
-                log.warning("run.fenced", run_id=self._ledger.run_id, detail=self._latch.detail)
+                log.of_run(
+                    logging.WARNING, "run.fenced", run_id=self._ledger.run_id, detail=self._latch.detail
+                )
                 return Carried(Outlook.NOTHING, "fenced")
             case None:
                 raise RuntimeError("a run parts whose latch is not set")
@@ -158,13 +161,11 @@ class Parting:
     async def _put_aside(self, handed: Handed, error: OpenAgentsError) -> Carried | None:
         if handed.answer is not WriteAnswer.OK:
             return None
-        is_retry = self._latch.reason is LatchReason.RETRY
-        log.warning(
-            "run.retry_scheduled" if is_retry else "run.left_to_others",
-            run_id=self._ledger.run_id,
-            **described_in_log(error),
-            delay_ms=handed.delay_ms,
-        )
+        run_id, said = self._ledger.run_id, described_in_log(error)
+        if self._latch.reason is LatchReason.RETRY:
+            log.warning("run.retry_scheduled", run_id=run_id, **said, delay_ms=handed.delay_ms)
+        else:
+            log.of_run(logging.WARNING, "run.left_to_others", run_id=run_id, **said)
         await self._send(handed)
         return Carried(
             Outlook.SUSPENDED,

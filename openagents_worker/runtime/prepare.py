@@ -24,7 +24,7 @@ from openagents_worker.runtime.memory_calls import MemoryCalls
 from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
-from openagents_worker.runtime.user_code import coded, described_in_log, exc_info_of, user_code
+from openagents_worker.runtime.user_code import coded, described_in_log, user_code, user_error_of
 from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.store.runs import SessionStore
 from openagents_worker.telemetry import get_logger
@@ -238,14 +238,14 @@ class Preparation:
             self._note_preflight(tool_id, "ok", started)
         return Outcome()
 
-    def _log_failure(self, event: str, error: OpenAgentsError, **fields: str) -> None:
+    def _log_failure(self, event: str, error: OpenAgentsError, **fields: Any) -> None:
         log.warning(
             event,
             run_id=self._context.run_id,
             agent_id=self._context.agent_id,
             **fields,
             **described_in_log(error),
-            exc_info=exc_info_of(error),
+            user_error=user_error_of(error),
         )
 
     def _note_preflight(self, tool_id: str, result: str, started: float, **more: str) -> None:

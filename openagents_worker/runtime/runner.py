@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import time
@@ -121,7 +122,9 @@ class Runner:
             return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
         if isinstance(attempt.latch.error, RedisRefused):  # it goes on from its last checkpoint
             error = attempt.latch.error
-            log.error("run.write_refused", run_id=run_id, error=error.message, hint=error.hint)
+            log.of_run(
+                logging.ERROR, "run.write_refused", run_id=run_id, error=error.message, hint=error.hint
+            )
             await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
         return carried
 
@@ -144,7 +147,7 @@ class Runner:
             try:
                 claimed = await self._store.run_until(call, lambda: time.monotonic() > give_up_at)
             except RedisUnreachable as error:
-                log.warning("run.claim_failed", run_id=run_id, error=error.message)
+                log.of_run(logging.WARNING, "run.claim_failed", run_id=run_id, error=error.message)
                 return lease, Claimed(ClaimAnswer.UNKNOWN)
             is_to_be_asked_again = claimed.answer is ClaimAnswer.NOT_ALIVE and self.accepting
             if not is_to_be_asked_again or time.monotonic() > give_up_at:
@@ -163,9 +166,8 @@ class Runner:
         try:
             released = await self._store.run_until(door, lambda: lease.remaining_s() <= 0)
         except RedisUnreachable as error:
-            log.warning(
-                "run.not_released", run_id=run_id, error=error.message, hint="the heartbeat releases it"
-            )
+            hint = "the heartbeat releases it"
+            log.of_run(logging.WARNING, "run.not_released", run_id=run_id, error=error.message, hint=hint)
             return Carried(Outlook.NOTHING, "fenced")
         await self._send_wakes(released.wakes)
         match kind:

@@ -36,7 +36,7 @@ __all__ = [
     "current_run",
     "described",
     "described_in_log",
-    "exc_info_of",
+    "user_error_of",
     "original_of",
     "stand_for",
     "tool_error",
@@ -91,7 +91,7 @@ class RunCode:
                 run_id=self.run_id,
                 agent_id=self.agent_id,
                 error=described(error),
-                exc_info=error,
+                user_error=error,
             )
             raise RuntimeError(f"a task of the run raised {described(error)}") from error
 
@@ -251,7 +251,7 @@ def original_of(error: BaseException) -> BaseException | None:
     return at
 
 
-def exc_info_of(error: OpenAgentsError) -> BaseException | None:
+def user_error_of(error: OpenAgentsError) -> BaseException | None:
     """What a log line of the error shows as its exception, with the causes that this process knows."""
     original = original_of(error)
     at, seen = original, set[int]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ async def _accepted(process: WorkerProcess, request: RunRequest, message: Messag
                 canvas=canvas,
             )
         except (RedisUnreachable, SubmitUnknown) as error:
-            log.warning("message.waits_for_redis", run_id=request.run_id, error=error.message)
+            log.of_run(logging.WARNING, "message.waits_for_redis", run_id=request.run_id, error=error.message)
             await asyncio.sleep(REDIS_PAUSE_S)
         except RunConflict:
             log.warning("message.conflict", run_id=request.run_id, hint="another request has this id")

@@ -48,4 +48,12 @@ def install(app: Celery, settings: Settings, *, is_ours: bool) -> None:
 
             tie(sender, crew.host, is_ours=is_ours)
 
+    def begin_log(instance: Any = None, options: Any = None, **_: Any) -> None:
+        """Celery writes its first lines before it says that a worker begins."""
+        if instance is not None and instance.app is app and settings.log_format == "json":
+            from openagents_worker.worker.logs import set_up_logging
+
+            set_up_logging(instance, settings, None, is_ours=is_ours, logfile=(options or {}).get("logfile"))
+
+    signals.celeryd_init.connect(begin_log, weak=False, dispatch_uid=f"openagents log of {id(app)}")
     signals.worker_init.connect(equip, weak=False, dispatch_uid=f"openagents of {id(app)}")
