@@ -14,7 +14,15 @@ from pydantic_core import to_json
 
 from openagents_worker.errors import text_of
 
-__all__ = ["DEFAULT_REDACT_KEYS", "MASK", "redact", "safe_text", "safe_url", "shown_json"]
+__all__ = [
+    "DEFAULT_REDACT_KEYS",
+    "MASK",
+    "redact",
+    "safe_text",
+    "safe_url",
+    "shown_json",
+    "without_named_secrets",
+]
 
 MASK = "***"
 
@@ -104,6 +112,40 @@ def safe_url(url: str) -> str:
     return re.sub(
         rf"([?&;][^=&;]*(?:{words})[^=&;]*=)[^&;]*", rf"\1{MASK}", safe_text(url), flags=re.IGNORECASE
     )
+
+
+_WORDS = "|".join(word.replace("_", "[_-]?") for word in DEFAULT_REDACT_KEYS)
+_ANY_WORD = re.compile(_WORDS, re.IGNORECASE)
+_NAME = rf"(?<![\w-])([\w-]{{0,64}}(?:{_WORDS})[\w-]{{0,64}})"
+_NAMED_QUOTED = re.compile(
+    rf"{_NAME}([\"']?\s{{0,4}}[=:]\s{{0,4}}[bru]?)([\"'])(.{{1,2048}}?)\3", re.IGNORECASE
+)
+_NAMED_BARE = re.compile(rf"{_NAME}(\s?=\s?|:\s)([^\s\"'&,;)\]}}]{{1,2048}})", re.IGNORECASE)
+
+
+def without_named_secrets(text: str, *, quoted_only: bool = False) -> str:
+    """Prose or source without what stands under a secret's name: `password=…`, `"api_key": "…"`.
+
+    `quoted_only` for source, where what is not quoted is a name or an expression.
+
+    >>> without_named_secrets("login failed: user=ann password=hunter2, tokens=7")
+    'login failed: user=ann password=***, tokens=7'
+    """
+
+    if _ANY_WORD.search(text) is None:
+        return text
+
+    def masked(match: re.Match[str]) -> str:
+        name, between, *_, value = match.groups()
+        _, hits = _key(name, _DEFAULT_PARTS)
+        is_count = hits == ("token",) and ("tokens" in _normal(name) or not any(c.isdigit() for c in value))
+        if not hits or is_count or value == MASK:
+            return match[0]
+        quote = match[3] if len(match.groups()) == 4 else ""
+        return f"{name}{between}{quote}{MASK}{quote}"
+
+    text = _NAMED_QUOTED.sub(masked, text)
+    return text if quoted_only else _NAMED_BARE.sub(masked, text)
 
 
 class _Redaction:

@@ -1,27 +1,49 @@
-"""Telemetry. The only place that makes log lines: an event's name with fields, redacted, text or JSON."""
+"""Telemetry. The only place that makes log lines: an event's name with fields, redacted, text or JSON.
+
+A line of text is one line, whatever stands in it: what would end it is escaped, and the lines of a traceback
+below it are indented. A line of JSON is one object.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-import traceback
+import textwrap
+import threading
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from openagents_worker.errors import text_of
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, safe_text
 from openagents_worker.settings import Settings
+from openagents_worker.tracebacks import one_line, traceback_text
 
 if TYPE_CHECKING:
     from openagents_worker.agents import LoggingConfig
 
-__all__ = ["EventLogger", "configure_logging", "get_logger", "reset_logging"]
+__all__ = [
+    "EventLogger",
+    "LineGroups",
+    "configure_logging",
+    "formatter_for",
+    "get_logger",
+    "is_json_log",
+    "is_set_up_elsewhere",
+    "line_groups",
+    "reset_logging",
+]
 
 ROOT = "openagents_worker"
+_EVENT = "openagents_event"  # the attribute of a LogRecord that carries an event's name
 _FIELDS = "openagents_fields"  # the attribute of a LogRecord that carries an event's fields
-_MAX_TRACEBACK_CHARS = 20_000
+_USERS = "openagents_user_error"  # and the one that says that its exception is one of user code
+MAX_TRACEBACK_BYTES = 20_000
+TOGETHER_S = 1.0  # lines of many runs with one cause are one line when they come within this time
+MAX_NAMED_RUNS = 5
 
 _ExcInfo = BaseException | bool | tuple[type[BaseException], BaseException, TracebackType | None] | None
 
@@ -34,6 +56,7 @@ class EventLogger:
     """
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self._logger = logging.getLogger(name)
 
     def debug(self, event: str, /, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
@@ -42,22 +65,57 @@ class EventLogger:
     def info(self, event: str, /, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
         self._write(logging.INFO, event, exc_info, fields)
 
-    def warning(self, event: str, /, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
-        self._write(logging.WARNING, event, exc_info, fields)
+    def warning(
+        self,
+        event: str,
+        /,
+        *,
+        exc_info: _ExcInfo = None,
+        user_error: BaseException | None = None,
+        **fields: Any,
+    ) -> None:
+        """`user_error` is an exception of user code: its traceback is shown without frames of ours."""
+        self._write(logging.WARNING, event, exc_info or user_error, fields, user_error is not None)
 
-    def error(self, event: str, /, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
-        self._write(logging.ERROR, event, exc_info, fields)
+    def error(
+        self,
+        event: str,
+        /,
+        *,
+        exc_info: _ExcInfo = None,
+        user_error: BaseException | None = None,
+        **fields: Any,
+    ) -> None:
+        """`user_error` as above."""
+        self._write(logging.ERROR, event, exc_info or user_error, fields, user_error is not None)
+
+    def write(self, level: int, event: str, /, **fields: Any) -> None:
+        """A line of a level that is not known before."""
+        self._write(level, event, None, fields)
+
+    def of_run(self, level: int, event: str, /, *, run_id: str, **cause: Any) -> None:
+        """A line about a run whose cause is not the run's own: Redis was away, for example. What meets many
+        runs within a second is one line, with their number and some of their ids."""
+        line_groups.add(self, level, event, run_id, cause)
 
     def exception(self, event: str, /, **fields: Any) -> None:
         """An error with the traceback of the exception being handled."""
         self._write(logging.ERROR, event, True, fields)
 
-    def _write(self, level: int, event: str, exc_info: _ExcInfo, fields: dict[str, Any]) -> None:
+    def _write(
+        self, level: int, event: str, exc_info: _ExcInfo, fields: dict[str, Any], is_users: bool = False
+    ) -> None:
         if not self._logger.isEnabledFor(level):
             return
         shown = redact(fields)
+        # The name is the message's constant part: whoever groups messages by it groups by event.
         self._logger.log(
-            level, "%s", _Line(event, shown), exc_info=exc_info, extra={_FIELDS: shown}, stacklevel=3
+            level,
+            f"{event.replace('%', '%%')} %s" if shown else event,
+            *([_Pairs(shown)] if shown else []),
+            exc_info=exc_info,
+            extra={_EVENT: event, _FIELDS: shown, _USERS: is_users},
+            stacklevel=3,
         )
 
 
@@ -70,15 +128,79 @@ def get_logger(name: str) -> EventLogger:
     return EventLogger(name)
 
 
-class _Line:
-    """An event as one text, put together only when somebody writes it."""
+class _Pairs:
+    """An event's fields as one text, put together only when somebody writes it."""
 
-    def __init__(self, event: str, fields: Any) -> None:
-        self.event = event
+    def __init__(self, fields: Any) -> None:
         self.fields = fields
 
     def __str__(self) -> str:
-        return " ".join([self.event, *_pairs(self.fields)])
+        return " ".join(_pairs(self.fields))
+
+
+# --- lines of many runs ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Group:
+    log: EventLogger
+    level: int
+    event: str
+    cause: dict[str, Any]
+    run_ids: list[str] = field(default_factory=list)
+    runs: int = 0
+
+
+class LineGroups:
+    """Lines that have one cause and meet many runs, until they are written as one.
+
+    After an outage of Redis, a worker with forty runs would else say forty times that it lost one.
+    """
+
+    def __init__(self, after: Callable[[float, Callable[[], None]], object] | None = None) -> None:
+        """`after(seconds, function)` calls the function once they have passed."""
+        self._after = after or _call_in_thread
+        self._lock = threading.Lock()
+        self._groups: dict[tuple[Any, ...], _Group] = {}
+
+    def add(self, log: EventLogger, level: int, event: str, run_id: str, cause: dict[str, Any]) -> None:
+        """Note a line; the first one of a cause has it written in a second, with all that came till then."""
+        key = (log.name, level, event, *((name, text_of(value)) for name, value in sorted(cause.items())))
+        with self._lock:
+            group = self._groups.get(key)
+            is_first = group is None
+            if group is None:
+                group = self._groups[key] = _Group(log, level, event, cause)
+            group.runs += 1
+            if len(group.run_ids) < MAX_NAMED_RUNS:
+                group.run_ids.append(run_id)
+        if is_first:
+            self._after(TOGETHER_S, lambda: self._flush([key]))
+
+    def flush(self) -> None:
+        """Write what waits: the process ends, or somebody reads its log now."""
+        with self._lock:
+            keys = list(self._groups)
+        self._flush(keys)
+
+    def _flush(self, keys: Collection[tuple[Any, ...]]) -> None:
+        with self._lock:
+            groups = [group for key in keys if (group := self._groups.pop(key, None)) is not None]
+        for group in groups:
+            which: dict[str, Any] = {"run_id": group.run_ids[0]}
+            if group.runs > 1:
+                which = {"runs": group.runs, "run_ids": group.run_ids}
+            group.log.write(group.level, group.event, **which, **group.cause)
+
+
+def _call_in_thread(after_s: float, function: Callable[[], None]) -> None:
+    timer = threading.Timer(after_s, function)
+    timer.name, timer.daemon = "openagents-log", True
+    timer.start()
+
+
+line_groups = LineGroups()
+"""Those of this process."""
 
 
 def configure_logging(
@@ -102,11 +224,36 @@ def configure_logging(
     if logging.getLogger(ROOT).hasHandlers() and not (wanted.auto_configure or whole_process):
         return None
     handler = _Handler(stream or (sys.stdout if wanted.stream == "stdout" else sys.stderr))
-    handler.setFormatter(_JsonFormatter(wanted) if settings.log_format == "json" else _TextFormatter(wanted))
+    handler.setFormatter(_formatter(settings, wanted))
     handler.addFilter(_by_prefix(wanted.include_prefixes, wanted.exclude_prefixes))
     at = None if whole_process else ROOT
-    handler.install(at, {at: wanted.level} | {_ours(k): v for k, v in wanted.per_logger_levels.items()})
+    handler.install(
+        at,
+        {at: wanted.level, ROOT: wanted.level} | {_ours(k): v for k, v in wanted.per_logger_levels.items()},
+    )
     return handler
+
+
+def formatter_for(settings: Settings, logging_config: LoggingConfig | None = None) -> logging.Formatter:
+    """The formatter of our lines, for handlers of somebody else's."""
+    from openagents_worker.agents import LoggingConfig
+
+    return _formatter(settings, _wanted(settings, logging_config or LoggingConfig()))
+
+
+def _formatter(settings: Settings, wanted: LoggingConfig) -> logging.Formatter:
+    return _JsonFormatter(wanted) if settings.log_format == "json" else _TextFormatter(wanted)
+
+
+def is_json_log() -> bool:
+    """Whether this process's log is JSON: then nothing else should be written beside it."""
+    handlers = (*logging.getLogger().handlers, *logging.getLogger(ROOT).handlers)
+    return any(isinstance(handler.formatter, _JsonFormatter) for handler in handlers)
+
+
+def is_set_up_elsewhere() -> bool:
+    """Whether the application has set up a log of its own."""
+    return any(not isinstance(each, _Handler | logging.NullHandler) for each in logging.getLogger().handlers)
 
 
 def reset_logging() -> None:
@@ -184,17 +331,18 @@ class _Formatter(logging.Formatter):
 
     def _parts(self, record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
         """The event's name and its fields; a line that is no event of ours is its own name."""
-        line = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        event = line.event if isinstance(line, _Line) else safe_text(record.getMessage())
+        event = record.__dict__.get(_EVENT)
+        if not isinstance(event, str):
+            event = safe_text(_message(record))
         fields = redact(getattr(record, _FIELDS, {}), self._keys, max_chars=self._wanted.max_value_length)
         return event, fields
 
     def _exception(self, record: logging.LogRecord) -> str | None:
-        if not record.exc_info or record.exc_info[1] is None:
-            return None
-        text = safe_text("".join(traceback.format_exception(record.exc_info[1]))).rstrip()
-        cut = len(text) - _MAX_TRACEBACK_CHARS
-        return text if cut <= 0 else f"<{cut} more characters> …{text[cut:]}"
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if isinstance(error, BaseException):
+            is_users = bool(record.__dict__.get(_USERS))
+            return traceback_text(error, max_bytes=MAX_TRACEBACK_BYTES, collapse=is_users)
+        return safe_text(record.exc_text) if record.exc_text else None
 
     @staticmethod
     def _time(record: logging.LogRecord) -> str:
@@ -216,22 +364,33 @@ class _JsonFormatter(_Formatter):
         line |= {f"{name}_" if name in line else name: value for name, value in fields.items()}
         if (exception := self._exception(record)) is not None:
             line["exception"] = exception
-        return json.dumps(line, ensure_ascii=False)
+        if record.stack_info:
+            line["stack"] = safe_text(str(record.stack_info))
+        return _json(line)
 
 
 class _TextFormatter(_Formatter):
-    """`ts LEVEL logger event key=value …` on one line, a traceback below it."""
+    """`ts LEVEL logger event key=value …` on one line, a traceback below it, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         event, fields = self._parts(record)
         head = [self._time(record)] if self._wanted.show_time else []
-        head += [f"{record.levelname:<7}", record.name.removeprefix(f"{ROOT}."), event]
+        head += [f"{record.levelname:<7}", record.name.removeprefix(f"{ROOT}."), one_line(event)]
         pairs = _pairs(fields)
         if self._wanted.show_path:
             pairs.append(f"at={record.pathname}:{record.lineno}")
         line = (" " if not self._wanted.pretty else "\n    ").join([" ".join(head), *pairs])
-        exception = self._exception(record)
-        return line if exception is None else f"{line}\n{exception}"
+        below = [self._exception(record), safe_text(str(record.stack_info)) if record.stack_info else None]
+        texts = [line, *(textwrap.indent(text, "  ", lambda _: True) for text in below if text is not None)]
+        return "\n".join(texts)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """Its message; also of a line whose arguments do not fit, which logging would complain of at length."""
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - an argument's own __str__ may raise anything
+        return f"{text_of(record.msg)} {text_of(record.args)}"
 
 
 def _pairs(fields: Mapping[str, Any]) -> list[str]:
@@ -245,4 +404,12 @@ def _shown(value: Any) -> str:
         and value
         and not any(c.isspace() or c in '"=' or not c.isprintable() for c in value)
     )
-    return str(value) if plain else json.dumps(value, ensure_ascii=False)
+    return str(value) if plain else one_line(_json(value))
+
+
+def _json(value: Any) -> str:
+    """JSON that no reader of lines takes for two: Python and JavaScript end one at these three, too."""
+    text = json.dumps(value, ensure_ascii=False)
+    if text.isascii():
+        return text
+    return text.translate({0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -56,7 +57,7 @@ class Follower:
             click.echo(event.to_json())
         elif event.name == "llm.delta":
             self._piece(event)
-        elif not event.name.startswith(QUIET):
+        elif _says_something_failed(event) or not event.name.startswith(QUIET):
             self._end_reply()
             click.echo(_event_line(event), err=True)
 
@@ -110,6 +111,8 @@ def record_lines(record: RunRecord, events: Iterable[RunEvent]) -> list[str]:
     if result is not None and result.error_details is not None:
         rows.append(("error", f"{result.error_details.code}: {result.error_details.message}"))
         rows += [("hint", result.error_details.hint)] if result.error_details.hint else []
+        if result.error_details.traceback is not None:
+            rows.append(("traceback", "\n" + textwrap.indent(result.error_details.traceback, "  ")))
     elif result is not None:
         rows.append(("answer", _short(result.final_output)))
     return [f"{name:<9} {value}" for name, value in rows]
@@ -158,9 +161,15 @@ def _event_line(event: RunEvent) -> str:
         "_metrics",
         "call",
     }  # in every line, or in show
+    if "error" in event.payload:
+        known |= {"message", "type"}  # it says as much
     pairs = " ".join(f"{key}={_short(value)}" for key, value in event.payload.items() if key not in known)
     name = click.style(event.name, fg=COLOURS.get(last), bold=last in COLOURS)
     return f"{event.timestamp.astimezone():%H:%M:%S} {name} {click.style(pairs, dim=True)}".rstrip()
+
+
+def _says_something_failed(event: RunEvent) -> bool:
+    return event.name.endswith("failed") or event.payload.get("result") == "error"  # a tool's preflight
 
 
 def _short(value: object) -> str:

@@ -148,9 +148,10 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
     info = result
 
     @property
-    def traceback(self) -> None:
-        """None: where a run failed is said by the error's code and the run's events."""
-        return
+    def traceback(self) -> str | None:
+        """Where your code failed, as the worker saw it: redacted and bounded. None while the run is not over,
+        and where the error's code says it all."""
+        return _traceback(self.record())
 
     def ready(self) -> bool:
         record = self._record_in_chain()
@@ -189,7 +190,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         return {
             "status": CELERY_STATES[record.state],
             "result": _outcome(record) if record.state.is_terminal else None,
-            "traceback": None,
+            "traceback": _traceback(record),
             "children": [],
             "retries": record.retries,
             "worker": record.worker,
@@ -323,7 +324,7 @@ def _outcome(record: RunRecord) -> dict[str, Any] | RunFailed:
         return result
     details = record.result.error_details
     cancelled = record.state is RunState.CANCELLED
-    return RunFailed(
+    failed = RunFailed(
         details.message if details else f"the run ended as {record.result.stop_reason}",
         code=details.code if details else (RunCancelled.code if cancelled else "execution.error"),
         hint=details.hint if details else None,
@@ -332,6 +333,12 @@ def _outcome(record: RunRecord) -> dict[str, Any] | RunFailed:
         agent_id=record.agent_id,
         session_id=record.session_id,
     )
+    return failed.showing(_traceback(record))
+
+
+def _traceback(record: RunRecord) -> str | None:
+    details = None if record.result is None else record.result.error_details
+    return None if details is None else details.traceback
 
 
 def _must_not_block(what: str, *, also_in_tasks: bool = True) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from openagents_worker.agents import AgentDefinition, AppConfig, ContextAssemblerRef, PluginRef, load_agents
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.errors import PluginError, PluginLoadError
-from openagents_worker.llm.base import LLMClient
+from openagents_worker.llm.base import LLMClient, quiet_http_clients
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.models import RunBudget, dumps
@@ -105,6 +105,7 @@ class Assembly:
         self._models: dict[str, LLMClient] = {}
         self._shared: dict[tuple[str, str], Any] = {}
         self._definitions = {agent.id: config.agent(agent.id) for agent in config.agents}
+        quiet_http_clients()
         self.hashes = {agent.id: agent.definition_hash for agent in self._definitions.values()}
 
     @classmethod

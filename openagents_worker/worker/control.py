@@ -7,6 +7,7 @@ enters the memory of revoked ids; any other id goes to Celery's own command.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery.worker import control
@@ -58,5 +59,5 @@ def _cancelled(client: Client, ids: list[str]) -> list[str]:
         except RunNotFound:
             continue
         found.append(run_id)
-        log.info("run.revoked", run_id=run_id, answer=answer.value)
+        log.of_run(logging.INFO, "run.revoked", run_id=run_id, answer=answer.value)
     return found

@@ -60,6 +60,7 @@ def install(app: Celery, settings: Settings, kind: AppKind) -> None:
     crew = Crew(app, settings)
     attach_parts(app, AppParts(kind, settings, processes=crew))
     add_tasks(app, crew)
+    signals.celeryd_init.connect(_begin_log, dispatch_uid="openagents_worker")
     signals.worker_init.connect(_equip, dispatch_uid="openagents_worker")
 
 
@@ -70,3 +71,13 @@ def _equip(sender: Any = None, **_: Any) -> None:
         from openagents_worker.worker.step import tie
 
         tie(sender, parts.processes.host, is_ours=parts.kind is AppKind.WORKER)
+
+
+def _begin_log(instance: Any = None, options: Any = None, **_: Any) -> None:
+    """Called in each worker process of any app, before Celery writes its first lines."""
+    parts = find_parts(instance.app) if instance is not None else None
+    if parts is not None and parts.kind.has_tasks and parts.settings.log_format == "json":
+        from openagents_worker.worker.logs import set_up_logging
+
+        is_ours, logfile = parts.kind is AppKind.WORKER, (options or {}).get("logfile")
+        set_up_logging(instance, parts.settings, None, is_ours=is_ours, logfile=logfile)

@@ -23,9 +23,10 @@ from openagents_worker.producer.client import cell_of
 from openagents_worker.producer.transport import wake_queue
 from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.store.client import Store
-from openagents_worker.telemetry import configure_logging, get_logger
+from openagents_worker.telemetry import get_logger, is_json_log
 from openagents_worker.worker.control import take_over_revoke
 from openagents_worker.worker.events import EventBatches
+from openagents_worker.worker.logs import set_up_logging
 from openagents_worker.worker.pool import TaskPool
 from openagents_worker.worker.process import Host
 from openagents_worker.worker.reaping import end_leases_of_reaped
@@ -60,8 +61,8 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
     if is_ours:
         with contextlib.suppress(OpenAgentsError):  # what is wrong with the agents file, our step says
             host.check()
-        logging_config = host.config.logging if host.config is not None else None
-        configure_logging(host.settings, logging_config=logging_config)  # our lines have fields
+    logging_config = host.config.logging if host.config is not None else None
+    set_up_logging(worker, host.settings, logging_config, is_ours=is_ours, logfile=worker.logfile)
     if _forks(worker):
         # Celery kills a child that takes long to start, so this does not wait for Redis.
         signals.worker_process_init.connect(lambda **_: _start_child(host), weak=False)
@@ -140,7 +141,10 @@ def _patiently(ask: Callable[[], T]) -> T:
 
 
 def _refuse(error: OpenAgentsError) -> NoReturn:
-    print(f"error: {error.code}: {error}", file=sys.stderr, flush=True)
+    if is_json_log():
+        log.error("worker.not_started", code=error.code, message=error.message, hint=error.hint)
+    else:
+        print(f"error: {error.code}: {error}", file=sys.stderr, flush=True)
     raise SystemExit(EX_CONFIG) from None
 
 

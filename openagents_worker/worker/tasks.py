@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery, Task, states
 from celery.result import EagerResult
 
-from openagents_worker.errors import OpenAgentsError
+from openagents_worker.errors import OpenAgentsError, RunFailed
 from openagents_worker.producer.app_parts import ProcessProvider, find_parts
 from openagents_worker.producer.canvas import canvas_of, options_of, stamps_of
 from openagents_worker.producer.client import client_of
@@ -69,6 +69,11 @@ class RunTask(_OwnTask):
     """A task that carries a run; the tracer calls `after_return` once it has told of an end."""
 
     abstract = True
+
+    def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """What Celery's event and Flower show as the traceback: that of the user's code, and none of ours."""
+        if isinstance(exc, RunFailed):
+            einfo.traceback = exc.traceback or str(exc)
 
     def after_return(self, status: str, retval: Any, task_id: str, *_: Any) -> None:
         from openagents_worker.worker.bodies import note_told
