@@ -15,7 +15,7 @@ from celery import bootsteps
 from celery.worker import state
 from kombu.messaging import Consumer
 
-from openagents_worker.producer.transport import wake_queue
+from openagents_worker.producer.transport import WakesFirst, wake_queue
 from openagents_worker.worker.pool import TaskPool
 from openagents_worker.worker.process import Host
 
@@ -45,6 +45,8 @@ def _divided(consumer: Any, pool: TaskPool, names: set[str]) -> DividedConsumer:
     channel = consumer.connection.channel()
     channel.basic_qos(0, min(MOST_AHEAD, pool.run_limit), consumer.qos_global)
     _limit(channel, lambda: pool.runs_in_hand() < pool.run_limit)
+    if hasattr(channel, "_queue_cycle"):  # Redis: runs that have begun go before those that have not
+        channel._queue_cycle = WakesFirst()  # type: ignore[no-untyped-call]  # as all of kombu
     if consumer.app.conf.worker_disable_prefetch:
         _limit_to_begin(celerys.channel, consumer, pool)
     options = {"accept": celerys.accept, "on_decode_error": celerys.on_decode_error}

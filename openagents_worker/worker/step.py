@@ -24,6 +24,8 @@ from openagents_worker.producer.transport import wake_queue
 from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.store.client import Store
 from openagents_worker.telemetry import get_logger, is_json_log
+from openagents_worker.worker.app_advice import advise
+from openagents_worker.worker.backlog import priorities_are_kombus
 from openagents_worker.worker.control import take_over_revoke
 from openagents_worker.worker.events import EventBatches
 from openagents_worker.worker.logs import set_up_logging
@@ -177,6 +179,8 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
                 log.info("agents_file.notice", notice=notice)
             for name, meant in unknown_variables(os.environ):
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)
+            if not is_ours:
+                advise(parent)
             _check_redis(host.settings)
             if _forks(parent):
                 _lift_time_limits(parent.app)
@@ -228,14 +232,14 @@ def _queues_of_runs(settings: Settings) -> set[str]:
 def _with_broker_of(app: Celery, settings: Settings) -> Settings:
     """The settings with the app's broker, whose queues tell which messages are lost.
 
-    With a prefix before its keys they are not to be read by their names: then nothing can be read, and a run
-    is sent again after ever longer times.
+    With a prefix before its keys, or priorities that are named otherwise than kombu does, they are not to be
+    read by their names: then nothing can be read, and a run is sent again after ever longer times.
     """
     options = app.conf.broker_transport_options or {}
     with app.connection_for_read() as connection:
         url = connection.as_uri(include_password=True)
         if is_by_sentinels(url):
             url = ";".join(connection.alt or [url])
-    if options.get("global_keyprefix"):
+    if options.get("global_keyprefix") or not priorities_are_kombus(options):
         return settings.model_copy(update={"broker_url": ""})
     return settings.model_copy(update={"broker_url": as_redis(url, options) or ""})

@@ -140,3 +140,21 @@ def test_remote_control_of_queues_works_for_both(tmp_path: Path, url: str) -> No
         other = new_tag()
         shop.app.send_task("tests.pool.mixed.blocks", (other, other), queue="more")
         wait_for(lambda: begun(shop, [other]), "a queue of the app is added", PATIENCE_S)
+
+
+def test_a_worker_is_told_once_of_each_setting_that_is_bad_for_runs(tmp_path: Path, url: str) -> None:
+    """What happens, and what is right."""
+    with worker(tmp_path, url, "celery,agents", {}) as shop:
+        wait_for(lambda: "app.setting" in shop.log, "it is told", PATIENCE_S)
+        lines = [line for line in shop.log.splitlines() if "app.setting" in line]
+
+    assert len(lines) == 2
+    assert "setting=worker_send_task_events" in lines[0]
+    assert "start the worker with -E" in lines[0]
+    assert "setting=task_send_sent_event" in lines[1]
+
+
+def test_a_worker_that_executes_no_runs_is_told_nothing(tmp_path: Path, url: str) -> None:
+    """Its settings are not ours to speak of."""
+    with worker(tmp_path, url, "celery", {}) as shop:
+        assert "app.setting" not in shop.log
