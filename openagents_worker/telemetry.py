@@ -35,6 +35,7 @@ __all__ = [
     "is_set_up_elsewhere",
     "line_groups",
     "reset_logging",
+    "set_levels",
 ]
 
 ROOT = "openagents_worker"
@@ -232,6 +233,15 @@ def configure_logging(
         {at: wanted.level, ROOT: wanted.level} | {_ours(k): v for k, v in wanted.per_logger_levels.items()},
     )
     return handler
+
+
+def set_levels(settings: Settings) -> None:
+    """Set the levels that the environment asks for, where an application's own handlers write our lines."""
+    levels = {_ours(name): level for name, level in (settings.log_levels or {}).items()}
+    if settings.log_level is not None:
+        levels = {ROOT: settings.log_level, **levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level.upper())
 
 
 def formatter_for(settings: Settings, logging_config: LoggingConfig | None = None) -> logging.Formatter:

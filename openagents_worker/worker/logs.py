@@ -20,7 +20,13 @@ from celery.apps import worker as worker_program
 
 from openagents_worker.agents import LoggingConfig
 from openagents_worker.settings import Settings
-from openagents_worker.telemetry import configure_logging, formatter_for, get_logger, is_set_up_elsewhere
+from openagents_worker.telemetry import (
+    configure_logging,
+    formatter_for,
+    get_logger,
+    is_set_up_elsewhere,
+    set_levels,
+)
 
 __all__ = ["set_up_logging"]
 
@@ -46,7 +52,9 @@ def set_up_logging(
     """
     as_json = settings.log_format == "json"
     ours_is_everybodys = (is_ours or as_json) and not logfile and not is_set_up_elsewhere()
-    configure_logging(settings, logging_config=logging_config, whole_process=ours_is_everybodys)
+    installed = configure_logging(settings, logging_config=logging_config, whole_process=ours_is_everybodys)
+    if installed is None:
+        set_levels(settings)
     if not (ours_is_everybodys or as_json):
         return
     logging.captureWarnings(True)

@@ -60,10 +60,13 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
     worker.app.steps["consumer"].add(Room)
     worker.app.steps["consumer"].add(EventBatches if is_ours else run_queues_of(host))
     take_over_revoke()
-    if is_ours:
-        with contextlib.suppress(OpenAgentsError):  # what is wrong with the agents file, our step says
+    logging_config = None
+    with contextlib.suppress(OpenAgentsError):  # what is wrong with the agents file, our step says
+        if is_ours:
             host.check()
-    logging_config = host.config.logging if host.config is not None else None
+        # Another app's worker may execute no runs: it imports no plugins before that is known.
+        config = host.config if is_ours else load_agents(host.settings.config)
+        logging_config = config.logging if config is not None else None
     set_up_logging(worker, host.settings, logging_config, is_ours=is_ours, logfile=worker.logfile)
     if _forks(worker):
         # Celery kills a child that takes long to start, so this does not wait for Redis.

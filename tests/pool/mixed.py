@@ -6,6 +6,7 @@ Run by a worker of its own process: `celery -A tests.pool.mixed worker`.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 
@@ -17,7 +18,10 @@ from openagents_worker import register
 URL = os.environ["PRODUCT_REDIS"]
 NOTES = "notes"
 
+if "PRODUCT_LOG" in os.environ:  # the product has set up a log before Celery does
+    logging.basicConfig(format="product's %(levelname)s %(name)s %(message)s", level=logging.INFO)
 app = Celery("mixed", broker=URL, backend=URL)
+app.conf.worker_hijack_root_logger = "PRODUCT_LOG" not in os.environ
 app.conf.worker_pool = "openagents_worker.worker.pool:TaskPool"
 app.conf.worker_concurrency = 2
 app.conf.update(json.loads(os.environ.get("PRODUCT_CONF", "{}")))

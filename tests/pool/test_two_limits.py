@@ -158,3 +158,22 @@ def test_a_worker_that_executes_no_runs_is_told_nothing(tmp_path: Path, url: str
     """Its settings are not ours to speak of."""
     with worker(tmp_path, url, "celery", {}) as shop:
         assert "app.setting" not in shop.log
+
+
+@pytest.mark.parametrize("own", [{}, {"PRODUCT_LOG": "1"}], ids=["Celery's log", "a log of the product's"])
+def test_the_settings_of_the_log_count_in_an_app_of_somebodys_own(
+    tmp_path: Path, url: str, own: dict[str, str]
+) -> None:
+    """`OPENAGENTS_LOG_LEVEL` and `_LEVELS` are about our lines, whoever writes them."""
+    levels = {
+        "OPENAGENTS_LOG_LEVEL": "ERROR",
+        "OPENAGENTS_LOG_LEVELS": "openagents_worker.worker.app_advice=WARNING",
+    }
+    with worker(tmp_path, url, "celery,agents", {}, **levels, **own) as shop:
+        assert submit(shop, "greeter").wait(PATIENCE_S).final_output == "hello"
+        log = shop.log
+
+    assert "worker.registered" not in log
+    assert "app.setting" in log
+    assert "Task tasks.run_agent" in log, "Celery's lines are as ever"
+    assert ("product's WARNING openagents_worker.worker.app_advice app.setting" in log) is bool(own)
