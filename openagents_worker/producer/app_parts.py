@@ -19,6 +19,7 @@ from celery._state import _get_active_apps
 from celery.local import Proxy
 
 from openagents_worker.errors import ConfigError
+from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -133,8 +134,9 @@ def registered_app() -> Celery | None:
 
 def described_app(app: Celery) -> str:
     """An app as an error text names it: its name and its broker, without a password."""
-    with app.connection_for_write() as connection:
-        return f"{app.main or 'an app without a name'!r} (broker {connection.as_uri()})"
+    url = app.conf.broker_write_url or app.conf.broker_url or "amqp://"
+    first = url if isinstance(url, str) else next(iter(url), "")
+    return f"{app.main or 'an app without a name'!r} (broker {safe_url(first)})"
 
 
 @contextmanager

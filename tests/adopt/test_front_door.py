@@ -20,6 +20,7 @@ from openagents_worker.errors import ConfigError
 from openagents_worker.models import RunState
 from openagents_worker.producer.app_parts import AppKind, find_parts
 from openagents_worker.producer.client import client_of, default_client
+from openagents_worker.producer.task import AgentTask
 from openagents_worker.store.embedded import EmbeddedRedis
 from tests.installation import agent
 
@@ -144,6 +145,9 @@ def test_two_registered_apps_are_named(app: Celery, environment: str) -> None:
                 submit()
         handle = bake.delay(request())
 
+        assert isinstance(run_agent, AgentTask)
+        assert "tasks.run_agent" in repr(run_agent)
+        assert not hasattr(run_agent, "__test__"), "whoever only looks at it is not stopped"
         assert "run_agent = register(app)" in str(error.value)
         assert "***" not in str(error.value)
         assert RunHandle(handle.id).record().state is RunState.QUEUED, "whoever only reads needs no broker"

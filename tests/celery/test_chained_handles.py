@@ -163,6 +163,24 @@ def test_stamped_canvas_works(shop: Shop, before: dict[str, Any]) -> None:
     assert set(body) == {"number"}
 
 
+def test_revoking_a_stamp_cancels_its_runs(shop: Shop, before: dict[str, Any]) -> None:
+    """One that is executed, and one that comes later; runs with another value go on."""
+    running, later, other = (shop.run_agent.s(shop.request(text)) for text in ("hangs", "ok", "ok"))
+    for signature, batch in ((running, "b1"), (later, "b1"), (other, "b2")):
+        signature.stamp(batch=batch)
+    first = running.apply_async()
+    shop.wait_asked(first)
+
+    shop.app.control.revoke_by_stamped_headers({"batch": ["b1"]}, terminate=True)
+    wait_for(lambda: first.state == "REVOKED", "the run is cancelled", timeout=PATIENCE_S)
+    second, third = later.apply_async(), other.apply_async()
+
+    with pytest.raises(RunFailed) as error:
+        second.get(timeout=PATIENCE_S)
+    assert error.value.code == "run.cancelled"
+    assert third.get(timeout=PATIENCE_S)["final_output"] == "done"
+
+
 class Numbers(StampingVisitor):
     """Stamps each signature with a number."""
 
