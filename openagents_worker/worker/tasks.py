@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery, Task, states
+from celery import Celery, Task, chain, maybe_signature, states
 from celery.result import EagerResult
+from celery.utils.functional import maybe_list
 
 from openagents_worker.errors import OpenAgentsError, RunFailed
 from openagents_worker.producer.app_parts import ProcessProvider, find_parts
@@ -140,10 +141,16 @@ class RunAgent(RunTask, AgentTask):
             task_id=run_id,
             headers={"wake_us": "0"},  # the mark of a message of ours
             throw=False,
-            link=linked.get("link"),
+            link=self._links(linked),
             link_error=linked.get("link_error"),
             **stamps_of(linked),
         )
+
+    def _links(self, linked: Mapping[str, Any]) -> list[Any]:
+        """What follows the run: an eager task is told of its links alone, so a chain's rest becomes one."""
+        links = [*(maybe_list(linked.get("link")) or [])]
+        rest = [maybe_signature(each, app=self.app) for each in reversed(linked.get("chain") or [])]
+        return [*links, chain(*rest, app=self.app)] if rest else links
 
 
 def add_tasks(app: Celery, crew: Crew) -> None:

@@ -120,6 +120,22 @@ def test_runs_are_carried_in_this_process_where_the_registered_app_is_eager(app:
     assert RunHandle(by_task.id).wait(0).final_output == "done"
 
 
+def test_a_chain_that_was_made_before_an_eager_app_was_registered_is_carried_through(
+    environment: str, broker: EmbeddedRedis
+) -> None:
+    """Its signatures belong to no app that is eager; each run of it is carried all the same."""
+    second = request(run_id="second of the early chain".replace(" ", "-"))
+    early = chain(run_agent.s(request()), run_agent.si(second))
+    with Celery("late", broker=broker.url, set_as_current=False) as late:
+        register(late)
+        late.conf.task_always_eager = True
+
+        early.apply_async()
+
+        assert RunHandle(second["run_id"]).state == "SUCCESS"
+        client_of(late).close()
+
+
 def test_what_cancelling_wakes_goes_to_the_registered_app(app: Celery, broker: EmbeddedRedis) -> None:
     """A handle made by its id alone wakes the next run of the session where the app's workers listen."""
     first, second = run_agent.delay(request(session_id="one")), run_agent.delay(request(session_id="one"))
