@@ -149,3 +149,22 @@ def test_a_plugin_that_cannot_be_imported_is_one_error(tmp_path: Path, text: str
     assert done.stderr.startswith("error: plugin.load\n")
     assert "clerk" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_worker_imports_from_the_current_directory(tmp_path: Path, redis_url: str) -> None:
+    """`openagents-worker worker`, as installed, finds the tools that `validate` has found."""
+    tool = "from openagents_worker import tool\n@tool\ndef look() -> str:\n    'Looks.'\n    return ''\n"
+    write(tmp_path, tools=tool)
+    write_agents(tmp_path, "tools.look")
+    env = {**os.environ, "OPENAGENTS_CONFIG": "agents.json", "OPENAGENTS_REDIS_URL": redis_url}
+    worker = subprocess.Popen(
+        [str(COMMAND), "worker"], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True
+    )
+    assert worker.stderr is not None
+    try:
+        lines = iter(worker.stderr.readline, "")
+        assert any("worker.registered" in line for line in lines)
+    finally:
+        worker.kill()
+        worker.wait()
+        worker.stderr.close()
