@@ -23,7 +23,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.llm.base import current_call
 from openagents_worker.models import ErrorDetails, check_storable
-from openagents_worker.redaction import without_named_secrets
+from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.offload import WorkOffLoop
@@ -221,7 +221,7 @@ def coded(error: BaseException, wrap: Coded, *, prefix: str = "") -> OpenAgentsE
         if error.traceback is None and original_of(error) is not None:
             error.traceback = traceback_text(error)
         return error
-    wrapped = wrap(f"{prefix}{described(error)}")
+    wrapped = wrap(f"{prefix}{safe_message(described(error))}")
     wrapped.__cause__ = error
     wrapped.traceback = traceback_text(error)
     return stand_for(wrapped, error)
@@ -275,7 +275,7 @@ def described(error: BaseException) -> str:
 
 def described_in_log(error: OpenAgentsError) -> dict[str, Any]:
     """The fields of a log line that say what went wrong."""
-    return {"code": text_of(error.code), "message": without_named_secrets(error.message[:MAX_LOGGED_CHARS])}
+    return {"code": text_of(error.code), "message": safe_message(error.message, MAX_LOGGED_CHARS)}
 
 
 def _is_storable(error: OpenAgentsError) -> bool:
