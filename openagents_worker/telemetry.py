@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import textwrap
 import threading
@@ -42,7 +43,7 @@ _EVENT = "openagents_event"  # the attribute of a LogRecord that carries an even
 _FIELDS = "openagents_fields"  # the attribute of a LogRecord that carries an event's fields
 _USERS = "openagents_user_error"  # and the one that says that its exception is one of user code
 MAX_TRACEBACK_BYTES = 20_000
-TOGETHER_S = 1.0  # lines of many runs with one cause are one line when they come within this time
+TOGETHER_S = 3.0  # lines of many runs with one cause are one: about as long as runs take to stop
 MAX_NAMED_RUNS = 5
 
 _ExcInfo = BaseException | bool | tuple[type[BaseException], BaseException, TracebackType | None] | None
@@ -75,7 +76,8 @@ class EventLogger:
         **fields: Any,
     ) -> None:
         """`user_error` is an exception of user code: its traceback is shown without frames of ours."""
-        self._write(logging.WARNING, event, exc_info or user_error, fields, user_error is not None)
+        raised = exc_info if user_error is None else user_error
+        self._write(logging.WARNING, event, raised, fields, user_error is not None)
 
     def error(
         self,
@@ -87,7 +89,8 @@ class EventLogger:
         **fields: Any,
     ) -> None:
         """`user_error` as above."""
-        self._write(logging.ERROR, event, exc_info or user_error, fields, user_error is not None)
+        raised = exc_info if user_error is None else user_error
+        self._write(logging.ERROR, event, raised, fields, user_error is not None)
 
     def write(self, level: int, event: str, /, **fields: Any) -> None:
         """A line of a level that is not known before."""
@@ -95,7 +98,7 @@ class EventLogger:
 
     def of_run(self, level: int, event: str, /, *, run_id: str, **cause: Any) -> None:
         """A line about a run whose cause is not the run's own: Redis was away, for example. What meets many
-        runs within a second is one line, with their number and some of their ids."""
+        runs within seconds is one line, with their number and some of their ids."""
         line_groups.add(self, level, event, run_id, cause)
 
     def exception(self, event: str, /, **fields: Any) -> None:
@@ -107,6 +110,8 @@ class EventLogger:
     ) -> None:
         if not self._logger.isEnabledFor(level):
             return
+        if isinstance(exc_info, BaseException):  # logging asks whether it is true, and its class may answer
+            exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
         shown = redact(fields)
         # The name is the message's constant part: whoever groups messages by it groups by event.
         self._logger.log(
@@ -160,11 +165,19 @@ class LineGroups:
     def __init__(self, after: Callable[[float, Callable[[], None]], object] | None = None) -> None:
         """`after(seconds, function)` calls the function once they have passed."""
         self._after = after or _call_in_thread
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._groups: dict[tuple[Any, ...], _Group] = {}
 
     def add(self, log: EventLogger, level: int, event: str, run_id: str, cause: dict[str, Any]) -> None:
-        """Note a line; the first one of a cause has it written in a second, with all that came till then."""
+        """Note a line; the first one of a cause has it written soon, with all that came till then."""
+        if (
+            self._pid != os.getpid()
+        ):  # a forked child: what waits is its parent's, as is the thread that waits
+            self._begin()
         key = (log.name, level, event, *((name, text_of(value)) for name, value in sorted(cause.items())))
         with self._lock:
             group = self._groups.get(key)
@@ -196,7 +209,10 @@ class LineGroups:
 def _call_in_thread(after_s: float, function: Callable[[], None]) -> None:
     timer = threading.Timer(after_s, function)
     timer.name, timer.daemon = "openagents-log", True
-    timer.start()
+    try:
+        timer.start()
+    except RuntimeError:  # the process ends, and starts no thread any more
+        function()
 
 
 line_groups = LineGroups()

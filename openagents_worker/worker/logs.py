@@ -46,7 +46,8 @@ def set_up_logging(
     """
     as_json = settings.log_format == "json"
     ours_is_everybodys = (is_ours or as_json) and not logfile and not is_set_up_elsewhere()
-    configure_logging(settings, logging_config=logging_config, whole_process=ours_is_everybodys)
+    if is_ours or as_json:
+        configure_logging(settings, logging_config=logging_config, whole_process=ours_is_everybodys)
     if not (ours_is_everybodys or as_json):
         return
     logging.captureWarnings(True)
