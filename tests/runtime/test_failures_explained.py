@@ -11,12 +11,12 @@ import pytest
 
 from openagents_worker import telemetry
 from openagents_worker.errors import RunFailed
+from openagents_worker.line_groups import LineGroups
 from openagents_worker.llm.providers import PROVIDERS
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.handle import _outcome
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.settings import load_settings
-from openagents_worker.telemetry import LineGroups
 from openagents_worker.tracebacks import MAX_TRACEBACK_BYTES
 from tests.runtime import failing
 from tests.runtime.failing import SECRET
