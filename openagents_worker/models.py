@@ -34,6 +34,7 @@ from openagents_worker.errors import (
     RequestTooLarge,
     text_of,
 )
+from openagents_worker.redaction import safe_message
 
 __all__ = [
     "ErrorDetails",
@@ -325,11 +326,11 @@ class ErrorDetails(_Stored):
             if isinstance(error.traceback, str) and cause is not None:
                 cause = cause._without_traceback()  # the error's own shows all of the chain
             data = error.to_dict()
-            data["message"] = data["message"][:MAX_MESSAGE_CHARS]
-            data["hint"] = data["hint"] and data["hint"][:MAX_MESSAGE_CHARS]
+            data["message"] = safe_message(data["message"], MAX_MESSAGE_CHARS)
+            data["hint"] = data["hint"] and safe_message(data["hint"], MAX_MESSAGE_CHARS)
             data["context"] = {k: _plain(v) for k, v in data["context"].items() if v is not None}
             return cls(**data, cause=cause)
-        text = text_of(error)[:MAX_MESSAGE_CHARS] or type(error).__name__
+        text = safe_message(text_of(error), MAX_MESSAGE_CHARS) or type(error).__name__
         return cls(code="error.unknown", message=f"{type(error).__name__}: {text}", cause=cause)
 
     def _without_traceback(self) -> Self:

@@ -18,6 +18,7 @@ __all__ = [
     "DEFAULT_REDACT_KEYS",
     "MASK",
     "redact",
+    "safe_message",
     "safe_text",
     "safe_url",
     "shown_json",
@@ -120,7 +121,10 @@ _NAME = rf"(?<![\w-])([\w-]{{0,64}}(?:{_WORDS})[\w-]{{0,64}})"
 _NAMED_QUOTED = re.compile(
     rf"{_NAME}([\"']?\s{{0,4}}[=:]\s{{0,4}}[bru]?)([\"'])(.{{1,2048}}?)\3", re.IGNORECASE
 )
-_NAMED_BARE = re.compile(rf"{_NAME}(\s?=\s?|:\s)([^\s\"'&,;)\]}}]{{1,2048}})", re.IGNORECASE)
+# After a colon often stands prose ("password: required"): only what has a digit is a secret there.
+_NAMED_BARE = re.compile(
+    rf"{_NAME}(\s?=\s?|:\s(?=[^\s,;]{{0,64}}\d))([^\s\"'&,;)\]}}]{{1,2048}})", re.IGNORECASE
+)
 
 
 def without_named_secrets(text: str, *, quoted_only: bool = False) -> str:
@@ -146,6 +150,13 @@ def without_named_secrets(text: str, *, quoted_only: bool = False) -> str:
 
     text = _NAMED_QUOTED.sub(masked, text)
     return text if quoted_only else _NAMED_BARE.sub(masked, text)
+
+
+def safe_message(text: str, max_chars: int | None = None) -> str:
+    """The text of somebody else's exception as it may be stored and shown, cut after so many characters."""
+    if max_chars is None:
+        return without_named_secrets(safe_text(text))
+    return without_named_secrets(safe_text(text[: max_chars + _LONGEST_SECRET]))[:max_chars]
 
 
 class _Redaction:

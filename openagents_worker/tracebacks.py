@@ -57,8 +57,11 @@ def traceback_text(
 def is_raised_by_user(error: BaseException) -> bool:
     """Whether code that is not of this library raised it: its last frame says so."""
     last = None
-    for last in _walked(error.__traceback__):  # noqa: B007 - the last one is wanted
-        pass
+    try:
+        for last in _walked(error.__traceback__):  # noqa: B007 - the last one is wanted
+            pass
+    except Exception:  # noqa: BLE001 - an exception's class may override anything
+        return False
     return last is not None and _kind_of_file(last[0]) is not _Kind.OURS
 
 

@@ -16,6 +16,7 @@ from openagents_worker.events import RunEvent
 from openagents_worker.models import RunRecord, RunResult, RunUsage
 from openagents_worker.store.listing import SessionSummary
 from openagents_worker.store.runs import SessionView
+from openagents_worker.tracebacks import one_line
 
 __all__ = ["Follower", "dump", "record_lines", "run_line", "session_line", "session_lines"]
 
@@ -29,12 +30,15 @@ QUIET = (
     "run.validated",
     "session.acquired",
 )
+WAITS = ("llm.retrying", "run.retry_scheduled")
 COLOURS = {
     "failed": "red",
     "cancelled": "yellow",
     "poisoned": "red",
     "completed": "green",
     "recovered": "yellow",
+    "retry_scheduled": "yellow",
+    "retrying": "yellow",
 }
 
 
@@ -163,7 +167,11 @@ def _event_line(event: RunEvent) -> str:
     }  # in every line, or in show
     if "error" in event.payload:
         known |= {"message", "type"}  # it says as much
-    pairs = " ".join(f"{key}={_short(value)}" for key, value in event.payload.items() if key not in known)
+    payload = event.payload
+    if event.name in WAITS and isinstance(delay_ms := payload.get("delay_ms"), int):
+        payload = {name: value for name, value in payload.items() if name not in ("delay_ms", "due_at")}
+        payload["again_in"] = f"{delay_ms / 1000:.3g} s"
+    pairs = " ".join(f"{key}={_short(value)}" for key, value in payload.items() if key not in known)
     name = click.style(event.name, fg=COLOURS.get(last), bold=last in COLOURS)
     return f"{event.timestamp.astimezone():%H:%M:%S} {name} {click.style(pairs, dim=True)}".rstrip()
 
@@ -174,7 +182,7 @@ def _says_something_failed(event: RunEvent) -> bool:
 
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = " ".join(text.split())
+    text = one_line(" ".join(text.split()))
     return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}…"
 
 

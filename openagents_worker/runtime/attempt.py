@@ -48,6 +48,7 @@ from openagents_worker.runtime.user_code import (
     user_code,
     user_error_of,
 )
+from openagents_worker.sentry import report_unless_logged
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import BEGUN, BY_PLACE
@@ -528,9 +529,9 @@ class Attempt:
         if ending.error is None or ending.state == "cancelled":
             log.info("run.ended", **said)
             return
-        log.error(
-            "run.failed", **said, **described_in_log(ending.error), user_error=user_error_of(ending.error)
-        )
+        raised = user_error_of(ending.error)
+        log.error("run.failed", **said, **described_in_log(ending.error), user_error=raised)
+        report_unless_logged(raised)
 
     @property
     def _parting(self) -> Parting:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
@@ -23,7 +24,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.llm.base import current_call
 from openagents_worker.models import ErrorDetails, check_storable
-from openagents_worker.redaction import without_named_secrets
+from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.offload import WorkOffLoop
@@ -219,11 +220,11 @@ def coded(error: BaseException, wrap: Coded, *, prefix: str = "") -> OpenAgentsE
     """
     if isinstance(error, OpenAgentsError) and _is_storable(error):
         if error.traceback is None and original_of(error) is not None:
-            error.traceback = traceback_text(error)
+            error.__dict__["traceback"] = traceback_text(error)  # a plugin's class may have a property there
         return error
-    wrapped = wrap(f"{prefix}{described(error)}")
+    wrapped = wrap(f"{prefix}{safe_message(described(error))}")
     wrapped.__cause__ = error
-    wrapped.traceback = traceback_text(error)
+    wrapped.__dict__["traceback"] = traceback_text(error)
     return stand_for(wrapped, error)
 
 
@@ -254,12 +255,13 @@ def original_of(error: BaseException) -> BaseException | None:
 def user_error_of(error: OpenAgentsError) -> BaseException | None:
     """What a log line of the error shows as its exception, with the causes that this process knows."""
     original = original_of(error)
-    at, seen = original, set[int]()
-    while at is not None and id(at) not in seen:
-        seen.add(id(at))
-        if isinstance(at, OpenAgentsError) and at.__cause__ is None:
-            at.__cause__ = at.__dict__.get(ORIGINAL)
-        at = at.__cause__ or at.__context__
+    with suppress(Exception):  # an exception's class may override anything
+        at, seen = original, set[int]()
+        while at is not None and id(at) not in seen:
+            seen.add(id(at))
+            if isinstance(at, OpenAgentsError) and at.__cause__ is None:
+                at.__cause__ = at.__dict__.get(ORIGINAL)
+            at = at.__context__ if at.__cause__ is None else at.__cause__
     return original
 
 
@@ -275,7 +277,7 @@ def described(error: BaseException) -> str:
 
 def described_in_log(error: OpenAgentsError) -> dict[str, Any]:
     """The fields of a log line that say what went wrong."""
-    return {"code": text_of(error.code), "message": without_named_secrets(error.message[:MAX_LOGGED_CHARS])}
+    return {"code": text_of(error.code), "message": safe_message(error.message, MAX_LOGGED_CHARS)}
 
 
 def _is_storable(error: OpenAgentsError) -> bool:

@@ -23,6 +23,7 @@ from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from openagents_worker.errors import ProcessTraceback, ToolError, ToolUnavailableError, text_of
+from openagents_worker.telemetry import begin_log_of_child, is_json_log
 from openagents_worker.tracebacks import traceback_text
 
 __all__ = ["DaemonThreads", "Offload", "TrackedThreads", "WorkOffLoop", "importable", "work_off_loop"]
@@ -241,7 +242,8 @@ class Offload:
             self._processes = ProcessPoolExecutor(
                 self._limit,
                 multiprocessing.get_context("spawn"),  # a fork of a process with threads can deadlock
-                _end_with_parent,
+                _begin_child,
+                (is_json_log(),),
             )
         call = partial(_call, function.__module__, function.__qualname__, arguments)
         processes = self._processes
@@ -318,6 +320,11 @@ def _find_and_call(module: str, qualname: str, arguments: Mapping[str, Any]) -> 
     for name in qualname.split("."):
         found = getattr(found, name)
     return getattr(found, "function", found)(**arguments)
+
+
+def _begin_child(log_is_json: bool) -> None:
+    _end_with_parent()
+    begin_log_of_child(log_is_json)
 
 
 def _end_with_parent() -> None:

@@ -47,12 +47,17 @@ def set_up_logging(
     """Set up the log of a Celery worker; called before Celery sets it up, which then adds nothing. May be
     called again. `logfile` is the one that Celery was told to write.
 
-    In an app that is not ours our lines go where the app's go; with `OPENAGENTS_LOG_FORMAT=json` the app's
-    lines become JSON, too.
+    In an app that is not ours our lines go where the app's go, at the levels that the environment asks for; a
+    setting of their form or their place gives them a handler of their own. With `OPENAGENTS_LOG_FORMAT=json`
+    the app's lines become JSON, too.
     """
     as_json = settings.log_format == "json"
     ours_is_everybodys = (is_ours or as_json) and not logfile and not is_set_up_elsewhere()
-    installed = configure_logging(settings, logging_config=logging_config, whole_process=ours_is_everybodys)
+    installed = None
+    if is_ours or as_json or _is_asked_for(settings, logging_config):
+        installed = configure_logging(
+            settings, logging_config=logging_config, whole_process=ours_is_everybodys
+        )
     if installed is None:
         set_levels(settings)
     if not (ours_is_everybodys or as_json):
@@ -74,6 +79,21 @@ def set_up_logging(
         worker.quiet = True  # its banner is no JSON
         _log_what_celery_says(formatter_for(settings, logging_config))
         take_over()
+
+
+def _is_asked_for(settings: Settings, logging_config: LoggingConfig | None) -> bool:
+    """Whether the environment or the agents file says how our lines look, or where they go."""
+    in_environment = (
+        settings.log_autoconfigure,
+        settings.log_pretty,
+        settings.log_stream,
+        settings.log_include,
+        settings.log_exclude,
+        settings.log_redact,
+        settings.log_max_value_length,
+    )
+    in_file = logging_config is not None and bool(logging_config.model_fields_set)
+    return in_file or any(value is not None for value in in_environment)
 
 
 def _take_over_celerys() -> None:

@@ -94,8 +94,15 @@ class CallsAndRaises(PatternPlugin):
             raise
 
 
-GATE = asyncio.Event()
 WAITING: list[str] = []
+GATE = asyncio.Event()
+
+
+def close_gate() -> None:
+    """Before a test; a gate belongs to its event loop."""
+    global GATE
+    GATE = asyncio.Event()
+    WAITING.clear()
 
 
 class WaitsAndRaises(CallsAndRaises):

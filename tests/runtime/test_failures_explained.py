@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import Any
 
 import pytest
 
+from openagents_worker import telemetry
 from openagents_worker.errors import RunFailed
+from openagents_worker.line_groups import LineGroups
 from openagents_worker.llm.providers import PROVIDERS
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.handle import _outcome
+from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.settings import load_settings
 from openagents_worker.tracebacks import MAX_TRACEBACK_BYTES
 from tests.runtime import failing
 from tests.runtime.failing import SECRET
 from tests.runtime.harness import Process, agent, calls, crash, process, scripted
 from tests.runtime.test_replay import carried_until
+from tests.waiting import await_for
 
 HERE = "tests.runtime.failing"
 FRAME = "failing.py"
@@ -247,6 +252,7 @@ async def test_the_traceback_outlives_the_worker_that_saw_the_exception(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The tool failed on a worker that died: the one that ends the run has the text of the journal."""
+    failing.close_gate()
     wanted = pricing(pattern={"impl": f"{HERE}.WaitsAndRaises"})
     async with process(redis_url, wanted, name="one") as one, process(redis_url, wanted, name="two") as two:
         await one.submit()
@@ -271,3 +277,24 @@ async def test_a_traceback_never_makes_an_outcome_too_large(redis_url: str) -> N
     assert record.result is not None
     assert record.result.error_details is not None
     assert record.result.error_details.code == "tool.error"
+
+
+async def test_many_runs_that_are_fenced_at_once_are_one_line(
+    redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an outage of Redis: the line has their number."""
+    groups = LineGroups(lambda *_: None)  # they are written when the test says so
+    monkeypatch.setattr(telemetry, "line_groups", groups)
+    failing.close_gate()
+    async with process(redis_url, pricing(pattern={"impl": f"{HERE}.WaitsAndRaises"})) as p:
+        for number in range(40):
+            await p.submit(f"r{number}", session_id=f"s{number}")
+        carrying = [asyncio.create_task(p.carry(f"r{number}")) for number in range(40)]
+        await await_for(lambda: len(failing.WAITING) == 40, "all runs work")
+        await p.runner.latch_all(LatchReason.FENCED, "the lease is over")
+        await asyncio.gather(*carrying)
+        groups.flush()
+
+    fenced = [fields_of(line) for line in caplog.records if line.getMessage().startswith("run.fenced")]
+    (line,) = fenced
+    assert (line["runs"], line["detail"], len(line["run_ids"])) == (40, "the lease is over", 5)

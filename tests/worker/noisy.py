@@ -13,12 +13,21 @@ from celery.utils.log import get_task_logger
 from openagents_worker import register, tool
 from tests.runtime.failing import price_of
 
-__all__ = ["app", "noise"]
+__all__ = ["app", "noise", "noise_elsewhere"]
 
 app = Celery("shop", broker=os.environ.get("OPENAGENTS_REDIS_URL"), set_as_current=False)
 app.conf.worker_pool = "openagents_worker.worker.pool:TaskPool"
 if os.environ.get("NOISY_REGISTER"):
     register(app)
+
+
+@tool(cpu_bound=True)
+def noise_elsewhere(order: str) -> int:
+    """Says something in another process."""
+    print("printed elsewhere", order)
+    logging.getLogger("shop.elsewhere").warning("a line of another process")
+    warnings.warn("an old way elsewhere", UserWarning, stacklevel=1)
+    return 1
 
 
 @tool

@@ -21,6 +21,7 @@ from tests.waiting import PATIENCE_S, wait_for
 
 REPLIES = [
     {"error": "rate_limit", "retry_after_ms": 1},
+    {"tool_calls": [{"name": "noise_elsewhere", "arguments": {"order": "B2"}}]},
     {"tool_calls": [{"name": "noise", "arguments": {"order": "B2"}}]},
 ]
 APPS = {
@@ -37,7 +38,7 @@ def worker(which: str, redis_url: str, tmp_path: Path, **env: str) -> Generator[
         react = {"type": "react", "config": {"max_tool_errors_in_a_row": 1}}
         llm = {"provider": "openai_compatible", "model": "m", "api_base": model.url}
         noisy = {"id": "noisy", "name": "Noisy", "pattern": react, "memory": {"type": "buffer"}, "llm": llm}
-        tools = [{"id": "noise", "impl": "tests.worker.noisy.noise"}]
+        tools = [{"id": name, "impl": f"tests.worker.noisy.{name}"} for name in ("noise", "noise_elsewhere")]
         agents.write_text(json.dumps({"agents": [{**noisy, "tools": tools}]}))
         given = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": str(agents), **env}
         given |= {"NOISY_REGISTER": "1"} if which == "registered" else {}
@@ -78,6 +79,7 @@ def test_in_json_every_line_is_an_object(which: str, redis_url: str, tmp_path: P
     } <= loggers  # fmt: skip
     assert {"printed", "B2"} <= set(events), "Celery makes a line of each part that print() writes"
     assert "two\nlines of B2" in events
+    assert {"printed elsewhere B2", "a line of another process"} <= set(events)
     assert "%d of them ('not a number',)" in events
     of_thread = next(line for line in lines if line["event"] == "thread.failed")
     assert "in price_of" in of_thread["exception"]
