@@ -26,7 +26,7 @@ def may_be_submitted(parent: Any) -> bool:
 
     if isinstance(parent, RunHandle):
         try:
-            return parent.may_call_next()
+            return parent._may_call_next()
         except RunNotFound:
             return False
     if isinstance(parent, ResultSet) or not _is_stored(parent):

@@ -165,7 +165,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         record = self._record_in_chain()
         return record is not None and record.state is RunState.FAILED
 
-    def may_call_next(self) -> bool:
+    def _may_call_next(self) -> bool:
         """Whether what follows the run may still be called; True also where it never is: it did not complete.
 
         Raises `RunNotFound`.

@@ -12,8 +12,8 @@ from celery.app.defaults import NAMESPACES
 
 from openagents_worker import register
 from openagents_worker.producer.client import client_of
+from tests.pool.registered import worker
 from tests.pool.shopkeeper import PATIENCE_S, agent, new_tag
-from tests.pool.test_two_limits import worker
 from tests.waiting import wait_for
 
 ALL_TASKS = {
