@@ -138,3 +138,19 @@ def test_the_settings_of_the_log_count_in_an_app_of_somebodys_own(
     assert "app.setting" in log
     assert "Task tasks.run_agent" in log, "Celery's lines are as ever"
     assert ("product's WARNING openagents_worker.worker.app_advice app.setting" in log) is bool(own)
+
+
+def test_both_channels_come_back_after_a_lost_connection(tmp_path: Path, url: str) -> None:
+    """Redis closes every connection of the worker while runs wait; then runs and tasks are taken as before."""
+    with worker(tmp_path, url, "celery,agents", {"worker_disable_prefetch": True}) as shop:
+        waiting = [submit(shop, "waiter") for _ in range(3)]
+        wait_for(lambda: in_flight(waiting) == 3, "runs are in flight", PATIENCE_S)
+
+        shop.redis.client_kill_filter(_type="normal", skipme=True)
+        wait_for(lambda: "Connection to broker lost" in shop.log, "the worker notices", PATIENCE_S)
+
+        tag = new_tag()
+        shop.app.send_task("tests.pool.mixed.blocks", (tag, tag), queue="celery")
+        assert submit(shop, "greeter").wait(PATIENCE_S).final_output == "hello"
+        wait_for(lambda: begun(shop, [tag]), "the app's own task is taken", PATIENCE_S)
+        assert shop.stats()["pool"]["runs"]["limit"] == 500
