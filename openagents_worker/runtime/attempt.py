@@ -54,7 +54,7 @@ from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import BEGUN, BY_PLACE
 from openagents_worker.store.runs import SessionStore
 from openagents_worker.store.scripts import Claimed, Handed, Wake
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry import get_logger, line_groups
 from openagents_worker.tools.offload import work_off_loop
 
 __all__ = ["EX_DOES_NOT_STOP", "Attempt", "Carried", "Outlook"]
@@ -463,6 +463,7 @@ class Attempt:
             exit_code=EX_DOES_NOT_STOP,
             **self.what_runs(),
         )
+        line_groups.flush()
         self._leave(EX_DOES_NOT_STOP)
         self.latch.set(LatchReason.FENCED, detail="its code does not stop")  # where nobody has left
 

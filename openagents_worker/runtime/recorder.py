@@ -42,6 +42,7 @@ log = get_logger(__name__)
 
 Event = tuple[str, Mapping[str, Any]]
 
+SHORT_MESSAGE_CHARS = 200  # of an error whose record would be too large; the smallest limit is 1,024 bytes
 NO_TIME_MS = 10  # a call that took no longer took no time: replay allows for that much anyway
 
 
@@ -320,9 +321,10 @@ class Recorder:
             record = self._new_record(question, info, result, began_s, **changed, **more)
             text = record.to_json()
             size = len(text.encode())
-            if size > self._max_record_bytes and outcome.error is not None and outcome.error.traceback:
-                # Only the traceback makes it too large: the error is worth more.
+            if size > self._max_record_bytes and outcome.error is not None:
+                # What the error says is worth more than that it said too much.
                 result["error"]["context"].pop("traceback", None)
+                result["error"]["message"] = result["error"]["message"][:SHORT_MESSAGE_CHARS]
                 record = self._new_record(question, info, result, began_s, **changed, **more)
                 text = record.to_json()
                 size = len(text.encode())

@@ -23,7 +23,7 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.llm.base import current_call
-from openagents_worker.models import ErrorDetails, check_storable
+from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, check_storable
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.telemetry import get_logger
@@ -50,6 +50,7 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 MAX_NAMED_MEMBERS = 10  # of an exception group; the message says how many there are
+MAX_NAMED_DEPTH = 3  # of groups inside of groups
 MAX_LOGGED_CHARS = 2_000  # of an error's message in a log line
 
 Coded = Callable[[str], OpenAgentsError]
@@ -222,7 +223,7 @@ def coded(error: BaseException, wrap: Coded, *, prefix: str = "") -> OpenAgentsE
         if error.traceback is None and original_of(error) is not None:
             error.__dict__["traceback"] = traceback_text(error)  # a plugin's class may have a property there
         return error
-    wrapped = wrap(f"{prefix}{safe_message(described(error))}")
+    wrapped = wrap(f"{prefix}{safe_message(described(error), MAX_MESSAGE_CHARS)}")
     wrapped.__cause__ = error
     wrapped.__dict__["traceback"] = traceback_text(error)
     return stand_for(wrapped, error)
@@ -265,13 +266,13 @@ def user_error_of(error: OpenAgentsError) -> BaseException | None:
     return original
 
 
-def described(error: BaseException) -> str:
+def described(error: BaseException, *, depth: int = MAX_NAMED_DEPTH) -> str:
     """The type and the text of an error; of a group, those of each member."""
-    text = text_of(error)
+    text = text_of(error)[:MAX_MESSAGE_CHARS]
     name = type(error).__name__
-    if not isinstance(error, BaseExceptionGroup):
+    if not isinstance(error, BaseExceptionGroup) or not depth:
         return f"{name}: {text}"
-    members = [described(member) for member in error.exceptions[:MAX_NAMED_MEMBERS]]
+    members = [described(member, depth=depth - 1) for member in error.exceptions[:MAX_NAMED_MEMBERS]]
     return f"{name}: {text} [{'; '.join(members)}]"
 
 

@@ -23,7 +23,6 @@ from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from openagents_worker.errors import ProcessTraceback, ToolError, ToolUnavailableError, text_of
-from openagents_worker.telemetry import begin_log_of_child, is_json_log
 from openagents_worker.tracebacks import traceback_text
 
 __all__ = ["DaemonThreads", "Offload", "TrackedThreads", "WorkOffLoop", "importable", "work_off_loop"]
@@ -239,6 +238,8 @@ class Offload:
         Raises `ToolUnavailableError`, which may be retried, when that process dies.
         """
         if self._processes is None:
+            from openagents_worker.telemetry import is_json_log  # a producer that defines a tool needs no log
+
             self._processes = ProcessPoolExecutor(
                 self._limit,
                 multiprocessing.get_context("spawn"),  # a fork of a process with threads can deadlock
@@ -323,6 +324,8 @@ def _find_and_call(module: str, qualname: str, arguments: Mapping[str, Any]) -> 
 
 
 def _begin_child(log_is_json: bool) -> None:
+    from openagents_worker.telemetry import begin_log_of_child  # as above
+
     _end_with_parent()
     begin_log_of_child(log_is_json)
 

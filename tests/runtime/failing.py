@@ -78,6 +78,18 @@ async def large(order: str) -> int:
     raise ValueError("x" * 1_000_000)
 
 
+@tool
+async def huge(order: str) -> int:
+    """Fails with a message that is larger than anything that may be stored."""
+    raise ValueError("x" * 3_000_000)
+
+
+@tool
+async def refuses_at_length(order: str) -> int:
+    """Refuses, with a coded error that is as large."""
+    raise PermanentToolError("x" * 3_000_000)
+
+
 class CallsAndRaises(PatternPlugin):
     """Calls its tool and lets what comes of it through, or raises an error of its own from it."""
 

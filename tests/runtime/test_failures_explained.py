@@ -13,7 +13,7 @@ from openagents_worker import telemetry
 from openagents_worker.errors import RunFailed
 from openagents_worker.line_groups import LineGroups
 from openagents_worker.llm.providers import PROVIDERS
-from openagents_worker.models import RunRecord, RunState
+from openagents_worker.models import MAX_MESSAGE_CHARS, RunRecord, RunState
 from openagents_worker.producer.handle import _outcome
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.settings import load_settings
@@ -298,3 +298,15 @@ async def test_many_runs_that_are_fenced_at_once_are_one_line(
     fenced = [fields_of(line) for line in caplog.records if line.getMessage().startswith("run.fenced")]
     (line,) = fenced
     assert (line["runs"], line["detail"], len(line["run_ids"])) == (40, "the lease is over", 5)
+
+
+@pytest.mark.parametrize(("tool", "code"), [("huge", "tool.error"), ("refuses_at_length", "tool.permanent")])
+async def test_an_error_that_says_too_much_is_still_that_error(redis_url: str, tool: str, code: str) -> None:
+    """Its message is cut; it does not become another error, of its size."""
+    async with process(redis_url, pricing(tool)) as p:
+        record = await p.run()
+
+    assert record.result is not None
+    assert record.result.error_details is not None
+    assert record.result.error_details.code == code
+    assert len(record.result.error_details.message) <= MAX_MESSAGE_CHARS
