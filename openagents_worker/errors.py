@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 __all__ = [  # completed at the end of the module
+    "ORIGINAL",
+    "ProcessTraceback",
     "RAISED_BY_PLUGINS",
     "error_classes",
     "error_from_wire",
@@ -29,6 +31,10 @@ def text_of(value: object) -> str:
         return storable_text(str(value))
     except Exception as error:  # noqa: BLE001 - somebody else's __str__ may raise anything
         return f"<a {type(value).__name__} whose text cannot be read: {type(error).__name__}>"
+
+
+class ProcessTraceback(Exception):
+    """The traceback of an exception that was raised in another process, as text; it is set as its cause."""
 
 
 class OpenAgentsError(Exception):
@@ -53,6 +59,8 @@ class OpenAgentsError(Exception):
     run_id: str | None = None
     tool_id: str | None = None
     step_number: int | None = None
+    traceback: str | None = None
+    """Where code that is not of this library raised it: bounded, redacted text, also on other hosts."""
 
     def __init__(
         self,
@@ -89,19 +97,28 @@ class OpenAgentsError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.args, self.__dict__)
+        fields = {name: value for name, value in self.__dict__.items() if name != ORIGINAL}
+        return _rebuild, (type(self), self.args, fields)
 
     def to_dict(self) -> dict[str, Any]:
         """The error as plain JSON: code, message, hint, docs_url, retryable, context."""
         names = ("agent_id", "session_id", "run_id", "tool_id", "step_number", *self.extra_fields)
+        context = {name: getattr(self, name, None) for name in names}
+        if isinstance(self.traceback, str):
+            context["traceback"] = self.traceback
         return {
             "code": self.code,
             "message": self.message,
             "hint": None if self.hint is None else text_of(self.hint),
             "docs_url": None if self.docs_url is None else text_of(self.docs_url),
             "retryable": bool(self.retryable),
-            "context": {name: getattr(self, name, None) for name in names},
+            "context": context,
         }
+
+
+ORIGINAL = "_openagents_original"
+"""Attribute of an error that stands for somebody else's exception, in the process where that was raised; it
+is neither recorded nor sent."""
 
 
 def _rebuild(cls: type[OpenAgentsError], args: tuple[Any, ...], fields: dict[str, Any]) -> OpenAgentsError:
@@ -436,6 +453,13 @@ class RunFailed(OpenAgentsError):
         self.__dict__["code"] = code  # the failed run's code, on the instance
         self.result = dict(result) if result is not None else None
         self.args = (message, code, run_id, self.result)  # all that Celery's JSON keeps of an exception
+
+    def showing(self, traceback: str | None) -> Self:
+        """The error with the traceback of where the run failed, which Python prints below it as a note."""
+        if traceback is not None:
+            self.traceback = traceback
+            self.add_note(f"On the worker:\n{traceback}")
+        return self
 
     def __repr__(self) -> str:
         """Without the result: Celery's events and Flower show it."""

@@ -27,7 +27,14 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeVar
 
-from openagents_worker.errors import OpenAgentsError, RequestInvalid, RequestTooLarge, text_of
+from openagents_worker.errors import (
+    OpenAgentsError,
+    ProcessTraceback,
+    RequestInvalid,
+    RequestTooLarge,
+    text_of,
+)
+from openagents_worker.redaction import safe_message
 
 __all__ = [
     "ErrorDetails",
@@ -100,6 +107,12 @@ class _Wire(BaseModel):
                 {"model": cls.__name__, "name": repr(name), "hint": hint},
             )
         return data
+
+
+class _Stored(BaseModel):
+    """What the models of stored results share: a newer version may have added fields, which are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class StopReason(StrEnum):
@@ -250,7 +263,7 @@ class RunUsage(BaseModel):
     Not frozen: pattern classes written for the original SDK add to `context.usage`; they get a copy.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore")  # a newer version may count more
 
     llm_calls: int = 0
     tool_calls: int = 0
@@ -285,7 +298,7 @@ class RunUsage(BaseModel):
         )
 
 
-class RunArtifact(_Wire):
+class RunArtifact(_Stored):
     """Something a run produced beside its answer: a report, a picture's address, a table."""
 
     name: str
@@ -294,8 +307,12 @@ class RunArtifact(_Wire):
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-class ErrorDetails(_Wire):
-    """An error as data. `cause` follows `__cause__` up to three levels."""
+class ErrorDetails(_Stored):
+    """An error as data. `cause` follows `__cause__` up to three levels.
+
+    `context` has the ids of where it happened and, where code that is not of this library raised it, its
+    `traceback`.
+    """
 
     code: str
     message: str
@@ -305,19 +322,33 @@ class ErrorDetails(_Wire):
     context: dict[str, Any] = Field(default_factory=dict)
     cause: ErrorDetails | None = None
 
+    @property
+    def traceback(self) -> str | None:
+        """Where your code raised it, as text: redacted, at most 8 KiB, your own frames. None for an error of
+        this library, which explains itself, and for what an older version has stored."""
+        text = self.context.get("traceback")
+        return text if isinstance(text, str) else None if self.cause is None else self.cause.traceback
+
     @classmethod
     def from_exception(cls, error: BaseException, depth: int = 3) -> Self:
         """Any exception as data; what is no error of ours has the code `error.unknown`."""
-        below = error.__cause__
+        below = None if isinstance(error.__cause__, ProcessTraceback) else error.__cause__
         cause = cls.from_exception(below, depth - 1) if below is not None and depth > 1 else None
         if isinstance(error, OpenAgentsError):
+            if isinstance(error.traceback, str) and cause is not None:
+                cause = cause._without_traceback()  # the error's own shows all of the chain
             data = error.to_dict()
-            data["message"] = data["message"][:MAX_MESSAGE_CHARS]
-            data["hint"] = data["hint"] and data["hint"][:MAX_MESSAGE_CHARS]
+            data["message"] = safe_message(data["message"], MAX_MESSAGE_CHARS)
+            data["hint"] = data["hint"] and safe_message(data["hint"], MAX_MESSAGE_CHARS)
             data["context"] = {k: _plain(v) for k, v in data["context"].items() if v is not None}
             return cls(**data, cause=cause)
-        text = text_of(error)[:MAX_MESSAGE_CHARS] or type(error).__name__
+        text = safe_message(text_of(error), MAX_MESSAGE_CHARS) or type(error).__name__
         return cls(code="error.unknown", message=f"{type(error).__name__}: {text}", cause=cause)
+
+    def _without_traceback(self) -> Self:
+        context = {name: value for name, value in self.context.items() if name != "traceback"}
+        cause = None if self.cause is None else self.cause._without_traceback()
+        return self.model_copy(update={"context": context, "cause": cause})
 
 
 def _plain(value: Any) -> Any:
@@ -332,7 +363,7 @@ def _plain(value: Any) -> Any:
 OutputT = TypeVar("OutputT", default=Any)
 
 
-class RunResult(_Wire, Generic[OutputT]):
+class RunResult(_Stored, Generic[OutputT]):
     """How a run ended. A run that failed is a result too: read `stop_reason` and `error_details`."""
 
     run_id: str
@@ -349,7 +380,7 @@ class RunResult(_Wire, Generic[OutputT]):
         return self.stop_reason is StopReason.COMPLETED
 
 
-class RunRecord(_Wire):
+class RunRecord(_Stored):
     """A run as the store knows it right now. Times are milliseconds since 1970, by Redis's clock."""
 
     run_id: str  # as a message from outside may have named it: then the run has failed

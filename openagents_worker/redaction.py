@@ -15,7 +15,16 @@ from pydantic_core import to_json
 
 from openagents_worker.errors import text_of
 
-__all__ = ["DEFAULT_REDACT_KEYS", "MASK", "redact", "safe_text", "safe_url", "shown_json"]
+__all__ = [
+    "DEFAULT_REDACT_KEYS",
+    "MASK",
+    "redact",
+    "safe_message",
+    "safe_text",
+    "safe_url",
+    "shown_json",
+    "without_named_secrets",
+]
 
 MASK = "***"
 
@@ -105,6 +114,51 @@ def safe_url(url: str) -> str:
     words = "|".join(DEFAULT_REDACT_KEYS)
     text = safe_text(_URL_LOGIN.sub(rf"\1:{MASK}@", url))
     return re.sub(rf"([?&;][^=&;]*(?:{words})[^=&;]*=)[^&;]*", rf"\1{MASK}", text, flags=re.IGNORECASE)
+
+
+_WORDS = "|".join(word.replace("_", "[_-]?") for word in DEFAULT_REDACT_KEYS)
+_ANY_WORD = re.compile(_WORDS, re.IGNORECASE)
+_NAME = rf"(?<![\w-])([\w-]{{0,64}}(?:{_WORDS})[\w-]{{0,64}})"
+_NAMED_QUOTED = re.compile(
+    rf"{_NAME}([\"']?\s{{0,4}}[=:]\s{{0,4}}[bru]?)([\"'])(.{{1,2048}}?)\3", re.IGNORECASE
+)
+# After a colon often stands prose ("password: required"): only what has a digit is a secret there.
+_NAMED_BARE = re.compile(
+    rf"{_NAME}(\s?=\s?|:\s(?=[^\s,;]{{0,64}}\d))([^\s\"'&,;)\]}}]{{1,2048}})", re.IGNORECASE
+)
+
+
+def without_named_secrets(text: str, *, quoted_only: bool = False) -> str:
+    """Prose or source without what stands under a secret's name: `password=…`, `"api_key": "…"`.
+
+    `quoted_only` for source, where what is not quoted is a name or an expression.
+
+    >>> without_named_secrets("login failed: user=ann password=hunter2, tokens=7")
+    'login failed: user=ann password=***, tokens=7'
+    """
+
+    if _ANY_WORD.search(text) is None:
+        return text
+
+    def masked(match: re.Match[str]) -> str:
+        name, between, *_, value = match.groups()
+        _, holds = _key(name, _DEFAULT_PARTS)
+        # In prose a token is a word more often than a secret: "token: missing".
+        is_word = holds is _Holds.A_SECRET_OR_NUMBER and not any(char.isdigit() for char in value)
+        if holds in (_Holds.ANYTHING, _Holds.A_SECRET_OR_COUNTS) or is_word or value == MASK:
+            return match[0]
+        quote = match[3] if len(match.groups()) == 4 else ""
+        return f"{name}{between}{quote}{MASK}{quote}"
+
+    text = _NAMED_QUOTED.sub(masked, text)
+    return text if quoted_only else _NAMED_BARE.sub(masked, text)
+
+
+def safe_message(text: str, max_chars: int | None = None) -> str:
+    """The text of somebody else's exception as it may be stored and shown, cut after so many characters."""
+    if max_chars is None:
+        return without_named_secrets(safe_text(text))
+    return without_named_secrets(safe_text(text[: max_chars + _LONGEST_SECRET]))[:max_chars]
 
 
 class _Redaction:

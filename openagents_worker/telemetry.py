@@ -1,27 +1,37 @@
-"""Telemetry. The only place that makes log lines: an event's name with fields, redacted, text or JSON."""
+"""Telemetry. The only place that writes log lines: an event's name with fields, redacted."""
 
 from __future__ import annotations
 
-import json
+import io
 import logging
 import sys
-import traceback
 from collections.abc import Callable, Collection, Mapping
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, safe_text
-from openagents_worker.settings import Settings
+from openagents_worker.line_groups import LineGroups
+from openagents_worker.log_lines import EVENT, FIELDS, ROOT, USERS, JsonFormatter, Pairs, TextFormatter
+from openagents_worker.redaction import redact
+from openagents_worker.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from openagents_worker.agents import LoggingConfig
 
-__all__ = ["EventLogger", "configure_logging", "get_logger", "reset_logging"]
+__all__ = [
+    "EventLogger",
+    "begin_log_of_child",
+    "configure_logging",
+    "formatter_for",
+    "get_logger",
+    "is_json_log",
+    "is_set_up_elsewhere",
+    "line_groups",
+    "reset_logging",
+    "set_levels",
+]
 
-ROOT = "openagents_worker"
-_FIELDS = "openagents_fields"  # the attribute of a LogRecord that carries an event's fields
-_MAX_TRACEBACK_CHARS = 20_000
+line_groups = LineGroups()
+"""Lines of this process that are written together."""
 
 _ExcInfo = BaseException | bool | tuple[type[BaseException], BaseException, TracebackType | None] | None
 
@@ -34,6 +44,7 @@ class EventLogger:
     """
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self._logger = logging.getLogger(name)
 
     def debug(self, event: str, /, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
@@ -42,22 +53,61 @@ class EventLogger:
     def info(self, event: str, /, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
         self._write(logging.INFO, event, exc_info, fields)
 
-    def warning(self, event: str, /, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
-        self._write(logging.WARNING, event, exc_info, fields)
+    def warning(
+        self,
+        event: str,
+        /,
+        *,
+        exc_info: _ExcInfo = None,
+        user_error: BaseException | None = None,
+        **fields: Any,
+    ) -> None:
+        """`user_error` is an exception of user code: its traceback is shown without frames of ours."""
+        raised = exc_info if user_error is None else user_error
+        self._write(logging.WARNING, event, raised, fields, user_error is not None)
 
-    def error(self, event: str, /, *, exc_info: _ExcInfo = None, **fields: Any) -> None:
-        self._write(logging.ERROR, event, exc_info, fields)
+    def error(
+        self,
+        event: str,
+        /,
+        *,
+        exc_info: _ExcInfo = None,
+        user_error: BaseException | None = None,
+        **fields: Any,
+    ) -> None:
+        """`user_error` as above."""
+        raised = exc_info if user_error is None else user_error
+        self._write(logging.ERROR, event, raised, fields, user_error is not None)
+
+    def write(self, level: int, event: str, /, **fields: Any) -> None:
+        """A line of a level that is not known before."""
+        self._write(level, event, None, fields)
+
+    def of_run(self, level: int, event: str, /, *, run_id: str, **cause: Any) -> None:
+        """A line about a run whose cause is not the run's own: Redis was away, for example. What meets many
+        runs within seconds is one line, with their number and some of their ids."""
+        line_groups.add(self, level, event, run_id, cause)
 
     def exception(self, event: str, /, **fields: Any) -> None:
         """An error with the traceback of the exception being handled."""
         self._write(logging.ERROR, event, True, fields)
 
-    def _write(self, level: int, event: str, exc_info: _ExcInfo, fields: dict[str, Any]) -> None:
+    def _write(
+        self, level: int, event: str, exc_info: _ExcInfo, fields: dict[str, Any], is_users: bool = False
+    ) -> None:
         if not self._logger.isEnabledFor(level):
             return
+        if isinstance(exc_info, BaseException):  # logging asks whether it is true, and its class may answer
+            exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
         shown = redact(fields)
+        # The name is the message's constant part: whoever groups messages by it groups by event.
         self._logger.log(
-            level, "%s", _Line(event, shown), exc_info=exc_info, extra={_FIELDS: shown}, stacklevel=3
+            level,
+            f"{event.replace('%', '%%')} %s" if shown else event,
+            *([Pairs(shown)] if shown else []),
+            exc_info=exc_info,
+            extra={EVENT: event, FIELDS: shown, USERS: is_users},
+            stacklevel=3,
         )
 
 
@@ -68,17 +118,6 @@ def get_logger(name: str) -> EventLogger:
     >>> log.info("run.claimed", run_id="r1", attempt=1)
     """
     return EventLogger(name)
-
-
-class _Line:
-    """An event as one text, put together only when somebody writes it."""
-
-    def __init__(self, event: str, fields: Any) -> None:
-        self.event = event
-        self.fields = fields
-
-    def __str__(self) -> str:
-        return " ".join([self.event, *_pairs(self.fields)])
 
 
 def configure_logging(
@@ -102,11 +141,45 @@ def configure_logging(
     if logging.getLogger(ROOT).hasHandlers() and not (wanted.auto_configure or whole_process):
         return None
     handler = _Handler(stream or (sys.stdout if wanted.stream == "stdout" else sys.stderr))
-    handler.setFormatter(_JsonFormatter(wanted) if settings.log_format == "json" else _TextFormatter(wanted))
+    handler.setFormatter(_formatter(settings, wanted))
     handler.addFilter(_by_prefix(wanted.include_prefixes, wanted.exclude_prefixes))
     at = None if whole_process else ROOT
-    handler.install(at, {at: wanted.level} | {_ours(k): v for k, v in wanted.per_logger_levels.items()})
+    handler.install(
+        at,
+        {at: wanted.level, ROOT: wanted.level} | {_ours(k): v for k, v in wanted.per_logger_levels.items()},
+    )
     return handler
+
+
+def set_levels(settings: Settings) -> None:
+    """Set the levels that the environment asks for, where an application's own handlers write our lines."""
+    levels = {_ours(name): level for name, level in (settings.log_levels or {}).items()}
+    if settings.log_level is not None:
+        levels = {ROOT: settings.log_level, **levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level.upper())
+
+
+def formatter_for(settings: Settings, logging_config: LoggingConfig | None = None) -> logging.Formatter:
+    """The formatter of our lines, for handlers of somebody else's."""
+    from openagents_worker.agents import LoggingConfig
+
+    return _formatter(settings, _wanted(settings, logging_config or LoggingConfig()))
+
+
+def _formatter(settings: Settings, wanted: LoggingConfig) -> logging.Formatter:
+    return JsonFormatter(wanted) if settings.log_format == "json" else TextFormatter(wanted)
+
+
+def is_json_log() -> bool:
+    """Whether this process's log is JSON: then nothing else should be written beside it."""
+    handlers = (*logging.getLogger().handlers, *logging.getLogger(ROOT).handlers)
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
+
+
+def is_set_up_elsewhere() -> bool:
+    """Whether the application has set up a log of its own."""
+    return any(not isinstance(each, _Handler | logging.NullHandler) for each in logging.getLogger().handlers)
 
 
 def reset_logging() -> None:
@@ -114,6 +187,33 @@ def reset_logging() -> None:
     for logger in (logging.getLogger(), logging.getLogger(ROOT)):
         for handler in [handler for handler in logger.handlers if isinstance(handler, _Handler)]:
             handler.uninstall()
+
+
+def begin_log_of_child(as_json: bool) -> None:
+    """In a process that a worker starts for its tools: where the worker's log is JSON, this one's lines are,
+    too, with warnings and whatever is printed."""
+    if not as_json:
+        return
+    configure_logging(load_settings(), whole_process=True)
+    logging.captureWarnings(True)
+    sys.stdout = sys.stderr = _Printed()
+
+
+class _Printed(io.TextIOBase):
+    """A stream whose lines are lines of the log."""
+
+    def __init__(self) -> None:
+        self._log = logging.getLogger("printed")
+        self._begun = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in filter(None, lines):
+            self._log.warning("%s", line)
+        return len(text)
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -172,77 +272,3 @@ def _by_prefix(
         return (included is None or record.name.startswith(included)) and not record.name.startswith(excluded)
 
     return passes
-
-
-class _Formatter(logging.Formatter):
-    """What both formats share: an event, its fields and an exception, all redacted."""
-
-    def __init__(self, wanted: LoggingConfig) -> None:
-        super().__init__()
-        self._wanted = wanted
-        self._keys = (*DEFAULT_REDACT_KEYS, *wanted.redact_keys)
-
-    def _parts(self, record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
-        """The event's name and its fields; a line that is no event of ours is its own name."""
-        line = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        event = line.event if isinstance(line, _Line) else safe_text(record.getMessage())
-        fields = redact(getattr(record, _FIELDS, {}), self._keys, max_chars=self._wanted.max_value_length)
-        return event, fields
-
-    def _exception(self, record: logging.LogRecord) -> str | None:
-        if not record.exc_info or record.exc_info[1] is None:
-            return None
-        text = safe_text("".join(traceback.format_exception(record.exc_info[1]))).rstrip()
-        cut = len(text) - _MAX_TRACEBACK_CHARS
-        return text if cut <= 0 else f"<{cut} more characters> …{text[cut:]}"
-
-    @staticmethod
-    def _time(record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created, UTC)
-        return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-class _JsonFormatter(_Formatter):
-    """One JSON object a line: ts (UTC), level, logger, event, the fields; `exception` has the traceback."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        event, fields = self._parts(record)
-        line: dict[str, Any] = {
-            "ts": self._time(record),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": event,
-        }
-        line |= {f"{name}_" if name in line else name: value for name, value in fields.items()}
-        if (exception := self._exception(record)) is not None:
-            line["exception"] = exception
-        return json.dumps(line, ensure_ascii=False)
-
-
-class _TextFormatter(_Formatter):
-    """`ts LEVEL logger event key=value …` on one line, a traceback below it."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        event, fields = self._parts(record)
-        head = [self._time(record)] if self._wanted.show_time else []
-        head += [f"{record.levelname:<7}", record.name.removeprefix(f"{ROOT}."), event]
-        pairs = _pairs(fields)
-        if self._wanted.show_path:
-            pairs.append(f"at={record.pathname}:{record.lineno}")
-        line = (" " if not self._wanted.pretty else "\n    ").join([" ".join(head), *pairs])
-        exception = self._exception(record)
-        return line if exception is None else f"{line}\n{exception}"
-
-
-def _pairs(fields: Mapping[str, Any]) -> list[str]:
-    return [f"{name}={_shown(value)}" for name, value in fields.items()]
-
-
-def _shown(value: Any) -> str:
-    """A value that cannot be mistaken for two fields or two lines."""
-    plain = (
-        isinstance(value, str)
-        and value
-        and not any(c.isspace() or c in '"=' or not c.isprintable() for c in value)
-    )
-    return str(value) if plain else json.dumps(value, ensure_ascii=False)

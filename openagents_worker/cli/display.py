@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from openagents_worker.events import RunEvent
 from openagents_worker.models import RunRecord, RunResult, RunUsage
 from openagents_worker.store.listing import SessionSummary
 from openagents_worker.store.runs import SessionView
+from openagents_worker.tracebacks import one_line
 
 __all__ = ["Follower", "dump", "record_lines", "run_line", "session_line", "session_lines"]
 
@@ -28,12 +30,15 @@ QUIET = (
     "run.validated",
     "session.acquired",
 )
+WAITS = ("llm.retrying", "run.retry_scheduled")
 COLOURS = {
     "failed": "red",
     "cancelled": "yellow",
     "poisoned": "red",
     "completed": "green",
     "recovered": "yellow",
+    "retry_scheduled": "yellow",
+    "retrying": "yellow",
 }
 
 
@@ -56,7 +61,7 @@ class Follower:
             click.echo(event.to_json())
         elif event.name == "llm.delta":
             self._piece(event)
-        elif not event.name.startswith(QUIET):
+        elif _says_something_failed(event) or not event.name.startswith(QUIET):
             self._end_reply()
             click.echo(_event_line(event), err=True)
 
@@ -110,6 +115,8 @@ def record_lines(record: RunRecord, events: Iterable[RunEvent]) -> list[str]:
     if result is not None and result.error_details is not None:
         rows.append(("error", f"{result.error_details.code}: {result.error_details.message}"))
         rows += [("hint", result.error_details.hint)] if result.error_details.hint else []
+        if result.error_details.traceback is not None:
+            rows.append(("traceback", "\n" + textwrap.indent(result.error_details.traceback, "  ")))
     elif result is not None:
         rows.append(("answer", _short(result.final_output)))
     return [f"{name:<9} {value}" for name, value in rows]
@@ -158,14 +165,24 @@ def _event_line(event: RunEvent) -> str:
         "_metrics",
         "call",
     }  # in every line, or in show
-    pairs = " ".join(f"{key}={_short(value)}" for key, value in event.payload.items() if key not in known)
+    if "error" in event.payload:
+        known |= {"message", "type"}  # it says as much
+    payload = event.payload
+    if event.name in WAITS and isinstance(delay_ms := payload.get("delay_ms"), int):
+        payload = {name: value for name, value in payload.items() if name not in ("delay_ms", "due_at")}
+        payload["again_in"] = f"{delay_ms / 1000:.3g} s"
+    pairs = " ".join(f"{key}={_short(value)}" for key, value in payload.items() if key not in known)
     name = click.style(event.name, fg=COLOURS.get(last), bold=last in COLOURS)
     return f"{event.timestamp.astimezone():%H:%M:%S} {name} {click.style(pairs, dim=True)}".rstrip()
 
 
+def _says_something_failed(event: RunEvent) -> bool:
+    return event.name.endswith("failed") or event.payload.get("result") == "error"  # a tool's preflight
+
+
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = " ".join(text.split())
+    text = one_line(" ".join(text.split()))
     return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}…"
 
 

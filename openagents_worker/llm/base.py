@@ -9,6 +9,7 @@ A provider turns them into its own wire format.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ __all__ = [
     "Message",
     "OnDelta",
     "current_call",
+    "quiet_http_clients",
 ]
 
 Message = Mapping[str, Any]
@@ -54,6 +56,8 @@ class CallInfo:
     name: str = ""
     number: int = 0
     """1 for the first call of its kind that this attempt entered, 2 for the second …"""
+    tell: Callable[[str, Mapping[str, Any]], None] | None = field(default=None, repr=False, compare=False)
+    """Gives an event of the call, its name and payload, to whoever watches the run."""
 
 
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)
@@ -141,6 +145,26 @@ def _call_to_wire(call: LLMToolCall) -> dict[str, Any]:
     if call.parse_error:
         wire |= {"raw_arguments": call.raw_arguments, "parse_error": call.parse_error}
     return wire
+
+
+class _NotOfModelCalls(logging.Filter):
+    """Drops what an HTTP client says of each request that a model's client makes: the run's events say it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        call = current_call.get()
+        is_of_model_call = call is not None and call.kind == "model"
+        is_wanted = logging.getLogger(record.name).level != logging.NOTSET
+        return not is_of_model_call or is_wanted or record.levelno > logging.INFO
+
+
+_NOT_OF_MODEL_CALLS = _NotOfModelCalls()
+
+
+def quiet_http_clients() -> None:
+    """Let httpx log no model calls, unless its own logger has been given a level; other requests are logged
+    as ever."""
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).addFilter(_NOT_OF_MODEL_CALLS)
 
 
 class LLMClient(Protocol):

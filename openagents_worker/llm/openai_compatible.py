@@ -21,7 +21,7 @@ from openagents_worker.llm.connections import Lanes
 from openagents_worker.llm.failures import failure, presentable
 from openagents_worker.llm.openai_options import OpenAIRequestOptions
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
-from openagents_worker.llm.retry import pause_ms
+from openagents_worker.llm.retry import pause_ms, tell_retry
 from openagents_worker.llm.sse import SSEDecoder
 from openagents_worker.llm.wire import StreamedReply, messages_to_wire, reply_from_wire
 from openagents_worker.models import dumps, header_text
@@ -131,6 +131,7 @@ class OpenAICompatibleClient:
                 pause = self._pause_ms(error, exchange, failed_tries, (self._clock() - started) * 1000)
                 if pause is None:
                     raise
+                tell_retry(error, model=exchange.body["model"], delay_ms=pause, attempt=failed_tries)
                 await self._sleep(pause / 1000)
             else:
                 exchange.measures["retries"] = failed_tries

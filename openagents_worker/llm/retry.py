@@ -9,11 +9,16 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from openagents_worker.agents import LLMRetryOptions
 from openagents_worker.errors import LLMError, LLMRateLimitError
+from openagents_worker.llm.base import current_call
+from openagents_worker.telemetry import get_logger
 
-__all__ = ["pause_ms", "retry_after_ms"]
+__all__ = ["pause_ms", "retry_after_ms", "tell_retry"]
+
+log = get_logger(__name__)
 
 
 def pause_ms(
@@ -35,6 +40,20 @@ def pause_ms(
     if options.total_budget_ms is not None and spent_ms + pause > options.total_budget_ms:
         return None
     return pause
+
+
+def tell_retry(error: LLMError, *, model: str, delay_ms: float, attempt: int) -> None:
+    """Tell the run's watchers and the log when the model is asked again. `attempt` counts from 1."""
+    call = current_call.get()
+    said: dict[str, Any] = {
+        "code": error.code,
+        "delay_ms": round(delay_ms),
+        "attempt": attempt,
+        "model": model,
+    }
+    log.warning("llm.retrying", run_id=call.run_id if call else None, **said, error=error.message)
+    if call is not None and call.tell is not None:
+        call.tell("llm.retrying", {**said, "error": error.message, "call": call.call_key})
 
 
 def retry_after_ms(headers: Mapping[str, str], *, now: datetime | None = None) -> int | None:

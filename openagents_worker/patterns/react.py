@@ -27,7 +27,7 @@ from openagents_worker.errors import (
     ToolValidationError,
 )
 from openagents_worker.llm.base import FixedMessage, LLMResponse, LLMToolCall
-from openagents_worker.models import dumps
+from openagents_worker.models import ErrorDetails, dumps
 from openagents_worker.patterns.base import PatternPlugin
 
 __all__ = ["ReActPattern"]
@@ -179,14 +179,25 @@ class ReActPattern(PatternPlugin):
     async def _invoke(self, call: LLMToolCall) -> Any:
         tool = self.context.tools.get(call.name)
         if tool is None:
-            raise _unknown_tool(call.name, sorted(self.context.tools))
+            raise await self._refused(call, _unknown_tool(call.name, sorted(self.context.tools)))
         if call.parse_error:
-            raise ToolValidationError(
-                f"the arguments are no JSON object: {call.parse_error}",
-                call.name,
-                hint="call it again with valid JSON",
-            )
+            problem = f"the arguments are no JSON object: {call.parse_error}"
+            hint = "call it again with valid JSON"
+            raise await self._refused(call, ToolValidationError(problem, call.name, hint=hint))
         return await tool.invoke(dict(call.arguments), self.context)
+
+    async def _refused(self, call: LLMToolCall, error: OpenAgentsError) -> OpenAgentsError:
+        """Tell whoever watches of a call that reaches no tool."""
+        await self.emit(
+            "tool.failed",
+            tool_id=call.name,
+            error=str(error),
+            code=error.code,
+            message=error.message,
+            type=type(error).__name__,
+            error_details=ErrorDetails.from_exception(error).model_dump(exclude_none=True),
+        )
+        return error
 
     def _remember(self, outcomes: Sequence[_Outcome]) -> None:
         done = (outcome for outcome in outcomes if outcome.error is None)

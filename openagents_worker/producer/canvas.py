@@ -13,7 +13,7 @@ from kombu.utils.json import dumps, loads
 
 from openagents_worker.errors import RequestInvalid, RequestTooLarge
 
-__all__ = ["KEPT", "canvas_of", "canvas_of_message", "options_of"]
+__all__ = ["KEPT", "canvas_of", "canvas_of_message", "options_of", "stamps_of"]
 
 KEPT = (
     "chain",
@@ -61,6 +61,27 @@ RESERVED_HEADERS = frozenset(
 )
 
 
+def stamps_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The stamps among the options of a submission (`signature.stamp(...)`): the names, and each value.
+
+    Raises `RequestInvalid` for a stamp without a value, and for one whose name means something else.
+    """
+    names = sorted(set(options.get("stamped_headers") or ()))
+    if not names:
+        return {}
+    if missing := [name for name in names if name not in options]:
+        raise RequestInvalid(
+            f"stamped_headers names {', '.join(missing)}, and there is no such option",
+            hint="signature.stamp(name=value) sets both",
+        )
+    if taken := [name for name in names if name in RESERVED_STAMPS]:
+        raise RequestInvalid(
+            f"a stamp cannot be named {', '.join(taken)}: that is an option of a submission",
+            hint="choose another name for the stamp",
+        )
+    return {"stamped_headers": names, **{name: options[name] for name in names}}
+
+
 def canvas_of(options: Mapping[str, Any], *, max_bytes: int) -> str:
     """The options of a submission that every message of its run repeats, as JSON; '' for none.
 
@@ -72,6 +93,7 @@ def canvas_of(options: Mapping[str, Any], *, max_bytes: int) -> str:
     if taken := sorted(RESERVED_HEADERS.intersection(headers or ())):
         raise RequestInvalid(f"the headers {', '.join(taken)} of a message are Celery's or ours")
     kept = {name: options[name] for name in KEPT if options.get(name) not in (None, [], {}, ())}
+    kept |= stamps_of(options)
     try:
         canvas: str = dumps(kept, allow_nan=False) if kept else ""  # type: ignore[no-untyped-call]
     except (TypeError, ValueError) as error:
@@ -84,12 +106,27 @@ def canvas_of(options: Mapping[str, Any], *, max_bytes: int) -> str:
     return canvas
 
 
+RESERVED_STAMPS = frozenset(
+    [
+        *KEPT,
+        *RESERVED_HEADERS,
+        *("args", "connection", "countdown", "kwargs", "name", "producer", "queue", "request", "retry"),
+        *("retry_policy", "router", "routing_key", "exchange", "serializer", "compression", "task_id"),
+        *("task_type", "add_to_parent", "ignore_result", "result_cls", "route_name", "time_limit"),
+        *("soft_time_limit", "chain", "delivery_mode", "declare", "mandatory", "immediate", "expiration"),
+    ]
+)
+"""A stamp travels as an option of its own beside these, to Celery and to the broker."""
+
+
 def canvas_of_message(request: Any, *, max_bytes: int) -> str:
     """The same of a message that somebody else has sent, from its task's `self.request`."""
     names = {name: _IN_A_REQUEST.get(name, name) for name in KEPT}
     options = {name: getattr(request, found, None) for name, found in names.items() if found}
     options["priority"] = (request.delivery_info or {}).get("priority") or None
     options["replaced_task_nesting"] = request.replaced_task_nesting or None
+    if stamps := getattr(request, "stamps", None):
+        options |= {**stamps, "stamped_headers": list(stamps)}
     return canvas_of(options, max_bytes=max_bytes)
 
 

@@ -10,7 +10,6 @@ with Client() as client:
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import cache, cached_property
@@ -22,12 +21,14 @@ from pydantic import BaseModel
 from typing_extensions import Unpack
 
 from openagents_worker.models import RunRecord, RunRequest, output_class_of
+from openagents_worker.producer.app_parts import parts_of, real_app
 from openagents_worker.producer.canvas import canvas_of
 from openagents_worker.producer.deletion import deletion
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
+from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.producer.submit import Accepted, asubmit, submit
-from openagents_worker.producer.transport import close_producers, make_app, send_first, send_wakes
-from openagents_worker.settings import PREFIX, Settings, load_settings
+from openagents_worker.producer.transport import send_first, send_wakes
+from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.checkpoints import Checkpoint, acheckpoints, checkpoints
 from openagents_worker.store.client import AsyncStore, Cell, Store
@@ -51,7 +52,7 @@ from openagents_worker.store.runs import (
 from openagents_worker.store.scripts import CancelAnswer, Cancelled, Wake
 from openagents_worker.telemetry import get_logger
 
-__all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client"]
+__all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client", "front_door_app"]
 
 ANSWER_TIMEOUT_S = 2.0  # somebody waits for it
 SEND_WITHIN_S = 1.5  # publishing takes up to three seconds, and a submission five in all
@@ -70,30 +71,29 @@ def cell_of(settings: Settings) -> Cell:
     )
 
 
-def _settings(redis_url: str | None, settings: Settings | None) -> Settings:
-    """Those given, or those of the environment; a given URL is also the broker's unless that has its own."""
-    if settings is not None and redis_url is None:
-        return settings
-    env = dict(os.environ) if redis_url is None else {**os.environ, f"{PREFIX}REDIS_URL": redis_url}
-    return load_settings(env)
-
-
 class Client:
     """Submits runs and looks at them, by id. Thread-safe; opens its connections when they are needed.
 
-    `redis_url` None means the environment's settings. With `app`, messages go out as that Celery app would
-    send them; it stays the caller's.
+    With `app`, messages go out as that Celery app would send them; it stays the caller's. Without arguments
+    they go out by the app that is registered in this process (`register(app)`); where there is none, and with
+    a `redis_url`, by an app of the client's own, as the environment's settings say.
     """
 
     def __init__(
         self, redis_url: str | None = None, *, settings: Settings | None = None, app: Celery | None = None
     ) -> None:
-        self.settings = _settings(redis_url, settings)
-        self.settings.check_files()
-        self.store = Store(cell_of(self.settings), answer_timeout_s=ANSWER_TIMEOUT_S)
-        self.app = app or make_app(self.settings)
-        self.app.openagents_client = self
-        self._owns_app = app is None
+        self._publishing = PublishingApp(redis_url, settings, app, self)
+        self.store = Store(cell_of(self._publishing.given_settings), answer_timeout_s=ANSWER_TIMEOUT_S)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that submissions of this client follow."""
+        return self._publishing.settings
+
+    @property
+    def app(self) -> Celery:
+        """The Celery app that this client's messages go out by."""
+        return self._publishing.app
 
     def submit(
         self,
@@ -112,16 +112,17 @@ class Client:
         which are Celery's options for what is linked to a task, go on every Celery message of the run.
         """
         began = time.monotonic()
+        app, settings = self._publishing.to_submit()
         accepted = submit(
             self.store,
             request,
-            settings=self.settings,
+            settings=settings,
             queue=queue,
             delay_ms=delay_ms,
             expires_ms=expires_ms,
-            canvas=_canvas(self.settings, canvas, priority=priority, headers=headers),
+            canvas=_canvas(settings, canvas, priority=priority, headers=headers),
         )
-        _send(self.app, accepted, began)
+        _send(app, accepted, began)
         return self.handle(accepted.run_id, output_type=output_class_of(request))
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> RunHandle[Any]:
@@ -135,7 +136,7 @@ class Client:
     def cancel(self, run_id: str, reason: str | None = None) -> CancelAnswer:
         """Cancel a run: CANCELLED at once, REQUESTED of its worker, or ALREADY over. Raises `RunNotFound`."""
         answer = self.store.run(scripts.cancel(run_id=run_id, reason=reason or "", force=False))
-        send_wakes(self.app, _wakes(run_id, answer))
+        self._publishing.send_wakes(_wakes(run_id, answer))
         return answer.answer
 
     def checkpoints(self, run_id: str) -> Iterator[Checkpoint]:
@@ -177,7 +178,7 @@ class Client:
         if isinstance(step, float):
             time.sleep(step)
         else:
-            send_wakes(self.app, step)
+            self._publishing.send_wakes(step)
 
     @cached_property
     def no_backend(self) -> Any:
@@ -190,22 +191,23 @@ class Client:
 
     @cached_property
     def _twin(self) -> AsyncClient:
-        return AsyncClient(settings=self.settings, app=self.app)
+        twin = AsyncClient(settings=self._publishing.given_settings)
+        twin._publishing = self._publishing
+        return twin
 
     def close(self) -> None:
         """Close its connections; it may be used again. Those of a loop that runs are closed when it ends."""
         self.store.close()
         if "_twin" in self.__dict__:
             self._twin.store.leave_closed_loops()
-        close_producers(self.app)
+        self._publishing.close_producers(of_given_app=True)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        if self._owns_app:
-            self.app.close()
+        self._publishing.close_own_app()
 
 
 class AsyncClient:
@@ -214,11 +216,18 @@ class AsyncClient:
     def __init__(
         self, redis_url: str | None = None, *, settings: Settings | None = None, app: Celery | None = None
     ) -> None:
-        self.settings = _settings(redis_url, settings)
-        self.settings.check_files()
-        self.store = AsyncStore(cell_of(self.settings), answer_timeout_s=ANSWER_TIMEOUT_S)
-        self.app = app or make_app(self.settings)
-        self._owns_app = app is None
+        self._publishing = PublishingApp(redis_url, settings, app)
+        self.store = AsyncStore(cell_of(self._publishing.given_settings), answer_timeout_s=ANSWER_TIMEOUT_S)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that submissions of this client follow."""
+        return self._publishing.settings
+
+    @property
+    def app(self) -> Celery:
+        """The Celery app that this client's messages go out by."""
+        return self._publishing.app
 
     async def submit(
         self,
@@ -233,16 +242,17 @@ class AsyncClient:
     ) -> AsyncRunHandle[Any]:
         """Submit a run: accepted when this returns, also if the broker is away. Raises as `submit` does."""
         began = time.monotonic()
+        app, settings = self._publishing.to_submit()
         accepted = await asubmit(
             self.store,
             request,
-            settings=self.settings,
+            settings=settings,
             queue=queue,
             delay_ms=delay_ms,
             expires_ms=expires_ms,
-            canvas=_canvas(self.settings, canvas, priority=priority, headers=headers),
+            canvas=_canvas(settings, canvas, priority=priority, headers=headers),
         )
-        await asyncio.to_thread(_send, self.app, accepted, began)
+        await asyncio.to_thread(_send, app, accepted, began)
         return self.handle(accepted.run_id, output_type=output_class_of(request))
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> AsyncRunHandle[Any]:
@@ -257,7 +267,7 @@ class AsyncClient:
         """Cancel a run: CANCELLED at once, REQUESTED of its worker, or ALREADY over. Raises `RunNotFound`."""
         answer = await self.store.run(scripts.cancel(run_id=run_id, reason=reason or "", force=False))
         if wakes := _wakes(run_id, answer):
-            await asyncio.to_thread(send_wakes, self.app, wakes)
+            await asyncio.to_thread(self._publishing.send_wakes, wakes)
         return answer.answer
 
     def checkpoints(self, run_id: str) -> AsyncIterator[Checkpoint]:
@@ -300,21 +310,19 @@ class AsyncClient:
         if isinstance(step, float):
             await asyncio.sleep(step)
         elif step:
-            await asyncio.to_thread(send_wakes, self.app, step)
+            await asyncio.to_thread(self._publishing.send_wakes, step)
 
     async def close(self) -> None:
         """Close its connections; it may be used again."""
         await self.store.close()
-        if self._owns_app:
-            close_producers(self.app)
+        self._publishing.close_producers(of_given_app=False)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-        if self._owns_app:
-            self.app.close()
+        self._publishing.close_own_app()
 
 
 def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
@@ -343,11 +351,19 @@ def _wakes(run_id: str, answer: Cancelled) -> tuple[Wake, ...]:
 
 @cache
 def default_client() -> Client:
-    """This process's client, with the settings of its environment."""
+    """This process's client: it submits by the registered app, else with the settings of its environment."""
     return Client()
+
+
+def front_door_app() -> Celery:
+    """The app that the front door's `run_agent` belongs to now. Raises `ConfigError` when there are two."""
+    return default_client()._publishing.to_submit()[0]
 
 
 def client_of(app: Celery) -> Client:
     """The client that belongs to a Celery app, made when it is first asked for."""
-    found: Client | None = getattr(app, "openagents_client", None)
-    return found or Client(settings=getattr(app, "openagents_settings", None), app=app)
+    app = real_app(app)
+    parts = parts_of(app)
+    if (client := parts.client) is None:
+        client = parts.client = Client(settings=parts.settings, app=app)
+    return client

@@ -18,7 +18,9 @@ from pydantic import BaseModel, ValidationError
 from openagents_worker.errors import OutputValidationError, RunCancelled, RunFailed, RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
+from openagents_worker.producer.chain import may_be_submitted, raise_failure_before
 from openagents_worker.store.events import awatch, watch
+from openagents_worker.store.runs import is_notify_pending
 from openagents_worker.store.scripts import CancelAnswer
 
 if TYPE_CHECKING:
@@ -48,7 +50,9 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
     """A producer's view of one run, and a Celery `AsyncResult` by type.
 
     Whatever looks at the run raises `RunNotFound` when its id is not known (any more) and `RedisUnreachable`
-    when Redis is away. Whatever waits raises RuntimeError inside an event loop or a Celery task.
+    when Redis is away. Whatever waits raises RuntimeError inside an event loop or a Celery task. In a chain a
+    run is submitted when what stands before it is over: until then its handle is PENDING and not ready, and
+    waiting includes what stands before it.
     """
 
     id: str
@@ -69,7 +73,10 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         super().__init__(id, self._client.no_backend, task_name, self._client.app, parent)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.id,)  # where it lands, it asks the Redis of that environment
+        # Where it lands, it asks the Redis of that environment; of a chain it keeps what stands before it.
+        if self.parent is None:
+            return type(self), (self.id,)
+        return type(self), (self.id, None, None, None, self.parent)
 
     # --- what a run adds ---------------------------------------------------------------------------------
 
@@ -135,25 +142,38 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
     @property
     def result(self) -> Any:
         """What `get` would give or raise; None while the run is not over."""
-        record = self.record()
-        return _outcome(record) if record.state.is_terminal else None
+        record = self._record_in_chain()
+        return _outcome(record) if record is not None and record.state.is_terminal else None
 
     info = result
 
     @property
-    def traceback(self) -> None:
-        """None: where a run failed is said by the error's code and the run's events."""
-        return
+    def traceback(self) -> str | None:
+        """Where your code failed, as the worker saw it: redacted and bounded. None while the run is not over,
+        and where the error's code says it all."""
+        return _traceback(self.record())
 
     def ready(self) -> bool:
         record = self._record_in_chain()
         return record is not None and record.state.is_terminal
 
     def successful(self) -> bool:
-        return self.record().state is RunState.COMPLETED
+        record = self._record_in_chain()
+        return record is not None and record.state is RunState.COMPLETED
 
     def failed(self) -> bool:
-        return self.record().state is RunState.FAILED
+        record = self._record_in_chain()
+        return record is not None and record.state is RunState.FAILED
+
+    def _may_call_next(self) -> bool:
+        """Whether what follows the run may still be called; True also where it never is: it did not complete.
+
+        Raises `RunNotFound`.
+        """
+        record = self._record_in_chain()
+        if record is None or record.state is not RunState.COMPLETED:
+            return True
+        return is_notify_pending(self._client.store, self.id)
 
     def revoke(self, *_: Any, **__: Any) -> None:
         """Cancel the run; Celery's options mean nothing here."""
@@ -164,11 +184,13 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
 
     def _get_task_meta(self) -> dict[str, Any]:
         """Whatever else Celery offers on a result reads this."""
-        record = self.record()
+        record = self._record_in_chain()
+        if record is None:
+            return {"status": states.PENDING, "result": None, "traceback": None, "children": []}
         return {
             "status": CELERY_STATES[record.state],
             "result": _outcome(record) if record.state.is_terminal else None,
-            "traceback": None,
+            "traceback": _traceback(record),
             "children": [],
             "retries": record.retries,
             "worker": record.worker,
@@ -191,19 +213,20 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         return record
 
     def _record_in_chain(self) -> RunRecord | None:
-        """None: the run before it in its chain is not over, and nobody has submitted this one yet."""
+        """None: what stands before it in its chain is not over, and nobody has submitted this run yet."""
         try:
             return self.record()
         except RunNotFound:
             if self.parent is None:
                 raise
+        if may_be_submitted(self.parent):
             return None
+        return self.record()  # it may have been submitted since; else it never was, or is gone
 
     def _wait_for_predecessor(self, timeout: float | None, deadline: float | None) -> None:
-        """In a chain a run begins to be when the one before it is over. Raises what that one failed with."""
+        """In a chain a run begins to be when what stands before it is over. Raises what failed before it."""
         while self._record_in_chain() is None:
-            if isinstance(self.parent, RunHandle) and self.parent.ready():
-                self.parent.get()
+            raise_failure_before(self)
             if deadline is not None and time.monotonic() > deadline:
                 raise _late(self.id, timeout)
             time.sleep(PREDECESSOR_PAUSE_S)
@@ -301,7 +324,7 @@ def _outcome(record: RunRecord) -> dict[str, Any] | RunFailed:
         return result
     details = record.result.error_details
     cancelled = record.state is RunState.CANCELLED
-    return RunFailed(
+    failed = RunFailed(
         details.message if details else f"the run ended as {record.result.stop_reason}",
         code=details.code if details else (RunCancelled.code if cancelled else "execution.error"),
         hint=details.hint if details else None,
@@ -310,6 +333,12 @@ def _outcome(record: RunRecord) -> dict[str, Any] | RunFailed:
         agent_id=record.agent_id,
         session_id=record.session_id,
     )
+    return failed.showing(_traceback(record))
+
+
+def _traceback(record: RunRecord) -> str | None:
+    details = None if record.result is None else record.result.error_details
+    return None if details is None else details.traceback
 
 
 def _must_not_block(what: str, *, also_in_tasks: bool = True) -> None:

@@ -11,18 +11,18 @@ from typing import Any, cast
 
 from celery import Task
 from celery.backends.base import DisabledBackend
-from celery.local import PromiseProxy
+from celery.local import Proxy
 from celery.utils.time import maybe_make_aware
 
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
 from openagents_worker.models import RunRequest, output_class_of, parse_request
-from openagents_worker.producer.canvas import KEPT
-from openagents_worker.producer.client import client_of, default_client
+from openagents_worker.producer.canvas import KEPT, stamps_of
+from openagents_worker.producer.client import client_of, front_door_app
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.results import no_results_for_a_chord
 from openagents_worker.producer.transport import RUN_AGENT
 
-__all__ = ["AgentTask", "ProducerTask", "run_agent"]
+__all__ = ["AgentTask", "ProducerTask", "front_door_task", "run_agent"]
 
 HONOURED = ("countdown", "eta", "expires", "queue", "task_id", *KEPT)
 # Celery beat and groups hand their connection over: ours, which has time-outs, does the same.
@@ -112,12 +112,25 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
         run_id = request.get("run_id") if isinstance(request, Mapping) else None
         return signature.set(task_id=run_id) if run_id else signature
 
+    def map(self, it: Any) -> Any:
+        """Refused: a run is not executed by Celery's task that would call it."""
+        raise _not_called("map")
+
+    def starmap(self, it: Any) -> Any:
+        """Refused, as `map` is."""
+        raise _not_called("starmap")
+
+    def chunks(self, it: Any, n: int) -> Any:
+        """Refused, as `map` is."""
+        raise _not_called("chunks")
+
     def _submission(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[Request, dict[str, Any]]:
         """What to submit, and how: the keyword arguments of `Client.submit`."""
         given = {name: options[name] for name in options.keys() - OF_CELERY if options[name] is not None}
-        if ignored := sorted(given.keys() - set(HONOURED)):
+        stamps = stamps_of(given)
+        if ignored := sorted(given.keys() - set(HONOURED) - stamps.keys()):
             raise RequestInvalid(
                 f"a run cannot be submitted with {', '.join(ignored)}: nothing would come of it",
                 hint=f"options that work: {', '.join(HONOURED)}",
@@ -129,7 +142,7 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
             "queue": given.get("queue"),
             "delay_ms": self._delay_ms(given.get("countdown"), given.get("eta")),
             "expires_ms": self._expires_ms(given.get("expires")),
-            "canvas": self._family() | {name: given[name] for name in KEPT if name in given},
+            "canvas": self._family() | {name: given[name] for name in KEPT if name in given} | stamps,
         }
 
     def _family(self) -> dict[str, Any]:
@@ -169,6 +182,13 @@ class ProducerTask(AgentTask):
 
     def run(self, request: Request) -> None:
         raise _carries_nothing()
+
+
+def _not_called(name: str) -> RequestInvalid:
+    return RequestInvalid(
+        f"run_agent.{name}(...) would call runs inside one Celery task, and a run is not a function to call",
+        hint="group(run_agent.s(request) for request in requests) submits a run for each request",
+    )
 
 
 def _carries_nothing() -> ConfigError:
@@ -224,12 +244,60 @@ def _with_run_id(request: Request, task_id: str | None) -> Request:
     return {**fields, "run_id": task_id}
 
 
-def _make_run_agent() -> AgentTask:
-    app = default_client().app
-    return cast(
-        AgentTask, app.tasks[RUN_AGENT] if RUN_AGENT in app.tasks else app.register_task(ProducerTask())
-    )
+class _FrontDoorTask(ProducerTask):
+    """The front door's task while no app is registered.
+
+    A signature that was made of it may be applied after an app was: the run then goes out by that app.
+    """
+
+    def apply_async(
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> RunHandle[Any]:
+        task = front_door_task()
+        if task is self:
+            return super().apply_async(args, kwargs, **options)
+        return task.apply_async(args, kwargs, **options)
+
+    def apply(
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Any:
+        task = front_door_task()
+        return super().apply(args, kwargs, **options) if task is self else task.apply(args, kwargs, **options)
 
 
-run_agent: AgentTask = cast(AgentTask, PromiseProxy(_make_run_agent, name=RUN_AGENT))
-"""`tasks.run_agent`, to be submitted to wherever the environment's settings say."""
+def front_door_task() -> AgentTask:
+    """The task that the front door's `run_agent` stands for now.
+
+    It is that of the app which is registered in this process; where none is, a producer's own, with the
+    settings of the environment. Raises `ConfigError` when two apps are registered.
+    """
+    app = front_door_app()
+    if RUN_AGENT not in app.tasks:
+        app.register_task(_FrontDoorTask())
+    return cast(AgentTask, app.tasks[RUN_AGENT])
+
+
+class _FrontDoor(Proxy):  # type: ignore[misc]  # Celery ships no types
+    """Stands for `front_door_task()`. Whoever only looks what kind of object it is gets an answer, as test
+    runners and `inspect` do: no app is looked for, and none is made."""
+
+    def _get_class(self) -> type:
+        return ProducerTask
+
+    def __repr__(self) -> str:
+        return f"<{RUN_AGENT} of the registered app, else of the environment's settings>"
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except ConfigError as error:
+            if name.startswith("__"):
+                raise AttributeError(name) from error
+            raise
+
+
+run_agent: AgentTask = cast(AgentTask, _FrontDoor(front_door_task, name=RUN_AGENT))
+"""`tasks.run_agent` of the registered app (`register(app)`), else of the environment's settings.
+
+Which one is decided with each use, so that it may be imported before the app is registered.
+"""

@@ -7,7 +7,7 @@ the run is accepted all the same, and the worker's rescue loop sends what was no
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import kombu
@@ -24,6 +24,7 @@ from openagents_worker.addresses import (
     is_redis_url,
 )
 from openagents_worker.errors import BrokerConfigError
+from openagents_worker.producer.app_parts import AppKind, AppParts, attach_parts, find_parts, parts_of
 from openagents_worker.producer.broker import ANSWER_TIMEOUT_S as BROKER_ANSWER_TIMEOUT_S
 from openagents_worker.producer.broker import RESUME_RUN, RUN_AGENT, TRANSPORTS
 from openagents_worker.producer.canvas import options_of
@@ -77,7 +78,7 @@ def make_app(settings: Settings) -> Celery:
         task_send_sent_event=True,
     )
     app.conf.broker_transport_options = _transport_options(_driver(app), broker.transport_options)
-    app.openagents_settings = settings
+    attach_parts(app, AppParts(AppKind.PRODUCER, settings))
     return app
 
 
@@ -119,7 +120,12 @@ def wake_queue(queue: str) -> str:
 
 
 def send_first(app: Celery, run: Wake) -> bool:
-    """Publish a run's first message. False, and one warning, when the broker cannot be reached."""
+    """Publish a run's first message. False, and one warning, when the broker cannot be reached.
+
+    Under `task_always_eager` the run is carried here, as by `send_wakes`.
+    """
+    if (carry := _eager(app)) is not None:
+        return bool(carry([run]))
     return _publish(app, [_first_message(run, run.queue)]) == 1
 
 
@@ -128,15 +134,20 @@ def send_wakes(app: Celery, wakes: Iterable[Wake]) -> int:
 
     Under `task_always_eager` nobody consumes: they are carried here, where that can be done.
     """
-    carry = getattr(app.tasks.get(RUN_AGENT), "carry_wakes", None) if app.conf.task_always_eager else None
-    if carry is not None:
+    if (carry := _eager(app)) is not None:
         return int(carry(wakes))
     return _publish(app, [_wake_message(wake) for wake in wakes])
 
 
+def _eager(app: Celery) -> Callable[[Iterable[Wake]], int] | None:
+    """What carries runs in this process instead of sending messages; None where messages are sent."""
+    return getattr(app.tasks.get(RUN_AGENT), "carry_wakes", None) if app.conf.task_always_eager else None
+
+
 def close_producers(app: Celery) -> None:
     """Close this process's publishing connections to the app's broker."""
-    pool = app.__dict__.get("openagents_producers", {}).pop(os.getpid(), None)
+    parts = find_parts(app)
+    pool = parts.producers.pop(os.getpid(), None) if parts is not None else None
     if pool is not None:
         pool.force_close_all()
         pool.connections.force_close_all()
@@ -171,6 +182,11 @@ def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
         "argsrepr": f"agent={run.agent_id} session={run.session_id} run={run.run_id}",
         "kwargsrepr": "{}",
         "serializer": "json",
+        # Said, as Celery would take what the app's settings say of all tasks.
+        "priority": own.get("priority"),
+        "expires": None,
+        "time_limit": None,
+        "soft_time_limit": None,
     }
 
 
@@ -225,7 +241,7 @@ class _OwnQueue:
 def _producers(app: Celery) -> Any:
     """The app's publishing connections. A forked child makes its own: two processes share no socket."""
     # Without a lock, which a thread of the parent might hold in the child for ever: the first one is kept.
-    by_process: dict[int, Any] = app.__dict__.setdefault("openagents_producers", {})
+    by_process = parts_of(app).producers
     found = by_process.get(os.getpid())
     if found is None:
         connections = _publishing_connection(app).Pool(MAX_PRODUCERS)

@@ -17,7 +17,7 @@ from openagents_worker.agents import (
 from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.errors import AgentUnavailable
-from openagents_worker.llm.base import LLMClient
+from openagents_worker.llm.base import LLMClient, quiet_http_clients
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.models import RunBudget, dumps
@@ -132,6 +132,7 @@ class Assembly:
         self._models: dict[str, LLMClient] = {}
         self._shared: dict[tuple[str, str], Any] = {}
         self._definitions = {agent.id: config.agent(agent.id) for agent in config.agents}
+        quiet_http_clients()
         self.hashes = {agent.id: agent.definition_hash for agent in self._definitions.values()}
 
     @classmethod

@@ -39,13 +39,22 @@ from openagents_worker.runtime.replay_by_place import ReplayByPlace
 from openagents_worker.runtime.retry import DEFAULT_MAX_RESUME_ATTEMPTS, back_off_ms
 from openagents_worker.runtime.rules import REMEMBER, Rules
 from openagents_worker.runtime.state import apply_changes
-from openagents_worker.runtime.user_code import RunCode, coded, current_run, described, user_code
+from openagents_worker.runtime.user_code import (
+    RunCode,
+    coded,
+    current_run,
+    described,
+    described_in_log,
+    user_code,
+    user_error_of,
+)
+from openagents_worker.sentry import report_unless_logged
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import BEGUN, BY_PLACE
 from openagents_worker.store.runs import SessionStore
 from openagents_worker.store.scripts import Claimed, Handed, Wake
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry import get_logger, line_groups
 from openagents_worker.tools.offload import work_off_loop
 
 __all__ = ["EX_DOES_NOT_STOP", "Attempt", "Carried", "Outlook"]
@@ -230,7 +239,12 @@ class Attempt:
             with user_code(PatternError):
                 await parts.aclose()
         except OpenAgentsError as error:
-            log.warning("run.plugin_not_closed", run_id=self.request.run_id, error=error.message)
+            log.warning(
+                "run.plugin_not_closed",
+                **self._ids,
+                **described_in_log(error),
+                user_error=user_error_of(error),
+            )
 
     # --- prepare -----------------------------------------------------------------------------------------
 
@@ -243,6 +257,9 @@ class Attempt:
         except OpenAgentsError as error:
             if not (error.retryable and self._durable and self._tries.get(OPEN, 0) < self._max_tries):
                 raise
+            log.warning(
+                "deps.unavailable", **self._ids, **described_in_log(error), user_error=user_error_of(error)
+            )
             self.latch.set(LatchReason.RETRY, error=error, call=OPEN)
             raise RunLatched(LatchReason.RETRY) from error
 
@@ -450,6 +467,7 @@ class Attempt:
             exit_code=EX_DOES_NOT_STOP,
             **self.what_runs(),
         )
+        line_groups.flush()
         self._leave(EX_DOES_NOT_STOP)
         self.latch.set(LatchReason.FENCED, detail="its code does not stop")  # where nobody has left
 
@@ -499,17 +517,26 @@ class Attempt:
             handed = await self._ledger.finish(**stored.arguments)
         await self._send(handed)
         ending = stored.ending
-        log.info(
-            "run.ended",
-            run_id=self.request.run_id,
-            stop_reason=str(ending.stop_reason),
-            attempt=self._claimed.attempt,
-        )
+        self._log_end(ending)
         if ending.not_stored:
             log.warning("run.not_all_stored", run_id=self.request.run_id, not_stored=ending.not_stored)
         return Carried(
             Outlook.ENDED, stop_reason=ending.stop_reason, error=ending.details, life=self._claimed.life
         )
+
+    def _log_end(self, ending: Ending) -> None:
+        """One line; of a run that failed an error's, with the traceback of what is not this library's."""
+        said: dict[str, Any] = {
+            **self._ids,
+            "stop_reason": str(ending.stop_reason),
+            "attempts": self._claimed.attempt,
+        }
+        if ending.error is None or ending.state == "cancelled":
+            log.info("run.ended", **said)
+            return
+        raised = user_error_of(ending.error)
+        log.error("run.failed", **said, **described_in_log(ending.error), user_error=raised)
+        report_unless_logged(raised)
 
     @property
     def _parting(self) -> Parting:
@@ -546,7 +573,7 @@ class Attempt:
         self._ledger.note_of_run(name, **payload)
 
     @property
-    def _ids(self) -> dict[str, str]:
+    def _ids(self) -> dict[str, Any]:
         return {
             "agent_id": self.request.agent_id,
             "session_id": self.request.session_id,

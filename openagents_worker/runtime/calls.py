@@ -37,7 +37,13 @@ from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.recorder import Outcome, Recorder
-from openagents_worker.runtime.user_code import cancelling_itself_only, tool_error, user_code
+from openagents_worker.runtime.user_code import (
+    cancelling_itself_only,
+    described_in_log,
+    tool_error,
+    user_code,
+    user_error_of,
+)
 from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec
 from openagents_worker.tools.validation import check_arguments
@@ -125,6 +131,7 @@ class RecordedModel:
                 usage, wire = _usage_of(reply), reply.to_wire()
                 check_storable(wire)
         except OpenAgentsError as error:
+            self._log_failure(error, name)
             failed = {"model": name, "call": info.call_key, "error": str(error)}
             details = ErrorDetails.from_exception(error).model_dump(exclude_none=True)
             return Outcome(error=error, events=[("llm.failed", {**failed, "error_details": details})])
@@ -138,6 +145,17 @@ class RecordedModel:
             "tool_calls": [call.name for call in reply.tool_calls],
         }
         return Outcome(value=wire, usage=usage, events=[("llm.succeeded", told)])
+
+    def _log_failure(self, error: OpenAgentsError, name: str) -> None:
+        """A client of somebody's own that fails in its own way; of ours, the run or its retry says enough."""
+        if (raised := user_error_of(error)) is not None:
+            log.warning(
+                "llm.failed",
+                run_id=self._recorder.run_id,
+                model=name,
+                **described_in_log(error),
+                user_error=raised,
+            )
 
     def _over_budget(self) -> BudgetExhausted | None:
         """The error when the money is spent. Asked only for calls that are made: a recorded one is paid."""
@@ -283,12 +301,24 @@ class RecordedTool:
 
     def _failed(self, error: OpenAgentsError, call: CallContext) -> Outcome:
         error.tool_id = error.tool_id or self.tool_id
+        raised, said = user_error_of(error), described_in_log(error)
         told = {
             "tool_id": self.tool_id,
             "error": str(error),
             "call_id": call.call_id,
+            **said,
+            "type": type(raised or error).__name__,
             "error_details": ErrorDetails.from_exception(error).model_dump(exclude_none=True),
         }
+        log.warning(
+            "tool.failed",
+            run_id=self._context.run_id,
+            agent_id=self._context.agent_id,
+            tool_id=self.tool_id,
+            call_id=call.call_id,
+            **said,
+            user_error=raised,
+        )
         events: list[tuple[str, Mapping[str, Any]]] = [("tool.failed", told)]
         if isinstance(error, ModelRetryError):
             asked = {key: told[key] for key in ("tool_id", "error", "call_id")}
@@ -330,7 +360,13 @@ class RecordedTool:
             with user_code(tool_error(ToolError, self.tool_id)):
                 await _hook(self._inner, "after_invoke", params, call, result, raised)
         except OpenAgentsError as error:
-            log.warning("tool.after_invoke_failed", tool=type(self._inner).__name__, error=error.message)
+            log.warning(
+                "tool.after_invoke_failed",
+                run_id=self._context.run_id,
+                tool_id=self.tool_id,
+                **described_in_log(error),
+                user_error=user_error_of(error),
+            )
 
     async def _with_deadline(self, params: dict[str, Any], call: CallContext) -> Any:
         if self._timeout_ms is None:
@@ -376,7 +412,14 @@ class RecordedTool:
         try:
             with user_code(tool_error(ToolError, self.tool_id)):
                 return bool(self._inner.requires_approval(params, call))
-        except OpenAgentsError:  # a gate that fails is closed
+        except OpenAgentsError as error:  # a gate that fails is closed
+            log.warning(
+                "tool.approval_gate_failed",
+                run_id=self._context.run_id,
+                tool_id=self.tool_id,
+                **described_in_log(error),
+                user_error=user_error_of(error),
+            )
             return True
 
     def _over_budget(self, info: CallInfo) -> MaxStepsExceeded | None:

@@ -19,9 +19,12 @@ from openagents_worker.models import ErrorDetails
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
-from openagents_worker.runtime.user_code import coded, user_code
+from openagents_worker.runtime.user_code import coded, described_in_log, user_code, user_error_of
+from openagents_worker.telemetry import get_logger
 
 __all__ = ["MemoryCalls"]
+
+log = get_logger(__name__)
 
 LAST_OUTPUT = "_runtime_last_output"
 """Where a memory finds the run's answer in the state, as plugins of the original SDK expect it."""
@@ -67,6 +70,7 @@ class MemoryCalls:
                 await self._memory.inject(self._context)
         except Exception as error:
             note("memory.inject_failed", error=str(error), error_details=_details(error))
+            self._log_failure("inject", error)
             raise
         note("memory.injected")
         note("memory.inject.completed", view_size=len(self._context.memory_view))
@@ -130,9 +134,21 @@ class MemoryCalls:
                 await getattr(self._memory, verb)(self._context)
         except Exception as error:
             self._note(f"memory.{verb}_failed", error=str(error), error_details=_details(error))
+            self._log_failure(verb, error)
             raise
         self._note(f"memory.{verb}_succeeded")
         self._note(f"memory.{verb}.completed")
+
+    def _log_failure(self, verb: str, error: Exception) -> None:
+        if isinstance(error, OpenAgentsError):  # else it is a signal of the runtime
+            log.warning(
+                f"memory.{verb}_failed",
+                run_id=self._context.run_id,
+                agent_id=self._context.agent_id,
+                on_error="fail" if self._fails_run else "continue",
+                **described_in_log(error),
+                user_error=user_error_of(error),
+            )
 
     @contextmanager
     def _overlay(self) -> Iterator[Overlay]:

@@ -16,6 +16,7 @@ reason, and the run parts by it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +26,7 @@ from openagents_worker.errors import AgentUnavailable, OpenAgentsError, RunCance
 from openagents_worker.models import ErrorDetails, StopReason
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.ledger import Ledger
+from openagents_worker.runtime.user_code import described_in_log
 from openagents_worker.store.scripts import Handed, SuspendKind, WriteAnswer
 from openagents_worker.telemetry import get_logger
 
@@ -109,7 +111,9 @@ class Parting:
             case LatchReason.CANCELLED:
                 return await self._finish(RunCancelled(await self._why_cancelled()))
             case LatchReason.FENCED:
-                log.warning("run.fenced", run_id=self._ledger.run_id, detail=self._latch.detail)
+                log.of_run(
+                    logging.WARNING, "run.fenced", run_id=self._ledger.run_id, detail=self._latch.detail
+                )
                 return Carried(Outlook.NOTHING, "fenced")
             case None:
                 raise RuntimeError("a run parts whose latch is not set")
@@ -161,6 +165,11 @@ class Parting:
     async def _put_aside(self, handed: Handed, error: OpenAgentsError) -> Carried | None:
         if handed.answer is not WriteAnswer.OK:
             return None
+        run_id, said = self._ledger.run_id, described_in_log(error)
+        if self._latch.reason is LatchReason.RETRY:
+            log.warning("run.retry_scheduled", run_id=run_id, **said, delay_ms=handed.delay_ms)
+        else:
+            log.of_run(logging.WARNING, "run.left_to_others", run_id=run_id, **said)
         await self._send(handed)
         return Carried(
             Outlook.SUSPENDED,

@@ -24,12 +24,15 @@ from openagents_worker.runtime.memory_calls import MemoryCalls
 from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
-from openagents_worker.runtime.user_code import coded, user_code
+from openagents_worker.runtime.user_code import coded, described_in_log, user_code, user_error_of
 from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.store.runs import SessionStore
+from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.base import ToolPlugin
 
 __all__ = ["Prepared", "Preparation", "Start"]
+
+log = get_logger(__name__)
 
 DEFAULT_TOOL_TIMEOUT_MS = 30_000  # the `safe` executor's default in the original
 
@@ -181,6 +184,7 @@ class Preparation:
                 await compact(**{**given, "session_state": overlay})
         except Exception as error:  # noqa: BLE001  # a past that could not be shortened is still a past
             failed = coded(error, PatternError)
+            self._log_failure("context.compact_failed", failed)
             self._ledger.note_of_run(
                 "context.compact_failed", error=str(error), error_details=_details(error)
             )
@@ -228,9 +232,21 @@ class Preparation:
                     await inner.preflight(None)
             except Exception as error:  # noqa: BLE001  # whatever it raises is the outcome of this call
                 self._note_preflight(tool_id, "error", started, error=str(error))
-                return Outcome(error=coded(error, PatternError))
+                failed = coded(error, PatternError)
+                self._log_failure("tool.preflight_failed", failed, tool_id=tool_id)
+                return Outcome(error=failed)
             self._note_preflight(tool_id, "ok", started)
         return Outcome()
+
+    def _log_failure(self, event: str, error: OpenAgentsError, **fields: Any) -> None:
+        log.warning(
+            event,
+            run_id=self._context.run_id,
+            agent_id=self._context.agent_id,
+            **fields,
+            **described_in_log(error),
+            user_error=user_error_of(error),
+        )
 
     def _note_preflight(self, tool_id: str, result: str, started: float, **more: str) -> None:
         self._ledger.note_of_run(

@@ -33,12 +33,16 @@ from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.plain import plain
 from openagents_worker.runtime.rules import Question, ReplayContradiction, Rules
-from openagents_worker.runtime.user_code import coded
+from openagents_worker.runtime.user_code import coded, original_of, stand_for
+from openagents_worker.telemetry import get_logger
 
 __all__ = ["Make", "Outcome", "Recorder"]
 
+log = get_logger(__name__)
+
 Event = tuple[str, Mapping[str, Any]]
 
+SHORT_MESSAGE_CHARS = 200  # of an error whose record would be too large; the smallest limit is 1,024 bytes
 NO_TIME_MS = 10  # a call that took no longer took no time: replay allows for that much anyway
 
 
@@ -212,15 +216,18 @@ class Recorder:
             kind=question.kind,
             name=question.name,
             number=number,
+            tell=self._ledger.note,
         )
         with self._counted_as_running(may_repeat):
-            record = await self._made(question, info, make)
+            record, error = await self._made(question, info, make)
         await self._stop_if_latched()  # it is stored; a run that is to stop stops before the program goes on
         assert record is not None
-        return self._apply(record)
+        return self._apply(record, error)
 
-    async def _made(self, question: Question, info: CallInfo, make: Make) -> Record | None:
-        """Make the call and store its record; None when it is put off."""
+    async def _made(
+        self, question: Question, info: CallInfo, make: Make
+    ) -> tuple[Record | None, OpenAgentsError | None]:
+        """Make the call and store its record, None when it is put off; with it the error itself."""
         began_s = self._loop.time()
         outcome, model_calls = await self._outcome(question, info, make, began_s)
         if self._is_to_be_retried(outcome, info):
@@ -228,10 +235,10 @@ class Recorder:
             self._latch.set(LatchReason.RETRY, error=outcome.error, call=fact)
             for event in outcome.events:
                 self._ledger.note(*event)
-            return None
+            return None, outcome.error
         record, text = self._record(question, info, outcome, began_s, model_calls)
         await self._commit(record, text, outcome.events)
-        return record
+        return record, outcome.error
 
     async def _outcome(
         self, question: Question, info: CallInfo, make: Make, began_s: float
@@ -351,6 +358,13 @@ class Recorder:
             record = self._new_record(question, info, result, began_s, **changed, **more)
             text = record.to_json()
             size = len(text.encode())
+            if size > self._max_record_bytes and outcome.error is not None:
+                # What the error says is worth more than that it said too much.
+                result["error"]["context"].pop("traceback", None)
+                result["error"]["message"] = result["error"]["message"][:SHORT_MESSAGE_CHARS]
+                record = self._new_record(question, info, result, began_s, **changed, **more)
+                text = record.to_json()
+                size = len(text.encode())
             if size <= self._max_record_bytes:
                 return record, text
             problem = f"the outcome of {call} has {size:,} bytes, {self._max_record_bytes:,} are allowed"
@@ -463,10 +477,13 @@ class Recorder:
         await self._stop_if_latched()
         return self._apply(record)
 
-    def _apply(self, record: Record) -> Any:
+    def _apply(self, record: Record, made: OpenAgentsError | None = None) -> Any:
+        """Give the outcome that the record holds. `made` is the error from which it was recorded just now."""
         self._on_record(record)
         if "error" in record.outcome:
             error = error_from_wire(record.outcome["error"])
+            if made is not None and made.code == error.code:
+                stand_for(error, original_of(made))
             if isinstance(error, BudgetExhausted | MaxStepsExceeded):
                 self.verdict = error  # no pattern talks itself out of a budget
             raise error
@@ -477,13 +494,21 @@ class Recorder:
     def say(self, name: str, payload: Mapping[str, Any]) -> None:
         """An event of the pattern. While its branch is replayed it is held back: it was said before."""
         if self.rules.is_read or self.rules.is_inside_a_call():
-            self._ledger.note(name, payload)
+            self._note_said(name, payload)
         else:
             self._held[self.rules.branch()].append((name, payload))
 
     def _release_held(self, branch: str) -> None:
         for event in self._held.pop(branch, ()):
-            self._ledger.note(*event)
+            self._note_said(*event)
+
+    def _note_said(self, name: str, payload: Mapping[str, Any]) -> None:
+        self._ledger.note(name, payload)
+        if name == "tool.failed":  # the model asked for a tool that there is not, for example
+            said: dict[str, Any] = {
+                key: payload[key] for key in ("tool_id", "code", "message") if key in payload
+            }
+            log.warning("tool.failed", run_id=self.run_id, **said)
 
     # --- the end of the attempt --------------------------------------------------------------------------
 

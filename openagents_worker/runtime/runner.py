@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, assert_never
 
-from openagents_worker.errors import RedisRefused, RedisUnreachable
+from openagents_worker.errors import (
+    AgentUnavailable,
+    RedisRefused,
+    RedisUnreachable,
+    RunPoisoned,
+    WorkerLost,
+)
 from openagents_worker.models import RunResult, StopReason
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
@@ -67,7 +74,9 @@ class Runner:
             if claimed.answer is not ClaimAnswer.CLAIMED:
                 if claimed.wakes:
                     await self._send_wakes(claimed.wakes)
-                return _not_carried(claimed)
+                carried = _not_carried(claimed)
+                _log_foreign_end(run_id, claimed, carried)
+                return carried
             if lease.remaining_s() <= 0:  # nothing is begun here: others may take the run at any moment
                 return await self._give_back(run_id, lease, claimed, ReleaseKind.HANDOVER)
             if not self.accepting:
@@ -113,7 +122,9 @@ class Runner:
             return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
         if isinstance(attempt.latch.error, RedisRefused):  # it goes on from its last checkpoint
             error = attempt.latch.error
-            log.error("run.write_refused", run_id=run_id, error=error.message, hint=error.hint)
+            log.of_run(
+                logging.ERROR, "run.write_refused", run_id=run_id, error=error.message, hint=error.hint
+            )
             await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
         return carried
 
@@ -136,7 +147,7 @@ class Runner:
             try:
                 claimed = await self._store.run_until(call, lambda: time.monotonic() > give_up_at)
             except RedisUnreachable as error:
-                log.warning("run.claim_failed", run_id=run_id, error=error.message)
+                log.of_run(logging.WARNING, "run.claim_failed", run_id=run_id, error=error.message)
                 return lease, Claimed(ClaimAnswer.UNKNOWN)
             is_to_be_asked_again = claimed.answer is ClaimAnswer.NOT_ALIVE and self.accepting
             if not is_to_be_asked_again or time.monotonic() > give_up_at:
@@ -155,9 +166,8 @@ class Runner:
         try:
             released = await self._store.run_until(door, lambda: lease.remaining_s() <= 0)
         except RedisUnreachable as error:
-            log.warning(
-                "run.not_released", run_id=run_id, error=error.message, hint="the heartbeat releases it"
-            )
+            hint = "the heartbeat releases it"
+            log.of_run(logging.WARNING, "run.not_released", run_id=run_id, error=error.message, hint=hint)
             return Carried(Outlook.NOTHING, "fenced")
         await self._send_wakes(released.wakes)
         match kind:
@@ -260,6 +270,26 @@ def _not_carried(claimed: Claimed) -> Carried:
             raise ValueError("a run that was claimed is carried")
         case _:
             assert_never(claimed.answer)
+
+
+ENDED_WITHOUT_A_WORKER = frozenset({AgentUnavailable.code, RunPoisoned.code, WorkerLost.code})
+"""With these a run ends in Redis, while no worker works on it; other failures their worker has logged."""
+
+
+def _log_foreign_end(run_id: str, claimed: Claimed, carried: Carried) -> None:
+    """A run that was ended in Redis is logged by the worker that tells Celery of it."""
+    error = carried.error
+    if error is None or error.code not in ENDED_WITHOUT_A_WORKER:
+        return
+    log.error(
+        "run.failed",
+        run_id=run_id,
+        agent_id=error.context.get("agent_id"),
+        session_id=error.context.get("session_id"),
+        stop_reason=str(carried.stop_reason),
+        code=error.code,
+        message=error.message,
+    )
 
 
 class _Entry:

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from openagents_worker.errors import OpenAgentsError, text_of
+from openagents_worker.errors import (
+    ORIGINAL,
+    ModelRetryError,
+    OpenAgentsError,
+    ProcessTraceback,
+    text_of,
+)
 from openagents_worker.llm.base import current_call
-from openagents_worker.models import ErrorDetails, check_storable
+from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, check_storable
+from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.offload import WorkOffLoop
+from openagents_worker.tracebacks import is_raised_by_user, traceback_text
 
 __all__ = [
     "RunCode",
@@ -27,6 +36,10 @@ __all__ = [
     "coded",
     "current_run",
     "described",
+    "described_in_log",
+    "user_error_of",
+    "original_of",
+    "stand_for",
     "tool_error",
     "travels_on",
     "user_code",
@@ -37,6 +50,8 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 MAX_NAMED_MEMBERS = 10  # of an exception group; the message says how many there are
+MAX_NAMED_DEPTH = 3  # of groups inside of groups
+MAX_LOGGED_CHARS = 2_000  # of an error's message in a log line
 
 Coded = Callable[[str], OpenAgentsError]
 """Makes the coded error of a text, as the class of an error does."""
@@ -73,7 +88,13 @@ class RunCode:
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             if travels_on(error):
                 raise
-            log.error("run.task_exited", run_id=self.run_id, agent_id=self.agent_id, error=described(error))
+            log.error(
+                "run.task_exited",
+                run_id=self.run_id,
+                agent_id=self.agent_id,
+                error=described(error),
+                user_error=error,
+            )
             raise RuntimeError(f"a task of the run raised {described(error)}") from error
 
     def tasks(self) -> set[asyncio.Task[Any]]:
@@ -194,22 +215,70 @@ def _latched_in(error: BaseException) -> LatchReason | None:
 
 
 def coded(error: BaseException, wrap: Coded, *, prefix: str = "") -> OpenAgentsError:
-    """The error as a coded one that can be stored: itself where it is one, else what `wrap` makes of it."""
+    """The error as a coded one that can be stored: itself where it is one, else what `wrap` makes of it.
+
+    Where user code raised it, it has the traceback as text from here on.
+    """
     if isinstance(error, OpenAgentsError) and _is_storable(error):
+        if error.traceback is None and original_of(error) is not None:
+            error.__dict__["traceback"] = traceback_text(error)  # a plugin's class may have a property there
         return error
-    wrapped = wrap(f"{prefix}{described(error)}")
+    wrapped = wrap(f"{prefix}{safe_message(described(error), MAX_MESSAGE_CHARS)}")
     wrapped.__cause__ = error
-    return wrapped
+    wrapped.__dict__["traceback"] = traceback_text(error)
+    return stand_for(wrapped, error)
 
 
-def described(error: BaseException) -> str:
+# --- which exception it was ------------------------------------------------------------------------------
+
+
+def stand_for(error: OpenAgentsError, original: BaseException | None) -> OpenAgentsError:
+    """Note which exception the error stands for. Its cause stays as it is: on replay there is none, and the
+    program must not see a difference."""
+    if original is not None and original is not error:
+        error.__dict__[ORIGINAL] = original
+    return error
+
+
+def original_of(error: BaseException) -> BaseException | None:
+    """The exception that user code raised; None where an error of this library explains itself, and where
+    the exception was raised in another process."""
+    at = error
+    while isinstance(at, OpenAgentsError):
+        original = at.__dict__.get(ORIGINAL)
+        if original is None:
+            is_users = isinstance(at.__cause__, ProcessTraceback) or is_raised_by_user(at)
+            return at if is_users and not isinstance(at, ModelRetryError) else None
+        at = original
+    return at
+
+
+def user_error_of(error: OpenAgentsError) -> BaseException | None:
+    """What a log line of the error shows as its exception, with the causes that this process knows."""
+    original = original_of(error)
+    with suppress(Exception):  # an exception's class may override anything
+        at, seen = original, set[int]()
+        while at is not None and id(at) not in seen:
+            seen.add(id(at))
+            if isinstance(at, OpenAgentsError) and at.__cause__ is None:
+                at.__cause__ = at.__dict__.get(ORIGINAL)
+            at = at.__context__ if at.__cause__ is None else at.__cause__
+    return original
+
+
+def described(error: BaseException, *, depth: int = MAX_NAMED_DEPTH) -> str:
     """The type and the text of an error; of a group, those of each member."""
-    text = text_of(error)
+    text = text_of(error)[:MAX_MESSAGE_CHARS]
     name = type(error).__name__
-    if not isinstance(error, BaseExceptionGroup):
+    if not isinstance(error, BaseExceptionGroup) or not depth:
         return f"{name}: {text}"
-    members = [described(member) for member in error.exceptions[:MAX_NAMED_MEMBERS]]
+    members = [described(member, depth=depth - 1) for member in error.exceptions[:MAX_NAMED_MEMBERS]]
     return f"{name}: {text} [{'; '.join(members)}]"
+
+
+def described_in_log(error: OpenAgentsError) -> dict[str, Any]:
+    """The fields of a log line that say what went wrong."""
+    return {"code": text_of(error.code), "message": safe_message(error.message, MAX_LOGGED_CHARS)}
 
 
 def _is_storable(error: OpenAgentsError) -> bool:

@@ -136,6 +136,11 @@ async def aread_record(store: AsyncStore, run_id: str) -> RunRecord:
     return _found(run_id, record_of(run_id, values))
 
 
+def is_notify_pending(store: Store, run_id: str) -> bool:
+    """Whether Celery is still to be told of the run's end, and so what is linked to it still to be called."""
+    return bool(store.ask(lambda r: r.hexists(store.keys("run", run_id), "untold")))
+
+
 def _found(run_id: str, record: RunRecord | None) -> RunRecord:
     if record is None:
         raise run_not_found(run_id)

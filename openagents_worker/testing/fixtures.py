@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import pytest
 
+from openagents_worker.producer.app_parts import without_registered_apps
 from openagents_worker.producer.client import default_client
-from openagents_worker.producer.task import run_agent
 from openagents_worker.settings import PREFIX, load_settings
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.embedded import EmbeddedRedis
@@ -55,8 +55,7 @@ def agents_redis(_agents_redis_server: EmbeddedRedis, monkeypatch: pytest.Monkey
     monkeypatch.setenv(f"{PREFIX}REDIS_URL", url)
     monkeypatch.delenv(f"{PREFIX}BROKER_URL", raising=False)
     default_client.cache_clear()
-    with default_client() as client:
-        monkeypatch.setattr(run_agent.app, "openagents_client", client)  # the app may be an earlier test's
+    with without_registered_apps(), default_client():
         yield url
     default_client.cache_clear()
 

@@ -23,7 +23,8 @@ from multiprocessing.process import AuthenticationString  # type: ignore[attr-de
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
-from openagents_worker.errors import ToolError, ToolUnavailableError, text_of
+from openagents_worker.errors import ProcessTraceback, ToolError, ToolUnavailableError, text_of
+from openagents_worker.tracebacks import traceback_text
 
 __all__ = ["DaemonThreads", "Offload", "TrackedThreads", "WorkOffLoop", "importable", "work_off_loop"]
 
@@ -119,11 +120,16 @@ class Raised:
 
     text: str
     error: BaseException | None = None
+    traceback: str | None = None
+    """That of the other process, which an exception does not take along when it is sent."""
 
     def raise_again(self, function: Callable[..., Any]) -> Any:
         """Raise it where it is waited for."""
+        there = None if self.traceback is None else ProcessTraceback(self.traceback)
         if self.error is None:
-            raise ToolError(self.text, getattr(function, "__name__", ""))
+            raise ToolError(self.text, getattr(function, "__name__", "")) from there
+        if there is not None:
+            self.error.__cause__ = there
         if isinstance(self.error, StopIteration | GeneratorExit):  # in a coroutine they are signals
             raise RuntimeError(self.text) from self.error
         raise self.error
@@ -233,10 +239,13 @@ class Offload:
         Raises `ToolUnavailableError`, which may be retried, when that process dies.
         """
         if self._processes is None:
+            from openagents_worker.telemetry import is_json_log  # a producer that defines a tool needs no log
+
             self._processes = ProcessPoolExecutor(
                 self._limit,
                 multiprocessing.get_context("spawn"),  # a fork of a process with threads can deadlock
-                _end_with_parent,
+                _begin_child,
+                (is_json_log(),),
             )
         call = partial(_call, function.__module__, function.__qualname__, arguments)
         processes = self._processes
@@ -316,17 +325,29 @@ def _call(module: str, qualname: str, arguments: Mapping[str, Any]) -> Any:
     What it raises is sent as it is where it can be read again, else by its text: an exception that cannot be
     would end the pool, and with it the calls of every other run.
     """
-    found: Any = importlib.import_module(module)
-    for name in qualname.split("."):
-        found = getattr(found, name)
-    outcome = _outcome(partial(getattr(found, "function", found), **arguments))
-    if not isinstance(outcome, Raised):
+    outcome = _outcome(partial(_find_and_call, module, qualname, arguments))
+    if not isinstance(outcome, Raised) or outcome.error is None:
         return outcome
+    traceback = traceback_text(outcome.error)
     try:
         sent = pickle.loads(pickle.dumps(outcome.error))  # noqa: S301 - what we have just written
     except Exception:  # noqa: BLE001 - whatever a class does when it is copied
         sent = None
-    return Raised(outcome.text, sent if type(sent) is type(outcome.error) else None)
+    return Raised(outcome.text, sent if type(sent) is type(outcome.error) else None, traceback)
+
+
+def _find_and_call(module: str, qualname: str, arguments: Mapping[str, Any]) -> Any:
+    found: Any = importlib.import_module(module)
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return getattr(found, "function", found)(**arguments)
+
+
+def _begin_child(log_is_json: bool) -> None:
+    from openagents_worker.telemetry import begin_log_of_child  # as above
+
+    _end_with_parent()
+    begin_log_of_child(log_is_json)
 
 
 def _end_with_parent() -> None:

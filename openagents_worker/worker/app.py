@@ -8,6 +8,7 @@ from celery import Celery
 from celery.utils.nodenames import default_nodename, host_format
 from kombu.entity import Queue
 
+from openagents_worker.producer.app_parts import AppKind
 from openagents_worker.producer.broker import use_in_workers_of
 from openagents_worker.producer.transport import make_app, wake_queue
 from openagents_worker.settings import Settings
@@ -35,7 +36,7 @@ def make_worker_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
     )
     use_in_workers_of(app)
-    install(app, settings, is_ours=True)
+    install(app, settings, AppKind.WORKER)
     return app
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry import get_logger, line_groups
 
 __all__ = ["EX_PART_FAILED", "Leave", "background_task", "background_thread"]
 
@@ -53,4 +53,5 @@ def background_task(
 def _end_process(part: str, error: BaseException, leave: Leave) -> None:
     problem = f"{type(error).__name__}: {error}"
     log.error("worker.part_failed", part=part, error=problem, exit_code=EX_PART_FAILED, exc_info=error)
+    line_groups.flush()
     leave(EX_PART_FAILED)

@@ -7,19 +7,22 @@ oldest one still waits in line; one whose message is older has lost it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from openagents_worker.addresses import as_redis
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore, Cell
 
-__all__ = ["Backlog", "EMPTY", "oldest_of"]
+__all__ = ["Backlog", "EMPTY", "oldest_of", "priorities_are_kombus"]
 
 EMPTY = 2**53 - 1
 """The oldest message of a queue in which none waits: any run's message is older. Fits a Lua number."""
 
 # kombu's Redis transport keeps a list per priority step, pushes at its left and pops at its right.
-PRIORITY_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+SEPARATOR = "\x06\x16"
+PRIORITY_STEPS = (0, 3, 6, 9)
+PRIORITY_SUFFIXES = tuple(f"{SEPARATOR}{step}" if step else "" for step in PRIORITY_STEPS)
 LOOK_AT = 16  # the oldest messages of a list; more than one, as foreign ones carry no time
 
 
@@ -50,6 +53,12 @@ class Backlog:
     async def aclose(self) -> None:
         if self._store is not None:
             await self._store.close()
+
+
+def priorities_are_kombus(options: Mapping[str, Any]) -> bool:
+    """Whether a Redis broker with these transport options has its lists where they are looked for here."""
+    steps = {0, *(options.get("priority_steps") or PRIORITY_STEPS)}
+    return options.get("sep", SEPARATOR) == SEPARATOR and steps <= set(PRIORITY_STEPS)
 
 
 def oldest_of(messages: Iterable[str]) -> int | None:

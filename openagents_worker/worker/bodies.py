@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ async def _accepted(process: WorkerProcess, request: RunRequest, message: Messag
                 canvas=canvas,
             )
         except (RedisUnreachable, SubmitUnknown) as error:
-            log.warning("message.waits_for_redis", run_id=request.run_id, error=error.message)
+            log.of_run(logging.WARNING, "message.waits_for_redis", run_id=request.run_id, error=error.message)
             await asyncio.sleep(REDIS_PAUSE_S)
         except RunConflict:
             log.warning("message.conflict", run_id=request.run_id, hint="another request has this id")
@@ -184,4 +185,7 @@ async def _answer(process: WorkerProcess, message: Message, error: OpenAgentsErr
         hint=error.hint or "",
     )
     known = not await process.store.run_until(door, lambda: not process.runner.accepting)
-    log.warning("message.rejected", run_id=message.task_id, code=error.code, error=error.message, known=known)
+    if not known:
+        log.error("run.failed", run_id=message.task_id, code=error.code, message=error.message, attempts=0)
+    else:
+        log.warning("message.rejected", run_id=message.task_id, code=error.code, message=error.message)

@@ -7,11 +7,13 @@ enters the memory of revoked ids; any other id goes to Celery's own command.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery.worker import control
 
 from openagents_worker.errors import RedisUnreachable, RunNotFound
+from openagents_worker.producer.app_parts import find_parts
 from openagents_worker.producer.client import Client, client_of
 from openagents_worker.telemetry import get_logger
 
@@ -30,7 +32,8 @@ def take_over_revoke() -> None:
 def _revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **more: Any) -> Any:
     """Cancel what is a run, and let Celery revoke the rest."""
     ids = sorted(control.maybe_list(task_id) or [])
-    if getattr(state.app, "openagents_settings", None) is None:
+    parts = find_parts(state.app)
+    if parts is None or not parts.kind.has_tasks:
         return _celerys_revoke(state, ids, terminate, signal, **more)
     try:
         cancelled = _cancelled(client_of(state.app), ids)
@@ -56,5 +59,5 @@ def _cancelled(client: Client, ids: list[str]) -> list[str]:
         except RunNotFound:
             continue
         found.append(run_id)
-        log.info("run.revoked", run_id=run_id, answer=answer.value)
+        log.of_run(logging.INFO, "run.revoked", run_id=run_id, answer=answer.value)
     return found

@@ -8,6 +8,7 @@ somebody wants to end.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import threading
@@ -216,7 +217,7 @@ class Heartbeat:
             orphans=answer.owned - self._carrier.known(), losses=self._carrier.carried() - answer.owned
         )
         for run_id in losses:
-            log.warning("run.not_ours", run_id=run_id, incarnation=incarnation)
+            log.of_run(logging.WARNING, "run.not_ours", run_id=run_id, incarnation=incarnation)
             self._post(self._carrier.latch, run_id, LatchReason.FENCED)
         for run_id in orphans:
             self._ask(lambda run_id=run_id: self._release(run_id, incarnation))  # type: ignore[misc]
@@ -237,7 +238,9 @@ class Heartbeat:
                 max_recoveries=self._max_recoveries,
             )
         )
-        log.warning("run.released", run_id=run_id, incarnation=incarnation, answer=handed.answer)
+        log.of_run(
+            logging.WARNING, "run.released", run_id=run_id, incarnation=incarnation, answer=handed.answer
+        )
         if handed.wakes and not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(_awaited(self._send_wakes(handed.wakes)), self._loop)
 

@@ -63,7 +63,8 @@ def _ended(task: Task, run_id: str, carried: Carried) -> dict[str, str]:
     if reason is StopReason.CANCELLED:
         _revoked(task, run_id)
     code = carried.error.code if carried.error is not None else f"execution.{reason}"
-    raise RunFailed(f"{code}: the run ended as {reason}", code=code, run_id=run_id)
+    failed = RunFailed(f"{code}: the run ended as {reason}", code=code, run_id=run_id)
+    raise failed.showing(None if carried.error is None else carried.error.traceback) from None
 
 
 def _revoked(task: Task, run_id: str) -> Never:

@@ -4,6 +4,9 @@ Named by `app.conf.worker_pool`, so that a plain `celery -A … worker` gets it.
 own tracer, in a greenlet on the loop's thread: signals, `self.request`, acknowledgements, retries, events
 and results are those of every other pool. An `async def` task is awaited there. Any other task of somebody's
 app would block the loop: it runs in a thread, as in Celery's `threads` pool, and cannot be interrupted.
+
+In an app of somebody's own, runs have a limit of their own (`OPENAGENTS_CONCURRENCY`): they wait, mostly, and
+the app's `worker_concurrency` was chosen for tasks that compute.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from celery import Task, signals
+from celery import Celery, Task, signals
 from celery.concurrency.base import BasePool
 from celery.worker import state
 
+from openagents_worker.producer.app_parts import AppKind, find_parts
 from openagents_worker.tools.offload import DaemonThreads
 from openagents_worker.worker.blocking import keep_off_loop
 from openagents_worker.worker.bridge import LoopThread
@@ -33,8 +37,25 @@ ON_LOOP = "waits_on_loop"
 MAX_BLOCKING = 16  # threads for results and messages: their servers are not faster with more
 
 
+class _Lane:
+    """Tasks that share one limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.waiting: deque[Job] = deque()  # the lane is full; or due by its ETA while it is
+        self.running = 0
+        self.in_hand: set[int] = set()
+        """The numbers of the jobs that wait or run, as the consumer's thread counts them."""
+
+    def stats(self) -> dict[str, int]:
+        return {"limit": self.limit, "running": self.running, "waiting": len(self.waiting)}
+
+
 class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
-    """Runs at most `limit` tasks at a time; `bridge` is the loop on which they do."""
+    """Runs at most `limit` tasks at a time; `bridge` is the loop on which they do.
+
+    In a registered app that is the limit of the app's own tasks; runs have another one beside it.
+    """
 
     limit: int
     body_can_be_buffer = True
@@ -43,11 +64,13 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.bridge = LoopThread()
-        self.bridge.is_busy = lambda: self._running > 0
+        self.bridge.is_busy = lambda: self._running() > 0
         self._numbers = itertools.count(1)
         self._jobs: dict[int, Job] = {}
-        self._waiting: deque[Job] = deque()  # what is due by its ETA while the pool is full
-        self._running = 0
+        self._tasks = _Lane(self.limit)
+        run_limit = _run_limit(self.app)
+        self._runs = self._tasks if run_limit is None else _Lane(run_limit)
+        self._lanes = (self._tasks,) if run_limit is None else (self._tasks, self._runs)
         self._changed = threading.Condition()
         self._hub: Any = None
         self._threads = DaemonThreads(self.limit, name="openagents-task")
@@ -58,6 +81,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
     def on_start(self) -> None:
         self.bridge.start()
         self._on_loop = {task.name for task in self.app.tasks.values() if _is_for_loop(task)}
+        self._of_runs = {task.name for task in self.app.tasks.values() if getattr(task, ON_LOOP, False)}
         tasks = [self.app.tasks[name] for name in self._on_loop]
         for task in tasks:
             _await_body(task, self.bridge)
@@ -86,8 +110,24 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         )
         job = Job(next(self._numbers), order, loop=self.bridge.loop)
         self._jobs[job.number] = job
-        self.bridge.loop.call_soon_threadsafe(self._admit, job)
+        lane = self._runs if name in self._of_runs else self._tasks
+        lane.in_hand.add(job.number)
+        self.bridge.loop.call_soon_threadsafe(self._admit, job, lane)
         return job
+
+    @property
+    def has_run_limit(self) -> bool:
+        """Whether runs have a limit of their own beside `limit`."""
+        return self._runs is not self._tasks
+
+    @property
+    def run_limit(self) -> int:
+        """How many runs it carries at a time."""
+        return self._runs.limit
+
+    def runs_in_hand(self) -> int:
+        """How many runs have been taken from the broker and are not done; from any thread."""
+        return len(self._runs.in_hand)
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         job = self._jobs.get(pid)
@@ -102,15 +142,17 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         self._resize(max(1, self.limit - n))
 
     def _resize(self, limit: int) -> None:
-        self.limit = self._threads.limit = limit
-        self.bridge.loop.call_soon_threadsafe(self._go_on)
+        self.limit = self._threads.limit = self._tasks.limit = limit
+        self.bridge.loop.call_soon_threadsafe(self._go_on, self._tasks)
 
     def on_stop(self) -> None:
         """Wait for the tasks that were not told to stop; those that have not begun go back to the broker."""
         with self._changed:
-            for job in self._waiting:
-                self._jobs.pop(job.number)
-            self._waiting.clear()
+            for lane in self._lanes:
+                for job in lane.waiting:
+                    self._jobs.pop(job.number)
+                    lane.in_hand.discard(job.number)
+                lane.waiting.clear()
             self._changed.wait_for(self._only_stopped_ones_run)
         if not state.should_terminate:  # then the steps that stop after this one still need the loop
             self._close()
@@ -131,8 +173,9 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
     def _get_info(self) -> dict[str, Any]:
         return {
             **super()._get_info(),
-            "running": self._running,
-            "waiting": len(self._waiting),
+            "running": self._running(),
+            "waiting": sum(len(lane.waiting) for lane in self._lanes),
+            **({"runs": self._runs.stats()} if self.has_run_limit else {}),
             "loop": type(self.bridge.loop).__module__.partition(".")[0],
             "threads": self._threads.stats(),
             "blocking": self._blocking.stats(),
@@ -140,32 +183,42 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
 
     # --- on the loop -------------------------------------------------------------------------------------
 
-    def _admit(self, job: Job) -> None:
-        self._waiting.append(job)
-        self._go_on()
+    def _running(self) -> int:
+        return sum(lane.running for lane in self._lanes)
 
-    def _go_on(self) -> None:
+    def _admit(self, job: Job, lane: _Lane) -> None:
+        lane.waiting.append(job)
+        self._go_on(lane)
+
+    def _go_on(self, lane: _Lane) -> None:
         with self._changed:
-            while self._waiting and self._running < self.limit:
-                job = self._waiting.popleft()
-                self._running += 1
-                if self._running == 1:
+            while lane.waiting and lane.running < lane.limit:
+                job = lane.waiting.popleft()
+                lane.running += 1
+                if self._running() == 1:
                     self.bridge.began.set()
-                self.bridge.loop.create_task(self._carry(job), name=f"task {job.order.name}")
+                self.bridge.loop.create_task(self._carry(job, lane), name=f"task {job.order.name}")
 
-    async def _carry(self, job: Job) -> None:
+    async def _carry(self, job: Job, lane: _Lane) -> None:
         try:
             await job.carry(self._threads)
         finally:
-            self._running -= 1
+            lane.running -= 1
+            lane.in_hand.discard(job.number)
             del self._jobs[job.number]
-            self._go_on()
+            self._go_on(lane)
             with self._changed:
                 self._changed.notify_all()
             # Nothing else tells the hub, which may have stopped taking messages, that there is room again.
             # Whether it has is not for us to say: it counts what it has taken, we what we have begun.
             if self._hub is not None:
                 self._hub.call_soon(_nothing)
+
+
+def _run_limit(app: Celery) -> int | None:
+    """How many runs at a time; None where they share the limit of all tasks, as in an app of ours."""
+    parts = find_parts(app)
+    return parts.settings.concurrency if parts is not None and parts.kind is AppKind.REGISTERED else None
 
 
 _TOLD = ("callback", "accept_callback", "error_callback", "timeout_callback")

@@ -24,7 +24,7 @@ from openagents_worker.runtime.runner import Carried, Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore, Cell, Store
 from openagents_worker.store.scripts import Wake, accuse
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry import get_logger, line_groups
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.background import Leave, background_task
 from openagents_worker.worker.backlog import Backlog
@@ -230,6 +230,7 @@ class WorkerProcess:
         """The process ends before its lease does: nobody may take the runs while their code still runs."""
         for line in self.runner.what_runs():
             log.error("run.does_not_stop", reason="the worker stops", exit_code=EX_DOES_NOT_STOP, **line)
+        line_groups.flush()
         self._leave(EX_DOES_NOT_STOP)
 
     def close(self) -> None:
@@ -247,6 +248,7 @@ class WorkerProcess:
         if self._owns_loop:
             self._bridge.stop()
         log.info("worker.stopped", incarnation=self.heartbeat.lease.incarnation)
+        line_groups.flush()
 
     async def _close(self, *, reclaim: bool) -> None:
         await end_task(self._rescuing)

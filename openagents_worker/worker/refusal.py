@@ -104,8 +104,13 @@ def _answer(host: Host, consumer: Any, message: Any, reason: object) -> None:
         try:
             known = not client_of(consumer.app).store.run(door)
         except RedisUnreachable as error:
-            log.warning("message.not_answered", run_id=task_id, error=error.message)
-    log.warning("message.rejected", run_id=task_id, code=refused.code, error=refused.message, known=known)
+            log.of_run(logging.WARNING, "message.not_answered", run_id=task_id, error=error.message)
+    if known is False:
+        log.error("run.failed", run_id=task_id, code=refused.code, message=refused.message, attempts=0)
+    else:
+        log.warning(
+            "message.rejected", run_id=task_id, code=refused.code, message=refused.message, known=known
+        )
 
 
 def _refusal(name: object, reason: object) -> RequestInvalid:

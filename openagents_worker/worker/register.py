@@ -10,6 +10,15 @@ from typing import Any, cast
 
 from celery import Celery, signals
 
+from openagents_worker.errors import ConfigError
+from openagents_worker.producer.app_parts import (
+    AppKind,
+    AppParts,
+    attach_parts,
+    described_app,
+    find_parts,
+    real_app,
+)
 from openagents_worker.producer.task import AgentTask
 from openagents_worker.producer.transport import RUN_AGENT
 from openagents_worker.settings import Settings, load_settings
@@ -24,28 +33,51 @@ def register(app: Celery, queue: str = "agents") -> AgentTask:
 
     None of the app's settings is changed: what runs need is set at our tasks. Whoever submits needs the
     Redis settings of the environment (`OPENAGENTS_REDIS_URL`), a worker that consumes `queue` the others,
-    too. A worker of the app that does not consume it starts nothing of ours.
+    too. A worker of the app that does not consume it starts nothing of ours. From then on
+    `openagents_worker.run_agent` is this app's task. An app that is registered already stays as it is; raises
+    `ConfigError` when it was registered with another queue.
 
     ```python
     app = Celery("shop")
     run_agent = register(app)  # celery -A shop worker -Q celery,agents
     ```
     """
-    settings = load_settings().model_copy(update={"queue": queue})
-    install(app, settings, is_ours=False)
+    app = real_app(app)
+    parts = find_parts(app)
+    if parts is None or not parts.kind.has_tasks:
+        install(app, load_settings().model_copy(update={"queue": queue}), AppKind.REGISTERED)
+    elif parts.settings.queue != queue:
+        raise ConfigError(
+            f"the app {described_app(app)} is registered with the queue {parts.settings.queue!r} already, "
+            f"and now with {queue!r}",
+            hint="call register(app, queue=...) once; agents may name other queues in the agents file",
+        )
     return cast(AgentTask, app.tasks[RUN_AGENT])
 
 
-def install(app: Celery, settings: Settings, *, is_ours: bool) -> None:
+def install(app: Celery, settings: Settings, kind: AppKind) -> None:
     """Add the tasks now, and the rest when a worker of the app starts."""
     crew = Crew(app, settings)
-    app.openagents_settings = settings
+    attach_parts(app, AppParts(kind, settings, processes=crew))
     add_tasks(app, crew)
+    signals.celeryd_init.connect(_begin_log, dispatch_uid="openagents_worker")
+    signals.worker_init.connect(_equip, dispatch_uid="openagents_worker")
 
-    def equip(sender: Any = None, **_: Any) -> None:
-        if sender is not None and sender.app is app:
-            from openagents_worker.worker.step import tie
 
-            tie(sender, crew.host, is_ours=is_ours)
+def _equip(sender: Any = None, **_: Any) -> None:
+    """Called in each worker process of any app, before it makes its steps."""
+    parts = find_parts(sender.app) if sender is not None else None
+    if parts is not None and parts.processes is not None:
+        from openagents_worker.worker.step import tie
 
-    signals.worker_init.connect(equip, weak=False, dispatch_uid=f"openagents of {id(app)}")
+        tie(sender, parts.processes.host, is_ours=parts.kind is AppKind.WORKER)
+
+
+def _begin_log(instance: Any = None, options: Any = None, **_: Any) -> None:
+    """Called in each worker process of any app, before Celery writes its first lines."""
+    parts = find_parts(instance.app) if instance is not None else None
+    if parts is not None and parts.kind.has_tasks and parts.settings.log_format == "json":
+        from openagents_worker.worker.logs import set_up_logging
+
+        is_ours, logfile = parts.kind is AppKind.WORKER, (options or {}).get("logfile")
+        set_up_logging(instance, parts.settings, None, is_ours=is_ours, logfile=logfile)

@@ -7,6 +7,7 @@ first, and Celery lets a retry overrule every end: the row would say RETRY for e
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import Any
 
@@ -55,9 +56,9 @@ class Rows:
                 name, fields = END_EVENTS[state]
                 await asyncio.to_thread(_send, app, hostname, name, {"uuid": run_id, **fields})
         except RedisUnreachable as error:
-            log.warning("row.not_mended", run_id=run_id, error=error.message)
+            log.of_run(logging.WARNING, "row.not_mended", run_id=run_id, error=error.message)
         except Exception as error:  # noqa: BLE001 - every broker has errors of its own
-            log.warning("row.not_mended", run_id=run_id, error=type(error).__name__)
+            log.of_run(logging.WARNING, "row.not_mended", run_id=run_id, error=type(error).__name__)
 
 
 def _send(app: Celery, hostname: str, name: str, fields: dict[str, Any]) -> None:

@@ -24,15 +24,20 @@ from openagents_worker.producer.transport import wake_queue
 from openagents_worker.runtime.plugins import import_from_here
 from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.store.client import Store
-from openagents_worker.telemetry import configure_logging, get_logger
+from openagents_worker.telemetry import get_logger, is_json_log
+from openagents_worker.worker.app_advice import advise
+from openagents_worker.worker.backlog import priorities_are_kombus
 from openagents_worker.worker.control import take_over_revoke
 from openagents_worker.worker.events import EventBatches
 from openagents_worker.worker.gate import gate_of
+from openagents_worker.worker.logs import set_up_logging
 from openagents_worker.worker.pool import TaskPool
 from openagents_worker.worker.process import Host
 from openagents_worker.worker.reaping import end_leases_of_reaped
 from openagents_worker.worker.refusal import refusals_of
 from openagents_worker.worker.room import Room
+from openagents_worker.worker.run_queues import run_queues_of
+from openagents_worker.worker.tasks import OWN_TASKS
 from openagents_worker.worker.unreachable import lasting_problem, lasting_problem_of_celery
 
 __all__ = ["EX_CONFIG", "tie"]
@@ -43,6 +48,7 @@ T = TypeVar("T")
 
 EX_CONFIG = 2
 TELL_CHILD = signal.SIGUSR2  # SIGUSR1 is billiard's, for soft time limits
+NO_TIME_LIMIT_S = 20 * 24 * 3600  # the longest that epoll can wait for, in whole days, is 24
 POLL_S = 0.2  # how soon a worker that waits for Redis notices that it is told to stop
 
 
@@ -57,14 +63,16 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
     worker.app.steps["consumer"].add(refusals_of(host))
     worker.app.steps["consumer"].add(Room)
     worker.app.steps["consumer"].add(gate_of(host))
-    if is_ours:
-        worker.app.steps["consumer"].add(EventBatches)
+    worker.app.steps["consumer"].add(EventBatches if is_ours else run_queues_of(host))
     take_over_revoke()
-    if is_ours:
-        with contextlib.suppress(OpenAgentsError):  # what is wrong with the agents file, our step says
+    logging_config = None
+    with contextlib.suppress(OpenAgentsError):  # what is wrong with the agents file, our step says
+        if is_ours:
             host.check()
-        logging_config = host.config.logging if host.config is not None else None
-        configure_logging(host.settings, logging_config=logging_config)  # our lines have fields
+        # Another app's worker may execute no runs: it imports no plugins before that is known.
+        config = host.config if is_ours else read_agents_file(host.settings.config).config
+        logging_config = config.logging if config is not None else None
+    set_up_logging(worker, host.settings, logging_config, is_ours=is_ours, logfile=worker.logfile)
     if _forks(worker):
         # Celery kills a child that takes long to start, so this does not wait for Redis.
         signals.worker_process_init.connect(lambda **_: _start_child(host), weak=False)
@@ -87,6 +95,14 @@ def _tell_children(pool: PreforkPool) -> None:
 def _forks(worker: Any) -> bool:
     pool = worker.pool_cls
     return pool == "prefork" if isinstance(pool, str) else issubclass(pool, PreforkPool)
+
+
+def _lift_time_limits(app: Celery) -> None:
+    """Keep the app's `task_time_limit` from runs: prefork takes it wherever a task has none of its own."""
+    for name in OWN_TASKS:
+        task = app.tasks[name]
+        task.time_limit = task.time_limit or NO_TIME_LIMIT_S
+        task.soft_time_limit = task.soft_time_limit or NO_TIME_LIMIT_S
 
 
 def _check_pool(worker: Any) -> None:
@@ -137,7 +153,10 @@ def _patiently(ask: Callable[[], T], url: str) -> T:
 
 
 def _refuse(error: OpenAgentsError) -> NoReturn:
-    print(f"error: {error.code}: {error}", file=sys.stderr, flush=True)
+    if is_json_log():
+        log.error("worker.not_started", code=error.code, message=error.message, hint=error.hint)
+    else:
+        print(f"error: {error.code}: {error}", file=sys.stderr, flush=True)
     raise SystemExit(EX_CONFIG) from None
 
 
@@ -180,10 +199,13 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
                 )
             for name, meant in unknown_variables(os.environ):
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)
+            if not is_ours:
+                advise(parent)
             _check_redis(host.settings)
             if is_ours and (problem := lasting_problem_of_celery(host.settings)):
                 _refuse(problem)
             if _forks(parent):
+                _lift_time_limits(parent.app)
                 end_leases_of_reaped(parent.pool._pool, host.settings)
                 return
             host.bridge = parent.pool.bridge if isinstance(parent.pool, TaskPool) else None
@@ -233,11 +255,11 @@ def _queues_of_runs(settings: Settings) -> set[str]:
 def _with_broker_of(app: Celery, settings: Settings) -> Settings:
     """The settings with the app's broker, whose queues tell which messages are lost.
 
-    With a prefix before its keys they are not to be read by their names: then nothing can be read, and a run
-    is sent again after ever longer times.
+    With a prefix before its keys, or priorities that are named otherwise than kombu does, they are not to be
+    read by their names: then nothing can be read, and a run is sent again after ever longer times.
     """
     options = app.conf.broker_transport_options or {}
-    if options.get("global_keyprefix"):
+    if options.get("global_keyprefix") or not priorities_are_kombus(options):
         return settings.model_copy(update={"broker_url": ""})
     with app.connection_for_read() as connection:
         url = redis_url_of_connection(connection, options)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery, Task, states
+from celery import Celery, Task, chain, maybe_signature, states
 from celery.result import EagerResult
+from celery.utils.functional import maybe_list
 
-from openagents_worker.errors import OpenAgentsError
-from openagents_worker.producer.canvas import canvas_of, options_of
+from openagents_worker.errors import OpenAgentsError, RunFailed
+from openagents_worker.producer.app_parts import ProcessProvider, find_parts
+from openagents_worker.producer.canvas import canvas_of, options_of, stamps_of
 from openagents_worker.producer.client import client_of
 from openagents_worker.producer.handle import WaitTimeout
 from openagents_worker.producer.submit import submit
@@ -24,16 +26,21 @@ from openagents_worker.store.scripts import Wake
 if TYPE_CHECKING:
     from openagents_worker.worker.crew import Crew
 
-__all__ = ["PRUNE", "RECOVER_RUNS", "add_tasks"]
+__all__ = ["OWN_TASKS", "PRUNE", "RECOVER_RUNS", "add_tasks"]
 
 RECOVER_RUNS = "tasks.recover_runs"
 PRUNE = "tasks.prune"
+OWN_TASKS = (RUN_AGENT, RESUME_RUN, RECOVER_RUNS, PRUNE)
 
 SETTINGS: Mapping[str, Any] = {
     "bind": True,
     "shared": False,  # or Celery gives them to every other app of this process, too
     "acks_late": False,  # with late acknowledgement a connection blip starts a message a second time
+    "acks_on_failure_or_timeout": True,
+    "acks_on_failure": True,
+    "acks_on_timeout": True,
     "reject_on_worker_lost": False,
+    "retry_on_worker_lost": False,  # whose worker died, the rescue loop sees
     "serializer": "json",
     "compression": None,
     "throws": (OpenAgentsError,),  # expected: one line in the log and no traceback
@@ -49,10 +56,25 @@ SETTINGS: Mapping[str, Any] = {
 """All that a run needs of Celery, per task: the app may have other habits."""
 
 
-class RunTask(Task):  # type: ignore[misc]  # Celery ships no types
+class _OwnTask(Task):  # type: ignore[misc]  # Celery ships no types
+    """A task that is what it is here, whatever the app's `task_annotations` say of all tasks."""
+
+    abstract = True
+
+    @classmethod
+    def annotate(cls) -> None:
+        """Celery would set attributes of the task from the app's settings here."""
+
+
+class RunTask(_OwnTask):
     """A task that carries a run; the tracer calls `after_return` once it has told of an end."""
 
     abstract = True
+
+    def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """What Celery's event and Flower show as the traceback: that of the user's code, and none of ours."""
+        if isinstance(exc, RunFailed):
+            einfo.traceback = exc.traceback or str(exc)
 
     def after_return(self, status: str, retval: Any, task_id: str, *_: Any) -> None:
         from openagents_worker.worker.bodies import note_told
@@ -72,7 +94,14 @@ class RunAgent(RunTask, AgentTask):
     """`run_agent` where runs are carried: under `task_always_eager` it carries them in this very process."""
 
     abstract = True
-    crew: Crew
+
+    @property
+    def crew(self) -> ProcessProvider:
+        """What carries runs in this process; it belongs to the app."""
+        parts = find_parts(self.app)
+        assert parts is not None
+        assert parts.processes is not None, "the app that has this task has what carries its runs"
+        return parts.processes
 
     def apply(
         self,
@@ -112,9 +141,16 @@ class RunAgent(RunTask, AgentTask):
             task_id=run_id,
             headers={"wake_us": "0"},  # the mark of a message of ours
             throw=False,
-            link=linked.get("link"),
+            link=self._links(linked),
             link_error=linked.get("link_error"),
+            **stamps_of(linked),
         )
+
+    def _links(self, linked: Mapping[str, Any]) -> list[Any]:
+        """What follows the run: an eager task is told of its links alone, so a chain's rest becomes one."""
+        links = [*(maybe_list(linked.get("link")) or [])]
+        rest = [maybe_signature(each, app=self.app) for each in reversed(linked.get("chain") or [])]
+        return [*links, chain(*rest, app=self.app)] if rest else links
 
 
 def add_tasks(app: Celery, crew: Crew) -> None:
@@ -140,7 +176,7 @@ def add_tasks(app: Celery, crew: Crew) -> None:
 
         return bodies.prune(crew.at_work(self))
 
-    app.task(run_agent, name=RUN_AGENT, base=RunAgent, crew=crew, **SETTINGS)
+    app.task(run_agent, name=RUN_AGENT, base=RunAgent, **SETTINGS)
     app.task(resume_run, name=RESUME_RUN, base=RunTask, **SETTINGS)
-    app.task(recover_runs, name=RECOVER_RUNS, **SETTINGS)
-    app.task(prune, name=PRUNE, **SETTINGS)
+    app.task(recover_runs, name=RECOVER_RUNS, base=_OwnTask, **SETTINGS)
+    app.task(prune, name=PRUNE, base=_OwnTask, **SETTINGS)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.runtime.latch import LatchReason
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry import get_logger, line_groups
 from openagents_worker.worker.background import background_thread
 from openagents_worker.worker.bridge import context_of
 from openagents_worker.worker.heartbeat import Carrier
@@ -193,6 +193,7 @@ class Watch:
             threads=self._threads_at_work(),
             exit_code=EX_LOOP_DEAD,
         )
+        line_groups.flush()
         self._leave(EX_LOOP_DEAD)
 
     # --- the loop ----------------------------------------------------------------------------------------
@@ -201,6 +202,7 @@ class Watch:
         """Ask the loop for a sign of life, or count for how long it has owed us one."""
         if self._has_ended():
             log.error("loop.dead", closed=self._loop.is_closed(), hint="nothing can run on it any more")
+            line_groups.flush()
             self._leave(EX_LOOP_DEAD)
             return
         if self._answered.is_set():
@@ -231,6 +233,7 @@ class Watch:
                 self._accuse(block.run_id)
         except Exception:  # without the word about it the process ends all the same
             log.exception("run.not_accused", run_id=block.run_id)
+        line_groups.flush()
         self._leave(EX_LOOP_DEAD)
 
     def _has_ended(self) -> bool:

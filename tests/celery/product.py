@@ -34,7 +34,16 @@ def make_product(redis_url: str, *, results: bool = True) -> Celery:
         """The fields of a request."""
         return {"agent_id": "clerk", "session_id": f"asked for {text}".replace(" ", "-"), "input_text": text}
 
-    for task in (note, ask, sleep_for_ever):
+    def fail(text: str) -> None:
+        """Fails with this text."""
+        raise ValueError(text)
+
+    def stamps_of_this(self: Task, _: Any, what: str) -> dict[str, Any]:
+        """What its own message was stamped with."""
+        return dict(self.request.stamps or {})
+
+    app.task(stamps_of_this, name="product.stamps_of_this", bind=True, shared=False)
+    for task in (note, ask, sleep_for_ever, fail):
         app.task(task, name=f"product.{task.__name__}", shared=False)
     run_agent = register(app)
 

@@ -2,7 +2,8 @@
 
 What the model does with a run is said by the run's input: `ok`, `fails`, `hangs`, and before that once
 `retry` (it is not to be reached), `later` (it asks for a minute's patience) or `lost` (it does not answer;
-the worker that waits for it may be killed). `lingers` calls a tool first that only a cancellation ends.
+the worker that waits for it may be killed). `lingers` calls a tool first that only a cancellation ends;
+`breaks` calls one that fails again and again.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def open_shop(folder: Path, *, workers: int = 1, results: bool = True, **env: st
                     worker.stop(10)
 
 
-_TOOLS = {"linger": "tests.celery.tools.linger"}
+_TOOLS = {"linger": "tests.celery.tools.linger", "break_down": "tests.celery.tools.break_down"}
 
 
 def _replies() -> Callable[[ModelRequest], Mapping[str, Any]]:
@@ -213,6 +214,8 @@ def _replies() -> Callable[[ModelRequest], Mapping[str, Any]]:
                 return fault
         if "lingers" in words and asked.n == 0:
             return {"tool_calls": [{"name": "linger", "arguments": {}}]}
+        if "breaks" in words:
+            return {"tool_calls": [{"name": "break_down", "arguments": {}}]}
         return next((entry for end, entry in _ENDS.items() if end in words), {"text": "done"})
 
     return reply

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Generator
 from typing import Any
 
@@ -119,8 +122,40 @@ def test_a_run_that_fails(shop: Shop, heard: Heard, flower: str) -> None:
     assert told(heard, handle, "failed")[-1] == "failed"
     row = row_becomes(flower, handle, "FAILURE")
     assert "llm.response" in row["exception"]
+    assert row["traceback"] == "llm.response: the run ended as failed", "no frames: the code says it"
     with pytest.raises(RunFailed):
         AsyncResult(handle.id, app=shop.app).get(timeout=PATIENCE_S)
+
+
+def test_where_a_run_failed_is_shown_wherever_people_look(shop: Shop, heard: Heard, flower: str) -> None:
+    """The worker's traceback of the user's code: in Celery's event, in Flower's row, in everybody's result,
+    below a producer's exception and by `show`; without frames of ours and without secrets."""
+    handle = shop.run_agent.delay(shop.request("breaks"))
+    told(heard, handle, "failed")
+    event = next(event for kind, event in heard if (kind, event.get("uuid")) == ("task-failed", handle.id))
+    row = row_becomes(flower, handle, "FAILURE")
+    with pytest.raises(RunFailed) as raised:
+        handle.get(timeout=PATIENCE_S)
+    command = [sys.executable, "-m", "openagents_worker.cli", "show", handle.id]
+    shown = subprocess.run(
+        command, env={**os.environ, **shop.env}, capture_output=True, text=True, check=True
+    )
+
+    texts = [
+        event["traceback"],
+        row["traceback"],
+        str(AsyncResult(handle.id, app=shop.app).traceback),
+        str(handle.traceback),
+        "\n".join(raised.value.__notes__),
+        shown.stdout,
+    ]
+    for text in texts:
+        assert "in break_down" in text
+        assert "ValueError: no answer from redis://:***@shop/0" in text
+        assert "hunter2" not in text
+    for text in (event["traceback"], row["traceback"], str(handle.traceback)):
+        assert "openagents_worker/" not in text
+        assert text.startswith("Traceback (most recent call last):\n")
 
 
 def test_anybodys_result_is_how_the_run_ended(shop: Shop) -> None:

@@ -101,7 +101,7 @@ def a_record_is_of_a_version_to_come(shop: Installation) -> Met:
     taken = hanging(shop, run_id="from-tomorrow")
     redis, key = shop.client.store.redis, shop.client.store.keys("run", taken.id)
     today = redis.hmget(key, ["format", "usage"])
-    redis.hset(key, mapping={"format": NEWEST_READ + 1, "usage": '{"in": "other words"}'})
+    redis.hset(key, mapping={"format": NEWEST_READ + 1, "usage": '{"llm_calls": "other words"}'})
     met = raised(taken.record)
     redis.hset(key, mapping={"format": today[0], "usage": today[1] or "{}"})
     taken.cancel()

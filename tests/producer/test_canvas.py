@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,8 @@ from openagents_worker.models import RunRequest
 from openagents_worker.producer.canvas import canvas_of, options_of
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.task import AgentTask, ProducerTask
+from openagents_worker.producer.transport import send_wakes
+from openagents_worker.store.scripts import Wake
 
 FIELDS = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi"}
 LARGE = 100_000
@@ -42,6 +45,33 @@ def test_what_is_linked_is_kept_with_the_run(run_agent: AgentTask, client: Clien
     assert (kept["link"]["task"], kept["link"]["args"]) == ("product.note", [when])
     assert (kept["headers"], kept["priority"]) == ({"x-team": "a"}, 3)
     handle.cancel()
+
+
+def test_stamps_are_on_every_message(run_agent: AgentTask, client: Client) -> None:
+    """On the first one and on each that is sent for the run later, as Celery has them."""
+    signature = run_agent.s(FIELDS)
+    signature.stamp(team="blue", shelf=[1, 2])
+
+    handle = signature.apply_async()
+    canvas = str(client.store.redis.hget(client.store.keys("run", handle.id), "canvas"))
+    ids = {"run_id": handle.id, "agent_id": "a", "session_id": "s1", "queue": "agents"}
+    later = Wake(**ids, sent_us=1, attempt=1, step=0, canvas=canvas)
+    send_wakes(client.app, [later])
+
+    for queue in ("agents", "agents.wake"):
+        headers = json.loads(client.store.redis.lindex(queue, 0))["headers"]
+        assert sorted(headers["stamped_headers"]) == ["shelf", "team"]
+        assert headers["stamps"] == {"shelf": [1, 2], "team": "blue"}
+    handle.cancel()
+
+
+def test_a_stamp_that_is_an_option_is_refused(run_agent: AgentTask) -> None:
+    """Celery would take it for that option."""
+    signature = run_agent.s(FIELDS)
+    signature.stamp(queue="blue")
+
+    with pytest.raises(RequestInvalid, match="cannot be named queue"):
+        signature.apply_async()
 
 
 @pytest.mark.parametrize(

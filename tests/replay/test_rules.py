@@ -253,7 +253,7 @@ async def reads_what_others_did(api: Api) -> Any:
 
 
 async def waits_for_many(api: Api) -> Any:
-    """An answer waits for six others, each of which comes in time, and for all of them longer than for one."""
+    """An answer waits for six others, each of which comes in time; for all of them longer than for one."""
     seen: list[int] = []
 
     async def one_after_the_other() -> None:

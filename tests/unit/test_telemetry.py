@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from openagents_worker.agents import LoggingConfig
+from openagents_worker.line_groups import LineGroups
 from openagents_worker.settings import load_settings
 from openagents_worker.telemetry import configure_logging, get_logger, reset_logging
+from openagents_worker.tracebacks import one_line
 
 log = get_logger("openagents_worker.tests")
 
@@ -48,6 +50,94 @@ def test_a_text_line_cannot_be_mistaken_for_two_fields_or_two_lines(stream: io.S
     line = stream.getvalue()
     assert line.endswith('WARNING tests tool.failed tool_id=calc error="a \\"b\\"\\nrun_id=forged"\n')
     assert line.count("\n") == 1
+
+
+FORGED = "2026-01-01T00:00:00.000Z ERROR   runtime.attempt run.failed run_id=forged"
+
+
+def test_nothing_that_is_logged_can_forge_a_line(stream: io.StringIO) -> None:
+    """Not an event's name, a field, another library's message or an exception's text: a line of text begins
+    with a time, and what belongs to it is indented."""
+    configured(stream)
+    log.warning(f"event\n{FORGED}", field=f"x\r\n{FORGED}\u2028{FORGED}\x85{FORGED}")
+    logging.getLogger("openagents_worker.plain").error("of %s", f"somebody\n{FORGED}")
+    try:
+        raise ValueError(f"no\n{FORGED}\r{FORGED}")
+    except ValueError:
+        log.exception("failed")
+    forged = [line for line in stream.getvalue().splitlines() if line.startswith(FORGED[:10])]
+    assert forged == []
+    assert [line[0] for line in stream.getvalue().splitlines() if not line.startswith("20")] == [" "] * 5
+
+
+def test_a_json_line_is_one_line_for_every_reader(stream: io.StringIO) -> None:
+    """Also for those that end a line at Unicode's separators; a traceback is one field."""
+    configured(stream, FORMAT="json")
+    text = "one\ntwo\u2028three\x85four\u2029five\x0bsix"
+    try:
+        raise ValueError(text)
+    except ValueError:
+        log.exception("failed", text=text)
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line)["text"] == text
+    assert "ValueError: one\ntwo" in json.loads(line)["exception"]
+
+
+def test_a_line_whose_arguments_do_not_fit_is_written_all_the_same(stream: io.StringIO) -> None:
+    """Logging would write a complaint of many lines in its place."""
+    configured(stream, FORMAT="json")
+    logging.getLogger("openagents_worker.plain").error("%d of them", "many")
+    assert json.loads(stream.getvalue())["event"] == "%d of them ('many',)"
+
+
+def test_whoever_groups_messages_groups_by_event(caplog: pytest.LogCaptureFixture) -> None:
+    """The constant part of a record's message is the event's name, as Sentry groups them."""
+    with caplog.at_level(logging.INFO, "openagents_worker"):
+        log.error("run.failed", run_id="r1")
+        log.error("100%.done", run_id="r1")
+        log.error("100%.done")
+    assert [record.msg for record in caplog.records] == ["run.failed %s", "100%%.done %s", "100%.done"]
+    assert caplog.messages == ["run.failed run_id=r1", "100%.done run_id=r1", "100%.done"]
+
+
+def test_a_users_exception_is_shown_without_our_frames_and_ours_with_them(stream: io.StringIO) -> None:
+    """`user_error` is what user code raised; `exc_info` may be a defect of this library."""
+    configured(stream)
+
+    def user_code() -> None:
+        one_line(None)  # type: ignore[arg-type]
+
+    try:
+        user_code()
+    except AttributeError as error:
+        log.warning("tool.failed", user_error=error)
+        log.error("run.internal_error", exc_info=error)
+    users, ours = stream.getvalue().split("run.internal_error")
+    assert "user_code" in users
+    assert "openagents_worker/tracebacks.py" not in users
+    assert "openagents_worker/tracebacks.py" in ours
+
+
+def test_lines_of_many_runs_with_one_cause_are_one_line(stream: io.StringIO) -> None:
+    """With their number and some of their ids; another cause is another line, and a single run is itself."""
+    configured(stream)
+    waiting: list[Callable[[], None]] = []
+    groups = LineGroups(lambda _, flush: waiting.append(flush))
+    for number in range(40):
+        groups.add(log, logging.WARNING, "run.fenced", f"r{number}", {"detail": "Redis is away"})
+    groups.add(log, logging.WARNING, "run.fenced", "other", {"detail": "the lease is over"})
+    assert stream.getvalue() == ""
+
+    for flush in waiting:
+        flush()
+
+    assert [line.split("tests ")[1] for line in stream.getvalue().splitlines()] == [
+        'run.fenced runs=40 run_ids=["r0", "r1", "r2", "r3", "r4"] detail="Redis is away"',
+        'run.fenced run_id=other detail="the lease is over"',
+    ]
+    groups.add(log, logging.WARNING, "run.fenced", "later", {"detail": "Redis is away"})
+    groups.flush()
+    assert stream.getvalue().splitlines()[-1].endswith('run.fenced run_id=later detail="Redis is away"')
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

@@ -192,6 +192,42 @@ def crossings(events: Iterable[RunEvent]) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("upgraded", ["producer", "worker"])
+def test_a_failed_run_is_read_by_the_other_version(
+    old: Version, new: Version, workshop: Workshop, upgraded: str
+) -> None:
+    """Its error with all that a newer worker tells of it, or without what an older one does not tell."""
+    producer, worker = (new, old) if upgraded == "producer" else (old, new)
+    workshop.start(worker)
+
+    told = workshop.produce(producer, "fail", [request(agent="clumsy")])
+
+    assert (told["code"], told["message"]) == ("tool.error", "ValueError: the saw slipped")
+    if told["traceback"] is not None:
+        assert "in slip" in told["traceback"]
+
+
+def test_an_error_that_was_recorded_is_replayed_by_the_version_before(
+    old: Version, new: Version, workshop: Workshop
+) -> None:
+    """With what a newer worker has recorded beside it."""
+    one, other = new, old
+    if not one.begins_what_is_read_by(other):
+        pytest.skip("runs of the newer version are left to it")
+    asked = request(agent="careful")
+    first = workshop.start(one)
+    (run_id,) = workshop.produce(one, "submit", [asked])["runs"]
+    workshop.works_on(first, [run_id])
+    first.kill()
+    workshop.start(other)
+
+    handle = workshop.client.handle(run_id)
+    result = handle.wait(timeout=PATIENCE_S)
+
+    assert result.final_output == "done", result.error_details
+    assert crossings(story(handle)) == [(f"{one.name}1", "run.recovered", f"{other.name}1")]
+
+
+@pytest.mark.parametrize("upgraded", ["producer", "worker"])
 def test_a_producer_and_a_worker_of_different_versions_understand_each_other(
     old: Version, new: Version, workshop: Workshop, upgraded: str
 ) -> None:

@@ -34,10 +34,12 @@ SAWING_MS = 100
 RETRY_AFTER_MS = 1_000
 
 
-def request(*, steps: int = MANY, session: str = "", limited: bool = False) -> dict[str, Any]:
+def request(
+    *, steps: int = MANY, session: str = "", limited: bool = False, agent: str = "carpenter"
+) -> dict[str, Any]:
     """A run of so many steps, or of many. A limited one is asked for patience once, at its second turn."""
     return {
-        "agent_id": "carpenter",
+        "agent_id": agent,
         "session_id": session or f"session-{uuid.uuid4().hex[:8]}",
         "input_text": json.dumps({"steps": steps, "limited": limited}),
         "run_id": uuid.uuid4().hex,
@@ -72,7 +74,7 @@ class Workshop:
         )
         assert done.returncode == 0, done.stderr[-3000:]
         told: dict[str, Any] = json.loads(done.stdout)
-        assert version.wrote(told["code"]), f"a producer that should be of the {version.name} version"
+        assert version.wrote(told["from"]), f"a producer that should be of the {version.name} version"
         return told
 
     def works_on(self, worker: Process, runs: Iterable[str]) -> None:

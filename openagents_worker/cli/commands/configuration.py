@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 
 import click
 
 from openagents_worker.agents import notices
-from openagents_worker.cli.commands.options import as_json_option, need
+from openagents_worker.cli.commands.options import as_json_option, import_from_here, need
 from openagents_worker.cli.display import dump
-from openagents_worker.settings import load_settings
+from openagents_worker.settings import Settings, load_settings
 
 __all__ = ["COMMANDS"]
 
 
 @click.command()
 @click.argument("file", required=False)
+@click.option("-A", "--app", default=None, help="A Celery app with runs, as for celery: shop.celery:app.")
 @as_json_option
-def validate(file: str | None, as_json: bool) -> None:
-    """Check the agents file (FILE, else OPENAGENTS_CONFIG), its plugins and the environment's settings."""
+def validate(file: str | None, app: str | None, as_json: bool) -> None:
+    """Check the agents file (FILE, else OPENAGENTS_CONFIG), its plugins and the environment's settings.
+
+    Plugins are imported as the worker imports them: from the current directory, too, and after the modules
+    of the Celery app (-A) and Django's set-up.
+    """
     need("worker")
     from openagents_worker.cli.validation import validated
 
-    path, config = validated(file, env=os.environ, prepare=load_settings)
+    path, config = validated(file, env=os.environ, prepare=partial(_prepared, app))
     agents, remarks = [agent.id for agent in config.agents], notices(config)
     if as_json:
         dump({"file": path, "agents": agents, "notices": remarks})
@@ -31,6 +37,18 @@ def validate(file: str | None, as_json: bool) -> None:
     click.echo(f"{path}: valid; agents: {', '.join(agents)}")
     for remark in remarks:
         click.echo(f"note: {remark}", err=True)
+
+
+def _prepared(app: str | None) -> Settings:
+    """The settings of the worker that is checked; what it imports before its plugins is imported."""
+    from openagents_worker.worker.loading import load_app, prepare_as_worker, settings_of
+
+    import_from_here()
+    if app is not None:
+        return settings_of(load_app(app), app)
+    settings = load_settings()
+    prepare_as_worker(settings)
+    return settings
 
 
 @click.command()

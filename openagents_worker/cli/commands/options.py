@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -12,7 +14,7 @@ from openagents_worker.cli.display import dump
 from openagents_worker.errors import ConfigError
 from openagents_worker.store.listing import Page
 
-__all__ = ["as_json_option", "labels_of", "need", "show_page"]
+__all__ = ["as_json_option", "import_from_here", "labels_of", "need", "show_page"]
 
 T = TypeVar("T")
 
@@ -41,6 +43,15 @@ def show_page(
         click.echo(to_line(item))
     if page.next_cursor is not None:
         click.echo(click.style(f"more: --cursor {page.next_cursor}", dim=True), err=True)
+
+
+def import_from_here() -> None:
+    """Let modules of the current directory be imported, as the `celery` command does.
+
+    For commands that import somebody's code. An installed command, unlike `python -m`, does not look there.
+    """
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
 
 
 def need(*extras: str) -> None:

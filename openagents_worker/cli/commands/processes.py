@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from openagents_worker.cli.commands.options import as_json_option, need
+from openagents_worker.cli.commands.options import as_json_option, import_from_here, need
 from openagents_worker.cli.display import dump
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.stack import Stack
@@ -31,6 +31,7 @@ def worker(name: str, concurrency: int | None, queues: str) -> None:
     need("worker")
     from openagents_worker.worker.app import run_worker
 
+    import_from_here()
     names = [queue.strip() for queue in queues.split(",") if queue.strip()]
     run_worker(load_settings(), name=name, concurrency=concurrency, queues=names)
 

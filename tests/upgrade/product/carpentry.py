@@ -27,6 +27,12 @@ def _note(what: str, context: Any) -> None:
 
 
 @tool
+async def slip() -> str:
+    """Fails as code does."""
+    raise ValueError("the saw slipped")
+
+
+@tool
 async def saw(ms: int, context: Any) -> str:
     """Saws for so long."""
     _note("begin", context)

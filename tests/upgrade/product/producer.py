@@ -45,11 +45,30 @@ def use(requests: Requests) -> dict[str, Any]:
     }
 
 
+def fail(requests: Requests) -> dict[str, Any]:
+    """What a product is told of a run that failed: raised, and as a result."""
+    handle = run_agent.delay(requests[0])
+    try:
+        handle.get(timeout=PATIENCE_S)
+        raised = None
+    except RunFailed as error:
+        raised = error
+    details = handle.wait(timeout=PATIENCE_S).error_details
+    assert raised is not None
+    assert details is not None
+    return {
+        "code": raised.code,
+        "message": details.message,
+        "traceback": details.context.get("traceback"),
+        "notes": getattr(raised, "__notes__", []),
+    }
+
+
 async def _wait(request: dict[str, Any]) -> Any:
     handle = await run_agent.adelay(request)
     return (await handle.wait(timeout=PATIENCE_S)).final_output
 
 
 if __name__ == "__main__":
-    told = {"submit": submit, "use": use}[sys.argv[1]](json.loads(sys.argv[2]))
-    print(json.dumps({**told, "code": openagents_worker.__file__}))
+    told = {"submit": submit, "use": use, "fail": fail}[sys.argv[1]](json.loads(sys.argv[2]))
+    print(json.dumps({**told, "from": openagents_worker.__file__}))

@@ -1,0 +1,52 @@
+"""A worker of `tests.pool.mixed`, an app into which runs were put. A real process, on a real Redis."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.pool.shopkeeper import AGENTS, PATIENCE_S, ROOT, Shop, new_tag
+from tests.waiting import wait_for
+
+__all__ = ["worker"]
+
+
+@contextmanager
+def worker(
+    folder: Path, url: str, queues: str, conf: Mapping[str, Any], *agents: Mapping[str, Any], **env: str
+) -> Generator[Shop]:
+    """The worker for as long as the block lasts; `conf` are settings of its app."""
+    (folder / "agents.json").write_text(json.dumps({"agents": [*AGENTS, *agents]}))
+    node, log = f"mixed{new_tag()}@test", folder / "worker.log"
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OPENAGENTS_REDIS_URL": url,
+        "OPENAGENTS_CONFIG": str(folder / "agents.json"),
+        "OPENAGENTS_LEASE_MS": "2000",
+        "OPENAGENTS_DRAIN_TIMEOUT_S": "0.5",
+        "PRODUCT_REDIS": url,
+        "PRODUCT_CONF": json.dumps(conf),
+        **env,
+    }
+    command = [sys.executable, "-m", "celery", "-A", "tests.pool.mixed", "worker", "-n", node]
+    command += ["-Q", queues, "--without-gossip", "--without-mingle", "-l", "INFO"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=variables, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+    shop = Shop(url, process, log, node)
+    try:
+        wait_for(
+            lambda: "ready." in shop.log or process.poll() is not None, "the worker is ready", PATIENCE_S
+        )
+        assert process.poll() is None, shop.log
+        yield shop
+    finally:
+        process.kill()
+        process.wait()
+        shop.close()

@@ -1,0 +1,156 @@
+"""A registered app in our pool: runs have a limit of their own beside the app's `worker_concurrency`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openagents_worker.models import RunState
+from openagents_worker.producer.handle import RunHandle
+from openagents_worker.store.embedded import EmbeddedRedis
+from tests.pool.registered import worker
+from tests.pool.shopkeeper import PATIENCE_S, Shop, new_tag
+from tests.waiting import wait_for
+
+RUNS = 20
+TASKS = 30  # more than Celery takes ahead: two times the prefetch multiplier, four
+
+
+@pytest.fixture
+def url() -> Generator[str]:
+    with EmbeddedRedis() as server:
+        yield server.url
+
+
+def submit(shop: Shop, agent_id: str) -> RunHandle[Any]:
+    return shop.client.submit({"agent_id": agent_id, "session_id": new_tag(), "input_text": "hi"})
+
+
+def in_flight(handles: list[RunHandle[Any]]) -> int:
+    return sum(handle.record().state is RunState.RUNNING for handle in handles)
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [{}, {"worker_disable_prefetch": True}, {"worker_prefetch_multiplier": 1, "task_acks_late": True}],
+    ids=["as Celery has it", "nothing ahead", "late acknowledgement"],
+)
+def test_runs_and_the_apps_own_tasks_have_limits_of_their_own(
+    tmp_path: Path, url: str, conf: dict[str, Any]
+) -> None:
+    """Twenty runs wait for their models while two tasks of thirty run; neither keeps out the other."""
+    with worker(tmp_path, url, "celery,agents", conf) as shop:
+        tags, until = [new_tag() for _ in range(TASKS)], new_tag()
+        for tag in tags:
+            shop.app.send_task("tests.pool.mixed.blocks", (tag, until), queue="celery")
+        wait_for(lambda: begun(shop, tags) == 2, "two tasks have begun", PATIENCE_S)
+
+        waiting = [submit(shop, "waiter") for _ in range(RUNS)]
+        wait_for(lambda: in_flight(waiting) == RUNS, "all runs are in flight", PATIENCE_S)
+        answered = submit(shop, "greeter").wait(PATIENCE_S)
+
+        stats = shop.stats()["pool"]
+        assert answered.final_output == "hello"
+        assert begun(shop, tags) == 2
+        assert (stats["max-concurrency"], stats["runs"]["limit"]) == (2, 500)
+        assert stats["runs"]["running"] == RUNS
+        queues = {queue["name"] for queue in shop.tell("active_queues")}
+        assert queues == {"celery", "agents", "agents.wake"}
+        shop.redis.rpush(f"notes:{until}", "may end")
+        wait_for(lambda: begun(shop, tags) == TASKS, "all tasks have begun", PATIENCE_S)
+        assert in_flight(waiting) == RUNS
+
+
+def begun(shop: Shop, tags: list[str]) -> int:
+    return sum(bool(shop.notes(tag)) for tag in tags)
+
+
+def test_runs_keep_to_their_limit(tmp_path: Path, url: str) -> None:
+    """`OPENAGENTS_CONCURRENCY`: what is over it waits in the broker, where any worker finds it."""
+    with worker(tmp_path, url, "agents", {}, OPENAGENTS_CONCURRENCY="3") as shop:
+        waiting = [submit(shop, "waiter") for _ in range(10)]
+        wait_for(lambda: in_flight(waiting) == 3, "three runs are in flight", PATIENCE_S)
+        wait_for(lambda: shop.in_broker("agents") == 7, "the others are in the broker", PATIENCE_S)
+
+        waiting[0].cancel()
+        running = [handle for handle in waiting if handle.record().state is RunState.RUNNING]
+        for handle in running:
+            handle.cancel()
+
+        wait_for(lambda: shop.in_broker("agents") <= 4, "the next ones are taken", PATIENCE_S)
+        wait_for(lambda: in_flight(waiting) == 3, "and are in flight", PATIENCE_S)
+
+
+def test_remote_control_of_queues_works_for_both(tmp_path: Path, url: str) -> None:
+    """`cancel_consumer` and `add_consumer`, also for the queue of runs."""
+    with worker(tmp_path, url, "celery,agents", {}) as shop:
+        shop.tell("cancel_consumer", queue="agents")
+        handle = submit(shop, "greeter")
+        tag = new_tag()
+        shop.app.send_task("tests.pool.mixed.blocks", (tag, tag), queue="celery")
+        wait_for(lambda: begun(shop, [tag]), "the app's own task is taken", PATIENCE_S)
+        assert handle.record().state is RunState.QUEUED
+
+        shop.tell("add_consumer", queue="agents")
+        shop.tell("add_consumer", queue="more")
+
+        assert handle.wait(PATIENCE_S).final_output == "hello"
+        other = new_tag()
+        shop.app.send_task("tests.pool.mixed.blocks", (other, other), queue="more")
+        wait_for(lambda: begun(shop, [other]), "a queue of the app is added", PATIENCE_S)
+
+
+def test_a_worker_is_told_once_of_each_setting_that_is_bad_for_runs(tmp_path: Path, url: str) -> None:
+    """What happens, and what is right."""
+    with worker(tmp_path, url, "celery,agents", {}) as shop:
+        wait_for(lambda: "app.setting" in shop.log, "it is told", PATIENCE_S)
+        lines = [line for line in shop.log.splitlines() if "app.setting" in line]
+
+    assert len(lines) == 2
+    assert "setting=worker_send_task_events" in lines[0]
+    assert "start the worker with -E" in lines[0]
+    assert "setting=task_send_sent_event" in lines[1]
+
+
+def test_a_worker_that_executes_no_runs_is_told_nothing(tmp_path: Path, url: str) -> None:
+    """Its settings are not ours to speak of."""
+    with worker(tmp_path, url, "celery", {}) as shop:
+        assert "app.setting" not in shop.log
+
+
+@pytest.mark.parametrize("own", [{}, {"PRODUCT_LOG": "1"}], ids=["Celery's log", "a log of the product's"])
+def test_the_settings_of_the_log_count_in_an_app_of_somebodys_own(
+    tmp_path: Path, url: str, own: dict[str, str]
+) -> None:
+    """`OPENAGENTS_LOG_LEVEL` and `_LEVELS` are about our lines, whoever writes them."""
+    levels = {
+        "OPENAGENTS_LOG_LEVEL": "ERROR",
+        "OPENAGENTS_LOG_LEVELS": "openagents_worker.worker.app_advice=WARNING",
+    }
+    with worker(tmp_path, url, "celery,agents", {}, **levels, **own) as shop:
+        assert submit(shop, "greeter").wait(PATIENCE_S).final_output == "hello"
+        log = shop.log
+
+    assert "worker.registered" not in log
+    assert "app.setting" in log
+    assert "Task tasks.run_agent" in log, "Celery's lines are as ever"
+    assert ("product's WARNING openagents_worker.worker.app_advice app.setting" in log) is bool(own)
+
+
+def test_both_channels_come_back_after_a_lost_connection(tmp_path: Path, url: str) -> None:
+    """Redis closes all connections of the worker while runs wait; then runs and tasks are taken as before."""
+    with worker(tmp_path, url, "celery,agents", {"worker_disable_prefetch": True}) as shop:
+        waiting = [submit(shop, "waiter") for _ in range(3)]
+        wait_for(lambda: in_flight(waiting) == 3, "runs are in flight", PATIENCE_S)
+
+        shop.redis.client_kill_filter(_type="normal", skipme=True)
+        wait_for(lambda: "Connection to broker lost" in shop.log, "the worker notices", PATIENCE_S)
+
+        tag = new_tag()
+        shop.app.send_task("tests.pool.mixed.blocks", (tag, tag), queue="celery")
+        assert submit(shop, "greeter").wait(PATIENCE_S).final_output == "hello"
+        wait_for(lambda: begun(shop, [tag]), "the app's own task is taken", PATIENCE_S)
+        assert shop.stats()["pool"]["runs"]["limit"] == 500

@@ -1,0 +1,47 @@
+"""A tool that writes whatever code writes to a log, and a Celery app that it is registered in."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+
+from celery import Celery
+from celery.utils.log import get_task_logger
+
+from openagents_worker import register, tool
+from tests.runtime.failing import price_of
+
+__all__ = ["app", "noise", "noise_elsewhere"]
+
+app = Celery("shop", broker=os.environ.get("OPENAGENTS_REDIS_URL"), set_as_current=False)
+app.conf.worker_pool = "openagents_worker.worker.pool:TaskPool"
+if os.environ.get("NOISY_REGISTER"):
+    register(app)
+
+
+@tool(cpu_bound=True)
+def noise_elsewhere(order: str) -> int:
+    """Says something in another process."""
+    print("printed elsewhere", order)
+    logging.getLogger("shop.elsewhere").warning("a line of another process")
+    warnings.warn("an old way elsewhere", UserWarning, stacklevel=1)
+    return 1
+
+
+@tool
+def noise(order: str) -> int:
+    """Says something in every way, then fails."""
+    print("printed", order)
+    logging.getLogger("shop.orders").error("two\nlines of %s", order)
+    get_task_logger("shop.tasks").warning("a task's line")
+    for name in ("kombu", "celery.worker.strategy", "httpx"):
+        logging.getLogger(name).warning("a line of %s", name)
+    logging.getLogger("multiprocessing").error("a line of billiard's")
+    logging.getLogger("shop").error("%d of them", "not a number")
+    warnings.warn("an old way", UserWarning, stacklevel=1)
+    thread = threading.Thread(target=price_of, args=("thread",))
+    thread.start()
+    thread.join()
+    return price_of(order)

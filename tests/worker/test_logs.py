@@ -1,0 +1,105 @@
+"""The log of a real worker: in JSON every line is an object, whoever wrote it; model calls are not in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openagents_worker.producer.client import Client
+from openagents_worker.testing.model_server import ModelServer
+from tests.runtime.failing import SECRET
+from tests.waiting import PATIENCE_S, wait_for
+
+REPLIES = [
+    {"error": "rate_limit", "retry_after_ms": 1},
+    {"tool_calls": [{"name": "noise_elsewhere", "arguments": {"order": "B2"}}]},
+    {"tool_calls": [{"name": "noise", "arguments": {"order": "B2"}}]},
+]
+APPS = {
+    "ours": ["-A", "tasks", "worker"],
+    "registered": ["-A", "tests.worker.noisy", "worker", "-Q", "agents"],
+}
+
+
+@contextmanager
+def worker(which: str, redis_url: str, tmp_path: Path, **env: str) -> Generator[Path]:
+    """A worker; what it writes goes to the file. Stopped as an operator stops one."""
+    log, agents = tmp_path / "log", tmp_path / "agents.json"
+    with ModelServer(REPLIES).serve_in_thread() as model:
+        react = {"type": "react", "config": {"max_tool_errors_in_a_row": 1}}
+        llm = {"provider": "openai_compatible", "model": "m", "api_base": model.url}
+        noisy = {"id": "noisy", "name": "Noisy", "pattern": react, "memory": {"type": "buffer"}, "llm": llm}
+        tools = [{"id": name, "impl": f"tests.worker.noisy.{name}"} for name in ("noise", "noise_elsewhere")]
+        agents.write_text(json.dumps({"agents": [{**noisy, "tools": tools}]}))
+        given = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": str(agents), **env}
+        given |= {"NOISY_REGISTER": "1"} if which == "registered" else {}
+        command = [sys.executable, "-m", "celery", *APPS[which], "-c", "2", "-l", "INFO"]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, env={**os.environ, **given}, stdout=output, stderr=subprocess.STDOUT
+            )
+        try:
+            yield log
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE_S)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def fail_once(redis_url: str, log: Path) -> None:
+    """One run whose tool fails and with it the run; returns when the worker has said so."""
+    with Client(redis_url) as client:
+        result = client.submit({"agent_id": "noisy", "session_id": "s1", "input_text": "hi"}).wait(PATIENCE_S)
+    assert result.error_details is not None, result
+    wait_for(lambda: "run.failed" in log.read_text(), "the failed run is in the log")
+
+
+@pytest.mark.parametrize("which", APPS)
+def test_in_json_every_line_is_an_object(which: str, redis_url: str, tmp_path: Path) -> None:
+    """Celery's and billiard's, warnings, what is printed, exceptions of threads; a traceback is a field."""
+    with worker(which, redis_url, tmp_path, OPENAGENTS_LOG_FORMAT="json") as log:
+        fail_once(redis_url, log)
+
+    lines: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines()]
+    events = [line["event"] for line in lines]
+    loggers = {line["logger"] for line in lines}
+    assert {
+        "celery.worker.strategy", "celery.redirected", "kombu", "multiprocessing", "py.warnings", "shop",
+        "shop.tasks", "shop.orders", "celery.worker.consumer.connection",
+    } <= loggers  # fmt: skip
+    assert {"printed", "B2"} <= set(events), "Celery makes a line of each part that print() writes"
+    assert "two\nlines of B2" in events
+    assert {"printed elsewhere B2", "a line of another process"} <= set(events)
+    assert "%d of them ('not a number',)" in events
+    of_thread = next(line for line in lines if line["event"] == "thread.failed")
+    assert "in price_of" in of_thread["exception"]
+    (failed,) = [line for line in lines if line["event"] == "run.failed"]
+    assert failed["level"] == "error"
+    assert (failed["agent_id"], failed["session_id"], failed["code"]) == ("noisy", "s1", "tool.error")
+    assert "in price_of" in failed["exception"]
+    assert "openagents_worker/" not in failed["exception"]
+    assert SECRET not in log.read_text()
+
+
+def test_in_text_every_line_is_one_line(redis_url: str, tmp_path: Path) -> None:
+    """A model call that is repeated is a line, a model call that succeeds is none."""
+    with worker("ours", redis_url, tmp_path) as log:
+        fail_once(redis_url, log)
+
+    text = log.read_text()
+    lines = text.splitlines()
+    assert len([line for line in lines if "run.failed" in line and "ERROR" in line]) == 1
+    assert len([line for line in lines if "llm.retrying" in line and "code=llm.rate_limit" in line]) == 1
+    assert len([line for line in lines if "thread.failed" in line]) == 1
+    assert "HTTP Request" not in text
+    assert "a line of httpx" in text, "other lines of httpx are kept"
