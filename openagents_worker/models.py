@@ -338,7 +338,12 @@ class RunResult(_Wire, Generic[OutputT]):
 
 
 class RunRecord(_Wire):
-    """A run as the store knows it right now. Times are milliseconds since 1970, by Redis's clock."""
+    """A run as the store knows it right now. Times are milliseconds since 1970, by Redis's clock.
+
+    `retries` counts how often the run was put off after a retryable error, in all of its lives; `last_error` is
+    the last of these errors. `duration_ms` is how long workers have worked on it: the sum of all attempts that
+    are over. The time in which it waited (in a queue, for its session, for a retry) is not part of it.
+    """
 
     run_id: str  # as a message from outside may have named it: then the run has failed
     agent_id: str
@@ -356,7 +361,9 @@ class RunRecord(_Wire):
     started_ms: int | None = None
     ended_ms: int | None = None
     due_ms: int | None = None
+    duration_ms: int = 0
     usage: RunUsage = Field(default_factory=RunUsage)
+    last_error: ErrorDetails | None = None
     request: RunRequest | None = None
     result: RunResult[Any] | None = None
 

@@ -653,9 +653,11 @@ def suspend(
     batch_no: int,
     events: list[str],
     left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
+    error_details: str = "",
 ) -> Handed:
     """Put a run aside, as `SuspendKind` says: `retry` for `delay_ms` after `error_code` at `call`, `handover`
-    for now, `left_to_others` for ever longer times, and for `left_max_ms` at most."""
+    for now, `left_to_others` for ever longer times, and for `left_max_ms` at most. `error_details` is the
+    error as JSON, for people."""
     if len(reply) == 1:
         return Handed(WriteAnswer(reply[0]))
     return Handed(WriteAnswer(reply[0]), _wakes(reply[1]), int(reply[2]))
