@@ -1,8 +1,8 @@
 """Printable text. The only place that decides which characters may reach a terminal.
 
-Texts of models, users and the web may hold control characters. A terminal acts on them: it writes to the clipboard
-(OSC 52), hides what follows, moves the cursor, or shows the text in another order than it is stored in. Such a
-character is shown as the escape that Python writes for it.
+Texts of models, users and the web may hold control characters. A terminal acts on them: it writes to the
+clipboard (OSC 52), hides what follows, moves the cursor, or shows the text in another order than it is stored
+in. Such a character is shown as the escape that Python writes for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["json_escaped", "one_line", "printable"]
 _HIDDEN = (
     "\u00ad"  # soft hyphen
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # order of characters (bidi)
-    "\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # without width; the joiners of scripts and emoji stay
+    "\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # no width; joiners of emoji stay
     "\u2028\u2029"  # line and paragraph separator
     "\ud800-\udfff"  # halves of surrogate pairs: nothing can encode them
     "\U000e0000-\U000e007f"  # tags: ASCII that nobody sees

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from openagents_worker.printable import json_escaped, printable
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, safe_text
 from openagents_worker.settings import Settings
 
@@ -216,7 +217,7 @@ class _JsonFormatter(_Formatter):
         line |= {f"{name}_" if name in line else name: value for name, value in fields.items()}
         if (exception := self._exception(record)) is not None:
             line["exception"] = exception
-        return json.dumps(line, ensure_ascii=False)
+        return json_escaped(json.dumps(line, ensure_ascii=False))
 
 
 class _TextFormatter(_Formatter):
@@ -231,7 +232,7 @@ class _TextFormatter(_Formatter):
             pairs.append(f"at={record.pathname}:{record.lineno}")
         line = (" " if not self._wanted.pretty else "\n    ").join([" ".join(head), *pairs])
         exception = self._exception(record)
-        return line if exception is None else f"{line}\n{exception}"
+        return printable(line if exception is None else f"{line}\n{exception}")
 
 
 def _pairs(fields: Mapping[str, Any]) -> list[str]:

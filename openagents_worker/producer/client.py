@@ -25,8 +25,9 @@ from openagents_worker.models import RunRecord, RunRequest, output_class_of
 from openagents_worker.producer.canvas import canvas_of
 from openagents_worker.producer.deletion import deletion
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
-from openagents_worker.producer.submit import Accepted, asubmit, submit
-from openagents_worker.producer.transport import close_producers, make_app, send_first, send_wakes
+from openagents_worker.producer.operations import AsyncOperations, Operations, send_accepted
+from openagents_worker.producer.submit import asubmit, submit
+from openagents_worker.producer.transport import close_producers, make_app, send_wakes
 from openagents_worker.settings import PREFIX, Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.checkpoints import Checkpoint, acheckpoints, checkpoints
@@ -49,14 +50,10 @@ from openagents_worker.store.runs import (
     run_not_found,
 )
 from openagents_worker.store.scripts import CancelAnswer, Cancelled, Wake
-from openagents_worker.telemetry import get_logger
 
 __all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client"]
 
 ANSWER_TIMEOUT_S = 2.0  # somebody waits for it
-SEND_WITHIN_S = 1.5  # publishing takes up to three seconds, and a submission five in all
-
-log = get_logger(__name__)
 
 
 def cell_of(settings: Settings) -> Cell:
@@ -78,7 +75,7 @@ def _settings(redis_url: str | None, settings: Settings | None) -> Settings:
     return load_settings(env)
 
 
-class Client:
+class Client(Operations):
     """Submits runs and looks at them, by id. Thread-safe; opens its connections when they are needed.
 
     `redis_url` None means the environment's settings. With `app`, messages go out as that Celery app would
@@ -120,7 +117,7 @@ class Client:
             expires_ms=expires_ms,
             canvas=_canvas(self.settings, canvas, priority=priority, headers=headers),
         )
-        _send(self.app, accepted, began)
+        send_accepted(self.app, accepted, began)
         return self.handle(accepted.run_id, output_type=output_class_of(request))
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> RunHandle[Any]:
@@ -146,7 +143,7 @@ class Client:
     ) -> Page[RunRecord]:
         """A page of the runs that pass every filter given (see `RunFilters`), newest first.
 
-        Raises `RequestInvalid` for a state, limit or cursor that is none.
+        Raises `RequestInvalid` for a state, limit or cursor that is not valid.
         """
         wanted = RunFilter.of(filters)
         return self.store.carry_out(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
@@ -207,7 +204,7 @@ class Client:
             self.app.close()
 
 
-class AsyncClient:
+class AsyncClient(AsyncOperations):
     """As `Client`, for asyncio. It may be used on any event loop; each has connections of its own."""
 
     def __init__(
@@ -240,7 +237,7 @@ class AsyncClient:
             expires_ms=expires_ms,
             canvas=_canvas(self.settings, canvas, priority=priority, headers=headers),
         )
-        await asyncio.to_thread(_send, self.app, accepted, began)
+        await asyncio.to_thread(send_accepted, self.app, accepted, began)
         return self.handle(accepted.run_id, output_type=output_class_of(request))
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> AsyncRunHandle[Any]:
@@ -267,7 +264,7 @@ class AsyncClient:
     ) -> Page[RunRecord]:
         """A page of the runs that pass every filter given (see `RunFilters`), newest first.
 
-        Raises `RequestInvalid` for a state, limit or cursor that is none.
+        Raises `RequestInvalid` for a state, limit or cursor that is not valid.
         """
         wanted = RunFilter.of(filters)
         return await self.store.carry_out(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
@@ -318,19 +315,6 @@ class AsyncClient:
 def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
     given = {name: value for name, value in options.items() if value is not None}
     return canvas_of({**(canvas or {}), **given}, max_bytes=settings.max_payload_bytes)
-
-
-def _send(app: Celery, accepted: Accepted, began: float) -> None:
-    """Send what an accepted run needs sent, unless the caller has waited long enough: rescue does it then."""
-    if time.monotonic() - began > SEND_WITHIN_S:
-        log.warning(
-            "run.message_left", run_id=accepted.run_id, hint="accepted; a worker's rescue loop sends it"
-        )
-        return
-    if accepted.first:
-        send_first(app, accepted.first)
-    if accepted.also:
-        send_wakes(app, [accepted.also])
 
 
 def _wakes(run_id: str, answer: Cancelled) -> tuple[Wake, ...]:

@@ -475,8 +475,11 @@ def register(
     previous: str = "",
     host: str = "",
     process: str = "",
+    info: str = "",
 ) -> Registered:
     """Begin a worker's lease; `agents` is id, JSON, id, JSON …; `host` '' where no neighbour can look.
+
+    `info` is what the worker says of itself (`store.fleet.WorkerCard`).
 
     `previous` is the incarnation whose lease this process has lost: it lives, so no run has killed it.
     """
@@ -509,6 +512,7 @@ def renew(
     lease_ms: int,
     server: str = "",
     renewed_within_ms: int = 0,
+    loop_lag_ms: int = 0,
 ) -> Renewal:
     """A heartbeat: the lease goes on for `lease_ms` from now.
 
@@ -741,10 +745,11 @@ def resume(
     input_text: str,
     checkpoint_id: str,
     canvas: str = "",
+    by: str = "",
 ) -> Resumed:
     """Start another life of a run that failed or was cancelled. `checkpoint_id` '' means its latest.
 
-    `canvas` '' keeps the options of its submission.
+    `canvas` '' keeps the options of its submission; `by` is who wants it, for the event.
     """
     answer = ResumeAnswer(reply[0])
     if answer is ResumeAnswer.LIVE:

@@ -19,6 +19,7 @@ from celery.worker import state
 from openagents_worker.addresses import as_redis, is_by_sentinels
 from openagents_worker.agents import load_agents, notices
 from openagents_worker.errors import ConfigValidationError, OpenAgentsError, RedisUnreachable, RedisUnsafe
+from openagents_worker.printable import printable
 from openagents_worker.producer.client import cell_of
 from openagents_worker.producer.transport import wake_queue
 from openagents_worker.settings import Settings, unknown_variables
@@ -130,7 +131,7 @@ def _patiently(ask: Callable[[], T]) -> T:
 
 
 def _refuse(error: OpenAgentsError) -> NoReturn:
-    print(f"error: {error.code}: {error}", file=sys.stderr, flush=True)
+    print(printable(f"error: {error.code}: {error}"), file=sys.stderr, flush=True)
     raise SystemExit(EX_CONFIG) from None
 
 
@@ -149,6 +150,7 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
             if not is_ours:
                 host.settings = _with_broker_of(parent.app, host.settings)
             host.node = parent.hostname
+            host.max_runs = 1 if _forks(parent) else parent.concurrency
             host.queues = _with_wakes(parent.app, None if is_ours else _queues_of_runs(host.settings))
             self.enabled = bool(host.queues)
             try:
