@@ -12,9 +12,8 @@ import re
 __all__ = ["json_escaped", "one_line", "printable"]
 
 _HIDDEN = (
-    "\u00ad"  # soft hyphen
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # order of characters (bidi)
-    "\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # no width; joiners of emoji stay
+    "\u2061-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # without width; what scripts and emoji need stays
     "\u2028\u2029"  # line and paragraph separator
     "\ud800-\udfff"  # halves of surrogate pairs: nothing can encode them
     "\U000e0000-\U000e007f"  # tags: ASCII that nobody sees

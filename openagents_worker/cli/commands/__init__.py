@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
 
-from openagents_worker.cli.commands import configuration, processes, runs, sessions
+from openagents_worker.cli.commands import configuration, fleet, processes, resuming, runs, sessions
 from openagents_worker.cli.exits import Exit, exit_of, show_error
+from openagents_worker.cli.terminal import err
 from openagents_worker.errors import OpenAgentsError
 
 __all__ = ["commands", "run"]
+
+SUBJECTS = (
+    ("Runs", (*runs.COMMANDS, *resuming.COMMANDS)),
+    ("Sessions", sessions.COMMANDS),
+    ("The deployment", fleet.COMMANDS),
+    ("Processes", processes.COMMANDS),
+    ("Configuration", configuration.COMMANDS),
+)
 
 
 def run() -> None:
@@ -18,26 +28,57 @@ def run() -> None:
     as_json = "--json" in sys.argv
     try:
         code = commands.main(standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        _show_usage_error(error)
         code = Exit.USAGE
     except (click.Abort, KeyboardInterrupt):
         code = Exit.INTERRUPTED
     except OpenAgentsError as error:
         show_error(error, as_json=as_json)
         code = exit_of(error)
+    except BrokenPipeError:  # who read the output has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.SUCCESS
     sys.exit(code or Exit.SUCCESS)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _show_usage_error(error: click.ClickException) -> None:
+    """Which command, how it is used, and what was wrong."""
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    if ctx is not None:
+        err(ctx.get_usage())
+        err(f"Try '{ctx.command_path} --help' for help.\n")
+    err(f"Error: {error.format_message()}")
+
+
+class _BySubject(click.Group):
+    """A group whose help lists its commands by subject."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for subject, found in SUBJECTS:
+            shown = [command for command in found if not command.hidden]
+            width = formatter.width - 6 - max(len(command.name or "") for command in shown)
+            with formatter.section(subject):
+                formatter.write_dl([(c.name or "", c.get_short_help_str(width)) for c in shown])
+
+
+@click.group(cls=_BySubject, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="openagents-worker")
 def commands() -> None:
     """Durable runs of LLM agents on Celery and Redis.
 
-    Settings come from OPENAGENTS_ variables; config/.env.example explains them.
+    \b
+    openagents-worker dev                                  try it: Redis, a worker, Flower
+    openagents-worker run assistant "What is 17*23?"       submit a run and watch it
+    openagents-worker show RUN                             what it did, and why it waits
+    openagents-worker status                               workers, queues, problems
+
+    Settings come from OPENAGENTS_ variables; config/.env.example explains them. Every command takes --json.
+    Exit codes: 0 success, 1 usage, 2 not valid, 3 the run failed, 4 no Redis, 130 interrupted.
     """
 
 
-for module in (runs, sessions, processes, configuration):
-    for command in module.COMMANDS:
+for _, found in SUBJECTS:
+    for command in found:
         commands.add_command(command)

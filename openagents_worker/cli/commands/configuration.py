@@ -9,7 +9,7 @@ import click
 
 from openagents_worker.agents import AppConfig, load_agents, notices
 from openagents_worker.cli.commands.options import as_json_option, need
-from openagents_worker.cli.display import dump
+from openagents_worker.cli.terminal import dump, err, out
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.settings import load_settings, unknown_variables
 
@@ -20,7 +20,10 @@ __all__ = ["COMMANDS"]
 @click.argument("file", required=False)
 @as_json_option
 def validate(file: str | None, as_json: bool) -> None:
-    """Check the agents file (FILE, else OPENAGENTS_CONFIG), its plugins and the environment's settings."""
+    """Check the agents file and the settings.
+
+    FILE, else OPENAGENTS_CONFIG; with its plugins, and the OPENAGENTS_ variables of the environment.
+    """
     need("worker")
     from openagents_worker.runtime.assembly import Assembly
 
@@ -37,16 +40,16 @@ def validate(file: str | None, as_json: bool) -> None:
     if as_json:
         dump({"file": settings.config, "agents": agents, "notices": remarks})
         return
-    click.echo(f"{settings.config}: valid; agents: {', '.join(agents)}")
+    out(f"{settings.config}: valid; agents: {', '.join(agents)}")
     for remark in remarks:
-        click.echo(f"note: {remark}", err=True)
+        err(f"note: {remark}")
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The same: a schema is JSON.")
 def schema(as_json: bool) -> None:
     """Print the JSON Schema of the agents file."""
-    click.echo(json.dumps(AppConfig.model_json_schema(), indent=None if as_json else 2, ensure_ascii=False))
+    out(json.dumps(AppConfig.model_json_schema(), indent=None if as_json else 2, ensure_ascii=False))
 
 
 COMMANDS = (validate, schema)
