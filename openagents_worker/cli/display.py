@@ -106,9 +106,13 @@ def usage_text(usage: RunUsage) -> str:
     cost = "cost unknown" if usage.cost_usd is None else f"${usage.cost_usd:.6f}"
     repeated = f" ({usage.llm_retry_count} asked again)" if usage.llm_retry_count else ""
     return (
-        f"{usage.llm_calls} model calls{repeated}, {usage.tool_calls} tool calls, "
+        f"{_count(usage.llm_calls, 'model call')}{repeated}, {_count(usage.tool_calls, 'tool call')}, "
         f"{usage.input_tokens} + {usage.output_tokens} tokens, {cost}"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _event_line(event: RunEvent) -> Safe:

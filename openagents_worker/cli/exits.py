@@ -47,6 +47,11 @@ def show_error(error: OpenAgentsError, *, as_json: bool) -> None:
         return
     name = styled(f"error: {error.code}: ", fg="red", bold=True)
     if exit_of(error) is Exit.NO_REDIS:
-        err(joined(name, one_line(error.message + (f"; {error.hint}" if error.hint else ""))))
+        err(
+            joined(
+                name,
+                one_line(f"{error.message.rstrip(chr(46))}; {error.hint}" if error.hint else error.message),
+            )
+        )
     else:
         err(joined(name, str(error)))

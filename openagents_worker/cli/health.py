@@ -124,8 +124,9 @@ def _of_agents(fleet: Fleet) -> Iterator[str]:
 
 def _of_worker(worker: WorkerInfo) -> Iterator[str]:
     if not worker.is_alive:
-        runs = "1 run is" if worker.runs == 1 else f"{worker.runs} runs are"
-        yield f"worker {worker.incarnation} is gone, and nobody has taken over yet: {runs} its own"
+        if worker.runs:
+            runs = "its run" if worker.runs == 1 else f"its {worker.runs} runs"
+            yield f"worker {worker.incarnation} is gone, and nobody has taken over {runs} yet"
     elif worker.loop_lag_ms is not None and worker.loop_lag_ms >= LAG_MS:
         lag = f"{worker.loop_lag_ms / 1000:.1f} s"
         yield f"worker {worker.incarnation}: its event loop answered nobody for {lag}; its log says why"

@@ -93,10 +93,12 @@ class RunPicture:
         times = [f"{name} {clock_time(at_ms)}" for name, at_ms in moments if at_ms is not None]
         if self.story.waited_ms is not None:
             times.insert(2, f"after waiting {took(self.story.waited_ms)}")
+        retries = "1 retry" if record.retries == 1 else f"{record.retries} retries"
+        recoveries = "1 recovery" if record.recoveries == 1 else f"{record.recoveries} recoveries"
         return [
             ("times", ", ".join(times) or "-"),
             ("active", f"{took(record.duration_ms)} of work in all attempts that are over"),
-            ("attempts", f"{record.attempt} ({record.retries} retries, {record.recoveries} recoveries)"),
+            ("attempts", f"{record.attempt} ({retries}, {recoveries})"),
             ("steps", str(record.steps)),
             ("usage", usage_text(record.usage)),
         ]

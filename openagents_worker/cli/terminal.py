@@ -8,6 +8,7 @@ escaped.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import unicodedata
@@ -35,8 +36,9 @@ def safe(text: str) -> Safe:
 
 
 def styled(text: str, **style: Any) -> Safe:
-    """The text in colours and weights of `click.style`; without them where nobody sees them."""
-    return Safe(click.style(safe(text), **style)) if any(style.values()) else safe(text)
+    """The text in colours and weights of `click.style`; without them where NO_COLOR is set."""
+    is_plain = os.environ.get("NO_COLOR") or not any(style.values())
+    return safe(text) if is_plain else Safe(click.style(safe(text), **style))
 
 
 def joined(*parts: str, sep: str = "") -> Safe:
@@ -88,21 +90,41 @@ def table(
     flexible: Sequence[str] = (),
     width: int | None = None,
 ) -> list[Safe]:
-    """Lines of a table, the header first. Where it is wider than `width`, `flexible` columns are cut, in
-    that order."""
+    """Lines of a table, the header first.
+
+    Where it is wider than `width`, the `flexible` columns are cut, in that order; where that is not enough,
+    each row is folded into some lines of `name value`.
+    """
     cells = [[_cell(cell) for cell in row] for row in rows]
     widths = [max([width_of(name), *(width_of(row[at]) for row in cells)]) for at, name in enumerate(header)]
-    if width is not None:
-        for name in flexible:
-            at = header.index(name)
-            over = sum(widths) + len(GAP) * (len(widths) - 1) - width
-            if over > 0:
-                widths[at] = max(min(widths[at], SHORTEST_CELL), widths[at] - over)
-    head = joined(*(_padded(name, w) for name, w in zip(header, widths, strict=True)), sep=GAP)
+    for name in flexible if width is not None else ():
+        at = header.index(name)
+        widths[at] = max(min(widths[at], SHORTEST_CELL), widths[at] - max(0, _total(widths) - (width or 0)))
+    if width is not None and _total(widths) > width:
+        return [line for row in cells for line in _folded(header, row, width)]
     lines = [
         joined(*(_padded(cell, w) for cell, w in zip(row, widths, strict=True)), sep=GAP) for row in cells
     ]
+    head = GAP.join(_padded(name, w) for name, w in zip(header, widths, strict=True))
     return [Safe(line.rstrip()) for line in (styled(head.rstrip(), dim=True), *lines)]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def _folded(header: Sequence[str], row: Sequence[Safe], width: int) -> list[Safe]:
+    """A row as `name value` pairs on lines that fit, the first of them further out."""
+    lines: list[Safe] = []
+    for name, cell in zip(header, row, strict=True):
+        if not cell:
+            continue
+        pair = joined(styled(name.lower(), dim=True), " ", cell)
+        if lines and width_of(lines[-1]) + len(GAP) + width_of(pair) <= width:
+            lines[-1] = joined(lines[-1], pair, sep=GAP)
+        else:
+            lines.append(joined(GAP, pair) if lines else pair)
+    return lines
 
 
 def _cell(text: str) -> Safe:

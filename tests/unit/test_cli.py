@@ -172,7 +172,7 @@ def test_a_run_prints_its_answer_on_standard_output_and_the_rest_beside(
 
     assert for_people.stdout == "Echo: hello (history=0)\n"
     assert "run.completed" in for_people.stderr
-    assert "1 model calls" in for_people.stderr
+    assert "1 model call," in for_people.stderr
     assert [json.loads(line)["name"] for line in lines[:-1]][-2:] == [
         "run.completed",
         "session.run.completed",

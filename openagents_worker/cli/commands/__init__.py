@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -28,7 +29,6 @@ def run() -> None:
     as_json = "--json" in sys.argv
     try:
         code = commands.main(standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
         _show_usage_error(error)
         code = Exit.USAGE
@@ -37,9 +37,6 @@ def run() -> None:
     except OpenAgentsError as error:
         show_error(error, as_json=as_json)
         code = exit_of(error)
-    except BrokenPipeError:  # who read the output has had enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = Exit.SUCCESS
     sys.exit(code or Exit.SUCCESS)
 
 
@@ -54,6 +51,16 @@ def _show_usage_error(error: click.ClickException) -> None:
 
 class _BySubject(click.Group):
     """A group whose help lists its commands by subject."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """The command's exit code. A reader that has had enough of the output, as `head` has, is no failure."""
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Exit.SUCCESS
+        return code
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for subject, found in SUBJECTS:

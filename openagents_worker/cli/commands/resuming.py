@@ -76,10 +76,15 @@ def _is_wanted(found: list[RunRecord], client: Client) -> bool:
     if len(found) > SAMPLE:
         err(styled(f"and {len(found) - SAMPLE} more", dim=True))
     count = _runs(len(found))
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not is_terminal():
         raise click.UsageError(f"{count} would be resumed, and nobody can be asked here: give --yes")
     piece(f"Resume {count}? [y/N] ")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def is_terminal() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _resume(
