@@ -53,7 +53,7 @@ class _BySubject(click.Group):
     """A group whose help lists its commands by subject."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """The command's exit code. A reader that has had enough of the output, as `head` has, is no failure."""
+        """The command's exit code. A reader that has had enough, as `head` has, is no failure."""
         try:
             code = super().invoke(ctx)
             sys.stdout.flush()

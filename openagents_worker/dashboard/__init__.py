@@ -1,0 +1,1 @@
+"""What Flower shows of runs, and what it lets its users do."""
