@@ -117,7 +117,9 @@ def _count(number: int, what: str) -> str:
 
 def _event_line(event: RunEvent) -> Safe:
     last = event.name.rsplit(".", 1)[-1]
-    pairs = " ".join(
+    details = event.payload.get("error_details")
+    code = f"code={details.get('code')} " if isinstance(details, dict) else ""
+    pairs = code + " ".join(
         f"{key}={short_call_id(str(value)) if key in CALL_IDS else short(value)}"
         for key, value in event.payload.items()
         if key not in IN_EVERY_LINE_OR_IN_SHOW

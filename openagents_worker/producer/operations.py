@@ -113,7 +113,7 @@ class Operations:
         return list(self._fleet().agents)
 
     def problems(self) -> list[Problem]:
-        """What is stored and cannot be read, among the 10,000 runs that were accepted last."""
+        """What is stored and cannot be read, among the 1,000 runs that were accepted last."""
         return list(self.store.carry_out(list_problems(self.store.keys)))
 
     def _fleet(self) -> Fleet:

@@ -40,6 +40,7 @@ MAX_LIMIT = 1000
 CHUNK = 100  # entries a round trip: what they point at may be large
 PRUNED_A_CALL = 500  # entries: half a millisecond of Redis
 PRUNE_CALLS = 1000
+LOOKED_AT_FOR_PROBLEMS = 1000  # of a whole record each time: somebody waits for it
 MOST_LOOKED_AT = 10_000  # entries a page; one with few hits ends there and says where to go on
 
 
@@ -145,8 +146,10 @@ def _ms(at: datetime | None) -> int | None:
     return None if at is None else int(at.timestamp() * 1000)
 
 
-def list_runs(keys: Keys, wanted: RunFilter, *, limit: int, cursor: str | None) -> Plan[Page[RunRecord]]:
-    """A page of runs. Raises `RequestInvalid` for a limit or cursor that is none."""
+def list_runs(
+    keys: Keys, wanted: RunFilter, *, limit: int, cursor: str | None, most: int = MOST_LOOKED_AT
+) -> Plan[Page[RunRecord]]:
+    """A page of runs, looked for among `most`. Raises `RequestInvalid` for an invalid limit or cursor."""
     names = wanted.indexes
     sizes = yield from _each(names, lambda r, name: r.zcard(keys("index", name)))
     shortest, *others = [name for _, name in sorted(zip(sizes, names, strict=True))]
@@ -162,7 +165,8 @@ def list_runs(keys: Keys, wanted: RunFilter, *, limit: int, cursor: str | None) 
             for id_, (values, *scores) in zip(ids, rows, strict=True)
         ]
 
-    return (yield from _page(keys("index", shortest), read, wanted.since_ms, wanted.until_ms, limit, cursor))
+    index = keys("index", shortest)
+    return (yield from _page(index, read, wanted.since_ms, wanted.until_ms, limit, cursor, most))
 
 
 def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[SessionSummary]]:
@@ -185,9 +189,9 @@ def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[Se
 
 
 def list_problems(keys: Keys) -> Plan[tuple[Problem, ...]]:
-    """What cannot be read among the 10,000 runs that were accepted last."""
+    """What cannot be read among the 1,000 runs that were accepted last."""
     nothing = RunFilter(frozenset(), (ALL,), None, None, code="\0")  # no run has it: all are looked at
-    page = yield from list_runs(keys, nothing, limit=MAX_LIMIT, cursor=None)
+    page = yield from list_runs(keys, nothing, limit=1, cursor=None, most=LOOKED_AT_FOR_PROBLEMS)
     return page.problems
 
 
@@ -232,6 +236,7 @@ def _page(
     until_ms: int | None,
     limit: int,
     cursor: str | None,
+    looked_at: int = MOST_LOOKED_AT,
 ) -> Plan[Page[T]]:
     """Goes down the list from the cursor, chunk by chunk, until there are enough items."""
     _check_limit(limit)
@@ -240,7 +245,7 @@ def _page(
     after = None if cursor is None else _place(cursor)
     found: list[T] = []
     problems: list[Problem] = []
-    for _ in range(MOST_LOOKED_AT // CHUNK):
+    for _ in range(looked_at // CHUNK):
         entries, more = yield from _entries(key, least, most, after)
         items = (yield from read([id_ for id_, _ in entries])) if entries else []
         for (id_, score), item in zip(entries, items, strict=True):

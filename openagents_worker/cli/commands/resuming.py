@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -15,11 +15,12 @@ from openagents_worker.cli.terminal import dump, err, joined, out, piece, styled
 from openagents_worker.errors import OpenAgentsError, RedisUnreachable
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.client import Client
-from openagents_worker.store.listing import MAX_LIMIT, RunFilters
+from openagents_worker.store.listing import RunFilters
 
 __all__ = ["COMMANDS"]
 
 SAMPLE = 5
+PAGE = 200  # records of runs hold requests and results
 
 
 @click.command()
@@ -44,38 +45,41 @@ def resume(run_ids: tuple[str, ...], yes: bool, by: str | None, as_json: bool, *
         raise click.UsageError("give the ids of runs, or options that choose them (--state failed); not both")
     with Client() as client:
         if is_chosen:
-            found = list(_ended_runs(client, filters_of(chosen)))
-            if not found:
+            run_ids, sample = _chosen(client, filters_of(chosen))
+            if not run_ids:
                 return _end([], [], as_json=as_json)
-            if not yes and not _is_wanted(found, client):
+            if not yes and not _is_wanted(len(run_ids), sample, client):
                 err("nothing was resumed")
                 return Exit.USAGE
-            run_ids = tuple(record.run_id for record in found)
         resumed, failed = _resume(client, run_ids, by or operator(), as_json=as_json)
     return _end(resumed, failed, as_json=as_json)
 
 
-def _ended_runs(client: Client, filters: RunFilters) -> Iterator[RunRecord]:
-    """Every run that passes and can be resumed, newest first."""
+def _chosen(client: Client, filters: RunFilters) -> tuple[tuple[str, ...], list[RunRecord]]:
+    """The ids of all runs that pass and can be resumed, newest first; and some of them, to be shown."""
     filters["state"] = filters.get("state") or RunState.FAILED
+    run_ids: list[str] = []
+    sample: list[RunRecord] = []
     cursor: str | None = None
     while True:
-        page = client.runs(limit=MAX_LIMIT, cursor=cursor, **filters)
-        yield from (record for record in page if record.state in (RunState.FAILED, RunState.CANCELLED))
+        page = client.runs(limit=PAGE, cursor=cursor, **filters)
+        found = [record for record in page if record.state in (RunState.FAILED, RunState.CANCELLED)]
+        run_ids += [record.run_id for record in found]
+        sample += found[: SAMPLE - len(sample)]
         for one in page.problems:
             err(f"left out: {one.key}: {one.code}")
         if (cursor := page.next_cursor) is None:
-            return
+            return tuple(run_ids), sample
 
 
-def _is_wanted(found: list[RunRecord], client: Client) -> bool:
+def _is_wanted(number: int, sample: list[RunRecord], client: Client) -> bool:
     """Show what would be resumed and ask. Without a terminal nobody can answer: a usage error."""
     seconds, micros = client.store.ask(lambda r: r.time())
-    for line in run_table(found[:SAMPLE], seconds * 1000 + micros // 1000):
+    for line in run_table(sample, seconds * 1000 + micros // 1000):
         err(line)
-    if len(found) > SAMPLE:
-        err(styled(f"and {len(found) - SAMPLE} more", dim=True))
-    count = _runs(len(found))
+    if number > len(sample):
+        err(styled(f"and {number - len(sample):,} more", dim=True))
+    count = _runs(number)
     if not is_terminal():
         raise click.UsageError(f"{count} would be resumed, and nobody can be asked here: give --yes")
     piece(f"Resume {count}? [y/N] ")
