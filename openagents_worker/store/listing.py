@@ -147,9 +147,9 @@ def _ms(at: datetime | None) -> int | None:
 
 
 def list_runs(
-    keys: Keys, wanted: RunFilter, *, limit: int, cursor: str | None, most: int = MOST_LOOKED_AT
+    keys: Keys, wanted: RunFilter, *, limit: int, cursor: str | None, most: int | None = None
 ) -> Plan[Page[RunRecord]]:
-    """A page of runs, looked for among `most`. Raises `RequestInvalid` for an invalid limit or cursor."""
+    """A page of runs, looked for among `most` (None: 10,000). Raises `RequestInvalid`."""
     names = wanted.indexes
     sizes = yield from _each(names, lambda r, name: r.zcard(keys("index", name)))
     shortest, *others = [name for _, name in sorted(zip(sizes, names, strict=True))]
@@ -236,7 +236,7 @@ def _page(
     until_ms: int | None,
     limit: int,
     cursor: str | None,
-    looked_at: int = MOST_LOOKED_AT,
+    most_looked_at: int | None = None,
 ) -> Plan[Page[T]]:
     """Goes down the list from the cursor, chunk by chunk, until there are enough items."""
     _check_limit(limit)
@@ -245,7 +245,7 @@ def _page(
     after = None if cursor is None else _place(cursor)
     found: list[T] = []
     problems: list[Problem] = []
-    for _ in range(looked_at // CHUNK):
+    for _ in range((most_looked_at or MOST_LOOKED_AT) // CHUNK):
         entries, more = yield from _entries(key, least, most, after)
         items = (yield from read([id_ for id_, _ in entries])) if entries else []
         for (id_, score), item in zip(entries, items, strict=True):
