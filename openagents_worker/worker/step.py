@@ -135,6 +135,12 @@ def _refuse(error: OpenAgentsError) -> NoReturn:
     raise SystemExit(EX_CONFIG) from None
 
 
+def _most_runs(worker: Any) -> int:
+    """How many runs at once one process of the worker executes."""
+    one_each = _forks(worker) or issubclass(worker.pool_cls, SoloPool)
+    return 1 if one_each else int(worker.concurrency)
+
+
 def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
     def hand_over(**_: Any) -> None:
         # Under solo the main thread is inside of a run: it hears the signal, and cannot act upon it.
@@ -150,7 +156,7 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
             if not is_ours:
                 host.settings = _with_broker_of(parent.app, host.settings)
             host.node = parent.hostname
-            host.max_runs = 1 if _forks(parent) else parent.concurrency
+            host.max_runs = _most_runs(parent)
             host.queues = _with_wakes(parent.app, None if is_ours else _queues_of_runs(host.settings))
             self.enabled = bool(host.queues)
             try:
