@@ -421,6 +421,12 @@ class OtherFormat(ExecutionError):
     http_status = 503
 
 
+class RecordUnreadable(ExecutionError):
+    """What is stored of a run or session is not what this library writes."""
+
+    code = "record.unreadable"
+
+
 class WorkerLost(ExecutionError):
     """The worker died while it carried a run that is not durable."""
 

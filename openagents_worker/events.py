@@ -46,7 +46,7 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
         _event("run.scheduled", "accepted, and not due before a time", "due_at", "delay_ms"),
         _event("run.waiting_session", "an earlier run works in the session", "", "position"),
         _event("run.attempt_started", "a worker has taken the run", "", "checkpoint_id"),
-        _event("run.resumed", "a run that had ended goes on in a new life", "", "checkpoint_id"),
+        _event("run.resumed", "a run that had ended goes on in a new life", "", "checkpoint_id life by"),
         _event("run.retry_scheduled", "a retryable error; the run goes on later",
                "due_at delay_ms error_code", "error error_details"),
         _event("run.recovered", "its worker is gone; the run is queued again", "previous_worker", "age_ms"),
@@ -120,7 +120,9 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
         _event("run.completed", "the run has an answer", "result"),
         _event("run.failed", "the run has ended without an answer", "error", "error_details"),
         _event("run.cancelled", "the run was ended from outside", "", "reason"),
-        _event("session.run.completed", "the last event of a life", "stop_reason", "duration_ms"),
+        _event("session.run.completed",
+               "the last event of a life; duration_ms: how long workers have worked on the run, over all "
+               "attempts, without the time in which it waited", "stop_reason", "duration_ms"),
         # told to a watcher, not stored
         _event("events.gap", "the events from..to were trimmed and cannot be shown", "from to"),
     )

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from openagents_worker.errors import text_of
+from openagents_worker.printable import escaped_line, json_escaped, printable
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, safe_text
-from openagents_worker.tracebacks import one_line, traceback_text
+from openagents_worker.tracebacks import traceback_text
 
 if TYPE_CHECKING:
     from openagents_worker.agents import LoggingConfig
@@ -84,7 +85,7 @@ class JsonFormatter(_Formatter):
             line["exception"] = exception
         if record.stack_info:
             line["stack"] = safe_text(str(record.stack_info))
-        return _json(line)
+        return json_escaped(_json(line))
 
 
 class TextFormatter(_Formatter):
@@ -93,14 +94,14 @@ class TextFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         event, fields = self._parts(record)
         head = [self._time(record)] if self._wanted.show_time else []
-        head += [f"{record.levelname:<7}", record.name.removeprefix(f"{ROOT}."), one_line(event)]
+        head += [f"{record.levelname:<7}", record.name.removeprefix(f"{ROOT}."), escaped_line(event)]
         pairs = _pairs(fields)
         if self._wanted.show_path:
             pairs.append(f"at={record.pathname}:{record.lineno}")
         line = (" " if not self._wanted.pretty else "\n    ").join([" ".join(head), *pairs])
         below = [self._exception(record), safe_text(str(record.stack_info)) if record.stack_info else None]
         texts = [line, *(textwrap.indent(text, "  ", lambda _: True) for text in below if text is not None)]
-        return "\n".join(texts)
+        return printable("\n".join(texts))
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -122,7 +123,7 @@ def _shown(value: Any) -> str:
         and value
         and not any(c.isspace() or c in '"=' or not c.isprintable() for c in value)
     )
-    return str(value) if plain else one_line(_json(value))
+    return str(value) if plain else escaped_line(_json(value))
 
 
 def _json(value: Any) -> str:

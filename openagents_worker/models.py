@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
-from typing import Annotated, Any, Generic, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, cast
 from urllib.parse import quote
 
 from pydantic import (
@@ -32,6 +32,8 @@ from openagents_worker.errors import (
     ProcessTraceback,
     RequestInvalid,
     RequestTooLarge,
+    RunCancelled,
+    RunFailed,
     text_of,
 )
 from openagents_worker.redaction import safe_message
@@ -48,6 +50,7 @@ __all__ = [
     "RunUsage",
     "StopReason",
     "parse_request",
+    "run_failed",
 ]
 
 MAX_ID_CHARS = 256
@@ -364,7 +367,10 @@ OutputT = TypeVar("OutputT", default=Any)
 
 
 class RunResult(_Stored, Generic[OutputT]):
-    """How a run ended. A run that failed is a result too: read `stop_reason` and `error_details`."""
+    """How a run ended. A run that failed is a result too: read `stop_reason` and `error_details`.
+
+    `output` is the answer, or raises; `final_output` is None where there is none.
+    """
 
     run_id: str
     task_id: str | None = None
@@ -379,9 +385,41 @@ class RunResult(_Stored, Generic[OutputT]):
     def ok(self) -> bool:
         return self.stop_reason is StopReason.COMPLETED
 
+    @property
+    def output(self) -> OutputT:
+        """The answer of a run that completed. Raises `RunFailed` with the run's code for any other, as
+        `get()` of its handle does."""
+        if not self.ok:
+            raise run_failed(self)
+        return cast(OutputT, self.final_output)
+
+
+def run_failed(
+    result: RunResult[Any], *, agent_id: str | None = None, session_id: str | None = None
+) -> RunFailed:
+    """The error that says how a run ended that did not complete."""
+    details = result.error_details
+    cancelled = result.stop_reason is StopReason.CANCELLED
+    failed = RunFailed(
+        details.message if details else f"the run ended as {result.stop_reason}",
+        code=details.code if details else (RunCancelled.code if cancelled else "execution.error"),
+        hint=details.hint if details else None,
+        result=result.model_dump(mode="json"),
+        run_id=result.run_id,
+        agent_id=agent_id,
+        session_id=session_id,
+    )
+    return failed.showing(details.traceback if details else None)
+
 
 class RunRecord(_Stored):
-    """A run as the store knows it right now. Times are milliseconds since 1970, by Redis's clock."""
+    """A run as the store knows it right now. Times are milliseconds since 1970, by Redis's clock.
+
+    `retries` counts how often the run was put off after a retryable error, in all of its lives;
+    `last_error` is the last of these errors. `duration_ms` is how long workers have worked on it: the sum of
+    all attempts that are over. The time in which it waited (in a queue, for its session, for a retry) is not
+    part of it.
+    """
 
     run_id: str  # as a message from outside may have named it: then the run has failed
     agent_id: str
@@ -399,9 +437,19 @@ class RunRecord(_Stored):
     started_ms: int | None = None
     ended_ms: int | None = None
     due_ms: int | None = None
+    duration_ms: int = 0
     usage: RunUsage = Field(default_factory=RunUsage)
+    last_error: ErrorDetails | None = None
     request: RunRequest | None = None
     result: RunResult[Any] | None = None
+
+    @property
+    def reason_code(self) -> str | None:
+        """Why the run stands where it does: the code of the error that it ended with or is put off for."""
+        if self.result is not None:
+            details = self.result.error_details
+            return details.code if details is not None else None
+        return self.last_error.code if self.last_error and self.state is RunState.RETRYING else None
 
 
 def output_class_of(request: RunRequest | Mapping[str, Any]) -> type[BaseModel] | None:

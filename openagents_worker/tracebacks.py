@@ -20,9 +20,10 @@ from types import TracebackType
 from typing import assert_never
 
 from openagents_worker.errors import OpenAgentsError, ProcessTraceback, storable_text, text_of
+from openagents_worker.printable import escaped_line
 from openagents_worker.redaction import redact, without_named_secrets
 
-__all__ = ["MAX_TRACEBACK_BYTES", "is_raised_by_user", "one_line", "traceback_text"]
+__all__ = ["MAX_TRACEBACK_BYTES", "is_raised_by_user", "traceback_text"]
 
 MAX_TRACEBACK_BYTES = 8 * 1024
 MAX_MESSAGE_CHARS = 2_000  # of one exception's text; a page of HTML is not a message
@@ -63,17 +64,6 @@ def is_raised_by_user(error: BaseException) -> bool:
     except Exception:  # noqa: BLE001 - an exception's class may override anything
         return False
     return last is not None and _kind_of_file(last[0]) is not _Kind.OURS
-
-
-def one_line(text: str) -> str:
-    """The text without anything that ends a line or moves a terminal's cursor.
-
-    >>> one_line("first\\nsecond")
-    'first\\\\nsecond'
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # --- frames ----------------------------------------------------------------------------------------------
@@ -331,7 +321,7 @@ def _shown(text: str, max_chars: int) -> str:
 def _printable(text: str) -> str:
     if text.isprintable():
         return text
-    return "\n".join(one_line(line) for line in text.expandtabs(4).split("\n"))
+    return "\n".join(escaped_line(line) for line in text.expandtabs(4).split("\n"))
 
 
 def _cut(text: str, max_bytes: int) -> str:

@@ -1,24 +1,19 @@
-"""The display. The only place that turns events, records and results into lines for people, or into JSON."""
+"""The display of a run as it goes. The only place that turns events and a result into lines for people, or
+JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
-import textwrap
-from collections import Counter
-from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
-import click
-
+from openagents_worker.cli.story import short_call_id
+from openagents_worker.cli.terminal import Safe, dump, dump_text, err, joined, out, piece, styled
 from openagents_worker.events import RunEvent
-from openagents_worker.models import RunRecord, RunResult, RunUsage
-from openagents_worker.store.listing import SessionSummary
-from openagents_worker.store.runs import SessionView
-from openagents_worker.tracebacks import one_line
+from openagents_worker.models import ErrorDetails, RunResult, RunUsage
+from openagents_worker.printable import one_line
 
-__all__ = ["Follower", "dump", "record_lines", "run_line", "session_line", "session_lines"]
+__all__ = ["STATE_COLOURS", "Follower", "error_lines", "short", "usage_text"]
 
 MAX_CHARS = 100  # of a value in a line; the whole of it is in the JSON
 QUIET = (
@@ -31,20 +26,18 @@ QUIET = (
     "session.acquired",
 )
 WAITS = ("llm.retrying", "run.retry_scheduled")
-COLOURS = {
+STATE_COLOURS = {
     "failed": "red",
     "cancelled": "yellow",
     "poisoned": "red",
     "completed": "green",
     "recovered": "yellow",
     "retry_scheduled": "yellow",
+    "running": "cyan",
     "retrying": "yellow",
 }
-
-
-def dump(value: Any) -> None:
-    """One JSON value on a line of its own on standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+CALL_IDS = ("call_id",)
+IN_EVERY_LINE_OR_IN_SHOW = {"agent_id", "session_id", "run_id", "error_details", "_metrics", "call"}
 
 
 class Follower:
@@ -58,12 +51,12 @@ class Follower:
 
     def event(self, event: RunEvent) -> None:
         if self._as_json:
-            click.echo(event.to_json())
+            dump_text(event.to_json())
         elif event.name == "llm.delta":
             self._piece(event)
         elif _says_something_failed(event) or not event.name.startswith(QUIET):
             self._end_reply()
-            click.echo(_event_line(event), err=True)
+            err(_event_line(event))
 
     def result(self, result: RunResult[Any]) -> None:
         self._end_reply()
@@ -72,123 +65,78 @@ class Follower:
             return
         if result.ok:
             output = result.final_output
-            click.echo(
-                output if isinstance(output, str) else json.dumps(output, ensure_ascii=False, indent=2)
-            )
+            out(output if isinstance(output, str) else json.dumps(output, ensure_ascii=False, indent=2))
         elif result.error_details is not None:
-            click.echo(
-                f"{result.stop_reason}: {result.error_details.code}: {result.error_details.message}", err=True
-            )
+            for line in error_lines(result.stop_reason, result.error_details):
+                err(line)
         else:
-            click.echo(str(result.stop_reason), err=True)
-        click.echo(click.style(f"{result.run_id} · {_usage(result.usage)}", dim=True), err=True)
+            err(str(result.stop_reason))
+        err(styled(f"{result.run_id} · {usage_text(result.usage)}", dim=True))
 
     def _piece(self, event: RunEvent) -> None:
         if not self._live:
             return
         if self._in_reply and event.payload.get("offset") == 0:
-            click.echo(err=True)  # another attempt at the reply: it begins again
+            err()  # another attempt at the reply: it begins again
         self._in_reply = True
-        click.echo(str(event.payload.get("text", "")), nl=False, err=True)
+        piece(str(event.payload.get("text", "")))
 
     def _end_reply(self) -> None:
         if self._in_reply:
-            click.echo(err=True)
+            err()
         self._in_reply = False
 
 
-def record_lines(record: RunRecord, events: Iterable[RunEvent]) -> list[str]:
-    """A run for people; its tools are counted from its events."""
-    tools = Counter(str(event.payload["tool_id"]) for event in events if event.name == "tool.called")
-    rows: list[tuple[str, object]] = [
-        ("run", record.run_id),
-        ("state", record.state.value),
-        ("agent", record.agent_id),
-        ("session", record.session_id),
-        ("worker", record.worker or "-"),
-        ("attempts", f"{record.attempt} ({record.retries} retries, {record.recoveries} recoveries)"),
-        ("steps", record.steps),
-        ("tools", ", ".join(f"{name} x{count}" for name, count in tools.items()) or record.usage.tool_calls),
-        ("usage", _usage(record.usage)),
+def error_lines(stop_reason: str, error: ErrorDetails) -> list[Safe]:
+    """What ended a run: code and message, the hint, and the traceback where there is one."""
+    traceback = error.traceback
+    return [
+        joined(styled(f"{stop_reason}: {error.code}", fg="red"), f": {error.message}"),
+        *([joined("  hint: ", error.hint)] if error.hint else []),
+        *([styled(traceback.rstrip(), dim=True)] if traceback else []),
     ]
-    result = record.result
-    if result is not None and result.error_details is not None:
-        rows.append(("error", f"{result.error_details.code}: {result.error_details.message}"))
-        rows += [("hint", result.error_details.hint)] if result.error_details.hint else []
-        if result.error_details.traceback is not None:
-            rows.append(("traceback", "\n" + textwrap.indent(result.error_details.traceback, "  ")))
-    elif result is not None:
-        rows.append(("answer", _short(result.final_output)))
-    return [f"{name:<9} {value}" for name, value in rows]
 
 
-def run_line(record: RunRecord) -> str:
-    """A run in a list for people."""
-    state = click.style(f"{record.state:<15}", fg=COLOURS.get(record.state))
-    at = "" if record.created_ms is None else _time(record.created_ms)
-    where = click.style(f"{record.agent_id} in {record.session_id}", dim=True)
-    return f"{at}  {state}  {record.run_id}  {where}"
+def short(value: object, max_chars: int = MAX_CHARS) -> str:
+    """A value on one line."""
+    return one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), max_chars)
 
 
-def session_line(session: SessionSummary) -> str:
-    """A session in a list for people."""
-    busy = f"busy with {session.holder}, {session.waiting} waiting" if session.holder else "idle"
-    counts = f"{session.messages} messages, {session.artifacts} artifacts"
-    return f"{_time(session.last_run_ms)}  {session.session_id}  {click.style(f'{counts}, {busy}', dim=True)}"
+def usage_text(usage: RunUsage) -> str:
+    cost = "cost unknown" if usage.cost_usd is None else f"${usage.cost_usd:.6f}"
+    repeated = f" ({usage.llm_retry_count} asked again)" if usage.llm_retry_count else ""
+    return (
+        f"{_count(usage.llm_calls, 'model call')}{repeated}, {_count(usage.tool_calls, 'tool call')}, "
+        f"{usage.input_tokens} + {usage.output_tokens} tokens, {cost}"
+    )
 
 
-def session_lines(session: SessionView) -> list[str]:
-    """A session for people: what it is, and then what was said in it."""
-    rows: list[tuple[str, object]] = [
-        ("session", session.session_id),
-        ("holder", session.holder or "-"),
-        ("waiting", ", ".join(session.waiting) or "-"),
-        ("bytes", f"{session.bytes:,}"),
-        *(("artifact", f"{one.kind} {one.name}: {_short(one.payload)}") for one in session.artifacts),
-        *(("state", f"{name}: {_short(value)}") for name, value in session.state.items()),
-    ]
-    said = [f"{message.get('role', '?')}: {_short(message.get('content'))}" for message in session.transcript]
-    return [*(f"{name:<9} {value}" for name, value in rows), *said]
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _time(at_ms: int) -> str:
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
-
-
-def _event_line(event: RunEvent) -> str:
+def _event_line(event: RunEvent) -> Safe:
     last = event.name.rsplit(".", 1)[-1]
-    known = {
-        "agent_id",
-        "session_id",
-        "run_id",
-        "error_details",
-        "_metrics",
-        "call",
-    }  # in every line, or in show
-    if "error" in event.payload:
-        known |= {"message", "type"}  # it says as much
-    payload = event.payload
-    if event.name in WAITS and isinstance(delay_ms := payload.get("delay_ms"), int):
-        payload = {name: value for name, value in payload.items() if name not in ("delay_ms", "due_at")}
+    details = event.payload.get("error_details")
+    code = f"code={details.get('code')} " if isinstance(details, dict) else ""
+    pairs = code + " ".join(
+        f"{key}={short_call_id(str(value)) if key in CALL_IDS else short(value)}"
+        for key, value in _told(event).items()
+    )
+    name = styled(event.name, fg=STATE_COLOURS.get(last), bold=last in STATE_COLOURS)
+    at = f"{event.timestamp.astimezone():%H:%M:%S}"
+    return joined(at, name, styled(pairs, dim=True), sep=" ") if pairs else joined(at, name, sep=" ")
+
+
+def _told(event: RunEvent) -> dict[str, Any]:
+    """What of an event's payload stands in its line."""
+    left_out = IN_EVERY_LINE_OR_IN_SHOW | ({"message", "type"} if "error" in event.payload else set())
+    payload = {key: value for key, value in event.payload.items() if key not in left_out}
+    if event.name in WAITS and isinstance(delay_ms := payload.pop("delay_ms", None), int):
+        payload.pop("due_at", None)
         payload["again_in"] = f"{delay_ms / 1000:.3g} s"
-    pairs = " ".join(f"{key}={_short(value)}" for key, value in payload.items() if key not in known)
-    name = click.style(event.name, fg=COLOURS.get(last), bold=last in COLOURS)
-    return f"{event.timestamp.astimezone():%H:%M:%S} {name} {click.style(pairs, dim=True)}".rstrip()
+    return payload
 
 
 def _says_something_failed(event: RunEvent) -> bool:
     return event.name.endswith("failed") or event.payload.get("result") == "error"  # a tool's preflight
-
-
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = one_line(" ".join(text.split()))
-    return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}…"
-
-
-def _usage(usage: RunUsage) -> str:
-    cost = "cost unknown" if usage.cost_usd is None else f"${usage.cost_usd:.6f}"
-    return (
-        f"{usage.llm_calls} model calls, {usage.tool_calls} tool calls, "
-        f"{usage.input_tokens} + {usage.output_tokens} tokens, {cost}"
-    )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from enum import IntEnum
 
-import click
-
+from openagents_worker.cli.terminal import dump, err, joined, styled
 from openagents_worker.errors import (
     ConfigError,
     OpenAgentsError,
@@ -15,6 +13,7 @@ from openagents_worker.errors import (
     SubmitUnknown,
     UserError,
 )
+from openagents_worker.printable import one_line
 
 __all__ = ["Exit", "exit_of", "show_error"]
 
@@ -39,8 +38,20 @@ def exit_of(error: OpenAgentsError) -> Exit:
 
 
 def show_error(error: OpenAgentsError, *, as_json: bool) -> None:
-    """Code, message, hint; no traceback. As JSON on standard output, for people on standard error."""
+    """Code, message, hint; no traceback. As JSON on standard output, for people on standard error.
+
+    A Redis that cannot be reached is one line: nobody has to look for what is wrong in it.
+    """
     if as_json:
-        click.echo(json.dumps({"error": error.to_dict()}, ensure_ascii=False))
+        dump({"error": error.to_dict()})
         return
-    click.echo(click.style(f"error: {error.code}", fg="red", bold=True) + f"\n{error}", err=True)
+    name = styled(f"error: {error.code}: ", fg="red", bold=True)
+    if exit_of(error) is Exit.NO_REDIS:
+        err(
+            joined(
+                name,
+                one_line(f"{error.message.rstrip(chr(46))}; {error.hint}" if error.hint else error.message),
+            )
+        )
+    else:
+        err(joined(name, str(error)))

@@ -25,9 +25,9 @@ from openagents_worker.producer.app_parts import parts_of, real_app
 from openagents_worker.producer.canvas import canvas_of
 from openagents_worker.producer.deletion import deletion
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
+from openagents_worker.producer.operations import AsyncOperations, Operations, send_accepted
 from openagents_worker.producer.publishing_app import PublishingApp
-from openagents_worker.producer.submit import Accepted, asubmit, submit
-from openagents_worker.producer.transport import send_first, send_wakes
+from openagents_worker.producer.submit import asubmit, submit
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.checkpoints import Checkpoint, acheckpoints, checkpoints
@@ -50,14 +50,10 @@ from openagents_worker.store.runs import (
     run_not_found,
 )
 from openagents_worker.store.scripts import CancelAnswer, Cancelled, Wake
-from openagents_worker.telemetry import get_logger
 
 __all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client", "front_door_app"]
 
 ANSWER_TIMEOUT_S = 2.0  # somebody waits for it
-SEND_WITHIN_S = 1.5  # publishing takes up to three seconds, and a submission five in all
-
-log = get_logger(__name__)
 
 
 def cell_of(settings: Settings) -> Cell:
@@ -71,7 +67,7 @@ def cell_of(settings: Settings) -> Cell:
     )
 
 
-class Client:
+class Client(Operations):
     """Submits runs and looks at them, by id. Thread-safe; opens its connections when they are needed.
 
     With `app`, messages go out as that Celery app would send them; it stays the caller's. Without arguments
@@ -122,7 +118,7 @@ class Client:
             expires_ms=expires_ms,
             canvas=_canvas(settings, canvas, priority=priority, headers=headers),
         )
-        _send(app, accepted, began)
+        send_accepted(app, accepted, began)
         return self.handle(accepted.run_id, output_type=output_class_of(request))
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> RunHandle[Any]:
@@ -148,7 +144,7 @@ class Client:
     ) -> Page[RunRecord]:
         """A page of the runs that pass every filter given (see `RunFilters`), newest first.
 
-        Raises `RequestInvalid` for a state, limit or cursor that is none.
+        Raises `RequestInvalid` for a state, limit or cursor that is not valid.
         """
         wanted = RunFilter.of(filters)
         return self.store.carry_out(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
@@ -210,7 +206,7 @@ class Client:
         self._publishing.close_own_app()
 
 
-class AsyncClient:
+class AsyncClient(AsyncOperations):
     """As `Client`, for asyncio. It may be used on any event loop; each has connections of its own."""
 
     def __init__(
@@ -252,7 +248,7 @@ class AsyncClient:
             expires_ms=expires_ms,
             canvas=_canvas(settings, canvas, priority=priority, headers=headers),
         )
-        await asyncio.to_thread(_send, app, accepted, began)
+        await asyncio.to_thread(send_accepted, app, accepted, began)
         return self.handle(accepted.run_id, output_type=output_class_of(request))
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> AsyncRunHandle[Any]:
@@ -279,7 +275,7 @@ class AsyncClient:
     ) -> Page[RunRecord]:
         """A page of the runs that pass every filter given (see `RunFilters`), newest first.
 
-        Raises `RequestInvalid` for a state, limit or cursor that is none.
+        Raises `RequestInvalid` for a state, limit or cursor that is not valid.
         """
         wanted = RunFilter.of(filters)
         return await self.store.carry_out(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
@@ -328,19 +324,6 @@ class AsyncClient:
 def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
     given = {name: value for name, value in options.items() if value is not None}
     return canvas_of({**(canvas or {}), **given}, max_bytes=settings.max_payload_bytes)
-
-
-def _send(app: Celery, accepted: Accepted, began: float) -> None:
-    """Send what an accepted run needs sent, unless the caller has waited long enough: rescue does it then."""
-    if time.monotonic() - began > SEND_WITHIN_S:
-        log.warning(
-            "run.message_left", run_id=accepted.run_id, hint="accepted; a worker's rescue loop sends it"
-        )
-        return
-    if accepted.first:
-        send_first(app, accepted.first)
-    if accepted.also:
-        send_wakes(app, [accepted.also])
 
 
 def _wakes(run_id: str, answer: Cancelled) -> tuple[Wake, ...]:

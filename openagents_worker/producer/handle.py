@@ -15,9 +15,9 @@ from celery import exceptions, states
 from celery.result import AsyncResult, assert_will_not_block
 from pydantic import BaseModel, ValidationError
 
-from openagents_worker.errors import OutputValidationError, RunCancelled, RunFailed, RunNotFound
+from openagents_worker.errors import OutputValidationError, RunFailed, RunNotFound
 from openagents_worker.events import RunEvent
-from openagents_worker.models import OutputT, RunRecord, RunResult, RunState
+from openagents_worker.models import OutputT, RunRecord, RunResult, RunState, run_failed
 from openagents_worker.producer.chain import may_be_submitted, raise_failure_before
 from openagents_worker.store.events import awatch, watch
 from openagents_worker.store.runs import is_notify_pending
@@ -87,9 +87,10 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
     def wait(self, timeout: float | None = None, **celery_options: Any) -> RunResult[OutputT]:
         """Wait until the run is over; a run that failed is a result too. `timeout` in seconds.
 
-        Celery's other parameters are accepted; nothing is polled, so none of them is needed. Raises
-        `WaitTimeout`; and `OutputValidationError` when the request asked for a pydantic class that refuses
-        the answer, though it fits its schema.
+        The result of a run that did not complete has `final_output` None; its `output` raises `RunFailed`, as
+        `get()` does. Celery's other parameters are accepted; nothing is polled, so none of them is needed.
+        Raises `WaitTimeout`; and `OutputValidationError` when the request asked for a pydantic class that
+        refuses the answer, though it fits its schema.
         """
         return cast("RunResult[OutputT]", _parsed(self._ended(timeout, **celery_options), self._output_type))
 
@@ -248,7 +249,10 @@ class AsyncRunHandle(Generic[OutputT]):
         return await self._client.record(self.id)
 
     async def wait(self, timeout: float | None = None) -> RunResult[OutputT]:
-        """Wait until the run is over, as `RunHandle.wait` does. `timeout` in seconds."""
+        """Wait until the run is over, as `RunHandle.wait` does: `output` of the result raises `RunFailed`.
+
+        `timeout` in seconds.
+        """
         return cast("RunResult[OutputT]", _parsed(await self._ended(timeout), self._output_type))
 
     async def get(self, timeout: float | None = None, propagate: bool = True) -> Any:
@@ -319,26 +323,9 @@ def _parsed(record: RunRecord, wanted: type[BaseModel] | None) -> RunResult[Any]
 def _outcome(record: RunRecord) -> dict[str, Any] | RunFailed:
     """A run that is over, as `get` gives or raises it."""
     assert record.result is not None, "a run that is over has a result"
-    result = record.result.model_dump(mode="json")
     if record.state is RunState.COMPLETED:
-        return result
-    details = record.result.error_details
-    cancelled = record.state is RunState.CANCELLED
-    failed = RunFailed(
-        details.message if details else f"the run ended as {record.result.stop_reason}",
-        code=details.code if details else (RunCancelled.code if cancelled else "execution.error"),
-        hint=details.hint if details else None,
-        result=result,
-        run_id=record.run_id,
-        agent_id=record.agent_id,
-        session_id=record.session_id,
-    )
-    return failed.showing(_traceback(record))
-
-
-def _traceback(record: RunRecord) -> str | None:
-    details = None if record.result is None else record.result.error_details
-    return None if details is None else details.traceback
+        return record.result.model_dump(mode="json")
+    return run_failed(record.result, agent_id=record.agent_id, session_id=record.session_id)
 
 
 def _must_not_block(what: str, *, also_in_tasks: bool = True) -> None:
@@ -362,3 +349,8 @@ def _client_for(app: Any) -> Client:
     from openagents_worker.producer.client import client_of, default_client  # clients make handles
 
     return default_client() if app is None else client_of(app)
+
+
+def _traceback(record: RunRecord) -> str | None:
+    details = None if record.result is None else record.result.error_details
+    return None if details is None else details.traceback

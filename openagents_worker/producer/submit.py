@@ -21,7 +21,7 @@ from openagents_worker.errors import (
     SessionBusy,
     SubmitUnknown,
 )
-from openagents_worker.models import RunRequest, RunState, parse_request
+from openagents_worker.models import RunRecord, RunRequest, RunState, parse_request
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Store
@@ -31,7 +31,7 @@ from openagents_worker.store.scripts import Call, ResumeAnswer, Resumed, SubmitA
 
 T = TypeVar("T")
 
-__all__ = ["Accepted", "asubmit", "submit"]
+__all__ = ["Accepted", "aresume", "asubmit", "resume", "submit"]
 
 # One more try takes two seconds at most, so that a caller waits less than five in all.
 REPEAT_FOR_S = 2.5
@@ -75,7 +75,39 @@ def submit(
     `RedisUnreachable` when nothing was accepted, and `SubmitUnknown` when that cannot be known, which under
     `OPENAGENTS_DURABILITY=strict` is also said of a run that is not known to be on disk.
     """
-    attempt = _attempt(request, settings, queue, delay_ms, expires_ms, canvas, clock)
+    return _carried_out(
+        store, _attempt(request, settings, queue, delay_ms, expires_ms, canvas, clock), settings, pause
+    )
+
+
+def resume(store: Store, run: RunRecord, *, settings: Settings, by: str = "") -> Accepted:
+    """Start another life of a run that has failed or was cancelled, from its last checkpoint.
+
+    `by` is who wants it, for the event. Raises as `submit` does, and `ConfigError` for a run that failed
+    before it had a checkpoint.
+    """
+    return _carried_out(store, _resumption(run, settings, by), settings, time.sleep)
+
+
+async def aresume(store: AsyncStore, run: RunRecord, *, settings: Settings, by: str = "") -> Accepted:
+    """As `resume`, for asyncio."""
+    return await _acarried_out(store, _resumption(run, settings, by), settings, asyncio.sleep)
+
+
+def _resumption(run: RunRecord, settings: Settings, by: str) -> _Resumption:
+    fields = {
+        "agent_id": run.agent_id,
+        "session_id": run.session_id,
+        "input_text": "",
+        "resume_from_checkpoint": f"{run.run_id}:step:{run.steps}",
+    }
+    request = parse_request(fields, max_bytes=settings.max_payload_bytes)
+    return _Resumption(request, "", time.monotonic, by=by)
+
+
+def _carried_out(
+    store: Store, attempt: _Attempt[Any], settings: Settings, pause: Callable[[float], None]
+) -> Accepted:
     run = store.run_on_disk if settings.durability == "strict" else store.run
     while True:
         try:
@@ -98,7 +130,17 @@ async def asubmit(
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Accepted:
     """As `submit`, for asyncio."""
-    attempt = _attempt(request, settings, queue, delay_ms, expires_ms, canvas, clock)
+    return await _acarried_out(
+        store, _attempt(request, settings, queue, delay_ms, expires_ms, canvas, clock), settings, pause
+    )
+
+
+async def _acarried_out(
+    store: AsyncStore,
+    attempt: _Attempt[Any],
+    settings: Settings,
+    pause: Callable[[float], Awaitable[None]],
+) -> Accepted:
     run = store.run_on_disk if settings.durability == "strict" else store.run
     while True:
         try:
@@ -246,7 +288,7 @@ class _Submission(_Attempt[Submitted]):
 class _Resumption(_Attempt[Resumed]):
     """A run that ended without an answer and goes on in another life."""
 
-    def __init__(self, request: RunRequest, canvas: str, clock: Callable[[], float]) -> None:
+    def __init__(self, request: RunRequest, canvas: str, clock: Callable[[], float], *, by: str = "") -> None:
         super().__init__(request, canvas, clock)
         self.call = scripts.resume(
             run_id=request.run_id,
@@ -255,6 +297,7 @@ class _Resumption(_Attempt[Resumed]):
             input_text=request.input_text,
             checkpoint_id=request.resume_from_checkpoint or "",
             canvas=canvas,
+            by=by,
         )
 
     def accepted(self, answer: Resumed) -> Accepted:

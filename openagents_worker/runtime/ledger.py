@@ -208,7 +208,14 @@ class Ledger:
         )
 
     async def suspend(
-        self, *, kind: SuspendKind, delay_ms: int, call: str, error_code: str, left_max_ms: int = 0
+        self,
+        *,
+        kind: SuspendKind,
+        delay_ms: int,
+        call: str,
+        error_code: str,
+        left_max_ms: int = 0,
+        error_details: str = "",
     ) -> Handed:
         """Put the run aside; raises `RunLatched` when it is no longer ours or is to be cancelled."""
         await self._store_start()
@@ -225,6 +232,7 @@ class Ledger:
                     batch_no=self._batch_no,
                     events=batch,
                     left_max_ms=left_max_ms,
+                    error_details=error_details,
                 )
             )
 

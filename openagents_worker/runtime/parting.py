@@ -139,6 +139,7 @@ class Parting:
             delay_ms=self._back_off_ms(error, call),
             call=call,
             error_code=error.code,
+            error_details=_for_people(error),
         )
         return await self._put_aside(handed, error)
 
@@ -150,6 +151,7 @@ class Parting:
             call="",
             error_code=error.code,
             left_max_ms=self._left_max_ms,
+            error_details=_for_people(error),
         )
         if handed.answer is WriteAnswer.OVERDUE:
             unavailable = AgentUnavailable(
@@ -177,3 +179,13 @@ class Parting:
             delay_ms=handed.delay_ms,
             error=ErrorDetails.from_exception(error),
         )
+
+
+SHOWN_CHARS = 500  # of a message: the record is read whole by everybody who lists runs
+
+
+def _for_people(error: OpenAgentsError) -> str:
+    """What the record says of the error while the run waits: code, message and hint."""
+    details = ErrorDetails.from_exception(error, depth=1)
+    shown = {"message": details.message[:SHOWN_CHARS], "hint": details.hint and details.hint[:SHOWN_CHARS]}
+    return details.model_copy(update={**shown, "context": {}}).model_dump_json(exclude_defaults=True)

@@ -31,12 +31,12 @@ from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.channels import Inbox, listening
-from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
 from openagents_worker.store.formats import reading
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.runs import run_not_found
 
-__all__ = ["Entry", "Head", "Watch", "awatch", "stored_event", "watch"]
+__all__ = ["Entry", "Head", "Watch", "awatch", "history", "stored_event", "watch"]
 
 T = TypeVar("T")
 
@@ -92,6 +92,19 @@ def stored_event(head: Head, entry: Entry) -> RunEvent:
         payload=json.loads(fields["payload"]),
         final=fields["final"] == "1",
     )
+
+
+def history(keys: Keys, run_id: str) -> Plan[list[RunEvent]]:
+    """The events of a run that are stored, oldest first; nothing is waited for. Raises `RunNotFound`."""
+    head = _head_of(run_id, (yield lambda r: r.hmget(keys("run", run_id), _HEAD_FIELDS)))
+    if head is None:
+        raise run_not_found(run_id)
+    events: list[RunEvent] = []
+    start = "-"
+    while page := (yield lambda r, start=start: r.xrange(keys("events", run_id), start, "+", PAGE)):
+        events += [stored_event(head, entry) for entry in page]
+        start = f"({page[-1][0]}"
+    return events
 
 
 class Watch:

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from openagents_worker.errors import OtherFormat
+from pydantic import ValidationError
+
+from openagents_worker.errors import OtherFormat, RecordUnreadable
 
 __all__ = [
     "BEGUN",
@@ -53,10 +55,24 @@ def other_format(format_: int, *, run_id: str | None = None, session_id: str | N
 
 @contextmanager
 def reading(format_: int, *, run_id: str | None = None, session_id: str | None = None) -> Iterator[None]:
-    """Reads what can be read; what cannot is no broken record when its format is another than ours."""
+    """Reads what can be read. Raises `OtherFormat` for what cannot because of its format, and
+    `RecordUnreadable` for what is broken."""
     try:
         yield
     except ValueError as error:
         if is_read(format_):
-            raise
+            raise RecordUnreadable(
+                f"what is stored cannot be read: {_what_is_wrong(error)}",
+                hint="a program other than this library may have written it; other runs are not concerned",
+                run_id=run_id,
+                session_id=session_id,
+            ) from error
         raise other_format(format_, run_id=run_id, session_id=session_id) from error
+
+
+def _what_is_wrong(error: ValueError) -> str:
+    """Where and what, without the values: they may be secrets."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in found[:3])

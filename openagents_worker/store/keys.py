@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 
 import redis
 
-__all__ = ["KEYS", "KeySpec", "Keys", "encode_id", "lua_key_functions", "ttl_violations"]
+__all__ = ["KEYS", "KeySpec", "Keys", "decode_id", "encode_id", "lua_key_functions", "ttl_violations"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +159,24 @@ KEYS = (
         "agents", "agents", "hash", "agent id -> queue and definition hash, told by workers", "permanent"
     ),
     KeySpec(
+        "fleet",
+        "fleet",
+        "hash",
+        "incarnation -> what its worker says of itself at registration, JSON: host, pid, version, queues, "
+        "agents, max_runs, started_at (ms)",
+        "permanent; retire, reclaim and register empty it",
+    ),
+    KeySpec(
+        "fleet_lag",
+        "fleet_lag",
+        "hash",
+        "incarnation -> for how long its event loop answered nobody since the heartbeat before, ms",
+        "permanent; retire, reclaim and register empty it",
+    ),
+    KeySpec(
+        "sent_again", "sent_again", "hash", "queue -> how many lost messages were sent again", "permanent"
+    ),
+    KeySpec(
         "due", "due", "zset", "run -> ms when it is due (retry, delayed start)", "permanent; wake empties it"
     ),
     KeySpec(
@@ -199,7 +217,10 @@ KEYS = (
     ),
 )
 
-PERMANENT = frozenset({"workers", "watched", "silent", "agents", "due", "sent", "index", "indexes"})
+PERMANENT = frozenset(
+    {"workers", "watched", "silent", "agents", "fleet", "fleet_lag", "sent_again", "due", "sent", "index"}
+    | {"indexes"}
+)
 ALWAYS_EXPIRING = frozenset(
     {"reply", "host", "looked", "gone", "false_alarms", "looks_off", "resend", "resend_seen"}
     | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
@@ -212,6 +233,11 @@ _SAFE = "-_.~"
 def encode_id(value: str) -> str:
     """An id as it stands in a key: everything but letters, digits and `-_.~` percent-encoded."""
     return quote(value, safe=_SAFE)
+
+
+def decode_id(encoded: str) -> str:
+    """The id that `encode_id` has encoded."""
+    return unquote(encoded)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from typing import Any, Generic, TypedDict, TypeVar
 
-from openagents_worker.errors import RequestInvalid
+from openagents_worker.errors import OpenAgentsError, RequestInvalid
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys
@@ -20,9 +21,11 @@ from openagents_worker.store.scripts import Pruned, prune
 __all__ = [
     "MAX_LIMIT",
     "Page",
+    "Problem",
     "RunFilter",
     "RunFilters",
     "SessionSummary",
+    "list_problems",
     "list_runs",
     "list_sessions",
     "lists_of",
@@ -37,7 +40,17 @@ MAX_LIMIT = 1000
 CHUNK = 100  # entries a round trip: what they point at may be large
 PRUNED_A_CALL = 500  # entries: half a millisecond of Redis
 PRUNE_CALLS = 1000
+LOOKED_AT_FOR_PROBLEMS = 1000  # of a whole record each time: somebody waits for it
 MOST_LOOKED_AT = 10_000  # entries a page; one with few hits ends there and says where to go on
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something stored that this version cannot read: its key, the error's code, and when it was accepted."""
+
+    key: str
+    code: str
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +59,13 @@ class Page(Generic[T]):
 
     A page may have fewer items than were asked for, or none, and still not be the last: a filter that few
     runs pass is looked for through 10,000 runs a page.
+
+    `problems` are the entries that were looked at and cannot be read; they keep no others from being listed.
     """
 
     items: tuple[T, ...]
     next_cursor: str | None
+    problems: tuple[Problem, ...] = ()
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.items)
@@ -90,6 +106,8 @@ class RunFilters(TypedDict, total=False):
     since: datetime | None
     """When they were accepted, by Redis's clock; `until` is exclusive."""
     until: datetime | None
+    code: str | None
+    """A glob, as in `llm.*`, for the code of the error that a run has ended with or is put off for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +118,7 @@ class RunFilter:
     indexes: tuple[str, ...]  # every wanted run is in each of them
     since_ms: int | None
     until_ms: int | None
+    code: str | None = None
 
     @classmethod
     def of(cls, given: RunFilters) -> RunFilter:
@@ -112,38 +131,49 @@ class RunFilter:
             states = frozenset(map(RunState, [state] if isinstance(state, str) else state or ()))
         except ValueError as error:
             raise RequestInvalid(str(error), hint=f"a state is one of {', '.join(RunState)}") from None
-        return cls(states, tuple(lists or [ALL]), _ms(given.get("since")), _ms(given.get("until")))
+        return cls(
+            states, tuple(lists or [ALL]), _ms(given.get("since")), _ms(given.get("until")), given.get("code")
+        )
+
+    def passes(self, record: RunRecord) -> bool:
+        """Whether the run is wanted; what the indexes say is not asked again."""
+        if self.states and record.state not in self.states:
+            return False
+        return self.code is None or fnmatchcase(record.reason_code or "", self.code)
 
 
 def _ms(at: datetime | None) -> int | None:
     return None if at is None else int(at.timestamp() * 1000)
 
 
-def list_runs(keys: Keys, wanted: RunFilter, *, limit: int, cursor: str | None) -> Plan[Page[RunRecord]]:
-    """A page of runs. Raises `RequestInvalid` for a limit or cursor that is none."""
+def list_runs(
+    keys: Keys, wanted: RunFilter, *, limit: int, cursor: str | None, most: int | None = None
+) -> Plan[Page[RunRecord]]:
+    """A page of runs, looked for among `most` (None: 10,000). Raises `RequestInvalid`."""
     names = wanted.indexes
     sizes = yield from _each(names, lambda r, name: r.zcard(keys("index", name)))
     shortest, *others = [name for _, name in sorted(zip(sizes, names, strict=True))]
 
-    def read(ids: Sequence[str]) -> Plan[list[RunRecord | None]]:
+    def read(ids: Sequence[str]) -> Plan[list[RunRecord | _Unreadable | None]]:
         rows = yield from _each(
             ids,
             lambda r, id_: r.hmget(keys("run", id_), RECORD_FIELDS),
             *(lambda r, id_, name=name: r.zscore(keys("index", name), id_) for name in others),
         )
         return [
-            _wanted(record_of(id_, values), wanted) if None not in scores else None
+            _wanted(keys, id_, values, wanted) if None not in scores else None
             for id_, (values, *scores) in zip(ids, rows, strict=True)
         ]
 
-    return (yield from _page(keys("index", shortest), read, wanted.since_ms, wanted.until_ms, limit, cursor))
+    index = keys("index", shortest)
+    return (yield from _page(index, read, wanted.since_ms, wanted.until_ms, limit, cursor, most))
 
 
 def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[SessionSummary]]:
     """A page of sessions, the one with the newest run first. Raises as `list_runs` does."""
     key = keys("index", SESSIONS)
 
-    def read(ids: Sequence[str]) -> Plan[list[SessionSummary | None]]:
+    def read(ids: Sequence[str]) -> Plan[list[SessionSummary | _Unreadable | None]]:
         rows = yield from _each(
             ids,
             lambda r, id_: r.exists(keys("session", id_)),
@@ -158,11 +188,28 @@ def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[Se
     return (yield from _page(key, read, None, None, limit, cursor))
 
 
-def _wanted(record: RunRecord | None, wanted: RunFilter) -> RunRecord | None:
+def list_problems(keys: Keys) -> Plan[tuple[Problem, ...]]:
+    """What cannot be read among the 1,000 runs that were accepted last."""
+    nothing = RunFilter(frozenset(), (ALL,), None, None, code="\0")  # no run has it: all are looked at
+    page = yield from list_runs(keys, nothing, limit=1, cursor=None, most=LOOKED_AT_FOR_PROBLEMS)
+    return page.problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    key: str
+    code: str
+
+
+def _wanted(
+    keys: Keys, run_id: str, values: Sequence[str | None], wanted: RunFilter
+) -> RunRecord | _Unreadable | None:
     """A run that is gone is in a list until that is pruned."""
-    if record is None or (wanted.states and record.state not in wanted.states):
-        return None
-    return record
+    try:
+        record = record_of(run_id, values)
+    except OpenAgentsError as error:
+        return _Unreadable(keys("run", run_id), error.code)
+    return record if record is not None and wanted.passes(record) else None
 
 
 def pruning() -> Plan[int]:
@@ -184,11 +231,12 @@ def pruning() -> Plan[int]:
 
 def _page(
     key: str,
-    read: Callable[[Sequence[str]], Plan[list[T | None]]],
+    read: Callable[[Sequence[str]], Plan[list[T | _Unreadable | None]]],
     since_ms: int | None,
     until_ms: int | None,
     limit: int,
     cursor: str | None,
+    most_looked_at: int | None = None,
 ) -> Plan[Page[T]]:
     """Goes down the list from the cursor, chunk by chunk, until there are enough items."""
     _check_limit(limit)
@@ -196,18 +244,22 @@ def _page(
     most = "+inf" if until_ms is None else f"({until_ms}"
     after = None if cursor is None else _place(cursor)
     found: list[T] = []
-    for _ in range(MOST_LOOKED_AT // CHUNK):
+    problems: list[Problem] = []
+    for _ in range((most_looked_at or MOST_LOOKED_AT) // CHUNK):
         entries, more = yield from _entries(key, least, most, after)
         items = (yield from read([id_ for id_, _ in entries])) if entries else []
         for (id_, score), item in zip(entries, items, strict=True):
             after = (score, id_)
-            if item is not None:
+            if isinstance(item, _Unreadable):
+                since = datetime.fromtimestamp(score / 1000, UTC)
+                problems.append(Problem(item.key, item.code, since))
+            elif item is not None:
                 found.append(item)
             if len(found) == limit:
-                return Page(tuple(found), _cursor(after))
+                return Page(tuple(found), _cursor(after), tuple(problems))
         if not more:
-            return Page(tuple(found), None)
-    return Page(tuple(found), _cursor(after) if after else None)
+            return Page(tuple(found), None, tuple(problems))
+    return Page(tuple(found), _cursor(after) if after else None, tuple(problems))
 
 
 def _entries(

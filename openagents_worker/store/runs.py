@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.errors import RunNotFound, SessionNotFound
-from openagents_worker.models import RunArtifact, RunRecord, RunRequest, RunResult, RunState, RunUsage
+from openagents_worker.models import (
+    ErrorDetails,
+    RunArtifact,
+    RunRecord,
+    RunRequest,
+    RunResult,
+    RunState,
+    RunUsage,
+)
 from openagents_worker.store.client import AsyncStore, Plan, Reader, Store
 from openagents_worker.store.formats import is_read, reading
 from openagents_worker.store.keys import Keys
@@ -48,13 +56,17 @@ RECORD_FIELDS = (
     "attempt",
     "steps",
     "retries",
+    "retries_in_all",
     "recoveries",
     "cancel",
     "created",
     "started",
     "ended",
     "due",
+    "active_ms",
     "usage",
+    "last_error",
+    "last_error_details",
     "request",
     "result",
     "format",
@@ -91,7 +103,7 @@ def _record(run_id: str, field: Mapping[str, str]) -> RunRecord:
         life=count("life"),
         attempt=count("attempt"),
         steps=count("steps"),
-        retries=count("retries"),
+        retries=max(count("retries"), count("retries_in_all")),
         recoveries=count("recoveries"),
         worker=field["owner"] or None,
         cancel_requested=field["cancel"] == "1",
@@ -99,10 +111,19 @@ def _record(run_id: str, field: Mapping[str, str]) -> RunRecord:
         started_ms=time_ms("started"),
         ended_ms=time_ms("ended") if state.is_terminal else None,
         due_ms=time_ms("due") if STATES[state].has_due else None,
+        duration_ms=count("active_ms"),
         usage=RunUsage.model_validate_json(field["usage"] or "{}"),
+        last_error=_last_error(field["last_error"], field["last_error_details"]),
         request=_request(field["request"], int(field["format"] or 0)),
         result=RunResult[Any].model_validate_json(field["result"]) if field["result"] else None,
     )
+
+
+def _last_error(code: str, details: str) -> ErrorDetails | None:
+    """What the run was last put off for. A worker of the version before stores the code alone."""
+    if details:
+        return ErrorDetails.model_validate_json(details)
+    return ErrorDetails(code=code, message="", retryable=True) if code else None
 
 
 def _request(text: str, format_: int) -> RunRequest | None:

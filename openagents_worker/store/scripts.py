@@ -476,8 +476,11 @@ def register(
     previous: str = "",
     host: str = "",
     process: str = "",
+    info: str = "",
 ) -> Registered:
     """Begin a worker's lease; `agents` is id, JSON, id, JSON …; `host` '' where no neighbour can look.
+
+    `info` is what the worker says of itself (`store.fleet.WorkerCard`).
 
     `previous` is the incarnation whose lease this process has lost: it lives, so no run has killed it.
     """
@@ -510,6 +513,7 @@ def renew(
     lease_ms: int,
     server: str = "",
     renewed_within_ms: int = 0,
+    loop_lag_ms: int = 0,
 ) -> Renewal:
     """A heartbeat: the lease goes on for `lease_ms` from now.
 
@@ -654,9 +658,11 @@ def suspend(
     batch_no: int,
     events: list[str],
     left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
+    error_details: str = "",
 ) -> Handed:
     """Put a run aside, as `SuspendKind` says: `retry` for `delay_ms` after `error_code` at `call`, `handover`
-    for now, `left_to_others` for ever longer times, and for `left_max_ms` at most."""
+    for now, `left_to_others` for ever longer times, and for `left_max_ms` at most. `error_details` is the
+    error as JSON, for people."""
     if len(reply) == 1:
         return Handed(WriteAnswer(reply[0]))
     return Handed(WriteAnswer(reply[0]), _wakes(reply[1]), int(reply[2]))
@@ -740,10 +746,11 @@ def resume(
     input_text: str,
     checkpoint_id: str,
     canvas: str = "",
+    by: str = "",
 ) -> Resumed:
     """Start another life of a run that failed or was cancelled. `checkpoint_id` '' means its latest.
 
-    `canvas` '' keeps the options of its submission.
+    `canvas` '' keeps the options of its submission; `by` is who wants it, for the event.
     """
     answer = ResumeAnswer(reply[0])
     if answer is ResumeAnswer.LIVE:

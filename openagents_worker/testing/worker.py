@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import secrets
+import socket
 import threading
 import time
 import uuid
@@ -34,6 +35,7 @@ from openagents_worker.runtime.runner import Outlook, Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.fleet import WorkerCard, own_version
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry import get_logger
 from openagents_worker.testing.scripted_model import ScriptedModel
@@ -154,6 +156,14 @@ class _Carrier:
         self._lease_ms = settings.lease_ms
         self._announcements = assembly.announcements()
         self._queues = {settings.queue, *(agent.queue for agent in assembly.config.agents if agent.queue)}
+        self._card = WorkerCard(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            queues=tuple(sorted(self._queues)),
+            agents=dict(assembly.hashes),
+            max_runs=None,
+            version=own_version(),
+        )
         self._tasks: dict[str, asyncio.Task[object]] = {}
         self._runner = Runner(
             store=store,
@@ -169,7 +179,11 @@ class _Carrier:
         incarnation, lease_ms = self._lease.incarnation, self._lease_ms
         await self._store.run(
             scripts.register(
-                incarnation=incarnation, lease_ms=lease_ms, agents=self._announcements, previous=previous
+                incarnation=incarnation,
+                lease_ms=lease_ms,
+                agents=self._announcements,
+                previous=previous,
+                info=self._card.to_json(),
             )
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.resources import files
 
 from celery import Celery
 from celery.utils.nodenames import default_nodename, host_format
@@ -70,4 +71,6 @@ def run_worker(
 
 def run_flower(settings: Settings, *, port: int) -> None:
     """Run Flower in this process, on this machine's loopback only."""
-    make_worker_app(settings).start(["flower", "--address=127.0.0.1", f"--port={port}"])
+    conf = files("openagents_worker.dashboard") / "local_flower.py"  # named, not imported: Flower reads it
+    arguments = ["flower", "--address=127.0.0.1", f"--port={port}", f"--conf={conf}"]
+    make_worker_app(settings).start(arguments)

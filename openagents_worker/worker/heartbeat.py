@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.store.client import Cell
+from openagents_worker.store.fleet import WorkerCard
 from openagents_worker.store.scripts import (
     MAX_RECOVERIES,
     ReleaseKind,
@@ -78,9 +79,13 @@ class Heartbeat:
         on_neighbours: Callable[[Mapping[str, str]], None] = lambda neighbours: None,
         on_given_up: Callable[[], None] = lambda: None,
         max_recoveries: int = MAX_RECOVERIES,
+        card: WorkerCard | None = None,
+        loop_lag_ms: Callable[[], int] = lambda: 0,
         leave: Leave = os._exit,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
+        """`card` is what the process says of itself to whoever lists the workers; `loop_lag_ms`, asked once
+        a beat, for how long its event loop has answered nobody since the beat before."""
         self._node = node
         self._limits = limits
         self._lease_ms = round(limits.lease_s * 1000)
@@ -93,6 +98,8 @@ class Heartbeat:
         self._process = process.process if process is not None else ""
         self._on_neighbours = on_neighbours
         self._max_recoveries = max_recoveries
+        self._card = card
+        self._loop_lag_ms = loop_lag_ms
         self._clock = clock
         self._store = SubscribedStore(
             cell,
@@ -164,6 +171,7 @@ class Heartbeat:
             previous=self._lease.incarnation,  # lost, and this process lives: no run has killed it
             host=self._host,
             process=self._process,
+            info=self._card.to_json() if self._card is not None else "",
         )
         answer = self._ask(lambda: self._store.run(door))
         if answer is None:
@@ -205,6 +213,7 @@ class Heartbeat:
             lease_ms=self._lease_ms,
             server=self._store.server,
             renewed_within_ms=round(self._limits.beat_s * 1000) + RENEWAL_GRACE_MS,
+            loop_lag_ms=self._loop_lag_ms(),
         )
         return self._store.run(door)
 

@@ -23,6 +23,7 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import Carried, Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.fleet import WorkerCard, own_version
 from openagents_worker.store.scripts import Wake, accuse
 from openagents_worker.telemetry import get_logger, line_groups
 from openagents_worker.time_limits import TimeLimits
@@ -61,10 +62,12 @@ class WorkerProcess:
         node: str,
         queues: Sequence[str],
         send_wakes: SendWakes,
+        max_runs: int | None = None,
         bridge: LoopThread | None = None,
         leave: Leave = os._exit,
     ) -> None:
-        """`bridge` is the loop to live on where somebody else keeps one; else it gets one of its own.
+        """`max_runs` is how many runs at once the pool gives to it, for people; None: nobody knows.
+        `bridge` is the loop to live on where somebody else keeps one; else it gets one of its own.
 
         `leave` ends the process, with an exit code, when a part of it has failed or a run cannot be stopped.
         """
@@ -79,9 +82,9 @@ class WorkerProcess:
         self._owns_loop = bridge is None
         if self._owns_loop:
             self._bridge.start()
-        self._bridge.run(self._build(node, queues))
+        self._bridge.run(self._build(node, queues, max_runs))
 
-    async def _build(self, node: str, queues: Sequence[str]) -> None:
+    async def _build(self, node: str, queues: Sequence[str], max_runs: int | None) -> None:
         settings, limits, loop = self.settings, self._limits, asyncio.get_running_loop()
         cell = cell_of(settings)
         self.store = AsyncStore(cell, answer_timeout_s=limits.run_answer_s)
@@ -119,6 +122,15 @@ class WorkerProcess:
             on_neighbours=self._watch_neighbours,
             on_given_up=lambda: self.rescue.hurry(),
             max_recoveries=settings.max_recoveries,
+            card=WorkerCard(
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                version=own_version(),
+                queues=tuple(queues),
+                agents=dict(self._assembly.hashes),
+                max_runs=max_runs,
+            ),
+            loop_lag_ms=lambda: self._watch.take_lag_ms(),
             leave=self._leave,
         )
         self._watch = Watch(
@@ -302,6 +314,8 @@ class Host:
         self._leave = leave
         self.node = socket.gethostname()
         self.queues: tuple[str, ...] = (settings.queue,)
+        self.max_runs: int | None = None
+        """How many runs at once the worker's pool gives to one process; None: nobody knows."""
         self.bridge: LoopThread | None = None
         """The loop of a pool that has one; set before the first use."""
         self._send_wakes = send_wakes
@@ -335,6 +349,7 @@ class Host:
                     self._assembly,
                     node=self.node,
                     queues=self.queues,
+                    max_runs=self.max_runs,
                     send_wakes=self._send_wakes,
                     bridge=self.bridge,
                     leave=self._leave,

@@ -19,6 +19,7 @@ from celery.worker import state
 from openagents_worker.addresses import redis_url_of_connection
 from openagents_worker.agents import notices, read_agents_file
 from openagents_worker.errors import ConfigValidationError, OpenAgentsError, RedisUnreachable, RedisUnsafe
+from openagents_worker.printable import printable
 from openagents_worker.producer.client import cell_of
 from openagents_worker.producer.transport import wake_queue
 from openagents_worker.runtime.plugins import import_from_here
@@ -156,8 +157,14 @@ def _refuse(error: OpenAgentsError) -> NoReturn:
     if is_json_log():
         log.error("worker.not_started", code=error.code, message=error.message, hint=error.hint)
     else:
-        print(f"error: {error.code}: {error}", file=sys.stderr, flush=True)
+        print(printable(f"error: {error.code}: {error}"), file=sys.stderr, flush=True)
     raise SystemExit(EX_CONFIG) from None
+
+
+def _most_runs(worker: Any) -> int:
+    """How many runs at once one process of the worker executes."""
+    one_each = _forks(worker) or issubclass(worker.pool_cls, SoloPool)
+    return 1 if one_each else int(worker.concurrency)
 
 
 def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
@@ -176,6 +183,7 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
             if not is_ours:
                 host.settings = _with_broker_of(parent.app, host.settings)
             host.node = parent.hostname
+            host.max_runs = _most_runs(parent)
             host.queues = _with_wakes(parent.app, None if is_ours else _queues_of_runs(host.settings))
             self.enabled = bool(host.queues)
             try:

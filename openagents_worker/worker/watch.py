@@ -108,6 +108,7 @@ class Watch:
         self._said_s: dict[str, float] = {}
         self._blocks = 0
         self._longest_s = 0.0
+        self._lag_s = 0.0
         self._answered = threading.Event()
         self._answered.set()
         self._stopping = threading.Event()
@@ -126,6 +127,11 @@ class Watch:
     def stats(self) -> dict[str, int]:
         """How often the loop was blocked for a quarter of a second or more, and for how long at most."""
         return {"blocks": self._blocks, "longest_block_ms": round(self._longest_s * 1000)}
+
+    def take_lag_ms(self) -> int:
+        """For how long at most, since it was asked last, the loop has answered nobody; from any thread."""
+        lag_s, self._lag_s = max(self._lag_s, self._silent_s), 0.0
+        return round(lag_s * 1000)
 
     def _main(self) -> None:
         last_s, last_cpu_s, last_waited_s = self._clock(), self._cpu_clock(), self._loop_waited_s()
@@ -209,6 +215,7 @@ class Watch:
             self._silent_s = max(passed_s - tick_s, 0.0)  # what this thread itself was held up for
         else:
             self._silent_s += passed_s
+        self._lag_s = max(self._lag_s, self._silent_s)
         if self._silent_s >= self._dead_after_s:
             self._end_process_with_dead_loop()
         elif self._silent_s >= BLOCKED_S - self._tick_s:  # it may have begun a tick before it was asked

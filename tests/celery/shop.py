@@ -114,14 +114,15 @@ class Shop:
         worker.wait_until(lambda: bool(inspect.ping()), "hears remote control", PATIENCE_S)
         return worker
 
-    def start_flower(self) -> str:
-        """Flower for the product's app, with an open API; its address."""
+    def start_flower(self, *options: str, **env: str) -> str:
+        """Flower for the product's app, with an open API unless `env` says what it has; its address."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
         command = [sys.executable, "-m", "celery", "-A", "tests.celery.product:app", "flower"]
-        command += ["--address=127.0.0.1", f"--port={port}"]
-        flower = Process("flower", command, {**self.env, "FLOWER_UNAUTHENTICATED_API": "true"}, self._say)
+        command += ["--address=127.0.0.1", f"--port={port}", *options]
+        open_api = env or {"FLOWER_UNAUTHENTICATED_API": "true"}
+        flower = Process("flower", command, {**self.env, **open_api}, self._say)
         self.workers.insert(0, flower)
         url = f"http://127.0.0.1:{port}"
         flower.wait_until(lambda: ask(f"{url}/api/workers?status=true"), "hears the workers", PATIENCE_S)

@@ -108,6 +108,18 @@ def a_record_is_of_a_version_to_come(shop: Installation) -> Met:
     return met
 
 
+@provokes("record.unreadable")
+def somebody_else_writes_into_a_record(shop: Installation) -> Met:
+    taken = hanging(shop, run_id="overwritten")
+    redis, key = shop.client.store.redis, shop.client.store.keys("run", taken.id)
+    usage = redis.hget(key, "usage")
+    redis.hset(key, "usage", "not JSON")
+    met = raised(taken.record)
+    redis.hset(key, "usage", usage or "{}")
+    taken.cancel()
+    return met
+
+
 @provokes("agent.unavailable")
 def an_agent_was_announced_by_a_worker_that_does_not_come_back(shop: Installation) -> Met:
     with Hand(shop.stack.redis_url) as hand:

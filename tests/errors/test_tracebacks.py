@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from openagents_worker.errors import ProcessTraceback, ToolError
+from openagents_worker.printable import escaped_line
 from openagents_worker.runtime.user_code import user_code
-from openagents_worker.tracebacks import MAX_TRACEBACK_BYTES, one_line, traceback_text
+from openagents_worker.tracebacks import MAX_TRACEBACK_BYTES, traceback_text
 
 HERE = __file__
 
@@ -238,9 +239,9 @@ async def awaited(make: Callable[[], Awaitable[None]]) -> None:
 
 def test_an_error_of_this_library_shows_its_own_frames_where_there_are_no_others() -> None:
     """For our own log lines nothing is collapsed."""
-    error = raised(lambda: one_line(None))  # type: ignore[arg-type]
-    assert "openagents_worker/tracebacks.py" in traceback_text(error, collapse=False)
-    assert "openagents_worker/tracebacks.py" not in traceback_text(error)
+    error = raised(lambda: escaped_line(None))  # type: ignore[arg-type]
+    assert "openagents_worker/printable.py" in traceback_text(error, collapse=False)
+    assert "openagents_worker/printable.py" not in traceback_text(error)
 
 
 @pytest.mark.parametrize(

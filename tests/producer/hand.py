@@ -84,6 +84,11 @@ class Hand:
         """A run of the session s1 from submit to its end, with that many records after its prepared start."""
         self.submit(run_id)
         self.claim(run_id)
+        self.commit(run_id, steps=steps)
+        self.finish(run_id, error=error)
+
+    def commit(self, run_id: str, *, steps: int) -> None:
+        """The prepared start and that many records after it."""
         for position in range(steps + 1):
             call = scripts.commit(
                 run_id=run_id,
@@ -95,7 +100,6 @@ class Hand:
                 events=[],
             )
             assert self.store.run(call) is WriteAnswer.OK
-        self.finish(run_id, error=error)
 
     def delta(self, run_id: str, text: str) -> None:
         self.emit(run_id, "llm.delta", payload=json.dumps({"call": "0.1", "offset": 0, "text": text}))
@@ -110,6 +114,7 @@ class Hand:
             error_code="llm.rate_limit",
             batch_no=next(self._batch),
             events=[],
+            error_details=json.dumps({"code": "llm.rate_limit", "message": "slow down", "retryable": True}),
         )
         assert self.store.run(call).answer is WriteAnswer.OK
 

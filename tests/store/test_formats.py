@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.errors import OtherFormat
+from openagents_worker.errors import OtherFormat, RecordUnreadable
 from openagents_worker.runtime.journal import Record
 from openagents_worker.store import formats
 from openagents_worker.store.client import AsyncStore
@@ -230,7 +230,7 @@ def test_a_broken_record_of_our_own_format_is_broken(bench: Bench) -> None:
     """Another format excuses only what is of another format."""
     bench.do("submit", request='{"agent_id":"a"}')
 
-    with pytest.raises(ValueError, match="session_id"):
+    with pytest.raises(RecordUnreadable, match="session_id"):
         read_record(bench.store, "r1")
 
 

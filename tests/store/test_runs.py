@@ -76,6 +76,37 @@ def test_a_retrying_run_says_when_it_is_due(hand: Hand) -> None:
     assert record.due_ms >= record.started_ms + 60_000
 
 
+def test_retries_are_counted_over_the_whole_run(hand: Hand) -> None:
+    """Also those before a step that succeeded in the end; what it was last put off for stays known."""
+    hand.submit("r1")
+    for _ in range(3):
+        hand.claim("r1")
+        hand.retry("r1", delay_ms=0)
+    hand.claim("r1")
+    hand.commit("r1", steps=1)
+    hand.finish("r1")
+
+    record = read_record(hand.store, "r1")
+
+    assert (record.state, record.retries, record.attempt) == (RunState.COMPLETED, 3, 4)
+    assert record.last_error is not None
+    assert (record.last_error.code, record.last_error.message) == ("llm.rate_limit", "slow down")
+
+
+def test_a_record_of_the_version_before_has_the_code_alone(hand: Hand) -> None:
+    """It stored neither the number of all retries nor the message."""
+    hand.submit("r1")
+    hand.claim("r1")
+    hand.retry("r1")
+    hand.store.ask(lambda r: r.hdel(hand.store.keys("run", "r1"), "retries_in_all", "last_error_details"))
+
+    record = read_record(hand.store, "r1")
+
+    assert record.retries == 1
+    assert record.last_error is not None
+    assert (record.last_error.code, record.last_error.message) == ("llm.rate_limit", "")
+
+
 def test_a_failed_run_keeps_its_error(hand: Hand) -> None:
     """The stored result holds the code, the message and the stop reason."""
     hand.submit("r1")

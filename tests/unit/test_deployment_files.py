@@ -31,6 +31,12 @@ apply_env_options()
 apply_options("flower", ["--conf=config/flowerconfig.py", *sys.argv[1:]])
 print(json.dumps({name: getattr(options, name) for name in ("address", "basic_auth", "read_only")}))
 """
+SHOW_FLOWER_COLUMNS = """
+from flower.command import apply_env_options, apply_options, options
+from flower.views.tasks import visible_task_columns
+apply_options("flower", ["--conf=config/flowerconfig.py"])
+print(*(name for name, _ in visible_task_columns(options.tasks_columns)), options.format_task.__name__)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +44,9 @@ def compose() -> dict[str, Any]:
     return load()
 
 
-def flower(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+def flower(*arguments: str, show: str = SHOW_FLOWER_OPTIONS, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", SHOW_FLOWER_OPTIONS, *arguments],
+        [sys.executable, "-c", show, *arguments],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"]} | env,
         capture_output=True,
@@ -227,6 +233,28 @@ def test_flower_may_be_open_to_others_with_a_password() -> None:
         "basic_auth": ["me:pw", "you:pw"],
         "read_only": False,
     }
+
+
+def test_flowers_buttons_are_there_where_they_work() -> None:
+    """Without a password only on this machine's loopback; a socket's reader is not known."""
+    local = flower(FLOWER_READ_ONLY="0")
+    behind_a_socket = flower("--unix_socket=flower.sock", FLOWER_READ_ONLY="0")
+    said_to_be_open = flower(
+        "--unix_socket=flower.sock", FLOWER_READ_ONLY="0", FLOWER_UNAUTHENTICATED_API="1"
+    )
+
+    assert json.loads(local.stdout)["read_only"] is False, local.stderr
+    assert json.loads(behind_a_socket.stdout)["read_only"] is True
+    assert json.loads(said_to_be_open.stdout)["read_only"] is False
+
+
+def test_flowers_rows_show_agent_session_run_and_reason() -> None:
+    """Every column is one that Flower knows, or it would leave it out without a word."""
+    shown = flower(show=SHOW_FLOWER_COLUMNS).stdout.split()
+
+    assert shown == [
+        *("args", "state", "exception", "uuid", "received", "runtime", "worker", "name", "format_task"),
+    ]
 
 
 def test_an_empty_or_half_password_is_none() -> None:

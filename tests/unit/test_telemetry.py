@@ -11,9 +11,9 @@ import pytest
 
 from openagents_worker.agents import LoggingConfig
 from openagents_worker.line_groups import LineGroups
+from openagents_worker.printable import escaped_line
 from openagents_worker.settings import load_settings
 from openagents_worker.telemetry import configure_logging, get_logger, reset_logging
-from openagents_worker.tracebacks import one_line
 
 log = get_logger("openagents_worker.tests")
 
@@ -105,7 +105,7 @@ def test_a_users_exception_is_shown_without_our_frames_and_ours_with_them(stream
     configured(stream)
 
     def user_code() -> None:
-        one_line(None)  # type: ignore[arg-type]
+        escaped_line(None)  # type: ignore[arg-type]
 
     try:
         user_code()
@@ -114,8 +114,8 @@ def test_a_users_exception_is_shown_without_our_frames_and_ours_with_them(stream
         log.error("run.internal_error", exc_info=error)
     users, ours = stream.getvalue().split("run.internal_error")
     assert "user_code" in users
-    assert "openagents_worker/tracebacks.py" not in users
-    assert "openagents_worker/tracebacks.py" in ours
+    assert "openagents_worker/printable.py" not in users
+    assert "openagents_worker/printable.py" in ours
 
 
 def test_lines_of_many_runs_with_one_cause_are_one_line(stream: io.StringIO) -> None:

@@ -6,7 +6,9 @@ One worker process carries all of them; the model is asked over HTTP, the tools 
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Generator, Iterable
+from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
@@ -75,6 +77,28 @@ def names(events: Iterable[RunEvent]) -> list[str]:
 def counting(turns: int) -> list[dict[str, Any]]:
     """A model that calls `count` once a turn."""
     return [{"tool_calls": [call("count", number=number)]} for number in range(turns)]
+
+
+# --- the worker ---
+
+
+def test_the_worker_says_what_it_serves(installation: Installation) -> None:
+    """Host, version, queues, agents, how many runs it takes; with every heartbeat how its loop does."""
+    (worker,) = wait_for(
+        lambda: [one for one in installation.client.workers() if one.loop_lag_ms is not None],
+        "a heartbeat has told of the loop",
+        timeout=PATIENCE_S,
+    )
+    agents = {agent.id: agent for agent in installation.client.agents()}
+    (queue,) = [queue for queue in installation.client.queues() if queue.name == "agents"]
+
+    assert worker.host == socket.gethostname()
+    assert worker.version == version("openagents-worker")
+    assert worker.serves("agents", "clerk")
+    assert worker.max_runs is not None
+    assert worker.started_at is not None
+    assert agents["clerk"].workers == queue.workers == (worker.incarnation,)
+    assert agents["clerk"].definition_hash == worker.definitions["clerk"]
 
 
 # --- calls -----------------------------------------------------------------------------------------------

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Any
 
 import click
 
-from openagents_worker.cli.commands import configuration, processes, runs, sessions
+from openagents_worker.cli.commands import configuration, fleet, processes, resuming, runs, sessions
 from openagents_worker.cli.exits import Exit, exit_of, show_error
+from openagents_worker.cli.terminal import err
 from openagents_worker.errors import OpenAgentsError
 
 __all__ = ["commands", "run"]
+
+SUBJECTS = (
+    ("Runs", (*runs.COMMANDS, *resuming.COMMANDS)),
+    ("Sessions", sessions.COMMANDS),
+    ("The deployment", fleet.COMMANDS),
+    ("Processes", processes.COMMANDS),
+    ("Configuration", configuration.COMMANDS),
+)
 
 
 def run() -> None:
@@ -19,7 +30,7 @@ def run() -> None:
     try:
         code = commands.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        _show_usage_error(error)
         code = Exit.USAGE
     except (click.Abort, KeyboardInterrupt):
         code = Exit.INTERRUPTED
@@ -29,15 +40,52 @@ def run() -> None:
     sys.exit(code or Exit.SUCCESS)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _show_usage_error(error: click.ClickException) -> None:
+    """Which command, how it is used, and what was wrong."""
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    if ctx is not None:
+        err(ctx.get_usage())
+        err(f"Try '{ctx.command_path} --help' for help.\n")
+    err(f"Error: {error.format_message()}")
+
+
+class _BySubject(click.Group):
+    """A group whose help lists its commands by subject."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """The command's exit code. A reader that has had enough, as `head` has, is no failure."""
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Exit.SUCCESS
+        return code
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for subject, found in SUBJECTS:
+            shown = [command for command in found if not command.hidden]
+            width = formatter.width - 6 - max(len(command.name or "") for command in shown)
+            with formatter.section(subject):
+                formatter.write_dl([(c.name or "", c.get_short_help_str(width)) for c in shown])
+
+
+@click.group(cls=_BySubject, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="openagents-worker")
 def commands() -> None:
     """Durable runs of LLM agents on Celery and Redis.
 
-    Settings come from OPENAGENTS_ variables; config/.env.example explains them.
+    \b
+    openagents-worker dev                                  try it: Redis, a worker, Flower
+    openagents-worker run assistant "What is 17*23?"       submit a run and watch it
+    openagents-worker show RUN                             what it did, and why it waits
+    openagents-worker status                               workers, queues, problems
+
+    Settings come from OPENAGENTS_ variables; config/.env.example explains them. Every command takes --json.
+    Exit codes: 0 success, 1 usage, 2 not valid, 3 the run failed, 4 no Redis, 130 interrupted.
     """
 
 
-for module in (runs, sessions, processes, configuration):
-    for command in module.COMMANDS:
+for _, found in SUBJECTS:
+    for command in found:
         commands.add_command(command)

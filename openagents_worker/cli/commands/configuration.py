@@ -10,7 +10,7 @@ import click
 
 from openagents_worker.agents import notices
 from openagents_worker.cli.commands.options import as_json_option, import_from_here, need
-from openagents_worker.cli.display import dump
+from openagents_worker.cli.terminal import dump, err, out
 from openagents_worker.settings import Settings, load_settings
 
 __all__ = ["COMMANDS"]
@@ -21,7 +21,10 @@ __all__ = ["COMMANDS"]
 @click.option("-A", "--app", default=None, help="A Celery app with runs, as for celery: shop.celery:app.")
 @as_json_option
 def validate(file: str | None, app: str | None, as_json: bool) -> None:
-    """Check the agents file (FILE, else OPENAGENTS_CONFIG), its plugins and the environment's settings.
+    """Check the agents file and the settings.
+
+    FILE, else OPENAGENTS_CONFIG; with its plugins, and the OPENAGENTS_ variables of the environment.
+
 
     Plugins are imported as the worker imports them: from the current directory, too, and after the modules
     of the Celery app (-A) and Django's set-up.
@@ -34,9 +37,9 @@ def validate(file: str | None, app: str | None, as_json: bool) -> None:
     if as_json:
         dump({"file": path, "agents": agents, "notices": remarks})
         return
-    click.echo(f"{path}: valid; agents: {', '.join(agents)}")
+    out(f"{path}: valid; agents: {', '.join(agents)}")
     for remark in remarks:
-        click.echo(f"note: {remark}", err=True)
+        err(f"note: {remark}")
 
 
 def _prepared(app: str | None) -> Settings:
@@ -58,7 +61,7 @@ def schema(as_json: bool) -> None:
     need("worker")
     from openagents_worker.runtime.schema import agents_file_schema
 
-    click.echo(json.dumps(agents_file_schema(), indent=None if as_json else 2, ensure_ascii=False))
+    out(json.dumps(agents_file_schema(), indent=None if as_json else 2, ensure_ascii=False))
 
 
 COMMANDS = (validate, schema)

@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 
 from openagents_worker.cli.commands.options import as_json_option, import_from_here, need
-from openagents_worker.cli.display import dump
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.stack import Stack
+from openagents_worker.cli.terminal import dump, err, joined, out, styled
 from openagents_worker.settings import PREFIX, load_settings
 
 __all__ = ["COMMANDS"]
@@ -27,7 +27,12 @@ DEV_MODEL = "openagents_worker.cli.dev_model:reply"
 @click.option("--concurrency", type=click.IntRange(min=1), default=None, help="Runs at once.")
 @click.option("--queues", default="", help="Queues by commas, instead of OPENAGENTS_QUEUE.")
 def worker(name: str, concurrency: int | None, queues: str) -> None:
-    """Run a worker until it is told to stop (SIGTERM, Ctrl-C)."""
+    """Run a worker until SIGTERM or Ctrl-C.
+
+    \b
+    openagents-worker worker
+    openagents-worker worker --queues agents,reports --concurrency 100
+    """
     need("worker")
     from openagents_worker.worker.app import run_worker
 
@@ -56,7 +61,9 @@ def flower(port: int) -> None:
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where Redis keeps its data.")
 @as_json_option
 def dev(concurrency: int, flower_port: int, data_dir: Path | None, as_json: bool) -> Exit:
-    """Redis, a worker and Flower on this machine, until Ctrl-C. Uses OPENAGENTS_REDIS_URL where that is set.
+    """Run Redis, a worker and Flower here, until Ctrl-C.
+
+    Uses OPENAGENTS_REDIS_URL where that is set.
 
     Without OPENAI_API_KEY and OPENAI_BASE_URL a scripted model answers.
     """
@@ -71,7 +78,7 @@ def dev(concurrency: int, flower_port: int, data_dir: Path | None, as_json: bool
             flower_url = stack.start_flower(flower_port)
             _announce(stack, flower_url, model_url, as_json=as_json)
             ended = stack.wait()
-            click.echo(f"{ended.name} has ended with code {ended.exit_code}", err=True)
+            err(f"{ended.name} has ended with code {ended.exit_code}")
             return Exit.RUN_FAILED
     except KeyboardInterrupt:
         return Exit.SUCCESS
@@ -91,12 +98,12 @@ def _announce(stack: Stack, flower_url: str, model_url: str | None, *, as_json: 
         dump({"redis_url": stack.settings.redis_url_safe, "flower_url": flower_url, "model_url": model_url})
         return
     if model_url is not None:
-        click.echo(f"model   {model_url}  (a script: set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)")
-    click.echo(f"redis   {stack.settings.redis_url_safe}")
-    click.echo(f"flower  {flower_url}")
-    click.echo("\nIn another terminal:")
-    click.echo(f"  export {PREFIX}REDIS_URL={stack.settings.redis_url_safe}")
-    click.echo('  openagents-worker run assistant "What is 17*23?"\n\nCtrl-C ends it all.')
+        out(f"model   {model_url}  (a script: set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)")
+    out(f"redis   {stack.settings.redis_url_safe}")
+    out(f"flower  {flower_url}")
+    out("\nIn another terminal:")
+    out(f"  export {PREFIX}REDIS_URL={stack.settings.redis_url_safe}")
+    out('  openagents-worker run assistant "What is 17*23?"\n\nCtrl-C ends it all.')
 
 
 def _end(signal_number: int, _frame: object) -> None:
@@ -112,7 +119,7 @@ def _prefixed() -> Callable[[str, str], None]:
 
     def say(name: str, line: str) -> None:
         colour = of.setdefault(name, next(colours))
-        click.echo(f"{click.style(f'{name:<7}', fg=colour)} {line}", err=True)
+        err(joined(styled(f"{name:<7}", fg=colour), " ", line))
 
     return say
 

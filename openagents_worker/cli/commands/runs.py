@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import time
 from typing import Any
 
 import click
 
-from openagents_worker.cli.commands.options import as_json_option, labels_of, show_page
-from openagents_worker.cli.display import Follower, dump, record_lines, run_line
+from openagents_worker.cli.commands.options import (
+    as_json_option,
+    filter_options,
+    filters_of,
+    labels_of,
+    show_page,
+)
+from openagents_worker.cli.display import Follower
 from openagents_worker.cli.exits import Exit
-from openagents_worker.models import RunState
+from openagents_worker.cli.lists import run_table
+from openagents_worker.cli.not_started import NotStarted
+from openagents_worker.cli.show import call_lines, picture_of
+from openagents_worker.cli.story import RunCall, find_call, short_call_id
+from openagents_worker.cli.terminal import dump, err, out
+from openagents_worker.models import RunBudget
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.store.scripts import CancelAnswer
@@ -21,22 +34,66 @@ __all__ = ["COMMANDS"]
 
 @click.command("run")
 @click.argument("agent")
-@click.argument("text")
+@click.argument("text", metavar="TEXT|-")
 @click.option("--session", default=None, help="The conversation it belongs to; without one, a new one.")
+@click.option("--run-id", default=None, help="Its id: the same id with the same request is one run.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="NAME=VALUE", help="To find it by; may be repeated."
+)
+@click.option("--tenant", default=None, help="Whose run it is.")
+@click.option("--deps", default=None, help="Name of what its tools get as context.deps.")
+@click.option(
+    "--budget",
+    "budget",
+    multiple=True,
+    metavar="LIMIT=N",
+    help=f"A limit: {', '.join(RunBudget.model_fields)}. May be repeated.",
+)
+@click.option("--queue", default=None, help="Queue to submit it to, instead of its agent's.")
 @click.option("--detach", is_flag=True, help="Print the run's id and do not wait.")
 @as_json_option
-def run_(agent: str, text: str, session: str | None, detach: bool, as_json: bool) -> Exit:
-    """Submit a run of AGENT with TEXT, show its events as they happen, then its answer."""
+def run_(
+    agent: str,
+    text: str,
+    session: str | None,
+    run_id: str | None,
+    labels: tuple[str, ...],
+    tenant: str | None,
+    deps: str | None,
+    budget: tuple[str, ...],
+    queue: str | None,
+    detach: bool,
+    as_json: bool,
+) -> Exit:
+    """Submit a run, watch its events, print its answer.
+
+    AGENT is an agent's id; TEXT - reads standard input. The answer goes to standard output, everything else
+    to standard error. Ctrl-C stops watching; the run goes on.
+
+    \b
+    openagents-worker run assistant "What is 17*23?"
+    git diff | openagents-worker run reviewer - --session pr-17
+    openagents-worker run assistant "Go." --budget max_cost_usd=0.5 --detach
+    """
+    session_id = session or f"cli-{os.urandom(4).hex()}"
+    given = {"run_id": run_id, "tenant": tenant, "deps": deps, "labels": labels_of(labels) or None}
+    request: dict[str, Any] = {
+        "agent_id": agent,
+        "session_id": session_id,
+        "input_text": sys.stdin.read() if text == "-" else text,
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    if budget:
+        request["budget"] = labels_of(budget, "--budget", "LIMIT=N")
     with Client() as client:
-        session_id = session or f"cli-{os.urandom(4).hex()}"
-        handle = client.submit({"agent_id": agent, "session_id": session_id, "input_text": text})
+        handle = client.submit(request, queue=queue)
         if not detach:
-            return _follow(handle, as_json=as_json)
-        if as_json:
-            dump({"run_id": handle.id, "session_id": session_id})
-        else:
-            click.echo(handle.id)
-        return Exit.SUCCESS
+            return _follow(client, handle, as_json=as_json)
+    if as_json:
+        dump({"run_id": handle.id, "session_id": session_id})
+    else:
+        out(handle.id)
+    return Exit.SUCCESS
 
 
 @click.command()
@@ -44,58 +101,87 @@ def run_(agent: str, text: str, session: str | None, detach: bool, as_json: bool
 @click.option("--after", default=0, help="Only events after this number.")
 @as_json_option
 def watch(run_id: str, after: int, as_json: bool) -> Exit:
-    """Show the events of RUN from its start, then live until it is over, then its answer."""
+    """Watch the events of a run until it is over.
+
+    From its start, or after a number, then live; then its answer. Ctrl-C stops watching; the run goes on.
+    """
     with Client() as client:
-        return _follow(client.handle(run_id), as_json=as_json, after=after)
+        return _follow(client, client.handle(run_id), as_json=as_json, after=after)
 
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
+@click.option("--step", "step", metavar="STEP", help="One step, whole: its id or the beginning of it.")
 @as_json_option
-def show(run_id: str, as_json: bool) -> None:
-    """Show where RUN stands: state, attempts, steps, tools, tokens, cost."""
+def show(run_id: str, step: str | None, as_json: bool) -> None:
+    """Show a run: where it stands, and what it did.
+
+    State, why it waits and until when, input, times, attempts with their workers, steps, tokens, cost, error.
+    A step is a recorded call of a model or a tool. `active` is how long workers have worked on the run: the
+    sum of all attempts that are over, without the time in which it waited.
+
+    \b
+    openagents-worker show 2f9c1e
+    openagents-worker show 2f9c1e --step weather:0a1b
+    openagents-worker show 2f9c1e --json
+    """
     with Client() as client:
-        record = client.record(run_id)
-        if as_json:
-            dump(record.model_dump(mode="json"))
+        picture = picture_of(client.store, run_id)
+        if step is not None:
+            call = _only_call(picture.story.calls, step)
+            values = [one.value for one in client.checkpoints(run_id) if one.call == call.call_id]
+            _show_step(call, values[-1] if values else None, as_json=as_json)
             return
-        events = client.handle(run_id).events() if record.state.is_terminal else ()
-        click.echo("\n".join(record_lines(record, events)))
+    if as_json:
+        dump(picture.to_json())
+        return
+    for line in picture.lines():
+        out(line)
+
+
+def _only_call(calls: list[RunCall], wanted: str) -> RunCall:
+    """The one step that is meant. A usage error names those that it may be."""
+    found = find_call((call.call_id for call in calls), wanted)
+    if len(found) == 1:
+        return next(call for call in calls if call.call_id == found[0])
+    near = ", ".join(short_call_id(id_) for id_ in found[:10]) or "none"
+    if found:
+        raise click.BadParameter(f"{wanted!r} is the beginning of {len(found)}: {near}", param_hint="--step")
+    known = ", ".join(short_call_id(call.call_id) for call in calls[:10]) or "it has none"
+    raise click.BadParameter(f"the run has no step {wanted!r}; its first steps: {known}", param_hint="--step")
+
+
+def _show_step(call: RunCall, value: Any, *, as_json: bool) -> None:
+    if as_json:
+        dump({**call.to_json(), "value": value})
+        return
+    for line in call_lines(call, value):
+        out(line)
 
 
 @click.command("runs")
-@click.option(
-    "--state", "states", multiple=True, type=click.Choice([*map(str, RunState)]), help="May be repeated."
-)
-@click.option("--agent", default=None)
-@click.option("--session", default=None)
-@click.option("--tenant", default=None)
-@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="May be repeated: all must fit.")
+@filter_options
 @click.option("--limit", default=20, show_default=True, help="Runs a page, 1000 at most.")
 @click.option("--cursor", default=None, help="The next_cursor of the page before.")
 @as_json_option
-def runs_(
-    states: tuple[str, ...],
-    agent: str | None,
-    session: str | None,
-    tenant: str | None,
-    labels: tuple[str, ...],
-    limit: int,
-    cursor: str | None,
-    as_json: bool,
-) -> None:
-    """List runs, newest first."""
+def runs_(limit: int, cursor: str | None, as_json: bool, **chosen: Any) -> None:
+    """List runs, newest first.
+
+    AGE is since the run was accepted; REASON is the code of the error that it failed with or waits for.
+
+    \b
+    openagents-worker runs --state failed --since 1h
+    openagents-worker runs --code 'llm.*' --agent assistant --json
+    """
     with Client() as client:
-        page = client.runs(
-            state=states,
-            agent_id=agent,
-            session_id=session,
-            tenant=tenant,
-            labels=labels_of(labels),
-            limit=limit,
-            cursor=cursor,
-        )
-    show_page(page, lambda record: record.model_dump(mode="json"), run_line, as_json=as_json)
+        page = client.runs(limit=limit, cursor=cursor, **filters_of(chosen))
+    now_ms = round(time.time() * 1000)
+    show_page(
+        page,
+        lambda record: record.model_dump(mode="json"),
+        lambda records: run_table(records, now_ms),
+        as_json=as_json,
+    )
 
 
 @click.command()
@@ -103,26 +189,30 @@ def runs_(
 @click.option("--reason", default=None, help="Stands in the run's last events.")
 @as_json_option
 def cancel(run_id: str, reason: str | None, as_json: bool) -> None:
-    """Cancel RUN: at once when no worker carries it, else as soon as its worker hears of it."""
+    """Cancel a run.
+
+    It ends at once when no worker executes it, else as soon as its worker hears of it.
+    """
     with Client() as client:
         answer = client.cancel(run_id, reason)
     if as_json:
         dump({"run_id": run_id, "answer": answer})
     elif answer is CancelAnswer.ALREADY:
-        click.echo(f"{run_id} is over already")
+        out(f"{run_id} is over already")
     else:
-        click.echo(f"{run_id}: {answer.lower()}")
+        out(f"{run_id}: {answer.lower()}")
 
 
-def _follow(handle: RunHandle[Any], *, as_json: bool, after: int = 0) -> Exit:
+def _follow(client: Client, handle: RunHandle[Any], *, as_json: bool, after: int = 0) -> Exit:
     follower = Follower(as_json=as_json)
     try:
-        with contextlib.closing(handle.events(after)) as events:
+        with contextlib.closing(handle.events(after)) as events, NotStarted(client, handle.id) as waiting:
             for event in events:
                 follower.event(event)
+                waiting.saw(event)
         result = handle.wait()
     except KeyboardInterrupt:
-        click.echo(f"\nthe run goes on: openagents-worker watch {handle.id}", err=True)
+        err(f"\nthe run goes on: openagents-worker watch {handle.id}")
         return Exit.INTERRUPTED
     follower.result(result)
     return Exit.SUCCESS if result.ok else Exit.RUN_FAILED

@@ -7,7 +7,8 @@ from dataclasses import asdict
 import click
 
 from openagents_worker.cli.commands.options import as_json_option, show_page
-from openagents_worker.cli.display import dump, session_line, session_lines
+from openagents_worker.cli.lists import session_lines, session_table
+from openagents_worker.cli.terminal import dump, out
 from openagents_worker.producer.client import Client
 
 __all__ = ["COMMANDS"]
@@ -18,35 +19,42 @@ __all__ = ["COMMANDS"]
 @click.option("--cursor", default=None, help="The next_cursor of the page before.")
 @as_json_option
 def sessions(limit: int, cursor: str | None, as_json: bool) -> None:
-    """List sessions, the one with the newest run first."""
+    """List sessions, newest run first."""
     with Client() as client:
         page = client.sessions(limit=limit, cursor=cursor)
-    show_page(page, asdict, session_line, as_json=as_json)
+    show_page(page, asdict, session_table, as_json=as_json)
 
 
 @click.command()
 @click.argument("session_id", metavar="SESSION")
 @as_json_option
 def session(session_id: str, as_json: bool) -> None:
-    """Show SESSION: who works in it, who waits, its transcript, its artifacts and its state."""
+    """Show a session: its transcript, who works in it.
+
+    Also which runs wait, its artifacts, its state, and the bytes that it takes.
+    """
     with Client() as client:
         view = client.session(session_id)
     if as_json:
         dump({**asdict(view), "artifacts": [one.model_dump(mode="json") for one in view.artifacts]})
     else:
-        click.echo("\n".join(session_lines(view)))
+        for line in session_lines(view):
+            out(line)
 
 
 @click.command()
 @as_json_option
 def prune(as_json: bool) -> None:
-    """Take runs and sessions that have expired out of the lists. Workers do it every minute."""
+    """Take what has expired out of the lists.
+
+    Workers do it every minute.
+    """
     with Client() as client:
         removed = client.prune()
     if as_json:
         dump({"removed": removed})
     else:
-        click.echo(f"{removed} entries of what has expired are gone")
+        out(f"{removed} entries of what has expired are gone")
 
 
 COMMANDS = (sessions, session, prune)

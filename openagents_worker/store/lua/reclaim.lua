@@ -45,6 +45,7 @@ end
 local left = redis.call('SCARD', k.worker_runs(incarnation))
 if left == 0 then
   forget_connection(incarnation)
+  forget_fleet(incarnation)
   redis.call('ZREM', k.workers(), incarnation)
   redis.call('DEL', k.worker_runs(incarnation), k.worker_box(incarnation), k.worker_suspect(incarnation), k.suspects(incarnation))
 end

@@ -6,6 +6,7 @@ if not deadline or deadline <= NOW_MS then return {'LOST'} end
 -- Changes nothing, but a full Redis takes it, and then the rest of the script: no lease is lost for want of memory
 redis.call('PERSIST', k.workers())
 redis.call('ZADD', k.workers(), digits(NOW_MS + lease_ms), incarnation)
+redis.call('HSET', k.fleet_lag(), incarnation, digits(loop_lag_ms))
 -- From now on its connection tells of it, if this server sees that; and `renewed_within_ms` from now it will have renewed again, if it lives
 if server ~= '' and (listeners(incarnation) or 0) > 0 then
   redis.call('ZREM', k.silent(), incarnation)

@@ -26,7 +26,8 @@ for _, fact in ipairs(redis.call('HKEYS', k.facts(run_id))) do
   if string.sub(fact, 1, 6) == 'tries:' then redis.call('HDEL', k.facts(run_id), fact) end -- a new life may try as often again
 end
 for _, key in ipairs({k.run(run_id), k.facts(run_id), k.events(run_id), k.journal(run_id)}) do redis.call('PERSIST', key) end
-append(run, {'run.resumed', '{"checkpoint_id":' .. q(latest) .. ',"life":' .. digits(run.life) .. '}'})
+append(run, {'run.resumed', '{"checkpoint_id":' .. q(latest) .. ',"life":' .. digits(run.life)
+  .. (by ~= '' and ',"by":' .. q(by) or '') .. '}'})
 local wake = place(run)
 local state = redis.call('HGET', k.run(run_id), 'state')
 if wake and wake[1] == run_id then return {'OK', state, run.queue, run.canvas, wake[3]} end

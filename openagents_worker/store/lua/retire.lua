@@ -2,6 +2,7 @@
 --#include deaths
 --#include early
 forget_connection(incarnation)
+forget_fleet(incarnation)
 if host ~= '' then redis.call('HDEL', k.host(host), incarnation) end
 local lease = redis.call('ZSCORE', k.workers(), incarnation)
 if not lease then return 'GONE' end

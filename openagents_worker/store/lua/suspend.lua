@@ -12,13 +12,15 @@ local wakes = {}
 
 local function put_off()
   local due = NOW_MS + delay_ms
-  redis.call('HSET', k.run(run_id), 'state', STATE.retrying, 'due', digits(due), 'last_error', error_code, unpack(at))
+  redis.call('HSET', k.run(run_id), 'state', STATE.retrying, 'due', digits(due), 'last_error', error_code, 'last_error_details', error_details,
+    unpack(at))
   redis.call('ZADD', k.due(), digits(due), run_id)
   return due
 end
 
 if kind == 'retry' then
-  redis.call('HSET', k.run(run_id), 'retries', run.retries + 1)
+  redis.call('HSET', k.run(run_id), 'retries', run.retries + 1) -- since the last record; a record makes it 0 again
+  redis.call('HINCRBY', k.run(run_id), 'retries_in_all', 1) -- for people
   local due = put_off()
   if call ~= '' then redis.call('HINCRBY', k.facts(run_id), 'tries:' .. call, 1) end
   events[#events + 1] = 'run.retry_scheduled'

@@ -23,6 +23,12 @@ local function listeners(incarnation)
   return answer[2]
 end
 
+-- forget_fleet(incarnation): what its worker said of itself
+local function forget_fleet(incarnation)
+  redis.call('HDEL', k.fleet(), incarnation)
+  redis.call('HDEL', k.fleet_lag(), incarnation)
+end
+
 -- forget_connection(incarnation): its connection says nothing about it (any more)
 local function forget_connection(incarnation)
   redis.call('HDEL', k.watched(), incarnation)

@@ -3,7 +3,10 @@
 -- A run that has ended is waited for until Celery was told; ever less often, as who tells may fail each time.
 local function sent_again(queue, id, grace_ms)
   local run = load(id)
-  if run and run.state == STATE.queued and run.owner == '' then return wake_of(run) end
+  if run and run.state == STATE.queued and run.owner == '' then
+    redis.call('HINCRBY', k.sent_again(), queue, 1)
+    return wake_of(run)
+  end
   if run and TERMINAL[run.state] and redis.call('HEXISTS', k.run(id), 'untold') == 1 then
     local wake = wake_of(run)
     local tellings = redis.call('HINCRBY', k.run(id), 'tellings', 1)

@@ -1,0 +1,60 @@
+"""Commands about the deployment: its workers, and how it does as a whole."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from openagents_worker.cli.commands.options import as_json_option
+from openagents_worker.cli.health import status_json, status_lines, worker_json, worker_table
+from openagents_worker.cli.terminal import dump, err, out
+from openagents_worker.producer.client import Client
+from openagents_worker.store.fleet import read_fleet
+
+__all__ = ["COMMANDS"]
+
+
+@click.command()
+@as_json_option
+def workers(as_json: bool) -> None:
+    """List the workers and what each serves.
+
+    LOOP LAG is for how long at most the worker's event loop answered nobody between its last two heartbeats;
+    LEASE LEFT is when others take over its runs unless it renews.
+    """
+    with Client() as client:
+        found = client.workers()
+    if as_json:
+        dump({"items": [worker_json(worker) for worker in found]})
+        return
+    if not found:
+        err("no workers; start one: openagents-worker worker")
+        return
+    for line in worker_table(found, _now_ms()):
+        out(line)
+
+
+@click.command()
+@as_json_option
+def status(as_json: bool) -> None:
+    """Show problems, workers, queues, agents.
+
+    A queue's OLDEST is how long the run that waits longest has waited; SENT AGAIN counts lost messages that
+    were replaced. Exits with 0 whether there are problems or not: `--json` has them in `problems`.
+    """
+    with Client() as client:
+        fleet = client.store.carry_out(read_fleet(client.store.keys, client.settings.queue))
+        unreadable = client.problems()
+    if as_json:
+        dump(status_json(fleet, unreadable))
+        return
+    for line in status_lines(fleet, unreadable, _now_ms()):
+        out(line)
+
+
+def _now_ms() -> int:
+    return round(time.time() * 1000)
+
+
+COMMANDS = (status, workers)

@@ -1,0 +1,139 @@
+"""What an operator asks first: the workers, the queues, who serves which agent, and what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
+from openagents_worker.cli.times import span
+from openagents_worker.cli.waiting import all_busy, nobody_serves
+from openagents_worker.store.fleet import Fleet, WorkerInfo
+from openagents_worker.store.listing import Problem
+
+__all__ = ["problems_of", "status_json", "status_lines", "worker_json", "worker_table"]
+
+LAG_MS = 1000  # every run of the process is late by so much
+NAMED_KEYS = 5
+
+
+def problems_of(fleet: Fleet, unreadable: Sequence[Problem]) -> list[str]:
+    """What is wrong, each with what it means; none where all is well."""
+    return [
+        *_of_queues(fleet),
+        *_of_agents(fleet),
+        *(problem for worker in fleet.workers for problem in _of_worker(worker)),
+        *_of_records(unreadable),
+    ]
+
+
+def worker_table(workers: Sequence[WorkerInfo], now_ms: int) -> list[Safe]:
+    rows = [
+        (
+            worker.incarnation,
+            worker.host,
+            worker.version or "earlier",
+            ",".join(worker.queues) if worker.says_what_it_serves else "?",
+            ",".join(worker.agents) if worker.says_what_it_serves else "?",
+            f"{worker.runs}/{worker.max_runs or '?'}",
+            "?" if worker.loop_lag_ms is None else f"{worker.loop_lag_ms} ms",
+            f"{worker.lease_left_ms / 1000:.1f} s" if worker.is_alive else styled("over", fg="red"),
+            "?" if worker.started_at is None else span(now_ms - worker.started_at.timestamp() * 1000),
+        )
+        for worker in workers
+    ]
+    header = ("WORKER", "HOST", "VERSION", "QUEUES", "AGENTS", "RUNS", "LOOP LAG", "LEASE LEFT", "AGE")
+    return table(header, rows, flexible=("AGENTS", "HOST", "QUEUES", "WORKER"), width=columns())
+
+
+def status_lines(fleet: Fleet, unreadable: Sequence[Problem], now_ms: int) -> list[Safe]:
+    """Problems first; then workers, queues, agents."""
+    problems = problems_of(fleet, unreadable)
+    lines = [joined(styled("problem: ", fg="red", bold=True), problem) for problem in problems]
+    lines = lines or [styled("no problems", fg="green")]
+    lines += [Safe(""), *(worker_table(fleet.workers, now_ms) if fleet.workers else [Safe("no workers")])]
+    queues = [
+        (
+            queue.name,
+            str(queue.waiting),
+            "" if queue.oldest_age_ms is None else span(queue.oldest_age_ms),
+            str(queue.sent_again),
+            ",".join(queue.workers) or styled("nobody", fg="red" if queue.waiting else None),
+        )
+        for queue in fleet.queues
+    ]
+    lines += [
+        Safe(""),
+        *table(
+            ("QUEUE", "WAITING", "OLDEST", "SENT AGAIN", "WORKERS"),
+            queues,
+            flexible=("WORKERS", "QUEUE"),
+            width=columns(),
+        ),
+    ]
+    agents = [
+        (agent.id, agent.queue, ",".join(agent.workers) or styled("nobody", fg="yellow"))
+        for agent in fleet.agents
+    ]
+    if agents:
+        found = table(("AGENT", "QUEUE", "WORKERS"), agents, flexible=("WORKERS", "AGENT"), width=columns())
+        lines += [Safe(""), *found]
+    return lines
+
+
+def worker_json(worker: WorkerInfo) -> dict[str, Any]:
+    started_at = worker.started_at.isoformat() if worker.started_at else None
+    return {**asdict(worker), "started_at": started_at, "alive": worker.is_alive}
+
+
+def status_json(fleet: Fleet, unreadable: Sequence[Problem]) -> dict[str, Any]:
+    return {
+        "problems": problems_of(fleet, unreadable),
+        "workers": [worker_json(worker) for worker in fleet.workers],
+        "queues": [asdict(queue) for queue in fleet.queues],
+        "agents": [asdict(agent) for agent in fleet.agents],
+        "unreadable": [{**asdict(one), "since": one.since.isoformat()} for one in unreadable],
+    }
+
+
+def _of_queues(fleet: Fleet) -> Iterator[str]:
+    if not any(worker.is_alive for worker in fleet.workers):
+        yield "no worker is alive: nothing is executed; start one: openagents-worker worker"
+    for queue in fleet.queues:
+        if not queue.waiting:
+            continue
+        problem = nobody_serves(fleet.workers, queue.name) or all_busy(fleet.workers, queue.name)
+        if problem is not None:
+            runs = "1 run waits" if queue.waiting == 1 else f"{queue.waiting} runs wait"
+            age = f", the oldest for {span(queue.oldest_age_ms)}" if queue.oldest_age_ms is not None else ""
+            yield f"{runs} in queue {queue.name}{age}: {problem}"
+
+
+def _of_agents(fleet: Fleet) -> Iterator[str]:
+    alive = [worker for worker in fleet.workers if worker.is_alive]
+    if not alive or not all(worker.says_what_it_serves for worker in alive):
+        return
+    for agent in fleet.agents:
+        if not agent.workers:
+            yield f"nobody serves the agent {agent.id} (queue {agent.queue}): its runs are accepted and wait"
+        hashes = {worker.definitions[agent.id] for worker in alive if agent.id in worker.definitions}
+        if len(hashes) > 1:
+            yield f"workers have {len(hashes)} different definitions of the agent {agent.id}"
+
+
+def _of_worker(worker: WorkerInfo) -> Iterator[str]:
+    if not worker.is_alive:
+        if worker.runs:
+            runs = "its run" if worker.runs == 1 else f"its {worker.runs} runs"
+            yield f"worker {worker.incarnation} is gone, and nobody has taken over {runs} yet"
+    elif worker.loop_lag_ms is not None and worker.loop_lag_ms >= LAG_MS:
+        lag = f"{worker.loop_lag_ms / 1000:.1f} s"
+        yield f"worker {worker.incarnation}: its event loop answered nobody for {lag}; its log says why"
+
+
+def _of_records(unreadable: Sequence[Problem]) -> Iterator[str]:
+    if unreadable:
+        keys = ", ".join(one.key for one in unreadable[:NAMED_KEYS])
+        more = f" and {len(unreadable) - NAMED_KEYS} more" if len(unreadable) > NAMED_KEYS else ""
+        yield f"{len(unreadable)} stored runs cannot be read: {keys}{more}"

@@ -1,0 +1,200 @@
+"""One run for people: what was asked, where it stands and why, its times, attempts and calls."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from openagents_worker.cli.display import STATE_COLOURS, error_lines, short, usage_text
+from openagents_worker.cli.story import Attempt, CallOutcome, RunCall, Story, short_call_id, story_of
+from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
+from openagents_worker.cli.times import clock_time, took
+from openagents_worker.cli.waiting import WaitingFor, waiting_of
+from openagents_worker.models import RunRecord
+from openagents_worker.store.client import Store
+from openagents_worker.store.events import history
+from openagents_worker.store.runs import read_record
+
+__all__ = ["RunPicture", "call_lines", "picture_of"]
+
+INPUT_CHARS = 400
+ERROR_CHARS = 160
+
+
+@dataclass(frozen=True, slots=True)
+class RunPicture:
+    """A run at one moment: its record, what happened in it, and what it waits for."""
+
+    record: RunRecord
+    story: Story
+    waiting: WaitingFor | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record's fields; beside them `attempts`, `calls`, `queue_wait_ms` and `waiting_for`."""
+        return {
+            **self.record.model_dump(mode="json"),
+            "queue_wait_ms": self.story.waited_ms,
+            "waiting_for": None if self.waiting is None else asdict(self.waiting),
+            "attempts": [attempt.to_json() for attempt in self.story.attempts],
+            "calls": [call.to_json() for call in self.story.calls],
+        }
+
+    def lines(self) -> list[Safe]:
+        """The same for people."""
+        rows = [*self._head(), *self._asked_and_answered(), *self._numbers()]
+        lines = [joined(f"{name:<9}", " ", text) for name, text in rows]
+        if not self.story.is_whole:
+            lines.append(styled("the first events were trimmed: attempts and steps may be missing", dim=True))
+        if self.story.attempts:
+            lines += [Safe(""), *self._attempts()]
+        if self.story.calls:
+            lines += [Safe(""), *self._steps()]
+        result = self.record.result
+        if result is not None and result.error_details is not None:
+            lines += [Safe(""), *error_lines(result.stop_reason, result.error_details)]
+        return lines
+
+    def _head(self) -> list[tuple[str, str]]:
+        record = self.record
+        state = styled(record.state, fg=STATE_COLOURS.get(record.state), bold=True)
+        code = f" ({record.reason_code})" if record.reason_code else ""
+        rows: list[tuple[str, str]] = [("run", record.run_id), ("state", joined(state, code))]
+        if self.waiting is not None:
+            rows.append(("waits", self.waiting.text))
+        if record.cancel_requested and not record.state.is_terminal:
+            rows.append(("cancel", "requested: it ends as soon as its worker hears of it"))
+        rows += [("agent", record.agent_id), ("session", record.session_id), ("queue", record.queue)]
+        if record.worker:
+            rows.append(("worker", record.worker))
+        request = record.request
+        if request is not None and request.tenant is not None:
+            rows.append(("tenant", request.tenant))
+        if request is not None and request.labels:
+            rows.append(("labels", " ".join(f"{name}={value}" for name, value in request.labels.items())))
+        if request is not None and request.parent_run_id is not None:
+            rows.append(("parent", request.parent_run_id))
+        return rows
+
+    def _asked_and_answered(self) -> list[tuple[str, str]]:
+        record = self.record
+        rows = [("input", short(record.request.input_text, INPUT_CHARS))] if record.request else []
+        if record.result is not None and record.result.ok:
+            rows.append(("answer", short(record.result.final_output, INPUT_CHARS)))
+        return rows
+
+    def _numbers(self) -> list[tuple[str, str]]:
+        record = self.record
+        moments = (
+            ("submitted", record.created_ms),
+            ("started", record.started_ms),
+            ("ended", record.ended_ms),
+        )
+        times = [f"{name} {clock_time(at_ms)}" for name, at_ms in moments if at_ms is not None]
+        if self.story.waited_ms is not None:
+            times.insert(2, f"after waiting {took(self.story.waited_ms)}")
+        retries = "1 retry" if record.retries == 1 else f"{record.retries} retries"
+        recoveries = "1 recovery" if record.recoveries == 1 else f"{record.recoveries} recoveries"
+        return [
+            ("times", ", ".join(times) or "-"),
+            ("active", f"{took(record.duration_ms)} of work in all attempts that are over"),
+            ("attempts", f"{record.attempt} ({retries}, {recoveries})"),
+            ("steps", str(record.steps)),
+            ("usage", usage_text(record.usage)),
+        ]
+
+    def _attempts(self) -> list[Safe]:
+        rows = [
+            (
+                str(one.number),
+                clock_time(one.began_at.timestamp() * 1000),
+                _took(one.took_ms),
+                one.worker,
+                self._how_it_ended(one),
+            )
+            for one in self.story.attempts
+        ]
+        header = ("ATTEMPT", "AT", "TOOK", "WORKER", "ENDED")
+        return table(header, rows, flexible=("ENDED", "WORKER"), width=columns())
+
+    def _how_it_ended(self, attempt: Attempt) -> str:
+        if attempt.ended:
+            return f"{attempt.ended}: {attempt.code}" if attempt.code else attempt.ended
+        return "at work" if attempt.number == self.record.attempt else "not known"
+
+    def _steps(self) -> list[Safe]:
+        rows = [
+            (
+                short_call_id(call.call_id),
+                clock_time(call.began_at.timestamp() * 1000),
+                _took(call.took_ms),
+                f"x{call.tries}" if call.tries > 1 else "",
+                _tokens(call),
+                _what_came(call),
+            )
+            for call in self.story.calls
+        ]
+        return table(
+            ("STEP", "AT", "TOOK", "TRIES", "TOKENS", "WHAT"),
+            rows,
+            flexible=("WHAT", "STEP"),
+            width=columns(),
+        )
+
+
+def picture_of(store: Store, run_id: str) -> RunPicture:
+    """The run as it stands now. Raises `RunNotFound`."""
+    events = store.carry_out(history(store.keys, run_id))
+    record = read_record(store, run_id)
+    return RunPicture(record, story_of(events), store.carry_out(waiting_of(store.keys, record)))
+
+
+def call_lines(call: RunCall, value: Any) -> list[Safe]:
+    """One call, whole: what it was asked as far as events show it, and all that it gave."""
+    rows = [
+        ("step", call.call_id),
+        ("outcome", str(call.outcome)),
+        ("at", clock_time(call.began_at.timestamp() * 1000)),
+        ("took", _took(call.took_ms)),
+        ("tries", str(call.tries)),
+        ("usage", ", ".join(f"{name} {number}" for name, number in call.usage.items()) or "-"),
+    ]
+    lines = [joined(f"{name:<9}", " ", text) for name, text in rows]
+    if call.arguments is not None:
+        lines += [Safe(""), styled("arguments", bold=True), joined(_pretty(call.arguments))]
+    if call.message is not None:
+        lines += [Safe(""), joined(styled(f"{call.code or 'error'}", fg="red"), f": {call.message}")]
+    if value is not None:
+        lines += [Safe(""), styled("result", bold=True), joined(_pretty(value))]
+    return lines
+
+
+def _pretty(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def _took(ms: int | None) -> str:
+    return "-" if ms is None else took(ms)
+
+
+def _tokens(call: RunCall) -> str:
+    used = call.usage
+    if call.kind != "model" or not used:
+        return ""
+    cost = used.get("cost_usd")
+    tokens = f"{used.get('input_tokens', 0)}+{used.get('output_tokens', 0)}"
+    return tokens if cost is None else f"{tokens} ${cost:.6f}"
+
+
+def _what_came(call: RunCall) -> str:
+    asked = f"{short(call.arguments)} " if call.arguments is not None else ""
+    match call.outcome:
+        case CallOutcome.OK:
+            arrow = "→ " if call.kind == "tool" else ""
+            return f"{asked}{arrow}{short(call.result)}"
+        case CallOutcome.FAILED:
+            return f"{asked}failed: {call.code or 'error'}: {short(call.message or '', ERROR_CHARS)}"
+        case CallOutcome.RUNNING:
+            return f"{asked}running"
+        case CallOutcome.INTERRUPTED:
+            return f"{asked}interrupted"

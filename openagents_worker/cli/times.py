@@ -1,0 +1,61 @@
+"""Times for people: local time of day, ages and durations; and the other way round, `--since 1h`."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import click
+
+__all__ = ["clock_time", "moment", "span", "took"]
+
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_AGO = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*$")
+
+
+def clock_time(at_ms: int | float) -> str:
+    """A moment in local time: the time of day, with the date where it is not today's."""
+    at = datetime.fromtimestamp(at_ms / 1000, UTC).astimezone()
+    today = datetime.now(UTC).astimezone().date()
+    return f"{at:%H:%M:%S}" if at.date() == today else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def span(ms: int | float) -> str:
+    """An age, as coarse as it is long.
+
+    >>> span(900), span(59_000), span(61_000), span(7_200_000), span(200_000_000)
+    ('1s', '59s', '1m', '2h', '2d')
+    """
+    seconds = max(ms, 0) / 1000
+    for unit, size_s in reversed(UNITS_S.items()):
+        if seconds >= size_s and unit != "w":
+            return f"{int(seconds // size_s)}{unit}"
+    return f"{round(seconds)}s"
+
+
+def took(ms: int | float) -> str:
+    """A duration.
+
+    >>> took(12), took(1234), took(83_000), took(7_260_000)
+    ('12 ms', '1.2 s', '1 min 23 s', '2 h 1 min')
+    """
+    if ms < 1000:
+        return f"{round(ms)} ms"
+    if ms < 60_000:
+        return f"{ms / 1000:.1f} s"
+    minutes, seconds = divmod(round(ms / 1000), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    """An option's value as a time: `1h` ago, or a date with or without a time, local without a time zone."""
+    if value is None:
+        return None
+    if found := _AGO.match(value):
+        return datetime.now(UTC) - timedelta(seconds=float(found[1]) * UNITS_S[found[2]])
+    try:
+        return datetime.fromisoformat(value).astimezone()
+    except (ValueError, OverflowError):
+        example = "an age (45s, 30m, 1h, 7d) or a date and time (2026-01-31T14:00)"
+        raise click.BadParameter(f"{value!r} is not a time; give {example}", ctx, param) from None

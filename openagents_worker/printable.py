@@ -1,0 +1,71 @@
+"""Printable text. The only place that decides which characters may reach a terminal.
+
+Texts of models, users and the web may hold control characters. A terminal acts on them: it writes to the
+clipboard (OSC 52), hides what follows, moves the cursor, or shows the text in another order than it is stored
+in. Such a character is shown as the escape that Python writes for it.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["escaped_line", "json_escaped", "one_line", "printable"]
+
+_HIDDEN = (
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # order of characters (bidi)
+    "\u2061-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # without width; what scripts and emoji need stays
+    "\u2028\u2029"  # line and paragraph separator
+    "\ud800-\udfff"  # halves of surrogate pairs: nothing can encode them
+    "\U000e0000-\U000e007f"  # tags: ASCII that nobody sees
+)
+_NEVER = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_HIDDEN}]")  # all but newline and tab
+_NEVER_IN_JSON = re.compile(f"[\x7f-\x9f{_HIDDEN}]")  # json.dumps escapes the others itself
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may get it: newlines and tabs stay, other control characters are shown escaped.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return _NEVER.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def one_line(text: str, max_chars: int | None = None) -> str:
+    """The text on one line, its whitespace collapsed, cut after `max_chars` characters with an ellipsis.
+
+    >>> one_line("first line\\nsecond", 12)
+    'first line …'
+    """
+    if max_chars is not None:
+        text = text[: 8 * max_chars + 64]  # a long text is not looked through for its beginning
+    line = printable(" ".join(text.split()))
+    return line if max_chars is None or len(line) <= max_chars else f"{line[: max_chars - 1]}…"
+
+
+def escaped_line(text: str) -> str:
+    """The text without anything that ends a line or moves a terminal's cursor.
+
+    >>> escaped_line("first\\nsecond")
+    'first\\\\nsecond'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def json_escaped(text: str) -> str:
+    """JSON text whose strings a terminal may get: the same values, hidden characters written as `\\\\u…`."""
+    return _NEVER_IN_JSON.sub(_json_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape", "backslashreplace").decode()
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    code -= 0x10000
+    return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"

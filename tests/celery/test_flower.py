@@ -1,0 +1,112 @@
+"""Flower with our options: rows that say what a run is and why it waits, and buttons that work."""
+
+from __future__ import annotations
+
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openagents_worker.models import RunState
+from tests.celery.shop import PATIENCE_S, Shop, ask, open_shop
+from tests.waiting import wait_for
+
+ROOT = Path(__file__).parents[2]
+CONFIG = f"--conf={ROOT / 'config' / 'flowerconfig.py'}"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
+    with open_shop(tmp_path_factory.mktemp("flower")) as shop:
+        yield shop
+
+
+@pytest.fixture(scope="module")
+def flower(shop: Shop) -> str:
+    """With config/flowerconfig.py, on loopback, without a password, its buttons allowed."""
+    return shop.start_flower(CONFIG, FLOWER_READ_ONLY="0")
+
+
+def post(url: str, **headers: str) -> int:
+    request = urllib.request.Request(url, method="POST", headers=headers)  # noqa: S310 - http to this machine
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_a_row_says_which_run_it_is_and_why_it_waits(shop: Shop, flower: str) -> None:
+    """Agent, session and run in its arguments; the reason in words, gone when the run has completed."""
+    failed = shop.run_agent.delay(shop.request("fails"))
+    later = shop.run_agent.delay(shop.request("later ok"))
+    assert failed.wait(PATIENCE_S).stop_reason == "failed"
+
+    def row(run_id: str) -> dict[str, Any]:
+        return dict(ask(f"{flower}/api/task/info/{run_id}") or {})
+
+    wait_for(lambda: row(failed.id).get("state") == "FAILURE", "Flower shows the failure", timeout=PATIENCE_S)
+    wait_for(lambda: row(later.id).get("state") == "RETRY", "Flower shows the retry", timeout=PATIENCE_S)
+    record = failed.record()
+    assert row(failed.id)["args"] == f"agent={record.agent_id} session={record.session_id} run={failed.id}"
+    assert record.reason_code is not None
+    assert record.reason_code in table_row(flower, failed.id)["exception"]
+    assert table_row(flower, later.id)["exception"] == "llm.rate_limit, again after 60 s"
+    later.cancel()
+
+
+def table_row(flower: str, run_id: str) -> dict[str, Any]:
+    """The row as the page of tasks gets it."""
+    query = (
+        "draw=1&start=0&length=50&order[0][column]=0&order[0][dir]=asc&columns[0][data]=name&search[value]="
+    )
+    rows = ask(f"{flower}/tasks/datatable?{query}")["data"]
+    return next(dict(row) for row in rows if row["uuid"] == run_id)
+
+
+def test_terminate_cancels_a_run(shop: Shop, flower: str) -> None:
+    """From Flower's own page, without a password; not from another site that its user happens to visit."""
+    handle = shop.run_agent.delay(shop.request("hangs"))
+    shop.wait_asked(handle)
+    terminate = f"{flower}/api/task/revoke/{handle.id}?terminate=true"
+    port = flower.rpartition(":")[2]
+
+    assert post(terminate, Origin="https://evil.example") == 403
+    assert post(terminate, **{"Sec-Fetch-Site": "cross-site"}) == 403
+    assert post(terminate, Host=f"evil.example:{port}") == 403
+    assert handle.record().state is RunState.RUNNING
+    assert post(terminate, Origin=flower, **{"Sec-Fetch-Site": "same-origin"}) == 200
+    assert handle.wait(PATIENCE_S).stop_reason == "cancelled"
+
+
+def test_no_other_site_may_read_the_api(flower: str) -> None:
+    """Flower would allow it to all where its users may be unknown."""
+    with urllib.request.urlopen(f"{flower}/api/workers", timeout=PATIENCE_S) as answer:  # noqa: S310
+        assert answer.headers["Access-Control-Allow-Origin"] is None
+
+
+@pytest.mark.ui
+def test_a_person_terminates_a_run(shop: Shop, flower: str, tmp_path: Path) -> None:
+    """In a real browser: the button is there, and one click ends the run."""
+    driver = shutil.which("chromedriver")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    if driver is None:
+        pytest.skip("needs chromium and its driver (Debian: chromium-driver)")
+    handle = shop.run_agent.delay(shop.request("hangs"))
+    shop.wait_asked(handle)
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"):
+        options.add_argument(flag)
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    try:
+        browser.get(f"{flower}/task/{handle.id}")
+        browser.find_element("id", "task-terminate").click()
+        assert handle.wait(PATIENCE_S).stop_reason == "cancelled"
+    finally:
+        browser.quit()

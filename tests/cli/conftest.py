@@ -1,0 +1,76 @@
+"""What the command line's tests share: commands in this process, a worker by hand, and a client."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from openagents_worker.cli.commands import run
+from openagents_worker.producer.client import Client
+from openagents_worker.store import scripts
+from openagents_worker.store.fleet import WorkerCard
+from tests.producer.hand import LEASE_MS, Hand
+
+W1 = "w1@box:a1b2c3"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended: its exit code, and what it printed where."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def command(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `openagents-worker` with these arguments, as its process would, against the test's Redis."""
+    monkeypatch.setenv("OPENAGENTS_REDIS_URL", redis_url)
+
+    def call(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["openagents-worker", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run()
+        shown = capsys.readouterr()
+        return Done(int(ended.value.code or 0), shown.out, shown.err)
+
+    return call
+
+
+@pytest.fixture
+def client(redis_url: str) -> Generator[Client]:
+    with Client(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def hand(redis_url: str) -> Generator[Hand]:
+    """A worker of the version before: it says nothing of itself."""
+    with Hand(redis_url) as hand:
+        yield hand
+
+
+def register(client: Client, *, agents: tuple[str, ...], queues: tuple[str, ...] = ("agents",)) -> None:
+    """A worker that says what it serves, and renews once."""
+    announced = [word for id_ in agents for word in (id_, json.dumps({"queue": None, "def_hash": "h"}))]
+    card = WorkerCard("box", 17, queues, dict.fromkeys(agents, "h"), 20, "9.9").to_json()
+    client.store.run(scripts.register(incarnation=W1, lease_ms=LEASE_MS, agents=announced, info=card))
+    client.store.run(scripts.renew(incarnation=W1, lease_ms=LEASE_MS, loop_lag_ms=40))
+
+
+def retire(client: Client) -> None:
+    client.store.run(scripts.retire(incarnation=W1))

@@ -1,0 +1,180 @@
+"""`resume`, `workers` and `status`: what an operator types when something has gone wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from openagents_worker.errors import LLMRateLimitError, LLMResponseError
+from openagents_worker.models import RunState
+from openagents_worker.producer.client import Client
+from openagents_worker.store import scripts
+from openagents_worker.store.events import history
+from tests.cli.conftest import W1, Command, register, retire
+from tests.producer.hand import Hand
+
+
+def fail(hand: Hand, run_id: str, error: Exception, *, checkpoint: bool = True) -> None:
+    hand.submit(run_id)
+    hand.claim(run_id)
+    if checkpoint:
+        hand.commit(run_id, steps=0)
+    hand.finish(run_id, error=error)
+
+
+# --- resume ----------------------------------------------------------------------------------------------
+
+
+def test_runs_are_resumed_by_id_and_one_bad_id_stops_nothing(
+    command: Command, hand: Hand, client: Client
+) -> None:
+    """Each is told by itself; the exit code says that not all went well."""
+    fail(hand, "good", LLMRateLimitError("slow down"))
+    fail(hand, "bare", LLMRateLimitError("slow down"), checkpoint=False)
+
+    done = command("resume", "nowhere", "bare", "good", "--by", "ada")
+
+    assert done.code == 2
+    assert done.out == "good: resumed\n"
+    assert "nowhere: run.not_found" in done.err
+    assert "bare: config.error" in done.err
+    assert "1 run resumed, 2 could not be" in done.err
+    events = client.store.carry_out(history(client.store.keys, "good"))
+    assert [event.payload["by"] for event in events if event.name == "run.resumed"] == ["ada"]
+    assert command("resume", "good").out == "good: goes on already (queued)\n"
+    client.cancel("good")
+
+
+def test_many_are_shown_before_they_are_resumed(command: Command, hand: Hand, client: Client) -> None:
+    """Without a terminal nobody can be asked: then it needs --yes, and says how many it would be."""
+    fail(hand, "r1", LLMRateLimitError("slow down"))
+    fail(hand, "r2", LLMRateLimitError("slow down"))
+    fail(hand, "r3", LLMResponseError("no"))
+    chosen = ("resume", "--state", "failed", "--since", "1h", "--code", "llm.rate*")
+
+    asked = command(*chosen)
+    assert (asked.code, asked.out) == (1, "")
+    assert "2 runs would be resumed" in asked.err
+    assert "r1" in asked.err
+    assert client.record("r1").state is RunState.FAILED
+
+    done = command(*chosen, "--yes", "--json")
+    assert (done.code, done.json) == (0, {"resumed": ["r2", "r1"], "failed": []})
+    assert client.record("r3").state is RunState.FAILED
+    for run_id in ("r2", "r1"):
+        client.cancel(run_id)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "state"), [("y\n", 0, "queued"), ("n\n", 1, "failed"), ("", 1, "failed")]
+)
+def test_a_person_is_asked(
+    command: Command,
+    hand: Hand,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: str,
+    code: int,
+    state: str,
+) -> None:
+    """On a terminal; anything but yes is no."""
+    import io
+    import sys
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    fail(hand, "r1", LLMRateLimitError("slow down"))
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    monkeypatch.setattr("openagents_worker.cli.commands.resuming.is_terminal", lambda: True)
+
+    done = command("resume", "--state", "failed")
+
+    assert "Resume 1 run? [y/N]" in done.err
+    assert (done.code, client.record("r1").state) == (code, state)
+    client.cancel("r1")
+
+
+def test_ids_or_options_but_not_both(command: Command) -> None:
+    """And not neither: nobody resumes everything by mistake."""
+    assert command("resume").code == command("resume", "r1", "--state", "failed").code == 1
+
+
+# --- workers and status ----------------------------------------------------------------------------------
+
+
+def test_workers_are_listed_with_what_they_serve(command: Command, client: Client) -> None:
+    register(client, agents=("clerk", "porter"))
+
+    listed = command("workers")
+    as_json = command("workers", "--json")
+
+    header, line = listed.out.splitlines()
+    assert header.split()[:6] == ["WORKER", "HOST", "VERSION", "QUEUES", "AGENTS", "RUNS"]
+    assert line.split()[:8] == [W1, "box", "9.9", "agents", "clerk,porter", "0/20", "40", "ms"]
+    assert [one["incarnation"] for one in as_json.json["items"]] == [W1]
+    retire(client)
+    assert "no workers" in command("workers").err
+
+
+def test_status_names_what_is_wrong(command: Command, client: Client, hand: Hand) -> None:
+    """A queue that nobody serves, an agent that nobody has, a loop that is blocked."""
+    request = {"agent_id": "clerk", "input_text": "hi"}
+    client.submit({**request, "session_id": "s1", "run_id": "r1"}, queue="typo")
+    register(client, agents=("clerk", "porter"))
+    register(client, agents=("clerk",))
+    client.store.run(scripts.renew(incarnation=W1, lease_ms=60_000, loop_lag_ms=2500))
+    client.store.run(scripts.retire(incarnation=hand.incarnation))
+    fleet = command("status")
+    as_json = command("status", "--json").json
+
+    assert "1 run waits in queue typo" in fleet.out
+    assert "no worker serves queue typo" in fleet.out
+    assert "nobody serves the agent porter" in fleet.out
+    assert "its event loop answered nobody for 2.5 s" in fleet.out
+    assert len(as_json["problems"]) == 3
+    assert {queue["name"]: queue["waiting"] for queue in as_json["queues"]} == {"agents": 0, "typo": 1}
+    assert {agent["id"]: agent["workers"] for agent in as_json["agents"]} == {"clerk": [W1], "porter": []}
+    json.dumps(as_json)
+    retire(client)
+    hand.register()
+    client.cancel("r1")
+
+
+def test_status_of_a_deployment_without_workers(command: Command) -> None:
+    """The first thing that a newcomer sees."""
+    shown = command("status")
+
+    assert shown.code == 0
+    assert "no worker is alive: nothing is executed; start one: openagents-worker worker" in shown.out
+
+
+def test_all_is_well(command: Command, client: Client) -> None:
+    register(client, agents=("clerk",))
+
+    assert command("status").out.startswith("no problems\n")
+    retire(client)
+
+
+# --- no Redis --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("status",), ("workers",), ("runs",), ("show", "r1"), ("resume", "r1"), ("resume", "--state", "failed")],
+)
+def test_without_redis_every_command_says_so_in_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """Exit code 4, for programs as one object."""
+    monkeypatch.setenv("OPENAGENTS_REDIS_URL", "redis://127.0.0.1:1/0")
+
+    done = command(*arguments)
+    as_json = command(*arguments, "--json")
+
+    assert (done.code, done.out) == (4, "")
+    assert len(done.err.splitlines()) == 1
+    assert done.err.startswith("error: redis.unreachable: cannot reach Redis at redis://127.0.0.1:1/0")
+    assert (as_json.code, as_json.json["error"]["code"]) == (4, "redis.unreachable")

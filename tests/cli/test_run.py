@@ -1,0 +1,87 @@
+"""`run`: what is said while it waits, and how it is left. A process of its own, as signals are part of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from openagents_worker.models import RunState
+from openagents_worker.producer.client import Client
+from tests.cli.conftest import Command, register, retire
+
+COMMAND = [sys.executable, "-m", "openagents_worker.cli"]
+
+
+@contextmanager
+def running(url: str, *arguments: str) -> Generator[subprocess.Popen[str]]:
+    env = {**os.environ, "OPENAGENTS_REDIS_URL": url}
+    with subprocess.Popen(
+        [*COMMAND, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_with(process: subprocess.Popen[str], word: str) -> str:
+    assert process.stderr is not None
+    return next(line for line in process.stderr if word in line)
+
+
+def test_a_run_that_nobody_takes_says_so_and_goes_on_waiting(redis_url: str, client: Client) -> None:
+    """After three seconds, and when the reason changes. Ctrl-C ends the watching, with 130, not the run."""
+    with running(redis_url, "run", "echo", "hi", "--run-id", "r1") as process:
+        first = line_with(process, "waiting:")
+        register(client, agents=("other",))
+        second = line_with(process, "waiting:")
+        process.send_signal(signal.SIGINT)
+        goodbye = line_with(process, "goes on")
+        process.wait(60)
+
+    assert "no worker serves queue agents" in first
+    assert "no worker of queue agents has the agent echo: they have other" in second
+    assert "openagents-worker watch r1" in goodbye
+    assert process.returncode == 130
+    assert client.record("r1").state is RunState.QUEUED
+    client.cancel("r1")
+    retire(client)
+
+
+def test_a_reader_that_has_had_enough_is_no_failure(redis_url: str, client: Client) -> None:
+    """As with `openagents-worker runs | head -1`: no traceback."""
+    for number in range(50):
+        client.submit(
+            {"agent_id": "a", "session_id": f"s{number}", "input_text": "x", "run_id": f"r{number}"}
+        )
+    with running(redis_url, "runs", "--limit", "50") as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        said = process.stderr.read()
+        process.wait(60)
+    for number in range(50):
+        client.cancel(f"r{number}")
+
+    assert (process.returncode, said) == (0, "")
+
+
+def test_what_a_run_is_submitted_with(command: Command, client: Client) -> None:
+    """Tenant, labels, limits and queue; the text may come from standard input."""
+    options = ["--tenant", "acme", "--label", "env=prod", "--budget", "max_steps=3", "--queue", "slow"]
+
+    done = command("run", "echo", "hi", "--run-id", "r1", "--session", "s1", *options, "--detach", "--json")
+    wrong = command("run", "echo", "hi", "--budget", "steps=3", "--detach")
+
+    record = client.record("r1")
+    assert done.json == {"run_id": "r1", "session_id": "s1"}
+    assert record.request is not None
+    assert (record.request.tenant, record.request.labels, record.queue) == ("acme", {"env": "prod"}, "slow")
+    assert record.request.budget is not None
+    assert record.request.budget.max_steps == 3
+    assert (wrong.code, "did you mean 'max_steps'" in wrong.err) == (2, True)
+    client.cancel("r1")

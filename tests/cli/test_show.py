@@ -1,0 +1,274 @@
+"""`show`, `runs` and `watch`: what a run did and why it waits; nothing in it reaches the terminal raw."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from openagents_worker.errors import LLMRateLimitError, LLMResponseError
+from openagents_worker.producer.client import Client
+from tests.cli.conftest import Command, register, retire
+from tests.producer.hand import Hand
+
+CALL = "calc:0123456789abcd:1"
+NASTY = "\x1b]52;c;eA==\x07\x9b2J\u202eevil\rgone"
+
+
+def calls_a_tool(hand: Hand, run_id: str, call: str = CALL, *, answers: bool = True) -> None:
+    hand.emit(
+        run_id, "tool.called", payload=json.dumps({"tool_id": "calc", "params": {"a": 1}, "call_id": call})
+    )
+    if answers:
+        said = {"tool_id": "calc", "result": {"sum": 391}, "call_id": call}
+        hand.emit(run_id, "tool.succeeded", payload=json.dumps(said))
+
+
+def asks_a_model(hand: Hand, run_id: str, call: str, *, error: str = "") -> None:
+    hand.emit(run_id, "llm.called", payload=json.dumps({"model": "m", "call": call}))
+    if error:
+        details = {"code": "llm.rate_limit", "message": error}
+        said = {"model": "m", "call": call, "error": error, "error_details": details}
+        hand.emit(run_id, "llm.failed", payload=json.dumps(said))
+    else:
+        metrics = {"input_tokens": 12, "output_tokens": 3, "cost_usd": 0.5}
+        said = {"model": "m", "call": call, "output_text": "391", "_metrics": metrics}
+        hand.emit(run_id, "llm.succeeded", payload=json.dumps(said))
+
+
+def row(text: str, start: str) -> str:
+    return next(line for line in text.splitlines() if line.startswith(start))
+
+
+def test_a_run_that_was_put_off_and_failed_is_told_whole(command: Command, hand: Hand) -> None:
+    """Input, times, attempts with their worker and how each ended, steps with their tries, and the error."""
+    hand.submit("r1")
+    hand.claim("r1")
+    calls_a_tool(hand, "r1")
+    for _ in range(3):
+        asks_a_model(hand, "r1", "m:aaaaaaaabbbb:1", error="slow down")
+        hand.retry("r1", delay_ms=0)
+        hand.claim("r1")
+    asks_a_model(hand, "r1", "m:aaaaaaaabbbb:1")
+    hand.commit("r1", steps=1)
+    hand.finish("r1", error=LLMResponseError("wrong key", hint="look at it"))
+
+    shown = command("show", "r1")
+
+    assert shown.code == 0
+    assert row(shown.out, "state") == "state     failed (llm.response)"
+    assert row(shown.out, "input") == "input     hi"
+    assert row(shown.out, "attempts") == "attempts  4 (3 retries, 0 recoveries)"
+    assert "submitted" in row(shown.out, "times")
+    assert "ended" in row(shown.out, "times")
+    assert row(shown.out, "1 ").endswith("hand:1  put off for 0.0 s: llm.rate_limit")
+    assert row(shown.out, "4 ").endswith("failed")
+    assert '{"a": 1} → {"sum": 391}' in row(shown.out, "calc:01234567:1")
+    assert "x4" in row(shown.out, "m:aaaaaaaa:1")
+    assert "12+3 $0.500000" in row(shown.out, "m:aaaaaaaa:1")
+    assert "failed: llm.response: wrong key\n  hint: look at it" in shown.out
+
+
+def test_a_traceback_is_shown_where_the_error_has_one(command: Command, hand: Hand, client: Client) -> None:
+    """It stands in the error's context."""
+    hand.submit("r1")
+    hand.claim("r1")
+    hand.finish("r1", error=LLMResponseError("wrong key"))
+    key = client.store.keys("run", "r1")
+    result = json.loads(client.store.redis.hget(key, "result") or "")
+    result["error_details"]["context"]["traceback"] = "Traceback:\n  File shop.py\nKeyError: 'x'\n"
+    client.store.redis.hset(key, "result", json.dumps(result))
+
+    assert "Traceback:\n  File shop.py\nKeyError: 'x'\n" in command("show", "r1").out
+
+
+def test_the_same_for_programs(command: Command, hand: Hand) -> None:
+    """The record's fields, and beside them attempts, calls and what the run waits for."""
+    hand.submit("r1")
+    hand.claim("r1")
+    calls_a_tool(hand, "r1", answers=False)
+    hand.retry("r1")
+
+    shown = command("show", "r1", "--json").json
+
+    assert (shown["run_id"], shown["state"], shown["retries"]) == ("r1", "retrying", 1)
+    assert shown["last_error"]["code"] == "llm.rate_limit"
+    assert shown["waiting_for"]["kind"] == "retry"
+    assert shown["waiting_for"]["until_ms"] == shown["due_ms"]
+    assert [(one["number"], one["worker"], one["code"]) for one in shown["attempts"]] == [
+        (1, "hand:1", "llm.rate_limit")
+    ]
+    assert [(one["call_id"], one["outcome"]) for one in shown["calls"]] == [(CALL, "interrupted")]
+    assert shown["queue_wait_ms"] >= 0
+
+
+# --- waiting ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_says_why_it_waits(command: Command, hand: Hand, client: Client) -> None:
+    """For a retry until when, for its session behind whom, for its start, and not at all."""
+    hand.submit("first", "s1")
+    hand.submit("second", "s1")
+    hand.submit("third", "s1")
+    hand.claim("first")
+    hand.retry("first", delay_ms=3_600_000)
+    later = {"agent_id": "assistant", "session_id": "s2", "input_text": "hi", "run_id": "later"}
+    client.submit(later, delay_ms=3_600_000)
+
+    waits = {
+        run_id: row(command("show", run_id).out, "waits") for run_id in ("first", "second", "third", "later")
+    }
+
+    assert "retry after llm.rate_limit at " in waits["first"]
+    assert waits["first"].endswith("(in 59m): slow down")
+    assert waits["second"] == "waits     session s1 is busy with run first"
+    assert waits["third"].endswith("busy with run first, and 1 more before it")
+    assert "its start is due at " in waits["later"]
+    for run_id in ("later", "third", "second", "first"):
+        client.cancel(run_id)
+
+
+def test_a_run_says_that_nobody_serves_it(command: Command, client: Client) -> None:
+    """No worker at all, none of its queue, none with its agent; or one that has not taken it yet."""
+    request = {"agent_id": "clerk", "input_text": "hi"}
+
+    def waits(run_id: str) -> str:
+        return row(command("show", run_id).out, "waits")
+
+    client.submit({**request, "session_id": "s1", "run_id": "r1"})
+    client.submit({**request, "session_id": "s2", "run_id": "r2"}, queue="slow")
+    assert "no worker serves queue agents: no worker is alive" in waits("r1")
+
+    register(client, agents=("porter",))
+    assert "no worker serves queue slow: 1 worker is alive, with the queues agents" in waits("r2")
+    assert "--queues slow" in waits("r2")
+    assert "no worker of queue agents has the agent clerk: they have porter" in waits("r1")
+
+    register(client, agents=("porter", "clerk"))
+    assert "a worker of queue agents has not taken it yet" in waits("r1")
+    retire(client)
+    for run_id in ("r1", "r2"):
+        client.cancel(run_id)
+
+
+def test_of_a_worker_of_the_version_before_nobody_knows_what_it_serves(
+    command: Command, hand: Hand, client: Client
+) -> None:
+    """So it is not said that nobody serves the queue."""
+    hand.submit("r1")
+
+    assert "has not taken it yet" in command("show", "r1").out
+    client.cancel("r1")
+
+
+# --- one step --------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_found_by_the_beginning_of_its_id(command: Command, hand: Hand, client: Client) -> None:
+    """Also as it is shown, shortened; one that fits two is a usage error that names them."""
+    hand.submit("r1")
+    hand.claim("r1")
+    calls_a_tool(hand, "r1")
+    calls_a_tool(hand, "r1", "calc:0199999999abcd:1")
+
+    by_prefix = command("show", "r1", "--step", "calc:012")
+    by_what_is_shown = command("show", "r1", "--step", "calc:01234567:1", "--json")
+    of_two = command("show", "r1", "--step", "calc:01")
+    of_none = command("show", "r1", "--step", "weather")
+
+    assert f"step      {CALL}" in by_prefix.out
+    assert '"a": 1' in by_prefix.out
+    assert by_what_is_shown.json["call_id"] == CALL
+    assert (of_two.code, "calc:01234567:1, calc:01999999:1" in of_two.err) == (1, True)
+    assert (of_none.code, "no step 'weather'" in of_none.err) == (1, True)
+    client.cancel("r1")
+
+
+# --- lists -----------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_runs_says_state_reason_age_and_tokens(command: Command, hand: Hand) -> None:
+    """And it is narrowed by time and by the code."""
+    hand.end("old", steps=0)
+    hand.end("bad", steps=0, error=LLMRateLimitError("slow down"))
+
+    everything = command("runs")
+    failed = command("runs", "--code", "llm.*", "--since", "1h", "--json")
+    none = command("runs", "--until", "1h")
+    wrong = command("runs", "--since", "yesterday")
+
+    assert everything.out.splitlines()[0].split() == [
+        *("AGE", "STATE", "REASON", "RUN", "AGENT", "SESSION", "TOKENS"),
+    ]
+    assert row(everything.out, "0s").split()[1:6] == ["failed", "llm.rate_limit", "bad", "assistant", "s1"]
+    assert [one["run_id"] for one in failed.json["items"]] == ["bad"]
+    assert (none.out, none.err.strip()) == ("", "none")
+    assert (wrong.code, "'yesterday' is not a time" in wrong.err) == (1, True)
+
+
+def test_a_record_that_cannot_be_read_is_left_out_and_named(
+    command: Command, hand: Hand, client: Client
+) -> None:
+    """One bad element never hides the others; asked for itself it is an error with a code."""
+    hand.end("good", steps=0)
+    hand.end("broken", steps=0)
+    key = client.store.keys("run", "broken")
+    client.store.redis.hset(key, "usage", "not JSON")
+
+    listed = command("runs")
+    as_json = command("runs", "--json")
+    asked_for = command("show", "broken")
+
+    assert "good" in listed.out
+    assert f"left out: {key}: record.unreadable" in listed.err
+    assert as_json.json["problems"] == [{"key": key, "code": "record.unreadable"}]
+    assert asked_for.code == 3
+    assert "record.unreadable" in asked_for.err
+
+
+# --- the terminal ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_no_control_character_of_a_run_reaches_the_terminal(
+    command: Command, hand: Hand, client: Client, as_json: bool
+) -> None:
+    """Whether a model, a tool, a user or an error has said it, and whichever command shows it."""
+    option = ["--json"] if as_json else []
+    hand.submit("r1")
+    hand.claim("r1")
+    nasty_events = [
+        ("tool.called", {"tool_id": NASTY, "params": {NASTY: NASTY}, "call_id": NASTY}),
+        ("tool.succeeded", {"tool_id": NASTY, "result": NASTY, "call_id": NASTY}),
+        ("llm.called", {"model": NASTY, "call": "m:1"}),
+        ("llm.failed", {"model": NASTY, "call": "m:1", "error": NASTY}),
+        (f"shop.{NASTY}", {NASTY: NASTY}),
+    ]
+    for name, payload in nasty_events:
+        hand.emit("r1", name, payload=json.dumps(payload))
+    message = {"role": "user", "content": NASTY}
+    hand.finish("r1", NASTY, transcript=[message], state={"k": NASTY})
+    hand.submit("r2", "s2")
+    hand.claim("r2")
+    hand.finish("r2", error=LLMResponseError(NASTY, hint=NASTY))
+    client.submit({"agent_id": "a", "session_id": "s3", "run_id": "r3", "input_text": NASTY})
+
+    printed = [
+        command(*arguments, *option)
+        for arguments in (
+            *(("show", run_id) for run_id in ("r1", "r2", "r3")),
+            *(("watch", run_id) for run_id in ("r1", "r2")),
+            ("show", "r1", "--step", "m:1"),
+            ("session", "s1"),
+            ("runs",),
+            ("sessions",),
+            ("show", NASTY),
+            ("cancel", "r3", "--reason", NASTY),
+        )
+    ]
+
+    for one in printed:
+        for text in (one.out, one.err):
+            bad = {c for c in text if not c.isprintable()} - {"\n", "\t"}
+            assert not bad, ascii(text)
+    assert printed[3].out, "the answer is shown all the same"
