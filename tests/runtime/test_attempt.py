@@ -42,7 +42,7 @@ async def test_a_session_remembers_what_its_runs_said(redis_url: str) -> None:
 
 
 async def test_an_exception_of_the_pattern_is_the_runs_failure(redis_url: str) -> None:
-    """A bug in a pattern ends its run as failed with its exception as the cause; nothing stays in the session."""
+    """A bug in a pattern ends its run as failed, the exception is the cause; nothing stays in the session."""
     async with process(redis_url, patterned("Broken", tool("Charge"))) as p:
         record = await p.run()
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,13 +55,18 @@ class ModelServer:
         latency_ms: int = 0,
         token_delay_ms: int = 0,
         log_path: str | Path | None = None,
+        can_stream: bool = True,
     ) -> None:
-        """Raises `PluginConfigError`, which names the index of the entry that cannot be used."""
+        """`can_stream` False: replies come whole, also where a stream was asked for, as some servers do.
+
+        Raises `PluginConfigError`, which names the index of the entry that cannot be used.
+        """
         self.host, self.port = host, port
         self.connections = 0
         """How many were opened so far."""
         self._reply = reply if callable(reply) else _ScriptedReplies(reply)
         self._latency_ms, self._token_delay_ms = latency_ms, token_delay_ms
+        self._can_stream = can_stream
         self._log = Log(None if log_path is None else Path(log_path))
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,6 +182,7 @@ class ModelServer:
         except Unreadable as problem:
             await connection.send_json(400, wire.error(400, str(problem), number), wire.headers(number))
             return
+        asked = asked if self._can_stream else replace(asked, stream=False)
         answer = Answer(number, asked, wire, connection, self._log, self._token_delay_ms)
         answer.log_received()
         try:
