@@ -23,6 +23,7 @@ from pydantic import Field, field_validator
 
 from openagents_worker.errors import (
     ExecutionError,
+    LLMResponseError,
     MaxStepsExceeded,
     OpenAgentsError,
     StepTimeoutError,
@@ -32,6 +33,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.llm.base import FixedMessage, LLMResponse, LLMToolCall
 from openagents_worker.llm.conversation import CallIds, tool_name, usable_calls, user_text
+from openagents_worker.llm.failures import is_too_long
 from openagents_worker.llm.transcript import shown
 from openagents_worker.models import dumps
 from openagents_worker.patterns.base import PatternPlugin
@@ -150,6 +152,33 @@ class ReActPattern(PatternPlugin):
         return "\n\n".join([*held, f"## question\n{question}"]) if held else question
 
     async def _ask(self, messages: Messages) -> LLMResponse:
+        """The model's reply. Where the request does not fit into its context, with less of the past."""
+        while True:
+            try:
+                return await self._generate(messages)
+            except LLMResponseError as error:
+                if not is_too_long(error) or not self._shorten_the_past(messages):
+                    raise
+            await self.emit("pattern.past_shortened", step=self._steps, messages=len(messages))
+
+    def _shorten_the_past(self, messages: Messages) -> bool:
+        """Take the calls of earlier turns out, then the older half of what is left; False: nothing is left.
+
+        The question and what was done since stay: a question that is too long by itself fails.
+        """
+        past = messages[1 : self._question_at - 1]
+        if not past:
+            return False
+        kept = [message for message in past if message["role"] != "tool" and "tool_calls" not in message]
+        if len(kept) == len(past):
+            questions = [at for at, message in enumerate(past) if message["role"] == "user"]
+            middle = len(questions) // 2
+            kept = past[questions[middle] :] if middle else []
+        messages[1 : self._question_at - 1] = kept
+        self._question_at -= len(past) - len(kept)
+        return True
+
+    async def _generate(self, messages: Messages) -> LLMResponse:
         options = self.context.llm_options
         return await self.context.llm_client.generate(
             messages=list(messages),

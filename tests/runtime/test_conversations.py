@@ -24,7 +24,7 @@ from openagents_worker.runtime.runner import Outlook
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.scripts import ReleaseKind, ResumeAnswer
-from openagents_worker.testing.model_server import ModelServer
+from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.runtime import talking
 from tests.runtime.harness import Process, calls, crash, process
 from tests.runtime.talking import Script, talker
@@ -105,6 +105,52 @@ async def test_a_window_shows_the_newest_turns_with_their_calls(redis_url: str) 
         "Question 1",
         "Question 2",
         "Question 3",
+    ]
+
+
+@pytest.mark.parametrize("largest", [3_000, 1_500, 1_200])
+async def test_a_session_that_is_too_long_for_the_model_goes_on(redis_url: str, largest: int) -> None:
+    """Without the calls of earlier turns first, then without the older half of the rest, until it fits."""
+    script = Script()
+
+    def reply(asked: ModelRequest) -> Any:
+        entry = script(asked)
+        if len(dumps(asked.body["messages"])) > largest:
+            return {"error": "response", "message": "This model's maximum context length is 4096 tokens."}
+        return entry
+
+    async with ModelServer(reply) as server, process(redis_url, talker(server.url)) as p:
+        for number in range(6):
+            script.by_run[f"r{number}"] = [calls(("shout", {"text": "a" * 200})), ANSWER]
+            record = await p.run(f"r{number}", input_text=f"Question {number}")
+            assert code_of(record) is None
+        names = await p.event_names("r5")
+
+    assert names.count("pattern.past_shortened") == len(script.asked["r5"]) - 2 > 0
+    *_, shown = messages_of(script, "r5")
+    assert [message["role"] for message in shown[-3:]] == ["user", "assistant", "tool"]
+
+
+async def test_a_question_that_is_too_long_fails_and_the_session_goes_on(redis_url: str) -> None:
+    """Nothing of the past can make room for it."""
+    script = Script()
+
+    def reply(asked: ModelRequest) -> Any:
+        too_long = {"error": "response", "message": "context_length_exceeded"}
+        return too_long if len(dumps(asked.body["messages"])) > 5_000 else script(asked)
+
+    async with ModelServer(reply) as server, process(redis_url, talker(server.url)) as p:
+        script.by_run = {run_id: [ANSWER] for run_id in ("r1", "r2", "r3")}
+        records = [
+            await p.run(run_id, input_text=text)
+            for run_id, text in [("r1", "One."), ("r2", "x" * 6_000), ("r3", "Three.")]
+        ]
+
+    assert [code_of(record) for record in records] == [None, "llm.response", None]
+    assert [message["content"] for message in messages_of(script, "r3")[0]][1:] == [
+        "One.",
+        ANSWER["text"],
+        "Three.",
     ]
 
 

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openagents_worker.errors import LLMRateLimitError, LLMResponseError
 from openagents_worker.llm.base import LLMToolCall
 from openagents_worker.llm.conversation import CallIds, repaired, tool_name, usable_calls
+from openagents_worker.llm.failures import is_too_long
 from openagents_worker.llm.wire import messages_to_wire
 from openagents_worker.testing.model_server.openai_rules import check_request
 
@@ -183,3 +185,29 @@ def test_a_conversation_that_grows_keeps_its_beginning(
 def _to_the_next_reply(messages: list[dict[str, Any]]) -> int:
     roles = [message["role"] for message in messages]
     return roles.index("assistant") if "assistant" in roles else len(roles)
+
+
+# --- what does not fit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens.",
+        "openai_compatible answered 400 (context_length_exceeded): no",
+        "Please reduce the length of the messages or completion.",
+        "prompt is too long: 210000 tokens > 200000 maximum",
+        "input length and `max_tokens` exceed context limit: 199000 + 8192 > 200000",
+        "The input token count (1048577) exceeds the maximum number of tokens allowed (1048576).",
+        "The decoder prompt (length 5000) is longer than the maximum model length of 4096.",
+        "the request exceeds the available context size. try increasing the context size",
+        "openai_compatible answered 413: Request Entity Too Large",
+    ],
+)
+def test_a_request_that_is_too_long_is_known_by_what_providers_say(said: str) -> None:
+    """Few have a code for it. A limit of tokens a minute is another matter."""
+    assert is_too_long(LLMResponseError(said))
+    assert not is_too_long(LLMRateLimitError(said))
+    assert not is_too_long(
+        LLMResponseError("The response was filtered due to the content management policy.")
+    )
