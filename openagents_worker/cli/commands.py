@@ -17,7 +17,15 @@ from typing import Any, TypeVar
 import click
 
 from openagents_worker.agents import AppConfig, load_agents, notices
-from openagents_worker.cli.display import Follower, dump, record_lines, run_line, session_line, session_lines
+from openagents_worker.cli.display import (
+    Follower,
+    dump,
+    left_nothing_line,
+    record_lines,
+    run_line,
+    session_line,
+    session_lines,
+)
 from openagents_worker.cli.exits import Exit, exit_of, show_error
 from openagents_worker.cli.stack import Stack
 from openagents_worker.errors import ConfigError, ConfigValidationError, OpenAgentsError
@@ -184,13 +192,23 @@ def sessions(limit: int, cursor: str | None, as_json: bool) -> None:
 @click.argument("session_id", metavar="SESSION")
 @as_json_option
 def session(session_id: str, as_json: bool) -> None:
-    """Show SESSION: who works in it, who waits, its transcript, its artifacts and its state."""
+    """Show SESSION: who works in it, who waits, its transcript, its artifacts and its state, and which of its
+    newest 100 runs have ended and left nothing in the transcript."""
     with Client() as client:
         view = client.session(session_id)
+        runs = client.runs(session_id=session_id).items
+    said = {message.get("run_id") for message in view.transcript}
+    left_nothing = [run for run in runs if run.state.is_terminal and run.run_id not in said]
     if as_json:
-        dump({**asdict(view), "artifacts": [one.model_dump(mode="json") for one in view.artifacts]})
+        dump(
+            {
+                **asdict(view),
+                "artifacts": [one.model_dump(mode="json") for one in view.artifacts],
+                "left_nothing": [run.run_id for run in left_nothing],
+            }
+        )
     else:
-        click.echo("\n".join(session_lines(view)))
+        click.echo("\n".join([*session_lines(view), *map(left_nothing_line, left_nothing)]))
 
 
 @commands.command()

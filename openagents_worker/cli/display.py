@@ -16,7 +16,15 @@ from openagents_worker.models import RunRecord, RunResult, RunUsage
 from openagents_worker.store.listing import SessionSummary
 from openagents_worker.store.runs import SessionView
 
-__all__ = ["Follower", "dump", "record_lines", "run_line", "session_line", "session_lines"]
+__all__ = [
+    "Follower",
+    "dump",
+    "left_nothing_line",
+    "record_lines",
+    "run_line",
+    "session_line",
+    "session_lines",
+]
 
 MAX_CHARS = 100  # of a value in a line; the whole of it is in the JSON
 QUIET = (
@@ -142,6 +150,13 @@ def session_lines(session: SessionView) -> list[str]:
     ]
     said = [f"{message.get('role', '?')}: {_short(message.get('content'))}" for message in session.transcript]
     return [*(f"{name:<9} {value}" for name, value in rows), *said]
+
+
+def left_nothing_line(record: RunRecord) -> str:
+    """A run that has ended and of which nothing stands in its session's transcript."""
+    details = record.result.error_details if record.result else None
+    why = f" ({details.code}: {_short(details.message)})" if details else ""
+    return click.style(f"not in it: run {record.run_id} {record.state}{why}", dim=True)
 
 
 def _time(at_ms: int) -> str:
