@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -61,16 +62,19 @@ class CallIds:
     """Ids of tool calls, each given once in a conversation."""
 
     def __init__(self, messages: Iterable[Message] = ()) -> None:
-        self._taken = {call.get("id") for message in messages for call in _calls_of(message)}
+        given = (call.get("id") for message in messages for call in _calls_of(message))
+        self._taken = {call_id for call_id in given if isinstance(call_id, str)}
+        self._numbers: dict[str, int] = {}
 
     def take(self, wanted: Any, otherwise: str) -> str:
         """The wanted id, `otherwise` where it is none, with a number behind it where it is taken."""
         base = wanted if isinstance(wanted, str) and not is_blank(wanted) else otherwise
-        given, number = base, 1
+        given, number = base, self._numbers.get(base, 1)
         while given in self._taken:
             number += 1
             given = f"{base}_{number}"
         self._taken.add(given)
+        self._numbers[base] = number
         return given
 
 
@@ -116,28 +120,31 @@ def _without_calls(message: Message) -> Message:
     return {key: value for key, value in message.items() if key != "tool_calls"}
 
 
-def _results_after(messages: Sequence[Message], at: int) -> list[Message]:
-    """The results between this message and the next one of the model."""
-    found: list[Message] = []
-    for message in messages[at + 1 :]:
+def _results_after(messages: Sequence[Message], at: int) -> dict[str, deque[Message]]:
+    """The results between this message and the next one of the model, by the id of their call."""
+    found: dict[str, deque[Message]] = defaultdict(deque)
+    for place in range(at + 1, len(messages)):
+        message = messages[place]
         if message.get("role") == "assistant":
             break
         if message.get("role") == "tool":
-            found.append(message)
+            found[repr(message.get("tool_call_id"))].append(message)
     return found
 
 
 def _batch(
-    message: Message, calls: Sequence[Mapping[str, Any]], results: list[Message], ids: CallIds
+    message: Message,
+    calls: Sequence[Mapping[str, Any]],
+    results: Mapping[str, deque[Message]],
+    ids: CallIds,
 ) -> Iterator[Message]:
     """A message with its calls, and a result for each of them."""
     sent, answers = [], []
     for place, call in enumerate(calls, start=1):
         call_id = ids.take(call.get("id"), f"call_{place}")
-        result = next((each for each in results if each.get("tool_call_id") == call.get("id")), None)
+        waiting = results.get(repr(call.get("id")))
         sent.append(_with_legal_parts(call, call_id))
-        answers.append(_result(result, call_id, sent[-1]))
-        results = [each for each in results if each is not result]
+        answers.append(_result(waiting.popleft() if waiting else None, call_id, sent[-1]))
     yield message if sent == list(message["tool_calls"]) else {**message, "tool_calls": sent}
     yield from answers
 

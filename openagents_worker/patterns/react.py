@@ -143,7 +143,8 @@ class ReActPattern(PatternPlugin):
         """The user's text, after what the memory holds besides the conversation, which is shown already."""
         context = self.context
         question = user_text(context.input_text)
-        repeats = getattr(context, "conversation_keys", ())
+        # Where the assembler gives none of the transcript, the memory's turns are the only ones.
+        repeats = getattr(context, "conversation_keys", ()) if context.transcript else ()
         held = [
             f"## {key}\n{_as_list(value)}"
             for key, value in context.memory_view.items()

@@ -170,7 +170,7 @@ def _bounded(reply: LLMResponse, max_bytes: int) -> LLMResponse:
     """The reply as it can be recorded: arguments that are too large for that are an error for the model."""
     allowed = max(max_bytes - REST_OF_RECORD_BYTES, max_bytes // 2)
     calls = list(reply.tool_calls)
-    sizes = [len(dumps([dict(call.arguments), call.raw_arguments]).encode()) for call in calls]
+    sizes = [len(dumps([dict(call.arguments), call.raw_arguments or ""]).encode()) for call in calls]
     while calls and sum(sizes) + len(reply.output_text.encode()) > allowed and max(sizes):
         largest = sizes.index(max(sizes))
         problem = f"the arguments have {sizes[largest]:,} bytes, a reply may have {allowed:,} in all"

@@ -108,6 +108,19 @@ async def test_a_window_shows_the_newest_turns_with_their_calls(redis_url: str) 
     ]
 
 
+async def test_without_a_transcript_the_memory_tells_the_turns(redis_url: str) -> None:
+    """An assembler that shows none of it leaves the conversation to the memory: it is still sent once."""
+    nothing = {"type": "truncating", "config": {"max_messages": 0, "include_summary_message": False}}
+    async with conversation(redis_url, context_assembler=nothing) as (p, script, _):
+        for run_id in ("r1", "r2"):
+            script.by_run[run_id] = [ANSWER]
+            await p.run(run_id, input_text=f"Question of {run_id}")
+
+    _system, asked = messages_of(script, "r2")[0]
+    assert asked["content"].count("Question of r1") == 1
+    assert asked["content"].endswith("## question\nQuestion of r2")
+
+
 @pytest.mark.parametrize("largest", [3_000, 1_500, 1_200])
 async def test_a_session_that_is_too_long_for_the_model_goes_on(redis_url: str, largest: int) -> None:
     """Without the calls of earlier turns first, then without the older half of the rest, until it fits."""
