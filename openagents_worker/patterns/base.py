@@ -80,6 +80,9 @@ class PatternPlugin:
     """
 
     context: RunContext
+    turn_messages: Sequence[Mapping[str, Any]] = ()
+    """The messages between the question and the answer, for the session's transcript: assistant messages with
+    tool calls, and their results. Read once the pattern has answered."""
 
     class Config(BaseModel):
         """The agent's `runtime` limits come with every pattern's config; a pattern's own go before them."""
@@ -99,12 +102,6 @@ class PatternPlugin:
     async def execute(self) -> Any:
         """Carry the run to its answer."""
         raise NotImplementedError
-
-    @property
-    def turn_messages(self) -> Sequence[Mapping[str, Any]]:
-        """The messages between the question and the answer, for the session's transcript: assistant messages
-        with tool calls, and their results. Read once the pattern has answered."""
-        return ()
 
     async def emit(self, event_name: str, **payload: Any) -> None:
         await self.context.emit(event_name, **payload)

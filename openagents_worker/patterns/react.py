@@ -94,12 +94,6 @@ class ReActPattern(PatternPlugin):
         self._steps = 0
         return await self._answer()
 
-    @property
-    def turn_messages(self) -> Messages:
-        """The calls of this run with their results, as the model was shown them."""
-        said = self._messages[self._question_at :]
-        return [message for message in said if message["role"] == "tool" or "tool_calls" in message]
-
     async def try_again(self, problem: str) -> str:
         """Another answer in the same conversation, after one that will not do; steps are counted on."""
         self._messages.append(FixedMessage(role="user", content=problem))
@@ -115,6 +109,7 @@ class ReActPattern(PatternPlugin):
                 response = await self._ask(messages)
                 if not response.tool_calls:
                     messages.append(FixedMessage(role="assistant", content=response.output_text))
+                    self.turn_messages = _calls_and_results(messages[self._question_at :])
                     await self.emit("pattern.step_finished", step=step, action="final")
                     return response.output_text
                 calls = usable_calls(response.tool_calls, self._ids, step)
@@ -278,6 +273,10 @@ async def _together(calls: Sequence[Coroutine[Any, Any, _Outcome]]) -> list[_Out
             if isinstance(end, BaseException) and not isinstance(end, Exception | asyncio.CancelledError):
                 raise end from None
         raise
+
+
+def _calls_and_results(messages: Messages) -> Messages:
+    return [message for message in messages if message["role"] == "tool" or "tool_calls" in message]
 
 
 def _assistant(response: LLMResponse, calls: Sequence[LLMToolCall]) -> FixedMessage:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.testing.model_server import ModelRequest
 from openagents_worker.tools import tool
 from tests.runtime.harness import agent
@@ -41,6 +42,19 @@ async def wait(context: Any) -> str:
     if context.run_id not in LET_GO:
         await asyncio.Event().wait()
     return "gone"
+
+
+class Own(PatternPlugin):
+    """A pattern of one's own that makes one call by itself, and says so."""
+
+    async def execute(self) -> str:
+        result = await self.context.tools["add"].invoke({"x": 1})
+        call = {"id": "own", "name": "add", "arguments": {"x": 1}}
+        self.turn_messages = [
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "own", "name": "add", "content": str(result)},
+        ]
+        return "It is 1."
 
 
 TOOLS = [{"id": name, "impl": f"tests.runtime.talking.{name}"} for name in ("add", "shout", "fail", "wait")]

@@ -108,6 +108,23 @@ async def test_a_window_shows_the_newest_turns_with_their_calls(redis_url: str) 
     ]
 
 
+async def test_the_calls_of_a_pattern_of_ones_own_are_shown_in_later_turns(redis_url: str) -> None:
+    """What it says in `turn_messages` stays in the session; a later run, also of another agent, sees it."""
+    own = {"impl": "tests.runtime.talking.Own"}
+    script = Script()
+    async with (
+        ModelServer(script) as server,
+        process(redis_url, talker(server.url), {**talker(server.url, pattern=own), "id": "own"}) as p,
+    ):
+        await p.run("r1", agent_id="own", input_text="1?")
+        script.by_run["r2"] = [ANSWER]
+        await p.run("r2")
+
+    shown = messages_of(script, "r2")[0][1:]
+    assert [message["role"] for message in shown] == ["user", "assistant", "tool", "assistant", "user"]
+    assert shown[1]["tool_calls"][0]["id"] == shown[2]["tool_call_id"] == "own"
+
+
 async def test_without_a_transcript_the_memory_tells_the_turns(redis_url: str) -> None:
     """An assembler that shows none of it leaves the conversation to the memory: it is still sent once."""
     nothing = {"type": "truncating", "config": {"max_messages": 0, "include_summary_message": False}}
@@ -233,6 +250,17 @@ async def test_whatever_the_model_says_the_next_requests_are_accepted(
     assert [told(message) for message in once if message["role"] == "tool"] == outcomes
     assert [told(message) for message in twice if message["role"] == "tool"] == outcomes * 2
     assert messages_of(script, "r2")[0][: len(twice)] == twice
+
+
+async def test_an_agent_without_tools_survives_an_invented_call(redis_url: str) -> None:
+    """Its requests name no tools, as an empty list is refused; the call and its error are sent all the same."""
+    async with conversation(redis_url, tools=[]) as (p, script, _):
+        script.by_run = {"r1": [{"tool_calls": [asks("fly")]}, ANSWER], "r2": [ANSWER]}
+        first, second = await p.run("r1"), await p.run("r2")
+
+    assert (code_of(first), code_of(second)) == (None, None)
+    assert all("tools" not in asked.body for asked in script.asked["r1"] + script.asked["r2"])
+    assert told(messages_of(script, "r2")[0][3]) == "tool.not_found"
 
 
 @pytest.mark.parametrize("name", ODD_REPLIES)
