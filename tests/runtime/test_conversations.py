@@ -253,7 +253,7 @@ async def test_whatever_the_model_says_the_next_requests_are_accepted(
 
 
 async def test_an_agent_without_tools_survives_an_invented_call(redis_url: str) -> None:
-    """Its requests name no tools, as an empty list is refused; the call and its error are sent all the same."""
+    """Its requests name no tools, as an empty list is refused; the call and its error are sent anyway."""
     async with conversation(redis_url, tools=[]) as (p, script, _):
         script.by_run = {"r1": [{"tool_calls": [asks("fly")]}, ANSWER], "r2": [ANSWER]}
         first, second = await p.run("r1"), await p.run("r2")

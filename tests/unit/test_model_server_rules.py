@@ -44,6 +44,15 @@ def test_a_conversation_with_calls_and_results_is_accepted() -> None:
     check_request(GOOD)
 
 
+def test_what_official_clients_send_along_is_accepted() -> None:
+    """A name with a result, text or none beside calls, the field of an older form with nothing in it."""
+    body = copy.deepcopy(GOOD)
+    body["messages"][2].update(content="", function_call=None, refusal=None)
+    body["messages"][3].update(name="now")
+
+    check_request(body)
+
+
 def message(at: int, **fields: Any) -> Callable[[Body], None]:
     return lambda body: body["messages"][at].update(fields)
 
@@ -78,6 +87,7 @@ def without(at: int) -> Callable[[Body], None]:
         (message(1, run_id="r1"), r"Unknown parameter: 'messages\[1\]\.run_id'"),
         (message(3, is_error=True), r"Unknown parameter: 'messages\[3\]\.is_error'"),
         (message(5, tool_calls=[]), "minimum length of 1"),
+        (message(5, function_call={"name": "add", "arguments": "{}"}), "it was replaced by 'tool_calls'"),
         (call(id=""), r"tool_calls\[1\]\.id"),
         (call(id="c1"), "must be unique"),
         (call(type="tool"), "expected 'function'"),

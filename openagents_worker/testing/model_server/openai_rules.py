@@ -19,8 +19,8 @@ FIELDS = {
     "system": {"content", "name"},
     "developer": {"content", "name"},
     "user": {"content", "name"},
-    "assistant": {"content", "name", "tool_calls", "refusal", "audio"},
-    "tool": {"content", "tool_call_id"},
+    "assistant": {"content", "name", "tool_calls", "function_call", "refusal", "audio"},
+    "tool": {"content", "tool_call_id", "name"},
 }
 """The fields of a message besides its role."""
 
@@ -55,6 +55,8 @@ def _check_message(where: str, message: Any) -> None:
     if unknown:
         raise Unreadable(f"Unknown parameter: '{where}.{min(unknown)}'.")
     _check_content(where, role, message)
+    if message.get("function_call") is not None:
+        raise Unreadable(f"Invalid value for '{where}.function_call': it was replaced by 'tool_calls'.")
     if "tool_calls" in message:
         _check_calls(f"{where}.tool_calls", message["tool_calls"])
     if role == "tool" and not _is_text(message.get("tool_call_id")):
@@ -68,7 +70,8 @@ def _check_content(where: str, role: str, message: Mapping[str, Any]) -> None:
             return
         raise Unreadable(f"Invalid value for '{where}.content': expected a string, got null.")
     if isinstance(content, str):
-        if role != "tool" and not content.strip():
+        may_be_blank = role == "tool" or message.get("tool_calls")
+        if not may_be_blank and not content.strip():
             raise Unreadable(f"Invalid value for '{where}.content': it must not be empty.")
     elif not isinstance(content, list) or not content or not all(map(_is_part, content)):
         raise Unreadable(f"Invalid type for '{where}.content': expected a string or an array of parts.")
