@@ -12,6 +12,8 @@ RUN pip install '.[worker,flower]'
 
 COPY tasks tasks
 COPY config config
+# Where the shipped agent's file tools work.
+RUN install -d -o agents assistant_files
 
 USER agents
 # A worker that gets SIGTERM hands its runs over; give it OPENAGENTS_DRAIN_TIMEOUT_S to do so.

@@ -80,6 +80,8 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
         _event("pattern.plan_created", "the model has made a plan", "plan"),
         _event("pattern.step_started", "a step begins; counted from 1", "step", "plan_step"),
         _event("pattern.step_finished", "a step has ended", "step action"),
+        _event("pattern.past_shortened", "the model could not take all: it is shown less of the session",
+               "step messages"),
         _event("llm.called", "the model is asked", "model", "call"),
         _event("llm.delta", "a piece of the reply; live only, never stored", "call offset text",
                "attempt"),

@@ -62,6 +62,7 @@ def _stack(folder: Path) -> Stack:
             "OPENAGENTS_LEASE_MS": "3000",  # a dead worker is noticed within three seconds
             "OPENAGENTS_LOG_LEVEL": "ERROR",
             "DEMO_LEDGER": str(folder / "ledger.jsonl"),
+            "DEMO_DOCUMENTS": str(ROOT / "docs"),
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
     )

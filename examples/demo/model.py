@@ -10,7 +10,7 @@ from typing import Any
 
 from openagents_worker.testing.model_server import ModelRequest
 
-WANTED = ("README.md", "CHANGELOG.md", "LICENSE")
+WANTED = ("faults.md", "replay.md", "streaming.md")
 
 
 def reply(asked: ModelRequest) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def reply(asked: ModelRequest) -> dict[str, Any]:
             ]
             chosen = [name for name in WANTED if name in names] or names[:3]
             return {
-                "text": f"There are {len(names)} files at the top. I will read {', '.join(chosen)}.",
+                "text": f"There are {len(names)} documents. I will read {', '.join(chosen)}.",
                 "tool_calls": [_call("read_file", path=name) for name in chosen],
             }
         case 2:
@@ -38,7 +38,7 @@ def reply(asked: ModelRequest) -> dict[str, Any]:
                 "text": "Now I count, and look for what is promised.",
                 "tool_calls": [
                     _call("calc", expression=" + ".join(map(str, words.values()))),
-                    _call("grep_files", pattern="(?i)promise", path="README.md"),
+                    _call("grep_files", pattern="(?i)promise"),
                 ],
             }
         case 3:
@@ -61,15 +61,15 @@ def _call(name: str, /, **arguments: Any) -> dict[str, Any]:
 
 
 def _said(asked: ModelRequest, tool: str) -> list[Any]:
-    """What that tool has answered in this run, oldest first."""
+    """What that tool has answered in this run, oldest first. Earlier runs of the session come before it."""
+    roles = [message["role"] for message in asked.messages]
+    said = asked.messages[len(roles) - roles[::-1].index("user") :]
     called = {
-        call["id"]: call["function"]["name"]
-        for message in asked.messages
-        for call in message.get("tool_calls") or ()
+        call["id"]: call["function"]["name"] for message in said for call in message.get("tool_calls") or ()
     }
     return [
         json.loads(message["content"])
-        for message in asked.messages
+        for message in said
         if message["role"] == "tool" and called.get(message["tool_call_id"]) == tool
     ]
 

@@ -11,7 +11,7 @@ from openagents_worker.models import RunRecord
 from openagents_worker.store.listing import SessionSummary
 from openagents_worker.store.runs import SessionView
 
-__all__ = ["run_table", "session_lines", "session_table"]
+__all__ = ["left_nothing_line", "run_table", "session_lines", "session_table"]
 
 
 def run_table(runs: Sequence[RunRecord], now_ms: int) -> list[Safe]:
@@ -69,3 +69,10 @@ def session_lines(session: SessionView) -> list[Safe]:
     ]
     said = [f"{message.get('role', '?')}: {short(message.get('content'))}" for message in session.transcript]
     return [joined(line) for line in [*(f"{name:<9} {value}" for name, value in rows), *said]]
+
+
+def left_nothing_line(record: RunRecord) -> Safe:
+    """A run that has ended and of which nothing stands in its session's transcript."""
+    details = record.result.error_details if record.result else None
+    why = f" ({details.code}: {short(details.message)})" if details else ""
+    return styled(f"not in it: run {record.run_id} {record.state}{why}", dim=True)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError
 from openagents_worker.llm.retry import retry_after_ms
 
-__all__ = ["failure", "presentable"]
+__all__ = ["failure", "is_too_long", "presentable"]
 
+_TOO_LONG = re.compile(
+    r"context[ _](length|window|size)|prompt is too long|too many (input )?tokens|input length|token limit"
+    r"|reduce the length|input token count|maximum model length|answered 413",
+    re.IGNORECASE,
+)
+"""How providers say that a request does not fit into the model's context; few have a code for it."""
 MAX_MESSAGE_CHARS = 500  # some servers and most proxies send a page of HTML
 
 # Words in the code or type of an error inside a 200 reply; what none of them names is the server's fault.
@@ -68,6 +75,11 @@ def failure(
     if status in (401, 403):
         return LLMResponseError(message, hint=f"the key is read from the environment variable {key_env}")
     return LLMResponseError(message)
+
+
+def is_too_long(error: LLMError) -> bool:
+    """Whether the request was refused because it does not fit into the model's context."""
+    return isinstance(error, LLMResponseError) and _TOO_LONG.search(error.message) is not None
 
 
 def presentable(text: str, secrets: Iterable[str]) -> str:

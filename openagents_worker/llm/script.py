@@ -28,10 +28,11 @@ class ScriptedUsage(_Part):
 
 
 class ScriptedCall(_Part):
-    """A tool call. `arguments` as text is what the model wrote, so that it may be no JSON."""
+    """A tool call. `arguments` as text is what the model wrote, so that it may be no JSON; without `id` it
+    gets one. Models also leave the name or the id empty, and write arguments that are not an object."""
 
-    name: str
-    arguments: dict[str, JsonValue] | str = Field(default_factory=dict)
+    name: str | None
+    arguments: JsonValue = Field(default_factory=dict)
     id: str | None = None
 
 

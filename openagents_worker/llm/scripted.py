@@ -86,7 +86,7 @@ class ScriptedClient:
     ) -> LLMResponse:
         calls = tuple(
             tool_call(
-                call.id or f"call_{ordinal}_{index}",
+                f"call_{ordinal}_{index}" if call.id is None else call.id,
                 call.name,
                 call.arguments if isinstance(call.arguments, str) else dumps(call.arguments),
             )

@@ -8,7 +8,8 @@ from typing import Any
 
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.llm.base import LLMResponse, LLMToolCall, LLMUsage, Message
-from openagents_worker.models import dumps
+from openagents_worker.llm.conversation import is_blank, repaired
+from openagents_worker.models import check_storable, dumps
 
 __all__ = ["StreamedReply", "messages_to_wire", "reply_from_wire", "tool_call"]
 
@@ -17,8 +18,8 @@ __all__ = ["StreamedReply", "messages_to_wire", "reply_from_wire", "tool_call"]
 
 
 def messages_to_wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Neutral messages as OpenAI's. `is_error` has no place there: the text of the message says it."""
-    return [_message_to_wire(message) for message in messages]
+    """Neutral messages as OpenAI's, repaired. `is_error` has no place there: the message's text says it."""
+    return [_message_to_wire(message) for message in repaired(messages)]
 
 
 def _message_to_wire(message: Message) -> dict[str, Any]:
@@ -28,8 +29,8 @@ def _message_to_wire(message: Message) -> dict[str, Any]:
         return {"role": "tool", "tool_call_id": message.get("tool_call_id"), "content": text}
     if calls := message.get("tool_calls"):
         wire_calls = [_call_to_wire(call) for call in calls]
-        return {"role": role, "content": content or None, "tool_calls": wire_calls}
-    return {"role": role, "content": content or ""}
+        return {"role": role, "content": None if is_blank(content) else content, "tool_calls": wire_calls}
+    return {"role": role, "content": content}
 
 
 def _call_to_wire(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,11 +50,7 @@ def reply_from_wire(body: Any, *, provider: str) -> LLMResponse:
         message = choice["message"]
         text = _text(message.get("content")) or _text(message.get("refusal"))
         calls = [
-            tool_call(
-                call.get("id") or f"{body.get('id') or 'call'}_{index}",  # some servers leave the id out
-                call["function"]["name"],
-                call["function"].get("arguments"),
-            )
+            _call_from_wire(call, f"{body.get('id') or 'call'}_{index}")
             for index, call in enumerate(message.get("tool_calls") or ())
         ]
         reply = LLMResponse(
@@ -72,16 +69,28 @@ def reply_from_wire(body: Any, *, provider: str) -> LLMResponse:
     return reply
 
 
-def tool_call(call_id: str | None, name: str, raw: Any) -> LLMToolCall:
-    """A tool call from its arguments as the model wrote them; what is wrong with them is `parse_error`."""
-    if not isinstance(name, str):
-        raise TypeError(f"a tool's name is text, not {type(name).__name__}")
-    if raw is None or raw == "":  # how models call a tool without parameters
+def _call_from_wire(call: Any, otherwise: str) -> LLMToolCall:
+    """A call with the id `otherwise` where it has none. One that is not a call has no name."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return LLMToolCall("", {}, otherwise, parse_error="the call has no function")
+    call_id = call.get("id")
+    usable = isinstance(call_id, str) and not is_blank(call_id)
+    return tool_call(
+        _whole_characters(call_id) if usable else otherwise, function.get("name"), function.get("arguments")
+    )
+
+
+def tool_call(call_id: str | None, name: Any, raw: Any) -> LLMToolCall:
+    """A tool call from its name and arguments as the model wrote them. A name that is not text is no name;
+    what is wrong with the arguments is `parse_error`."""
+    name = _whole_characters(name) if isinstance(name, str) else ""
+    if raw is None or (isinstance(raw, str) and raw.strip() in ("", "null")):  # a tool without parameters
         return LLMToolCall(name, {}, call_id)
     text = raw if isinstance(raw, str) else json.dumps(raw)
     try:
         arguments = json.loads(text)
-        dumps(arguments).encode()  # NaN and half characters parse, but nobody could store or send them
+        check_storable(arguments)  # NaN, half characters, deep nesting: nobody could store or send them
     except (ValueError, RecursionError) as error:
         problem = f"the arguments are not JSON: {error}"
     else:

@@ -34,6 +34,11 @@ class MemoryPlugin:
     """Whether it has a store of its own. Its calls are recorded then, and not repeated when a run resumes;
     a memory that lives in `context.state` alone sets False."""
 
+    conversation_keys: frozenset[str] = frozenset()
+    """Keys of the memory view that hold the session's turns. The model is shown those as messages already."""
+    shown_turns: int | None = None
+    """How many turns of the session the model is shown; None: as many as the context assembler gives."""
+
     class Config(BaseModel):
         model_config = ConfigDict(extra="forbid")
 

@@ -2,6 +2,9 @@
 
 An entry is `{"input": str, "tool_results": [...], "output": ...}`, oldest first. Lists in the state are
 replaced, never changed in place, so that whoever compares the state before and after sees the difference.
+
+The entries are for code: patterns and tools find them in the memory view. The model is shown the same turns
+as messages, from the session's transcript, and not more of them than the buffer keeps.
 """
 
 from __future__ import annotations
@@ -32,6 +35,16 @@ class _TurnMemory(MemoryPlugin):
     def limit(self) -> int | None:
         """How many entries are kept; None: all."""
         raise NotImplementedError
+
+    @property
+    def conversation_keys(self) -> frozenset[str]:  # type: ignore[override]  # read only, and only here
+        """The view's key, unless a subclass puts something else there."""
+        is_ours = type(self).inject is _TurnMemory.inject
+        return frozenset({self.cfg.view_key}) if is_ours else frozenset()
+
+    @property
+    def shown_turns(self) -> int | None:  # type: ignore[override]
+        return self.limit if self.conversation_keys else None
 
     async def inject(self, context: MemoryContext) -> None:
         context.memory_view[self.cfg.view_key] = copy.deepcopy(self._newest(self._entries(context)))

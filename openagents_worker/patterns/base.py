@@ -7,6 +7,7 @@ of checkpoints. Its only sources of chance must be recorded calls.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,6 +52,10 @@ class RunContext(Protocol):
     scratch: dict[str, Any]
     system_prompt_fragments: list[str]
     transcript: list[dict[str, Any]]
+    shown_turns: int | None
+    """How many turns of the transcript the model is shown; None: all."""
+    conversation_keys: frozenset[str]
+    """Keys of `memory_view` that hold the transcript's turns once more."""
     session_artifacts: list[Any]
     assembly_metadata: dict[str, Any]
     run_request: Any
@@ -75,6 +80,9 @@ class PatternPlugin:
     """
 
     context: RunContext
+    turn_messages: Sequence[Mapping[str, Any]] = ()
+    """The messages between the question and the answer, for the session's transcript: assistant messages with
+    tool calls, and their results. Read once the pattern has answered."""
 
     class Config(BaseModel):
         """The agent's `runtime` limits come with every pattern's config; a pattern's own go before them."""

@@ -3,6 +3,10 @@
 The only place that says what the model is shown and what becomes of a tool's error: it is told to the
 model, which may try something else. Budgets, cancellation and the runtime's own signals are not its business
 and travel on.
+
+A request begins with the messages of the request before it, over the turns of a session, too: providers cache
+that beginning. So the system message holds only what the agent's definition says, and what a memory holds,
+which may differ in every turn, stands before the question.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import asyncio
 import difflib
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +23,7 @@ from pydantic import Field, field_validator
 
 from openagents_worker.errors import (
     ExecutionError,
+    LLMResponseError,
     MaxStepsExceeded,
     OpenAgentsError,
     StepTimeoutError,
@@ -27,6 +32,9 @@ from openagents_worker.errors import (
     ToolValidationError,
 )
 from openagents_worker.llm.base import FixedMessage, LLMResponse, LLMToolCall
+from openagents_worker.llm.conversation import CallIds, tool_name, usable_calls, user_text
+from openagents_worker.llm.failures import is_too_long
+from openagents_worker.llm.transcript import shown
 from openagents_worker.models import ErrorDetails, dumps
 from openagents_worker.patterns.base import PatternPlugin
 
@@ -36,6 +44,8 @@ DEFAULT_SYSTEM_PROMPT = (
     "You are a helpful assistant. Use the tools you are given when they help, and answer when you know the "
     "answer. When a tool reports an error, correct the call or find another way."
 )
+
+MAX_NAME_CHARS = 200  # of a name that a model invented, in what it is told
 
 Messages = list[dict[str, Any]]
 
@@ -49,7 +59,7 @@ class _Outcome:
     error: OpenAgentsError | None = None
 
     def message(self) -> FixedMessage:
-        message = {"role": "tool", "tool_call_id": self.call.id, "name": self.call.name}
+        message = {"role": "tool", "tool_call_id": self.call.id, "name": tool_name(self.call.name)}
         if self.error is None:
             return FixedMessage(message, content=_text(self.result))
         told = {"error": self.error.code, "message": self.error.message}
@@ -85,6 +95,8 @@ class ReActPattern(PatternPlugin):
         Raises `MaxStepsExceeded`, `StepTimeoutError`, or the last of too many tool errors in a row.
         """
         self._messages = self._opening()
+        self._ids = CallIds(self._messages)
+        self._question_at = len(self._messages)
         self._steps = 0
         return await self._answer()
 
@@ -103,9 +115,10 @@ class ReActPattern(PatternPlugin):
                 response = await self._ask(messages)
                 if not response.tool_calls:
                     messages.append(FixedMessage(role="assistant", content=response.output_text))
+                    self.turn_messages = _calls_and_results(messages[self._question_at :])
                     await self.emit("pattern.step_finished", step=step, action="final")
                     return response.output_text
-                calls = _with_ids(response.tool_calls, step)
+                calls = usable_calls(response.tool_calls, self._ids, step)
                 outcomes = await self._run(calls)
                 self._remember(outcomes)
                 messages += [_assistant(response, calls), *(outcome.message() for outcome in outcomes)]
@@ -118,21 +131,56 @@ class ReActPattern(PatternPlugin):
     # --- what the model is shown -------------------------------------------------------------------------
 
     def _opening(self) -> Messages:
-        """System message, history, input: all that the model knows before the first step."""
+        """System message, history, question: all that the model knows before the first step."""
         context = self.context
         system = [self.cfg.system_prompt or DEFAULT_SYSTEM_PROMPT, *context.system_prompt_fragments]
-        system += [f"## {key}\n{_as_list(value)}" for key, value in context.memory_view.items() if value]
-        history = [
-            FixedMessage(role=message["role"], content=message.get("content") or "")
-            for message in context.transcript
-        ]
         return [
             FixedMessage(role="system", content="\n\n".join(system)),
-            *history,
-            FixedMessage(role="user", content=context.input_text),
+            *shown(context.transcript, turns=getattr(context, "shown_turns", None)),
+            FixedMessage(role="user", content=self._question()),
         ]
 
+    def _question(self) -> str:
+        """The user's text, after what the memory holds besides the conversation, which is shown already."""
+        context = self.context
+        question = user_text(context.input_text)
+        # Where the assembler gives none of the transcript, the memory's turns are the only ones.
+        repeats = getattr(context, "conversation_keys", ()) if context.transcript else ()
+        held = [
+            f"## {key}\n{_as_list(value)}"
+            for key, value in context.memory_view.items()
+            if value and key not in repeats
+        ]
+        return "\n\n".join([*held, f"## question\n{question}"]) if held else question
+
     async def _ask(self, messages: Messages) -> LLMResponse:
+        """The model's reply. Where the request does not fit into its context, with less of the past."""
+        while True:
+            try:
+                return await self._generate(messages)
+            except LLMResponseError as error:
+                if not is_too_long(error) or not self._shorten_the_past(messages):
+                    raise
+            await self.emit("pattern.past_shortened", step=self._steps, messages=len(messages))
+
+    def _shorten_the_past(self, messages: Messages) -> bool:
+        """Take the calls of earlier turns out, then the older half of what is left; False: nothing is left.
+
+        The question and what was done since stay: a question that is too long by itself fails.
+        """
+        past = messages[1 : self._question_at - 1]
+        if not past:
+            return False
+        kept = [message for message in past if message["role"] != "tool" and "tool_calls" not in message]
+        if len(kept) == len(past):
+            questions = [at for at, message in enumerate(past) if message["role"] == "user"]
+            middle = len(questions) // 2
+            kept = past[questions[middle] :] if middle else []
+        messages[1 : self._question_at - 1] = kept
+        self._question_at -= len(past) - len(kept)
+        return True
+
+    async def _generate(self, messages: Messages) -> LLMResponse:
         options = self.context.llm_options
         return await self.context.llm_client.generate(
             messages=list(messages),
@@ -181,8 +229,8 @@ class ReActPattern(PatternPlugin):
         if tool is None:
             raise await self._refused(call, _unknown_tool(call.name, sorted(self.context.tools)))
         if call.parse_error:
-            problem = f"the arguments are no JSON object: {call.parse_error}"
-            hint = "call it again with valid JSON"
+            problem = f"the call cannot be read: {call.parse_error}"
+            hint = "call it again with a JSON object as its arguments"
             raise await self._refused(call, ToolValidationError(problem, call.name, hint=hint))
         return await tool.invoke(dict(call.arguments), self.context)
 
@@ -262,16 +310,19 @@ async def _together(calls: Sequence[Coroutine[Any, Any, _Outcome]]) -> list[_Out
         raise
 
 
+def _calls_and_results(messages: Messages) -> Messages:
+    return [message for message in messages if message["role"] == "tool" or "tool_calls" in message]
+
+
 def _assistant(response: LLMResponse, calls: Sequence[LLMToolCall]) -> FixedMessage:
-    asked = [{"id": call.id, "name": call.name, "arguments": dict(call.arguments)} for call in calls]
+    asked = [
+        {"id": call.id, "name": tool_name(call.name), "arguments": dict(call.arguments)} for call in calls
+    ]
     return FixedMessage(role="assistant", content=response.output_text, tool_calls=asked)
 
 
-def _with_ids(calls: Sequence[LLMToolCall], step: int) -> list[LLMToolCall]:
-    return [replace(call, id=call.id or f"call_{step}_{i}") for i, call in enumerate(calls, start=1)]
-
-
 def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
+    name = name[:MAX_NAME_CHARS]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"the tools are: {', '.join(known) or 'none'}"
     return ToolNotFoundError(f"there is no tool {name!r}", name, hint=hint)

@@ -112,6 +112,7 @@ class Attempt:
         self._recorder: Recorder | None = None
         self._context: RunContext | None = None
         self._state_before: dict[str, str] = {}
+        self._turn_messages: Any = ()
         self._code = RunCode(self.request.run_id, self.request.agent_id, self.latch)
         self.is_abandoned = False
         """Whether whoever carries the run has stopped carrying it, while it was still this worker's."""
@@ -386,6 +387,7 @@ class Attempt:
             attempts = 1 + (DEFAULT_VALIDATION_RETRIES if limit is None else limit)
             attempts *= self._claimed.life  # those of earlier lives are in the journal
             output = await fitted(output, prepared.output_type, prepared.pattern, prepared.context, attempts)
+        self._turn_messages = getattr(prepared.pattern, "turn_messages", ())
         await self._check_all_read()
         return output
 
@@ -500,6 +502,7 @@ class Attempt:
             duration_ms=self._active_ms,
             output=output,
             error=error,
+            turn_messages=self._turn_messages,
             redact_keys=self._assembly.redact_keys,
         )
 

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -53,6 +54,8 @@ __all__ = ["RecordedModel", "RecordedTool"]
 log = get_logger(__name__)
 
 Clock = Callable[[], float]
+
+REST_OF_RECORD_BYTES = 2048  # of a reply's record: usage, ids, how it is found again
 
 
 class RecordedModel:
@@ -128,6 +131,7 @@ class RecordedModel:
                 reply = await self._inner.generate(
                     **{k: v for k, v in given.items() if k in _ALWAYS or v is not None}
                 )
+                reply = _bounded(reply, self._recorder.max_record_bytes)
                 usage, wire = _usage_of(reply), reply.to_wire()
                 check_storable(wire)
         except OpenAgentsError as error:
@@ -185,6 +189,19 @@ class RecordedModel:
 @lru_cache  # there are few classes of clients, and to read a signature takes longer than to prepare a call
 def _takes_deltas(client: type[LLMClient]) -> bool:
     return "on_delta" in inspect.signature(client.generate).parameters
+
+
+def _bounded(reply: LLMResponse, max_bytes: int) -> LLMResponse:
+    """The reply as it can be recorded: arguments that are too large for that are an error for the model."""
+    allowed = max(max_bytes - REST_OF_RECORD_BYTES, max_bytes // 2)
+    calls = list(reply.tool_calls)
+    sizes = [len(dumps([dict(call.arguments), call.raw_arguments or ""]).encode()) for call in calls]
+    while calls and sum(sizes) + len(reply.output_text.encode()) > allowed and max(sizes):
+        largest = sizes.index(max(sizes))
+        problem = f"the arguments have {sizes[largest]:,} bytes, a reply may have {allowed:,} in all"
+        calls[largest] = replace(calls[largest], arguments={}, raw_arguments=None, parse_error=problem)
+        sizes[largest] = 0
+    return replace(reply, tool_calls=tuple(calls)) if 0 in sizes else reply
 
 
 _ALWAYS = ("messages", "model", "temperature", "max_tokens", "tools")

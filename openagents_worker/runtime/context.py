@@ -42,6 +42,8 @@ class RunContext:
     scratch: dict[str, Any] = field(default_factory=dict)
     system_prompt_fragments: list[str] = field(default_factory=list)
     transcript: list[dict[str, Any]] = field(default_factory=list)
+    shown_turns: int | None = None
+    conversation_keys: frozenset[str] = frozenset()
     session_artifacts: list[Any] = field(default_factory=list)
     assembly_metadata: dict[str, Any] = field(default_factory=dict)
     artifacts: list[RunArtifact] = field(default_factory=list)

@@ -17,6 +17,7 @@ from openagents_worker.errors import (
     StepTooLarge,
     text_of,
 )
+from openagents_worker.llm.transcript import turn
 from openagents_worker.models import (
     MAX_MESSAGE_CHARS,
     MAX_NESTING,
@@ -92,11 +93,13 @@ class Ending:
     duration_ms: int
     output: Any = None
     error: OpenAgentsError | None = None
+    turn_messages: Any = ()
+    """The messages between question and answer, as the pattern says."""
     redact_keys: Collection[str] = DEFAULT_REDACT_KEYS
     not_stored: list[str] = field(default_factory=list)
     """What of the run was left out because it cannot be stored."""
     is_bare: bool = False
-    """Nothing of it goes into the session, not even its two messages."""
+    """Nothing of it goes into the session."""
 
     @property
     def stop_reason(self) -> StopReason:
@@ -240,28 +243,17 @@ class Ending:
         return text_of(self.error)[:MAX_MESSAGE_CHARS]
 
     def _messages(self) -> list[dict[str, Any]]:
-        """The two messages a run leaves in the transcript; a cancelled run leaves none."""
-        if self.state == "cancelled" or self.is_bare:
+        """What the run leaves in the transcript: its turn, or nothing."""
+        if self.error is not None or self.is_bare:
             return []
         ids = {"run_id": self.request.run_id, "agent_id": self.request.agent_id}
-        failed = self.error is not None
-        answer = (
-            self._error_text
-            if failed
-            else self.output
-            if isinstance(self.output, str)
-            else dumps(self.output)
+        return turn(
+            self.request.input_text,
+            self.output,
+            ids,
+            stop_reason=self.stop_reason,
+            tool_messages=self.turn_messages,
         )
-        return [
-            {"role": "user", "content": self.request.input_text, **ids},
-            {
-                "role": "assistant",
-                "content": answer,
-                **ids,
-                "stop_reason": self.stop_reason,
-                "is_error": failed,
-            },
-        ]
 
 
 @dataclass(frozen=True, slots=True)

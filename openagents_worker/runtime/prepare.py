@@ -14,6 +14,7 @@ from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.context.base import ContextAssemblerPlugin
 from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
+from openagents_worker.llm.transcript import healed
 from openagents_worker.models import ErrorDetails, RunBudget
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import RecordedModel, RecordedTool
@@ -79,8 +80,9 @@ class SessionAtStart:
         self._start = start
 
     async def load_messages(self, session_id: str, *, last: int | None = None) -> list[dict[str, Any]]:
+        """Whole turns, oldest first; of the newest `last` entries, where given."""
         upto = self._start.transcript_length
-        return await self._sessions.load_messages(session_id, last=last, upto=upto)
+        return healed(await self._sessions.load_messages(session_id, last=last, upto=upto))
 
     async def list_artifacts(self, session_id: str, *, last: int | None = None) -> list[Any]:
         return await self._sessions.list_artifacts(session_id, last=last, upto=self._start.artifact_count)
@@ -129,6 +131,7 @@ class Preparation:
         await self._preflight()
         self._note("context.created")
         await self._inject()
+        self._limit_the_past()
         if wanted is not None:
             self._context.system_prompt_fragments.append(wanted.instruction)
         pattern = self._parts.new_pattern()
@@ -261,6 +264,12 @@ class Preparation:
             apply_changes(self._context.state, self._recorded.state)
             return
         await self._memory.inject(is_first=self._recorded is None)
+
+    def _limit_the_past(self) -> None:
+        """What the memory says of the conversation itself; one of somebody's own need not say anything."""
+        memory = self._parts.memory
+        self._context.shown_turns = getattr(memory, "shown_turns", None)
+        self._context.conversation_keys = frozenset(getattr(memory, "conversation_keys", ()))
 
 
 def _is_shared(assembler: Any) -> bool:

@@ -117,7 +117,7 @@ class Recorder:
         self._max_tries = max_tries
         self._life = life
         self._durable = durable
-        self._max_record_bytes = max_record_bytes
+        self.max_record_bytes = max_record_bytes
         self._definition_changed = definition_changed
         self._transcript_length = transcript_length
         self._on_record = on_record
@@ -358,16 +358,16 @@ class Recorder:
             record = self._new_record(question, info, result, began_s, **changed, **more)
             text = record.to_json()
             size = len(text.encode())
-            if size > self._max_record_bytes and outcome.error is not None:
+            if size > self.max_record_bytes and outcome.error is not None:
                 # What the error says is worth more than that it said too much.
                 result["error"]["context"].pop("traceback", None)
                 result["error"]["message"] = result["error"]["message"][:SHORT_MESSAGE_CHARS]
                 record = self._new_record(question, info, result, began_s, **changed, **more)
                 text = record.to_json()
                 size = len(text.encode())
-            if size <= self._max_record_bytes:
+            if size <= self.max_record_bytes:
                 return record, text
-            problem = f"the outcome of {call} has {size:,} bytes, {self._max_record_bytes:,} are allowed"
+            problem = f"the outcome of {call} has {size:,} bytes, {self.max_record_bytes:,} are allowed"
             hint = "return less, or a reference to where the whole is"
         except (TypeError, ValueError, RecursionError) as error:
             problem, hint = f"the outcome of {call} is not JSON: {error}", "return plain JSON values"

@@ -26,17 +26,37 @@ def test_a_run_sees_what_was_said_before_in_its_session(run_agent: AgentTask, mo
     ]
 
 
-def test_a_session_is_two_messages_a_run(run_agent: AgentTask, client: Client, model: Model) -> None:
-    """They are written when the run ends, both or neither; what tools said on the way is not in it."""
+def test_a_session_is_two_entries_a_run(run_agent: AgentTask, client: Client, model: Model) -> None:
+    """They are written when the run completes, both or neither. What it asked of tools on the way, and what
+    they said, stands in the second one: later runs are shown it, too."""
     model.will_say({"tool_calls": [call("price", item="apple")]}, {"text": "30 cents."})
     run_agent.delay(RunRequest(agent_id="clerk", session_id="asking", input_text="An apple?")).wait(30)
 
-    transcript = client.session("asking").transcript
+    question, answer = client.session("asking").transcript
 
-    assert [(message["role"], message["content"]) for message in transcript] == [
-        ("user", "An apple?"),
-        ("assistant", "30 cents."),
-    ]
+    assert (question["role"], question["content"]) == ("user", "An apple?")
+    assert (answer["role"], answer["content"]) == ("assistant", "30 cents.")
+    asked, said = answer["tool_messages"]
+    assert asked["tool_calls"][0]["name"] == "price"
+    assert said["tool_call_id"] == asked["tool_calls"][0]["id"]
+
+
+def test_a_run_that_fails_leaves_nothing_in_the_conversation(
+    run_agent: AgentTask, client: Client, model: Model
+) -> None:
+    """What a provider has refused once is not sent again with the next question."""
+    model.will_say({"error": "response"})
+    refused = run_agent.delay(RunRequest(agent_id="clerk", session_id="refused", input_text="Something bad."))
+    refused.wait(timeout=30)
+    model.will_say({"text": "Hello."})
+
+    handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="refused", input_text="Hello?"))
+    handle.wait(timeout=30)
+
+    _system, *shown = model.asked(handle.id)[0]["messages"]
+    assert [message["content"] for message in shown] == ["Hello?"]
+    assert [message["run_id"] for message in client.session("refused").transcript] == [handle.id] * 2
+    assert refused.record().state is RunState.FAILED
 
 
 def test_runs_of_a_session_work_one_after_another_in_the_order_of_their_submission(

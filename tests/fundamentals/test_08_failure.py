@@ -56,16 +56,3 @@ def test_an_error_that_stays_ends_the_run(run_agent: AgentTask, model: Model) ->
     assert (result.error_details.code, result.error_details.retryable) == ("llm.response", False)
     assert "wrong key" in result.error_details.message
     assert "OPENAI_API_KEY" in str(result.error_details.hint)
-
-
-def test_the_next_run_of_the_session_sees_that_one_has_failed(run_agent: AgentTask, model: Model) -> None:
-    """The error stands in the conversation, so that the model can refer to it."""
-    model.will_say({"error": "response", "message": "too hot today"})
-    run_agent.delay(RunRequest(agent_id="clerk", session_id="hot", input_text="Hello?")).wait(timeout=30)
-    model.will_say({"text": "Hello."})
-
-    handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="hot", input_text="Hello again?"))
-    handle.wait(timeout=30)
-
-    _system, _asked, failed, _again = model.asked(handle.id)[0]["messages"]
-    assert "too hot today" in failed["content"]

@@ -12,6 +12,8 @@ from openagents_worker.agents import AppConfig, load_agents, notices
 from openagents_worker.errors import AgentNotFoundError, ConfigLoadError, ConfigValidationError
 
 ROOT = Path(__file__).parents[2]
+SHIPPED = [ROOT / "config" / "agents.json", *ROOT.glob("examples/*/agents.json")]
+FILE_TOOLS = {"read_file", "write_file", "list_files", "delete_file", "grep_files", "ripgrep"}
 
 
 def agent(**changes: Any) -> dict[str, Any]:
@@ -43,6 +45,18 @@ def test_the_shipped_file_loads_without_any_variable() -> None:
     assert {tool.id for tool in assistant.tools} >= {"calc", "read_file", "save_artifact"}
     assert config.agent("echo").llm.provider == "mock"
     assert notices(config) == []
+
+
+@pytest.mark.parametrize("path", sorted(str(p.relative_to(ROOT)) for p in SHIPPED))
+def test_shipped_agents_work_in_a_folder_of_their_own(path: str) -> None:
+    """Not where a deployment's code and its keys are."""
+    config = load_agents(ROOT / path, env={})
+    tools = [tool for one in config.agents for tool in config.agent(one.id).tools]
+    roots = {Path(str(tool.config["root"])) for tool in tools if tool.type in FILE_TOOLS}
+
+    assert all((ROOT / root).resolve() != ROOT and (ROOT / root).is_relative_to(ROOT) for root in roots)
+    assert not any(tool.config.get("allow_hidden") for tool in tools)
+    assert roots or path not in ("config/agents.json", "examples/demo/agents.json")
 
 
 def test_defaults_are_the_originals_but_for_the_time_limits() -> None:

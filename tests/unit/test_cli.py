@@ -16,6 +16,7 @@ import pytest
 
 from openagents_worker.cli.dev_model import reply
 from openagents_worker.cli.stack import Stack
+from openagents_worker.errors import LLMResponseError
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelRequest
 from tests.producer.hand import Hand
@@ -155,6 +156,27 @@ def test_runs_and_sessions_are_listed_page_by_page(env: dict[str, str], redis_ur
     assert [one["session_id"] for one in listed["items"]] == ["s1", "s0"]
     assert ("holder    r1" in shown.stdout, "waiting   r3" in shown.stdout) == (True, True)
     assert pruned == {"removed": 0}
+
+
+def test_a_session_names_the_runs_that_left_nothing_in_it(env: dict[str, str], redis_url: str) -> None:
+    """A failed question is not in the conversation; who reads the session hears of it and why."""
+    env = {**env, "OPENAGENTS_REDIS_URL": redis_url}
+    with Client(redis_url) as client, Hand(redis_url) as hand:
+        for run_id in ("good", "bad", "waits"):
+            client.submit({"agent_id": "clerk", "session_id": "s1", "input_text": "hi", "run_id": run_id})
+        hand.claim("good")
+        hand.finish("good", transcript=[{"role": "user", "content": "hi", "run_id": "good"}])
+        hand.claim("bad")
+        hand.finish("bad", error=LLMResponseError("the provider answered 400"))
+        shown = command("session", "s1", env=env)
+        told = json.loads(command("session", "s1", "--json", env=env).stdout)
+        client.cancel("waits")
+
+    assert shown.stdout.splitlines()[-2:] == [
+        "user: hi",
+        "not in it: run bad failed (llm.response: the provider answered 400)",
+    ]
+    assert told["left_nothing"] == ["bad"]
 
 
 @pytest.mark.slow

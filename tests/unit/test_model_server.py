@@ -23,8 +23,10 @@ from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.waiting import await_for, wait_for
 
 HI = {"role": "user", "content": "hi"}
-CALLED = {"role": "assistant", "content": None}
+ADD = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+CALLED = {"role": "assistant", "content": None, "tool_calls": [{"id": "x", **ADD}]}
 RESULT = {"role": "tool", "tool_call_id": "x", "content": "1"}
+SAID = {"role": "assistant", "content": "There."}
 COMMAND = [sys.executable, "-m", "openagents_worker.testing.model_server"]
 
 
@@ -54,8 +56,8 @@ async def test_a_script_answers_each_turn_with_its_reply() -> None:
     async with ModelServer([{"text": "one"}, {"text": "two"}]) as server:
         assert await _said(server.url, HI) == "one"
         assert await _said(server.url, HI, CALLED, RESULT) == "two"
-        assert await _said(server.url, HI, CALLED, RESULT, CALLED, HI) == "one"
-        over = await _post(server.url, HI, CALLED, CALLED)
+        assert await _said(server.url, HI, CALLED, RESULT, SAID, HI) == "one"
+        over = await _post(server.url, HI, CALLED, RESULT, SAID)
 
     assert over.status_code == 400
     assert over.json()["error"]["message"] == "script ended after 2 replies"
@@ -96,9 +98,8 @@ async def test_a_function_sees_the_request_and_says_the_reply() -> None:
         return {"text": "both", "tool_calls": [{"name": "add", "arguments": {"x": 1}}]}
 
     async with ModelServer(reply) as server:
-        answer = (
-            await _post(server.url, HI, CALLED, RESULT, key="k", tools=[{"function": {"name": "add"}}])
-        ).json()
+        tools = [{"type": "function", "function": {"name": "add"}}]
+        answer = (await _post(server.url, HI, CALLED, RESULT, key="k", tools=tools)).json()
 
     [request] = asked
     assert (request.n, request.model, request.stream, request.headers["idempotency-key"]) == (

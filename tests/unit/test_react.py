@@ -68,12 +68,12 @@ def tool_messages(model: ScriptedModel) -> list[dict[str, Any]]:
 
 
 async def test_the_first_request_shows_all_that_is_known() -> None:
-    """One system message (prompt, fragments, memory), then history and input; tools by their ids."""
+    """One system message, history, then the question after what a memory holds; tools by their ids."""
     model = ScriptedModel(says("391"))
     run = FakeRun(
         model,
         system_prompt_fragments=["Answer in German."],
-        memory_view={"history": [{"input": "hi", "output": "hello"}], "user_goals": "learn", "empty": []},
+        memory_view={"facts": ["likes pears", {"age": 7}], "user_goals": "learn", "empty": []},
         transcript=[
             {"role": "user", "content": "hi", "run_id": "r0"},
             {"role": "assistant", "content": "hello"},
@@ -85,14 +85,14 @@ async def test_the_first_request_shows_all_that_is_known() -> None:
     assert answer == "391"
     request = model.requests[0]
     assert request["messages"] == [
-        {
-            "role": "system",
-            "content": "You count.\n\nAnswer in German.\n\n"
-            '## history\n- {"input":"hi","output":"hello"}\n\n## user_goals\nlearn',
-        },
+        {"role": "system", "content": "You count.\n\nAnswer in German."},
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "hello"},
-        {"role": "user", "content": "What is 17*23?"},
+        {
+            "role": "user",
+            "content": '## facts\n- likes pears\n- {"age":7}\n\n## user_goals\nlearn\n\n'
+            "## question\nWhat is 17*23?",
+        },
     ]
     assert (request["model"], request["temperature"], request["max_tokens"]) == ("gpt", 0.5, 100)
     assert [offered["function"]["name"] for offered in request["tools"]] == ["alpha", "zeta"]

@@ -50,11 +50,12 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
 def everything(client: Client) -> dict[str, bytes | None]:
     """All that Redis holds, records and queues, as soon as every run before has ended and Celery was told so;
     without what a worker that does nothing writes by itself."""
-    redis, leases = client.store.redis, client.store.keys("workers")
+    redis = client.store.redis
+    by_itself = {client.store.keys(name) for name in ("workers", "watched", "looked")}
     sent = client.store.keys("sent", client.settings.queue)
 
     def snapshot() -> dict[str, bytes | None]:
-        keys = (key for key in redis.scan_iter() if key != leases and not key.startswith("_kombu."))
+        keys = (key for key in redis.scan_iter() if key not in by_itself and not key.startswith("_kombu."))
         return {key: redis.dump(key) for key in keys}
 
     wait_for(lambda: not redis.exists(sent), "Celery is told of every end")

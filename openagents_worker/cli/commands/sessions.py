@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from openagents_worker.cli.commands.options import as_json_option, show_page
-from openagents_worker.cli.lists import session_lines, session_table
+from openagents_worker.cli.lists import left_nothing_line, session_lines, session_table
 from openagents_worker.cli.terminal import dump, out
 from openagents_worker.producer.client import Client
 
@@ -31,14 +31,20 @@ def sessions(limit: int, cursor: str | None, as_json: bool) -> None:
 def session(session_id: str, as_json: bool) -> None:
     """Show a session: its transcript, who works in it.
 
-    Also which runs wait, its artifacts, its state, and the bytes that it takes.
+    Also which runs wait, its artifacts, its state, the bytes that it takes, and which of its newest 100 runs
+    have ended and left nothing in the transcript.
     """
     with Client() as client:
         view = client.session(session_id)
+        runs = client.runs(session_id=session_id).items
+    said = {message.get("run_id") for message in view.transcript}
+    left_nothing = [run for run in runs if run.state.is_terminal and run.run_id not in said]
     if as_json:
-        dump({**asdict(view), "artifacts": [one.model_dump(mode="json") for one in view.artifacts]})
+        artifacts = [one.model_dump(mode="json") for one in view.artifacts]
+        ids = [run.run_id for run in left_nothing]
+        dump({**asdict(view), "artifacts": artifacts, "left_nothing": ids})
     else:
-        for line in session_lines(view):
+        for line in [*session_lines(view), *map(left_nothing_line, left_nothing)]:
             out(line)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from openagents_worker.llm.script import words
 from openagents_worker.models import dumps
 from openagents_worker.testing.model_server.connection import HttpRequest
+from openagents_worker.testing.model_server.openai_rules import check_request
 from openagents_worker.testing.model_server.wire_format import (
     Event,
     ModelRequest,
@@ -23,24 +24,25 @@ __all__ = ["OpenAIChat"]
 
 
 class OpenAIChat:
-    """`POST /v1/chat/completions`."""
+    """`POST /v1/chat/completions`; refuses what OpenAI or a stricter server would (`openai_rules`)."""
 
     path = "/v1/chat/completions"
 
     def read(self, request: HttpRequest) -> ModelRequest:
         try:
             body = json.loads(request.body)
+            check_request(body)
             messages = tuple(body["messages"])
             return ModelRequest(
                 messages=messages,
-                tools=tuple(_checked_tool(tool) for tool in body.get("tools") or ()),
+                tools=tuple(body.get("tools") or ()),
                 model=str(body["model"]),
                 stream=bool(body.get("stream")),
                 headers=request.headers,
                 n=turn(messages),
                 body=body,
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise Unreadable(f"not a chat completion request: {error!r}") from error
 
     def headers(self, number: int) -> dict[str, str]:
@@ -78,12 +80,6 @@ class OpenAIChat:
         return {"error": {"message": message, "type": code, "param": None, "code": code}}
 
 
-def _checked_tool(tool: Any) -> Mapping[str, Any]:
-    tool.get("function", {}).get("name")
-    checked: Mapping[str, Any] = tool
-    return checked
-
-
 def _head(reply: Reply) -> dict[str, Any]:
     return {"id": f"chatcmpl-{reply.number}", "created": reply.created, "model": reply.asked.model}
 
@@ -91,7 +87,7 @@ def _head(reply: Reply) -> dict[str, Any]:
 def _calls(reply: Reply) -> list[dict[str, Any]]:
     return [
         {
-            "id": call.id or f"call_{reply.asked.n}_{index}",
+            "id": f"call_{reply.asked.n}_{index}" if call.id is None else call.id,
             "type": "function",
             "function": {"name": call.name, "arguments": written_arguments(call)},
         }

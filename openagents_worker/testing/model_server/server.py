@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,14 +57,19 @@ class ModelServer:
         token_delay_ms: int = 0,
         before_piece: BeforePiece | None = None,
         log_path: str | Path | None = None,
+        can_stream: bool = True,
     ) -> None:
-        """Raises `PluginConfigError`, which names the index of the entry that cannot be used."""
+        """`can_stream` False: replies come whole, also where a stream was asked for, as some servers do.
+
+        Raises `PluginConfigError`, which names the index of the entry that cannot be used.
+        """
         self.host, self.port = host, port
         self.connections = 0
         """How many were opened so far."""
         self._reply = reply if callable(reply) else _ScriptedReplies(reply)
         self._latency_ms = latency_ms
         self._before_piece = before_piece or _after(token_delay_ms / 1000)
+        self._can_stream = can_stream
         self._log = Log(None if log_path is None else Path(log_path))
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -179,6 +185,7 @@ class ModelServer:
         except Unreadable as problem:
             await connection.send_json(400, wire.error(400, str(problem), number), wire.headers(number))
             return
+        asked = asked if self._can_stream else replace(asked, stream=False)
         answer = Answer(number, asked, wire, connection, self._log, self._before_piece)
         answer.log_received()
         try:

@@ -1,7 +1,11 @@
 """Files: `read_file`, `write_file`, `list_files`, `delete_file`, `grep_files`.
 
-With `root` set, every path is resolved inside it, links included, and what leads outside is refused. It is
-a fence for what a model asks, not a sandbox against another program that swaps folders for links meanwhile.
+With `root` set, every path is resolved inside it, links included, and what leads outside is refused. Whatever
+lies at a path with a name that begins with a dot, or at one that a glob in `deny` matches, is not there for
+them: it is not read, written, deleted, listed or searched, by whatever spelling or link it is asked for.
+
+It is a fence for what a model asks, not a sandbox against another program that swaps folders for links
+meanwhile. It goes by names: a hard link to a hidden file, under a name that is not hidden, is another file.
 """
 
 from __future__ import annotations
@@ -42,27 +46,52 @@ class _FileTool(TypedTool):
     """What the file tools share: the fence around `root` and errors in the reader's words."""
 
     class Config(TypedTool.Config):
-        root: str | None = Field(None, description="All paths lie inside this folder; None: no limit.")
+        root: str | None = Field(
+            None,
+            description="All paths lie inside this folder; it is made where it is missing. None: no limit.",
+        )
+        allow_hidden: bool = Field(
+            False, description="Whether files and folders whose names begin with a dot may be seen."
+        )
+        deny: list[str] = Field(
+            default_factory=list,
+            description="Globs of what is not to be seen: `*.pem` anywhere, `config/secrets` below root.",
+        )
         max_bytes: int = Field(200_000, ge=1, description="Bytes that one call reads or writes, at most.")
 
     @property
     def root(self) -> Path:
         return Path(self.cfg.root or ".").resolve()
 
+    @property
+    def fence(self) -> search.Fence:
+        return search.Fence(str(self.root), allow_hidden=self.cfg.allow_hidden, deny=self.cfg.deny)
+
+    def _make_root(self) -> None:
+        if self.cfg.root is not None:
+            with suppress(OSError):  # whoever looks for something in it is told that it does not exist
+                self.root.mkdir(parents=True, exist_ok=True)
+
     def resolved(self, path: str, *, follow: bool = True) -> Path:
-        """The absolute place of a path; without `follow` a link stands for itself, not for its target."""
+        """The absolute place of a path that may be used; without `follow` a link stands for itself, not for
+        its target. With `follow`, both the link and its target are looked at."""
+        self._make_root()
         try:
             asked = self.root / path
-            keep_name = not follow and asked.name not in ("", "..")
-            place = asked.parent.resolve() / asked.name if keep_name else asked.resolve()
+            target = asked.resolve()
+            named = asked.parent.resolve() / asked.name if asked.name not in ("", "..") else target
         except (OSError, ValueError, RuntimeError) as error:  # NUL bytes, names too long, links in a circle
             raise ToolValidationError(f"path: {path[:200]!r} is no usable path: {error}", self.name) from None
+        place = target if follow else named
         if self.cfg.root is not None and not place.is_relative_to(self.root):
             raise ToolValidationError(
                 f"path: {path[:200]!r} is outside of root",
                 self.name,
                 hint="give a path relative to the root folder",
             )
+        for seen in {named, place}:
+            if (problem := self.fence.problem(str(seen))) is not None:
+                raise _not_to_be_seen(path, problem, self.name)
         return place
 
     @contextmanager
@@ -179,7 +208,8 @@ class ListFiles(_FileTool):
             if not stat.S_ISDIR(top.stat().st_mode):
                 raise PermanentToolError(f"{args.path} is no folder", self.name)
         found: list[dict[str, str]] = []
-        for entry in search.walk(top) if args.recursive else _sorted_entries(top):
+        fence = self.fence
+        for entry in search.walk(top, fence) if args.recursive else _sorted_entries(top, fence):
             shown = Path(entry.path).relative_to(top).as_posix()
             if not fnmatch.fnmatchcase(shown if "/" in args.pattern else entry.name, args.pattern):
                 continue
@@ -210,12 +240,25 @@ class DeleteFile(_FileTool):
             if not stat.S_ISDIR(place.lstat().st_mode):
                 place.unlink()
             elif args.recursive:
+                self._check_all_may_go(place, args.path)
                 shutil.rmtree(place)
             else:
                 raise PermanentToolError(
                     f"{args.path} is a folder", self.name, hint="set recursive to true to delete all of it"
                 )
         return {"path": args.path, "deleted": True}
+
+    def _check_all_may_go(self, folder: Path, path: str) -> None:
+        """A folder does not take along what this tool may not see."""
+        fence = self.fence
+        for above, folders, files in os.walk(folder):
+            for name in (*folders, *files):
+                if (problem := fence.problem(f"{above}{os.sep}{name}")) is not None:
+                    raise PermanentToolError(
+                        f"{path} holds something that {problem}",
+                        self.name,
+                        hint="delete the files in it that list_files shows",
+                    )
 
 
 class GrepFiles(_FileTool):
@@ -249,6 +292,7 @@ class GrepFiles(_FileTool):
             "glob": f"*.{_literal(args.file_type.removeprefix('.'))}" if args.file_type else "*",
             "max_bytes": MAX_SEARCHED_BYTES,
             "max_matches": MAX_MATCHES,
+            "fence": self.fence.to_json(),
         }
         answer = await self._search(query)
         if "error" in answer:
@@ -309,9 +353,18 @@ def _replace(place: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _sorted_entries(top: Path) -> list[os.DirEntry[str]]:
+def _sorted_entries(top: Path, fence: search.Fence) -> list[os.DirEntry[str]]:
     with os.scandir(top) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
+        seen = [entry for entry in entries if fence.problem(entry.path) is None]
+    return sorted(seen, key=lambda entry: entry.name)
+
+
+def _not_to_be_seen(path: str, problem: str, tool_name: str) -> ToolValidationError:
+    return ToolValidationError(
+        f"path: {path[:200]!r} {problem}",
+        tool_name,
+        hint="the agent's configuration keeps it from this tool; use other files",
+    )
 
 
 def _by_path(entries: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -2,7 +2,8 @@
 
 A pattern that a model wrote may take Python's `re` for ever, and it holds the interpreter while it does. In a
 process of its own it can be killed, and no other run notices. It imports nothing but the standard library
-and is started in isolated mode with an empty environment.
+and is started in isolated mode with an empty environment. Which files a tool may see is decided here, as the
+search, too, needs to know it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,73 @@ MAX_LINE_CHARS = 500
 BINARY_PROBE_BYTES = 8192
 
 
-def walk(top: Path) -> Iterator[os.DirEntry[str]]:
-    """All entries below a folder, names in order, parents first; links are named and never followed."""
+class Fence:
+    """Which paths the file tools may see: no name that begins with a dot, and none that a glob denies.
+
+    A glob without `/` is compared with every name on the path (`*.pem`, `node_modules`), one with `/` with
+    the path from the root and with each folder on it (`config/secrets`, `**/secrets`). Case and Unicode form
+    make no difference: a file system may find `Keys` under the name `keys`.
+
+    >>> Fence("/work", deny=["keys/*"]).problem("/work/Keys/a.pem")
+    "is denied by 'keys/*'"
+    >>> Fence("/work").problem("/work/.git/config"), Fence("/work").problem("/work/a.txt")
+    ('is hidden', None)
+    """
+
+    def __init__(self, root: str, *, allow_hidden: bool = False, deny: Sequence[str] = ()) -> None:
+        """`root` is resolved; of a path outside of it, where that is allowed, all names are looked at."""
+        self.root = root
+        self.allow_hidden = allow_hidden
+        self.deny = tuple(deny)
+        self._globs = [(glob, each) for each in self.deny for glob in _globs(each)]
+
+    def problem(self, path: str) -> str | None:
+        """Why a tool may not touch this path, which is resolved; None where it may."""
+        names = _names(path, self.root)
+        if not self.allow_hidden and any(name.startswith(".") for name in names):
+            return "is hidden"
+        folders = ["/".join(names[: count + 1]) for count in range(len(names))]
+        for glob, written in self._globs:
+            if any(fnmatch.fnmatchcase(part, glob) for part in (folders if "/" in glob else names)):
+                return f"is denied by {written!r}"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"root": self.root, "allow_hidden": self.allow_hidden, "deny": list(self.deny)}
+
+
+def _names(path: str, root: str) -> list[str]:
+    """The names on a path from the root on; all of them for one outside of it."""
+    within = path == root or path.startswith(root.rstrip(os.sep) + os.sep)
+    parts = Path(path[len(root) :] if within else path).parts
+    return [_folded(name) for name in parts if name != os.sep]
+
+
+def _globs(written: str) -> Iterator[str]:
+    """The globs that a written one stands for: `**/x` is also an `x` at the top."""
+    glob = _folded(written).removeprefix("./").strip("/")
+    yield glob
+    while glob.startswith("**/"):
+        glob = glob.removeprefix("**/")
+        yield glob
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def walk(top: Path, fence: Fence) -> Iterator[os.DirEntry[str]]:
+    """All entries below a folder that may be seen, names in order, parents first; links are named and never
+    followed."""
     visited = 0
     folders = [str(top)]
     while folders:
         try:
             with os.scandir(folders.pop()) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+                seen = [entry for entry in entries if fence.problem(entry.path) is None]
         except OSError:  # not allowed to look, or gone meanwhile: as `grep -s` and `find` do
             continue
+        found = sorted(seen, key=lambda entry: entry.name)
         for entry in found:
             visited += 1
             if visited > MAX_VISITED:
@@ -41,7 +100,8 @@ def walk(top: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def search(query: dict[str, Any]) -> dict[str, Any]:
-    """`{"pattern", "path", "case_sensitive", "glob", "max_bytes", "max_matches"}` to matches or an error.
+    """`{"pattern", "path", "case_sensitive", "glob", "max_bytes", "max_matches", "fence"}` to matches or an
+    error.
 
     Paths in the answer are relative to `path`, lines count from 1. Files over `max_bytes` and files with a
     NUL byte in their beginning are passed over and counted.
@@ -50,10 +110,10 @@ def search(query: dict[str, Any]) -> dict[str, Any]:
         pattern = re.compile(query["pattern"], 0 if query["case_sensitive"] else re.IGNORECASE)
     except (re.error, RecursionError, OverflowError) as error:
         return {"error": f"no regular expression: {error}"}
-    top = Path(query["path"])
+    top, fence = Path(query["path"]), Fence(**query["fence"])
     matches: list[dict[str, Any]] = []
     skipped = 0
-    for path in _files(top, query["glob"]):
+    for path in _files(top, query["glob"], fence):
         text = _text(path, query["max_bytes"])
         if text is None:
             skipped += 1
@@ -68,11 +128,11 @@ def search(query: dict[str, Any]) -> dict[str, Any]:
     return {"matches": matches, "skipped": skipped, "truncated": False}
 
 
-def _files(top: Path, glob: str) -> Iterator[Path]:
+def _files(top: Path, glob: str, fence: Fence) -> Iterator[Path]:
     if not top.is_dir():
         yield top
         return
-    for entry in walk(top):
+    for entry in walk(top, fence):
         if entry.is_file(follow_symlinks=False) and fnmatch.fnmatchcase(entry.name, glob):
             yield Path(entry.path)
 

@@ -29,7 +29,9 @@ from tests.waiting import await_for
 
 KEY = "sk-very-secret-key"
 HI = [{"role": "user", "content": "hi"}]
-TOOLS = [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": {}}}]
+TOOLS = [
+    {"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}
+]
 
 
 class Pauses:

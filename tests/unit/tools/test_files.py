@@ -52,6 +52,150 @@ async def test_no_tool_leaves_its_root(root: Path, kind: str, path: str) -> None
     assert (root.parent / "secret.txt").read_text() == "two secrets"
 
 
+# --- what is hidden --------------------------------------------------------------------------------------
+
+SECRET = "two hidden"
+HIDDEN = [
+    ".env",
+    "./.env",
+    "docs/../.env",
+    "docs/./../.env",
+    "link-to-env",
+    "docs/link-to-env",
+    ".git/config",
+    "docs/../.git/config",
+    "link-to-git/config",
+    "docs/.hidden/deep/x.txt",
+    ".ENV",
+    ".visible",
+    "keys",
+    "keys/a.txt",
+    "keys/deep/a.txt",
+    "Keys/a.txt",
+    "KEYS/deep",
+    "link-to-keys/a.txt",
+    "docs/server.PEM",
+    "docs/deep/server.pem",
+    "conf/prod",
+    "conf/prod/deep/x.txt",
+    "conf/Prod/x.txt",
+    "docs/caf\u0065\u0301",
+]
+"""Ways to write a path. `keys`, `*.pem`, `conf/prod` and `**/café` are denied, `.visible` links to a.txt."""
+DENY = ["keys", "*.pem", "/conf/prod/", "**/caf\u00e9"]
+
+
+@pytest.fixture
+def guarded(root: Path) -> Path:
+    """The root with hidden and denied files in it, and links to them."""
+    for path in (".env", ".git/config", "docs/.hidden/deep/x.txt", "keys/a.txt", "keys/deep/a.txt"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(SECRET)
+    for path in ("docs/server.PEM", "docs/deep/server.pem", "conf/prod/deep/x.txt", "docs/caf\u0065\u0301"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(SECRET)
+    (root / "link-to-env").symlink_to(root / ".env")
+    (root / "docs" / "link-to-env").symlink_to("../.env")
+    (root / "link-to-git").symlink_to(".git")
+    (root / "link-to-keys").symlink_to("keys")
+    (root / ".visible").symlink_to("a.txt")
+    return root
+
+
+MORE = {"write_file": {"content": "x"}, "grep_files": {"pattern": "two"}, "delete_file": {"recursive": True}}
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    return {
+        str(path): str(path.readlink()) if path.is_symlink() else path.read_bytes().hex()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        (kind, path)
+        for kind in ("read_file", "write_file", "list_files", "delete_file", "grep_files")
+        for path in HIDDEN
+        if kind != "delete_file" or not Path(path).name.startswith("link-to-")  # only the link goes
+    ],
+)
+async def test_what_is_hidden_or_denied_is_reached_by_no_tool_and_no_spelling(
+    guarded: Path, kind: str, path: str
+) -> None:
+    """Through links, detours, other cases: refused, whether it is there or not, and nothing is changed."""
+    before = fingerprint(guarded)
+
+    with pytest.raises(ToolValidationError, match=r"is hidden|is denied by"):
+        await call(kind, guarded, {"deny": DENY}, path=path, **MORE.get(kind, {}))
+    assert fingerprint(guarded) == before
+
+
+@pytest.mark.parametrize("path", [".", "docs", "docs/.."])
+async def test_what_is_hidden_or_denied_is_neither_listed_nor_searched(guarded: Path, path: str) -> None:
+    """No name of it, and no line of it."""
+    listed = await call("list_files", guarded, {"deny": DENY}, path=path, recursive=True)
+    found = await call("grep_files", guarded, {"deny": DENY}, path=path, pattern="hidden")
+
+    names = {name for entry in listed["entries"] for name in Path(entry["path"]).parts}
+    assert not any(name.startswith(".") or name.lower().endswith(".pem") for name in names)
+    assert not names & {"keys", "prod", "caf\u0065\u0301"}
+    assert "b.md" in names
+    assert found["matches"] == []
+
+
+async def test_a_folder_is_not_deleted_with_something_hidden_in_it(guarded: Path) -> None:
+    """What a tool may not see it does not take along."""
+    before = fingerprint(guarded)
+
+    for path in ("docs", "conf"):
+        with pytest.raises(PermanentToolError, match="holds something that is"):
+            await call("delete_file", guarded, {"deny": DENY}, path=path, recursive=True)
+    assert fingerprint(guarded) == before
+
+
+async def test_what_is_hidden_is_seen_where_that_is_allowed_and_what_is_denied_is_not(guarded: Path) -> None:
+    """`allow_hidden` is about names with a dot; `deny` goes before it."""
+    config = {"allow_hidden": True, "deny": [".git", "conf/*"]}
+
+    assert (await call("read_file", guarded, config, path=".env"))["content"] == SECRET
+    assert (await call("read_file", guarded, config, path="link-to-env"))["content"] == SECRET
+    assert {
+        match["path"] for match in (await call("grep_files", guarded, config, pattern="hidden"))["matches"]
+    } >= {
+        ".env",
+        "docs/.hidden/deep/x.txt",
+    }
+    for path in (".git/config", "link-to-git/config", "conf/prod"):
+        with pytest.raises(ToolValidationError, match=r"is denied by '(\.git|conf/\*)'"):
+            await call("list_files", guarded, config, path=path)
+
+
+async def test_a_root_may_itself_lie_under_a_hidden_folder(tmp_path: Path) -> None:
+    """Only what is below it counts. It is made where it is missing."""
+    root = tmp_path / ".cache" / "work"
+
+    await call("write_file", root, path="a.txt", content="x")
+
+    assert (await call("list_files", root))["entries"] == [{"path": "a.txt", "type": "file"}]
+
+
+async def test_without_a_root_hidden_files_are_hidden_too(
+    guarded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the working directory, and every hidden name on a path outside of it."""
+    monkeypatch.chdir(guarded)
+
+    for path in (".env", "docs/../.env", str(guarded / ".env"), "../root/.git/config"):
+        with pytest.raises(ToolValidationError, match="is hidden"):
+            await BUILTIN_TOOLS["read_file"]({}).invoke({"path": path}, None)
+    monkeypatch.chdir(guarded / "docs")
+    with pytest.raises(ToolValidationError, match="is hidden"):
+        await BUILTIN_TOOLS["read_file"]({}).invoke({"path": "../.env"}, None)
+
+
 PARTS = (
     st.sampled_from(["..", ".", "docs", "a.txt", "leak", "leaks", "", "~", "/", "\0", "x" * 300]) | st.text()
 )

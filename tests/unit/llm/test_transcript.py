@@ -1,0 +1,145 @@
+"""Transcripts: what a run leaves in its session, and what later runs are shown of what is stored there."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from openagents_worker.llm.transcript import healed, shown, turn
+
+IDS = {"run_id": "r1", "agent_id": "a"}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "name": "add", "arguments": {}}]}
+RESULT = {"role": "tool", "tool_call_id": "c", "name": "add", "content": "2"}
+
+
+def asked(text: str = "hi", run_id: str | None = "r1") -> dict[str, Any]:
+    return {"role": "user", "content": text, **({"run_id": run_id} if run_id else {})}
+
+
+def said(text: str = "hello", run_id: str | None = "r1", **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **({"run_id": run_id} if run_id else {}), **more}
+
+
+# --- what is left ----------------------------------------------------------------------------------------
+
+
+def test_a_completed_run_leaves_its_question_its_calls_and_its_answer() -> None:
+    """Two entries; the messages between them stand in the second one, where older versions pass them over."""
+    question, answer = turn("1+1?", "2", IDS, stop_reason="completed", tool_messages=[CALLED, RESULT])
+
+    assert question == {"role": "user", "content": "1+1?", **IDS}
+    assert answer == {
+        "role": "assistant",
+        "content": "2",
+        **IDS,
+        "stop_reason": "completed",
+        "is_error": False,
+        "tool_messages": [CALLED, RESULT],
+    }
+
+
+@pytest.mark.parametrize("output", ["", " \n", None])
+def test_a_run_without_an_answer_leaves_nothing(output: Any) -> None:
+    """Providers refuse an empty answer, and after a question without one roles do not alternate."""
+    assert turn("hi", output, IDS, stop_reason="completed") == []
+
+
+@pytest.mark.parametrize(
+    ("output", "content"), [({"a": 1}, '{"a":1}'), (0, "0"), (False, "false"), ([], "[]"), ("null", "null")]
+)
+def test_an_answer_that_is_not_text_is_left_as_json(output: Any, content: str) -> None:
+    assert turn("hi", output, IDS, stop_reason="completed")[1]["content"] == content
+
+
+def test_a_question_without_text_is_left_as_the_model_was_shown_it() -> None:
+    assert turn(" ", "What is it?", IDS, stop_reason="completed")[0]["content"] == "(empty message)"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [CALLED],
+        [RESULT],
+        [CALLED, RESULT, RESULT],
+        [CALLED, {**RESULT, "tool_call_id": "other"}],
+        [CALLED, RESULT, CALLED, RESULT],
+        [CALLED, {**RESULT, "content": "x" * 300_000}],
+        [CALLED, {**RESULT, "content": object()}],
+        [{"role": "user", "content": "mine"}],
+        ["text"],
+        "text",
+        None,
+        7,
+    ],
+)
+def test_calls_that_are_not_whole_or_too_large_are_not_left(messages: Any) -> None:
+    """A pattern of one's own may say anything: the question and the answer stay."""
+    left = turn("hi", "hello", IDS, stop_reason="completed", tool_messages=messages)
+
+    assert [entry["content"] for entry in left] == ["hi", "hello"]
+    assert "tool_messages" not in left[1]
+
+
+# --- what is read ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entries", "kept"),
+    [
+        ([asked(), said()], [asked(), said()]),
+        ([asked(), said("openai answered 400", is_error=True), asked(run_id="r2"), said(run_id="r2")], "r2"),
+        ([asked(), said(""), asked(run_id="r2"), said(run_id="r2")], "r2"),
+        ([asked(), said(" \n")], []),
+        ([asked(""), said()], [asked("(empty message)"), said()]),
+        ([said(), asked(run_id="r2"), said(run_id="r2")], "r2"),
+        ([asked(), asked(run_id="r2"), said(run_id="r2")], "r2"),
+        ([asked(run_id="r2"), said(run_id="r2"), asked()], "r2"),
+        ([asked(), said("boom", is_error=True), asked(), said()], [asked(), said()]),
+        (
+            [{"role": "system", "content": "Summary."}, asked(), said()],
+            [{"role": "system", "content": "Summary."}, asked(), said()],
+        ),
+        (
+            [asked(run_id=None), said(run_id=None), asked("", run_id=None)],
+            [asked(run_id=None), said(run_id=None)],
+        ),
+        ([{"role": "robot", "content": "?"}, "text", None, {}], []),
+        ([asked(), said(tool_messages=[CALLED])], [asked(), said()]),
+    ],
+)
+def test_a_session_that_is_broken_is_healed_when_it_is_read(entries: list[Any], kept: Any) -> None:
+    """What versions before this one have stored: errors as answers, blank messages; whole turns stay."""
+    expected = [asked(run_id=kept), said(run_id=kept)] if isinstance(kept, str) else kept
+
+    assert healed(entries) == expected
+
+
+def test_a_model_is_shown_roles_texts_and_calls_and_nothing_else() -> None:
+    """In the order in which they were said; ids of runs are no matter of the model's."""
+    entries = json.loads(
+        json.dumps(turn("1+1?", "2", IDS, stop_reason="completed", tool_messages=[CALLED, RESULT]))
+    )
+
+    assert shown(entries) == [
+        {"role": "user", "content": "1+1?"},
+        CALLED,
+        RESULT,
+        {"role": "assistant", "content": "2"},
+    ]
+
+
+def test_of_many_turns_the_newest_are_shown() -> None:
+    """With what an assembler put before them."""
+    summary = {"role": "system", "content": "Summary."}
+    entries = [summary, *(entry for n in range(4) for entry in (asked(str(n)), said(f"re {n}")))]
+
+    assert [message["content"] for message in shown(entries, turns=2)] == [
+        "Summary.",
+        "2",
+        "re 2",
+        "3",
+        "re 3",
+    ]
+    assert len(shown(entries, turns=4)) == len(shown(entries)) == 9
