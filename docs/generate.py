@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +13,8 @@ from openagents_worker.store.keys import KEYS
 from openagents_worker.time_limits import TimeLimits, default_heartbeat_ms
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from reference import filled  # noqa: E402 - it stands beside this file, which is no package
 
 ERRORS = """# Error codes
 
@@ -103,6 +106,8 @@ INDEPENDENT_OF_THE_LEASE = (
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page with its text."""
+    for name in ("agents-file.md", "command-line.md", "memory.md", "settings.md"):
+        yield HERE / name, filled(HERE / name)
     yield HERE / "errors.md", ERRORS + "".join(_error_rows())
     yield HERE / "events.md", EVENTS + "".join(_event_rows())
     yield (
