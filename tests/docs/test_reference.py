@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from openagents_worker import agents
 from openagents_worker.cli.exits import Exit
+from openagents_worker.models import RunBudget
 from openagents_worker.settings import PREFIX, Settings
 from tests.docs.blocks import ROOT
 
@@ -50,7 +51,7 @@ def test_the_page_of_settings_names_each_of_them() -> None:
         agents.ToolRef,
         agents.MemoryRef,
         agents.RuntimeOptions,
-        agents.RunBudget,
+        RunBudget,
         agents.LoggingConfig,
     ],
 )
