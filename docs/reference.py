@@ -109,7 +109,8 @@ def _fields(
         )
         for name in names:
             field = model.model_fields[name]
-            value = _value(schema["properties"][name], schema.get("$defs", {}))
+            value = _value(schema["properties"][name])
+            value = f"[{value}](#{SECTIONS[name]})" if "object" in value and name in SECTIONS else value
             meaning = field.description or _text(named or model.__name__, name)
             yield f"| `{name}` | {value} | {_shown(field)} | {_cell(_first_upper(meaning))} |\n"
 
@@ -126,6 +127,21 @@ def _config_of(plugins: Mapping[str, type[Any]], name: str, **options: Any) -> C
     return _fields(plugins[name].Config, named=plugins[name].__name__, **options)
 
 
+SECTIONS = {
+    "agents": "an-agent",
+    "context_assembler": "context_assembler",
+    "limits": "limits",
+    "llm": "llm",
+    "logging": "logging",
+    "memory": "memory",
+    "pattern": "pattern",
+    "pricing": "llmpricing",
+    "retry": "llmretry",
+    "tools": "tools",
+}
+"""Fields that a section of the page explains."""
+
+
 def _shown(field: FieldInfo) -> str:
     if field.is_required():
         return "**required**"
@@ -137,10 +153,10 @@ def _shown(field: FieldInfo) -> str:
     return f"`{json.dumps(default, ensure_ascii=False)}`"
 
 
-def _value(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
+def _value(schema: Mapping[str, Any]) -> str:
     """A JSON Schema in a few words."""
     if "anyOf" in schema:
-        kinds = [_value(part, defs) for part in schema["anyOf"] if part.get("type") != "null"]
+        kinds = [_value(part) for part in schema["anyOf"] if part.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds)) or "null"
     if "$ref" in schema or "allOf" in schema or "properties" in schema:
         return "object"
@@ -150,10 +166,10 @@ def _value(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         return f"`{schema['const']}`"
     kind = schema.get("type", "any JSON")
     if kind == "array":
-        inner = _value(schema.get("items", {}), defs)
+        inner = _value(schema.get("items", {}))
         return f"list of {inner}s" if inner in ("object", "string") else f"list of {inner}"
     limits = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
-    said = [f"{word} {schema[key]:g}" for key, word in limits.items() if key in schema]
+    said = [f"{word} {schema[key]:,}" for key, word in limits.items() if key in schema]
     return ", ".join([str(kind), *said])
 
 
