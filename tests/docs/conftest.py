@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,8 @@ class Deployment:
 
     env: Mapping[str, str]
     folder: Path
+    test_results: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What the blocks that are tests have said, by their prelude and name."""
 
     def project(self, page: str) -> Path:
         """The folder of a page, with the files that its blocks are (`<!-- test: file=PATH -->`)."""

@@ -35,6 +35,7 @@ from openagents_worker.settings import load_settings
 from tests.docs.blocks import ROOT, Block, blocks_of_docstrings, blocks_of_pages, blocks_of_text
 from tests.docs.commands import check_line, check_variable
 from tests.docs.conftest import PRELUDES, Deployment
+from tests.docs.product_tests import run_product_tests
 
 PATIENCE_S = 120
 RUN_BLOCK = ROOT / "tests" / "docs" / "run_block.py"
@@ -144,7 +145,7 @@ def _python(block: Block, deployment: Deployment, tmp_path: Path) -> None:
         compile(block.text, block.name, "exec")
         return
     prelude = block.directive.get("prelude") or DOCSTRING_PRELUDES.get(block.page)
-    if "pytest" in block.directive or prelude == "pytest":
+    if _is_test(block):
         _pytest(block, deployment, tmp_path)
         return
     folder = deployment.project(block.page)
@@ -160,16 +161,22 @@ def _python(block: Block, deployment: Deployment, tmp_path: Path) -> None:
 
 
 def _pytest(block: Block, deployment: Deployment, tmp_path: Path) -> None:
-    """With a configuration of its own, as in a product, and without the plugins of this suite."""
-    prelude = block.directive.get("prelude")
-    (tmp_path / "pytest.ini").write_text(
-        "[pytest]\naddopts = -p openagents_worker.testing -p no:cacheprovider\nfilterwarnings = error\n"
-        "asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
-    )
-    head = (PRELUDES / f"{prelude}.py").read_text() if prelude else ""
-    (tmp_path / "test_block.py").write_text(f"{head}\n{block.text}")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-c", str(tmp_path / "pytest.ini"), str(tmp_path)]
-    _passes(command, deployment.project(block.page), deployment)
+    """With all other blocks that have its prelude, in one process of pytest."""
+    prelude = block.directive.get("prelude", "")
+    if prelude not in deployment.test_results:
+        alike = [one for one in BLOCKS if _is_test(one) and one.directive.get("prelude", "") == prelude]
+        deployment.test_results[prelude] = run_product_tests(
+            alike,
+            tmp_path / "product",
+            head=(PRELUDES / f"{prelude}.py").read_text() if prelude else "",
+            projects=[deployment.project(one.page) for one in alike],
+            env=deployment.env,
+        )
+    assert deployment.test_results[prelude][block.name] == ""
+
+
+def _is_test(block: Block) -> bool:
+    return "pytest" in block.directive or DOCSTRING_PRELUDES.get(block.page) == "pytest"
 
 
 def _passes(command: list[str], folder: Path, deployment: Deployment) -> None:

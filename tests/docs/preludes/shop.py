@@ -5,8 +5,7 @@ import types
 
 from openagents_worker import RunRequest, run_agent, tool
 
-shop = types.ModuleType("shop")
-sys.modules["shop"] = shop
+shop = sys.modules.setdefault("shop", types.ModuleType("shop"))
 shop.refunded = []
 
 
