@@ -31,7 +31,7 @@ OBJECTS = {
     "worker": {*vars(AgentsWorker), "client"},
 }
 """What an object of the pages has: `context.deps`."""
-FAMILIES = {name.partition(".")[0] for name in EVENT_SCHEMAS} | {"loop", "worker", "replay"}
+FAMILIES = {name.partition(".")[0] for name in EVENT_SCHEMAS} | {"loop", "redis", "worker", "replay"}
 OF_FILES = ("json", "py", "md", "toml", "conf", "example", "jsonl", "ini", "txt")
 PAGES = [page for page in pages() if str(page.relative_to(ROOT)) not in GENERATED]
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -95,3 +95,15 @@ def sources() -> str:
     """The text of the library, Python and Lua."""
     folder = ROOT / "openagents_worker"
     return "\n".join(file.read_text() for file in [*folder.rglob("*.py"), *folder.rglob("*.lua")])
+
+
+@pytest.mark.parametrize("level", ["error", "warning"])
+def test_lines_to_alert_on_are_logged_at_their_level(level: str) -> None:
+    """What the page on logging calls an error is logged as one."""
+    section = (ROOT / "docs" / "logging.md").read_text().partition("## Lines to alert on")[2]
+    rows = re.findall(rf"^\| (`[^|]*`) \| {level} \|", section, re.MULTILINE)
+    names = [name for row in rows for name in _CODE.findall(row)]
+    how = {"error": "error|exception", "warning": "warning"}[level]
+    assert names
+    call = rf"log\.(?:(?:{how})\(|of_run\(\s*logging\.{level.upper()},)\s*"
+    assert [n for n in names if not re.search(rf'{call}"{re.escape(n)}"', sources())] == []
