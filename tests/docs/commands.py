@@ -31,6 +31,7 @@ PARSED_ONLY = {
     "openssl": "makes the reader's own certificates",
     "redis-cli": "asks the reader's own Redis",
     "redis-server": "starts the reader's own Redis",
+    "source": "changes the shell of the reader",
     "sudo": "needs rights that no test has",
     "systemctl": "needs systemd",
     "valkey-server": "starts the reader's own Valkey",
@@ -193,7 +194,8 @@ def _python(arguments: list[str], folder: Path) -> list[str]:
 
 def _pytest(arguments: list[str], folder: Path) -> list[str]:
     paths = [word.partition("::")[0] for word in arguments if "/" in word or word.endswith(".py")]
-    return [f"pytest {path}: there is no such path" for path in paths if not (ROOT / path).exists()]
+    missing = [path for path in paths if not ((ROOT / path).exists() or (folder / path).exists())]
+    return [f"pytest {path}: there is no such path" for path in missing]
 
 
 def _uvicorn(arguments: list[str], folder: Path) -> list[str]:

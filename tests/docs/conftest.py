@@ -20,6 +20,7 @@ AGENTS = (
         "sales",
         llm={"provider": "scripted", "script": [{"text": '{"item": "parcel", "cents": 450}'}]},
     ),
+    agent("support", tools={"calc": {"type": "calc"}}),
     agent("reporter", llm={"provider": "scripted", "script": [{"text": "Nothing happened."}]}),
     agent("slow", llm={"provider": "scripted", "script": [{"text": "late"}], "latency_ms": 600_000}),
 )

@@ -20,6 +20,12 @@ filterwarnings = error
 asyncio_mode = auto
 asyncio_default_fixture_loop_scope = function
 """
+IN_THE_PAGES_FOLDER = """
+import pytest
+@pytest.fixture(autouse=True)
+def in_the_folder_of_the_page(monkeypatch):
+    monkeypatch.chdir({project!r})
+"""
 PATIENCE_S = 300
 
 
@@ -28,13 +34,14 @@ def run_product_tests(
 ) -> dict[str, str]:
     """What went wrong in each block, by its name; an empty text where every test has passed.
 
-    `head` stands before each block; `projects` have the modules of the pages. The configuration is
+    `head` stands before each block; `projects` are the folders of their pages. The configuration is
     that of a product: no plugin of this suite is loaded.
     """
     folder.mkdir()
     (folder / "pytest.ini").write_text(CONFIGURATION)
     for number, block in enumerate(blocks):
-        (folder / f"test_block_{number}.py").write_text(f"{head}\n{block.text}")
+        text = f"{head}\n{IN_THE_PAGES_FOLDER.format(project=str(projects[number]))}\n{block.text}"
+        (folder / f"test_block_{number}.py").write_text(text)
     report = folder / "report.xml"
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-c", "pytest.ini", f"--junitxml={report}", "."],
