@@ -18,14 +18,14 @@ from reference import filled  # noqa: E402 - it stands beside this file, which i
 
 ERRORS = """# Error codes
 
-Every error of this library has a code that does not change. The table says whether a run that met the error may
-be tried again, and which HTTP status a web product would answer with. In Python, errors are classes of
+Every error of this library has a code that does not change. The table says whether a run that met the error
+may be tried again, and which HTTP status a web product would answer with. In Python, errors are classes of
 `openagents_worker.errors`. In results and events they are `error_details` (`code`, `message`, `hint`,
 `retryable`, `context`, `cause`). Any other exception has the code `error.unknown`. `RunHandle.get()` raises
 `RunFailed` for a run that failed, with the run's own code.
 
-Codes with a star are raised by plugins only. The library passes them on with message and hint, and tries the run
-again if they are retryable.
+Codes with a star are raised by plugins only. The library passes them on with message and hint, and tries
+the run again if they are retryable.
 
 | code | class | meaning | retryable | HTTP |
 |---|---|---|---|---|
@@ -33,15 +33,15 @@ again if they are retryable.
 
 EVENTS = """# Events
 
-Each event is a JSON object: `name`, `seq` (from 1 for each run, without gaps), `run_id`, `session_id`, `agent_id`,
-`life`, `attempt`, `worker`, `timestamp`, `payload`, and `final` on the last event of a life. Events are published
-on the pub/sub channel `{prefix}:events:{agent_id}:{session_id}:{run_id}` (ids percent-encoded), and kept in a
-stream for each run ([keys.md](keys.md)). Payload keys in brackets are not always there. How to watch them:
-[streaming.md](streaming.md).
+Each event is a JSON object: `name`, `seq` (from 1 for each run, without gaps), `run_id`, `session_id`,
+`agent_id`, `life`, `attempt`, `worker`, `timestamp`, `payload`, and `final` on the last event of a life.
+Events are published on the pub/sub channel `{prefix}:events:{agent_id}:{session_id}:{run_id}` (ids
+percent-encoded), and kept in a stream for each run ([keys.md](keys.md)). Payload keys in brackets are not
+always there. How to watch them: [streaming.md](streaming.md).
 
-The journal of a run has what a model was told and what a tool returned. The events of the call show only the
-beginning of each text (`OPENAGENTS_EVENT_PREVIEW_CHARS`), so that nothing is stored twice. Read all of it with
-`Client.checkpoints(run_id)`; `call` and `call_id` say which call it was.
+The journal of a run has what a model was told and what a tool returned. The events of the call show only
+the beginning of each text (`OPENAGENTS_EVENT_PREVIEW_CHARS`), so that nothing is stored twice. Read all of
+it with `Client.checkpoints(run_id)`; `call` and `call_id` say which call it was.
 
 | name | meaning | payload |
 |---|---|---|
@@ -59,15 +59,16 @@ percent-encoded. All keys of a cell are in one slot: on a Redis Cluster the pref
 
 LIMITS = """# Time limits of a worker
 
-This page says how long a worker process waits for what. Every limit follows from the lease (`OPENAGENTS_LEASE_MS`),
-so that the limits fit one another. A heartbeat that cannot keep its lease is refused when the worker starts. The
-figures are seconds, for the default lease of 10 s and for a lease of 3 s.
+This page says how long a worker process waits for what. Every limit follows from the lease
+(`OPENAGENTS_LEASE_MS`), so that the limits fit one another. A heartbeat that cannot keep its lease is
+refused when the worker starts. The figures are seconds, for the default lease of 10 s and for a lease of 3
+s.
 
-When Redis is silent for longer than a lease, this happens. At the end of the local lease, the worker cancels the
-code of its runs and abandons writes that wait for an answer. If all of that code has stopped within `confirm_s`, the
-worker goes on: it registers as a new incarnation when Redis answers, and takes runs again, its old ones included.
-If some code cannot be stopped (a tool in a thread), the process ends with code 70. The log line
-`worker.did_not_let_go` says why, and which runs it had.
+When Redis is silent for longer than a lease, this happens. At the end of the local lease, the worker
+cancels the code of its runs and abandons writes that wait for an answer. If all of that code has stopped
+within `confirm_s`, the worker goes on: it registers as a new incarnation when Redis answers, and takes runs
+again, its old ones included. If some code cannot be stopped (a tool in a thread), the process ends with
+code 70. The log line `worker.did_not_let_go` says why, and which runs it had.
 
 | limit | lease 10 s | lease 3 s | rule | reason |
 |---|---|---|---|---|
