@@ -213,7 +213,8 @@ def _command(command: click.Command, name: str, parent: click.Context) -> Iterat
     for option in options:
         record = option.get_help_record(context)
         if record is not None:
-            yield f"| `{_cell(record[0])}` | {_cell(record[1])} |\n"
+            usage = re.sub(r"INTEGER( RANGE)?", "N", record[0])
+            yield f"| `{_cell(usage)}` | {_cell(record[1])} |\n"
 
 
 def _paragraphs(text: str) -> str:
@@ -245,7 +246,8 @@ def _cell(text: str) -> str:
 
 
 def _first_upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """A sentence; one that begins with a value (`strict: …`) keeps it."""
+    return text if re.match(r"\w+:", text) else text[:1].upper() + text[1:]
 
 
 def _bounds(model: type[BaseModel], name: str) -> str:
