@@ -21,7 +21,7 @@ from openagents_worker.cli.commands import commands
 from openagents_worker.cli.exits import Exit
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.memory import BUILTIN_MEMORIES
-from openagents_worker.models import RunBudget
+from openagents_worker.models import RunBudget, RunRequest, RunResult, RunUsage
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.settings import NEIGHBOURS, PREFIX, Settings
 from openagents_worker.time_limits import default_heartbeat_ms
@@ -109,7 +109,7 @@ def _fields(
         )
         for name in names:
             field = model.model_fields[name]
-            value = _value(schema["properties"][name])
+            value = _value(schema["properties"][name], schema.get("$defs", {}))
             value = f"[{value}](#{SECTIONS[name]})" if "object" in value and name in SECTIONS else value
             meaning = field.description or _text(named or model.__name__, name)
             yield f"| `{name}` | {value} | {_shown(field)} | {_cell(_first_upper(meaning))} |\n"
@@ -146,6 +146,8 @@ def _shown(field: FieldInfo) -> str:
     if field.is_required():
         return "**required**"
     default = field.get_default(call_default_factory=True)
+    if isinstance(default, str) and field.default_factory is not None:
+        return "a new one"  # another one each time
     if isinstance(default, BaseModel) or default in (None, [], {}):
         return ""
     if isinstance(default, list) and len(default) > 4:
@@ -153,11 +155,13 @@ def _shown(field: FieldInfo) -> str:
     return f"`{json.dumps(default, ensure_ascii=False)}`"
 
 
-def _value(schema: Mapping[str, Any]) -> str:
+def _value(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
     """A JSON Schema in a few words."""
     if "anyOf" in schema:
-        kinds = [_value(part) for part in schema["anyOf"] if part.get("type") != "null"]
+        kinds = [_value(part, defs) for part in schema["anyOf"] if part.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds)) or "null"
+    if "enum" in (named := defs.get(schema.get("$ref", "").rpartition("/")[2], {})):
+        return _value(named, defs)
     if "$ref" in schema or "allOf" in schema or "properties" in schema:
         return "object"
     if "enum" in schema:
@@ -166,7 +170,7 @@ def _value(schema: Mapping[str, Any]) -> str:
         return f"`{schema['const']}`"
     kind = schema.get("type", "any JSON")
     if kind == "array":
-        inner = _value(schema.get("items", {}))
+        inner = _value(schema.get("items", {}), defs)
         return f"list of {inner}s" if inner in ("object", "string") else f"list of {inner}"
     limits = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most"}
     said = [f"{word} {schema[key]:,}" for key, word in limits.items() if key in schema]
@@ -273,6 +277,9 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "builtin tool options": _tool_options,
     "runtime": _fields(agents.RuntimeOptions),
     "limits": _fields(RunBudget),
+    "request": _fields(RunRequest),
+    "result": _fields(RunResult),
+    "usage": _fields(RunUsage),
     "logging": _fields(agents.LoggingConfig),
     "react": _config_of(BUILTIN_PATTERNS, "react", first=PATTERN_FIRST),
     "buffer": _config_of(BUILTIN_MEMORIES, "buffer"),

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from openagents_worker import agents
 from openagents_worker.cli.exits import Exit
-from openagents_worker.models import RunBudget
+from openagents_worker.models import RunBudget, RunRequest, RunResult, RunUsage
 from openagents_worker.settings import PREFIX, Settings
 from tests.docs.blocks import ROOT
 
@@ -58,12 +58,22 @@ def test_the_page_of_settings_names_each_of_them() -> None:
 def test_the_page_of_the_agents_file_explains_each_field(model: type[BaseModel]) -> None:
     """Every field has a row, and the row says what it means."""
     page = (DOCS / "agents-file.md").read_text() + (DOCS / "memory.md").read_text()
-    unexplained = [
+    assert unexplained(model, page) == []
+
+
+@pytest.mark.parametrize("model", [RunRequest, RunResult, RunUsage, RunBudget])
+def test_the_page_of_the_producer_explains_each_field(model: type[BaseModel]) -> None:
+    """What a request may have, and what a result has."""
+    assert unexplained(model, (DOCS / "producer.md").read_text()) == []
+
+
+def unexplained(model: type[BaseModel], page: str) -> list[str]:
+    """Fields without a row, or with a row that does not say what they mean."""
+    return [
         name
         for name in model.model_fields
         if not re.search(rf"^\| `{name}` \|.*\| [^|\n]*\w[^|\n]* \|$", page, re.MULTILINE)
     ]
-    assert unexplained == []
 
 
 def test_every_exit_code_has_a_meaning(reference: ModuleType) -> None:

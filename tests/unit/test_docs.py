@@ -30,6 +30,7 @@ PAGES = (
     "keys.md",
     "limits.md",
     "memory.md",
+    "producer.md",
     "settings.md",
 )
 
