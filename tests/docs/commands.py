@@ -22,12 +22,15 @@ from tests.docs.blocks import ROOT
 __all__ = ["PARSED_ONLY", "check_line", "check_variable"]
 
 PARSED_ONLY = {
+    "cat": "shows a file of the reader",
+    "cp": "copies a file of the reader",
     "curl": "asks a server that the reader has started",
     "docker": "needs a Docker daemon and an image",
     "honcho": "starts the Procfile, which tests/deployment/test_procfile.py does",
     "journalctl": "needs systemd",
     "kill": "needs the process of the reader",
     "kubectl": "needs a cluster",
+    "mkdir": "makes a folder of the reader",
     "openssl": "makes the reader's own certificates",
     "redis-cli": "asks the reader's own Redis",
     "redis-server": "starts the reader's own Redis",
