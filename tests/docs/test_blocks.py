@@ -248,12 +248,31 @@ def _env(block: Block, deployment: Deployment, tmp_path: Path) -> None:
 
 
 def _redis(block: Block, deployment: Deployment, tmp_path: Path) -> None:
-    """Every directive is one that a real server knows."""
+    """A real server knows every directive of its configuration file, every command, and every ACL rule."""
     with redis.Redis.from_url(deployment.env["OPENAGENTS_REDIS_URL"], decode_responses=True) as client:
         for line in block.text.splitlines():
-            if line.strip() and not line.startswith("#"):
-                name = line.split()[0]
-                assert name in ("user", "sentinel") or client.config_get(name), f"{block.name}: {line}"
+            words = line.split()
+            if not words or line.startswith("#"):
+                continue
+            if words[:2] == ["ACL", "SETUSER"]:
+                client.execute_command(*words)
+                client.acl_deluser(words[2])
+            elif words[0].isupper():
+                assert client.execute_command("COMMAND", "INFO", words[0]), f"{block.name}: {line}"
+            else:
+                assert client.config_get(words[0]), f"{block.name}: {line}"
+
+
+def test_a_wrong_line_for_redis_is_found(deployment: Deployment, tmp_path: Path) -> None:
+    """A misspelt directive, a misspelt command, a rule that does not exist."""
+    for line in ("min-replicas-to-rite 1", "GETT x", "ACL SETUSER worker on +no-such-command"):
+        with pytest.raises((AssertionError, redis.ResponseError, TypeError)):
+            _redis(Block("page.md", 1, "redis", line), deployment, tmp_path)
+    _redis(
+        Block("page.md", 1, "redis", "ACL SETUSER w on >pw ~* &* +@all -@dangerous +info"),
+        deployment,
+        tmp_path,
+    )
 
 
 def _text(block: Block, deployment: Deployment, tmp_path: Path) -> None:
