@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,17 +13,19 @@ from openagents_worker.store.keys import KEYS
 from openagents_worker.time_limits import TimeLimits, default_heartbeat_ms
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from reference import filled  # noqa: E402 - it stands beside this file, which is no package
 
 ERRORS = """# Error codes
 
-Every error of this library has a code that does not change, says whether a run that met it may be tried
-again, and suggests the HTTP status a web product would answer with. In Python they are classes of
-`openagents_worker.errors`; in results and events they are `error_details`
-(`code`, `message`, `hint`, `retryable`, `context`, `cause`). An exception that is none of ours has the code
-`error.unknown`. What `RunHandle.get()` raises for a run is `RunFailed`, with the run's own code.
+Every error of this library has a code that does not change. The table says whether a run that met the error
+may be tried again, and which HTTP status a web product would answer with. In Python, errors are classes of
+`openagents_worker.errors`. In results and events they are `error_details` (`code`, `message`, `hint`,
+`retryable`, `context`, `cause`). Any other exception has the code `error.unknown`. `RunHandle.get()` raises
+`RunFailed` for a run that failed, with the run's own code.
 
-Codes with a star are raised by plugins only: the library passes them on, with message and hint, and does with
-them what their `retryable` says.
+Codes with a star are raised by plugins only. The library passes them on with message and hint, and tries
+the run again if they are retryable.
 
 | code | class | meaning | retryable | HTTP |
 |---|---|---|---|---|
@@ -30,14 +33,15 @@ them what their `retryable` says.
 
 EVENTS = """# Events
 
-One JSON object an event: `name`, `seq` (from 1 per run, without gaps), `run_id`, `session_id`, `agent_id`,
-`life`, `attempt`, `worker`, `timestamp`, `payload`, and `final` on the last event of a life. Live on the
-pub/sub channel `{prefix}:events:{agent_id}:{session_id}:{run_id}` (ids percent-encoded), kept in a stream per
-run ([keys.md](keys.md)). Payload keys in brackets are not always there.
+Each event is a JSON object: `name`, `seq` (from 1 for each run, without gaps), `run_id`, `session_id`,
+`agent_id`, `life`, `attempt`, `worker`, `timestamp`, `payload`, and `final` on the last event of a life.
+Events are published on the pub/sub channel `{prefix}:events:{agent_id}:{session_id}:{run_id}` (ids
+percent-encoded), and kept in a stream for each run ([keys.md](keys.md)). Payload keys in brackets are not
+always there. How to watch them: [streaming.md](streaming.md).
 
-What a model was told and a tool has returned stands in the run's journal. The events of the call show the
-beginning of each of its texts (`OPENAGENTS_EVENT_PREVIEW_CHARS`): nothing is stored twice. All of it is read
-with `Client.checkpoints(run_id)`; `call` and `call_id` say which call it was.
+The journal of a run has what a model was told and what a tool returned. The events of the call show only
+the beginning of each text (`OPENAGENTS_EVENT_PREVIEW_CHARS`), so that nothing is stored twice. Read all of
+it with `Client.checkpoints(run_id)`; `call` and `call_id` say which call it was.
 
 | name | meaning | payload |
 |---|---|---|
@@ -45,8 +49,9 @@ with `Client.checkpoints(run_id)`; `call` and `call_id` say which call it was.
 
 KEY_TABLE = """# Keys in Redis
 
-After the prefix (`OPENAGENTS_KEY_PREFIX`, `oa`). `{}` is an id, percent-encoded. All keys of a cell are in
-one slot: on a cluster the prefix holds the only hash tag (`oa:{c1}`).
+Every key begins with the prefix (`OPENAGENTS_KEY_PREFIX`, `oa`), which the table leaves out. `{}` is an id,
+percent-encoded. All keys of a cell are in one slot: on a Redis Cluster the prefix holds the only hash tag
+(`oa:{c1}`).
 
 | key | type | content | lives |
 |---|---|---|---|
@@ -54,15 +59,16 @@ one slot: on a cluster the prefix holds the only hash tag (`oa:{c1}`).
 
 LIMITS = """# Time limits of a worker
 
-How long a worker process waits for what. Every limit follows from the lease (`OPENAGENTS_LEASE_MS`), so that
-they fit one another; a heartbeat that cannot keep its lease is refused at the start. Seconds, for the default
-lease of 10 s and for one of 3 s.
+This page says how long a worker process waits for what. Every limit follows from the lease
+(`OPENAGENTS_LEASE_MS`), so that the limits fit one another. A heartbeat that cannot keep its lease is
+refused when the worker starts. The figures are seconds, for the default lease of 10 s and for a lease of 3
+s.
 
-When Redis is silent for longer than a lease, this happens: at the end of the local lease the worker cancels
-the code of its runs and abandons writes that wait for an answer. If all of that code has stopped within
-`confirm_s`, the worker lives on, registers as a new incarnation once Redis answers, and takes runs again, its
-old ones included. If some of it cannot be stopped (a tool in a thread), the process ends with code 70 and the
-line `worker.did_not_let_go` says why, and which runs it had.
+When Redis is silent for longer than a lease, this happens. At the end of the local lease, the worker
+cancels the code of its runs and abandons writes that wait for an answer. If all of that code has stopped
+within `confirm_s`, the worker goes on: it registers as a new incarnation when Redis answers, and takes runs
+again, its old ones included. If some code cannot be stopped (a tool in a thread), the process ends with
+code 70. The log line `worker.did_not_let_go` says why, and which runs it had.
 
 | limit | lease 10 s | lease 3 s | rule | reason |
 |---|---|---|---|---|
@@ -103,6 +109,8 @@ INDEPENDENT_OF_THE_LEASE = (
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page with its text."""
+    for name in ("agents-file.md", "command-line.md", "memory.md", "producer.md", "settings.md"):
+        yield HERE / name, filled(HERE / name)
     yield HERE / "errors.md", ERRORS + "".join(_error_rows())
     yield HERE / "events.md", EVENTS + "".join(_event_rows())
     yield (

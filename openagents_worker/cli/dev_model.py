@@ -15,7 +15,7 @@ _SUM = re.compile(r"\d[\d.\s]*(?:[-+*/%]\s*[\d.(][\d.()\s]*)+")
 def reply(request: ModelRequest) -> dict[str, Any]:
     """One turn: call `calc` for arithmetic, answer from what a tool said, or explain where one is.
 
-    >>> reply(ModelRequest([{"role": "user", "content": "hi"}], [], "m", False, {}, 0, {}))["text"][:16]
+    >>> reply(ModelRequest([{"role": "user", "content": "hi"}], [], "m", False, {}, 0, {}))["text"][:15]
     'You said: hi\\n\\nI'
     """
     last = request.messages[-1]

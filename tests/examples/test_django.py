@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,18 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "django"
 PATIENCE_S = 60
 
 
+@dataclass(frozen=True)
+class Product:
+    """The product, which runs as its README says. `url` is its address; `cut_off` one whose Redis is away."""
+
+    url: str
+    cut_off: str
+    no_redis: str
+    manage: Callable[..., str]
+
+
 @pytest.fixture(scope="module")
-def product(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """The product's address; it runs as its README says."""
+def product(tmp_path_factory: pytest.TempPathFactory) -> Generator[Product]:
     folder = tmp_path_factory.mktemp("django")
     with ExitStack() as held:
         redis = held.enter_context(EmbeddedRedis())
@@ -43,12 +54,36 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
         subprocess.run([*manage, "migrate"], env=env, check=True, capture_output=True, timeout=PATIENCE_S)
         celery = [sys.executable, "-m", "celery", "-A", "shop", "--workdir", str(EXAMPLE), "worker"]
         worker = _started(held, "worker", [*celery, "-Q", "celery,agents", "-c", "2", "-l", "INFO"], env)
-        web = _started(held, "web", [*manage, "runserver", "--noreload", "127.0.0.1:0"], env)
-        web.wait_until(lambda: _address(web) != "", "says its address", PATIENCE_S)
+        serve = [*manage, "runserver", "--noreload", "127.0.0.1:0"]
+        web = _started(held, "web", serve, env)
+        nobody = held.enter_context(_closed_port())
+        cut_off = _started(held, "cut off", serve, {**env, "OPENAGENTS_REDIS_URL": nobody})
+        for server in (web, cut_off):
+            server.wait_until(lambda server=server: _address(server) != "", "says its address", PATIENCE_S)
         client = held.enter_context(Client(settings=load_settings(env)))
         workers = client.store.keys("workers")
         worker.wait_until(lambda: bool(client.store.redis.exists(workers)), "registered in Redis", PATIENCE_S)
-        yield _address(web)
+
+        def run(*command: str, redis_url: str = redis.url) -> str:
+            done = subprocess.run(
+                [*manage, *command],
+                env={**env, "OPENAGENTS_REDIS_URL": redis_url},
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+            )
+            return done.stdout.strip()
+
+        yield Product(_address(web), _address(cut_off), nobody, run)
+
+
+@contextmanager
+def _closed_port() -> Generator[str]:
+    """The URL of a Redis where nobody listens; the port is kept, so that nobody else takes it."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"redis://127.0.0.1:{held.getsockname()[1]}/0"
 
 
 def _started(held: ExitStack, name: str, command: list[str], env: Mapping[str, str]) -> Process:
@@ -71,14 +106,15 @@ def ask(url: str, body: Any = None) -> tuple[int, Any]:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, None
+            said = error.read()
+            return error.code, json.loads(said) if said.startswith(b"{") else None
 
 
-def test_a_question_is_answered(product: str) -> None:
+def test_a_question_is_answered(product: Product) -> None:
     """Asked over HTTP, carried by the worker, stored by the product's own linked task."""
-    status, asked = ask(f"{product}/questions/", {"customer": "ada", "text": "Where is my parcel?"})
+    status, asked = ask(f"{product.url}/questions/", {"customer": "ada", "text": "Where is my parcel?"})
 
-    page = f"{product}/questions/{asked['id']}/"
+    page = f"{product.url}/questions/{asked['id']}/"
     wait_for(lambda: ask(page)[1]["answer"], "the answer is stored", timeout=PATIENCE_S)
     assert status == 202
     assert ask(page)[1] == {
@@ -88,9 +124,50 @@ def test_a_question_is_answered(product: str) -> None:
     }
 
 
-def test_a_question_that_is_rolled_back_has_no_run(product: str) -> None:
+def test_a_question_that_is_rolled_back_has_no_run(product: Product) -> None:
     """Neither is there: the run is submitted by the commit."""
-    _, asked = ask(f"{product}/questions/", {"customer": "ada", "text": "Never mind.", "give_up": True})
+    _, asked = ask(f"{product.url}/questions/", {"customer": "ada", "text": "Never mind.", "give_up": True})
 
     assert asked["run_id"]
-    assert ask(f"{product}/questions/{asked['id']}/")[0] == 404
+    assert ask(f"{product.url}/questions/{asked['id']}/")[0] == 404
+
+
+def test_a_question_that_redis_missed_is_submitted_later(product: Product) -> None:
+    """Redis is away at the commit: the question is stored, its run is not, and both are told.
+
+    Submitted again, also more than once, it is one run.
+    """
+    status, asked = ask(f"{product.cut_off}/questions/", {"customer": "bob", "text": "Is anybody there?"})
+    page = f"{product.url}/questions/{asked['id']}/"
+
+    assert (status, asked["error"]) == (503, "redis.unreachable")
+    assert ask(page)[1] == {"text": "Is anybody there?", "answer": "", "state": "MISSING"}
+
+    assert product.manage("submit_missing").startswith("submitted 1 of ")
+    wait_for(lambda: ask(page)[1]["answer"], "the answer is stored", timeout=PATIENCE_S)
+    assert ask(page)[1]["state"] == "SUCCESS"
+    assert product.manage("submit_missing").startswith("submitted 0 of ")
+
+
+def test_what_a_commit_without_redis_leaves(product: Product) -> None:
+    """The transaction is committed, the block raises, and Django calls no later callback of it."""
+    program = """
+import json
+from django.db import transaction
+from questions.models import Question
+from shop.celery import run_agent
+called, raised = [], None
+request = {"agent_id": "clerk", "session_id": "eve", "input_text": "x", "run_id": "question-of-eve"}
+try:
+    with transaction.atomic():
+        Question.objects.create(customer="eve", text="x", run_id="question-of-eve", answer="-")
+        transaction.on_commit(lambda: called.append("earlier"))
+        handle = run_agent.delay_on_commit(request)
+        transaction.on_commit(lambda: called.append("later"))
+except Exception as error:
+    raised = error.code
+print(json.dumps([raised, handle.id, called, Question.objects.filter(customer="eve").count()]))
+"""
+    said = product.manage("shell", "-v", "0", "-c", program, redis_url=product.no_redis)
+
+    assert json.loads(said) == ["redis.unreachable", "question-of-eve", ["earlier"], 1]

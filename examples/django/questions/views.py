@@ -1,30 +1,37 @@
 """Pages: ask a question, look at its answer."""
 
 import json
+import uuid
 
 from django.db import transaction
 from django.http import HttpRequest, JsonResponse
 from django.shortcuts import get_object_or_404
 from django.views.decorators.http import require_GET, require_POST
-from shop.celery import run_agent
 
-from openagents_worker import RunRequest
+from openagents_worker import RedisUnreachable, SubmitUnknown
 from questions.models import Question
-from questions.tasks import store_answer
+from questions.runs import state_of, submit_on_commit
 
 
 @require_POST
 def ask(request: HttpRequest) -> JsonResponse:
-    """The question and its run, or neither: the run is submitted when the transaction is committed."""
+    """The question and its run, or neither: the run is submitted when the transaction is committed.
+
+    Where Redis is away at that moment, the question is stored without a run, which is said with status 503;
+    `manage.py submit_missing` submits it later.
+    """
     asked = json.loads(request.body)
-    with transaction.atomic():
-        question = Question.objects.create(customer=asked["customer"], text=asked["text"])
-        run = RunRequest(agent_id="clerk", session_id=asked["customer"], input_text=asked["text"])
-        handle = run_agent.apply_async_on_commit((run,), link=store_answer.s(question.id))
-        question.run_id = handle.id
-        question.save()
-        if asked.get("give_up"):
-            transaction.set_rollback(True)
+    try:
+        with transaction.atomic():
+            question = Question.objects.create(
+                customer=asked["customer"], text=asked["text"], run_id=f"question-{uuid.uuid4()}"
+            )
+            submit_on_commit(question)
+            if asked.get("give_up"):
+                transaction.set_rollback(True)
+    except (RedisUnreachable, SubmitUnknown) as error:
+        told = {"id": question.id, "run_id": question.run_id, "error": error.code}
+        return JsonResponse(told, status=503)
     return JsonResponse({"id": question.id, "run_id": question.run_id}, status=202)
 
 
@@ -32,5 +39,4 @@ def ask(request: HttpRequest) -> JsonResponse:
 def show(request: HttpRequest, question_id: int) -> JsonResponse:
     """The answer as it was stored, and where the run stands."""
     question = get_object_or_404(Question, pk=question_id)
-    state = run_agent.AsyncResult(question.run_id).state
-    return JsonResponse({"text": question.text, "answer": question.answer, "state": state})
+    return JsonResponse({"text": question.text, "answer": question.answer, "state": state_of(question)})

@@ -1,0 +1,1 @@
+"""Commands of the product: `manage.py submit_missing`."""

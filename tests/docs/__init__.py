@@ -1,0 +1,1 @@
+"""The documentation, tried out: every fenced block is executed, parsed or checked."""

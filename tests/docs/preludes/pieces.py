@@ -1,0 +1,14 @@
+"""Pieces of a reply: a worker died after the second one, and another worker began again."""
+
+texts: dict[str, str] = {}
+pieces = [
+    {"call": "a", "offset": 0, "text": "Hel"},
+    {"call": "a", "offset": 3, "text": "lo"},
+    {"call": "a", "offset": 0, "text": "Go"},
+    {"call": "a", "offset": 2, "text": "od day"},
+]
+piece = pieces[0]
+
+
+def check():
+    assert texts == {"a": "Hel"}
