@@ -21,6 +21,8 @@ test-extras: $(INSTALLED) ## wheels in empty environments: every extra, the imag
 	$(BIN)/pytest -q -n 2 --dist loadfile -m extras $(ARGS)
 
 test-ui: $(INSTALLED) ## the pages, in a headless Chromium (needs chromium and chromium-driver)
+	@command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null || \
+		{ echo "make: there is no chromium here, or no driver; on Debian: apt install chromium chromium-driver"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,ui]'
 	$(BIN)/pytest -q -m ui $(ARGS)
 

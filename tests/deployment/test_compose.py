@@ -44,9 +44,11 @@ def is_healthy(service: str, env: Mapping[str, str]) -> bool:
 @pytest.fixture(scope="module")
 def env() -> Generator[dict[str, str]]:
     """The environment of the services: a Redis, a port for Flower and its password."""
-    with EmbeddedRedis(extra={"requirepass": DOTENV["REDIS_PASSWORD"]}) as redis:
-        host = redis.url.rpartition("@")[2].removeprefix("redis://").removesuffix("/0")
-        url = environment_of("worker", DOTENV)["OPENAGENTS_REDIS_URL"].replace("redis:6379", host)
+    with EmbeddedRedis() as redis:
+        with Redis.from_url(redis.url) as client:
+            client.config_set("requirepass", DOTENV["REDIS_PASSWORD"])
+        url = environment_of("worker", DOTENV)["OPENAGENTS_REDIS_URL"]
+        url = url.replace("redis:6379", f"127.0.0.1:{redis.port}")
         yield environment(url, FLOWER_PORT=str(free_port()), FLOWER_BASIC_AUTH=USER)
 
 

@@ -119,7 +119,8 @@ class Environments:
         project.mkdir()
         made = Environment(self.new_environment(name), extras, project)
         asked = f"{self.wheel}[{','.join(extras)}]" if extras else str(self.wheel)
-        here = ["--no-index", "--find-links", str(self._house)]
+        # What is imported is compiled then; most of what is installed is not.
+        here = ["--no-compile", "--no-index", "--find-links", str(self._house)]
         _pip("--python", made.program("python"), "install", *here, asked, *beside)
         self._made[(*extras, *beside)] = made
         return made

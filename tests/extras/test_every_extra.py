@@ -111,7 +111,11 @@ class Site:
         return self.environment.run(command, *arguments, **self.env)
 
 
-@pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda extras: ",".join(extras) or "base")
+def named(extras: tuple[str, ...]) -> str:
+    return ",".join(extras) or "base"
+
+
+@pytest.fixture(scope="module", params=COMBINATIONS, ids=named)
 def site(environments: Environments, request: pytest.FixtureRequest) -> Generator[Site]:
     extras: tuple[str, ...] = request.param
     here = environments.with_extras(*extras)
@@ -152,6 +156,7 @@ for name in {names!r}:
 """
 
 
+@pytest.mark.parametrize("site", [BARE, ("flower",), EXTRAS], indirect=True, ids=named)
 def test_every_command_explains_itself(site: Site) -> None:
     """Also those that need more than is installed."""
     listed = site.run("openagents-worker", "--help")
@@ -200,6 +205,7 @@ def test_a_producer_gets_its_answer(site: Site) -> None:
     assert told == {"output": "391", "tools": 3, "failed": []}
 
 
+@pytest.mark.parametrize("site", [BARE, ("worker",), EXTRAS], indirect=True, ids=named)
 def test_the_command_line_submits_and_lists(site: Site) -> None:
     """What a person types after installing."""
     ran = site.run("openagents-worker", "run", "clerk", "What is 17*23?")
@@ -210,16 +216,16 @@ def test_the_command_line_submits_and_lists(site: Site) -> None:
     assert {item["state"] for item in json.loads(listed.stdout)["items"]} == {"completed"}
 
 
+@pytest.mark.parametrize("site", [("worker",), EXTRAS], indirect=True, ids=named)
 def test_the_loop_is_uvloops_where_the_extra_is_there(site: Site) -> None:
     """And asyncio's own elsewhere."""
-    if site.has_worker:
-        done = site.run("celery", "-A", "deploy", "inspect", "stats", "--json")
-        ((_, stats),) = json.loads(done.stdout).items()
+    done = site.run("celery", "-A", "deploy", "inspect", "stats", "--json")
+    ((_, stats),) = json.loads(done.stdout).items()
 
-        assert stats["pool"]["loop"] == ("uvloop" if "uvloop" in site.environment.extras else "asyncio")
+    assert stats["pool"]["loop"] == ("uvloop" if "uvloop" in site.environment.extras else "asyncio")
 
 
-@pytest.mark.parametrize("site", [("flower",), ("worker", "flower"), EXTRAS], indirect=True, ids=",".join)
+@pytest.mark.parametrize("site", [("flower",), ("worker", "flower"), EXTRAS], indirect=True, ids=named)
 def test_flower_answers_and_knows_the_worker(site: Site) -> None:
     """Also where it is installed without a worker: it looks at others'."""
     flower = Flower(free_port(), USER)
@@ -235,7 +241,7 @@ def test_flower_answers_and_knows_the_worker(site: Site) -> None:
     assert "Traceback" not in process.said
 
 
-@pytest.mark.parametrize("site", [("embedded",), ("worker", "embedded"), EXTRAS], indirect=True, ids=",".join)
+@pytest.mark.parametrize("site", [("embedded",), ("worker", "embedded"), EXTRAS], indirect=True, ids=named)
 def test_the_embedded_server_is_there(site: Site) -> None:
     """Found without one on PATH, started, and ended."""
     told = site.environment.python(
@@ -251,7 +257,7 @@ def test_the_embedded_server_is_there(site: Site) -> None:
     assert told == "True\n"
 
 
-@pytest.mark.parametrize("site", [EXTRAS], indirect=True, ids=",".join)
+@pytest.mark.parametrize("site", [EXTRAS], indirect=True, ids=named)
 def test_one_command_starts_all_there_is(site: Site) -> None:
     """`openagents-worker dev` with a Redis of its own and a scripted model; a run; SIGTERM ends it all."""
     site.environment.write({"dev/agents.json": PROJECT["agents.json"].replace("clerk", "assistant")})

@@ -278,6 +278,28 @@ def test_make_names_a_python_that_is_too_old_or_missing(tmp_path: Path) -> None:
         assert says in run.stdout
 
 
+def test_make_names_a_browser_that_is_missing(tmp_path: Path) -> None:
+    """Instead of skipping every test of a page."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv").mkdir()
+    for name in ("pyproject.toml", ".venv/.installed"):
+        (tmp_path / name).touch()
+    for name in ("make", "sh"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+
+    run = subprocess.run(
+        ["make", "test-ui"],
+        cwd=tmp_path,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert run.returncode != 0
+    assert "apt install chromium chromium-driver" in run.stdout
+
+
 def test_make_lists_its_targets() -> None:
     """`make` alone explains itself."""
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=30).stdout
