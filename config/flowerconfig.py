@@ -10,6 +10,8 @@ import sys
 
 from tornado.options import options as _given
 
+from openagents_worker.dashboard.sockets import read_sockets_as_celery_does as _read_sockets_as_celery_does
+
 _TRUE = ("1", "true", "yes", "on")
 
 
@@ -19,6 +21,8 @@ def _is_this_machine(host: str) -> bool:
     except ValueError:
         return host == "localhost"
 
+
+_read_sockets_as_celery_does()
 
 # Flower's own default is every interface of the machine, with nobody asked for a password.
 address = _given.address or "127.0.0.1"

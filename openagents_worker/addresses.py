@@ -1,4 +1,7 @@
-"""Addresses. The only place that takes a Redis URL apart, and that says how Celery spells the same Redis."""
+"""Addresses. The only place that says of any URL which Redis it names, and how Celery spells the same Redis.
+
+The URL of one server is taken apart in `redis_url`; what stands here besides is about sentinels.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
-__all__ = ["REDIS_SCHEMES", "Sentinels", "as_broker", "as_redis", "check_redis_url", "is_by_sentinels"]
+from openagents_worker.redis_tls import Tls
+from openagents_worker.redis_url import CeleryAddress, RedisAddress, Scheme
 
-REDIS_SCHEMES = ("redis", "rediss", "unix", "sentinel")
+__all__ = [
+    "CeleryAddress",
+    "RedisAddress",
+    "Sentinels",
+    "address_of",
+    "as_redis",
+    "is_by_sentinels",
+    "is_redis_url",
+    "redis_url_of_connection",
+]
+
 SENTINEL_PORT = 26379
 SENTINEL_FORM = "sentinel://[user:password@]host:26379,host:26379/0?master=name"
 SENTINEL_OPTIONS = ("master", "master_name", "sentinel_username", "sentinel_password")
@@ -86,6 +100,9 @@ class Sentinels:
         """Of the sentinels themselves, as redis-py takes it."""
         return _login(self.sentinel_username, self.sentinel_password)
 
+    def check_files(self) -> None:
+        """Nothing to check: there is no TLS by way of sentinels yet."""
+
     def _at(self) -> str:
         if self.username is None and self.password is None:
             return ""
@@ -97,32 +114,52 @@ def is_by_sentinels(url: str) -> bool:
     return url.startswith("sentinel://")
 
 
-def check_redis_url(url: str) -> None:
-    """Raises `ValueError` that says what a URL of a Redis looks like."""
-    if is_by_sentinels(url):
-        Sentinels.of(url)
-    elif urlsplit(url).scheme not in REDIS_SCHEMES or "://" not in url:
-        raise ValueError(f"not a Redis URL; it begins with {', '.join(f'{s}://' for s in REDIS_SCHEMES)}")
+def is_redis_url(url: str) -> bool:
+    """Whether a URL names a Redis, rightly or wrongly."""
+    return url.partition("://")[0].strip().lower() in (*Scheme, "sentinel")
 
 
-def as_broker(redis_url: str) -> str:
-    """The same Redis as a broker's URL: a socket is `redis+socket://path?virtual_host=database` there."""
-    parts = urlsplit(redis_url) if not is_by_sentinels(redis_url) else None
-    if parts is None or parts.scheme != "unix":
-        return redis_url
-    database = parse_qs(parts.query).get("db", ["0"])[0]
-    return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"
+def address_of(url: str) -> RedisAddress | Sentinels:
+    """The Redis that a URL names. Raises `ValueError` that says what the URL of a Redis looks like."""
+    return Sentinels.of(url) if is_by_sentinels(url) else RedisAddress.of(url)
 
 
 def as_redis(broker_url: str, options: Mapping[str, Any] | None = None) -> str | None:
     """A broker as a URL of a Redis, and None when it is none; `options` are those of Celery's transport."""
     if is_by_sentinels(broker_url):
         return _of_celery(broker_url, options or {})
-    parts = urlsplit(broker_url)
-    if parts.scheme == "redis+socket":
-        database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
-        return f"unix://{parts.netloc}{parts.path}?db={database}"
-    return broker_url if parts.scheme in REDIS_SCHEMES else None
+    return RedisAddress.of(broker_url).url if is_redis_url(broker_url) else None
+
+
+def redis_url_of_connection(connection: Any, options: Mapping[str, Any]) -> str | None:
+    """The Redis of a kombu connection, with the TLS that it uses; None where that cannot be said in a URL.
+
+    `options` are those of Celery's transport.
+    """
+    hostname, choices = str(connection.hostname or ""), list(connection.alt or ())
+    if is_by_sentinels(choices[0] if choices else connection.as_uri()):
+        return _of_celery(";".join(choices) or connection.as_uri(include_password=True), options)
+    if len(choices) > 1 or getattr(connection, "credential_provider", None) or callable(connection.password):
+        return None
+    if hostname.startswith("socket://"):
+        try:
+            return as_redis(f"redis+{hostname}")
+        except ValueError:  # an option that only kombu's connections know
+            return None
+    if not is_redis_url(connection.as_uri()):
+        return None
+    tls = Tls.of_celery(connection.ssl) if isinstance(connection.ssl, Mapping) else None
+    database = str(connection.virtual_host or "").strip("/") or "0"
+    if (connection.ssl and tls is None) or not database.isdecimal():
+        return None
+    return RedisAddress(
+        host=hostname or "localhost",
+        port=int(connection.port or 6379),
+        db=int(database),
+        username=connection.userid or None,
+        password=connection.password or None,
+        tls=tls,
+    ).url
 
 
 def _of_celery(url: str, options: Mapping[str, Any]) -> str | None:

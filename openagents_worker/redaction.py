@@ -49,6 +49,7 @@ _KEY_MARK = re.compile(r"[srp]k[-_]|gh[po][-_]|xox")
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _SHORTEST_BEARER = len("Basic 12345678")
 _URL_PASSWORD = re.compile(r"(?<=://)([^\s:/@]{0,256}):[^\s/]{1,1024}@")
+_URL_LOGIN = re.compile(r"(?<=://)([^\s:/?#@]*):[^\s/?#]*@")  # whatever its length: a token may be a password
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 _LONGEST_KEY = 256
 _SHORT = 64
@@ -110,9 +111,8 @@ def safe_url(url: str) -> str:
     'rediss://me:***@host:6379/0?password=***'
     """
     words = "|".join(DEFAULT_REDACT_KEYS)
-    return re.sub(
-        rf"([?&;][^=&;]*(?:{words})[^=&;]*=)[^&;]*", rf"\1{MASK}", safe_text(url), flags=re.IGNORECASE
-    )
+    text = safe_text(_URL_LOGIN.sub(rf"\1:{MASK}@", url))
+    return re.sub(rf"([?&;][^=&;]*(?:{words})[^=&;]*=)[^&;]*", rf"\1{MASK}", text, flags=re.IGNORECASE)
 
 
 _WORDS = "|".join(word.replace("_", "[_-]?") for word in DEFAULT_REDACT_KEYS)

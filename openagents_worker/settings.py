@@ -19,7 +19,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from openagents_worker.addresses import as_broker, check_redis_url, is_by_sentinels
+from openagents_worker.addresses import address_of, is_redis_url
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
 from openagents_worker.redaction import safe_text, safe_url
@@ -35,6 +35,8 @@ __all__ = ["PREFIX", "Settings", "env_example", "load_settings", "unknown_variab
 
 PREFIX = "OPENAGENTS_"
 DAY_S = 24 * 60 * 60
+URLS = ("redis_url", "broker_url", "result_backend")
+URL_DOCS = "docs/redis.md says how a Redis is addressed"
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 NEIGHBOURS = {
@@ -57,7 +59,7 @@ def _problem(text: str, field: str | None = None) -> PydanticCustomError:
 
 def _redis_url(url: str) -> str:
     try:
-        check_redis_url(url)
+        address_of(url)
     except ValueError as error:
         raise _problem(str(error)) from None
     return url
@@ -66,7 +68,7 @@ def _redis_url(url: str) -> str:
 def _any_url(url: str) -> str:
     if url and "://" not in url:
         raise _problem("not a URL; it begins with a scheme, as in redis://host:6379/0 or amqp://host")
-    return _redis_url(url) if is_by_sentinels(url) else url
+    return _redis_url(url) if is_redis_url(url) else url
 
 
 def _word(text: str) -> str:
@@ -108,12 +110,17 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True, allow_inf_nan=False
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # a wrong URL may hold a password anywhere
     )
 
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         default="redis://127.0.0.1:6379/0",
-        description="Where runs live: redis://, rediss://, unix://, or "
+        description="Where runs live: redis://, rediss:// (TLS), unix:// (docs/redis.md), or "
         "sentinel://host:26379,host:26379/0?master=name (docs/sentinel.md).",
     )
     broker_url: Annotated[str, AfterValidator(_any_url)] = Field(
@@ -256,7 +263,7 @@ class Settings(BaseSettings):
     def _fill_in(self) -> Settings:
         """Values that follow from others; a frozen model can set them only here, before anybody sees it."""
         if not self.broker_url:
-            object.__setattr__(self, "broker_url", as_broker(self.redis_url))
+            object.__setattr__(self, "broker_url", self.redis_url)
         if not self.heartbeat_ms:
             object.__setattr__(self, "heartbeat_ms", default_heartbeat_ms(self.lease_ms))
         longest_ms = longest_heartbeat_ms(self.lease_ms)
@@ -278,16 +285,28 @@ class Settings(BaseSettings):
             loop_dead_s=self.loop_dead_s,
         )
 
+    def check_files(self) -> None:
+        """Raises `ConfigValidationError` that names each URL whose certificates or key cannot be used."""
+        problems = []
+        for name in URLS:
+            url = getattr(self, name)
+            try:
+                if url and is_redis_url(url):
+                    address_of(url).check_files()
+            except ValueError as error:
+                problems.append(f"{_variable(name)}: {error}")
+        if problems:
+            raise ConfigValidationError("; ".join(dict.fromkeys(problems)), hint=URL_DOCS)
+
     @property
     def redis_url_safe(self) -> str:
         """`redis_url` without its password, for people."""
         return safe_url(self.redis_url)
 
     def __repr_args__(self) -> Any:
-        urls = ("redis_url", "broker_url", "result_backend")
         for name in type(self).model_fields:
             value = getattr(self, name)
-            yield name, safe_url(value) if name in urls and value else value
+            yield name, safe_url(value) if name in URLS and value else value
 
     __str__ = BaseSettings.__repr__
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -41,6 +42,9 @@ class Lines:
     """
 
     resets = False
+    host = "127.0.0.1"
+    tls: ssl.SSLContext | None = None
+    """What clients are shown; None: they are spoken to without TLS."""
 
     def __init__(self, redis_url: str) -> None:
         parts = urlsplit(redis_url)
@@ -118,9 +122,10 @@ class Lines:
             self._lines.add(line)
             line.add_done_callback(self._lines.discard)
 
-        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        server = await asyncio.start_server(connected, self.host, 0, ssl=self.tls)
         self._servers.append(server)
-        return f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        scheme = "redis" if self.tls is None else "rediss"
+        return f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
 
     async def _pass_on(
         self, ways: tuple[PassOn, ...], reader: asyncio.StreamReader, writer: asyncio.StreamWriter

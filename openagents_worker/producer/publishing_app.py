@@ -40,6 +40,7 @@ class PublishingApp:
     ) -> None:
         """`client` is the one that an app made here belongs to. Raises `BrokerConfigError`."""
         self.given_settings = _settings(redis_url, settings)
+        self.given_settings.check_files()
         self._given = None if app is None else real_app(app)
         self._follows = app is None and redis_url is None and settings is None
         self._client = client

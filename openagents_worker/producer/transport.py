@@ -10,13 +10,22 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import kombu
 from celery import Celery
 from kombu import pools
+from kombu.transport import redis
 from kombu.utils.scheduling import round_robin_cycle
 
-from openagents_worker.addresses import Sentinels, is_by_sentinels
+from openagents_worker.addresses import (
+    CeleryAddress,
+    RedisAddress,
+    Sentinels,
+    address_of,
+    is_redis_url,
+)
 from openagents_worker.errors import BrokerConfigError
 from openagents_worker.producer.app_parts import AppKind, AppParts, attach_parts, find_parts, parts_of
+from openagents_worker.producer.broker import ANSWER_TIMEOUT_S as BROKER_ANSWER_TIMEOUT_S
 from openagents_worker.producer.broker import RESUME_RUN, RUN_AGENT, TRANSPORTS
 from openagents_worker.producer.canvas import options_of
 from openagents_worker.producer.results import NO_RESULTS
@@ -52,11 +61,13 @@ def make_app(settings: Settings) -> Celery:
     app = Celery("openagents", set_as_current=False)
     if settings.result_backend is None:
         app.backend_cls = NO_RESULTS
-    broker_url, broker_options = _for_celery(settings.broker_url)
-    backend_url, backend_options = _for_celery(settings.result_backend)
+    broker, backend = _broker(settings.broker_url), _backend(settings.result_backend)
     app.conf.update(
-        broker_url=broker_url,
-        result_backend=backend_url,
+        broker_url=broker.url,
+        broker_use_ssl=broker.use_ssl or False,
+        result_backend=backend.url if backend is not None else None,
+        redis_backend_use_ssl=backend.use_ssl if backend is not None else None,
+        result_backend_transport_options=backend.transport_options if backend is not None else {},
         task_serializer="json",
         result_serializer="json",
         accept_content=["json"],
@@ -65,22 +76,34 @@ def make_app(settings: Settings) -> Celery:
         task_ignore_result=settings.result_backend is None,
         task_store_errors_even_if_ignored=False,
         task_send_sent_event=True,
-        broker_transport_options={**_transport_options(_driver(app, broker_url)), **broker_options},
-        result_backend_transport_options=backend_options,
     )
+    app.conf.broker_transport_options = _transport_options(_driver(app), broker.transport_options)
     attach_parts(app, AppParts(AppKind.PRODUCER, settings))
     return app
 
 
-def _for_celery(url: str | None) -> tuple[str | None, dict[str, Any]]:
-    """A broker or a backend as Celery spells it, and the options that it wants beside the URL."""
-    if url is None or not is_by_sentinels(url):
-        return url, {}
-    sentinels = Sentinels.of(url)
+def _broker(url: str) -> CeleryAddress:
+    if not is_redis_url(url):
+        return CeleryAddress(url)
+    address = address_of(url)
+    return address.as_broker() if isinstance(address, RedisAddress) else _by_sentinels(address)
+
+
+def _backend(url: str | None) -> CeleryAddress | None:
+    if url is None:
+        return None
+    if not is_redis_url(url):
+        return CeleryAddress(url)
+    address = address_of(url)
+    return address.as_backend() if isinstance(address, RedisAddress) else _by_sentinels(address)
+
+
+def _by_sentinels(sentinels: Sentinels) -> CeleryAddress:
+    """Celery wants options beside the URL."""
     # A machine that is gone answers nothing at all: without a limit a worker would wait for it for minutes.
     connecting = {"socket_connect_timeout": CONNECT_TIMEOUT_S}
     options = sentinels.celery_options(**connecting, socket_timeout=ANSWER_TIMEOUT_S)
-    return sentinels.celery_url, {**options, **connecting}
+    return CeleryAddress(sentinels.celery_url, None, {**options, **connecting})
 
 
 class WakesFirst(round_robin_cycle):
@@ -231,35 +254,46 @@ def _publishing_connection(app: Celery) -> Any:
     """A connection that hears of a silent broker; a consumer's, which blocks for long, must not."""
     options = {**app.conf.broker_transport_options, "max_retries": 0}
     driver = _driver(app)
-    url = str(app.conf.broker_write_url or app.conf.broker_url or "")
-    scheme, is_url, _ = url.partition("://")
-    transport = TRANSPORTS.get(scheme) if is_url else None
     if driver == "redis":
         options |= {"socket_timeout": ANSWER_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
     elif driver == "amqp":
         options |= {"read_timeout": ANSWER_TIMEOUT_S, "write_timeout": ANSWER_TIMEOUT_S}
-    return app.connection_for_write(
-        connect_timeout=CONNECT_TIMEOUT_S, transport_options=options, transport=transport
-    )
+    connection = app.connection_for_write(connect_timeout=CONNECT_TIMEOUT_S, transport_options=options)
+    # By then kombu has read its own name of the transport: it is that by which it knows that TLS is wanted.
+    alias = connection.transport_cls
+    if isinstance(alias, str):
+        connection.transport_cls = TRANSPORTS.get(alias, alias)
+    return connection
 
 
-def _driver(app: Celery, broker_url: str | None = None) -> str:
+def _driver(app: Celery) -> str:
     """The kind of the app's broker: `redis` (also Valkey, Sentinel), `amqp` … Raises `BrokerConfigError`."""
     try:
-        return str(app.connection_for_write(broker_url).transport.driver_type)
+        return str(app.connection_for_write().transport.driver_type)
     except (KeyError, ImportError) as error:
+        url = app.conf.broker_write_url or app.conf.broker_url or ""
         raise BrokerConfigError(
-            f"Celery cannot use the broker {safe_url(broker_url or 'of this app')}: {error}",
+            f"Celery cannot use the broker {safe_url(str(url))}: {error}",
             hint="OPENAGENTS_BROKER_URL is a URL of a broker that Celery knows, whose library is installed",
         ) from error
 
 
-def _transport_options(driver: str) -> dict[str, Any]:
+def _transport_options(driver: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` are those of the broker's URL; its time limits shorten ours, never lengthen them."""
     if driver != "redis":
-        return {}
-    return {
+        return dict(given)
+    if "client_name" in given and "client_name" not in redis.Channel.from_transport_options:
+        raise BrokerConfigError(
+            f"the option client_name of the broker's URL needs a newer kombu than {kombu.__version__}",
+            hint="pip install --upgrade kombu, or leave the option out of the URL",
+        )
+    options = {
         "queue_order_strategy": f"{__name__}:WakesFirst",
         "visibility_timeout": 24 * 3600,  # with early acknowledgement only prefetched messages depend on it
         "socket_keepalive": True,
         "health_check_interval": 10,
+        **given,
     }
+    if "socket_timeout" in given:
+        options["socket_timeout"] = min(given["socket_timeout"], BROKER_ANSWER_TIMEOUT_S)
+    return options

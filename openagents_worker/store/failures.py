@@ -17,12 +17,15 @@ from redis import exceptions
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.redaction import safe_url
+from openagents_worker.store.tls import TlsProblem, is_hung_up_on, tls_problem_of
 
 __all__ = [
     "CONNECTION_LOST",
     "AnswerLost",
     "Failure",
+    "NoGreeting",
     "NotSent",
+    "TlsFailed",
     "connection_broke",
     "failure_of",
     "not_sent",
@@ -33,6 +36,16 @@ __all__ = [
 
 class AnswerLost(RedisUnreachable):
     """The command was sent and no answer came: it may have been carried out. Every script may be repeated."""
+
+
+class TlsFailed(RedisUnreachable):
+    """No TLS can be agreed upon with what answers there, until somebody changes a certificate or the URL."""
+
+    retryable = False
+
+
+class NoGreeting(RedisUnreachable):
+    """Somebody is there, and says nothing or hangs up: one side may speak TLS, and the other not."""
 
 
 class Failure(StrEnum):
@@ -46,7 +59,14 @@ class Failure(StrEnum):
 
 
 class NotSent(exceptions.ConnectionError):
-    """There was no connection for the command."""
+    """There was no connection for the command.
+
+    What is known of why is a field, not the cause: a copy of an exception has no cause.
+    """
+
+    tls_problem: TlsProblem | None = None
+    hung_up_on = False
+    timed_out = False
 
 
 CONNECTION_LOST = (
@@ -104,10 +124,14 @@ def not_sent() -> Iterator[None]:
     """What fails in this block fails before a command is sent."""
     try:
         yield
-    except exceptions.AuthenticationError:
+    except (exceptions.AuthenticationError, NotSent):
         raise
     except CONNECTION_LOST as error:
-        raise NotSent(str(error)) from error
+        lost = NotSent(str(error))
+        lost.tls_problem = tls_problem_of(error)
+        lost.hung_up_on = is_hung_up_on(error)
+        lost.timed_out = isinstance(error, exceptions.TimeoutError | TimeoutError)
+        raise lost from error
 
 
 @contextmanager
@@ -123,10 +147,7 @@ def _translated(error: Exception, where: str) -> RedisUnreachable:
     failure = failure_of(error)
     match failure:
         case Failure.NOT_SENT:
-            return RedisUnreachable(
-                f"cannot reach Redis at {where}: {error}",
-                hint="is it running, and is OPENAGENTS_REDIS_URL right? `openagents-worker dev` starts one",
-            )
+            return _not_connected(error, where)
         case Failure.LOGIN:
             return RedisUnreachable(
                 f"Redis at {where} refuses the login: {error}", hint="check OPENAGENTS_REDIS_URL"
@@ -139,6 +160,27 @@ def _translated(error: Exception, where: str) -> RedisUnreachable:
             return RedisRefused(f"Redis at {where} refuses a command: {error}", hint=_hint(error))
         case _:
             assert_never(failure)
+
+
+def _not_connected(error: Exception, where: str) -> RedisUnreachable:
+    lost = error if isinstance(error, NotSent) else NotSent(str(error))
+    if lost.tls_problem is not None:
+        return TlsFailed(f"no TLS with Redis at {where}: {lost.tls_problem.what}", hint=lost.tls_problem.hint)
+    if where.startswith("rediss://") and (lost.hung_up_on or lost.timed_out):
+        return NoGreeting(
+            f"no TLS with Redis at {where}: {error}",
+            hint="does it speak TLS at this port? without TLS a URL begins with redis://; "
+            "or does it want a certificate of ours (ssl_certfile, ssl_keyfile)?",
+        )
+    if lost.hung_up_on:
+        return NoGreeting(
+            f"Redis at {where} closes each connection at once: {error}",
+            hint="does it want TLS? then the URL begins with rediss://; or is it still starting?",
+        )
+    return RedisUnreachable(
+        f"cannot reach Redis at {where}: {error}",
+        hint="is it running, and is OPENAGENTS_REDIS_URL right? `openagents-worker dev` starts one",
+    )
 
 
 def _hint(error: Exception) -> str:

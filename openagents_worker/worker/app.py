@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 from kombu.entity import Queue
 
 from openagents_worker.producer.app_parts import AppKind
@@ -58,7 +59,10 @@ def run_worker(
     arguments = ["worker", "-n", f"{name}@%h", "--without-mingle", "--without-gossip"]
     arguments += ["--loglevel", settings.log_level or "INFO"]
     arguments += ["--concurrency", str(concurrency)] if concurrency is not None else []
+    started: list[Any] = []
+    signals.worker_init.connect(lambda sender, **_: started.append(sender), weak=False)
     app.worker_main(arguments)
+    raise SystemExit(next((worker.exitcode for worker in started), None) or 0)  # Celery returns none
 
 
 def run_flower(settings: Settings, *, port: int) -> None:

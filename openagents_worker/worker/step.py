@@ -16,7 +16,7 @@ from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
-from openagents_worker.addresses import as_redis, is_by_sentinels
+from openagents_worker.addresses import redis_url_of_connection
 from openagents_worker.agents import load_agents, notices
 from openagents_worker.errors import ConfigValidationError, OpenAgentsError, RedisUnreachable, RedisUnsafe
 from openagents_worker.producer.client import cell_of
@@ -36,6 +36,7 @@ from openagents_worker.worker.refusal import refusals_of
 from openagents_worker.worker.room import Room
 from openagents_worker.worker.run_queues import run_queues_of
 from openagents_worker.worker.tasks import OWN_TASKS
+from openagents_worker.worker.unreachable import lasting_problem, lasting_problem_of_celery
 
 __all__ = ["EX_CONFIG", "tie"]
 
@@ -113,7 +114,7 @@ def _check_pool(worker: Any) -> None:
 def _check_redis(settings: Settings) -> None:
     """Wait until Redis answers; refuse one that throws runs away, or is not as strict as asked for."""
     with closing(Store(cell_of(settings), max_connections=1)) as store:
-        keeping = _patiently(store.keeping)
+        keeping = _patiently(store.keeping, settings.redis_url)
     try:
         keeping.check_memory()
         if settings.durability == "strict":
@@ -132,12 +133,14 @@ def _check_redis(settings: Settings) -> None:
         )
 
 
-def _patiently(ask: Callable[[], T]) -> T:
+def _patiently(ask: Callable[[], T], url: str) -> T:
     told = False
     while True:
         try:
             return ask()
         except RedisUnreachable as error:
+            if problem := lasting_problem(error, "REDIS_URL", url):
+                _refuse(problem)
             if not told:
                 log.warning("redis.away", error=error.message, hint=error.hint)
             told = True
@@ -165,6 +168,7 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
 
         def __init__(self, parent: Any, **_: Any) -> None:
             """What is wrong with the configuration ends the start here, before anything is consumed."""
+            own_settings = host.settings
             if not is_ours:
                 host.settings = _with_broker_of(parent.app, host.settings)
             host.node = parent.hostname
@@ -173,6 +177,7 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
             try:
                 if self.enabled:
                     _check_pool(parent)
+                    own_settings.check_files()
                     host.check()
             except OpenAgentsError as error:
                 _refuse(error)
@@ -185,6 +190,8 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
             if not is_ours:
                 advise(parent)
             _check_redis(host.settings)
+            if is_ours and (problem := lasting_problem_of_celery(host.settings)):
+                _refuse(problem)
             if _forks(parent):
                 _lift_time_limits(parent.app)
                 end_leases_of_reaped(parent.pool._pool, host.settings)
@@ -239,10 +246,8 @@ def _with_broker_of(app: Celery, settings: Settings) -> Settings:
     read by their names: then nothing can be read, and a run is sent again after ever longer times.
     """
     options = app.conf.broker_transport_options or {}
-    with app.connection_for_read() as connection:
-        url = connection.as_uri(include_password=True)
-        if is_by_sentinels(url):
-            url = ";".join(connection.alt or [url])
     if options.get("global_keyprefix") or not priorities_are_kombus(options):
         return settings.model_copy(update={"broker_url": ""})
-    return settings.model_copy(update={"broker_url": as_redis(url, options) or ""})
+    with app.connection_for_read() as connection:
+        url = redis_url_of_connection(connection, options)
+    return settings.model_copy(update={"broker_url": url or ""})

@@ -16,6 +16,8 @@ import pytest
 from tests.adopt.oldest import OldProduct, lowest_versions
 from tests.installation import Installation, agent, call, installed
 from tests.sentinel.watched import watching
+from tests.tls.certificates import Certificates
+from tests.tls.servers import TlsEnd
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(
@@ -133,6 +135,22 @@ def test_the_same_by_way_of_a_sentinel(installation: Installation, tell: Any, tm
         # redis-py closes its connections to sentinels from 8.1 on.
         told = tell("submit_and_wait", leaves_sockets=True, OPENAGENTS_REDIS_URL=sentinel.url)
         on_a_loop = tell("submit_and_wait_on_a_loop", leaves_sockets=True, OPENAGENTS_REDIS_URL=sentinel.url)
+
+    assert (told["output"], told["got"]) == (ANSWER, ANSWER)
+    assert whole(told["seqs"])
+    assert (on_a_loop["output"], on_a_loop["client"]) == (ANSWER, ANSWER)
+
+
+def test_the_same_by_tls(installation: Installation, tell: Any, tmp_path: Path) -> None:
+    """redis-py 5 and kombu 5.4 have other defaults for what they check, and other options."""
+    made = Certificates.made(tmp_path)
+    redis = installation.stack.redis
+    assert redis is not None
+    with TlsEnd(redis.url, made.server(wants_client=True)) as end:
+        files = f"ssl_ca_certs={made.ca_file}&ssl_certfile={made.client_file}"
+        url = f"rediss://localhost:{end.port}/0?{files}&socket_timeout=5&health_check_interval=7"
+        told = tell("submit_and_wait", OPENAGENTS_REDIS_URL=url)
+        on_a_loop = tell("submit_and_wait_on_a_loop", OPENAGENTS_REDIS_URL=url)
 
     assert (told["output"], told["got"]) == (ANSWER, ANSWER)
     assert whole(told["seqs"])

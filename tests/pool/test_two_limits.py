@@ -141,7 +141,7 @@ def test_the_settings_of_the_log_count_in_an_app_of_somebodys_own(
 
 
 def test_both_channels_come_back_after_a_lost_connection(tmp_path: Path, url: str) -> None:
-    """Redis closes every connection of the worker while runs wait; then runs and tasks are taken as before."""
+    """Redis closes all connections of the worker while runs wait; then runs and tasks are taken as before."""
     with worker(tmp_path, url, "celery,agents", {"worker_disable_prefetch": True}) as shop:
         waiting = [submit(shop, "waiter") for _ in range(3)]
         wait_for(lambda: in_flight(waiting) == 3, "runs are in flight", PATIENCE_S)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 from kombu.utils.url import parse_url
-from redis.connection import parse_url as parse_redis_url
 
-from openagents_worker.addresses import Sentinels, as_broker, as_redis
+from openagents_worker.addresses import Sentinels, as_redis
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import load_settings
@@ -53,7 +52,7 @@ def test_every_spelling_says_the_same() -> None:
     """Whatever characters a password has."""
     assert Sentinels.of(FULL.url) == FULL
     assert as_redis(FULL.celery_url, FULL.celery_options()) == FULL.url
-    assert as_redis(FULL.url) == as_broker(FULL.url) == FULL.url
+    assert as_redis(FULL.url) == FULL.url
 
 
 def test_celery_gets_what_its_own_parser_understands() -> None:
@@ -75,14 +74,6 @@ def test_a_broker_of_celerys_without_a_master_is_none_that_can_be_read() -> None
     assert as_redis("sentinel://one:26379", {}) is None
     assert as_redis("amqp://guest@host//") is None
     assert as_redis("sentinel://one:26379", {"master_name": "main"}) == "sentinel://one:26379/0?master=main"
-
-
-def test_a_socket_is_the_same_for_both() -> None:
-    """Celery has a spelling of its own for it."""
-    url = "unix:///run/r.sock?db=2"
-    assert as_broker(url) == "redis+socket:///run/r.sock?virtual_host=2"
-    assert as_redis(as_broker(url)) == url
-    assert parse_redis_url(url)["path"] == "/run/r.sock"
 
 
 @pytest.mark.parametrize(

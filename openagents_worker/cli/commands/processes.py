@@ -41,8 +41,10 @@ def worker(name: str, concurrency: int | None, queues: str) -> None:
 def flower(port: int) -> None:
     """Run Flower on this machine's loopback."""
     need("worker", "flower")
+    from openagents_worker.dashboard.sockets import read_sockets_as_celery_does
     from openagents_worker.worker.app import run_flower
 
+    read_sockets_as_celery_does()
     run_flower(load_settings(), port=port)
 
 

@@ -1,0 +1,1 @@
+"""Flower. The only place that knows it."""

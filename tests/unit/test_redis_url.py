@@ -1,0 +1,216 @@
+"""Redis URLs: what they say, how each client is told the same, and what is wrong with a wrong one."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kombu import Connection
+from kombu.utils.url import parse_url
+from pydantic import ValidationError
+
+from openagents_worker.addresses import as_redis, redis_url_of_connection
+from openagents_worker.errors import ConfigValidationError
+from openagents_worker.redaction import safe_url
+from openagents_worker.redis_tls import CertReqs, Tls
+from openagents_worker.redis_url import RedisAddress
+from openagents_worker.settings import Settings, load_settings
+
+FULL = RedisAddress(
+    "host.example",
+    6380,
+    db=3,
+    username="wörk:er",
+    password="p@ss:w/o?r#d%&=+; €",
+    tls=Tls(
+        CertReqs.OPTIONAL,
+        check_hostname=False,
+        ca_certs="/etc/a ca+b.pem",
+        certfile="/c.crt",
+        keyfile="/c.key",
+        key_password="hunter&2",
+        ciphers="ECDHE+AESGCM",
+    ),
+    socket_timeout_s=5.5,
+    socket_connect_timeout_s=2,
+    health_check_interval_s=30,
+    protocol=3,
+    client_name="shop",
+)
+AT_SOCKET = RedisAddress(path="/run/a b.sock", db=2, username="me", password="p@ss")
+
+logins = st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(lambda text: text.strip())
+
+
+@pytest.mark.parametrize("address", [FULL, AT_SOCKET, RedisAddress("::1"), RedisAddress()], ids=repr)
+def test_every_spelling_says_the_same(address: RedisAddress) -> None:
+    """Ours, and Celery's of a socket."""
+    assert RedisAddress.of(address.url) == address
+    without_limits = replace(
+        address, socket_timeout_s=None, socket_connect_timeout_s=None, health_check_interval_s=None
+    )
+    celery = RedisAddress.of(address.as_broker().url)
+    expected = replace(without_limits, tls=celery.tls, protocol=None, client_name=None)
+    assert celery == expected
+
+
+@given(username=st.none() | logins, password=st.none() | logins)
+def test_any_login_reaches_celery_as_it_was_meant(username: str | None, password: str | None) -> None:
+    """Whatever characters it has; kombu decodes what we have encoded, and so do we."""
+    address = RedisAddress(username=username, password=password)
+
+    told = parse_url(address.as_broker().url)
+
+    assert (told["userid"], told["password"]) == (username, password)
+    assert RedisAddress.of(address.url) == address
+    at_socket = replace(address, path="/run/r.sock")
+    assert RedisAddress.of(at_socket.as_broker().url) == at_socket
+
+
+def test_everybody_is_told_each_choice_of_tls() -> None:
+    """The defaults of redis-py, kombu and Celery differ, and have changed between their versions."""
+    for told in (FULL.redis_options(), FULL.as_broker().use_ssl, FULL.as_backend().use_ssl):
+        assert told is not None
+        assert {name: told[name] for name in told if name.startswith("ssl_")} == {
+            "ssl_cert_reqs": "optional",
+            "ssl_check_hostname": False,
+            "ssl_ca_certs": "/etc/a ca+b.pem",
+            "ssl_certfile": "/c.crt",
+            "ssl_keyfile": "/c.key",
+            "ssl_password": "hunter&2",
+            "ssl_ciphers": "ECDHE+AESGCM",
+        }
+    assert "ssl" not in FULL.as_broker().url.replace("rediss", "")
+
+
+@pytest.mark.parametrize(
+    ("url", "cert_reqs", "check_hostname"),
+    [
+        ("rediss://host", CertReqs.REQUIRED, True),
+        ("rediss://host?ssl_cert_reqs=required", CertReqs.REQUIRED, True),
+        ("rediss://host?ssl_cert_reqs=CERT_REQUIRED", CertReqs.REQUIRED, True),
+        ("rediss://host?ssl_cert_reqs=CERT_OPTIONAL&ssl_check_hostname=False", CertReqs.OPTIONAL, False),
+        ("rediss://host?ssl_cert_reqs=none", CertReqs.NONE, False),
+        ("rediss://host?ssl_cert_reqs=CERT_NONE", CertReqs.NONE, False),
+    ],
+)
+def test_what_is_checked_of_a_server(url: str, cert_reqs: CertReqs, check_hostname: bool) -> None:
+    """Both spellings, that of redis-py and that of Celery; a certificate is wanted unless the URL says no."""
+    tls = RedisAddress.of(url).tls
+    assert tls is not None
+    assert (tls.cert_reqs, tls.check_hostname) == (cert_reqs, check_hostname)
+
+
+WRONG = {
+    "redis://:hunter2/x@host": "/ in its login",
+    "redis://:hunter2?x@host": "@ after a ?",
+    "redis://:hunter2#x@host": "# in it",
+    "redis://:hunter2 x@host": "blank",
+    "redis://:hunter2@x@[host": "host and port",
+    "redis://hunter2:x:y": "host and port",
+    "redis://:%FFhunter2@host": "not UTF-8",
+    "redis://host:0": "host and port",
+    "redis://host:65536": "host and port",
+    "redis://host/zero": "database is a number",
+    "redis://host/1?db=2": "two databases",
+    "redis://me:hunter2@host?password=x": "password stands before the @ and after the",
+    "redis://host?socket_timeout": "name=value",
+    "redis://host?socket_timeout=": "socket_timeout is empty",
+    "redis://host?socket_timeout=1": "socket_timeout is a number of seconds, at least 2; found '1'",
+    "redis://host?socket_timeout=nan": "socket_timeout is a number",
+    "redis://host?socket_connect_timeout=soon": "socket_connect_timeout is a number",
+    "redis://host?health_check_interval=0": "health_check_interval is a whole number of seconds, at least 1",
+    "redis://host?protocol=2": "protocol is 3, or is left out",
+    "redis://host?client_name=two%20words": "client_name is one word",
+    "redis://host?db=1&db=2": "db is given twice",
+    "redis://host?virtual_host=1": "virtual_host is for Unix sockets",
+    "redis://host?max_connections=5": "max_connections is not one that every part",
+    "redis://host?sock_timeout=5": "did you mean socket_timeout",
+    "redis://host?decode_responses=true": "decode_responses is not one",
+    "redis://host?ssl=true": "begins with rediss://",
+    "redis://host?ssl_cert_reqs=none": "ssl_cert_reqs is for TLS: such a URL begins with rediss://",
+    "unix:///r.sock?ssl_ca_certs=/ca.pem": "ssl_ca_certs is for TLS",
+    "unix:///r.sock?socket_connect_timeout=2": "socket_connect_timeout means nothing",
+    "unix://r.sock": "begins with a /",
+    "unix:///r.sock?db=1&virtual_host=2": "two databases",
+    "rediss://host?ssl_cert_reqs=perhaps": "ssl_cert_reqs is required, optional or none",
+    "rediss://host?ssl_check_hostname=perhaps": "ssl_check_hostname is true or false",
+    "rediss://host?ssl_cert_reqs=none&ssl_check_hostname=true": "ssl_check_hostname=true needs a certificate",
+    "rediss://host?ssl_keyfile=/k": "ssl_keyfile needs the certificate",
+    "rediss://host?ssl_password=hunter2": "ssl_password is that of a key",
+    "redis://one;redis://two": "database is a number",
+}
+
+
+@pytest.mark.parametrize(("url", "says"), WRONG.items())
+@pytest.mark.parametrize("variable", ["REDIS_URL", "BROKER_URL", "RESULT_BACKEND"])
+def test_a_wrong_url_is_refused_without_being_shown(variable: str, url: str, says: str) -> None:
+    """The variable, the option and what would be right are named. Any part of it may be a password."""
+    with pytest.raises(ConfigValidationError) as caught:
+        load_settings({f"OPENAGENTS_{variable}": url})
+
+    assert f"OPENAGENTS_{variable}: " in caught.value.message
+    assert says in caught.value.message
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://:hunter2@host", "host:6379", "hunter2"])
+def test_what_names_no_redis_is_refused_where_there_must_be_one(url: str) -> None:
+    """A broker and a backend may be of any kind."""
+    with pytest.raises(
+        ConfigValidationError, match=r"OPENAGENTS_REDIS_URL: .*begins with redis://"
+    ) as caught:
+        load_settings({"OPENAGENTS_REDIS_URL": url})
+
+    assert "hunter2" not in str(caught.value)
+    assert load_settings({"OPENAGENTS_BROKER_URL": "amqp://host"}).broker_url == "amqp://host"
+
+
+def test_passwords_are_shown_nowhere() -> None:
+    """Not in settings, addresses, errors and logs; not even one as long as a token is."""
+    long = replace(FULL, password="hunter2" * 500)
+    settings = load_settings({"OPENAGENTS_REDIS_URL": long.url, "OPENAGENTS_RESULT_BACKEND": long.url})
+    shown = f"{settings!r} {settings} {settings.redis_url_safe} {long!r} {safe_url(long.as_broker().url)}"
+
+    assert "host.example:6380" in shown
+    assert "hunter" not in shown
+    with pytest.raises(ValidationError) as caught:
+        Settings(redis_url="redis://:hunter2 x@host")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_redis_of_a_products_app_is_read_with_its_tls() -> None:
+    """`broker_use_ssl` stands beside the URL there, as constants, words or not at all."""
+    use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": "/ca.pem", "ssl_certfile": None}
+    for url in ("redis://:p%40@host/2", "rediss://:p%40@host/2"):
+        with Connection(url, ssl=use_ssl) as connection:
+            assert redis_url_of_connection(connection, {}) == (
+                "rediss://:p%40@host:6379/2?ssl_cert_reqs=required&ssl_check_hostname=true&ssl_ca_certs=%2Fca.pem"
+            )
+
+
+@pytest.mark.parametrize(
+    ("connection", "url"),
+    [
+        (Connection("redis://[::1]:7/2"), "redis://[::1]:7/2"),
+        (Connection("redis://host"), "redis://host:6379/0"),
+        (Connection("redis+socket:///r.sock?virtual_host=2"), "unix:///r.sock?db=2"),
+        (Connection("redis+socket:///r.sock?credential_provider=a.b"), None),
+        (Connection("redis://one;redis://two"), None),
+        (Connection("redis://host", ssl={"ssl_ca_data": "…"}), None),
+        (Connection("amqp://host//"), None),
+        (Connection("memory://"), None),
+    ],
+    ids=str,
+)
+def test_a_broker_whose_queues_cannot_be_read_is_none(connection: Connection, url: str | None) -> None:
+    """Several, one of another kind, one with an option that no URL has: then lost messages are not seen."""
+    assert redis_url_of_connection(connection, {}) == url
+
+
+def test_both_spellings_of_a_socket_are_one() -> None:
+    """Celery has one of its own."""
+    assert as_redis("redis+socket://me:p%40@/run/r.sock?virtual_host=2") == "unix://me:p%40@/run/r.sock?db=2"
