@@ -21,6 +21,7 @@ from openagents_worker.redis_tls import CertReqs, Tls
 __all__ = ["CeleryAddress", "RedisAddress", "Scheme", "SHORTEST_SOCKET_TIMEOUT_S"]
 
 SHORTEST_SOCKET_TIMEOUT_S = 2.0  # kombu's waiting for a message is answered after one second
+LONGEST_SOCKET_PATH_BYTES = 107  # Linux takes no longer one; macOS 103
 DEFAULT_HOST = "localhost"
 DEFAULT_PORT = 6379
 
@@ -162,9 +163,16 @@ class RedisAddress:
         return options if self.tls is None else options | self.tls.redis_options()
 
     def as_broker(self) -> CeleryAddress:
-        """For `broker_url`, `broker_use_ssl` and `broker_transport_options`."""
+        """For `broker_url`, `broker_use_ssl` and `broker_transport_options`.
+
+        Raises `ValueError` where kombu could not follow: it speaks RESP3 wherever redis-py does.
+        """
         options = self._limits()
-        options.pop("protocol", None)  # 3 is what redis-py speaks there anyway
+        if options.pop("protocol", None) == 2:
+            raise ValueError(
+                "a Redis with protocol=2 cannot be Celery's broker, which always speaks RESP3: "
+                "name another one, or leave the option out"
+            )
         return CeleryAddress(self._celery_url({}), self._use_ssl(), options)
 
     def as_backend(self) -> CeleryAddress:
@@ -244,8 +252,11 @@ def _at_socket(address: str, options: Mapping[Option, str]) -> dict[str, Any]:
     login, has_login, host = authority.rpartition("@")
     if host or not path:
         raise ValueError(f"the path of its socket begins with a /, as in {SOCKET_FORM}; {LOGIN_FORM}")
+    decoded = _decoded(slash + path)
+    if len(decoded.encode()) > LONGEST_SOCKET_PATH_BYTES:
+        raise ValueError(f"the path of its socket has more than {LONGEST_SOCKET_PATH_BYTES} bytes")
     return {
-        "path": _decoded(slash + path),
+        "path": decoded,
         "db": _database(options.get(Option.VIRTUAL_HOST, ""), options, Option.DB),
         **_login_of(login if has_login else "", options),
     }
@@ -389,11 +400,9 @@ def _whole_seconds(options: Mapping[Option, str], option: Option) -> int | None:
 def _protocol(options: Mapping[Option, str]) -> int | None:
     if Option.PROTOCOL not in options:
         return None
-    if options[Option.PROTOCOL] != "3":
-        raise _wrong(
-            Option.PROTOCOL, options[Option.PROTOCOL], "3, or is left out: workers keep their lease by RESP3"
-        )
-    return 3
+    if options[Option.PROTOCOL] not in ("2", "3"):
+        raise _wrong(Option.PROTOCOL, options[Option.PROTOCOL], "2 or 3")
+    return int(options[Option.PROTOCOL])
 
 
 def _client_name(options: Mapping[Option, str]) -> str | None:

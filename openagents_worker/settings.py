@@ -19,7 +19,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from openagents_worker.addresses import address_of, is_redis_url
+from openagents_worker.addresses import RedisAddress, address_of, is_redis_url
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
 from openagents_worker.redaction import safe_text, safe_url
@@ -71,6 +71,15 @@ def _any_url(url: str) -> str:
     if url and "://" not in url:
         raise _problem("not a URL; it begins with a scheme, as in redis://host:6379/0 or amqp://host")
     return _redis_url(url) if is_redis_url(url) else url
+
+
+def _check_broker(url: str) -> None:
+    address = address_of(url)
+    try:
+        if isinstance(address, RedisAddress):
+            address.as_broker()
+    except ValueError as error:
+        raise _problem(str(error), "broker_url") from None
 
 
 def _word(text: str) -> str:
@@ -266,6 +275,8 @@ class Settings(BaseSettings):
         """Values that follow from others; a frozen model can set them only here, before anybody sees it."""
         if not self.broker_url:
             object.__setattr__(self, "broker_url", self.redis_url)
+        if is_redis_url(self.broker_url):
+            _check_broker(self.broker_url)
         if not self.heartbeat_ms:
             object.__setattr__(self, "heartbeat_ms", default_heartbeat_ms(self.lease_ms))
         longest_ms = longest_heartbeat_ms(self.lease_ms)

@@ -216,7 +216,7 @@ def _context_of(tls: Tls) -> ssl.SSLContext:
 
 def _check_version(connection_class: Any, options: Mapping[str, Any]) -> None:
     """Raises `ConfigError` for an option that came with a newer redis-py than this one."""
-    if "protocol" in options and int(redis.__version__.partition(".")[0]) < REDIS_PY_OF_RESP3:
+    if options.get("protocol") == 3 and int(redis.__version__.partition(".")[0]) < REDIS_PY_OF_RESP3:
         raise ConfigError(
             f"the option protocol=3 of a Redis URL needs redis-py {REDIS_PY_OF_RESP3}; "
             f"this is {redis.__version__}",

@@ -13,6 +13,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Self
 from urllib.parse import quote
 
@@ -122,8 +123,9 @@ class Servers:
 @contextmanager
 def servers_in(folder: Path) -> Generator[Servers]:
     made = Certificates.made(folder)
-    sockets = folder / "free.sock", folder / "locked.sock"
     with ExitStack() as stack:
+        short = Path(stack.enter_context(TemporaryDirectory(dir="/tmp")))  # a socket's path must not be long
+        sockets = short / "free.sock", short / "locked.sock"
         free = stack.enter_context(
             EmbeddedRedis(extra={"unixsocket": str(sockets[0]), "bind": "127.0.0.1 ::1"})
         )

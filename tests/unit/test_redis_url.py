@@ -123,7 +123,7 @@ WRONG = {
     "redis://host?socket_timeout=nan": "socket_timeout is a number",
     "redis://host?socket_connect_timeout=soon": "socket_connect_timeout is a number",
     "redis://host?health_check_interval=0": "health_check_interval is a whole number of seconds, at least 1",
-    "redis://host?protocol=2": "protocol is 3, or is left out",
+    "redis://host?protocol=4": "protocol is 2 or 3; found '4'",
     "redis://host?client_name=two%20words": "client_name is one word",
     "redis://host?db=1&db=2": "db is given twice",
     "redis://host?virtual_host=1": "virtual_host is for Unix sockets",
@@ -135,6 +135,7 @@ WRONG = {
     "unix:///r.sock?ssl_ca_certs=/ca.pem": "ssl_ca_certs is for TLS",
     "unix:///r.sock?socket_connect_timeout=2": "socket_connect_timeout means nothing",
     "unix://r.sock": "begins with a /",
+    f"unix:///{'r' * 107}": "more than 107 bytes",
     "unix:///r.sock?db=1&virtual_host=2": "two databases",
     "rediss://host?ssl_cert_reqs=perhaps": "ssl_cert_reqs is required, optional or none",
     "rediss://host?ssl_check_hostname=perhaps": "ssl_check_hostname is true or false",
@@ -155,6 +156,15 @@ def test_a_wrong_url_is_refused_without_being_shown(variable: str, url: str, say
     assert f"OPENAGENTS_{variable}: " in caught.value.message
     assert says in caught.value.message
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_redis_without_resp3_cannot_be_the_broker() -> None:
+    """kombu has no such option: it would be ignored in Flower and by `celery inspect`."""
+    url = "redis://host?protocol=2"
+    for env in ({"OPENAGENTS_REDIS_URL": url}, {"OPENAGENTS_BROKER_URL": url}):
+        with pytest.raises(ConfigValidationError, match="OPENAGENTS_BROKER_URL: a Redis with protocol=2"):
+            load_settings(env)
+    assert load_settings({"OPENAGENTS_REDIS_URL": url, "OPENAGENTS_BROKER_URL": "redis://other"})
 
 
 @pytest.mark.parametrize("url", ["http://:hunter2@host", "host:6379", "hunter2"])

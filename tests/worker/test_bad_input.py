@@ -496,7 +496,7 @@ def test_an_item_that_is_no_message_stops_nobody_over_a_unix_socket_either(tmp_p
         for garbage in ("garbage", "[1, 2]", '{"properties": {}}'):
             beside.store.ask(lambda r, item=garbage: r.lpush("agents", item))
 
-        assert stack.settings.broker_url.startswith("redis+socket://")
+        assert client.app.conf.broker_url.startswith("redis+socket://")
         assert client.submit(GOOD).wait(PATIENCE_S).ok
         assert worker.exit_code is None
 
