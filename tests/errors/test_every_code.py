@@ -112,10 +112,10 @@ def a_record_is_of_a_version_to_come(shop: Installation) -> Met:
 def somebody_else_writes_into_a_record(shop: Installation) -> Met:
     taken = hanging(shop, run_id="overwritten")
     redis, key = shop.client.store.redis, shop.client.store.keys("run", taken.id)
-    usage = redis.hget(key, "usage")
-    redis.hset(key, "usage", "not JSON")
+    created = redis.hget(key, "created")
+    redis.hset(key, "created", "yesterday")
     met = raised(taken.record)
-    redis.hset(key, "usage", usage or "{}")
+    redis.hset(key, "created", created or "")
     taken.cancel()
     return met
 
