@@ -236,11 +236,15 @@ WRONG_FILES = {
     ),
     "unknown tool": (
         {"agents": [{**CLERK, "tools": [{"id": "calc", "type": "calk"}]}]},
-        "agent 'clerk': no tool is named 'calk'; did you mean 'calc'?",
+        "line 1: agents[0].tools[0].type: no tool is named 'calk'; did you mean 'calc'?",
     ),
     "class that is not there": (
         {"agents": [{**CLERK, "tools": [{"id": "t", "impl": "tests.worker.workshop.missing"}]}]},
-        "agent 'clerk': cannot load tool 'tests.worker.workshop.missing'",
+        "agents[0].tools[0].impl: cannot load tool 'tests.worker.workshop.missing'",
+    ),
+    "no key for the model": (
+        {"agents": [{**CLERK, "llm": {**CLERK["llm"], "api_key_env": "NO_SUCH_KEY"}}]},
+        "agents[0].llm.api_key_env: the environment variable NO_SUCH_KEY is not set",
     ),
 }
 
