@@ -6,13 +6,12 @@ import asyncio
 import importlib.util
 import inspect
 import random
-import ssl
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, assert_never
+from typing import Any, Protocol, TypeVar
 
 import redis
 import redis.asyncio as redis_async
@@ -21,11 +20,9 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from openagents_worker.addresses import RedisAddress, Sentinels, address_of
-from openagents_worker.errors import ConfigError, ConfigValidationError, RedisRefused, RedisUnreachable
+from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.loops import PerLoop, at_fork
 from openagents_worker.redaction import safe_url
-from openagents_worker.redis_tls import Tls
 from openagents_worker.store.failures import (
     CONNECTION_LOST,
     AnswerLost,
@@ -37,7 +34,7 @@ from openagents_worker.store.failures import (
 from openagents_worker.store.keeping import WAIT_FOR_DISK, WAIT_FOR_DISK_MS, Keeping, ask_keeping
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.lanes import Lanes, has_hung_up
-from openagents_worker.store.master import SENTINEL_TIMEOUT_S, AsyncMaster, AsyncToMaster, Master, ToMaster
+from openagents_worker.store.redis_options import options_of
 from openagents_worker.store.scripts import Call, Script
 
 __all__ = ["AnswerLost", "AsyncStore", "Cell", "Plan", "Reader", "Store", "refuses_now"]
@@ -50,8 +47,6 @@ and questions as for `ask`, is sent their answers, and returns what came of them
 CONNECT_TIMEOUT_S = 1.5  # a closed or silent port is known in less than five seconds, two addresses included
 ANSWER_TIMEOUT_S = 2.0
 TURN_TIMEOUT_S = 10.0  # for a connection, where a thousand runs of one process may want one at once
-REDIS_PY_OF_RESP3 = 8  # it gives answers in RESP3 the shape of those in RESP2
-DOCS = "docs/redis.md says how a Redis is addressed"
 MAX_CONNECTIONS = 32  # Redis has one thread: more of them only cost their making
 
 
@@ -134,7 +129,6 @@ def _pool(
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
     turn_timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> Any:
-    address = _address(cell.url)
     options = {
         "decode_responses": True,
         "socket_connect_timeout": connect_timeout_s,
@@ -146,100 +140,10 @@ def _pool(
         "client_name": "openagents",
         **_SAYS_LITTLE,
     }
-    match address:
-        case Sentinels():
-            options |= _by_sentinels(pool_class, address, connect_timeout_s)
-        case RedisAddress():
-            options |= _at_server(pool_class, address, connect_timeout_s, answer_timeout_s)
-        case _:
-            assert_never(address)
+    options |= options_of(pool_class, cell.url, connect_timeout_s, answer_timeout_s)
     pool = pool_class(**options)
     pool.connection_class = _telling(pool.connection_class)
     return pool
-
-
-def _address(url: str) -> RedisAddress | Sentinels:
-    """Raises `ConfigValidationError` without the URL: a wrong one may hold a password anywhere."""
-    try:
-        return address_of(url)
-    except ValueError as error:
-        raise ConfigValidationError(f"the URL of Redis is not valid: {error}", hint=DOCS) from None
-
-
-def _at_server(
-    pool_class: Any, address: RedisAddress, connect_timeout_s: float, answer_timeout_s: float | None
-) -> dict[str, Any]:
-    """What makes a pool's connections go to this server. Its time limits shorten ours, and lengthen none."""
-    is_async = issubclass(pool_class, redis_async.ConnectionPool)
-    module: Any = redis_async.connection if is_async else redis.connection
-    if not address.is_at_port:
-        connection_class = module.UnixDomainSocketConnection
-    else:
-        connection_class = module.Connection if address.tls is None else module.SSLConnection
-        if is_async and address.tls is not None:
-            connection_class = _with_one_context(connection_class, address.tls)
-    options = {"connection_class": connection_class, **address.redis_options()}
-    _check_version(connection_class, options)
-    if answer_timeout_s is not None and address.socket_timeout_s is not None:
-        options["socket_timeout"] = min(answer_timeout_s, address.socket_timeout_s)
-    if address.socket_connect_timeout_s is not None:
-        options["socket_connect_timeout"] = min(connect_timeout_s, address.socket_connect_timeout_s)
-    if address.health_check_interval_s is not None:
-        options["health_check_interval"] = address.health_check_interval_s
-    if address.client_name is not None:
-        options["client_name"] = address.client_name
-    return options
-
-
-def _with_one_context(connection_class: Any, tls: Tls) -> Any:
-    """The same connection class, all of whose connections share what a certificate is checked against.
-
-    redis-py reads the system's authorities anew for each of them, on the loop: that takes tens of
-    milliseconds, and a worker opens thirty connections at once.
-    """
-
-    class WithOneContext(connection_class):  # type: ignore[misc]  # a base known only at run time
-        async def connect(self, *args: Any, **kwargs: Any) -> None:
-            if not self.is_connected:
-                self.ssl_context.context = _context_of(tls)
-            await super().connect(*args, **kwargs)
-
-    return WithOneContext
-
-
-def _context_of(tls: Tls) -> ssl.SSLContext:
-    try:
-        return tls.context()
-    except ValueError as error:  # a file was replaced by one that cannot be used
-        raise exceptions.ConnectionError(f"no TLS: {error}") from error
-
-
-def _check_version(connection_class: Any, options: Mapping[str, Any]) -> None:
-    """Raises `ConfigError` for an option that came with a newer redis-py than this one."""
-    if options.get("protocol") == 3 and int(redis.__version__.partition(".")[0]) < REDIS_PY_OF_RESP3:
-        raise ConfigError(
-            f"the option protocol=3 of a Redis URL needs redis-py {REDIS_PY_OF_RESP3}; "
-            f"this is {redis.__version__}",
-            hint="leave it out: a connection that needs RESP3 asks for it itself",
-        )
-    known = {name for each in connection_class.__mro__ for name in inspect.signature(each).parameters}
-    for name in options.keys() - known - {"connection_class"}:
-        raise ConfigError(
-            f"the option {name} of a Redis URL needs a newer redis-py than {redis.__version__}",
-            hint="pip install --upgrade redis",
-        )
-
-
-def _by_sentinels(pool_class: Any, sentinels: Sentinels, connect_timeout_s: float) -> dict[str, Any]:
-    """What makes a pool's connections ask for the master."""
-    timeout_s = min(connect_timeout_s, SENTINEL_TIMEOUT_S)
-    is_async = issubclass(pool_class, redis_async.ConnectionPool)
-    return {
-        "connection_class": AsyncToMaster if is_async else ToMaster,
-        "connection_pool": (AsyncMaster if is_async else Master)(sentinels, timeout_s=timeout_s),
-        "db": sentinels.db,
-        **sentinels.login,
-    }
 
 
 def _answers(answers: list[Any]) -> list[Any]:
