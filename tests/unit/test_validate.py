@@ -58,8 +58,8 @@ def test_everything_is_told_at_once_and_the_given_file_is_named(broken: Path) ->
 
     assert (done.returncode, done.stdout) == (2, "")
     assert "another.json" not in done.stderr
-    code, file, *lines = done.stderr.splitlines()
-    assert (code, file) == ("error: config.validation", f"{broken}:")
+    file, *lines = done.stderr.splitlines()
+    assert file == f"error: config.validation: {broken}:"
     assert [line.strip().partition("; ")[0].removesuffix(" (plugin.config)") for line in lines] == [
         "environment: cannot import 'no.such.module', named by OPENAGENTS_IMPORTS: "
         "ModuleNotFoundError: No module named 'no'",
@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | None, s
     done = validate(str(path), OPENAGENTS_CONFIG="another.json")
 
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: config.load\n{path}: ")
+    assert done.stderr.startswith(f"error: config.load: {path}: ")
     assert says in done.stderr
     assert "OPENAGENTS_CONFIG" not in done.stderr
 

@@ -54,7 +54,7 @@ class _FileTool(TypedTool):
             False, description="Whether files and folders whose names begin with a dot may be seen."
         )
         deny: list[str] = Field(
-            default_factory=list,
+            [],
             description="Globs of what is not to be seen: `*.pem` anywhere, `config/secrets` below root.",
         )
         max_bytes: int = Field(200_000, ge=1, description="Bytes that one call reads or writes, at most.")
