@@ -6,7 +6,7 @@ a web product would answer with. Codes and classes of the original SDK are kept;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 __all__ = [  # completed at the end of the module
@@ -138,9 +138,28 @@ class ConfigError(OpenAgentsError):
 
 
 class ConfigValidationError(ConfigError):
-    """A setting or a part of the agents file has a wrong value; the message says where."""
+    """A setting or a part of the agents file has a wrong value; the message says where.
+
+    `problems` has each mistake as plain JSON: `path`, `line` (from 1), `code`, `message`, `hint`; empty where
+    there is only the message. `file` is the file they are in.
+    """
 
     code = "config.validation"
+    extra_fields = ("file", "problems")
+    file: str | None = None
+    problems: Sequence[Mapping[str, Any]] = ()
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        file: str | None = None,
+        problems: Sequence[Mapping[str, Any]] = (),
+        **fields: Any,
+    ) -> None:
+        super().__init__(message, **fields)
+        self.file = file
+        self.problems = list(problems)
 
 
 class ConfigLoadError(ConfigError):
@@ -174,9 +193,14 @@ class PluginLoadError(PluginError):
 
 
 class PluginConfigError(PluginError):
-    """A plugin refuses its `config`."""
+    """A plugin refuses its `config`, or a model client its options. `problems` are the single mistakes."""
 
     code = "plugin.config"
+    problems: Sequence[Any] = ()
+
+    def __init__(self, message: str = "", *, problems: Sequence[Any] = (), **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.problems = tuple(problems)
 
 
 # --- what a producer meets -------------------------------------------------------------------------------
@@ -340,9 +364,11 @@ class PatternError(ExecutionError):
 
 
 class StepTimeoutError(PatternError):
-    """One step of the pattern took longer than its `step_timeout_ms`."""
+    """One step of the pattern took longer than its `step_timeout_ms`; it is tried again like a failed call,
+    unless a tool was at work that must not be called twice."""
 
     code = "pattern.step_timeout"
+    retryable = True
     http_status = 504
 
 
@@ -380,8 +406,8 @@ class DefinitionChanged(ReplayMismatch):
 
 
 class AgentUnavailable(ExecutionError):
-    """For `OPENAGENTS_LEFT_TO_OTHERS_MAX_S` no worker could execute the run: none that looked at it knows its
-    agent, or reads the format in which it is stored, although some worker once announced that it does."""
+    """For `OPENAGENTS_LEFT_TO_OTHERS_MAX_S` no worker could execute the run: none that looked at it can serve
+    its agent, or reads the format in which it is stored. The message says why the last one could not."""
 
     code = "agent.unavailable"
     http_status = 503

@@ -146,12 +146,24 @@ class RunState(StrEnum):
 class RunBudget(_Wire):
     """Limits of one run. None means the agent's or the deployment's default; durations in milliseconds."""
 
-    max_steps: int | None = Field(default=None, ge=1)
-    max_duration_ms: int | None = Field(default=None, ge=1)
-    max_tool_calls: int | None = Field(default=None, ge=0)
-    max_cost_usd: float | None = Field(default=None, ge=0)
-    max_resume_attempts: int | None = Field(default=None, ge=0)
-    max_validation_retries: int | None = Field(default=None, ge=0)
+    max_steps: int | None = Field(
+        default=None, ge=1, description="Number of steps (model turns). null: the pattern's max_steps."
+    )
+    max_duration_ms: int | None = Field(
+        default=None, ge=1, description="Milliseconds of work; waiting is not counted. null: no limit."
+    )
+    max_tool_calls: int | None = Field(
+        default=None, ge=0, description="Number of tool calls. null: no limit."
+    )
+    max_cost_usd: float | None = Field(
+        default=None, ge=0, description="USD that the model's calls may cost. null: no limit."
+    )
+    max_resume_attempts: int | None = Field(
+        default=None, ge=0, description="Number of retries of one failed call. null: 3."
+    )
+    max_validation_retries: int | None = Field(
+        default=None, ge=0, description="Number of further answers asked for when one does not fit. null: 3."
+    )
 
     def within(self, limits: RunBudget | None) -> RunBudget:
         """The smaller one of each two limits; a limit that only one has is that one's."""

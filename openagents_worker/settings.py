@@ -323,10 +323,14 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        problems = [_sentence(dict(problem), given) for problem in error.errors(include_url=False)]
-        raise ConfigValidationError(
-            "; ".join(problems), hint="config/.env.example explains every variable"
-        ) from None
+        hint = "config/.env.example explains every variable"
+        sentences = [_sentence(dict(problem), given) for problem in error.errors(include_url=False)]
+        problems = [
+            {"path": name, "line": None, "code": ConfigValidationError.code, "message": text, "hint": hint}
+            for name, text in sentences
+        ]
+        message = "; ".join(f"{name}: {text}" for name, text in sentences)
+        raise ConfigValidationError(message, hint=hint, problems=problems) from None
 
 
 def unknown_variables(env: Mapping[str, str]) -> list[tuple[str, str | None]]:
@@ -367,10 +371,11 @@ def _shown(default: object) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def _sentence(problem: Mapping[str, Any], env: Mapping[str, str]) -> str:
+def _sentence(problem: Mapping[str, Any], env: Mapping[str, str]) -> tuple[str, str]:
+    """The variable, and what is wrong with it."""
     of_two = (problem.get("ctx") or {}).get("field")  # set by the check that compares two variables
     field = of_two or str(problem["loc"][0])
     name, text = _variable(field), str(problem["msg"])
     silent = of_two or field.endswith(("_url", "_backend"))  # a wrong URL may hold a password all the same
     found = "" if silent else f"; found {safe_text(env.get(name, ''))[:60]!r}"
-    return f"{name}: {text[:1].lower()}{text[1:]}{found}"
+    return name, f"{text[:1].lower()}{text[1:]}{found}"

@@ -33,8 +33,8 @@ class TruncatingAssembler(ContextAssemblerPlugin):
     """The newest messages and artifacts; only these are read, however long the session is."""
 
     class Config(ContextAssemblerPlugin.Config):
-        max_messages: int = Field(20, ge=0)
-        max_artifacts: int = Field(10, ge=0)
+        max_messages: int = Field(20, ge=0, description="Number of messages, the newest, that a run sees.")
+        max_artifacts: int = Field(10, ge=0, description="Number of artifacts, the newest, that a run sees.")
         include_summary_message: bool = Field(
             True, description="Whether a first message counts the omitted ones."
         )

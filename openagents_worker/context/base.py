@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from openagents_worker.errors import PluginConfigError
+from openagents_worker.agents.problems import checked_config
 
 __all__ = ["ContextAssemblerPlugin", "ContextAssemblyResult", "SessionReader"]
 
@@ -39,10 +39,7 @@ class ContextAssemblerPlugin:
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         self.config = dict(config or {})
-        try:
-            self.cfg: Any = self.Config.model_validate(self.config)
-        except ValueError as error:
-            raise PluginConfigError(f"{type(self).__name__}: {error}") from error
+        self.cfg: Any = checked_config(self.Config, self.config, type(self).__name__)
 
     async def assemble(
         self, *, request: Any, session_state: dict[str, Any], session_manager: SessionReader

@@ -6,6 +6,7 @@ import time
 import urllib.request
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 # httpx would load these with its first request: a tenth of a second in which no other run moves.
@@ -15,10 +16,13 @@ import httpx
 
 from openagents_worker.loops import PerLoop, http_transports
 
-__all__ = ["Lanes"]
+__all__ = ["Lanes", "proxy_problem"]
 
 MAX_IDLE = 200  # enough for the steady part of a load; the rest of a burst is closed
 IDLE_S = 30.0  # below the 60 s and more after which servers and load balancers close silently
+
+SOCKS = ("socks5", "socks5h")
+PROXY_SCHEMES = "http://, https://, socks5://, socks5h://"
 
 _ONE = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE_S)
 
@@ -121,9 +125,38 @@ class _Reply(httpx.AsyncByteStream):
         await self._lanes.release(self._lane, self._here)
 
 
-def _proxy(url: httpx.URL) -> str | None:
-    """The proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name for this address."""
-    if urllib.request.proxy_bypass(url.host):
+def proxy_problem(url: str) -> tuple[str, str] | None:
+    """Why the proxy that the environment names for an address cannot be used, and a hint; None if it can."""
+    variable, proxy = _proxy_variable(httpx.URL(url))
+    scheme = proxy.partition("://")[0].lower()
+    if not proxy:
         return None
+    if scheme not in ("http", "https", *SOCKS):
+        return (
+            f"{variable} names a proxy with the unknown scheme {scheme!r}",
+            f"known schemes: {PROXY_SCHEMES}",
+        )
+    if scheme in SOCKS and find_spec("socksio") is None:
+        return (
+            f"{variable} names a {scheme}:// proxy, which needs a package that is not installed",
+            "pip install socksio, or name an http:// proxy, or add the model's host to NO_PROXY",
+        )
+    try:
+        has_host = bool(httpx.Proxy(proxy).url.host)
+    except (httpx.InvalidURL, ValueError):
+        has_host = False
+    return None if has_host else (f"{variable} is not a URL", "for example http://proxy.example.com:3128")
+
+
+def _proxy(url: httpx.URL) -> str | None:
+    return _proxy_variable(url)[1] or None
+
+
+def _proxy_variable(url: httpx.URL) -> tuple[str, str]:
+    """What HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name for this address: a variable, a proxy."""
     proxies = urllib.request.getproxies()
-    return proxies.get(url.scheme) or proxies.get("all")
+    kind = url.scheme if proxies.get(url.scheme) else "all"
+    proxy = proxies.get(kind, "")
+    if not proxy or urllib.request.proxy_bypass(url.host):
+        return "", ""
+    return f"{kind.upper()}_PROXY", proxy if "://" in proxy else f"http://{proxy}"

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from openagents_worker.agents import LLMOptions
-from openagents_worker.errors import LLMConnectionError, LLMError, LLMResponseError, PluginConfigError
+from openagents_worker.errors import LLMConnectionError, LLMError, LLMResponseError
 from openagents_worker.llm.base import LLMResponse, LLMUsage, Message, OnDelta, current_call
 from openagents_worker.llm.connections import Lanes
 from openagents_worker.llm.failures import failure, presentable
+from openagents_worker.llm.openai_options import OpenAIRequestOptions
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.retry import pause_ms, tell_retry
 from openagents_worker.llm.sse import SSEDecoder
@@ -29,22 +29,10 @@ from openagents_worker.models import dumps, header_text
 __all__ = ["OpenAICompatibleClient"]
 
 DEFAULT_MODEL = "gpt-4o-mini"
-CONNECT_TIMEOUT_S = 5.0
 WHOLE_BODIES = ("application/json", "text/html")  # anything else is tried as a stream: not all label it well
 DRAIN_S = 0.5  # how long the last bytes after [DONE] are waited for, to keep the connection
 
 _REASONING = re.compile(r"(?:.*/)?(o1|o3|o4|gpt-5)")
-_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
-
-
-class _Extras(BaseModel):
-    """The options that only this provider knows; they go into the request as they are."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    seed: int | None = None
-    top_p: float | None = Field(default=None, ge=0, le=1)
-    parallel_tool_calls: bool | None = None
 
 
 class OpenAICompatibleClient:
@@ -70,10 +58,9 @@ class OpenAICompatibleClient:
         self.provider_name = "openai_compatible"
         self.model_id = options.model or DEFAULT_MODEL
         self._options = options
-        self._extras = _checked_extras(options)
-        self.url, self.stream_url = _endpoints(options)
-        self._headers = _headers(options, api_key)
-        self._secrets = _secrets(options, api_key)
+        checked = OpenAIRequestOptions.checked(options, api_key)
+        self.url, self.stream_url = checked.url, checked.stream_url
+        self._extras, self._headers, self._secrets = checked.extras, checked.headers, checked.secrets
         self._key_env = options.api_key_env or "OPENAI_API_KEY"
         self._http, self._owns_http = http, http is None
         self._opening = asyncio.Lock()
@@ -102,7 +89,7 @@ class OpenAICompatibleClient:
             **({"stream": True, "stream_options": {"include_usage": True}} if on_delta is not None else {}),
         }
         exchange = _Exchange({name: value for name, value in body.items() if value is not None}, on_delta)
-        reply = await self._ask(exchange)
+        reply = await self._ask_in_time(exchange)
         usage = reply.usage or _estimated(messages, reply)
         usage = replace(usage, metadata={**usage.metadata, **exchange.measures})
         return replace(reply, usage=price(asked_model, usage, self._options.pricing))
@@ -118,6 +105,21 @@ class OpenAICompatibleClient:
             await http.aclose()
 
     # --- tries -------------------------------------------------------------------------------------------
+
+    async def _ask_in_time(self, exchange: _Exchange) -> LLMResponse:
+        """The reply, unless the whole call takes too long; a `TimeoutError` of the listener travels on."""
+        limit_ms = self._options.whole_call_ms
+        deadline = asyncio.timeout(limit_ms / 1000)
+        try:
+            async with deadline:
+                return await self._ask(exchange)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise LLMConnectionError(
+                f"{self.provider_name}: no whole reply within {limit_ms} ms",
+                hint="llm.total_timeout_ms is the limit of a call; llm.timeout_ms that of a silence",
+            ) from error
 
     async def _ask(self, exchange: _Exchange) -> LLMResponse:
         started, failed_tries = self._clock(), 0
@@ -235,7 +237,8 @@ class OpenAICompatibleClient:
             return self._http
         async with self._opening:
             if self._http is None:
-                timeout = httpx.Timeout(self._options.timeout_ms / 1000, connect=CONNECT_TIMEOUT_S)
+                options = self._options
+                timeout = httpx.Timeout(options.timeout_ms / 1000, connect=options.connect_timeout_ms / 1000)
                 # In a thread: reading the certificates takes a tenth of a second, too long for the loop.
                 lanes = await asyncio.to_thread(Lanes, self.url)
                 self._http = httpx.AsyncClient(transport=lanes, timeout=timeout)
@@ -282,58 +285,3 @@ def _call_headers() -> dict[str, str]:
         "Idempotency-Key": header_text(info.idempotency_key),
         "X-Call": header_text(info.call_key),
     }
-
-
-# --- options ---------------------------------------------------------------------------------------------
-
-
-def _checked_extras(options: LLMOptions) -> dict[str, Any]:
-    try:
-        extras = _Extras.model_validate(options.model_extra or {})
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        raise PluginConfigError(
-            f"llm.{'.'.join(map(str, problem['loc']))}: {problem['msg']}",
-            hint=f"further options of openai_compatible: {', '.join(_Extras.model_fields)}",
-        ) from None
-    return extras.model_dump(exclude_none=True)
-
-
-def _endpoints(options: LLMOptions) -> tuple[str, str]:
-    """The addresses for plain and for streamed replies."""
-    base = (options.api_base or "").rstrip("/")
-    if options.openai_api_style == "responses" or base.endswith("/responses"):
-        raise PluginConfigError(
-            "openai_compatible speaks chat completions, not the responses API",
-            hint='set llm.openai_api_style to "chat_completions" and llm.api_base to the address before it',
-        )
-    try:
-        usable = httpx.URL(base).scheme in ("http", "https") and bool(httpx.URL(base).host)
-    except httpx.InvalidURL:
-        usable = False
-    if not usable:
-        raise PluginConfigError(
-            "llm.api_base is not an http(s) address" if base else "llm.api_base is missing",
-            hint="the address before /chat/completions, for example https://api.openai.com/v1",
-        )
-    plain = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
-    streamed = options.stream_endpoint or plain
-    return plain, streamed if "://" in streamed else f"{base}/{streamed.lstrip('/')}"
-
-
-def _headers(options: LLMOptions, api_key: str | None) -> dict[str, str]:
-    headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
-    if api_key:
-        headers["authorization"] = f"Bearer {api_key}"
-    headers |= {name.lower(): value for name, value in options.extra_headers.items()}
-    for name, value in headers.items():
-        if not _HEADER_VALUE.fullmatch(value):  # later, httpx would quote the value in its error
-            where = "the key" if name == "authorization" else f"llm.extra_headers: {name}"
-            raise PluginConfigError(f"{where} has characters that an HTTP header cannot carry")
-    return headers
-
-
-def _secrets(options: LLMOptions, api_key: str | None) -> list[str]:
-    """What no message may show: the key, and every word of the extra headers that is long enough for one."""
-    words = [word for value in options.extra_headers.values() for word in value.split() if len(word) >= 8]
-    return [*([api_key] if api_key else []), *words]

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import PluginConfigError
 
 __all__ = ["Script", "ScriptedCall", "ScriptedFault", "ScriptedReply", "ScriptedUsage", "read_entry", "words"]
@@ -63,17 +64,24 @@ class Script:
     """
 
     def __init__(self, entries: Sequence[Any], *, faults: Collection[str]) -> None:
-        """Raises `PluginConfigError`, which names the index of the entry that cannot be used."""
+        """Raises `PluginConfigError`, which names the indexes of the entries that cannot be used."""
         self._turns: list[tuple[list[ScriptedFault], ScriptedReply | None]] = []
         waiting: list[ScriptedFault] = []
+        wrong: dict[int, PluginConfigError] = {}
         for index, data in enumerate(entries):
-            entry = read_entry(data, faults=faults, where=f"script[{index}]")
+            try:
+                entry = read_entry(data, faults=faults, where=f"script[{index}]")
+            except PluginConfigError as error:
+                wrong[index] = error
+                continue
             if isinstance(entry, ScriptedFault):
                 waiting.append(entry)
             else:
                 self._turns.append((waiting, entry))
                 waiting = []
         self._turns.append((waiting, None))
+        if wrong:
+            raise _unusable_script(wrong)
 
     def __len__(self) -> int:
         """How many replies there are."""
@@ -105,6 +113,16 @@ def read_entry(data: Any, *, faults: Collection[str], where: str) -> ScriptedRep
         problem = error.errors(include_url=False, include_input=False)[0]
         raise _unusable(where, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
     raise _unusable(where, "it has neither 'text' nor 'tool_calls' nor 'error'")
+
+
+def _unusable_script(wrong: Mapping[int, PluginConfigError]) -> PluginConfigError:
+    """One error for all entries that cannot be used."""
+    problems = [
+        ConfigProblem(("script", index), error.message.removeprefix(f"script[{index}]: "), error.hint)
+        for index, error in wrong.items()
+    ]
+    message = "; ".join(error.message for error in wrong.values())
+    return PluginConfigError(message, hint=problems[0].hint, problems=problems)
 
 
 def _unusable(where: str, problem: str, hint: str | None = None) -> PluginConfigError:

@@ -21,8 +21,12 @@ class _TurnMemory(MemoryPlugin):
     external = False
 
     class Config(MemoryPlugin.Config):
-        state_key: str = Field("memory_buffer", min_length=1)
-        view_key: str = Field("history", min_length=1)
+        state_key: str = Field(
+            "memory_buffer", min_length=1, description="The key of the session's state where turns are kept."
+        )
+        view_key: str = Field(
+            "history", min_length=1, description="The key of the memory view under which the model sees them."
+        )
 
     @property
     def limit(self) -> int | None:
@@ -58,7 +62,7 @@ class BufferMemory(_TurnMemory):
     """Keeps every turn, or the newest `max_items`."""
 
     class Config(_TurnMemory.Config):
-        max_items: int | None = Field(None, gt=0)
+        max_items: int | None = Field(None, gt=0, description="Number of turns that are kept. null: all.")
 
     @property
     def limit(self) -> int | None:
@@ -70,7 +74,7 @@ class WindowBufferMemory(_TurnMemory):
     """Keeps the newest `window_size` turns."""
 
     class Config(_TurnMemory.Config):
-        window_size: int = Field(20, gt=0)
+        window_size: int = Field(20, gt=0, description="Number of turns that are kept.")
 
     @property
     def limit(self) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from openagents_worker.errors import PluginConfigError
+from openagents_worker.agents.problems import checked_config
 from openagents_worker.llm.base import LLMClient
 
 __all__ = ["PatternPlugin", "RunContext", "RunTool"]
@@ -81,15 +81,18 @@ class PatternPlugin:
 
         model_config = ConfigDict(extra="forbid")
 
-        max_steps: int = Field(16, ge=1)
-        step_timeout_ms: int = Field(30_000, ge=1)
+        max_steps: int = Field(
+            16, ge=1, description="Number of steps (model turns) after which a run ends as max_steps."
+        )
+        step_timeout_ms: int | None = Field(
+            None,
+            ge=1,
+            description="Milliseconds that one step may take; then it is tried again. null: no limit.",
+        )
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         self.config = dict(config or {})
-        try:
-            self.cfg: Any = self.Config.model_validate(self.config)
-        except ValueError as error:
-            raise PluginConfigError(f"{type(self).__name__}: {error}") from error
+        self.cfg: Any = checked_config(self.Config, self.config, type(self).__name__)
 
     async def execute(self) -> Any:
         """Carry the run to its answer."""

@@ -62,9 +62,15 @@ class ReActPattern(PatternPlugin):
     """Reason and act, with the provider's native tool calls."""
 
     class Config(PatternPlugin.Config):
-        system_prompt: str | None = None
-        max_tool_errors_in_a_row: int = Field(5, ge=1)
-        native_tool_calls: bool = True
+        system_prompt: str | None = Field(
+            None, description="What the model is told first, as a system message. null: a short default."
+        )
+        max_tool_errors_in_a_row: int = Field(
+            5, ge=1, description="Number of steps in a row whose tools all fail, after which the run fails."
+        )
+        native_tool_calls: bool = Field(
+            True, description="Must be true: tools are called with the provider's own tool calls."
+        )
 
         @field_validator("native_tool_calls")
         @classmethod
@@ -207,18 +213,36 @@ class ReActPattern(PatternPlugin):
 
     @asynccontextmanager
     async def _step_deadline(self, step: int) -> AsyncIterator[None]:
-        """Ends a step that takes too long; a `TimeoutError` of somebody else stays what it is."""
+        """Ends a step that takes too long; a `TimeoutError` of somebody else stays what it is.
+
+        The runtime tries the step again later where it may; then the pattern stops here, and sees nothing.
+        """
+        limit_ms: int | None = self.cfg.step_timeout_ms
+        if limit_ms is None:
+            yield
+            return
+        error = StepTimeoutError(
+            f"Pattern step timed out after {limit_ms}ms at step {step}", step_number=step
+        )
         # asyncio.timeout and not wait_for, which would run the step in a task of its own: another node.
-        deadline = asyncio.timeout(self.cfg.step_timeout_ms / 1000)
+        deadline = asyncio.timeout(None)
+        loop = asyncio.get_running_loop()
+
+        def over() -> None:
+            put_off = getattr(self.context, "put_off", None)
+            if put_off is None or not put_off(error, f"step {step}"):
+                deadline.reschedule(loop.time())
+
+        timer = loop.call_later(limit_ms / 1000, over)
         try:
             async with deadline:
                 yield
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise StepTimeoutError(
-                f"Pattern step timed out after {self.cfg.step_timeout_ms}ms at step {step}", step_number=step
-            ) from None
+            raise error from None
+        finally:
+            timer.cancel()
 
 
 async def _together(calls: Sequence[Coroutine[Any, Any, _Outcome]]) -> list[_Outcome]:

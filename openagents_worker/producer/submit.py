@@ -238,7 +238,8 @@ class _Submission(_Attempt[Submitted]):
         guess = f"did you mean {near[0]!r}? " if near else ""
         return (
             f"no worker knows an agent {agent_id!r}",
-            f"{guess}known: {', '.join(known)}; an agent is known once a worker with it has been started",
+            f"{guess}known: {', '.join(known)}; an agent is known once a worker that can "
+            "serve it was started; `openagents-worker validate` says why one cannot",
         )
 
 

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from openagents_worker.agents import AgentDefinition, AppConfig, ContextAssemblerRef, PluginRef, load_agents
+from openagents_worker.agents import (
+    AgentDefinition,
+    AppConfig,
+    ContextAssemblerRef,
+    PluginRef,
+    read_agents_file,
+)
+from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.context import BUILTIN_ASSEMBLERS
-from openagents_worker.errors import PluginError, PluginLoadError
+from openagents_worker.errors import AgentUnavailable
 from openagents_worker.llm.base import LLMClient, quiet_http_clients
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.models import RunBudget, dumps
 from openagents_worker.patterns import BUILTIN_PATTERNS
-from openagents_worker.runtime.plugins import load_plugins
+from openagents_worker.runtime.plugins import load_plugins, make_plugin, with_limits
+from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.settings import Settings
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.offload import Offload
-from openagents_worker.tools.validation import did_you_mean
 
-__all__ = ["AgentParts", "Assembly"]
-
-_REQUIRED = {
-    "pattern": ("execute",),
-    "tool": ("invoke",),
-    "memory": ("inject", "writeback"),
-    "context_assembler": ("assemble",),
-}
+__all__ = ["AgentParts", "Assembly", "UnavailableAgent"]
 
 
 class AgentParts:
@@ -52,14 +52,8 @@ class AgentParts:
 
     def new_pattern(self) -> Any:
         """A pattern for one attempt; the agent's runtime limits stand under its own config."""
-        ref = self.definition.pattern
-        limits = {
-            "max_steps": self.definition.runtime.max_steps,
-            "step_timeout_ms": self.definition.runtime.step_timeout_ms,
-        }
-        return self._make(
-            "pattern", ref.model_copy(update={"config": {**limits, **ref.config}}), BUILTIN_PATTERNS
-        )
+        ref = with_limits(self.definition.pattern, self.definition.runtime)
+        return self._make("pattern", ref, BUILTIN_PATTERNS)
 
     def tools(self) -> dict[str, Any]:
         return self._tools
@@ -94,13 +88,46 @@ class AgentParts:
                 await close()
 
 
+@dataclass(frozen=True, slots=True)
+class UnavailableAgent:
+    """An agent that this process cannot serve, and why. Its runs are left to others."""
+
+    agent_id: str
+    problems: tuple[ConfigProblem, ...]
+
+    @property
+    def code(self) -> str:
+        return self.problems[0].code
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(problem.text for problem in self.problems)
+
+    @property
+    def hint(self) -> str | None:
+        return "; ".join(dict.fromkeys(problem.hint for problem in self.problems if problem.hint)) or None
+
+    def error(self) -> AgentUnavailable:
+        message = f"this worker cannot serve the agent {self.agent_id!r}: {self.reason}"
+        return AgentUnavailable(message, hint=self.hint, agent_id=self.agent_id)
+
+
 class Assembly:
     """All agents of a process, with what their runs share."""
 
-    def __init__(self, config: AppConfig, *, env: Mapping[str, str], offload: Offload | None = None) -> None:
+    def __init__(
+        self,
+        config: AppConfig,
+        *,
+        env: Mapping[str, str],
+        offload: Offload | None = None,
+        unavailable: Iterable[UnavailableAgent] = (),
+    ) -> None:
         self.config = config
         self.redact_keys = config.redact_keys
         self.offload = offload or Offload()
+        self.unavailable = {agent.agent_id: agent for agent in unavailable}
+        """Agents of the file that are not in `config`, as they cannot be served here."""
         self._env = env
         self._models: dict[str, LLMClient] = {}
         self._shared: dict[tuple[str, str], Any] = {}
@@ -110,22 +137,38 @@ class Assembly:
 
     @classmethod
     def from_settings(cls, settings: Settings, env: Mapping[str, str] | None = None) -> Assembly:
-        """Import the plugins, load the agents file and make every part once: what cannot work is known before
-        the first run."""
+        """Import the plugins, read the agents file and make every part once: what cannot work is known before
+        the first run.
+
+        Agents that cannot be served here are `unavailable`. Raises `PluginLoadError` or `ConfigLoadError`,
+        and `ConfigValidationError` where a section for all agents is wrong or no agent can be served.
+        """
         env = os.environ if env is None else env
         load_plugins(settings.imports)
-        offload = Offload(threads=settings.tool_threads, processes=settings.tool_processes)
-        assembly = cls(load_agents(settings.config, env=env), env=env, offload=offload)
-        for agent in assembly.config.agents:
-            try:
-                assembly.parts(agent.id).new_pattern()
-            except PluginError as error:
-                where = f"{settings.config}: agent {agent.id!r}"
-                raise type(error)(f"{where}: {error.message}", hint=error.hint) from error
-        return assembly
+        file = read_agents_file(settings.config, env=env)
+        problems = find_problems(file, env)
+        if file.config is None or any(file.agent_id(problem) is None for problem in problems):
+            raise rejected(file.source, problems)
+        by_agent: dict[str, list[ConfigProblem]] = {}
+        for problem in problems:
+            by_agent.setdefault(file.agent_id(problem) or "", []).append(problem)
+        servable = [agent for agent in file.config.agents if agent.id not in by_agent]
+        if not servable:
+            raise rejected(file.source, problems)
+        return cls(
+            file.config.model_copy(update={"agents": servable}),
+            env=env,
+            offload=Offload(threads=settings.tool_threads, processes=settings.tool_processes),
+            unavailable=[UnavailableAgent(id_, tuple(found)) for id_, found in by_agent.items()],
+        )
 
     def parts(self, agent_id: str) -> AgentParts:
-        """The parts of one attempt of that agent. Raises `AgentNotFoundError` with a suggestion."""
+        """The parts of one attempt of that agent.
+
+        Raises `AgentUnavailable` where it cannot be served here, and `AgentNotFoundError` with a suggestion.
+        """
+        if agent_id in self.unavailable:
+            raise self.unavailable[agent_id].error()
         return AgentParts(self, self._definitions.get(agent_id) or self.config.agent(agent_id))
 
     def limits(self, agent_id: str) -> RunBudget | None:
@@ -160,33 +203,3 @@ class Assembly:
             if close is not None:
                 await close()
         self.offload.close()
-
-
-def make_plugin(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
-    """An instance of what a reference names. Raises `PluginLoadError` or `PluginConfigError`."""
-    made = _class_of(kind, ref, known)(config=dict(ref.config))
-    missing = [name for name in _REQUIRED[kind] if not hasattr(made, name)]
-    if missing:
-        raise PluginLoadError(f"{ref.impl or ref.type} is no {kind}: it has no {' and no '.join(missing)}")
-    return made
-
-
-def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    if ref.type:
-        if ref.type not in known:
-            raise PluginLoadError(f"no {kind} is named {ref.type!r}{did_you_mean(ref.type, known)}")
-        return known[ref.type]
-    module_name, _, name = (ref.impl or "").rpartition(".")
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise PluginLoadError(
-            f"cannot load {kind} {ref.impl!r}: {error}", hint="package.module.Class, importable by the worker"
-        ) from error
-    except Exception as error:
-        raise PluginLoadError(
-            f"cannot load {kind} {ref.impl!r}: its module raised {type(error).__name__}: {error}",
-            hint="the module must be importable as the worker imports it; for one that uses Django, "
-            "DJANGO_SETTINGS_MODULE is set, or the project's Celery app is named with -A",
-        ) from error
-    return found

@@ -188,6 +188,9 @@ class Attempt:
             with user_code(PatternError):
                 parts = self._assembly.parts(agent_id)
         except OpenAgentsError as error:
+            if agent_id in self._assembly.unavailable:
+                self.latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
+                return None
             if agent_id not in self._assembly.hashes and isinstance(error, AgentNotFoundError):
                 return await self._without_the_agent(error)
             return self._ending(error=error)
@@ -278,6 +281,7 @@ class Attempt:
             ledger=self._ledger,
             latch=self.latch,
             retries=self._claimed.retries,
+            tries=self._tries,
             max_tries=self._max_tries,
             life=self._claimed.life,
             durable=self._durable,

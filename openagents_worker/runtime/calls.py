@@ -252,7 +252,9 @@ class RecordedTool:
             return await self._make(params, info)
 
         try:
-            return await self._context.recorder.call("tool", self.tool_id, digest, make)
+            return await self._context.recorder.call(
+                "tool", self.tool_id, digest, make, may_repeat=self._may_repeat
+            )
         except ModelRetryError:
             self._asked_again += 1
             raise

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openagents_worker.agents import LLMOptions
+from openagents_worker.errors import OpenAgentsError
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.models import RunArtifact, RunRequest, RunUsage
 from openagents_worker.patterns.base import RunTool
@@ -78,6 +79,14 @@ class RunContext:
     async def emit(self, event_name: str, **payload: Any) -> None:
         """An event of the pattern, stored within milliseconds; replaying it does not say it again."""
         self.recorder.say(event_name, payload)
+
+    def put_off(self, error: OpenAgentsError, part: str) -> bool:
+        """Stop the run here and try it again later because of this error, as after a failed call.
+
+        `part` is what is counted as tried. False where it may not be tried again: then the error is the
+        pattern's to raise.
+        """
+        return self.recorder.put_off(error, part)
 
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Mapping[str, Any] | None = None

@@ -34,6 +34,9 @@ __all__ = ["Carried", "Outlook", "Parting"]
 
 log = get_logger(__name__)
 
+NOT_SERVED_MS = 500
+"""How soon a run is looked at again whose agent its worker cannot serve: the one beside it often can."""
+
 
 class Outlook(StrEnum):
     """What became of a run in this process."""
@@ -143,7 +146,7 @@ class Parting:
         error = self._error
         handed = await self._ledger.suspend(
             kind=SuspendKind.LEFT_TO_OTHERS,
-            delay_ms=0,
+            delay_ms=NOT_SERVED_MS if isinstance(error, AgentUnavailable) else 0,
             call="",
             error_code=error.code,
             left_max_ms=self._left_max_ms,
@@ -152,7 +155,8 @@ class Parting:
             unavailable = AgentUnavailable(
                 f"no worker that can execute the run came within {self._left_max_ms / 1000:,.0f} s: "
                 f"{error.message}",
-                hint="start a worker that has the agent, in the version that the run needs",
+                hint=(error.hint if isinstance(error, AgentUnavailable) else None)
+                or "start a worker that has the agent, in the version that the run needs",
             )
             unavailable.__cause__ = error
             return await self._finish(unavailable)

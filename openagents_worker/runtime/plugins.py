@@ -1,14 +1,19 @@
-"""Plugins. The only place that imports an operator's own modules: their tools, patterns and memories."""
+"""Plugins. The only place that imports an operator's own modules, and makes tools, patterns and memories."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
+from typing import Any
 
-from openagents_worker.errors import PluginLoadError
+from pydantic import JsonValue, ValidationError
 
-__all__ = ["GROUP", "load_plugins"]
+from openagents_worker.agents import PatternRef, PluginRef, RuntimeOptions
+from openagents_worker.agents.problems import did_you_mean, problems_of
+from openagents_worker.errors import PluginConfigError, PluginError, PluginLoadError, text_of
+
+__all__ = ["GROUP", "import_plugins", "load_plugins", "make_plugin", "with_limits"]
 
 GROUP = "openagents_worker.plugins"
 """Installed packages name modules in this entry-point group to be imported by every worker."""
@@ -17,15 +22,94 @@ GROUP = "openagents_worker.plugins"
 def load_plugins(modules: Iterable[str]) -> None:
     """Import the modules named in `OPENAGENTS_IMPORTS`, then those of the entry points.
 
-    Raises `PluginLoadError` with the name and, as its cause, what the module raised.
+    Raises `PluginLoadError` that names each that cannot be imported, and what it raised.
     """
+    errors = import_plugins(modules)
+    if len(errors) > 1:
+        message = "; ".join(error.message for error in errors)
+        raise PluginLoadError(message, hint=errors[0].hint) from errors[0].__cause__
+    for error in errors:
+        raise error
+
+
+def import_plugins(modules: Iterable[str]) -> list[PluginLoadError]:
+    """Import the same modules; an error for each that cannot be imported, whose cause is what it raised."""
+    errors = []
     named = [(name, "OPENAGENTS_IMPORTS") for name in modules]
     found = [(point.value, f"the entry point {point.name!r}") for point in entry_points(group=GROUP)]
     for name, source in (*named, *found):
         try:
             importlib.import_module(name.partition(":")[0])
-        except Exception as error:
-            raise PluginLoadError(
-                f"cannot import {name!r}, named by {source}: {type(error).__name__}: {error}",
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a module may raise anything
+            failed = PluginLoadError(
+                f"cannot import {name!r}, named by {source}: {type(error).__name__}: {text_of(error)}",
                 hint="the module must be importable where the worker starts (installed, or on PYTHONPATH)",
-            ) from error
+            )
+            failed.__cause__ = error
+            errors.append(failed)
+    return errors
+
+
+# --- made by reference ------------------------------------------------------------------------------------
+
+_REQUIRED = {
+    "pattern": ("execute",),
+    "tool": ("invoke",),
+    "memory": ("inject", "writeback"),
+    "context_assembler": ("assemble",),
+}
+
+
+def with_limits(ref: PatternRef, runtime: RuntimeOptions) -> PatternRef:
+    """The pattern with its agent's limits under its own config; a limit that is not set is not named."""
+    limits: dict[str, JsonValue] = {"max_steps": runtime.max_steps}
+    if runtime.step_timeout_ms is not None:
+        limits["step_timeout_ms"] = runtime.step_timeout_ms
+    return ref.model_copy(update={"config": {**limits, **ref.config}})
+
+
+def make_plugin(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
+    """An instance of what a reference names. Raises `PluginLoadError` or `PluginConfigError`."""
+    make = _class_of(kind, ref, known)
+    name = ref.impl or ref.type
+    if not callable(make):
+        raise PluginLoadError(f"{name} is not a class or a function: it is a {type(make).__name__}")
+    try:
+        made = make(config=dict(ref.config))
+    except PluginError:
+        raise
+    except ValidationError as error:  # a class of one's own that checks its config with pydantic
+        raise PluginConfigError(f"{name} refuses its config", problems=problems_of(error)) from error
+    except (Exception, SystemExit) as error:
+        raise PluginLoadError(
+            f"{name} cannot be made: {type(error).__name__}: {text_of(error)}",
+            hint="it is called with config={…}, the config of the agents file",
+        ) from error
+    missing = [method for method in _REQUIRED[kind] if not callable(getattr(made, method, None))]
+    if missing:
+        raise PluginLoadError(
+            f"{name} is not a {kind}: it has no {' and no '.join(missing)}",
+            hint=f"a {kind} has {' and '.join(_REQUIRED[kind])}",
+        )
+    return made
+
+
+def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
+    if ref.type:
+        if ref.type not in known:
+            hint = did_you_mean(ref.type, sorted(known))
+            raise PluginLoadError(f"no {kind} is named {ref.type!r}", hint=hint)
+        return known[ref.type]
+    module_name, _, name = (ref.impl or "").rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise PluginLoadError(
+            f"cannot load {kind} {ref.impl!r}: {error}", hint="package.module.Class, importable by the worker"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise PluginLoadError(
+            f"cannot load {kind} {ref.impl!r}: its module raised {type(error).__name__}: {text_of(error)}",
+            hint="the module must be importable as the worker imports it; for one that uses Django, "
+            "DJANGO_SETTINGS_MODULE is set, or the project's Celery app is named with -A",
+        ) from error

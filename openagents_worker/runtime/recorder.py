@@ -67,11 +67,12 @@ class _Running:
     """A call that is being made. It is blocked while a call inside it waits for the run to stop: then it
     cannot end by itself."""
 
-    __slots__ = ("blocked", "outer", "task")
+    __slots__ = ("blocked", "may_repeat", "outer", "task")
 
-    def __init__(self, task: asyncio.Task[Any], outer: _Running | None) -> None:
+    def __init__(self, task: asyncio.Task[Any], outer: _Running | None, *, may_repeat: bool) -> None:
         self.task = task
         self.outer = outer
+        self.may_repeat = may_repeat
         self.blocked = 0
 
 
@@ -91,6 +92,7 @@ class Recorder:
         ledger: Ledger,
         latch: Latch,
         retries: int,
+        tries: Mapping[str, int],
         max_tries: int,
         life: int,
         durable: bool,
@@ -99,7 +101,8 @@ class Recorder:
         transcript_length: int,
         on_record: Callable[[Record], None],
     ) -> None:
-        """`position` is that of the next record; `retries`: how often the run was put off since the last."""
+        """`position` is that of the next record; `retries`: how often the run was put off since the last;
+        `tries`: how often each call or part of the pattern has failed and was put off."""
         self.run_id = run_id
         self.usage = RunUsage()
         self.position = position
@@ -110,6 +113,7 @@ class Recorder:
         self._ledger = ledger
         self._latch = latch
         self._retries = retries
+        self._tries = tries
         self._max_tries = max_tries
         self._life = life
         self._durable = durable
@@ -128,10 +132,13 @@ class Recorder:
 
     # --- calls -------------------------------------------------------------------------------------------
 
-    async def call(self, kind: str, name: str, digest: str, make: Make, *, core: str = "") -> Any:
+    async def call(
+        self, kind: str, name: str, digest: str, make: Make, *, core: str = "", may_repeat: bool = True
+    ) -> Any:
         """Answer a call from the journal, or make it, record it and then answer.
 
         `digest` is that of its arguments; `core`, for a prompt, that of the part the program itself wrote.
+        `may_repeat`: whether it may be made again after it was cancelled, although it may have had effects.
         """
         question = self.rules.enter(kind, name, digest, core)
         self._entered[kind] += 1
@@ -141,12 +148,12 @@ class Recorder:
         await self._stop_if_latched()
         if record is None:
             self._release_held(question.branch)
-            return await self._make(question, number, make)
+            return await self._make(question, number, make, may_repeat=may_repeat)
         self._held.pop(question.branch, None)  # said before this record was stored
         if await self._hand_out(question, record):
             return await self._replay(record)
         await self._stop_if_latched()
-        return await self._make(question, number, make, again=record)
+        return await self._make(question, number, make, again=record, may_repeat=may_repeat)
 
     def begin(self, part: str = "") -> None:
         """The task that runs now makes the run's calls; `part` sets those around the pattern apart."""
@@ -189,7 +196,15 @@ class Recorder:
                 await self._store_unbroken(self._told_cancelled(record), [])
             raise
 
-    async def _make(self, question: Question, number: int, make: Make, again: Record | None = None) -> Any:
+    async def _make(
+        self,
+        question: Question,
+        number: int,
+        make: Make,
+        *,
+        again: Record | None = None,
+        may_repeat: bool = True,
+    ) -> Any:
         self._ledger.check_lease()
         call_id = self.rules.claim_id(question, again)
         info = CallInfo(
@@ -203,7 +218,7 @@ class Recorder:
             number=number,
             tell=self._ledger.note,
         )
-        with self._counted_as_running():
+        with self._counted_as_running(may_repeat):
             record, error = await self._made(question, info, make)
         await self._stop_if_latched()  # it is stored; a run that is to stop stops before the program goes on
         assert record is not None
@@ -250,10 +265,10 @@ class Recorder:
             current_call.reset(token)
 
     @contextmanager
-    def _counted_as_running(self) -> Iterator[None]:
+    def _counted_as_running(self, may_repeat: bool) -> Iterator[None]:
         task = asyncio.current_task()
         assert task is not None
-        running = _Running(task, _running.get())
+        running = _Running(task, _running.get(), may_repeat=may_repeat)
         token = _running.set(running)
         self._running.add(running)
         self._nothing_runs.clear()
@@ -292,17 +307,39 @@ class Recorder:
         in_flight = max(1, sum(not running.blocked for running in self._running))
         if info.failed_tries < self._max_tries and self._retries < self._max_tries * in_flight:
             return True
+        self._note_exhausted(error, info.failed_tries)
+        return False
+
+    def _note_exhausted(self, error: OpenAgentsError, failed_tries: int) -> None:
         self._ledger.note(
             "run.resume_exhausted",
             {
                 "run_id": self.run_id,
-                "attempt_index": info.failed_tries + 1,
+                "attempt_index": failed_tries + 1,
                 "error_type": type(error).__name__,
                 "error_code": error.code,
                 "limit": self._max_tries,
             },
         )
-        return False
+
+    def put_off(self, error: OpenAgentsError, part: str) -> bool:
+        """Put the run off because of an error of a part of the pattern; whether that may be.
+
+        Calls that run are cancelled and not recorded: they are made again. One whose effects must not be
+        repeated forbids it.
+        """
+        if self._latch.reason is not None and not self._latch.lets_calls_end:
+            return True  # it stops already
+        may_repeat = all(running.may_repeat for running in self._running)
+        if not (error.retryable and self._durable and may_repeat):
+            return False
+        failed_tries = self._tries.get(part, 0)
+        if failed_tries >= self._max_tries:
+            self._note_exhausted(error, failed_tries)
+            return False
+        self._latch.set(LatchReason.RETRY, error=error, call=part)
+        self._latch.hurry()
+        return True
 
     # --- records -----------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from openagents_worker.errors import PluginConfigError
+from openagents_worker.agents.problems import checked_config
 
 __all__ = ["ToolContext", "ToolExecutionSpec", "ToolPlugin"]
 
@@ -68,10 +68,7 @@ class ToolPlugin:
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         self.config = dict(config or {})
-        try:
-            self.cfg: Any = self.Config.model_validate(self.config)
-        except ValueError as error:
-            raise PluginConfigError(f"{type(self).__name__}: {error}") from error
+        self.cfg: Any = checked_config(self.Config, self.config, type(self).__name__)
 
     @property
     def tool_name(self) -> str:

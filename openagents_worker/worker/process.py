@@ -17,7 +17,7 @@ from celery import Task
 from openagents_worker.agents import AppConfig
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.producer.client import cell_of
-from openagents_worker.runtime.assembly import Assembly
+from openagents_worker.runtime.assembly import Assembly, UnavailableAgent
 from openagents_worker.runtime.attempt import EX_DOES_NOT_STOP
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import Carried, Runner
@@ -306,7 +306,9 @@ class Host:
         """The loop of a pool that has one; set before the first use."""
         self._send_wakes = send_wakes
         self.config: AppConfig | None = None
-        """The agents file, once it has been read."""
+        """The agents file, once it has been read: those of its agents that can be served here."""
+        self.unavailable: tuple[UnavailableAgent, ...] = ()
+        """The agents of the file that cannot be served here."""
         self._assembly: Assembly | None = None
         self._process: WorkerProcess | None = None
         self._pid = 0
@@ -318,6 +320,7 @@ class Host:
         if self._assembly is None:
             self._assembly = Assembly.from_settings(self.settings)
             self.config = self._assembly.config
+            self.unavailable = tuple(self._assembly.unavailable.values())
 
     def process(self) -> WorkerProcess | None:
         """The process's own, made and started on first use; None once the worker is stopping."""

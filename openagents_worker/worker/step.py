@@ -17,7 +17,7 @@ from celery.concurrency.solo import TaskPool as SoloPool
 from celery.worker import state
 
 from openagents_worker.addresses import redis_url_of_connection
-from openagents_worker.agents import load_agents, notices
+from openagents_worker.agents import notices, read_agents_file
 from openagents_worker.errors import ConfigValidationError, OpenAgentsError, RedisUnreachable, RedisUnsafe
 from openagents_worker.producer.client import cell_of
 from openagents_worker.producer.transport import wake_queue
@@ -66,7 +66,7 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
         if is_ours:
             host.check()
         # Another app's worker may execute no runs: it imports no plugins before that is known.
-        config = host.config if is_ours else load_agents(host.settings.config)
+        config = host.config if is_ours else read_agents_file(host.settings.config).config
         logging_config = config.logging if config is not None else None
     set_up_logging(worker, host.settings, logging_config, is_ours=is_ours, logfile=worker.logfile)
     if _forks(worker):
@@ -185,6 +185,14 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
         def start(self, parent: Any) -> None:
             for notice in notices(host.config) if host.config is not None else ():
                 log.info("agents_file.notice", notice=notice)
+            for agent in host.unavailable:
+                log.error(
+                    "agents_file.agent_not_served",
+                    agent_id=agent.agent_id,
+                    code=agent.code,
+                    reason=agent.reason,
+                    hint=agent.hint,
+                )
             for name, meant in unknown_variables(os.environ):
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)
             if not is_ours:
@@ -233,9 +241,10 @@ def _with_wakes(app: Celery, of_runs: Collection[str] | None) -> tuple[str, ...]
 def _queues_of_runs(settings: Settings) -> set[str]:
     """The queue that was registered, and those that agents have of their own."""
     try:
-        agents = load_agents(settings.config).agents
+        config = read_agents_file(settings.config).config
     except OpenAgentsError:  # who consumes the registered queue is told so by the host's check
-        agents = []
+        config = None
+    agents = config.agents if config is not None else ()
     return {settings.queue, *(agent.queue for agent in agents if agent.queue)}
 
 

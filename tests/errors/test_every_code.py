@@ -236,7 +236,7 @@ def what_the_tools_need_is_away(shop: Installation) -> Met:
 @provokes("pattern.step_timeout")
 def a_step_takes_too_long(shop: Installation) -> Met:
     shop.model.will_say({"error": "hang"})
-    return ended(shop.submit("hasty"))
+    return ended(shop.submit("hasty", budget=NO_RETRY))
 
 
 @provokes("session.error")

@@ -45,11 +45,12 @@ def test_the_shipped_file_loads_without_any_variable() -> None:
     assert notices(config) == []
 
 
-def test_defaults_are_the_originals() -> None:
-    """A file that says little means what it meant there."""
+def test_defaults_are_the_originals_but_for_the_time_limits() -> None:
+    """A file that says little means what it meant there; slow models have more time."""
     a = load().agent("a")
-    assert (a.runtime.max_steps, a.runtime.step_timeout_ms) == (16, 30_000)
-    assert (a.llm.timeout_ms, a.llm.retry.max_attempts, a.llm.retry.backoff_multiplier) == (30_000, 3, 2.0)
+    assert (a.runtime.max_steps, a.llm.retry.max_attempts, a.llm.retry.backoff_multiplier) == (16, 3, 2.0)
+    assert (a.llm.connect_timeout_ms, a.llm.timeout_ms, a.llm.whole_call_ms) == (5_000, 120_000, 600_000)
+    assert a.runtime.step_timeout_ms is None
     assert a.memory.on_error == "continue"
     assert (a.tools, a.queue, a.context_assembler, a.tool_executor) == ([], None, None, None)
 
@@ -164,7 +165,7 @@ def test_selectors_that_mean_redis_here_are_accepted_with_one_notice_each() -> N
         "version '1.1' is read as '1.0'",
         "session.type 'sqlite': sessions are kept in Redis",
         "events.type 'async': events are kept in Redis",
-        "agents[0].runtime.session_queue_size has no effect: queues are in Redis and bounded by its memory",
+        "agent 'a': runtime.session_queue_size has no effect: queues are in Redis and bounded by its memory",
     ]
 
 

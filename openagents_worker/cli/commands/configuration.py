@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 
 import click
 
-from openagents_worker.agents import AppConfig, load_agents, notices
+from openagents_worker.agents import notices
 from openagents_worker.cli.commands.options import as_json_option, import_from_here, need
 from openagents_worker.cli.display import dump
-from openagents_worker.errors import ConfigValidationError
-from openagents_worker.settings import Settings, load_settings, unknown_variables
+from openagents_worker.settings import Settings, load_settings
 
 __all__ = ["COMMANDS"]
 
@@ -27,22 +27,14 @@ def validate(file: str | None, app: str | None, as_json: bool) -> None:
     of the Celery app (-A) and Django's set-up.
     """
     need("worker")
-    from openagents_worker.runtime.assembly import Assembly
+    from openagents_worker.cli.validation import validated
 
-    if unknown := unknown_variables(os.environ):
-        raise ConfigValidationError(
-            "; ".join(f"{name}: no such setting" for name, _ in unknown),
-            hint="; ".join(f"did you mean {meant}?" for _, meant in unknown if meant) or None,
-        )
-    settings = _prepared(app)
-    settings = settings if file is None else settings.model_copy(update={"config": file})
-    config = load_agents(settings.config)
-    Assembly.from_settings(settings)
+    path, config = validated(file, env=os.environ, prepare=partial(_prepared, app))
     agents, remarks = [agent.id for agent in config.agents], notices(config)
     if as_json:
-        dump({"file": settings.config, "agents": agents, "notices": remarks})
+        dump({"file": path, "agents": agents, "notices": remarks})
         return
-    click.echo(f"{settings.config}: valid; agents: {', '.join(agents)}")
+    click.echo(f"{path}: valid; agents: {', '.join(agents)}")
     for remark in remarks:
         click.echo(f"note: {remark}", err=True)
 
@@ -62,8 +54,11 @@ def _prepared(app: str | None) -> Settings:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The same: a schema is JSON.")
 def schema(as_json: bool) -> None:
-    """Print the JSON Schema of the agents file."""
-    click.echo(json.dumps(AppConfig.model_json_schema(), indent=None if as_json else 2, ensure_ascii=False))
+    """Print the JSON Schema of the agents file, with the configs of the plugins that are built in."""
+    need("worker")
+    from openagents_worker.runtime.schema import agents_file_schema
+
+    click.echo(json.dumps(agents_file_schema(), indent=None if as_json else 2, ensure_ascii=False))
 
 
 COMMANDS = (validate, schema)

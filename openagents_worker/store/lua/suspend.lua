@@ -1,6 +1,7 @@
 -- The owner puts a run aside. kind: `retry`, due after delay_ms; `handover`, for another worker at once; `left_to_others`, for a worker
--- that can execute it, due after ever longer times. Returns OK, wakes, delay_ms | CANCEL | FENCED | OVERDUE (it has been left to others for
--- left_max_ms; nothing is written). Events: those given, then run.retry_scheduled, run.handed_over or (once) run.left_to_others.
+-- that can execute it, due after ever longer times, of which delay_ms is the first (0: 5 s).
+-- Returns OK, wakes, delay_ms | CANCEL | FENCED | OVERDUE (it has been left to others for left_max_ms; nothing is written).
+-- Events: those given, then run.retry_scheduled, run.handed_over or (once) run.left_to_others.
 --#include run
 --#include left
 local run = live(run_id, fence)
@@ -24,7 +25,7 @@ if kind == 'retry' then
   events[#events + 1] = '{"due_at":"' .. iso(due) .. '","delay_ms":' .. digits(delay_ms) .. ',"error_code":' .. q(error_code)
     .. ',"attempt_index":' .. digits(run.retries + 1) .. '}'
 elseif kind == 'left_to_others' then
-  local again_in_ms, is_first = left_again_in(run, left_max_ms)
+  local again_in_ms, is_first = left_again_in(run, left_max_ms, delay_ms > 0 and delay_ms or nil)
   if not again_in_ms then return {'OVERDUE'} end
   delay_ms = again_in_ms
   put_off()

@@ -43,7 +43,7 @@ class _FileTool(TypedTool):
 
     class Config(TypedTool.Config):
         root: str | None = Field(None, description="All paths lie inside this folder; None: no limit.")
-        max_bytes: int = Field(200_000, ge=1, description="The most that one call reads or writes.")
+        max_bytes: int = Field(200_000, ge=1, description="Bytes that one call reads or writes, at most.")
 
     @property
     def root(self) -> Path:
@@ -226,7 +226,7 @@ class GrepFiles(_FileTool):
     spec = READS
 
     class Config(_FileTool.Config):
-        timeout_ms: int = Field(10_000, ge=1, description="When a search is given up.")
+        timeout_ms: int = Field(10_000, ge=1, description="Milliseconds after which a search is given up.")
 
     class Params(TypedTool.Params):
         pattern: str = Field(

@@ -61,7 +61,7 @@ class HttpRequest(TypedTool):
 
     class Config(TypedTool.Config):
         timeout: float = Field(30, gt=0, description="Seconds for the whole exchange, redirects included.")
-        max_bytes: int = Field(200_000, ge=1, description="How much of a body is read.")
+        max_bytes: int = Field(200_000, ge=1, description="Bytes of a body that are read, at most.")
         allow_hosts: list[str] | None = Field(
             None,
             description="Only these hosts (`*.example.com` for all below); they may be private. None: any.",

@@ -184,14 +184,14 @@ async def test_extra_headers_are_sent_and_win() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"api_base": None}, "api_base is missing"),
+        ({"api_base": None}, "llm.api_base: missing"),
         ({"api_base": "localhost:8000"}, "not an http"),
         ({"api_base": "http://"}, "not an http"),
         ({"api_base": "http://x.test/v1/responses"}, "not the responses API"),
         ({"openai_api_style": "responses"}, "not the responses API"),
         ({"temprature": 1}, "temprature"),
         ({"top_p": 3}, "top_p"),
-        ({"extra_headers": {"X-Key": "a\nb"}}, "x-key has characters"),
+        ({"extra_headers": {"X-Key": "a\nb"}}, "X-Key: has characters"),
     ],
 )
 def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any], message: str) -> None:

@@ -228,7 +228,7 @@ async def test_the_mock_answers_after_the_tool_said_something() -> None:
 @pytest.mark.parametrize("provider", sorted(PROVIDERS))
 async def test_every_provider_is_made_by_its_name(provider: str) -> None:
     """The name in the agents file is the name of the client, which counts tokens and can be closed."""
-    client = make_client(LLMOptions(provider=provider), env={})
+    client = make_client(LLMOptions(provider=provider), env={"OPENAI_API_KEY": "k"})
 
     assert client.provider_name == provider
     assert client.count_tokens("12345678") == 2
@@ -245,7 +245,9 @@ def test_an_unknown_provider_has_a_suggestion() -> None:
 
 def test_a_named_key_must_be_there() -> None:
     """An agents file that names a variable for its key needs that variable."""
-    with pytest.raises(PluginConfigError, match="MY_KEY, which is not set"):
+    with pytest.raises(
+        PluginConfigError, match=r"llm\.api_key_env: the environment variable MY_KEY is not set"
+    ):
         make_client(LLMOptions(provider="openai_compatible", api_key_env="MY_KEY"), env={})
 
 
@@ -261,4 +263,4 @@ def test_the_base_address_comes_from_the_options_or_the_environment() -> None:
 
     assert url(env, api_base="http://own.test/v1/") == "http://own.test/v1/chat/completions"
     assert url(env) == "http://env.test/v1/chat/completions"
-    assert url({}) == "https://api.openai.com/v1/chat/completions"
+    assert url({"OPENAI_API_KEY": "k"}) == "https://api.openai.com/v1/chat/completions"

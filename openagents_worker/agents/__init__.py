@@ -1,0 +1,53 @@
+"""Agents: what a deployment can do, as its agents file says."""
+
+from openagents_worker.agents.llm import LLMOptions, LLMPricing, LLMRetryOptions
+from openagents_worker.agents.loading import AgentsFile, load_agents, read_agents_file
+from openagents_worker.agents.schema import (
+    AgentDefinition,
+    AppConfig,
+    ContextAssemblerRef,
+    MemoryRef,
+    PatternRef,
+    PluginRef,
+    RuntimeConfig,
+    RuntimeOptions,
+    RuntimeRef,
+    ToolExecutorRef,
+    ToolRef,
+    notices,
+)
+from openagents_worker.agents.sections import (
+    DiagnosticsRef,
+    EventsRef,
+    LoggingConfig,
+    MultiAgentConfig,
+    SessionRef,
+    SkillsRef,
+)
+
+__all__ = [
+    "AgentDefinition",
+    "AgentsFile",
+    "AppConfig",
+    "ContextAssemblerRef",
+    "DiagnosticsRef",
+    "EventsRef",
+    "LLMOptions",
+    "LLMPricing",
+    "LLMRetryOptions",
+    "LoggingConfig",
+    "MemoryRef",
+    "MultiAgentConfig",
+    "PatternRef",
+    "PluginRef",
+    "RuntimeConfig",
+    "RuntimeOptions",
+    "RuntimeRef",
+    "SessionRef",
+    "SkillsRef",
+    "ToolExecutorRef",
+    "ToolRef",
+    "load_agents",
+    "notices",
+    "read_agents_file",
+]

@@ -1,0 +1,160 @@
+"""Models in the agents file. The only place that says what may stand under an agent's `llm`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from openagents_worker.agents.part import LONGEST_MS, Part, problem
+
+__all__ = ["LLMOptions", "LLMPricing", "LLMRetryOptions"]
+
+DEFAULT_TOTAL_TIMEOUT_MS = 600_000
+
+
+class LLMPricing(Part):
+    """Prices in USD per million tokens; None: not known, or as the provider's own table says."""
+
+    input: float | None = Field(
+        default=None,
+        ge=0,
+        description="USD per million input tokens. null: the price in the built-in table, if there is one.",
+    )
+    output: float | None = Field(
+        default=None,
+        ge=0,
+        description="USD per million output tokens. null: the price in the built-in table, if there is one.",
+    )
+    cached_read: float | None = Field(
+        default=None,
+        ge=0,
+        description="USD per million input tokens that the provider read from its cache. null: as the table.",
+    )
+    cached_write: float | None = Field(
+        default=None,
+        ge=0,
+        description="USD per million input tokens that the provider wrote to its cache. null: as the table.",
+    )
+
+
+class LLMRetryOptions(Part):
+    """How often and how patiently a provider repeats one HTTP request before the error reaches the run."""
+
+    max_attempts: int = Field(
+        default=3, ge=1, description="Number of tries of one request, the first one included."
+    )
+    initial_backoff_ms: int = Field(
+        default=500, ge=0, le=LONGEST_MS, description="Milliseconds before the second try, at most."
+    )
+    max_backoff_ms: int = Field(
+        default=5_000, ge=0, le=LONGEST_MS, description="Milliseconds before any further try, at most."
+    )
+    backoff_multiplier: float = Field(
+        default=2.0, ge=1, description="Factor by which the back-off grows with every try."
+    )
+    retry_on_connection_errors: bool = Field(
+        default=True, description="Whether a request is sent again when the connection failed."
+    )
+    total_budget_ms: int | None = Field(
+        default=None,
+        ge=1,
+        le=LONGEST_MS,
+        description="Milliseconds from the first try within which the last one begins. null: no limit.",
+    )
+
+
+class LLMOptions(Part):
+    """An agent's model. Further keys are the provider's own (`seed`, `top_p` …); it checks them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    provider: str = Field(
+        default="mock", min_length=1, description="Who answers: openai_compatible, scripted or mock."
+    )
+    model: str | None = Field(
+        default=None, description="The model's name, as the provider knows it. null: the provider's default."
+    )
+    api_base: str | None = Field(
+        default=None,
+        description="The http(s) URL before /chat/completions. null: OPENAI_BASE_URL, else OpenAI's own.",
+    )
+    api_key_env: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The environment variable that holds the key; it must be set. null: OPENAI_API_KEY.",
+    )
+    temperature: float | None = Field(
+        default=None,
+        ge=0,
+        le=2,
+        description="Sampling temperature, from 0 to 2. null: the provider's default.",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="The most tokens of one reply. null: the provider's default.",
+    )
+    connect_timeout_ms: int = Field(
+        default=5_000, ge=1, le=LONGEST_MS, description="Milliseconds for a connection to be made."
+    )
+    timeout_ms: int = Field(
+        default=120_000,
+        ge=1,
+        le=LONGEST_MS,
+        description="Milliseconds between two reads of a reply: how long the provider may say nothing.",
+    )
+    total_timeout_ms: int = Field(
+        default=DEFAULT_TOTAL_TIMEOUT_MS,
+        ge=1,
+        le=LONGEST_MS,
+        description="Milliseconds for one model call as a whole, its tries included; "
+        "where only a larger timeout_ms is given, that.",
+    )
+    stream_endpoint: str | None = Field(
+        default=None,
+        description="Where streamed requests go: a URL, or a path below api_base. null: as the others.",
+    )
+    pricing: LLMPricing | None = Field(
+        default=None, description="Prices in USD per million tokens. null: the built-in table."
+    )
+    retry: LLMRetryOptions = Field(
+        default_factory=LLMRetryOptions, description="How a failed request is repeated within one call."
+    )
+    extra_headers: dict[str, str] = Field(
+        default_factory=dict, description="Further HTTP headers of every request."
+    )
+    reasoning_model: bool | None = Field(
+        default=None,
+        description="Whether it takes the parameters of reasoning models. null: told from its name.",
+    )
+    openai_api_style: Literal["chat_completions", "responses"] | None = Field(
+        default=None, description="OpenAI's API: chat_completions. responses is not supported yet."
+    )
+    script: list[dict[str, Any]] | None = Field(
+        default=None, description="Of the provider scripted: its replies and faults, in their order."
+    )
+    latency_ms: int = Field(
+        default=0,
+        ge=0,
+        le=LONGEST_MS,
+        description="Milliseconds before every reply of the provider scripted.",
+    )
+
+    @model_validator(mode="after")
+    def _reads_fit_into_the_call(self) -> LLMOptions:
+        if "total_timeout_ms" in self.model_fields_set and self.timeout_ms > self.total_timeout_ms:
+            raise problem(
+                "timeouts",
+                f"{self.timeout_ms} is more than total_timeout_ms, {self.total_timeout_ms}: "
+                "it would never be reached",
+                key=("timeout_ms",),
+            )
+        return self
+
+    @property
+    def whole_call_ms(self) -> int:
+        """`total_timeout_ms`; a file that only allows longer silences allows calls of that length, too."""
+        if "total_timeout_ms" in self.model_fields_set:
+            return self.total_timeout_ms
+        return max(self.timeout_ms, DEFAULT_TOTAL_TIMEOUT_MS)

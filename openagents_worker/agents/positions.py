@@ -1,0 +1,150 @@
+"""Positions. The only place that knows at which line of a JSON text each value stands."""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["JsonText", "NotJson", "Path", "json_path", "read_json"]
+
+Path = tuple[str | int, ...]
+"""Where a value stands in a document: keys of objects, indexes of lists."""
+
+MAX_DEPTH = 100
+TOO_DEEP = f"it is nested too deeply; {MAX_DEPTH} objects and lists in one another are enough"
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
+_NOT_JSON = ("NaN", "Infinity", "-Infinity")  # Python's reader takes them, JSON has no such values
+
+
+class NotJson(ValueError):
+    """The text is not JSON, or an object in it has a key twice. `line` and `column` count from 1."""
+
+    def __init__(self, problem: str, *, line: int, column: int, offset: int) -> None:
+        super().__init__(problem)
+        self.line, self.column, self.offset = line, column, offset
+
+
+@dataclass(frozen=True, slots=True)
+class JsonText:
+    """A JSON text that has been read: its value, and the line at which each part of it begins."""
+
+    value: Any
+    lines: Mapping[Path, int]
+
+    def line(self, path: Path) -> int:
+        """The line, from 1, of the value at this path; of what is missing, that of what should contain it."""
+        while path not in self.lines:
+            path = path[:-1]
+        return self.lines[path]
+
+
+def read_json(text: str) -> JsonText:
+    """Read a JSON text exactly: no NaN, and no key twice in one object. Raises `NotJson`.
+
+    >>> read_json('{"a":\\n [1,\\n 2]}').line(("a", 1))
+    3
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise NotJson(error.msg, line=error.lineno, column=error.colno, offset=error.pos) from error
+    except RecursionError as error:
+        raise NotJson(TOO_DEEP, line=1, column=1, offset=0) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise NotJson(str(error), line=1, column=1, offset=0) from error
+    return JsonText(value, _Scan(text).lines)
+
+
+@dataclass(slots=True)
+class _Open:
+    """An object or a list whose end has not come yet."""
+
+    path: Path
+    index: int | None
+    """Of a list, the index of the value that comes next; None for an object."""
+    key: str | None = None
+    """Of an object, the key whose value comes next; None where a key comes next."""
+    keys: dict[str, int] = field(default_factory=dict)
+    """The keys so far, each with its line."""
+
+    @property
+    def next_path(self) -> Path:
+        return (*self.path, self.key or "" if self.index is None else self.index)
+
+
+class _Scan:
+    """The second reading of a text that is known to be JSON: token by token, without recursion."""
+
+    def __init__(self, text: str) -> None:
+        self.lines: dict[Path, int] = {}
+        self._line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
+        self._open: list[_Open] = []
+        self._doubles: dict[int, str] = {}
+        for match in _TOKEN.finditer(text):
+            self._take(match[0], match.start())
+        if self._doubles:
+            raise self._problem("; ".join(self._doubles.values()), min(self._doubles))
+
+    def _take(self, token: str, offset: int) -> None:
+        inner = self._open[-1] if self._open else None
+        match token[0]:
+            case "{" | "[":
+                if len(self._open) == MAX_DEPTH:
+                    raise self._problem(TOO_DEEP, offset)
+                path = self._note(offset)
+                self._open.append(_Open(path, {"[": 0, "{": None}[token]))
+            case "}" | "]":
+                self._open.pop()
+            case "," if inner is not None and inner.index is not None:
+                inner.index += 1
+            case "," if inner is not None:
+                inner.key = None
+            case ":":
+                pass
+            case '"' if inner is not None and inner.index is None and inner.key is None:
+                self._take_key(inner, json.loads(token), offset)
+            case _:
+                if token in _NOT_JSON:
+                    raise self._problem(f"{token} is not JSON", offset)
+                self._note(offset)
+
+    def _take_key(self, inner: _Open, key: str, offset: int) -> None:
+        line = self._line(offset)
+        if key in inner.keys:
+            where = json_path(inner.path)
+            self._doubles[offset] = (
+                f"an object{f' ({where})' if where else ''} has the key {key!r} twice, "
+                f"at line {inner.keys[key]} and at line {line}"
+            )
+        inner.keys[key] = line
+        inner.key = key
+        self.lines[inner.next_path] = line
+
+    def _note(self, offset: int) -> Path:
+        """A value begins here; that of an object's key counts from its key."""
+        path = self._open[-1].next_path if self._open else ()
+        self.lines.setdefault(path, self._line(offset))
+        return path
+
+    def _line(self, offset: int) -> int:
+        return bisect_right(self._line_starts, offset)
+
+    def _problem(self, problem: str, offset: int) -> NotJson:
+        line = self._line(offset)
+        column = offset - self._line_starts[line - 1] + 1
+        return NotJson(problem, line=line, column=column, offset=offset)
+
+
+def json_path(path: Path) -> str:
+    """The path as people write it.
+
+    >>> json_path(("agents", 2, "tools", 0, "config", "root"))
+    'agents[2].tools[0].config.root'
+    """
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")

@@ -1,0 +1,357 @@
+"""The agents file. The only place that says what may stand in one.
+
+The format is the original SDK's. Whatever is written there is used, or rejected, or, where this system has
+its own answer, named in `notices()`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, JsonValue, model_validator
+
+from openagents_worker.agents.llm import LLMOptions
+from openagents_worker.agents.part import LONGEST_MS, Part, not_supported, problem
+from openagents_worker.agents.positions import Path
+from openagents_worker.agents.problems import did_you_mean
+from openagents_worker.agents.sections import (
+    DiagnosticsRef,
+    EventsRef,
+    LoggingConfig,
+    MultiAgentConfig,
+    SessionRef,
+    SkillsRef,
+)
+from openagents_worker.errors import AgentNotFoundError
+from openagents_worker.models import RunBudget
+from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact
+
+__all__ = [
+    "AgentDefinition",
+    "AppConfig",
+    "ContextAssemblerRef",
+    "MemoryRef",
+    "PatternRef",
+    "PluginRef",
+    "RuntimeConfig",
+    "RuntimeOptions",
+    "RuntimeRef",
+    "ToolExecutorRef",
+    "ToolRef",
+    "double_ids",
+    "notices",
+]
+
+_TOOL_ID = re.compile(r"^[a-zA-Z0-9_-]{1,64}$")  # what the model providers accept as a function's name
+_IMPL = re.compile(r"\w+(\.\w+)+")
+
+
+# --- plugins ---------------------------------------------------------------------------------------------
+
+
+def _impl(path: str) -> str:
+    if not _IMPL.fullmatch(path):
+        raise problem("impl", "not of the form package.module.Class")
+    return path
+
+
+def _tool_id(id_: str) -> str:
+    if not _TOOL_ID.match(id_):
+        raise problem(
+            "tool_id", "a tool's id is the function name the model sees: 1 to 64 of a-z A-Z 0-9 _ -"
+        )
+    return id_
+
+
+class PluginRef(Part):
+    """A plugin: the name of a registered one (`type`) or a class (`impl`: `package.module.Class`)."""
+
+    type: str | None = Field(default=None, description="The name of a built-in one. Either this or impl.")
+    impl: Annotated[str, AfterValidator(_impl)] | None = Field(
+        default=None,
+        description="A class or function of your own, package.module.Class. Either this or type.",
+    )
+    config: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Its own options; its model checks them."
+    )
+
+    @model_validator(mode="after")
+    def _type_or_impl(self) -> PluginRef:
+        for _, text in self.problems_of_whole(self.__dict__):
+            raise problem("type_or_impl", text)
+        return self
+
+    @classmethod
+    def problems_of_whole(cls, data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+        given = [name for name in ("type", "impl") if data.get(name)]
+        if len(given) != 1:
+            yield (
+                (),
+                "give exactly one of 'type' (a registered name) and 'impl' (package.module.Class); "
+                f"{'both are' if given else 'none is'} given",
+            )
+
+
+class MemoryRef(PluginRef):
+    """What a session remembers from run to run."""
+
+    on_error: Literal["continue", "fail"] = Field(
+        default="continue", description="What a failing memory does to the run: nothing, or it fails the run."
+    )
+
+
+class PatternRef(PluginRef):
+    """How the agent thinks: the loop between its model and its tools."""
+
+
+class ContextAssemblerRef(PluginRef):
+    """Which part of the session's past a run sees."""
+
+
+class ToolExecutorRef(PluginRef):
+    """How tools are executed; `default` and `safe` both mean this system's own executor."""
+
+    @model_validator(mode="after")
+    def _is_ours(self) -> ToolExecutorRef:
+        if self.type not in ("default", "safe"):
+            found = f"type {self.type!r}" if self.type else "a class of one's own"
+            raise not_supported(f"a tool_executor other than 'default' and 'safe' ({found})")
+        if self.config:
+            raise not_supported("a configuration of the tool_executor", key=("config",))
+        return self
+
+
+class ToolRef(PluginRef):
+    """A tool of an agent. `id` is the function name that the model sees."""
+
+    id: Annotated[str, AfterValidator(_tool_id)] = Field(
+        description="The function name that the model sees: 1 to 64 of a-z A-Z 0-9 _ -."
+    )
+    enabled: bool = Field(default=True, description="Whether the agent has the tool.")
+    timeout_ms: int | None = Field(
+        default=None,
+        ge=1,
+        le=LONGEST_MS,
+        description="Milliseconds that one call may take; it goes before what the tool itself says. "
+        "null: as the tool says.",
+    )
+
+
+# --- agents ----------------------------------------------------------------------------------------------
+
+
+class RuntimeOptions(Part):
+    """Limits of every run of an agent; the pattern's own config goes before them."""
+
+    max_steps: int = Field(
+        default=16, ge=1, description="Number of steps (model turns) after which a run ends as max_steps."
+    )
+    step_timeout_ms: int | None = Field(
+        default=None,
+        ge=1,
+        le=LONGEST_MS,
+        description="Milliseconds that one step may take, its model call and its tools; "
+        "then it is tried again. null: no limit.",
+    )
+    session_queue_size: int = Field(
+        default=1_000, ge=1, description="Number of runs. Accepted; has no effect: queues are in Redis."
+    )
+    event_queue_size: int = Field(
+        default=2_000, ge=1, description="Number of events. Accepted; has no effect: queues are in Redis."
+    )
+
+
+_Word = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^\S+$")]
+
+
+class AgentDefinition(Part):
+    """One agent: how it thinks, with which model and tools, and what it remembers."""
+
+    id: _Word = Field(
+        description="The name that requests use: 1 to 256 characters without whitespace; unique in the file."
+    )
+    name: str = Field(description="The name that people see.")
+    memory: MemoryRef = Field(description="What it remembers of a session's earlier runs.")
+    pattern: PatternRef = Field(description="How it thinks; the system prompt is the pattern's config.")
+    llm: LLMOptions = Field(description="The model that answers.")
+    tool_executor: ToolExecutorRef | None = Field(
+        default=None, description="How its tools are executed. null: as runtime.config says, else default."
+    )
+    context_assembler: ContextAssemblerRef | None = Field(
+        default=None, description="Which part of the past it sees. null: as runtime.config says, else all."
+    )
+    tools: list[ToolRef] = Field(
+        default_factory=list, description="The tools that the model may call; their ids are unique."
+    )
+    runtime: RuntimeOptions = Field(
+        default_factory=RuntimeOptions, description="Limits of every run of this agent."
+    )
+    queue: _Word | None = Field(
+        default=None, description="The Celery queue of its runs. null: OPENAGENTS_QUEUE."
+    )
+    limits: RunBudget | None = Field(
+        default=None,
+        description="The most that a run may use, whatever its request asks for. null: no limit.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_model(cls, data: Any) -> Any:
+        """A pattern of one's own that does without a model gets the mock."""
+        if not isinstance(data, Mapping) or data.get("llm") is not None:
+            return data
+        for key, text in cls.problems_of_whole(data):
+            raise problem("no_model", text, key=key)
+        return {**data, "llm": {}}
+
+    @classmethod
+    def problems_of_whole(cls, data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+        """`llm: null` cannot work. Only a pattern of one's own may do without."""
+        pattern = data.get("pattern")
+        has_own = "llm" not in data and isinstance(pattern, Mapping) and pattern.get("impl")
+        if data.get("llm") is None and not has_own:
+            yield ("llm",), 'an agent needs a model, for example {"provider": "mock"}'
+
+    @model_validator(mode="after")
+    def _tool_ids_are_unique(self) -> AgentDefinition:
+        _refuse_double([tool.id for tool in self.tools], "tools")
+        return self
+
+    @property
+    def definition_hash(self) -> str:
+        """sha256 of what the file says of the agent; the same when only a secret in it has changed.
+
+        As canonical JSON, without what the file leaves out: a new default makes no run's definition another.
+        """
+        public = redact(
+            self.model_dump(mode="json", exclude_unset=True), max_chars=None, max_items=None, max_depth=64
+        )
+        text = json.dumps(public, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def double_ids(ids: Sequence[Any], field: str) -> Iterator[tuple[Path, str]]:
+    """For each id that came before in this list: its path, and what is wrong with it."""
+    for place, id_ in enumerate(ids):
+        if isinstance(id_, str) and id_ in ids[:place]:
+            yield (field, place, "id"), f"{id_!r} is the id of {field}[{ids.index(id_)}] too"
+
+
+def _refuse_double(ids: Sequence[str], field: str) -> None:
+    for path, text in double_ids(ids, field):
+        raise problem("double_id", text, key=path)
+
+
+# --- the file --------------------------------------------------------------------------------------------
+
+
+class RuntimeConfig(Part):
+    """Defaults for agents that do not choose themselves."""
+
+    tool_executor: ToolExecutorRef | None = Field(
+        default=None, description="How tools are executed, for agents that do not say. null: default."
+    )
+    context_assembler: ContextAssemblerRef | None = Field(
+        default=None, description="Which part of the past runs see, for agents that do not say. null: all."
+    )
+    mcp: dict[str, JsonValue] | None = Field(
+        default=None, description="Must be empty: MCP is not supported yet."
+    )
+
+    @model_validator(mode="after")
+    def _no_mcp_yet(self) -> RuntimeConfig:
+        if self.mcp:
+            raise not_supported("mcp", key=("mcp",))
+        return self
+
+
+class RuntimeRef(Part):
+    """The runtime: this system's own, with defaults for all agents."""
+
+    type: Literal["default"] = Field(default="default", description="Must be default.")
+    config: RuntimeConfig = Field(
+        default_factory=RuntimeConfig, description="Defaults, for agents that do not choose themselves."
+    )
+
+
+class AppConfig(Part):
+    """A whole agents file, checked."""
+
+    version: str = Field(default="1.0", description="The version of the format; every one is read as 1.0.")
+    agents: list[AgentDefinition] = Field(
+        min_length=1, description="The agents, at least one; their ids are unique."
+    )
+    runtime: RuntimeRef = Field(default_factory=RuntimeRef, description="Defaults for all agents.")
+    session: SessionRef | None = Field(
+        default=None, description="Accepted for the original SDK: sessions are kept in Redis."
+    )
+    events: EventsRef | None = Field(
+        default=None, description="Accepted for the original SDK: events are kept in Redis."
+    )
+    skills: SkillsRef = Field(
+        default_factory=SkillsRef, description="Must choose none: skills are not supported yet."
+    )
+    logging: LoggingConfig | None = Field(
+        default=None, description="How log lines look. null: as the OPENAGENTS_LOG_ settings say."
+    )
+    diagnostics: DiagnosticsRef | None = Field(
+        default=None, description="Further keys to redact. null: the built-in ones."
+    )
+    multi_agent: MultiAgentConfig | None = Field(
+        default=None, description="Delegation between agents; must be off: it is not supported yet."
+    )
+
+    @model_validator(mode="after")
+    def _agent_ids_are_unique(self) -> AppConfig:
+        _refuse_double([agent.id for agent in self.agents], "agents")
+        return self
+
+    @property
+    def redact_keys(self) -> tuple[str, ...]:
+        """Parts of key names whose values never leave the worker: ours and those the file adds."""
+        added = [*(self.logging.redact_keys if self.logging else ())]
+        added += self.diagnostics.redact_keys if self.diagnostics else ()
+        return tuple(dict.fromkeys((*DEFAULT_REDACT_KEYS, *added))) if added else DEFAULT_REDACT_KEYS
+
+    def agent(self, agent_id: str) -> AgentDefinition:
+        """The agent with this id, the runtime's defaults filled in. Raises `AgentNotFoundError`."""
+        for agent in self.agents:
+            if agent.id == agent_id:
+                return self._with_defaults(agent)
+        known = [agent.id for agent in self.agents]
+        listed = f"known agents: {', '.join(known)}"
+        guess = did_you_mean(agent_id, known, "known agents")
+        hint = guess if guess == listed else f"{guess} {listed}"
+        raise AgentNotFoundError(f"there is no agent {agent_id!r}", hint=hint, agent_id=agent_id)
+
+    def _with_defaults(self, agent: AgentDefinition) -> AgentDefinition:
+        defaults = {
+            name: getattr(self.runtime.config, name)
+            for name in ("tool_executor", "context_assembler")
+            if getattr(agent, name) is None and getattr(self.runtime.config, name) is not None
+        }
+        return agent.model_copy(update=defaults) if defaults else agent
+
+
+def notices(config: AppConfig) -> list[str]:
+    """One line for each option that is accepted and means something else here than in the original."""
+    lines = []
+    if config.version != "1.0":
+        lines.append(f"version {config.version!r} is read as '1.0'")
+    if config.session is not None:
+        lines.append(f"session.type {config.session.type!r}: sessions are kept in Redis")
+    if config.events is not None:
+        lines.append(f"events.type {config.events.type!r}: events are kept in Redis")
+    if config.diagnostics is not None and "error_snapshot_last_n" in config.diagnostics.model_fields_set:
+        lines.append("diagnostics.error_snapshot_last_n has no effect: the journal of a run is its snapshot")
+    for agent in config.agents:
+        lines += [
+            f"agent {agent.id!r}: runtime.{name} has no effect: queues are in Redis and bounded by its memory"
+            for name in ("session_queue_size", "event_queue_size")
+            if name in agent.runtime.model_fields_set
+        ]
+    return lines

@@ -1,0 +1,187 @@
+"""Sections of the agents file beside its agents. The only place that says what may stand in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, JsonValue, model_validator
+
+from openagents_worker.agents.part import Part, not_supported, problem
+from openagents_worker.agents.problems import did_you_mean
+from openagents_worker.redaction import DEFAULT_REDACT_KEYS
+
+__all__ = [
+    "DiagnosticsRef",
+    "EventsRef",
+    "LoggingConfig",
+    "MultiAgentConfig",
+    "SessionRef",
+    "SkillsRef",
+]
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def _level(name: str) -> str:
+    if name.upper() not in LOG_LEVELS:
+        raise problem("level", f"not one of {', '.join(LOG_LEVELS)}")
+    return name
+
+
+LevelName = Annotated[str, AfterValidator(_level)]
+
+
+class LoggingConfig(Part):
+    """How log lines look. `auto_configure` writes ours also where the application has set up its own log."""
+
+    auto_configure: bool = Field(
+        default=False, description="Whether our lines are written also where the app has its own log."
+    )
+    level: LevelName = Field(
+        default="INFO", description="The lowest level that is written: DEBUG, INFO, WARNING, ERROR, CRITICAL."
+    )
+    per_logger_levels: dict[str, LevelName] = Field(
+        default_factory=dict, description="Levels of single loggers, by their names."
+    )
+    pretty: bool = Field(default=False, description="Whether every field stands on a line of its own.")
+    stream: Literal["stderr", "stdout"] = Field(default="stderr", description="Where log lines go.")
+    include_prefixes: list[str] | None = Field(
+        default=None, description="Only loggers whose names begin so are written. null: all."
+    )
+    exclude_prefixes: list[str] = Field(
+        default_factory=list, description="Loggers whose names begin so are not written."
+    )
+    redact_keys: list[str] = Field(
+        default_factory=lambda: list(DEFAULT_REDACT_KEYS),
+        description="Further parts of field names whose values are secrets; the built-in ones stay.",
+    )
+    max_value_length: int = Field(
+        default=500, ge=1, description="Longest text of a field in a log line, in characters."
+    )
+    show_time: bool = Field(default=True, description="Whether a text line begins with the time.")
+    show_path: bool = Field(
+        default=False, description="Whether a text line names file and line of its source."
+    )
+    loguru_sinks: list[JsonValue] = Field(
+        default_factory=list, description="Must be empty: loguru is not supported."
+    )
+
+    @model_validator(mode="after")
+    def _no_loguru(self) -> LoggingConfig:
+        if self.loguru_sinks:
+            raise not_supported("loguru", key=("loguru_sinks",))
+        return self
+
+
+class _Selector(Part):
+    """A choice of the original that has one answer here: known names are accepted, `notices()` says so."""
+
+    type: str = Field(description="The original SDK's choice. Accepted; here everything is kept in Redis.")
+    config: dict[str, JsonValue] = Field(
+        default_factory=dict, description="The original SDK's options. Accepted; has no effect."
+    )
+    impl: str | None = Field(default=None, description="Must be null: a class of your own is not supported.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_known(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        if data.get("impl") is not None:
+            raise not_supported("a class of one's own here", key=("impl",))
+        known: tuple[str, ...] = cls.known()
+        name = data.get("type", known[0])
+        if name not in known:
+            raise problem("selector", did_you_mean(str(name), known), key=("type",))
+        return {**data, "type": name}
+
+    @classmethod
+    def known(cls) -> tuple[str, ...]:
+        raise NotImplementedError
+
+
+class SessionRef(_Selector):
+    """Where the original SDK keeps sessions. Here they are kept in Redis, whatever is chosen."""
+
+    @classmethod
+    def known(cls) -> tuple[str, ...]:
+        return ("in_memory", "jsonl_file", "sqlite")
+
+
+class EventsRef(_Selector):
+    """Where the original SDK sends events. Here they are kept in Redis, whatever is chosen."""
+
+    @classmethod
+    def known(cls) -> tuple[str, ...]:
+        return ("async", "file_logging", "otel_bridge", "rich_console")
+
+
+class SkillsRef(Part):
+    """Skills of the original SDK, which are not supported yet: the section must choose none."""
+
+    type: Literal["local"] = Field(default="local", description="Must be local.")
+    config: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Its search_paths and enabled must be empty: skills are not supported.",
+    )
+
+    @model_validator(mode="after")
+    def _none_yet(self) -> SkillsRef:
+        for key, value in self.config.items():
+            if key not in ("search_paths", "enabled"):
+                raise problem(
+                    "unknown_key",
+                    "unknown key",
+                    key=("config", key),
+                    hint="known keys: search_paths, enabled",
+                )
+            if value:
+                raise not_supported("skills", key=("config", key))
+        return self
+
+
+class DiagnosticsRef(Part):
+    """Diagnostics of the original SDK: only `null` is supported, and the keys to redact are used."""
+
+    type: str | None = Field(default="null", description='Must be "null" or null.')
+    impl: str | None = Field(default=None, description="Must be null: a class of your own is not supported.")
+    config: dict[str, JsonValue] = Field(default_factory=dict, description="Must be empty.")
+    error_snapshot_last_n: int = Field(
+        default=10,
+        ge=0,
+        description="Number of events in an error snapshot. Accepted; has no effect: a run has its journal.",
+    )
+    redact_keys: list[str] = Field(
+        default_factory=list,
+        description="Further parts of field names whose values are secrets; the built-in ones stay.",
+    )
+
+    @model_validator(mode="after")
+    def _null_only(self) -> DiagnosticsRef:
+        if self.impl is not None or self.type not in (None, "null"):
+            raise not_supported("diagnostics other than 'null'")
+        if self.config:
+            raise not_supported("a configuration of diagnostics", key=("config",))
+        return self
+
+
+class MultiAgentConfig(Part):
+    """Delegation between agents, which is not supported yet: `enabled` must be false."""
+
+    enabled: bool = Field(default=False, description="Must be false: delegation is not supported yet.")
+    default_session_isolation: Literal["isolated", "shared", "forked"] = Field(
+        default="isolated", description="Which session a child works in. Has no effect yet."
+    )
+    max_delegation_depth: int = Field(
+        default=5, ge=1, description="Longest chain of children, in agents. Has no effect yet."
+    )
+    default_child_budget: dict[str, JsonValue] | None = Field(
+        default=None, description="The budget of a child that is given none. Has no effect yet."
+    )
+
+    @model_validator(mode="after")
+    def _not_yet(self) -> MultiAgentConfig:
+        if self.enabled:
+            raise not_supported("multi_agent", key=("enabled",))
+        return self

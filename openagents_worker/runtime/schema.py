@@ -1,0 +1,77 @@
+"""The schema of the agents file. The only place that joins the file's own fields with those of plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from openagents_worker.agents import AppConfig
+from openagents_worker.agents.variables import VARIABLE
+from openagents_worker.context import BUILTIN_ASSEMBLERS
+from openagents_worker.llm.providers import EXTRAS
+from openagents_worker.memory import BUILTIN_MEMORIES
+from openagents_worker.patterns import BUILTIN_PATTERNS
+from openagents_worker.tools.builtin import BUILTIN_TOOLS
+
+__all__ = ["agents_file_schema"]
+
+_BUILTIN: dict[str, Mapping[str, Any]] = {
+    "ContextAssemblerRef": BUILTIN_ASSEMBLERS,
+    "MemoryRef": BUILTIN_MEMORIES,
+    "PatternRef": BUILTIN_PATTERNS,
+    "ToolRef": BUILTIN_TOOLS,
+}
+"""The plugins that each kind of reference may name."""
+
+
+_SCALARS = ("integer", "number", "boolean")
+_VARIABLE = rf"^{VARIABLE.pattern}$"
+
+
+def agents_file_schema() -> dict[str, Any]:
+    """The JSON Schema of the agents file (draft 2020-12). Every field has a description with its unit.
+
+    The `config` of a plugin that is built in, and the options of one provider only, follow from the plugin's
+    `type` and from `provider`.
+    """
+    schema = AppConfig.model_json_schema()
+    definitions: dict[str, Any] = schema["$defs"]
+    for ref, plugins in _BUILTIN.items():
+        _add_cases(
+            definitions, ref, "type", {name: plugin.Config for name, plugin in plugins.items()}, "config"
+        )
+    _add_cases(definitions, "LLMOptions", "provider", EXTRAS, None)
+    for definition in (schema, *definitions.values()):
+        for field in definition.get("properties", {}).values():
+            _allow_variable(field)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _allow_variable(field: dict[str, Any]) -> None:
+    """A number or a boolean may be written as a text that is one variable."""
+    if field.get("type") in _SCALARS:
+        field |= {"type": [field["type"], "string"], "pattern": _VARIABLE}
+    elif any(choice.get("type") in _SCALARS for choice in field.get("anyOf", ())):
+        field["anyOf"].append({"type": "string", "pattern": _VARIABLE})
+
+
+def _add_cases(
+    definitions: dict[str, Any], of: str, key: str, models: Mapping[str, type[BaseModel]], into: str | None
+) -> None:
+    """Where `key` has this value, `into` has this shape, or (None) the part itself has these further keys."""
+    part = definitions[of]
+    part["allOf"] = []
+    for name, model in models.items():
+        shape = model.model_json_schema()
+        for inner, definition in shape.pop("$defs", {}).items():
+            definitions.setdefault(inner, definition)
+        if into is None:
+            then: dict[str, Any] = {"properties": shape.get("properties", {})}
+        else:
+            defined = f"{of.removesuffix('Ref')}Config.{name}"
+            definitions[defined] = {**shape, "title": f"The config of {name}"}
+            then = {"properties": {into: {"$ref": f"#/$defs/{defined}"}}}
+        has_it = {"properties": {key: {"const": name}}, "required": [key]}
+        part["allOf"].append({"if": has_it, "then": then})

@@ -1,0 +1,103 @@
+"""Start checks. The only place that finds what cannot work in an agents file before the first run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from openagents_worker.agents import (
+    AgentsFile,
+    ContextAssemblerRef,
+    LLMOptions,
+    MemoryRef,
+    PatternRef,
+    PluginRef,
+    RuntimeOptions,
+    ToolRef,
+)
+from openagents_worker.agents.part import Part
+from openagents_worker.agents.positions import Path
+from openagents_worker.agents.problems import ConfigProblem, in_order, problems_of_plugin
+from openagents_worker.context import BUILTIN_ASSEMBLERS
+from openagents_worker.errors import PluginError, PluginLoadError, text_of
+from openagents_worker.llm.providers import make_client
+from openagents_worker.memory import BUILTIN_MEMORIES
+from openagents_worker.models import dumps
+from openagents_worker.patterns import BUILTIN_PATTERNS
+from openagents_worker.runtime.plugins import make_plugin, with_limits
+from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from openagents_worker.tools.validation import check_arguments
+
+__all__ = ["find_problems"]
+
+
+def find_problems(file: AgentsFile, env: Mapping[str, str]) -> list[ConfigProblem]:
+    """All that is wrong with an agents file on this machine: in what is written, and with what it names."""
+    problems = list(file.problems)
+    limits: dict[Path, RuntimeOptions] = {}
+    for path, part in file.parts():
+        of_agent = path[:2]
+        if isinstance(part, RuntimeOptions):
+            limits[of_agent] = part
+        found = _problems_of_part(part, limits.get(of_agent) or RuntimeOptions(), env)
+        problems += [file.located(problem.under(*path)) for problem in found]
+    return sorted(problems, key=in_order)
+
+
+def _problems_of_part(part: Part, limits: RuntimeOptions, env: Mapping[str, str]) -> Iterable[ConfigProblem]:
+    """What cannot work in one part of an agent, which is made once to find out."""
+    match part:
+        case RuntimeOptions():
+            return ()
+        case LLMOptions():
+            return _problems_of_model(part, env)
+        case MemoryRef():
+            return _problems_of_plugin("memory", part, BUILTIN_MEMORIES)
+        case ContextAssemblerRef():
+            return _problems_of_plugin("context_assembler", part, BUILTIN_ASSEMBLERS)
+        case PatternRef():
+            return _problems_of_plugin("pattern", with_limits(part, limits), BUILTIN_PATTERNS)
+        case ToolRef():
+            return _problems_of_plugin("tool", part, BUILTIN_TOOLS) if part.enabled else ()
+    raise TypeError(f"{type(part).__name__} is not a part that is made")
+
+
+def _problems_of_model(options: LLMOptions, env: Mapping[str, str]) -> list[ConfigProblem]:
+    try:
+        make_client(options, env=env)
+    except PluginError as error:
+        at_provider = [ConfigProblem(("provider",), error.message, error.hint)]
+        found = getattr(error, "problems", ()) or at_provider
+        return [replace(problem, code=error.code) for problem in found]
+    return []
+
+
+def _problems_of_plugin(
+    kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]
+) -> list[ConfigProblem]:
+    try:
+        made = make_plugin(kind, ref, known)
+        if kind == "tool":
+            _check_tool(made)
+    except PluginError as error:
+        return problems_of_plugin(error, ref)
+    return []
+
+
+def _check_tool(tool: Any) -> None:
+    """What a model is told of the tool can be sent, and its calls can be checked."""
+    if not hasattr(tool, "describe"):
+        return
+    try:
+        described = tool.describe()
+        schema = described.get("parameters") or {}
+        check_arguments(schema, {})
+        dumps(described)
+    except PluginError:
+        raise
+    except Exception as error:
+        raise PluginLoadError(
+            f"what the tool says of itself cannot be used: {type(error).__name__}: {text_of(error)}",
+            hint="describe() returns name, description and parameters, a JSON Schema",
+        ) from error

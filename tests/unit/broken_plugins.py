@@ -1,0 +1,63 @@
+"""Plugins that cannot work, each in its own way. The agents files of `test_start_checks` name them."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, Field
+
+from openagents_worker.tools.base import ToolPlugin
+
+
+class RaisesWhenMade:
+    def __init__(self, config: dict[str, Any]) -> None:
+        raise RuntimeError("no licence")
+
+
+class NoTool:
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+
+class TakesNoConfig:
+    async def invoke(self, params: dict[str, Any], context: Any) -> None: ...
+
+
+class OwnModel(BaseModel):
+    """A class that lets pydantic check its config by itself."""
+
+    size: int = Field(ge=1)
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(**config)
+
+    async def invoke(self, params: dict[str, Any], context: Any) -> None: ...
+
+
+class Picky(ToolPlugin):
+    class Config(ToolPlugin.Config):
+        size: int = Field(ge=1)
+        colour: str = "red"
+
+
+class TakesNoLimits:
+    """A pattern that knows nothing of steps."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        if config.get("step_timeout_ms"):
+            raise ValueError("a step cannot be timed")
+
+    async def execute(self) -> None: ...
+
+
+class NoSchema(ToolPlugin):
+    def schema(self) -> dict[str, Any]:
+        return {"type": "objekt"}
+
+
+class CannotDescribe(ToolPlugin):
+    def describe(self) -> NoReturn:
+        raise RuntimeError("speechless")
+
+
+A_TEXT = "not a class"
