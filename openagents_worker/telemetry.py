@@ -26,6 +26,7 @@ __all__ = [
     "is_json_log",
     "is_set_up_elsewhere",
     "line_groups",
+    "log_what_is_printed",
     "reset_logging",
     "set_levels",
 ]
@@ -196,7 +197,15 @@ def begin_log_of_child(as_json: bool) -> None:
         return
     configure_logging(load_settings(), whole_process=True)
     logging.captureWarnings(True)
-    sys.stdout = sys.stderr = _Printed()
+    log_what_is_printed()
+
+
+def log_what_is_printed() -> None:
+    """Make lines of the log of what is printed, unless somebody else has taken the streams."""
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _Printed()
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _Printed()
 
 
 class _Printed(io.TextIOBase):

@@ -105,15 +105,15 @@ def _walked(trace: TracebackType | None) -> Iterator[_Place]:
 def _frames(error: BaseException) -> list[_Frame]:
     """The exception's different frames, with what is repeated counted; of very many, the first and last."""
     frames: list[_Frame] = []
-    users_root = ""
+    users_root: str | None = None
     for place in _walked(error.__traceback__):
         if frames and frames[-1].place == place:
             frames[-1].times += 1
             continue
         kind = _kind_of_file(place[0])
-        if kind is not _Kind.OURS and not users_root:
+        if kind is not _Kind.OURS and users_root is None:
             users_root = _root_of(place[0])  # what our code has called: the user's, wherever it is installed
-        if kind is _Kind.LIBRARY and _root_of(place[0]) == users_root:
+        if kind is _Kind.LIBRARY and users_root and _root_of(place[0]) == users_root:
             kind = _Kind.USER
         frames.append(_Frame(place, kind))
         if len(frames) > MAX_FRAMES:

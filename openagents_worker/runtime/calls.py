@@ -25,6 +25,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.llm.base import CallInfo, LLMClient, LLMResponse, OnDelta
 from openagents_worker.models import (
+    MAX_MESSAGE_CHARS,
     ErrorDetails,
     RunBudget,
     RunUsage,
@@ -32,6 +33,7 @@ from openagents_worker.models import (
     dumps,
     storable_canonical_json,
 )
+from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.context import CallContext, RunContext
 from openagents_worker.runtime.ending import artifact_name, storable_part
 from openagents_worker.runtime.journal import digest_of
@@ -321,7 +323,7 @@ class RecordedTool:
         raised, said = user_error_of(error), described_in_log(error)
         told = {
             "tool_id": self.tool_id,
-            "error": str(error),
+            "error": safe_message(str(error), MAX_MESSAGE_CHARS),
             "call_id": call.call_id,
             **said,
             "type": type(raised or error).__name__,

@@ -30,7 +30,7 @@ from openagents_worker.models import (
     check_storable,
     dumps,
 )
-from openagents_worker.redaction import DEFAULT_REDACT_KEYS, shown_json
+from openagents_worker.redaction import DEFAULT_REDACT_KEYS, safe_message, shown_json
 from openagents_worker.runtime.state import changed_keys
 from openagents_worker.runtime.user_code import described
 
@@ -234,7 +234,7 @@ class Ending:
         assert details is not None
         return {
             **self._ids(),
-            "error": self._error_text,
+            "error": safe_message(self._error_text),
             "error_details": details.model_dump(exclude_none=True),
         }
 

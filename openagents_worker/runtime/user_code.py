@@ -220,8 +220,8 @@ def coded(error: BaseException, wrap: Coded, *, prefix: str = "") -> OpenAgentsE
     Where user code raised it, it has the traceback as text from here on.
     """
     if isinstance(error, OpenAgentsError) and _is_storable(error):
-        if error.traceback is None and original_of(error) is not None:
-            error.__dict__["traceback"] = traceback_text(error)  # a plugin's class may have a property there
+        if error.traceback is None and (original := original_of(error)) is not None:
+            error.__dict__["traceback"] = traceback_text(original)  # its class may have a property there
         return error
     wrapped = wrap(f"{prefix}{safe_message(described(error), MAX_MESSAGE_CHARS)}")
     wrapped.__cause__ = error

@@ -25,6 +25,7 @@ from openagents_worker.telemetry import (
     formatter_for,
     get_logger,
     is_set_up_elsewhere,
+    log_what_is_printed,
     set_levels,
 )
 
@@ -64,15 +65,18 @@ def set_up_logging(
         return
     logging.captureWarnings(True)
 
-    def take_over(**_: Any) -> None:
+    def take_over(signal: Any = None, **_: Any) -> None:
         if ours_is_everybodys:
             _take_over_celerys()
         if as_json:
             _make_json(formatter_for(settings, logging_config), logfile)
+        if as_json and signal is signals.celeryd_after_setup:
+            log_what_is_printed()  # Celery does so only where it has set up the log itself
 
     name = f"openagents log of {id(worker.app)}"
     # The last one is sent when whoever sets up the log instead of Celery has done so, too.
     for signal in (signals.after_setup_logger, signals.after_setup_task_logger, signals.celeryd_after_setup):
+        signal.disconnect(dispatch_uid=name)  # that of the call before
         signal.connect(take_over, weak=False, dispatch_uid=name)
     _log_what_nobody_catches()
     if as_json:
@@ -134,7 +138,8 @@ def _log_what_celery_says(formatter: logging.Formatter) -> None:
 
 
 def _log_what_nobody_catches() -> None:
-    """Exceptions that end a thread or the process are lines of the log, and not Python's own."""
+    """Exceptions that end a thread or the process are lines of the log, and not Python's own; where somebody
+    else has a hook for them, it is theirs."""
 
     def of_thread(args: threading.ExceptHookArgs) -> None:
         if not issubclass(args.exc_type, SystemExit):
@@ -145,4 +150,7 @@ def _log_what_nobody_catches() -> None:
         if not issubclass(kind, KeyboardInterrupt):
             log.error("process.failed", exc_info=error)
 
-    threading.excepthook, sys.excepthook = of_thread, of_process
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = of_thread
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = of_process

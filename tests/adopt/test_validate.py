@@ -15,6 +15,7 @@ from tests.adopt.project import write_project
 
 COMMAND = Path(sys.executable).with_name("openagents-worker")
 """The installed script: unlike `python -m` it does not look for modules in the current directory."""
+TOOL = "from openagents_worker import tool\n@tool\ndef look() -> str:\n    'Looks.'\n    return ''\n"
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_a_tool_that_needs_django_without_it_is_one_error(project: Path) -> None
     done = validate(project)
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: plugin.load\n")
+    assert "(plugin.load)" in done.stderr
     assert "ImproperlyConfigured" in done.stderr
     assert "DJANGO_SETTINGS_MODULE" in done.stderr
     assert "Traceback" not in done.stderr
@@ -126,7 +127,7 @@ def test_an_app_that_cannot_be_loaded_is_one_error(
     tmp_path: Path, arguments: list[str], files: dict[str, str], said: str
 ) -> None:
     """With its code, what was raised, and where."""
-    write(tmp_path, **files)
+    write(tmp_path, tools=TOOL, **files)
     write_agents(tmp_path, "tools.look")
 
     done = validate(tmp_path, *arguments)
@@ -146,15 +147,14 @@ def test_a_plugin_that_cannot_be_imported_is_one_error(tmp_path: Path, text: str
     done = validate(tmp_path)
 
     assert done.returncode == 2
-    assert done.stderr.startswith("error: plugin.load\n")
-    assert "clerk" in done.stderr
+    assert "(plugin.load)" in done.stderr
+    assert "agents[0].tools[0].impl" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_worker_imports_from_the_current_directory(tmp_path: Path, redis_url: str) -> None:
     """`openagents-worker worker`, as installed, finds the tools that `validate` has found."""
-    tool = "from openagents_worker import tool\n@tool\ndef look() -> str:\n    'Looks.'\n    return ''\n"
-    write(tmp_path, tools=tool)
+    write(tmp_path, tools=TOOL)
     write_agents(tmp_path, "tools.look")
     env = {**os.environ, "OPENAGENTS_CONFIG": "agents.json", "OPENAGENTS_REDIS_URL": redis_url}
     worker = subprocess.Popen(

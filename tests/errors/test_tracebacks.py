@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -203,6 +204,19 @@ def test_context_notes_syntax_and_groups_are_shown() -> None:
     assert "exception 1 of 2 in the group:" in group
     assert "KeyError: 'missing'" in group
     assert "ValueError: the order has no price" in group
+
+
+def test_the_users_frame_goes_before_those_of_libraries() -> None:
+    """Where there is little room, what a library did inside is left out first."""
+
+    def parses() -> None:
+        json.loads('{"price": }')
+
+    text = traceback_text(raised(parses), max_bytes=450)
+
+    assert ", in test_the_users_frame_goes_before_those_of_libraries.<locals>.parses" in text
+    assert "more frame" in text
+    assert "JSONDecodeError" in text
 
 
 def test_a_recursion_is_one_frame_and_a_count() -> None:

@@ -68,7 +68,9 @@ class Process:
         self.lease = lease
         self.wakes = wakes
 
-    async def submit(self, run_id: str = "r1", *, delay_ms: int = 0, **fields: Any) -> Submitted:
+    async def submit(
+        self, run_id: str = "r1", *, delay_ms: int = 0, tell: bool = False, **fields: Any
+    ) -> Submitted:
         request = RunRequest(
             **{"agent_id": "a", "session_id": "s1", "input_text": "hi", "run_id": run_id, **fields}
         )
@@ -88,6 +90,7 @@ class Process:
                 delay_ms=delay_ms,
                 reject_if_busy=False,
                 parent_run_id="",
+                tell=tell,
             )
         )
 

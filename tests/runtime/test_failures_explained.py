@@ -310,3 +310,26 @@ async def test_an_error_that_says_too_much_is_still_that_error(redis_url: str, t
     assert record.result.error_details is not None
     assert record.result.error_details.code == code
     assert len(record.result.error_details.message) <= MAX_MESSAGE_CHARS
+
+
+async def test_a_run_that_ends_without_a_worker_is_an_error_line_of_the_one_that_tells_of_it(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its worker died, and it is not durable: Redis ends it, and another worker tells Celery and the log."""
+    failing.close_gate()
+    wanted = pricing(pattern={"impl": f"{HERE}.WaitsAndRaises"})
+    async with process(redis_url, wanted, name="one") as one, process(redis_url, wanted, name="two") as two:
+        await one.submit(durable=False, tell=True)
+        dying = await carried_until(one, lambda: failing.WAITING, "the run works")
+        await crash(one, "r1", dying)
+        await two.carry()
+
+    (line,) = lines(caplog, logging.ERROR)
+    said = fields_of(line)
+    assert (said["event"], said["run_id"], said["agent_id"], said["session_id"]) == (
+        "run.failed",
+        "r1",
+        "a",
+        "s1",
+    )
+    assert (said["code"], raised_in(line)) == ("worker.lost", None)

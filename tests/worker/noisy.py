@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import logging.config
 import os
 import threading
 import warnings
 
-from celery import Celery
+from celery import Celery, signals
 from celery.utils.log import get_task_logger
 
 from openagents_worker import register, tool
@@ -17,6 +18,22 @@ __all__ = ["app", "noise", "noise_elsewhere"]
 
 app = Celery("shop", broker=os.environ.get("OPENAGENTS_REDIS_URL"), set_as_current=False)
 app.conf.worker_pool = "openagents_worker.worker.pool:TaskPool"
+LOG_OF_ITS_OWN = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"shop": {"format": "shop says: %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "shop"}},
+    "root": {"handlers": ["console"], "level": "INFO"},
+}
+
+
+if os.environ.get("NOISY_LOG"):
+
+    @signals.setup_logging.connect(weak=False)
+    def _set_up(**_: object) -> None:
+        logging.config.dictConfig(LOG_OF_ITS_OWN)
+
+
 if os.environ.get("NOISY_REGISTER"):
     register(app)
 
