@@ -133,7 +133,7 @@ def test_an_app_that_cannot_be_loaded_is_one_error(
     done = validate(tmp_path, *arguments)
 
     assert done.returncode == 2
-    assert done.stderr.startswith("error: config.error\n")
+    assert done.stderr.startswith("error: config.error: ")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
