@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
-from pathlib import Path
 
 from openagents_worker.errors import PluginLoadError
 
-__all__ = ["GROUP", "import_from_here", "load_plugins"]
+__all__ = ["GROUP", "load_plugins"]
 
 GROUP = "openagents_worker.plugins"
 """Installed packages name modules in this entry-point group to be imported by every worker."""
-
-
-def import_from_here() -> None:
-    """Let modules of the current directory be imported, after all others.
-
-    `celery -A shop worker` finds the app there, and then no longer looks there: a tool of the same project
-    that the app does not import itself would not be found.
-    """
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
 
 
 def load_plugins(modules: Iterable[str]) -> None:
