@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue, ValidationError
@@ -15,20 +13,10 @@ from openagents_worker.agents import PatternRef, PluginRef, RuntimeOptions
 from openagents_worker.agents.problems import did_you_mean, problems_of
 from openagents_worker.errors import PluginConfigError, PluginError, PluginLoadError, text_of
 
-__all__ = ["GROUP", "import_from_here", "import_plugins", "load_plugins", "make_plugin", "with_limits"]
+__all__ = ["GROUP", "import_plugins", "load_plugins", "make_plugin", "with_limits"]
 
 GROUP = "openagents_worker.plugins"
 """Installed packages name modules in this entry-point group to be imported by every worker."""
-
-
-def import_from_here() -> None:
-    """Let modules of the current directory be imported, after all others.
-
-    `celery -A shop worker` finds the app there, and then no longer looks there: a tool of the same project
-    that the app does not import itself would not be found.
-    """
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
 
 
 def load_plugins(modules: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from celery import Celery, bootsteps, signals
@@ -22,7 +23,6 @@ from openagents_worker.errors import ConfigValidationError, OpenAgentsError, Red
 from openagents_worker.printable import printable
 from openagents_worker.producer.client import cell_of
 from openagents_worker.producer.transport import wake_queue
-from openagents_worker.runtime.plugins import import_from_here
 from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.store.client import Store
 from openagents_worker.telemetry import get_logger, is_json_log
@@ -59,7 +59,7 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
     In an app that `is_ours` every queue is one of runs, and the log is set up by us. Called when the worker
     begins, before Celery sets up its log and makes its steps.
     """
-    import_from_here()
+    _import_from_here()
     worker.app.steps["worker"].add(_step_of(host, is_ours))
     worker.app.steps["consumer"].add(refusals_of(host))
     worker.app.steps["consumer"].add(Room)
@@ -78,6 +78,16 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
         # Celery kills a child that takes long to start, so this does not wait for Redis.
         signals.worker_process_init.connect(lambda **_: _start_child(host), weak=False)
         signals.worker_process_shutdown.connect(lambda **_: host.close(), weak=False)
+
+
+def _import_from_here() -> None:
+    """Let modules of the current directory be imported, after all others.
+
+    `celery -A shop worker` finds the app there, and then no longer looks there: a tool of the same project
+    that the app does not import itself would not be found.
+    """
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
 
 
 def _start_child(host: Host) -> None:

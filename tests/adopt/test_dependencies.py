@@ -87,7 +87,7 @@ def test_no_extra_of_a_user_is_unknown_here() -> None:
     assert set(extras) - {"dev", "ui"} == {"worker", "embedded", "flower", "uvloop"}
 
 
-@pytest.mark.parametrize("extras", [(), ("worker",)], ids=["base", "worker"])
+@pytest.mark.parametrize("extras", [(), ("worker",), ("flower",)], ids=["base", "worker", "flower"])
 def test_every_module_can_be_imported_with_what_its_extra_brings(
     extras: tuple[str, ...], tmp_path: Path
 ) -> None:

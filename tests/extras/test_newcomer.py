@@ -280,5 +280,5 @@ def test_an_agent_is_misspelt(newcomer: Newcomer, held: ExitStack) -> None:
     ran = newcomer.types("openagents-worker", "run", "clark", "Hello")
 
     assert ran.returncode == 2
-    assert "agent.not_found" in ran.stderr
-    assert "clerk" in ran.stderr
+    assert "user.agent_not_found" in ran.stderr
+    assert "did you mean 'clerk'?" in ran.stderr
