@@ -79,6 +79,7 @@ EXTRA_OF = {
     "dashboard": "flower",
     # What executes runs.
     "cli.dev_model": "worker",
+    "cli.validation": "worker",
     "llm": "worker",
     "runtime": "worker",
     "testing": "worker",
