@@ -33,3 +33,13 @@ def redis_url(redis_server: EmbeddedRedis) -> Generator[str]:
     from openagents_worker.store.keys import ttl_violations
 
     assert ttl_violations(redis_server.url) == []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test has printed or logged may hold half a character, which processes cannot send to each other."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report

@@ -37,7 +37,7 @@ BY_OTHERS = {
 }
 """What is declared and imported by no module of ours: why."""
 
-OPTIONAL_PRODUCTS = {"django"}
+OPTIONAL_PRODUCTS = {"django", "socksio"}
 """What a module of ours uses in the process of a product that has it."""
 
 
