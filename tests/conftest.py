@@ -37,7 +37,7 @@ def redis_url(redis_server: EmbeddedRedis) -> Generator[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """What a test has printed or logged may hold half a character, which processes cannot send to each other."""
+    """What a test has printed or logged may hold half a character; processes cannot send it to each other."""
     report = yield
     report.sections = [
         (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections

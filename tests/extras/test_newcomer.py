@@ -53,6 +53,17 @@ def price(article: str) -> int:
     return {"pen": 2}[article]
 """
 
+BROKEN = {
+    "shop_pattern.py": """
+class Broken:
+    def __init__(self, config=None):
+        pass
+
+    async def execute(self):
+        return 1 / 0
+"""
+}
+
 DEPLOY = """
 from openagents_worker.settings import load_settings
 from openagents_worker.worker.app import make_worker_app
@@ -186,18 +197,52 @@ def test_a_fastapi_product(newcomer: Newcomer, held: ExitStack, example: Path) -
 
 
 def test_a_tool_fails(newcomer: Newcomer, held: ExitStack) -> None:
-    """Which tool, and what its own code raised."""
+    """Which tool, what its own code raised, and where: on the screen, in the log and in `show`."""
     tools = [{"id": "price", "impl": "shop_tools.price"}]
     writes(newcomer, agent("clerk", calls("price", article="ink"), {"text": "unknown"}, tools=tools))
-    newcomer.starts_worker(held)
+    worker = newcomer.starts_worker(held)
 
     ran = newcomer.types("openagents-worker", "run", "clerk", "What is ink?")
 
     assert ran.returncode == 0
     assert ran.stdout == "unknown\n"
-    assert "price" in ran.stderr
-    assert "KeyError" in ran.stderr
-    assert "'ink'" in ran.stderr
+    assert "tool.failed tool_id=price error=KeyError: 'ink' code=tool.error" in ran.stderr
+    wait_for(lambda: "WARNING runtime.calls tool.failed" in worker.said, "the worker's log names it")
+    assert 'return {"pen": 2}[article]' in worker.said
+
+
+def test_a_pattern_fails(newcomer: Newcomer, held: ExitStack) -> None:
+    """One line of the log, and the traceback of the newcomer's own code wherever the run is looked at."""
+    writes(newcomer, agent("clerk", {"text": "never"}, pattern={"impl": "shop_pattern.Broken"}), **BROKEN)
+    worker = newcomer.starts_worker(held)
+
+    ran = newcomer.types("openagents-worker", "run", "clerk", "Hello", "--run-id", "broken")
+    shown = newcomer.types("openagents-worker", "show", "broken")
+
+    assert ran.returncode == 3
+    for said in (ran.stderr, shown.stdout):
+        assert "pattern.error" in said
+        assert 'shop_pattern.py", line' in said
+        assert "ZeroDivisionError" in said
+    wait_for(lambda: "run.failed" in worker.said, "the worker's log has the run")
+    lines = [line for line in worker.said.splitlines() if "run.failed" in line]
+    assert len(lines) == 1
+    for field in ("ERROR", "run_id=broken", "agent_id=clerk", "code=pattern.error", "attempts=1"):
+        assert field in lines[0]
+
+
+def test_there_is_no_key(newcomer: Newcomer) -> None:
+    """The worker does not start; the variable is named, and the line of the file that wants it."""
+    llm = {"provider": "openai_compatible", "model": "m", "api_key_env": "SHOP_KEY"}
+    writes(newcomer, agent("clerk", llm=llm))
+
+    for command in (("celery", "-A", "deploy", "worker"), ("openagents-worker", "validate")):
+        done = newcomer.types(*command)
+        assert done.returncode == 2
+        assert "agents.json" in done.stderr
+        assert "line 1: agents[0].llm.api_key_env" in done.stderr
+        assert "SHOP_KEY is not set" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_the_key_is_wrong(newcomer: Newcomer, held: ExitStack) -> None:
@@ -220,7 +265,7 @@ def test_the_key_is_wrong(newcomer: Newcomer, held: ExitStack) -> None:
 
 
 def test_there_is_no_worker(newcomer: Newcomer, held: ExitStack) -> None:
-    """The run is accepted and waits; a worker that starts later executes it."""
+    """The run is accepted and waits, and whoever looks is told why; a worker that comes later executes it."""
     writes(newcomer, agent("clerk", {"text": "at last"}))
     run_id = newcomer.submits("clerk")
 
@@ -228,9 +273,11 @@ def test_there_is_no_worker(newcomer: Newcomer, held: ExitStack) -> None:
 
     assert shown.returncode == 0
     assert "queued" in shown.stdout
-    newcomer.starts_worker(held)
-    watched = newcomer.types("openagents-worker", "watch", run_id)
-    assert (watched.returncode, watched.stdout) == (0, "at last\n")
+    assert "no worker serves queue agents" in shown.stdout
+    with newcomer.environment.started("openagents-worker", "watch", run_id, **newcomer.env) as watch:
+        wait_for(lambda: "no worker serves queue agents" in watch.said, "the one who watches is told")
+        newcomer.starts_worker(held)
+        wait_for(lambda: "at last" in watch.said, "the run has ended")
 
 
 def test_the_worker_consumes_another_queue(newcomer: Newcomer, held: ExitStack) -> None:
@@ -241,6 +288,7 @@ def test_the_worker_consumes_another_queue(newcomer: Newcomer, held: ExitStack) 
 
     shown = newcomer.types("openagents-worker", "show", run_id)
     assert "queued" in shown.stdout
+    assert "no worker serves queue agents" in shown.stdout
 
     newcomer.starts_worker(held, "-n", "second@%h")
     watched = newcomer.types("openagents-worker", "watch", run_id)
@@ -261,13 +309,13 @@ def test_redis_is_away(newcomer: Newcomer, command: tuple[str, ...]) -> None:
 
 
 def test_a_tool_is_misspelt(newcomer: Newcomer) -> None:
-    """The worker does not start, and names file, agent and tool."""
+    """The worker does not start, and names the file, the place in it, and the tool."""
     writes(newcomer, agent("clerk", {"text": "never"}, tools=[{"id": "price", "impl": "shop_tools.prize"}]))
 
     done = newcomer.types("celery", "-A", "deploy", "worker")
 
     assert done.returncode == 2
-    for word in ("plugin.load", "agents.json", "clerk", "shop_tools.prize"):
+    for word in ("plugin.load", "agents.json", "line 1: agents[0].tools[0].impl", "shop_tools.prize"):
         assert word in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from openagents_worker import RunRequest
+import pytest
+
+from openagents_worker import RunEvent, RunRequest
 from openagents_worker.producer.task import AgentTask
 from tests.fundamentals.shop import DOOR
 from tests.installation import Installation, Model, call
@@ -68,12 +70,18 @@ def test_watching_is_live(run_agent: AgentTask, model: Model, shop: Installation
     assert handle.wait(timeout=30).final_output == "Thank you."
 
 
-def test_a_reply_is_seen_word_by_word(run_agent: AgentTask, model: Model) -> None:
+def test_a_reply_is_seen_word_by_word(
+    run_agent: AgentTask, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`llm.delta` is for those who watch now: it has no number, and reading later gives the whole reply."""
     model.will_say({"text": "Apples, pears and melons."})
+    seen: list[RunEvent] = []
+    monkeypatch.setattr(model, "may_go_on", lambda piece: seen)  # it speaks once somebody watches
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="words", input_text="What is there?"))
 
-    live = [event for event in handle.events() if event.name == "llm.delta"]
+    for event in handle.events():
+        seen.append(event)
+    live = [event for event in seen if event.name == "llm.delta"]
     later = [event.name for event in handle.events()]
 
     assert {event.seq for event in live} == {None}

@@ -13,6 +13,7 @@ import pytest
 from celery import Celery
 
 from openagents_worker.cli.stack import Stack
+from openagents_worker.producer.app_parts import parts_of
 from openagents_worker.producer.client import Client, client_of
 from openagents_worker.producer.transport import _publishing_connection, send_first
 from openagents_worker.settings import load_settings
@@ -118,5 +119,5 @@ def test_an_app_without_options_for_tls_publishes_as_kombu_does(servers: Servers
     assert send_first(app, Wake("r1", "agents", 300, "assistant", "s1", 1, 3, ""))
     with servers.inside(servers.free, 0) as inside:
         assert inside.llen("agents") == 1
-    app.openagents_producers.popitem()[1].connections.force_close_all()
+    parts_of(app).producers.popitem()[1].connections.force_close_all()
     app.close()
