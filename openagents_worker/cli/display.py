@@ -118,7 +118,9 @@ def _count(number: int, what: str) -> str:
 def _event_line(event: RunEvent) -> Safe:
     last = event.name.rsplit(".", 1)[-1]
     details = event.payload.get("error_details")
-    code = f"code={details.get('code')} " if isinstance(details, dict) else ""
+    code = ""
+    if isinstance(details, dict) and "code" not in event.payload:
+        code = f"code={details.get('code')} "
     pairs = code + " ".join(
         f"{key}={short_call_id(str(value)) if key in CALL_IDS else short(value)}"
         for key, value in _told(event).items()

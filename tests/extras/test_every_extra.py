@@ -161,7 +161,7 @@ def test_every_command_explains_itself(site: Site) -> None:
     """Also those that need more than is installed."""
     listed = site.run("openagents-worker", "--help")
     assert listed.returncode == 0, listed.stderr
-    lines = listed.stdout.partition("Commands:")[2].splitlines()
+    lines = listed.stdout.partition("Show this message")[2].splitlines()
     names = [line.split()[0] for line in lines if re.match(r"  \w", line)]
 
     assert {"run", "worker", "validate", "dev"} <= set(names)

@@ -57,7 +57,10 @@ def _prepared(app: str | None) -> Settings:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="The same: a schema is JSON.")
 def schema(as_json: bool) -> None:
-    """Print the JSON Schema of the agents file, with the configs of the plugins that are built in."""
+    """Print the JSON Schema of the agents file.
+
+    With the configs of the plugins that are built in.
+    """
     need("worker")
     from openagents_worker.runtime.schema import agents_file_schema
 
