@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
-__all__ = ["Line", "Lines"]
+__all__ = ["Line", "Lines", "Stalled"]
 
 T = TypeVar("T")
 
@@ -154,6 +154,32 @@ class Lines:
             end.close()
             await end.wait_closed()
         self._ends.discard(end)
+
+
+class Stalled(Lines):
+    """Lines on which nothing gets through once they are told to stall."""
+
+    def opened(self) -> None:
+        self._goes_on = asyncio.Event()
+        self._goes_on.set()
+        self.url = self.listen(self._there_and_back)
+
+    def stall(self) -> None:
+        self._loop.call_soon_threadsafe(self._goes_on.clear)
+
+    def go_on(self) -> None:
+        self._loop.call_soon_threadsafe(self._goes_on.set)
+
+    async def _there_and_back(self, line: Line) -> None:
+        await asyncio.gather(
+            self._one_way(line.from_client, line.to_redis), self._one_way(line.from_redis, line.to_client)
+        )
+
+    async def _one_way(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while some := await reader.read(2**16):
+            await self._goes_on.wait()
+            writer.write(some)
+            await writer.drain()
 
 
 async def _until_the_end(way: PassOn, line: Line) -> None:

@@ -19,8 +19,8 @@ def gate_of(host: Host) -> type[bootsteps.StartStopStep]:
     """A step of the consumer that keeps it from taking messages while this process holds no lease.
 
     It could not claim their runs: each message would wait here, and another worker could have taken it. Where
-    the worker also consumes queues of other tasks it takes messages all the same, as those need no lease. In
-    prefork it does, too: there each child process has a lease of its own.
+    the worker also consumes queues of other tasks, by the same channel, it takes messages all the same, as
+    those need no lease. In prefork it does, too: there each child process has a lease of its own.
     """
 
     class Gate(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types

@@ -35,16 +35,16 @@ def run_queues_of(host: Host) -> type[bootsteps.StartStopStep]:
             pool = parent.pool
             if isinstance(pool, TaskPool) and pool.has_run_limit and host.queues:
                 names = {name for queue in host.queues for name in (queue, wake_queue(queue))}
-                parent.task_consumer = _divided(parent, pool, names)
+                parent.task_consumer = _divided(parent, pool, names, host)
 
     return RunQueues
 
 
-def _divided(consumer: Any, pool: TaskPool, names: set[str]) -> DividedConsumer:
+def _divided(consumer: Any, pool: TaskPool, names: set[str], host: Host) -> DividedConsumer:
     celerys = consumer.task_consumer
     channel = consumer.connection.channel()
     channel.basic_qos(0, min(MOST_AHEAD, pool.run_limit), consumer.qos_global)
-    _limit(channel, lambda: pool.runs_in_hand() < pool.run_limit)
+    _limit(channel, lambda: host.is_registered() and pool.runs_in_hand() < pool.run_limit)
     if hasattr(channel, "_queue_cycle"):  # Redis: runs that have begun go before those that have not
         channel._queue_cycle = WakesFirst()  # type: ignore[no-untyped-call]  # as all of kombu
     if consumer.app.conf.worker_disable_prefetch:

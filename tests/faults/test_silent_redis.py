@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from openagents_worker.worker.watch import EX_LOOP_DEAD
 from tests.faults.conftest import MakeWorld
 from tests.faults.world import World
-from tests.proxy import Line, Lines
+from tests.proxy import Stalled
 from tests.waiting import wait_for
 
 PATIENCE_S = 60
@@ -58,29 +58,6 @@ def test_workers_live_through_a_silence_of_redis_that_costs_their_leases(make_wo
     _check(world, workers=2, runs=20, silences=2)
 
 
-class Stalled(Lines):
-    """Lines on which nothing gets through once they are told to stall."""
-
-    def opened(self) -> None:
-        self.goes_on = asyncio.Event()
-        self.goes_on.set()
-        self.url = self.listen(self._there_and_back)
-
-    def stall(self) -> None:
-        self._loop.call_soon_threadsafe(self.goes_on.clear)
-
-    async def _there_and_back(self, line: Line) -> None:
-        await asyncio.gather(
-            self._one_way(line.from_client, line.to_redis), self._one_way(line.from_redis, line.to_client)
-        )
-
-    async def _one_way(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while some := await reader.read(2**16):
-            await self.goes_on.wait()
-            writer.write(some)
-            await writer.drain()
-
-
 def test_a_worker_without_a_lease_takes_no_message(make_world: MakeWorld) -> None:
     """It could not claim a run, and another worker can. One of two is cut off from the Redis of the runs, and
     not from its broker."""
@@ -98,8 +75,9 @@ def test_a_worker_without_a_lease_takes_no_message(make_world: MakeWorld) -> Non
                 world.wait(f"run-{number}", PATIENCE_S)
             wait_for(lambda: sum(_is_received(event) for event in heard) >= 20, "all were taken by somebody")
 
-        takers = {event["hostname"].partition("@")[0] for event in heard if _is_received(event)}
-        assert takers == {"w2"}
+        taken = Counter(event["hostname"].partition("@")[0] for event in heard if _is_received(event))
+        # The command that was waiting in the broker when the lease ended may still bring one.
+        assert taken["w1"] <= 1
         world.end()
 
 

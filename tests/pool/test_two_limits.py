@@ -13,6 +13,7 @@ from openagents_worker.producer.handle import RunHandle
 from openagents_worker.store.embedded import EmbeddedRedis
 from tests.pool.registered import worker
 from tests.pool.shopkeeper import PATIENCE_S, Shop, new_tag
+from tests.proxy import Stalled
 from tests.waiting import wait_for
 
 RUNS = 20
@@ -68,6 +69,26 @@ def test_runs_and_the_apps_own_tasks_have_limits_of_their_own(
 
 def begun(shop: Shop, tags: list[str]) -> int:
     return sum(bool(shop.notes(tag)) for tag in tags)
+
+
+def test_without_a_lease_runs_are_left_in_the_broker_and_tasks_are_not(tmp_path: Path, url: str) -> None:
+    """The worker cannot reach the Redis of the runs for longer than its lease; its broker it can."""
+    with (
+        Stalled(url) as lines,
+        worker(tmp_path, url, "celery,agents", {}, OPENAGENTS_REDIS_URL=lines.url) as shop,
+    ):
+        lines.stall()
+        wait_for(lambda: "worker.let_go" in shop.log, "the lease is over", PATIENCE_S)
+
+        waiting, tags, until = [submit(shop, "greeter") for _ in range(5)], [new_tag()], new_tag()
+        shop.app.send_task("tests.pool.mixed.blocks", (tags[0], until), queue="celery")
+        wait_for(lambda: begun(shop, tags) == 1, "a task of the app's own is taken", PATIENCE_S)
+        shop.redis.rpush(f"notes:{until}", "may end")
+        # The command that was waiting in the broker when the lease ended may still bring one.
+        assert shop.in_broker("agents") >= len(waiting) - 1
+
+        lines.go_on()
+        assert {handle.wait(PATIENCE_S).final_output for handle in waiting} == {"hello"}
 
 
 def test_runs_keep_to_their_limit(tmp_path: Path, url: str) -> None:
