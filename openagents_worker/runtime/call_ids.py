@@ -16,6 +16,7 @@ from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, TypeVar
+from weakref import WeakMethod
 
 __all__ = [
     "Frame",
@@ -101,11 +102,15 @@ _frame: ContextVar[Frame | None] = ContextVar("openagents_frame", default=None)
 
 
 class Nodes:
-    """The tree of tasks of one attempt. `on_end` is called with each node whose task is done."""
+    """The tree of tasks of one attempt. `on_end` is called with each node whose task is done.
+
+    It is a method of what has this tree, and held weakly: a circle is not freed before the garbage collector
+    looks, which it does once in a thousand runs.
+    """
 
     def __init__(self, on_end: Callable[[Node], None]) -> None:
         self.living: set[Node] = set()
-        self._on_end = on_end
+        self._on_end = WeakMethod(on_end)
         self._strangers: Counter[str] = Counter()
 
     def begin(self, part: str = "") -> None:
@@ -164,7 +169,9 @@ class Nodes:
 
     def _ended(self, node: Node) -> None:
         self.living.discard(node)
-        self._on_end(node)
+        node.task = None
+        if (on_end := self._on_end()) is not None:
+            on_end(node)
 
     def is_alone(self, node: Node) -> bool:
         """Whether no other node of the run lives."""

@@ -67,11 +67,12 @@ class Latch:
         if not self.lets_calls_end:
             self._stop_now.set()
         if reason is LatchReason.FENCED:
-            for callback in self._when_fenced:
+            callbacks, self._when_fenced = self._when_fenced, []
+            for callback in callbacks:
                 callback()
 
     def when_fenced(self, callback: Callable[[], None]) -> None:
-        """Call this as soon as nothing may be written any more."""
+        """Call this as soon as nothing may be written any more, once."""
         self._when_fenced.append(callback)
 
     @property
