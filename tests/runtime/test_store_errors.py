@@ -259,7 +259,7 @@ async def carry_on(shop: Process, fault: Fault) -> None:
         opening = asyncio.create_task(_open_after_events(shop, fault.admin), name="open")
         await carrying
         opening.cancel()
-        await asyncio.wait([opening])
+        await asyncio.gather(opening, return_exceptions=True)  # the run may have ended without its help
         if (await shop.record()).state is RunState.RETRYING:
             await due(shop)
 

@@ -457,9 +457,12 @@ def test_a_reply_is_seen_while_the_model_still_speaks(
             pieces.append(event)
     _seen.add("llm.delta")
 
-    assert "".join(str(piece.payload["text"]) for piece in pieces) == text
-    offsets = [int(str(piece.payload["offset"])) for piece in pieces]
-    assert offsets == [sum(len(str(p.payload["text"])) for p in pieces[:n]) for n in range(len(pieces))]
+    shown = ""
+    for piece in pieces:  # who joins late gets the beginning once more, and what comes next may be in it
+        offset = int(str(piece.payload["offset"]))
+        assert offset <= len(shown), "nothing is missing between two pieces"
+        shown = shown[:offset] + str(piece.payload["text"])
+    assert shown == text
 
 
 PREPARED = """
