@@ -255,6 +255,7 @@ class Ledger:
         """No write after this one; what still waits is dropped (an ending has taken its events along)."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None  # it holds the call in which it was set, and that holds this ledger
         for task in list(self._flushing):
             await asyncio.wait([task])
 
