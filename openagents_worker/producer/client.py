@@ -81,16 +81,6 @@ class Client(Operations):
         self._publishing = PublishingApp(redis_url, settings, app, self)
         self.store = Store(cell_of(self._publishing.given_settings), answer_timeout_s=ANSWER_TIMEOUT_S)
 
-    @property
-    def settings(self) -> Settings:
-        """The settings that submissions of this client follow."""
-        return self._publishing.settings
-
-    @property
-    def app(self) -> Celery:
-        """The Celery app that this client's messages go out by."""
-        return self._publishing.app
-
     def submit(
         self,
         request: RunRequest | Mapping[str, Any],
@@ -214,16 +204,6 @@ class AsyncClient(AsyncOperations):
     ) -> None:
         self._publishing = PublishingApp(redis_url, settings, app)
         self.store = AsyncStore(cell_of(self._publishing.given_settings), answer_timeout_s=ANSWER_TIMEOUT_S)
-
-    @property
-    def settings(self) -> Settings:
-        """The settings that submissions of this client follow."""
-        return self._publishing.settings
-
-    @property
-    def app(self) -> Celery:
-        """The Celery app that this client's messages go out by."""
-        return self._publishing.app
 
     async def submit(
         self,

@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 
 from openagents_worker.errors import OpenAgentsError, RedisUnreachable
 from openagents_worker.models import RunRecord, RunState
+from openagents_worker.producer.publishing_app import Publishes
 from openagents_worker.producer.submit import Accepted, aresume, resume
 from openagents_worker.producer.transport import send_first, send_wakes
 from openagents_worker.store.fleet import (
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
-    from openagents_worker.settings import Settings
     from openagents_worker.store.client import AsyncStore, Store
 
 __all__ = ["AsyncOperations", "Operations", "send_accepted"]
@@ -45,18 +45,10 @@ SEND_WITHIN_S = 1.5  # publishing takes up to three seconds, and a submission fi
 log = get_logger(__name__)
 
 
-class Operations:
+class Operations(Publishes):
     """The part of `Client` that operators use."""
 
     store: Store
-
-    @property
-    def settings(self) -> Settings:
-        raise NotImplementedError
-
-    @property
-    def app(self) -> Celery:
-        raise NotImplementedError
 
     def record(self, run_id: str) -> RunRecord:
         raise NotImplementedError
@@ -126,18 +118,10 @@ class Operations:
         return self.store.carry_out(read_fleet(self.store.keys, self.settings.queue))
 
 
-class AsyncOperations:
+class AsyncOperations(Publishes):
     """The part of `AsyncClient` that operators use."""
 
     store: AsyncStore
-
-    @property
-    def settings(self) -> Settings:
-        raise NotImplementedError
-
-    @property
-    def app(self) -> Celery:
-        raise NotImplementedError
 
     async def record(self, run_id: str) -> RunRecord:
         raise NotImplementedError

@@ -18,7 +18,7 @@ from openagents_worker.telemetry import get_logger
 if TYPE_CHECKING:
     from openagents_worker.producer.client import Client
 
-__all__ = ["PublishingApp"]
+__all__ = ["PublishingApp", "Publishes"]
 
 LEFT_TO_RESCUE = "a worker's rescue loop sends them"
 
@@ -102,6 +102,22 @@ class PublishingApp:
             return self.to_submit()
         except ConfigError:  # who submits is told so; whoever only reads needs no broker
             return self.own_app, self.given_settings
+
+
+class Publishes:
+    """What both clients have: the Celery app that their messages go out by, and its settings."""
+
+    _publishing: PublishingApp
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that submissions of this client follow."""
+        return self._publishing.settings
+
+    @property
+    def app(self) -> Celery:
+        """The Celery app that this client's messages go out by."""
+        return self._publishing.app
 
 
 def _with_queue_of(app: Celery, settings: Settings) -> Settings:

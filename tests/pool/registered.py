@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.pool.shopkeeper import AGENTS, PATIENCE_S, ROOT, Shop, new_tag
-from tests.waiting import wait_for
+from tests.pool.shopkeeper import AGENTS, ROOT, Shop, new_tag, opened
 
 __all__ = ["worker"]
 
@@ -37,16 +35,5 @@ def worker(
     }
     command = [sys.executable, "-m", "celery", "-A", "tests.pool.mixed", "worker", "-n", node]
     command += ["-Q", queues, "--without-gossip", "--without-mingle", "-l", "INFO"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=variables, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
-    shop = Shop(url, process, log, node)
-    try:
-        wait_for(
-            lambda: "ready." in shop.log or process.poll() is not None, "the worker is ready", PATIENCE_S
-        )
-        assert process.poll() is None, shop.log
+    with opened(url, command, variables, log, node) as shop:
         yield shop
-    finally:
-        process.kill()
-        process.wait()
-        shop.close()

@@ -112,6 +112,15 @@ def open_shop(
     }
     command = [sys.executable, "-m", "celery", "-A", "tests.pool.shop", "worker", "-n", node]
     command += ["-Q", "shop,agents", "--without-gossip", "--without-mingle", "-l", "INFO", *arguments]
+    with opened(url, command, variables, log, node) as shop:
+        yield shop
+
+
+@contextmanager
+def opened(
+    url: str, command: Sequence[str], variables: Mapping[str, str], log: Path, node: str
+) -> Generator[Shop]:
+    """The worker that this command starts, once it is ready and for as long as the block lasts."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=variables, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
     shop = Shop(url, process, log, node)
