@@ -93,6 +93,18 @@ def _telling(connection_class: Any) -> Any:
                 await super().connect(*args, **kwargs)
             self.opened.add(self)
 
+        async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+            # redis-py waits for the other side to end TLS. When that takes too long, or when the waiting is
+            # cancelled, it leaves the socket open.
+            writer = self._writer
+            try:
+                await super().disconnect(*args, **kwargs)
+            except exceptions.TimeoutError:
+                pass  # the connection is given up here all the same
+            finally:
+                if writer is not None:
+                    writer.transport.abort()
+
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
             # redis-py sends through asyncio.wait_for, which below Python 3.12 can swallow a cancellation that
             # comes while it ends, and starts a task for every command.
