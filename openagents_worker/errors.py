@@ -350,6 +350,14 @@ class OutputValidationError(ExecutionError):
         self.attempts = attempts
 
 
+class CheckLimitExceeded(ExecutionError):
+    """To check the answer against the `output_type` took more time, memory or nesting than a check may take.
+    The schema multiplies itself, has a pattern that takes for ever, or is too large for such an answer."""
+
+    code = "execution.check_limit"
+    http_status = 422
+
+
 class SessionError(ExecutionError):
     """The session's state is not what a plugin needs."""
 

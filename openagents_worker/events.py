@@ -6,13 +6,14 @@ envelope, so a payload need not repeat them.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from openagents_worker.suggest import nearest
 
 __all__ = [
     "EVENT_SCHEMAS",
@@ -189,5 +190,5 @@ def check_event(name: str, payload: Mapping[str, Any]) -> list[str]:
 
 
 def _guess(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else ""

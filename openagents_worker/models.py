@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import uuid
 from collections.abc import Mapping
@@ -36,7 +35,9 @@ from openagents_worker.errors import (
     RunFailed,
     text_of,
 )
+from openagents_worker.json_schema.rules import SchemaProblem, read_schema
 from openagents_worker.redaction import safe_message
+from openagents_worker.suggest import nearest
 
 __all__ = [
     "ErrorDetails",
@@ -102,8 +103,8 @@ class _Wire(BaseModel):
         for name in data:
             if name in cls.model_fields:
                 continue
-            near = difflib.get_close_matches(str(name), list(cls.model_fields), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known fields: {', '.join(cls.model_fields)}"
+            near = nearest(str(name), cls.model_fields)
+            hint = f"did you mean {near!r}?" if near else f"known fields: {', '.join(cls.model_fields)}"
             raise PydanticCustomError(
                 "unknown_field",
                 "{model} has no field {name}; {hint}",
@@ -484,7 +485,23 @@ def parse_request(
             hint="send a reference (a URL, a key) to the content, or raise OPENAGENTS_MAX_PAYLOAD_BYTES",
             run_id=request.run_id,
         )
+    _check_output_type(request)
     return request
+
+
+def _check_output_type(request: RunRequest) -> None:
+    """Raises `RequestInvalid` for a JSON Schema that no worker would accept; only workers know names."""
+    wanted = request.output_type
+    if wanted is None or isinstance(wanted, str):
+        return
+    try:
+        read_schema(schema_of(wanted) if isinstance(wanted, type) else wanted)
+    except SchemaProblem as problem:
+        raise RequestInvalid(
+            f"output_type is not a JSON Schema that is accepted: {problem}",
+            hint="a JSON Schema object (draft 2020-12), or a name that the deployment has registered",
+            run_id=request.run_id,
+        ) from problem
 
 
 def _request_invalid(error: ValidationError) -> RequestInvalid:

@@ -7,7 +7,6 @@ that one of them could not follow is refused.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any, assert_never
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from openagents_worker.redis_tls import CertReqs, Tls
+from openagents_worker.suggest import nearest
 
 __all__ = ["CeleryAddress", "RedisAddress", "Scheme", "SHORTEST_SOCKET_TIMEOUT_S"]
 
@@ -318,8 +318,8 @@ def _option(name: str) -> Option:
     )
     if name == "ssl":
         raise ValueError("its option ssl is not one that is read here: a URL with TLS begins with rediss://")
-    near = difflib.get_close_matches(name, known, n=1)
-    guess = f"did you mean {near[0]}? " if near else ""
+    near = nearest(name, known)
+    guess = f"did you mean {near}? " if near else ""
     raise ValueError(
         f"{shown} that every part of a deployment can follow; {guess}there are {', '.join(known)}"
     )

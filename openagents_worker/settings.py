@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import textwrap
@@ -23,6 +22,7 @@ from openagents_worker.addresses import RedisAddress, address_of, is_redis_url
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
 from openagents_worker.redaction import safe_text, safe_url
+from openagents_worker.suggest import nearest
 from openagents_worker.time_limits import (
     SHORTEST_LEASE_MS,
     SHORTEST_LOOP_DEAD_S,
@@ -158,6 +158,12 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         description="Processes of one worker process for CPU-bound tools. 0: one for each core.",
+    )
+    check_cpu_s: float = Field(
+        default=2,
+        gt=0,
+        description="Processor time that the check of one value against a JSON Schema may take. Then the "
+        "check is given up: an answer fails its run, a tool's arguments are refused.",
     )
     loop_dead_s: float = Field(
         default=120,
@@ -352,7 +358,7 @@ def unknown_variables(env: Mapping[str, str]) -> list[tuple[str, str | None]]:
     known += [name.removeprefix(PREFIX) for name in NEIGHBOURS if name.startswith(PREFIX)]
     ours = (name.removeprefix(PREFIX) for name in sorted(env) if name.startswith(PREFIX))
     unknown = [name for name in ours if name not in known and not _INJECTED.search(f"_{name}")]
-    near = [next(iter(difflib.get_close_matches(name, known, n=1)), None) for name in unknown]
+    near = [nearest(name, known) for name in unknown]
     return [(PREFIX + name, guess and PREFIX + guess) for name, guess in zip(unknown, near, strict=True)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from openagents_worker.agents.positions import Path, json_path
 from openagents_worker.errors import ConfigValidationError, OpenAgentsError, PluginConfigError
+from openagents_worker.suggest import nearest
 
 __all__ = [
     "ConfigProblem",
@@ -76,9 +76,9 @@ def rejected(source: str, problems: Sequence[ConfigProblem]) -> ConfigValidation
 def did_you_mean(name: str, known: Iterable[str], what: str = "known") -> str:
     """A question where a known name is near, else the known names."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    if near:
-        return f"did you mean {near[0]!r}?"
+    near = nearest(name, names)
+    if near is not None:
+        return f"did you mean {near!r}?"
     return f"{what}: {', '.join(names)}" if names else f"{what}: none"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import PluginConfigError
+from openagents_worker.suggest import nearest
 
 __all__ = ["Script", "ScriptedCall", "ScriptedFault", "ScriptedReply", "ScriptedUsage", "read_entry", "words"]
 
@@ -134,8 +134,8 @@ def _unusable(where: str, problem: str, hint: str | None = None) -> PluginConfig
 
 
 def _near(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known errors: {', '.join(known)}"
+    near = nearest(name, known)
+    return f"did you mean {near!r}?" if near else f"known errors: {', '.join(known)}"
 
 
 def words(text: str) -> list[str]:

@@ -12,7 +12,6 @@ which may differ in every turn, stands before the question.
 from __future__ import annotations
 
 import asyncio
-import difflib
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from openagents_worker.llm.failures import is_too_long
 from openagents_worker.llm.transcript import shown
 from openagents_worker.models import ErrorDetails, dumps
 from openagents_worker.patterns.base import PatternPlugin
+from openagents_worker.suggest import nearest
 
 __all__ = ["ReActPattern"]
 
@@ -323,8 +323,8 @@ def _assistant(response: LLMResponse, calls: Sequence[LLMToolCall]) -> FixedMess
 
 def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
     name = name[:MAX_NAME_CHARS]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the tools are: {', '.join(known) or 'none'}"
+    near = nearest(name, known)
+    hint = f"did you mean {near!r}?" if near else f"the tools are: {', '.join(known) or 'none'}"
     return ToolNotFoundError(f"there is no tool {name!r}", name, hint=hint)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import hashlib
 import json
 import secrets
@@ -28,6 +27,7 @@ from openagents_worker.store.client import AnswerLost, AsyncStore, Store
 from openagents_worker.store.listing import lists_of
 from openagents_worker.store.runs import run_not_found
 from openagents_worker.store.scripts import Call, ResumeAnswer, Resumed, SubmitAnswer, Submitted, Wake
+from openagents_worker.suggest import nearest
 
 T = TypeVar("T")
 
@@ -276,8 +276,8 @@ class _Submission(_Attempt[Submitted]):
 
     def _no_agent(self, known: tuple[str, ...]) -> tuple[str, str]:
         agent_id = self.request.agent_id
-        near = difflib.get_close_matches(agent_id, known, n=1)
-        guess = f"did you mean {near[0]!r}? " if near else ""
+        near = nearest(agent_id, known)
+        guess = f"did you mean {near!r}? " if near else ""
         return (
             f"no worker knows an agent {agent_id!r}",
             f"{guess}known: {', '.join(known)}; an agent is known once a worker that can "

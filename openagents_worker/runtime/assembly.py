@@ -26,6 +26,7 @@ from openagents_worker.runtime.plugins import load_plugins, make_plugin, with_li
 from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.settings import Settings
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
+from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.function import FunctionTool
 from openagents_worker.tools.offload import Offload
 
@@ -54,6 +55,10 @@ class AgentParts:
         """A pattern for one attempt; the agent's runtime limits stand under its own config."""
         ref = with_limits(self.definition.pattern, self.definition.runtime)
         return self._make("pattern", ref, BUILTIN_PATTERNS)
+
+    @property
+    def checks(self) -> SchemaChecks:
+        return self._assembly.checks
 
     def tools(self) -> dict[str, Any]:
         return self._tools
@@ -121,11 +126,13 @@ class Assembly:
         *,
         env: Mapping[str, str],
         offload: Offload | None = None,
+        checks: SchemaChecks | None = None,
         unavailable: Iterable[UnavailableAgent] = (),
     ) -> None:
         self.config = config
         self.redact_keys = config.redact_keys
         self.offload = offload or Offload()
+        self.checks = checks or SchemaChecks()
         self.unavailable = {agent.agent_id: agent for agent in unavailable}
         """Agents of the file that are not in `config`, as they cannot be served here."""
         self._env = env
@@ -159,6 +166,7 @@ class Assembly:
             file.config.model_copy(update={"agents": servable}),
             env=env,
             offload=Offload(threads=settings.tool_threads, processes=settings.tool_processes),
+            checks=SchemaChecks(cpu_s=settings.check_cpu_s),
             unavailable=[UnavailableAgent(id_, tuple(found)) for id_, found in by_agent.items()],
         )
 
@@ -203,3 +211,4 @@ class Assembly:
             if close is not None:
                 await close()
         self.offload.close()
+        await self.checks.aclose()

@@ -386,7 +386,15 @@ class Attempt:
             limit = self._budget.max_validation_retries
             attempts = 1 + (DEFAULT_VALIDATION_RETRIES if limit is None else limit)
             attempts *= self._claimed.life  # those of earlier lives are in the journal
-            output = await fitted(output, prepared.output_type, prepared.pattern, prepared.context, attempts)
+            output = await fitted(
+                output,
+                prepared.output_type,
+                prepared.pattern,
+                prepared.context,
+                attempts,
+                checks=self._assembly.checks,
+                offload=self._assembly.offload,
+            )
         self._turn_messages = getattr(prepared.pattern, "turn_messages", ())
         await self._check_all_read()
         return output

@@ -12,6 +12,7 @@ from typing import Any
 
 from openagents_worker.errors import (
     BudgetExhausted,
+    CheckLimitExceeded,
     LLMResponseError,
     MaxStepsExceeded,
     ModelRetryError,
@@ -23,6 +24,7 @@ from openagents_worker.errors import (
     ToolValidationError,
     text_of,
 )
+from openagents_worker.json_schema.rules import Schema
 from openagents_worker.llm.base import CallInfo, LLMClient, LLMResponse, OnDelta
 from openagents_worker.models import (
     MAX_MESSAGE_CHARS,
@@ -49,7 +51,7 @@ from openagents_worker.runtime.user_code import (
 )
 from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec
-from openagents_worker.tools.validation import check_arguments
+from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
 
 __all__ = ["RecordedModel", "RecordedTool"]
 
@@ -241,6 +243,7 @@ class RecordedTool:
         budget: RunBudget,
         timeout_ms: int | None,
         default_timeout_ms: int | None,
+        checks: SchemaChecks,
     ) -> None:
         self.tool_id = tool_id
         self._inner = inner
@@ -250,6 +253,8 @@ class RecordedTool:
         described = inner.describe() if hasattr(inner, "describe") else {}
         self._described = {**described, "name": tool_id}
         self._schema = described.get("parameters") or {"type": "object"}
+        self._checks = checks
+        self._checked_schema: Schema | None = None
         spec = inner.execution_spec() if hasattr(inner, "execution_spec") else None
         self.spec = (
             ToolExecutionSpec.model_validate(spec.model_dump()) if spec is not None else ToolExecutionSpec()
@@ -354,7 +359,7 @@ class RecordedTool:
         """Checks, approval, hooks and the call itself. Raises coded errors only."""
         as_tool_error = tool_error(ToolError, self.tool_id)
         with user_code(as_tool_error):
-            self._check_params(params)
+            await self._check_params(params)
         self._check_approval(params, call)
         result: Any = None
         raised: BaseException | None = None
@@ -401,8 +406,8 @@ class RecordedTool:
                 f"Tool {self.tool_id!r} timed out after {self._timeout_ms}ms", self.tool_id
             ) from error
 
-    def _check_params(self, params: dict[str, Any]) -> None:
-        problem = check_arguments(self._schema, params)
+    async def _check_params(self, params: dict[str, Any]) -> None:
+        problem = await self._mistakes(params)
         if problem is None and hasattr(self._inner, "validate_params"):
             fine, said = self._inner.validate_params(params)
             problem = None if fine else said or "refused by the tool"
@@ -410,6 +415,14 @@ class RecordedTool:
             raise ToolValidationError(
                 problem, self.tool_id, hint=f"the parameters are {dumps(self._schema)[:500]}"
             )
+
+    async def _mistakes(self, params: dict[str, Any]) -> str | None:
+        if self._checked_schema is None:
+            self._checked_schema = schema_of_tool(self._schema)
+        try:
+            return await self._checks.mistakes(self._checked_schema, params, "argument")
+        except CheckLimitExceeded as error:  # other arguments may be checked in less
+            raise ToolValidationError(error.message, self.tool_id, hint=error.hint) from error
 
     def _check_approval(self, params: dict[str, Any], call: CallContext) -> None:
         if not self._needs_approval(params, call):

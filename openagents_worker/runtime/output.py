@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from openagents_worker.errors import OutputValidationError
+from openagents_worker.json_schema.rules import Schema
 from openagents_worker.models import RunRequest, dumps, schema_of
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.registry import OUTPUTS
-from openagents_worker.tools.validation import check_output, check_schema
+from openagents_worker.tools.checks import SchemaChecks, schema_of_output
+from openagents_worker.tools.offload import Offload
 
 __all__ = ["DEFAULT_VALIDATION_RETRIES", "OutputType", "fitted"]
 
@@ -33,20 +36,22 @@ class OutputType:
 
     name: str
     schema: dict[str, Any]
+    checked: Schema
     model: type[BaseModel] | None = None
 
     @classmethod
     def of(cls, request: RunRequest) -> OutputType | None:
-        """Raises `PluginLoadError` for a name nobody knows, `RequestInvalid` for what is no JSON Schema."""
+        """Raises `PluginLoadError` for a name that nobody has registered, `RequestInvalid` for a schema that
+        is not accepted."""
         wanted = request.output_type
         if wanted is None:
             return None
         if isinstance(wanted, str):
             model = OUTPUTS.get(wanted)
-            return cls(wanted, schema_of(model), model)
+            schema = schema_of(model)
+            return cls(wanted, schema, schema_of_output(schema), model)
         schema = wanted if isinstance(wanted, dict) else schema_of(wanted)
-        check_schema(schema)
-        return cls(str(schema.get("title", "output")), schema)
+        return cls(str(schema.get("title", "output")), schema, schema_of_output(schema))
 
     @property
     def instruction(self) -> str:
@@ -55,30 +60,43 @@ class OutputType:
             f"Your final answer is JSON that fits this JSON Schema, and nothing else:\n{dumps(self.schema)}"
         )
 
-    def fit(self, output: Any) -> Any:
-        """The answer as JSON values, parsed where it is JSON text. Raises `Misfit`."""
+    async def fit(self, output: Any, checks: SchemaChecks, offload: Offload) -> Any:
+        """The answer as JSON values, parsed where it is JSON text.
+
+        Raises `Misfit`, and `CheckLimitExceeded` where that cannot be found out.
+        """
         if isinstance(output, BaseModel):
             output = output.model_dump(mode="json")
-        problem = self._problem(output)
+        problem = await self._problem(output, checks, offload)
         if problem is not None and isinstance(output, str):
             output = _parsed(output)
-            problem = self._problem(output)
+            problem = await self._problem(output, checks, offload)
         if problem is not None:
             raise Misfit(problem)
         return output
 
-    def _problem(self, value: Any) -> str | None:
-        problem = check_output(self.schema, value)
+    async def _problem(self, value: Any, checks: SchemaChecks, offload: Offload) -> str | None:
+        problem = await checks.mistakes(self.checked, value, "field")
         if problem is not None or self.model is None:
             return problem
-        try:
-            self.model.model_validate(value)
+        try:  # in a thread: the validators of a class are code of its owner, and may take long
+            await offload.in_thread(_validation_by(self.model, self.name), value=value)
         except ValidationError as error:
             found = error.errors(include_url=False, include_input=False, include_context=False)[:MAX_PROBLEMS]
             return "; ".join(
                 f"{'.'.join(map(str, each['loc'])) or 'answer'}: {each['msg']}" for each in found
             )
         return None
+
+
+def _validation_by(model: type[BaseModel], name: str) -> Callable[..., None]:
+    """The validation of a class as a function; what is said of work that still runs is its name."""
+
+    def validate(value: Any) -> None:
+        model.model_validate(value)
+
+    validate.__qualname__ = f"output type {name}"
+    return validate
 
 
 def _parsed(text: str) -> Any:
@@ -94,15 +112,24 @@ def _parsed(text: str) -> Any:
         raise Misfit(f"the answer is not JSON: {error}") from error
 
 
-async def fitted(output: Any, wanted: OutputType, pattern: Any, context: RunContext, attempts: int) -> Any:
+async def fitted(
+    output: Any,
+    wanted: OutputType,
+    pattern: Any,
+    context: RunContext,
+    attempts: int,
+    *,
+    checks: SchemaChecks,
+    offload: Offload,
+) -> Any:
     """The answer once it is of the type; the model is told what is wrong and tries again, `attempts` in all.
 
     Must run where the pattern does: what it asks the model is recorded like the pattern's own calls. Raises
-    `OutputValidationError`.
+    `OutputValidationError`, and `CheckLimitExceeded`.
     """
     for attempt in range(1, attempts + 1):
         try:
-            return wanted.fit(output)
+            return await wanted.fit(output, checks, offload)
         except Misfit as misfit:
             problem = str(misfit)
         if attempt == attempts:
@@ -114,7 +141,7 @@ async def fitted(output: Any, wanted: OutputType, pattern: Any, context: RunCont
         else:
             output = await _ask_again(context, wanted, output, told)
     raise OutputValidationError(
-        f"the answer is no {wanted.name} after {attempts} attempts: {problem}",
+        f"the answer does not fit {wanted.name} after {attempts} attempts: {problem}",
         output_type=wanted.name,
         attempts=attempts,
     )

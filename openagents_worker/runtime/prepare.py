@@ -213,6 +213,7 @@ class Preparation:
                 budget=self._budget,
                 timeout_ms=timeouts_ms.get(tool_id),
                 default_timeout_ms=_tool_timeout_ms(definition),
+                checks=self._parts.checks,
             )
             for tool_id, inner in self._parts.tools().items()
         }

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from openagents_worker.errors import PluginLoadError
+from openagents_worker.suggest import did_you_mean
 
 __all__ = ["DEPS", "OUTPUTS", "Registered", "register_deps", "register_output"]
 
@@ -31,8 +32,6 @@ class Registered(Generic[T]):
         """What has that name. Raises `PluginLoadError` with a suggestion."""
         if name in self._by_name:
             return self._by_name[name]
-        from openagents_worker.tools.validation import did_you_mean  # needs what only a worker has installed
-
         raise PluginLoadError(
             f"no {self._kind} are registered as {name!r}{did_you_mean(name, self._by_name)}",
             hint=f"{self._verb}({name!r}, …) in a module that OPENAGENTS_IMPORTS names",

@@ -27,7 +27,7 @@ from openagents_worker.models import dumps
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.plugins import make_plugin, with_limits
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
-from openagents_worker.tools.validation import check_arguments
+from openagents_worker.tools.checks import schema_of_tool
 
 __all__ = ["find_problems"]
 
@@ -92,7 +92,7 @@ def _check_tool(tool: Any) -> None:
     try:
         described = tool.describe()
         schema = described.get("parameters") or {}
-        check_arguments(schema, {})
+        schema_of_tool(schema)
         dumps(described)
     except PluginError:
         raise

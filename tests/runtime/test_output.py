@@ -14,6 +14,8 @@ from openagents_worker.models import RunBudget, RunRecord, RunState
 from openagents_worker.runtime.output import Misfit, OutputType
 from openagents_worker.runtime.registry import OUTPUTS
 from openagents_worker.store import scripts
+from openagents_worker.tools.checks import SchemaChecks
+from openagents_worker.tools.offload import Offload
 from tests.runtime import plugins
 from tests.runtime.harness import agent, calls, crash, process, scripted
 from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
@@ -45,6 +47,16 @@ def wanting(output_type: Any) -> OutputType:
     return wanted
 
 
+async def fitted_once(output_type: Any, answer: Any) -> Any:
+    """The answer as one attempt has it."""
+    checks, offload = SchemaChecks(), Offload()
+    try:
+        return await wanting(output_type).fit(answer, checks, offload)
+    finally:
+        await checks.aclose()
+        offload.close()
+
+
 def saying(*texts: str) -> dict[str, Any]:
     return agent(llm=scripted(*({"text": text} for text in texts)))
 
@@ -68,9 +80,9 @@ def ended(record: RunRecord) -> tuple[RunState, Any]:
     ],
     ids=["values", "text", "fenced text", "a model"],
 )
-def test_an_answer_that_fits_is_json_values(answer: Any) -> None:
+async def test_an_answer_that_fits_is_json_values(answer: Any) -> None:
     """However the pattern has said it."""
-    assert wanting(SCHEMA).fit(answer) == PARIS
+    assert await fitted_once(SCHEMA, answer) == PARIS
 
 
 @pytest.mark.parametrize(
@@ -84,16 +96,16 @@ def test_an_answer_that_fits_is_json_values(answer: Any) -> None:
         (None, "expected object, got null"),
     ],
 )
-def test_an_answer_that_does_not_fit_is_told_where(answer: Any, problem: str) -> None:
+async def test_an_answer_that_does_not_fit_is_told_where(answer: Any, problem: str) -> None:
     """In words for the model."""
     with pytest.raises(Misfit, match=problem):
-        wanting(SCHEMA).fit(answer)
+        await fitted_once(SCHEMA, answer)
 
 
 @pytest.mark.parametrize(("schema", "answer"), [({"type": "string"}, "42"), ({}, "[1]")])
-def test_a_text_that_fits_stays_a_text(schema: dict[str, Any], answer: str) -> None:
+async def test_a_text_that_fits_stays_a_text(schema: dict[str, Any], answer: str) -> None:
     """It is read as JSON only where a text will not do."""
-    assert wanting(schema).fit(answer) == answer
+    assert await fitted_once(schema, answer) == answer
 
 
 @pytest.mark.parametrize("ref", ["http://127.0.0.1:1/schema", "#/$defs/none", "#"])
@@ -109,7 +121,7 @@ def test_a_schema_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("urllib.request.urlopen", fetched.append)
 
     with pytest.raises(RequestInvalid, match="leads nowhere"):
-        wanting({"$ref": "http://10.0.0.1/schema"}).fit({})
+        wanting({"$ref": "http://10.0.0.1/schema"})
 
     assert fetched == []
 

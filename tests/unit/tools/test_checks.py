@@ -1,0 +1,196 @@
+"""Checks of values against schemas: real check processes, whose limits end them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import pytest
+
+from openagents_worker.errors import (
+    CheckLimitExceeded,
+    PluginConfigError,
+    RequestInvalid,
+    ToolUnavailableError,
+)
+from openagents_worker.json_schema.rules import Schema, read_schema
+from openagents_worker.tools import checks as module
+from openagents_worker.tools.checks import SchemaChecks, schema_of_output, schema_of_tool
+
+CHEAP = read_schema({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]})
+PATTERN = read_schema({"type": "object", "properties": {"n": {"pattern": "^[a-z]+$"}}, "required": ["n"]})
+CATASTROPHE = read_schema({"pattern": "^(a+)+$"})
+CATASTROPHIC = "a" * 40 + "!"
+RECURSIVE = read_schema(
+    {
+        "$ref": "#/$defs/n",
+        "$defs": {"n": {"properties": {"a": {"allOf": [{"$ref": "#/$defs/n"}, {"$ref": "#/$defs/n"}]}}}},
+    }
+)
+UNIQUE = read_schema({"uniqueItems": True})
+
+
+def nested(levels: int) -> Any:
+    value: Any = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.fixture
+async def checks() -> AsyncGenerator[SchemaChecks]:
+    made = SchemaChecks(cpu_s=0.3)
+    yield made
+    await made.aclose()
+
+
+async def test_what_costs_little_is_checked_at_once(checks: SchemaChecks) -> None:
+    """No process is started for it."""
+    assert await checks.mistakes(CHEAP, {"n": 1}, "argument") is None
+    assert await checks.mistakes(CHEAP, {}, "argument") == "argument 'n' is missing"
+    assert checks._idle == []
+
+
+async def test_what_may_cost_much_is_checked_apart_in_the_same_words(checks: SchemaChecks) -> None:
+    """One process answers one question after the other."""
+    assert await checks.mistakes(PATTERN, {"n": "a"}, "field") is None
+    first = checks._idle[:]
+    assert await checks.mistakes(PATTERN, {"n": "A"}, "field") == 'n: does not satisfy pattern "^[a-z]+$"'
+    assert await checks.mistakes(PATTERN, {"n": "ä€\ud800"}, "field") is not None
+    assert checks._idle == first
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"n": 1, "more": ["x"] * 5_000}, {"n": 1, "more": "x" * 500_000}, {"n": 1, "x" * 500_000: 1}],
+    ids=["many values", "a long text", "a long name"],
+)
+async def test_a_large_value_is_checked_apart(checks: SchemaChecks, value: Any) -> None:
+    """Whatever the schema is."""
+    assert await checks.mistakes(CHEAP, value, "field") is None
+    assert len(checks._idle) == 1
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        (CATASTROPHE, CATASTROPHIC),
+        (RECURSIVE, nested(60)),
+        (UNIQUE, [{"n": n} for n in range(20_000)]),
+    ],
+    ids=["a pattern", "a schema that multiplies itself", "each with each"],
+)
+async def test_a_check_that_takes_too_long_is_given_up(
+    checks: SchemaChecks, schema: Schema, value: Any
+) -> None:
+    """The error says which limit it was, and what to do; the next check has a process again."""
+    with pytest.raises(CheckLimitExceeded, match=r"0.3 s of processor time") as given_up:
+        await checks.mistakes(schema, value, "field")
+
+    assert given_up.value.code == "execution.check_limit"
+    assert "OPENAGENTS_CHECK_CPU_S" in (given_up.value.hint or "")
+    assert await checks.mistakes(PATTERN, {"n": "a"}, "field") is None
+
+
+async def test_the_loop_answers_while_a_check_takes_for_ever(checks: SchemaChecks) -> None:
+    """And so does another check: there are two processes."""
+    hostile = asyncio.create_task(checks.mistakes(CATASTROPHE, CATASTROPHIC, "field"))
+    other = await checks.mistakes(PATTERN, {"n": "a"}, "field")
+    turns = 0
+    while not hostile.done():
+        await asyncio.sleep(0)
+        turns += 1
+
+    assert other is None
+    assert turns > 100
+    with pytest.raises(CheckLimitExceeded):
+        hostile.result()
+
+
+async def test_a_check_that_takes_all_memory_is_given_up() -> None:
+    """The process cannot have more than its limit; it goes on with the next question."""
+    checks = SchemaChecks(cpu_s=60)
+    schema = read_schema({"items": {"enum": ["x" * 30_000]}, "pattern": "a", "uniqueItems": True})
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(module, "MEMORY_BYTES", 180 * 1024 * 1024)
+            with pytest.raises(CheckLimitExceeded, match="memory"):
+                await checks.mistakes(schema, ["y" * 1_000] * 60_000, "field")
+            assert await checks.mistakes(PATTERN, {"n": "a"}, "field") is None
+    finally:
+        await checks.aclose()
+
+
+async def test_a_value_nested_deeper_than_the_checker_goes_is_given_up(checks: SchemaChecks) -> None:
+    """Values of a run are refused earlier; one of a tool of somebody's own may get here."""
+    deep = read_schema({"$ref": "#/$defs/n", "$defs": {"n": {"additionalProperties": {"$ref": "#/$defs/n"}}}})
+
+    with pytest.raises(CheckLimitExceeded, match="nesting"):
+        await checks.mistakes(deep, nested(400), "field")
+
+
+async def test_what_is_not_json_is_a_mistake(checks: SchemaChecks) -> None:
+    told = await checks.mistakes(PATTERN, {"n": object()}, "field")
+
+    assert told is not None
+    assert told.startswith("it is not JSON")
+
+
+async def test_a_process_that_somebody_ends_costs_no_check(checks: SchemaChecks) -> None:
+    """The question is asked once more."""
+    assert await checks.mistakes(PATTERN, {"n": "a"}, "field") is None
+    (idle,) = checks._idle
+    os.kill(idle._process.pid, signal.SIGKILL)
+
+    assert await checks.mistakes(PATTERN, {"n": "a"}, "field") is None
+
+
+async def test_signals_to_a_workers_group_do_not_end_its_checks(checks: SchemaChecks) -> None:
+    """A worker that is asked to stop still executes runs for a while."""
+    assert await checks.mistakes(PATTERN, {"n": "a"}, "field") is None
+    before = checks._idle[:]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(before[0]._process.pid, number)
+
+    assert await checks.mistakes(PATTERN, {"n": "a"}, "field") is None
+    assert checks._idle == before
+
+
+async def test_closing_ends_the_processes(checks: SchemaChecks) -> None:
+    """Also one that is at work."""
+    running = asyncio.create_task(checks.mistakes(CATASTROPHE, CATASTROPHIC, "field"))
+    await until(lambda: len(checks._busy) == 1)
+    (process,) = checks._busy
+    await checks.aclose()
+
+    assert process.ended_by is not None
+    with pytest.raises(ToolUnavailableError):
+        await running
+
+
+async def test_a_process_that_cannot_be_started_is_an_error_that_may_be_retried(
+    checks: SchemaChecks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the host has no process left to give."""
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+
+    with pytest.raises(ToolUnavailableError, match="cannot be started") as refused:
+        await checks.mistakes(PATTERN, {"n": "a"}, "field")
+
+    assert refused.value.retryable
+
+
+def test_a_schema_that_is_not_accepted_is_the_fault_of_who_wrote_it() -> None:
+    """Whoever submitted the run, or whoever configured the tool."""
+    with pytest.raises(RequestInvalid, match="output_type is not a JSON Schema that is accepted: type: 'x'"):
+        schema_of_output({"type": "x"})
+    with pytest.raises(PluginConfigError, match="the schema of a tool's arguments is not a JSON Schema"):
+        schema_of_tool({"type": "x"})
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    while not is_true():
+        await asyncio.sleep(0)
