@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from openagents_worker.store.embedded import EmbeddedRedis
+from tests.hostile.table import lines_of
 
 pytest_plugins = ["tests.guards"]
 
@@ -43,3 +44,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was tried of hostile input, and how it was answered."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    if lines := lines_of(report for report in reports if isinstance(report, pytest.TestReport)):
+        terminalreporter.section("hostile input")
+        terminalreporter.write_line("\n".join(lines))
