@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -16,6 +17,18 @@ pytest_plugins = ["tests.guards"]
 # How long an example takes says more of the machine's other work than of ours.
 hypothesis.settings.register_profile("any-machine", deadline=None)
 hypothesis.settings.load_profile("any-machine")
+
+
+SHORT = frozenset({"unit", "store", "producer", "errors", "fundamentals", "bench"})
+"""Folders whose files take few seconds each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first: at the end no process waits long for the other."""
+    tests = Path(__file__).parent
+    items.sort(
+        key=lambda item: item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in SHORT
+    )
 
 
 @pytest.fixture(scope="session")
