@@ -21,8 +21,10 @@ MAX_LISTED_CHARS = 1_000  # of all known names, where none is near
 _FEW = 10  # of many: those that begin and end most like the name
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The known name that is most like this one; None where none is near, or where finding it costs too much.
+
+    `cutoff` is the ratio of difflib from which on a name is near.
 
     >>> nearest("assistent", ["assistant", "clerk"])
     'assistant'
@@ -32,7 +34,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     names = [each for each in islice(known, MAX_KNOWN_NAMES) if len(each) <= 2 * MAX_NAME_CHARS]
     if len(names) > MAX_COMPARED_NAMES:
         names = nlargest(_FEW, names, key=lambda each: _in_common(name, each))
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return near[0] if near else None
 
 

@@ -13,7 +13,9 @@ from openagents_worker.agents.problems import ConfigProblem
 
 __all__ = ["VARIABLE", "Expanded", "VariableText", "as_wanted", "expand"]
 
-VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+VARIABLE = re.compile(
+    r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]{0,1000}))?\}"
+)  # bounded: each start looks for its end
 SHORTEST_SECRET = 8  # a shorter value is a word that may stand in any sentence
 
 

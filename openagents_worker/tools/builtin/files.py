@@ -35,6 +35,8 @@ from openagents_worker.tools.typed import TypedTool
 __all__ = ["DeleteFile", "GrepFiles", "ListFiles", "ReadFile", "WriteFile"]
 
 MAX_ENTRIES = 1000
+MAX_PATH_CHARS = 4_096  # the longest path that Linux opens; a longer one takes seconds to be resolved
+MAX_GLOB_CHARS = 1_000
 MAX_MATCHES = 100
 MAX_SEARCHED_BYTES = 5_000_000  # larger files are logs and data; a search through them helps no model
 PIECE_BYTES = 65_536
@@ -75,6 +77,10 @@ class _FileTool(TypedTool):
     def resolved(self, path: str, *, follow: bool = True) -> Path:
         """The absolute place of a path that may be used; without `follow` a link stands for itself, not for
         its target. With `follow`, both the link and its target are looked at."""
+        if len(path) > MAX_PATH_CHARS:
+            raise ToolValidationError(
+                f"path: it has {len(path):,} characters; {MAX_PATH_CHARS:,} are allowed", self.name
+            )
         self._make_root()
         try:
             asked = self.root / path
@@ -203,6 +209,10 @@ class ListFiles(_FileTool):
         return await asyncio.to_thread(self._list, args)
 
     def _list(self, args: Params) -> dict[str, Any]:
+        if len(args.pattern) > MAX_GLOB_CHARS:
+            raise ToolValidationError(
+                f"pattern: it has {len(args.pattern):,} characters; {MAX_GLOB_CHARS:,} are allowed", self.name
+            )
         top = self.resolved(args.path)
         with self.told(args.path):
             if not stat.S_ISDIR(top.stat().st_mode):
