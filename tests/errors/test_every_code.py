@@ -240,6 +240,12 @@ def the_answer_is_of_another_type(shop: Installation) -> Met:
     return ended(shop.submit("clerk", output_type={"type": "object"}, budget={"max_validation_retries": 0}))
 
 
+@provokes("execution.check_limit")
+def the_answer_takes_a_pattern_for_ever(shop: Installation) -> Met:
+    shop.model.will_say({"text": "a" * 40 + "!"})
+    return ended(shop.submit("clerk", output_type={"type": "string", "pattern": "^(a+)+$"}))
+
+
 @provokes("deps.unavailable")
 def what_the_tools_need_is_away(shop: Installation) -> Met:
     return ended(shop.submit("clerk", deps="closed", budget=NO_RETRY))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunBudget, RunRecord, RunState
 from openagents_worker.runtime.output import Misfit, OutputType
 from openagents_worker.runtime.registry import OUTPUTS
+from openagents_worker.runtime.user_code import current_run
 from openagents_worker.store import scripts
 from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.offload import Offload
@@ -242,7 +245,49 @@ async def test_a_run_that_is_resumed_has_as_many_attempts_again(redis_url: str) 
     assert retries == [1, 2, 3]
 
 
+async def test_a_pattern_that_takes_for_ever_ends_its_run_and_nothing_else(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run of the same process completes meanwhile; nothing is asked again."""
+    monkeypatch.setattr(SchemaChecks.__init__, "__kwdefaults__", {"cpu_s": 0.3, "processes": 1})
+    async with process(redis_url, saying("a" * 40 + "!")) as p:
+        await p.submit("r1", output_type={"type": "string", "pattern": "^(a+)+$"})
+        await p.submit("r2", session_id="s2")
+        await asyncio.gather(p.carry("r1"), p.carry("r2"))
+        hostile, other = await p.record("r1"), await p.record("r2")
+
+    assert ended(hostile) == (RunState.FAILED, "execution.check_limit")
+    assert ended(other) == (RunState.COMPLETED, "a" * 40 + "!")
+    assert hostile.usage.llm_calls == 1
+
+
 # --- names and classes -----------------------------------------------------------------------------------
+
+
+async def test_the_validators_of_a_registered_class_do_not_run_on_the_loop(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are code of its owner, and may take long; what still runs is named."""
+    ran_in: list[tuple[str, list[str]]] = []
+
+    class Slow(BaseModel):
+        number: int
+
+        @field_validator("number")
+        @classmethod
+        def _takes_long(cls, number: int) -> int:
+            run = current_run.get()
+            assert run is not None
+            ran_in.append((threading.current_thread().name, run.off_loop.names()))
+            return number
+
+    monkeypatch.setattr(OUTPUTS, "_by_name", {})
+    register_output("slow", Slow)
+    async with process(redis_url, saying('{"number": 3}')) as p:
+        record = await p.run(output_type="slow")
+
+    assert ended(record) == (RunState.COMPLETED, {"number": 3})
+    assert ran_in == [("openagents-tool-1", ["output type slow"])]
 
 
 async def test_a_registered_model_also_says_what_a_schema_cannot(

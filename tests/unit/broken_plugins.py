@@ -55,6 +55,15 @@ class NoSchema(ToolPlugin):
         return {"type": "objekt"}
 
 
+class LargeSchema(ToolPlugin):
+    """Its schema is larger than one may be."""
+
+    name = "large_schema"
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object", "properties": {f"field_{n}": {"type": "string"} for n in range(5_000)}}
+
+
 class CannotDescribe(ToolPlugin):
     def describe(self) -> NoReturn:
         raise RuntimeError("speechless")

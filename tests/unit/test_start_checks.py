@@ -146,6 +146,7 @@ TOOL = "agents[0].tools[0]"
         (tool("CannotDescribe"), f"{TOOL}.impl", "plugin.load", "speechless"),
         (tool("Picky", size=0), f"{TOOL}.config.size", "plugin.config", "greater than or equal to 1"),
         (tool("Picky", size=1, color="x"), f"{TOOL}.config.color", "plugin.config", "did you mean 'colour'?"),
+        (tool("LargeSchema"), f"{TOOL}.config", "plugin.config", "65,536 are allowed"),
         (
             agent(pattern={"impl": f"{BROKEN}.TakesNoLimits"}, runtime={"step_timeout_ms": 5}),
             "agents[0].pattern.impl",

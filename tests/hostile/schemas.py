@@ -1,0 +1,70 @@
+"""JSON Schemas that are made to stop whoever reads or uses them, and tools that have some of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openagents_worker.tools.base import ToolContext, ToolPlugin
+from tests.unit.test_schema_rules import REFUSED, doubled, nested, wide
+
+__all__ = [
+    "Catastrophe",
+    "CATASTROPHE",
+    "HARMLESS_BUT_LARGE",
+    "Multiplied",
+    "REFUSED",
+    "Strict",
+    "doubled",
+    "nested",
+]
+
+CATASTROPHE = {"type": "string", "pattern": "^(a+)+$"}
+CATASTROPHIC = "a" * 40 + "!"
+HARMLESS_BUT_LARGE = wide(1_300)
+MULTIPLIED = {
+    "$ref": "#/$defs/n",
+    "$defs": {"n": {"properties": {"a": {"allOf": [{"$ref": "#/$defs/n"}, {"$ref": "#/$defs/n"}]}}}},
+}
+
+
+class _Tool(ToolPlugin):
+    async def invoke(self, params: dict[str, Any], context: ToolContext | None) -> Any:
+        return "called"
+
+
+class Catastrophe(_Tool):
+    """Its argument has a pattern that takes Python for ever."""
+
+    name = "catastrophe"
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object", "properties": {"a": CATASTROPHE}}
+
+
+class Multiplied(_Tool):
+    """Each level of its argument doubles the work."""
+
+    name = "multiplied"
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object", **MULTIPLIED}
+
+
+class Strict(_Tool):
+    """Its arguments are compared with everything that a schema can say."""
+
+    name = "strict"
+
+    def schema(self) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "properties": {
+                "few": {"type": "array", "maxItems": 2, "uniqueItems": True},
+                "short": {"type": "string", "maxLength": 5, "pattern": "^[a-z]*$"},
+                "one": {"enum": ["x", 1, None]},
+                "step": {"type": "number", "multipleOf": 0.1, "minimum": 0, "maximum": 10},
+                "tree": {"$ref": "#/$defs/tree"},
+            },
+            "additionalProperties": False,
+            "$defs": {"tree": {"type": "object", "additionalProperties": {"$ref": "#/$defs/tree"}}},
+        }

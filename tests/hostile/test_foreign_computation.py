@@ -1,0 +1,213 @@
+"""Computation whose cost is chosen by whoever submits, by the model, or by whoever wrote a record."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import pytest
+
+from openagents_worker.producer.handle import RunHandle
+from tests.hostile.schemas import (
+    CATASTROPHE,
+    CATASTROPHIC,
+    HARMLESS_BUT_LARGE,
+    MULTIPLIED,
+    REFUSED,
+    nested,
+)
+from tests.hostile.table import Attack, Case, cases, hostile
+from tests.hostile.world import World
+from tests.installation import PATIENCE_S, Installation, agent, call, installed
+from tests.waiting import wait_for
+
+SCHEMAS = {name: schema for name, (schema, _) in REFUSED.items() if isinstance(schema, dict)}
+AS_JSON = {
+    name: schema
+    for name, schema in SCHEMAS.items()
+    if name not in ("not JSON", "NaN", "deeper than Python's stack")
+}
+"""Those that somebody can write into a message or a record."""
+
+
+def of_a_message(schema: Any) -> Any:
+    def change(envelope: dict[str, Any]) -> dict[str, Any]:
+        (request,), *rest = json.loads(envelope["body"])
+        return {**envelope, "body": json.dumps([[{**request, "output_type": schema}], *rest])}
+
+    return change
+
+
+def of_a_record(schema: Any) -> Any:
+    def change(redis: Any, keys: Any, run_id: str) -> None:
+        request = json.loads(redis.hget(keys("run", run_id), "request"))
+        redis.hset(keys("run", run_id), "request", json.dumps({**request, "output_type": schema}))
+
+    return change
+
+
+def reply(message: Mapping[str, Any]) -> bytes:
+    return json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+
+
+TABLE = [
+    *cases(
+        "request", {name: ({"output_type": schema}, "request.invalid") for name, schema in SCHEMAS.items()}
+    ),
+    *cases(
+        "message",
+        {name: (of_a_message(schema), ("request.invalid", "gone")) for name, schema in AS_JSON.items()},
+    ),
+    *cases("record", {name: (of_a_record(schema), "request.invalid") for name, schema in AS_JSON.items()}),
+]
+
+
+@hostile("foreign computation", TABLE)
+def test_a_schema_that_costs_too_much_is_refused_at_each_door(case: Case, attack: Attack) -> None:
+    """The worker refuses what another producer has put into a message or a record, with the same code."""
+    attack(case)
+
+
+# --- answers and arguments -------------------------------------------------------------------------------
+
+LARGE = 20_000  # characters: what needs the square of it takes seconds
+
+NASTY: dict[str, Any] = {
+    "a long text": "a" * LARGE,
+    "a text for the pattern": CATASTROPHIC,
+    "a tree": nested(90, "a"),
+    "a wide object": {f"k{n}": n for n in range(2_000)},
+    "many items": [{"n": n} for n in range(2_000)],
+    "large numbers": [10**300, -(2**63), 1e308, 5e-324],
+    "a long name": {"a" * LARGE: 1},
+    "names like the known ones": {f"shor{n}": 1 for n in range(1_000)},
+}
+TO_COMPUTE = (
+    "2**10**10",
+    "9**9**9",
+    "factorial(10**9)",
+    "(" * 240 + "1" + ")" * 240,
+    "1e308*10",
+    "round(1, -10**9)",
+    "sum([9**999]*99)",
+    "0x" + "f" * 480,
+    "-" * 490 + "1",
+)
+DATES = ("1" * LARGE, "Mon, " * (LARGE // 5), "2024-" * (LARGE // 5), " " * LARGE)
+JSON = ("[" * LARGE, '{"a":' * (LARGE // 5), "1" * 5_000, '"' + "\\" * (LARGE - 1))
+BUILTIN: dict[str, list[dict[str, Any]]] = {
+    "calc": [{"expression": text} for text in TO_COMPUTE],
+    "date_parse": [{"date": text} for text in DATES],
+    "json_parse": [{"text": text} for text in JSON],
+    "text_transform": [{"text": "ß" * LARGE, "operation": "upper"}],
+    "list_files": [{"path": "a/" * LARGE}, {"path": ".", "pattern": "*a" * LARGE}, {"path": "../" * LARGE}],
+    "read_file": [{"path": "a/../" * LARGE}],
+    "grep_files": [{"path": ".", "pattern": "(a+)+$"}, {"path": ".", "pattern": "(" * 5_000}],
+    "http_request": [{"url": "http://" + "a." * LARGE}, {"url": "http://[" + ":" * LARGE}],
+}
+ARGUMENTS: dict[str, tuple[str, Any]] = {
+    **{
+        f"strict, {field}: {name}": ("strict", {field: value})
+        for name, value in NASTY.items()
+        for field in ("few", "short", "one", "step", "tree")
+    },
+    **{f"strict: {name}": ("strict", value) for name, value in NASTY.items() if isinstance(value, dict)},
+    "a catastrophic pattern": ("catastrophe", {"a": CATASTROPHIC}),
+    "a tree for a schema that multiplies itself": ("multiplied", nested(60, "a")),
+    **{f"{tool} {n}": (tool, given) for tool, each in BUILTIN.items() for n, given in enumerate(each)},
+}
+TOLD = {"tool.validation", "tool.error", "tool.permanent", "tool.unavailable"}
+
+UNFIT, GIVEN_UP = "execution.output_validation", "execution.check_limit"
+EMPTY, SHORT = {"type": "object", "maxProperties": 0}, {"type": "string", "maxLength": 1}
+UNIQUE = {"type": "array", "uniqueItems": True}
+ANSWERS: dict[str, tuple[Any, Any, str]] = {
+    "a catastrophic pattern": (CATASTROPHE, CATASTROPHIC, GIVEN_UP),
+    "a tree for a schema that multiplies itself": (
+        {"type": "object", **MULTIPLIED},
+        nested(60, "a"),
+        GIVEN_UP,
+    ),
+    "each item with each": (UNIQUE, [{"n": n} for n in range(6_000)], GIVEN_UP),
+    "a harmless schema of 55 KB": (HARMLESS_BUT_LARGE, {"field_0000": "x"}, "completed"),
+    "fences in fences": ({"type": "object"}, "```json\n" + "```" * LARGE + "x", UNFIT),
+    "brackets": ({"type": "array"}, "[" * LARGE, UNFIT),
+    **{f"an empty object wanted, {name}": (EMPTY, value, UNFIT) for name, value in NASTY.items()},
+    **{f"a short text wanted, {name}": (SHORT, value, UNFIT) for name, value in NASTY.items()},
+}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
+    """Two workers, on which the same model answers an agent with tools and one without."""
+    tools: dict[str, Any] = {
+        **{name: {"type": name} for name in BUILTIN},
+        "catastrophe": "tests.hostile.schemas.Catastrophe",
+        "multiplied": "tests.hostile.schemas.Multiplied",
+        "strict": "tests.hostile.schemas.Strict",
+    }
+    with installed(
+        tmp_path_factory.mktemp("shop"),
+        agent("clerk", tools=tools),
+        OPENAGENTS_CHECK_CPU_S="0.3",
+        OPENAGENTS_MAX_RESUME_ATTEMPTS="0",
+    ) as shop:
+        shop.stack.start_worker("second")
+        yield shop
+
+
+def both_execute_the_next_run(shop: Installation) -> None:
+    """Runs that were submitted afterwards, until each of the two workers has had one."""
+    shop.model.will_say({"text": "fine"})
+    workers: set[str] = set()
+
+    def seen() -> bool:
+        may_end = threading.Event()
+        shop.model.may_answer = lambda run_id: may_end.is_set()
+        handles = [shop.submit("clerk") for _ in range(2)]
+        wait_for(lambda: all(_worker_of(handle) for handle in handles), "the runs are executed", PATIENCE_S)
+        workers.update(_worker_of(handle) for handle in handles)
+        may_end.set()
+        assert [handle.wait(PATIENCE_S).final_output for handle in handles] == ["fine", "fine"]
+        return len(workers) == 2
+
+    wait_for(seen, "both workers have executed a run", PATIENCE_S)
+
+
+def _worker_of(handle: RunHandle[Any]) -> str:
+    return handle.record().worker or ""
+
+
+def ended(shop: Installation, handle: RunHandle[Any]) -> str:
+    return World.ended(World(shop, raw=None), handle)  # type: ignore[arg-type]  # it has no raw model
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_costs_a_worker_no_more_than_its_check(shop: Installation, name: str) -> None:
+    """The run ends with a code, and both workers go on."""
+    schema, answer, code = ANSWERS[name]
+    shop.model.will_say({"text": answer if isinstance(answer, str) else json.dumps(answer)})
+
+    handle = shop.submit("clerk", output_type=schema, budget={"max_validation_retries": 0})
+
+    assert ended(shop, handle) == code
+    both_execute_the_next_run(shop)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_cost_a_worker_no_more_than_their_check(shop: Installation, name: str) -> None:
+    """The model is told what is wrong, and the run completes."""
+    tool, arguments = ARGUMENTS[name]
+    shop.model.will_say({"tool_calls": [call(tool, **arguments)]}, {"text": "fine"})
+
+    handle = shop.submit("clerk")
+    failed = {event.payload["code"] for event in handle.events() if event.name == "tool.failed"}
+
+    assert failed <= TOLD
+    assert ended(shop, handle) == "completed"
+
+
+def test_both_workers_go_on_after_all_of_it(shop: Installation) -> None:
+    both_execute_the_next_run(shop)
