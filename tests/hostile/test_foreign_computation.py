@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -18,10 +18,13 @@ from tests.hostile.schemas import (
     REFUSED,
     nested,
 )
-from tests.hostile.table import Attack, Case, cases, hostile
+from tests.hostile.table import PROPERTY, Attack, Case, cases, hostile
 from tests.hostile.world import World
 from tests.installation import PATIENCE_S, Installation, agent, call, installed
 from tests.waiting import wait_for
+
+KIND = "foreign computation"
+FETCHED = ("tool.permanent", "tool.unavailable", "tool.error")
 
 SCHEMAS = {name: schema for name, (schema, _) in REFUSED.items() if isinstance(schema, dict)}
 AS_JSON = {
@@ -48,24 +51,43 @@ def of_a_record(schema: Any) -> Any:
     return change
 
 
-def reply(message: Mapping[str, Any]) -> bytes:
-    return json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
-
+NAMES = {
+    "a long name": "x" * 100_000,
+    "a name like another": "temperatur" * 5_000,
+    "variables without an end": "${A:-" * 5_000,
+    "quotes": '"\\' * 20_000,
+}
+PLACES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "a field": lambda name: {name: 1},
+    "an option of the model": lambda name: {"llm": {"provider": "mock", name: 1}},
+    "a provider": lambda name: {"llm": {"provider": name}},
+    "a field of a tool": lambda name: {"tools": [{"id": "calc", "type": "calc", name: 1}]},
+    "the id of a tool": lambda name: {"tools": [{"id": name, "type": "calc"}]},
+}
+PIECES = ("a.", "%41", "@", "/..", "?a=", ":1", "[::", "xn--", "é", "#", "\\", "&amp;", "user:", "//", ";a")
+URLS = [f"{scheme}{piece * 5_000}" for piece in PIECES for scheme in ("http://", "http://h/")]
 
 TABLE = [
+    *cases("request", {name: ({"output_type": one}, "request.invalid") for name, one in SCHEMAS.items()}),
+    *cases("message", {name: (of_a_message(one), "request.invalid") for name, one in AS_JSON.items()}),
+    *cases("record", {name: (of_a_record(one), "request.invalid") for name, one in AS_JSON.items()}),
     *cases(
-        "request", {name: ({"output_type": schema}, "request.invalid") for name, schema in SCHEMAS.items()}
+        "agents_file",
+        {
+            f"{place}, {name}": (
+                make(text),
+                ("config.validation", "loaded"),
+            )  # a model's options are read when it is made
+            for place, make in PLACES.items()
+            for name, text in NAMES.items()
+        },
     ),
-    *cases(
-        "message",
-        {name: (of_a_message(schema), ("request.invalid", "gone")) for name, schema in AS_JSON.items()},
-    ),
-    *cases("record", {name: (of_a_record(schema), "request.invalid") for name, schema in AS_JSON.items()}),
+    *cases("url", {f"{url[:12]} {n}": (url, ("tool.validation", *FETCHED)) for n, url in enumerate(URLS)}),
 ]
 
 
-@hostile("foreign computation", TABLE)
-def test_a_schema_that_costs_too_much_is_refused_at_each_door(case: Case, attack: Attack) -> None:
+@hostile(KIND, TABLE)
+def test_what_costs_too_much_is_refused_at_each_door(case: Case, attack: Attack) -> None:
     """The worker refuses what another producer has put into a message or a record, with the same code."""
     attack(case)
 
@@ -185,8 +207,11 @@ def ended(shop: Installation, handle: RunHandle[Any]) -> str:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_costs_a_worker_no_more_than_its_check(shop: Installation, name: str) -> None:
+def test_an_answer_costs_a_worker_no_more_than_its_check(
+    shop: Installation, name: str, record_property: Callable[[str, object], None]
+) -> None:
     """The run ends with a code, and both workers go on."""
+    record_property(PROPERTY, (KIND, "answer"))
     schema, answer, code = ANSWERS[name]
     shop.model.will_say({"text": answer if isinstance(answer, str) else json.dumps(answer)})
 
@@ -197,8 +222,11 @@ def test_an_answer_costs_a_worker_no_more_than_its_check(shop: Installation, nam
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_arguments_cost_a_worker_no_more_than_their_check(shop: Installation, name: str) -> None:
+def test_arguments_cost_a_worker_no_more_than_their_check(
+    shop: Installation, name: str, record_property: Callable[[str, object], None]
+) -> None:
     """The model is told what is wrong, and the run completes."""
+    record_property(PROPERTY, (KIND, "arguments"))
     tool, arguments = ARGUMENTS[name]
     shop.model.will_say({"tool_calls": [call(tool, **arguments)]}, {"text": "fine"})
 

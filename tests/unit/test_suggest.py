@@ -33,7 +33,7 @@ AGENTS = [f"{kind}-{number:04}" for kind in ("clerk", "writer", "judge", "planne
         ("zzz", ["assistant"], None),
         ("", ["assistant"], None),
         ("clrek-0017", AGENTS, "clerk-0017"),
-        ("writer-0o10", AGENTS, "writer-0010"),
+        ("wrter-0010", AGENTS, "writer-0010"),
         ("xjudge-0123", AGENTS, "judge-0123"),
         ("a" * 65, ["a" * 65], None),
         ("a" * 60, ["a" * 200], None),
