@@ -24,6 +24,7 @@ MAX_PROBLEMS = 3  # a model mends the first few; a hundred lines of complaint on
 MAX_FOUND = 100  # mistakes looked for: the rest is "more"
 MAX_SHOWN_CHARS = 120
 MAX_LINE_CHARS = 1_000
+MAX_KEPT_CHARS = 8_192  # of a compiled schema that is kept: the largest take a megabyte of memory each
 
 
 def mistakes(schema: str, value: Any, part: str) -> str | None:
@@ -41,8 +42,16 @@ def mistakes(schema: str, value: Any, part: str) -> str | None:
     return "; ".join(_short(line) for line in lines[:MAX_PROBLEMS]) + more if lines else None
 
 
-@lru_cache(maxsize=256)
 def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    return _kept(schema) if len(schema) <= MAX_KEPT_CHARS else _compiled(schema)
+
+
+@lru_cache(maxsize=256)
+def _kept(schema: str) -> jsonschema.Draft202012Validator:
+    return _compiled(schema)
+
+
+def _compiled(schema: str) -> jsonschema.Draft202012Validator:
     """The compiled schema; with an empty registry, which fetches nothing."""
     return jsonschema.Draft202012Validator(json.loads(schema), registry=Registry())
 

@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 __all__ = ["OUT_OF_MEMORY"]
@@ -61,8 +62,11 @@ def _prepare_signals() -> None:
 
 
 def _limit_memory(limit_bytes: int) -> None:
+    """Also let a host without memory end this process, and not the worker."""
     with suppress(ValueError, OSError):  # not every system can
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 if __name__ == "__main__":

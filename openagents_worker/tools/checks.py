@@ -39,7 +39,7 @@ __all__ = ["DEFAULT_CPU_S", "SchemaChecks", "schema_of_output", "schema_of_tool"
 MAX_STEPS_ON_LOOP = 10_000  # keywords looked at, at some 2 to 3 µs each: 30 ms
 CHARS_OF_A_STEP = 64  # a long text costs as much as several values: it is measured, compared and copied
 DEFAULT_CPU_S = 2.0  # a megabyte against a schema of usual size takes half of that
-MEMORY_BYTES = 512 * 1024 * 1024  # address space of a check process; 60 MB of it are Python and its modules
+MEMORY_BYTES = 256 * 1024 * 1024  # address space of a check process; a fifth is Python and its modules
 PROCESSES = 2  # one long check does not hold up the others
 PATIENCE_FACTOR = 15  # of the processor time, in real time: the machine may be busy, the process stopped
 
@@ -64,6 +64,10 @@ def schema_of_tool(schema: Any) -> Schema:
             f"the schema of a tool's arguments is not a JSON Schema that is accepted: {problem}",
             hint="schema() returns a JSON Schema object, draft 2020-12",
         ) from problem
+
+
+_FOLDER = str(Path(check_process.__file__).parents[2])
+"""Where another process finds this library, also where an import hook has found it here."""
 
 
 class SchemaChecks:
@@ -116,7 +120,7 @@ class SchemaChecks:
             return f"it is not JSON: {error}"[:300]
         answer = self._answer(question) or self._answer(question)  # once more, should somebody have ended it
         if answer is None:
-            raise self._exceeded("its process has ended twice")
+            raise self._exceeded("its process was ended twice")
         if (over := answer.get("over")) is not None:
             raise self._exceeded(f"the limit of {over}" if over in ("memory", "nesting") else over)
         return cast("str | None", answer["problem"])
@@ -134,6 +138,10 @@ class SchemaChecks:
             raise self._exceeded(f"{self._cpu_s:g} s of processor time")
         if answer is None and process.ended_by == OUT_OF_MEMORY:
             raise self._exceeded("the limit of memory")
+        if answer is None and (process.ended_by or 0) > 0:
+            raise ToolUnavailableError(
+                f"the process that checks values has ended with code {process.ended_by}"
+            )
         return answer
 
     def _exceeded(self, limit: str) -> CheckLimitExceeded:
@@ -185,7 +193,11 @@ class _CheckProcess:
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._unsent = json.dumps(
-            {"path": [path or "." for path in sys.path], "cpu_s": cpu_s, "memory_bytes": MEMORY_BYTES}
+            {
+                "path": [*(path or "." for path in sys.path), _FOLDER],
+                "cpu_s": cpu_s,
+                "memory_bytes": MEMORY_BYTES,
+            }
         ).encode()
         self._unsent += b"\n"
 

@@ -16,6 +16,7 @@ from openagents_worker.errors import (
     RequestInvalid,
     ToolUnavailableError,
 )
+from openagents_worker.json_schema import mistakes as mistakes_module
 from openagents_worker.json_schema.rules import Schema, read_schema
 from openagents_worker.tools import checks as module
 from openagents_worker.tools.checks import SchemaChecks, schema_of_output, schema_of_tool
@@ -194,3 +195,22 @@ def test_a_schema_that_is_not_accepted_is_the_fault_of_who_wrote_it() -> None:
 async def until(is_true: Callable[[], bool]) -> None:
     while not is_true():
         await asyncio.sleep(0)
+
+
+async def test_a_process_that_cannot_load_its_modules_is_an_error_that_may_be_retried(
+    checks: SchemaChecks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no fault of the schema."""
+    monkeypatch.setattr("sys.path", [])
+
+    with pytest.raises(ToolUnavailableError, match="has ended with code 1"):
+        await checks.mistakes(PATTERN, {"n": "a"}, "field")
+
+
+async def test_a_large_schema_is_not_kept_compiled() -> None:
+    """Whoever submits many of them fills nobody's memory."""
+    large = read_schema({"properties": {f"field_{n:04}": {"type": "string"} for n in range(500)}})
+    before = mistakes_module._kept.cache_info().currsize
+
+    assert mistakes_module.mistakes(large.text, {}, "field") is None
+    assert mistakes_module._kept.cache_info().currsize == before
