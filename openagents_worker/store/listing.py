@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 ALL = "all"
 SESSIONS = "sessions"
+MAX_GLOB_CHARS = 200  # to read a glob takes the square of its length
 MAX_LIMIT = 1000
 CHUNK = 100  # entries a round trip: what they point at may be large
 PRUNED_A_CALL = 500  # entries: half a millisecond of Redis
@@ -119,6 +120,13 @@ class RunFilter:
     since_ms: int | None
     until_ms: int | None
     code: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.code, str) and len(self.code) > MAX_GLOB_CHARS:
+            raise RequestInvalid(
+                f"the glob of a code has {len(self.code):,} characters; {MAX_GLOB_CHARS} are allowed",
+                hint="for example llm.*",
+            )
 
     @classmethod
     def of(cls, given: RunFilters) -> RunFilter:

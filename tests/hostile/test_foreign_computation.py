@@ -121,6 +121,8 @@ DATES = ("1" * LARGE, "Mon, " * (LARGE // 5), "2024-" * (LARGE // 5), " " * LARG
 JSON = ("[" * LARGE, '{"a":' * (LARGE // 5), "1" * 5_000, '"' + "\\" * (LARGE - 1))
 BUILTIN: dict[str, list[dict[str, Any]]] = {
     "calc": [{"expression": text} for text in TO_COMPUTE],
+    "current_time": [{"timezone": "a/" * LARGE}, {"timezone": "../" * LARGE}, {"timezone": "x" * LARGE}],
+    "date_diff": [{"date1": text, "date2": text} for text in DATES],
     "date_parse": [{"date": text} for text in DATES],
     "json_parse": [{"text": text} for text in JSON],
     "text_transform": [{"text": "ß" * LARGE, "operation": "upper"}],
