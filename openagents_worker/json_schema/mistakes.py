@@ -72,10 +72,12 @@ def _lines(problem: ValidationError, part: str) -> list[str]:
     if problem.validator == "required":
         absent = [name for name in schema["required"] if name not in given]
         return [f"{prefix}{part} {name!r} is missing" for name in absent]
-    return [prefix + _expectation(problem, part)]
+    if problem.validator in ("anyOf", "oneOf") and problem.context and not _differ_by_type(problem):
+        return _lines(best_match(problem.context), part)[:MAX_PROBLEMS]
+    return [prefix + _expectation(problem)]
 
 
-def _expectation(problem: ValidationError, part: str) -> str:
+def _expectation(problem: ValidationError) -> str:
     wanted: Any = problem.validator_value
     given: Any = problem.instance
     match problem.validator:
@@ -93,19 +95,15 @@ def _expectation(problem: ValidationError, part: str) -> str:
         case "minItems" | "maxItems":
             return f"expected {_bound(problem)} {wanted} items, got {len(given)}"
         case "anyOf" | "oneOf" if problem.context:
-            return _alternatives(problem, part)
+            alternatives = dict.fromkeys(str(inner.validator_value) for inner in problem.context)
+            return f"expected {' or '.join(alternatives)}, got {_kind(given)}"
     shown = json.dumps(wanted, ensure_ascii=False)[:MAX_SHOWN_CHARS]
     return f"does not satisfy {problem.validator} {shown}"
 
 
-def _alternatives(problem: ValidationError, part: str) -> str:
-    types = [
-        inner.validator_value for inner in problem.context if inner.validator == "type" and not inner.path
-    ]
-    if len(types) == len(problem.context):
-        return f"expected {' or '.join(map(str, types))}, got {_kind(problem.instance)}"
-    nearest_one = best_match(problem.context)
-    return "; ".join(_lines(nearest_one, part)[:MAX_PROBLEMS])
+def _differ_by_type(problem: ValidationError) -> bool:
+    """Whether the value is of none of the types that the alternatives are for."""
+    return all(inner.validator == "type" and not inner.path for inner in problem.context)
 
 
 def _bound(problem: ValidationError) -> str:

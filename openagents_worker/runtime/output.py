@@ -15,7 +15,7 @@ from openagents_worker.json_schema.rules import Schema
 from openagents_worker.models import RunRequest, dumps, schema_of
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.registry import OUTPUTS
-from openagents_worker.tools.checks import SchemaChecks, schema_of_output
+from openagents_worker.tools.checks import SchemaChecks, schema_of_output, schema_of_registered_output
 from openagents_worker.tools.offload import Offload
 
 __all__ = ["DEFAULT_VALIDATION_RETRIES", "OutputType", "fitted"]
@@ -42,14 +42,14 @@ class OutputType:
     @classmethod
     def of(cls, request: RunRequest) -> OutputType | None:
         """Raises `PluginLoadError` for a name that nobody has registered, `RequestInvalid` for a schema that
-        is not accepted."""
+        is not accepted, `PluginConfigError` for that of a registered class."""
         wanted = request.output_type
         if wanted is None:
             return None
         if isinstance(wanted, str):
             model = OUTPUTS.get(wanted)
             schema = schema_of(model)
-            return cls(wanted, schema, schema_of_output(schema), model)
+            return cls(wanted, schema, schema_of_registered_output(wanted, schema), model)
         schema = wanted if isinstance(wanted, dict) else schema_of(wanted)
         return cls(str(schema.get("title", "output")), schema, schema_of_output(schema))
 

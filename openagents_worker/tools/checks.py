@@ -34,9 +34,15 @@ from openagents_worker.json_schema.process import OUT_OF_MEMORY
 from openagents_worker.json_schema.rules import Schema, SchemaProblem, read_schema
 from openagents_worker.tools.offload import DaemonThreads
 
-__all__ = ["DEFAULT_CPU_S", "SchemaChecks", "schema_of_output", "schema_of_tool"]
+__all__ = [
+    "DEFAULT_CPU_S",
+    "SchemaChecks",
+    "schema_of_output",
+    "schema_of_registered_output",
+    "schema_of_tool",
+]
 
-MAX_STEPS_ON_LOOP = 10_000  # keywords looked at, at some 2 to 3 µs each: 30 ms
+MAX_STEPS_ON_LOOP = 5_000  # keywords looked at, at some 2 to 3 µs each: 15 ms
 CHARS_OF_A_STEP = 64  # a long text costs as much as several values: it is measured, compared and copied
 DEFAULT_CPU_S = 2.0  # a megabyte against a schema of usual size takes half of that
 MEMORY_BYTES = 256 * 1024 * 1024  # address space of a check process; a fifth is Python and its modules
@@ -57,12 +63,26 @@ def schema_of_output(schema: Any) -> Schema:
 
 def schema_of_tool(schema: Any) -> Schema:
     """The schema of a tool's arguments. Raises `PluginConfigError` for one that is not accepted."""
+    return _of_deployment(
+        schema, "the schema of a tool's arguments", "schema() returns a JSON Schema object, draft 2020-12"
+    )
+
+
+def schema_of_registered_output(name: str, schema: Any) -> Schema:
+    """The schema of a registered class. Raises `PluginConfigError` for one that is not accepted."""
+    return _of_deployment(
+        schema,
+        f"the schema of the registered output {name!r}",
+        f"change the class that has the name {name!r}",
+    )
+
+
+def _of_deployment(schema: Any, what: str, hint: str) -> Schema:
     try:
         return read_schema(schema)
     except SchemaProblem as problem:
         raise PluginConfigError(
-            f"the schema of a tool's arguments is not a JSON Schema that is accepted: {problem}",
-            hint="schema() returns a JSON Schema object, draft 2020-12",
+            f"{what} is not a JSON Schema that is accepted: {problem}", hint=hint
         ) from problem
 
 

@@ -290,6 +290,22 @@ async def test_the_validators_of_a_registered_class_do_not_run_on_the_loop(
     assert ran_in == [("openagents-tool-1", ["output type slow"])]
 
 
+async def test_a_registered_class_whose_schema_is_not_accepted_is_a_fault_of_the_deployment(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever submits knows only its name."""
+
+    class Letters(BaseModel):
+        text: str = Field(pattern=r"^\p{L}+$")
+
+    monkeypatch.setattr(OUTPUTS, "_by_name", {})
+    register_output("letters", Letters)
+    async with process(redis_url, saying('{"text": "a"}')) as p:
+        record = await p.run(output_type="letters")
+
+    assert ended(record) == (RunState.FAILED, "plugin.config")
+
+
 async def test_a_registered_model_also_says_what_a_schema_cannot(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,32 @@ def test_a_mistake_is_named_with_its_place_and_what_was_expected(params: Any, to
     assert check_arguments(SCHEMA, params) == told
 
 
+CHOICE = {
+    "properties": {
+        "who": {
+            "items": {
+                "anyOf": [
+                    {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
+                    {"type": "object", "required": ["id"], "properties": {"id": {"type": "integer"}}},
+                ]
+            }
+        }
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"who": ["ada"]}, "who[0]: expected object, got string"),
+        ({"who": [{"id": 1}, {"id": "x"}]}, "who[1]: argument 'name' is missing"),
+    ],
+)
+def test_of_alternatives_the_nearest_is_told_with_its_place(params: Any, told: str) -> None:
+    """Once, and not once for each alternative."""
+    assert check_arguments(CHOICE, params) == told
+
+
 def test_a_misspelt_required_argument_is_one_story_in_two_lines() -> None:
     """The model reads both what is missing and what it wrote instead."""
     told = check_arguments(SCHEMA, {"pth": "a"})
