@@ -20,6 +20,7 @@ from typing import Any
 
 __all__ = ["OUT_OF_MEMORY"]
 
+NICER = 5  # where processors are few, the worker that waits for an answer goes on with its other runs
 OUT_OF_MEMORY = 77  # the exit code where there is not even memory to read the question, or to answer
 
 
@@ -30,6 +31,7 @@ def main() -> None:
     from openagents_worker.json_schema.mistakes import mistakes  # only now it can be found
 
     _prepare_signals()
+    os.nice(NICER)
     _limit_memory(options["memory_bytes"])
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, options["cpu_s"])
