@@ -66,6 +66,9 @@ PLACES: dict[str, Callable[[str], dict[str, Any]]] = {
 }
 PIECES = ("a.", "%41", "@", "/..", "?a=", ":1", "[::", "xn--", "é", "#", "\\", "&amp;", "user:", "//", ";a")
 URLS = [f"{scheme}{piece * 5_000}" for piece in PIECES for scheme in ("http://", "http://h/")]
+GLOBS = ("[a-z", "*a", "[!a]", "?", "*[!a-z")
+OPTIONS = ("--since", "--until", "--label", "--limit")
+"""Options of `runs` that are more than compared; each refuses a text of 10,000 pieces."""
 
 TABLE = [
     *cases("request", {name: ({"output_type": one}, "request.invalid") for name, one in SCHEMAS.items()}),
@@ -80,6 +83,14 @@ TABLE = [
             )  # a model's options are read when it is made
             for place, make in PLACES.items()
             for name, text in NAMES.items()
+        },
+    ),
+    *cases(
+        "cli",
+        {
+            f"{option} {piece}": (["runs", option, piece * 10_000], "exit 2")
+            for option in OPTIONS
+            for piece in GLOBS
         },
     ),
     *cases("url", {f"{url[:12]} {n}": (url, ("tool.validation", *FETCHED)) for n, url in enumerate(URLS)}),
