@@ -15,6 +15,17 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
+from openagents_worker.json_schema.keywords import check_shape
+from openagents_worker.json_schema.places import (
+    MISSING,
+    SchemaProblem,
+    at_pointer,
+    canonical,
+    escaped,
+    kind,
+    problem,
+)
+
 __all__ = [
     "MAX_BRANCHES",
     "MAX_PATTERNS_CHARS",
@@ -48,18 +59,6 @@ _IN_PLACE = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "
 _NOT_APPLIED = frozenset({"$defs", "definitions", "contentSchema"})
 _REFS = frozenset({"$ref", "$dynamicRef"})
 
-_TYPES = frozenset({"array", "boolean", "integer", "null", "number", "object", "string"})
-_TEXTS = frozenset(
-    {"$schema", "$id", "$anchor", "$dynamicAnchor", "$comment", "title", "description", "format", "pattern"}
-    | {"contentEncoding", "contentMediaType", "$ref", "$dynamicRef"}
-)
-_COUNTS = frozenset(
-    {"maxLength", "minLength", "maxItems", "minItems", "maxProperties", "minProperties"}
-    | {"maxContains", "minContains"}
-)
-_NUMBERS = frozenset({"maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum", "multipleOf"})
-_FLAGS = frozenset({"uniqueItems", "deprecated", "readOnly", "writeOnly"})
-_LISTS = frozenset({"enum", "examples"})
 _UNBOUNDED = frozenset(
     {"pattern", "patternProperties", "uniqueItems", "unevaluatedItems", "unevaluatedProperties"}
     | {"$dynamicRef"}
@@ -68,11 +67,6 @@ _UNBOUNDED = frozenset(
 
 _FLAGS_OF_PATTERN = re.compile(r"\(\?[aiLmsux-]+[):]")
 _WIDE = re.compile(r"[^\x00-\xff]|\\[uUN]")
-_ANCHOR = re.compile(r"[A-Za-z_][-A-Za-z0-9._]*")
-
-
-class SchemaProblem(ValueError):
-    """A JSON Schema is not accepted; the text says where in it, what is wrong, and what would be right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +86,7 @@ def read_schema(schema: Any) -> Schema:
     >>> read_schema({"type": "strnig"})
     Traceback (most recent call last):
         ...
-    openagents_worker.json_schema.rules.SchemaProblem: type: 'strnig' is not a type; types are array, \
+    openagents_worker.json_schema.places.SchemaProblem: type: 'strnig' is not a type; types are array, \
 boolean, integer, null, number, object, string
     """
     if not isinstance(schema, Mapping | bool):
@@ -182,10 +176,10 @@ class _Reading:
         if isinstance(schema, bool):
             return []
         if not isinstance(schema, dict):
-            raise _problem(place, f"a schema is an object or a boolean, not {_kind(schema)}")
+            raise problem(place, f"a schema is an object or a boolean, not {kind(schema)}")
         found: list[tuple[str, Any]] = []
         for keyword, value in schema.items():
-            at = f"{place}/{_escaped(keyword)}"
+            at = f"{place}/{escaped(keyword)}"
             if keyword in _SCHEMAS or keyword in _ONE_SCHEMA or keyword in _NAMED_SCHEMAS:
                 inner = _schemas_of(at, keyword, value)
                 found += inner
@@ -199,12 +193,12 @@ class _Reading:
                 part.is_bounded = False
             if keyword == "patternProperties":
                 for pattern in value:
-                    self._pattern(f"{at}/{_escaped(pattern)}", pattern)
+                    self._pattern(f"{at}/{escaped(pattern)}", pattern)
         return found
 
     def _assertion(self, at: str, place: str, keyword: str, value: Any, part: _Part) -> None:
         """A keyword that has no schemas in it; one that is not known says nothing and is left alone."""
-        _check_shape(at, keyword, value)
+        check_shape(at, keyword, value)
         if keyword in _REFS:
             self._refs.append((place, value))
             part.steps += STEPS_OF_A_REF
@@ -213,7 +207,7 @@ class _Reading:
         elif keyword in ("$anchor", "$dynamicAnchor"):
             self._anchors[value] = place
         elif keyword == "$id" and place:
-            raise _problem(at, "$id is allowed in the outermost schema only")
+            raise problem(at, "$id is allowed in the outermost schema only")
         elif keyword == "pattern":
             self._pattern(at, value)
         else:
@@ -222,22 +216,18 @@ class _Reading:
     def _pattern(self, at: str, pattern: str) -> None:
         """Raises `SchemaProblem` for a pattern that Python's `re` does not read, or not within the limits."""
         if len(pattern) > MAX_PATTERN_CHARS:
-            raise _problem(
-                at, f"a pattern has {len(pattern):,} characters; {MAX_PATTERN_CHARS:,} are allowed"
-            )
+            raise problem(at, f"a pattern has {len(pattern):,} characters; {MAX_PATTERN_CHARS:,} are allowed")
         self._patterns.add(pattern)
         if sum(map(len, self._patterns)) > MAX_PATTERNS_CHARS:
-            raise _problem(at, f"all patterns have more than {MAX_PATTERNS_CHARS:,} characters together")
+            raise problem(at, f"all patterns have more than {MAX_PATTERNS_CHARS:,} characters together")
         if sum(each.count("[") for each in self._patterns if _WIDE.search(each)) > MAX_WIDE_CLASSES:
-            raise _problem(
-                at, f"patterns have more than {MAX_WIDE_CLASSES} sets of characters beyond Latin-1"
-            )
+            raise problem(at, f"patterns have more than {MAX_WIDE_CLASSES} sets of characters beyond Latin-1")
         if _FLAGS_OF_PATTERN.search(pattern):  # they are not in ECMA 262, and take long to compile
-            raise _problem(at, "a pattern with flags, as in (?i), is not allowed; write [Aa] for both cases")
+            raise problem(at, "a pattern with flags, as in (?i), is not allowed; write [Aa] for both cases")
         try:
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError, ValueError, Warning) as error:
-            raise _problem(at, f"{pattern[:80]!r} is not a regular expression: {error}") from None
+            raise problem(at, f"{pattern[:80]!r} is not a regular expression: {error}") from None
 
     # --- $ref --------------------------------------------------------------------------------------------
 
@@ -245,15 +235,15 @@ class _Reading:
         """Where a $ref leads, and the schema there."""
         fragment = self._fragment(ref)
         if fragment is None:
-            raise _problem(
+            raise problem(
                 place,
                 f"$ref {ref[:200]!r} leads nowhere: nothing is fetched; write #/$defs/… for a schema here",
             )
         pointer = fragment if not fragment or fragment.startswith("/") else self._anchors.get(fragment)
-        found = _MISSING if pointer is None else _at(self._root, pointer)
-        if pointer is None or found is _MISSING:
-            raise _problem(place, f"$ref {ref[:200]!r} leads nowhere in this schema")
-        return _canonical(pointer), found
+        found = MISSING if pointer is None else at_pointer(self._root, pointer)
+        if pointer is None or found is MISSING:
+            raise problem(place, f"$ref {ref[:200]!r} leads nowhere in this schema")
+        return canonical(pointer), found
 
     def _fragment(self, ref: str) -> str | None:
         """What follows the # of a reference to this schema; None of one to another."""
@@ -274,20 +264,20 @@ class _Reading:
         if place in known:
             return known[place]
         if place in way:
-            raise _problem(place, "a $ref leads back to its own schema without going into the value")
+            raise problem(place, "a $ref leads back to its own schema without going into the value")
         if len(way) >= MAX_IN_PLACE_DEPTH:
-            raise _problem(
+            raise problem(
                 place, f"more than {MAX_IN_PLACE_DEPTH} schemas inside of one another apply to a value"
             )
         inner = [self._branches(each, known, [*way, place]) for each in self._parts[place].here]
         count = 1 + sum(each for each, _ in inner)
         depth = 1 + max((each for _, each in inner), default=0)
         if count > MAX_BRANCHES:
-            raise _problem(
+            raise problem(
                 place, f"with every $ref followed, more than {MAX_BRANCHES} schemas apply to one value"
             )
         if depth > MAX_IN_PLACE_DEPTH:
-            raise _problem(
+            raise problem(
                 place, f"more than {MAX_IN_PLACE_DEPTH} schemas inside of one another apply to a value"
             )
         known[place] = count, depth
@@ -318,72 +308,17 @@ class _Reading:
         return total
 
 
-_MISSING: Any = object()
-
-
 def _schemas_of(at: str, keyword: str, value: Any) -> list[tuple[str, Any]]:
     """The schemas that stand under a keyword, with their places."""
     if keyword in _ONE_SCHEMA:
         return [(at, value)]
     if keyword in _SCHEMAS:
         if not isinstance(value, list) or not value:
-            raise _problem(at, f"{keyword} is a list of at least one schema")
+            raise problem(at, f"{keyword} is a list of at least one schema")
         return [(f"{at}/{index}", each) for index, each in enumerate(value)]
     if not isinstance(value, dict):
-        raise _problem(at, f"{keyword} is an object of schemas, not {_kind(value)}")
-    return [(f"{at}/{_escaped(name)}", each) for name, each in value.items()]
-
-
-def _check_shape(at: str, keyword: str, value: Any) -> None:
-    """Raises `SchemaProblem` where the keyword's value is not what draft 2020-12 asks for."""
-    if keyword == "type":
-        _check_type(at, value)
-    elif keyword in _TEXTS:
-        if not isinstance(value, str):
-            raise _problem(at, f"{keyword} is a text, not {_kind(value)}")
-        if keyword in ("$anchor", "$dynamicAnchor") and not _ANCHOR.fullmatch(value):
-            raise _problem(at, f"{keyword} {value[:80]!r} is not a name")
-    elif keyword in _COUNTS:
-        if not _is_number(value) or value < 0 or value != int(value):
-            raise _problem(at, f"{keyword} is a whole number from 0 on")
-    elif keyword in _NUMBERS:
-        if not _is_number(value) or (keyword == "multipleOf" and value <= 0):
-            raise _problem(at, f"{keyword} is a number{' above 0' * (keyword == 'multipleOf')}")
-    elif keyword in _FLAGS:
-        if not isinstance(value, bool):
-            raise _problem(at, f"{keyword} is true or false, not {_kind(value)}")
-    elif keyword in _LISTS:
-        if not isinstance(value, list):
-            raise _problem(at, f"{keyword} is a list, not {_kind(value)}")
-    elif keyword == "required":
-        _check_names(at, keyword, value)
-    elif keyword == "dependentRequired":
-        if not isinstance(value, dict):
-            raise _problem(at, f"{keyword} is an object of lists of names, not {_kind(value)}")
-        for name, names in value.items():
-            _check_names(f"{at}/{_escaped(name)}", keyword, names)
-
-
-def _check_type(at: str, value: Any) -> None:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise _problem(at, "type is the name of a type, or a list of such names")
-    for name in names:
-        if name not in _TYPES:
-            raise _problem(at, f"{name[:80]!r} is not a type; types are {', '.join(sorted(_TYPES))}")
-    if len(set(names)) < len(names):
-        raise _problem(at, "type names a type twice")
-
-
-def _check_names(at: str, keyword: str, value: Any) -> None:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise _problem(at, f"{keyword} is a list of names")
-    if len(set(value)) < len(value):
-        raise _problem(at, f"{keyword} names a field twice")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        raise problem(at, f"{keyword} is an object of schemas, not {kind(value)}")
+    return [(f"{at}/{escaped(name)}", each) for name, each in value.items()]
 
 
 def _count(value: Any) -> int:
@@ -392,40 +327,3 @@ def _count(value: Any) -> int:
         level = [inner for each in level for inner in _inside(each)]
         count += len(level)
     return count
-
-
-def _at(root: Any, pointer: str) -> Any:
-    """What stands at a JSON pointer, `_MISSING` where nothing does."""
-    found = root
-    for name in _names(pointer):
-        if isinstance(found, dict) and name in found:
-            found = found[name]
-        elif isinstance(found, list) and name.isascii() and name.isdecimal() and int(name) < len(found):
-            found = found[int(name)]
-        else:
-            return _MISSING
-    return found
-
-
-def _names(pointer: str) -> list[str]:
-    return [name.replace("~1", "/").replace("~0", "~") for name in pointer.split("/")[1:]]
-
-
-def _canonical(pointer: str) -> str:
-    return "".join(f"/{_escaped(name)}" for name in _names(pointer))
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    return {dict: "an object", list: "a list", str: "a text", bool: "a boolean"}.get(type(value), "a number")
-
-
-def _problem(place: str, text: str) -> SchemaProblem:
-    shown = ".".join(_names(place))
-    where = shown if len(shown) <= 200 else f"{shown[:200]}…"
-    return SchemaProblem(f"{where}: {text}" if where else text)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from openagents_worker import RunRequest
 from openagents_worker.errors import RequestInvalid
-from openagents_worker.json_schema import rules
+from openagents_worker.json_schema import keywords, rules
 from openagents_worker.json_schema.rules import SchemaProblem, read_schema
 from openagents_worker.models import parse_request
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
@@ -90,6 +90,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "leads nowhere: nothing is fetched",
     ),
     "a ref to nothing": ({"$ref": "#/$defs/none"}, "leads nowhere in this schema"),
+    "a ref to a place of 5,000 digits": (
+        {"allOf": [{}], "items": {"$ref": "#/allOf/" + "1" * 5_000}},
+        "leads nowhere in this schema",
+    ),
     "a ref to no anchor": ({"$ref": "#none"}, "leads nowhere in this schema"),
     "a ref to a text": ({"title": "a", "items": {"$ref": "#/title"}}, "a schema is an object or a boolean"),
     "a ref to a bad schema": (
@@ -214,8 +218,8 @@ def test_a_pydantic_class_is_read_like_its_schema() -> None:
 # --- what is accepted is a JSON Schema -------------------------------------------------------------------
 
 KEYWORDS = sorted(
-    {*rules._SCHEMAS, *rules._ONE_SCHEMA, *rules._NAMED_SCHEMAS, *rules._TEXTS, *rules._COUNTS}
-    | {*rules._NUMBERS, *rules._FLAGS, *rules._LISTS, "type", "required", "dependentRequired", "const"}
+    {*rules._SCHEMAS, *rules._ONE_SCHEMA, *rules._NAMED_SCHEMAS, *keywords.TEXTS, *keywords.COUNTS}
+    | {*keywords.NUMBERS, *keywords.FLAGS, *keywords.LISTS, "type", "required", "dependentRequired", "const"}
 )
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2.0, 0.5, "", "a", "object", "#", "#/$defs/a", "http://x/", "[", [], ["a"],
@@ -267,12 +271,12 @@ def test_to_read_a_schema_twice_as_large_takes_twice_the_work(make: Callable[[in
 def lines_executed(work: Callable[[], object]) -> int:
     import sys
 
-    count = 0
+    count, files = 0, {rules.__file__, keywords.__file__}
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
         nonlocal count
         count += event == "line"
-        return trace if frame.f_code.co_filename == rules.__file__ else None
+        return trace if frame.f_code.co_filename in files else None
 
     before = sys.gettrace()
     rules._read.cache_clear()

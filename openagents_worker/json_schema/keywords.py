@@ -1,0 +1,76 @@
+"""Keywords of JSON Schema. The only place that says what may stand under a keyword that holds no schemas."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from openagents_worker.json_schema.places import escaped, kind, problem
+
+__all__ = ["COUNTS", "FLAGS", "LISTS", "NUMBERS", "TEXTS", "TYPES", "check_shape"]
+
+TYPES = frozenset({"array", "boolean", "integer", "null", "number", "object", "string"})
+TEXTS = frozenset(
+    {"$schema", "$id", "$anchor", "$dynamicAnchor", "$comment", "title", "description", "format", "pattern"}
+    | {"contentEncoding", "contentMediaType", "$ref", "$dynamicRef"}
+)
+COUNTS = frozenset(
+    {"maxLength", "minLength", "maxItems", "minItems", "maxProperties", "minProperties"}
+    | {"maxContains", "minContains"}
+)
+NUMBERS = frozenset({"maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum", "multipleOf"})
+FLAGS = frozenset({"uniqueItems", "deprecated", "readOnly", "writeOnly"})
+LISTS = frozenset({"enum", "examples"})
+_ANCHOR = re.compile(r"[A-Za-z_][-A-Za-z0-9._]*")
+
+
+def check_shape(at: str, keyword: str, value: Any) -> None:
+    """Raises `SchemaProblem` where the keyword's value is not what draft 2020-12 asks for."""
+    if keyword == "type":
+        _check_type(at, value)
+    elif keyword in TEXTS:
+        if not isinstance(value, str):
+            raise problem(at, f"{keyword} is a text, not {kind(value)}")
+        if keyword in ("$anchor", "$dynamicAnchor") and not _ANCHOR.fullmatch(value):
+            raise problem(at, f"{keyword} {value[:80]!r} is not a name")
+    elif keyword in COUNTS:
+        if not _is_number(value) or value < 0 or value != int(value):
+            raise problem(at, f"{keyword} is a whole number from 0 on")
+    elif keyword in NUMBERS:
+        if not _is_number(value) or (keyword == "multipleOf" and value <= 0):
+            raise problem(at, f"{keyword} is a number{' above 0' * (keyword == 'multipleOf')}")
+    elif keyword in FLAGS:
+        if not isinstance(value, bool):
+            raise problem(at, f"{keyword} is true or false, not {kind(value)}")
+    elif keyword in LISTS:
+        if not isinstance(value, list):
+            raise problem(at, f"{keyword} is a list, not {kind(value)}")
+    elif keyword == "required":
+        _check_names(at, keyword, value)
+    elif keyword == "dependentRequired":
+        if not isinstance(value, dict):
+            raise problem(at, f"{keyword} is an object of lists of names, not {kind(value)}")
+        for name, names in value.items():
+            _check_names(f"{at}/{escaped(name)}", keyword, names)
+
+
+def _check_type(at: str, value: Any) -> None:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise problem(at, "type is the name of a type, or a list of such names")
+    for name in names:
+        if name not in TYPES:
+            raise problem(at, f"{name[:80]!r} is not a type; types are {', '.join(sorted(TYPES))}")
+    if len(set(names)) < len(names):
+        raise problem(at, "type names a type twice")
+
+
+def _check_names(at: str, keyword: str, value: Any) -> None:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise problem(at, f"{keyword} is a list of names")
+    if len(set(value)) < len(value):
+        raise problem(at, f"{keyword} names a field twice")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
