@@ -35,8 +35,11 @@ def mistakes(schema: str, value: Any, part: str) -> str | None:
     >>> mistakes('{"required": ["city"]}', {}, "field")
     "field 'city' is missing"
     """
-    found = _validator(schema).iter_errors(value)
-    problems = sorted(islice(found, MAX_FOUND), key=lambda problem: list(map(str, problem.absolute_path)))
+    try:
+        found = list(islice(_validator(schema).iter_errors(value), MAX_FOUND))
+    except (ArithmeticError, ValueError):  # as when 10**400 is to be a multiple of 0.1
+        return "a number is too large to be checked"
+    problems = sorted(found, key=lambda problem: list(map(str, problem.absolute_path)))
     lines = list(dict.fromkeys(line for problem in problems for line in _lines(problem, part)))
     more = f"; and {len(lines) - MAX_PROBLEMS} more" if len(lines) > MAX_PROBLEMS else ""
     return "; ".join(_short(line) for line in lines[:MAX_PROBLEMS]) + more if lines else None

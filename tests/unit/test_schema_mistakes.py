@@ -56,6 +56,12 @@ def test_a_mistake_is_named_with_its_place_and_what_was_expected(params: Any, to
     assert check_arguments(SCHEMA, params) == told
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400), float("inf"), float("nan")])
+def test_a_number_that_cannot_be_computed_with_is_a_mistake(number: float) -> None:
+    """And no exception of the checker's."""
+    assert check_arguments({"items": {"multipleOf": 0.1}}, [number]) == "a number is too large to be checked"
+
+
 CHOICE = {
     "properties": {
         "who": {
