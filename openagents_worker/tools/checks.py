@@ -111,7 +111,8 @@ class SchemaChecks:
         if schema.steps is not None:
             allowed = MAX_STEPS_ON_LOOP // schema.steps
             if _is_smaller(value, allowed):
-                return mistakes(schema.text, value, part)
+                with suppress(RecursionError):  # whoever calls is deep in Python's stack: a process is not
+                    return mistakes(schema.text, value, part)
         work = self._threads.submit(self._apart, schema, value, part)
         self._work.add(work)
         work.add_done_callback(self._work.discard)
