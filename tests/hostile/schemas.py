@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from openagents_worker.tools.base import ToolContext, ToolPlugin
-from tests.unit.test_schema_rules import REFUSED, doubled, nested, wide
+from tests.refused_schemas import wide
 
 __all__ = [
-    "Catastrophe",
     "CATASTROPHE",
+    "CATASTROPHIC",
+    "Catastrophe",
     "HARMLESS_BUT_LARGE",
+    "MULTIPLIED",
     "Multiplied",
-    "REFUSED",
     "Strict",
-    "doubled",
-    "nested",
 ]
 
 CATASTROPHE = {"type": "string", "pattern": "^(a+)+$"}

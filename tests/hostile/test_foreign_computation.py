@@ -15,12 +15,11 @@ from tests.hostile.schemas import (
     CATASTROPHIC,
     HARMLESS_BUT_LARGE,
     MULTIPLIED,
-    REFUSED,
-    nested,
 )
 from tests.hostile.table import PROPERTY, Attack, Case, cases, hostile
 from tests.hostile.world import World
 from tests.installation import PATIENCE_S, Installation, agent, call, installed
+from tests.refused_schemas import REFUSED, nested
 from tests.waiting import wait_for
 
 KIND = "foreign computation"
