@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import uuid
 from collections.abc import Mapping
 from enum import StrEnum
@@ -27,6 +26,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeVar
 
+from openagents_worker.arguments import TEN_YEARS_MS, number_of, refusing
 from openagents_worker.errors import (
     OpenAgentsError,
     ProcessTraceback,
@@ -36,6 +36,7 @@ from openagents_worker.errors import (
     RunFailed,
     text_of,
 )
+from openagents_worker.jsontext import replaced
 from openagents_worker.redaction import safe_message
 
 __all__ = [
@@ -357,10 +358,9 @@ class ErrorDetails(_Stored):
 def _plain(value: Any) -> Any:
     """The value where it can be stored, else its text: an error's field may hold anything."""
     try:
-        check_storable(value)
-    except (TypeError, ValueError, RecursionError):
+        return replaced(value)
+    except (TypeError, ValueError):
         return text_of(value)[:MAX_MESSAGE_CHARS]
-    return value
 
 
 OutputT = TypeVar("OutputT", default=Any)
@@ -467,9 +467,12 @@ def parse_request(
     """
     if isinstance(data, RunRequest):
         request = data
+        refusing(dict(request), run_id=request.run_id)
     elif isinstance(data, Mapping):
+        fields = dict(data)
+        refusing(fields)
         try:
-            request = RunRequest.model_validate(dict(data))
+            request = RunRequest.model_validate(fields)
         except ValidationError as error:
             raise _request_invalid(error) from None
     else:
@@ -477,7 +480,9 @@ def parse_request(
             f"a request is a RunRequest or a dict of its fields, not {type(data).__name__}",
             hint="run_agent.delay(RunRequest(agent_id=..., session_id=..., input_text=...))",
         )
-    size = len(request.model_dump_json().encode())
+    if request.budget is not None:
+        _check_budget(request.budget)
+    size = len(_written(request).encode())
     if size > max_bytes:
         raise RequestTooLarge(
             f"the request has {size:,} bytes as JSON, {max_bytes:,} are allowed",
@@ -485,6 +490,21 @@ def parse_request(
             run_id=request.run_id,
         )
     return request
+
+
+def _check_budget(budget: RunBudget) -> None:
+    """Of the model, as a number may have been given as text."""
+    limits = dict(budget)
+    refusing(limits, "budget")
+    if (limit := budget.max_duration_ms) is not None:
+        number_of("budget.max_duration_ms", limit, least=1, most=TEN_YEARS_MS)
+
+
+def _written(request: RunRequest) -> str:
+    try:
+        return request.model_dump_json()
+    except (TypeError, ValueError, RecursionError) as error:  # what `model_construct` has let in
+        raise RequestInvalid(f"the request cannot be written as JSON: {error}") from None
 
 
 def _request_invalid(error: ValidationError) -> RequestInvalid:
@@ -500,67 +520,9 @@ def _request_invalid(error: ValidationError) -> RequestInvalid:
     )
 
 
-def dumps(value: Any) -> str:
-    """Compact JSON. Raises TypeError or ValueError for what is not JSON, NaN included."""
-    return _encoded(value)
-
-
-MAX_NESTING = 150
-"""Levels of lists and objects in a value that is stored: who reads results (pydantic) stops at 200."""
-
-
-def check_storable(value: Any) -> int:
-    """The value's size in bytes as JSON. Raises TypeError, ValueError or RecursionError for what cannot be
-    stored: it is not JSON, holds half of a surrogate pair, or is nested too deeply to be read again."""
-    return _storable_size(value, dumps(value))
-
-
-def storable_canonical_json(value: Any) -> str:
-    """`canonical_json` of a value that can be stored. Raises as `check_storable` does."""
-    text = canonical_json(value)
-    _storable_size(value, text)
-    return text
-
-
-def _storable_size(value: Any, text: str) -> int:
-    """The size in bytes of a value whose JSON is `text`."""
-    size = len(text.encode())
-    # Most values have few brackets: only the others are walked through.
-    if text.count("[") + text.count("{") > MAX_NESTING and _nesting(value, MAX_NESTING) > MAX_NESTING:
-        raise ValueError(f"it is nested more than {MAX_NESTING} levels deep")
-    return size
-
-
-def _nesting(value: Any, limit: int) -> int:
-    """How deeply the value is nested; no deeper than one level beyond the limit is looked."""
-    level, depth = [value], 0
-    while level and depth <= limit:
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, Mapping):
-                inner.extend(item.values())
-            elif isinstance(item, list | tuple):
-                inner.extend(item)
-        nested = any(isinstance(item, Mapping | list | tuple) for item in level)
-        depth += nested
-        level = [item for item in inner if isinstance(item, Mapping | list | tuple)]
-    return depth
-
-
 def header_text(text: str) -> str:
     """The text as an HTTP header may hold it: what is not printable ASCII is percent-encoded."""
     return quote(text, safe=_PRINTABLE)
 
 
 _PRINTABLE = "!#$&'()*+,/:;=?@[]~|"
-
-
-def canonical_json(value: Any) -> str:
-    """Compact JSON with its keys in order: equal values have equal texts. Raises as `dumps` does."""
-    return _encoded_in_order(value)
-
-
-_encoded_in_order = json.JSONEncoder(
-    ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=True
-).encode
-_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode

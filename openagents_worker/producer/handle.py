@@ -15,6 +15,7 @@ from celery import exceptions, states
 from celery.result import AsyncResult, assert_will_not_block
 from pydantic import BaseModel, ValidationError
 
+from openagents_worker.arguments import seconds_of
 from openagents_worker.errors import OutputValidationError, RunFailed, RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import OutputT, RunRecord, RunResult, RunState, run_failed
@@ -202,6 +203,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         self, timeout: float | None, *, disable_sync_subtasks: bool = True, **_ignored: Any
     ) -> RunRecord:
         _must_not_block("wait() and get()", also_in_tasks=disable_sync_subtasks)
+        timeout = seconds_of("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         self._wait_for_predecessor(timeout, deadline)
         while not (record := self.record()).state.is_terminal:
@@ -293,7 +295,7 @@ class AsyncRunHandle(Generic[OutputT]):
 
     async def _ended(self, timeout: float | None) -> RunRecord:
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds_of("timeout", timeout)):
                 while not (record := await self.record()).state.is_terminal:
                     async with aclosing(awatch(self._client.store, self.id, None)) as events:
                         async for _ in events:

@@ -14,6 +14,7 @@ from celery.backends.base import DisabledBackend
 from celery.local import Proxy
 from celery.utils.time import maybe_make_aware
 
+from openagents_worker.arguments import TEN_YEARS_MS, number_of
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
 from openagents_worker.models import RunRequest, output_class_of, parse_request
 from openagents_worker.producer.canvas import KEPT, stamps_of
@@ -167,12 +168,13 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
                 when = datetime.fromisoformat(when)
             if isinstance(when, datetime):
                 when = (maybe_make_aware(when, self.app.timezone) - self.app.now()).total_seconds()
-            return max(0, math.ceil(float(cast(float, when)) * 1000))
+            after_ms = max(0, math.ceil(float(cast(float, when)) * 1000))
         except (TypeError, ValueError, OverflowError) as error:
             raise RequestInvalid(
-                f"{what} is no time: {error}",
+                f"{what} is not a valid time: {error}",
                 hint="a number of seconds from now, a datetime or its ISO 8601 text (countdown: seconds)",
             ) from None
+        return number_of(f"{what} in milliseconds from now", after_ms, most=TEN_YEARS_MS)
 
 
 class ProducerTask(AgentTask):

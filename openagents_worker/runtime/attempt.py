@@ -21,7 +21,7 @@ from openagents_worker.errors import (
     PatternError,
     RedisUnreachable,
 )
-from openagents_worker.models import RunBudget, RunRequest, RunUsage
+from openagents_worker.models import RunArtifact, RunBudget, RunRequest, RunUsage
 from openagents_worker.runtime.assembly import AgentParts, Assembly
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.deps import opened_deps
@@ -353,7 +353,7 @@ class Attempt:
         assert self._context is not None
         apply_changes(self._context.state, record.state)
         for artifact in record.artifacts:
-            self._context.add_artifact(**artifact)
+            self._context.artifacts.append(RunArtifact.model_validate(artifact))
 
     def _tell_beginning(self, recorded: Record | None) -> None:
         if self._claimed.retries:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from openagents_worker.models import dumps
+from openagents_worker.jsontext import dumps
 from openagents_worker.runtime.call_ids import OuterCall
 from openagents_worker.store.formats import BY_CONTENT, BY_PLACE, is_read, other_format
 

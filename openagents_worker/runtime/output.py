@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from openagents_worker.errors import OutputValidationError
-from openagents_worker.models import RunRequest, dumps, schema_of
+from openagents_worker.jsontext import dumps, loads
+from openagents_worker.models import RunRequest, schema_of
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.registry import OUTPUTS
 from openagents_worker.tools.validation import check_output, check_schema
@@ -84,13 +85,9 @@ class OutputType:
 def _parsed(text: str) -> Any:
     """What the text says as JSON, also between the fences that models like to put around it."""
     fenced = _FENCED.fullmatch(text)
-
-    def no_json(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
-
     try:
-        return json.loads(fenced.group(1) if fenced else text, parse_constant=no_json)
-    except (ValueError, RecursionError) as error:
+        return loads(fenced.group(1) if fenced else text)
+    except ValueError as error:
         raise Misfit(f"the answer is not JSON: {error}") from error
 
 

@@ -26,6 +26,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from openagents_worker.arguments import number_of, text_of_caller
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
@@ -119,7 +120,7 @@ class Watch:
         self.behind = True
         self.over = False
         self._wants_the_past = after is not None
-        self._wanted = None if after is None else after + 1
+        self._wanted = None if after is None else number_of("after", after) + 1
         self._head: Head | None = None
         self._life: int | None = None
         self._ends_with_replay = False
@@ -235,6 +236,7 @@ def watch(
     `TimeoutError` is raised. Raises `RunNotFound`, or `RedisUnreachable` when Redis stays away.
     """
     place, patience = Watch(after), _Patience()
+    text_of_caller("run_id", run_id)
     channel = _channel(store, run_id, _head(store, run_id))
     while not place.over:
         place.behind = True
@@ -301,6 +303,7 @@ async def awatch(
     nothing: it reads on in the stream.
     """
     place, patience = Watch(after), _Patience()
+    text_of_caller("run_id", run_id)
     channel = _channel(store, run_id, await _ahead(store, run_id))
     while not place.over:
         place.behind = True

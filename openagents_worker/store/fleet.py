@@ -14,7 +14,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from openagents_worker.models import dumps
+from openagents_worker.jsontext import dumps
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys, decode_id
 

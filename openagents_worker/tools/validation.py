@@ -18,7 +18,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from openagents_worker.errors import PluginConfigError, RequestInvalid
-from openagents_worker.models import dumps
+from openagents_worker.jsontext import dumps
 
 __all__ = ["check_arguments", "check_output", "check_schema", "did_you_mean"]
 
