@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from openagents_worker.jsontext import dumps
+from openagents_worker.jsontext import dumps, loads
+from openagents_worker.models import RunUsage
 from openagents_worker.runtime.call_ids import OuterCall
-from openagents_worker.store.formats import BY_CONTENT, BY_PLACE, is_read, other_format
+from openagents_worker.store.formats import BY_CONTENT, BY_PLACE, WRITTEN, is_read, other_format, reading
 
 __all__ = ["PREPARE", "Record", "digest_of", "read_pages"]
 
@@ -69,13 +69,36 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str, position: int = -1) -> Record:
-        """The record that `to_json` wrote. Raises `OtherFormat`."""
-        data = json.loads(text)
-        if not is_read(format_ := data["v"]):
-            raise other_format(format_)
-        if "outer" in data:
-            data["outer"] = tuple(OuterCall(*outer) for outer in data["outer"])
-        return cls(**data, position=position)
+        """The record that `to_json` wrote. Raises `OtherFormat`, or `RecordUnreadable` for anything else."""
+        with reading(WRITTEN):
+            data = loads(text)
+            if not is_read(format_ := data["v"]):
+                raise other_format(format_)
+            if "outer" in data:
+                data["outer"] = tuple(OuterCall(*outer) for outer in data["outer"])
+            record = cls(**data, position=position)
+            _check_shape(record)
+        return record
+
+
+def _check_shape(record: Record) -> None:
+    """Raises TypeError for a record that would be in the way of a replay."""
+    for name, kind in _SHAPE:
+        if not isinstance(getattr(record, name), kind):
+            raise TypeError(f"{name} of a record is not of type {kind.__name__}")
+    error = record.outcome.get("error", {})
+    if not isinstance(error, dict) or not all(isinstance(change, dict) for change in record.state.values()):
+        raise TypeError("the error, or a change of the state, of a record is not an object")
+    if record.usage:
+        RunUsage(**record.usage)
+
+
+_SHAPE: tuple[tuple[str, type], ...] = (
+    *((name, str) for name in ("call", "kind", "name", "digest", "node", "core")),
+    *((name, dict) for name in ("outcome", "usage", "state")),
+    *((name, int) for name in ("life", "took_ms", "model_calls")),
+    ("artifacts", list),
+)
 
 
 _OPTIONAL = ("usage", "state", "artifacts")

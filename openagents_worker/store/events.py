@@ -8,7 +8,6 @@ streaming are in no stream; who joins gets what was said so far as one piece wit
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -29,11 +28,12 @@ from weakref import WeakKeyDictionary
 from openagents_worker.arguments import number_of, text_of_caller
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.events import RunEvent
+from openagents_worker.jsontext import loads
 from openagents_worker.models import RunState
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.channels import Inbox, listening
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
-from openagents_worker.store.formats import reading
+from openagents_worker.store.formats import WRITTEN, format_of, reading
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.runs import run_not_found
 
@@ -73,13 +73,20 @@ def _head_of(run_id: str, values: Sequence[str | None]) -> Head | None:
     state, seq, life, agent_id, session_id, format_ = values
     if state is None:
         return None
-    with reading(int(format_ or 0), run_id=run_id):
+    with reading(format_of(format_, run_id=run_id), run_id=run_id):
         return Head(run_id, RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
 
 
 def stored_event(head: Head, entry: Entry) -> RunEvent:
-    """An event as the scripts store it: without what all events of the run share."""
-    id_, fields = entry
+    """An event as the scripts store it: without what all events of the run share.
+
+    Raises `RecordUnreadable`.
+    """
+    with reading(WRITTEN, run_id=head.run_id):
+        return _stored_event(head, *entry)
+
+
+def _stored_event(head: Head, id_: str, fields: Mapping[str, str]) -> RunEvent:
     return RunEvent(
         name=fields["name"],
         seq=int(id_.partition("-")[0]),
@@ -90,7 +97,7 @@ def stored_event(head: Head, entry: Entry) -> RunEvent:
         attempt=int(fields["attempt"]),
         worker=fields["worker"] or None,
         timestamp=EPOCH + timedelta(milliseconds=int(fields["at"])),
-        payload=json.loads(fields["payload"]),
+        payload=loads(fields["payload"]),
         final=fields["final"] == "1",
     )
 
@@ -162,8 +169,15 @@ class Watch:
                 yield self._reply_so_far(reply)
 
     def live(self, text: str) -> Sequence[RunEvent]:
-        """Takes a published message. A jump in its number means that one was lost: the stream has it."""
-        event = RunEvent.from_json(text)
+        """Takes a published message. A jump in its number means that one was lost: the stream has it.
+
+        So it does where a message is not one of ours: anybody may publish on a channel.
+        """
+        try:
+            event = RunEvent.from_json(text)
+        except ValueError:
+            self.behind = True
+            return ()
         if event.seq is None:
             return (event,) if self._known_at is None or event.timestamp >= self._known_at else ()
         if event.seq == self.wanted:
