@@ -18,7 +18,7 @@ TEN_YEARS_MS = 10 * 365 * 24 * 3_600_000
 """The longest time that anything may be put off or bounded by: a longer one is a mistake in the unit."""
 MAX_TEXT_CHARS = 8_000
 """Of a reason, a name or an id: as much as is kept of an error's message."""
-SHOWN_CHARS = 60
+RULES = "docs/limits.md says which texts, numbers and times are allowed"
 
 
 def text_of_caller(name: str, value: Any) -> str:
@@ -42,10 +42,10 @@ def optional_text(name: str, value: Any) -> str | None:
 def number_of(name: str, value: Any, *, least: int = 0, most: int = LARGEST_INTEGER) -> int:
     """A whole number in these bounds. Raises `RequestInvalid`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestInvalid(f"{name} must be a whole number, not {type(value).__name__}")
+        raise RequestInvalid(f"{name} must be a whole number, not {type(value).__name__}", hint=RULES)
     if not least <= value <= most:
         found = value if abs(value) <= LARGEST_INTEGER else "a number of many digits"
-        raise RequestInvalid(f"{name} is a whole number from {least:,} to {most:,}, not {found}")
+        raise RequestInvalid(f"{name} is a whole number from {least:,} to {most:,}, not {found}", hint=RULES)
     return value
 
 
@@ -67,6 +67,4 @@ def refusing(value: Any, name: str = "", **ids: Any) -> None:
     try:
         check(value, name)
     except BadValue as error:
-        raise RequestInvalid(
-            str(error), hint="docs/limits.md has the rules of text and numbers", **ids
-        ) from None
+        raise RequestInvalid(str(error), hint=RULES, **ids) from None

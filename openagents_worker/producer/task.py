@@ -168,7 +168,9 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
                 when = datetime.fromisoformat(when)
             if isinstance(when, datetime):
                 when = (maybe_make_aware(when, self.app.timezone) - self.app.now()).total_seconds()
-            after_ms = max(0, math.ceil(float(cast(float, when)) * 1000))
+            if isinstance(when, bool) or not isinstance(when, int | float):
+                raise TypeError(f"{type(when).__name__} is not a number of seconds")
+            after_ms = max(0, math.ceil(float(when) * 1000))
         except (TypeError, ValueError, OverflowError) as error:
             raise RequestInvalid(
                 f"{what} is not a valid time: {error}",

@@ -16,6 +16,7 @@ from hashlib import sha1
 from importlib import resources
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_type_hints
 
+from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
 from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
 from openagents_worker.store.keys import lua_key_functions
 from openagents_worker.store.states import states_in_lua
@@ -138,7 +139,10 @@ class Call(Generic[T]):
             if isinstance(value, str):
                 flat.append(value)
             elif isinstance(value, int):
-                flat.append(int(value))  # a bool is one, too
+                # A bool is one, too. hiredis ends the process for an integer that Python does not write.
+                if not SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
+                    raise ValueError(f"an argument of {self.script.name} is beyond 64 bits")
+                flat.append(int(value))
             else:
                 flat.append(len(value))
                 flat.extend(value)

@@ -178,9 +178,9 @@ async def test_what_an_older_version_has_stored_is_still_read(redis_url: str) ->
         await p.submit()
         key = p.store.keys("run", "r1")
         written = await p.store.redis.hget(key, "request")
-        await p.store.redis.hset(
-            key, "request", f'{{"metadata":{{"x":{text}}},{written[1:]}'.replace('"metadata":{},', "")
-        )
+        older = written.replace('"metadata":{}', f'"metadata":{{"x":{text}}}')
+        assert older != written
+        await p.store.redis.hset(key, "request", older)
         await p.store.redis.hset(p.store.keys("session_state", "s1"), "plan", text)
 
         await p.carry()
