@@ -52,17 +52,17 @@ def reply_from_wire(body: Any, *, provider: str) -> LLMResponse:
         message = choice["message"]
         text = _text(message.get("content")) or _text(message.get("refusal"))
         calls = [
-            _call_from_wire(call, f"{body.get('id') or 'call'}_{index}")
+            _call_from_wire(call, f"{_word(body.get('id')) or 'call'}_{index}")
             for index, call in enumerate(message.get("tool_calls") or ())
         ]
         reply = LLMResponse(
             output_text=text,
             tool_calls=tuple(calls),
             usage=_usage(body.get("usage")),
-            stop_reason=choice.get("finish_reason"),
-            model=body.get("model"),
+            stop_reason=_word(choice.get("finish_reason")),
+            model=_word(body.get("model")),
             provider=provider,
-            response_id=body.get("id"),
+            response_id=_word(body.get("id")),
         )
     except UNREADABLE as error:
         raise LLMResponseError(f"{provider}: the reply is not a chat completion ({error!r})"[:500]) from error
@@ -106,6 +106,12 @@ def _shown(raw: Any) -> str:
         return whole_text(raw) if isinstance(raw, str) else dumps(replaced(raw))
     except (TypeError, ValueError):
         return ""
+
+
+def _word(said: Any) -> str | None:
+    """An id or a name; some servers send a number, and what is neither names nothing."""
+    is_number = isinstance(said, int) and not isinstance(said, bool)
+    return whole_text(said) if isinstance(said, str) else str(replaced(said)) if is_number else None
 
 
 def _text(content: Any) -> str:

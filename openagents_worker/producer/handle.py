@@ -16,12 +16,12 @@ from celery.result import AsyncResult, assert_will_not_block
 from pydantic import BaseModel, ValidationError
 
 from openagents_worker.arguments import seconds_of
-from openagents_worker.errors import OutputValidationError, RunFailed, RunNotFound
+from openagents_worker.errors import OutputValidationError, RecordUnreadable, RunFailed, RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import OutputT, RunRecord, RunResult, RunState, run_failed
 from openagents_worker.producer.chain import may_be_submitted, raise_failure_before
 from openagents_worker.store.events import awatch, watch
-from openagents_worker.store.runs import is_notify_pending
+from openagents_worker.store.runs import aread_states, is_notify_pending, read_states
 from openagents_worker.store.scripts import CancelAnswer
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         timeout = seconds_of("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         self._wait_for_predecessor(timeout, deadline)
-        while not (record := self.record()).state.is_terminal:
+        while (record := self._record_if_over()) is None:
             try:
                 with closing(watch(self._client.store, self.id, None, deadline=deadline)) as events:
                     for _ in events:
@@ -214,6 +214,18 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
             except TimeoutError:
                 raise _late(self.id, timeout) from None
         return record
+
+    def _record_if_over(self) -> RunRecord | None:
+        """The record of a run that is over. What cannot be read of one that is not ends it: that is waited
+        for."""
+        try:
+            record = self.record()
+        except RecordUnreadable:
+            state = read_states(self._client.store, [self.id])[self.id]
+            if state is None or state.is_terminal:
+                raise
+            return None
+        return record if record.state.is_terminal else None
 
     def _record_in_chain(self) -> RunRecord | None:
         """None: what stands before it in its chain is not over, and nobody has submitted this run yet."""
@@ -293,10 +305,20 @@ class AsyncRunHandle(Generic[OutputT]):
     async def failed(self) -> bool:
         return (await self.record()).state is RunState.FAILED
 
+    async def _record_if_over(self) -> RunRecord | None:
+        try:
+            record = await self.record()
+        except RecordUnreadable:
+            state = (await aread_states(self._client.store, [self.id]))[self.id]
+            if state is None or state.is_terminal:
+                raise
+            return None
+        return record if record.state.is_terminal else None
+
     async def _ended(self, timeout: float | None) -> RunRecord:
         try:
             async with asyncio.timeout(seconds_of("timeout", timeout)):
-                while not (record := await self.record()).state.is_terminal:
+                while (record := await self._record_if_over()) is None:
                     async with aclosing(awatch(self._client.store, self.id, None)) as events:
                         async for _ in events:
                             pass

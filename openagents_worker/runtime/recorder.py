@@ -358,7 +358,7 @@ class Recorder:
             else:
                 result = {"error": replaced(outcome.error.to_dict(), MAX_NESTING + ENVELOPE_LEVELS)}
             changed: dict[str, Any] = {
-                "state": replaced(outcome.state, MAX_NESTING + CHANGE_LEVELS),
+                "state": replaced(outcome.state, _levels(info.kind) + CHANGE_LEVELS),
                 "artifacts": replaced(outcome.artifacts, MAX_NESTING + ENVELOPE_LEVELS),
             }
             record = self._new_record(question, info, result, began_s, **changed, **more)
@@ -554,8 +554,9 @@ class Recorder:
 
 
 def _levels(kind: str) -> int:
-    """Of lists and objects in what a call gives; a model's reply has more around its calls' arguments."""
-    return MAX_NESTING + ENVELOPE_LEVELS if kind == "model" else MAX_NESTING
+    """Of lists and objects in what a call gives. A reply of a model and the view of a memory have arguments
+    and results of tools in them, which may have all levels themselves."""
+    return MAX_NESTING if kind == "tool" else MAX_NESTING + ENVELOPE_LEVELS
 
 
 def _counts(question: Question) -> int:

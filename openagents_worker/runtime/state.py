@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from openagents_worker.errors import text_of
-from openagents_worker.jsontext import MAX_NESTING, dumps
+from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, dumps
 from openagents_worker.runtime.storable import stored_part
 
 __all__ = ["CHANGE_LEVELS", "Overlay", "apply_changes", "changed_keys", "stored_texts"]
 
 _GONE = object()
+LEVELS = MAX_NESTING + ENVELOPE_LEVELS + 1
+"""Of a key with its value: a memory keeps what tools have given, which may have all levels itself."""
 CHANGE_LEVELS = 2
 """Levels of a record's changes around a value: `{key: {"set": value}}`."""
 
@@ -91,7 +93,7 @@ def stored_texts(before: Mapping[str, str], state: Mapping[Any, Any]) -> Iterato
             yield key, known
             continue
         pair = {key: state[key]}
-        for name, value in stored_part(f"state key {text_of(key)!r}", pair, levels=MAX_NESTING + 1).items():
+        for name, value in stored_part(f"state key {text_of(key)!r}", pair, levels=LEVELS).items():
             yield name, dumps(value)
 
 
