@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 __all__ = [
     "ENVELOPE_LEVELS",
+    "LARGEST_COUNT",
     "LARGEST_INTEGER",
     "MAX_NESTING",
     "NESTING_OF_OLD",
@@ -49,6 +50,8 @@ NESTING_OF_OLD = 150
 LARGEST_INTEGER = 2**63 - 1
 SMALLEST_INTEGER = -(2**63)
 """What a reader in any language keeps exactly: 64 bits with a sign."""
+LARGEST_COUNT = 2**53
+"""Up to here also those readers count exactly whose numbers are all floats."""
 MAX_PATH_CHARS = 200
 
 _HALF = "half of a surrogate pair (U+D800 to U+DFFF), which is not a character"

@@ -36,7 +36,7 @@ from openagents_worker.errors import (
     RunFailed,
     text_of,
 )
-from openagents_worker.jsontext import replaced
+from openagents_worker.jsontext import LARGEST_COUNT, replaced
 from openagents_worker.redaction import safe_message
 
 __all__ = [
@@ -282,24 +282,30 @@ class RunUsage(BaseModel):
     llm_retry_count: int = 0
 
     def plus(self, delta: RunUsage) -> RunUsage:
-        """The sum of two; `ttft_ms` is the first one known."""
+        """The sum of two, no count beyond 2^53; `ttft_ms` is the first one known."""
         costs = dict(self.cost_breakdown)
         for name, usd in delta.cost_breakdown.items():
             costs[name] = round(costs.get(name, 0.0) + usd, 12)
         known = [c for c in (self.cost_usd, delta.cost_usd) if c is not None]
         return RunUsage(
-            llm_calls=self.llm_calls + delta.llm_calls,
-            tool_calls=self.tool_calls + delta.tool_calls,
-            input_tokens=self.input_tokens + delta.input_tokens,
-            output_tokens=self.output_tokens + delta.output_tokens,
-            total_tokens=self.total_tokens + delta.total_tokens,
-            input_tokens_cached=self.input_tokens_cached + delta.input_tokens_cached,
-            input_tokens_cache_creation=self.input_tokens_cache_creation + delta.input_tokens_cache_creation,
+            llm_calls=_counted(self.llm_calls, delta.llm_calls),
+            tool_calls=_counted(self.tool_calls, delta.tool_calls),
+            input_tokens=_counted(self.input_tokens, delta.input_tokens),
+            output_tokens=_counted(self.output_tokens, delta.output_tokens),
+            total_tokens=_counted(self.total_tokens, delta.total_tokens),
+            input_tokens_cached=_counted(self.input_tokens_cached, delta.input_tokens_cached),
+            input_tokens_cache_creation=_counted(
+                self.input_tokens_cache_creation, delta.input_tokens_cache_creation
+            ),
             cost_usd=round(sum(known), 12) if known else None,
             cost_breakdown=costs,
             ttft_ms=self.ttft_ms if self.ttft_ms is not None else delta.ttft_ms,
-            llm_retry_count=self.llm_retry_count + delta.llm_retry_count,
+            llm_retry_count=_counted(self.llm_retry_count, delta.llm_retry_count),
         )
+
+
+def _counted(before: int, more: int) -> int:
+    return min(before + more, LARGEST_COUNT)
 
 
 class RunArtifact(_Stored):

@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
+from openagents_worker.jsontext import LARGEST_COUNT
+
 __all__ = [
     "CallInfo",
     "FixedMessage",
@@ -64,10 +66,6 @@ class CallInfo:
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)
 
 
-MAX_COUNT = 2**53
-"""Of tokens in one reply: up to here every JSON reader counts exactly."""
-
-
 def count(said: Any) -> int:
     """A number of tokens as it is counted, whatever a provider says: 0 to 2^53, and 0 for what is no number.
 
@@ -75,9 +73,9 @@ def count(said: Any) -> int:
     (0, 9007199254740992, 0)
     """
     if type(said) is int:  # it nearly always is
-        return said if 0 <= said <= MAX_COUNT else 0 if said < 0 else MAX_COUNT
+        return said if 0 <= said <= LARGEST_COUNT else 0 if said < 0 else LARGEST_COUNT
     try:
-        return int(min(max(float(said), 0.0), MAX_COUNT))
+        return int(min(max(float(said), 0.0), LARGEST_COUNT))
     except (TypeError, ValueError, OverflowError):  # also NaN
         return 0
 

@@ -23,7 +23,7 @@ from openagents_worker.errors import (
     ToolValidationError,
     text_of,
 )
-from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, canonical_json, dumps
+from openagents_worker.jsontext import ENVELOPE_LEVELS, LARGEST_COUNT, MAX_NESTING, canonical_json, dumps
 from openagents_worker.llm.base import CallInfo, LLMClient, LLMResponse, OnDelta, count
 from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, RunBudget, RunUsage
 from openagents_worker.redaction import safe_message
@@ -200,8 +200,6 @@ def _bounded(reply: LLMResponse, max_bytes: int) -> LLMResponse:
     return replace(reply, tool_calls=tuple(calls)) if 0 in sizes else reply
 
 
-MAX_AMOUNT = 2**53
-"""USD or milliseconds of one call: a larger number is not one."""
 _ALWAYS = ("messages", "model", "temperature", "max_tokens", "tools")
 
 
@@ -227,7 +225,7 @@ def _usage_of(reply: LLMResponse) -> RunUsage:
 def _amount(said: Any) -> float | None:
     """Money or time as a client says it; None for what is not such a number, negative ones included."""
     is_number = isinstance(said, int | float) and not isinstance(said, bool)
-    return float(said) if is_number and 0 <= said <= MAX_AMOUNT else None
+    return float(said) if is_number and 0 <= said <= LARGEST_COUNT else None
 
 
 def _amounts(said: Any) -> dict[str, float]:
