@@ -8,9 +8,16 @@ from hashlib import sha256
 from typing import Any
 
 from openagents_worker.jsontext import dumps, loads
-from openagents_worker.models import RunUsage
 from openagents_worker.runtime.call_ids import OuterCall
-from openagents_worker.store.formats import BY_CONTENT, BY_PLACE, WRITTEN, is_read, other_format, reading
+from openagents_worker.store.formats import (
+    BY_CONTENT,
+    BY_PLACE,
+    UNREADABLE,
+    WRITTEN,
+    is_read,
+    other_format,
+    reading,
+)
 
 __all__ = ["PREPARE", "Record", "digest_of", "read_pages"]
 
@@ -70,37 +77,41 @@ class Record:
     @classmethod
     def from_json(cls, text: str, position: int = -1) -> Record:
         """The record that `to_json` wrote. Raises `OtherFormat`, or `RecordUnreadable` for anything else."""
-        with reading(WRITTEN):
-            data = loads(text)
-            if not is_read(format_ := data["v"]):
-                raise other_format(format_)
-            if "outer" in data:
-                data["outer"] = tuple(OuterCall(*outer) for outer in data["outer"])
-            record = cls(**data, position=position)
-            _check_shape(record)
+        try:
+            return cls._of(loads(text), position)
+        except UNREADABLE as error:
+            with reading(WRITTEN):
+                raise error from None
+
+    @classmethod
+    def _of(cls, data: dict[str, Any], position: int) -> Record:
+        if not is_read(format_ := data["v"]):
+            raise other_format(format_)
+        if "outer" in data:
+            data["outer"] = tuple(OuterCall(*outer) for outer in data["outer"])
+        record = cls(**data, position=position)
+        _check_shape(record)
         return record
 
 
 def _check_shape(record: Record) -> None:
-    """Raises TypeError for a record that would be in the way of a replay."""
-    for name, kind in _SHAPE:
-        if not isinstance(getattr(record, name), kind):
-            raise TypeError(f"{name} of a record is not of type {kind.__name__}")
-    error = record.outcome.get("error", {})
-    if not isinstance(error, dict) or not all(isinstance(change, dict) for change in record.state.values()):
-        raise TypeError("the error, or a change of the state, of a record is not an object")
-    if record.usage:
-        RunUsage(**record.usage)
+    """Raises TypeError for a record that would be in the way of a replay; it runs for each record."""
+    texts = (record.call, record.kind, record.name, record.digest, record.node, record.core)
+    counts = (record.life, record.took_ms, record.model_calls)
+    objects = (record.outcome, record.usage, record.state, record.outcome.get("error", _NOTHING))
+    if not (
+        all(type(text) is str for text in texts)
+        and all(type(number) is int for number in counts)
+        and all(type(value) is dict for value in objects)
+        and type(record.artifacts) is list
+        and all(type(number) in _OF_USAGE for number in record.usage.values())
+        and all(type(change) is dict for change in record.state.values())
+    ):
+        raise TypeError("a field of a record is of another type than ours")
 
 
-_SHAPE: tuple[tuple[str, type], ...] = (
-    *((name, str) for name in ("call", "kind", "name", "digest", "node", "core")),
-    *((name, dict) for name in ("outcome", "usage", "state")),
-    *((name, int) for name in ("life", "took_ms", "model_calls")),
-    ("artifacts", list),
-)
-
-
+_NOTHING: dict[str, Any] = {}
+_OF_USAGE = (int, float, dict)
 _OPTIONAL = ("usage", "state", "artifacts")
 _TO_BE_FOUND_BY = ("node", "core", "took_ms", "model_calls")
 

@@ -20,6 +20,7 @@ __all__ = [
     "BY_CONTENT",
     "BY_PLACE",
     "NEWEST_READ",
+    "UNREADABLE",
     "OLDEST_READ",
     "WRITTEN",
     "format_of",
