@@ -72,7 +72,12 @@ def stamps_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises `RequestInvalid` for a stamp without a value, and for one whose name means something else.
     """
-    names = sorted(set(options.get("stamped_headers") or ()))
+    try:
+        names = sorted(set(options.get("stamped_headers") or ()))
+    except TypeError:
+        raise RequestInvalid(
+            "stamped_headers is a list of names", hint="signature.stamp(name=value)"
+        ) from None
     if not names:
         return {}
     if missing := [name for name in names if name not in options]:

@@ -23,7 +23,15 @@ from openagents_worker.errors import (
     ToolValidationError,
     text_of,
 )
-from openagents_worker.jsontext import ENVELOPE_LEVELS, LARGEST_COUNT, MAX_NESTING, canonical_json, dumps
+from openagents_worker.jsontext import (
+    ENVELOPE_LEVELS,
+    LARGEST_COUNT,
+    MAX_NESTING,
+    NESTING_OF_OLD,
+    canonical_json,
+    dumps,
+    replaced,
+)
 from openagents_worker.llm.base import CallInfo, LLMClient, LLMResponse, OnDelta, count
 from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, RunBudget, RunUsage
 from openagents_worker.redaction import safe_message
@@ -276,6 +284,7 @@ class RecordedTool:
     async def invoke(self, params: dict[str, Any], context: Any = None) -> Any:
         """The tool's result as plain JSON, or a coded error; made once however often the run is resumed."""
         try:
+            _ = replaced(params, NESTING_OF_OLD)  # a model's arguments have been looked at where they came in
             digest = digest_of(canonical_json(params))
         except (TypeError, ValueError, RecursionError) as error:
             raise ToolValidationError(f"the arguments are not JSON: {error}", self.tool_id) from None

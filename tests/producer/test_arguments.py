@@ -12,6 +12,7 @@ import pytest
 
 from openagents_worker.arguments import TEN_YEARS_MS
 from openagents_worker.errors import OpenAgentsError, RequestInvalid
+from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.sse import sse
@@ -324,6 +325,25 @@ def test_an_option_of_a_wrong_shape_is_refused(client: Client, options: dict[str
     """It would go on every message of the run."""
     with pytest.raises(RequestInvalid):
         client.submit(GOOD, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"task_id": value} for value in NO_TEXT.values()]
+    + [{"stamped_headers": value} for value in (7, [[]], [1, "x"], HALF)],
+    ids=lambda _: "options",
+)
+def test_an_option_of_celery_is_refused(task: AgentTask, client: Client, options: dict[str, Any]) -> None:
+    """As those of this library are."""
+    with pytest.raises(RequestInvalid):
+        task.apply_async((GOOD,), **options)
+    assert client.store.redis.dbsize() == 0
+
+
+def test_a_signature_of_a_request_that_breaks_a_rule_is_refused(task: AgentTask) -> None:
+    """Where it is made, not where it is applied."""
+    with pytest.raises(RequestInvalid, match=r"metadata\.x"):
+        task.s(RunRequest(**GOOD, metadata={"x": HALF}))
 
 
 # --- waiting and watching --------------------------------------------------------------------------------

@@ -346,20 +346,6 @@ async def test_a_run_whose_attempts_always_fail_inside_is_poisoned(
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_a_run_whose_record_cannot_be_read_is_poisoned(redis_url: str) -> None:
-    """Nobody can begin it; it does not go round for ever."""
-    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_RECOVERIES": "1"})
-    async with process(redis_url, settings=settings) as p:
-        await p.submit()
-        request = await p.store.redis.hget(p.store.keys("run", "r1"), "request")
-        await p.store.redis.hset(p.store.keys("run", "r1"), "request", "{")
-        for _ in range(2):
-            await p.carry()
-        await p.store.redis.hset(p.store.keys("run", "r1"), "request", request)
-
-        assert told(await p.record())[0] == "run.poisoned"
-
-
 async def test_a_worker_that_stops_hands_a_claimed_run_over_as_often_as_it_likes(redis_url: str) -> None:
     """A hand-over is shown, and never counted against the run."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_RECOVERIES": "1"})
