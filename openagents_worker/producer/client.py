@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from typing_extensions import Unpack
 
 from openagents_worker.arguments import optional_text, text_of_caller
+from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunRecord, RunRequest, output_class_of
 from openagents_worker.producer.app_parts import parts_of, real_app
 from openagents_worker.producer.canvas import canvas_of
@@ -304,6 +305,8 @@ class AsyncClient(AsyncOperations):
 
 
 def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
+    if canvas is not None and not isinstance(canvas, Mapping):
+        raise RequestInvalid(f"canvas is options with their values, not {type(canvas).__name__}")
     given = {name: value for name, value in options.items() if value is not None}
     return canvas_of({**(canvas or {}), **given}, max_bytes=settings.max_payload_bytes)
 

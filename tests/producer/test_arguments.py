@@ -309,6 +309,8 @@ def test_a_callback_that_is_none_is_refused_at_submit(client: Client, option: st
     "options",
     [
         {"headers": 7},
+        {"canvas": 7},
+        {"canvas": ["link"]},
         {"headers": [("a", 1)]},
         {"headers": {"x": HALF}},
         {"headers": {"x": 10**5000}},
