@@ -131,7 +131,7 @@ WRONG_CALLS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "headers that are no JSON": (
         lambda task: task.apply_async((GOOD,), headers={"of": object()}),
         "request.invalid",
-        "no plain JSON",
+        "not plain JSON",
     ),
 }
 
