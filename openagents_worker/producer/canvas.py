@@ -175,6 +175,13 @@ def canvas_of_message(request: Any, *, max_bytes: int) -> str:
 
 
 def options_of(canvas: str) -> dict[str, Any]:
-    """What a canvas holds, as the keyword arguments of `Celery.send_task`."""
-    options: dict[str, Any] = loads(canvas) if canvas else {}  # type: ignore[no-untyped-call]
-    return options
+    """What a canvas holds, as the keyword arguments of `Celery.send_task`.
+
+    Nothing for one that cannot be read: its run, which must be woken for that, ends by it when it is claimed.
+    """
+    try:
+        options: dict[str, Any] = loads(canvas) if canvas else {}  # type: ignore[no-untyped-call]
+        known = {*KEPT, "stamped_headers", *options.get("stamped_headers", ())}
+        return {name: value for name, value in options.items() if name in known}
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return {}

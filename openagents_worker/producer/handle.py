@@ -222,9 +222,9 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
             record = self.record()
         except RecordUnreadable:
             state = read_states(self._client.store, [self.id])[self.id]
-            if state is None or state.is_terminal:
-                raise
-            return None
+            if state is None or not state.is_terminal:
+                return None
+            record = self.record()  # it may have ended between the two
         return record if record.state.is_terminal else None
 
     def _record_in_chain(self) -> RunRecord | None:
@@ -240,7 +240,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
 
     def _wait_for_predecessor(self, timeout: float | None, deadline: float | None) -> None:
         """In a chain a run begins to be when what stands before it is over. Raises what failed before it."""
-        while self._record_in_chain() is None:
+        while self.parent is not None and self._record_in_chain() is None:
             raise_failure_before(self)
             if deadline is not None and time.monotonic() > deadline:
                 raise _late(self.id, timeout)
@@ -310,9 +310,9 @@ class AsyncRunHandle(Generic[OutputT]):
             record = await self.record()
         except RecordUnreadable:
             state = (await aread_states(self._client.store, [self.id]))[self.id]
-            if state is None or state.is_terminal:
-                raise
-            return None
+            if state is None or not state.is_terminal:
+                return None
+            record = await self.record()
         return record if record.state.is_terminal else None
 
     async def _ended(self, timeout: float | None) -> RunRecord:

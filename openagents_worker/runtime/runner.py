@@ -29,7 +29,7 @@ from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import WRITTEN, reading
-from openagents_worker.store.runs import request_of
+from openagents_worker.store.runs import check_canvas, request_of
 from openagents_worker.store.scripts import ClaimAnswer, Claimed, ReleaseKind, Wake
 from openagents_worker.telemetry import get_logger
 
@@ -120,6 +120,7 @@ class Runner:
     async def _request(self, run_id: str, claimed: Claimed) -> tuple[RunRequest, OpenAgentsError | None]:
         """The run's request; in the place of one that cannot be read its ids, and why."""
         try:
+            check_canvas(run_id, claimed.canvas)
             return request_of(run_id, claimed.request), None
         except (OtherFormat, RecordUnreadable) as error:
             log.of_run(logging.ERROR, "run.request_unreadable", run_id=run_id, error=error.message)

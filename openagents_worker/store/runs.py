@@ -41,6 +41,7 @@ __all__ = [
     "aread_record",
     "aread_session",
     "aread_states",
+    "check_canvas",
     "read_record",
     "read_session",
     "read_states",
@@ -158,6 +159,13 @@ def request_of(run_id: str, text: str) -> RunRequest:
             if is_newer and loads(text).keys() >= {"agent_id", "session_id", "input_text"}:
                 raise other_format(NEWEST_READ + 1, run_id=run_id) from error
             raise
+
+
+def check_canvas(run_id: str, text: str) -> None:
+    """Raises `RecordUnreadable` for what is kept of a run's messages, where that is not a JSON object."""
+    with reading(WRITTEN, run_id=run_id):
+        if text and not isinstance(loads(text), dict):
+            raise TypeError("the options of its messages are not an object")
 
 
 def run_not_found(run_id: str) -> RunNotFound:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import cycle
 from typing import Any
 
@@ -22,7 +22,7 @@ from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from tests.hostile.doors import Alter
 from tests.hostile.table import PROPERTY, Attack, Case, cases, hostile
-from tests.hostile.world import RawReply, World
+from tests.hostile.world import GOOD, RawReply, World
 from tests.installation import PATIENCE_S
 
 KIND = "text, numbers, depth"
@@ -185,6 +185,27 @@ def writes_metadata(text: str) -> Alter:
     return alter
 
 
+def writes_bytes(kind: str, field: str) -> Alter:
+    """What is not UTF-8 into a field of the run, or into what its session has."""
+
+    def alter(redis: Any, keys: Any, run_id: str) -> None:
+        ALTERED.add(run_id)
+        session_id = redis.hget(keys("run", run_id), "session")
+        key = keys(kind, run_id if kind == "run" else session_id)
+        value = b'{"x":"\xff\xed\xa0\x80"'
+        redis.rpush(key, value) if kind in ("transcript", "artifacts") else redis.hset(key, field, value)
+
+    return alter
+
+
+BYTES: Inputs = {
+    **{f"bytes for {field}": (writes_bytes("run", field), codes) for field, codes in {
+        "request": "record.unreadable", "agent": "completed", "canvas": "record.unreadable",
+        "uid": "completed", "usage": "completed", "last_error": "completed", "labels": "completed"}.items()},
+    **{f"bytes in the {kind}": (writes_bytes(kind, "x"), "record.unreadable")
+       for kind in ("session_state", "transcript", "artifacts")},
+}  # fmt: skip
+
 OF_OLD = ("beyond 64 bits", "101 levels", "150 levels")
 """What the version before has stored: it is read all the same."""
 UNREADABLE = {**TEXTS, "nothing": "", "a torn one": '{"agent_id":', "a list": "[]"}
@@ -194,18 +215,42 @@ RECORDS: Inputs = {
     **{f"metadata: {name}": (
         writes_metadata(text), "completed" if name in OF_OLD else ("record.unreadable", "completed")
     ) for name, text in TEXTS.items()},
+    **{f"canvas: {name}": (writes("canvas", text), ("record.unreadable"))
+       for name, text in UNREADABLE.items() if text and name != "objects in one another"},
     **{name: (writes(field, text), ("completed", "record.unreadable"))
        for name, field, text in placed(("usage", "attempt", "retries", "life"), TEXTS)},
 }  # fmt: skip
 
 
-@hostile(KIND, cases("record", RECORDS))
-def test_a_record_ends_its_own_run(case: Case, attack: Attack, world: World) -> None:
+def stored(world: World, alter: Alter) -> str:
+    """A run whose stored state is changed while it waits for its session, which another run has until then.
+
+    It is held from before it is submitted: so it has never ended when the other one is changed.
+    """
+    model, client = world.installation.model, world.installation.client
+    model.will_say({"text": "fine"})
+    holder, session_id = f"first-{uuid.uuid4().hex}", f"session-{uuid.uuid4().hex[:8]}"
+    held = {holder}
+    model.may_answer = lambda run_id: run_id not in held
+    first = world.installation.run_agent.apply_async(({**GOOD, "session_id": session_id},), task_id=holder)
+    second = world.submit(session_id=session_id)
+    try:
+        alter(client.store.redis, client.store.keys, second.id)
+    finally:
+        held.clear()
+    first.wait(PATIENCE_S)
+    try:
+        return world.ended(second)
+    except RecordUnreadable as error:
+        return error.code
+
+
+@hostile(KIND, cases("record", RECORDS | BYTES))
+def test_a_record_ends_its_own_run(case: Case, world: World, request: pytest.FixtureRequest) -> None:
     """Whoever waits for it gets its end, or is told that it cannot be read; it stops nobody else."""
-    with suppress(RecordUnreadable):
-        attack(case)
-        return
-    assert "record.unreadable" in case.codes
+    request.node.user_properties.append((PROPERTY, (KIND, case.door)))
+
+    assert stored(world, case.input) in case.codes
     world.next_run()
 
 

@@ -21,6 +21,7 @@ NOT_JSON = {
     "an integer of many digits": "1" * 5_000,
     "NaN": "NaN",
     "half of a pair": '"\\ud800',
+    "bytes": b'{"a":"\xff',
 }
 NOT_OURS = {
     "a number": "7",
