@@ -137,8 +137,8 @@ async def test_a_session_that_cannot_be_read_ends_the_run_that_reads_it(
     ("field", "value"),
     [
         (field, value)
-        for field in ("usage", "attempt", "retries", "recoveries")
-        for value in ("x", "1" * 5_000, "-1", DEEP)
+        for field in ("usage", "attempt", "retries", "recoveries", "active_ms")
+        for value in ("x", "1" * 5_000, "-1", "-inf", "nan", "1.5", DEEP)
     ],
 )
 async def test_a_counter_that_is_not_a_number_counts_as_nothing(
