@@ -201,13 +201,21 @@ def _found(run_id: str, record: RunRecord | None) -> RunRecord:
 
 
 def states_of(keys: Keys, run_ids: Sequence[str]) -> Plan[dict[str, RunState | None]]:
-    """The states of many runs in few round trips; None for a run that is not known."""
+    """The states of many runs in few round trips; None for a run that is not known.
+
+    Raises `RecordUnreadable` for a state that there is not.
+    """
     states: dict[str, RunState | None] = {}
     for at in range(0, len(run_ids), STATES_A_PIPELINE):
         ids = run_ids[at : at + STATES_A_PIPELINE]
         values = yield _states(keys, ids)
-        states |= {id_: RunState(value) if value else None for id_, value in zip(ids, values, strict=True)}
+        states |= {id_: _state_of(id_, value) for id_, value in zip(ids, values, strict=True)}
     return states
+
+
+def _state_of(run_id: str, value: str | None) -> RunState | None:
+    with reading(WRITTEN, run_id=run_id):
+        return RunState(value) if value else None
 
 
 def read_states(store: Store, run_ids: Sequence[str]) -> dict[str, RunState | None]:
