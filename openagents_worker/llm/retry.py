@@ -16,7 +16,7 @@ from openagents_worker.errors import LLMError, LLMRateLimitError
 from openagents_worker.llm.base import current_call
 from openagents_worker.telemetry import get_logger
 
-__all__ = ["pause_ms", "retry_after_ms", "tell_retry"]
+__all__ = ["LONGEST_RETRY_AFTER_MS", "pause_ms", "retry_after_ms", "tell_retry"]
 
 log = get_logger(__name__)
 
