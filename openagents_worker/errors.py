@@ -9,26 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+from openagents_worker.jsontext import whole_text
+
 __all__ = [  # completed at the end of the module
     "ORIGINAL",
     "ProcessTraceback",
     "RAISED_BY_PLUGINS",
     "error_classes",
     "error_from_wire",
-    "storable_text",
     "text_of",
 ]
-
-
-def storable_text(text: str) -> str:
-    """The text as UTF-8 can hold it: half of a surrogate pair becomes its escape, as in `\\ud800`."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def text_of(value: object) -> str:
     """The value's text, fit to be stored; also of a value whose own `__str__` fails."""
     try:
-        return storable_text(str(value))
+        return whole_text(str(value))
     except Exception as error:  # noqa: BLE001 - somebody else's __str__ may raise anything
         return f"<a {type(value).__name__} whose text cannot be read: {type(error).__name__}>"
 
@@ -382,9 +378,17 @@ class StepTimeoutError(PatternError):
 
 class StepTooLarge(ExecutionError):
     """The outcome of a call, or what a run leaves (its output, an artifact, a key of its state), cannot be
-    stored: it is not JSON, is nested too deeply, or is larger than `OPENAGENTS_MAX_PAYLOAD_BYTES`."""
+    stored: it is not JSON, or is larger than `OPENAGENTS_MAX_PAYLOAD_BYTES`."""
 
     code = "step.too_large"
+    http_status = 422
+
+
+class StepTooDeep(ExecutionError):
+    """The outcome of a call, or what a run leaves, has more than 100 levels of lists and objects: whoever
+    reads JSON stops somewhere, and what is stored has to be read again."""
+
+    code = "step.too_deep"
     http_status = 422
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping
 from enum import StrEnum
@@ -26,6 +25,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeVar
 
+from openagents_worker.arguments import TEN_YEARS_MS, number_of, refusing
 from openagents_worker.errors import (
     OpenAgentsError,
     ProcessTraceback,
@@ -36,6 +36,7 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.json_schema.rules import SchemaProblem, read_schema
+from openagents_worker.jsontext import LARGEST_COUNT, replaced
 from openagents_worker.redaction import safe_message
 from openagents_worker.suggest import nearest
 
@@ -282,24 +283,30 @@ class RunUsage(BaseModel):
     llm_retry_count: int = 0
 
     def plus(self, delta: RunUsage) -> RunUsage:
-        """The sum of two; `ttft_ms` is the first one known."""
+        """The sum of two, no count beyond 2^53; `ttft_ms` is the first one known."""
         costs = dict(self.cost_breakdown)
         for name, usd in delta.cost_breakdown.items():
             costs[name] = round(costs.get(name, 0.0) + usd, 12)
         known = [c for c in (self.cost_usd, delta.cost_usd) if c is not None]
         return RunUsage(
-            llm_calls=self.llm_calls + delta.llm_calls,
-            tool_calls=self.tool_calls + delta.tool_calls,
-            input_tokens=self.input_tokens + delta.input_tokens,
-            output_tokens=self.output_tokens + delta.output_tokens,
-            total_tokens=self.total_tokens + delta.total_tokens,
-            input_tokens_cached=self.input_tokens_cached + delta.input_tokens_cached,
-            input_tokens_cache_creation=self.input_tokens_cache_creation + delta.input_tokens_cache_creation,
+            llm_calls=_counted(self.llm_calls, delta.llm_calls),
+            tool_calls=_counted(self.tool_calls, delta.tool_calls),
+            input_tokens=_counted(self.input_tokens, delta.input_tokens),
+            output_tokens=_counted(self.output_tokens, delta.output_tokens),
+            total_tokens=_counted(self.total_tokens, delta.total_tokens),
+            input_tokens_cached=_counted(self.input_tokens_cached, delta.input_tokens_cached),
+            input_tokens_cache_creation=_counted(
+                self.input_tokens_cache_creation, delta.input_tokens_cache_creation
+            ),
             cost_usd=round(sum(known), 12) if known else None,
             cost_breakdown=costs,
             ttft_ms=self.ttft_ms if self.ttft_ms is not None else delta.ttft_ms,
-            llm_retry_count=self.llm_retry_count + delta.llm_retry_count,
+            llm_retry_count=_counted(self.llm_retry_count, delta.llm_retry_count),
         )
+
+
+def _counted(before: int, more: int) -> int:
+    return min(before + more, LARGEST_COUNT)
 
 
 class RunArtifact(_Stored):
@@ -358,10 +365,9 @@ class ErrorDetails(_Stored):
 def _plain(value: Any) -> Any:
     """The value where it can be stored, else its text: an error's field may hold anything."""
     try:
-        check_storable(value)
-    except (TypeError, ValueError, RecursionError):
+        return replaced(value)
+    except (TypeError, ValueError):
         return text_of(value)[:MAX_MESSAGE_CHARS]
-    return value
 
 
 OutputT = TypeVar("OutputT", default=Any)
@@ -468,9 +474,12 @@ def parse_request(
     """
     if isinstance(data, RunRequest):
         request = data
+        refusing(dict(request), run_id=request.run_id)
     elif isinstance(data, Mapping):
+        fields = dict(data)
+        refusing(fields)
         try:
-            request = RunRequest.model_validate(dict(data))
+            request = RunRequest.model_validate(fields)
         except ValidationError as error:
             raise _request_invalid(error) from None
     else:
@@ -478,7 +487,9 @@ def parse_request(
             f"a request is a RunRequest or a dict of its fields, not {type(data).__name__}",
             hint="run_agent.delay(RunRequest(agent_id=..., session_id=..., input_text=...))",
         )
-    size = len(request.model_dump_json().encode())
+    if request.budget is not None:
+        _check_budget(request.budget)
+    size = len(_written(request).encode())
     if size > max_bytes:
         raise RequestTooLarge(
             f"the request has {size:,} bytes as JSON, {max_bytes:,} are allowed",
@@ -504,6 +515,21 @@ def _check_output_type(request: RunRequest) -> None:
         ) from problem
 
 
+def _check_budget(budget: RunBudget) -> None:
+    """Of the model, as a number may have been given as text."""
+    limits = dict(budget)
+    refusing(limits, "budget")
+    if (limit := budget.max_duration_ms) is not None:
+        number_of("budget.max_duration_ms", limit, least=1, most=TEN_YEARS_MS)
+
+
+def _written(request: RunRequest) -> str:
+    try:
+        return request.model_dump_json()
+    except (TypeError, ValueError, RecursionError) as error:  # what `model_construct` has let in
+        raise RequestInvalid(f"the request cannot be written as JSON: {error}") from None
+
+
 def _request_invalid(error: ValidationError) -> RequestInvalid:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     lines = []
@@ -517,67 +543,9 @@ def _request_invalid(error: ValidationError) -> RequestInvalid:
     )
 
 
-def dumps(value: Any) -> str:
-    """Compact JSON. Raises TypeError or ValueError for what is not JSON, NaN included."""
-    return _encoded(value)
-
-
-MAX_NESTING = 150
-"""Levels of lists and objects in a value that is stored: who reads results (pydantic) stops at 200."""
-
-
-def check_storable(value: Any) -> int:
-    """The value's size in bytes as JSON. Raises TypeError, ValueError or RecursionError for what cannot be
-    stored: it is not JSON, holds half of a surrogate pair, or is nested too deeply to be read again."""
-    return _storable_size(value, dumps(value))
-
-
-def storable_canonical_json(value: Any) -> str:
-    """`canonical_json` of a value that can be stored. Raises as `check_storable` does."""
-    text = canonical_json(value)
-    _storable_size(value, text)
-    return text
-
-
-def _storable_size(value: Any, text: str) -> int:
-    """The size in bytes of a value whose JSON is `text`."""
-    size = len(text.encode())
-    # Most values have few brackets: only the others are walked through.
-    if text.count("[") + text.count("{") > MAX_NESTING and _nesting(value, MAX_NESTING) > MAX_NESTING:
-        raise ValueError(f"it is nested more than {MAX_NESTING} levels deep")
-    return size
-
-
-def _nesting(value: Any, limit: int) -> int:
-    """How deeply the value is nested; no deeper than one level beyond the limit is looked."""
-    level, depth = [value], 0
-    while level and depth <= limit:
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, Mapping):
-                inner.extend(item.values())
-            elif isinstance(item, list | tuple):
-                inner.extend(item)
-        nested = any(isinstance(item, Mapping | list | tuple) for item in level)
-        depth += nested
-        level = [item for item in inner if isinstance(item, Mapping | list | tuple)]
-    return depth
-
-
 def header_text(text: str) -> str:
     """The text as an HTTP header may hold it: what is not printable ASCII is percent-encoded."""
     return quote(text, safe=_PRINTABLE)
 
 
 _PRINTABLE = "!#$&'()*+,/:;=?@[]~|"
-
-
-def canonical_json(value: Any) -> str:
-    """Compact JSON with its keys in order: equal values have equal texts. Raises as `dumps` does."""
-    return _encoded_in_order(value)
-
-
-_encoded_in_order = json.JSONEncoder(
-    ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=True
-).encode
-_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -14,6 +13,7 @@ from pydantic import BaseModel, JsonValue
 from pydantic_core import to_json
 
 from openagents_worker.errors import text_of
+from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER, dumps, replaced
 
 __all__ = [
     "DEFAULT_REDACT_KEYS",
@@ -51,10 +51,9 @@ _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE
 _SHORTEST_BEARER = len("Basic 12345678")
 _URL_PASSWORD = re.compile(r"(?<=://)([^\s:/@]{0,256}):[^\s/]{1,1024}@")
 _URL_LOGIN = re.compile(r"(?<=://)([^\s:/?#@]*):[^\s/?#]*@")  # whatever its length: a token may be a password
-_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 _LONGEST_KEY = 256
 _SHORT = 64
-_LARGEST_INT = 2**1024  # Python refuses to write integers of more than 4,300 digits as text
+_LONGEST_INTEGER_BITS = 1024  # of one that is shown: its digits fill a line
 _LONGEST_SECRET = 2_048  # a text is masked this far beyond its cut, so that no half of a secret is left
 
 
@@ -88,9 +87,8 @@ def shown_json(payload: Mapping[str, Any], keys: Collection[str] = DEFAULT_REDAC
     shown = redact(payload, keys)
     try:
         return to_json(shown).decode()
-    except ValueError:  # half of a surrogate pair, which nobody could read again: its escape is shown as text
-        text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
-        return _HALF_A_PAIR.sub(lambda half: rf"\\u{ord(half[0]):x}", text)
+    except ValueError:  # half of a surrogate pair, which nobody could read again
+        return dumps(replaced(shown))
 
 
 def safe_text(text: str) -> str:
@@ -176,13 +174,11 @@ class _Redaction:
         if isinstance(value, str):
             return _bounded(value, self._max_chars)
         if value is None or isinstance(value, (bool, int)):
-            return (
-                value if value is None or -_LARGEST_INT < value < _LARGEST_INT else "<a very large integer>"
-            )
+            return value if value is None or SMALLEST_INTEGER <= value <= LARGEST_INTEGER else _digits(value)
         if isinstance(value, dict):  # before Mapping, whose check is slow
             return self._pairs(value, depth) if depth else f"<{len(value)} more inside>"
         if isinstance(value, float):
-            return value if math.isfinite(value) else str(value)
+            return value if math.isfinite(value) else None
         if isinstance(value, (bytes, bytearray)):
             return f"<{len(value)} bytes>"
         if isinstance(value, BaseModel):
@@ -219,6 +215,10 @@ class _Redaction:
                 break
             out.append(self.shown(item, depth - 1))
         return out
+
+
+def _digits(number: int) -> str:
+    return str(number) if number.bit_length() <= _LONGEST_INTEGER_BITS else "<a very large integer>"
 
 
 def _normal(key: str) -> str:

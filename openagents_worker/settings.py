@@ -8,7 +8,15 @@ import textwrap
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
@@ -19,7 +27,9 @@ from pydantic_settings import (
 )
 
 from openagents_worker.addresses import RedisAddress, address_of, is_redis_url
+from openagents_worker.arguments import TEN_YEARS_MS
 from openagents_worker.errors import ConfigValidationError
+from openagents_worker.jsontext import is_whole
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
 from openagents_worker.redaction import safe_text, safe_url
 from openagents_worker.suggest import nearest
@@ -34,6 +44,7 @@ from openagents_worker.time_limits import (
 __all__ = ["PREFIX", "Settings", "env_example", "load_settings", "unknown_variables"]
 
 PREFIX = "OPENAGENTS_"
+LARGEST_NUMBER = 2**31 - 1  # of runs, threads, events, bytes: what counts them has 32 bits
 DAY_S = 24 * 60 * 60
 URLS = ("redis_url", "broker_url", "result_backend")
 URL_DOCS = "docs/redis.md says how a Redis is addressed"
@@ -57,6 +68,12 @@ _INJECTED = re.compile(r"_(SERVICE|PORT)(_|$)")
 
 def _problem(text: str, field: str | None = None) -> PydanticCustomError:
     return PydanticCustomError("setting", "{text}", {"text": text, "field": field})
+
+
+def _most(name: str) -> int:
+    if name.endswith("_ms"):
+        return TEN_YEARS_MS
+    return TEN_YEARS_MS // 1000 if name.endswith("_s") else LARGEST_NUMBER
 
 
 def _redis_url(url: str) -> str:
@@ -275,6 +292,26 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, _AsWritten(settings_cls)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_is_whole(cls, value: Any) -> Any:
+        """An environment may hold bytes that are not UTF-8: Python gives them as halves of characters."""
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and not is_whole(text):
+                raise _problem("not UTF-8 text")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _number_is_in_bounds(cls, value: Any, info: ValidationInfo) -> Any:
+        """Times are at most ten years, other numbers fit where they are counted."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return value
+        most = _most(info.field_name or "")
+        if value > most:
+            raise _problem(f"must be at most {most:,}")
+        return value
 
     @model_validator(mode="after")
     def _fill_in(self) -> Settings:

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import assert_never
 
-from openagents_worker.errors import OpenAgentsError, ProcessTraceback, storable_text, text_of
+from openagents_worker.errors import OpenAgentsError, ProcessTraceback, text_of
+from openagents_worker.jsontext import whole_text
 from openagents_worker.printable import escaped_line
 from openagents_worker.redaction import redact, without_named_secrets
 
@@ -52,7 +53,7 @@ def traceback_text(
         text = _chain_text(error, max_bytes, collapse=collapse, depth=0)
     except Exception as problem:  # noqa: BLE001 - an exception's class may override anything
         text = f"{type(error).__name__}: <its traceback cannot be shown: {type(problem).__name__}>"
-    return _cut(storable_text(_printable(text)), max_bytes)
+    return _cut(whole_text(_printable(text)), max_bytes)
 
 
 def is_raised_by_user(error: BaseException) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from openagents_worker.agents.schema import (
 )
 from openagents_worker.agents.variables import VARIABLE, Expanded, as_wanted, expand
 from openagents_worker.errors import ConfigLoadError
+from openagents_worker.jsontext import dumps
 from openagents_worker.redaction import redact
 
 __all__ = ["AgentsFile", "load_agents", "read_agents_file"]
@@ -151,7 +151,7 @@ def _parse(source: str, text: str) -> JsonText:
         if text.startswith("${", error.offset):
             hint = 'put a variable in quotes, also for a number: "${NAME}"'
         where = f"line {error.line}, column {error.column}"
-        raise ConfigLoadError(f"{source}: not JSON at {where}: {error}", hint=hint) from error
+        raise ConfigLoadError(f"{source}: {error.what} at {where}: {error}", hint=hint) from error
 
 
 class _Checked:
@@ -249,7 +249,7 @@ class _Checked:
             return path, f"; found {'an object' if isinstance(value, dict) else 'a list'}"
         if not (isinstance(value, str) and VARIABLE.fullmatch(value)):  # a variable's name is no secret
             value = next(iter(redact({str(next(reversed(path), "")): value}, max_chars=60).values()))
-        return path, f"; found {json.dumps(value, ensure_ascii=False)}"
+        return path, f"; found {dumps(value)}"
 
 
 def _is_of_agent(problem: ConfigProblem) -> bool:

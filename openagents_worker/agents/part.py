@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from pydantic_core import PydanticCustomError, to_jsonable_python
 
 from openagents_worker.agents.positions import Path
 from openagents_worker.agents.problems import did_you_mean
+from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
 
 __all__ = ["LONGEST_MS", "Part", "not_supported", "problem"]
 
@@ -46,6 +47,14 @@ class Part(BaseModel):
         """What is wrong with the part as a whole, each with the key that it is about. Known also where a
         single field is wrong, which keeps validators of the whole from being called."""
         yield from ()
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _numbers_have_64_bits(cls, value: Any) -> Any:
+        """Also one that a variable has given as text."""
+        if isinstance(value, int) and not SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
+            raise problem("number", "an integer beyond 64 bits")
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -9,12 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from openagents_worker.jsontext import MAX_NESTING, BadValue, check
+
 __all__ = ["JsonText", "NotJson", "Path", "json_path", "read_json"]
 
 Path = tuple[str | int, ...]
 """Where a value stands in a document: keys of objects, indexes of lists."""
 
-MAX_DEPTH = 100
+MAX_DEPTH = MAX_NESTING
+NOT_ALLOWED = "a value that is not allowed"
+SHORT_NUMBER_CHARS = 18  # without an exponent it is neither too large nor too long
+LONGEST_NUMBER_CHARS = 4_000  # Python reads integers of 4,300 digits
+HALF = "half of a surrogate pair (U+D800 to U+DFFF)"
 TOO_DEEP = f"it is nested too deeply; {MAX_DEPTH} objects and lists in one another are enough"
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
@@ -22,11 +28,14 @@ _NOT_JSON = ("NaN", "Infinity", "-Infinity")  # Python's reader takes them, JSON
 
 
 class NotJson(ValueError):
-    """The text is not JSON, or an object in it has a key twice. `line` and `column` count from 1."""
+    """The text is not JSON, an object in it has a key twice, or a value is not allowed: `what` says which.
 
-    def __init__(self, problem: str, *, line: int, column: int, offset: int) -> None:
+    `line` and `column` count from 1.
+    """
+
+    def __init__(self, problem: str, *, line: int, column: int, offset: int, what: str = "not JSON") -> None:
         super().__init__(problem)
-        self.line, self.column, self.offset = line, column, offset
+        self.line, self.column, self.offset, self.what = line, column, offset, what
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,7 @@ def read_json(text: str) -> JsonText:
     >>> read_json('{"a":\\n [1,\\n 2]}').line(("a", 1))
     3
     """
+    _see_that_it_is_whole(text)
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -56,8 +66,34 @@ def read_json(text: str) -> JsonText:
     except RecursionError as error:
         raise NotJson(TOO_DEEP, line=1, column=1, offset=0) from error
     except ValueError as error:  # a number of thousands of digits
-        raise NotJson(str(error), line=1, column=1, offset=0) from error
+        raise _long_number(text) from error
     return JsonText(value, _Scan(text).lines)
+
+
+def _see_that_it_is_whole(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _at(text, error.start, f"{HALF}, which is not a character") from error
+
+
+def _long_number(text: str) -> NotJson:
+    for match in _TOKEN.finditer(text):
+        if len(match[0]) > LONGEST_NUMBER_CHARS and match[0][0] in "-0123456789":
+            return _at(text, match.start(), f"a number of {len(match[0]):,} characters; send it as text")
+    return _at(text, 0, "a number of too many digits")
+
+
+def _at(text: str, offset: int, problem: str) -> NotJson:
+    before = text[:offset]
+    line_start = before.rfind("\n") + 1
+    return NotJson(
+        problem,
+        line=before.count("\n") + 1,
+        column=offset - line_start + 1,
+        offset=offset,
+        what=NOT_ALLOWED,
+    )
 
 
 @dataclass(slots=True)
@@ -107,11 +143,27 @@ class _Scan:
             case ":":
                 pass
             case '"' if inner is not None and inner.index is None and inner.key is None:
-                self._take_key(inner, json.loads(token), offset)
+                self._take_key(inner, self._checked(token, offset), offset)
             case _:
                 if token in _NOT_JSON:
                     raise self._problem(f"{token} is not JSON", offset)
+                if token[0] == '"':
+                    if "\\u" in token:
+                        self._checked(token, offset)
+                elif len(token) > SHORT_NUMBER_CHARS or "e" in token.lower():
+                    self._checked(token, offset)
                 self._note(offset)
+
+    def _checked(self, token: str, offset: int) -> Any:
+        """The value of a text or a number. Raises `NotJson` where it breaks a rule of both."""
+        value = json.loads(token)
+        try:
+            check(value)
+        except BadValue as error:
+            problem = self._problem(str(error), offset)
+            problem.what = NOT_ALLOWED
+            raise problem from error
+        return value
 
     def _take_key(self, inner: _Open, key: str, offset: int) -> None:
         line = self._line(offset)

@@ -7,7 +7,6 @@ its own answer, named in `notices()`.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -27,6 +26,7 @@ from openagents_worker.agents.sections import (
     SkillsRef,
 )
 from openagents_worker.errors import AgentNotFoundError
+from openagents_worker.jsontext import canonical_json
 from openagents_worker.models import RunBudget
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact
 
@@ -230,7 +230,7 @@ class AgentDefinition(Part):
         public = redact(
             self.model_dump(mode="json", exclude_unset=True), max_chars=None, max_items=None, max_depth=64
         )
-        text = json.dumps(public, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        text = canonical_json(public)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from openagents_worker.agents.positions import Path
 from openagents_worker.agents.problems import ConfigProblem
+from openagents_worker.jsontext import check, is_whole, loads
 
 __all__ = ["VARIABLE", "Expanded", "VariableText", "as_wanted", "expand"]
 
@@ -68,6 +68,12 @@ def expand(document: Any, env: Mapping[str, str]) -> Expanded:
                 ConfigProblem(path, f"the environment variable {name} is not set", hint=hint)
             )
             return ""
+        if given is not None and not is_whole(given):
+            hint = "its value is not UTF-8 text"
+            result.missing.append(
+                ConfigProblem(path, f"the environment variable {name} cannot be read", hint=hint)
+            )
+            return ""
         if given and len(given) >= SHORTEST_SECRET:
             result.filled[given] = f"${{{name}}}"
         return given or default or ""
@@ -81,8 +87,9 @@ def as_wanted(value: Any, annotation: Any) -> Any:
     if not isinstance(value, VariableText) or _takes_text(annotation):
         return value
     try:
-        read = json.loads(value)
-    except (ValueError, RecursionError):
+        read = loads(value)
+        check(read)
+    except ValueError:
         return value  # the field's own check says what is wrong
     return read if read is None or isinstance(read, (bool, int, float)) else value
 

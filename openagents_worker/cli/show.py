@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from openagents_worker.arguments import text_of_caller
 from openagents_worker.cli.display import STATE_COLOURS, error_lines, short, usage_text
 from openagents_worker.cli.story import Attempt, CallOutcome, RunCall, Story, short_call_id, story_of
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
@@ -144,6 +145,7 @@ class RunPicture:
 
 def picture_of(store: Store, run_id: str) -> RunPicture:
     """The run as it stands now. Raises `RunNotFound`."""
+    text_of_caller("run_id", run_id)
     events = store.carry_out(history(store.keys, run_id))
     record = read_record(store, run_id)
     return RunPicture(record, story_of(events), store.carry_out(waiting_of(store.keys, record)))

@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
+from openagents_worker.jsontext import LARGEST_COUNT
+
 __all__ = [
     "CallInfo",
     "FixedMessage",
@@ -24,6 +26,7 @@ __all__ = [
     "LLMUsage",
     "Message",
     "OnDelta",
+    "count",
     "current_call",
     "quiet_http_clients",
 ]
@@ -63,15 +66,36 @@ class CallInfo:
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)
 
 
+def count(said: Any) -> int:
+    """A number of tokens as it is counted, whatever a provider says: 0 to 2^53, and 0 for what is no number.
+
+    >>> count(-5), count(float("inf")), count("many")
+    (0, 9007199254740992, 0)
+    """
+    if type(said) is int:  # it nearly always is
+        return said if 0 <= said <= LARGEST_COUNT else 0 if said < 0 else LARGEST_COUNT
+    try:
+        return int(min(max(float(said), 0.0), LARGEST_COUNT))
+    except (TypeError, ValueError, OverflowError):  # also NaN
+        return 0
+
+
 @dataclass(frozen=True, slots=True)
 class LLMUsage:
     """Tokens of one reply. `metadata` may hold `cached_tokens`, `cache_creation_input_tokens`, `cost_usd`,
-    `cost_breakdown` (USD by part), `retries` (tries before this one), `ttft_ms`."""
+    `cost_breakdown` (USD by part), `retries` (tries before this one), `ttft_ms`.
+
+    Whatever client has counted them, they are 0 to 2^53: a negative number would give a budget back.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     total_tokens: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("input_tokens", "output_tokens", "total_tokens"):
+            object.__setattr__(self, name, count(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,14 @@ grows keeps its beginning byte for byte, and a provider's prompt cache finds it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from openagents_worker.jsontext import dumps, loads
 from openagents_worker.llm.base import LLMToolCall, Message
-from openagents_worker.models import dumps
 
 __all__ = ["EMPTY_INPUT", "CallIds", "is_blank", "repaired", "tool_name", "usable_calls", "user_text"]
 
@@ -177,6 +176,6 @@ def _result(result: Message | None, call_id: str, call: Mapping[str, Any]) -> Me
 
 def _is_object_text(text: Any) -> bool:
     try:
-        return isinstance(text, str) and isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
+        return isinstance(text, str) and isinstance(loads(text), dict)
+    except ValueError:
         return False

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError
+from openagents_worker.errors import (
+    LLMConnectionError,
+    LLMError,
+    LLMRateLimitError,
+    LLMResponseError,
+    text_of,
+)
+from openagents_worker.jsontext import dumps, replaced, whole_text
 from openagents_worker.llm.retry import retry_after_ms
 
 __all__ = ["failure", "is_too_long", "presentable"]
@@ -33,6 +39,9 @@ _STATUS_BY_WORD = {
     "content_policy": 400,
     "unsupported": 400,
 }
+
+
+_STATUS = re.compile("[45][0-9][0-9]")
 
 
 class _Details(NamedTuple):
@@ -95,14 +104,21 @@ def _details(body: Any) -> _Details:
         body = body[0]
     error = body.get("error") or body if isinstance(body, dict) else body
     if not isinstance(error, dict):
-        text = error if isinstance(error, str) else json.dumps(error)
+        text = whole_text(error) if isinstance(error, str) else _shown(error)
         return _Details(" ".join(text.split()) or "no message", "", "")
-    message = error.get("message") or error.get("detail") or json.dumps(error)
-    return _Details(str(message), str(error.get("code") or ""), str(error.get("type") or ""))
+    message = error.get("message") or error.get("detail") or _shown(error)
+    return _Details(text_of(message), text_of(error.get("code") or ""), text_of(error.get("type") or ""))
+
+
+def _shown(body: Any) -> str:
+    try:
+        return dumps(replaced(body))
+    except (TypeError, ValueError):
+        return "a reply that cannot be shown"
 
 
 def _implied_status(details: _Details) -> int:
-    if details.code.isdecimal() and 400 <= int(details.code) <= 599:  # OpenRouter puts the status there
+    if _STATUS.fullmatch(details.code):  # OpenRouter puts the status there
         return int(details.code)
     words = f"{details.code} {details.kind}".lower()
     return next((status for word, status in _STATUS_BY_WORD.items() if word in words), 500)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from openagents_worker.agents import LLMOptions
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMResponse, LLMToolCall, Message, OnDelta
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.script import words
-from openagents_worker.models import dumps
 
 __all__ = ["MockClient"]
 

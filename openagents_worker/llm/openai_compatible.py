@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
 import time
@@ -16,6 +15,7 @@ import httpx
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMResponseError
+from openagents_worker.jsontext import dumps, loads
 from openagents_worker.llm.base import LLMResponse, LLMUsage, Message, OnDelta, current_call
 from openagents_worker.llm.connections import Lanes
 from openagents_worker.llm.failures import failure, presentable
@@ -24,7 +24,7 @@ from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.retry import pause_ms, tell_retry
 from openagents_worker.llm.sse import SSEDecoder
 from openagents_worker.llm.wire import StreamedReply, messages_to_wire, reply_from_wire
-from openagents_worker.models import dumps, header_text
+from openagents_worker.models import header_text
 
 __all__ = ["OpenAICompatibleClient"]
 
@@ -271,8 +271,8 @@ def _estimated(messages: Sequence[Message], reply: LLMResponse) -> LLMUsage:
 def _json(data: bytes | str) -> Any:
     """The JSON value, or the text itself where it is none."""
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return loads(data, nan_is_null=True)
+    except ValueError:
         return data.decode("utf-8", "replace") if isinstance(data, bytes) else data
 
 

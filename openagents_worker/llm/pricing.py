@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from openagents_worker.agents import LLMPricing
-from openagents_worker.llm.base import LLMUsage, Message
-from openagents_worker.models import dumps
+from openagents_worker.jsontext import dumps
+from openagents_worker.llm.base import LLMUsage, Message, count
 
 __all__ = ["PRICES", "estimate_tokens", "estimate_usage", "price"]
 
@@ -33,18 +33,18 @@ def price(model: str, usage: LLMUsage, overrides: LLMPricing | None = None) -> L
     tokens = _tokens_by_part(usage)
     rates = _rates(model, overrides)
     breakdown = {
-        part: round(count * rate / 1_000_000, 12)
-        for part, count in tokens.items()
-        if count and (rate := rates[part]) is not None
+        part: round(number * rate / 1_000_000, 12)
+        for part, number in tokens.items()
+        if number and (rate := rates[part]) is not None
     }
-    known = all(rates[part] is not None for part, count in tokens.items() if count)
+    known = all(rates[part] is not None for part, number in tokens.items() if number)
     cost = round(sum(breakdown.values()), 12) if known else None
     return replace(usage, metadata={**usage.metadata, "cost_usd": cost, "cost_breakdown": breakdown})
 
 
 def _tokens_by_part(usage: LLMUsage) -> dict[str, int]:
-    read = int(usage.metadata.get("cached_tokens") or 0)
-    written = int(usage.metadata.get("cache_creation_input_tokens") or 0)
+    read = count(usage.metadata.get("cached_tokens"))
+    written = count(usage.metadata.get("cache_creation_input_tokens"))
     return {
         "input": max(0, usage.input_tokens - read - written),
         "cached_read": read,

@@ -16,9 +16,13 @@ from openagents_worker.errors import LLMError, LLMRateLimitError
 from openagents_worker.llm.base import current_call
 from openagents_worker.telemetry import get_logger
 
-__all__ = ["pause_ms", "retry_after_ms", "tell_retry"]
+__all__ = ["LONGEST_RETRY_AFTER_MS", "pause_ms", "retry_after_ms", "tell_retry"]
 
 log = get_logger(__name__)
+
+
+LONGEST_RETRY_AFTER_MS = 7 * 24 * 3_600_000
+"""A week: what asks for more has made a mistake, in the unit for example."""
 
 
 def pause_ms(
@@ -68,7 +72,7 @@ def retry_after_ms(headers: Mapping[str, str], *, now: datetime | None = None) -
     if given is None and (date := _date(headers.get("retry-after"))) is not None:
         server_now = _date(headers.get("date")) or now or datetime.now(UTC)
         given = (date - server_now).total_seconds() * 1000
-    return None if given is None else math.ceil(max(0.0, given))
+    return None if given is None else math.ceil(min(max(0.0, given), LONGEST_RETRY_AFTER_MS))
 
 
 def _number(text: str | None) -> float | None:
@@ -82,6 +86,6 @@ def _number(text: str | None) -> float | None:
 def _date(text: str | None) -> datetime | None:
     try:
         date = parsedate_to_datetime(text or "")
-    except ValueError:
+    except (ValueError, OverflowError, TypeError):  # a year of many digits
         return None
     return date if date.tzinfo else date.replace(tzinfo=UTC)

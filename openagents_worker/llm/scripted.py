@@ -8,11 +8,11 @@ from typing import Any
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMResponse, LLMUsage, Message, OnDelta, current_call
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.script import Script, ScriptedFault, ScriptedReply, ScriptedUsage, words
 from openagents_worker.llm.wire import tool_call
-from openagents_worker.models import dumps
 
 __all__ = ["ScriptedClient"]
 

@@ -28,9 +28,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NESTING_OF_OLD, dumps, replaced, size_of
 from openagents_worker.llm.base import FixedMessage, Message
 from openagents_worker.llm.conversation import is_blank, repaired, user_text
-from openagents_worker.models import check_storable, dumps
 
 __all__ = ["healed", "shown", "turn"]
 
@@ -88,7 +88,7 @@ def _is_answer_to(question: Mapping[str, Any], entry: Mapping[str, Any]) -> bool
 def _healed_turn(question: dict[str, Any], answer: dict[str, Any]) -> list[dict[str, Any]]:
     if answer.get("is_error") or is_blank(answer.get("content")):
         return []
-    whole = _whole(answer.pop("tool_messages", ()))
+    whole = _whole(answer.pop("tool_messages", ()), NESTING_OF_OLD)
     question["content"] = user_text(question.get("content") or "")
     return [question, answer | ({"tool_messages": whole} if whole else {})]
 
@@ -111,11 +111,11 @@ def _messages(entry: Mapping[str, Any]) -> Iterator[FixedMessage]:
     yield FixedMessage({"role": entry["role"], **{key: entry[key] for key in SHOWN if key in entry}})
 
 
-def _whole(messages: Any) -> list[dict[str, Any]]:
+def _whole(messages: Any, nesting: int = MAX_NESTING) -> list[dict[str, Any]]:
     """The messages, if they are calls with their results that can be stored and sent; else none."""
     try:
-        plain = [dict(message) for message in messages]
-        if check_storable(plain) > MAX_TOOL_MESSAGES_BYTES or not all(map(_is_of_a_tool, plain)):
+        plain = replaced([dict(message) for message in messages], nesting + ENVELOPE_LEVELS)
+        if size_of(plain) > MAX_TOOL_MESSAGES_BYTES or not all(map(_is_of_a_tool, plain)):
             return []
         return plain if repaired(plain) == plain else []
     except (TypeError, ValueError, AttributeError, RecursionError):  # a pattern of one's own wrote them

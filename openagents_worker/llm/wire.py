@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openagents_worker.errors import LLMResponseError
-from openagents_worker.llm.base import LLMResponse, LLMToolCall, LLMUsage, Message
+from openagents_worker.jsontext import dumps, loads, replaced, whole_text
+from openagents_worker.llm.base import LLMResponse, LLMToolCall, LLMUsage, Message, count
 from openagents_worker.llm.conversation import is_blank, repaired
-from openagents_worker.models import check_storable, dumps
 
 __all__ = ["StreamedReply", "messages_to_wire", "reply_from_wire", "tool_call"]
 
+
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
+"""What looking at a reply of another shape raises."""
 
 # --- what is sent ----------------------------------------------------------------------------------------
 
@@ -50,19 +52,19 @@ def reply_from_wire(body: Any, *, provider: str) -> LLMResponse:
         message = choice["message"]
         text = _text(message.get("content")) or _text(message.get("refusal"))
         calls = [
-            _call_from_wire(call, f"{body.get('id') or 'call'}_{index}")
+            _call_from_wire(call, f"{_word(body.get('id')) or 'call'}_{index}")
             for index, call in enumerate(message.get("tool_calls") or ())
         ]
         reply = LLMResponse(
             output_text=text,
             tool_calls=tuple(calls),
             usage=_usage(body.get("usage")),
-            stop_reason=choice.get("finish_reason"),
-            model=body.get("model"),
+            stop_reason=_word(choice.get("finish_reason")),
+            model=_word(body.get("model")),
             provider=provider,
-            response_id=body.get("id"),
+            response_id=_word(body.get("id")),
         )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except UNREADABLE as error:
         raise LLMResponseError(f"{provider}: the reply is not a chat completion ({error!r})"[:500]) from error
     if reply.stop_reason == "content_filter" and not text and not calls:
         raise LLMResponseError(f"{provider}: the reply was withheld (content_filter)")
@@ -77,48 +79,55 @@ def _call_from_wire(call: Any, otherwise: str) -> LLMToolCall:
     call_id = call.get("id")
     usable = isinstance(call_id, str) and not is_blank(call_id)
     return tool_call(
-        _whole_characters(call_id) if usable else otherwise, function.get("name"), function.get("arguments")
+        whole_text(call_id) if usable else otherwise, function.get("name"), function.get("arguments")
     )
 
 
 def tool_call(call_id: str | None, name: Any, raw: Any) -> LLMToolCall:
     """A tool call from its name and arguments as the model wrote them. A name that is not text is no name;
     what is wrong with the arguments is `parse_error`."""
-    name = _whole_characters(name) if isinstance(name, str) else ""
+    name = whole_text(name) if isinstance(name, str) else ""
     if raw is None or (isinstance(raw, str) and raw.strip() in ("", "null")):  # a tool without parameters
         return LLMToolCall(name, {}, call_id)
-    text = raw if isinstance(raw, str) else json.dumps(raw)
     try:
-        arguments = json.loads(text)
-        check_storable(arguments)  # NaN, half characters, deep nesting: nobody could store or send them
-    except (ValueError, RecursionError) as error:
+        arguments = replaced(loads(raw) if isinstance(raw, str) else raw)
+    except (TypeError, ValueError) as error:
         problem = f"the arguments are not JSON: {error}"
     else:
         if isinstance(arguments, dict):
             return LLMToolCall(name, arguments, call_id)
         problem = f"the arguments are a JSON {type(arguments).__name__}, not an object"
-    return LLMToolCall(name, {}, call_id, raw_arguments=_whole_characters(text), parse_error=problem)
+    return LLMToolCall(name, {}, call_id, raw_arguments=_shown(raw), parse_error=problem)
+
+
+def _shown(raw: Any) -> str:
+    """Arguments that cannot be used, for whoever looks."""
+    try:
+        return whole_text(raw) if isinstance(raw, str) else dumps(replaced(raw))
+    except (TypeError, ValueError):
+        return ""
+
+
+def _word(said: Any) -> str | None:
+    """An id or a name; some servers send a number, and what is neither names nothing."""
+    is_number = isinstance(said, int) and not isinstance(said, bool)
+    return whole_text(said) if isinstance(said, str) else str(replaced(said)) if is_number else None
 
 
 def _text(content: Any) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
-        return _whole_characters(content)
+        return whole_text(content)
     return "".join(_text(part.get("text")) for part in content)  # a list of parts
-
-
-def _whole_characters(text: str) -> str:
-    r"""The text with pairs of surrogates joined and single ones (JSON's "\ud83d") replaced."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _usage(usage: Mapping[str, Any] | None) -> LLMUsage | None:
     if not usage:
         return None
-    asked, answered = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-    total = int(usage.get("total_tokens") or asked + answered)
+    asked, answered = count(usage.get("prompt_tokens")), count(usage.get("completion_tokens"))
+    cached = count((usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
+    total = count(usage.get("total_tokens")) or asked + answered
     return LLMUsage(asked, answered, total, {"cached_tokens": cached} if cached else {})
 
 
@@ -149,7 +158,7 @@ class StreamedReply:
             self._usage = chunk.get("usage") or self._usage
             choice = next(iter(chunk.get("choices") or ()), None)  # the last chunk has usage and no choice
             return "" if choice is None else self._add_choice(choice)
-        except (KeyError, TypeError, AttributeError) as error:
+        except UNREADABLE as error:
             raise LLMResponseError(f"a chunk of the stream cannot be read ({error!r})"[:500]) from error
 
     def _add_choice(self, choice: Mapping[str, Any]) -> str:
@@ -168,7 +177,7 @@ class StreamedReply:
         call["id"] = call["id"] or fragment.get("id")
         call["name"] = call["name"] or function.get("name")
         arguments = function.get("arguments") or ""
-        call["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments)
+        call["arguments"] += arguments if isinstance(arguments, str) else dumps(replaced(arguments))
 
     def _slot(self, fragment: Mapping[str, Any]) -> Any:
         """Which call a fragment belongs to. Some servers send no index: a new id opens a new call."""

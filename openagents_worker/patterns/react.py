@@ -30,11 +30,12 @@ from openagents_worker.errors import (
     ToolNotFoundError,
     ToolValidationError,
 )
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import FixedMessage, LLMResponse, LLMToolCall
 from openagents_worker.llm.conversation import CallIds, tool_name, usable_calls, user_text
 from openagents_worker.llm.failures import is_too_long
 from openagents_worker.llm.transcript import shown
-from openagents_worker.models import ErrorDetails, dumps
+from openagents_worker.models import ErrorDetails
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.suggest import nearest
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from celery.canvas import Signature
 from kombu.utils.json import dumps, loads
 
-from openagents_worker.errors import RequestInvalid, RequestTooLarge
+from openagents_worker.arguments import number_of, refusing, text_of_caller
+from openagents_worker.errors import RequestInvalid, RequestTooLarge, text_of
 
 __all__ = ["KEPT", "canvas_of", "canvas_of_message", "options_of", "stamps_of"]
 
@@ -29,6 +31,10 @@ KEPT = (
     "reply_to",
     "root_id",
 )
+
+SIGNATURES = frozenset({"chain", "chord", "link", "link_error"})
+TEXTS = frozenset({"group_id", "parent_id", "reply_to", "root_id"})
+NUMBERS = frozenset({"group_index", "replaced_task_nesting"})
 
 # The same options as a task finds them in its request.
 _IN_A_REQUEST = {"link": "callbacks", "link_error": "errbacks", "group_id": "group", "headers": None}
@@ -66,7 +72,12 @@ def stamps_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises `RequestInvalid` for a stamp without a value, and for one whose name means something else.
     """
-    names = sorted(set(options.get("stamped_headers") or ()))
+    try:
+        names = sorted(set(options.get("stamped_headers") or ()))
+    except TypeError:
+        raise RequestInvalid(
+            "stamped_headers is a list of names", hint="signature.stamp(name=value)"
+        ) from None
     if not names:
         return {}
     if missing := [name for name in names if name not in options]:
@@ -88,22 +99,55 @@ def canvas_of(options: Mapping[str, Any], *, max_bytes: int) -> str:
     Raises `RequestInvalid` for what cannot be repeated, `RequestTooLarge` for more than `max_bytes`.
     """
     priority, headers = options.get("priority"), options.get("headers")
-    if priority is not None and not (isinstance(priority, int) and 0 <= priority <= 9):
-        raise RequestInvalid(f"a priority is a whole number from 0 to 9, not {priority!r}")
+    if priority is not None:
+        number_of("priority", priority, most=9)
+    if headers is not None and not isinstance(headers, Mapping):
+        raise RequestInvalid(f"headers are names with their values, not {type(headers).__name__}")
     if taken := sorted(RESERVED_HEADERS.intersection(headers or ())):
         raise RequestInvalid(f"the headers {', '.join(taken)} of a message are Celery's or ours")
     kept = {name: options[name] for name in KEPT if options.get(name) not in (None, [], {}, ())}
     kept |= stamps_of(options)
+    if not kept:
+        return ""
+    refusing(kept)
     try:
-        canvas: str = dumps(kept, allow_nan=False) if kept else ""  # type: ignore[no-untyped-call]
-    except (TypeError, ValueError) as error:
-        raise RequestInvalid(f"{', '.join(kept)}: no plain JSON: {error}") from None
+        canvas: str = dumps(kept, allow_nan=False)  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestInvalid(f"{', '.join(kept)}: not plain JSON: {text_of(error)}") from None
     if len(canvas.encode()) > max_bytes:
         raise RequestTooLarge(
             f"what is linked to the run has {len(canvas.encode()):,} bytes, {max_bytes:,} are allowed",
             hint="hand references on in a chain (a run_id, a key) instead of the content",
         )
+    _check_shapes(options_of(canvas))
     return canvas
+
+
+def _check_shapes(kept: Mapping[str, Any]) -> None:
+    """Raises `RequestInvalid` for what Celery could not call or send at the end of the run."""
+    for name in SIGNATURES & kept.keys():
+        found = kept[name]
+        for one in found if isinstance(found, list) and name != "chord" else [found]:
+            if not _is_signature(one):
+                raise RequestInvalid(
+                    f"{name} must be a signature of a task, or a list of them; found {type(one).__name__}",
+                    hint=f"{name}=other_task.s(…)",
+                )
+    for name in TEXTS & kept.keys():
+        text_of_caller(name, kept[name])
+    for name in NUMBERS & kept.keys():
+        number_of(name, kept[name])
+
+
+def _is_signature(value: Any) -> bool:
+    """Whether Celery makes a signature of it: each of its kinds has a shape of its own."""
+    if not isinstance(value, dict) or not isinstance(value.get("task"), str):
+        return False
+    try:
+        Signature.from_dict(value)
+    except Exception:  # noqa: BLE001 - what Celery raises for a wrong shape depends on the kind
+        return False
+    return True
 
 
 RESERVED_STAMPS = frozenset(
@@ -131,6 +175,13 @@ def canvas_of_message(request: Any, *, max_bytes: int) -> str:
 
 
 def options_of(canvas: str) -> dict[str, Any]:
-    """What a canvas holds, as the keyword arguments of `Celery.send_task`."""
-    options: dict[str, Any] = loads(canvas) if canvas else {}  # type: ignore[no-untyped-call]
-    return options
+    """What a canvas holds, as the keyword arguments of `Celery.send_task`.
+
+    Nothing for one that cannot be read: its run, which must be woken for that, ends by it when it is claimed.
+    """
+    try:
+        options: dict[str, Any] = loads(canvas) if canvas else {}  # type: ignore[no-untyped-call]
+        known = {*KEPT, "stamped_headers", *options.get("stamped_headers", ())}
+        return {name: value for name, value in options.items() if name in known}
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return {}

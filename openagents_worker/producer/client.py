@@ -20,6 +20,8 @@ from celery.backends.base import DisabledBackend
 from pydantic import BaseModel
 from typing_extensions import Unpack
 
+from openagents_worker.arguments import optional_text, text_of_caller
+from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunRecord, RunRequest, output_class_of
 from openagents_worker.producer.app_parts import parts_of, real_app
 from openagents_worker.producer.canvas import canvas_of
@@ -49,7 +51,7 @@ from openagents_worker.store.runs import (
     read_session,
     run_not_found,
 )
-from openagents_worker.store.scripts import CancelAnswer, Cancelled, Wake
+from openagents_worker.store.scripts import Call, CancelAnswer, Cancelled, Wake
 
 __all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client", "front_door_app"]
 
@@ -113,21 +115,21 @@ class Client(Operations):
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> RunHandle[Any]:
         """A view of the run; asks nothing yet. With a pydantic class, `wait()` parses the answer to it."""
-        return RunHandle(run_id, client=self, output_type=output_type)
+        return RunHandle(text_of_caller("run_id", run_id), client=self, output_type=output_type)
 
     def record(self, run_id: str) -> RunRecord:
         """The run as it stands now. Raises `RunNotFound`."""
-        return read_record(self.store, run_id)
+        return read_record(self.store, text_of_caller("run_id", run_id))
 
     def cancel(self, run_id: str, reason: str | None = None) -> CancelAnswer:
         """Cancel a run: CANCELLED at once, REQUESTED of its worker, or ALREADY over. Raises `RunNotFound`."""
-        answer = self.store.run(scripts.cancel(run_id=run_id, reason=reason or "", force=False))
+        answer = self.store.run(_cancel(run_id, reason))
         self._publishing.send_wakes(_wakes(run_id, answer))
         return answer.answer
 
     def checkpoints(self, run_id: str) -> Iterator[Checkpoint]:
         """The run's recorded calls with all that they gave, in their order. Raises `RunNotFound`."""
-        return checkpoints(self.store, run_id)
+        return checkpoints(self.store, text_of_caller("run_id", run_id))
 
     def runs(
         self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[RunFilters]
@@ -145,7 +147,7 @@ class Client(Operations):
 
     def session(self, session_id: str) -> SessionView:
         """The session as it stands now. Raises `SessionNotFound`."""
-        return read_session(self.store, session_id)
+        return read_session(self.store, text_of_caller("session_id", session_id))
 
     def delete_session(self, session_id: str, *, force: bool = False) -> int:
         """Delete a session, its runs and all that they left; says how many runs. No byte of them remains.
@@ -153,7 +155,7 @@ class Client(Operations):
         Raises `SessionBusy` when one of its runs has not ended; with `force` they are cancelled first.
         Takes up to about five seconds while Celery is to be told of an end.
         """
-        plan = deletion(self.store.keys, session_id, force=force)
+        plan = deletion(self.store.keys, text_of_caller("session_id", session_id), force=force)
         return self.store.carry_out(plan, self._wait_or_wake)
 
     def prune(self) -> int:
@@ -233,22 +235,22 @@ class AsyncClient(AsyncOperations):
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> AsyncRunHandle[Any]:
         """A view of the run; asks nothing yet. With a pydantic class, `wait()` parses the answer to it."""
-        return AsyncRunHandle(run_id, client=self, output_type=output_type)
+        return AsyncRunHandle(text_of_caller("run_id", run_id), client=self, output_type=output_type)
 
     async def record(self, run_id: str) -> RunRecord:
         """The run as it stands now. Raises `RunNotFound`."""
-        return await aread_record(self.store, run_id)
+        return await aread_record(self.store, text_of_caller("run_id", run_id))
 
     async def cancel(self, run_id: str, reason: str | None = None) -> CancelAnswer:
         """Cancel a run: CANCELLED at once, REQUESTED of its worker, or ALREADY over. Raises `RunNotFound`."""
-        answer = await self.store.run(scripts.cancel(run_id=run_id, reason=reason or "", force=False))
+        answer = await self.store.run(_cancel(run_id, reason))
         if wakes := _wakes(run_id, answer):
             await asyncio.to_thread(self._publishing.send_wakes, wakes)
         return answer.answer
 
     def checkpoints(self, run_id: str) -> AsyncIterator[Checkpoint]:
         """The run's recorded calls with all that they gave, in their order. Raises `RunNotFound`."""
-        return acheckpoints(self.store, run_id)
+        return acheckpoints(self.store, text_of_caller("run_id", run_id))
 
     async def runs(
         self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[RunFilters]
@@ -266,7 +268,7 @@ class AsyncClient(AsyncOperations):
 
     async def session(self, session_id: str) -> SessionView:
         """The session as it stands now. Raises `SessionNotFound`."""
-        return await aread_session(self.store, session_id)
+        return await aread_session(self.store, text_of_caller("session_id", session_id))
 
     async def delete_session(self, session_id: str, *, force: bool = False) -> int:
         """Delete a session, its runs and all that they left; says how many runs. No byte of them remains.
@@ -275,7 +277,8 @@ class AsyncClient(AsyncOperations):
         Takes up to about five seconds while Celery is to be told of an end.
         """
         return await self.store.carry_out(
-            deletion(self.store.keys, session_id, force=force), self._wait_or_wake
+            deletion(self.store.keys, text_of_caller("session_id", session_id), force=force),
+            self._wait_or_wake,
         )
 
     async def prune(self) -> int:
@@ -302,8 +305,16 @@ class AsyncClient(AsyncOperations):
 
 
 def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
+    if canvas is not None and not isinstance(canvas, Mapping):
+        raise RequestInvalid(f"canvas is options with their values, not {type(canvas).__name__}")
     given = {name: value for name, value in options.items() if value is not None}
     return canvas_of({**(canvas or {}), **given}, max_bytes=settings.max_payload_bytes)
+
+
+def _cancel(run_id: str, reason: str | None) -> Call[Cancelled]:
+    return scripts.cancel(
+        run_id=text_of_caller("run_id", run_id), reason=optional_text("reason", reason) or "", force=False
+    )
 
 
 def _wakes(run_id: str, answer: Cancelled) -> tuple[Wake, ...]:

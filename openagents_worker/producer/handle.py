@@ -15,12 +15,13 @@ from celery import exceptions, states
 from celery.result import AsyncResult, assert_will_not_block
 from pydantic import BaseModel, ValidationError
 
-from openagents_worker.errors import OutputValidationError, RunFailed, RunNotFound
+from openagents_worker.arguments import seconds_of
+from openagents_worker.errors import OutputValidationError, RecordUnreadable, RunFailed, RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import OutputT, RunRecord, RunResult, RunState, run_failed
 from openagents_worker.producer.chain import may_be_submitted, raise_failure_before
 from openagents_worker.store.events import awatch, watch
-from openagents_worker.store.runs import is_notify_pending
+from openagents_worker.store.runs import aread_states, is_notify_pending, read_states
 from openagents_worker.store.scripts import CancelAnswer
 
 if TYPE_CHECKING:
@@ -202,9 +203,10 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         self, timeout: float | None, *, disable_sync_subtasks: bool = True, **_ignored: Any
     ) -> RunRecord:
         _must_not_block("wait() and get()", also_in_tasks=disable_sync_subtasks)
+        timeout = seconds_of("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         self._wait_for_predecessor(timeout, deadline)
-        while not (record := self.record()).state.is_terminal:
+        while (record := self._record_if_over()) is None:
             try:
                 with closing(watch(self._client.store, self.id, None, deadline=deadline)) as events:
                     for _ in events:
@@ -212,6 +214,18 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
             except TimeoutError:
                 raise _late(self.id, timeout) from None
         return record
+
+    def _record_if_over(self) -> RunRecord | None:
+        """The record of a run that is over. What cannot be read of one that is not ends it: that is waited
+        for."""
+        try:
+            record = self.record()
+        except RecordUnreadable:
+            state = read_states(self._client.store, [self.id])[self.id]
+            if state is None or not state.is_terminal:
+                return None
+            record = self.record()  # it may have ended between the two
+        return record if record.state.is_terminal else None
 
     def _record_in_chain(self) -> RunRecord | None:
         """None: what stands before it in its chain is not over, and nobody has submitted this run yet."""
@@ -226,7 +240,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
 
     def _wait_for_predecessor(self, timeout: float | None, deadline: float | None) -> None:
         """In a chain a run begins to be when what stands before it is over. Raises what failed before it."""
-        while self._record_in_chain() is None:
+        while self.parent is not None and self._record_in_chain() is None:
             raise_failure_before(self)
             if deadline is not None and time.monotonic() > deadline:
                 raise _late(self.id, timeout)
@@ -291,10 +305,20 @@ class AsyncRunHandle(Generic[OutputT]):
     async def failed(self) -> bool:
         return (await self.record()).state is RunState.FAILED
 
+    async def _record_if_over(self) -> RunRecord | None:
+        try:
+            record = await self.record()
+        except RecordUnreadable:
+            state = (await aread_states(self._client.store, [self.id]))[self.id]
+            if state is None or not state.is_terminal:
+                return None
+            record = await self.record()
+        return record if record.state.is_terminal else None
+
     async def _ended(self, timeout: float | None) -> RunRecord:
         try:
-            async with asyncio.timeout(timeout):
-                while not (record := await self.record()).state.is_terminal:
+            async with asyncio.timeout(seconds_of("timeout", timeout)):
+                while (record := await self._record_if_over()) is None:
                     async with aclosing(awatch(self._client.store, self.id, None)) as events:
                         async for _ in events:
                             pass

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Unpack
 
+from openagents_worker.arguments import optional_text
 from openagents_worker.errors import OpenAgentsError, RedisUnreachable
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.publishing_app import Publishes
@@ -63,7 +64,7 @@ class Operations(Publishes):
         Raises `RunNotFound`, `RunConflict` for a run that has completed, `ConfigError` for one that failed
         before it had a checkpoint, or where two apps are registered.
         """
-        began = time.monotonic()
+        began, by = time.monotonic(), optional_text("by", by)
         app, settings = self._publishing.to_submit()
         accepted = resume(self.store, self.record(run_id), settings=settings, by=by or "")
         send_accepted(app, accepted, began)
@@ -78,6 +79,7 @@ class Operations(Publishes):
         warning `run.not_resumed` in the log. With `dry_run` nothing is resumed: it gives the ids that would
         be. Raises `ConfigError` where two apps are registered.
         """
+        by = optional_text("by", by)
         _ = self._publishing.to_submit()
         for record in self._ended(filters):
             if dry_run:
@@ -133,7 +135,7 @@ class AsyncOperations(Publishes):
 
     async def resume(self, run_id: str, *, by: str | None = None) -> AsyncRunHandle[Any]:
         """As `Client.resume`."""
-        began = time.monotonic()
+        began, by = time.monotonic(), optional_text("by", by)
         app, settings = self._publishing.to_submit()
         accepted = await aresume(self.store, await self.record(run_id), settings=settings, by=by or "")
         await asyncio.to_thread(send_accepted, app, accepted, began)
@@ -143,6 +145,7 @@ class AsyncOperations(Publishes):
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
     ) -> AsyncIterator[str]:
         """As `Client.resume_all`."""
+        by = optional_text("by", by)
         _ = self._publishing.to_submit()
         async for record in self._ended(filters):
             if dry_run:

@@ -15,14 +15,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from openagents_worker.errors import RequestInvalid
+from openagents_worker.errors import RequestInvalid, text_of
 from openagents_worker.events import RunEvent
-from openagents_worker.models import dumps
+from openagents_worker.jsontext import dumps
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 
 __all__ = ["sse"]
 
 HEARTBEAT_S = 15.0  # proxies close a connection that says nothing for half a minute or more
+MAX_DIGITS = 18  # of an event's number: with more it is none that Redis takes
 ALIVE = ": alive\n\n"
 
 
@@ -44,8 +45,8 @@ def sse(
 
 
 def _after(last_event_id: str | int | None) -> int:
-    text = str(last_event_id or "0").strip()
-    if not (text.isascii() and text.isdecimal()):
+    text = text_of(last_event_id or "0").strip()
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
         raise RequestInvalid(
             f"Last-Event-ID is the number of an event, not {text[:40]!r}", hint="leave it out to begin again"
         )

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, assert_never
 
+from openagents_worker.arguments import TEN_YEARS_MS, number_of, optional_text, text_of_caller
 from openagents_worker.errors import (
     AgentNotFoundError,
     ConfigError,
@@ -95,6 +96,7 @@ async def aresume(store: AsyncStore, run: RunRecord, *, settings: Settings, by: 
 
 
 def _resumption(run: RunRecord, settings: Settings, by: str) -> _Resumption:
+    text_of_caller("by", by)
     fields = {
         "agent_id": run.agent_id,
         "session_id": run.session_id,
@@ -160,6 +162,9 @@ def _attempt(
     clock: Callable[[], float],
 ) -> _Attempt[Any]:
     parsed = parse_request(request, max_bytes=settings.max_payload_bytes)
+    optional_text("queue", queue)
+    number_of("delay_ms", delay_ms, most=TEN_YEARS_MS)
+    number_of("expires_ms", expires_ms, most=TEN_YEARS_MS)
     if parsed.resume_from_checkpoint is not None:
         return _Resumption(parsed, canvas, clock)
     return _Submission(parsed, settings, queue, delay_ms, expires_ms, canvas, clock)

@@ -14,6 +14,7 @@ from celery.backends.base import DisabledBackend
 from celery.local import Proxy
 from celery.utils.time import maybe_make_aware
 
+from openagents_worker.arguments import TEN_YEARS_MS, number_of, optional_text, refusing
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
 from openagents_worker.models import RunRequest, output_class_of, parse_request
 from openagents_worker.producer.canvas import KEPT, stamps_of
@@ -167,12 +168,15 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
                 when = datetime.fromisoformat(when)
             if isinstance(when, datetime):
                 when = (maybe_make_aware(when, self.app.timezone) - self.app.now()).total_seconds()
-            return max(0, math.ceil(float(cast(float, when)) * 1000))
+            if isinstance(when, bool) or not isinstance(when, int | float):
+                raise TypeError(f"{type(when).__name__} is not a number of seconds")
+            after_ms = max(0, math.ceil(float(when) * 1000))
         except (TypeError, ValueError, OverflowError) as error:
             raise RequestInvalid(
-                f"{what} is no time: {error}",
+                f"{what} is not a valid time: {error}",
                 hint="a number of seconds from now, a datetime or its ISO 8601 text (countdown: seconds)",
             ) from None
+        return number_of(f"{what} in milliseconds from now", after_ms, most=TEN_YEARS_MS)
 
 
 class ProducerTask(AgentTask):
@@ -211,7 +215,10 @@ def _on_commit(call: Callable[[], object]) -> None:
 
 def _as_fields(value: Any) -> Any:
     """A request as a signature holds it: JSON, and without an id that nobody has chosen."""
-    return value.model_dump(mode="json", exclude_unset=True) if isinstance(value, RunRequest) else value
+    if not isinstance(value, RunRequest):
+        return value
+    refusing(dict(value))
+    return value.model_dump(mode="json", exclude_unset=True)
 
 
 def _only_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Request:
@@ -231,7 +238,7 @@ def _only_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Request:
 
 def _with_run_id(request: Request, task_id: str | None) -> Request:
     """The request under the Celery task's id: they are one. A run_id that was given must agree."""
-    if task_id is None or not isinstance(request, RunRequest | Mapping):
+    if optional_text("task_id", task_id) is None or not isinstance(request, RunRequest | Mapping):
         return request
     given = request.model_fields_set if isinstance(request, RunRequest) else request.keys()
     run_id = request.run_id if isinstance(request, RunRequest) else request.get("run_id")

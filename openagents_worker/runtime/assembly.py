@@ -17,10 +17,11 @@ from openagents_worker.agents import (
 from openagents_worker.agents.problems import ConfigProblem, rejected
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.errors import AgentUnavailable
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMClient, quiet_http_clients
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
-from openagents_worker.models import RunBudget, dumps
+from openagents_worker.models import RunBudget
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.plugins import load_plugins, make_plugin, with_limits
 from openagents_worker.runtime.start_checks import find_problems

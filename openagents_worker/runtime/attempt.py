@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import time
@@ -21,7 +20,8 @@ from openagents_worker.errors import (
     PatternError,
     RedisUnreachable,
 )
-from openagents_worker.models import RunBudget, RunRequest, RunUsage
+from openagents_worker.jsontext import loads
+from openagents_worker.models import RunArtifact, RunBudget, RunRequest, RunUsage
 from openagents_worker.runtime.assembly import AgentParts, Assembly
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.deps import opened_deps
@@ -51,7 +51,7 @@ from openagents_worker.runtime.user_code import (
 from openagents_worker.sentry import report_unless_logged
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.formats import BEGUN, BY_PLACE
+from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, reading
 from openagents_worker.store.runs import SessionStore
 from openagents_worker.store.scripts import Claimed, Handed, Wake
 from openagents_worker.telemetry import get_logger, line_groups
@@ -63,6 +63,7 @@ log = get_logger(__name__)
 
 EX_DOES_NOT_STOP = 70  # EX_SOFTWARE of sysexits.h
 PREPARING = "prepare"  # the part of a run before its pattern, where calls are found by place
+MAX_TRIES_DIGITS = 10  # of a count: a longer one is not ours
 OPEN = "deps"  # as a call that is tried again; no call of a pattern has such a key
 
 
@@ -72,6 +73,7 @@ class Attempt:
     def __init__(
         self,
         claimed: Claimed,
+        request: RunRequest,
         *,
         store: AsyncStore,
         lease: Lease,
@@ -80,13 +82,17 @@ class Attempt:
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         chance: Callable[[], float] = random.random,
         leave: Callable[[int], object] = os._exit,
+        unreadable: OpenAgentsError | None = None,
     ) -> None:
-        """`leave` ends the process, with this exit code, when code of the run cannot be stopped."""
-        request = RunRequest.model_validate_json(claimed.request)
+        """`leave` ends the process, with this exit code, when code of the run cannot be stopped.
+
+        `unreadable` says why there is no request but the ids of one: the run ends, or is left to others.
+        """
         self._budget = (request.budget or RunBudget()).within(assembly.limits(request.agent_id))
         self.request = request.model_copy(update={"budget": self._budget})
         self.latch = Latch()
         self._claimed = claimed
+        self._unreadable = unreadable
         self._store = store
         self._lease = lease
         self._assembly = assembly
@@ -183,6 +189,8 @@ class Attempt:
 
     async def _work(self) -> Ending | None:
         """From the run's parts to its ending, which also an error is; None when it was latched."""
+        if self._unreadable is not None:
+            return self._without_a_request(self._unreadable)
         agent_id = self.request.agent_id
         parts: AgentParts | None = None
         try:
@@ -225,6 +233,13 @@ class Attempt:
             finally:
                 recorder.end()
             return checked_output(output, self._settings.max_payload_bytes)
+
+    def _without_a_request(self, error: OpenAgentsError) -> Ending | None:
+        """The run ends here, unless another version can read what this one cannot."""
+        if isinstance(error, OtherFormat):
+            self.latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
+            return None
+        return self._ending(error=error)
 
     async def _without_the_agent(self, error: AgentNotFoundError) -> Ending | None:
         """The agent is not known here: the run waits for a worker that has announced it, where one has."""
@@ -316,7 +331,8 @@ class Attempt:
     async def _prepare(self, parts: AgentParts, recorded: Record | None, start: Start, deps: Any) -> Prepared:
         recorder = self._recorder
         assert recorder is not None
-        state = {key: json.loads(text) for key, text in self._state_before.items()}
+        with reading(WRITTEN, session_id=self.request.session_id):
+            state = {key: loads(text) for key, text in self._state_before.items()}
         self._context = RunContext(self.request, state, recorder, parts.definition.llm, deps=deps)
         if recorded is None and self._durable:
             recorder.begin_journal(start.to_record(recorder.rules.format))
@@ -341,7 +357,8 @@ class Attempt:
     def _tries(self) -> dict[str, int]:
         """How often each call has failed so far and was put off."""
         facts = self._claimed.facts or {}
-        return {key.removeprefix("tries:"): int(n) for key, n in facts.items() if key.startswith("tries:")}
+        tries = {key.removeprefix("tries:"): n for key, n in facts.items() if key.startswith("tries:")}
+        return {call: int(n) for call, n in tries.items() if n.isdecimal() and len(n) < MAX_TRIES_DIGITS}
 
     @property
     def _max_tries(self) -> int:
@@ -353,7 +370,7 @@ class Attempt:
         assert self._context is not None
         apply_changes(self._context.state, record.state)
         for artifact in record.artifacts:
-            self._context.add_artifact(**artifact)
+            self._context.artifacts.append(RunArtifact.model_validate(artifact))
 
     def _tell_beginning(self, recorded: Record | None) -> None:
         if self._claimed.retries:
@@ -593,7 +610,10 @@ class Attempt:
 
 
 def _usage_so_far(claimed: Claimed) -> RunUsage:
-    return RunUsage.model_validate_json(claimed.usage) if claimed.usage else RunUsage()
+    try:
+        return RunUsage.model_validate_json(claimed.usage) if claimed.usage else RunUsage()
+    except ValueError:  # what cannot be read does not keep the run from ending
+        return RunUsage()
 
 
 def _seen(tasks: set[asyncio.Task[Any]]) -> None:

@@ -25,23 +25,25 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.json_schema.rules import Schema
-from openagents_worker.llm.base import CallInfo, LLMClient, LLMResponse, OnDelta
-from openagents_worker.models import (
-    MAX_MESSAGE_CHARS,
-    ErrorDetails,
-    RunBudget,
-    RunUsage,
-    check_storable,
+from openagents_worker.jsontext import (
+    ENVELOPE_LEVELS,
+    LARGEST_COUNT,
+    MAX_NESTING,
+    NESTING_OF_OLD,
+    canonical_json,
     dumps,
-    storable_canonical_json,
+    replaced,
 )
+from openagents_worker.llm.base import CallInfo, LLMClient, LLMResponse, OnDelta, count
+from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, RunBudget, RunUsage
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.context import CallContext, RunContext
-from openagents_worker.runtime.ending import artifact_name, storable_part
 from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.latch import RunLatched
 from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.recorder import Outcome, Recorder
+from openagents_worker.runtime.state import CHANGE_LEVELS
+from openagents_worker.runtime.storable import stored_artifact, stored_part
 from openagents_worker.runtime.user_code import (
     cancelling_itself_only,
     described_in_log,
@@ -97,7 +99,7 @@ class RecordedModel:
         on_delta: OnDelta | None = None,
     ) -> LLMResponse:
         """As the provider's own `generate`; a reply that is in the journal costs nothing."""
-        name = model or self.model_id
+        name = text_of(model or self.model_id)
         given = {
             "messages": messages,
             "model": model,
@@ -136,8 +138,8 @@ class RecordedModel:
                     **{k: v for k, v in given.items() if k in _ALWAYS or v is not None}
                 )
                 reply = _bounded(reply, self._recorder.max_record_bytes)
-                usage, wire = _usage_of(reply), reply.to_wire()
-                check_storable(wire)
+                usage = _usage_of(reply)
+                wire = stored_part("the reply", reply.to_wire(), levels=MAX_NESTING + ENVELOPE_LEVELS)
         except OpenAgentsError as error:
             self._log_failure(error, name)
             failed = {"model": name, "call": info.call_key, "error": str(error)}
@@ -221,13 +223,26 @@ def _usage_of(reply: LLMResponse) -> RunUsage:
         input_tokens=used.input_tokens,
         output_tokens=used.output_tokens,
         total_tokens=used.total_tokens or used.input_tokens + used.output_tokens,
-        input_tokens_cached=int(more.get("cached_tokens") or more.get("cache_read_input_tokens") or 0),
-        input_tokens_cache_creation=int(more.get("cache_creation_input_tokens") or 0),
-        cost_usd=more.get("cost_usd"),
-        cost_breakdown=dict(more.get("cost_breakdown") or {}),
-        ttft_ms=more.get("ttft_ms"),
-        llm_retry_count=int(more.get("retries") or 0),
+        input_tokens_cached=count(more.get("cached_tokens") or more.get("cache_read_input_tokens")),
+        input_tokens_cache_creation=count(more.get("cache_creation_input_tokens")),
+        cost_usd=_amount(more.get("cost_usd")),
+        cost_breakdown=_amounts(more.get("cost_breakdown")),
+        ttft_ms=_amount(more.get("ttft_ms")),
+        llm_retry_count=count(more.get("retries")),
     )
+
+
+def _amount(said: Any) -> float | None:
+    """Money or time as a client says it; None for what is not such a number, negative ones included."""
+    is_number = isinstance(said, int | float) and not isinstance(said, bool)
+    return float(said) if is_number and 0 <= said <= LARGEST_COUNT else None
+
+
+def _amounts(said: Any) -> dict[str, float]:
+    if not isinstance(said, Mapping):
+        return {}
+    amounts = {text_of(name): _amount(value) for name, value in said.items()}
+    return {name: amount for name, amount in amounts.items() if amount is not None}
 
 
 class RecordedTool:
@@ -274,7 +289,8 @@ class RecordedTool:
     async def invoke(self, params: dict[str, Any], context: Any = None) -> Any:
         """The tool's result as plain JSON, or a coded error; made once however often the run is resumed."""
         try:
-            digest = digest_of(storable_canonical_json(params))
+            _ = replaced(params, NESTING_OF_OLD)  # a model's arguments have been looked at where they came in
+            digest = digest_of(canonical_json(params))
         except (TypeError, ValueError, RecursionError) as error:
             raise ToolValidationError(f"the arguments are not JSON: {error}", self.tool_id) from None
 
@@ -302,6 +318,7 @@ class RecordedTool:
             value = await self._execute(params, call)
             with user_code(tool_error(StepTooLarge, self.tool_id)):
                 outcome = self._checked(value, call)
+                value = outcome.value
         except OpenAgentsError as error:
             return self._failed(error, call)
         told = {"tool_id": self.tool_id, "result": self._ledger.preview(value), "call_id": info.call_key}
@@ -309,18 +326,16 @@ class RecordedTool:
         return outcome
 
     def _checked(self, value: Any, call: CallContext) -> Outcome:
-        """What the call gave, each part of which can be stored. Raises `StepTooLarge` that names the part."""
-        storable_part(f"the result of {self.tool_id}", value)
-        for artifact in call.artifacts:
-            storable_part(f"artifact {artifact_name(artifact)!r} of {self.tool_id}", artifact)
-        state = call.state.changes()
-        for key, change in state.items():
-            storable_part(f"state key {text_of(key)!r}, set by {self.tool_id},", change)
+        """What the call gave, as it is stored. Raises `StepTooDeep` or `StepTooLarge` that names the part."""
+        state: dict[str, Any] = {}
+        for key, change in call.state.changes().items():
+            what = f"state key {text_of(key)!r}, set by {self.tool_id},"
+            state |= stored_part(what, {key: change}, levels=MAX_NESTING + CHANGE_LEVELS)
         return Outcome(
-            value=value,
+            value=stored_part(f"the result of {self.tool_id}", value),
             usage=RunUsage(tool_calls=1),
             state=state,
-            artifacts=[artifact.model_dump() for artifact in call.artifacts],
+            artifacts=[stored_artifact(artifact, self.tool_id) for artifact in call.artifacts],
         )
 
     def _failed(self, error: OpenAgentsError, call: CallContext) -> Outcome:

@@ -13,6 +13,7 @@ from openagents_worker.models import RunArtifact, RunRequest, RunUsage
 from openagents_worker.patterns.base import RunTool
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.state import Overlay
+from openagents_worker.runtime.storable import artifact_of
 
 __all__ = ["CallContext", "EventBus", "RunContext"]
 
@@ -93,9 +94,7 @@ class RunContext:
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Mapping[str, Any] | None = None
     ) -> None:
-        self.artifacts.append(
-            RunArtifact(name=name, kind=kind, payload=payload, metadata=dict(metadata or {}))
-        )
+        self.artifacts.append(artifact_of(name, kind, payload, metadata))
 
 
 class CallContext:
@@ -114,9 +113,7 @@ class CallContext:
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Mapping[str, Any] | None = None
     ) -> None:
-        self.artifacts.append(
-            RunArtifact(name=name, kind=kind, payload=payload, metadata=dict(metadata or {}))
-        )
+        self.artifacts.append(artifact_of(name, kind, payload, metadata))
 
     async def emit(self, event_name: str, **payload: Any) -> None:
         await self._run.emit(event_name, **payload)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
@@ -14,30 +14,32 @@ from openagents_worker.errors import (
     OpenAgentsError,
     RunCancelled,
     StepTimeoutError,
+    StepTooDeep,
     StepTooLarge,
     text_of,
 )
+from openagents_worker.jsontext import dumps, size_of
 from openagents_worker.llm.transcript import turn
 from openagents_worker.models import (
     MAX_MESSAGE_CHARS,
-    MAX_NESTING,
     ErrorDetails,
     RunArtifact,
     RunRequest,
     RunResult,
     RunUsage,
     StopReason,
-    check_storable,
-    dumps,
 )
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, safe_message, shown_json
-from openagents_worker.runtime.state import changed_keys
+from openagents_worker.runtime.state import changed_keys, stored_texts
+from openagents_worker.runtime.storable import artifact_name, sized_part, stored_artifact
 from openagents_worker.runtime.user_code import described
 
-__all__ = ["Ending", "StoredEnding", "artifact_name", "checked_output", "stop_reason_of", "storable_part"]
+__all__ = ["Ending", "StoredEnding", "checked_output", "stop_reason_of"]
 
 # Redis takes 512 MB in one value, and its one thread serves nobody else while it stores an ending.
 LARGEST_ENDING_BYTES = 64 * 1024 * 1024
+
+Unstorable = (StepTooDeep, StepTooLarge)
 
 
 def stop_reason_of(error: OpenAgentsError) -> StopReason:
@@ -54,33 +56,12 @@ def stop_reason_of(error: OpenAgentsError) -> StopReason:
     return StopReason.TIMEOUT if isinstance(error.__cause__, TimeoutError) else StopReason.FAILED
 
 
-def storable_part(what: str, value: Any, max_bytes: int | None = None) -> int:
-    """The size of a part of what a call or a run leaves. Raises `StepTooLarge` that names a part which cannot
-    be stored."""
-    try:
-        plain = value.model_dump() if isinstance(value, BaseModel) else value
-        size = check_storable(plain)
-    except Exception as error:  # the value's own class may raise anything
-        raise StepTooLarge(
-            f"{what} is not JSON: {described(error)}",
-            hint=f"use plain JSON values, nested at most {MAX_NESTING} levels deep",
-        ) from error
-    if max_bytes is not None and size > max_bytes:
-        raise StepTooLarge(f"{what} has {size:,} bytes, {max_bytes:,} are allowed")
-    return size
-
-
-def artifact_name(artifact: Any) -> str:
-    """The artifact's name; a plugin may have put anything into the list of artifacts."""
-    return text_of(getattr(artifact, "name", type(artifact).__name__))
-
-
 def checked_output(output: Any, max_bytes: int) -> Any:
-    """The output as plain JSON. Raises `StepTooLarge` for what is not JSON or larger than allowed."""
+    """The output as it is stored. Raises `StepTooDeep`, or `StepTooLarge` for what is not JSON or larger than
+    allowed."""
     if isinstance(output, BaseModel):
         output = output.model_dump(mode="json")
-    storable_part("the run's output", output, max_bytes)
-    return output
+    return sized_part("the run's output", output, max_bytes)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +123,13 @@ class Ending:
         try:
             kept, problems = self._storable_artifacts()
             whole = replace(self, artifacts=kept, not_stored=[each.message for each in problems])
-            problem = self._problem(whole, problems, state)
-            if problem is not None:
-                whole = replace(whole, output=None, error=problem)
-            return StoredEnding(whole, whole._arguments(state_before, state))
+            texts: dict[str, str] = {}
+            if self.error is None:
+                try:
+                    whole, texts = whole._completed(problems, state_before, state)
+                except Unstorable as problem:
+                    whole = replace(whole, output=None, error=problem)
+            return StoredEnding(whole, whole._arguments(state_before, texts))
         except Exception as error:  # noqa: BLE001 - a plugin's object can raise anything where it is looked at
             return self.bare(f"the run's end cannot be stored: {described(error)}")
 
@@ -155,52 +139,46 @@ class Ending:
         bare = replace(self, artifacts=[], output=None, error=error, not_stored=["everything"], is_bare=True)
         return StoredEnding(bare, bare._arguments({}, {}))
 
-    def _problem(
-        self, whole: Ending, problems: list[StepTooLarge], state: Mapping[str, Any]
-    ) -> StepTooLarge | None:
-        """Why a run that completed cannot be stored as completed."""
-        if self.error is not None:
-            return None
-        if problems:
-            return problems[0]
-        try:
-            sizes = {"the run's output": storable_part("the run's output", self.output)}
-            for key in list(state):
-                what = f"state key {text_of(key)!r}"
-                sizes[what] = storable_part(what, {key: state[key]})
-            for artifact in whole.artifacts:
-                what = f"artifact {artifact.name!r}"
-                sizes[what] = sizes.get(what, 0) + storable_part(what, artifact)
-            _check_whole(sizes)
-        except StepTooLarge as error:
-            return error
-        return None
+    def _completed(
+        self, problems: Sequence[OpenAgentsError], state_before: Mapping[str, str], state: Mapping[str, Any]
+    ) -> tuple[Ending, dict[str, str]]:
+        """The ending of a run that completed, with its state as JSON by key.
 
-    def _storable_artifacts(self) -> tuple[list[RunArtifact], list[StepTooLarge]]:
+        Raises `StepTooDeep` or `StepTooLarge` when it cannot be stored as completed.
+        """
+        for problem in problems:
+            raise problem
+        output, size = sized_part("the run's output", self.output, LARGEST_ENDING_BYTES)
+        texts, sizes = {}, {"the run's output": size}
+        for key, text in stored_texts(state_before, state):
+            texts[key] = text
+            sizes[f"state key {key!r}"] = len(text.encode())
+        for artifact in self.artifacts:
+            what = f"artifact {artifact.name!r}"
+            sizes[what] = sizes.get(what, 0) + _bytes_of(artifact)
+        _check_whole(sizes)
+        return replace(self, output=output), texts
+
+    def _storable_artifacts(self) -> tuple[list[RunArtifact], list[OpenAgentsError]]:
         kept: list[RunArtifact] = []
-        problems: list[StepTooLarge] = []
+        problems: list[OpenAgentsError] = []
         for artifact in self.artifacts:
             try:
-                storable_part(f"artifact {artifact_name(artifact)!r}", artifact, LARGEST_ENDING_BYTES)
-                kept.append(RunArtifact.model_validate(artifact.model_dump()))
-            except StepTooLarge as error:
+                kept.append(RunArtifact.model_validate(stored_artifact(artifact)))
+            except Unstorable as error:
                 problems.append(error)
             except Exception as error:  # noqa: BLE001 - it is no artifact, whatever it is
                 problems.append(
                     StepTooLarge(f"artifact {artifact_name(artifact)!r} is not JSON: {described(error)}")
                 )
-        if (
-            self.error is not None
-            and sum(len(each.model_dump_json()) for each in kept) > LARGEST_ENDING_BYTES
-        ):
+        if self.error is not None and sum(map(_bytes_of, kept)) > LARGEST_ENDING_BYTES:
             return [], [*problems, StepTooLarge("the artifacts are too large to be stored together")]
         return kept, problems
 
-    def _arguments(self, state_before: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, Any]:
-        """What the script `finish` is given. Only a completed run changes its session's state."""
+    def _arguments(self, state_before: Mapping[str, str], texts: Mapping[str, str]) -> dict[str, Any]:
+        """What the script `finish` is given. Only a completed run changes its session's state: `texts`."""
         completed = self.error is None
-        written, removed = changed_keys(state_before, state) if completed else ([], [])
-        written = [item if isinstance(item, str) else dumps(item) for item in written]  # as JSON writes keys
+        written, removed = changed_keys(state_before, texts) if completed else ([], [])
         arguments = {
             "end_state": self.state,
             "result": self.result().model_dump_json(),
@@ -273,6 +251,10 @@ def _check_whole(sizes: Mapping[str, int]) -> None:
             f"most of it is {largest} with {sizes[largest]:,}",
             hint="leave a reference to where the whole is",
         )
+
+
+def _bytes_of(artifact: RunArtifact) -> int:
+    return size_of(dict(artifact))
 
 
 def _see_that_it_is_utf8(arguments: Mapping[str, Any]) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from openagents_worker.models import dumps
+from openagents_worker.jsontext import dumps, loads
 from openagents_worker.runtime.call_ids import OuterCall
-from openagents_worker.store.formats import BY_CONTENT, BY_PLACE, is_read, other_format
+from openagents_worker.store.formats import (
+    BY_CONTENT,
+    BY_PLACE,
+    UNREADABLE,
+    WRITTEN,
+    is_read,
+    other_format,
+    reading,
+)
 
 __all__ = ["PREPARE", "Record", "digest_of", "read_pages"]
 
@@ -69,15 +76,42 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str, position: int = -1) -> Record:
-        """The record that `to_json` wrote. Raises `OtherFormat`."""
-        data = json.loads(text)
+        """The record that `to_json` wrote. Raises `OtherFormat`, or `RecordUnreadable` for anything else."""
+        try:
+            return cls._of(loads(text), position)
+        except UNREADABLE as error:
+            with reading(WRITTEN):
+                raise error from None
+
+    @classmethod
+    def _of(cls, data: dict[str, Any], position: int) -> Record:
         if not is_read(format_ := data["v"]):
             raise other_format(format_)
         if "outer" in data:
             data["outer"] = tuple(OuterCall(*outer) for outer in data["outer"])
-        return cls(**data, position=position)
+        record = cls(**data, position=position)
+        _check_shape(record)
+        return record
 
 
+def _check_shape(record: Record) -> None:
+    """Raises TypeError for a record that would be in the way of a replay; it runs for each record."""
+    texts = (record.call, record.kind, record.name, record.digest, record.node, record.core)
+    counts = (record.life, record.took_ms, record.model_calls)
+    objects = (record.outcome, record.usage, record.state, record.outcome.get("error", _NOTHING))
+    if not (
+        all(type(text) is str for text in texts)
+        and all(type(number) is int for number in counts)
+        and all(type(value) is dict for value in objects)
+        and type(record.artifacts) is list
+        and all(type(number) in _OF_USAGE for number in record.usage.values())
+        and all(type(change) is dict for change in record.state.values())
+    ):
+        raise TypeError("a field of a record is of another type than ours")
+
+
+_NOTHING: dict[str, Any] = {}
+_OF_USAGE = (int, float, dict)
 _OPTIONAL = ("usage", "state", "artifacts")
 _TO_BE_FOUND_BY = ("node", "core", "took_ms", "model_calls")
 

@@ -16,10 +16,10 @@ from openagents_worker.errors import (
     OpenAgentsError,
     RedisRefused,
     RedisUnreachable,
-    storable_text,
     text_of,
 )
-from openagents_worker.models import RunUsage, dumps
+from openagents_worker.jsontext import dumps, whole_text
+from openagents_worker.models import RunUsage
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, shown_json
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
@@ -328,8 +328,8 @@ class _Delta:
         self.sent = 0
 
     def take(self, call: str, attempt: int) -> str:
-        text = storable_text(self.text)
+        text = whole_text(self.text)
         payload = dumps({"call": call, "attempt": attempt, "offset": self.sent, "text": text})
-        self.sent += len(self.text)
+        self.sent += len(text)
         self.text = ""
         return payload

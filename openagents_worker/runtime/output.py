@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from openagents_worker.errors import OutputValidationError
 from openagents_worker.json_schema.rules import Schema
-from openagents_worker.models import RunRequest, dumps, schema_of
+from openagents_worker.jsontext import dumps, loads
+from openagents_worker.models import RunRequest, schema_of
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.registry import OUTPUTS
 from openagents_worker.tools.checks import SchemaChecks, schema_of_output, schema_of_registered_output
@@ -102,13 +103,9 @@ def _validation_by(model: type[BaseModel], name: str) -> Callable[..., None]:
 def _parsed(text: str) -> Any:
     """What the text says as JSON, also between the fences that models like to put around it."""
     fenced = _FENCED.fullmatch(text)
-
-    def no_json(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
-
     try:
-        return json.loads(fenced.group(1) if fenced else text, parse_constant=no_json)
-    except (ValueError, RecursionError) as error:
+        return loads(fenced.group(1) if fenced else text)
+    except ValueError as error:
         raise Misfit(f"the answer is not JSON: {error}") from error
 
 

@@ -26,7 +26,7 @@ from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
 from openagents_worker.runtime.user_code import coded, described_in_log, user_code, user_error_of
-from openagents_worker.store.formats import BY_PLACE
+from openagents_worker.store.formats import BY_PLACE, WRITTEN, reading
 from openagents_worker.store.runs import SessionStore
 from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.base import ToolPlugin
@@ -58,7 +58,9 @@ class Start:
 
     @classmethod
     def of(cls, record: Record) -> Start:
-        return cls(**record.outcome["ok"])
+        """Raises `RecordUnreadable`."""
+        with reading(WRITTEN):
+            return cls(**record.outcome["ok"])
 
 
 @dataclass(frozen=True, slots=True)

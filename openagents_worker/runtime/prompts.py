@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
+from openagents_worker.jsontext import canonical_json, dumps, loads
 from openagents_worker.llm.base import FixedMessage
-from openagents_worker.models import canonical_json, dumps
 
 __all__ = ["PromptDigests"]
 
@@ -55,7 +54,7 @@ class PromptDigests:
             return ""
         if tools != self._tools:
             text = canonical_json(tools)
-            self._tools, self._tools_digest = json.loads(text), _digest(text)
+            self._tools, self._tools_digest = loads(text), _digest(text)
         return self._tools_digest
 
 
@@ -104,7 +103,7 @@ def _kept(message: Mapping[str, Any]) -> Any:
     if type(message) is FixedMessage:
         return message
     if any(isinstance(value, dict | list) for value in message.values()):
-        return json.loads(dumps(message))
+        return loads(dumps(message))
     return dict(message)
 
 

@@ -25,14 +25,16 @@ from openagents_worker.errors import (
     StepTooLarge,
     error_from_wire,
 )
+from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NestedTooDeeply, replaced
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.models import RunUsage
 from openagents_worker.runtime.call_ids import content_of, outside_runs
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.ledger import Ledger
-from openagents_worker.runtime.plain import plain
 from openagents_worker.runtime.rules import Question, ReplayContradiction, Rules
+from openagents_worker.runtime.state import CHANGE_LEVELS
+from openagents_worker.runtime.storable import too_deep
 from openagents_worker.runtime.user_code import coded, original_of, stand_for
 from openagents_worker.telemetry import get_logger
 
@@ -351,10 +353,14 @@ class Recorder:
         more: dict[str, Any] = {"usage": usage, "model_calls": model_calls}
         call = f"{info.kind} {info.name}"
         try:
-            result = (
-                {"ok": plain(outcome.value)} if outcome.error is None else {"error": outcome.error.to_dict()}
-            )
-            changed: dict[str, Any] = {"state": outcome.state, "artifacts": outcome.artifacts}
+            if outcome.error is None:
+                result = {"ok": replaced(outcome.value, _levels(info.kind))}
+            else:
+                result = {"error": replaced(outcome.error.to_dict(), MAX_NESTING + ENVELOPE_LEVELS)}
+            changed: dict[str, Any] = {
+                "state": replaced(outcome.state, _levels(info.kind) + CHANGE_LEVELS),
+                "artifacts": replaced(outcome.artifacts, MAX_NESTING + ENVELOPE_LEVELS),
+            }
             record = self._new_record(question, info, result, began_s, **changed, **more)
             text = record.to_json()
             size = len(text.encode())
@@ -368,11 +374,17 @@ class Recorder:
             if size <= self.max_record_bytes:
                 return record, text
             problem = f"the outcome of {call} has {size:,} bytes, {self.max_record_bytes:,} are allowed"
-            hint = "return less, or a reference to where the whole is"
+            not_stored: OpenAgentsError = StepTooLarge(
+                problem, hint="return less, or a reference to where the whole is"
+            )
+        except NestedTooDeeply as error:
+            not_stored = too_deep(f"the outcome of {call}", error)
         except (TypeError, ValueError, RecursionError) as error:
-            problem, hint = f"the outcome of {call} is not JSON: {error}", "return plain JSON values"
-        too_large = StepTooLarge(problem, hint=hint, run_id=self.run_id)
-        record = self._new_record(question, info, {"error": too_large.to_dict()}, began_s, **more)
+            not_stored = StepTooLarge(
+                f"the outcome of {call} is not JSON: {error}", hint="return plain JSON values"
+            )
+        not_stored.run_id = self.run_id
+        record = self._new_record(question, info, {"error": not_stored.to_dict()}, began_s, **more)
         return record, record.to_json()
 
     def _new_record(
@@ -539,6 +551,12 @@ class Recorder:
             raise self.mismatch(
                 f"the program ended without asking for {', '.join(unread[:3])}, which the journal holds"
             )
+
+
+def _levels(kind: str) -> int:
+    """Of lists and objects in what a call gives. A reply of a model and the view of a memory have arguments
+    and results of tools in them, which may have all levels themselves."""
+    return MAX_NESTING if kind == "tool" else MAX_NESTING + ENVELOPE_LEVELS
 
 
 def _counts(question: Question) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from openagents_worker.models import dumps
+from openagents_worker.jsontext import dumps
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch
 from openagents_worker.runtime.place import Places

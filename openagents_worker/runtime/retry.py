@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from openagents_worker.llm.retry import LONGEST_RETRY_AFTER_MS
+
 __all__ = ["DEFAULT_MAX_RESUME_ATTEMPTS", "back_off_ms"]
 
 DEFAULT_MAX_RESUME_ATTEMPTS = 3
 FIRST_MS = 500
 CAP_MS = 60_000
-LONGEST_RETRY_AFTER_MS = 7 * 24 * 3_600_000  # what asks for more has made a mistake, in the unit for example
 
 
 def back_off_ms(failed_before: int, retry_after_ms: object, chance: Callable[[], float]) -> int:

@@ -12,12 +12,15 @@ from typing import Any, assert_never
 
 from openagents_worker.errors import (
     AgentUnavailable,
+    OpenAgentsError,
+    OtherFormat,
+    RecordUnreadable,
     RedisRefused,
     RedisUnreachable,
     RunPoisoned,
     WorkerLost,
 )
-from openagents_worker.models import RunResult, StopReason
+from openagents_worker.models import ErrorDetails, RunRequest, RunResult, StopReason
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
 from openagents_worker.runtime.latch import LatchReason
@@ -25,7 +28,8 @@ from openagents_worker.runtime.lease import Lease
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.formats import WRITTEN
+from openagents_worker.store.formats import WRITTEN, reading
+from openagents_worker.store.runs import check_canvas, request_of
 from openagents_worker.store.scripts import ClaimAnswer, Claimed, ReleaseKind, Wake
 from openagents_worker.telemetry import get_logger
 
@@ -86,16 +90,19 @@ class Runner:
     async def _attempt(self, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
         """Carry a claimed run to an end that is written, whatever happens."""
         try:
+            request, unreadable = await self._request(run_id, claimed)
             attempt = Attempt(
                 claimed,
+                request,
                 store=self._store,
                 lease=lease,
                 assembly=self._assembly,
                 settings=self._settings,
                 send_wakes=self._send_wakes,
                 leave=self._leave,
+                unreadable=unreadable,
             )
-        except Exception:  # its record cannot be read, for example
+        except Exception:  # Redis is away, for example
             log.exception("run.not_begun", run_id=run_id)
             return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
         self._attempts[run_id] = attempt
@@ -109,6 +116,20 @@ class Runner:
                 del self._attempts[run_id]
             if not self._attempts:
                 self._idle.set()
+
+    async def _request(self, run_id: str, claimed: Claimed) -> tuple[RunRequest, OpenAgentsError | None]:
+        """The run's request; in the place of one that cannot be read its ids, and why."""
+        try:
+            check_canvas(run_id, claimed.canvas)
+            return request_of(run_id, claimed.request), None
+        except (OtherFormat, RecordUnreadable) as error:
+            log.of_run(logging.ERROR, "run.request_unreadable", run_id=run_id, error=error.message)
+            key = self._store.keys("run", run_id)
+            agent_id, session_id = await self._store.ask(lambda r: r.hmget(key, "agent", "session"))
+            ids_only = RunRequest.model_construct(
+                agent_id=agent_id or "", session_id=session_id or "", run_id=run_id, input_text=""
+            )
+            return ids_only, error
 
     async def _to_its_end(self, attempt: Attempt, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
         try:
@@ -250,10 +271,7 @@ def _not_carried(claimed: Claimed) -> Carried:
         case ClaimAnswer.CANCELLED:
             return Carried(Outlook.ENDED, stop_reason=StopReason.CANCELLED, life=claimed.life)
         case ClaimAnswer.DONE if claimed.untold:
-            result = RunResult[Any].model_validate_json(claimed.untold)
-            return Carried(
-                Outlook.ENDED, stop_reason=result.stop_reason, error=result.error_details, life=claimed.life
-            )
+            return _foreign_end(claimed)
         case (
             ClaimAnswer.DONE
             | ClaimAnswer.WAITING
@@ -270,6 +288,18 @@ def _not_carried(claimed: Claimed) -> Carried:
             raise ValueError("a run that was claimed is carried")
         case _:
             assert_never(claimed.answer)
+
+
+def _foreign_end(claimed: Claimed) -> Carried:
+    try:
+        with reading(WRITTEN):
+            result = RunResult[Any].model_validate_json(claimed.untold)
+    except RecordUnreadable as error:
+        details = ErrorDetails.from_exception(error)
+        return Carried(Outlook.ENDED, stop_reason=StopReason.FAILED, error=details, life=claimed.life)
+    return Carried(
+        Outlook.ENDED, stop_reason=result.stop_reason, error=result.error_details, life=claimed.life
+    )
 
 
 ENDED_WITHOUT_A_WORKER = frozenset({AgentUnavailable.code, RunPoisoned.code, WorkerLost.code})

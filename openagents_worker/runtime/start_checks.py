@@ -21,9 +21,9 @@ from openagents_worker.agents.positions import Path
 from openagents_worker.agents.problems import ConfigProblem, in_order, problems_of_plugin
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.errors import PluginError, PluginLoadError, text_of
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.providers import make_client
 from openagents_worker.memory import BUILTIN_MEMORIES
-from openagents_worker.models import dumps
 from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.runtime.plugins import make_plugin, with_limits
 from openagents_worker.tools.builtin import BUILTIN_TOOLS

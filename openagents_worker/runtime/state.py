@@ -10,11 +10,17 @@ import copy
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
-from openagents_worker.models import dumps
+from openagents_worker.errors import text_of
+from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, dumps
+from openagents_worker.runtime.storable import stored_part
 
-__all__ = ["Overlay", "apply_changes", "changed_keys"]
+__all__ = ["CHANGE_LEVELS", "Overlay", "apply_changes", "changed_keys", "stored_texts"]
 
 _GONE = object()
+LEVELS = MAX_NESTING + ENVELOPE_LEVELS + 1
+"""Of a key with its value: a memory keeps what tools have given, which may have all levels itself."""
+CHANGE_LEVELS = 2
+"""Levels of a record's changes around a value: `{key: {"set": value}}`."""
 
 
 class Overlay(MutableMapping[str, Any]):
@@ -75,14 +81,30 @@ def apply_changes(state: MutableMapping[str, Any], changes: Mapping[str, Any]) -
             state[key] = change["set"]
 
 
-def changed_keys(before: Mapping[str, str], state: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What a run's end writes: [key, JSON, key, JSON …] and the keys that are gone; `before` is JSON by key.
+def stored_texts(before: Mapping[str, str], state: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
+    """Each key of a state with the JSON that its end stores; `before` is the JSON by key that it began with.
 
-    Raises TypeError or ValueError when a value is not JSON.
+    What is as before stays so, also where an older version has stored what would be refused today. Raises
+    `StepTooDeep` or `StepTooLarge` that names the key.
     """
-    written: list[str] = []
-    for key, value in state.items():
-        text = dumps(value)
-        if before.get(key) != text:
-            written += [key, text]
-    return written, [key for key in before if key not in state]
+    for key in list(state):
+        known = before.get(key) if isinstance(key, str) else None
+        if known is not None and _is_text_of(known, state[key]):
+            yield key, known
+            continue
+        pair = {key: state[key]}
+        for name, value in stored_part(f"state key {text_of(key)!r}", pair, levels=LEVELS).items():
+            yield name, dumps(value)
+
+
+def _is_text_of(text: str, value: Any) -> bool:
+    try:
+        return dumps(value) == text
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def changed_keys(before: Mapping[str, str], texts: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """What a run's end writes: [key, JSON, key, JSON …] and the keys that are gone; both are JSON by key."""
+    changed = [(key, text) for key, text in texts.items() if before.get(key) != text]
+    return [part for pair in changed for part in pair], [key for key in before if key not in texts]

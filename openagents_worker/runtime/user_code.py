@@ -22,8 +22,9 @@ from openagents_worker.errors import (
     ProcessTraceback,
     text_of,
 )
+from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, replaced
 from openagents_worker.llm.base import current_call
-from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, check_storable
+from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.telemetry import get_logger
@@ -284,7 +285,7 @@ def described_in_log(error: OpenAgentsError) -> dict[str, Any]:
 def _is_storable(error: OpenAgentsError) -> bool:
     """Whether the error of a plugin's own class can be recorded and shown as it is."""
     try:
-        check_storable(error.to_dict())
+        replaced(error.to_dict(), MAX_NESTING + ENVELOPE_LEVELS)
         ErrorDetails.from_exception(error).model_dump_json()
     except Exception:  # noqa: BLE001 - its class may override anything
         return False

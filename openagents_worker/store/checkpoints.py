@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from openagents_worker.jsontext import loads
 from openagents_worker.models import ErrorDetails, RunUsage
 from openagents_worker.store.client import AsyncStore, Store
-from openagents_worker.store.formats import reading
+from openagents_worker.store.formats import WRITTEN, reading
 from openagents_worker.store.runs import aread_record, read_record
 from openagents_worker.store.scripts import PAGE_BYTES, Call, page
 
@@ -37,9 +37,12 @@ class Checkpoint:
 
     @classmethod
     def of(cls, run_id: str, position: int, text: str) -> Checkpoint:
-        """Raises `OtherFormat` for a record of a version that this one cannot read."""
-        data = json.loads(text)
-        with reading(int(data.get("v", 0)), run_id=run_id):
+        """Raises `OtherFormat` for a record of a version that this one cannot read, `RecordUnreadable` for
+        what is not a record."""
+        with reading(WRITTEN, run_id=run_id):
+            data = loads(text)
+            format_ = int(data.get("v", 0))
+        with reading(format_, run_id=run_id):
             outcome = data["outcome"]
             return cls(
                 checkpoint_id=f"{run_id}:step:{position}",

@@ -34,7 +34,7 @@ from openagents_worker.store.failures import (
 from openagents_worker.store.keeping import WAIT_FOR_DISK, WAIT_FOR_DISK_MS, Keeping, ask_keeping
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.lanes import Lanes, has_hung_up
-from openagents_worker.store.redis_options import options_of
+from openagents_worker.store.redis_options import options_of, reading_any_bytes
 from openagents_worker.store.scripts import Call, Script
 
 __all__ = ["AnswerLost", "AsyncStore", "Cell", "Plan", "Reader", "Store", "refuses_now"]
@@ -142,7 +142,7 @@ def _pool(
     turn_timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> Any:
     options = {
-        "decode_responses": True,
+        **reading_any_bytes(),
         "socket_connect_timeout": connect_timeout_s,
         "socket_timeout": answer_timeout_s,
         "retry": retry,

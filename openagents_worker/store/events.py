@@ -8,7 +8,6 @@ streaming are in no stream; who joins gets what was said so far as one piece wit
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -26,13 +25,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from openagents_worker.arguments import number_of, text_of_caller
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.events import RunEvent
+from openagents_worker.jsontext import loads
 from openagents_worker.models import RunState
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.channels import Inbox, listening
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
-from openagents_worker.store.formats import reading
+from openagents_worker.store.formats import WRITTEN, format_of, reading
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.runs import run_not_found
 
@@ -72,13 +73,20 @@ def _head_of(run_id: str, values: Sequence[str | None]) -> Head | None:
     state, seq, life, agent_id, session_id, format_ = values
     if state is None:
         return None
-    with reading(int(format_ or 0), run_id=run_id):
+    with reading(format_of(format_, run_id=run_id), run_id=run_id):
         return Head(run_id, RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
 
 
 def stored_event(head: Head, entry: Entry) -> RunEvent:
-    """An event as the scripts store it: without what all events of the run share."""
-    id_, fields = entry
+    """An event as the scripts store it: without what all events of the run share.
+
+    Raises `RecordUnreadable`.
+    """
+    with reading(WRITTEN, run_id=head.run_id):
+        return _stored_event(head, *entry)
+
+
+def _stored_event(head: Head, id_: str, fields: Mapping[str, str]) -> RunEvent:
     return RunEvent(
         name=fields["name"],
         seq=int(id_.partition("-")[0]),
@@ -89,7 +97,7 @@ def stored_event(head: Head, entry: Entry) -> RunEvent:
         attempt=int(fields["attempt"]),
         worker=fields["worker"] or None,
         timestamp=EPOCH + timedelta(milliseconds=int(fields["at"])),
-        payload=json.loads(fields["payload"]),
+        payload=loads(fields["payload"]),
         final=fields["final"] == "1",
     )
 
@@ -119,7 +127,7 @@ class Watch:
         self.behind = True
         self.over = False
         self._wants_the_past = after is not None
-        self._wanted = None if after is None else after + 1
+        self._wanted = None if after is None else number_of("after", after) + 1
         self._head: Head | None = None
         self._life: int | None = None
         self._ends_with_replay = False
@@ -161,8 +169,15 @@ class Watch:
                 yield self._reply_so_far(reply)
 
     def live(self, text: str) -> Sequence[RunEvent]:
-        """Takes a published message. A jump in its number means that one was lost: the stream has it."""
-        event = RunEvent.from_json(text)
+        """Takes a published message. A jump in its number means that one was lost: the stream has it.
+
+        So it does where a message is not one of ours: anybody may publish on a channel.
+        """
+        try:
+            event = RunEvent.from_json(text)
+        except ValueError:
+            self.behind = True
+            return ()
         if event.seq is None:
             return (event,) if self._known_at is None or event.timestamp >= self._known_at else ()
         if event.seq == self.wanted:
@@ -235,6 +250,7 @@ def watch(
     `TimeoutError` is raised. Raises `RunNotFound`, or `RedisUnreachable` when Redis stays away.
     """
     place, patience = Watch(after), _Patience()
+    text_of_caller("run_id", run_id)
     channel = _channel(store, run_id, _head(store, run_id))
     while not place.over:
         place.behind = True
@@ -301,6 +317,7 @@ async def awatch(
     nothing: it reads on in the stream.
     """
     place, patience = Watch(after), _Patience()
+    text_of_caller("run_id", run_id)
     channel = _channel(store, run_id, await _ahead(store, run_id))
     while not place.over:
         place.behind = True

@@ -6,7 +6,6 @@ worker of the version before says nothing: it is listed, and what it serves is n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from openagents_worker.models import dumps
+from openagents_worker.jsontext import dumps, loads
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys, decode_id
 
@@ -152,7 +151,7 @@ def read_fleet(keys: Keys, default_queue: str) -> Plan[Fleet]:
     workers = yield from read_workers(keys)
     announced: dict[str, str] = yield lambda r: r.hgetall(keys("agents"))
     agents = tuple(
-        _agent(id_, json.loads(said), default_queue, workers) for id_, said in sorted(announced.items())
+        _agent(id_, loads(said), default_queue, workers) for id_, said in sorted(announced.items())
     )
     names = {default_queue, *(agent.queue for agent in agents), *(q for w in workers for q in w.queues)}
     names |= yield from _queues_with_runs(keys)
@@ -174,7 +173,7 @@ def _counts(keys: Keys, incarnations: Sequence[str]) -> Any:
 
 
 def _worker(incarnation: str, card: str | None, lag: str | None, runs: int, left_ms: int) -> WorkerInfo:
-    said: Mapping[str, Any] = json.loads(card) if card else {}
+    said: Mapping[str, Any] = loads(card) if card else {}
     at = said.get("started_at")
     return WorkerInfo(
         incarnation=incarnation,

@@ -13,15 +13,17 @@ from contextlib import contextmanager
 
 from pydantic import ValidationError
 
-from openagents_worker.errors import OtherFormat, RecordUnreadable
+from openagents_worker.errors import OtherFormat, RecordUnreadable, text_of
 
 __all__ = [
     "BEGUN",
     "BY_CONTENT",
     "BY_PLACE",
     "NEWEST_READ",
+    "UNREADABLE",
     "OLDEST_READ",
     "WRITTEN",
+    "format_of",
     "is_read",
     "other_format",
     "reading",
@@ -35,6 +37,7 @@ BY_CONTENT = 2
 BEGUN = BY_CONTENT
 """The format in which runs are begun."""
 NEWEST_READ = 2
+MAX_PROBLEM_CHARS = 500
 OLDEST_READ = WRITTEN - 2  # runs wait for days: they may have begun two upgrades ago
 
 
@@ -59,7 +62,7 @@ def reading(format_: int, *, run_id: str | None = None, session_id: str | None =
     `RecordUnreadable` for what is broken."""
     try:
         yield
-    except ValueError as error:
+    except UNREADABLE as error:
         if is_read(format_):
             raise RecordUnreadable(
                 f"what is stored cannot be read: {_what_is_wrong(error)}",
@@ -70,9 +73,19 @@ def reading(format_: int, *, run_id: str | None = None, session_id: str | None =
         raise other_format(format_, run_id=run_id, session_id=session_id) from error
 
 
-def _what_is_wrong(error: ValueError) -> str:
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
+"""What reading something of another shape than ours raises."""
+
+
+def format_of(text: str | None, *, run_id: str | None = None, session_id: str | None = None) -> int:
+    """The format that a stored field names; 0 for none. Raises `RecordUnreadable`."""
+    with reading(WRITTEN, run_id=run_id, session_id=session_id):
+        return int(text or 0)
+
+
+def _what_is_wrong(error: Exception) -> str:
     """Where and what, without the values: they may be secrets."""
     if not isinstance(error, ValidationError):
-        return str(error)
+        return f"{type(error).__name__}: {text_of(error)}"[:MAX_PROBLEM_CHARS]
     found = error.errors(include_url=False, include_input=False, include_context=False)
     return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in found[:3])

@@ -5,13 +5,15 @@ What is to be asked is decided once, by plans that sync and async stores carry o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any, Generic, TypedDict, TypeVar
 
-from openagents_worker.errors import OpenAgentsError, RequestInvalid
+from openagents_worker.arguments import number_of, optional_text, text_of_caller
+from openagents_worker.errors import OpenAgentsError, RequestInvalid, text_of
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys
@@ -130,17 +132,16 @@ class RunFilter:
 
     @classmethod
     def of(cls, given: RunFilters) -> RunFilter:
-        state, labels = given.get("state"), given.get("labels") or {}
-        lists = lists_of(given.get("tenant"), labels)
+        lists = lists_of(optional_text("tenant", given.get("tenant")), _labels(given.get("labels") or {}))
         for field, name in (("session_id", "session"), ("agent_id", "agent")):
-            if (id_ := given.get(field)) is not None:
+            if (id_ := optional_text(field, given.get(field))) is not None:
                 lists.append(f"{name}={id_}")
-        try:
-            states = frozenset(map(RunState, [state] if isinstance(state, str) else state or ()))
-        except ValueError as error:
-            raise RequestInvalid(str(error), hint=f"a state is one of {', '.join(RunState)}") from None
         return cls(
-            states, tuple(lists or [ALL]), _ms(given.get("since")), _ms(given.get("until")), given.get("code")
+            _states(given.get("state")),
+            tuple(lists or [ALL]),
+            _ms("since", given.get("since")),
+            _ms("until", given.get("until")),
+            optional_text("code", given.get("code")),
         )
 
     def passes(self, record: RunRecord) -> bool:
@@ -150,8 +151,27 @@ class RunFilter:
         return self.code is None or fnmatchcase(record.reason_code or "", self.code)
 
 
-def _ms(at: datetime | None) -> int | None:
-    return None if at is None else int(at.timestamp() * 1000)
+def _labels(given: Any) -> Mapping[str, str]:
+    if not isinstance(given, Mapping):
+        raise RequestInvalid(f"labels are names with their values, not {type(given).__name__}")
+    return {
+        text_of_caller("a label's name", name): text_of_caller(f"labels.{name}", value)
+        for name, value in given.items()
+    }
+
+
+def _states(given: Any) -> frozenset[RunState]:
+    try:
+        return frozenset(map(RunState, [given] if isinstance(given, str) else given or ()))
+    except (TypeError, ValueError) as error:
+        raise RequestInvalid(text_of(error), hint=f"a state is one of {', '.join(RunState)}") from None
+
+
+def _ms(name: str, at: Any) -> int | None:
+    try:
+        return None if at is None else int(at.timestamp() * 1000)
+    except (AttributeError, ValueError, OverflowError, OSError) as error:
+        raise RequestInvalid(f"{name} is not a time that can be used: {error}", hint="a datetime") from None
 
 
 def list_runs(
@@ -296,10 +316,11 @@ def _rows(key: str, most: str, least: str, offset: int) -> Callable[[Any], Any]:
 
 
 def _check_limit(limit: int) -> None:
-    if not 1 <= limit <= MAX_LIMIT:
-        raise RequestInvalid(
-            f"a page has 1 to {MAX_LIMIT} items, not {limit}", hint="ask for the next page with its cursor"
-        )
+    number_of("limit, the items of a page,", limit, least=1, most=MAX_LIMIT)
+
+
+_SCORE = re.compile("[0-9]{1,16}")
+SHOWN_CHARS = 60
 
 
 def _cursor(place: tuple[int, str]) -> str:
@@ -307,9 +328,12 @@ def _cursor(place: tuple[int, str]) -> str:
 
 
 def _place(cursor: str) -> tuple[int, str]:
-    score, found, id_ = cursor.partition("-")
-    if not (found and id_ and score.isdecimal()):
-        raise RequestInvalid(f"{cursor!r} is no cursor", hint="pass on the next_cursor of a page as it is")
+    score, found, id_ = text_of_caller("cursor", cursor).partition("-")
+    if not (found and id_ and _SCORE.fullmatch(score)):
+        raise RequestInvalid(
+            f"{cursor[:SHOWN_CHARS]!r} is not a valid cursor",
+            hint="pass on the next_cursor of a page as it is",
+        )
     return int(score), id_
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import inspect
 import ssl
 from collections.abc import Mapping
@@ -16,10 +17,26 @@ from openagents_worker.errors import ConfigError, ConfigValidationError
 from openagents_worker.redis_tls import Tls
 from openagents_worker.store.master import SENTINEL_TIMEOUT_S, AsyncMaster, AsyncToMaster, Master, ToMaster
 
-__all__ = ["options_of"]
+__all__ = ["options_of", "reading_any_bytes"]
 
 REDIS_PY_OF_RESP3 = 8  # it gives answers in RESP3 the shape of those in RESP2
 DOCS = "docs/redis.md says how a Redis is addressed"
+
+
+REPLACING = "openagents_text"
+
+
+def reading_any_bytes() -> dict[str, Any]:
+    """Answers as text, U+FFFD in the place of bytes that are not UTF-8: one field that another program has
+    written keeps nobody from reading the others. What is sent has to be whole."""
+    codecs.register_error(REPLACING, _replaced)
+    return {"decode_responses": True, "encoding_errors": REPLACING}
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    if isinstance(error, UnicodeDecodeError):
+        return "\ufffd", error.end
+    raise error
 
 
 def options_of(

@@ -5,12 +5,14 @@ Each answer is asked for and parsed by one pair of functions, which the sync and
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from openagents_worker.errors import RunNotFound, SessionNotFound
+from openagents_worker.jsontext import loads
 from openagents_worker.models import (
     ErrorDetails,
     RunArtifact,
@@ -21,7 +23,14 @@ from openagents_worker.models import (
     RunUsage,
 )
 from openagents_worker.store.client import AsyncStore, Plan, Reader, Store
-from openagents_worker.store.formats import is_read, reading
+from openagents_worker.store.formats import (
+    NEWEST_READ,
+    WRITTEN,
+    format_of,
+    is_read,
+    other_format,
+    reading,
+)
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.states import STATES
 
@@ -32,10 +41,12 @@ __all__ = [
     "aread_record",
     "aread_session",
     "aread_states",
+    "check_canvas",
     "read_record",
     "read_session",
     "read_states",
     "record_of",
+    "request_of",
     "run_not_found",
     "states_of",
 ]
@@ -81,7 +92,7 @@ def record_of(run_id: str, values: Sequence[str | None]) -> RunRecord | None:
     field = {name: value or "" for name, value in zip(RECORD_FIELDS, values, strict=True)}
     if not field["state"]:
         return None
-    with reading(int(field["format"] or 0), run_id=run_id):
+    with reading(format_of(field["format"], run_id=run_id), run_id=run_id):
         return _record(run_id, field)
 
 
@@ -114,7 +125,7 @@ def _record(run_id: str, field: Mapping[str, str]) -> RunRecord:
         duration_ms=count("active_ms"),
         usage=RunUsage.model_validate_json(field["usage"] or "{}"),
         last_error=_last_error(field["last_error"], field["last_error_details"]),
-        request=_request(field["request"], int(field["format"] or 0)),
+        request=_request(field["request"], int(field["format"] or 0), is_over=bool(field["result"])),
         result=RunResult[Any].model_validate_json(field["result"]) if field["result"] else None,
     )
 
@@ -126,14 +137,35 @@ def _last_error(code: str, details: str) -> ErrorDetails | None:
     return ErrorDetails(code=code, message="", retryable=True) if code else None
 
 
-def _request(text: str, format_: int) -> RunRequest | None:
-    """The run's request; None also for one of another format: who waits for the result can do without."""
+def _request(text: str, format_: int, *, is_over: bool) -> RunRequest | None:
+    """The run's request; None also for one of another format, and for one that cannot be read of a run that
+    has failed by it: who waits for the result can do without."""
     try:
         return RunRequest.model_validate_json(text) if text else None
     except ValueError:
-        if is_read(format_):
+        if is_read(format_) and not is_over:
             raise
         return None
+
+
+def request_of(run_id: str, text: str) -> RunRequest:
+    """The request of a run that is to be executed. Raises `RecordUnreadable`, and `OtherFormat` for one with
+    a field that only a newer version knows."""
+    with reading(WRITTEN, run_id=run_id):
+        try:
+            return RunRequest.model_validate_json(text)
+        except ValidationError as error:
+            is_newer = all(problem["type"] == "unknown_field" for problem in error.errors(include_url=False))
+            if is_newer and loads(text).keys() >= {"agent_id", "session_id", "input_text"}:
+                raise other_format(NEWEST_READ + 1, run_id=run_id) from error
+            raise
+
+
+def check_canvas(run_id: str, text: str) -> None:
+    """Raises `RecordUnreadable` for what is kept of a run's messages, where that is not a JSON object."""
+    with reading(WRITTEN, run_id=run_id):
+        if text and not isinstance(loads(text), dict):
+            raise TypeError("the options of its messages are not an object")
 
 
 def run_not_found(run_id: str) -> RunNotFound:
@@ -169,13 +201,21 @@ def _found(run_id: str, record: RunRecord | None) -> RunRecord:
 
 
 def states_of(keys: Keys, run_ids: Sequence[str]) -> Plan[dict[str, RunState | None]]:
-    """The states of many runs in few round trips; None for a run that is not known."""
+    """The states of many runs in few round trips; None for a run that is not known.
+
+    Raises `RecordUnreadable` for a state that there is not.
+    """
     states: dict[str, RunState | None] = {}
     for at in range(0, len(run_ids), STATES_A_PIPELINE):
         ids = run_ids[at : at + STATES_A_PIPELINE]
         values = yield _states(keys, ids)
-        states |= {id_: RunState(value) if value else None for id_, value in zip(ids, values, strict=True)}
+        states |= {id_: _state_of(id_, value) for id_, value in zip(ids, values, strict=True)}
     return states
+
+
+def _state_of(run_id: str, value: str | None) -> RunState | None:
+    with reading(WRITTEN, run_id=run_id):
+        return RunState(value) if value else None
 
 
 def read_states(store: Store, run_ids: Sequence[str]) -> dict[str, RunState | None]:
@@ -248,14 +288,15 @@ def _session_of(session_id: str, replies: Sequence[Any]) -> SessionView:
             hint="a session begins with its first run and goes OPENAGENTS_SESSION_TTL_S after its last",
             session_id=session_id,
         )
-    with reading(int(record.get("format") or 0), session_id=session_id):
+    format_ = format_of(record.get("format"), session_id=session_id)
+    with reading(format_, session_id=session_id):
         return SessionView(
             session_id,
             record.get("holder"),
             tuple(waiting),
-            tuple(map(json.loads, transcript)),
+            tuple(map(loads, transcript)),
             tuple(map(RunArtifact.model_validate_json, artifacts)),
-            {name: json.loads(value) for name, value in state.items()},
+            {name: loads(value) for name, value in state.items()},
             sum(size or 0 for size in sizes),
         )
 
@@ -273,13 +314,16 @@ class SessionStore:
     async def load_messages(
         self, session_id: str, *, last: int | None = None, upto: int | None = None
     ) -> list[dict[str, Any]]:
-        return [json.loads(text) async for text in self._items("transcript", session_id, last, upto)]
+        texts = [text async for text in self._items("transcript", session_id, last, upto)]
+        with reading(WRITTEN, session_id=session_id):
+            return list(map(loads, texts))
 
     async def list_artifacts(
         self, session_id: str, *, last: int | None = None, upto: int | None = None
     ) -> list[RunArtifact]:
-        found = self._items("artifacts", session_id, last, upto)
-        return [RunArtifact.model_validate_json(text) async for text in found]
+        texts = [text async for text in self._items("artifacts", session_id, last, upto)]
+        with reading(WRITTEN, session_id=session_id):
+            return list(map(RunArtifact.model_validate_json, texts))
 
     async def count_messages(self, session_id: str) -> int:
         return await self._length("transcript", session_id)

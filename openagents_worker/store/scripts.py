@@ -16,6 +16,7 @@ from hashlib import sha1
 from importlib import resources
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_type_hints
 
+from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
 from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
 from openagents_worker.store.keys import lua_key_functions
 from openagents_worker.store.states import states_in_lua
@@ -74,6 +75,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 PAGE_BYTES = 240 * 1024
 """Of a journal's records in one answer: none is longer than 256 KiB, or it would hold up everybody else's."""
+MAX_COUNTER_DIGITS = 19  # more do not fit into 64 bits
 MAX_RECOVERIES = 5
 LEFT_TO_OTHERS_MAX_MS = 24 * 3_600_000
 """Defaults of the settings of these names, for callers that have no settings."""
@@ -137,7 +139,10 @@ class Call(Generic[T]):
             if isinstance(value, str):
                 flat.append(value)
             elif isinstance(value, int):
-                flat.append(int(value))  # a bool is one, too
+                # A bool is one, too. hiredis ends the process for an integer that Python does not write.
+                if not SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
+                    raise ValueError(f"an argument of {self.script.name} is beyond 64 bits")
+                flat.append(int(value))
             else:
                 flat.append(len(value))
                 flat.extend(value)
@@ -582,16 +587,16 @@ def claim(
         answer,
         fence=fence,
         request=request,
-        attempt=int(attempt),
-        life=int(life),
-        retries=int(retries),
-        recoveries=int(recoveries or 0),
+        attempt=_number(attempt),
+        life=_number(life),
+        retries=_number(retries),
+        recoveries=_number(recoveries),
         uid=uid,
         usage=usage,
         queue=queue,
         canvas=canvas,
         last_error=last_error,
-        active_ms=int(text[12] or 0),
+        active_ms=_number(text[12]),
         durable=text[13] != "0",
         facts=_pairs(facts),
         journal_length=int(length),
@@ -600,6 +605,11 @@ def claim(
         artifacts=int(session[1]),
         session_state=None if session[2] is None else _pairs(session[2]),
     )
+
+
+def _number(text: str) -> int:
+    """A counter of a record; 0 where it is not a number, as for the scripts."""
+    return int(text) if text.isdecimal() and len(text) < MAX_COUNTER_DIGITS else 0
 
 
 @_door

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails, PydanticSerializationError
 
-from openagents_worker.errors import ToolError, ToolValidationError
-from openagents_worker.models import dumps
+from openagents_worker.errors import StepTooDeep, ToolError, ToolValidationError
+from openagents_worker.jsontext import NestedTooDeeply, replaced
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec, ToolPlugin
 
 __all__ = ["TypedTool"]
@@ -91,15 +91,22 @@ def _line(problem: ErrorDetails) -> str:
 def plain_json(value: Any, tool_name: str) -> Any:
     """The value as plain JSON: models, dates, sets and the like as pydantic writes them.
 
-    Raises `ToolError` for what is not JSON, NaN and text that is no Unicode included.
+    Raises `ToolError` for what is not JSON, and `StepTooDeep`.
     """
     try:
-        plain = _ANYTHING.dump_python(value, mode="json")
-        dumps(plain).encode()
+        return _plain(value)
+    except NestedTooDeeply as error:
+        raise StepTooDeep(f"the result of {tool_name} cannot be stored: {error}") from error
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
         raise ToolError(
             f"the result of {tool_name} is not JSON: {error}",
             tool_name,
             hint="return str, numbers, bool, None, lists, dicts, dataclasses or pydantic models",
         ) from error
-    return plain
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return replaced(value)
+    except TypeError:
+        return replaced(_ANYTHING.dump_python(value, mode="json"))

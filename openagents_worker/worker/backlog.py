@@ -6,12 +6,12 @@ oldest one still waits in line; one whose message is older has lost it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from openagents_worker.addresses import as_redis
 from openagents_worker.errors import RedisUnreachable
+from openagents_worker.jsontext import loads
 from openagents_worker.store.client import AsyncStore, Cell
 
 __all__ = ["Backlog", "EMPTY", "oldest_of", "priorities_are_kombus"]
@@ -67,8 +67,8 @@ def oldest_of(messages: Iterable[str]) -> int | None:
     for message in messages:
         any_message = True
         try:
-            times.append(int(json.loads(message)["headers"]["wake_us"]))
-        except (ValueError, KeyError, TypeError):
+            times.append(int(loads(message)["headers"]["wake_us"]))
+        except (ValueError, LookupError, TypeError, OverflowError):
             continue  # a foreign producer's message
     if times:
         return min(times)

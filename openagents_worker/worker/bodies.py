@@ -15,6 +15,7 @@ from celery.exceptions import Ignore
 from celery.utils.time import maybe_make_aware
 
 from openagents_worker.errors import OpenAgentsError, RedisUnreachable, RunConflict, RunFailed, SubmitUnknown
+from openagents_worker.jsontext import is_whole
 from openagents_worker.models import RunRequest, StopReason
 from openagents_worker.producer.canvas import canvas_of_message
 from openagents_worker.producer.submit import asubmit
@@ -126,17 +127,19 @@ def note_told(task: Task, status: str) -> None:
 def _message_of(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Message:
     request = task.request
     headers = request.headers or {}
-    queue = (request.delivery_info or {}).get("routing_key") or ""
+    queue = (request.delivery_info or {}).get("routing_key")
+    queue = queue if isinstance(queue, str) and is_whole(queue) else ""
+    has_id = isinstance(request.id, str) and is_whole(request.id)
     ours = "wake_us" in headers or getattr(request, "wake_us", None) is not None
     format_ = headers.get("run_format", getattr(request, "run_format", None))
     return Message(
-        request.id if isinstance(request.id, str) else f"no-id-{uuid.uuid4()}",
+        request.id if has_id else f"no-id-{uuid.uuid4()}",
         args,
         kwargs,
         queue.removesuffix(".wake"),
         ours,
         _ms_until(request.expires),
-        has_id=isinstance(request.id, str),
+        has_id=has_id,
         format=format_ if ours and isinstance(format_, int) else WRITTEN,
     )
 

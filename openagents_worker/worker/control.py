@@ -12,7 +12,7 @@ from typing import Any
 
 from celery.worker import control
 
-from openagents_worker.errors import RedisUnreachable, RunNotFound
+from openagents_worker.errors import RedisUnreachable, RequestInvalid, RunNotFound
 from openagents_worker.producer.app_parts import find_parts
 from openagents_worker.producer.client import Client, client_of
 from openagents_worker.telemetry import get_logger
@@ -56,7 +56,7 @@ def _cancelled(client: Client, ids: list[str]) -> list[str]:
     for run_id in ids:
         try:
             answer = client.cancel(run_id, "revoked")
-        except RunNotFound:
+        except (RunNotFound, RequestInvalid):  # also what can be the id of no run
             continue
         found.append(run_id)
         log.of_run(logging.INFO, "run.revoked", run_id=run_id, answer=answer.value)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openagents_worker.errors import RequestInvalid
+from openagents_worker.errors import RequestInvalid, text_of
+from openagents_worker.jsontext import is_whole
 from openagents_worker.models import RunRequest, parse_request
 from openagents_worker.store.formats import WRITTEN, is_read
 
@@ -49,7 +50,7 @@ def wanted(message: Message, *, max_bytes: int) -> str | RunRequest:
         return message.task_id
     body = _only_argument(message)
     if isinstance(body, Mapping) and message.ours and set(body) == IDS:
-        return _agreed(str(body["run_id"]), message)
+        return _agreed(text_of(body["run_id"]), message)
     if isinstance(body, Mapping) and "run_id" not in body:
         body = {**body, "run_id": message.task_id}
     request = parse_request(body, max_bytes=max_bytes)
@@ -62,7 +63,7 @@ def run_to_resume(message: Message) -> str:
     if not is_read(message.format):
         return message.task_id
     run_id = message.args[0] if message.args else message.kwargs.get("run_id")
-    if not isinstance(run_id, str) or not run_id:
+    if not isinstance(run_id, str) or not run_id or not is_whole(run_id):
         raise RequestInvalid(
             "tasks.resume_run takes a run_id and a checkpoint_id", hint='args: ["r1", "r1:step:3"]'
         )

@@ -13,7 +13,8 @@ from typing import Any
 
 from celery import bootsteps
 
-from openagents_worker.errors import RedisUnreachable, RequestInvalid
+from openagents_worker.errors import RedisUnreachable, RequestInvalid, text_of
+from openagents_worker.jsontext import is_whole
 from openagents_worker.producer.client import client_of
 from openagents_worker.producer.transport import RUN_AGENT, wake_queue
 from openagents_worker.store.scripts import reject
@@ -26,7 +27,7 @@ __all__ = ["refusals_of"]
 log = get_logger(__name__)
 
 MAX_REASON_CHARS = 500
-OF_A_WRONG_SHAPE = (LookupError, TypeError, ValueError, AttributeError)
+OF_A_WRONG_SHAPE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """What Celery's own code raises when a part of a message is not of the type that it takes for granted."""
 
 
@@ -116,7 +117,7 @@ def _answer(host: Host, consumer: Any, message: Any, reason: object) -> None:
 def _refusal(name: object, reason: object) -> RequestInvalid:
     if isinstance(reason, KeyError) and name is not None and reason.args == (name,):
         return RequestInvalid(f"no task is named {name!r}", hint=f"the task of a run is {RUN_AGENT}")
-    what = f"{type(reason).__name__}: {reason}" if reason is not None else "it names no task"
+    what = f"{type(reason).__name__}: {text_of(reason)}" if reason is not None else "it names no task"
     return RequestInvalid(
         f"the message is none of a task: {what}"[:MAX_REASON_CHARS],
         hint=f"Celery's protocol 2, content type application/json, {EXAMPLE}",
@@ -126,7 +127,7 @@ def _refusal(name: object, reason: object) -> RequestInvalid:
 def _id_of(message: Any) -> str | None:
     """The id under which whoever sent it would look; None when there is none to be read."""
     ids = (_headers(message).get("id"), (message.properties or {}).get("correlation_id"))
-    return next((found for found in ids if isinstance(found, str) and found), None)
+    return next((found for found in ids if isinstance(found, str) and found and is_whole(found)), None)
 
 
 def _headers(message: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from celery.exceptions import InvalidTaskError
 from celery.worker.request import Request
 from celery.worker.state import revoked_stamps
 
-from openagents_worker.errors import RedisUnreachable, RunNotFound
+from openagents_worker.errors import RedisUnreachable, RequestInvalid, RunNotFound
 from openagents_worker.producer.client import client_of
 from openagents_worker.producer.transport import RESUME_RUN, RUN_AGENT
 from openagents_worker.telemetry import get_logger
@@ -62,7 +62,7 @@ class RunMessage(Request):  # type: ignore[misc]  # Celery ships no types
             return False
         try:
             answer = client_of(self.app).cancel(self.id, "revoked")
-        except RunNotFound:
+        except (RunNotFound, RequestInvalid):
             return False
         except RedisUnreachable as error:
             log.warning("revoke.redis_away", ids=[self.id], error=error.message)

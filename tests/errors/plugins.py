@@ -12,7 +12,10 @@ from openagents_worker.errors import RAISED_BY_PLUGINS, OpenAgentsError, ToolRat
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.tools.base import ToolContext
 
-__all__ = ["HINT", "Buggy", "Numbers", "PassesOn", "Quitter", "complain", "crash", "dawdle", "echo", "spoil"]
+__all__ = [
+    *("HINT", "Buggy", "Numbers", "PassesOn", "Quitter"),
+    *("complain", "crash", "dawdle", "echo", "pile", "spoil"),
+]
 
 HINT = "ask whoever wrote the plugin"
 
@@ -42,6 +45,15 @@ async def crash() -> None:
 async def dawdle() -> None:
     """Takes longer than it may."""
     await asyncio.Event().wait()
+
+
+@tool
+async def pile() -> Any:
+    """Gives lists in lists, a hundred and one."""
+    value: Any = "at the bottom"
+    for _ in range(101):
+        value = [value]
+    return value
 
 
 @tool

@@ -269,6 +269,12 @@ def a_reply_is_larger_than_a_payload_may_be(shop: Installation) -> Met:
     return ended(shop.submit("clerk"))
 
 
+@provokes("step.too_deep")
+def a_tool_gives_lists_in_lists(shop: Installation) -> Met:
+    shop.model.will_say({"tool_calls": [call("pile")]}, {"text": "never"})
+    return ended(shop.submit("clerk"))
+
+
 @provokes("run.cancelled")
 def a_run_is_cancelled(shop: Installation) -> Met:
     handle = hanging(shop)
@@ -400,7 +406,7 @@ for cls in RAISED_BY_PLUGINS:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
-    own = {name: f"{PLUGINS}.{name}" for name in ("complain", "crash", "dawdle", "echo", "spoil")}
+    own = {name: f"{PLUGINS}.{name}" for name in ("complain", "crash", "dawdle", "echo", "pile", "spoil")}
     http = {"type": "http_request", "config": {"allow_hosts": ["127.0.0.1"]}}
     react = {"type": "react", "config": {"max_tool_errors_in_a_row": 1}}
     agents = [

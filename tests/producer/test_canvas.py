@@ -79,7 +79,7 @@ def test_a_stamp_that_is_an_option_is_refused(run_agent: AgentTask) -> None:
     [
         ({"priority": 11}, "priority"),
         ({"headers": {"wake_us": "1"}}, "wake_us"),
-        ({"headers": {"x": math.nan}}, "JSON"),
+        ({"headers": {"x": math.nan}}, "headers.x: it is NaN"),
         ({"link": {"args": [object()]}}, "JSON"),
     ],
 )

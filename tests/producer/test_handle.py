@@ -18,6 +18,7 @@ from pydantic import BaseModel, field_validator
 from openagents_worker.errors import (
     LLMResponseError,
     OutputValidationError,
+    RecordUnreadable,
     RequestInvalid,
     RunFailed,
     RunNotFound,
@@ -384,3 +385,48 @@ def test_a_run_that_follows_another_is_awaited_before_it_is_there(client: Client
     with pytest.raises(RunFailed) as failed:
         second.get(timeout=PATIENCE_S)
     assert failed.value.run_id == "first"
+
+
+# --- records that cannot be read -------------------------------------------------------------------------
+
+
+def test_whoever_waits_gets_the_end_of_a_run_that_cannot_be_read_until_then(
+    client: Client, hand: Hand, handle: RunHandle[Any]
+) -> None:
+    """Its worker ends it by that; what is stored with the end can be read."""
+    client.store.redis.hset(client.store.keys("run", "r1"), "usage", "not JSON")
+    waiting, outcome = in_a_thread(lambda: handle.wait(PATIENCE_S))
+    hand.claim("r1")
+    hand.finish("r1")
+    waiting.join()
+
+    assert isinstance(outcome[0], RunResult), outcome
+    assert outcome[0].run_id == "r1"
+
+
+async def test_the_asyncio_handle_waits_for_it_too(
+    client: Client, aclient: AsyncClient, hand: Hand, handle: RunHandle[Any]
+) -> None:
+    """As its twin does."""
+    client.store.redis.hset(client.store.keys("run", "r1"), "usage", "not JSON")
+    waiting = asyncio.create_task(aclient.handle("r1").wait(PATIENCE_S))
+    await asyncio.to_thread(hand.claim, "r1")
+    await asyncio.to_thread(hand.finish, "r1")
+
+    assert (await waiting).run_id == "r1"
+
+
+@pytest.mark.parametrize("field", ["state", "created"])
+def test_a_run_that_is_over_and_cannot_be_read_is_an_error(
+    client: Client, hand: Hand, handle: RunHandle[Any], field: str
+) -> None:
+    """With a code; nobody waits for ever."""
+    hand.claim("r1")
+    hand.finish("r1")
+    redis, key = client.store.redis, client.store.keys("run", "r1")
+    written = redis.hget(key, field) or ""
+    redis.hset(key, field, "yesterday")
+
+    with pytest.raises(RecordUnreadable):
+        handle.wait(PATIENCE_S)
+    redis.hset(key, field, written)

@@ -157,9 +157,9 @@ def test_sessions_are_listed_with_what_is_in_them(client: Client, hand: Hand) ->
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"limit": 0}, f"1 to {MAX_LIMIT}"),
-        ({"limit": MAX_LIMIT + 1}, f"1 to {MAX_LIMIT}"),
-        ({"cursor": "here"}, "'here' is no cursor"),
+        ({"limit": 0}, f"1 to {MAX_LIMIT:,}"),
+        ({"limit": MAX_LIMIT + 1}, f"1 to {MAX_LIMIT:,}"),
+        ({"cursor": "here"}, "'here' is not a valid cursor"),
         ({"code": "[a-z" * 1_000}, "the glob of a code has 4,000 characters"),
         ({"state": "done"}, "'done' is not a valid RunState"),
     ],

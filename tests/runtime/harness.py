@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from openagents_worker.agents import load_agents
-from openagents_worker.models import RunRecord, RunRequest, canonical_json
+from openagents_worker.jsontext import canonical_json
+from openagents_worker.models import RunRecord, RunRequest
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.runner import Carried, Runner

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import FixedMessage
-from openagents_worker.models import RunBudget, RunRecord, RunState, dumps
+from openagents_worker.models import RunBudget, RunRecord, RunState
 from openagents_worker.patterns.react import ReActPattern
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import Outlook

@@ -83,6 +83,14 @@ VALUES: dict[str, Callable[[], Any]] = {
     "bytes": lambda: b"\xff",
 }
 
+REPLACED: dict[str, Any] = {
+    "half a character": {"text": "\ufffd"},
+    "NaN": None,
+    "a very large number": hex(10**5000),
+}
+"""What is stored of a value that JSON has no place for."""
+TOO_DEEP = ("a deep nesting", "a very deep nesting")
+
 ERRORS: dict[str, Callable[[], BaseException]] = {
     "half a character": lambda: ValueError(HALF),
     "no text": lambda: ValueError(Refuses()),

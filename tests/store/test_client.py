@@ -264,3 +264,17 @@ async def test_nobody_waits_for_ever_for_an_answer_that_is_lost(
             await asyncio.wait_for(lanes.ask("ECHO", "hello"), 5)
         monkeypatch.undo()
         await store.close()
+
+
+async def test_bytes_that_are_not_text_keep_nobody_from_reading_the_rest(redis_url: str) -> None:
+    """U+FFFD stands in their place: another program's field is not an error of everybody who reads beside."""
+    store, beside = Store(Cell(redis_url)), AsyncStore(Cell(redis_url))
+    store.redis.hset("oa:run:x", mapping={"good": "ü", "bad": b"a\xff\xed\xa0\x80"})
+
+    def read(client: Any) -> Any:
+        return client.hmget("oa:run:x", "good", "bad", "none")
+
+    assert store.ask(read) == await beside.ask(read) == ["ü", "a\ufffd\ufffd\ufffd\ufffd", None]
+    store.redis.delete("oa:run:x")
+    store.close()
+    await beside.close()

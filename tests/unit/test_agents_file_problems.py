@@ -197,10 +197,20 @@ def test_a_missing_variable_has_its_line_and_no_further_problem() -> None:
         ),
         ('{"a": 1, "\\u0061": 2}', "the key 'a' twice, at line 1 and at line 1"),
         ('{"agents":\n  NaN}', "not JSON at line 2, column 3: NaN is not JSON"),
+        ('{"agents":\n  1e999}', "not allowed at line 2, column 3: it is NaN or infinite"),
+        ('{"agents":\n  -1E400}', "not allowed at line 2, column 3: it is NaN or infinite"),
+        (f'{{"agents":\n  {2**63}}}', "not allowed at line 2, column 3: it is an integer beyond 64 bits"),
+        (f'{{"agents":\n  {10**4200}}}', "not allowed at line 2, column 3: it is an integer beyond 64 bits"),
+        (
+            '{"agents":\n  1' + "0" * 5_000 + "}",
+            "not allowed at line 2, column 3: a number of 5,001 characters",
+        ),
+        ('{"agents":\n  "\\ud800"}', "not allowed at line 2, column 3: it is half of a surrogate pair"),
+        ('{"agents": [],\n "\\udfff": 1}', "not allowed at line 2, column 2: it is half of a surrogate pair"),
+        ('{"agents":\n  "\ud800"}', "not allowed at line 2, column 4: half of a surrogate pair"),
         ('{"agents": -Infinity}', "-Infinity is not JSON"),
         ('{"agents": ' + "[" * 100_000, "nested too deeply"),
         ('{"agents":\n' + "[" * 100 + "]" * 100 + "}", "line 2, column 100: it is nested too deeply"),
-        ('{"agents": ' + "9" * 5_000 + "}", "not JSON"),
         ('{"agents": 1} x', "not JSON at line 1, column 15"),
     ],
 )
@@ -220,7 +230,11 @@ def test_a_mark_at_the_beginning_of_the_file_is_not_part_of_it(tmp_path: Path) -
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=20,
 )

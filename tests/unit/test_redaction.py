@@ -94,12 +94,12 @@ def test_a_value_that_contains_itself_comes_to_an_end() -> None:
 
 
 def test_what_is_not_json_becomes_its_text() -> None:
-    """Models are shown by their fields; times, bytes, NaN and objects as text."""
+    """Models are shown by their fields; times, bytes and objects as text, NaN as null."""
     at = datetime(2026, 1, 2, tzinfo=UTC)
     assert redact({"b": b"abc", "t": at, "n": float("nan"), "m": RunBudget(max_steps=3), 1: {2}}) == {
         "b": "<3 bytes>",
         "t": str(at),
-        "n": "nan",
+        "n": None,
         "m": RunBudget(max_steps=3).model_dump(),
         "1": [2],
     }

@@ -131,3 +131,40 @@ def test_the_example_file_is_what_the_class_says() -> None:
     for name, field in Settings.model_fields.items():
         assert f"OPENAGENTS_{name.upper()}=" in env_example()
         assert field.description, name
+
+
+NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        "9" * 5_000,
+        "9" * 30,
+        "-" + "9" * 30,
+        "1e999",
+        "1e308",
+        "nan",
+        "-inf",
+        "\udcff",
+        str(2**63),
+        "[" * 2_000,
+    ],
+    ids=lambda value: value[:6].encode("ascii", "replace").decode(),
+)
+def test_a_number_that_nothing_could_count_is_refused(name: str, value: str) -> None:
+    """With the variable's name: an integer of 5,000 digits, a time of more than ten years, infinity."""
+    with pytest.raises(ConfigValidationError) as refused:
+        load_settings({f"OPENAGENTS_{name.upper()}": value})
+
+    assert f"OPENAGENTS_{name.upper()}: " in str(refused.value)
+    assert len(str(refused.value)) < 500
+    str(refused.value).encode()
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_a_variable_that_is_not_utf8_is_refused(name: str) -> None:
+    """Python gives its bytes as halves of characters, which nobody can store or send."""
+    with pytest.raises(ConfigValidationError, match=f"OPENAGENTS_{name.upper()}"):
+        load_settings({f"OPENAGENTS_{name.upper()}": "a\udcff"})

@@ -87,7 +87,7 @@ REFUSED = {
     "limit below zero": ({"budget": {"max_steps": -1}}, "request.invalid", "budget.max_steps"),
     "unknown limit": ({"budget": {"max_step": 1}}, "request.invalid", "did you mean 'max_steps'?"),
     "a date": ({"metadata": {"when": datetime.now(UTC)}}, "request.invalid", "no tuples, dates, NaN"),
-    "no number": ({"metadata": {"share": math.nan}}, "request.invalid", "no tuples, dates, NaN"),
+    "no number": ({"metadata": {"share": math.nan}}, "request.invalid", "metadata.share: it is NaN"),
     "an object": ({"context_hints": {"of": object()}}, "request.invalid", "no tuples, dates, NaN"),
     "too large": ({"input_text": "x" * MAX_BYTES}, "request.too_large", "OPENAGENTS_MAX_PAYLOAD_BYTES"),
 }
@@ -131,7 +131,7 @@ WRONG_CALLS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "headers that are no JSON": (
         lambda task: task.apply_async((GOOD,), headers={"of": object()}),
         "request.invalid",
-        "no plain JSON",
+        "not plain JSON",
     ),
 }
 

@@ -24,6 +24,7 @@ from openagents_worker.cli.not_started import NotStarted
 from openagents_worker.cli.show import call_lines, picture_of
 from openagents_worker.cli.story import RunCall, find_call, short_call_id
 from openagents_worker.cli.terminal import dump, err, out
+from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunBudget
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
@@ -80,7 +81,7 @@ def run_(
     request: dict[str, Any] = {
         "agent_id": agent,
         "session_id": session_id,
-        "input_text": sys.stdin.read() if text == "-" else text,
+        "input_text": _standard_input() if text == "-" else text,
         **{name: value for name, value in given.items() if value is not None},
     }
     if budget:
@@ -94,6 +95,16 @@ def run_(
     else:
         out(handle.id)
     return Exit.SUCCESS
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise RequestInvalid(
+            f"standard input is not text in {error.encoding}: {error.reason} at byte {error.start}",
+            hint="convert it, for example with iconv",
+        ) from None
 
 
 @click.command()

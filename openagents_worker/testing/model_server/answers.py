@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.script import ScriptedFault, ScriptedReply
-from openagents_worker.models import dumps
 from openagents_worker.testing.model_server.connection import Connection, Hangup
 from openagents_worker.testing.model_server.wire_format import Event, ModelRequest, Reply, WireFormat
 

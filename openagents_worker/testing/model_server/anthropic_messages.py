@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.script import ScriptedCall, words
-from openagents_worker.models import dumps
 from openagents_worker.testing.model_server.anthropic_rules import (
     Message,
     Text,

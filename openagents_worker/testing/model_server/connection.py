@@ -9,7 +9,7 @@ from typing import Any
 
 import h11
 
-from openagents_worker.models import dumps
+from openagents_worker.jsontext import dumps
 
 __all__ = ["Connection", "Hangup", "HttpRequest"]
 

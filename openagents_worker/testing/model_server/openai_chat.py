@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.script import words
-from openagents_worker.models import dumps
 from openagents_worker.testing.model_server.connection import HttpRequest
 from openagents_worker.testing.model_server.openai_rules import check_request
 from openagents_worker.testing.model_server.wire_format import (

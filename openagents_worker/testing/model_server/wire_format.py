@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMUsage
 from openagents_worker.llm.script import ScriptedCall, ScriptedReply
 from openagents_worker.llm.scripted import usage_of
-from openagents_worker.models import dumps
 from openagents_worker.testing.model_server.connection import HttpRequest
 
 __all__ = [

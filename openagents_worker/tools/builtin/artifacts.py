@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from openagents_worker.errors import PermanentToolError
-from openagents_worker.models import dumps
+from openagents_worker.jsontext import dumps
 from openagents_worker.tools.base import ToolContext
 from openagents_worker.tools.typed import TypedTool
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from pydantic import Field
 
 from openagents_worker.errors import ToolValidationError
-from openagents_worker.models import dumps
+from openagents_worker.jsontext import check, loads
 from openagents_worker.tools.base import ToolContext
 from openagents_worker.tools.typed import READS_ONLY, TypedTool
 
@@ -26,12 +26,12 @@ class JsonParse(TypedTool):
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         try:
-            value = json.loads(args.text, parse_constant=_no_constant)
-            dumps(value).encode()  # 1e999 and half a surrogate pair parse, but are no JSON to anybody else
+            value = loads(args.text)
+            check(value)  # 1e999 and half a surrogate pair parse, but are no JSON to anybody else
         except json.JSONDecodeError as error:
             place = f"line {error.lineno}, column {error.colno}"
             raise ToolValidationError(f"text: no JSON at {place}: {error.msg}", self.name) from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ToolValidationError(f"text: no JSON that can be kept: {error}", self.name) from None
         return {"value": value}
 
@@ -59,7 +59,3 @@ _OPERATIONS: dict[str, Callable[[str], str]] = {
     "strip": str.strip,
     "reverse": lambda text: text[::-1],
 }
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not allowed in JSON")

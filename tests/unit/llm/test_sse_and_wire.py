@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openagents_worker.errors import LLMResponseError
+from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER, dumps
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.llm.sse import SSEDecoder
 from openagents_worker.llm.wire import StreamedReply, messages_to_wire, reply_from_wire, tool_call
-from openagents_worker.models import dumps
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
@@ -96,7 +96,10 @@ def test_one_turn_with_several_calls_is_one_assistant_message() -> None:
     ]
 
 
-@given(st.dictionaries(TEXT, st.none() | st.booleans() | st.integers() | TEXT | st.lists(TEXT, max_size=2)))
+NUMBERS = st.integers(SMALLEST_INTEGER, LARGEST_INTEGER)
+
+
+@given(st.dictionaries(TEXT, st.none() | st.booleans() | NUMBERS | TEXT | st.lists(TEXT, max_size=2)))
 def test_a_call_comes_back_from_the_wire_as_it_went_out(arguments: dict[str, Any]) -> None:
     """Neutral call → wire → neutral call changes nothing."""
     call = {"id": "c", "name": "tool", "arguments": arguments}
@@ -112,10 +115,29 @@ def test_a_call_comes_back_from_the_wire_as_it_went_out(arguments: dict[str, Any
     assert (back.id, back.name, back.arguments, back.parse_error) == ("c", "tool", arguments, None)
 
 
+NESTED = '{"x": ' + "[" * 900 + "]" * 900 + "}"
+
+
 # --- tool calls ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("raw", ["[1]", "7", "{", '{"x": NaN}', '{"x": "\\ud83d"}', "[" * 100_000])
+@pytest.mark.parametrize(
+    ("raw", "arguments"),
+    [
+        ('{"x": "\\ud83d"}', {"x": "\ufffd"}),
+        ('{"x": "\\ud83d\\ude00"}', {"x": "😀"}),
+        ('{"x": 1e999}', {"x": None}),
+        (f'{{"x": {2**63}}}', {"x": str(2**63)}),
+    ],
+)
+def test_what_json_has_no_place_for_is_replaced_in_arguments(raw: str, arguments: dict[str, Any]) -> None:
+    """The tool is called with what is stored; its schema says whether that will do."""
+    call = tool_call("c", "tool", raw)
+
+    assert (call.arguments, call.parse_error) == (arguments, None)
+
+
+@pytest.mark.parametrize("raw", ["[1]", "7", "{", '{"x": NaN}', "[" * 100_000, NESTED])
 def test_arguments_that_are_no_json_object_are_a_parse_error(raw: str) -> None:
     """The model reads what was wrong with its call; nothing is raised."""
     call = tool_call("c", "tool", raw)

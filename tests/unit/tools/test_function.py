@@ -182,7 +182,7 @@ async def test_results_become_plain_json() -> None:
     }
 
 
-@pytest.mark.parametrize("result", [object(), float("nan"), {"x": lambda: 0}, "\ud800"])
+@pytest.mark.parametrize("result", [object(), {"x": lambda: 0}, {1, object()}])
 async def test_a_result_that_is_no_json_is_an_error_of_the_tool(result: Any) -> None:
     """It is refused where it arises, not when the run is stored."""
 

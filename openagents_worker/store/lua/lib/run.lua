@@ -4,6 +4,12 @@ local RUN_FIELDS = {'state', 'fence', 'owner', 'attempt', 'life', 'agent', 'sess
   'retries', 'recoveries', 'stuck', 'durable', 'usage', 'emit_no', 'due', 'uid', 'started', 'claimed', 'cancel_reason', 'format',
   'suspicion'}
 
+-- count_of(text): a counter of a record; what is no whole number, as another program may have written, counts as nothing
+local function count_of(text)
+  local number = tonumber(text)
+  return number and number >= 0 and number <= 9007199254740992 and math.floor(number) == number and number or 0
+end
+
 -- load(R): the record as a table, numbers as numbers; nil when there is none
 local function load(R)
   local values = redis.call('HMGET', k.run(R), unpack(RUN_FIELDS))
@@ -11,7 +17,7 @@ local function load(R)
   local run = {id = R}
   for i, name in ipairs(RUN_FIELDS) do run[name] = values[i] or '' end
   for _, name in ipairs({'attempt', 'life', 'steps', 'retries', 'recoveries', 'stuck', 'emit_no', 'due', 'expires', 'format'}) do
-    run[name] = tonumber(run[name]) or 0
+    run[name] = count_of(run[name])
   end
   return run
 end
@@ -106,7 +112,8 @@ end
 -- leave(run): no longer in its owner's lists; the time it was worked on is added up
 local function leave(run)
   if run.owner == '' then return end
-  redis.call('HINCRBY', k.run(run.id), 'active_ms', math.max(0, NOW_MS - (tonumber(run.claimed) or NOW_MS)))
+  local active_ms = count_of(redis.call('HGET', k.run(run.id), 'active_ms') or '')
+  redis.call('HSET', k.run(run.id), 'active_ms', digits(active_ms + math.max(0, NOW_MS - (tonumber(run.claimed) or NOW_MS))))
   redis.call('SREM', k.worker_runs(run.owner), run.id)
   redis.call('SREM', k.worker_box(run.owner), run.id)
   if run.suspicion ~= '' or run.stuck >= 2 then redis.call('SREM', k.suspects(run.owner), run.id) end
