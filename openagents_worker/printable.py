@@ -13,13 +13,19 @@ __all__ = ["escaped_line", "json_escaped", "one_line", "printable"]
 
 _HIDDEN = (
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # order of characters (bidi)
-    "\u2061-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # without width; what scripts and emoji need stays
+    "\u2061-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # without width
     "\u2028\u2029"  # line and paragraph separator
     "\ud800-\udfff"  # halves of surrogate pairs: nothing can encode them
-    "\U000e0000-\U000e007f"  # tags: ASCII that nobody sees
+    "\U000e0000-\U000e007f\U000e0100-\U000e01ef"  # tags and selectors: texts that nobody sees
 )
-_NEVER = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_HIDDEN}]")  # all but newline and tab
-_NEVER_IN_JSON = re.compile(f"[\x7f-\x9f{_HIDDEN}]")  # json.dumps escapes the others itself
+_JOINERS = "\u00ad\u180e\u200b-\u200d\u2060"
+# Emoji and many scripts need them between two of their characters; beside ASCII they only hide something.
+# At the end of a piece of a stream the next character is not known.
+_HIDDEN_JOINER = (
+    f"(?<=[\x00-\x7f{_JOINERS}])[{_JOINERS}]|[{_JOINERS}](?=[\x00-\x7f{_JOINERS}])|\\A[{_JOINERS}]\\Z"
+)
+_NEVER = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_HIDDEN}]|{_HIDDEN_JOINER}")  # all but newline and tab
+_NEVER_IN_JSON = re.compile(f"[\x7f-\x9f{_HIDDEN}]|{_HIDDEN_JOINER}")  # json.dumps escapes the others itself
 
 
 def printable(text: str) -> str:

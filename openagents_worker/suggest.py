@@ -12,12 +12,20 @@ from heapq import nlargest
 from itertools import islice
 from os.path import commonprefix
 
-__all__ = ["MAX_COMPARED_NAMES", "MAX_KNOWN_NAMES", "MAX_NAME_CHARS", "did_you_mean", "nearest"]
+__all__ = [
+    "MAX_COMPARED_NAMES",
+    "MAX_KNOWN_NAMES",
+    "MAX_NAME_CHARS",
+    "agent_hint",
+    "did_you_mean",
+    "nearest",
+]
 
 MAX_NAME_CHARS = 64  # a typing mistake in a longer name is nothing that a suggestion would mend
 MAX_COMPARED_NAMES = 100  # to compare two names of usual length takes 20 µs
 MAX_KNOWN_NAMES = 1_000  # to see how they begin and end takes some 10 ms
 MAX_LISTED_CHARS = 1_000  # of all known names, where none is near
+NEAR_AGENT = 0.7  # of difflib's ratio: two letters of seven differ; what is farther away is not a misspelling
 _FEW = 10  # of many: those that begin and end most like the name
 
 
@@ -51,6 +59,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     listed = ", ".join(names)
     shown = listed if len(listed) <= MAX_LISTED_CHARS else f"{listed[:MAX_LISTED_CHARS]}…"
     return f"; known: {shown}" if names else "; none is known"
+
+
+def agent_hint(agent_id: str, known: Iterable[str]) -> str:
+    """What to do about an unknown agent. It names the agent that was probably meant, and no other.
+
+    Whoever may submit runs need not learn which agents there are.
+    """
+    near = nearest(agent_id, known, cutoff=NEAR_AGENT)
+    guess = f"did you mean {near!r}? " if near is not None else ""
+    return (
+        f"{guess}an agent is known once a worker that can serve it was started; `openagents-worker status` "
+        "lists those that are, `openagents-worker validate` says why one cannot be served"
+    )
 
 
 def _in_common(name: str, other: str) -> int:

@@ -30,6 +30,7 @@ from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.operations import AsyncOperations, Operations, send_accepted
 from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.producer.submit import asubmit, submit
+from openagents_worker.redaction import shown_reason
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.checkpoints import Checkpoint, acheckpoints, checkpoints
@@ -313,7 +314,9 @@ def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any
 
 def _cancel(run_id: str, reason: str | None) -> Call[Cancelled]:
     return scripts.cancel(
-        run_id=text_of_caller("run_id", run_id), reason=optional_text("reason", reason) or "", force=False
+        run_id=text_of_caller("run_id", run_id),
+        reason=shown_reason(optional_text("reason", reason)),
+        force=False,
     )
 
 

@@ -22,13 +22,14 @@ from openagents_worker.errors import (
     SubmitUnknown,
 )
 from openagents_worker.models import RunRecord, RunRequest, RunState, parse_request
+from openagents_worker.redaction import shown_reason
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Store
 from openagents_worker.store.listing import lists_of
 from openagents_worker.store.runs import run_not_found
 from openagents_worker.store.scripts import Call, ResumeAnswer, Resumed, SubmitAnswer, Submitted, Wake
-from openagents_worker.suggest import nearest
+from openagents_worker.suggest import agent_hint
 
 T = TypeVar("T")
 
@@ -281,13 +282,7 @@ class _Submission(_Attempt[Submitted]):
 
     def _no_agent(self, known: tuple[str, ...]) -> tuple[str, str]:
         agent_id = self.request.agent_id
-        near = nearest(agent_id, known)
-        guess = f"did you mean {near!r}? " if near else ""
-        return (
-            f"no worker knows an agent {agent_id!r}",
-            f"{guess}known: {', '.join(known)}; an agent is known once a worker that can "
-            "serve it was started; `openagents-worker validate` says why one cannot",
-        )
+        return f"no worker knows an agent {agent_id!r}", agent_hint(agent_id, known)
 
 
 class _Resumption(_Attempt[Resumed]):
@@ -302,7 +297,7 @@ class _Resumption(_Attempt[Resumed]):
             input_text=request.input_text,
             checkpoint_id=request.resume_from_checkpoint or "",
             canvas=canvas,
-            by=by,
+            by=shown_reason(by),
         )
 
     def accepted(self, answer: Resumed) -> Accepted:

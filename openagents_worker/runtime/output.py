@@ -16,6 +16,7 @@ from openagents_worker.jsontext import dumps, loads
 from openagents_worker.models import RunRequest, schema_of
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.registry import OUTPUTS
+from openagents_worker.secret_text import mask_prose
 from openagents_worker.tools.checks import SchemaChecks, schema_of_output, schema_of_registered_output
 from openagents_worker.tools.offload import Offload
 
@@ -128,7 +129,7 @@ async def fitted(
         try:
             return await wanted.fit(output, checks, offload)
         except Misfit as misfit:
-            problem = str(misfit)
+            problem = mask_prose(str(misfit))  # what a validator of somebody's says goes to the model
         if attempt == attempts:
             break
         await context.emit("validation.retry", attempt=attempt, error=problem)

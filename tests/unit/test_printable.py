@@ -26,6 +26,19 @@ ATTACKS = {
     "invisible tags": "hi\U000e0049\U000e0067",
     "half of a pair": "\ud83d",
     "null": "a\x00b",
+    "sixel (DCS)": "\x1bPq#0;2;0;0;0\x1b\\",
+    "program command (APC)": "\x1b_Gf=24;AAAA\x1b\\",
+    "C1: DCS in one character": "\x90q\x9c",
+    "hyperlink (OSC 8)": "\x1b]8;;http://evil.example\x07click\x1b]8;;\x07",
+    "answerback (DA)": "\x1b[c",
+    "bidi marks": "a\u200eb\u200fc",
+    "space without width": "pay\u200bpal",
+    "joiner in ASCII": "pay\u200dpal",
+    "joiners in a row": "é\u200d\u200b\u200dé",
+    "joiner alone": "\u200d",
+    "word joiner": "pay\u2060pal",
+    "soft hyphen": "pay\xadpal",
+    "selectors": "a\U000e0101b",
 }
 
 
@@ -39,10 +52,23 @@ def test_no_character_that_a_terminal_acts_on_gets_through(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["naïve café", "日本語", "שלום", "a\tb\nc", "👩‍👩‍👧", "क्‍ष", "a\u200bb", "price: 5 €", 'C:\\n "x"']
+    "text",
+    [
+        "naïve café",
+        "日本語",
+        "שלום",
+        "a\tb\nc",
+        "👩‍👩‍👧",
+        "क्\u200dष",
+        "ภา\u200bษา",
+        "👩\u200d",
+        "\u200d👧",
+        "price: 5 €",
+        'C:\\n "x"',
+    ],
 )
 def test_ordinary_text_of_any_script_stays_as_it_is(text: str) -> None:
-    """Joiners of emoji and of Indic scripts are letters' business; newlines and tabs are layout."""
+    """Joiners between letters of other scripts, and of emoji, stay; newlines and tabs are layout."""
     assert printable(text) == text
 
 

@@ -12,6 +12,7 @@ from openagents_worker.cli.commands import configuration, fleet, processes, resu
 from openagents_worker.cli.exits import Exit, exit_of, show_error
 from openagents_worker.cli.terminal import err
 from openagents_worker.errors import OpenAgentsError
+from openagents_worker.tracebacks import traceback_text
 
 __all__ = ["commands", "run"]
 
@@ -37,6 +38,9 @@ def run() -> None:
     except OpenAgentsError as error:
         show_error(error, as_json=as_json)
         code = exit_of(error)
+    except Exception as error:  # noqa: BLE001 - a bug; Python would print texts that nobody has looked at
+        err(traceback_text(error, collapse=False))
+        code = Exit.USAGE
     sys.exit(code or Exit.SUCCESS)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Self
 import h11
 
 from openagents_worker.llm.script import Script, ScriptedFault, ScriptedReply, read_entry
+from openagents_worker.printable import printable
 from openagents_worker.testing.model_server.answers import FAULTS, Answer, BeforePiece, Log
 from openagents_worker.testing.model_server.anthropic_messages import AnthropicMessages
 from openagents_worker.testing.model_server.connection import Connection, Hangup, HttpRequest
@@ -207,7 +208,7 @@ class ModelServer:
             return read_entry(entry, faults=FAULTS, where="the reply function's entry")
         except Exception as error:  # noqa: BLE001 - whatever a test's function raises, its client must hear of
             text = f"{type(error).__name__}: {error}"
-            print(f"model server: the reply function failed: {text}", file=sys.stderr)
+            print(printable(f"model server: the reply function failed: {text}"), file=sys.stderr)
             return ScriptedFault(error="response", message=text)
 
 
