@@ -33,7 +33,7 @@ from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.plain import plain
 from openagents_worker.runtime.rules import Question, ReplayContradiction, Rules
-from openagents_worker.runtime.user_code import coded, original_of, stand_for
+from openagents_worker.runtime.user_code import coded, executing, original_of, stand_for
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["Make", "Outcome", "Recorder"]
@@ -247,7 +247,10 @@ class Recorder:
         token = current_call.set(info)
         self.rules.begun()
         try:
-            with self.rules.inside(question, info.call_key) as inner:
+            with (
+                self.rules.inside(question, info.call_key) as inner,
+                executing(info.kind, info.name, info.call_key),
+            ):
                 outcome = await make(info)
                 return outcome, max(
                     0, getattr(inner, "model_calls", 0) - question.ordinal - _counts(question)

@@ -7,7 +7,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextvars import copy_context
 from typing import Any, assert_never
 
 from openagents_worker.errors import (
@@ -22,6 +23,7 @@ from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.lease import Lease
+from openagents_worker.runtime.marks import Executing, Marks, marked
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
@@ -49,8 +51,10 @@ class Runner:
         settings: Settings,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         leave: Callable[[int], object] = os._exit,
+        marks: Marks | None = None,
     ) -> None:
-        """`leave` ends the process, with this exit code, when code of a run cannot be stopped."""
+        """`leave` ends the process, with this exit code, when code of a run cannot be stopped. In `marks`
+        stands whose code executes."""
         self.accepting = True
         self._store = store
         self._lease = lease
@@ -59,6 +63,7 @@ class Runner:
         self._send_wakes = send_wakes
         self._claim_patience_s = settings.time_limits.claim_patience_s
         self._leave = leave
+        self._marks = marks or Marks()
         self._claiming: dict[str, int] = {}
         self._attempts: dict[str, Attempt] = {}
         self._idle = asyncio.Event()
@@ -86,22 +91,16 @@ class Runner:
     async def _attempt(self, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
         """Carry a claimed run to an end that is written, whatever happens."""
         try:
-            attempt = Attempt(
-                claimed,
-                store=self._store,
-                lease=lease,
-                assembly=self._assembly,
-                settings=self._settings,
-                send_wakes=self._send_wakes,
-                leave=self._leave,
-            )
+            attempt = self._made(run_id, lease, claimed)
         except Exception:  # its record cannot be read, for example
             log.exception("run.not_begun", run_id=run_id)
             return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
         self._attempts[run_id] = attempt
         self._idle.clear()
-        work = self._to_its_end(attempt, run_id, lease, claimed)
-        carrying = asyncio.create_task(work, name=f"attempt {run_id}")
+        context = copy_context()
+        context.run(marked.set, attempt.mark)
+        work = self._marked(self._to_its_end(attempt, run_id, lease, claimed))
+        carrying = asyncio.create_task(work, name=f"attempt {run_id}", context=context)
         try:
             return await _awaited(carrying, attempt)
         finally:
@@ -109,6 +108,27 @@ class Runner:
                 del self._attempts[run_id]
             if not self._attempts:
                 self._idle.set()
+
+    def _made(self, run_id: str, lease: Lease, claimed: Claimed) -> Attempt:
+        before = self._marks.loop_begins(
+            Executing(run_id, incarnation=lease.incarnation, kind="runtime", name="request").to_mark()
+        )
+        try:
+            return Attempt(
+                claimed,
+                store=self._store,
+                lease=lease,
+                assembly=self._assembly,
+                settings=self._settings,
+                send_wakes=self._send_wakes,
+                leave=self._leave,
+                marks=self._marks,
+            )
+        finally:
+            self._marks.loop_begins(before)
+
+    async def _marked(self, work: Coroutine[Any, Any, Carried]) -> Carried:
+        return await self._marks.steps(work)
 
     async def _to_its_end(self, attempt: Attempt, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
         try:

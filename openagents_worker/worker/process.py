@@ -20,6 +20,7 @@ from openagents_worker.producer.client import cell_of
 from openagents_worker.runtime.assembly import Assembly, UnavailableAgent
 from openagents_worker.runtime.attempt import EX_DOES_NOT_STOP
 from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.marks import Marks
 from openagents_worker.runtime.runner import Carried, Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore, Cell, Store
@@ -88,6 +89,7 @@ class WorkerProcess:
         settings, limits, loop = self.settings, self._limits, asyncio.get_running_loop()
         cell = cell_of(settings)
         self.store = AsyncStore(cell, answer_timeout_s=limits.run_answer_s)
+        self._marks = Marks()
         self.runner = Runner(
             store=self.store,
             lease=lambda: self.heartbeat.lease,
@@ -95,6 +97,7 @@ class WorkerProcess:
             settings=settings,
             send_wakes=self.send_wakes,
             leave=self._leave,
+            marks=self._marks,
         )
         self._notices = Notices(
             cell,
@@ -141,6 +144,7 @@ class WorkerProcess:
             tick_s=limits.watch_tick_s,
             dead_after_s=limits.loop_dead_s,
             accuse=lambda run_id: _accuse(cell, limits, run_id, self.heartbeat.lease.incarnation),
+            executing=self._marks.on_loop,
             threads_at_work=lambda: self._assembly.offload.stats()["threads"]["busy"],
             leave=self._leave,
             loop_waited_s=self._bridge.waited_s,

@@ -31,6 +31,14 @@ AGENTS = [
     caller("sleep_in_a_thread", seconds=0.5),
     caller("compute", upto=100_000),
     caller("crash"),
+    {
+        **agent("ponder", {"text": "done"}),
+        "pattern": {"impl": f"{TOOLS}.Ponder"},
+    },
+    {
+        **agent("recite", {"text": "done"}),
+        "memory": {"impl": f"{TOOLS}.Recite"},
+    },
 ]
 
 
@@ -59,6 +67,7 @@ def test_a_tool_that_blocks_the_loop_is_named(watched: Shop) -> None:
     blocked = next(event.payload for event in events if event.name == "worker.loop_blocked")
     assert result == "slept"
     assert (blocked["kind"], blocked["name"]) == ("tool", "oversleep")
+    assert (blocked["agent_id"], blocked["plugin"]) == ("oversleep-1", "tool oversleep")
     assert blocked["blocked_ms"] >= 1200
     assert "time.sleep(seconds)" in blocked["stack"]
     assert "loop.blocked" in watched.log
@@ -66,6 +75,24 @@ def test_a_tool_that_blocks_the_loop_is_named(watched: Shop) -> None:
     loop = watched.stats()["openagents"]["loop"]
     assert loop["blocks"] >= 1
     assert loop["longest_block_ms"] >= 1200
+
+
+@pytest.mark.parametrize(
+    ("agent_id", "plugin"), [("ponder", f"pattern {TOOLS}.Ponder"), ("recite", f"memory {TOOLS}.Recite")]
+)
+def test_code_outside_of_any_call_that_blocks_the_loop_is_named(
+    watched: Shop, agent_id: str, plugin: str
+) -> None:
+    """With run, agent and plugin: on the run, and in the worker's log."""
+    events, _ = called(watched, agent_id)
+
+    blocked = [event for event in events if event.name == "worker.loop_blocked"]
+    mine = next(event.payload for event in blocked if "time.sleep(1.5)" in event.payload["stack"])
+    assert (mine["agent_id"], mine["plugin"]) == (agent_id, plugin)
+    assert mine["blocked_ms"] >= 1200
+    line = next(line for line in watched.log.splitlines() if "loop.blocked" in line and plugin in line)
+    assert f"run_id={events[0].run_id}" in line
+    assert f"agent_id={agent_id}" in line
 
 
 def test_a_worker_keeps_its_runs_while_its_loop_is_blocked(watched: Shop) -> None:
