@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -132,3 +134,22 @@ def test_a_loop_that_is_dead_ends_the_process(tmp_path: Path) -> None:
         assert code == EX_LOOP_DEAD
         assert "loop.dead" in shop.log
         assert "time.sleep(seconds)" in shop.log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["pool", "solo", "threads", "processes"])
+def test_a_process_whose_interpreter_stands_still_ends_in_every_pool(tmp_path: Path, pool: str) -> None:
+    """A process beside each that executes runs sees to it; of prefork's, beside each child."""
+    env = {"OPENAGENTS_LOOP_DEAD_S": "1.5", "OPENAGENTS_LEASE_MS": "30000", "OPENAGENTS_LOG_FORMAT": "json"}
+    own = ["-c", "2", *([] if pool == "pool" else ["--pool", pool])]
+    agents = [caller("hold")]
+    with EmbeddedRedis() as server, open_shop(tmp_path, server.url, *own, env=env, agents=agents) as shop:
+        run_id = submit(shop, "hold-0").id
+
+        wait_for(lambda: '"event": "loop.dead"' in shop.log, "the end is in the log", PATIENCE_S)
+        lines = [json.loads(line) for line in shop.log.splitlines() if line.startswith("{")]
+        dead = next(line for line in lines if line["event"] == "loop.dead")
+        assert (dead["run_id"], dead["plugin"], dead["exit_code"]) == (run_id, "tool hold", 137)
+        assert "tests/pool/tools.py" in dead["stack"]
+        if pool != "processes":
+            assert wait_for(shop.process.poll, "the worker has ended", PATIENCE_S) == -signal.SIGKILL

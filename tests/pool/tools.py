@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from typing import Any
@@ -22,6 +23,12 @@ def sleep_in_a_thread(seconds: float) -> str:
     """Sleeps, which is fine: it is not async."""
     time.sleep(seconds)
     return threading.current_thread().name
+
+
+@tool
+def hold() -> None:
+    """Keeps the interpreter to itself, for good."""
+    re.match("^(a+)+$", "a" * 40 + "b")
 
 
 @tool(cpu_bound=True)
