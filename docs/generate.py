@@ -70,6 +70,17 @@ within `confirm_s`, the worker goes on: it registers as a new incarnation when R
 again, its old ones included. If some code cannot be stopped (a tool in a thread), the process ends with
 code 70. The log line `worker.did_not_let_go` says why, and which runs it had.
 
+A call that keeps the Python interpreter to itself (the GIL) stops all threads of its process: the
+heartbeat, the watchdog, and whatever would handle SIGTERM. Examples are a regular expression with nested
+repetition, an extension in C, and arithmetic with huge integers. A small process beside the worker notices
+it. When the lease ends, or after `loop_dead_s` where that is earlier, it writes the stacks of all threads
+to the worker's log (`loop.dead`, `thread.stack`), stores which run executed the call, and kills the worker
+(exit code 137; process 1 of a container ends with a code above 34). A process that is stopped (SIGSTOP, a
+debugger) or that gets no core is left alone. The run is known where its code blocks the event loop, and
+where one thread alone computes; elsewhere `loop.dead` shows the candidates, and nobody is accused. The
+process beside the worker needs Linux with `/proc`. Where that is missing (macOS) the log says
+`guard.unavailable`, and only the watchdog's thread is left, which needs the interpreter.
+
 | limit | lease 10 s | lease 3 s | rule | reason |
 |---|---|---|---|---|
 """
@@ -97,6 +108,19 @@ INDEPENDENT_OF_THE_LEASE = (
         "worker.bridge",
         "STOP_TIMEOUT_S",
         "for cancelled tasks at the end of the process; the lease has ended before",
+    ),
+    ("worker.guard", "BEAT_S", "between two signs of life to the process beside the worker"),
+    ("worker.guard", "START_AGAIN_S", "until that process is started again, once it was killed"),
+    ("worker.guard_process", "LOOK_S", "between two of its looks at the worker"),
+    (
+        "worker.guard_process",
+        "SHORTEST_HELD_S",
+        "a call that keeps the interpreter for less ends nothing, however short the lease is",
+    ),
+    (
+        "worker.guard_process",
+        "REPORT_S",
+        "to name the run and to write the log, beside `accuse_s`; then the worker is ended without that",
     ),
     ("runtime.ledger", "FLUSH_S", "events wait so long for company"),
     ("runtime.ledger", "DELTA_S", "pieces of a reply wait so long for company"),

@@ -96,7 +96,7 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
         _event("tool.failed", "a tool has failed", "tool_id error",
                "call_id code message type error_details"),
         _event("worker.loop_blocked", "the run held up every run of its worker", "blocked_ms stack",
-               "kind name call_id"),
+               "kind name call_id agent_id plugin"),
         _event("tool.retry_requested", "a tool asks the model for other arguments",
                "tool_id attempt error", "call_id"),
         _event("validation.retry", "the answer does not fit the output_type; the model is told why",

@@ -116,7 +116,8 @@ class TimeLimits:
     loop_dead_s: float = _limit(
         "`OPENAGENTS_LOOP_DEAD_S`",
         "An event loop that is blocked for so long ends its process. It does not depend on the lease, which "
-        "the heartbeat's thread renews meanwhile.",
+        "the heartbeat's thread renews meanwhile. A call that keeps the interpreter (the GIL) stops that "
+        "thread, too: then the end of the lease is the limit, where it comes before.",
     )
 
     @classmethod

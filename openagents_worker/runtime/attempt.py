@@ -30,6 +30,7 @@ from openagents_worker.runtime.journal import Record, read_pages
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.ledger import Ledger
+from openagents_worker.runtime.marks import Marks, marked
 from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, fitted
 from openagents_worker.runtime.parting import Carried, Outlook, Parting
 from openagents_worker.runtime.prepare import Preparation, Prepared, Start
@@ -41,10 +42,12 @@ from openagents_worker.runtime.rules import REMEMBER, Rules
 from openagents_worker.runtime.state import apply_changes
 from openagents_worker.runtime.user_code import (
     RunCode,
+    class_path,
     coded,
     current_run,
     described,
     described_in_log,
+    executing,
     user_code,
     user_error_of,
 )
@@ -82,11 +85,13 @@ class Attempt:
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         chance: Callable[[], float] = random.random,
         leave: Callable[[int], object] = os._exit,
+        marks: Marks | None = None,
         unreadable: OpenAgentsError | None = None,
     ) -> None:
         """`leave` ends the process, with this exit code, when code of the run cannot be stopped.
 
-        `unreadable` says why there is no request but the ids of one: the run ends, or is left to others.
+        In `marks` stands what of the run executes. `unreadable` says why there is no request but the ids of
+        one: the run ends, or is left to others.
         """
         self._budget = (request.budget or RunBudget()).within(assembly.limits(request.agent_id))
         self.request = request.model_copy(update={"budget": self._budget})
@@ -119,7 +124,7 @@ class Attempt:
         self._context: RunContext | None = None
         self._state_before: dict[str, str] = {}
         self._turn_messages: Any = ()
-        self._code = RunCode(self.request.run_id, self.request.agent_id, self.latch)
+        self._code = RunCode(self.request.run_id, self.request.agent_id, self.latch, marks, lease.incarnation)
         self.is_abandoned = False
         """Whether whoever carries the run has stopped carrying it, while it was still this worker's."""
 
@@ -145,6 +150,11 @@ class Attempt:
             self.is_abandoned = self.is_abandoned or self.latch.reason is not LatchReason.FENCED
             self.latch.set(LatchReason.FENCED, detail="abandoned")
 
+    @property
+    def mark(self) -> bytes:
+        """What whoever executes the attempt has as its mark."""
+        return self._code.mark()
+
     def what_runs(self) -> dict[str, Any]:
         """What of the run still executes, for the log."""
         return {
@@ -166,6 +176,7 @@ class Attempt:
         """The run's ending; None when it was latched on the way, and then none of its code runs any more."""
         context = copy_context()
         context.run(current_run.set, self._code)
+        context.run(marked.set, self.mark)
         context.run(work_off_loop.set, self._code.off_loop)
         working = asyncio.create_task(self._work(), name=f"run {self.request.run_id}", context=context)
         either: set[asyncio.Future[Any]] = {working, self.latch.is_set}
@@ -398,20 +409,22 @@ class Attempt:
 
     async def _execute(self, prepared: Prepared) -> Any:
         """The pattern's output, of the type that was asked for."""
-        output = await prepared.pattern.execute()
+        with executing("pattern", class_path(prepared.pattern)):
+            output = await prepared.pattern.execute()
         if prepared.output_type is not None:
             limit = self._budget.max_validation_retries
             attempts = 1 + (DEFAULT_VALIDATION_RETRIES if limit is None else limit)
             attempts *= self._claimed.life  # those of earlier lives are in the journal
-            output = await fitted(
-                output,
-                prepared.output_type,
-                prepared.pattern,
-                prepared.context,
-                attempts,
-                checks=self._assembly.checks,
-                offload=self._assembly.offload,
-            )
+            with executing("output_type", prepared.output_type.name):
+                output = await fitted(
+                    output,
+                    prepared.output_type,
+                    prepared.pattern,
+                    prepared.context,
+                    attempts,
+                    checks=self._assembly.checks,
+                    offload=self._assembly.offload,
+                )
         self._turn_messages = getattr(prepared.pattern, "turn_messages", ())
         await self._check_all_read()
         return output

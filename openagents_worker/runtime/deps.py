@@ -10,7 +10,7 @@ from typing import Any
 
 from openagents_worker.errors import DepsUnavailable, OpenAgentsError, PatternError
 from openagents_worker.runtime.registry import DEPS
-from openagents_worker.runtime.user_code import described, user_code
+from openagents_worker.runtime.user_code import described, executing, user_code
 
 __all__ = ["opened_deps"]
 
@@ -30,7 +30,10 @@ async def opened_deps(name: str | None, in_thread: InThread) -> AsyncGenerator[A
         yield None
         return
     factory = DEPS.get(name)
-    with user_code(PatternError, prefix=f"deps {name!r} cannot be made: "):  # whatever is not an Exception
+    with (
+        executing("deps", name),
+        user_code(PatternError, prefix=f"deps {name!r} cannot be made: "),  # whatever is not an Exception
+    ):
         try:
             async with asyncio.timeout(LIMIT_S):
                 made = await _made(factory, in_thread)

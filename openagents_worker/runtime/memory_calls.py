@@ -19,7 +19,14 @@ from openagents_worker.models import ErrorDetails
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
-from openagents_worker.runtime.user_code import coded, described_in_log, user_code, user_error_of
+from openagents_worker.runtime.user_code import (
+    class_path,
+    coded,
+    described_in_log,
+    executing,
+    user_code,
+    user_error_of,
+)
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["MemoryCalls"]
@@ -66,7 +73,11 @@ class MemoryCalls:
         """Let the memory fill the view; what it changed in the state."""
         note("memory.inject.started")
         try:
-            with self._overlay() as overlay, user_code(PatternError, prefix="memory inject: "):
+            with (
+                self._overlay() as overlay,
+                executing("memory", class_path(self._memory)),
+                user_code(PatternError, prefix="memory inject: "),
+            ):
                 await self._memory.inject(self._context)
         except Exception as error:
             note("memory.inject_failed", error=str(error), error_details=_details(error))
@@ -130,7 +141,10 @@ class MemoryCalls:
     async def _step(self, verb: str) -> None:
         self._note(f"memory.{verb}.started")
         try:
-            with user_code(PatternError, prefix=f"memory {verb}: "):
+            with (
+                executing("memory", class_path(self._memory)),
+                user_code(PatternError, prefix=f"memory {verb}: "),
+            ):
                 await getattr(self._memory, verb)(self._context)
         except Exception as error:
             self._note(f"memory.{verb}_failed", error=str(error), error_details=_details(error))

@@ -25,7 +25,14 @@ from openagents_worker.runtime.memory_calls import MemoryCalls
 from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import Overlay, apply_changes
-from openagents_worker.runtime.user_code import coded, described_in_log, user_code, user_error_of
+from openagents_worker.runtime.user_code import (
+    class_path,
+    coded,
+    described_in_log,
+    executing,
+    user_code,
+    user_error_of,
+)
 from openagents_worker.store.formats import BY_PLACE, WRITTEN, reading
 from openagents_worker.store.runs import SessionStore
 from openagents_worker.telemetry import get_logger
@@ -137,7 +144,8 @@ class Preparation:
         if wanted is not None:
             self._context.system_prompt_fragments.append(wanted.instruction)
         pattern = self._parts.new_pattern()
-        await _set_up(pattern, self._context)
+        with executing("pattern", class_path(pattern)):
+            await _set_up(pattern, self._context)
         return Prepared(pattern, self._context, self._parts, self._memory, wanted)
 
     def _note(self, name: str, **payload: Any) -> None:
@@ -168,7 +176,8 @@ class Preparation:
                 )
         self._note("context.assemble.started")
         started = time.monotonic()
-        assembled = await assembler.assemble(**given)
+        with executing("context", class_path(assembler)):
+            assembled = await assembler.assemble(**given)
         self._context.transcript = list(assembled.transcript)
         self._context.session_artifacts = list(assembled.session_artifacts)
         self._context.assembly_metadata = dict(assembled.metadata)
@@ -185,7 +194,10 @@ class Preparation:
         self._ledger.note_of_run("context.compact.started")
         started, overlay = time.monotonic(), Overlay(self._context.state)
         try:
-            with user_code(PatternError, prefix="context compact: "):
+            with (
+                executing("context", class_path(self._parts.assembler)),
+                user_code(PatternError, prefix="context compact: "),
+            ):
                 await compact(**{**given, "session_state": overlay})
         except Exception as error:  # noqa: BLE001  # a past that could not be shortened is still a past
             failed = coded(error, PatternError)
@@ -234,7 +246,7 @@ class Preparation:
         for tool_id, inner in tools.items():
             started = time.monotonic()
             try:
-                with user_code(PatternError, prefix=f"preflight of {tool_id}: "):
+                with executing("tool", tool_id), user_code(PatternError, prefix=f"preflight of {tool_id}: "):
                     await inner.preflight(None)
             except Exception as error:  # noqa: BLE001  # whatever it raises is the outcome of this call
                 self._note_preflight(tool_id, "error", started, error=str(error))

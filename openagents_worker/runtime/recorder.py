@@ -35,7 +35,7 @@ from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.rules import Question, ReplayContradiction, Rules
 from openagents_worker.runtime.state import CHANGE_LEVELS
 from openagents_worker.runtime.storable import too_deep
-from openagents_worker.runtime.user_code import coded, original_of, stand_for
+from openagents_worker.runtime.user_code import coded, executing, original_of, stand_for
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["Make", "Outcome", "Recorder"]
@@ -249,7 +249,10 @@ class Recorder:
         token = current_call.set(info)
         self.rules.begun()
         try:
-            with self.rules.inside(question, info.call_key) as inner:
+            with (
+                self.rules.inside(question, info.call_key) as inner,
+                executing(info.kind, info.name, info.call_key),
+            ):
                 outcome = await make(info)
                 return outcome, max(
                     0, getattr(inner, "model_calls", 0) - question.ordinal - _counts(question)

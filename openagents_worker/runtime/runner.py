@@ -7,7 +7,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextvars import copy_context
 from typing import Any, assert_never
 
 from openagents_worker.errors import (
@@ -25,6 +26,7 @@ from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.lease import Lease
+from openagents_worker.runtime.marks import Executing, Marks, marked
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
@@ -53,8 +55,10 @@ class Runner:
         settings: Settings,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         leave: Callable[[int], object] = os._exit,
+        marks: Marks | None = None,
     ) -> None:
-        """`leave` ends the process, with this exit code, when code of a run cannot be stopped."""
+        """`leave` ends the process, with this exit code, when code of a run cannot be stopped. In `marks`
+        stands whose code executes."""
         self.accepting = True
         self._store = store
         self._lease = lease
@@ -63,6 +67,7 @@ class Runner:
         self._send_wakes = send_wakes
         self._claim_patience_s = settings.time_limits.claim_patience_s
         self._leave = leave
+        self._marks = marks or Marks()
         self._claiming: dict[str, int] = {}
         self._attempts: dict[str, Attempt] = {}
         self._idle = asyncio.Event()
@@ -90,25 +95,16 @@ class Runner:
     async def _attempt(self, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
         """Carry a claimed run to an end that is written, whatever happens."""
         try:
-            request, unreadable = await self._request(run_id, claimed)
-            attempt = Attempt(
-                claimed,
-                request,
-                store=self._store,
-                lease=lease,
-                assembly=self._assembly,
-                settings=self._settings,
-                send_wakes=self._send_wakes,
-                leave=self._leave,
-                unreadable=unreadable,
-            )
+            attempt = await self._made(run_id, lease, claimed)
         except Exception:  # Redis is away, for example
             log.exception("run.not_begun", run_id=run_id)
             return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
         self._attempts[run_id] = attempt
         self._idle.clear()
-        work = self._to_its_end(attempt, run_id, lease, claimed)
-        carrying = asyncio.create_task(work, name=f"attempt {run_id}")
+        context = copy_context()
+        context.run(marked.set, attempt.mark)
+        work = self._marked(self._to_its_end(attempt, run_id, lease, claimed))
+        carrying = asyncio.create_task(work, name=f"attempt {run_id}", context=context)
         try:
             return await _awaited(carrying, attempt)
         finally:
@@ -117,19 +113,48 @@ class Runner:
             if not self._attempts:
                 self._idle.set()
 
-    async def _request(self, run_id: str, claimed: Claimed) -> tuple[RunRequest, OpenAgentsError | None]:
-        """The run's request; in the place of one that cannot be read its ids, and why."""
+    async def _made(self, run_id: str, lease: Lease, claimed: Claimed) -> Attempt:
+        """The attempt at a run. Where its request cannot be read, it has the run's ids in its place."""
+        request, unreadable = self._request(run_id, lease, claimed)
+        if unreadable is not None:
+            log.of_run(logging.ERROR, "run.request_unreadable", run_id=run_id, error=unreadable.message)
+        return Attempt(
+            claimed,
+            request or await self._ids_of(run_id),
+            store=self._store,
+            lease=lease,
+            assembly=self._assembly,
+            settings=self._settings,
+            send_wakes=self._send_wakes,
+            leave=self._leave,
+            marks=self._marks,
+            unreadable=unreadable,
+        )
+
+    def _request(
+        self, run_id: str, lease: Lease, claimed: Claimed
+    ) -> tuple[RunRequest | None, OpenAgentsError | None]:
+        """The run's request, or why it cannot be read."""
+        before = self._marks.loop_begins(
+            Executing(run_id, incarnation=lease.incarnation, kind="runtime", name="request").to_mark()
+        )
         try:
             check_canvas(run_id, claimed.canvas)
             return request_of(run_id, claimed.request), None
         except (OtherFormat, RecordUnreadable) as error:
-            log.of_run(logging.ERROR, "run.request_unreadable", run_id=run_id, error=error.message)
-            key = self._store.keys("run", run_id)
-            agent_id, session_id = await self._store.ask(lambda r: r.hmget(key, "agent", "session"))
-            ids_only = RunRequest.model_construct(
-                agent_id=agent_id or "", session_id=session_id or "", run_id=run_id, input_text=""
-            )
-            return ids_only, error
+            return None, error
+        finally:
+            self._marks.loop_begins(before)
+
+    async def _ids_of(self, run_id: str) -> RunRequest:
+        key = self._store.keys("run", run_id)
+        agent_id, session_id = await self._store.ask(lambda r: r.hmget(key, "agent", "session"))
+        return RunRequest.model_construct(
+            agent_id=agent_id or "", session_id=session_id or "", run_id=run_id, input_text=""
+        )
+
+    async def _marked(self, work: Coroutine[Any, Any, Carried]) -> Carried:
+        return await self._marks.steps(work)
 
     async def _to_its_end(self, attempt: Attempt, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
         try:

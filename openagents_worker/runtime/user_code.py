@@ -27,6 +27,7 @@ from openagents_worker.llm.base import current_call
 from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
+from openagents_worker.runtime.marks import Marks, mark_of, marked, run_prefix
 from openagents_worker.telemetry import get_logger
 from openagents_worker.tools.offload import WorkOffLoop
 from openagents_worker.tracebacks import is_raised_by_user, traceback_text
@@ -34,10 +35,12 @@ from openagents_worker.tracebacks import is_raised_by_user, traceback_text
 __all__ = [
     "RunCode",
     "cancelling_itself_only",
+    "class_path",
     "coded",
     "current_run",
     "described",
     "described_in_log",
+    "executing",
     "user_error_of",
     "original_of",
     "stand_for",
@@ -65,11 +68,16 @@ class RunCode:
     its tasks in a context of its own.
     """
 
-    def __init__(self, run_id: str, agent_id: str, latch: Latch) -> None:
+    def __init__(
+        self, run_id: str, agent_id: str, latch: Latch, marks: Marks | None = None, incarnation: str = ""
+    ) -> None:
+        """`marks` are those of the process; without them nobody reads what this run executes."""
         self.run_id = run_id
         self.agent_id = agent_id
         self.latch = latch
-        self.off_loop = WorkOffLoop(_call_that_runs)
+        self.marks = marks or Marks()
+        self.off_loop = WorkOffLoop(_call_that_runs, self.marks.in_thread)
+        self._prefix = run_prefix(run_id, agent_id, incarnation)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def started(self, task: asyncio.Task[Any]) -> None:
@@ -85,7 +93,7 @@ class RunCode:
         makes one of StopIteration.
         """
         try:
-            return await work
+            return await self.marks.steps(work)
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             if travels_on(error):
                 raise
@@ -97,6 +105,10 @@ class RunCode:
                 user_error=error,
             )
             raise RuntimeError(f"a task of the run raised {described(error)}") from error
+
+    def mark(self, kind: str = "runtime", name: str = "", call_id: str = "") -> bytes:
+        """The mark of code of this run; `runtime` is what this library does for it between its plugins."""
+        return mark_of(self._prefix, kind, name, call_id)
 
     def tasks(self) -> set[asyncio.Task[Any]]:
         """The tasks of the run that have not ended, without those in which the runtime writes for it."""
@@ -110,6 +122,37 @@ def _call_that_runs() -> str:
 
 current_run: ContextVar[RunCode | None] = ContextVar("openagents_current_run", default=None)
 """The run whose code runs now."""
+
+
+class executing:
+    """`with executing("memory", "shop.Memory"): …` marks what the block executes as that code of the run.
+
+    The block runs in a task of a run, on the event loop; elsewhere nothing is marked.
+    """
+
+    __slots__ = ("_before", "_code", "_mark", "_run")
+
+    def __init__(self, kind: str, name: str, call_id: str = "") -> None:
+        self._code = (kind, name, call_id)
+
+    def __enter__(self) -> None:
+        self._run = current_run.get()
+        if self._run is not None:
+            self._before, self._mark = marked.get(), self._run.mark(*self._code)
+            marked.set(self._mark)
+            self._run.marks.loop_begins(self._mark)
+
+    def __exit__(self, *_: object) -> None:
+        # A coroutine that is thrown away ends wherever that happens, which may be in code of another run.
+        if self._run is not None and marked.get() is self._mark:
+            marked.set(self._before)
+            self._run.marks.loop_begins(self._before)
+
+
+def class_path(plugin: object) -> str:
+    """The name of a plugin's class, as its owner would look for it."""
+    kind = type(plugin)
+    return f"{text_of(kind.__module__)}.{text_of(kind.__qualname__)}"
 
 
 class user_code:

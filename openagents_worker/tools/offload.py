@@ -39,8 +39,14 @@ class WorkOffLoop:
     """What somebody has running in threads and processes: each piece of work from its submission to its end,
     whether it is still waited for or not."""
 
-    def __init__(self, label: Callable[[], str] = str) -> None:
-        """`label` says what is being done where work is submitted; '' where that is not known."""
+    def __init__(
+        self,
+        label: Callable[[], str] = str,
+        in_thread: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+    ) -> None:
+        """`label` says what is being done where work is submitted; '' where that is not known. `in_thread`,
+        called there, makes what a function is called through in a thread."""
+        self.in_thread = in_thread
         self._label = label
         self._lock = threading.Lock()
         self._names: dict[Future[Any], str] = {}
@@ -101,7 +107,13 @@ class TrackedThreads(ThreadPoolExecutor):
     """The threads of `asyncio.to_thread`, which note what they run like those of `Offload`."""
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        return _noted(super().submit(_awaitable, function, *args, **kwargs), function)
+        return _noted(super().submit(_in_thread(_awaitable), function, *args, **kwargs), function)
+
+
+def _in_thread(function: Callable[P, T]) -> Callable[P, T]:
+    """What the function is called through in a thread, where somebody has to know of it."""
+    notes = work_off_loop.get()
+    return function if notes is None else notes.in_thread(function)
 
 
 def _awaitable(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -228,7 +240,7 @@ class Offload:
     async def in_thread(self, function: Callable[..., T], /, **arguments: Any) -> T:
         """Run it in a thread, with the caller's context variables."""
         call = partial(copy_context().run, _with_fresh_connections, function, arguments)
-        work = _noted(self._threads.submit(_outcome, call), function)
+        work = _noted(self._threads.submit(_in_thread(_outcome), call), function)
         outcome = await asyncio.wrap_future(work)
         value: T = outcome.raise_again(function) if isinstance(outcome, Raised) else outcome
         return value

@@ -67,6 +67,11 @@ class LoopThread:
         """What `sys._current_frames()` knows the thread by; None before its start."""
         return self._thread.ident
 
+    @property
+    def native_thread_id(self) -> int | None:
+        """What the system knows the thread by; None before its start."""
+        return self._thread.native_id
+
     def waited_s(self) -> float:
         """How long the thread was ready to run but had no core, in its whole life; 0 where nobody knows."""
         try:

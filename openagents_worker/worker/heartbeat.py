@@ -81,11 +81,13 @@ class Heartbeat:
         max_recoveries: int = MAX_RECOVERIES,
         card: WorkerCard | None = None,
         loop_lag_ms: Callable[[], int] = lambda: 0,
+        on_lease: Callable[[WorkerLease], None] = lambda lease: None,
         leave: Leave = os._exit,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         """`card` is what the process says of itself to whoever lists the workers; `loop_lag_ms`, asked once
-        a beat, for how long its event loop has answered nobody since the beat before."""
+        a beat, for how long its event loop has answered nobody since the beat before. `on_lease` is
+        given each lease before anything is claimed under it."""
         self._node = node
         self._limits = limits
         self._lease_ms = round(limits.lease_s * 1000)
@@ -100,6 +102,7 @@ class Heartbeat:
         self._max_recoveries = max_recoveries
         self._card = card
         self._loop_lag_ms = loop_lag_ms
+        self._on_lease = on_lease
         self._clock = clock
         self._store = SubscribedStore(
             cell,
@@ -177,7 +180,9 @@ class Heartbeat:
         if answer is None:
             self._stopping.wait(self._limits.renewal_pause_s)
             return False
-        self._lease = WorkerLease(incarnation, limits=self._limits, sent_s=sent_s, clock=self._clock)
+        lease = WorkerLease(incarnation, limits=self._limits, sent_s=sent_s, clock=self._clock)
+        self._on_lease(lease)
+        self._lease = lease
         self._strange = _Strange()
         self._registered.set()
         self._post(self._on_registered, incarnation)

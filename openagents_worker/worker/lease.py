@@ -11,6 +11,8 @@ from openagents_worker.time_limits import TimeLimits
 
 __all__ = ["WorkerLease", "boot_clock"]
 
+OVER_S = 1.0  # a second after the machine's start no lease had begun
+
 
 def boot_clock() -> float:
     """Seconds that also pass while the machine sleeps; nobody can set this clock back."""
@@ -54,6 +56,12 @@ class WorkerLease:
             if left <= 0:
                 self._end_s = -math.inf
             return max(left, 0.0)
+
+    @property
+    def end_s(self) -> float:
+        """When it ends, by its clock; in the past once it is over."""
+        with self._lock:
+            return max(self._end_s, OVER_S)
 
     def confirm_within_s(self) -> float:
         """How long the code of the runs may take to stop after the end."""

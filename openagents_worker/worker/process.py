@@ -9,7 +9,6 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from typing import Any, TypeVar
 
 from celery import Task
@@ -20,18 +19,20 @@ from openagents_worker.producer.client import cell_of
 from openagents_worker.runtime.assembly import Assembly, UnavailableAgent
 from openagents_worker.runtime.attempt import EX_DOES_NOT_STOP
 from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.marks import Marks
 from openagents_worker.runtime.runner import Carried, Runner
 from openagents_worker.settings import Settings
-from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.fleet import WorkerCard, own_version
-from openagents_worker.store.scripts import Wake, accuse
+from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry import get_logger, line_groups
-from openagents_worker.time_limits import TimeLimits
+from openagents_worker.worker.accusing import accuse_run
 from openagents_worker.worker.background import Leave, background_task
 from openagents_worker.worker.backlog import Backlog
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.drain import drain, let_go
 from openagents_worker.worker.ending import end_task
+from openagents_worker.worker.guard import Guard
 from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.neighbours import Neighbours, ProcessIdentity, this_process
 from openagents_worker.worker.notices import Notices
@@ -77,6 +78,8 @@ class WorkerProcess:
         self._publish = send_wakes
         self._leave = leave
         # Publishing is synchronous and may have to wait for the broker; it must not hold up the loop.
+        self._may_be_ended = leave is os._exit
+        """Whether the process is the worker's alone: nobody ends one in which somebody else says how."""
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="openagents-publisher")
         self._bridge = bridge or LoopThread()
         self._owns_loop = bridge is None
@@ -88,6 +91,7 @@ class WorkerProcess:
         settings, limits, loop = self.settings, self._limits, asyncio.get_running_loop()
         cell = cell_of(settings)
         self.store = AsyncStore(cell, answer_timeout_s=limits.run_answer_s)
+        self._marks = Marks(is_shared=self._may_be_ended)
         self.runner = Runner(
             store=self.store,
             lease=lambda: self.heartbeat.lease,
@@ -95,6 +99,7 @@ class WorkerProcess:
             settings=settings,
             send_wakes=self.send_wakes,
             leave=self._leave,
+            marks=self._marks,
         )
         self._notices = Notices(
             cell,
@@ -131,6 +136,7 @@ class WorkerProcess:
                 max_runs=max_runs,
             ),
             loop_lag_ms=lambda: self._watch.take_lag_ms(),
+            on_lease=lambda lease: self._guard.lease_begins(lease),
             leave=self._leave,
         )
         self._watch = Watch(
@@ -140,12 +146,25 @@ class WorkerProcess:
             carrier=self.runner,
             tick_s=limits.watch_tick_s,
             dead_after_s=limits.loop_dead_s,
-            accuse=lambda run_id: _accuse(cell, limits, run_id, self.heartbeat.lease.incarnation),
+            accuse=lambda run_id: accuse_run(
+                cell,
+                within_s=limits.accuse_s,
+                run_id=run_id,
+                incarnation=self.heartbeat.lease.incarnation,
+            ),
+            executing=self._marks.on_loop,
             threads_at_work=lambda: self._assembly.offload.stats()["threads"]["busy"],
             leave=self._leave,
             loop_waited_s=self._bridge.waited_s,
             is_busy=lambda: self._bridge.is_busy(),
             began=self._bridge.began,
+        )
+        self._guard = Guard(
+            self._marks,
+            cell=cell,
+            limits=limits,
+            loop_thread=lambda: (self._bridge.native_thread_id or 0, self._bridge.thread_id or 0),
+            leave=self._leave,
         )
         self._rows = Rows(self.store, leave=self._leave)
         self._tellings = Tellings(self.store, leave=self._leave)
@@ -163,6 +182,8 @@ class WorkerProcess:
     def start(self) -> None:
         """Begin to beat, to watch and to rescue; returns before Redis has answered."""
         _settle()
+        if self._may_be_ended:
+            self._guard.start()
         if self._neighbours is not None:
             self._neighbours.start()
         self.heartbeat.start()
@@ -251,6 +272,7 @@ class WorkerProcess:
             let_go(self.runner, self._limits)
         ):
             self._leave_running()
+        self._guard.stop()
         self._watch.stop()
         if self._neighbours is not None:
             self._neighbours.stop()
@@ -277,16 +299,6 @@ class WorkerProcess:
         await self._backlog.aclose()
         await self._assembly.aclose()
         await self.store.close()
-
-
-def _accuse(cell: Cell, limits: TimeLimits, run_id: str, incarnation: str) -> None:
-    """Store which run blocks the event loop for good. With a connection of its own: the process is ending."""
-    patience_s = limits.accuse_s / 2
-    with closing(
-        Store(cell, max_connections=1, answer_timeout_s=patience_s, connect_timeout_s=patience_s)
-    ) as store:
-        accused = store.run(accuse(run_id=run_id, incarnation=incarnation))
-    log.error("run.accused", run_id=run_id, incarnation=incarnation, accused=accused)
 
 
 def _settle() -> None:

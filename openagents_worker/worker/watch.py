@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.runtime.latch import LatchReason
+from openagents_worker.runtime.marks import Executing
 from openagents_worker.telemetry import get_logger, line_groups
 from openagents_worker.worker.background import background_thread
 from openagents_worker.worker.bridge import context_of
@@ -49,16 +50,19 @@ class Watched(Carrier, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A loop that does not answer: since when, in which recorded call, and where its thread is."""
+    """A loop that does not answer: since when, in which recorded call and code, and where its thread is."""
 
     since_s: float
     call: CallInfo | None
     stack: str
     run_id: str | None = None
+    executing: Executing | None = None
 
     def fields(self) -> dict[str, Any]:
         """What a person is told of it, but for how long it took."""
         told: dict[str, Any] = {"stack": self.stack}
+        if self.executing is not None:
+            told |= {"agent_id": self.executing.agent_id, "plugin": self.executing.plugin}
         if self.call is not None:
             told |= {"kind": self.call.kind, "name": self.call.name, "call_id": self.call.call_key}
         return told
@@ -85,9 +89,10 @@ class Watch:
         loop_waited_s: Callable[[], float] = lambda: 0.0,
         is_busy: Callable[[], bool] = lambda: True,
         began: threading.Event | None = None,
+        executing: Callable[[], Executing | None] = lambda: None,
     ) -> None:
         """`threads_at_work` counts the threads that execute tools, which nobody can cancel. `accuse` stores
-        which run has blocked the loop for good."""
+        which run has blocked the loop for good. `executing` says whose code the loop executes."""
         self._loop = loop
         self._loop_thread_id = loop_thread_id
         self._lease = lease
@@ -103,6 +108,7 @@ class Watch:
         self._loop_waited_s = loop_waited_s
         self._is_busy = is_busy
         self._began = began or threading.Event()
+        self._executing = executing
         self._silent_s = 0.0
         self._block: _Block | None = None
         self._said_s: dict[str, float] = {}
@@ -270,16 +276,22 @@ class Watch:
         frame = sys._current_frames().get(self._loop_thread_id() or 0)
         task = asyncio.current_task(self._loop)
         call = context_of(task).get(current_call)
-        run_id = call.run_id if call is not None else _run_of(task)
-        return _Block(self._clock() - self._silent_s, call, _stack_of(frame), run_id)
+        executing = self._executing()
+        if call is not None:
+            run_id: str | None = call.run_id
+        else:
+            run_id = executing.run_id if executing is not None else _run_of(task)
+        if executing is not None and executing.run_id != run_id:  # the loop has gone on meanwhile
+            executing = None
+        return _Block(self._clock() - self._silent_s, call, _stack_of(frame), run_id, executing)
 
     def _tell_run(self, block: _Block) -> None:
         """Called on the loop, as soon as it is free: now it is known how long it was not."""
         blocked_s = self._clock() - block.since_s
         self._longest_s = max(self._longest_s, blocked_s)
-        if block.call is not None:
+        if block.run_id is not None:
             told = {"blocked_ms": round(blocked_s * 1000), **block.fields()}
-            self._carrier.note(block.call.run_id, "worker.loop_blocked", told)
+            self._carrier.note(block.run_id, "worker.loop_blocked", told)
 
 
 def _run_of(task: asyncio.Task[Any] | None) -> str | None:

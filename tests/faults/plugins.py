@@ -10,6 +10,7 @@ import asyncio
 import ctypes
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -23,12 +24,16 @@ __all__ = [
     "Block",
     "Branches",
     "Catching",
+    "Greedy",
+    "Hold",
     "Impatient",
     "Limited",
     "Refused",
     "Segfault",
     "Step",
     "Stubborn",
+    "hold_in_thread",
+    "hold_the_interpreter",
     "linger",
     "note",
     "take_mark",
@@ -135,6 +140,41 @@ class Block(Step):
         time.sleep(600)
 
 
+def hold_the_interpreter(how: str) -> None:
+    """One call in C that lets no other thread run, for ever or for a while."""
+    match how.split():
+        case ["regex"]:
+            re.match("^(a+)+$", "a" * 40 + "b")
+        case ["power"]:
+            ten = 10
+            ten ** (ten**9) % 7
+        case ["sleep", seconds]:
+            ctypes.PyDLL(None).sleep(int(seconds))
+        case ["multiply", bits]:
+            number = (1 << int(bits)) - 1
+            _ = number * number
+        case _:
+            raise ValueError(how)
+
+
+class Hold(Step):
+    """Keeps the interpreter of its process to itself, on the event loop."""
+
+    name = "hold"
+
+    def _outcome(self, params: dict[str, Any], context: Any) -> Any:
+        hold_the_interpreter(params["how"])
+        return "held"
+
+
+@tool
+def hold_in_thread(how: str, context: ToolContext) -> str:
+    """Keeps the interpreter of its process to itself, in a thread."""
+    note(Path(os.environ["FAULTS_LOG"]), event="begin", tool="hold_in_thread", run=context.run_id)
+    hold_the_interpreter(how)
+    return "held"
+
+
 @tool
 def linger(n: int, context: ToolContext) -> str:
     """Where it meets its mark, stays in its thread for ten minutes."""
@@ -174,6 +214,16 @@ class Branches(_Pattern):
             ]
 
         return await asyncio.gather(branch("a", 10), branch("b", 25), branch("c", 40))
+
+
+class Greedy(_Pattern):
+    """Steps, then keeps the interpreter to itself, outside of any call."""
+
+    async def execute(self) -> Any:
+        await self.step("a1")
+        note(Path(os.environ["FAULTS_LOG"]), event="begin", tool="greedy", run=self.context.run_id)
+        hold_the_interpreter(self.context.input_text)
+        return "held"
 
 
 class Catching(_Pattern):

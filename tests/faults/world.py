@@ -259,11 +259,13 @@ class World:
         session: str | None = None,
         latency_ms: int = 0,
         limit: Mapping[str, int] | None = None,
+        text: str | None = None,
         **request: Any,
     ) -> RunHandle[Any]:
         """A run whose model asks for these tools, one a turn, and then answers. The input says all that.
 
         `limit` makes the model answer a `turn` with 429 so many `times`, with this `retry_after_ms`.
+        `text` is the input of a pattern that does not ask the model what to do.
         """
         asks = [[tool, dict(arguments)] for tool, arguments in steps]
         told = {"steps": asks, "latency_ms": latency_ms, "limit": dict(limit or {})}
@@ -271,7 +273,7 @@ class World:
             {
                 "agent_id": agent,
                 "session_id": session or f"session-of-{run_id}",
-                "input_text": json.dumps(told),
+                "input_text": json.dumps(told) if text is None else text,
                 "run_id": run_id,
                 **request,
             }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,14 @@ AGENTS = [
     caller("sleep_in_a_thread", seconds=0.5),
     caller("compute", upto=100_000),
     caller("crash"),
+    {
+        **agent("ponder", {"text": "done"}),
+        "pattern": {"impl": f"{TOOLS}.Ponder"},
+    },
+    {
+        **agent("recite", {"text": "done"}),
+        "memory": {"impl": f"{TOOLS}.Recite"},
+    },
 ]
 
 
@@ -59,6 +69,7 @@ def test_a_tool_that_blocks_the_loop_is_named(watched: Shop) -> None:
     blocked = next(event.payload for event in events if event.name == "worker.loop_blocked")
     assert result == "slept"
     assert (blocked["kind"], blocked["name"]) == ("tool", "oversleep")
+    assert (blocked["agent_id"], blocked["plugin"]) == ("oversleep-1", "tool oversleep")
     assert blocked["blocked_ms"] >= 1200
     assert "time.sleep(seconds)" in blocked["stack"]
     assert "loop.blocked" in watched.log
@@ -66,6 +77,24 @@ def test_a_tool_that_blocks_the_loop_is_named(watched: Shop) -> None:
     loop = watched.stats()["openagents"]["loop"]
     assert loop["blocks"] >= 1
     assert loop["longest_block_ms"] >= 1200
+
+
+@pytest.mark.parametrize(
+    ("agent_id", "plugin"), [("ponder", f"pattern {TOOLS}.Ponder"), ("recite", f"memory {TOOLS}.Recite")]
+)
+def test_code_outside_of_any_call_that_blocks_the_loop_is_named(
+    watched: Shop, agent_id: str, plugin: str
+) -> None:
+    """With run, agent and plugin: on the run, and in the worker's log."""
+    events, _ = called(watched, agent_id)
+
+    blocked = [event for event in events if event.name == "worker.loop_blocked"]
+    mine = next(event.payload for event in blocked if "time.sleep(1.5)" in event.payload["stack"])
+    assert (mine["agent_id"], mine["plugin"]) == (agent_id, plugin)
+    assert mine["blocked_ms"] >= 1200
+    line = next(line for line in watched.log.splitlines() if "loop.blocked" in line and plugin in line)
+    assert f"run_id={events[0].run_id}" in line
+    assert f"agent_id={agent_id}" in line
 
 
 def test_a_worker_keeps_its_runs_while_its_loop_is_blocked(watched: Shop) -> None:
@@ -105,3 +134,22 @@ def test_a_loop_that_is_dead_ends_the_process(tmp_path: Path) -> None:
         assert code == EX_LOOP_DEAD
         assert "loop.dead" in shop.log
         assert "time.sleep(seconds)" in shop.log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["pool", "solo", "threads", "processes"])
+def test_a_process_whose_interpreter_stands_still_ends_in_every_pool(tmp_path: Path, pool: str) -> None:
+    """A process beside each that executes runs sees to it; of prefork's, beside each child."""
+    env = {"OPENAGENTS_LOOP_DEAD_S": "1.5", "OPENAGENTS_LEASE_MS": "30000", "OPENAGENTS_LOG_FORMAT": "json"}
+    own = ["-c", "2", *([] if pool == "pool" else ["--pool", pool])]
+    agents = [caller("hold")]
+    with EmbeddedRedis() as server, open_shop(tmp_path, server.url, *own, env=env, agents=agents) as shop:
+        run_id = submit(shop, "hold-0").id
+
+        wait_for(lambda: '"event": "loop.dead"' in shop.log, "the end is in the log", PATIENCE_S)
+        lines = [json.loads(line) for line in shop.log.splitlines() if line.startswith("{")]
+        dead = next(line for line in lines if line["event"] == "loop.dead")
+        assert (dead["run_id"], dead["plugin"], dead["exit_code"]) == (run_id, "tool hold", 137)
+        assert "tests/pool/tools.py" in dead["stack"]
+        if pool != "processes":
+            assert wait_for(shop.process.poll, "the worker has ended", PATIENCE_S) == -signal.SIGKILL

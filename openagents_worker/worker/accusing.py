@@ -1,0 +1,23 @@
+"""Accusing. The only place that stores which run makes a process stand still that is about to be ended."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.scripts import accuse
+from openagents_worker.telemetry import get_logger
+
+__all__ = ["accuse_run"]
+
+log = get_logger(__name__)
+
+
+def accuse_run(cell: Cell, *, within_s: float, run_id: str, incarnation: str) -> None:
+    """Store it, over a connection of its own. Raises `RedisUnreachable` when that takes longer."""
+    patience_s = within_s / 2  # to connect, and to answer
+    with closing(
+        Store(cell, max_connections=1, answer_timeout_s=patience_s, connect_timeout_s=patience_s)
+    ) as store:
+        accused = store.run(accuse(run_id=run_id, incarnation=incarnation))
+    log.error("run.accused", run_id=run_id, incarnation=incarnation, accused=accused)

@@ -1,0 +1,115 @@
+"""A process with a guard and no worker: its event loop, or a thread, does what it is told to.
+
+`python -m tests.worker.standing_still REDIS_URL HOW`, with the limits in the environment. It says `ready`
+once the guard's process runs, with that one's id, and `done` when HOW is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+
+from openagents_worker.runtime.latch import Latch
+from openagents_worker.runtime.marks import Marks, marked
+from openagents_worker.runtime.user_code import RunCode, current_run, executing
+from openagents_worker.settings import load_settings
+from openagents_worker.store.client import Cell
+from openagents_worker.telemetry import configure_logging
+from openagents_worker.time_limits import TimeLimits
+from openagents_worker.tools.offload import work_off_loop
+from openagents_worker.worker.bridge import LoopThread
+from openagents_worker.worker.guard import Guard
+from openagents_worker.worker.lease import WorkerLease, boot_clock
+from tests.faults.plugins import hold_the_interpreter
+from tests.waiting import await_for, wait_for
+
+
+def main(url: str, where: str, how: str, loop_dead_s: float, lease_s: float) -> None:
+    configure_logging(load_settings())
+    signal.signal(
+        signal.SIGTERM, lambda *_: say("terminated")
+    )  # as Celery's handler: it needs the interpreter
+    limits = TimeLimits.of(
+        lease_ms=round(lease_s * 1000), heartbeat_ms=round(lease_s * 250), loop_dead_s=loop_dead_s
+    )
+    lease = WorkerLease("w1@test:1", limits=limits, sent_s=boot_clock())
+    bridge = LoopThread()
+    bridge.start()
+    marks = Marks(is_shared=True)
+    guard = Guard(
+        marks,
+        cell=Cell(url),
+        limits=limits,
+        loop_thread=lambda: (bridge.native_thread_id or 0, bridge.thread_id or 0),
+    )
+    guard.start()
+    guard.lease_begins(lease)
+    wait_for(lambda: guard.pid, "the guard's process runs")
+    say(f"ready {guard.pid}")
+
+    async def start() -> None:
+        code, other = (
+            RunCode(run_id, agent_id, Latch(), marks, lease.incarnation)
+            for run_id, agent_id in (("r1", "shop"), ("r2", "bank"))
+        )
+        current_run.set(code)
+        work_off_loop.set(code.off_loop)
+        marked.set(code.mark())
+        await asyncio.create_task(execute(where, how, other), name="run r1")
+
+    bridge.run(start())
+    say("done")
+    guard.stop()
+    bridge.stop()
+
+
+async def execute(where: str, how: str, other: RunCode) -> None:
+    match where:
+        case "loop":
+            with executing("pattern", "shop.Careful"):
+                await asyncio.sleep(0)
+                do(how)
+        case "thread":
+            with executing("tool", "search", "search:1:1"):
+                await asyncio.to_thread(do, how)
+        case "two threads":  # of which either could be it: another run's that waits, and one of nobody
+            began = threading.Event()
+
+            def wait() -> None:
+                began.set()
+                threading.Event().wait()
+
+            marked.set(other.mark("tool", "wait"))
+            waiting = asyncio.create_task(asyncio.to_thread(wait))
+            await await_for(began.is_set, "it waits")
+            threading.Thread(target=do, args=(how,)).start()
+            await waiting
+        case "nobody":
+            holding = threading.Thread(target=do, args=(how,))
+            holding.start()
+            await await_for(lambda: not holding.is_alive(), "it does not hold it any more", 600)
+
+
+def do(how: str) -> None:
+    match how.split():
+        case ["python", rounds]:  # it computes, and lets others run
+            for _ in range(int(rounds)):
+                sum(range(1000))
+        case ["stop"]:  # until somebody lets it go on
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case ["wait", seconds]:
+            threading.Event().wait(float(seconds))
+        case _:
+            hold_the_interpreter(how)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    url, where, how, loop_dead_s, lease_s = sys.argv[1:]
+    main(url, where, how, float(loop_dead_s), float(lease_s))
