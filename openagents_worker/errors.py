@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+from openagents_worker.secret_text import mask_prose, mask_values
+
 __all__ = [  # completed at the end of the module
     "ORIGINAL",
     "ProcessTraceback",
@@ -41,7 +43,8 @@ class OpenAgentsError(Exception):
     """Base of every error this library raises on purpose.
 
     `str(error)` is the message, then a `hint:` and a `docs:` line where given. Ids are fields, so that a log
-    or a caller never has to parse them out of the text.
+    or a caller never has to parse them out of the text. Secrets in the message and the hint are masked when
+    the error is made: so they are in everything that shows it, sends it or stores it.
     """
 
     code: ClassVar[str] = "openagents.error"
@@ -74,8 +77,8 @@ class OpenAgentsError(Exception):
         tool_id: str | None = None,
         step_number: int | None = None,
     ) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(_masked(message))
+        self.hint = _masked(hint)
         self.docs_url = docs_url
         self.agent_id = agent_id
         self.session_id = session_id
@@ -104,12 +107,14 @@ class OpenAgentsError(Exception):
         """The error as plain JSON: code, message, hint, docs_url, retryable, context."""
         names = ("agent_id", "session_id", "run_id", "tool_id", "step_number", *self.extra_fields)
         context = {name: getattr(self, name, None) for name in names}
+        # A plugin's own class may have fields and texts that no constructor of ours has seen.
+        context |= {name: mask_values(context[name]) for name in self.extra_fields if name != "result"}
         if isinstance(self.traceback, str):
             context["traceback"] = self.traceback
         return {
             "code": self.code,
-            "message": self.message,
-            "hint": None if self.hint is None else text_of(self.hint),
+            "message": _masked(self.message),
+            "hint": None if self.hint is None else _masked(text_of(self.hint)),
             "docs_url": None if self.docs_url is None else text_of(self.docs_url),
             "retryable": bool(self.retryable),
             "context": context,
@@ -119,6 +124,20 @@ class OpenAgentsError(Exception):
 ORIGINAL = "_openagents_original"
 """Attribute of an error that stands for somebody else's exception, in the process where that was raised; it
 is neither recorded nor sent."""
+
+
+LONGEST_TEXT_CHARS = 100_000
+"""Of a message or a hint: it is looked through on the event loop, which takes a tenth of a second at worst. A
+text of that length is a page that somebody has put into an exception."""
+
+
+def _masked(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text  # a plugin may give anything as a message
+    if len(text) <= LONGEST_TEXT_CHARS:
+        return mask_prose(text)
+    more = len(text) - LONGEST_TEXT_CHARS
+    return f"{mask_prose(text[:LONGEST_TEXT_CHARS])}… <{more:,} more characters>"
 
 
 def _rebuild(cls: type[OpenAgentsError], args: tuple[Any, ...], fields: dict[str, Any]) -> OpenAgentsError:
@@ -159,7 +178,7 @@ class ConfigValidationError(ConfigError):
     ) -> None:
         super().__init__(message, **fields)
         self.file = file
-        self.problems = list(problems)
+        self.problems = mask_values(list(problems))
 
 
 class ConfigLoadError(ConfigError):
@@ -458,7 +477,7 @@ class RunFailed(OpenAgentsError):
         super().__init__(message, run_id=run_id, **fields)
         self.__dict__["code"] = code  # the failed run's code, on the instance
         self.result = dict(result) if result is not None else None
-        self.args = (message, code, run_id, self.result)  # all that Celery's JSON keeps of an exception
+        self.args = (*self.args, code, run_id, self.result)  # all that Celery's JSON keeps of an exception
 
     def showing(self, traceback: str | None) -> Self:
         """The error with the traceback of where the run failed, which Python prints below it as a note."""

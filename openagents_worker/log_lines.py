@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from openagents_worker.errors import text_of
 from openagents_worker.printable import escaped_line, json_escaped, printable
-from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, safe_text
+from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, safe_message
+from openagents_worker.secret_text import mask_prose
 from openagents_worker.tracebacks import traceback_text
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ class _Formatter(logging.Formatter):
         """The event's name and its fields; a line that is no event of ours is its own name."""
         event = record.__dict__.get(EVENT)
         if not isinstance(event, str):
-            event = safe_text(_message(record))
-        fields = redact(getattr(record, FIELDS, {}), self._keys, max_chars=self._wanted.max_value_length)
+            event = safe_message(_message(record))
+        given, most = getattr(record, FIELDS, {}), self._wanted.max_value_length
+        fields = redact(given, self._keys, max_chars=most, mask=mask_prose)
         return event, fields
 
     def _exception(self, record: logging.LogRecord) -> str | None:
@@ -61,7 +63,7 @@ class _Formatter(logging.Formatter):
         if isinstance(error, BaseException):
             is_users = bool(record.__dict__.get(USERS))
             return traceback_text(error, max_bytes=MAX_TRACEBACK_BYTES, collapse=is_users)
-        return safe_text(record.exc_text) if record.exc_text else None
+        return safe_message(record.exc_text) if record.exc_text else None
 
     @staticmethod
     def _time(record: logging.LogRecord) -> str:
@@ -84,7 +86,7 @@ class JsonFormatter(_Formatter):
         if (exception := self._exception(record)) is not None:
             line["exception"] = exception
         if record.stack_info:
-            line["stack"] = safe_text(str(record.stack_info))
+            line["stack"] = safe_message(str(record.stack_info))
         return json_escaped(_json(line))
 
 
@@ -99,7 +101,7 @@ class TextFormatter(_Formatter):
         if self._wanted.show_path:
             pairs.append(f"at={record.pathname}:{record.lineno}")
         line = (" " if not self._wanted.pretty else "\n    ").join([" ".join(head), *pairs])
-        below = [self._exception(record), safe_text(str(record.stack_info)) if record.stack_info else None]
+        below = [self._exception(record), safe_message(str(record.stack_info)) if record.stack_info else None]
         texts = [line, *(textwrap.indent(text, "  ", lambda _: True) for text in below if text is not None)]
         return printable("\n".join(texts))
 

@@ -92,7 +92,8 @@ def _checked_checkpoint(value: str) -> str:
 class _Wire(BaseModel):
     """What all models here share: frozen, strict about unknown fields, finite numbers only."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # What pydantic says of a wrong value would show it, and the fields around it.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -359,7 +360,7 @@ def _plain(value: Any) -> Any:
     try:
         check_storable(value)
     except (TypeError, ValueError, RecursionError):
-        return text_of(value)[:MAX_MESSAGE_CHARS]
+        return safe_message(text_of(value), MAX_MESSAGE_CHARS)
     return value
 
 

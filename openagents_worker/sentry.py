@@ -10,7 +10,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-__all__ = ["report_unless_logged"]
+from openagents_worker.secret_text import mask_values
+
+__all__ = ["report_unless_logged", "without_secrets"]
+
+DEEPEST = 32  # levels of Sentry's events: the variables of a frame lie in the eighth
 
 
 def report_unless_logged(error: BaseException | None) -> None:
@@ -23,3 +27,14 @@ def report_unless_logged(error: BaseException | None) -> None:
     reports_lines = logs is not None and getattr(logs, "_handler", None) is not None
     if client.get_integration("celery") is not None and not reports_lines:
         sdk.capture_exception(error)
+
+
+def without_secrets(event: Any, hint: Any = None) -> Any:
+    """A `before_send` of Sentry: what looks like a secret is masked in an event, its frames' variables too.
+
+    Sentry gets the exception of user code itself, and not what this library makes of it.
+
+    >>> without_secrets({"logentry": {"message": "password=hunter2"}})
+    {'logentry': {'message': 'password=***'}}
+    """
+    return mask_values(event, DEEPEST)

@@ -22,7 +22,9 @@ from pydantic_settings import (
 from openagents_worker.addresses import RedisAddress, address_of, is_redis_url
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
-from openagents_worker.redaction import safe_text, safe_url
+from openagents_worker.redaction import safe_message, safe_url
+from openagents_worker.secret_forms import remember_secrets_of_url
+from openagents_worker.secret_text import mask_values
 from openagents_worker.time_limits import (
     SHORTEST_LEASE_MS,
     SHORTEST_LOOP_DEAD_S,
@@ -273,6 +275,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fill_in(self) -> Settings:
         """Values that follow from others; a frozen model can set them only here, before anybody sees it."""
+        for name in URLS:
+            remember_secrets_of_url(getattr(self, name) or "")
         if not self.broker_url:
             object.__setattr__(self, "broker_url", self.redis_url)
         if is_redis_url(self.broker_url):
@@ -319,7 +323,7 @@ class Settings(BaseSettings):
     def __repr_args__(self) -> Any:
         for name in type(self).model_fields:
             value = getattr(self, name)
-            yield name, safe_url(value) if name in URLS and value else value
+            yield name, safe_url(value) if name in URLS and value else mask_values(value)
 
     __str__ = BaseSettings.__repr__
 
@@ -390,5 +394,5 @@ def _sentence(problem: Mapping[str, Any], env: Mapping[str, str]) -> tuple[str, 
     field = of_two or str(problem["loc"][0])
     name, text = _variable(field), str(problem["msg"])
     silent = of_two or field.endswith(("_url", "_backend"))  # a wrong URL may hold a password all the same
-    found = "" if silent else f"; found {safe_text(env.get(name, ''))[:60]!r}"
+    found = "" if silent else f"; found {safe_message(env.get(name, ''), 60)!r}"
     return name, f"{text[:1].lower()}{text[1:]}{found}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from openagents_worker.line_groups import LineGroups
 from openagents_worker.log_lines import EVENT, FIELDS, ROOT, USERS, JsonFormatter, Pairs, TextFormatter
 from openagents_worker.redaction import redact
+from openagents_worker.secret_text import mask_prose
 from openagents_worker.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class EventLogger:
             return
         if isinstance(exc_info, BaseException):  # logging asks whether it is true, and its class may answer
             exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
-        shown = redact(fields)
+        shown = redact(fields, mask=mask_prose)
         # The name is the message's constant part: whoever groups messages by it groups by event.
         self._logger.log(
             level,

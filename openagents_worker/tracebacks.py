@@ -22,6 +22,7 @@ from typing import assert_never
 from openagents_worker.errors import OpenAgentsError, ProcessTraceback, storable_text, text_of
 from openagents_worker.printable import escaped_line
 from openagents_worker.redaction import redact, without_named_secrets
+from openagents_worker.secret_forms import mask_secrets
 
 __all__ = ["MAX_TRACEBACK_BYTES", "is_raised_by_user", "traceback_text"]
 
@@ -233,7 +234,7 @@ class _Block:
 
     def text(self, max_bytes: int) -> str:
         if self.told is not None:
-            return _cut(self.told, max_bytes)
+            return _cut(mask_secrets(self.told), max_bytes)  # the other process knows other secrets
         what = _cut(self.what, max_bytes // 2)
         room = max_bytes - len(what.encode()) - len(HEAD) - 2
         lines = self._frame_lines(room // 2 if self.members else room)

@@ -29,6 +29,7 @@ from openagents_worker.agents.schema import (
 from openagents_worker.agents.variables import VARIABLE, Expanded, as_wanted, expand
 from openagents_worker.errors import ConfigLoadError
 from openagents_worker.redaction import redact
+from openagents_worker.secret_text import mask_prose
 
 __all__ = ["AgentsFile", "load_agents", "read_agents_file"]
 
@@ -248,7 +249,9 @@ class _Checked:
         if isinstance(value, (dict, list)):
             return path, f"; found {'an object' if isinstance(value, dict) else 'a list'}"
         if not (isinstance(value, str) and VARIABLE.fullmatch(value)):  # a variable's name is no secret
-            value = next(iter(redact({str(next(reversed(path), "")): value}, max_chars=60).values()))
+            value = next(
+                iter(redact({str(next(reversed(path), "")): value}, max_chars=60, mask=mask_prose).values())
+            )
         return path, f"; found {json.dumps(value, ensure_ascii=False)}"
 
 

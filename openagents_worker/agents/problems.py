@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from openagents_worker.agents.positions import Path, json_path
 from openagents_worker.errors import ConfigValidationError, OpenAgentsError, PluginConfigError
+from openagents_worker.secret_text import mask_prose
 
 __all__ = [
     "ConfigProblem",
@@ -34,6 +35,11 @@ class ConfigProblem:
     hint: str | None = None
     code: str = ConfigValidationError.code
     line: int | None = None
+
+    def __post_init__(self) -> None:
+        """What was found may be a secret in the wrong place."""
+        object.__setattr__(self, "message", mask_prose(self.message))
+        object.__setattr__(self, "hint", None if self.hint is None else mask_prose(self.hint))
 
     def under(self, *path: str | int) -> ConfigProblem:
         """The same mistake, seen from the configuration that holds this one at that path."""

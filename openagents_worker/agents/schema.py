@@ -17,7 +17,6 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 from openagents_worker.agents.llm import LLMOptions
 from openagents_worker.agents.part import LONGEST_MS, Part, not_supported, problem
 from openagents_worker.agents.positions import Path
-from openagents_worker.agents.problems import did_you_mean
 from openagents_worker.agents.sections import (
     DiagnosticsRef,
     EventsRef,
@@ -29,6 +28,8 @@ from openagents_worker.agents.sections import (
 from openagents_worker.errors import AgentNotFoundError
 from openagents_worker.models import RunBudget
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact
+from openagents_worker.secret_forms import mask_secrets
+from openagents_worker.unknown_agent import agent_hint
 
 __all__ = [
     "AgentDefinition",
@@ -228,10 +229,18 @@ class AgentDefinition(Part):
         As canonical JSON, without what the file leaves out: a new default makes no run's definition another.
         """
         public = redact(
-            self.model_dump(mode="json", exclude_unset=True), max_chars=None, max_items=None, max_depth=64
+            self.model_dump(mode="json", exclude_unset=True),
+            max_chars=None,
+            max_items=None,
+            max_depth=64,
+            mask=_by_form,
         )
         text = json.dumps(public, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _by_form(text: str) -> str:
+    return mask_secrets(text, known=False)  # which secrets a process knows must not change the hash
 
 
 def double_ids(ids: Sequence[Any], field: str) -> Iterator[tuple[Path, str]]:
@@ -323,9 +332,7 @@ class AppConfig(Part):
             if agent.id == agent_id:
                 return self._with_defaults(agent)
         known = [agent.id for agent in self.agents]
-        listed = f"known agents: {', '.join(known)}"
-        guess = did_you_mean(agent_id, known, "known agents")
-        hint = guess if guess == listed else f"{guess} {listed}"
+        hint = agent_hint(agent_id, known)
         raise AgentNotFoundError(f"there is no agent {agent_id!r}", hint=hint, agent_id=agent_id)
 
     def _with_defaults(self, agent: AgentDefinition) -> AgentDefinition:

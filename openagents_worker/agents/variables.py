@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from openagents_worker.agents.positions import Path
 from openagents_worker.agents.problems import ConfigProblem
+from openagents_worker.secret_forms import remember_secret
+from openagents_worker.secret_names import is_secrets_name
 
 __all__ = ["VARIABLE", "Expanded", "VariableText", "as_wanted", "expand"]
 
@@ -66,6 +68,8 @@ def expand(document: Any, env: Mapping[str, str]) -> Expanded:
                 ConfigProblem(path, f"the environment variable {name} is not set", hint=hint)
             )
             return ""
+        if is_secrets_name(name):
+            remember_secret(given)
         if given and len(given) >= SHORTEST_SECRET:
             result.filled[given] = f"${{{name}}}"
         return given or default or ""

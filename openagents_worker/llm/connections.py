@@ -15,6 +15,7 @@ import httpcore  # noqa: F401
 import httpx
 
 from openagents_worker.loops import PerLoop, http_transports
+from openagents_worker.secret_forms import remember_secrets_of_url
 
 __all__ = ["Lanes", "proxy_problem"]
 
@@ -128,6 +129,7 @@ class _Reply(httpx.AsyncByteStream):
 def proxy_problem(url: str) -> tuple[str, str] | None:
     """Why the proxy that the environment names for an address cannot be used, and a hint; None if it can."""
     variable, proxy = _proxy_variable(httpx.URL(url))
+    remember_secrets_of_url(proxy)
     scheme = proxy.partition("://")[0].lower()
     if not proxy:
         return None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError
 from openagents_worker.llm.retry import retry_after_ms
+from openagents_worker.redaction import MASK, safe_message
 
 __all__ = ["failure", "is_too_long", "presentable"]
 
@@ -85,7 +86,8 @@ def is_too_long(error: LLMError) -> bool:
 def presentable(text: str, secrets: Iterable[str]) -> str:
     """The text without secrets and not longer than a message should be."""
     for secret in secrets:
-        text = text.replace(secret, "***")
+        text = text.replace(secret, MASK)
+    text = safe_message(text, MAX_MESSAGE_CHARS + 1)  # before the cut, which could leave half of a secret
     return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
 
 

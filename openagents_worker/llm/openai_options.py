@@ -13,6 +13,8 @@ from pydantic import Field
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.llm.options import ProviderOptions, extras_of, refuse
+from openagents_worker.secret_forms import remember_secret, remember_secrets_of_url
+from openagents_worker.secret_names import is_secrets_name
 
 __all__ = ["OpenAIExtras", "OpenAIRequestOptions"]
 
@@ -60,6 +62,12 @@ class OpenAIRequestOptions:
         headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
         headers |= {"authorization": f"Bearer {api_key}"} if api_key else {}
         headers |= {name.lower(): value for name, value in options.extra_headers.items()}
+        remember_secret(api_key)
+        remember_secrets_of_url(options.api_base or "")
+        for name, value in options.extra_headers.items():
+            if is_secrets_name(name):
+                for word in value.split():
+                    remember_secret(word)
         words = [word for value in options.extra_headers.values() for word in value.split()]
         secrets = [*([api_key] if api_key else []), *(word for word in words if len(word) >= SHORTEST_SECRET)]
         return cls(url, stream_url, headers, extras.model_dump(exclude_none=True), secrets)

@@ -28,6 +28,7 @@ from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.operations import AsyncOperations, Operations, send_accepted
 from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.producer.submit import asubmit, submit
+from openagents_worker.redaction import shown_reason
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.checkpoints import Checkpoint, acheckpoints, checkpoints
@@ -121,7 +122,7 @@ class Client(Operations):
 
     def cancel(self, run_id: str, reason: str | None = None) -> CancelAnswer:
         """Cancel a run: CANCELLED at once, REQUESTED of its worker, or ALREADY over. Raises `RunNotFound`."""
-        answer = self.store.run(scripts.cancel(run_id=run_id, reason=reason or "", force=False))
+        answer = self.store.run(scripts.cancel(run_id=run_id, reason=shown_reason(reason), force=False))
         self._publishing.send_wakes(_wakes(run_id, answer))
         return answer.answer
 
@@ -241,7 +242,7 @@ class AsyncClient(AsyncOperations):
 
     async def cancel(self, run_id: str, reason: str | None = None) -> CancelAnswer:
         """Cancel a run: CANCELLED at once, REQUESTED of its worker, or ALREADY over. Raises `RunNotFound`."""
-        answer = await self.store.run(scripts.cancel(run_id=run_id, reason=reason or "", force=False))
+        answer = await self.store.run(scripts.cancel(run_id=run_id, reason=shown_reason(reason), force=False))
         if wakes := _wakes(run_id, answer):
             await asyncio.to_thread(self._publishing.send_wakes, wakes)
         return answer.answer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import hashlib
 import json
 import secrets
@@ -22,12 +21,14 @@ from openagents_worker.errors import (
     SubmitUnknown,
 )
 from openagents_worker.models import RunRecord, RunRequest, RunState, parse_request
+from openagents_worker.redaction import shown_reason
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Store
 from openagents_worker.store.listing import lists_of
 from openagents_worker.store.runs import run_not_found
 from openagents_worker.store.scripts import Call, ResumeAnswer, Resumed, SubmitAnswer, Submitted, Wake
+from openagents_worker.unknown_agent import agent_hint
 
 T = TypeVar("T")
 
@@ -276,13 +277,7 @@ class _Submission(_Attempt[Submitted]):
 
     def _no_agent(self, known: tuple[str, ...]) -> tuple[str, str]:
         agent_id = self.request.agent_id
-        near = difflib.get_close_matches(agent_id, known, n=1)
-        guess = f"did you mean {near[0]!r}? " if near else ""
-        return (
-            f"no worker knows an agent {agent_id!r}",
-            f"{guess}known: {', '.join(known)}; an agent is known once a worker that can "
-            "serve it was started; `openagents-worker validate` says why one cannot",
-        )
+        return f"no worker knows an agent {agent_id!r}", agent_hint(agent_id, known)
 
 
 class _Resumption(_Attempt[Resumed]):
@@ -297,7 +292,7 @@ class _Resumption(_Attempt[Resumed]):
             input_text=request.input_text,
             checkpoint_id=request.resume_from_checkpoint or "",
             canvas=canvas,
-            by=by,
+            by=shown_reason(by),
         )
 
     def accepted(self, answer: Resumed) -> Accepted:

@@ -234,13 +234,9 @@ class Ending:
         assert details is not None
         return {
             **self._ids(),
-            "error": safe_message(self._error_text),
+            "error": safe_message(text_of(self.error), MAX_MESSAGE_CHARS),
             "error_details": details.model_dump(exclude_none=True),
         }
-
-    @property
-    def _error_text(self) -> str:
-        return text_of(self.error)[:MAX_MESSAGE_CHARS]
 
     def _messages(self) -> list[dict[str, Any]]:
         """What the run leaves in the transcript: its turn, or nothing."""

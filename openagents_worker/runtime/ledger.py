@@ -24,6 +24,7 @@ from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, shown_json
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
+from openagents_worker.secret_text import mask_prose, mask_short_prose
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import WRITTEN
@@ -89,7 +90,7 @@ class Ledger:
 
     def note(self, name: str, payload: Mapping[str, Any]) -> None:
         """An event, to be stored soon: with the next commit, or by itself after a moment."""
-        self._pending += [text_of(name), self._shown(payload)]  # a pattern may give anything as a name
+        self._pending += [_shown_name(name), self._shown(payload)]
         self._schedule(FLUSH_S)
 
     def note_of_run(self, name: str, **payload: Any) -> None:
@@ -100,7 +101,7 @@ class Ledger:
 
     def preview(self, content: Any) -> Any:
         """What an event shows of a call's content, which stands in the journal: nothing is stored twice."""
-        return redact(content, self._redact_keys, max_chars=self._preview_chars)
+        return redact(content, self._redact_keys, max_chars=self._preview_chars, mask=mask_prose)
 
     def _shown(self, payload: Mapping[str, Any]) -> str:
         return shown_json(payload, self._redact_keys)
@@ -318,6 +319,11 @@ class Ledger:
                 raise RunLatched(LatchReason.FENCED)
             case _:
                 assert_never(answer)
+
+
+def _shown_name(name: object) -> str:
+    """An event's name; a pattern may give anything as one."""
+    return mask_short_prose(text_of(name))
 
 
 class _Delta:

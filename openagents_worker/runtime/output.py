@@ -13,6 +13,7 @@ from openagents_worker.errors import OutputValidationError
 from openagents_worker.models import RunRequest, dumps, schema_of
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.registry import OUTPUTS
+from openagents_worker.secret_text import mask_prose
 from openagents_worker.tools.validation import check_output, check_schema
 
 __all__ = ["DEFAULT_VALIDATION_RETRIES", "OutputType", "fitted"]
@@ -104,7 +105,7 @@ async def fitted(output: Any, wanted: OutputType, pattern: Any, context: RunCont
         try:
             return wanted.fit(output)
         except Misfit as misfit:
-            problem = str(misfit)
+            problem = mask_prose(str(misfit))  # what a validator of somebody's says goes to the model
         if attempt == attempts:
             break
         await context.emit("validation.retry", attempt=attempt, error=problem)

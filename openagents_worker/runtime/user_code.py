@@ -268,7 +268,7 @@ def user_error_of(error: OpenAgentsError) -> BaseException | None:
 
 def described(error: BaseException, *, depth: int = MAX_NAMED_DEPTH) -> str:
     """The type and the text of an error; of a group, those of each member."""
-    text = text_of(error)[:MAX_MESSAGE_CHARS]
+    text = safe_message(text_of(error), MAX_MESSAGE_CHARS)
     name = type(error).__name__
     if not isinstance(error, BaseExceptionGroup) or not depth:
         return f"{name}: {text}"

@@ -16,6 +16,7 @@ from celery import bootsteps
 from openagents_worker.errors import RedisUnreachable, RequestInvalid
 from openagents_worker.producer.client import client_of
 from openagents_worker.producer.transport import RUN_AGENT, wake_queue
+from openagents_worker.redaction import safe_message
 from openagents_worker.store.scripts import reject
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.intake import EXAMPLE
@@ -118,7 +119,7 @@ def _refusal(name: object, reason: object) -> RequestInvalid:
         return RequestInvalid(f"no task is named {name!r}", hint=f"the task of a run is {RUN_AGENT}")
     what = f"{type(reason).__name__}: {reason}" if reason is not None else "it names no task"
     return RequestInvalid(
-        f"the message is none of a task: {what}"[:MAX_REASON_CHARS],
+        safe_message(f"the message is none of a task: {what}", MAX_REASON_CHARS),
         hint=f"Celery's protocol 2, content type application/json, {EXAMPLE}",
     )
 

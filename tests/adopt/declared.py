@@ -63,6 +63,9 @@ EXTRA_OF = {
     "redis_url": BASE,
     "runtime.deps": BASE,
     "runtime.registry": BASE,
+    "secret_forms": BASE,
+    "secret_names": BASE,
+    "secret_text": BASE,
     "sentry": BASE,
     "settings": BASE,
     "store": BASE,
@@ -73,6 +76,7 @@ EXTRA_OF = {
     "tools.offload": BASE,
     "tools.typed": BASE,
     "tracebacks": BASE,
+    "unknown_agent": BASE,
     "worker.app": BASE,
     "worker.register": BASE,
     # What Flower shows.

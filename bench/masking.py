@@ -1,0 +1,66 @@
+"""Masking: what it costs to look through a text for secrets, and that the cost grows with its length only.
+
+Harmless texts as events and log lines have them; then half a megabyte of what each pattern begins with, and
+half of that. Twice the text may cost three times as much at most: the machine does other things, too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from openagents_worker.redaction import shown_json
+from openagents_worker.secret_forms import mask_secrets, mask_url
+from openagents_worker.secret_text import mask_prose
+
+CHARS = 500_000
+MOST_TIMES_AS_LONG = 3.0
+MOST_US_PER_CHAR = 5.0
+PIECES = (
+    "-", "_", ":", "=", "?", "&", "sk-", "ghp_", "AKIA", "AIza", "eyJ", "eyJaaaaaaaaa.", "SG.",
+    "SG.aaaaaaaaaaaaaaaaaaaa.", "12345678:", "/services/", "-----BEGIN ", "-----BEGIN PRIVATE KEY-----",
+    "-----", "Bearer ", "Basic ", "://", "://a:", "://a:b ", "://a1", "://a:@b", "?token", "?token=a1&",
+    "password=", "password:", "password='", 'password="x', "token:", "token='", "token=1,", "cookie:",
+    "cookie: a", "cookie: =", "password=a(", "password :    ", "password=[", '\\"password\\":',
+)  # fmt: skip
+PROSE = "The quick brown fox said that the tokens of the request were counted twice, and so on; "
+EVENT = {
+    "tool_id": "search",
+    "params": {"q": "how tall is the tower of Pisa", "n": 3},
+    "call_id": "tool:search:3f0c9e2d:1",
+    "output_text": (PROSE * 4)[:300],
+}
+
+
+def main(options: list[str]) -> int:
+    """Prints both tables; 1 where a text costs more than its length explains."""
+    print(f"{'an event, as JSON':<36}{_seconds(lambda: shown_json(EVENT), 2_000) * 1e6:>10.1f} µs")
+    for name, text in {"an id": "run-3f0c9e2d8a1b4c7e", "300 characters": (PROSE * 4)[:300]}.items():
+        by_form = _seconds(lambda text=text: mask_secrets(text), 2_000)  # type: ignore[misc]
+        prose = _seconds(lambda text=text: mask_prose(text), 2_000)  # type: ignore[misc]
+        print(f"{name + ', by form / as prose':<36}{by_form * 1e6:>10.1f} µs{prose * 1e6:>10.1f} µs")
+    plain = _seconds(lambda: mask_prose((PROSE * CHARS)[:CHARS])) / CHARS
+    print(f"{'prose':<36}{plain * 1e6:>10.3f} µs a character\n")
+    return max(_row(piece, mask) for piece in PIECES for mask in (mask_prose, mask_url))
+
+
+def _row(piece: str, mask: Callable[[str], str]) -> int:
+    half, whole = ((piece * CHARS)[:size] for size in (CHARS // 2, CHARS))
+    one, two = _seconds(lambda: mask(half)), _seconds(lambda: mask(whole))
+    is_wrong = two > MOST_TIMES_AS_LONG * one + 0.01 or two / CHARS * 1e6 > MOST_US_PER_CHAR
+    name = f"{piece!r} {mask.__name__}"
+    print(
+        f"{name:<46}{two / CHARS * 1e6:>8.3f} µs a character{two / one:>6.1f} times{' !' if is_wrong else ''}"
+    )
+    return int(is_wrong)
+
+
+def _seconds(work: Callable[[], object], times: int = 1) -> float:
+    """The best of three, in time of this process."""
+    best = float("inf")
+    for _ in range(3):
+        began = time.process_time()
+        for _ in range(times):
+            work()
+        best = min(best, (time.process_time() - began) / times)
+    return best

@@ -1,0 +1,267 @@
+"""Secrets by their form. The only place that knows what a secret looks like.
+
+Masked are keys and tokens of the well-known providers, `Bearer …`, private keys, logins and parameters of
+URLs, and the secrets of this process, which are known exactly.
+
+Every pattern begins with a character that is searched for at the speed of `in`, and each step of it is
+bounded or takes no character twice: so the work grows with the length of the text, whatever the text is.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from urllib.parse import quote, unquote
+
+from openagents_worker.secret_names import Holds, holds
+
+__all__ = [
+    "MASK",
+    "PLACEHOLDER",
+    "has_digit",
+    "mask_secrets",
+    "mask_short",
+    "mask_url",
+    "remember_secret",
+    "remember_secrets_of_url",
+    "when_one_is_remembered",
+]
+
+MASK = "***"
+
+# Each looks for the one character that ends its prefix, then behind it: texts have few of those characters.
+_DASHED = re.compile(r"-(?<=(?<![A-Za-z0-9])[prs]k-)([A-Za-z0-9_-]{8,})")
+_DASHED_OF_PROVIDERS = re.compile(
+    r"-(?:(?<=(?<![A-Za-z0-9])gl[dfpr]t-)|(?<=(?<![A-Za-z0-9])glpat-)|(?<=(?<![A-Za-z0-9])xox[a-z]-)"
+    r"|(?<=(?<![A-Za-z0-9])xapp-)|(?<=(?<![A-Za-z0-9])pypi-)|(?<=(?<![A-Za-z0-9])xai-)"
+    r"|(?<=(?<![A-Za-z0-9])pplx-)|(?<=(?<![A-Za-z0-9])nvapi-)|(?<=(?<![A-Za-z0-9])tvly-)"
+    r"|(?<=(?<![A-Za-z0-9])key-)|(?<=PMAK-))([A-Za-z0-9_-]{16,})"
+)
+_UNDERSCORED = re.compile(
+    r"_(?:(?<=(?<![A-Za-z0-9])[prs]k_)|(?<=(?<![A-Za-z0-9])gh[oprsu]_)|(?<=github_pat_)"
+    r"|(?<=(?<![A-Za-z0-9])hf_)|(?<=(?<![A-Za-z0-9])npm_)|(?<=whsec_)|(?<=do[opr]_v1_)"
+    r"|(?<=shp[acpst]{2}_)|(?<=(?<![A-Za-z0-9])gsk_)|(?<=(?<![A-Za-z0-9])r8_)|(?<=lsv2_)"
+    r"|(?<=dckr_pat_)|(?<=glsa_)|(?<=rubygems_)|(?<=figd_))([A-Za-z0-9_]{12,})"
+)
+_LETTERED = re.compile(
+    r"A(?<![A-Za-z0-9]A)(Iza(?=[A-Za-z0-9_-]{30})|[KSB]IA(?=[A-Z0-9]{16}(?![A-Za-z0-9]))"
+    r"|TATT(?=[A-Za-z0-9_=-]{20})|GE-SECRET-KEY-)[A-Za-z0-9_=-]+"
+)
+_AWS_SECRET = re.compile(r"(?<![A-Za-z0-9/+=_.-])[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=_.-])")
+_JWT = re.compile(r"eyJ(?<![A-Za-z0-9_-]eyJ)[A-Za-z0-9_-]{8,}+\.[A-Za-z0-9_-]{8,}+(?:\.[A-Za-z0-9_-]*+){0,3}")
+_SENDGRID = re.compile(r"SG\.(?<![A-Za-z0-9]SG\.)[A-Za-z0-9_-]{16,}+\.[A-Za-z0-9_-]{16,}+")
+_TELEGRAM = re.compile(r":(?<=[0-9]{8}:)[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])")
+_WEBHOOK = re.compile(
+    r"/(?:(?<=hooks\.slack\.com/)(?:services|workflows|triggers)/|(?<=/api/webhooks/)[0-9]{1,30}/)[\w/-]{8,}"
+)
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN ([A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----(?!\*\*\*)"
+    r"(?s:.*?)(?:-----END [A-Z0-9 ]{0,60}-----|\Z)"
+)
+_SCHEME = re.compile(
+    r"[Bb](?<![A-Za-z0-9][Bb])((?:[Ee][Aa][Rr][Ee][Rr]|[Aa][Ss][Ii][Cc])\s{1,8})([A-Za-z0-9._~+/=-]{8,})"
+)
+# Not a port; the password goes up to the last @ before a blank or another URL, whatever else is in it.
+_URL_LOGIN = re.compile(
+    r"""://([^\s:/@"<>]{0,256}):(?![0-9]{1,5}(?![^/?#\s,;"')\]>.]))((?:(?!://)[^\s"<>`]){1,4096})@"""
+)
+_URL_TOKEN = re.compile(r"://(?=[A-Za-z0-9_-]{0,256}[0-9])[A-Za-z0-9_-]{20,256}@")
+_PARAMETER = re.compile(r"""([?&;]\s?)([\w.%\[\]-]{1,64})=([^&;\s"'<>#]{1,2048})""")
+_SECRET_PARAMETERS = frozenset({"auth", "pass", "pwd", "sig", "signature"})
+_SHORTEST_KEY_PARAMETER = 16
+# What stands in the place of a value: `${REDIS_PASSWORD}`, `$PW`, `{password}`, `password`.
+PLACEHOLDER = re.compile(
+    r"\$\{[^}]{0,256}\}\S{0,8}|\$[A-Z_][A-Z0-9_]*|\{[\w.]*\}|password|PASSWORD|secret|token|\*\*\*"
+)
+
+
+def mask_secrets(text: str, *, known: bool = True) -> str:
+    """The text with everything masked that has the form of a secret, and the secrets of this process.
+
+    `known` False leaves those out: the answer depends on the text alone.
+    """
+    if known:
+        for secret in _known:
+            if secret in text:
+                text = text.replace(secret, MASK)
+    if "-" in text:
+        text = _DASHED.sub(_masked_key, text)
+        text = _DASHED_OF_PROVIDERS.sub(_masked_token, text)
+        if "-----BEGIN" in text:
+            text = _PRIVATE_KEY.sub(rf"-----BEGIN \1-----{MASK}", text)
+    if "_" in text:
+        text = _UNDERSCORED.sub(_masked_token, text)
+    if "A" in text:
+        before = text
+        text = _LETTERED.sub(rf"A\1{MASK}", text)
+        if text is not before and text != before:
+            text = _AWS_SECRET.sub(_masked_aws_secret, text)
+    if "." in text:
+        text = _JWT.sub(f"eyJ{MASK}", text)
+        text = _SENDGRID.sub(f"SG.{MASK}", text)
+    text = _SCHEME.sub(_masked_scheme, text)
+    if ":" in text:
+        text = _masked_urls(text)
+    return _PARAMETER.sub(_masked_parameter, text) if "=" in text else text
+
+
+@lru_cache(maxsize=8192)  # ids and names: the same ones in every event of a run
+def mask_short(text: str) -> str:
+    """As `mask_secrets`, for texts that come again and again."""
+    return mask_secrets(text)
+
+
+def mask_url(url: str) -> str:
+    """A text that is one URL, or several as for Sentinel, without passwords, wherever it is wrong.
+
+    >>> mask_url("rediss://me:pa@ss/w#rd@host:6379/0?password=x")
+    'rediss://me:***@host:6379/0?password=***'
+    """
+    if "://" not in url and "@" in url:  # not a URL at all; what is before the host may be a login
+        url = f"{MASK}@{url.rpartition('@')[2]}"
+    text = _WHOLE_URL_LOGIN.sub(_masked_login, url)
+    text = _URL_PARAMETER.sub(_masked_parameter, text)
+    return mask_secrets(text)
+
+
+_WHOLE_URL_LOGIN = re.compile(r"://([^:@]{0,256}):(?![0-9]{1,5}(?![^/?#\s,;]))((?:(?!://).)*)@", re.DOTALL)
+_URL_PARAMETER = re.compile(r"([?&;]\s?)([\w.%\[\]-]{1,64})=([^&;]+)")
+
+
+def _masked_urls(text: str) -> str:
+    text = _TELEGRAM.sub(f":{MASK}", text)
+    if "://" not in text:
+        return text
+    text = _URL_LOGIN.sub(_masked_login, text)
+    text = _URL_TOKEN.sub(f"://{MASK}@", text)
+    return _WEBHOOK.sub(_masked_webhook, text)
+
+
+def _masked_login(found: re.Match[str]) -> str:
+    user, password = found.groups()
+    if PLACEHOLDER.fullmatch(password):
+        return found[0]
+    return f"://{user}:{MASK}@"
+
+
+def _masked_webhook(found: re.Match[str]) -> str:
+    return f"/{MASK}"
+
+
+def _masked_parameter(found: re.Match[str]) -> str:
+    before, name, value = found.groups()
+    return f"{before}{name}={MASK}" if _is_secret_parameter(name, value) else found[0]
+
+
+def _is_secret_parameter(name: str, value: str) -> bool:
+    kind = holds(name)
+    if PLACEHOLDER.fullmatch(value):
+        return False
+    if kind is Holds.A_SECRET or (kind is Holds.A_SECRET_OR_NUMBER and not value.isdigit()):
+        return True
+    name = name.lower()
+    if name in _SECRET_PARAMETERS or name.endswith("signature"):
+        return True
+    return name == "key" and len(value) >= _SHORTEST_KEY_PARAMETER and has_digit(value)
+
+
+def _masked_key(found: re.Match[str]) -> str:
+    """After `sk-`: a word of ten letters, or anything with a digit. `sk-learn` is a name."""
+    value = found[1]
+    is_key = has_digit(value) or any(len(part) >= 10 for part in re.split("[-_]", value))
+    return f"-{MASK}" if is_key else found[0]
+
+
+def _masked_token(found: re.Match[str]) -> str:
+    """Of a provider's token at least one part is long and random, or it says which mode it is for."""
+    value = found[1]
+    parts = re.split("[-_]", value)
+    is_long = any(len(part) >= 12 for part in parts) or sum(map(len, parts)) >= 24
+    is_token = has_digit(value) and is_long and not _is_snake_case(parts)
+    is_token = is_token or value.startswith(("live_", "test_", "live-", "test-"))
+    return f"{found[0][0]}{MASK}" if is_token else found[0]
+
+
+def _is_snake_case(parts: list[str]) -> bool:
+    """Whether these are words and numbers, each by itself: `config_cache_min_10`."""
+    return len(parts) > 1 and all(part.isdigit() or part.isalpha() for part in parts)
+
+
+def _masked_scheme(found: re.Match[str]) -> str:
+    value = found[2]
+    inner = value[1:]
+    is_mixed = inner != inner.lower() and inner != inner.upper()
+    is_secret = has_digit(value) or is_mixed or value.endswith("=") or len(value) >= 24
+    return f"{found[0][0]}{found[1]}{MASK}" if is_secret else found[0]
+
+
+def _masked_aws_secret(found: re.Match[str]) -> str:
+    value = found[0]
+    is_mixed = value != value.lower() and value != value.upper()
+    return MASK if is_mixed and has_digit(value) else value
+
+
+_DIGIT = re.compile("[0-9]")
+
+
+def has_digit(text: str) -> bool:
+    return _DIGIT.search(text) is not None
+
+
+# --- the secrets of this process -------------------------------------------------------------------------
+
+MAX_KNOWN = 256  # a deployment has a handful; the oldest are forgotten
+SHORTEST_KNOWN_CHARS = 8  # a shorter one is a word that may stand in any sentence
+SURELY_A_SECRET_CHARS = 20  # a word of this length is not one
+
+_remembered: dict[str, None] = {}  # in order of their coming
+_known: tuple[str, ...] = ()
+_remembering = threading.Lock()
+_caches: list[Callable[[], None]] = [mask_short.cache_clear]
+
+
+def when_one_is_remembered(clear: Callable[[], None]) -> None:
+    """Call this for whoever keeps texts that were masked before."""
+    _caches.append(clear)
+
+
+def remember_secret(value: str | None) -> None:
+    """From here on this value is masked in every text of this process that is stored or shown.
+
+    Keys that the agents file names, passwords of the URLs in the environment. A value that may be a word
+    (`password`, `not-needed`) is not remembered: it would mask the word.
+    """
+    global _known
+    if not value or not _is_distinctive(value):
+        return
+    with _remembering:
+        before = len(_remembered)
+        _remembered.update(dict.fromkeys((value, quote(value, safe=""))))
+        if len(_remembered) == before:
+            return
+        while len(_remembered) > MAX_KNOWN:
+            del _remembered[next(iter(_remembered))]
+        # A secret that begins with another one is masked whole.
+        _known = tuple(sorted(_remembered, key=len, reverse=True))
+        for clear in _caches:
+            clear()
+
+
+def remember_secrets_of_url(url: str) -> None:
+    """Remember the passwords in a URL of this process: of its login, and in its parameters."""
+    for found in _WHOLE_URL_LOGIN.finditer(url):
+        remember_secret(found[2])
+        remember_secret(unquote(found[2]))
+    for found in _URL_PARAMETER.finditer(url):
+        if _is_secret_parameter(found[2], found[3]):
+            remember_secret(unquote(found[3]))
+
+
+def _is_distinctive(value: str) -> bool:
+    if len(value) < SHORTEST_KNOWN_CHARS or value == MASK:
+        return False
+    is_mixed = value[1:] != value[1:].lower() and value != value.upper()
+    is_number = value.isdigit()
+    return (has_digit(value) and not is_number) or is_mixed or len(value) >= SURELY_A_SECRET_CHARS

@@ -1,0 +1,5 @@
+"""A module of plugins that cannot be imported: its exception carries every secret and control sequence."""
+
+from tests.hostile.planted import CONTROL, SECRETS
+
+raise RuntimeError("\n".join([*(secret.text for secret in SECRETS[:-1]), *CONTROL.values()]))

@@ -1,0 +1,340 @@
+"""Secrets and control sequences: planted through every door, then looked for wherever somebody may look."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from openagents_worker.agents import load_agents
+from openagents_worker.cli.commands import commands, run
+from openagents_worker.errors import AgentNotFoundError, ConfigValidationError, OpenAgentsError, RunFailed
+from openagents_worker.printable import printable
+from openagents_worker.producer.handle import RunHandle
+from openagents_worker.secret_forms import MASK
+from openagents_worker.settings import load_settings
+from tests.hostile.planted import CONTROL, SECRETS, WAYS, Secret
+from tests.hostile.planting import Planting, planting_in
+from tests.hostile.table import Attack, Case, cases, hostile
+from tests.installation import PATIENCE_S, call
+from tests.waiting import wait_for
+
+NEEDLES = {form for secret in SECRETS for form in (secret.needle, json.dumps(secret.needle)[1:-1])}
+ANY_NEEDLE = re.compile("|".join(map(re.escape, sorted(NEEDLES))))
+EVERY_WAY = [(number, list(WAYS)[number % len(WAYS)]) for number in range(len(SECRETS))]
+ids = [secret.name for secret in SECRETS]
+SHOWN = 4  # each fourth run is looked at as its producer sees it; what is stored of it is looked at of all
+
+
+@pytest.fixture(scope="module")
+def planting(tmp_path_factory: pytest.TempPathFactory) -> Generator[Planting]:
+    with planting_in(tmp_path_factory.mktemp("planted")) as planting:
+        yield planting
+
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `openagents-worker` with these arguments, as its process would; returns all that it prints."""
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["openagents-worker", *arguments])
+        with pytest.raises(SystemExit):
+            run()
+        shown = capsys.readouterr()
+        return shown.out + shown.err
+
+    return call
+
+
+def leaks(texts: Iterable[tuple[str, str]]) -> list[tuple[str, str, str]]:
+    """Where which needle was found, with what stands around it."""
+    found = []
+    for where, text in texts:
+        for leaked in ANY_NEEDLE.finditer(text):
+            found.append((where, leaked[0], text[max(0, leaked.start() - 60) : leaked.end() + 20]))
+    return found
+
+
+def shown_of(handle: RunHandle[Any]) -> Iterator[tuple[str, str]]:
+    """A run as its producer sees it: the result, what `get` raises, as text, pickled and as a traceback."""
+    result = handle.wait(PATIENCE_S)
+    yield "result", f"{result!r} {result} {result.model_dump_json()}"
+    yield "record", repr(handle.record())
+    yield "handle", f"{handle!r} {[event.to_json() for event in handle.events()]}"
+    try:
+        handle.get(PATIENCE_S)
+    except RunFailed as error:
+        notes = " ".join(error.__notes__) if hasattr(error, "__notes__") else ""
+        yield "RunFailed", f"{error!r} {error} {error.result} {error.hint} {notes} {error.to_dict()}"
+        yield "pickle", pickle.dumps(error).decode("utf-8", "replace")
+        yield "traceback", "".join(traceback.format_exception(error))
+
+
+def of_commands(planting: Planting, handle: RunHandle[Any]) -> Iterator[tuple[str, str]]:
+    """What every command that reads prints about a run, as text and as JSON."""
+    env = {"OPENAGENTS_REDIS_URL": planting.stack.redis_url}
+    session_id = handle.record().session_id
+    reading = (["show", handle.id], ["watch", handle.id], ["runs"], ["sessions"], ["session", session_id],
+               ["workers"], ["status"])  # fmt: skip
+    for arguments in reading:
+        for more in ([], ["--json"]):
+            done = CliRunner().invoke(commands, [*arguments, *more], env=env)
+            assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
+            assert done.output, arguments
+            yield " ".join([*arguments, *more]), done.output
+
+
+# --- secrets ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_secret_in_a_tools_exception_reaches_nobody(planting: Planting, way: str) -> None:
+    """Not the model, a key, a channel, a log, a command or the producer; the error is told all the same."""
+    leaky = [call("leak", number=number, way=way) for number in range(len(SECRETS))]
+    planting.model.will_say({"tool_calls": leaky}, {"text": "fine"})
+
+    (handle,) = planting.ended([planting.submit("clerk")])
+
+    told = [
+        message for message in planting.model.asked(handle.id)[-1]["messages"] if message["role"] == "tool"
+    ]
+    assert len(told) == len(SECRETS)
+    assert all('"error"' in message["content"] for message in told)
+    assert MASK in str(told) or way in ("noted", "caused")
+    assert leaks([*shown_of(handle), *of_commands(planting, handle), *planting.everything()]) == []
+
+
+@pytest.mark.parametrize("agent_id", ["pattern", "memory"])
+def test_a_secret_in_a_plugins_exception_reaches_nobody(planting: Planting, agent_id: str) -> None:
+    handles = planting.ended(planting.submit(agent_id, f"{number} {way}") for number, way in EVERY_WAY)
+
+    details = [handle.wait(PATIENCE_S).error_details for handle in handles]
+    assert all(one is not None for one in details) or agent_id == "memory"
+    seen = [line for handle in handles[::SHOWN] for line in shown_of(handle)]
+    assert leaks([*seen, *of_commands(planting, handles[0]), *planting.everything()]) == []
+
+
+def test_a_secret_in_a_providers_error_reaches_nobody(planting: Planting) -> None:
+    handles = []
+    for secret in SECRETS:
+        planting.model.will_say({"error": "response", "message": f"refused: {secret.text}", "status": 401})
+        handles += planting.ended([planting.submit("clerk")])
+
+    assert {handle.record().reason_code for handle in handles} == {"llm.response"}
+    seen = [line for handle in handles[::SHOWN] for line in shown_of(handle)]
+    assert leaks([*seen, *of_commands(planting, handles[0]), *planting.everything()]) == []
+
+
+def test_the_deployments_own_key_is_masked_where_a_tool_shows_it(planting: Planting) -> None:
+    """It is known exactly, because the agents file names the variable: so it needs no form."""
+    planting.model.will_say({"tool_calls": [call("own_key")]}, {"text": "fine"})
+
+    (handle,) = planting.ended([planting.submit("clerk")])
+
+    told = planting.model.asked(handle.id)[-1]["messages"][-1]["content"]
+    assert f"refused with {MASK}" in told
+    assert leaks([*shown_of(handle), *planting.everything()]) == []
+
+
+def test_a_secret_in_a_reason_reaches_nobody(planting: Planting) -> None:
+    """Of who cancels a run, and of who resumes it. The last secret is known to workers alone."""
+    secrets = SECRETS[:-1]
+    planting.model.will_say({"text": "fine"})
+    planting.model.may_answer = lambda run_id: False
+    try:
+        handles = [planting.submit("clerk") for _ in secrets]
+        for handle, secret in zip(handles, secrets, strict=True):
+            handle.cancel(f"because {secret.text}")
+        planting.ended(handles)
+    finally:
+        planting.model.may_answer = lambda run_id: True
+    for handle, secret in zip(handles, secrets, strict=True):
+        planting.client.resume(handle.id, by=f"ann, {secret.text}")
+    planting.ended(handles)
+
+    told = [event.payload for event in handles[0].events() if event.name == "run.cancelled"]
+    assert str(told[0]["reason"]).startswith("because sk-")
+    seen = [line for handle in handles[::SHOWN] for line in shown_of(handle)]
+    assert leaks([*seen, *of_commands(planting, handles[0]), *planting.everything()]) == []
+
+
+URLS = [secret for secret in SECRETS if "://" in secret.text and "@" in secret.text]
+WRONG_URLS = {
+    "quoted": "'redis://:hunter2-x@host:6379/0'",
+    "a slash in the password": "redis://:hunter2/x@host:6379/0",
+    "a hash in the password": "redis://:hunter2#x@host:6379/0",
+    "a question mark in the password": "redis://:hunter2?x@host:6379/0",
+    "a blank in the password": "redis://:hunter2 x@host:6379/0",
+    "an at in the password": "redis://:hunter2@x@host:6379/zero",
+    "no scheme": ":hunter2-x@host:6379/0",
+    "half a scheme": "redis:/:hunter2-x@host",
+    "a port that is none": "redis://:hunter2-x@host:port/0",
+    "an option that is none": "redis://:hunter2-x@host:6379/0?colour=hunter2-y",
+    "a password as an option": "redis://host:6379/0?password=hunter2-x&db=zero",
+    "of sentinels": "sentinel://:hunter2-x@host:26379/0?sentinel_password=hunter2-y",
+    "another broker": "amqp://guest:hunter2/x@host//",
+    "a result backend": "db+postgresql://ann:hunter2/x@host/db",
+}
+
+
+@pytest.mark.parametrize("url", WRONG_URLS.values(), ids=WRONG_URLS.keys())
+@pytest.mark.parametrize(
+    "variable", ["OPENAGENTS_REDIS_URL", "OPENAGENTS_BROKER_URL", "OPENAGENTS_RESULT_BACKEND"]
+)
+def test_a_url_in_the_settings_shows_no_password(variable: str, url: str) -> None:
+    """Right or wrong: neither in the error nor in what the settings show."""
+    try:
+        settings = load_settings({variable: url})
+        shown = f"{settings!r} {settings} {settings.redis_url_safe}"
+    except ConfigValidationError as error:
+        shown = f"{error!r} {error} {error.to_dict()} {''.join(traceback.format_exception(error))}"
+
+    assert "hunter2" not in shown
+
+
+@pytest.mark.parametrize("secret", SECRETS[:-1], ids=ids[:-1])
+def test_a_secret_in_an_agents_file_is_not_in_its_errors(secret: Secret) -> None:
+    """Written where it does not belong: as a value of the wrong kind, as an unknown key's, in a URL."""
+    llm = {"provider": "mock", "temperature": secret.text, "api_base": 7, "password": secret.text}
+    text = json.dumps({"agents": [{"id": secret.text, "llm": llm, "queue": ["x"], "api_key": secret.text}]})
+
+    with pytest.raises(OpenAgentsError) as caught:
+        load_agents(text)
+
+    error = caught.value
+    shown = f"{error!r} {error} {error.to_dict()} {''.join(traceback.format_exception(error))}"
+    assert leaks([("error", shown)]) == []
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+def test_what_a_module_raises_is_masked_where_the_file_is_checked(
+    command: Command, tmp_path: Path, as_json: list[str]
+) -> None:
+    """By `validate`, which says all the same that it cannot be imported."""
+    one = {"id": "a", "name": "a", "llm": {"provider": "mock"}, "memory": {"type": "buffer"}}
+    file = tmp_path / "agents.json"
+    file.write_text(json.dumps({"agents": [{**one, "pattern": {"impl": "tests.hostile.exploding.Pattern"}}]}))
+
+    said = command("validate", str(file), *as_json)
+
+    assert "RuntimeError" in said
+    assert leaks([("validate", said)]) == []
+    assert printable(said) == said
+
+
+def test_an_unknown_agent_is_told_nothing_of_the_others(planting: Planting) -> None:
+    """The near one is suggested; an operator's command lists them."""
+    for misspelt, near in (("clrk", "clerk"), ("wholly-other", None)):
+        with pytest.raises(AgentNotFoundError) as caught:
+            planting.submit(misspelt)
+
+        assert [name for name in ("clerk", "pattern", "memory") if f"'{name}'" in str(caught.value)] == (
+            [near] if near else []
+        )
+
+
+# --- control sequences -----------------------------------------------------------------------------------
+
+
+def test_no_control_sequence_of_a_run_reaches_a_terminal(planting: Planting) -> None:
+    """Of a tool's result, an event, an artifact, an answer: every command shows it escaped."""
+    texts = list(CONTROL.values())
+    planting.model.will_say(
+        {"tool_calls": [call("control", number=number) for number in range(len(texts))]},
+        {"tool_calls": [call(f"no such {text}") for text in texts]},
+        {"text": " ".join(texts)},
+    )
+
+    (handle,) = planting.ended([planting.submit("clerk", f"Go {' '.join(texts)}")])
+
+    assert handle.wait(PATIENCE_S).final_output == " ".join(texts)
+    for command, output in of_commands(planting, handle):
+        assert printable(output) == output, command
+
+
+def test_no_control_sequence_reaches_a_terminal_in_pieces(planting: Planting) -> None:
+    """A reply that is streamed to a terminal, cut anywhere."""
+    text = " ".join(CONTROL.values())
+    planting.model.will_say({"text": text})
+    env = {
+        "OPENAGENTS_REDIS_URL": planting.stack.redis_url,
+        "OPENAGENTS_BROKER_URL": planting.stack.redis_url,
+    }
+
+    for more in ([], ["--json"]):
+        done = CliRunner().invoke(commands, ["run", "clerk", text, *more], env=env)
+
+        assert done.exit_code == 0, done.output
+        assert printable(done.output) == done.output
+
+
+@pytest.mark.parametrize("text", CONTROL.values(), ids=CONTROL.keys())
+@pytest.mark.parametrize("name", ["show", "cancel", "session", "watch", "run", "validate", "runs --agent"])
+def test_no_control_sequence_of_an_argument_comes_back(
+    planting: Planting, command: Command, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    """In what a command says of a run, a file or an agent that there is not."""
+    monkeypatch.setenv("OPENAGENTS_REDIS_URL", planting.stack.redis_url)
+    more = ["Go."] if name == "run" else []
+    for as_json in ([], ["--json"]):
+        said = command(*name.split(), text, *more, *as_json)
+
+        assert printable(said) == said
+
+
+def test_no_log_line_holds_a_control_sequence(planting: Planting) -> None:
+    """Neither as JSON nor as text; asked after all that was planted above."""
+    planting.model.will_say(
+        {"tool_calls": [call(f"no such {text}") for text in CONTROL.values()]}, {"text": "fine"}
+    )
+    before = len(planting.log)
+    planting.ended(planting.submit("clerk") for _ in range(4))
+    wait_for(lambda: len(planting.log) > before, "the workers have logged")
+
+    assert [line for line in planting.log if printable(line) != line] == []
+    assert any(line.startswith("{") for line in planting.log)
+
+
+# --- through the shared doors ----------------------------------------------------------------------------
+
+
+def _of_doors() -> list[Case]:
+    def reply(text: str) -> bytes:
+        return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}).encode()
+
+    def stream(text: str) -> bytes:
+        chunks = [{"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in text]
+        chunks.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+        lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+        return "".join([*lines, "data: [DONE]\n\n"]).encode()
+
+    def broken(text: str) -> bytes:
+        return json.dumps({"error": {"message": text, "type": "invalid_request_error"}}).encode()
+
+    found = []
+    for name, text in CONTROL.items():
+        found += cases("reply", {name: (reply(text), "completed")})
+        found += cases("stream", {name: (stream(text), "completed")})
+        found += cases("tool_error", {name: (f"Anything({text!r})", "tool.error")})
+        found += cases("agents_file", {name: ({"id": text}, ("config.validation", "loaded"))})
+        found += cases("cli", {name: (["runs", "--agent", text], "exit 0")})
+    for secret in SECRETS[::2]:
+        found += cases("reply", {f"error, {secret.name}": (broken(secret.text), "llm.response")})
+        header = {"x-echo": secret.text.replace("\n", " ")}
+        found += cases("header", {secret.name: (header, "completed")})
+    return found
+
+
+@hostile("secrets, control sequences", _of_doors())
+def test_the_worker_goes_on(case: Case, attack: Attack) -> None:
+    attack(case)
