@@ -46,11 +46,13 @@ EXTRA_OF = {
     # What a producer needs, and what the front door names.
     "addresses": BASE,
     "agents": BASE,
+    "arguments": BASE,
     "cli": BASE,
     "context": BASE,
     "errors": BASE,
     "events": BASE,
     "json_schema": BASE,
+    "jsontext": BASE,
     "line_groups": BASE,
     "log_lines": BASE,
     "loops": BASE,

@@ -252,7 +252,7 @@ class Answer(BaseModel):
     @field_validator("n")
     @classmethod
     def _looks(cls, value: int) -> int:
-        look()
+        look_in_thread()
         return value
 
 
