@@ -12,16 +12,17 @@ from redis import exceptions
 from openagents_worker.addresses import address_of
 from openagents_worker.errors import RedisNoPermission
 from openagents_worker.redaction import safe_text
-from openagents_worker.store.rights import Right, pattern_of, words_of
+from openagents_worker.store.rights import Right, words_of
 
 __all__ = [
     "LACKING",
     "is_no_permission",
-    "lacking_rights",
+    "lacking_words",
     "naming",
     "no_permission",
     "note_command",
     "note_rights",
+    "user_of",
 ]
 
 LACKING = "OA_LACKING"
@@ -80,7 +81,8 @@ def no_permission(error: Exception, where: str, url: str) -> RedisNoPermission:
     noted: dict[str, Any] = getattr(error, "openagents", {})
     user = _user(error, url)
     if "lacking" in noted:
-        return lacking_rights(noted["lacking"], noted["prefix"], where, user)
+        words = (words_of(right, noted["prefix"]) for right in noted["lacking"])
+        return lacking_words(words, where, user)
     command, key = _command(error, noted.get("command", ()))
     what = " ".join(word for word in (command, key) if word) or "a command"
     return RedisNoPermission(
@@ -93,17 +95,17 @@ def no_permission(error: Exception, where: str, url: str) -> RedisNoPermission:
     )
 
 
-def lacking_rights(rights: Sequence[Right], prefix: str, where: str, user: str) -> RedisNoPermission:
-    """The error that names rights which a user lacks."""
-    needed = _merged(words_of(right, prefix) for right in rights)
-    first = rights[0]
+def lacking_words(words: Iterable[str], where: str, user: str) -> RedisNoPermission:
+    """The error that names rights which a user lacks, each as an ACL says it: `+hset ~oa:run:*`."""
+    needed = _merged(words)
+    command, _, pattern = needed[0].partition(" ")
     shown = ", ".join(needed[:SHOWN]) + (f" and {len(needed) - SHOWN} more" if len(needed) > SHOWN else "")
     return RedisNoPermission(
         f"the user {user!r} of Redis at {where} lacks permissions: {shown}",
         hint=_hint(needed[:SHOWN]),
         user=user,
-        command=first.command.lower(),
-        key=pattern_of(first.kind, prefix) if first.kind else None,
+        command=command.removeprefix("+"),
+        key=pattern.lstrip("%R~&") or None,
         lacking=needed,
     )
 
@@ -113,8 +115,12 @@ def _merged(words: Iterable[str]) -> list[str]:
 
 
 def _user(error: Exception, url: str) -> str:
-    if found := _USER.search(str(error)):
-        return found[1]
+    found = _USER.search(str(error))
+    return found[1] if found else user_of(url)
+
+
+def user_of(url: str) -> str:
+    """The user that a URL of Redis logs in as."""
     try:
         return str(getattr(address_of(url), "username", None) or "default")
     except ValueError:

@@ -14,7 +14,7 @@ from openagents_worker.store.keys import KEYS
 from openagents_worker.store.rights import Right, patterns
 from openagents_worker.store.scripts import Script
 
-__all__ = ["ROLES", "BrokerUse", "Role", "RoleName", "acl_line"]
+__all__ = ["ROLES", "BrokerRight", "Role", "RoleName", "acl_line"]
 
 
 class RoleName(StrEnum):
@@ -25,13 +25,22 @@ class RoleName(StrEnum):
     FLOWER = "flower"
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerUse:
-    """What Celery does with the broker's keys. `{queue}` in a pattern stands for each queue."""
+@dataclass(frozen=True, slots=True, order=True)
+class BrokerRight:
+    """What Celery does with keys or channels of the broker. `{queue}` in a pattern is each queue, `{db}` the
+    number of the database, '' no key at all."""
 
-    commands: frozenset[str] = frozenset()
-    keys: frozenset[str] = frozenset()
-    channels: frozenset[str] = frozenset()
+    pattern: str
+    commands: tuple[str, ...]
+
+    def patterns(self, queues: Iterable[str], db: int) -> list[str]:
+        """One for each queue."""
+        names = queues if "{queue}" in self.pattern else ("",)
+        return sorted({self.pattern.replace("{queue}", name).replace("{db}", str(db)) for name in names})
+
+    @property
+    def sign(self) -> str:
+        return "&" if self.pattern.startswith("/") else "~"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +54,26 @@ class Role:
     """What is asked without a script, on our keys and channels."""
     plain: frozenset[str] = frozenset()
     """Commands without a key of ours."""
-    broker: BrokerUse = BrokerUse()
+    broker: tuple[BrokerRight, ...] = ()
+    optional: frozenset[Right] = frozenset()
+    """What it does without when it is refused, with a warning; it stands in the file all the same."""
+
+    @property
+    def needed(self) -> frozenset[Right]:
+        """On our keys and channels, and commands that have none: without these it does not work."""
+        scripts = (Script(name, {}).rights for name in self.scripts)
+        return self.reads.union(map(Right, self.plain), *scripts)
 
     @property
     def rights(self) -> frozenset[Right]:
-        """On our keys and channels, and commands that have none."""
-        return self.reads.union(map(Right, self.plain), *(Script(name, {}).rights for name in self.scripts))
+        return self.needed | self.optional
 
 
 def _on(kind: str, *commands: str) -> frozenset[Right]:
     return frozenset(Right(command, kind) for command in commands)
 
 
-CONNECTING = frozenset({"HELLO", "CLIENT|SETNAME"})
+CONNECTING = frozenset({"HELLO", "CLIENT|SETNAME", "ROLE"})  # ROLE: where sentinels say who the master is
 SCRIPTING = frozenset({"EVAL", "EVALSHA", "SCRIPT|LOAD"})
 
 _WATCHES = frozenset().union(
@@ -91,25 +107,35 @@ PRODUCER = Role(
     scripts=("submit", "cancel", "resume", "delete_session", "page"),
     reads=_WATCHES | _on("index", "ZRANGE") | _on("run", "HEXISTS"),
     plain=CONNECTING | SCRIPTING | {"MULTI", "EXEC", "TIME", "UNSUBSCRIBE", "INFO", "PING"},
-    broker=BrokerUse(
-        commands=frozenset({"LPUSH", "LLEN", "SADD", "SMEMBERS", "EXISTS"}),
-        keys=frozenset({"{queue}*", "_kombu.binding*"}),
-        channels=frozenset({"/0.celeryev/task.sent"}),
+    broker=(
+        BrokerRight("{queue}*", ("LPUSH", "LLEN")),
+        BrokerRight("_kombu.binding*", ("SADD", "SMEMBERS", "EXISTS")),
+        BrokerRight("/{db}.celeryev/task.sent", ("PUBLISH",)),
     ),
 )
 OPERATOR = replace(
     PRODUCER,
     name=RoleName.OPERATOR,
-    task="is a producer, and looks for the queues that no worker has announced",
+    task="is a producer, looks at the whole fleet, and takes what has expired out of the lists",
+    scripts=(*PRODUCER.scripts, "prune"),
     plain=PRODUCER.plain | {"SCAN"},
 )
-_REMOTE_CONTROL = BrokerUse(
-    commands=frozenset(
-        {"BRPOP", "LPUSH", "RPOP", "LLEN", "SADD", "SMEMBERS", "SREM", "EXISTS", "DEL", "MULTI", "EXEC"}
-        | {"PUBLISH", "SUBSCRIBE", "PSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE"}
+_QUEUE_OF_ONE = ("BRPOP", "LPUSH", "RPOP", "LLEN", "PEXPIRE", "DEL")
+_REMOTE_CONTROL = (
+    BrokerRight(
+        "_kombu.binding*", ("SADD", "SMEMBERS", "SREM", "EXISTS", "DEL", "ZADD", "ZRANGEBYSCORE", "ZREM")
     ),
-    keys=frozenset({"_kombu.binding*", "celeryev*", "*.reply.celery.pidbox*"}),
-    channels=frozenset({"/0.celeryev/*", "/0.celery.pidbox"}),
+    BrokerRight("celeryev*", _QUEUE_OF_ONE),
+    BrokerRight("*.celery.pidbox*", _QUEUE_OF_ONE),
+    BrokerRight("/{db}.celeryev/*", ("PUBLISH", "PSUBSCRIBE")),
+    BrokerRight("/{db}.celery.pidbox", ("PUBLISH", "PSUBSCRIBE")),
+    # Whoever consumes also puts back what others took and did not acknowledge.
+    BrokerRight("unacked", ("HSET", "HGET", "HDEL", "WATCH")),
+    BrokerRight("unacked_index", ("ZADD", "ZREM", "ZRANGE", "ZREVRANGEBYSCORE")),
+    BrokerRight("unacked_mutex", ("SET", "GET", "DEL")),
+    BrokerRight("{queue}*", ("LLEN", "LPUSH", "RPUSH")),
+    BrokerRight("", ("MULTI", "EXEC", "UNWATCH", "UNSUBSCRIBE", "PUNSUBSCRIBE", "PING", "TIME")),
+    BrokerRight("", ("EVALSHA", "SCRIPT|EXISTS", "SCRIPT|LOAD")),
 )
 _SCRIPTS_OF_A_WORKER = (
     "accuse", "alarm", "cancel", "claim", "commit", "emit", "end_lease", "finish", "look", "page", "prune",
@@ -128,65 +154,56 @@ WORKER = Role(
         _on("session_state", "HGETALL"),
         _on("transcript", "LRANGE", "LLEN"),
         _on("artifacts", "LRANGE", "LLEN"),
-        _on("alive", "SUBSCRIBE", "PUBSUB|NUMSUB"),
         _on("notices", "SUBSCRIBE"),
     ),
-    plain=CONNECTING | SCRIPTING | {"PING", "TIME", "INFO", "CONFIG|GET", "COMMAND|INFO"},
-    broker=BrokerUse(
-        commands=_REMOTE_CONTROL.commands
-        | {
-            "HSET",
-            "HGET",
-            "HDEL",
-            "ZADD",
-            "ZREM",
-            "ZREVRANGEBYSCORE",
-            "SET",
-            "RPUSH",
-            "LRANGE",
-            "PING",
-            "SCRIPT|EXISTS",
-        },
-        keys=frozenset({"{queue}*", "unacked", "unacked_index", "unacked_mutex"})
-        | {"_kombu.binding*", "celeryev*", "*.celery.pidbox*"},
-        channels=_REMOTE_CONTROL.channels,
+    plain=CONNECTING | SCRIPTING | {"PING", "TIME"},
+    optional=_on("alive", "SUBSCRIBE", "PUBSUB|NUMSUB")
+    | {Right("INFO"), Right("CONFIG|GET"), Right("COMMAND|INFO")},
+    broker=(
+        *_REMOTE_CONTROL,
+        BrokerRight("{queue}*", ("BRPOP", "RPOP", "LRANGE")),
     ),
 )
 FLOWER = Role(
     RoleName.FLOWER,
     "is Celery's dashboard: it reads Celery's events and asks the workers",
-    plain=CONNECTING | {"PING", "INFO"},
-    broker=replace(_REMOTE_CONTROL, keys=_REMOTE_CONTROL.keys | {"{queue}*"}),
+    plain=CONNECTING | {"INFO"},
+    broker=_REMOTE_CONTROL,
 )
 
 ROLES = {role.name: role for role in (WORKER, PRODUCER, WATCHER, OPERATOR, FLOWER)}
 
 
-def acl_line(role: Role, *, prefix: str = "oa", queues: Sequence[str] = ("agents",), password: str) -> str:
-    """The role's user as a line of an ACL file, or of redis.conf: `user openagents-worker on >… ~oa:* …`."""
-    ours = [f"~{prefix}:*"] if _writes_all(role) else patterns(role.rights, prefix)
-    channels = [pattern for pattern in ours if pattern.startswith("&")]
-    keys = [pattern for pattern in ours if not pattern.startswith("&")]
-    if _writes_all(role):
-        channels = [pattern for pattern in patterns(role.rights, prefix) if pattern.startswith("&")]
+def acl_line(
+    role: Role, *, password: str, prefix: str = "oa", queues: Sequence[str] = ("agents",), db: int = 0
+) -> str:
+    """The role's user as a line of an ACL file, or of redis.conf: `user openagents-worker on >… ~oa:* …`.
+
+    `db` is the number of the broker's database: Celery's channels begin with it.
+    """
+    ours = patterns(role.rights, prefix)
+    keys = [f"~{prefix}:*"] if _has_all(role) else [word for word in ours if word[0] != "&"]
     if role.scripts:
         keys.insert(0, f"~{prefix}")  # every script names the bare prefix as its key
-    commands = {right.command for right in role.rights} | role.broker.commands
+    of_broker = sorted(
+        right.sign + pattern
+        for right in role.broker
+        if right.pattern
+        for pattern in right.patterns(queues, db)
+    )
+    channels = [word for word in ours if word[0] == "&"]
+    commands = {right.command for right in role.rights}.union(*(right.commands for right in role.broker))
     words = [
         f"user openagents-{role.name} on >{password} resetkeys resetchannels -@all",
         *keys,
-        *(f"~{key}" for key in sorted(_of_queues(role.broker.keys, queues))),
+        *(word for word in of_broker if word[0] == "~"),
         *channels,
-        *(f"&{channel}" for channel in sorted(role.broker.channels)),
+        *(word for word in of_broker if word[0] == "&"),
         *sorted(f"+{command.lower()}" for command in commands),
     ]
     return " ".join(words)
 
 
-def _writes_all(role: Role) -> bool:
+def _has_all(role: Role) -> bool:
     """Whether there is no kind of key that the role does not have: then one pattern says it."""
     return {spec.name for spec in KEYS} <= {right.kind for right in role.rights}
-
-
-def _of_queues(keys: Iterable[str], queues: Sequence[str]) -> set[str]:
-    return {key.replace("{queue}", queue) for key in keys for queue in queues}

@@ -7,8 +7,9 @@ local FORMS = {
   ZRANGE = {'0', '0'}, ZRANGEBYSCORE = {'0', '0'}, ZREVRANGEBYSCORE = {'0', '0'}, ZCOUNT = {'0', '0'},
   ZREMRANGEBYSCORE = {'1', '0'}, ZREMRANGEBYRANK = {'1', '0'},
   XADD = {'NOMKSTREAM', '*', 'f', 'v'}, XRANGE = {'-', '-'}, XTRIM = {'MAXLEN', 'no number'},
-  SADD = {'m'}, SREM = {'m'}, SISMEMBER = {'m'}, RPUSH = {'m'}, LPUSH = {'m'}, LRANGE = {'0', '0'}, LINDEX = {'0'},
+  SADD = {'m'}, SREM = {'m'}, SISMEMBER = {'m'}, RPOP = {'no number'}, BRPOP = {'no number'}, RPUSH = {'m'}, LPUSH = {'m'}, LRANGE = {'0', '0'}, LINDEX = {'0'},
   LREM = {'0', 'm'}, LTRIM = {'no number', '0'}, SET = {'v', 'no option'}, PEXPIRE = {'no number'}, EXPIRE = {'no number'}, PUBLISH = {'no message'}}
+local NO_KEYS = {'0', '0', '0'} -- Redis looks for the number of keys of EVALSHA without asking whether it was given one
 local MAKES_A_KEY = {SADD = true, RPUSH = true, LPUSH = true, HSETNX = true}
 local CHANGES_ANY_KEY = {DEL = true, UNLINK = true, PERSIST = true} -- one that is there is left alone
 local NO_RIGHT = {'^NOPERM', 'ACL failure in script', 'The user executing the script can\'t'}
@@ -38,6 +39,6 @@ local function may(command, key, by_trying)
   local words = {}
   for word in string.gmatch(command, '[^|]+') do words[#words + 1] = word end
   if key ~= '' then words[#words + 1] = key end
-  for _, word in ipairs(FORMS[command] or {}) do words[#words + 1] = word end
+  for _, word in ipairs(FORMS[command] or (key == '' and NO_KEYS or {})) do words[#words + 1] = word end
   return redis.acl_check_cmd(unpack(words))
 end
