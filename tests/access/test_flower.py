@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Generator
 
 import pytest
+import redis
 
 from openagents_worker.store.roles import RoleName
 from tests.access.users import Guarded
@@ -20,7 +21,9 @@ PATIENCE_S = 30
 def flower(shop: Installation, redis_of_users: Guarded) -> Generator[str]:
     shop.stack.set_env(OPENAGENTS_REDIS_URL=redis_of_users.url(RoleName.FLOWER), FLOWER_READ_ONLY="0")
     try:
-        yield shop.stack.start_flower()
+        url = shop.stack.start_flower()
+        wait_for(lambda: json.loads(ask(f"{url}/api/workers?status=true")), "Flower hears the worker")
+        yield url
     finally:
         shop.stack.set_env(OPENAGENTS_REDIS_URL=redis_of_users.url(RoleName.WORKER))
 
@@ -51,8 +54,6 @@ def test_its_pages_and_its_buttons_work(flower: str, shop: Installation, model: 
 
 
 def test_it_reads_nothing_of_a_run(redis_of_users: Guarded, shop: Installation) -> None:
-    import redis
-
     with redis.Redis.from_url(redis_of_users.url(RoleName.FLOWER)) as own:
         for command in (("HGETALL", "oa:run:x"), ("KEYS", "*"), ("LRANGE", "agents", "0", "-1")):
             with pytest.raises(redis.exceptions.NoPermissionError):
