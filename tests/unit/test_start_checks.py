@@ -169,9 +169,10 @@ def test_what_cannot_work_is_found_with_its_path_code_and_hint(
 NO_PLUGINS = (
     "builtins.exec", "builtins.eval", "builtins.print", "builtins.open", "builtins.breakpoint",
     "builtins.dict", "os.system", "os.remove", "os._exit", "os.abort", "sys.exit", "subprocess.run",
-    "subprocess.Popen", "subprocess.call", "shutil.rmtree", "logging.config.dictConfig", "pathlib.Path", "ctypes.CDLL",
-    "runpy.run_module", "signal.raise_signal", "pickle.loads", "json.loads", "asyncio.run", "time.sleep",
-    "tests.unit.broken_plugins.drop_all", "tests.unit.broken_plugins.drop_all_soon",
+    "subprocess.Popen", "subprocess.call", "shutil.rmtree", "logging.config.dictConfig", "pathlib.Path",
+    "ctypes.CDLL", "runpy.run_module", "signal.raise_signal", "pickle.loads", "json.loads", "asyncio.run",
+    "time.sleep", "tests.unit.broken_plugins.drop_all",
+    "tests.unit.broken_plugins.drop_all_soon",
     "tests.unit.broken_plugins.DropsAll", "tests.unit.broken_plugins.CALLED.append",
 )  # fmt: skip
 
