@@ -106,7 +106,7 @@ PRODUCER = Role(
     "submits, watches, cancels, resumes and deletes",
     scripts=("submit", "cancel", "resume", "delete_session", "page"),
     reads=_WATCHES | _on("index", "ZRANGE") | _on("run", "HEXISTS"),
-    plain=CONNECTING | SCRIPTING | {"MULTI", "EXEC", "TIME", "UNSUBSCRIBE", "INFO", "PING"},
+    plain=CONNECTING | SCRIPTING | {"MULTI", "EXEC", "TIME", "UNSUBSCRIBE", "PING"},
     broker=(
         BrokerRight("{queue}*", ("LPUSH", "LLEN")),
         BrokerRight("_kombu.binding*", ("SADD", "SMEMBERS", "EXISTS")),
@@ -120,7 +120,7 @@ OPERATOR = replace(
     scripts=(*PRODUCER.scripts, "prune"),
     plain=PRODUCER.plain | {"SCAN"},
 )
-_QUEUE_OF_ONE = ("BRPOP", "LPUSH", "RPOP", "LLEN", "PEXPIRE", "DEL")
+_QUEUE_OF_ONE = ("BRPOP", "LPUSH", "LLEN", "DEL")
 _REMOTE_CONTROL = (
     BrokerRight(
         "_kombu.binding*", ("SADD", "SMEMBERS", "SREM", "EXISTS", "DEL", "ZADD", "ZRANGEBYSCORE", "ZREM")
@@ -167,7 +167,7 @@ WORKER = Role(
 FLOWER = Role(
     RoleName.FLOWER,
     "is Celery's dashboard: it reads Celery's events and asks the workers",
-    plain=CONNECTING | {"INFO"},
+    plain=CONNECTING,
     broker=_REMOTE_CONTROL,
 )
 

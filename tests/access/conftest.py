@@ -9,7 +9,7 @@ import pytest
 from openagents_worker import Client
 from openagents_worker.producer.task import AgentTask
 from openagents_worker.store.roles import RoleName
-from tests.access.users import Guarded, guarded
+from tests.access.users import Guarded, UseOfCommands, guarded
 from tests.fundamentals.conftest import AGENTS
 from tests.installation import Installation, Model, installed
 
@@ -21,7 +21,16 @@ def redis_of_users() -> Generator[Guarded]:
 
 
 @pytest.fixture(scope="package")
-def shop(redis_of_users: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
+def use(redis_of_users: Guarded) -> Generator[UseOfCommands]:
+    """What the users of all roles do in these tests."""
+    with UseOfCommands(redis_of_users.server.port) as found:
+        yield found
+
+
+@pytest.fixture(scope="package")
+def shop(
+    use: UseOfCommands, redis_of_users: Guarded, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Installation]:
     """A worker process, and a producer in this one, each with its own rights."""
     urls = {role: redis_of_users.url(role) for role in RoleName}
     with installed(

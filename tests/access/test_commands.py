@@ -163,7 +163,7 @@ def test_a_worker_puts_back_what_another_one_did_not_acknowledge(
         admin.delete("unacked_mutex")  # a worker that was killed may have it
         with kombu.Connection(redis_of_users.url(role)) as connection:
             connection.default_channel.qos.restore_visible(interval=1)
-        assert admin.zcard("unacked_index") == 0
+        wait_for(lambda: admin.zcard("unacked_index") == 0, "it was put back, taken and dropped")
     wait_for(lambda: admin.llen("agents") == 0, "it was looked at")
 
 

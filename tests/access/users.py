@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import re
+import socket
+import threading
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import pytest
 import redis
+import redis.asyncio as redis_async
 
 from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.store.roles import RoleName
 
-__all__ = ["ACL", "PASSWORD", "Guarded", "acl_words", "guarded"]
+__all__ = ["ACL", "PASSWORD", "Guarded", "UseOfCommands", "acl_words", "guarded"]
 
 ACL = Path(__file__).parents[2] / "config" / "acl"
 PASSWORD = "a-password-of-this-test"
 NOT_NEEDED = "client|setinfo"  # Redis 7.0 does not know it, and redis-py goes on without it
+LOOK_S = 0.02
+_MONITORED = re.compile(rb'^\+?[0-9.]+ \[\d+ ([^\]]+)\] "([^"]+)"')
 PLACEHOLDER = ">REPLACE-THIS-PASSWORD"
 
 
@@ -60,6 +67,69 @@ class Guarded:
         self.admin.acl_log_reset()
         said = [f"{one['username']}: {one['reason']} {one['object']} ({one['context']})" for one in entries]
         return [one for one in said if NOT_NEEDED not in one]
+
+
+class UseOfCommands:
+    """Hears what each user does, also in scripts, for as long as the block lasts.
+
+    Redis says of a command from which address it came. Whose that is, this process knows of its own
+    connections, and Redis says it of those that last.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._user_of: dict[str, str] = {}
+        self._heard: set[tuple[str, str]] = set()
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=each, name=each.__name__) for each in (self._hear, self._look)
+        ]
+        self._socket = socket.create_connection(("127.0.0.1", port))
+
+    def __enter__(self) -> Self:
+        self._patched = pytest.MonkeyPatch()
+        for kind in (redis.connection.AbstractConnection, redis_async.connection.AbstractConnection):
+            self._patched.setattr(kind, "on_connect_check_health", self._noting(kind.on_connect_check_health))
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def _noting(self, on_connect: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(connection: Any, *args: Any, **options: Any) -> Any:
+            sock = getattr(connection, "_sock", None) or connection._writer.get_extra_info("socket")
+            host, port, *_ = sock.getsockname()
+            self._user_of[f"{host}:{port}"] = str(connection.username)
+            return on_connect(connection, *args, **options)
+
+        return noting
+
+    def __exit__(self, *_: object) -> None:
+        self._patched.undo()
+        self._over.set()
+        self._socket.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        self._socket.close()
+
+    def of(self, role: RoleName) -> set[str]:
+        """The commands of a role's user, as an ACL names them; of those with two words the first."""
+        mine = {address for address, user in self._user_of.items() if user == f"openagents-{role}"}
+        return {command for address, command in list(self._heard) if address in mine}
+
+    def _hear(self) -> None:
+        self._socket.sendall(b"MONITOR\r\n")
+        address = ""
+        with self._socket.makefile("rb") as lines:
+            for line in lines:
+                if found := _MONITORED.match(line):
+                    in_script = found[1] == b"lua"
+                    address = address if in_script else found[1].decode()
+                    self._heard.add((address, found[2].decode().lower()))
+
+    def _look(self) -> None:
+        with redis.Redis(port=self._port, decode_responses=True) as admin:
+            while not self._over.wait(LOOK_S):
+                self._user_of.update({one["addr"]: one["user"] for one in admin.client_list()})
 
 
 @contextmanager
