@@ -155,16 +155,17 @@ def test_a_worker_puts_back_what_another_one_did_not_acknowledge(
 ) -> None:
     """As kombu does for messages without a run behind them: the message is no task, and so it is dropped."""
     admin = redis_of_users.admin
-    properties = {"delivery_tag": "old", "delivery_info": {"exchange": "agents", "routing_key": "agents"}}
-    message = {"body": "", "headers": {}, "content-type": "application/json", "properties": properties}
+    where = {"exchange": "agents", "routing_key": "agents"}
     for role in (RoleName.WORKER, RoleName.FLOWER):
-        admin.hset("unacked", "old", json.dumps([message, "agents", "agents"]))
-        admin.zadd("unacked_index", {"old": 1})
+        properties = {"delivery_tag": f"old-{role}", "delivery_info": where}
+        message = {"body": "", "headers": {}, "content-type": "application/json", "properties": properties}
+        admin.hset("unacked", f"old-{role}", json.dumps([message, "agents", "agents"]))
+        admin.zadd("unacked_index", {f"old-{role}": 1})
         admin.delete("unacked_mutex")  # a worker that was killed may have it
         with kombu.Connection(redis_of_users.url(role)) as connection:
             connection.default_channel.qos.restore_visible(interval=1)
         wait_for(lambda: admin.zcard("unacked_index") == 0, "it was put back, taken and dropped")
-    wait_for(lambda: admin.llen("agents") == 0, "it was looked at")
+        wait_for(lambda: admin.llen("agents") == 0, "it was looked at")
 
 
 def test_nobody_lists_queues_without_the_right_to(redis_of_users: Guarded, shop: Installation) -> None:

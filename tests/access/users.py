@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class UseOfCommands:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._user_of: dict[str, str] = {}
+        self._users_of: defaultdict[str, set[str]] = defaultdict(set)  # one after the other: ports return
         self._heard: set[tuple[str, str]] = set()
         self._over = threading.Event()
         self._threads = [
@@ -98,7 +99,7 @@ class UseOfCommands:
         def noting(connection: Any, *args: Any, **options: Any) -> Any:
             sock = getattr(connection, "_sock", None) or connection._writer.get_extra_info("socket")
             host, port, *_ = sock.getsockname()
-            self._user_of[f"{host}:{port}"] = str(connection.username)
+            self._users_of[f"{host}:{port}"].add(str(connection.username))
             return on_connect(connection, *args, **options)
 
         return noting
@@ -113,7 +114,7 @@ class UseOfCommands:
 
     def of(self, role: RoleName) -> set[str]:
         """The commands of a role's user, as an ACL names them; of those with two words the first."""
-        mine = {address for address, user in self._user_of.items() if user == f"openagents-{role}"}
+        mine = {address for address, users in self._users_of.items() if f"openagents-{role}" in users}
         return {command for address, command in list(self._heard) if address in mine}
 
     def _hear(self) -> None:
@@ -129,7 +130,8 @@ class UseOfCommands:
     def _look(self) -> None:
         with redis.Redis(port=self._port, decode_responses=True) as admin:
             while not self._over.wait(LOOK_S):
-                self._user_of.update({one["addr"]: one["user"] for one in admin.client_list()})
+                for one in admin.client_list():
+                    self._users_of[one["addr"]].add(one["user"])
 
 
 @contextmanager
