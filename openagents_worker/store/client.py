@@ -35,9 +35,9 @@ from openagents_worker.store.failures import (
 from openagents_worker.store.keeping import WAIT_FOR_DISK, WAIT_FOR_DISK_MS, Keeping, ask_keeping
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.lanes import Lanes, has_hung_up
-from openagents_worker.store.permission import is_no_permission, note_rights
+from openagents_worker.store.permission import is_no_permission, lacking_words, note_rights, user_of
 from openagents_worker.store.redis_options import options_of
-from openagents_worker.store.scripts import Call, Script
+from openagents_worker.store.scripts import Call, Script, lacking
 
 __all__ = ["AnswerLost", "AsyncStore", "Cell", "Plan", "Reader", "Store", "refuses_now"]
 
@@ -205,6 +205,12 @@ class _Permissions:
             note_rights(error, script.rights, self._prefix)
 
 
+def _check_may_wait(positions: tuple[int, ...], url: str) -> None:
+    """Raises `RedisNoPermission` when the user lacks the command that waits for the disk."""
+    if positions:
+        raise lacking_words([f"+{WAIT_FOR_DISK[0].lower()}"], safe_url(url), user_of(url))
+
+
 class Store:
     """The store for synchronous callers: producers, the command line, the heartbeat's thread."""
 
@@ -266,6 +272,8 @@ class Store:
         if self._keeping is None:
             keeping = self.keeping()
             keeping.check_disk()
+            if keeping.can_wait_for_disk:
+                _check_may_wait(self.run(lacking(commands=[WAIT_FOR_DISK[0]], keys=[""])), self.cell.url)
             self._keeping = keeping
         if not self._keeping.can_wait_for_disk:
             return self.run(call)  # it has `appendfsync always`: the answer comes after the disk
@@ -461,6 +469,10 @@ class AsyncStore:
         if self._keeping is None:
             keeping = await self.keeping()
             keeping.check_disk()
+            if keeping.can_wait_for_disk:
+                _check_may_wait(
+                    await self.run(lacking(commands=[WAIT_FOR_DISK[0]], keys=[""])), self.cell.url
+                )
             self._keeping = keeping
         if not self._keeping.can_wait_for_disk:
             return await self.run(call)

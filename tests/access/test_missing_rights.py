@@ -7,14 +7,18 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from openagents_worker import Client
 from openagents_worker.errors import RedisNoPermission
 from openagents_worker.producer.client import AsyncClient
+from openagents_worker.settings import load_settings
 from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.store.events import awatch, watch
 from openagents_worker.store.roles import ROLES, RoleName
 from openagents_worker.store.scripts import Script
@@ -115,6 +119,24 @@ def test_a_script_writes_nothing_when_it_lacks_a_right(redis_of_users: Guarded, 
             store.run(call(name, **fenced))
         assert caught.value.command == command.lower()
         assert all_keys(admin) == before
+
+
+def test_a_producer_that_may_not_wait_for_the_disk_writes_nothing(tmp_path: Path) -> None:
+    """The run would be accepted before anybody is told that it cannot be known to be on disk."""
+    strict = ("+info", "+command|info", "+config|get")
+    with EmbeddedRedis(tmp_path / "data") as server, closing(redis.Redis(port=server.port)) as admin:
+        user = Guarded(server, admin)
+        settings = load_settings(
+            {"OPENAGENTS_REDIS_URL": user.url(RoleName.PRODUCER), "OPENAGENTS_DURABILITY": "strict"}
+        )
+        user.set_user(RoleName.PRODUCER, *strict)
+        with Client(settings=settings) as client, pytest.raises(RedisNoPermission) as caught:
+            client.submit(REQUEST)
+        assert caught.value.lacking == ("+waitaof",)
+        assert admin.keys("oa*") == []
+        user.set_user(RoleName.PRODUCER, *strict, "+waitaof")
+        with Client(settings=settings) as client:
+            assert client.submit(REQUEST).id == "r1"
 
 
 def test_a_right_that_is_lost_is_asked_for_again(redis_of_users: Guarded) -> None:
