@@ -40,10 +40,11 @@ def test_every_script_belongs_to_a_role_and_all_its_commands_are_known() -> None
     assert all(Script(name, {}).rights for name in used)
 
 
-def test_redis_reads_the_files_as_its_own(tmp_path: Path) -> None:
+def test_redis_reads_the_files_as_its_own(redis_of_one: Guarded, tmp_path: Path) -> None:
     """All of them in one file, as `aclfile` wants it; no user of another name is changed."""
     users = tmp_path / "users.acl"
-    users.write_text("".join((ACL / f"{role}.acl").read_text() for role in RoleName))
+    text = "".join((ACL / f"{role}.acl").read_text() for role in RoleName)
+    users.write_text(text if redis_of_one.can_tell_reading else text.replace("%R~", "~"))
     with EmbeddedRedis(extra={"aclfile": str(users)}) as server, redis.Redis(port=server.port) as admin:
         names = set(admin.acl_users())
     assert names == {"default", *(f"openagents-{role}" for role in RoleName)}

@@ -67,6 +67,8 @@ GRANTED = [word for word in acl_words(RoleName.PRODUCER) if word.startswith(("+"
 @pytest.mark.parametrize("word", GRANTED)
 def test_a_run_is_submitted_whole_or_not_at_all(redis_of_users: Guarded, word: str) -> None:
     """Whichever of its rights a producer lacks."""
+    if "|" in word and not redis_of_users.can_tell_reading:
+        pytest.skip("Redis 6 takes no single subcommand away")
     redis_of_users.set_user(RoleName.PRODUCER, *without(RoleName.PRODUCER, word))
     admin = redis_of_users.admin
 
@@ -117,15 +119,20 @@ def test_a_script_writes_nothing_when_it_lacks_a_right(redis_of_users: Guarded, 
         store = Store(Cell(redis_of_users.url(role)))
         with closing(store), pytest.raises(RedisNoPermission) as caught:
             store.run(call(name, **fenced))
-        assert caught.value.command == command.lower()
+        assert f"+{command.lower()}" in {words.partition(" ")[0] for words in caught.value.lacking}
         assert all_keys(admin) == before
 
 
 def test_a_producer_that_may_not_wait_for_the_disk_writes_nothing(tmp_path: Path) -> None:
     """The run would be accepted before anybody is told that it cannot be known to be on disk."""
     strict = ("+info", "+command|info", "+config|get")
-    with EmbeddedRedis(tmp_path / "data") as server, closing(redis.Redis(port=server.port)) as admin:
+    with (
+        EmbeddedRedis(tmp_path / "data") as server,
+        closing(redis.Redis(port=server.port, decode_responses=True)) as admin,
+    ):
         user = Guarded(server, admin)
+        if user.version < (7, 2):
+            pytest.skip("Redis before 7.2 has no WAITAOF")
         settings = load_settings(
             {"OPENAGENTS_REDIS_URL": user.url(RoleName.PRODUCER), "OPENAGENTS_DURABILITY": "strict"}
         )
@@ -225,7 +232,7 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize(("role", "line"), [(role, line) for role in FORBIDDEN for line in FORBIDDEN[role]])
 def test_what_a_role_may_not_do(redis_of_users: Guarded, role: RoleName, line: str) -> None:
-    if not redis_of_users.can_tell_reading and line in ("DEL oa:workers", "ZADD oa:workers 1 w"):
+    if not redis_of_users.can_tell_reading and role is RoleName.PRODUCER and "oa:" in line:
         pytest.skip("Redis 6 does not tell reading from writing")
     with closing(Store(Cell(redis_of_users.url(role)))) as store, pytest.raises(RedisNoPermission) as caught:
         store.use(lambda r: r.execute_command(*line.split(" ")))
@@ -248,6 +255,8 @@ def test_a_worker_does_not_start_without_its_rights(
     redis_of_users: Guarded, tmp_path: Any, words: list[str], named: str
 ) -> None:
     """It says what its user lacks, in Redis and in the broker, before it takes a run."""
+    if words in (["-brpop"], ["-subscribe"]) and not redis_of_users.can_tell_reading:
+        pytest.skip("Redis 6 is asked by a script, which runs no such command")
     redis_of_users.set_user(RoleName.WORKER, *words)
     agents = tmp_path / "agents.json"
     agents.write_text('{"version": "1.0", "agents": [{"id": "a", "name": "a", "llm": {"provider": "mock"}, '

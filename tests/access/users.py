@@ -67,7 +67,8 @@ class Guarded:
         entries = self.admin.acl_log()
         self.admin.acl_log_reset()
         said = [f"{one['username']}: {one['reason']} {one['object']} ({one['context']})" for one in entries]
-        return [one for one in said if NOT_NEEDED not in one]
+        not_needed = NOT_NEEDED if self.can_tell_reading else "command client "
+        return [one for one in said if not_needed not in one]
 
 
 class UseOfCommands:

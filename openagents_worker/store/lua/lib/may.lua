@@ -11,20 +11,24 @@ local FORMS = {
   LREM = {'0', 'm'}, LTRIM = {'no number', '0'}, SET = {'v', 'no option'}, PEXPIRE = {'no number'}, EXPIRE = {'no number'}, PUBLISH = {'no message'}}
 local NO_KEYS = {'0', '0', '0'} -- Redis looks for the number of keys of EVALSHA without asking whether it was given one
 local MAKES_A_KEY = {SADD = true, RPUSH = true, LPUSH = true, HSETNX = true}
-local CHANGES_ANY_KEY = {DEL = true, UNLINK = true, PERSIST = true} -- one that is there is left alone
+local CHANGES_ANY_KEY = {DEL = true, UNLINK = true, PERSIST = true} -- a key that is there is left alone
 local NO_RIGHT = {'^NOPERM', 'ACL failure in script', 'The user executing the script can\'t'}
+local NO_COMMAND = {'can\'t run this command', 'has no permissions to run'} -- whatever its key
 
-local function is_refused(...)
-  local answer = redis.pcall(...)
+local function says(patterns, answer)
   local said = type(answer) == 'table' and answer.err or ''
-  for _, pattern in ipairs(NO_RIGHT) do if string.find(said, pattern) then return true end end
+  for _, pattern in ipairs(patterns) do if string.find(said, pattern) then return true end end
   return false
 end
+
+local function is_refused(...) return says(NO_RIGHT, redis.pcall(...)) end
 
 local function may_try(command, key)
   if string.find(command, '|') then return true end -- no script runs those
   local made = MAKES_A_KEY[command]
-  if (made or CHANGES_ANY_KEY[command]) and redis.pcall('EXISTS', key) ~= 0 then return true end
+  if (made or CHANGES_ANY_KEY[command]) and redis.pcall('EXISTS', key) ~= 0 then
+    return made or not (is_refused('EXISTS', key) or says(NO_COMMAND, redis.pcall(command, key .. ':none')))
+  end
   if made and is_refused('PEXPIRE', key, '0') then return true end -- it could not be taken away
   local words = {command}
   if key ~= '' then words[2] = key end
