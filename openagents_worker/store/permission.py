@@ -16,6 +16,7 @@ from openagents_worker.store.rights import Right, words_of
 
 __all__ = [
     "LACKING",
+    "is_aborted_transaction",
     "is_no_permission",
     "lacking_words",
     "naming",
@@ -46,6 +47,11 @@ def is_no_permission(error: BaseException) -> bool:
     if isinstance(error, exceptions.NoPermissionError):
         return True
     return isinstance(error, exceptions.ResponseError) and _SAID.search(str(error)) is not None
+
+
+def is_aborted_transaction(error: BaseException) -> bool:
+    """Whether this is Redis's answer to EXEC after it has refused a command of the transaction."""
+    return isinstance(error, exceptions.ExecAbortError)
 
 
 @contextmanager
