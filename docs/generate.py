@@ -1,4 +1,4 @@
-"""Generates the parts of the documentation that stand in the code. `python docs/generate.py` writes them."""
+"""Generates what stands in the code: parts of the documentation, and the files of `config/acl/`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from openagents_worker.errors import RAISED_BY_PLUGINS, OpenAgentsError, RunFailed, error_classes
 from openagents_worker.events import EVENT_SCHEMAS, LIVE_ONLY_EVENTS
 from openagents_worker.store.keys import KEYS
+from openagents_worker.store.roles import ROLES, acl_line
 from openagents_worker.time_limits import TimeLimits, default_heartbeat_ms
 
 HERE = Path(__file__).parent
+PLACEHOLDER = "REPLACE-THIS-PASSWORD"
 sys.path.insert(0, str(HERE))
 from reference import filled  # noqa: E402 - it stands beside this file, which is no package
 
@@ -178,6 +180,13 @@ def _event_rows() -> Iterator[str]:
         yield f"| `{schema.name}`{live} | {schema.description} | {' '.join(keys)} |\n"
 
 
+def acl_files() -> Iterator[tuple[Path, str]]:
+    """The ACL of each role, for the default prefix and queue."""
+    for role in ROLES.values():
+        line = acl_line(role, password=PLACEHOLDER)
+        yield HERE.parent / "config" / "acl" / f"{role.name}.acl", f"{line}\n"
+
+
 if __name__ == "__main__":
-    for path, text in pages():
+    for path, text in (*pages(), *acl_files()):
         path.write_text(text)

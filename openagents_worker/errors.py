@@ -297,11 +297,35 @@ class RedisUnreachable(OpenAgentsError):
 
 
 class RedisRefused(RedisUnreachable):
-    """Redis answers a command with an error that repeating does not mend: a permission is missing."""
+    """Redis answers a command with an error that repeating does not mend."""
 
     code = "redis.refused"
     retryable = False
     http_status = 500
+
+
+class RedisNoPermission(RedisRefused):
+    """The user of Redis lacks a permission. `command`, `key` (a key or a channel, or a pattern of them) and
+    `user` say which; `lacking` is what an ACL has to say, for example `+hset ~oa:run:*`."""
+
+    code = "redis.no_permission"
+    extra_fields = ("user", "command", "key", "lacking")
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        user: str | None = None,
+        command: str | None = None,
+        key: str | None = None,
+        lacking: Sequence[str] = (),
+        **fields: Any,
+    ) -> None:
+        super().__init__(message, **fields)
+        self.user = user
+        self.command = command
+        self.key = key
+        self.lacking = tuple(lacking)
 
 
 class SubmitUnknown(OpenAgentsError):

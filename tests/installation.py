@@ -145,20 +145,31 @@ def story(handle: RunHandle[Any]) -> list[RunEvent]:
 
 
 @contextmanager
-def installed(folder: Path, *agents: dict[str, Any], **env: str) -> Generator[Installation]:
+def installed(
+    folder: Path,
+    *agents: dict[str, Any],
+    redis_url: str | None = None,
+    producer_url: str | None = None,
+    admin_url: str | None = None,
+    **env: str,
+) -> Generator[Installation]:
     """A whole deployment with these agents for as long as the block lasts; no key is left for ever by it.
 
-    Its tools keep their diary in the folder.
+    Its tools keep their diary in the folder. Without `redis_url` it has a Redis of its own; the two other
+    URLs are for users with other rights than the worker's: the producer, and whoever looks at all keys.
     """
     file = folder / "agents.json"
     file.write_text(json.dumps({"version": "1.0", "agents": list(agents)}))
     model = Model()
-    with model.server.serve_in_thread(), Stack(env=_environment(folder, model, env)) as stack:
+    with (
+        model.server.serve_in_thread(),
+        Stack(redis_url=redis_url, env=_environment(folder, model, env)) as stack,
+    ):
         worker = stack.start_worker("worker")
-        with Client(settings=stack.settings) as client:
+        with Client(producer_url, settings=None if producer_url else stack.settings) as client:
             task: AgentTask = client.app.register_task(ProducerTask())
             yield Installation(stack, model, client, task, folder, worker)
-            assert ttl_violations(stack.redis_url) == []
+            assert ttl_violations(admin_url or stack.redis_url) == []
 
 
 def _environment(folder: Path, model: Model, more: Mapping[str, str]) -> dict[str, str]:

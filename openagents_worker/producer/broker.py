@@ -28,6 +28,7 @@ from kombu.utils.json import loads
 
 from openagents_worker.loops import at_fork
 from openagents_worker.store.failures import refuses_now
+from openagents_worker.store.permission import is_aborted_transaction, is_no_permission
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["RESUME_RUN", "RUN_AGENT", "TRANSPORTS", "Transport", "use_in_workers_of"]
@@ -161,6 +162,8 @@ def _giving_up(connection_class: Any) -> Any:
     """
 
     class GivingUp(connection_class):  # type: ignore[misc]  # a base known only at run time
+        lacks_a_right = False
+
         def connect(self, *args: Any, **options: Any) -> None:
             super().connect(*args, **options)
             at_fork(self)
@@ -177,7 +180,14 @@ def _giving_up(connection_class: Any) -> Any:
             try:
                 return super().read_response(*args, **options)
             except Exception as error:
-                if not refuses_now(error):
+                if is_no_permission(error):
+                    self.lacks_a_right = True
+                    raise
+                # A transaction with a refused command is aborted, whatever the state of Redis: redis-py says
+                # then what was refused.
+                is_refused = self.lacks_a_right and is_aborted_transaction(error)
+                self.lacks_a_right = False
+                if is_refused or not refuses_now(error):
                     raise
                 self.disconnect()
                 raise ConnectionError(f"Redis takes no command now: {error}") from error

@@ -23,7 +23,7 @@ from openagents_worker.addresses import (
     address_of,
     is_redis_url,
 )
-from openagents_worker.errors import BrokerConfigError
+from openagents_worker.errors import BrokerConfigError, RedisNoPermission
 from openagents_worker.producer.app_parts import AppKind, AppParts, attach_parts, find_parts, parts_of
 from openagents_worker.producer.broker import ANSWER_TIMEOUT_S as BROKER_ANSWER_TIMEOUT_S
 from openagents_worker.producer.broker import RESUME_RUN, RUN_AGENT, TRANSPORTS
@@ -32,6 +32,7 @@ from openagents_worker.producer.results import NO_RESULTS
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
 from openagents_worker.store.formats import WRITTEN
+from openagents_worker.store.permission import is_no_permission
 from openagents_worker.store.scripts import Wake
 from openagents_worker.telemetry import get_logger
 
@@ -205,9 +206,16 @@ def _publish(app: Celery, messages: Sequence[Message]) -> int:
             run_id=messages[sent]["task_id"],
             unsent=len(messages) - sent,
             error=f"{type(error).__name__}: {error}",
-            hint="accepted all the same; a worker's rescue loop sends it once the broker is back",
+            hint=f"accepted all the same; a worker's rescue loop sends it{_when(error)}",
         )
     return sent
+
+
+def _when(error: Exception) -> str:
+    """What has to be done about it; kombu's errors have redis-py's as their cause."""
+    if any(one is not None and is_no_permission(one) for one in (error, error.__cause__)):
+        return f". {RedisNoPermission.code}: config/acl/producer.acl has the rights that a producer needs"
+    return " once the broker is back"
 
 
 def _send(app: Celery, producer: Any, message: Message) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
@@ -12,6 +14,7 @@ from pydantic import JsonValue, ValidationError
 from openagents_worker.agents import PatternRef, PluginRef, RuntimeOptions
 from openagents_worker.agents.problems import did_you_mean, problems_of
 from openagents_worker.errors import PluginConfigError, PluginError, PluginLoadError, text_of
+from openagents_worker.tools.function import DecoratedFunction
 
 __all__ = ["GROUP", "import_plugins", "load_plugins", "make_plugin", "with_limits"]
 
@@ -71,9 +74,8 @@ def with_limits(ref: PatternRef, runtime: RuntimeOptions) -> PatternRef:
 def make_plugin(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
     """An instance of what a reference names. Raises `PluginLoadError` or `PluginConfigError`."""
     make = _class_of(kind, ref, known)
-    name = ref.impl or ref.type
-    if not callable(make):
-        raise PluginLoadError(f"{name} is not a class or a function: it is a {type(make).__name__}")
+    name = ref.impl or ref.type or ""
+    _check_before_calling(kind, name, make)
     try:
         made = make(config=dict(ref.config))
     except PluginError:
@@ -85,13 +87,46 @@ def make_plugin(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any
             f"{name} cannot be made: {type(error).__name__}: {text_of(error)}",
             hint="it is called with config={…}, the config of the agents file",
         ) from error
+    _check_methods(kind, name, made)
+    return made
+
+
+def _check_before_calling(kind: str, name: str, make: Any) -> None:
+    """Raises `PluginLoadError` for what cannot be a plugin: calling it would do something else.
+
+    A plugin is made by a class with the methods of its kind, by a function under `@tool`, or by a function
+    that takes `config`.
+    """
+    if isinstance(make, DecoratedFunction):
+        if kind != "tool":
+            raise PluginLoadError(f"{name} is not a {kind}: it is a tool", hint=_needs(kind))
+    elif isinstance(make, type):
+        _check_methods(kind, name, make)
+    elif not inspect.isfunction(make):
+        raise PluginLoadError(
+            f"{name} is not a class or a function: it is a {type(make).__name__}", hint=_needs(kind)
+        )
+    elif "config" not in inspect.signature(make).parameters or _is_of_python(make):
+        raise PluginLoadError(
+            f"{name} does not make a {kind}: it is a function without the parameter config",
+            hint="write @tool over a function that is a tool itself" if kind == "tool" else _needs(kind),
+        )
+
+
+def _is_of_python(function: Any) -> bool:
+    return str(function.__module__).partition(".")[0] in sys.stdlib_module_names
+
+
+def _check_methods(kind: str, name: str, made: Any) -> None:
     missing = [method for method in _REQUIRED[kind] if not callable(getattr(made, method, None))]
     if missing:
         raise PluginLoadError(
-            f"{name} is not a {kind}: it has no {' and no '.join(missing)}",
-            hint=f"a {kind} has {' and '.join(_REQUIRED[kind])}",
+            f"{name} is not a {kind}: it has no {' and no '.join(missing)}", hint=_needs(kind)
         )
-    return made
+
+
+def _needs(kind: str) -> str:
+    return f"a {kind} has {' and '.join(_REQUIRED[kind])}"
 
 
 def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:

@@ -8,6 +8,7 @@ the last. Pub/sub promises nothing, and neither do inboxes: whoever hears of a l
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 from collections import Counter, deque
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from typing import Any
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.store.permission import naming
 
 __all__ = ["Inbox", "listening"]
 
@@ -92,7 +94,7 @@ class Inbox:
 
     def check(self) -> None:
         if self._lost is not None:
-            raise RedisUnreachable(self._lost.message, hint=self._lost.hint) from self._lost
+            raise copy.copy(self._lost) from self._lost  # raised in many tasks, one would collect all traces
 
 
 @asynccontextmanager
@@ -223,7 +225,7 @@ class _Connection:
         burst, probing = 0, False
         while True:
             wait_s = PROBE_ANSWER_S if probing else PROBE_S
-            message = await store.use(lambda _, s=wait_s: pubsub.get_message(timeout=s))  # type: ignore[misc]
+            message = await store.use(lambda _, s=wait_s: self._message(pubsub, s))  # type: ignore[misc]
             if message is None and probing:
                 raise _deaf(self._cell)
             probing = message is None
@@ -234,6 +236,11 @@ class _Connection:
             burst += 1
             if burst % BURST == 0:
                 await asyncio.sleep(0)
+
+    async def _message(self, pubsub: Any, wait_s: float) -> Any:
+        # A refusal does not say of which channel; those that are not confirmed yet have been asked for.
+        with naming("subscribe", *(channel for channel, count in self._unanswered.items() if count)):
+            return await pubsub.get_message(timeout=wait_s)
 
     def _hand_out(self, message: dict[str, Any]) -> None:
         channel = str(message["channel"])

@@ -23,6 +23,7 @@ from redis.retry import Retry
 from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.loops import PerLoop, at_fork
 from openagents_worker.redaction import safe_url
+from openagents_worker.store.clients import AsyncClient, Client
 from openagents_worker.store.failures import (
     CONNECTION_LOST,
     AnswerLost,
@@ -34,8 +35,9 @@ from openagents_worker.store.failures import (
 from openagents_worker.store.keeping import WAIT_FOR_DISK, WAIT_FOR_DISK_MS, Keeping, ask_keeping
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.lanes import Lanes, has_hung_up
+from openagents_worker.store.permission import is_no_permission, lacking_words, note_rights, user_of
 from openagents_worker.store.redis_options import options_of, reading_any_bytes
-from openagents_worker.store.scripts import Call, Script
+from openagents_worker.store.scripts import Call, Script, lacking
 
 __all__ = ["AnswerLost", "AsyncStore", "Cell", "Plan", "Reader", "Store", "refuses_now"]
 
@@ -178,6 +180,37 @@ def _known_on_disk(reply: Any, synced: Any, cell: Cell) -> Any:
     return reply
 
 
+class _Permissions:
+    """Which scripts this process may run, as far as Redis has said so. The first run of each one asks.
+
+    When the user loses a right afterwards, a script may be refused in its middle; then all are asked again.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._permitted: set[str] = set()
+
+    def text(self, script: Script) -> tuple[str, str]:
+        """SHA-1 and source of the script as it is to be run now."""
+        return (script.sha, script.source) if script.sha in self._permitted else script.checking()
+
+    def note(self, script: Script) -> None:
+        """It was run."""
+        if script.sha not in self._permitted:
+            self._permitted.add(script.sha)
+
+    def refused(self, script: Script, error: Exception) -> None:
+        if is_no_permission(error):
+            self._permitted.clear()
+            note_rights(error, script.rights, self._prefix)
+
+
+def _check_may_wait(positions: tuple[int, ...], url: str) -> None:
+    """Raises `RedisNoPermission` when the user lacks the command that waits for the disk."""
+    if positions:
+        raise lacking_words([f"+{WAIT_FOR_DISK[0].lower()}"], safe_url(url), user_of(url))
+
+
 class Store:
     """The store for synchronous callers: producers, the command line, the heartbeat's thread."""
 
@@ -199,8 +232,9 @@ class Store:
             answer_timeout_s=answer_timeout_s,
             connect_timeout_s=connect_timeout_s,
         )
-        self.redis = redis.Redis(connection_pool=pool)
+        self.redis = Client(connection_pool=pool)
         self._keeping: Keeping | None = None
+        self._permissions = _Permissions(cell.prefix)
         at_fork(self)
 
     def start_afresh(self) -> None:
@@ -217,10 +251,17 @@ class Store:
         return call.parse(self.use(lambda r: self._eval(r, call, argv)))
 
     def _eval(self, client: Any, call: Call[Any], argv: list[Any]) -> Any:
+        sha, source = self._permissions.text(call.script)
         try:
-            return client.evalsha(call.script.sha, 1, self.cell.prefix, *argv)
-        except exceptions.NoScriptError:
-            return client.eval(call.script.source, 1, self.cell.prefix, *argv)
+            try:
+                reply = client.evalsha(sha, 1, self.cell.prefix, *argv)
+            except exceptions.NoScriptError:
+                reply = client.eval(source, 1, self.cell.prefix, *argv)
+        except exceptions.ResponseError as error:
+            self._permissions.refused(call.script, error)
+            raise
+        self._permissions.note(call.script)
+        return reply
 
     def run_on_disk(self, call: Call[T]) -> T:
         """Run a script once and wait until what it wrote is on disk.
@@ -231,6 +272,8 @@ class Store:
         if self._keeping is None:
             keeping = self.keeping()
             keeping.check_disk()
+            if keeping.can_wait_for_disk:
+                _check_may_wait(self.run(lacking(commands=[WAIT_FOR_DISK[0]], keys=[""])), self.cell.url)
             self._keeping = keeping
         if not self._keeping.can_wait_for_disk:
             return self.run(call)  # it has `appendfsync always`: the answer comes after the disk
@@ -240,13 +283,18 @@ class Store:
     def _eval_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
         """Both commands on one connection: Redis waits for what this connection has seen."""
         reply = synced = None
-        for verb in (("EVALSHA", script.sha), ("EVAL", script.source)):
+        sha, source = self._permissions.text(script)
+        for verb in (("EVALSHA", sha), ("EVAL", source)):
             with client.pipeline(transaction=False) as pipe:
                 pipe.execute_command(*verb, 1, self.cell.prefix, *argv)
                 pipe.execute_command(*WAIT_FOR_DISK)
                 reply, synced = pipe.execute(raise_on_error=False)
             if not isinstance(reply, exceptions.NoScriptError):
                 break
+        if isinstance(reply, exceptions.ResponseError):
+            self._permissions.refused(script, reply)
+        else:
+            self._permissions.note(script)
         return _known_on_disk(reply, synced, self.cell)
 
     def keeping(self) -> Keeping:
@@ -302,7 +350,7 @@ class _OnLoop:
     """What an async store has open on one event loop."""
 
     def __init__(self, pool: Any, answer_timeout_s: float | None) -> None:
-        self.redis = redis_async.Redis(connection_pool=pool)
+        self.redis = AsyncClient(connection_pool=pool)
         self.lanes = Lanes(pool, answer_timeout_s=answer_timeout_s)
         self._pool = pool
 
@@ -340,6 +388,7 @@ class AsyncStore:
         self._spare_pool: Any = self._make_pool()  # what is wrong with the URL is said now
         self._on_loops: PerLoop[_OnLoop] = PerLoop(self._connect)
         self._keeping: Keeping | None = None
+        self._permissions = _Permissions(cell.prefix)
         self._sleep = sleep
 
     def _make_pool(self) -> Any:
@@ -396,20 +445,34 @@ class AsyncStore:
                 delay_s = min(delay_s * 2, 1.0)
 
     async def _eval(self, script: Script, argv: list[Any]) -> Any:
+        sha, source = self._permissions.text(script)
         try:
-            return await self._lanes.ask("EVALSHA", script.sha, 1, self.cell.prefix, *argv)
+            reply = await self._eval_text(sha, source, argv)
+        except exceptions.ResponseError as error:
+            self._permissions.refused(script, error)
+            raise
+        self._permissions.note(script)
+        return reply
+
+    async def _eval_text(self, sha: str, source: str, argv: list[Any]) -> Any:
+        try:
+            return await self._lanes.ask("EVALSHA", sha, 1, self.cell.prefix, *argv)
         except exceptions.NoScriptError:
-            await self._lanes.ask("SCRIPT", "LOAD", script.source)
+            await self._lanes.ask("SCRIPT", "LOAD", source)
         try:
-            return await self._lanes.ask("EVALSHA", script.sha, 1, self.cell.prefix, *argv)
+            return await self._lanes.ask("EVALSHA", sha, 1, self.cell.prefix, *argv)
         except exceptions.NoScriptError:  # another Redis has become the master, or they were flushed again
-            return await self._lanes.ask("EVAL", script.source, 1, self.cell.prefix, *argv)
+            return await self._lanes.ask("EVAL", source, 1, self.cell.prefix, *argv)
 
     async def run_on_disk(self, call: Call[T]) -> T:
         """Run a script once and wait until what it wrote is on disk; raises as `Store.run_on_disk` does."""
         if self._keeping is None:
             keeping = await self.keeping()
             keeping.check_disk()
+            if keeping.can_wait_for_disk:
+                _check_may_wait(
+                    await self.run(lacking(commands=[WAIT_FOR_DISK[0]], keys=[""])), self.cell.url
+                )
             self._keeping = keeping
         if not self._keeping.can_wait_for_disk:
             return await self.run(call)
@@ -419,13 +482,18 @@ class AsyncStore:
     async def _eval_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
         # Not on a lane: it waits for the disk, and others would wait behind it.
         reply = synced = None
-        for verb in (("EVALSHA", script.sha), ("EVAL", script.source)):
+        sha, source = self._permissions.text(script)
+        for verb in (("EVALSHA", sha), ("EVAL", source)):
             async with client.pipeline(transaction=False) as pipe:
                 pipe.execute_command(*verb, 1, self.cell.prefix, *argv)
                 pipe.execute_command(*WAIT_FOR_DISK)
                 reply, synced = await pipe.execute(raise_on_error=False)
             if not isinstance(reply, exceptions.NoScriptError):
                 break
+        if isinstance(reply, exceptions.ResponseError):
+            self._permissions.refused(script, reply)
+        else:
+            self._permissions.note(script)
         return _known_on_disk(reply, synced, self.cell)
 
     async def keeping(self) -> Keeping:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from openagents_worker.arguments import number_of, text_of_caller
-from openagents_worker.errors import RedisUnreachable
+from openagents_worker.errors import RedisNoPermission, RedisUnreachable
 from openagents_worker.events import RunEvent
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunState
@@ -35,6 +35,7 @@ from openagents_worker.store.channels import Inbox, listening
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
 from openagents_worker.store.formats import WRITTEN, format_of, reading
 from openagents_worker.store.keys import Keys
+from openagents_worker.store.permission import naming
 from openagents_worker.store.runs import run_not_found
 
 __all__ = ["Entry", "Head", "Watch", "awatch", "history", "stored_event", "watch"]
@@ -258,6 +259,8 @@ def watch(
             with _listening(store.cell, channel) as next_message:
                 while not place.over:
                     yield from _news(store, run_id, place, patience, next_message, silence_s, deadline)
+        except RedisNoPermission:
+            raise  # it would be refused again
         except RedisUnreachable:
             if patience.is_over(deadline):
                 raise
@@ -299,13 +302,19 @@ def _listening(cell: Cell, channel: str) -> Iterator[Callable[[float], str | Non
         return None if found is None else str(found["data"])
 
     try:
-        own.use(lambda _: pubsub.subscribe(channel))
-        if own.use(lambda _: pubsub.get_message(timeout=SUBSCRIBE_TIMEOUT_S)) is None:
+        if own.use(lambda _: _subscribed(pubsub, channel)) is None:
             raise _deaf(cell)
         yield next_message
     finally:
         pubsub.close()
         own.close()
+
+
+def _subscribed(pubsub: Any, channel: str) -> Any:
+    """The confirmation; None when nobody says anything."""
+    with naming("subscribe", channel):
+        pubsub.subscribe(channel)
+        return pubsub.get_message(timeout=SUBSCRIBE_TIMEOUT_S)
 
 
 async def awatch(
@@ -326,6 +335,8 @@ async def awatch(
                 while not place.over:
                     for event in await _anews(store, run_id, place, patience, inbox, silence_s):
                         yield event
+        except RedisNoPermission:
+            raise  # it would be refused again
         except RedisUnreachable:
             if patience.is_over(None):
                 raise

@@ -17,6 +17,7 @@ from redis import exceptions
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.redaction import safe_url
+from openagents_worker.store.permission import is_no_permission, no_permission
 from openagents_worker.store.tls import TlsProblem, is_hung_up_on, tls_problem_of
 
 __all__ = [
@@ -104,6 +105,8 @@ def failure_of(error: Exception) -> Failure:
         return Failure.LATER
     if isinstance(error, CONNECTION_LOST):
         return Failure.LOST
+    if is_no_permission(error):
+        return Failure.FINAL
     is_later = isinstance(error, exceptions.ResponseError) and _LATER_CODE.search(str(error)) is not None
     return Failure.LATER if is_later else Failure.FINAL
 
@@ -140,10 +143,12 @@ def translating(url: str) -> Iterator[None]:
     try:
         yield
     except _ERRORS as error:
-        raise _translated(error, safe_url(url)) from error
+        raise _translated(error, safe_url(url), url) from error
 
 
-def _translated(error: Exception, where: str) -> RedisUnreachable:
+def _translated(error: Exception, where: str, url: str) -> RedisUnreachable:
+    if is_no_permission(error):
+        return no_permission(error, where, url)
     failure = failure_of(error)
     match failure:
         case Failure.NOT_SENT:
@@ -184,8 +189,6 @@ def _not_connected(error: Exception, where: str) -> RedisUnreachable:
 
 
 def _hint(error: Exception) -> str:
-    if isinstance(error, exceptions.NoPermissionError):
-        return "the user of OPENAGENTS_REDIS_URL lacks a permission; ACL LOG says which"
     if "WRONGTYPE" in str(error):
         return "a key is not what it should be: does another program use the prefix OPENAGENTS_KEY_PREFIX?"
     return "repeating will not help; please report it"

@@ -20,6 +20,7 @@ from redis import exceptions
 from redis.utils import HIREDIS_AVAILABLE
 
 from openagents_worker.store.failures import not_sent
+from openagents_worker.store.permission import note_command
 
 if HIREDIS_AVAILABLE:
     from hiredis import pack_command
@@ -206,6 +207,7 @@ async def _hand_out(connection: Any, asked: deque[_Asked]) -> None:
             answer, refused = await connection.read_response(), None
         except exceptions.ResponseError as error:
             answer, refused = None, error
+            note_command(error, asked[0].command)
         except (exceptions.BusyLoadingError, exceptions.AuthenticationError) as error:
             # An answer to one command as well; but redis-py closes the connection, and the others have none.
             _tell(asked.popleft().answer, None, error)

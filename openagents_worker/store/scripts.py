@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from hashlib import sha1
 from importlib import resources
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_type_hints
@@ -19,6 +19,8 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast,
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
 from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
 from openagents_worker.store.keys import lua_key_functions
+from openagents_worker.store.permission import LACKING
+from openagents_worker.store.rights import Right, rights_of, sample_of
 from openagents_worker.store.states import states_in_lua
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "emit",
     "end_lease",
     "finish",
+    "lacking",
     "look",
     "page",
     "prune",
@@ -90,8 +93,41 @@ class Script:
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         self.name = name
         body = states_in_lua(_with_library(f"{name}.lua", set()))
+        self.body = body
         self.source = "\n".join([lua_key_functions(body), _arguments(parameters), body])
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    @cached_property
+    def rights(self) -> tuple[Right, ...]:
+        """What the user of Redis must be allowed to do, sorted."""
+        return tuple(sorted(rights_of(self.body)))
+
+    def checking(self) -> tuple[str, str]:
+        """SHA-1 and source of the same script which first asks whether its user may do all that it does.
+
+        Where that is not so it answers with an error that begins with `LACKING` and says which of `rights`,
+        counted from 1. Nothing has been written then.
+        """
+        rights = ", ".join(_in_lua(right) for right in self.rights)
+        check = _CHECK.format(may=_with_library("lib/may.lua", set()), rights=rights, lacking=LACKING)
+        source = f"{check}\n{self.source}"
+        return sha1(source.encode(), usedforsecurity=False).hexdigest(), source
+
+
+# In a block of its own: Lua counts the local variables of a function.
+_CHECK = """do
+{may}
+local lacking_ = {{}}
+for i, right in ipairs({{{rights}}}) do
+  if not may(right[1], right[2] and KEYS[1] .. right[2] or '') then lacking_[#lacking_ + 1] = i end
+end
+if #lacking_ > 0 then return redis.error_reply('{lacking} ' .. table.concat(lacking_, ' ')) end
+end"""
+
+
+def _in_lua(right: Right) -> str:
+    key = f", '{sample_of(right.kind, '')}'" if right.kind else ""
+    return f"{{'{right.command}'{key}}}"
 
 
 def _arguments(parameters: dict[str, Any]) -> str:
@@ -800,3 +836,14 @@ def prune(reply: Reply, *, limit: int, name: str = "", kept: int = 0) -> Pruned:
     """Take up to `limit` ids out of a list whose runs are gone; `name` '' looks for a list that is due."""
     looked, name_, kept_, removed = reply
     return Pruned(looked == 1, name_, int(kept_), int(removed))
+
+
+@_door
+def lacking(
+    reply: Reply, *, commands: Sequence[str], keys: Sequence[str], by_trying: bool = False
+) -> tuple[int, ...]:
+    """Which of these commands the user may not run on the key of the same number, from 0; it changes nothing.
+
+    `by_trying`: as with a Redis 6, which cannot be asked.
+    """
+    return tuple(int(position) - 1 for position in reply)

@@ -19,13 +19,20 @@ from celery.worker import state
 
 from openagents_worker.addresses import redis_url_of_connection
 from openagents_worker.agents import notices, read_agents_file
-from openagents_worker.errors import ConfigValidationError, OpenAgentsError, RedisUnreachable, RedisUnsafe
+from openagents_worker.errors import (
+    ConfigValidationError,
+    OpenAgentsError,
+    RedisRefused,
+    RedisUnreachable,
+    RedisUnsafe,
+)
 from openagents_worker.printable import printable
 from openagents_worker.producer.client import cell_of
 from openagents_worker.producer.transport import wake_queue
 from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.store.client import Store
 from openagents_worker.telemetry import get_logger, is_json_log
+from openagents_worker.worker.access import check_access
 from openagents_worker.worker.app_advice import advise
 from openagents_worker.worker.backlog import priorities_are_kombus
 from openagents_worker.worker.control import take_over_revoke
@@ -126,8 +133,9 @@ def _check_pool(worker: Any) -> None:
         )
 
 
-def _check_redis(settings: Settings) -> None:
-    """Wait until Redis answers; refuse one that throws runs away, or is not as strict as asked for."""
+def _check_redis(settings: Settings, queues: Collection[str]) -> None:
+    """Wait until Redis answers; refuse one that throws runs away, is not as strict as asked for, or lets its
+    user do less than a worker does."""
     with closing(Store(cell_of(settings), max_connections=1)) as store:
         keeping = _patiently(store.keeping, settings.redis_url)
     try:
@@ -136,6 +144,7 @@ def _check_redis(settings: Settings) -> None:
             keeping.check_disk()
     except RedisUnsafe as error:
         _refuse(error)
+    _patiently(lambda: check_access(settings, queues), settings.redis_url)
     if keeping.maxmemory_policy is None:
         log.warning(
             "redis.not_checked", hint="it does not answer INFO; see that maxmemory-policy is noeviction"
@@ -153,6 +162,8 @@ def _patiently(ask: Callable[[], T], url: str) -> T:
     while True:
         try:
             return ask()
+        except RedisRefused as error:
+            _refuse(error)  # waiting would not help
         except RedisUnreachable as error:
             if problem := lasting_problem(error, "REDIS_URL", url):
                 _refuse(problem)
@@ -219,7 +230,7 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)
             if not is_ours:
                 advise(parent)
-            _check_redis(host.settings)
+            _check_redis(host.settings, host.queues)
             if is_ours and (problem := lasting_problem_of_celery(host.settings)):
                 _refuse(problem)
             if _forks(parent):

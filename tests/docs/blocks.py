@@ -39,7 +39,9 @@ class Block:
 
 def pages() -> list[Path]:
     """Every page that a reader of the repository finds."""
-    found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
+    found = [
+        path for place in ("", "docs/**/", "examples/**/", "config/**/") for path in ROOT.glob(f"{place}*.md")
+    ]
     return sorted(page for page in found if not str(page.relative_to(ROOT)).startswith(GENERATED))
 
 

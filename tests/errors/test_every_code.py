@@ -152,6 +152,12 @@ def nobody_listens_where_redis_should_be(shop: Installation) -> Met:
 
 
 @provokes("redis.refused")
+def redis_does_not_know_a_command(shop: Installation) -> Met:
+    """As where a server between us and Redis takes only some of its commands."""
+    return raised(lambda: shop.client.store.ask(lambda r: r.execute_command("NO-SUCH-COMMAND")))
+
+
+@provokes("redis.no_permission")
 def the_user_of_redis_may_run_no_script(shop: Installation) -> Met:
     with EmbeddedRedis() as server, Client(server.url) as client:
         client.store.redis.execute_command("ACL", "SETUSER", "default", "-@scripting")

@@ -13,6 +13,8 @@ class RaisesWhenMade:
     def __init__(self, config: dict[str, Any]) -> None:
         raise RuntimeError("no licence")
 
+    async def invoke(self, params: dict[str, Any], context: Any) -> None: ...
+
 
 class NoTool:
     def __init__(self, config: dict[str, Any]) -> None:
@@ -70,3 +72,20 @@ class CannotDescribe(ToolPlugin):
 
 
 A_TEXT = "not a class"
+
+
+CALLED: list[str] = []
+"""What was called although it makes no plugin."""
+
+
+def drop_all(**options: Any) -> None:
+    CALLED.append("drop_all")
+
+
+async def drop_all_soon(name: str = "") -> None:
+    CALLED.append("drop_all_soon")
+
+
+class DropsAll:
+    def __init__(self, config: dict[str, Any]) -> None:
+        CALLED.append("DropsAll")

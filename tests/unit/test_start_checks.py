@@ -16,6 +16,7 @@ from openagents_worker.errors import AgentUnavailable, ConfigLoadError, ConfigVa
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.start_checks import find_problems
 from openagents_worker.settings import Settings
+from tests.unit import broken_plugins
 
 BROKEN = "tests.unit.broken_plugins"
 SECRET = "sk-not-to-be-shown-1234"
@@ -164,6 +165,32 @@ def test_what_cannot_work_is_found_with_its_path_code_and_hint(
 
     assert (found_path, found_code) == (path, code)
     assert says in line
+
+
+NO_PLUGINS = (
+    "builtins.exec", "builtins.eval", "builtins.print", "builtins.open", "builtins.breakpoint",
+    "builtins.dict", "os.system", "os.remove", "os._exit", "os.abort", "sys.exit", "subprocess.run",
+    "subprocess.Popen", "subprocess.call", "shutil.rmtree", "logging.config.dictConfig", "pathlib.Path",
+    "ctypes.CDLL", "runpy.run_module", "signal.raise_signal", "pickle.loads", "json.loads", "asyncio.run",
+    "time.sleep", "tests.unit.broken_plugins.drop_all",
+    "tests.unit.broken_plugins.drop_all_soon",
+    "tests.unit.broken_plugins.DropsAll", "tests.unit.broken_plugins.CALLED.append",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["tool", "pattern", "memory", "context_assembler"])
+@pytest.mark.parametrize("impl", NO_PLUGINS)
+def test_what_is_not_a_plugin_is_not_called(impl: str, kind: str) -> None:
+    """A class without the methods of its kind, a function of Python, one that takes no config."""
+    part = {"impl": impl, "config": {"x": 1}}
+    definition = agent(tools=[{"id": "t", **part}]) if kind == "tool" else agent(**{kind: part})
+
+    [(path, code, line)] = found(definition)
+
+    assert code == "plugin.load"
+    assert path == (f"{TOOL}.impl" if kind == "tool" else f"agents[0].{kind}.impl")
+    assert impl in line
+    assert broken_plugins.CALLED == []
 
 
 def test_a_tool_that_is_not_enabled_is_not_looked_at() -> None:

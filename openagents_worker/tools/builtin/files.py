@@ -83,7 +83,7 @@ class _FileTool(TypedTool):
             )
         self._make_root()
         try:
-            asked = self.root / path
+            asked = self._asked(path)
             target = asked.resolve()
             named = asked.parent.resolve() / asked.name if asked.name not in ("", "..") else target
         except (OSError, ValueError, RuntimeError) as error:  # NUL bytes, names too long, links in a circle
@@ -99,6 +99,12 @@ class _FileTool(TypedTool):
             if (problem := self.fence.problem(str(seen))) is not None:
                 raise _not_to_be_seen(path, problem, self.name)
         return place
+
+    def _asked(self, path: str) -> Path:
+        """Each path in one spelling, as the fence compares names; also as `list_files` has shown it."""
+        asked = self.root / os.fsdecode(os.fsencode(path))
+        shown_so = self.root / search.meant(path)
+        return shown_so if not os.path.lexists(asked) and os.path.lexists(shown_so) else asked
 
     @contextmanager
     def told(self, path: str) -> Iterator[None]:
@@ -220,8 +226,9 @@ class ListFiles(_FileTool):
         found: list[dict[str, str]] = []
         fence = self.fence
         for entry in search.walk(top, fence) if args.recursive else _sorted_entries(top, fence):
-            shown = Path(entry.path).relative_to(top).as_posix()
-            if not fnmatch.fnmatchcase(shown if "/" in args.pattern else entry.name, args.pattern):
+            shown = search.shown(Path(entry.path).relative_to(top).as_posix())
+            name = shown if "/" in args.pattern else search.shown(entry.name)
+            if not fnmatch.fnmatchcase(name, args.pattern):
                 continue
             if len(found) == MAX_ENTRIES:
                 return {"path": args.path, "entries": _by_path(found), "truncated": True}

@@ -79,6 +79,24 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
+_ESCAPED = re.compile(r"\\x([89a-f][0-9a-f])")
+
+
+def shown(path: str) -> str:
+    """A path as text that can be stored and sent: a byte of a name that is not UTF-8 becomes `\\xff`.
+
+    >>> shown("caf\\udce9.txt")
+    'caf\\\\xe9.txt'
+    """
+    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def meant(path: str) -> str:
+    """The path that `shown` has shown so; for one with no such byte the path itself."""
+    bytes_again = _ESCAPED.sub(lambda found: chr(0xDC00 + int(found[1], 16)), path)
+    return os.fsdecode(os.fsencode(bytes_again))  # bytes that are UTF-8 after all have one way to be written
+
+
 def walk(top: Path, fence: Fence) -> Iterator[os.DirEntry[str]]:
     """All entries below a folder that may be seen, names in order, parents first; links are named and never
     followed."""
@@ -123,8 +141,8 @@ def search(query: dict[str, Any]) -> dict[str, Any]:
                 continue
             if len(matches) == query["max_matches"]:
                 return {"matches": matches, "skipped": skipped, "truncated": True}
-            shown = path.name if path == top else str(path.relative_to(top))
-            matches.append({"path": shown, "line": number, "text": line.rstrip("\r")[:MAX_LINE_CHARS]})
+            name = path.name if path == top else str(path.relative_to(top))
+            matches.append({"path": shown(name), "line": number, "text": line.rstrip("\r")[:MAX_LINE_CHARS]})
     return {"matches": matches, "skipped": skipped, "truncated": False}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -484,3 +485,62 @@ def _searches() -> list[str]:
     children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     pids = [pid for file in children for pid in file.read_text().split()]
     return [pid for pid in pids if b"search.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+# --- names that are not UTF-8 ----------------------------------------------------------------------------
+
+LATIN = os.fsdecode(b"caf\xe9.txt")
+SHOWN = r"caf\xe9.txt"
+
+
+@pytest.fixture
+def latin(root: Path) -> Path:
+    """The folder with a file from a machine with another encoding, and a folder of such a name."""
+    (root / LATIN).write_text("two cups\n")
+    (root / os.fsdecode(b"d\xfc")).mkdir()
+    (root / os.fsdecode(b"d\xfc") / "in.txt").write_text("two more\n")
+    return root
+
+
+async def test_a_name_that_is_not_utf8_is_listed_and_searched_with_the_others(latin: Path) -> None:
+    """Its bytes are shown as escapes; what a tool returns can be stored."""
+    listed = await call("list_files", latin, recursive=True)
+    found = await call("grep_files", latin, pattern="two")
+
+    paths = [entry["path"] for entry in listed["entries"]]
+    assert {SHOWN, r"d\xfc", r"d\xfc/in.txt", "a.txt", "docs/b.md"} <= set(paths)
+    assert {match["path"] for match in found["matches"]} == {"a.txt", SHOWN, r"d\xfc/in.txt"}
+    for answer in (listed, found):
+        json.dumps(answer, ensure_ascii=False).encode()
+
+
+async def test_it_is_read_and_deleted_by_the_name_that_was_shown(latin: Path) -> None:
+    assert (await call("read_file", latin, path=SHOWN))["content"] == "two cups\n"
+    assert (await call("grep_files", latin, path=SHOWN, pattern="cups"))["matches"][0]["path"] == SHOWN
+    await call("delete_file", latin, path=SHOWN)
+    assert not (latin / LATIN).exists()
+
+
+async def test_a_file_whose_name_looks_like_an_escape_is_itself(latin: Path) -> None:
+    (latin / SHOWN).write_text("another\n")
+    assert (await call("read_file", latin, path=SHOWN))["content"] == "another\n"
+    assert (await call("list_files", latin, pattern=r"caf*"))["entries"] == [
+        {"path": SHOWN, "type": "file"},
+        {"path": SHOWN, "type": "file"},
+    ]
+
+
+@pytest.mark.parametrize("path", [r"\xc3\xa9", "é"])
+async def test_no_way_to_write_a_name_leads_past_the_fence(root: Path, path: str) -> None:
+    """Bytes that are UTF-8 after all are the name that a glob denies."""
+    (root / "é").write_text("two secrets")
+    with pytest.raises(ToolValidationError, match="is denied by 'é'"):
+        await call("read_file", root, {"deny": ["é"]}, path=path)
+
+
+@pytest.mark.parametrize("path", ["\ud800", "a\udfffb", "\udbff/x", "\udcc3\udca9"])
+@pytest.mark.parametrize("kind", ["read_file", "list_files", "grep_files"])
+async def test_half_a_character_is_not_a_path(root: Path, kind: str, path: str) -> None:
+    more = {"grep_files": {"pattern": "two"}}.get(kind, {})
+    with pytest.raises(ToolValidationError, match="path: "):
+        await call(kind, root, path=path, **more)

@@ -1,0 +1,6 @@
+-- Which of these commands the user may not run; item n of `keys` is a key or channel for command n, or ''. Changes nothing.
+-- Returns the positions of what is refused, from 1.
+--#include may
+local lacking = {}
+for i, command in ipairs(commands) do if not may(command, keys[i], by_trying == 1) then lacking[#lacking + 1] = i end end
+return lacking

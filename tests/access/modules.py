@@ -1,0 +1,15 @@
+"""A tool that says which modules its worker has imported."""
+
+from __future__ import annotations
+
+import sys
+
+from openagents_worker import tool
+
+__all__ = ["modules"]
+
+
+@tool
+async def modules() -> list[str]:
+    """Names the modules that this process has imported."""
+    return sorted(sys.modules)

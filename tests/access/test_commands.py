@@ -1,0 +1,177 @@
+"""What operators and watchers type, each as the user of their role."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+
+import kombu
+import pytest
+
+from openagents_worker import Client
+from openagents_worker.cli.commands import run
+from openagents_worker.errors import RedisNoPermission
+from openagents_worker.events import RunEvent
+from openagents_worker.producer.client import AsyncClient
+from openagents_worker.producer.sse import sse
+from openagents_worker.store.events import awatch, watch
+from openagents_worker.store.roles import RoleName
+from tests.access.users import Guarded
+from tests.cli.conftest import Done
+from tests.installation import Installation, Model, call
+from tests.waiting import wait_for
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def command(
+    redis_of_users: Guarded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Runs `openagents-worker` with these arguments as the user of a role."""
+
+    def typed(role: RoleName, *arguments: str) -> Done:
+        monkeypatch.setenv("OPENAGENTS_REDIS_URL", redis_of_users.url(role))
+        monkeypatch.setattr(sys, "argv", ["openagents-worker", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run()
+        shown = capsys.readouterr()
+        return Done(int(ended.value.code or 0), shown.out, shown.err)
+
+    return typed
+
+
+@pytest.fixture
+def completed(shop: Installation, model: Model) -> str:
+    model.will_say({"tool_calls": [call("price", fruit="pear")]}, {"text": "A pear is 40 cents."})
+    handle = shop.submit("clerk", session_id="pears")
+    assert handle.wait(timeout=30).stop_reason == "completed"
+    return handle.id
+
+
+@pytest.mark.parametrize("role", [RoleName.WATCHER, RoleName.OPERATOR])
+def test_whoever_may_read_looks_at_everything(role: RoleName, command: Command, completed: str) -> None:
+    for arguments in (
+        ("status",),
+        ("workers",),
+        ("runs",),
+        ("runs", "--agent", "clerk", "--state", "completed"),
+        ("show", completed),
+        ("watch", completed, "--json"),
+        ("sessions",),
+        ("session", "pears"),
+    ):
+        done = command(role, *arguments)
+        assert (done.code, done.err) == (0, ""), arguments
+
+
+@pytest.mark.parametrize("role", [RoleName.WATCHER, RoleName.OPERATOR])
+def test_a_run_that_waits_is_shown_with_its_reason(
+    role: RoleName, command: Command, shop: Installation
+) -> None:
+    later = shop.run_agent.apply_async(
+        ({"agent_id": "clerk", "session_id": "later", "input_text": "Go."},), countdown=3600
+    )
+    assert command(role, "show", later.id).code == 0
+    later.cancel()
+
+
+def test_an_operator_resumes_and_prunes(command: Command, shop: Installation, model: Model) -> None:
+    model.will_say({"error": "response", "message": "I do not speak this language."})
+    failed = shop.submit("clerk")
+    assert failed.wait(timeout=30).stop_reason == "failed"
+    model.will_say({"text": "Better now."})
+
+    assert command(RoleName.OPERATOR, "resume", failed.id, "--by", "ada").code == 0
+    assert failed.wait(timeout=30).final_output == "Better now."
+    assert command(RoleName.OPERATOR, "prune").code == 0
+    assert command(RoleName.OPERATOR, "run", "clerk", "Go.").code == 0
+
+
+def test_an_operator_deletes_a_session(redis_of_users: Guarded, shop: Installation, model: Model) -> None:
+    """Also one that is at work; as a producer does."""
+    for role in (RoleName.OPERATOR, RoleName.PRODUCER):
+        model.will_say({"tool_calls": [call("deliver")]}, {"text": "?"})
+        with Client(redis_of_users.url(role)) as client:
+            handle = shop.submit("clerk", session_id="gone")
+            wait_for(lambda at=handle: len(shop.diary(at.id)) == 1, "the courier stands at the door")
+            assert client.delete_session("gone", force=True) == 1
+
+
+def test_a_producer_reads_what_its_runs_did(shop: Installation, completed: str) -> None:
+    client = shop.client
+    assert next(client.checkpoints(completed)).kind == "prepare"
+    assert completed in {record.run_id for record in client.runs(session_id="pears").items}
+    assert "pears" in {session.session_id for session in client.sessions().items}
+    assert client.workers()
+
+
+def test_a_watcher_follows_a_run_as_it_happens(
+    redis_of_users: Guarded, shop: Installation, model: Model
+) -> None:
+    model.may_answer = lambda _: False
+    handle = shop.submit("clerk", "Are you open?", session_id="followed")
+    model.will_say({"text": "Yes."})
+    with Client(redis_of_users.url(RoleName.WATCHER)) as watcher:
+        seen: list[RunEvent] = []
+        for event in watch(watcher.store, handle.id):
+            seen.append(event)
+            if event.name == "llm.called":
+                model.may_answer = lambda _: True
+    assert seen[-1].final
+
+
+def test_a_watcher_follows_a_run_over_http(redis_of_users: Guarded, completed: str) -> None:
+    async def frames() -> list[str]:
+        async with AsyncClient(redis_of_users.url(RoleName.WATCHER)) as watcher:
+            events = [event async for event in awatch(watcher.store, completed)]
+            assert events[-1].final
+            return [frame async for frame in sse(watcher.handle(completed))]
+
+    assert "event: end" in asyncio.run(frames())[-1]
+
+
+def test_a_worker_takes_over_what_a_dead_one_had(shop: Installation, model: Model) -> None:
+    """Reclaiming, the watch over connections, and whatever else one worker does for another."""
+    model.will_say({"tool_calls": [call("deliver")]}, {"text": "Delivered."})
+    second = shop.stack.start_worker("second")
+    handles = [shop.submit("clerk") for _ in range(8)]
+    wait_for(lambda: all(shop.diary(handle.id) for handle in handles), "all couriers are under way")
+    second.kill()
+    wait_for(
+        lambda: all((handle.record().worker or "").startswith("worker@") for handle in handles),
+        "the other worker has them all",
+    )
+    for handle in handles:
+        handle.cancel()
+        handle.wait(timeout=30)
+
+
+def test_a_worker_puts_back_what_another_one_did_not_acknowledge(
+    redis_of_users: Guarded, shop: Installation
+) -> None:
+    """As kombu does for messages without a run behind them: the message is no task, and so it is dropped."""
+    admin = redis_of_users.admin
+    where = {"exchange": "agents", "routing_key": "agents"}
+    for role in (RoleName.WORKER, RoleName.FLOWER):
+        properties = {"delivery_tag": f"old-{role}", "delivery_info": where}
+        message = {"body": "", "headers": {}, "content-type": "application/json", "properties": properties}
+        admin.hset("unacked", f"old-{role}", json.dumps([message, "agents", "agents"]))
+        admin.zadd("unacked_index", {f"old-{role}": 1})
+        admin.delete("unacked_mutex")  # a worker that was killed may have it
+        with kombu.Connection(redis_of_users.url(role)) as connection:
+            connection.default_channel.qos.restore_visible(interval=1)
+        wait_for(lambda: admin.zcard("unacked_index") == 0, "it was put back, taken and dropped")
+        wait_for(lambda: admin.llen("agents") == 0, "it was looked at")
+
+
+def test_nobody_lists_queues_without_the_right_to(redis_of_users: Guarded, shop: Installation) -> None:
+    """A producer's user does not look through the names of all keys."""
+    with pytest.raises(RedisNoPermission) as caught:
+        shop.client.queues()
+    assert (caught.value.code, caught.value.command) == ("redis.no_permission", "scan")
+    assert caught.value.user == "openagents-producer"
+    assert redis_of_users.refusals() == ["openagents-producer: command scan (toplevel)"]

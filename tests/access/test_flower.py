@@ -1,0 +1,61 @@
+"""Flower as a user of Redis that sees Celery's events and queues, and nothing of what runs say."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Generator
+
+import pytest
+import redis
+
+from openagents_worker.store.roles import RoleName
+from tests.access.users import Guarded
+from tests.installation import Installation, Model, call
+from tests.waiting import wait_for
+
+PATIENCE_S = 30
+
+
+@pytest.fixture(scope="module")
+def flower(shop: Installation, redis_of_users: Guarded) -> Generator[str]:
+    shop.stack.set_env(OPENAGENTS_REDIS_URL=redis_of_users.url(RoleName.FLOWER), FLOWER_READ_ONLY="0")
+    try:
+        url = shop.stack.start_flower()
+        wait_for(lambda: json.loads(ask(f"{url}/api/workers?status=true")), "Flower hears the worker")
+        yield url
+    finally:
+        shop.stack.set_env(OPENAGENTS_REDIS_URL=redis_of_users.url(RoleName.WORKER))
+
+
+def ask(url: str, method: str = "GET") -> str:
+    request = urllib.request.Request(url, method=method)  # noqa: S310 - http to this machine
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310
+        return str(answer.read().decode())
+
+
+def test_its_pages_and_its_buttons_work(flower: str, shop: Installation, model: Model) -> None:
+    model.will_say({"tool_calls": [call("deliver")]}, {"text": "Delivered."})
+    handle = shop.submit("clerk")
+    wait_for(lambda: handle.id in json.loads(ask(f"{flower}/api/tasks")), "Flower has heard of the run")
+    for page in ("workers", "tasks", "broker"):
+        assert "Flower" in ask(f"{flower}/{page}")
+    assert json.loads(ask(f"{flower}/api/workers?refresh=1"))
+    (queue,) = (
+        one
+        for one in json.loads(ask(f"{flower}/api/queues/length"))["active_queues"]
+        if one["name"] == "agents"
+    )
+    assert queue["messages"] == 0
+
+    ask(f"{flower}/api/task/revoke/{handle.id}?terminate=true", "POST")
+
+    assert handle.wait(timeout=PATIENCE_S).stop_reason == "cancelled"
+
+
+def test_it_reads_nothing_of_a_run(redis_of_users: Guarded, shop: Installation) -> None:
+    with redis.Redis.from_url(redis_of_users.url(RoleName.FLOWER)) as own:
+        for command in (("HGETALL", "oa:run:x"), ("KEYS", "*"), ("LRANGE", "agents", "0", "-1")):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                own.execute_command(*command)
+    redis_of_users.refusals()

@@ -1,0 +1,287 @@
+"""A right that is missing: an error of its own, which names it, and nothing is half written."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from openagents_worker import Client
+from openagents_worker.errors import RedisNoPermission
+from openagents_worker.producer.client import AsyncClient
+from openagents_worker.settings import load_settings
+from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.store.events import awatch, watch
+from openagents_worker.store.roles import ROLES, RoleName
+from openagents_worker.store.scripts import Script
+from tests.access.users import Guarded, acl_words, guarded
+from tests.store.doors import call
+
+REQUEST = {"agent_id": "a", "session_id": "s", "input_text": "Go.", "run_id": "r1"}
+
+
+@pytest.fixture(scope="module")
+def redis_of_users() -> Generator[Guarded]:
+    with guarded() as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_refused() -> None:
+    """Here it is."""
+
+
+@pytest.fixture(autouse=True)
+def empty(redis_of_users: Guarded) -> Generator[None]:
+    yield
+    redis_of_users.admin.flushall()
+    for role in RoleName:
+        redis_of_users.set_user(role)
+
+
+def all_keys(admin: Any) -> dict[str, bytes]:
+    return {key: admin.dump(key) for key in sorted(admin.keys("*"))}
+
+
+def without(role: RoleName, word: str) -> list[str]:
+    """What `ACL SETUSER` is told so that the user has all of its file but this."""
+    if word.startswith("+"):
+        return [f"-{word[1:]}"]
+    sign = "&" if word.startswith("&") else "~"
+    reset = "resetchannels" if sign == "&" else "resetkeys"
+    kept = [one for one in acl_words(role)[1:] if one != word and one.lstrip("%R").startswith(sign)]
+    return [reset, *kept]
+
+
+GRANTED = [word for word in acl_words(RoleName.PRODUCER) if word.startswith(("+", "~", "%R~", "&"))]
+
+
+@pytest.mark.parametrize("word", GRANTED)
+def test_a_run_is_submitted_whole_or_not_at_all(redis_of_users: Guarded, word: str) -> None:
+    """Whichever of its rights a producer lacks."""
+    if "|" in word and not redis_of_users.can_tell_reading:
+        pytest.skip("Redis 6 takes no single subcommand away")
+    redis_of_users.set_user(RoleName.PRODUCER, *without(RoleName.PRODUCER, word))
+    admin = redis_of_users.admin
+
+    error = _error_of_submitting(redis_of_users)
+
+    if error is None:
+        assert admin.hget("oa:run:r1", "state") == "queued"
+        assert admin.zscore("oa:sent:agents", "r1") is not None
+        assert admin.xlen("oa:run:r1:events") == 1
+        return
+    assert admin.keys("oa*") == []
+    assert (error.code, error.user, error.retryable) == ("redis.no_permission", "openagents-producer", False)
+    assert error.command
+    assert "config/acl/" in (error.hint or "")
+
+
+def _error_of_submitting(redis_of_users: Guarded) -> RedisNoPermission | None:
+    with Client(redis_of_users.url(RoleName.PRODUCER)) as client:
+        try:
+            client.submit(REQUEST)
+        except RedisNoPermission as error:
+            return error
+    return None
+
+
+def test_what_is_missing_is_named_as_an_acl_says_it(redis_of_users: Guarded) -> None:
+    redis_of_users.set_user(RoleName.PRODUCER, *without(RoleName.PRODUCER, "~oa:due"), "-xadd")
+    with Client(redis_of_users.url(RoleName.PRODUCER)) as client, pytest.raises(RedisNoPermission) as caught:
+        client.submit(REQUEST)
+    assert {"+xadd ~oa:run:*:events", "+zadd ~oa:due"} <= set(caught.value.lacking)
+    assert "lacks permissions: " in caught.value.message
+    assert redis_of_users.url(RoleName.PRODUCER) not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted({n for role in ROLES.values() for n in role.scripts}))
+def test_a_script_writes_nothing_when_it_lacks_a_right(redis_of_users: Guarded, name: str) -> None:
+    """Each script without each of its commands, on a database in which it would write."""
+    admin = redis_of_users.admin
+    role = RoleName.WORKER if name in ROLES[RoleName.WORKER].scripts else RoleName.OPERATOR
+    with closing(Store(Cell(redis_of_users.server.url))) as store:
+        for made in (call("register"), call("submit")):
+            store.run(made)
+        fence = store.run(call("claim")).fence
+    fenced = {"fence": fence} if name in ("commit", "emit", "finish", "release", "suspend") else {}
+    before = all_keys(admin)
+    for command in sorted({right.command for right in Script(name, {}).rights}):
+        redis_of_users.set_user(role, f"-{command.lower()}")
+        store = Store(Cell(redis_of_users.url(role)))
+        with closing(store), pytest.raises(RedisNoPermission) as caught:
+            store.run(call(name, **fenced))
+        assert f"+{command.lower()}" in {words.partition(" ")[0] for words in caught.value.lacking}
+        assert all_keys(admin) == before
+
+
+def test_a_producer_that_may_not_wait_for_the_disk_writes_nothing(tmp_path: Path) -> None:
+    """The run would be accepted before anybody is told that it cannot be known to be on disk."""
+    strict = ("+info", "+command|info", "+config|get")
+    with (
+        EmbeddedRedis(tmp_path / "data") as server,
+        closing(redis.Redis(port=server.port, decode_responses=True)) as admin,
+    ):
+        user = Guarded(server, admin)
+        if user.version < (7, 2):
+            pytest.skip("Redis before 7.2 has no WAITAOF")
+        settings = load_settings(
+            {"OPENAGENTS_REDIS_URL": user.url(RoleName.PRODUCER), "OPENAGENTS_DURABILITY": "strict"}
+        )
+        user.set_user(RoleName.PRODUCER, *strict)
+        with Client(settings=settings) as client, pytest.raises(RedisNoPermission) as caught:
+            client.submit(REQUEST)
+        assert caught.value.lacking == ("+waitaof",)
+        assert admin.keys("oa*") == []
+        user.set_user(RoleName.PRODUCER, *strict, "+waitaof")
+        with Client(settings=settings) as client:
+            assert client.submit(REQUEST).id == "r1"
+
+
+def test_a_right_that_is_lost_is_asked_for_again(redis_of_users: Guarded) -> None:
+    """A script that was permitted may be refused in its middle, once; from then on it writes nothing."""
+    with closing(Store(Cell(redis_of_users.url(RoleName.PRODUCER)))) as store:
+        store.run(call("submit", run_id="before"))
+        redis_of_users.set_user(RoleName.PRODUCER)  # its connections are closed, too
+        store.run(call("submit", run_id="again"))
+        redis_of_users.admin.execute_command("ACL", "SETUSER", "openagents-producer", "-xadd")
+        with pytest.raises(RedisNoPermission):
+            store.run(call("submit", run_id="cut", session_id="s2"))
+        before = all_keys(redis_of_users.admin)
+        with pytest.raises(RedisNoPermission) as caught:
+            store.run(call("submit", run_id="refused", session_id="s3"))
+        assert all_keys(redis_of_users.admin) == before
+    assert caught.value.lacking == ("+xadd ~oa:run:*:events",)
+
+
+@pytest.mark.parametrize("word", ["+lpush", "~agents*", "~_kombu.binding*", "+sadd"])
+def test_a_producer_that_may_send_no_message_says_why(
+    redis_of_users: Guarded, word: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run is accepted: a worker sends the message."""
+    redis_of_users.set_user(RoleName.PRODUCER, *without(RoleName.PRODUCER, word))
+    assert _error_of_submitting(redis_of_users) is None
+    assert "redis.no_permission: config/acl/producer.acl" in caplog.text
+    assert "o permissions" in caplog.text  # Redis's own words
+
+
+# --- the other doors --------------------------------------------------------------------------------------
+
+
+async def test_an_async_producer_is_told_the_same(redis_of_users: Guarded) -> None:
+    redis_of_users.set_user(RoleName.PRODUCER, "-hset")
+    async with AsyncClient(redis_of_users.url(RoleName.PRODUCER)) as client:
+        with pytest.raises(RedisNoPermission) as caught:
+            await client.submit(REQUEST)
+    assert caught.value.command == "hset"
+    assert redis_of_users.admin.keys("oa*") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "command", "key"),
+    [
+        (["-hmget"], "hmget", "oa:run:r1"),
+        (["resetkeys"], "hmget", "oa:run:r1"),
+        (["-xrange"], "xrange", "oa:run:r1:events"),
+        (["resetchannels"], "subscribe", "oa:events:a:s:r1"),
+    ],
+)
+def test_a_watcher_is_told_what_it_may_not_read(
+    redis_of_users: Guarded, words: list[str], command: str, key: str
+) -> None:
+    """Before it waits for anything; the same over both clients."""
+    with Client(redis_of_users.url(RoleName.PRODUCER)) as client:
+        client.submit(REQUEST)
+    redis_of_users.set_user(RoleName.WATCHER, *words)
+
+    with Client(redis_of_users.url(RoleName.WATCHER)) as watcher, pytest.raises(RedisNoPermission) as caught:
+        list(watch(watcher.store, "r1"))
+    assert (caught.value.command, caught.value.key) == (command, key)
+
+    async def watched() -> None:
+        async with AsyncClient(redis_of_users.url(RoleName.WATCHER)) as watcher:
+            async for _ in awatch(watcher.store, "r1"):
+                pass
+
+    with pytest.raises(RedisNoPermission) as caught:
+        asyncio.run(watched())
+    assert (caught.value.command, caught.value.key) == (command, key)
+
+
+FORBIDDEN = {
+    RoleName.WATCHER: (
+        "SET oa:run:r1 x", "HSET oa:run:r1 state done", "DEL oa:run:r1", "XADD oa:run:r1:events * a b",
+        "PUBLISH oa:events:a:s:r1 x", "EVAL return(1) 0", "KEYS *", "FLUSHALL", "CONFIG GET *", "ACL LIST",
+        "LRANGE agents 0 -1", "GET another:key", "MONITOR", "CLIENT LIST", "EXPIRE oa:run:r1 1",
+    ),
+    RoleName.PRODUCER: (
+        "KEYS *", "SCAN 0", "FLUSHALL", "FLUSHDB", "CONFIG GET *", "CONFIG SET maxmemory 1", "ACL LIST",
+        "HGETALL another:key", "DEL oa:workers", "ZADD oa:workers 1 w", "HSET oa:agents a {}", "MONITOR",
+        "EVAL return(redis.call('KEYS','*')) 0", "EVAL return(redis.call('DEL','oa:workers')) 0",
+        "EVAL return(redis.call('HGETALL','another:key')) 0", "SHUTDOWN",
+        "SUBSCRIBE another", "PUBLISH another x", "CLIENT KILL 1",
+    ),
+    RoleName.WORKER: (
+        "KEYS *", "FLUSHALL", "FLUSHDB", "CONFIG SET maxmemory 1", "ACL LIST", "GET another:key", "MONITOR",
+        "SHUTDOWN", "CLIENT KILL 1", "EVAL return(redis.call('FLUSHALL')) 0", "SWAPDB 0 1",
+        "PUBLISH another x",
+    ),
+    RoleName.OPERATOR: ("KEYS *", "FLUSHALL", "CONFIG GET *", "GET another:key", "ACL LIST"),
+    RoleName.FLOWER: (
+        "KEYS *", "HGETALL oa:run:r1", "GET oa:run:r1", "PSUBSCRIBE oa:events:a:s:r1", "CONFIG GET *",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("role", "line"), [(role, line) for role in FORBIDDEN for line in FORBIDDEN[role]])
+def test_what_a_role_may_not_do(redis_of_users: Guarded, role: RoleName, line: str) -> None:
+    if not redis_of_users.can_tell_reading and role is RoleName.PRODUCER and "oa:" in line:
+        pytest.skip("Redis 6 does not tell reading from writing")
+    with closing(Store(Cell(redis_of_users.url(role)))) as store, pytest.raises(RedisNoPermission) as caught:
+        store.use(lambda r: r.execute_command(*line.split(" ")))
+    assert caught.value.user == f"openagents-{role}"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["-hset"], "+hset ~oa:"),
+        (["-subscribe"], "+subscribe &oa:notices:*"),
+        (without(RoleName.WORKER, "~unacked"), "~unacked"),
+        (without(RoleName.WORKER, "&/0.celery.pidbox"), "&/0.celery.pidbox"),
+    ],
+)
+def test_a_worker_does_not_start_without_its_rights(
+    redis_of_users: Guarded, tmp_path: Any, words: list[str], named: str
+) -> None:
+    """It says what its user lacks, in Redis and in the broker, before it takes a run."""
+    if words == ["-subscribe"] and not redis_of_users.can_tell_reading:
+        pytest.skip("Redis 6 is asked by a script, which runs no such command")
+    redis_of_users.set_user(RoleName.WORKER, *words)
+    agents = tmp_path / "agents.json"
+    agents.write_text('{"version": "1.0", "agents": [{"id": "a", "name": "a", "llm": {"provider": "mock"}, '
+                      '"memory": {"type": "buffer"}, "pattern": {"type": "react"}}]}')  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "openagents_worker.cli", "worker", "--name", "w"],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "OPENAGENTS_REDIS_URL": redis_of_users.url(RoleName.WORKER),
+            "OPENAGENTS_CONFIG": str(agents),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: redis.no_permission: " in done.stderr
+    assert named in done.stderr
+    assert redis_of_users.admin.keys("*") == []
