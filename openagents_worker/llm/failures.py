@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError
-from openagents_worker.llm.retry import retry_after_ms
+from openagents_worker.http_replies import retry_after_ms
 
 __all__ = ["failure", "is_too_long", "presentable"]
 
