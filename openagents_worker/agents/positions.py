@@ -14,6 +14,8 @@ __all__ = ["JsonText", "NotJson", "Path", "json_path", "read_json"]
 Path = tuple[str | int, ...]
 """Where a value stands in a document: keys of objects, indexes of lists."""
 
+MOST_DOUBLES = 20  # told of at once
+SHOWN_CHARS = 80  # of a key in a message
 MAX_DEPTH = 100
 TOO_DEEP = f"it is nested too deeply; {MAX_DEPTH} objects and lists in one another are enough"
 
@@ -88,7 +90,8 @@ class _Scan:
         for match in _TOKEN.finditer(text):
             self._take(match[0], match.start())
         if self._doubles:
-            raise self._problem("; ".join(self._doubles.values()), min(self._doubles))
+            told = list(self._doubles.values())[:MOST_DOUBLES]
+            raise self._problem("; ".join(told), min(self._doubles))
 
     def _take(self, token: str, offset: int) -> None:
         inner = self._open[-1] if self._open else None
@@ -118,7 +121,7 @@ class _Scan:
         if key in inner.keys:
             where = json_path(inner.path)
             self._doubles[offset] = (
-                f"an object{f' ({where})' if where else ''} has the key {key!r} twice, "
+                f"an object{f' ({where})' if where else ''} has the key {_shown(key)!r} twice, "
                 f"at line {inner.keys[key]} and at line {line}"
             )
         inner.keys[key] = line
@@ -146,5 +149,9 @@ def json_path(path: Path) -> str:
     >>> json_path(("agents", 2, "tools", 0, "config", "root"))
     'agents[2].tools[0].config.root'
     """
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{_shown(part)}" for part in path)
     return text.removeprefix(".")
+
+
+def _shown(key: str) -> str:
+    return key if len(key) <= SHOWN_CHARS else f"{key[:SHOWN_CHARS]}…"

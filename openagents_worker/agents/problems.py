@@ -25,6 +25,9 @@ __all__ = [
 Model = TypeVar("Model", bound=BaseModel)
 
 
+LONGEST_NAME = 256  # a longer one is not looked for among those that are known: that takes a time squared
+
+
 @dataclass(frozen=True, slots=True)
 class ConfigProblem:
     """One mistake in a configuration. `path` begins where the configuration does; `line` counts from 1."""
@@ -76,7 +79,7 @@ def rejected(source: str, problems: Sequence[ConfigProblem]) -> ConfigValidation
 def did_you_mean(name: str, known: Iterable[str], what: str = "known") -> str:
     """A question where a known name is near, else the known names."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=1) if len(name) <= LONGEST_NAME else []
     if near:
         return f"did you mean {near[0]!r}?"
     return f"{what}: {', '.join(names)}" if names else f"{what}: none"
