@@ -8,6 +8,9 @@ from celery import bootsteps
 from celery.worker import state
 
 from openagents_worker.producer.broker import Channel
+from openagents_worker.producer.client import client_of
+from openagents_worker.worker.end_notices import EndNotices
+from openagents_worker.worker.pool import TaskPool
 
 __all__ = ["Room"]
 
@@ -20,8 +23,17 @@ class Room(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no ty
     def start(self, parent: Any) -> None:
         """Called again with each new connection, which has a channel of its own."""
         channel = parent.task_consumer.channel
-        if isinstance(channel, Channel) and parent.app.conf.worker_disable_prefetch:
-            channel.room = lambda: _room(parent)
+        if not (isinstance(channel, Channel) and parent.app.conf.worker_disable_prefetch):
+            return
+        channel.room = lambda: _room(parent)
+        if isinstance(parent.pool, TaskPool):
+            notices = EndNotices(
+                store=lambda: client_of(parent.app).store,
+                free_slots=lambda: _room(parent),
+                in_hand=parent.pool.ends_in_hand,
+                deliver=channel.connection._deliver,
+            )
+            channel.sift, parent.pool.after_job = notices.sift, notices.deliver_more
 
 
 def _room(consumer: Any) -> int:
