@@ -13,7 +13,7 @@ from openagents_worker.producer.transport import wake_queue
 from openagents_worker.worker.process import Host
 from openagents_worker.worker.room import Room
 
-__all__ = ["gate_of"]
+__all__ = ["bound_messages", "gate_of"]
 
 
 def gate_of(host: Host) -> type[bootsteps.StartStopStep]:
@@ -29,7 +29,7 @@ def gate_of(host: Host) -> type[bootsteps.StartStopStep]:
 
         def start(self, parent: Any) -> None:
             """Called again with each new connection, which has a channel of its own."""
-            _bound_messages(host, parent.task_consumer.channel)
+            bound_messages(host, parent.task_consumer.channel)
             if not _consumes_only(parent, host.queues) or parent.connection.transport.driver_type != "redis":
                 return
             channel = parent.task_consumer.channel
@@ -45,7 +45,7 @@ def gate_of(host: Host) -> type[bootsteps.StartStopStep]:
     return Gate
 
 
-def _bound_messages(host: Host, channel: Any) -> None:
+def bound_messages(host: Host, channel: Any) -> None:
     """Messages of runs have a limit; those of an app's own tasks are its own affair."""
     if isinstance(channel, Channel):
         most = largest_message_bytes(host.settings.max_payload_bytes)
