@@ -175,7 +175,8 @@ class Channel(redis.Channel):
             _say_unreadable(error)
             raise Empty from None
         if found and at_once and self.room is not None:
-            self._take_more(min(self.room(), MOST_TAKEN))
+            in_hand = len(self.connection.taken or ())  # not delivered yet, so not counted yet
+            self._take_more(min(self.room() - in_hand, MOST_TAKEN))
         return found
 
     def _take_more(self, most: int) -> None:

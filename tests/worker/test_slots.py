@@ -190,3 +190,25 @@ def test_a_message_without_headers_goes_on(client: Client) -> None:
 
     for message in ({"body": ""}, {"headers": None}, {"headers": [1]}, {"headers": "x"}):
         assert consumer.notices.sift([(message, "agents")]) == [(message, "agents")]
+
+
+def test_no_more_is_taken_than_can_be_begun(tmp_path: Path) -> None:
+    """Messages that are looked at together count before they are delivered: the others stay in the broker."""
+    with installed(tmp_path, agent("clerk"), OPENAGENTS_CONCURRENCY="3") as shop:
+        runs = [f"held-{uuid.uuid4().hex}" for _ in range(12)]
+        shop.model.will_say({"text": "fine"})
+        released: list[str] = []
+        shop.model.may_answer = lambda run_id: run_id in released
+        handles = [shop.submit("clerk", run_id=run_id) for run_id in runs]
+
+        def working() -> list[str]:
+            return [each.id for each in handles if each.record().state is RunState.RUNNING]
+
+        for done in range(9):
+            wait_for(lambda: len(working()) == 3, "three runs are at work")
+            most = len(runs) - done - 3
+            wait_for(lambda most=most: shop.client.store.redis.llen("agents") == most, "the others wait")  # type: ignore[misc]
+            released.append(working()[0])
+            shop.client.handle(released[-1]).wait(PATIENCE_S)
+        released.extend(runs)
+        assert all(handle.wait(PATIENCE_S).ok for handle in handles)
