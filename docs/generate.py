@@ -16,6 +16,7 @@ from openagents_worker.time_limits import TimeLimits, default_heartbeat_ms
 HERE = Path(__file__).parent
 PLACEHOLDER = "REPLACE-THIS-PASSWORD"
 sys.path.insert(0, str(HERE))
+from door_limits import DOOR_LIMITS, door_limit_rows  # noqa: E402 - as the next one
 from reference import filled  # noqa: E402 - it stands beside this file, which is no package
 
 ERRORS = """# Error codes
@@ -59,9 +60,14 @@ percent-encoded. All keys of a cell are in one slot: on a Redis Cluster the pref
 |---|---|---|---|
 """
 
-LIMITS = """# Time limits of a worker
+LIMITS = """# Limits
 
-This page says how long a worker process waits for what. Every limit follows from the lease
+This page says how long a worker process waits for what, and how much is taken at each door
+([below](#limits-at-the-doors)).
+
+## Time limits of a worker
+
+Every limit follows from the lease
 (`OPENAGENTS_LEASE_MS`), so that the limits fit one another. A heartbeat that cannot keep its lease is
 refused when the worker starts. The figures are seconds, for the default lease of 10 s and for a lease of 3
 s.
@@ -144,7 +150,8 @@ def pages() -> Iterator[tuple[Path, str]]:
         KEY_TABLE
         + "".join(f"| `{spec.template}` | {spec.type} | {spec.content} | {spec.life} |\n" for spec in KEYS),
     )
-    yield HERE / "limits.md", LIMITS + "".join(_limit_rows()) + INDEPENDENT + "".join(_independent_rows())
+    limits = [LIMITS, *_limit_rows(), INDEPENDENT, *_independent_rows(), DOOR_LIMITS, *door_limit_rows()]
+    yield HERE / "limits.md", "".join(limits)
 
 
 def _limit_rows() -> Iterator[str]:

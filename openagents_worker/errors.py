@@ -328,6 +328,14 @@ class RedisNoPermission(RedisRefused):
         self.lacking = tuple(lacking)
 
 
+class TooManyWatchers(OpenAgentsError):
+    """As many pages as `OPENAGENTS_MAX_WATCHERS` allows follow runs through this process already."""
+
+    code = "watch.too_many"
+    retryable = True
+    http_status = 503
+
+
 class SubmitUnknown(OpenAgentsError):
     """Redis got the request but its answer was lost: the run may be accepted. Repeating is safe."""
 
@@ -644,6 +652,14 @@ class LLMResponseError(LLMError):
     """The model refused the request, or answered with something unusable."""
 
     code = "llm.response"
+    http_status = 502
+
+
+class LLMReplyTooLarge(LLMResponseError):
+    """The model's reply, or one event of its stream, is larger than `llm.max_reply_bytes`; the rest was not
+    read."""
+
+    code = "llm.too_large"
     http_status = 502
 
 

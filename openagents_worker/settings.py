@@ -13,7 +13,6 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -27,7 +26,6 @@ from pydantic_settings import (
 )
 
 from openagents_worker.addresses import RedisAddress, address_of, is_redis_url
-from openagents_worker.arguments import TEN_YEARS_MS
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.jsontext import is_whole
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
@@ -48,6 +46,9 @@ __all__ = ["PREFIX", "Settings", "env_example", "load_settings", "unknown_variab
 PREFIX = "OPENAGENTS_"
 LARGEST_NUMBER = 2**31 - 1  # of runs, threads, events, bytes: what counts them has 32 bits
 DAY_S = 24 * 60 * 60
+YEAR_S = 366 * DAY_S
+LONGEST_LEASE_MS = 60 * 60 * 1000  # for so long a dead worker's runs would wait
+LARGEST_MAX_PAYLOAD_BYTES = 64 * 1024 * 1024  # one value of that size holds Redis up for a tenth of a second
 URLS = ("redis_url", "broker_url", "result_backend")
 URL_DOCS = "docs/redis.md says how a Redis is addressed"
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
@@ -70,12 +71,6 @@ _INJECTED = re.compile(r"_(SERVICE|PORT)(_|$)")
 
 def _problem(text: str, field: str | None = None) -> PydanticCustomError:
     return PydanticCustomError("setting", "{text}", {"text": text, "field": field})
-
-
-def _most(name: str) -> int:
-    if name.endswith("_ms"):
-        return TEN_YEARS_MS
-    return TEN_YEARS_MS // 1000 if name.endswith("_s") else LARGEST_NUMBER
 
 
 def _redis_url(url: str) -> str:
@@ -169,39 +164,47 @@ class Settings(BaseSettings):
         description="First part of every key and channel. One for each environment, also across databases.",
     )
     queue: Word = Field(default="agents", description="Queue of runs whose agent names none of its own.")
-    concurrency: int = Field(default=500, ge=1, description="Runs that one worker process executes at once.")
+    concurrency: int = Field(
+        default=500, ge=1, le=100_000, description="Runs that one worker process executes at once."
+    )
     tool_threads: int = Field(
-        default=64, ge=1, description="Threads of one worker process for tools that are not async."
+        default=64, ge=1, le=10_000, description="Threads of one worker process for tools that are not async."
     )
     tool_processes: int = Field(
         default=0,
         ge=0,
+        le=1_000,
         description="Processes of one worker process for CPU-bound tools. 0: one for each core.",
     )
     check_cpu_s: float = Field(
         default=2,
         gt=0,
+        le=60,
         description="Processor time that the check of one value against a JSON Schema may take. Then the "
         "check is given up: an answer fails its run, a tool's arguments are refused.",
     )
     loop_dead_s: float = Field(
         default=120,
         ge=SHORTEST_LOOP_DEAD_S,
+        le=DAY_S,
         description="A worker whose event loop is blocked for this long ends itself.",
     )
     lease_ms: int = Field(
         default=10_000,
         ge=SHORTEST_LEASE_MS,
+        le=LONGEST_LEASE_MS,
         description="A worker not heard of for this long is dead, and its runs go on elsewhere.",
     )
     heartbeat_ms: int = Field(
         default=0,
         ge=0,
+        le=LONGEST_LEASE_MS,
         description="How often a worker is heard of. 0: a quarter of the lease; three may be lost.",
     )
     alive_look_ms: int = Field(
         default=500,
         ge=0,
+        le=60_000,
         description="How often a worker looks whether others are alive: at processes of its host twice as "
         "often, at connections half as often. 0: never; a dead worker is noticed when its lease is over.",
     )
@@ -221,39 +224,55 @@ class Settings(BaseSettings):
     max_recoveries: int = Field(
         default=5,
         ge=1,
+        le=1_000,
         description="Deaths of its worker that a run may meet in a row, without a committed step in between; "
         "after one more it is poisoned, if it was the only suspect.",
     )
     left_to_others_max_s: float = Field(
         default=3600,
         gt=0,
+        le=YEAR_S,
         description="How long a run waits for a worker that knows its agent and reads its format; then it "
         "fails. An hour: an upgrade that takes longer than that has stopped half-way.",
     )
     stop_grace_s: float = Field(
         default=30,
         gt=0,
+        le=DAY_S,
         description="How long code of a run that is stopped may go on, as a tool in a thread does; then the "
         "worker process ends itself, so that nobody works in the run's session beside it.",
     )
     drain_timeout_s: float = Field(
-        default=25, ge=0, description="How long a worker told to stop waits for its runs to reach a commit."
+        default=25,
+        ge=0,
+        le=DAY_S,
+        description="How long a worker told to stop waits for its runs to reach a commit.",
     )
-    run_ttl_s: int = Field(default=7 * DAY_S, ge=1, description="How long a run is kept after its end.")
+    run_ttl_s: int = Field(
+        default=7 * DAY_S, ge=1, le=10 * YEAR_S, description="How long a run is kept after its end."
+    )
     session_ttl_s: int = Field(
-        default=30 * DAY_S, ge=1, description="How long a session is kept after its last run."
+        default=30 * DAY_S, ge=1, le=10 * YEAR_S, description="How long a session is kept after its last run."
+    )
+    max_watchers: int = Field(
+        default=1_000,
+        ge=1,
+        le=100_000,
+        description="Pages that may follow runs (`sse`) through one process at once; one more is refused.",
     )
     events_maxlen: int = Field(
-        default=10_000, ge=1, description="Events kept of one run; older ones are trimmed."
+        default=10_000, ge=1, le=10_000_000, description="Events kept of one run; older ones are trimmed."
     )
     event_preview_chars: int = Field(
         default=300,
         ge=0,
+        le=1_000_000,
         description="Longest text of a call's arguments or result in an event; the journal has all of it.",
     )
     max_payload_bytes: int = Field(
         default=DEFAULT_MAX_PAYLOAD_BYTES,
         ge=1_024,
+        le=LARGEST_MAX_PAYLOAD_BYTES,
         description="Largest request and largest outcome of a call, as JSON.",
     )
     log_format: Literal["text", "json"] = Field(
@@ -281,7 +300,7 @@ class Settings(BaseSettings):
         default=None, description="More parts of field names that are secrets, by commas."
     )
     log_max_value_length: int | None = Field(
-        default=None, ge=1, description="Longest text of a field in a log line."
+        default=None, ge=1, le=10_000_000, description="Longest text of a field in a log line."
     )
 
     @classmethod
@@ -302,17 +321,6 @@ class Settings(BaseSettings):
         for text in value if isinstance(value, list | tuple) else [value]:
             if isinstance(text, str) and not is_whole(text):
                 raise _problem("not UTF-8 text")
-        return value
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _number_is_in_bounds(cls, value: Any, info: ValidationInfo) -> Any:
-        """Times are at most ten years, other numbers fit where they are counted."""
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return value
-        most = _most(info.field_name or "")
-        if value > most:
-            raise _problem(f"must be at most {most:,}")
         return value
 
     @model_validator(mode="after")

@@ -11,6 +11,9 @@ from openagents_worker.agents.part import LONGEST_MS, Part, problem
 __all__ = ["LLMOptions", "LLMPricing", "LLMRetryOptions"]
 
 DEFAULT_TOTAL_TIMEOUT_MS = 600_000
+DEFAULT_MAX_REPLY_BYTES = 4 * 1024 * 1024
+"""Four times what a run may store, for JSON's escapes. Parsed, it can take 25 times as much."""
+LARGEST_MAX_REPLY_BYTES = 256 * 1024 * 1024
 
 
 class LLMPricing(Part):
@@ -110,6 +113,13 @@ class LLMOptions(Part):
         le=LONGEST_MS,
         description="Milliseconds for one model call as a whole, its tries included; "
         "where only a larger timeout_ms is given, that.",
+    )
+    max_reply_bytes: int = Field(
+        default=DEFAULT_MAX_REPLY_BYTES,
+        ge=1_024,
+        le=LARGEST_MAX_REPLY_BYTES,
+        description="Bytes of one reply, at most, after decompression; of a stream, those of its text and "
+        "its tool calls.",
     )
     stream_endpoint: str | None = Field(
         default=None,

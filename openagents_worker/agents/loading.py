@@ -34,6 +34,13 @@ from openagents_worker.secret_text import mask_prose
 __all__ = ["AgentsFile", "load_agents", "read_agents_file"]
 
 
+MAX_FILE_BYTES = 4 * 1024 * 1024
+"""An agent takes a few KB. A worker reads its file before it does anything else, a second for a megabyte."""
+MAX_AGENTS = 5_000
+MOST_PROBLEMS = 100
+"""Told of one file: whoever has more of them has the same one many times."""
+
+
 @dataclass(frozen=True)
 class AgentsFile:
     """An agents file that was read: the agents that are written correctly, and all that is wrong in it.
@@ -132,16 +139,28 @@ def read_agents_file(path_or_text: FilePath | str, *, env: Mapping[str, str] | N
 
 def _read(path_or_text: FilePath | str) -> tuple[str, str]:
     if isinstance(path_or_text, str) and path_or_text.lstrip().startswith("{"):
+        _check_size("agents file", len(path_or_text))
         return "agents file", path_or_text
     path = FilePath(path_or_text)
     try:
-        return str(path), path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+        _check_size(str(path), len(raw))
+        return str(path), raw.decode("utf-8-sig")  # some editors begin a file with a mark
     except FileNotFoundError:
         hint = "set OPENAGENTS_CONFIG to the path of your agents file"
         raise ConfigLoadError(f"{path}: there is no such file", hint=hint) from None
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigLoadError(f"{path}: cannot be read: {why}") from error
+
+
+def _check_size(source: str, size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ConfigLoadError(
+            f"{source}: it has more than {MAX_FILE_BYTES:,} bytes",
+            hint="split its agents over several deployments, each with a queue of its own",
+        )
 
 
 def _parse(source: str, text: str) -> JsonText:
@@ -166,6 +185,7 @@ class _Checked:
 
     def file(self) -> AgentsFile:
         """The parts that are right, and every problem once, in the order of the file."""
+        self._check_count()
         cleaned = self._cleaned(self._expanded.value, AppConfig, ())
         if isinstance(cleaned, dict):
             self._find_double_ids(cleaned)
@@ -176,10 +196,28 @@ class _Checked:
         elif wrong:
             right = [agent for place, agent in enumerate(cleaned["agents"]) if place not in wrong]
             config = AppConfig.model_validate({**cleaned, "agents": right}) if right else None
-        problems = {(p.path, p.message): p for p in self._problems}.values()
         file = AgentsFile(self._source, config, (), self._document, self._expanded, cleaned)
-        located = sorted((file.located(problem) for problem in problems), key=in_order)
-        return replace(file, problems=tuple(located))
+        return replace(file, problems=tuple(self._located(file)))
+
+    def _located(self, file: AgentsFile) -> list[ConfigProblem]:
+        """Each problem once, in the order of the file; of very many, those that come first in it."""
+        once = {(problem.path, problem.message): problem for problem in self._problems}
+        by_line = sorted(once.values(), key=lambda problem: self._document.line(problem.path))
+        located = [file.located(problem) for problem in by_line[:MOST_PROBLEMS]]
+        if len(by_line) > MOST_PROBLEMS:
+            more = len(by_line) - MOST_PROBLEMS
+            located.append(
+                ConfigProblem((), f"{more:,} more mistakes stand behind these", line=located[-1].line)
+            )
+        return sorted(located[:MOST_PROBLEMS], key=in_order) + located[MOST_PROBLEMS:]
+
+    def _check_count(self) -> None:
+        """Raises `ConfigValidationError` at once: nobody wants to read what else is wrong in so many."""
+        count = len(_listed(self._expanded.value, "agents"))
+        if count > MAX_AGENTS:
+            line = self._document.line(("agents", MAX_AGENTS))
+            problem = ConfigProblem(("agents",), f"{count:,} agents, {MAX_AGENTS:,} are allowed", line=line)
+            raise rejected(self._source, [problem])
 
     def _model(self, cleaned: Any) -> AppConfig | None:
         try:
@@ -224,8 +262,9 @@ class _Checked:
 
     def _find_double_ids(self, document: Mapping[str, Any]) -> None:
         ids = _ids(document, "agents")
+        first_of = {id_: place for place, id_ in reversed(list(enumerate(ids))) if isinstance(id_, str)}
         for path, text in double_ids(ids, "agents"):
-            first = ids.index(ids[int(path[1])])
+            first = first_of[ids[int(path[1])]]
             self._problems.append(ConfigProblem(path, text))
             self._problems.append(ConfigProblem(("agents", first, "id"), f"it is that of {path[1]} too"))
         for place, agent in enumerate(_listed(document, "agents")):

@@ -21,6 +21,8 @@ NOT_ALLOWED = "a value that is not allowed"
 SHORT_NUMBER_CHARS = 18  # without an exponent it is neither too large nor too long
 LONGEST_NUMBER_CHARS = 4_000  # Python reads integers of 4,300 digits
 HALF = "half of a surrogate pair (U+D800 to U+DFFF)"
+MOST_DOUBLES = 20  # told of at once
+SHOWN_CHARS = 80  # of a key in a message
 TOO_DEEP = f"it is nested too deeply; {MAX_DEPTH} objects and lists in one another are enough"
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
@@ -124,7 +126,8 @@ class _Scan:
         for match in _TOKEN.finditer(text):
             self._take(match[0], match.start())
         if self._doubles:
-            raise self._problem("; ".join(self._doubles.values()), min(self._doubles))
+            told = list(self._doubles.values())[:MOST_DOUBLES]
+            raise self._problem("; ".join(told), min(self._doubles))
 
     def _take(self, token: str, offset: int) -> None:
         inner = self._open[-1] if self._open else None
@@ -170,7 +173,7 @@ class _Scan:
         if key in inner.keys:
             where = json_path(inner.path)
             self._doubles[offset] = (
-                f"an object{f' ({where})' if where else ''} has the key {key!r} twice, "
+                f"an object{f' ({where})' if where else ''} has the key {_shown(key)!r} twice, "
                 f"at line {inner.keys[key]} and at line {line}"
             )
         inner.keys[key] = line
@@ -198,5 +201,9 @@ def json_path(path: Path) -> str:
     >>> json_path(("agents", 2, "tools", 0, "config", "root"))
     'agents[2].tools[0].config.root'
     """
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{_shown(part)}" for part in path)
     return text.removeprefix(".")
+
+
+def _shown(key: str) -> str:
+    return key if len(key) <= SHOWN_CHARS else f"{key[:SHOWN_CHARS]}…"

@@ -245,9 +245,10 @@ def _by_form(text: str) -> str:
 
 def double_ids(ids: Sequence[Any], field: str) -> Iterator[tuple[Path, str]]:
     """For each id that came before in this list: its path, and what is wrong with it."""
+    first: dict[str, int] = {}
     for place, id_ in enumerate(ids):
-        if isinstance(id_, str) and id_ in ids[:place]:
-            yield (field, place, "id"), f"{id_!r} is the id of {field}[{ids.index(id_)}] too"
+        if isinstance(id_, str) and first.setdefault(id_, place) != place:
+            yield (field, place, "id"), f"{id_!r} is the id of {field}[{first[id_]}] too"
 
 
 def _refuse_double(ids: Sequence[str], field: str) -> None:

@@ -35,10 +35,17 @@ class Expanded:
     missing: list[ConfigProblem] = field(default_factory=list)
     filled: dict[str, str] = field(default_factory=dict)
     """The values of variables, with the names they stand under."""
+    _above: tuple[int, set[Path]] | None = None
+    """How many are missing, and every path that leads to one of them."""
 
     def is_incomplete(self, path: Path) -> bool:
         """Whether a variable that is not set stands there, or in what stands there."""
-        return any(problem.path[: len(path)] == path for problem in self.missing)
+        if self._above is None or self._above[0] != len(self.missing):
+            above = {
+                problem.path[:length] for problem in self.missing for length in range(len(problem.path) + 1)
+            }
+            self._above = len(self.missing), above
+        return path in self._above[1]
 
     def masked(self, text: str) -> str:
         """The text without the values of variables, which may be secrets: their names stand there instead."""

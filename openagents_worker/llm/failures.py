@@ -13,8 +13,8 @@ from openagents_worker.errors import (
     LLMResponseError,
     text_of,
 )
+from openagents_worker.http_replies import retry_after_ms
 from openagents_worker.jsontext import dumps, replaced, whole_text
-from openagents_worker.llm.retry import retry_after_ms
 from openagents_worker.redaction import MASK, safe_message
 
 __all__ = ["failure", "is_too_long", "presentable"]

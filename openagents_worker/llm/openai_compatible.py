@@ -14,7 +14,17 @@ from typing import Any
 import httpx
 
 from openagents_worker.agents import LLMOptions
-from openagents_worker.errors import LLMConnectionError, LLMError, LLMResponseError
+from openagents_worker.errors import LLMConnectionError, LLMError, LLMReplyTooLarge, LLMResponseError
+from openagents_worker.http_replies import (
+    ACCEPT_ENCODING,
+    ReplyTooLarge,
+    ReplyUnreadable,
+    beginning_of,
+    body_of,
+    no_cookies,
+    pieces_of,
+    received,
+)
 from openagents_worker.jsontext import dumps, loads
 from openagents_worker.llm.base import LLMResponse, LLMUsage, Message, OnDelta, current_call
 from openagents_worker.llm.connections import Lanes
@@ -31,6 +41,9 @@ __all__ = ["OpenAICompatibleClient"]
 DEFAULT_MODEL = "gpt-4o-mini"
 WHOLE_BODIES = ("application/json", "text/html")  # anything else is tried as a stream: not all label it well
 DRAIN_S = 0.5  # how long the last bytes after [DONE] are waited for, to keep the connection
+DRAIN_BYTES = 64 * 1024  # and how many of them are read
+MAX_ERROR_BYTES = 64 * 1024  # of the body of a reply that is not a success; a message shows 500 characters
+STREAM_OVERHEAD = 16  # the bytes of a whole stream to those of its reply: each token comes in JSON of its own
 
 _REASONING = re.compile(r"(?:.*/)?(o1|o3|o4|gpt-5)")
 
@@ -41,7 +54,8 @@ class OpenAICompatibleClient:
     Streams when somebody listens (`on_delta`). A failed request is repeated here as `options.retry` says,
     a streamed one only until the first piece of text has been handed out. Raises `LLMRateLimitError` (429,
     or a server error that names the time to come back), `LLMConnectionError` (transport, 408, 5xx, a torn
-    stream) or `LLMResponseError` (everything else, with the provider's own message). The key never shows.
+    stream), `LLMReplyTooLarge` (more than `options.max_reply_bytes`) or `LLMResponseError` (everything else,
+    with the provider's own message). The key never shows.
     """
 
     def __init__(
@@ -153,8 +167,14 @@ class OpenAICompatibleClient:
                 presentable(f"{self.provider_name}: {problem}", self._secrets),
                 hint="check llm.api_base, and llm.timeout_ms if the model is slow",
             ) from error
-        except httpx.HTTPError as error:
-            raise LLMResponseError(f"{self.provider_name}: {type(error).__name__}") from error
+        except ReplyTooLarge as error:
+            raise LLMReplyTooLarge(
+                f"{self.provider_name}: {error}",
+                hint="llm.max_reply_bytes is the limit of a reply, after decompression",
+            ) from error
+        except ReplyUnreadable as error:
+            text = f"{self.provider_name}: the reply cannot be read: {error}"
+            raise LLMResponseError(presentable(text, self._secrets)) from error
 
     async def _body(self, exchange: _Exchange) -> Any:
         """Send the request once; the body of its reply, however it came."""
@@ -162,16 +182,20 @@ class OpenAICompatibleClient:
         streaming = exchange.on_delta is not None
         asked_at = self._clock()
         http = await self._client()
-        async with http.stream(
+        request = http.build_request(
             "POST",
             self.stream_url if streaming else self.url,
             content=dumps(exchange.body).encode("utf-8", "replace"),  # half a character cannot be sent
-            headers=self._headers | _call_headers(),
-        ) as response:
+            headers={"accept-encoding": ACCEPT_ENCODING} | self._headers | _call_headers(),
+        )
+        response = await received(http.send(request, stream=True))
+        try:
             is_whole = response.headers.get("content-type", "").startswith(WHOLE_BODIES)
             if streaming and response.is_success and not is_whole:
                 return await self._streamed_body(response, exchange, asked_at)
-            body = _json(await response.aread())
+            body = _json(await self._whole_body(response))
+        finally:
+            await response.aclose()
         if not response.is_success or (isinstance(body, dict) and body.get("error")):
             raise self._failure(body, response, None if response.is_success else response.status_code)
         if streaming:  # a server that cannot stream answers at once
@@ -179,10 +203,16 @@ class OpenAICompatibleClient:
             await exchange.hand_out(text, (self._clock() - asked_at) * 1000)
         return body
 
+    async def _whole_body(self, response: httpx.Response) -> bytes:
+        if response.is_success:
+            return await body_of(response, max_bytes=self._options.max_reply_bytes)
+        body, _ = await beginning_of(response, max_bytes=MAX_ERROR_BYTES)
+        return body
+
     async def _streamed_body(
         self, response: httpx.Response, exchange: _Exchange, asked_at: float
     ) -> dict[str, Any]:
-        reply = StreamedReply()
+        reply = StreamedReply(max_chars=self._options.max_reply_bytes)
         try:
             async with aclosing(self._chunks(response)) as chunks:
                 async for chunk in chunks:
@@ -197,19 +227,22 @@ class OpenAICompatibleClient:
         return reply.body()
 
     async def _chunks(self, response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
-        events, stream = SSEDecoder(), response.aiter_bytes()
-        async for received in stream:
-            for data in events.feed(received):
-                if data.strip() == "[DONE]":
-                    with suppress(TimeoutError, httpx.TransportError):
-                        async with asyncio.timeout(DRAIN_S):
-                            async for _ in stream:
-                                pass
-                    return
-                chunk = _json(data)
-                if not isinstance(chunk, dict) or chunk.get("error"):
-                    raise self._failure(chunk, response, None)
-                yield chunk
+        limit = self._options.max_reply_bytes
+        events = SSEDecoder(max_event_chars=limit)
+        stream = pieces_of(response, max_bytes=limit * STREAM_OVERHEAD, what="the stream")
+        async with aclosing(stream):
+            async for piece in stream:
+                for data in events.feed(piece):
+                    if data.strip() == "[DONE]":
+                        await _drain(stream)
+                        return
+                    yield self._chunk(data, response)
+
+    def _chunk(self, data: str, response: httpx.Response) -> dict[str, Any]:
+        chunk = _json(data)
+        if not isinstance(chunk, dict) or chunk.get("error"):
+            raise self._failure(chunk, response, None)
+        return chunk
 
     def _failure(self, body: Any, response: httpx.Response, status: int | None) -> LLMError:
         return failure(
@@ -241,7 +274,7 @@ class OpenAICompatibleClient:
                 timeout = httpx.Timeout(options.timeout_ms / 1000, connect=options.connect_timeout_ms / 1000)
                 # In a thread: reading the certificates takes a tenth of a second, too long for the loop.
                 lanes = await asyncio.to_thread(Lanes, self.url)
-                self._http = httpx.AsyncClient(transport=lanes, timeout=timeout)
+                self._http = httpx.AsyncClient(transport=lanes, timeout=timeout, cookies=no_cookies())
             return self._http
 
 
@@ -274,6 +307,17 @@ def _json(data: bytes | str) -> Any:
         return loads(data, nan_is_null=True)
     except ValueError:
         return data.decode("utf-8", "replace") if isinstance(data, bytes) else data
+
+
+async def _drain(stream: AsyncGenerator[bytes]) -> None:
+    """Read what follows the last event, so that the connection can be used again; it is closed otherwise."""
+    drained = 0
+    with suppress(TimeoutError, httpx.TransportError, ReplyTooLarge, ReplyUnreadable):
+        async with asyncio.timeout(DRAIN_S):
+            async for piece in stream:
+                drained += len(piece)
+                if drained > DRAIN_BYTES:
+                    return
 
 
 def _call_headers() -> dict[str, str]:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from collections.abc import Iterator
+
+from openagents_worker.http_replies import ReplyTooLarge
 
 __all__ = ["SSEDecoder"]
 
 _LINE_END = re.compile("\r\n|\n|\r")
+_EMPTY_LINES = re.compile("\n{3,}")  # say no more than one: a gigabyte of them must cost nothing
 
 
 class SSEDecoder:
     r"""Turns bytes, split anywhere, into the data of whole events.
 
     Comments, `event:`, `id:` and `retry:` lines are dropped. An event that the end of the stream cuts off is
-    never handed out, as the HTML standard says.
+    never handed out, as the HTML standard says. Each byte is looked at once, however long its line becomes.
 
     >>> list(SSEDecoder().feed(b": hello\r\ndata: one\ndata: two\n\n"))
     ['one\ntwo']
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_event_chars: int | None = None) -> None:
+        """An event or a line of more characters raises `ReplyTooLarge`. None: no limit."""
         self._text = codecs.getincrementaldecoder("utf-8-sig")("replace")
-        self._rest = ""
+        self._rest = io.StringIO()
         self._after_cr = False
         self._data: list[str] = []
+        self._max = max_event_chars
+        self._data_chars = 0
 
     def feed(self, chunk: bytes) -> Iterator[str]:
         """The data of every event that this chunk completes."""
@@ -33,15 +40,29 @@ class SSEDecoder:
             name, _, value = line.partition(":")
             if name == "data":
                 self._data.append(value.removeprefix(" "))
+                self._data_chars += len(line) + 1
+                self._check()
             elif not line and self._data:
                 yield "\n".join(self._data)
                 self._data.clear()
+                self._data_chars = 0
 
-    def _lines(self, text: str) -> list[str]:
+    def _lines(self, text: str) -> Iterator[str]:
         if not text:
-            return []
+            return
         if self._after_cr:  # a line end of two characters, split over two chunks
             text = text.removeprefix("\n")
         self._after_cr = text.endswith("\r") if text else False
-        *lines, self._rest = _LINE_END.split(self._rest + text)
-        return lines
+        if "\n\n\n" in text:
+            text = _EMPTY_LINES.sub("\n\n", text)
+        *lines, rest = _LINE_END.split(text)
+        if lines:
+            lines[0] = self._rest.getvalue() + lines[0]
+            self._rest = io.StringIO()
+        self._rest.write(rest)
+        self._check()
+        yield from lines
+
+    def _check(self) -> None:
+        if self._max is not None and self._data_chars + self._rest.tell() > self._max:
+            raise ReplyTooLarge(f"one event of the stream has more than {self._max} characters")

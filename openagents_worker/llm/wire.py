@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from openagents_worker.errors import LLMResponseError
+from openagents_worker.http_replies import ReplyTooLarge
 from openagents_worker.jsontext import dumps, loads, replaced, whole_text
 from openagents_worker.llm.base import LLMResponse, LLMToolCall, LLMUsage, Message, count
 from openagents_worker.llm.conversation import is_blank, repaired
 
 __all__ = ["StreamedReply", "messages_to_wire", "reply_from_wire", "tool_call"]
 
-
-UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
-"""What looking at a reply of another shape raises."""
 
 # --- what is sent ----------------------------------------------------------------------------------------
 
@@ -64,7 +63,7 @@ def reply_from_wire(body: Any, *, provider: str) -> LLMResponse:
             provider=provider,
             response_id=_word(body.get("id")),
         )
-    except UNREADABLE as error:
+    except Exception as error:  # whatever a value of the wrong kind raises, also OverflowError
         raise LLMResponseError(f"{provider}: the reply is not a chat completion ({error!r})"[:500]) from error
     if reply.stop_reason == "content_filter" and not text and not calls:
         raise LLMResponseError(f"{provider}: the reply was withheld (content_filter)")
@@ -131,15 +130,30 @@ def _usage(usage: Mapping[str, Any] | None) -> LLMUsage | None:
     return LLMUsage(asked, answered, total, {"cached_tokens": cached} if cached else {})
 
 
+PIECE_CHARS = 16  # what a piece weighs besides its text, so that a reply of very small ones is bounded, too
+CALL_CHARS = 200  # and a tool call without arguments
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call as far as it has come."""
+
+    id: Any = None
+    name: Any = None
+    arguments: list[str] = field(default_factory=list)
+
+
 class StreamedReply:
     """A reply that comes in chunks, put together into the body a plain request would have got."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_chars: int | None = None) -> None:
+        """A reply that is put together to more characters raises `ReplyTooLarge`. None: no limit."""
         self._head: dict[str, Any] = {}
         self._pieces: list[str] = []
-        self._calls: dict[Any, dict[str, Any]] = {}
+        self._calls: dict[Any, _Call] = {}
         self._finish_reason: str | None = None
         self._usage: Mapping[str, Any] | None = None
+        self._max, self._chars = max_chars, 0
 
     @property
     def begun(self) -> bool:
@@ -158,7 +172,9 @@ class StreamedReply:
             self._usage = chunk.get("usage") or self._usage
             choice = next(iter(chunk.get("choices") or ()), None)  # the last chunk has usage and no choice
             return "" if choice is None else self._add_choice(choice)
-        except UNREADABLE as error:
+        except ReplyTooLarge:
+            raise
+        except Exception as error:
             raise LLMResponseError(f"a chunk of the stream cannot be read ({error!r})"[:500]) from error
 
     def _add_choice(self, choice: Mapping[str, Any]) -> str:
@@ -169,15 +185,28 @@ class StreamedReply:
         piece = _text(delta.get("content")) or _text(delta.get("refusal"))
         if piece:
             self._pieces.append(piece)
+            self._grow(len(piece))
         return piece
 
     def _add_fragment(self, fragment: Mapping[str, Any]) -> None:
         function = fragment.get("function") or {}
-        call = self._calls.setdefault(self._slot(fragment), {"id": None, "name": None, "arguments": ""})
-        call["id"] = call["id"] or fragment.get("id")
-        call["name"] = call["name"] or function.get("name")
+        slot = self._slot(fragment)
+        call = self._calls.get(slot)
+        if call is None:
+            call = self._calls[slot] = _Call()
+            self._grow(CALL_CHARS)
+        call.id = call.id or fragment.get("id")
+        call.name = call.name or function.get("name")
         arguments = function.get("arguments") or ""
-        call["arguments"] += arguments if isinstance(arguments, str) else dumps(replaced(arguments))
+        text = arguments if isinstance(arguments, str) else dumps(replaced(arguments))
+        if text:
+            call.arguments.append(text)
+            self._grow(len(text))
+
+    def _grow(self, chars: int) -> None:
+        self._chars += chars + PIECE_CHARS
+        if self._max is not None and self._chars > self._max:
+            raise ReplyTooLarge(f"the reply has more than {self._max} bytes")
 
     def _slot(self, fragment: Mapping[str, Any]) -> Any:
         """Which call a fragment belongs to. Some servers send no index: a new id opens a new call."""
@@ -185,13 +214,13 @@ class StreamedReply:
             return fragment["index"]
         last = next(reversed(self._calls), 0)
         known = self._calls.get(last)
-        is_new = known is not None and fragment.get("id") and fragment["id"] != known["id"]
-        return f"after {last}" if is_new else last
+        is_new = known is not None and fragment.get("id") and fragment["id"] != known.id
+        return f"call {len(self._calls)}" if is_new else last
 
     def body(self) -> dict[str, Any]:
         """The reply so far as the body of a plain request."""
         calls = [
-            {"id": call["id"], "function": {"name": call["name"], "arguments": call["arguments"]}}
+            {"id": call.id, "function": {"name": call.name, "arguments": "".join(call.arguments)}}
             for call in self._calls.values()
         ]
         message = {"role": "assistant", "content": "".join(self._pieces), "tool_calls": calls}

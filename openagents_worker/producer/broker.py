@@ -27,15 +27,18 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
 from openagents_worker.loops import at_fork
+from openagents_worker.producer.message_size import BoundedMessage
 from openagents_worker.store.failures import refuses_now
 from openagents_worker.store.permission import is_aborted_transaction, is_no_permission
 from openagents_worker.telemetry import get_logger
 
-__all__ = ["RESUME_RUN", "RUN_AGENT", "TRANSPORTS", "Transport", "use_in_workers_of"]
+__all__ = ["RESUME_RUN", "RUN_AGENT", "RUN_ENDED", "TRANSPORTS", "Taken", "Transport", "use_in_workers_of"]
 
 RUN_AGENT = "tasks.run_agent"
 RESUME_RUN = "tasks.resume_run"
 WAKE_UPS = (RUN_AGENT, RESUME_RUN)
+RUN_ENDED = "run_ended"
+"""The header of a message that only notifies Celery of a run's end."""
 
 log = get_logger(__name__)
 
@@ -44,11 +47,17 @@ ANSWER_TIMEOUT_S = 5.0  # kombu's default is to wait for ever; it waits on the l
 LOOK_S = 1.0  # how often a connection that waits for a message is looked at
 AT_ONCE_S = 0.02  # a message that had not to be waited for longer was there already, and perhaps others are
 MOST_TAKEN = 8  # more begin together, and hold each other up on their way to their models
+MOST_TAKEN_AGAIN = 64  # where nothing of what was taken had to be begun: more of its kind may stand behind it
+MOST_TURNS = 8  # of that, before the worker looks at anything else
 TAKE = resources.files(__package__).joinpath("take.lua").read_text("utf-8")
 UNREADABLE_JSON = (json.JSONDecodeError, UnicodeDecodeError)
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
 """What kombu raises for a part that is not of the type which it takes for granted; Celery's callbacks, which
 run inside, answer their own (worker/refusal.py)."""
+
+
+Taken = tuple[dict[str, Any], str]
+"""A message as kombu stores it, and the queue in which it was."""
 
 
 class QoS(redis.QoS):
@@ -91,8 +100,13 @@ class QoS(redis.QoS):
 
 class Channel(redis.Channel):
     QoS = QoS
+    Message = BoundedMessage
     room: Callable[[], int] | None = None
     """How many messages more can be begun now. None: nobody says it, and each is asked for by itself."""
+    sift: Callable[[list[Taken]], list[Taken]] | None = None
+    """Says which of the messages that were taken together are to be delivered now. None: all."""
+    limit_of: Callable[[object], int | None] = staticmethod(lambda queue: None)
+    """How many bytes a message of this queue may have; None: as many as its sender likes."""
     _take: Any = None
     _kept_client: Any = None
 
@@ -106,12 +120,55 @@ class Channel(redis.Channel):
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         params = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
-        params["connection_class"] = _giving_up(params["connection_class"])
+        params["connection_class"] = _giving_up(params["connection_class"], self._without_too_large)
         if params.get("socket_timeout") is None:
             params["socket_timeout"] = ANSWER_TIMEOUT_S
         return params
 
+    def _without_too_large(self, answer: Any) -> Any:
+        """An answer to BRPOP, before anything is made of it: list and item, or whatever else."""
+        if type(answer) is list and len(answer) == 2 and isinstance(answer[1], bytes):
+            return [answer[0], self._item_or_nothing(answer[0], answer[1])]
+        return answer
+
+    def _item_or_nothing(self, key: Any, item: bytes) -> bytes:
+        queue = bytes_to_str(key).rsplit(self.sep, 1)[0]  # type: ignore[no-untyped-call]
+        limit = self.limit_of(queue)
+        if limit is None or len(item) <= limit:
+            return item
+        log.error(
+            "message.too_large", queue=queue, bytes=len(item), allowed=limit, begins=str(item[:SHOWN_CHARS])
+        )
+        return b"null"
+
     def _brpop_read(self, **options: Any) -> Any:
+        if self.sift is None:
+            return self._read_messages(**options)
+        self.connection.taken = []
+        try:
+            found = self._read_messages(**options)
+            for _ in range(MOST_TURNS):
+                if self.room is None or not self.connection.taken or self._deliver_taken() > 0:
+                    break
+                self._take_more(min(self.room(), MOST_TAKEN_AGAIN))
+            return found
+        finally:
+            self._deliver_taken()
+            self.connection.taken = None
+
+    def _deliver_taken(self) -> int:
+        """Deliver what of the messages is to be delivered now; says how many."""
+        taken, self.connection.taken = self.connection.taken, None
+        sift: Any = self.sift
+        try:
+            now = sift(taken) if taken else []
+            for message, queue in now:
+                self.connection._deliver(message, queue)
+        finally:
+            self.connection.taken = []
+        return len(now)
+
+    def _read_messages(self, **options: Any) -> Any:
         at_once = time.monotonic() - (self._brpop_sent_at or 0.0) < AT_ONCE_S
         try:
             found = super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # as all of kombu
@@ -119,7 +176,8 @@ class Channel(redis.Channel):
             _say_unreadable(error)
             raise Empty from None
         if found and at_once and self.room is not None:
-            self._take_more(min(self.room(), MOST_TAKEN))
+            in_hand = len(self.connection.taken or ())  # not delivered yet, so not counted yet
+            self._take_more(min(self.room() - in_hand, MOST_TAKEN))
         return found
 
     def _take_more(self, most: int) -> None:
@@ -146,7 +204,8 @@ class Channel(redis.Channel):
             queue = bytes_to_str(key).rsplit(self.sep, 1)[0]  # type: ignore[no-untyped-call]
             self._queue_cycle.rotate(queue)
             try:
-                self.connection._deliver(loads(bytes_to_str(item)), queue)  # type: ignore[no-untyped-call]
+                text = bytes_to_str(self._item_or_nothing(key, item))  # type: ignore[no-untyped-call]
+                self.connection._deliver(loads(text), queue)  # type: ignore[no-untyped-call]
             except UNREADABLE_JSON as error:
                 _say_unreadable(error)
 
@@ -155,9 +214,10 @@ def _say_unreadable(error: Exception) -> None:
     log.error("message.unreadable", error=str(error)[:SHOWN_CHARS])
 
 
-def _giving_up(connection_class: Any) -> Any:
+def _giving_up(connection_class: Any, looked_at: Callable[[Any], Any]) -> Any:
     """The same connection class, for which a Redis that takes no command now is one that is not there.
 
+    `looked_at` is given each answer, and gives what is made of it.
     Celery connects again then, to the master of that time. Any other answer to its waiting ends the worker.
     """
 
@@ -178,7 +238,7 @@ def _giving_up(connection_class: Any) -> Any:
 
         def read_response(self, *args: Any, **options: Any) -> Any:
             try:
-                return super().read_response(*args, **options)
+                return looked_at(super().read_response(*args, **options))
             except Exception as error:
                 if is_no_permission(error):
                     self.lacks_a_right = True
@@ -199,6 +259,8 @@ class Transport(redis.Transport):
     """Redis as kombu speaks it, but for items that are no messages."""
 
     Channel = Channel
+    taken: list[Taken] | None = None
+    """Where messages are collected that were taken together; None: each is delivered at once."""
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """kombu looks for an answer that is overdue, but as seldom as it is allowed to be late."""
@@ -212,6 +274,9 @@ class Transport(redis.Transport):
     def _deliver(self, message: Any, queue: str) -> None:
         if problem := _problem(message):
             log.error("message.unreadable", queue=queue, error=problem)
+            return
+        if self.taken is not None:
+            self.taken.append((message, queue))
             return
         try:
             super()._deliver(message, queue)  # type: ignore[no-untyped-call]

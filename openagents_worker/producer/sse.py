@@ -11,11 +11,14 @@ async def follow(run_id: str, last_event_id: Annotated[str | None, Header()] = N
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+import os
+import threading
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
-from openagents_worker.errors import RequestInvalid, text_of
+from openagents_worker.errors import RequestInvalid, TooManyWatchers, text_of
 from openagents_worker.events import RunEvent
 from openagents_worker.jsontext import dumps
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
@@ -38,10 +41,13 @@ def sse(
     What is live only, a piece of a reply above all, has no id. `last_event_id` is the header `Last-Event-ID`
     as it came: the frames go on after it, without gap or double. The last frame is `event: end`; the page
     closes its EventSource then, or the browser would ask again. After `heartbeat_s` without a frame comes a
-    comment. Raises `RequestInvalid` at once for an id that is none of ours; `RunNotFound` comes with the
-    first frame, so a server that wants a 404 asks for `handle.record()` before.
+    comment. Raises `RequestInvalid` at once for an id that is none of ours, and `TooManyWatchers` where
+    `OPENAGENTS_MAX_WATCHERS` are open in this process; `RunNotFound` comes with the first frame, so a server
+    that wants a 404 asks for `handle.record()` before.
     """
-    return _frames(handle, _after(last_event_id), heartbeat_s)
+    after, most = _after(last_event_id), handle._client.settings.max_watchers
+    _check_room(most)
+    return _frames(handle, after, heartbeat_s, most)
 
 
 def _after(last_event_id: str | int | None) -> int:
@@ -53,7 +59,42 @@ def _after(last_event_id: str | int | None) -> int:
     return int(text)
 
 
+_opened: Counter[int] = Counter()  # by process: a forked child has none of its parent's
+_counting = threading.Lock()
+
+
+def _check_room(most: int) -> None:
+    if _opened[os.getpid()] >= most:
+        raise TooManyWatchers(
+            f"{most:,} watchers are open in this process",
+            hint="try again later, or at another process; OPENAGENTS_MAX_WATCHERS is the limit",
+        )
+
+
+@contextmanager
+def _one_more(most: int) -> Iterator[None]:
+    """Counted from the first frame on: a generator that was never begun has nothing open."""
+    process = os.getpid()
+    with _counting:
+        _check_room(most)
+        _opened[process] += 1
+    try:
+        yield
+    finally:
+        with _counting:
+            _opened[process] -= 1
+
+
 async def _frames(
+    handle: RunHandle[Any] | AsyncRunHandle[Any], after: int, heartbeat_s: float, most: int
+) -> AsyncGenerator[str]:
+    with _one_more(most):
+        async with aclosing(_followed(handle, after, heartbeat_s)) as frames:
+            async for frame in frames:
+                yield frame
+
+
+async def _followed(
     handle: RunHandle[Any] | AsyncRunHandle[Any], after: int, heartbeat_s: float
 ) -> AsyncGenerator[str]:
     async with aclosing(handle.aevents(after)) as events:

@@ -26,7 +26,7 @@ from openagents_worker.addresses import (
 from openagents_worker.errors import BrokerConfigError, RedisNoPermission
 from openagents_worker.producer.app_parts import AppKind, AppParts, attach_parts, find_parts, parts_of
 from openagents_worker.producer.broker import ANSWER_TIMEOUT_S as BROKER_ANSWER_TIMEOUT_S
-from openagents_worker.producer.broker import RESUME_RUN, RUN_AGENT, TRANSPORTS
+from openagents_worker.producer.broker import RESUME_RUN, RUN_AGENT, RUN_ENDED, TRANSPORTS
 from openagents_worker.producer.canvas import options_of
 from openagents_worker.producer.results import NO_RESULTS
 from openagents_worker.redaction import safe_url
@@ -179,7 +179,12 @@ def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
         "task_id": run.run_id,
         "root_id": own.get("root_id") or run.run_id,
         "queue": queue,
-        "headers": {**own.get("headers", {}), "wake_us": str(run.sent_us), "run_format": WRITTEN},
+        "headers": {
+            **own.get("headers", {}),
+            "wake_us": str(run.sent_us),
+            "run_format": WRITTEN,
+            **({RUN_ENDED: 1} if run.is_ended else {}),
+        },
         "argsrepr": f"agent={run.agent_id} session={run.session_id} run={run.run_id}",
         "kwargsrepr": "{}",
         "serializer": "json",

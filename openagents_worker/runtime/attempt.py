@@ -118,6 +118,7 @@ class Attempt:
             ids=self._ids,
             preview_chars=settings.event_preview_chars,
             redact_keys=assembly.redact_keys,
+            max_event_bytes=settings.max_payload_bytes,
         )
         self._sessions = SessionStore(self._ledger)
         self._recorder: Recorder | None = None

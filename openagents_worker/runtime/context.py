@@ -25,7 +25,7 @@ class EventBus:
         self._recorder = recorder
 
     async def emit(self, event_name: str, **payload: Any) -> None:
-        self._recorder.say(event_name, payload)
+        await self._recorder.emit(event_name, payload)
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class RunContext:
 
     async def emit(self, event_name: str, **payload: Any) -> None:
         """An event of the pattern, stored within milliseconds; replaying it does not say it again."""
-        self.recorder.say(event_name, payload)
+        await self.recorder.emit(event_name, payload)
 
     def put_off(self, error: OpenAgentsError, part: str) -> bool:
         """Stop the run here and try it again later because of this error, as after a failed call.

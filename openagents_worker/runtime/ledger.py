@@ -16,10 +16,11 @@ from openagents_worker.errors import (
     OpenAgentsError,
     RedisRefused,
     RedisUnreachable,
+    StepTooLarge,
     text_of,
 )
 from openagents_worker.jsontext import dumps, whole_text
-from openagents_worker.models import RunUsage
+from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES, RunUsage
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, shown_json
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
@@ -43,6 +44,13 @@ UNWRITABLE: _Errors = (UnicodeEncodeError,)  # half a character: an ending can b
 
 FLUSH_S = 0.02  # events wait this long for company: one round trip instead of three a step
 DELTA_S = 0.03  # and text that streams for about a frame
+BATCH_EVENTS = 250  # of one script, which holds up everybody else's: an event takes Redis ten microseconds
+BATCH_BYTES = 256 * 1024
+MAX_EVENT_NAME_CHARS = 256  # as an id
+UTF8_BYTES = 4  # of one character, at most
+PENDING_EVENTS = 1_000  # more than these wait for Redis: whoever says the next one waits, too
+PENDING_BYTES = 4 * 1024 * 1024
+DELTA_CHARS = 64 * 1024  # of one piece of a reply
 
 
 class Ledger:
@@ -60,10 +68,12 @@ class Ledger:
         ids: Mapping[str, str],
         preview_chars: int,
         redact_keys: Collection[str] = DEFAULT_REDACT_KEYS,
+        max_event_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
     ) -> None:
         """`ids` are those of run, session and agent: the payloads of the run's own events begin with them.
 
-        `redact_keys` are parts of the names whose values no event shows.
+        `redact_keys` are parts of the names whose values no event shows; `max_event_bytes` is the limit of
+        the payload of an event that somebody else's code emits.
         """
         self._store = store
         self._lease = lease
@@ -74,8 +84,10 @@ class Ledger:
         self._ids = shown_json(ids)
         self._preview_chars = preview_chars
         self._redact_keys = redact_keys
+        self._max_event_bytes = max_event_bytes
         self._lane = asyncio.Lock()
-        self._pending: list[str] = []
+        self._pending: list[str] = []  # name, payload, name, payload …
+        self._pending_chars = 0
         self._batch_no = 0
         self._start: str | None = None
         self.format = WRITTEN
@@ -90,14 +102,51 @@ class Ledger:
 
     def note(self, name: str, payload: Mapping[str, Any]) -> None:
         """An event, to be stored soon: with the next commit, or by itself after a moment."""
-        self._pending += [_shown_name(name), self._shown(payload)]
+        self._add(_shown_name(name), self._shown(payload))
+
+    def emit(self, name: str, payload: Mapping[str, Any]) -> None:
+        """An event of somebody else's code, as `note`. Raises `StepTooLarge`."""
+        name, shown = _shown_name(name), self._shown(payload)
+        self._check_size(name, shown)
+        self._add(name, shown)
+
+    def check_event(self, name: str, payload: Mapping[str, Any]) -> None:
+        """Raises `StepTooLarge` for an event that `emit` would not take."""
+        self._check_size(_shown_name(name), self._shown(payload))
+
+    def _check_size(self, name: str, shown: str) -> None:
+        most = self._max_event_bytes
+        if len(name) > MAX_EVENT_NAME_CHARS:
+            problem = f"{len(name):,} characters in its name, {MAX_EVENT_NAME_CHARS} are allowed"
+        elif len(shown) * UTF8_BYTES > most and (size := len(shown.encode())) > most:
+            problem = f"{size:,} bytes, {most:,} are allowed"
+        else:
+            return
+        raise StepTooLarge(
+            f"the event {name[:40]!r} has {problem}",
+            hint="emit a reference to where the whole is, or several events",
+            run_id=self.run_id,
+        )
+
+    def _add(self, name: str, payload: str) -> None:
+        self._pending += [name, payload]
+        self._pending_chars += len(payload)
         self._schedule(FLUSH_S)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more waits for Redis than should: who says the next event waits for `room`."""
+        return len(self._pending) > 2 * PENDING_EVENTS or self._pending_chars > PENDING_BYTES
+
+    async def room(self) -> None:
+        """Returns when there is room for another event, or nothing can be written any more."""
+        while self.is_full and self._latch.reason is not LatchReason.FENCED:
+            await asyncio.wait([self._begin_flush()])
 
     def note_of_run(self, name: str, **payload: Any) -> None:
         """An event of the run itself, whose payload begins with the ids."""
         more = self._shown(payload) if payload else "{}"
-        self._pending += [name, self._ids if more == "{}" else f"{self._ids[:-1]},{more[1:]}"]
-        self._schedule(FLUSH_S)
+        self._add(name, self._ids if more == "{}" else f"{self._ids[:-1]},{more[1:]}")
 
     def preview(self, content: Any) -> Any:
         """What an event shows of a call's content, which stands in the journal: nothing is stored twice."""
@@ -108,15 +157,14 @@ class Ledger:
 
     def delta(self, call: str, text: str) -> None:
         """A piece of a reply for those who watch now; it is not stored."""
-        piece = self._deltas.setdefault(call, _Delta())
-        piece.text += text
+        self._deltas.setdefault(call, _Delta()).add(text)
         self._schedule(DELTA_S)
 
     def end_deltas(self, call: str) -> None:
         """The reply is whole: what of it was not sent yet goes out before its event, so that all is sent."""
         piece = self._deltas.pop(call, None)
-        if piece is not None and piece.text:
-            self._pending += ["llm.delta", piece.take(call, self._attempt)]
+        for text in piece.take(call, self._attempt) if piece is not None else ():
+            self._add("llm.delta", text)
 
     def _schedule(self, delay_s: float) -> None:
         if self._timer is None:
@@ -124,11 +172,15 @@ class Ledger:
 
     def _on_timer(self) -> None:
         self._timer = None
-        if not self._pending and not any(piece.text for piece in self._deltas.values()):
+        if not self._pending and not any(piece.waits for piece in self._deltas.values()):
             return  # it has travelled with a commit
+        self._begin_flush()
+
+    def _begin_flush(self) -> asyncio.Task[None]:
         task = outside_runs(self._flush_quietly(), name=f"flush {self.run_id}")
         self._flushing.add(task)
         task.add_done_callback(self._flushing.discard)
+        return task
 
     async def _flush_quietly(self) -> None:
         with suppress(RunLatched):  # the latch is set; whoever makes the next call will meet it
@@ -137,20 +189,46 @@ class Ledger:
     async def flush(self) -> None:
         """Store the events that wait and publish the pieces of replies that wait."""
         async with self._lane:
-            batch = self._take()
-            if self._start is not None:
-                await self._commit(0, [], RunUsage(), batch)
-            elif batch:
-                await self._write(
-                    scripts.emit(run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch)
-                )
+            await self._store_ahead()
+            await self._store_batch(self._take())
+
+    async def _store_ahead(self) -> None:
+        """Store what waits but for the last batch, so that no script gets more. For who holds the lane.
+
+        Events keep their order, and those of a commit still travel with it.
+        """
+        for call, piece in self._deltas.items():
+            for text in piece.take(call, self._attempt):
+                self._add("llm.delta", text)
+        while (words := self._words_of_batch()) < len(self._pending):
+            batch, self._pending = self._pending[:words], self._pending[words:]
+            self._pending_chars -= sum(map(len, batch[1::2]))
+            self._batch_no += 1
+            await self._store_batch(batch)
+
+    def _words_of_batch(self) -> int:
+        """How many words of what waits make one batch: at least one event's."""
+        words = min(len(self._pending), 2 * BATCH_EVENTS)
+        if self._pending_chars <= BATCH_BYTES:
+            return words
+        size = 0
+        for at in range(1, words, 2):
+            size += len(self._pending[at])
+            if size > BATCH_BYTES and at > 1:
+                return at - 1
+        return words
+
+    async def _store_batch(self, batch: list[str]) -> None:
+        if self._start is not None:
+            await self._commit(0, [], RunUsage(), batch)
+        elif batch:
+            await self._write(
+                scripts.emit(run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch)
+            )
 
     def _take(self, events: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
-        """What waits, as one batch with a number of its own: events, pieces of replies, then these events."""
-        batch, self._pending = self._pending, []
-        for call, piece in self._deltas.items():
-            if piece.text:
-                batch += ["llm.delta", piece.take(call, self._attempt)]
+        """What waits, as one batch with a number of its own, then these events."""
+        batch, self._pending, self._pending_chars = self._pending, [], 0
         for name, payload in events:
             batch += [name, self._shown(payload)]
         self._batch_no += 1
@@ -190,6 +268,7 @@ class Ledger:
     ) -> None:
         """Store record number `position`. Must be called with the lane free; commits queue up behind it."""
         async with self._lane:
+            await self._store_ahead()
             await self._commit(position, [record], usage, self._take(events))
 
     async def _commit(self, position: int, records: list[str], usage: RunUsage, batch: list[str]) -> None:
@@ -221,6 +300,7 @@ class Ledger:
         """Put the run aside; raises `RunLatched` when it is no longer ours or is to be cancelled."""
         await self._store_start()
         async with self._lane:
+            await self._store_ahead()
             batch = self._take()
             return await self._hand(
                 scripts.suspend(
@@ -241,6 +321,7 @@ class Ledger:
         """End the run; the keywords are those of the script, without what the ledger itself knows."""
         await self._store_start()
         async with self._lane:
+            await self._store_ahead()
             batch = self._take()
             return await self._hand(
                 scripts.finish(
@@ -330,12 +411,25 @@ class _Delta:
     """What of a streaming reply is still to be sent, and how much was."""
 
     def __init__(self) -> None:
-        self.text = ""
+        self._parts: list[str] = []
         self.sent = 0
 
-    def take(self, call: str, attempt: int) -> str:
-        text = whole_text(self.text)
-        payload = dumps({"call": call, "attempt": attempt, "offset": self.sent, "text": text})
-        self.sent += len(text)
-        self.text = ""
-        return payload
+    @property
+    def waits(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, text: str) -> None:
+        if text:
+            self._parts.append(text)
+
+    def take(self, call: str, attempt: int) -> list[str]:
+        """The payloads of what was not sent yet."""
+        whole = "".join(self._parts)
+        self._parts.clear()
+        payloads = []
+        for at in range(0, len(whole), DELTA_CHARS):
+            text = whole[at : at + DELTA_CHARS]
+            piece = {"call": call, "attempt": attempt, "offset": self.sent, "text": whole_text(text)}
+            payloads.append(dumps(piece))
+            self.sent += len(text)
+        return payloads

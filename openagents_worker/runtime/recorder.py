@@ -507,18 +507,30 @@ class Recorder:
     # --- events of the pattern ---------------------------------------------------------------------------
 
     def say(self, name: str, payload: Mapping[str, Any]) -> None:
-        """An event of the pattern. While its branch is replayed it is held back: it was said before."""
+        """An event of the pattern. While its branch is replayed it is held back: it was said before.
+
+        Raises `StepTooLarge`, in each attempt.
+        """
         if self.rules.is_read or self.rules.is_inside_a_call():
             self._note_said(name, payload)
         else:
+            self._ledger.check_event(name, payload)
             self._held[self.rules.branch()].append((name, payload))
+
+    async def emit(self, name: str, payload: Mapping[str, Any]) -> None:
+        """As `say`, and wait where Redis has not taken the events before: a program that only emits must not
+        fill the worker's memory."""
+        self.say(name, payload)
+        if self._ledger.is_full:
+            await self._ledger.room()
+            await self._stop_if_latched()
 
     def _release_held(self, branch: str) -> None:
         for event in self._held.pop(branch, ()):
             self._note_said(*event)
 
     def _note_said(self, name: str, payload: Mapping[str, Any]) -> None:
-        self._ledger.note(name, payload)
+        self._ledger.emit(name, payload)
         if name == "tool.failed":  # the model asked for a tool that there is not, for example
             said: dict[str, Any] = {
                 key: payload[key] for key in ("tool_id", "code", "message") if key in payload

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from openagents_worker.llm.retry import LONGEST_RETRY_AFTER_MS
+from openagents_worker.http_replies import MAX_RETRY_AFTER_MS
 
 __all__ = ["DEFAULT_MAX_RESUME_ATTEMPTS", "back_off_ms"]
 
@@ -28,4 +28,4 @@ def _asked_for_ms(retry_after_ms: object) -> int:
     """What the error says, where it is a number: an error class of a plugin may hold anything there."""
     if not isinstance(retry_after_ms, int | float) or not retry_after_ms > 0:  # also NaN
         return 0
-    return int(min(retry_after_ms, LONGEST_RETRY_AFTER_MS))
+    return int(min(retry_after_ms, MAX_RETRY_AFTER_MS))

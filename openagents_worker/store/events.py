@@ -35,6 +35,7 @@ from openagents_worker.store.channels import Inbox, listening
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
 from openagents_worker.store.formats import WRITTEN, format_of, reading
 from openagents_worker.store.keys import Keys
+from openagents_worker.store.paging import PageSize
 from openagents_worker.store.permission import naming
 from openagents_worker.store.runs import run_not_found
 
@@ -42,6 +43,7 @@ __all__ = ["Entry", "Head", "Watch", "awatch", "history", "stored_event", "watch
 
 T = TypeVar("T")
 
+FIRST_PAGE = 100
 PAGE = 500
 READERS = (
     16  # reads at once of one store's watchers: enough to keep Redis busy, and a quarter of its connections
@@ -109,11 +111,22 @@ def history(keys: Keys, run_id: str) -> Plan[list[RunEvent]]:
     if head is None:
         raise run_not_found(run_id)
     events: list[RunEvent] = []
-    start = "-"
-    while page := (yield lambda r, start=start: r.xrange(keys("events", run_id), start, "+", PAGE)):
+    start, size = "-", _page_size()
+    while page := (
+        yield lambda r, start=start, count=size.count: r.xrange(keys("events", run_id), start, "+", count)
+    ):
         events += [stored_event(head, entry) for entry in page]
+        size.learn(len(page), _bytes_of(page))
         start = f"({page[-1][0]}"
     return events
+
+
+def _page_size() -> PageSize:
+    return PageSize(first=FIRST_PAGE, most=PAGE)
+
+
+def _bytes_of(page: Sequence[Entry]) -> int:
+    return sum(len(fields.get("payload", "")) for _, fields in page)
 
 
 class Watch:
@@ -127,6 +140,7 @@ class Watch:
     def __init__(self, after: int | None = 0) -> None:
         self.behind = True
         self.over = False
+        self.page_size = _page_size()
         self._wants_the_past = after is not None
         self._wanted = None if after is None else number_of("after", after) + 1
         self._head: Head | None = None
@@ -163,7 +177,9 @@ class Watch:
                 yield self._gap(event, event.seq - 1)
             self._known_at = event.timestamp
             yield self._seen(event)
-        if len(page) < PAGE:
+        asked = self.page_size.count
+        self.page_size.learn(len(page), _bytes_of(page))
+        if len(page) < asked:
             self.behind = False
             self.over = self.over or self._ends_with_replay
             if reply and self._wants_the_past and not self.over:
@@ -381,7 +397,7 @@ def _head(store: Store, run_id: str) -> Head | None:
 def _page(client: Any, keys: Keys, run_id: str, place: Watch) -> Any:
     """The next page of the stream, and the reply that streams at that very moment."""
     pipeline = client.pipeline(transaction=True)
-    pipeline.xrange(keys("events", run_id), f"{place.wanted}-0", "+", PAGE)
+    pipeline.xrange(keys("events", run_id), f"{place.wanted}-0", "+", place.page_size.count)
     pipeline.hgetall(keys("reply", run_id))
     return pipeline
 

@@ -32,6 +32,7 @@ from openagents_worker.store.formats import (
     reading,
 )
 from openagents_worker.store.keys import Keys
+from openagents_worker.store.paging import PageSize
 from openagents_worker.store.states import STATES
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
 
 SESSION_KEYS = ("session", "session_queue", "transcript", "artifacts", "session_state")
 PAGE = 200  # messages or artifacts a command: a long transcript must not hold up everybody else's commands
+FIRST_PAGE = 20  # before it is known how large they are: a megabyte each, at worst
 STATES_A_PIPELINE = 500
 
 # --- runs ------------------------------------------------------------------------------------------------
@@ -347,10 +349,12 @@ class SessionStore:
         """The wanted items in pages. What a later run appends meanwhile is not among them."""
         end = await self._length(kind, session_id) if upto is None else upto
         at = 0 if last is None else max(0, end - last)
-        key = self._store.keys(kind, session_id)
+        key, size = self._store.keys(kind, session_id), PageSize(first=FIRST_PAGE, most=PAGE)
         while at < end:
-            to = min(at + PAGE, end)
-            for item in await self._page(key, at, to):
+            to = min(at + size.count, end)
+            page = await self._page(key, at, to)
+            size.learn(len(page), sum(map(len, page)))
+            for item in page:
                 yield item
             at = to
 

@@ -209,7 +209,10 @@ def _door(read: Callable[Concatenate[Reply, P], T]) -> Callable[P, Call[T]]:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """A run to be woken, with all its message needs. `sent_us` is the server's time of this sending."""
+    """A run to be woken, with all its message needs. `sent_us` is the server's time of this sending.
+
+    `is_ended`: it is over, and the message is for Celery, which is to be notified.
+    """
 
     run_id: str
     queue: str
@@ -219,6 +222,7 @@ class Wake:
     attempt: int
     step: int
     canvas: str
+    is_ended: bool = False
 
     @property
     def checkpoint_id(self) -> str:
@@ -226,8 +230,8 @@ class Wake:
 
     @classmethod
     def of(cls, fields: Sequence[str]) -> Wake:
-        run, queue, sent_us, agent, session, attempt, step, canvas = fields
-        return cls(run, queue, int(sent_us), agent, session, int(attempt), int(step), canvas)
+        run, queue, sent_us, agent, session, attempt, step, canvas, *ended = fields
+        return cls(run, queue, int(sent_us), agent, session, int(attempt), int(step), canvas, bool(ended))
 
 
 def _pairs(flat: Any) -> dict[str, str]:

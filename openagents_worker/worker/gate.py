@@ -8,11 +8,12 @@ from typing import Any
 from celery import bootsteps
 
 from openagents_worker.producer.broker import Channel
+from openagents_worker.producer.message_size import largest_message_bytes
 from openagents_worker.producer.transport import wake_queue
 from openagents_worker.worker.process import Host
 from openagents_worker.worker.room import Room
 
-__all__ = ["gate_of"]
+__all__ = ["bound_messages", "gate_of"]
 
 
 def gate_of(host: Host) -> type[bootsteps.StartStopStep]:
@@ -28,6 +29,7 @@ def gate_of(host: Host) -> type[bootsteps.StartStopStep]:
 
         def start(self, parent: Any) -> None:
             """Called again with each new connection, which has a channel of its own."""
+            bound_messages(host, parent.task_consumer.channel)
             if not _consumes_only(parent, host.queues) or parent.connection.transport.driver_type != "redis":
                 return
             channel = parent.task_consumer.channel
@@ -41,6 +43,17 @@ def gate_of(host: Host) -> type[bootsteps.StartStopStep]:
             channel.qos.can_consume = MethodType(is_open, channel.qos)
 
     return Gate
+
+
+def bound_messages(host: Host, channel: Any) -> None:
+    """Messages of runs have a limit; those of an app's own tasks are its own affair."""
+    if isinstance(channel, Channel):
+        most = largest_message_bytes(host.settings.max_payload_bytes)
+        channel.limit_of = lambda queue: most if _is_of_runs(host, queue) else None
+
+
+def _is_of_runs(host: Host, queue: object) -> bool:
+    return any(queue in (name, wake_queue(name)) for name in host.queues)
 
 
 def _consumes_only(consumer: Any, queues: tuple[str, ...]) -> bool:

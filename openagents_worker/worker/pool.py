@@ -24,6 +24,7 @@ from celery.concurrency.base import BasePool
 from celery.worker import state
 
 from openagents_worker.producer.app_parts import AppKind, find_parts
+from openagents_worker.producer.broker import RUN_ENDED
 from openagents_worker.tools.offload import DaemonThreads
 from openagents_worker.worker.blocking import keep_off_loop
 from openagents_worker.worker.bridge import LoopThread
@@ -67,6 +68,9 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         self.bridge.is_busy = lambda: self._running() > 0
         self._numbers = itertools.count(1)
         self._jobs: dict[int, Job] = {}
+        self._ends: set[int] = set()
+        self.after_job: Callable[[], None] = _nothing
+        """Called on the hub, in the main thread, when a task has ended: there is room again."""
         self._tasks = _Lane(self.limit)
         run_limit = _run_limit(self.app)
         self._runs = self._tasks if run_limit is None else _Lane(run_limit)
@@ -112,6 +116,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         self._jobs[job.number] = job
         lane = self._runs if name in self._of_runs else self._tasks
         lane.in_hand.add(job.number)
+        if message.get(RUN_ENDED):
+            self._ends.add(job.number)
         self.bridge.loop.call_soon_threadsafe(self._admit, job, lane)
         return job
 
@@ -128,6 +134,10 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
     def runs_in_hand(self) -> int:
         """How many runs have been taken from the broker and are not done; from any thread."""
         return len(self._runs.in_hand)
+
+    def ends_in_hand(self) -> int:
+        """How many of the tasks that were taken and are not done only notify Celery of a run's end."""
+        return len(self._ends)
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         job = self._jobs.get(pid)
@@ -152,6 +162,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
                 for job in lane.waiting:
                     self._jobs.pop(job.number)
                     lane.in_hand.discard(job.number)
+                    self._ends.discard(job.number)
                 lane.waiting.clear()
             self._changed.wait_for(self._only_stopped_ones_run)
         if not state.should_terminate:  # then the steps that stop after this one still need the loop
@@ -181,6 +192,9 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
             "blocking": self._blocking.stats(),
         }
 
+    def _tell_of_room(self) -> None:
+        self.after_job()
+
     # --- on the loop -------------------------------------------------------------------------------------
 
     def _running(self) -> int:
@@ -205,6 +219,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         finally:
             lane.running -= 1
             lane.in_hand.discard(job.number)
+            self._ends.discard(job.number)
             del self._jobs[job.number]
             self._go_on(lane)
             with self._changed:
@@ -212,7 +227,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
             # Nothing else tells the hub, which may have stopped taking messages, that there is room again.
             # Whether it has is not for us to say: it counts what it has taken, we what we have begun.
             if self._hub is not None:
-                self._hub.call_soon(_nothing)
+                self._hub.call_soon(self._tell_of_room)
 
 
 def _run_limit(app: Celery) -> int | None:

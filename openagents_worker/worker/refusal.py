@@ -13,7 +13,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from openagents_worker.errors import RedisUnreachable, RequestInvalid, text_of
+from openagents_worker.errors import InvalidInputError, RedisUnreachable, RequestInvalid, text_of
 from openagents_worker.jsontext import is_whole
 from openagents_worker.producer.client import client_of
 from openagents_worker.producer.transport import RUN_AGENT, wake_queue
@@ -115,7 +115,9 @@ def _answer(host: Host, consumer: Any, message: Any, reason: object) -> None:
         )
 
 
-def _refusal(name: object, reason: object) -> RequestInvalid:
+def _refusal(name: object, reason: object) -> InvalidInputError:
+    if isinstance(reason, InvalidInputError):  # of the message's size: it was not decompressed
+        return reason
     if isinstance(reason, KeyError) and name is not None and reason.args == (name,):
         return RequestInvalid(f"no task is named {name!r}", hint=f"the task of a run is {RUN_AGENT}")
     what = f"{type(reason).__name__}: {text_of(reason)}" if reason is not None else "it names no task"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
 from celery.worker import state
 
 from openagents_worker.producer.broker import Channel
+from openagents_worker.producer.client import client_of
+from openagents_worker.worker.end_notices import EndNotices
+from openagents_worker.worker.pool import TaskPool
 
-__all__ = ["Room"]
+__all__ = ["Room", "sift_ends"]
 
 
 class Room(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
@@ -20,8 +24,24 @@ class Room(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no ty
     def start(self, parent: Any) -> None:
         """Called again with each new connection, which has a channel of its own."""
         channel = parent.task_consumer.channel
-        if isinstance(channel, Channel) and parent.app.conf.worker_disable_prefetch:
-            channel.room = lambda: _room(parent)
+        if not (isinstance(channel, Channel) and parent.app.conf.worker_disable_prefetch):
+            return
+        channel.room = lambda: _room(parent)
+        if isinstance(parent.pool, TaskPool) and not parent.pool.has_run_limit:
+            sift_ends(channel, parent.pool, parent.app, free_slots=lambda: _room(parent))
+
+
+def sift_ends(channel: Any, pool: TaskPool, app: Any, *, free_slots: Callable[[], int]) -> None:
+    """Let notifications of ends that come by this channel wait where they would take too many slots."""
+    if not isinstance(channel, Channel):
+        return
+    notices = EndNotices(
+        store=lambda: client_of(app).store,
+        free_slots=free_slots,
+        in_hand=pool.ends_in_hand,
+        deliver=channel.connection._deliver,
+    )
+    channel.sift, pool.after_job = notices.sift, notices.deliver_more
 
 
 def _room(consumer: Any) -> int:

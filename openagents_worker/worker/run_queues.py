@@ -16,8 +16,10 @@ from celery.worker import state
 from kombu.messaging import Consumer
 
 from openagents_worker.producer.transport import WakesFirst, wake_queue
+from openagents_worker.worker.gate import bound_messages
 from openagents_worker.worker.pool import TaskPool
 from openagents_worker.worker.process import Host
+from openagents_worker.worker.room import sift_ends
 
 __all__ = ["run_queues_of"]
 
@@ -45,6 +47,8 @@ def _divided(consumer: Any, pool: TaskPool, names: set[str], host: Host) -> Divi
     channel = consumer.connection.channel()
     channel.basic_qos(0, min(MOST_AHEAD, pool.run_limit), consumer.qos_global)
     _limit(channel, lambda: host.is_registered() and pool.runs_in_hand() < pool.run_limit)
+    bound_messages(host, channel)
+    sift_ends(channel, pool, consumer.app, free_slots=lambda: pool.run_limit - pool.runs_in_hand())
     if hasattr(channel, "_queue_cycle"):  # Redis: runs that have begun go before those that have not
         channel._queue_cycle = WakesFirst()  # type: ignore[no-untyped-call]  # as all of kombu
     if consumer.app.conf.worker_disable_prefetch:

@@ -11,7 +11,7 @@ import asyncio
 import json
 import traceback
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,8 +25,9 @@ from openagents_worker import errors
 from openagents_worker.agents import load_agents
 from openagents_worker.errors import RAISED_BY_PLUGINS, OpenAgentsError, RunFailed, error_classes
 from openagents_worker.models import ErrorDetails
-from openagents_worker.producer.client import Client
+from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.handle import RunHandle
+from openagents_worker.producer.sse import sse
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
@@ -143,6 +144,25 @@ def a_session_is_asked_for_that_never_was(shop: Installation) -> Met:
 @provokes("user.agent_not_found")
 def no_worker_has_such_an_agent(shop: Installation) -> Met:
     return raised(lambda: shop.submit("clrk"))
+
+
+@provokes("watch.too_many")
+def one_page_more_follows_a_run_than_may(shop: Installation) -> Met:
+    settings = load_settings({"OPENAGENTS_REDIS_URL": shop.stack.redis_url, "OPENAGENTS_MAX_WATCHERS": "1"})
+    hanging_run = hanging(shop)
+
+    async def watch_twice() -> OpenAgentsError:
+        async with (
+            AsyncClient(settings=settings) as client,
+            aclosing(sse(client.handle(hanging_run.id))) as first,
+        ):
+            await anext(first)
+            return raised(lambda: sse(client.handle(hanging_run.id)))
+
+    try:
+        return asyncio.run(watch_twice())
+    finally:
+        hanging_run.cancel()
 
 
 @provokes("redis.unreachable")
@@ -391,6 +411,12 @@ def the_model_refuses_the_request(shop: Installation) -> Met:
     return ended(shop.submit("clerk"))
 
 
+@provokes("llm.too_large")
+def the_model_says_more_than_is_read(shop: Installation) -> Met:
+    shop.model.will_say({"text": "x" * 2_000}, {"text": "never"})
+    return ended(shop.submit("short-eared"))
+
+
 # --- what only plugins raise -----------------------------------------------------------------------------
 
 
@@ -421,6 +447,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
         agent("strict", tools=own, memory={"type": "buffer", "on_error": "fail"}),
         agent("quitter", pattern={"impl": f"{PLUGINS}.Quitter"}),
         agent("buggy", pattern={"impl": f"{PLUGINS}.Buggy"}),
+        agent("short-eared", llm={"max_reply_bytes": 1_024}),
         agent("passing-on", tools=own, pattern={"impl": f"{PLUGINS}.PassesOn"}),
         numbers("drifting", [1, -1], drifts=True),
         numbers("changed", [2]),

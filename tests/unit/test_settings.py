@@ -168,3 +168,22 @@ def test_a_variable_that_is_not_utf8_is_refused(name: str) -> None:
     """Python gives its bytes as halves of characters, which nobody can store or send."""
     with pytest.raises(ConfigValidationError, match=f"OPENAGENTS_{name.upper()}"):
         load_settings({f"OPENAGENTS_{name.upper()}": "a\udcff"})
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 18, "9" * 300, "1e300"])
+def test_a_size_and_a_time_have_an_end(name: str, value: str) -> None:
+    """A value that nobody can mean is refused, with the largest that is taken."""
+    with pytest.raises(ConfigValidationError) as refused:
+        load_settings({f"OPENAGENTS_{name.upper()}": value})
+
+    assert f"OPENAGENTS_{name.upper()}" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_largest_value_is_named_and_taken(name: str) -> None:
+    """`lease_ms` and what follows from it are looked at together."""
+    largest = next(each.le for each in Settings.model_fields[name].metadata if hasattr(each, "le"))
+    others = {"OPENAGENTS_LEASE_MS": str(60 * 60 * 1000)} if name == "heartbeat_ms" else {}
+    value = largest // 4 if name == "heartbeat_ms" else largest
+
+    assert getattr(load_settings({f"OPENAGENTS_{name.upper()}": str(value), **others}), name) == value

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from openagents_worker import sse
-from openagents_worker.errors import RequestInvalid, RunNotFound
+from openagents_worker.errors import RequestInvalid, RunNotFound, TooManyWatchers
 from openagents_worker.events import RunEvent
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.settings import load_settings
@@ -152,3 +152,29 @@ async def test_the_handle_that_delay_gives_will_do(hand: Hand, redis_url: str) -
         handle: Any = client.handle("r1")
 
         assert len(await all_frames(sse(handle))) == 5
+
+
+async def test_so_many_watch_at_once_and_no_more(hand: Hand, redis_url: str) -> None:
+    """The next one is refused at once, with a code and a status; once one has gone, there is room again."""
+    few = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_WATCHERS": "2"})
+    async with AsyncClient(settings=few) as client:
+        never_begun, late = sse(client.handle("r1")), sse(client.handle("r1"))
+        watchers = [sse(client.handle("r1")) for _ in range(2)]
+        for watcher in watchers:
+            await anext(watcher)
+
+        with pytest.raises(TooManyWatchers, match="2 watchers are open") as refused:
+            sse(client.handle("r1"))
+        with pytest.raises(TooManyWatchers):
+            await anext(late)
+        await watchers.pop().aclose()
+        third = sse(client.handle("r1"))
+        await anext(third)
+
+        for watcher in (never_begun, late, third, *watchers):
+            await watcher.aclose()
+    assert (refused.value.code, refused.value.http_status, refused.value.retryable) == (
+        "watch.too_many",
+        503,
+        True,
+    )

@@ -6,7 +6,7 @@
 --#include neighbours
 redis.call('ZADD', k.workers(), digits(NOW_MS + lease_ms), incarnation)
 redis.call('DEL', k.lease_end(incarnation), k.lease_end_runs(incarnation)) -- it has none; ids come again in tests only
-if #agents > 0 then redis.call('HSET', k.agents(), unpack(agents)) end -- id, JSON, id, JSON, …
+for i = 1, #agents, 2 do redis.call('HSET', k.agents(), agents[i], agents[i + 1]) end -- id, JSON, id, JSON, …
 if previous ~= '' then answers(previous) end
 -- A worker of the version before takes leases away and leaves what was said of them
 for _, other in ipairs(redis.call('HKEYS', k.fleet())) do

@@ -9,7 +9,9 @@ if known_digest then
 end
 local told = redis.call('HGET', k.agents(), agent_id)
 if not told and redis.call('EXISTS', k.agents()) == 1 then
-  return {'UNKNOWN_AGENT', unpack(redis.call('HKEYS', k.agents()))}
+  local answer = {'UNKNOWN_AGENT'} -- not by `unpack`, which takes a few thousand values at most
+  for _, id in ipairs(redis.call('HKEYS', k.agents())) do answer[#answer + 1] = id end
+  return answer
 end
 if reject_if_busy == 1 and (holder(session_id) or redis.call('ZCARD', k.session_queue(session_id)) > 0) then
   return {'BUSY', redis.call('HGET', k.session(session_id), 'holder') or ''}

@@ -7,15 +7,12 @@ resolves to something else a moment later gains nothing.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Literal
 
 import httpx
@@ -29,20 +26,39 @@ from openagents_worker.errors import (
     ToolUnavailableError,
     ToolValidationError,
 )
+from openagents_worker.http_replies import (
+    ReplyUnreadable,
+    beginning_of,
+    no_cookies,
+    received,
+    retry_after_ms,
+    text_of_body,
+)
 from openagents_worker.loops import PerLoop, http_transports
 from openagents_worker.models import header_text
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 from openagents_worker.tools.builtin.clock import utc_now
+from openagents_worker.tools.builtin.networks import is_public
 from openagents_worker.tools.typed import TypedTool
 
 __all__ = ["HttpRequest"]
 
 MAX_REDIRECTS = 5
 MAX_PORT = 65_535
+LARGEST_MAX_BYTES = 64 * 1024 * 1024
+LONGEST_TIMEOUT_S = 24 * 60 * 60
 CHANGES_NOTHING = frozenset({"GET", "HEAD"})
 # Who sets these decides where a request ends and the next begins, or whose it is.
 OUR_HEADERS = frozenset(
     {"connection", "content-length", "host", "idempotency-key", "transfer-encoding", "upgrade"}
+)
+# What a redirect to another host may carry along. Any other header may be a credential, whatever its name.
+SAFE_HEADERS = frozenset(
+    {
+        *("accept", "accept-encoding", "accept-language", "cache-control", "content-encoding"),
+        *("content-language", "content-length", "content-type", "host", "idempotency-key", "range"),
+        *("transfer-encoding", "user-agent"),
+    }
 )
 
 
@@ -60,8 +76,12 @@ class HttpRequest(TypedTool):
     durable_idempotent = False
 
     class Config(TypedTool.Config):
-        timeout: float = Field(30, gt=0, description="Seconds for the whole exchange, redirects included.")
-        max_bytes: int = Field(200_000, ge=1, description="Bytes of a body that are read, at most.")
+        timeout: float = Field(
+            30, gt=0, le=LONGEST_TIMEOUT_S, description="Seconds for the whole exchange, redirects included."
+        )
+        max_bytes: int = Field(
+            200_000, ge=1, le=LARGEST_MAX_BYTES, description="Bytes of a body that are read, at most."
+        )
         allow_hosts: list[str] | None = Field(
             None,
             description="Only these hosts (`*.example.com` for all below); they may be private. None: any.",
@@ -101,13 +121,13 @@ class HttpRequest(TypedTool):
             raise self._failure(
                 request, error, f"no answer within {seconds:g} s", ToolTimeoutError
             ) from error
-        except httpx.TooManyRedirects as error:
+        except ReplyUnreadable as error:
             raise self._failure(
-                request, error, f"more than {MAX_REDIRECTS} redirects", PermanentToolError
+                request, error, f"the answer cannot be read: {error}", PermanentToolError
             ) from error
-        except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+        except (httpx.LocalProtocolError, httpx.UnsupportedProtocol) as error:
             raise ToolValidationError(f"the request is not valid HTTP: {error}", self.name) from error
-        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+        except httpx.TransportError as error:
             reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise self._failure(request, error, reason, ToolUnavailableError) from error
 
@@ -128,40 +148,39 @@ class HttpRequest(TypedTool):
             # identity: a compressed body could be a thousand times larger than what we agreed to read
             headers = {"accept-encoding": "identity", **args.headers}
             request = client.build_request(args.method, args.url, headers=headers, **body)
-        except (httpx.InvalidURL, ValueError, TypeError) as error:
+            url = request.url
+            is_absolute = url.scheme in ("http", "https") and url.host and (url.port or 0) <= MAX_PORT
+        except Exception as error:  # also of idna, and of the codecs that a host's name goes through
             raise ToolValidationError(f"no such request can be made: {error}", self.name) from error
-        url = request.url
-        if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > MAX_PORT:
+        if not is_absolute:
             raise ToolValidationError("url: expected an absolute http or https URL", self.name)
         if args.method not in CHANGES_NOTHING and context is not None:
             request.headers["Idempotency-Key"] = header_text(context.idempotency_key)
         return request
 
     async def _exchange(self, client: httpx.AsyncClient, request: httpx.Request) -> dict[str, Any]:
-        response = await client.send(request, stream=True)
-        try:
-            if response.status_code == httpx.codes.TOO_MANY_REQUESTS and request.method in CHANGES_NOTHING:
-                raise ToolRateLimitError(
-                    f"{request.url.host} asks for fewer requests", self.name, self._retry_after_ms(response)
-                )
-            body, truncated = await self._body(response)
-        finally:
-            await response.aclose()
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await received(client.send(request, stream=True))
+            try:
+                if response.next_request is None:
+                    return await self._answer(request, response)
+                request = _redirected(request, response.next_request)
+            finally:
+                await response.aclose()
+        raise ReplyUnreadable(f"more than {MAX_REDIRECTS} redirects")
+
+    async def _answer(self, request: httpx.Request, response: httpx.Response) -> dict[str, Any]:
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS and request.method in CHANGES_NOTHING:
+            after_ms = retry_after_ms(response.headers, now=self._now())
+            raise ToolRateLimitError(f"{request.url.host} asks for fewer requests", self.name, after_ms)
+        body, truncated = await beginning_of(response, max_bytes=self.cfg.max_bytes)
         return {
             "success": response.is_success,
             "status": response.status_code,
             "headers": dict(response.headers),
-            "body": body.decode(response.encoding or "utf-8", errors="replace"),
+            "body": text_of_body(body, response.headers.get("content-type", "")),
             "truncated": truncated,
         }
-
-    async def _body(self, response: httpx.Response) -> tuple[bytes, bool]:
-        body = bytearray()
-        async for piece in response.aiter_bytes():
-            body += piece
-            if len(body) > self.cfg.max_bytes:
-                return bytes(body[: self.cfg.max_bytes]), True
-        return bytes(body), False
 
     def _failure(
         self, request: httpx.Request, error: Exception, reason: str, harmless: type[ToolError]
@@ -175,18 +194,6 @@ class HttpRequest(TypedTool):
             hint="find out whether it took effect before repeating it",
         )
 
-    def _retry_after_ms(self, response: httpx.Response) -> int | None:
-        """`Retry-After` in milliseconds, from seconds or an HTTP date (RFC 9110, 10.2.3)."""
-        value = response.headers.get("retry-after", "").strip()
-        if value.isdecimal():
-            return int(value[:9]) * 1000
-        try:
-            due = parsedate_to_datetime(value)
-        except (ValueError, TypeError, IndexError):
-            return None
-        due = due if due.tzinfo is not None else due.replace(tzinfo=UTC)
-        return max(0, round((due - self._now()).total_seconds() * 1000))
-
     async def _connected(self) -> httpx.AsyncClient:
         if self._client is not None:
             return self._client
@@ -197,11 +204,9 @@ class HttpRequest(TypedTool):
                     self.cfg.allow_hosts, self.cfg.deny_private_networks, certificates, self.name
                 ),
                 timeout=self.cfg.timeout,
-                follow_redirects=True,
-                max_redirects=MAX_REDIRECTS,
+                follow_redirects=False,  # `_exchange` does: httpx would read all that comes with one
                 trust_env=False,
-                # One client serves many runs: a cookie that one is given must not reach another.
-                cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
+                cookies=no_cookies(),
                 headers={"user-agent": "openagents-worker"},
             )
         return self._client
@@ -265,7 +270,7 @@ class _Fence(httpx.AsyncBaseTransport):
         except (OSError, UnicodeError) as error:
             raise httpx.ConnectError(f"{host} cannot be resolved", request=request) from error
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        if self._deny_private and not named and not all(map(_is_public, addresses)):
+        if self._deny_private and not named and not all(map(is_public, addresses)):
             raise PermanentToolError(
                 f"{host} is in a private network",
                 self._tool_name,
@@ -290,11 +295,24 @@ def _pinned(request: httpx.Request, address: str) -> httpx.Request:
     )
 
 
-def _is_public(address: str) -> bool:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        ip = ip.ipv4_mapped or ip.sixtofour or ip  # an IPv4 address in other clothes
-    return ip.is_global and not ip.is_multicast
+def _redirected(request: httpx.Request, onward: httpx.Request) -> httpx.Request:
+    """The request of a redirect. To another host it takes along only headers that hold no credentials."""
+    if not _is_same_origin(request.url, onward.url):
+        for name in [name for name in onward.headers if name.lower() not in SAFE_HEADERS]:
+            del onward.headers[name]
+    return onward
+
+
+def _is_same_origin(one: httpx.URL, other: httpx.URL) -> bool:
+    """Scheme, host and port; a step from http to https on its usual port stays with the same host."""
+    if one.raw_host != other.raw_host:
+        return False
+    ports = {"http": 80, "https": 443}
+    if (one.scheme, other.scheme) == ("http", "https"):
+        return (one.port or 80, other.port or 443) == (80, 443)
+    return one.scheme == other.scheme and (one.port or ports.get(one.scheme)) == (
+        other.port or ports.get(other.scheme)
+    )
 
 
 def _nothing_was_sent(request: httpx.Request, error: Exception) -> bool:

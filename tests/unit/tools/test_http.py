@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import shutil
 import ssl
 import subprocess
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ import pytest
 from openagents_worker.errors import (
     OpenAgentsError,
     PermanentToolError,
+    ToolError,
     ToolRateLimitError,
     ToolTimeoutError,
     ToolUnavailableError,
@@ -318,6 +321,21 @@ async def test_a_write_that_was_refused_for_its_rate_is_an_answer(server: Server
         "[fe80::1]",
         "[fd00::1]",
         "224.0.0.1",
+        "[::127.0.0.1]",
+        "[::ffff:0:127.0.0.1]",
+        "[64:ff9b::127.0.0.1]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[64:ff9b:1::808:808]",
+        "[2001:0:808:808::1]",
+        "[fec0::1]",
+        "[2606:4700::5efe:10.0.0.1]",
+        "127.1",
+        "0x7f.1",
+        "127.0.0.1.",
+        "user:password@127.0.0.1",
+        "example.com@127.0.0.1",
+        "127.0.0.1:80#@example.com",
+        "127。0。0。1",
     ],
 )
 async def test_private_networks_are_refused_by_address(host: str) -> None:
@@ -387,6 +405,137 @@ async def test_an_allowed_redirect_is_followed(server: Server) -> None:
     async with running(Server(reply("200 OK", "here"))) as other:
         server.answer = reply("302 Found", Location=other.url)
         assert (await call(server.url))["body"] == "here"
+
+
+CREDENTIALS = {
+    "Authorization": "Bearer sk-secret",
+    "X-Api-Key": "secret",
+    "Api-Key": "secret",
+    "Cookie": "session=secret",
+    "Proxy-Authorization": "Basic secret",
+    "X-Auth-Token": "secret",
+    "X-Goog-Api-Key": "secret",
+    "PRIVATE-TOKEN": "secret",
+    "X-Anything-At-All": "secret",
+}
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Again", "308 For Good"])
+async def test_no_credential_travels_along_to_another_host(server: Server, status: str) -> None:
+    """Only headers that hold no credentials, whatever those are called, cross over to another origin."""
+    async with running(Server(reply("200 OK", "here"))) as other:
+        server.answer = reply(status, Location=other.url)
+        await call(server.url, headers={**CREDENTIALS, "Accept-Language": "de"}, method="PUT", body="text")
+
+    (_, first, _), (_, second, _) = *server.requests, *other.requests
+    assert {name.lower() for name in CREDENTIALS} <= set(first)
+    assert "secret" not in str(second)
+    assert (second["accept-language"], second["host"]) == ("de", f"127.0.0.1:{other.port}")
+
+
+async def test_credentials_travel_along_to_the_same_host(server: Server) -> None:
+    """A redirect within one origin is the same server's affair."""
+    answers = iter([reply("302 Found", Location="/y"), reply("200 OK", "here")])
+
+    async def answer() -> bytes:
+        return next(answers)
+
+    server.answer = answer
+    await call(server.url, headers=CREDENTIALS)
+
+    assert all(headers["x-api-key"] == "secret" for _, headers, _ in server.requests)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        *(
+            "http://[::1",
+            "http://a:b:c/",
+            "http://xn--a.example/",
+            "http://\x7f/",
+            "//",
+            "http:///x",
+            "x" * 60_000,
+        ),
+        *("javascript:alert(1)", "file:///etc/passwd", "ftp://127.0.0.1/", "http://127.0.0.1:99999/"),
+        *("http://" + "a" * 300 + "/", "http://a..b/", "\xff\xfe", "http://ⓔ.example:port/", "data:,x"),
+        *("http://127.0.0.1:1@[::1]:x/", "http://%00/", "http://exa mple/", "gopher://127.0.0.1/"),
+    ],
+)
+async def test_a_redirect_to_nowhere_is_a_coded_error(server: Server, location: str) -> None:
+    """Whatever stands in `Location`: an error of ours, or the model reads why."""
+    server.answer = reply("302 Found", Location=location)
+
+    with pytest.raises(ToolError) as caught:
+        await call(server.url)
+    assert caught.value.code.startswith("tool.")
+
+
+async def test_the_body_of_a_redirect_is_not_read(server: Server) -> None:
+    """Nobody asked for it, and it may have no end."""
+    async with running(Server(reply("200 OK", "here"))) as other:
+        server.answer = (
+            f"HTTP/1.1 302 Found\r\nLocation: {other.url}\r\nContent-Length: 99999999999\r\n\r\nx".encode()
+        )
+        assert (await call(server.url))["body"] == "here"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_body_is_cut_after_it_was_decompressed(server: Server, encoding: str) -> None:
+    """Although nobody asked for compression: a thousandth stands for the whole."""
+    pack = gzip.compress if encoding == "gzip" else zlib.compress
+    packed = pack(b"x" * 4 * 1024 * 1024)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(packed)}\r\n\r\n"
+    server.answer = head.encode() + packed
+
+    answer = await call(server.url, {"max_bytes": 1000})
+
+    assert (answer["body"], answer["truncated"]) == ("x" * 1000, True)
+
+
+UNREADABLE = {
+    "an encoding nobody asked for": b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\nhi",
+    "compressed twice": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip, gzip\r\nContent-Length: 2\r\n\r\nhi",
+    "not compressed": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nhi",
+    "a chunk of no size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhi",
+    "a chunk of a negative size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nhi",
+    "a chunk of a huge size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + b"f" * 40
+    + b"\r\nhi",
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nhi",
+    "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nhi",
+    "a length of 5,000 digits": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nhi",
+    "no HTTP": b"220 smtp.example.com ESMTP\r\n",
+    "no status": b"HTTP/1.1\r\n\r\n",
+    "a status of words": b"HTTP/1.1 OK fine\r\n\r\n",
+    "a status of 9 digits": b"HTTP/1.1 200000000 OK\r\n\r\n",
+    "endless headers": b"HTTP/1.1 200 OK\r\n" + b"X-A: bbbbbbbbbbbbbbbb\r\n" * 100_000,
+    "one endless header": b"HTTP/1.1 200 OK\r\nX-A: " + b"b" * 2_000_000,
+    "an endless status": b"HTTP/1.1 200 " + b"b" * 2_000_000,
+    "a control character in a header": b"HTTP/1.1 200 OK\r\nX-A: \x00\r\n\r\n",
+    "nothing": b"",
+    "nothing but line ends": b"\r\n" * 100_000,
+}
+
+
+@pytest.mark.parametrize("answer", UNREADABLE.values(), ids=UNREADABLE)
+async def test_an_answer_that_cannot_be_read_is_a_coded_error(server: Server, answer: bytes) -> None:
+    """Never an exception of a library."""
+    server.answer = answer
+
+    with pytest.raises(ToolError) as caught:
+        await call(server.url)
+    assert caught.value.code in ("tool.unavailable", "tool.permanent")
+
+
+@pytest.mark.parametrize(
+    "charset", ["hex", "idna", "punycode", "undefined", "utf-7", "zlib", "x" * 900, "\xff"]
+)
+async def test_a_body_is_text_whatever_its_header_calls_it(server: Server, charset: str) -> None:
+    """`charset=hex` names a codec of Python that makes no text."""
+    server.answer = reply("200 OK", "für dich", Content_Type=f"text/plain; charset={charset}")
+    assert (await call(server.url))["body"] == "für dich"
 
 
 async def test_redirects_in_a_circle_end(server: Server) -> None:

@@ -28,5 +28,7 @@ end
 
 -- lists_of(run, more): the lists that a run is in; `more` are those of its tenant and labels
 local function lists_of(run, more)
-  return {'all', 'agent=' .. run.agent, 'session=' .. run.session, unpack(more)}
+  local lists = {'all', 'agent=' .. run.agent, 'session=' .. run.session}
+  for _, name in ipairs(more) do lists[#lists + 1] = name end
+  return lists
 end

@@ -103,7 +103,7 @@ local function live(R, F)
   return run
 end
 
--- What a wake-up message needs: {run, queue, wake_us, agent, session, attempt, step, canvas}
+-- What a wake-up message needs: {run, queue, wake_us, agent, session, attempt, step, canvas}, and 'ended' where the run is over
 local function wake_of(run)
   redis.call('ZADD', k.sent(run.queue), digits(NOW_US), run.id)
   return {run.id, run.queue, digits(NOW_US), run.agent, run.session, digits(run.attempt), digits(run.steps), run.canvas}

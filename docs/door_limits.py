@@ -1,0 +1,174 @@
+"""The limits at the doors, for `limits.md`: each value is read from the constant that is the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from openagents_worker.agents import LLMOptions
+from openagents_worker.producer.message_size import PAYLOADS_A_MESSAGE
+from openagents_worker.settings import PREFIX, Settings
+
+__all__ = ["DOOR_LIMITS", "door_limit_rows"]
+
+DOOR_LIMITS = """
+## Limits at the doors
+
+Nothing that comes from outside is read, stored or sent without a limit. What is beyond one is refused with
+the code in the last column, or becomes what stands there. Sizes count after decompression. One request,
+reply, message or file that is too large stops nobody but itself.
+
+| door | what | limit | set by | beyond it |
+|---|---|---|---|---|
+"""
+
+PAYLOAD = "OPENAGENTS_MAX_PAYLOAD_BYTES"
+REPLY = "`llm.max_reply_bytes` in the agents file"
+
+# door, what, where the value is (module, constant; or a setting), unit, set by, what becomes of more
+_ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
+    ("request", "as JSON", PAYLOAD, "bytes", PAYLOAD, "`request.too_large`"),
+    ("request", "an id", "models.MAX_ID_CHARS", "characters", "", "`request.invalid`"),
+    ("request", "labels", "models.MAX_LABELS", "", "", "`request.invalid`"),
+    ("broker message", "as it comes", "payloads", "bytes", PAYLOAD, "dropped; log line `message.too_large`"),
+    ("broker message", "decompressed", "payloads", "bytes", PAYLOAD, "failed run, `request.too_large`"),
+    (
+        "broker message",
+        "compression: zlib, bzip2 and xz; memory for xz",
+        "producer.message_size.LZMA_MEMORY_BYTES",
+        "bytes",
+        "",
+        "failed run, `request.invalid`",
+    ),
+    ("agents file", "the file", "agents.loading.MAX_FILE_BYTES", "bytes", "", "`config.load`"),
+    ("agents file", "agents", "agents.loading.MAX_AGENTS", "", "", "`config.validation`"),
+    ("agents file", "nesting", "agents.positions.MAX_DEPTH", "levels", "", "`config.load`"),
+    ("agents file", "mistakes that are told", "agents.loading.MOST_PROBLEMS", "", "", "counted"),
+    ("model reply", "a whole reply", "max_reply_bytes", "bytes", REPLY, "`llm.too_large`"),
+    ("model reply", "text and tool calls of a stream", "max_reply_bytes", "bytes", REPLY, "`llm.too_large`"),
+    (
+        "model reply",
+        "one event or line of a stream",
+        "max_reply_bytes",
+        "characters",
+        REPLY,
+        "`llm.too_large`",
+    ),
+    ("model reply", "all bytes of a stream", "stream", "bytes", REPLY, "`llm.too_large`"),
+    (
+        "model reply",
+        "bytes of one piece, on average, at least",
+        "http_replies.BYTES_A_PIECE",
+        "bytes",
+        "",
+        "`llm.too_large`",
+    ),
+    (
+        "model reply",
+        "body of a failure",
+        "llm.openai_compatible.MAX_ERROR_BYTES",
+        "bytes",
+        "",
+        "cut",
+    ),
+    ("model reply", "`Retry-After`", "http_replies.MAX_RETRY_AFTER_MS", "ms", "", "as much"),
+    ("`http_request`", "body", "http_max_bytes", "bytes", "`max_bytes` of the tool", "cut, `truncated`"),
+    ("`http_request`", "redirects", "tools.builtin.http.MAX_REDIRECTS", "", "", "`tool.permanent`"),
+    ("tool result", "the outcome of a call, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`"),
+    ("result", "the output of a run, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`"),
+    (
+        "state, artifacts",
+        "all that a run leaves",
+        "runtime.ending.LARGEST_ENDING_BYTES",
+        "bytes",
+        "",
+        "`step.too_large`",
+    ),
+    ("error", "its message", "models.MAX_MESSAGE_CHARS", "characters", "", "cut"),
+    ("event", "its payload, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`, where it is emitted"),
+    (
+        "event",
+        "its name",
+        "runtime.ledger.MAX_EVENT_NAME_CHARS",
+        "characters",
+        "",
+        "`step.too_large`, where it is emitted",
+    ),
+    ("event", "in one script call", "runtime.ledger.BATCH_EVENTS", "events", "", "the next script call"),
+    ("event", "in one script call", "runtime.ledger.BATCH_BYTES", "characters", "", "the next script call"),
+    ("event", "not stored yet", "runtime.ledger.PENDING_EVENTS", "events", "", "`emit` waits"),
+    ("event", "not stored yet", "runtime.ledger.PENDING_BYTES", "characters", "", "`emit` waits"),
+    ("event", "one piece of a reply", "runtime.ledger.DELTA_CHARS", "characters", "", "the next piece"),
+    (
+        "event",
+        "kept of one run",
+        "events_maxlen",
+        "events",
+        "OPENAGENTS_EVENTS_MAXLEN",
+        "trimmed, `events.gap`",
+    ),
+    (
+        "page",
+        "pages that follow runs, in one process",
+        "max_watchers",
+        "",
+        "OPENAGENTS_MAX_WATCHERS",
+        "`watch.too_many`",
+    ),
+    (
+        "page",
+        "messages that wait for one watcher",
+        "store.channels.INBOX_MESSAGES",
+        "",
+        "",
+        "read from the stream",
+    ),
+    ("journal", "records in one answer", "store.scripts.PAGE_BYTES", "bytes", "", "the next page"),
+    (
+        "slots",
+        "of the free slots, for notifications of ends: one in",
+        "worker.end_notices.SHARE_OF_FREE_SLOTS",
+        "",
+        "",
+        "they wait",
+    ),
+    (
+        "slots",
+        "notifications that wait in a worker",
+        "worker.end_notices.MOST_WAITING",
+        "",
+        "",
+        "sent again later",
+    ),
+)
+
+
+def door_limit_rows() -> Iterator[str]:
+    """The rows of the table."""
+    for door, what, where, unit, set_by, beyond in _ROWS:
+        named = f"`{set_by}`" if set_by.startswith(PREFIX) else set_by
+        yield f"| {door} | {what} | {_value(where):,} {unit}".rstrip() + f" | {named} | {beyond} |\n"
+
+
+def _value(where: str) -> int:
+    payload = int(Settings.model_fields["max_payload_bytes"].default)
+    reply = int(LLMOptions.model_fields["max_reply_bytes"].default)
+    match where:
+        case "payloads":
+            return PAYLOADS_A_MESSAGE * payload
+        case "max_reply_bytes":
+            return reply
+        case "stream":
+            return reply * _constant("llm.openai_compatible.STREAM_OVERHEAD")
+        case "http_max_bytes":
+            tool = import_module("openagents_worker.tools.builtin.http").HttpRequest
+            return int(tool.Config.model_fields["max_bytes"].default)
+    if where.startswith(PREFIX):
+        where = where.removeprefix(PREFIX).lower()
+    field = Settings.model_fields.get(where)
+    return _constant(where) if field is None else int(field.default)
+
+
+def _constant(where: str) -> int:
+    module, _, name = where.rpartition(".")
+    return int(getattr(import_module(f"openagents_worker.{module}"), name))

@@ -1,0 +1,101 @@
+"""Pages: what is large is read in small ones, what is small in large ones; the answer is the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from openagents_worker.store import scripts
+from openagents_worker.store.client import AsyncStore, Cell
+from openagents_worker.store.events import history, watch
+from openagents_worker.store.paging import ANSWER_BYTES, PageSize
+from openagents_worker.store.runs import SessionStore
+from tests.producer.hand import Hand
+from tests.store.doors import call
+
+
+@pytest.fixture
+def hand(redis_url: str) -> Generator[Hand]:
+    with Hand(redis_url) as hand:
+        yield hand
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [(0, 500), (100, 500), (3_000, 349), (ANSWER_BYTES // 2, 2), (50 * ANSWER_BYTES, 1)]
+)
+def test_a_page_has_as_many_entries_as_fit(size: int, count: int) -> None:
+    """At least one, at most `most`."""
+    page = PageSize(first=100, most=500)
+    page.learn(10, 10 * size)
+    assert page.count == count
+
+
+async def test_a_transcript_of_large_messages_is_read_in_small_pages(redis_url: str) -> None:
+    """A megabyte at a time, but for the first page."""
+    store = AsyncStore(Cell(redis_url))
+    texts = [json.dumps({"role": "user", "content": str(n) + "x" * 100_000}) for n in range(100)]
+    await store.redis.rpush(store.keys("transcript", "s1"), *texts)
+    asked: list[int] = []
+    reader = SessionStore(store)
+    page = reader._page
+
+    async def counted(key: str, at: int, to: int) -> list[str]:
+        asked.append(to - at)
+        return await page(key, at, to)
+
+    reader._page = counted  # type: ignore[method-assign]
+    messages = await reader.load_messages("s1")
+    await store.redis.delete(store.keys("transcript", "s1"))
+    await store.close()
+
+    assert [message["content"][:2].rstrip("x") for message in messages] == [str(n) for n in range(100)]
+    assert (asked[0], max(asked[1:])) == (20, 10)
+
+
+def test_large_events_are_read_in_small_pages(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By who watches, and by who reads the history: all of them, in order."""
+    hand.submit("r1")
+    hand.claim("r1")
+    for batch in range(1, 31):
+        events = [
+            word for n in range(10) for word in ("said", json.dumps({"n": batch * 10 + n, "x": "x" * 50_000}))
+        ]
+        hand.store.run(scripts.emit(run_id="r1", fence=_fence(hand), batch_no=batch, events=events))
+    counts: list[int] = []
+    xrange = type(hand.store.redis).xrange
+
+    def counted(self: Any, name: str, start: str, end: str, count: int) -> Any:
+        counts.append(count)
+        return xrange(self, name, start, end, count)
+
+    monkeypatch.setattr(type(hand.store.redis), "xrange", counted)
+    told = hand.store.carry_out(history(hand.store.keys, "r1"))
+    hand.finish("r1")
+    watched = list(watch(hand.store, "r1"))
+
+    said = [event.payload["n"] for event in told if event.name == "said"]
+    assert said == list(range(10, 310))
+    assert [event.payload["n"] for event in watched if event.name == "said"] == said
+    assert min(counts) < 30
+
+
+def _fence(hand: Hand) -> str:
+    return str(hand.store.redis.hget(hand.store.keys("run", "r1"), "fence"))
+
+
+@pytest.mark.parametrize("count", [1, 4_000, 5_000])
+def test_a_worker_of_many_agents_registers(hand: Hand, count: int) -> None:
+    """Lua hands a few thousand values to one command at most; a file may have five thousand agents."""
+    agents = [word for n in range(count) for word in (f"agent-{n}", '{"queue":null,"def_hash":"h"}')]
+
+    hand.store.run(scripts.register(incarnation="w9:1", lease_ms=60_000, agents=agents))
+    unknown = hand.store.run(call("submit", run_id="r9", agent_id="nobody"))
+
+    assert hand.store.redis.hlen(hand.store.keys("agents")) >= count
+    assert unknown.answer == "UNKNOWN_AGENT"
+    assert len(unknown.known_agents) >= count
+    hand.store.redis.delete(hand.store.keys("agents"))
+    hand.store.run(scripts.retire(incarnation="w9:1"))
