@@ -170,6 +170,7 @@ def test_a_variable_that_is_not_utf8_is_refused(name: str) -> None:
         load_settings({f"OPENAGENTS_{name.upper()}": "a\udcff"})
 
 
+@pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", ["1" + "0" * 18, "9" * 300, "1e300"])
 def test_a_size_and_a_time_have_an_end(name: str, value: str) -> None:
     """A value that nobody can mean is refused, with the largest that is taken."""
