@@ -22,6 +22,7 @@ from pydantic_settings import (
 from openagents_worker.addresses import RedisAddress, address_of, is_redis_url
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
+from openagents_worker.queue_names import problem_with_queue
 from openagents_worker.redaction import safe_text, safe_url
 from openagents_worker.time_limits import (
     SHORTEST_LEASE_MS,
@@ -88,6 +89,19 @@ def _word(text: str) -> str:
     return text
 
 
+def _queue_name(name: str) -> str:
+    if problem := problem_with_queue(name):
+        raise _problem(problem)
+    return name
+
+
+def _key_prefix(prefix: str) -> str:
+    """A prefix consists of the characters of a queue's name, and is none of kombu's or Celery's keys."""
+    if problem := problem_with_queue(prefix):
+        raise _problem(problem.replace("queue name", "key prefix"))
+    return prefix
+
+
 def _split(text: object) -> object:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
@@ -145,11 +159,13 @@ class Settings(BaseSettings):
         default=(),
         description="Modules that the worker imports at start, by commas: your tools and patterns.",
     )
-    key_prefix: Word = Field(
+    key_prefix: Annotated[Word, AfterValidator(_key_prefix)] = Field(
         default="oa",
         description="First part of every key and channel. One for each environment, also across databases.",
     )
-    queue: Word = Field(default="agents", description="Queue of runs whose agent names none of its own.")
+    queue: Annotated[Word, AfterValidator(_queue_name)] = Field(
+        default="agents", description="Queue of runs whose agent names none of its own."
+    )
     concurrency: int = Field(default=500, ge=1, description="Runs that one worker process carries at once.")
     tool_threads: int = Field(
         default=64, ge=1, description="Threads of one worker process for tools that are not async."
@@ -277,6 +293,8 @@ class Settings(BaseSettings):
             object.__setattr__(self, "broker_url", self.redis_url)
         if is_redis_url(self.broker_url):
             _check_broker(self.broker_url)
+        if problem := problem_with_queue(self.queue, self.key_prefix):
+            raise _problem(problem, "queue")
         if not self.heartbeat_ms:
             object.__setattr__(self, "heartbeat_ms", default_heartbeat_ms(self.lease_ms))
         longest_ms = longest_heartbeat_ms(self.lease_ms)

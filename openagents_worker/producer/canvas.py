@@ -12,6 +12,7 @@ from typing import Any
 from kombu.utils.json import dumps, loads
 
 from openagents_worker.errors import RequestInvalid, RequestTooLarge
+from openagents_worker.producer.queue_checks import check_linked_queues
 
 __all__ = ["KEPT", "canvas_of", "canvas_of_message", "options_of", "stamps_of"]
 
@@ -82,10 +83,11 @@ def stamps_of(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"stamped_headers": names, **{name: options[name] for name in names}}
 
 
-def canvas_of(options: Mapping[str, Any], *, max_bytes: int) -> str:
+def canvas_of(options: Mapping[str, Any], *, max_bytes: int, key_prefix: str = "") -> str:
     """The options of a submission that every message of its run repeats, as JSON; '' for none.
 
-    Raises `RequestInvalid` for what cannot be repeated, `RequestTooLarge` for more than `max_bytes`.
+    Raises `RequestInvalid` for what cannot be repeated and for a linked task whose queue has a name that no
+    queue may have (`key_prefix` is that of this library), `RequestTooLarge` for more than `max_bytes`.
     """
     priority, headers = options.get("priority"), options.get("headers")
     if priority is not None and not (isinstance(priority, int) and 0 <= priority <= 9):
@@ -94,6 +96,7 @@ def canvas_of(options: Mapping[str, Any], *, max_bytes: int) -> str:
         raise RequestInvalid(f"the headers {', '.join(taken)} of a message are Celery's or ours")
     kept = {name: options[name] for name in KEPT if options.get(name) not in (None, [], {}, ())}
     kept |= stamps_of(options)
+    check_linked_queues(kept, key_prefix)
     try:
         canvas: str = dumps(kept, allow_nan=False) if kept else ""  # type: ignore[no-untyped-call]
     except (TypeError, ValueError) as error:
@@ -119,7 +122,7 @@ RESERVED_STAMPS = frozenset(
 """A stamp travels as an option of its own beside these, to Celery and to the broker."""
 
 
-def canvas_of_message(request: Any, *, max_bytes: int) -> str:
+def canvas_of_message(request: Any, *, max_bytes: int, key_prefix: str = "") -> str:
     """The same of a message that somebody else has sent, from its task's `self.request`."""
     names = {name: _IN_A_REQUEST.get(name, name) for name in KEPT}
     options = {name: getattr(request, found, None) for name, found in names.items() if found}
@@ -127,7 +130,7 @@ def canvas_of_message(request: Any, *, max_bytes: int) -> str:
     options["replaced_task_nesting"] = request.replaced_task_nesting or None
     if stamps := getattr(request, "stamps", None):
         options |= {**stamps, "stamped_headers": list(stamps)}
-    return canvas_of(options, max_bytes=max_bytes)
+    return canvas_of(options, max_bytes=max_bytes, key_prefix=key_prefix)
 
 
 def options_of(canvas: str) -> dict[str, Any]:

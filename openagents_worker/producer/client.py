@@ -303,7 +303,9 @@ class AsyncClient(AsyncOperations):
 
 def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
     given = {name: value for name, value in options.items() if value is not None}
-    return canvas_of({**(canvas or {}), **given}, max_bytes=settings.max_payload_bytes)
+    return canvas_of(
+        {**(canvas or {}), **given}, max_bytes=settings.max_payload_bytes, key_prefix=settings.key_prefix
+    )
 
 
 def _wakes(run_id: str, answer: Cancelled) -> tuple[Wake, ...]:

@@ -28,7 +28,9 @@ from openagents_worker.producer.app_parts import AppKind, AppParts, attach_parts
 from openagents_worker.producer.broker import ANSWER_TIMEOUT_S as BROKER_ANSWER_TIMEOUT_S
 from openagents_worker.producer.broker import RESUME_RUN, RUN_AGENT, TRANSPORTS
 from openagents_worker.producer.canvas import options_of
+from openagents_worker.producer.queue_checks import queue_to_send_to
 from openagents_worker.producer.results import NO_RESULTS
+from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
 from openagents_worker.store.formats import WRITTEN
@@ -45,8 +47,6 @@ __all__ = [
     "send_wakes",
     "wake_queue",
 ]
-
-WAKE_SUFFIX = ".wake"
 
 CONNECT_TIMEOUT_S = 1.0  # with one retry a broker that is away or silent is known within three seconds
 ANSWER_TIMEOUT_S = 1.5
@@ -126,7 +126,7 @@ def send_first(app: Celery, run: Wake) -> bool:
     """
     if (carry := _eager(app)) is not None:
         return bool(carry([run]))
-    return _publish(app, [_first_message(run, run.queue)]) == 1
+    return _publish(app, [_first_message(run, _queue_of(app, run))]) == 1
 
 
 def send_wakes(app: Celery, wakes: Iterable[Wake]) -> int:
@@ -136,7 +136,7 @@ def send_wakes(app: Celery, wakes: Iterable[Wake]) -> int:
     """
     if (carry := _eager(app)) is not None:
         return int(carry(wakes))
-    return _publish(app, [_wake_message(wake) for wake in wakes])
+    return _publish(app, [_wake_message(wake, _queue_of(app, wake)) for wake in wakes])
 
 
 def _eager(app: Celery) -> Callable[[Iterable[Wake]], int] | None:
@@ -161,8 +161,12 @@ def _first_message(run: Wake, queue: str) -> Message:
     return _message(run, RUN_AGENT, queue, [ids])
 
 
-def _wake_message(wake: Wake) -> Message:
-    queue = wake_queue(wake.queue)
+def _queue_of(app: Celery, run: Wake) -> str:
+    return queue_to_send_to(run.queue, parts_of(app).settings, run.run_id)
+
+
+def _wake_message(wake: Wake, queue_of_run: str) -> Message:
+    queue = wake_queue(queue_of_run)
     if wake.attempt == 0:
         return _first_message(wake, queue)
     return _message(wake, RESUME_RUN, queue, [wake.run_id, wake.checkpoint_id])

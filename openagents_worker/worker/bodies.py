@@ -18,6 +18,7 @@ from openagents_worker.errors import OpenAgentsError, RedisUnreachable, RunConfl
 from openagents_worker.models import RunRequest, StopReason
 from openagents_worker.producer.canvas import canvas_of_message
 from openagents_worker.producer.submit import asubmit
+from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.runtime.attempt import Carried, Outlook
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import reject
@@ -42,7 +43,9 @@ def run_agent(
     try:
         asked = wanted(message, max_bytes=max_bytes)
         if isinstance(asked, RunRequest):
-            canvas = canvas_of_message(task.request, max_bytes=max_bytes)
+            canvas = canvas_of_message(
+                task.request, max_bytes=max_bytes, key_prefix=process.settings.key_prefix
+            )
             asked = process.run(_accepted(process, asked, message, canvas))
     except OpenAgentsError as error:
         process.run(_answer(process, message, error))
@@ -133,7 +136,7 @@ def _message_of(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         request.id if isinstance(request.id, str) else f"no-id-{uuid.uuid4()}",
         args,
         kwargs,
-        queue.removesuffix(".wake"),
+        queue.removesuffix(WAKE_SUFFIX),
         ours,
         _ms_until(request.expires),
         has_id=isinstance(request.id, str),

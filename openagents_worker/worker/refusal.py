@@ -16,6 +16,7 @@ from celery import bootsteps
 from openagents_worker.errors import RedisUnreachable, RequestInvalid
 from openagents_worker.producer.client import client_of
 from openagents_worker.producer.transport import RUN_AGENT, wake_queue
+from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.store.scripts import reject
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.intake import EXAMPLE
@@ -96,7 +97,7 @@ def _answer(host: Host, consumer: Any, message: Any, reason: object) -> None:
     if task_id is not None:
         door = reject(
             run_id=task_id,
-            queue=str(message.delivery_info["routing_key"]).removesuffix(".wake"),
+            queue=str(message.delivery_info["routing_key"]).removesuffix(WAKE_SUFFIX),
             code=refused.code,
             message=refused.message,
             hint=refused.hint or "",
