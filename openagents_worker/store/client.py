@@ -28,6 +28,7 @@ from openagents_worker.store.failures import (
     AnswerLost,
     connection_broke,
     not_sent,
+    note_key,
     refuses_now,
     translating,
 )
@@ -131,6 +132,28 @@ def _telling(connection_class: Any) -> Any:
     return AsyncTelling if inspect.iscoroutinefunction(connection_class.connect) else Telling
 
 
+class _Redis(redis.Redis):
+    """redis-py's client, whose errors of a wrong type name the key."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py
+        except exceptions.ResponseError as error:
+            note_key(error, args)
+            raise
+
+
+class _AsyncRedis(redis_async.Redis):
+    """The same for asyncio."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except exceptions.ResponseError as error:
+            note_key(error, args)
+            raise
+
+
 def _pool(
     pool_class: Any,
     cell: Cell,
@@ -199,7 +222,7 @@ class Store:
             answer_timeout_s=answer_timeout_s,
             connect_timeout_s=connect_timeout_s,
         )
-        self.redis = redis.Redis(connection_pool=pool)
+        self.redis = _Redis(connection_pool=pool)
         self._keeping: Keeping | None = None
         at_fork(self)
 
@@ -302,7 +325,7 @@ class _OnLoop:
     """What an async store has open on one event loop."""
 
     def __init__(self, pool: Any, answer_timeout_s: float | None) -> None:
-        self.redis = redis_async.Redis(connection_pool=pool)
+        self.redis = _AsyncRedis(connection_pool=pool)
         self.lanes = Lanes(pool, answer_timeout_s=answer_timeout_s)
         self._pool = pool
 

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_type_hints
 
 from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
-from openagents_worker.store.keys import lua_key_functions
+from openagents_worker.store.keys import left_in_place_in_lua, lua_key_functions
 from openagents_worker.store.states import states_in_lua
 
 __all__ = [
@@ -87,7 +87,9 @@ class Script:
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         self.name = name
-        body = states_in_lua(_with_library(f"{name}.lua", set()))
+        done: set[str] = set()
+        parts = [_with_library("lib/types.lua", done), _with_library(f"{name}.lua", done)]
+        body = states_in_lua("\n".join(parts)).replace("LEFT_IN_PLACE_PATTERNS", left_in_place_in_lua())
         self.source = "\n".join([lua_key_functions(body), _arguments(parameters), body])
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 

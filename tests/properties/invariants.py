@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import unquote
 
-from openagents_worker.store.keys import ALWAYS_EXPIRING, PERMANENT, Keys, spec_of
+from openagents_worker.store.keys import ALWAYS_EXPIRING, ANY_TYPE, PERMANENT, Keys, spec_of
 from tests.properties.lab import View
 from tests.properties.truth import TERMINAL, Run, Suspicion, Truth
 from tests.stored import shown as shown_events
@@ -190,7 +190,7 @@ def _check_life_times(cell: _Cell, truth: Truth) -> None:
     for key, known in cell.specs.items():
         assert known, f"{key} is in no table"
         spec, id_ = known[0].name, unquote(known[1])
-        assert cell.view[key].kind == known[0].type, f"{key} is a {cell.view[key].kind}"
+        assert known[0].type in (cell.view[key].kind, ANY_TYPE), f"{key} is a {cell.view[key].kind}"
         if spec in PERMANENT:
             needed = True
         elif spec in ALWAYS_EXPIRING:

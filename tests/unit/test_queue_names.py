@@ -91,7 +91,10 @@ def test_a_setting_with_such_a_queue_is_refused(name: str) -> None:
     assert "OPENAGENTS_QUEUE" in error.value.message
 
 
-@pytest.mark.parametrize("prefix", ["unacked", "_kombu.binding.agents", "celery-task-meta-x", "a\x06", "x.wake"])
+PREFIXES = ["unacked", "_kombu.binding.agents", "celery-task-meta-x", "a\x06", "x.wake"]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_key_prefix_is_none_of_kombus_keys(prefix: str) -> None:
     """Our keys would stand among those of the broker."""
     with pytest.raises(ConfigValidationError) as error:
@@ -117,7 +120,8 @@ def test_what_is_linked_to_a_run_names_no_such_queue(option: str, name: str) -> 
 
 def test_arguments_of_a_linked_task_may_say_what_they_like() -> None:
     """Only the options of a signature name a queue."""
-    linked = {"task": "shop.mail", "args": [{"queue": "oa:due"}], "kwargs": {"queue": "unacked"}, "options": {}}
+    said = {"args": [{"queue": "oa:due"}], "kwargs": {"queue": "unacked"}}
+    linked = {"task": "shop.mail", "options": {}, **said}
 
     assert canvas_of({"link": [linked]}, max_bytes=10_000, key_prefix="oa")
 

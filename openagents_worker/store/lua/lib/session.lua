@@ -1,4 +1,5 @@
 --#include run
+--#include records
 --#include index
 -- A session's order: one holder, the others by place. Given at submit, or when a delayed run falls due.
 local function session_keys(S)
@@ -31,14 +32,14 @@ end
 -- holder(S): the holder, or nil; one whose record is gone holds nothing
 local function holder(S)
   local id = redis.call('HGET', k.session(S), 'holder')
-  if id and redis.call('EXISTS', k.run(id)) == 1 then return id end
+  if id and is_known(id) then return id end
   return nil
 end
 
 -- repaired(S): a holder whose record is gone makes way for the head of the queue; returns the wake-up of that one
 local function repaired(S)
   local id = redis.call('HGET', k.session(S), 'holder')
-  if id and redis.call('EXISTS', k.run(id)) == 0 then return promote(S) end
+  if id and not is_known(id) then return promote(S) end
   return nil
 end
 
@@ -61,7 +62,9 @@ local function place(run)
     append(run, {'run.queued', '{"queue":' .. q(run.queue) .. '}'})
     return wake_of(run)
   end
-  local ordinal = redis.call('HINCRBY', k.session(S), 'ordinal', 1)
+  local last = redis.call('ZRANGE', k.session_queue(S), -1, -1, 'WITHSCORES')[2]
+  local ordinal = count_up(k.session(S), 'ordinal')
+  if last and ordinal <= tonumber(last) then ordinal = count_up(k.session(S), 'ordinal', digits(last - ordinal + 1)) end
   redis.call('ZADD', k.session_queue(S), ordinal, run.id)
   redis.call('HSET', k.run(run.id), 'state', STATE.waiting_session)
   local position = redis.call('ZRANK', k.session_queue(S), run.id) + 1
