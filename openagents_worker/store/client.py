@@ -166,6 +166,8 @@ def _pool(
 ) -> Any:
     options = {
         "decode_responses": True,
+        # One record that is not UTF-8 must not take the answers to all other commands of a pipeline with it.
+        "encoding_errors": "backslashreplace",
         "socket_connect_timeout": connect_timeout_s,
         "socket_timeout": answer_timeout_s,
         "retry": retry,

@@ -45,6 +45,7 @@ __all__ = [
     "WriteAnswer",
     "accuse",
     "alarm",
+    "aside_news",
     "cancel",
     "claim",
     "commit",
@@ -53,8 +54,10 @@ __all__ = [
     "end_lease",
     "finish",
     "look",
+    "mend_key",
     "page",
     "prune",
+    "put_aside",
     "reclaim",
     "register",
     "reject",
@@ -785,6 +788,23 @@ def delete_session(reply: Reply, *, session_id: str, limit: int, even_untold: bo
     if answer in (DeleteAnswer.BUSY, DeleteAnswer.UNTOLD):
         return Deleted(answer, run_id=reply[1])
     return Deleted(answer, runs=int(reply[1]))
+
+
+@_door
+def put_aside(reply: Reply, *, key: str, code: str, what: str, item: str) -> None:
+    """Keep an item that nobody can use; `key` says where it was found."""
+
+
+@_door
+def aside_news(reply: Reply, *, limit: int) -> tuple[str, ...]:
+    """What was put aside since somebody asked last, newest first, as JSON (`store.aside`)."""
+    return tuple(reply)
+
+
+@_door
+def mend_key(reply: Reply, *, key: str, kind: str) -> Literal["MOVED", "LEFT", "SOUND"]:
+    """Put a key aside that is not of this type. LEFT: nothing could go on without it, and it stays."""
+    return cast(Literal["MOVED", "LEFT", "SOUND"], reply)
 
 
 @_door

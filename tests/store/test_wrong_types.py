@@ -120,6 +120,9 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
     ask("prune")
     ask("reject", run_id=f"{n}-bad")
     ask("resume", run_id="r1", session_id="s1")
+    ask("put_aside")
+    ask("aside_news")
+    ask("mend_key")
     ask("retire", host="h1")
     ask("delete_session", session_id="s1", even_untold=True)
     return refused
@@ -159,7 +162,7 @@ def test_no_script_is_stopped_by_a_key_that_becomes_another_kind(store: Store, s
 def test_what_is_put_aside_can_be_read(store: Store) -> None:
     """The key has another name, and the list says which, when and why."""
     store.redis.rpush("oa:due", "one", "two")
-    whole_history(store, "n1")
+    store.run(call("wake"))
 
     [entry] = [json.loads(text) for text in store.redis.lrange("oa:aside", 0, -1)]
 

@@ -31,6 +31,7 @@ local function claimed(run, found)
   local session = {found.messages, found.artifacts, state_bytes <= page_bytes and found.state or false} -- a larger state is read by itself
   local fields = redis.call('HMGET', k.run(run_id), 'request', 'attempt', 'life', 'retries', 'uid', 'usage', 'queue', 'canvas',
     'started', 'recoveries', 'last_error', 'def_hash', 'active_ms', 'durable')
+  fields[2], fields[3], fields[4], fields[10] = digits(run.attempt), digits(run.life), digits(run.retries), digits(run.recoveries)
   return {'CLAIMED', run.fence, fields, found.facts, found.journal, page, session}
 end
 

@@ -12,6 +12,8 @@ local function mend(R, name)
   redis.call('HSET', k.run(R), name, newest and string.match(newest[1], '^%d+') or '0')
 end
 
+local COUNTS_FROM = #RUN_FIELDS - 3
+
 -- load(R): the record as a table, numbers as numbers; nil when there is none. What is not a number where one belongs is 0
 local function load(R)
   local values = redis.pcall('HMGET', k.run(R), unpack(RUN_FIELDS))
@@ -27,13 +29,11 @@ local function load(R)
   for i, name in ipairs(RUN_FIELDS) do run[name] = values[i] or '' end
   for _, name in ipairs({'attempt', 'life', 'steps', 'retries', 'recoveries', 'stuck', 'emit_no', 'due', 'expires', 'format'}) do
     local number = tonumber(run[name]) or 0
-    run[name] = number > -MOST and number < MOST and number or 0
+    run[name] = number > -MOST and number < MOST and number % 1 == 0 and number or 0
   end
-  local counts = run.seq .. run.active_ms .. run.retries_in_all .. run.tellings
-  if #counts > 15 or not string.find(counts, '^%d*$') then
-    for _, name in ipairs({'seq', 'active_ms', 'retries_in_all', 'tellings'}) do
-      if #run[name] > 15 or not string.find(run[name], '^%d*$') then mend(R, name) end
-    end
+  for i = COUNTS_FROM, #RUN_FIELDS do -- HINCRBY takes whole numbers only
+    local count = values[i]
+    if count and (#count > 15 or not string.find(count, '^%d+$')) then mend(R, RUN_FIELDS[i]) end
   end
   return run
 end
@@ -149,7 +149,8 @@ end
 -- leave(run): no longer in its owner's lists; the time it was worked on is added up
 local function leave(run)
   if run.owner == '' then return end
-  redis.call('HINCRBY', k.run(run.id), 'active_ms', math.max(0, NOW_MS - (tonumber(run.claimed) or NOW_MS)))
+  local since = tonumber(run.claimed) or NOW_MS
+  redis.call('HINCRBY', k.run(run.id), 'active_ms', digits(since > 0 and since < NOW_MS and NOW_MS - since or 0))
   redis.call('SREM', k.worker_runs(run.owner), run.id)
   redis.call('SREM', k.worker_box(run.owner), run.id)
   if run.suspicion ~= '' or run.stuck >= 2 then redis.call('SREM', k.suspects(run.owner), run.id) end

@@ -64,7 +64,7 @@ local function place(run)
   end
   local last = redis.call('ZRANGE', k.session_queue(S), -1, -1, 'WITHSCORES')[2]
   local ordinal = count_up(k.session(S), 'ordinal')
-  if last and ordinal <= tonumber(last) then ordinal = count_up(k.session(S), 'ordinal', digits(last - ordinal + 1)) end
+  if last and ordinal <= tonumber(last) and tonumber(last) < MOST then ordinal = count_up(k.session(S), 'ordinal', digits(math.floor(last - ordinal + 1))) end
   redis.call('ZADD', k.session_queue(S), ordinal, run.id)
   redis.call('HSET', k.run(run.id), 'state', STATE.waiting_session)
   local position = redis.call('ZRANK', k.session_queue(S), run.id) + 1
