@@ -49,10 +49,10 @@ class PutAside:
 
 
 def shown_item(item: object) -> str:
-    """An item of a queue as text that can be stored: bytes that are not UTF-8 as escapes, and not too much."""
+    """An item of a queue as text that can be stored: what is not UTF-8 as escapes, and not too much."""
     text = item.decode("utf-8", "backslashreplace") if isinstance(item, bytes) else str(item)
     text = text.encode("utf-8", "backslashreplace").decode()
-    more = f"… ({len(text):,} characters)" if len(text) > MAX_ITEM_CHARS else ""
+    more = f"… ({len(text):,} in all)" if len(text) > MAX_ITEM_CHARS else ""
     return text[:MAX_ITEM_CHARS] + more
 
 
