@@ -233,7 +233,7 @@ class Channel(redis.Channel):
         super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)  # type: ignore[no-untyped-call]
 
     def _size(self, queue: str) -> int:
-        return int(self._with_sound_queues([queue], super()._size, queue))  # type: ignore[no-untyped-call]
+        return int(self._with_sound_queues([queue], super()._size, queue))
 
     def _put(self, queue: str, message: Any, **options: Any) -> None:
         self._with_sound_queues([queue], super()._put, queue, message, **options)
@@ -268,7 +268,7 @@ class Channel(redis.Channel):
 
 
 def _is_of_broker(line: Any, error: BaseException) -> bool:
-    """Whether this is about the broker, not about an item. kombu counts each KeyError as a lost connection."""
+    """Whether this is about the broker, not about an item. kombu counts a KeyError as a lost connection."""
     errors = (*line.connection_errors, *line.channel_errors)
     return isinstance(error, errors) and not isinstance(error, LookupError)
 
