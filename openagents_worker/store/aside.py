@@ -92,8 +92,8 @@ def read_aside(keys: Keys) -> Plan[tuple[PutAside, ...]]:
     return entries_of(texts)
 
 
-def wrong_fixed_keys(keys: Keys) -> Plan[list[tuple[str, str]]]:
-    """Those of the keys that a cell has one of each which have a wrong type, each with that type."""
+def wrong_fixed_keys(keys: Keys) -> Plan[list[str]]:
+    """Keys of a wrong type, of those of which a cell has one each."""
     fixed = [spec for spec in KEYS if "{}" not in spec.template]
 
     def question(client: Any) -> Any:
@@ -104,9 +104,7 @@ def wrong_fixed_keys(keys: Keys) -> Plan[list[tuple[str, str]]]:
 
     found = yield question
     return [
-        (keys(spec.name), kind)
-        for spec, kind in zip(fixed, found, strict=True)
-        if kind not in ("none", spec.type)
+        keys(spec.name) for spec, kind in zip(fixed, found, strict=True) if kind not in ("none", spec.type)
     ]
 
 

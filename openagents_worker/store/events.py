@@ -32,7 +32,7 @@ from openagents_worker.models import RunState
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.channels import Inbox, listening
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
-from openagents_worker.store.formats import reading
+from openagents_worker.store.formats import reading, stored_format
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.runs import run_not_found
 
@@ -72,7 +72,7 @@ def _head_of(run_id: str, values: Sequence[str | None]) -> Head | None:
     state, seq, life, agent_id, session_id, format_ = values
     if state is None:
         return None
-    with reading(int(format_ or 0), run_id=run_id):
+    with reading(stored_format(format_), run_id=run_id):
         return Head(run_id, RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
 
 

@@ -30,10 +30,12 @@ __all__ = [
     "failure_of",
     "is_wrong_type",
     "not_sent",
+    "or_else",
     "note_key",
     "refuses_now",
     "translating",
     "wrong_key_of",
+    "wrong_type_error",
 ]
 
 KEY = "_openagents_key"
@@ -145,6 +147,25 @@ def wrong_key_of(error: Exception) -> str:
     return str(getattr(error, KEY, ""))
 
 
+def wrong_type_error(key: str, where: str = "") -> RedisWrongType:
+    """The error that names a key of another type than it must have."""
+    return RedisWrongType(
+        f"the key {key or '(unknown)'}{where} is not what this library keeps there",
+        hint="another program may have written it: choose another OPENAGENTS_KEY_PREFIX for one of them, or "
+        "delete the key; `openagents-worker status` lists such keys",
+        key=key,
+    )
+
+
+def or_else(answer: Any, default: Any) -> Any:
+    """One answer of a pipeline that was asked without raising: the default where its key has a wrong type."""
+    if isinstance(answer, Exception):
+        if not is_wrong_type(answer):
+            raise answer
+        return default
+    return answer
+
+
 def note_key(error: Exception, command: Sequence[Any]) -> None:
     """Let an error of a wrong type know the key of the command that it answers."""
     if is_wrong_type(error) and len(command) > 1:
@@ -189,13 +210,7 @@ def _translated(error: Exception, where: str) -> RedisUnreachable:
         case Failure.LOST:
             return AnswerLost(f"Redis at {where} got a command and its answer was lost: {error}")
         case Failure.FINAL if is_wrong_type(error):
-            key = wrong_key_of(error)
-            return RedisWrongType(
-                f"the key {key or '(unknown)'} in Redis at {where} is not what this library keeps there",
-                hint="another program may have written it: choose another OPENAGENTS_KEY_PREFIX for one of "
-                "them, or delete the key; `openagents-worker status` lists such keys",
-                key=key,
-            )
+            return wrong_type_error(wrong_key_of(error), f" in Redis at {where}")
         case Failure.FINAL:
             return RedisRefused(f"Redis at {where} refuses a command: {error}", hint=_hint(error))
         case _:

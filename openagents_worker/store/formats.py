@@ -25,7 +25,10 @@ __all__ = [
     "is_read",
     "other_format",
     "reading",
+    "stored_format",
 ]
+
+MAX_FORMAT_DIGITS = 9
 
 WRITTEN = 1
 BY_PLACE = 1
@@ -51,6 +54,11 @@ def other_format(format_: int, *, run_id: str | None = None, session_id: str | N
         run_id=run_id,
         session_id=session_id,
     )
+
+
+def stored_format(text: str | None) -> int:
+    """The format that a record says it has; 0, as of one that says none, where that is not a number."""
+    return int(text) if text and text.isdecimal() and len(text) <= MAX_FORMAT_DIGITS else 0
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from openagents_worker.models import (
     RunUsage,
 )
 from openagents_worker.store.client import AsyncStore, Plan, Reader, Store
-from openagents_worker.store.formats import is_read, reading
+from openagents_worker.store.failures import or_else
+from openagents_worker.store.formats import is_read, reading, stored_format
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.states import STATES
 
@@ -81,7 +82,7 @@ def record_of(run_id: str, values: Sequence[str | None]) -> RunRecord | None:
     field = {name: value or "" for name, value in zip(RECORD_FIELDS, values, strict=True)}
     if not field["state"]:
         return None
-    with reading(int(field["format"] or 0), run_id=run_id):
+    with reading(stored_format(field["format"]), run_id=run_id):
         return _record(run_id, field)
 
 
@@ -114,7 +115,7 @@ def _record(run_id: str, field: Mapping[str, str]) -> RunRecord:
         duration_ms=count("active_ms"),
         usage=RunUsage.model_validate_json(field["usage"] or "{}"),
         last_error=_last_error(field["last_error"], field["last_error_details"]),
-        request=_request(field["request"], int(field["format"] or 0)),
+        request=_request(field["request"], stored_format(field["format"])),
         result=RunResult[Any].model_validate_json(field["result"]) if field["result"] else None,
     )
 
@@ -174,8 +175,16 @@ def states_of(keys: Keys, run_ids: Sequence[str]) -> Plan[dict[str, RunState | N
     for at in range(0, len(run_ids), STATES_A_PIPELINE):
         ids = run_ids[at : at + STATES_A_PIPELINE]
         values = yield _states(keys, ids)
-        states |= {id_: RunState(value) if value else None for id_, value in zip(ids, values, strict=True)}
+        states |= {id_: _state(value) for id_, value in zip(ids, values, strict=True)}
     return states
+
+
+def _state(value: Any) -> RunState | None:
+    """None also for a record that cannot be read: it must not keep the states of others from being known."""
+    try:
+        return RunState(or_else(value, None))
+    except ValueError:
+        return None
 
 
 def read_states(store: Store, run_ids: Sequence[str]) -> dict[str, RunState | None]:
@@ -193,7 +202,7 @@ def _states(keys: Keys, run_ids: Sequence[str]) -> Callable[[Any], Any]:
         pipeline = client.pipeline(transaction=False)
         for run_id in run_ids:
             pipeline.hget(keys("run", run_id), "state")
-        return pipeline.execute()
+        return pipeline.execute(raise_on_error=False)
 
     return question
 
@@ -248,7 +257,7 @@ def _session_of(session_id: str, replies: Sequence[Any]) -> SessionView:
             hint="a session begins with its first run and goes OPENAGENTS_SESSION_TTL_S after its last",
             session_id=session_id,
         )
-    with reading(int(record.get("format") or 0), session_id=session_id):
+    with reading(stored_format(record.get("format")), session_id=session_id):
         return SessionView(
             session_id,
             record.get("holder"),
