@@ -32,6 +32,7 @@ from openagents_worker.models import RunState
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.channels import Inbox, listening
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
+from openagents_worker.store.failures import or_else
 from openagents_worker.store.formats import reading, stored_format
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.runs import run_not_found
@@ -94,6 +95,14 @@ def stored_event(head: Head, entry: Entry) -> RunEvent:
     )
 
 
+def _readable(head: Head, entry: Entry) -> RunEvent | None:
+    """The event; None for an entry that no script has written: the others are shown all the same."""
+    try:
+        return stored_event(head, entry)
+    except (ValueError, LookupError, OverflowError, RecursionError):
+        return None
+
+
 def history(keys: Keys, run_id: str) -> Plan[list[RunEvent]]:
     """The events of a run that are stored, oldest first; nothing is waited for. Raises `RunNotFound`."""
     head = _head_of(run_id, (yield lambda r: r.hmget(keys("run", run_id), _HEAD_FIELDS)))
@@ -102,7 +111,7 @@ def history(keys: Keys, run_id: str) -> Plan[list[RunEvent]]:
     events: list[RunEvent] = []
     start = "-"
     while page := (yield lambda r, start=start: r.xrange(keys("events", run_id), start, "+", PAGE)):
-        events += [stored_event(head, entry) for entry in page]
+        events += [event for event in (_readable(head, entry) for entry in page) if event is not None]
         start = f"({page[-1][0]}"
     return events
 
@@ -148,7 +157,9 @@ class Watch:
         for id_, fields in page:
             if self.over or int(id_.partition("-")[0]) < self.wanted:
                 continue
-            event = stored_event(head, (id_, fields))
+            event = _readable(head, (id_, fields))
+            if event is None:
+                continue  # the next event's number tells that one cannot be shown
             assert event.seq is not None
             if event.seq > self.wanted:
                 yield self._gap(event, event.seq - 1)
@@ -162,7 +173,10 @@ class Watch:
 
     def live(self, text: str) -> Sequence[RunEvent]:
         """Takes a published message. A jump in its number means that one was lost: the stream has it."""
-        event = RunEvent.from_json(text)
+        try:
+            event = RunEvent.from_json(text)
+        except (ValueError, RecursionError):
+            return ()  # somebody else's message in our channel
         if event.seq is None:
             return (event,) if self._known_at is None or event.timestamp >= self._known_at else ()
         if event.seq == self.wanted:
@@ -262,7 +276,7 @@ def _news(
         place.look(_head(store, run_id))
         if place.over:
             return ()
-        page, reply = store.ask(lambda r: _page(r, store.keys, run_id, place).execute())
+        page, reply = _pages(store.ask(lambda r: _page(r, store.keys, run_id, place)))
         patience.renew()
         return place.replay(page, reply)
     text = next_message(_wait_s(time.monotonic() + silence_s, deadline))
@@ -323,7 +337,7 @@ async def _anews(
         place.look(await _ahead(store, run_id))
         if place.over:
             return ()
-        page, reply = await store.ask(lambda r: _page(r, store.keys, run_id, place).execute())
+        page, reply = _pages(await store.ask(lambda r: _page(r, store.keys, run_id, place)))
         patience.renew()
         return place.replay(page, reply)
     text = await inbox.next(silence_s)
@@ -355,7 +369,12 @@ def _page(client: Any, keys: Keys, run_id: str, place: Watch) -> Any:
     pipeline = client.pipeline(transaction=True)
     pipeline.xrange(keys("events", run_id), f"{place.wanted}-0", "+", PAGE)
     pipeline.hgetall(keys("reply", run_id))
-    return pipeline
+    return pipeline.execute(raise_on_error=False)
+
+
+def _pages(answers: Sequence[Any]) -> tuple[Sequence[Entry], Mapping[str, str]]:
+    """A key of another type holds nothing of ours: no events, no reply."""
+    return or_else(answers[0], []), or_else(answers[1], {})
 
 
 def _channel(store: Store | AsyncStore, run_id: str, head: Head | None) -> str:

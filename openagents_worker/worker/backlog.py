@@ -69,7 +69,7 @@ def oldest_of(messages: Iterable[str]) -> int | None:
         any_message = True
         try:
             times.append(int(json.loads(message)["headers"]["wake_us"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
             continue  # a foreign producer's message
     if times:
         return min(times)

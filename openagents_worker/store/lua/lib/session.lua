@@ -1,5 +1,6 @@
 --#include run
 --#include records
+--#include readers
 --#include index
 -- A session's order: one holder, the others by place. Given at submit, or when a delayed run falls due.
 local function session_keys(S)
@@ -22,7 +23,7 @@ local function promote(S)
       redis.call('HSET', k.session(S), 'holder', head)
       redis.call('HSET', k.run(head), 'state', STATE.queued)
       redis.call('ZREM', k.session_queue(S), head)
-      append(run, {'run.queued', '{"queue":' .. q(run.queue) .. '}'})
+      append(run, {'run.queued', queued_payload(run)})
       return wake_of(run)
     end
     redis.call('ZREM', k.session_queue(S), head) -- its record is gone or has ended
@@ -59,7 +60,7 @@ local function place(run)
   if held == run.id or not held and redis.call('ZCARD', k.session_queue(S)) == 0 then
     redis.call('HSET', k.session(S), 'holder', run.id)
     redis.call('HSET', k.run(run.id), 'state', STATE.queued)
-    append(run, {'run.queued', '{"queue":' .. q(run.queue) .. '}'})
+    append(run, {'run.queued', queued_payload(run)})
     return wake_of(run)
   end
   local last = redis.call('ZRANGE', k.session_queue(S), -1, -1, 'WITHSCORES')[2]

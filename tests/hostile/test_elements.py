@@ -1,0 +1,161 @@
+"""Names that are keys, keys that are something else, and elements that stop a loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tests.hostile.table import Attack, Case, cases, hostile
+from tests.producer.test_broken_items import NOT_MESSAGES
+from tests.unit.test_queue_names import INVALID
+
+KEY = "a name that is a key"
+TYPE = "a key of another type"
+ELEMENT = "an element that stops a loop"
+
+OURS = [name for name in INVALID if name.startswith("oa:")]
+NAMES = [name for name in INVALID if name and name not in OURS] + OURS[:6]
+
+
+def ascii_of(name: str) -> str:
+    return ascii(name if len(name) < 40 else f"{name[:20]} and more")
+
+
+def linked(name: str, how: str) -> dict[str, Any]:
+    task = {"task": "shop.mail", "args": [], "kwargs": {}, "options": {"queue": name}}
+    return {how: task if how == "link" else [task]}
+
+
+NAME_CASES = [
+    *cases("request", {ascii_of(name): ({"queue": name}, "request.invalid") for name in NAMES}),
+    *cases("options", {ascii_of(name): ({"queue": name}, "request.invalid") for name in NAMES[::2]}),
+    *cases("options", {f"link to {ascii_of(name)}": (linked(name, "link"), "request.invalid") for name in NAMES[:12]}),
+    *cases("options", {f"chain to {ascii_of(name)}": (linked(name, "chain"), "request.invalid") for name in NAMES[12:24]}),
+    *cases(
+        "agents_file",
+        {
+            ascii_of(name): ({"queue": name}, ("config.validation", "config.load"))
+            for name in NAMES
+            if not name.startswith("oa")  # the file does not know the prefix: the worker's start does
+        },
+    ),
+]  # fmt: skip
+
+
+@hostile(KEY, NAME_CASES)
+def test_no_name_becomes_a_key(case: Case, attack: Attack) -> None:
+    attack(case)
+
+
+# --- keys of another type --------------------------------------------------------------------------------
+
+WRITERS: dict[str, Callable[[Any, str], object]] = {
+    "string": lambda redis, key: redis.set(key, "foreign"),
+    "list": lambda redis, key: redis.rpush(key, "foreign"),
+    "hash": lambda redis, key: redis.hset(key, "foreign", "foreign"),
+    "zset": lambda redis, key: redis.zadd(key, {"foreign": 1}),
+}
+
+
+def becomes(name: str, kind: str, *ids: str) -> Callable[[Any, Any, str], object]:
+    """Makes that key of the waiting run, of its session or of the cell something else."""
+
+    def alter(redis: Any, keys: Any, run_id: str) -> None:
+        session = redis.hget(keys("run", run_id), "session")
+        key = keys(name, *({"run": run_id, "session": session}.get(id_, id_) for id_ in ids))
+        with redis.pipeline() as at_once:
+            at_once.delete(key)
+            WRITERS[kind](at_once, key)
+            at_once.expire(key, 600)
+            at_once.execute()
+
+    return alter
+
+
+TYPE_CASES = cases(
+    "record",
+    {
+        **{
+            f"{name} is a {kind}": (becomes(name, kind, id_), "redis.wrong_type")
+            for name, id_, kind in (
+                ("journal", "run", "string"), ("journal", "run", "hash"), ("journal", "run", "zset"),
+                ("facts", "run", "string"), ("facts", "run", "list"), ("facts", "run", "zset"),
+            )
+        },
+        **{
+            f"{name} is a {kind}": (becomes(name, kind, *ids), "completed")
+            for name, kind, *ids in (
+                ("events", "string", "run"), ("events", "list", "run"), ("events", "hash", "run"),
+                ("reply", "string", "run"), ("reply", "list", "run"),
+                ("due", "list"), ("due", "string"), ("due", "hash"),
+                ("index", "list", "all"), ("index", "string", "sessions"), ("indexes", "list"),
+                ("agents", "list"), ("fleet", "list"), ("fleet_lag", "string"), ("sent_again", "list"),
+                ("silent", "list"), ("watched", "string"), ("looked", "list"), ("aside", "string"),
+                ("served", "list"), ("aside_said", "list"), ("lost_leases", "hash"),
+            )
+        },
+    },
+)  # fmt: skip
+
+
+@hostile(TYPE, TYPE_CASES)
+def test_a_key_of_another_type_stops_nobody_else(case: Case, attack: Attack) -> None:
+    attack(case)
+
+
+# --- elements that stop a loop ---------------------------------------------------------------------------
+
+
+def sets(field: str, value: str | bytes) -> Callable[[Any, Any, str], object]:
+    return lambda redis, keys, run_id: redis.hset(keys("run", run_id), field, value)
+
+
+def puts(where: str, member: str | bytes, score: float | str) -> Callable[[Any, Any, str], object]:
+    def alter(redis: Any, keys: Any, run_id: str) -> None:
+        names = where.split()
+        redis.execute_command("ZADD", keys(names[0], *names[1:]), score, member)
+
+    return alter
+
+
+def from_elsewhere(**info: Any) -> Callable[[dict[str, Any]], Any]:
+    def alter(envelope: dict[str, Any]) -> Any:
+        envelope["properties"]["delivery_info"].update(info)
+        return envelope
+
+    return alter
+
+
+FINE = ("completed",)
+ELEMENT_CASES = [
+    *cases("message", {name: (item if isinstance(item, bytes) else item.encode(), "gone") for name, item in NOT_MESSAGES.items()}),
+    *cases(
+        "message",
+        {f"from {where!r}": (from_elsewhere(routing_key=where), ("gone", "completed", "request.invalid")) for where in ("oa:due", "unacked", 7, None, [])},
+    ),
+    *cases(
+        "record",
+        {
+            **{f"{field} is {value!r}": (sets(field, value), FINE) for field in ("seq", "active_ms", "retries_in_all", "suspicion", "stuck", "due", "expires", "emit_no", "canvas", "claimed") for value in ("", "x", "9" * 30, b"\xff")},
+            **{f"{where} has {member!r} at {score}": (puts(where, member, score), "completed") for where in ("due", "index all", "sent agents", "workers") for member, score in (("nobody", 0), (b"\xff\xfe", "-inf"))},
+        },
+    ),
+]  # fmt: skip
+
+
+@hostile(ELEMENT, ELEMENT_CASES)
+def test_one_element_stops_no_loop(case: Case, attack: Attack) -> None:
+    attack(case)
+
+
+def test_what_was_put_aside_is_listed(world: Any) -> None:
+    """All that the cases above have broken can be read, and `status` says so."""
+    client = world.installation.client
+    client.store.redis.lpush("agents", "{")
+    world.next_run()
+
+    [newest, *_] = client.put_aside()
+
+    assert (newest.key, newest.code, newest.item) == ("agents", "message.unreadable", "{")
+    assert json.dumps(newest.item)
