@@ -109,7 +109,7 @@ if not needed then
   local ending = foreign_ending(run, STATE.failed, 'failed', 'redis.wrong_type', 'the key ' .. wrong .. ' is a ' .. found
     .. ' and must be a ' .. kind, 'another program may have written it; openagents-worker status lists such keys')
   ending.in_hand = true
-  return {'DONE', STATE.failed, run.life, ending.result, end_run(run, ending)}
+  return {'DONE', STATE.failed, run.life, run.tell == '1' and ending.result or '', end_run(run, ending)}
 end
 local group = suspicion_of(run).group
 if group ~= '' then
