@@ -12,12 +12,14 @@ from typing import Any, assert_never
 
 from openagents_worker.errors import (
     AgentUnavailable,
+    RecordUnreadable,
     RedisRefused,
     RedisUnreachable,
+    RedisWrongType,
     RunPoisoned,
     WorkerLost,
 )
-from openagents_worker.models import RunResult, StopReason
+from openagents_worker.models import ErrorDetails, RunResult, StopReason
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
 from openagents_worker.runtime.latch import LatchReason
@@ -250,10 +252,7 @@ def _not_carried(claimed: Claimed) -> Carried:
         case ClaimAnswer.CANCELLED:
             return Carried(Outlook.ENDED, stop_reason=StopReason.CANCELLED, life=claimed.life)
         case ClaimAnswer.DONE if claimed.untold:
-            result = RunResult[Any].model_validate_json(claimed.untold)
-            return Carried(
-                Outlook.ENDED, stop_reason=result.stop_reason, error=result.error_details, life=claimed.life
-            )
+            return _told_end(claimed)
         case (
             ClaimAnswer.DONE
             | ClaimAnswer.WAITING
@@ -272,7 +271,26 @@ def _not_carried(claimed: Claimed) -> Carried:
             assert_never(claimed.answer)
 
 
-ENDED_WITHOUT_A_WORKER = frozenset({AgentUnavailable.code, RunPoisoned.code, WorkerLost.code})
+def _told_end(claimed: Claimed) -> Carried:
+    """The end that Celery is still to be told of. A result that cannot be read is one, too: else it would be
+    told again for ever."""
+    try:
+        result = RunResult[Any].model_validate_json(claimed.untold)
+    except (ValueError, RecursionError) as error:
+        unreadable = RecordUnreadable(
+            f"the stored result of a run that is {claimed.state} cannot be read: {type(error).__name__}",
+            hint="another program may have written it; other runs are not concerned",
+        )
+        details = ErrorDetails.from_exception(unreadable)
+        return Carried(Outlook.ENDED, stop_reason=StopReason.FAILED, error=details, life=claimed.life)
+    return Carried(
+        Outlook.ENDED, stop_reason=result.stop_reason, error=result.error_details, life=claimed.life
+    )
+
+
+ENDED_WITHOUT_A_WORKER = frozenset(
+    {AgentUnavailable.code, RedisWrongType.code, RunPoisoned.code, WorkerLost.code}
+)
 """With these a run ends in Redis, while no worker works on it; other failures their worker has logged."""
 
 

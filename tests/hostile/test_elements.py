@@ -8,8 +8,10 @@ from typing import Any
 from openagents_worker.store.keys import PERMANENT
 from tests.hostile.table import Attack, Case, cases, hostile
 from tests.hostile.world import World
+from tests.installation import PATIENCE_S
 from tests.producer.test_broken_items import NOT_MESSAGES
 from tests.unit.test_queue_names import INVALID
+from tests.waiting import wait_for
 
 KEY = "a name that is a key"
 TYPE = "a key of another type"
@@ -186,3 +188,22 @@ def test_what_was_put_aside_is_listed(world: World) -> None:
     [newest, *_] = client.put_aside()
 
     assert (newest.key, newest.code, newest.item) == ("agents", "message.unreadable", "{")
+
+
+UNREADABLE = ["", "{", "[]", "null", '{"stop_reason": 7}', "\xff", "[" * 5000, "9" * 5000]
+
+
+def test_an_end_that_cannot_be_read_is_told_once(world: World) -> None:
+    """Celery learns that the run has failed; it would be told again for ever."""
+    redis, keys = world.installation.client.store.redis, world.installation.client.store.keys
+    ids = [f"unreadable-{number}" for number in range(len(UNREADABLE))]
+    for run_id, text in zip(ids, UNREADABLE, strict=True):
+        world.submit(run_id=run_id).wait(PATIENCE_S)
+        wait_for(lambda run_id=run_id: not redis.hexists(keys("run", run_id), "untold"), "it has been told")
+        redis.hset(keys("run", run_id), mapping={"result": text, "untold": 1, "tellings": 0})
+        redis.zadd(keys("sent", "agents"), {run_id: 1})
+
+    wait_for(lambda: not redis.zcard(keys("sent", "agents")), "all have been told")
+
+    assert not any(redis.hexists(keys("run", run_id), "untold") for run_id in ids)
+    world.next_run()

@@ -50,7 +50,7 @@ if not run then return {'UNKNOWN'} end
 if TERMINAL[run.state] then
   local at = redis.call('HMGET', k.run(run_id), 'untold', 'result')
   if at[1] and not is_read(run.format) then return {'OTHER_FORMAT'} end -- whoever reads its result tells of it
-  return {'DONE', run.state, run.life, at[1] and at[2] or ''}
+  return {'DONE', run.state, run.life, at[1] and (at[2] and at[2] ~= '' and at[2] or 'null') or ''} -- null: it has lost its result
 end
 local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
 if not deadline or deadline <= NOW_MS then return {'NOT_ALIVE'} end
