@@ -42,7 +42,7 @@ CALLS: dict[str, tuple[tuple[str, ...], str | None, dict[str, str], str, int]] =
     "worker": (("worker", "--queues", "agents,oa:due"), None, {}, "config.validation", 2),
     "the setting": (("worker",), None, {"OPENAGENTS_QUEUE": "oa:due"}, "config.validation", 2),
     "the setting of another prefix": (
-        ("worker",), None, {"OPENAGENTS_QUEUE": "x:due", "OPENAGENTS_KEY_PREFIX": "x"}, "config.validation", 2,
+        ("worker",), None, {"OPENAGENTS_QUEUE": "x:d", "OPENAGENTS_KEY_PREFIX": "x"}, "config.validation", 2,
     ),
     "the prefix": (("worker",), None, {"OPENAGENTS_KEY_PREFIX": "_kombu.binding.x"}, "config.validation", 2),
     "an agent": (("worker",), "oa:due", {}, "config.validation", 2),

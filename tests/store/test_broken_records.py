@@ -68,7 +68,7 @@ def store(redis_url: str) -> Generator[Store]:
 
 
 def goes_on(store: Store, key: str, field: str, value: Any) -> None:
-    """With this value in that field while runs are carried, and from the beginning of others."""
+    """With this value in that field while runs are executed, and from the beginning of others."""
     for moment in ("meanwhile", "before"):
         store.redis.flushall()
         if moment == "before":

@@ -56,8 +56,8 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
     """What a deployment does in its life: run r1 of session s1, and beside it run `n` of a session of its
     own.
 
-    `meanwhile` happens while both are carried. Returns what was refused. Whatever becomes of the first run,
-    the second is carried to its end.
+    `meanwhile` happens while both are executed. Returns what was refused. Whatever becomes of the first run,
+    the second is executed to its end.
     """
     refused: list[str] = []
 
@@ -130,7 +130,7 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
 
 @pytest.mark.parametrize(("spec", "kind"), CASES, ids=[f"{spec.name}-{kind}" for spec, kind in CASES])
 def test_no_script_is_stopped_by_a_key_of_another_kind(store: Store, spec: KeySpec, kind: str) -> None:
-    """The other run is carried to its end, and another one after it."""
+    """The other run is executed to its end, and another one after it."""
     key = key_of(spec)
     WRITERS[kind](store.redis, key)
 
@@ -144,7 +144,7 @@ def test_no_script_is_stopped_by_a_key_of_another_kind(store: Store, spec: KeySp
 
 @pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.name)
 def test_no_script_is_stopped_by_a_key_that_becomes_another_kind(store: Store, spec: KeySpec) -> None:
-    """The same while the runs are carried: what stood there is lost, and nothing else is."""
+    """The same while the runs are executed: what stood there is lost, and nothing else is."""
     key, kind = key_of(spec), "string" if spec.type != "string" else "list"
 
     def becomes_foreign() -> None:
@@ -194,7 +194,7 @@ def test_a_run_that_needs_a_key_of_another_kind_ends_as_failed(store: Store, nam
 
 @pytest.mark.parametrize("name", ["transcript", "artifacts", "session_state"])
 def test_a_run_writes_all_of_its_end_or_nothing(store: Store, name: str) -> None:
-    """A key that became something else while the run was carried is found before the first write."""
+    """A key that became something else while the run was executed is found before the first write."""
     store.run(call("register"))
     store.run(call("submit"))
     fence = store.run(call("claim")).fence

@@ -10,7 +10,7 @@
 --#include journal
 --#include suspects
 --#include left
--- needed_by(run): what the run cannot be carried without, read before anything is written; or nil, and which key is not of the type
+-- needed_by(run): what the run cannot be executed without, read before anything is written; or nil, and which key is not of the type
 -- that it must have
 local function needed_by(run)
   local S = run.session

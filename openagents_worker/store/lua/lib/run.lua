@@ -19,7 +19,7 @@ local function load(R)
   local values = redis.pcall('HMGET', k.run(R), unpack(RUN_FIELDS))
   if values.err then
     if not is_wrong_type(values) then redis.call('HMGET', k.run(R), 'state') end
-    local A = aside() -- nobody can carry that run, and nothing of it is to stay for ever
+    local A = aside() -- nobody can execute that run, and nothing of it is to stay for ever
     A.note(k.run(R), 'redis.wrong_type', 'it was a ' .. A.type_of(k.run(R)) .. ' in place of the record of a run, which is passed over')
     for _, key in ipairs({k.run(R), k.facts(R), k.events(R), k.journal(R)}) do redis.call('PEXPIRE', key, RUN_TTL_MS) end
     return nil
