@@ -41,6 +41,11 @@ class BrokenItems:
         if self._keep is not None:
             self._keep(where, CODE, why, item)
 
+    def is_ours(self, queue: object) -> bool:
+        """Whether a queue of this name would be a key of this library."""
+        prefix = self._key_prefix
+        return bool(prefix) and (queue == prefix or str(queue).startswith(f"{prefix}:"))
+
     def why_not_back(self, message: Any, exchange: Any, routing_key: Any) -> str | None:
         """Why a message that is not acknowledged cannot go back to its queue; None where it can."""
         if problem := problem_with_message(message):

@@ -147,6 +147,12 @@ class Channel(redis.Channel):
             params["socket_timeout"] = ANSWER_TIMEOUT_S
         return params
 
+    def basic_consume(self, queue: str, *args: Any, **options: Any) -> Any:
+        """Remote control may ask for any queue (`add_consumer`); a key of this library is none."""
+        if self.connection.broken.is_ours(queue):
+            raise ValueError(f"{queue!r} is not a valid queue name: it would be a key of this library")
+        return super().basic_consume(queue, *args, **options)  # type: ignore[no-untyped-call]
+
     def _brpop_read(self, **options: Any) -> Any:
         at_once = time.monotonic() - (self._brpop_sent_at or 0.0) < AT_ONCE_S
         self._item = None
@@ -259,6 +265,7 @@ class Channel(redis.Channel):
             return work(*args, **options)
 
     def _put_queues_aside(self, queues: Iterable[str]) -> None:
+        queues = [queue for queue in queues if not self.connection.broken.is_ours(queue)]
         keys = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]  # type: ignore[no-untyped-call]
         self.put_keys_aside((key, "list") for key in keys)
 

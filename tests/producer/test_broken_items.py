@@ -182,3 +182,19 @@ def test_a_key_of_the_broker_that_is_something_else_is_put_aside(
     assert [name.partition(".put_aside.")[0] for name in moved] == [key]
     assert client.ttl(moved[0]) > 0
     client.delete(*moved)
+
+
+def test_no_key_of_this_library_is_read_as_a_queue(line: Connection) -> None:
+    """Remote control can tell a worker to read any queue: the key stays as it is."""
+    client = line.default_channel.client
+    client.zadd("oa:due", {"r1": 1})
+
+    with pytest.raises(ValueError, match="oa:due"):
+        Consumer(line.default_channel, [Queue("oa:due")], auto_declare=False).consume()
+    with pytest.raises(line.channel_errors):
+        Queue("oa:due")(line.default_channel).declare()
+    with pytest.raises(line.channel_errors):
+        line.Producer().publish({}, routing_key="oa:due", exchange="", serializer="json")
+
+    assert client.zrange("oa:due", 0, -1) == [b"r1"]
+    client.delete("oa:due")

@@ -110,6 +110,24 @@ def test_an_item_that_a_worker_took_a_day_ago_and_could_not_read(both: Any) -> N
     assert [worker.exit_code for worker in workers] == [None, None]
 
 
+@pytest.mark.parametrize("queue", ["oa:due", "oa:workers", "oa"])
+def test_a_worker_that_is_told_to_read_a_key(both: Any, queue: str) -> None:
+    """Remote control can name any queue: nothing of it is read, and the key stays what it is."""
+    installation = both[0]
+    redis = installation.client.store.redis
+    later = installation.run_agent.apply_async(
+        ({"agent_id": "clerk", "session_id": f"s-{queue}", "input_text": "Go."},), countdown=600
+    )
+    before = len(installation.client.put_aside())
+
+    installation.client.app.control.add_consumer(queue, reply=True, timeout=5)
+
+    both_go_on(both)
+    assert redis.zscore("oa:due", later.id) is not None
+    assert len(installation.client.put_aside()) == before
+    later.cancel()
+
+
 def test_a_run_for_a_queue_that_nobody_reads_has_a_hint(both: Any) -> None:
     """It is accepted; its first event and `status` say why it waits."""
     installation = both[0]
