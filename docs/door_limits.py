@@ -30,7 +30,14 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("request", "as JSON", PAYLOAD, "bytes", PAYLOAD, "`request.too_large`"),
     ("request", "an id", "models.MAX_ID_CHARS", "characters", "", "`request.invalid`"),
     ("request", "labels", "models.MAX_LABELS", "", "", "`request.invalid`"),
-    ("broker message", "as it comes", "payloads", "bytes", PAYLOAD, "dropped; log line `message.too_large`"),
+    (
+        "broker message",
+        "as it comes",
+        "payloads",
+        "bytes",
+        PAYLOAD,
+        "put aside; log line `message.unreadable`",
+    ),
     ("broker message", "decompressed", "payloads", "bytes", PAYLOAD, "failed run, `request.too_large`"),
     (
         "broker message",

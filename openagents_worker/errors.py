@@ -336,6 +336,18 @@ class TooManyWatchers(OpenAgentsError):
     http_status = 503
 
 
+class RedisWrongType(RedisRefused):
+    """A key of this library holds something of another type; `key` names it. Whatever needs that key fails,
+    and nothing else."""
+
+    code = "redis.wrong_type"
+    extra_fields = ("key",)
+
+    def __init__(self, message: str = "", *, key: str = "", **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.key = key
+
+
 class SubmitUnknown(OpenAgentsError):
     """Redis got the request but its answer was lost: the run may be accepted. Repeating is safe."""
 

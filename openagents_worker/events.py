@@ -43,7 +43,8 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
     schema.name: schema
     for schema in (
         # a run's way through the system
-        _event("run.queued", "accepted, and waiting for a worker", "", "queue"),
+        _event("run.queued", "accepted, and waiting for a worker; workers: 0 where none reads the queue", "",
+               "queue workers hint"),
         _event("run.scheduled", "accepted, and not due before a time", "due_at", "delay_ms"),
         _event("run.waiting_session", "an earlier run works in the session", "", "position"),
         _event("run.attempt_started", "a worker has taken the run", "", "checkpoint_id"),

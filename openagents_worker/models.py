@@ -37,6 +37,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.json_schema.rules import SchemaProblem, read_schema
 from openagents_worker.jsontext import LARGEST_COUNT, replaced
+from openagents_worker.queue_names import problem_with_queue
 from openagents_worker.redaction import safe_message
 from openagents_worker.suggest import nearest
 
@@ -74,6 +75,16 @@ def _checked_id(value: str) -> str:
 
 
 Id = Annotated[str, AfterValidator(_checked_id)]
+
+
+def _checked_queue(name: str) -> str:
+    if problem := problem_with_queue(name):
+        raise PydanticCustomError("queue", "{problem}", {"problem": problem})
+    return name
+
+
+QueueName = Annotated[str, AfterValidator(_checked_queue)]
+"""A name that a queue may have, whatever the key prefix; `submit` compares it with that."""
 
 
 def _checked_label(name: str) -> str:
@@ -200,7 +211,7 @@ class RunRequest(_Wire):
     context_hints: dict[str, JsonValue] = Field(default_factory=dict)
     budget: RunBudget | None = None
     durable: bool | None = None
-    queue: Id | None = None
+    queue: QueueName | None = None
     tenant: Id | None = None
     """Whose run it is: `Client.runs(tenant=...)` lists a customer's."""
     labels: dict[Annotated[str, AfterValidator(_checked_label)], Id] = Field(

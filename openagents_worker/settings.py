@@ -29,6 +29,7 @@ from openagents_worker.addresses import RedisAddress, address_of, is_redis_url
 from openagents_worker.errors import ConfigValidationError
 from openagents_worker.jsontext import is_whole
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES
+from openagents_worker.queue_names import problem_with_queue
 from openagents_worker.redaction import safe_message, safe_url
 from openagents_worker.secret_forms import remember_secrets_of_url
 from openagents_worker.secret_text import mask_values
@@ -102,6 +103,19 @@ def _word(text: str) -> str:
     return text
 
 
+def _queue_name(name: str) -> str:
+    if problem := problem_with_queue(name):
+        raise _problem(problem)
+    return name
+
+
+def _key_prefix(prefix: str) -> str:
+    """A prefix consists of the characters of a queue's name, and is none of kombu's or Celery's keys."""
+    if problem := problem_with_queue(prefix):
+        raise _problem(problem.replace("queue name", "key prefix"))
+    return prefix
+
+
 def _split(text: object) -> object:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
@@ -159,11 +173,13 @@ class Settings(BaseSettings):
         default=(),
         description="Modules that the worker imports at start, by commas: your tools and patterns.",
     )
-    key_prefix: Word = Field(
+    key_prefix: Annotated[Word, AfterValidator(_key_prefix)] = Field(
         default="oa",
         description="First part of every key and channel. One for each environment, also across databases.",
     )
-    queue: Word = Field(default="agents", description="Queue of runs whose agent names none of its own.")
+    queue: Annotated[Word, AfterValidator(_queue_name)] = Field(
+        default="agents", description="Queue of runs whose agent names none of its own."
+    )
     concurrency: int = Field(
         default=500, ge=1, le=100_000, description="Runs that one worker process executes at once."
     )
@@ -332,6 +348,8 @@ class Settings(BaseSettings):
             object.__setattr__(self, "broker_url", self.redis_url)
         if is_redis_url(self.broker_url):
             _check_broker(self.broker_url)
+        if problem := problem_with_queue(self.queue, self.key_prefix):
+            raise _problem(problem, "queue")
         if not self.heartbeat_ms:
             object.__setattr__(self, "heartbeat_ms", default_heartbeat_ms(self.lease_ms))
         longest_ms = longest_heartbeat_ms(self.lease_ms)

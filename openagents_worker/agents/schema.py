@@ -27,6 +27,7 @@ from openagents_worker.agents.sections import (
 from openagents_worker.errors import AgentNotFoundError
 from openagents_worker.jsontext import canonical_json
 from openagents_worker.models import RunBudget
+from openagents_worker.queue_names import problem_with_queue
 from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact
 from openagents_worker.secret_forms import mask_secrets
 from openagents_worker.suggest import agent_hint
@@ -169,6 +170,12 @@ class RuntimeOptions(Part):
 _Word = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^\S+$")]
 
 
+def _queue_name(name: str) -> str:
+    if text := problem_with_queue(name):
+        raise problem("queue", text)
+    return name
+
+
 class AgentDefinition(Part):
     """One agent: how it thinks, with which model and tools, and what it remembers."""
 
@@ -191,7 +198,7 @@ class AgentDefinition(Part):
     runtime: RuntimeOptions = Field(
         default_factory=RuntimeOptions, description="Limits of every run of this agent."
     )
-    queue: _Word | None = Field(
+    queue: Annotated[_Word, AfterValidator(_queue_name)] | None = Field(
         default=None, description="The Celery queue of its runs. null: OPENAGENTS_QUEUE."
     )
     limits: RunBudget | None = Field(

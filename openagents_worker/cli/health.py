@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from openagents_worker.cli.display import short
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
 from openagents_worker.cli.times import span
 from openagents_worker.cli.waiting import all_busy, nobody_serves
+from openagents_worker.store.aside import PutAside
 from openagents_worker.store.fleet import Fleet, WorkerInfo
 from openagents_worker.store.listing import Problem
 
@@ -16,15 +18,17 @@ __all__ = ["problems_of", "status_json", "status_lines", "worker_json", "worker_
 
 LAG_MS = 1000  # every run of the process is late by so much
 NAMED_KEYS = 5
+SHOWN_ASIDE = 20
 
 
-def problems_of(fleet: Fleet, unreadable: Sequence[Problem]) -> list[str]:
+def problems_of(fleet: Fleet, unreadable: Sequence[Problem], aside: Sequence[PutAside] = ()) -> list[str]:
     """What is wrong, each with what it means; none where all is well."""
     return [
         *_of_queues(fleet),
         *_of_agents(fleet),
         *(problem for worker in fleet.workers for problem in _of_worker(worker)),
         *_of_records(unreadable),
+        *_of_aside(aside),
     ]
 
 
@@ -47,9 +51,11 @@ def worker_table(workers: Sequence[WorkerInfo], now_ms: int) -> list[Safe]:
     return table(header, rows, flexible=("AGENTS", "HOST", "QUEUES", "WORKER"), width=columns())
 
 
-def status_lines(fleet: Fleet, unreadable: Sequence[Problem], now_ms: int) -> list[Safe]:
-    """Problems first; then workers, queues, agents."""
-    problems = problems_of(fleet, unreadable)
+def status_lines(
+    fleet: Fleet, unreadable: Sequence[Problem], now_ms: int, aside: Sequence[PutAside] = ()
+) -> list[Safe]:
+    """Problems first; then workers, queues, agents, and what was put aside."""
+    problems = problems_of(fleet, unreadable, aside)
     lines = [joined(styled("problem: ", fg="red", bold=True), problem) for problem in problems]
     lines = lines or [styled("no problems", fg="green")]
     lines += [Safe(""), *(worker_table(fleet.workers, now_ms) if fleet.workers else [Safe("no workers")])]
@@ -79,6 +85,19 @@ def status_lines(fleet: Fleet, unreadable: Sequence[Problem], now_ms: int) -> li
     if agents:
         found = table(("AGENT", "QUEUE", "WORKERS"), agents, flexible=("WORKERS", "AGENT"), width=columns())
         lines += [Safe(""), *found]
+    if aside:
+        rows = [
+            (
+                span(now_ms - one.since.timestamp() * 1000),
+                one.key,
+                one.code,
+                one.moved_to or short(one.item),
+                one.what,
+            )
+            for one in aside[:SHOWN_ASIDE]
+        ]
+        header = ("AGE", "PUT ASIDE", "CODE", "NOW", "WHY")
+        lines += [Safe(""), *table(header, rows, flexible=("WHY", "NOW", "PUT ASIDE"), width=columns())]
     return lines
 
 
@@ -87,13 +106,16 @@ def worker_json(worker: WorkerInfo) -> dict[str, Any]:
     return {**asdict(worker), "started_at": started_at, "alive": worker.is_alive}
 
 
-def status_json(fleet: Fleet, unreadable: Sequence[Problem]) -> dict[str, Any]:
+def status_json(
+    fleet: Fleet, unreadable: Sequence[Problem], aside: Sequence[PutAside] = ()
+) -> dict[str, Any]:
     return {
-        "problems": problems_of(fleet, unreadable),
+        "problems": problems_of(fleet, unreadable, aside),
         "workers": [worker_json(worker) for worker in fleet.workers],
         "queues": [asdict(queue) for queue in fleet.queues],
         "agents": [asdict(agent) for agent in fleet.agents],
         "unreadable": [{**asdict(one), "since": one.since.isoformat()} for one in unreadable],
+        "put_aside": [{**asdict(one), "since": one.since.isoformat()} for one in aside],
     }
 
 
@@ -132,8 +154,15 @@ def _of_worker(worker: WorkerInfo) -> Iterator[str]:
         yield f"worker {worker.incarnation}: its event loop answered nobody for {lag}; its log says why"
 
 
+def _of_aside(aside: Sequence[PutAside]) -> Iterator[str]:
+    if aside:
+        things = "1 thing was" if len(aside) == 1 else f"{len(aside)} things were"
+        keys = ", ".join(dict.fromkeys(one.key for one in aside[:NAMED_KEYS]))
+        yield f"{things} put aside, as nobody could use what was found: {keys}; see below"
+
+
 def _of_records(unreadable: Sequence[Problem]) -> Iterator[str]:
     if unreadable:
         keys = ", ".join(one.key for one in unreadable[:NAMED_KEYS])
         more = f" and {len(unreadable) - NAMED_KEYS} more" if len(unreadable) > NAMED_KEYS else ""
-        yield f"{len(unreadable)} stored runs cannot be read: {keys}{more}"
+        yield f"{len(unreadable)} stored records cannot be read: {keys}{more}"

@@ -1,7 +1,8 @@
 """The broker's transport: Redis as kombu speaks it, made safer and cheaper.
 
 kombu lets an item that it cannot read end the whole worker: anybody who can write to the list could stop
-all of them. Ours drops such an item and says so. kombu waits for ever for an answer, on the loop that also
+all of them, and again at every start, as what was taken comes back. Ours puts such an item aside, and a key
+that is not a list as well (`broken_items`). kombu waits for ever for an answer, on the loop that also
 takes messages: a connection on which nothing comes any more makes a worker deaf. Ours waits for seconds,
 and then connects again. A Redis that takes no command for a while ends a worker of kombu's, too: one that
 has too few replicas or is master no more. Ours connects again. kombu makes a Redis client for every message
@@ -14,9 +15,8 @@ run whose message is lost is in Redis, and is woken again.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from queue import Empty
 from typing import Any
@@ -24,11 +24,17 @@ from typing import Any
 from celery import Celery, signals
 from kombu.transport import TRANSPORT_ALIASES, _transport_cache, redis, virtual
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
+from kombu.utils.json import dumps, loads
 
 from openagents_worker.loops import at_fork
+from openagents_worker.producer.broken_items import (
+    BrokenItems,
+    problem_with_message,
+    put_keys_aside,
+    reason,
+)
 from openagents_worker.producer.message_size import BoundedMessage
-from openagents_worker.store.failures import refuses_now
+from openagents_worker.store.failures import is_wrong_type, refuses_now
 from openagents_worker.store.permission import is_aborted_transaction, is_no_permission
 from openagents_worker.telemetry import get_logger
 
@@ -42,7 +48,6 @@ RUN_ENDED = "run_ended"
 
 log = get_logger(__name__)
 
-SHOWN_CHARS = 200
 ANSWER_TIMEOUT_S = 5.0  # kombu's default is to wait for ever; it waits on the loop that also takes messages
 LOOK_S = 1.0  # how often a connection that waits for a message is looked at
 AT_ONCE_S = 0.02  # a message that had not to be waited for longer was there already, and perhaps others are
@@ -50,10 +55,6 @@ MOST_TAKEN = 8  # more begin together, and hold each other up on their way to th
 MOST_TAKEN_AGAIN = 64  # where nothing of what was taken had to be begun: more of its kind may stand behind it
 MOST_TURNS = 8  # of that, before the worker looks at anything else
 TAKE = resources.files(__package__).joinpath("take.lua").read_text("utf-8")
-UNREADABLE_JSON = (json.JSONDecodeError, UnicodeDecodeError)
-UNREADABLE = (LookupError, TypeError, ValueError, AttributeError)
-"""What kombu raises for a part that is not of the type which it takes for granted; Celery's callbacks, which
-run inside, answer their own (worker/refusal.py)."""
 
 
 Taken = tuple[dict[str, Any], str]
@@ -69,14 +70,14 @@ class QoS(redis.QoS):
 
     def append(self, message: Any, delivery_tag: str) -> None:
         if not _is_wake_up(message.headers):
-            super().append(message, delivery_tag)  # type: ignore[no-untyped-call]
+            self._with_sound_keys(lambda: super(QoS, self).append(message, delivery_tag))  # type: ignore[no-untyped-call]
             return
         self._wake_ups[delivery_tag] = message
         virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
 
     def ack(self, delivery_tag: str) -> None:
         if self._wake_ups.pop(delivery_tag, None) is None:
-            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+            self._with_sound_keys(lambda: super(QoS, self).ack(delivery_tag))  # type: ignore[no-untyped-call]
         else:
             virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
@@ -89,13 +90,46 @@ class QoS(redis.QoS):
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:
         message = self._wake_ups.pop(tag, None)
         if message is None:
-            super().restore_by_tag(tag, client=client, leftmost=leftmost)  # type: ignore[no-untyped-call]
+            try:
+                super().restore_by_tag(tag, client=client, leftmost=leftmost)  # type: ignore[no-untyped-call]
+            except Exception as error:
+                if _is_of_broker(self.channel.connection, error):
+                    raise
+                self.put_aside(tag, reason(error))
             return
         where = message.delivery_info
         with self.channel.conn_or_acquire(client) as client:
             self.channel._do_restore_message(
                 message._raw, where["exchange"], where["routing_key"], client, leftmost
             )
+
+    def restore_visible(self, *args: Any, **options: Any) -> None:
+        """Give back what others have taken and not acknowledged; one item that cannot be read stops none."""
+        self._with_sound_keys(lambda: super(QoS, self).restore_visible(*args, **options))  # type: ignore[no-untyped-call]
+
+    def put_aside(self, tag: str, why: str) -> None:
+        """What was noted under this tag cannot be read: it is kept elsewhere, and comes back no more."""
+        with self.channel.conn_or_acquire() as client:
+            item = client.hget(self.unacked_key, tag)
+        if item is not None:
+            self.channel.connection.broken.add(self.unacked_key, item, why)
+        self.forget(tag)
+
+    def forget(self, tag: str) -> None:
+        """Whatever was noted under this tag is noted no more."""
+        self._wake_ups.pop(tag, None)
+        self._delivered.pop(tag, None)
+        self._with_sound_keys(lambda: self._remove_from_indices(tag).execute())  # type: ignore[no-untyped-call]
+
+    def _with_sound_keys(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:
+            if not is_wrong_type(error):
+                raise
+            types = ((self.unacked_key, "hash"), (self.unacked_index_key, "zset"))
+            self.channel.put_keys_aside((*types, (self.unacked_mutex_key, "string")))
+            work()
 
 
 class Channel(redis.Channel):
@@ -108,12 +142,15 @@ class Channel(redis.Channel):
     limit_of: Callable[[object], int | None] = staticmethod(lambda queue: None)
     """How many bytes a message of this queue may have; None: as many as its sender likes."""
     _take: Any = None
+    _item: Any = None
     _kept_client: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         """One client for all that a channel asks; its connections are those of the channel's pool."""
         if asynchronous:
-            return super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
+            client = super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
+            client.parse_response = self._noting_item(client.parse_response)
+            return client
         if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
             self._kept_client = super()._create_client()  # type: ignore[no-untyped-call]
         return self._kept_client
@@ -126,20 +163,25 @@ class Channel(redis.Channel):
         return params
 
     def _without_too_large(self, answer: Any) -> Any:
-        """An answer to BRPOP, before anything is made of it: list and item, or whatever else."""
+        """An answer to BRPOP (list and item), or any other. None, as if nothing had come, for a large item."""
         if type(answer) is list and len(answer) == 2 and isinstance(answer[1], bytes):
-            return [answer[0], self._item_or_nothing(answer[0], answer[1])]
+            queue = bytes_to_str(answer[0]).rsplit(self.sep, 1)[0]  # type: ignore[no-untyped-call]
+            return None if self._is_too_large(queue, answer[1]) else answer
         return answer
 
-    def _item_or_nothing(self, key: Any, item: bytes) -> bytes:
-        queue = bytes_to_str(key).rsplit(self.sep, 1)[0]  # type: ignore[no-untyped-call]
+    def _is_too_large(self, queue: str, item: bytes) -> bool:
+        """Whether an item is too large to be parsed; it is put aside then."""
         limit = self.limit_of(queue)
         if limit is None or len(item) <= limit:
-            return item
-        log.error(
-            "message.too_large", queue=queue, bytes=len(item), allowed=limit, begins=str(item[:SHOWN_CHARS])
-        )
-        return b"null"
+            return False
+        self.connection.broken.add(queue, item, f"it has {len(item):,} bytes, {limit:,} are allowed")
+        return True
+
+    def basic_consume(self, queue: str, *args: Any, **options: Any) -> Any:
+        """Remote control may ask for any queue (`add_consumer`); a key of this library is none."""
+        if self.connection.broken.is_ours(queue):
+            raise ValueError(f"{queue!r} is not a valid queue name: it would be a key of this library")
+        return super().basic_consume(queue, *args, **options)  # type: ignore[no-untyped-call]
 
     def _brpop_read(self, **options: Any) -> Any:
         if self.sift is None:
@@ -162,7 +204,7 @@ class Channel(redis.Channel):
         sift: Any = self.sift
         try:
             now = sift(taken) if taken else []
-            for message, queue in now:
+            for message, queue in now:  # one that cannot be used is put aside there
                 self.connection._deliver(message, queue)
         finally:
             self.connection.taken = []
@@ -170,11 +212,22 @@ class Channel(redis.Channel):
 
     def _read_messages(self, **options: Any) -> Any:
         at_once = time.monotonic() - (self._brpop_sent_at or 0.0) < AT_ONCE_S
+        self._item = None
         try:
             found = super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # as all of kombu
-        except UNREADABLE_JSON as error:
-            _say_unreadable(error)
+        except Empty:
+            raise
+        except Exception as error:
+            if is_wrong_type(error):
+                self._put_queues_aside(list(self.active_queues))
+            elif self._item is None or _is_of_broker(self.connection, error):
+                raise
+            else:
+                queue, item = self._item
+                self.connection.broken.add(bytes_to_str(queue), item, reason(error))  # type: ignore[no-untyped-call]
             raise Empty from None
+        finally:
+            self._item = None
         if found and at_once and self.room is not None:
             in_hand = len(self.connection.taken or ())  # not delivered yet, so not counted yet
             self._take_more(min(self.room() - in_hand, MOST_TAKEN))
@@ -197,21 +250,99 @@ class Channel(redis.Channel):
                     [self.unacked_key, self.unacked_index_key, *keys], [most, time.time()], client
                 )
             except self.ResponseError as error:
+                if is_wrong_type(error):
+                    return  # whoever waits for the next message puts that key aside
                 log.warning("broker.one_by_one", error=str(error), hint="scripts are not allowed there")
                 self.room = None
                 return
-        for key, item in zip(taken[::2], taken[1::2], strict=True):
+        for key, item, tag in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
             queue = bytes_to_str(key).rsplit(self.sep, 1)[0]  # type: ignore[no-untyped-call]
             self._queue_cycle.rotate(queue)
-            try:
-                text = bytes_to_str(self._item_or_nothing(key, item))  # type: ignore[no-untyped-call]
-                self.connection._deliver(loads(text), queue)  # type: ignore[no-untyped-call]
-            except UNREADABLE_JSON as error:
-                _say_unreadable(error)
+            if self._is_put_aside(queue, item) and tag:
+                self.qos.forget(bytes_to_str(tag))  # type: ignore[no-untyped-call]
+
+    def _is_put_aside(self, queue: str, item: bytes) -> bool:
+        """Whether an item of a queue could not be delivered, and was put aside."""
+        if self._is_too_large(queue, item):
+            return True
+        try:
+            self.connection._deliver(loads(bytes_to_str(item)), queue)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            if _is_of_broker(self.connection, error):
+                raise
+            self.connection.broken.add(queue, item, reason(error))
+            return True
+        return False
+
+    def _noting_item(self, parse: Callable[..., Any]) -> Callable[..., Any]:
+        """What reads an answer, and notes the item that it gives: it may be none that kombu can read."""
+
+        def parse_response(connection: Any, command_name: str, **options: Any) -> Any:
+            answer = parse(connection, command_name, **options)
+            if command_name == "BRPOP" and answer:
+                self._item = answer
+            return answer
+
+        return parse_response
+
+    def _receive(self) -> Any:
+        try:
+            return super()._receive()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            if _is_of_broker(self.connection, error):
+                raise
+            log.error("broadcast.unreadable", error=reason(error))  # to all: nobody's run is concerned
+            return False
+
+    def _do_restore_message(
+        self, payload: Any, exchange: Any, routing_key: Any, pipe: Any, leftmost: bool = False
+    ) -> None:
+        broken: BrokenItems = self.connection.broken
+        if why := broken.why_not_back(payload, exchange, routing_key):
+            broken.add(self.unacked_key, _as_text(payload), why)
+            return
+        super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)  # type: ignore[no-untyped-call]
+
+    def _size(self, queue: str) -> int:
+        return int(self._with_sound_queues([queue], super()._size, queue))
+
+    def _put(self, queue: str, message: Any, **options: Any) -> None:
+        self._with_sound_queues([queue], super()._put, queue, message, **options)
+
+    def _queue_bind(self, exchange: str, *args: Any) -> None:
+        try:
+            super()._queue_bind(exchange, *args)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            if not is_wrong_type(error):
+                raise
+            self.put_keys_aside(((self.keyprefix_queue % exchange, "set"),))
+            super()._queue_bind(exchange, *args)  # type: ignore[no-untyped-call]
+
+    def _with_sound_queues(
+        self, queues: list[str], work: Callable[..., Any], *args: Any, **options: Any
+    ) -> Any:
+        try:
+            return work(*args, **options)
+        except Exception as error:
+            if not is_wrong_type(error):
+                raise
+            self._put_queues_aside(queues)
+            return work(*args, **options)
+
+    def _put_queues_aside(self, queues: Iterable[str]) -> None:
+        queues = [queue for queue in queues if not self.connection.broken.is_ours(queue)]
+        keys = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]  # type: ignore[no-untyped-call]
+        self.put_keys_aside((key, "list") for key in keys)
+
+    def put_keys_aside(self, types: Iterable[tuple[str, str]]) -> None:
+        with self.conn_or_acquire() as client:
+            put_keys_aside(client, types, self.connection.broken)
 
 
-def _say_unreadable(error: Exception) -> None:
-    log.error("message.unreadable", error=str(error)[:SHOWN_CHARS])
+def _is_of_broker(line: Any, error: BaseException) -> bool:
+    """Whether this is about the broker, not about an item. kombu counts a KeyError as a lost connection."""
+    errors = (*line.connection_errors, *line.channel_errors)
+    return isinstance(error, errors) and not isinstance(error, LookupError)
 
 
 def _giving_up(connection_class: Any, looked_at: Callable[[Any], Any]) -> Any:
@@ -261,6 +392,8 @@ class Transport(redis.Transport):
     Channel = Channel
     taken: list[Taken] | None = None
     """Where messages are collected that were taken together; None: each is delivered at once."""
+    broken = BrokenItems()
+    """What is done with items that are not messages; a worker keeps them."""
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """kombu looks for an answer that is overdue, but as seldom as it is allowed to be late."""
@@ -272,18 +405,28 @@ class Transport(redis.Transport):
             cycle._brpop_health_tref = loop.call_repeatedly(LOOK_S, cycle.maybe_check_brpop_health)
 
     def _deliver(self, message: Any, queue: str) -> None:
-        if problem := _problem(message):
-            log.error("message.unreadable", queue=queue, error=problem)
+        if problem := problem_with_message(message):
+            self._put_aside(message, queue, problem)
             return
         if self.taken is not None:
             self.taken.append((message, queue))
             return
         try:
             super()._deliver(message, queue)  # type: ignore[no-untyped-call]
-        except UNREADABLE as error:  # kombu's own, while it makes a message of it: nothing holds it yet
-            log.error(
-                "message.unreadable", queue=queue, error=f"{type(error).__name__}: {error}"[:SHOWN_CHARS]
-            )
+        except Exception as error:
+            # kombu's own, while it makes a message of it; Celery's callbacks, which run inside, answer theirs
+            # (worker/refusal.py).
+            if _is_of_broker(self, error):
+                raise
+            self._put_aside(message, queue, reason(error))
+
+    def _put_aside(self, message: Any, queue: str, why: str) -> None:
+        self.broken.add(queue, _as_text(message), why)
+        properties = message.get("properties") if isinstance(message, dict) else None
+        tag = properties.get("delivery_tag") if isinstance(properties, dict) else None
+        is_noted = isinstance(tag, str) and tag.isprintable()  # else it is none that Redis could hold
+        for channel in self.channels if is_noted else ():
+            channel.qos.forget(tag)
 
 
 class SentinelChannel(Channel, redis.SentinelChannel):
@@ -321,13 +464,9 @@ def _is_wake_up(headers: Mapping[str, Any]) -> bool:
     return headers.get("task") in WAKE_UPS and "wake_us" in headers
 
 
-def _problem(message: Any) -> str | None:
-    """What keeps this from being a message of kombu's; None when nothing does."""
-    if not isinstance(message, dict):
-        return f"a {type(message).__name__} is no message"
-    properties = message.get("properties")
-    if not isinstance(properties, dict) or "delivery_tag" not in properties:
-        return "it has no properties.delivery_tag"
-    if not isinstance(properties.get("delivery_info"), dict):
-        return "it has no properties.delivery_info"
-    return None if isinstance(message.get("body"), str | bytes) else "it has no body"
+def _as_text(message: Any) -> str:
+    """What was read, as JSON again; in its own words where that cannot be."""
+    try:
+        return str(dumps(message))  # type: ignore[no-untyped-call]
+    except Exception:  # noqa: BLE001 - it is shown to people, whatever it is
+        return repr(message)

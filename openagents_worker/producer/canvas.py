@@ -14,6 +14,7 @@ from kombu.utils.json import dumps, loads
 
 from openagents_worker.arguments import number_of, refusing, text_of_caller
 from openagents_worker.errors import RequestInvalid, RequestTooLarge, text_of
+from openagents_worker.producer.queue_checks import check_linked_queues
 
 __all__ = ["KEPT", "canvas_of", "canvas_of_message", "options_of", "stamps_of"]
 
@@ -93,10 +94,11 @@ def stamps_of(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"stamped_headers": names, **{name: options[name] for name in names}}
 
 
-def canvas_of(options: Mapping[str, Any], *, max_bytes: int) -> str:
+def canvas_of(options: Mapping[str, Any], *, max_bytes: int, key_prefix: str = "") -> str:
     """The options of a submission that every message of its run repeats, as JSON; '' for none.
 
-    Raises `RequestInvalid` for what cannot be repeated, `RequestTooLarge` for more than `max_bytes`.
+    Raises `RequestInvalid` for what cannot be repeated and for a linked task whose queue has a name that no
+    queue may have (`key_prefix` is that of this library), `RequestTooLarge` for more than `max_bytes`.
     """
     priority, headers = options.get("priority"), options.get("headers")
     if priority is not None:
@@ -110,6 +112,7 @@ def canvas_of(options: Mapping[str, Any], *, max_bytes: int) -> str:
     if not kept:
         return ""
     refusing(kept)
+    check_linked_queues(kept, key_prefix)
     try:
         canvas: str = dumps(kept, allow_nan=False)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RecursionError) as error:
@@ -163,7 +166,7 @@ RESERVED_STAMPS = frozenset(
 """A stamp travels as an option of its own beside these, to Celery and to the broker."""
 
 
-def canvas_of_message(request: Any, *, max_bytes: int) -> str:
+def canvas_of_message(request: Any, *, max_bytes: int, key_prefix: str = "") -> str:
     """The same of a message that somebody else has sent, from its task's `self.request`."""
     names = {name: _IN_A_REQUEST.get(name, name) for name in KEPT}
     options = {name: getattr(request, found, None) for name, found in names.items() if found}
@@ -171,7 +174,7 @@ def canvas_of_message(request: Any, *, max_bytes: int) -> str:
     options["replaced_task_nesting"] = request.replaced_task_nesting or None
     if stamps := getattr(request, "stamps", None):
         options |= {**stamps, "stamped_headers": list(stamps)}
-    return canvas_of(options, max_bytes=max_bytes)
+    return canvas_of(options, max_bytes=max_bytes, key_prefix=key_prefix)
 
 
 def options_of(canvas: str) -> dict[str, Any]:

@@ -309,7 +309,9 @@ def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any
     if canvas is not None and not isinstance(canvas, Mapping):
         raise RequestInvalid(f"canvas is options with their values, not {type(canvas).__name__}")
     given = {name: value for name, value in options.items() if value is not None}
-    return canvas_of({**(canvas or {}), **given}, max_bytes=settings.max_payload_bytes)
+    return canvas_of(
+        {**(canvas or {}), **given}, max_bytes=settings.max_payload_bytes, key_prefix=settings.key_prefix
+    )
 
 
 def _cancel(run_id: str, reason: str | None) -> Call[Cancelled]:

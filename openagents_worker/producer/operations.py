@@ -15,6 +15,7 @@ from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.publishing_app import Publishes
 from openagents_worker.producer.submit import Accepted, aresume, resume
 from openagents_worker.producer.transport import send_first, send_wakes
+from openagents_worker.store.aside import PutAside, read_aside
 from openagents_worker.store.fleet import (
     AgentInfo,
     Fleet,
@@ -118,6 +119,10 @@ class Operations(Publishes):
         """What is stored and cannot be read, among the 1,000 runs that were accepted last."""
         return list(self.store.carry_out(list_problems(self.store.keys)))
 
+    def put_aside(self) -> list[PutAside]:
+        """What nobody could use and was put aside, newest first, at most 100: kept as long as runs are."""
+        return list(self.store.carry_out(read_aside(self.store.keys)))
+
     def _fleet(self) -> Fleet:
         return self.store.carry_out(read_fleet(self.store.keys, self.settings.queue))
 
@@ -186,6 +191,10 @@ class AsyncOperations(Publishes):
     async def problems(self) -> list[Problem]:
         """As `Client.problems`."""
         return list(await self.store.carry_out(list_problems(self.store.keys)))
+
+    async def put_aside(self) -> list[PutAside]:
+        """As `Client.put_aside`."""
+        return list(await self.store.carry_out(read_aside(self.store.keys)))
 
     async def _fleet(self) -> Fleet:
         return await self.store.carry_out(read_fleet(self.store.keys, self.settings.queue))

@@ -22,6 +22,7 @@ from openagents_worker.errors import (
     SubmitUnknown,
 )
 from openagents_worker.models import RunRecord, RunRequest, RunState, parse_request
+from openagents_worker.producer.queue_checks import checked_queue
 from openagents_worker.redaction import shown_reason
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
@@ -349,7 +350,7 @@ def _script(
         run_id=request.run_id,
         agent_id=request.agent_id,
         session_id=request.session_id,
-        queue=queue or request.queue or "",
+        queue=checked_queue(queue or request.queue, settings.key_prefix, run_id=request.run_id),
         default_queue=settings.queue,
         digest=_digest(request),
         uid=secrets.token_hex(8),

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import kombu
 from celery import Celery
 from kombu import pools
+from kombu.exceptions import SerializationError
 from kombu.transport import redis
 from kombu.utils.scheduling import round_robin_cycle
 
@@ -28,7 +30,9 @@ from openagents_worker.producer.app_parts import AppKind, AppParts, attach_parts
 from openagents_worker.producer.broker import ANSWER_TIMEOUT_S as BROKER_ANSWER_TIMEOUT_S
 from openagents_worker.producer.broker import RESUME_RUN, RUN_AGENT, RUN_ENDED, TRANSPORTS
 from openagents_worker.producer.canvas import options_of
+from openagents_worker.producer.queue_checks import queue_to_send_to
 from openagents_worker.producer.results import NO_RESULTS
+from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
 from openagents_worker.store.formats import WRITTEN
@@ -47,11 +51,10 @@ __all__ = [
     "wake_queue",
 ]
 
-WAKE_SUFFIX = ".wake"
-
 CONNECT_TIMEOUT_S = 1.0  # with one retry a broker that is away or silent is known within three seconds
 ANSWER_TIMEOUT_S = 1.5
 MAX_PRODUCERS = 10
+SHOWN_CHARS = 200
 RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 log = get_logger(__name__)
@@ -127,7 +130,7 @@ def send_first(app: Celery, run: Wake) -> bool:
     """
     if (carry := _eager(app)) is not None:
         return bool(carry([run]))
-    return _publish(app, [_first_message(run, run.queue)]) == 1
+    return _publish(app, [run], lambda each: _first_message(each, _queue_of(app, each))) == 1
 
 
 def send_wakes(app: Celery, wakes: Iterable[Wake]) -> int:
@@ -137,7 +140,7 @@ def send_wakes(app: Celery, wakes: Iterable[Wake]) -> int:
     """
     if (carry := _eager(app)) is not None:
         return int(carry(wakes))
-    return _publish(app, [_wake_message(wake) for wake in wakes])
+    return _publish(app, list(wakes), lambda wake: _wake_message(wake, _queue_of(app, wake)))
 
 
 def _eager(app: Celery) -> Callable[[Iterable[Wake]], int] | None:
@@ -162,8 +165,12 @@ def _first_message(run: Wake, queue: str) -> Message:
     return _message(run, RUN_AGENT, queue, [ids])
 
 
-def _wake_message(wake: Wake) -> Message:
-    queue = wake_queue(wake.queue)
+def _queue_of(app: Celery, run: Wake) -> str:
+    return queue_to_send_to(run.queue, parts_of(app).settings, run.run_id)
+
+
+def _wake_message(wake: Wake, queue_of_run: str) -> Message:
+    queue = wake_queue(queue_of_run)
     if wake.attempt == 0:
         return _first_message(wake, queue)
     return _message(wake, RESUME_RUN, queue, [wake.run_id, wake.checkpoint_id])
@@ -196,20 +203,20 @@ def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
     }
 
 
-def _publish(app: Celery, messages: Sequence[Message]) -> int:
+def _publish(app: Celery, runs: Sequence[Wake], message_of: Callable[[Wake], Message]) -> int:
     """Publish until the first failure: a broker that refuses one will refuse the next thousand too."""
     sent = 0
     try:
-        if messages:
+        if runs:
             with _producers(app).acquire(block=True, timeout=ANSWER_TIMEOUT_S) as producer:
-                for message in messages:
-                    _send(app, producer, message)
+                for run in runs:
+                    _send_one(app, producer, run, message_of)
                     sent += 1
     except Exception as error:  # noqa: BLE001  # whatever a broker's client raises: the run is accepted
         log.warning(
             "broker.unreachable",
-            run_id=messages[sent]["task_id"],
-            unsent=len(messages) - sent,
+            run_id=runs[sent].run_id,
+            unsent=len(runs) - sent,
             error=f"{type(error).__name__}: {error}",
             hint=f"accepted all the same; a worker's rescue loop sends it{_when(error)}",
         )
@@ -221,6 +228,26 @@ def _when(error: Exception) -> str:
     if any(one is not None and is_no_permission(one) for one in (error, error.__cause__)):
         return f". {RedisNoPermission.code}: config/acl/producer.acl has the rights that a producer needs"
     return " once the broker is back"
+
+
+OF_ONE_MESSAGE = (TypeError, ValueError, LookupError, AttributeError, RecursionError, SerializationError)
+"""What Celery and kombu raise for a message that cannot be made, and not for a broker."""
+
+
+def _send_one(app: Celery, producer: Any, run: Wake, message_of: Callable[[Wake], Message]) -> None:
+    """Send the run's message. One whose stored options cannot be read goes without them: its run is due."""
+    try:
+        _send(app, producer, message_of(run))
+    except OF_ONE_MESSAGE as error:
+        if not run.canvas:
+            raise
+        log.error(
+            "run.options_left_out",
+            run_id=run.run_id,
+            error=f"{type(error).__name__}: {error}"[:SHOWN_CHARS],
+            hint="what was linked to the run is not called; the field canvas of its record has its options",
+        )
+        _send(app, producer, message_of(replace(run, canvas="")))
 
 
 def _send(app: Celery, producer: Any, message: Message) -> None:

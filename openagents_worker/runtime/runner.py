@@ -18,6 +18,7 @@ from openagents_worker.errors import (
     RecordUnreadable,
     RedisRefused,
     RedisUnreachable,
+    RedisWrongType,
     RunPoisoned,
     WorkerLost,
 )
@@ -327,7 +328,9 @@ def _foreign_end(claimed: Claimed) -> Carried:
     )
 
 
-ENDED_WITHOUT_A_WORKER = frozenset({AgentUnavailable.code, RunPoisoned.code, WorkerLost.code})
+ENDED_WITHOUT_A_WORKER = frozenset(
+    {AgentUnavailable.code, RedisWrongType.code, RunPoisoned.code, WorkerLost.code}
+)
 """With these a run ends in Redis, while no worker works on it; other failures their worker has logged."""
 
 

@@ -1,4 +1,4 @@
-"""Clients of redis-py that say, when Redis refuses a command for want of a right, which command it was."""
+"""Clients of redis-py whose errors say which command was refused, and which key holds another type."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any
 
 import redis
 import redis.asyncio as redis_async
+from redis import exceptions
 
+from openagents_worker.store.failures import note_key
 from openagents_worker.store.permission import naming
 
 __all__ = ["AsyncClient", "Client"]
@@ -16,13 +18,21 @@ class Client(redis.Redis):
     """The synchronous client."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        with naming(*args):
-            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's
+        try:
+            with naming(*args):
+                return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's
+        except exceptions.ResponseError as error:
+            note_key(error, args)
+            raise
 
 
 class AsyncClient(redis_async.Redis):
     """The client for asyncio."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        with naming(*args):
-            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        try:
+            with naming(*args):
+                return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except exceptions.ResponseError as error:
+            note_key(error, args)
+            raise

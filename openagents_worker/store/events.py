@@ -26,14 +26,15 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from openagents_worker.arguments import number_of, text_of_caller
-from openagents_worker.errors import RedisNoPermission, RedisUnreachable
+from openagents_worker.errors import RecordUnreadable, RedisNoPermission, RedisUnreachable
 from openagents_worker.events import RunEvent
 from openagents_worker.jsontext import loads
 from openagents_worker.models import RunState
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.channels import Inbox, listening
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
-from openagents_worker.store.formats import WRITTEN, format_of, reading
+from openagents_worker.store.failures import or_else
+from openagents_worker.store.formats import WRITTEN, reading, stored_format
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.paging import PageSize
 from openagents_worker.store.permission import naming
@@ -76,7 +77,7 @@ def _head_of(run_id: str, values: Sequence[str | None]) -> Head | None:
     state, seq, life, agent_id, session_id, format_ = values
     if state is None:
         return None
-    with reading(format_of(format_, run_id=run_id), run_id=run_id):
+    with reading(stored_format(format_), run_id=run_id):
         return Head(run_id, RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
 
 
@@ -105,6 +106,14 @@ def _stored_event(head: Head, id_: str, fields: Mapping[str, str]) -> RunEvent:
     )
 
 
+def _readable(head: Head, entry: Entry) -> RunEvent | None:
+    """The event; None for an entry that no script has written: the others are shown all the same."""
+    try:
+        return stored_event(head, entry)
+    except RecordUnreadable:
+        return None
+
+
 def history(keys: Keys, run_id: str) -> Plan[list[RunEvent]]:
     """The events of a run that are stored, oldest first; nothing is waited for. Raises `RunNotFound`."""
     head = _head_of(run_id, (yield lambda r: r.hmget(keys("run", run_id), _HEAD_FIELDS)))
@@ -115,8 +124,8 @@ def history(keys: Keys, run_id: str) -> Plan[list[RunEvent]]:
     while page := (
         yield lambda r, start=start, count=size.count: r.xrange(keys("events", run_id), start, "+", count)
     ):
-        events += [stored_event(head, entry) for entry in page]
         size.learn(len(page), _bytes_of(page))
+        events += [event for event in (_readable(head, entry) for entry in page) if event is not None]
         start = f"({page[-1][0]}"
     return events
 
@@ -146,6 +155,7 @@ class Watch:
         self._head: Head | None = None
         self._life: int | None = None
         self._ends_with_replay = False
+        self._passed_over: int | None = None  # the first of the events before `wanted` that cannot be read
         self._known_at: datetime | None = None  # replay has told what was said up to here
 
     @property
@@ -171,10 +181,11 @@ class Watch:
         for id_, fields in page:
             if self.over or int(id_.partition("-")[0]) < self.wanted:
                 continue
-            event = stored_event(head, (id_, fields))
-            assert event.seq is not None
-            if event.seq > self.wanted:
-                yield self._gap(event, event.seq - 1)
+            event = _readable(head, (id_, fields))
+            if event is None:
+                self._pass_over(int(id_.partition("-")[0]))
+                continue
+            yield from self._gap_before(event)
             self._known_at = event.timestamp
             yield self._seen(event)
         asked = self.page_size.count
@@ -186,19 +197,15 @@ class Watch:
                 yield self._reply_so_far(reply)
 
     def live(self, text: str) -> Sequence[RunEvent]:
-        """Takes a published message. A jump in its number means that one was lost: the stream has it.
-
-        So it does where a message is not one of ours: anybody may publish on a channel.
-        """
+        """Takes a published message. A jump in its number means that one was lost: the stream has it."""
         try:
             event = RunEvent.from_json(text)
-        except ValueError:
-            self.behind = True
-            return ()
+        except (ValueError, RecursionError):
+            return ()  # somebody else's message in our channel
         if event.seq is None:
             return (event,) if self._known_at is None or event.timestamp >= self._known_at else ()
         if event.seq == self.wanted:
-            return (self._seen(event),)
+            return (*self._gap_before(event), self._seen(event))
         if event.seq > self.wanted:
             self.behind = True
         return ()
@@ -227,16 +234,18 @@ class Watch:
         self._known_at = event.timestamp
         return event
 
-    def _gap(self, before: RunEvent, to: int) -> RunEvent:
-        return before.model_copy(
-            update={
-                "name": "events.gap",
-                "seq": None,
-                "worker": None,
-                "payload": {"from": self.wanted, "to": to},
-                "final": False,
-            }
-        )
+    def _pass_over(self, seq: int) -> None:
+        """An event that cannot be read; the gap is told with the next one that can."""
+        self._passed_over = self._passed_over or self.wanted
+        self._wanted = seq + 1
+
+    def _gap_before(self, event: RunEvent) -> Iterator[RunEvent]:
+        """What says that events before this one are not there, or cannot be read."""
+        assert event.seq is not None
+        begin, self._passed_over = self._passed_over or self.wanted, None
+        if event.seq > begin:
+            gap = {"name": "events.gap", "seq": None, "worker": None, "final": False}
+            yield event.model_copy(update={**gap, "payload": {"from": begin, "to": event.seq - 1}})
 
 
 class _Patience:
@@ -297,7 +306,7 @@ def _news(
         place.look(_head(store, run_id))
         if place.over:
             return ()
-        page, reply = store.ask(lambda r: _page(r, store.keys, run_id, place).execute())
+        page, reply = _pages(store.ask(lambda r: _page(r, store.keys, run_id, place)))
         patience.renew()
         return place.replay(page, reply)
     text = next_message(_wait_s(time.monotonic() + silence_s, deadline))
@@ -367,7 +376,7 @@ async def _anews(
         place.look(await _ahead(store, run_id))
         if place.over:
             return ()
-        page, reply = await store.ask(lambda r: _page(r, store.keys, run_id, place).execute())
+        page, reply = _pages(await store.ask(lambda r: _page(r, store.keys, run_id, place)))
         patience.renew()
         return place.replay(page, reply)
     text = await inbox.next(silence_s)
@@ -399,7 +408,12 @@ def _page(client: Any, keys: Keys, run_id: str, place: Watch) -> Any:
     pipeline = client.pipeline(transaction=True)
     pipeline.xrange(keys("events", run_id), f"{place.wanted}-0", "+", place.page_size.count)
     pipeline.hgetall(keys("reply", run_id))
-    return pipeline
+    return pipeline.execute(raise_on_error=False)
+
+
+def _pages(answers: Sequence[Any]) -> tuple[Sequence[Entry], Mapping[str, str]]:
+    """A key of another type holds nothing of ours: no events, no reply."""
+    return or_else(answers[0], []), or_else(answers[1], {})
 
 
 def _channel(store: Store | AsyncStore, run_id: str, head: Head | None) -> str:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import assert_never
+from typing import Any, assert_never
 
 from redis import exceptions
 
-from openagents_worker.errors import RedisRefused, RedisUnreachable
+from openagents_worker.errors import RedisRefused, RedisUnreachable, RedisWrongType
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.permission import is_no_permission, no_permission
 from openagents_worker.store.tls import TlsProblem, is_hung_up_on, tls_problem_of
@@ -29,10 +29,18 @@ __all__ = [
     "TlsFailed",
     "connection_broke",
     "failure_of",
+    "is_wrong_type",
     "not_sent",
+    "or_else",
+    "note_key",
     "refuses_now",
     "translating",
+    "wrong_key_of",
+    "wrong_type_error",
 ]
+
+KEY = "_openagents_key"
+"""Attribute of redis-py's error: the key that its command was about."""
 
 
 class AnswerLost(RedisUnreachable):
@@ -122,6 +130,51 @@ def connection_broke(error: Exception) -> bool:
     return failure_of(error) is Failure.LOST and not is_silent
 
 
+# A script names the key itself; a pipeline of redis-py says `Command # 3 (HGETALL oa:fleet) of pipeline …`.
+_KEY_IN_SCRIPT = re.compile(r"OA_WRONG_TYPE (\S+)")
+_KEY_IN_PIPELINE = re.compile(r"Command # \d+ \(\S+ (\S+?)[\s)]")
+
+
+def is_wrong_type(error: object) -> bool:
+    """Whether Redis says that a key holds something of another type than the command needs."""
+    return isinstance(error, exceptions.ResponseError) and (
+        "WRONGTYPE" in str(error) or "OA_WRONG_TYPE" in str(error)
+    )
+
+
+def wrong_key_of(error: Exception) -> str:
+    """The key that such an error is about; '' where nothing names it."""
+    for pattern in (_KEY_IN_SCRIPT, _KEY_IN_PIPELINE):
+        if found := pattern.search(str(error)):
+            return found[1]
+    return str(getattr(error, KEY, ""))
+
+
+def wrong_type_error(key: str, where: str = "") -> RedisWrongType:
+    """The error that names a key of another type than it must have."""
+    return RedisWrongType(
+        f"the key {key or '(unknown)'}{where} is not what this library keeps there",
+        hint="another program may have written it: choose another OPENAGENTS_KEY_PREFIX for one of them, or "
+        "delete the key; `openagents-worker status` lists such keys",
+        key=key,
+    )
+
+
+def or_else(answer: Any, default: Any) -> Any:
+    """One answer of a pipeline that was asked without raising: the default where its key has a wrong type."""
+    if isinstance(answer, Exception):
+        if not is_wrong_type(answer):
+            raise answer
+        return default
+    return answer
+
+
+def note_key(error: Exception, command: Sequence[Any]) -> None:
+    """Let an error of a wrong type know the key of the command that it answers."""
+    if is_wrong_type(error) and len(command) > 1:
+        setattr(error, KEY, command[1])
+
+
 @contextmanager
 def not_sent() -> Iterator[None]:
     """What fails in this block fails before a command is sent."""
@@ -161,6 +214,8 @@ def _translated(error: Exception, where: str, url: str) -> RedisUnreachable:
             return RedisUnreachable(f"Redis at {where} takes no writes now: {error}")
         case Failure.LOST:
             return AnswerLost(f"Redis at {where} got a command and its answer was lost: {error}")
+        case Failure.FINAL if is_wrong_type(error):
+            return wrong_type_error(wrong_key_of(error), f" in Redis at {where}")
         case Failure.FINAL:
             return RedisRefused(f"Redis at {where} refuses a command: {error}", hint=_hint(error))
         case _:
@@ -189,6 +244,6 @@ def _not_connected(error: Exception, where: str) -> RedisUnreachable:
 
 
 def _hint(error: Exception) -> str:
-    if "WRONGTYPE" in str(error):
-        return "a key is not what it should be: does another program use the prefix OPENAGENTS_KEY_PREFIX?"
+    if isinstance(error, exceptions.NoPermissionError):
+        return "the user of OPENAGENTS_REDIS_URL lacks a permission; ACL LOG says which"
     return "repeating will not help; please report it"

@@ -15,6 +15,7 @@ from typing import Any
 
 from openagents_worker.jsontext import dumps, loads
 from openagents_worker.store.client import Plan
+from openagents_worker.store.failures import or_else
 from openagents_worker.store.keys import Keys, decode_id
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "read_workers",
 ]
 
+LATEST_MS = 253_402_300_799_000  # the end of the year 9999: what a datetime holds
 SCAN_COUNT = 1000  # keys that Redis looks at for one answer: under a millisecond
 
 
@@ -131,10 +133,13 @@ def read_workers(keys: Keys) -> Plan[tuple[WorkerInfo, ...]]:
         pipeline.zrange(keys("workers"), 0, -1, withscores=True)
         pipeline.hgetall(keys("fleet"))
         pipeline.hgetall(keys("fleet_lag"))
-        return pipeline.execute()
+        return pipeline.execute(raise_on_error=False)
 
-    (seconds, micros), leases, cards, lags = yield question
+    answers = yield question
+    (seconds, micros), leases = or_else(answers[0], (0, 0)), or_else(answers[1], [])
+    cards, lags = or_else(answers[2], {}), or_else(answers[3], {})
     now_ms = seconds * 1000 + micros // 1000
+    leases = [(incarnation, min(max(at, 0.0), LATEST_MS)) for incarnation, at in leases]
     owned = yield _counts(keys, [incarnation for incarnation, _ in leases])
     found = [
         _worker(incarnation, cards.get(incarnation), lags.get(incarnation), runs, round(deadline - now_ms))
@@ -149,9 +154,10 @@ def read_fleet(keys: Keys, default_queue: str) -> Plan[Fleet]:
     Queues that nobody has announced are found by their waiting runs, for which all keys are looked through.
     """
     workers = yield from read_workers(keys)
-    announced: dict[str, str] = yield lambda r: r.hgetall(keys("agents"))
+    [answer] = yield _announced(keys)
+    announced: dict[str, str] = or_else(answer, {})
     agents = tuple(
-        _agent(id_, loads(said), default_queue, workers) for id_, said in sorted(announced.items())
+        _agent(id_, _said(said), default_queue, workers) for id_, said in sorted(announced.items())
     )
     names = {default_queue, *(agent.queue for agent in agents), *(q for w in workers for q in w.queues)}
     names |= yield from _queues_with_runs(keys)
@@ -167,32 +173,66 @@ def _counts(keys: Keys, incarnations: Sequence[str]) -> Any:
         pipeline = client.pipeline(transaction=False)
         for incarnation in incarnations:
             pipeline.scard(keys("worker_runs", incarnation))
-        return pipeline.execute()
+        return pipeline.execute(raise_on_error=False)
 
     return question
 
 
+def _announced(keys: Keys) -> Any:
+    def question(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        pipeline.hgetall(keys("agents"))
+        return pipeline.execute(raise_on_error=False)
+
+    return question
+
+
+def _said(text: str | None) -> Mapping[str, Any]:
+    """What a worker has announced; nothing where it cannot be read: that must not hide the others."""
+    try:
+        said = loads(text) if text else {}
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list | dict) else ()
+
+
+def _number(value: Any, most: float = LATEST_MS) -> int | None:
+    """A whole number that was stored, from 0; None for anything else."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if 0 <= number <= most else None
+
+
 def _worker(incarnation: str, card: str | None, lag: str | None, runs: int, left_ms: int) -> WorkerInfo:
-    said: Mapping[str, Any] = loads(card) if card else {}
-    at = said.get("started_at")
+    said = _said(card)
+    at = _number(said.get("started_at"))
+    agents = said.get("agents")
+    definitions = agents if isinstance(agents, dict) else {}
     return WorkerInfo(
         incarnation=incarnation,
         host=str(said.get("host") or incarnation.rpartition(":")[0].rpartition("@")[2]),
-        pid=said.get("pid"),
-        version=said.get("version"),
-        queues=tuple(said.get("queues", ())),
-        agents=tuple(sorted(said.get("agents", ()))),
-        runs=runs,
-        max_runs=said.get("max_runs"),
-        loop_lag_ms=None if lag is None else int(lag),
+        pid=_number(said.get("pid")),
+        version=str(said["version"]) if said.get("version") is not None else None,
+        queues=_texts(said.get("queues")),
+        agents=tuple(sorted(definitions)),
+        runs=or_else(runs, 0),
+        max_runs=_number(said.get("max_runs")),
+        loop_lag_ms=_number(lag),
         lease_left_ms=left_ms,
         started_at=None if at is None else datetime.fromtimestamp(at / 1000, UTC),
-        definitions=dict(said.get("agents", {})),
+        definitions={id_: str(hash_) for id_, hash_ in definitions.items()},
     )
 
 
 def _agent(id_: str, said: Mapping[str, Any], default_queue: str, workers: Iterable[WorkerInfo]) -> AgentInfo:
-    queue = said.get("queue") or default_queue
+    queue = said.get("queue")
+    queue = queue if isinstance(queue, str) and queue else default_queue
     serving = tuple(worker.incarnation for worker in workers if worker.serves(queue, id_))
     return AgentInfo(id_, queue, serving, str(said.get("def_hash") or ""))
 
@@ -221,21 +261,23 @@ def _queues(keys: Keys, names: Sequence[str], workers: Sequence[WorkerInfo]) -> 
         for name in names:
             pipeline.zcard(keys("sent", name))
             pipeline.zrange(keys("sent", name), 0, 0, withscores=True)
-        return pipeline.execute()
+        return pipeline.execute(raise_on_error=False)
 
     (seconds, micros), sent_again, *answers = yield question
+    sent_again = or_else(sent_again, {})
     now_us = seconds * 1_000_000 + micros
 
     def age_ms(oldest: Sequence[tuple[str, float]]) -> int | None:
-        return max(0, round((now_us - oldest[0][1]) / 1000)) if oldest else None
+        at_us = min(max(oldest[0][1], 0.0), LATEST_MS * 1000.0) if oldest else now_us
+        return max(0, round((now_us - at_us) / 1000)) if oldest else None
 
     return tuple(
         QueueInfo(
             name,
-            waiting,
-            age_ms(oldest),
+            or_else(waiting, 0),
+            age_ms(or_else(oldest, [])),
             tuple(worker.incarnation for worker in workers if worker.serves(name)),
-            int(sent_again.get(name, 0)),
+            _number(sent_again.get(name)) or 0,
         )
         for name, waiting, oldest in zip(names, answers[::2], answers[1::2], strict=True)
     )

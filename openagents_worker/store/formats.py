@@ -23,11 +23,13 @@ __all__ = [
     "UNREADABLE",
     "OLDEST_READ",
     "WRITTEN",
-    "format_of",
     "is_read",
     "other_format",
     "reading",
+    "stored_format",
 ]
+
+MAX_FORMAT_DIGITS = 9
 
 WRITTEN = 1
 BY_PLACE = 1
@@ -56,6 +58,11 @@ def other_format(format_: int, *, run_id: str | None = None, session_id: str | N
     )
 
 
+def stored_format(text: str | None) -> int:
+    """The format that a record says it has; 0, as of one that says none, where that is not a number."""
+    return int(text) if text and text.isdecimal() and len(text) <= MAX_FORMAT_DIGITS else 0
+
+
 @contextmanager
 def reading(format_: int, *, run_id: str | None = None, session_id: str | None = None) -> Iterator[None]:
     """Reads what can be read. Raises `OtherFormat` for what cannot because of its format, and
@@ -75,12 +82,6 @@ def reading(format_: int, *, run_id: str | None = None, session_id: str | None =
 
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
 """What reading something of another shape than ours raises."""
-
-
-def format_of(text: str | None, *, run_id: str | None = None, session_id: str | None = None) -> int:
-    """The format that a stored field names; 0 for none. Raises `RecordUnreadable`."""
-    with reading(WRITTEN, run_id=run_id, session_id=session_id):
-        return int(text or 0)
 
 
 def _what_is_wrong(error: Exception) -> str:

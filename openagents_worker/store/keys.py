@@ -14,7 +14,19 @@ from urllib.parse import quote, unquote
 
 import redis
 
-__all__ = ["KEYS", "KeySpec", "Keys", "decode_id", "encode_id", "lua_key_functions", "ttl_violations"]
+__all__ = [
+    "ANY_TYPE",
+    "KEYS",
+    "LEFT_IN_PLACE",
+    "KeySpec",
+    "Keys",
+    "decode_id",
+    "encode_id",
+    "left_in_place_in_lua",
+    "lua_key_functions",
+    "spec_of",
+    "ttl_violations",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +39,9 @@ class KeySpec:
     content: str
     life: str
 
+
+ANY_TYPE = "any"
+"""In place of a type, of a key that may have each."""
 
 _RUN = "none while the run lives; RUN_TTL from its end"
 _SESSION = "none while the session has a holder or a queue; else SESSION_TTL from the last end"
@@ -209,6 +224,30 @@ KEYS = (
         "twenty minutes after the last look at such a queue",
     ),
     KeySpec(
+        "aside",
+        "aside",
+        "list",
+        "what was put aside, as JSON, newest first: at_us, key (or queue), code, what, moved_to or item",
+        "RUN_TTL after the last one; the last thousand",
+    ),
+    KeySpec(
+        "aside_said", "aside:said", "string", "at_us of the newest one that a worker has logged", "RUN_TTL"
+    ),
+    KeySpec(
+        "aside_key",
+        "aside:key:{}",
+        ANY_TYPE,
+        "a key that had another type than this table says, as it was found: its name and when, µs",
+        "RUN_TTL from when it was moved",
+    ),
+    KeySpec(
+        "served",
+        "served",
+        "zset",
+        "queue -> until when it is known to be read by a worker, ms; below zero: by none; the last thousand",
+        "an hour after the last look",
+    ),
+    KeySpec(
         "resend_seen",
         "resend:{}:seen",
         "string",
@@ -223,8 +262,13 @@ PERMANENT = frozenset(
 )
 ALWAYS_EXPIRING = frozenset(
     {"reply", "host", "looked", "gone", "false_alarms", "looks_off", "resend", "resend_seen"}
+    | {"aside", "aside_said", "aside_key", "served"}
     | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
 )
+LEFT_IN_PLACE = frozenset({"run", "facts", "journal", "transcript", "artifacts", "session_state"})
+"""Kinds of keys that nothing can go on without: one that has another type than the table says stays where it
+is, and what needs it gets an error that names it. Any other key of a wrong type is moved to `aside_key`, and
+all goes on as if it had not been there: nothing of ours can be in it."""
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 
 _SAFE = "-_.~"
@@ -290,6 +334,12 @@ def lua_key_functions(used_in: str | None = None) -> str:
     return "\n".join([*lines, *(text for name, text in functions.items() if name in wanted)])
 
 
+def left_in_place_in_lua() -> str:
+    """`LEFT_IN_PLACE` as a table of Lua patterns, for what follows the prefix and its colon."""
+    templates = [spec.template.replace("{}", "[^:]+") for spec in KEYS if spec.name in LEFT_IN_PLACE]
+    return "{" + ", ".join(f"'^{template}$'" for template in templates) + "}"
+
+
 def _lua_key_function(spec: KeySpec) -> str:
     if "{}" not in spec.template:
         return f"function k.{spec.name}() return P .. ':{spec.template}' end"
@@ -344,5 +394,7 @@ def _is_live(client: Any, keys: Keys, spec: KeySpec, owner: str) -> bool:
     if spec.name.startswith("worker_"):
         return client.zscore(keys("workers"), id_) is not None
     if spec.name in _LIVE_WITH_RUN:
-        return client.hget(keys("run", id_), "state") not in (None, "completed", "failed", "cancelled")
+        key = keys("run", id_)
+        state = client.hget(key, "state") if client.type(key) == "hash" else None
+        return state not in (None, "completed", "failed", "cancelled")
     return bool(client.hexists(keys("session", id_), "holder") or client.zcard(keys("session_queue", id_)))

@@ -5,6 +5,7 @@ What is to be asked is decided once, by plans that sync and async stores carry o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,17 @@ from fnmatch import fnmatchcase
 from typing import Any, Generic, TypedDict, TypeVar
 
 from openagents_worker.arguments import number_of, optional_text, text_of_caller
-from openagents_worker.errors import OpenAgentsError, RequestInvalid, text_of
+from openagents_worker.errors import (
+    RecordUnreadable,
+    RedisUnreachable,
+    RedisWrongType,
+    RequestInvalid,
+    text_of,
+)
 from openagents_worker.models import RunRecord, RunState
+from openagents_worker.store.aside import wrong_fixed_keys
 from openagents_worker.store.client import Plan
+from openagents_worker.store.failures import is_wrong_type, or_else, wrong_type_error
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.runs import RECORD_FIELDS, record_of
 from openagents_worker.store.scripts import Pruned, prune
@@ -40,6 +49,7 @@ ALL = "all"
 SESSIONS = "sessions"
 MAX_GLOB_CHARS = 200  # to read a glob takes the square of its length
 MAX_LIMIT = 1000
+LATEST_MS = 253_402_300_799_000  # the end of the year 9999: what a datetime holds
 CHUNK = 100  # entries a round trip: what they point at may be large
 PRUNED_A_CALL = 500  # entries: half a millisecond of Redis
 PRUNE_CALLS = 1000
@@ -179,7 +189,11 @@ def list_runs(
 ) -> Plan[Page[RunRecord]]:
     """A page of runs, looked for among `most` (None: 10,000). Raises `RequestInvalid`."""
     names = wanted.indexes
-    sizes = yield from _each(names, lambda r, name: r.zcard(keys("index", name)))
+    counted = yield from _each(names, lambda r, name: r.zcard(keys("index", name)))
+    for name, (count,) in zip(names, counted, strict=True):
+        if or_else(count, None) is None:
+            raise wrong_type_error(keys("index", name))
+    sizes = [count for (count,) in counted]
     shortest, *others = [name for _, name in sorted(zip(sizes, names, strict=True))]
 
     def read(ids: Sequence[str]) -> Plan[list[RunRecord | _Unreadable | None]]:
@@ -211,16 +225,25 @@ def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[Se
             lambda r, id_: r.llen(keys("transcript", id_)),
             lambda r, id_: r.llen(keys("artifacts", id_)),
         )
-        return [_summary(id_, row) for id_, row in zip(ids, rows, strict=True)]
+        return [_summary(keys, id_, row) for id_, row in zip(ids, rows, strict=True)]
 
     return (yield from _page(key, read, None, None, limit, cursor))
 
 
 def list_problems(keys: Keys) -> Plan[tuple[Problem, ...]]:
-    """What cannot be read among the 1,000 runs that were accepted last."""
+    """What cannot be read among the 1,000 runs that were accepted last, and keys of a wrong type of which a
+    cell has one each."""
+    seconds, _ = yield lambda r: r.time()
+    found = [
+        Problem(key, RedisWrongType.code, datetime.fromtimestamp(seconds, UTC))
+        for key in (yield from wrong_fixed_keys(keys))
+    ]
     nothing = RunFilter(frozenset(), (ALL,), None, None, code="\0")  # no run has it: all are looked at
-    page = yield from list_runs(keys, nothing, limit=1, cursor=None, most=LOOKED_AT_FOR_PROBLEMS)
-    return page.problems
+    try:
+        page = yield from list_runs(keys, nothing, limit=1, cursor=None, most=LOOKED_AT_FOR_PROBLEMS)
+    except RedisWrongType as error:
+        return (*found, Problem(error.key, error.code, datetime.fromtimestamp(seconds, UTC)))
+    return (*found, *page.problems)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +256,15 @@ def _wanted(
     keys: Keys, run_id: str, values: Sequence[str | None], wanted: RunFilter
 ) -> RunRecord | _Unreadable | None:
     """A run that is gone is in a list until that is pruned."""
+    if is_wrong_type(values):
+        return _Unreadable(keys("run", run_id), RedisWrongType.code)
     try:
-        record = record_of(run_id, values)
-    except OpenAgentsError as error:
-        return _Unreadable(keys("run", run_id), error.code)
-    return record if record is not None and wanted.passes(record) else None
+        record = record_of(run_id, or_else(values, ()))
+        return record if record is not None and wanted.passes(record) else None
+    except RedisUnreachable:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one record, the others are listed
+        return _Unreadable(keys("run", run_id), getattr(error, "code", RecordUnreadable.code))
 
 
 def pruning() -> Plan[int]:
@@ -279,7 +306,7 @@ def _page(
         for (id_, score), item in zip(entries, items, strict=True):
             after = (score, id_)
             if isinstance(item, _Unreadable):
-                since = datetime.fromtimestamp(score / 1000, UTC)
+                since = datetime.fromtimestamp(min(max(score, 0), LATEST_MS) / 1000, UTC)
                 problems.append(Problem(item.key, item.code, since))
             elif item is not None:
                 found.append(item)
@@ -301,7 +328,7 @@ def _entries(
     while full and not entries:
         rows = yield _rows(key, most, least, offset)
         full, offset = len(rows) == CHUNK, offset + len(rows)
-        entries = [(id_, int(score)) for id_, score in rows]
+        entries = [(id_, int(score)) for id_, score in rows if math.isfinite(score)]
         if after is not None:
             entries = [
                 (id_, score)
@@ -341,20 +368,26 @@ def _place(cursor: str) -> tuple[int, str]:
 
 
 def _each(ids: Sequence[str], *commands: Callable[[Any, str], object]) -> Plan[list[list[Any]]]:
-    """Asks these commands of each id, all in one round trip; a row of answers for each id."""
+    """Asks these commands of each id, all in one round trip; a row of answers, or of errors, for each id."""
 
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
         for id_ in ids:
             for command in commands:
                 command(pipeline, id_)
-        return pipeline.execute()
+        return pipeline.execute(raise_on_error=False)
 
     answers = yield question
     return [answers[at : at + len(commands)] for at in range(0, len(answers), len(commands))]
 
 
-def _summary(session_id: str, row: Sequence[Any]) -> SessionSummary | None:
+def _summary(keys: Keys, session_id: str, row: Sequence[Any]) -> SessionSummary | _Unreadable | None:
+    kinds = (None, ("index", SESSIONS), "session", "session_queue", "transcript", "artifacts")
+    for kind, answer in zip(kinds, row, strict=True):
+        if is_wrong_type(answer):
+            key = keys(*kind) if isinstance(kind, tuple) else keys(kind or "session", session_id)
+            return _Unreadable(key, RedisWrongType.code)
+        or_else(answer, None)
     exists, last_ms, holder, waiting, messages, artifacts = row
     if not exists or last_ms is None:
         return None

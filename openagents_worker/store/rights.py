@@ -16,6 +16,7 @@ from openagents_worker.store.keys import KEYS, Keys
 
 __all__ = [
     "CHANNELS",
+    "MENDING",
     "Access",
     "Right",
     "access_of",
@@ -36,7 +37,7 @@ _TEMPLATE_OF = {spec.name: spec.template for spec in KEYS} | {
 }
 _OWN_TYPE = {
     "EXPIRE": "any", "PEXPIRE": "any", "PERSIST": "any", "PTTL": "any", "TTL": "any", "TYPE": "any",
-    "EXISTS": "any", "DEL": "any", "UNLINK": "any", "MEMORY|USAGE": "any",
+    "EXISTS": "any", "DEL": "any", "UNLINK": "any", "MEMORY|USAGE": "any", "RENAME": "any",
     "GET": "string", "SET": "string", "GETDEL": "string", "STRLEN": "string", "INCR": "string",
     "LINDEX": "list", "LLEN": "list", "LPOP": "list", "LPUSH": "list", "LRANGE": "list", "LREM": "list",
     "LTRIM": "list", "RPOP": "list", "RPUSH": "list",
@@ -55,6 +56,7 @@ _READS = {
 _CALL = re.compile(r"redis\.(p?)call\(\s*'(\w+)'\s*(?:,\s*('\w+'|k\.\w+)?)?")
 _FUNCTION = re.compile(r"local function (\w+)")
 _KEY = re.compile(r"\bk\.(\w+)")
+_MAY_BE_REFUSED = frozenset({"PUBSUB"})  # a script that tries them goes on without them
 _SAMPLE_ID = "0"
 
 
@@ -80,8 +82,15 @@ class Right:
         return Access.READ if self.command in _READS else Access.WRITE
 
 
+MENDING = frozenset(
+    {Right(command, "aside") for command in ("TYPE", "LINDEX", "LPUSH", "LTRIM", "PEXPIRE", "RENAME")}
+    | {Right(command, "aside_key") for command in ("PEXPIRE", "RENAME")}
+)
+"""What each script may do to a key that another program has overwritten (`lua/lib/types.lua`)."""
+
+
 def rights_of(lua: str) -> frozenset[Right]:
-    """All that a script needs, read from its text. What it may be refused (`redis.pcall`) it does not need.
+    """All that a script needs, read from its text.
 
     A key that stands in a call is exact. A key that is kept in a variable may be that of any call which names
     a variable, if its type fits.
@@ -92,7 +101,7 @@ def rights_of(lua: str) -> frozenset[Right]:
     for optional, command, argument in _CALL.findall(lua):
         if argument.startswith("k."):
             direct_kinds.append(argument[2:])
-        if optional:
+        if optional and command in _MAY_BE_REFUSED:
             continue
         if not _type_of(command):
             required.add(Right(command))

@@ -94,6 +94,8 @@ _WATCHES = frozenset().union(
     _on("agents", "HGETALL"),
     _on("sent", "ZCARD", "ZRANGE"),
     _on("sent_again", "HGETALL"),
+    _on("aside", "LRANGE"),
+    *(_on(spec.name, "TYPE") for spec in KEYS if "{}" not in spec.template),  # `status` looks at their types
 )
 WATCHER = Role(
     RoleName.WATCHER,
@@ -104,7 +106,7 @@ WATCHER = Role(
 PRODUCER = Role(
     RoleName.PRODUCER,
     "submits, watches, cancels, resumes and deletes",
-    scripts=("submit", "cancel", "resume", "delete_session", "page"),
+    scripts=("submit", "cancel", "resume", "delete_session", "page", "mend_key"),
     reads=_WATCHES | _on("index", "ZRANGE") | _on("run", "HEXISTS"),
     plain=CONNECTING | SCRIPTING | {"MULTI", "EXEC", "TIME", "UNSUBSCRIBE", "PING"},
     broker=(
@@ -134,13 +136,15 @@ _REMOTE_CONTROL = (
     BrokerRight("unacked_index", ("ZADD", "ZREM", "ZRANGE", "ZREVRANGEBYSCORE")),
     BrokerRight("unacked_mutex", ("SET", "GET", "DEL")),
     BrokerRight("{queue}*", ("LLEN", "LPUSH", "RPUSH")),
+    # A key of another type than kombu needs is moved out of the way.
+    BrokerRight("", ("TYPE", "RENAME", "EXPIRE")),
     BrokerRight("", ("MULTI", "EXEC", "UNWATCH", "UNSUBSCRIBE", "PUNSUBSCRIBE", "PING", "TIME")),
     BrokerRight("", ("EVALSHA", "SCRIPT|EXISTS", "SCRIPT|LOAD")),
 )
 _SCRIPTS_OF_A_WORKER = (
-    "accuse", "alarm", "cancel", "claim", "commit", "emit", "end_lease", "finish", "look", "page", "prune",
-    "reclaim", "register", "reject", "release", "renew", "resend", "resend_unread", "retire", "suspend",
-    "told", "wake",
+    "accuse", "alarm", "aside_news", "cancel", "claim", "commit", "emit", "end_lease", "finish", "look",
+    "mend_key", "page", "prune", "put_aside", "reclaim", "register", "reject", "release", "renew",
+    "resend", "resend_unread", "retire", "suspend", "told", "wake",
 )  # fmt: skip
 WORKER = Role(
     RoleName.WORKER,

@@ -26,10 +26,10 @@ from openagents_worker.store.client import AsyncStore, Plan, Reader, Store
 from openagents_worker.store.formats import (
     NEWEST_READ,
     WRITTEN,
-    format_of,
     is_read,
     other_format,
     reading,
+    stored_format,
 )
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.paging import PageSize
@@ -94,7 +94,7 @@ def record_of(run_id: str, values: Sequence[str | None]) -> RunRecord | None:
     field = {name: value or "" for name, value in zip(RECORD_FIELDS, values, strict=True)}
     if not field["state"]:
         return None
-    with reading(format_of(field["format"], run_id=run_id), run_id=run_id):
+    with reading(stored_format(field["format"]), run_id=run_id):
         return _record(run_id, field)
 
 
@@ -127,7 +127,7 @@ def _record(run_id: str, field: Mapping[str, str]) -> RunRecord:
         duration_ms=count("active_ms"),
         usage=RunUsage.model_validate_json(field["usage"] or "{}"),
         last_error=_last_error(field["last_error"], field["last_error_details"]),
-        request=_request(field["request"], int(field["format"] or 0), is_over=bool(field["result"])),
+        request=_request(field["request"], stored_format(field["format"]), is_over=bool(field["result"])),
         result=RunResult[Any].model_validate_json(field["result"]) if field["result"] else None,
     )
 
@@ -235,7 +235,7 @@ def _states(keys: Keys, run_ids: Sequence[str]) -> Callable[[Any], Any]:
         pipeline = client.pipeline(transaction=False)
         for run_id in run_ids:
             pipeline.hget(keys("run", run_id), "state")
-        return pipeline.execute()
+        return pipeline.execute(raise_on_error=False)
 
     return question
 
@@ -290,8 +290,7 @@ def _session_of(session_id: str, replies: Sequence[Any]) -> SessionView:
             hint="a session begins with its first run and goes OPENAGENTS_SESSION_TTL_S after its last",
             session_id=session_id,
         )
-    format_ = format_of(record.get("format"), session_id=session_id)
-    with reading(format_, session_id=session_id):
+    with reading(stored_format(record.get("format")), session_id=session_id):
         return SessionView(
             session_id,
             record.get("holder"),

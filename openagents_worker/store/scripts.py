@@ -18,9 +18,9 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast,
 
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
 from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
-from openagents_worker.store.keys import lua_key_functions
+from openagents_worker.store.keys import left_in_place_in_lua, lua_key_functions
 from openagents_worker.store.permission import LACKING
-from openagents_worker.store.rights import Right, rights_of, sample_of
+from openagents_worker.store.rights import MENDING, Right, rights_of, sample_of
 from openagents_worker.store.states import states_in_lua
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "WriteAnswer",
     "accuse",
     "alarm",
+    "aside_news",
     "cancel",
     "claim",
     "commit",
@@ -57,8 +58,10 @@ __all__ = [
     "finish",
     "lacking",
     "look",
+    "mend_key",
     "page",
     "prune",
+    "put_aside",
     "reclaim",
     "register",
     "reject",
@@ -92,15 +95,17 @@ class Script:
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         self.name = name
-        body = states_in_lua(_with_library(f"{name}.lua", set()))
-        self.body = body
+        done: set[str] = set()
+        types = _with_library("lib/types.lua", done).replace("LEFT_IN_PLACE_PATTERNS", left_in_place_in_lua())
+        self.body = states_in_lua(_with_library(f"{name}.lua", done))
+        body = f"{types}\n{self.body}"
         self.source = "\n".join([lua_key_functions(body), _arguments(parameters), body])
         self.sha = sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     @cached_property
     def rights(self) -> tuple[Right, ...]:
         """What the user of Redis must be allowed to do, sorted."""
-        return tuple(sorted(rights_of(self.body)))
+        return tuple(sorted(rights_of(self.body) | MENDING))
 
     def checking(self) -> tuple[str, str]:
         """SHA-1 and source of the same script which first asks whether its user may do all that it does.
@@ -833,6 +838,23 @@ def delete_session(reply: Reply, *, session_id: str, limit: int, even_untold: bo
     if answer in (DeleteAnswer.BUSY, DeleteAnswer.UNTOLD):
         return Deleted(answer, run_id=reply[1])
     return Deleted(answer, runs=int(reply[1]))
+
+
+@_door
+def put_aside(reply: Reply, *, key: str, code: str, what: str, item: str) -> None:
+    """Keep an item that nobody can use; `key` says where it was found."""
+
+
+@_door
+def aside_news(reply: Reply, *, limit: int) -> tuple[str, ...]:
+    """What was put aside since somebody asked last, newest first, as JSON (`store.aside`)."""
+    return tuple(reply)
+
+
+@_door
+def mend_key(reply: Reply, *, key: str, kind: str) -> Literal["MOVED", "LEFT", "SOUND"]:
+    """Put a key aside that is not of this type. LEFT: nothing could go on without it, and it stays."""
+    return cast(Literal["MOVED", "LEFT", "SOUND"], reply)
 
 
 @_door

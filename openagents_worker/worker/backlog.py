@@ -12,6 +12,7 @@ from typing import Any
 from openagents_worker.addresses import as_redis
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.jsontext import loads
+from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.store.client import AsyncStore, Cell
 
 __all__ = ["Backlog", "EMPTY", "oldest_of", "priorities_are_kombus"]
@@ -39,7 +40,7 @@ class Backlog:
         """When the oldest message of a queue or of its wake-ups was sent; `EMPTY`, or None: unreadable."""
         if self._store is None:
             return None
-        names = (queue, f"{queue}.wake")
+        names = (queue, f"{queue}{WAKE_SUFFIX}")
         lists = [f"{self._prefix}{name}{step}" for name in names for step in PRIORITY_SUFFIXES]
         try:
             async with self._store.redis.pipeline(transaction=False) as pipe:
@@ -68,7 +69,7 @@ def oldest_of(messages: Iterable[str]) -> int | None:
         any_message = True
         try:
             times.append(int(loads(message)["headers"]["wake_us"]))
-        except (ValueError, LookupError, TypeError, OverflowError):
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
             continue  # a foreign producer's message
     if times:
         return min(times)

@@ -19,6 +19,7 @@ from openagents_worker.jsontext import is_whole
 from openagents_worker.models import RunRequest, StopReason
 from openagents_worker.producer.canvas import canvas_of_message
 from openagents_worker.producer.submit import asubmit
+from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.runtime.attempt import Carried, Outlook
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import reject
@@ -43,7 +44,9 @@ def run_agent(
     try:
         asked = wanted(message, max_bytes=max_bytes)
         if isinstance(asked, RunRequest):
-            canvas = canvas_of_message(task.request, max_bytes=max_bytes)
+            canvas = canvas_of_message(
+                task.request, max_bytes=max_bytes, key_prefix=process.settings.key_prefix
+            )
             asked = process.run(_accepted(process, asked, message, canvas))
     except OpenAgentsError as error:
         process.run(_answer(process, message, error))
@@ -136,7 +139,7 @@ def _message_of(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         request.id if has_id else f"no-id-{uuid.uuid4()}",
         args,
         kwargs,
-        queue.removesuffix(".wake"),
+        queue.removesuffix(WAKE_SUFFIX),
         ours,
         _ms_until(request.expires),
         has_id=has_id,

@@ -15,6 +15,7 @@ from celery.worker import control
 from openagents_worker.errors import RedisUnreachable, RequestInvalid, RunNotFound
 from openagents_worker.producer.app_parts import find_parts
 from openagents_worker.producer.client import Client, client_of
+from openagents_worker.queue_names import problem_with_read_queue
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["take_over_revoke"]
@@ -22,11 +23,24 @@ __all__ = ["take_over_revoke"]
 log = get_logger(__name__)
 
 _celerys_revoke = control.revoke
+_celerys_add_consumer = control.add_consumer
 
 
 def take_over_revoke() -> None:
-    """Let workers whose app has our tasks answer `revoke` and `terminate`; others answer as before."""
-    control.Panel.data |= {"revoke": _revoke, "terminate": _terminate}
+    """Let workers whose app has our tasks answer `revoke`, `terminate` and `add_consumer`; others answer as
+    before."""
+    control.Panel.data |= {"revoke": _revoke, "terminate": _terminate, "add_consumer": _add_consumer}
+
+
+def _add_consumer(state: Any, queue: Any, *args: Any, **more: Any) -> Any:
+    """Read a queue from now on, unless it would be a key of this library, of kombu or of Celery's results."""
+    parts = find_parts(state.app)
+    if parts is not None and parts.kind.has_tasks:
+        problem = problem_with_read_queue(str(queue), parts.settings.key_prefix)
+        if problem is not None:
+            log.error("queue.refused", error=problem)
+            return control.nok(problem)
+    return _celerys_add_consumer(state, queue, *args, **more)
 
 
 def _revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **more: Any) -> Any:

@@ -15,10 +15,14 @@ from celery import bootsteps
 
 from openagents_worker.errors import InvalidInputError, RedisUnreachable, RequestInvalid, text_of
 from openagents_worker.jsontext import is_whole
+from openagents_worker.producer.broken_items import BrokenItems, Keep
+from openagents_worker.producer.broker import Transport
 from openagents_worker.producer.client import client_of
 from openagents_worker.producer.transport import RUN_AGENT, wake_queue
+from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.redaction import safe_message
-from openagents_worker.store.scripts import reject
+from openagents_worker.store.aside import shown_item
+from openagents_worker.store.scripts import put_aside, reject
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.intake import EXAMPLE
 from openagents_worker.worker.process import Host
@@ -36,12 +40,31 @@ def refusals_of(host: Host) -> type[bootsteps.StartStopStep]:
     """A step of the consumer, for the queues of runs; what lies in others is Celery's alone."""
 
     class Refusals(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+        requires = ("celery.worker.consumer.connection:Connection",)
+
         def __init__(self, parent: Any, **_: Any) -> None:
             for name, at in _CALLBACKS.items():
                 setattr(parent, name, _answering(host, parent, getattr(parent, name), at))
             parent.create_task_handler = _guarded(host, parent, parent.create_task_handler)
 
+        def start(self, parent: Any) -> None:
+            """Called again with each new connection, after it was made and before anything is consumed."""
+            transport = parent.connection.transport
+            if isinstance(transport, Transport):
+                transport.broken = BrokenItems(_keeper(parent), host.settings.key_prefix)
+
     return Refusals
+
+
+def _keeper(consumer: Any) -> Keep:
+    def keep(where: str, code: str, why: str, item: object) -> None:
+        try:
+            store = client_of(consumer.app).store
+            store.run(put_aside(key=where, code=code, what=why, item=shown_item(item)))
+        except RedisUnreachable as error:
+            log.error("message.not_kept", queue=where, error=error.message, item=shown_item(item))
+
+    return keep
 
 
 # Where the message, and what is wrong with it, stand among the arguments of Celery's callbacks.
@@ -98,7 +121,7 @@ def _answer(host: Host, consumer: Any, message: Any, reason: object) -> None:
     if task_id is not None:
         door = reject(
             run_id=task_id,
-            queue=str(message.delivery_info["routing_key"]).removesuffix(".wake"),
+            queue=str(message.delivery_info["routing_key"]).removesuffix(WAKE_SUFFIX),
             code=refused.code,
             message=refused.message,
             hint=refused.hint or "",

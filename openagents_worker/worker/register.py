@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from celery import Celery, signals
 
-from openagents_worker.errors import ConfigError
+from openagents_worker.errors import ConfigError, ConfigValidationError
 from openagents_worker.producer.app_parts import (
     AppKind,
     AppParts,
@@ -21,6 +21,7 @@ from openagents_worker.producer.app_parts import (
 )
 from openagents_worker.producer.task import AgentTask
 from openagents_worker.producer.transport import RUN_AGENT
+from openagents_worker.queue_names import problem_with_queue
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.worker.crew import Crew
 from openagents_worker.worker.tasks import add_tasks
@@ -35,7 +36,8 @@ def register(app: Celery, queue: str = "agents") -> AgentTask:
     Redis settings of the environment (`OPENAGENTS_REDIS_URL`), a worker that consumes `queue` the others,
     too. A worker of the app that does not consume it starts nothing of ours. From then on
     `openagents_worker.run_agent` is this app's task. An app that is registered already stays as it is; raises
-    `ConfigError` when it was registered with another queue.
+    `ConfigError` when it was registered with another queue, `ConfigValidationError` for a name that no queue
+    may have.
 
     ```python
     app = Celery("shop")
@@ -44,8 +46,11 @@ def register(app: Celery, queue: str = "agents") -> AgentTask:
     """
     app = real_app(app)
     parts = find_parts(app)
+    settings = load_settings()
+    if problem := problem_with_queue(queue, settings.key_prefix):
+        raise ConfigValidationError(problem, hint="register(app, queue='reports')")
     if parts is None or not parts.kind.has_tasks:
-        install(app, load_settings().model_copy(update={"queue": queue}), AppKind.REGISTERED)
+        install(app, settings.model_copy(update={"queue": queue}), AppKind.REGISTERED)
     elif parts.settings.queue != queue:
         raise ConfigError(
             f"the app {described_app(app)} is registered with the queue {parts.settings.queue!r} already, "

@@ -13,12 +13,22 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from functools import partial
+from typing import Any, NoReturn, Protocol, TypeVar
 
-from openagents_worker.errors import RedisUnreachable
+from openagents_worker.errors import RedisRefused, RedisUnreachable, RedisWrongType
+from openagents_worker.store.aside import entries_of, mending
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.listing import pruning
-from openagents_worker.store.scripts import Wake, end_lease, reclaim, resend, resend_unread, wake
+from openagents_worker.store.scripts import (
+    Wake,
+    aside_news,
+    end_lease,
+    reclaim,
+    resend,
+    resend_unread,
+    wake,
+)
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.neighbours import ProcessIdentity
 
@@ -34,6 +44,10 @@ LOOK_AGAIN_S = 1.0  # at a queue whose messages are old but still there
 JITTER_S = 0.1  # workers that wait for the same deadline do not all come at once
 SHORTEST_PAUSE_S = 0.01
 PRUNE_PERIOD_S = 60.0
+SAY_PERIOD_S = 10.0  # of what was put aside
+MOST_SAID = 100
+
+T = TypeVar("T")
 
 
 class OldestMessage(Protocol):
@@ -81,6 +95,8 @@ class Rescue:
         self._dead: dict[str, ProcessIdentity] = {}
         self._server_ahead_ms = 0.0  # Redis's clock minus ours
         self._look_at_workers_s = 0.0
+        self._say_at_s = 0.0
+        self._failed = False
         self._prune_at_s = clock() + PRUNE_PERIOD_S * chance()
         self._redis_run_id = ""
         self._redis_changed_s = float("-inf")
@@ -145,18 +161,52 @@ class Rescue:
         if self._hurried.is_set():
             self._hurried.clear()
             self._look_at_workers_s = 0.0
-        await self._end_leases()
+        self._failed = False
+        await self._part("end leases", self._end_leases)
         if self._clock() >= self._look_at_workers_s:
-            await self._look_at_workers()
-        due_in_s = await self._look_at_due()
+            await self._part("look at workers", self._look_at_workers)
+        due_in_s = await self._part("look at due runs", self._look_at_due)
         for queue in self._queues:
             if self._clock() >= queue.look_at_s:
-                await self._look_at_queue(queue)
+                await self._part("look at a queue", partial(self._look_at_queue, queue))
         if self._clock() >= self._prune_at_s:
             self._prune_at_s = self._clock() + PRUNE_PERIOD_S * (0.75 + 0.5 * self._chance())
-            await self.prune()
+            await self._part("prune", self.prune)
+        if self._clock() >= self._say_at_s:
+            self._say_at_s = self._clock() + SAY_PERIOD_S
+            await self._part("say what was put aside", self._say_what_was_put_aside)
+        due_in_s = PERIOD_S if due_in_s is None else due_in_s
         marks = [self._look_at_workers_s, *(queue.look_at_s for queue in self._queues)]
-        return min(due_in_s, min(marks) - self._clock())
+        pause_s = min(due_in_s, min(marks) - self._clock())
+        return max(pause_s, PERIOD_S) if self._failed else pause_s
+
+    async def _part(self, name: str, work: Callable[[], Awaitable[T]]) -> T | None:
+        """One part of a pass. What Redis refuses of it, or what is wrong with what it reads, stops no other;
+        a Redis that is away stops them all. None when it has failed."""
+        try:
+            return await work()
+        except RedisWrongType as error:
+            moved = await self._store.carry_out(mending(self._store.keys, error.key))
+            log.error("key.wrong_type", key=error.key, part=name, put_aside=moved, hint=error.hint)
+            if moved:
+                return await work()
+        except RedisRefused as error:
+            log.error("rescue.refused", part=name, error=error.message, hint=error.hint)
+        except RedisUnreachable:
+            raise
+        except Exception:  # the loop that saves others must not die of one bad answer
+            log.exception("rescue.failed", part=name)
+        self._failed = True  # so that it is not tried again at once
+        return None
+
+    async def _say_what_was_put_aside(self) -> None:
+        """One line for each, by one of the workers. Items of queues were logged by whoever took them."""
+        news: tuple[str, ...] = await self._store.run(aside_news(limit=MOST_SAID))
+        for entry in entries_of(news):
+            if not entry.item:
+                log.error(
+                    "put_aside", key=entry.key, code=entry.code, what=entry.what, moved_to=entry.moved_to
+                )
 
     async def _end_leases(self) -> None:
         """End the leases of dead processes; one that could not be ended now is ended at the next pass."""

@@ -29,6 +29,7 @@ from openagents_worker.errors import (
 from openagents_worker.printable import printable
 from openagents_worker.producer.client import cell_of
 from openagents_worker.producer.transport import wake_queue
+from openagents_worker.queue_names import WAKE_SUFFIX, problem_with_read_queue
 from openagents_worker.settings import Settings, unknown_variables
 from openagents_worker.store.client import Store
 from openagents_worker.telemetry import get_logger, is_json_log
@@ -211,7 +212,9 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
                 if self.enabled:
                     _check_pool(parent)
                     own_settings.check_files()
+                    _check_queues(host.queues, host.settings)
                     host.check()
+                    _check_agents_queues(host)
             except OpenAgentsError as error:
                 _refuse(error)
 
@@ -264,11 +267,29 @@ def _with_wakes(app: Celery, of_runs: Collection[str] | None) -> tuple[str, ...]
     names = tuple(
         name
         for name in queues.consume_from
-        if name != wake_queue(name.removesuffix(".wake")) and (of_runs is None or name in of_runs)
+        if name != wake_queue(name.removesuffix(WAKE_SUFFIX)) and (of_runs is None or name in of_runs)
     )
     for name in names:
         queues.select_add(wake_queue(name))
     return names
+
+
+def _check_queues(queues: Collection[str], settings: Settings) -> None:
+    """Raises `ConfigValidationError` for a queue to be read whose name no queue may have."""
+    for name in queues:
+        if problem := problem_with_read_queue(name, settings.key_prefix):
+            raise ConfigValidationError(
+                problem, hint="choose another name for the queue (-Q, OPENAGENTS_QUEUE)"
+            )
+
+
+def _check_agents_queues(host: Host) -> None:
+    """The same for the queues that agents name; the agents file does not know the key prefix."""
+    for agent in host.config.agents if host.config is not None else ():
+        if agent.queue and (problem := problem_with_read_queue(agent.queue, host.settings.key_prefix)):
+            raise ConfigValidationError(
+                f"the queue of the agent {agent.id!r}: {problem}", hint="choose another name for its queue"
+            )
 
 
 def _queues_of_runs(settings: Settings) -> set[str]:

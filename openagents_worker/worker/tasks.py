@@ -113,7 +113,9 @@ class RunAgent(RunTask, AgentTask):
         """Submit a run and carry it here, to its end or its first wait: Celery's `EagerResult`."""
         request, how = self._submission(args or (), kwargs or {}, options)
         client, linked = client_of(self.app), how.pop("canvas")
-        canvas = canvas_of(linked, max_bytes=client.settings.max_payload_bytes)
+        canvas = canvas_of(
+            linked, max_bytes=client.settings.max_payload_bytes, key_prefix=client.settings.key_prefix
+        )
         with self.crew.eager():
             accepted = submit(client.store, request, settings=client.settings, canvas=canvas, **how)
             self.carry_wakes([accepted.also] if accepted.also is not None else [])

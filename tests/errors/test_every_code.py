@@ -184,6 +184,13 @@ def the_user_of_redis_may_run_no_script(shop: Installation) -> Met:
         return raised(lambda: client.submit(GOOD))
 
 
+@provokes("redis.wrong_type")
+def the_record_of_a_run_is_something_else(shop: Installation) -> Met:
+    key = shop.client.store.keys("run", "something-else")
+    shop.client.store.redis.set(key, "x", ex=60)
+    return raised(lambda: shop.run_agent.delay({**GOOD, "run_id": "something-else"}))
+
+
 @provokes("run.submit_unknown")
 def the_line_breaks_after_the_request_was_sent(shop: Installation) -> Met:
     with Proxy(shop.stack.redis_url) as proxy, Client(proxy.url) as client:

@@ -7,8 +7,8 @@ from functools import cache
 from typing import Any
 from urllib.parse import unquote
 
-from openagents_worker.store.keys import ALWAYS_EXPIRING, PERMANENT, Keys, spec_of
-from tests.properties.lab import View
+from openagents_worker.store.keys import ALWAYS_EXPIRING, ANY_TYPE, PERMANENT, Keys, KeySpec, spec_of
+from tests.properties.lab import Entry, View
 from tests.properties.truth import TERMINAL, Run, Suspicion, Truth
 from tests.stored import shown as shown_events
 
@@ -45,8 +45,11 @@ class _Cell:
     """A view, asked by the names of the table of keys."""
 
     def __init__(self, view: View, keys: Keys) -> None:
-        self.view, self.keys = view, keys
-        self.specs = {key: _spec_of(key, keys.prefix) for key in view}
+        self.keys = keys
+        specs = {key: _spec_of(key, keys.prefix) for key in view}
+        # In a key of another type nothing of ours can be.
+        self.specs = {key: known for key, known in specs.items() if not _is_foreign(known, view[key])}
+        self.view = {key: entry for key, entry in view.items() if key in self.specs}
 
     def get(self, name: str, *ids: str) -> Any:
         entry = self.view.get(self.keys(name, *ids))
@@ -54,6 +57,10 @@ class _Cell:
 
     def ids(self, name: str) -> set[str]:
         return {unquote(known[1]) for known in self.specs.values() if known and known[0].name == name}
+
+
+def _is_foreign(known: tuple[KeySpec, str] | None, entry: Entry) -> bool:
+    return known is not None and known[0].type not in (entry.kind, ANY_TYPE)
 
 
 def _check_record(cell: _Cell, run: Run) -> None:
@@ -190,7 +197,7 @@ def _check_life_times(cell: _Cell, truth: Truth) -> None:
     for key, known in cell.specs.items():
         assert known, f"{key} is in no table"
         spec, id_ = known[0].name, unquote(known[1])
-        assert cell.view[key].kind == known[0].type, f"{key} is a {cell.view[key].kind}"
+        assert known[0].type in (cell.view[key].kind, ANY_TYPE), f"{key} is a {cell.view[key].kind}"
         if spec in PERMANENT:
             needed = True
         elif spec in ALWAYS_EXPIRING:

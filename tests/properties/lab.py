@@ -39,6 +39,7 @@ return all
 _LET_PASS = """
 local ms = tonumber(ARGV[1])
 local function earlier(key, by)
+  if redis.call('TYPE', key).ok ~= 'zset' then return end
   local all = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
   for i = 1, #all, 2 do redis.call('ZADD', key, string.format('%.0f', all[i + 1] - by), all[i]) end
 end
@@ -180,6 +181,13 @@ class Lab:
         for key in self.redis.scan_iter(f"{self.store.cell.prefix}:sent:*"):
             self.redis.zrem(key, run_id)
         self.redis.zrem(self.keys("due"), run_id)
+
+    def becomes_foreign(self, name: str, *ids: str) -> str:
+        """As if another program had written this key, which must not be there; the key."""
+        key = self.keys(name, *ids)
+        assert not self.redis.exists(key), f"{key} is in use"
+        self.redis.set(key, "foreign", ex=3600)
+        return key
 
     def clear(self) -> None:
         self.redis.flushall()

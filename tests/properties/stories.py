@@ -5,8 +5,11 @@ Acts are those of the machine; where one chooses, 0 means the first of what ther
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
+from openagents_worker.errors import RedisRefused, RedisWrongType
 from tests.properties.machine import Protocol, Way
 
 __all__ = ["Stories", "tell"]
@@ -72,6 +75,20 @@ class _Words:
         """That worker dies, and not the first one of those that are at work."""
         self.m.die_at_work([w.listens for w in self.m.at_work].index(worker != 1), False, False)
         self.m.holds()
+
+    @property
+    def only_run(self) -> str:
+        [run_id] = self.m.truth.runs
+        return run_id
+
+
+@contextmanager
+def stopped_by_nothing() -> Iterator[None]:
+    """No script fails in this block."""
+    try:
+        yield
+    except RedisRefused as error:
+        raise AssertionError(f"a script was stopped: {error.message}") from error
 
 
 NEW = 2  # the one worker that has been upgraded
@@ -531,6 +548,37 @@ class Stories(_Words):
         self.m.let_pass(2)
         self.m.beat(0)
         self.deliver(0)
+
+    # --- keys that another program has written ---
+
+    def the_list_of_due_runs_is_something_else(self) -> None:
+        self.submit()
+        self.deliver(0)
+        self.m.lab.becomes_foreign("due")
+        with stopped_by_nothing():
+            self.work("retry")
+
+    def the_journal_of_a_run_is_something_else(self) -> None:
+        self.three_in_a_session()
+        run_id = self.m.messages[0]
+        self.m.lab.becomes_foreign("journal", run_id)
+        self.m.truth.lost_journals.add(run_id)
+        with stopped_by_nothing():
+            self.deliver(0)
+            self.deliver(1)
+
+    def the_past_of_a_session_is_something_else(self) -> None:
+        self.submit()
+        self.deliver(0)
+        key = self.m.lab.becomes_foreign("transcript", "s")
+        attempt = self.m.at_work[0].carries[self.only_run]
+        for _ in range(2):  # the same write, which is refused, and then taken
+            try:
+                self.m.carry_on(attempt, "finish", "lost")
+            except RedisWrongType:
+                self.m.holds()
+                self.m.lab.redis.delete(key)
+        self.m.holds()
 
     # --- ends that Celery hears of, and further lives ---
 

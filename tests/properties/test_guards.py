@@ -543,6 +543,21 @@ GUARDS = (
         story="a_worker_retires_at_work",
     ),
     Guard(
+        "a key of another type is moved out of the way",
+        ("    if A.type_of(key) ~= 'none' then A.move(key) end\n", ""),
+        story="the_list_of_due_runs_is_something_else",
+    ),
+    Guard(
+        "a run ends whose journal is not a list",
+        ("if is_wrong_type(answer) then return nil, keys[name]", "if false then return nil, keys[name]"),
+        story="the_journal_of_a_run_is_something_else",
+    ),
+    Guard(
+        "a run writes its session whole or not at all",
+        ("if #transcript > 0 then needs(k.transcript(S), 'list') end\n", ""),
+        story="the_past_of_a_session_is_something_else",
+    ),
+    Guard(
         "every event has the next number",
         ("'seq', count) - count", "'seq', count) - count + (final and 1 or 0)"),
     ),

@@ -121,6 +121,7 @@ class Truth:
         self.ends: dict[str, End] = {}
         self.lost: dict[str, float] = {}  # incarnation -> tick of the end of its lease, once it is reclaimed
         self.runs: dict[str, Run] = {}
+        self.lost_journals: set[str] = set()  # runs in whose journal's place something else stands
         self.places: dict[str, list[str]] = {}  # session -> runs that have not ended, the first one holds it
         self.transcript: dict[str, list[str]] = {}
         self.formats: dict[str, int] = {}  # of sessions
@@ -327,6 +328,8 @@ class Truth:
             run.left.add((needs, newest))
             self._at(run, "retrying", self.now)  # who leaves it lets its time pass
             return "OTHER_FORMAT", set()
+        if run_id in self.lost_journals:
+            return "DONE", self._end(run, "failed", in_hand=True)
         if run.held.group and self.group_in(incarnation) - {run.held.group}:
             self._at(run, "retrying", self.now)  # a second is no tick
             return "SUSPECT_BUSY", set()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.keys import (
     ALWAYS_EXPIRING,
+    ANY_TYPE,
     KEYS,
     PERMANENT,
     Keys,
@@ -144,6 +145,7 @@ def written(store: Store) -> dict[str, str]:
         "zset": lambda key: redis.zadd(key, {"1": 1}),
         "stream": lambda key: redis.xadd(key, {"e": "1"}),
         "string": lambda key: redis.set(key, "1"),
+        ANY_TYPE: lambda key: redis.set(key, "1"),
     }
     for spec in KEYS:
         lives = ["w1"] if spec.name.startswith("worker_") else ["live", "over"]

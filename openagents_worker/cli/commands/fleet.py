@@ -45,11 +45,11 @@ def status(as_json: bool) -> None:
     """
     with Client() as client:
         fleet = client.store.carry_out(read_fleet(client.store.keys, client.settings.queue))
-        unreadable = client.problems()
+        unreadable, aside = client.problems(), client.put_aside()
     if as_json:
-        dump(status_json(fleet, unreadable))
+        dump(status_json(fleet, unreadable, aside))
         return
-    for line in status_lines(fleet, unreadable, _now_ms()):
+    for line in status_lines(fleet, unreadable, _now_ms(), aside):
         out(line)
 
 

@@ -10,17 +10,29 @@
 --#include journal
 --#include suspects
 --#include left
-local function claimed(run)
-  local key = k.journal(run_id)
-  local length = redis.call('LLEN', key)
-  local page = records(key, 0, length, page_bytes, 0)
-  local state, state_bytes = redis.call('HGETALL', k.session_state(run.session)), 0
-  for _, text in ipairs(state) do state_bytes = state_bytes + #text end
-  local session = {redis.call('LLEN', k.transcript(run.session)), redis.call('LLEN', k.artifacts(run.session)),
-    state_bytes <= page_bytes and state or false} -- a larger state is read by itself
+-- needed_by(run): what the run cannot be executed without, read before anything is written; or nil, and which key is not of the type
+-- that it must have
+local function needed_by(run)
+  local S = run.session
+  local keys = {journal = k.journal(run_id), messages = k.transcript(S), artifacts = k.artifacts(S), state = k.session_state(S),
+    facts = k.facts(run_id)}
+  local found = {journal = redis.pcall('LLEN', keys.journal), messages = redis.pcall('LLEN', keys.messages),
+    artifacts = redis.pcall('LLEN', keys.artifacts), state = redis.pcall('HGETALL', keys.state), facts = redis.pcall('HGETALL', keys.facts)}
+  for name, answer in pairs(found) do
+    if is_wrong_type(answer) then return nil, keys[name], (name == 'state' or name == 'facts') and 'hash' or 'list' end
+  end
+  return found
+end
+
+local function claimed(run, found)
+  local page = records(k.journal(run_id), 0, found.journal, page_bytes, 0)
+  local state_bytes = 0
+  for _, text in ipairs(found.state) do state_bytes = state_bytes + #text end
+  local session = {found.messages, found.artifacts, state_bytes <= page_bytes and found.state or false} -- a larger state is read by itself
   local fields = redis.call('HMGET', k.run(run_id), 'request', 'attempt', 'life', 'retries', 'uid', 'usage', 'queue', 'canvas',
     'started', 'recoveries', 'last_error', 'def_hash', 'active_ms', 'durable')
-  return {'CLAIMED', run.fence, fields, redis.call('HGETALL', k.facts(run_id)), length, page, session}
+  fields[2], fields[3], fields[4], fields[10] = digits(run.attempt), digits(run.life), digits(run.retries), digits(run.recoveries)
+  return {'CLAIMED', run.fence, fields, found.facts, found.journal, page, session}
 end
 
 local function later(run, delay_ms)
@@ -38,12 +50,15 @@ if not run then return {'UNKNOWN'} end
 if TERMINAL[run.state] then
   local at = redis.call('HMGET', k.run(run_id), 'untold', 'result')
   if at[1] and not is_read(run.format) then return {'OTHER_FORMAT'} end -- whoever reads its result tells of it
-  return {'DONE', run.state, run.life, at[1] and at[2] or ''}
+  return {'DONE', run.state, run.life, at[1] and (at[2] and at[2] ~= '' and at[2] or 'null') or ''} -- null: it has lost its result
 end
 local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
 if not deadline or deadline <= NOW_MS then return {'NOT_ALIVE'} end
 if run.owner ~= '' then
-  if run.owner == incarnation and string.match(run.fence, ':(.*)$') == nonce then return claimed(run) end
+  if run.owner == incarnation and string.match(run.fence, ':(.*)$') == nonce then
+    local needed, wrong = needed_by(run)
+    return needed and claimed(run, needed) or aside().fail(wrong)
+  end
   return {'BUSY'}
 end
 if run.cancel == '1' then return {'CANCELLED', cancelled(run, run.cancel_reason, true), run.life} end
@@ -86,6 +101,16 @@ if not (is_read(run.format) and is_read(format)) then
   return {'OTHER_FORMAT'}
 end
 if run.state ~= STATE.queued then return {'PARKED', run.state} end
+local needed, wrong, kind = needed_by(run)
+if not needed then
+  local A = aside()
+  local found = A.type_of(wrong)
+  A.note(wrong, 'redis.wrong_type', 'it is a ' .. found .. ' and must be a ' .. kind .. ': runs that need it fail')
+  local ending = foreign_ending(run, STATE.failed, 'failed', 'redis.wrong_type', 'the key ' .. wrong .. ' is a ' .. found
+    .. ' and must be a ' .. kind, 'another program may have written it; openagents-worker status lists such keys')
+  ending.in_hand = true
+  return {'DONE', STATE.failed, run.life, run.tell == '1' and ending.result or '', end_run(run, ending)}
+end
 local group = suspicion_of(run).group
 if group ~= '' then
   local other = group_in(incarnation)
@@ -102,10 +127,10 @@ run.attempt = run.attempt + 1
 run.owner = incarnation
 redis.call('HSET', k.run(run_id), 'state', STATE.running, 'fence', run.fence, 'owner', incarnation, 'attempt', run.attempt, 'emit_no', 0,
   'started', run.started ~= '' and run.started or digits(NOW_MS), 'claimed', digits(NOW_MS),
-  'claimed_at', run.attempt .. ':' .. redis.call('LLEN', k.journal(run_id)))
+  'claimed_at', run.attempt .. ':' .. digits(needed.journal))
 redis.call('SADD', k.worker_runs(incarnation), run_id)
 redis.call('ZREM', k.sent(run.queue), run_id)
 redis.call('ZREM', k.due(), run_id)
 append(run, {'run.attempt_started', '{"attempt":' .. run.attempt .. ',"checkpoint_id":'
   .. (redis.call('EXISTS', k.journal(run_id)) == 1 and q(run_id .. ':step:' .. digits(run.steps)) or 'null') .. '}'})
-return claimed(run)
+return claimed(run, needed)

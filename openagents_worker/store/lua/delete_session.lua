@@ -1,19 +1,28 @@
 -- Deletes a session's runs, oldest first, `limit` a call, and with the last of them the session. Nothing live is ever deleted.
 -- Returns BUSY, run | UNTOLD, run (its end is still to be told to Celery; `even_untold` does not wait for that) | MORE, runs | DELETED, runs
 --#include session
+
+-- texts(list): what of a decoded list is text
+local function texts(list)
+  local found = {}
+  for _, item in ipairs(list or {}) do if type(item) == 'string' then found[#found + 1] = item end end
+  return found
+end
+
 local held = holder(session_id)
 if held then return {'BUSY', held} end
 for _, waiting in ipairs(redis.call('ZRANGE', k.session_queue(session_id), 0, -1)) do
-  if redis.call('EXISTS', k.run(waiting)) == 1 then return {'BUSY', waiting} end
+  if is_known(waiting) then return {'BUSY', waiting} end
 end
 
 local ids = redis.call('ZRANGE', k.index('session=' .. session_id), 0, limit - 1)
 local found, untold_run = {}, nil
 for _, id in ipairs(ids) do
-  local state, agent, queue, more, untold = unpack(redis.call('HMGET', k.run(id), 'state', 'agent', 'queue', 'lists', 'untold'))
+  local fields = redis.pcall('HMGET', k.run(id), 'state', 'agent', 'queue', 'lists', 'untold')
+  local state, agent, queue, more, untold = unpack(fields.err and {} or fields) -- a key that is not a record is deleted, too
   if state and not TERMINAL[state] then return {'BUSY', id} end -- a delayed one: it has no place in the session yet
   if untold and even_untold == 0 then untold_run = untold_run or id end
-  found[#found + 1] = {id = id, session = session_id, agent = agent or '', queue = queue or '', more = more and cjson.decode(more) or {}}
+  found[#found + 1] = {id = id, session = session_id, agent = agent or '', queue = queue or '', more = texts(decoded(more or ''))}
 end
 if untold_run then return {'UNTOLD', untold_run} end -- after BUSY, which is the graver reason, whatever their order
 for _, run in ipairs(found) do

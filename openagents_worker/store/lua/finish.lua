@@ -5,14 +5,17 @@ local run = load(run_id)
 if run and run.fence == fence and TERMINAL[run.state] then return {'OK', {}} end
 run = live(run_id, fence)
 if not run then return {'FENCED'} end
+local S = run.session
+if #transcript > 0 then needs(k.transcript(S), 'list') end
+if #artifacts > 0 then needs(k.artifacts(S), 'list') end
+if #state + #state_removed > 0 then needs(k.session_state(S), 'hash') end
 redis.call('HSET', k.run(run_id), 'usage', usage, 'emit_no', batch_no)
 append(run, events)
 if format > run.format then redis.call('HSET', k.run(run_id), 'format', format) end
-local S = run.session
 for _, message in ipairs(transcript) do redis.call('RPUSH', k.transcript(S), message) end
 for _, artifact in ipairs(artifacts) do redis.call('RPUSH', k.artifacts(S), artifact) end
 for i = 1, #state, 2 do redis.call('HSET', k.session_state(S), state[i], state[i + 1]) end -- key, JSON, key, JSON, …
 for _, name in ipairs(state_removed) do redis.call('HDEL', k.session_state(S), name) end
-redis.call('HINCRBY', k.session(S), 'version', 1)
+count_up(k.session(S), 'version')
 if format > session_format(S) then redis.call('HSET', k.session(S), 'format', format) end
 return {'OK', end_run(run, {state = end_state, result = result, name = event, payload = payload, completed = completed, keep_fence = true, in_hand = true})}

@@ -7,9 +7,10 @@
 redis.call('PERSIST', k.workers()) -- changes nothing, but a full Redis takes it, and then the rest of the script
 local LOOK_MS, SOONEST_MS = 900, 50
 
+-- A key that is not the record of a run says nothing
 local function all_durable(incarnation)
   for _, id in ipairs(redis.call('SMEMBERS', k.worker_runs(incarnation))) do
-    if redis.call('HGET', k.run(id), 'durable') == '0' then return false end
+    if redis.pcall('HGET', k.run(id), 'durable') == '0' then return false end
   end
   return true
 end

@@ -7,8 +7,8 @@ if not run or run.fence ~= fence or run.owner ~= incarnation or run.state ~= STA
 if kind ~= 'handover' and kind ~= 'lost' then return redis.error_reply('ERR release has no kind ' .. kind) end
 local counts = 0
 if kind == 'lost' then
-  local length_before = tonumber(string.match(redis.call('HGET', k.run(run_id), 'claimed_at') or '', '^%d+:(%d+)$'))
-  local length = redis.call('LLEN', k.journal(run_id))
+  local length_before = tonumber(string.match(field_of(run_id, 'claimed_at') or '', '^%d+:(%d+)$'))
+  local length = journal_length(run_id)
   if length <= (length_before or length) then counts = 1 end
 end
 local stuck, recoveries, next = run.stuck + counts, run.recoveries + counts, next_fence(run)

@@ -6,7 +6,7 @@ local sent, waits, seen_key = k.sent(queue), k.resend(queue), k.resend_seen(queu
 
 -- When a run's wake-up counts as lost, in µs, and how often it has been sent again; a new wake-up begins anew
 local function lost_at(id, sent_us)
-  local at, times = string.match(redis.call('HGET', k.run(id), 'resent') or '', '^(%d+):(%d+)$')
+  local at, times = string.match(field_of(id, 'resent') or '', '^(%d+):(%d+)$')
   times = at == digits(sent_us) and tonumber(times) or 0
   return sent_us + math.min(grace_ms * 2 ^ times, max_grace_ms) * 1000, times
 end

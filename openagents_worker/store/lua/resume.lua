@@ -6,7 +6,10 @@ local run = load(run_id)
 if not run then return {'UNKNOWN'} end
 if run.agent ~= agent_id then return {'OTHER_AGENT', run.agent} end
 if run.session ~= session_id then return {'OTHER_SESSION', run.session} end
-if input_text ~= '' and input_text ~= cjson.decode(redis.call('HGET', k.run(run_id), 'request')).input_text then return {'OTHER_INPUT'} end
+needs(k.journal(run_id), 'list')
+needs(k.facts(run_id), 'hash')
+local request = input_text ~= '' and decoded(field_of(run_id, 'request') or '')
+if input_text ~= '' and not (request and request.input_text == input_text) then return {'OTHER_INPUT'} end
 if redis.call('EXISTS', k.journal(run_id)) == 0 then return {'NO_CHECKPOINT'} end
 local latest = run_id .. ':step:' .. digits(run.steps)
 if checkpoint_id ~= '' and checkpoint_id ~= latest then return {'OTHER_CHECKPOINT', latest} end

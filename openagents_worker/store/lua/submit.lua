@@ -5,7 +5,7 @@ local known_digest = redis.call('HGET', k.run(run_id), 'digest')
 if known_digest then
   if known_digest ~= digest then return {'CONFLICT'} end
   local at = redis.call('HMGET', k.run(run_id), 'state', 'queue')
-  return {'SAME', at[1], at[2], redis.call('ZSCORE', k.sent(at[2]), run_id) or ''}
+  return {'SAME', at[1] or '', at[2] or '', redis.call('ZSCORE', k.sent(at[2] or ''), run_id) or ''}
 end
 local told = redis.call('HGET', k.agents(), agent_id)
 if not told and redis.call('EXISTS', k.agents()) == 1 then
@@ -17,7 +17,8 @@ if reject_if_busy == 1 and (holder(session_id) or redis.call('ZCARD', k.session_
   return {'BUSY', redis.call('HGET', k.session(session_id), 'holder') or ''}
 end
 if queue == '' then
-  local own = told and cjson.decode(told).queue
+  local announced = told and decoded(told)
+  local own = announced and announced.queue
   queue = type(own) == 'string' and own or default_queue -- JSON's null is a value of its own in Lua
 end
 

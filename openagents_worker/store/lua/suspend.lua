@@ -3,10 +3,12 @@
 -- Returns OK, wakes, delay_ms | CANCEL | FENCED | OVERDUE (it has been left to others for left_max_ms; nothing is written).
 -- Events: those given, then run.retry_scheduled, run.handed_over or (once) run.left_to_others.
 --#include run
+--#include records
 --#include left
 local run = live(run_id, fence)
 if not run then return {'FENCED'} end
 if run.cancel == '1' then return {'CANCEL'} end
+if call ~= '' then needs(k.facts(run_id), 'hash') end
 local at = {'fence', next_fence(run), 'owner', '', 'emit_no', batch_no}
 local wakes = {}
 
@@ -22,7 +24,7 @@ if kind == 'retry' then
   redis.call('HSET', k.run(run_id), 'retries', run.retries + 1) -- since the last record; a record makes it 0 again
   redis.call('HINCRBY', k.run(run_id), 'retries_in_all', 1) -- for people
   local due = put_off()
-  if call ~= '' then redis.call('HINCRBY', k.facts(run_id), 'tries:' .. call, 1) end
+  if call ~= '' then count_up(k.facts(run_id), 'tries:' .. call) end
   events[#events + 1] = 'run.retry_scheduled'
   events[#events + 1] = '{"due_at":"' .. iso(due) .. '","delay_ms":' .. digits(delay_ms) .. ',"error_code":' .. q(error_code)
     .. ',"attempt_index":' .. digits(run.retries + 1) .. '}'

@@ -5,7 +5,7 @@ local KEPT_AFTER_LEASE_MS = 600000 -- what is known of the end of a lease; a pro
 local LEASES_KEPT = 1000
 
 local function write_suspicion(run, held)
-  held.at = digits(run.life) .. ':' .. digits(redis.call('LLEN', k.journal(run.id)))
+  held.at = digits(run.life) .. ':' .. digits(journal_length(run.id))
   run.suspicion = cjson.encode(held)
 end
 
@@ -16,7 +16,8 @@ local function spare_all(incarnation)
     local run = load(blamed[i])
     local held = run and not TERMINAL[run.state] and suspicion_of(run)
     if held and held.by == incarnation and held.spared < MOST_SPARED then
-      local before = cjson.decode(blamed[i + 1])
+      local before = decoded(blamed[i + 1]) or {}
+      before = {stuck = whole(before.stuck), held = sound(before.held)}
       before.held.spared = before.held.spared + 1
       write_suspicion(run, before.held)
       redis.call('HSET', k.run(run.id), 'stuck', before.stuck, 'suspicion', run.suspicion)
@@ -69,9 +70,9 @@ end
 
 -- has_new_record(run): whether it has a record since its claim; nil when a worker of the previous version has claimed it
 local function has_new_record(run)
-  local attempt, length = string.match(redis.call('HGET', k.run(run.id), 'claimed_at') or '', '^(%d+):(%d+)$')
+  local attempt, length = string.match(field_of(run.id, 'claimed_at') or '', '^(%d+):(%d+)$')
   if tonumber(attempt) ~= run.attempt then return nil end
-  return redis.call('LLEN', k.journal(run.id)) > tonumber(length)
+  return journal_length(run.id) > tonumber(length)
 end
 
 -- blame(run, ended): what the end of its worker says of the run; sets run.stuck and run.suspicion. Returns whether it is poison

@@ -38,7 +38,7 @@ end
 
 -- An ending decided by somebody who does not run the run: no answer, the usage the record knows
 local function foreign_ending(run, state, stop_reason, code, message, hint)
-  local usage = run.usage ~= '' and run.usage or '{}'
+  local usage = decoded(run.usage) and run.usage or '{}'
   local details = '{"code":' .. q(code) .. ',"message":' .. q(message) .. ',"hint":' .. (hint and q(hint) or 'null')
     .. ',"retryable":false,"context":{"run_id":' .. q(run.id) .. ',"agent_id":' .. q(run.agent) .. ',"session_id":' .. q(run.session) .. '}}'
   local result = '{"run_id":' .. q(run.id) .. ',"stop_reason":' .. q(stop_reason) .. ',"usage":' .. usage .. ',"error_details":' .. details

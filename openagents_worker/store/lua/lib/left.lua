@@ -1,13 +1,14 @@
 --#include run
+--#include records
 -- A run that this worker cannot execute, and another one can: it is left to others, and looked at ever less often.
 local LEFT_MS, LEFT_LONGEST_MS = 5000, 60000
 
 -- left_again_in(run, max_ms[, first_ms]): after how many ms it is due again, and whether this is the first time that it is left.
 -- Nil when it has been left for max_ms. Whoever executes it starts the count anew with the first record.
 local function left_again_in(run, max_ms, first_ms)
-  local mark = digits(run.life) .. ':' .. digits(redis.call('LLEN', k.journal(run.id)))
+  local mark = digits(run.life) .. ':' .. digits(journal_length(run.id))
   local known, since, count = unpack(redis.call('HMGET', k.run(run.id), 'left_mark', 'left_since', 'left_count'))
-  if known == mark then since, count = tonumber(since), tonumber(count) else since, count = NOW_MS, 0 end
+  if known == mark then since, count = whole(since), whole(count) else since, count = NOW_MS, 0 end
   local ends_in_ms = since + max_ms - NOW_MS
   if ends_in_ms <= 0 then return nil end
   redis.call('HSET', k.run(run.id), 'left_mark', mark, 'left_since', digits(since), 'left_count', count + 1)

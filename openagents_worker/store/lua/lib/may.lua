@@ -6,7 +6,7 @@ local FORMS = {
   ZADD = {'XX', '0', 'm'}, ZREM = {'m'}, ZSCORE = {'m'}, ZRANK = {'m'}, ZINCRBY = {'no number', 'm'},
   ZRANGE = {'0', '0'}, ZRANGEBYSCORE = {'0', '0'}, ZREVRANGEBYSCORE = {'0', '0'}, ZCOUNT = {'0', '0'},
   ZREMRANGEBYSCORE = {'1', '0'}, ZREMRANGEBYRANK = {'1', '0'},
-  XADD = {'NOMKSTREAM', '*', 'f', 'v'}, XRANGE = {'-', '-'}, XTRIM = {'MAXLEN', 'no number'},
+  XADD = {'NOMKSTREAM', '*', 'f', 'v'}, XRANGE = {'-', '-'}, XREVRANGE = {'-', '-'}, XTRIM = {'MAXLEN', 'no number'},
   SADD = {'m'}, SREM = {'m'}, SISMEMBER = {'m'}, RPOP = {'no number'}, BRPOP = {'no number'}, RPUSH = {'m'}, LPUSH = {'m'}, LRANGE = {'0', '0'}, LINDEX = {'0'},
   LREM = {'0', 'm'}, LTRIM = {'no number', '0'}, SET = {'v', 'no option'}, PEXPIRE = {'no number'}, EXPIRE = {'no number'}, PUBLISH = {'no message'}}
 local NO_KEYS = {'0', '0', '0'} -- Redis looks for the number of keys of EVALSHA without asking whether it was given one
@@ -32,6 +32,7 @@ local function may_try(command, key)
   if made and is_refused('PEXPIRE', key, '0') then return true end -- it could not be taken away
   local words = {command}
   if key ~= '' then words[2] = key end
+  if command == 'RENAME' then words[3] = key end
   for _, word in ipairs(FORMS[command] or {}) do words[#words + 1] = word end
   local refused = is_refused(unpack(words))
   if made then redis.call('PEXPIRE', key, '0') end
@@ -43,6 +44,7 @@ local function may(command, key, by_trying)
   local words = {}
   for word in string.gmatch(command, '[^|]+') do words[#words + 1] = word end
   if key ~= '' then words[#words + 1] = key end
+  if command == 'RENAME' then words[#words + 1] = key end -- to itself, which changes nothing
   for _, word in ipairs(FORMS[command] or (key == '' and NO_KEYS or {})) do words[#words + 1] = word end
   return redis.acl_check_cmd(unpack(words))
 end

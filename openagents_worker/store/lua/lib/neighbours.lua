@@ -6,7 +6,7 @@ local HOST_MS = 86400000 -- after its last worker's last look: longer than any l
 local function join(host, incarnation, process)
   if host == '' then return end
   redis.call('HSET', k.host(host), incarnation, process)
-  redis.call('HINCRBY', k.host(host), '', 1)
+  if type(redis.pcall('HINCRBY', k.host(host), '', 1)) ~= 'number' then redis.call('HSET', k.host(host), '', '1') end
 end
 
 -- neighbours(host): incarnation, process, incarnation, process … of those whose lease is good; whose lease is gone is forgotten

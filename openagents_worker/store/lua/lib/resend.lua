@@ -1,10 +1,11 @@
 --#include run
+--#include records
 -- sent_again(queue, id, grace_ms): the run's wake-up with a new send time; nil, and cleared away, when nobody waits for it.
 -- A run that has ended is waited for until Celery was told; ever less often, as who tells may fail each time.
 local function sent_again(queue, id, grace_ms)
   local run = load(id)
   if run and run.state == STATE.queued and run.owner == '' then
-    redis.call('HINCRBY', k.sent_again(), queue, 1)
+    count_up(k.sent_again(), queue)
     return wake_of(run)
   end
   if run and TERMINAL[run.state] and redis.call('HEXISTS', k.run(id), 'untold') == 1 then

@@ -2,7 +2,7 @@
 -- A run's record and its events. Whoever changes the state writes the event, in the same script.
 local RUN_FIELDS = {'state', 'fence', 'owner', 'attempt', 'life', 'agent', 'session', 'queue', 'cancel', 'steps', 'canvas', 'tell', 'expires',
   'retries', 'recoveries', 'stuck', 'durable', 'usage', 'emit_no', 'due', 'uid', 'started', 'claimed', 'cancel_reason', 'format',
-  'suspicion'}
+  'suspicion', 'seq', 'active_ms', 'retries_in_all', 'tellings'}
 
 -- count_of(text): a counter of a record; what is no whole number, as another program may have written, counts as nothing
 local function count_of(text)
@@ -10,14 +10,33 @@ local function count_of(text)
   return number and number >= 0 and number <= 9007199254740992 and math.floor(number) == number and number or 0
 end
 
--- load(R): the record as a table, numbers as numbers; nil when there is none
+-- mend(R, name): a count that is not a whole number, at which HINCRBY would fail
+local function mend(R, name)
+  local newest = name == 'seq' and redis.call('XREVRANGE', k.events(R), '+', '-', 'COUNT', 1)[1]
+  redis.call('HSET', k.run(R), name, newest and string.match(newest[1], '^%d+') or '0')
+end
+
+local COUNTS_FROM = #RUN_FIELDS - 3
+
+-- load(R): the record as a table, numbers as numbers; nil when there is none. What is not a number where one belongs is 0
 local function load(R)
-  local values = redis.call('HMGET', k.run(R), unpack(RUN_FIELDS))
+  local values = redis.pcall('HMGET', k.run(R), unpack(RUN_FIELDS))
+  if values.err then
+    if not is_wrong_type(values) then redis.call('HMGET', k.run(R), 'state') end
+    local A = aside() -- nobody can execute that run, and nothing of it is to stay for ever
+    A.note(k.run(R), 'redis.wrong_type', 'it was a ' .. A.type_of(k.run(R)) .. ' in place of the record of a run, which is passed over')
+    for _, key in ipairs({k.run(R), k.facts(R), k.events(R), k.journal(R)}) do redis.call('PEXPIRE', key, RUN_TTL_MS) end
+    return nil
+  end
   if not values[1] then return nil end
   local run = {id = R}
   for i, name in ipairs(RUN_FIELDS) do run[name] = values[i] or '' end
   for _, name in ipairs({'attempt', 'life', 'steps', 'retries', 'recoveries', 'stuck', 'emit_no', 'due', 'expires', 'format'}) do
     run[name] = count_of(run[name])
+  end
+  for i = COUNTS_FROM, #RUN_FIELDS do -- HINCRBY takes whole numbers only
+    local count = values[i]
+    if count and (#count > 15 or not string.find(count, '^%d+$')) then mend(R, RUN_FIELDS[i]) end
   end
   return run
 end
@@ -61,6 +80,23 @@ local function keep_piece(run, piece)
   redis.call('PEXPIRE', key, KEPT_MS)
 end
 
+-- add_again(run, seq, left, entry…): an entry that Redis has refused, with a number that it takes; `left` entries follow it. Returns the number
+local function add_again(run, seq, left, ...)
+  local stream = k.events(run.id)
+  local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+  local top = newest and tonumber(string.match(newest[1], '^%d+')) or 0
+  if top >= seq then -- the record's count is not the stream's
+    if top + left + 1 >= MOST then
+      aside().move(stream)
+    else
+      seq = top + 1
+      redis.call('HSET', k.run(run.id), 'seq', digits(seq + left))
+    end
+  end
+  redis.call('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, digits(seq) .. '-0', ...)
+  return seq
+end
+
 -- append(run, events): events = {name, payload, name, payload, …}; gives each its seq, stores and publishes it.
 -- What is published is the whole envelope. What is stored leaves out what the stream's readers know: the ids, and `seq`,
 -- which is the entry's id. The same fields in the same order each time: then Redis stores their names once.
@@ -72,7 +108,7 @@ local function append(run, events, final)
   local seq = count > 0 and redis.call('HINCRBY', k.run(run.id), 'seq', count) - count
   local stream, channel = k.events(run.id), k.channel(run.agent, run.session, run.id)
   local now, life, attempt = digits(NOW_MS), digits(run.life), digits(run.attempt)
-  local middle = envelope_middle(run)
+  local middle, number = envelope_middle(run), 0
   for i = 1, #events, 2 do
     local name, payload = events[i], events[i + 1]
     if name == 'llm.delta' then
@@ -80,10 +116,14 @@ local function append(run, events, final)
       redis.call('PUBLISH', channel, envelope(name, 'null', middle, payload))
     else
       if name == 'llm.succeeded' or name == 'llm.failed' then forget_reply(run, payload) end
-      seq = seq + 1
+      seq, number = seq + 1, number + 1
       local is_final = final and i == #events - 1
-      redis.call('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, digits(seq) .. '-0', 'name', name, 'life', life, 'attempt', attempt,
-        'worker', run.owner, 'at', now, 'final', is_final and '1' or '0', 'payload', payload)
+      local stored = redis.pcall('XADD', stream, 'MAXLEN', '~', EVENTS_MAXLEN, digits(seq) .. '-0', 'name', name, 'life', life,
+        'attempt', attempt, 'worker', run.owner, 'at', now, 'final', is_final and '1' or '0', 'payload', payload)
+      if type(stored) ~= 'string' then
+        seq = add_again(run, seq, count - number, 'name', name, 'life', life, 'attempt', attempt, 'worker', run.owner, 'at', now,
+          'final', is_final and '1' or '0', 'payload', payload)
+      end
       redis.call('PUBLISH', channel, envelope(name, digits(seq), middle, payload, is_final))
     end
   end
@@ -112,8 +152,8 @@ end
 -- leave(run): no longer in its owner's lists; the time it was worked on is added up
 local function leave(run)
   if run.owner == '' then return end
-  local active_ms = count_of(redis.call('HGET', k.run(run.id), 'active_ms') or '')
-  redis.call('HSET', k.run(run.id), 'active_ms', digits(active_ms + math.max(0, NOW_MS - (tonumber(run.claimed) or NOW_MS))))
+  local since = tonumber(run.claimed) or NOW_MS
+  redis.call('HINCRBY', k.run(run.id), 'active_ms', digits(since > 0 and since < NOW_MS and NOW_MS - since or 0))
   redis.call('SREM', k.worker_runs(run.owner), run.id)
   redis.call('SREM', k.worker_box(run.owner), run.id)
   if run.suspicion ~= '' or run.stuck >= 2 then redis.call('SREM', k.suspects(run.owner), run.id) end

@@ -1,4 +1,6 @@
 --#include run
+--#include records
+--#include readers
 --#include index
 -- A session's order: one holder, the others by place. Given at submit, or when a delayed run falls due.
 local function session_keys(S)
@@ -21,7 +23,7 @@ local function promote(S)
       redis.call('HSET', k.session(S), 'holder', head)
       redis.call('HSET', k.run(head), 'state', STATE.queued)
       redis.call('ZREM', k.session_queue(S), head)
-      append(run, {'run.queued', '{"queue":' .. q(run.queue) .. '}'})
+      append(run, {'run.queued', queued_payload(run)})
       return wake_of(run)
     end
     redis.call('ZREM', k.session_queue(S), head) -- its record is gone or has ended
@@ -31,14 +33,14 @@ end
 -- holder(S): the holder, or nil; one whose record is gone holds nothing
 local function holder(S)
   local id = redis.call('HGET', k.session(S), 'holder')
-  if id and redis.call('EXISTS', k.run(id)) == 1 then return id end
+  if id and is_known(id) then return id end
   return nil
 end
 
 -- repaired(S): a holder whose record is gone makes way for the head of the queue; returns the wake-up of that one
 local function repaired(S)
   local id = redis.call('HGET', k.session(S), 'holder')
-  if id and redis.call('EXISTS', k.run(id)) == 0 then return promote(S) end
+  if id and not is_known(id) then return promote(S) end
   return nil
 end
 
@@ -58,10 +60,12 @@ local function place(run)
   if held == run.id or not held and redis.call('ZCARD', k.session_queue(S)) == 0 then
     redis.call('HSET', k.session(S), 'holder', run.id)
     redis.call('HSET', k.run(run.id), 'state', STATE.queued)
-    append(run, {'run.queued', '{"queue":' .. q(run.queue) .. '}'})
+    append(run, {'run.queued', queued_payload(run)})
     return wake_of(run)
   end
-  local ordinal = redis.call('HINCRBY', k.session(S), 'ordinal', 1)
+  local last = redis.call('ZRANGE', k.session_queue(S), -1, -1, 'WITHSCORES')[2]
+  local ordinal = count_up(k.session(S), 'ordinal')
+  if last and ordinal <= tonumber(last) and tonumber(last) < MOST then ordinal = count_up(k.session(S), 'ordinal', digits(math.floor(last - ordinal + 1))) end
   redis.call('ZADD', k.session_queue(S), ordinal, run.id)
   redis.call('HSET', k.run(run.id), 'state', STATE.waiting_session)
   local position = redis.call('ZRANK', k.session_queue(S), run.id) + 1

@@ -1,0 +1,113 @@
+"""What stands in a key of the right type may be nonsense all the same: it stops nobody but its own run."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.keys import Keys
+from tests.store.test_wrong_types import whole_history
+
+keys = Keys("oa")
+
+NONSENSE = [
+    "",
+    "x",
+    "-1",
+    "1.5",
+    "1e400",
+    "nan",
+    "-inf",
+    "9" * 30,
+    "0x10",
+    "{",
+    "[]",
+    "null",
+    '{"a":1}',
+    b"\xff\xfe",
+]
+FIELDS = [
+    "state", "fence", "owner", "attempt", "life", "agent", "session", "queue", "cancel", "steps",
+    "canvas", "tell", "expires", "retries", "recoveries", "stuck", "durable", "usage", "emit_no", "due",
+    "uid", "started", "claimed", "cancel_reason", "format", "suspicion", "seq", "active_ms",
+    "retries_in_all", "tellings", "request", "lists", "claimed_at", "resent", "left_mark", "left_since",
+    "left_count", "digest", "last_error", "untold",
+]  # fmt: skip
+OTHERS = {
+    "agents": ("hash", "a"),
+    "fleet": ("hash", "w1"),
+    "fleet_lag": ("hash", "w1"),
+    "watched": ("hash", "w1"),
+    "sent_again": ("hash", "q"),
+}
+OF_IDS = {
+    "facts": ("r1", "tries:0.1"),
+    "session": ("s1", "holder"),
+    "session ordinal": ("s1", "ordinal"),
+    "session version": ("s1", "version"),
+    "session format": ("s1", "format"),
+    "host": ("h1", ""),
+    "host worker": ("h1", "w9"),
+    "lease_end": ("w1", "carried"),
+    "lease_end named": ("w1", "named"),
+    "lease_end_runs": ("w1", "r1"),
+    "gone": ("w1", "r1"),
+    "gone by": ("w1", ""),
+}
+
+
+@pytest.fixture
+def store(redis_url: str) -> Generator[Store]:
+    store = Store(Cell(redis_url))
+    yield store
+    store.redis.flushall()
+    store.close()
+
+
+def goes_on(store: Store, key: str, field: str, value: Any) -> None:
+    """With this value in that field while runs are executed, and from the beginning of others."""
+    for moment in ("meanwhile", "before"):
+        store.redis.flushall()
+        if moment == "before":
+            store.redis.hset(key, field, value)
+        whole_history(store, "n1", lambda: store.redis.hset(key, field, value))
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_field_of_a_record_stops_another_run(store: Store, field: str) -> None:
+    """Neither a loop over many runs nor the end of one beside it."""
+    for value in NONSENSE:
+        store.redis.flushall()
+        whole_history(store, "n1", lambda value=value: store.redis.hset(keys("run", "r1"), field, value))
+
+
+@pytest.mark.parametrize("name", [*OTHERS, *OF_IDS])
+def test_no_field_beside_the_records_stops_a_run(store: Store, name: str) -> None:
+    """What workers say of themselves, counts, what is known of the end of a lease."""
+    for value in NONSENSE[1::2]:
+        if name in OTHERS:
+            goes_on(store, keys(name), OTHERS[name][1], value)
+        else:
+            id_, field = OF_IDS[name]
+            goes_on(store, keys(name.split()[0], id_), field, value)
+
+
+LISTS = {
+    "due": (), "sent": ("q",), "workers": (), "silent": (), "lost_leases": (), "index": ("all",),
+    "indexes": (), "session_queue": ("s1",), "false_alarms": ("process",), "resend": ("q",), "served": (),
+}  # fmt: skip
+MEMBERS = ["", "no such run", "r1", "x" * 5000, b"\xff\xfe", "w1"]
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_no_entry_of_a_list_stops_what_stands_behind_it(store: Store, name: str) -> None:
+    """Ids of nobody, with scores that lie before all others."""
+    key = keys(name, *LISTS[name])
+    for score in ("-inf", 1, "inf"):
+        for member in MEMBERS:
+            store.redis.flushall()
+            store.redis.execute_command("ZADD", key, score, member)
+            whole_history(store, "n1")

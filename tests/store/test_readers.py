@@ -1,0 +1,168 @@
+"""Readers over many: one element that cannot be read is left out and named; all others are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+
+from openagents_worker.errors import RedisWrongType
+from openagents_worker.store import events
+from openagents_worker.store.aside import entries_of, read_aside
+from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.fleet import read_fleet, read_workers
+from openagents_worker.store.keys import KEYS, Keys
+from openagents_worker.store.listing import RunFilter, list_problems, list_runs, list_sessions
+from openagents_worker.store.runs import read_record, read_session, read_states
+from tests.store.doors import call
+from tests.store.test_broken_records import NONSENSE
+from tests.store.test_wrong_types import WRITERS
+
+keys = Keys("oa")
+CARD = '{"host":"h","pid":1,"queues":["q"],"agents":{"a":"1"},"max_runs":1,"version":"1"}'
+
+
+@pytest.fixture
+def store(redis_url: str) -> Generator[Store]:
+    """Two workers, two runs in sessions of their own; the first of each is what a test breaks."""
+    store = Store(Cell(redis_url))
+    for n in ("1", "2"):
+        store.run(
+            call("register", incarnation=f"w{n}", info=CARD, agents=["a", '{"queue":null,"def_hash":"1"}'])
+        )
+        store.run(call("submit", run_id=f"r{n}", session_id=f"s{n}", request=_request(n), lists=["tenant=x"]))
+    yield store
+    store.redis.flushall()
+    store.close()
+
+
+def _request(n: str) -> str:
+    return f'{{"agent_id":"a","session_id":"s{n}","input_text":"","run_id":"r{n}"}}'
+
+
+def runs(store: Store, **filters: Any) -> Any:
+    return store.carry_out(list_runs(keys, RunFilter.of(filters), limit=10, cursor=None))
+
+
+def readable(store: Store) -> None:
+    """The second run, its session, its worker and its state are shown by whoever shows many."""
+    assert "r2" in [record.run_id for record in runs(store)]
+    assert "s2" in [one.session_id for one in store.carry_out(list_sessions(keys, limit=10, cursor=None))]
+    assert "w2" in [worker.incarnation for worker in store.carry_out(read_workers(keys))]
+    assert "q" in [queue.name for queue in store.carry_out(read_fleet(keys, "q")).queues]
+    assert read_states(store, ["r1", "r2"])["r2"] == "queued"
+    assert store.carry_out(list_problems(keys)) is not None
+    assert store.carry_out(read_aside(keys)) is not None
+    assert read_record(store, "r2").run_id == "r2"
+    assert read_session(store, "s2").holder == "r2"
+    assert [event.name for event in store.carry_out(events.history(keys, "r2"))] == ["run.queued"]
+
+
+OF_THE_FIRST = {
+    "run": "r1", "facts": "r1", "events": "r1", "journal": "r1", "session": "s1", "session_queue": "s1",
+    "transcript": "s1", "artifacts": "s1", "session_state": "s1", "worker_runs": "w1", "worker_box": "w1",
+    "sent": "other",
+}  # fmt: skip
+CASES = [
+    (spec.name, kind)
+    for spec in KEYS
+    if spec.name in OF_THE_FIRST or ("{}" not in spec.template and spec.name != "workers")
+    for kind in WRITERS
+    if kind != spec.type
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_no_reader_of_many_is_stopped_by_a_key_of_another_type(store: Store, name: str, kind: str) -> None:
+    """Neither of one element nor of what a cell has one of."""
+    key = keys(name, *([OF_THE_FIRST[name]] if name in OF_THE_FIRST else []))
+    store.redis.delete(key)
+    WRITERS[kind](store.redis, key)
+
+    readable(store)
+
+    named = {problem.key for problem in store.carry_out(list_problems(keys))}
+    assert key in named or name not in ("run", "due", "agents", "fleet", "sent_again")
+
+
+@pytest.mark.parametrize("value", NONSENSE)
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("run r1", "state"), ("run r1", "format"), ("run r1", "created"), ("run r1", "request"),
+        ("run r1", "result"), ("run r1", "usage"), ("run r1", "last_error_details"), ("run r1", "agent"),
+        ("session s1", "holder"), ("session s1", "format"), ("fleet", "w1"), ("fleet_lag", "w1"),
+        ("agents", "a"), ("agents", "b"), ("sent_again", "q"),
+    ],
+)  # fmt: skip
+def test_no_reader_of_many_is_stopped_by_nonsense(store: Store, name: str, field: str, value: Any) -> None:
+    """A record of which one field cannot be read is a problem with a code."""
+    kind, *ids = name.split()
+    store.redis.hset(keys(kind, *ids), field, value)
+
+    readable(store)
+
+
+@pytest.mark.parametrize("score", ["-inf", "inf", 1e17, -5])
+@pytest.mark.parametrize(
+    "name", ["index all", "index sessions", "index tenant=x", "workers", "sent q", "due"]
+)
+def test_no_reader_of_many_is_stopped_by_a_score(store: Store, name: str, score: float | str) -> None:
+    """Times of before and after all times."""
+    kind, *ids = name.split()
+    for member in ("nobody", b"\xff\xfe", ""):
+        store.redis.execute_command("ZADD", keys(kind, *ids), score, member)
+
+    readable(store)
+    assert "r2" in [record.run_id for record in runs(store, tenant="x")]
+
+
+def test_one_run_that_cannot_be_read_has_a_code_that_names_the_key(store: Store) -> None:
+    """Whoever asks for it is told so; whoever asks for others is not."""
+    store.redis.set(keys("run", "r1"), "x", ex=60)
+
+    for ask in (lambda: read_record(store, "r1"), lambda: store.run(call("submit", run_id="r1"))):
+        with pytest.raises(RedisWrongType) as error:
+            ask()
+        assert (error.value.code, error.value.key) == ("redis.wrong_type", keys("run", "r1"))
+
+
+async def test_an_async_reader_names_the_key_as_well(redis_url: str) -> None:
+    """In a single command and in a pipeline."""
+    store = AsyncStore(Cell(redis_url))
+    await store.use(lambda r: r.set("oa:run:r1", "x", ex=60))
+
+    async def in_a_pipeline(client: Any) -> Any:
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hgetall("oa:run:r1")
+            return await pipe.execute()
+
+    questions: list[Callable[[Any], Any]] = [lambda r: r.hgetall("oa:run:r1"), in_a_pipeline]
+    for question in questions:
+        with pytest.raises(RedisWrongType) as error:
+            await store.ask(question)
+        assert error.value.key == "oa:run:r1"
+    await store.close()
+
+
+def test_what_is_not_an_entry_is_left_out() -> None:
+    """Somebody else may have written to the list."""
+    good = '{"at_us":1,"key":"k","code":"c","what":"w"}'
+
+    found = entries_of(["", "7", "null", "{}", '{"at_us":"x"}', '{"at_us":1e400,"key":1}', "[" * 9999, good])
+
+    assert [entry.key for entry in found] == ["k"]
+
+
+def test_events_that_nobody_of_ours_has_written_are_left_out(store: Store) -> None:
+    """The others of the run are shown, with a gap where one cannot be."""
+    store.redis.xadd(keys("events", "r1"), {"x": "y"}, id="2-0")
+    store.redis.hset(keys("run", "r1"), "seq", 2)
+    store.run(call("cancel"))
+
+    shown = [event.name for event in events.watch(store, "r1")]
+
+    assert shown == ["run.queued", "events.gap", "run.cancelled", "session.run.completed"]
+    assert "events.gap" not in [event.name for event in store.carry_out(events.history(keys, "r1"))]

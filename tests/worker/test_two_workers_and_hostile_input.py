@@ -1,0 +1,148 @@
+"""Two workers, and single requests and items that once stopped all of them: both execute the next runs."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from openagents_worker.cli.stack import Process
+from openagents_worker.errors import OpenAgentsError
+from openagents_worker.store.fleet import read_fleet
+from tests.installation import PATIENCE_S, Installation, agent, installed
+from tests.waiting import wait_for
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Installation, list[Process]]]:
+    with installed(tmp_path_factory.mktemp("two"), agent("clerk")) as installation:
+        installation.model.will_say({"text": "fine"})
+        workers = [installation.worker, installation.stack.start_worker("other")]
+        wait_for(lambda: len(installation.client.workers()) == 2, "both workers are registered")
+        yield installation, workers
+
+
+def both_go_on(both: tuple[Installation, list[Process]]) -> None:
+    """Runs that wait for each other's model: no worker could execute them all by itself and be done."""
+    installation, workers = both
+    executed: set[str] = set()
+
+    def pids() -> set[int | None]:
+        return {info.pid for info in installation.client.workers() if info.incarnation in executed}
+
+    def next_run() -> bool:
+        handle = installation.submit("clerk")
+        assert handle.wait(PATIENCE_S).final_output == "fine"
+        executed.update(event.worker for event in handle.events() if event.worker)
+        return len(pids()) >= 2
+
+    wait_for(next_run, "both workers have executed a run")
+    assert [worker.exit_code for worker in workers] == [None, None]
+
+
+@pytest.mark.parametrize("queue", ["oa:due", "unacked", "agents\x06\x163"])
+def test_a_request_for_a_queue_that_is_a_key(both: Any, queue: str) -> None:
+    """It is refused, by whichever way it comes."""
+    task = both[0].run_agent
+    request = {"agent_id": "clerk", "session_id": "s", "input_text": "Go."}
+    for submit in (
+        lambda: task.delay({**request, "queue": queue}),
+        lambda: task.apply_async((request,), queue=queue),
+        lambda: both[0].client.submit(request, queue=queue),
+    ):
+        with pytest.raises(OpenAgentsError) as error:
+            submit()
+        assert error.value.code == "request.invalid"
+
+    both_go_on(both)
+
+
+def test_a_list_of_due_runs_that_is_something_else_already(both: Any) -> None:
+    """Delayed runs begin all the same; what stood there can be read, and `status` names it."""
+    installation = both[0]
+    redis = installation.client.store.redis
+    redis.delete("oa:due")
+    redis.lpush("oa:due", "a message")
+
+    later = installation.run_agent.apply_async(
+        ({"agent_id": "clerk", "session_id": "later", "input_text": "Go."},), countdown=0.1
+    )
+
+    assert later.wait(PATIENCE_S).final_output == "fine"
+    [moved] = [entry for entry in installation.client.put_aside() if entry.key == "oa:due"]
+    assert redis.lrange(moved.moved_to, 0, -1) == ["a message"]
+    both_go_on(both)
+
+
+@pytest.mark.parametrize("item", ["{", "[1]", '{"headers": {"wake_us": 1}}', "\xff", "[" * 50_000])
+def test_an_item_that_is_not_a_message(both: Any, item: str) -> None:
+    """It is put aside."""
+    redis = both[0].client.store.redis
+    before = len(both[0].client.put_aside())
+    for _ in range(2):
+        redis.lpush("agents", item)
+    wait_for(lambda: not redis.llen("agents"), "the items are taken")
+
+    both_go_on(both)
+    assert len(both[0].client.put_aside()) > before
+
+
+def test_an_item_that_a_worker_took_a_day_ago_and_could_not_read(both: Any) -> None:
+    """It comes back to every worker at its start; none of them ends by it."""
+    installation, workers = both
+    redis = installation.client.store.redis
+    for tag, item in enumerate(
+        ["{", '[{"properties": 7}, "", "agents"]', base64.b64encode(b"x" * 99).decode()]
+    ):
+        redis.hset("unacked", str(tag), item)
+        redis.zadd("unacked_index", {str(tag): 1})
+    new = installation.stack.start_worker("third")
+    try:
+        wait_for(lambda: not redis.hlen("unacked"), "they are put aside", timeout=150)
+        assert new.exit_code is None
+        both_go_on((installation, workers))
+    finally:
+        new.stop(PATIENCE_S)
+    assert not redis.zcard("unacked_index")
+    assert [worker.exit_code for worker in workers] == [None, None]
+
+
+@pytest.mark.parametrize("queue", ["oa:due", "oa:workers", "oa"])
+def test_a_worker_that_is_told_to_read_a_key(both: Any, queue: str) -> None:
+    """Remote control can name any queue: nothing of it is read, and the key stays what it is."""
+    installation = both[0]
+    redis = installation.client.store.redis
+    later = installation.run_agent.apply_async(
+        ({"agent_id": "clerk", "session_id": f"s-{queue}", "input_text": "Go."},), countdown=600
+    )
+    before = len(installation.client.put_aside())
+
+    installation.client.app.control.add_consumer(queue, reply=True, timeout=5)
+
+    both_go_on(both)
+    assert redis.zscore("oa:due", later.id) is not None
+    assert len(installation.client.put_aside()) == before
+    later.cancel()
+
+
+def test_a_run_for_a_queue_that_nobody_reads_has_a_hint(both: Any) -> None:
+    """It is accepted; its first event and `status` say why it waits."""
+    installation = both[0]
+    handle = installation.submit("clerk", queue="reports")
+    waiting = installation.submit("clerk")
+    assert waiting.wait(PATIENCE_S).ok
+
+    client = installation.client
+    events = client.store.redis.xrange(client.store.keys("events", handle.id))
+    queued = json.loads(events[0][1]["payload"])
+    read = json.loads(client.store.redis.xrange(client.store.keys("events", waiting.id))[0][1]["payload"])
+    fleet = client.store.carry_out(read_fleet(client.store.keys, "agents"))
+
+    assert (queued["queue"], queued["workers"]) == ("reports", 0)
+    assert "reads this queue" in queued["hint"]
+    assert read == {"queue": "agents"}
+    assert [queue.workers for queue in fleet.queues if queue.name == "reports"] == [()]
+    handle.cancel()
