@@ -163,7 +163,7 @@ class Channel(redis.Channel):
         return params
 
     def _without_too_large(self, answer: Any) -> Any:
-        """An answer to BRPOP (list and item), or any other. None, as if nothing had come, for a large item."""
+        """An answer of Redis: of BRPOP, list and item. A large item gives None, as if nothing had come."""
         if type(answer) is list and len(answer) == 2 and isinstance(answer[1], bytes):
             queue = bytes_to_str(answer[0]).rsplit(self.sep, 1)[0]  # type: ignore[no-untyped-call]
             return None if self._is_too_large(queue, answer[1]) else answer

@@ -23,6 +23,7 @@ from openagents_worker.models import (
     RunUsage,
 )
 from openagents_worker.store.client import AsyncStore, Plan, Reader, Store
+from openagents_worker.store.failures import or_else
 from openagents_worker.store.formats import (
     NEWEST_READ,
     WRITTEN,
@@ -211,13 +212,16 @@ def states_of(keys: Keys, run_ids: Sequence[str]) -> Plan[dict[str, RunState | N
     for at in range(0, len(run_ids), STATES_A_PIPELINE):
         ids = run_ids[at : at + STATES_A_PIPELINE]
         values = yield _states(keys, ids)
-        states |= {id_: _state_of(id_, value) for id_, value in zip(ids, values, strict=True)}
+        states |= {id_: _state(value) for id_, value in zip(ids, values, strict=True)}
     return states
 
 
-def _state_of(run_id: str, value: str | None) -> RunState | None:
-    with reading(WRITTEN, run_id=run_id):
-        return RunState(value) if value else None
+def _state(value: Any) -> RunState | None:
+    """None also for a record that cannot be read: it must not keep the states of others from being known."""
+    try:
+        return RunState(or_else(value, None))
+    except ValueError:
+        return None
 
 
 def read_states(store: Store, run_ids: Sequence[str]) -> dict[str, RunState | None]:
