@@ -452,7 +452,7 @@ class RecordUnreadable(ExecutionError):
 
 
 class WorkerLost(ExecutionError):
-    """The worker died while it carried a run that is not durable."""
+    """The worker died while it executed a run that is not durable."""
 
     code = "worker.lost"
     http_status = 503

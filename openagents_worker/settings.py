@@ -150,7 +150,7 @@ class Settings(BaseSettings):
         description="First part of every key and channel. One for each environment, also across databases.",
     )
     queue: Word = Field(default="agents", description="Queue of runs whose agent names none of its own.")
-    concurrency: int = Field(default=500, ge=1, description="Runs that one worker process carries at once.")
+    concurrency: int = Field(default=500, ge=1, description="Runs that one worker process executes at once.")
     tool_threads: int = Field(
         default=64, ge=1, description="Threads of one worker process for tools that are not async."
     )

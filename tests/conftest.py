@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import redis
 
 from openagents_worker.store.embedded import EmbeddedRedis
+from tests.hostile.table import lines_of
 
 pytest_plugins = ["tests.guards"]
 
 # How long an example takes says more of the machine's other work than of ours.
 hypothesis.settings.register_profile("any-machine", deadline=None)
 hypothesis.settings.load_profile("any-machine")
+
+
+SHORT = frozenset({"unit", "store", "producer", "errors", "fundamentals", "bench"})
+"""Folders whose files take few seconds each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first: at the end no process waits long for the other."""
+    tests = Path(__file__).parent
+    items.sort(
+        key=lambda item: item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in SHORT
+    )
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +57,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was tried of hostile input, and how it was answered."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    if lines := lines_of(report for report in reports if isinstance(report, pytest.TestReport)):
+        terminalreporter.section("hostile input")
+        terminalreporter.write_line("\n".join(lines))

@@ -11,6 +11,7 @@ import asyncio
 import gc
 import ipaddress
 import logging
+import signal
 import socket
 import sys
 import threading
@@ -31,6 +32,8 @@ _blocked: list[str] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "allow_blocking(reason): this test blocks its event loop on purpose")
+    # A shell lets what it starts in the background ignore SIGINT; so would each process that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

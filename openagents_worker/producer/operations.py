@@ -61,11 +61,12 @@ class Operations(Publishes):
 
         `by` is who wants it; it stands in the event `run.resumed`. A run that is not over goes on as it is.
         Raises `RunNotFound`, `RunConflict` for a run that has completed, `ConfigError` for one that failed
-        before it had a checkpoint.
+        before it had a checkpoint, or where two apps are registered.
         """
         began = time.monotonic()
-        accepted = resume(self.store, self.record(run_id), settings=self.settings, by=by or "")
-        send_accepted(self.app, accepted, began)
+        app, settings = self._publishing.to_submit()
+        accepted = resume(self.store, self.record(run_id), settings=settings, by=by or "")
+        send_accepted(app, accepted, began)
         return self.handle(run_id)
 
     def resume_all(
@@ -75,8 +76,9 @@ class Operations(Publishes):
 
         Without a `state` these are the failed ones. A run that cannot be resumed is left out, with the
         warning `run.not_resumed` in the log. With `dry_run` nothing is resumed: it gives the ids that would
-        be.
+        be. Raises `ConfigError` where two apps are registered.
         """
+        _ = self._publishing.to_submit()
         for record in self._ended(filters):
             if dry_run:
                 yield record.run_id
@@ -132,15 +134,16 @@ class AsyncOperations(Publishes):
     async def resume(self, run_id: str, *, by: str | None = None) -> AsyncRunHandle[Any]:
         """As `Client.resume`."""
         began = time.monotonic()
-        record = await self.record(run_id)
-        accepted = await aresume(self.store, record, settings=self.settings, by=by or "")
-        await asyncio.to_thread(send_accepted, self.app, accepted, began)
+        app, settings = self._publishing.to_submit()
+        accepted = await aresume(self.store, await self.record(run_id), settings=settings, by=by or "")
+        await asyncio.to_thread(send_accepted, app, accepted, began)
         return self.handle(run_id)
 
     async def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
     ) -> AsyncIterator[str]:
         """As `Client.resume_all`."""
+        _ = self._publishing.to_submit()
         async for record in self._ended(filters):
             if dry_run:
                 yield record.run_id

@@ -156,6 +156,8 @@ def test_two_registered_apps_are_named(app: Celery, environment: str) -> None:
             lambda: run_agent.delay(request()),
             lambda: run_agent.s(request()),
             lambda: Client().submit(request()),
+            lambda: Client().resume("r1"),
+            lambda: list(Client().resume_all(dry_run=True)),
         ):
             with pytest.raises(ConfigError, match=r"'shop' .*'bakery' .*") as error:
                 submit()

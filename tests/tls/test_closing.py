@@ -52,10 +52,10 @@ async def closed(sockets: list[Any]) -> None:
 async def test_closing_that_is_cancelled_leaves_no_socket(settings: Settings, servers: Servers) -> None:
     store = AsyncStore(cell_of(settings))
     await store.use(lambda r: r.ping())
-    sockets = opened(store)
+    sockets, transports = opened(store), list(store._on_loops.here().transports())
     with silent(servers.tls):
         closing = asyncio.create_task(store.close(), name="close")
-        await asyncio.sleep(0.01)
+        await await_for(lambda: all(transport.is_closing() for transport in transports), "it says goodbye")
         assert not closing.done()
         await end_task(closing)
         await closed(sockets)

@@ -1,0 +1,31 @@
+"""What the tests of hostile input share: one world for all of them, and the table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from tests.hostile.doors import DOORS
+from tests.hostile.table import PROPERTY, Attack, Case
+from tests.hostile.world import World, world_in
+
+
+@pytest.fixture(scope="package")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Generator[World]:
+    with world_in(tmp_path_factory.mktemp("hostile")) as world:
+        yield world
+
+
+@pytest.fixture
+def attack(world: World, request: pytest.FixtureRequest) -> Attack:
+    """Puts a case's input through its door; its answer is one of those expected, and the worker goes on."""
+    marker = request.node.get_closest_marker("hostile")
+
+    def attack(case: Case) -> None:
+        request.node.user_properties.append((PROPERTY, (marker.kwargs["kind"], case.door)))
+        answer = DOORS[case.door](world, case.input)
+        assert answer in case.codes
+        world.next_run()
+
+    return attack

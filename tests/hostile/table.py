@@ -1,0 +1,88 @@
+"""The table. The only place that says what a case is, runs one, and counts what was tried.
+
+```python
+CASES = cases("request", {"a number": ({"input_text": 17}, "request.invalid")})
+
+@hostile("foreign computation", CASES)
+def test_foreign_computation(case: Case, attack: Attack) -> None:
+    attack(case)
+```
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pytest
+
+from tests.hostile.doors import DOORS
+
+__all__ = ["Attack", "Case", "cases", "hostile", "lines_of"]
+
+Test = TypeVar("Test", bound=Callable[..., None])
+
+PROPERTY = "hostile"  # under this name a report carries what its test has tried
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input. `codes` are the answers that are right."""
+
+    door: str
+    name: str
+    input: Any
+    codes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        assert self.door in DOORS, f"{self.door!r} is not a door"
+
+    @property
+    def id(self) -> str:
+        return f"{self.door}-{self.name}"
+
+
+Attack = Callable[[Case], None]
+
+
+def cases(door: str, inputs: Mapping[str, tuple[Any, str | tuple[str, ...]]]) -> list[Case]:
+    """The cases of one door: name to input and expected code, or codes of which each is right."""
+    return [
+        Case(door, name, value, (codes,) if isinstance(codes, str) else codes)
+        for name, (value, codes) in inputs.items()
+    ]
+
+
+def hostile(kind: str, table: Iterable[Case]) -> Callable[[Test], Test]:
+    """Marks a test that is called with each case of a table of this kind of attack."""
+
+    def marked(test: Test) -> Test:
+        found = list(table)
+        parametrized = pytest.mark.parametrize("case", found, ids=[case.id for case in found])
+        named: Test = pytest.mark.hostile(kind=kind)(parametrized(test))
+        return named
+
+    return marked
+
+
+def lines_of(reports: Iterable[pytest.TestReport]) -> list[str]:
+    """A line for each kind and door: inputs tried, coded answers, failures."""
+    tried: Counter[tuple[str, str]] = Counter()
+    failed: Counter[tuple[str, str]] = Counter()
+    for report in reports:
+        for name, value in report.user_properties:
+            if name == PROPERTY:
+                kind, door = value
+                tried[kind, door] += report.when == "call"
+                failed[kind, door] += report.failed
+    if not tried:
+        return []
+    header = f"{'kind':<28}{'door':<16}{'inputs':>8}{'coded':>8}{'failures':>10}"
+    rows = [
+        f"{kind:<28}{door:<16}{count:>8}{count - failed[kind, door]:>8}{failed[kind, door]:>10}"
+        for (kind, door), count in sorted(tried.items())
+    ]
+    total, failures = sum(tried.values()), sum(failed.values())
+    return [header, *rows, f"{'all':<44}{total:>8}{total - failures:>8}{failures:>10}"]

@@ -1,0 +1,50 @@
+"""The doors themselves: what is good passes each of them, so that a refusal says something of the input."""
+
+from __future__ import annotations
+
+import json
+
+from tests.hostile.doors import DOORS
+from tests.hostile.table import Attack, Case, cases, hostile
+
+REPLY = {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}
+CHUNK = {"choices": [{"delta": {"content": "fine"}, "finish_reason": "stop"}]}
+
+GOOD_INPUT = [
+    *cases("request", {"a label": ({"labels": {"team": "blue"}}, "completed")}),
+    *cases("options", {"a task id": ({"headers": {"x": "y"}}, "completed")}),
+    *cases(
+        "message",
+        {
+            "from outside": (lambda envelope: None, "completed"),
+            "not JSON": (b"{", "gone"),
+            "another agent": (
+                lambda envelope: {**envelope, "body": envelope["body"].replace("clerk", "clrk")},
+                "user.agent_not_found",
+            ),
+        },
+    ),
+    *cases("record", {"unchanged": (lambda redis, keys, run_id: None, "completed")}),
+    *cases("agents_file", {"a tool": ({"tools": [{"id": "calc", "type": "calc"}]}, "loaded")}),
+    *cases("reply", {"a text": (json.dumps(REPLY).encode(), "completed")}),
+    *cases("stream", {"a text": (f"data: {json.dumps(CHUNK)}\n\ndata: [DONE]\n\n".encode(), "completed")}),
+    *cases("tool_result", {"a list": ("[1, 2]", "completed")}),
+    *cases("tool_error", {"of its own": ("Anything('why')", "tool.error")}),
+    *cases("event", {"a number": ("{'n': 1}", "completed")}),
+    *cases("state", {"a number": ("1", "completed")}),
+    *cases("artifact", {"a number": ("1", "completed")}),
+    *cases("url", {"an unknown scheme": ("gopher://example.org", "tool.validation")}),
+    *cases("header", {"a request id": ({"x-request-id": "r"}, "completed")}),
+    *cases("last_event_id", {"seven": ("7", "completed")}),
+    *cases("cli", {"runs": (["runs", "--json"], "exit 0")}),
+    *cases("page", {"workers": ("/workers", "200")}),
+]
+
+
+@hostile("none", GOOD_INPUT)
+def test_good_input_passes(case: Case, attack: Attack) -> None:
+    attack(case)
+
+
+def test_each_door_is_tried() -> None:
+    assert {case.door for case in GOOD_INPUT} == set(DOORS)
