@@ -57,7 +57,7 @@ def test_whoever_may_read_looks_at_everything(role: RoleName, command: Command, 
     for arguments in (
         ("status",),
         ("workers",),
-        ("runs",),
+        ("runs", "--limit", "1000"),
         ("runs", "--agent", "clerk", "--state", "completed"),
         ("show", completed),
         ("watch", completed, "--json"),

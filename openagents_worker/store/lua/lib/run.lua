@@ -4,10 +4,12 @@ local RUN_FIELDS = {'state', 'fence', 'owner', 'attempt', 'life', 'agent', 'sess
   'retries', 'recoveries', 'stuck', 'durable', 'usage', 'emit_no', 'due', 'uid', 'started', 'claimed', 'cancel_reason', 'format',
   'suspicion', 'seq', 'active_ms', 'retries_in_all', 'tellings'}
 
--- count_of(text): a counter of a record; what is no whole number, as another program may have written, counts as nothing
+local MOST = 2 ^ 53 -- the largest whole number that a number of Lua holds exactly
+
+-- count_of(text): a counter of a record; what is not a whole number, as another program may have written, counts as nothing
 local function count_of(text)
   local number = tonumber(text)
-  return number and number >= 0 and number <= 9007199254740992 and math.floor(number) == number and number or 0
+  return number and number >= 0 and number <= MOST and math.floor(number) == number and number or 0
 end
 
 -- mend(R, name): a count that is not a whole number, at which HINCRBY would fail

@@ -53,7 +53,7 @@ local function aside()
   return A
 end
 
-local redis = {pcall = redis.pcall, error_reply = redis.error_reply}
+local redis = {pcall = redis.pcall, error_reply = redis.error_reply, acl_check_cmd = redis.acl_check_cmd}
 function redis.call(...)
   local answer = tried(...)
   if type(answer) ~= 'table' or not answer.err then return answer end
