@@ -85,7 +85,7 @@ def put_keys_aside(client: Any, types: Iterable[tuple[str, str]], broken: Broken
             continue
         moved_to = f"{key}.put_aside.{time.time_ns() // 1000}"
         client.rename(key, moved_to)
-        client.expire(moved_to, KEPT_S)
+        client.pexpire(moved_to, KEPT_S * 1000)
         broken.add(key, f"renamed to {moved_to}", f"the key was a {found} and must be a {wanted}")
 
 

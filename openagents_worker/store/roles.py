@@ -136,8 +136,6 @@ _REMOTE_CONTROL = (
     BrokerRight("unacked_index", ("ZADD", "ZREM", "ZRANGE", "ZREVRANGEBYSCORE")),
     BrokerRight("unacked_mutex", ("SET", "GET", "DEL")),
     BrokerRight("{queue}*", ("LLEN", "LPUSH", "RPUSH")),
-    # A key of another type than kombu needs is moved out of the way.
-    BrokerRight("", ("TYPE", "RENAME", "EXPIRE")),
     BrokerRight("", ("MULTI", "EXEC", "UNWATCH", "UNSUBSCRIBE", "PUNSUBSCRIBE", "PING", "TIME")),
     BrokerRight("", ("EVALSHA", "SCRIPT|EXISTS", "SCRIPT|LOAD")),
 )
@@ -166,6 +164,10 @@ WORKER = Role(
     broker=(
         *_REMOTE_CONTROL,
         BrokerRight("{queue}*", ("BRPOP", "RPOP", "LRANGE")),
+        # A key of another type than kombu needs is moved out of the way.
+        *(BrokerRight(key, ("TYPE", "RENAME")) for key in ("unacked", "unacked_index")),
+        *(BrokerRight(f"{key}.put_aside*", ("RENAME", "PEXPIRE")) for key in ("unacked", "unacked_index")),
+        *(BrokerRight(key, ("TYPE", "RENAME", "PEXPIRE")) for key in ("{queue}*", "_kombu.binding*")),
     ),
 )
 FLOWER = Role(
@@ -190,10 +192,12 @@ def acl_line(
     if role.scripts:
         keys.insert(0, f"~{prefix}")  # every script names the bare prefix as its key
     of_broker = sorted(
-        right.sign + pattern
-        for right in role.broker
-        if right.pattern
-        for pattern in right.patterns(queues, db)
+        {
+            right.sign + pattern
+            for right in role.broker
+            if right.pattern
+            for pattern in right.patterns(queues, db)
+        }
     )
     channels = [word for word in ours if word[0] == "&"]
     commands = {right.command for right in role.rights}.union(*(right.commands for right in role.broker))
