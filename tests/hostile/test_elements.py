@@ -159,7 +159,14 @@ ELEMENT_CASES = [
         "record",
         {
             f"{field} is {value!r}": (sets(field, value), "completed")
-            for field in (*COUNTS, "canvas")
+            for field in COUNTS
+            for value in NONSENSE
+        },
+    ),
+    *cases(
+        "record",
+        {
+            f"canvas is {value!r}": (sets("canvas", value), "record.unreadable" if value else "completed")
             for value in NONSENSE
         },
     ),
