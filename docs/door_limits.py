@@ -23,6 +23,7 @@ reply, message or file that is too large stops nobody but itself.
 """
 
 PAYLOAD = "OPENAGENTS_MAX_PAYLOAD_BYTES"
+SCHEMA = "`request.invalid`; a tool's: `plugin.config`"
 REPLY = "`llm.max_reply_bytes` in the agents file"
 
 # door, what, where the value is (module, constant; or a setting), unit, set by, what becomes of more
@@ -30,6 +31,32 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("request", "as JSON", PAYLOAD, "bytes", PAYLOAD, "`request.too_large`"),
     ("request", "an id", "models.MAX_ID_CHARS", "characters", "", "`request.invalid`"),
     ("request", "labels", "models.MAX_LABELS", "", "", "`request.invalid`"),
+    ("request", "levels of lists and objects", "jsontext.MAX_NESTING", "levels", "", "`request.invalid`"),
+    ("request", "an integer", "jsontext.LARGEST_INTEGER", "", "", "`request.invalid`"),
+    ("request", "a delay, an expiry, a timeout", "arguments.TEN_YEARS_MS", "ms", "", "`request.invalid`"),
+    ("request", "a queue's name", "queue_names.MAX_QUEUE_BYTES", "bytes", "", "`request.invalid`"),
+    ("request", "a reason, a cursor", "arguments.MAX_TEXT_CHARS", "characters", "", "`request.invalid`"),
+    ("schema", "as JSON", "json_schema.rules.MAX_SCHEMA_BYTES", "bytes", "", SCHEMA),
+    ("schema", "values in it", "json_schema.rules.MAX_SCHEMA_VALUES", "", "", SCHEMA),
+    ("schema", "levels", "json_schema.rules.MAX_SCHEMA_DEPTH", "levels", "", SCHEMA),
+    (
+        "schema",
+        "schemas for one value, each `$ref` followed",
+        "json_schema.rules.MAX_BRANCHES",
+        "",
+        "",
+        SCHEMA,
+    ),
+    ("schema", "one pattern", "json_schema.rules.MAX_PATTERN_CHARS", "characters", "", SCHEMA),
+    (
+        "schema",
+        "processor time of one check",
+        "OPENAGENTS_CHECK_CPU_S",
+        "s",
+        "OPENAGENTS_CHECK_CPU_S",
+        "`execution.check_limit`; arguments: `tool.validation`",
+    ),
+    ("schema", "memory of a process that checks", "tools.checks.MEMORY_BYTES", "bytes", "", "the same"),
     (
         "broker message",
         "as it comes",
@@ -91,7 +118,11 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
         "",
         "`step.too_large`",
     ),
+    ("tool result, state", "levels", "jsontext.MAX_NESTING", "levels", "", "`step.too_deep`"),
     ("error", "its message", "models.MAX_MESSAGE_CHARS", "characters", "", "cut"),
+    ("error", "a reason of `cancel` or `resume`", "redaction.MAX_REASON_CHARS", "characters", "", "cut"),
+    ("file tools", "a path", "tools.builtin.files.MAX_PATH_CHARS", "characters", "", "`tool.validation`"),
+    ("file tools", "a glob", "tools.builtin.files.MAX_GLOB_CHARS", "characters", "", "`tool.validation`"),
     ("event", "its payload, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`, where it is emitted"),
     (
         "event",
@@ -130,6 +161,8 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
         "",
         "read from the stream",
     ),
+    ("page", "digits of `Last-Event-ID`", "producer.sse.MAX_DIGITS", "digits", "", "`request.invalid`"),
+    ("put aside", "characters kept of an item", "store.aside.MAX_ITEM_CHARS", "characters", "", "cut"),
     ("journal", "records in one answer", "store.scripts.PAGE_BYTES", "bytes", "", "the next page"),
     (
         "slots",

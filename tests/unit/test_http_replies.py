@@ -119,7 +119,9 @@ async def test_an_encoding_that_was_not_asked_for_is_unreadable(encoding: str) -
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"x" * 90)[:10] + b"\xff" * 40])
+@pytest.mark.parametrize(
+    "data", [b"no gzip", gzip.compress(b"x" * 90)[:10] + b"\xff" * 40], ids=["other bytes", "a broken body"]
+)
 async def test_bytes_that_do_not_decompress_are_unreadable(encoding: str, data: bytes) -> None:
     """zlib's error does not reach whoever asked."""
     with pytest.raises(ReplyUnreadable):
