@@ -37,7 +37,7 @@ class BrokenItems:
 
     def add(self, where: str, item: object, why: str) -> None:
         why = why[:SHOWN_CHARS]
-        log.error(CODE, queue=where, error=why)
+        log.error("message.unreadable", queue=where, error=why)
         if self._keep is not None:
             self._keep(where, CODE, why, item)
 
