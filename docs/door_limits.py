@@ -105,7 +105,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
         "",
         "cut",
     ),
-    ("model reply", "`Retry-After`", "http_replies.MAX_RETRY_AFTER_MS", "ms", "", "as much"),
+    ("model reply", "`Retry-After`", "retry_after.MAX_RETRY_AFTER_MS", "ms", "", "as much"),
     ("`http_request`", "body", "http_max_bytes", "bytes", "`max_bytes` of the tool", "cut, `truncated`"),
     ("`http_request`", "redirects", "tools.builtin.http.MAX_REDIRECTS", "", "", "`tool.permanent`"),
     ("tool result", "the outcome of a call, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`"),

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import math
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import aclosing
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, TypeVar
 
@@ -31,7 +28,6 @@ __all__ = [
     "no_cookies",
     "pieces_of",
     "received",
-    "retry_after_ms",
     "text_of_body",
 ]
 
@@ -46,7 +42,6 @@ LEAST_PIECES = 10_000  # of a short reply
 FORMAT_BYTES = 2  # tell the one format of `deflate` from the other
 BREATH_PIECES = 64  # a reply of tiny pieces is read from memory: other runs have their turn after so many
 BREATH_BYTES = 64 * 1024  # and after so much of a large one: that can be a thousand events
-MAX_RETRY_AFTER_MS = 24 * 60 * 60 * 1000  # quotas are renewed each day; a longer pause is a mistake
 NOT_TEXT = frozenset({"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7"})
 """Codecs of Python that are not the character set of any page: slow, or unable to replace what is wrong."""
 
@@ -143,21 +138,6 @@ def text_of_body(body: bytes, content_type: str) -> str:
         return body.decode("utf-8", "replace")
 
 
-def retry_after_ms(headers: Mapping[str, str], *, now: datetime | None = None) -> int | None:
-    """How long a reply asks to stay away: `retry-after-ms`, or `Retry-After` in seconds or as a date.
-
-    A date is measured against the reply's own `Date`, because the other clock need not agree with ours.
-    Anything unreadable counts as not given; what is longer than a day counts as a day.
-    """
-    given = _number(headers.get("retry-after-ms"))
-    if given is None and (seconds := _number(headers.get("retry-after"))) is not None:
-        given = seconds * 1000
-    if given is None and (date := _date(headers.get("retry-after"))) is not None:
-        server_now = _date(headers.get("date")) or now or datetime.now(UTC)
-        given = (date - server_now).total_seconds() * 1000
-    return None if given is None else math.ceil(min(max(0.0, given), MAX_RETRY_AFTER_MS))
-
-
 # --- how it comes ----------------------------------------------------------------------------------------
 
 
@@ -210,19 +190,3 @@ def _decoder(response: httpx.Response) -> _Plain | _Inflate:
     if named == "deflate":
         return _Inflate(zlib.MAX_WBITS, -zlib.MAX_WBITS)
     raise ReplyUnreadable(f"it is compressed as {named[:40]!r}, which was not asked for")
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _date(text: str | None) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(text or "")
-        return date if date.tzinfo else date.replace(tzinfo=UTC)
-    except Exception:  # noqa: BLE001 - the parser of e-mail raises what it meets: IndexError, OverflowError
-        return None

@@ -13,9 +13,9 @@ from openagents_worker.errors import (
     LLMResponseError,
     text_of,
 )
-from openagents_worker.http_replies import retry_after_ms
 from openagents_worker.jsontext import dumps, replaced, whole_text
 from openagents_worker.redaction import MASK, safe_message
+from openagents_worker.retry_after import retry_after_ms
 
 __all__ = ["failure", "is_too_long", "presentable"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from openagents_worker.http_replies import MAX_RETRY_AFTER_MS
+from openagents_worker.retry_after import MAX_RETRY_AFTER_MS
 
 __all__ = ["DEFAULT_MAX_RESUME_ATTEMPTS", "back_off_ms"]
 

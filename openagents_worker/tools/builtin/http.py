@@ -31,11 +31,11 @@ from openagents_worker.http_replies import (
     beginning_of,
     no_cookies,
     received,
-    retry_after_ms,
     text_of_body,
 )
 from openagents_worker.loops import PerLoop, http_transports
 from openagents_worker.models import header_text
+from openagents_worker.retry_after import retry_after_ms
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec
 from openagents_worker.tools.builtin.clock import utc_now
 from openagents_worker.tools.builtin.networks import is_public

@@ -10,8 +10,8 @@ import pytest
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMError, LLMRateLimitError
-from openagents_worker.http_replies import MAX_RETRY_AFTER_MS
 from openagents_worker.llm.openai_compatible import OpenAICompatibleClient
+from openagents_worker.retry_after import MAX_RETRY_AFTER_MS
 from tests.hostile_server import FAULTY, LARGE, Answer, serving
 
 LIMIT = 256 * 1024  # what a reply may have here, so that these tests take little time

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from openagents_worker.agents import LLMRetryOptions
 from openagents_worker.errors import LLMRateLimitError, LLMResponseError
-from openagents_worker.http_replies import retry_after_ms
 from openagents_worker.llm.retry import pause_ms
+from openagents_worker.retry_after import retry_after_ms
 
 NOON = datetime(2025, 5, 1, 12, tzinfo=UTC)
 

@@ -1,14 +1,19 @@
-"""No file grants a command that nobody uses: what the other tests of this package did is compared with it.
+"""What each role does as its own user of Redis: manual, commands, Flower. Nothing is granted in vain.
 
-Where they ran in another process, or not all of them, there is nothing to compare.
+All of it stands in one file, because each file is handed to one process: the last tests compare what was
+granted with what the others have used.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
 
 import pytest
 
 from openagents_worker.store.roles import ROLES, RoleName
 from openagents_worker.store.scripts import Script
+from tests.access.each_command import command, completed  # noqa: F401 - fixtures of its tests
+from tests.access.in_flower import flower  # noqa: F401
 from tests.access.users import UseOfCommands, acl_words
 
 SENTINEL = "asked of whom a sentinel calls the master"
@@ -36,14 +41,18 @@ NEEDED_ELSEWHERE: dict[RoleName, dict[str, str]] = {
     },
 }  # fmt: skip
 """What these tests do not come by, or not always, and when it is needed."""
-FILES = {"test_commands", "test_flower", "test_fundamentals"}
+
+for name in ("manual", "each_command", "in_flower"):
+    module = import_module(f"tests.access.{name}")
+    tests = {test: found for test, found in vars(module).items() if test.startswith("test_")}
+    globals().update(tests)
 
 
 @pytest.fixture
 def did_all(request: pytest.FixtureRequest, use: UseOfCommands) -> UseOfCommands:
-    ran = {item.module.__name__.rpartition(".")[2] for item in request.session.items}
-    if not ran >= FILES or not use.of(RoleName.WORKER) or not use.of(RoleName.FLOWER):
-        pytest.skip("the other tests of this package did not run here")
+    asked_for = {item.originalname for item in request.session.items if item.module is request.module}
+    if not asked_for >= {name for name in globals() if name.startswith("test_")}:
+        pytest.skip("only some of these tests were asked for")
     return use
 
 
