@@ -167,7 +167,9 @@ def installed(
     ):
         worker = stack.start_worker("worker")
         with Client(producer_url, settings=None if producer_url else stack.settings) as client:
-            task: AgentTask = client.app.register_task(ProducerTask())
+            # Celery binds a class to the app that it was registered with last: each installation has its own.
+            own_class = type("ProducerTask", (ProducerTask,), {})
+            task: AgentTask = client.app.register_task(own_class())
             yield Installation(stack, model, client, task, folder, worker)
             assert ttl_violations(admin_url or stack.redis_url) == []
 

@@ -70,12 +70,11 @@ def record(world: World, alter: Alter) -> str:
     model, client = world.installation.model, world.installation.client
     model.will_say({"text": "fine"})
     session_id = f"session-{uuid.uuid4().hex[:8]}"
-    held: list[str] = []
+    held = {f"first-{uuid.uuid4().hex}"}
     model.may_answer = lambda run_id: run_id not in held
     first = world.installation.run_agent.apply_async(
-        ({**GOOD, "session_id": session_id},), task_id=f"first-{uuid.uuid4().hex}"
+        ({**GOOD, "session_id": session_id},), task_id=next(iter(held))
     )
-    held.append(first.id)
     try:
         second = world.submit(session_id=session_id)
         alter(client.store.redis, client.store.keys, second.id)
