@@ -15,10 +15,10 @@ demo: $(INSTALLED) ## an agent run that survives the death of its worker
 	$(BIN)/python examples/demo/demo.py
 
 test: $(INSTALLED) ## all tests, or make test ARGS='tests/fundamentals -x'
-	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-extras: $(INSTALLED) ## wheels in empty environments: every extra, the image, a newcomer (asks a package index)
-	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m extras $(ARGS)
+	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m extras $(ARGS)
 
 test-ui: $(INSTALLED) ## the pages, in a headless Chromium (needs chromium and chromium-driver)
 	@command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null || \
@@ -34,7 +34,7 @@ check: $(INSTALLED) ## all that CI checks: format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 docs: $(INSTALLED) ## write the pages that are generated from the code
 	$(BIN)/python docs/generate.py
