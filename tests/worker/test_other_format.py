@@ -110,7 +110,7 @@ def _asked_for_by_a_producer_of_tomorrow(client: Client) -> RunHandle[Any]:
     """A run of today's format, and a message that only its id makes one of that run's."""
     request = {"agent_id": "clerk", "session_id": "s3", "input_text": "Go."}
     handle = client.handle(submit(client.store, request, settings=client.settings).run_id)
-    headers = {"wake_us": "1", "run_format": NEWEST_READ + 1}
+    headers = {"wake_us": "9" * 16, "run_format": NEWEST_READ + 1}  # no later message has replaced it
     client.app.send_task(
         RUN_AGENT,
         [{"an": "order"}, 2],
