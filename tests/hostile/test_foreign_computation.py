@@ -233,6 +233,7 @@ def test_an_answer_costs_a_worker_no_more_than_its_check(
     both_execute_the_next_run(shop)
 
 
+@pytest.mark.allow_blocking("the model server, on a loop of the test's process, writes large arguments")
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_arguments_cost_a_worker_no_more_than_their_check(
     shop: Installation, name: str, record_property: Callable[[str, object], None]

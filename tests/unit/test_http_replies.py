@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from openagents_worker.errors import PermanentToolError
 from openagents_worker.http_replies import (
-    MAX_RETRY_AFTER_MS,
     PIECE_BYTES,
     ReplyTooLarge,
     ReplyUnreadable,
@@ -23,9 +22,9 @@ from openagents_worker.http_replies import (
     body_of,
     pieces_of,
     received,
-    retry_after_ms,
     text_of_body,
 )
+from openagents_worker.retry_after import MAX_RETRY_AFTER_MS, retry_after_ms
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 MB = 1024 * 1024
