@@ -79,10 +79,10 @@ def lines_of(reports: Iterable[pytest.TestReport]) -> list[str]:
                 failed[kind, door] += report.failed
     if not tried:
         return []
-    header = f"{'kind':<28}{'door':<16}{'inputs':>8}{'coded':>8}{'failures':>10}"
+    header = f"{'kind':<30}{'door':<16}{'inputs':>8}{'coded':>8}{'failures':>10}"
     rows = [
-        f"{kind:<28}{door:<16}{count:>8}{count - failed[kind, door]:>8}{failed[kind, door]:>10}"
+        f"{kind:<30}{door:<16}{count:>8}{count - failed[kind, door]:>8}{failed[kind, door]:>10}"
         for (kind, door), count in sorted(tried.items())
     ]
     total, failures = sum(tried.values()), sum(failed.values())
-    return [header, *rows, f"{'all':<44}{total:>8}{total - failures:>8}{failures:>10}"]
+    return [header, *rows, f"{'all':<46}{total:>8}{total - failures:>8}{failures:>10}"]
