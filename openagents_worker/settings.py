@@ -45,7 +45,6 @@ from openagents_worker.time_limits import (
 __all__ = ["PREFIX", "Settings", "env_example", "load_settings", "unknown_variables"]
 
 PREFIX = "OPENAGENTS_"
-LARGEST_NUMBER = 2**31 - 1  # of runs, threads, events, bytes: what counts them has 32 bits
 DAY_S = 24 * 60 * 60
 YEAR_S = 366 * DAY_S
 LONGEST_LEASE_MS = 60 * 60 * 1000  # for so long a dead worker's runs would wait

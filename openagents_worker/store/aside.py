@@ -6,12 +6,12 @@ are not messages. Each is kept as long as a run is after its end, and can be rea
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from openagents_worker.jsontext import loads
 from openagents_worker.store.client import Plan
 from openagents_worker.store.failures import is_wrong_type
 from openagents_worker.store.keys import KEYS, Keys, spec_of
@@ -63,7 +63,7 @@ def entries_of(texts: Iterable[str]) -> tuple[PutAside, ...]:
 
 def _entry(text: str) -> PutAside | None:
     try:
-        said = json.loads(text)
+        said = loads(text)
         return PutAside(
             str(said["key"]),
             str(said["code"]),
@@ -72,7 +72,7 @@ def _entry(text: str) -> PutAside | None:
             str(said.get("moved_to", "")),
             str(said.get("item", "")),
         )
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, OSError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, OSError):
         return None
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable
 
 import kombu
 import pytest
 
 from openagents_worker import Client
-from openagents_worker.cli.commands import run
 from openagents_worker.errors import RedisNoPermission
 from openagents_worker.events import RunEvent
 from openagents_worker.producer.client import AsyncClient
@@ -19,7 +17,7 @@ from openagents_worker.producer.sse import sse
 from openagents_worker.store.events import awatch, watch
 from openagents_worker.store.roles import RoleName
 from tests.access.users import Guarded
-from tests.cli.conftest import Done
+from tests.cli.conftest import Done, typed
 from tests.fundamentals.shop import DOOR
 from tests.installation import Installation, Model, call
 from tests.waiting import wait_for
@@ -33,16 +31,11 @@ def command(
 ) -> Command:
     """Runs `openagents-worker` with these arguments as the user of a role."""
 
-    def typed(role: RoleName, *arguments: str) -> Done:
+    def as_role(role: RoleName, *arguments: str) -> Done:
         monkeypatch.setenv("OPENAGENTS_REDIS_URL", redis_of_users.url(role))
-        monkeypatch.setattr(sys, "argv", ["openagents-worker", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run()
-        shown = capsys.readouterr()
-        return Done(int(ended.value.code or 0), shown.out, shown.err)
+        return typed(arguments, monkeypatch, capsys)
 
-    return typed
+    return as_role
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,20 +35,24 @@ class Done:
 Command = Callable[..., Done]
 
 
+def typed(
+    arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Done:
+    """What `openagents-worker` does with these arguments, in this process and its environment."""
+    monkeypatch.setattr(sys, "argv", ["openagents-worker", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run()
+    shown = capsys.readouterr()
+    return Done(int(ended.value.code or 0), shown.out, shown.err)
+
+
 @pytest.fixture
 def command(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs `openagents-worker` with these arguments, as its process would, against the test's Redis."""
     monkeypatch.setenv("OPENAGENTS_REDIS_URL", redis_url)
 
-    def call(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["openagents-worker", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run()
-        shown = capsys.readouterr()
-        return Done(int(ended.value.code or 0), shown.out, shown.err)
-
-    return call
+    return lambda *arguments: typed(arguments, monkeypatch, capsys)
 
 
 @pytest.fixture
