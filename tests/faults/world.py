@@ -10,6 +10,7 @@ import asyncio
 import collections
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -36,6 +37,7 @@ __all__ = ["Worker", "World", "table"]
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 START_TIMEOUT_S = 60.0
+REGISTERED = re.compile(r"worker\.registered .*?incarnation=(\S+)")
 LOOK_EVERY_S = 0.02  # how soon the supervisor sees that a worker is gone
 
 Step = tuple[str, Mapping[str, Any]]
@@ -89,7 +91,8 @@ class World:
         self._size = workers
         self._workers: dict[str, Worker] = {}
         self._names = 0
-        self._said: collections.deque[str] = collections.deque(maxlen=400)
+        self._said: collections.deque[str] = collections.deque(maxlen=4_000)
+        self._registered: set[str] = set()
         self._entries: list[dict[str, Any]] = []
         self._read_to = 0
         self._lock = threading.RLock()
@@ -141,8 +144,9 @@ class World:
         self.wait_ready()
 
     def ready(self) -> list[Worker]:
-        """The workers that live and hold a lease."""
-        names = {incarnation.partition("@")[0] for incarnation in self.incarnations()}
+        """The workers that live, hold a lease and know it: the answer to their registration has arrived."""
+        leases = self._registered.intersection(self.incarnations())
+        names = {incarnation.partition("@")[0] for incarnation in leases}
         with self._lock:
             return [worker for worker in self._workers.values() if worker.alive and worker.name in names]
 
@@ -210,7 +214,7 @@ class World:
             "OPENAGENTS_CONFIG": str(HERE / "agents.json"),
             "OPENAGENTS_REDIS_URL": self.redis_url_of(name),
             "OPENAGENTS_BROKER_URL": self.redis.url,
-            "OPENAGENTS_LOG_LEVEL": "WARNING",
+            "OPENAGENTS_LOG_LEVEL": "INFO",
             "FAULTS_LOG": str(self.log_file),
             "FAULTS_MARKS": str(self.marks),
             "FAULTS_MODEL_URL": self.model.url,
@@ -219,10 +223,12 @@ class World:
             "PYTHONUNBUFFERED": "1",
             **self._own_env,
         }
-        say = self._said.append
-        self._workers[name] = Worker(
-            name, Process(name, command, env, lambda who, line: say(f"{who}: {line}"))
-        )
+        self._workers[name] = Worker(name, Process(name, command, env, self._hear))
+
+    def _hear(self, name: str, line: str) -> None:
+        self._said.append(f"{name}: {line}")
+        if registered := REGISTERED.search(line):
+            self._registered.add(registered[1])
 
     def worker(self, name: str) -> Worker:
         with self._lock:
