@@ -26,7 +26,7 @@ from openagents_worker.runtime.assembly import AgentParts, Assembly
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.deps import opened_deps
 from openagents_worker.runtime.ending import Ending, checked_output
-from openagents_worker.runtime.journal import Record, read_pages
+from openagents_worker.runtime.journal import CHECK, Record, checks_of, read_pages
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.ledger import Ledger
@@ -117,6 +117,7 @@ class Attempt:
             latch=self.latch,
             ids=self._ids,
             preview_chars=settings.event_preview_chars,
+            length=claimed.journal_length,
             redact_keys=assembly.redact_keys,
             max_event_bytes=settings.max_payload_bytes,
         )
@@ -304,7 +305,7 @@ class Attempt:
         self._recorder = Recorder(
             run_id=self.request.run_id,
             uid=self._claimed.uid,
-            rules=self._rules(recorded, records),
+            rules=self._rules(recorded, [record for record in records if record.kind != CHECK]),
             position=self._claimed.journal_length,
             ledger=self._ledger,
             latch=self.latch,
@@ -317,6 +318,7 @@ class Attempt:
             definition_changed=start.definition_hash != here.definition_hash,
             transcript_length=start.transcript_length,
             on_record=self._apply,
+            checks=checks_of(records, self._claimed.life),
         )
         return recorded, start
 
@@ -410,6 +412,8 @@ class Attempt:
 
     async def _execute(self, prepared: Prepared) -> Any:
         """The pattern's output, of the type that was asked for."""
+        recorder = self._recorder
+        assert recorder is not None
         with executing("pattern", class_path(prepared.pattern)):
             output = await prepared.pattern.execute()
         if prepared.output_type is not None:
@@ -423,6 +427,7 @@ class Attempt:
                     prepared.pattern,
                     prepared.context,
                     attempts,
+                    recorder=recorder,
                     checks=self._assembly.checks,
                     offload=self._assembly.offload,
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -19,9 +19,11 @@ from openagents_worker.store.formats import (
     reading,
 )
 
-__all__ = ["PREPARE", "Record", "digest_of", "read_pages"]
+__all__ = ["CHECK", "PREPARE", "Record", "check_record", "checks_of", "digest_of", "read_pages"]
 
 PREPARE = "prepare"
+CHECK = "check"
+"""The kind of the record of a check of the run's output: it is no call, and nothing waits to be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,20 @@ class Record:
         record = cls(**data, position=position)
         _check_shape(record)
         return record
+
+
+def check_record(key: str, outcome: dict[str, Any], *, life: int) -> Record:
+    """The record of a check of the run's output. By the `!` an earlier version leaves it alone, and checks."""
+    return Record(f"output:{key}!", CHECK, "output", outcome, digest=key, life=life)
+
+
+def checks_of(records: Iterable[Record], life: int) -> dict[str, dict[str, Any]]:
+    """What checks have given, by the digest of the output. One that ended an earlier life is made again."""
+    return {
+        record.digest: record.outcome
+        for record in records
+        if record.kind == CHECK and not (record.life < life and "error" in record.outcome)
+    }
 
 
 def _check_shape(record: Record) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar, assert_never
 
 from openagents_worker.errors import (
@@ -53,6 +55,19 @@ PENDING_BYTES = 4 * 1024 * 1024
 DELTA_CHARS = 64 * 1024  # of one piece of a reply
 
 
+_Event = tuple[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """A record that is stored with whatever is written next, with the events that tell of it."""
+
+    position: int
+    record: str
+    usage: RunUsage
+    saved: Sequence[_Event]
+
+
 class Ledger:
     """Everything one attempt writes, by one fence."""
 
@@ -67,10 +82,12 @@ class Ledger:
         latch: Latch,
         ids: Mapping[str, str],
         preview_chars: int,
+        length: int = 0,
         redact_keys: Collection[str] = DEFAULT_REDACT_KEYS,
         max_event_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
     ) -> None:
         """`ids` are those of run, session and agent: the payloads of the run's own events begin with them.
+        `length` is that of the run's journal.
 
         `redact_keys` are parts of the names whose values no event shows; `max_event_bytes` is the limit of
         the payload of an event that somebody else's code emits.
@@ -89,7 +106,8 @@ class Ledger:
         self._pending: list[str] = []  # name, payload, name, payload …
         self._pending_chars = 0
         self._batch_no = 0
-        self._start: str | None = None
+        self._length = length
+        self._ahead: list[_Ahead] = []
         self.format = WRITTEN
         """The format of the run, as its records are written; whoever reads fewer leaves the run to others."""
         self._timer: asyncio.TimerHandle | None = None
@@ -172,7 +190,7 @@ class Ledger:
 
     def _on_timer(self) -> None:
         self._timer = None
-        if not self._pending and not any(piece.waits for piece in self._deltas.values()):
+        if not self._pending and not self._ahead and not any(piece.waits for piece in self._deltas.values()):
             return  # it has travelled with a commit
         self._begin_flush()
 
@@ -219,8 +237,8 @@ class Ledger:
         return words
 
     async def _store_batch(self, batch: list[str]) -> None:
-        if self._start is not None:
-            await self._commit(0, [], RunUsage(), batch)
+        if ahead := self._take_ahead():
+            await self._commit(0, [], ahead[-1].usage, batch, ahead)
         elif batch:
             await self._write(
                 scripts.emit(run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch)
@@ -258,10 +276,16 @@ class Ledger:
 
     # --- fenced writes -----------------------------------------------------------------------------------
 
-    def begin(self, record: str, saved: tuple[str, Mapping[str, Any]]) -> None:
+    def begin(self, record: str, saved: _Event) -> None:
         """Record number 0, to be stored with whatever is written next. `saved` is its checkpoint's event."""
-        self._start = record
+        self._ahead.append(_Ahead(0, record, RunUsage(), ()))
         self.note(*saved)
+
+    def add(self, position: int, record: str, usage: RunUsage, saved: _Event) -> None:
+        """Record number `position`, to be stored with what is written next, or by itself after a moment. It
+        is not stored with the run's end: nothing asks for it any more."""
+        self._ahead.append(_Ahead(position, record, usage, (saved,)))
+        self._schedule(FLUSH_S)
 
     async def commit(
         self, position: int, record: str, usage: RunUsage, events: Sequence[tuple[str, Mapping[str, Any]]]
@@ -269,11 +293,32 @@ class Ledger:
         """Store record number `position`. Must be called with the lane free; commits queue up behind it."""
         async with self._lane:
             await self._store_ahead()
-            await self._commit(position, [record], usage, self._take(events))
+            await self._commit(position, [record], usage, self._take(events), self._take_ahead(position))
 
-    async def _commit(self, position: int, records: list[str], usage: RunUsage, batch: list[str]) -> None:
-        if self._start is not None:
-            position, records, self._start = 0, [self._start, *records], None
+    def _take_ahead(self, before: int | None = None) -> list[_Ahead]:
+        """What waits to be stored with the next record, whose position is `before`; without a record, what
+        nothing has to be stored before."""
+        if before is None:
+            before = self._length
+            for ahead in self._ahead:
+                before += ahead.position == before
+        taken = [ahead for ahead in self._ahead if ahead.position < before]
+        self._ahead = self._ahead[len(taken) :]
+        return taken
+
+    async def _commit(
+        self,
+        position: int,
+        records: list[str],
+        usage: RunUsage,
+        batch: list[str],
+        ahead: Sequence[_Ahead],
+    ) -> None:
+        if ahead:
+            position = ahead[0].position
+            records = [*(each.record for each in ahead), *records]
+            told = [(name, self._shown(payload)) for each in ahead for name, payload in each.saved]
+            batch = [*chain.from_iterable(told), *batch]
         await self._write(
             scripts.commit(
                 run_id=self.run_id,
@@ -286,6 +331,7 @@ class Ledger:
                 format=self.format,
             )
         )
+        self._length = position + len(records)
 
     async def suspend(
         self,
@@ -298,7 +344,8 @@ class Ledger:
         error_details: str = "",
     ) -> Handed:
         """Put the run aside; raises `RunLatched` when it is no longer ours or is to be cancelled."""
-        await self._store_start()
+        if self._ahead:
+            await self.flush()
         async with self._lane:
             await self._store_ahead()
             batch = self._take()
@@ -319,7 +366,9 @@ class Ledger:
 
     async def finish(self, **ending: Any) -> Handed:
         """End the run; the keywords are those of the script, without what the ledger itself knows."""
-        await self._store_start()
+        if any(ahead.position == 0 for ahead in self._ahead):
+            await self.flush()
+        self._ahead.clear()
         async with self._lane:
             await self._store_ahead()
             batch = self._take()
@@ -328,10 +377,6 @@ class Ledger:
                     run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch, **ending
                 )
             )
-
-    async def _store_start(self) -> None:
-        if self._start is not None:
-            await self.flush()
 
     async def close(self) -> None:
         """No write after this one; what still waits is dropped (an ending has taken its events along)."""

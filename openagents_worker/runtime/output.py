@@ -10,13 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from openagents_worker.errors import OutputValidationError
+from openagents_worker.errors import CheckLimitExceeded, OutputValidationError, error_from_wire
 from openagents_worker.json_schema.rules import Schema
-from openagents_worker.jsontext import dumps, loads
-from openagents_worker.models import RunRequest, schema_of
+from openagents_worker.jsontext import canonical_json, dumps, loads
+from openagents_worker.models import MAX_MESSAGE_CHARS, RunRequest, schema_of
+from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.context import RunContext
+from openagents_worker.runtime.journal import digest_of
+from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.registry import OUTPUTS
-from openagents_worker.secret_text import mask_prose
 from openagents_worker.tools.checks import SchemaChecks, schema_of_output, schema_of_registered_output
 from openagents_worker.tools.offload import Offload
 
@@ -24,6 +26,10 @@ __all__ = ["DEFAULT_VALIDATION_RETRIES", "OutputType", "fitted"]
 
 DEFAULT_VALIDATION_RETRIES = 3
 MAX_PROBLEMS = 3
+
+FITS = "fits"
+FITS_AS_JSON = "fits as JSON"
+"""What a check gave, as it is recorded: the output, or what its text says as JSON, is of the type."""
 
 _FENCED = re.compile(r"\s*```[a-zA-Z]*\n(.*)```\s*", re.DOTALL)
 
@@ -67,8 +73,7 @@ class OutputType:
 
         Raises `Misfit`, and `CheckLimitExceeded` where that cannot be found out.
         """
-        if isinstance(output, BaseModel):
-            output = output.model_dump(mode="json")
+        output = _plain(output)
         problem = await self._problem(output, checks, offload)
         if problem is not None and isinstance(output, str):
             output = _parsed(output)
@@ -117,6 +122,7 @@ async def fitted(
     context: RunContext,
     attempts: int,
     *,
+    recorder: Recorder,
     checks: SchemaChecks,
     offload: Offload,
 ) -> Any:
@@ -127,9 +133,9 @@ async def fitted(
     """
     for attempt in range(1, attempts + 1):
         try:
-            return await wanted.fit(output, checks, offload)
+            return await _fit_as_recorded(output, wanted, recorder, checks, offload)
         except Misfit as misfit:
-            problem = mask_prose(str(misfit))  # what a validator of somebody's says goes to the model
+            problem = str(misfit)
         if attempt == attempts:
             break
         await context.emit("validation.retry", attempt=attempt, error=problem)
@@ -143,6 +149,41 @@ async def fitted(
         output_type=wanted.name,
         attempts=attempts,
     )
+
+
+async def _fit_as_recorded(
+    output: Any, wanted: OutputType, recorder: Recorder, checks: SchemaChecks, offload: Offload
+) -> Any:
+    """As `OutputType.fit`. What a check gave is a fact of the run: it is not checked again, and no later
+    attempt goes another way because a check takes longer there, or is of another version."""
+    output = _plain(output)
+    try:
+        key = digest_of(canonical_json([wanted.name, output]))
+    except (TypeError, ValueError, RecursionError):  # it is not JSON, which is said in each attempt
+        return await wanted.fit(output, checks, offload)
+    if (known := recorder.check_of_output(key)) is not None:
+        if "error" in known:
+            raise error_from_wire(known["error"])
+        if known["ok"] == FITS:
+            return output
+        if known["ok"] == FITS_AS_JSON:
+            return _parsed(output)
+        raise Misfit(str(known["ok"]["problem"]))
+    try:
+        fitting = await wanted.fit(output, checks, offload)
+    except Misfit as misfit:  # what a validator of somebody's says goes to the model
+        problem = safe_message(str(misfit), MAX_MESSAGE_CHARS)
+        recorder.record_check(key, {"ok": {"problem": problem}})
+        raise Misfit(problem) from misfit
+    except CheckLimitExceeded as error:
+        recorder.record_check(key, {"error": error.to_dict()})
+        raise
+    recorder.record_check(key, {"ok": FITS if fitting is output else FITS_AS_JSON})
+    return fitting
+
+
+def _plain(output: Any) -> Any:
+    return output.model_dump(mode="json") if isinstance(output, BaseModel) else output
 
 
 async def _ask_again(context: RunContext, wanted: OutputType, output: Any, told: str) -> str:

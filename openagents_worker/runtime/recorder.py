@@ -29,13 +29,14 @@ from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NestedTooDe
 from openagents_worker.llm.base import CallInfo, current_call
 from openagents_worker.models import RunUsage
 from openagents_worker.runtime.call_ids import content_of, outside_runs
-from openagents_worker.runtime.journal import Record
+from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.rules import Question, ReplayContradiction, Rules
 from openagents_worker.runtime.state import CHANGE_LEVELS
 from openagents_worker.runtime.storable import too_deep
 from openagents_worker.runtime.user_code import coded, executing, original_of, stand_for
+from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["Make", "Outcome", "Recorder"]
@@ -102,9 +103,11 @@ class Recorder:
         definition_changed: bool,
         transcript_length: int,
         on_record: Callable[[Record], None],
+        checks: Mapping[str, dict[str, Any]],
     ) -> None:
         """`position` is that of the next record; `retries`: how often the run was put off since the last;
-        `tries`: how often each call or part of the pattern has failed and was put off."""
+        `tries`: how often each call or part of the pattern has failed and was put off; `checks`: what the
+        checks of the run's output have given."""
         self.run_id = run_id
         self.usage = RunUsage()
         self.position = position
@@ -123,6 +126,7 @@ class Recorder:
         self._definition_changed = definition_changed
         self._transcript_length = transcript_length
         self._on_record = on_record
+        self._checks = dict(checks)
         self._loop = asyncio.get_running_loop()
         self._start: Record | None = None
         self._entered: Counter[str] = Counter()
@@ -458,6 +462,23 @@ class Recorder:
         position, saved = self._next_checkpoint(record)
         self.usage = usage
         await self._ledger.commit(position, text or record.to_json(), usage, [*events, saved])
+
+    # --- checks of the run's output ----------------------------------------------------------------------
+
+    def check_of_output(self, key: str) -> dict[str, Any] | None:
+        """What the check of this output gave in this attempt or an earlier one; None when it is to be made.
+        `key` is a digest of the output."""
+        return self._checks.get(key)
+
+    def record_check(self, key: str, outcome: dict[str, Any]) -> None:
+        """Note what a check gave. What follows from it is stored after it; it costs no round trip."""
+        self._checks[key] = outcome
+        if not self._durable or self.rules.format == BY_PLACE:
+            return
+        self.start_is_prepared()
+        record = check_record(key, outcome, life=self._life)
+        position, saved = self._next_checkpoint(record)
+        self._ledger.add(position, record.to_json(), self.usage, saved)
 
     def _next_checkpoint(self, record: Record) -> tuple[int, Event]:
         """Give the record its place; with it the event that tells of the checkpoint."""

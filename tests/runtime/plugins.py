@@ -195,6 +195,8 @@ class Diary:
         context.memory_view["diary"] = [f"page {Diary.asked}"]
 
     async def writeback(self, context: Any) -> None:
+        if gate := self.config.get("gate"):
+            await GATES[gate].wait()
         Diary.kept.append(context.state["_runtime_last_output"])
         context.state["pages"] = len(Diary.kept)
 

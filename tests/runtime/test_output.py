@@ -11,10 +11,13 @@ import pytest
 from pydantic import BaseModel, Field, field_validator
 
 from openagents_worker import RunRequest, register_output
-from openagents_worker.errors import RequestInvalid
+from openagents_worker.errors import CheckLimitExceeded, RequestInvalid
 from openagents_worker.models import RunBudget, RunRecord, RunState
-from openagents_worker.runtime.output import Misfit, OutputType
+from openagents_worker.runtime.journal import Record, check_record
+from openagents_worker.runtime.latch import Latch
+from openagents_worker.runtime.output import FITS, Misfit, OutputType
 from openagents_worker.runtime.registry import OUTPUTS
+from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.user_code import current_run
 from openagents_worker.store import scripts
 from openagents_worker.tools.checks import SchemaChecks
@@ -259,6 +262,90 @@ async def test_a_pattern_that_takes_for_ever_ends_its_run_and_nothing_else(
     assert ended(hostile) == (RunState.FAILED, "execution.check_limit")
     assert ended(other) == (RunState.COMPLETED, "a" * 40 + "!")
     assert hostile.usage.llm_calls == 1
+
+
+# --- a check is made once --------------------------------------------------------------------------------
+
+
+class Checks:
+    """Stands for checks that give something else in every process: a slower machine, another version."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made = 0
+        self.gives: str | Exception | None = None
+        monkeypatch.setattr(SchemaChecks, "mistakes", self._mistakes)
+
+    async def _mistakes(self, *_: Any) -> str | None:
+        self.made += 1
+        if isinstance(self.gives, Exception):
+            raise self.gives
+        return self.gives
+
+
+@pytest.mark.parametrize("first", [None, "it is too warm"])
+async def test_what_a_check_gave_is_not_checked_again_by_the_next_worker(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, first: str | None
+) -> None:
+    """The worker dies after the check; in the next one the check would end otherwise."""
+    checks = Checks(monkeypatch)
+    checks.gives = first
+    monkeypatch.setattr(plugins.Diary, "kept", [])
+    script = scripted({"text": "[1]"}, calls(("charge", {"who": "ada", "gate": "g"})), {"text": "[2]"})
+    definition = agent(
+        llm=script,
+        tools=[{"id": "charge", "impl": "tests.runtime.plugins.Charge"}],
+        memory={"impl": "tests.runtime.plugins.Diary", "config": {"gate": "g"}},
+    )
+    async with (
+        process(redis_url, definition, name="one") as one,
+        process(redis_url, definition, name="two") as two,
+    ):
+
+        async def is_stored() -> bool:
+            return "check" in [record["kind"] for record in await one.journal()]
+
+        await one.submit(output_type=SCHEMA)
+        dying = await carried_until(one, is_stored, "the check is recorded")
+        made = checks.made
+        await crash(one, "r1", dying)
+        checks.gives = None if first else CheckLimitExceeded("the check was given up")
+        open_gates("g")
+        await two.carry()
+        record = await two.record()
+        retries = [e["payload"]["error"] for e in await two.events() if e["name"] == "validation.retry"]
+
+    assert ended(record) == (RunState.COMPLETED, "[2]" if first else "[1]")
+    assert retries == ([first] if first else [])
+    assert checks.made == made + (1 if first else 0), "only the second answer is checked by the second worker"
+
+
+async def test_a_check_that_ended_a_life_is_made_again_in_the_next(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody resumes the run after the limit was raised."""
+    checks = Checks(monkeypatch)
+    checks.gives = CheckLimitExceeded("the check was given up")
+    async with process(redis_url, saying("[1]")) as p:
+        failed = await p.run(output_type=SCHEMA)
+        checks.gives = None
+        await p.store.run(
+            scripts.resume(run_id="r1", agent_id="a", session_id="s1", input_text="", checkpoint_id="")
+        )
+        await p.carry()
+        record = await p.record()
+
+    assert ended(failed) == (RunState.FAILED, "execution.check_limit")
+    assert ended(record) == (RunState.COMPLETED, "[1]")
+
+
+async def test_the_record_of_a_check_is_no_call_for_the_version_before() -> None:
+    """Which knows no such records, and would end a run that leaves a call unasked for."""
+    record = check_record("k1", {"ok": FITS}, life=1)
+
+    rules = ReplayByContent([Record.from_json(record.to_json(), 1)], life=1, latch=Latch(), tries={})
+
+    assert rules.is_read
+    assert await rules.unread_at_end("") == []
 
 
 # --- names and classes -----------------------------------------------------------------------------------
