@@ -97,7 +97,7 @@ class Record:
 
 
 def check_record(key: str, outcome: dict[str, Any], *, life: int) -> Record:
-    """The record of a check of the run's output. By the `!` an earlier version leaves it alone, and checks."""
+    """The record of a check of the run's output. An earlier version leaves what ends in `!` alone."""
     return Record(f"output:{key}!", CHECK, "output", outcome, digest=key, life=life)
 
 

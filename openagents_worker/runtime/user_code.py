@@ -76,7 +76,7 @@ class RunCode:
         self.agent_id = agent_id
         self.latch = latch
         self.marks = marks or Marks()
-        self.off_loop = WorkOffLoop(_call_that_runs, self.marks.in_thread)
+        self.off_loop = WorkOffLoop(_call_that_runs, self.marks.in_thread, group=agent_id)
         self._prefix = run_prefix(run_id, agent_id, incarnation)
         self._tasks: set[asyncio.Task[Any]] = set()
 

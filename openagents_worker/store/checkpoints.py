@@ -20,9 +20,9 @@ __all__ = ["Checkpoint", "acheckpoints", "checkpoints"]
 class Checkpoint:
     """The outcome of one recorded call, whole; a run goes on from its last one.
 
-    `call` is its place in the program, as in events (`call`, `call_id`); `kind` is `prepare`, `model`, `tool`,
-    `memory`, or `check` for a check of the run's output. `value` is plain JSON, None where `error` says what came instead or the pattern cancelled the
-    call.
+    `call` is its place in the program, as in events (`call`, `call_id`); `kind` is `prepare`, `model`,
+    `tool`, `memory`, or `check` for a check of the run's output. `value` is plain JSON, None where `error`
+    says what came instead or the pattern cancelled the call.
     """
 
     checkpoint_id: str

@@ -20,10 +20,10 @@ from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import AuthenticationString  # type: ignore[attr-defined]  # its stub lacks it
-from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from openagents_worker.errors import ProcessTraceback, ToolError, ToolUnavailableError, text_of
+from openagents_worker.tools.fair_queue import FairQueue
 from openagents_worker.tracebacks import traceback_text
 
 __all__ = ["DaemonThreads", "Offload", "TrackedThreads", "WorkOffLoop", "importable", "work_off_loop"]
@@ -43,9 +43,12 @@ class WorkOffLoop:
         self,
         label: Callable[[], str] = str,
         in_thread: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+        group: str = "",
     ) -> None:
         """`label` says what is being done where work is submitted; '' where that is not known. `in_thread`,
-        called there, makes what a function is called through in a thread."""
+        called there, makes what a function is called through in a thread. Where threads are scarce, those of
+        one `group` share its turns."""
+        self.group = group
         self.in_thread = in_thread
         self._label = label
         self._lock = threading.Lock()
@@ -158,59 +161,69 @@ def _outcome(function: Callable[[], Any]) -> Any:
 class DaemonThreads(Executor):
     """At most `limit` threads, started when there is work for them; further work waits for a free one.
 
-    They are daemons: a thread cannot be stopped, and one that hangs must not keep the process from ending.
+    Whose work is next is fair (`fair_queue`): runs take turns, by `work_off_loop`. The threads are daemons:
+    a thread cannot be stopped, and one that hangs must not keep the process from ending.
     """
 
     def __init__(self, limit: int, *, name: str) -> None:
         self.limit = limit
         self._name = name
-        self._queue: SimpleQueue[_Work | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._threads = self._busy = self._waiting = 0
+        self._queue: FairQueue[_Work] = FairQueue()
+        self._changed = threading.Condition(threading.Lock())
+        self._threads = self._busy = 0
         self._closed = False
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
-        with self._lock:
+        notes = work_off_loop.get()
+        with self._changed:
             if self._closed:
                 raise RuntimeError(f"{self._name}: closed")
-            self._waiting += 1
-            self._queue.put((future, partial(function, *args, **kwargs)))
-            if self._waiting > self._threads - self._busy and self._threads < self.limit:
+            self._queue.put(
+                notes.group if notes else None, notes, (future, partial(function, *args, **kwargs))
+            )
+            if len(self._queue) > self._threads - self._busy and self._threads < self.limit:
                 self._threads += 1
                 threading.Thread(target=self._main, name=f"{self._name}-{self._threads}", daemon=True).start()
+            self._changed.notify()
         return future
 
     def stats(self) -> dict[str, int]:
         """`limit`, `threads` that were started, `busy` ones, and work that is `waiting` for one."""
-        with self._lock:
+        with self._changed:
             return {
                 "limit": self.limit,
                 "threads": self._threads,
                 "busy": self._busy,
-                "waiting": self._waiting,
+                "waiting": len(self._queue),
             }
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:
         """Take no more work; what waits is cancelled, what runs is not waited for, whatever `wait` says."""
-        with self._lock:
+        with self._changed:
             self._closed = True
-            threads = self._threads
-        for _ in range(threads):
-            self._queue.put(None)
+            waiting = [self._queue.take() for _ in range(len(self._queue))]
+            self._changed.notify_all()
+        for future, _ in waiting:
+            future.cancel()
 
     def _main(self) -> None:
-        while (work := self._queue.get()) is not None:
+        while (work := self._next()) is not None:
             future, function = work
-            with self._lock:
-                self._waiting -= 1
-                self._busy += 1
-                wanted = not self._closed
-            if wanted or not future.cancel():
-                _run(future, function)
-            with self._lock:
-                self._busy -= 1
+            _run(future, function)
             del work, future, function  # or the last result lives until there is something new to do
+            with self._changed:
+                self._busy -= 1
+
+    def _next(self) -> _Work | None:
+        """The next work, once there is some; None when there will be none."""
+        with self._changed:
+            while not self._queue:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            self._busy += 1
+            return self._queue.take()
 
 
 def _run(future: Future[Any], function: Callable[[], Any]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import threading
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -20,6 +22,7 @@ from openagents_worker.json_schema import mistakes as mistakes_module
 from openagents_worker.json_schema.rules import Schema, read_schema
 from openagents_worker.tools import checks as module
 from openagents_worker.tools.checks import SchemaChecks, schema_of_output, schema_of_tool
+from openagents_worker.tools.offload import WorkOffLoop, work_off_loop
 
 CHEAP = read_schema({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]})
 PATTERN = read_schema({"type": "object", "properties": {"n": {"pattern": "^[a-z]+$"}}, "required": ["n"]})
@@ -109,6 +112,40 @@ async def test_the_loop_answers_while_a_check_takes_for_ever(checks: SchemaCheck
     assert turns > 100
     with pytest.raises(CheckLimitExceeded):
         hostile.result()
+
+
+async def test_runs_take_turns_where_checks_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with many slow checks delays nobody else's: agents take turns, and the runs of an agent."""
+    checks, begun, go_on = SchemaChecks(processes=1), [], threading.Event()
+
+    def answer(_: SchemaChecks, question: bytes) -> dict[str, Any]:
+        begun.append(json.loads(question)["value"]["n"])
+        go_on.wait()
+        return {"problem": None}
+
+    monkeypatch.setattr(SchemaChecks, "_answer", answer)
+
+    async def of_run(group: str, *values: str) -> None:
+        work_off_loop.set(WorkOffLoop(group=group))
+        await asyncio.gather(*(checks.mistakes(PATTERN, {"n": value}, "field") for value in values))
+
+    try:
+        waiting = [asyncio.create_task(of_run("shop", *(f"a{n}" for n in range(5))))]
+        await until(lambda: begun == ["a0"])
+        for group, values in (("shop", "b0 b1"), ("school", "c0 c1 c2"), ("shop", "d0"), ("bank", "e0")):
+            before = checks._threads.stats()["waiting"]
+            waiting.append(asyncio.create_task(of_run(group, *values.split())))
+            await until(lambda before=before: checks._threads.stats()["waiting"] > before)
+        cancelled = waiting.pop()
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        go_on.set()
+        await asyncio.gather(*waiting)
+    finally:
+        go_on.set()
+        await checks.aclose()
+
+    assert begun == ["a0", "a1", "c0", "b0", "c1", "d0", "c2", "a2", "b1", "a3", "a4"]
 
 
 async def test_a_check_that_takes_all_memory_is_given_up() -> None:
