@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from celery import Task
 from celery.backends.base import DisabledBackend
@@ -23,7 +23,7 @@ from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.results import no_results_for_a_chord
 from openagents_worker.producer.transport import RUN_AGENT
 
-__all__ = ["AgentTask", "ProducerTask", "front_door_task", "run_agent"]
+__all__ = ["AgentTask", "ProducerTask", "front_door_task", "not_called", "run_agent"]
 
 HONOURED = ("countdown", "eta", "expires", "queue", "task_id", *KEPT)
 # Celery beat and groups hand their connection over: ours, which has time-outs, does the same.
@@ -184,13 +184,23 @@ class ProducerTask(AgentTask):
 
     name = RUN_AGENT
 
+    def __new__(cls) -> Self:
+        """Celery notes a task's app in its class: each task has one of its own, as `@app.task` makes it."""
+        own = type(cls.__name__, (cls,), {"__module__": cls.__module__, "__new__": object.__new__})
+        return object.__new__(own)
+
     def run(self, request: Request) -> None:
         raise _carries_nothing()
 
 
 def _not_called(name: str) -> RequestInvalid:
+    return not_called(f"run_agent.{name}(...)")
+
+
+def not_called(what: str) -> RequestInvalid:
+    """The error of whoever lets Celery call runs as functions; `what` does so."""
     return RequestInvalid(
-        f"run_agent.{name}(...) would call runs inside one Celery task, and a run is not a function to call",
+        f"{what} would call runs inside one Celery task, and a run is not a function to call",
         hint="group(run_agent.s(request) for request in requests) submits a run for each request",
     )
 

@@ -14,15 +14,23 @@ from celery import Task, states
 from celery.exceptions import Ignore
 from celery.utils.time import maybe_make_aware
 
-from openagents_worker.errors import OpenAgentsError, RedisUnreachable, RunConflict, RunFailed, SubmitUnknown
+from openagents_worker.errors import (
+    OpenAgentsError,
+    RedisRefused,
+    RedisUnreachable,
+    RunConflict,
+    RunFailed,
+    SubmitUnknown,
+)
 from openagents_worker.jsontext import is_whole
 from openagents_worker.models import RunRequest, StopReason
 from openagents_worker.producer.canvas import canvas_of_message
 from openagents_worker.producer.submit import asubmit
 from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.runtime.attempt import Carried, Outlook
+from openagents_worker.store.aside import shown_item
 from openagents_worker.store.formats import WRITTEN
-from openagents_worker.store.scripts import reject
+from openagents_worker.store.scripts import put_aside, reject
 from openagents_worker.telemetry import get_logger
 from openagents_worker.worker.intake import Message, run_to_resume, wanted
 from openagents_worker.worker.outcome import tell_celery
@@ -33,6 +41,7 @@ __all__ = ["note_told", "prune", "recover_runs", "resume_run", "run_agent"]
 log = get_logger(__name__)
 
 REDIS_PAUSE_S = 0.5
+MAX_WHY_CHARS = 500
 
 
 def run_agent(
@@ -158,7 +167,8 @@ def _ms_until(expires: str | None) -> int:
 async def _accepted(process: WorkerProcess, request: RunRequest, message: Message, canvas: str) -> str:
     """Accept a request from outside; the id of its run.
 
-    Its message is gone from the broker, so this waits until Redis is there.
+    Its message is gone from the broker, so this waits until Redis is there. A request that Redis refuses for
+    good is put aside: it would hold a slot for ever. Raises `RedisRefused` then.
     """
     while True:
         try:
@@ -170,6 +180,9 @@ async def _accepted(process: WorkerProcess, request: RunRequest, message: Messag
                 expires_ms=message.expires_ms,
                 canvas=canvas,
             )
+        except RedisRefused as error:
+            await _put_aside(process, request, message, error)
+            raise
         except (RedisUnreachable, SubmitUnknown) as error:
             log.of_run(logging.WARNING, "message.waits_for_redis", run_id=request.run_id, error=error.message)
             await asyncio.sleep(REDIS_PAUSE_S)
@@ -181,8 +194,29 @@ async def _accepted(process: WorkerProcess, request: RunRequest, message: Messag
             return accepted.run_id
 
 
+async def _put_aside(
+    process: WorkerProcess, request: RunRequest, message: Message, error: RedisRefused
+) -> None:
+    """Keep a request that Redis refuses where `openagents-worker status` lists it: whole, so that it can be
+    submitted again. Where Redis refuses that, too, the log has it."""
+    item = request.model_dump_json(exclude_unset=True)
+    queue = message.queue or process.settings.queue
+    door = put_aside(key=queue, code=error.code, what=error.message[:MAX_WHY_CHARS], item=item)
+    while True:
+        try:
+            await process.store.run(door)
+        except RedisRefused as refused:
+            log.error("message.not_kept", queue=queue, error=refused.message, item=shown_item(item))
+            return
+        except RedisUnreachable:
+            await asyncio.sleep(REDIS_PAUSE_S)
+        else:
+            return
+
+
 async def _answer(process: WorkerProcess, message: Message, error: OpenAgentsError) -> None:
-    """A message that is no request becomes a failed run, so that whoever sent it finds out why."""
+    """A message that is no request, or that Redis refuses, becomes a failed run: whoever sent it finds out
+    why."""
     door = reject(
         run_id=message.task_id,
         queue=message.queue or process.settings.queue,
@@ -190,7 +224,11 @@ async def _answer(process: WorkerProcess, message: Message, error: OpenAgentsErr
         message=error.message,
         hint=error.hint or "",
     )
-    known = not await process.store.run_until(door, lambda: not process.runner.accepting)
+    try:
+        known = not await process.store.run_until(door, lambda: not process.runner.accepting)
+    except RedisRefused as refused:  # as it has refused the request itself
+        log.error("message.not_answered", run_id=message.task_id, code=error.code, error=refused.message)
+        return
     if not known:
         log.error("run.failed", run_id=message.task_id, code=error.code, message=error.message, attempts=0)
     else:

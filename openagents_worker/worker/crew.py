@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from celery import Celery, Task
 
-from openagents_worker.errors import ConfigError
+from openagents_worker.errors import ConfigError, RequestInvalid
+from openagents_worker.producer.task import not_called
 from openagents_worker.producer.transport import RUN_AGENT, send_wakes
 from openagents_worker.settings import Settings
 from openagents_worker.store.scripts import Wake
@@ -24,6 +25,22 @@ if TYPE_CHECKING:
     from openagents_worker.worker.process import Host, WorkerProcess
 
 __all__ = ["Crew"]
+
+
+CELERYS_MAPS = ("celery.map", "celery.starmap")
+"""Celery's tasks that call another task, once for each item. Celery has no place to refuse them earlier."""
+
+
+def _called_directly(task: Task) -> ConfigError | RequestInvalid:
+    outer = task.app.current_worker_task
+    if outer is None or outer.name not in CELERYS_MAPS:
+        return ConfigError(
+            f"{task.name} is no function to call: a run is submitted, and carried by a worker",
+            hint="run_agent.delay(request); in tests also under task_always_eager",
+        )
+    if RequestInvalid not in outer.throws:
+        outer.throws = (*outer.throws, RequestInvalid)  # expected: one line in the log and no traceback
+    return RequestInvalid(str(not_called(f"{outer.name} of {task.name}")))  # Celery sends the text alone
 
 
 class Crew:
@@ -45,10 +62,7 @@ class Crew:
     def at_work(self, task: Task) -> WorkerProcess | None:
         """The process in which the body of this task finds its run; None once it is stopping."""
         if task.request.called_directly:
-            raise ConfigError(
-                f"{task.name} is no function to call: a run is submitted, and carried by a worker",
-                hint="run_agent.delay(request); in tests also under task_always_eager",
-            )
+            raise _called_directly(task)
         if not task.request.is_eager:
             return self.host.process()
         return self._eager.process() if self._eager is not None else None

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from celery import Celery, bootsteps, signals
@@ -19,6 +18,7 @@ from celery.worker import state
 
 from openagents_worker.addresses import redis_url_of_connection
 from openagents_worker.agents import notices, read_agents_file
+from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.errors import (
     ConfigValidationError,
     OpenAgentsError,
@@ -67,7 +67,7 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
     In an app that `is_ours` every queue is one of runs, and the log is set up by us. Called when the worker
     begins, before Celery sets up its log and makes its steps.
     """
-    _import_from_here()
+    import_from_here(first=False)
     worker.app.steps["worker"].add(_step_of(host, is_ours))
     worker.app.steps["consumer"].add(refusals_of(host))
     worker.app.steps["consumer"].add(Room)
@@ -86,16 +86,6 @@ def tie(worker: Any, host: Host, *, is_ours: bool) -> None:
         # Celery kills a child that takes long to start, so this does not wait for Redis.
         signals.worker_process_init.connect(lambda **_: _start_child(host), weak=False)
         signals.worker_process_shutdown.connect(lambda **_: host.close(), weak=False)
-
-
-def _import_from_here() -> None:
-    """Let modules of the current directory be imported, after all others.
-
-    `celery -A shop worker` finds the app there, and then no longer looks there: a tool of the same project
-    that the app does not import itself would not be found.
-    """
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
 
 
 def _start_child(host: Host) -> None:

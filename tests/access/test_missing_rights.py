@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +17,17 @@ import redis
 
 from openagents_worker import Client
 from openagents_worker.errors import RedisNoPermission
+from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import AsyncClient
 from openagents_worker.settings import load_settings
-from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.aside import read_aside
+from openagents_worker.store.client import AsyncStore, Cell, Store
 from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.store.events import awatch, watch
 from openagents_worker.store.roles import ROLES, RoleName
 from openagents_worker.store.scripts import Script
+from openagents_worker.worker import bodies
+from openagents_worker.worker.intake import Message
 from tests.access.users import Guarded, acl_words, guarded
 from tests.store.doors import call
 
@@ -285,3 +291,29 @@ def test_a_worker_does_not_start_without_its_rights(
     assert "error: redis.no_permission: " in done.stderr
     assert named in done.stderr
     assert redis_of_users.admin.keys("*") == []
+
+
+async def test_a_request_from_outside_that_redis_refuses_is_put_aside(
+    redis_of_users: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its message is gone from the broker: the request is kept whole, and holds no slot."""
+    redis_of_users.set_user(RoleName.WORKER, *without(RoleName.WORKER, "+zadd"))
+    request = RunRequest(agent_id="a", session_id="s", input_text="Go." * 10_000, run_id="r1")
+    message = Message("r1", [request.model_dump()], {}, "agents", ours=False)
+    settings = load_settings({"OPENAGENTS_REDIS_URL": redis_of_users.url(RoleName.WORKER)})
+    store = AsyncStore(Cell(redis_of_users.url(RoleName.WORKER)))
+    async with AsyncExitStack() as closing_all:
+        closing_all.push_async_callback(store.close)
+        process: Any = SimpleNamespace(store=store, settings=settings)
+        with pytest.raises(RedisNoPermission):
+            await bodies._accepted(process, request, message, "")
+
+        [entry] = await store.carry_out(read_aside(store.keys))
+        assert (entry.key, entry.code) == ("agents", "redis.no_permission")
+        assert "+zadd" in entry.what
+        assert json.loads(entry.item) == request.model_dump(exclude_unset=True)
+
+        redis_of_users.set_user(RoleName.WORKER, "-zadd", "-lpush")
+        with pytest.raises(RedisNoPermission):
+            await bodies._accepted(process, request, message, "")
+        assert [line.getMessage().split()[0] for line in caplog.records][-1:] == ["message.not_kept"]

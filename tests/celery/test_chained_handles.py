@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from celery import chain, chord, group
-from celery.canvas import StampingVisitor
+from celery.canvas import StampingVisitor, chunks, xmap, xstarmap
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from openagents_worker.errors import RequestInvalid, RunFailed, RunNotFound
@@ -129,6 +129,28 @@ def test_calling_runs_inside_of_a_task_is_refused(shop: Shop, call: str) -> None
         getattr(shop.run_agent, call)(*arguments)
 
     assert "group(run_agent.s(request)" in str(error.value)
+
+
+@pytest.mark.parametrize("call", [xmap, xstarmap, chunks], ids=lambda call: str(call.__name__))
+def test_celerys_own_signatures_that_call_runs_fail_with_one_line(
+    shop: Shop, before: dict[str, Any], call: Any
+) -> None:
+    """Celery has no place where they could be refused before; no run is made, and the worker says why."""
+    more = (2,) if call is chunks else ()
+    items = [shop.request("ok")] if call is xmap else [[shop.request("ok")]]
+    log, runs = shop.folder / "workers.log", len(list(shop.client.runs()))
+    seen = len(log.read_text())
+
+    result = call(shop.run_agent.s(), items, *more, app=shop.app).apply_async()
+    with pytest.raises(RequestInvalid, match=r"of tasks.run_agent would call runs") as error:
+        result.get(timeout=PATIENCE_S)
+
+    assert "group(run_agent.s(request)" in str(error.value)
+    assert len(list(shop.client.runs())) == runs
+    wait_for(lambda: "would call runs" in log.read_text()[seen:], "it is logged", timeout=PATIENCE_S)
+    said = log.read_text()[seen:].splitlines()
+    assert len([line for line in said if "would call runs" in line]) == 1
+    assert not [line for line in said if "Traceback" in line or "run.failed" in line]
 
 
 def test_without_a_result_backend_a_run_behind_a_task_is_waited_for(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from openagents_worker.producer.client import Client, client_of
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.task import AgentTask, ProducerTask
 from openagents_worker.producer.transport import make_app
-from openagents_worker.settings import Settings
+from openagents_worker.settings import Settings, load_settings
 
 FIELDS = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi"}
 
@@ -29,6 +29,23 @@ FIELDS = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi"}
 def run_agent(client: Client) -> AgentTask:
     task: AgentTask = client.app.register_task(ProducerTask())
     return task
+
+
+def test_a_task_stays_with_its_app(redis_url: str, client: Client) -> None:
+    """Celery notes the app of a task in its class: the task of a second app leaves the first one's alone."""
+    first: AgentTask = client.app.register_task(ProducerTask())
+    with Client(
+        settings=load_settings({"OPENAGENTS_REDIS_URL": f"{redis_url.rpartition('/')[0]}/1"})
+    ) as other:
+        second: AgentTask = other.app.register_task(ProducerTask())
+        here, there = first.delay(FIELDS), second.delay(FIELDS)
+
+        assert (first.app, second.app) == (client.app, other.app)
+        assert [run.run_id for run in client.runs()] == [here.id]
+        assert [run.run_id for run in other.runs()] == [there.id]
+        for one in (client, other):
+            assert one.store.redis.llen("agents") == 1
+            one.store.redis.flushdb()
 
 
 def is_empty(client: Client) -> bool:

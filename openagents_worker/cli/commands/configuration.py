@@ -9,7 +9,8 @@ from functools import partial
 import click
 
 from openagents_worker.agents import notices
-from openagents_worker.cli.commands.options import as_json_option, import_from_here, need
+from openagents_worker.agents.current_folder import import_from_here
+from openagents_worker.cli.commands.options import as_json_option, need
 from openagents_worker.cli.terminal import dump, err, out
 from openagents_worker.settings import Settings, load_settings
 
@@ -46,7 +47,7 @@ def _prepared(app: str | None) -> Settings:
     """The settings of the worker that is checked; what it imports before its plugins is imported."""
     from openagents_worker.worker.loading import load_app, prepare_as_worker, settings_of
 
-    import_from_here()
+    import_from_here(first=True)
     if app is not None:
         return settings_of(load_app(app), app)
     settings = load_settings()

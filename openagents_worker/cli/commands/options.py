@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import getpass
-import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -21,7 +19,6 @@ __all__ = [
     "as_json_option",
     "filter_options",
     "filters_of",
-    "import_from_here",
     "labels_of",
     "need",
     "operator",
@@ -109,15 +106,6 @@ def show_page(
         err(f"left out: {one.key}: {one.code}")
     if page.next_cursor is not None:
         err(styled(f"more: --cursor {page.next_cursor}", dim=True))
-
-
-def import_from_here() -> None:
-    """Let modules of the current directory be imported, as the `celery` command does.
-
-    For commands that import somebody's code. An installed command, unlike `python -m`, does not look there.
-    """
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
 
 
 def need(*extras: str) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from openagents_worker.cli.commands.options import as_json_option, import_from_here, need
+from openagents_worker.agents.current_folder import import_from_here
+from openagents_worker.cli.commands.options import as_json_option, need
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.stack import Stack
 from openagents_worker.cli.terminal import dump, err, joined, out, styled
@@ -36,7 +37,7 @@ def worker(name: str, concurrency: int | None, queues: str) -> None:
     need("worker")
     from openagents_worker.worker.app import run_worker
 
-    import_from_here()
+    import_from_here(first=True)
     names = [queue.strip() for queue in queues.split(",") if queue.strip()]
     run_worker(load_settings(), name=name, concurrency=concurrency, queues=names)
 
