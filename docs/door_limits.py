@@ -162,7 +162,14 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
         "read from the stream",
     ),
     ("page", "digits of `Last-Event-ID`", "producer.sse.MAX_DIGITS", "digits", "", "`request.invalid`"),
-    ("put aside", "characters kept of an item", "store.aside.MAX_ITEM_CHARS", "characters", "", "cut"),
+    (
+        "put aside",
+        "characters kept of an item that is not a message",
+        "store.aside.MAX_ITEM_CHARS",
+        "characters",
+        "",
+        "cut",
+    ),
     ("journal", "records in one answer", "store.scripts.PAGE_BYTES", "bytes", "", "the next page"),
     (
         "slots",
