@@ -35,7 +35,13 @@ from openagents_worker.store.failures import (
 from openagents_worker.store.keeping import WAIT_FOR_DISK, WAIT_FOR_DISK_MS, Keeping, ask_keeping
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.lanes import Lanes, has_hung_up
-from openagents_worker.store.permission import is_no_permission, lacking_words, note_rights, user_of
+from openagents_worker.store.permission import (
+    DEFAULT_USER,
+    is_no_permission,
+    lacking_words,
+    note_rights,
+    user_of,
+)
 from openagents_worker.store.redis_options import options_of, reading_any_bytes
 from openagents_worker.store.scripts import Call, Script, lacking
 
@@ -183,16 +189,20 @@ def _known_on_disk(reply: Any, synced: Any, cell: Cell) -> Any:
 class _Permissions:
     """Which scripts this process may run, as far as Redis has said so. The first run of each one asks.
 
-    When the user loses a right afterwards, a script may be refused in its middle; then all are asked again.
+    A user of an ACL may lose a right afterwards: its scripts ask each time, in short. When one is refused,
+    all are asked for in full again, so that the error names every right that is missing.
     """
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+    def __init__(self, cell: Cell) -> None:
+        self._prefix = cell.prefix
+        self._has_acl = user_of(cell.url) != DEFAULT_USER
         self._permitted: set[str] = set()
 
     def text(self, script: Script) -> tuple[str, str]:
         """SHA-1 and source of the script as it is to be run now."""
-        return (script.sha, script.source) if script.sha in self._permitted else script.checking()
+        if script.sha not in self._permitted:
+            return script.checking()
+        return script.guarded if self._has_acl else (script.sha, script.source)
 
     def note(self, script: Script) -> None:
         """It was run."""
@@ -234,7 +244,7 @@ class Store:
         )
         self.redis = Client(connection_pool=pool)
         self._keeping: Keeping | None = None
-        self._permissions = _Permissions(cell.prefix)
+        self._permissions = _Permissions(cell)
         at_fork(self)
 
     def start_afresh(self) -> None:
@@ -388,7 +398,7 @@ class AsyncStore:
         self._spare_pool: Any = self._make_pool()  # what is wrong with the URL is said now
         self._on_loops: PerLoop[_OnLoop] = PerLoop(self._connect)
         self._keeping: Keeping | None = None
-        self._permissions = _Permissions(cell.prefix)
+        self._permissions = _Permissions(cell)
         self._sleep = sleep
 
     def _make_pool(self) -> Any:

@@ -15,6 +15,7 @@ from openagents_worker.redaction import safe_text
 from openagents_worker.store.rights import Right, words_of
 
 __all__ = [
+    "DEFAULT_USER",
     "LACKING",
     "is_aborted_transaction",
     "is_no_permission",
@@ -28,6 +29,7 @@ __all__ = [
 
 LACKING = "OA_LACKING"
 """With this word a script answers that its user lacks rights, before it has written anything."""
+DEFAULT_USER = "default"
 SHOWN = 8  # of many missing rights: the file of the role has all of them
 _SAID = re.compile(
     rf"NOPERM|ACL failure in script|The user executing the script can't|[Tt]his user has no permissions"
@@ -128,9 +130,9 @@ def _user(error: Exception, url: str) -> str:
 def user_of(url: str) -> str:
     """The user that a URL of Redis logs in as."""
     try:
-        return str(getattr(address_of(url), "username", None) or "default")
+        return str(getattr(address_of(url), "username", None) or DEFAULT_USER)
     except ValueError:
-        return "default"
+        return DEFAULT_USER
 
 
 def _command(error: Exception, noted: Sequence[str]) -> tuple[str, str]:

@@ -20,6 +20,7 @@ __all__ = [
     "Access",
     "Right",
     "access_of",
+    "covering",
     "pattern_of",
     "patterns",
     "rights_of",
@@ -114,6 +115,30 @@ def rights_of(lua: str) -> frozenset[Right]:
         mentioned.remove(kind)
     loose = {Right(command, kind) for command in loose_commands for kind in mentioned if _fits(command, kind)}
     return frozenset(required | exact | loose)
+
+
+def covering(rights: Iterable[Right]) -> frozenset[Right]:
+    """Some of these in which each command occurs, and each kind of key with the access that it needs.
+
+    An ACL gives commands and keys apart from each other (but for selectors): who has these has all of them.
+    """
+    found: set[Right] = set()
+    rights = sorted(rights)
+    needed = access_of(rights)
+    commands, kinds = {right.command for right in rights}, {right.kind for right in rights if right.kind}
+
+    def is_full(right: Right) -> bool:
+        return right.kind in CHANNELS or right.access is needed.get(right.kind)
+
+    for wanted in (2, 1):  # first those that stand for a command and a kind
+        for right in rights:
+            new_kind = right.kind in kinds and is_full(right)
+            if (right.command in commands) + new_kind >= wanted:
+                found.add(right)
+                commands.discard(right.command)
+                if new_kind:
+                    kinds.discard(right.kind)
+    return frozenset(found)
 
 
 def _what_is_run(lua: str) -> str:

@@ -22,7 +22,11 @@ SCRIPTS = {
     for name in scripts.__all__
     if name[0].islower()
     for script in [getattr(scripts, name)().script]
-    for sha in (script.sha, script.checking()[0])  # the first run of a script in a process checks its rights
+    for sha in (
+        script.sha,
+        script.checking()[0],
+        script.guarded[0],
+    )  # the first run of a script in a process checks its rights
 }
 # What a worker asks whatever runs it has: its own beat, the rescue of others, and how a connection begins.
 NOT_OF_A_RUN = {
