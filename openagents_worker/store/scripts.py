@@ -112,8 +112,8 @@ class Script:
         """SHA-1 and source of the same script for a user whose rights may be taken away while it runs.
 
         As `checking`, at a small part of its cost: each command and each kind of key is asked for once.
-        Between the question and the writes no other command runs. Redis 6 cannot be asked without being tried:
-        there the script may be refused in its middle.
+        Between the question and the writes no other command runs. Redis 6 cannot be asked without being
+        tried: there the script may be refused in its middle.
         """
         probes = [
             f"if not may_({_words_in_lua(right)}) then lacking_[#lacking_ + 1] = {at} end"
