@@ -167,9 +167,7 @@ def installed(
     ):
         worker = stack.start_worker("worker")
         with Client(producer_url, settings=None if producer_url else stack.settings) as client:
-            # Celery binds a class to the app that it was registered with last: each installation has its own.
-            own_class = type("ProducerTask", (ProducerTask,), {})
-            task: AgentTask = client.app.register_task(own_class())
+            task: AgentTask = client.app.register_task(ProducerTask())
             yield Installation(stack, model, client, task, folder, worker)
             assert ttl_violations(admin_url or stack.redis_url) == []
 
