@@ -48,6 +48,7 @@ from openagents_worker.worker.room import Room
 from openagents_worker.worker.run_queues import run_queues_of
 from openagents_worker.worker.tasks import OWN_TASKS
 from openagents_worker.worker.unreachable import lasting_problem, lasting_problem_of_celery
+from openagents_worker.worker.versions import check_versions
 
 __all__ = ["EX_CONFIG", "tie"]
 
@@ -200,6 +201,7 @@ def _step_of(host: Host, is_ours: bool) -> type[bootsteps.StartStopStep]:
             self.enabled = bool(host.queues)
             try:
                 if self.enabled:
+                    check_versions()
                     _check_pool(parent)
                     own_settings.check_files()
                     _check_queues(host.queues, host.settings)

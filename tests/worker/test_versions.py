@@ -1,0 +1,23 @@
+"""A worker's environment: versions that it relies on, and no traceback where they are others."""
+
+from __future__ import annotations
+
+import pytest
+
+from openagents_worker.errors import ConfigError
+from openagents_worker.worker.versions import RELIED_ON, check_versions
+
+
+def test_what_is_installed_here_carries_runs() -> None:
+    check_versions()
+
+
+@pytest.mark.parametrize("name", sorted(RELIED_ON))
+def test_another_version_is_refused_by_name(name: str) -> None:
+    """Before anything is consumed: Celery's traceback would say nothing of versions."""
+    versions = {"celery": "5.7.0", "kombu": "5.7.0", "redis": "8.1.0", name: "5.4.1"}
+
+    with pytest.raises(ConfigError, match=rf"{name} 5.4.1 is installed, .*>=.* is needed") as refused:
+        check_versions(versions.__getitem__)
+
+    assert "openagents-worker[worker]" in (refused.value.hint or "")
