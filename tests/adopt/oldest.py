@@ -12,6 +12,7 @@ import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,17 @@ PROGRAMS = Path(__file__).with_name("old_product.py")
 TIMEOUT_S = 100
 
 
-def lowest_versions() -> dict[str, Version]:
-    """Of each package that the base install needs, the lowest version it may have."""
+def lowest_versions(*extras: str) -> dict[str, Version]:
+    """Of each package that the base install with these extras needs, the lowest version it may have."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = [Requirement(text) for text in project["dependencies"]]
-    return {
-        canonicalize_name(one.name): Version(spec.version)
-        for one in needed
-        for spec in one.specifier
-        if spec.operator == ">="
-    }
+    texts = [*project["dependencies"], *chain(*(project["optional-dependencies"][name] for name in extras))]
+    lowest: dict[str, Version] = {}
+    for one in map(Requirement, texts):
+        name = canonicalize_name(one.name)
+        for spec in one.specifier:
+            if spec.operator == ">=":
+                lowest[name] = max(Version(spec.version), lowest.get(name, Version("0")))
+    return lowest
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.adopt.oldest import lowest_versions
 from tests.deployment.commands import ROOT, Running, running
 
 __all__ = ["EXTRAS", "Environment", "Environments"]
@@ -123,6 +124,17 @@ class Environments:
         here = ["--no-compile", "--no-index", "--find-links", str(self._house)]
         _pip("--python", made.program("python"), "install", *here, asked, *beside)
         self._made[(*extras, *beside)] = made
+        return made
+
+    def with_oldest(self, *extras: str) -> Environment:
+        """An environment with these extras, and every dependency that we declare at its lowest version."""
+        name = f"env-{os.getpid()}-oldest"
+        project = self.folder / f"{name}-project"
+        project.mkdir()
+        made = Environment(self.new_environment(name), extras, project)
+        pins = [f"{package}=={version}" for package, version in lowest_versions(*extras).items()]
+        asked = f"{self.wheel}[{','.join(extras)}]"
+        _pip("--python", made.program("python"), "install", "--no-compile", asked, *pins)
         return made
 
     def new_environment(self, name: str) -> Path:
