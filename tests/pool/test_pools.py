@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from openagents_worker.store.embedded import EmbeddedRedis
 from tests.pool.shopkeeper import PATIENCE_S, ROOT, Shop, agent, open_shop
 from tests.waiting import wait_for
+from tests.worker.test_guard import lives
 
 TOOLS = "tests.pool.tools"
 CALL = {"tool_calls": [{"name": "sleep_in_a_thread", "arguments": {"seconds": 0.01}}]}
@@ -114,8 +116,33 @@ def test_a_lease_belongs_to_the_process_that_carries(shop: Shop) -> None:
     )
 
 
+def guards_of(shop: Shop) -> dict[int, int]:
+    """The guards of the worker's processes, each with the process that has started it."""
+    parents, guards = {}, set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            words = (entry / "stat").read_text().rpartition(")")[2].split()
+            parents[int(entry.name)] = int(words[1])
+            if words[0] != "Z" and b"guard_process.py" in (entry / "cmdline").read_bytes():
+                guards.add(int(entry.name))
+    of_worker = {shop.process.pid, *(pid for pid, parent in parents.items() if parent == shop.process.pid)}
+    return {guard: parents[guard] for guard in guards if parents[guard] in of_worker}
+
+
+def test_each_process_that_carries_has_a_guard(shop: Shop) -> None:
+    """Under prefork that is each child, and not their parent."""
+    expected = 2 if shop.pool == "processes" else 1
+
+    wait_for(lambda: len(guards_of(shop)) == expected, "each has a guard", PATIENCE_S)
+    guards = guards_of(shop)
+
+    assert len(set(guards.values())) == expected
+    assert (shop.process.pid in guards.values()) == (shop.pool != "processes")
+
+
 def test_a_worker_that_is_told_to_end_hands_its_run_over(shop: Shop) -> None:
     """Also under solo, whose main thread is inside of the run. Runs last: it ends the worker."""
+    guards = guards_of(shop)
     handle = shop.client.handle(submit(shop, "waiter"))
     wait_for(lambda: handle.record().state == "running", "the run is carried", PATIENCE_S)
 
@@ -123,6 +150,7 @@ def test_a_worker_that_is_told_to_end_hands_its_run_over(shop: Shop) -> None:
 
     assert code == 0
     assert handle.record().state == "queued"
+    wait_for(lambda: not any(map(lives, guards)), "no guard is left", PATIENCE_S)
     handle.cancel()
 
 
