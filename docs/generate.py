@@ -21,14 +21,14 @@ from reference import filled  # noqa: E402 - it stands beside this file, which i
 
 ERRORS = """# Error codes
 
-Every error of this library has a code that does not change. The table says whether a run that met the error
-may be tried again, and which HTTP status a web product would answer with. In Python, errors are classes of
-`openagents_worker.errors`. In results and events they are `error_details` (`code`, `message`, `hint`,
-`retryable`, `context`, `cause`). Any other exception has the code `error.unknown`. `RunHandle.get()` raises
-`RunFailed` for a run that failed, with the run's own code.
+Every error of this library has a code that does not change between versions. The table says whether a call
+with this error may be retried, and which HTTP status a web application can use. In Python, errors are classes
+of `openagents_worker.errors`. In results and events they are `error_details` (`code`, `message`, `hint`,
+`retryable`, `context`, `cause`). Any other exception has the code `error.unknown`. If a run failed,
+`RunHandle.get()` raises `RunFailed` with the error code of the run.
 
-Codes with a star are raised by plugins only. The library passes them on with message and hint, and tries
-the run again if they are retryable.
+Codes with a star are raised only by plugins. The library passes on the message and the hint, and retries the
+run if the error is retryable.
 
 | code | class | meaning | retryable | HTTP |
 |---|---|---|---|---|
@@ -39,12 +39,12 @@ EVENTS = """# Events
 Each event is a JSON object: `name`, `seq` (from 1 for each run, without gaps), `run_id`, `session_id`,
 `agent_id`, `life`, `attempt`, `worker`, `timestamp`, `payload`, and `final` on the last event of a life.
 Events are published on the pub/sub channel `{prefix}:events:{agent_id}:{session_id}:{run_id}` (ids
-percent-encoded), and kept in a stream for each run ([keys.md](keys.md)). Payload keys in brackets are not
-always there. How to watch them: [streaming.md](streaming.md).
+percent-encoded), and stored in one stream per run ([keys.md](keys.md)). Payload keys in brackets are
+optional. [streaming.md](streaming.md) describes how to watch events.
 
-The journal of a run has what a model was told and what a tool returned. The events of the call show only
-the beginning of each text (`OPENAGENTS_EVENT_PREVIEW_CHARS`), so that nothing is stored twice. Read all of
-it with `Client.checkpoints(run_id)`; `call` and `call_id` say which call it was.
+The journal of a run contains the complete replies of models and results of tools. The events contain only
+the beginning of each text (`OPENAGENTS_EVENT_PREVIEW_CHARS`), so that nothing is stored twice. To read
+everything, use `Client.checkpoints(run_id)`; `call` and `call_id` identify the call.
 
 | name | meaning | payload |
 |---|---|---|
@@ -52,8 +52,8 @@ it with `Client.checkpoints(run_id)`; `call` and `call_id` say which call it was
 
 KEY_TABLE = """# Keys in Redis
 
-Every key begins with the prefix (`OPENAGENTS_KEY_PREFIX`, `oa`), which the table leaves out. `{}` is an id,
-percent-encoded. All keys of a cell are in one slot: on a Redis Cluster the prefix holds the only hash tag
+Every key begins with the prefix (`OPENAGENTS_KEY_PREFIX`, default `oa`), which the table omits. `{}` is an id,
+percent-encoded. All keys of a cell are in one slot: on a Redis Cluster, the prefix contains the only hash tag
 (`oa:{c1}`).
 
 | key | type | content | lives |
