@@ -52,9 +52,9 @@ everything, use `Client.checkpoints(run_id)`; `call` and `call_id` identify the 
 
 KEY_TABLE = """# Keys in Redis
 
-Every key begins with the prefix (`OPENAGENTS_KEY_PREFIX`, default `oa`), which the table omits. `{}` is an id,
-percent-encoded. All keys of a cell are in one slot: on a Redis Cluster, the prefix contains the only hash tag
-(`oa:{c1}`).
+Every key begins with the prefix (`OPENAGENTS_KEY_PREFIX`, default `oa`), which the table omits. `{}` is a
+percent-encoded id. All keys of a cell are in one slot: on a Redis Cluster, the prefix contains the only hash
+tag (`oa:{c1}`).
 
 | key | type | content | lives |
 |---|---|---|---|

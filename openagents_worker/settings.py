@@ -261,7 +261,7 @@ class Settings(BaseSettings):
         default=25,
         ge=0,
         le=DAY_S,
-        description="How long a worker told to stop waits for its runs to reach a commit.",
+        description="How long a worker that has to stop waits for its runs to reach a commit.",
     )
     run_ttl_s: int = Field(
         default=7 * DAY_S, ge=1, le=10 * YEAR_S, description="How long a run is kept after its end."

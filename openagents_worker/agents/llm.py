@@ -136,7 +136,7 @@ class LLMOptions(Part):
     )
     reasoning_model: bool | None = Field(
         default=None,
-        description="Whether it takes the parameters of reasoning models. null: told from its name.",
+        description="Whether it takes the parameters of reasoning models. null: known from its name.",
     )
     openai_api_style: Literal["chat_completions", "responses"] | None = Field(
         default=None, description="OpenAI's API: chat_completions. responses is not supported yet."

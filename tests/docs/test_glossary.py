@@ -27,7 +27,7 @@ RETIRED = {
     r"ledger": "run writer; log",
     r"note_of_run|untold|tellings": "notified, emit",
     r"outlook": "attempt outcome",
-    r"told|tells|telling": "notified, reported, shown",
+    r"told|telling": "notified, reported, shown",
     r"throws? [^.|]{0,30}away|thrown away": "evict, delete",
     r"is away|are away|was away": "is unreachable",
     r"(?<!there )(is|are) (no|none) (?!longer|more\b|other\b)": "is not",
