@@ -69,7 +69,7 @@ def run_(
     """Submit a run, watch its events, print its answer.
 
     AGENT is an agent's id; TEXT - reads standard input. The answer goes to standard output, everything else
-    to standard error. Ctrl-C stops watching; the run goes on.
+    to standard error. Ctrl-C stops watching, but not the run.
 
     \b
     openagents-worker run assistant "What is 17*23?"
