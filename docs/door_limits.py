@@ -1,4 +1,4 @@
-"""The limits at the doors, for `limits.md`: each value is read from the constant that is the limit."""
+"""The limits of input, for `limits.md`: each value is read from the constant that is the limit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from openagents_worker.settings import PREFIX, Settings
 __all__ = ["DOOR_LIMITS", "door_limit_rows"]
 
 DOOR_LIMITS = """
-## Limits at the doors
+## Limits of input
 
-Nothing that comes from outside is read, stored or sent without a limit. What is beyond one is refused with
-the code in the last column, or becomes what stands there. Sizes count after decompression. One request,
-reply, message or file that is too large stops nobody but itself.
+Everything that comes from outside has a limit. The last column says what happens beyond the limit: an error
+with this code, or something else. Sizes count after decompression. A request, reply, message or file that is
+too large does not affect any other.
 
-| door | what | limit | set by | beyond it |
+| input | what | limit | set by | beyond the limit |
 |---|---|---|---|---|
 """
 
@@ -31,7 +31,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("request", "as JSON", PAYLOAD, "bytes", PAYLOAD, "`request.too_large`"),
     ("request", "an id", "models.MAX_ID_CHARS", "characters", "", "`request.invalid`"),
     ("request", "labels", "models.MAX_LABELS", "", "", "`request.invalid`"),
-    ("request", "levels of lists and objects", "jsontext.MAX_NESTING", "levels", "", "`request.invalid`"),
+    ("request", "nesting of lists and objects", "jsontext.MAX_NESTING", "levels", "", "`request.invalid`"),
     ("request", "an integer", "jsontext.LARGEST_INTEGER", "", "", "`request.invalid`"),
     ("request", "a delay, an expiry, a timeout", "arguments.TEN_YEARS_MS", "ms", "", "`request.invalid`"),
     ("request", "a queue's name", "queue_names.MAX_QUEUE_BYTES", "bytes", "", "`request.invalid`"),
@@ -59,13 +59,20 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("schema", "memory of a process that checks", "tools.checks.MEMORY_BYTES", "bytes", "", "the same"),
     (
         "broker message",
-        "as it comes",
+        "as received",
         "payloads",
         "bytes",
         PAYLOAD,
         "put aside; log line `message.unreadable`",
     ),
-    ("broker message", "decompressed", "payloads", "bytes", PAYLOAD, "failed run, `request.too_large`"),
+    (
+        "broker message",
+        "after decompression",
+        "payloads",
+        "bytes",
+        PAYLOAD,
+        "failed run, `request.too_large`",
+    ),
     (
         "broker message",
         "compression: zlib, bzip2 and xz; memory for xz",
@@ -77,7 +84,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("agents file", "the file", "agents.loading.MAX_FILE_BYTES", "bytes", "", "`config.load`"),
     ("agents file", "agents", "agents.loading.MAX_AGENTS", "", "", "`config.validation`"),
     ("agents file", "nesting", "agents.positions.MAX_DEPTH", "levels", "", "`config.load`"),
-    ("agents file", "mistakes that are told", "agents.loading.MOST_PROBLEMS", "", "", "counted"),
+    ("agents file", "mistakes that are listed", "agents.loading.MOST_PROBLEMS", "", "", "counted"),
     ("model reply", "a whole reply", "max_reply_bytes", "bytes", REPLY, "`llm.too_large`"),
     ("model reply", "text and tool calls of a stream", "max_reply_bytes", "bytes", REPLY, "`llm.too_large`"),
     (
@@ -99,20 +106,20 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ),
     (
         "model reply",
-        "body of a failure",
+        "body of an error reply",
         "llm.openai_compatible.MAX_ERROR_BYTES",
         "bytes",
         "",
         "cut",
     ),
-    ("model reply", "`Retry-After`", "retry_after.MAX_RETRY_AFTER_MS", "ms", "", "as much"),
+    ("model reply", "`Retry-After`", "retry_after.MAX_RETRY_AFTER_MS", "ms", "", "the limit is used"),
     ("`http_request`", "body", "http_max_bytes", "bytes", "`max_bytes` of the tool", "cut, `truncated`"),
     ("`http_request`", "redirects", "tools.builtin.http.MAX_REDIRECTS", "", "", "`tool.permanent`"),
     ("tool result", "the outcome of a call, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`"),
     ("result", "the output of a run, as JSON", PAYLOAD, "bytes", PAYLOAD, "`step.too_large`"),
     (
         "state, artifacts",
-        "all that a run leaves",
+        "everything that a run stores at its end",
         "runtime.ending.LARGEST_ENDING_BYTES",
         "bytes",
         "",
@@ -139,7 +146,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("event", "one piece of a reply", "runtime.ledger.DELTA_CHARS", "characters", "", "the next piece"),
     (
         "event",
-        "kept of one run",
+        "stored for one run",
         "events_maxlen",
         "events",
         "OPENAGENTS_EVENTS_MAXLEN",
@@ -147,7 +154,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ),
     (
         "page",
-        "pages that follow runs, in one process",
+        "watchers in one process",
         "max_watchers",
         "",
         "OPENAGENTS_MAX_WATCHERS",
@@ -155,25 +162,18 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ),
     (
         "page",
-        "messages that wait for one watcher",
+        "messages in memory for one watcher",
         "store.channels.INBOX_MESSAGES",
         "",
         "",
-        "read from the stream",
+        "later ones are read from the stream",
     ),
     ("page", "digits of `Last-Event-ID`", "producer.sse.MAX_DIGITS", "digits", "", "`request.invalid`"),
-    (
-        "put aside",
-        "characters kept of an item that is not a message",
-        "store.aside.MAX_ITEM_CHARS",
-        "characters",
-        "",
-        "cut",
-    ),
+    ("put aside", "of an item that is not a message", "store.aside.MAX_ITEM_CHARS", "characters", "", "cut"),
     ("journal", "records in one answer", "store.scripts.PAGE_BYTES", "bytes", "", "the next page"),
     (
         "slots",
-        "of the free slots, for notifications of ends: one in",
+        "share of the free slots for notifications of ended runs: one in",
         "worker.end_notices.SHARE_OF_FREE_SLOTS",
         "",
         "",

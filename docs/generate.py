@@ -21,14 +21,14 @@ from reference import filled  # noqa: E402 - it stands beside this file, which i
 
 ERRORS = """# Error codes
 
-Every error of this library has a code that does not change. The table says whether a run that met the error
-may be tried again, and which HTTP status a web product would answer with. In Python, errors are classes of
-`openagents_worker.errors`. In results and events they are `error_details` (`code`, `message`, `hint`,
-`retryable`, `context`, `cause`). Any other exception has the code `error.unknown`. `RunHandle.get()` raises
-`RunFailed` for a run that failed, with the run's own code.
+Every error of this library has a code that does not change between versions. The table says whether a call
+with this error may be retried, and which HTTP status a web application can use. In Python, errors are classes
+of `openagents_worker.errors`. In results and events they are `error_details` (`code`, `message`, `hint`,
+`retryable`, `context`, `cause`). Any other exception has the code `error.unknown`. If a run failed,
+`RunHandle.get()` raises `RunFailed` with the error code of the run.
 
-Codes with a star are raised by plugins only. The library passes them on with message and hint, and tries
-the run again if they are retryable.
+Codes with a star are raised only by plugins. The library passes on the message and the hint, and retries the
+run if the error is retryable.
 
 | code | class | meaning | retryable | HTTP |
 |---|---|---|---|---|
@@ -39,12 +39,12 @@ EVENTS = """# Events
 Each event is a JSON object: `name`, `seq` (from 1 for each run, without gaps), `run_id`, `session_id`,
 `agent_id`, `life`, `attempt`, `worker`, `timestamp`, `payload`, and `final` on the last event of a life.
 Events are published on the pub/sub channel `{prefix}:events:{agent_id}:{session_id}:{run_id}` (ids
-percent-encoded), and kept in a stream for each run ([keys.md](keys.md)). Payload keys in brackets are not
-always there. How to watch them: [streaming.md](streaming.md).
+percent-encoded), and stored in one stream per run ([keys.md](keys.md)). Payload keys in brackets are
+optional. [streaming.md](streaming.md) describes how to watch events.
 
-The journal of a run has what a model was told and what a tool returned. The events of the call show only
-the beginning of each text (`OPENAGENTS_EVENT_PREVIEW_CHARS`), so that nothing is stored twice. Read all of
-it with `Client.checkpoints(run_id)`; `call` and `call_id` say which call it was.
+The journal of a run contains the complete replies of models and results of tools. The events contain only
+the beginning of each text (`OPENAGENTS_EVENT_PREVIEW_CHARS`), so that nothing is stored twice. To read
+everything, use `Client.checkpoints(run_id)`; `call` and `call_id` identify the call.
 
 | name | meaning | payload |
 |---|---|---|
@@ -52,9 +52,9 @@ it with `Client.checkpoints(run_id)`; `call` and `call_id` say which call it was
 
 KEY_TABLE = """# Keys in Redis
 
-Every key begins with the prefix (`OPENAGENTS_KEY_PREFIX`, `oa`), which the table leaves out. `{}` is an id,
-percent-encoded. All keys of a cell are in one slot: on a Redis Cluster the prefix holds the only hash tag
-(`oa:{c1}`).
+Every key begins with the prefix (`OPENAGENTS_KEY_PREFIX`, default `oa`), which the table omits. `{}` is a
+percent-encoded id. All keys of a cell are in one slot: on a Redis Cluster, the prefix contains the only hash
+tag (`oa:{c1}`).
 
 | key | type | content | lives |
 |---|---|---|---|
@@ -62,80 +62,108 @@ percent-encoded. All keys of a cell are in one slot: on a Redis Cluster the pref
 
 LIMITS = """# Limits
 
-This page says how long a worker process waits for what, and how much is taken at each door
-([below](#limits-at-the-doors)).
+This page lists the time limits of a worker process and the [limits of input](#limits-of-input).
 
 ## Time limits of a worker
 
-Every limit follows from the lease
-(`OPENAGENTS_LEASE_MS`), so that the limits fit one another. A heartbeat that cannot keep its lease is
-refused when the worker starts. The figures are seconds, for the default lease of 10 s and for a lease of 3
-s.
+Most limits are computed from the lease (`OPENAGENTS_LEASE_MS`), so that they fit together. A worker does
+not start with a heartbeat that is too slow for its lease. The table gives seconds, for the default lease of
+10 s and for a lease of 3 s.
 
-When Redis is silent for longer than a lease, this happens. At the end of the local lease, the worker
-cancels the code of its runs and abandons writes that wait for an answer. If all of that code has stopped
-within `confirm_s`, the worker goes on: it registers as a new incarnation when Redis answers, and takes runs
-again, its old ones included. If some code cannot be stopped (a tool in a thread), the process ends with
-code 70. The log line `worker.did_not_let_go` says why, and which runs it had.
-
-A call that keeps the Python interpreter to itself (the GIL) stops all threads of its process: the
-heartbeat, the watchdog, and whatever would handle SIGTERM. Examples are a regular expression with nested
-repetition, an extension in C, and arithmetic with huge integers. A small process beside the worker notices
-it. When the lease ends, or after `loop_dead_s` where that is earlier, it writes the stacks of all threads
-to the worker's log (`loop.dead`, `thread.stack`), stores which run executed the call, and kills the worker
-(exit code 137; process 1 of a container ends with a code above 34). A process that is stopped (SIGSTOP, a
-debugger) or that gets no core is left alone. The run is known where its code blocks the event loop, and
-where one thread alone computes; elsewhere `loop.dead` shows the candidates, and nobody is accused. The
-process beside the worker needs Linux with `/proc`. Where that is missing (macOS) the log says
-`guard.unavailable`, and only the watchdog's thread is left, which needs the interpreter.
-
-| limit | lease 10 s | lease 3 s | rule | reason |
+| limit | lease 10 s | lease 3 s | rule | meaning |
 |---|---|---|---|---|
 """
 
 INDEPENDENT = """
-## What does not depend on the lease
+### If Redis does not answer for longer than a lease
 
-| constant | seconds | why |
+1. At the end of the local lease, the worker cancels the code of its runs. It abandons writes that wait for
+   an answer.
+2. If all code has stopped within `confirm_s`, the worker waits for Redis. When Redis answers, the worker
+   registers as a new incarnation and takes runs again, including its old ones.
+3. If some code cannot be stopped (a tool in a thread), the process ends with code 70. The log line
+   `worker.did_not_let_go` gives the reason and the runs.
+
+### If a call holds the Python interpreter
+
+A call that holds the global interpreter lock (GIL) stops all threads of its process: the heartbeat, the
+watchdog, and the handling of SIGTERM. Examples are a regular expression with nested repetition, a C
+extension, and arithmetic with huge integers.
+
+A small guard process beside the worker notices this. It acts when the lease ends, or after `loop_dead_s` if
+that is earlier:
+
+1. It writes the stacks of all threads to the log of the worker (`loop.dead`, `thread.stack`).
+2. It stores which run made the call, if this is known: if the code of the run blocks the event loop, or if
+   only one thread computes. Otherwise `loop.dead` lists the candidates, and no run becomes suspect.
+3. It kills the worker (exit code 137; process 1 of a container ends with a code above 34).
+
+It ignores a process that is stopped (SIGSTOP, a debugger) or that gets no CPU time. The guard process needs
+Linux with `/proc`. On other systems (macOS), the log has `guard.unavailable`. There, only the watchdog
+thread is left, and it needs the interpreter itself.
+
+## Times that do not depend on the lease
+
+| constant | seconds | meaning |
 |---|---|---|
 """
 
 INDEPENDENT_OF_THE_LEASE = (
-    ("worker.rescue", "GRACE_S", "a message takes milliseconds; after so long it may be lost"),
-    ("worker.rescue", "MAX_GRACE_S", "between two messages of one run, where nobody can read the queue"),
-    ("worker.rescue", "PERIOD_S", "a run is woken this much too late at most"),
-    ("worker.rescue", "LOOK_AGAIN_S", "at a queue whose messages are old, and still there"),
-    ("worker.notices", "RETRY_S", "a notice that is missed meanwhile comes with the next beat"),
-    ("worker.heartbeat", "SAY_AGAIN_S", "a log line about a Redis that is away at most so often"),
+    (
+        "worker.rescue",
+        "GRACE_S",
+        "a message is resent after this time; normally it is delivered within milliseconds",
+    ),
+    (
+        "worker.rescue",
+        "MAX_GRACE_S",
+        "the longest time between two messages of one run, if the queue cannot be read",
+    ),
+    (
+        "worker.rescue",
+        "PERIOD_S",
+        "the pause of the rescue loop; a due run is woken at most this much too late",
+    ),
+    ("worker.rescue", "LOOK_AGAIN_S", "the pause until the next check of a queue that has old messages"),
+    (
+        "worker.notices",
+        "RETRY_S",
+        "the pause before subscribing to cancel requests again; a missed one arrives with the next heartbeat",
+    ),
+    ("worker.heartbeat", "SAY_AGAIN_S", "the shortest time between two log lines about an unreachable Redis"),
     (
         "worker.watch",
         "BLOCKED_S",
-        "an event loop that is busy for so long delays every run; it is only reported",
+        "an event loop that is blocked for this time is reported",
     ),
     (
         "worker.bridge",
         "STOP_TIMEOUT_S",
-        "for cancelled tasks at the end of the process; the lease has ended before",
+        "for cancelled tasks to stop when the process ends; the lease has ended before",
     ),
-    ("worker.guard", "BEAT_S", "between two signs of life to the process beside the worker"),
-    ("worker.guard", "START_AGAIN_S", "until that process is started again, once it was killed"),
-    ("worker.guard_process", "LOOK_S", "between two of its looks at the worker"),
+    ("worker.guard", "BEAT_S", "between two signs of life that the worker gives to the guard process"),
+    ("worker.guard", "START_AGAIN_S", "until a guard process that died is started again"),
+    ("worker.guard_process", "LOOK_S", "between two checks of the guard process"),
     (
         "worker.guard_process",
         "SHORTEST_HELD_S",
-        "a call that keeps the interpreter for less ends nothing, however short the lease is",
+        "the guard process never acts on a call that holds the interpreter for less than this",
     ),
     (
         "worker.guard_process",
         "REPORT_S",
-        "to name the run and to write the log, beside `accuse_s`; then the worker is ended without that",
+        "for the guard process to name the run and log it, besides `accuse_s`; then it kills the worker",
     ),
-    ("runtime.ledger", "FLUSH_S", "events wait so long for company"),
-    ("runtime.ledger", "DELTA_S", "pieces of a reply wait so long for company"),
-    ("runtime.deps", "LIMIT_S", "for a deployment's own code that opens or closes what tools need"),
-    ("store.client", "CONNECT_TIMEOUT_S", "for a connection; a lease that ends meanwhile abandons it"),
-    ("store.client", "TURN_TIMEOUT_S", "for a free connection; a lease that ends meanwhile abandons it"),
-    ("store.client", "ANSWER_TIMEOUT_S", "producers: somebody waits for the answer"),
+    ("runtime.ledger", "FLUSH_S", "events are collected for this time and stored together"),
+    ("runtime.ledger", "DELTA_S", "pieces of a streamed reply are collected for this time and sent together"),
+    ("runtime.deps", "LIMIT_S", "for the factory of `context.deps` to open or close"),
+    ("store.client", "CONNECT_TIMEOUT_S", "to open a connection to Redis; the end of the lease aborts it"),
+    (
+        "store.client",
+        "TURN_TIMEOUT_S",
+        "to wait for a free connection of the pool; the end of the lease aborts it",
+    ),
+    ("store.client", "ANSWER_TIMEOUT_S", "for Redis to answer a command of a producer"),
 )
 
 

@@ -35,7 +35,7 @@ class ProcessTraceback(Exception):
 
 
 class OpenAgentsError(Exception):
-    """Base of every error this library raises on purpose.
+    """Base class of every error of this library.
 
     `str(error)` is the message, then a `hint:` and a `docs:` line where given. Ids are fields, so that a log
     or a caller never has to parse them out of the text. Secrets in the message and the hint are masked when
@@ -146,7 +146,7 @@ def _rebuild(cls: type[OpenAgentsError], args: tuple[Any, ...], fields: dict[str
 
 
 class ConfigError(OpenAgentsError):
-    """Something is configured in a way that cannot work."""
+    """The configuration cannot work. The message says why."""
 
     code = "config.error"
 
@@ -177,7 +177,7 @@ class ConfigValidationError(ConfigError):
 
 
 class ConfigLoadError(ConfigError):
-    """The agents file is missing, unreadable or no JSON."""
+    """The agents file is missing, unreadable or not valid JSON."""
 
     code = "config.load"
 
@@ -189,25 +189,25 @@ class BrokerConfigError(ConfigError):
 
 
 class RedisUnsafe(ConfigError):
-    """Redis is set up so that accepted runs can be lost: it evicts keys, or is not as strict as asked for."""
+    """Redis may lose accepted runs: it evicts keys, or its persistence is weaker than `strict` requires."""
 
     code = "redis.unsafe"
 
 
 class PluginError(OpenAgentsError):
-    """Base of what is wrong with a plugin."""
+    """Base class of errors of a plugin."""
 
     code = "plugin.error"
 
 
 class PluginLoadError(PluginError):
-    """A plugin cannot be found, imported or used as what it is named for."""
+    """A plugin cannot be found or imported, or is not of the kind that it is used as."""
 
     code = "plugin.load"
 
 
 class PluginConfigError(PluginError):
-    """A plugin refuses its `config`, or a model client its options. `problems` are the single mistakes."""
+    """A plugin rejects its `config`, or a model client its options. `problems` lists the mistakes."""
 
     code = "plugin.config"
     problems: Sequence[Any] = ()
@@ -221,75 +221,75 @@ class PluginConfigError(PluginError):
 
 
 class UserError(OpenAgentsError):
-    """Base of what whoever asks has to change."""
+    """Base class of errors that the caller has to correct."""
 
     code = "user.error"
     http_status = 400
 
 
 class InvalidInputError(UserError):
-    """Base of inputs that are not of the right shape."""
+    """Base class of errors for invalid input."""
 
     code = "user.invalid_input"
     http_status = 422
 
 
 class AgentNotFoundError(UserError):
-    """No worker knows an agent of that id."""
+    """No worker knows an agent with this id."""
 
     code = "user.agent_not_found"
     http_status = 404
 
 
 class RequestInvalid(InvalidInputError):
-    """The request does not have the shape of a `RunRequest`; nothing was accepted."""
+    """The request is not a valid `RunRequest`. Nothing was accepted."""
 
     code = "request.invalid"
 
 
 class RequestTooLarge(InvalidInputError):
-    """The request is larger than `OPENAGENTS_MAX_PAYLOAD_BYTES`; nothing was accepted."""
+    """The request is larger than `OPENAGENTS_MAX_PAYLOAD_BYTES`. Nothing was accepted."""
 
     code = "request.too_large"
     http_status = 413
 
 
 class TwoArguments(InvalidInputError):
-    """A run was given more than its one argument, the request (a chain passed a value to `.s(request)`)."""
+    """A run got more than one argument: a chain passed a value to `.s(request)`. Use `.si(request)`."""
 
     code = "request.two_arguments"
 
 
 class RunNotFound(UserError):
-    """No run of that id is known: it never was, or its time is over."""
+    """No run has this id: it never existed, or its record has expired."""
 
     code = "run.not_found"
     http_status = 404
 
 
 class RunConflict(UserError):
-    """The run_id belongs to another request; nothing was accepted."""
+    """The `run_id` belongs to another request. Nothing was accepted."""
 
     code = "run.conflict"
     http_status = 409
 
 
 class SessionBusy(UserError):
-    """A run of the session has not ended: so nothing was accepted (`on_busy="reject"`) or deleted."""
+    """A run of the session has not ended. Nothing was accepted (`on_busy="reject"`) or deleted."""
 
     code = "session.busy"
     http_status = 409
 
 
 class SessionNotFound(UserError):
-    """No session of that id is known."""
+    """No session has this id."""
 
     code = "session.not_found"
     http_status = 404
 
 
 class RedisUnreachable(OpenAgentsError):
-    """Redis cannot be reached, and nothing was accepted."""
+    """Redis cannot be reached. Nothing was accepted."""
 
     code = "redis.unreachable"
     retryable = True
@@ -297,7 +297,7 @@ class RedisUnreachable(OpenAgentsError):
 
 
 class RedisRefused(RedisUnreachable):
-    """Redis answers a command with an error that repeating does not mend."""
+    """Redis rejects a command, and would reject it again."""
 
     code = "redis.refused"
     retryable = False
@@ -305,8 +305,8 @@ class RedisRefused(RedisUnreachable):
 
 
 class RedisNoPermission(RedisRefused):
-    """The user of Redis lacks a permission. `command`, `key` (a key or a channel, or a pattern of them) and
-    `user` say which; `lacking` is what an ACL has to say, for example `+hset ~oa:run:*`."""
+    """The Redis user lacks a permission. `command`, `key` (a key, a channel or a pattern) and `user` say
+    which one. `lacking` is what the ACL needs, for example `+hset ~oa:run:*`."""
 
     code = "redis.no_permission"
     extra_fields = ("user", "command", "key", "lacking")
@@ -329,7 +329,7 @@ class RedisNoPermission(RedisRefused):
 
 
 class TooManyWatchers(OpenAgentsError):
-    """As many pages as `OPENAGENTS_MAX_WATCHERS` allows follow runs through this process already."""
+    """This process already has `OPENAGENTS_MAX_WATCHERS` watchers."""
 
     code = "watch.too_many"
     retryable = True
@@ -337,8 +337,7 @@ class TooManyWatchers(OpenAgentsError):
 
 
 class RedisWrongType(RedisRefused):
-    """A key of this library holds something of another type; `key` names it. Whatever needs that key fails,
-    and nothing else."""
+    """A key of this library has the wrong Redis type. `key` names it. Only what needs this key fails."""
 
     code = "redis.wrong_type"
     extra_fields = ("key",)
@@ -349,7 +348,7 @@ class RedisWrongType(RedisRefused):
 
 
 class SubmitUnknown(OpenAgentsError):
-    """Redis got the request but its answer was lost: the run may be accepted. Repeating is safe."""
+    """The answer of Redis was lost, so the run may be accepted. It is safe to submit again."""
 
     code = "run.submit_unknown"
     retryable = True
@@ -360,20 +359,20 @@ class SubmitUnknown(OpenAgentsError):
 
 
 class ExecutionError(OpenAgentsError):
-    """Base of what ends a run from inside."""
+    """Base class of errors that end a run from inside."""
 
     code = "execution.error"
 
 
 class MaxStepsExceeded(ExecutionError):
-    """The run used up its steps, or its tool calls."""
+    """The run has reached its limit of steps or of tool calls."""
 
     code = "execution.max_steps"
     http_status = 422
 
 
 class BudgetExhausted(ExecutionError):
-    """A budget is used up. `kind` names it, `current` and `limit` are in the unit of that budget."""
+    """The run has reached a limit of its budget. `kind` names it; `current` and `limit` have its unit."""
 
     code = "execution.budget_exhausted"
     http_status = 422
@@ -395,7 +394,7 @@ class BudgetExhausted(ExecutionError):
 
 
 class OutputValidationError(ExecutionError):
-    """The answer does not fit the `output_type` that was asked for, after all attempts."""
+    """The answer does not match the `output_type`, after all attempts."""
 
     code = "execution.output_validation"
     extra_fields = ("output_type", "attempts")
@@ -409,29 +408,29 @@ class OutputValidationError(ExecutionError):
 
 
 class CheckLimitExceeded(ExecutionError):
-    """To check the answer against the `output_type` took more time, memory or nesting than a check may take.
-    The schema multiplies itself, has a pattern that takes for ever, or is too large for such an answer."""
+    """The check of the answer against the `output_type` needs too much time, memory or nesting. The schema
+    refers to itself too often, has a very slow pattern, or is too large for this answer."""
 
     code = "execution.check_limit"
     http_status = 422
 
 
 class SessionError(ExecutionError):
-    """The session's state is not what a plugin needs."""
+    """The state of the session is not what a plugin needs."""
 
     code = "session.error"
 
 
 class PatternError(ExecutionError):
-    """The pattern, or a plugin around it (memory, assembler, deps), raised something that is not an error of
-    this library; the message names its type, and the cause says what."""
+    """The pattern, or a plugin around it (memory, assembler, deps), raised an exception that is not an
+    error of this library. The message names its type, and the cause has its text."""
 
     code = "pattern.error"
 
 
 class StepTimeoutError(PatternError):
-    """One step of the pattern took longer than its `step_timeout_ms`; it is tried again like a failed call,
-    unless a tool was at work that must not be called twice."""
+    """A step of the pattern took longer than `step_timeout_ms`. It is retried like a failed call, unless a
+    tool was executing that must not be called twice."""
 
     code = "pattern.step_timeout"
     retryable = True
@@ -439,29 +438,29 @@ class StepTimeoutError(PatternError):
 
 
 class StepTooLarge(ExecutionError):
-    """The outcome of a call, or what a run leaves (its output, an artifact, a key of its state), cannot be
-    stored: it is not JSON, or is larger than `OPENAGENTS_MAX_PAYLOAD_BYTES`."""
+    """The outcome of a call, the output, an artifact or a key of the state cannot be stored: it is not
+    JSON, or is larger than `OPENAGENTS_MAX_PAYLOAD_BYTES`."""
 
     code = "step.too_large"
     http_status = 422
 
 
 class StepTooDeep(ExecutionError):
-    """The outcome of a call, or what a run leaves, has more than 100 levels of lists and objects: whoever
-    reads JSON stops somewhere, and what is stored has to be read again."""
+    """The outcome of a call, the output, an artifact or a key of the state has more than 100 levels of nested
+    lists and objects. JSON readers have such a limit, so it could not be read again."""
 
     code = "step.too_deep"
     http_status = 422
 
 
 class ReplayMismatch(ExecutionError):
-    """The program asked for another call than the journal holds at this place; nothing was executed."""
+    """The program asked for a call that contradicts the journal. Nothing was executed."""
 
     code = "run.replay_mismatch"
 
 
 class RunPoisoned(ExecutionError):
-    """The run made its workers die again and again without committing a step in between."""
+    """The run killed its worker process too often without committing a step in between."""
 
     code = "run.poisoned"
 
@@ -474,21 +473,21 @@ class RunCancelled(ExecutionError):
 
 
 class DefinitionChanged(ReplayMismatch):
-    """The program went another way than the journal because the agent's definition was changed meanwhile."""
+    """The program contradicts the journal because the definition of the agent was changed."""
 
     code = "run.definition_changed"
 
 
 class AgentUnavailable(ExecutionError):
-    """For `OPENAGENTS_LEFT_TO_OTHERS_MAX_S` no worker could execute the run: none that looked at it can serve
-    its agent, or reads the format in which it is stored. The message says why the last one could not."""
+    """No worker could execute the run for `OPENAGENTS_LEFT_TO_OTHERS_MAX_S`: none can serve its agent, or
+    none can read its format. The message has the reason of the last worker that tried."""
 
     code = "agent.unavailable"
     http_status = 503
 
 
 class OtherFormat(ExecutionError):
-    """A run or session is stored in a format that this version of the library does not read."""
+    """A run or session has a format that this version of the library cannot read."""
 
     code = "run.other_format"
     retryable = True  # by a process with the version that wrote it
@@ -496,7 +495,7 @@ class OtherFormat(ExecutionError):
 
 
 class RecordUnreadable(ExecutionError):
-    """What is stored of a run or session is not what this library writes."""
+    """The record of a run or session is damaged, or was not written by this library."""
 
     code = "record.unreadable"
 
@@ -509,7 +508,7 @@ class WorkerLost(ExecutionError):
 
 
 class DepsUnavailable(ExecutionError):
-    """What the request's `deps` names could not be made; the run is tried again."""
+    """The factory that the request names with `deps` failed. The run is retried."""
 
     code = "deps.unavailable"
     retryable = True
@@ -550,7 +549,7 @@ class RunFailed(OpenAgentsError):
 
 
 class ToolError(OpenAgentsError):
-    """A tool failed; the model is told."""
+    """A tool failed. The model gets the error."""
 
     code = "tool.error"
 
@@ -564,7 +563,7 @@ class ToolError(OpenAgentsError):
 
 
 class RetryableToolError(ToolError):
-    """Base of tool errors after which the same call may succeed; the run is retried from there."""
+    """Base class of tool errors that may succeed if the call is repeated. The call is retried."""
 
     code = "tool.retryable"
     retryable = True
@@ -579,7 +578,7 @@ class ToolTimeoutError(RetryableToolError):
 
 
 class ToolRateLimitError(RetryableToolError):
-    """A tool's other side asks for patience; `retry_after_ms` is obeyed."""
+    """The system behind a tool limits the rate of calls. The call is retried after `retry_after_ms`."""
 
     code = "tool.rate_limit"
     http_status = 503
@@ -593,14 +592,14 @@ class ToolRateLimitError(RetryableToolError):
 
 
 class ToolUnavailableError(RetryableToolError):
-    """A tool's other side cannot be reached."""
+    """The system behind a tool cannot be reached."""
 
     code = "tool.unavailable"
     http_status = 502
 
 
 class PermanentToolError(ToolError):
-    """A tool failed in a way that repeating will not mend."""
+    """A tool failed, and would fail again if the call were repeated."""
 
     code = "tool.permanent"
 
@@ -612,19 +611,19 @@ class ToolNotFoundError(PermanentToolError):
 
 
 class ToolValidationError(PermanentToolError):
-    """A tool's arguments do not fit its schema."""
+    """The arguments of a tool do not match its schema."""
 
     code = "tool.validation"
 
 
 class ToolAuthError(PermanentToolError):
-    """A tool's other side refuses the credentials; for tools that know."""
+    """The system behind a tool rejects the credentials."""
 
     code = "tool.auth"
 
 
 class ToolCancelledError(PermanentToolError):
-    """A tool was cancelled while it ran; for tools that can tell."""
+    """A tool was cancelled while it was executing."""
 
     code = "tool.cancelled"
 
@@ -633,14 +632,14 @@ class ToolCancelledError(PermanentToolError):
 
 
 class LLMError(OpenAgentsError):
-    """Base of what is wrong with a model."""
+    """Base class of errors of a model."""
 
     code = "llm.error"
     http_status = 502
 
 
 class LLMConnectionError(LLMError):
-    """The model cannot be reached, broke off, or failed on its own side."""
+    """The model cannot be reached, closed the connection, or had an internal error."""
 
     code = "llm.connection"
     http_status = 502
@@ -648,7 +647,7 @@ class LLMConnectionError(LLMError):
 
 
 class LLMRateLimitError(LLMError):
-    """The model asks for patience; `retry_after_ms` is obeyed."""
+    """The model limits the rate of requests. The call is retried after `retry_after_ms`."""
 
     code = "llm.rate_limit"
     http_status = 503
@@ -661,22 +660,21 @@ class LLMRateLimitError(LLMError):
 
 
 class LLMResponseError(LLMError):
-    """The model refused the request, or answered with something unusable."""
+    """The model rejected the request, or its reply is not valid."""
 
     code = "llm.response"
     http_status = 502
 
 
 class LLMReplyTooLarge(LLMResponseError):
-    """The model's reply, or one event of its stream, is larger than `llm.max_reply_bytes`; the rest was not
-    read."""
+    """The reply of the model, or one event of its stream, is larger than `llm.max_reply_bytes`."""
 
     code = "llm.too_large"
     http_status = 502
 
 
 class ModelRetryError(LLMError):
-    """Asks the model to try again with other arguments; a tool raises it, the model reads its text."""
+    """Raised by a tool to ask the model for other arguments. The model gets the text."""
 
     code = "llm.model_retry"
 

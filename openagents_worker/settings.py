@@ -158,11 +158,11 @@ class Settings(BaseSettings):
 
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         default="redis://127.0.0.1:6379/0",
-        description="Where runs live: redis://, rediss:// (TLS), unix:// (docs/redis.md), or "
+        description="The Redis that stores the runs: redis://, rediss:// (TLS), unix:// (docs/redis.md), or "
         "sentinel://host:26379,host:26379/0?master=name (docs/sentinel.md).",
     )
     broker_url: Annotated[str, AfterValidator(_any_url)] = Field(
-        default="", description="Celery's broker, any that Celery knows. Empty: REDIS_URL."
+        default="", description="Celery's broker, of any kind that Celery supports. Empty: REDIS_URL."
     )
     result_backend: Annotated[str, AfterValidator(_any_url)] | None = Field(
         default=None, description="Celery's result backend. Only chords need one."
@@ -170,17 +170,20 @@ class Settings(BaseSettings):
     config: str = Field(default="config/agents.json", min_length=1, description="The agents file.")
     imports: Names = Field(
         default=(),
-        description="Modules that the worker imports at start, by commas: your tools and patterns.",
+        description="Modules that the worker imports at start, separated by commas.",
     )
     key_prefix: Annotated[Word, AfterValidator(_key_prefix)] = Field(
         default="oa",
-        description="First part of every key and channel. One for each environment, also across databases.",
+        description="The beginning of every key and channel. Use a different one for each environment.",
     )
     queue: Annotated[Word, AfterValidator(_queue_name)] = Field(
-        default="agents", description="Queue of runs whose agent names none of its own."
+        default="agents", description="The queue of runs whose agent has no queue of its own."
     )
     concurrency: int = Field(
-        default=500, ge=1, le=100_000, description="Runs that one worker process executes at once."
+        default=500,
+        ge=1,
+        le=100_000,
+        description="The number of runs that one worker process executes at the same time.",
     )
     tool_threads: int = Field(
         default=64, ge=1, le=10_000, description="Threads of one worker process for tools that are not async."
@@ -195,73 +198,74 @@ class Settings(BaseSettings):
         default=2,
         gt=0,
         le=60,
-        description="Processor time that the check of one value against a JSON Schema may take. Then the "
-        "check is given up: an answer fails its run, a tool's arguments are refused.",
+        description="CPU time for the check of one value against a JSON Schema. After that, an answer fails "
+        "its run, and the arguments of a tool are rejected.",
     )
     loop_dead_s: float = Field(
         default=120,
         ge=SHORTEST_LOOP_DEAD_S,
         le=DAY_S,
-        description="A worker whose event loop is blocked for this long ends itself.",
+        description="If the event loop of a worker is blocked for this long, the process ends.",
     )
     lease_ms: int = Field(
         default=10_000,
         ge=SHORTEST_LEASE_MS,
         le=LONGEST_LEASE_MS,
-        description="A worker not heard of for this long is dead, and its runs go on elsewhere.",
+        description="A worker that has not renewed its lease for this long is dead. Others take its runs.",
     )
     heartbeat_ms: int = Field(
         default=0,
         ge=0,
         le=LONGEST_LEASE_MS,
-        description="How often a worker is heard of. 0: a quarter of the lease; three may be lost.",
+        description="The time between two renewals of the lease. 0: a quarter of the lease.",
     )
     alive_look_ms: int = Field(
         default=500,
         ge=0,
         le=60_000,
-        description="How often a worker looks whether others are alive: at processes of its host twice as "
-        "often, at connections half as often. 0: never; a dead worker is noticed when its lease is over.",
+        description="The base period of the checks for dead workers. Processes of the same host are checked "
+        "twice as often, connections half as often. 0: no checks; the lease of a dead worker has to end.",
     )
     watch_processes: bool = Field(
         default=True,
-        description="Whether workers of one host look at each other's processes, and notice a death at once. "
-        "false: they notice it as workers of other hosts do. For hosts that are clones of a running one.",
+        description="Whether workers of one host watch each other's processes to notice a death at once. Use "
+        "false on clones of one running virtual machine.",
     )
     durable_default: bool = Field(
-        default=True, description="Whether a run survives its worker where its request does not say."
+        default=True,
+        description="Whether a run survives the death of its worker, if the request does not say.",
     )
     durability: Literal["normal", "strict"] = Field(
         default="normal",
-        description="strict: a run is accepted once Redis has it on disk (WAITAOF; up to a second with "
-        "appendfsync everysec), and a worker refuses a Redis that cannot tell.",
+        description="strict: a run is accepted only when Redis has it on disk (WAITAOF; up to a second with "
+        "appendfsync everysec). A worker does not start with a Redis that cannot confirm this.",
     )
     max_recoveries: int = Field(
         default=5,
         ge=1,
         le=1_000,
-        description="Deaths of its worker that a run may meet in a row, without a committed step in between; "
-        "after one more it is poisoned, if it was the only suspect.",
+        description="How often in a row the worker of a run may die without a commit in between. After one "
+        "more death, the run is poisoned, if it was the only suspect.",
     )
     left_to_others_max_s: float = Field(
         default=3600,
         gt=0,
         le=YEAR_S,
-        description="How long a run waits for a worker that knows its agent and reads its format; then it "
-        "fails. An hour: an upgrade that takes longer than that has stopped half-way.",
+        description="How long a run waits for a worker that knows its agent and can read its format. After "
+        "that, it fails.",
     )
     stop_grace_s: float = Field(
         default=30,
         gt=0,
         le=DAY_S,
-        description="How long code of a run that is stopped may go on, as a tool in a thread does; then the "
-        "worker process ends itself, so that nobody works in the run's session beside it.",
+        description="How long the code of a stopped run may continue, for example a tool in a thread. After "
+        "that, the worker process ends.",
     )
     drain_timeout_s: float = Field(
         default=25,
         ge=0,
         le=DAY_S,
-        description="How long a worker told to stop waits for its runs to reach a commit.",
+        description="How long a worker that has to stop waits for its runs to reach a commit.",
     )
     run_ttl_s: int = Field(
         default=7 * DAY_S, ge=1, le=10 * YEAR_S, description="How long a run is kept after its end."
@@ -273,49 +277,55 @@ class Settings(BaseSettings):
         default=1_000,
         ge=1,
         le=100_000,
-        description="Pages that may follow runs (`sse`) through one process at once; one more is refused.",
+        description="The number of watchers (`sse`) in one process. Further ones are rejected.",
     )
     events_maxlen: int = Field(
-        default=10_000, ge=1, le=10_000_000, description="Events kept of one run; older ones are trimmed."
+        default=10_000,
+        ge=1,
+        le=10_000_000,
+        description="The number of events that are kept of one run. Older ones are trimmed.",
     )
     event_preview_chars: int = Field(
         default=300,
         ge=0,
         le=1_000_000,
-        description="Longest text of a call's arguments or result in an event; the journal has all of it.",
+        description="The longest text of arguments or results in an event. The journal has all of it.",
     )
     max_payload_bytes: int = Field(
         default=DEFAULT_MAX_PAYLOAD_BYTES,
         ge=1_024,
         le=LARGEST_MAX_PAYLOAD_BYTES,
-        description="Largest request and largest outcome of a call, as JSON.",
+        description="The largest request and the largest outcome of a call, as JSON.",
     )
     log_format: Literal["text", "json"] = Field(
-        default="text", description="Log lines: text, or one JSON object each."
+        default="text", description="The format of log lines: text, or one JSON object per line."
     )
     log_level: Annotated[LogLevel, _Upper] | None = Field(
         default=None,
-        description="DEBUG, INFO, WARNING, ERROR or CRITICAL. Empty: as the agents file says, else INFO.",
+        description="DEBUG, INFO, WARNING, ERROR or CRITICAL. Empty: the level in the agents file, or INFO.",
     )
     log_levels: Annotated[dict[str, LogLevel], BeforeValidator(_pairs)] | None = Field(
         default=None, description="Levels of single loggers: openagents_worker.llm=DEBUG,…"
     )
     log_autoconfigure: bool | None = Field(
-        default=None, description="Write our lines also where the application has set up its own log."
+        default=None,
+        description="Whether our handler writes our lines even if the application configures logging.",
     )
     log_pretty: bool | None = Field(
-        default=None, description="Text lines with every field on a line of its own."
+        default=None, description="Whether text lines have each field on a separate line."
     )
     log_stream: Literal["stderr", "stdout"] | None = Field(default=None, description="Where log lines go.")
     log_include: Names | None = Field(
-        default=None, description="Only loggers whose names begin so, by commas."
+        default=None, description="Only loggers whose names begin with one of these, separated by commas."
     )
-    log_exclude: Names | None = Field(default=None, description="No loggers whose names begin so, by commas.")
+    log_exclude: Names | None = Field(
+        default=None, description="No loggers whose names begin with one of these, separated by commas."
+    )
     log_redact: Names | None = Field(
-        default=None, description="More parts of field names that are secrets, by commas."
+        default=None, description="Further words in names of fields with secret values, separated by commas."
     )
     log_max_value_length: int | None = Field(
-        default=None, ge=1, le=10_000_000, description="Longest text of a field in a log line."
+        default=None, ge=1, le=10_000_000, description="The longest text of a field in a log line."
     )
 
     @classmethod

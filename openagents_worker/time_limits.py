@@ -42,82 +42,87 @@ class TimeLimits:
 
     lease_s: float = _limit(
         "`OPENAGENTS_LEASE_MS`",
-        "A worker that has not renewed its lease for so long, by Redis's clock, is dead for the others.",
+        "How long a lease is valid after its renewal, by the clock of Redis. After that, other workers "
+        "take over the runs.",
     )
     beat_s: float = _limit(
         "`OPENAGENTS_HEARTBEAT_MS`; by default a quarter of the lease",
-        "Between two renewals. Two of them and the margin fit into a lease: one lost beat is not a death.",
+        "The time between two renewals. Two heartbeats and the margin fit into a lease, so one heartbeat "
+        "may fail.",
     )
     margin_s: float = _limit(
         "a fifth of the lease; below a lease of 5 s one second, at most a third of the lease",
-        "Kept back at the end of the lease: the worker stops before others may take its runs.",
+        "The worker stops its runs so long before its lease ends.",
     )
     local_lease_s: float = _limit(
         "the lease without the margin",
-        "From the sending of the last good renewal until the worker begins no call and writes nothing more.",
+        "After this time without a successful renewal, the worker begins no call and writes nothing. It "
+        "counts from the moment in which the last successful renewal was sent.",
     )
     confirm_s: float = _limit(
         "the margin, and at least one second",
-        "For all user code to stop once the lease is over; then the worker registers anew. "
-        "Code that still runs afterwards ends the process.",
+        "The time for all user code to stop after the local lease has ended. Then the worker registers "
+        "again. If code has not stopped by then, the process ends.",
     )
     cancel_grace_s: float = _limit(
-        "as long as for the confirmation",
-        "For the code of one run to stop after a cancellation, whatever the reason was.",
+        "the same as `confirm_s`",
+        "The time for the code of one run to stop after it was cancelled for any reason.",
     )
     renewal_connect_s: float = _limit(
         "a third of what is left of the local lease after one beat, at most 1.5 s",
-        "For the heartbeat's connection to be made.",
+        "Timeout for opening the connection of the heartbeat.",
     )
     renewal_answer_s: float = _limit(
         "a third of what is left of the local lease after one beat, at most 2 s",
-        "For Redis to answer a renewal. After a beat that failed, connecting included, there is time for "
-        "another.",
+        "Timeout for the answer to a renewal. After a failed heartbeat, including a new connection, there "
+        "is time for another one.",
     )
     renewal_pause_s: float = _limit(
         "a sixth of what is left of the local lease after one beat, at most 0.25 s and a beat",
-        "Between two attempts to reach a Redis that is away.",
+        "The pause between two attempts to reach Redis.",
     )
     run_answer_s: float = _limit(
         "half of the local lease, between 1 and 5 s",
-        "For Redis to answer a run's command. A lost answer is noticed while the same write can be repeated.",
+        "Timeout for the answer to a command of a run. It is short enough to repeat a write whose answer "
+        "was lost.",
     )
     claim_patience_s: float = _limit(
         "one and a half leases",
-        "For a claim to be answered: it outlives a silence of Redis that costs the lease, and is made by the "
-        "new incarnation. Later the message is dropped, and the rescue loop sends another.",
+        "How long a worker tries to claim a run. It is longer than a lease: if Redis does not answer for "
+        "so long that the lease ends, the new incarnation makes the claim. After that, the message is "
+        "dropped, and the rescue loop sends another one.",
     )
     publish_patience_s: float = _limit(
         "half of the margin",
-        "For the broker to take a wake-up while a run waits for it. Later the run goes on and the wake-up "
-        "follows.",
+        "How long a run waits until the broker has accepted a wake-up. After that, the run continues, and "
+        "the wake-up is sent in the background.",
     )
     drain_s: float = _limit(
         "`OPENAGENTS_DRAIN_TIMEOUT_S`",
-        "For runs to reach a commit when the worker is told to stop. The lease is renewed meanwhile.",
+        "The time for runs to reach a commit when the worker has to stop. The lease is renewed until then.",
     )
     let_go_s: float = _limit(
-        "the grace of a cancellation and one second",
-        "For runs whose calls are cancelled at the end of the drain: their code stops, their hand-over is "
-        "stored.",
+        "`cancel_grace_s` and one second",
+        "The time to cancel the remaining calls at the end of the drain, and to store the hand-over of "
+        "their runs.",
     )
     heartbeat_stop_s: float = _limit(
-        "connecting, an answer, a pause and one second",
-        "For the heartbeat's thread to end: it may be waiting for Redis.",
+        "`renewal_connect_s`, `renewal_answer_s`, `renewal_pause_s` and one second",
+        "The time for the heartbeat thread to end. It may be waiting for Redis.",
     )
     watch_tick_s: float = _limit(
         "an eighth of the margin, at most 0.05 s",
-        "Between two looks of the watchdog at the lease and at the event loop.",
+        "The time between two checks of the watchdog.",
     )
     accuse_s: float = _limit(
         "the margin",
-        "For the watchdog to store which run blocks the event loop for good, before it ends the process.",
+        "The time to store which run blocks the event loop forever, before the watchdog ends the process.",
     )
     loop_dead_s: float = _limit(
         "`OPENAGENTS_LOOP_DEAD_S`",
-        "An event loop that is blocked for so long ends its process. It does not depend on the lease, which "
-        "the heartbeat's thread renews meanwhile. A call that keeps the interpreter (the GIL) stops that "
-        "thread, too: then the end of the lease is the limit, where it comes before.",
+        "If the event loop is blocked for so long, the process ends. This does not depend on the lease, "
+        "because a separate thread renews it. A call that holds the GIL stops this thread, too. Then the "
+        "process ends with its lease, if that is earlier.",
     )
 
     @classmethod

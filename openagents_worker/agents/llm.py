@@ -32,12 +32,12 @@ class LLMPricing(Part):
     cached_read: float | None = Field(
         default=None,
         ge=0,
-        description="USD per million input tokens that the provider read from its cache. null: as the table.",
+        description="USD per million input tokens that the provider read from its cache. null: see input.",
     )
     cached_write: float | None = Field(
         default=None,
         ge=0,
-        description="USD per million input tokens that the provider wrote to its cache. null: as the table.",
+        description="USD per million input tokens that the provider wrote to its cache. null: see input.",
     )
 
 
@@ -45,25 +45,28 @@ class LLMRetryOptions(Part):
     """How often and how patiently a provider repeats one HTTP request before the error reaches the run."""
 
     max_attempts: int = Field(
-        default=3, ge=1, description="Number of tries of one request, the first one included."
+        default=3, ge=1, description="Number of tries of one request, including the first one."
     )
     initial_backoff_ms: int = Field(
-        default=500, ge=0, le=LONGEST_MS, description="Milliseconds before the second try, at most."
+        default=500, ge=0, le=LONGEST_MS, description="Longest time before the second try, in milliseconds."
     )
     max_backoff_ms: int = Field(
-        default=5_000, ge=0, le=LONGEST_MS, description="Milliseconds before any further try, at most."
+        default=5_000,
+        ge=0,
+        le=LONGEST_MS,
+        description="Longest time before any further try, in milliseconds.",
     )
     backoff_multiplier: float = Field(
-        default=2.0, ge=1, description="Factor by which the back-off grows with every try."
+        default=2.0, ge=1, description="Factor by which this time grows with every try."
     )
     retry_on_connection_errors: bool = Field(
-        default=True, description="Whether a request is sent again when the connection failed."
+        default=True, description="Whether a request is repeated if the connection fails."
     )
     total_budget_ms: int | None = Field(
         default=None,
         ge=1,
         le=LONGEST_MS,
-        description="Milliseconds from the first try within which the last one begins. null: no limit.",
+        description="Milliseconds after the first try; no try begins later. null: no limit.",
     )
 
 
@@ -73,14 +76,14 @@ class LLMOptions(Part):
     model_config = ConfigDict(extra="allow")
 
     provider: str = Field(
-        default="mock", min_length=1, description="Who answers: openai_compatible, scripted or mock."
+        default="mock", min_length=1, description="The client: openai_compatible, scripted or mock."
     )
     model: str | None = Field(
-        default=None, description="The model's name, as the provider knows it. null: the provider's default."
+        default=None, description="Name of the model at the provider. null: the provider's default."
     )
     api_base: str | None = Field(
         default=None,
-        description="The http(s) URL before /chat/completions. null: OPENAI_BASE_URL, else OpenAI's own.",
+        description="The http(s) URL before /chat/completions. null: OPENAI_BASE_URL, or OpenAI's URL.",
     )
     api_key_env: str | None = Field(
         default=None,
@@ -96,34 +99,34 @@ class LLMOptions(Part):
     max_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="The most tokens of one reply. null: the provider's default.",
+        description="Largest number of tokens in a reply. null: the provider's default.",
     )
     connect_timeout_ms: int = Field(
-        default=5_000, ge=1, le=LONGEST_MS, description="Milliseconds for a connection to be made."
+        default=5_000, ge=1, le=LONGEST_MS, description="Timeout for opening a connection, in milliseconds."
     )
     timeout_ms: int = Field(
         default=120_000,
         ge=1,
         le=LONGEST_MS,
-        description="Milliseconds between two reads of a reply: how long the provider may say nothing.",
+        description="Longest silence of the provider during a call, in milliseconds.",
     )
     total_timeout_ms: int = Field(
         default=DEFAULT_TOTAL_TIMEOUT_MS,
         ge=1,
         le=LONGEST_MS,
-        description="Milliseconds for one model call as a whole, its tries included; "
-        "where only a larger timeout_ms is given, that.",
+        description="Timeout for a whole model call, including its tries, in milliseconds. "
+        "If only timeout_ms is given and is larger, timeout_ms.",
     )
     max_reply_bytes: int = Field(
         default=DEFAULT_MAX_REPLY_BYTES,
         ge=1_024,
         le=LARGEST_MAX_REPLY_BYTES,
-        description="Bytes of one reply, at most, after decompression; of a stream, those of its text and "
-        "its tool calls.",
+        description="Largest reply in bytes, after decompression. For a stream, only its text and its tool "
+        "calls count.",
     )
     stream_endpoint: str | None = Field(
         default=None,
-        description="Where streamed requests go: a URL, or a path below api_base. null: as the others.",
+        description="URL for streamed requests, or a path below api_base. null: the same as for others.",
     )
     pricing: LLMPricing | None = Field(
         default=None, description="Prices in USD per million tokens. null: the built-in table."
@@ -136,19 +139,19 @@ class LLMOptions(Part):
     )
     reasoning_model: bool | None = Field(
         default=None,
-        description="Whether it takes the parameters of reasoning models. null: told from its name.",
+        description="Whether the model takes the parameters of reasoning models. null: known from its name.",
     )
     openai_api_style: Literal["chat_completions", "responses"] | None = Field(
-        default=None, description="OpenAI's API: chat_completions. responses is not supported yet."
+        default=None, description="The API of OpenAI: chat_completions. responses is not supported yet."
     )
     script: list[dict[str, Any]] | None = Field(
-        default=None, description="Of the provider scripted: its replies and faults, in their order."
+        default=None, description="For the provider scripted: its replies and faults, in order."
     )
     latency_ms: int = Field(
         default=0,
         ge=0,
         le=LONGEST_MS,
-        description="Milliseconds before every reply of the provider scripted.",
+        description="For the provider scripted: milliseconds before every reply.",
     )
 
     @model_validator(mode="after")

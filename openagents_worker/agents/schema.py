@@ -72,13 +72,13 @@ def _tool_id(id_: str) -> str:
 class PluginRef(Part):
     """A plugin: the name of a registered one (`type`) or a class (`impl`: `package.module.Class`)."""
 
-    type: str | None = Field(default=None, description="The name of a built-in one. Either this or impl.")
+    type: str | None = Field(default=None, description="Name of a built-in. Give either type or impl.")
     impl: Annotated[str, AfterValidator(_impl)] | None = Field(
         default=None,
-        description="A class or function of your own, package.module.Class. Either this or type.",
+        description="Your own class or function, package.module.Class. Give either type or impl.",
     )
     config: dict[str, JsonValue] = Field(
-        default_factory=dict, description="Its own options; its model checks them."
+        default_factory=dict, description="Options of the plugin, which checks them."
     )
 
     @model_validator(mode="after")
@@ -102,7 +102,7 @@ class MemoryRef(PluginRef):
     """What a session remembers from run to run."""
 
     on_error: Literal["continue", "fail"] = Field(
-        default="continue", description="What a failing memory does to the run: nothing, or it fails the run."
+        default="continue", description="What happens if the memory fails: the run continues, or fails."
     )
 
 
@@ -138,8 +138,8 @@ class ToolRef(PluginRef):
         default=None,
         ge=1,
         le=LONGEST_MS,
-        description="Milliseconds that one call may take; it goes before what the tool itself says. "
-        "null: as the tool says.",
+        description="Timeout of one call in milliseconds. It overrides the timeout of the tool. "
+        "null: the timeout of the tool.",
     )
 
 
@@ -156,8 +156,8 @@ class RuntimeOptions(Part):
         default=None,
         ge=1,
         le=LONGEST_MS,
-        description="Milliseconds that one step may take, its model call and its tools; "
-        "then it is tried again. null: no limit.",
+        description="Timeout of one step (a model call and its tool calls) in milliseconds. "
+        "After that, the step is retried. null: no limit.",
     )
     session_queue_size: int = Field(
         default=1_000, ge=1, description="Number of runs. Accepted; has no effect: queues are in Redis."
@@ -182,28 +182,31 @@ class AgentDefinition(Part):
     id: _Word = Field(
         description="The name that requests use: 1 to 256 characters without whitespace; unique in the file."
     )
-    name: str = Field(description="The name that people see.")
-    memory: MemoryRef = Field(description="What it remembers of a session's earlier runs.")
-    pattern: PatternRef = Field(description="How it thinks; the system prompt is the pattern's config.")
+    name: str = Field(description="A name for people.")
+    memory: MemoryRef = Field(description="What the agent remembers of earlier runs of a session.")
+    pattern: PatternRef = Field(
+        description="The loop between model and tools. Its config contains the system prompt."
+    )
     llm: LLMOptions = Field(description="The model that answers.")
     tool_executor: ToolExecutorRef | None = Field(
-        default=None, description="How its tools are executed. null: as runtime.config says, else default."
+        default=None, description="How the tools are executed. null: as in runtime.config, or default."
     )
     context_assembler: ContextAssemblerRef | None = Field(
-        default=None, description="Which part of the past it sees. null: as runtime.config says, else all."
+        default=None,
+        description="Which part of the transcript a run sees. null: as in runtime.config, or all.",
     )
     tools: list[ToolRef] = Field(
         default_factory=list, description="The tools that the model may call; their ids are unique."
     )
     runtime: RuntimeOptions = Field(
-        default_factory=RuntimeOptions, description="Limits of every run of this agent."
+        default_factory=RuntimeOptions, description="Limits for every run of this agent."
     )
     queue: Annotated[_Word, AfterValidator(_queue_name)] | None = Field(
         default=None, description="The Celery queue of its runs. null: OPENAGENTS_QUEUE."
     )
     limits: RunBudget | None = Field(
         default=None,
-        description="The most that a run may use, whatever its request asks for. null: no limit.",
+        description="Upper limits for the budget of a request. null: no limit.",
     )
 
     @model_validator(mode="before")
@@ -270,10 +273,11 @@ class RuntimeConfig(Part):
     """Defaults for agents that do not choose themselves."""
 
     tool_executor: ToolExecutorRef | None = Field(
-        default=None, description="How tools are executed, for agents that do not say. null: default."
+        default=None, description="How tools are executed, for agents without this option. null: default."
     )
     context_assembler: ContextAssemblerRef | None = Field(
-        default=None, description="Which part of the past runs see, for agents that do not say. null: all."
+        default=None,
+        description="Which part of the transcript a run sees, for agents without this option. null: all.",
     )
     mcp: dict[str, JsonValue] | None = Field(
         default=None, description="Must be empty: MCP is not supported yet."
@@ -291,14 +295,16 @@ class RuntimeRef(Part):
 
     type: Literal["default"] = Field(default="default", description="Must be default.")
     config: RuntimeConfig = Field(
-        default_factory=RuntimeConfig, description="Defaults, for agents that do not choose themselves."
+        default_factory=RuntimeConfig, description="Defaults for agents without these options."
     )
 
 
 class AppConfig(Part):
     """A whole agents file, checked."""
 
-    version: str = Field(default="1.0", description="The version of the format; every one is read as 1.0.")
+    version: str = Field(
+        default="1.0", description="The version of the format. Every version is read as 1.0."
+    )
     agents: list[AgentDefinition] = Field(
         min_length=1, description="The agents, at least one; their ids are unique."
     )

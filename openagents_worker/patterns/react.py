@@ -74,7 +74,7 @@ class ReActPattern(PatternPlugin):
 
     class Config(PatternPlugin.Config):
         system_prompt: str | None = Field(
-            None, description="What the model is told first, as a system message. null: a short default."
+            None, description="The system message of every model call. null: a short default."
         )
         max_tool_errors_in_a_row: int = Field(
             5, ge=1, description="Number of steps in a row whose tools all fail, after which the run fails."

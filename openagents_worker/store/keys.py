@@ -95,7 +95,7 @@ KEYS = (
         "worker_suspect",
         "worker:{}:suspect",
         "string",
-        "the one suspect run that a worker of the previous version carries",
+        "the one suspect run that a worker of the previous version executes",
         _WORKER,
     ),
     KeySpec(
@@ -109,15 +109,15 @@ KEYS = (
         "lease_end",
         "worker:{}:end",
         "hash",
-        "what is known of the end of a lease: carried, suspects (how many), answered (it lives), died, named "
-        "(the run that its watchdog named)",
+        "the end of a lease: number of runs (`carried`), of `suspects`, `answered` (the process lives), "
+        "`died`, `named` (the run that its watchdog named)",
         "ten minutes",
     ),
     KeySpec(
         "lease_end_runs",
         "worker:{}:end:runs",
         "hash",
-        "run that was blamed for it -> what was held against the run before, JSON",
+        "run that became suspect -> its suspicion before that, JSON",
         "ten minutes, or until the process answers",
     ),
     KeySpec(
@@ -131,14 +131,14 @@ KEYS = (
         "host",
         "host:{}",
         "hash",
-        "incarnation -> process id and start time of a worker on this host; '' -> how many have joined",
-        "a day after the last look of one of them",
+        "incarnation -> process id and start time of a worker on this host; '' -> number of registrations",
+        "a day after the last check of one of them",
     ),
     KeySpec(
         "watched",
         "watched",
         "hash",
-        "incarnation -> run_id of the server that sees its connection, and by when it renews again, ms",
+        "incarnation -> run_id of the Redis server that sees its connection, when it must have renewed, ms",
         "permanent; retire and reclaim empty it",
     ),
     KeySpec(
@@ -148,36 +148,36 @@ KEYS = (
         "incarnation without a connection -> since when, ms",
         "permanent; renew, retire and reclaim empty it",
     ),
-    KeySpec("looked", "looked", "string", "somebody has looked for silent workers", "a second"),
+    KeySpec("looked", "looked", "string", "a worker has checked for lost connections", "a second"),
     KeySpec(
         "gone",
         "gone:{}",
         "hash",
-        "'' -> who saw that the incarnation is gone; run taken from it -> life, records and deaths counted",
+        "'' -> which check declared the incarnation dead; run taken from it -> its life",
         "ten minutes",
     ),
     KeySpec(
         "false_alarms",
         "false_alarms:{}",
         "zset",
-        "incarnation that was alive -> when it said so, ms; by who had seen it gone",
+        "incarnation that was alive -> when it reported this, ms; one key per check",
         "an hour after the last one",
     ),
     KeySpec(
         "looks_off",
         "looks_off:{}",
         "string",
-        "no lease is ended early in this way: `connection`, `process`",
+        "this check is switched off: `connection` or `process`",
         "an hour",
     ),
     KeySpec(
-        "agents", "agents", "hash", "agent id -> queue and definition hash, told by workers", "permanent"
+        "agents", "agents", "hash", "agent id -> queue and definition hash, announced by workers", "permanent"
     ),
     KeySpec(
         "fleet",
         "fleet",
         "hash",
-        "incarnation -> what its worker says of itself at registration, JSON: host, pid, version, queues, "
+        "incarnation -> information from the registration of its worker, JSON: host, pid, version, queues, "
         "agents, max_runs, started_at (ms)",
         "permanent; retire, reclaim and register empty it",
     ),
@@ -185,11 +185,15 @@ KEYS = (
         "fleet_lag",
         "fleet_lag",
         "hash",
-        "incarnation -> for how long its event loop answered nobody since the heartbeat before, ms",
+        "incarnation -> lag of its event loop since the previous heartbeat, ms",
         "permanent; retire, reclaim and register empty it",
     ),
     KeySpec(
-        "sent_again", "sent_again", "hash", "queue -> how many lost messages were sent again", "permanent"
+        "sent_again",
+        "sent_again",
+        "hash",
+        "queue -> number of lost messages that were sent again",
+        "permanent",
     ),
     KeySpec(
         "due", "due", "zset", "run -> ms when it is due (retry, delayed start)", "permanent; wake empties it"
@@ -198,8 +202,8 @@ KEYS = (
         "sent",
         "sent:{}",
         "zset",
-        "queued run, or one whose end Celery is still to be told -> µs of its last message",
-        "permanent; claim and told empty it",
+        "queued run, or one whose end Celery has not been notified of -> µs of its last message",
+        "permanent; `claim` and `told` empty it",
     ),
     KeySpec(
         "index",
@@ -213,21 +217,21 @@ KEYS = (
         "indexes",
         "indexes",
         "zset",
-        "index -> when prune is to look through it next, ms",
+        "index -> when prune is due for it, ms",
         "permanent; prune empties it",
     ),
     KeySpec(
         "resend",
         "resend:{}",
         "zset",
-        "run in a queue that nobody can read -> µs when its message counts as lost",
-        "twenty minutes after the last look at such a queue",
+        "run in a queue that cannot be read -> µs when its message counts as lost",
+        "twenty minutes after the last check of such a queue",
     ),
     KeySpec(
         "aside",
         "aside",
         "list",
-        "what was put aside, as JSON, newest first: at_us, key (or queue), code, what, moved_to or item",
+        "items put aside, as JSON, newest first: at_us, key (or queue), code, what, moved_to or item",
         "RUN_TTL after the last one; the last thousand",
     ),
     KeySpec(
@@ -237,22 +241,22 @@ KEYS = (
         "aside_key",
         "aside:key:{}",
         ANY_TYPE,
-        "a key that had another type than this table says, as it was found: its name and when, µs",
+        "a key with the wrong type, unchanged; the id is its name and the time, µs",
         "RUN_TTL from when it was moved",
     ),
     KeySpec(
         "served",
         "served",
         "zset",
-        "queue -> until when it is known to be read by a worker, ms; below zero: by none; the last thousand",
-        "an hour after the last look",
+        "queue -> until when a worker is known to consume it, ms; negative: none does; the last thousand",
+        "an hour after the last check",
     ),
     KeySpec(
         "resend_seen",
         "resend:{}:seen",
         "string",
-        "up to which time of sending these runs have been looked at, µs",
-        "ten minutes; then all are looked at again",
+        "runs whose message was sent before this time have been checked, µs",
+        "ten minutes; then all are checked again",
     ),
 )
 

@@ -46,7 +46,7 @@ def pod() -> dict[str, Any]:
 def test_a_worker_is_given_the_time_that_it_needs_to_stop(grace_s: int) -> None:
     """To hand its runs over, with some seconds to spare; the page says the same in words."""
     assert grace_s >= LONGEST_STOP_S + 5
-    assert f"{grace_s} seconds fit the default" in PAGE
+    assert f"{grace_s} seconds are enough" in PAGE
 
 
 def test_systemd_leaves_the_processes_of_tools_alone() -> None:

@@ -7,6 +7,7 @@ The language of a block says how. An HTML comment before the block, `<!-- test: 
 `pytest`        the block is a test of a product: pytest runs it with `-p openagents_worker.testing`
 `run`           the `$` lines of the block are executed; what they print is what the block shows
 `exit=N`        with this exit code (of the last line)
+`keyless`       without a model's key in the environment, as a newcomer has it
 `part=NAME`     the JSON is this part of an agents file: agent, llm, tool, memory, pattern …
 """
 
@@ -62,7 +63,7 @@ AN_AGENT = {
 }
 """What stands around a part of an agents file."""
 
-DIRECTIVES = {"prelude", "file", "pytest", "run", "exit", "part"}
+DIRECTIVES = {"prelude", "file", "pytest", "run", "exit", "keyless", "part"}
 
 BLOCKS = [*blocks_of_pages(), *blocks_of_docstrings()]
 
@@ -315,6 +316,8 @@ def _check_lines(commands: list[str], block: Block, deployment: Deployment) -> N
 def _run(block: Block, folder: Path, deployment: Deployment) -> None:
     """Each command is executed where the page's files are; each line below it is a line that it prints."""
     env = {**deployment.env, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "COLUMNS": "110"}
+    if "keyless" in block.directive:
+        del env["OPENAI_API_KEY"]
     exit_code, output = 0, ""
     for line in _joined(block.text):
         if line.startswith("$ "):

@@ -24,7 +24,7 @@ __all__ = ["COMMANDS"]
 def validate(file: str | None, app: str | None, as_json: bool) -> None:
     """Check the agents file and the settings.
 
-    FILE, else OPENAGENTS_CONFIG; with its plugins, and the OPENAGENTS_ variables of the environment.
+    Checks FILE (default: OPENAGENTS_CONFIG) with its plugins, and the OPENAGENTS_ variables.
 
 
     Plugins are imported as the worker imports them: from the current directory, too, and after the modules
@@ -56,11 +56,11 @@ def _prepared(app: str | None) -> Settings:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="The same: a schema is JSON.")
+@click.option("--json", "as_json", is_flag=True, help="No effect: a schema is JSON.")
 def schema(as_json: bool) -> None:
     """Print the JSON Schema of the agents file.
 
-    With the configs of the plugins that are built in.
+    It includes the options of the built-in plugins.
     """
     need("worker")
     from openagents_worker.runtime.schema import agents_file_schema

@@ -18,10 +18,10 @@ __all__ = ["COMMANDS"]
 @click.command()
 @as_json_option
 def workers(as_json: bool) -> None:
-    """List the workers and what each serves.
+    """List the workers with their queues and agents.
 
-    LOOP LAG is for how long at most the worker's event loop answered nobody between its last two heartbeats;
-    LEASE LEFT is when others take over its runs unless it renews.
+    LOOP LAG is the longest block of the worker's event loop between its last two heartbeats. LEASE LEFT is
+    the time until other workers take its runs, unless the lease is renewed.
     """
     with Client() as client:
         found = client.workers()

@@ -36,19 +36,23 @@ _FILTERS = (
     click.option(
         "--state", "states", multiple=True, type=click.Choice([*map(str, RunState)]), help="May be repeated."
     ),
-    click.option("--code", metavar="GLOB", help="Code of the error it failed or waits with, as in 'llm.*'."),
+    click.option(
+        "--code", metavar="GLOB", help="Error code with which the run failed or waits. Example: 'llm.*'."
+    ),
     click.option(
         "--since",
         metavar="TIME",
         callback=moment,
-        help="Accepted since then: 30m, 1h or 7d ago, or a date and time.",
+        help="Accepted since this time: 30m, 1h or 7d ago, or a date and time.",
     ),
-    click.option("--until", metavar="TIME", callback=moment, help="Accepted before then; as --since."),
-    click.option("--agent", default=None, help="Its agent's id."),
-    click.option("--session", default=None, help="Its session's id."),
-    click.option("--tenant", default=None, help="Its tenant."),
     click.option(
-        "--label", "labels", multiple=True, metavar="NAME=VALUE", help="May be repeated: all must fit."
+        "--until", metavar="TIME", callback=moment, help="Accepted before this time. Format: as --since."
+    ),
+    click.option("--agent", default=None, help="Id of the agent."),
+    click.option("--session", default=None, help="Id of the session."),
+    click.option("--tenant", default=None, help="Tenant of the run."),
+    click.option(
+        "--label", "labels", multiple=True, metavar="NAME=VALUE", help="May be repeated. All must match."
     ),
 )
 

@@ -25,8 +25,8 @@ DEV_MODEL = "openagents_worker.cli.dev_model:reply"
 
 @click.command()
 @click.option("--name", default="worker", show_default=True, help="First part of the worker's name.")
-@click.option("--concurrency", type=click.IntRange(min=1), default=None, help="Runs at once.")
-@click.option("--queues", default="", help="Queues by commas, instead of OPENAGENTS_QUEUE.")
+@click.option("--concurrency", type=click.IntRange(min=1), default=None, help="Runs at the same time.")
+@click.option("--queues", default="", help="Queues, separated by commas, instead of OPENAGENTS_QUEUE.")
 def worker(name: str, concurrency: int | None, queues: str) -> None:
     """Run a worker until SIGTERM or Ctrl-C.
 
@@ -56,17 +56,17 @@ def flower(port: int) -> None:
 
 @click.command()
 @click.option(
-    "--concurrency", type=click.IntRange(min=1), default=50, show_default=True, help="Runs at once."
+    "--concurrency", type=click.IntRange(min=1), default=50, show_default=True, help="Runs at the same time."
 )
-@click.option("--flower-port", type=int, default=0, help="Flower's port; 0: a free one.")
+@click.option("--flower-port", type=int, default=0, help="Port of Flower. 0: a free port.")
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where Redis keeps its data.")
 @as_json_option
 def dev(concurrency: int, flower_port: int, data_dir: Path | None, as_json: bool) -> Exit:
     """Run Redis, a worker and Flower here, until Ctrl-C.
 
-    Uses OPENAGENTS_REDIS_URL where that is set.
+    Uses OPENAGENTS_REDIS_URL if it is set.
 
-    Without OPENAI_API_KEY and OPENAI_BASE_URL a scripted model answers.
+    Without OPENAI_API_KEY and OPENAI_BASE_URL, a scripted model answers.
     """
     need("worker", "flower")
     signal.signal(signal.SIGTERM, _end)

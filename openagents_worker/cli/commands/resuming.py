@@ -26,14 +26,14 @@ PAGE = 200  # records of runs hold requests and results
 @click.command()
 @click.argument("run_ids", metavar="[RUN]...", nargs=-1)
 @filter_options
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--by", default=None, help="Who wants it, for the event; the operating system's user.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--by", default=None, help="Name for the event. Default: the user of the operating system.")
 @as_json_option
 def resume(run_ids: tuple[str, ...], yes: bool, by: str | None, as_json: bool, **chosen: Any) -> Exit:
-    """Let failed or cancelled runs go on.
+    """Resume failed or cancelled runs.
 
-    Each goes on from its last step, in a new life; steps that have succeeded are not executed again. Give
-    the ids of runs, or options that choose them: then it says how many they are, and asks first.
+    Each run continues from its last step, in a new life. Finished steps are not executed again. Name the
+    runs by their ids or by options. With options, the command prints their number and asks for confirmation.
 
     \b
     openagents-worker resume 2f9c1e

@@ -36,13 +36,13 @@ __all__ = ["COMMANDS"]
 @click.command("run")
 @click.argument("agent")
 @click.argument("text", metavar="TEXT|-")
-@click.option("--session", default=None, help="The conversation it belongs to; without one, a new one.")
-@click.option("--run-id", default=None, help="Its id: the same id with the same request is one run.")
+@click.option("--session", default=None, help="Session of the run. Default: a new session.")
+@click.option("--run-id", default=None, help="Id of the run. The same id with the same request is one run.")
 @click.option(
-    "--label", "labels", multiple=True, metavar="NAME=VALUE", help="To find it by; may be repeated."
+    "--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label of the run. May be repeated."
 )
-@click.option("--tenant", default=None, help="Whose run it is.")
-@click.option("--deps", default=None, help="Name of what its tools get as context.deps.")
+@click.option("--tenant", default=None, help="Tenant of the run.")
+@click.option("--deps", default=None, help="Name of the factory for context.deps.")
 @click.option(
     "--budget",
     "budget",
@@ -50,8 +50,8 @@ __all__ = ["COMMANDS"]
     metavar="LIMIT=N",
     help=f"A limit: {', '.join(RunBudget.model_fields)}. May be repeated.",
 )
-@click.option("--queue", default=None, help="Queue to submit it to, instead of its agent's.")
-@click.option("--detach", is_flag=True, help="Print the run's id and do not wait.")
+@click.option("--queue", default=None, help="Queue of the run, instead of the queue of its agent.")
+@click.option("--detach", is_flag=True, help="Print the id of the run and do not wait.")
 @as_json_option
 def run_(
     agent: str,
@@ -69,7 +69,7 @@ def run_(
     """Submit a run, watch its events, print its answer.
 
     AGENT is an agent's id; TEXT - reads standard input. The answer goes to standard output, everything else
-    to standard error. Ctrl-C stops watching; the run goes on.
+    to standard error. Ctrl-C stops watching, but not the run.
 
     \b
     openagents-worker run assistant "What is 17*23?"
@@ -112,9 +112,9 @@ def _standard_input() -> str:
 @click.option("--after", default=0, help="Only events after this number.")
 @as_json_option
 def watch(run_id: str, after: int, as_json: bool) -> Exit:
-    """Watch the events of a run until it is over.
+    """Watch the events of a run until it ends.
 
-    From its start, or after a number, then live; then its answer. Ctrl-C stops watching; the run goes on.
+    Prints past events, then live ones, then the answer. Ctrl-C stops watching, but not the run.
     """
     with Client() as client:
         return _follow(client, client.handle(run_id), as_json=as_json, after=after)
@@ -122,10 +122,12 @@ def watch(run_id: str, after: int, as_json: bool) -> Exit:
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--step", "step", metavar="STEP", help="One step, whole: its id or the beginning of it.")
+@click.option(
+    "--step", "step", metavar="STEP", help="Show one step completely. STEP is its id or the beginning of it."
+)
 @as_json_option
 def show(run_id: str, step: str | None, as_json: bool) -> None:
-    """Show a run: where it stands, and what it did.
+    """Show the state of a run and what it has done.
 
     State, why it waits and until when, input, times, attempts with their workers, steps, tokens, cost, error.
     A step is a recorded call of a model or a tool. `active` is how long workers have worked on the run: the
@@ -172,8 +174,8 @@ def _show_step(call: RunCall, value: Any, *, as_json: bool) -> None:
 
 @click.command("runs")
 @filter_options
-@click.option("--limit", default=20, show_default=True, help="Runs a page, 1000 at most.")
-@click.option("--cursor", default=None, help="The next_cursor of the page before.")
+@click.option("--limit", default=20, show_default=True, help="Runs per page, at most 1000.")
+@click.option("--cursor", default=None, help="The next_cursor of the previous page.")
 @as_json_option
 def runs_(limit: int, cursor: str | None, as_json: bool, **chosen: Any) -> None:
     """List runs, newest first.
@@ -197,12 +199,12 @@ def runs_(limit: int, cursor: str | None, as_json: bool, **chosen: Any) -> None:
 
 @click.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--reason", default=None, help="Stands in the run's last events.")
+@click.option("--reason", default=None, help="Reason, for the last events of the run.")
 @as_json_option
 def cancel(run_id: str, reason: str | None, as_json: bool) -> None:
     """Cancel a run.
 
-    It ends at once when no worker executes it, else as soon as its worker hears of it.
+    A run that no worker executes ends at once. Otherwise its worker cancels the current call.
     """
     with Client() as client:
         answer = client.cancel(run_id, reason)

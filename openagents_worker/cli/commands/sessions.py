@@ -15,8 +15,8 @@ __all__ = ["COMMANDS"]
 
 
 @click.command()
-@click.option("--limit", default=20, show_default=True, help="Sessions a page, 1000 at most.")
-@click.option("--cursor", default=None, help="The next_cursor of the page before.")
+@click.option("--limit", default=20, show_default=True, help="Sessions per page, at most 1000.")
+@click.option("--cursor", default=None, help="The next_cursor of the previous page.")
 @as_json_option
 def sessions(limit: int, cursor: str | None, as_json: bool) -> None:
     """List sessions, newest run first."""
@@ -29,7 +29,7 @@ def sessions(limit: int, cursor: str | None, as_json: bool) -> None:
 @click.argument("session_id", metavar="SESSION")
 @as_json_option
 def session(session_id: str, as_json: bool) -> None:
-    """Show a session: its transcript, who works in it.
+    """Show a session: its transcript and its active run.
 
     Also which runs wait, its artifacts, its state, the bytes that it takes, and which of its newest 100 runs
     have ended and left nothing in the transcript.
@@ -51,9 +51,9 @@ def session(session_id: str, as_json: bool) -> None:
 @click.command()
 @as_json_option
 def prune(as_json: bool) -> None:
-    """Take what has expired out of the lists.
+    """Remove expired entries from the lists.
 
-    Workers do it every minute.
+    Workers do this every minute.
     """
     with Client() as client:
         removed = client.prune()

@@ -50,16 +50,18 @@ class _FileTool(TypedTool):
     class Config(TypedTool.Config):
         root: str | None = Field(
             None,
-            description="All paths lie inside this folder; it is made where it is missing. None: no limit.",
+            description="All paths are inside this folder, which is created if missing. None: no limit.",
         )
         allow_hidden: bool = Field(
-            False, description="Whether files and folders whose names begin with a dot may be seen."
+            False, description="Whether files and folders whose names begin with a dot are visible."
         )
         deny: list[str] = Field(
             [],
-            description="Globs of what is not to be seen: `*.pem` anywhere, `config/secrets` below root.",
+            description="Globs of hidden files: `*.pem` anywhere, `config/secrets` below root.",
         )
-        max_bytes: int = Field(200_000, ge=1, description="Bytes that one call reads or writes, at most.")
+        max_bytes: int = Field(
+            200_000, ge=1, description="Largest number of bytes that one call reads or writes."
+        )
 
     @property
     def root(self) -> Path:
@@ -286,7 +288,7 @@ class GrepFiles(_FileTool):
     spec = READS
 
     class Config(_FileTool.Config):
-        timeout_ms: int = Field(10_000, ge=1, description="Milliseconds after which a search is given up.")
+        timeout_ms: int = Field(10_000, ge=1, description="Timeout of a search in milliseconds.")
 
     class Params(TypedTool.Params):
         pattern: str = Field(

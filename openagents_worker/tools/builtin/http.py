@@ -77,17 +77,23 @@ class HttpRequest(TypedTool):
 
     class Config(TypedTool.Config):
         timeout: float = Field(
-            30, gt=0, le=LONGEST_TIMEOUT_S, description="Seconds for the whole exchange, redirects included."
+            30,
+            gt=0,
+            le=LONGEST_TIMEOUT_S,
+            description="Timeout of the whole request, including redirects, in seconds.",
         )
         max_bytes: int = Field(
-            200_000, ge=1, le=LARGEST_MAX_BYTES, description="Bytes of a body that are read, at most."
+            200_000,
+            ge=1,
+            le=LARGEST_MAX_BYTES,
+            description="Largest number of bytes of a body that are read.",
         )
         allow_hosts: list[str] | None = Field(
             None,
-            description="Only these hosts (`*.example.com` for all below); they may be private. None: any.",
+            description="Allowed hosts, also private ones (`*.example.com` for all subdomains). None: any.",
         )
         deny_private_networks: bool = Field(
-            True, description="Refuse addresses that are not on the public internet."
+            True, description="Whether addresses that are not on the public internet are rejected."
         )
 
     class Params(TypedTool.Params):
