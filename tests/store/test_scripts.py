@@ -1203,7 +1203,7 @@ def test_a_run_that_ended_before_it_began_lives_again_from_its_beginning(bench: 
 
 
 def test_what_may_have_had_effects_without_a_record_does_not_begin_again(bench: Bench) -> None:
-    """NO_CHECKPOINT: a run that is not durable and was executed, one without its records, one without a request."""
+    """NO_CHECKPOINT: not durable and executed; its records are gone; it has no request."""
     fence = bench.claimed(durable=False)
     bench.do("finish", fence=fence, end_state="failed", event="run.failed")
     assert bench.do("resume").answer == "NO_CHECKPOINT"
