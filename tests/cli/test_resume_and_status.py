@@ -137,8 +137,11 @@ def test_workers_are_listed_with_what_they_serve(command: Command, client: Clien
 
 
 def test_status_names_what_is_wrong(command: Command, client: Client, hand: Hand) -> None:
-    """A queue that nobody serves, an agent that nobody has, a loop that is blocked."""
+    """A queue that nobody serves, an agent that nobody has, a loop that is blocked; no run that is over."""
     request = {"agent_id": "clerk", "input_text": "hi"}
+    client.submit({**request, "session_id": "s0", "run_id": "r0"}, queue="typo")
+    client.cancel("r0")
+    assert "waits" not in command("status").out
     client.submit({**request, "session_id": "s1", "run_id": "r1"}, queue="typo")
     register(client, agents=("clerk", "porter"))
     register(client, agents=("clerk",))
