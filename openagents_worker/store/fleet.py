@@ -271,10 +271,11 @@ def _queues(keys: Keys, names: Sequence[str], workers: Sequence[WorkerInfo]) -> 
     over = yield from _over(keys, [run_id for first in sent for run_id, _ in first])
 
     def age_ms(first: Sequence[tuple[str, float]]) -> int | None:
-        at_us = next((at for run_id, at in first if run_id not in over), None)
-        if at_us is None:
-            return None
-        return max(0, round((now_us - min(max(at_us, 0.0), LATEST_MS * 1000.0)) / 1000))
+        for run_id, at_us in first:
+            if run_id not in over:
+                age: int = round((now_us - min(max(at_us, 0.0), LATEST_MS * 1000.0)) / 1000)
+                return max(0, age)
+        return None
 
     return tuple(
         QueueInfo(

@@ -15,11 +15,10 @@ from tests.cli.conftest import W1, Command, register, retire
 from tests.producer.hand import Hand
 
 
-def fail(hand: Hand, run_id: str, error: Exception, *, checkpoint: bool = True) -> None:
+def fail(hand: Hand, run_id: str, error: Exception) -> None:
     hand.submit(run_id)
     hand.claim(run_id)
-    if checkpoint:
-        hand.commit(run_id, steps=0)
+    hand.commit(run_id, steps=0)
     hand.finish(run_id, error=error)
 
 
