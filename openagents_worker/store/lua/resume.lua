@@ -20,7 +20,7 @@ local begins = redis.call('EXISTS', k.journal(run_id)) == 0
 local may_begin = run.steps == 0 and (run.durable ~= '0' or run.attempt == 0) and (field_of(run_id, 'request') or '') ~= ''
 if begins and not may_begin then return {'NO_CHECKPOINT'} end
 
-run.life = run.life + 1
+run.life, run.expires = run.life + 1, 0
 redis.call('HSET', k.run(run_id), 'state', STATE.queued, 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
   'emit_no', 0, 'resumed', digits(NOW_MS))
 redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'untold', 'tellings', 'suspicion', 'expires')
