@@ -1,84 +1,160 @@
-"""Standard streams that are closed, full or of another encoding. Each command is a process of its own."""
+"""Standard streams that are closed, full, left by their reader, or of another encoding."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from typing import TextIO
 
 import pytest
 
 from openagents_worker.cli import main
+from openagents_worker.cli.commands import run
 from openagents_worker.producer.client import Client
 from tests.cli.conftest import Command
 
-OPENAGENTS = f"{sys.executable} -m openagents_worker.cli"
 ARROW = "Grüße → 中"
 
 
-def in_shell(line: str, url: str, **env: str) -> subprocess.CompletedProcess[bytes]:
-    """What a shell makes of the line; its exit code is that of the first command of a pipe."""
-    return subprocess.run(
-        ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"],
-        env={**os.environ, "OPENAGENTS_REDIS_URL": url, **env},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+def closed() -> None:
+    """What Python has for a stream that was closed before it began."""
 
 
-def test_whatever_the_streams_are_there_is_no_traceback(redis_url: str, client: Client) -> None:
-    """A closed stream is an empty one; a full disk is one line; a reader that leaves is no failure."""
+def full() -> TextIO:
+    """A disk without room."""
+    return open("/dev/full", "w", encoding="utf-8")  # noqa: PTH123 - closed by `Streams`
+
+
+def left() -> TextIO:
+    """A pipe whose reader has gone, as `head` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w", encoding="utf-8")
+
+
+def text(encoding: str = "utf-8") -> TextIO:
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+
+
+class Streams:
+    """Runs commands in this process, with other standard streams."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self._used: list[TextIO] = []
+
+    def run(
+        self, *arguments: str, stdin: TextIO | None = None, stdout: TextIO | None, stderr: TextIO | None
+    ) -> int:
+        """Its exit code."""
+        with self._monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["openagents-worker", *arguments])
+            for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+                patch.setattr(sys, name, stream)
+            with pytest.raises(SystemExit) as ended:
+                run()
+            self._used += [sys.stdin, sys.stdout, sys.stderr]
+        return int(ended.value.code or 0)
+
+    def close(self) -> None:
+        for stream in self._used:
+            stream.close()
+
+
+def written(stream: TextIO) -> str:
+    raw = stream.buffer
+    assert isinstance(raw, io.BytesIO)
+    return raw.getvalue().decode(stream.encoding)
+
+
+@pytest.fixture
+def streams(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Generator[Streams]:
+    monkeypatch.setenv("OPENAGENTS_REDIS_URL", redis_url)
+    streams = Streams(monkeypatch)
+    yield streams
+    streams.close()
+
+
+@pytest.fixture
+def waiting(client: Client) -> Generator[None]:
+    """The run r1 waits in its queue."""
     client.submit({"agent_id": "a", "session_id": "s", "input_text": ARROW, "run_id": "r1"})
-    full = b"error: cannot write to standard output: No space left on device\n"
-    expected = {
-        f"{OPENAGENTS} runs >&-": (0, b""),
-        f"{OPENAGENTS} runs 2>&- >/dev/null": (0, b""),
-        f"{OPENAGENTS} schema >/dev/full": (1, full),
-        f"{OPENAGENTS} runs --json >/dev/full": (1, full),
-        f"{OPENAGENTS} --help >/dev/full": (1, full),
-        f"{OPENAGENTS} --help | true": (0, b""),
-        f"{OPENAGENTS} runs --help | true": (0, b""),
-        f"{OPENAGENTS} show nobody --json | true": (2, b""),
-        f"{OPENAGENTS} show nobody 2>&1 | true": (2, b""),
-        f"{OPENAGENTS} runz 2>&1 | true": (1, b""),
-        f"{OPENAGENTS} show nobody 2>/dev/full": (2, b""),
-    }
-
-    with ThreadPoolExecutor(3) as threads:
-        done = dict(zip(expected, threads.map(lambda line: in_shell(line, redis_url), expected), strict=True))
+    yield
     client.cancel("r1")
 
-    assert {line: (d.returncode, d.stderr) for line, d in done.items()} == expected
+
+FULL = "error: cannot write to standard output: No space left on device\n"
 
 
-def test_an_encoding_that_lacks_a_character_shows_its_escape(redis_url: str, client: Client) -> None:
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize(
+    ("arguments", "stdout", "code", "said"),
+    [
+        ("runs", closed, 0, ""),
+        ("schema", full, 1, FULL),
+        ("runs --json", full, 1, FULL),
+        ("--help", full, 1, FULL),
+        ("--help", left, 0, ""),
+        ("runs --help", left, 0, ""),
+        ("runs", left, 0, ""),
+        ("show nobody --json", left, 2, ""),
+    ],
+)
+def test_whatever_becomes_of_the_output_there_is_no_traceback(
+    arguments: str, stdout: Callable[[], TextIO | None], code: int, said: str, streams: Streams
+) -> None:
+    """A closed stream takes all; a full disk is one line; a reader that leaves is no failure."""
+    stderr = text()
+
+    assert streams.run(*arguments.split(), stdout=stdout(), stderr=stderr) == code
+    assert written(stderr) == said
+
+
+@pytest.mark.parametrize("stderr", [closed, full, left])
+def test_a_command_that_cannot_say_what_is_wrong_ends_with_its_code(
+    stderr: Callable[[], TextIO | None], streams: Streams
+) -> None:
+    assert streams.run("show", "nobody", stdout=text(), stderr=stderr()) == 2
+    assert streams.run("runz", stdout=text(), stderr=stderr()) == 1
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize("arguments", ["show r1", "show r1 --json"])
+def test_an_encoding_that_lacks_a_character_shows_its_escape(arguments: str, streams: Streams) -> None:
     """An answer that was paid for is shown, not lost in a traceback; JSON stays the same value."""
-    client.submit({"agent_id": "a", "session_id": "s", "input_text": ARROW, "run_id": "r1"})
-    for_people = in_shell(f"{OPENAGENTS} show r1", redis_url, PYTHONIOENCODING="latin-1")
-    for_programs = in_shell(f"{OPENAGENTS} show r1 --json", redis_url, PYTHONIOENCODING="latin-1")
-    client.cancel("r1")
+    stdout = text("latin-1")
 
-    assert "Grüße \\u2192 \\u4e2d" in for_people.stdout.decode("latin-1"), for_people.stderr
-    assert '"Grüße \\u2192 \\u4e2d"' in for_programs.stdout.decode("latin-1"), for_programs.stderr
+    assert streams.run(*arguments.split(), stdout=stdout, stderr=text()) == 0
+    assert "Grüße \\u2192 \\u4e2d" in written(stdout)
 
 
-def test_no_input_is_no_traceback(redis_url: str, client: Client) -> None:
+def test_no_input_is_no_traceback(streams: Streams, client: Client) -> None:
     """`-` reads standard input; where that is closed there is none."""
-    done = in_shell(f"{OPENAGENTS} run a - --detach --run-id r1 <&-", redis_url)
+    stdout = text()
+    code = streams.run(
+        "run", "a", "-", "--detach", "--run-id", "r1", stdin=None, stdout=stdout, stderr=text()
+    )
     client.cancel("r1")
 
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"r1\n", b"")
+    assert (code, written(stdout)) == (0, "r1\n")
 
 
 def test_a_reader_that_left_ends_the_watching_of_a_run_that_waits(redis_url: str, client: Client) -> None:
     """The line that says why it waits finds nobody; the run goes on."""
-    done = in_shell(f"{OPENAGENTS} run a hi --run-id r1 2>&1 | head -1 >/dev/null", redis_url)
+    command = [sys.executable, "-m", "openagents_worker.cli", "run", "a", "hi", "--run-id", "r1"]
+    env = {**os.environ, "OPENAGENTS_REDIS_URL": redis_url}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        code = process.wait(120)
     client.cancel("r1")
 
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert code == 0
 
 
 def test_without_a_command_there_is_help(command: Command) -> None:
