@@ -222,8 +222,14 @@ def _command(command: click.Command, name: str, parent: click.Context) -> Iterat
 
 
 def _paragraphs(text: str) -> str:
-    lines = [" ".join(part.split()) for part in text.replace("\b", "").split("\n\n")]
-    return "\n\n".join(line for line in lines if line)
+    parts = [_as_written(part) if "\b" in part else " ".join(part.split()) for part in text.split("\n\n")]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _as_written(part: str) -> str:
+    """What click does not wrap: lines of examples."""
+    lines = [line.strip() for line in part.replace("\b", "").splitlines()]
+    return "\n".join(["```text", *filter(None, lines), "```"])
 
 
 EXITS = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["escaped_line", "json_escaped", "one_line", "printable"]
+__all__ = ["escaped_line", "json_escaped", "one_line", "printable", "unicode_escaped"]
 
 _HIDDEN = (
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # order of characters (bidi)
@@ -62,15 +62,20 @@ def escaped_line(text: str) -> str:
 
 def json_escaped(text: str) -> str:
     """JSON text whose strings a terminal may get: the same values, hidden characters written as `\\\\u…`."""
-    return _NEVER_IN_JSON.sub(_json_escape, text)
+    return _NEVER_IN_JSON.sub(lambda found: unicode_escaped(found[0]), text)
 
 
 def _escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape", "backslashreplace").decode()
 
 
-def _json_escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def unicode_escaped(character: str) -> str:
+    """The character as JSON may write it; beyond U+FFFF that is a pair.
+
+    >>> unicode_escaped("→")
+    '\\\\u2192'
+    """
+    code = ord(character)
     if code < 0x10000:
         return f"\\u{code:04x}"
     code -= 0x10000

@@ -148,7 +148,7 @@ def _read(path_or_text: FilePath | str) -> tuple[str, str]:
         _check_size(str(path), len(raw))
         return str(path), raw.decode("utf-8-sig")  # some editors begin a file with a mark
     except FileNotFoundError:
-        hint = "set OPENAGENTS_CONFIG to the path of your agents file"
+        hint = "set OPENAGENTS_CONFIG to the path of your agents file, or write one: docs/first-agent.md"
         raise ConfigLoadError(f"{path}: there is no such file", hint=hint) from None
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

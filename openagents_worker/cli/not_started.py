@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 from types import TracebackType
 from typing import Self
@@ -52,7 +53,11 @@ class NotStarted:
         while not self._over.wait(self._look_after_s):
             text = self._why()
             if text is not None and text != said and not self._over.is_set():
-                err(joined(styled("waiting: ", fg="yellow", bold=True), text))
+                try:
+                    err(joined(styled("waiting: ", fg="yellow", bold=True), text))
+                except BrokenPipeError:  # whoever read this is gone: nobody watches the run any more
+                    _thread.interrupt_main()
+                    return
                 said = text
 
     def _why(self) -> str | None:

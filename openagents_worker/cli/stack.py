@@ -39,7 +39,11 @@ class Process:
     """A child and what it says. Only its own process group is ever signalled."""
 
     def __init__(
-        self, name: str, command: Sequence[str], env: Mapping[str, str], say: Callable[[str, str], None]
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        say: Callable[[str, str], None] | None,
     ) -> None:
         self.name = name
         self._say = say
@@ -97,12 +101,10 @@ class Process:
         while not ready():
             if self.exit_code is not None:
                 self._reader.join()
-                raise ConfigError(
-                    f"{self.name} ended with code {self.exit_code}", hint="\n  ".join(self._tail)
-                )
+                raise ConfigError(f"{self.name} ended with code {self.exit_code}", hint=self._last_words())
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"{self.name}: {what}: not within {timeout_s:.0f} s", hint="\n  ".join(self._tail)
+                    f"{self.name}: {what}: not within {timeout_s:.0f} s", hint=self._last_words()
                 )
             time.sleep(POLL_S)
 
@@ -110,7 +112,12 @@ class Process:
         assert self._popen.stdout is not None
         for line in self._popen.stdout:
             self._tail.append(line.rstrip("\n"))
-            self._say(self.name, line.rstrip("\n"))
+            if self._say is not None:
+                self._say(self.name, line.rstrip("\n"))
+
+    def _last_words(self) -> str | None:
+        """What it printed, unless that was shown as it came."""
+        return "\n  ".join(self._tail) if self._say is None else None
 
     def _finish(self) -> None:
         self._reader.join()
@@ -125,7 +132,8 @@ class Stack:
     ...     worker = stack.start_worker("w1")
 
     Without `redis_url` it starts a Redis of its own; with `data_dir` that one keeps its data there. `env` is
-    what the children see besides the URLs; `say(name, line)` gets every line that they print. On Linux the
+    what the children see besides the URLs; `say(name, line)` gets every line that they print, and without it
+    the error of a child that does not start has its last lines. On Linux the
     children also end when the thread that started them does: start them in one that lives on.
     """
 
@@ -135,7 +143,7 @@ class Stack:
         redis_url: str | None = None,
         data_dir: Path | None = None,
         env: Mapping[str, str] | None = None,
-        say: Callable[[str, str], None] = lambda name, line: None,
+        say: Callable[[str, str], None] | None = None,
     ) -> None:
         self._env = dict(os.environ if env is None else env)
         self._given_url = redis_url

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from openagents_worker.cli.streams import OutputLost
 from openagents_worker.printable import json_escaped, one_line, printable
 
 __all__ = ["Safe", "dump", "err", "joined", "out", "styled", "table", "width_of"]
@@ -46,18 +47,18 @@ def joined(*parts: str, sep: str = "") -> Safe:
 
 
 def out(text: str = "") -> None:
-    """A line on standard output: what the command was asked for."""
-    click.echo(safe(text))
+    """A line on standard output: what the command was asked for. Raises `OutputLost`."""
+    _write(safe(text))
 
 
 def err(text: str = "") -> None:
-    """A line on standard error: what goes on beside it."""
-    click.echo(safe(text), err=True)
+    """A line on standard error: what goes on beside it. Where that cannot be written, nobody misses it."""
+    _remark(f"{safe(text)}\n")
 
 
 def piece(text: str) -> None:
     """A part of a line on standard error, shown at once."""
-    click.echo(safe(text), nl=False, err=True)
+    _remark(safe(text))
 
 
 def dump(value: Any) -> None:
@@ -66,8 +67,26 @@ def dump(value: Any) -> None:
 
 
 def dump_text(text: str) -> None:
-    """JSON that is text already."""
-    click.echo(json_escaped(text))
+    """JSON that is text already. Raises `OutputLost`."""
+    _write(json_escaped(text))
+
+
+def _write(line: str) -> None:
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputLost(error) from error
+
+
+def _remark(text: str) -> None:
+    try:
+        click.echo(text, nl=False, err=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def width_of(text: str) -> int:

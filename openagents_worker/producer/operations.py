@@ -61,9 +61,10 @@ class Operations(Publishes):
     def resume(self, run_id: str, *, by: str | None = None) -> RunHandle[Any]:
         """Let a run that has failed or was cancelled go on from its last checkpoint, in a new life.
 
-        `by` is who wants it; it stands in the event `run.resumed`. A run that is not over goes on as it is.
-        Raises `RunNotFound`, `RunConflict` for a run that has completed, `ConfigError` for one that failed
-        before it had a checkpoint, or where two apps are registered.
+        One that ended before it had a checkpoint begins. `by` is who wants it; it stands in the event
+        `run.resumed`. A run that is not over goes on as it is. Raises `RunNotFound`, `RunConflict` for a run
+        that has completed, `ConfigError` for one that is not durable and was executed, or where two apps are
+        registered.
         """
         began, by = time.monotonic(), optional_text("by", by)
         app, settings = self._publishing.to_submit()

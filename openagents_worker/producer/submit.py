@@ -86,8 +86,8 @@ def submit(
 def resume(store: Store, run: RunRecord, *, settings: Settings, by: str = "") -> Accepted:
     """Start another life of a run that has failed or was cancelled, from its last checkpoint.
 
-    `by` is who wants it, for the event. Raises as `submit` does, and `ConfigError` for a run that failed
-    before it had a checkpoint.
+    `by` is who wants it, for the event. Raises as `submit` does, and `ConfigError` for one that has no
+    checkpoint and may have had effects.
     """
     return _carried_out(store, _resumption(run, settings, by), settings, time.sleep)
 
@@ -321,12 +321,18 @@ class _Resumption(_Attempt[Resumed]):
                     f"the run {self.request.run_id!r} has completed; there is nothing to resume",
                     "submit a new run in the same session to go on from its answer",
                 )
-            case ResumeAnswer.NO_CHECKPOINT | ResumeAnswer.OTHER_CHECKPOINT:
-                latest = f"its latest is {answer.detail!r}" if answer.detail else "it has none"
+            case ResumeAnswer.NO_CHECKPOINT:
+                raise self._error(
+                    ConfigError,
+                    f"the run {self.request.run_id!r} has no checkpoint to go on from",
+                    "it is not durable, or its records are gone: to begin it again might repeat what it did; "
+                    "submit a new run",
+                )
+            case ResumeAnswer.OTHER_CHECKPOINT:
                 raise self._error(
                     ConfigError,
                     f"Unknown resume_from_checkpoint {checkpoint!r}",
-                    f"{latest}; a run goes on from its latest",
+                    f"its latest is {answer.detail!r}; a run goes on from its latest",
                 )
             case ResumeAnswer.OTHER_AGENT | ResumeAnswer.OTHER_SESSION | ResumeAnswer.OTHER_INPUT:
                 what = {"OTHER_AGENT": "agent", "OTHER_SESSION": "session", "OTHER_INPUT": "input_text"}[

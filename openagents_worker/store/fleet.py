@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 LATEST_MS = 253_402_300_799_000  # the end of the year 9999: what a datetime holds
+LOOKED_AT = 1000  # messages of a queue, the oldest, of which it is asked whether their runs are over
 SCAN_COUNT = 1000  # keys that Redis looks at for one answer: under a millisecond
 
 
@@ -260,24 +261,42 @@ def _queues(keys: Keys, names: Sequence[str], workers: Sequence[WorkerInfo]) -> 
         pipeline.hgetall(keys("sent_again"))
         for name in names:
             pipeline.zcard(keys("sent", name))
-            pipeline.zrange(keys("sent", name), 0, 0, withscores=True)
+            pipeline.zrange(keys("sent", name), 0, LOOKED_AT - 1, withscores=True)
         return pipeline.execute(raise_on_error=False)
 
     (seconds, micros), sent_again, *answers = yield question
     sent_again = or_else(sent_again, {})
     now_us = seconds * 1_000_000 + micros
+    sent = [or_else(first, []) for first in answers[1::2]]
+    over = yield from _over(keys, [run_id for first in sent for run_id, _ in first])
 
-    def age_ms(oldest: Sequence[tuple[str, float]]) -> int | None:
-        at_us = min(max(oldest[0][1], 0.0), LATEST_MS * 1000.0) if oldest else now_us
-        return max(0, round((now_us - at_us) / 1000)) if oldest else None
+    def age_ms(first: Sequence[tuple[str, float]]) -> int | None:
+        for run_id, at_us in first:
+            if run_id not in over:
+                age: int = round((now_us - min(max(at_us, 0.0), LATEST_MS * 1000.0)) / 1000)
+                return max(0, age)
+        return None
 
     return tuple(
         QueueInfo(
             name,
-            or_else(waiting, 0),
-            age_ms(or_else(oldest, [])),
+            max(0, or_else(count, 0) - sum(run_id in over for run_id, _ in first)),
+            age_ms(first),
             tuple(worker.incarnation for worker in workers if worker.serves(name)),
             _number(sent_again.get(name)) or 0,
         )
-        for name, waiting, oldest in zip(names, answers[::2], answers[1::2], strict=True)
+        for name, count, first in zip(names, answers[::2], sent, strict=True)
     )
+
+
+def _over(keys: Keys, run_ids: Sequence[str]) -> Plan[set[str]]:
+    """Those of the runs that have ended, and whose message waits because Celery is to be told of it."""
+
+    def question(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=False)
+        for run_id in run_ids:
+            pipeline.hget(keys("run", run_id), "untold")
+        return pipeline.execute(raise_on_error=False)
+
+    answers = (yield question) if run_ids else []
+    return {run_id for run_id, untold in zip(run_ids, answers, strict=True) if or_else(untold, None) == "1"}

@@ -15,11 +15,10 @@ from tests.cli.conftest import W1, Command, register, retire
 from tests.producer.hand import Hand
 
 
-def fail(hand: Hand, run_id: str, error: Exception, *, checkpoint: bool = True) -> None:
+def fail(hand: Hand, run_id: str, error: Exception) -> None:
     hand.submit(run_id)
     hand.claim(run_id)
-    if checkpoint:
-        hand.commit(run_id, steps=0)
+    hand.commit(run_id, steps=0)
     hand.finish(run_id, error=error)
 
 
@@ -31,19 +30,36 @@ def test_runs_are_resumed_by_id_and_one_bad_id_stops_nothing(
 ) -> None:
     """Each is told by itself; the exit code says that not all went well."""
     fail(hand, "good", LLMRateLimitError("slow down"))
-    fail(hand, "bare", LLMRateLimitError("slow down"), checkpoint=False)
+    hand.submit("unsafe", durable=False)
+    hand.claim("unsafe")
+    hand.finish("unsafe", error=LLMRateLimitError("slow down"))
 
-    done = command("resume", "nowhere", "bare", "good", "--by", "ada")
+    done = command("resume", "nowhere", "unsafe", "good", "--by", "ada")
 
     assert done.code == 2
     assert done.out == "good: resumed\n"
     assert "nowhere: run.not_found" in done.err
-    assert "bare: config.error" in done.err
+    assert (
+        "unsafe: config.error: the run 'unsafe' has no checkpoint to go on from\n  hint: it is not"
+        in done.err
+    )
     assert "1 run resumed, 2 could not be" in done.err
     events = client.store.carry_out(history(client.store.keys, "good"))
     assert [event.payload["by"] for event in events if event.name == "run.resumed"] == ["ada"]
     assert command("resume", "good").out == "good: goes on already (queued)\n"
     client.cancel("good")
+
+
+def test_a_run_that_ended_before_it_began_is_resumed(command: Command, client: Client) -> None:
+    """Cancelled while it waited: it begins."""
+    client.submit({"agent_id": "a", "session_id": "s", "input_text": "hi", "run_id": "r1"})
+    client.cancel("r1")
+
+    done = command("resume", "r1")
+    state = client.record("r1").state
+    client.cancel("r1")
+
+    assert (done.code, done.out, state) == (0, "r1: resumed\n", RunState.QUEUED)
 
 
 def test_many_are_shown_before_they_are_resumed(command: Command, hand: Hand, client: Client) -> None:
@@ -120,8 +136,11 @@ def test_workers_are_listed_with_what_they_serve(command: Command, client: Clien
 
 
 def test_status_names_what_is_wrong(command: Command, client: Client, hand: Hand) -> None:
-    """A queue that nobody serves, an agent that nobody has, a loop that is blocked."""
+    """A queue that nobody serves, an agent that nobody has, a loop that is blocked; no run that is over."""
     request = {"agent_id": "clerk", "input_text": "hi"}
+    client.submit({**request, "session_id": "s0", "run_id": "r0"}, queue="typo")
+    client.cancel("r0")
+    assert "waits" not in command("status").out
     client.submit({**request, "session_id": "s1", "run_id": "r1"}, queue="typo")
     register(client, agents=("clerk", "porter"))
     register(client, agents=("clerk",))

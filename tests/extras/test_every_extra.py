@@ -259,10 +259,8 @@ def test_the_embedded_server_is_there(site: Site) -> None:
 
 @pytest.mark.parametrize("site", [EXTRAS], indirect=True, ids=named)
 def test_one_command_starts_all_there_is(site: Site) -> None:
-    """`openagents-worker dev` with a Redis of its own and a scripted model; a run; SIGTERM ends it all."""
-    site.environment.write({"dev/agents.json": PROJECT["agents.json"].replace("clerk", "assistant")})
-    env = {"OPENAGENTS_CONFIG": "dev/agents.json"}
-    with site.environment.started("openagents-worker", "dev", "--json", **env) as dev:
+    """`openagents-worker dev` with a Redis, agents and a model of its own; a run; SIGTERM ends it all."""
+    with site.environment.started("openagents-worker", "dev", "--json", OPENAGENTS_CONFIG="") as dev:
         told = json.loads(
             wait_for(lambda: dev.said.strip() or (not dev.left() and "null"), "it says where it is")
         )
@@ -274,7 +272,7 @@ def test_one_command_starts_all_there_is(site: Site) -> None:
         code = dev.terminate()
         wait_for(lambda: not dev.left(), "no process is left")
 
-    assert (ran.returncode, ran.stdout) == (0, "391\n"), ran.stderr
+    assert (ran.returncode, ran.stdout) == (0, 'The tool says: {"result":391}\n'), ran.stderr
     assert code == 0
 
 

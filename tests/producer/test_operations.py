@@ -17,10 +17,11 @@ from openagents_worker.store.fleet import WorkerCard, read_fleet
 from tests.producer.hand import LEASE_MS, Hand
 
 
-def fail(hand: Hand, run_id: str, error: Exception, *, steps: int = 0) -> None:
-    hand.submit(run_id)
+def fail(hand: Hand, run_id: str, error: Exception, *, steps: int = 0, durable: bool = True) -> None:
+    """With the checkpoint of a prepared start, or without one."""
+    hand.submit(run_id, durable=durable)
     hand.claim(run_id)
-    if steps >= 0:
+    if durable:
         hand.commit(run_id, steps=steps)
     hand.finish(run_id, error=error)
 
@@ -60,7 +61,7 @@ def test_many_runs_are_resumed_and_one_bad_one_stops_nothing(client: Client, han
     """Those with the code that was asked for; one without a checkpoint, and one that nobody can read, are
     left."""
     fail(hand, "good-1", LLMRateLimitError("slow down"))
-    fail(hand, "no-checkpoint", LLMRateLimitError("slow down"), steps=-1)
+    fail(hand, "no-checkpoint", LLMRateLimitError("slow down"), durable=False)
     fail(hand, "other-code", LLMResponseError("no"))
     fail(hand, "broken", LLMRateLimitError("slow down"))
     fail(hand, "good-2", LLMRateLimitError("slow down"))

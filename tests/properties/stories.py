@@ -603,6 +603,12 @@ class Stories(_Words):
         self.cancel(force=True)
         self.m.tell(0, behind=1)
 
+    def a_run_that_left_no_record_is_resumed(self) -> None:
+        self.submit(durable=False)
+        self.deliver(0)
+        self.cancel(force=True)
+        self.m.resume(0, lost=False)
+
     def a_completed_run_is_resumed(self) -> None:
         self.submit()
         self.deliver(0)

@@ -328,6 +328,11 @@ GUARDS = (
         story="a_completed_run_is_resumed",
     ),
     Guard(
+        "what may have had an effect does not begin again",
+        ("if begins and not may_begin then return {'NO_CHECKPOINT'} end", ""),
+        story="a_run_that_left_no_record_is_resumed",
+    ),
+    Guard(
         "what lives is not started once more",
         ("if not TERMINAL[run.state] then return {'LIVE', run.state, run.queue} end", ""),
         story="a_run_lives_twice",

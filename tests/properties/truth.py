@@ -175,12 +175,15 @@ class Truth:
 
     def resume(self, run_id: str) -> str:
         run = self.runs.get(run_id)
-        if not run or not run.journal:
-            return "NO_CHECKPOINT" if run else "UNKNOWN"
+        if not run:
+            return "UNKNOWN"
         if not run.over or run.state == "completed":
             return "COMPLETED" if run.over else "LIVE"
+        if not run.journal and not run.durable and run.attempts:
+            return "NO_CHECKPOINT"
         run.life, run.cancel, run.untold = run.life + 1, False, False
         run.stuck = run.retries = run.emit_no = 0
+        run.expires = 0.0
         run.suspicion = Suspicion()
         self._place(run)
         return "OK"

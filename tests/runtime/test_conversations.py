@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import FixedMessage
+from openagents_worker.llm.transcript import healed
 from openagents_worker.models import RunBudget, RunRecord, RunState
 from openagents_worker.patterns.react import ReActPattern
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import Outlook
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
+from openagents_worker.store.runs import aread_session
 from openagents_worker.store.scripts import ReleaseKind, ResumeAnswer
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.runtime import talking
@@ -507,6 +509,9 @@ async def _talk(redis_url: str, endings: list[str]) -> None:
         last = await talk.turn(ANSWER, input_text="The last question.")
 
         assert code_of(last) is None, (endings, last.result)
+        kept = (await aread_session(p.store, talk.session)).transcript
+        ours = [dict(entry) for entry in kept if not str(entry.get("run_id")).startswith("old-")]
+        assert healed(ours) == ours, "only whole turns are written, not only shown"
         [shown] = messages_of(script, last.run_id)
         assert [message["role"] for message in shown][-1] == "user"
         said = [message for message in shown if message["role"] in ("user", "assistant")]

@@ -416,6 +416,22 @@ async def test_a_run_that_is_left_to_others_for_too_long_fails(redis_url: str) -
         assert code == AgentUnavailable.code
         assert "gone" in message
 
+    async with process(redis_url, agent("gone"), name="mended") as mended:
+        resumed = await mended.store.run(
+            scripts.resume(
+                run_id="r1",
+                agent_id="gone",
+                session_id="s1",
+                input_text="",
+                checkpoint_id="",
+                canvas="",
+                by="",
+            )
+        )
+        carried = await mended.carry()
+        assert (resumed.answer, carried.kind) == ("OK", Outlook.ENDED)
+        assert (await mended.record()).state is RunState.COMPLETED
+
 
 async def test_a_journal_that_nobody_reads_for_too_long_fails_the_run(redis_url: str) -> None:
     """A format that only another version reads is the same as an agent that only another worker has."""

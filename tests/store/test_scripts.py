@@ -1177,13 +1177,46 @@ def test_who_resumes_must_mean_this_run(bench: Bench, changed: Any, answer: str,
 
 
 def test_only_what_has_ended_badly_lives_again(bench: Bench) -> None:
-    """LIVE while it goes on, COMPLETED once it is well, NO_CHECKPOINT when it never got to one."""
+    """LIVE while it goes on, COMPLETED once it is well."""
     fence = bench.claimed()
-    assert bench.do("resume").answer == "NO_CHECKPOINT"
+    assert bench.do("resume").answer == "LIVE"
     bench.do("commit", fence=fence)
     assert (bench.do("resume").answer, bench.do("resume").state) == ("LIVE", "running")
     bench.do("finish", fence=fence)
     assert bench.do("resume").answer == "COMPLETED"
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_run_that_ended_before_it_began_lives_again_from_its_beginning(bench: Bench, durable: bool) -> None:
+    """Cancelled while it waited, or too late to be started: nothing of it was executed."""
+    bench.do("submit", durable=durable, expires_ms=HOUR_MS)
+    bench.lab.let_pass(2 * HOUR_MS)
+    bench.do("register")
+    assert bench.do("claim").answer == "CANCELLED"
+
+    resumed = bench.do("resume")
+    claimed = bench.do("claim")
+
+    assert (resumed.answer, resumed.state) == ("OK", "queued")
+    assert (claimed.answer, claimed.life, claimed.attempt) == ("CLAIMED", 2, 1)
+    assert (bench.events().count("run.resumed"), bench.field("expires")) == (1, None)
+
+
+def test_what_may_have_had_effects_without_a_record_does_not_begin_again(bench: Bench) -> None:
+    """NO_CHECKPOINT: not durable and executed; its records are gone; it has no request."""
+    fence = bench.claimed(durable=False)
+    bench.do("finish", fence=fence, end_state="failed", event="run.failed")
+    assert bench.do("resume").answer == "NO_CHECKPOINT"
+
+    fence = bench.claimed("r2", session_id="s2")
+    bench.do("commit", run_id="r2", fence=fence)
+    bench.do("commit", run_id="r2", fence=fence, position=1, batch_no=2)
+    bench.do("finish", run_id="r2", fence=fence, batch_no=3, end_state="failed", event="run.failed")
+    bench.redis.delete(bench.store.keys("journal", "r2"))
+    assert bench.do("resume", run_id="r2", session_id="s2").answer == "NO_CHECKPOINT"
+
+    bench.do("reject", run_id="r3")
+    assert bench.do("resume", run_id="r3", agent_id="-", session_id="-").answer == "NO_CHECKPOINT"
 
 
 # --- a Redis that is full --------------------------------------------------------------------------------

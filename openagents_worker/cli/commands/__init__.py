@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import click
 
 from openagents_worker.cli.commands import configuration, fleet, processes, resuming, runs, sessions
 from openagents_worker.cli.exits import Exit, exit_of, show_error
+from openagents_worker.cli.streams import OutputLost, make_usable, readers_may_leave, say_no_more
 from openagents_worker.cli.terminal import err
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.tracebacks import traceback_text
 
 __all__ = ["commands", "run"]
+
+NO_ARGUMENTS: tuple[type[click.ClickException], ...] = tuple(
+    filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])  # since click 8.2
+)
 
 SUBJECTS = (
     ("Runs", (*runs.COMMANDS, *resuming.COMMANDS)),
@@ -27,25 +33,41 @@ SUBJECTS = (
 
 def run() -> None:
     """Parse the arguments, run the command, exit with its code."""
-    as_json = "--json" in sys.argv
+    make_usable()
     try:
-        code = commands.main(standalone_mode=False)
-    except click.ClickException as error:
-        _show_usage_error(error)
-        code = Exit.USAGE
-    except (click.Abort, KeyboardInterrupt):
+        code = _run()
+    except KeyboardInterrupt:
         code = Exit.INTERRUPTED
+    say_no_more()
+    sys.exit(code)
+
+
+def _run() -> int:
+    as_json = "--json" in sys.argv
+    code: int
+    try:
+        return commands.main(standalone_mode=False) or Exit.SUCCESS
+    except (click.Abort, KeyboardInterrupt):
+        return Exit.INTERRUPTED
+    except click.ClickException as error:
+        code, show = Exit.USAGE, partial(_show_usage_error, error)
     except OpenAgentsError as error:
-        show_error(error, as_json=as_json)
-        code = exit_of(error)
+        code, show = exit_of(error), partial(show_error, error, as_json=as_json)
     except Exception as error:  # noqa: BLE001 - a bug; Python would print texts that nobody has looked at
-        err(traceback_text(error, collapse=False))
-        code = Exit.USAGE
-    sys.exit(code or Exit.SUCCESS)
+        code, show = Exit.USAGE, partial(err, traceback_text(error, collapse=False))
+    with suppress(BrokenPipeError, OutputLost):  # nobody reads it
+        show()
+    return code
 
 
 def _show_usage_error(error: click.ClickException) -> None:
     """Which command, how it is used, and what was wrong."""
+    if isinstance(error, NO_ARGUMENTS):
+        err(error.format_message())
+        return
+    if isinstance(error, OutputLost):
+        err(f"error: {error.format_message()}")
+        return
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     if ctx is not None:
         err(ctx.get_usage())
@@ -56,15 +78,20 @@ def _show_usage_error(error: click.ClickException) -> None:
 class _BySubject(click.Group):
     """A group whose help lists its commands by subject."""
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """As click does it. `--help` is shown here."""
+        with readers_may_leave():
+            try:
+                return super().make_context(*args, **options)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise OutputLost(error) from error
+
     def invoke(self, ctx: click.Context) -> Any:
-        """The command's exit code. A reader that has had enough, as `head` has, is no failure."""
-        try:
-            code = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return Exit.SUCCESS
-        return code
+        """The command's exit code."""
+        with readers_may_leave():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for subject, found in SUBJECTS:

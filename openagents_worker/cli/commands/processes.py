@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from itertools import cycle
@@ -15,12 +17,17 @@ from openagents_worker.cli.commands.options import as_json_option, need
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.stack import Stack
 from openagents_worker.cli.terminal import dump, err, joined, out, styled
-from openagents_worker.settings import PREFIX, load_settings
+from openagents_worker.producer.client import cell_of
+from openagents_worker.settings import PREFIX, Settings, load_settings
+from openagents_worker.store.client import Store
+from openagents_worker.store.fleet import read_fleet
 
 __all__ = ["COMMANDS"]
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 DEV_MODEL = "openagents_worker.cli.dev_model:reply"
+DEV_AGENTS = Path(__file__).parents[1] / "dev_agents.json"
+OWN_AGENTS = Settings.model_fields["config"].default
 
 
 @click.command()
@@ -66,18 +73,20 @@ def dev(concurrency: int, flower_port: int, data_dir: Path | None, as_json: bool
 
     Uses OPENAGENTS_REDIS_URL if it is set.
 
-    Without OPENAI_API_KEY and OPENAI_BASE_URL, a scripted model answers.
+    Without OPENAI_API_KEY and OPENAI_BASE_URL, a scripted model answers. Without an agents file, an example
+    with one agent, `assistant`, is used.
     """
     need("worker", "flower")
     signal.signal(signal.SIGTERM, _end)
-    say = _say_nothing if as_json else _prefixed()
+    say = None if as_json else _prefixed()
     given = os.environ.get(f"{PREFIX}REDIS_URL") or None
     try:
         with Stack(redis_url=given, data_dir=data_dir, say=say) as stack:
             model_url = _start_model(stack)
+            is_example = _give_agents(stack)
             stack.start_worker("dev", concurrency=concurrency)
             flower_url = stack.start_flower(flower_port)
-            _announce(stack, flower_url, model_url, as_json=as_json)
+            _announce(stack, flower_url, model_url, is_example=is_example, as_json=as_json)
             ended = stack.wait()
             err(f"{ended.name} has ended with code {ended.exit_code}")
             return Exit.RUN_FAILED
@@ -94,25 +103,43 @@ def _start_model(stack: Stack) -> str | None:
     return url
 
 
-def _announce(stack: Stack, flower_url: str, model_url: str | None, *, as_json: bool) -> None:
+def _give_agents(stack: Stack) -> bool:
+    """The example, where the environment names no agents file and there is none in its place."""
+    if os.environ.get(f"{PREFIX}CONFIG") or Path(stack.settings.config).exists():
+        return False
+    stack.set_env(OPENAGENTS_CONFIG=str(DEV_AGENTS))
+    return True
+
+
+def _announce(
+    stack: Stack, flower_url: str, model_url: str | None, *, is_example: bool, as_json: bool
+) -> None:
     if as_json:
         dump({"redis_url": stack.settings.redis_url_safe, "flower_url": flower_url, "model_url": model_url})
         return
     if model_url is not None:
         out(f"model   {model_url}  (a script: set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)")
+    if is_example:
+        out(f"agents  {DEV_AGENTS}  (an example: write {OWN_AGENTS}, or set {PREFIX}CONFIG)")
     out(f"redis   {stack.settings.redis_url_safe}")
     out(f"flower  {flower_url}")
     out("\nIn another terminal:")
     out(f"  export {PREFIX}REDIS_URL={stack.settings.redis_url_safe}")
-    out('  openagents-worker run assistant "What is 17*23?"\n\nCtrl-C ends it all.')
+    agent = _agent_to_try(stack.settings)
+    if agent is not None:
+        out(f'  openagents-worker run {shlex.quote(agent)} "What is 17*23?"')
+    out("\nCtrl-C ends it all.")
+
+
+def _agent_to_try(settings: Settings) -> str | None:
+    """One that the worker serves."""
+    with contextlib.closing(Store(cell_of(settings), max_connections=1)) as store:
+        fleet = store.carry_out(read_fleet(store.keys, settings.queue))
+    return min((agent.id for agent in fleet.agents if agent.workers), default=None)
 
 
 def _end(signal_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
-
-
-def _say_nothing(name: str, line: str) -> None:
-    """JSON mode: standard output is for one object."""
 
 
 def _prefixed() -> Callable[[str, str], None]:

@@ -1,4 +1,6 @@
--- A run that failed or was cancelled goes on in a new life, from its last checkpoint, at the tail of its session's queue.
+-- A run that failed or was cancelled goes on in a new life, from its last checkpoint, at the tail of its session's queue. One that ended
+-- before its first checkpoint begins; NO_CHECKPOINT where that might repeat an effect (it is not durable and was executed, or its records
+-- are gone), and where it has no request.
 -- Options of the new submission go before those of the first. Returns OK, state, queue, canvas, sent_us, another's wake | LIVE (it goes on already) | COMPLETED | UNKNOWN | OTHER_AGENT, agent
 --   | OTHER_SESSION, session | OTHER_INPUT | OTHER_CHECKPOINT, the latest one | NO_CHECKPOINT. Event run.resumed, then run.queued or run.waiting_session.
 --#include session
@@ -10,16 +12,18 @@ needs(k.journal(run_id), 'list')
 needs(k.facts(run_id), 'hash')
 local request = input_text ~= '' and decoded(field_of(run_id, 'request') or '')
 if input_text ~= '' and not (request and request.input_text == input_text) then return {'OTHER_INPUT'} end
-if redis.call('EXISTS', k.journal(run_id)) == 0 then return {'NO_CHECKPOINT'} end
 local latest = run_id .. ':step:' .. digits(run.steps)
 if checkpoint_id ~= '' and checkpoint_id ~= latest then return {'OTHER_CHECKPOINT', latest} end
 if run.state == STATE.completed then return {'COMPLETED'} end
 if not TERMINAL[run.state] then return {'LIVE', run.state, run.queue} end
+local begins = redis.call('EXISTS', k.journal(run_id)) == 0
+local may_begin = run.steps == 0 and (run.durable ~= '0' or run.attempt == 0) and (field_of(run_id, 'request') or '') ~= ''
+if begins and not may_begin then return {'NO_CHECKPOINT'} end
 
-run.life = run.life + 1
+run.life, run.expires = run.life + 1, 0
 redis.call('HSET', k.run(run_id), 'state', STATE.queued, 'life', run.life, 'fence', next_fence(run), 'owner', '', 'stuck', 0, 'retries', 0,
   'emit_no', 0, 'resumed', digits(NOW_MS))
-redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'untold', 'tellings', 'suspicion')
+redis.call('HDEL', k.run(run_id), 'cancel', 'cancel_reason', 'result', 'ended', 'due', 'untold', 'tellings', 'suspicion', 'expires')
 redis.call('ZREM', k.sent(run.queue), run_id)
 if canvas ~= '' then
   redis.call('HSET', k.run(run_id), 'canvas', canvas)
@@ -29,7 +33,7 @@ for _, fact in ipairs(redis.call('HKEYS', k.facts(run_id))) do
   if string.sub(fact, 1, 6) == 'tries:' then redis.call('HDEL', k.facts(run_id), fact) end -- a new life may try as often again
 end
 for _, key in ipairs({k.run(run_id), k.facts(run_id), k.events(run_id), k.journal(run_id)}) do redis.call('PERSIST', key) end
-append(run, {'run.resumed', '{"checkpoint_id":' .. q(latest) .. ',"life":' .. digits(run.life)
+append(run, {'run.resumed', '{"checkpoint_id":' .. (begins and 'null' or q(latest)) .. ',"life":' .. digits(run.life)
   .. (by ~= '' and ',"by":' .. q(by) or '') .. '}'})
 local wake = place(run)
 local state = redis.call('HGET', k.run(run_id), 'state')

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from openagents_worker.agents.loading import load_agents
 from openagents_worker.errors import OpenAgentsError, PermanentToolError, ToolValidationError
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 from openagents_worker.tools.builtin.files import GrepFiles, ReadFile
@@ -132,6 +133,27 @@ async def test_what_is_hidden_or_denied_is_reached_by_no_tool_and_no_spelling(
     with pytest.raises(ToolValidationError, match=r"is hidden|is denied by"):
         await call(kind, guarded, {"deny": DENY}, path=path, **MORE.get(kind, {}))
     assert fingerprint(guarded) == before
+
+
+SHIPPED = Path(__file__).parents[3] / "config" / "agents.json"
+
+
+@pytest.mark.parametrize("path", ["app.py", "../app.py", "../.env", ".env", "../config/agents.json"])
+async def test_shipped_agents_work_in_a_folder_of_their_own(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code, keys and settings of the project are not there for a model."""
+    (tmp_path / "app.py").write_text(SECRET)
+    (tmp_path / ".env").write_text(SECRET)
+    monkeypatch.chdir(tmp_path)
+    tools = [tool for agent in load_agents(SHIPPED, env={}).agents for tool in agent.tools]
+    files = [tool for tool in tools if hasattr(BUILTIN_TOOLS.get(tool.type or ""), "fence")]
+
+    assert {tool.type for tool in files} == {"read_file", "list_files", "grep_files"}
+    for tool in files:
+        given = {"path": path, **MORE.get(tool.type or "", {})}
+        with pytest.raises((ToolValidationError, PermanentToolError), match=r"outside|hidden|does not exist"):
+            await BUILTIN_TOOLS[tool.type or ""](tool.config).invoke(given, None)
 
 
 @pytest.mark.parametrize("path", [".", "docs", "docs/.."])

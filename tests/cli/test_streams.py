@@ -1,0 +1,185 @@
+"""Standard streams that are closed, full, left by their reader, or of another encoding."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from typing import TextIO
+
+import pytest
+
+from openagents_worker.cli import main
+from openagents_worker.cli.commands import run
+from openagents_worker.producer.client import Client
+from tests.cli.conftest import Command
+
+ARROW = "Grüße → 中"
+
+
+def closed() -> None:
+    """What Python has for a stream that was closed before it began."""
+
+
+def full() -> TextIO:
+    """A disk without room."""
+    return open("/dev/full", "w", encoding="utf-8")  # noqa: PTH123 - closed by `Streams`
+
+
+def left() -> TextIO:
+    """A pipe whose reader has gone, as `head` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w", encoding="utf-8")
+
+
+def text(encoding: str = "utf-8") -> TextIO:
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+
+
+class Streams:
+    """Runs commands in this process, with other standard streams."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self._used: list[TextIO] = []
+
+    def run(
+        self, *arguments: str, stdin: TextIO | None = None, stdout: TextIO | None, stderr: TextIO | None
+    ) -> int:
+        """Its exit code."""
+        with self._monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["openagents-worker", *arguments])
+            for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+                patch.setattr(sys, name, stream)
+            with pytest.raises(SystemExit) as ended:
+                run()
+            self._used += [sys.stdin, sys.stdout, sys.stderr]
+        return int(ended.value.code or 0)
+
+    def close(self) -> None:
+        for stream in self._used:
+            stream.close()
+
+
+def written(stream: TextIO) -> str:
+    raw = stream.buffer
+    assert isinstance(raw, io.BytesIO)
+    return raw.getvalue().decode(stream.encoding)
+
+
+@pytest.fixture
+def streams(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Generator[Streams]:
+    monkeypatch.setenv("OPENAGENTS_REDIS_URL", redis_url)
+    streams = Streams(monkeypatch)
+    yield streams
+    streams.close()
+
+
+@pytest.fixture
+def waiting(client: Client) -> Generator[None]:
+    """The run r1 waits in its queue."""
+    client.submit({"agent_id": "a", "session_id": "s", "input_text": ARROW, "run_id": "r1"})
+    yield
+    client.cancel("r1")
+
+
+FULL = "error: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize(
+    ("arguments", "stdout", "code", "said"),
+    [
+        ("runs", closed, 0, ""),
+        ("schema", full, 1, FULL),
+        ("runs --json", full, 1, FULL),
+        ("--help", full, 1, FULL),
+        ("--help", left, 0, ""),
+        ("runs --help", left, 0, ""),
+        ("runs", left, 0, ""),
+        ("show nobody --json", left, 2, ""),
+    ],
+)
+def test_whatever_becomes_of_the_output_there_is_no_traceback(
+    arguments: str, stdout: Callable[[], TextIO | None], code: int, said: str, streams: Streams
+) -> None:
+    """A closed stream takes all; a full disk is one line; a reader that leaves is no failure."""
+    stderr = text()
+
+    assert streams.run(*arguments.split(), stdout=stdout(), stderr=stderr) == code
+    assert written(stderr) == said
+
+
+@pytest.mark.parametrize("stderr", [closed, full, left])
+def test_a_command_that_cannot_say_what_is_wrong_ends_with_its_code(
+    stderr: Callable[[], TextIO | None], streams: Streams
+) -> None:
+    assert streams.run("show", "nobody", stdout=text(), stderr=stderr()) == 2
+    assert streams.run("runz", stdout=text(), stderr=stderr()) == 1
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize("arguments", ["show r1", "show r1 --json"])
+def test_an_encoding_that_lacks_a_character_shows_its_escape(arguments: str, streams: Streams) -> None:
+    """An answer that was paid for is shown, not lost in a traceback; JSON stays the same value."""
+    stdout = text("latin-1")
+
+    assert streams.run(*arguments.split(), stdout=stdout, stderr=text()) == 0
+    assert "Grüße \\u2192 \\u4e2d" in written(stdout)
+
+
+def test_no_input_is_no_traceback(streams: Streams, client: Client) -> None:
+    """`-` reads standard input; where that is closed there is none."""
+    stdout = text()
+    code = streams.run(
+        "run", "a", "-", "--detach", "--run-id", "r1", stdin=None, stdout=stdout, stderr=text()
+    )
+    client.cancel("r1")
+
+    assert (code, written(stdout)) == (0, "r1\n")
+
+
+def test_a_reader_that_left_ends_the_watching_of_a_run_that_waits(redis_url: str, client: Client) -> None:
+    """The line that says why it waits finds nobody; the run goes on."""
+    command = [sys.executable, "-m", "openagents_worker.cli", "run", "a", "hi", "--run-id", "r1"]
+    env = {**os.environ, "OPENAGENTS_REDIS_URL": redis_url}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        code = process.wait(120)
+    client.cancel("r1")
+
+    assert code == 0
+
+
+def test_without_a_command_there_is_help(command: Command) -> None:
+    """The list of commands, and not an error that quotes it."""
+    done = command()
+
+    assert done.code == 1
+    assert done.err.startswith("Usage: openagents-worker [OPTIONS] COMMAND")
+    assert done.err.count("Usage:") == 1
+    assert "Error" not in done.err
+
+
+def test_ctrl_c_while_it_starts_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading the command takes most of its time: 130 then, too, and nothing is said."""
+
+    class Interrupted:
+        def find_spec(self, name: str, *_args: object) -> None:
+            if name == "openagents_worker.cli.commands":
+                signal.raise_signal(signal.SIGINT)
+
+    for name in [name for name in sys.modules if name.startswith("openagents_worker.cli.commands")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    assert ended.value.code == 130
