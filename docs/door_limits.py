@@ -146,8 +146,8 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
         "trimmed, `events.gap`",
     ),
     (
-        "page",
-        "pages that follow runs, in one process",
+        "watcher",
+        "that follow runs' events, in one process",
         "max_watchers",
         "",
         "OPENAGENTS_MAX_WATCHERS",

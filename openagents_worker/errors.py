@@ -329,7 +329,7 @@ class RedisNoPermission(RedisRefused):
 
 
 class TooManyWatchers(OpenAgentsError):
-    """As many pages as `OPENAGENTS_MAX_WATCHERS` allows follow runs through this process already."""
+    """As many watchers as `OPENAGENTS_MAX_WATCHERS` allows follow runs' events in this process already."""
 
     code = "watch.too_many"
     retryable = True

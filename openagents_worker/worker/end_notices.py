@@ -45,7 +45,7 @@ class EndNotices:
         self._store, self._clock = store, clock
         self._free_slots, self._in_hand, self._deliver = free_slots, in_hand, deliver
         self._waiting: dict[tuple[str, str], Taken] = {}
-        """By queue and run, in order of arrival: a message that was sent again takes the place of the first."""
+        """By queue and run, in order of arrival: what was sent again takes the place of the first."""
         self._is_delivering = False
         self._reads_on = False
         """Messages were taken of which nothing was begun: behind them may stand a run that waits."""
@@ -94,7 +94,7 @@ class EndNotices:
         return max(min(most - in_hand, free, len(self._waiting)), 0)
 
     def _next(self, most: int) -> list[Taken]:
-        """So many of those that wait; fewer where some have been replaced, none when nothing waits any more."""
+        """So many of those that wait, or fewer; none when nothing waits any more."""
         found: list[Taken] = []
         while most > 0 and not found and self._waiting:
             found = self._without_replaced([self._waiting.pop(run) for run in [*islice(self._waiting, most)]])
