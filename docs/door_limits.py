@@ -132,6 +132,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
         "",
         "`step.too_large`, where it is emitted",
     ),
+    ("event", "values in it", "redaction.MAX_VALUES", "", "", "`step.too_large`, where it is emitted"),
     ("event", "in one script call", "runtime.ledger.BATCH_EVENTS", "events", "", "the next script call"),
     ("event", "in one script call", "runtime.ledger.BATCH_BYTES", "characters", "", "the next script call"),
     ("event", "not stored yet", "runtime.ledger.PENDING_EVENTS", "events", "", "`emit` waits"),

@@ -273,7 +273,7 @@ class Settings(BaseSettings):
         default=1_000,
         ge=1,
         le=100_000,
-        description="Watchers of runs' events (`events()`, `sse`) in one process at once; one more is refused.",
+        description="Watchers of events (`events()`, `sse`) in one process at once; one more is refused.",
     )
     events_maxlen: int = Field(
         default=10_000, ge=1, le=10_000_000, description="Events kept of one run; older ones are trimmed."

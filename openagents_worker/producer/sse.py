@@ -40,8 +40,8 @@ def sse(
     as it came: the frames go on after it, without gap or double. The last frame is `event: end`; the page
     closes its EventSource then, or the browser would ask again. After `heartbeat_s` without a frame comes a
     comment. Raises `RequestInvalid` at once for an id that is none of ours, and `TooManyWatchers` where
-    `OPENAGENTS_MAX_WATCHERS` are open in this process; one is open from its first frame on. `RunNotFound` comes with the first frame, so a server
-    that wants a 404 asks for `handle.record()` before.
+    `OPENAGENTS_MAX_WATCHERS` are open in this process; one is open from its first frame on. `RunNotFound`
+    comes with the first frame, so a server that wants a 404 asks for `handle.record()` before.
     """
     after = _after(last_event_id)
     check_room(handle._client.settings.max_watchers)

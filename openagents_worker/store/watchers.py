@@ -1,4 +1,4 @@
-"""Watchers. The only place that counts who follows a run's events in this process, and refuses one too many."""
+"""Watchers. The only place that counts who follows a run's events in this process, and bounds it."""
 
 from __future__ import annotations
 

@@ -161,7 +161,8 @@ async def test_the_handle_that_delay_gives_will_do(hand: Hand, redis_url: str) -
 
 
 async def test_every_way_to_follow_a_run_is_one_watcher_more(hand: Hand, redis_url: str) -> None:
-    """Events of both kinds of handle, the store's own two doors and pages are counted together; whoever waits for the end is not, and is not refused."""
+    """Events of both kinds of handle, the store's own two doors and pages are counted together; whoever
+    waits for the end is not, and is not refused."""
     one = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_WATCHERS": "1"}
     few = load_settings(one)
     async with AsyncClient(settings=few) as client:
