@@ -17,6 +17,7 @@ from openagents_worker.producer.broker import TRANSPORTS, Taken
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
+from openagents_worker.worker import end_notices
 from openagents_worker.worker.end_notices import MOST_WAITING, EndNotices
 from tests.installation import PATIENCE_S, agent, installed
 from tests.waiting import wait_for
@@ -74,7 +75,7 @@ def _message(run_id: str, sent_us: int = 0, *, ended: bool = False, **headers: A
 class Consumer:
     """A consumer with so many slots: what it was given, and what of that goes on."""
 
-    def __init__(self, client: Client, slots: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, client: Client, slots: int) -> None:
         self.slots = slots
         self.ends = 0
         self.given: list[str] = []
@@ -83,7 +84,6 @@ class Consumer:
             free_slots=lambda: self.slots - self.ends,
             in_hand=lambda: self.ends,
             deliver=lambda message, queue: self._deliver(message, queue),
-            clock=clock,
         )
         self._deliver: Callable[[dict[str, Any], str], None] = lambda message, _: self.give(
             [(message, "agents")]
@@ -142,7 +142,9 @@ def test_notifications_take_a_quarter_of_the_free_slots(client: Client) -> None:
     assert (consumer.notices.waiting, consumer.ends) == (0, 0)
 
 
-def test_a_new_run_is_read_before_notifications_begin(redis_url: str, client: Client) -> None:
+def test_a_new_run_is_read_before_notifications_begin(
+    redis_url: str, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before it stand the notifications and the cancelled runs' own messages. All of them are read together,
     however few the slots are, and one notification a reading is begun beside that."""
     cancelled = [f"c{number}" for number in range(100)]
@@ -151,7 +153,8 @@ def test_a_new_run_is_read_before_notifications_begin(redis_url: str, client: Cl
             for each in cancelled:
                 client.cancel(each)
         client.submit({"agent_id": "a", "session_id": run_id, "input_text": "hi", "run_id": run_id})
-    consumer = Consumer(client, slots=4, clock=lambda: time.time() + 1)
+    monkeypatch.setattr(end_notices, "OLD_US", 0)
+    consumer = Consumer(client, slots=4)
     with Connection(redis_url, transport=TRANSPORTS["redis"]) as line:
         channel, readings = line.default_channel, 0
         consumer.follow(channel)
