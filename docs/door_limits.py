@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from importlib import import_module
 
 from openagents_worker.agents import LLMOptions
+from openagents_worker.agents.loading import MAX_AGENTS
 from openagents_worker.producer.message_size import PAYLOADS_A_MESSAGE
 from openagents_worker.settings import PREFIX, Settings
 
-__all__ = ["DOOR_LIMITS", "door_limit_rows"]
+__all__ = ["DOOR_LIMITS", "OPEN_READS", "WHOLE_READS", "door_limit_rows", "whole_read_rows"]
 
 DOOR_LIMITS = """
 ## Limits of input
@@ -21,6 +22,72 @@ too large does not affect any other.
 | input | what | limit | set by | beyond the limit |
 |---|---|---|---|---|
 """
+
+WHOLE_READS = """
+## Keys that are read whole
+
+All that may grow without end is read in pages: events, transcripts, artifacts, the queue of a session, lists
+of runs. These keys are read with one command, because something else bounds them.
+
+| key | what bounds it |
+|---|---|
+"""
+
+RUNS_OF_A_WORKER = "the runs of one process: `OPENAGENTS_CONCURRENCY`"
+WORKERS = "the worker processes of the cell; those that are gone leave it"
+
+OPEN_READS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+    "agents": (
+        f"the agents that workers have announced: {MAX_AGENTS:,} a file at most",
+        (("store/lua/submit.lua", "HKEYS"), ("store/fleet.py", "HGETALL")),
+    ),
+    "facts": (
+        "what was decided for one run: one entry a call, approval or child of it",
+        (("store/lua/claim.lua", "HGETALL"), ("store/lua/resume.lua", "HKEYS")),
+    ),
+    "fleet": (
+        WORKERS,
+        (
+            ("store/lua/lib/readers.lua", "HGETALL"),
+            ("store/lua/register.lua", "HKEYS"),
+            ("store/fleet.py", "HGETALL"),
+        ),
+    ),
+    "fleet_lag": (WORKERS, (("store/fleet.py", "HGETALL"),)),
+    "gone": (RUNS_OF_A_WORKER, (("store/lua/alarm.lua", "HGETALL"),)),
+    "host": (
+        "the worker processes of one host",
+        (("store/lua/lib/neighbours.lua", "HGETALL"), ("worker/reaping.py", "HGETALL")),
+    ),
+    "lease_end_runs": (RUNS_OF_A_WORKER, (("store/lua/lib/deaths.lua", "HGETALL"),)),
+    "lost_leases": (
+        "1,000 leases; those within one heartbeat are read",
+        (("store/lua/lib/deaths.lua", "ZRANGEBYSCORE"),),
+    ),
+    "reply": ("the fields of the one reply that streams", (("store/events.py", "HGETALL"),)),
+    "sent_again": ("the queues of runs", (("store/fleet.py", "HGETALL"),)),
+    "session": ("its fields, which are fixed", (("store/runs.py", "HGETALL"),)),
+    "session_state": (
+        "what the session's runs keep in it; a run leaves `LARGEST_ENDING_BYTES` at most",
+        (("store/lua/claim.lua", "HGETALL"), ("store/runs.py", "HGETALL")),
+    ),
+    "watched": (WORKERS, (("store/lua/look.lua", "HKEYS"),)),
+    "worker_box": (RUNS_OF_A_WORKER, (("store/lua/renew.lua", "SMEMBERS"),)),
+    "worker_runs": (
+        RUNS_OF_A_WORKER,
+        (("store/lua/look.lua", "SMEMBERS"), ("store/lua/renew.lua", "SMEMBERS")),
+    ),
+    "workers": (
+        WORKERS,
+        (
+            ("store/lua/lib/deaths.lua", "ZRANGEBYSCORE"),
+            ("store/lua/look.lua", "ZRANGEBYSCORE"),
+            ("cli/stack.py", "ZRANGE"),
+            ("store/fleet.py", "ZRANGE"),
+        ),
+    ),
+}
+"""By kind of key: its bound, and the commands that read all of it. A test finds them in the source."""
 
 PAYLOAD = "OPENAGENTS_MAX_PAYLOAD_BYTES"
 SCHEMA = "`request.invalid`; a tool's: `plugin.config`"
@@ -139,6 +206,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
         "",
         "`step.too_large`, where it is emitted",
     ),
+    ("event", "values in it", "redaction.MAX_VALUES", "", "", "`step.too_large`, where it is emitted"),
     ("event", "in one script call", "runtime.ledger.BATCH_EVENTS", "events", "", "the next script call"),
     ("event", "in one script call", "runtime.ledger.BATCH_BYTES", "characters", "", "the next script call"),
     ("event", "not stored yet", "runtime.ledger.PENDING_EVENTS", "events", "", "`emit` waits"),
@@ -153,8 +221,8 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
         "trimmed, `events.gap`",
     ),
     (
-        "page",
-        "watchers in one process",
+        "watcher",
+        "that follow runs' events, in one process",
         "max_watchers",
         "",
         "OPENAGENTS_MAX_WATCHERS",
@@ -195,6 +263,12 @@ def door_limit_rows() -> Iterator[str]:
     for door, what, where, unit, set_by, beyond in _ROWS:
         named = f"`{set_by}`" if set_by.startswith(PREFIX) else set_by
         yield f"| {door} | {what} | {_value(where):,} {unit}".rstrip() + f" | {named} | {beyond} |\n"
+
+
+def whole_read_rows() -> Iterator[str]:
+    """The rows of the table of keys that are read whole."""
+    for kind, (bound, _) in sorted(OPEN_READS.items()):
+        yield f"| `{kind}` | {bound} |\n"
 
 
 def _value(where: str) -> int:

@@ -16,7 +16,12 @@ from openagents_worker.time_limits import TimeLimits, default_heartbeat_ms
 HERE = Path(__file__).parent
 PLACEHOLDER = "REPLACE-THIS-PASSWORD"
 sys.path.insert(0, str(HERE))
-from door_limits import DOOR_LIMITS, door_limit_rows  # noqa: E402 - as the next one
+from door_limits import (  # noqa: E402 - as the next one
+    DOOR_LIMITS,
+    WHOLE_READS,
+    door_limit_rows,
+    whole_read_rows,
+)
 from reference import filled  # noqa: E402 - it stands beside this file, which is no package
 
 ERRORS = """# Error codes
@@ -179,6 +184,7 @@ def pages() -> Iterator[tuple[Path, str]]:
         + "".join(f"| `{spec.template}` | {spec.type} | {spec.content} | {spec.life} |\n" for spec in KEYS),
     )
     limits = [LIMITS, *_limit_rows(), INDEPENDENT, *_independent_rows(), DOOR_LIMITS, *door_limit_rows()]
+    limits += [WHOLE_READS, *whole_read_rows()]
     yield HERE / "limits.md", "".join(limits)
 
 

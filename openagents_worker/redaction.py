@@ -29,6 +29,8 @@ from openagents_worker.secret_text import mask_named, mask_prose, mask_short_pro
 __all__ = [
     "DEFAULT_REDACT_KEYS",
     "MASK",
+    "MAX_VALUES",
+    "TooManyValues",
     "redact",
     "safe_message",
     "safe_text",
@@ -44,6 +46,15 @@ MAX_REASON_CHARS = 2_000  # a reason is a sentence or two; events and records ho
 _LONGEST_INTEGER_BITS = 1024  # of one that is shown: its digits fill a line
 _LONGEST_SECRET = 4_096  # a text is masked this far beyond its cut, so that no half of a secret is left
 
+MAX_CHARS, MAX_ITEMS, MAX_DEPTH = 10_000, 200, 12  # of a text; of a container; of levels
+MAX_VALUES = 50_000
+"""Of one value that is shown: to mask so many takes a tenth of a second."""
+
+
+class TooManyValues(Exception):
+    """What is to be shown holds more than `MAX_VALUES` values; no more of them were looked at."""
+
+
 safe_text = mask_secrets
 safe_url = mask_url
 without_named_secrets = mask_named
@@ -53,32 +64,39 @@ def redact(
     value: Any,
     keys: Collection[str] = DEFAULT_REDACT_KEYS,
     *,
-    max_chars: int | None = 10_000,
-    max_items: int | None = 200,
-    max_depth: int = 12,
+    max_chars: int | None = MAX_CHARS,
+    max_items: int | None = MAX_ITEMS,
+    max_depth: int = MAX_DEPTH,
     mask: Callable[[str], str] = mask_secrets,
 ) -> Any:
     """A copy of any value as plain JSON, fit to be shown; a mapping stays one, a list too.
 
     Values under a secret's name are masked; so are keys, bearer tokens and URL passwords inside of texts.
     Texts longer than `max_chars`, containers longer than `max_items` and nesting deeper than `max_depth` are
-    cut, and say so. None means no bound; a key's name is always cut. What is not JSON becomes its text.
+    cut, and say so; so are containers beyond the first `MAX_VALUES` values, but where `max_items` is None.
+    None means no bound; a key's name is always cut. What is not JSON becomes its text.
     `mask` is what becomes of a text: `mask_prose` where texts are those of errors and log lines.
 
     >>> redact({"apiKey": "sk-123", "input_tokens": 7, "note": "at redis://:pw@host/0"})
     {'apiKey': '***', 'input_tokens': 7, 'note': 'at redis://:***@host/0'}
     """
-    parts = _DEFAULT_PARTS if keys is DEFAULT_REDACT_KEYS else parts_of(tuple(keys))
-    return _Redaction(parts, max_chars, max_items, mask).shown(value, max_depth)
+    return _Redaction(_parts_of(keys), max_chars, max_items, mask).shown(value, max_depth)
 
 
-def shown_json(payload: Mapping[str, Any], keys: Collection[str] = DEFAULT_REDACT_KEYS) -> str:
-    """A payload as it may be shown, as compact JSON.
+def _parts_of(keys: Collection[str]) -> tuple[str, ...]:
+    return _DEFAULT_PARTS if keys is DEFAULT_REDACT_KEYS else parts_of(tuple(keys))
+
+
+def shown_json(
+    payload: Mapping[str, Any], keys: Collection[str] = DEFAULT_REDACT_KEYS, *, is_whole: bool = False
+) -> str:
+    """A payload as it may be shown, as compact JSON. `is_whole`: raises `TooManyValues` where values are cut.
 
     >>> shown_json({"token": "abc", "step": 3})
     '{"token":"***","step":3}'
     """
-    shown = redact(payload, keys, mask=mask_prose)
+    redaction = _Redaction(_parts_of(keys), MAX_CHARS, MAX_ITEMS, mask_prose, is_whole=is_whole)
+    shown = redaction.shown(payload, MAX_DEPTH)
     try:
         return to_json(shown).decode()
     except ValueError:  # half of a surrogate pair, which nobody could read again
@@ -100,7 +118,7 @@ def shown_reason(reason: object) -> str:
 class _Redaction:
     """What is masked and where it is cut. No closures: their cycles would be the garbage collector's work."""
 
-    __slots__ = ("_mask", "_mask_short", "_max_chars", "_max_items", "_parts", "_short")
+    __slots__ = ("_is_whole", "_left", "_mask", "_mask_short", "_max_chars", "_max_items", "_parts", "_short")
 
     def __init__(
         self,
@@ -108,7 +126,11 @@ class _Redaction:
         max_chars: int | None,
         max_items: int | None,
         mask: Callable[[str], str],
+        *,
+        is_whole: bool = False,
     ) -> None:
+        self._left = MAX_VALUES if max_items is not None else math.inf
+        self._is_whole = is_whole
         self._mask = mask
         self._mask_short = _OF_SHORT_TEXTS.get(mask, mask)
         self._parts = parts
@@ -138,7 +160,17 @@ class _Redaction:
             return self._items(value, depth) if depth else f"<{len(value)} more inside>"
         return self._bounded(text_of(value))
 
+    def _is_too_many(self, count: int) -> bool:
+        """Whether a container has more values than may be looked at; else they are taken off."""
+        most = self._max_items
+        self._left -= count if most is None or count < most else most
+        if self._left < 0 and self._is_whole:
+            raise TooManyValues
+        return self._left < 0 and count > 0
+
     def _pairs(self, mapping: Mapping[Any, Any], depth: int) -> JsonValue:
+        if self._is_too_many(len(mapping)):
+            return f"<{len(mapping)} more inside>"
         out: dict[str, JsonValue] = {}
         for key, item in mapping.items():
             if self._max_items is not None and len(out) >= self._max_items:
@@ -156,6 +188,8 @@ class _Redaction:
         return out
 
     def _items(self, sequence: Collection[Any], depth: int) -> JsonValue:
+        if self._is_too_many(len(sequence)):
+            return f"<{len(sequence)} more inside>"
         out: list[JsonValue] = []
         for item in sequence:
             if self._max_items is not None and len(out) >= self._max_items:

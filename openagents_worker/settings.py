@@ -277,7 +277,7 @@ class Settings(BaseSettings):
         default=1_000,
         ge=1,
         le=100_000,
-        description="The number of watchers (`sse`) in one process. Further ones are rejected.",
+        description="The number of watchers (`events()`, `sse`) in one process. Further ones are rejected.",
     )
     events_maxlen: int = Field(
         default=10_000,

@@ -53,7 +53,7 @@ LOOK_S = 1.0  # how often a connection that waits for a message is looked at
 AT_ONCE_S = 0.02  # a message that had not to be waited for longer was there already, and perhaps others are
 MOST_TAKEN = 8  # more begin together, and hold each other up on their way to their models
 MOST_TAKEN_AGAIN = 64  # where nothing of what was taken had to be begun: more of its kind may stand behind it
-MOST_TURNS = 8  # of that, before the worker looks at anything else
+MOST_READ, MOST_TURNS = 512, 64  # of that, before the worker looks at anything else: 60 ms
 TAKE = resources.files(__package__).joinpath("take.lua").read_text("utf-8")
 
 
@@ -139,6 +139,8 @@ class Channel(redis.Channel):
     """How many messages more can be begun now. None: nobody says it, and each is asked for by itself."""
     sift: Callable[[list[Taken]], list[Taken]] | None = None
     """Says which of the messages that were taken together are to be delivered now. None: all."""
+    when_sifted: Callable[[], None] = staticmethod(lambda: None)
+    """Called when nothing more is taken for now."""
     limit_of: Callable[[object], int | None] = staticmethod(lambda queue: None)
     """How many bytes a message of this queue may have; None: as many as its sender likes."""
     _take: Any = None
@@ -189,26 +191,37 @@ class Channel(redis.Channel):
         self.connection.taken = []
         try:
             found = self._read_messages(**options)
-            for _ in range(MOST_TURNS):
-                if self.room is None or not self.connection.taken or self._deliver_taken() > 0:
-                    break
-                self._take_more(min(self.room(), MOST_TAKEN_AGAIN))
+            self._read_on()
             return found
         finally:
-            self._deliver_taken()
+            if self.connection.taken:
+                self._deliver_taken()
             self.connection.taken = None
+            self.when_sifted()
 
-    def _deliver_taken(self) -> int:
-        """Deliver what of the messages is to be delivered now; says how many."""
+    def _read_on(self) -> None:
+        """Where nothing of what was taken had to be begun, more of its kind may stand before a run."""
+        read = 0
+        for _ in range(MOST_TURNS):
+            if self.room is None or not self.connection.taken:
+                break
+            read += len(self.connection.taken)
+            if self._deliver_taken() or read >= MOST_READ:
+                return
+            self._take_more(min(self.room(), MOST_TAKEN_AGAIN))
+        self._deliver_taken()  # also nothing: so it is known that nothing stands behind
+
+    def _deliver_taken(self) -> bool:
+        """Deliver what of the messages is to be delivered now; says whether that was anything."""
         taken, self.connection.taken = self.connection.taken, None
         sift: Any = self.sift
         try:
-            now = sift(taken) if taken else []
+            now = sift(taken)
             for message, queue in now:  # one that cannot be used is put aside there
                 self.connection._deliver(message, queue)
         finally:
             self.connection.taken = []
-        return len(now)
+        return len(now) > 0
 
     def _read_messages(self, **options: Any) -> Any:
         at_once = time.monotonic() - (self._brpop_sent_at or 0.0) < AT_ONCE_S
@@ -247,7 +260,9 @@ class Channel(redis.Channel):
             self._take = self._take or client.register_script(TAKE)
             try:
                 taken = self._take(
-                    [self.unacked_key, self.unacked_index_key, *keys], [most, time.time()], client
+                    [self.unacked_key, self.unacked_index_key, *keys],
+                    [most, time.time(), MOST_TAKEN_AGAIN],
+                    client,
                 )
             except self.ResponseError as error:
                 if is_wrong_type(error):

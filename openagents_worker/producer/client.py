@@ -67,6 +67,7 @@ def cell_of(settings: Settings) -> Cell:
         events_maxlen=settings.events_maxlen,
         run_ttl_ms=settings.run_ttl_s * 1000,
         session_ttl_ms=settings.session_ttl_s * 1000,
+        max_watchers=settings.max_watchers,
     )
 
 

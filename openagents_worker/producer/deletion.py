@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from openagents_worker.errors import SessionBusy
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.runs import states_of
+from openagents_worker.store.runs import ids_of, states_of
 from openagents_worker.store.scripts import DeleteAnswer, Deleted
 
 __all__ = ["deletion"]
@@ -57,15 +56,9 @@ def deletion(
 
 def _live_runs(keys: Keys, session_id: str) -> Plan[list[str]]:
     """The last of the queue first, the holder last: cancelled in this order, no end starts another run."""
-
-    def lists(client: Any) -> Any:
-        pipeline = client.pipeline(transaction=True)
-        pipeline.zrange(keys("index", f"session={session_id}"), 0, -1)
-        pipeline.zrange(keys("session_queue", session_id), 0, -1)
-        pipeline.hget(keys("session", session_id), "holder")
-        return pipeline.execute()
-
-    known, waiting, holder = yield lists
+    known = yield from ids_of(keys("index", f"session={session_id}"))
+    waiting = yield from ids_of(keys("session_queue", session_id))
+    holder = yield lambda r: r.hget(keys("session", session_id), "holder")
     placed = dict.fromkeys([*reversed(waiting), *([holder] if holder else [])])
     ids = [*(run_id for run_id in known if run_id not in placed), *placed]
     states = yield from states_of(keys, ids)

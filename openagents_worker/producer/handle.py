@@ -96,7 +96,10 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         return cast("RunResult[OutputT]", _parsed(self._ended(timeout, **celery_options), self._output_type))
 
     def events(self, after: int = 0) -> Generator[RunEvent]:
-        """The run's events after number `after`, then live, until the run is over."""
+        """The run's events after number `after`, then live, until the run is over.
+
+        Raises `TooManyWatchers` with the first of them where `OPENAGENTS_MAX_WATCHERS` are followed already.
+        """
         _must_not_block("events()")
         return watch(self._client.store, self.id, after)
 
@@ -208,7 +211,8 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         self._wait_for_predecessor(timeout, deadline)
         while (record := self._record_if_over()) is None:
             try:
-                with closing(watch(self._client.store, self.id, None, deadline=deadline)) as events:
+                watched = watch(self._client.store, self.id, None, deadline=deadline, is_wait=True)
+                with closing(watched) as events:
                     for _ in events:
                         pass
             except TimeoutError:
@@ -277,7 +281,10 @@ class AsyncRunHandle(Generic[OutputT]):
         return value
 
     def events(self, after: int = 0) -> AsyncGenerator[RunEvent]:
-        """The run's events after number `after`, then live, until the run is over."""
+        """The run's events after number `after`, then live, until the run is over.
+
+        Raises `TooManyWatchers` with the first of them where `OPENAGENTS_MAX_WATCHERS` are followed already.
+        """
         return awatch(self._client.store, self.id, after)
 
     def aevents(self, after: int = 0) -> AsyncGenerator[RunEvent]:
@@ -319,7 +326,8 @@ class AsyncRunHandle(Generic[OutputT]):
         try:
             async with asyncio.timeout(seconds_of("timeout", timeout)):
                 while (record := await self._record_if_over()) is None:
-                    async with aclosing(awatch(self._client.store, self.id, None)) as events:
+                    watched = awatch(self._client.store, self.id, None, is_wait=True)
+                    async with aclosing(watched) as events:
                         async for _ in events:
                             pass
                 return record

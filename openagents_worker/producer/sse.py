@@ -11,17 +11,15 @@ async def follow(run_id: str, last_event_id: Annotated[str | None, Header()] = N
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
-from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from openagents_worker.errors import RequestInvalid, TooManyWatchers, text_of
+from openagents_worker.errors import RequestInvalid, text_of
 from openagents_worker.events import RunEvent
 from openagents_worker.jsontext import dumps
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
+from openagents_worker.store.watchers import check_room
 
 __all__ = ["sse"]
 
@@ -42,12 +40,12 @@ def sse(
     as it came: the frames go on after it, without gap or double. The last frame is `event: end`; the page
     closes its EventSource then, or the browser would ask again. After `heartbeat_s` without a frame comes a
     comment. Raises `RequestInvalid` at once for an id that is none of ours, and `TooManyWatchers` where
-    `OPENAGENTS_MAX_WATCHERS` are open in this process; `RunNotFound` comes with the first frame, so a server
-    that wants a 404 asks for `handle.record()` before.
+    `OPENAGENTS_MAX_WATCHERS` are open in this process; one is open from its first frame on. `RunNotFound`
+    comes with the first frame, so a server that wants a 404 asks for `handle.record()` before.
     """
-    after, most = _after(last_event_id), handle._client.settings.max_watchers
-    _check_room(most)
-    return _frames(handle, after, heartbeat_s, most)
+    after = _after(last_event_id)
+    check_room(handle._client.settings.max_watchers)
+    return _frames(handle, after, heartbeat_s)
 
 
 def _after(last_event_id: str | int | None) -> int:
@@ -59,42 +57,7 @@ def _after(last_event_id: str | int | None) -> int:
     return int(text)
 
 
-_opened: Counter[int] = Counter()  # by process: a forked child has none of its parent's
-_counting = threading.Lock()
-
-
-def _check_room(most: int) -> None:
-    if _opened[os.getpid()] >= most:
-        raise TooManyWatchers(
-            f"{most:,} watchers are open in this process",
-            hint="try again later, or at another process; OPENAGENTS_MAX_WATCHERS is the limit",
-        )
-
-
-@contextmanager
-def _one_more(most: int) -> Iterator[None]:
-    """Counted from the first frame on: a generator that was never begun has nothing open."""
-    process = os.getpid()
-    with _counting:
-        _check_room(most)
-        _opened[process] += 1
-    try:
-        yield
-    finally:
-        with _counting:
-            _opened[process] -= 1
-
-
 async def _frames(
-    handle: RunHandle[Any] | AsyncRunHandle[Any], after: int, heartbeat_s: float, most: int
-) -> AsyncGenerator[str]:
-    with _one_more(most):
-        async with aclosing(_followed(handle, after, heartbeat_s)) as frames:
-            async for frame in frames:
-                yield frame
-
-
-async def _followed(
     handle: RunHandle[Any] | AsyncRunHandle[Any], after: int, heartbeat_s: float
 ) -> AsyncGenerator[str]:
     async with aclosing(handle.aevents(after)) as events:

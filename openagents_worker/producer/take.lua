@@ -1,7 +1,8 @@
--- Takes up to `most` messages from lists in kombu's format, the first list first. KEYS: unacked, its index, the lists. ARGV: most, now (s).
+-- Takes up to `most` messages from lists in kombu's format, the first list first. Those that only notify of a run's end do not count: they
+-- begin nothing. With them it is `most_in_all` at most. KEYS: unacked, its index, the lists. ARGV: most, now (s), most_in_all.
 -- A message behind which no run stands is noted as unacknowledged, as kombu does it, but in the same step: it cannot be lost in between.
 -- Returns list, message, the tag under which it is noted ('' for one that is not), list, message, tag …
-local unacked, index, most, now = KEYS[1], KEYS[2], tonumber(ARGV[1]), ARGV[2]
+local unacked, index, left, now, left_in_all = KEYS[1], KEYS[2], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 
 local function note(item)
   local message = cjson.decode(item)
@@ -15,14 +16,20 @@ end
 
 local taken = {}
 for i = 3, #KEYS do
-  local left = most - #taken / 3
-  local items = left > 0 and redis.pcall('RPOP', KEYS[i], left) or {}
-  for _, item in ipairs(items.err and {} or items) do -- whoever waits for a message learns of a key that is not a list
-    taken[#taken + 1] = KEYS[i]
-    taken[#taken + 1] = item
-    local ok, tag
-    if not string.find(item, '"wake_us"', 1, true) then ok, tag = pcall(note, item) end -- whoever reads it says what is wrong with it
-    taken[#taken + 1] = ok and tag or ''
-  end
+  local items
+  repeat
+    local count = math.min(left, left_in_all)
+    items = count > 0 and redis.pcall('RPOP', KEYS[i], count) or {}
+    items = items.err and {} or items -- whoever waits for a message learns of a key that is not a list
+    for _, item in ipairs(items) do
+      taken[#taken + 1] = KEYS[i]
+      taken[#taken + 1] = item
+      local ok, tag
+      if not string.find(item, '"wake_us"', 1, true) then ok, tag = pcall(note, item) end -- whoever reads it says what is wrong with it
+      taken[#taken + 1] = ok and tag or ''
+      left_in_all = left_in_all - 1
+      if not string.find(item, '"run_ended"', 1, true) then left = left - 1 end
+    end
+  until #items == 0
 end
 return taken

@@ -23,7 +23,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.jsontext import dumps, whole_text
 from openagents_worker.models import DEFAULT_MAX_PAYLOAD_BYTES, RunUsage
-from openagents_worker.redaction import DEFAULT_REDACT_KEYS, redact, shown_json
+from openagents_worker.redaction import DEFAULT_REDACT_KEYS, MAX_VALUES, TooManyValues, redact, shown_json
 from openagents_worker.runtime.call_ids import outside_runs
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
@@ -124,13 +124,22 @@ class Ledger:
 
     def emit(self, name: str, payload: Mapping[str, Any]) -> None:
         """An event of somebody else's code, as `note`. Raises `StepTooLarge`."""
-        name, shown = _shown_name(name), self._shown(payload)
-        self._check_size(name, shown)
+        name, shown = self._whole(name, payload)
         self._add(name, shown)
 
     def check_event(self, name: str, payload: Mapping[str, Any]) -> None:
         """Raises `StepTooLarge` for an event that `emit` would not take."""
-        self._check_size(_shown_name(name), self._shown(payload))
+        self._whole(name, payload)
+
+    def _whole(self, name: str, payload: Mapping[str, Any]) -> tuple[str, str]:
+        """The event as it is stored. Its values are counted before they are masked."""
+        name = _shown_name(name)
+        try:
+            shown = shown_json(payload, self._redact_keys, is_whole=True)
+        except TooManyValues:
+            raise self._too_large(name, f"more than {MAX_VALUES:,} values") from None
+        self._check_size(name, shown)
+        return name, shown
 
     def _check_size(self, name: str, shown: str) -> None:
         most = self._max_event_bytes
@@ -140,7 +149,10 @@ class Ledger:
             problem = f"{size:,} bytes, {most:,} are allowed"
         else:
             return
-        raise StepTooLarge(
+        raise self._too_large(name, problem)
+
+    def _too_large(self, name: str, problem: str) -> StepTooLarge:
+        return StepTooLarge(
             f"the event {name[:40]!r} has {problem}",
             hint="emit a reference to where the whole is, or several events",
             run_id=self.run_id,

@@ -28,6 +28,7 @@ from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.marks import Executing, Marks, marked
+from openagents_worker.runtime.stops import Stops
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
@@ -73,6 +74,7 @@ class Runner:
         self._attempts: dict[str, Attempt] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._stops = Stops()
 
     async def carry(self, run_id: str, format_: int = WRITTEN) -> Carried:
         """Claim a run and carry it as far as it goes here. Never raises for what happens inside the run.
@@ -239,13 +241,19 @@ class Runner:
         """Stop a run of this process; call it on the loop."""
         attempt = self._attempts.get(run_id)
         if attempt is not None:
+            self._stop(attempt, reason, detail)
+
+    def _stop(self, attempt: Attempt, reason: LatchReason, detail: str) -> None:
+        if reason is LatchReason.FENCED:  # others may have the run: it stops before anything else happens
             attempt.latch.set(reason, detail=detail)
+        else:
+            self._stops.call(lambda: attempt.latch.set(reason, detail=detail))
 
     def interrupt(self, run_id: str, by: Exception) -> None:
         """A soft time limit of Celery's is over: the run stops and ends with it; call it on the loop."""
         attempt = self._attempts.get(run_id)
         if attempt is not None:
-            attempt.interrupt(by)
+            self._stops.call(lambda: attempt.interrupt(by))
 
     def what_runs(self) -> list[dict[str, Any]]:
         """What of the runs still executes here, one line a run for the log."""
@@ -260,13 +268,13 @@ class Runner:
     async def latch_all(self, reason: LatchReason, detail: str = "") -> None:
         """Stop every run of this process; returns when all have let go."""
         for attempt in list(self._attempts.values()):
-            attempt.latch.set(reason, detail=detail)
+            self._stop(attempt, reason, detail)
         await self._idle.wait()
 
     async def hurry_all(self) -> None:
         """Cancel the calls of runs that are to be handed over; returns when all have been."""
         for attempt in list(self._attempts.values()):
-            attempt.latch.hurry()
+            self._stops.call(attempt.latch.hurry)
         await self._idle.wait()
 
 

@@ -67,6 +67,8 @@ class Cell:
     events_maxlen: int = 10_000
     run_ttl_ms: int = 7 * 24 * 3_600_000
     session_ttl_ms: int = 30 * 24 * 3_600_000
+    max_watchers: int = 1_000
+    """How many may follow events in one process at once."""
 
     @property
     def keys(self) -> Keys:

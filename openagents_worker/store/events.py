@@ -19,7 +19,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -39,6 +39,7 @@ from openagents_worker.store.keys import Keys
 from openagents_worker.store.paging import PageSize
 from openagents_worker.store.permission import naming
 from openagents_worker.store.runs import run_not_found
+from openagents_worker.store.watchers import one_more
 
 __all__ = ["Entry", "Head", "Watch", "awatch", "history", "stored_event", "watch"]
 
@@ -262,6 +263,11 @@ class _Patience:
         return now >= self._until or (deadline is not None and now >= deadline)
 
 
+def _counted(cell: Cell, is_wait: bool) -> AbstractContextManager[None]:
+    """Room for one watcher more; whoever waits needs none, as each wait has a caller who is held up."""
+    return nullcontext() if is_wait else one_more(cell.max_watchers)
+
+
 def watch(
     store: Store,
     run_id: str,
@@ -269,27 +275,31 @@ def watch(
     *,
     silence_s: float = SILENCE_S,
     deadline: float | None = None,
+    is_wait: bool = False,
 ) -> Generator[RunEvent]:
     """A run's events: those stored after number `after` (None: none), then live, until this life is over.
 
     Closing the generator closes its connection. `deadline` is a time of `time.monotonic()`, after which
-    `TimeoutError` is raised. Raises `RunNotFound`, or `RedisUnreachable` when Redis stays away.
+    `TimeoutError` is raised. Raises `RunNotFound`, or `RedisUnreachable` when Redis stays away, and
+    `TooManyWatchers`: from its first event to its end it is one of so many as the cell allows in a process.
+    `is_wait`: somebody waits for the run's end, and is not counted as a watcher.
     """
-    place, patience = Watch(after), _Patience()
-    text_of_caller("run_id", run_id)
-    channel = _channel(store, run_id, _head(store, run_id))
-    while not place.over:
-        place.behind = True
-        try:
-            with _listening(store.cell, channel) as next_message:
-                while not place.over:
-                    yield from _news(store, run_id, place, patience, next_message, silence_s, deadline)
-        except RedisNoPermission:
-            raise  # it would be refused again
-        except RedisUnreachable:
-            if patience.is_over(deadline):
-                raise
-            time.sleep(PAUSE_S)
+    with _counted(store.cell, is_wait):
+        place, patience = Watch(after), _Patience()
+        text_of_caller("run_id", run_id)
+        channel = _channel(store, run_id, _head(store, run_id))
+        while not place.over:
+            place.behind = True
+            try:
+                with _listening(store.cell, channel) as next_message:
+                    while not place.over:
+                        yield from _news(store, run_id, place, patience, next_message, silence_s, deadline)
+            except RedisNoPermission:
+                raise  # it would be refused again
+            except RedisUnreachable:
+                if patience.is_over(deadline):
+                    raise
+                time.sleep(PAUSE_S)
 
 
 def _news(
@@ -343,29 +353,35 @@ def _subscribed(pubsub: Any, channel: str) -> Any:
 
 
 async def awatch(
-    store: AsyncStore, run_id: str, after: int | None = 0, *, silence_s: float = SILENCE_S
+    store: AsyncStore,
+    run_id: str,
+    after: int | None = 0,
+    *,
+    silence_s: float = SILENCE_S,
+    is_wait: bool = False,
 ) -> AsyncGenerator[RunEvent]:
     """As `watch`, for asyncio; bound its time with `asyncio.timeout`.
 
     All watchers of an event loop share one pub/sub connection. One that is slow holds nobody up and loses
     nothing: it reads on in the stream.
     """
-    place, patience = Watch(after), _Patience()
-    text_of_caller("run_id", run_id)
-    channel = _channel(store, run_id, await _ahead(store, run_id))
-    while not place.over:
-        place.behind = True
-        try:
-            async with listening(store.cell, channel) as inbox:
-                while not place.over:
-                    for event in await _anews(store, run_id, place, patience, inbox, silence_s):
-                        yield event
-        except RedisNoPermission:
-            raise  # it would be refused again
-        except RedisUnreachable:
-            if patience.is_over(None):
-                raise
-            await asyncio.sleep(PAUSE_S)
+    with _counted(store.cell, is_wait):
+        place, patience = Watch(after), _Patience()
+        text_of_caller("run_id", run_id)
+        channel = _channel(store, run_id, await _ahead(store, run_id))
+        while not place.over:
+            place.behind = True
+            try:
+                async with listening(store.cell, channel) as inbox:
+                    while not place.over:
+                        for event in await _anews(store, run_id, place, patience, inbox, silence_s):
+                            yield event
+            except RedisNoPermission:
+                raise  # it would be refused again
+            except RedisUnreachable:
+                if patience.is_over(None):
+                    raise
+                await asyncio.sleep(PAUSE_S)
 
 
 async def _anews(

@@ -142,7 +142,7 @@ _REMOTE_CONTROL = (
 _SCRIPTS_OF_A_WORKER = (
     "accuse", "alarm", "aside_news", "cancel", "claim", "commit", "emit", "end_lease", "finish", "look",
     "mend_key", "page", "prune", "put_aside", "reclaim", "register", "reject", "release", "renew",
-    "resend", "resend_unread", "retire", "suspend", "told", "wake",
+    "replaced", "resend", "resend_unread", "retire", "suspend", "told", "wake",
 )  # fmt: skip
 WORKER = Role(
     RoleName.WORKER,

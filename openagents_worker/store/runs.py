@@ -44,6 +44,7 @@ __all__ = [
     "aread_session",
     "aread_states",
     "check_canvas",
+    "ids_of",
     "read_record",
     "read_session",
     "read_states",
@@ -57,6 +58,7 @@ SESSION_KEYS = ("session", "session_queue", "transcript", "artifacts", "session_
 PAGE = 200  # messages or artifacts a command: a long transcript must not hold up everybody else's commands
 FIRST_PAGE = 20  # before it is known how large they are: a megabyte each, at worst
 STATES_A_PIPELINE = 500
+IDS_A_PAGE = 1000  # of runs: 40 KB
 
 # --- runs ------------------------------------------------------------------------------------------------
 
@@ -265,45 +267,79 @@ class SessionView:
 
 
 def read_session(store: Store, session_id: str) -> SessionView:
-    """The whole session, read in one transaction. Raises `SessionNotFound`."""
-    return _session_of(session_id, store.ask(lambda r: _session(r, store.keys, session_id).execute()))
+    """The whole session as it was at one moment, in pages. Raises `SessionNotFound`."""
+    return store.carry_out(_session(store.keys, session_id))
 
 
 async def aread_session(store: AsyncStore, session_id: str) -> SessionView:
-    """The whole session, read in one transaction. Raises `SessionNotFound`."""
-    return _session_of(session_id, await store.ask(lambda r: _session(r, store.keys, session_id).execute()))
+    """The whole session as it was at one moment, in pages. Raises `SessionNotFound`."""
+    return await store.carry_out(_session(store.keys, session_id))
 
 
-def _session(client: Any, keys: Keys, session_id: str) -> Any:
-    pipeline = client.pipeline(transaction=True)
-    pipeline.hgetall(keys("session", session_id))
-    pipeline.zrange(keys("session_queue", session_id), 0, -1)
-    pipeline.lrange(keys("transcript", session_id), 0, -1)
-    pipeline.lrange(keys("artifacts", session_id), 0, -1)
-    pipeline.hgetall(keys("session_state", session_id))
-    for name in SESSION_KEYS:
-        pipeline.memory_usage(keys(name, session_id))
-    return pipeline
+def _session(keys: Keys, session_id: str) -> Plan[SessionView]:
+    """What is short in one transaction, with the lengths of the rest: that grows at its end only.
 
+    Of the queue it is the first page; who waits behind that may have moved up meanwhile.
+    """
 
-def _session_of(session_id: str, replies: Sequence[Any]) -> SessionView:
-    record, waiting, transcript, artifacts, state, *sizes = replies
+    def question(client: Any) -> Any:
+        pipeline = client.pipeline(transaction=True)
+        pipeline.hgetall(keys("session", session_id))
+        pipeline.hgetall(keys("session_state", session_id))
+        pipeline.zrange(keys("session_queue", session_id), 0, IDS_A_PAGE - 1)
+        pipeline.llen(keys("transcript", session_id))
+        pipeline.llen(keys("artifacts", session_id))
+        for name in SESSION_KEYS:
+            pipeline.memory_usage(keys(name, session_id))
+        return pipeline.execute()
+
+    replies = yield question
     if not any(replies):
         raise SessionNotFound(
             f"no session {session_id!r} is known here",
             hint="a session begins with its first run and goes OPENAGENTS_SESSION_TTL_S after its last",
             session_id=session_id,
         )
+    record, state, waiting, messages, left, *sizes = replies
+    if len(waiting) == IDS_A_PAGE:
+        waiting += yield from ids_of(keys("session_queue", session_id), begin=IDS_A_PAGE)
+    transcript = yield from _items(keys("transcript", session_id), messages)
+    artifacts = yield from _items(keys("artifacts", session_id), left)
     with reading(stored_format(record.get("format")), session_id=session_id):
         return SessionView(
             session_id,
             record.get("holder"),
-            tuple(waiting),
+            tuple(dict.fromkeys(waiting)),
             tuple(map(loads, transcript)),
             tuple(map(RunArtifact.model_validate_json, artifacts)),
             {name: loads(value) for name, value in state.items()},
             sum(size or 0 for size in sizes),
         )
+
+
+def ids_of(key: str, *, begin: int = 0) -> Plan[list[str]]:
+    """The members of a sorted set from this rank on, in pages."""
+    found: list[str] = []
+    while True:
+        at = begin + len(found)
+        page = yield lambda r, at=at: r.zrange(key, at, at + IDS_A_PAGE - 1)
+        found += page
+        if len(page) < IDS_A_PAGE:
+            return found
+
+
+def _items(key: str, count: int) -> Plan[list[str]]:
+    """The first so many items of a list, in pages; fewer where it was deleted meanwhile."""
+    items: list[str] = []
+    size = PageSize(first=FIRST_PAGE, most=PAGE)
+    while len(items) < count:
+        at, to = len(items), min(len(items) + size.count, count)
+        page = yield lambda r, at=at, to=to: r.lrange(key, at, to - 1)
+        if not page:
+            break
+        size.learn(len(page), sum(map(len, page)))
+        items += page
+    return items
 
 
 class SessionStore:

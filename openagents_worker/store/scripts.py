@@ -67,6 +67,7 @@ __all__ = [
     "reject",
     "release",
     "renew",
+    "replaced",
     "resend",
     "resend_unread",
     "resume",
@@ -822,6 +823,15 @@ def resend_unread(
     Also says how many entries were looked at; as many as `limit` means that there may be more.
     """
     return _wakes(reply[0]), int(reply[1])
+
+
+@_door
+def replaced(reply: Reply, *, messages: Sequence[str]) -> frozenset[int]:
+    """The numbers, from 0, of those messages that nobody waits for any more.
+
+    Each is four words: queue, run id, µs of its sending, `ended` for one that only notifies Celery, else ''.
+    """
+    return frozenset(int(position) - 1 for position in reply)
 
 
 @_door

@@ -10,14 +10,14 @@ the same run has replaced is dropped before a task is made of it.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.producer.broker import RUN_ENDED, Taken
 from openagents_worker.store.client import Store
-from openagents_worker.store.states import STATES
+from openagents_worker.store.scripts import replaced
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["EndNotices"]
@@ -26,7 +26,6 @@ log = get_logger(__name__)
 
 SHARE_OF_FREE_SLOTS = 4  # one in so many, and one at least
 MOST_WAITING = 2_000  # messages, of 2 KB each; what is dropped beyond is sent again, ever less often
-OVER = frozenset(state.value for state, facts in STATES.items() if facts.is_terminal)
 OLD_US = 200_000  # a message that was taken sooner after its sending has not been replaced: nobody is asked
 
 
@@ -45,7 +44,8 @@ class EndNotices:
         """`free_slots` and `in_hand` count what can be begun now, and the notifications that have been."""
         self._store, self._clock = store, clock
         self._free_slots, self._in_hand, self._deliver = free_slots, in_hand, deliver
-        self._waiting: deque[Taken] = deque()
+        self._waiting: dict[tuple[str, str], Taken] = {}
+        """By queue and run, in order of arrival: what was sent again takes the place of the first."""
         self._is_delivering = False
         self._reads_on = False
         """Messages were taken of which nothing was begun: behind them may stand a run that waits."""
@@ -55,16 +55,19 @@ class EndNotices:
         return len(self._waiting)
 
     def sift(self, taken: list[Taken]) -> list[Taken]:
-        """Those of the messages that are to be delivered now."""
-        now: list[Taken] = []
-        for message, queue in self._without_replaced(taken):
-            if not _headers(message).get(RUN_ENDED):
-                now.append((message, queue))
-            elif len(self._waiting) < MOST_WAITING:
-                self._waiting.append((message, queue))
+        """Those of the messages that are to be delivered now; notifications wait for `deliver_more`.
+
+        With none, nothing stands behind those before.
+        """
+        begun: list[Taken] = []
+        for message, queue in taken:
+            sent = _sent(message, queue)
+            if sent is None or not _is_notification(message):
+                begun.append((message, queue))
+            elif sent[:2] in self._waiting or len(self._waiting) < MOST_WAITING:
+                self._waiting[sent[:2]] = message, queue
+        now = self._without_replaced(begun)
         self._reads_on = len(now) < len(taken)
-        for _ in range(self._room(beside=len(now))):
-            now.append(self._waiting.popleft())
         return now
 
     def deliver_more(self) -> None:
@@ -73,57 +76,59 @@ class EndNotices:
             return
         self._is_delivering = True
         try:
-            while self._room() > 0:
-                self._deliver(*self._waiting.popleft())
-            self._reads_on = False
+            while (room := self._room()) > 0:
+                for message, queue in self._next(room):
+                    self._deliver(message, queue)
         finally:
             self._is_delivering = False
 
-    def _room(self, *, beside: int = 0) -> int:
-        """How many of those that wait can be delivered now; `beside` other messages are about to be."""
-        in_hand, free = self._in_hand(), self._free_slots() - beside
+    def note_room(self) -> None:
+        """A task has ended: deliver more, and from the next one on as if nothing stood behind."""
+        self.deliver_more()
+        self._reads_on = False
+
+    def _room(self) -> int:
+        """How many of those that wait can be delivered now."""
+        in_hand, free = self._in_hand(), self._free_slots()
         most = 1 if self._reads_on else max((free + in_hand) // SHARE_OF_FREE_SLOTS, 1)
         return max(min(most - in_hand, free, len(self._waiting)), 0)
 
+    def _next(self, most: int) -> list[Taken]:
+        """So many of those that wait, or fewer; none when nothing waits any more."""
+        found: list[Taken] = []
+        while most > 0 and not found and self._waiting:
+            found = self._without_replaced([self._waiting.pop(run) for run in [*islice(self._waiting, most)]])
+        return found
+
     def _without_replaced(self, taken: list[Taken]) -> list[Taken]:
+        """Without the messages that nobody waits for any more.
+
+        Redis knows when the latest message of a run was sent, for as long as somebody waits for one.
+        """
         now_us = self._clock() * 1_000_000
         old = [
-            (index, *sent)
+            (index, sent)
             for index, (message, queue) in enumerate(taken)
             if (sent := _sent(message, queue)) is not None and now_us - sent[2] > OLD_US
         ]
         if not old:
             return taken
-        replaced = self._replaced(old)
-        return [each for index, each in enumerate(taken) if index not in replaced]
-
-    def _replaced(self, old: Sequence[tuple[int, str, str, int]]) -> set[int]:
-        """Which of these messages (index, queue, run, time of its sending) nobody waits for any more.
-
-        Redis knows when the latest message of a run was sent, for as long as somebody waits for one.
-        """
-
-        def ask(redis: Any) -> Any:
-            pipe = redis.pipeline(transaction=False)
-            for _, queue, run_id, _ in old:
-                pipe.zscore(store.keys("sent", queue), run_id)
-                pipe.hmget(store.keys("run", run_id), "state", "untold")
-            return pipe.execute()
-
+        words = [
+            str(word)
+            for at, sent in old
+            for word in (*sent, "ended" if _is_notification(taken[at][0]) else "")
+        ]
         try:
-            store = self._store()
-            answers = store.ask(ask)
+            found = self._store().run(replaced(messages=words))
         except OpenAgentsError as error:
             log.debug("messages.not_sifted", error=error.message)
-            return set()
-        found: set[int] = set()
-        for (index, _, _, sent_us), sent_last, (state, untold) in zip(
-            old, answers[::2], answers[1::2], strict=True
-        ):
-            is_over = sent_last is None and untold is None and state in OVER
-            if is_over or (sent_last is not None and float(sent_last) > sent_us):
-                found.add(index)
-        return found
+            return taken
+        gone = {index for number, (index, _) in enumerate(old) if number in found}
+        return [each for index, each in enumerate(taken) if index not in gone]
+
+
+def _is_notification(message: dict[str, Any]) -> bool:
+    return bool(_headers(message).get(RUN_ENDED))
 
 
 def _headers(message: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, NoReturn
 
 from openagents_worker.errors import RedisUnreachable
@@ -16,6 +16,7 @@ from openagents_worker.worker.ending import end_task
 __all__ = ["Notices"]
 
 RETRY_S = 1.0  # what is missed meanwhile comes with a beat
+BURST = 64  # cancellations that are heard before anything else on the loop gets its turn
 
 
 class Notices:
@@ -46,10 +47,19 @@ class Notices:
         async def hear(client: Any) -> None:
             async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
                 await pubsub.subscribe(channel)
-                async for message in pubsub.listen():
+                async for number, message in _counted(pubsub.listen()):
                     self._on_cancel(message["data"])
+                    if number % BURST == 0:  # what has come already is read without waiting
+                        await asyncio.sleep(0)
 
         while True:
             with contextlib.suppress(RedisUnreachable):
                 await self._store.use(hear)
             await asyncio.sleep(RETRY_S)
+
+
+async def _counted(messages: AsyncIterator[Any]) -> AsyncIterator[tuple[int, Any]]:
+    number = 0
+    async for message in messages:
+        number += 1
+        yield number, message

@@ -30,7 +30,7 @@ from openagents_worker.worker.blocking import keep_off_loop
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.job import Job, Order
 
-__all__ = ["ON_LOOP", "TaskPool"]
+__all__ = ["ON_LOOP", "TaskPool", "no_more"]
 
 ON_LOOP = "waits_on_loop"
 """A task with this attribute set is synchronous, but waits by `LoopThread.run` and so belongs on the loop."""
@@ -69,7 +69,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         self._numbers = itertools.count(1)
         self._jobs: dict[int, Job] = {}
         self._ends: set[int] = set()
-        self.after_job: Callable[[], None] = _nothing
+        self.after_job: Callable[[], None] = no_more
         """Called on the hub, in the main thread, when a task has ended: there is room again."""
         self._tasks = _Lane(self.limit)
         run_limit = _run_limit(self.app)
@@ -239,8 +239,8 @@ def _run_limit(app: Celery) -> int | None:
 _TOLD = ("callback", "accept_callback", "error_callback", "timeout_callback")
 
 
-def _nothing() -> None:
-    """What the hub is woken with."""
+def no_more() -> None:
+    """What the hub is woken with where nobody waits for room."""
 
 
 def _is_for_loop(task: Task) -> bool:

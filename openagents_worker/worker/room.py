@@ -11,7 +11,7 @@ from celery.worker import state
 from openagents_worker.producer.broker import Channel
 from openagents_worker.producer.client import client_of
 from openagents_worker.worker.end_notices import EndNotices
-from openagents_worker.worker.pool import TaskPool
+from openagents_worker.worker.pool import TaskPool, no_more
 
 __all__ = ["Room", "sift_ends"]
 
@@ -30,6 +30,11 @@ class Room(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no ty
         if isinstance(parent.pool, TaskPool) and not parent.pool.has_run_limit:
             sift_ends(channel, parent.pool, parent.app, free_slots=lambda: _room(parent))
 
+    def stop(self, parent: Any) -> None:
+        """Nothing is delivered any more: what waits in memory is sent again to other workers."""
+        if isinstance(parent.pool, TaskPool):
+            parent.pool.after_job = no_more
+
 
 def sift_ends(channel: Any, pool: TaskPool, app: Any, *, free_slots: Callable[[], int]) -> None:
     """Let notifications of ends that come by this channel wait where they would take too many slots."""
@@ -41,7 +46,8 @@ def sift_ends(channel: Any, pool: TaskPool, app: Any, *, free_slots: Callable[[]
         in_hand=pool.ends_in_hand,
         deliver=channel.connection._deliver,
     )
-    channel.sift, pool.after_job = notices.sift, notices.deliver_more
+    channel.sift, channel.when_sifted = notices.sift, notices.deliver_more
+    pool.after_job = notices.note_room
 
 
 def _room(consumer: Any) -> int:

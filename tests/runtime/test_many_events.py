@@ -36,10 +36,15 @@ class Shouts(PatternPlugin):
     class Config(PatternPlugin.Config):
         name: str = "said"
         parts: int = 1
+        rows: int = 1
 
     async def execute(self) -> str:
         try:
-            await self.emit(self.cfg.name, parts=[["ü" * 450] * 40] * self.cfg.parts)
+            await self.emit(
+                self.cfg.name,
+                parts=[["ü" * 450] * 40] * self.cfg.parts,
+                rows=[[[1] * 200] * 200] * self.cfg.rows,
+            )
         except Exception as error:
             outcome = str(getattr(error, "code", error))
         else:
@@ -103,6 +108,7 @@ async def test_large_events_go_out_in_batches(redis_url: str) -> None:
         ({"parts": 25}, "taken"),
         ({"parts": 32}, "step.too_large"),
         ({"parts": 50}, "step.too_large"),
+        ({"rows": 2}, "step.too_large"),
         ({"name": "x" * 256}, "taken"),
         ({"name": "x" * 257}, "step.too_large"),
     ],

@@ -12,7 +12,8 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.events import history, watch
 from openagents_worker.store.paging import ANSWER_BYTES, PageSize
-from openagents_worker.store.runs import SessionStore
+from openagents_worker.store.runs import IDS_A_PAGE, SessionStore, read_session
+from openagents_worker.store.scripts import DeleteAnswer
 from tests.producer.hand import Hand
 from tests.store.doors import call
 
@@ -99,3 +100,47 @@ def test_a_worker_of_many_agents_registers(hand: Hand, count: int) -> None:
     assert len(unknown.known_agents) >= count
     hand.store.redis.delete(hand.store.keys("agents"))
     hand.store.run(scripts.retire(incarnation="w9:1"))
+
+
+def test_a_session_with_a_long_past_and_a_long_queue_is_read_in_pages(hand: Hand) -> None:
+    """The answer is the whole of it, in order."""
+    redis, keys = hand.store.redis, hand.store.keys
+    hand.submit("r1", session_id="long")
+    waiting = [f"w{number:04}" for number in range(2 * IDS_A_PAGE + 300)]
+    messages = [{"role": "user", "content": str(number)} for number in range(450)]
+    redis.zadd(keys("session_queue", "long"), {run_id: number for number, run_id in enumerate(waiting)})
+    redis.rpush(keys("transcript", "long"), *map(json.dumps, messages))
+
+    view = read_session(hand.store, "long")
+
+    assert view.waiting == tuple(waiting)
+    assert list(view.transcript) == messages
+    redis.delete(keys("session_queue", "long"), keys("transcript", "long"))
+
+
+def test_a_session_is_deleted_behind_a_queue_of_runs_that_are_gone(hand: Hand) -> None:
+    """A page of the queue a call; what is not known any more is taken out of it."""
+    keys = hand.store.keys
+    hand.submit("r1", session_id="old")
+    hand.store.run(scripts.cancel(run_id="r1", reason="", force=True))
+    gone = {f"gone{number}": number for number in range(250)}
+    hand.store.redis.zadd(keys("session_queue", "old"), gone)
+
+    answers = []
+    while not answers or answers[-1].answer is DeleteAnswer.MORE:
+        answers.append(hand.store.run(scripts.delete_session(session_id="old", limit=100, even_untold=True)))
+
+    assert [each.answer for each in answers] == [DeleteAnswer.MORE, DeleteAnswer.MORE, DeleteAnswer.DELETED]
+    assert not hand.store.redis.exists(keys("session_queue", "old"))
+
+
+def test_as_many_as_a_page_that_were_sent_in_one_moment_are_looked_at(hand: Hand) -> None:
+    """Where nobody can read the queue; those behind them are looked at when it is begun anew."""
+    redis, keys = hand.store.redis, hand.store.keys
+    redis.zadd(keys("sent", "q"), {f"r{number}": 1_000_000 for number in range(1_500)})
+
+    hand.store.run(call("resend_unread", queue="q", limit=100))
+
+    assert redis.zcard(keys("sent", "q")) <= 1_400
+    assert redis.zcard(keys("resend", "q")) <= 1_000
+    redis.delete(keys("sent", "q"))

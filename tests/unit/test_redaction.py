@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openagents_worker.models import RunBudget
-from openagents_worker.redaction import MASK, redact, safe_text, safe_url
+from openagents_worker.redaction import (
+    MASK,
+    MAX_VALUES,
+    TooManyValues,
+    redact,
+    safe_text,
+    safe_url,
+    shown_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +85,35 @@ def test_long_wide_and_deep_values_are_cut_and_say_so() -> None:
     assert redact(list(range(5)), max_items=2) == [0, 1, "<3 more>"]
     assert redact({"a": 1, "b": 2, "c": 3}, max_items=1) == {"a": 1, "…": "<2 more>"}
     assert redact([[[1, 2]]], max_depth=2) == [["<2 more inside>"]]
+
+
+class Row(list[Any]):
+    """A list that counts how many of its values were looked at."""
+
+    looked = 0
+
+    def __iter__(self) -> Any:
+        for item in super().__iter__():
+            Row.looked += 1
+            yield item
+
+
+def test_a_value_of_very_many_values_is_not_walked_to_its_end() -> None:
+    """Each level holds two hundred times the next, so nobody could wait for all of it."""
+    value = Row(["x"] * 200)
+    for _ in range(5):
+        value = Row([value] * 200)
+    Row.looked = 0
+
+    shown = redact({"rows": value, "empty": []})
+
+    assert Row.looked <= MAX_VALUES
+    assert "<200 more inside>" in json.dumps(shown)
+    assert shown["empty"] == []
+    Row.looked = 0
+    with pytest.raises(TooManyValues):
+        shown_json({"rows": value}, is_whole=True)
+    assert Row.looked <= MAX_VALUES
 
 
 def test_a_cut_leaves_no_half_of_a_secret() -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import openagents_worker
 from openagents_worker import sse
 from openagents_worker.errors import RequestInvalid, RunNotFound, TooManyWatchers
 from openagents_worker.events import RunEvent
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.settings import load_settings
+from openagents_worker.store.events import awatch, watch
 from tests.producer.hand import Hand
 from tests.waiting import PATIENCE_S, await_for
+
+PACKAGE = Path(openagents_worker.__file__).parent
 
 
 def fields(frame: str) -> dict[str, str]:
@@ -154,6 +160,71 @@ async def test_the_handle_that_delay_gives_will_do(hand: Hand, redis_url: str) -
         assert len(await all_frames(sse(handle))) == 5
 
 
+async def test_every_way_to_follow_a_run_is_one_watcher_more(hand: Hand, redis_url: str) -> None:
+    """Events of both kinds of handle, the store's own two doors and pages are counted together; whoever
+    waits for the end is not, and is not refused."""
+    one = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_WATCHERS": "1"}
+    few = load_settings(one)
+    async with AsyncClient(settings=few) as client:
+        sync = Client(settings=few)
+        handle: Any = sync.handle("r1")
+
+        def ways() -> list[Any]:
+            return [
+                sse(client.handle("r1")),
+                sse(handle),
+                client.handle("r1").events(),
+                client.handle("r1").aevents(),
+                handle.aevents(),
+                awatch(client.store, "r1"),
+                watch(sync.store, "r1"),
+            ]
+
+        for holder in range(len(ways())):
+            others = ways()
+            holding = others.pop(holder)
+            await _first_of(holding)
+            for other in others:
+                with pytest.raises(TooManyWatchers):
+                    await _first_of(other)
+            with pytest.raises(TooManyWatchers):
+                sse(handle)
+            await _close(holding)
+
+        following = client.handle("r1").events()
+        await anext(following)
+        waiting = asyncio.create_task(client.handle("r1").wait())
+        await asyncio.to_thread(hand.finish, "r1")
+        assert (await waiting).run_id == "r1"
+        await following.aclose()
+        await asyncio.to_thread(sync.close)
+
+
+def test_nobody_else_follows_events() -> None:
+    """The command line, the product's pages and Flower's read events by `handle.events` or `sse` only."""
+    follows = re.compile(r"(?<![\w.])(?:a?watch|_?listening)\((?!self|\n)")
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if follows.search(re.sub(r"def \w+\(", "", path.read_text("utf-8")))
+    }
+
+    assert found == {"producer/handle.py", "store/events.py"}
+
+
+async def _first_of(watcher: Any) -> Any:
+    if hasattr(watcher, "__anext__"):
+        return await anext(watcher)
+    return await asyncio.to_thread(next, watcher)
+
+
+async def _close(watcher: Any) -> None:
+    if hasattr(watcher, "aclose"):
+        await watcher.aclose()
+    else:
+        await asyncio.to_thread(watcher.close)
+
+
 async def test_so_many_watch_at_once_and_no_more(hand: Hand, redis_url: str) -> None:
     """The next one is refused at once, with a code and a status; once one has gone, there is room again."""
     few = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_WATCHERS": "2"})
@@ -173,6 +244,7 @@ async def test_so_many_watch_at_once_and_no_more(hand: Hand, redis_url: str) -> 
 
         for watcher in (never_begun, late, third, *watchers):
             await watcher.aclose()
+    assert "OPENAGENTS_MAX_WATCHERS" in str(refused.value)
     assert (refused.value.code, refused.value.http_status, refused.value.retryable) == (
         "watch.too_many",
         503,

@@ -11,9 +11,12 @@ end
 
 local held = holder(session_id)
 if held then return {'BUSY', held} end
-for _, waiting in ipairs(redis.call('ZRANGE', k.session_queue(session_id), 0, -1)) do
+local queue = redis.call('ZRANGE', k.session_queue(session_id), 0, limit - 1)
+for _, waiting in ipairs(queue) do
   if is_known(waiting) then return {'BUSY', waiting} end
 end
+for _, gone in ipairs(queue) do redis.call('ZREM', k.session_queue(session_id), gone) end -- nobody waits there
+if #queue == limit then return {'MORE', '0'} end -- there may be more behind
 
 local ids = redis.call('ZRANGE', k.index('session=' .. session_id), 0, limit - 1)
 local found, untold_run = {}, nil

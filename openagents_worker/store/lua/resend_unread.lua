@@ -2,6 +2,7 @@
 -- for that, after twice as long; never longer than `max_grace_ms`. A run is looked at once a sending, when it may be lost first,
 -- and then when it is. Returns wakes, how many were looked at
 --#include resend
+local OF_ONE_MOMENT = 1000 -- one script sends a hundred at most
 local sent, waits, seen_key = k.sent(queue), k.resend(queue), k.resend_seen(queue)
 
 -- When a run's wake-up counts as lost, in µs, and how often it has been sent again; a new wake-up begins anew
@@ -16,9 +17,9 @@ local seen = tonumber(redis.call('GET', seen_key) or 0)
 if seen > before then seen = 0 end -- the clock has gone back
 local found = redis.call('ZRANGEBYSCORE', sent, '(' .. digits(seen), digits(before), 'WITHSCORES', 'LIMIT', 0, limit)
 local looked = #found / 2
-if looked == limit then -- all that were sent in one moment, or those behind the limit would be passed over
+if looked == limit then -- all that were sent in one moment, or those behind the limit would be passed over until `seen` is forgotten
   local last = found[#found]
-  for _, word in ipairs(redis.call('ZRANGEBYSCORE', sent, last, last, 'WITHSCORES')) do found[#found + 1] = word end
+  for _, word in ipairs(redis.call('ZRANGEBYSCORE', sent, last, last, 'WITHSCORES', 'LIMIT', 0, OF_ONE_MOMENT)) do found[#found + 1] = word end
 end
 -- Forgotten after a while, so that each entry is looked at again even if a clock went back unseen.
 local until_ms = redis.call('PTTL', seen_key)
