@@ -117,9 +117,16 @@ INDEPENDENT_OF_THE_LEASE = (
         "STOP_TIMEOUT_S",
         "for cancelled tasks at the end of the process; the lease has ended before",
     ),
+    ("worker.watch", "IDLE_TICK_S", "between two looks of the watchdog while no run is executed"),
     ("worker.guard", "BEAT_S", "between two signs of life to the process beside the worker"),
+    ("worker.guard", "IDLE_BEAT_S", "the same while no run is executed"),
     ("worker.guard", "START_AGAIN_S", "until that process is started again, once it was killed"),
     ("worker.guard_process", "LOOK_S", "between two of its looks at the worker"),
+    (
+        "worker.guard_process",
+        "IDLE_LOOK_S",
+        "the same while no run is executed; the worker wakes that process when one begins",
+    ),
     (
         "worker.guard_process",
         "SHORTEST_HELD_S",
