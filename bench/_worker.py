@@ -63,17 +63,32 @@ class Worker:
         """What it occupies of memory now, as `megabytes` counts it."""
         return megabytes(self._process.pid)
 
-    def cpu_s(self, thread: int | None = None) -> float:
-        """Seconds of processor time so far, of that thread or of all its threads that live."""
+    def cpu_s(self) -> float:
+        """Seconds of processor time so far, of all threads of the worker that live."""
+        return sum(_cpu_s_by_thread(self._process.pid).values())
+
+    def cpu_s_by_thread(self) -> dict[int, float]:
+        """The same for each thread, by the system's number; those of its child processes, too."""
+        found = _cpu_s_by_thread(self._process.pid)
+        for child in self.children():
+            found |= _cpu_s_by_thread(child)
+        return found
+
+    def children(self) -> list[int]:
+        """The processes that it has started."""
         threads = Path(f"/proc/{self._process.pid}/task")
-        which = threads.iterdir() if thread is None else [threads / str(thread)]
-        return sum(int((one / "schedstat").read_text().split()[0]) for one in which) / 1e9
+        return [int(pid) for one in threads.iterdir() for pid in (one / "children").read_text().split()]
 
     def pause(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         self._process.send_signal(signal.SIGCONT)
+
+
+def _cpu_s_by_thread(pid: int) -> dict[int, float]:
+    threads = Path(f"/proc/{pid}/task")
+    return {int(one.name): int((one / "schedstat").read_text().split()[0]) / 1e9 for one in threads.iterdir()}
 
 
 def megabytes(pid: int | str = "self") -> float:

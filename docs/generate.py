@@ -146,9 +146,16 @@ INDEPENDENT_OF_THE_LEASE = (
         "STOP_TIMEOUT_S",
         "for cancelled tasks to stop when the process ends; the lease has ended before",
     ),
+    ("worker.watch", "IDLE_TICK_S", "between two checks of the watchdog while no run is executed"),
     ("worker.guard", "BEAT_S", "between two signs of life that the worker gives to the guard process"),
+    ("worker.guard", "IDLE_BEAT_S", "the same while no run is executed"),
     ("worker.guard", "START_AGAIN_S", "until a guard process that died is started again"),
     ("worker.guard_process", "LOOK_S", "between two checks of the guard process"),
+    (
+        "worker.guard_process",
+        "IDLE_LOOK_S",
+        "the same while no run is executed; the worker wakes the guard process when a run begins",
+    ),
     (
         "worker.guard_process",
         "SHORTEST_HELD_S",

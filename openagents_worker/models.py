@@ -301,24 +301,20 @@ class RunUsage(BaseModel):
             costs[name] = round(costs.get(name, 0.0) + usd, 12)
         known = [c for c in (self.cost_usd, delta.cost_usd) if c is not None]
         return RunUsage(
-            llm_calls=_counted(self.llm_calls, delta.llm_calls),
-            tool_calls=_counted(self.tool_calls, delta.tool_calls),
-            input_tokens=_counted(self.input_tokens, delta.input_tokens),
-            output_tokens=_counted(self.output_tokens, delta.output_tokens),
-            total_tokens=_counted(self.total_tokens, delta.total_tokens),
-            input_tokens_cached=_counted(self.input_tokens_cached, delta.input_tokens_cached),
-            input_tokens_cache_creation=_counted(
-                self.input_tokens_cache_creation, delta.input_tokens_cache_creation
+            llm_calls=min(self.llm_calls + delta.llm_calls, LARGEST_COUNT),
+            tool_calls=min(self.tool_calls + delta.tool_calls, LARGEST_COUNT),
+            input_tokens=min(self.input_tokens + delta.input_tokens, LARGEST_COUNT),
+            output_tokens=min(self.output_tokens + delta.output_tokens, LARGEST_COUNT),
+            total_tokens=min(self.total_tokens + delta.total_tokens, LARGEST_COUNT),
+            input_tokens_cached=min(self.input_tokens_cached + delta.input_tokens_cached, LARGEST_COUNT),
+            input_tokens_cache_creation=min(
+                self.input_tokens_cache_creation + delta.input_tokens_cache_creation, LARGEST_COUNT
             ),
             cost_usd=round(sum(known), 12) if known else None,
             cost_breakdown=costs,
             ttft_ms=self.ttft_ms if self.ttft_ms is not None else delta.ttft_ms,
-            llm_retry_count=_counted(self.llm_retry_count, delta.llm_retry_count),
+            llm_retry_count=min(self.llm_retry_count + delta.llm_retry_count, LARGEST_COUNT),
         )
-
-
-def _counted(before: int, more: int) -> int:
-    return min(before + more, LARGEST_COUNT)
 
 
 class RunArtifact(_Stored):

@@ -171,18 +171,26 @@ class _Redaction:
     def _pairs(self, mapping: Mapping[Any, Any], depth: int) -> JsonValue:
         if self._is_too_many(len(mapping)):
             return f"<{len(mapping)} more inside>"
+        # It runs for every event: what most items are, is looked for first.
         out: dict[str, JsonValue] = {}
+        parts, mask_short, short = self._parts, self._mask_short, self._short
+        most = len(mapping) if self._max_items is None else self._max_items
+        has_more = len(mapping) > most
         for key, item in mapping.items():
-            if self._max_items is not None and len(out) >= self._max_items:
-                out["…"] = f"<{len(mapping) - self._max_items} more>"
+            if has_more and len(out) >= most:
+                out["…"] = f"<{len(mapping) - most} more>"
                 break
-            name = key if isinstance(key, str) else text_of(key)
-            under = holds(name, self._parts)
-            name = self._mask_short(name) if len(name) <= _SHORT else self._key(name)
-            if under is not Holds.ANYTHING and is_secret(under, item):
+            name = key if type(key) is str or isinstance(key, str) else text_of(key)
+            under, kind = holds(name, parts), type(item)
+            name = mask_short(name) if len(name) <= _SHORT else self._key(name)
+            if under is not _ANYTHING and (under is _A_SECRET or kind is not int) and is_secret(under, item):
                 out[name] = MASK
-            elif type(item) is str and len(item) <= self._short:  # most are: four calls fewer each
-                out[name] = self._mask_short(item)
+            elif kind is str and len(item) <= short:
+                out[name] = mask_short(item)
+            elif (
+                item is None or kind is bool or (kind is int and SMALLEST_INTEGER <= item <= LARGEST_INTEGER)
+            ):
+                out[name] = item
             else:
                 out[name] = self.shown(item, depth - 1)
         return out
@@ -216,6 +224,7 @@ def _cut(text: str, max_chars: int, mask: Callable[[str], str]) -> str:
     return f"{head}… <{len(text) - max_chars} more characters>"
 
 
+_ANYTHING, _A_SECRET = Holds.ANYTHING, Holds.A_SECRET
 _DEFAULT_PARTS = parts_of(DEFAULT_REDACT_KEYS)
 _OF_SHORT_TEXTS: dict[Callable[[str], str], Callable[[str], str]] = {
     mask_secrets: mask_short,

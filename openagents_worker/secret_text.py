@@ -47,7 +47,10 @@ def mask_named(text: str, *, quoted_only: bool = False) -> str:
     'login failed: user=ann password=***, tokens=7'
     """
     lowered = text.lower()
-    if not any(hint in lowered for hint in _HINTS):
+    for hint in _HINTS:  # without a generator, which would be most of what a short text costs
+        if hint in lowered:
+            break
+    else:
         return text
     if "</" in text:
         text = _ELEMENT.sub(_masked_element, text)

@@ -461,7 +461,7 @@ class Ledger:
 
 def _shown_name(name: object) -> str:
     """An event's name; a pattern may give anything as one."""
-    return mask_short_prose(text_of(name))
+    return mask_short_prose(name if type(name) is str and name.isascii() else text_of(name))
 
 
 class _Delta:

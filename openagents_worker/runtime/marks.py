@@ -26,9 +26,9 @@ T = TypeVar("T")
 MARK_BYTES = 1536
 """Of one mark. A run's id is never cut short: it has at most 256 characters of at most four bytes."""
 
-HEAD = struct.Struct("=QdQQ")
+HEAD = struct.Struct("=QdQQQ")
 """How often the process has said that it lives, the end of its lease by the boot clock in seconds (0: it has
-none), and its event loop's thread as the system and as Python number it."""
+none), its event loop's thread as the system and as Python number it, and whether it is idle (1, else 0)."""
 THREAD = struct.Struct("=QQ")
 """A thread that executes code of a run, as the system and as Python number it; 0: none."""
 THREADS = 126  # more than execute tools by default; a thread beyond them has no mark
@@ -179,10 +179,13 @@ class Marks:
         """Which thread the event loop runs in."""
         self._loop = (native_id, ident)
 
-    def beat(self, lease_end_s: float) -> None:
-        """Say that the interpreter runs. `lease_end_s` by the boot clock; 0: there is no lease to keep."""
+    def beat(self, lease_end_s: float, *, is_idle: bool = False) -> None:
+        """Say that the interpreter runs. `lease_end_s` by the boot clock; 0: there is no lease to keep.
+
+        `is_idle`: nobody works, and the next beat comes later.
+        """
         self._beats += 1
-        HEAD.pack_into(self._memory, 0, self._beats, lease_end_s, *self._loop)
+        HEAD.pack_into(self._memory, 0, self._beats, lease_end_s, *self._loop, is_idle)
 
 
 def _memory_file() -> int:
@@ -209,7 +212,7 @@ class Seen:
 
     @classmethod
     def of(cls, memory: bytes) -> Seen:
-        _, _, native_id, ident = HEAD.unpack_from(memory)
+        _, _, native_id, ident, _ = HEAD.unpack_from(memory)
         threads = []
         for at in range(FIRST_SLOT, SIZE_BYTES, SLOT_BYTES):
             native, python = THREAD.unpack_from(memory, at)

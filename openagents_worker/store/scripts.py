@@ -401,11 +401,12 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """A heartbeat's answer. `lost`: the lease is over for ever."""
+    """A heartbeat's answer. `lost`: the lease is over for ever. `others` counts the other leases."""
 
     lost: bool
     owned: frozenset[str] = frozenset()
     cancel_requested: frozenset[str] = frozenset()
+    others: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -606,7 +607,7 @@ def renew(
     """
     if reply[0] == "LOST":
         return Renewal(lost=True)
-    return Renewal(False, frozenset(reply[1]), frozenset(reply[2]))
+    return Renewal(False, frozenset(reply[1]), frozenset(reply[2]), int(reply[3]))
 
 
 @_door

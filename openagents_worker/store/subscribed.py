@@ -16,6 +16,7 @@ from typing import Any
 from redis import exceptions
 
 from openagents_worker.store.client import Cell, Store
+from openagents_worker.store.clients import Line, is_connected
 from openagents_worker.telemetry import get_logger
 
 __all__ = ["SubscribedStore"]
@@ -32,7 +33,9 @@ class SubscribedStore(Store):
         super().__init__(
             cell, max_connections=1, answer_timeout_s=answer_timeout_s, connect_timeout_s=connect_timeout_s
         )
-        options = self.redis.connection_pool.connection_kwargs
+        self._line = Line(connection_pool=self.redis.connection_pool)
+        self.redis = self._line
+        options = self._line.connection_pool.connection_kwargs
         options["redis_connect_func"] = self._on_connect
         self.connections = 0
         """How many there have been, one after the other."""
@@ -52,11 +55,11 @@ class SubscribedStore(Store):
     def connect(self) -> None:
         """Have a connection from now on; the next command would make it, too."""
 
-        def take_and_give_back(client: Any) -> None:
-            pool = client.connection_pool
-            pool.release(pool.get_connection())
+        self.ask(lambda _: self._line.connect())
 
-        self.ask(take_and_give_back)
+    def start_afresh(self) -> None:
+        super().start_afresh()
+        self._line.forget()
 
     @property
     def server(self) -> str:
@@ -65,7 +68,7 @@ class SubscribedStore(Store):
 
     @property
     def is_connected(self) -> bool:
-        return getattr(self._connection, "_sock", None) is not None
+        return is_connected(self._connection)
 
     def wait(self, seconds: float) -> bool:
         """Wait so long, or until `wake()`, or until the connection is closed: True, and it is given up."""

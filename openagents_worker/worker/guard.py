@@ -34,6 +34,8 @@ __all__ = ["Guard"]
 log = get_logger(__name__)
 
 BEAT_S = 0.25
+IDLE_BEAT_S = 1.0  # while nobody works; whoever begins to ends it
+IDLE_AFTER_BEATS = 4  # in a row at which nobody worked: between two runs of a worker with few it is not idle
 START_AGAIN_S = 30.0  # after a guard's process has ended before its time
 STOP_S = 5.0  # for it to end; it only has to notice that its stdin is closed
 
@@ -51,20 +53,25 @@ class Guard:
         cell: Cell,
         limits: TimeLimits,
         loop_thread: Callable[[], tuple[int, int]],
+        is_busy: Callable[[], bool] = lambda: True,
         leave: Leave = os._exit,
     ) -> None:
-        """`loop_thread` gives the event loop's thread as the system and as Python number it."""
+        """`loop_thread` gives the event loop's thread as the system and as Python number it; `is_busy` says
+        whether anybody works."""
         self._marks = marks
         self._cell = cell
         self._limits = limits
         self._loop_thread = loop_thread
+        self._is_busy = is_busy
+        self._is_idle, self._quiet_beats = False, 0
         self._lease = WorkerLease.none_yet(limits)
         self._beating = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._start_again_at_s = 0.0
         self._signal = self._exit_signal = 0
         self._stacks = -1
-        self._stopping = threading.Event()
+        self._stopping = False
+        self._woken = threading.Event()
         self._thread = background_thread(self._main, name="openagents-guard", leave=leave)
 
     def start(self) -> None:
@@ -79,7 +86,8 @@ class Guard:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stopping.set()
+        self._stopping = True
+        self._woken.set()
         if self._thread.ident is not None:
             self._thread.join()
         self._end_process()
@@ -90,6 +98,11 @@ class Guard:
         self._lease = lease
         self._beat()
 
+    def work_begins(self) -> None:
+        """Somebody works from here on: beats and looks come often again; from any thread."""
+        if self._is_idle:
+            self._woken.set()
+
     @property
     def pid(self) -> int | None:
         """The guard's process; None where there is none."""
@@ -98,14 +111,29 @@ class Guard:
     # --- in the thread ---
 
     def _main(self) -> None:
-        while not self._stopping.wait(BEAT_S):
+        while not self._stopping:
+            self._woken.wait(IDLE_BEAT_S if self._is_idle else BEAT_S)
+            if self._woken.is_set() or self._is_busy():
+                self._quiet_beats = 0
+            else:
+                self._quiet_beats += 1
+            self._woken.clear()
+            was_idle, self._is_idle = self._is_idle, self._quiet_beats >= IDLE_AFTER_BEATS
             self._beat()
+            if was_idle and not self._is_idle:
+                self._wake_process()
             self._keep_process()
 
     def _beat(self) -> None:
         with self._beating:
             lease = self._lease
-            self._marks.beat(0.0 if lease.let_go.is_set() else lease.end_s)
+            self._marks.beat(0.0 if lease.let_go.is_set() else lease.end_s, is_idle=self._is_idle)
+
+    def _wake_process(self) -> None:
+        process = self._process
+        if process is not None and process.stdin is not None:
+            with contextlib.suppress(OSError, ValueError):  # it has ended, or has words of ours to read still
+                os.write(process.stdin.fileno(), guard_process.LOOK_NOW)
 
     def _keep_process(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -139,6 +167,7 @@ class Guard:
             assert self._process.stdin is not None
             self._process.stdin.write(marshal.dumps(self._told(read)))
             self._process.stdin.flush()
+            os.set_blocking(self._process.stdin.fileno(), False)
         except (OSError, ValueError, RuntimeError, ImportError, AttributeError) as error:
             log.warning("guard.not_started", error=f"{type(error).__name__}: {error}")
             self._end_process()

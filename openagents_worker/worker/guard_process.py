@@ -1,10 +1,10 @@
 """The guard's process. The only place that ends a worker whose interpreter stands still.
 
 `worker.guard` starts it beside the worker, as a script and with nothing but the standard library: it takes
-few megabytes and a look at shared memory four times a second. It needs no thread of the worker. The worker's
-process counts as standing still while it does not beat, although it could: it computes, or all of its threads
-sleep. A process that is stopped (SIGSTOP, a debugger), that waits for a core, for its memory or for a disk
-could not beat, and nobody is to blame.
+few megabytes and a look at shared memory four times a second, and fewer while nobody works. It needs no
+thread of the worker. The worker's process counts as standing still while it does not beat, although it could:
+it computes, or all of its threads sleep. A process that is stopped (SIGSTOP, a debugger), that waits for a
+core, for its memory or for a disk could not beat, and nobody is to blame.
 
 What it ends the worker with is SIGKILL: a process whose interpreter stands still obeys no other signal. Where
 the worker is process 1 of a container, which the kernel lets nobody kill from inside, it is a signal whose
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     from typing import Any
 
 LOOK_S = 0.25
+IDLE_LOOK_S = 2.5  # while nobody works in the worker, which wakes us when somebody begins to
+LOOK_NOW = b"!"
 WAITING_HZ = 5  # a thread that waits for the interpreter looks 200 times a second, less where cores are short
 SHORTEST_HELD_S = 1.0  # however short the lease is; as a loop that is dead (`time_limits`)
 READY_BEFORE_S = 5.0  # before the end: what reports it needs a second to be loaded, several on a busy machine
 DUMP_BEGINS_S, DUMP_PAUSES_S, DUMP_BYTES = 1.0, 0.2, 1_000_000
 REPORT_S = 5.0  # for the report, beside the time for naming the run; the worker is stopped meanwhile
 STOP_LOOKS, STOP_LOOK_S = 50, 0.01  # a thread that reads a page from a disk stops after that
-BEATS = struct.Struct("=Qd")
+BEATS = struct.Struct("=QdQQQ")  # as `HEAD` of `runtime.marks`
 SLEEPS, STOPPED = frozenset(b"SI"), frozenset(b"Tt")
 
 REPORTER = """\
@@ -158,6 +160,7 @@ class GuardProcess:
         self._memory = mmap.mmap(told["memory"], 0, prot=mmap.PROT_READ)
         os.close(told["memory"])
         self._beats = -1
+        self._look_s = LOOK_S
         self._silence: Silence | None = None
         self._reporter: Reporter | None = None
 
@@ -172,15 +175,18 @@ class GuardProcess:
 
     def _worker_has_ended(self) -> bool:
         """Wait until it is time to look. Its end closes our stdin; a child of it may keep that open."""
-        ready, _, _ = select.select([0], [], [], LOOK_S)
-        return bool(ready) or os.getppid() != self._pid
+        ready, _, _ = select.select([0], [], [], self._look_s)
+        return bool(ready and not os.read(0, 64)) or os.getppid() != self._pid
 
     def _look(self) -> bool:
         """Whether the worker is to be ended."""
-        beats, lease_end_s = BEATS.unpack_from(self._memory)
+        beats, lease_end_s, _, _, is_idle = BEATS.unpack_from(self._memory)
+        self._look_s = LOOK_S
         if beats != self._beats:
             self._beats = beats
             self._alive()
+            if is_idle:
+                self._look_s = IDLE_LOOK_S
             return False
         if beats == 0:
             return False

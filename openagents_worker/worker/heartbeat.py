@@ -184,6 +184,7 @@ class Heartbeat:
         self._on_lease(lease)
         self._lease = lease
         self._strange = _Strange()
+        self._looks.others = None
         self._registered.set()
         self._post(self._on_registered, incarnation)
         self._on_neighbours(answer.neighbours)  # also those that died before this process began
@@ -204,6 +205,7 @@ class Heartbeat:
                 self._looks.say_alive(lease.incarnation)
                 return
             lease.renewed(sent_s)
+            self._looks.others = answer.others
             self._compare(lease.incarnation, answer)
 
     def _pause_until(self, end_s: float) -> bool:

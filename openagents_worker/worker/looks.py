@@ -52,9 +52,11 @@ class Looks:
         self._look_every_s = look_every_s
         self._next_s = -math.inf if look_every_s else math.inf
         self._joined = ""
+        self.others: int | None = None
+        """How many other leases the last renewal has counted; None: nobody has counted them yet."""
 
     def until(self, end_s: float, is_over: Callable[[], bool]) -> None:
-        """Look once a second until this time or until `is_over()`.
+        """Look once a second until this time or until `is_over()`. A worker without others does not look.
 
         A connection that is closed meanwhile, also under a look, ends it before: it is time to renew.
         """
@@ -64,11 +66,14 @@ class Looks:
         while not is_over() and (left_s := end_s - self._clock()) > 0:
             if self._store.connections != connection:
                 return  # the look has made another one
-            if not self._store.is_connected or self._store.wait(min(left_s, self._next_s - self._clock())):
+            if not self._store.is_connected or self._store.wait(min(left_s, self._next_look_in_s())):
                 self._store.wait(RECONNECT_PAUSE_S)
                 return
-            if self._clock() >= self._next_s:
+            if self._next_look_in_s() <= 0:
                 self._look()
+
+    def _next_look_in_s(self) -> float:
+        return math.inf if self.others == 0 else self._next_s - self._clock()
 
     def say_alive(self, incarnation: str) -> None:
         """Our lease is over although we live: if somebody has ended it early, that was a mistake."""

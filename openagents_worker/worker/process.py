@@ -158,12 +158,14 @@ class WorkerProcess:
             loop_waited_s=self._bridge.waited_s,
             is_busy=lambda: self._bridge.is_busy(),
             began=self._bridge.began,
+            on_began=lambda: self._guard.work_begins(),
         )
         self._guard = Guard(
             self._marks,
             cell=cell,
             limits=limits,
             loop_thread=lambda: (self._bridge.native_thread_id or 0, self._bridge.thread_id or 0),
+            is_busy=lambda: self._bridge.is_busy(),
             leave=self._leave,
         )
         self._rows = Rows(self.store, leave=self._leave)

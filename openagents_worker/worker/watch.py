@@ -33,7 +33,7 @@ log = get_logger(__name__)
 
 EX_LOOP_DEAD = 70  # EX_SOFTWARE of sysexits.h
 TICK_S = 0.05  # of a process whose lease leaves time for it
-IDLE_TICK_S = 0.5  # while nobody works on the loop; whoever begins to ends it
+IDLE_TICK_S = 1.0  # while nobody works on the loop; whoever begins to ends it
 BLOCKED_S = 0.25  # a loop that is busy for so long delays every run of the process
 SAY_AGAIN_S = 10.0  # of the same block, and of the same place
 STOPPED_TICKS = 3
@@ -89,10 +89,12 @@ class Watch:
         loop_waited_s: Callable[[], float] = lambda: 0.0,
         is_busy: Callable[[], bool] = lambda: True,
         began: threading.Event | None = None,
+        on_began: Callable[[], object] = lambda: None,
         executing: Callable[[], Executing | None] = lambda: None,
     ) -> None:
         """`threads_at_work` counts the threads that execute tools, which nobody can cancel. `accuse` stores
-        which run has blocked the loop for good. `executing` says whose code the loop executes."""
+        which run has blocked the loop for good. `executing` says whose code the loop executes. `on_began` is
+        called when somebody begins to work after a while in which nobody has."""
         self._loop = loop
         self._loop_thread_id = loop_thread_id
         self._lease = lease
@@ -108,6 +110,7 @@ class Watch:
         self._loop_waited_s = loop_waited_s
         self._is_busy = is_busy
         self._began = began or threading.Event()
+        self._on_began = on_began
         self._executing = executing
         self._silent_s = 0.0
         self._block: _Block | None = None
@@ -158,6 +161,8 @@ class Watch:
         self._began.clear()
         if not self._is_busy():
             self._pause(self._began, IDLE_TICK_S)
+        if self._is_busy():
+            self._on_began()
         return None if self._stopping.is_set() else IDLE_TICK_S
 
     # --- the lease ---------------------------------------------------------------------------------------

@@ -34,7 +34,10 @@ def busy(world: World, count: int) -> list[str]:
     for run_id in run_ids:
         world.submit(run_id, latency_ms=400)
     wait_for(
-        lambda: {str(entry["key"]).partition(":")[0] for entry in world.model.log} >= set(run_ids),
+        lambda: (
+            {str(entry["key"]).partition(":")[0] for entry in world.model.log if entry["event"] == "received"}
+            >= set(run_ids)
+        ),
         "each run waits for the model",
         30,
     )

@@ -12,6 +12,7 @@ from openagents_worker.store.scripts import Wake
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.heartbeat import Heartbeat
+from openagents_worker.worker.looks import LOOK_EVERY_S
 from openagents_worker.worker.neighbours import ProcessIdentity
 from openagents_worker.worker.watch import Watch
 from tests.producer.hand import Hand
@@ -75,6 +76,7 @@ def start_heartbeat(
             lease_ms: int = LEASE_MS,
             heartbeat_ms: int = HEARTBEAT_MS,
             process: ProcessIdentity | None = None,
+            look_every_s: float = LOOK_EVERY_S,
         ) -> Heartbeat:
             heartbeat = Heartbeat(
                 cell=cell,
@@ -86,6 +88,7 @@ def start_heartbeat(
                 send_wakes=send,
                 on_registered=lambda incarnation: None,
                 process=process,
+                look_every_s=look_every_s,
                 on_given_up=lambda: given_up.append("given up"),
             )
             watch = Watch(

@@ -13,7 +13,7 @@ import sys
 import threading
 
 from openagents_worker.runtime.latch import Latch
-from openagents_worker.runtime.marks import Marks, marked
+from openagents_worker.runtime.marks import HEAD, Marks, marked
 from openagents_worker.runtime.user_code import RunCode, current_run, executing
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import Cell
@@ -39,15 +39,24 @@ def main(url: str, where: str, how: str, loop_dead_s: float, lease_s: float) -> 
     bridge = LoopThread()
     bridge.start()
     marks = Marks(is_shared=True)
+    works = threading.Event()
+    if where != "idle":
+        works.set()
     guard = Guard(
         marks,
         cell=Cell(url),
         limits=limits,
         loop_thread=lambda: (bridge.native_thread_id or 0, bridge.thread_id or 0),
+        is_busy=works.is_set,
     )
     guard.start()
     guard.lease_begins(lease)
     wait_for(lambda: guard.pid, "the guard's process runs")
+    if where == "idle":
+        wait_for(lambda: HEAD.unpack_from(marks._memory)[-1] == 1, "nobody has worked for a while")
+        works.set()
+        guard.work_begins()
+        wait_for(lambda: HEAD.unpack_from(marks._memory)[-1] == 0, "it beats often again")
     say(f"ready {guard.pid}")
 
     async def start() -> None:
@@ -68,7 +77,7 @@ def main(url: str, where: str, how: str, loop_dead_s: float, lease_s: float) -> 
 
 async def execute(where: str, how: str, other: RunCode) -> None:
     match where:
-        case "loop":
+        case "loop" | "idle":
             with executing("pattern", "shop.Careful"):
                 await asyncio.sleep(0)
                 do(how)

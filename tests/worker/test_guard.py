@@ -91,7 +91,7 @@ def guarded(tmp_path: Path, redis_url: str) -> Generator[type[Guarded]]:
     ("where", "how"),
     [
         ("loop", "regex"),
-        ("loop", "sleep 600"),
+        ("idle", "sleep 600"),  # by the first run after a while without any
         ("thread", "power"),
         pytest.param("loop", "power", marks=pytest.mark.slow),
         pytest.param("thread", "regex", marks=pytest.mark.slow),
@@ -104,7 +104,7 @@ def test_whoever_keeps_the_interpreter_is_named(guarded: type[Guarded], where: s
     assert one.end() == -signal.SIGKILL
     line = one.line("loop.dead")
     assert "run_id=r1 agent_id=shop" in line
-    assert ('plugin="pattern shop.Careful"' if where == "loop" else 'plugin="tool search"') in line
+    assert ('plugin="pattern shop.Careful"' if where != "thread" else 'plugin="tool search"') in line
     assert "hold_the_interpreter" in line
     assert "exit_code=137" in line
     assert "run.accused run_id=r1 incarnation=w1@test:1" in one.log

@@ -93,6 +93,30 @@ def test_a_worker_of_another_host_that_dies_is_given_up(
     assert other.renew().lost
 
 
+def test_a_worker_without_others_does_not_look(start_heartbeat: StartHeartbeat, hand: Hand) -> None:
+    """Nobody is there to be given up. The next renewal after another one has registered tells of it."""
+    redis, looked = hand.store.redis, hand.store.keys("looked")
+    hand.store.run(scripts.retire(incarnation=hand.incarnation))
+    incarnation = registered(start_heartbeat(look_every_s=HEARTBEAT_MS / 2_000))
+
+    def renewed() -> None:
+        before = deadline(hand.store, incarnation)
+        wait_for(lambda: deadline(hand.store, incarnation) > before, "it has renewed its lease")
+
+    renewed()
+    renewed()  # what the first one said has been heard by now
+    redis.delete(looked)
+
+    renewed()
+    renewed()
+    alone = redis.exists(looked)
+    other = Other(hand, "other:1")
+
+    wait_for(lambda: redis.exists(looked), "it looks after the other one")
+    assert not alone
+    other.die()
+
+
 def test_a_heartbeat_is_watched_from_its_first_renewal_on(
     start_heartbeat: StartHeartbeat, hand: Hand
 ) -> None:

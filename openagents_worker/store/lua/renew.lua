@@ -1,5 +1,5 @@
 -- A heartbeat. LOST when the lease is over: the end of a lease is final, it is never set up again for this incarnation.
--- Returns OK, owned runs, owned runs with a cancel request | LOST
+-- Returns OK, owned runs, owned runs with a cancel request, how many other leases there are | LOST
 --#include early
 local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
 if not deadline or deadline <= NOW_MS then return {'LOST'} end
@@ -14,4 +14,5 @@ if server ~= '' and (listeners(incarnation) or 0) > 0 then
 else
   forget_connection(incarnation)
 end
-return {'OK', redis.call('SMEMBERS', k.worker_runs(incarnation)), redis.call('SMEMBERS', k.worker_box(incarnation))}
+return {'OK', redis.call('SMEMBERS', k.worker_runs(incarnation)), redis.call('SMEMBERS', k.worker_box(incarnation)),
+  redis.call('ZCARD', k.workers()) - 1}
