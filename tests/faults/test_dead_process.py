@@ -164,7 +164,8 @@ def wait_watched(world: World) -> None:
     """All workers have renewed over a connection that Redis can see."""
     store = world.client.store
     wait_for(
-        lambda: set(store.redis.hkeys(store.keys("watched"))) >= set(world.incarnations()), "they have renewed"
+        lambda: set(store.redis.hkeys(store.keys("watched"))) >= set(world.incarnations()),
+        "they have renewed",
     )
 
 

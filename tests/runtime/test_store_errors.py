@@ -24,8 +24,8 @@ from openagents_worker.store.embedded import EmbeddedRedis
 from tests.faults.proxy import Command, Proxy
 from tests.producer.proxy import closed_port
 from tests.runtime import plugins
-from tests.runtime.harness import Process, process
-from tests.runtime.test_replay import due, open_gates, patterned, tool
+from tests.runtime.harness import Process, due, process
+from tests.runtime.test_replay import open_gates, patterned, tool
 from tests.waiting import await_for
 
 STEPS = 5
