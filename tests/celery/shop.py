@@ -34,11 +34,10 @@ from openagents_worker.store.keys import ttl_violations
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.celery.product import make_product
 from tests.installation import ROOT, agent
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 __all__ = ["PATIENCE_S", "Shop", "ask", "open_shop"]
 
-PATIENCE_S = 40
 _ENDS: Mapping[str, Mapping[str, Any]] = {
     "ok": {"text": "done"},
     "fails": {"error": "response"},

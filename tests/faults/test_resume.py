@@ -45,7 +45,7 @@ def test_a_run_that_is_told_to_come_back_later_does_so_on_any_worker(make_world:
         assert handle.state == "RETRY"
         first = world.carriers()[world.entries("limited")[-1]["pid"]]
         first.signal(signal.SIGTERM)
-        wait_for(lambda: not first.alive, "the worker that had the run has gone", 30)
+        wait_for(lambda: not first.alive, "the worker that had the run has gone")
         result = waiting.result(60)
         wait_for(lambda: "task-succeeded" in _of_task(heard, "limited"), "Celery's event of the end is heard")
 
@@ -130,7 +130,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_runs_over_at_once(make_world: M
 
     leaving.signal(signal.SIGTERM)
     told = time.time()
-    wait_for(lambda: not leaving.alive, "it has gone", 30)
+    wait_for(lambda: not leaving.alive, "it has gone")
     for run_id in run_ids:
         assert world.wait(run_id).final_output == "done after 8"
 

@@ -272,7 +272,7 @@ async def _open_after_events(shop: Process, admin: Admin) -> None:
             return len(called) >= 2
         return False
 
-    await await_for(told, "the second call's events are stored", timeout=30)
+    await await_for(told, "the second call's events are stored")
     plugins.GATES["charge-1"].set()
 
 
