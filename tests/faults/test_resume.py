@@ -125,11 +125,16 @@ def test_a_worker_that_is_told_to_stop_hands_its_runs_over_at_once(make_world: M
     wait_for(
         lambda: len({e["run"] for e in world.entries() if e["n"] == 1}) == len(run_ids), "all are at work"
     )
-    leaving = max(world.carriers().values(), key=lambda worker: len(_at_work(world, worker.process.pid)))
-    its_runs = _at_work(world, leaving.process.pid)
+    world.model_answers.clear()
+    asking = wait_for(lambda: _all_ask(world, run_ids), "each run waits for the model, or is over")
+    owners = {run_id: world.owner(run_id) for run_id in asking}
+    leaving = max(owners.values(), key=list(owners.values()).count)
+    its_runs = [run_id for run_id, owner in owners.items() if owner is leaving]
 
     leaving.signal(signal.SIGTERM)
     told = time.time()
+    wait_for(lambda: leaving.name in world.said("Warm shutdown"), "it has heard it")
+    world.model_answers.set()
     wait_for(lambda: not leaving.alive, "it has gone")
     for run_id in run_ids:
         assert world.wait(run_id).final_output == "done after 8"
@@ -156,7 +161,11 @@ def test_a_worker_that_is_told_to_stop_hands_its_runs_over_at_once(make_world: M
         assert "run.recovered" not in names, "nobody has waited for the end of a lease"
 
 
-def _at_work(world: World, pid: int) -> list[str]:
-    """Runs whose last word came from this process, and who have steps to go."""
-    last = {entry["run"]: entry for entry in world.entries()}
-    return [run_id for run_id, entry in last.items() if entry["pid"] == pid and entry["n"] < 6]
+def _all_ask(world: World, run_ids: list[str]) -> list[str]:
+    """The runs that wait for the model; none while others have something else to do."""
+    log = list(world.model.log)
+    answered = {entry["id"] for entry in log if entry["event"] == "answered"}
+    waiting = [entry for entry in log if entry["event"] == "received" and entry["id"] not in answered]
+    asking = {str(entry["key"]).partition(":")[0] for entry in waiting}
+    others = [run_id for run_id in run_ids if run_id not in asking]
+    return sorted(asking) if all(world.record(run_id).state.is_terminal for run_id in others) else []
