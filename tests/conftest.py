@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -13,6 +15,11 @@ from openagents_worker.store.embedded import EmbeddedRedis
 from tests.hostile.table import lines_of
 
 pytest_plugins = ["tests.guards"]
+
+# Some hundred processes are started by the tests, each of which would compile all that it imports where an
+# image of a container says that nothing is to be written. `make clean` removes what is.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # How long an example takes says more of the machine's other work than of ours.
 hypothesis.settings.register_profile("any-machine", deadline=None)

@@ -60,6 +60,8 @@ def _rules_broken(item: pytest.Item, nextitem: pytest.Item | None) -> list[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _guards() -> Generator[None]:
+    gc.collect()
+    gc.freeze()  # the tests themselves
     patch = pytest.MonkeyPatch()
     _guard_sockets(patch)
     _guard_loops(patch)
@@ -152,19 +154,31 @@ class _AsyncioEar(logging.Handler):
 # --- what is opened is closed ----------------------------------------------------------------------------
 
 
+FROZEN_AFTER = 100  # tests of a module: so many leave little enough to look through after each of them
+
+_tests_of_module = 0
+
+
 def _collect_what_the_test_left(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """What a test leaves open warns when it is collected: here, so that no other test is blamed for it.
 
-    To collect everything after each test would take longer than most tests. So what survives one is frozen,
-    that is, left out of later collections, until the last test of its module.
+    To collect everything after each test would take longer than most tests. So what survives a module, above
+    all the tests that were collected, is frozen, that is, left out of later collections, until the last test
+    of its folder. A long module is frozen in between, and looked through as a whole after its last test.
     """
+    global _tests_of_module
     getattr(item, "funcargs", {}).clear()  # pytest lets go of these after the teardown, which is too late
+    _tests_of_module += 1
     last_of_module = nextitem is None or nextitem.path != item.path
-    if last_of_module:
+    last_of_folder = nextitem is None or nextitem.path.parent != item.path.parent
+    if last_of_folder or (last_of_module and _tests_of_module >= FROZEN_AFTER):
         gc.unfreeze()
     with _hearing_finalizers():
         gc.collect()
-    gc.freeze()
+    if last_of_module or _tests_of_module % FROZEN_AFTER == 0:
+        gc.freeze()
+    if last_of_module:
+        _tests_of_module = 0
 
 
 @contextmanager

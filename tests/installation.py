@@ -25,12 +25,11 @@ from openagents_worker.producer.task import AgentTask, ProducerTask
 from openagents_worker.store.keys import ttl_violations
 from openagents_worker.testing.model_server import FAULTS, ModelRequest, ModelServer
 from tests import diary
-from tests.waiting import await_for
+from tests.waiting import PATIENCE_S, await_for
 
-__all__ = ["Installation", "Model", "agent", "call", "installed", "story"]
+__all__ = ["PATIENCE_S", "Installation", "Model", "agent", "call", "installed", "story"]
 
 ROOT = Path(__file__).parents[1]
-PATIENCE_S = 30  # no run of a test takes as long; on a busy machine it may take a while all the same
 
 
 def call(name: str, /, **arguments: Any) -> dict[str, Any]:

@@ -29,7 +29,9 @@ from openagents_worker.store.embedded import EmbeddedRedis, ending_with_us
 
 __all__ = ["Process", "Stack"]
 
-READY_TIMEOUT_S = 30.0  # a worker is up in a second or two, on a busy machine in ten
+READY_TIMEOUT_S = (
+    60.0  # a worker is up in a second or two, on a busy machine in ten, on a very busy one in thirty
+)
 STOP_MARGIN_S = 10.0  # beyond the drain
 POLL_S = 0.05
 TAIL_LINES = 15

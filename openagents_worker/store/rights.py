@@ -156,8 +156,11 @@ def _what_is_run(lua: str) -> str:
     texts = ["\n".join(part) for part in parts]
     functions = {found[1]: text for text in texts if (found := _FUNCTION.match(text))}
     run = [text for text in texts if not _FUNCTION.match(text)]
-    while called := _names_in(run) & functions.keys():
-        run += [functions.pop(name) for name in sorted(called)]
+    names = _names_in(run)
+    while called := names & functions.keys():
+        added = [functions.pop(name) for name in sorted(called)]
+        names = _names_in(added)  # those in what was there before have been found
+        run += added
     return "\n".join(run)
 
 

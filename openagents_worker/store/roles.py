@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from openagents_worker.store.keys import KEYS
 from openagents_worker.store.rights import Right, patterns
-from openagents_worker.store.scripts import Script
+from openagents_worker.store.scripts import rights_of_script
 
 __all__ = ["ROLES", "BrokerRight", "Role", "RoleName", "acl_line"]
 
@@ -61,7 +61,7 @@ class Role:
     @property
     def needed(self) -> frozenset[Right]:
         """On our keys and channels, and commands that have none: without these it does not work."""
-        scripts = (Script(name, {}).rights for name in self.scripts)
+        scripts = map(rights_of_script, self.scripts)
         return self.reads.union(map(Right, self.plain), *scripts)
 
     @property

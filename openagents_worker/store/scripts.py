@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from hashlib import sha1
 from importlib import resources
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast, get_type_hints
@@ -96,17 +96,15 @@ class Script:
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         self.name = name
-        done: set[str] = set()
-        types = _with_library("lib/types.lua", done).replace("LEFT_IN_PLACE_PATTERNS", left_in_place_in_lua())
-        self.body = states_in_lua(_with_library(f"{name}.lua", done))
+        types, self.body = _parts(name)
         body = f"{types}\n{self.body}"
         self.source = "\n".join([lua_key_functions(body), _arguments(parameters), body])
         self.sha, _ = _with_sha(self.source)
 
-    @cached_property
+    @property
     def rights(self) -> tuple[Right, ...]:
         """What the user of Redis must be allowed to do, sorted."""
-        return tuple(sorted(rights_of(self.body) | MENDING))
+        return rights_of_script(self.name)
 
     @cached_property
     def guarded(self) -> tuple[str, str]:
@@ -190,8 +188,28 @@ def _arguments(parameters: dict[str, Any]) -> str:
 _INCLUDE = re.compile(r"^--#include (\w+)$", re.MULTILINE)
 
 
+@cache
+def rights_of_script(name: str) -> tuple[Right, ...]:
+    """What the user of Redis must be allowed to do who runs the script of this name, sorted."""
+    _, body = _parts(name)
+    return tuple(sorted(rights_of(body) | MENDING))
+
+
+@cache
+def _parts(name: str) -> tuple[str, str]:
+    """What comes before every script, and the script of this name with its libraries."""
+    done: set[str] = set()
+    types = _with_library("lib/types.lua", done).replace("LEFT_IN_PLACE_PATTERNS", left_in_place_in_lua())
+    return types, states_in_lua(_with_library(f"{name}.lua", done))
+
+
+@cache  # each library belongs to many scripts
+def _text_of(path: str) -> str:
+    return resources.files(__package__).joinpath("lua", *path.split("/")).read_text("utf-8")
+
+
 def _with_library(path: str, done: set[str]) -> str:
-    text = resources.files(__package__).joinpath("lua", *path.split("/")).read_text("utf-8")
+    text = _text_of(path)
     before = []
     for library in _INCLUDE.findall(text):
         if library not in done:

@@ -42,7 +42,7 @@ def command(
 def completed(shop: Installation, model: Model) -> str:
     model.will_say({"tool_calls": [call("price", fruit="pear")]}, {"text": "A pear is 40 cents."})
     handle = shop.submit("clerk", session_id="pears")
-    assert handle.wait(timeout=30).stop_reason == "completed"
+    assert handle.wait(timeout=60).stop_reason == "completed"
     return handle.id
 
 
@@ -76,11 +76,11 @@ def test_a_run_that_waits_is_shown_with_its_reason(
 def test_an_operator_resumes_and_prunes(command: Command, shop: Installation, model: Model) -> None:
     model.will_say({"error": "response", "message": "I do not speak this language."})
     failed = shop.submit("clerk")
-    assert failed.wait(timeout=30).stop_reason == "failed"
+    assert failed.wait(timeout=60).stop_reason == "failed"
     model.will_say({"text": "Better now."})
 
     assert command(RoleName.OPERATOR, "resume", failed.id, "--by", "ada").code == 0
-    assert failed.wait(timeout=30).final_output == "Better now."
+    assert failed.wait(timeout=60).final_output == "Better now."
     assert command(RoleName.OPERATOR, "prune").code == 0
     assert command(RoleName.OPERATOR, "run", "clerk", "Go.").code == 0
 
@@ -142,7 +142,7 @@ def test_a_worker_takes_over_what_a_dead_one_had(shop: Installation, model: Mode
     )
     for handle in handles:
         handle.cancel()
-        handle.wait(timeout=30)
+        handle.wait(timeout=60)
 
 
 def test_a_worker_puts_back_what_another_one_did_not_acknowledge(

@@ -12,9 +12,7 @@ import redis
 from openagents_worker.store.roles import RoleName
 from tests.access.users import Guarded
 from tests.installation import Installation, Model, call
-from tests.waiting import wait_for
-
-PATIENCE_S = 30
+from tests.waiting import PATIENCE_S, wait_for
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def imported(shop: Installation) -> set[str]:
     """The modules of the worker, said by a run."""
     shop.model.will_say({"tool_calls": [call("modules")]}, {"text": "fine"})
     handle = shop.submit("clerk")
-    assert handle.wait(timeout=30).stop_reason is StopReason.COMPLETED
+    assert handle.wait(timeout=60).stop_reason is StopReason.COMPLETED
     tools = [point for point in shop.client.checkpoints(handle.id) if point.kind == "tool"]
     return set(tools[0].value["data"] if isinstance(tools[0].value, dict) else tools[0].value)
 

@@ -18,9 +18,7 @@ from openagents_worker.settings import load_settings
 from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.adopt.project import run_in, write_project
-from tests.waiting import wait_for
-
-PATIENCE_S = 60
+from tests.waiting import PATIENCE_S, wait_for
 
 
 @dataclass

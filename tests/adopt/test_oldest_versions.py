@@ -18,7 +18,7 @@ from tests.installation import Installation, agent, call, installed
 from tests.sentinel.watched import watching
 from tests.tls.certificates import Certificates
 from tests.tls.servers import TlsEnd
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 pytestmark = [
     pytest.mark.extras,
@@ -28,7 +28,6 @@ pytestmark = [
     ),
 ]
 
-PATIENCE_S = 60
 ANSWER = "391"
 CLOSED = "redis://127.0.0.1:1/0"
 ONLY_FOR_WORKERS = {"greenlet", "h11", "hiredis", "httpx", "jsonschema", "sniffio", "flower"}

@@ -20,12 +20,15 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from celery import Celery
 
 from openagents_worker.cli.stack import Process
+from openagents_worker.producer import client as client_module
 from openagents_worker.producer.client import Client, client_of
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task import AgentTask
@@ -34,11 +37,10 @@ from openagents_worker.store.keys import ttl_violations
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.celery.product import make_product
 from tests.installation import ROOT, agent
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 __all__ = ["PATIENCE_S", "Shop", "ask", "open_shop"]
 
-PATIENCE_S = 40
 _ENDS: Mapping[str, Mapping[str, Any]] = {
     "ok": {"text": "done"},
     "fails": {"error": "response"},
@@ -168,6 +170,20 @@ def ask(url: str, *, post: bool = False) -> Any:
         return text
 
 
+_default_clients: list[Callable[[], Client]] = []
+"""Of shops that are closed. What such a client holds would look for its Redis when it is collected."""
+
+
+@contextmanager
+def _own_default_client() -> Generator[None]:
+    """A process has one client for handles that name no app, with the Redis of its environment when it was
+    first asked for: that of a test before this shop, where there was one."""
+    made = cache(Client)
+    _default_clients.append(made)
+    with patch.object(client_module, "default_client", made):
+        yield
+
+
 @contextmanager
 def open_shop(folder: Path, *, workers: int = 1, results: bool = True, **env: str) -> Generator[Shop]:
     """A shop for as long as the block lasts; no key of ours is left for ever by it."""
@@ -187,7 +203,12 @@ def open_shop(folder: Path, *, workers: int = 1, results: bool = True, **env: st
             **({} if results else {"NO_RESULTS": "1"}),
             **env,
         }
-        with _environment(ours), make_product(url, results=results) as app, client_of(app) as client:
+        with (
+            _environment(ours),
+            _own_default_client(),
+            make_product(url, results=results) as app,
+            client_of(app) as client,
+        ):
             shop = Shop(folder, url, dict(os.environ), app, client, model)
             try:
                 for _ in range(workers):

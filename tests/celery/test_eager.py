@@ -51,10 +51,10 @@ def test_delay_carries_it_to_its_first_wait(shop: Shop) -> None:
 async def test_delay_works_inside_of_a_running_loop(shop: Shop) -> None:
     """The run has a loop of its own; `adelay` does not block the one that awaits it."""
     inside = shop.run_agent.delay(shop.request("ok"))
-    awaited = await asyncio.wait_for(shop.run_agent.adelay(shop.request("ok")), 30)
+    awaited = await asyncio.wait_for(shop.run_agent.adelay(shop.request("ok")), 60)
 
     assert inside.state == "SUCCESS"
-    assert (await awaited.wait(10)).final_output == "done"
+    assert (await awaited.wait(60)).final_output == "done"
 
 
 def test_what_is_linked_is_called_at_once(shop: Shop) -> None:

@@ -85,7 +85,7 @@ def test_redis_starts_with_a_password_and_is_healthy(tmp_path: Path) -> None:
 
     assert not is_healthy("redis", env)
     with running([str(find_server()), str(ROOT / mount.split(":")[0]), *options, *here], env, tmp_path):
-        wait_for(lambda: is_healthy("redis", env), "Redis is healthy", timeout=30)
+        wait_for(lambda: is_healthy("redis", env), "Redis is healthy")
         assert not is_healthy("redis", {**env, "REDISCLI_AUTH": "wrong"})
         url = f"redis://:{DOTENV['REDIS_PASSWORD']}@127.0.0.1:{port}/0"
         with Redis.from_url(url, decode_responses=True) as client:
@@ -152,14 +152,14 @@ def test_flower_shows_a_run_and_not_its_input(worker: Running, flower: Flower, e
     """State and ids; what was asked and what was answered is nobody's business there."""
     with Client(env["OPENAGENTS_REDIS_URL"]) as client:
         handle = client.submit({"agent_id": "echo", "session_id": "shown", "input_text": SECRET})
-        assert SECRET in str(handle.wait(30).final_output)
+        assert SECRET in str(handle.wait(60).final_output)
         assert handle.record().state is RunState.COMPLETED
 
     def shown() -> Any:
         task = flower.json(f"/api/task/info/{handle.id}")
         return task if task and task["state"] == "SUCCESS" else None
 
-    task = wait_for(shown, "Flower has heard of the run's end", timeout=30)
+    task = wait_for(shown, "Flower has heard of the run's end")
     page, listed = flower.get(f"/task/{handle.id}")[1], flower.get("/api/tasks")[1]
 
     ids = f"agent=echo session=shown run={handle.id}"

@@ -21,10 +21,9 @@ from openagents_worker.cli.stack import Process
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 from openagents_worker.store.embedded import EmbeddedRedis
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "django"
-PATIENCE_S = 60
 
 
 @dataclass(frozen=True)

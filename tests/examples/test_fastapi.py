@@ -19,12 +19,11 @@ import pytest
 from openagents_worker.cli.stack import Process
 from openagents_worker.events import RunEvent
 from tests.installation import ROOT, Installation, call, installed
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 from tests.web.reading import Screen
 
 ANSWER = "17 times 23 is 391: ten times 23 is 230, seven times 23 is 161, and together that is 391."
 REPLIES = ({"tool_calls": [call("calc", expression="17*23")]}, {"text": ANSWER})
-PATIENCE_S = 30
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.worker.neighbours import this_process
-from tests.faults.conftest import MakeWorld
-from tests.faults.world import World
+from tests.faults.world import Worker, World
 from tests.pool.shopkeeper import PATIENCE_S, Shop, agent, open_shop
 from tests.waiting import wait_for
 
@@ -22,100 +22,100 @@ ELSEWHERE = {"OPENAGENTS_WATCH_PROCESSES": "false", "OPENAGENTS_HEARTBEAT_MS": "
 here = pytest.mark.skipif(this_process() is None, reason="no process can be looked at here")
 
 
-def ages_ms(world: World, run_ids: Sequence[str]) -> list[int]:
+@pytest.fixture(scope="module")
+def on_this_host(tmp_path_factory: pytest.TempPathFactory) -> Generator[World]:
+    with World(tmp_path_factory.mktemp("here"), workers=3, lease_ms=LEASE_MS, concurrency=4) as world:
+        yield world.start()
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Generator[World]:
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with World(folder, workers=3, lease_ms=LEASE_MS, env=ELSEWHERE) as world:
+        yield world.start()
+
+
+def ages_ms(world: World, run_ids: Iterable[str]) -> list[int]:
     """For how long the leases were over when the runs were taken from their workers."""
     events = [event for run_id in run_ids for event in world.assert_told_once(run_id)]
     return [int(str(e.payload["age_ms"])) for e in events if e.name == "run.recovered"]
 
 
-def busy(world: World, count: int) -> list[str]:
-    """Runs in the middle of a call to the model."""
-    run_ids = [f"run-{number}" for number in range(count)]
-    for run_id in run_ids:
-        world.submit(run_id, latency_ms=400)
-    wait_for(
-        lambda: (
-            {str(entry["key"]).partition(":")[0] for entry in world.model.log if entry["event"] == "received"}
-            >= set(run_ids)
-        ),
-        "each run waits for the model",
-        30,
-    )
-    return run_ids
+@contextmanager
+def busy(world: World, name: str, count: int) -> Generator[dict[str, Worker]]:
+    """Runs in the middle of a call to the model for as long as the block lasts, and their workers."""
+    run_ids = [f"{name}-{number}" for number in range(count)]
+    world.model_answers.clear()
+    try:
+        for run_id in run_ids:
+            world.submit(run_id)
+        wait_for(
+            lambda: {str(entry.get("key")).partition(":")[0] for entry in world.model.log if entry["event"] == "received"} >= set(run_ids),
+            "each run waits for the model",
+        )
+        yield {run_id: world.owner(run_id) for run_id in run_ids}
+    finally:
+        world.model_answers.set()
 
 
-@here
-def test_a_worker_on_the_same_host_takes_over_at_once(make_world: MakeWorld) -> None:
-    """One of two workers is killed: the other sees it, and carries its runs to their end."""
-    world = make_world(workers=2, lease_ms=LEASE_MS).start()
+def stop_one_and_kill_another(world: World, name: str) -> None:
+    """Of three workers: the third carries what the dead one has left behind, and nothing of the other's."""
+    world.grow_to(3)
     world.restarts = False
-    run_ids = busy(world, 20)
-    victim = world.owner(run_ids[0])
+    with busy(world, name, 9) as owners:
+        paused = owners[f"{name}-0"]
+        its_runs = {run_id for run_id, owner in owners.items() if owner is paused}
+        victim = next(worker for worker in owners.values() if worker is not paused)
+        orphans = [run_id for run_id, owner in owners.items() if owner is victim]
+        paused.signal(signal.SIGSTOP)
 
-    world.kill(victim)
+        world.kill(victim)
 
-    for run_id in run_ids:
-        world.wait(run_id)
-    assert ages_ms(world, run_ids), "the victim's runs were recovered"
-    assert all(age_ms < LEASE_MS for age_ms in ages_ms(world, run_ids))
-
-
-@here
-def test_a_worker_that_starts_takes_over_what_its_host_left_behind(make_world: MakeWorld) -> None:
-    """The only worker is killed, and its supervisor starts another."""
-    world = make_world(workers=1, lease_ms=LEASE_MS).start()
-    run_ids = busy(world, 10)
-
-    world.kill(world.owner(run_ids[0]))
-
-    for run_id in run_ids:
-        world.wait(run_id)
-    assert len(ages_ms(world, run_ids)) == len(run_ids)
-
-
-@here
-def test_a_worker_that_is_stopped_is_not_taken_for_dead(make_world: MakeWorld) -> None:
-    """SIGSTOP: the process may go on, so its lease decides; meanwhile a death beside it is seen."""
-    world = make_world(workers=3, lease_ms=LEASE_MS, concurrency=4).start()
-    world.restarts = False
-    run_ids = busy(world, 9)
-    paused = world.owner(run_ids[0])
-    its_runs = [run_id for run_id in run_ids if world.owner(run_id) is paused]
-    paused.signal(signal.SIGSTOP)
-    [victim, *_] = [worker for worker in world.ready() if worker is not paused]
-
-    world.kill(victim)
-    for run_id in set(run_ids) - set(its_runs):
+        wait_for(lambda: len(world.incarnations()) == 2, "the victim is gone")
+    for run_id in owners.keys() - its_runs:
         world.wait(run_id)
     kept = [world.record(run_id).worker for run_id in its_runs]
+    known = [incarnation.partition("@")[0] for incarnation in world.incarnations()]
     paused.signal(signal.SIGCONT)
 
+    ages = ages_ms(world, orphans)
+    assert len(ages) == len(orphans)
+    assert all(age_ms < LEASE_MS for age_ms in ages)
+    assert paused.name in known
     assert all(str(worker).startswith(f"{paused.name}@") for worker in kept)
     for run_id in its_runs:
         world.wait(run_id)
     assert ages_ms(world, its_runs) == []
 
 
-def test_a_worker_on_another_host_takes_over_soon(make_world: MakeWorld) -> None:
-    """Nobody can look at the process; its connection is gone."""
-    world = make_world(workers=2, lease_ms=LEASE_MS, env=ELSEWHERE).start()
-    world.restarts = False
-    wait_watched(world, 2)
-    run_ids = busy(world, 20)
+@here
+def test_a_worker_on_the_same_host_takes_over_at_once_unless_it_was_only_stopped(on_this_host: World) -> None:
+    """One of three workers is killed, another gets SIGSTOP: that may go on, so its lease decides."""
+    stop_one_and_kill_another(on_this_host, "here")
 
-    world.kill(world.owner(run_ids[0]))
 
-    for run_id in run_ids:
+@here
+def test_a_worker_that_starts_takes_over_what_its_host_left_behind(on_this_host: World) -> None:
+    """All workers are killed, and their supervisor starts others."""
+    world = on_this_host
+    world.wait_ready()
+    world.restarts = True
+    with busy(world, "left", 8) as owners:
+        for worker in world.carriers().values():
+            world.kill(worker)
+
+    for run_id in owners:
         world.wait(run_id)
-    assert ages_ms(world, run_ids), "the victim's runs were recovered"
+    assert len(ages_ms(world, owners)) == len(owners)
 
 
-def test_workers_whose_connections_are_cut_again_and_again_keep_their_runs(make_world: MakeWorld) -> None:
+def test_workers_whose_connections_are_cut_again_and_again_keep_their_runs(elsewhere: World) -> None:
     """`CLIENT KILL TYPE pubsub` beside work that goes on: no lease ends, no run is recovered."""
-    world = make_world(workers=2, lease_ms=LEASE_MS, env=ELSEWHERE).start()
-    wait_watched(world, 2)
+    world = elsewhere
+    world.grow_to(2)
+    wait_watched(world)
     before = set(world.incarnations())
-    run_ids = [f"run-{number}" for number in range(10)]
+    run_ids = [f"cut-{number}" for number in range(10)]
     for run_id in run_ids:
         world.submit(run_id, [("step", {"n": n, "ms": 200}) for n in range(15)])
 
@@ -124,53 +124,49 @@ def test_workers_whose_connections_are_cut_again_and_again_keep_their_runs(make_
         world.client.store.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         cuts += 1
         if cuts % 3 == 0:  # else it is cut again while it is being made
-            wait_for(lambda: listeners(world) == 2, "both listen again")
+            wait_for(lambda: listeners(world) == len(before), "all listen again")
 
     assert cuts > 5
     assert set(world.incarnations()) == before
     assert ages_ms(world, run_ids) == []
-    assert world.client.store.redis.keys("oa:gone:*") == []
+    gone = world.client.store.redis.keys("oa:gone:*")
+    assert [key for key in gone if key.removeprefix("oa:gone:") in before] == []
 
 
-def test_a_worker_that_is_stopped_is_not_given_up_by_its_connection(make_world: MakeWorld) -> None:
-    """SIGSTOP closes nothing: its lease decides, while a worker that dies beside it is given up."""
-    world = make_world(workers=3, lease_ms=LEASE_MS, env=ELSEWHERE).start()
-    world.restarts = False
-    wait_watched(world, 3)
-    paused, victim, _ = world.ready()
-    paused.signal(signal.SIGSTOP)
-
-    world.kill(victim)
-
-    wait_for(lambda: len(world.incarnations()) == 2, "the victim is gone", 60)
-    assert paused.name in {incarnation.partition("@")[0] for incarnation in world.incarnations()}
-    paused.signal(signal.SIGCONT)
+def test_a_worker_on_another_host_takes_over_soon_unless_it_was_only_stopped(elsewhere: World) -> None:
+    """Nobody can look at the process: the victim's connection is gone, and SIGSTOP closes nothing."""
+    elsewhere.grow_to(3)
+    wait_watched(elsewhere)
+    stop_one_and_kill_another(elsewhere, "elsewhere")
 
 
-def test_a_worker_that_was_given_up_and_lives_takes_the_death_off_its_runs(make_world: MakeWorld) -> None:
+def test_a_worker_that_was_given_up_and_lives_takes_the_death_off_its_runs(elsewhere: World) -> None:
     """It was stopped, and its connection was cut meanwhile: it could not make another in time."""
-    world = make_world(workers=2, lease_ms=LEASE_MS, env=ELSEWHERE).start()
-    wait_watched(world, 2)
-    world.submit("run", latency_ms=8_000)
-    wait_for(lambda: world.model.log, "the model was asked", 30)
-    paused = world.owner("run")
-    paused.signal(signal.SIGSTOP)
-    world.client.store.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    wait_for(lambda: world.record("run").recoveries == 1, "the run was taken from it", 60)
-    world.owner("run")  # somebody else carries it
+    world = elsewhere
+    world.grow_to(2)
+    wait_watched(world)
+    with busy(world, "false", 1) as owners:
+        paused = owners["false-0"]
+        paused.signal(signal.SIGSTOP)
+        world.client.store.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        wait_for(lambda: world.record("false-0").recoveries == 1, "the run was taken from it")
+        wait_for(lambda: world.owner("false-0") is not paused, "somebody else carries it")
 
-    paused.signal(signal.SIGCONT)
+        paused.signal(signal.SIGCONT)
 
-    wait_for(lambda: world.record("run").recoveries == 0, "the death was taken off", 60)
-    world.wait("run")
-    [alarm] = [event for event in world.assert_told_once("run") if event.name == "worker.false_alarm"]
+        wait_for(lambda: world.record("false-0").recoveries == 0, "the death was taken off")
+    world.wait("false-0")
+    [alarm] = [event for event in world.assert_told_once("false-0") if event.name == "worker.false_alarm"]
     assert str(alarm.payload["alive"]).startswith(f"{paused.name}@")
 
 
-def wait_watched(world: World, count: int) -> None:
-    """So many workers have renewed over a connection that Redis can see."""
+def wait_watched(world: World) -> None:
+    """All workers have renewed over a connection that Redis can see."""
     store = world.client.store
-    wait_for(lambda: store.redis.hlen(store.keys("watched")) == count, "they have renewed", 30)
+    wait_for(
+        lambda: set(store.redis.hkeys(store.keys("watched"))) >= set(world.incarnations()),
+        "they have renewed",
+    )
 
 
 def listeners(world: World) -> int:

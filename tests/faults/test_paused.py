@@ -40,10 +40,10 @@ def _pause_one(world: World, round_no: int, runs: int) -> dict[str, object]:
     for run_id in run_ids:
         world.wait(run_id, 60)
     three_leases_on_ms = stopped_ms + 3 * world.lease_s * 1000
-    wait_for(lambda: _redis_ms(world) > three_leases_on_ms, "three leases are over", 60)
+    wait_for(lambda: _redis_ms(world) > three_leases_on_ms, "three leases are over")
     before, asked_before = _all_of(world, run_ids), len(world.model.log)
     victim.signal(signal.SIGCONT)
-    wait_for(lambda: _registered_anew(world, victim, incarnation), f"{victim.name} has a new lease", 30)
+    wait_for(lambda: _registered_anew(world, victim, incarnation), f"{victim.name} has a new lease")
 
     _carry_alone(world, victim, f"after-{round_no}")
     after = _all_of(world, run_ids)
@@ -75,7 +75,7 @@ def _busy_worker(world: World, run_ids: Sequence[str]) -> tuple[Worker, list[str
         runs = [run_id for run_id, its_pid in by_run.items() if its_pid == pid]
         return (pid, runs) if pid and len(runs) * 6 >= len(run_ids) else None
 
-    found = wait_for(in_tools, "a worker has many runs in the middle of a step", 30)
+    found = wait_for(in_tools, "a worker has many runs in the middle of a step")
     assert found is not None
     return world.carriers()[found[0]], found[1]
 

@@ -45,7 +45,7 @@ def test_a_run_that_is_told_to_come_back_later_does_so_on_any_worker(make_world:
         assert handle.state == "RETRY"
         first = world.carriers()[world.entries("limited")[-1]["pid"]]
         first.signal(signal.SIGTERM)
-        wait_for(lambda: not first.alive, "the worker that had the run has gone", 30)
+        wait_for(lambda: not first.alive, "the worker that had the run has gone")
         result = waiting.result(60)
         wait_for(lambda: "task-succeeded" in _of_task(heard, "limited"), "Celery's event of the end is heard")
 
@@ -125,12 +125,17 @@ def test_a_worker_that_is_told_to_stop_hands_its_runs_over_at_once(make_world: M
     wait_for(
         lambda: len({e["run"] for e in world.entries() if e["n"] == 1}) == len(run_ids), "all are at work"
     )
-    leaving = max(world.carriers().values(), key=lambda worker: len(_at_work(world, worker.process.pid)))
-    its_runs = _at_work(world, leaving.process.pid)
+    world.model_answers.clear()
+    asking = wait_for(lambda: _all_ask(world, run_ids), "each run waits for the model, or is over")
+    owners = {run_id: world.owner(run_id) for run_id in asking}
+    leaving = max(owners.values(), key=list(owners.values()).count)
+    its_runs = [run_id for run_id, owner in owners.items() if owner is leaving]
 
     leaving.signal(signal.SIGTERM)
     told = time.time()
-    wait_for(lambda: not leaving.alive, "it has gone", 30)
+    wait_for(lambda: leaving.name in world.said("Warm shutdown"), "it has heard it")
+    world.model_answers.set()
+    wait_for(lambda: not leaving.alive, "it has gone")
     for run_id in run_ids:
         assert world.wait(run_id).final_output == "done after 8"
 
@@ -156,7 +161,11 @@ def test_a_worker_that_is_told_to_stop_hands_its_runs_over_at_once(make_world: M
         assert "run.recovered" not in names, "nobody has waited for the end of a lease"
 
 
-def _at_work(world: World, pid: int) -> list[str]:
-    """Runs whose last word came from this process, and who have steps to go."""
-    last = {entry["run"]: entry for entry in world.entries()}
-    return [run_id for run_id, entry in last.items() if entry["pid"] == pid and entry["n"] < 6]
+def _all_ask(world: World, run_ids: list[str]) -> list[str]:
+    """The runs that wait for the model; none while others have something else to do."""
+    log = list(world.model.log)
+    answered = {entry["id"] for entry in log if entry["event"] == "answered"}
+    waiting = [entry for entry in log if entry["event"] == "received" and entry["id"] not in answered]
+    asking = {str(entry["key"]).partition(":")[0] for entry in waiting}
+    others = [run_id for run_id in run_ids if run_id not in asking]
+    return sorted(asking) if all(world.record(run_id).state.is_terminal for run_id in others) else []

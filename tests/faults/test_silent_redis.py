@@ -11,9 +11,7 @@ from openagents_worker.worker.watch import EX_LOOP_DEAD
 from tests.faults.conftest import MakeWorld
 from tests.faults.world import World
 from tests.proxy import Stalled
-from tests.waiting import wait_for
-
-PATIENCE_S = 60
+from tests.waiting import PATIENCE_S, wait_for
 
 
 def _silence(world: World, times: int, number: int) -> None:

@@ -30,7 +30,7 @@ from openagents_worker.settings import load_settings
 from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.faults.plugins import take_mark
-from tests.waiting import wait_for
+from tests.waiting import await_for, wait_for
 
 __all__ = ["Worker", "World", "table"]
 
@@ -84,6 +84,9 @@ class World:
         self.lease_s = lease_ms / 1000
         self.redis_url_of: Callable[[str], str] = lambda name: self.redis.url
         self.restarts = True
+        self.model_answers = threading.Event()
+        """Set, unless a test holds all answers of the model back."""
+        self.model_answers.set()
         self.kills: list[float] = []
         """When a worker was killed by the world; seconds since 1970. Marks of tools kill without it."""
         self._own_env = {"OPENAGENTS_LEASE_MS": str(lease_ms), **(env or {})}
@@ -139,8 +142,12 @@ class World:
 
     def add_worker(self) -> None:
         """One more worker from now on; returns when it is registered."""
+        self.grow_to(self._size + 1)
+
+    def grow_to(self, size: int) -> None:
+        """At least so many workers from now on; returns when they are registered."""
         with self._lock:
-            self._size += 1
+            self._size = max(self._size, size)
         self.wait_ready()
 
     def ready(self) -> list[Worker]:
@@ -316,6 +323,7 @@ class World:
             if text.startswith("{")
             else {"steps": [], "latency_ms": 0, "say": f"heard {text}"}
         )
+        await await_for(self.model_answers.is_set, "the model may answer")
         turn = f"model-{asked.n}" if "say" not in told else text
         if await asyncio.to_thread(take_mark, self.marks, f"{run_id}.{turn}.received"):
             await asyncio.to_thread(self._kill_owner, run_id)

@@ -15,7 +15,7 @@ def test_a_producer_submits_a_request_and_waits_for_its_result(run_agent: AgentT
     model.will_say({"text": "We are open until six."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="ann", input_text="Are you open?"))
-    result = handle.wait(timeout=30)
+    result = handle.wait(timeout=60)
 
     assert result.final_output == "We are open until six."
     assert result.stop_reason is StopReason.COMPLETED
@@ -34,7 +34,7 @@ def test_a_run_is_found_by_its_id_from_anywhere(run_agent: AgentTask, client: Cl
     """The handle's id is all there is to keep: the run's record lies in Redis, for days after its end."""
     model.will_say({"text": "Good morning."})
     request = RunRequest(agent_id="clerk", session_id="cem", input_text="Good morning.")
-    run_agent.delay(request).wait(timeout=30)
+    run_agent.delay(request).wait(timeout=60)
 
     record = client.record(request.run_id)
 
@@ -52,7 +52,7 @@ def test_the_same_request_twice_is_one_run(run_agent: AgentTask, model: Model) -
     first = run_agent.delay(request)
     second = run_agent.delay(request)
 
-    assert first.wait(timeout=30) == second.wait(timeout=30)
+    assert first.wait(timeout=60) == second.wait(timeout=60)
     assert len(model.asked("dan-1")) == 1
 
 
@@ -61,7 +61,7 @@ def test_a_run_that_failed_has_a_result_too(run_agent: AgentTask, model: Model) 
     model.will_say({"error": "response", "message": "I do not speak this language."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="eve", input_text="…"))
-    result = handle.wait(timeout=30)
+    result = handle.wait(timeout=60)
 
     assert result.stop_reason is StopReason.FAILED
     assert result.error_details is not None
@@ -74,7 +74,7 @@ def test_a_run_that_failed_has_a_result_too(run_agent: AgentTask, model: Model) 
 def test_a_run_that_nobody_has_submitted_is_not_found(client: Client) -> None:
     """Celery would wait for it for ever."""
     with pytest.raises(RunNotFound):
-        client.handle("no-such-run").wait(timeout=30)
+        client.handle("no-such-run").wait(timeout=60)
 
 
 def test_a_result_says_what_the_run_has_used(run_agent: AgentTask, model: Model) -> None:
@@ -82,7 +82,7 @@ def test_a_result_says_what_the_run_has_used(run_agent: AgentTask, model: Model)
     model.will_say({"text": "Good morning.", "usage": {"input_tokens": 1000, "output_tokens": 100}})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="fay", input_text="Good morning."))
-    usage = handle.wait(timeout=30).usage
+    usage = handle.wait(timeout=60).usage
 
     assert (usage.llm_calls, usage.input_tokens, usage.output_tokens) == (1, 1000, 100)
     assert usage.cost_usd == pytest.approx(0.002)  # at one dollar a million tokens asked, ten answered

@@ -12,11 +12,11 @@ from tests.waiting import wait_for
 def test_a_run_sees_what_was_said_before_in_its_session(run_agent: AgentTask, model: Model) -> None:
     """The model is shown the conversation so far, then the new input."""
     model.will_say({"text": "Hello Ann."})
-    run_agent.delay(RunRequest(agent_id="clerk", session_id="visit", input_text="I am Ann.")).wait(30)
+    run_agent.delay(RunRequest(agent_id="clerk", session_id="visit", input_text="I am Ann.")).wait(60)
     model.will_say({"text": "Ann."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="visit", input_text="Who am I?"))
-    handle.wait(timeout=30)
+    handle.wait(timeout=60)
 
     _system, *shown = model.asked(handle.id)[0]["messages"]
     assert [(message["role"], message["content"]) for message in shown] == [
@@ -30,7 +30,7 @@ def test_a_session_is_two_entries_a_run(run_agent: AgentTask, client: Client, mo
     """They are written when the run completes, both or neither. What it asked of tools on the way, and what
     they said, stands in the second one: later runs are shown it, too."""
     model.will_say({"tool_calls": [call("price", item="apple")]}, {"text": "30 cents."})
-    run_agent.delay(RunRequest(agent_id="clerk", session_id="asking", input_text="An apple?")).wait(30)
+    run_agent.delay(RunRequest(agent_id="clerk", session_id="asking", input_text="An apple?")).wait(60)
 
     question, answer = client.session("asking").transcript
 
@@ -47,11 +47,11 @@ def test_a_run_that_fails_leaves_nothing_in_the_conversation(
     """What a provider has refused once is not sent again with the next question."""
     model.will_say({"error": "response"})
     refused = run_agent.delay(RunRequest(agent_id="clerk", session_id="refused", input_text="Something bad."))
-    refused.wait(timeout=30)
+    refused.wait(timeout=60)
     model.will_say({"text": "Hello."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="refused", input_text="Hello?"))
-    handle.wait(timeout=30)
+    handle.wait(timeout=60)
 
     _system, *shown = model.asked(handle.id)[0]["messages"]
     assert [message["content"] for message in shown] == ["Hello?"]
@@ -73,7 +73,7 @@ def test_runs_of_a_session_work_one_after_another_in_the_order_of_their_submissi
     states = [run.record().state for run in runs]
     (shop.folder / DOOR).touch()
     for run in runs:
-        run.wait(timeout=30)
+        run.wait(timeout=60)
     (shop.folder / DOOR).unlink()
 
     assert states == [RunState.RUNNING, RunState.WAITING_SESSION, RunState.WAITING_SESSION]
@@ -94,7 +94,7 @@ def test_runs_of_different_sessions_work_at_the_same_time(
 
     wait_for(lambda: all(shop.diary(run.id) for run in runs), "all stand at their doors at once")
     (shop.folder / DOOR).touch()
-    outputs = {run.wait(timeout=30).final_output for run in runs}
+    outputs = {run.wait(timeout=60).final_output for run in runs}
     (shop.folder / DOOR).unlink()
 
     assert outputs == {"Here you are."}

@@ -48,7 +48,7 @@ def test_events_can_be_read_again_and_from_any_place(run_agent: AgentTask, model
     with `Last-Event-ID`."""
     model.will_say({"text": "Hello."})
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="again", input_text="Hello."))
-    handle.wait(timeout=30)
+    handle.wait(timeout=60)
 
     everything = [event.seq for event in handle.events()]
     the_rest = [event.seq for event in handle.events(after=5)]
@@ -67,7 +67,7 @@ def test_watching_is_live(run_agent: AgentTask, model: Model, shop: Installation
             (shop.folder / DOOR).touch()
     (shop.folder / DOOR).unlink()
 
-    assert handle.wait(timeout=30).final_output == "Thank you."
+    assert handle.wait(timeout=60).final_output == "Thank you."
 
 
 def test_a_reply_is_seen_word_by_word(

@@ -26,7 +26,7 @@ def test_what_a_tool_returns_is_told_to_the_model(run_agent: AgentTask, model: M
     model.will_say({"tool_calls": [call("price", item="melon")]}, {"text": "250 cents."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="melon", input_text="A melon?"))
-    handle.wait(timeout=30)
+    handle.wait(timeout=60)
 
     *_, said, heard = model.asked(handle.id)[1]["messages"]
     assert said["tool_calls"][0]["function"]["name"] == "price"
@@ -39,7 +39,7 @@ def test_a_tools_error_is_told_to_the_model_too(run_agent: AgentTask, model: Mod
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="kiwi", input_text="A kiwi?"))
 
-    assert handle.wait(timeout=30).final_output == "We have no kiwis, but pears."
+    assert handle.wait(timeout=60).final_output == "We have no kiwis, but pears."
     assert json.loads(model.asked(handle.id)[1]["messages"][-1]["content"]) == {
         "error": "tool.permanent",
         "message": "there is no kiwi",
@@ -54,7 +54,7 @@ def test_arguments_are_checked_before_the_tool_runs(
     model.will_say({"tool_calls": [call("price", thing="pear")]}, {"text": "Sorry."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="thing", input_text="A thing?"))
-    handle.wait(timeout=30)
+    handle.wait(timeout=60)
 
     told = json.loads(model.asked(handle.id)[1]["messages"][-1]["content"])
     assert told["error"] == "tool.validation"
@@ -67,7 +67,7 @@ def test_several_calls_of_one_turn_are_answered_together(run_agent: AgentTask, m
     model.will_say({"tool_calls": [call("price", item=item) for item in items]}, {"text": "320 cents."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="basket", input_text="All of it?"))
-    handle.wait(timeout=30)
+    handle.wait(timeout=60)
 
     results = [m["content"] for m in model.asked(handle.id)[1]["messages"] if m["role"] == "tool"]
     assert results == ["250", "30", "40"]
@@ -80,7 +80,7 @@ def test_a_tool_can_leave_an_artifact(run_agent: AgentTask, model: Model, shop: 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="paying", input_text="Here is 40."))
 
     receipt = RunArtifact(name="receipt", kind="text", payload="40 cents")
-    assert handle.wait(timeout=30).artifacts == [receipt]
+    assert handle.wait(timeout=60).artifacts == [receipt]
     assert shop.client.session("paying").artifacts == (receipt,)
 
 
@@ -93,7 +93,7 @@ def test_every_call_has_an_idempotency_key_of_its_own(
     )
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="twice", input_text="One and one."))
-    handle.wait(timeout=30)
+    handle.wait(timeout=60)
 
     first, second = (line["key"] for line in shop.diary(handle.id))
     assert first != second

@@ -34,9 +34,9 @@ def test_a_run_whose_worker_is_killed_goes_on_with_another(
 
     shop.worker.kill()
     shop.stack.start_worker("another")
-    wait_for(lambda: len(shop.diary(handle.id)) == 3, "a second courier stands at the door", timeout=30)
+    wait_for(lambda: len(shop.diary(handle.id)) == 3, "a second courier stands at the door")
     (shop.folder / DOOR).touch()
-    result = handle.wait(timeout=30)
+    result = handle.wait(timeout=60)
     (shop.folder / DOOR).unlink()
 
     paid, *at_the_door, delivered = shop.diary(handle.id)

@@ -9,7 +9,7 @@ from tests.installation import Model
 
 def visit(run_agent: AgentTask, session_id: str, text: str) -> str:
     handle = run_agent.delay(RunRequest(agent_id="regular", session_id=session_id, input_text=text))
-    handle.wait(timeout=30)
+    handle.wait(timeout=60)
     return str(handle.id)
 
 

@@ -12,7 +12,7 @@ def test_a_model_that_is_busy_is_asked_again(run_agent: AgentTask, model: Model)
     model.will_say({"error": "rate_limit", "retry_after_ms": 50}, {"text": "Here I am."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="busy", input_text="Hello?"))
-    result = handle.wait(timeout=30)
+    result = handle.wait(timeout=60)
 
     assert result.final_output == "Here I am."
     assert result.usage.llm_retry_count == 1
@@ -27,7 +27,7 @@ def test_a_model_that_stays_busy_lets_the_run_wait(run_agent: AgentTask, model: 
     names = [event.name for event in handle.events()]
 
     assert "run.retry_scheduled" in names
-    assert handle.wait(timeout=30).final_output == "Here I am."
+    assert handle.wait(timeout=60).final_output == "Here I am."
     assert handle.record().attempt == 2
 
 
@@ -39,7 +39,7 @@ def test_a_tool_that_may_succeed_later_is_tried_later(
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="ring", input_text="Call them."))
 
-    assert handle.wait(timeout=30).final_output == "They answered."
+    assert handle.wait(timeout=60).final_output == "They answered."
     first, second = shop.diary(handle.id)
     assert first["key"] == second["key"]
 
@@ -49,7 +49,7 @@ def test_an_error_that_stays_ends_the_run(run_agent: AgentTask, model: Model) ->
     model.will_say({"error": "response", "status": 401, "message": "wrong key"})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="locked", input_text="Hello?"))
-    result = handle.wait(timeout=30)
+    result = handle.wait(timeout=60)
 
     assert result.stop_reason is StopReason.FAILED
     assert result.error_details is not None

@@ -26,7 +26,7 @@ def test_an_answer_is_an_instance_of_the_class_that_was_asked_for(run_agent: Age
     model.will_say({"text": '{"item": "pear", "cents": 40}'})
 
     handle: RunHandle[Offer] = run_agent.delay(asking("offer"))
-    result = handle.wait(timeout=30)
+    result = handle.wait(timeout=60)
 
     assert result.final_output == Offer(item="pear", cents=40)
     assert handle.get(timeout=30)["final_output"] == {"item": "pear", "cents": 40}
@@ -40,7 +40,7 @@ def test_the_model_is_told_what_is_wrong_with_its_answer(run_agent: AgentTask, m
     model.will_say({"text": '{"item": "pear"}'})
 
     handle: RunHandle[Offer] = run_agent.delay(asking("again"))
-    result = handle.wait(timeout=30)
+    result = handle.wait(timeout=60)
 
     assert result.final_output is None
     assert result.error_details is not None

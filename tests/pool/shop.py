@@ -75,9 +75,19 @@ async def hold_late(tag: str) -> str:
 
 
 @app.task
-async def nap(tag: str, seconds: float) -> str:
+async def stand(tag: str) -> str:
+    """Until a note says that it may end."""
     note(tag, "begun")
-    await asyncio.sleep(seconds)
+    with redis.Redis.from_url(app.conf.broker_url) as client:
+        while not await asyncio.to_thread(client.exists, f"{NOTES}:{tag} may end"):
+            await asyncio.sleep(0.01)
+    note(tag, "ended")
+    return tag
+
+
+@app.task
+async def greet(tag: str) -> str:
+    note(tag, "begun")
     note(tag, "ended")
     return tag
 
@@ -126,7 +136,7 @@ async def add(a: int, b: int) -> int:
 @app.task(bind=True)
 async def orders(self: Task, tag: str) -> str:
     """Sends another task while it runs."""
-    return nap.delay(tag, 0).id
+    return greet.delay(tag).id
 
 
 @app.task(bind=True)

@@ -19,10 +19,9 @@ from celery.app.control import Control
 from celery.result import AsyncResult
 
 from openagents_worker.producer.client import Client
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 30
 
 
 class Shop:

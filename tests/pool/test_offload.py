@@ -32,7 +32,7 @@ async def test_no_more_tools_run_at_once_than_there_are_threads(offload: Offload
 
     def hold() -> None:
         inside.release()
-        free.wait(10)
+        free.wait(60)
 
     holding = [asyncio.create_task(offload.in_thread(hold)) for _ in range(5)]
     for _ in range(2):

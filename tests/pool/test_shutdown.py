@@ -16,13 +16,15 @@ def test_a_warm_shutdown_waits_for_what_runs(tmp_path: Path, redis_url: str) -> 
     """Tasks end and are told of; what had not begun is back in the broker."""
     running, waiting = new_tag(), new_tag()
     with open_shop(tmp_path, redis_url, "-c", "1") as shop:
-        result = shop.send("nap", running, 1.0)
+        result = shop.send("stand", running)
         shop.wait_begun(running)
-        shop.send("nap", waiting, 1.0)
+        shop.send("stand", waiting)
 
-        code = shop.signal(signal.SIGTERM)
+        shop.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "Warm shutdown" in shop.log, "it has heard it")
+        shop.redis.rpush(f"notes:{running} may end", "now")
 
-        assert code == 0
+        assert shop.process.wait(PATIENCE_S) == 0
         assert result.get(timeout=PATIENCE_S) == running
         assert shop.notes(running) == ["begun", "ended"]
         assert shop.notes(waiting) == []

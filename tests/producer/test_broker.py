@@ -223,7 +223,7 @@ def test_a_wait_for_a_message_that_outlives_its_own_limit_is_begun_anew(redis_ur
             proxy.silence()
             publish(sender, WAKE_UP)  # goes to the connection that is silent
             publish(sender, WAKE_UP)
-            wait_for(lambda: takes(2), "the worker has connected again", timeout=30)
+            wait_for(lambda: takes(2), "the worker has connected again")
         for message in taken:
             message.ack()
         hub.close()

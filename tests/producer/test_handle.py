@@ -317,9 +317,9 @@ def test_who_asked_for_a_class_waits_for_an_instance_of_it(client: Client, hand:
     answered(hand, {"total": 391})
 
     assert handle.wait(timeout=PATIENCE_S).final_output == Sum(total=391)
-    assert client.submit(RunRequest(**FIELDS, output_type=Sum)).wait(5).final_output == Sum(total=391)
-    assert client.handle("r1", output_type=Sum).wait(5).final_output == Sum(total=391)
-    assert client.handle("r1").wait(5).final_output == {"total": 391}
+    assert client.submit(RunRequest(**FIELDS, output_type=Sum)).wait(60).final_output == Sum(total=391)
+    assert client.handle("r1", output_type=Sum).wait(60).final_output == Sum(total=391)
+    assert client.handle("r1").wait(60).final_output == {"total": 391}
     assert handle.get(timeout=PATIENCE_S)["final_output"] == {"total": 391}
 
 

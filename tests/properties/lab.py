@@ -172,7 +172,7 @@ class Lab:
 
     def _confirmed(self, kind: str) -> None:
         """Scripts run on another connection: they must find it done."""
-        while (self._listening.get_message(timeout=5) or {"type": "nothing"})["type"] != kind:
+        while (self._listening.get_message(timeout=60) or {"type": "nothing"})["type"] != kind:
             continue
 
     def forget(self, run_id: str) -> None:

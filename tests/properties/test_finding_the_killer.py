@@ -136,13 +136,20 @@ def lab(redis_url: str) -> Generator[Lab]:
     lab.close()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("killer_at", [0, 250, 499])
-def test_one_of_five_hundred_runs_is_found_in_about_nine_deaths(
-    lab: Lab, killer_at: int, workers: int
+@pytest.mark.parametrize(
+    ("number_of_runs", "killer_at", "workers"),
+    [
+        (120, 0, 1),
+        (120, 60, 2),
+        (120, 119, 1),
+        *(pytest.param(500, at, n, marks=pytest.mark.slow) for at in (0, 250, 499) for n in (1, 2)),
+    ],
+)
+def test_one_of_many_runs_is_found_in_about_nine_deaths(
+    lab: Lab, number_of_runs: int, killer_at: int, workers: int
 ) -> None:
     """Each halves the group that it is in. The others complete, and are at work together, not one by one."""
-    runs = [f"r{number}" for number in range(500)]
+    runs = [f"r{number}" for number in range(number_of_runs)]
     fleet = Fleet(lab, runs[killer_at], runs)
     for run_id in runs:
         fleet.submit(run_id)
@@ -159,20 +166,21 @@ def test_one_of_five_hundred_runs_is_found_in_about_nine_deaths(
     assert fleet.rounds <= 40
 
 
-def test_new_runs_are_carried_beside_the_search(lab: Lab) -> None:
-    """A hundred come with every round; none waits for longer than its group, and none is poisoned."""
+@pytest.mark.parametrize("new", [30, pytest.param(100, marks=pytest.mark.slow)])
+def test_new_runs_are_carried_beside_the_search(lab: Lab, new: int) -> None:
+    """Many come with every round; none waits for longer than its group, and none is poisoned."""
     fleet = Fleet(lab, "killer", [])
     fleet.submit("killer")
     rounds_with_new = 0
     while fleet.state("killer") != "failed":
         assert fleet.deaths <= 12, "the killer is not found"
-        for number in range(100):
+        for number in range(new):
             run_id = f"r{rounds_with_new}-{number}"
             fleet.runs.append(run_id)
             fleet.submit(run_id)
         rounds_with_new += 1
         fleet.play_round(workers=1)
-        assert fleet.most_at_once >= 100, "the new ones are all carried at once"
+        assert fleet.most_at_once >= new, "the new ones are all carried at once"
     while any(fleet.state(run_id) != "completed" for run_id in fleet.runs):
         assert fleet.rounds <= 3 * rounds_with_new + 10, "the others wait one by one"
         fleet.play_round(workers=1)

@@ -19,7 +19,7 @@ from tests.installation import ROOT
 from tests.replay.programs import generate
 from tests.replay.world import Case, Kill, number_of_process
 
-SOME = 60
+SOME = 30
 MANY = 2_000
 
 

@@ -13,8 +13,7 @@ from openagents_worker.models import StopReason
 from openagents_worker.runtime.runner import Outlook
 from openagents_worker.store import scripts
 from tests.runtime import plugins
-from tests.runtime.harness import Process, agent, crash, process, scripted
-from tests.runtime.test_replay import due
+from tests.runtime.harness import Process, agent, crash, due, process, scripted
 from tests.waiting import await_for
 
 HERE = __name__

@@ -161,6 +161,13 @@ async def process(
         await store.close()
 
 
+async def due(p: Process, run_id: str = "r1") -> None:
+    """As if the time were over for which the run is put off."""
+    await p.store.redis.hset(p.store.keys("run", run_id), "due", 0)
+    await p.store.redis.zadd(p.store.keys("due"), {run_id: 0})
+    assert [wake.run_id for wake in (await p.store.run(scripts.wake(limit=10)))[0]] == [run_id]
+
+
 async def crash(dead: Process, run_id: str, carrying: Any) -> None:
     """The process dies while it carries the run: it writes nothing more, and others take its runs."""
     dead.lease.left_s = 0.0

@@ -333,7 +333,7 @@ class Blocking(Charge):
 
     def _block(self) -> str:
         LOG.append(("blocked",))
-        Blocking.free.wait(30)
+        Blocking.free.wait(60)
         LOG.append(("freed",))
         return "free"
 

@@ -15,8 +15,8 @@ from openagents_worker.store import scripts
 from openagents_worker.store.formats import NEWEST_READ
 from openagents_worker.store.scripts import CancelAnswer, ResumeAnswer
 from tests.runtime import plugins
-from tests.runtime.harness import Process, agent, calls, crash, process, scripted
-from tests.runtime.test_replay import carried_until, due, open_gates, patterned, tool
+from tests.runtime.harness import Process, agent, calls, crash, due, process, scripted
+from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
 from tests.waiting import await_for
 
 SILENT = {"pattern": {"impl": "tests.runtime.plugins.Silent"}}

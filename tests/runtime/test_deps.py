@@ -17,8 +17,8 @@ from openagents_worker.runtime.registry import DEPS
 from openagents_worker.runtime.runner import Outlook
 from tests.clocks import LoopClock
 from tests.runtime import plugins
-from tests.runtime.harness import crash, process
-from tests.runtime.test_replay import carried_until, due, open_gates, patterned, tool
+from tests.runtime.harness import crash, due, process
+from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
 
 SHOPPER = patterned("Shopper", tool("DepsLook"))
 

@@ -15,7 +15,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.runs import aread_session
 from openagents_worker.store.scripts import ReleaseKind
 from tests.runtime import plugins, unstorable
-from tests.runtime.harness import Process, agent, process
+from tests.runtime.harness import Process, agent, due, process
 from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
 
 HERE = "tests.runtime.unstorable"
@@ -42,13 +42,6 @@ def told(record: RunRecord) -> tuple[str, str]:
     assert record.result is not None
     assert record.result.error_details is not None
     return record.result.error_details.code, record.result.error_details.message
-
-
-async def due(p: Process, run_id: str = "r1") -> None:
-    """As if the time were over for which the run is put off."""
-    await p.store.redis.hset(p.store.keys("run", run_id), "due", 0)
-    await p.store.redis.zadd(p.store.keys("due"), {run_id: 0})
-    assert [wake.run_id for wake in (await p.store.run(scripts.wake(limit=10)))[0]] == [run_id]
 
 
 async def ended(p: Process, **fields: Any) -> RunRecord:

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from openagents_worker.runtime.runner import Outlook
-from openagents_worker.store import scripts
 from tests.runtime import plugins
-from tests.runtime.harness import Process, agent, crash, process
+from tests.runtime.harness import Process, agent, crash, due, process
 from tests.waiting import await_for
 
 
@@ -257,13 +256,3 @@ async def test_state_is_the_same_after_a_replay(redis_url: str) -> None:
         assert state["counter"] == "3"
         assert state["charged"] == "[0,1,2]"
         assert state["last"] == "2"
-
-
-async def due(process: Process) -> None:
-    """Wait until the run's back-off is over and it is woken."""
-
-    async def woken() -> bool:
-        wakes, _ = await process.store.run(scripts.wake(limit=10))
-        return bool(wakes)
-
-    await await_for(woken, "the run is due")

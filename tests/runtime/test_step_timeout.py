@@ -11,8 +11,7 @@ from openagents_worker.errors import StepTimeoutError
 from openagents_worker.models import RunState, StopReason
 from openagents_worker.runtime.runner import Outlook
 from openagents_worker.tools.base import ToolPlugin
-from tests.runtime.harness import Process, agent, calls, process, scripted
-from tests.runtime.test_endings import due
+from tests.runtime.harness import Process, agent, calls, due, process, scripted
 
 HERE = "tests.runtime.test_step_timeout"
 STEP = {"max_steps": 5, "step_timeout_ms": 400}

@@ -24,8 +24,8 @@ from openagents_worker.store.embedded import EmbeddedRedis
 from tests.faults.proxy import Command, Proxy
 from tests.producer.proxy import closed_port
 from tests.runtime import plugins
-from tests.runtime.harness import Process, process
-from tests.runtime.test_replay import due, open_gates, patterned, tool
+from tests.runtime.harness import Process, due, process
+from tests.runtime.test_replay import open_gates, patterned, tool
 from tests.waiting import await_for
 
 STEPS = 5
@@ -272,7 +272,7 @@ async def _open_after_events(shop: Process, admin: Admin) -> None:
             return len(called) >= 2
         return False
 
-    await await_for(told, "the second call's events are stored", timeout=30)
+    await await_for(told, "the second call's events are stored")
     plugins.GATES["charge-1"].set()
 
 

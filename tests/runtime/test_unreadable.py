@@ -9,8 +9,8 @@ import pytest
 from openagents_worker.models import RunState
 from openagents_worker.runtime.runner import Outlook
 from openagents_worker.store.runs import aread_session
-from tests.runtime.harness import Process, agent, process
-from tests.runtime.test_endings import acting, due, told
+from tests.runtime.harness import Process, agent, due, process
+from tests.runtime.test_endings import acting, told
 
 DEEP = "[" * 100_000
 NOT_JSON = {

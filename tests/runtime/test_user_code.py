@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -28,7 +28,7 @@ from tests.runtime.harness import Process, agent, process
 from tests.runtime.test_endings import told
 from tests.runtime.test_replay import carried_until, patterned, tool
 from tests.runtime.test_stop import worker
-from tests.runtime.unstorable import EXCEPTIONS
+from tests.runtime.unstorable import EXCEPTIONS, KINDS
 
 HERE = "tests.runtime.raising"
 
@@ -59,10 +59,16 @@ def acting(
     return agent(pattern={"impl": f"{HERE}.{pattern}"}, tools=tools, **(given or {}))
 
 
-async def each(p: Process, **fields: Any) -> list[tuple[str, RunRecord]]:
-    """One run for every exception of the table, each in its own session and ended by its first attempt."""
+@pytest.fixture(params=["kinds", pytest.param("all", marks=pytest.mark.slow)])
+def names(request: pytest.FixtureRequest) -> Sequence[str]:
+    """Which exceptions of the table are raised: one of each kind, or every one."""
+    return KINDS if request.param == "kinds" else list(EXCEPTIONS)
+
+
+async def each(p: Process, names: Sequence[str], **fields: Any) -> list[tuple[str, RunRecord]]:
+    """One run for every exception, each in its own session and ended by its first attempt."""
     records = []
-    for number, name in enumerate(EXCEPTIONS):
+    for number, name in enumerate(names):
         with raises(name):
             record = await p.run(f"r{number}", session_id=f"s{number}", **fields)
         assert record.state.is_terminal, name
@@ -89,31 +95,35 @@ def answer_of(record: RunRecord) -> dict[str, Any]:
 
 @pytest.mark.parametrize("once", [False, True], ids=["may be repeated", "not durable_idempotent"])
 @pytest.mark.parametrize("hook", ["invoke", "before_invoke", "validate_params"])
-async def test_what_a_tool_raises_is_the_outcome_of_its_call(redis_url: str, hook: str, once: bool) -> None:
+async def test_what_a_tool_raises_is_the_outcome_of_its_call(
+    redis_url: str, names: Sequence[str], hook: str, once: bool
+) -> None:
     """The call is made once, its error names the type and is not retryable; the pattern goes on."""
     async with process(redis_url, acting("Caller", tool_impl="RaisingTool", hook=hook, once=once)) as p:
-        for name, record in await each(p):
+        for name, record in await each(p, names):
             answer = answer_of(record)
             assert (answer["code"], answer["retryable"]) == ("tool.error", False), name
             assert names_it(name, answer["message"]), name
-    assert len(raising.CALLS) == len(EXCEPTIONS)
+    assert len(raising.CALLS) == len(names)
 
 
 @pytest.mark.parametrize("function", ["in_coroutine", "in_thread", "in_plain_thread", "in_task"])
-async def test_what_a_function_raises_is_the_outcome_of_its_call(redis_url: str, function: str) -> None:
+async def test_what_a_function_raises_is_the_outcome_of_its_call(
+    redis_url: str, names: Sequence[str], function: str
+) -> None:
     """Also from a thread, whose future could not hold every exception, and from a task, which would end the
     loop by some."""
     async with worker(redis_url, acting("Caller", tool_impl=function)) as p:
-        for name, record in await each(p):
+        for name, record in await each(p, names):
             assert answer_of(record)["code"] == "tool.error", name
             assert names_it(name, answer_of(record)["message"]), name
-    assert len(raising.CALLS) == len(EXCEPTIONS)
+    assert len(raising.CALLS) == len(names)
 
 
-async def test_what_a_future_holds_ends_its_run_or_its_call(redis_url: str) -> None:
+async def test_what_a_future_holds_ends_its_run_or_its_call(redis_url: str, names: Sequence[str]) -> None:
     """GeneratorExit from a future closes whoever waits for it: not even then the run goes round for ever."""
     async with worker(redis_url, acting("Caller", tool_impl="in_future")) as p:
-        for name, record in await each(p):
+        for name, record in await each(p, names):
             if name == "GeneratorExit":
                 assert "GeneratorExit" in told(record)[1]
             else:
@@ -121,30 +131,32 @@ async def test_what_a_future_holds_ends_its_run_or_its_call(redis_url: str) -> N
                 assert names_it(name, answer_of(record)["message"]), name
 
 
-async def test_what_a_function_raises_in_another_process_is_the_outcome_of_its_call(redis_url: str) -> None:
+async def test_what_a_function_raises_in_another_process_is_the_outcome_of_its_call(
+    redis_url: str, names: Sequence[str]
+) -> None:
     """Also where the exception could not be sent, or would end the process; the others' calls go on in it."""
     definition = acting("Caller", tool_impl="in_process")
     definition["pattern"]["config"] = {"says_which": True}
     async with process(redis_url, definition) as p:
-        for name, record in await each(p):
+        for name, record in await each(p, names):
             assert answer_of(record)["code"] == "tool.error", name
             assert names_it(name, answer_of(record)["message"]), name
 
 
 async def test_a_hook_after_the_fact_changes_nothing(
-    redis_url: str, caplog: pytest.LogCaptureFixture
+    redis_url: str, names: Sequence[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """What `after_invoke` raises is a line in the log."""
     async with process(redis_url, acting("Caller", tool_impl="RaisingTool", hook="after_invoke")) as p:
-        for name, record in await each(p):
+        for name, record in await each(p, names):
             assert answer_of(record) == {"got": "fine"}, name
-    assert caplog.text.count("tool.after_invoke_failed") == len(EXCEPTIONS)
+    assert caplog.text.count("tool.after_invoke_failed") == len(names)
 
 
-async def test_a_gate_that_fails_is_closed(redis_url: str) -> None:
+async def test_a_gate_that_fails_is_closed(redis_url: str, names: Sequence[str]) -> None:
     """Whatever `requires_approval` raises, the tool is not called without one."""
     async with process(redis_url, acting("Caller", tool_impl="RaisingTool", hook="requires_approval")) as p:
-        for name, record in await each(p):
+        for name, record in await each(p, names):
             assert answer_of(record)["code"] == "tool.permanent", name
             assert "requires approval" in answer_of(record)["message"], name
 
@@ -168,10 +180,10 @@ HOOKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("hook", list(HOOKS))
-async def test_what_a_hook_raises_fails_its_run(redis_url: str, hook: str) -> None:
+async def test_what_a_hook_raises_fails_its_run(redis_url: str, names: Sequence[str], hook: str) -> None:
     """With an error that names the type; the process and its loop go on."""
     async with process(redis_url, HOOKS[hook]) as p:
-        for name, record in await each(p):
+        for name, record in await each(p, names):
             code, message = told(record)
             assert code == "pattern.error", name
             assert names_it(name, message), (name, message)
@@ -180,16 +192,16 @@ async def test_what_a_hook_raises_fails_its_run(redis_url: str, hook: str) -> No
 
 @pytest.mark.parametrize("hook", ["inject", "writeback", "compact"])
 async def test_what_a_memory_raises_is_passed_over_where_its_definition_says_so(
-    redis_url: str, hook: str
+    redis_url: str, names: Sequence[str], hook: str
 ) -> None:
     """`on_error: continue`: a run without its memory is still a run."""
     memory = {"impl": f"{HERE}.RaisingMemory", "config": {"hook": hook}, "on_error": "continue"}
     async with process(
         redis_url, agent(memory=memory, pattern={"impl": "tests.runtime.plugins.Silent"})
     ) as p:
-        for name, record in await each(p):
+        for name, record in await each(p, names):
             assert record.state is RunState.COMPLETED, name
-    assert len(raising.CALLS) == len(EXCEPTIONS)
+    assert len(raising.CALLS) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -198,17 +210,17 @@ async def test_what_a_memory_raises_is_passed_over_where_its_definition_says_so(
     ids=["close", "assembler compact"],
 )
 async def test_what_comes_too_late_or_is_not_needed_is_passed_over(
-    redis_url: str, definition: dict[str, Any]
+    redis_url: str, names: Sequence[str], definition: dict[str, Any]
 ) -> None:
     """A plugin that cannot be closed, an assembler that cannot shorten the past: the run goes on."""
     async with process(redis_url, definition) as p:
-        for name, record in await each(p):
+        for name, record in await each(p, names):
             assert record.state is RunState.COMPLETED, name
     assert raising.CALLS
 
 
 @pytest.mark.parametrize("hook", ["factory", "async factory", "enter", "exit", "async enter", "async exit"])
-async def test_what_deps_raise_fails_the_run(redis_url: str, hook: str) -> None:
+async def test_what_deps_raise_fails_the_run(redis_url: str, names: Sequence[str], hook: str) -> None:
     """Ordinary errors as `deps.unavailable`, which is tried again where the run allows it; the rest is an
     error of the plugin, and is not."""
     factories = {
@@ -221,7 +233,7 @@ async def test_what_deps_raise_fails_the_run(redis_url: str, hook: str) -> None:
     }
     register_deps("mine", factories[hook])
     async with process(redis_url, patterned("Silent")) as p:
-        for name, record in await each(p, deps="mine", budget={"max_resume_attempts": 0}):
+        for name, record in await each(p, names, deps="mine", budget={"max_resume_attempts": 0}):
             code, message = told(record)
             is_exception = isinstance(EXCEPTIONS[name](), Exception) and name != "StopIteration"
             if "exit" in hook:
@@ -233,11 +245,13 @@ async def test_what_deps_raise_fails_the_run(redis_url: str, hook: str) -> None:
             assert names_it(name, message), (name, message)
 
 
-async def test_what_a_validator_of_the_output_raises_fails_the_run(redis_url: str) -> None:
+async def test_what_a_validator_of_the_output_raises_fails_the_run(
+    redis_url: str, names: Sequence[str]
+) -> None:
     """What pydantic takes for a verdict on the answer is one; the rest is named."""
     register_output("answer", raising.Answer)
     async with process(redis_url, acting("Answering")) as p:
-        for name, record in await each(p, output_type="answer", budget={"max_validation_retries": 0}):
+        for name, record in await each(p, names, output_type="answer", budget={"max_validation_retries": 0}):
             code, message = told(record)
             if issubclass(type(EXCEPTIONS[name]()), ValueError | AssertionError):
                 assert code in ("execution.output_validation", "pattern.error"), name
@@ -247,12 +261,12 @@ async def test_what_a_validator_of_the_output_raises_fails_the_run(redis_url: st
 
 
 async def test_what_a_models_client_raises_is_the_outcome_of_its_call(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, names: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client of somebody's own raises what it likes; the pattern meets a coded error that was recorded."""
     monkeypatch.setattr(Assembly, "model", lambda *_: raising.RaisingModel())
     async with process(redis_url, acting("AsksModel")) as p:
-        for name, record in await each(p):
+        for name, record in await each(p, names):
             assert (answer_of(record)["code"], answer_of(record)["retryable"]) == ("llm.response", False), (
                 name
             )

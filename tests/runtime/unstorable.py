@@ -273,6 +273,15 @@ def _exceptions() -> dict[str, Callable[[], BaseException]]:
 
 
 EXCEPTIONS = _exceptions()
+KINDS = (
+    "BaseException", "BaseExceptionGroup", "Exception", "GeneratorExit", "KeyboardInterrupt", "SystemExit",
+    "AssertionError", "MemoryError", "OSError", "RecursionError", "StopAsyncIteration", "StopIteration",
+    "ValueError", "UserWarning", "TimeoutError", "KeyError", "ConnectionResetError", "UnicodeDecodeError",
+    "ExceptionGroup", "asyncio.CancelledError", "asyncio.InvalidStateError", "asyncio.IncompleteReadError",
+    "concurrent.futures.CancelledError", "concurrent.futures.BrokenExecutor", "a class of its own",
+    "a group with a SystemExit in it",
+)  # fmt: skip
+"""Those that Python, asyncio or pydantic treats on its own, and one of each family of the others."""
 
 
 class Views(MemoryPlugin):

@@ -21,9 +21,8 @@ from tests import diary
 from tests.installation import ROOT, call
 from tests.sentinel.tools import let_go
 from tests.sentinel.watched import Watched
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
-PATIENCE_S = 30
 GARBAGE = ("garbage", "[1, 2]", '{"properties": {}}')
 
 

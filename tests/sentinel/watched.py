@@ -136,7 +136,7 @@ class Watched:
     @property
     def master(self) -> Server:
         """The one that says so itself and that all sentinels name."""
-        return wait_for(self._agreed_master, "one master, for all sentinels", timeout=20)
+        return wait_for(self._agreed_master, "one master, for all sentinels")
 
     @property
     def replica(self) -> Server:
@@ -157,13 +157,13 @@ class Watched:
             except redis.ResponseError:  # it is a replica by now
                 return None
 
-        return wait_for(settled, "the replica has everything", timeout=20)
+        return wait_for(settled, "the replica has everything")
 
     def fail_over(self) -> Server:
         """Let the replica take over from a master that lives; returns the new master."""
         before = self.settle()
         self.sentinels[0].client.execute_command("SENTINEL", "FAILOVER", MASTER)
-        return wait_for(lambda: self._agreed_other_than(before), "another master", timeout=20)
+        return wait_for(lambda: self._agreed_other_than(before), "another master")
 
     def kill_master(self) -> Server:
         """SIGKILL the master, once its replica has all; returns the one that was killed."""

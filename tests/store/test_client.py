@@ -261,7 +261,7 @@ async def test_nobody_waits_for_ever_for_an_answer_that_is_lost(
 
         monkeypatch.setattr(lanes._pool, "release", stuck)
         with pytest.raises(exceptions.ConnectionError):
-            await asyncio.wait_for(lanes.ask("ECHO", "hello"), 5)
+            await asyncio.wait_for(lanes.ask("ECHO", "hello"), 60)
         monkeypatch.undo()
         await store.close()
 

@@ -115,7 +115,7 @@ class Connections:
     def connect(self, incarnation: str = "w2") -> None:
         pubsub = self._open[incarnation] = self._bench.redis.pubsub()
         pubsub.subscribe(self._bench.store.keys.alive(incarnation))
-        pubsub.get_message(timeout=5)
+        pubsub.get_message(timeout=60)
 
     def close(self, incarnation: str = "w2") -> None:
         self._open.pop(incarnation).close()

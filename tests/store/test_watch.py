@@ -194,7 +194,7 @@ async def test_an_async_watch_outlives_its_connection(hand: Hand) -> None:
     await asyncio.to_thread(hand.store.redis.client_kill_filter, _type="pubsub")
     await asyncio.to_thread(hand.finish, "r1")
 
-    await asyncio.wait_for(following, 10)
+    await asyncio.wait_for(following, 60)
     await store.close()
     assert numbers(seen) == [1, 2, 3, 4]
 

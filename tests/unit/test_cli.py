@@ -229,7 +229,7 @@ def test_dev_starts_everything_and_leaves_nothing(number: signal.Signals, env: d
     assert len(children) == 4
     assert ran.stdout == "Echo: hi (history=0)\n", ran.stderr
     assert dev.returncode == (0 if number is not signal.SIGKILL else -signal.SIGKILL)
-    wait_for(lambda: not any(map(is_running, children)), "no child is left", timeout=30)
+    wait_for(lambda: not any(map(is_running, children)), "no child is left")
 
 
 def children_of(pid: int) -> list[int]:

@@ -316,7 +316,7 @@ def test_a_process_serves_until_it_is_told(script: str, tmp_path: Path, number: 
     with _process("--script", script, "--log", str(log)) as (process, url):
         said = asyncio.run(_said(url, HI))
         process.send_signal(number)
-        code = process.wait(10)
+        code = process.wait(60)
 
     assert (said, code) == ("from a file", 0)
     assert [event["event"] for event in _log(log)] == ["received", "answered"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,7 @@ def _is_slow(nodes: list[ast.expr]) -> bool:
     return any("mark.slow" in ast.unparse(node) for node in nodes)
 
 
+@cache
 def everything() -> list[Finding]:
     files = sorted(TESTS.rglob("*.py"))
     named = {str(file.relative_to(TESTS)): file for file in files}

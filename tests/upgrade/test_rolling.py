@@ -191,21 +191,6 @@ def crossings(events: Iterable[RunEvent]) -> list[tuple[str, str, str]]:
     return found
 
 
-@pytest.mark.parametrize("upgraded", ["producer", "worker"])
-def test_a_failed_run_is_read_by_the_other_version(
-    old: Version, new: Version, workshop: Workshop, upgraded: str
-) -> None:
-    """Its error with all that a newer worker tells of it, or without what an older one does not tell."""
-    producer, worker = (new, old) if upgraded == "producer" else (old, new)
-    workshop.start(worker)
-
-    told = workshop.produce(producer, "fail", [request(agent="clumsy")])
-
-    assert (told["code"], told["message"]) == ("tool.error", "ValueError: the saw slipped")
-    if told["traceback"] is not None:
-        assert "in slip" in told["traceback"]
-
-
 def test_an_error_that_was_recorded_is_replayed_by_the_version_before(
     old: Version, new: Version, workshop: Workshop
 ) -> None:
@@ -227,13 +212,35 @@ def test_an_error_that_was_recorded_is_replayed_by_the_version_before(
     assert crossings(story(handle)) == [(f"{one.name}1", "run.recovered", f"{other.name}1")]
 
 
-@pytest.mark.parametrize("upgraded", ["producer", "worker"])
+@pytest.fixture(scope="module", params=["producer", "worker"])
+def mixed(
+    request: pytest.FixtureRequest, old: Version, new: Version, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[tuple[Workshop, Version, Version]]:
+    """A workshop with one worker, the version of its producers, and that of the worker; one is upgraded."""
+    producer, worker = (new, old) if request.param == "producer" else (old, new)
+    enough = threading.Event()
+    with opened(tmp_path_factory.mktemp("mixed"), enough) as workshop:
+        workshop.start(worker)
+        yield workshop, producer, worker
+        enough.set()
+
+
+def test_a_failed_run_is_read_by_the_other_version(mixed: tuple[Workshop, Version, Version]) -> None:
+    """Its error with all that a newer worker tells of it, or without what an older one does not tell."""
+    workshop, producer, _ = mixed
+
+    told = workshop.produce(producer, "fail", [request(agent="clumsy")])
+
+    assert (told["code"], told["message"]) == ("tool.error", "ValueError: the saw slipped")
+    if told["traceback"] is not None:
+        assert "in slip" in told["traceback"]
+
+
 def test_a_producer_and_a_worker_of_different_versions_understand_each_other(
-    old: Version, new: Version, workshop: Workshop, upgraded: str
+    mixed: tuple[Workshop, Version, Version],
 ) -> None:
     """Whichever of the two is upgraded first: submitted, watched, waited for, cancelled."""
-    producer, worker = (new, old) if upgraded == "producer" else (old, new)
-    workshop.start(worker)
+    workshop, producer, worker = mixed
     watched, cancelled, awaited = request(steps=3), request(), request(steps=2, limited=True)
 
     told = workshop.produce(producer, "use", [watched, cancelled, awaited])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Version:
         """Whether the other version reads the runs that this one begins."""
         return self._format("BEGUN") <= other._format("NEWEST_READ")
 
+    @cache  # noqa: B019 - of two versions
     def _format(self, name: str) -> int:
         code = (
             f"from openagents_worker.store import formats; print(getattr(formats, {name!r}, formats.WRITTEN))"

@@ -23,11 +23,10 @@ from openagents_worker.models import RunRecord
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.upgrade.versions import PRODUCT, Version
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_S, wait_for
 
 __all__ = ["PATIENCE_S", "Workshop", "opened", "request"]
 
-PATIENCE_S = 60
 MANY = -1  # steps, until the model is told that it is enough
 LEASE_MS = 1_500
 SAWING_MS = 100

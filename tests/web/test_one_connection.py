@@ -67,7 +67,7 @@ async def test_five_hundred_watchers_hold_one_connection(hand: Hand, store: Asyn
     for run_id in runs:
         await asyncio.to_thread(hand.submit, run_id, f"session of {run_id}")
     watchers = [Watcher(store, run_id) for run_id in runs for _ in range(10)]
-    await await_for(lambda: all(watcher.seen for watcher in watchers), "all have replayed", timeout=30)
+    await await_for(lambda: all(watcher.seen for watcher in watchers), "all have replayed")
 
     assert pubsub_connections(hand) == 1
 
@@ -175,7 +175,7 @@ async def test_leaving_and_coming_back_at_once_loses_nothing(hand: Hand, store: 
             listening = asyncio.ensure_future(anext(events))
             await await_for(lambda: listeners_of_second(hand) == 1, "it listens")
             await asyncio.to_thread(hand.emit, "r2", f"note.{number}")
-            assert (await asyncio.wait_for(listening, 5)).name == f"note.{number}"
+            assert (await asyncio.wait_for(listening, 60)).name == f"note.{number}"
 
     await asyncio.to_thread(hand.finish, "r1")
     await asyncio.to_thread(hand.finish, "r2")

@@ -163,12 +163,12 @@ def test_a_reply_cut_by_the_death_of_its_worker_is_shown_whole(tmp_path: Path) -
 
         carrier = str(early.screen.pieces[-1].worker)
         next(worker for worker in workers if carrier.startswith(f"{worker.name}@")).kill()
-        wait_for(lambda: early.screen.pieces[-1].attempt == 2, "another worker says it again", timeout=20)
+        wait_for(lambda: early.screen.pieces[-1].attempt == 2, "another worker says it again")
         late = Viewer(handle)
         wait_for(lambda: late.shown, "who joins now has the beginning of the second one")
         all_watch.set()
 
-        reply = handle.wait(timeout=30).final_output
+        reply = handle.wait(timeout=60).final_output
         assert [early.text(), middle.text(), late.text()] == [reply] * 3
         assert [viewer.screen.pieces[0].payload["offset"] for viewer in (early, middle, late)] == [0, 0, 0]
         assert {piece.attempt for piece in middle.screen.pieces} == {1, 2}

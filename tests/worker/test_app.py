@@ -81,7 +81,7 @@ def test_an_invalid_agents_file_ends_the_start(tmp_path: Path, redis_url: str) -
     env = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": str(file)}
 
     with worker(env, tmp_path / "log") as process:
-        code = process.wait(30)
+        code = process.wait(60)
 
     assert code == 2
     said = (tmp_path / "log").read_text()
@@ -129,12 +129,12 @@ def test_a_run_is_carried_under_every_pool(
             count: int = store.ask(lambda r: r.zcard(store.keys("workers")))
             return count
 
-        wait_for(workers, "the worker has registered", timeout=30)
+        wait_for(workers, "the worker has registered")
 
         handle = client.submit({"agent_id": "echo", "session_id": "s1", "input_text": "hi"})
-        result = handle.wait(timeout=20)
+        result = handle.wait(timeout=60)
         process.send_signal(signal.SIGTERM)
-        code = process.wait(30)
+        code = process.wait(60)
 
         assert str(result.final_output).startswith("Echo: hi")
         assert code == 0, (tmp_path / "log").read_text()
@@ -148,6 +148,6 @@ def test_a_worker_that_waits_for_redis_can_be_stopped(tmp_path: Path, agents_fil
     log = tmp_path / "log"
 
     with worker(env, log) as process:
-        wait_for(lambda: "redis.away" in log.read_text(), "it says that Redis is away", timeout=30)
+        wait_for(lambda: "redis.away" in log.read_text(), "it says that Redis is away")
         process.send_signal(signal.SIGTERM)
-        process.wait(15)
+        process.wait(60)

@@ -151,7 +151,7 @@ def test_nobody_waits_for_a_loop_that_has_ended(bridge: LoopThread) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(bridge.run, work())
-        assert started.wait(5)
+        assert started.wait(60)
 
         bridge.stop()
 

@@ -210,7 +210,7 @@ def test_a_process_that_is_stopped_is_left_alone(guarded: type[Guarded]) -> None
 
 
 @pytest.mark.parametrize(
-    ("niceness", "how"), [(10, "python 40000"), pytest.param(19, "python 200000", marks=pytest.mark.slow)]
+    ("niceness", "how"), [(10, "python 15000"), pytest.param(19, "python 200000", marks=pytest.mark.slow)]
 )
 def test_a_process_that_gets_no_core_is_left_alone(guarded: type[Guarded], niceness: int, how: str) -> None:
     """Others use all of them, and are preferred."""

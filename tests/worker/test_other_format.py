@@ -20,9 +20,7 @@ from openagents_worker.store.formats import BY_CONTENT, NEWEST_READ
 from tests import diary
 from tests.fundamentals.shop import DOOR
 from tests.installation import ROOT, Model, agent, call, story
-from tests.waiting import wait_for
-
-PATIENCE_S = 60
+from tests.waiting import PATIENCE_S, wait_for
 
 # Python loads a module of this name before anything else.
 TOMORROW = """

@@ -27,7 +27,7 @@ class SilentBroker:
         self.taken: list[str] = []
 
     def publish(self, wakes: Sequence[Wake]) -> None:
-        assert self.speaks.wait(30)
+        assert self.speaks.wait(60)
         self.taken += [wake.run_id for wake in wakes]
 
 

@@ -227,7 +227,7 @@ def test_the_run_that_blocks_the_loop_for_good_is_named(
             raise RedisUnreachable("cannot reach Redis")
 
     async def pattern() -> None:
-        free.wait(10)
+        free.wait(60)
 
     async def start() -> None:
         started.append(asyncio.create_task(pattern(), name="run r1"))

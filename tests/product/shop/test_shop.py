@@ -29,7 +29,7 @@ def test_a_refund_is_made_once(agents_worker: StartWorker, scripted_model: Scrip
     scripted_model.will_say(REFUND, "Done: A17.")
     agents_worker([shop.AGENT])
 
-    result = shop.answer("ada", "I want my money back").wait(timeout=20)
+    result = shop.answer("ada", "I want my money back").wait(timeout=60)
 
     assert (result.final_output, shop.refunded) == ("Done: A17.", ["A17"])
     assert result.usage.tool_calls == 1
@@ -57,8 +57,8 @@ def test_a_conversation_is_remembered(agents_worker: StartWorker, scripted_model
     scripted_model(lambda call: " / ".join(str(message["content"]) for message in call.messages[1:]))
     agents_worker([shop.AGENT])
 
-    first = shop.answer("ada", "Hello").wait(timeout=20)
-    second = shop.answer("ada", "Hello again").wait(timeout=20)
+    first = shop.answer("ada", "Hello").wait(timeout=60)
+    second = shop.answer("ada", "Hello again").wait(timeout=60)
 
     assert first.final_output == "Hello"
     assert second.final_output == "Hello / Hello / Hello again"
@@ -73,7 +73,7 @@ def test_a_model_that_is_busy_is_asked_again(
 
     handle = worker.submit("support", "Refund A17")
 
-    assert handle.wait(timeout=20).final_output == "Done."
+    assert handle.wait(timeout=60).final_output == "Done."
     assert shop.refunded == ["A17"]
     assert "run.retry_scheduled" in [event.name for event in handle.events()]
 
@@ -99,7 +99,7 @@ def test_runs_of_different_customers_work_side_by_side(
 
     handles = [worker.submit("support", "Hello") for _ in range(50)]
 
-    assert {handle.wait(timeout=30).final_output for handle in handles} == {"hi"}
+    assert {handle.wait(timeout=60).final_output for handle in handles} == {"hi"}
 
 
 def test_each_test_begins_with_nothing(

@@ -139,7 +139,7 @@ async def test_a_sync_function_runs_in_a_thread_with_the_context_variables_of_it
 
     @tool(description="Waits for the loop.")
     def blocking() -> list[Any]:
-        assert released.wait(10)
+        assert released.wait(60)
         return [REQUEST.get(), threading.current_thread() is threading.main_thread()]
 
     REQUEST.set("r1")
