@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 _LONGEST_KEY = 256
+_MOST_VALUES = 100_000  # of all that one value holds; a list that stands in it twice counts twice
 _SHORT = 64
 MAX_REASON_CHARS = 2_000  # a reason is a sentence or two; events and records hold it whole
 _LONGEST_INTEGER_BITS = 1024  # of one that is shown: its digits fill a line
@@ -100,7 +101,7 @@ def shown_reason(reason: object) -> str:
 class _Redaction:
     """What is masked and where it is cut. No closures: their cycles would be the garbage collector's work."""
 
-    __slots__ = ("_mask", "_mask_short", "_max_chars", "_max_items", "_parts", "_short")
+    __slots__ = ("_left", "_mask", "_mask_short", "_max_chars", "_max_items", "_parts", "_short")
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class _Redaction:
         max_items: int | None,
         mask: Callable[[str], str],
     ) -> None:
+        self._left = _MOST_VALUES
         self._mask = mask
         self._mask_short = _OF_SHORT_TEXTS.get(mask, mask)
         self._parts = parts
@@ -122,7 +124,7 @@ class _Redaction:
         if value is None or isinstance(value, (bool, int)):
             return value if value is None or SMALLEST_INTEGER <= value <= LARGEST_INTEGER else _digits(value)
         if isinstance(value, dict):  # before Mapping, whose check is slow
-            return self._pairs(value, depth) if depth else f"<{len(value)} more inside>"
+            return self._pairs(value, depth) if depth and self._left > 0 else f"<{len(value)} more inside>"
         if isinstance(value, float):
             return value if math.isfinite(value) else None
         if isinstance(value, (bytes, bytearray)):
@@ -133,15 +135,16 @@ class _Redaction:
             except Exception:  # noqa: BLE001 - a model's own serializer may raise anything
                 return self._bounded(text_of(value))
         if isinstance(value, Mapping):
-            return self._pairs(value, depth) if depth else f"<{len(value)} more inside>"
+            return self._pairs(value, depth) if depth and self._left > 0 else f"<{len(value)} more inside>"
         if isinstance(value, (list, tuple, set, frozenset)):
-            return self._items(value, depth) if depth else f"<{len(value)} more inside>"
+            return self._items(value, depth) if depth and self._left > 0 else f"<{len(value)} more inside>"
         return self._bounded(text_of(value))
 
     def _pairs(self, mapping: Mapping[Any, Any], depth: int) -> JsonValue:
         out: dict[str, JsonValue] = {}
+        self._left -= len(mapping)
         for key, item in mapping.items():
-            if self._max_items is not None and len(out) >= self._max_items:
+            if len(out) == self._max_items:
                 out["…"] = f"<{len(mapping) - self._max_items} more>"
                 break
             name = key if isinstance(key, str) else text_of(key)
@@ -157,8 +160,9 @@ class _Redaction:
 
     def _items(self, sequence: Collection[Any], depth: int) -> JsonValue:
         out: list[JsonValue] = []
+        self._left -= len(sequence)
         for item in sequence:
-            if self._max_items is not None and len(out) >= self._max_items:
+            if len(out) == self._max_items:
                 out.append(f"<{len(sequence) - self._max_items} more>")
                 break
             out.append(self.shown(item, depth - 1))
