@@ -16,11 +16,13 @@ from openagents_worker.dashboard.flower_options import (
     is_this_machine,
     tasks_columns,  # noqa: F401 - read by Flower
 )
+from openagents_worker.dashboard.log_text import escape_log_lines as _escape_log_lines
 from openagents_worker.dashboard.sockets import read_sockets_as_celery_does as _read_sockets_as_celery_does
 
 _TRUE = ("1", "true", "yes", "on")
 
 _read_sockets_as_celery_does()
+_escape_log_lines()
 
 # Flower's own default is every interface of the machine, with nobody asked for a password.
 address = _given.address or "127.0.0.1"

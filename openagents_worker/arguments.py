@@ -7,17 +7,28 @@ sent.
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from typing import Any
 
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.jsontext import LARGEST_INTEGER, BadValue, check
 
-__all__ = ["TEN_YEARS_MS", "number_of", "optional_text", "refusing", "seconds_of", "text_of_caller"]
+__all__ = [
+    "TEN_YEARS_MS",
+    "iso_time",
+    "number_of",
+    "optional_text",
+    "refusing",
+    "seconds_of",
+    "text_of_caller",
+]
 
 TEN_YEARS_MS = 10 * 365 * 24 * 3_600_000
 """The longest time that anything may be put off or bounded by: a longer one is a mistake in the unit."""
 MAX_TEXT_CHARS = 8_000
 """Of a reason, a name or an id: as much as is kept of an error's message."""
+MAX_TIME_CHARS = 64
+"""Of a time in ISO 8601; one with microseconds and a time zone has 32."""
 RULES = "docs/limits.md says which texts, numbers and times are allowed"
 
 
@@ -60,6 +71,19 @@ def seconds_of(name: str, value: Any) -> float | None:
     if not seconds * 1000 <= TEN_YEARS_MS:  # also NaN
         raise RequestInvalid(f"{name} is a number of seconds, at most ten years", hint="None: without an end")
     return seconds
+
+
+def iso_time(text: str) -> datetime:
+    """A date, or a date and time, in ISO 8601. Raises ValueError.
+
+    Python itself reads any number of digits behind a time, so a text of a megabyte.
+
+    >>> iso_time("2026-01-31T14:00")
+    datetime.datetime(2026, 1, 31, 14, 0)
+    """
+    if len(text) > MAX_TIME_CHARS:
+        raise ValueError(f"{len(text):,} characters; a time has {MAX_TIME_CHARS} at most")
+    return datetime.fromisoformat(text)
 
 
 def refusing(value: Any, name: str = "", **ids: Any) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "LARGEST_COUNT",
     "LARGEST_INTEGER",
     "MAX_NESTING",
+    "MAX_VALUES",
     "NESTING_OF_OLD",
     "SMALLEST_INTEGER",
     "BadValue",
@@ -47,6 +48,8 @@ ENVELOPE_LEVELS = 10
 """Levels that this library itself puts around a value: a reply's `tool_calls[0].arguments` are three."""
 NESTING_OF_OLD = 150
 """Levels that earlier versions have stored."""
+MAX_VALUES = 2_000_000
+"""In one value that is stored: a list that stands in it again and again counts each time, as in its text."""
 LARGEST_INTEGER = 2**63 - 1
 SMALLEST_INTEGER = -(2**63)
 """What a reader in any language keeps exactly: 64 bits with a sign."""
@@ -58,6 +61,8 @@ _HALF = "half of a surrogate pair (U+D800 to U+DFFF), which is not a character"
 _BEYOND = "an integer beyond 64 bits; -2^63 to 2^63-1 are allowed, send a larger one as text"
 _NOT_FINITE = "NaN or infinite, which JSON has no number for; leave it out or send null"
 _TOO_DEEP = f"nested more than {MAX_NESTING} levels deep; send a flatter value, or its JSON as text"
+
+_TOO_MANY = f"it has more than {MAX_VALUES:,} values"
 
 
 class BadValue(ValueError):
@@ -209,19 +214,24 @@ def _path(begin: str, steps: list[str | int]) -> str:
 def replaced(value: Any, levels: int = MAX_NESTING) -> Any:
     """The value as it will be read back: the same object where that makes no difference.
 
-    Raises `NestedTooDeeply` for more than so many levels, TypeError or ValueError for what is not JSON.
+    Raises `NestedTooDeeply` for more than so many levels, TypeError or ValueError for what is not JSON, and
+    ValueError for more than `MAX_VALUES` values.
 
     >>> replaced({1: (float("nan"), 2**64)})
     {'1': [None, '18446744073709551616']}
     """
-    return value if _is_as_read(value, levels) else _replaced(value, levels, ())
+    left = [MAX_VALUES]
+    return value if _is_as_read(value, levels, left) else _replaced(value, levels, (), [MAX_VALUES])
 
 
-def _is_as_read(value: Any, levels: int) -> bool:
+def _is_as_read(value: Any, levels: int, left: list[int]) -> bool:
     """Whether reading what is written of the value gives the same. It runs for every commit: no call that
     can be left out."""
     kind = type(value)
     if kind is dict:
+        left[0] -= len(value)
+        if left[0] < 0:
+            raise ValueError(_TOO_MANY)
         if levels == 0:
             return False
         for key, item in value.items():
@@ -234,10 +244,13 @@ def _is_as_read(value: Any, levels: int) -> bool:
             elif kind is int:
                 if not SMALLEST_INTEGER <= item <= LARGEST_INTEGER:
                     return False
-            elif item is not None and kind is not bool and not _is_as_read(item, levels - 1):
+            elif item is not None and kind is not bool and not _is_as_read(item, levels - 1, left):
                 return False
         return True
     if kind is list:
+        left[0] -= len(value)
+        if left[0] < 0:
+            raise ValueError(_TOO_MANY)
         if levels == 0:
             return False
         for item in value:
@@ -248,7 +261,7 @@ def _is_as_read(value: Any, levels: int) -> bool:
             elif kind is int:
                 if not SMALLEST_INTEGER <= item <= LARGEST_INTEGER:
                     return False
-            elif item is not None and kind is not bool and not _is_as_read(item, levels - 1):
+            elif item is not None and kind is not bool and not _is_as_read(item, levels - 1, left):
                 return False
         return True
     if kind is str:
@@ -260,7 +273,7 @@ def _is_as_read(value: Any, levels: int) -> bool:
     return value is None or kind is bool
 
 
-def _replaced(value: Any, levels: int, outer: tuple[int, ...]) -> Any:
+def _replaced(value: Any, levels: int, outer: tuple[int, ...], left: list[int]) -> Any:
     """A copy; `outer` are the identities of what it stands in."""
     if value is None or isinstance(value, bool):
         return value
@@ -277,10 +290,13 @@ def _replaced(value: Any, levels: int, outer: tuple[int, ...]) -> Any:
         raise ValueError("Circular reference detected")
     if len(outer) >= levels:
         raise NestedTooDeeply(f"it is nested more than {levels} levels deep")
+    left[0] -= len(value)
+    if left[0] < 0:
+        raise ValueError(_TOO_MANY)
     outer = (*outer, id(value))
     if isinstance(value, dict):
-        return {_key(key): _replaced(item, levels, outer) for key, item in value.items()}
-    return [_replaced(item, levels, outer) for item in value]
+        return {_key(key): _replaced(item, levels, outer, left) for key, item in value.items()}
+    return [_replaced(item, levels, outer, left) for item in value]
 
 
 def _key(key: Any) -> str:

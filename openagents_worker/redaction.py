@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 _LONGEST_KEY = 256
+_MOST_VALUES = 100_000  # of all that one value holds; a list that stands in it twice counts twice
 _SHORT = 64
 MAX_REASON_CHARS = 2_000  # a reason is a sentence or two; events and records hold it whole
 _LONGEST_INTEGER_BITS = 1024  # of one that is shown: its digits fill a line
@@ -129,7 +130,7 @@ class _Redaction:
         *,
         is_whole: bool = False,
     ) -> None:
-        self._left = MAX_VALUES if max_items is not None else math.inf
+        self._left = MAX_VALUES if max_items is not None else _MOST_VALUES
         self._is_whole = is_whole
         self._mask = mask
         self._mask_short = _OF_SHORT_TEXTS.get(mask, mask)
@@ -200,7 +201,7 @@ class _Redaction:
             return f"<{len(sequence)} more inside>"
         out: list[JsonValue] = []
         for item in sequence:
-            if self._max_items is not None and len(out) >= self._max_items:
+            if len(out) == self._max_items:
                 out.append(f"<{len(sequence) - self._max_items} more>")
                 break
             out.append(self.shown(item, depth - 1))

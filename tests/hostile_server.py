@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import threading
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FAULTY", "LARGE", "Answer", "serving", "serving_in_thread"]
+__all__ = ["FAULTY", "LARGE", "MB", "Answer", "serving"]
 
 MB = 1024 * 1024
 JSON = "content-type: application/json"
@@ -268,25 +267,3 @@ async def serving(answer: Callable[[bytes], Answer]) -> AsyncIterator[str]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-
-
-@contextmanager
-def serving_in_thread(answer: Callable[[bytes], Answer]) -> Generator[str]:
-    """The same on a loop of its own, for tests that wait for a worker."""
-    started, over = threading.Event(), asyncio.Event()
-    where: dict[str, Any] = {}
-
-    async def main() -> None:
-        async with serving(answer) as url:
-            where["url"], where["loop"] = url, asyncio.get_running_loop()
-            started.set()
-            await over.wait()
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),), name="hostile server")
-    thread.start()
-    started.wait()
-    try:
-        yield where["url"]
-    finally:
-        where["loop"].call_soon_threadsafe(over.set)
-        thread.join()

@@ -150,19 +150,21 @@ def installed(
     redis_url: str | None = None,
     producer_url: str | None = None,
     admin_url: str | None = None,
+    say: Callable[[str, str], None] = lambda name, line: None,
     **env: str,
 ) -> Generator[Installation]:
     """A whole deployment with these agents for as long as the block lasts; no key is left for ever by it.
 
-    Its tools keep their diary in the folder. Without `redis_url` it has a Redis of its own; the two other
-    URLs are for users with other rights than the worker's: the producer, and whoever looks at all keys.
+    Its tools keep their diary in the folder; `say` hears each line that a process prints. Without `redis_url`
+    it has a Redis of its own; the two other URLs are for users with other rights than the worker's: the
+    producer, and whoever looks at all keys.
     """
     file = folder / "agents.json"
     file.write_text(json.dumps({"version": "1.0", "agents": list(agents)}))
     model = Model()
     with (
         model.server.serve_in_thread(),
-        Stack(redis_url=redis_url, env=_environment(folder, model, env)) as stack,
+        Stack(redis_url=redis_url, env=_environment(folder, model, env), say=say) as stack,
     ):
         worker = stack.start_worker("worker")
         with Client(producer_url, settings=None if producer_url else stack.settings) as client:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
+from openagents_worker.arguments import iso_time
+
 __all__ = ["clock_time", "moment", "span", "took"]
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -52,10 +54,10 @@ def moment(ctx: click.Context, param: click.Parameter, value: str | None) -> dat
     """An option's value as a time: `1h` ago, or a date with or without a time, local without a time zone."""
     if value is None:
         return None
-    if found := _AGO.match(value):
-        return datetime.now(UTC) - timedelta(seconds=float(found[1]) * UNITS_S[found[2]])
     try:
-        return datetime.fromisoformat(value).astimezone()
+        if found := _AGO.match(value):
+            return datetime.now(UTC) - timedelta(seconds=float(found[1]) * UNITS_S[found[2]])
+        return iso_time(value).astimezone()
     except (ValueError, OverflowError):
         example = "an age (45s, 30m, 1h, 7d) or a date and time (2026-01-31T14:00)"
         raise click.BadParameter(f"{value!r} is not a time; give {example}", ctx, param) from None

@@ -1,8 +1,10 @@
 """Flower's configuration file where `openagents-worker dev` starts it: on this machine, its buttons work."""
 
 from openagents_worker.dashboard.flower_options import control_from_this_machine, format_task, tasks_columns
+from openagents_worker.dashboard.log_text import escape_log_lines as _escape_log_lines
 
 __all__ = ["format_task", "read_only", "tasks_columns"]
 
 read_only = False
 control_from_this_machine()
+_escape_log_lines()

@@ -142,10 +142,15 @@ def _check_shapes(kept: Mapping[str, Any]) -> None:
         number_of(name, kept[name])
 
 
+PARTS_OF_A_SIGNATURE: tuple[tuple[str, type], ...] = (("args", list), ("kwargs", dict), ("options", dict))
+
+
 def _is_signature(value: Any) -> bool:
     """Whether Celery makes a signature of it: each of its kinds has a shape of its own."""
     if not isinstance(value, dict) or not isinstance(value.get("task"), str):
         return False
+    if any(not isinstance(value.get(name) or kind(), kind) for name, kind in PARTS_OF_A_SIGNATURE):
+        return False  # Celery finds out when it sends the task: the run is over then
     try:
         Signature.from_dict(value)
     except Exception:  # noqa: BLE001 - what Celery raises for a wrong shape depends on the kind

@@ -14,7 +14,7 @@ from celery.backends.base import DisabledBackend
 from celery.local import Proxy
 from celery.utils.time import maybe_make_aware
 
-from openagents_worker.arguments import TEN_YEARS_MS, number_of, optional_text, refusing
+from openagents_worker.arguments import TEN_YEARS_MS, iso_time, number_of, optional_text, refusing
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
 from openagents_worker.models import RunRequest, output_class_of, parse_request
 from openagents_worker.producer.canvas import KEPT, stamps_of
@@ -165,7 +165,7 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
     def _ms_until(self, what: str, when: float | datetime | str) -> int:
         try:
             if isinstance(when, str):
-                when = datetime.fromisoformat(when)
+                when = iso_time(when)
             if isinstance(when, datetime):
                 when = (maybe_make_aware(when, self.app.timezone) - self.app.now()).total_seconds()
             if isinstance(when, bool) or not isinstance(when, int | float):

@@ -192,7 +192,7 @@ def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
             "run_format": WRITTEN,
             **({RUN_ENDED: 1} if run.is_ended else {}),
         },
-        "argsrepr": f"agent={run.agent_id} session={run.session_id} run={run.run_id}",
+        "argsrepr": _readable_ids(run),
         "kwargsrepr": "{}",
         "serializer": "json",
         # Said, as Celery would take what the app's settings say of all tasks.
@@ -201,6 +201,11 @@ def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
         "time_limit": None,
         "soft_time_limit": None,
     }
+
+
+def _readable_ids(run: Wake) -> str:
+    """Cut, where a record holds more than an id: a message of megabytes would never be taken."""
+    return f"agent={run.agent_id[:SHOWN_CHARS]} session={run.session_id[:SHOWN_CHARS]} run={run.run_id}"
 
 
 def _publish(app: Celery, runs: Sequence[Wake], message_of: Callable[[Wake], Message]) -> int:

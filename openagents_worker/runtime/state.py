@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from openagents_worker.errors import text_of
-from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, dumps
+from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NESTING_OF_OLD, dumps, replaced
 from openagents_worker.runtime.storable import stored_part
 
 __all__ = ["CHANGE_LEVELS", "Overlay", "apply_changes", "changed_keys", "stored_texts"]
@@ -99,6 +99,7 @@ def stored_texts(before: Mapping[str, str], state: Mapping[Any, Any]) -> Iterato
 
 def _is_text_of(text: str, value: Any) -> bool:
     try:
+        replaced(value, NESTING_OF_OLD)  # a list that stands in it again and again may have no end as text
         return dumps(value) == text
     except (TypeError, ValueError, RecursionError):
         return False

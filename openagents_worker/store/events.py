@@ -28,7 +28,7 @@ from weakref import WeakKeyDictionary
 from openagents_worker.arguments import number_of, text_of_caller
 from openagents_worker.errors import RecordUnreadable, RedisNoPermission, RedisUnreachable
 from openagents_worker.events import RunEvent
-from openagents_worker.jsontext import loads
+from openagents_worker.jsontext import LARGEST_COUNT, loads
 from openagents_worker.models import RunState
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.channels import Inbox, listening
@@ -79,7 +79,17 @@ def _head_of(run_id: str, values: Sequence[str | None]) -> Head | None:
     if state is None:
         return None
     with reading(stored_format(format_), run_id=run_id):
-        return Head(run_id, RunState(state), int(seq or 0), int(life or 1), agent_id or "", session_id or "")
+        return Head(
+            run_id, RunState(state), _last_number(seq), int(life or 1), agent_id or "", session_id or ""
+        )
+
+
+def _last_number(seq: str | None) -> int:
+    """The number of the last event. Raises ValueError for one that no stream can have as an id."""
+    count = int(seq or 0)
+    if not 0 <= count <= LARGEST_COUNT:
+        raise ValueError("seq is not the number of an event")
+    return count
 
 
 def stored_event(head: Head, entry: Entry) -> RunEvent:

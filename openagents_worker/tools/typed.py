@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -10,11 +12,15 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from openagents_worker.errors import StepTooDeep, ToolError, ToolValidationError
-from openagents_worker.jsontext import NestedTooDeeply, replaced
+from openagents_worker.jsontext import MAX_NESTING, NestedTooDeeply, replaced
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec, ToolPlugin
 
 __all__ = ["TypedTool"]
 
+MAX_LISTED = 500_000
+"""Values of a result that is not made of lists and dicts alone."""
+MAX_ITERATED = 100_000
+"""Values of an iterator that a tool returns: it is read on the event loop."""
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="constants"))
 READS_ONLY = ToolExecutionSpec(concurrency_safe=True, side_effects="none")
 
@@ -109,4 +115,29 @@ def _plain(value: Any) -> Any:
     try:
         return replaced(value)
     except TypeError:
-        return replaced(_ANYTHING.dump_python(value, mode="json"))
+        return replaced(_ANYTHING.dump_python(_listed(value, MAX_NESTING, [MAX_LISTED]), mode="json"))
+
+
+def _listed(value: Any, levels: int, left: list[int]) -> Any:
+    """The value with a list in the place of each iterator: pydantic would follow one without an end for ever.
+
+    Raises ValueError for an iterator of too many values, or inside of a model, where nothing bounds it.
+    """
+    if isinstance(value, Iterator):
+        value = list(islice(value, MAX_ITERATED + 1))
+        if len(value) > MAX_ITERATED:
+            raise ValueError(f"an iterator of more than {MAX_ITERATED:,} values; return a list")
+    if isinstance(value, dict | list | tuple):
+        left[0] -= len(value)
+        if left[0] < 0:
+            raise ValueError(f"it has more than {MAX_LISTED:,} values; return lists and dicts alone")
+    if levels == 0:
+        return value
+    if isinstance(value, dict):
+        return {key: _listed(item, levels - 1, left) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_listed(item, levels - 1, left) for item in value]
+    is_model = isinstance(value, BaseModel) or (is_dataclass(value) and not isinstance(value, type))
+    if is_model and any(isinstance(item, Iterator) for item in getattr(value, "__dict__", {}).values()):
+        raise ValueError(f"{type(value).__name__} holds an iterator; give it a list")
+    return value

@@ -14,6 +14,7 @@ from celery import Task, states
 from celery.exceptions import Ignore
 from celery.utils.time import maybe_make_aware
 
+from openagents_worker.arguments import iso_time
 from openagents_worker.errors import (
     OpenAgentsError,
     RedisRefused,
@@ -160,7 +161,7 @@ def _ms_until(expires: str | None) -> int:
     """A message's time of expiry as milliseconds from now, at least one; 0 for none."""
     if not expires:
         return 0
-    at = maybe_make_aware(datetime.fromisoformat(expires))
+    at = maybe_make_aware(iso_time(expires))
     return max(1, int((at - datetime.now(UTC)).total_seconds() * 1000))
 
 

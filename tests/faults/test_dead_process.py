@@ -50,7 +50,14 @@ def busy(world: World, name: str, count: int) -> Generator[dict[str, Worker]]:
         for run_id in run_ids:
             world.submit(run_id)
         wait_for(
-            lambda: {str(entry.get("key")).partition(":")[0] for entry in world.model.log if entry["event"] == "received"} >= set(run_ids),
+            lambda: (
+                {
+                    str(entry.get("key")).partition(":")[0]
+                    for entry in world.model.log
+                    if entry["event"] == "received"
+                }
+                >= set(run_ids)
+            ),
             "each run waits for the model",
         )
         yield {run_id: world.owner(run_id) for run_id in run_ids}

@@ -6,24 +6,28 @@ refused the input, else that with which its run has ended. A door with another a
 
 from __future__ import annotations
 
+import io
 import json
-import urllib.error
-import urllib.request
+import re
+import socket
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
+import pytest
 import redis
-from click.testing import CliRunner
 
 from openagents_worker.agents import load_agents
-from openagents_worker.cli.commands import commands
-from openagents_worker.errors import OpenAgentsError
+from openagents_worker.cli.commands import run
+from openagents_worker.errors import OpenAgentsError, RecordUnreadable
 from openagents_worker.producer.sse import sse
 from tests.hostile.world import GOOD, RawReply, World
-from tests.installation import PATIENCE_S
+from tests.hostile_server import Answer
+from tests.installation import PATIENCE_S, call
 from tests.waiting import wait_for
 
 __all__ = ["DOORS"]
@@ -48,6 +52,7 @@ def message(world: World, raw: bytes | Callable[[dict[str, Any]], Any]) -> str:
     Returns `gone` when no run came of it, and the message lies neither in the queue nor among those taken.
     """
     client, run_id = world.installation.client, uuid.uuid4().hex
+    world.installation.model.will_say({"text": "fine"})
     queue = client.settings.queue
     if callable(raw):
         envelope = _envelope(run_id, queue)
@@ -66,22 +71,28 @@ def message(world: World, raw: bytes | Callable[[dict[str, Any]], Any]) -> str:
 
 
 def record(world: World, alter: Alter) -> str:
-    """A run whose stored state is changed while it waits for its session."""
+    """A run whose stored state is changed while it waits for its session, which another run has until then.
+
+    That one is held from before it is submitted: so it has never ended when the other one is changed.
+    """
     model, client = world.installation.model, world.installation.client
     model.will_say({"text": "fine"})
-    session_id = f"session-{uuid.uuid4().hex[:8]}"
-    held = {f"first-{uuid.uuid4().hex}"}
+    holder, session_id = f"first-{uuid.uuid4().hex}", f"session-{uuid.uuid4().hex[:8]}"
+    held = {holder}
     model.may_answer = lambda run_id: run_id not in held
-    first = world.installation.run_agent.apply_async(
-        ({**GOOD, "session_id": session_id},), task_id=next(iter(held))
-    )
+    first = world.installation.run_agent.apply_async(({**GOOD, "session_id": session_id},), task_id=holder)
+    second = world.submit(session_id=session_id)
+    world.altered |= {second.id, session_id}
     try:
-        second = world.submit(session_id=session_id)
         alter(client.store.redis, client.store.keys, second.id)
     finally:
         held.clear()
+    try:
+        ended = world.ended(second)
+    except RecordUnreadable as error:
+        ended = world.refused(error)
     first.wait(PATIENCE_S)
-    return world.ended(second)
+    return ended
 
 
 def agents_file(world: World, text: str | bytes | Mapping[str, Any]) -> str:
@@ -102,21 +113,34 @@ def agents_file(world: World, text: str | bytes | Mapping[str, Any]) -> str:
         try:
             load_agents(path)
         except OpenAgentsError as error:
-            return error.code
+            return world.refused(error)
     return "loaded"
 
 
-def reply(world: World, raw: bytes | RawReply) -> str:
+def reply(world: World, raw: bytes | RawReply | Answer) -> str:
     """The whole body of a model's reply as JSON, or any HTTP response."""
-    world.raw.reply = raw if isinstance(raw, RawReply) else RawReply(raw)
-    return world.ended(world.submit("raw"))
+    world.raw.reply = RawReply(raw) if isinstance(raw, bytes) else raw
+    return world.ended(world.submit("raw", budget={"max_resume_attempts": 0}))
 
 
-def stream(world: World, raw: bytes) -> str:
+def stream(world: World, raw: bytes | Answer) -> str:
     """The body of a streamed reply."""
-    world.raw.reply = RawReply(raw, content_type="text/event-stream")
-    handle = world.submit("raw")
-    return world.ended(handle)
+    whole = isinstance(raw, Answer)
+    return reply(world, raw if whole else RawReply(raw, content_type="text/event-stream"))
+
+
+def answer(world: World, given: tuple[Any, Any]) -> str:
+    """The schema that a producer wants an answer to fit, and the answer that a model gives."""
+    schema, said = given
+    world.installation.model.will_say({"text": said if isinstance(said, str) else json.dumps(said)})
+    return world.ended(world.submit(output_type=schema, budget={"max_validation_retries": 0}))
+
+
+def arguments(world: World, given: tuple[str, Any]) -> str:
+    """A tool, and the arguments with which a model calls it. The code is that of the tool's failure."""
+    tool, said = given
+    world.installation.model.will_say({"tool_calls": [call(tool, **said)]}, {"text": "fine"})
+    return world.tool_ended(world.submit("shop"))
 
 
 def tool_result(world: World, source: str) -> str:
@@ -130,13 +154,22 @@ def tool_error(world: World, source: str) -> str:
 
 
 def event(world: World, source: str | tuple[str, str]) -> str:
-    """An expression for the payload of an event that a tool emits; as a pair, its name goes before."""
+    """An expression for the payload of an event that a tool emits; as a pair, its name goes before.
+
+    `each` as the name: an expression for a list, of which each is a payload of an event.
+    """
+    if isinstance(source, tuple) and source[0] == "each":
+        return world.tool_ended(
+            world.lets_tool("give", what="emits each", value=source[1], name="custom.each")
+        )
     name, value = source if isinstance(source, tuple) else ("custom.event", source)
     return world.tool_ended(world.lets_tool("give", what="emits", value=value, name=name))
 
 
-def state(world: World, source: str) -> str:
-    """An expression for a value that a tool puts into the session's state."""
+def state(world: World, source: str | tuple[str, str]) -> str:
+    """An expression for a value that a tool puts into the session's state; as a pair, names with values."""
+    if isinstance(source, tuple):
+        return world.tool_ended(world.lets_tool("give", what="states", value=source[1]))
     return world.tool_ended(world.lets_tool("give", what="state", value=source))
 
 
@@ -150,8 +183,10 @@ def url(world: World, address: str) -> str:
     return world.tool_ended(world.lets_tool("fetch", url=address))
 
 
-def header(world: World, headers: Mapping[str, str]) -> str:
-    """Headers of a model's reply."""
+def header(world: World, headers: Mapping[str, str] | Answer) -> str:
+    """Headers of a model's good reply, or a whole reply with headers that are not."""
+    if isinstance(headers, Answer):
+        return reply(world, headers)
     body = json.dumps({"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}).encode()
     return reply(world, RawReply(body, headers=headers))
 
@@ -161,26 +196,60 @@ def last_event_id(world: World, given: str) -> str:
     try:
         sse(world.installation.client.handle("r1"), given)
     except OpenAgentsError as error:
-        return error.code
+        return world.refused(error)
     return "completed"
 
 
 def cli(world: World, arguments: list[str]) -> str:
-    """Arguments of `openagents-worker`. The answer is `exit N`; a foreign exception fails the test."""
-    env = {"OPENAGENTS_REDIS_URL": world.installation.stack.redis_url}
-    done = CliRunner().invoke(commands, arguments, env=env)
-    assert done.exception is None or isinstance(done.exception, SystemExit), repr(done.exception)
-    return f"exit {done.exit_code}"
+    """Arguments of `openagents-worker`, run as its process runs them.
+
+    The answer is `exit N`; with the code of the error that it printed, if that is one of ours: `exit N code`.
+    A traceback fails the test: it is a bug of the command.
+    """
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(shown), redirect_stderr(shown):
+        patch.setattr("sys.argv", ["openagents-worker", *arguments])
+        for name in ("REDIS", "BROKER"):
+            patch.setenv(f"OPENAGENTS_{name}_URL", world.installation.stack.redis_url)
+        with pytest.raises(SystemExit) as ended:
+            run()
+    text = shown.getvalue()
+    world.shown.append(text)
+    world.printed.append(text)
+    assert "Traceback" not in text, text
+    code = CODE.search(text) if ended.value.code else None
+    return f"exit {int(ended.value.code or 0)}" + (f" {code[1] or code[2]}" if code else "")
 
 
-def page(world: World, path: str) -> str:
-    """A path of Flower, with its query. The answer is the HTTP status as text."""
+CODE = re.compile(r"""^error: ([a-z_]+\.[a-z_]+): |^\{"error": \{.*?"code": "([a-z_.]+)\"""", re.MULTILINE)
+"""Of an error as a command prints it, as text or as JSON."""
+
+
+def page(world: World, asked: str | bytes) -> str:
+    """A path of Flower with its query, or a whole HTTP request. The answer is the HTTP status as text.
+
+    `closed` when Flower hangs up without one.
+    """
+    where = urlsplit(world.flower())
+    text = f"GET {asked} HTTP/1.1\r\nhost: {where.netloc}\r\nconnection: close\r\n\r\n"
+    raw = asked if isinstance(asked, bytes) else text.encode("utf-8", "surrogatepass")
+    with socket.create_connection((where.hostname or "", where.port or 0), PATIENCE_S) as connection:
+        answer = _answer_to(connection, raw)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    world.shown.append(body.decode("utf-8", "replace"))
+    return head.split()[1].decode() if head.startswith(b"HTTP/1.") else "closed"
+
+
+def _answer_to(connection: socket.socket, raw: bytes) -> bytes:
+    """All that comes until the other side hangs up; it may do so before it has read everything."""
+    parts = []
     try:
-        with urllib.request.urlopen(world.flower() + path, timeout=PATIENCE_S) as answer:  # noqa: S310
-            return str(answer.status)
-    except urllib.error.HTTPError as error:
-        with error:
-            return str(error.code)
+        connection.sendall(raw)
+        while part := connection.recv(65536):
+            parts.append(part)
+    except ConnectionError:
+        pass
+    return b"".join(parts)
 
 
 DOORS: Mapping[str, Callable[[World, Any], str]] = {
@@ -193,6 +262,8 @@ DOORS: Mapping[str, Callable[[World, Any], str]] = {
         agents_file,
         reply,
         stream,
+        answer,
+        arguments,
         tool_result,
         tool_error,
         event,
@@ -216,7 +287,7 @@ def _submitted(world: World, submit: Callable[[Any], Any]) -> str:
     try:
         handle = submit(world.installation.run_agent)
     except OpenAgentsError as error:
-        return error.code
+        return world.refused(error)
     return world.ended(handle)
 
 

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+from tests.hostile.matrix import UNBOUND
 from tests.hostile.table import Attack, Case, cases, hostile
 from tests.hostile.world import RawReply
 
@@ -331,6 +332,6 @@ TABLE: list[Case] = [
 ]
 
 
-@hostile("no bound", TABLE)
+@hostile(UNBOUND, TABLE)
 def test_no_bound(case: Case, attack: Attack) -> None:
     attack(case)

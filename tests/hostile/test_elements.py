@@ -6,16 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from openagents_worker.store.keys import PERMANENT
+from tests.hostile.matrix import ELEMENT, KEY, TYPE
 from tests.hostile.table import Attack, Case, cases, hostile
 from tests.hostile.world import World
 from tests.installation import PATIENCE_S
 from tests.producer.test_broken_items import NOT_MESSAGES
 from tests.unit.test_queue_names import INVALID
 from tests.waiting import wait_for
-
-KEY = "a name that is a key"
-TYPE = "a key of another type"
-ELEMENT = "an element that stops a loop"
 
 OURS = [name for name in INVALID if name.startswith("oa:")]
 NAMES = [name for name in INVALID if name and name not in OURS] + OURS[:6]
@@ -158,7 +155,10 @@ ELEMENT_CASES = [
     *cases(
         "record",
         {
-            f"{field} is {value!r}": (sets(field, value), "completed")
+            f"{field} is {value!r}": (
+                sets(field, value),
+                ("completed", "record.unreadable") if field == "seq" else "completed",
+            )  # who watches meanwhile is told that it cannot be read
             for field in COUNTS
             for value in NONSENSE
         },
@@ -204,6 +204,7 @@ def test_an_end_that_cannot_be_read_is_told_once(world: World) -> None:
     """Celery learns that the run has failed; it would be told again for ever."""
     redis, keys = world.installation.client.store.redis, world.installation.client.store.keys
     ids = [f"unreadable-{number}" for number in range(len(UNREADABLE))]
+    world.altered.update(ids)
     for run_id, text in zip(ids, UNREADABLE, strict=True):
         world.submit(run_id=run_id).wait(PATIENCE_S)
         wait_for(lambda run_id=run_id: not redis.hexists(keys("run", run_id), "untold"), "it has been told")

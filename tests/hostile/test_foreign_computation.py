@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import pytest
 
-from openagents_worker.producer.handle import RunHandle
+from tests.hostile.matrix import COMPUTATION
 from tests.hostile.schemas import (
     CATASTROPHE,
     CATASTROPHIC,
     HARMLESS_BUT_LARGE,
     MULTIPLIED,
 )
-from tests.hostile.table import PROPERTY, Attack, Case, cases, hostile
-from tests.hostile.world import World
-from tests.installation import PATIENCE_S, Installation, agent, call, installed
+from tests.hostile.table import Attack, Case, cases, hostile
 from tests.refused_schemas import REFUSED, nested
-from tests.waiting import wait_for
 
-KIND = "foreign computation"
 FETCHED = ("tool.permanent", "tool.unavailable", "tool.error")
 
 SCHEMAS = {name: schema for name, (schema, _) in REFUSED.items() if isinstance(schema, dict)}
@@ -31,7 +27,8 @@ AS_JSON = {
     for name, schema in SCHEMAS.items()
     if name not in ("not JSON", "NaN", "deeper than Python's stack")
 }
-"""Those that somebody can write into a message or a record."""
+"""Those that somebody can write into a message or a record: both are looked at by the same check."""
+EVEN, ODD = (dict(list(AS_JSON.items())[begin::2]) for begin in (0, 1))
 
 
 def of_a_message(schema: Any) -> Any:
@@ -71,8 +68,8 @@ OPTIONS = ("--since", "--until", "--label", "--limit")
 
 TABLE = [
     *cases("request", {name: ({"output_type": one}, "request.invalid") for name, one in SCHEMAS.items()}),
-    *cases("message", {name: (of_a_message(one), "request.invalid") for name, one in AS_JSON.items()}),
-    *cases("record", {name: (of_a_record(one), "request.invalid") for name, one in AS_JSON.items()}),
+    *cases("message", {name: (of_a_message(one), "request.invalid") for name, one in EVEN.items()}),
+    *cases("record", {name: (of_a_record(one), "request.invalid") for name, one in ODD.items()}),
     *cases(
         "agents_file",
         {
@@ -87,7 +84,7 @@ TABLE = [
     *cases(
         "cli",
         {
-            f"{option} {piece}": (["runs", option, piece * 10_000], "exit 2")
+            f"{option} {piece}": (["runs", option, piece * 10_000], ("exit 1", "exit 2 request.invalid"))
             for option in OPTIONS
             for piece in GLOBS
         },
@@ -96,7 +93,7 @@ TABLE = [
 ]
 
 
-@hostile(KIND, TABLE)
+@hostile(COMPUTATION, TABLE)
 def test_what_costs_too_much_is_refused_at_each_door(case: Case, attack: Attack) -> None:
     """The worker refuses what another producer has put into a message or a record, with the same code."""
     attack(case)
@@ -141,18 +138,20 @@ BUILTIN: dict[str, list[dict[str, Any]]] = {
     "grep_files": [{"path": ".", "pattern": "(a+)+$"}, {"path": ".", "pattern": "(" * 5_000}],
     "http_request": [{"url": "http://" + "a." * LARGE}, {"url": "http://[" + ":" * LARGE}],
 }
+FIELDS_OF_STRICT = (("few", "tree"), ("short", "one"), ("step", "few"), ("tree", "short"), ("one", "step"))
+"""Each value meets two of them, each of them meets three values."""
 ARGUMENTS: dict[str, tuple[str, Any]] = {
     **{
         f"strict, {field}: {name}": ("strict", {field: value})
-        for name, value in NASTY.items()
-        for field in ("few", "short", "one", "step", "tree")
+        for (name, value), fields in zip(NASTY.items(), cycle(FIELDS_OF_STRICT), strict=False)
+        for field in fields
     },
     **{f"strict: {name}": ("strict", value) for name, value in NASTY.items() if isinstance(value, dict)},
     "a catastrophic pattern": ("catastrophe", {"a": CATASTROPHIC}),
     "a tree for a schema that multiplies itself": ("multiplied", nested(60, "a")),
     **{f"{tool} {n}": (tool, given) for tool, each in BUILTIN.items() for n, given in enumerate(each)},
 }
-TOLD = {"tool.validation", "tool.error", "tool.permanent", "tool.unavailable"}
+TOLD = ("completed", "tool.validation", "tool.error", "tool.permanent", "tool.unavailable")
 
 UNFIT, GIVEN_UP = "execution.output_validation", "execution.check_limit"
 EMPTY, SHORT = {"type": "object", "maxProperties": 0}, {"type": "string", "maxLength": 1}
@@ -173,82 +172,16 @@ ANSWERS: dict[str, tuple[Any, Any, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
-    """Two workers, on which the same model answers an agent with tools and one without."""
-    tools: dict[str, Any] = {
-        **{name: {"type": name} for name in BUILTIN},
-        "catastrophe": "tests.hostile.schemas.Catastrophe",
-        "multiplied": "tests.hostile.schemas.Multiplied",
-        "strict": "tests.hostile.schemas.Strict",
-    }
-    with installed(
-        tmp_path_factory.mktemp("shop"),
-        agent("clerk", tools=tools),
-        OPENAGENTS_CHECK_CPU_S="0.3",
-        OPENAGENTS_MAX_RESUME_ATTEMPTS="0",
-    ) as shop:
-        shop.stack.start_worker("second")
-        yield shop
-
-
-def both_execute_the_next_run(shop: Installation) -> None:
-    """Runs that were submitted afterwards, until each of the two workers has had one."""
-    shop.model.will_say({"text": "fine"})
-    workers: set[str] = set()
-
-    def seen() -> bool:
-        may_end = threading.Event()
-        shop.model.may_answer = lambda run_id: may_end.is_set()
-        handles = [shop.submit("clerk") for _ in range(2)]
-        wait_for(lambda: all(_worker_of(handle) for handle in handles), "the runs are executed", PATIENCE_S)
-        workers.update(_worker_of(handle) for handle in handles)
-        may_end.set()
-        assert [handle.wait(PATIENCE_S).final_output for handle in handles] == ["fine", "fine"]
-        return len(workers) == 2
-
-    wait_for(seen, "both workers have executed a run", PATIENCE_S)
-
-
-def _worker_of(handle: RunHandle[Any]) -> str:
-    return handle.record().worker or ""
-
-
-def ended(shop: Installation, handle: RunHandle[Any]) -> str:
-    return World.ended(World(shop, raw=None), handle)  # type: ignore[arg-type]  # it has no raw model
-
-
-@pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_costs_a_worker_no_more_than_its_check(
-    shop: Installation, name: str, record_property: Callable[[str, object], None]
-) -> None:
-    """The run ends with a code, and both workers go on."""
-    record_property(PROPERTY, (KIND, "answer"))
-    schema, answer, code = ANSWERS[name]
-    shop.model.will_say({"text": answer if isinstance(answer, str) else json.dumps(answer)})
-
-    handle = shop.submit("clerk", output_type=schema, budget={"max_validation_retries": 0})
-
-    assert ended(shop, handle) == code
-    both_execute_the_next_run(shop)
+@hostile(
+    COMPUTATION, cases("answer", {n: ((schema, said), code) for n, (schema, said, code) in ANSWERS.items()})
+)
+def test_an_answer_costs_a_worker_no_more_than_its_check(case: Case, attack: Attack) -> None:
+    """The run ends with a code."""
+    attack(case)
 
 
 @pytest.mark.allow_blocking("the model server, on a loop of the test's process, writes large arguments")
-@pytest.mark.parametrize("name", ARGUMENTS)
-def test_arguments_cost_a_worker_no_more_than_their_check(
-    shop: Installation, name: str, record_property: Callable[[str, object], None]
-) -> None:
+@hostile(COMPUTATION, cases("arguments", {name: (given, TOLD) for name, given in ARGUMENTS.items()}))
+def test_arguments_cost_a_worker_no_more_than_their_check(case: Case, attack: Attack) -> None:
     """The model is told what is wrong, and the run completes."""
-    record_property(PROPERTY, (KIND, "arguments"))
-    tool, arguments = ARGUMENTS[name]
-    shop.model.will_say({"tool_calls": [call(tool, **arguments)]}, {"text": "fine"})
-
-    handle = shop.submit("clerk")
-    failed = {event.payload["code"] for event in handle.events() if event.name == "tool.failed"}
-
-    assert failed <= TOLD
-    assert ended(shop, handle) == "completed"
-
-
-def test_both_workers_go_on_after_all_of_it(shop: Installation) -> None:
-    both_execute_the_next_run(shop)
+    attack(case)

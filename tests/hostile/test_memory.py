@@ -2,59 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.hostile_server import LARGE, Answer, serving_in_thread
-from tests.installation import PATIENCE_S, Installation, agent, installed
+from tests.hostile.doors import reply
+from tests.hostile.matrix import UNBOUND
+from tests.hostile.table import PROPERTY
+from tests.hostile.world import World
+from tests.hostile_server import LARGE, MB
 
-MB = 1024 * 1024
 MOST_MORE_BYTES = 200 * MB
+OF_TIME_ONLY = "a byte a chunk"
+# It is bounded where text without end is bounded: that is looked at each time.
+LONG = "text without end, a character a piece"
 
 pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="/proc tells of a process's memory"
+    not Path("/proc/self/clear_refs").exists(), reason="/proc tells of a process's memory"
 )
 
 
-@dataclass
-class Hostile:
-    """A worker whose model means harm, and what that says next."""
-
-    installation: Installation
-    says: dict[str, Answer]
-    begin_bytes: int
-
-    def bytes_of(self, name: str) -> int:
-        """`VmRSS`: what the worker has now; `VmHWM`: the most that it ever had."""
-        status = Path(f"/proc/{self.installation.worker.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith(f"{name}:"))
-        return int(line.split()[1]) * 1024
+def bytes_of(world: World, name: str) -> int:
+    """`VmRSS`: what the worker has now; `VmHWM`: the most that it has had since `forget`."""
+    status = Path(f"/proc/{world.installation.worker.pid}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hostile]:
-    says: dict[str, Answer] = {}
-    with serving_in_thread(lambda _: says["now"]) as url:
-        raw = agent("raw", llm={"api_base": url, "retry": {"max_attempts": 1}})
-        with installed(tmp_path_factory.mktemp("memory"), raw, agent("clerk")) as installation:
-            installation.model.will_say({"text": "fine"})
-            assert installation.submit("clerk").wait(PATIENCE_S).ok
-            hostile = Hostile(installation, says, 0)
-            hostile.begin_bytes = hostile.bytes_of("VmRSS")
-            yield hostile
+def forget_the_most(world: World) -> None:
+    Path(f"/proc/{world.installation.worker.pid}/clear_refs").write_text("5")
 
 
-@pytest.mark.parametrize("name", [name for name in LARGE if "a byte a chunk" not in name])  # costs time only
-def test_a_worker_stays_small(hostile: Hostile, name: str) -> None:
-    """At most 200 MB above its start, also while it reads; and it executes the next run."""
-    hostile.says["now"] = LARGE[name]
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == LONG else [])
+        for name in LARGE
+        if OF_TIME_ONLY not in name
+    ],
+)
+def test_a_worker_stays_small(world: World, name: str, request: pytest.FixtureRequest) -> None:
+    """At most 200 MB above what it has before the reply, also while it reads; it executes the next run."""
+    request.node.user_properties.append((PROPERTY, (UNBOUND, "stream" if "text" in name else "reply")))
+    forget_the_most(world)
+    before = bytes_of(world, "VmRSS")
 
-    result = hostile.installation.submit("raw", budget={"max_resume_attempts": 0}).wait(PATIENCE_S)
+    assert reply(world, LARGE[name]) in LARGE[name].codes
 
-    assert result.error_details is not None
-    assert result.error_details.code in LARGE[name].codes
-    assert hostile.bytes_of("VmHWM") - hostile.begin_bytes < MOST_MORE_BYTES
-    assert hostile.installation.submit("clerk").wait(PATIENCE_S).final_output == "fine"
+    assert bytes_of(world, "VmHWM") - before < MOST_MORE_BYTES
+    world.goes_on(after=name)

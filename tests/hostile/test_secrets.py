@@ -20,9 +20,11 @@ from openagents_worker.printable import printable
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.secret_forms import MASK
 from openagents_worker.settings import load_settings
+from tests.hostile.matrix import SECRETS as SECRETS_KIND
 from tests.hostile.planted import CONTROL, SECRETS, WAYS, Secret
 from tests.hostile.planting import Planting, planting_in
 from tests.hostile.table import Attack, Case, cases, hostile
+from tests.hostile.world import World
 from tests.installation import PATIENCE_S, call
 from tests.waiting import wait_for
 
@@ -97,21 +99,24 @@ def of_commands(planting: Planting, handle: RunHandle[Any]) -> Iterator[tuple[st
 # --- secrets ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_secret_in_a_tools_exception_reaches_nobody(planting: Planting, way: str) -> None:
+def test_a_secret_in_a_tools_exception_reaches_nobody(planting: Planting) -> None:
     """Not the model, a key, a channel, a log, a command or the producer; the error is told all the same."""
-    leaky = [call("leak", number=number, way=way) for number in range(len(SECRETS))]
-    planting.model.will_say({"tool_calls": leaky}, {"text": "fine"})
+    seen, ways = [], list(WAYS)
+    for some in (ways[:4], ways[4:]):  # a run may call 200 tools
+        turns = [[call("leak", number=number, way=way) for number in range(len(SECRETS))] for way in some]
+        planting.model.will_say(*({"tool_calls": leaky} for leaky in turns), {"text": "fine"})
 
-    (handle,) = planting.ended([planting.submit("clerk")])
+        (handle,) = planting.ended([planting.submit("clerk")])
 
-    told = [
-        message for message in planting.model.asked(handle.id)[-1]["messages"] if message["role"] == "tool"
-    ]
-    assert len(told) == len(SECRETS)
-    assert all('"error"' in message["content"] for message in told)
-    assert MASK in str(told) or way in ("noted", "caused")
-    assert leaks([*shown_of(handle), *of_commands(planting, handle), *planting.everything()]) == []
+        messages = planting.model.asked(handle.id)[-1]["messages"]
+        told = [message["content"] for message in messages if message["role"] == "tool"]
+        assert len(told) == len(SECRETS) * len(some)
+        assert all('"error"' in content for content in told)
+        for number, way in enumerate(some):
+            of_way = told[number * len(SECRETS) :][: len(SECRETS)]
+            assert MASK in str(of_way) or way in ("noted", "caused")
+        seen += [*shown_of(handle), *of_commands(planting, handle)]
+    assert leaks([*seen, *planting.everything()]) == []
 
 
 @pytest.mark.parametrize("agent_id", ["pattern", "memory"])
@@ -278,20 +283,6 @@ def test_no_control_sequence_reaches_a_terminal_in_pieces(planting: Planting) ->
         assert printable(done.output) == done.output
 
 
-@pytest.mark.parametrize("text", CONTROL.values(), ids=CONTROL.keys())
-@pytest.mark.parametrize("name", ["show", "cancel", "session", "watch", "run", "validate", "runs --agent"])
-def test_no_control_sequence_of_an_argument_comes_back(
-    planting: Planting, command: Command, monkeypatch: pytest.MonkeyPatch, name: str, text: str
-) -> None:
-    """In what a command says of a run, a file or an agent that there is not."""
-    monkeypatch.setenv("OPENAGENTS_REDIS_URL", planting.stack.redis_url)
-    more = ["Go."] if name == "run" else []
-    for as_json in ([], ["--json"]):
-        said = command(*name.split(), text, *more, *as_json)
-
-        assert printable(said) == said
-
-
 def test_no_log_line_holds_a_control_sequence(planting: Planting) -> None:
     """Neither as JSON nor as text; asked after all that was planted above."""
     planting.model.will_say(
@@ -306,6 +297,13 @@ def test_no_log_line_holds_a_control_sequence(planting: Planting) -> None:
 
 
 # --- through the shared doors ----------------------------------------------------------------------------
+
+
+COMMANDS = ("show", "cancel", "session", "watch", "run", "validate", "runs --agent")
+ENDED = ("exit 0", "exit 1", "exit 2 run.not_found", "exit 3 run.not_found", "exit 2 session.not_found",
+         "exit 2 config.load", "exit 2 user.agent_not_found", "exit 2 request.invalid",
+         "exit 2 config.validation",
+         "exit 3 request.invalid")  # fmt: skip
 
 
 def _of_doors() -> list[Case]:
@@ -327,7 +325,10 @@ def _of_doors() -> list[Case]:
         found += cases("stream", {name: (stream(text), "completed")})
         found += cases("tool_error", {name: (f"Anything({text!r})", "tool.error")})
         found += cases("agents_file", {name: ({"id": text}, ("config.validation", "loaded"))})
-        found += cases("cli", {name: (["runs", "--agent", text], "exit 0")})
+    for number, (name, text) in enumerate(CONTROL.items()):
+        for command, as_json in ((COMMANDS[number % 7], []), (COMMANDS[(number + 3) % 7], ["--json"])):
+            arguments = [*command.split(), text, *(["Go."] if command == "run" else []), *as_json]
+            found += cases("cli", {f"{command} {name}": (arguments, ENDED)})
     for secret in SECRETS[::2]:
         found += cases("reply", {f"error, {secret.name}": (broken(secret.text), "llm.response")})
         header = {"x-echo": secret.text.replace("\n", " ")}
@@ -335,6 +336,9 @@ def _of_doors() -> list[Case]:
     return found
 
 
-@hostile("secrets, control sequences", _of_doors())
-def test_the_worker_goes_on(case: Case, attack: Attack) -> None:
+@hostile(SECRETS_KIND, _of_doors())
+def test_the_worker_goes_on(case: Case, attack: Attack, world: World) -> None:
+    """And no command prints a sequence that it was given."""
     attack(case)
+
+    assert [text for text in world.printed if printable(text) != text] == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
 
 from tests.hostile.doors import DOORS
-from tests.hostile.table import Attack, Case, cases, hostile
+from tests.hostile.matrix import missing
+from tests.hostile.table import TRIED, Attack, Case, cases, hostile
 
 REPLY = {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}
 CHUNK = {"choices": [{"delta": {"content": "fine"}, "finish_reason": "stop"}]}
@@ -28,6 +31,8 @@ GOOD_INPUT = [
     *cases("agents_file", {"a tool": ({"tools": [{"id": "calc", "type": "calc"}]}, "loaded")}),
     *cases("reply", {"a text": (json.dumps(REPLY).encode(), "completed")}),
     *cases("stream", {"a text": (f"data: {json.dumps(CHUNK)}\n\ndata: [DONE]\n\n".encode(), "completed")}),
+    *cases("answer", {"a number": (({"type": "integer"}, 7), "completed")}),
+    *cases("arguments", {"a sum": (("calc", {"expression": "1+1"}), "completed")}),
     *cases("tool_result", {"a list": ("[1, 2]", "completed")}),
     *cases("tool_error", {"of its own": ("Anything('why')", "tool.error")}),
     *cases("event", {"a number": ("{'n': 1}", "completed")}),
@@ -48,3 +53,11 @@ def test_good_input_passes(case: Case, attack: Attack) -> None:
 
 def test_each_door_is_tried() -> None:
     assert {case.door for case in GOOD_INPUT} == set(DOORS)
+
+
+def test_each_kind_comes_through_each_door_that_it_can() -> None:
+    """Twenty inputs each; the matrix says of every other pair why there is none."""
+    for file in Path(__file__).parent.glob("test_*.py"):
+        importlib.import_module(f"tests.hostile.{file.stem}")
+
+    assert list(missing(TRIED)) == []

@@ -16,11 +16,40 @@ def nested(depth: int, inner: Any = 1) -> Any:
     return inner
 
 
+def doubled(levels: int, inner: Any = 1) -> Any:
+    """A list that holds the next one twice: few objects, and two to the power of `levels` values."""
+    for _ in range(levels):
+        inner = [inner, inner]
+    return inner
+
+
+def explodes(base: type, error: BaseException) -> Any:
+    """A value of a class whose every method raises this."""
+
+    def method(self: Any, *given: Any, **named: Any) -> Any:
+        raise error
+
+    names = (
+        "__str__", "__repr__", "__iter__", "__len__", "__eq__", "__bool__", "__contains__", "__getitem__",
+        "__format__", "__index__", "__float__", "__reduce_ex__", "__copy__", "__deepcopy__", "keys", "items",
+        "values", "get", "encode", "isascii", "model_dump", "__next__", "__enter__",
+    )  # fmt: skip
+    made = type("Explodes", (base,), {"__hash__": object.__hash__, **dict.fromkeys(names, method)})
+    return made.__new__(made)
+
+
 class Anything(Exception):
     """Its text is the test's."""
 
 
-NAMES = {"nested": nested, "math": math, "Anything": Anything, "nan": math.nan, "inf": math.inf}
+NAMES = {
+    "nested": nested,
+    "doubled": doubled,
+    "math": math,
+    "Anything": Anything,
+    "nan": math.nan,
+    "inf": math.inf,
+}
 
 
 @tool
@@ -28,7 +57,7 @@ async def give(what: str, value: str, context: ToolContext, name: str = "x") -> 
     """Evaluates `value` and passes it on.
 
     Args:
-        what: returns, raises, emits, state or artifact.
+        what: returns, raises, emits, emits each, state, states or artifact.
         value: A Python expression.
         name: Of the event, of the key in the state, of the artifact.
     """
@@ -40,8 +69,13 @@ async def give(what: str, value: str, context: ToolContext, name: str = "x") -> 
             raise given
         case "emits":
             await context.emit(name, **given)
+        case "emits each":
+            for one in given:
+                await context.emit(name, x=one)
         case "state":
             context.state[name] = given
+        case "states":
+            context.state.update(given)
         case "artifact":
             context.add_artifact(name, kind="json", payload=given)
         case _:

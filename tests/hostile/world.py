@@ -1,31 +1,39 @@
 """The world of these tests: a real Redis, one real worker process, a real HTTP server in the model's place.
 
-The model server has two halves: the scripted one answers the agent `clerk`, the raw one answers the agent
-`raw` with whatever bytes a test gives it.
+The model server has two halves: the scripted one answers the agents `clerk` and `shop`, the raw one answers
+the agent `raw` with whatever bytes a test gives it, and the agent `next` with a good reply. So the next run
+uses the connection pool that hostile replies have gone through.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openagents_worker.errors import RunFailed
+from openagents_worker.errors import OpenAgentsError, RunFailed
 from openagents_worker.producer.handle import RunHandle
+from tests.hostile_server import MB, Answer
 from tests.installation import PATIENCE_S, Installation, agent, call, installed
 
-__all__ = ["GOOD", "RawModel", "RawReply", "World", "world_in"]
+__all__ = ["BUILTIN", "GOOD", "RawModel", "RawReply", "World", "world_in"]
 
 GOOD = {"agent_id": "clerk", "session_id": "s1", "input_text": "Go."}
 TOOLS = {
     "give": "tests.hostile.tools.give",
     "fetch": {"type": "http_request", "config": {}},
 }
+BUILTIN = (
+    "calc", "current_time", "date_diff", "date_parse", "json_parse", "text_transform", "list_files",
+    "read_file", "grep_files", "http_request",
+)  # fmt: skip
+OF_SCHEMAS = ("Catastrophe", "Multiplied", "Strict")
 COMPLETED = "completed"
 
 
@@ -47,11 +55,18 @@ class RawReply:
         return "\r\n".join([*lines, "connection: close", "", ""]).encode("latin-1", "replace") + self.body
 
 
+FINE = {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}
+GOOD_REPLY = RawReply(json.dumps(FINE).encode())
+
+
 class RawModel:
-    """An HTTP server that answers every request with the same bytes, on a loop in a thread of its own."""
+    """An HTTP server that answers requests with the same bytes, on a loop in a thread of its own.
+
+    What is asked below `/next` gets a good reply.
+    """
 
     def __init__(self) -> None:
-        self.reply = RawReply(b"{}")
+        self.reply: RawReply | Answer = RawReply(b"{}")
         self.asked: list[bytes] = []
         """The requests as they came."""
         self.url = ""
@@ -92,25 +107,59 @@ class RawModel:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head.lower())
-            self.asked.append(head + await reader.readexactly(int(length[1]) if length else 0))
-            writer.write(self.reply.encoded())
-            await writer.drain()
+            asked = head + await reader.readexactly(int(length[1]) if length else 0)
+            is_next = head.startswith(b"POST /next/")
+            if not is_next:
+                self.asked.append(asked)
+            await _write(writer, GOOD_REPLY if is_next else self.reply)
         except (OSError, asyncio.IncompleteReadError):
             pass  # the client has had enough
         finally:
-            writer.transport.abort() if writer.transport.is_closing() else writer.close()
+            left = writer.transport.get_write_buffer_size()
+            writer.transport.abort() if writer.transport.is_closing() or left > MB else writer.close()
+
+
+async def _write(writer: asyncio.StreamWriter, reply: RawReply | Answer) -> None:
+    if isinstance(reply, RawReply):
+        writer.write(reply.encoded())
+        await writer.drain()
+        return
+    async with aclosing(reply.pieces()) as pieces:
+        async for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
 
 
 @dataclass
 class World:
-    """What a door needs; `next_run` is the proof that the worker still works."""
+    """What a door needs; `goes_on` is the proof that the worker still works.
+
+    `shown` is what somebody has been shown of an input: texts of errors, output of commands, pages; `printed`
+    is what of it went to a terminal; `log` is what the worker has logged, ever. `altered`
+    are the ids of runs and sessions in whose records a test has written.
+    """
 
     installation: Installation
     raw: RawModel
     flower_url: str = ""
+    shown: list[str] = field(default_factory=list)
+    printed: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    altered: set[str] = field(default_factory=set)
+    last_run: str = ""
+    _next: tuple[str, RunHandle[Any]] | None = None
 
     def submit(self, agent_id: str = "clerk", **fields: Any) -> RunHandle[Any]:
-        return self.installation.submit(agent_id, **fields)
+        handle = self.installation.submit(agent_id, **fields)
+        if agent_id != "next":
+            self.last_run = handle.id
+        return handle
+
+    def refused(self, error: OpenAgentsError) -> str:
+        """The code of an error, all texts of which have been shown."""
+        notes = getattr(error, "__notes__", [])
+        self.shown.append(f"{error} {error!r} {error.hint} {notes} {error.to_dict()}")
+        return error.code
 
     def ended(self, handle: RunHandle[Any]) -> str:
         """`completed`, or the code with which a run has ended."""
@@ -120,18 +169,32 @@ class World:
         try:
             return str(result.output)
         except RunFailed as error:
-            return error.code
+            return self.refused(error)
 
     def tool_ended(self, handle: RunHandle[Any]) -> str:
         """The code with which the run's tool has failed; else how the run has ended."""
         ended = self.ended(handle)
-        failed = [event for event in handle.events() if event.name == "tool.failed"]
+        events = list(handle.events())
+        self.shown.extend(event.to_json() for event in events)
+        failed = [event for event in events if event.name == "tool.failed"]
         return str(failed[-1].payload["code"]) if failed and ended == COMPLETED else ended
 
+    def goes_on(self, after: str) -> None:
+        """The worker executes a run that is submitted now, after this input; it is looked at by the next
+        call, so that the worker is at work meanwhile."""
+        self.went_on()
+        self._next = after, self.submit("next")
+
+    def went_on(self) -> None:
+        """The run after the last input has been executed."""
+        if self._next is not None:
+            (after, handle), self._next = self._next, None
+            result = handle.wait(PATIENCE_S)
+            assert result.final_output == "fine", f"the run after {after}: {result!r}"
+
     def next_run(self) -> None:
-        """The worker executes a run that was submitted after the input."""
-        self.installation.model.will_say({"text": "fine"})
-        assert self.submit().wait(PATIENCE_S).final_output == "fine"
+        """The worker executes a run now."""
+        assert self.submit("next").wait(PATIENCE_S).final_output == "fine"
 
     def lets_tool(self, tool: str, **arguments: Any) -> RunHandle[Any]:
         """A run whose model calls this tool once."""
@@ -146,12 +209,27 @@ class World:
 
 @contextmanager
 def world_in(folder: Path) -> Generator[World]:
-    raw = RawModel()
+    raw, log = RawModel(), list[str]()
+    shop = {
+        **{name: {"type": name} for name in BUILTIN},
+        **{name.lower(): f"tests.hostile.schemas.{name}" for name in OF_SCHEMAS},
+    }
     agents = (
         agent("clerk", tools=TOOLS),
+        agent("shop", tools=shop),
         agent("raw", llm={"api_base": "${RAW_URL}/v1", "retry": {"max_attempts": 1}}),
+        agent("next", llm={"api_base": "${RAW_URL}/next/v1", "retry": {"max_attempts": 1}}),
     )
     with ExitStack() as stack:
         stack.enter_context(raw.serve())
-        settings = {"RAW_URL": raw.url, "OPENAGENTS_MAX_RESUME_ATTEMPTS": "0"}
-        yield World(stack.enter_context(installed(folder, *agents, **settings)), raw)
+        settings = {
+            "RAW_URL": raw.url,
+            "OPENAGENTS_CHECK_CPU_S": "0.3",
+            "OPENAGENTS_LOG_FORMAT": "json",
+        }
+        installation = stack.enter_context(
+            installed(folder, *agents, say=lambda name, line: log.append(line), **settings)
+        )
+        world = World(installation, raw, log=log)
+        yield world
+        world.went_on()

@@ -46,7 +46,10 @@ def test_cancelled_runs_keep_no_new_run_waiting(tmp_path: Path) -> None:
         notified: list[int] = []
 
         def untold() -> int:
-            return sum(store.hexists(keys("run", handle.id), "untold") for handle in waiting)
+            with store.pipeline() as pipe:
+                for handle in waiting:
+                    pipe.hexists(keys("run", handle.id), "untold")
+                return sum(pipe.execute())
 
         def answers(run_id: str) -> bool:
             if run_id == new.id and not notified:
@@ -56,7 +59,6 @@ def test_cancelled_runs_keep_no_new_run_waiting(tmp_path: Path) -> None:
         shop.model.may_answer = answers
         held.clear()
 
-        assert still  # many, on a machine that has nothing else to do; none where they go first
         assert new.wait(PATIENCE_S).final_output == "fine"
 
         assert notified[0] < CANCELLED / 4  # a handful as a rule; all where they go first

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field
 
+from openagents_worker.arguments import iso_time
 from openagents_worker.errors import ToolValidationError
 from openagents_worker.tools.base import ToolContext
 from openagents_worker.tools.typed import READS_ONLY, TypedTool
@@ -113,7 +114,7 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def _parsed(text: str, tool_name: str) -> datetime:
-    for reader in (datetime.fromisoformat, *(_reader(form) for form in FORMATS), parsedate_to_datetime):
+    for reader in (iso_time, *(_reader(form) for form in FORMATS), parsedate_to_datetime):
         try:
             moment = reader(text.strip())
         except (ValueError, TypeError, IndexError, OverflowError):
