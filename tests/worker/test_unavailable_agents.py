@@ -122,8 +122,8 @@ def test_a_worker_that_can_serve_nobody_does_not_start(stack: Stack, tmp_path: P
     finally:
         stack.set_env(OPENAGENTS_CONFIG=before)
 
-    told = str(caught.value)
-    assert "ended with code 2" in told
+    assert "ended with code 2" in str(caught.value)
+    told = "\n".join(lines_of("nobody", ""))
     assert f"error: config.validation: {file}:" in told
     assert "agents[0].pattern.type: no pattern is named 'x'" in told
     assert "agents[1].queu: unknown key; did you mean 'queue'?" in told
