@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench._worker import Worker, tell_machine, wait, waiting_agent
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
-from openagents_worker.store.embedded import EmbeddedRedis
 
 MOST_S = 1.0
 LEASE_MS = "300000"  # the worker stands still while the runs are submitted and cancelled

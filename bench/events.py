@@ -26,16 +26,16 @@ import redis.asyncio as redis_async
 
 from bench._worker import megabytes, tell_machine
 from bench.steps import FixedLease
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
 from openagents_worker.producer.submit import asubmit
 from openagents_worker.runtime.latch import Latch
-from openagents_worker.runtime.ledger import Ledger
+from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.embedded import EmbeddedRedis
-from openagents_worker.store.events import awatch
 from openagents_worker.store.scripts import ClaimAnswer, Claimed
+from openagents_worker.store.watch import awatch
 
 WORKER = "bench:1"
 RATE = 200  # events a second while delays are measured
@@ -222,9 +222,9 @@ async def _many(
     return rate >= LEAST_A_SECOND
 
 
-def _ledger(store: AsyncStore, claimed: Claimed, settings: Settings) -> Ledger:
+def _ledger(store: AsyncStore, claimed: Claimed, settings: Settings) -> RunWriter:
     run_id = RunRequest.model_validate_json(claimed.request).run_id
-    return Ledger(
+    return RunWriter(
         store=store,
         lease=FixedLease(WORKER),
         run_id=run_id,
@@ -236,7 +236,7 @@ def _ledger(store: AsyncStore, claimed: Claimed, settings: Settings) -> Ledger:
     )
 
 
-async def _tell(ledger: Ledger, events: int) -> None:
+async def _tell(ledger: RunWriter, events: int) -> None:
     for number in range(events):
         ledger.note("bench.event", {"number": number, "text": "x" * 200})
         if number % 50 == 49:

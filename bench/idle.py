@@ -23,11 +23,11 @@ import redis
 from celery import Celery, signals
 
 from bench._worker import Worker, tell_machine, wait, waiting_agent
+from openagents_worker.celery.app import make_worker_app
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
-from openagents_worker.store.embedded import EmbeddedRedis
-from openagents_worker.worker.app import make_worker_app
 
 HEARTBEAT, GUARD_PROCESS = "openagents-heartbeat", "the guard's process"
 MOST_IDLE_CPU, MOST_COMMANDS = 0.35, 4.5  # percent of a core; a second
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] = ()) -> int:
             parked = bench.measure(f"{PARKED:,} parked")
             bench.queue(QUEUED)
             queued = bench.measure(f"and {QUEUED:,} queued elsewhere")
-            bench.carry(LIVE)
+            bench.execute(LIVE)
             live = bench.measure(f"and {LIVE:,} carried")
             bench.end()
         _print_threads(idle, live)
@@ -143,7 +143,7 @@ class _Bench:
         for _ in range(runs):
             self._client.submit(self._request(), queue="elsewhere")
 
-    def carry(self, runs: int) -> None:
+    def execute(self, runs: int) -> None:
         self._live = [self._client.submit(self._request()).id for _ in range(runs)]
         wait(lambda: self._client.record(self._live[-1]).started_ms, "the last run has begun")
         wait(lambda: self._client.record(self._live[0]).started_ms, "the first run has begun")

@@ -20,12 +20,12 @@ import redis
 from celery import Celery
 
 from bench._worker import Worker, tell_machine
+from openagents_worker.celery.app import make_worker_app
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
-from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.tools.base import ToolContext, ToolPlugin
-from openagents_worker.worker.app import make_worker_app
 
 MOST_P50_MS = 10.0
 WARM_UP = 20

@@ -23,12 +23,12 @@ import redis
 from celery import Celery
 
 from bench._worker import Worker, tell_machine, wait, waiting_agent
+from openagents_worker.celery.app import make_worker_app
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
-from openagents_worker.store.embedded import EmbeddedRedis
-from openagents_worker.worker.app import make_worker_app
-from openagents_worker.worker.bridge import LoopThread
+from openagents_worker.worker.loop_thread import LoopThread
 
 SIZE = 100  # places for tasks that do nothing
 WAVES = 6
@@ -105,12 +105,12 @@ class Bench:
 
     def _runs(self, runs: int) -> float:
         """Runs a second, from the first claim to the last end, out of a queue that is full."""
-        took = self._carry(SIZE, runs, wait_ms=0)
+        took = self._execute(SIZE, runs, wait_ms=0)
         return runs / took.seconds
 
     def waiting(self, rounds: int, places: int, wait_ms: int) -> bool:
         """Runs that wait for a model: what share of the ideal is reached, with how much memory."""
-        found = [self._carry(places, WAVES * places, wait_ms) for _ in range(rounds)]
+        found = [self._execute(places, WAVES * places, wait_ms) for _ in range(rounds)]
         seconds, megabytes, cpu_ms = (
             statistics.median(getattr(one, name) for one in found) for name in _Carried._fields
         )
@@ -127,7 +127,7 @@ class Bench:
         )
         return share >= least and megabytes <= allowed
 
-    def _carry(self, places: int, runs: int, wait_ms: int) -> _Carried:
+    def _execute(self, places: int, runs: int, wait_ms: int) -> _Carried:
         """Let one worker carry so many runs, all of which wait in the queue when it begins."""
         self._redis.flushall()
         with (

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from openagents_worker.models import RunState
-from openagents_worker.store.runs import read_states
+from openagents_worker.store.records import read_states
 from tests.faults.world import World, table
 from tests.waiting import wait_for
 

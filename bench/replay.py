@@ -28,6 +28,7 @@ from typing import Any
 from bench._worker import megabytes, tell_machine
 from bench.steps import FixedLease
 from openagents_worker.agents import load_agents
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
 from openagents_worker.producer.submit import asubmit
 from openagents_worker.runtime.assembly import Assembly
@@ -36,7 +37,6 @@ from openagents_worker.runtime.runner import Runner
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.store.scripts import Wake
 from openagents_worker.tools.base import ToolContext, ToolPlugin
 from tests.faults.proxy import Proxy, value_of
@@ -186,7 +186,7 @@ async def _attempt(url: str, steps: int, branches: int, incarnation: str) -> tup
         request = RunRequest(agent_id="steps", session_id="s", run_id="long", input_text="go")
         await asubmit(store, request, settings=settings)
     began = time.perf_counter()
-    carrying = asyncio.create_task(runner.carry("long"))
+    carrying = asyncio.create_task(runner.execute("long"))
     await Gate.reached.wait()
     took_s, mb = time.perf_counter() - began, megabytes()
     handing = asyncio.create_task(runner.latch_all(LatchReason.HANDOVER))

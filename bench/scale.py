@@ -25,12 +25,12 @@ import redis
 from bench import steps as steps_bench
 from bench._worker import Worker, tell_machine, wait, waiting_agent
 from openagents_worker import Client, RunRequest
-from openagents_worker.cli.stack import Stack
+from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.local.stack import Stack
 from openagents_worker.producer.submit import asubmit
 from openagents_worker.runtime.runner import Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.store.scripts import told
 
 LENGTHS = (10, 100, 1_000, 10_000)
@@ -177,7 +177,7 @@ def sessions(most: int) -> bool:
 async def _sessions(store: AsyncStore, runner: Runner, settings: Settings, most: int) -> bool:
     print(f"\nA run without tools beside sessions that are kept, {RUNS} of them in a new session each\n")
     print("| sessions | ms | own CPU, ms | Redis CPU, ms | Redis, MB |\n|---|---|---|---|---|")
-    await _carry(store, runner, settings, 1)
+    await _execute(store, runner, settings, 1)
     rows, kept = [], 1
     for count in [count for count in SESSIONS if count <= most]:
         await _copy_sessions(store, kept, count)
@@ -279,9 +279,9 @@ async def _beside_queue(worker: Worker, url: str, queued: int, seconds: float = 
         took, after = time.monotonic() - began, await _spent(store)
         own, of_redis = 100 * (worker.cpu_s() - cpu_s) / took, (after.cpu_ms - before.cpu_ms) / took / 10
         asked = (after.commands - before.commands) / took
-        await _carry(store, runner, settings, RUNS // 4)
+        await _execute(store, runner, settings, RUNS // 4)
         before, moment = await _spent(store), steps_bench.Moment.now()
-        await _carry(store, runner, settings, RUNS)
+        await _execute(store, runner, settings, RUNS)
         run, after = steps_bench.Moment.now().since(moment), await _spent(store)
     redis_ms = (after.cpu_ms - before.cpu_ms) / RUNS
     print(
@@ -331,20 +331,20 @@ async def _with_redis(section: Callable[..., Any], most: int) -> bool:
             return met
 
 
-async def _carry(store: AsyncStore, runner: Runner, settings: Settings, runs: int) -> None:
+async def _execute(store: AsyncStore, runner: Runner, settings: Settings, runs: int) -> None:
     """Submit and carry so many runs, one after the other; the very first is the one that is kept."""
     for number in range(runs):
         run_id = "kept-0" if runs == 1 and number == 0 else uuid.uuid4().hex
         request = RunRequest(agent_id="runs", session_id=run_id, run_id=run_id, input_text="go")
         await asubmit(store, request, settings=settings)
-        await runner.carry(run_id)
+        await runner.execute(run_id)
         await store.run(told(runs=[run_id, "1"]))  # there is no Celery that would have to be told
 
 
 async def _run_beside(store: AsyncStore, runner: Runner, settings: Settings, what: str) -> float:
-    await _carry(store, runner, settings, RUNS // 4)
+    await _execute(store, runner, settings, RUNS // 4)
     before, began = await _spent(store), steps_bench.Moment.now()
-    await _carry(store, runner, settings, RUNS)
+    await _execute(store, runner, settings, RUNS)
     took, after = steps_bench.Moment.now().since(began), await _spent(store)
     megabytes = (await store.redis.info("memory"))["used_memory"] / 1e6
     redis_ms = (after.cpu_ms - before.cpu_ms) / RUNS

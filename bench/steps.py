@@ -26,6 +26,7 @@ from typing import Any
 
 from bench._worker import megabytes
 from openagents_worker.agents import load_agents
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest, RunState
 from openagents_worker.producer.submit import asubmit
 from openagents_worker.runtime.assembly import Assembly
@@ -33,8 +34,7 @@ from openagents_worker.runtime.runner import Runner
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.embedded import EmbeddedRedis
-from openagents_worker.store.runs import aread_record
+from openagents_worker.store.records import aread_record
 from openagents_worker.store.scripts import Wake
 from openagents_worker.tools.base import ToolContext, ToolPlugin
 
@@ -189,7 +189,7 @@ async def run_once(
     Text.called.clear()
     request = RunRequest(agent_id=agent_id, session_id=run_id, run_id=run_id, input_text="Go.")
     await asubmit(store, request, settings=settings)
-    await runner.carry(run_id)
+    await runner.execute(run_id)
     assert (await aread_record(store, run_id)).state is RunState.COMPLETED
     return [after.since(before) / 2 for before, after in pairwise(Text.called)]
 

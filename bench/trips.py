@@ -55,13 +55,13 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 def _count(world: World, proxy: Proxy, steps: int) -> Counter[str]:
     """The commands of one run, once the worker has nothing of another to ask any more."""
-    _carry(world, f"warm-{steps}", steps)
+    _execute(world, f"warm-{steps}", steps)
     proxy.count()
-    _carry(world, f"counted-{steps}", steps)
+    _execute(world, f"counted-{steps}", steps)
     return Counter(command.name for command in proxy.seen)
 
 
-def _carry(world: World, run_id: str, steps: int) -> None:
+def _execute(world: World, run_id: str, steps: int) -> None:
     world.submit(run_id, [("step", {"n": n}) for n in range(steps)])
     world.wait(run_id)
     store = world.client.store

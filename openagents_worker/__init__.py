@@ -12,6 +12,7 @@ TYPE_CHECKING = False  # type checkers know it by name; importing it would take 
 if TYPE_CHECKING:
     from typing import Any
 
+    from openagents_worker.celery.register import register
     from openagents_worker.errors import (
         AgentNotFoundError,
         OpenAgentsError,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from openagents_worker.producer.task import run_agent
     from openagents_worker.runtime.registry import register_deps, register_output
     from openagents_worker.tools.function import tool
-    from openagents_worker.worker.register import register
 
 __all__ = [
     "AgentNotFoundError",
@@ -79,7 +79,7 @@ __all__ = [
     "tool",
 ]
 
-_ROOM_OF = {
+_MODULE_OF = {
     "AgentNotFoundError": "errors",
     "AsyncClient": "producer.client",
     "AsyncRunHandle": "producer.handle",
@@ -102,7 +102,7 @@ _ROOM_OF = {
     "SessionBusy": "errors",
     "StopReason": "models",
     "SubmitUnknown": "errors",
-    "register": "worker.register",
+    "register": "celery.register",
     "register_deps": "runtime.registry",
     "register_output": "runtime.registry",
     "run_agent": "producer.task",
@@ -112,9 +112,9 @@ _ROOM_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOM_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

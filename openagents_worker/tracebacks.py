@@ -81,7 +81,7 @@ _Place = tuple[str, int, str]  # file, line, name of the function
 
 
 @dataclass(slots=True)
-class _Frame:
+class _TracebackFrame:
     place: _Place
     kind: _Kind
     times: int = 1
@@ -104,9 +104,9 @@ def _walked(trace: TracebackType | None) -> Iterator[_Place]:
         trace = trace.tb_next
 
 
-def _frames(error: BaseException) -> list[_Frame]:
+def _frames(error: BaseException) -> list[_TracebackFrame]:
     """The exception's different frames, with what is repeated counted; of very many, the first and last."""
-    frames: list[_Frame] = []
+    frames: list[_TracebackFrame] = []
     users_root: str | None = None
     for place in _walked(error.__traceback__):
         if frames and frames[-1].place == place:
@@ -117,7 +117,7 @@ def _frames(error: BaseException) -> list[_Frame]:
             users_root = _root_of(place[0])  # what our code has called: the user's, wherever it is installed
         if kind is _Kind.LIBRARY and users_root and _root_of(place[0]) == users_root:
             kind = _Kind.USER
-        frames.append(_Frame(place, kind))
+        frames.append(_TracebackFrame(place, kind))
         if len(frames) > MAX_FRAMES:
             del frames[MAX_FRAMES // 2]
     return frames
@@ -173,7 +173,7 @@ def _chain_text(error: BaseException, max_bytes: int, *, collapse: bool, depth: 
     left_out = len(links) - MAX_LINKS
     if left_out > 0:
         links = [*links[: MAX_LINKS // 2], *links[-MAX_LINKS // 2 :]]
-    blocks = [_Block.of(link.error, collapse=collapse, depth=depth) for link in links]
+    blocks = [_SourceBlock.of(link.error, collapse=collapse, depth=depth) for link in links]
     texts = [block.text(max_bytes) for block in blocks]
     joints = [f"\n\n{link.joint}\n\n" for link in links[1:]]
     if left_out > 0:
@@ -208,11 +208,11 @@ def _links(error: BaseException) -> list[_Link]:
 
 
 @dataclass(slots=True)
-class _Block:
+class _SourceBlock:
     """One exception: its frames, then what it is."""
 
     what: str
-    frames: Sequence[_Frame] = ()
+    frames: Sequence[_TracebackFrame] = ()
     collapse: bool = True
     told: str | None = None
     """Its frames as text, where they were those of another process or another attempt."""
@@ -220,7 +220,7 @@ class _Block:
     depth: int = 0
 
     @classmethod
-    def of(cls, error: BaseException, *, collapse: bool, depth: int) -> _Block:
+    def of(cls, error: BaseException, *, collapse: bool, depth: int) -> _SourceBlock:
         block = cls(_what(error), collapse=collapse, depth=depth)
         cause = error.__cause__
         if isinstance(cause, ProcessTraceback):
@@ -265,7 +265,7 @@ class _Block:
                 break
             texts[at] = text
         lines: list[str] = []
-        gap: list[_Frame] = []
+        gap: list[_TracebackFrame] = []
         for at, frame in enumerate(self.frames):
             if at not in texts:
                 gap.append(frame)
@@ -289,7 +289,7 @@ class _Block:
         return list(dict.fromkeys([*ranked[:1], *shown[-1:], *ranked]))
 
     @staticmethod
-    def _gap(frames: list[_Frame], *, is_first: bool) -> list[str]:
+    def _gap(frames: list[_TracebackFrame], *, is_first: bool) -> list[str]:
         if not frames or (is_first and all(frame.kind is _Kind.OURS for frame in frames)):
             return []
         count = sum(frame.times for frame in frames)

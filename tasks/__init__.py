@@ -1,7 +1,7 @@
 """The Celery application that this repository deploys: `celery -A tasks worker`, `celery -A tasks flower`."""
 
+from openagents_worker.celery.app import make_worker_app
 from openagents_worker.settings import load_settings
-from openagents_worker.worker.app import make_worker_app
 
 __all__ = ["app", "prune", "recover_runs", "resume_run", "run_agent"]
 

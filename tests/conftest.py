@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 import redis
 
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.hostile.table import lines_of
 
 pytest_plugins = ["tests.guards"]

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openagents_worker.cli.stack import Process, Stack
 from openagents_worker.events import RunEvent, check_event
-from openagents_worker.llm.script import Script, ScriptedFault, ScriptedReply
+from openagents_worker.llm.script import ReplyScript, ScriptedFault, ScriptedReply
+from openagents_worker.local.stack import Process, Stack
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task import AgentTask, ProducerTask
@@ -71,7 +71,7 @@ class Model:
 
     def __init__(self) -> None:
         self.server = ModelServer(self._reply, before_piece=self._before_piece)
-        self._script = Script((), faults=FAULTS)
+        self._script = ReplyScript((), faults=FAULTS)
         self._tries: Counter[str] = Counter()
         self.may_answer: Callable[[str], object] = lambda run_id: True
         """Asked about a run before each reply to it, until it says so."""
@@ -83,7 +83,7 @@ class Model:
 
         A fault meets the first tries of the turn whose reply follows it.
         """
-        self._script = Script(entries, faults=FAULTS)
+        self._script = ReplyScript(entries, faults=FAULTS)
 
     def asked(self, run_id: str) -> list[dict[str, Any]]:
         """The requests of a run in the order in which they came: messages, tools, key, time."""

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from openagents_worker.models import RunState
-from openagents_worker.store.events import Entry, Head, stored_event
+from openagents_worker.store.watch import Entry, RunHead, stored_event
 
 
 def shown(
     entries: Iterable[Entry], run_id: str = "r1", *, agent_id: str = "a1", session_id: str = "s1"
 ) -> list[dict[str, Any]]:
     """The envelopes of a stream's entries, as plain JSON."""
-    head = Head(run_id, RunState.RUNNING, 0, 1, agent_id, session_id)
+    head = RunHead(run_id, RunState.RUNNING, 0, 1, agent_id, session_id)
     return [json.loads(stored_event(head, entry).to_json()) for entry in entries]

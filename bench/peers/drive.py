@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from bench.peers.environments import ADAPTERS, ROOT, cache, python_of
 from bench.peers.systems import JOBS, System
-from openagents_worker.store.embedded import find_server
+from openagents_worker.local.redis_server import find_server
 
 __all__ = ["Adapter", "Failed", "NotMeasured", "adopt_orphans", "end_orphans"]
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from openagents_worker import Client
-from openagents_worker.cli.stack import Process, Stack
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
+from openagents_worker.local.stack import Process, Stack
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

@@ -10,7 +10,7 @@ from openagents_worker.cli.display import short
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
 from openagents_worker.cli.times import span
 from openagents_worker.cli.waiting import all_busy, nobody_serves
-from openagents_worker.store.aside import PutAside
+from openagents_worker.store.dead_letters import PutAside
 from openagents_worker.store.fleet import Fleet, WorkerInfo
 from openagents_worker.store.listing import Problem
 

@@ -9,7 +9,7 @@ from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
 from openagents_worker.cli.times import clock_time, span
 from openagents_worker.models import RunRecord
 from openagents_worker.store.listing import SessionSummary
-from openagents_worker.store.runs import SessionView
+from openagents_worker.store.records import SessionView
 
 __all__ = ["left_nothing_line", "run_table", "session_lines", "session_table"]
 

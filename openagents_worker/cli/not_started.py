@@ -65,7 +65,7 @@ class NotStarted:
             record = self._client.record(self._run_id)
             if record.state not in WAITS:
                 return None
-            waiting = self._client.store.carry_out(waiting_of(self._client.store.keys, record))
+            waiting = self._client.store.execute(waiting_of(self._client.store.keys, record))
         except OpenAgentsError:  # who follows the run meets it, too, and says so
             return None
         return None if waiting is None else waiting.text

@@ -8,14 +8,14 @@ from typing import Any
 
 from openagents_worker.arguments import text_of_caller
 from openagents_worker.cli.display import STATE_COLOURS, error_lines, short, usage_text
-from openagents_worker.cli.story import Attempt, CallOutcome, RunCall, Story, short_call_id, story_of
+from openagents_worker.cli.story import AttemptStory, CallOutcome, RunCall, Story, short_call_id, story_of
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
 from openagents_worker.cli.times import clock_time, took
 from openagents_worker.cli.waiting import WaitingFor, waiting_of
 from openagents_worker.models import RunRecord
 from openagents_worker.store.client import Store
-from openagents_worker.store.events import history
-from openagents_worker.store.runs import read_record
+from openagents_worker.store.records import read_record
+from openagents_worker.store.watch import history
 
 __all__ = ["RunPicture", "call_lines", "picture_of"]
 
@@ -118,7 +118,7 @@ class RunPicture:
         header = ("ATTEMPT", "AT", "TOOK", "WORKER", "ENDED")
         return table(header, rows, flexible=("ENDED", "WORKER"), width=columns())
 
-    def _how_it_ended(self, attempt: Attempt) -> str:
+    def _how_it_ended(self, attempt: AttemptStory) -> str:
         if attempt.ended:
             return f"{attempt.ended}: {attempt.code}" if attempt.code else attempt.ended
         return "at work" if attempt.number == self.record.attempt else "not known"
@@ -146,9 +146,9 @@ class RunPicture:
 def picture_of(store: Store, run_id: str) -> RunPicture:
     """The run as it stands now. Raises `RunNotFound`."""
     text_of_caller("run_id", run_id)
-    events = store.carry_out(history(store.keys, run_id))
+    events = store.execute(history(store.keys, run_id))
     record = read_record(store, run_id)
-    return RunPicture(record, story_of(events), store.carry_out(waiting_of(store.keys, record)))
+    return RunPicture(record, story_of(events), store.execute(waiting_of(store.keys, record)))
 
 
 def call_lines(call: RunCall, value: Any) -> list[Safe]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from openagents_worker.events import RunEvent
 
-__all__ = ["Attempt", "CallOutcome", "RunCall", "Story", "find_call", "short_call_id", "story_of"]
+__all__ = ["AttemptStory", "CallOutcome", "RunCall", "Story", "find_call", "short_call_id", "story_of"]
 
 HEX_CHARS = 8  # of a call's digest on screen
 
@@ -26,7 +26,7 @@ class CallOutcome(StrEnum):
 
 
 @dataclass(slots=True)
-class Attempt:
+class AttemptStory:
     """One try at the run by one worker. `ended` says how it ended, '' while it goes on."""
 
     number: int
@@ -80,7 +80,7 @@ class Story:
     `is_whole` is False where the first events have been trimmed.
     """
 
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[AttemptStory] = field(default_factory=list)
     calls: list[RunCall] = field(default_factory=list)
     waited_ms: int | None = None
     is_whole: bool = True
@@ -121,7 +121,9 @@ def story_of(events: Sequence[RunEvent]) -> Story:
         if event.name == "run.attempt_started":
             if not story.attempts and due_at is not None and story.is_whole:
                 story.waited_ms = round((event.timestamp - due_at).total_seconds() * 1000)
-            story.attempts.append(Attempt(event.attempt, event.life, event.worker or "?", event.timestamp))
+            story.attempts.append(
+                AttemptStory(event.attempt, event.life, event.worker or "?", event.timestamp)
+            )
         elif _ends_attempt(story.attempts, event):
             for call in calls.values():
                 if call.outcome is CallOutcome.RUNNING:
@@ -131,17 +133,17 @@ def story_of(events: Sequence[RunEvent]) -> Story:
     return story
 
 
-def _took_ms(part: Attempt | RunCall) -> int | None:
+def _took_ms(part: AttemptStory | RunCall) -> int | None:
     return None if part.ended_at is None else round((part.ended_at - part.began_at).total_seconds() * 1000)
 
 
-def _with_times(part: Attempt | RunCall) -> dict[str, Any]:
+def _with_times(part: AttemptStory | RunCall) -> dict[str, Any]:
     ended_at = None if part.ended_at is None else part.ended_at.isoformat()
     times = {"began_at": part.began_at.isoformat(), "ended_at": ended_at, "took_ms": part.took_ms}
     return {**asdict(part), **times}
 
 
-def _ends_attempt(attempts: list[Attempt], event: RunEvent) -> bool:
+def _ends_attempt(attempts: list[AttemptStory], event: RunEvent) -> bool:
     if not attempts or attempts[-1].ended or (ending := _ending(event)) is None:
         return False
     attempts[-1].ended, attempts[-1].code = ending

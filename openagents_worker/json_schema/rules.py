@@ -132,7 +132,7 @@ def _inside(value: Any) -> Iterator[Any]:
 
 
 @dataclass(slots=True)
-class _Part:
+class _SchemaPart:
     """One schema inside of a schema, and which others are applied with it."""
 
     steps: int = 1
@@ -148,7 +148,7 @@ class _Reading:
     def __init__(self, schema: Any) -> None:
         self._root = schema
         self._base = schema.get("$id", "") if isinstance(schema, dict) else ""
-        self._parts: dict[str, _Part] = {}
+        self._parts: dict[str, _SchemaPart] = {}
         self._anchors: dict[str, str] = {}
         self._refs: list[tuple[str, str]] = []
         self._patterns: set[str] = set()
@@ -172,7 +172,7 @@ class _Reading:
 
     def _schema(self, place: str, schema: Any) -> list[tuple[str, Any]]:
         """Check the keywords of one schema; the schemas inside of it are returned with their places."""
-        part = self._parts[place] = _Part()
+        part = self._parts[place] = _SchemaPart()
         if isinstance(schema, bool):
             return []
         if not isinstance(schema, dict):
@@ -196,7 +196,7 @@ class _Reading:
                     self._pattern(f"{at}/{escaped(pattern)}", pattern)
         return found
 
-    def _assertion(self, at: str, place: str, keyword: str, value: Any, part: _Part) -> None:
+    def _assertion(self, at: str, place: str, keyword: str, value: Any, part: _SchemaPart) -> None:
         """A keyword that has no schemas in it; one that is not known says nothing and is left alone."""
         check_shape(at, keyword, value)
         if keyword in _REFS:

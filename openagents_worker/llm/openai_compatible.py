@@ -27,7 +27,7 @@ from openagents_worker.http_replies import (
 )
 from openagents_worker.jsontext import dumps, loads
 from openagents_worker.llm.base import LLMResponse, LLMUsage, Message, OnDelta, current_call
-from openagents_worker.llm.connections import Lanes
+from openagents_worker.llm.connection_pool import ConnectionPool
 from openagents_worker.llm.failures import failure, presentable
 from openagents_worker.llm.openai_options import OpenAIRequestOptions
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
@@ -102,7 +102,7 @@ class OpenAICompatibleClient:
             **({"tools": tools, "tool_choice": tool_choice} if tools else {"parallel_tool_calls": None}),
             **({"stream": True, "stream_options": {"include_usage": True}} if on_delta is not None else {}),
         }
-        exchange = _Exchange({name: value for name, value in body.items() if value is not None}, on_delta)
+        exchange = _HttpExchange({name: value for name, value in body.items() if value is not None}, on_delta)
         reply = await self._ask_in_time(exchange)
         usage = reply.usage or _estimated(messages, reply)
         usage = replace(usage, metadata={**usage.metadata, **exchange.measures})
@@ -120,7 +120,7 @@ class OpenAICompatibleClient:
 
     # --- tries -------------------------------------------------------------------------------------------
 
-    async def _ask_in_time(self, exchange: _Exchange) -> LLMResponse:
+    async def _ask_in_time(self, exchange: _HttpExchange) -> LLMResponse:
         """The reply, unless the whole call takes too long; a `TimeoutError` of the listener travels on."""
         limit_ms = self._options.whole_call_ms
         deadline = asyncio.timeout(limit_ms / 1000)
@@ -135,7 +135,7 @@ class OpenAICompatibleClient:
                 hint="llm.total_timeout_ms is the limit of a call; llm.timeout_ms that of a silence",
             ) from error
 
-    async def _ask(self, exchange: _Exchange) -> LLMResponse:
+    async def _ask(self, exchange: _HttpExchange) -> LLMResponse:
         started, failed_tries = self._clock(), 0
         while True:
             try:
@@ -151,14 +151,16 @@ class OpenAICompatibleClient:
                 exchange.measures["retries"] = failed_tries
                 return reply
 
-    def _pause_ms(self, error: LLMError, exchange: _Exchange, tries: int, spent_ms: float) -> float | None:
+    def _pause_ms(
+        self, error: LLMError, exchange: _HttpExchange, tries: int, spent_ms: float
+    ) -> float | None:
         retry = self._options.retry
         lost_connection = isinstance(error.__cause__, httpx.TransportError)
         if exchange.handed_out or (lost_connection and not retry.retry_on_connection_errors):
             return None
         return pause_ms(retry, error, tries=tries, spent_ms=spent_ms, random=self._random)
 
-    async def _try(self, exchange: _Exchange) -> LLMResponse:
+    async def _try(self, exchange: _HttpExchange) -> LLMResponse:
         try:
             return reply_from_wire(await self._body(exchange), provider=self.provider_name)
         except httpx.TransportError as error:
@@ -176,7 +178,7 @@ class OpenAICompatibleClient:
             text = f"{self.provider_name}: the reply cannot be read: {error}"
             raise LLMResponseError(presentable(text, self._secrets)) from error
 
-    async def _body(self, exchange: _Exchange) -> Any:
+    async def _body(self, exchange: _HttpExchange) -> Any:
         """Send the request once; the body of its reply, however it came."""
         exchange.measures.clear()
         streaming = exchange.on_delta is not None
@@ -210,7 +212,7 @@ class OpenAICompatibleClient:
         return body
 
     async def _streamed_body(
-        self, response: httpx.Response, exchange: _Exchange, asked_at: float
+        self, response: httpx.Response, exchange: _HttpExchange, asked_at: float
     ) -> dict[str, Any]:
         reply = StreamedReply(max_chars=self._options.max_reply_bytes)
         try:
@@ -273,13 +275,13 @@ class OpenAICompatibleClient:
                 options = self._options
                 timeout = httpx.Timeout(options.timeout_ms / 1000, connect=options.connect_timeout_ms / 1000)
                 # In a thread: reading the certificates takes a tenth of a second, too long for the loop.
-                lanes = await asyncio.to_thread(Lanes, self.url)
+                lanes = await asyncio.to_thread(ConnectionPool, self.url)
                 self._http = httpx.AsyncClient(transport=lanes, timeout=timeout, cookies=no_cookies())
             return self._http
 
 
 @dataclass(slots=True)
-class _Exchange:
+class _HttpExchange:
     """One call over all its tries: what is asked, who listens, what was measured."""
 
     body: dict[str, Any]

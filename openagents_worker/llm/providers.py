@@ -10,7 +10,7 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem, did_you_mean
 from openagents_worker.errors import PluginConfigError, PluginLoadError
 from openagents_worker.llm.base import LLMClient
-from openagents_worker.llm.connections import proxy_problem
+from openagents_worker.llm.connection_pool import proxy_problem
 from openagents_worker.llm.mock import MockClient
 from openagents_worker.llm.openai_compatible import OpenAICompatibleClient
 from openagents_worker.llm.openai_options import OpenAIExtras

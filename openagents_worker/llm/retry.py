@@ -11,7 +11,7 @@ from typing import Any
 from openagents_worker.agents import LLMRetryOptions
 from openagents_worker.errors import LLMError, LLMRateLimitError
 from openagents_worker.llm.base import current_call
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["pause_ms", "tell_retry"]
 

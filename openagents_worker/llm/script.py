@@ -12,7 +12,15 @@ from openagents_worker.agents.problems import ConfigProblem
 from openagents_worker.errors import PluginConfigError
 from openagents_worker.suggest import nearest
 
-__all__ = ["Script", "ScriptedCall", "ScriptedFault", "ScriptedReply", "ScriptedUsage", "read_entry", "words"]
+__all__ = [
+    "ReplyScript",
+    "ScriptedCall",
+    "ScriptedFault",
+    "ScriptedReply",
+    "ScriptedUsage",
+    "read_entry",
+    "words",
+]
 
 
 class _Part(BaseModel):
@@ -56,7 +64,7 @@ class ScriptedFault(_Part):
     latency_ms: int | None = Field(default=None, ge=0)
 
 
-class Script:
+class ReplyScript:
     """Replies in the order of a run's model calls, with the faults before each.
 
     >>> script = Script([{"error": "rate_limit"}, {"text": "hi"}], faults=("rate_limit",))

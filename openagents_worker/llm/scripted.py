@@ -11,7 +11,7 @@ from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitE
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMResponse, LLMUsage, Message, OnDelta, current_call
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
-from openagents_worker.llm.script import Script, ScriptedFault, ScriptedReply, ScriptedUsage, words
+from openagents_worker.llm.script import ReplyScript, ScriptedFault, ScriptedReply, ScriptedUsage, words
 from openagents_worker.llm.wire import tool_call
 
 __all__ = ["ScriptedClient"]
@@ -31,7 +31,7 @@ class ScriptedClient:
         self.provider_name = "scripted"
         self.model_id = options.model or "scripted"
         self._options = options
-        self._script = Script(options.script or (), faults=FAULTS)
+        self._script = ReplyScript(options.script or (), faults=FAULTS)
         self._sleep = sleep
         self._own_call = (0, 0)  # calls and failed tries outside of a run
 

@@ -135,7 +135,7 @@ CALL_CHARS = 200  # and a tool call without arguments
 
 
 @dataclass(slots=True)
-class _Call:
+class _StreamedCall:
     """A tool call as far as it has come."""
 
     id: Any = None
@@ -150,7 +150,7 @@ class StreamedReply:
         """A reply that is put together to more characters raises `ReplyTooLarge`. None: no limit."""
         self._head: dict[str, Any] = {}
         self._pieces: list[str] = []
-        self._calls: dict[Any, _Call] = {}
+        self._calls: dict[Any, _StreamedCall] = {}
         self._finish_reason: str | None = None
         self._usage: Mapping[str, Any] | None = None
         self._max, self._chars = max_chars, 0
@@ -193,7 +193,7 @@ class StreamedReply:
         slot = self._slot(fragment)
         call = self._calls.get(slot)
         if call is None:
-            call = self._calls[slot] = _Call()
+            call = self._calls[slot] = _StreamedCall()
             self._grow(CALL_CHARS)
         call.id = call.id or fragment.get("id")
         call.name = call.name or function.get("name")

@@ -52,7 +52,7 @@ Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
+class _CallOutcome:
     """How one tool call ended: a result, or an error that the model is told."""
 
     call: LLMToolCall
@@ -200,9 +200,9 @@ class ReActPattern(PatternPlugin):
 
     # --- what it asks for --------------------------------------------------------------------------------
 
-    async def _run(self, calls: Sequence[LLMToolCall]) -> list[_Outcome]:
+    async def _run(self, calls: Sequence[LLMToolCall]) -> list[_CallOutcome]:
         """The outcomes in the order of the calls; neighbours that are safe side by side run so."""
-        outcomes: list[_Outcome] = []
+        outcomes: list[_CallOutcome] = []
         for safe, neighbours in groupby(calls, key=self._is_safe):
             group = list(neighbours)
             if safe and len(group) > 1:
@@ -215,15 +215,15 @@ class ReActPattern(PatternPlugin):
         tool = self.context.tools.get(call.name)
         return tool is not None and tool.concurrency_safe
 
-    async def _outcome(self, call: LLMToolCall) -> _Outcome:
+    async def _outcome(self, call: LLMToolCall) -> _CallOutcome:
         try:
-            return _Outcome(call, result=await self._invoke(call))
+            return _CallOutcome(call, result=await self._invoke(call))
         except StepTooLarge as error:
-            return _Outcome(call, error=error)
+            return _CallOutcome(call, error=error)
         except ExecutionError:  # of the run, not of the tool: a budget, a cancellation
             raise
         except OpenAgentsError as error:
-            return _Outcome(call, error=error)
+            return _CallOutcome(call, error=error)
 
     async def _invoke(self, call: LLMToolCall) -> Any:
         tool = self.context.tools.get(call.name)
@@ -248,7 +248,7 @@ class ReActPattern(PatternPlugin):
         )
         return error
 
-    def _remember(self, outcomes: Sequence[_Outcome]) -> None:
+    def _remember(self, outcomes: Sequence[_CallOutcome]) -> None:
         done = (outcome for outcome in outcomes if outcome.error is None)
         self.context.tool_results.extend({"tool_id": each.call.name, "result": each.result} for each in done)
 
@@ -294,7 +294,7 @@ class ReActPattern(PatternPlugin):
             timer.cancel()
 
 
-async def _together(calls: Sequence[Coroutine[Any, Any, _Outcome]]) -> list[_Outcome]:
+async def _together(calls: Sequence[Coroutine[Any, Any, _CallOutcome]]) -> list[_CallOutcome]:
     """Runs calls side by side, started in their order; when one raises, the others are ended first.
 
     A signal of the runtime (a BaseException that is no error and no cancellation) goes before all else.
@@ -329,7 +329,7 @@ def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
     return ToolNotFoundError(f"there is no tool {name!r}", name, hint=hint)
 
 
-def _last_error(outcomes: Sequence[_Outcome]) -> OpenAgentsError:
+def _last_error(outcomes: Sequence[_CallOutcome]) -> OpenAgentsError:
     return next(outcome.error for outcome in reversed(outcomes) if outcome.error is not None)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from openagents_worker.queue_names import problem_with_read_queue
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["BrokenItems", "Keep", "problem_with_message", "put_keys_aside", "reason"]
 

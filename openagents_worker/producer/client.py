@@ -23,13 +23,13 @@ from typing_extensions import Unpack
 from openagents_worker.arguments import optional_text, text_of_caller
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunRecord, RunRequest, output_class_of
-from openagents_worker.producer.app_parts import parts_of, real_app
-from openagents_worker.producer.canvas import canvas_of
+from openagents_worker.producer.app_binding import parts_of, real_app
 from openagents_worker.producer.deletion import deletion
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.operations import AsyncOperations, Operations, send_accepted
 from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.producer.submit import asubmit, submit
+from openagents_worker.producer.task_options import canvas_of
 from openagents_worker.redaction import shown_reason
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
@@ -44,7 +44,7 @@ from openagents_worker.store.listing import (
     list_sessions,
     pruning,
 )
-from openagents_worker.store.runs import (
+from openagents_worker.store.records import (
     SessionView,
     aread_record,
     aread_session,
@@ -52,7 +52,7 @@ from openagents_worker.store.runs import (
     read_session,
     run_not_found,
 )
-from openagents_worker.store.scripts import Call, CancelAnswer, Cancelled, Wake
+from openagents_worker.store.scripts import CancelAnswer, Cancelled, ScriptCall, Wake
 
 __all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client", "front_door_app"]
 
@@ -141,11 +141,11 @@ class Client(Operations):
         Raises `RequestInvalid` for a state, limit or cursor that is not valid.
         """
         wanted = RunFilter.of(filters)
-        return self.store.carry_out(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
+        return self.store.execute(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
 
     def sessions(self, *, limit: int = 100, cursor: str | None = None) -> Page[SessionSummary]:
         """A page of the sessions, the one with the newest run first. Raises as `runs` does."""
-        return self.store.carry_out(list_sessions(self.store.keys, limit=limit, cursor=cursor))
+        return self.store.execute(list_sessions(self.store.keys, limit=limit, cursor=cursor))
 
     def session(self, session_id: str) -> SessionView:
         """The session as it stands now. Raises `SessionNotFound`."""
@@ -158,11 +158,11 @@ class Client(Operations):
         Takes up to about five seconds while Celery is to be told of an end.
         """
         plan = deletion(self.store.keys, text_of_caller("session_id", session_id), force=force)
-        return self.store.carry_out(plan, self._wait_or_wake)
+        return self.store.execute(plan, self._wait_or_wake)
 
     def prune(self) -> int:
         """Take runs and sessions that have expired out of the lists; says how many entries that were."""
-        return self.store.carry_out(pruning())
+        return self.store.execute(pruning())
 
     def _wait_or_wake(self, step: float | Sequence[Wake]) -> None:
         if isinstance(step, float):
@@ -262,11 +262,11 @@ class AsyncClient(AsyncOperations):
         Raises `RequestInvalid` for a state, limit or cursor that is not valid.
         """
         wanted = RunFilter.of(filters)
-        return await self.store.carry_out(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
+        return await self.store.execute(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
 
     async def sessions(self, *, limit: int = 100, cursor: str | None = None) -> Page[SessionSummary]:
         """A page of the sessions, the one with the newest run first. Raises as `runs` does."""
-        return await self.store.carry_out(list_sessions(self.store.keys, limit=limit, cursor=cursor))
+        return await self.store.execute(list_sessions(self.store.keys, limit=limit, cursor=cursor))
 
     async def session(self, session_id: str) -> SessionView:
         """The session as it stands now. Raises `SessionNotFound`."""
@@ -278,14 +278,14 @@ class AsyncClient(AsyncOperations):
         Raises `SessionBusy` when one of its runs has not ended; with `force` they are cancelled first.
         Takes up to about five seconds while Celery is to be told of an end.
         """
-        return await self.store.carry_out(
+        return await self.store.execute(
             deletion(self.store.keys, text_of_caller("session_id", session_id), force=force),
             self._wait_or_wake,
         )
 
     async def prune(self) -> int:
         """Take runs and sessions that have expired out of the lists; says how many entries that were."""
-        return await self.store.carry_out(pruning())
+        return await self.store.execute(pruning())
 
     async def _wait_or_wake(self, step: float | Sequence[Wake]) -> None:
         if isinstance(step, float):
@@ -315,7 +315,7 @@ def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any
     )
 
 
-def _cancel(run_id: str, reason: str | None) -> Call[Cancelled]:
+def _cancel(run_id: str, reason: str | None) -> ScriptCall[Cancelled]:
     return scripts.cancel(
         run_id=text_of_caller("run_id", run_id),
         reason=shown_reason(optional_text("reason", reason)),

@@ -9,7 +9,7 @@ from openagents_worker.errors import SessionBusy
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.runs import ids_of, states_of
+from openagents_worker.store.records import ids_of, states_of
 from openagents_worker.store.scripts import DeleteAnswer, Deleted
 
 __all__ = ["deletion"]

@@ -20,9 +20,9 @@ from openagents_worker.errors import OutputValidationError, RecordUnreadable, Ru
 from openagents_worker.events import RunEvent
 from openagents_worker.models import OutputT, RunRecord, RunResult, RunState, run_failed
 from openagents_worker.producer.chain import may_be_submitted, raise_failure_before
-from openagents_worker.store.events import awatch, watch
-from openagents_worker.store.runs import aread_states, is_notify_pending, read_states
+from openagents_worker.store.records import aread_states, is_notify_pending, read_states
 from openagents_worker.store.scripts import CancelAnswer
+from openagents_worker.store.watch import awatch, watch
 
 if TYPE_CHECKING:
     from openagents_worker.producer.client import AsyncClient, Client

@@ -12,10 +12,10 @@ from typing_extensions import Unpack
 from openagents_worker.arguments import optional_text
 from openagents_worker.errors import OpenAgentsError, RedisUnreachable
 from openagents_worker.models import RunRecord, RunState
+from openagents_worker.producer.publisher import send_first, send_wakes
 from openagents_worker.producer.publishing_app import Publishes
 from openagents_worker.producer.submit import Accepted, aresume, resume
-from openagents_worker.producer.transport import send_first, send_wakes
-from openagents_worker.store.aside import PutAside, read_aside
+from openagents_worker.store.dead_letters import PutAside, read_aside
 from openagents_worker.store.fleet import (
     AgentInfo,
     Fleet,
@@ -32,7 +32,7 @@ from openagents_worker.store.listing import (
     list_problems,
     list_runs,
 )
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -99,14 +99,14 @@ class Operations(Publishes):
     def _ended(self, filters: RunFilters) -> Iterator[RunRecord]:
         wanted, cursor = _ended_runs(filters), None
         while True:
-            page = self.store.carry_out(list_runs(self.store.keys, wanted, limit=MAX_LIMIT, cursor=cursor))
+            page = self.store.execute(list_runs(self.store.keys, wanted, limit=MAX_LIMIT, cursor=cursor))
             yield from (record for record in page if _may_be_resumed(record))
             if (cursor := page.next_cursor) is None:
                 return
 
     def workers(self) -> list[WorkerInfo]:
         """The worker processes: what each serves, how many runs it works on, and how it does."""
-        return list(self.store.carry_out(read_workers(self.store.keys)))
+        return list(self.store.execute(read_workers(self.store.keys)))
 
     def queues(self) -> list[QueueInfo]:
         """The queues of runs: what waits in each, for how long, who consumes it. Looks through all keys."""
@@ -118,14 +118,14 @@ class Operations(Publishes):
 
     def problems(self) -> list[Problem]:
         """What is stored and cannot be read, among the 1,000 runs that were accepted last."""
-        return list(self.store.carry_out(list_problems(self.store.keys)))
+        return list(self.store.execute(list_problems(self.store.keys)))
 
     def put_aside(self) -> list[PutAside]:
         """What nobody could use and was put aside, newest first, at most 100: kept as long as runs are."""
-        return list(self.store.carry_out(read_aside(self.store.keys)))
+        return list(self.store.execute(read_aside(self.store.keys)))
 
     def _fleet(self) -> Fleet:
-        return self.store.carry_out(read_fleet(self.store.keys, self.settings.queue))
+        return self.store.execute(read_fleet(self.store.keys, self.settings.queue))
 
 
 class AsyncOperations(Publishes):
@@ -170,7 +170,7 @@ class AsyncOperations(Publishes):
         wanted, cursor = _ended_runs(filters), None
         while True:
             plan = list_runs(self.store.keys, wanted, limit=MAX_LIMIT, cursor=cursor)
-            page = await self.store.carry_out(plan)
+            page = await self.store.execute(plan)
             for record in page:
                 if _may_be_resumed(record):
                     yield record
@@ -179,7 +179,7 @@ class AsyncOperations(Publishes):
 
     async def workers(self) -> list[WorkerInfo]:
         """As `Client.workers`."""
-        return list(await self.store.carry_out(read_workers(self.store.keys)))
+        return list(await self.store.execute(read_workers(self.store.keys)))
 
     async def queues(self) -> list[QueueInfo]:
         """As `Client.queues`."""
@@ -191,14 +191,14 @@ class AsyncOperations(Publishes):
 
     async def problems(self) -> list[Problem]:
         """As `Client.problems`."""
-        return list(await self.store.carry_out(list_problems(self.store.keys)))
+        return list(await self.store.execute(list_problems(self.store.keys)))
 
     async def put_aside(self) -> list[PutAside]:
         """As `Client.put_aside`."""
-        return list(await self.store.carry_out(read_aside(self.store.keys)))
+        return list(await self.store.execute(read_aside(self.store.keys)))
 
     async def _fleet(self) -> Fleet:
-        return await self.store.carry_out(read_fleet(self.store.keys, self.settings.queue))
+        return await self.store.execute(read_fleet(self.store.keys, self.settings.queue))
 
 
 def send_accepted(app: Celery, accepted: Accepted, began: float) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from celery import Celery
 
 from openagents_worker.errors import ConfigError
-from openagents_worker.producer.app_parts import parts_of, real_app, registered_app
-from openagents_worker.producer.transport import close_producers, make_app, send_wakes
+from openagents_worker.producer.app_binding import parts_of, real_app, registered_app
+from openagents_worker.producer.publisher import close_producers, make_app, send_wakes
 from openagents_worker.settings import PREFIX, Settings, load_settings
 from openagents_worker.store.scripts import Wake
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 
 if TYPE_CHECKING:
     from openagents_worker.producer.client import Client

@@ -10,7 +10,7 @@ from typing import Any
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.queue_names import problem_with_queue
 from openagents_worker.settings import Settings
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["check_linked_queues", "checked_queue", "queue_to_send_to"]
 

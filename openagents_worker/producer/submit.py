@@ -28,8 +28,8 @@ from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Store
 from openagents_worker.store.listing import lists_of
-from openagents_worker.store.runs import run_not_found
-from openagents_worker.store.scripts import Call, ResumeAnswer, Resumed, SubmitAnswer, Submitted, Wake
+from openagents_worker.store.records import run_not_found
+from openagents_worker.store.scripts import ResumeAnswer, Resumed, ScriptCall, SubmitAnswer, Submitted, Wake
 from openagents_worker.suggest import agent_hint
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ def submit(
     `RedisUnreachable` when nothing was accepted, and `SubmitUnknown` when that cannot be known, which under
     `OPENAGENTS_DURABILITY=strict` is also said of a run that is not known to be on disk.
     """
-    return _carried_out(
+    return _executed(
         store, _attempt(request, settings, queue, delay_ms, expires_ms, canvas, clock), settings, pause
     )
 
@@ -89,12 +89,12 @@ def resume(store: Store, run: RunRecord, *, settings: Settings, by: str = "") ->
     `by` is who wants it, for the event. Raises as `submit` does, and `ConfigError` for one that has no
     checkpoint and may have had effects.
     """
-    return _carried_out(store, _resumption(run, settings, by), settings, time.sleep)
+    return _executed(store, _resumption(run, settings, by), settings, time.sleep)
 
 
 async def aresume(store: AsyncStore, run: RunRecord, *, settings: Settings, by: str = "") -> Accepted:
     """As `resume`, for asyncio."""
-    return await _acarried_out(store, _resumption(run, settings, by), settings, asyncio.sleep)
+    return await _aexecuted(store, _resumption(run, settings, by), settings, asyncio.sleep)
 
 
 def _resumption(run: RunRecord, settings: Settings, by: str) -> _Resumption:
@@ -109,8 +109,8 @@ def _resumption(run: RunRecord, settings: Settings, by: str) -> _Resumption:
     return _Resumption(request, "", time.monotonic, by=by)
 
 
-def _carried_out(
-    store: Store, attempt: _Attempt[Any], settings: Settings, pause: Callable[[float], None]
+def _executed(
+    store: Store, attempt: _SubmitTry[Any], settings: Settings, pause: Callable[[float], None]
 ) -> Accepted:
     run = store.run_on_disk if settings.durability == "strict" else store.run
     while True:
@@ -134,14 +134,14 @@ async def asubmit(
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Accepted:
     """As `submit`, for asyncio."""
-    return await _acarried_out(
+    return await _aexecuted(
         store, _attempt(request, settings, queue, delay_ms, expires_ms, canvas, clock), settings, pause
     )
 
 
-async def _acarried_out(
+async def _aexecuted(
     store: AsyncStore,
-    attempt: _Attempt[Any],
+    attempt: _SubmitTry[Any],
     settings: Settings,
     pause: Callable[[float], Awaitable[None]],
 ) -> Accepted:
@@ -162,7 +162,7 @@ def _attempt(
     expires_ms: int,
     canvas: str,
     clock: Callable[[], float],
-) -> _Attempt[Any]:
+) -> _SubmitTry[Any]:
     parsed = parse_request(request, max_bytes=settings.max_payload_bytes)
     optional_text("queue", queue)
     number_of("delay_ms", delay_ms, most=TEN_YEARS_MS)
@@ -172,10 +172,10 @@ def _attempt(
     return _Submission(parsed, settings, queue, delay_ms, expires_ms, canvas, clock)
 
 
-class _Attempt(Generic[T]):
+class _SubmitTry(Generic[T]):
     """One request on its way: the script to run, when to repeat it, and what its answer means."""
 
-    call: Call[T]
+    call: ScriptCall[T]
 
     def __init__(self, request: RunRequest, canvas: str, clock: Callable[[], float]) -> None:
         self.request = request
@@ -238,7 +238,7 @@ class _Attempt(Generic[T]):
         )
 
 
-class _Submission(_Attempt[Submitted]):
+class _Submission(_SubmitTry[Submitted]):
     """A new run."""
 
     def __init__(
@@ -286,7 +286,7 @@ class _Submission(_Attempt[Submitted]):
         return f"no worker knows an agent {agent_id!r}", agent_hint(agent_id, known)
 
 
-class _Resumption(_Attempt[Resumed]):
+class _Resumption(_SubmitTry[Resumed]):
     """A run that ended without an answer and goes on in another life."""
 
     def __init__(self, request: RunRequest, canvas: str, clock: Callable[[], float], *, by: str = "") -> None:
@@ -351,7 +351,7 @@ class _Resumption(_Attempt[Resumed]):
 
 def _script(
     request: RunRequest, settings: Settings, queue: str | None, delay_ms: int, expires_ms: int, canvas: str
-) -> Call[Submitted]:
+) -> ScriptCall[Submitted]:
     return scripts.submit(
         run_id=request.run_id,
         agent_id=request.agent_id,

@@ -17,11 +17,11 @@ from celery.utils.time import maybe_make_aware
 from openagents_worker.arguments import TEN_YEARS_MS, iso_time, number_of, optional_text, refusing
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
 from openagents_worker.models import RunRequest, output_class_of, parse_request
-from openagents_worker.producer.canvas import KEPT, stamps_of
 from openagents_worker.producer.client import client_of, front_door_app
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
+from openagents_worker.producer.publisher import RUN_AGENT
 from openagents_worker.producer.results import no_results_for_a_chord
-from openagents_worker.producer.transport import RUN_AGENT
+from openagents_worker.producer.task_options import KEPT, stamps_of
 
 __all__ = ["AgentTask", "ProducerTask", "front_door_task", "not_called", "run_agent"]
 

@@ -29,10 +29,9 @@ from openagents_worker.runtime.ending import Ending, checked_output
 from openagents_worker.runtime.journal import CHECK, Record, checks_of, read_pages
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
-from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.marks import Marks, marked
 from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, fitted
-from openagents_worker.runtime.parting import Carried, Outlook, Parting
+from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult, Parting
 from openagents_worker.runtime.prepare import Preparation, Prepared, Start
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.replay import ReplayByContent
@@ -51,16 +50,17 @@ from openagents_worker.runtime.user_code import (
     user_code,
     user_error_of,
 )
-from openagents_worker.sentry import report_unless_logged
+from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, reading
-from openagents_worker.store.runs import SessionStore
+from openagents_worker.store.records import SessionStore
 from openagents_worker.store.scripts import Claimed, Handed, Wake
-from openagents_worker.telemetry import get_logger, line_groups
+from openagents_worker.telemetry.logs import get_logger, line_groups
+from openagents_worker.telemetry.sentry import report_unless_logged
 from openagents_worker.tools.offload import work_off_loop
 
-__all__ = ["EX_DOES_NOT_STOP", "Attempt", "Carried", "Outlook"]
+__all__ = ["EX_DOES_NOT_STOP", "Attempt", "AttemptResult", "AttemptOutcome"]
 
 log = get_logger(__name__)
 
@@ -108,7 +108,7 @@ class Attempt:
         self._limits = settings.time_limits
         self._started = time.monotonic()
         self._durable = claimed.durable
-        self._ledger = Ledger(
+        self._ledger = RunWriter(
             store=store,
             lease=lease,
             run_id=self.request.run_id,
@@ -130,7 +130,7 @@ class Attempt:
         self.is_abandoned = False
         """Whether whoever carries the run has stopped carrying it, while it was still this worker's."""
 
-    async def carry(self) -> Carried:
+    async def execute(self) -> AttemptResult:
         """Prepare, think, finish; or stop where the latch says so."""
         try:
             ending = await self._worked()
@@ -550,7 +550,7 @@ class Attempt:
             redact_keys=self._assembly.redact_keys,
         )
 
-    async def _finish(self, ending: Ending) -> Carried:
+    async def _finish(self, ending: Ending) -> AttemptResult:
         """Write the run's end; one that can be stored where this one cannot."""
         stored = ending.stored(
             self._state_before if self._context else {}, self._context.state if self._context else {}
@@ -567,8 +567,11 @@ class Attempt:
         self._log_end(ending)
         if ending.not_stored:
             log.warning("run.not_all_stored", run_id=self.request.run_id, not_stored=ending.not_stored)
-        return Carried(
-            Outlook.ENDED, stop_reason=ending.stop_reason, error=ending.details, life=self._claimed.life
+        return AttemptResult(
+            AttemptOutcome.FINISHED,
+            stop_reason=ending.stop_reason,
+            error=ending.details,
+            life=self._claimed.life,
         )
 
     def _log_end(self, ending: Ending) -> None:
@@ -617,7 +620,7 @@ class Attempt:
         self._ledger.note(name, payload)
 
     def _note(self, name: str, **payload: Any) -> None:
-        self._ledger.note_of_run(name, **payload)
+        self._ledger.emit_run_event(name, **payload)
 
     @property
     def _ids(self) -> dict[str, Any]:

@@ -40,7 +40,6 @@ from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.context import CallContext, RunContext
 from openagents_worker.runtime.journal import digest_of
 from openagents_worker.runtime.latch import RunLatched
-from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.recorder import Outcome, Recorder
 from openagents_worker.runtime.state import CHANGE_LEVELS
 from openagents_worker.runtime.storable import stored_artifact, stored_part
@@ -51,7 +50,8 @@ from openagents_worker.runtime.user_code import (
     user_code,
     user_error_of,
 )
-from openagents_worker.telemetry import get_logger
+from openagents_worker.runtime.writer import RunWriter
+from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolExecutionSpec
 from openagents_worker.tools.checks import SchemaChecks, schema_of_tool
 
@@ -72,7 +72,7 @@ class RecordedModel:
         inner: LLMClient,
         *,
         recorder: Recorder,
-        ledger: Ledger,
+        ledger: RunWriter,
         budget: RunBudget,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -254,7 +254,7 @@ class RecordedTool:
         inner: Any,
         *,
         context: RunContext,
-        ledger: Ledger,
+        ledger: RunWriter,
         budget: RunBudget,
         timeout_ms: int | None,
         default_timeout_ms: int | None,

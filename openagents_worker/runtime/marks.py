@@ -3,7 +3,7 @@
 Code that keeps the interpreter to itself (the GIL) lets no other thread of its process say who it is: a
 regular expression that never ends, an extension in C, an integer with a billion digits. So whoever executes
 code of a run writes that down before: each step of a task on the event loop, and each function in a thread.
-A process beside the worker (`worker.guard`) reads it when the worker stands still.
+A process beside the worker (`worker.stall_monitor`) reads it when the worker stands still.
 """
 
 from __future__ import annotations

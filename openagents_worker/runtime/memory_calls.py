@@ -27,7 +27,7 @@ from openagents_worker.runtime.user_code import (
     user_code,
     user_error_of,
 )
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["MemoryCalls"]
 

@@ -25,12 +25,12 @@ from typing import assert_never
 from openagents_worker.errors import AgentUnavailable, OpenAgentsError, RunCancelled
 from openagents_worker.models import ErrorDetails, StopReason
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
-from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.user_code import described_in_log
+from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.scripts import Handed, SuspendKind, WriteAnswer
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["Carried", "Outlook", "Parting"]
+__all__ = ["AttemptResult", "AttemptOutcome", "Parting"]
 
 log = get_logger(__name__)
 
@@ -38,22 +38,22 @@ NOT_SERVED_MS = 500
 """How soon a run is looked at again whose agent its worker cannot serve: the one beside it often can."""
 
 
-class Outlook(StrEnum):
+class AttemptOutcome(StrEnum):
     """What became of a run in this process."""
 
-    ENDED = "ended"
+    FINISHED = "finished"
     SUSPENDED = "suspended"
-    NOTHING = "nothing"
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class AttemptResult:
     """The outcome of carrying a run. `reason` is the claim's answer, a retry's error code, or `handover`.
 
     `life` is which of the run's lives has ended.
     """
 
-    kind: Outlook
+    kind: AttemptOutcome
     reason: str = ""
     stop_reason: StopReason | None = None
     delay_ms: int | None = None
@@ -67,9 +67,9 @@ class Parting:
     def __init__(
         self,
         latch: Latch,
-        ledger: Ledger,
+        ledger: RunWriter,
         *,
-        finish: Callable[[OpenAgentsError], Awaitable[Carried]],
+        finish: Callable[[OpenAgentsError], Awaitable[AttemptResult]],
         send: Callable[[Handed], Awaitable[None]],
         back_off_ms: Callable[[OpenAgentsError, str], int],
         why_cancelled: Callable[[], Awaitable[str]],
@@ -84,20 +84,20 @@ class Parting:
         self._why_cancelled = why_cancelled
         self._left_max_ms = left_max_ms
 
-    async def leave(self) -> Carried:
+    async def leave(self) -> AttemptResult:
         """Part by the latch's reason; by a graver one where the latch is raised meanwhile."""
         while True:
             reason = self._latch.reason
             try:
-                carried = await self._by(reason)
+                attempt_result = await self._by(reason)
             except RunLatched:
-                carried = None
-            if carried is not None:
-                return carried
+                attempt_result = None
+            if attempt_result is not None:
+                return attempt_result
             if self._latch.reason is reason:
                 self._latch.set(LatchReason.FENCED, detail=f"nothing could be written for {reason}")
 
-    async def _by(self, reason: LatchReason | None) -> Carried | None:
+    async def _by(self, reason: LatchReason | None) -> AttemptResult | None:
         """What became of the run; None when the latch has been raised to another reason."""
         match reason:
             case LatchReason.HANDOVER:
@@ -114,7 +114,7 @@ class Parting:
                 log.of_run(
                     logging.WARNING, "run.fenced", run_id=self._ledger.run_id, detail=self._latch.detail
                 )
-                return Carried(Outlook.NOTHING, "fenced")
+                return AttemptResult(AttemptOutcome.SKIPPED, "fenced")
             case None:
                 raise RuntimeError("a run parts whose latch is not set")
             case _:
@@ -125,14 +125,14 @@ class Parting:
         assert self._latch.error is not None, f"latched for {self._latch.reason} without an error"
         return self._latch.error
 
-    async def _hand_over(self) -> Carried | None:
+    async def _hand_over(self) -> AttemptResult | None:
         handed = await self._ledger.suspend(kind=SuspendKind.HANDOVER, delay_ms=0, call="", error_code="")
         if handed.answer is not WriteAnswer.OK:
             return None
         await self._send(handed)
-        return Carried(Outlook.SUSPENDED, "handover")
+        return AttemptResult(AttemptOutcome.SUSPENDED, "handover")
 
-    async def _retry_later(self) -> Carried | None:
+    async def _retry_later(self) -> AttemptResult | None:
         error, call = self._error, self._latch.call
         handed = await self._ledger.suspend(
             kind=SuspendKind.RETRY,
@@ -143,7 +143,7 @@ class Parting:
         )
         return await self._put_aside(handed, error)
 
-    async def _leave_to_others(self) -> Carried | None:
+    async def _leave_to_others(self) -> AttemptResult | None:
         error = self._error
         handed = await self._ledger.suspend(
             kind=SuspendKind.LEFT_TO_OTHERS,
@@ -164,7 +164,7 @@ class Parting:
             return await self._finish(unavailable)
         return await self._put_aside(handed, error)
 
-    async def _put_aside(self, handed: Handed, error: OpenAgentsError) -> Carried | None:
+    async def _put_aside(self, handed: Handed, error: OpenAgentsError) -> AttemptResult | None:
         if handed.answer is not WriteAnswer.OK:
             return None
         run_id, said = self._ledger.run_id, described_in_log(error)
@@ -173,8 +173,8 @@ class Parting:
         else:
             log.of_run(logging.WARNING, "run.left_to_others", run_id=run_id, **said)
         await self._send(handed)
-        return Carried(
-            Outlook.SUSPENDED,
+        return AttemptResult(
+            AttemptOutcome.SUSPENDED,
             error.code,
             delay_ms=handed.delay_ms,
             error=ErrorDetails.from_exception(error),

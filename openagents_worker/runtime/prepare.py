@@ -20,7 +20,6 @@ from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import RecordedModel, RecordedTool
 from openagents_worker.runtime.context import RunContext
 from openagents_worker.runtime.journal import PREPARE, Record
-from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.memory_calls import MemoryCalls
 from openagents_worker.runtime.output import OutputType
 from openagents_worker.runtime.recorder import Outcome, Recorder
@@ -33,9 +32,10 @@ from openagents_worker.runtime.user_code import (
     user_code,
     user_error_of,
 )
+from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE, WRITTEN, reading
-from openagents_worker.store.runs import SessionStore
-from openagents_worker.telemetry import get_logger
+from openagents_worker.store.records import SessionStore
+from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolPlugin
 
 __all__ = ["Prepared", "Preparation", "Start"]
@@ -110,7 +110,7 @@ class Preparation:
         parts: AgentParts,
         sessions: SessionStore,
         recorder: Recorder,
-        ledger: Ledger,
+        ledger: RunWriter,
         budget: RunBudget,
         recorded: Record | None,
         start: Start,
@@ -128,7 +128,7 @@ class Preparation:
             parts.memory,
             context=context,
             recorder=recorder,
-            note=ledger.note_of_run,
+            note=ledger.emit_run_event,
             on_error=parts.definition.memory.on_error,
         )
 
@@ -150,7 +150,7 @@ class Preparation:
 
     def _note(self, name: str, **payload: Any) -> None:
         if self._recorded is None:
-            self._ledger.note_of_run(name, **payload)
+            self._ledger.emit_run_event(name, **payload)
 
     @property
     def _was_prepared_by_place(self) -> bool:
@@ -191,7 +191,7 @@ class Preparation:
     async def _compact(
         self, compact: Callable[..., Awaitable[None]], given: dict[str, Any], _: CallInfo
     ) -> Outcome:
-        self._ledger.note_of_run("context.compact.started")
+        self._ledger.emit_run_event("context.compact.started")
         started, overlay = time.monotonic(), Overlay(self._context.state)
         try:
             with (
@@ -202,12 +202,12 @@ class Preparation:
         except Exception as error:  # noqa: BLE001  # a past that could not be shortened is still a past
             failed = coded(error, PatternError)
             self._log_failure("context.compact_failed", failed)
-            self._ledger.note_of_run(
+            self._ledger.emit_run_event(
                 "context.compact_failed", error=str(error), error_details=_details(error)
             )
             return Outcome(error=failed) if failed.retryable else Outcome()
-        self._ledger.note_of_run("context.compact_succeeded")
-        self._ledger.note_of_run("context.compact.completed", duration_ms=_ms(started))
+        self._ledger.emit_run_event("context.compact_succeeded")
+        self._ledger.emit_run_event("context.compact.completed", duration_ms=_ms(started))
         return Outcome(state=overlay.changes())
 
     # --- model and tools ---------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class Preparation:
         )
 
     def _note_preflight(self, tool_id: str, result: str, started: float, **more: str) -> None:
-        self._ledger.note_of_run(
+        self._ledger.emit_run_event(
             "tool.preflight", tool_id=tool_id, result=result, duration_ms=_ms(started), **more
         )
 

@@ -31,13 +31,13 @@ from openagents_worker.models import RunUsage
 from openagents_worker.runtime.call_ids import content_of, outside_runs
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
-from openagents_worker.runtime.ledger import Ledger
 from openagents_worker.runtime.rules import Question, ReplayContradiction, Rules
 from openagents_worker.runtime.state import CHANGE_LEVELS
 from openagents_worker.runtime.storable import too_deep
 from openagents_worker.runtime.user_code import coded, executing, original_of, stand_for
+from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["Make", "Outcome", "Recorder"]
 
@@ -92,7 +92,7 @@ class Recorder:
         uid: str,
         rules: Rules,
         position: int,
-        ledger: Ledger,
+        ledger: RunWriter,
         latch: Latch,
         retries: int,
         tries: Mapping[str, int],

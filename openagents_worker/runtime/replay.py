@@ -44,7 +44,7 @@ MODEL_KINDS = frozenset({"model", "http"})
 
 
 @dataclass(slots=True, eq=False)
-class _Asked(Question):
+class _ContentQuestion(Question):
     """A call at its entry, with the frame in which it is made."""
 
     frame: Frame
@@ -167,7 +167,7 @@ class ReplayByContent(Rules):
         frame = self._nodes.here()
         return self._prompts.of(given, frame.node.prompts, frame.scope)
 
-    def enter(self, kind: str, name: str, digest: str, core: str = "") -> _Asked:
+    def enter(self, kind: str, name: str, digest: str, core: str = "") -> _ContentQuestion:
         frame = self._nodes.here()
         scope = frame.scope
         ordinal = frame.model_calls
@@ -176,7 +176,7 @@ class ReplayByContent(Rules):
         self._moved()
         content = content_digest(scope, kind, name, digest)
         core_content = content_digest(scope, kind, name, core)[:CORE_DIGITS] if core else ""
-        return _Asked(kind, name, content, core_content, frame.node.path, ordinal, frame)
+        return _ContentQuestion(kind, name, content, core_content, frame.node.path, ordinal, frame)
 
     def branch(self) -> str:
         return self._nodes.here().node.path
@@ -190,7 +190,7 @@ class ReplayByContent(Rules):
 
     # --- answering ---------------------------------------------------------------------------------------
 
-    async def find(self, question: _Asked) -> Record | None:
+    async def find(self, question: _ContentQuestion) -> Record | None:
         """The record that answers the call; None when it is to be made.
 
         Waits while another node may still come for the record. Raises `ReplayContradiction`.
@@ -213,7 +213,7 @@ class ReplayByContent(Rules):
         await self._wait_for_begun(question)
         return await self._changed_or_contradicted(question)
 
-    async def _another_nodes(self, key: tuple[str, str], question: _Asked) -> Record | None:
+    async def _another_nodes(self, key: tuple[str, str], question: _ContentQuestion) -> Record | None:
         """Another node's record, once that node cannot come for it any more."""
         if key in self._by and self._by[key] and self._next_own(question) is not None:
             self._set_adrift(question.node)
@@ -233,7 +233,7 @@ class ReplayByContent(Rules):
                 return self._take(record)
         return None
 
-    async def _wait_for_begun(self, question: _Asked) -> None:
+    async def _wait_for_begun(self, question: _ContentQuestion) -> None:
         """A call of this content that another node has begun is taken over once that node cannot come."""
         while (begun := self._first_begun(question)) is not None:
             waited = begun
@@ -250,7 +250,7 @@ class ReplayByContent(Rules):
                 question.takes_over = begun.id
                 return
 
-    def _first_begun(self, question: _Asked) -> _OpenCall | None:
+    def _first_begun(self, question: _ContentQuestion) -> _OpenCall | None:
         calls = self._open.get(question.content)
         if not calls or self._own_open(question) is not None:
             return None
@@ -263,7 +263,7 @@ class ReplayByContent(Rules):
             return None
         return next((record for record in found.values() if not record.is_cancelled), _first(found))
 
-    def _is_free(self, record: Record | _OpenCall, question: _Asked) -> bool:
+    def _is_free(self, record: Record | _OpenCall, question: _ContentQuestion) -> bool:
         """Whether the node that made it cannot come for it any more."""
         return (
             record.node == question.branch
@@ -272,7 +272,7 @@ class ReplayByContent(Rules):
             or self._nodes.is_alone(question.node)
         )
 
-    async def _changed_or_contradicted(self, question: _Asked) -> Record | None:
+    async def _changed_or_contradicted(self, question: _ContentQuestion) -> Record | None:
         own = self._next_own(question)
         if own is None or self._open_for(question) is not None:
             return None
@@ -303,7 +303,7 @@ class ReplayByContent(Rules):
             f"where the journal holds {_described(own)}"
         )
 
-    def _next_own(self, question: _Asked) -> Record | _OpenCall | None:
+    def _next_own(self, question: _ContentQuestion) -> Record | _OpenCall | None:
         """The node's first unread record in this scope that was not cancelled, or its first open call."""
         scope = question.frame.scope
         records = self._by.get(("node", question.branch, scope), {})
@@ -316,7 +316,7 @@ class ReplayByContent(Rules):
                     return call
         return None
 
-    def _own_open(self, question: _Asked) -> _OpenCall | None:
+    def _own_open(self, question: _ContentQuestion) -> _OpenCall | None:
         calls = self._open.get(question.content)
         if not calls:
             return None
@@ -357,7 +357,7 @@ class ReplayByContent(Rules):
 
     # --- handing out -------------------------------------------------------------------------------------
 
-    async def hand_out(self, question: _Asked, record: Record) -> bool:
+    async def hand_out(self, question: _ContentQuestion, record: Record) -> bool:
         """Wait until it is the record's turn; False when the call is to be made again.
 
         A call that the program cancelled waits to be cancelled again.
@@ -389,7 +389,7 @@ class ReplayByContent(Rules):
 
     # --- making ------------------------------------------------------------------------------------------
 
-    def claim_id(self, question: _Asked, again: Record | None = None) -> str:
+    def claim_id(self, question: _ContentQuestion, again: Record | None = None) -> str:
         if again is not None:
             return again.call
         call = self._open_for(question)
@@ -402,7 +402,7 @@ class ReplayByContent(Rules):
             return call.id
         return self._ids.new(question.name, question.content)
 
-    def _open_for(self, question: _Asked) -> _OpenCall | None:
+    def _open_for(self, question: _ContentQuestion) -> _OpenCall | None:
         """The open call that this one is: its node's own, one it takes over, or one of an earlier life."""
         if not self._open:
             return None
@@ -410,7 +410,7 @@ class ReplayByContent(Rules):
         own = self._own_open(question) or calls.get(question.takes_over)
         return own or next((call for call in calls.values() if not call.is_begun), None)
 
-    def inside(self, question: _Asked, call_id: str) -> AbstractContextManager[Frame]:
+    def inside(self, question: _ContentQuestion, call_id: str) -> AbstractContextManager[Frame]:
         outer = OuterCall(call_id, question.kind, question.branch)
         return self._nodes.inside(question.frame, outer)
 
@@ -422,10 +422,10 @@ class ReplayByContent(Rules):
         self._in_flight -= 1
         self._moved()
 
-    def tries_fact(self, question: _Asked, call_id: str) -> str:
+    def tries_fact(self, question: _ContentQuestion, call_id: str) -> str:
         return f"{call_id}\n{question.kind}\n{question.branch}"
 
-    def failed_tries(self, question: _Asked, call_id: str) -> int:
+    def failed_tries(self, question: _ContentQuestion, call_id: str) -> int:
         """How often this call has failed and was put off; for another prompt than before, the old one's."""
         if not self._tried:
             return 0
@@ -434,7 +434,7 @@ class ReplayByContent(Rules):
             facts = self._tried.get(f"{question.kind}\n{question.branch}\n{question.name}")
         return sum(self._tries[fact] for fact in facts or ())
 
-    def identity(self, question: _Asked) -> dict[str, Any]:
+    def identity(self, question: _ContentQuestion) -> dict[str, Any]:
         return {
             "node": question.branch,
             "outer": question.frame.outer,

@@ -24,7 +24,7 @@ __all__ = ["ReplayByPlace"]
 
 
 @dataclass(slots=True, eq=False)
-class _Asked(Question):
+class _PlaceQuestion(Question):
     key: str
 
 
@@ -62,12 +62,12 @@ class ReplayByPlace(Rules):
     def prompt(self, given: Mapping[str, Any]) -> tuple[str, str]:
         return self._prompts.of(given["messages"]), ""
 
-    def enter(self, kind: str, name: str, digest: str, core: str = "") -> _Asked:
+    def enter(self, kind: str, name: str, digest: str, core: str = "") -> _PlaceQuestion:
         key = self._places.enter()
         self._entered[kind] += 1
-        return _Asked(kind, name, digest, "", self._places.branch(), self._entered[kind] - 1, key)
+        return _PlaceQuestion(kind, name, digest, "", self._places.branch(), self._entered[kind] - 1, key)
 
-    async def find(self, question: _Asked) -> Record | None:
+    async def find(self, question: _PlaceQuestion) -> Record | None:
         record = self._take(question.key)
         if record is None:
             return None
@@ -80,7 +80,7 @@ class ReplayByPlace(Rules):
             + (" with other arguments" if same_call else "")
         )
 
-    async def hand_out(self, question: _Asked, record: Record) -> bool:
+    async def hand_out(self, question: _PlaceQuestion, record: Record) -> bool:
         if self._records.pop(f"{record.call}!", None) is not None or record.is_cancelled:
             await self._latch.wait()  # the pattern cancelled this call then, and will again
         return True
@@ -91,19 +91,19 @@ class ReplayByPlace(Rules):
     def inside_of(self, record: Record) -> Sequence[Record]:
         return ()
 
-    def claim_id(self, question: _Asked, again: Record | None = None) -> str:
+    def claim_id(self, question: _PlaceQuestion, again: Record | None = None) -> str:
         return question.key
 
-    def inside(self, question: _Asked, call_id: str) -> AbstractContextManager[Any]:
+    def inside(self, question: _PlaceQuestion, call_id: str) -> AbstractContextManager[Any]:
         return self._places.inside(call_id)
 
-    def identity(self, question: _Asked) -> dict[str, Any]:
+    def identity(self, question: _PlaceQuestion) -> dict[str, Any]:
         return {"digest": question.content}
 
-    def tries_fact(self, question: _Asked, call_id: str) -> str:
+    def tries_fact(self, question: _PlaceQuestion, call_id: str) -> str:
         return call_id
 
-    def failed_tries(self, question: _Asked, call_id: str) -> int:
+    def failed_tries(self, question: _PlaceQuestion, call_id: str) -> int:
         return self._tries.get(call_id, 0)
 
     async def unread_at_end(self, part: str) -> list[str]:

@@ -24,7 +24,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.models import ErrorDetails, RunRequest, RunResult, StopReason
 from openagents_worker.runtime.assembly import Assembly
-from openagents_worker.runtime.attempt import Attempt, Carried, Outlook
+from openagents_worker.runtime.attempt import Attempt, AttemptOutcome, AttemptResult
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.marks import Executing, Marks, marked
@@ -33,11 +33,11 @@ from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import WRITTEN, reading
-from openagents_worker.store.runs import check_canvas, request_of
+from openagents_worker.store.records import check_canvas, request_of
 from openagents_worker.store.scripts import ClaimAnswer, Claimed, ReleaseKind, Wake
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["Carried", "Outlook", "Runner"]
+__all__ = ["AttemptResult", "AttemptOutcome", "Runner"]
 
 log = get_logger(__name__)
 
@@ -76,7 +76,7 @@ class Runner:
         self._idle.set()
         self._stops = Stops()
 
-    async def carry(self, run_id: str, format_: int = WRITTEN) -> Carried:
+    async def execute(self, run_id: str, format_: int = WRITTEN) -> AttemptResult:
         """Claim a run and carry it as far as it goes here. Never raises for what happens inside the run.
 
         `format_` is that of the message which asks for it.
@@ -86,16 +86,16 @@ class Runner:
             if claimed.answer is not ClaimAnswer.CLAIMED:
                 if claimed.wakes:
                     await self._send_wakes(claimed.wakes)
-                carried = _not_carried(claimed)
-                _log_foreign_end(run_id, claimed, carried)
-                return carried
+                attempt_result = _not_claimed(claimed)
+                _log_foreign_end(run_id, claimed, attempt_result)
+                return attempt_result
             if lease.remaining_s() <= 0:  # nothing is begun here: others may take the run at any moment
                 return await self._give_back(run_id, lease, claimed, ReleaseKind.HANDOVER)
             if not self.accepting:
                 return await self._give_back(run_id, lease, claimed, ReleaseKind.HANDOVER)
             return await self._attempt(run_id, lease, claimed)
 
-    async def _attempt(self, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
+    async def _attempt(self, run_id: str, lease: Lease, claimed: Claimed) -> AttemptResult:
         """Carry a claimed run to an end that is written, whatever happens."""
         try:
             attempt = await self._made(run_id, lease, claimed)
@@ -107,9 +107,9 @@ class Runner:
         context = copy_context()
         context.run(marked.set, attempt.mark)
         work = self._marked(self._to_its_end(attempt, run_id, lease, claimed))
-        carrying = asyncio.create_task(work, name=f"attempt {run_id}", context=context)
+        executing = asyncio.create_task(work, name=f"attempt {run_id}", context=context)
         try:
-            return await _awaited(carrying, attempt)
+            return await _awaited(executing, attempt)
         finally:
             if self._attempts.get(run_id) is attempt:
                 del self._attempts[run_id]
@@ -156,12 +156,14 @@ class Runner:
             agent_id=agent_id or "", session_id=session_id or "", run_id=run_id, input_text=""
         )
 
-    async def _marked(self, work: Coroutine[Any, Any, Carried]) -> Carried:
+    async def _marked(self, work: Coroutine[Any, Any, AttemptResult]) -> AttemptResult:
         return await self._marks.steps(work)
 
-    async def _to_its_end(self, attempt: Attempt, run_id: str, lease: Lease, claimed: Claimed) -> Carried:
+    async def _to_its_end(
+        self, attempt: Attempt, run_id: str, lease: Lease, claimed: Claimed
+    ) -> AttemptResult:
         try:
-            carried = await attempt.carry()
+            attempt_result = await attempt.execute()
         except asyncio.CancelledError:  # the loop ends
             raise
         except BaseException:  # an error of ours: the run is given back, and that is counted
@@ -175,7 +177,7 @@ class Runner:
                 logging.ERROR, "run.write_refused", run_id=run_id, error=error.message, hint=error.hint
             )
             await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
-        return carried
+        return attempt_result
 
     async def _claim(self, run_id: str, format_: int) -> tuple[Lease, Claimed]:
         """Ask until there is an answer: with one nonce, so that a lost answer is given once more."""
@@ -203,7 +205,9 @@ class Runner:
                 return lease, claimed
             await asyncio.sleep(0.05)  # the heartbeat is about to register a new incarnation
 
-    async def _give_back(self, run_id: str, lease: Lease, claimed: Claimed, kind: ReleaseKind) -> Carried:
+    async def _give_back(
+        self, run_id: str, lease: Lease, claimed: Claimed, kind: ReleaseKind
+    ) -> AttemptResult:
         """Release a run that we have claimed. Where Redis is away its lease ends, and others take it."""
         door = scripts.release(
             run_id=run_id,
@@ -217,13 +221,13 @@ class Runner:
         except RedisUnreachable as error:
             hint = "the heartbeat releases it"
             log.of_run(logging.WARNING, "run.not_released", run_id=run_id, error=error.message, hint=hint)
-            return Carried(Outlook.NOTHING, "fenced")
+            return AttemptResult(AttemptOutcome.SKIPPED, "fenced")
         await self._send_wakes(released.wakes)
         match kind:
             case ReleaseKind.HANDOVER:
-                return Carried(Outlook.NOTHING, "handover")
+                return AttemptResult(AttemptOutcome.SKIPPED, "handover")
             case ReleaseKind.LOST:
-                return Carried(Outlook.NOTHING, "given_back")
+                return AttemptResult(AttemptOutcome.SKIPPED, "given_back")
             case _:
                 assert_never(kind)
 
@@ -233,7 +237,7 @@ class Runner:
         """Runs that this process claims or carries; may be asked from any thread."""
         return frozenset(self._claiming.copy())
 
-    def carried(self) -> frozenset[str]:
+    def owned_runs(self) -> frozenset[str]:
         """Those of them whose claim has been answered: they are ours; may be asked from any thread."""
         return frozenset(self._attempts.copy())
 
@@ -278,32 +282,32 @@ class Runner:
         await self._idle.wait()
 
 
-async def _awaited(carrying: asyncio.Task[Carried], attempt: Attempt) -> Carried:
+async def _awaited(executing: asyncio.Task[AttemptResult], attempt: Attempt) -> AttemptResult:
     """The outcome of an attempt. What interrupts us meanwhile is passed on to the attempt, which stops in its
     own way; a cancellation goes on once it has stopped."""
     interruption: BaseException | None = None
-    while not carrying.done():
+    while not executing.done():
         try:
-            await asyncio.wait({carrying})
+            await asyncio.wait({executing})
         except GeneratorExit:  # we are thrown away with the loop
-            carrying.cancel()
+            executing.cancel()
             raise
         except BaseException as error:  # noqa: BLE001 - raised again below
             attempt.interrupt(error)
             interruption = (
                 error if interruption is None or isinstance(interruption, Exception) else interruption
             )
-    carried = carrying.result()
+    attempt_result = executing.result()
     if interruption is not None and not isinstance(interruption, Exception):
         raise interruption
-    return carried
+    return attempt_result
 
 
-def _not_carried(claimed: Claimed) -> Carried:
+def _not_claimed(claimed: Claimed) -> AttemptResult:
     """What a claim that gave no work says of the run: its end, where nobody else has told or will tell it."""
     match claimed.answer:
         case ClaimAnswer.CANCELLED:
-            return Carried(Outlook.ENDED, stop_reason=StopReason.CANCELLED, life=claimed.life)
+            return AttemptResult(AttemptOutcome.FINISHED, stop_reason=StopReason.CANCELLED, life=claimed.life)
         case ClaimAnswer.DONE if claimed.untold:
             return _foreign_end(claimed)
         case (
@@ -317,22 +321,24 @@ def _not_carried(claimed: Claimed) -> Carried:
             | ClaimAnswer.OTHER_FORMAT
             | ClaimAnswer.PARKED
         ):
-            return Carried(Outlook.NOTHING, claimed.answer.value.lower())
+            return AttemptResult(AttemptOutcome.SKIPPED, claimed.answer.value.lower())
         case ClaimAnswer.CLAIMED:
             raise ValueError("a run that was claimed is carried")
         case _:
             assert_never(claimed.answer)
 
 
-def _foreign_end(claimed: Claimed) -> Carried:
+def _foreign_end(claimed: Claimed) -> AttemptResult:
     try:
         with reading(WRITTEN):
             result = RunResult[Any].model_validate_json(claimed.untold)
     except RecordUnreadable as error:
         details = ErrorDetails.from_exception(error)
-        return Carried(Outlook.ENDED, stop_reason=StopReason.FAILED, error=details, life=claimed.life)
-    return Carried(
-        Outlook.ENDED, stop_reason=result.stop_reason, error=result.error_details, life=claimed.life
+        return AttemptResult(
+            AttemptOutcome.FINISHED, stop_reason=StopReason.FAILED, error=details, life=claimed.life
+        )
+    return AttemptResult(
+        AttemptOutcome.FINISHED, stop_reason=result.stop_reason, error=result.error_details, life=claimed.life
     )
 
 
@@ -342,9 +348,9 @@ ENDED_WITHOUT_A_WORKER = frozenset(
 """With these a run ends in Redis, while no worker works on it; other failures their worker has logged."""
 
 
-def _log_foreign_end(run_id: str, claimed: Claimed, carried: Carried) -> None:
+def _log_foreign_end(run_id: str, claimed: Claimed, attempt_result: AttemptResult) -> None:
     """A run that was ended in Redis is logged by the worker that tells Celery of it."""
-    error = carried.error
+    error = attempt_result.error
     if error is None or error.code not in ENDED_WITHOUT_A_WORKER:
         return
     log.error(
@@ -352,7 +358,7 @@ def _log_foreign_end(run_id: str, claimed: Claimed, carried: Carried) -> None:
         run_id=run_id,
         agent_id=error.context.get("agent_id"),
         session_id=error.context.get("session_id"),
-        stop_reason=str(carried.stop_reason),
+        stop_reason=str(attempt_result.stop_reason),
         code=error.code,
         message=error.message,
     )

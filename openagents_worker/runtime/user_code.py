@@ -28,7 +28,7 @@ from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.marks import Marks, mark_of, marked, run_prefix
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.offload import WorkOffLoop
 from openagents_worker.tracebacks import is_raised_by_user, traceback_text
 

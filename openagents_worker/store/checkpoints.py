@@ -10,8 +10,8 @@ from openagents_worker.jsontext import loads
 from openagents_worker.models import ErrorDetails, RunUsage
 from openagents_worker.store.client import AsyncStore, Store
 from openagents_worker.store.formats import WRITTEN, reading
-from openagents_worker.store.runs import aread_record, read_record
-from openagents_worker.store.scripts import PAGE_BYTES, Call, page
+from openagents_worker.store.records import aread_record, read_record
+from openagents_worker.store.scripts import PAGE_BYTES, ScriptCall, page
 
 __all__ = ["Checkpoint", "acheckpoints", "checkpoints"]
 
@@ -77,5 +77,5 @@ async def acheckpoints(store: AsyncStore, run_id: str) -> AsyncIterator[Checkpoi
             position += 1
 
 
-def _page(run_id: str, position: int) -> Call[tuple[str, ...]]:
+def _page(run_id: str, position: int) -> ScriptCall[tuple[str, ...]]:
     return page(run_id=run_id, position=position, page_bytes=PAGE_BYTES)

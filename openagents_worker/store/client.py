@@ -23,18 +23,14 @@ from redis.retry import Retry
 from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.loops import PerLoop, at_fork
 from openagents_worker.redaction import safe_url
-from openagents_worker.store.clients import AsyncClient, Client
-from openagents_worker.store.failures import (
-    CONNECTION_LOST,
-    AnswerLost,
-    connection_broke,
-    not_sent,
-    refuses_now,
-    translating,
+from openagents_worker.store.batching import PipelineBatcher, has_hung_up
+from openagents_worker.store.durability import (
+    WAIT_FOR_DISK,
+    WAIT_FOR_DISK_MS,
+    PersistenceInfo,
+    ask_persistence,
 )
-from openagents_worker.store.keeping import WAIT_FOR_DISK, WAIT_FOR_DISK_MS, Keeping, ask_keeping
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.lanes import Lanes, has_hung_up
 from openagents_worker.store.permission import (
     DEFAULT_USER,
     is_no_permission,
@@ -42,15 +38,24 @@ from openagents_worker.store.permission import (
     note_rights,
     user_of,
 )
+from openagents_worker.store.redis_clients import AsyncClient, Client
+from openagents_worker.store.redis_errors import (
+    CONNECTION_LOST,
+    AnswerLost,
+    connection_broke,
+    not_sent,
+    refuses_now,
+    translating,
+)
 from openagents_worker.store.redis_options import options_of, reading_any_bytes
-from openagents_worker.store.scripts import Call, Script, lacking
+from openagents_worker.store.scripts import Script, ScriptCall, lacking
 
 __all__ = ["AnswerLost", "AsyncStore", "Cell", "Plan", "Reader", "Store", "refuses_now"]
 
 T = TypeVar("T")
 Plan = Generator[Any, Any, T]
-"""What is to be asked, and in which order, for a sync and an async store alike: it yields scripts (`Call`)
-and questions as for `ask`, is sent their answers, and returns what came of them."""
+"""A sequence of questions to Redis, for a sync and an async store alike. It yields script calls (`ScriptCall`)
+and functions as for `ask`, is sent their answers, and returns its result."""
 
 CONNECT_TIMEOUT_S = 1.5  # a closed or silent port is known in less than five seconds, two addresses included
 ANSWER_TIMEOUT_S = 2.0
@@ -245,7 +250,7 @@ class Store:
             connect_timeout_s=connect_timeout_s,
         )
         self.redis = Client(connection_pool=pool)
-        self._keeping: Keeping | None = None
+        self._keeping: PersistenceInfo | None = None
         self._permissions = _Permissions(cell)
         at_fork(self)
 
@@ -257,12 +262,12 @@ class Store:
                 connection.disconnect()  # in another process than its own it only closes its socket
         pool.reset()
 
-    def run(self, call: Call[T]) -> T:
+    def run(self, call: ScriptCall[T]) -> T:
         """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` when it may have been carried out."""
         argv = call.argv(self.cell.common)
         return call.parse(self.use(lambda r: self._eval(r, call, argv)))
 
-    def _eval(self, client: Any, call: Call[Any], argv: list[Any]) -> Any:
+    def _eval(self, client: Any, call: ScriptCall[Any], argv: list[Any]) -> Any:
         sha, source = self._permissions.text(call.script)
         try:
             try:
@@ -275,7 +280,7 @@ class Store:
         self._permissions.note(call.script)
         return reply
 
-    def run_on_disk(self, call: Call[T]) -> T:
+    def run_on_disk(self, call: ScriptCall[T]) -> T:
         """Run a script once and wait until what it wrote is on disk.
 
         Raises as `run` does, `AnswerLost` also when Redis has not said so in time; and `RedisUnsafe`, before
@@ -309,10 +314,12 @@ class Store:
             self._permissions.note(script)
         return _known_on_disk(reply, synced, self.cell)
 
-    def keeping(self) -> Keeping:
+    def keeping(self) -> PersistenceInfo:
         """What this Redis says of how it keeps what is written."""
         with self.redis.pipeline(transaction=False) as pipe:
-            return Keeping.of(self.ask(lambda _: _answers(ask_keeping(pipe).execute(raise_on_error=False))))
+            return PersistenceInfo.of(
+                self.ask(lambda _: _answers(ask_persistence(pipe).execute(raise_on_error=False)))
+            )
 
     def ask(self, question: Callable[[Any], T]) -> T:
         """Any read: `store.ask(lambda r: r.hgetall(key))`, errors translated.
@@ -332,7 +339,7 @@ class Store:
         with translating(self.cell.url):
             return work(self.redis)
 
-    def carry_out(self, plan: Plan[T], other: Callable[[Any], object] | None = None) -> T:
+    def execute(self, plan: Plan[T], other: Callable[[Any], object] | None = None) -> T:
         """Do what the plan says; a step that is neither a script nor a question is for `other`."""
         answer: Any = None
         with closing(plan):
@@ -363,7 +370,7 @@ class _OnLoop:
 
     def __init__(self, pool: Any, answer_timeout_s: float | None) -> None:
         self.redis = AsyncClient(connection_pool=pool)
-        self.lanes = Lanes(pool, answer_timeout_s=answer_timeout_s)
+        self.lanes = PipelineBatcher(pool, answer_timeout_s=answer_timeout_s)
         self._pool = pool
 
     async def close(self) -> None:
@@ -399,7 +406,7 @@ class AsyncStore:
         self._answer_timeout_s = answer_timeout_s
         self._spare_pool: Any = self._make_pool()  # what is wrong with the URL is said now
         self._on_loops: PerLoop[_OnLoop] = PerLoop(self._connect)
-        self._keeping: Keeping | None = None
+        self._keeping: PersistenceInfo | None = None
         self._permissions = _Permissions(cell)
         self._sleep = sleep
 
@@ -423,19 +430,19 @@ class AsyncStore:
         return self._on_loops.here().redis
 
     @property
-    def _lanes(self) -> Lanes:
+    def _lanes(self) -> PipelineBatcher:
         return self._on_loops.here().lanes
 
     @property
     def keys(self) -> Keys:
         return self.cell.keys
 
-    async def run(self, call: Call[T]) -> T:
+    async def run(self, call: ScriptCall[T]) -> T:
         """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` when it may have been carried out."""
         with translating(self.cell.url):
             return call.parse(await self._eval(call.script, call.argv(self.cell.common)))
 
-    async def run_until(self, call: Call[T], until: Callable[[], bool]) -> T:
+    async def run_until(self, call: ScriptCall[T], until: Callable[[], bool]) -> T:
         """Run a script and repeat it while Redis is away, until `until()` says that it is too late."""
         return await self._repeat(lambda: self.run(call), until)
 
@@ -476,7 +483,7 @@ class AsyncStore:
         except exceptions.NoScriptError:  # another Redis has become the master, or they were flushed again
             return await self._lanes.ask("EVAL", source, 1, self.cell.prefix, *argv)
 
-    async def run_on_disk(self, call: Call[T]) -> T:
+    async def run_on_disk(self, call: ScriptCall[T]) -> T:
         """Run a script once and wait until what it wrote is on disk; raises as `Store.run_on_disk` does."""
         if self._keeping is None:
             keeping = await self.keeping()
@@ -508,14 +515,14 @@ class AsyncStore:
             self._permissions.note(script)
         return _known_on_disk(reply, synced, self.cell)
 
-    async def keeping(self) -> Keeping:
+    async def keeping(self) -> PersistenceInfo:
         """What this Redis says of how it keeps what is written."""
         async with self.redis.pipeline(transaction=False) as pipe:
 
             async def ask(_: Any) -> list[Any]:
-                return _answers(await ask_keeping(pipe).execute(raise_on_error=False))
+                return _answers(await ask_persistence(pipe).execute(raise_on_error=False))
 
-            return Keeping.of(await self.ask(ask))
+            return PersistenceInfo.of(await self.ask(ask))
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
         """Any read: `await store.ask(lambda r: r.hgetall(key))`, errors translated.
@@ -535,7 +542,7 @@ class AsyncStore:
         with translating(self.cell.url):
             return await work(self.redis)
 
-    async def carry_out(self, plan: Plan[T], other: Callable[[Any], Awaitable[object]] | None = None) -> T:
+    async def execute(self, plan: Plan[T], other: Callable[[Any], Awaitable[object]] | None = None) -> T:
         """Do what the plan says; a step that is neither a script nor a question is for `other`."""
         answer: Any = None
         with closing(plan):
@@ -558,7 +565,7 @@ class AsyncStore:
 
 def _do(store: Store | AsyncStore, step: Any, other: Callable[[Any], Any] | None) -> Any:
     """A step of a plan: its answer, to be awaited where the store is async."""
-    if isinstance(step, Call):
+    if isinstance(step, ScriptCall):
         return store.run(step)
     if callable(step):
         return store.ask(step)

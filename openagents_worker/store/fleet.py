@@ -15,8 +15,8 @@ from typing import Any
 
 from openagents_worker.jsontext import dumps, loads
 from openagents_worker.store.client import Plan
-from openagents_worker.store.failures import or_else
 from openagents_worker.store.keys import Keys, decode_id
+from openagents_worker.store.redis_errors import or_else
 
 __all__ = [
     "AgentInfo",

@@ -22,11 +22,11 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.models import RunRecord, RunState
-from openagents_worker.store.aside import wrong_fixed_keys
 from openagents_worker.store.client import Plan
-from openagents_worker.store.failures import is_wrong_type, or_else, wrong_type_error
+from openagents_worker.store.dead_letters import wrong_fixed_keys
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.runs import RECORD_FIELDS, record_of
+from openagents_worker.store.records import RECORD_FIELDS, record_of
+from openagents_worker.store.redis_errors import is_wrong_type, or_else, wrong_type_error
 from openagents_worker.store.scripts import Pruned, prune
 
 __all__ = [
@@ -196,7 +196,7 @@ def list_runs(
     sizes = [count for (count,) in counted]
     shortest, *others = [name for _, name in sorted(zip(sizes, names, strict=True))]
 
-    def read(ids: Sequence[str]) -> Plan[list[RunRecord | _Unreadable | None]]:
+    def read(ids: Sequence[str]) -> Plan[list[RunRecord | _UnreadableEntry | None]]:
         rows = yield from _each(
             ids,
             lambda r, id_: r.hmget(keys("run", id_), RECORD_FIELDS),
@@ -215,7 +215,7 @@ def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[Se
     """A page of sessions, the one with the newest run first. Raises as `list_runs` does."""
     key = keys("index", SESSIONS)
 
-    def read(ids: Sequence[str]) -> Plan[list[SessionSummary | _Unreadable | None]]:
+    def read(ids: Sequence[str]) -> Plan[list[SessionSummary | _UnreadableEntry | None]]:
         rows = yield from _each(
             ids,
             lambda r, id_: r.exists(keys("session", id_)),
@@ -247,24 +247,24 @@ def list_problems(keys: Keys) -> Plan[tuple[Problem, ...]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Unreadable:
+class _UnreadableEntry:
     key: str
     code: str
 
 
 def _wanted(
     keys: Keys, run_id: str, values: Sequence[str | None], wanted: RunFilter
-) -> RunRecord | _Unreadable | None:
+) -> RunRecord | _UnreadableEntry | None:
     """A run that is gone is in a list until that is pruned."""
     if is_wrong_type(values):
-        return _Unreadable(keys("run", run_id), RedisWrongType.code)
+        return _UnreadableEntry(keys("run", run_id), RedisWrongType.code)
     try:
         record = record_of(run_id, or_else(values, ()))
         return record if record is not None and wanted.passes(record) else None
     except RedisUnreachable:
         raise
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one record, the others are listed
-        return _Unreadable(keys("run", run_id), getattr(error, "code", RecordUnreadable.code))
+        return _UnreadableEntry(keys("run", run_id), getattr(error, "code", RecordUnreadable.code))
 
 
 def pruning() -> Plan[int]:
@@ -286,7 +286,7 @@ def pruning() -> Plan[int]:
 
 def _page(
     key: str,
-    read: Callable[[Sequence[str]], Plan[list[T | _Unreadable | None]]],
+    read: Callable[[Sequence[str]], Plan[list[T | _UnreadableEntry | None]]],
     since_ms: int | None,
     until_ms: int | None,
     limit: int,
@@ -305,7 +305,7 @@ def _page(
         items = (yield from read([id_ for id_, _ in entries])) if entries else []
         for (id_, score), item in zip(entries, items, strict=True):
             after = (score, id_)
-            if isinstance(item, _Unreadable):
+            if isinstance(item, _UnreadableEntry):
                 since = datetime.fromtimestamp(min(max(score, 0), LATEST_MS) / 1000, UTC)
                 problems.append(Problem(item.key, item.code, since))
             elif item is not None:
@@ -381,12 +381,12 @@ def _each(ids: Sequence[str], *commands: Callable[[Any, str], object]) -> Plan[l
     return [answers[at : at + len(commands)] for at in range(0, len(answers), len(commands))]
 
 
-def _summary(keys: Keys, session_id: str, row: Sequence[Any]) -> SessionSummary | _Unreadable | None:
+def _summary(keys: Keys, session_id: str, row: Sequence[Any]) -> SessionSummary | _UnreadableEntry | None:
     kinds = (None, ("index", SESSIONS), "session", "session_queue", "transcript", "artifacts")
     for kind, answer in zip(kinds, row, strict=True):
         if is_wrong_type(answer):
             key = keys(*kind) if isinstance(kind, tuple) else keys(kind or "session", session_id)
-            return _Unreadable(key, RedisWrongType.code)
+            return _UnreadableEntry(key, RedisWrongType.code)
         or_else(answer, None)
     exists, last_ms, holder, waiting, messages, artifacts = row
     if not exists or last_ms is None:

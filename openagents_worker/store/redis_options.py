@@ -15,7 +15,7 @@ from redis import exceptions
 from openagents_worker.addresses import RedisAddress, Sentinels, address_of
 from openagents_worker.errors import ConfigError, ConfigValidationError
 from openagents_worker.redis_tls import Tls
-from openagents_worker.store.master import SENTINEL_TIMEOUT_S, AsyncMaster, AsyncToMaster, Master, ToMaster
+from openagents_worker.store.sentinel import SENTINEL_TIMEOUT_S, AsyncMaster, AsyncToMaster, Master, ToMaster
 
 __all__ = ["options_of", "reading_any_bytes"]
 

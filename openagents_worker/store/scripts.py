@@ -1,7 +1,7 @@
-"""Scripts. The only place where Python calls a Lua verb: one typed door per script.
+"""Scripts: the only place where Python calls a Lua script, by one typed function for each.
 
-A door takes keyword arguments and returns a `Call`; its body turns the script's reply into a value. The Lua
-side gets its arguments by name, generated from the door's signature, so positions cannot drift apart.
+A script function takes keyword arguments and returns a `ScriptCall`; its body turns the script's reply into a
+value. The Lua side gets its arguments by name, generated from the signature, so positions cannot drift apart.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from openagents_worker.store.rights import MENDING, Right, covering, rights_of, 
 from openagents_worker.store.states import states_in_lua
 
 __all__ = [
-    "Call",
+    "ScriptCall",
     "PAGE_BYTES",
     "CancelAnswer",
     "ClaimAnswer",
@@ -219,7 +219,7 @@ def _with_library(path: str, done: set[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
+class ScriptCall(Generic[T]):
     """A script with its arguments, ready to be run by a sync or an async client."""
 
     script: Script
@@ -242,7 +242,7 @@ class Call(Generic[T]):
         return flat
 
 
-def _door(read: Callable[Concatenate[Reply, P], T]) -> Callable[P, Call[T]]:
+def _script_function(read: Callable[Concatenate[Reply, P], T]) -> Callable[P, ScriptCall[T]]:
     """Makes a door of a function whose keyword arguments are the script's and whose body reads the reply."""
 
     @cache  # not before the first call: most processes use only some of the doors
@@ -252,10 +252,10 @@ def _door(read: Callable[Concatenate[Reply, P], T]) -> Callable[P, Call[T]]:
         made = Script(read.__name__.strip("_"), {p.name: hints[p.name] for p in parameters})
         return made, {p.name: p.default for p in parameters}
 
-    def door(*_: P.args, **given: P.kwargs) -> Call[T]:
+    def door(*_: P.args, **given: P.kwargs) -> ScriptCall[T]:
         made, defaults = script()
         values = {name: given.get(name, default) for name, default in defaults.items()}
-        return Call(made, tuple(values.values()), partial(cast(Callable[..., T], read), **values))
+        return ScriptCall(made, tuple(values.values()), partial(cast(Callable[..., T], read), **values))
 
     door.__name__, door.__doc__ = read.__name__, read.__doc__
     return door
@@ -531,7 +531,7 @@ class Pruned:
 # --- doors -----------------------------------------------------------------------------------------------
 
 
-@_door
+@_script_function
 def submit(
     reply: Reply,
     *,
@@ -569,7 +569,7 @@ def submit(
     return Submitted(answer, reply[1], reply[2], int(float(reply[3])) if reply[3] else None, also)
 
 
-@_door
+@_script_function
 def register(
     reply: Reply,
     *,
@@ -590,25 +590,25 @@ def register(
     return Registered(int(reply[0]), _pairs(reply[1]))
 
 
-@_door
+@_script_function
 def end_lease(reply: Reply, *, incarnation: str, host: str, process: str) -> Literal["OK", "OVER"]:
     """End the lease of a process of this host that was seen to be dead. OVER: there is none to end."""
     return "OK" if reply == "OK" else "OVER"
 
 
-@_door
+@_script_function
 def retire(reply: Reply, *, incarnation: str, host: str = "") -> Literal["GONE", "OVER"]:
     """End a worker's lease: GONE when it owned nothing, OVER when its runs are left for reclaim."""
     return "GONE" if reply == "GONE" else "OVER"
 
 
-@_door
+@_script_function
 def accuse(reply: Reply, *, run_id: str, incarnation: str) -> bool:
     """Say which run blocks the event loop of a process that is about to end. False: it is not its run."""
     return bool(reply == "OK")
 
 
-@_door
+@_script_function
 def renew(
     reply: Reply,
     *,
@@ -628,7 +628,7 @@ def renew(
     return Renewal(False, frozenset(reply[1]), frozenset(reply[2]), int(reply[3]))
 
 
-@_door
+@_script_function
 def look(reply: Reply, *, server: str, silence_ms: int, host: str = "", joined: str = "") -> Looked:
     """Give up the workers whose connection is gone for `silence_ms` and that should have renewed since.
 
@@ -644,13 +644,13 @@ def look(reply: Reply, *, server: str, silence_ms: int, host: str = "", joined: 
     )
 
 
-@_door
+@_script_function
 def alarm(reply: Reply, *, incarnation: str) -> FalseAlarm | None:
     """Say that this process lives, whose lease is over; None: nobody has ended it early."""
     return FalseAlarm(int(reply[1]), reply[2], bool(reply[3])) if reply[0] == "FALSE_ALARM" else None
 
 
-@_door
+@_script_function
 def claim(
     reply: Reply,
     *,
@@ -710,13 +710,13 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() and len(text) < MAX_COUNTER_DIGITS else 0
 
 
-@_door
+@_script_function
 def page(reply: Reply, *, run_id: str, position: int, page_bytes: int) -> tuple[str, ...]:
     """A run's records as JSON from `position` on, as many as fit into a page, and one at least."""
     return tuple(reply)
 
 
-@_door
+@_script_function
 def release(
     reply: Reply,
     *,
@@ -730,13 +730,13 @@ def release(
     return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())
 
 
-@_door
+@_script_function
 def emit(reply: Reply, *, run_id: str, fence: str, batch_no: int, events: list[str]) -> WriteAnswer:
     """Append a batch of events: name, payload JSON, name, payload JSON …. A batch number counts once."""
     return WriteAnswer(reply)
 
 
-@_door
+@_script_function
 def commit(
     reply: Reply,
     *,
@@ -753,7 +753,7 @@ def commit(
     return WriteAnswer(reply)
 
 
-@_door
+@_script_function
 def suspend(
     reply: Reply,
     *,
@@ -776,7 +776,7 @@ def suspend(
     return Handed(WriteAnswer(reply[0]), _wakes(reply[1]), int(reply[2]))
 
 
-@_door
+@_script_function
 def finish(
     reply: Reply,
     *,
@@ -800,7 +800,7 @@ def finish(
     return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())
 
 
-@_door
+@_script_function
 def cancel(reply: Reply, *, run_id: str, reason: str, force: bool) -> Cancelled:
     """Cancel a run: at once when nobody carries it (or by force), else by telling its worker."""
     answer = CancelAnswer(reply[0])
@@ -809,7 +809,7 @@ def cancel(reply: Reply, *, run_id: str, reason: str, force: bool) -> Cancelled:
     return Cancelled(answer, state=reply[1] if answer is CancelAnswer.ALREADY else "")
 
 
-@_door
+@_script_function
 def reclaim(
     reply: Reply, *, limit: int, max_recoveries: int, blameless: bool, heartbeat_ms: int = 0
 ) -> Reclaimed:
@@ -821,19 +821,19 @@ def reclaim(
     return Reclaimed(_wakes(wakes), incarnation, int(left))
 
 
-@_door
+@_script_function
 def wake(reply: Reply, *, limit: int) -> tuple[tuple[Wake, ...], int]:
     """Wake what is due; also says how many entries were looked at."""
     return _wakes(reply[0]), int(reply[1])
 
 
-@_door
+@_script_function
 def resend(reply: Reply, *, queue: str, oldest_us: int, grace_ms: int, limit: int) -> tuple[Wake, ...]:
     """Runs whose wake-up must be lost: sent before the queue's oldest message and before the grace."""
     return _wakes(reply)
 
 
-@_door
+@_script_function
 def resend_unread(
     reply: Reply, *, queue: str, grace_ms: int, max_grace_ms: int, limit: int
 ) -> tuple[tuple[Wake, ...], int]:
@@ -844,7 +844,7 @@ def resend_unread(
     return _wakes(reply[0]), int(reply[1])
 
 
-@_door
+@_script_function
 def replaced(reply: Reply, *, messages: Sequence[str]) -> frozenset[int]:
     """The numbers, from 0, of those messages that nobody waits for any more.
 
@@ -853,7 +853,7 @@ def replaced(reply: Reply, *, messages: Sequence[str]) -> frozenset[int]:
     return frozenset(int(position) - 1 for position in reply)
 
 
-@_door
+@_script_function
 def resume(
     reply: Reply,
     *,
@@ -878,7 +878,7 @@ def resume(
     return Resumed(answer, reply[1], reply[2], int(reply[4]) if reply[4] else None, also, canvas=reply[3])
 
 
-@_door
+@_script_function
 def told(reply: Reply, *, runs: list[str]) -> tuple[bool, ...]:
     """Note that Celery knows how these lives of runs have ended: run id, life, run id, life ….
 
@@ -887,13 +887,13 @@ def told(reply: Reply, *, runs: list[str]) -> tuple[bool, ...]:
     return tuple(answer == "OK" for answer in reply)
 
 
-@_door
+@_script_function
 def reject(reply: Reply, *, run_id: str, queue: str, code: str, message: str, hint: str) -> bool:
     """Answer a message that is no request with a failed run; False when the id is known already."""
     return bool(reply == "NEW")
 
 
-@_door
+@_script_function
 def delete_session(reply: Reply, *, session_id: str, limit: int, even_untold: bool) -> Deleted:
     """Delete up to `limit` runs of a session, and with the last of them the session; nothing that lives."""
     answer = DeleteAnswer(reply[0])
@@ -902,31 +902,31 @@ def delete_session(reply: Reply, *, session_id: str, limit: int, even_untold: bo
     return Deleted(answer, runs=int(reply[1]))
 
 
-@_door
+@_script_function
 def put_aside(reply: Reply, *, key: str, code: str, what: str, item: str) -> None:
     """Keep an item that nobody can use; `key` says where it was found."""
 
 
-@_door
+@_script_function
 def aside_news(reply: Reply, *, limit: int) -> tuple[str, ...]:
-    """What was put aside since somebody asked last, newest first, as JSON (`store.aside`)."""
+    """What was put aside since somebody asked last, newest first, as JSON (`store.dead_letters`)."""
     return tuple(reply)
 
 
-@_door
+@_script_function
 def mend_key(reply: Reply, *, key: str, kind: str) -> Literal["MOVED", "LEFT", "SOUND"]:
     """Put a key aside that is not of this type. LEFT: nothing could go on without it, and it stays."""
     return cast(Literal["MOVED", "LEFT", "SOUND"], reply)
 
 
-@_door
+@_script_function
 def prune(reply: Reply, *, limit: int, name: str = "", kept: int = 0) -> Pruned:
     """Take up to `limit` ids out of a list whose runs are gone; `name` '' looks for a list that is due."""
     looked, name_, kept_, removed = reply
     return Pruned(looked == 1, name_, int(kept_), int(removed))
 
 
-@_door
+@_script_function
 def lacking(
     reply: Reply, *, commands: Sequence[str], keys: Sequence[str], by_trying: bool = False
 ) -> tuple[int, ...]:

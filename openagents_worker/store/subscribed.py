@@ -16,8 +16,8 @@ from typing import Any
 from redis import exceptions
 
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.clients import Line, is_connected
-from openagents_worker.telemetry import get_logger
+from openagents_worker.store.redis_clients import Line, is_connected
+from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["SubscribedStore"]
 

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import pytest
 
-from openagents_worker.producer.app_parts import without_registered_apps
+from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.producer.app_binding import without_registered_apps
 from openagents_worker.producer.client import default_client
 from openagents_worker.settings import PREFIX, load_settings
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.testing.model_server import ModelServer, ReplyFunction
 from openagents_worker.testing.scripted_model import ScriptedModel
 from openagents_worker.testing.worker import Agents, AgentsWorker, config_of

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from openagents_worker.agents import AgentDefinition
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.llm.base import Message, current_call
-from openagents_worker.llm.script import Script, ScriptedFault, ScriptedReply, read_entry
+from openagents_worker.llm.script import ReplyScript, ScriptedFault, ScriptedReply, read_entry
 from openagents_worker.llm.scripted import FAULTS, ScriptedClient
 
 __all__ = ["ModelCall", "ScriptedModel"]
@@ -66,12 +66,12 @@ class ScriptedModel:
         An `{"error": "rate_limit" | "connection" | "response"}` meets the call whose reply follows it.
         """
         entries = [{"text": reply} if isinstance(reply, str) else reply for reply in replies]
-        script = Script(entries, faults=FAULTS)
+        script = ReplyScript(entries, faults=FAULTS)
         self._function = lambda call: script.entry(call.n, call.failed_tries)
 
     def client(self, definition: AgentDefinition) -> ScriptedClient:
         """The model of this agent, for a worker."""
-        return _Client(self, definition)
+        return _ScriptedClient(self, definition)
 
     async def entry(self, call: ModelCall) -> ScriptedReply | ScriptedFault | None:
         self.calls.append(call)
@@ -93,7 +93,7 @@ class ScriptedModel:
             raise LLMResponseError(f"the scripted model failed: {type(error).__name__}: {error}") from error
 
 
-class _Client(ScriptedClient):
+class _ScriptedClient(ScriptedClient):
     def __init__(self, model: ScriptedModel, definition: AgentDefinition) -> None:
         super().__init__(definition.llm)
         self._model = model

@@ -31,13 +31,13 @@ from openagents_worker.producer.handle import RunHandle
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.plugins import load_plugins
-from openagents_worker.runtime.runner import Outlook, Runner
+from openagents_worker.runtime.runner import AttemptOutcome, Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.fleet import WorkerCard, own_version
 from openagents_worker.store.scripts import Wake
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.testing.scripted_model import ScriptedModel
 from openagents_worker.time_limits import TimeLimits
 
@@ -105,18 +105,18 @@ class AgentsWorker:
 
     async def _live(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
         over, store = asyncio.Event(), AsyncStore(cell_of(self._settings))
-        assembly = _Assembly(self._config, self._model)
+        assembly = _TestAssembly(self._config, self._model)
         try:
-            carrier = _Carrier(store, assembly, self._settings)
-            await carrier.register()
+            run_host = _TestRunHost(store, assembly, self._settings)
+            await run_host.register()
             started.set_result((asyncio.get_running_loop(), over))
-            await carrier.carry_until(over)
+            await run_host.execute_until(over)
         finally:
             await assembly.aclose()
             await store.close()
 
 
-class _Assembly(Assembly):
+class _TestAssembly(Assembly):
     """The agents of a test, with its scripted model where there is one."""
 
     def __init__(self, config: AppConfig, model: ScriptedModel | None) -> None:
@@ -131,7 +131,7 @@ class _Assembly(Assembly):
         return self._scripted.client(definition)
 
 
-class _Lease:
+class _TestLease:
     """The word of this process that it is alive; renewed from the loop that carries the runs."""
 
     def __init__(self, limits: TimeLimits) -> None:
@@ -146,13 +146,13 @@ class _Lease:
         return self._ends_s - time.monotonic()
 
 
-class _Carrier:
+class _TestRunHost:
     """Takes the runs that wait, one task each."""
 
     def __init__(self, store: AsyncStore, assembly: Assembly, settings: Settings) -> None:
         self._store = store
         self._limits = settings.time_limits
-        self._lease = _Lease(self._limits)
+        self._lease = _TestLease(self._limits)
         self._lease_ms = settings.lease_ms
         self._announcements = assembly.announcements()
         self._queues = {settings.queue, *(agent.queue for agent in assembly.config.agents if agent.queue)}
@@ -187,7 +187,7 @@ class _Carrier:
             )
         )
 
-    async def carry_until(self, over: asyncio.Event) -> None:
+    async def execute_until(self, over: asyncio.Event) -> None:
         beat_s = 0.0
         while not over.is_set():
             pause_s = LOOK_S
@@ -213,7 +213,7 @@ class _Carrier:
         )
         if renewal.lost:  # Redis was emptied, or the process was stopped for longer than its lease
             await self._runner.latch_all(LatchReason.FENCED, "the lease is over")
-            previous, self._lease = self._lease.incarnation, _Lease(self._limits)
+            previous, self._lease = self._lease.incarnation, _TestLease(self._limits)
             await self.register(previous)
             return
         self._lease.renew(sent_s)
@@ -228,15 +228,15 @@ class _Carrier:
             waiting: list[str] = await self._store.ask(lambda r, key=key: r.zrange(key, 0, LIMIT))  # type: ignore[misc]
             for run_id in waiting:
                 if run_id not in self._tasks:
-                    task = asyncio.create_task(self._carry(run_id), name=f"carry {run_id}")
+                    task = asyncio.create_task(self._execute(run_id), name=f"carry {run_id}")
                     self._tasks[run_id] = task
                     task.add_done_callback(lambda _, run_id=run_id: self._tasks.pop(run_id))  # type: ignore[misc]
 
-    async def _carry(self, run_id: str) -> None:
-        carried = await self._runner.carry(run_id)
-        if carried.kind is Outlook.ENDED:  # there is no Celery that would have to be told
+    async def _execute(self, run_id: str) -> None:
+        attempt_result = await self._runner.execute(run_id)
+        if attempt_result.kind is AttemptOutcome.FINISHED:  # there is no Celery that would have to be told
             with suppress(RedisUnreachable):
-                await self._store.run(scripts.told(runs=[run_id, str(carried.life)]))
+                await self._store.run(scripts.told(runs=[run_id, str(attempt_result.life)]))
 
     async def _no_message_is_needed(self, wakes: Sequence[Wake]) -> None:
         """Who is woken stands in Redis, where this worker looks."""

@@ -229,7 +229,7 @@ class _CheckProcess:
 
     def ask(self, question: bytes, *, timeout_s: float) -> dict[str, Any] | None:
         """The answer to one question; None where the process ends instead. Raises TimeoutError."""
-        exchange = _Exchange(self._stdin.fileno(), self._stdout.fileno(), time.monotonic() + timeout_s)
+        exchange = _CheckExchange(self._stdin.fileno(), self._stdout.fileno(), time.monotonic() + timeout_s)
         question, self._unsent = self._unsent + question, b""
         try:
             line = exchange.answer(question)
@@ -256,7 +256,7 @@ class _CheckProcess:
 
 
 @dataclass(frozen=True, slots=True)
-class _Exchange:
+class _CheckExchange:
     """One question and its answer over two pipes, neither of which is waited for beyond the deadline."""
 
     to: int

@@ -264,7 +264,9 @@ class Offload:
         Raises `ToolUnavailableError`, which may be retried, when that process dies.
         """
         if self._processes is None:
-            from openagents_worker.telemetry import is_json_log  # a producer that defines a tool needs no log
+            from openagents_worker.telemetry.logs import (
+                is_json_log,  # a producer that defines a tool needs no log
+            )
 
             self._processes = ProcessPoolExecutor(
                 self._limit,
@@ -369,7 +371,7 @@ def _find_and_call(module: str, qualname: str, arguments: Mapping[str, Any]) -> 
 
 
 def _begin_child(log_is_json: bool) -> None:
-    from openagents_worker.telemetry import begin_log_of_child  # as above
+    from openagents_worker.telemetry.logs import begin_log_of_child  # as above
 
     _end_with_parent()
     begin_log_of_child(log_is_json)

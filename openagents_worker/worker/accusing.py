@@ -6,7 +6,7 @@ from contextlib import closing
 
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.scripts import accuse
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["accuse_run"]
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from openagents_worker.telemetry import get_logger, line_groups
+from openagents_worker.telemetry.logs import get_logger, line_groups
 
 __all__ = ["EX_PART_FAILED", "Leave", "background_task", "background_thread"]
 

@@ -12,39 +12,39 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from openagents_worker.runtime.latch import LatchReason
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.time_limits import TimeLimits
-from openagents_worker.worker.heartbeat import Carrier
+from openagents_worker.worker.heartbeat import RunHost
 
 __all__ = ["drain", "let_go"]
 
 log = get_logger(__name__)
 
 
-class Draining(Carrier, Protocol):
+class Draining(RunHost, Protocol):
     accepting: bool
 
     async def hurry_all(self) -> None: ...
 
 
-async def drain(carrier: Draining, limits: TimeLimits) -> bool:
+async def drain(run_host: Draining, limits: TimeLimits) -> bool:
     """Hand over every run, at its next commit or, when the drain is over, out of the call that it is in.
 
     False: some are still at work, in what cannot be cancelled. Their worker dies with them.
     """
-    carrier.accepting = False
-    runs = len(carrier.known())
-    handed_over = await _within(limits.drain_s, carrier.latch_all(LatchReason.HANDOVER))
+    run_host.accepting = False
+    runs = len(run_host.known())
+    handed_over = await _within(limits.drain_s, run_host.latch_all(LatchReason.HANDOVER))
     if not handed_over:
-        log.info("worker.hurries", runs=len(carrier.known()))
-        handed_over = await _within(limits.let_go_s, carrier.hurry_all())
-    log.info("worker.drained", runs=runs, left=len(carrier.known()))
+        log.info("worker.hurries", runs=len(run_host.known()))
+        handed_over = await _within(limits.let_go_s, run_host.hurry_all())
+    log.info("worker.drained", runs=runs, left=len(run_host.known()))
     return handed_over
 
 
-async def let_go(carrier: Carrier, limits: TimeLimits) -> bool:
+async def let_go(run_host: RunHost, limits: TimeLimits) -> bool:
     """Whatever still works stops, and can write nothing any more. False: some of it cannot be stopped."""
-    return await _within(limits.confirm_s, carrier.latch_all(LatchReason.FENCED))
+    return await _within(limits.confirm_s, run_host.latch_all(LatchReason.FENCED))
 
 
 async def _within(timeout_s: float, work: Awaitable[None]) -> bool:

@@ -30,28 +30,28 @@ from openagents_worker.store.scripts import (
     retire,
 )
 from openagents_worker.store.subscribed import SubscribedStore
-from openagents_worker.telemetry import get_logger
+from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.background import Leave, background_thread
+from openagents_worker.worker.connection_checks import LOOK_EVERY_S, RENEWAL_GRACE_MS, Looks
 from openagents_worker.worker.lease import WorkerLease, boot_clock
-from openagents_worker.worker.looks import LOOK_EVERY_S, RENEWAL_GRACE_MS, Looks
-from openagents_worker.worker.neighbours import ProcessIdentity
+from openagents_worker.worker.local_processes import ProcessIdentity
 
-__all__ = ["Carrier", "Heartbeat"]
+__all__ = ["RunHost", "Heartbeat"]
 
 log = get_logger(__name__)
 
 SAY_AGAIN_S = 5.0  # a log line about a Redis that is away at most this often
 
 
-class Carrier(Protocol):
+class RunHost(Protocol):
     """What heartbeat and watch want of the runner."""
 
     def known(self) -> frozenset[str]:
         """The runs that this process is claiming or running; from any thread."""
         ...
 
-    def carried(self) -> frozenset[str]:
+    def owned_runs(self) -> frozenset[str]:
         """Those of them that Redis has given to it; from any thread."""
         ...
 
@@ -70,7 +70,7 @@ class Heartbeat:
         node: str,
         limits: TimeLimits,
         announcements: Sequence[str],
-        carrier: Carrier,
+        run_host: RunHost,
         loop: asyncio.AbstractEventLoop,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         on_registered: Callable[[str], None],
@@ -92,7 +92,7 @@ class Heartbeat:
         self._limits = limits
         self._lease_ms = round(limits.lease_s * 1000)
         self._announcements = list(announcements)
-        self._carrier = carrier
+        self._run_host = run_host
         self._loop = loop
         self._send_wakes = send_wakes
         self._on_registered = on_registered
@@ -227,14 +227,14 @@ class Heartbeat:
     def _compare(self, incarnation: str, answer: Renewal) -> None:
         """Act on what is wrong for the second beat in a row; in between a run may be changing hands."""
         for run_id in answer.cancel_requested:
-            self._post(self._carrier.latch, run_id, LatchReason.CANCELLED)
+            self._post(self._run_host.latch, run_id, LatchReason.CANCELLED)
         # A claim may take long: only what was ours at the beat before can be lost at this one.
         orphans, losses = self._strange.now(
-            orphans=answer.owned - self._carrier.known(), losses=self._carrier.carried() - answer.owned
+            orphans=answer.owned - self._run_host.known(), losses=self._run_host.owned_runs() - answer.owned
         )
         for run_id in losses:
             log.of_run(logging.WARNING, "run.not_ours", run_id=run_id, incarnation=incarnation)
-            self._post(self._carrier.latch, run_id, LatchReason.FENCED)
+            self._post(self._run_host.latch, run_id, LatchReason.FENCED)
         for run_id in orphans:
             self._ask(lambda run_id=run_id: self._release(run_id, incarnation))  # type: ignore[misc]
 
@@ -242,7 +242,7 @@ class Heartbeat:
         """Give back a run that is ours and that nobody here runs (its claim's answer was lost)."""
         fence = self._store.ask(lambda r: r.hget(self._store.keys("run", run_id), "fence"))
         if (
-            fence is None or run_id in self._carrier.known()
+            fence is None or run_id in self._run_host.known()
         ):  # known before it is claimed: so the fence is old
             return
         handed = self._store.run(

@@ -6,42 +6,37 @@ import asyncio
 import gc
 import os
 import socket
-import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from celery import Task
-
-from openagents_worker.agents import AppConfig
+from openagents_worker.concurrency import end_task
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.producer.client import cell_of
-from openagents_worker.runtime.assembly import Assembly, UnavailableAgent
+from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.attempt import EX_DOES_NOT_STOP
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.marks import Marks
-from openagents_worker.runtime.runner import Carried, Runner
+from openagents_worker.runtime.runner import AttemptResult, Runner
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.fleet import WorkerCard, own_version
 from openagents_worker.store.scripts import Wake
-from openagents_worker.telemetry import get_logger, line_groups
+from openagents_worker.telemetry.logs import get_logger, line_groups
 from openagents_worker.worker.accusing import accuse_run
 from openagents_worker.worker.background import Leave, background_task
 from openagents_worker.worker.backlog import Backlog
-from openagents_worker.worker.bridge import LoopThread
+from openagents_worker.worker.completion_acks import CompletionAcks
+from openagents_worker.worker.control_channel import ControlChannel
 from openagents_worker.worker.drain import drain, let_go
-from openagents_worker.worker.ending import end_task
-from openagents_worker.worker.guard import Guard
 from openagents_worker.worker.heartbeat import Heartbeat
-from openagents_worker.worker.neighbours import Neighbours, ProcessIdentity, this_process
-from openagents_worker.worker.notices import Notices
+from openagents_worker.worker.local_processes import LocalProcessWatch, ProcessIdentity, this_process
+from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.rescue import Rescue
-from openagents_worker.worker.rows import Rows
-from openagents_worker.worker.tellings import Tellings
-from openagents_worker.worker.watch import Watch
+from openagents_worker.worker.stall_monitor import StallMonitor
+from openagents_worker.worker.watchdog import LoopWatchdog
 
-__all__ = ["Host", "SendWakes", "WorkerProcess"]
+__all__ = ["SendWakes", "WorkerProcess"]
 
 log = get_logger(__name__)
 
@@ -101,7 +96,7 @@ class WorkerProcess:
             leave=self._leave,
             marks=self._marks,
         )
-        self._notices = Notices(
+        self._notices = ControlChannel(
             cell,
             on_cancel=lambda run: self.runner.latch(run, LatchReason.CANCELLED),
             leave=self._leave,
@@ -109,7 +104,7 @@ class WorkerProcess:
         look_every_s = settings.alive_look_ms / 1000
         own = this_process() if settings.watch_processes and look_every_s else None
         self._neighbours = (
-            Neighbours(own, on_dead=self._note_dead, look_every_s=look_every_s / 2, leave=self._leave)
+            LocalProcessWatch(own, on_dead=self._note_dead, look_every_s=look_every_s / 2, leave=self._leave)
             if own is not None
             else None
         )
@@ -118,7 +113,7 @@ class WorkerProcess:
             node=node,
             limits=limits,
             announcements=self._assembly.announcements(),
-            carrier=self.runner,
+            run_host=self.runner,
             loop=loop,
             send_wakes=self.send_wakes,
             on_registered=self._notices.follow,
@@ -139,11 +134,11 @@ class WorkerProcess:
             on_lease=lambda lease: self._guard.lease_begins(lease),
             leave=self._leave,
         )
-        self._watch = Watch(
+        self._watch = LoopWatchdog(
             loop=loop,
             loop_thread_id=lambda: self._bridge.thread_id,
             lease=lambda: self.heartbeat.lease,
-            carrier=self.runner,
+            run_host=self.runner,
             tick_s=limits.watch_tick_s,
             dead_after_s=limits.loop_dead_s,
             accuse=lambda run_id: accuse_run(
@@ -160,7 +155,7 @@ class WorkerProcess:
             began=self._bridge.began,
             on_began=lambda: self._guard.work_begins(),
         )
-        self._guard = Guard(
+        self._guard = StallMonitor(
             self._marks,
             cell=cell,
             limits=limits,
@@ -168,8 +163,7 @@ class WorkerProcess:
             is_busy=lambda: self._bridge.is_busy(),
             leave=self._leave,
         )
-        self._rows = Rows(self.store, leave=self._leave)
-        self._tellings = Tellings(self.store, leave=self._leave)
+        self._tellings = CompletionAcks(self.store, leave=self._leave)
         self._backlog = Backlog(settings.broker_url)
         self.rescue = Rescue(
             store=self.store,
@@ -206,13 +200,13 @@ class WorkerProcess:
         """Run a coroutine on the process's loop, from a task body; waits for it."""
         return self._bridge.run(work)
 
-    def carry(self, run_id: str, format_: int) -> Carried:
+    def execute(self, run_id: str, format_: int) -> AttemptResult:
         """Carry a run, from a task body. A soft time limit stops the run, and then it has ended."""
 
         def stop(limit: Exception) -> None:
             self._bridge.soon(self.runner.interrupt, run_id, limit)
 
-        return self._bridge.run(self.runner.carry(run_id, format_), interrupted=stop)
+        return self._bridge.run(self.runner.execute(run_id, format_), interrupted=stop)
 
     def stats(self) -> dict[str, Any]:
         """What an operator may want to know of the process: its incarnation, runs, loop, tools' threads."""
@@ -223,15 +217,11 @@ class WorkerProcess:
             "tools": self._assembly.offload.stats(),
         }
 
-    def note_told(self, run_id: str, life: int, *, wait: bool) -> None:
+    def completion_notified(self, run_id: str, life: int, *, wait: bool) -> None:
         """Celery was told of the end of this life of the run; with `wait`, returns when that is written."""
         self._bridge.soon(self._tellings.add, run_id, life)
         if wait:
             self._bridge.run(self._tellings.aclose())
-
-    def put_aside(self, task: Task, run_id: str) -> None:
-        """Celery is about to be told that the run is retried: see to it that its row shows how it ends."""
-        self._bridge.soon(self._rows.put_aside, task.app, task.request.hostname, run_id)
 
     async def send_wakes(self, wakes: Sequence[Wake]) -> None:
         """Publish wake-ups. Without a broker it is one warning: the rescue sends them again later.
@@ -295,7 +285,6 @@ class WorkerProcess:
                 )  # our own runs: others would look only when our lease had ended
             except RedisUnreachable as error:
                 log.warning("worker.runs_left", error=error.message)
-        await self._rows.aclose()
         await self._tellings.aclose()
         await self._notices.aclose()
         await self._backlog.aclose()
@@ -318,79 +307,3 @@ def _settle() -> None:
 
 PYTHONS_GC_THRESHOLD = (700, 10, 10)
 GC_THRESHOLD = (50_000, 10, 10)
-
-
-class Host:
-    """Holds the one `WorkerProcess` of each operating-system process in which an app's tasks run."""
-
-    def __init__(self, settings: Settings, send_wakes: SendWakes, *, leave: Leave = os._exit) -> None:
-        self.settings = settings
-        self._leave = leave
-        self.node = socket.gethostname()
-        self.queues: tuple[str, ...] = (settings.queue,)
-        self.max_runs: int | None = None
-        """How many runs at once the worker's pool gives to one process; None: nobody knows."""
-        self.bridge: LoopThread | None = None
-        """The loop of a pool that has one; set before the first use."""
-        self._send_wakes = send_wakes
-        self.config: AppConfig | None = None
-        """The agents file, once it has been read: those of its agents that can be served here."""
-        self.unavailable: tuple[UnavailableAgent, ...] = ()
-        """The agents of the file that cannot be served here."""
-        self._assembly: Assembly | None = None
-        self._process: WorkerProcess | None = None
-        self._pid = 0
-        self._closed = False
-        self._lock = threading.Lock()
-
-    def check(self) -> None:
-        """Import the plugins and read the agents file. Raises a coded error that says what is wrong."""
-        if self._assembly is None:
-            self._assembly = Assembly.from_settings(self.settings)
-            self.config = self._assembly.config
-            self.unavailable = tuple(self._assembly.unavailable.values())
-
-    def process(self) -> WorkerProcess | None:
-        """The process's own, made and started on first use; None once the worker is stopping."""
-        with self._lock:
-            if self._closed:
-                return None
-            if self._process is None or self._pid != os.getpid():  # a forked child makes one of its own
-                self.check()
-                assert self._assembly is not None
-                self._process = WorkerProcess(
-                    self.settings,
-                    self._assembly,
-                    node=self.node,
-                    queues=self.queues,
-                    max_runs=self.max_runs,
-                    send_wakes=self._send_wakes,
-                    bridge=self.bridge,
-                    leave=self._leave,
-                )
-                self._process.start()
-                self._pid, self._assembly = os.getpid(), None
-            return self._process
-
-    def is_registered(self) -> bool:
-        """Whether runs may be claimed here. Where child processes do the work, each knows it for itself."""
-        process = self._process
-        return process is None or process.heartbeat.lease.remaining_s() > 0
-
-    def hand_over(self) -> None:
-        """Begin to hand the process's runs over. Takes no lock: the thread it interrupts may hold it."""
-        process = self._process
-        if process is not None:
-            process.hand_over()
-
-    def stats(self) -> dict[str, Any]:
-        """The process's own; empty before its start, after its end, and where children do the work."""
-        process = self._process
-        return process.stats() if process is not None and self._pid == os.getpid() else {}
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            process, self._process = self._process, None
-        if process is not None and self._pid == os.getpid():
-            process.close()

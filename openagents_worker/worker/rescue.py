@@ -17,8 +17,8 @@ from functools import partial
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable, RedisWrongType
-from openagents_worker.store.aside import entries_of, mending
 from openagents_worker.store.client import AsyncStore
+from openagents_worker.store.dead_letters import entries_of, mending
 from openagents_worker.store.listing import pruning
 from openagents_worker.store.scripts import (
     Wake,
@@ -29,8 +29,8 @@ from openagents_worker.store.scripts import (
     resend_unread,
     wake,
 )
-from openagents_worker.telemetry import get_logger
-from openagents_worker.worker.neighbours import ProcessIdentity
+from openagents_worker.telemetry.logs import get_logger
+from openagents_worker.worker.local_processes import ProcessIdentity
 
 __all__ = ["GRACE_S", "OldestMessage", "Rescue"]
 
@@ -152,7 +152,7 @@ class Rescue:
 
     async def prune(self) -> int:
         """Take out of the lists what has expired; returns how many entries that were."""
-        return await self._store.carry_out(pruning())
+        return await self._store.execute(pruning())
 
     # --- one pass ---
 
@@ -186,7 +186,7 @@ class Rescue:
         try:
             return await work()
         except RedisWrongType as error:
-            moved = await self._store.carry_out(mending(self._store.keys, error.key))
+            moved = await self._store.execute(mending(self._store.keys, error.key))
             log.error("key.wrong_type", key=error.key, part=name, put_aside=moved, hint=error.hint)
             if moved:
                 return await work()

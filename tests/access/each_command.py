@@ -14,8 +14,8 @@ from openagents_worker.errors import RedisNoPermission
 from openagents_worker.events import RunEvent
 from openagents_worker.producer.client import AsyncClient
 from openagents_worker.producer.sse import sse
-from openagents_worker.store.events import awatch, watch
 from openagents_worker.store.roles import RoleName
+from openagents_worker.store.watch import awatch, watch
 from tests.access.users import Guarded
 from tests.cli.conftest import Done, typed
 from tests.fundamentals.shop import DOOR

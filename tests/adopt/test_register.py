@@ -13,10 +13,10 @@ from celery.worker import control
 from celery.worker.state import revoked
 
 from openagents_worker import register
+from openagents_worker.celery.pool.task_pool import ON_LOOP
+from openagents_worker.celery.revoke import take_over_revoke
 from openagents_worker.errors import ConfigError
 from openagents_worker.producer.client import client_of
-from openagents_worker.worker.control import take_over_revoke
-from openagents_worker.worker.pool import ON_LOOP
 from tests.installation import agent
 from tests.waiting import wait_for
 

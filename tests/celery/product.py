@@ -18,7 +18,7 @@ def make_product(redis_url: str, *, results: bool = True) -> Celery:
     """The app, with broker and results in databases of their own; it is not the current one."""
     broker, backend = f"{redis_url}/1", f"{redis_url}/2"
     app = Celery("product", broker=broker, backend=backend if results else None, set_as_current=False)
-    app.conf.worker_pool = "openagents_worker.worker.pool:TaskPool"
+    app.conf.worker_pool = "openagents_worker.celery.pool:TaskPool"
     app.conf.worker_send_task_events = True
 
     def note(value: Any, what: str) -> Any:

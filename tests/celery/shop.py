@@ -27,12 +27,12 @@ from unittest.mock import patch
 
 from celery import Celery
 
-from openagents_worker.cli.stack import Process
+from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.local.stack import Process
 from openagents_worker.producer import client as client_module
 from openagents_worker.producer.client import Client, client_of
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task import AgentTask
-from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.store.keys import ttl_violations
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.celery.product import make_product

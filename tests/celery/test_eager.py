@@ -12,8 +12,8 @@ from celery import chain, chord
 from openagents_worker.errors import ConfigError, RequestInvalid, RunFailed
 from openagents_worker.models import RunState
 from openagents_worker.producer.handle import RunHandle, WaitTimeout
+from openagents_worker.producer.publisher import make_app
 from openagents_worker.producer.task import ProducerTask
-from openagents_worker.producer.transport import make_app
 from openagents_worker.settings import load_settings
 from tests.celery.shop import Shop, open_shop
 

@@ -12,9 +12,9 @@ import pytest
 from celery.result import AsyncResult
 
 from openagents_worker.errors import RunFailed
-from openagents_worker.producer.canvas import canvas_of
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.submit import submit
+from openagents_worker.producer.task_options import canvas_of
 from tests.celery.shop import PATIENCE_S, Shop, ask, open_shop
 from tests.producer.hand import Hand
 from tests.waiting import wait_for

@@ -10,7 +10,7 @@ from openagents_worker.errors import LLMRateLimitError, LLMResponseError
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.store import scripts
-from openagents_worker.store.events import history
+from openagents_worker.store.watch import history
 from tests.cli.conftest import W1, Command, register, retire
 from tests.producer.hand import Hand
 
@@ -44,7 +44,7 @@ def test_runs_are_resumed_by_id_and_one_bad_id_stops_nothing(
         in done.err
     )
     assert "1 run resumed, 2 could not be" in done.err
-    events = client.store.carry_out(history(client.store.keys, "good"))
+    events = client.store.execute(history(client.store.keys, "good"))
     assert [event.payload["by"] for event in events if event.name == "run.resumed"] == ["ada"]
     assert command("resume", "good").out == "good: goes on already (queued)\n"
     client.cancel("good")

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from openagents_worker.local.redis_server import EmbeddedRedis, find_server
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
-from openagents_worker.store.embedded import EmbeddedRedis, find_server
 from tests.deployment.commands import ROOT, Running, environment, free_port, running
 from tests.deployment.compose import SERVICES, environment_of, filled_in, load
 from tests.deployment.flower import Flower

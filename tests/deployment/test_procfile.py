@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
-from openagents_worker.store.embedded import EmbeddedRedis
 from tests.deployment.commands import environment, free_port, running
 from tests.deployment.flower import Flower
 from tests.waiting import wait_for

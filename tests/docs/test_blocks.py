@@ -49,7 +49,6 @@ DOCSTRING_PRELUDES = {
     "openagents_worker/producer/sse.py": "fastapi",
     "openagents_worker/testing/__init__.py": "pytest",
     "openagents_worker/tools/function.py": "tools",
-    "openagents_worker/worker/register.py": "celery",
     "openagents_worker/celery/register.py": "celery",
 }
 """A docstring shows no HTML comment; its prelude is named here. `pytest`: the block is a test."""

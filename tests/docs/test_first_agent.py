@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from openagents_worker.cli.stack import Process
+from openagents_worker.local.stack import Process
 from tests.docs.blocks import ROOT, blocks_of_text
 from tests.docs.conftest import Deployment
 

@@ -24,6 +24,7 @@ import openagents_worker
 from openagents_worker import errors
 from openagents_worker.agents import load_agents
 from openagents_worker.errors import RAISED_BY_PLUGINS, OpenAgentsError, RunFailed, error_classes
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import ErrorDetails
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.handle import RunHandle
@@ -31,7 +32,6 @@ from openagents_worker.producer.sse import sse
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
-from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.store.formats import NEWEST_READ
 from tests.errors.plugins import HINT
 from tests.installation import PATIENCE_S, Installation, agent, call, installed
@@ -328,7 +328,7 @@ def an_agent_is_changed_while_its_run_waits(shop: Installation) -> Met:
     async def begin() -> None:
         async with harness.process(shop.stack.redis_url, yesterday) as worker:
             await worker.submit("old", agent_id="changed", session_id="old")
-            assert (await worker.carry("old")).reason == "tool.rate_limit"
+            assert (await worker.execute("old")).reason == "tool.rate_limit"
 
     asyncio.run(begin())
     return ended(shop.client.handle("old"))

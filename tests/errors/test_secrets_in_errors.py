@@ -23,12 +23,12 @@ from openagents_worker.errors import (
     error_from_wire,
 )
 from openagents_worker.llm.failures import failure
-from openagents_worker.log_lines import JsonFormatter, TextFormatter
 from openagents_worker.models import ErrorDetails
 from openagents_worker.printable import printable
 from openagents_worker.secret_forms import MASK, mask_secrets
-from openagents_worker.sentry import without_secrets
 from openagents_worker.settings import load_settings
+from openagents_worker.telemetry.log_format import JsonFormatter, TextFormatter
+from openagents_worker.telemetry.sentry import without_secrets
 from tests.hostile.planted import SECRETS, OddError
 
 PASSWORD = "hunter2-x"

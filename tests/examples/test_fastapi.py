@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from openagents_worker.cli.stack import Process
 from openagents_worker.events import RunEvent
+from openagents_worker.local.stack import Process
 from tests.installation import ROOT, Installation, call, installed
 from tests.waiting import PATIENCE_S, wait_for
 from tests.web.reading import Screen

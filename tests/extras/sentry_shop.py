@@ -33,7 +33,7 @@ if os.environ.get("SENTRY_REGISTER"):
     from openagents_worker import register
 
     app = Celery("shop", broker=os.environ["OPENAGENTS_REDIS_URL"], set_as_current=False)
-    app.conf.worker_pool = "openagents_worker.worker.pool:TaskPool"
+    app.conf.worker_pool = "openagents_worker.celery.pool:TaskPool"
     register(app)
 else:
     from tasks import app

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.adopt.declared import BASE, OF_THE_HOST, PACKAGE, extra_of, modules
 from tests.deployment.commands import Running, free_port
 from tests.deployment.flower import Flower
@@ -38,7 +38,7 @@ COMBINATIONS: list[tuple[str, ...]] = [
 PROJECT = {
     "deploy.py": """
 from openagents_worker.settings import load_settings
-from openagents_worker.worker.app import make_worker_app
+from openagents_worker.celery.app import make_worker_app
 
 app = make_worker_app(load_settings())
 """,
@@ -245,7 +245,7 @@ def test_flower_answers_and_knows_the_worker(site: Site) -> None:
 def test_the_embedded_server_is_there(site: Site) -> None:
     """Found without one on PATH, started, and ended."""
     told = site.environment.python(
-        "from openagents_worker.store.embedded import EmbeddedRedis\n"
+        "from openagents_worker.local.redis_server import EmbeddedRedis\n"
         "import redis\n"
         "with EmbeddedRedis() as server:\n"
         "    client = redis.Redis.from_url(server.url)\n"

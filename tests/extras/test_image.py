@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
-from openagents_worker.store.embedded import EmbeddedRedis
 from tests.deployment.commands import ROOT, free_port, running
 from tests.deployment.compose import SERVICES
 from tests.deployment.flower import Flower

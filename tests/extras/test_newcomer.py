@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.testing.model_server import ModelServer
 from tests.deployment.commands import ROOT, Running, free_port
 from tests.extras.environments import Environment, Environments
@@ -66,7 +66,7 @@ class Broken:
 
 DEPLOY = """
 from openagents_worker.settings import load_settings
-from openagents_worker.worker.app import make_worker_app
+from openagents_worker.celery.app import make_worker_app
 
 app = make_worker_app(load_settings())
 """

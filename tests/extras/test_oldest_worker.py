@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.extras.environments import EXTRAS, Environments
 from tests.extras.test_every_extra import PRODUCER, PROJECT
 from tests.waiting import wait_for

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from openagents_worker.store.embedded import EmbeddedRedis
-from openagents_worker.worker.neighbours import this_process
+from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.worker.local_processes import this_process
 from tests.faults.world import Worker, World
 from tests.pool.shopkeeper import PATIENCE_S, Shop, agent, open_shop
 from tests.waiting import wait_for
@@ -108,7 +108,7 @@ def test_a_worker_that_starts_takes_over_what_its_host_left_behind(on_this_host:
     world.wait_ready()
     world.restarts = True
     with busy(world, "left", 8) as owners:
-        for worker in world.carriers().values():
+        for worker in world.live_workers().values():
             world.kill(worker)
 
     for run_id in owners:
@@ -207,7 +207,7 @@ def test_the_parent_of_a_pool_of_processes_ends_the_lease_of_a_child_it_reaps(tm
         assert "run.recovered" in [event.name for event in handle.events()]
         told = [line for line in shop.log.splitlines() if "worker.process_dead" in line]
         assert len(told) == 1
-        assert "worker.reaping" in told[0]  # the parent, which forks a new child after that
+        assert "celery.prefork" in told[0]  # the parent, which forks a new child after that
 
 
 def _owner_pid(shop: Shop, run_id: str) -> int:

@@ -20,7 +20,7 @@ def _marks(steps: int) -> list[str]:
     return [*moments, f"model-{steps}.received", f"model-{steps}.answered"]
 
 
-def _carry(world: World, run_id: str, steps: int, marks: list[str]) -> dict[str, Any]:
+def _execute(world: World, run_id: str, steps: int, marks: list[str]) -> dict[str, Any]:
     world.mark(run_id, *marks)
     world.submit(run_id, [("step", {"n": n}) for n in range(steps)])
     result = world.wait(run_id, timeout=30 + 10 * len(marks))
@@ -45,8 +45,8 @@ def _carry(world: World, run_id: str, steps: int, marks: list[str]) -> dict[str,
 
 
 def _check(world: World, steps: int, marks: list[str]) -> None:
-    plain = _carry(world, "plain", steps, [])
-    killed = _carry(world, "killed", steps, marks)
+    plain = _execute(world, "plain", steps, [])
+    killed = _execute(world, "killed", steps, marks)
 
     shown = ("run", "kills", "calls", "begun", "most", "finished repeated", "answer")
     table("A worker is killed at every moment", [{k: row[k] for k in shown} for row in (plain, killed)])

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from openagents_worker.cli.stack import Process
+from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.local.stack import Process
 from openagents_worker.models import RunState
-from openagents_worker.store.embedded import EmbeddedRedis
-from openagents_worker.store.runs import read_states
+from openagents_worker.store.records import read_states
 from tests.faults.conftest import MakeWorld
 from tests.faults.world import World, table
 from tests.waiting import wait_for

@@ -37,7 +37,7 @@ def _moments(agent: str) -> list[str]:
     return moments + [f"{text}.{moment}" for text in asked for moment in ("received", "answered")]
 
 
-def _carry(world: World, agent: str, number: int, moments: list[str]) -> dict[str, object]:
+def _execute(world: World, agent: str, number: int, moments: list[str]) -> dict[str, object]:
     """One run of the program, killed at these moments; what its calls say of it."""
     run_id = f"{agent}-{number}"
     world.mark(run_id, *moments)
@@ -87,10 +87,10 @@ def test_branches_go_on_each_from_where_it_was(make_world: MakeWorld) -> None:
     """Branches side by side are each resumed in their middle; errors and time limits come again."""
     world = make_world(workers=2).start()
 
-    rows = [_carry(world, "branches", 1, ["a1.end", "b2.answered", "c3.begin"])]
-    rows.append(_carry(world, "catching", 1, ["a2.end"]))
-    rows.append(_carry(world, "impatient", 1, ["a3.begin"]))
-    rows.append(_carry(world, "stubborn", 1, ["b1.end"]))
+    rows = [_execute(world, "branches", 1, ["a1.end", "b2.answered", "c3.begin"])]
+    rows.append(_execute(world, "catching", 1, ["a2.end"]))
+    rows.append(_execute(world, "impatient", 1, ["a3.begin"]))
+    rows.append(_execute(world, "stubborn", 1, ["b1.end"]))
 
     _check(rows)
 
@@ -102,4 +102,4 @@ def test_branches_are_killed_at_every_moment(make_world: MakeWorld) -> None:
     world = make_world(workers=3).start()
 
     moments = [(agent, moment) for agent in CALLS for moment in _moments(agent)]
-    _check([_carry(world, agent, number, [moment]) for number, (agent, moment) in enumerate(moments)])
+    _check([_execute(world, agent, number, [moment]) for number, (agent, moment) in enumerate(moments)])

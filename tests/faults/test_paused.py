@@ -77,7 +77,7 @@ def _busy_worker(world: World, run_ids: Sequence[str]) -> tuple[Worker, list[str
 
     found = wait_for(in_tools, "a worker has many runs in the middle of a step")
     assert found is not None
-    return world.carriers()[found[0]], found[1]
+    return world.live_workers()[found[0]], found[1]
 
 
 def _redis_ms(world: World) -> float:

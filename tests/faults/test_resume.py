@@ -43,7 +43,7 @@ def test_a_run_that_is_told_to_come_back_later_does_so_on_any_worker(make_world:
         waiting = waiter.submit(handle.wait, 60)
         wait_for(lambda: world.record("limited").state is RunState.RETRYING, "the run is put aside")
         assert handle.state == "RETRY"
-        first = world.carriers()[world.entries("limited")[-1]["pid"]]
+        first = world.live_workers()[world.entries("limited")[-1]["pid"]]
         first.signal(signal.SIGTERM)
         wait_for(lambda: not first.alive, "the worker that had the run has gone")
         result = waiting.result(60)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.worker.watch import EX_LOOP_DEAD
+from openagents_worker.worker.watchdog import EX_LOOP_DEAD
 from tests.faults.conftest import MakeWorld
 from tests.faults.world import World
 from tests.proxy import Stalled
@@ -32,7 +32,7 @@ def _silence(world: World, times: int, number: int) -> None:
 
 def _check(world: World, *, workers: int, runs: int, silences: int) -> None:
     run_ids = [f"run-{number}" for number in range(runs)]
-    pids = set(world.carriers())
+    pids = set(world.live_workers())
     for run_id in run_ids:
         world.submit(run_id, [("step", {"n": n, "ms": 300}) for n in range(6)], latency_ms=300)
     world.wait_steps(runs // 2)
@@ -45,7 +45,7 @@ def _check(world: World, *, workers: int, runs: int, silences: int) -> None:
         world.assert_told_once(run_id)
         key = world.client.store.keys("run", run_id)
         assert world.client.store.redis.hget(key, "stuck") == "0", "nobody died, so nobody is blamed"
-    assert set(world.carriers()) == pids, "every process has lived through it"
+    assert set(world.live_workers()) == pids, "every process has lived through it"
     assert world.said("worker.did_not_let_go") == {}
 
 
@@ -100,7 +100,7 @@ def test_a_process_ends_that_cannot_stop_a_tool_when_its_lease_is_over(make_worl
     wait_for(
         lambda: any(entry["event"] == "lingers" for entry in world.entries("stuck")), "it is in its thread"
     )
-    [worker] = world.carriers().values()
+    [worker] = world.live_workers().values()
 
     with world.silent_redis():
         wait_for(lambda: not worker.alive, "the process has ended", PATIENCE_S)

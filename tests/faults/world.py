@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from openagents_worker import Client
-from openagents_worker.cli.stack import Process
 from openagents_worker.events import TERMINAL_EVENTS, RunEvent
+from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.local.stack import Process
 from openagents_worker.models import RunRecord, RunResult
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.settings import load_settings
-from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.faults.plugins import take_mark
 from tests.waiting import await_for, wait_for
@@ -250,7 +250,7 @@ class World:
         with self._lock:
             return name if name in self._workers and self._workers[name].alive else ""
 
-    def carriers(self) -> dict[int, Worker]:
+    def live_workers(self) -> dict[int, Worker]:
         """The workers that live, by process id: the tools' log names those."""
         with self._lock:
             return {worker.process.pid: worker for worker in self._workers.values() if worker.alive}

@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from openagents_worker.cli.stack import Stack
+from openagents_worker.local.stack import Stack
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from tests.hostile.planted import OWN_KEY

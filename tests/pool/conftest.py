@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.pool.shopkeeper import Shop, open_shop
 
 

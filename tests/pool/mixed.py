@@ -22,7 +22,7 @@ if "PRODUCT_LOG" in os.environ:  # the product has set up a log before Celery do
     logging.basicConfig(format="product's %(levelname)s %(name)s %(message)s", level=logging.INFO)
 app = Celery("mixed", broker=URL, backend=URL)
 app.conf.worker_hijack_root_logger = "PRODUCT_LOG" not in os.environ
-app.conf.worker_pool = "openagents_worker.worker.pool:TaskPool"
+app.conf.worker_pool = "openagents_worker.celery.pool:TaskPool"
 app.conf.worker_concurrency = 2
 app.conf.update(json.loads(os.environ.get("PRODUCT_CONF", "{}")))
 register(app)

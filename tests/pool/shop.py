@@ -17,8 +17,8 @@ import redis
 from celery import Task, current_task, signals
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
+from openagents_worker.celery.app import make_worker_app
 from openagents_worker.settings import load_settings
-from openagents_worker.worker.app import make_worker_app
 
 NOTES = "notes"
 

@@ -9,7 +9,7 @@ from collections.abc import Generator
 import pytest
 
 from openagents_worker.tools.offload import DaemonThreads
-from openagents_worker.worker.bridge import LoopThread, SyncBody, carried, in_thread
+from openagents_worker.worker.loop_thread import LoopThread, SyncBody, drive, in_thread
 from tests.waiting import PATIENCE_S, await_for
 
 
@@ -39,7 +39,7 @@ def test_bodies_that_wait_take_turns_on_one_thread(loop_thread: LoopThread) -> N
 
     async def all_of_them() -> list[int]:
         async def one() -> int:
-            ident: int = await carried(SyncBody(body))
+            ident: int = await drive(SyncBody(body))
             return ident
 
         return await asyncio.gather(*(one() for _ in range(100)))
@@ -73,7 +73,7 @@ def test_a_body_meets_a_limit_by_its_name(loop_thread: LoopThread) -> None:
         sync_body = SyncBody(body)
 
         async def one() -> object:
-            return await carried(sync_body)
+            return await drive(sync_body)
 
         task = asyncio.create_task(one())
         await begun.wait()
@@ -96,7 +96,7 @@ def test_a_blocking_call_in_a_body_blocks_a_thread(loop_thread: LoopThread) -> N
 
     async def cancelled() -> None:
         async def one() -> None:
-            await carried(SyncBody(in_thread(store, blocking)))
+            await drive(SyncBody(in_thread(store, blocking)))
 
         task = asyncio.create_task(one())
         await await_for(begun.is_set, "the thread is blocked")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.pool.shopkeeper import PATIENCE_S, Shop, agent, open_shop
 from tests.waiting import wait_for
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunResult, RunState
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.runtime.attempt import EX_DOES_NOT_STOP
-from openagents_worker.store.embedded import EmbeddedRedis
 from tests.pool.exits import EXITS
 from tests.pool.shopkeeper import PATIENCE_S, Shop, agent, new_tag, open_shop
 from tests.waiting import wait_for

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.pool.shopkeeper import PATIENCE_S, ROOT, Shop, agent, open_shop
 from tests.waiting import wait_for
 from tests.worker.test_guard import lives

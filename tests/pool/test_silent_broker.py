@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.pool.shopkeeper import Shop, new_tag, open_shop
 from tests.producer.proxy import Proxy
 from tests.waiting import wait_for

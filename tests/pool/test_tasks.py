@@ -109,6 +109,6 @@ def test_what_blocks_inside_of_celery_blocks_threads(shop: Shop) -> None:
 
     pool = shop.stats()["pool"]
 
-    assert pool["implementation"] == "openagents_worker.worker.pool:TaskPool"
+    assert pool["implementation"] == "openagents_worker.celery.pool.task_pool:TaskPool"
     assert pool["blocking"]["threads"] > 0
     assert pool["blocking"]["limit"] == 16

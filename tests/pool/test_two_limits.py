@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
 from openagents_worker.producer.handle import RunHandle
-from openagents_worker.store.embedded import EmbeddedRedis
 from tests.pool.registered import worker
 from tests.pool.shopkeeper import PATIENCE_S, Shop, new_tag
 from tests.proxy import Stalled
@@ -151,7 +151,7 @@ def test_the_settings_of_the_log_count_in_an_app_of_somebodys_own(
     """`OPENAGENTS_LOG_LEVEL` and `_LEVELS` are about our lines, whoever writes them."""
     levels = {
         "OPENAGENTS_LOG_LEVEL": "ERROR",
-        "OPENAGENTS_LOG_LEVELS": "openagents_worker.worker.app_advice=WARNING",
+        "OPENAGENTS_LOG_LEVELS": "openagents_worker.celery.app_advice=WARNING",
     }
     with worker(tmp_path, url, "celery,agents", {}, **levels, **own) as shop:
         assert submit(shop, "greeter").wait(PATIENCE_S).final_output == "hello"
@@ -160,7 +160,7 @@ def test_the_settings_of_the_log_count_in_an_app_of_somebodys_own(
     assert "worker.registered" not in log
     assert "app.setting" in log
     assert "Task tasks.run_agent" in log, "Celery's lines are as ever"
-    assert ("product's WARNING openagents_worker.worker.app_advice app.setting" in log) is bool(own)
+    assert ("product's WARNING openagents_worker.celery.app_advice app.setting" in log) is bool(own)
 
 
 def test_both_channels_come_back_after_a_lost_connection(tmp_path: Path, url: str) -> None:

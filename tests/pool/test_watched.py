@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.handle import RunHandle
-from openagents_worker.store.embedded import EmbeddedRedis
-from openagents_worker.worker.watch import EX_LOOP_DEAD
+from openagents_worker.worker.watchdog import EX_LOOP_DEAD
 from tests.pool.shopkeeper import PATIENCE_S, Shop, agent, new_tag, open_shop
 from tests.waiting import wait_for
 

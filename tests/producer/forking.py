@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 
-from openagents_worker.llm.connections import Lanes
+from openagents_worker.llm.connection_pool import ConnectionPool
 from openagents_worker.producer.client import AsyncClient, Client
-from openagents_worker.producer.transport import send_wakes
-from openagents_worker.store.channels import listening
+from openagents_worker.producer.publisher import send_wakes
+from openagents_worker.store.pubsub import listening
 from openagents_worker.store.scripts import Wake
 from openagents_worker.tools.builtin.http import HttpRequest
 
@@ -32,7 +32,9 @@ class Everything:
         self.client = Client(REDIS_URL)
         self.twin = AsyncClient(REDIS_URL)
         self.ports: list[int] = []
-        self.http = httpx.AsyncClient(transport=Lanes(MODEL_URL), event_hooks={"response": [self._note]})
+        self.http = httpx.AsyncClient(
+            transport=ConnectionPool(MODEL_URL), event_hooks={"response": [self._note]}
+        )
         self.tool = HttpRequest({"deny_private_networks": False})
 
     async def _note(self, response: httpx.Response) -> None:

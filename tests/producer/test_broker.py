@@ -10,8 +10,8 @@ import pytest
 from kombu import Connection, Consumer, Queue
 from kombu.asynchronous import Hub
 
-from openagents_worker.producer import broker
-from openagents_worker.producer.broker import RUN_AGENT, TRANSPORTS
+from openagents_worker.producer import kombu_redis as broker
+from openagents_worker.producer.kombu_redis import RUN_AGENT, TRANSPORTS
 from tests.producer.proxy import Proxy
 from tests.waiting import PATIENCE_S, wait_for
 

@@ -13,10 +13,10 @@ from celery import chain, chord, group
 
 from openagents_worker.errors import ConfigError, RequestInvalid, RequestTooLarge
 from openagents_worker.models import RunRequest
-from openagents_worker.producer.canvas import canvas_of, options_of
 from openagents_worker.producer.client import Client
+from openagents_worker.producer.publisher import send_wakes
 from openagents_worker.producer.task import AgentTask, ProducerTask
-from openagents_worker.producer.transport import send_wakes
+from openagents_worker.producer.task_options import canvas_of, options_of
 from openagents_worker.store.scripts import Wake
 
 FIELDS = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi"}

@@ -142,7 +142,7 @@ def test_an_end_that_celery_does_not_know_is_waited_for(client: Client, hand: Ha
             told(client, "r1")
 
     plan = deletion.deletion(client.store.keys, "s1", force=False, clock=lambda: 0.0)
-    assert client.store.carry_out(plan, told_after_three_pauses) == 1
+    assert client.store.execute(plan, told_after_three_pauses) == 1
 
     assert pauses == [deletion.PAUSE_S] * 3
 

@@ -16,7 +16,7 @@ from openagents_worker.models import RunRequest, RunState
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.task import ProducerTask
 from openagents_worker.settings import Settings, load_settings
-from openagents_worker.store.events import RunEvent
+from openagents_worker.store.watch import RunEvent
 from openagents_worker.testing.model_server import ModelServer
 from tests.producer import forking
 from tests.producer.proxy import Proxy

@@ -12,8 +12,8 @@ from openagents_worker.errors import LLMRateLimitError, LLMResponseError, Reques
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.store import scripts
-from openagents_worker.store.events import history
 from openagents_worker.store.fleet import WorkerCard, read_fleet
+from openagents_worker.store.watch import history
 from tests.producer.hand import LEASE_MS, Hand
 
 
@@ -39,7 +39,7 @@ def test_a_failed_run_is_resumed_by_its_id(client: Client, hand: Hand) -> None:
     fail(hand, "r1", LLMRateLimitError("slow down"), steps=2)
 
     handle = client.resume("r1", by="ada")
-    events = client.store.carry_out(history(client.store.keys, "r1"))
+    events = client.store.execute(history(client.store.keys, "r1"))
 
     assert (handle.id, client.record("r1").state, client.record("r1").life) == ("r1", RunState.QUEUED, 2)
     resumed = next(event for event in events if event.name == "run.resumed")
@@ -201,7 +201,7 @@ def test_messages_that_were_sent_again_are_counted(client: Client, hand: Hand) -
     call = scripts.resend(queue="agents", oldest_us=2**53 - 1, grace_ms=-1000, limit=10)
     assert [wake.run_id for wake in hand.store.run(call)] == ["r1"]
 
-    fleet = client.store.carry_out(read_fleet(client.store.keys, "agents"))
+    fleet = client.store.execute(read_fleet(client.store.keys, "agents"))
     assert [(queue.name, queue.sent_again) for queue in fleet.queues] == [("agents", 1)]
     end(client, "r1")
 

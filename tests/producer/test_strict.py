@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from openagents_worker.errors import RedisUnreachable, RedisUnsafe, SubmitUnknown
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest, RunState
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.settings import Settings, load_settings
-from openagents_worker.store.embedded import EmbeddedRedis
-from openagents_worker.store.keeping import Keeping
+from openagents_worker.store.durability import PersistenceInfo
 from tests.producer.hand import Hand
 
 Submit = Callable[[EmbeddedRedis, str], None]
@@ -134,9 +134,9 @@ def test_a_redis_that_is_away_is_unreachable_as_ever() -> None:
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 def test_a_redis_that_evicts_is_unsafe_once_its_memory_has_a_limit(policy: str) -> None:
     """A limit makes the policy bite; under noeviction a full Redis refuses writes and loses nothing."""
-    evicting = Keeping(True, True, "everysec", 1_000_000, policy)
-    unlimited = Keeping(True, True, "everysec", 0, policy)
-    full = Keeping(True, True, "everysec", 1_000_000, "noeviction")
+    evicting = PersistenceInfo(True, True, "everysec", 1_000_000, policy)
+    unlimited = PersistenceInfo(True, True, "everysec", 0, policy)
+    full = PersistenceInfo(True, True, "everysec", 1_000_000, "noeviction")
 
     with pytest.raises(RedisUnsafe, match=policy):
         evicting.check_memory()

@@ -20,10 +20,11 @@ from openagents_worker.errors import (
 )
 from openagents_worker.models import RunRequest, RunState
 from openagents_worker.producer import client as client_module
-from openagents_worker.producer import operations, transport
+from openagents_worker.producer import operations
+from openagents_worker.producer import publisher as transport
 from openagents_worker.producer import submit as submit_module
 from openagents_worker.producer.client import AsyncClient, Client
-from openagents_worker.producer.transport import send_wakes
+from openagents_worker.producer.publisher import send_wakes
 from openagents_worker.settings import load_settings
 from openagents_worker.store import client as store_client
 from openagents_worker.store.formats import WRITTEN

@@ -18,8 +18,8 @@ from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
 from openagents_worker.models import RunRequest, RunState
 from openagents_worker.producer.client import Client, client_of
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
+from openagents_worker.producer.publisher import make_app
 from openagents_worker.producer.task import AgentTask, ProducerTask
-from openagents_worker.producer.transport import make_app
 from openagents_worker.settings import Settings, load_settings
 
 FIELDS = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi"}

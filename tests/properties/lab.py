@@ -9,7 +9,7 @@ from hashlib import sha1
 from typing import Any, TypeVar
 
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.scripts import Call, Script
+from openagents_worker.store.scripts import Script, ScriptCall
 from openagents_worker.store.states import states_as_text
 
 __all__ = ["TICK_MS", "Entry", "Lab", "Snapshot", "View"]
@@ -121,7 +121,7 @@ class Lab:
         self._raw.connection_pool.disconnect()
         self.store.close()
 
-    def run(self, call: Call[T]) -> T:
+    def run(self, call: ScriptCall[T]) -> T:
         return self.store.run(replace(call, script=self._script(call.script)) if self._altered else call)
 
     def read(self) -> View:

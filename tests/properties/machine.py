@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 
 from openagents_worker.store import scripts
 from openagents_worker.store.keys import ttl_violations
-from openagents_worker.store.scripts import Call, Wake, WriteAnswer
+from openagents_worker.store.scripts import ScriptCall, Wake, WriteAnswer
 from tests.properties.invariants import check
 from tests.properties.lab import TICK_MS, Lab, Snapshot
 from tests.properties.truth import (
@@ -59,7 +59,7 @@ class Write:
     """A fenced write, and what it does to the truth."""
 
     kind: str
-    call: Call[Any]
+    call: ScriptCall[Any]
     on: Callable[[Truth], Any]
     records: int = 0
 
@@ -361,7 +361,7 @@ class Protocol(RuleBasedStateMachine):
         write = attempt.unanswered or self.write(attempt, kind)
         attempt.unanswered = write if way == "lost" else None
         for _ in range(2 if way == "repeated" else 1):
-            answer = self.carry_out(write, attempt.run_id)
+            answer = self.execute(write, attempt.run_id)
         if way == "lost":
             return True
         done = answer in (WriteAnswer.OK, WriteAnswer.SAME, WriteAnswer.CANCEL)
@@ -380,7 +380,7 @@ class Protocol(RuleBasedStateMachine):
         """Who was let go of, or slept, or died while a command was under way, writes all the same."""
         self.carry_on(pick(self.zombies, i), kind, "answered")
 
-    def carry_out(self, write: Write, run_id: str) -> WriteAnswer:
+    def execute(self, write: Write, run_id: str) -> WriteAnswer:
         got = self.lab.run(write.call)
         expected = write.on(self.truth)
         answer, wakes = (got, ()) if isinstance(got, WriteAnswer) else (got.answer, got.wakes)
@@ -398,7 +398,7 @@ class Protocol(RuleBasedStateMachine):
         events = ["told", json.dumps({"number": number})]
         if kind in ("lost", "hand_back"):
             why = "lost" if kind == "lost" else "handover"
-            call: Call[Any] = scripts.release(
+            call: ScriptCall[Any] = scripts.release(
                 **ids, incarnation=attempt.incarnation, kind=why, max_recoveries=MAX_RECOVERIES
             )
             return Write(kind, call, lambda truth: truth.release(run_id, attempt.incarnation, fence, why))
@@ -487,7 +487,7 @@ class Protocol(RuleBasedStateMachine):
         for run_id in sorted(renewal.owned - set(worker.carries)):
             fence = self.lab.redis.hget(self.lab.keys("run", run_id), "fence")
             stray = Attempt(run_id, worker.incarnation, fence, 0, 0, worker.format)
-            assert self.carry_out(self.write(stray, "lost"), run_id) is WriteAnswer.OK
+            assert self.execute(self.write(stray, "lost"), run_id) is WriteAnswer.OK
         for run_id in sorted(set(worker.carries) - renewal.owned):
             self.zombies.append(worker.carries.pop(run_id))
 

@@ -148,12 +148,12 @@ class Stories(_Words):
         for _ in range(4):
             self.deliver(0)
         self.die()
-        for carried in (2, 1):
+        for attempt_result in (2, 1):
             for _ in range(4):
                 self.m.messages.sort(key=lambda run_id: self.m.truth.runs[run_id].suspicion.group)
                 if self.m.messages:
                     self.deliver(0)
-            assert len(self.m.workers[0].carries) == carried
+            assert len(self.m.workers[0].carries) == attempt_result
             self.die()
 
     def new_neighbours_of_a_suspect_die_with_it(self) -> None:

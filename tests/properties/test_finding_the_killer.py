@@ -60,9 +60,9 @@ class Fleet:
         while self.lab.run(scripts.wake(limit=100))[1]:
             pass
         queued = self.lab.redis.zrange(self.lab.keys("sent", "q"), 0, -1)
-        carried = [self._claimed(queued[number::workers]) for number in range(workers)]
-        self.most_at_once = max(self.most_at_once, *(len(runs) for _, runs in carried))
-        for incarnation, runs in carried:
+        attempt_result = [self._claimed(queued[number::workers]) for number in range(workers)]
+        self.most_at_once = max(self.most_at_once, *(len(runs) for _, runs in attempt_result))
+        for incarnation, runs in attempt_result:
             if self.killer in runs:
                 self._die(incarnation)
             else:

@@ -14,9 +14,9 @@ from openagents_worker.jsontext import replaced
 from openagents_worker.models import RunState, parse_request
 from openagents_worker.store.checkpoints import checkpoints
 from openagents_worker.store.client import Store
-from openagents_worker.store.events import watch
 from openagents_worker.store.listing import RunFilter, list_runs
-from openagents_worker.store.runs import read_record, read_session
+from openagents_worker.store.records import read_record, read_session
+from openagents_worker.store.watch import watch
 from tests.runtime.harness import agent, process
 from tests.runtime.plugins import Charge, _Pattern
 from tests.unit.test_jsontext import NASTY
@@ -69,7 +69,7 @@ def test_whatever_a_run_leaves_is_read_by_every_reader(redis_url: str, values: d
     [call] = [one for one in checkpoints(store, "r1") if one.kind == "tool"]
     assert call.value == stored["result"]
     assert {"shop.looked", "shop.left"} <= {event.name for event in watch(store, "r1")}
-    page = store.carry_out(list_runs(store.keys, RunFilter.of({}), limit=10, cursor=None))
+    page = store.execute(list_runs(store.keys, RunFilter.of({}), limit=10, cursor=None))
     assert (page.problems, [one.run_id for one in page]) == ((), ["r1"])
     picture_of(store, "r1").to_json()
     store.close()

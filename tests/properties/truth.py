@@ -40,7 +40,7 @@ class Suspicion:
 class End:
     """What is known of the end of a lease."""
 
-    carried: int = 0  # when the first of its runs was taken; 0: none was
+    attempt_result: int = 0  # when the first of its runs was taken; 0: none was
     suspects: int = 0
     answered: bool = False  # the process lives
     named: str = ""  # the run that ended it, as its watchdog says
@@ -445,7 +445,7 @@ class Truth:
         if incarnation not in self.lost:
             self.lost[incarnation] = self.leases[incarnation]
             owned = [self.runs[run_id] for run_id in self.owned(incarnation)]
-            end.carried, end.suspects = len(owned), sum(bool(run.held.group) for run in owned)
+            end.attempt_result, end.suspects = len(owned), sum(bool(run.held.group) for run in owned)
         return end
 
     def _lost_together(self, incarnation: str) -> bool:
@@ -491,7 +491,7 @@ class Truth:
         kind = "s" if held.group else "n"
         group = "named" if is_named else f"{kind}{half[kind]}"
         half[kind] = half[kind] if is_named else 1 - half[kind]
-        is_alone = is_named or (end.suspects if held.group else end.carried) == 1
+        is_alone = is_named or (end.suspects if held.group else end.attempt_result) == 1
         run.stuck += is_alone
         run.suspicion = Suspicion(
             f"{incarnation}:{group}",

@@ -10,7 +10,7 @@ import pytest
 
 from openagents_worker.llm.base import LLMResponse
 from openagents_worker.models import StopReason
-from openagents_worker.runtime.runner import Outlook
+from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store import scripts
 from tests.runtime import plugins
 from tests.runtime.harness import Process, agent, crash, due, process, scripted
@@ -72,10 +72,10 @@ async def test_tries_of_a_prompt_with_a_clock_are_bounded(redis_url: str, where:
     async with process(redis_url, patterned("Clocked", llm=down, where=where)) as p:
         await p.submit(budget={"max_resume_attempts": 2})
         for _ in range(2):
-            assert (await p.carry()).kind is Outlook.SUSPENDED
+            assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
             await due(p)
-        ended = await p.carry()
-        assert (ended.kind, ended.error and ended.error.code) == (Outlook.ENDED, "llm.rate_limit")
+        ended = await p.execute()
+        assert (ended.kind, ended.error and ended.error.code) == (AttemptOutcome.FINISHED, "llm.rate_limit")
 
 
 async def test_a_changed_prompt_is_answered_and_told(redis_url: str) -> None:
@@ -87,7 +87,7 @@ async def test_a_changed_prompt_is_answered_and_told(redis_url: str) -> None:
         dying = await begun(one, "charge")
         await crash(one, "r1", dying)
         plugins.GATES["charge"].set()
-        assert (await two.carry()).stop_reason is StopReason.COMPLETED
+        assert (await two.execute()).stop_reason is StopReason.COMPLETED
         told = [event["payload"] for event in await two.events() if event["name"] == "replay.prompt_changed"]
         assert len(told) == 1
         assert told[0]["recorded_digest"] != told[0]["digest"]
@@ -121,7 +121,7 @@ async def test_a_run_whose_task_group_failed_can_be_resumed(redis_url: str) -> N
         assert (await p.run()).state == "failed"
         plugins.GATES["charge-c"].set()
         await resumed(p)
-        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        assert (await p.execute()).stop_reason is StopReason.COMPLETED
         assert sorted(plugins.executed("charge")) == ["a", "b", "c"]
 
 
@@ -139,7 +139,7 @@ async def test_a_run_that_ran_out_of_its_step_can_be_resumed(redis_url: str) -> 
         assert (await p.run()).state == "failed"
         plugins.GATES["slow"].set()
         await resumed(p)
-        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        assert (await p.execute()).stop_reason is StopReason.COMPLETED
 
 
 async def test_a_run_that_was_mended_may_go_another_way(redis_url: str) -> None:
@@ -150,7 +150,7 @@ async def test_a_run_that_was_mended_may_go_another_way(redis_url: str) -> None:
         Mended.way = "sound"
         try:
             await resumed(p)
-            assert (await p.carry()).stop_reason is StopReason.COMPLETED
+            assert (await p.execute()).stop_reason is StopReason.COMPLETED
         finally:
             Mended.way = "broken"
 
@@ -194,7 +194,7 @@ async def test_what_was_used_and_changed_inside_a_finished_call_counts_after_a_r
         dying = await begun(one, "last")
         await crash(one, "r1", dying)
         plugins.GATES["last"].set()
-        await two.carry()
+        await two.execute()
 
         record = await two.record()
         assert record.result is not None
@@ -210,12 +210,12 @@ async def test_what_was_used_and_changed_inside_a_finished_call_counts_after_a_r
 
 async def begun(p: Process, who: str) -> asyncio.Task[Any]:
     """Run r1 until it waits at that gate of `charge`."""
-    carrying = asyncio.create_task(p.carry())
+    executing = asyncio.create_task(p.execute())
     at_gate = {"charge": "x", "last": "last"}[who]
     await await_for(
         lambda: any(entry[:3] == ("begin", "charge", at_gate) for entry in plugins.LOG), f"{who} begins"
     )
-    return carrying
+    return executing
 
 
 async def resumed(p: Process) -> None:

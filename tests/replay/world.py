@@ -409,12 +409,12 @@ class Case:
 
     def run(self) -> list[tuple[str, str]]:
         world = World(random.Random(self.seed))
-        output = self._carry(world, [*self.kills, None], self.has_jitter)
+        output = self._execute(world, [*self.kills, None], self.has_jitter)
         self._count(world)
         kinds = {kind for kind, _ in world.problems}
         if not (self.depends_on_time or self.is_sampled or kinds & {"mismatch", "hang"}):
             alone = World(random.Random(self.seed))
-            expected = self._carry(alone, [None], False)
+            expected = self._execute(alone, [None], False)
             if json.dumps(expected, sort_keys=True) != json.dumps(output, sort_keys=True):
                 world.problem("result", f"{output!r} instead of {expected!r}")
             for subject in {effect.subject for effect in alone.log} - {
@@ -423,7 +423,7 @@ class Case:
                 world.problem("lost", f"{subject} was never made")
         return list(dict.fromkeys(world.problems))
 
-    def _carry(self, world: World, kills: Sequence[Kill | None], has_jitter: bool) -> Any:
+    def _execute(self, world: World, kills: Sequence[Kill | None], has_jitter: bool) -> Any:
         store = Store(Cell(self.redis_url), max_connections=1)
         try:
             store.redis.flushall()
@@ -450,18 +450,18 @@ class Case:
             for variable, value in ((_world, world), (_program, self.program), (_jitter, chance)):
                 variable.set(value)  # type: ignore[attr-defined]  # of three types
             runner, assembly = _runner(process, world, f"w{number}")
-            carrying = asyncio.create_task(runner.carry(RUN))
+            executing = asyncio.create_task(runner.execute(RUN))
             await asyncio.wait(
-                {carrying, process.died}, return_when=asyncio.FIRST_COMPLETED, timeout=TOO_LATE_S
+                {executing, process.died}, return_when=asyncio.FIRST_COMPLETED, timeout=TOO_LATE_S
             )
             if process.is_dead:
                 return False, None
-            if not carrying.done():
+            if not executing.done():
                 world.problem("hang", "nothing has ended")
                 process.die()
                 return True, None
             await assembly.aclose()
-            return self._ending(world, store, carrying)
+            return self._ending(world, store, executing)
 
         try:
             return loop.run_until_complete(main())
@@ -473,8 +473,8 @@ class Case:
         finally:
             _bury(loop)
 
-    def _ending(self, world: World, store: Store, carrying: asyncio.Task[Any]) -> tuple[bool, Any]:
-        carrying.result()
+    def _ending(self, world: World, store: Store, executing: asyncio.Task[Any]) -> tuple[bool, Any]:
+        executing.result()
         result: Any = store.redis.hget(store.keys("run", RUN), "result")
         ended = json.loads(result)
         details = ended.get("error_details")

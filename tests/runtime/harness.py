@@ -14,11 +14,11 @@ from openagents_worker.jsontext import canonical_json
 from openagents_worker.models import RunRecord, RunRequest
 from openagents_worker.runtime.assembly import Assembly
 from openagents_worker.runtime.journal import digest_of
-from openagents_worker.runtime.runner import Carried, Runner
+from openagents_worker.runtime.runner import AttemptResult, Runner
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.runs import aread_record
+from openagents_worker.store.records import aread_record
 from openagents_worker.store.scripts import Submitted, Wake
 from tests.stored import shown
 
@@ -95,13 +95,13 @@ class Process:
             )
         )
 
-    async def carry(self, run_id: str = "r1") -> Carried:
-        return await self.runner.carry(run_id)
+    async def execute(self, run_id: str = "r1") -> AttemptResult:
+        return await self.runner.execute(run_id)
 
     async def run(self, run_id: str = "r1", **fields: Any) -> RunRecord:
         """Submit and carry; the record afterwards."""
         await self.submit(run_id, **fields)
-        await self.carry(run_id)
+        await self.execute(run_id)
         return await self.record(run_id)
 
     async def record(self, run_id: str = "r1") -> RunRecord:
@@ -168,12 +168,12 @@ async def due(p: Process, run_id: str = "r1") -> None:
     assert [wake.run_id for wake in (await p.store.run(scripts.wake(limit=10)))[0]] == [run_id]
 
 
-async def crash(dead: Process, run_id: str, carrying: Any) -> None:
+async def crash(dead: Process, run_id: str, executing: Any) -> None:
     """The process dies while it carries the run: it writes nothing more, and others take its runs."""
     dead.lease.left_s = 0.0
     await dead.store.redis.zadd(dead.store.keys("workers"), {dead.lease.incarnation: 1})
     reclaimed = await dead.store.run(scripts.reclaim(limit=100, max_recoveries=50, blameless=False))
     assert run_id in [wake.run_id for wake in reclaimed.wakes]
-    carrying.cancel()
+    executing.cancel()
     with suppress(BaseException):  # it is dead; how it felt does not matter
-        await carrying
+        await executing

@@ -13,7 +13,7 @@ import pytest
 
 from openagents_worker.models import StopReason
 from openagents_worker.runtime.latch import LatchReason
-from openagents_worker.runtime.runner import Outlook
+from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store import scripts
 from tests.runtime import plugins
 from tests.runtime.asking import AFTER
@@ -78,10 +78,10 @@ async def at(p: Process, moment: str) -> asyncio.Task[Any]:
     """Run r1 until it is inside the call (of a tool), or behind it."""
     if moment == "behind the call":
         plugins.GATES["aside"].set()
-    carrying = asyncio.create_task(p.carry())
+    executing = asyncio.create_task(p.execute())
     reached = ("begin", "charge", "aside") if moment == "inside the call" else ("asked",)
     await await_for(lambda: any(entry[: len(reached)] == reached for entry in plugins.LOG), moment)
-    return carrying
+    return executing
 
 
 MOMENTS = [("model", "behind the call"), ("tool", "inside the call"), ("tool", "behind the call")]
@@ -98,9 +98,9 @@ async def test_a_call_that_may_be_retried_puts_the_run_off(redis_url: str, place
         plugins.FAILURES["aside"] = [plugins.rate_limited()]
     async with process(redis_url, asking(place, kind, fails=True)) as p:
         await p.submit()
-        assert (await p.carry()).kind is Outlook.SUSPENDED
+        assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
         await due(p)
-        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        assert (await p.execute()).stop_reason is StopReason.COMPLETED
         await ended_well(p, kind, begun=2)
 
 
@@ -114,7 +114,7 @@ async def test_a_killed_worker(redis_url: str, place: str, kind: str, moment: st
         dying = await at(one, moment)
         await crash(one, "r1", dying)
         open_gates()
-        await two.carry()
+        await two.execute()
         await ended_well(two, kind, begun=2 if moment == "inside the call" else 1)
 
 
@@ -125,12 +125,12 @@ async def test_a_worker_that_is_asked_to_stop(redis_url: str, place: str, kind: 
     definition = asking(place, kind)
     async with process(redis_url, definition, name="one") as one, process(redis_url, definition) as two:
         await one.submit()
-        carrying = await at(one, moment)
+        executing = await at(one, moment)
         one.runner.latch("r1", LatchReason.HANDOVER)
         open_gates()
-        handed = await carrying
-        assert (handed.kind, handed.reason) == (Outlook.SUSPENDED, "handover")
-        await two.carry()
+        handed = await executing
+        assert (handed.kind, handed.reason) == (AttemptOutcome.SUSPENDED, "handover")
+        await two.execute()
         await ended_well(two, kind)
 
 
@@ -140,10 +140,10 @@ async def test_a_run_that_is_cancelled(redis_url: str, place: str, kind: str, mo
     """It ends at once, wherever it is."""
     async with process(redis_url, asking(place, kind)) as p:
         await p.submit()
-        carrying = await at(p, moment)
+        executing = await at(p, moment)
         await p.store.run(scripts.cancel(run_id="r1", reason="enough", force=False))
         p.runner.latch("r1", LatchReason.CANCELLED)
-        assert (await carrying).stop_reason is StopReason.CANCELLED
+        assert (await executing).stop_reason is StopReason.CANCELLED
         assert (await p.record()).state == "cancelled"
 
 
@@ -156,9 +156,9 @@ async def test_a_memory_that_raises_a_retryable_error_puts_the_run_off(redis_url
     Forgetful.failures = 1
     async with process(redis_url, definition) as p:
         await p.submit()
-        assert (await p.carry()).kind is Outlook.SUSPENDED
+        assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
         await due(p)
-        await p.carry()
+        await p.execute()
         await ended_well(p, "tool")
 
 
@@ -176,14 +176,14 @@ async def test_what_a_memory_kept_is_not_kept_again(redis_url: str) -> None:
             return await original(call, until)
 
         one.store.run_until = dies_at_the_end  # type: ignore[method-assign]
-        carrying = asyncio.create_task(one.carry())
+        executing = asyncio.create_task(one.execute())
 
         async def written_back() -> bool:
             return any((r["kind"], r["name"]) == ("memory", "compact") for r in await one.journal())
 
         await await_for(written_back, "the memory has kept what it wants")
-        await crash(one, "r1", carrying)
-        await two.carry()
+        await crash(one, "r1", executing)
+        await two.execute()
         await ended_well(two, "tool")
         assert [entry[1] for entry in plugins.LOG if entry[0] == "verb"] == ["inject", "writeback", "compact"]
 

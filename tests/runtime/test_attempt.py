@@ -9,7 +9,7 @@ import pytest
 
 from openagents_worker.models import RunBudget, RunState, StopReason
 from openagents_worker.runtime.latch import LatchReason
-from openagents_worker.runtime.runner import Outlook
+from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.formats import NEWEST_READ
@@ -63,15 +63,15 @@ async def test_a_retryable_error_puts_the_run_aside_until_it_is_due(redis_url: s
     open_gates(*(f"charge-{n}" for n in range(3)))
     async with process(redis_url, patterned("Steps", tool("Charge"), n=3)) as p:
         await p.submit()
-        carried = await p.carry()
+        attempt_result = await p.execute()
 
-        assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "tool.rate_limit")
-        assert carried.delay_ms is not None
-        assert carried.delay_ms >= 300
+        assert (attempt_result.kind, attempt_result.reason) == (AttemptOutcome.SUSPENDED, "tool.rate_limit")
+        assert attempt_result.delay_ms is not None
+        assert attempt_result.delay_ms >= 300
         assert (await p.record()).state is RunState.RETRYING
-        assert (await p.carry()).reason == "not_due"
+        assert (await p.execute()).reason == "not_due"
         await due(p)
-        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        assert (await p.execute()).stop_reason is StopReason.COMPLETED
         names = await p.event_names()
         for name in ("run.retry_scheduled", "run.resume_attempted", "run.resume_succeeded"):
             assert names.count(name) == 1
@@ -82,12 +82,12 @@ async def test_the_start_is_a_checkpoint_before_the_first_call_has_ended(redis_u
     plugins.FAILURES["0"] = [plugins.rate_limited()]
     async with process(redis_url, patterned("Steps", tool("Charge"), n=1), agent("silent", **SILENT)) as p:
         await p.submit()
-        carrying = await carried_until(p, lambda: len(plugins.LOG) == 1, "the first call begins")
+        executing = await carried_until(p, lambda: len(plugins.LOG) == 1, "the first call begins")
         await await_for(p.journal, "the start is stored")
         open_gates("charge-0")
-        assert (await carrying).kind is Outlook.SUSPENDED
+        assert (await executing).kind is AttemptOutcome.SUSPENDED
         await due(p)
-        await p.carry()
+        await p.execute()
 
         await p.run("r2", agent_id="silent", session_id="s2")
         for run_id, recorded in (("r1", [("prepare", ""), ("tool", "charge")]), ("r2", [("prepare", "")])):
@@ -101,7 +101,7 @@ async def test_a_run_that_is_put_aside_at_once_has_a_checkpoint(redis_url: str) 
     plugins.FAILURES["a"] = [plugins.rate_limited()]
     async with process(redis_url, patterned("PlanB", tool("Charge"))) as p:
         await p.submit()
-        assert (await p.carry()).kind is Outlook.SUSPENDED
+        assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
 
         assert [record["call"] for record in await p.journal()] == ["prepare"]
         assert (await p.event_names()).count("run.checkpoint_saved") == 1
@@ -113,9 +113,9 @@ async def test_the_last_error_is_told_when_retries_are_used_up(redis_url: str) -
     async with process(redis_url, patterned("PlanB", tool("Charge"))) as p:
         await p.submit(budget=RunBudget(max_resume_attempts=2))
         for _ in range(2):
-            assert (await p.carry()).kind is Outlook.SUSPENDED
+            assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
             await due(p)
-        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        assert (await p.execute()).stop_reason is StopReason.COMPLETED
 
         assert [entry[1] for entry in plugins.LOG if entry[0] == "caught"] == ["ToolRateLimitError"]
         assert (await p.event_names()).count("run.resume_exhausted") == 1
@@ -138,7 +138,7 @@ async def test_a_run_that_is_not_durable_is_not_retried(redis_url: str) -> None:
     plugins.FAILURES["a"] = [plugins.rate_limited()]
     async with process(redis_url, patterned("PlanB", tool("Charge"))) as p:
         await p.submit(durable=False)
-        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        assert (await p.execute()).stop_reason is StopReason.COMPLETED
 
         assert await p.journal() == []
         assert "run.checkpoint_saved" not in await p.event_names()
@@ -149,15 +149,15 @@ async def test_cancelling_ends_a_running_call(redis_url: str) -> None:
     async with process(redis_url, patterned("Steps", tool("Charge"), n=3), agent("b")) as p:
         await p.submit("r1")
         await p.submit("r2", agent_id="b")
-        carrying = await carried_until(p, lambda: len(plugins.LOG) == 1, "the first call begins")
+        executing = await carried_until(p, lambda: len(plugins.LOG) == 1, "the first call begins")
         answer = await p.store.run(scripts.cancel(run_id="r1", reason="changed my mind", force=False))
         assert answer.answer is CancelAnswer.REQUESTED
         p.runner.latch("r1", LatchReason.CANCELLED)
 
-        assert (await carrying).stop_reason is StopReason.CANCELLED
+        assert (await executing).stop_reason is StopReason.CANCELLED
         assert plugins.executed("charge") == []
         assert [wake.run_id for wake in p.wakes] == ["r2"]
-        assert (await p.carry("r2")).stop_reason is StopReason.COMPLETED
+        assert (await p.execute("r2")).stop_reason is StopReason.COMPLETED
         assert (await p.event_names())[-2:] == ["run.cancelled", "session.run.completed"]
 
 
@@ -165,10 +165,10 @@ async def test_a_pattern_that_swallows_its_cancellation_is_cancelled_all_the_sam
     """The latch decides, not what the pattern makes of it; the call it tries afterwards is not made."""
     async with process(redis_url, patterned("Deaf", tool("Charge"))) as p:
         await p.submit()
-        carrying = await carried_until(p, lambda: ("waiting",) in plugins.LOG, "the pattern waits")
+        executing = await carried_until(p, lambda: ("waiting",) in plugins.LOG, "the pattern waits")
         p.runner.latch("r1", LatchReason.CANCELLED)
 
-        assert (await carrying).stop_reason is StopReason.CANCELLED
+        assert (await executing).stop_reason is StopReason.CANCELLED
         assert ("swallowed",) in plugins.LOG
         assert plugins.executed("charge") == []
 
@@ -181,15 +181,15 @@ async def test_handing_over_lets_the_running_call_end(redis_url: str) -> None:
         process(redis_url, definition, name="two") as two,
     ):
         await one.submit()
-        carrying = await carried_until(one, lambda: len(plugins.LOG) == 1, "the first call begins")
+        executing = await carried_until(one, lambda: len(plugins.LOG) == 1, "the first call begins")
         one.runner.accepting = False
         stopping = asyncio.create_task(one.runner.latch_all(LatchReason.HANDOVER))
         open_gates("charge-0", "charge-1", "charge-2")
 
-        assert (await carrying).reason == "handover"
+        assert (await executing).reason == "handover"
         await stopping
         assert [wake.run_id for wake in one.wakes] == ["r1"]
-        assert (await two.carry()).stop_reason is StopReason.COMPLETED
+        assert (await two.execute()).stop_reason is StopReason.COMPLETED
         assert [entry[2] for entry in plugins.LOG if entry[0] == "begin"] == [0, 1, 2]
         assert (await two.record()).recoveries == 0
 
@@ -202,7 +202,7 @@ async def test_a_call_that_takes_too_long_is_handed_over_too(redis_url: str) -> 
         process(redis_url, definition, name="two") as two,
     ):
         await one.submit()
-        carrying = await carried_until(one, lambda: len(plugins.LOG) == 1, "the first call begins")
+        executing = await carried_until(one, lambda: len(plugins.LOG) == 1, "the first call begins")
         one.runner.accepting = False
         stopping = asyncio.create_task(one.runner.latch_all(LatchReason.HANDOVER))
         await asyncio.sleep(0)
@@ -210,10 +210,10 @@ async def test_a_call_that_takes_too_long_is_handed_over_too(redis_url: str) -> 
 
         await one.runner.hurry_all()
 
-        assert (await carrying).reason == "handover"
+        assert (await executing).reason == "handover"
         await stopping
         open_gates("charge-0", "charge-1", "charge-2")
-        assert (await two.carry()).stop_reason is StopReason.COMPLETED
+        assert (await two.execute()).stop_reason is StopReason.COMPLETED
         assert [entry[2] for entry in plugins.LOG if entry[0] == "begin"] == [0, 0, 1, 2]
         record = await two.record()
         assert (record.recoveries, record.attempt) == (0, 2)
@@ -226,7 +226,7 @@ async def test_a_worker_that_stops_gives_claimed_runs_back(redis_url: str) -> No
         await p.submit()
         p.runner.accepting = False
 
-        assert (await p.carry()).reason == "handover"
+        assert (await p.execute()).reason == "handover"
         assert [wake.run_id for wake in p.wakes] == ["r1"]
         assert (await p.record()).state is RunState.QUEUED
 
@@ -235,9 +235,9 @@ async def test_the_duration_limit_holds_also_inside_a_call(redis_url: str) -> No
     """max_duration_ms ends a run in the middle of a call, not after it."""
     async with process(redis_url, patterned("Endless", tool("Charge"))) as p:
         await p.submit(budget=RunBudget(max_duration_ms=100))
-        carried = await p.carry()
+        attempt_result = await p.execute()
 
-        assert carried.stop_reason is StopReason.BUDGET_EXHAUSTED
+        assert attempt_result.stop_reason is StopReason.BUDGET_EXHAUSTED
         assert await error_code(p) == "execution.budget_exhausted"
 
 
@@ -246,7 +246,7 @@ async def test_no_pattern_talks_itself_out_of_a_budget(redis_url: str) -> None:
     plugins.FAILURES["a"] = [plugins.refused()]
     async with process(redis_url, patterned("PlanB", tool("Charge"))) as p:
         await p.submit(budget=RunBudget(max_tool_calls=1))
-        assert (await p.carry()).stop_reason is StopReason.MAX_STEPS
+        assert (await p.execute()).stop_reason is StopReason.MAX_STEPS
         assert plugins.executed("charge") == []
 
 
@@ -265,7 +265,7 @@ async def test_a_cost_limit_stops_the_next_model_call(redis_url: str) -> None:
     definition = agent(llm=llm, tools=[{"id": "calc", "type": "calc"}])
     async with process(redis_url, definition) as p:
         await p.submit(budget=RunBudget(max_cost_usd=1.5))
-        assert (await p.carry()).stop_reason is StopReason.BUDGET_EXHAUSTED
+        assert (await p.execute()).stop_reason is StopReason.BUDGET_EXHAUSTED
         assert (await p.record()).usage.llm_calls == 2
         assert (await p.record()).usage.cost_usd == pytest.approx(2.0)
 
@@ -284,7 +284,7 @@ async def test_no_run_uses_more_than_its_agent_may(
     )
     async with process(redis_url, definition) as p:
         await p.submit(budget=asked)
-        assert (await p.carry()).stop_reason is StopReason.MAX_STEPS
+        assert (await p.execute()).stop_reason is StopReason.MAX_STEPS
         assert (await p.record()).usage.tool_calls == made
 
 
@@ -297,7 +297,7 @@ async def test_an_agents_limit_of_steps_goes_before_its_pattern(redis_url: str) 
     )
     async with process(redis_url, definition) as p:
         await p.submit()
-        assert (await p.carry()).stop_reason is StopReason.MAX_STEPS
+        assert (await p.execute()).stop_reason is StopReason.MAX_STEPS
         assert (await p.record()).usage.llm_calls == 3
 
 
@@ -326,7 +326,7 @@ async def test_an_external_memory_is_asked_once(redis_url: str) -> None:
         dying = await carried_until(one, lambda: len(plugins.LOG) == 3, "the second call begins")
         await crash(one, "r1", dying)
         open_gates("charge-1")
-        await two.carry()
+        await two.execute()
 
         assert (plugins.Diary.asked, plugins.Diary.kept) == (1, [2])
         assert await two.store.redis.hget(two.store.keys("session_state", "s1"), "pages") == "1"
@@ -362,7 +362,7 @@ async def test_an_agent_nobody_knows_fails_the_run_with_a_suggestion(redis_url: 
     async with process(redis_url, agent("assistant")) as p:
         await p.store.redis.delete(p.store.keys("agents"))
         await p.submit(agent_id="asistant")
-        await p.carry()
+        await p.execute()
 
         record = await p.record()
         assert record.result is not None
@@ -375,8 +375,11 @@ async def test_an_agent_that_only_newer_workers_know_waits_for_them(redis_url: s
     """In a rolling deployment an old worker does not end a good run: it puts it aside for the new ones."""
     async with process(redis_url, agent("old")) as old, process(redis_url, agent("old"), agent("new")) as new:
         await new.submit(agent_id="new")
-        carried = await old.carry()
-        assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "user.agent_not_found")
+        attempt_result = await old.execute()
+        assert (attempt_result.kind, attempt_result.reason) == (
+            AttemptOutcome.SUSPENDED,
+            "user.agent_not_found",
+        )
 
 
 async def test_a_journal_that_cannot_be_read_is_left_to_others(redis_url: str) -> None:
@@ -392,9 +395,9 @@ async def test_a_journal_that_cannot_be_read_is_left_to_others(redis_url: str) -
         entry = json.loads(await p.store.redis.lindex(key, -1))
         await p.store.redis.lset(key, -1, json.dumps({**entry, "v": NEWEST_READ + 1}))
 
-        carried = await p.carry()
+        attempt_result = await p.execute()
 
-        assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "run.other_format")
+        assert (attempt_result.kind, attempt_result.reason) == (AttemptOutcome.SUSPENDED, "run.other_format")
         assert (await p.record()).state is RunState.RETRYING
 
 
@@ -409,7 +412,7 @@ async def test_a_failed_run_goes_on_in_another_life(redis_url: str) -> None:
         )
         assert resumed.answer is ResumeAnswer.OK
 
-        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        assert (await p.execute()).stop_reason is StopReason.COMPLETED
         record = await p.record()
         assert record.life == 2
         assert plugins.executed("charge") == [0, 1, 2]
@@ -455,7 +458,7 @@ async def test_the_agents_file_says_how_long_a_tool_may_take(redis_url: str) -> 
     definition = agent(llm=scripted(asks, {"text": "later, then"}), tools=[waits])
     async with process(redis_url, definition) as p:
         await p.submit(budget=RunBudget(max_resume_attempts=0))
-        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        assert (await p.execute()).stop_reason is StopReason.COMPLETED
         [failed] = [event["payload"] for event in await p.events() if event["name"] == "tool.failed"]
 
     assert failed["error_details"]["code"] == "tool.timeout"
@@ -468,11 +471,11 @@ async def test_a_worker_that_is_not_registered_takes_no_run(redis_url: str) -> N
         await p.submit()
         p.lease.left_s = 0.0
         asked = (await p.store.redis.info("commandstats"))["cmdstat_evalsha"]["calls"]
-        carrying = asyncio.create_task(p.carry())
+        executing = asyncio.create_task(p.execute())
         await asyncio.sleep(0.12)
         assert (await p.store.redis.info("commandstats"))["cmdstat_evalsha"]["calls"] == asked
         assert (await p.record()).state is RunState.QUEUED
 
         p.lease.left_s = 60.0
 
-        assert (await carrying).stop_reason is StopReason.COMPLETED
+        assert (await executing).stop_reason is StopReason.COMPLETED

@@ -22,10 +22,10 @@ from openagents_worker.llm.transcript import healed
 from openagents_worker.models import RunBudget, RunRecord, RunState
 from openagents_worker.patterns.react import ReActPattern
 from openagents_worker.runtime.latch import LatchReason
-from openagents_worker.runtime.runner import Outlook
+from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
-from openagents_worker.store.runs import aread_session
+from openagents_worker.store.records import aread_session
 from openagents_worker.store.scripts import ReleaseKind, ResumeAnswer
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.runtime import talking
@@ -286,12 +286,12 @@ async def test_whatever_the_model_said_replay_asks_the_same(redis_url: str, name
         process(redis_url, talker(server.url), settings=small(redis_url), name="two") as two,
     ):
         await one.submit()
-        carrying = asyncio.create_task(one.carry())
+        executing = asyncio.create_task(one.execute())
         await asked_again.wait()
-        await crash(one, "r1", carrying)
-        carried = await two.carry()
+        await crash(one, "r1", executing)
+        attempt_result = await two.execute()
 
-    assert carried.kind is Outlook.ENDED
+    assert attempt_result.kind is AttemptOutcome.FINISHED
     _first, before, after = script.asked["r1"]
     assert dumps(before.body) == dumps(after.body)
     assert before.headers["idempotency-key"] == after.headers["idempotency-key"]
@@ -397,28 +397,28 @@ class Talk:
 
     async def cancelled_in_a_tool(self) -> None:
         run_id = await self._submit(calls(("add", {}), ("wait", {})), ANSWER)
-        carrying = asyncio.create_task(self._p.carry(run_id))
+        executing = asyncio.create_task(self._p.execute(run_id))
         await await_for(lambda: run_id in talking.BEGUN, "the tool begins")
         await self._p.store.run(scripts.cancel(run_id=run_id, reason="enough", force=False))
         self._p.runner.latch(run_id, LatchReason.CANCELLED)
-        await carrying
+        await executing
         assert (await self._p.record(run_id)).state is RunState.CANCELLED
 
     async def killed_and_completed(self) -> None:
         run_id = await self._submit(calls(("add", {}), ("wait", {})), ANSWER)
-        async with self._dying_in_a_tool(run_id) as (dying, carrying):
+        async with self._dying_in_a_tool(run_id) as (dying, executing):
             talking.LET_GO.add(run_id)
-            await crash(dying, run_id, carrying)
-        await self._p.carry(run_id)
+            await crash(dying, run_id, executing)
+        await self._p.execute(run_id)
         assert code_of(await self._p.record(run_id)) is None
 
     async def poisoned(self) -> None:
         run_id = await self._submit(calls(("add", {}), ("wait", {})), ANSWER)
         for _ in range(2):  # the first time it has brought something on
-            async with self._dying_in_a_tool(run_id) as (dying, carrying):
+            async with self._dying_in_a_tool(run_id) as (dying, executing):
                 await self._given_back(run_id, dying)
-                carrying.cancel()
-                await asyncio.wait({carrying})
+                executing.cancel()
+                await asyncio.wait({executing})
         assert code_of(await self._p.record(run_id)) == "run.poisoned"
 
     async def _given_back(self, run_id: str, dying: Process) -> None:
@@ -441,7 +441,7 @@ class Talk:
         ids = {"run_id": run_id, "agent_id": "a", "session_id": self.session}
         resumed = await self._p.store.run(scripts.resume(**ids, input_text="", checkpoint_id=""))
         assert resumed.answer is ResumeAnswer.OK
-        await self._p.carry(run_id)
+        await self._p.execute(run_id)
         assert code_of(await self._p.record(run_id)) is None
 
     async def left_broken_by_an_older_version(self) -> None:
@@ -464,9 +464,9 @@ class Talk:
     async def _dying_in_a_tool(self, run_id: str) -> AsyncIterator[tuple[Process, asyncio.Task[Any]]]:
         async with process(self._redis_url, talker(self._url), name="dying") as dying:
             talking.BEGUN.clear()
-            carrying = asyncio.create_task(dying.carry(run_id))
+            executing = asyncio.create_task(dying.execute(run_id))
             await await_for(lambda: run_id in talking.BEGUN, "the tool begins")
-            yield dying, carrying
+            yield dying, executing
 
 
 class _Each(list[Any]):
@@ -556,12 +556,12 @@ async def test_a_run_goes_on_under_the_other_versions_prompt(
         script.by_run["r1"] = [calls(("add", {"x": 1}), ("add", {"x": 2})), calls(("wait", {})), ANSWER]
         monkeypatch.setattr(ReActPattern, "_opening", first)
         await one.submit("r1")
-        carrying = asyncio.create_task(one.carry("r1"))
+        executing = asyncio.create_task(one.execute("r1"))
         await await_for(lambda: "r1" in talking.BEGUN, "the tool begins")
         talking.LET_GO.add("r1")
-        await crash(one, "r1", carrying)
+        await crash(one, "r1", executing)
         monkeypatch.setattr(ReActPattern, "_opening", second)
-        await p.carry("r1")
+        await p.execute("r1")
         record = await p.record("r1")
 
     assert code_of(record) is None

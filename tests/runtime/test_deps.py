@@ -14,7 +14,7 @@ from openagents_worker import register_deps
 from openagents_worker.models import RunBudget, RunRecord, RunState, StopReason
 from openagents_worker.runtime.deps import LIMIT_S
 from openagents_worker.runtime.registry import DEPS
-from openagents_worker.runtime.runner import Outlook
+from openagents_worker.runtime.runner import AttemptOutcome
 from tests.clocks import LoopClock
 from tests.runtime import plugins
 from tests.runtime.harness import crash, due, process
@@ -127,7 +127,7 @@ async def test_the_next_attempt_gets_one_of_its_own(redis_url: str) -> None:
         dying = await carried_until(one, lambda: ("look", "shop") in plugins.LOG, "the tool is called")
         await crash(one, "r1", dying)
         open_gates("deps")
-        await two.carry()
+        await two.execute()
 
         assert (await two.record()).state is RunState.COMPLETED
     assert [entry[0] for entry in plugins.LOG if entry[0] == "made"] == ["made", "made"]
@@ -157,10 +157,10 @@ async def test_what_cannot_be_made_now_is_asked_for_again(redis_url: str) -> Non
     register_deps("shop", factory)
     async with process(redis_url, SHOPPER) as p:
         await p.submit(deps="shop")
-        carried = await p.carry()
-        assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "deps.unavailable")
+        attempt_result = await p.execute()
+        assert (attempt_result.kind, attempt_result.reason) == (AttemptOutcome.SUSPENDED, "deps.unavailable")
         await due(p)
-        await p.carry()
+        await p.execute()
 
         assert (await p.record()).state is RunState.COMPLETED
         assert (await p.event_names()).count("run.requested") == 1
@@ -175,9 +175,9 @@ async def test_what_can_never_be_made_fails_the_run(redis_url: str) -> None:
     register_deps("shop", factory)
     async with process(redis_url, SHOPPER) as p:
         await p.submit(deps="shop", budget=RunBudget(max_resume_attempts=1))
-        assert (await p.carry()).kind is Outlook.SUSPENDED
+        assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
         await due(p)
-        await p.carry()
+        await p.execute()
         record = await p.record()
 
     assert (record.state, error_of(record).code) == (RunState.FAILED, "deps.unavailable")
@@ -197,7 +197,7 @@ async def test_what_takes_too_long_to_make_is_asked_for_again(
     async with process(redis_url, SHOPPER) as p:
         await p.submit(deps="shop")
 
-        assert (await p.carry()).reason == "deps.unavailable"
+        assert (await p.execute()).reason == "deps.unavailable"
 
 
 async def test_what_takes_too_long_to_close_fails_the_run(redis_url: str) -> None:

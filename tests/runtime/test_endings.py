@@ -9,10 +9,10 @@ import pytest
 
 from openagents_worker.errors import AgentUnavailable, error_classes
 from openagents_worker.models import RunRecord, RunState, StopReason
-from openagents_worker.runtime.runner import Outlook
+from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
-from openagents_worker.store.runs import aread_session
+from openagents_worker.store.records import aread_session
 from openagents_worker.store.scripts import ReleaseKind
 from tests.runtime import plugins, unstorable
 from tests.runtime.harness import Process, agent, due, process
@@ -155,11 +155,11 @@ async def test_a_run_whose_end_redis_refuses_does_not_go_on_for_ever(redis_url: 
     """Another program has written over the session's transcript: the run ends, and says which key it was."""
     async with process(redis_url, patterned("Steps", tool("Charge"), n=1)) as p:
         await p.submit()
-        carrying = await carried_until(p, lambda: len(plugins.LOG) == 1, "the call begins")
+        executing = await carried_until(p, lambda: len(plugins.LOG) == 1, "the call begins")
         await p.store.redis.set(p.store.keys("transcript", "s1"), "not a list", ex=60)
         open_gates("charge-0")
-        await carrying
-        await p.carry()
+        await executing
+        await p.execute()
         code, message = told(await p.record())
 
     assert code == "redis.wrong_type"
@@ -276,11 +276,11 @@ async def test_an_error_of_ours_that_a_tool_raises_is_the_calls_outcome(redis_ur
     cls = next(cls for cls in error_classes() if cls.code == code)
     async with process(redis_url, acting("CallsTool", "ToolSays", code=code)) as p:
         await p.submit(budget={"max_resume_attempts": 1})
-        carried = await p.carry()
+        attempt_result = await p.execute()
         if cls.retryable:
-            assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, code)
+            assert (attempt_result.kind, attempt_result.reason) == (AttemptOutcome.SUSPENDED, code)
             await due(p)
-            await p.carry()
+            await p.execute()
         record = await p.record()
 
     assert record.state.is_terminal
@@ -314,7 +314,7 @@ async def poisoned_after(p: Process, attempts: int) -> RunRecord:
     """The run's record once `attempts` claims have been given back."""
     for _ in range(attempts):
         assert not (await p.record()).state.is_terminal
-        await p.carry()
+        await p.execute()
     return await p.record()
 
 
@@ -345,11 +345,11 @@ async def test_a_worker_that_stops_hands_a_claimed_run_over_as_often_as_it_likes
         await p.submit()
         p.runner.accepting = False
         for _ in range(4):
-            assert (await p.carry()).reason == "handover"
+            assert (await p.execute()).reason == "handover"
         p.runner.accepting = True
 
         assert (await p.event_names()).count("run.handed_over") == 4
-        assert (await p.carry()).stop_reason is StopReason.COMPLETED
+        assert (await p.execute()).stop_reason is StopReason.COMPLETED
         assert (await p.record()).recoveries == 0
 
 
@@ -390,10 +390,13 @@ async def test_a_run_that_is_left_to_others_for_too_long_fails(redis_url: str) -
     async with process(redis_url, agent("old"), settings=settings) as p:
         delays = []
         for _ in range(6):
-            carried = await p.carry()
-            assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "user.agent_not_found")
-            assert carried.delay_ms is not None
-            delays.append(carried.delay_ms)
+            attempt_result = await p.execute()
+            assert (attempt_result.kind, attempt_result.reason) == (
+                AttemptOutcome.SUSPENDED,
+                "user.agent_not_found",
+            )
+            assert attempt_result.delay_ms is not None
+            delays.append(attempt_result.delay_ms)
             await due(p)
         assert await p.store.redis.hget(p.store.keys("run", "r1"), "retries") in (None, "0")
         assert (await p.event_names()).count("run.left_to_others") == 1
@@ -402,9 +405,9 @@ async def test_a_run_that_is_left_to_others_for_too_long_fails(redis_url: str) -
             assert least_ms <= delay_ms <= min(least_ms * 1.25, 60_000)
         await p.store.redis.hset(p.store.keys("run", "r1"), "left_since", 1)
 
-        carried = await p.carry()
+        attempt_result = await p.execute()
 
-        assert carried.kind is Outlook.ENDED
+        assert attempt_result.kind is AttemptOutcome.FINISHED
         code, message = told(await p.record())
         assert code == AgentUnavailable.code
         assert "gone" in message
@@ -421,8 +424,8 @@ async def test_a_run_that_is_left_to_others_for_too_long_fails(redis_url: str) -
                 by="",
             )
         )
-        carried = await mended.carry()
-        assert (resumed.answer, carried.kind) == ("OK", Outlook.ENDED)
+        attempt_result = await mended.execute()
+        assert (resumed.answer, attempt_result.kind) == ("OK", AttemptOutcome.FINISHED)
         assert (await mended.record()).state is RunState.COMPLETED
 
 
@@ -431,11 +434,11 @@ async def test_a_journal_that_nobody_reads_for_too_long_fails_the_run(redis_url:
     async with process(redis_url) as p:
         await p.submit()
         await p.store.redis.hset(p.store.keys("run", "r1"), mapping={"format": 99})
-        assert (await p.carry()).reason == "other_format"
+        assert (await p.execute()).reason == "other_format"
         await due(p)
         await p.store.redis.hset(p.store.keys("run", "r1"), "left_since", 1)
 
-        assert (await p.carry()).kind is Outlook.ENDED
+        assert (await p.execute()).kind is AttemptOutcome.FINISHED
 
         await p.store.redis.hset(p.store.keys("run", "r1"), mapping={"format": 1})
         assert told(await p.record())[0] == AgentUnavailable.code
@@ -446,8 +449,8 @@ async def test_a_retry_is_bounded(redis_url: str) -> None:
     async with process(redis_url, acting("CallsTool", "ToolSays", code="tool.unavailable")) as p:
         await p.submit(budget={"max_resume_attempts": 2})
         for _ in range(2):
-            assert (await p.carry()).kind is Outlook.SUSPENDED
+            assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
             await due(p)
 
-        assert (await p.carry()).kind is Outlook.ENDED
+        assert (await p.execute()).kind is AttemptOutcome.FINISHED
         assert told(await p.record())[0] == "tool.unavailable"

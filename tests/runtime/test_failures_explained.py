@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from openagents_worker import telemetry
 from openagents_worker.errors import RunFailed
-from openagents_worker.line_groups import LineGroups
 from openagents_worker.llm.providers import PROVIDERS
 from openagents_worker.models import MAX_MESSAGE_CHARS, RunRecord, RunState
 from openagents_worker.producer.handle import _outcome
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.settings import load_settings
+from openagents_worker.telemetry import logs as telemetry
+from openagents_worker.telemetry.line_groups import LineGroups
 from openagents_worker.tracebacks import MAX_TRACEBACK_BYTES
 from tests.runtime import failing
 from tests.runtime.failing import SECRET
@@ -261,7 +261,7 @@ async def test_the_traceback_outlives_the_worker_that_saw_the_exception(
         dying = await carried_until(one, lambda: failing.WAITING, "the tool has failed")
         await crash(one, "r1", dying)
         failing.GATE.set()
-        await two.carry()
+        await two.execute()
         record = await two.record()
 
     assert record.attempt == 2
@@ -291,10 +291,10 @@ async def test_many_runs_that_are_fenced_at_once_are_one_line(
     async with process(redis_url, pricing(pattern={"impl": f"{HERE}.WaitsAndRaises"})) as p:
         for number in range(40):
             await p.submit(f"r{number}", session_id=f"s{number}")
-        carrying = [asyncio.create_task(p.carry(f"r{number}")) for number in range(40)]
+        executing = [asyncio.create_task(p.execute(f"r{number}")) for number in range(40)]
         await await_for(lambda: len(failing.WAITING) == 40, "all runs work")
         await p.runner.latch_all(LatchReason.FENCED, "the lease is over")
-        await asyncio.gather(*carrying)
+        await asyncio.gather(*executing)
         groups.flush()
 
     fenced = [fields_of(line) for line in caplog.records if line.getMessage().startswith("run.fenced")]
@@ -324,7 +324,7 @@ async def test_a_run_that_ends_without_a_worker_is_an_error_line_of_the_one_that
         await one.submit(durable=False, tell=True)
         dying = await carried_until(one, lambda: failing.WAITING, "the run works")
         await crash(one, "r1", dying)
-        await two.carry()
+        await two.execute()
 
     (line,) = lines(caplog, logging.ERROR)
     said = fields_of(line)

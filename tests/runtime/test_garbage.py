@@ -58,16 +58,16 @@ async def test_a_run_leaves_nothing_to_the_garbage_collector(redis_url: str, pat
     kind = {"type": "react"} if pattern == "react" else {"impl": f"{__name__}.Branches"}
     tools = [{"id": "charge", "impl": "tests.runtime.plugins.Charge"}]
     async with process(redis_url, agent(llm=llm, pattern=kind, tools=tools)) as p:
-        await _carry(p, "first")  # what is made once is kept
+        await _execute(p, "first")  # what is made once is kept
         with garbage() as found:
             for number in range(RUNS):
-                await _carry(p, f"r-{number}")
+                await _execute(p, f"r-{number}")
             await asyncio.sleep(0)
 
     ours = [type(one) for one in found if type(one).__module__.startswith("openagents_worker")]
     assert Counter(kind.__qualname__ for kind in ours) == {}
 
 
-async def _carry(p: Process, run_id: str) -> None:
+async def _execute(p: Process, run_id: str) -> None:
     await p.submit(run_id=run_id, session_id=run_id)
-    assert (await p.runner.carry(run_id)).stop_reason == "completed"
+    assert (await p.runner.execute(run_id)).stop_reason == "completed"

@@ -9,10 +9,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
 from openagents_worker.runtime.latch import LatchReason
-from openagents_worker.runtime.runner import Outlook
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.runtime.runner import AttemptOutcome
 from tests.runtime import plugins
 from tests.runtime.harness import process
 from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
@@ -39,14 +39,14 @@ async def test_a_write_that_waits_for_redis_is_abandoned_when_the_lease_is_over(
         async with process(redis.url, patterned("Steps", tool("Charge"), n=2)) as p:
             p.store._lanes._answer_timeout_s = float("inf")
             await p.submit()
-            carrying = await carried_until(p, begun, "a call is being made")
+            executing = await carried_until(p, begun, "a call is being made")
             with silent(redis):
                 open_gates("charge-0", "charge-1")
                 await await_for(lambda: p.store._lanes._lanes[0].task is not None, "it commits")
 
                 await p.runner.latch_all(LatchReason.FENCED)
 
-                assert (await carrying).kind is Outlook.NOTHING
+                assert (await executing).kind is AttemptOutcome.SKIPPED
     finally:
         await asyncio.to_thread(redis.__exit__, None, None, None)
 
@@ -55,13 +55,13 @@ async def test_no_call_begins_when_the_lease_is_over(redis_url: str) -> None:
     """Others may take the run before the call would have ended."""
     async with process(redis_url, patterned("Steps", tool("Charge"), n=2)) as p:
         await p.submit()
-        carrying = await carried_until(p, begun, "the first call is being made")
+        executing = await carried_until(p, begun, "the first call is being made")
         p.lease.left_s = 0.0
         open_gates("charge-0", "charge-1")
 
-        carried = await asyncio.wait_for(carrying, 60)
+        attempt_result = await asyncio.wait_for(executing, 60)
 
-        assert (carried.kind, carried.reason) == (Outlook.NOTHING, "fenced")
+        assert (attempt_result.kind, attempt_result.reason) == (AttemptOutcome.SKIPPED, "fenced")
         assert len(plugins.executed("charge")) == 1
         assert len(await p.journal()) == 2, "what was made is stored all the same"
 
@@ -79,8 +79,8 @@ async def test_a_run_that_is_claimed_at_the_end_of_the_lease_is_given_back(redis
 
         p.store.run_until = until_it_is_claimed  # type: ignore[method-assign]
 
-        carried = await p.carry()
+        attempt_result = await p.execute()
 
-        assert (carried.kind, carried.reason) == (Outlook.NOTHING, "handover")
+        assert (attempt_result.kind, attempt_result.reason) == (AttemptOutcome.SKIPPED, "handover")
         assert (await p.record()).state is RunState.QUEUED
         assert [wake.run_id for wake in p.wakes] == ["r1"]

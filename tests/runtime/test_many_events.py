@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from openagents_worker.patterns.base import PatternPlugin
-from openagents_worker.runtime import ledger
-from openagents_worker.store.scripts import Call
+from openagents_worker.runtime import writer as ledger
+from openagents_worker.store.scripts import ScriptCall
 from tests.runtime.harness import Process, agent, process
 
 PLUGINS = __name__
@@ -61,7 +61,7 @@ def _noting(process: Process) -> list[tuple[str, int, int]]:
     sizes: list[tuple[str, int, int]] = []
     run_until = process.store.run_until
 
-    async def noting(call: Call[Any], *rest: Any, **more: Any) -> Any:
+    async def noting(call: ScriptCall[Any], *rest: Any, **more: Any) -> Any:
         words = [word for arg in call.args if isinstance(arg, list | tuple) for word in arg]
         sizes.append((call.script.name, len(words), sum(map(len, words))))
         return await run_until(call, *rest, **more)

@@ -18,7 +18,7 @@ from openagents_worker.runtime.registry import DEPS, OUTPUTS
 from openagents_worker.runtime.user_code import RunCode, current_run, executing
 from openagents_worker.tools.base import ToolPlugin
 from openagents_worker.tools.offload import work_off_loop
-from openagents_worker.worker.bridge import LoopThread
+from openagents_worker.worker.loop_thread import LoopThread
 from tests.runtime.harness import agent, process
 
 HERE = "tests.runtime.test_marks"

@@ -222,7 +222,7 @@ async def test_attempts_are_counted_over_the_death_of_a_worker(redis_url: str) -
         )
         await crash(one, "r1", dying)
         open_gates("g")
-        await two.carry()
+        await two.execute()
         record = await two.record()
         names = await two.event_names()
 
@@ -238,7 +238,7 @@ async def test_a_run_that_is_resumed_has_as_many_attempts_again(redis_url: str) 
         await p.store.run(
             scripts.resume(run_id="r1", agent_id="a", session_id="s1", input_text="", checkpoint_id="")
         )
-        await p.carry()
+        await p.execute()
         record = await p.record()
         retries = [e["payload"]["attempt"] for e in await p.events() if e["name"] == "validation.retry"]
 
@@ -256,7 +256,7 @@ async def test_a_pattern_that_takes_for_ever_ends_its_run_and_nothing_else(
     async with process(redis_url, saying("a" * 40 + "!")) as p:
         await p.submit("r1", output_type={"type": "string", "pattern": "^(a+)+$"})
         await p.submit("r2", session_id="s2")
-        await asyncio.gather(p.carry("r1"), p.carry("r2"))
+        await asyncio.gather(p.execute("r1"), p.execute("r2"))
         hostile, other = await p.record("r1"), await p.record("r2")
 
     assert ended(hostile) == (RunState.FAILED, "execution.check_limit")
@@ -313,7 +313,7 @@ async def test_what_a_check_gave_is_not_checked_again_by_the_next_worker(
         await crash(one, "r1", dying)
         checks.gives = None if first else CheckLimitExceeded("the check was given up")
         open_gates("g")
-        await two.carry()
+        await two.execute()
         record = await two.record()
         retries = [e["payload"]["error"] for e in await two.events() if e["name"] == "validation.retry"]
 
@@ -334,7 +334,7 @@ async def test_a_check_that_ended_a_life_is_made_again_in_the_next(
         await p.store.run(
             scripts.resume(run_id="r1", agent_id="a", session_id="s1", input_text="", checkpoint_id="")
         )
-        await p.carry()
+        await p.execute()
         record = await p.record()
 
     assert ended(failed) == (RunState.FAILED, "execution.check_limit")

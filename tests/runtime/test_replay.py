@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.runtime.runner import Outlook
+from openagents_worker.runtime.runner import AttemptOutcome
 from tests.runtime import plugins
 from tests.runtime.harness import Process, agent, crash, due, process
 from tests.waiting import await_for
@@ -29,9 +29,9 @@ def open_gates(*names: str) -> None:
 
 async def carried_until(process: Process, condition: Any, what: str) -> asyncio.Task[Any]:
     """Carry r1 in the background until the condition holds."""
-    carrying = asyncio.create_task(process.carry("r1"))
+    executing = asyncio.create_task(process.execute("r1"))
     await await_for(condition, what)
-    return carrying
+    return executing
 
 
 @pytest.mark.parametrize("died_at", range(5))
@@ -51,9 +51,9 @@ async def test_a_finished_call_is_not_made_again(redis_url: str, died_at: int) -
         await crash(one, "r1", dying)
         open_gates(*(f"charge-{n}" for n in range(5)))
 
-        carried = await two.carry("r1")
+        attempt_result = await two.execute("r1")
 
-        assert carried.kind is Outlook.ENDED
+        assert attempt_result.kind is AttemptOutcome.FINISHED
         assert plugins.executed("charge") == [0, 1, 2, 3, 4]
         begins = [entry[2] for entry in plugins.LOG if entry[0] == "begin"]
         assert begins == sorted([0, 1, 2, 3, 4, died_at])
@@ -83,7 +83,7 @@ async def test_events_of_a_replayed_part_are_not_said_again(redis_url: str) -> N
         await await_for(lambda: one.record(), "the record")
         await crash(one, "r1", dying)
         open_gates("charge-2")
-        await two.carry("r1")
+        await two.execute("r1")
 
         said = [event["payload"]["number"] for event in await two.events() if event["name"] == "app.step"]
         assert said[:2] == [0, 1]
@@ -117,7 +117,7 @@ async def test_parallel_branches_keep_their_own_calls(redis_url: str) -> None:
         await await_for(stored, "bob's charge is committed")
         await crash(one, "r1", dying)
         open_gates("charge-alice")
-        await two.carry("r1")
+        await two.execute("r1")
 
         assert sorted(plugins.executed("charge")) == ["alice", "bob"]
         assert sorted(plugins.executed("look")) == ["alice", "bob"]
@@ -137,11 +137,11 @@ async def test_what_the_pattern_caught_is_caught_again(redis_url: str) -> None:
         process(redis_url, definition, name="two") as two,
     ):
         await one.submit()
-        first = await one.carry()
-        assert first.kind is Outlook.SUSPENDED
+        first = await one.execute()
+        assert first.kind is AttemptOutcome.SUSPENDED
 
         await due(two)
-        await two.carry()
+        await two.execute()
 
         caught = [entry for entry in plugins.LOG if entry[0] == "caught"]
         assert caught == [("caught", "PermanentToolError", "card refused")] * 2
@@ -158,15 +158,15 @@ async def test_gather_with_return_exceptions_cannot_hide_a_suspension(redis_url:
         process(redis_url, definition, name="two") as two,
     ):
         await one.submit()
-        carrying = await carried_until(one, lambda: len(plugins.LOG) == 2, "both calls begin")
+        executing = await carried_until(one, lambda: len(plugins.LOG) == 2, "both calls begin")
         open_gates("charge-a")
         await await_for(lambda: one.runner._attempts["r1"].latch.reason, "the first one has failed")
         open_gates("charge-b")
-        assert (await carrying).kind is Outlook.SUSPENDED
+        assert (await executing).kind is AttemptOutcome.SUSPENDED
         assert plugins.executed("charge") == ["b"], "the call that ran beside it ended and was recorded"
 
         await due(two)
-        await two.carry()
+        await two.execute()
 
         assert sorted(plugins.executed("charge")) == ["a", "b"]
         record = await two.record()
@@ -187,7 +187,7 @@ async def test_a_call_that_the_pattern_cancelled_is_cancelled_again(redis_url: s
         )
         await crash(one, "r1", dying)
         open_gates("then")
-        await two.carry("r1")
+        await two.execute("r1")
 
         begins = [entry[2] for entry in plugins.LOG if entry[0] == "begin"]
         assert begins == ["slow", "then", "then"]
@@ -207,7 +207,7 @@ async def test_a_program_that_goes_another_way_is_stopped_before_it_does_harm(re
         dying = await carried_until(one, lambda: ("begin", "third") in begun(), "the third call begins")
         await crash(one, "r1", dying)
         open_gates("third")
-        await two.carry("r1")
+        await two.execute("r1")
 
         record = await two.record()
         assert record.result is not None
@@ -224,7 +224,7 @@ async def test_a_definition_that_changed_too_much_is_named(redis_url: str) -> No
         open_gates("charge-0")
         dying = await carried_until(one, lambda: ("begin", 1) in begun(), "the second call begins")
         await crash(one, "r1", dying)
-        await two.carry("r1")
+        await two.execute("r1")
 
         record = await two.record()
         assert record.result is not None
@@ -250,7 +250,7 @@ async def test_state_is_the_same_after_a_replay(redis_url: str) -> None:
         )
         await crash(one, "r1", dying)
         open_gates("charge-1", "charge-2")
-        await two.carry("r1")
+        await two.execute("r1")
 
         state = await two.store.redis.hgetall(two.store.keys("session_state", "s1"))
         assert state["counter"] == "3"

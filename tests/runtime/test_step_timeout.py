@@ -9,7 +9,7 @@ import pytest
 
 from openagents_worker.errors import StepTimeoutError
 from openagents_worker.models import RunState, StopReason
-from openagents_worker.runtime.runner import Outlook
+from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.tools.base import ToolPlugin
 from tests.runtime.harness import Process, agent, calls, due, process, scripted
 
@@ -66,16 +66,19 @@ def slow(impl: str = "Hangs", times: int = 1, **fields: Any) -> dict[str, Any]:
 
 async def goes_on(p: Process) -> None:
     await due(p)
-    await p.carry()
+    await p.execute()
 
 
 async def test_a_step_that_takes_too_long_is_tried_again(redis_url: str) -> None:
     """The run is put aside, its tool is stopped, and the second try goes on from the last recorded call."""
     async with process(redis_url, slow()) as p:
         await p.submit()
-        carried = await p.carry()
+        attempt_result = await p.execute()
 
-        assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "pattern.step_timeout")
+        assert (attempt_result.kind, attempt_result.reason) == (
+            AttemptOutcome.SUSPENDED,
+            "pattern.step_timeout",
+        )
         assert (await p.record()).state is RunState.RETRYING
         assert (Hangs.made, Hangs.ended) == (1, 1)
         assert [record["kind"] for record in await p.journal()] == ["prepare", "model", "tool", "model"]
@@ -94,7 +97,7 @@ async def test_it_is_tried_as_often_as_a_call(redis_url: str) -> None:
     """After `max_resume_attempts` retries the run ends with the step's error."""
     async with process(redis_url, slow(times=9)) as p:
         await p.submit(budget={"max_resume_attempts": 2})
-        await p.carry()
+        await p.execute()
         await goes_on(p)
         await goes_on(p)
 

@@ -13,12 +13,12 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from openagents_worker.models import RunState, StopReason
 from openagents_worker.runtime.latch import Latch, LatchReason
-from openagents_worker.runtime.runner import Outlook
+from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.runtime.user_code import RunCode, current_run
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
 from openagents_worker.tools.offload import TrackedThreads
-from openagents_worker.worker.bridge import _Task
+from openagents_worker.worker.loop_thread import _Task
 from tests.runtime import plugins
 from tests.runtime.harness import Process, agent, process
 from tests.runtime.test_endings import told
@@ -52,7 +52,7 @@ async def worker(redis_url: str, *agents: dict[str, Any], **env: str) -> AsyncIt
         plugins.Blocking.free.set()  # whoever closes the loop waits for its threads
 
 
-async def stopped(p: Process, how: str, carrying: asyncio.Task[Any]) -> None:
+async def stopped(p: Process, how: str, executing: asyncio.Task[Any]) -> None:
     """Stop the run in this way, and wait until it is let go of."""
     match how:
         case "hand-over":
@@ -63,12 +63,12 @@ async def stopped(p: Process, how: str, carrying: asyncio.Task[Any]) -> None:
         case "soft time limit":
             p.runner.interrupt("r1", SoftTimeLimitExceeded(1))
         case "hard time limit":
-            carrying.cancel()
+            executing.cancel()
         case "fenced":
             p.runner.latch("r1", LatchReason.FENCED)
         case "max_duration":
             pass
-    await asyncio.wait([carrying])
+    await asyncio.wait([executing])
 
 
 AFTER = {
@@ -87,9 +87,9 @@ async def test_tasks_that_a_pattern_has_started_stop_with_its_run(redis_url: str
     budget = {"max_duration_ms": 100} if how == "max_duration" else None
     async with worker(redis_url, patterned("StartsTasks")) as p:
         await p.submit(budget=budget)
-        carrying = await carried_until(p, lambda: len(plugins.LOG) >= 4, "both tasks work")
+        executing = await carried_until(p, lambda: len(plugins.LOG) >= 4, "both tasks work")
 
-        await stopped(p, how, carrying)
+        await stopped(p, how, executing)
 
         assert sorted(entry[1] for entry in plugins.LOG if entry[0] == "stopped") == ["one", "two"]
         count = len(plugins.LOG)
@@ -98,7 +98,7 @@ async def test_tasks_that_a_pattern_has_started_stop_with_its_run(redis_url: str
         assert (await p.record()).state is AFTER[how]
         assert p.left == []
         await p.store.redis.hset(p.store.keys("run", "r1"), "cancel", "1")
-        await p.carry()
+        await p.execute()
 
 
 async def test_what_the_runs_of_a_process_share_belongs_to_none_of_them(redis_url: str) -> None:
@@ -128,13 +128,13 @@ async def test_a_run_waits_for_its_thread(redis_url: str, how: str, blocking: di
     async with worker(redis_url, calling(blocking), agent("b")) as p:
         await p.submit()
         await p.submit("r2", agent_id="b")
-        carrying = await carried_until(p, lambda: plugins.LOG == [("blocked",)], "the thread is blocked")
-        stopping = asyncio.create_task(stopped(p, how, carrying))
+        executing = await carried_until(p, lambda: plugins.LOG == [("blocked",)], "the thread is blocked")
+        stopping = asyncio.create_task(stopped(p, how, executing))
         await await_for(lambda: p.runner._attempts["r1"].latch.reason is not None, "the run is told to stop")
         await asyncio.sleep(0.02)
-        assert not carrying.done()
+        assert not executing.done()
         assert (await p.record()).state is RunState.RUNNING
-        assert (await p.carry("r2")).reason == "waiting"
+        assert (await p.execute("r2")).reason == "waiting"
 
         plugins.Blocking.free.set()
         await stopping
@@ -152,11 +152,11 @@ async def test_a_process_whose_thread_does_not_stop_ends(
     written: others take the run when the process is gone."""
     async with worker(redis_url, calling(blocking), OPENAGENTS_STOP_GRACE_S="0.1") as p:
         await p.submit()
-        carrying = await carried_until(p, lambda: plugins.LOG == [("blocked",)], "the thread is blocked")
+        executing = await carried_until(p, lambda: plugins.LOG == [("blocked",)], "the thread is blocked")
 
         p.runner.latch("r1", LatchReason.CANCELLED)
 
-        assert (await carrying).reason == "fenced"
+        assert (await executing).reason == "fenced"
         assert p.left == [70]
         (line,) = [record.getMessage() for record in caplog.records if "does_not_stop" in record.getMessage()]
         for named in ("run_id=r1", "agent_id=a", "tool blocking"):
@@ -170,9 +170,9 @@ async def test_a_call_whose_time_is_over_may_go_on_in_its_thread(redis_url: str)
     async with worker(redis_url, calling(blocking), OPENAGENTS_STOP_GRACE_S="0.1") as p:
         await p.submit()
 
-        carried = await p.carry()
+        attempt_result = await p.execute()
 
-        assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "tool.timeout")
+        assert (attempt_result.kind, attempt_result.reason) == (AttemptOutcome.SUSPENDED, "tool.timeout")
         assert p.left == []
         await p.store.run(scripts.cancel(run_id="r1", reason="", force=False))
 
@@ -181,11 +181,11 @@ async def test_a_pattern_that_does_not_let_go_ends_its_process(redis_url: str) -
     """It swallows every cancellation: its session must not go on beside it."""
     async with worker(redis_url, patterned("NeverLetsGo"), OPENAGENTS_STOP_GRACE_S="0.1") as p:
         await p.submit()
-        carrying = await carried_until(p, lambda: plugins.LOG == [("waiting",)], "it works")
+        executing = await carried_until(p, lambda: plugins.LOG == [("waiting",)], "it works")
 
         p.runner.latch("r1", LatchReason.CANCELLED)
 
-        assert (await carrying).reason == "fenced"
+        assert (await executing).reason == "fenced"
         assert p.left == [70]
         plugins.GATES["let go"].set()
 
@@ -194,11 +194,11 @@ async def test_a_soft_time_limit_ends_the_run_as_failed(redis_url: str) -> None:
     """Its error says so; its pattern has stopped."""
     async with worker(redis_url, patterned("Endless")) as p:
         await p.submit()
-        carrying = await carried_until(p, lambda: plugins.LOG == [("waiting",)], "it works")
+        executing = await carried_until(p, lambda: plugins.LOG == [("waiting",)], "it works")
 
         p.runner.interrupt("r1", SoftTimeLimitExceeded(1))
 
-        assert (await carrying).stop_reason is StopReason.FAILED
+        assert (await executing).stop_reason is StopReason.FAILED
         code, message = told(await p.record())
         assert code == "pattern.error"
         assert "SoftTimeLimitExceeded" in message
@@ -208,7 +208,7 @@ async def test_a_time_limit_leaves_a_run_that_can_be_resumed(redis_url: str) -> 
     """The call it was in is not recorded as cancelled: the next life makes it again."""
     async with worker(redis_url, patterned("Steps", tool("Charge"), n=1)) as p:
         await p.submit(budget={"max_duration_ms": 50})
-        await p.carry()
+        await p.execute()
 
         assert told(await p.record())[0] == "execution.budget_exhausted"
         assert [record["call"] for record in await p.journal()] == ["prepare"]

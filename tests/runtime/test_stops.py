@@ -15,7 +15,7 @@ from openagents_worker.runtime.runner import Runner
 from openagents_worker.runtime.stops import STOPS_A_TURN, Stops
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.worker.notices import BURST, Notices
+from openagents_worker.worker.control_channel import BURST, ControlChannel
 from tests.runtime.harness import process
 from tests.runtime.test_replay import patterned
 from tests.waiting import await_for
@@ -155,7 +155,7 @@ async def test_a_thousand_cancellations_are_heard_in_small_bursts(redis_url: str
         if run_id and turns is not None:
             turns.count()
 
-    store, notices = AsyncStore(cell), Notices(cell, on_cancel=hear)
+    store, notices = AsyncStore(cell), ControlChannel(cell, on_cancel=hear)
     channel = store.keys.notices("w:1")
     try:
         notices.follow("w:1")

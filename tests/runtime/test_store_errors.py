@@ -18,9 +18,9 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
-from openagents_worker.runtime.runner import Outlook
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.runtime.runner import AttemptOutcome
 from tests.faults.proxy import Command, Proxy
 from tests.producer.proxy import closed_port
 from tests.runtime import plugins
@@ -255,9 +255,9 @@ async def carry_on(shop: Process, fault: Fault) -> None:
     open_gates(*(f"charge-{n}" for n in range(STEPS) if n != 1))
     await shop.submit()
     while not (await shop.record()).state.is_terminal:
-        carrying = asyncio.create_task(shop.carry(), name="carry")
+        executing = asyncio.create_task(shop.execute(), name="carry")
         opening = asyncio.create_task(_open_after_events(shop, fault.admin), name="open")
-        await carrying
+        await executing
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)  # the run may have ended without its help
         if (await shop.record()).state is RunState.RETRYING:
@@ -335,9 +335,9 @@ async def test_a_run_whose_write_is_refused_is_free_at_once(server: Any) -> None
         open_gates(*(f"charge-{n}" for n in range(STEPS)))
         await shop.submit()
 
-        carried = await shop.carry()
+        attempt_result = await shop.execute()
 
-        assert carried.kind is Outlook.NOTHING
+        assert attempt_result.kind is AttemptOutcome.SKIPPED
         record = await shop.record()
         assert (record.state, record.worker) == (RunState.QUEUED, None)
         assert [wake.run_id for wake in shop.wakes] == ["r1"]
@@ -355,9 +355,9 @@ async def test_a_release_that_is_refused_is_left_to_the_heartbeat(server: Any) -
         open_gates(*(f"charge-{n}" for n in range(STEPS)))
         await shop.submit()
 
-        carried = await shop.carry()
+        attempt_result = await shop.execute()
 
-        assert carried.kind is Outlook.NOTHING
+        assert attempt_result.kind is AttemptOutcome.SKIPPED
         assert (await shop.record()).state is RunState.RUNNING
         assert (shop.runner.known(), caught()) == (frozenset(), [])
 
@@ -376,9 +376,9 @@ async def test_what_does_not_pass_before_the_lease_ends_stops_the_attempt(server
         open_gates(*(f"charge-{n}" for n in range(STEPS)))
         await shop.submit()
 
-        carried = await shop.carry()
+        attempt_result = await shop.execute()
 
-        assert (carried.kind, carried.reason) == (Outlook.NOTHING, "fenced")
+        assert (attempt_result.kind, attempt_result.reason) == (AttemptOutcome.SKIPPED, "fenced")
         assert (seen(), caught()) == ([[0]], [])
         assert await shop.journal() == []
         assert (await shop.record()).state is RunState.RUNNING  # until its lease is over in Redis, too

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from openagents_worker.models import RunState
-from openagents_worker.runtime.runner import Outlook
-from openagents_worker.store.runs import aread_session
+from openagents_worker.runtime.runner import AttemptOutcome
+from openagents_worker.store.records import aread_session
 from tests.runtime.harness import Process, agent, due, process
 from tests.runtime.test_endings import acting, told
 
@@ -68,9 +68,9 @@ async def test_a_request_that_cannot_be_read_ends_its_run(redis_url: str, what: 
         await p.submit()
         await p.store.redis.hset(p.store.keys("run", "r1"), "request", REQUESTS[what])
 
-        carried = await p.carry()
+        attempt_result = await p.execute()
 
-        assert carried.kind is Outlook.ENDED
+        assert attempt_result.kind is AttemptOutcome.FINISHED
         assert (await p.record()).request is None
         await ended_unreadable(p)
         await next_run_completes(p, "a")
@@ -84,12 +84,12 @@ async def test_a_request_with_a_field_of_a_newer_version_is_left_to_others(redis
         written = await p.store.redis.hget(key, "request")
         await p.store.redis.hset(key, "request", f'{{"mood":"good",{written[1:]}')
 
-        carried = await p.carry()
+        attempt_result = await p.execute()
 
-        assert (carried.kind, carried.reason) == (Outlook.SUSPENDED, "run.other_format")
+        assert (attempt_result.kind, attempt_result.reason) == (AttemptOutcome.SUSPENDED, "run.other_format")
         await p.store.redis.hset(key, "request", written)
         await due(p)
-        await p.carry()
+        await p.execute()
         assert (await p.record()).state is RunState.COMPLETED
 
 
@@ -99,7 +99,7 @@ async def test_a_journal_that_cannot_be_read_ends_its_run(redis_url: str, what: 
     """Nothing is executed on the ground of half a journal."""
     async with process(redis_url, acting("CallsTool", "ToolSays", code="tool.unavailable"), agent("b")) as p:
         await p.submit()
-        assert (await p.carry()).kind is Outlook.SUSPENDED
+        assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
         journal = p.store.keys("journal", "r1")
         if position == 1:
             await p.store.redis.rpush(journal, RECORDS[what])
@@ -107,7 +107,7 @@ async def test_a_journal_that_cannot_be_read_ends_its_run(redis_url: str, what: 
             await p.store.redis.lset(journal, 0, RECORDS[what])
         await due(p)
 
-        assert (await p.carry()).kind is Outlook.ENDED
+        assert (await p.execute()).kind is AttemptOutcome.FINISHED
 
         await ended_unreadable(p)
         await next_run_completes(p, "b")
@@ -149,23 +149,26 @@ async def test_a_counter_that_is_not_a_number_counts_as_nothing(
         await p.submit()
         await p.store.redis.hset(p.store.keys("run", "r1"), field, value)
 
-        carried = await p.carry()
+        attempt_result = await p.execute()
 
-        assert (carried.kind, str(carried.stop_reason)) == (Outlook.ENDED, "completed")
+        assert (attempt_result.kind, str(attempt_result.stop_reason)) == (
+            AttemptOutcome.FINISHED,
+            "completed",
+        )
 
 
 async def test_a_result_that_cannot_be_read_is_told_as_a_failure(redis_url: str) -> None:
     """Celery hears of the end of a run whose result somebody has overwritten."""
     async with process(redis_url, agent()) as p:
         await p.submit(tell=True)
-        await p.carry()
+        await p.execute()
         await p.store.redis.hset(p.store.keys("run", "r1"), "result", '{"run_id":')
 
-        carried = await p.carry()
+        attempt_result = await p.execute()
 
-    assert carried.kind is Outlook.ENDED
-    assert carried.error is not None
-    assert carried.error.code == "record.unreadable"
+    assert attempt_result.kind is AttemptOutcome.FINISHED
+    assert attempt_result.error is not None
+    assert attempt_result.error.code == "record.unreadable"
 
 
 async def test_what_an_older_version_has_stored_is_still_read(redis_url: str) -> None:
@@ -184,7 +187,7 @@ async def test_what_an_older_version_has_stored_is_still_read(redis_url: str) ->
         await p.store.redis.hset(key, "request", older)
         await p.store.redis.hset(p.store.keys("session_state", "s1"), "plan", text)
 
-        await p.carry()
+        await p.execute()
 
         record, session = await p.record(), await aread_session(p.store, "s1")
         assert record.state is RunState.COMPLETED, record.result

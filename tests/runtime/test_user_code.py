@@ -282,9 +282,9 @@ async def test_a_pattern_that_catches_everything_is_stopped_all_the_same(redis_u
     """The latch decides, not what the pattern makes of it."""
     async with process(redis_url, patterned("CatchesAll", tool("Charge"))) as p:
         await p.submit()
-        carrying = await carried_until(p, lambda: len(plugins.LOG) == 1, "the call begins")
+        executing = await carried_until(p, lambda: len(plugins.LOG) == 1, "the call begins")
         p.runner.latch("r1", LatchReason.CANCELLED)
-        await carrying
+        await executing
 
         assert (await p.record()).state is RunState.CANCELLED
         assert ("caught", "RunLatched") in plugins.LOG

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from openagents_worker.producer.broker import SentinelTransport
+from openagents_worker.celery.bootsteps import _with_broker_of
 from openagents_worker.producer.client import Client
-from openagents_worker.producer.transport import _publishing_connection, make_app, send_first
+from openagents_worker.producer.kombu_redis import SentinelTransport
+from openagents_worker.producer.publisher import _publishing_connection, make_app, send_first
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import EMPTY, Backlog
-from openagents_worker.worker.step import _with_broker_of
 from tests.sentinel.watched import MASTER, SENTINEL_PASSWORD, Watched
 
 WAKE = Wake("r1", "agents", 300, "assistant", "s1", 1, 3, "")

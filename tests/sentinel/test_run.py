@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from openagents_worker import Client
-from openagents_worker.cli.stack import Process, Stack
 from openagents_worker.errors import ConfigError, OpenAgentsError, RedisUnreachable
 from openagents_worker.events import RunEvent
+from openagents_worker.local.stack import Process, Stack
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.store.keys import ttl_violations
 from tests import diary

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 
 from openagents_worker.errors import RedisUnreachable
-from openagents_worker.store import master as master_module
 from openagents_worker.store import scripts
-from openagents_worker.store.channels import listening
+from openagents_worker.store import sentinel as master_module
 from openagents_worker.store.client import AsyncStore, Cell, Store, monotonic_deadline
+from openagents_worker.store.pubsub import listening
 from tests.deployment.commands import free_port
 from tests.sentinel.watched import PASSWORD, Watched
 from tests.waiting import await_for

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import redis
 
 from openagents_worker.addresses import Sentinels
-from openagents_worker.store.embedded import ending_with_us, find_server
+from openagents_worker.local.redis_server import ending_with_us, find_server
 from tests.deployment.commands import free_port
 from tests.waiting import wait_for
 

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from openagents_worker.store import scripts
-from openagents_worker.store.scripts import Call
+from openagents_worker.store.scripts import ScriptCall
 
 __all__ = ["PAGE_BYTES", "call"]
 
@@ -100,11 +100,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def call(script: str, **changed: Any) -> Call[Any]:
+def call(script: str, **changed: Any) -> ScriptCall[Any]:
     """The call of that script; a claim without a nonce gets a new one."""
     given = {**_DEFAULTS[script], **changed}
     if script == "claim":
         given.setdefault("nonce", f"n{next(_nonces)}")
     door: Any = getattr(scripts, script)
-    made: Call[Any] = door(**given)
+    made: ScriptCall[Any] = door(**given)
     return made

@@ -9,10 +9,10 @@ import pytest
 from redis import exceptions
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable
-from openagents_worker.store import lanes as lanes_module
+from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.store import batching as lanes_module
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Cell, Store
-from openagents_worker.store.embedded import EmbeddedRedis
 from tests.clocks import LoopClock
 from tests.producer.proxy import Proxy
 from tests.waiting import PATIENCE_S, await_for
@@ -228,7 +228,7 @@ async def test_the_time_to_get_a_connection_is_not_that_of_an_answer(
     """Between two pipelines a lane may have to wait for its pool: nothing is on its way then."""
     monkeypatch.setattr(lanes_module, "HELD_S", -1.0)  # a new one for every pipeline
     store, clock = AsyncStore(Cell(redis_url)), LoopClock()
-    lanes = lanes_module.Lanes(store._lanes._pool, answer_timeout_s=60, lanes=1)
+    lanes = lanes_module.PipelineBatcher(store._lanes._pool, answer_timeout_s=60, lanes=1)
     get_connection = lanes._pool.get_connection
 
     async def slow(*of: str) -> Any:

@@ -12,12 +12,12 @@ import pytest
 import redis
 
 from openagents_worker.errors import ConfigError, RedisUnreachable
-from openagents_worker.store.embedded import EmbeddedRedis, find_server
+from openagents_worker.local.redis_server import EmbeddedRedis, find_server
 from tests.waiting import wait_for
 
 STARTS_ONE_AND_STAYS = """
 import sys
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.local.redis_server import EmbeddedRedis
 server = EmbeddedRedis().start()
 print(server.pid, flush=True)
 sys.stdin.read()
@@ -98,7 +98,7 @@ def test_the_server_dies_with_a_killed_parent() -> None:
 
 def test_a_paused_server_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked, told, then killed: stop() always comes back with the server gone."""
-    monkeypatch.setattr("openagents_worker.store.embedded.STOP_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("openagents_worker.local.redis_server.STOP_TIMEOUT_S", 0.1)
     server = EmbeddedRedis().start()
     pid = server.pid
     os.kill(pid, signal.SIGSTOP)
@@ -117,7 +117,7 @@ def test_losing_the_race_for_a_free_port_is_no_failure(monkeypatch: pytest.Monke
     """Between finding a free port and binding it somebody may come first; then another one is tried."""
     with EmbeddedRedis() as first:
         free = iter([first.port, first.port])
-        from openagents_worker.store import embedded
+        from openagents_worker.local import redis_server as embedded
 
         find = embedded._free_port
         monkeypatch.setattr(embedded, "_free_port", lambda: next(free, None) or find())

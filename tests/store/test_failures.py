@@ -9,7 +9,14 @@ from redis import exceptions
 from redis._parsers.base import BaseParser
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable
-from openagents_worker.store.failures import AnswerLost, Failure, NotSent, failure_of, not_sent, translating
+from openagents_worker.store.redis_errors import (
+    AnswerLost,
+    Failure,
+    NotSent,
+    failure_of,
+    not_sent,
+    translating,
+)
 
 URL = "redis://:hush@redis.test:6379/0"
 

@@ -14,8 +14,8 @@ from openagents_worker.errors import OtherFormat, RecordUnreadable
 from openagents_worker.runtime.journal import Record
 from openagents_worker.store import formats
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.events import awatch, watch
-from openagents_worker.store.runs import aread_record, read_record, read_session
+from openagents_worker.store.records import aread_record, read_record, read_session
+from openagents_worker.store.watch import awatch, watch
 from tests.store.test_scripts import Bench, woken
 
 NEW = formats.NEWEST_READ + 1

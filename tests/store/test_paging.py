@@ -10,10 +10,10 @@ import pytest
 
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.events import history, watch
 from openagents_worker.store.paging import ANSWER_BYTES, PageSize
-from openagents_worker.store.runs import IDS_A_PAGE, SessionStore, read_session
+from openagents_worker.store.records import IDS_A_PAGE, SessionStore, read_session
 from openagents_worker.store.scripts import DeleteAnswer
+from openagents_worker.store.watch import history, watch
 from tests.producer.hand import Hand
 from tests.store.doors import call
 
@@ -73,7 +73,7 @@ def test_large_events_are_read_in_small_pages(hand: Hand, monkeypatch: pytest.Mo
         return xrange(self, name, start, end, count)
 
     monkeypatch.setattr(type(hand.store.redis), "xrange", counted)
-    told = hand.store.carry_out(history(hand.store.keys, "r1"))
+    told = hand.store.execute(history(hand.store.keys, "r1"))
     hand.finish("r1")
     watched = list(watch(hand.store, "r1"))
 

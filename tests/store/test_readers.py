@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from openagents_worker.errors import RedisWrongType
-from openagents_worker.store import events
-from openagents_worker.store.aside import entries_of, read_aside
+from openagents_worker.store import watch as events
 from openagents_worker.store.client import AsyncStore, Cell, Store
+from openagents_worker.store.dead_letters import entries_of, read_aside
 from openagents_worker.store.fleet import read_fleet, read_workers
 from openagents_worker.store.keys import KEYS, Keys
 from openagents_worker.store.listing import RunFilter, list_problems, list_runs, list_sessions
-from openagents_worker.store.runs import read_record, read_session, read_states
+from openagents_worker.store.records import read_record, read_session, read_states
 from tests.store.doors import call
 from tests.store.test_broken_records import NONSENSE
 from tests.store.test_wrong_types import WRITERS
@@ -42,21 +42,21 @@ def _request(n: str) -> str:
 
 
 def runs(store: Store, **filters: Any) -> Any:
-    return store.carry_out(list_runs(keys, RunFilter.of(filters), limit=10, cursor=None))
+    return store.execute(list_runs(keys, RunFilter.of(filters), limit=10, cursor=None))
 
 
 def readable(store: Store) -> None:
     """The second run, its session, its worker and its state are shown by whoever shows many."""
     assert "r2" in [record.run_id for record in runs(store)]
-    assert "s2" in [one.session_id for one in store.carry_out(list_sessions(keys, limit=10, cursor=None))]
-    assert "w2" in [worker.incarnation for worker in store.carry_out(read_workers(keys))]
-    assert "q" in [queue.name for queue in store.carry_out(read_fleet(keys, "q")).queues]
+    assert "s2" in [one.session_id for one in store.execute(list_sessions(keys, limit=10, cursor=None))]
+    assert "w2" in [worker.incarnation for worker in store.execute(read_workers(keys))]
+    assert "q" in [queue.name for queue in store.execute(read_fleet(keys, "q")).queues]
     assert read_states(store, ["r1", "r2"])["r2"] == "queued"
-    assert store.carry_out(list_problems(keys)) is not None
-    assert store.carry_out(read_aside(keys)) is not None
+    assert store.execute(list_problems(keys)) is not None
+    assert store.execute(read_aside(keys)) is not None
     assert read_record(store, "r2").run_id == "r2"
     assert read_session(store, "s2").holder == "r2"
-    assert [event.name for event in store.carry_out(events.history(keys, "r2"))] == ["run.queued"]
+    assert [event.name for event in store.execute(events.history(keys, "r2"))] == ["run.queued"]
 
 
 OF_THE_FIRST = {
@@ -82,7 +82,7 @@ def test_no_reader_of_many_is_stopped_by_a_key_of_another_type(store: Store, nam
 
     readable(store)
 
-    named = {problem.key for problem in store.carry_out(list_problems(keys))}
+    named = {problem.key for problem in store.execute(list_problems(keys))}
     assert key in named or name not in ("run", "due", "agents", "fleet", "sent_again")
 
 
@@ -165,4 +165,4 @@ def test_events_that_nobody_of_ours_has_written_are_left_out(store: Store) -> No
     shown = [event.name for event in events.watch(store, "r1")]
 
     assert shown == ["run.queued", "events.gap", "run.cancelled", "session.run.completed"]
-    assert "events.gap" not in [event.name for event in store.carry_out(events.history(keys, "r1"))]
+    assert "events.gap" not in [event.name for event in store.execute(events.history(keys, "r1"))]

@@ -9,7 +9,7 @@ import pytest
 from openagents_worker.errors import LLMResponseError, RunNotFound, SessionNotFound
 from openagents_worker.models import RunArtifact, RunState, StopReason
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.runs import (
+from openagents_worker.store.records import (
     PAGE,
     SessionStore,
     aread_record,

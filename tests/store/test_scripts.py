@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable
-from openagents_worker.store.events import watch
 from openagents_worker.store.keys import encode_id, spec_of
 from openagents_worker.store.scripts import (
     CancelAnswer,
@@ -27,6 +26,7 @@ from openagents_worker.store.scripts import (
     Wake,
     WriteAnswer,
 )
+from openagents_worker.store.watch import watch
 from tests.properties.lab import Lab, View
 from tests.store.doors import PAGE_BYTES, call
 from tests.waiting import PATIENCE_S

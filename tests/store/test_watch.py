@@ -17,7 +17,7 @@ from openagents_worker.errors import RedisUnreachable, RunNotFound
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
 from openagents_worker.store.client import AsyncStore, Cell, Store
-from openagents_worker.store.events import Head, Watch, awatch, watch
+from openagents_worker.store.watch import EventCursor, RunHead, awatch, watch
 from tests.producer.hand import Hand
 from tests.producer.proxy import Proxy, closed_port
 from tests.waiting import await_for, wait_for
@@ -272,8 +272,8 @@ def event(seq: int | None, name: str = "tool.called", *, life: int = 1, final: b
     )
 
 
-def head(seq: int, state: RunState = RunState.RUNNING, life: int = 1) -> Head:
-    return Head("r1", state, seq, life, "a1", "s1")
+def head(seq: int, state: RunState = RunState.RUNNING, life: int = 1) -> RunHead:
+    return RunHead("r1", state, seq, life, "a1", "s1")
 
 
 def page(*events: RunEvent) -> list[tuple[str, dict[str, str]]]:
@@ -295,7 +295,7 @@ def _fields(event: RunEvent) -> dict[str, str]:
 
 def test_a_jump_in_live_numbers_sends_the_watcher_back_to_the_stream() -> None:
     """A message that pub/sub lost is read from the stream, before those that came after it."""
-    place = Watch()
+    place = EventCursor()
     place.look(head(1))
     assert numbers(list(place.replay(page(event(1))))) == [1]
 
@@ -309,7 +309,7 @@ def test_a_jump_in_live_numbers_sends_the_watcher_back_to_the_stream() -> None:
 
 def test_a_watcher_ends_with_the_life_it_joined() -> None:
     """Joined in the second life, the first one's final event is history; the second one's is the end."""
-    place = Watch()
+    place = EventCursor()
     place.look(head(2, life=2))
 
     shown = list(place.replay(page(event(1, final=True), event(2, "run.resumed", life=2))))
@@ -322,7 +322,7 @@ def test_a_watcher_ends_with_the_life_it_joined() -> None:
 
 def test_nothing_is_shown_after_the_final_event() -> None:
     """A later life that stands in the same page belongs to other watchers."""
-    place = Watch()
+    place = EventCursor()
     place.look(head(1))
 
     shown = list(place.replay(page(event(1, final=True), event(2, "run.resumed", life=2))))
@@ -343,7 +343,7 @@ def test_whatever_pub_sub_loses_every_event_is_seen_once_in_order(
     """Joined at any moment, messages lost and the stream asked at will: nothing missing, nothing twice."""
     stream: list[RunEvent] = []
     seen: list[RunEvent] = []
-    place = Watch(after)
+    place = EventCursor(after)
 
     def read_on() -> None:
         while place.behind and not place.over:

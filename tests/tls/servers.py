@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import redis
 
-from openagents_worker.store.embedded import EmbeddedRedis
+from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.proxy import Line, Lines
 from tests.tls.certificates import KEY_PASSWORD, Certificates
 

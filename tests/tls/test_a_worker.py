@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from openagents_worker.cli.stack import Stack
-from openagents_worker.producer.app_parts import parts_of
+from openagents_worker.celery.bootsteps import _with_broker_of
+from openagents_worker.celery.register import register
+from openagents_worker.local.stack import Stack
+from openagents_worker.producer.app_binding import parts_of
 from openagents_worker.producer.client import Client, client_of
-from openagents_worker.producer.transport import _publishing_connection, send_first
+from openagents_worker.producer.publisher import _publishing_connection, send_first
 from openagents_worker.settings import load_settings
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import Backlog
-from openagents_worker.worker.register import register
-from openagents_worker.worker.step import _with_broker_of
 from tests.deployment.flower import Flower
 from tests.tls.servers import Servers
 from tests.tls.variants import VARIANTS

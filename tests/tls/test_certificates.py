@@ -11,11 +11,11 @@ from urllib.parse import quote
 
 import pytest
 
+from openagents_worker.celery.unreachable import lasting_problem, lasting_problem_of_celery
 from openagents_worker.errors import ConfigValidationError, RedisUnreachable
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.worker.unreachable import lasting_problem, lasting_problem_of_celery
 from tests.tls.servers import Servers
 
 REQUEST = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi"}

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.concurrency import end_task
 from openagents_worker.producer.client import cell_of
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.worker.ending import end_task
-from openagents_worker.worker.notices import Notices
+from openagents_worker.worker.control_channel import ControlChannel
 from tests.tls.servers import Servers, TlsEnd
 from tests.tls.variants import VARIANTS
 from tests.waiting import await_for
@@ -74,7 +74,7 @@ async def test_closing_that_takes_too_long_leaves_no_socket(settings: Settings, 
 
 async def test_a_listener_that_ends_leaves_no_socket(settings: Settings, servers: Servers) -> None:
     heard: list[str] = []
-    notices = Notices(cell_of(settings), on_cancel=heard.append)
+    notices = ControlChannel(cell_of(settings), on_cancel=heard.append)
     notices.follow("w1")
     with servers.inside(servers.free, 0) as inside:
         await await_for(lambda: inside.publish("oa:notices:w1", "r1"), "somebody listens")

@@ -17,9 +17,9 @@ from flower.utils.broker import Broker
 from openagents_worker.cli.commands import commands
 from openagents_worker.dashboard.sockets import read_sockets_as_celery_does
 from openagents_worker.errors import RunNotFound
-from openagents_worker.producer.broker import TRANSPORTS
 from openagents_worker.producer.client import AsyncClient, Client, cell_of
-from openagents_worker.producer.transport import (
+from openagents_worker.producer.kombu_redis import TRANSPORTS
+from openagents_worker.producer.publisher import (
     _publishing_connection,
     close_producers,
     make_app,
@@ -27,12 +27,12 @@ from openagents_worker.producer.transport import (
 )
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
-from openagents_worker.store.channels import listening
 from openagents_worker.store.client import AsyncStore, Store
+from openagents_worker.store.pubsub import listening
 from openagents_worker.store.scripts import Wake
 from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.worker.backlog import Backlog
-from openagents_worker.worker.notices import Notices
+from openagents_worker.worker.control_channel import ControlChannel
 from tests.tls.servers import Servers
 from tests.tls.variants import VARIANTS, Variant
 from tests.waiting import await_for
@@ -74,7 +74,7 @@ async def watcher(settings: Settings, inside: Inside) -> None:
 async def cancel_listener(settings: Settings, inside: Inside) -> None:
     """A worker hears at once of a run that is cancelled."""
     heard: list[str] = []
-    notices = Notices(cell_of(settings), on_cancel=heard.append)
+    notices = ControlChannel(cell_of(settings), on_cancel=heard.append)
     notices.follow("w1")
     try:
         await await_for(lambda: inside.publish("oa:notices:w1", "r1"), "somebody listens")

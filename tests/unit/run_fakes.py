@@ -110,7 +110,7 @@ class FakeRun:
         return self
 
 
-async def carry(pattern: PatternPlugin, run: FakeRun) -> Any:
+async def execute(pattern: PatternPlugin, run: FakeRun) -> Any:
     """Executes the pattern in that run; its output."""
     pattern.context = run
     return await pattern.execute()

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from openagents_worker.cli.dev_model import reply
-from openagents_worker.cli.stack import Stack
 from openagents_worker.errors import LLMResponseError
+from openagents_worker.local.stack import Stack
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelRequest
 from tests.producer.hand import Hand

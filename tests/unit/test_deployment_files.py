@@ -18,8 +18,8 @@ import jsonschema
 import pytest
 import redis
 
+from openagents_worker.local.redis_server import find_server
 from openagents_worker.settings import Settings, load_settings, unknown_variables
-from openagents_worker.store.embedded import find_server
 from tests.deployment.compose import SERVICES, Missing, environment_of, filled_in, load
 from tests.waiting import wait_for
 

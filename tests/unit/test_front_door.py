@@ -41,7 +41,7 @@ def test_run_agent_loads_celery_when_it_is_used() -> None:
 def test_every_public_name_can_be_had() -> None:
     """`__all__` is sorted and complete, and each of its names is there."""
     assert openagents_worker.__all__ == sorted(openagents_worker.__all__)
-    assert set(openagents_worker.__all__) == set(openagents_worker._ROOM_OF)
+    assert set(openagents_worker.__all__) == set(openagents_worker._MODULE_OF)
     for name in openagents_worker.__all__:
         assert getattr(openagents_worker, name) is not None
     assert set(openagents_worker.__all__) <= set(dir(openagents_worker))

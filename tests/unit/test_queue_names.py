@@ -6,8 +6,8 @@ import pytest
 
 from openagents_worker.errors import ConfigValidationError, OpenAgentsError
 from openagents_worker.models import parse_request
-from openagents_worker.producer.canvas import canvas_of
 from openagents_worker.producer.queue_checks import queue_to_send_to
+from openagents_worker.producer.task_options import canvas_of
 from openagents_worker.queue_names import MAX_QUEUE_BYTES, problem_with_queue, problem_with_read_queue
 from openagents_worker.settings import load_settings
 from openagents_worker.store.keys import KEYS

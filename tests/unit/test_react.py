@@ -30,7 +30,7 @@ from openagents_worker.patterns import BUILTIN_PATTERNS
 from openagents_worker.patterns.react import ReActPattern
 from openagents_worker.tools import tool
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
-from tests.unit.run_fakes import FakeRun, Gate, ScriptedModel, asks, carry, says
+from tests.unit.run_fakes import FakeRun, Gate, ScriptedModel, asks, execute, says
 
 
 class RuntimeSignal(BaseException):
@@ -80,7 +80,7 @@ async def test_the_first_request_shows_all_that_is_known() -> None:
         ],
     ).give(zeta=BUILTIN_TOOLS["calc"](), alpha=BUILTIN_TOOLS["calc"]())
 
-    answer = await carry(ReActPattern({"system_prompt": "You count."}), run)
+    answer = await execute(ReActPattern({"system_prompt": "You count."}), run)
 
     assert answer == "391"
     request = model.requests[0]
@@ -103,7 +103,7 @@ async def test_an_agent_without_tools_offers_none() -> None:
     """Providers refuse an empty list of tools, so there is none."""
     model = ScriptedModel(says("hello"))
 
-    await carry(ReActPattern(), FakeRun(model))
+    await execute(ReActPattern(), FakeRun(model))
 
     assert model.requests[0]["tools"] is None
 
@@ -114,7 +114,7 @@ async def test_a_turn_goes_back_as_one_assistant_message_and_one_result_per_call
     model = ScriptedModel(turn, says("391"))
     run = FakeRun(model).give(echo=echo(), calc=BUILTIN_TOOLS["calc"]())
 
-    await carry(ReActPattern(), run)
+    await execute(ReActPattern(), run)
 
     assert model.requests[1]["messages"][2:] == [
         {
@@ -139,7 +139,7 @@ async def test_calls_without_an_id_get_one_that_is_the_same_in_every_attempt() -
     call = LLMToolCall(name="echo", arguments={"text": "a"})
     model = ScriptedModel(LLMResponse(tool_calls=[call, call]), says("done"))
 
-    await carry(ReActPattern(), FakeRun(model).give(echo=echo()))
+    await execute(ReActPattern(), FakeRun(model).give(echo=echo()))
 
     assert [message["tool_call_id"] for message in tool_messages(model)] == ["call_1_1", "call_1_2"]
 
@@ -148,7 +148,7 @@ async def test_every_step_is_announced_and_closed() -> None:
     """`pattern.step_started` and `pattern.step_finished` come in pairs, counted from 1."""
     run = FakeRun(ScriptedModel(asks(("echo", {"text": "a"})), says("done"))).give(echo=echo())
 
-    await carry(ReActPattern(), run)
+    await execute(ReActPattern(), run)
 
     assert run.events == [
         ("pattern.step_started", {"step": 1}),
@@ -175,7 +175,7 @@ async def test_a_tools_error_is_told_to_the_model_and_the_run_goes_on(error: Ope
     """The model reads code, message and hint, marked as an error, and may try something else."""
     model = ScriptedModel(asks(("failing", {})), says("I cannot"))
 
-    answer = await carry(ReActPattern(), FakeRun(model).give(failing=failing(error)))
+    answer = await execute(ReActPattern(), FakeRun(model).give(failing=failing(error)))
 
     [message] = tool_messages(model)
     told = {"error": error.code, "message": error.message} | ({"hint": error.hint} if error.hint else {})
@@ -186,7 +186,7 @@ async def test_an_unknown_tool_is_answered_with_the_name_that_was_meant() -> Non
     """A model that misspells a tool reads which one it meant."""
     model = ScriptedModel(asks(("ehco", {})), says("ok"))
 
-    await carry(ReActPattern(), FakeRun(model).give(echo=echo(), calc=BUILTIN_TOOLS["calc"]()))
+    await execute(ReActPattern(), FakeRun(model).give(echo=echo(), calc=BUILTIN_TOOLS["calc"]()))
 
     told = json.loads(tool_messages(model)[0]["content"])
     assert told == {
@@ -206,7 +206,7 @@ async def test_arguments_that_are_no_json_are_answered_without_running_the_tool(
     broken = LLMToolCall(name="echo", id="x", raw_arguments="{", parse_error="unexpected end")
     model = ScriptedModel(LLMResponse(tool_calls=[broken]), says("ok"))
 
-    await carry(ReActPattern(), FakeRun(model).give(echo=echo(before=note)))
+    await execute(ReActPattern(), FakeRun(model).give(echo=echo(before=note)))
 
     told = json.loads(tool_messages(model)[0]["content"])
     assert told["error"] == "tool.validation"
@@ -221,7 +221,7 @@ async def test_a_model_that_only_makes_errors_ends_the_run_with_the_last_of_them
     run = FakeRun(model).give(failing=failing(PermanentToolError("no")), echo=echo())
 
     with pytest.raises(PermanentToolError, match="no"):
-        await carry(ReActPattern({"max_tool_errors_in_a_row": 2}), run)
+        await execute(ReActPattern({"max_tool_errors_in_a_row": 2}), run)
     assert len(model.requests) == 4
 
 
@@ -233,7 +233,7 @@ async def test_what_concerns_the_run_and_not_the_tool_ends_it(error: OpenAgentsE
     model = ScriptedModel(asks(("failing", {})), says("never asked"))
 
     with pytest.raises(type(error)):
-        await carry(ReActPattern(), FakeRun(model).give(failing=failing(error)))
+        await execute(ReActPattern(), FakeRun(model).give(failing=failing(error)))
     assert len(model.requests) == 1
 
 
@@ -245,7 +245,7 @@ async def test_safe_neighbours_run_side_by_side() -> None:
     gate = Gate(expected=3)
     model = ScriptedModel(asks(*(("echo", {"text": t}) for t in "abc")), says("done"))
 
-    await carry(ReActPattern(), FakeRun(model).give(echo=echo(before=lambda _: gate.meet())))
+    await execute(ReActPattern(), FakeRun(model).give(echo=echo(before=lambda _: gate.meet())))
 
     assert gate.inside == 3
 
@@ -264,7 +264,7 @@ async def test_an_unsafe_call_waits_for_those_before_it_and_holds_those_after_it
         s=echo(before=note), u=echo(safe=False, before=note)
     )
 
-    await carry(ReActPattern(), run)
+    await execute(ReActPattern(), run)
 
     assert seen == ["+a", "+b", "-a", "-b", "+c", "-c", "+d", "-d"]
 
@@ -284,7 +284,7 @@ def test_results_come_in_the_order_of_the_calls(plan: list[tuple[str, int]]) -> 
         safe=echo(before=turns), unsafe=echo(safe=False, before=turns), failing=failing(ToolError("no"))
     )
 
-    asyncio.run(carry(ReActPattern(), run))
+    asyncio.run(execute(ReActPattern(), run))
 
     expected = [(f"id-{i}", name) for i, (name, _) in enumerate(plan)]
     assert [(m["tool_call_id"], m["name"]) for m in tool_messages(model)] == expected
@@ -308,7 +308,7 @@ async def test_a_signal_of_the_runtime_comes_out_of_a_group_and_leaves_nobody_be
     model = ScriptedModel(asks(("echo", {"text": "a"}), ("echo", {"text": "b"})), says("never asked"))
 
     with pytest.raises(RuntimeSignal):
-        await carry(ReActPattern(), FakeRun(model).give(echo=echo(before=held)))
+        await execute(ReActPattern(), FakeRun(model).give(echo=echo(before=held)))
     assert sorted(ended) == ["a", "b"]
 
 
@@ -328,7 +328,7 @@ async def test_a_signal_of_the_runtime_goes_before_an_error_that_came_first() ->
     model = ScriptedModel(asks(("echo", {"text": "a"}), ("echo", {"text": "b"})))
 
     with pytest.raises(RuntimeSignal):
-        await carry(ReActPattern(), FakeRun(model).give(echo=echo(before=held)))
+        await execute(ReActPattern(), FakeRun(model).give(echo=echo(before=held)))
 
 
 async def test_cancelling_the_run_cancels_what_its_tools_do() -> None:
@@ -345,7 +345,7 @@ async def test_cancelling_the_run_cancels_what_its_tools_do() -> None:
             ended.append(text)
 
     model = ScriptedModel(asks(("echo", {"text": "a"}), ("echo", {"text": "b"})))
-    running = asyncio.create_task(carry(ReActPattern(), FakeRun(model).give(echo=echo(before=held))))
+    running = asyncio.create_task(execute(ReActPattern(), FakeRun(model).give(echo=echo(before=held))))
     await inside.wait()
 
     running.cancel()
@@ -367,7 +367,7 @@ async def test_the_smallest_step_limit_counts(configured: int, budget: int | Non
     )
 
     with pytest.raises(MaxStepsExceeded, match=rf"^Pattern exceeded max_steps \({limit}\)"):
-        await carry(
+        await execute(
             ReActPattern({"max_steps": configured}), FakeRun(model, run_request=request).give(echo=echo())
         )
     assert len(model.requests) == limit
@@ -386,7 +386,7 @@ async def test_a_step_that_takes_too_long_ends_the_run_and_its_tool() -> None:
     model = ScriptedModel(asks(("echo", {"text": "a"})))
 
     with pytest.raises(StepTimeoutError, match=r"^Pattern step timed out after 20ms at step 1") as caught:
-        await carry(ReActPattern({"step_timeout_ms": 20}), FakeRun(model).give(echo=echo(before=forever)))
+        await execute(ReActPattern({"step_timeout_ms": 20}), FakeRun(model).give(echo=echo(before=forever)))
     assert (caught.value.step_number, ended) == (1, ["a"])
 
 
@@ -397,7 +397,7 @@ async def test_somebody_elses_timeout_is_not_taken_for_the_steps() -> None:
         raise TimeoutError("the model's own")
 
     with pytest.raises(TimeoutError, match="the model's own"):
-        await carry(ReActPattern(), FakeRun(ScriptedModel(times_out)))
+        await execute(ReActPattern(), FakeRun(ScriptedModel(times_out)))
 
 
 async def test_a_step_runs_in_the_task_of_the_pattern() -> None:
@@ -408,7 +408,7 @@ async def test_a_step_runs_in_the_task_of_the_pattern() -> None:
         tasks.add(asyncio.current_task())
         return says("done")
 
-    await carry(ReActPattern(), FakeRun(ScriptedModel(answer)))
+    await execute(ReActPattern(), FakeRun(ScriptedModel(answer)))
 
     assert tasks == {asyncio.current_task()}
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from openagents_worker.agents import LoggingConfig
-from openagents_worker.line_groups import LineGroups
 from openagents_worker.printable import escaped_line
 from openagents_worker.settings import load_settings
-from openagents_worker.telemetry import configure_logging, get_logger, reset_logging
+from openagents_worker.telemetry.line_groups import LineGroups
+from openagents_worker.telemetry.logs import configure_logging, get_logger, reset_logging
 
 log = get_logger("openagents_worker.tests")
 

@@ -180,14 +180,14 @@ def completed_without_repeating(workshop: Workshop, run_id: str, retries: int = 
 
 def crossings(events: Iterable[RunEvent]) -> list[tuple[str, str, str]]:
     """From which worker, how and to which one a run has gone."""
-    found, carrier, how = [], "", ""
+    found, run_host, how = [], "", ""
     for event in events:
         if event.name in ("run.handed_over", "run.recovered"):
             how = event.name
         elif event.name == "run.attempt_started":
-            before, carrier = carrier, str(event.worker).partition("@")[0]
-            if before not in ("", carrier):
-                found.append((before, how, carrier))
+            before, run_host = run_host, str(event.worker).partition("@")[0]
+            if before not in ("", run_host):
+                found.append((before, how, run_host))
     return found
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from openagents_worker.cli.stack import Process, Stack
+from openagents_worker.local.stack import Process, Stack
 from openagents_worker.models import RunRecord
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelRequest, ModelServer

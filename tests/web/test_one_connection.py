@@ -13,9 +13,9 @@ import pytest
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.events import RunEvent
 from openagents_worker.producer.client import AsyncClient
-from openagents_worker.store import channels
+from openagents_worker.store import pubsub as channels
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.events import awatch
+from openagents_worker.store.watch import awatch
 from tests.producer.hand import Hand
 from tests.producer.proxy import Proxy
 from tests.waiting import await_for

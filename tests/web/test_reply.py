@@ -11,8 +11,8 @@ from typing import Any
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.events import awatch, watch
 from openagents_worker.store.scripts import WriteAnswer
+from openagents_worker.store.watch import awatch, watch
 from tests.installation import agent, installed
 from tests.producer.hand import Hand
 from tests.waiting import wait_for
@@ -161,8 +161,8 @@ def test_a_reply_cut_by_the_death_of_its_worker_is_shown_whole(tmp_path: Path) -
         middle = Viewer(handle)
         wait_for(lambda: middle.shown > 300, "who joins in the middle has the beginning, too")
 
-        carrier = str(early.screen.pieces[-1].worker)
-        next(worker for worker in workers if carrier.startswith(f"{worker.name}@")).kill()
+        run_host = str(early.screen.pieces[-1].worker)
+        next(worker for worker in workers if run_host.startswith(f"{worker.name}@")).kill()
         wait_for(lambda: early.screen.pieces[-1].attempt == 2, "another worker says it again")
         late = Viewer(handle)
         wait_for(lambda: late.shown, "who joins now has the beginning of the second one")

@@ -18,7 +18,7 @@ from openagents_worker.errors import RequestInvalid, RunNotFound, TooManyWatcher
 from openagents_worker.events import RunEvent
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.settings import load_settings
-from openagents_worker.store.events import awatch, watch
+from openagents_worker.store.watch import awatch, watch
 from tests.producer.hand import Hand
 from tests.waiting import PATIENCE_S, await_for
 
@@ -209,7 +209,7 @@ def test_nobody_else_follows_events() -> None:
         if follows.search(re.sub(r"def \w+\(", "", path.read_text("utf-8")))
     }
 
-    assert found == {"producer/handle.py", "store/events.py"}
+    assert found == {"producer/handle.py", "store/watch.py"}
 
 
 async def _first_of(watcher: Any) -> Any:

@@ -10,13 +10,13 @@ import pytest
 from openagents_worker.store.client import Cell
 from openagents_worker.store.scripts import Wake
 from openagents_worker.time_limits import TimeLimits
-from openagents_worker.worker.bridge import LoopThread
+from openagents_worker.worker.connection_checks import LOOK_EVERY_S
 from openagents_worker.worker.heartbeat import Heartbeat
-from openagents_worker.worker.looks import LOOK_EVERY_S
-from openagents_worker.worker.neighbours import ProcessIdentity
-from openagents_worker.worker.watch import Watch
+from openagents_worker.worker.local_processes import ProcessIdentity
+from openagents_worker.worker.loop_thread import LoopThread
+from openagents_worker.worker.watchdog import LoopWatchdog
 from tests.producer.hand import Hand
-from tests.worker.carrier import NotingCarrier
+from tests.worker.run_host import NotingCarrier
 
 LEASE_MS = 1_000
 HEARTBEAT_MS = 100
@@ -44,7 +44,7 @@ def bridge() -> Generator[LoopThread]:
 
 
 @pytest.fixture
-def carrier() -> NotingCarrier:
+def run_host() -> NotingCarrier:
     return NotingCarrier()
 
 
@@ -62,7 +62,7 @@ def given_up() -> list[str]:
 
 @pytest.fixture
 def start_heartbeat(
-    cell: Cell, bridge: LoopThread, carrier: NotingCarrier, sent: list[Wake], given_up: list[str]
+    cell: Cell, bridge: LoopThread, run_host: NotingCarrier, sent: list[Wake], given_up: list[str]
 ) -> Generator[StartHeartbeat]:
     """Starts a heartbeat with its watch, by default of the test's cell; both end with the test."""
     with ExitStack() as stack:
@@ -83,7 +83,7 @@ def start_heartbeat(
                 node="w1@test",
                 limits=TimeLimits.of(lease_ms=lease_ms, heartbeat_ms=heartbeat_ms),
                 announcements=["assistant", '{"queue":"agents","def_hash":"h"}'],
-                carrier=carrier,
+                run_host=run_host,
                 loop=bridge.loop,
                 send_wakes=send,
                 on_registered=lambda incarnation: None,
@@ -91,11 +91,11 @@ def start_heartbeat(
                 look_every_s=look_every_s,
                 on_given_up=lambda: given_up.append("given up"),
             )
-            watch = Watch(
+            watch = LoopWatchdog(
                 loop=bridge.loop,
                 loop_thread_id=lambda: bridge.thread_id,
                 lease=lambda: heartbeat.lease,
-                carrier=carrier,
+                run_host=run_host,
             )
             heartbeat.start()
             watch.start()

@@ -17,7 +17,7 @@ from tests.runtime.failing import price_of
 __all__ = ["app", "noise", "noise_elsewhere"]
 
 app = Celery("shop", broker=os.environ.get("OPENAGENTS_REDIS_URL"), set_as_current=False)
-app.conf.worker_pool = "openagents_worker.worker.pool:TaskPool"
+app.conf.worker_pool = "openagents_worker.celery.pool:TaskPool"
 LOG_OF_ITS_OWN = {
     "version": 1,
     "disable_existing_loggers": False,

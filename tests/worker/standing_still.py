@@ -17,12 +17,12 @@ from openagents_worker.runtime.marks import HEAD, Marks, marked
 from openagents_worker.runtime.user_code import RunCode, current_run, executing
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import Cell
-from openagents_worker.telemetry import configure_logging
+from openagents_worker.telemetry.logs import configure_logging
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.tools.offload import work_off_loop
-from openagents_worker.worker.bridge import LoopThread
-from openagents_worker.worker.guard import Guard
 from openagents_worker.worker.lease import WorkerLease, boot_clock
+from openagents_worker.worker.loop_thread import LoopThread
+from openagents_worker.worker.stall_monitor import StallMonitor
 from tests.faults.plugins import hold_the_interpreter
 from tests.waiting import await_for, wait_for
 
@@ -42,7 +42,7 @@ def main(url: str, where: str, how: str, loop_dead_s: float, lease_s: float) -> 
     works = threading.Event()
     if where != "idle":
         works.set()
-    guard = Guard(
+    guard = StallMonitor(
         marks,
         cell=Cell(url),
         limits=limits,

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from openagents_worker.celery.app import make_worker_app
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
-from openagents_worker.store.embedded import EmbeddedRedis
-from openagents_worker.worker.app import make_worker_app
 from tests.waiting import wait_for
 
 AGENT = {

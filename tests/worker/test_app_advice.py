@@ -10,11 +10,11 @@ from celery import Celery
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 
+from openagents_worker.celery.app import make_worker_app
+from openagents_worker.celery.app_advice import ADVICE
+from openagents_worker.celery.pool.task_pool import TaskPool
 from openagents_worker.settings import load_settings
-from openagents_worker.worker.app import make_worker_app
-from openagents_worker.worker.app_advice import ADVICE
 from openagents_worker.worker.backlog import priorities_are_kombus
-from openagents_worker.worker.pool import TaskPool
 
 GOOD = {"worker_send_task_events": True, "task_send_sent_event": True}
 AMQP = "amqp://127.0.0.1"

@@ -10,13 +10,13 @@ import pytest
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.background import EX_PART_FAILED, background_task, background_thread
-from openagents_worker.worker.bridge import LoopThread
+from openagents_worker.worker.completion_acks import CompletionAcks
+from openagents_worker.worker.control_channel import ControlChannel
 from openagents_worker.worker.heartbeat import Heartbeat
-from openagents_worker.worker.notices import Notices
-from openagents_worker.worker.tellings import Tellings
-from openagents_worker.worker.watch import Watch
+from openagents_worker.worker.loop_thread import LoopThread
+from openagents_worker.worker.watchdog import LoopWatchdog
 from tests.waiting import await_for, wait_for
-from tests.worker.carrier import NotingCarrier
+from tests.worker.run_host import NotingCarrier
 
 
 class Parts:
@@ -92,7 +92,7 @@ def test_a_heartbeat_that_fails_ends_the_process(parts: Parts, cell: Cell, bridg
         node="w",
         limits=TimeLimits.of(lease_ms=1_000, heartbeat_ms=100),
         announcements=[],
-        carrier=NotingCarrier(),
+        run_host=NotingCarrier(),
         loop=bridge.loop,
         send_wakes=send,
         on_registered=lambda _: None,
@@ -107,11 +107,11 @@ def test_a_heartbeat_that_fails_ends_the_process(parts: Parts, cell: Cell, bridg
 
 def test_a_watch_that_fails_ends_the_process(parts: Parts, bridge: LoopThread) -> None:
     """Nobody would see that the loop is dead."""
-    watch = Watch(
+    watch = LoopWatchdog(
         loop=bridge.loop,
         loop_thread_id=lambda: bridge.thread_id,
         lease=broken,
-        carrier=NotingCarrier(),
+        run_host=NotingCarrier(),
         leave=parts.left.append,
     )
     watch.start()
@@ -122,7 +122,7 @@ def test_a_watch_that_fails_ends_the_process(parts: Parts, bridge: LoopThread) -
 
 async def test_an_ear_that_fails_ends_the_process(parts: Parts, cell: Cell) -> None:
     """Cancellations would be heard with the next beat only, for ever."""
-    notices, store = Notices(cell, on_cancel=broken, leave=parts.left.append), AsyncStore(cell)
+    notices, store = ControlChannel(cell, on_cancel=broken, leave=parts.left.append), AsyncStore(cell)
     notices.follow("w:1")
 
     async def failed() -> bool:
@@ -137,7 +137,7 @@ async def test_an_ear_that_fails_ends_the_process(parts: Parts, cell: Cell) -> N
 async def test_a_bookkeeper_that_fails_ends_the_process(parts: Parts, cell: Cell) -> None:
     """Celery would be told of ends again and again."""
     store = AsyncStore(cell)
-    tellings = Tellings(store, leave=parts.left.append)
+    tellings = CompletionAcks(store, leave=parts.left.append)
     tellings.add("r1", None)  # type: ignore[arg-type]  # what Redis cannot be sent
     tellings._waiting.append(object())  # type: ignore[arg-type]
 

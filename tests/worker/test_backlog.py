@@ -7,7 +7,7 @@ import json
 import pytest
 
 from openagents_worker.producer.client import Client
-from openagents_worker.producer.transport import send_first, send_wakes
+from openagents_worker.producer.publisher import send_first, send_wakes
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import EMPTY, Backlog, oldest_of
 

@@ -23,13 +23,13 @@ import pytest
 from celery import Celery
 from kombu.connection import Connection
 
-from openagents_worker.cli.stack import Stack
 from openagents_worker.errors import OpenAgentsError, RunConflict, SubmitUnknown
+from openagents_worker.local.redis_server import EmbeddedRedis
+from openagents_worker.local.stack import Stack
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.settings import load_settings
-from openagents_worker.store.embedded import EmbeddedRedis
 from tests.installation import PATIENCE_S, ROOT, Installation, agent, call, installed, story
 from tests.producer.proxy import Proxy, closed_port, silent_port
 from tests.waiting import wait_for

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.worker.bridge import LoopThread
+from openagents_worker.worker.loop_thread import LoopThread
 from tests.waiting import wait_for
 
 

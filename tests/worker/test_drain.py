@@ -8,7 +8,7 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.drain import drain
 from tests.clocks import run_without_waiting
-from tests.worker.carrier import NotingCarrier
+from tests.worker.run_host import NotingCarrier
 
 
 def limits(drain_s: float) -> TimeLimits:
@@ -17,23 +17,23 @@ def limits(drain_s: float) -> TimeLimits:
 
 async def test_nothing_new_is_taken_and_every_run_is_handed_over() -> None:
     """Each goes on elsewhere from its last commit."""
-    carrier = NotingCarrier("r1", "r2")
+    run_host = NotingCarrier("r1", "r2")
 
-    assert await drain(carrier, limits(drain_s=5))
+    assert await drain(run_host, limits(drain_s=5))
 
-    assert not carrier.accepting
-    assert carrier.all_latched == [LatchReason.HANDOVER]
-    assert not carrier.hurried
-    assert carrier.known() == frozenset()
+    assert not run_host.accepting
+    assert run_host.all_latched == [LatchReason.HANDOVER]
+    assert not run_host.hurried
+    assert run_host.known() == frozenset()
 
 
 def test_a_drain_ends_in_time_whatever_its_runs_do() -> None:
     """An orchestrator kills who takes longer."""
-    carrier = NotingCarrier("stuck")
-    carrier.letting_go.clear()
+    run_host = NotingCarrier("stuck")
+    run_host.letting_go.clear()
 
-    handed_over, took_s = run_without_waiting(drain(carrier, limits(drain_s=5)))
+    handed_over, took_s = run_without_waiting(drain(run_host, limits(drain_s=5)))
 
     assert not handed_over
-    assert carrier.hurried
+    assert run_host.hurried
     assert took_s == pytest.approx(5 + limits(drain_s=5).let_go_s)

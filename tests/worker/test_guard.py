@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from openagents_worker.worker import guard
+from openagents_worker.worker import stall_monitor as guard
 from tests.waiting import PATIENCE_S, wait_for
 
 ROOT = Path(__file__).parents[2]

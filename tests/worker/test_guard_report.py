@@ -10,14 +10,14 @@ import threading
 import pytest
 
 from openagents_worker.runtime.marks import Executing, MarkOfThread, Seen
-from openagents_worker.worker.guard_process import (
+from openagents_worker.worker.stall_monitor_process import (
     LOOK_S,
     Threads,
     stood_still_s,
     switches_of,
     threads_of,
 )
-from openagents_worker.worker.guard_report import holders, stacks_by_thread
+from openagents_worker.worker.stall_report import holders, stacks_by_thread
 
 LOOP, TOOL, OTHER, STRANGER = 1, 2, 3, 4  # as the system numbers these threads
 R1, R2, R3 = (Executing(run_id) for run_id in ("r1", "r2", "r3"))

@@ -6,17 +6,17 @@ import threading
 
 import pytest
 
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.store.scripts import Wake
-from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.heartbeat import Heartbeat
+from openagents_worker.worker.loop_thread import LoopThread
 from tests.producer.hand import Hand
 from tests.waiting import wait_for
-from tests.worker.carrier import NotingCarrier
 from tests.worker.conftest import LEASE_MS, StartHeartbeat
+from tests.worker.run_host import NotingCarrier
 
 
 def registered(heartbeat: Heartbeat) -> str:
@@ -64,10 +64,10 @@ def test_a_run_that_is_ours_and_that_nobody_runs_is_given_back(
 
 
 def test_a_run_that_is_being_carried_is_left_alone(
-    start_heartbeat: StartHeartbeat, hand: Hand, carrier: NotingCarrier, sent: list[Wake]
+    start_heartbeat: StartHeartbeat, hand: Hand, run_host: NotingCarrier, sent: list[Wake]
 ) -> None:
     """Owned and known: nothing is wrong with it."""
-    carrier.known_runs.add("r1")
+    run_host.known_runs.add("r1")
     heartbeat = start_heartbeat()
     owned_by(hand, heartbeat, "r1")
     first = deadline(hand.store, heartbeat.lease.incarnation)
@@ -80,44 +80,44 @@ def test_a_run_that_is_being_carried_is_left_alone(
     wait_for(four_beats, "the heart has beaten four times")
 
     assert sent == []
-    assert carrier.latched == []
+    assert run_host.latched == []
 
 
 def test_a_run_that_somebody_else_has_is_stopped_here(
-    start_heartbeat: StartHeartbeat, carrier: NotingCarrier
+    start_heartbeat: StartHeartbeat, run_host: NotingCarrier
 ) -> None:
     """It can write nothing any more; its calls should end, too."""
-    carrier.known_runs.add("gone")
+    run_host.known_runs.add("gone")
 
     start_heartbeat()
 
-    wait_for(lambda: ("gone", LatchReason.FENCED) in carrier.latched, "the run was latched")
+    wait_for(lambda: ("gone", LatchReason.FENCED) in run_host.latched, "the run was latched")
 
 
 def test_a_cancel_that_nobody_heard_of_comes_with_a_beat(
-    start_heartbeat: StartHeartbeat, hand: Hand, carrier: NotingCarrier
+    start_heartbeat: StartHeartbeat, hand: Hand, run_host: NotingCarrier
 ) -> None:
     """Pub/sub may lose a notice; the box keeps it."""
-    carrier.known_runs.add("r1")
+    run_host.known_runs.add("r1")
     owned_by(hand, start_heartbeat(), "r1")
 
     hand.store.run(scripts.cancel(run_id="r1", reason="enough", force=False))
 
-    wait_for(lambda: ("r1", LatchReason.CANCELLED) in carrier.latched, "the run was latched")
+    wait_for(lambda: ("r1", LatchReason.CANCELLED) in run_host.latched, "the run was latched")
 
 
 def test_a_lost_lease_is_let_go_of_before_a_new_incarnation_registers(
-    start_heartbeat: StartHeartbeat, hand: Hand, carrier: NotingCarrier
+    start_heartbeat: StartHeartbeat, hand: Hand, run_host: NotingCarrier
 ) -> None:
     """A lease ends once and for ever: the worker becomes somebody new, with no runs."""
-    carrier.letting_go.clear()
+    run_host.letting_go.clear()
     heartbeat = start_heartbeat()
     first = registered(heartbeat)
 
     hand.store.ask(lambda r: r.zrem(hand.store.keys("workers"), first))
-    wait_for(lambda: carrier.all_latched == [LatchReason.FENCED], "all runs were told to let go")
+    wait_for(lambda: run_host.all_latched == [LatchReason.FENCED], "all runs were told to let go")
     still = heartbeat.lease.incarnation
-    heartbeat._loop.call_soon_threadsafe(carrier.letting_go.set)
+    heartbeat._loop.call_soon_threadsafe(run_host.letting_go.set)
 
     wait_for(lambda: heartbeat.lease.incarnation != first, "a new incarnation registered")
     assert still == first
@@ -127,7 +127,7 @@ def test_a_lost_lease_is_let_go_of_before_a_new_incarnation_registers(
 
 
 def test_a_worker_that_cannot_reach_redis_lets_go_before_its_lease_ends(
-    start_heartbeat: StartHeartbeat, carrier: NotingCarrier, bridge: LoopThread
+    start_heartbeat: StartHeartbeat, run_host: NotingCarrier, bridge: LoopThread
 ) -> None:
     """Nobody has to tell it that others may take its runs: it counts for itself."""
     with EmbeddedRedis() as redis:
@@ -135,7 +135,7 @@ def test_a_worker_that_cannot_reach_redis_lets_go_before_its_lease_ends(
         registered(heartbeat)
         lease = heartbeat.lease
 
-    wait_for(lambda: carrier.all_latched == [LatchReason.FENCED], "all runs were told to let go")
+    wait_for(lambda: run_host.all_latched == [LatchReason.FENCED], "all runs were told to let go")
 
     wait_for(lease.let_go.is_set, "the process knows that they have")
     assert lease.remaining_s() == 0

@@ -8,21 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openagents_worker.celery.message import TaskMessage, parse_message, run_to_resume
 from openagents_worker.errors import OpenAgentsError, RequestInvalid, RequestTooLarge
 from openagents_worker.models import RunRequest
 from openagents_worker.store.formats import NEWEST_READ
-from openagents_worker.worker.intake import Message, run_to_resume, wanted
 
 REQUEST = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi"}
 IDS = {"run_id": "r1", "agent_id": "assistant", "session_id": "s1"}
 
 
-def message(*args: Any, ours: bool = False, **kwargs: Any) -> Message:
-    return Message("r1", args, kwargs, "agents", ours)
+def message(*args: Any, ours: bool = False, **kwargs: Any) -> TaskMessage:
+    return TaskMessage("r1", args, kwargs, "agents", ours)
 
 
-def asked(message: Message) -> str | RunRequest:
-    return wanted(message, max_bytes=10_000)
+def asked(message: TaskMessage) -> str | RunRequest:
+    return parse_message(message, max_bytes=10_000)
 
 
 def test_our_own_message_names_a_run() -> None:
@@ -56,7 +56,7 @@ def test_a_request_may_be_given_by_name() -> None:
         (message({**IDS, "run_id": "r2"}, ours=True), "not the Celery task id"),
     ],
 )
-def test_a_message_that_is_no_request_says_what_is_wrong(wrong: Message, says: str) -> None:
+def test_a_message_that_is_no_request_says_what_is_wrong(wrong: TaskMessage, says: str) -> None:
     """The sender reads it in the failed run's error."""
     with pytest.raises(RequestInvalid, match=says):
         asked(wrong)
@@ -70,7 +70,7 @@ def test_a_request_that_is_too_large_is_refused() -> None:
 
 def test_of_a_message_of_another_format_only_its_id_counts() -> None:
     """Whatever it says, it says to others; its task id is its run's in all formats."""
-    tomorrow = Message(
+    tomorrow = TaskMessage(
         "r1", [{"ask": "anything"}, 2], {"more": 3}, "agents", ours=True, format=NEWEST_READ + 1
     )
 
@@ -92,7 +92,7 @@ def test_whatever_comes_it_is_a_request_or_a_coded_error(
     args: list[Any], kwargs: dict[str, Any], ours: bool
 ) -> None:
     """No message can stop a worker."""
-    message = Message("r1", args, kwargs, "agents", ours)
+    message = TaskMessage("r1", args, kwargs, "agents", ours)
     try:
         answer: object = asked(message)
     except OpenAgentsError as error:
@@ -110,7 +110,7 @@ def test_a_resume_names_its_run() -> None:
 
 def test_a_message_without_an_id_is_refused() -> None:
     """It could be nobody's run: two of them would be taken for one."""
-    anonymous = Message("no-id-1", [REQUEST], {}, "agents", ours=False, has_id=False)
+    anonymous = TaskMessage("no-id-1", [REQUEST], {}, "agents", ours=False, has_id=False)
 
     with pytest.raises(RequestInvalid, match="no task id"):
-        wanted(anonymous, max_bytes=10_000)
+        parse_message(anonymous, max_bytes=10_000)

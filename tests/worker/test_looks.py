@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from redis.client import PubSub
 
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.worker.heartbeat import Heartbeat
-from openagents_worker.worker.neighbours import ProcessIdentity
+from openagents_worker.worker.local_processes import ProcessIdentity
 from tests.producer.hand import Hand
 from tests.producer.proxy import Proxy
 from tests.waiting import wait_for
-from tests.worker.carrier import NotingCarrier
 from tests.worker.conftest import HEARTBEAT_MS, StartHeartbeat
+from tests.worker.run_host import NotingCarrier
 
 LONG_MS = 600_000
 
@@ -208,12 +208,12 @@ def test_who_publishes_in_its_channel_does_it_no_harm(start_heartbeat: StartHear
 
 
 def test_a_worker_that_is_given_up_and_lives_says_so(
-    start_heartbeat: StartHeartbeat, hand: Hand, carrier: NotingCarrier, caplog: pytest.LogCaptureFixture
+    start_heartbeat: StartHeartbeat, hand: Hand, run_host: NotingCarrier, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It loses that lease, becomes a new incarnation, and its runs lose a death that was none."""
     heartbeat = start_heartbeat(process=ProcessIdentity("here", "1 1"))
     first = registered(heartbeat)
-    carrier.known_runs.add("r1")
+    run_host.known_runs.add("r1")
     own, hand.incarnation = hand.incarnation, first
     hand.submit("r1")
     hand.claim("r1")

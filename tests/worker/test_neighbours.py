@@ -11,8 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from openagents_worker.worker import neighbours
-from openagents_worker.worker.neighbours import Neighbours, ProcessIdentity, Sign, sign_of, this_process
+from openagents_worker.worker import local_processes as neighbours
+from openagents_worker.worker.local_processes import (
+    LocalProcessWatch,
+    ProcessIdentity,
+    Sign,
+    sign_of,
+    this_process,
+)
 from tests.waiting import wait_for
 
 own = this_process()
@@ -106,7 +112,7 @@ def test_a_system_that_does_not_say_who_one_is_has_no_neighbours(tmp_path: Path)
 def test_both_processes_of_a_host_name_the_same_host() -> None:
     """The host is the boot and the name spaces; the process is its id and start time."""
     code = (
-        "from openagents_worker.worker.neighbours import this_process; own = this_process();"
+        "from openagents_worker.worker.local_processes import this_process; own = this_process();"
         "print(own.host, own.process, sep='|')"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
@@ -120,7 +126,7 @@ def test_both_processes_of_a_host_name_the_same_host() -> None:
 
 # --- watching --------------------------------------------------------------------------------------------
 
-Watch = Callable[..., Neighbours]
+Watch = Callable[..., LocalProcessWatch]
 
 
 @pytest.fixture
@@ -130,12 +136,14 @@ def seen() -> dict[str, ProcessIdentity]:
 
 
 @pytest.fixture(params=["pidfd", "/proc"])
-def watching(request: pytest.FixtureRequest, seen: dict[str, ProcessIdentity]) -> Generator[Neighbours]:
+def watching(
+    request: pytest.FixtureRequest, seen: dict[str, ProcessIdentity]
+) -> Generator[LocalProcessWatch]:
     """Neighbours that are watched by each of the two ways there are."""
     if request.param == "pidfd" and not hasattr(os, "pidfd_open"):
         pytest.skip("this system has no pidfd")
     assert own is not None
-    watched = Neighbours(
+    watched = LocalProcessWatch(
         own, on_dead=seen.update, open_pidfd=os.pidfd_open if request.param == "pidfd" else None
     )
     watched.start()
@@ -144,7 +152,7 @@ def watching(request: pytest.FixtureRequest, seen: dict[str, ProcessIdentity]) -
 
 
 def test_a_neighbour_that_is_killed_is_seen_dead_and_the_others_are_not(
-    watching: Neighbours, seen: Mapping[str, ProcessIdentity], child: subprocess.Popen[bytes]
+    watching: LocalProcessWatch, seen: Mapping[str, ProcessIdentity], child: subprocess.Popen[bytes]
 ) -> None:
     """Also before anybody has reaped it."""
     assert own is not None
@@ -158,7 +166,7 @@ def test_a_neighbour_that_is_killed_is_seen_dead_and_the_others_are_not(
 
 
 def test_who_died_before_it_was_watched_is_seen_at_once(
-    watching: Neighbours, seen: Mapping[str, ProcessIdentity], child: subprocess.Popen[bytes]
+    watching: LocalProcessWatch, seen: Mapping[str, ProcessIdentity], child: subprocess.Popen[bytes]
 ) -> None:
     """A worker that starts finds what its host has left behind."""
     process = identity(child.pid)
@@ -171,7 +179,7 @@ def test_who_died_before_it_was_watched_is_seen_at_once(
 
 
 def test_a_death_is_told_again_while_its_lease_lasts(
-    watching: Neighbours, seen: dict[str, ProcessIdentity], child: subprocess.Popen[bytes]
+    watching: LocalProcessWatch, seen: dict[str, ProcessIdentity], child: subprocess.Popen[bytes]
 ) -> None:
     """Redis was away when it was told first: the next beat names the incarnation again."""
     process = identity(child.pid)
@@ -186,7 +194,7 @@ def test_a_death_is_told_again_while_its_lease_lasts(
 
 
 def test_a_neighbour_that_has_retired_is_not_looked_at_any_more(
-    watching: Neighbours, seen: Mapping[str, ProcessIdentity], child: subprocess.Popen[bytes]
+    watching: LocalProcessWatch, seen: Mapping[str, ProcessIdentity], child: subprocess.Popen[bytes]
 ) -> None:
     """Its process may live or die: it holds no lease."""
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

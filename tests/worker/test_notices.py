@@ -6,7 +6,7 @@ from functools import partial
 
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.worker.notices import Notices
+from openagents_worker.worker.control_channel import ControlChannel
 from tests.producer.hand import Hand
 from tests.waiting import await_for
 
@@ -14,7 +14,7 @@ from tests.waiting import await_for
 async def test_a_cancel_is_heard_without_waiting_for_a_beat(cell: Cell) -> None:
     """The worker listens on the channel of its own incarnation, and after a new one on that."""
     heard: list[str] = []
-    store, notices = AsyncStore(cell), Notices(cell, on_cancel=heard.append)
+    store, notices = AsyncStore(cell), ControlChannel(cell, on_cancel=heard.append)
     try:
         for incarnation, run_id in (("w:1", "r1"), ("w:2", "r2")):
             notices.follow(incarnation)
@@ -31,7 +31,7 @@ async def test_a_cancel_is_heard_without_waiting_for_a_beat(cell: Cell) -> None:
 async def test_the_cancel_script_speaks_on_that_channel(cell: Cell, redis_url: str) -> None:
     """Whoever cancels need not know where the run is."""
     heard: list[str] = []
-    store, notices = AsyncStore(cell), Notices(cell, on_cancel=heard.append)
+    store, notices = AsyncStore(cell), ControlChannel(cell, on_cancel=heard.append)
     try:
         with Hand(redis_url) as hand:
             hand.submit("r1")

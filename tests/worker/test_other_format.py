@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.cli.stack import Stack
+from openagents_worker.local.stack import Stack
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
+from openagents_worker.producer.publisher import RUN_AGENT
 from openagents_worker.producer.submit import submit
-from openagents_worker.producer.transport import RUN_AGENT
 from openagents_worker.store.formats import BY_CONTENT, NEWEST_READ
 from tests import diary
 from tests.fundamentals.shop import DOOR
@@ -98,8 +98,8 @@ def test_a_run_of_tomorrow_waits_for_a_worker_of_tomorrow(
         left = [event.payload for event in events if event.name == "run.left_to_others"]
         assert [(told["format"], told["newest_read"]) for told in left] == [(NEWEST_READ + 1, NEWEST_READ)]
         assert str(left[0]["left_by"]).startswith("today@")
-        carriers = [str(e.worker).partition("@")[0] for e in events if e.name == "run.attempt_started"]
-        assert carriers == ["newer", "newest"]
+        live_workers = [str(e.worker).partition("@")[0] for e in events if e.name == "run.attempt_started"]
+        assert live_workers == ["newer", "newest"]
         assert _did(tmp_path, handle.id, "paid") == 1
         assert client.store.redis.hget(client.store.keys("run", own.id), "format") == str(BY_CONTENT)
 

@@ -11,13 +11,13 @@ import redis
 from celery import Celery, Task
 from celery.exceptions import Ignore, Retry
 
+from openagents_worker.celery.app import make_worker_app
+from openagents_worker.celery.task_state import report_to_celery
 from openagents_worker.errors import RunFailed
 from openagents_worker.models import ErrorDetails, StopReason
-from openagents_worker.producer.transport import close_producers
-from openagents_worker.runtime.attempt import Carried, Outlook
+from openagents_worker.producer.publisher import close_producers
+from openagents_worker.runtime.attempt import AttemptOutcome, AttemptResult
 from openagents_worker.settings import load_settings
-from openagents_worker.worker.app import make_worker_app
-from openagents_worker.worker.outcome import tell_celery
 from tests.waiting import PATIENCE_S, wait_for
 
 
@@ -39,7 +39,9 @@ def task(app: Celery) -> Generator[Task]:
 
 def test_a_completed_run_is_a_success_without_its_output(task: Task) -> None:
     """The output stays in the run record."""
-    told = tell_celery(task, "r1", Carried(Outlook.ENDED, stop_reason=StopReason.COMPLETED))
+    told = report_to_celery(
+        task, "r1", AttemptResult(AttemptOutcome.FINISHED, stop_reason=StopReason.COMPLETED)
+    )
 
     assert told == {"run_id": "r1", "stop_reason": "completed"}
 
@@ -49,7 +51,9 @@ def test_a_failed_run_is_a_failure_with_its_code_only(task: Task) -> None:
     error = ErrorDetails(code="llm.response", message="the secret input")
 
     with pytest.raises(RunFailed) as raised:
-        tell_celery(task, "r1", Carried(Outlook.ENDED, stop_reason=StopReason.FAILED, error=error))
+        report_to_celery(
+            task, "r1", AttemptResult(AttemptOutcome.FINISHED, stop_reason=StopReason.FAILED, error=error)
+        )
 
     assert raised.value.code == "llm.response"
     assert "secret" not in str(raised.value)
@@ -58,7 +62,9 @@ def test_a_failed_run_is_a_failure_with_its_code_only(task: Task) -> None:
 def test_a_suspended_run_is_a_retry_with_its_reason(task: Task) -> None:
     """Flower shows RETRY and when; no message is published by it."""
     with pytest.raises(Retry) as raised:
-        tell_celery(task, "r1", Carried(Outlook.SUSPENDED, "llm.rate_limit", delay_ms=1_500))
+        report_to_celery(
+            task, "r1", AttemptResult(AttemptOutcome.SUSPENDED, "llm.rate_limit", delay_ms=1_500)
+        )
 
     assert raised.value.message == "llm.rate_limit"
     assert raised.value.when == 1.5
@@ -71,25 +77,25 @@ def test_a_suspended_run_is_a_retry_with_its_reason(task: Task) -> None:
 def test_a_run_that_waits_is_a_retry_whichever_message_finds_it(task: Task, answer: str, told: str) -> None:
     """It has not failed, and it is not running: Flower must not show STARTED because of a doubled message."""
     with pytest.raises(Retry, match=told):
-        tell_celery(task, "r1", Carried(Outlook.NOTHING, answer))
+        report_to_celery(task, "r1", AttemptResult(AttemptOutcome.SKIPPED, answer))
 
 
 @pytest.mark.parametrize("answer", ["busy", "done", "unknown", "fenced"])
 def test_a_message_with_nothing_to_do_is_ignored(task: Task, answer: str) -> None:
     """A doubled or late message changes nothing that anybody sees."""
     with pytest.raises(Ignore):
-        tell_celery(task, "r1", Carried(Outlook.NOTHING, answer))
+        report_to_celery(task, "r1", AttemptResult(AttemptOutcome.SKIPPED, answer))
 
 
 def test_a_cancelled_run_is_shown_as_revoked(app: Celery, task: Task, redis_url: str) -> None:
     """While it worked, or before anybody had claimed it."""
-    carried = Carried(Outlook.ENDED, stop_reason=StopReason.CANCELLED)
+    attempt_result = AttemptResult(AttemptOutcome.FINISHED, stop_reason=StopReason.CANCELLED)
     with redis.Redis.from_url(redis_url) as client, client.pubsub(ignore_subscribe_messages=True) as events:
         events.psubscribe("*celeryev/task.revoked")  # where kombu publishes what Flower listens to
         events.get_message(timeout=PATIENCE_S)
 
         with pytest.raises(Ignore):
-            tell_celery(task, "r1", carried)
+            report_to_celery(task, "r1", attempt_result)
 
         message = wait_for(lambda: events.get_message(timeout=1), "Celery's event was published")
         client.flushall()  # Celery's keys have no place in the cell's table

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 import pytest
 
+from openagents_worker.concurrency import end_task
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
 from openagents_worker.store.scripts import Wake
 from openagents_worker.worker.backlog import EMPTY
-from openagents_worker.worker.ending import end_task
-from openagents_worker.worker.neighbours import ProcessIdentity
+from openagents_worker.worker.local_processes import ProcessIdentity
 from openagents_worker.worker.rescue import Rescue
 from tests.producer.hand import Hand
 from tests.waiting import await_for

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from openagents_worker import Client, RunRequest
-from openagents_worker.cli.stack import Stack
+from openagents_worker.local.stack import Stack
 
 SLOTS = 4
 

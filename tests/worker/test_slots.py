@@ -12,13 +12,13 @@ import kombu
 import pytest
 from kombu import Connection, Queue
 
+from openagents_worker.celery import completion_messages as end_notices
+from openagents_worker.celery.completion_messages import MOST_WAITING, EndNotices
 from openagents_worker.models import RunState
-from openagents_worker.producer.broker import TRANSPORTS, Taken
 from openagents_worker.producer.client import Client
+from openagents_worker.producer.kombu_redis import TRANSPORTS, Taken
 from openagents_worker.settings import load_settings
 from openagents_worker.store import scripts
-from openagents_worker.worker import end_notices
-from openagents_worker.worker.end_notices import MOST_WAITING, EndNotices
 from tests.installation import PATIENCE_S, agent, installed
 from tests.waiting import wait_for
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.cli.stack import Process
 from openagents_worker.errors import OpenAgentsError
+from openagents_worker.local.stack import Process
 from openagents_worker.store.fleet import read_fleet
 from tests.installation import PATIENCE_S, Installation, agent, installed
 from tests.waiting import wait_for
@@ -139,7 +139,7 @@ def test_a_run_for_a_queue_that_nobody_reads_has_a_hint(both: Any) -> None:
     events = client.store.redis.xrange(client.store.keys("events", handle.id))
     queued = json.loads(events[0][1]["payload"])
     read = json.loads(client.store.redis.xrange(client.store.keys("events", waiting.id))[0][1]["payload"])
-    fleet = client.store.carry_out(read_fleet(client.store.keys, "agents"))
+    fleet = client.store.execute(read_fleet(client.store.keys, "agents"))
 
     assert (queued["queue"], queued["workers"]) == ("reports", 0)
     assert "reads this queue" in queued["hint"]

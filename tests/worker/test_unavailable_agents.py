@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.cli.stack import Stack
 from openagents_worker.errors import ConfigError
+from openagents_worker.local.stack import Stack
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelServer

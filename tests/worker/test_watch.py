@@ -13,11 +13,11 @@ import pytest
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.time_limits import TimeLimits
-from openagents_worker.worker.bridge import LoopThread
 from openagents_worker.worker.lease import WorkerLease, boot_clock
-from openagents_worker.worker.watch import EX_LOOP_DEAD, IDLE_TICK_S, TICK_S, Watch
+from openagents_worker.worker.loop_thread import LoopThread
+from openagents_worker.worker.watchdog import EX_LOOP_DEAD, IDLE_TICK_S, TICK_S, LoopWatchdog
 from tests.waiting import PATIENCE_S, wait_for
-from tests.worker.carrier import NotingCarrier
+from tests.worker.run_host import NotingCarrier
 
 
 def limits(lease_s: int) -> TimeLimits:
@@ -27,14 +27,14 @@ def limits(lease_s: int) -> TimeLimits:
 class Watched:
     """A watch over a lease; what it would have done to this process stands in `left`."""
 
-    def __init__(self, bridge: LoopThread, carrier: NotingCarrier, **how: Any) -> None:
+    def __init__(self, bridge: LoopThread, run_host: NotingCarrier, **how: Any) -> None:
         self.lease = WorkerLease("w:1", limits=limits(60), sent_s=boot_clock())
         self.left: list[int] = []
-        self.watch = Watch(
+        self.watch = LoopWatchdog(
             loop=bridge.loop,
             loop_thread_id=lambda: bridge.thread_id,
             lease=lambda: self.lease,
-            carrier=carrier,
+            run_host=run_host,
             leave=self.left.append,
             **how,
         )
@@ -42,11 +42,11 @@ class Watched:
 
 
 @pytest.fixture
-def watched(bridge: LoopThread, carrier: NotingCarrier) -> Generator[Callable[..., Watched]]:
+def watched(bridge: LoopThread, run_host: NotingCarrier) -> Generator[Callable[..., Watched]]:
     made: list[Watched] = []
 
     def make(**how: Any) -> Watched:
-        made.append(Watched(bridge, carrier, **how))
+        made.append(Watched(bridge, run_host, **how))
         return made[-1]
 
     yield make
@@ -59,22 +59,22 @@ def block_here(free: threading.Event) -> None:
     free.wait(PATIENCE_S)
 
 
-def test_runs_let_go_when_the_lease_is_over(watched: Callable[..., Watched], carrier: NotingCarrier) -> None:
+def test_runs_let_go_when_the_lease_is_over(watched: Callable[..., Watched], run_host: NotingCarrier) -> None:
     """And the lease knows it: only then may the process register anew."""
     one = watched()
 
     one.lease.give_up()
 
     wait_for(one.lease.let_go.is_set, "the runs have let go")
-    assert carrier.all_latched == [LatchReason.FENCED]
+    assert run_host.all_latched == [LatchReason.FENCED]
     assert one.left == []
 
 
 def test_a_process_whose_runs_do_not_let_go_ends(
-    watched: Callable[..., Watched], carrier: NotingCarrier
+    watched: Callable[..., Watched], run_host: NotingCarrier
 ) -> None:
     """Better no process than one that acts beside its successor."""
-    carrier.letting_go.clear()
+    run_host.letting_go.clear()
     one = watched()
     one.lease = WorkerLease("w:2", limits=limits(1), sent_s=boot_clock())
 

@@ -59,13 +59,13 @@ async def work() -> None:
             .compile(checkpointer=saver)
         )
 
-        async def carry(run_id: str, job: peer.Job, again: bool) -> None:
+        async def execute(run_id: str, job: peer.Job, again: bool) -> None:
             config = {"configurable": {"thread_id": run_id}, "recursion_limit": job.steps + 10}
             state = None if again else {"run_id": run_id, "job": job.line(), "messages": []}
             done = await graph.ainvoke(state, config, durability="sync")
             assert len(done["messages"]) == job.steps
 
-        await peer.carry_orders(carry)
+        await peer.carry_orders(execute)
 
 
 class LangGraph(peer.Library):

@@ -75,7 +75,7 @@ async def work() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     runtime, durable = Runtime.from_dict(_config()), bool(os.environ[DURABLE])
 
-    async def carry(run_id: str, job: peer.Job, again: bool) -> None:
+    async def execute(run_id: str, job: peer.Job, again: bool) -> None:
         checkpoints = await runtime.session_manager.list_checkpoints(run_id) if again and durable else []
         request = RunRequest(
             agent_id="steps",
@@ -88,7 +88,7 @@ async def work() -> None:
         result = await runtime.run_detailed(request=request)
         assert result.stop_reason == "completed", result.error_details
 
-    await peer.carry_orders(carry)
+    await peer.carry_orders(execute)
 
 
 class Original(peer.Library):

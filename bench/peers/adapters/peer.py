@@ -333,8 +333,8 @@ class Library(Peer):
         self.worker.stdin.flush()
 
 
-async def carry_orders(carry: Callable[[str, Job, bool], Coroutine[Any, Any, None]]) -> None:
-    """The life of a library's worker: `carry` a run for each order, and say which have ended well."""
+async def carry_orders(execute: Callable[[str, Job, bool], Coroutine[Any, Any, None]]) -> None:
+    """The life of a library's worker: `execute` a run for each order, and say which have ended well."""
     ended = Path(os.environ[ENDED])
 
     places = asyncio.Semaphore(AT_ONCE)
@@ -342,7 +342,7 @@ async def carry_orders(carry: Callable[[str, Job, bool], Coroutine[Any, Any, Non
     async def to_its_end(run_id: str, job: Job, again: bool) -> None:
         try:
             async with places:
-                await carry(run_id, job, again)
+                await execute(run_id, job, again)
         except Exception:
             traceback.print_exc()
             os._exit(1)  # so that the adapter hears of it: the thread that reads orders would be waited for

@@ -45,7 +45,7 @@ def validate(file: str | None, app: str | None, as_json: bool) -> None:
 
 def _prepared(app: str | None) -> Settings:
     """The settings of the worker that is checked; what it imports before its plugins is imported."""
-    from openagents_worker.worker.loading import load_app, prepare_as_worker, settings_of
+    from openagents_worker.celery.app_loading import load_app, prepare_as_worker, settings_of
 
     import_from_here(first=True)
     if app is not None:

@@ -44,7 +44,7 @@ def status(as_json: bool) -> None:
     were replaced. Exits with 0 whether there are problems or not: `--json` has them in `problems`.
     """
     with Client() as client:
-        fleet = client.store.carry_out(read_fleet(client.store.keys, client.settings.queue))
+        fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))
         unreadable, aside = client.problems(), client.put_aside()
     if as_json:
         dump(status_json(fleet, unreadable, aside))

@@ -15,8 +15,8 @@ import click
 from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.cli.commands.options import as_json_option, need
 from openagents_worker.cli.exits import Exit
-from openagents_worker.cli.stack import Stack
 from openagents_worker.cli.terminal import dump, err, joined, out, styled
+from openagents_worker.local.stack import Stack
 from openagents_worker.producer.client import cell_of
 from openagents_worker.settings import PREFIX, Settings, load_settings
 from openagents_worker.store.client import Store
@@ -42,7 +42,7 @@ def worker(name: str, concurrency: int | None, queues: str) -> None:
     openagents-worker worker --queues agents,reports --concurrency 100
     """
     need("worker")
-    from openagents_worker.worker.app import run_worker
+    from openagents_worker.celery.app import run_worker
 
     import_from_here(first=True)
     names = [queue.strip() for queue in queues.split(",") if queue.strip()]
@@ -54,8 +54,8 @@ def worker(name: str, concurrency: int | None, queues: str) -> None:
 def flower(port: int) -> None:
     """Run Flower on this machine's loopback."""
     need("worker", "flower")
+    from openagents_worker.celery.app import run_flower
     from openagents_worker.dashboard.sockets import read_sockets_as_celery_does
-    from openagents_worker.worker.app import run_flower
 
     read_sockets_as_celery_does()
     run_flower(load_settings(), port=port)
@@ -134,7 +134,7 @@ def _announce(
 def _agent_to_try(settings: Settings) -> str | None:
     """One that the worker serves."""
     with contextlib.closing(Store(cell_of(settings), max_connections=1)) as store:
-        fleet = store.carry_out(read_fleet(store.keys, settings.queue))
+        fleet = store.execute(read_fleet(store.keys, settings.queue))
     return min((agent.id for agent in fleet.agents if agent.workers), default=None)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import h11
 
-from openagents_worker.llm.script import Script, ScriptedFault, ScriptedReply, read_entry
+from openagents_worker.llm.script import ReplyScript, ScriptedFault, ScriptedReply, read_entry
 from openagents_worker.printable import printable
 from openagents_worker.testing.model_server.answers import FAULTS, Answer, BeforePiece, Log
 from openagents_worker.testing.model_server.anthropic_messages import AnthropicMessages
@@ -223,7 +223,7 @@ class _ScriptedReplies:
     """A script as a reply function; counts the tries of every turn of every conversation."""
 
     def __init__(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        self._script = Script(entries, faults=FAULTS)
+        self._script = ReplyScript(entries, faults=FAULTS)
         self._tries: Counter[str] = Counter()
 
     def __call__(self, asked: ModelRequest) -> Any:

@@ -68,8 +68,8 @@ class _FileTool(TypedTool):
         return Path(self.cfg.root or ".").resolve()
 
     @property
-    def fence(self) -> search.Fence:
-        return search.Fence(str(self.root), allow_hidden=self.cfg.allow_hidden, deny=self.cfg.deny)
+    def fence(self) -> search.AllowedPaths:
+        return search.AllowedPaths(str(self.root), allow_hidden=self.cfg.allow_hidden, deny=self.cfg.deny)
 
     def _make_root(self) -> None:
         if self.cfg.root is not None:
@@ -372,7 +372,7 @@ def _replace(place: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _sorted_entries(top: Path, fence: search.Fence) -> list[os.DirEntry[str]]:
+def _sorted_entries(top: Path, fence: search.AllowedPaths) -> list[os.DirEntry[str]]:
     with os.scandir(top) as entries:
         seen = [entry for entry in entries if fence.problem(entry.path) is None]
     return sorted(seen, key=lambda entry: entry.name)

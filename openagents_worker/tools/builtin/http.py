@@ -206,7 +206,7 @@ class HttpRequest(TypedTool):
         certificates = await asyncio.to_thread(_certificates)
         if self._client is None:
             self._client = httpx.AsyncClient(
-                transport=_Fence(
+                transport=_CheckedAddressTransport(
                     self.cfg.allow_hosts, self.cfg.deny_private_networks, certificates, self.name
                 ),
                 timeout=self.cfg.timeout,
@@ -234,7 +234,7 @@ class _OnLoop:
         """Nobody asks for it any more."""
 
 
-class _Fence(httpx.AsyncBaseTransport):
+class _CheckedAddressTransport(httpx.AsyncBaseTransport):
     """Resolves, checks and then connects to exactly the address that was checked."""
 
     def __init__(

@@ -24,7 +24,7 @@ MAX_LINE_CHARS = 500
 BINARY_PROBE_BYTES = 8192
 
 
-class Fence:
+class AllowedPaths:
     """Which paths the file tools may see: no name that begins with a dot, and none that a glob denies.
 
     A glob without `/` is compared with every name on the path (`*.pem`, `node_modules`), one with `/` with
@@ -97,7 +97,7 @@ def meant(path: str) -> str:
     return os.fsdecode(os.fsencode(bytes_again))  # bytes that are UTF-8 after all have one way to be written
 
 
-def walk(top: Path, fence: Fence) -> Iterator[os.DirEntry[str]]:
+def walk(top: Path, fence: AllowedPaths) -> Iterator[os.DirEntry[str]]:
     """All entries below a folder that may be seen, names in order, parents first; links are named and never
     followed."""
     visited = 0
@@ -128,7 +128,7 @@ def search(query: dict[str, Any]) -> dict[str, Any]:
         pattern = re.compile(query["pattern"], 0 if query["case_sensitive"] else re.IGNORECASE)
     except (re.error, RecursionError, OverflowError) as error:
         return {"error": f"no regular expression: {error}"}
-    top, fence = Path(query["path"]), Fence(**query["fence"])
+    top, fence = Path(query["path"]), AllowedPaths(**query["fence"])
     matches: list[dict[str, Any]] = []
     skipped = 0
     for path in _files(top, query["glob"], fence):
@@ -146,7 +146,7 @@ def search(query: dict[str, Any]) -> dict[str, Any]:
     return {"matches": matches, "skipped": skipped, "truncated": False}
 
 
-def _files(top: Path, glob: str, fence: Fence) -> Iterator[Path]:
+def _files(top: Path, glob: str, fence: AllowedPaths) -> Iterator[Path]:
     if not top.is_dir():
         yield top
         return

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from openagents_worker.agents import LLMOptions
-from openagents_worker.llm.connections import IDLE_S, MAX_IDLE, Lanes
+from openagents_worker.llm.connection_pool import IDLE_S, MAX_IDLE, ConnectionPool
 from openagents_worker.llm.openai_compatible import OpenAICompatibleClient
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from openagents_worker.tools.builtin.http import HttpRequest
@@ -39,7 +39,7 @@ def _together(count: int) -> Callable[[ModelRequest], Awaitable[dict[str, Any]]]
 
 
 def _http(server: ModelServer, **options: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=Lanes(server.url, **options), timeout=60)
+    return httpx.AsyncClient(transport=ConnectionPool(server.url, **options), timeout=60)
 
 
 async def test_every_call_under_way_has_a_connection_and_leaves_it_to_the_next() -> None:
@@ -111,7 +111,7 @@ async def test_the_proxy_of_the_environment_is_used(environment: pytest.MonkeyPa
 
     async with await asyncio.start_server(proxy, "127.0.0.1", 0) as server:
         environment.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        async with httpx.AsyncClient(transport=Lanes("http://provider.test")) as http:
+        async with httpx.AsyncClient(transport=ConnectionPool("http://provider.test")) as http:
             reply = await http.get("http://provider.test/")
 
     assert reply.text == "ok"

@@ -1,0 +1,1 @@
+"""Log lines, and what else a deployment is observed by."""
