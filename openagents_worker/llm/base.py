@@ -25,6 +25,8 @@ __all__ = [
     "LLMToolCall",
     "LLMUsage",
     "Message",
+    "ModelClient",
+    "ModelRequest",
     "OnDelta",
     "count",
     "current_call",
@@ -191,6 +193,37 @@ def quiet_http_clients() -> None:
         logging.getLogger(name).addFilter(_NOT_OF_MODEL_CALLS)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """What a model is asked. Whatever is None is left to the provider's default, or to the agent's `llm`.
+
+    `on_delta` is given when somebody may be watching; a provider that cannot stream ignores it.
+    """
+
+    messages: Sequence[Message]
+    model: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    tool_choice: Mapping[str, Any] | str | None = None
+    response_format: Mapping[str, Any] | None = None
+    on_delta: OnDelta | None = field(default=None, repr=False, compare=False)
+
+    def content(self) -> dict[str, Any]:
+        """What is asked, without who listens; under the names of `LLMClient.generate`."""
+        return {name: getattr(self, name) for name in _CONTENT}
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments for a client's `generate`. A client of somebody else's may not know the newer ones:
+        those are left out where they are None."""
+        given = {**self.content(), "on_delta": self.on_delta}
+        return {name: value for name, value in given.items() if name in _ALWAYS or value is not None}
+
+
+_CONTENT = ("messages", "model", "temperature", "max_tokens", "tools", "tool_choice", "response_format")
+_ALWAYS = frozenset(("messages", "model", "temperature", "max_tokens", "tools"))
+
+
 class LLMClient(Protocol):
     """A model. One instance per agent and process, used by many runs at once: it keeps no run's state.
 
@@ -218,3 +251,32 @@ class LLMClient(Protocol):
     def count_tokens(self, text: str) -> int: ...
 
     async def aclose(self) -> None: ...
+
+
+class ModelClient:
+    """Base of the clients of this library: `generate` takes its arguments apart no further than here."""
+
+    provider_name: str
+    model_id: str
+
+    async def generate(
+        self,
+        *,
+        messages: list[dict[str, Any]],
+        model: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        tool_choice: dict[str, Any] | str | None = None,
+        response_format: dict[str, Any] | None = None,
+        on_delta: OnDelta | None = None,
+    ) -> LLMResponse:
+        """The reply of the model; see `LLMClient`."""
+        asked = ModelRequest(
+            messages, model, temperature, max_tokens, tools, tool_choice, response_format, on_delta
+        )
+        return await self.respond(asked)
+
+    async def respond(self, request: ModelRequest) -> LLMResponse:
+        """The reply of the model to a request."""
+        raise NotImplementedError

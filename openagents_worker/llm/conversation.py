@@ -20,10 +20,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from openagents_worker.jsontext import dumps, loads
+from openagents_worker.jsontext import dumps, loads, replaced, whole_text
 from openagents_worker.llm.base import LLMToolCall, Message
 
-__all__ = ["EMPTY_INPUT", "CallIds", "is_blank", "repaired", "tool_name", "usable_calls", "user_text"]
+__all__ = [
+    "EMPTY_INPUT",
+    "CallIds",
+    "is_blank",
+    "repaired",
+    "tool_call",
+    "tool_name",
+    "usable_calls",
+    "user_text",
+]
 
 EMPTY_INPUT = "(empty message)"
 """What a model is shown in place of a user's message without text, which providers refuse."""
@@ -179,3 +188,28 @@ def _is_object_text(text: Any) -> bool:
         return isinstance(text, str) and isinstance(loads(text), dict)
     except ValueError:
         return False
+
+
+def tool_call(call_id: str | None, name: Any, raw: Any) -> LLMToolCall:
+    """A tool call from its name and arguments as the model wrote them. A name that is not text is no name;
+    what is wrong with the arguments is `parse_error`."""
+    name = whole_text(name) if isinstance(name, str) else ""
+    if raw is None or (isinstance(raw, str) and raw.strip() in ("", "null")):  # a tool without parameters
+        return LLMToolCall(name, {}, call_id)
+    try:
+        arguments = replaced(loads(raw) if isinstance(raw, str) else raw)
+    except (TypeError, ValueError) as error:
+        problem = f"the arguments are not JSON: {error}"
+    else:
+        if isinstance(arguments, dict):
+            return LLMToolCall(name, arguments, call_id)
+        problem = f"the arguments are a JSON {type(arguments).__name__}, not an object"
+    return LLMToolCall(name, {}, call_id, raw_arguments=_shown(raw), parse_error=problem)
+
+
+def _shown(raw: Any) -> str:
+    """Arguments that cannot be used, for whoever looks."""
+    try:
+        return whole_text(raw) if isinstance(raw, str) else dumps(replaced(raw))
+    except (TypeError, ValueError):
+        return ""

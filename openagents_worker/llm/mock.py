@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.jsontext import dumps
-from openagents_worker.llm.base import LLMResponse, LLMToolCall, Message, OnDelta
+from openagents_worker.llm.base import LLMResponse, LLMToolCall, Message, ModelClient, ModelRequest
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.script import words
 
@@ -17,7 +16,7 @@ __all__ = ["MockClient"]
 _DIRECTIVE = re.compile(r"/tool\s+(\S+)\s*(.*)", re.DOTALL)
 
 
-class MockClient:
+class MockClient(ModelClient):
     """Echoes the last user message; `/tool ID QUERY` calls that tool, and its result is answered in words."""
 
     def __init__(self, options: LLMOptions) -> None:
@@ -25,28 +24,17 @@ class MockClient:
         self.model_id = options.model or "mock"
         self._pricing = options.pricing
 
-    async def generate(
-        self,
-        *,
-        messages: list[dict[str, Any]],
-        model: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        tools: list[dict[str, Any]] | None = None,
-        tool_choice: dict[str, Any] | str | None = None,
-        response_format: dict[str, Any] | None = None,
-        on_delta: OnDelta | None = None,
-    ) -> LLMResponse:
-        text, calls = _answer(messages)
-        if on_delta is not None:
+    async def respond(self, request: ModelRequest) -> LLMResponse:
+        text, calls = _answer(request.messages)
+        if request.on_delta is not None:
             for word in words(text):
-                await on_delta(word)
+                await request.on_delta(word)
         said = text + "".join(dumps(dict(call.arguments)) for call in calls)
-        name = model or self.model_id
+        name = request.model or self.model_id
         return LLMResponse(
             output_text=text,
             tool_calls=calls,
-            usage=price(name, estimate_usage(messages, said), self._pricing),
+            usage=price(name, estimate_usage(request.messages, said), self._pricing),
             stop_reason="tool_calls" if calls else "stop",
             model=name,
             provider=self.provider_name,

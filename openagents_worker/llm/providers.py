@@ -12,7 +12,7 @@ from openagents_worker.errors import PluginConfigError, PluginLoadError
 from openagents_worker.llm.base import LLMClient
 from openagents_worker.llm.connection_pool import proxy_problem
 from openagents_worker.llm.mock import MockClient
-from openagents_worker.llm.openai_compatible import OpenAICompatibleClient
+from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.llm.openai_options import OpenAIExtras
 from openagents_worker.llm.options import ProviderOptions, refuse, refuse_extras
 from openagents_worker.llm.scripted import ScriptedClient

@@ -9,17 +9,17 @@ from typing import Any
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError
 from openagents_worker.jsontext import dumps
-from openagents_worker.llm.base import LLMResponse, LLMUsage, Message, OnDelta, current_call
+from openagents_worker.llm.base import LLMResponse, LLMUsage, Message, ModelClient, ModelRequest, current_call
+from openagents_worker.llm.conversation import tool_call
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.script import ReplyScript, ScriptedFault, ScriptedReply, ScriptedUsage, words
-from openagents_worker.llm.wire import tool_call
 
 __all__ = ["ScriptedClient"]
 
 FAULTS = ("connection", "rate_limit", "response")
 
 
-class ScriptedClient:
+class ScriptedClient(ModelClient):
     """Gives the n-th reply of its script to a run's n-th recorded model call, on every attempt and worker.
 
     Outside of a run it counts its own calls instead. After the last reply: `LLMResponseError`.
@@ -35,20 +35,9 @@ class ScriptedClient:
         self._sleep = sleep
         self._own_call = (0, 0)  # calls and failed tries outside of a run
 
-    async def generate(
-        self,
-        *,
-        messages: list[dict[str, Any]],
-        model: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        tools: list[dict[str, Any]] | None = None,
-        tool_choice: dict[str, Any] | str | None = None,
-        response_format: dict[str, Any] | None = None,
-        on_delta: OnDelta | None = None,
-    ) -> LLMResponse:
+    async def respond(self, request: ModelRequest) -> LLMResponse:
         ordinal, failed_tries = self._next_call()
-        entry = await self._entry(ordinal, failed_tries, messages, tools or ())
+        entry = await self._entry(ordinal, failed_tries, request.messages, request.tools or ())
         await self._wait(entry)
         if entry is None:
             raise LLMResponseError(
@@ -57,10 +46,10 @@ class ScriptedClient:
             )
         if isinstance(entry, ScriptedFault):
             raise _failure(entry)
-        if on_delta is not None:
+        if request.on_delta is not None:
             for word in words(entry.text):
-                await on_delta(word)
-        return self._response(entry, ordinal, messages, model or self.model_id)
+                await request.on_delta(word)
+        return self._response(entry, ordinal, request.messages, request.model or self.model_id)
 
     async def _entry(
         self, ordinal: int, failed_tries: int, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]

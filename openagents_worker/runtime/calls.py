@@ -34,7 +34,15 @@ from openagents_worker.jsontext import (
     dumps,
     replaced,
 )
-from openagents_worker.llm.base import CallInfo, LLMClient, LLMResponse, OnDelta, count
+from openagents_worker.llm.base import (
+    CallInfo,
+    LLMClient,
+    LLMResponse,
+    ModelClient,
+    ModelRequest,
+    OnDelta,
+    count,
+)
 from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, RunBudget, RunUsage
 from openagents_worker.redaction import safe_message
 from openagents_worker.runtime.context import CallContext, RunContext
@@ -64,7 +72,7 @@ Clock = Callable[[], float]
 REST_OF_RECORD_BYTES = 2048  # of a reply's record: usage, ids, how it is found again
 
 
-class RecordedModel:
+class RecordedModel(ModelClient):
     """The run's model: counts usage, watches the cost budget, streams to watchers, records every reply."""
 
     def __init__(
@@ -86,57 +94,25 @@ class RecordedModel:
         self.provider_name = getattr(inner, "provider_name", "unknown")
         self.model_id = getattr(inner, "model_id", "unknown")
 
-    async def generate(
-        self,
-        *,
-        messages: list[dict[str, Any]],
-        model: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        tools: list[dict[str, Any]] | None = None,
-        tool_choice: dict[str, Any] | str | None = None,
-        response_format: dict[str, Any] | None = None,
-        on_delta: OnDelta | None = None,
-    ) -> LLMResponse:
-        """As the provider's own `generate`; a reply that is in the journal costs nothing."""
-        name = text_of(model or self.model_id)
-        given = {
-            "messages": messages,
-            "model": model,
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-            "tools": tools,
-            "tool_choice": tool_choice,
-            "response_format": response_format,
-        }
+    async def respond(self, request: ModelRequest) -> LLMResponse:
+        """As the provider's own client; a reply that is in the journal costs nothing."""
+        name = text_of(request.model or self.model_id)
 
         async def make(info: CallInfo) -> Outcome:
-            return await self._ask(name, given, info, on_delta)
+            return await self._ask(name, request, info)
 
-        digest, core = self._recorder.rules.prompt({**given, "model": name})
+        digest, core = self._recorder.rules.prompt({**request.content(), "model": name})
         reply = await self._recorder.call("model", name, digest, make, core=core)
         return LLMResponse.from_wire(reply)
 
-    async def _ask(
-        self, name: str, given: dict[str, Any], info: CallInfo, on_delta: OnDelta | None
-    ) -> Outcome:
+    async def _ask(self, name: str, request: ModelRequest, info: CallInfo) -> Outcome:
         if (over := self._over_budget()) is not None:
             return Outcome(error=over)
         self._ledger.note("llm.called", {"model": name, "call": info.call_key})
-        if self._streams:
-
-            async def pass_on(text: str) -> None:
-                self._ledger.delta(info.call_key, text)
-                if on_delta is not None:
-                    await on_delta(text)
-
-            given = {**given, "on_delta": pass_on}
         started = self._clock()
         try:
             with user_code(LLMResponseError, prefix="the model's client failed: "):
-                reply = await self._inner.generate(
-                    **{k: v for k, v in given.items() if k in _ALWAYS or v is not None}
-                )
+                reply = await self._respond(replace(request, on_delta=self._shown(request, info)))
                 reply = _bounded(reply, self._recorder.max_record_bytes)
                 usage = _usage_of(reply)
                 wire = stored_part("the reply", reply.to_wire(), levels=MAX_NESTING + ENVELOPE_LEVELS)
@@ -155,6 +131,23 @@ class RecordedModel:
             "tool_calls": [call.name for call in reply.tool_calls],
         }
         return Outcome(value=wire, usage=usage, events=[("llm.succeeded", told)])
+
+    def _shown(self, request: ModelRequest, info: CallInfo) -> OnDelta | None:
+        """Gives the pieces of a reply to whoever watches the run; None where the client cannot stream."""
+        if not self._streams:
+            return None
+
+        async def pass_on(text: str) -> None:
+            self._ledger.delta(info.call_key, text)
+            if request.on_delta is not None:
+                await request.on_delta(text)
+
+        return pass_on
+
+    async def _respond(self, request: ModelRequest) -> LLMResponse:
+        if isinstance(self._inner, ModelClient):
+            return await self._inner.respond(request)
+        return await self._inner.generate(**request.arguments())
 
     def _log_failure(self, error: OpenAgentsError, name: str) -> None:
         """A client of somebody's own that fails in its own way; of ours, the run or its retry says enough."""
@@ -208,9 +201,6 @@ def _bounded(reply: LLMResponse, max_bytes: int) -> LLMResponse:
         calls[largest] = replace(calls[largest], arguments={}, raw_arguments=None, parse_error=problem)
         sizes[largest] = 0
     return replace(reply, tool_calls=tuple(calls)) if 0 in sizes else reply
-
-
-_ALWAYS = ("messages", "model", "temperature", "max_tokens", "tools")
 
 
 def _usage_of(reply: LLMResponse) -> RunUsage:

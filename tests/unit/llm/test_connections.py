@@ -12,7 +12,7 @@ import pytest
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.llm.connection_pool import IDLE_S, MAX_IDLE, ConnectionPool
-from openagents_worker.llm.openai_compatible import OpenAICompatibleClient
+from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from openagents_worker.tools.builtin.http import HttpRequest
 from tests.waiting import await_for, wait_for

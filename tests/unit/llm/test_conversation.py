@@ -13,7 +13,7 @@ from openagents_worker.errors import LLMRateLimitError, LLMResponseError
 from openagents_worker.llm.base import LLMToolCall
 from openagents_worker.llm.conversation import CallIds, repaired, tool_name, usable_calls
 from openagents_worker.llm.failures import is_too_long
-from openagents_worker.llm.wire import messages_to_wire
+from openagents_worker.llm.openai_chat import messages_to_wire
 from openagents_worker.testing.model_server.openai_rules import check_request
 
 NO_RESULT = {"error": "tool.no_result", "message": "the call has no result"}

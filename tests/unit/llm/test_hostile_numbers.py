@@ -14,8 +14,8 @@ from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitE
 from openagents_worker.jsontext import dumps, loads, replaced
 from openagents_worker.llm.base import LLMResponse, LLMUsage, count
 from openagents_worker.llm.failures import failure
+from openagents_worker.llm.openai_chat import StreamedReply, reply_from_wire
 from openagents_worker.llm.pricing import price
-from openagents_worker.llm.wire import StreamedReply, reply_from_wire
 from openagents_worker.models import RunUsage
 from openagents_worker.retry_after import MAX_RETRY_AFTER_MS, retry_after_ms
 from openagents_worker.runtime.calls import _usage_of

@@ -10,7 +10,7 @@ import pytest
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMError, LLMRateLimitError
-from openagents_worker.llm.openai_compatible import OpenAICompatibleClient
+from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.retry_after import MAX_RETRY_AFTER_MS
 from tests.hostile_server import FAULTY, LARGE, Answer, serving
 

@@ -22,7 +22,8 @@ from openagents_worker.errors import (
     PluginConfigError,
 )
 from openagents_worker.llm.base import CallInfo, LLMResponse, OnDelta, current_call
-from openagents_worker.llm.openai_compatible import OpenAICompatibleClient
+from openagents_worker.llm.http import Timing
+from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.models import ErrorDetails
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
 from tests.waiting import await_for
@@ -63,7 +64,7 @@ def _client(
 ) -> OpenAICompatibleClient:
     options = {"provider": "openai_compatible", "model": "gpt-4o-mini", "api_base": url} | options
     return OpenAICompatibleClient(
-        LLMOptions(**options), api_key=KEY, sleep=pauses or Pauses(), random=lambda: jitter
+        LLMOptions(**options), api_key=KEY, timing=Timing(sleep=pauses or Pauses(), random=lambda: jitter)
     )
 
 

@@ -18,7 +18,7 @@ from openagents_worker.errors import (
 )
 from openagents_worker.llm.base import CallInfo, LLMClient, LLMResponse, current_call
 from openagents_worker.llm.mock import MockClient
-from openagents_worker.llm.openai_compatible import OpenAICompatibleClient
+from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.llm.providers import PROVIDERS, make_client
 from openagents_worker.llm.scripted import ScriptedClient
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER, dumps
 from openagents_worker.llm.base import LLMResponse
+from openagents_worker.llm.conversation import tool_call
+from openagents_worker.llm.openai_chat import StreamedReply, messages_to_wire, reply_from_wire
 from openagents_worker.llm.sse import SSEDecoder
-from openagents_worker.llm.wire import StreamedReply, messages_to_wire, reply_from_wire, tool_call
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 

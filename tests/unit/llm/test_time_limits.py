@@ -9,7 +9,7 @@ import pytest
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMConnectionError
-from openagents_worker.llm.openai_compatible import OpenAICompatibleClient
+from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.testing.model_server import ModelServer
 
 PIECES = 8
@@ -100,7 +100,7 @@ async def test_each_request_has_its_two_limits(
             asked.append(request.extensions["timeout"])
             return httpx.Response(200, json={"choices": [{"message": {"content": "hello"}}]})
 
-    monkeypatch.setattr("openagents_worker.llm.openai_compatible.Lanes", lambda url: Listening())
+    monkeypatch.setattr("openagents_worker.llm.http.ConnectionPool", lambda url: Listening())
     client = OpenAICompatibleClient(
         LLMOptions(provider="openai_compatible", api_base="http://model.test", **options), api_key=None
     )

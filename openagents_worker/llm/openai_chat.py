@@ -1,18 +1,89 @@
-"""OpenAI's chat completions as JSON: the only place that knows their field names."""
+"""OpenAI's chat completions: the only place that knows their field names.
+
+The reference is https://platform.openai.com/docs/api-reference/chat; vLLM, Ollama and most gateways speak it,
+too, with differences that are met here.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.http_replies import ReplyTooLarge
-from openagents_worker.jsontext import dumps, loads, replaced, whole_text
-from openagents_worker.llm.base import LLMResponse, LLMToolCall, LLMUsage, Message, count
-from openagents_worker.llm.conversation import is_blank, repaired
+from openagents_worker.jsontext import dumps, replaced, whole_text
+from openagents_worker.llm.base import LLMResponse, LLMToolCall, LLMUsage, Message, ModelRequest, count
+from openagents_worker.llm.conversation import is_blank, repaired, tool_call
+from openagents_worker.llm.http import Endpoint, HttpModelClient
+from openagents_worker.llm.openai_options import OpenAIRequestOptions
 
-__all__ = ["StreamedReply", "messages_to_wire", "reply_from_wire", "tool_call"]
+__all__ = ["OpenAICompatibleClient", "StreamedReply", "messages_to_wire", "reply_from_wire"]
+
+DEFAULT_MODEL = "gpt-4o-mini"
+
+_REASONING = re.compile(r"(?:.*/)?(o1|o3|o4|gpt-5)")
+
+
+class OpenAICompatibleClient(HttpModelClient):
+    """A model behind `POST {api_base}/chat/completions`: OpenAI itself, vLLM, Ollama, gateways."""
+
+    def __init__(self, options: LLMOptions, *, api_key: str | None, **more: Any) -> None:
+        """Raises `PluginConfigError` for options that cannot work. `more`: see `HttpModelClient`."""
+        checked = OpenAIRequestOptions.checked(options, api_key)
+        endpoint = Endpoint(
+            provider="openai_compatible",
+            url=checked.url,
+            stream_url=checked.stream_url,
+            headers=checked.headers,
+            secrets=checked.secrets,
+            key_env=options.api_key_env or "OPENAI_API_KEY",
+        )
+        codec = ChatCompletions(options, checked.extras)
+        super().__init__(options.model or DEFAULT_MODEL, options, endpoint=endpoint, codec=codec, **more)
+
+
+class ChatCompletions:
+    """The codec of chat completions; see `openagents_worker.llm.http.Codec`."""
+
+    end_of_stream = "[DONE]"
+
+    def __init__(self, options: LLMOptions, extras: Mapping[str, Any]) -> None:
+        self._options = options
+        self._extras = extras
+
+    def body(self, request: ModelRequest, model: str) -> dict[str, Any]:
+        """The body of the request to this model."""
+        tools, streaming = request.tools, request.on_delta is not None
+        of_tools = {"tools": tools, "tool_choice": request.tool_choice}
+        body = {
+            "model": model,
+            "messages": messages_to_wire(request.messages),
+            "response_format": request.response_format,
+            **self._sampling(model, request.temperature, request.max_tokens),
+            **self._extras,
+            **(of_tools if tools else {"parallel_tool_calls": None}),
+            **({"stream": True, "stream_options": {"include_usage": True}} if streaming else {}),
+        }
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _sampling(self, model: str, temperature: float | None, max_tokens: int | None) -> dict[str, Any]:
+        temperature = self._options.temperature if temperature is None else temperature
+        max_tokens = self._options.max_tokens if max_tokens is None else max_tokens
+        said = self._options.reasoning_model
+        if _REASONING.match(model) is not None if said is None else said:
+            return {"max_completion_tokens": max_tokens}  # they refuse the two older parameters
+        return {"temperature": temperature, "max_tokens": max_tokens}
+
+    def reply(self, body: Any, *, provider: str) -> LLMResponse:
+        """The reply from a whole body. Raises `LLMResponseError` where the body is not a chat completion."""
+        return reply_from_wire(body, provider=provider)
+
+    def stream(self, *, max_chars: int) -> StreamedReply:
+        """What puts a stream's chunks together into the body of a whole reply."""
+        return StreamedReply(max_chars=max_chars)
 
 
 # --- what is sent ----------------------------------------------------------------------------------------
@@ -80,31 +151,6 @@ def _call_from_wire(call: Any, otherwise: str) -> LLMToolCall:
     return tool_call(
         whole_text(call_id) if usable else otherwise, function.get("name"), function.get("arguments")
     )
-
-
-def tool_call(call_id: str | None, name: Any, raw: Any) -> LLMToolCall:
-    """A tool call from its name and arguments as the model wrote them. A name that is not text is no name;
-    what is wrong with the arguments is `parse_error`."""
-    name = whole_text(name) if isinstance(name, str) else ""
-    if raw is None or (isinstance(raw, str) and raw.strip() in ("", "null")):  # a tool without parameters
-        return LLMToolCall(name, {}, call_id)
-    try:
-        arguments = replaced(loads(raw) if isinstance(raw, str) else raw)
-    except (TypeError, ValueError) as error:
-        problem = f"the arguments are not JSON: {error}"
-    else:
-        if isinstance(arguments, dict):
-            return LLMToolCall(name, arguments, call_id)
-        problem = f"the arguments are a JSON {type(arguments).__name__}, not an object"
-    return LLMToolCall(name, {}, call_id, raw_arguments=_shown(raw), parse_error=problem)
-
-
-def _shown(raw: Any) -> str:
-    """Arguments that cannot be used, for whoever looks."""
-    try:
-        return whole_text(raw) if isinstance(raw, str) else dumps(replaced(raw))
-    except (TypeError, ValueError):
-        return ""
 
 
 def _word(said: Any) -> str | None:

@@ -1,15 +1,14 @@
-"""OpenAI-compatible servers over HTTP: the only place that asks one for a chat completion."""
+"""Models over HTTP: the only place that sends a request to a provider, and that tries again."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -26,30 +25,91 @@ from openagents_worker.http_replies import (
     received,
 )
 from openagents_worker.jsontext import dumps, loads
-from openagents_worker.llm.base import LLMResponse, LLMUsage, Message, OnDelta, current_call
+from openagents_worker.llm.base import (
+    LLMResponse,
+    LLMUsage,
+    Message,
+    ModelClient,
+    ModelRequest,
+    OnDelta,
+    current_call,
+)
 from openagents_worker.llm.connection_pool import ConnectionPool
 from openagents_worker.llm.failures import failure, presentable
-from openagents_worker.llm.openai_options import OpenAIRequestOptions
 from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
 from openagents_worker.llm.retry import pause_ms, tell_retry
 from openagents_worker.llm.sse import SSEDecoder
-from openagents_worker.llm.wire import StreamedReply, messages_to_wire, reply_from_wire
 from openagents_worker.models import header_text
 
-__all__ = ["OpenAICompatibleClient"]
+__all__ = ["Codec", "Endpoint", "HttpModelClient", "StreamReader", "Timing"]
 
-DEFAULT_MODEL = "gpt-4o-mini"
 WHOLE_BODIES = ("application/json", "text/html")  # anything else is tried as a stream: not all label it well
 DRAIN_S = 0.5  # how long the last bytes after [DONE] are waited for, to keep the connection
 DRAIN_BYTES = 64 * 1024  # and how many of them are read
 MAX_ERROR_BYTES = 64 * 1024  # of the body of a reply that is not a success; a message shows 500 characters
 STREAM_OVERHEAD = 16  # the bytes of a whole stream to those of its reply: each token comes in JSON of its own
 
-_REASONING = re.compile(r"(?:.*/)?(o1|o3|o4|gpt-5)")
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How time passes, and what chance decides, for the pauses between tries. Times are in seconds."""
+
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    random: Callable[[], float] = random.random
+    clock: Callable[[], float] = time.monotonic
 
 
-class OpenAICompatibleClient:
-    """A model behind `POST {api_base}/chat/completions`: OpenAI itself, vLLM, Ollama, gateways.
+class StreamReader(Protocol):
+    """Puts the chunks of one streamed reply together."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the model has said anything yet."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model said that it is done; without that the reply is a torn one."""
+
+    def add(self, chunk: Mapping[str, Any]) -> str:
+        """Take in one chunk; returns its piece of text. Raises `LLMResponseError`, `ReplyTooLarge`."""
+
+    def body(self) -> dict[str, Any]:
+        """The reply so far, as the body of a plain request's reply."""
+
+
+class Codec(Protocol):
+    """A provider's API as JSON: what is sent and what comes back. It opens nothing and keeps nothing."""
+
+    @property
+    def end_of_stream(self) -> str:
+        """The data of the event after which no chunk comes."""
+
+    def body(self, request: ModelRequest, model: str) -> dict[str, Any]:
+        """The body of the request to this model."""
+
+    def reply(self, body: Any, *, provider: str) -> LLMResponse:
+        """The reply from a whole body. Raises `LLMResponseError` where the body is not a reply."""
+
+    def stream(self, *, max_chars: int) -> StreamReader:
+        """What reads the chunks of one streamed reply. It raises `ReplyTooLarge` after `max_chars`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a provider is asked, and as whom."""
+
+    provider: str
+    url: str
+    stream_url: str
+    headers: dict[str, str]
+    secrets: Sequence[str]
+    """What no message may show."""
+    key_env: str
+    """The environment variable that the key was read from, for the hint of an error."""
+
+
+class HttpModelClient(ModelClient):
+    """A model behind a POST request. The codec says what requests and replies look like.
 
     Streams when somebody listens (`on_delta`). A failed request is repeated here as `options.retry` says,
     a streamed one only until the first piece of text has been handed out. Raises `LLMRateLimitError` (429,
@@ -60,53 +120,32 @@ class OpenAICompatibleClient:
 
     def __init__(
         self,
+        model: str,
         options: LLMOptions,
         *,
-        api_key: str | None,
+        endpoint: Endpoint,
+        codec: Codec,
         http: httpx.AsyncClient | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        random: Callable[[], float] = random.random,
-        clock: Callable[[], float] = time.monotonic,
+        timing: Timing | None = None,
     ) -> None:
-        """Raises `PluginConfigError` for options that cannot work. A given `http` stays the caller's."""
-        self.provider_name = "openai_compatible"
-        self.model_id = options.model or DEFAULT_MODEL
+        """`model` is asked where a request names none. A given `http` stays the caller's."""
+        self.provider_name = endpoint.provider
+        self.model_id = model
+        self.url, self.stream_url = endpoint.url, endpoint.stream_url
         self._options = options
-        checked = OpenAIRequestOptions.checked(options, api_key)
-        self.url, self.stream_url = checked.url, checked.stream_url
-        self._extras, self._headers, self._secrets = checked.extras, checked.headers, checked.secrets
-        self._key_env = options.api_key_env or "OPENAI_API_KEY"
+        self._endpoint = endpoint
+        self._codec = codec
         self._http, self._owns_http = http, http is None
         self._opening = asyncio.Lock()
-        self._sleep, self._random, self._clock = sleep, random, clock
+        self._timing = timing or Timing()
 
-    async def generate(
-        self,
-        *,
-        messages: list[dict[str, Any]],
-        model: str | None = None,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        tools: list[dict[str, Any]] | None = None,
-        tool_choice: dict[str, Any] | str | None = None,
-        response_format: dict[str, Any] | None = None,
-        on_delta: OnDelta | None = None,
-    ) -> LLMResponse:
-        asked_model = model or self.model_id
-        body = {
-            "model": asked_model,
-            "messages": messages_to_wire(messages),
-            "response_format": response_format,
-            **self._sampling(asked_model, temperature, max_tokens),
-            **self._extras,
-            **({"tools": tools, "tool_choice": tool_choice} if tools else {"parallel_tool_calls": None}),
-            **({"stream": True, "stream_options": {"include_usage": True}} if on_delta is not None else {}),
-        }
-        exchange = _HttpExchange({name: value for name, value in body.items() if value is not None}, on_delta)
+    async def respond(self, request: ModelRequest) -> LLMResponse:
+        model = request.model or self.model_id
+        exchange = _HttpExchange(self._codec.body(request, model), request.on_delta)
         reply = await self._ask_in_time(exchange)
-        usage = reply.usage or _estimated(messages, reply)
+        usage = reply.usage or _estimated(request.messages, reply)
         usage = replace(usage, metadata={**usage.metadata, **exchange.measures})
-        return replace(reply, usage=price(asked_model, usage, self._options.pricing))
+        return replace(reply, usage=price(model, usage, self._options.pricing))
 
     def count_tokens(self, text: str) -> int:
         return estimate_tokens(text)
@@ -136,17 +175,17 @@ class OpenAICompatibleClient:
             ) from error
 
     async def _ask(self, exchange: _HttpExchange) -> LLMResponse:
-        started, failed_tries = self._clock(), 0
+        started, failed_tries = self._timing.clock(), 0
         while True:
             try:
                 reply = await self._try(exchange)
             except LLMError as error:
                 failed_tries += 1
-                pause = self._pause_ms(error, exchange, failed_tries, (self._clock() - started) * 1000)
+                pause = self._pause_ms(error, exchange, failed_tries, (self._timing.clock() - started) * 1000)
                 if pause is None:
                     raise
                 tell_retry(error, model=exchange.body["model"], delay_ms=pause, attempt=failed_tries)
-                await self._sleep(pause / 1000)
+                await self._timing.sleep(pause / 1000)
             else:
                 exchange.measures["retries"] = failed_tries
                 return reply
@@ -158,15 +197,15 @@ class OpenAICompatibleClient:
         lost_connection = isinstance(error.__cause__, httpx.TransportError)
         if exchange.handed_out or (lost_connection and not retry.retry_on_connection_errors):
             return None
-        return pause_ms(retry, error, tries=tries, spent_ms=spent_ms, random=self._random)
+        return pause_ms(retry, error, tries=tries, spent_ms=spent_ms, random=self._timing.random)
 
     async def _try(self, exchange: _HttpExchange) -> LLMResponse:
         try:
-            return reply_from_wire(await self._body(exchange), provider=self.provider_name)
+            return self._codec.reply(await self._body(exchange), provider=self.provider_name)
         except httpx.TransportError as error:
             problem = f"no whole reply from {httpx.URL(self.url).host} ({type(error).__name__}: {error})"
             raise LLMConnectionError(
-                presentable(f"{self.provider_name}: {problem}", self._secrets),
+                presentable(f"{self.provider_name}: {problem}", self._endpoint.secrets),
                 hint="check llm.api_base, and llm.timeout_ms if the model is slow",
             ) from error
         except ReplyTooLarge as error:
@@ -176,19 +215,19 @@ class OpenAICompatibleClient:
             ) from error
         except ReplyUnreadable as error:
             text = f"{self.provider_name}: the reply cannot be read: {error}"
-            raise LLMResponseError(presentable(text, self._secrets)) from error
+            raise LLMResponseError(presentable(text, self._endpoint.secrets)) from error
 
     async def _body(self, exchange: _HttpExchange) -> Any:
         """Send the request once; the body of its reply, however it came."""
         exchange.measures.clear()
         streaming = exchange.on_delta is not None
-        asked_at = self._clock()
+        asked_at = self._timing.clock()
         http = await self._client()
         request = http.build_request(
             "POST",
             self.stream_url if streaming else self.url,
             content=dumps(exchange.body).encode("utf-8", "replace"),  # half a character cannot be sent
-            headers={"accept-encoding": ACCEPT_ENCODING} | self._headers | _call_headers(),
+            headers={"accept-encoding": ACCEPT_ENCODING} | self._endpoint.headers | _call_headers(),
         )
         response = await received(http.send(request, stream=True))
         try:
@@ -201,8 +240,8 @@ class OpenAICompatibleClient:
         if not response.is_success or (isinstance(body, dict) and body.get("error")):
             raise self._failure(body, response, None if response.is_success else response.status_code)
         if streaming:  # a server that cannot stream answers at once
-            text = reply_from_wire(body, provider=self.provider_name).output_text
-            await exchange.hand_out(text, (self._clock() - asked_at) * 1000)
+            text = self._codec.reply(body, provider=self.provider_name).output_text
+            await exchange.hand_out(text, (self._timing.clock() - asked_at) * 1000)
         return body
 
     async def _whole_body(self, response: httpx.Response) -> bytes:
@@ -214,13 +253,13 @@ class OpenAICompatibleClient:
     async def _streamed_body(
         self, response: httpx.Response, exchange: _HttpExchange, asked_at: float
     ) -> dict[str, Any]:
-        reply = StreamedReply(max_chars=self._options.max_reply_bytes)
+        reply = self._codec.stream(max_chars=self._options.max_reply_bytes)
         try:
             async with aclosing(self._chunks(response)) as chunks:
                 async for chunk in chunks:
                     piece = reply.add(chunk)
                     if reply.begun:
-                        await exchange.hand_out(piece, (self._clock() - asked_at) * 1000)
+                        await exchange.hand_out(piece, (self._timing.clock() - asked_at) * 1000)
         except httpx.TransportError:
             if not reply.finished:  # otherwise nothing but the token counts is missing
                 raise
@@ -235,7 +274,7 @@ class OpenAICompatibleClient:
         async with aclosing(stream):
             async for piece in stream:
                 for data in events.feed(piece):
-                    if data.strip() == "[DONE]":
+                    if data.strip() == self._codec.end_of_stream:
                         await _drain(stream)
                         return
                     yield self._chunk(data, response)
@@ -252,19 +291,11 @@ class OpenAICompatibleClient:
             status=status,
             headers=response.headers,
             provider=self.provider_name,
-            key_env=self._key_env,
-            secrets=self._secrets,
+            key_env=self._endpoint.key_env,
+            secrets=self._endpoint.secrets,
         )
 
-    # --- parts of a request ------------------------------------------------------------------------------
-
-    def _sampling(self, model: str, temperature: float | None, max_tokens: int | None) -> dict[str, Any]:
-        temperature = self._options.temperature if temperature is None else temperature
-        max_tokens = self._options.max_tokens if max_tokens is None else max_tokens
-        said = self._options.reasoning_model
-        if _REASONING.match(model) is not None if said is None else said:
-            return {"max_completion_tokens": max_tokens}  # they refuse the two older parameters
-        return {"temperature": temperature, "max_tokens": max_tokens}
+    # --- the connection ----------------------------------------------------------------------------------
 
     async def _client(self) -> httpx.AsyncClient:
         """Made at the first call. Its connections are those of the loop that runs, whichever that is."""
