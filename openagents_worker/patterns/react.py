@@ -1,43 +1,12 @@
-"""ReAct: the model answers or asks for tools, sees their results and goes on until it answers.
-
-The only place that says what the model is shown and what becomes of a tool's error: it is told to the
-model, which may try something else. Budgets, cancellation and the runtime's own signals are not its business
-and travel on.
-
-A request begins with the messages of the request before it, over the turns of a session, too: providers cache
-that beginning. So the system message holds only what the agent's definition says, and what a memory holds,
-which may differ in every turn, stands before the question.
-"""
+"""ReAct: the model answers or asks for tools, sees their results and goes on until it answers."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
-
 from pydantic import Field, field_validator
 
-from openagents_worker.errors import (
-    ExecutionError,
-    LLMResponseError,
-    MaxStepsExceeded,
-    OpenAgentsError,
-    StepTimeoutError,
-    StepTooLarge,
-    ToolNotFoundError,
-    ToolValidationError,
-)
-from openagents_worker.jsontext import dumps
-from openagents_worker.llm.base import FixedMessage, LLMResponse, LLMToolCall
-from openagents_worker.llm.conversation import CallIds, tool_name, usable_calls, user_text
-from openagents_worker.llm.failures import is_too_long
-from openagents_worker.llm.transcript import shown
-from openagents_worker.models import ErrorDetails
+from openagents_worker.errors import MaxStepsExceeded
 from openagents_worker.patterns.base import PatternPlugin
-from openagents_worker.suggest import nearest
+from openagents_worker.patterns.turn import Conversation, last_error, step_deadline, step_limit
 
 __all__ = ["ReActPattern"]
 
@@ -45,28 +14,6 @@ DEFAULT_SYSTEM_PROMPT = (
     "You are a helpful assistant. Use the tools you are given when they help, and answer when you know the "
     "answer. When a tool reports an error, correct the call or find another way."
 )
-
-MAX_NAME_CHARS = 200  # of a name that a model invented, in what it is told
-
-Messages = list[dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class _CallOutcome:
-    """How one tool call ended: a result, or an error that the model is told."""
-
-    call: LLMToolCall
-    result: Any = None
-    error: OpenAgentsError | None = None
-
-    def message(self) -> FixedMessage:
-        message = {"role": "tool", "tool_call_id": self.call.id, "name": tool_name(self.call.name)}
-        if self.error is None:
-            return FixedMessage(message, content=_text(self.result))
-        told = {"error": self.error.code, "message": self.error.message}
-        if self.error.hint:
-            told["hint"] = self.error.hint
-        return FixedMessage(message, content=dumps(told), is_error=True)
 
 
 class ReActPattern(PatternPlugin):
@@ -95,247 +42,31 @@ class ReActPattern(PatternPlugin):
 
         Raises `MaxStepsExceeded`, `StepTimeoutError`, or the last of too many tool errors in a row.
         """
-        self._messages = self._opening()
-        self._ids = CallIds(self._messages)
-        self._question_at = len(self._messages)
+        self._talk = Conversation(self.context, system_prompt=self.cfg.system_prompt or DEFAULT_SYSTEM_PROMPT)
         self._steps = 0
         return await self._answer()
 
     async def try_again(self, problem: str) -> str:
         """Another answer in the same conversation, after one that will not do; steps are counted on."""
-        self._messages.append(FixedMessage(role="user", content=problem))
+        self._talk.add_problem(problem)
         return await self._answer()
 
     async def _answer(self) -> str:
-        messages, limit = self._messages, self._step_limit()
+        talk, limit = self._talk, step_limit(self.context, self.cfg.max_steps)
         failed_turns = 0
         for step in range(self._steps + 1, limit + 1):
             self._steps = step
-            async with self._step_deadline(step):
+            async with step_deadline(self.context, step, self.cfg.step_timeout_ms):
                 await self.emit("pattern.step_started", step=step)
-                response = await self._ask(messages)
+                response = await talk.ask(step=step)
                 if not response.tool_calls:
-                    messages.append(FixedMessage(role="assistant", content=response.output_text))
-                    self.turn_messages = _calls_and_results(messages[self._question_at :])
+                    talk.add_answer(response.output_text)
+                    self.turn_messages = talk.calls_and_results
                     await self.emit("pattern.step_finished", step=step, action="final")
                     return response.output_text
-                calls = usable_calls(response.tool_calls, self._ids, step)
-                outcomes = await self._run(calls)
-                self._remember(outcomes)
-                messages += [_assistant(response, calls), *(outcome.message() for outcome in outcomes)]
+                outcomes = await talk.run_calls(response, step=step)
                 await self.emit("pattern.step_finished", step=step, action="tool_calls")
             failed_turns = failed_turns + 1 if all(outcome.error for outcome in outcomes) else 0
             if failed_turns == self.cfg.max_tool_errors_in_a_row:
-                raise _last_error(outcomes)
+                raise last_error(outcomes)
         raise MaxStepsExceeded(f"Pattern exceeded max_steps ({limit})")
-
-    # --- what the model is shown -------------------------------------------------------------------------
-
-    def _opening(self) -> Messages:
-        """System message, history, question: all that the model knows before the first step."""
-        context = self.context
-        system = [self.cfg.system_prompt or DEFAULT_SYSTEM_PROMPT, *context.system_prompt_fragments]
-        return [
-            FixedMessage(role="system", content="\n\n".join(system)),
-            *shown(context.transcript, turns=getattr(context, "shown_turns", None)),
-            FixedMessage(role="user", content=self._question()),
-        ]
-
-    def _question(self) -> str:
-        """The user's text, after what the memory holds besides the conversation, which is shown already."""
-        context = self.context
-        question = user_text(context.input_text)
-        # Where the assembler gives none of the transcript, the memory's turns are the only ones.
-        repeats = getattr(context, "conversation_keys", ()) if context.transcript else ()
-        held = [
-            f"## {key}\n{_as_list(value)}"
-            for key, value in context.memory_view.items()
-            if value and key not in repeats
-        ]
-        return "\n\n".join([*held, f"## question\n{question}"]) if held else question
-
-    async def _ask(self, messages: Messages) -> LLMResponse:
-        """The model's reply. Where the request does not fit into its context, with less of the past."""
-        while True:
-            try:
-                return await self._generate(messages)
-            except LLMResponseError as error:
-                if not is_too_long(error) or not self._shorten_the_past(messages):
-                    raise
-            await self.emit("pattern.past_shortened", step=self._steps, messages=len(messages))
-
-    def _shorten_the_past(self, messages: Messages) -> bool:
-        """Take the calls of earlier turns out, then the older half of what is left; False: nothing is left.
-
-        The question and what was done since stay: a question that is too long by itself fails.
-        """
-        past = messages[1 : self._question_at - 1]
-        if not past:
-            return False
-        kept = [message for message in past if message["role"] != "tool" and "tool_calls" not in message]
-        if len(kept) == len(past):
-            questions = [at for at, message in enumerate(past) if message["role"] == "user"]
-            middle = len(questions) // 2
-            kept = past[questions[middle] :] if middle else []
-        messages[1 : self._question_at - 1] = kept
-        self._question_at -= len(past) - len(kept)
-        return True
-
-    async def _generate(self, messages: Messages) -> LLMResponse:
-        options = self.context.llm_options
-        return await self.context.llm_client.generate(
-            messages=list(messages),
-            model=getattr(options, "model", None),
-            temperature=getattr(options, "temperature", None),
-            max_tokens=getattr(options, "max_tokens", None),
-            tools=self._tool_schemas() or None,
-        )
-
-    def _tool_schemas(self) -> list[dict[str, Any]]:
-        """The tools under their ids, always in one order: a prompt cache and a replay must both match."""
-        return [
-            {"type": "function", "function": {**tool.describe(), "name": tool_id}}
-            for tool_id, tool in sorted(self.context.tools.items())
-        ]
-
-    # --- what it asks for --------------------------------------------------------------------------------
-
-    async def _run(self, calls: Sequence[LLMToolCall]) -> list[_CallOutcome]:
-        """The outcomes in the order of the calls; neighbours that are safe side by side run so."""
-        outcomes: list[_CallOutcome] = []
-        for safe, neighbours in groupby(calls, key=self._is_safe):
-            group = list(neighbours)
-            if safe and len(group) > 1:
-                outcomes += await _together([self._outcome(call) for call in group])
-            else:
-                outcomes += [await self._outcome(call) for call in group]
-        return outcomes
-
-    def _is_safe(self, call: LLMToolCall) -> bool:
-        tool = self.context.tools.get(call.name)
-        return tool is not None and tool.concurrency_safe
-
-    async def _outcome(self, call: LLMToolCall) -> _CallOutcome:
-        try:
-            return _CallOutcome(call, result=await self._invoke(call))
-        except StepTooLarge as error:
-            return _CallOutcome(call, error=error)
-        except ExecutionError:  # of the run, not of the tool: a budget, a cancellation
-            raise
-        except OpenAgentsError as error:
-            return _CallOutcome(call, error=error)
-
-    async def _invoke(self, call: LLMToolCall) -> Any:
-        tool = self.context.tools.get(call.name)
-        if tool is None:
-            raise await self._refused(call, _unknown_tool(call.name, sorted(self.context.tools)))
-        if call.parse_error:
-            problem = f"the call cannot be read: {call.parse_error}"
-            hint = "call it again with a JSON object as its arguments"
-            raise await self._refused(call, ToolValidationError(problem, call.name, hint=hint))
-        return await tool.invoke(dict(call.arguments), self.context)
-
-    async def _refused(self, call: LLMToolCall, error: OpenAgentsError) -> OpenAgentsError:
-        """Tell whoever watches of a call that reaches no tool."""
-        await self.emit(
-            "tool.failed",
-            tool_id=call.name,
-            error=str(error),
-            code=error.code,
-            message=error.message,
-            type=type(error).__name__,
-            error_details=ErrorDetails.from_exception(error).model_dump(exclude_none=True),
-        )
-        return error
-
-    def _remember(self, outcomes: Sequence[_CallOutcome]) -> None:
-        done = (outcome for outcome in outcomes if outcome.error is None)
-        self.context.tool_results.extend({"tool_id": each.call.name, "result": each.result} for each in done)
-
-    # --- limits ------------------------------------------------------------------------------------------
-
-    def _step_limit(self) -> int:
-        configured: int = self.cfg.max_steps
-        budget = getattr(self.context.run_request, "budget", None)
-        allowed: int | None = getattr(budget, "max_steps", None)
-        return configured if allowed is None else min(configured, allowed)
-
-    @asynccontextmanager
-    async def _step_deadline(self, step: int) -> AsyncIterator[None]:
-        """Ends a step that takes too long; a `TimeoutError` of somebody else stays what it is.
-
-        The runtime tries the step again later where it may; then the pattern stops here, and sees nothing.
-        """
-        limit_ms: int | None = self.cfg.step_timeout_ms
-        if limit_ms is None:
-            yield
-            return
-        error = StepTimeoutError(
-            f"Pattern step timed out after {limit_ms}ms at step {step}", step_number=step
-        )
-        # asyncio.timeout and not wait_for, which would run the step in a task of its own: another node.
-        deadline = asyncio.timeout(None)
-        loop = asyncio.get_running_loop()
-
-        def over() -> None:
-            put_off = getattr(self.context, "put_off", None)
-            if put_off is None or not put_off(error, f"step {step}"):
-                deadline.reschedule(loop.time())
-
-        timer = loop.call_later(limit_ms / 1000, over)
-        try:
-            async with deadline:
-                yield
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise error from None
-        finally:
-            timer.cancel()
-
-
-async def _together(calls: Sequence[Coroutine[Any, Any, _CallOutcome]]) -> list[_CallOutcome]:
-    """Runs calls side by side, started in their order; when one raises, the others are ended first.
-
-    A signal of the runtime (a BaseException that is no error and no cancellation) goes before all else.
-    """
-    tasks = [asyncio.create_task(call, name=f"tool-call-{n}") for n, call in enumerate(calls, start=1)]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        for end in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(end, BaseException) and not isinstance(end, Exception | asyncio.CancelledError):
-                raise end from None
-        raise
-
-
-def _calls_and_results(messages: Messages) -> Messages:
-    return [message for message in messages if message["role"] == "tool" or "tool_calls" in message]
-
-
-def _assistant(response: LLMResponse, calls: Sequence[LLMToolCall]) -> FixedMessage:
-    asked = [
-        {"id": call.id, "name": tool_name(call.name), "arguments": dict(call.arguments)} for call in calls
-    ]
-    return FixedMessage(role="assistant", content=response.output_text, tool_calls=asked)
-
-
-def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
-    name = name[:MAX_NAME_CHARS]
-    near = nearest(name, known)
-    hint = f"did you mean {near!r}?" if near else f"the tools are: {', '.join(known) or 'none'}"
-    return ToolNotFoundError(f"there is no tool {name!r}", name, hint=hint)
-
-
-def _last_error(outcomes: Sequence[_CallOutcome]) -> OpenAgentsError:
-    return next(outcome.error for outcome in reversed(outcomes) if outcome.error is not None)
-
-
-def _as_list(value: Any) -> str:
-    return "\n".join(f"- {_text(item)}" for item in value) if isinstance(value, list) else _text(value)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else dumps(value)
