@@ -20,7 +20,7 @@ from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import FixedMessage
 from openagents_worker.llm.transcript import healed
 from openagents_worker.models import RunBudget, RunRecord, RunState
-from openagents_worker.patterns.react import ReActPattern
+from openagents_worker.patterns.turn import Conversation
 from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.settings import Settings, load_settings
@@ -526,9 +526,9 @@ async def _talk(redis_url: str, endings: list[str]) -> None:
 # --- runs that the version before has begun --------------------------------------------------------------
 
 
-def _opening_of_the_version_before(pattern: ReActPattern) -> list[dict[str, Any]]:
+def _opening_of_the_version_before(talk: Conversation, system_prompt: str) -> list[dict[str, Any]]:
     """The memory in the system message, after the prompt; of the transcript, roles and texts."""
-    context = pattern.context
+    context = talk._context
     system = ["You are a helpful assistant.", *context.system_prompt_fragments]
     system += [f"## {key}\n{dumps(value)}" for key, value in context.memory_view.items() if value]
     return [
@@ -545,7 +545,7 @@ async def test_a_run_goes_on_under_the_other_versions_prompt(
 ) -> None:
     """What is recorded answers, though the prompt has another form: nothing is asked or done again."""
     monkeypatch.setattr("openagents_worker.runtime.attempt.BEGUN", format_)
-    old, new = _opening_of_the_version_before, ReActPattern._opening
+    old, new = _opening_of_the_version_before, Conversation._opening
     first, second = (old, new) if begun_by == "the version before" else (new, old)
     async with (
         conversation(redis_url) as (p, script, server),
@@ -554,13 +554,13 @@ async def test_a_run_goes_on_under_the_other_versions_prompt(
         script.by_run["r0"] = [calls(("add", {"x": 7})), {"text": "7"}]
         await p.run("r0", input_text="What is 7?")
         script.by_run["r1"] = [calls(("add", {"x": 1}), ("add", {"x": 2})), calls(("wait", {})), ANSWER]
-        monkeypatch.setattr(ReActPattern, "_opening", first)
+        monkeypatch.setattr(Conversation, "_opening", first)
         await one.submit("r1")
         executing = asyncio.create_task(one.execute("r1"))
         await await_for(lambda: "r1" in talking.BEGUN, "the tool begins")
         talking.LET_GO.add("r1")
         await crash(one, "r1", executing)
-        monkeypatch.setattr(ReActPattern, "_opening", second)
+        monkeypatch.setattr(Conversation, "_opening", second)
         await p.execute("r1")
         record = await p.record("r1")
 
