@@ -18,7 +18,8 @@ from typing import Any
 
 from openagents_worker.events import RunEvent, check_event
 from openagents_worker.llm.script import ReplyScript, ScriptedFault, ScriptedReply
-from openagents_worker.local.stack import Process, Stack
+from openagents_worker.local.child_process import ChildProcess
+from openagents_worker.local.stack import Stack
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.task import AgentTask, ProducerTask
@@ -114,7 +115,7 @@ class Installation:
     client: Client
     run_agent: AgentTask
     folder: Path
-    worker: Process
+    worker: ChildProcess
 
     def submit(self, agent_id: str, input_text: str = "Go.", **fields: Any) -> RunHandle[Any]:
         """A run, in a session of its own unless one is given."""

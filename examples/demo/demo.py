@@ -21,7 +21,8 @@ from typing import Any
 from openagents_worker import Client
 from openagents_worker.errors import RunNotFound
 from openagents_worker.events import RunEvent
-from openagents_worker.local.stack import Process, Stack
+from openagents_worker.local.child_process import ChildProcess
+from openagents_worker.local.stack import Stack
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -68,7 +69,7 @@ def _stack(folder: Path) -> Stack:
     )
 
 
-def _start_worker(stack: Stack, name: str) -> Process:
+def _start_worker(stack: Stack, name: str) -> ChildProcess:
     worker = stack.start_worker(name)
     _say(name, f"pid {worker.pid}, registered")
     return worker
@@ -102,7 +103,7 @@ def _submit(stack: Stack, run_id: str, folder: Path) -> dict[str, Any]:
     return dict(json.loads(result.read_text()))
 
 
-def _kill_its_worker(stack: Stack, run_id: str, workers: list[Process]) -> None:
+def _kill_its_worker(stack: Stack, run_id: str, workers: list[ChildProcess]) -> None:
     """Kill the worker that carries the run, once the second entry in the ledger is a committed step."""
     entries = 0
     for event in _events_of(stack, run_id):

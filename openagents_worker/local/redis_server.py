@@ -9,44 +9,24 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from openagents_worker.errors import ConfigError, RedisUnreachable
+from openagents_worker.local.child_process import end_with_parent, free_port
 from openagents_worker.redaction import safe_text
 
-__all__ = ["EmbeddedRedis", "ending_with_us", "find_server"]
+__all__ = ["EmbeddedRedis", "find_server"]
 
 START_TIMEOUT_S = 10.0  # a server with an empty or small data set answers in some 50 ms
 STOP_TIMEOUT_S = 10.0  # a server with data writes it down first
 POLL_S = 0.01
 PORT_TRIES = 5  # between looking for a free port and binding it, somebody else may take it
 LOG_TAIL_CHARS = 2_000
-
-# A child must not outlive the process that started it, however that ends. Linux tells a child of its
-# parent's death (PR_SET_PDEATHSIG = 1), but the child has to ask for it. Asking in `preexec_fn` runs Python
-# between fork and exec, which can deadlock in a process with threads; so a fresh interpreter asks, looks
-# whether its parent has died meanwhile, and becomes the child, under the same process id.
-_DIE_WITH_PARENT = """
-import ctypes, os, sys
-parent, child = int(sys.argv[1]), sys.argv[2:]
-ctypes.CDLL(None, use_errno=True).prctl(1, 15, 0, 0, 0)
-if os.getppid() != parent:
-    sys.exit("the parent process is gone")
-os.execv(child[0], child)
-"""
-
-
-def ending_with_us(command: Sequence[str]) -> list[str]:
-    """The command of a child that ends when the thread that starts it does; only on Linux."""
-    if sys.platform != "linux":
-        return list(command)
-    return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
 
 
 def find_server(env: Mapping[str, str] | None = None) -> Path:
@@ -171,11 +151,11 @@ class EmbeddedRedis:
         self._scratch = tempfile.TemporaryDirectory(prefix="openagents-redis-")
         if self._data_dir is not None:
             self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._port = self._wanted_port if self._wanted_port is not None else _free_port()
+        self._port = self._wanted_port if self._wanted_port is not None else free_port()
         command = [str(server), *self._arguments()]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own arguments, and no shell
-                ending_with_us(command),
+                end_with_parent(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -274,10 +254,3 @@ def _ask(port: int, command: bytes) -> bytes:
             return connection.recv(16_384)
     except OSError:
         return b""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

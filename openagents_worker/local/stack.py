@@ -1,130 +1,31 @@
 """The stack. The only place that starts and stops a whole deployment on one machine: Redis, workers, Flower.
 
-Every child has a process group of its own and ends with us, however we end; what it prints is handed on line
-by line under its name.
+What the children print is handed on line by line under their names.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import socket
-import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from openagents_worker.errors import ConfigError, OpenAgentsError
-from openagents_worker.local.redis_server import EmbeddedRedis, ending_with_us
+from openagents_worker.errors import OpenAgentsError
+from openagents_worker.local.child_process import ChildProcess, free_port
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.producer.client import cell_of
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store.client import Store
 
-__all__ = ["Process", "Stack"]
+__all__ = ["Stack"]
 
-READY_TIMEOUT_S = (
-    60.0  # a worker is up in a second or two, on a busy machine in ten, on a very busy one in thirty
-)
 STOP_MARGIN_S = 10.0  # beyond the drain
 POLL_S = 0.05
-TAIL_LINES = 15
-
-
-class Process:
-    """A child and what it says. Only its own process group is ever signalled."""
-
-    def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        env: Mapping[str, str],
-        say: Callable[[str, str], None] | None,
-    ) -> None:
-        self.name = name
-        self._say = say
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._popen = subprocess.Popen(  # noqa: S603 - our own arguments, and no shell
-            ending_with_us(command),
-            env=dict(env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # Ctrl-C at a terminal is for us; children are told afterwards
-        )
-        self._reader = threading.Thread(target=self._read, name=f"output of {name}", daemon=True)
-        self._reader.start()
-
-    @property
-    def pid(self) -> int:
-        return self._popen.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        """None while it runs; negative: the signal that ended it."""
-        return self._popen.poll()
-
-    @property
-    def lines(self) -> list[str]:
-        """The last lines it has printed."""
-        return list(self._tail)
-
-    def terminate(self) -> None:
-        """Ask it to end; returns at once."""
-        if self.exit_code is None:
-            self._popen.terminate()
-
-    def kill(self) -> None:
-        """End it and all that it has started, at once."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._popen.wait()
-        self._finish()
-
-    def stop(self, timeout_s: float) -> int:
-        """Ask it to end, wait, then leave nothing of its group; returns its exit code."""
-        self.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(timeout_s)
-        self.kill()
-        return self._popen.returncode
-
-    def wait_until(self, ready: Callable[[], bool], what: str, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Wait for a condition while the child lives. Raises `ConfigError` with its last words."""
-        deadline = time.monotonic() + timeout_s
-        while not ready():
-            if self.exit_code is not None:
-                self._reader.join()
-                raise ConfigError(f"{self.name} ended with code {self.exit_code}", hint=self._last_words())
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"{self.name}: {what}: not within {timeout_s:.0f} s", hint=self._last_words()
-                )
-            time.sleep(POLL_S)
-
-    def _read(self) -> None:
-        assert self._popen.stdout is not None
-        for line in self._popen.stdout:
-            self._tail.append(line.rstrip("\n"))
-            if self._say is not None:
-                self._say(self.name, line.rstrip("\n"))
-
-    def _last_words(self) -> str | None:
-        """What it printed, unless that was shown as it came."""
-        return "\n  ".join(self._tail) if self._say is None else None
-
-    def _finish(self) -> None:
-        self._reader.join()
-        assert self._popen.stdout is not None
-        self._popen.stdout.close()
 
 
 class Stack:
@@ -151,8 +52,8 @@ class Stack:
         self._given_url = redis_url
         self._redis = None if redis_url is not None else EmbeddedRedis(data_dir)
         self._say = say
-        self._processes: list[Process] = []
-        self._workers: list[Process] = []
+        self._processes: list[ChildProcess] = []
+        self._workers: list[ChildProcess] = []
 
     def __enter__(self) -> Self:
         if self._redis is not None:
@@ -183,7 +84,7 @@ class Stack:
         return load_settings(self._env)
 
     @property
-    def workers(self) -> list[Process]:
+    def workers(self) -> list[ChildProcess]:
         """The worker processes that were started, dead ones included."""
         return list(self._workers)
 
@@ -191,7 +92,7 @@ class Stack:
         """What children that are started from now on see."""
         self._env |= variables
 
-    def start_worker(self, name: str, *, concurrency: int | None = None) -> Process:
+    def start_worker(self, name: str, *, concurrency: int | None = None) -> ChildProcess:
         """A worker process, registered in Redis."""
         limit = [] if concurrency is None else ["--concurrency", str(concurrency)]
         with contextlib.closing(Store(cell_of(self.settings), max_connections=1)) as store:
@@ -203,7 +104,7 @@ class Stack:
 
     def start_flower(self, port: int = 0) -> str:
         """Flower, on this machine only; returns its address. Port 0: a free one."""
-        port = port or _free_port()
+        port = port or free_port()
         url = f"http://127.0.0.1:{port}"
         flower = self._start("flower", _ours("flower", "--port", str(port)))
         flower.wait_until(lambda: _answers(f"{url}/healthcheck"), f"answers at {url}")
@@ -220,7 +121,7 @@ class Stack:
         server.wait_until(lambda: bool(_urls(server.lines)), "says its address")
         return _urls(server.lines)[0]
 
-    def wait(self) -> Process:
+    def wait(self) -> ChildProcess:
         """Wait until a child ends by itself, and say which."""
         while True:
             for process in self._processes:
@@ -247,8 +148,8 @@ class Stack:
         except OpenAgentsError:
             return 0.0  # no child has got far with these settings
 
-    def _start(self, name: str, command: Sequence[str]) -> Process:
-        process = Process(name, command, {**self._env, "PYTHONUNBUFFERED": "1"}, self._say)
+    def _start(self, name: str, command: Sequence[str]) -> ChildProcess:
+        process = ChildProcess(name, command, {**self._env, "PYTHONUNBUFFERED": "1"}, self._say)
         self._processes.append(process)
         return process
 
@@ -272,10 +173,3 @@ def _answers(url: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -54,8 +54,8 @@ __all__ = ["AnswerLost", "AsyncStore", "Cell", "Plan", "Reader", "Store", "refus
 
 T = TypeVar("T")
 Plan = Generator[Any, Any, T]
-"""A sequence of questions to Redis, for a sync and an async store alike. It yields script calls (`ScriptCall`)
-and functions as for `ask`, is sent their answers, and returns its result."""
+"""A sequence of questions to Redis, for a sync and an async store alike. It yields script calls
+(`ScriptCall`) and functions as for `ask`, is sent their answers, and returns its result."""
 
 CONNECT_TIMEOUT_S = 1.5  # a closed or silent port is known in less than five seconds, two addresses included
 ANSWER_TIMEOUT_S = 2.0

@@ -1,4 +1,4 @@
-"""The stall report: the only place that says which code held the interpreter of a worker that is killed for it.
+"""The stall report: the only place that names the code which held the interpreter of a killed worker.
 
 It is a process that `worker.stall_monitor_process` starts when a worker has stood still for most of the time
 that it may. The worker is stopped meanwhile, and is killed when this process has ended.

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.local.redis_server import EmbeddedRedis
-from openagents_worker.local.stack import Process
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
@@ -35,10 +35,10 @@ class Project:
         store = self.client.store
         return list(store.ask(lambda r: r.zrange(store.keys("workers"), 0, -1)))
 
-    def start_worker(self, name: str, queues: str) -> Process:
+    def start_worker(self, name: str, queues: str) -> ChildProcess:
         command = [sys.executable, "-m", "celery", "-A", "config", "--workdir", str(self.folder), "worker"]
         command += ["-n", f"{name}@project", "-Q", queues, "-c", "1", "-l", "INFO"]
-        return Process(name, command, self.env, lambda *_: None)
+        return ChildProcess(name, command, self.env, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Generator[Project]:
 
 
 @pytest.fixture(scope="module")
-def workers(project: Project) -> Generator[tuple[Process, Process]]:
+def workers(project: Project) -> Generator[tuple[ChildProcess, ChildProcess]]:
     """One that consumes the project's own queues, in prefork; one that consumes runs."""
     own, runs = project.start_worker("own", "low,default"), project.start_worker("runs", "agents")
     try:
@@ -119,7 +119,9 @@ print(json.dumps(sorted({"httpx", "greenlet", "openagents_worker.runtime.runner"
     assert "openagents_worker.runtime.runner" not in loaded
 
 
-def test_the_projects_own_tasks_behave_as_before(project: Project, workers: tuple[Process, Process]) -> None:
+def test_the_projects_own_tasks_behave_as_before(
+    project: Project, workers: tuple[ChildProcess, ChildProcess]
+) -> None:
     """Routed by the project's routes, acknowledged late, with a result."""
     said = project.run("""
 from tasks.tasks import add
@@ -129,7 +131,7 @@ print(json.dumps(add.delay(2, 3).get(timeout=60)))
     assert said == {"sum": 5, "queue": "low", "acks_late": True}
 
 
-def test_a_run_works_beside_them(project: Project, workers: tuple[Process, Process]) -> None:
+def test_a_run_works_beside_them(project: Project, workers: tuple[ChildProcess, ChildProcess]) -> None:
     """It goes to its own queue in spite of the route; each of its sync tools gets a fresh connection."""
     said = project.run("""
 handle = run_agent.delay({"agent_id": "clerk", "session_id": "s1", "input_text": "How many?"})
@@ -147,7 +149,7 @@ print(json.dumps([handle.id, result.final_output, AsyncResult(handle.id).get(tim
 
 
 def test_a_worker_that_does_not_consume_runs_starts_nothing_of_ours(
-    project: Project, workers: tuple[Process, Process]
+    project: Project, workers: tuple[ChildProcess, ChildProcess]
 ) -> None:
     """No lease, no heartbeat: the only incarnations are those of the other worker."""
     wait_for(lambda: any("ready" in line for line in workers[0].lines), "it consumes", timeout=PATIENCE_S)
@@ -155,7 +157,7 @@ def test_a_worker_that_does_not_consume_runs_starts_nothing_of_ours(
     assert {incarnation.partition(":")[0] for incarnation in project.incarnations()} == {"runs@project"}
 
 
-def test_a_run_waits_for_the_commit(project: Project, workers: tuple[Process, Process]) -> None:
+def test_a_run_waits_for_the_commit(project: Project, workers: tuple[ChildProcess, ChildProcess]) -> None:
     """Before it nothing is known of the run; after a rollback nothing ever is."""
     said = project.run("""
 from django.db import transaction

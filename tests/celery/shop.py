@@ -27,8 +27,8 @@ from unittest.mock import patch
 
 from celery import Celery
 
+from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.local.redis_server import EmbeddedRedis
-from openagents_worker.local.stack import Process
 from openagents_worker.producer import client as client_module
 from openagents_worker.producer.client import Client, client_of
 from openagents_worker.producer.handle import RunHandle
@@ -63,7 +63,7 @@ class Shop:
     app: Celery
     client: Client
     model: ModelServer
-    workers: list[Process] = field(default_factory=list)
+    workers: list[ChildProcess] = field(default_factory=list)
 
     @property
     def run_agent(self) -> AgentTask:
@@ -102,13 +102,13 @@ class Shop:
         store = self.client.store
         return bool(store.ask(lambda r: r.hexists(store.keys("run", run_id), "untold")))
 
-    def start_worker(self, queues: str = "celery,agents", *options: str) -> Process:
+    def start_worker(self, queues: str = "celery,agents", *options: str) -> ChildProcess:
         """A worker of the product's app; returns once it is known in Redis."""
         before = self.incarnations()
         command = [sys.executable, "-m", "celery", "-A", "tests.celery.product:app", "worker"]
         name = f"w{len(self.workers)}@shop"
         command += ["-n", name, "-Q", queues, "-c", "20", "-l", "INFO", *options]
-        worker = Process("worker", command, self.env, self._say)
+        worker = ChildProcess("worker", command, self.env, self._say)
         self.workers.append(worker)
         if "agents" in queues:
             worker.wait_until(lambda: bool(self.incarnations() - before), "registered in Redis", PATIENCE_S)
@@ -124,7 +124,7 @@ class Shop:
         command = [sys.executable, "-m", "celery", "-A", "tests.celery.product:app", "flower"]
         command += ["--address=127.0.0.1", f"--port={port}", *options]
         open_api = env or {"FLOWER_UNAUTHENTICATED_API": "true"}
-        flower = Process("flower", command, {**self.env, **open_api}, self._say)
+        flower = ChildProcess("flower", command, {**self.env, **open_api}, self._say)
         self.workers.insert(0, flower)
         url = f"http://127.0.0.1:{port}"
         flower.wait_until(lambda: ask(f"{url}/api/workers?status=true"), "hears the workers", PATIENCE_S)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from openagents_worker.local.stack import Process
+from openagents_worker.local.child_process import ChildProcess
 from tests.docs.blocks import ROOT, blocks_of_text
 from tests.docs.conftest import Deployment
 
@@ -22,7 +22,7 @@ def test_the_page_for_newcomers_works_as_it_says(deployment: Deployment) -> None
     bare = {k: v for k, v in deployment.env.items() if not k.startswith(("OPENAGENTS_", "OPENAI_"))}
     env = {**bare, "OPENAGENTS_CONFIG": str(folder / "agents.json"), "PYTHONPATH": f"{folder}:{ROOT}"}
     command = [sys.executable, "-m", "openagents_worker.cli", "dev", "--json"]
-    dev = Process("dev", command, {**env, "PYTHONUNBUFFERED": "1"}, lambda *_: None)
+    dev = ChildProcess("dev", command, {**env, "PYTHONUNBUFFERED": "1"}, lambda *_: None)
     try:
         dev.wait_until(lambda: any(line.startswith("{") for line in dev.lines), "is ready", PATIENCE_S)
         started = json.loads(next(line for line in dev.lines if line.startswith("{")))

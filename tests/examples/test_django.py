@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.local.redis_server import EmbeddedRedis
-from openagents_worker.local.stack import Process
 from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 from tests.waiting import PATIENCE_S, wait_for
@@ -85,13 +85,13 @@ def _closed_port() -> Generator[str]:
         yield f"redis://127.0.0.1:{held.getsockname()[1]}/0"
 
 
-def _started(held: ExitStack, name: str, command: list[str], env: Mapping[str, str]) -> Process:
-    process = Process(name, command, env, lambda *_: None)
+def _started(held: ExitStack, name: str, command: list[str], env: Mapping[str, str]) -> ChildProcess:
+    process = ChildProcess(name, command, env, lambda *_: None)
     held.callback(process.stop, 20)
     return process
 
 
-def _address(web: Process) -> str:
+def _address(web: ChildProcess) -> str:
     said = [line.split()[-1].rstrip("/") for line in web.lines if "server at http://" in line]
     return said[0] if said else ""
 

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from openagents_worker.events import RunEvent
-from openagents_worker.local.stack import Process
+from openagents_worker.local.child_process import ChildProcess
 from tests.installation import ROOT, Installation, call, installed
 from tests.waiting import PATIENCE_S, wait_for
 from tests.web.reading import Screen
@@ -76,7 +76,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Generator[Product]:
             "--app-dir",
             str(ROOT),
         ]
-        server = Process("web", command, environment, lambda name, line: None)
+        server = ChildProcess("web", command, environment, lambda name, line: None)
         try:
             server.wait_until(lambda: bool(_address(server)), "says where it listens")
             yield Product(installation, _address(server))
@@ -91,7 +91,7 @@ def _definitions(agents_file: str) -> list[dict[str, Any]]:
     return [{**agent, "llm": llm} for agent in own]
 
 
-def _address(server: Process) -> str:
+def _address(server: ChildProcess) -> str:
     found = re.search(r"running on (http://\S+)", "\n".join(server.lines))
     return found[1] if found else ""
 

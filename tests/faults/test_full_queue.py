@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
+from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.local.redis_server import EmbeddedRedis
-from openagents_worker.local.stack import Process
 from openagents_worker.models import RunState
 from openagents_worker.store.records import read_states
 from tests.faults.conftest import MakeWorld
@@ -117,7 +117,7 @@ def test_what_the_transport_alone_loses(tmp_path: Path) -> None:
 def _plain_worker(env: Mapping[str, str]) -> Iterator[None]:
     """A worker that is killed at the end of the block."""
     command = [sys.executable, "-m", "celery", "-A", "plain_app", "worker", "-l", "ERROR"]
-    worker = Process(
+    worker = ChildProcess(
         "plain", [*command, "--without-mingle", "--without-gossip"], env, lambda name, line: None
     )
     try:

@@ -23,8 +23,8 @@ from typing import Any, Self
 
 from openagents_worker import Client
 from openagents_worker.events import TERMINAL_EVENTS, RunEvent
+from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.local.redis_server import EmbeddedRedis
-from openagents_worker.local.stack import Process
 from openagents_worker.models import RunRecord, RunResult
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.settings import load_settings
@@ -46,7 +46,7 @@ Step = tuple[str, Mapping[str, Any]]
 class Worker:
     """A worker process under its supervisor."""
 
-    def __init__(self, name: str, process: Process) -> None:
+    def __init__(self, name: str, process: ChildProcess) -> None:
         self.name = name
         self.process = process
 
@@ -230,7 +230,7 @@ class World:
             "PYTHONUNBUFFERED": "1",
             **self._own_env,
         }
-        self._workers[name] = Worker(name, Process(name, command, env, self._hear))
+        self._workers[name] = Worker(name, ChildProcess(name, command, env, self._hear))
 
     def _hear(self, name: str, line: str) -> None:
         self._said.append(f"{name}: {line}")

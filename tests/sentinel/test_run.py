@@ -14,7 +14,8 @@ import pytest
 from openagents_worker import Client
 from openagents_worker.errors import ConfigError, OpenAgentsError, RedisUnreachable
 from openagents_worker.events import RunEvent
-from openagents_worker.local.stack import Process, Stack
+from openagents_worker.local.child_process import ChildProcess
+from openagents_worker.local.stack import Stack
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.store.keys import ttl_violations
 from tests import diary
@@ -52,7 +53,7 @@ def stack(watched: Watched, tmp_path: Path) -> Generator[Stack]:
 
 
 @pytest.fixture
-def worker(stack: Stack) -> Process:
+def worker(stack: Stack) -> ChildProcess:
     return stack.start_worker("worker")
 
 
@@ -77,7 +78,7 @@ def submit(client: Client, session_id: str) -> RunHandle[Any]:
 
 
 def test_a_run_goes_on_when_the_master_dies_in_the_middle_of_a_call(
-    watched: Watched, worker: Process, client: Client, tmp_path: Path
+    watched: Watched, worker: ChildProcess, client: Client, tmp_path: Path
 ) -> None:
     """Its call is made once, its worker is the same, and new runs are accepted and carried as before."""
     run = submit(client, "before")
@@ -104,7 +105,7 @@ def test_a_run_goes_on_when_the_master_dies_in_the_middle_of_a_call(
 
 
 def test_items_that_are_no_messages_stop_no_worker_here_either(
-    watched: Watched, worker: Process, client: Client, tmp_path: Path
+    watched: Watched, worker: ChildProcess, client: Client, tmp_path: Path
 ) -> None:
     """A broker behind sentinels has our transport, as every Redis has."""
     let_go(tmp_path)
@@ -117,7 +118,7 @@ def test_items_that_are_no_messages_stop_no_worker_here_either(
 
 
 def test_a_worker_outlives_a_master_that_becomes_a_replica(
-    watched: Watched, worker: Process, client: Client, tmp_path: Path
+    watched: Watched, worker: ChildProcess, client: Client, tmp_path: Path
 ) -> None:
     """It waits for messages there when it is told that there is nothing to wait for any more."""
     let_go(tmp_path)
@@ -130,7 +131,7 @@ def test_a_worker_outlives_a_master_that_becomes_a_replica(
 
 
 def test_a_worker_outlives_a_master_that_has_too_few_replicas(
-    watched: Watched, worker: Process, client: Client, tmp_path: Path
+    watched: Watched, worker: ChildProcess, client: Client, tmp_path: Path
 ) -> None:
     """Nothing is accepted meanwhile, and a producer may try again; then all goes on."""
     let_go(tmp_path)

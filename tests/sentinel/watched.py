@@ -15,7 +15,8 @@ from urllib.parse import quote
 import redis
 
 from openagents_worker.addresses import Sentinels
-from openagents_worker.local.redis_server import ending_with_us, find_server
+from openagents_worker.local.child_process import end_with_parent
+from openagents_worker.local.redis_server import find_server
 from tests.deployment.commands import free_port
 from tests.waiting import wait_for
 
@@ -44,7 +45,7 @@ class Server:
         command = [str(find_server()), str(self._folder / f"{self.name}.conf"), *self._arguments, *more]
         with (self._folder / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
-                ending_with_us([*command, "--dir", str(self._folder)]),
+                end_with_parent([*command, "--dir", str(self._folder)]),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

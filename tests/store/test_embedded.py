@@ -119,8 +119,8 @@ def test_losing_the_race_for_a_free_port_is_no_failure(monkeypatch: pytest.Monke
         free = iter([first.port, first.port])
         from openagents_worker.local import redis_server as embedded
 
-        find = embedded._free_port
-        monkeypatch.setattr(embedded, "_free_port", lambda: next(free, None) or find())
+        find = embedded.free_port
+        monkeypatch.setattr(embedded, "free_port", lambda: next(free, None) or find())
         with EmbeddedRedis() as second:
             assert second.port != first.port
 

@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from openagents_worker.local.stack import Process, Stack
+from openagents_worker.local.child_process import ChildProcess
+from openagents_worker.local.stack import Stack
 from openagents_worker.models import RunRecord
 from openagents_worker.producer.client import Client
 from openagents_worker.testing.model_server import ModelRequest, ModelServer
@@ -55,7 +56,7 @@ class Workshop:
         self._log = log
         self._numbers: Counter[str] = Counter()
 
-    def start(self, version: Version) -> Process:
+    def start(self, version: Version) -> ChildProcess:
         """One more worker of this version: old1, old2, …"""
         self._numbers[version.name] += 1
         self.stack.set_env(**version.env())
@@ -76,7 +77,7 @@ class Workshop:
         assert version.wrote(told["from"]), f"a producer that should be of the {version.name} version"
         return told
 
-    def works_on(self, worker: Process, runs: Iterable[str]) -> None:
+    def works_on(self, worker: ChildProcess, runs: Iterable[str]) -> None:
         """Each of these runs is in the hands of this worker, and gets on there by two steps at least."""
         runs = list(runs)
         prefix = f"{worker.name}@"

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from openagents_worker.errors import OpenAgentsError
-from openagents_worker.local.stack import Process
+from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.store.fleet import read_fleet
 from tests.installation import PATIENCE_S, Installation, agent, installed
 from tests.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Installation, list[Process]]]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Installation, list[ChildProcess]]]:
     with installed(tmp_path_factory.mktemp("two"), agent("clerk")) as installation:
         installation.model.will_say({"text": "fine"})
         workers = [installation.worker, installation.stack.start_worker("other")]
@@ -25,7 +25,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Installati
         yield installation, workers
 
 
-def both_go_on(both: tuple[Installation, list[Process]]) -> None:
+def both_go_on(both: tuple[Installation, list[ChildProcess]]) -> None:
     """Runs that wait for each other's model: no worker could execute them all by itself and be done."""
     installation, workers = both
     executed: set[str] = set()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import importlib
 import json
-import os
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from openagents_worker.errors import OpenAgentsError, PluginConfigError
+from openagents_worker.local.child_process import die_with_parent
 from openagents_worker.testing.model_server.server import ModelServer, ReplyFunction
 
 
@@ -31,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         if options.die_with_parent:
-            _die_with_parent()
+            die_with_parent()
         server = ModelServer(
             _load_reply(options.script),
             port=options.port,
@@ -66,17 +64,6 @@ def _load_reply(script: str) -> ReplyFunction | list[Mapping[str, Any]]:
         raise PluginConfigError(f"{script} is neither a file nor module:function")
     function: ReplyFunction = getattr(importlib.import_module(module), name)
     return function
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this process with its parent, also when that is killed."""
-    if sys.platform != "linux":
-        raise PluginConfigError("--die-with-parent needs Linux")
-    parent = os.getppid()
-    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent or parent == 1:  # it died before the kernel knew
-        sys.exit(1)
 
 
 if __name__ == "__main__":
