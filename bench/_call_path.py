@@ -26,7 +26,7 @@ PACKAGE = Path(openagents_worker.__file__).parent
 REPORT = "BENCH_STRUCTURE_REPORT"
 """The environment variable that names the file to append a JSON line to, one for each run."""
 
-LOOP_THREAD = {"worker.bridge:LoopThread._main", "worker.bridge:_survived"}
+LOOP_THREAD = {"worker.loop_thread:LoopThread._main", "worker.loop_thread:_survived"}
 """They run the event loop, so they stand below everything on its thread."""
 
 _path: ContextVar[tuple[str, ...]] = ContextVar("_path", default=())
