@@ -1,6 +1,6 @@
-"""Addresses. The only place that says of any URL which Redis it names, and how Celery spells the same Redis.
+"""Addresses. The only place that finds the Redis of a URL, and the URL and options of that Redis for Celery.
 
-The URL of one server is taken apart in `redis_url`; what stands here besides is about sentinels.
+`redis_url` parses the URL of one server. This module adds URLs of sentinels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+)(?::(?P<port>[0-9]
 
 @dataclass(frozen=True, slots=True)
 class Sentinels:
-    """A Redis that sentinels watch: whom to ask for its master, and the logins of both.
+    """A Redis behind sentinels: their addresses, the name of the master, and both logins.
 
     >>> Sentinels.of("sentinel://:pw@one:26379,two/1?master=main").hosts
     (('one', 26379), ('two', 26379))
@@ -53,57 +53,59 @@ class Sentinels:
 
     @classmethod
     def of(cls, url: str, master: str | None = None) -> Sentinels:
-        """Take a URL apart: hosts by commas, or kombu's list of URLs by semicolons.
+        """Parse a URL with hosts separated by commas, or kombu's list of URLs separated by semicolons.
 
-        `master` is its name where the URL gives none. Raises `ValueError`, whose text shows nothing of the
-        URL: a wrong one may hold a password anywhere.
+        `master` is the name of the master for a URL without one. Raises `ValueError`. Its text never contains
+        the URL, because a wrong URL may contain a password anywhere.
         """
         hosts: list[tuple[str, int]] = []
-        said: dict[str, str] = {}
+        options: dict[str, str] = {}
         for part in filter(None, (part.strip() for part in url.split(";"))):
-            more, options = _taken_apart(part)
-            hosts += more
-            if any(said.setdefault(name, value) != value for name, value in options.items()):
-                raise ValueError("its sentinels are told of different masters, databases or logins")
-        name = said.pop("master", None) or master
+            more_hosts, more_options = _parsed_sentinel_url(part)
+            hosts += more_hosts
+            if any(options.setdefault(name, value) != value for name, value in more_options.items()):
+                raise ValueError("the sentinel URLs have different masters, databases or logins")
+        name = options.pop("master", None) or master
         if not name:
-            raise ValueError(f"it does not say which master the sentinels watch: {SENTINEL_FORM}")
-        return cls(tuple(dict.fromkeys(hosts)), name, int(said.pop("db", "0")), **said)
+            raise ValueError(f"the name of the master is missing; write {SENTINEL_FORM}")
+        return cls(tuple(dict.fromkeys(hosts)), name, int(options.pop("db", "0")), **options)
 
     @property
     def url(self) -> str:
-        """As a setting spells it."""
+        """The address as a URL for the settings of this library."""
         options = {
             "master": self.master,
             "sentinel_username": self.sentinel_username,
             "sentinel_password": self.sentinel_password,
         }
         query = urlencode({name: value for name, value in options.items() if value is not None})
-        return f"sentinel://{self._at()}{','.join(map(_host, self.hosts))}/{self.db}?{query}"
+        return f"sentinel://{self._login_part()}{','.join(map(_host_and_port, self.hosts))}/{self.db}?{query}"
 
     @property
     def celery_url(self) -> str:
-        """As Celery spells it, which wants the rest as options of its transport: `celery_options`."""
-        return ";".join(f"sentinel://{self._at()}{_host(host)}/{self.db}" for host in self.hosts)
+        """The URL for Celery. Celery needs `celery_options` as options of its transport, too."""
+        return ";".join(
+            f"sentinel://{self._login_part()}{_host_and_port(host)}/{self.db}" for host in self.hosts
+        )
 
     def celery_options(self, **of_sentinels: Any) -> dict[str, Any]:
-        """What stands beside `celery_url`; `of_sentinels` are for the connections to the sentinels."""
+        """The transport options for `celery_url`; `of_sentinels` are for connections to the sentinels."""
         return {"master_name": self.master, "sentinel_kwargs": {**of_sentinels, **self.sentinel_login}}
 
     @property
     def login(self) -> dict[str, str]:
-        """Of the master, as redis-py takes it."""
+        """The login of the master, as arguments of redis-py."""
         return _login(self.username, self.password)
 
     @property
     def sentinel_login(self) -> dict[str, str]:
-        """Of the sentinels themselves, as redis-py takes it."""
+        """The login of the sentinels, as arguments of redis-py."""
         return _login(self.sentinel_username, self.sentinel_password)
 
     def check_files(self) -> None:
-        """Nothing to check: there is no TLS by way of sentinels yet."""
+        """Does nothing: connections through sentinels do not support TLS yet."""
 
-    def _at(self) -> str:
+    def _login_part(self) -> str:
         if self.username is None and self.password is None:
             return ""
         password = "" if self.password is None else f":{quote(self.password, safe='')}"
@@ -115,36 +117,45 @@ def is_by_sentinels(url: str) -> bool:
 
 
 def is_redis_url(url: str) -> bool:
-    """Whether a URL names a Redis, rightly or wrongly."""
+    """Whether the scheme is one of a Redis; the rest of the URL may be wrong."""
     return url.partition("://")[0].strip().lower() in (*Scheme, "sentinel")
 
 
 def address_of(url: str) -> RedisAddress | Sentinels:
-    """The Redis that a URL names. Raises `ValueError` that says what the URL of a Redis looks like."""
+    """The Redis of a URL. Raises `ValueError` with the reason and the right form."""
     return Sentinels.of(url) if is_by_sentinels(url) else RedisAddress.of(url)
 
 
 def as_redis(broker_url: str, options: Mapping[str, Any] | None = None) -> str | None:
-    """A broker as a URL of a Redis, and None when it is none; `options` are those of Celery's transport."""
+    """The URL of the Redis that is the broker; None for another kind of broker.
+
+    `options` are the options of Celery's transport.
+    """
     if is_by_sentinels(broker_url):
-        return _of_celery(broker_url, options or {})
+        return _sentinel_url_of_celery(broker_url, options or {})
     return RedisAddress.of(broker_url).url if is_redis_url(broker_url) else None
 
 
 def redis_url_of_connection(connection: Any, options: Mapping[str, Any]) -> str | None:
-    """The Redis of a kombu connection, with the TLS that it uses; None where that cannot be said in a URL.
+    """The URL of the Redis of a kombu connection, with its TLS options. None if a URL cannot express them.
 
-    `options` are those of Celery's transport.
+    `options` are the options of Celery's transport.
     """
-    hostname, choices = str(connection.hostname or ""), list(connection.alt or ())
-    if is_by_sentinels(choices[0] if choices else connection.as_uri()):
-        return _of_celery(";".join(choices) or connection.as_uri(include_password=True), options)
-    if len(choices) > 1 or getattr(connection, "credential_provider", None) or callable(connection.password):
+    hostname, alternatives = str(connection.hostname or ""), list(connection.alt or ())
+    if is_by_sentinels(alternatives[0] if alternatives else connection.as_uri()):
+        return _sentinel_url_of_celery(
+            ";".join(alternatives) or connection.as_uri(include_password=True), options
+        )
+    if (
+        len(alternatives) > 1
+        or getattr(connection, "credential_provider", None)
+        or callable(connection.password)
+    ):
         return None
     if hostname.startswith("socket://"):
         try:
             return as_redis(f"redis+{hostname}")
-        except ValueError:  # an option that only kombu's connections know
+        except ValueError:  # an option that only kombu supports
             return None
     if not is_redis_url(connection.as_uri()):
         return None
@@ -162,7 +173,8 @@ def redis_url_of_connection(connection: Any, options: Mapping[str, Any]) -> str 
     ).url
 
 
-def _of_celery(url: str, options: Mapping[str, Any]) -> str | None:
+def _sentinel_url_of_celery(url: str, options: Mapping[str, Any]) -> str | None:
+    """The sentinels of Celery's broker as one URL of our form; None if they cannot be parsed."""
     try:
         sentinels = Sentinels.of(url, options.get("master_name"))
     except ValueError:
@@ -175,18 +187,19 @@ def _of_celery(url: str, options: Mapping[str, Any]) -> str | None:
     ).url
 
 
-def _taken_apart(url: str) -> tuple[list[tuple[str, int]], dict[str, str]]:
-    """The hosts of one `sentinel://` URL, and all else that it says."""
+def _parsed_sentinel_url(url: str) -> tuple[list[tuple[str, int]], dict[str, str]]:
+    """The hosts of one `sentinel://` URL, and its other values by their names in `Sentinels`."""
     found = _SENTINEL_URL.fullmatch(url)
     if found is None:
-        raise ValueError(f"not a URL of sentinels; it is {SENTINEL_FORM}")
+        raise ValueError(f"not a valid sentinel URL; write {SENTINEL_FORM}")
     query = dict(parse_qsl(found["query"] or "", keep_blank_values=True))
     if query.keys() - SENTINEL_OPTIONS:
         raise ValueError(
-            f"an option after its ? is none of those that sentinels have: {', '.join(SENTINEL_OPTIONS)}"
+            "an option of the sentinel URL is not supported; supported options: "
+            + ", ".join(SENTINEL_OPTIONS)
         )
     user, _, password = (found["login"] or "").partition(":")
-    said = {
+    values = {
         "master": query.get("master") or query.get("master_name"),
         "db": _database(found["db"]),
         "username": unquote(user),
@@ -194,28 +207,30 @@ def _taken_apart(url: str) -> tuple[list[tuple[str, int]], dict[str, str]]:
         "sentinel_username": query.get("sentinel_username"),
         "sentinel_password": query.get("sentinel_password"),
     }
-    hosts = [_one_host(text) for text in found["hosts"].split(",")]
-    return hosts, {name: value for name, value in said.items() if value}
+    hosts = [_parsed_host(text) for text in found["hosts"].split(",")]
+    return hosts, {name: value for name, value in values.items() if value}
 
 
-def _one_host(text: str) -> tuple[str, int]:
+def _parsed_host(text: str) -> tuple[str, int]:
     found = _HOST.fullmatch(text.strip())
     if found is None or not 0 < int(found["port"] or SENTINEL_PORT) < 65_536:
-        raise ValueError(f"its sentinels are written host:port,host:port, as in {SENTINEL_FORM}")
+        raise ValueError(f"write the sentinels as host:port,host:port, as in {SENTINEL_FORM}")
     return unquote(found["host"]).strip("[]"), int(found["port"] or SENTINEL_PORT)
 
 
 def _database(text: str | None) -> str | None:
     if text and not re.fullmatch(r"[0-9]{1,9}", text):
-        raise ValueError(f"its database is a number, as in {SENTINEL_FORM}; a / in a password is %2F")
+        raise ValueError(
+            f"the database must be a number, as in {SENTINEL_FORM}; write a / in a password as %2F"
+        )
     return text
 
 
-def _host(host: tuple[str, int]) -> str:
+def _host_and_port(host: tuple[str, int]) -> str:
     name, port = host
     return f"[{name}]:{port}" if ":" in name else f"{quote(name)}:{port}"
 
 
 def _login(username: str | None, password: str | None) -> dict[str, str]:
-    given = {"username": username, "password": password}
-    return {name: value for name, value in given.items() if value is not None}
+    login = {"username": username, "password": password}
+    return {name: value for name, value in login.items() if value is not None}

@@ -1,4 +1,4 @@
-"""TLS to a Redis. The only place that says what is checked of the server, and what we show of ourselves."""
+"""TLS to Redis. The only place that defines how the server is verified and which certificate is sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["CertReqs", "Tls"]
 
 
 class CertReqs(StrEnum):
-    """Whether the server must show a certificate that we can check."""
+    """Whether the server must present a certificate that can be verified; the names are redis-py's."""
 
     REQUIRED = "required"
     OPTIONAL = "optional"
@@ -22,7 +22,11 @@ class CertReqs(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """What `rediss://` says. File names are those of this machine; None: the system's own, or none at all."""
+    """The TLS options of a `rediss://` URL. File names are those of this machine.
+
+    Without `ca_certs` the certificate authorities of the system are used; without `certfile` no client
+    certificate is sent.
+    """
 
     cert_reqs: CertReqs = CertReqs.REQUIRED
     check_hostname: bool = True
@@ -34,7 +38,7 @@ class Tls:
 
     @classmethod
     def of_celery(cls, options: Mapping[str, Any]) -> Tls | None:
-        """From an app's `broker_use_ssl`; None when it says what a URL cannot say."""
+        """The options of an app's `broker_use_ssl`. None if they cannot be written in a URL."""
         known = {
             "ssl_ca_certs": "ca_certs",
             "ssl_certfile": "certfile",
@@ -53,7 +57,7 @@ class Tls:
         return cls(cert_reqs, bool(options.get("ssl_check_hostname", is_checked)) and is_checked, **named)
 
     def redis_options(self) -> dict[str, Any]:
-        """As redis-py takes it, and Celery and Flower, which pass it on: every choice is said."""
+        """The arguments for redis-py, also by way of Celery and Flower. Defaults are explicit."""
         files = {
             "ssl_ca_certs": self.ca_certs,
             "ssl_certfile": self.certfile,
@@ -61,72 +65,81 @@ class Tls:
             "ssl_password": self.key_password,
             "ssl_ciphers": self.ciphers,
         }
-        given = {name: value for name, value in files.items() if value is not None}
-        return {"ssl_cert_reqs": self.cert_reqs.value, "ssl_check_hostname": self.check_hostname, **given}
+        files_given = {name: value for name, value in files.items() if value is not None}
+        return {
+            "ssl_cert_reqs": self.cert_reqs.value,
+            "ssl_check_hostname": self.check_hostname,
+            **files_given,
+        }
 
     def url_options(self) -> dict[str, Any]:
-        """The same as options of a URL."""
+        """The same values as options of a URL."""
         return {**self.redis_options(), "ssl_check_hostname": str(self.check_hostname).lower()}
 
     def check_files(self) -> None:
-        """Raises `ValueError` that names the option whose file cannot be used, and says why."""
-        self._fill(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        """Raises `ValueError` with the option whose file cannot be used and the reason."""
+        self._load_files_and_ciphers(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
     def context(self) -> ssl.SSLContext:
-        """What redis-py would make for each connection, made once for all of them, and again when a file was
-        replaced. Raises `ValueError` as `check_files`."""
-        stamp = tuple(map(_stamp, (self.ca_certs, self.certfile, self.keyfile)))
+        """The SSL context of all connections; it is made again when a file was replaced.
+
+        redis-py would make one for each connection. Raises `ValueError` as `check_files` does.
+        """
+        stamps = tuple(map(_file_stamp, (self.ca_certs, self.certfile, self.keyfile)))
         made = _contexts.get(self)
-        if made is None or made[0] != stamp:
-            context = ssl.create_default_context()  # reads the system's authorities: tens of milliseconds
+        if made is None or made[0] != stamps:
+            context = (
+                ssl.create_default_context()
+            )  # reads the authorities of the system, which takes tens of milliseconds
             context.check_hostname = self.check_hostname
             context.verify_mode = ssl.VerifyMode[f"CERT_{self.cert_reqs.name}"]
-            self._fill(context)
-            made = _contexts[self] = stamp, context
+            self._load_files_and_ciphers(context)
+            made = _contexts[self] = stamps, context
         return made[1]
 
-    def _fill(self, context: ssl.SSLContext) -> None:
+    def _load_files_and_ciphers(self, context: ssl.SSLContext) -> None:
         self._load_authorities(context)
         self._load_own_certificate(context)
         if self.ciphers is not None:
             try:
                 context.set_ciphers(self.ciphers)
             except ssl.SSLError:
-                raise ValueError("its option ssl_ciphers names no cipher that OpenSSL has") from None
+                raise ValueError("the option ssl_ciphers contains no cipher that OpenSSL supports") from None
 
     def _load_authorities(self, context: ssl.SSLContext) -> None:
         if self.ca_certs is None:
             return
-        _read("ssl_ca_certs", self.ca_certs)
+        _check_readable("ssl_ca_certs", self.ca_certs)
         try:
             context.load_verify_locations(self.ca_certs)
         except ssl.SSLError:
             raise ValueError(
-                f"its option ssl_ca_certs names no file of PEM certificates: {self.ca_certs}"
+                f"the option ssl_ca_certs is not a file of PEM certificates: {self.ca_certs}"
             ) from None
 
     def _load_own_certificate(self, context: ssl.SSLContext) -> None:
         if self.certfile is None or self.keyfile is None:
             return
-        _read("ssl_certfile", self.certfile)
-        _read("ssl_keyfile", self.keyfile)
+        _check_readable("ssl_certfile", self.certfile)
+        _check_readable("ssl_keyfile", self.keyfile)
         try:
             # Without a password OpenSSL would ask for one at the terminal.
             context.load_cert_chain(self.certfile, self.keyfile, password=lambda: self.key_password or "")
         except (ssl.SSLError, ValueError):
             raise ValueError(
-                "its options ssl_certfile and ssl_keyfile name no PEM certificate with its key: "
-                f"{self.certfile}, {self.keyfile}; is that its key, and does it need ssl_password?"
+                "the options ssl_certfile and ssl_keyfile are not a PEM certificate and its key: "
+                f"{self.certfile}, {self.keyfile}; check that they belong together, and whether the key "
+                "needs ssl_password"
             ) from None
 
 
-_Stamp = tuple[int, int] | None
+_FileStamp = tuple[int, int] | None
 
-_contexts: dict[Tls, tuple[tuple[_Stamp, ...], ssl.SSLContext]] = {}
+_contexts: dict[Tls, tuple[tuple[_FileStamp, ...], ssl.SSLContext]] = {}
 
 
-def _stamp(path: str | None) -> _Stamp:
-    """Changes when the file does; None without one."""
+def _file_stamp(path: str | None) -> _FileStamp:
+    """The modification time and size of a file, to notice that it was replaced; None without a file."""
     try:
         found = Path(path).stat() if path is not None else None
     except OSError:
@@ -134,18 +147,18 @@ def _stamp(path: str | None) -> _Stamp:
     return found and (found.st_mtime_ns, found.st_size)
 
 
-def _read(option: str, path: str) -> None:
+def _check_readable(option: str, path: str) -> None:
     try:
         with Path(path).open("rb"):
             pass
     except OSError as error:
         raise ValueError(
-            f"its option {option} names a file that cannot be read: {path}: {error.strerror}"
+            f"the file of the option {option} cannot be read: {path}: {error.strerror}"
         ) from None
 
 
 def _cert_reqs_of_celery(value: Any) -> CertReqs | None:
-    """Celery takes a constant of the module ssl, its name, redis-py's word for it, or None."""
+    """Celery accepts a constant of the module `ssl`, its name, redis-py's name, or None."""
     if value is None:
         return CertReqs.NONE
     name = value.name if isinstance(value, ssl.VerifyMode) else str(value)

@@ -1,8 +1,8 @@
-"""Redis URLs. The only place that takes the URL of one Redis server apart, and that spells it for others.
+"""Redis URLs. The only place that parses the URL of one Redis server and writes it for other libraries.
 
-redis-py, kombu, Celery's result backend and Flower each understand other options of a URL, and ignore or
-misread the rest. So none of them sees it: each gets what it takes, made from one `RedisAddress`. An option
-that one of them could not follow is refused.
+redis-py, kombu, Celery's result backend and Flower each support different URL options, and ignore or misread
+the rest. Therefore none of them gets the user's URL: each gets settings made from one `RedisAddress`. An
+option that one of them does not support is rejected.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from openagents_worker.suggest import nearest
 
 __all__ = ["CeleryAddress", "RedisAddress", "Scheme", "SHORTEST_SOCKET_TIMEOUT_S"]
 
-SHORTEST_SOCKET_TIMEOUT_S = 2.0  # kombu's waiting for a message is answered after one second
-LONGEST_SOCKET_PATH_BYTES = 107  # Linux takes no longer one; macOS 103
+SHORTEST_SOCKET_TIMEOUT_S = 2.0  # kombu's blocking read of a message is answered after one second
+LONGEST_SOCKET_PATH_BYTES = 107  # the limit of Linux; macOS allows 103
 DEFAULT_HOST = "localhost"
 DEFAULT_PORT = 6379
 
 LOGIN_FORM = (
-    "a reserved character of a password is percent-encoded: @ is %40, / %2F, : %3A, # %23, ? %3F, % %25"
+    "percent-encode reserved characters of a password: @ as %40, / as %2F, : as %3A, # as %23, ? as %3F, "
+    "% as %25"
 )
 ADDRESS_FORM = "host:6379, with an IPv6 address in brackets"
 SOCKET_FORM = "unix://[user:password@]/path/of/the/socket?db=0"
@@ -39,19 +40,19 @@ _OPTION_NAME = re.compile(r"[a-z_]{1,40}")
 
 
 class Scheme(StrEnum):
-    """What the URL of one Redis server begins with."""
+    """The schemes of a URL of one Redis server."""
 
     REDIS = "redis"
     REDISS = "rediss"
     UNIX = "unix"
-    REDIS_SOCKET = "redis+socket"  # as Celery spells a Unix socket
+    REDIS_SOCKET = "redis+socket"  # Celery's scheme for a Unix socket
 
 
 class Option(StrEnum):
-    """What may stand after the ? of a URL."""
+    """The supported options after the ? of a URL."""
 
     DB = "db"
-    VIRTUAL_HOST = "virtual_host"  # as Celery spells the database of a Unix socket
+    VIRTUAL_HOST = "virtual_host"  # Celery's name for the database of a Unix socket
     USERNAME = "username"
     PASSWORD = "password"  # noqa: S105 - the name of an option
     SOCKET_TIMEOUT = "socket_timeout"
@@ -70,17 +71,17 @@ class Option(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CeleryAddress:
-    """A Redis as Celery takes it: a URL, and what stands beside it in the app's settings."""
+    """A Redis server in the form that Celery needs: a URL and the related settings of the app."""
 
     url: str = field(repr=False)
     use_ssl: Mapping[str, Any] | None = None
-    """`broker_use_ssl` or `redis_backend_use_ssl`; None: without TLS."""
+    """The value of `broker_use_ssl` or `redis_backend_use_ssl`. None: without TLS."""
     transport_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """One Redis server, how to log in there, and what its connections are to be like.
+    """One Redis server: its address, the login and the connection options.
 
     >>> RedisAddress.of("rediss://me:p%40ss@host/2?ssl_cert_reqs=CERT_NONE").db
     2
@@ -89,13 +90,13 @@ class RedisAddress:
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
     path: str | None = None
-    """Of a Unix socket, where host and port mean nothing."""
+    """The path of a Unix socket. If it is set, host and port are not used."""
     db: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: Tls | None = None
     socket_timeout_s: float | None = None
-    """The longest that anybody waits for an answer; None: as long as each needs."""
+    """The longest time to wait for an answer. None: each client uses its own limit."""
     socket_connect_timeout_s: float | None = None
     health_check_interval_s: int | None = None
     protocol: int | None = None
@@ -103,25 +104,25 @@ class RedisAddress:
 
     @classmethod
     def of(cls, url: str) -> RedisAddress:
-        """Take a URL apart. Raises `ValueError`, whose text shows nothing of the URL but an option's name and
-        a value that is no secret."""
+        """Parse a URL. Raises `ValueError`. Its text contains only option names and values that are not
+        secrets, never the URL itself."""
         scheme, rest = _scheme_of(url.strip())
         if _UNPRINTABLE.search(rest):
-            raise ValueError("it has a blank or a control character in it; a blank is %20")
+            raise ValueError("the URL contains a space or a control character; write a space as %20")
         if "#" in rest:
-            raise ValueError(f"it has a # in it; {LOGIN_FORM}")
+            raise ValueError(f"the URL contains a #; {LOGIN_FORM}")
         address, _, query = rest.partition("?")
         options = _options_of(query)
         _check_options(scheme, options)
         match scheme:
             case Scheme.REDIS | Scheme.REDISS:
-                place = _at_port(address, options)
+                location = _server_at_port(address, options)
             case Scheme.UNIX | Scheme.REDIS_SOCKET:
-                place = _at_socket(address, options)
+                location = _server_at_socket(address, options)
             case _:
                 assert_never(scheme)
         return cls(
-            **place,
+            **location,
             tls=_tls_of(options) if scheme is Scheme.REDISS else None,
             socket_timeout_s=_seconds(options, Option.SOCKET_TIMEOUT, at_least=SHORTEST_SOCKET_TIMEOUT_S),
             socket_connect_timeout_s=_seconds(options, Option.SOCKET_CONNECT_TIMEOUT),
@@ -132,7 +133,7 @@ class RedisAddress:
 
     @property
     def url(self) -> str:
-        """As a setting spells it, all options included."""
+        """The address as a URL for the settings of this library, with all options."""
         options: dict[str, Any] = self._limits()
         if self.tls is not None:
             options = self.tls.url_options() | options
@@ -143,40 +144,43 @@ class RedisAddress:
 
     @property
     def is_at_port(self) -> bool:
-        """Whether it is reached by TCP, and not by a Unix socket."""
+        """Whether the server is reached by TCP, not by a Unix socket."""
         return self.path is None
 
     def check_files(self) -> None:
-        """Raises `ValueError` that names the option whose file cannot be used. Reads them: not on a loop."""
+        """Raises `ValueError` with the option whose file cannot be used.
+
+        It reads files: do not call it on an event loop.
+        """
         if self.tls is not None:
             self.tls.check_files()
 
     def redis_options(self) -> dict[str, Any]:
-        """Where to connect to and how to log in, as redis-py's connections take it."""
-        place = {"host": self.host, "port": self.port} if self.path is None else {"path": self.path}
+        """The address, login and TLS options as arguments of redis-py's connections."""
+        location = {"host": self.host, "port": self.port} if self.path is None else {"path": self.path}
         login = {"username": self.username, "password": self.password, "protocol": self.protocol}
         options = {
-            **place,
+            **location,
             "db": self.db,
             **{name: value for name, value in login.items() if value is not None},
         }
         return options if self.tls is None else options | self.tls.redis_options()
 
     def as_broker(self) -> CeleryAddress:
-        """For `broker_url`, `broker_use_ssl` and `broker_transport_options`.
+        """The values of `broker_url`, `broker_use_ssl` and `broker_transport_options`.
 
-        Raises `ValueError` where kombu could not follow: it speaks RESP3 wherever redis-py does.
+        Raises `ValueError` for `protocol=2`: kombu has no option for it.
         """
         options = self._limits()
         if options.pop("protocol", None) == 2:
             raise ValueError(
-                "a Redis with protocol=2 cannot be Celery's broker, which always speaks RESP3: "
-                "name another one, or leave the option out"
+                "a Redis with protocol=2 cannot be Celery's broker, because Celery always uses RESP3: "
+                "use another Redis, or remove the option"
             )
         return CeleryAddress(self._celery_url({}), self._use_ssl(), options)
 
     def as_backend(self) -> CeleryAddress:
-        """For `result_backend` and `redis_backend_use_ssl`; its limits stand in the URL."""
+        """The values of `result_backend` and `redis_backend_use_ssl`; the limits are options of the URL."""
         return CeleryAddress(self._celery_url(self._limits()), self._use_ssl())
 
     def _celery_url(self, options: Mapping[str, Any]) -> str:
@@ -225,20 +229,20 @@ def _scheme_of(url: str) -> tuple[Scheme, str]:
     except ValueError:
         scheme = None
     if scheme is None:
-        schemes = ", ".join(f"{scheme}://" for scheme in (*Scheme, "sentinel"))
-        raise ValueError(f"not a Redis URL; it begins with {schemes}")
+        schemes = ", ".join(f"{scheme}://" for scheme in Scheme)
+        raise ValueError(f"not a valid Redis URL; it must begin with {schemes} or sentinel://")
     return scheme, rest
 
 
-def _at_port(address: str, options: Mapping[Option, str]) -> dict[str, Any]:
+def _server_at_port(address: str, options: Mapping[Option, str]) -> dict[str, Any]:
     authority, _, path = address.partition("/")
     if "@" in path:
-        raise ValueError(f"it has a / in its login; {LOGIN_FORM}")
-    login, has_login, place = authority.rpartition("@")
-    found = _AUTHORITY.fullmatch(place)
+        raise ValueError(f"the login contains a /; {LOGIN_FORM}")
+    login, has_login, host_and_port = authority.rpartition("@")
+    found = _AUTHORITY.fullmatch(host_and_port)
     port = int((found and found["port"]) or DEFAULT_PORT)
     if found is None or not 0 < port < 65_536:
-        raise ValueError(f"its host and port are written {ADDRESS_FORM}; {LOGIN_FORM}")
+        raise ValueError(f"the host and port are not valid; write {ADDRESS_FORM}; {LOGIN_FORM}")
     return {
         "host": _decoded(found["host"]).strip("[]") or DEFAULT_HOST,
         "port": port,
@@ -247,14 +251,14 @@ def _at_port(address: str, options: Mapping[Option, str]) -> dict[str, Any]:
     }
 
 
-def _at_socket(address: str, options: Mapping[Option, str]) -> dict[str, Any]:
+def _server_at_socket(address: str, options: Mapping[Option, str]) -> dict[str, Any]:
     authority, slash, path = address.partition("/")
     login, has_login, host = authority.rpartition("@")
     if host or not path:
-        raise ValueError(f"the path of its socket begins with a /, as in {SOCKET_FORM}; {LOGIN_FORM}")
+        raise ValueError(f"the socket path must begin with a /, as in {SOCKET_FORM}; {LOGIN_FORM}")
     decoded = _decoded(slash + path)
     if len(decoded.encode()) > LONGEST_SOCKET_PATH_BYTES:
-        raise ValueError(f"the path of its socket has more than {LONGEST_SOCKET_PATH_BYTES} bytes")
+        raise ValueError(f"the socket path is longer than {LONGEST_SOCKET_PATH_BYTES} bytes")
     return {
         "path": decoded,
         "db": _database(options.get(Option.VIRTUAL_HOST, ""), options, Option.DB),
@@ -268,19 +272,19 @@ def _login_of(login: str, options: Mapping[Option, str]) -> dict[str, str | None
     for option in (Option.USERNAME, Option.PASSWORD):
         if option in options:
             if found[option.value] is not None:
-                raise ValueError(f"its {option} stands before the @ and after the ?; leave one of them out")
+                raise ValueError(f"the URL has a {option} before the @ and after the ?; remove one of them")
             found[option.value] = options[option] or None
     return found
 
 
 def _database(text: str, options: Mapping[Option, str], option: Option) -> int:
-    """The database, which a URL names in its path or as an option."""
-    given = [each for each in (text, options.get(option, "")) if each]
-    if not all(_DATABASE.fullmatch(each) for each in given):
-        raise ValueError(f"its database is a number, as in redis://host:6379/0 and {SOCKET_FORM}")
-    numbers = {int(each) for each in given}
+    """The number of the database, from the path of the URL or from an option; 0 without either."""
+    databases = [value for value in (text, options.get(option, "")) if value]
+    if not all(_DATABASE.fullmatch(value) for value in databases):
+        raise ValueError(f"the database must be a number, as in redis://host:6379/0 and {SOCKET_FORM}")
+    numbers = {int(value) for value in databases}
     if len(numbers) > 1:
-        raise ValueError("it names two databases; leave one of them out")
+        raise ValueError("the URL contains two different databases; remove one of them")
     return numbers.pop() if numbers else 0
 
 
@@ -288,7 +292,7 @@ def _decoded(text: str) -> str:
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:
-        raise ValueError("what is percent-encoded in it is not UTF-8") from None
+        raise ValueError("the percent-encoded text in the URL is not valid UTF-8") from None
 
 
 # --- options ---------------------------------------------------------------------------------------------
@@ -296,16 +300,18 @@ def _decoded(text: str) -> str:
 
 def _options_of(query: str) -> dict[Option, str]:
     if "@" in query:
-        raise ValueError(f"it has an @ after a ?; {LOGIN_FORM}")
+        raise ValueError(f"the URL contains an @ after the ?; {LOGIN_FORM}")
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict")
     except ValueError:
-        raise ValueError("its options are written ?name=value&name=value, percent-encoded as UTF-8") from None
+        raise ValueError(
+            "the options are not valid; write ?name=value&name=value, percent-encoded as UTF-8"
+        ) from None
     options: dict[Option, str] = {}
     for name, value in pairs:
         option = _option(name)
         if options.setdefault(option, value) != value:
-            raise ValueError(f"its option {option} is given twice")
+            raise ValueError(f"the option {option} is given twice with different values")
     return options
 
 
@@ -313,30 +319,26 @@ def _option(name: str) -> Option:
     known: list[str] = list(Option)
     if name in known:
         return Option(name)
-    shown = (
-        f"its option {name} is not one" if _OPTION_NAME.fullmatch(name) else "one of its options is not one"
-    )
+    shown_name = f"the option {name}" if _OPTION_NAME.fullmatch(name) else "one of the options"
     if name == "ssl":
-        raise ValueError("its option ssl is not one that is read here: a URL with TLS begins with rediss://")
+        raise ValueError("the option ssl is not supported: a URL with TLS begins with rediss://")
     near = nearest(name, known)
     guess = f"did you mean {near}? " if near else ""
-    raise ValueError(
-        f"{shown} that every part of a deployment can follow; {guess}there are {', '.join(known)}"
-    )
+    raise ValueError(f"{shown_name} is not supported; {guess}supported options: {', '.join(known)}")
 
 
 def _check_options(scheme: Scheme, options: Mapping[Option, str]) -> None:
     """Raises `ValueError` for an option that would be ignored with this scheme."""
     for option in options:
         if option.startswith("ssl_") and scheme is not Scheme.REDISS:
-            raise ValueError(f"its option {option} is for TLS: such a URL begins with rediss://")
+            raise ValueError(f"the option {option} requires TLS: a URL with TLS begins with rediss://")
         is_socket = scheme in (Scheme.UNIX, Scheme.REDIS_SOCKET)
         if option is Option.VIRTUAL_HOST and not is_socket:
-            raise ValueError("its option virtual_host is for Unix sockets; write redis://host:6379/0")
+            raise ValueError("the option virtual_host is only for Unix sockets; write redis://host:6379/0")
         if option is Option.SOCKET_CONNECT_TIMEOUT and is_socket:
-            raise ValueError("its option socket_connect_timeout means nothing at a Unix socket")
+            raise ValueError("the option socket_connect_timeout has no effect on a Unix socket; remove it")
         if not options[option] and option not in (Option.USERNAME, Option.PASSWORD):
-            raise ValueError(f"its option {option} is empty")
+            raise ValueError(f"the option {option} is empty")
 
 
 def _tls_of(options: Mapping[Option, str]) -> Tls:
@@ -344,11 +346,11 @@ def _tls_of(options: Mapping[Option, str]) -> Tls:
     is_checked = cert_reqs is not CertReqs.NONE
     check_hostname = _flag(options, Option.SSL_CHECK_HOSTNAME, default=is_checked)
     if check_hostname and not is_checked:
-        raise ValueError("its option ssl_check_hostname=true needs a certificate: ssl_cert_reqs=required")
+        raise ValueError("the option ssl_check_hostname=true requires ssl_cert_reqs=required")
     if Option.SSL_KEYFILE in options and Option.SSL_CERTFILE not in options:
-        raise ValueError("its option ssl_keyfile needs the certificate of that key: ssl_certfile")
+        raise ValueError("the option ssl_keyfile requires ssl_certfile, the certificate of that key")
     if Option.SSL_PASSWORD in options and Option.SSL_CERTFILE not in options:
-        raise ValueError("its option ssl_password is that of a key: it needs ssl_certfile and ssl_keyfile")
+        raise ValueError("the option ssl_password requires ssl_certfile and ssl_keyfile")
     return Tls(
         cert_reqs=cert_reqs,
         check_hostname=check_hostname,
@@ -365,7 +367,9 @@ def _cert_reqs(options: Mapping[Option, str]) -> CertReqs:
     try:
         return CertReqs(text.lower().removeprefix("cert_"))
     except ValueError:
-        raise _wrong(Option.SSL_CERT_REQS, text, "required, optional or none (or CERT_REQUIRED …)") from None
+        raise _wrong_value(
+            Option.SSL_CERT_REQS, text, "required, optional or none (or CERT_REQUIRED …)"
+        ) from None
 
 
 def _flag(options: Mapping[Option, str], option: Option, *, default: bool) -> bool:
@@ -374,7 +378,7 @@ def _flag(options: Mapping[Option, str], option: Option, *, default: bool) -> bo
         return True
     if text in ("false", "0", "no", "off"):
         return False
-    raise _wrong(option, text, "true or false")
+    raise _wrong_value(option, text, "true or false")
 
 
 def _seconds(options: Mapping[Option, str], option: Option, *, at_least: float = 0.1) -> float | None:
@@ -385,7 +389,7 @@ def _seconds(options: Mapping[Option, str], option: Option, *, at_least: float =
     except ValueError:
         seconds = math.nan
     if not at_least <= seconds < math.inf:
-        raise _wrong(option, options[option], f"a number of seconds, at least {at_least:g}")
+        raise _wrong_value(option, options[option], f"a number of seconds, at least {at_least:g}")
     return seconds
 
 
@@ -393,7 +397,7 @@ def _whole_seconds(options: Mapping[Option, str], option: Option) -> int | None:
     if option not in options:
         return None
     if not _DATABASE.fullmatch(options[option]) or not int(options[option]):
-        raise _wrong(option, options[option], "a whole number of seconds, at least 1")
+        raise _wrong_value(option, options[option], "a whole number of seconds, at least 1")
     return int(options[option])
 
 
@@ -401,16 +405,16 @@ def _protocol(options: Mapping[Option, str]) -> int | None:
     if Option.PROTOCOL not in options:
         return None
     if options[Option.PROTOCOL] not in ("2", "3"):
-        raise _wrong(Option.PROTOCOL, options[Option.PROTOCOL], "2 or 3")
+        raise _wrong_value(Option.PROTOCOL, options[Option.PROTOCOL], "2 or 3")
     return int(options[Option.PROTOCOL])
 
 
 def _client_name(options: Mapping[Option, str]) -> str | None:
     name = options.get(Option.CLIENT_NAME)
     if name is not None and not _CLIENT_NAME.fullmatch(name):  # Redis refuses others
-        raise _wrong(Option.CLIENT_NAME, name, "one word of ASCII characters")
+        raise _wrong_value(Option.CLIENT_NAME, name, "one word of ASCII characters")
     return name
 
 
-def _wrong(option: Option, value: str, right: str) -> ValueError:
-    return ValueError(f"its option {option} is {right}; found {value[:60]!r}")
+def _wrong_value(option: Option, value: str, expected: str) -> ValueError:
+    return ValueError(f"the option {option} must be {expected}; found {value[:60]!r}")

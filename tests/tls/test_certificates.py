@@ -165,14 +165,14 @@ def test_files_that_cannot_be_used_are_named(servers: Servers, tmp_path: Path) -
     own = f"ssl_certfile={quote(str(made.folder / 'client.crt'))}"
     encrypted = quote(str(made.folder / "client-encrypted.key"))
     for options, says in {
-        "ssl_ca_certs=/no/ca.pem": "ssl_ca_certs names a file that cannot be read: /no/ca.pem: No such file",
-        f"ssl_ca_certs={tmp_path}/empty.pem": "ssl_ca_certs names no file of PEM certificates",
-        "ssl_certfile=/no/c.pem": "ssl_certfile names a file that cannot be read: /no/c.pem",
-        f"{own}&ssl_keyfile=/no/k.pem": "ssl_keyfile names a file that cannot be read: /no/k.pem",
-        f"{own}": "ssl_certfile and ssl_keyfile name no PEM certificate with its key",
-        f"{own}&ssl_keyfile={encrypted}": "does it need ssl_password",
-        f"{own}&ssl_keyfile={encrypted}&ssl_password=hunter2": "does it need ssl_password",
-        "ssl_ciphers=NONE%2BSUCH": "ssl_ciphers names no cipher",
+        "ssl_ca_certs=/no/ca.pem": "file of the option ssl_ca_certs cannot be read: /no/ca.pem: No such file",
+        f"ssl_ca_certs={tmp_path}/empty.pem": "ssl_ca_certs is not a file of PEM certificates",
+        "ssl_certfile=/no/c.pem": "file of the option ssl_certfile cannot be read: /no/c.pem",
+        f"{own}&ssl_keyfile=/no/k.pem": "file of the option ssl_keyfile cannot be read: /no/k.pem",
+        f"{own}": "ssl_certfile and ssl_keyfile are not a PEM certificate and its key",
+        f"{own}&ssl_keyfile={encrypted}": "whether the key needs ssl_password",
+        f"{own}&ssl_keyfile={encrypted}&ssl_password=hunter2": "whether the key needs ssl_password",
+        "ssl_ciphers=NONE%2BSUCH": "ssl_ciphers contains no cipher",
     }.items():
         settings = load_settings({"OPENAGENTS_REDIS_URL": f"rediss://:hunter2@host?{options}"})
         with pytest.raises(ConfigValidationError) as caught:

@@ -64,7 +64,7 @@ def test_the_broker_is_the_same_redis_unless_it_is_named() -> None:
         ("LOG_LEVELS", "a", "logger=LEVEL"),
         ("QUEUE", "a b", "not a name"),
         ("KEY_PREFIX", "oa*", "not a name"),
-        ("REDIS_URL", "http://host", "begins with redis://"),
+        ("REDIS_URL", "http://host", "must begin with redis://"),
         ("BROKER_URL", "host:6379", "begins with a scheme"),
     ],
 )
