@@ -23,7 +23,7 @@ from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.memory import BUILTIN_MEMORIES
 from openagents_worker.models import RunBudget, RunRequest, RunResult, RunUsage
 from openagents_worker.patterns import BUILTIN_PATTERNS
-from openagents_worker.settings import NEIGHBOURS, PREFIX, Settings
+from openagents_worker.settings import OTHER_VARIABLES, PREFIX, Settings
 from openagents_worker.time_limits import default_heartbeat_ms
 from openagents_worker.tools.builtin import BUILTIN_TOOLS
 
@@ -60,7 +60,7 @@ def _settings() -> Iterator[str]:
             row = (f"`{PREFIX}{name.upper()}`", _default(name), meaning, advice[name])
             yield f"| {' | '.join(map(_cell, row))} |\n"
     yield "\n## Read by other parts of a deployment\n\n| variable | meaning |\n|---|---|\n"
-    for variable, meaning in NEIGHBOURS.items():
+    for variable, meaning in OTHER_VARIABLES.items():
         yield f"| `{variable}` | {_cell(meaning)} |\n"
 
 

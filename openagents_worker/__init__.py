@@ -1,14 +1,16 @@
 """Durable LLM-agent runs on plain Celery and Redis.
 
-The front door is lazy: a name is loaded when it is first used, so that importing a model loads neither
-Celery nor Redis.
+The public names are imported lazily: each is loaded when it is first used, so that importing a model loads
+neither Celery nor Redis.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # type checkers know it by name; importing it would take longer than all the rest here
+TYPE_CHECKING = (
+    False  # type checkers recognize the name; importing `typing` would take longer than this module
+)
 if TYPE_CHECKING:
     from typing import Any
 

@@ -1,7 +1,7 @@
-"""Arguments. The only place that checks what a caller gives beside a request: ids, reasons, numbers, times.
+"""Arguments. The only place that checks arguments other than the request: ids, reasons, numbers, times.
 
-Each becomes part of a Redis command or of a key; what cannot is refused here, with a code, before anything is
-sent.
+Arguments become parts of Redis commands and keys. A value that cannot be used there is rejected here with an
+error code, before anything is sent.
 """
 
 from __future__ import annotations
@@ -24,44 +24,50 @@ __all__ = [
 ]
 
 TEN_YEARS_MS = 10 * 365 * 24 * 3_600_000
-"""The longest time that anything may be put off or bounded by: a longer one is a mistake in the unit."""
+"""The longest delay or time limit. A longer one is taken for a mistake in the unit."""
 MAX_TEXT_CHARS = 8_000
-"""Of a reason, a name or an id: as much as is kept of an error's message."""
+"""The longest reason, name or id; the stored message of an error has the same limit."""
 MAX_TIME_CHARS = 64
-"""Of a time in ISO 8601; one with microseconds and a time zone has 32."""
-RULES = "docs/limits.md says which texts, numbers and times are allowed"
+"""The longest time in ISO 8601; one with microseconds and a time zone has 32 characters."""
+RULES = "docs/limits.md lists the allowed texts, numbers and times"
 
 
 def text_of_caller(name: str, value: Any) -> str:
-    """A text that whoever calls has given. Raises `RequestInvalid`."""
+    """The value, if it is text that can be stored and has at most 8,000 characters. Raises
+    `RequestInvalid`."""
     if not isinstance(value, str):
         raise RequestInvalid(f"{name} must be text, not {type(value).__name__}", hint=f"{name}='…'")
     refusing(value, name)
     if len(value) > MAX_TEXT_CHARS:
         raise RequestInvalid(
-            f"{name} has {len(value):,} characters, {MAX_TEXT_CHARS:,} are allowed",
-            hint="give a reference to the whole",
+            f"{name} has {len(value):,} characters, but at most {MAX_TEXT_CHARS:,} are allowed",
+            hint="use a reference (a URL, a key) to the full text",
         )
     return value
 
 
 def optional_text(name: str, value: Any) -> str | None:
-    """As `text_of_caller`; None where nothing was given."""
+    """The same as `text_of_caller`, but None is allowed and returned."""
     return None if value is None else text_of_caller(name, value)
 
 
 def number_of(name: str, value: Any, *, least: int = 0, most: int = LARGEST_INTEGER) -> int:
-    """A whole number in these bounds. Raises `RequestInvalid`."""
+    """The value, if it is a whole number from `least` to `most`. Raises `RequestInvalid`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise RequestInvalid(f"{name} must be a whole number, not {type(value).__name__}", hint=RULES)
     if not least <= value <= most:
-        found = value if abs(value) <= LARGEST_INTEGER else "a number of many digits"
-        raise RequestInvalid(f"{name} is a whole number from {least:,} to {most:,}, not {found}", hint=RULES)
+        found = value if abs(value) <= LARGEST_INTEGER else "a number with many digits"
+        raise RequestInvalid(
+            f"{name} must be a whole number from {least:,} to {most:,}, not {found}", hint=RULES
+        )
     return value
 
 
 def seconds_of(name: str, value: Any) -> float | None:
-    """A length of time in seconds, at most ten years; None for no end. Raises `RequestInvalid`."""
+    """The value as a duration in seconds, at most ten years. None and infinity: None, no limit.
+
+    Raises `RequestInvalid`.
+    """
     if value is None or value == math.inf:
         return None
     try:
@@ -69,25 +75,30 @@ def seconds_of(name: str, value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not seconds * 1000 <= TEN_YEARS_MS:  # also NaN
-        raise RequestInvalid(f"{name} is a number of seconds, at most ten years", hint="None: without an end")
+        raise RequestInvalid(
+            f"{name} must be a number of seconds, at most ten years", hint="use None for no limit"
+        )
     return seconds
 
 
 def iso_time(text: str) -> datetime:
     """A date, or a date and time, in ISO 8601. Raises ValueError.
 
-    Python itself reads any number of digits behind a time, so a text of a megabyte.
+    Python's parser accepts any number of digits after the seconds, so the length is limited here.
 
     >>> iso_time("2026-01-31T14:00")
     datetime.datetime(2026, 1, 31, 14, 0)
     """
     if len(text) > MAX_TIME_CHARS:
-        raise ValueError(f"{len(text):,} characters; a time has {MAX_TIME_CHARS} at most")
+        raise ValueError(f"it has {len(text):,} characters, but a time has at most {MAX_TIME_CHARS}")
     return datetime.fromisoformat(text)
 
 
 def refusing(value: Any, name: str = "", **ids: Any) -> None:
-    """Raises `RequestInvalid` where a value breaks a rule of text, numbers or depth; it says where."""
+    """Raises `RequestInvalid` if a part of the value breaks a rule for texts, numbers or nesting.
+
+    The message names the part, `name` is the beginning of its path, and `ids` become fields of the error.
+    """
     try:
         check(value, name)
     except BadValue as error:

@@ -1,4 +1,4 @@
-"""Ending tasks. The only place that cancels an asyncio task and knows that it has ended."""
+"""Ending tasks. The only place that cancels an asyncio task and waits until it has ended."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ CANCEL_AGAIN_S = 0.1
 
 
 async def end_task(task: asyncio.Task[Any]) -> None:
-    """Cancel a task of ours until it has ended.
+    """Cancel the task again and again until it has ended.
 
-    Once is not always enough: below Python 3.12 `asyncio.wait_for` swallows a cancellation that comes in the
-    moment in which it is done, and redis-py sends its commands through it.
+    One cancellation is not always enough: before Python 3.12, `asyncio.wait_for` loses a cancellation that
+    arrives at the moment of its completion, and redis-py sends its commands through `asyncio.wait_for`.
     """
     while not task.done():
         task.cancel()

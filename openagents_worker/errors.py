@@ -1,7 +1,7 @@
 """Errors. The only place that may define an error code.
 
-Every class knows its `code`, whether a run that met it may be tried again (`retryable`) and the HTTP status
-a web product would answer with. Codes and classes of the original SDK are kept; ours follow them.
+Every class has its `code`, whether a run with this error is retried (`retryable`), and the HTTP status for
+a web application. Codes and classes of the original SDK are kept; the others follow their form.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ __all__ = [  # completed at the end of the module
 
 
 def text_of(value: object) -> str:
-    """The value's text, fit to be stored; also of a value whose own `__str__` fails."""
+    """The text of the value, in a form that can be stored. It never raises, even if `__str__` fails."""
     try:
         return whole_text(str(value))
-    except Exception as error:  # noqa: BLE001 - somebody else's __str__ may raise anything
+    except Exception as error:  # noqa: BLE001 - a foreign __str__ may raise anything
         return f"<a {type(value).__name__} whose text cannot be read: {type(error).__name__}>"
 
 
 class ProcessTraceback(Exception):
-    """The traceback of an exception that was raised in another process, as text; it is set as its cause."""
+    """The traceback text of an exception from another process. It is set as the cause of that exception."""
 
 
 class OpenAgentsError(Exception):
     """Base class of every error of this library.
 
-    `str(error)` is the message, then a `hint:` and a `docs:` line where given. Ids are fields, so that a log
-    or a caller never has to parse them out of the text. Secrets in the message and the hint are masked when
-    the error is made: so they are in everything that shows it, sends it or stores it.
+    `str(error)` is the message, followed by a `hint:` and a `docs:` line if they are set. Ids are fields, so
+    that nobody has to parse them out of the text. Secrets in the message and the hint are masked when the
+    error is created, so they are never shown, sent or stored.
     """
 
     code: ClassVar[str] = "openagents.error"
     retryable: ClassVar[bool] = False
     http_status: ClassVar[int] = 500
 
-    #: names of the fields that subclasses add; they travel with the error over process borders
+    #: names of fields that subclasses add; they are part of `to_dict()`
     extra_fields: ClassVar[tuple[str, ...]] = ()
 
     # Defaults for subclasses that do not call this class's __init__.
@@ -58,7 +58,8 @@ class OpenAgentsError(Exception):
     tool_id: str | None = None
     step_number: int | None = None
     traceback: str | None = None
-    """Where code that is not of this library raised it: bounded, redacted text, also on other hosts."""
+    """The traceback of user code that raised the error: redacted text of limited length, also from other
+    hosts."""
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class OpenAgentsError(Exception):
 
     @property
     def message(self) -> str:
-        """The text without hint and docs."""
+        """The text without the hint and the docs URL."""
         return text_of(self.args[0]) if self.args else ""
 
     def __str__(self) -> str:
@@ -102,7 +103,7 @@ class OpenAgentsError(Exception):
         """The error as plain JSON: code, message, hint, docs_url, retryable, context."""
         names = ("agent_id", "session_id", "run_id", "tool_id", "step_number", *self.extra_fields)
         context = {name: getattr(self, name, None) for name in names}
-        # A plugin's own class may have fields and texts that no constructor of ours has seen.
+        # The class of a plugin may have fields that no constructor of this library has masked.
         context |= {name: mask_values(context[name]) for name in self.extra_fields if name != "result"}
         if isinstance(self.traceback, str):
             context["traceback"] = self.traceback
@@ -117,22 +118,22 @@ class OpenAgentsError(Exception):
 
 
 ORIGINAL = "_openagents_original"
-"""Attribute of an error that stands for somebody else's exception, in the process where that was raised; it
-is neither recorded nor sent."""
+"""Name of the attribute with the foreign exception that an error replaces. It exists only in the process that
+raised it: it is neither recorded nor sent."""
 
 
 LONGEST_TEXT_CHARS = 100_000
-"""Of a message or a hint: it is looked through on the event loop, which takes a tenth of a second at worst. A
-text of that length is a page that somebody has put into an exception."""
+"""The longest message or hint. Masking it on the event loop takes at most a tenth of a second. A longer text
+is usually a whole page that was put into an exception."""
 
 
 def _masked(text: Any) -> Any:
     if not isinstance(text, str):
-        return text  # a plugin may give anything as a message
+        return text  # a plugin may use any object as a message
     if len(text) <= LONGEST_TEXT_CHARS:
         return mask_prose(text)
-    more = len(text) - LONGEST_TEXT_CHARS
-    return f"{mask_prose(text[:LONGEST_TEXT_CHARS])}… <{more:,} more characters>"
+    cut_chars = len(text) - LONGEST_TEXT_CHARS
+    return f"{mask_prose(text[:LONGEST_TEXT_CHARS])}… <{cut_chars:,} more characters>"
 
 
 def _rebuild(cls: type[OpenAgentsError], args: tuple[Any, ...], fields: dict[str, Any]) -> OpenAgentsError:
@@ -146,16 +147,16 @@ def _rebuild(cls: type[OpenAgentsError], args: tuple[Any, ...], fields: dict[str
 
 
 class ConfigError(OpenAgentsError):
-    """The configuration cannot work. The message says why."""
+    """The configuration cannot be used. The message has the reason."""
 
     code = "config.error"
 
 
 class ConfigValidationError(ConfigError):
-    """A setting or a part of the agents file has a wrong value; the message says where.
+    """A setting or a part of the agents file has a wrong value. The message names it.
 
-    `problems` has each mistake as plain JSON: `path`, `line` (from 1), `code`, `message`, `hint`; empty where
-    there is only the message. `file` is the file they are in.
+    `problems` lists each mistake as plain JSON: `path`, `line` (from 1), `code`, `message`, `hint`. It is
+    empty if there is only the message. `file` is the file with the mistakes.
     """
 
     code = "config.validation"
@@ -217,7 +218,7 @@ class PluginConfigError(PluginError):
         self.problems = tuple(problems)
 
 
-# --- what a producer meets -------------------------------------------------------------------------------
+# --- errors for producers --------------------------------------------------------------------------------
 
 
 class UserError(OpenAgentsError):
@@ -516,7 +517,7 @@ class DepsUnavailable(ExecutionError):
 
 
 class RunFailed(OpenAgentsError):
-    """What `RunHandle.get()` raises for a run that did not complete. `code` is the run's own error code."""
+    """`RunHandle.get()` raises it for a run that did not complete. `code` is the error code of the run."""
 
     extra_fields = ("result",)
 
@@ -531,17 +532,23 @@ class RunFailed(OpenAgentsError):
         super().__init__(message, run_id=run_id, **fields)
         self.__dict__["code"] = code  # the failed run's code, on the instance
         self.result = dict(result) if result is not None else None
-        self.args = (*self.args, code, run_id, self.result)  # all that Celery's JSON keeps of an exception
+        self.args = (
+            *self.args,
+            code,
+            run_id,
+            self.result,
+        )  # Celery's JSON keeps nothing else of an exception
 
     def showing(self, traceback: str | None) -> Self:
-        """The error with the traceback of where the run failed, which Python prints below it as a note."""
+        """This error, with the traceback of the failed run as a note, which Python prints below the
+        message."""
         if traceback is not None:
             self.traceback = traceback
             self.add_note(f"On the worker:\n{traceback}")
         return self
 
     def __repr__(self) -> str:
-        """Without the result: Celery's events and Flower show it."""
+        """Without the result, because Celery's events and Flower show the representation."""
         return f"{type(self).__name__}({self.message!r}, {self.code!r}, {self.run_id!r})"
 
 
@@ -696,14 +703,15 @@ RAISED_BY_PLUGINS: frozenset[type[OpenAgentsError]] = frozenset(
         ModelRetryError,
     }
 )
-"""What this library itself never raises: bases, and classes of the original SDK that plugins raise."""
+"""Classes that this library never raises itself: base classes, and classes of the original SDK for
+plugins."""
 
 
-# --- over process borders --------------------------------------------------------------------------------
+# --- between processes -----------------------------------------------------------------------------------
 
 
 def error_classes() -> Iterator[type[OpenAgentsError]]:
-    """Every loaded error class, parents first; also those that plugins have defined."""
+    """Every loaded error class, parents before children, including those that plugins define."""
     waiting = [OpenAgentsError]
     while waiting:
         cls = waiting.pop(0)
@@ -712,7 +720,8 @@ def error_classes() -> Iterator[type[OpenAgentsError]]:
 
 
 class _Recorded(OpenAgentsError):
-    """An error read back from a record whose class is not loaded here; it keeps code and retryable."""
+    """An error read from a record whose class is not loaded in this process; it keeps `code` and
+    `retryable`."""
 
     code = "openagents.recorded"
 
@@ -722,7 +731,7 @@ class _Recorded(OpenAgentsError):
 
 
 def error_from_wire(data: Mapping[str, Any]) -> OpenAgentsError:
-    """The error that `to_dict()` wrote, as an instance of the class that owns its code."""
+    """The error that `to_dict()` wrote, as an instance of the class with its code."""
     code = str(data.get("code", OpenAgentsError.code))
     cls = next((c for c in error_classes() if c.code == code and not issubclass(c, _Recorded)), None)
     if cls is None:

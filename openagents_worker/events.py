@@ -1,7 +1,7 @@
-"""Events. The only place that says which events exist, what their payloads hold and how they travel.
+"""Events. The only place that defines the events, their payloads and their JSON form.
 
-Names and payloads are the original SDK's, with ours added. The ids of run, session and agent stand in the
-envelope, so a payload need not repeat them.
+Names and payloads are those of the original SDK, with additions. The envelope contains the ids of run,
+session and agent, so payloads do not repeat them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class EventSchema:
-    """What is promised of the events of one name: `required` keys are always there."""
+    """The guaranteed payload of the events of one name: `required` keys are always present."""
 
     name: str
     required: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ def _event(name: str, description: str, required: str = "", optional: str = "") 
 EVENT_SCHEMAS: Mapping[str, EventSchema] = {
     schema.name: schema
     for schema in (
-        # a run's way through the system
+        # the states of a run
         _event("run.queued", "the run waits for a worker; `workers` is 0 if no worker consumes the queue", "",
                "queue workers hint"),
         _event("run.scheduled", "the run was accepted, and is due later", "due_at", "delay_ms"),
@@ -62,7 +62,7 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
         _event("run.cancel_requested", "the cancellation of the run was requested", "", "reason"),
         _event("worker.false_alarm", "the worker was declared dead but is alive; the recovery does not count",
                "alive seen_by"),
-        # a run's work
+        # the execution of a run
         _event("run.requested", "the first attempt of the run begins", "input_text"),
         _event("session.run.started", "the run occupies its session", "", "input_text"),
         _event("run.validated", "agent, plugins and model were found"),
@@ -129,23 +129,23 @@ EVENT_SCHEMAS: Mapping[str, EventSchema] = {
         _event("memory.compact_succeeded", "`compact` of the memory has succeeded"),
         _event("memory.compact.completed", "`compact` of the memory is finished"),
         _event("memory.compact_failed", "`compact` of the memory has failed", "error", "error_details"),
-        # a run's end
+        # the end of a run
         _event("run.completed", "the run has completed", "result"),
         _event("run.failed", "the run has failed", "error", "error_details"),
         _event("run.cancelled", "the run was cancelled", "", "reason"),
         _event("session.run.completed",
                "the last event of a life; `duration_ms` is the sum of all attempts, without waiting times",
                "stop_reason", "duration_ms"),
-        # told to a watcher, not stored
+        # sent to a watcher, not stored
         _event("events.gap", "the events `from` to `to` were trimmed", "from to"),
     )
 }  # fmt: skip
 
 TERMINAL_EVENTS = frozenset({"run.completed", "run.failed", "run.cancelled"})
-"""Exactly one of them ends each life of a run; `session.run.completed`, marked final, follows it."""
+"""Exactly one of them ends each life of a run. `session.run.completed`, which is marked final, follows."""
 
 LIVE_ONLY_EVENTS = frozenset({"llm.delta", "events.gap"})
-"""They have no `seq` and are in no replay."""
+"""Events without a `seq`. They are never replayed."""
 
 _FAMILIES = frozenset(name.split(".")[0] for name in EVENT_SCHEMAS)
 
@@ -153,8 +153,8 @@ _FAMILIES = frozenset(name.split(".")[0] for name in EVENT_SCHEMAS)
 class RunEvent(BaseModel):
     """One event of a run, as it is stored and published.
 
-    `seq` counts the stored events of a run from 1 without gaps; None: live only. `worker` is None when no
-    worker wrote it. After the event marked `final` nothing more comes in this life.
+    `seq` counts the stored events of a run from 1 without gaps. It is None for an event that is only sent
+    live. `worker` is None if no worker wrote the event. The event marked `final` is the last one of a life.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # a newer writer may add to the envelope
@@ -177,18 +177,18 @@ class RunEvent(BaseModel):
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Self:
-        """The event that `to_json()` wrote. Raises pydantic's `ValidationError` on anything else."""
+        """The event that `to_json()` wrote. Raises pydantic's `ValidationError` for any other text."""
         return cls.model_validate_json(text)
 
     def to_json(self) -> str:
-        """The envelope in one line; `final` stands in it only when true."""
+        """The event as one line of JSON; `final` is included only if it is true."""
         return self.model_dump_json(exclude=None if self.final else {"final"})
 
 
 def check_event(name: str, payload: Mapping[str, Any]) -> list[str]:
-    """What is wrong with an event: an undeclared name in one of our families, or missing keys.
+    """The mistakes of an event: missing payload keys, or an undeclared name that begins like one of ours.
 
-    An application's own names (`order.shipped`) are its own business.
+    Other names, such as an application's `order.shipped`, are not checked.
 
     >>> check_event("tool.called", {"tool_id": "calc"})
     ["tool.called: 'params' is missing"]

@@ -1,8 +1,8 @@
-"""Replies over HTTP. The only place that reads one: bounded, decompressed piece by piece, without cookies.
+"""HTTP replies. The only place that reads one: with a size limit, decompressed in pieces, without cookies.
 
-Whoever answers decides how much comes, how it is compressed and what its headers say. So nothing here trusts
-a length, an encoding or a number, and everything that httpx, h11, zlib or a codec raises for such a reply
-becomes one of three: `httpx.TransportError` (the connection broke), `ReplyTooLarge` or `ReplyUnreadable`.
+The server controls the length, the compression and the headers of a reply. Therefore this module trusts no
+length, encoding or number. Any exception of httpx, h11, zlib or a codec becomes one of three:
+`httpx.TransportError` (the connection broke), `ReplyTooLarge` or `ReplyUnreadable`.
 """
 
 from __future__ import annotations
@@ -34,42 +34,44 @@ __all__ = [
 T = TypeVar("T")
 
 ACCEPT_ENCODING = "gzip, deflate"
-"""What can be decompressed a piece at a time, with the standard library."""
+"""The compressions that the standard library can decompress in pieces."""
 
-PIECE_BYTES = 64 * 1024  # decompressed at once: 64 KB of gzip can stand for 64 MB
-BYTES_A_PIECE = 256  # on average, at least: an event of a stream has more
-LEAST_PIECES = 10_000  # of a short reply
-FORMAT_BYTES = 2  # tell the one format of `deflate` from the other
-BREATH_PIECES = 64  # a reply of tiny pieces is read from memory: other runs have their turn after so many
-BREATH_BYTES = 64 * 1024  # and after so much of a large one: that can be a thousand events
+PIECE_BYTES = 64 * 1024  # decompressed at a time: 64 KB of gzip can expand to 64 MB
+BYTES_A_PIECE = 256  # the smallest allowed average; an event of a stream has more
+LEAST_PIECES = 10_000  # a short reply may have this many pieces, whatever their size
+FORMAT_BYTES = 2  # the first bytes tell the two formats of `deflate` apart
+# Reading buffered data never waits, so the reader yields to the event loop after so many pieces or bytes.
+YIELD_PIECES = 64
+YIELD_BYTES = 64 * 1024  # this can be a thousand events
 NOT_TEXT = frozenset({"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7"})
-"""Codecs of Python that are not the character set of any page: slow, or unable to replace what is wrong."""
+"""Python codecs that no web page uses. They are slow, or cannot replace invalid bytes."""
 
 
 class ReplyTooLarge(Exception):
-    """A reply, or one part of it, is larger than its limit; the message names the part and the bytes."""
+    """A reply, or a part of it, is larger than its limit. The message names the part and the limit in
+    bytes."""
 
 
 class ReplyUnreadable(Exception):
-    """A reply is not HTTP, is compressed in a way that was not asked for, or its bytes do not decompress."""
+    """A reply is not valid HTTP, has an unsupported compression, or cannot be decompressed."""
 
 
 def no_cookies() -> CookieJar:
-    """A jar that keeps nothing: one client serves many runs, and a cookie of one must not reach another."""
+    """A cookie jar that stores nothing: one client serves many runs, which must not share cookies."""
     return CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
 
 
 async def received(reply: Awaitable[T]) -> T:
-    """What `reply` gives. Whatever else than a `TransportError` is raised for it is a `ReplyUnreadable`.
+    """The result of `reply`. Any exception but a `TransportError` is translated to `ReplyUnreadable`.
 
-    It is caught by the base class: httpx hands through errors of h11, ssl, idna and the codecs that it does
-    not list. Our own errors of a transport (an address that is refused) travel on.
+    It catches `Exception`, because httpx passes on errors of h11, ssl, idna and codecs that it does not
+    document. Errors of this library, for example for a blocked address, are raised unchanged.
     """
     try:
         return await reply
     except (httpx.TransportError, OpenAgentsError, ReplyTooLarge, ReplyUnreadable):
         raise
-    except OSError as error:  # of ssl, while it reads: httpx does not translate it
+    except OSError as error:  # raised by ssl during a read: httpx does not translate it
         raise httpx.ReadError(f"{type(error).__name__}: {error}") from error
     except Exception as error:
         raise ReplyUnreadable(f"{type(error).__name__}: {error}"[:300]) from error
@@ -78,35 +80,38 @@ async def received(reply: Awaitable[T]) -> T:
 async def pieces_of(
     response: httpx.Response, *, max_bytes: int, what: str = "the reply"
 ) -> AsyncGenerator[bytes, None]:
-    """The body, decompressed: at most `max_bytes` of it, and then `ReplyTooLarge` if there is more.
+    """The decompressed body in pieces. Raises `ReplyTooLarge` after `max_bytes`, if there is more.
 
-    It may come in as many pieces as it has bytes for: one byte at a time costs fifty microseconds a byte.
+    `what` names the reply in errors. The number of pieces is limited, too, because a body that arrives byte
+    by byte costs fifty microseconds a byte.
     """
-    if response.is_stream_consumed:  # by a transport without a network, which made the reply whole
+    if response.is_stream_consumed:  # by a transport without a network, whose reply is complete
         yield response.content
         return
     decode = _decoder(response)
-    left, pieces_left, since_breath, pieces = max_bytes, max(max_bytes // BYTES_A_PIECE, LEAST_PIECES), 0, 0
-    raw_pieces: Any = response.aiter_raw()  # a generator, though httpx does not say so
+    bytes_left, pieces_left = max_bytes, max(max_bytes // BYTES_A_PIECE, LEAST_PIECES)
+    pieces_since_yield = bytes_since_yield = 0
+    raw_pieces: Any = response.aiter_raw()  # an async generator, but httpx does not declare it as one
     async with aclosing(raw_pieces) as stream:
         while (raw := await received(_next(stream))) is not None:
             pieces_left -= 1
             if pieces_left < 0:
-                raise ReplyTooLarge(f"{what} comes in too many pieces for its {max_bytes} bytes")
+                raise ReplyTooLarge(f"{what} has too many pieces for a limit of {max_bytes} bytes")
             for piece in decode(raw):
-                if len(piece) > left:
-                    yield piece[:left]
+                if len(piece) > bytes_left:
+                    yield piece[:bytes_left]
                     raise ReplyTooLarge(f"{what} has more than {max_bytes} bytes")
-                left -= len(piece)
+                bytes_left -= len(piece)
                 yield piece
-                pieces, since_breath = pieces + 1, since_breath + len(piece)
-                if pieces >= BREATH_PIECES or since_breath >= BREATH_BYTES:
-                    pieces = since_breath = 0
+                pieces_since_yield += 1
+                bytes_since_yield += len(piece)
+                if pieces_since_yield >= YIELD_PIECES or bytes_since_yield >= YIELD_BYTES:
+                    pieces_since_yield = bytes_since_yield = 0
                     await asyncio.sleep(0)
 
 
 async def body_of(response: httpx.Response, *, max_bytes: int) -> bytes:
-    """The whole body. Raises `ReplyTooLarge` when it has more than `max_bytes`, decompressed."""
+    """The whole decompressed body. Raises `ReplyTooLarge` if it has more than `max_bytes`."""
     body = bytearray()
     async with aclosing(pieces_of(response, max_bytes=max_bytes)) as pieces:
         async for piece in pieces:
@@ -115,7 +120,7 @@ async def body_of(response: httpx.Response, *, max_bytes: int) -> bytes:
 
 
 async def beginning_of(response: httpx.Response, *, max_bytes: int) -> tuple[bytes, bool]:
-    """The body as far as its limit, and whether it was cut off there; the rest is not read."""
+    """The first `max_bytes` of the decompressed body, and whether there is more; the rest is not read."""
     body = bytearray()
     try:
         async with aclosing(pieces_of(response, max_bytes=max_bytes)) as pieces:
@@ -127,18 +132,18 @@ async def beginning_of(response: httpx.Response, *, max_bytes: int) -> tuple[byt
 
 
 def text_of_body(body: bytes, content_type: str) -> str:
-    """The body as text: in the character set that its header names if that is one, else in UTF-8."""
+    """The body as text, decoded with the character set of the content type, or UTF-8 if it is not usable."""
     try:
-        named = httpx.Response(200, headers={"content-type": content_type})
-        charset = named.charset_encoding or "utf-8"
+        parsed = httpx.Response(200, headers={"content-type": content_type})
+        charset = parsed.charset_encoding or "utf-8"
         if codecs.lookup(charset).name.replace("_", "-") in NOT_TEXT:
             raise LookupError(charset)
         return body.decode(charset, "replace")
-    except (LookupError, ValueError):  # no such codec, or one that does not make text of bytes
+    except (LookupError, ValueError):  # no such codec, or one that does not decode bytes to text
         return body.decode("utf-8", "replace")
 
 
-# --- how it comes ----------------------------------------------------------------------------------------
+# --- decompression ---------------------------------------------------------------------------------------
 
 
 async def _next(stream: AsyncGenerator[bytes, None]) -> bytes | None:
@@ -151,7 +156,11 @@ class _Plain:
 
 
 class _Inflate:
-    """zlib, a piece at a time. `deflate` means two formats, of which the first bytes tell."""
+    """Decompression with zlib, piece by piece.
+
+    `otherwise` is a second format, as zlib's `wbits`. It is tried if the first bytes are not valid in the
+    first one: servers use two formats under the name `deflate`.
+    """
 
     def __init__(self, wbits: int, otherwise: int | None = None) -> None:
         self._zlib = zlib.decompressobj(wbits)
@@ -172,7 +181,7 @@ class _Inflate:
             piece = self._zlib.decompress(raw, PIECE_BYTES)
         except zlib.error as error:
             if self._otherwise is None:
-                raise ReplyUnreadable(f"its compressed bytes cannot be read: {error}") from error
+                raise ReplyUnreadable(f"the compressed bytes cannot be read: {error}") from error
             self._zlib, self._otherwise = zlib.decompressobj(self._otherwise), None
             return self._decompress(self._begin + raw)
         if self._otherwise is not None:
@@ -182,11 +191,11 @@ class _Inflate:
 
 
 def _decoder(response: httpx.Response) -> _Plain | _Inflate:
-    named = response.headers.get("content-encoding", "").strip().lower()
-    if named in ("", "identity"):
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
         return _Plain()
-    if named in ("gzip", "x-gzip"):
+    if encoding in ("gzip", "x-gzip"):
         return _Inflate(zlib.MAX_WBITS | 16)
-    if named == "deflate":
+    if encoding == "deflate":
         return _Inflate(zlib.MAX_WBITS, -zlib.MAX_WBITS)
-    raise ReplyUnreadable(f"it is compressed as {named[:40]!r}, which was not asked for")
+    raise ReplyUnreadable(f"the compression {encoding[:40]!r} is not supported")

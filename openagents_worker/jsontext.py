@@ -1,18 +1,18 @@
-"""JSON text. The only place that says which values may be stored, how they are written and how read.
+"""JSON text. The only place that defines which values can be stored, and how they are written and read.
 
-Whoever writes must write what every reader reads: Python's decoder, pydantic (200 levels), cjson in Redis.
+Every written text must be readable by Python's decoder, by pydantic (200 levels) and by cjson in Redis.
 
-| | from a producer, the options, the agents file | from a tool, a model, an exception, a plugin |
+| | from a producer, options, the agents file | from a tool, a model, an exception, a plugin |
 |---|---|---|
-| half of a surrogate pair in a text | refused | U+FFFD stands in its place |
-| an integer beyond -2^63 … 2^63-1 | refused | its digits stand there as text |
-| NaN, Infinity, a number that overflows (`1e999`) | refused | null stands there |
-| more than 100 levels of lists and objects | refused | the step fails, `step.too_deep` |
-| a key that is not text | refused | its JSON is the key: `1`, `true`, `null` |
-| what is not JSON: an object, bytes, a circle | refused | the step fails, `step.too_large` |
+| half of a surrogate pair in a text | rejected | replaced by U+FFFD |
+| an integer beyond -2^63 … 2^63-1 | rejected | replaced by its digits as text |
+| NaN, Infinity, a number that overflows (`1e999`) | rejected | replaced by null |
+| more than 100 levels of lists and objects | rejected | the step fails, `step.too_deep` |
+| a key that is not text | rejected | replaced by its JSON: `1`, `true`, `null` |
+| what is not JSON: an object, bytes, a circular reference | rejected | the step fails, `step.too_large` |
 
-`check` refuses, `replaced` replaces. What an older version has stored may break a rule, and is read all the
-same: `loads` asks for JSON only.
+`check` rejects, `replaced` replaces. A value that an older version stored may break a rule. It can still be
+read: `loads` requires only valid JSON.
 """
 
 from __future__ import annotations
@@ -43,30 +43,31 @@ __all__ = [
 ]
 
 MAX_NESTING = 100
-"""Levels of lists and objects in a value that is stored; pydantic, the first to give up, reads 200."""
+"""Levels of lists and objects in a stored value. pydantic has the lowest limit of all readers, 200."""
 ENVELOPE_LEVELS = 10
-"""Levels that this library itself puts around a value: a reply's `tool_calls[0].arguments` are three."""
+"""Levels that this library adds around a value: `tool_calls[0].arguments` of a reply are three."""
 NESTING_OF_OLD = 150
-"""Levels that earlier versions have stored."""
+"""Levels that earlier versions allowed in stored values."""
 MAX_VALUES = 2_000_000
-"""In one value that is stored: a list that stands in it again and again counts each time, as in its text."""
+"""The most values in one stored value. A list that occurs twice in it counts twice, as in its JSON text."""
 LARGEST_INTEGER = 2**63 - 1
 SMALLEST_INTEGER = -(2**63)
-"""What a reader in any language keeps exactly: 64 bits with a sign."""
+"""The range of signed 64-bit integers, which readers in any language keep exactly."""
 LARGEST_COUNT = 2**53
-"""Up to here also those readers count exactly whose numbers are all floats."""
+"""The largest count that is exact in languages whose only numbers are floats (2^53)."""
 MAX_PATH_CHARS = 200
 
 _HALF = "half of a surrogate pair (U+D800 to U+DFFF), which is not a character"
 _BEYOND = "an integer beyond 64 bits; -2^63 to 2^63-1 are allowed, send a larger one as text"
-_NOT_FINITE = "NaN or infinite, which JSON has no number for; leave it out or send null"
+_NOT_FINITE = "NaN or infinite, which JSON cannot express; leave it out or send null"
 _TOO_DEEP = f"nested more than {MAX_NESTING} levels deep; send a flatter value, or its JSON as text"
 
 _TOO_MANY = f"it has more than {MAX_VALUES:,} values"
 
 
 class BadValue(ValueError):
-    """A value breaks a rule. `path` says where: `labels.x[3]`, empty for the value itself."""
+    """A value breaks a rule of this module. `path` names its part, as `labels.x[3]`; empty: the value
+    itself."""
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: it is {problem}" if path else f"it is {problem}")
@@ -74,19 +75,19 @@ class BadValue(ValueError):
 
 
 class NestedTooDeeply(ValueError):
-    """A value that was to be stored has too many levels."""
+    """A value has too many levels of lists and objects to be stored."""
 
 
 # --- writing ---------------------------------------------------------------------------------------------
 
 
 def dumps(value: Any) -> str:
-    """Compact JSON. Raises TypeError or ValueError for what is not JSON, NaN included."""
+    """Compact JSON. Raises TypeError or ValueError for a value that is not JSON, including NaN."""
     return _encoded(value)
 
 
 def canonical_json(value: Any) -> str:
-    """Compact JSON with its keys in order: equal values have equal texts. Raises as `dumps` does."""
+    """Compact JSON with sorted keys, so that equal values have equal texts. Raises as `dumps` does."""
     return _encoded_in_order(value)
 
 
@@ -105,9 +106,9 @@ _encoded_in_order = json.JSONEncoder(
 
 
 def loads(text: str | bytes, *, nan_is_null: bool = False) -> Any:
-    """The value of a JSON text. Raises ValueError for whatever cannot be read, also for endless nesting.
+    """The value of a JSON text. Raises ValueError for invalid JSON and for too many levels.
 
-    NaN and Infinity are not JSON; with `nan_is_null` they count as null, as some servers send them.
+    NaN and Infinity are not valid JSON, but some servers send them; with `nan_is_null` they are read as null.
 
     >>> loads('[NaN]', nan_is_null=True)
     [None]
@@ -116,7 +117,7 @@ def loads(text: str | bytes, *, nan_is_null: bool = False) -> Any:
     try:
         return decode(text if isinstance(text, str) else str(text, "utf-8"))
     except RecursionError:
-        raise ValueError("it is nested too deeply to be read") from None
+        raise ValueError("it has too many levels to be read") from None
 
 
 def _not_json(constant: str) -> NoReturn:
@@ -131,7 +132,7 @@ _decode_loosely = json.JSONDecoder(parse_constant=lambda _: None).decode
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text holds whole characters only, so that it can be sent and stored."""
+    """Whether a text can be encoded as UTF-8: it contains no half of a surrogate pair."""
     if text.isascii():
         return True
     try:
@@ -142,7 +143,7 @@ def is_whole(text: str) -> bool:
 
 
 def whole_text(text: str) -> str:
-    r"""The text with pairs of surrogates joined, and U+FFFD in the place of half a pair (JSON's "\ud83d").
+    r"""The text with surrogate pairs joined to characters, and each lone half (JSON's "\ud83d") as U+FFFD.
 
     >>> whole_text("\ud83d\ude00"), whole_text("a\ud800") == "a\ufffd"
     ('😀', True)
@@ -152,13 +153,13 @@ def whole_text(text: str) -> str:
     )
 
 
-# --- refusing --------------------------------------------------------------------------------------------
+# --- checking --------------------------------------------------------------------------------------------
 
 
 def check(value: Any, path: str = "") -> None:
-    """Raises `BadValue` for the first part of a value that breaks a rule of text, numbers or depth.
+    """Raises `BadValue` for the first part of a value that breaks a rule for texts, numbers or nesting.
 
-    What is not JSON is left to those who know what should be there.
+    Other types, such as dates, are not checked here: the models of the callers reject them.
 
     >>> check({"x": [1, 2, 2**63]}, "labels")
     Traceback (most recent call last):
@@ -171,7 +172,7 @@ def check(value: Any, path: str = "") -> None:
 
 
 def _problem(value: Any, levels: int) -> tuple[list[str | int], str] | None:
-    """Where in the value, from the inside out, and what."""
+    """The first problem, and its path in the value from the inside out; None without a problem."""
     if isinstance(value, str):
         return None if is_whole(value) else ([], _HALF)
     if isinstance(value, int):
@@ -188,7 +189,7 @@ def _problem(value: Any, levels: int) -> tuple[list[str | int], str] | None:
         return [], _TOO_DEEP
     for step, item in inner:
         if isinstance(step, str) and not is_whole(step):
-            return [whole_text(step)], f"under a name with {_HALF}"
+            return [whole_text(step)], f"a key with {_HALF}"
         found = _problem(item, levels - 1)
         if found is not None:
             found[0].append(step if isinstance(step, str | int) else str(step))
@@ -212,10 +213,11 @@ def _path(begin: str, steps: list[str | int]) -> str:
 
 
 def replaced(value: Any, levels: int = MAX_NESTING) -> Any:
-    """The value as it will be read back: the same object where that makes no difference.
+    """The value as it is read back after storing: the same object, if storing does not change it, else a
+    copy.
 
-    Raises `NestedTooDeeply` for more than so many levels, TypeError or ValueError for what is not JSON, and
-    ValueError for more than `MAX_VALUES` values.
+    Raises `NestedTooDeeply` for more than `levels` levels, TypeError or ValueError for a value that is not
+    JSON, and ValueError for more than `MAX_VALUES` values.
 
     >>> replaced({1: (float("nan"), 2**64)})
     {'1': [None, '18446744073709551616']}
@@ -225,8 +227,10 @@ def replaced(value: Any, levels: int = MAX_NESTING) -> Any:
 
 
 def _is_as_read(value: Any, levels: int, left: list[int]) -> bool:
-    """Whether reading what is written of the value gives the same. It runs for every commit: no call that
-    can be left out."""
+    """Whether writing and reading the value gives an equal one. `left` counts the values that may follow.
+
+    It runs for every commit, so the code repeats itself instead of calling functions.
+    """
     kind = type(value)
     if kind is dict:
         left[0] -= len(value)
@@ -274,7 +278,8 @@ def _is_as_read(value: Any, levels: int, left: list[int]) -> bool:
 
 
 def _replaced(value: Any, levels: int, outer: tuple[int, ...], left: list[int]) -> Any:
-    """A copy; `outer` are the identities of what it stands in."""
+    """A copy with the replacements. `outer` are the ids of the containers around the value, to find
+    circles."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -300,7 +305,7 @@ def _replaced(value: Any, levels: int, outer: tuple[int, ...], left: list[int]) 
 
 
 def _key(key: Any) -> str:
-    """A key as JSON writes it."""
+    """A key as the text that JSON writes for it."""
     if isinstance(key, str):
         return whole_text(str.__str__(key))
     if key is None or isinstance(key, bool):
@@ -313,8 +318,8 @@ def _key(key: Any) -> str:
 
 
 def _digits(number: int) -> str:
-    """An integer as text, in hexadecimal where Python writes no decimal: `int(text, 0)` reads both."""
+    """An integer as text: decimal, or hexadecimal beyond Python's limit. `int(text, 0)` reads both."""
     try:
         return str(number)
-    except ValueError:  # Python writes 4,300 digits: the time grows with their square
+    except ValueError:  # Python's limit is 4,300 digits, because the time grows with their square
         return hex(number)

@@ -1,9 +1,9 @@
-"""Event loops. The only place that knows what was opened for which loop, and finds what a closed one left.
+"""Event loops. The only place that keeps resources per event loop and closes them when the loop ends.
 
-An event loop can end in three ways. `asyncio.run` ends the asynchronous generators that are still open: so
-each entry has one, which closes it. Somebody can close a loop by hand: nothing is told of that, so closed
-loops are looked for whenever an entry is made. And a process can fork: the child has the parent's loops and
-sockets, and may use none of them.
+An event loop can end in three ways. `asyncio.run` closes the asynchronous generators that are still open:
+therefore each resource has a generator that closes it. Code can close a loop directly, without a
+notification: therefore closed loops are searched for whenever a resource is made. And a process can fork: the
+child inherits the loops and sockets of its parent, but must not use them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ __all__ = ["OnLoop", "PerLoop", "StartsAfresh", "at_fork", "http_transports"]
 
 
 class OnLoop(Protocol):
-    """What somebody has open on one event loop."""
+    """A resource that belongs to one event loop, for example a connection pool."""
 
     async def close(self) -> None:
-        """Close it, on its loop."""
+        """Close the resource. It is called on its loop."""
         ...
 
     def transports(self) -> Iterable[Any]:
-        """Its asyncio transports that are open."""
+        """The open asyncio transports of the resource."""
         ...
 
     def forget(self) -> None:
-        """Called when these have been closed for it, because the loop is closed."""
+        """Forget the transports. It is called after they were closed because the loop is closed."""
         ...
 
 
@@ -40,78 +40,81 @@ T = TypeVar("T", bound=OnLoop)
 
 
 class PerLoop(Generic[T]):
-    """One T for each event loop that asks for it. `make` is called on the loop."""
+    """One resource for each event loop. `make` creates it, and is called on that loop."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
         self._entries: _Entries[T] = {}
-        weakref.finalize(self, _leave_closed, self._entries).atexit = False
-        with _knowing:
-            _known.add(self)
+        weakref.finalize(self, _close_entries_of_closed_loops, self._entries).atexit = False
+        with _lock:
+            _instances.add(self)
         at_fork(self)
 
     def here(self) -> T:
-        """The one of the running loop, made when it is first asked for."""
+        """The resource of the running loop. The first call makes it."""
         loop = asyncio.get_running_loop()
         entry = self._entries.get(loop)
         if entry is None:
-            _look_for_closed_loops()
+            _close_resources_of_closed_loops()
             made = self._make()
-            entry = self._entries[loop] = made, _closing(loop, self._entries, made)
+            entry = self._entries[loop] = made, _closing_generator(loop, self._entries, made)
         return entry[0]
 
     async def close(self) -> None:
-        """Close the one of the running loop, and what is left of loops that are closed."""
+        """Close the resource of the running loop, and the resources of closed loops."""
         self.leave_closed()
         entry = self._entries.pop(asyncio.get_running_loop(), None)
         if entry is not None:
-            made, life = entry
-            _end(life)
+            made, generator = entry
+            _end_generator(generator)
             await made.close()
 
     def leave_closed(self) -> None:
-        """Close what is left of loops that are closed."""
-        _leave_closed(self._entries)
+        """Close the resources of closed loops."""
+        _close_entries_of_closed_loops(self._entries)
 
     def start_afresh(self) -> None:
-        """Give up what this process has inherited, in a child that was just forked."""
+        """Drop the inherited resources in a process that was just forked."""
         for loop in list(self._entries):
-            made, life = self._entries.pop(loop)
-            _end(life)
-            _inherited.append((loop, made))  # collected, they would act upon the parent's selector
+            made, generator = self._entries.pop(loop)
+            _end_generator(generator)
+            # Keep a reference: their finalizers would change the selector of the parent.
+            _inherited.append((loop, made))
             for transport in made.transports():
-                with suppress(OSError):  # it was closed already
-                    _cut_off(transport)
+                with suppress(OSError):  # the socket is already closed
+                    _close_inherited_socket(transport)
 
 
 _Entries = dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None]]]
 
-_known: weakref.WeakSet[PerLoop[Any]] = weakref.WeakSet()
-_knowing = threading.Lock()
+_instances: weakref.WeakSet[PerLoop[Any]] = weakref.WeakSet()
+_lock = threading.Lock()
 _inherited: list[Any] = []
 
 
-def _look_for_closed_loops() -> None:
-    with _knowing:
-        owners = list(_known)
+def _close_resources_of_closed_loops() -> None:
+    with _lock:
+        owners = list(_instances)
     for owner in owners:
         owner.leave_closed()
 
 
-def _leave_closed(entries: _Entries[Any]) -> None:
+def _close_entries_of_closed_loops(entries: _Entries[Any]) -> None:
     for loop in [loop for loop in list(entries) if loop.is_closed()]:
-        entry = entries.pop(loop, None)  # another thread may have been quicker
+        entry = entries.pop(loop, None)  # another thread may have removed it
         if entry is not None:
-            made, life = entry
-            _end(life)
-            with suppress(Exception):  # whoever asks now has nothing to do with what is left behind
+            made, generator = entry
+            _end_generator(generator)
+            with suppress(Exception):  # an error of a closed loop must not fail the current caller
                 for transport in made.transports():
                     _close_without_loop(transport)
                 made.forget()
 
 
-def _closing(loop: asyncio.AbstractEventLoop, entries: _Entries[T], made: T) -> AsyncGenerator[None]:
-    """A generator that has begun on this loop, and closes the entry when the loop ends it."""
+def _closing_generator(
+    loop: asyncio.AbstractEventLoop, entries: _Entries[T], made: T
+) -> AsyncGenerator[None]:
+    """A generator that was started on this loop. When the loop closes it, it closes the resource."""
 
     async def life() -> AsyncGenerator[None]:
         try:
@@ -122,40 +125,41 @@ def _closing(loop: asyncio.AbstractEventLoop, entries: _Entries[T], made: T) -> 
                 del entries[loop]
                 await made.close()
 
-    begun = life()
+    generator = life()
     with suppress(StopIteration):
-        begun.__anext__().send(None)  # it awaits nothing before its first value
-    return begun
+        generator.__anext__().send(None)  # it awaits nothing before its first value
+    return generator
 
 
-def _end(life: AsyncGenerator[None]) -> None:
-    """End a life whose entry is gone: then it awaits nothing."""
+def _end_generator(generator: AsyncGenerator[None]) -> None:
+    """End the generator of a resource that was removed. It awaits nothing then."""
     with suppress(StopIteration):
-        life.aclose().send(None)
+        generator.aclose().send(None)
 
 
 # --- without a loop --------------------------------------------------------------------------------------
 
 
 def _close_without_loop(transport: Any) -> None:
-    """Close the socket of a transport whose loop is closed: its own `close` would ask the loop.
+    """Close the socket of a transport whose loop is closed. Its own `close` needs a running loop.
 
-    uvloop closes all that it has with the loop.
+    uvloop closes its transports together with the loop.
     """
     transport = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None) or transport
     if hasattr(transport, "_call_connection_lost"):
         transport._closing = True
-        with suppress(Exception):  # its protocol may want to call somebody on the loop
+        with suppress(Exception):  # its protocol may try to schedule a callback on the closed loop
             transport._call_connection_lost(None)
 
 
-def _cut_off(transport: Any) -> None:
-    """Close a socket that a child has inherited. Its number stays taken: others still think to own it."""
-    nothing = os.open(os.devnull, os.O_RDWR)
+def _close_inherited_socket(transport: Any) -> None:
+    """Close an inherited socket. Its file descriptor stays in use, because other objects still refer to
+    it."""
+    null_device = os.open(os.devnull, os.O_RDWR)
     try:
-        os.dup2(nothing, transport.get_extra_info("socket").fileno(), inheritable=False)
+        os.dup2(null_device, transport.get_extra_info("socket").fileno(), inheritable=False)
     finally:
-        os.close(nothing)
+        os.close(null_device)
 
 
 def http_transports(http: Any) -> Iterator[Any]:
@@ -174,27 +178,28 @@ def http_transports(http: Any) -> Iterator[Any]:
 
 class StartsAfresh(Protocol):
     def start_afresh(self) -> None:
-        """Called in a child that was just forked: nothing of the parent's may be used or ended."""
+        """Drop what was inherited, in a process that was just forked. The parent still uses it: do not close
+        it."""
         ...
 
 
-_start_afresh: weakref.WeakSet[StartsAfresh] = weakref.WeakSet()
+_restarted_after_fork: weakref.WeakSet[StartsAfresh] = weakref.WeakSet()
 
 
 def at_fork(owner: StartsAfresh) -> None:
-    """Let this object start afresh in every child that is forked while it lives."""
-    _hook_into_forks()
-    with _knowing:
-        _start_afresh.add(owner)
+    """Call `owner.start_afresh()` in every process that is forked while `owner` exists."""
+    _register_fork_hook()
+    with _lock:
+        _restarted_after_fork.add(owner)
 
 
 @cache
-def _hook_into_forks() -> None:
-    os.register_at_fork(after_in_child=_in_child)
+def _register_fork_hook() -> None:
+    os.register_at_fork(after_in_child=_start_afresh_in_child)
 
 
-def _in_child() -> None:
-    global _knowing
-    _knowing = threading.Lock()  # another thread of the parent may have held it
-    for owner in list(_start_afresh):
+def _start_afresh_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
+    for owner in list(_restarted_after_fork):
         owner.start_afresh()

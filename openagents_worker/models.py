@@ -1,4 +1,4 @@
-"""Models. The only place that says what crosses a wire: requests, results, records. JSON in, JSON out."""
+"""Models. The only place that defines requests, results and records as they are sent and stored in JSON."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ __all__ = [
 MAX_ID_CHARS = 256
 DEFAULT_MAX_PAYLOAD_BYTES = 1024 * 1024
 MAX_LABELS = 32
-MAX_MESSAGE_CHARS = 8_000  # an error message is kept whole up to here; a stack dump is not a message
+MAX_MESSAGE_CHARS = 8_000  # a longer error message is cut
 
 
 def _checked_id(value: str) -> str:
     bad = next((c for c in value if c.isspace() or not c.isprintable()), None)
     if not value or len(value) > MAX_ID_CHARS or bad is not None:
-        found = f"it has {bad!r}" if bad is not None else f"it has {len(value)} characters"
+        found = f"it contains {bad!r}" if bad is not None else f"it has {len(value)} characters"
         raise PydanticCustomError(
             "id",
-            "an id is 1 to {limit} printable characters without whitespace; {found}",
+            "an id must have 1 to {limit} printable characters and no whitespace; {found}",
             {"limit": MAX_ID_CHARS, "found": found},
         )
     return value
@@ -84,12 +84,14 @@ def _checked_queue(name: str) -> str:
 
 
 QueueName = Annotated[str, AfterValidator(_checked_queue)]
-"""A name that a queue may have, whatever the key prefix; `submit` compares it with that."""
+"""A valid queue name. `submit` also checks that it does not begin with the key prefix."""
 
 
 def _checked_label(name: str) -> str:
     if "=" in _checked_id(name):
-        raise PydanticCustomError("label", "a label's name has no '='; found {found}", {"found": repr(name)})
+        raise PydanticCustomError(
+            "label", "the name of a label must not contain '='; found {found}", {"found": repr(name)}
+        )
     return name
 
 
@@ -97,15 +99,17 @@ def _checked_checkpoint(value: str) -> str:
     run_id, _, step = value.rpartition(":step:")
     if not run_id or not step.isdecimal():
         raise PydanticCustomError(
-            "checkpoint", "a checkpoint is '{{run_id}}:step:{{n}}'; found {found}", {"found": repr(value)}
+            "checkpoint",
+            "a checkpoint must have the form '{{run_id}}:step:{{n}}'; found {found}",
+            {"found": repr(value)},
         )
     return value
 
 
 class _Wire(BaseModel):
-    """What all models here share: frozen, strict about unknown fields, finite numbers only."""
+    """Base class of models in requests: frozen, without unknown fields, with finite numbers only."""
 
-    # What pydantic says of a wrong value would show it, and the fields around it.
+    # pydantic's messages would show the wrong value and the fields around it.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     @model_validator(mode="before")
@@ -127,7 +131,7 @@ class _Wire(BaseModel):
 
 
 class _Stored(BaseModel):
-    """What the models of stored results share: a newer version may have added fields, which are ignored."""
+    """Base class of models that are read from Redis: fields that a newer version has added are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -144,7 +148,7 @@ class StopReason(StrEnum):
 
 
 class RunState(StrEnum):
-    """Where a run stands. The last three are terminal."""
+    """The state of a run. The last three are terminal."""
 
     SCHEDULED = "scheduled"
     QUEUED = "queued"
@@ -161,7 +165,7 @@ class RunState(StrEnum):
 
 
 class RunBudget(_Wire):
-    """Limits of one run. None means the agent's or the deployment's default; durations in milliseconds."""
+    """Limits of one run. None: the default of the agent or the deployment. Durations are in milliseconds."""
 
     max_steps: int | None = Field(
         default=None, ge=1, description="Number of steps (model turns). null: the pattern's max_steps."
@@ -179,11 +183,13 @@ class RunBudget(_Wire):
         default=None, ge=0, description="Number of retries of one failed call. null: 3."
     )
     max_validation_retries: int | None = Field(
-        default=None, ge=0, description="Number of further answers asked for when one does not fit. null: 3."
+        default=None,
+        ge=0,
+        description="Number of further answers if one does not match the output_type. null: 3.",
     )
 
     def within(self, limits: RunBudget | None) -> RunBudget:
-        """The smaller one of each two limits; a limit that only one has is that one's."""
+        """A budget with the smaller one of each two limits; None is no limit."""
         if limits is None:
             return self
         both = [(name, getattr(self, name), getattr(limits, name)) for name in RunBudget.model_fields]
@@ -195,8 +201,9 @@ class RunBudget(_Wire):
 class RunRequest(_Wire):
     """One request to an agent in a session.
 
-    `run_id` may be chosen by the producer: the same id with the same request is one run, however often it
-    is submitted. `durable` None means the deployment's default (`OPENAGENTS_DURABLE_DEFAULT`).
+    The producer may choose the `run_id`: the same request with the same id is one run, even if it is
+    submitted several times. `durable=None` means the default of the deployment
+    (`OPENAGENTS_DURABLE_DEFAULT`).
 
     >>> RunRequest(agent_id="assistant", session_id="s1", input_text="hi", run_id="r1").run_id
     'r1'
@@ -213,21 +220,25 @@ class RunRequest(_Wire):
     durable: bool | None = None
     queue: QueueName | None = None
     tenant: Id | None = None
-    """Whose run it is: `Client.runs(tenant=...)` lists a customer's."""
+    """The customer of the run. `Client.runs(tenant=...)` lists the runs of a customer."""
     labels: dict[Annotated[str, AfterValidator(_checked_label)], Id] = Field(
         default_factory=dict, max_length=MAX_LABELS
     )
-    """Names and values by which `Client.runs(labels=...)` finds it, at most 32."""
+    """Names and values, at most 32. `Client.runs(labels=...)` finds runs by them."""
     deps: Id | None = None
-    """The name of what tools and patterns get as `context.deps`; see `register_deps`."""
+    """The registered name (`register_deps`) of the object that tools and patterns get as `context.deps`."""
     output_type: dict[str, JsonValue] | Id | SkipJsonSchema[type[BaseModel]] | None = None
-    """What the answer has to fit: a JSON Schema, a registered name (`register_output`), or a pydantic class,
-    which travels as its schema and to which the answer is parsed where the run is waited for."""
+    """The type of the answer: a JSON Schema, a registered name (`register_output`), or a pydantic class.
+
+    A pydantic class is sent as its schema, and `wait()` parses the answer to the class.
+    """
     on_busy: Literal["enqueue", "reject"] = "enqueue"
-    """What to do when the session has a run already: wait for one's turn, or raise `session.busy`."""
+    """If the session already has a run: `enqueue` lets this run wait, `reject` raises `session.busy`."""
     resume_from_checkpoint: Annotated[str, AfterValidator(_checked_checkpoint)] | None = None
-    """The last checkpoint of a run that failed or was cancelled, `{run_id}:step:{n}`: that run goes on.
-    Agent and session must be the run's own, `input_text` its own or empty."""
+    """The last checkpoint, `{run_id}:step:{n}`, of a failed or cancelled run. That run continues.
+
+    Agent and session must be those of the run, and `input_text` must be the same or empty.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -239,7 +250,7 @@ class RunRequest(_Wire):
         if data.get("run_id", run_id) != run_id:
             raise PydanticCustomError(
                 "run_id",
-                "run_id {given} is not that of the checkpoint {checkpoint}; leave run_id out",
+                "run_id {given} is not the run of the checkpoint {checkpoint}; leave run_id out",
                 {"given": repr(data["run_id"]), "checkpoint": repr(checkpoint)},
             )
         return {**data, "run_id": run_id}
@@ -253,8 +264,8 @@ class RunRequest(_Wire):
             except PydanticUserError as error:
                 raise PydanticCustomError(
                     "output_type",
-                    "{name} has no JSON Schema: {why}",
-                    {"name": value.__name__, "why": str(error).splitlines()[0]},
+                    "{name} has no JSON Schema: {reason}",
+                    {"name": value.__name__, "reason": str(error).splitlines()[0]},
                 ) from None
         return value
 
@@ -264,23 +275,24 @@ class RunRequest(_Wire):
 
     @property
     def output_class(self) -> type[BaseModel] | None:
-        """The pydantic class that was asked for; None where the wish was a schema, a name, or none."""
+        """The pydantic class in `output_type`; None if it is a schema, a name, or not set."""
         return self.output_type if isinstance(self.output_type, type) else None
 
 
-@lru_cache(maxsize=256)  # it is asked for several times in one submission
+@lru_cache(maxsize=256)  # one submission needs the schema several times
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON Schema of what the class accepts."""
+    """The JSON Schema of a pydantic class."""
     return model.model_json_schema()
 
 
 class RunUsage(BaseModel):
-    """What a run has used. Tokens are counted by the provider, `cost_usd` is None until a price is known.
+    """The model calls, tool calls, tokens and cost of a run.
 
-    Not frozen: pattern classes written for the original SDK add to `context.usage`; they get a copy.
+    The provider counts the tokens. `cost_usd` is None while no price is known. The class is not frozen,
+    because patterns for the original SDK change `context.usage`, which is a copy.
     """
 
-    model_config = ConfigDict(extra="ignore")  # a newer version may count more
+    model_config = ConfigDict(extra="ignore")  # a newer version may have more counters
 
     llm_calls: int = 0
     tool_calls: int = 0
@@ -295,7 +307,7 @@ class RunUsage(BaseModel):
     llm_retry_count: int = 0
 
     def plus(self, delta: RunUsage) -> RunUsage:
-        """The sum of two, no count beyond 2^53; `ttft_ms` is the first one known."""
+        """The sum of two usages. No count exceeds 2^53. `ttft_ms` is the first known one."""
         costs = dict(self.cost_breakdown)
         for name, usd in delta.cost_breakdown.items():
             costs[name] = round(costs.get(name, 0.0) + usd, 12)
@@ -318,7 +330,7 @@ class RunUsage(BaseModel):
 
 
 class RunArtifact(_Stored):
-    """Something a run produced beside its answer: a report, a picture's address, a table."""
+    """A further output of a run beside its answer: a report, the URL of a picture, a table."""
 
     name: str
     kind: str = "generic"
@@ -327,10 +339,9 @@ class RunArtifact(_Stored):
 
 
 class ErrorDetails(_Stored):
-    """An error as data. `cause` follows `__cause__` up to three levels.
+    """An error as data. `cause` is its `__cause__`, up to three levels.
 
-    `context` has the ids of where it happened and, where code that is not of this library raised it, its
-    `traceback`.
+    `context` has the ids of the run, step or tool, and the `traceback` if user code raised the error.
     """
 
     code: str
@@ -343,19 +354,22 @@ class ErrorDetails(_Stored):
 
     @property
     def traceback(self) -> str | None:
-        """Where your code raised it, as text: redacted, at most 8 KiB, your own frames. None for an error of
-        this library, which explains itself, and for what an older version has stored."""
+        """The traceback of your code that raised the error: redacted text, at most 8 KiB, only your frames.
+
+        None for an error of this library, and for an error that an older version has stored.
+        """
         text = self.context.get("traceback")
         return text if isinstance(text, str) else None if self.cause is None else self.cause.traceback
 
     @classmethod
     def from_exception(cls, error: BaseException, depth: int = 3) -> Self:
-        """Any exception as data; what is no error of ours has the code `error.unknown`."""
-        below = None if isinstance(error.__cause__, ProcessTraceback) else error.__cause__
-        cause = cls.from_exception(below, depth - 1) if below is not None and depth > 1 else None
+        """Any exception as data. An exception that is not an `OpenAgentsError` has the code
+        `error.unknown`."""
+        caused_by = None if isinstance(error.__cause__, ProcessTraceback) else error.__cause__
+        cause = cls.from_exception(caused_by, depth - 1) if caused_by is not None and depth > 1 else None
         if isinstance(error, OpenAgentsError):
             if isinstance(error.traceback, str) and cause is not None:
-                cause = cause._without_traceback()  # the error's own shows all of the chain
+                cause = cause._without_traceback()  # the traceback of the error includes its causes
             data = error.to_dict()
             data["message"] = safe_message(data["message"], MAX_MESSAGE_CHARS)
             data["hint"] = data["hint"] and safe_message(data["hint"], MAX_MESSAGE_CHARS)
@@ -371,7 +385,7 @@ class ErrorDetails(_Stored):
 
 
 def _plain(value: Any) -> Any:
-    """The value where it can be stored, else its text: an error's field may hold anything."""
+    """The value if it can be stored, else its text. A field of an error may contain any object."""
     try:
         return replaced(value)
     except (TypeError, ValueError):
@@ -382,9 +396,9 @@ OutputT = TypeVar("OutputT", default=Any)
 
 
 class RunResult(_Stored, Generic[OutputT]):
-    """How a run ended. A run that failed is a result too: read `stop_reason` and `error_details`.
+    """The result of a run that has ended. For a failed run, see `stop_reason` and `error_details`.
 
-    `output` is the answer, or raises; `final_output` is None where there is none.
+    `output` is the answer, or raises `RunFailed`. `final_output` is the answer, or None.
     """
 
     run_id: str
@@ -402,8 +416,8 @@ class RunResult(_Stored, Generic[OutputT]):
 
     @property
     def output(self) -> OutputT:
-        """The answer of a run that completed. Raises `RunFailed` with the run's code for any other, as
-        `get()` of its handle does."""
+        """The answer of a completed run. For any other run it raises `RunFailed` with the error code of the
+        run, as `RunHandle.get()` does."""
         if not self.ok:
             raise run_failed(self)
         return cast(OutputT, self.final_output)
@@ -412,7 +426,7 @@ class RunResult(_Stored, Generic[OutputT]):
 def run_failed(
     result: RunResult[Any], *, agent_id: str | None = None, session_id: str | None = None
 ) -> RunFailed:
-    """The error that says how a run ended that did not complete."""
+    """The `RunFailed` error for the result of a run that did not complete."""
     details = result.error_details
     cancelled = result.stop_reason is StopReason.CANCELLED
     failed = RunFailed(
@@ -428,15 +442,14 @@ def run_failed(
 
 
 class RunRecord(_Stored):
-    """A run as the store knows it right now. Times are milliseconds since 1970, by Redis's clock.
+    """The current state of a run in Redis. Times are milliseconds since 1970 by the clock of Redis.
 
-    `retries` counts how often the run was put off after a retryable error, in all of its lives;
-    `last_error` is the last of these errors. `duration_ms` is how long workers have worked on it: the sum of
-    all attempts that are over. The time in which it waited (in a queue, for its session, for a retry) is not
-    part of it.
+    `retries` counts the retries after retryable errors in all lives; `last_error` is the last of these
+    errors. `duration_ms` is the sum of all finished attempts. It does not include waiting times (in a queue,
+    for the session, for a retry).
     """
 
-    run_id: str  # as a message from outside may have named it: then the run has failed
+    run_id: str  # not an `Id`: a message from outside may contain an invalid id, and its run fails
     agent_id: str
     session_id: str
     queue: str
@@ -460,7 +473,7 @@ class RunRecord(_Stored):
 
     @property
     def reason_code(self) -> str | None:
-        """Why the run stands where it does: the code of the error that it ended with or is put off for."""
+        """The code of the error that ended the run, or that the run is retried for; None without an error."""
         if self.result is not None:
             details = self.result.error_details
             return details.code if details is not None else None
@@ -468,9 +481,10 @@ class RunRecord(_Stored):
 
 
 def output_class_of(request: RunRequest | Mapping[str, Any]) -> type[BaseModel] | None:
-    """The pydantic class that a request asks for, checked or not."""
-    wanted = request.get("output_type") if isinstance(request, Mapping) else request.output_class
-    return wanted if isinstance(wanted, type) and issubclass(wanted, BaseModel) else None
+    """The pydantic class in the `output_type` of a request, also of an unchecked one; None without a
+    class."""
+    output_type = request.get("output_type") if isinstance(request, Mapping) else request.output_class
+    return output_type if isinstance(output_type, type) and issubclass(output_type, BaseModel) else None
 
 
 def parse_request(
@@ -478,7 +492,7 @@ def parse_request(
 ) -> RunRequest:
     """A checked request from a `RunRequest` or a dict of its fields.
 
-    Raises `RequestInvalid` (what, where, what would be right) or `RequestTooLarge`.
+    Raises `RequestInvalid` with each mistake and its field, or `RequestTooLarge`.
     """
     if isinstance(data, RunRequest):
         request = data
@@ -492,15 +506,15 @@ def parse_request(
             raise _request_invalid(error) from None
     else:
         raise RequestInvalid(
-            f"a request is a RunRequest or a dict of its fields, not {type(data).__name__}",
+            f"a request must be a RunRequest or a dict of its fields, not {type(data).__name__}",
             hint="run_agent.delay(RunRequest(agent_id=..., session_id=..., input_text=...))",
         )
     if request.budget is not None:
         _check_budget(request.budget)
-    size = len(_written(request).encode())
+    size = len(_as_json(request).encode())
     if size > max_bytes:
         raise RequestTooLarge(
-            f"the request has {size:,} bytes as JSON, {max_bytes:,} are allowed",
+            f"the request has {size:,} bytes as JSON, but at most {max_bytes:,} are allowed",
             hint="send a reference (a URL, a key) to the content, or raise OPENAGENTS_MAX_PAYLOAD_BYTES",
             run_id=request.run_id,
         )
@@ -509,32 +523,32 @@ def parse_request(
 
 
 def _check_output_type(request: RunRequest) -> None:
-    """Raises `RequestInvalid` for a JSON Schema that no worker would accept; only workers know names."""
-    wanted = request.output_type
-    if wanted is None or isinstance(wanted, str):
+    """Raises `RequestInvalid` for an unsupported JSON Schema. Only workers can check a registered name."""
+    output_type = request.output_type
+    if output_type is None or isinstance(output_type, str):
         return
     try:
-        read_schema(schema_of(wanted) if isinstance(wanted, type) else wanted)
+        read_schema(schema_of(output_type) if isinstance(output_type, type) else output_type)
     except SchemaProblem as problem:
         raise RequestInvalid(
-            f"output_type is not a JSON Schema that is accepted: {problem}",
-            hint="a JSON Schema object (draft 2020-12), or a name that the deployment has registered",
+            f"output_type is not a supported JSON Schema: {problem}",
+            hint="use a JSON Schema object (draft 2020-12), or a name that the deployment has registered",
             run_id=request.run_id,
         ) from problem
 
 
 def _check_budget(budget: RunBudget) -> None:
-    """Of the model, as a number may have been given as text."""
+    """Check the limits after parsing, because a number may be given as text."""
     limits = dict(budget)
     refusing(limits, "budget")
     if (limit := budget.max_duration_ms) is not None:
         number_of("budget.max_duration_ms", limit, least=1, most=TEN_YEARS_MS)
 
 
-def _written(request: RunRequest) -> str:
+def _as_json(request: RunRequest) -> str:
     try:
         return request.model_dump_json()
-    except (TypeError, ValueError, RecursionError) as error:  # what `model_construct` has let in
+    except (TypeError, ValueError, RecursionError) as error:  # `model_construct` checks nothing
         raise RequestInvalid(f"the request cannot be written as JSON: {error}") from None
 
 
@@ -542,17 +556,17 @@ def _request_invalid(error: ValidationError) -> RequestInvalid:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     lines = []
     for problem in problems[:5]:
-        where = ".".join(str(part) for part in problem["loc"]) or "request"
-        lines.append(f"{where}: {problem['msg']}")
+        field = ".".join(str(part) for part in problem["loc"]) or "request"
+        lines.append(f"{field}: {problem['msg']}")
     more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
     return RequestInvalid(
         "; ".join(lines) + more,
-        hint="required: agent_id, session_id, input_text; values are plain JSON (no tuples, dates, NaN)",
+        hint="required: agent_id, session_id, input_text; values must be plain JSON (no tuples, dates, NaN)",
     )
 
 
 def header_text(text: str) -> str:
-    """The text as an HTTP header may hold it: what is not printable ASCII is percent-encoded."""
+    """The text as the value of an HTTP header: everything but printable ASCII is percent-encoded."""
     return quote(text, safe=_PRINTABLE)
 
 

@@ -1,4 +1,4 @@
-"""Paths that stood in users' settings and have moved. They work for one more release, with a warning."""
+"""Moved paths. The only place that keeps old import paths of users' settings working for one more release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["forward"]
 
 
 def forward(old: str, new: str, names: tuple[str, ...]) -> Callable[[str], Any]:
-    """The `__getattr__` of the module `old`: it finds these names in the module `new`, and warns."""
+    """The `__getattr__` of the module `old`: it imports `names` from the module `new`, with a warning."""
 
     def find(name: str) -> Any:
         if name not in names:

@@ -1,8 +1,8 @@
-"""Printable text. The only place that decides which characters may reach a terminal.
+"""Printable text. The only place that decides which characters can be written to a terminal.
 
-Texts of models, users and the web may hold control characters. A terminal acts on them: it writes to the
-clipboard (OSC 52), hides what follows, moves the cursor, or shows the text in another order than it is stored
-in. Such a character is shown as the escape that Python writes for it.
+Texts of models, users and the web may contain control characters. A terminal executes them: they write to the
+clipboard (OSC 52), hide text, move the cursor, or change the order of the text. Such a character is shown as
+Python's escape sequence.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import re
 __all__ = ["escaped_line", "json_escaped", "one_line", "printable", "unicode_escaped"]
 
 _HIDDEN = (
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # order of characters (bidi)
-    "\u2061-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # without width
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # change the order of characters (bidi)
+    "\u2061-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # have no width
     "\u2028\u2029"  # line and paragraph separator
-    "\ud800-\udfff"  # halves of surrogate pairs: nothing can encode them
-    "\U000e0000-\U000e007f\U000e0100-\U000e01ef"  # tags and selectors: texts that nobody sees
+    "\ud800-\udfff"  # halves of surrogate pairs: they cannot be encoded
+    "\U000e0000-\U000e007f\U000e0100-\U000e01ef"  # tags and selectors: invisible text
 )
 _JOINERS = "\u00ad\u180e\u200b-\u200d\u2060"
-# Emoji and many scripts need them between two of their characters; beside ASCII they only hide something.
-# At the end of a piece of a stream the next character is not known.
+# Emoji and many scripts need joiners between their characters; next to ASCII they only hide text. At the end
+# of a piece of a stream, the next character is not known.
 _HIDDEN_JOINER = (
     f"(?<=[\x00-\x7f{_JOINERS}])[{_JOINERS}]|[{_JOINERS}](?=[\x00-\x7f{_JOINERS}])|\\A[{_JOINERS}]\\Z"
 )
-_NEVER = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_HIDDEN}]|{_HIDDEN_JOINER}")  # all but newline and tab
-_NEVER_IN_JSON = re.compile(f"[\x7f-\x9f{_HIDDEN}]|{_HIDDEN_JOINER}")  # json.dumps escapes the others itself
+_NEVER = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_HIDDEN}]|{_HIDDEN_JOINER}")  # except newline and tab
+_NEVER_IN_JSON = re.compile(f"[\x7f-\x9f{_HIDDEN}]|{_HIDDEN_JOINER}")  # json.dumps escapes the others
 
 
 def printable(text: str) -> str:
-    """The text as a terminal may get it: newlines and tabs stay, other control characters are shown escaped.
+    """The text for a terminal: newlines and tabs are kept, other control characters are escaped.
 
     >>> printable("a\\x1b[31mb")
     'a\\\\x1b[31mb'
@@ -44,13 +44,13 @@ def one_line(text: str, max_chars: int | None = None) -> str:
     'first line …'
     """
     if max_chars is not None:
-        text = text[: 8 * max_chars + 64]  # a long text is not looked through for its beginning
+        text = text[: 8 * max_chars + 64]  # the end of a long text is never needed
     line = printable(" ".join(text.split()))
     return line if max_chars is None or len(line) <= max_chars else f"{line[: max_chars - 1]}…"
 
 
 def escaped_line(text: str) -> str:
-    """The text without anything that ends a line or moves a terminal's cursor.
+    """The text as one line: line ends, tabs and control characters are escaped.
 
     >>> escaped_line("first\\nsecond")
     'first\\\\nsecond'
@@ -61,7 +61,7 @@ def escaped_line(text: str) -> str:
 
 
 def json_escaped(text: str) -> str:
-    """JSON text whose strings a terminal may get: the same values, hidden characters written as `\\\\u…`."""
+    """JSON text for a terminal: the same values, with hidden characters written as `\\\\u…`."""
     return _NEVER_IN_JSON.sub(lambda found: unicode_escaped(found[0]), text)
 
 
@@ -70,7 +70,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def unicode_escaped(character: str) -> str:
-    """The character as JSON may write it; beyond U+FFFF that is a pair.
+    """The character as an escape sequence of JSON; above U+FFFF it is a surrogate pair.
 
     >>> unicode_escaped("→")
     '\\\\u2192'

@@ -1,14 +1,14 @@
-"""Redaction. The only place that decides what of a value may be shown: secrets are masked, sizes bounded.
+"""Redaction. The only place that makes values safe to show: it masks secrets and limits sizes.
 
-What is masked where:
+Which values are masked:
 
-- The texts of errors, of whoever raised them, are masked where they become an error of this library, so in
-  everything that is made of it: result, `RunFailed`, event, log, traceback, what the model is told. The same
-  for reasons that people give (`cancel`, `resume`) and for URLs in settings.
-- Events, log lines and what Flower shows are masked as a whole, whatever they hold.
-- What a user, a tool or a model says (input, a tool's result, the answer) is masked in none of those places
-  that *are* the conversation: journal, transcript, artifacts, state, the result's output. A tool that returns
-  a key has told the model of it.
+- Error messages are masked when the error of this library is created, so they are masked in results,
+  `RunFailed`, events, logs, tracebacks, and messages for the model. Reasons from users (`cancel`, `resume`)
+  and URLs in settings are masked, too.
+- Events, log lines and values in Flower are masked completely.
+- Texts of users, tools and models (the input, results of tools, the answer) are not masked in the parts of
+  the conversation: journal, transcript, artifacts, state, and the output of the result. If a tool returns a
+  key, the model gets the key.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ __all__ = [
 ]
 
 _LONGEST_KEY = 256
-_MOST_VALUES = 100_000  # of all that one value holds; a list that stands in it twice counts twice
+_MOST_VALUES = 100_000  # in one value; a list that occurs twice counts twice
 _SHORT = 64
-MAX_REASON_CHARS = 2_000  # a reason is a sentence or two; events and records hold it whole
-_LONGEST_INTEGER_BITS = 1024  # of one that is shown: its digits fill a line
-_LONGEST_SECRET = 4_096  # a text is masked this far beyond its cut, so that no half of a secret is left
+MAX_REASON_CHARS = 2_000  # a reason is a sentence or two; events and records contain all of it
+_LONGEST_INTEGER_BITS = 1024  # of an integer that is shown; its digits fill a line
+_LONGEST_SECRET = 4_096  # masking reads this far beyond a cut, so that no part of a secret remains
 
-MAX_CHARS, MAX_ITEMS, MAX_DEPTH = 10_000, 200, 12  # of a text; of a container; of levels
+MAX_CHARS, MAX_ITEMS, MAX_DEPTH = 10_000, 200, 12  # in a text; in a container; levels of containers
 MAX_VALUES = 50_000
-"""Of one value that is shown: to mask so many takes a tenth of a second."""
+"""The most values in one shown value. Masking them takes a tenth of a second."""
 
 
 class TooManyValues(Exception):
-    """What is to be shown holds more than `MAX_VALUES` values; no more of them were looked at."""
+    """The value to show contains more than `MAX_VALUES` values, so it was not read completely."""
 
 
 safe_text = mask_secrets
@@ -70,13 +70,13 @@ def redact(
     max_depth: int = MAX_DEPTH,
     mask: Callable[[str], str] = mask_secrets,
 ) -> Any:
-    """A copy of any value as plain JSON, fit to be shown; a mapping stays one, a list too.
+    """A copy of any value as plain JSON that is safe to show. Mappings stay mappings, and lists stay lists.
 
-    Values under a secret's name are masked; so are keys, bearer tokens and URL passwords inside of texts.
-    Texts longer than `max_chars`, containers longer than `max_items` and nesting deeper than `max_depth` are
-    cut, and say so; so are containers beyond the first `MAX_VALUES` values, but where `max_items` is None.
-    None means no bound; a key's name is always cut. What is not JSON becomes its text.
-    `mask` is what becomes of a text: `mask_prose` where texts are those of errors and log lines.
+    Values under names of secrets are masked, and secrets in texts: API keys, bearer tokens, URL passwords.
+    Texts longer than `max_chars`, containers longer than `max_items` and levels beyond `max_depth` are cut
+    and marked as cut. If `max_items` is set, containers after the first `MAX_VALUES` values are cut, too.
+    None means no limit; only the length of keys is always limited. A value that is not JSON becomes its text.
+    `mask` masks each text; use `mask_prose` for the texts of errors and log lines.
 
     >>> redact({"apiKey": "sk-123", "input_tokens": 7, "note": "at redis://:pw@host/0"})
     {'apiKey': '***', 'input_tokens': 7, 'note': 'at redis://:***@host/0'}
@@ -91,7 +91,9 @@ def _parts_of(keys: Collection[str]) -> tuple[str, ...]:
 def shown_json(
     payload: Mapping[str, Any], keys: Collection[str] = DEFAULT_REDACT_KEYS, *, is_whole: bool = False
 ) -> str:
-    """A payload as it may be shown, as compact JSON. `is_whole`: raises `TooManyValues` where values are cut.
+    """A payload that is safe to show, as compact JSON.
+
+    With `is_whole=True` it raises `TooManyValues` instead of cutting values.
 
     >>> shown_json({"token": "abc", "step": 3})
     '{"token":"***","step":3}'
@@ -100,24 +102,27 @@ def shown_json(
     shown = redaction.shown(payload, MAX_DEPTH)
     try:
         return to_json(shown).decode()
-    except ValueError:  # half of a surrogate pair, which nobody could read again
+    except ValueError:  # half of a surrogate pair, which is not valid in UTF-8
         return dumps(replaced(shown))
 
 
 def safe_message(text: str, max_chars: int | None = None) -> str:
-    """The text of somebody else's exception as it may be stored and shown, cut after so many characters."""
+    """The masked text of a foreign exception, cut to `max_chars` characters."""
     if max_chars is None:
         return mask_prose(text)
     return mask_prose(text[: max_chars + _LONGEST_SECRET])[:max_chars]
 
 
 def shown_reason(reason: object) -> str:
-    """What somebody gives as a reason, or as their name, as it stands in events and records; None is ''."""
+    """A reason or a name from a user as masked text for events and records; '' for None."""
     return "" if reason is None else safe_message(text_of(reason), MAX_REASON_CHARS)
 
 
 class _Redaction:
-    """What is masked and where it is cut. No closures: their cycles would be the garbage collector's work."""
+    """The settings and the counter of one `redact` call.
+
+    It is a class and not a closure, because closures would create reference cycles for the garbage collector.
+    """
 
     __slots__ = ("_is_whole", "_left", "_mask", "_mask_short", "_max_chars", "_max_items", "_parts", "_short")
 
@@ -144,7 +149,7 @@ class _Redaction:
             return self._bounded(value)
         if value is None or isinstance(value, (bool, int)):
             return value if value is None or SMALLEST_INTEGER <= value <= LARGEST_INTEGER else _digits(value)
-        if isinstance(value, dict):  # before Mapping, whose check is slow
+        if isinstance(value, dict):  # before Mapping, which is slow to check
             return self._pairs(value, depth) if depth else f"<{len(value)} more inside>"
         if isinstance(value, float):
             return value if math.isfinite(value) else None
@@ -153,7 +158,7 @@ class _Redaction:
         if isinstance(value, BaseModel):
             try:
                 value = value.model_dump()
-            except Exception:  # noqa: BLE001 - a model's own serializer may raise anything
+            except Exception:  # noqa: BLE001 - a custom serializer may raise anything
                 return self._bounded(text_of(value))
         if isinstance(value, Mapping):
             return self._pairs(value, depth) if depth else f"<{len(value)} more inside>"
@@ -162,7 +167,7 @@ class _Redaction:
         return self._bounded(text_of(value))
 
     def _is_too_many(self, count: int) -> bool:
-        """Whether a container has more values than may be looked at; else they are taken off."""
+        """Subtract the values of a container from the remaining ones; true if there are not enough."""
         most = self._max_items
         self._left -= count if most is None or count < most else most
         if self._left < 0 and self._is_whole:
@@ -172,7 +177,7 @@ class _Redaction:
     def _pairs(self, mapping: Mapping[Any, Any], depth: int) -> JsonValue:
         if self._is_too_many(len(mapping)):
             return f"<{len(mapping)} more inside>"
-        # It runs for every event: what most items are, is looked for first.
+        # It runs for every event, so the most common types are checked first.
         out: dict[str, JsonValue] = {}
         parts, mask_short, short = self._parts, self._mask_short, self._short
         most = len(mapping) if self._max_items is None else self._max_items

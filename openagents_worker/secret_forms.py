@@ -1,10 +1,10 @@
-"""Secrets by their form. The only place that knows what a secret looks like.
+"""Secrets by their form. The only place that recognizes a secret by its characters.
 
-Masked are keys and tokens of the well-known providers, `Bearer …`, private keys, logins and parameters of
-URLs, and the secrets of this process, which are known exactly.
+It masks keys and tokens of the well-known providers, `Bearer …`, private keys, logins and parameters of URLs,
+and the known secrets of this process.
 
-Every pattern begins with a character that is searched for at the speed of `in`, and each step of it is
-bounded or takes no character twice: so the work grows with the length of the text, whatever the text is.
+Every pattern begins with a fixed character, which is found as fast as with `in`. Each repetition is bounded
+or never reads a character twice. Therefore the time is proportional to the length of any text.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = [
     "mask_url",
     "remember_secret",
     "remember_secrets_of_url",
-    "when_one_is_remembered",
+    "on_secret_remembered",
 ]
 
 MASK = "***"
 
-# Each looks for the one character that ends its prefix, then behind it: texts have few of those characters.
+# Each pattern finds the last character of its prefix, which is rare in texts, and then looks back and ahead.
 _DASHED = re.compile(r"-(?<=(?<![A-Za-z0-9])[prs]k-)([A-Za-z0-9_-]{8,})")
 _DASHED_OF_PROVIDERS = re.compile(
     r"-(?:(?<=(?<![A-Za-z0-9])gl[dfpr]t-)|(?<=(?<![A-Za-z0-9])glpat-)|(?<=(?<![A-Za-z0-9])xox[a-z]-)"
@@ -63,7 +63,7 @@ _PRIVATE_KEY = re.compile(
 _SCHEME = re.compile(
     r"[Bb](?<![A-Za-z0-9][Bb])((?:[Ee][Aa][Rr][Ee][Rr]|[Aa][Ss][Ii][Cc])\s{1,8})([A-Za-z0-9._~+/=-]{8,})"
 )
-# Not a port; the password goes up to the last @ before a blank or another URL, whatever else is in it.
+# A port is not a password. A password ends at the last @ before a space or another URL.
 _URL_LOGIN = re.compile(
     r"""://([^\s:/@"<>]{0,256}):(?![0-9]{1,5}(?![^/?#\s,;"')\]>.]))((?:(?!://)[^\s"<>`]){1,4096})@"""
 )
@@ -71,16 +71,17 @@ _URL_TOKEN = re.compile(r"://(?=[A-Za-z0-9_-]{0,256}[0-9])[A-Za-z0-9_-]{20,256}@
 _PARAMETER = re.compile(r"""([?&;]\s?)([\w.%\[\]-]{1,64})=([^&;\s"'<>#]{1,2048})""")
 _SECRET_PARAMETERS = frozenset({"auth", "pass", "pwd", "sig", "signature"})
 _SHORTEST_KEY_PARAMETER = 16
-# What stands in the place of a value: `${REDIS_PASSWORD}`, `$PW`, `{password}`, `password`.
+# A placeholder instead of a value: `${REDIS_PASSWORD}`, `$PW`, `{password}`, `password`.
 PLACEHOLDER = re.compile(
     r"\$\{[^}]{0,256}\}\S{0,8}|\$[A-Z_][A-Z0-9_]*|\{[\w.]*\}|password|PASSWORD|secret|token|\*\*\*"
 )
 
 
 def mask_secrets(text: str, *, known: bool = True) -> str:
-    """The text with everything masked that has the form of a secret, and the secrets of this process.
+    """The text with masks instead of everything that has the form of a secret, and of known secrets.
 
-    `known` False leaves those out: the answer depends on the text alone.
+    With `known=False` the known secrets of this process are not masked, so that the result depends only on
+    the text.
     """
     if known:
         for secret in _known:
@@ -107,19 +108,19 @@ def mask_secrets(text: str, *, known: bool = True) -> str:
     return _PARAMETER.sub(_masked_parameter, text) if "=" in text else text
 
 
-@lru_cache(maxsize=8192)  # ids and names: the same ones in every event of a run
+@lru_cache(maxsize=8192)  # every event of a run has the same ids and names
 def mask_short(text: str) -> str:
-    """As `mask_secrets`, for texts that come again and again."""
+    """The same as `mask_secrets`, with a cache for short texts that are repeated."""
     return mask_secrets(text)
 
 
 def mask_url(url: str) -> str:
-    """A text that is one URL, or several as for Sentinel, without passwords, wherever it is wrong.
+    """One URL, or several URLs of sentinels, with masked passwords. It also works for invalid URLs.
 
     >>> mask_url("rediss://me:pa@ss/w#rd@host:6379/0?password=x")
     'rediss://me:***@host:6379/0?password=***'
     """
-    if "://" not in url and "@" in url:  # not a URL at all; what is before the host may be a login
+    if "://" not in url and "@" in url:  # not a URL, but the part before the host may be a login
         url = f"{MASK}@{url.rpartition('@')[2]}"
     text = _WHOLE_URL_LOGIN.sub(_masked_login, url)
     text = _URL_PARAMETER.sub(_masked_parameter, text)
@@ -168,14 +169,14 @@ def _is_secret_parameter(name: str, value: str) -> bool:
 
 
 def _masked_key(found: re.Match[str]) -> str:
-    """After `sk-`: a word of ten letters, or anything with a digit. `sk-learn` is a name."""
+    """Mask a text after `sk-` with a digit or a part of ten or more letters; `sk-learn` is a name."""
     value = found[1]
     is_key = has_digit(value) or any(len(part) >= 10 for part in re.split("[-_]", value))
     return f"-{MASK}" if is_key else found[0]
 
 
 def _masked_token(found: re.Match[str]) -> str:
-    """Of a provider's token at least one part is long and random, or it says which mode it is for."""
+    """Mask the token of a provider: it has a long random part, or begins with `live` or `test`."""
     value = found[1]
     parts = re.split("[-_]", value)
     is_long = any(len(part) >= 12 for part in parts) or sum(map(len, parts)) >= 24
@@ -185,7 +186,7 @@ def _masked_token(found: re.Match[str]) -> str:
 
 
 def _is_snake_case(parts: list[str]) -> bool:
-    """Whether these are words and numbers, each by itself: `config_cache_min_10`."""
+    """Whether each part is a word or a number, as in `config_cache_min_10`."""
     return len(parts) > 1 and all(part.isdigit() or part.isalpha() for part in parts)
 
 
@@ -212,26 +213,26 @@ def has_digit(text: str) -> bool:
 
 # --- the secrets of this process -------------------------------------------------------------------------
 
-MAX_KNOWN = 256  # a deployment has a handful; the oldest are forgotten
-SHORTEST_KNOWN_CHARS = 8  # a shorter one is a word that may stand in any sentence
-SURELY_A_SECRET_CHARS = 20  # a word of this length is not one
+MAX_KNOWN = 256  # a deployment has a few; the oldest are forgotten
+SHORTEST_KNOWN_CHARS = 8  # a shorter value could be a word of any sentence
+SURELY_A_SECRET_CHARS = 20  # no word is this long
 
-_remembered: dict[str, None] = {}  # in order of their coming
+_remembered: dict[str, None] = {}  # the oldest first
 _known: tuple[str, ...] = ()
 _remembering = threading.Lock()
 _caches: list[Callable[[], None]] = [mask_short.cache_clear]
 
 
-def when_one_is_remembered(clear: Callable[[], None]) -> None:
-    """Call this for whoever keeps texts that were masked before."""
+def on_secret_remembered(clear: Callable[[], None]) -> None:
+    """Call `clear` whenever a secret is remembered, to empty a cache of masked texts."""
     _caches.append(clear)
 
 
 def remember_secret(value: str | None) -> None:
-    """From here on this value is masked in every text of this process that is stored or shown.
+    """Mask this value from now on in every text of this process that is stored or shown.
 
-    Keys that the agents file names, passwords of the URLs in the environment. A value that may be a word
-    (`password`, `not-needed`) is not remembered: it would mask the word.
+    It is called for the keys that the agents file names and for passwords in URLs of the environment. A value
+    that could be a word (`password`, `not-needed`) is ignored, because the word would be masked everywhere.
     """
     global _known
     if not value or not _is_distinctive(value):
@@ -243,14 +244,14 @@ def remember_secret(value: str | None) -> None:
             return
         while len(_remembered) > MAX_KNOWN:
             del _remembered[next(iter(_remembered))]
-        # A secret that begins with another one is masked whole.
+        # The longest first: a secret that begins with another secret is masked completely.
         _known = tuple(sorted(_remembered, key=len, reverse=True))
         for clear in _caches:
             clear()
 
 
 def remember_secrets_of_url(url: str) -> None:
-    """Remember the passwords in a URL of this process: of its login, and in its parameters."""
+    """Remember the passwords in a URL: of its login and of its parameters."""
     for found in _WHOLE_URL_LOGIN.finditer(url):
         remember_secret(found[2])
         remember_secret(unquote(found[2]))

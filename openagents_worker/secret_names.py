@@ -1,4 +1,4 @@
-"""Names of secrets. The only place that says by a field's name whether a secret stands under it."""
+"""Names of secrets. The only place that decides by the name of a field whether its value is a secret."""
 
 from __future__ import annotations
 
@@ -25,39 +25,41 @@ DEFAULT_REDACT_KEYS: tuple[str, ...] = (
     "secret",
     "token",
 )
-"""Parts of key names whose values are secrets, whatever their case, `-` or `_`."""
+"""A value is a secret if its key contains one of these parts. Case, `-` and `_` make no difference."""
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_HARMLESS = re.compile(r"_env$|tokeniz|token_type$")  # names a variable, a tokenizer, `bearer`: not a secret
+_HARMLESS = re.compile(
+    r"_env$|tokeniz|token_type$"
+)  # the name of a variable, a tokenizer, a type such as `bearer`
 
 
 class Holds(Enum):
-    """What stands under a key, by its name."""
+    """The kind of value that a key has, according to its name."""
 
     ANYTHING = auto()
     A_SECRET = auto()
     A_SECRET_OR_NUMBER = auto()
-    """Under `…token…`: a number is a count or an expiry."""
+    """The key contains `token`: a number is a count or an expiry, another value is a secret."""
     A_SECRET_OR_COUNTS = auto()
-    """Under `…tokens…`: a number or an object of numbers."""
+    """The key contains `tokens`: a number or an object of numbers is a count, another value is a secret."""
 
 
 def _normal(name: str) -> str:
     return _CAMEL.sub("_", name).replace("-", "_").replace(" ", "_").lower()
 
 
-@lru_cache  # an agents file's keys are the same in every event
+@lru_cache  # every event has the same parts from the agents file
 def parts_of(keys: tuple[str, ...]) -> tuple[str, ...]:
-    """Parts of names as names are compared."""
+    """The parts in the normal form that `holds` compares."""
     return tuple(map(_normal, keys))
 
 
 DEFAULT_PARTS = parts_of(DEFAULT_REDACT_KEYS)
 
 
-@lru_cache(maxsize=4096)  # payloads have the same few names again and again
+@lru_cache(maxsize=4096)  # payloads repeat a small number of names
 def holds(name: str, parts: tuple[str, ...] = DEFAULT_PARTS) -> Holds:
-    """What stands under a key of that name; `parts` come from `parts_of`."""
+    """The kind of value under a key of this name; `parts` is a result of `parts_of`."""
     name = _normal(name)
     hits = () if _HARMLESS.search(name) else tuple(part for part in parts if part in name)
     if hits == ("token",):
@@ -66,7 +68,7 @@ def holds(name: str, parts: tuple[str, ...] = DEFAULT_PARTS) -> Holds:
 
 
 def is_secret(under: Holds, value: Any) -> bool:
-    """Whether a value that stands under such a key is a secret."""
+    """Whether a value is a secret, if its key has the kind `under`."""
     if value is None or isinstance(value, bool):
         return False
     match under:
@@ -83,7 +85,7 @@ def is_secret(under: Holds, value: Any) -> bool:
 
 
 def is_secrets_name(name: str) -> bool:
-    """Whether a text under this name is a secret: `OPENAI_API_KEY`, but not `MAX_TOKENS`.
+    """Whether a text under this name is a secret: true for `OPENAI_API_KEY`, false for `MAX_TOKENS`.
 
     >>> is_secrets_name("OPENAI_API_KEY"), is_secrets_name("OPENAI_MODEL")
     (True, False)

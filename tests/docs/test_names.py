@@ -15,7 +15,7 @@ from openagents_worker.errors import error_classes
 from openagents_worker.events import EVENT_SCHEMAS
 from openagents_worker.models import RunBudget, RunUsage
 from openagents_worker.patterns.base import RunContext
-from openagents_worker.settings import NEIGHBOURS, PREFIX, Settings
+from openagents_worker.settings import OTHER_VARIABLES, PREFIX, Settings
 from openagents_worker.testing.worker import AgentsWorker
 from openagents_worker.tools.base import ToolContext
 from tests.docs.blocks import ROOT, pages
@@ -41,7 +41,7 @@ _FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_variables_are_settings(page: Path) -> None:
     """Every `OPENAGENTS_…` of a page, in blocks too."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | NEIGHBOURS.keys() | OF_THE_TESTS
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | OTHER_VARIABLES.keys() | OF_THE_TESTS
     found = set(re.findall(rf"{PREFIX}[A-Z][A-Z0-9_]*[A-Z0-9]", page.read_text()))
     families = {
         name for name in found if any(one.startswith(f"{name}_") for one in known)

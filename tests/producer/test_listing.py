@@ -173,7 +173,7 @@ def test_what_cannot_be_asked_is_refused(client: Client, asked: dict[str, Any], 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"labels": {"a=b": "c"}}, "a label's name has no '='"),
+        ({"labels": {"a=b": "c"}}, "the name of a label must not contain '='"),
         ({"labels": {"": "c"}}, "1 to 256 printable characters"),
         ({"labels": {"a": "two words"}}, "1 to 256 printable characters"),
         ({"labels": {str(n): "x" for n in range(33)}}, "at most 32 items"),

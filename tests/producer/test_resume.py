@@ -68,7 +68,7 @@ def test_a_completed_run_is_not_resumed(redis_url: str, hand: Hand, client: Clie
 def test_the_run_id_follows_from_the_checkpoint() -> None:
     """It need not be given; one that disagrees is refused before anything is asked."""
     assert RunRequest.model_validate(resume()).run_id == "r1"
-    with pytest.raises(RequestInvalid, match="is not that of the checkpoint"):
+    with pytest.raises(RequestInvalid, match="is not the run of the checkpoint"):
         parse_request(resume(run_id="other"))
     with pytest.raises(RequestInvalid, match="step:"):
         parse_request(resume(resume_from_checkpoint="r1"))

@@ -171,7 +171,7 @@ def test_a_redis_without_resp3_cannot_be_the_broker() -> None:
 def test_what_names_no_redis_is_refused_where_there_must_be_one(url: str) -> None:
     """A broker and a backend may be of any kind."""
     with pytest.raises(
-        ConfigValidationError, match=r"OPENAGENTS_REDIS_URL: .*begins with redis://"
+        ConfigValidationError, match=r"OPENAGENTS_REDIS_URL: .*must begin with redis://"
     ) as caught:
         load_settings({"OPENAGENTS_REDIS_URL": url})
 

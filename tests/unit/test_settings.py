@@ -62,10 +62,10 @@ def test_the_broker_is_the_same_redis_unless_it_is_named() -> None:
         ("LOG_FORMAT", "xml", "should be 'text' or 'json'"),
         ("LOG_LEVEL", "loud", "should be 'DEBUG'"),
         ("LOG_LEVELS", "a", "logger=LEVEL"),
-        ("QUEUE", "a b", "not a name"),
-        ("KEY_PREFIX", "oa*", "not a name"),
+        ("QUEUE", "a b", "not a valid name"),
+        ("KEY_PREFIX", "oa*", "not a valid name"),
         ("REDIS_URL", "http://host", "must begin with redis://"),
-        ("BROKER_URL", "host:6379", "begins with a scheme"),
+        ("BROKER_URL", "host:6379", "write a scheme first"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_would_be_right(variable: str, value: str, says: str) -> None:

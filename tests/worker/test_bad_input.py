@@ -81,7 +81,7 @@ REFUSED = {
     "id with a space": (
         {"session_id": "my session"},
         "request.invalid",
-        "printable characters without whitespace",
+        "printable characters and no whitespace",
     ),
     "id that is too long": ({"run_id": "x" * 257}, "request.invalid", "it has 257 characters"),
     "limit below zero": ({"budget": {"max_steps": -1}}, "request.invalid", "budget.max_steps"),
@@ -366,7 +366,7 @@ def test_a_task_id_that_cannot_be_a_runs_is_answered_too(
 
     assert (result.run_id, result.stop_reason) == (task_id, "failed")
     assert result.error_details is not None
-    assert "run_id: an id is 1 to 256 printable characters" in result.error_details.message
+    assert "run_id: an id must have 1 to 256 printable characters" in result.error_details.message
 
 
 def handle_of(installation: Installation, run_id: str) -> RunHandle[Any]:
