@@ -14,8 +14,8 @@ from openagents_worker.secret_text import mask_prose, mask_values
 
 __all__ = [  # completed at the end of the module
     "ORIGINAL",
-    "ProcessTraceback",
     "RAISED_BY_PLUGINS",
+    "ProcessTraceback",
     "error_classes",
     "error_from_wire",
     "text_of",

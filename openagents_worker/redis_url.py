@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 from openagents_worker.redis_tls import CertReqs, Tls
 from openagents_worker.suggest import nearest
 
-__all__ = ["CeleryAddress", "RedisAddress", "Scheme", "SHORTEST_SOCKET_TIMEOUT_S"]
+__all__ = ["SHORTEST_SOCKET_TIMEOUT_S", "CeleryAddress", "RedisAddress", "Scheme"]
 
 SHORTEST_SOCKET_TIMEOUT_S = 2.0  # kombu's blocking read of a message is answered after one second
 LONGEST_SOCKET_PATH_BYTES = 107  # the limit of Linux; macOS allows 103

@@ -24,9 +24,9 @@ __all__ = [
     "mask_secrets",
     "mask_short",
     "mask_url",
+    "on_secret_remembered",
     "remember_secret",
     "remember_secrets_of_url",
-    "on_secret_remembered",
 ]
 
 MASK = "***"

@@ -11,7 +11,7 @@ from celery.app.utils import find_app
 
 from openagents_worker.celery.app import make_worker_app
 from openagents_worker.errors import ConfigError, OpenAgentsError
-from openagents_worker.producer.app_binding import find_parts, real_app
+from openagents_worker.producer.app_binding import find_binding, real_app
 from openagents_worker.settings import Settings
 
 __all__ = ["load_app", "prepare_as_worker", "settings_of"]
@@ -53,7 +53,7 @@ def prepare_as_worker(settings: Settings) -> None:
 
 def settings_of(app: Celery, name: str) -> Settings:
     """The settings with which runs were put into the app. Raises `ConfigError` when none were."""
-    parts = find_parts(app)
+    parts = find_binding(app)
     if parts is None or not parts.kind.has_tasks:
         raise ConfigError(
             f"the Celery app {name!r} has no runs: its tasks do not contain tasks.run_agent",

@@ -26,7 +26,7 @@ class FreeSlots(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships 
         channel = parent.task_consumer.channel
         if not (isinstance(channel, Channel) and parent.app.conf.worker_disable_prefetch):
             return
-        channel.room = lambda: _room(parent)
+        channel.free_slots = lambda: _room(parent)
         if isinstance(parent.pool, TaskPool) and not parent.pool.has_run_limit:
             sift_ends(channel, parent.pool, parent.app, free_slots=lambda: _room(parent))
 
@@ -46,7 +46,7 @@ def sift_ends(channel: Any, pool: TaskPool, app: Any, *, free_slots: Callable[[]
         in_hand=pool.ends_in_hand,
         deliver=channel.connection._deliver,
     )
-    channel.sift, channel.when_sifted = notices.sift, notices.deliver_more
+    channel.select_messages, channel.after_selection = notices.sift, notices.deliver_more
     pool.after_job = notices.note_room
 
 

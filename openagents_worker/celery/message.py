@@ -15,7 +15,7 @@ from openagents_worker.jsontext import is_whole
 from openagents_worker.models import RunRequest, parse_request
 from openagents_worker.store.formats import WRITTEN, is_read
 
-__all__ = ["TaskMessage", "run_to_resume", "parse_message"]
+__all__ = ["TaskMessage", "parse_message", "run_to_resume"]
 
 IDS = frozenset({"run_id", "agent_id", "session_id"})
 EXAMPLE = 'args: [{"agent_id": "assistant", "session_id": "s1", "input_text": "Hello"}]'

@@ -16,9 +16,9 @@ from openagents_worker.errors import ConfigError, ConfigValidationError
 from openagents_worker.producer.app_binding import (
     AppBinding,
     AppKind,
-    attach_parts,
+    attach_binding,
     described_app,
-    find_parts,
+    find_binding,
     real_app,
 )
 from openagents_worker.producer.publisher import RUN_AGENT
@@ -45,7 +45,7 @@ def register(app: Celery, queue: str = "agents") -> AgentTask:
     ```
     """
     app = real_app(app)
-    parts = find_parts(app)
+    parts = find_binding(app)
     settings = load_settings()
     if problem := problem_with_queue(queue, settings.key_prefix):
         raise ConfigValidationError(problem, hint="register(app, queue='reports')")
@@ -63,7 +63,7 @@ def register(app: Celery, queue: str = "agents") -> AgentTask:
 def install(app: Celery, settings: Settings, kind: AppKind) -> None:
     """Add the tasks now, and the rest when a worker of the app starts."""
     processes = ProcessProvider(app, settings)
-    attach_parts(app, AppBinding(kind, settings, processes=processes))
+    attach_binding(app, AppBinding(kind, settings, processes=processes))
     add_tasks(app, processes)
     signals.celeryd_init.connect(_begin_log, dispatch_uid="openagents_worker")
     signals.worker_init.connect(_equip, dispatch_uid="openagents_worker")
@@ -71,7 +71,7 @@ def install(app: Celery, settings: Settings, kind: AppKind) -> None:
 
 def _equip(sender: Any = None, **_: Any) -> None:
     """Called in each worker process of any app, before it makes its steps."""
-    parts = find_parts(sender.app) if sender is not None else None
+    parts = find_binding(sender.app) if sender is not None else None
     if parts is not None and parts.processes is not None:
         from openagents_worker.celery.bootsteps import install_bootsteps
 
@@ -80,7 +80,7 @@ def _equip(sender: Any = None, **_: Any) -> None:
 
 def _begin_log(instance: Any = None, options: Any = None, **_: Any) -> None:
     """Called in each worker process of any app, before Celery writes its first lines."""
-    parts = find_parts(instance.app) if instance is not None else None
+    parts = find_binding(instance.app) if instance is not None else None
     if parts is not None and parts.kind.has_tasks and parts.settings.log_format == "json":
         from openagents_worker.celery.logs import set_up_logging
 

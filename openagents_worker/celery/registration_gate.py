@@ -33,8 +33,8 @@ def gate_of(host: ProcessHolder) -> type[bootsteps.StartStopStep]:
             if not _consumes_only(parent, host.queues) or parent.connection.transport.driver_type != "redis":
                 return
             channel = parent.task_consumer.channel
-            if isinstance(channel, Channel) and (room := channel.room) is not None:
-                channel.room = lambda: room() if host.is_registered() else 0
+            if isinstance(channel, Channel) and (free_slots := channel.free_slots) is not None:
+                channel.free_slots = lambda: free_slots() if host.is_registered() else 0
             can_consume = channel.qos.can_consume
 
             def is_open(_: Any) -> bool:
@@ -49,7 +49,7 @@ def bound_messages(host: ProcessHolder, channel: Any) -> None:
     """Messages of runs have a limit; those of an app's own tasks are its own affair."""
     if isinstance(channel, Channel):
         most = largest_message_bytes(host.settings.max_payload_bytes)
-        channel.limit_of = lambda queue: most if _is_of_runs(host, queue) else None
+        channel.max_message_bytes = lambda queue: most if _is_of_runs(host, queue) else None
 
 
 def _is_of_runs(host: ProcessHolder, queue: object) -> bool:

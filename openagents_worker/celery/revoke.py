@@ -13,7 +13,7 @@ from typing import Any
 from celery.worker import control
 
 from openagents_worker.errors import RedisUnreachable, RequestInvalid, RunNotFound
-from openagents_worker.producer.app_binding import find_parts
+from openagents_worker.producer.app_binding import find_binding
 from openagents_worker.producer.client import Client, client_of
 from openagents_worker.queue_names import problem_with_read_queue
 from openagents_worker.telemetry.logs import get_logger
@@ -34,7 +34,7 @@ def take_over_revoke() -> None:
 
 def _add_consumer(state: Any, queue: Any, *args: Any, **more: Any) -> Any:
     """Read a queue from now on, unless it would be a key of this library, of kombu or of Celery's results."""
-    parts = find_parts(state.app)
+    parts = find_binding(state.app)
     if parts is not None and parts.kind.has_tasks:
         problem = problem_with_read_queue(str(queue), parts.settings.key_prefix)
         if problem is not None:
@@ -46,7 +46,7 @@ def _add_consumer(state: Any, queue: Any, *args: Any, **more: Any) -> Any:
 def _revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **more: Any) -> Any:
     """Cancel what is a run, and let Celery revoke the rest."""
     ids = sorted(control.maybe_list(task_id) or [])
-    parts = find_parts(state.app)
+    parts = find_binding(state.app)
     if parts is None or not parts.kind.has_tasks:
         return _celerys_revoke(state, ids, terminate, signal, **more)
     try:

@@ -29,7 +29,7 @@ from openagents_worker.errors import (
 from openagents_worker.jsontext import is_whole
 from openagents_worker.models import RunRequest, StopReason
 from openagents_worker.producer.submit import asubmit
-from openagents_worker.producer.task_options import canvas_of_message
+from openagents_worker.producer.task_options import task_options_of_message
 from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.runtime.attempt import AttemptOutcome, AttemptResult
 from openagents_worker.store.dead_letters import shown_item
@@ -54,7 +54,7 @@ def run_agent(
     try:
         asked = parse_message(message, max_bytes=max_bytes)
         if isinstance(asked, RunRequest):
-            canvas = canvas_of_message(
+            canvas = task_options_of_message(
                 task.request, max_bytes=max_bytes, key_prefix=process.settings.key_prefix
             )
             asked = process.run(_accepted(process, asked, message, canvas))

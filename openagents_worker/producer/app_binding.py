@@ -1,7 +1,7 @@
-"""What belongs to a Celery app. The only place that keeps objects of ours on one, and knows which have runs.
+"""App bindings. The only place that stores objects of this library on a Celery app and finds registered apps.
 
-Everything that this library makes for an app hangs on one attribute of the app. So it lives exactly as long
-as the app does, and nothing here keeps an app alive.
+The binding is one attribute of the app. Therefore it exists exactly as long as the app, and nothing here
+keeps an app alive.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from openagents_worker.producer.client import Client
 
 __all__ = [
-    "AppKind",
     "AppBinding",
+    "AppKind",
     "ProvidesProcess",
-    "attach_parts",
+    "attach_binding",
+    "binding_of",
     "described_app",
-    "find_parts",
-    "parts_of",
+    "find_binding",
     "real_app",
     "registered_app",
     "without_registered_apps",
@@ -42,25 +42,25 @@ _ATTRIBUTE = "openagents_parts"
 
 
 class AppKind(StrEnum):
-    """Whose app it is, and what it can do."""
+    """Who made the app, and whether it has the tasks of this library."""
 
     PRODUCER = "producer"
-    """Made by this library, to publish messages."""
+    """Made by this library to publish messages."""
     WORKER = "worker"
-    """Made by this library for its own workers: every queue is one of runs."""
+    """Made by this library for its own workers: every queue is a queue of runs."""
     REGISTERED = "registered"
-    """Somebody's own, with our tasks in it: `register(app)`."""
+    """An app of the user with the tasks of this library: `register(app)`."""
     FOREIGN = "foreign"
-    """Somebody's own without our tasks; a handle or a client was made with it."""
+    """An app of the user without these tasks; a handle or a client was made with it."""
 
     @property
     def has_tasks(self) -> bool:
-        """Whether our tasks are in the app."""
+        """Whether the app has the tasks of this library."""
         return self in (AppKind.WORKER, AppKind.REGISTERED)
 
 
 class ProvidesProcess(Protocol):
-    """What finds the worker process in which a task's body executes its run."""
+    """Finds the worker process in which a task executes its run."""
 
     @property
     def host(self) -> Any: ...
@@ -70,21 +70,21 @@ class ProvidesProcess(Protocol):
 
 @dataclass(eq=False, slots=True)
 class AppBinding:
-    """All that this library keeps for one Celery app."""
+    """The objects that this library stores for one Celery app."""
 
     kind: AppKind
     settings: Settings
     processes: ProvidesProcess | None = None
-    """Set where the app has our tasks."""
+    """Set if the app has the tasks of this library."""
     client: Client | None = None
-    """Made when it is first asked for: `producer.client.client_of`."""
+    """The client of the app; `producer.client.client_of` makes it at its first call."""
     producers: dict[int, Any] = field(default_factory=dict)
     """Kombu's pools of publishing connections, by the id of the process that opened them."""
 
 
 _registered: list[weakref.ref[Celery]] = []
 _ignored = 0
-# No lock guards them, as a thread might hold it while the process forks: each change is one step.
+# There is no lock, because another thread could hold it during a fork. Each change is one atomic step.
 
 
 def real_app(app: Celery) -> Celery:
@@ -92,19 +92,19 @@ def real_app(app: Celery) -> Celery:
     return cast(Celery, app._get_current_object()) if isinstance(app, Proxy) else app
 
 
-def find_parts(app: Celery) -> AppBinding | None:
-    """What this library keeps for the app; None where it has had nothing to do with it."""
+def find_binding(app: Celery) -> AppBinding | None:
+    """The binding of the app; None if the app has none."""
     found: AppBinding | None = getattr(app, _ATTRIBUTE, None)
     return found
 
 
-def parts_of(app: Celery) -> AppBinding:
-    """What this library keeps for the app; a foreign app gets the settings of the environment."""
-    return find_parts(app) or attach_parts(app, AppBinding(AppKind.FOREIGN, load_settings()))
+def binding_of(app: Celery) -> AppBinding:
+    """The binding of the app. An app without one gets one, with the settings of the environment."""
+    return find_binding(app) or attach_binding(app, AppBinding(AppKind.FOREIGN, load_settings()))
 
 
-def attach_parts(app: Celery, parts: AppBinding) -> AppBinding:
-    """Keep the parts for the app. A registered app is one that the front door's `run_agent` publishes by."""
+def attach_binding(app: Celery, parts: AppBinding) -> AppBinding:
+    """Store the binding on the app. `openagents_worker.run_agent` publishes through a registered app."""
     setattr(app, _ATTRIBUTE, parts)
     if parts.kind is AppKind.REGISTERED:
         _registered.append(weakref.ref(app, _registered.remove))
@@ -112,28 +112,27 @@ def attach_parts(app: Celery, parts: AppBinding) -> AppBinding:
 
 
 def registered_app() -> Celery | None:
-    """The one registered app of this process; None when there is none.
+    """The registered app of this process, or None.
 
-    An app that was closed, or that nobody holds any more, does not count. Raises `ConfigError` that names
-    both when there are two.
+    Closed apps and garbage-collected apps do not count. Raises `ConfigError` if two apps are registered.
     """
     apps = _registered_apps()
     if len(apps) > 1:
         del apps
-        gc.collect()  # an app is part of reference cycles: it may be there only because nobody has looked
+        gc.collect()  # an unused app may still exist, because it is part of reference cycles
         apps = _registered_apps()
     if len(apps) > 1:
         raise ConfigError(
-            f"two Celery apps of this process have runs: {' and '.join(map(described_app, apps[:2]))}; "
-            "openagents_worker.run_agent cannot know which one is meant",
-            hint="import run_agent from the module that registers the app: run_agent = register(app) there; "
-            "a Client takes it as Client(app=app)",
+            f"two Celery apps are registered in this process: {' and '.join(map(described_app, apps[:2]))}; "
+            "openagents_worker.run_agent cannot choose one of them",
+            hint="write run_agent = register(app) in the module of the app, and import run_agent from there; "
+            "for a client use Client(app=app)",
         )
     return apps[0] if apps else None
 
 
 def described_app(app: Celery) -> str:
-    """An app as an error text names it: its name and its broker, without a password."""
+    """The name and the broker of an app for an error message, with a masked password."""
     url = app.conf.broker_write_url or app.conf.broker_url or "amqp://"
     first = url if isinstance(url, str) else next(iter(url), "")
     return f"{app.main or 'an app without a name'!r} (broker {safe_url(first)})"
@@ -141,7 +140,7 @@ def described_app(app: Celery) -> str:
 
 @contextmanager
 def without_registered_apps() -> Generator[None]:
-    """Let the front door act as if no app were registered, for a test whose Redis is not the app's."""
+    """Ignore registered apps in this block, for a test with another Redis than that of the app."""
     global _ignored
     _ignored += 1
     try:

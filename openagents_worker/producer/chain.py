@@ -1,7 +1,7 @@
-"""Chains. The only place that knows whether a run that does not exist yet may still come to exist.
+"""Chains. The only place that decides whether the next run of a chain can still be submitted.
 
-The next run of a chain is submitted by the worker that has executed what stands before it. Until then its id
-is known to nobody but the handle, and the handle's parent is the result of what stands before it.
+A worker submits the next run of a chain after the previous task or run has ended. Until then only the handle
+knows the id of the run. The parent of the handle is the result of the previous task or run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["may_be_submitted", "raise_failure_before"]
 
 
 def may_be_submitted(parent: Any) -> bool:
-    """Whether this result of a task, a run or a group may still have a run submitted that stands behind it.
+    """Whether the run after this task, run or group (`parent`) may still be submitted.
 
-    True also where a failure of it keeps the run from ever being submitted: `raise_failure_before` says so.
+    It is also true if a failure prevents the submission: `raise_failure_before` raises that failure.
     """
-    from openagents_worker.producer.handle import RunHandle  # handles ask about their parents
+    from openagents_worker.producer.handle import RunHandle  # handles import this module
 
     if isinstance(parent, RunHandle):
         try:
@@ -30,27 +30,27 @@ def may_be_submitted(parent: Any) -> bool:
         except RunNotFound:
             return False
     if isinstance(parent, ResultSet) or not _is_stored(parent):
-        return True  # the last task of a group is stored before what follows the group is submitted
-    # Celery sends what follows a task before it stores that the task has succeeded.
+        return True  # the result of a group is stored before its next task is submitted
+    # Celery sends the next task before it stores the success of this one.
     return bool(parent.state != states.SUCCESS)
 
 
 def raise_failure_before(node: AsyncResult) -> None:
-    """Raise what a task, a run or a group of the chain failed with that stands before this one.
+    """Raise the failure of a task, run or group before this one in the chain.
 
-    Of tasks whose results are not stored nobody knows whether they have failed.
+    Failures of tasks without a stored result cannot be found.
     """
-    before = []
+    predecessors = []
     while (node := node.parent) is not None:
-        before.append(node)
-    for result in reversed(before):
-        for each in result if isinstance(result, ResultSet) else [result]:
-            if _is_stored(each):
-                each.maybe_throw()
+        predecessors.append(node)
+    for predecessor in reversed(predecessors):
+        for result in predecessor if isinstance(predecessor, ResultSet) else [predecessor]:
+            if _is_stored(result):
+                result.maybe_throw()
 
 
 def _is_stored(result: Any) -> bool:
-    """Whether it can be known how it ended: a run's record says so, and a result backend."""
+    """Whether the outcome is stored: in the record of a run, or in a result backend."""
     from openagents_worker.producer.handle import RunHandle
 
     return isinstance(result, RunHandle) or not isinstance(result.backend, DisabledBackend)

@@ -1,4 +1,4 @@
-"""Clients. The only place where settings, store and broker come together for somebody who submits and looks.
+"""Clients. The only place that combines settings, store and broker to submit runs and to read them.
 
 ```python
 with Client() as client:
@@ -23,13 +23,13 @@ from typing_extensions import Unpack
 from openagents_worker.arguments import optional_text, text_of_caller
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunRecord, RunRequest, output_class_of
-from openagents_worker.producer.app_binding import parts_of, real_app
+from openagents_worker.producer.app_binding import binding_of, real_app
 from openagents_worker.producer.deletion import deletion
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.operations import AsyncOperations, Operations, send_accepted
 from openagents_worker.producer.publishing_app import PublishingApp
 from openagents_worker.producer.submit import asubmit, submit
-from openagents_worker.producer.task_options import canvas_of
+from openagents_worker.producer.task_options import task_options_json
 from openagents_worker.redaction import shown_reason
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
@@ -56,11 +56,11 @@ from openagents_worker.store.scripts import CancelAnswer, Cancelled, ScriptCall,
 
 __all__ = ["AsyncClient", "Client", "cell_of", "client_of", "default_client", "front_door_app"]
 
-ANSWER_TIMEOUT_S = 2.0  # somebody waits for it
+ANSWER_TIMEOUT_S = 2.0  # short, because a caller waits for the answer
 
 
 def cell_of(settings: Settings) -> Cell:
-    """The cell that these settings name."""
+    """The Redis, the key prefix and the limits of these settings."""
     return Cell(
         url=settings.redis_url,
         prefix=settings.key_prefix,
@@ -72,11 +72,11 @@ def cell_of(settings: Settings) -> Cell:
 
 
 class Client(Operations):
-    """Submits runs and looks at them, by id. Thread-safe; opens its connections when they are needed.
+    """Submits runs and reads them by id. It is thread-safe and opens connections when they are needed.
 
-    With `app`, messages go out as that Celery app would send them; it stays the caller's. Without arguments
-    they go out by the app that is registered in this process (`register(app)`); where there is none, and with
-    a `redis_url`, by an app of the client's own, as the environment's settings say.
+    With `app`, messages are sent through that Celery app, which the client does not close. Without arguments
+    they are sent through the app that is registered in this process (`register(app)`). Without a registered
+    app, or with `redis_url`, the client makes its own app from the settings of the environment.
     """
 
     def __init__(
@@ -96,12 +96,13 @@ class Client(Operations):
         headers: Mapping[str, Any] | None = None,
         canvas: Mapping[str, Any] | None = None,
     ) -> RunHandle[Any]:
-        """Submit a run: accepted when this returns, also if the broker is away. Raises as `submit` does.
+        """Submit a run. When this returns, the run is accepted, even if the broker cannot be reached.
 
-        A run that has not been started within `expires_ms` is cancelled. `priority`, `headers` and `canvas`,
-        which are Celery's options for what is linked to a task, go on every Celery message of the run.
+        A run that has not started within `expires_ms` is cancelled. `priority`, `headers` and `canvas`
+        (Celery's options for linked tasks) are part of every Celery message of the run. Raises as `submit`
+        does.
         """
-        began = time.monotonic()
+        started_s = time.monotonic()
         app, settings = self._publishing.to_submit()
         accepted = submit(
             self.store,
@@ -112,59 +113,67 @@ class Client(Operations):
             expires_ms=expires_ms,
             canvas=_canvas(settings, canvas, priority=priority, headers=headers),
         )
-        send_accepted(app, accepted, began)
+        send_accepted(app, accepted, started_s)
         return self.handle(accepted.run_id, output_type=output_class_of(request))
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> RunHandle[Any]:
-        """A view of the run; asks nothing yet. With a pydantic class, `wait()` parses the answer to it."""
+        """A handle of the run; it does not read anything yet.
+
+        `wait()` parses the answer to `output_type`, a pydantic class.
+        """
         return RunHandle(text_of_caller("run_id", run_id), client=self, output_type=output_type)
 
     def record(self, run_id: str) -> RunRecord:
-        """The run as it stands now. Raises `RunNotFound`."""
+        """The current record of the run. Raises `RunNotFound`."""
         return read_record(self.store, text_of_caller("run_id", run_id))
 
     def cancel(self, run_id: str, reason: str | None = None) -> CancelAnswer:
-        """Cancel a run: CANCELLED at once, REQUESTED of its worker, or ALREADY over. Raises `RunNotFound`."""
+        """Cancel a run. Raises `RunNotFound`.
+
+        CANCELLED: it was cancelled at once. REQUESTED: its worker will cancel it. ALREADY: it had ended
+        before.
+        """
         answer = self.store.run(_cancel(run_id, reason))
         self._publishing.send_wakes(_wakes(run_id, answer))
         return answer.answer
 
     def checkpoints(self, run_id: str) -> Iterator[Checkpoint]:
-        """The run's recorded calls with all that they gave, in their order. Raises `RunNotFound`."""
+        """The recorded calls of the run with their complete results, in order. Raises `RunNotFound`."""
         return checkpoints(self.store, text_of_caller("run_id", run_id))
 
     def runs(
         self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[RunFilters]
     ) -> Page[RunRecord]:
-        """A page of the runs that pass every filter given (see `RunFilters`), newest first.
+        """A page of the runs that match all filters (see `RunFilters`), newest first.
 
         Raises `RequestInvalid` for a state, limit or cursor that is not valid.
         """
-        wanted = RunFilter.of(filters)
-        return self.store.execute(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
+        run_filter = RunFilter.of(filters)
+        return self.store.execute(list_runs(self.store.keys, run_filter, limit=limit, cursor=cursor))
 
     def sessions(self, *, limit: int = 100, cursor: str | None = None) -> Page[SessionSummary]:
-        """A page of the sessions, the one with the newest run first. Raises as `runs` does."""
+        """A page of the sessions. The session with the newest run is the first. Raises as `runs` does."""
         return self.store.execute(list_sessions(self.store.keys, limit=limit, cursor=cursor))
 
     def session(self, session_id: str) -> SessionView:
-        """The session as it stands now. Raises `SessionNotFound`."""
+        """The current state of the session. Raises `SessionNotFound`."""
         return read_session(self.store, text_of_caller("session_id", session_id))
 
     def delete_session(self, session_id: str, *, force: bool = False) -> int:
-        """Delete a session, its runs and all that they left; says how many runs. No byte of them remains.
+        """Delete a session and all data of its runs from Redis. Returns the number of runs.
 
-        Raises `SessionBusy` when one of its runs has not ended; with `force` they are cancelled first.
-        Takes up to about five seconds while Celery is to be told of an end.
+        Raises `SessionBusy` if one of its runs has not ended. With `force` the runs are cancelled first. It
+        may wait up to about five seconds until Celery was notified of the end of a run.
         """
         plan = deletion(self.store.keys, text_of_caller("session_id", session_id), force=force)
         return self.store.execute(plan, self._wait_or_wake)
 
     def prune(self) -> int:
-        """Take runs and sessions that have expired out of the lists; says how many entries that were."""
+        """Remove expired runs and sessions from the lists. Returns the number of removed entries."""
         return self.store.execute(pruning())
 
     def _wait_or_wake(self, step: float | Sequence[Wake]) -> None:
+        """Execute a step of the deletion plan: wait for some seconds, or send wake-ups."""
         if isinstance(step, float):
             time.sleep(step)
         else:
@@ -172,11 +181,12 @@ class Client(Operations):
 
     @cached_property
     def no_backend(self) -> Any:
-        """Celery wants a result backend in every result; a run's handle needs none."""
+        """The result backend of handles. Celery requires one, but a handle reads the record of the run."""
         return DisabledBackend(self.app)
 
     async def on_this_loop(self) -> AsyncClient:
-        """The asyncio twin; what it opens on the running loop is closed when the loop is."""
+        """The `AsyncClient` with the same settings. Its connections are closed together with the running
+        loop."""
         return self._twin
 
     @cached_property
@@ -186,7 +196,10 @@ class Client(Operations):
         return twin
 
     def close(self) -> None:
-        """Close its connections; it may be used again. Those of a loop that runs are closed when it ends."""
+        """Close the connections. Those of a running event loop are closed when the loop ends.
+
+        The client can be used again.
+        """
         self.store.close()
         if "_twin" in self.__dict__:
             self._twin.store.leave_closed_loops()
@@ -201,7 +214,7 @@ class Client(Operations):
 
 
 class AsyncClient(AsyncOperations):
-    """As `Client`, for asyncio. It may be used on any event loop; each has connections of its own."""
+    """The `Client` for asyncio. It can be used on several event loops; each has separate connections."""
 
     def __init__(
         self, redis_url: str | None = None, *, settings: Settings | None = None, app: Celery | None = None
@@ -220,8 +233,8 @@ class AsyncClient(AsyncOperations):
         headers: Mapping[str, Any] | None = None,
         canvas: Mapping[str, Any] | None = None,
     ) -> AsyncRunHandle[Any]:
-        """Submit a run: accepted when this returns, also if the broker is away. Raises as `submit` does."""
-        began = time.monotonic()
+        """Submit a run, as `Client.submit` does."""
+        started_s = time.monotonic()
         app, settings = self._publishing.to_submit()
         accepted = await asubmit(
             self.store,
@@ -232,51 +245,58 @@ class AsyncClient(AsyncOperations):
             expires_ms=expires_ms,
             canvas=_canvas(settings, canvas, priority=priority, headers=headers),
         )
-        await asyncio.to_thread(send_accepted, app, accepted, began)
+        await asyncio.to_thread(send_accepted, app, accepted, started_s)
         return self.handle(accepted.run_id, output_type=output_class_of(request))
 
     def handle(self, run_id: str, *, output_type: type[BaseModel] | None = None) -> AsyncRunHandle[Any]:
-        """A view of the run; asks nothing yet. With a pydantic class, `wait()` parses the answer to it."""
+        """A handle of the run; it does not read anything yet.
+
+        `wait()` parses the answer to `output_type`, a pydantic class.
+        """
         return AsyncRunHandle(text_of_caller("run_id", run_id), client=self, output_type=output_type)
 
     async def record(self, run_id: str) -> RunRecord:
-        """The run as it stands now. Raises `RunNotFound`."""
+        """The current record of the run. Raises `RunNotFound`."""
         return await aread_record(self.store, text_of_caller("run_id", run_id))
 
     async def cancel(self, run_id: str, reason: str | None = None) -> CancelAnswer:
-        """Cancel a run: CANCELLED at once, REQUESTED of its worker, or ALREADY over. Raises `RunNotFound`."""
+        """Cancel a run. Raises `RunNotFound`.
+
+        CANCELLED: it was cancelled at once. REQUESTED: its worker will cancel it. ALREADY: it had ended
+        before.
+        """
         answer = await self.store.run(_cancel(run_id, reason))
         if wakes := _wakes(run_id, answer):
             await asyncio.to_thread(self._publishing.send_wakes, wakes)
         return answer.answer
 
     def checkpoints(self, run_id: str) -> AsyncIterator[Checkpoint]:
-        """The run's recorded calls with all that they gave, in their order. Raises `RunNotFound`."""
+        """The recorded calls of the run with their complete results, in order. Raises `RunNotFound`."""
         return acheckpoints(self.store, text_of_caller("run_id", run_id))
 
     async def runs(
         self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[RunFilters]
     ) -> Page[RunRecord]:
-        """A page of the runs that pass every filter given (see `RunFilters`), newest first.
+        """A page of the runs that match all filters (see `RunFilters`), newest first.
 
         Raises `RequestInvalid` for a state, limit or cursor that is not valid.
         """
-        wanted = RunFilter.of(filters)
-        return await self.store.execute(list_runs(self.store.keys, wanted, limit=limit, cursor=cursor))
+        run_filter = RunFilter.of(filters)
+        return await self.store.execute(list_runs(self.store.keys, run_filter, limit=limit, cursor=cursor))
 
     async def sessions(self, *, limit: int = 100, cursor: str | None = None) -> Page[SessionSummary]:
-        """A page of the sessions, the one with the newest run first. Raises as `runs` does."""
+        """A page of the sessions. The session with the newest run is the first. Raises as `runs` does."""
         return await self.store.execute(list_sessions(self.store.keys, limit=limit, cursor=cursor))
 
     async def session(self, session_id: str) -> SessionView:
-        """The session as it stands now. Raises `SessionNotFound`."""
+        """The current state of the session. Raises `SessionNotFound`."""
         return await aread_session(self.store, text_of_caller("session_id", session_id))
 
     async def delete_session(self, session_id: str, *, force: bool = False) -> int:
-        """Delete a session, its runs and all that they left; says how many runs. No byte of them remains.
+        """Delete a session and all data of its runs from Redis. Returns the number of runs.
 
-        Raises `SessionBusy` when one of its runs has not ended; with `force` they are cancelled first.
-        Takes up to about five seconds while Celery is to be told of an end.
+        Raises `SessionBusy` if one of its runs has not ended. With `force` the runs are cancelled first. It
+        may wait up to about five seconds until Celery was notified of the end of a run.
         """
         return await self.store.execute(
             deletion(self.store.keys, text_of_caller("session_id", session_id), force=force),
@@ -284,7 +304,7 @@ class AsyncClient(AsyncOperations):
         )
 
     async def prune(self) -> int:
-        """Take runs and sessions that have expired out of the lists; says how many entries that were."""
+        """Remove expired runs and sessions from the lists. Returns the number of removed entries."""
         return await self.store.execute(pruning())
 
     async def _wait_or_wake(self, step: float | Sequence[Wake]) -> None:
@@ -294,7 +314,7 @@ class AsyncClient(AsyncOperations):
             await asyncio.to_thread(self._publishing.send_wakes, step)
 
     async def close(self) -> None:
-        """Close its connections; it may be used again."""
+        """Close the connections. The client can be used again."""
         await self.store.close()
         self._publishing.close_producers(of_given_app=False)
 
@@ -308,9 +328,9 @@ class AsyncClient(AsyncOperations):
 
 def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
     if canvas is not None and not isinstance(canvas, Mapping):
-        raise RequestInvalid(f"canvas is options with their values, not {type(canvas).__name__}")
+        raise RequestInvalid(f"canvas must be a mapping of options to values, not {type(canvas).__name__}")
     given = {name: value for name, value in options.items() if value is not None}
-    return canvas_of(
+    return task_options_json(
         {**(canvas or {}), **given}, max_bytes=settings.max_payload_bytes, key_prefix=settings.key_prefix
     )
 
@@ -331,19 +351,19 @@ def _wakes(run_id: str, answer: Cancelled) -> tuple[Wake, ...]:
 
 @cache
 def default_client() -> Client:
-    """This process's client: it submits by the registered app, else with the settings of its environment."""
+    """The client of this process. It uses the registered app, or the settings of the environment."""
     return Client()
 
 
 def front_door_app() -> Celery:
-    """The app that the front door's `run_agent` belongs to now. Raises `ConfigError` when there are two."""
+    """The current app of `openagents_worker.run_agent`. Raises `ConfigError` if two apps are registered."""
     return default_client()._publishing.to_submit()[0]
 
 
 def client_of(app: Celery) -> Client:
-    """The client that belongs to a Celery app, made when it is first asked for."""
+    """The client of a Celery app. The first call makes it."""
     app = real_app(app)
-    parts = parts_of(app)
+    parts = binding_of(app)
     if (client := parts.client) is None:
         client = parts.client = Client(settings=parts.settings, app=app)
     return client

@@ -1,4 +1,4 @@
-"""Deleting a session. The only place that says in which order its runs are cancelled and all of it goes."""
+"""Deleting a session. The only place that defines the order of its steps: cancel, wait, delete."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from openagents_worker.store.scripts import DeleteAnswer, Deleted
 __all__ = ["deletion"]
 
 RUNS_A_CALL = 100
-PATIENCE_S = 5.0  # for Celery to be told of what has just ended, and with a session that is given new runs
+PATIENCE_S = 5.0  # for the notification of Celery, and for new runs that are submitted meanwhile
 PAUSE_S = 0.05
 
 
 def deletion(
     keys: Keys, session_id: str, *, force: bool, clock: Callable[[], float] = time.monotonic
 ) -> Plan[int]:
-    """Deletes the session and its runs, and returns how many runs there were. Raises `SessionBusy`.
+    """The plan that deletes a session and its runs. It returns the number of runs. Raises `SessionBusy`.
 
-    Beside scripts and questions it yields seconds to wait (a float), and wake-ups to be sent.
+    The plan yields scripts and reads, and also seconds to wait (a float) and wake-ups to send.
 
-    Runs that live are cancelled with `force` and are otherwise in the way, before anything is deleted. An end
-    that Celery does not know yet is waited for; with `force` not for ever.
+    Runs that have not ended are cancelled with `force`. Without `force` they raise `SessionBusy` before
+    anything is deleted. The plan waits up to five seconds until Celery was notified of the end of each run.
+    After that, with `force` it deletes the session, without `force` it raises `SessionBusy`.
     """
-    until = clock() + PATIENCE_S
+    deadline = clock() + PATIENCE_S
     if not force and (live := (yield from _live_runs(keys, session_id))):
         raise _busy(session_id, live[-1])
     runs = 0
     while True:
-        too_late = clock() >= until
+        too_late = clock() >= deadline
         answer: Deleted = yield scripts.delete_session(
             session_id=session_id, limit=RUNS_A_CALL, even_untold=force and too_late
         )
@@ -55,21 +56,24 @@ def deletion(
 
 
 def _live_runs(keys: Keys, session_id: str) -> Plan[list[str]]:
-    """The last of the queue first, the holder last: cancelled in this order, no end starts another run."""
-    known = yield from ids_of(keys("index", f"session={session_id}"))
+    """The runs that have not ended, in the order for cancelling: the end of the queue first, the holder last.
+
+    In this order, no cancelled run lets another one start.
+    """
+    indexed = yield from ids_of(keys("index", f"session={session_id}"))
     waiting = yield from ids_of(keys("session_queue", session_id))
     holder = yield lambda r: r.hget(keys("session", session_id), "holder")
-    placed = dict.fromkeys([*reversed(waiting), *([holder] if holder else [])])
-    ids = [*(run_id for run_id in known if run_id not in placed), *placed]
+    queue_order = dict.fromkeys([*reversed(waiting), *([holder] if holder else [])])
+    ids = [*(run_id for run_id in indexed if run_id not in queue_order), *queue_order]
     states = yield from states_of(keys, ids)
     return [id_ for id_, state in states.items() if state is not None and not state.is_terminal]
 
 
 def _busy(session_id: str, run_id: str) -> SessionBusy:
     return SessionBusy(
-        f"the session {session_id!r} cannot be deleted: its run {run_id!r} has not ended, or Celery does not "
-        "know yet that it has",
-        hint="cancel it, wait for it, or delete with force=True, which cancels all of the session's runs",
+        f"the session {session_id!r} cannot be deleted: its run {run_id!r} has not ended, or Celery was not "
+        "notified of its end yet",
+        hint="cancel the run, wait for it, or use force=True, which cancels all runs of the session",
         session_id=session_id,
         run_id=run_id,
     )

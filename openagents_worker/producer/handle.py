@@ -1,6 +1,6 @@
-"""Handles. The only place where a run looks like a Celery result: asked for by id, answered from its record.
+"""Handles. The only place that shows a run as a Celery result, which is read from the record of the run.
 
-No result backend is read and nothing is polled: a wait listens to the run's events.
+No result backend is used and nothing is polled: a wait listens to the events of the run.
 """
 
 from __future__ import annotations
@@ -44,16 +44,19 @@ CELERY_STATES: Mapping[RunState, str] = {
 
 
 class WaitTimeout(exceptions.TimeoutError, TimeoutError):  # type: ignore[misc]  # Celery ships no types
-    """The run was not over in time; it goes on. Both Celery's and Python's `TimeoutError`."""
+    """The run did not end within the timeout; it continues.
+
+    The class inherits from the `TimeoutError` of Celery and of Python.
+    """
 
 
 class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery ships no types
-    """A producer's view of one run, and a Celery `AsyncResult` by type.
+    """A producer's view of one run. It is a Celery `AsyncResult`.
 
-    Whatever looks at the run raises `RunNotFound` when its id is not known (any more) and `RedisUnreachable`
-    when Redis is away. Whatever waits raises RuntimeError inside an event loop or a Celery task. In a chain a
-    run is submitted when what stands before it is over: until then its handle is PENDING and not ready, and
-    waiting includes what stands before it.
+    Methods that read the run raise `RunNotFound` for an unknown or expired id, and `RedisUnreachable` if
+    Redis cannot be reached. Methods that wait raise RuntimeError inside an event loop or a Celery task. In a
+    chain, a run is submitted when the previous task or run has ended. Until then its handle is PENDING and
+    not ready, and waiting includes the previous ones.
     """
 
     id: str
@@ -74,47 +77,51 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         super().__init__(id, self._client.no_backend, task_name, self._client.app, parent)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Where it lands, it asks the Redis of that environment; of a chain it keeps what stands before it.
+        # In another process it uses the Redis of that environment. In a chain it keeps its parents.
         if self.parent is None:
             return type(self), (self.id,)
         return type(self), (self.id, None, None, None, self.parent)
 
-    # --- what a run adds ---------------------------------------------------------------------------------
+    # --- runs --------------------------------------------------------------------------------------------
 
     def record(self) -> RunRecord:
-        """The run as it stands now."""
+        """The current record of the run."""
         return self._client.record(self.id)
 
     def wait(self, timeout: float | None = None, **celery_options: Any) -> RunResult[OutputT]:
-        """Wait until the run is over; a run that failed is a result too. `timeout` in seconds.
+        """Wait until the run has ended, and return its result, also for a failed run. `timeout` is in
+        seconds.
 
-        The result of a run that did not complete has `final_output` None; its `output` raises `RunFailed`, as
-        `get()` does. Celery's other parameters are accepted; nothing is polled, so none of them is needed.
-        Raises `WaitTimeout`; and `OutputValidationError` when the request asked for a pydantic class that
-        refuses the answer, though it fits its schema.
+        For a run that did not complete, `final_output` is None, and `output` raises `RunFailed`, as `get()`
+        does. Celery's other parameters are accepted and ignored, because nothing is polled. Raises
+        `WaitTimeout`, and `OutputValidationError` if the answer matches the schema of the requested pydantic
+        class, but the class rejects it.
         """
-        return cast("RunResult[OutputT]", _parsed(self._ended(timeout, **celery_options), self._output_type))
+        return cast(
+            "RunResult[OutputT]", _parsed(self._wait_for_end(timeout, **celery_options), self._output_type)
+        )
 
     def events(self, after: int = 0) -> Generator[RunEvent]:
-        """The run's events after number `after`, then live, until the run is over.
+        """The stored events of the run after number `after`, then live events, until the run has ended.
 
-        Raises `TooManyWatchers` with the first of them where `OPENAGENTS_MAX_WATCHERS` are followed already.
+        The first event raises `TooManyWatchers` if this process already has `OPENAGENTS_MAX_WATCHERS`
+        watchers.
         """
-        _must_not_block("events()")
+        _check_may_block("events()")
         return watch(self._client.store, self.id, after)
 
     async def aevents(self, after: int = 0) -> AsyncGenerator[RunEvent]:
-        """As `events`, for asyncio. All that are read on one event loop share one pub/sub connection."""
+        """`events` for asyncio. All watchers of one event loop share one pub/sub connection."""
         client = await self._client.on_this_loop()
         async with aclosing(awatch(client.store, self.id, after)) as events:
             async for event in events:
                 yield event
 
     def cancel(self, reason: str | None = None) -> CancelAnswer:
-        """Cancel the run: CANCELLED at once, REQUESTED of its worker, or ALREADY over."""
+        """Cancel the run: CANCELLED at once, REQUESTED from its worker, or it had ended ALREADY."""
         return self._client.cancel(self.id, reason)
 
-    # --- what Celery's results have ----------------------------------------------------------------------
+    # --- Celery results ----------------------------------------------------------------------------------
 
     def get(
         self,
@@ -124,12 +131,12 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         callback: Callable[[str, Any], None] | None = None,
         **celery_options: Any,
     ) -> Any:
-        """Wait until the run is over: its result as a JSON dict.
+        """Wait until the run has ended, and return its result as a JSON dict.
 
-        Raises `WaitTimeout`, and `RunFailed` with the run's own code for a run that did not complete;
-        without `propagate` that error is returned.
+        Raises `WaitTimeout`, and `RunFailed` with the error code of the run for a run that did not complete.
+        With `propagate=False` the `RunFailed` is returned.
         """
-        value = _outcome(self._ended(timeout, **celery_options))
+        value = _result_or_error(self._wait_for_end(timeout, **celery_options))
         if isinstance(value, RunFailed) and propagate:
             raise value
         if callback is not None:
@@ -138,7 +145,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
 
     @property
     def state(self) -> str:
-        """Celery's word for the run's state; PENDING for the next one of a chain until it is submitted."""
+        """Celery's name of the state of the run. A run of a chain is PENDING until it is submitted."""
         record = self._record_in_chain()
         return states.PENDING if record is None else CELERY_STATES[record.state]
 
@@ -146,16 +153,18 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
 
     @property
     def result(self) -> Any:
-        """What `get` would give or raise; None while the run is not over."""
+        """The value that `get` returns or raises; None until the run has ended."""
         record = self._record_in_chain()
-        return _outcome(record) if record is not None and record.state.is_terminal else None
+        return _result_or_error(record) if record is not None and record.state.is_terminal else None
 
     info = result
 
     @property
     def traceback(self) -> str | None:
-        """Where your code failed, as the worker saw it: redacted and bounded. None while the run is not over,
-        and where the error's code says it all."""
+        """The traceback of your code in the worker: redacted text of limited length.
+
+        None until the run has ended, and for an error that was not raised by your code.
+        """
         return _traceback(self.record())
 
     def ready(self) -> bool:
@@ -171,7 +180,7 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         return record is not None and record.state is RunState.FAILED
 
     def _may_call_next(self) -> bool:
-        """Whether what follows the run may still be called; True also where it never is: it did not complete.
+        """Whether the next task of the chain may still be called. It is also true for a run that failed.
 
         Raises `RunNotFound`.
         """
@@ -181,20 +190,20 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
         return is_notify_pending(self._client.store, self.id)
 
     def revoke(self, *_: Any, **__: Any) -> None:
-        """Cancel the run; Celery's options mean nothing here."""
+        """Cancel the run. Celery's options are ignored."""
         self.cancel("revoked")
 
     def forget(self) -> None:
-        """Nothing: the record goes by itself when its time is over."""
+        """Does nothing: the record expires."""
 
     def _get_task_meta(self) -> dict[str, Any]:
-        """Whatever else Celery offers on a result reads this."""
+        """The data for Celery's other methods of a result."""
         record = self._record_in_chain()
         if record is None:
             return {"status": states.PENDING, "result": None, "traceback": None, "children": []}
         return {
             "status": CELERY_STATES[record.state],
-            "result": _outcome(record) if record.state.is_terminal else None,
+            "result": _result_or_error(record) if record.state.is_terminal else None,
             "traceback": _traceback(record),
             "children": [],
             "retries": record.retries,
@@ -202,37 +211,39 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
             "queue": record.queue,
         }
 
-    def _ended(
+    def _wait_for_end(
         self, timeout: float | None, *, disable_sync_subtasks: bool = True, **_ignored: Any
     ) -> RunRecord:
-        _must_not_block("wait() and get()", also_in_tasks=disable_sync_subtasks)
+        _check_may_block("wait() and get()", also_in_tasks=disable_sync_subtasks)
         timeout = seconds_of("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         self._wait_for_predecessor(timeout, deadline)
-        while (record := self._record_if_over()) is None:
+        while (record := self._record_if_ended()) is None:
             try:
                 watched = watch(self._client.store, self.id, None, deadline=deadline, is_wait=True)
                 with closing(watched) as events:
                     for _ in events:
                         pass
             except TimeoutError:
-                raise _late(self.id, timeout) from None
+                raise _wait_timeout(self.id, timeout) from None
         return record
 
-    def _record_if_over(self) -> RunRecord | None:
-        """The record of a run that is over. What cannot be read of one that is not ends it: that is waited
-        for."""
+    def _record_if_ended(self) -> RunRecord | None:
+        """The record of a run that has ended, else None.
+
+        A run whose record is unreadable will fail, so the caller waits for its end.
+        """
         try:
             record = self.record()
         except RecordUnreadable:
             state = read_states(self._client.store, [self.id])[self.id]
             if state is None or not state.is_terminal:
                 return None
-            record = self.record()  # it may have ended between the two
+            record = self.record()  # the run may have ended between the two reads
         return record if record.state.is_terminal else None
 
     def _record_in_chain(self) -> RunRecord | None:
-        """None: what stands before it in its chain is not over, and nobody has submitted this run yet."""
+        """The record; None if the run is part of a chain and may still be submitted."""
         try:
             return self.record()
         except RunNotFound:
@@ -240,19 +251,19 @@ class RunHandle(AsyncResult, Generic[OutputT]):  # type: ignore[misc]  # Celery 
                 raise
         if may_be_submitted(self.parent):
             return None
-        return self.record()  # it may have been submitted since; else it never was, or is gone
+        return self.record()  # it was submitted meanwhile; otherwise this raises `RunNotFound`
 
     def _wait_for_predecessor(self, timeout: float | None, deadline: float | None) -> None:
-        """In a chain a run begins to be when what stands before it is over. Raises what failed before it."""
+        """In a chain, wait until the run is submitted. Raises the failure of a previous task or run."""
         while self.parent is not None and self._record_in_chain() is None:
             raise_failure_before(self)
             if deadline is not None and time.monotonic() > deadline:
-                raise _late(self.id, timeout)
+                raise _wait_timeout(self.id, timeout)
             time.sleep(PREDECESSOR_PAUSE_S)
 
 
 class AsyncRunHandle(Generic[OutputT]):
-    """A producer's view of one run, for asyncio. The same names as `RunHandle`; what asks is awaited."""
+    """A producer's view of one run for asyncio, with the methods of `RunHandle`."""
 
     def __init__(self, id: str, *, client: AsyncClient, output_type: type[BaseModel] | None = None) -> None:
         self.id = id
@@ -263,36 +274,35 @@ class AsyncRunHandle(Generic[OutputT]):
         return f"<{type(self).__name__}: {self.id}>"
 
     async def record(self) -> RunRecord:
-        """The run as it stands now."""
+        """The current record of the run."""
         return await self._client.record(self.id)
 
     async def wait(self, timeout: float | None = None) -> RunResult[OutputT]:
-        """Wait until the run is over, as `RunHandle.wait` does: `output` of the result raises `RunFailed`.
-
-        `timeout` in seconds.
-        """
-        return cast("RunResult[OutputT]", _parsed(await self._ended(timeout), self._output_type))
+        """Wait until the run has ended, as `RunHandle.wait` does. `timeout` is in seconds."""
+        return cast("RunResult[OutputT]", _parsed(await self._wait_for_end(timeout), self._output_type))
 
     async def get(self, timeout: float | None = None, propagate: bool = True) -> Any:
-        """Wait until the run is over: its result as a JSON dict. Raises `WaitTimeout` or `RunFailed`."""
-        value = _outcome(await self._ended(timeout))
+        """Wait until the run has ended, and return its result as a JSON dict. Raises as `RunHandle.get`
+        does."""
+        value = _result_or_error(await self._wait_for_end(timeout))
         if isinstance(value, RunFailed) and propagate:
             raise value
         return value
 
     def events(self, after: int = 0) -> AsyncGenerator[RunEvent]:
-        """The run's events after number `after`, then live, until the run is over.
+        """The stored events of the run after number `after`, then live events, until the run has ended.
 
-        Raises `TooManyWatchers` with the first of them where `OPENAGENTS_MAX_WATCHERS` are followed already.
+        The first event raises `TooManyWatchers` if this process already has `OPENAGENTS_MAX_WATCHERS`
+        watchers.
         """
         return awatch(self._client.store, self.id, after)
 
     def aevents(self, after: int = 0) -> AsyncGenerator[RunEvent]:
-        """`events`, by the name that both kinds of handle have."""
+        """The same as `events`, so that both kinds of handle have this name."""
         return self.events(after)
 
     async def cancel(self, reason: str | None = None) -> CancelAnswer:
-        """Cancel the run: CANCELLED at once, REQUESTED of its worker, or ALREADY over."""
+        """Cancel the run: CANCELLED at once, REQUESTED from its worker, or it had ended ALREADY."""
         return await self._client.cancel(self.id, reason)
 
     async def revoke(self) -> None:
@@ -300,7 +310,7 @@ class AsyncRunHandle(Generic[OutputT]):
         await self.cancel("revoked")
 
     async def state(self) -> str:
-        """Celery's word for the run's state."""
+        """Celery's name of the state of the run."""
         return CELERY_STATES[(await self.record()).state]
 
     async def ready(self) -> bool:
@@ -312,7 +322,7 @@ class AsyncRunHandle(Generic[OutputT]):
     async def failed(self) -> bool:
         return (await self.record()).state is RunState.FAILED
 
-    async def _record_if_over(self) -> RunRecord | None:
+    async def _record_if_ended(self) -> RunRecord | None:
         try:
             record = await self.record()
         except RecordUnreadable:
@@ -322,45 +332,46 @@ class AsyncRunHandle(Generic[OutputT]):
             record = await self.record()
         return record if record.state.is_terminal else None
 
-    async def _ended(self, timeout: float | None) -> RunRecord:
+    async def _wait_for_end(self, timeout: float | None) -> RunRecord:
         try:
             async with asyncio.timeout(seconds_of("timeout", timeout)):
-                while (record := await self._record_if_over()) is None:
+                while (record := await self._record_if_ended()) is None:
                     watched = awatch(self._client.store, self.id, None, is_wait=True)
                     async with aclosing(watched) as events:
                         async for _ in events:
                             pass
                 return record
         except TimeoutError:
-            raise _late(self.id, timeout) from None
+            raise _wait_timeout(self.id, timeout) from None
 
 
-def _parsed(record: RunRecord, wanted: type[BaseModel] | None) -> RunResult[Any]:
-    """The result of a run that is over, its answer as an instance of the class that was asked for."""
-    assert record.result is not None, "a run that is over has a result"
-    if wanted is None or not record.result.ok:
+def _parsed(record: RunRecord, output_class: type[BaseModel] | None) -> RunResult[Any]:
+    """The result of a run that has ended, with its answer as an instance of `output_class`."""
+    assert record.result is not None, "a run that has ended has a result"
+    if output_class is None or not record.result.ok:
         return record.result
     try:
-        answer = wanted.model_validate(record.result.final_output)
+        answer = output_class.model_validate(record.result.final_output)
     except ValidationError as error:
         raise OutputValidationError(
-            f"the run's answer fits the schema of {wanted.__name__}, and it refuses it: {error}",
-            hint="register_output lets the worker ask the class itself, and the model again",
-            output_type=wanted.__name__,
+            f"the answer matches the schema of {output_class.__name__}, but the class rejects it: {error}",
+            hint="use register_output: the worker then checks answers with the class and can retry",
+            output_type=output_class.__name__,
             run_id=record.run_id,
         ) from error
     return record.result.model_copy(update={"final_output": answer})
 
 
-def _outcome(record: RunRecord) -> dict[str, Any] | RunFailed:
-    """A run that is over, as `get` gives or raises it."""
-    assert record.result is not None, "a run that is over has a result"
+def _result_or_error(record: RunRecord) -> dict[str, Any] | RunFailed:
+    """The value that `get` returns or raises for a run that has ended."""
+    assert record.result is not None, "a run that has ended has a result"
     if record.state is RunState.COMPLETED:
         return record.result.model_dump(mode="json")
     return run_failed(record.result, agent_id=record.agent_id, session_id=record.session_id)
 
 
-def _must_not_block(what: str, *, also_in_tasks: bool = True) -> None:
+def _check_may_block(what: str, *, also_in_tasks: bool = True) -> None:
+    """Raises RuntimeError inside an event loop and, with `also_in_tasks`, inside a Celery task."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -368,17 +379,17 @@ def _must_not_block(what: str, *, also_in_tasks: bool = True) -> None:
             assert_will_not_block()
         return
     raise RuntimeError(
-        f"{what} would block this event loop; await the same name of an AsyncRunHandle, which "
-        "AsyncClient.handle(run_id) and run_agent.adelay(request) give"
+        f"{what} would block this event loop; await the same method of an AsyncRunHandle, from "
+        "AsyncClient.handle(run_id) or run_agent.adelay(request)"
     )
 
 
-def _late(run_id: str, timeout: float | None) -> WaitTimeout:
-    return WaitTimeout(f"the run {run_id!r} was not over within {timeout} s; it goes on, and so may waiting")
+def _wait_timeout(run_id: str, timeout: float | None) -> WaitTimeout:
+    return WaitTimeout(f"the run {run_id!r} did not end within {timeout} s; it continues")
 
 
 def _client_for(app: Any) -> Client:
-    from openagents_worker.producer.client import client_of, default_client  # clients make handles
+    from openagents_worker.producer.client import client_of, default_client  # that module imports this one
 
     return default_client() if app is None else client_of(app)
 

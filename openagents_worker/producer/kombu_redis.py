@@ -1,16 +1,14 @@
-"""The broker's transport: Redis as kombu speaks it, made safer and cheaper.
+"""The Redis transport of kombu with six changes. The only place that patches how workers read the broker.
 
-kombu lets an item that it cannot read end the whole worker: anybody who can write to the list could stop
-all of them, and again at every start, as what was taken comes back. Ours puts such an item aside, and a key
-that is not a list as well (`broken_items`). kombu waits for ever for an answer, on the loop that also
-takes messages: a connection on which nothing comes any more makes a worker deaf. Ours waits for seconds,
-and then connects again. A Redis that takes no command for a while ends a worker of kombu's, too: one that
-has too few replicas or is master no more. Ours connects again. kombu makes a Redis client for every message
-it sends and acknowledges, each with a table of all commands: a fifth of what a busy worker computed. Ours
-keeps one. kombu takes one message a turn of its hub; ours takes as many as can be begun, which saves a
-third of a busy worker's time. And kombu writes every message that it takes into a hash, and out of it again
-when it is acknowledged, for messages that must not be lost. Ours does so for all but a run's wake-ups: a
-run whose message is lost is in Redis, and is woken again.
+1. Items that cannot be decoded, and keys with a wrong type, are put aside (`broken_items`). In kombu they end
+the worker, again at every start. 2. The wait for an answer has a timeout of some seconds, and then the
+transport connects again. kombu waits forever, on the event loop that also receives messages. 3. If Redis
+temporarily rejects commands (READONLY, NOREPLICAS), the transport connects again. In kombu the worker ends.
+4. A channel has one Redis client. kombu makes one for every sent and acknowledged message, which takes a
+fifth of the CPU time of a busy worker. 5. A worker takes as many messages at a time as it has free slots.
+kombu takes one per turn of its event loop; this change saves a third of the CPU time of a busy worker. 6.
+Wake-ups of runs are not stored in kombu's hash of unacknowledged messages. If such a message is lost, the run
+is still in Redis and is woken again.
 """
 
 from __future__ import annotations
@@ -48,12 +46,12 @@ RUN_ENDED = "run_ended"
 
 log = get_logger(__name__)
 
-ANSWER_TIMEOUT_S = 5.0  # kombu's default is to wait for ever; it waits on the loop that also takes messages
-LOOK_S = 1.0  # how often a connection that waits for a message is looked at
-AT_ONCE_S = 0.02  # a message that had not to be waited for longer was there already, and perhaps others are
-MOST_TAKEN = 8  # more begin together, and hold each other up on their way to their models
-MOST_TAKEN_AGAIN = 64  # where nothing of what was taken had to be begun: more of its kind may stand behind it
-MOST_READ, MOST_TURNS = 512, 64  # of that, before the worker looks at anything else: 60 ms
+ANSWER_TIMEOUT_S = 5.0  # kombu waits forever by default, on the event loop that also receives messages
+HEALTH_CHECK_S = 1.0  # the period of checks of a connection that waits for a message
+AT_ONCE_S = 0.02  # a message that arrives within this time was already there, and others may be there, too
+MAX_TAKEN = 8  # if more runs started together, they would delay each other before their first model call
+MAX_TAKEN_AGAIN = 64  # if none of the taken messages started a run, more of this kind may follow in the queue
+MAX_MESSAGES_READ, MAX_READS = 512, 64  # in one turn of the event loop: 60 ms
 TAKE = resources.files(__package__).joinpath("take.lua").read_text("utf-8")
 
 
@@ -62,7 +60,7 @@ Taken = tuple[dict[str, Any], str]
 
 
 class QoS(redis.QoS):
-    """Keeps what was taken and is not acknowledged: wake-ups in memory, all other messages in Redis."""
+    """Stores unacknowledged messages: wake-ups in memory, all other messages in Redis."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)  # type: ignore[no-untyped-call]  # as all of kombu
@@ -70,14 +68,14 @@ class QoS(redis.QoS):
 
     def append(self, message: Any, delivery_tag: str) -> None:
         if not _is_wake_up(message.headers):
-            self._with_sound_keys(lambda: super(QoS, self).append(message, delivery_tag))  # type: ignore[no-untyped-call]
+            self._repairing_keys(lambda: super(QoS, self).append(message, delivery_tag))  # type: ignore[no-untyped-call]
             return
         self._wake_ups[delivery_tag] = message
         virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
 
     def ack(self, delivery_tag: str) -> None:
         if self._wake_ups.pop(delivery_tag, None) is None:
-            self._with_sound_keys(lambda: super(QoS, self).ack(delivery_tag))  # type: ignore[no-untyped-call]
+            self._repairing_keys(lambda: super(QoS, self).ack(delivery_tag))  # type: ignore[no-untyped-call]
         else:
             virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
@@ -93,35 +91,37 @@ class QoS(redis.QoS):
             try:
                 super().restore_by_tag(tag, client=client, leftmost=leftmost)  # type: ignore[no-untyped-call]
             except Exception as error:
-                if _is_of_broker(self.channel.connection, error):
+                if _is_broker_error(self.channel.connection, error):
                     raise
                 self.put_aside(tag, reason(error))
             return
-        where = message.delivery_info
+        delivery = message.delivery_info
         with self.channel.conn_or_acquire(client) as client:
             self.channel._do_restore_message(
-                message._raw, where["exchange"], where["routing_key"], client, leftmost
+                message._raw, delivery["exchange"], delivery["routing_key"], client, leftmost
             )
 
     def restore_visible(self, *args: Any, **options: Any) -> None:
-        """Give back what others have taken and not acknowledged; one item that cannot be read stops none."""
-        self._with_sound_keys(lambda: super(QoS, self).restore_visible(*args, **options))  # type: ignore[no-untyped-call]
+        """Return the unacknowledged messages of dead workers to their queues; a broken item does not stop
+        it."""
+        self._repairing_keys(lambda: super(QoS, self).restore_visible(*args, **options))  # type: ignore[no-untyped-call]
 
-    def put_aside(self, tag: str, why: str) -> None:
-        """What was noted under this tag cannot be read: it is kept elsewhere, and comes back no more."""
+    def put_aside(self, tag: str, problem: str) -> None:
+        """Store an unreadable unacknowledged message as a broken item, and forget it."""
         with self.channel.conn_or_acquire() as client:
             item = client.hget(self.unacked_key, tag)
         if item is not None:
-            self.channel.connection.broken.add(self.unacked_key, item, why)
+            self.channel.connection.broken.add(self.unacked_key, item, problem)
         self.forget(tag)
 
     def forget(self, tag: str) -> None:
-        """Whatever was noted under this tag is noted no more."""
+        """Remove a message from the unacknowledged ones."""
         self._wake_ups.pop(tag, None)
         self._delivered.pop(tag, None)
-        self._with_sound_keys(lambda: self._remove_from_indices(tag).execute())  # type: ignore[no-untyped-call]
+        self._repairing_keys(lambda: self._remove_from_indices(tag).execute())  # type: ignore[no-untyped-call]
 
-    def _with_sound_keys(self, work: Callable[[], object]) -> None:
+    def _repairing_keys(self, work: Callable[[], object]) -> None:
+        """Do the work. If a key of kombu has a wrong type, put the key aside and do the work again."""
         try:
             work()
         except Exception as error:
@@ -133,25 +133,27 @@ class QoS(redis.QoS):
 
 
 class Channel(redis.Channel):
+    """A channel of a worker that takes several messages at a time and puts broken items aside."""
+
     QoS = QoS
     Message = BoundedMessage
-    room: Callable[[], int] | None = None
-    """How many messages more can be begun now. None: nobody says it, and each is asked for by itself."""
-    sift: Callable[[list[Taken]], list[Taken]] | None = None
-    """Says which of the messages that were taken together are to be delivered now. None: all."""
-    when_sifted: Callable[[], None] = staticmethod(lambda: None)
-    """Called when nothing more is taken for now."""
-    limit_of: Callable[[object], int | None] = staticmethod(lambda queue: None)
-    """How many bytes a message of this queue may have; None: as many as its sender likes."""
+    free_slots: Callable[[], int] | None = None
+    """The number of free worker slots. None: unknown, so messages are taken one at a time."""
+    select_messages: Callable[[list[Taken]], list[Taken]] | None = None
+    """Selects from the taken messages the ones to deliver now. None: all are delivered."""
+    after_selection: Callable[[], None] = staticmethod(lambda: None)
+    """Called after each read, when its messages were selected and delivered."""
+    max_message_bytes: Callable[[object], int | None] = staticmethod(lambda queue: None)
+    """The size limit of a message of a queue, in bytes; None: no limit."""
     _take: Any = None
     _item: Any = None
     _kept_client: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        """One client for all that a channel asks; its connections are those of the channel's pool."""
+        """The Redis client of the channel. It uses the connection pool of the channel."""
         if asynchronous:
             client = super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
-            client.parse_response = self._noting_item(client.parse_response)
+            client.parse_response = self._remembering_item(client.parse_response)
             return client
         if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
             self._kept_client = super()._create_client()  # type: ignore[no-untyped-call]
@@ -159,69 +161,70 @@ class Channel(redis.Channel):
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         params = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
-        params["connection_class"] = _giving_up(params["connection_class"], self._without_too_large)
+        params["connection_class"] = _reconnecting(params["connection_class"], self._without_too_large)
         if params.get("socket_timeout") is None:
             params["socket_timeout"] = ANSWER_TIMEOUT_S
         return params
 
     def _without_too_large(self, answer: Any) -> Any:
-        """An answer of Redis: of BRPOP, list and item. A large item gives None, as if nothing had come."""
+        """The answer of Redis. If it is an item of BRPOP that is too large: None, as if there were no
+        item."""
         if type(answer) is list and len(answer) == 2 and isinstance(answer[1], bytes):
             queue = bytes_to_str(answer[0]).rsplit(self.sep, 1)[0]  # type: ignore[no-untyped-call]
             return None if self._is_too_large(queue, answer[1]) else answer
         return answer
 
     def _is_too_large(self, queue: str, item: bytes) -> bool:
-        """Whether an item is too large to be parsed; it is put aside then."""
-        limit = self.limit_of(queue)
+        """Whether an item is too large to be parsed. Such an item is put aside."""
+        limit = self.max_message_bytes(queue)
         if limit is None or len(item) <= limit:
             return False
-        self.connection.broken.add(queue, item, f"it has {len(item):,} bytes, {limit:,} are allowed")
+        self.connection.broken.add(queue, item, f"it has {len(item):,} bytes; at most {limit:,} are allowed")
         return True
 
     def basic_consume(self, queue: str, *args: Any, **options: Any) -> Any:
-        """Remote control may ask for any queue (`add_consumer`); a key of this library is none."""
+        """Consume a queue. Remote control (`add_consumer`) may name any key, so our keys are rejected."""
         if self.connection.broken.is_ours(queue):
             raise ValueError(f"{queue!r} is not a valid queue name: it would be a key of this library")
         return super().basic_consume(queue, *args, **options)  # type: ignore[no-untyped-call]
 
     def _brpop_read(self, **options: Any) -> Any:
-        if self.sift is None:
+        if self.select_messages is None:
             return self._read_messages(**options)
         self.connection.taken = []
         try:
             found = self._read_messages(**options)
-            self._read_on()
+            self._read_more()
             return found
         finally:
             if self.connection.taken:
                 self._deliver_taken()
             self.connection.taken = None
-            self.when_sifted()
+            self.after_selection()
 
-    def _read_on(self) -> None:
-        """Where nothing of what was taken had to be begun, more of its kind may stand before a run."""
+    def _read_more(self) -> None:
+        """Take more messages while the taken ones start no run: there may be many of them before a run."""
         read = 0
-        for _ in range(MOST_TURNS):
-            if self.room is None or not self.connection.taken:
+        for _ in range(MAX_READS):
+            if self.free_slots is None or not self.connection.taken:
                 break
             read += len(self.connection.taken)
-            if self._deliver_taken() or read >= MOST_READ:
+            if self._deliver_taken() or read >= MAX_MESSAGES_READ:
                 return
-            self._take_more(min(self.room(), MOST_TAKEN_AGAIN))
-        self._deliver_taken()  # also nothing: so it is known that nothing stands behind
+            self._take_more(min(self.free_slots(), MAX_TAKEN_AGAIN))
+        self._deliver_taken()  # also without messages: it shows that the queue has no more of them
 
     def _deliver_taken(self) -> bool:
-        """Deliver what of the messages is to be delivered now; says whether that was anything."""
+        """Deliver the selected messages. Returns whether there was at least one."""
         taken, self.connection.taken = self.connection.taken, None
-        sift: Any = self.sift
+        select: Any = self.select_messages
         try:
-            now = sift(taken)
-            for message, queue in now:  # one that cannot be used is put aside there
+            selected = select(taken)
+            for message, queue in selected:  # `_deliver` puts an invalid message aside
                 self.connection._deliver(message, queue)
         finally:
             self.connection.taken = []
-        return len(now) > 0
+        return len(selected) > 0
 
     def _read_messages(self, **options: Any) -> Any:
         at_once = time.monotonic() - (self._brpop_sent_at or 0.0) < AT_ONCE_S
@@ -233,7 +236,7 @@ class Channel(redis.Channel):
         except Exception as error:
             if is_wrong_type(error):
                 self._put_queues_aside(list(self.active_queues))
-            elif self._item is None or _is_of_broker(self.connection, error):
+            elif self._item is None or _is_broker_error(self.connection, error):
                 raise
             else:
                 queue, item = self._item
@@ -241,13 +244,13 @@ class Channel(redis.Channel):
             raise Empty from None
         finally:
             self._item = None
-        if found and at_once and self.room is not None:
-            in_hand = len(self.connection.taken or ())  # not delivered yet, so not counted yet
-            self._take_more(min(self.room() - in_hand, MOST_TAKEN))
+        if found and at_once and self.free_slots is not None:
+            undelivered = len(self.connection.taken or ())  # they do not occupy slots yet
+            self._take_more(min(self.free_slots() - undelivered, MAX_TAKEN))
         return found
 
     def _take_more(self, most: int) -> None:
-        """Take what else waits, as far as it can be begun now."""
+        """Take up to `most` further messages with one script."""
         queues = self._queue_cycle.consume(len(self.active_queues))
         if most <= 0 or not queues:
             return
@@ -261,14 +264,14 @@ class Channel(redis.Channel):
             try:
                 taken = self._take(
                     [self.unacked_key, self.unacked_index_key, *keys],
-                    [most, time.time(), MOST_TAKEN_AGAIN],
+                    [most, time.time(), MAX_TAKEN_AGAIN],
                     client,
                 )
             except self.ResponseError as error:
                 if is_wrong_type(error):
-                    return  # whoever waits for the next message puts that key aside
-                log.warning("broker.one_by_one", error=str(error), hint="scripts are not allowed there")
-                self.room = None
+                    return  # the next blocking read puts that key aside
+                log.warning("broker.one_by_one", error=str(error), hint="Redis does not allow scripts")
+                self.free_slots = None
                 return
         for key, item, tag in zip(taken[::3], taken[1::3], taken[2::3], strict=True):
             queue = bytes_to_str(key).rsplit(self.sep, 1)[0]  # type: ignore[no-untyped-call]
@@ -283,14 +286,14 @@ class Channel(redis.Channel):
         try:
             self.connection._deliver(loads(bytes_to_str(item)), queue)  # type: ignore[no-untyped-call]
         except Exception as error:
-            if _is_of_broker(self.connection, error):
+            if _is_broker_error(self.connection, error):
                 raise
             self.connection.broken.add(queue, item, reason(error))
             return True
         return False
 
-    def _noting_item(self, parse: Callable[..., Any]) -> Callable[..., Any]:
-        """What reads an answer, and notes the item that it gives: it may be none that kombu can read."""
+    def _remembering_item(self, parse: Callable[..., Any]) -> Callable[..., Any]:
+        """A parser of answers that remembers the last item of BRPOP, in case kombu cannot decode it."""
 
         def parse_response(connection: Any, command_name: str, **options: Any) -> Any:
             answer = parse(connection, command_name, **options)
@@ -304,25 +307,26 @@ class Channel(redis.Channel):
         try:
             return super()._receive()  # type: ignore[no-untyped-call]
         except Exception as error:
-            if _is_of_broker(self.connection, error):
+            if _is_broker_error(self.connection, error):
                 raise
-            log.error("broadcast.unreadable", error=reason(error))  # to all: nobody's run is concerned
+            # A broadcast of remote control does not affect a run.
+            log.error("broadcast.unreadable", error=reason(error))
             return False
 
     def _do_restore_message(
         self, payload: Any, exchange: Any, routing_key: Any, pipe: Any, leftmost: bool = False
     ) -> None:
         broken: BrokenItems = self.connection.broken
-        if why := broken.why_not_back(payload, exchange, routing_key):
-            broken.add(self.unacked_key, _as_text(payload), why)
+        if problem := broken.problem_with_return(payload, exchange, routing_key):
+            broken.add(self.unacked_key, _as_text(payload), problem)
             return
         super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)  # type: ignore[no-untyped-call]
 
     def _size(self, queue: str) -> int:
-        return int(self._with_sound_queues([queue], super()._size, queue))
+        return int(self._repairing_queues([queue], super()._size, queue))
 
     def _put(self, queue: str, message: Any, **options: Any) -> None:
-        self._with_sound_queues([queue], super()._put, queue, message, **options)
+        self._repairing_queues([queue], super()._put, queue, message, **options)
 
     def _queue_bind(self, exchange: str, *args: Any) -> None:
         try:
@@ -333,9 +337,10 @@ class Channel(redis.Channel):
             self.put_keys_aside(((self.keyprefix_queue % exchange, "set"),))
             super()._queue_bind(exchange, *args)  # type: ignore[no-untyped-call]
 
-    def _with_sound_queues(
+    def _repairing_queues(
         self, queues: list[str], work: Callable[..., Any], *args: Any, **options: Any
     ) -> Any:
+        """Do the work. If a queue is a key of a wrong type, put the key aside and do the work again."""
         try:
             return work(*args, **options)
         except Exception as error:
@@ -354,28 +359,28 @@ class Channel(redis.Channel):
             put_keys_aside(client, types, self.connection.broken)
 
 
-def _is_of_broker(line: Any, error: BaseException) -> bool:
-    """Whether this is about the broker, not about an item. kombu counts a KeyError as a lost connection."""
-    errors = (*line.connection_errors, *line.channel_errors)
+def _is_broker_error(transport: Any, error: BaseException) -> bool:
+    """Whether an error concerns the broker, not one item. kombu counts KeyError as a lost connection."""
+    errors = (*transport.connection_errors, *transport.channel_errors)
     return isinstance(error, errors) and not isinstance(error, LookupError)
 
 
-def _giving_up(connection_class: Any, looked_at: Callable[[Any], Any]) -> Any:
-    """The same connection class, for which a Redis that takes no command now is one that is not there.
+def _reconnecting(connection_class: Any, filter_answer: Callable[[Any], Any]) -> Any:
+    """A subclass that raises `ConnectionError` if Redis temporarily rejects commands.
 
-    `looked_at` is given each answer, and gives what is made of it.
-    Celery connects again then, to the master of that time. Any other answer to its waiting ends the worker.
+    Celery then connects again, to the current master; any other error would end the worker. `filter_answer`
+    gets each answer of Redis and returns the answer for kombu.
     """
 
-    class GivingUp(connection_class):  # type: ignore[misc]  # a base known only at run time
-        lacks_a_right = False
+    class Reconnecting(connection_class):  # type: ignore[misc]  # a base known only at run time
+        lacks_permission = False
 
         def connect(self, *args: Any, **options: Any) -> None:
             super().connect(*args, **options)
             at_fork(self)
 
         def start_afresh(self) -> None:
-            """Close the socket that a forked child has inherited; kombu would ask its parent's poller."""
+            """Close the inherited socket in a forked process. kombu would use the poller of its parent."""
             self._parser.on_disconnect()
             sock = vars(self).get("_sock")
             self._sock = None
@@ -384,40 +389,40 @@ def _giving_up(connection_class: Any, looked_at: Callable[[Any], Any]) -> Any:
 
         def read_response(self, *args: Any, **options: Any) -> Any:
             try:
-                return looked_at(super().read_response(*args, **options))
+                return filter_answer(super().read_response(*args, **options))
             except Exception as error:
                 if is_no_permission(error):
-                    self.lacks_a_right = True
+                    self.lacks_permission = True
                     raise
-                # A transaction with a refused command is aborted, whatever the state of Redis: redis-py says
-                # then what was refused.
-                is_refused = self.lacks_a_right and is_aborted_transaction(error)
-                self.lacks_a_right = False
+                # A missing permission aborts the transaction, too. A new connection does not help, and redis-py
+                # raises the original error then.
+                is_refused = self.lacks_permission and is_aborted_transaction(error)
+                self.lacks_permission = False
                 if is_refused or not refuses_now(error):
                     raise
                 self.disconnect()
-                raise ConnectionError(f"Redis takes no command now: {error}") from error
+                raise ConnectionError(f"Redis rejects commands for now: {error}") from error
 
-    return GivingUp
+    return Reconnecting
 
 
 class Transport(redis.Transport):
-    """Redis as kombu speaks it, but for items that are no messages."""
+    """kombu's Redis transport with the changes of this module."""
 
     Channel = Channel
     taken: list[Taken] | None = None
-    """Where messages are collected that were taken together; None: each is delivered at once."""
+    """Messages that were taken and not delivered yet. None: each message is delivered at once."""
     broken = BrokenItems()
-    """What is done with items that are not messages; a worker keeps them."""
+    """Handles broken items. A worker replaces it with one that stores them."""
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """kombu looks for an answer that is overdue, but as seldom as it is allowed to be late."""
+        """Check for overdue answers every second. kombu checks only once per timeout."""
         super().register_with_event_loop(connection, loop)  # type: ignore[no-untyped-call]
         cycle: Any = self.cycle
-        watch = getattr(cycle, "_brpop_health_tref", None)  # kombu 5.7 and newer
-        if watch is not None:
-            watch.cancel()
-            cycle._brpop_health_tref = loop.call_repeatedly(LOOK_S, cycle.maybe_check_brpop_health)
+        timer = getattr(cycle, "_brpop_health_tref", None)  # kombu 5.7 and newer
+        if timer is not None:
+            timer.cancel()
+            cycle._brpop_health_tref = loop.call_repeatedly(HEALTH_CHECK_S, cycle.maybe_check_brpop_health)
 
     def _deliver(self, message: Any, queue: str) -> None:
         if problem := problem_with_message(message):
@@ -429,59 +434,63 @@ class Transport(redis.Transport):
         try:
             super()._deliver(message, queue)  # type: ignore[no-untyped-call]
         except Exception as error:
-            # kombu's own, while it makes a message of it; Celery's callbacks, which run inside, answer theirs
+            # The error is from kombu, which creates the message. Celery's callbacks handle their own errors
             # (celery/invalid_messages.py).
-            if _is_of_broker(self, error):
+            if _is_broker_error(self, error):
                 raise
             self._put_aside(message, queue, reason(error))
 
-    def _put_aside(self, message: Any, queue: str, why: str) -> None:
-        self.broken.add(queue, _as_text(message), why)
+    def _put_aside(self, message: Any, queue: str, problem: str) -> None:
+        self.broken.add(queue, _as_text(message), problem)
         properties = message.get("properties") if isinstance(message, dict) else None
         tag = properties.get("delivery_tag") if isinstance(properties, dict) else None
-        is_noted = isinstance(tag, str) and tag.isprintable()  # else it is none that Redis could hold
-        for channel in self.channels if is_noted else ():
+        is_valid_tag = isinstance(tag, str) and tag.isprintable()  # an invalid one is not stored in Redis
+        for channel in self.channels if is_valid_tag else ():
             channel.qos.forget(tag)
 
 
 class SentinelChannel(Channel, redis.SentinelChannel):
-    """The same, over connections to whichever Redis is the master."""
+    """The same channel, with connections to the current master."""
 
 
 class SentinelTransport(Transport, redis.SentinelTransport):
+    """The same transport for a broker behind sentinels."""
+
     Channel = SentinelChannel
 
 
 TRANSPORT = f"{__name__}:{Transport.__name__}"
 SENTINEL_TRANSPORT = f"{__name__}:{SentinelTransport.__name__}"
-"""As kombu names a transport."""
+"""The names of the transports for kombu."""
 
 TRANSPORTS = {"redis": TRANSPORT, "rediss": TRANSPORT, "sentinel": SENTINEL_TRANSPORT}
-"""Ours by the alias of kombu's that it stands for, which is the scheme of a broker's URL. A socket's,
-`redis+socket`, has the alias `redis`."""
+"""The transports by the kombu alias that they replace, which is the scheme of the broker URL.
+
+kombu maps the scheme `redis+socket` to the alias `redis`.
+"""
 
 
 def use_in_workers_of(app: Celery) -> None:
-    """Let workers of this app read a Redis broker through our transport; other processes are left alone."""
+    """Use our transports in workers of this app. Other processes are not changed."""
 
-    def in_its_worker(sender: Any = None, **_: Any) -> None:
-        # By its alias, not by the setting broker_transport: Flower takes that for the scheme of the URL.
+    def replace_transports(sender: Any = None, **_: Any) -> None:
+        # Not with the setting broker_transport, because Flower uses it as the scheme of the URL.
         if sender is not None and sender.app is app:
             for alias, transport in TRANSPORTS.items():
                 TRANSPORT_ALIASES[alias] = transport
-                _transport_cache.pop(alias, None)  # somebody may have asked for it already
+                _transport_cache.pop(alias, None)  # it may already be loaded
 
-    signals.worker_init.connect(in_its_worker, weak=False)
+    signals.worker_init.connect(replace_transports, weak=False)
 
 
 def _is_wake_up(headers: Mapping[str, Any]) -> bool:
-    """Whether a run in Redis stands behind the message: not so when its producer is not ours."""
+    """Whether the message wakes a run in Redis. A message of another producer is not a wake-up."""
     return headers.get("task") in WAKE_UPS and "wake_us" in headers
 
 
 def _as_text(message: Any) -> str:
-    """What was read, as JSON again; in its own words where that cannot be."""
+    """The parsed message as JSON text again, or its `repr` if that fails."""
     try:
         return str(dumps(message))  # type: ignore[no-untyped-call]
-    except Exception:  # noqa: BLE001 - it is shown to people, whatever it is
+    except Exception:  # noqa: BLE001 - any message must be shown
         return repr(message)

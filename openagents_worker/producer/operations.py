@@ -1,4 +1,4 @@
-"""Operations. What clients offer to whoever runs a deployment: resume runs, look at workers and queues."""
+"""Operations. The only place for the client methods of operators: resume runs, inspect workers and queues."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncOperations", "Operations", "send_accepted"]
 
-SEND_WITHIN_S = 1.5  # publishing takes up to three seconds, and a submission five in all
+SEND_WITHIN_S = 1.5  # publishing may take three more seconds, and a submission at most five
 
 log = get_logger(__name__)
 
 
 class Operations(Publishes):
-    """The part of `Client` that operators use."""
+    """The methods of `Client` for operators."""
 
     store: Store
 
@@ -59,27 +59,26 @@ class Operations(Publishes):
         raise NotImplementedError
 
     def resume(self, run_id: str, *, by: str | None = None) -> RunHandle[Any]:
-        """Let a run that has failed or was cancelled go on from its last checkpoint, in a new life.
+        """Continue a failed or cancelled run from its last checkpoint, in a new life.
 
-        One that ended before it had a checkpoint begins. `by` is who wants it; it stands in the event
-        `run.resumed`. A run that is not over goes on as it is. Raises `RunNotFound`, `RunConflict` for a run
-        that has completed, `ConfigError` for one that is not durable and was executed, or where two apps are
-        registered.
+        A run without a checkpoint starts from the beginning. `by` names the user for the event `run.resumed`.
+        A run that has not ended is not changed. Raises `RunNotFound`, `RunConflict` for a completed run, and
+        `ConfigError` for a run that is not durable and was executed, or if two apps are registered.
         """
-        began, by = time.monotonic(), optional_text("by", by)
+        started_s, by = time.monotonic(), optional_text("by", by)
         app, settings = self._publishing.to_submit()
         accepted = resume(self.store, self.record(run_id), settings=settings, by=by or "")
-        send_accepted(app, accepted, began)
+        send_accepted(app, accepted, started_s)
         return self.handle(run_id)
 
     def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
     ) -> Iterator[str]:
-        """Resume every run that passes the filters, newest first; gives the id of each that goes on.
+        """Resume every run that matches the filters, newest first, and yield the id of each resumed run.
 
-        Without a `state` these are the failed ones. A run that cannot be resumed is left out, with the
-        warning `run.not_resumed` in the log. With `dry_run` nothing is resumed: it gives the ids that would
-        be. Raises `ConfigError` where two apps are registered.
+        The default of `state` is failed. A run that cannot be resumed is skipped, with the warning
+        `run.not_resumed` in the log. With `dry_run` the ids are yielded, but nothing is resumed. Raises
+        `ConfigError` if two apps are registered.
         """
         by = optional_text("by", by)
         _ = self._publishing.to_submit()
@@ -97,31 +96,34 @@ class Operations(Publishes):
             yield record.run_id
 
     def _ended(self, filters: RunFilters) -> Iterator[RunRecord]:
-        wanted, cursor = _ended_runs(filters), None
+        run_filter, cursor = _ended_runs(filters), None
         while True:
-            page = self.store.execute(list_runs(self.store.keys, wanted, limit=MAX_LIMIT, cursor=cursor))
+            page = self.store.execute(list_runs(self.store.keys, run_filter, limit=MAX_LIMIT, cursor=cursor))
             yield from (record for record in page if _may_be_resumed(record))
             if (cursor := page.next_cursor) is None:
                 return
 
     def workers(self) -> list[WorkerInfo]:
-        """The worker processes: what each serves, how many runs it works on, and how it does."""
+        """The worker processes: their queues and agents, their number of runs, and their health."""
         return list(self.store.execute(read_workers(self.store.keys)))
 
     def queues(self) -> list[QueueInfo]:
-        """The queues of runs: what waits in each, for how long, who consumes it. Looks through all keys."""
+        """The queues of runs: waiting runs, waiting times and consumers. It scans all keys of Redis."""
         return list(self._fleet().queues)
 
     def agents(self) -> list[AgentInfo]:
-        """The agents that workers have announced, and who serves each of them now."""
+        """The agents that workers have announced, and the workers that serve each of them now."""
         return list(self._fleet().agents)
 
     def problems(self) -> list[Problem]:
-        """What is stored and cannot be read, among the 1,000 runs that were accepted last."""
+        """The unreadable records among the 1,000 runs that were accepted last."""
         return list(self.store.execute(list_problems(self.store.keys)))
 
     def put_aside(self) -> list[PutAside]:
-        """What nobody could use and was put aside, newest first, at most 100: kept as long as runs are."""
+        """The invalid messages that were put aside (dead letters): newest first, at most 100.
+
+        They are kept as long as runs.
+        """
         return list(self.store.execute(read_aside(self.store.keys)))
 
     def _fleet(self) -> Fleet:
@@ -129,7 +131,7 @@ class Operations(Publishes):
 
 
 class AsyncOperations(Publishes):
-    """The part of `AsyncClient` that operators use."""
+    """The methods of `AsyncClient` for operators."""
 
     store: AsyncStore
 
@@ -140,17 +142,17 @@ class AsyncOperations(Publishes):
         raise NotImplementedError
 
     async def resume(self, run_id: str, *, by: str | None = None) -> AsyncRunHandle[Any]:
-        """As `Client.resume`."""
-        began, by = time.monotonic(), optional_text("by", by)
+        """The same as `Client.resume`."""
+        started_s, by = time.monotonic(), optional_text("by", by)
         app, settings = self._publishing.to_submit()
         accepted = await aresume(self.store, await self.record(run_id), settings=settings, by=by or "")
-        await asyncio.to_thread(send_accepted, app, accepted, began)
+        await asyncio.to_thread(send_accepted, app, accepted, started_s)
         return self.handle(run_id)
 
     async def resume_all(
         self, *, by: str | None = None, dry_run: bool = False, **filters: Unpack[RunFilters]
     ) -> AsyncIterator[str]:
-        """As `Client.resume_all`."""
+        """The same as `Client.resume_all`."""
         by = optional_text("by", by)
         _ = self._publishing.to_submit()
         async for record in self._ended(filters):
@@ -167,9 +169,9 @@ class AsyncOperations(Publishes):
             yield record.run_id
 
     async def _ended(self, filters: RunFilters) -> AsyncIterator[RunRecord]:
-        wanted, cursor = _ended_runs(filters), None
+        run_filter, cursor = _ended_runs(filters), None
         while True:
-            plan = list_runs(self.store.keys, wanted, limit=MAX_LIMIT, cursor=cursor)
+            plan = list_runs(self.store.keys, run_filter, limit=MAX_LIMIT, cursor=cursor)
             page = await self.store.execute(plan)
             for record in page:
                 if _may_be_resumed(record):
@@ -178,34 +180,40 @@ class AsyncOperations(Publishes):
                 return
 
     async def workers(self) -> list[WorkerInfo]:
-        """As `Client.workers`."""
+        """The same as `Client.workers`."""
         return list(await self.store.execute(read_workers(self.store.keys)))
 
     async def queues(self) -> list[QueueInfo]:
-        """As `Client.queues`."""
+        """The same as `Client.queues`."""
         return list((await self._fleet()).queues)
 
     async def agents(self) -> list[AgentInfo]:
-        """As `Client.agents`."""
+        """The same as `Client.agents`."""
         return list((await self._fleet()).agents)
 
     async def problems(self) -> list[Problem]:
-        """As `Client.problems`."""
+        """The same as `Client.problems`."""
         return list(await self.store.execute(list_problems(self.store.keys)))
 
     async def put_aside(self) -> list[PutAside]:
-        """As `Client.put_aside`."""
+        """The same as `Client.put_aside`."""
         return list(await self.store.execute(read_aside(self.store.keys)))
 
     async def _fleet(self) -> Fleet:
         return await self.store.execute(read_fleet(self.store.keys, self.settings.queue))
 
 
-def send_accepted(app: Celery, accepted: Accepted, began: float) -> None:
-    """Send what an accepted run needs sent, unless the caller has waited long enough: rescue does it then."""
-    if time.monotonic() - began > SEND_WITHIN_S:
+def send_accepted(app: Celery, accepted: Accepted, started_s: float) -> None:
+    """Send the messages for an accepted run.
+
+    If more than 1.5 seconds have passed since `started_s` (of `time.monotonic()`), they are left to the
+    rescue loop of a worker, so that the caller does not wait longer.
+    """
+    if time.monotonic() - started_s > SEND_WITHIN_S:
         log.warning(
-            "run.message_left", run_id=accepted.run_id, hint="accepted; a worker's rescue loop sends it"
+            "run.message_left",
+            run_id=accepted.run_id,
+            hint="the run is accepted; a worker will send its message",
         )
         return
     if accepted.first:

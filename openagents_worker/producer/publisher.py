@@ -1,7 +1,7 @@
-"""The broker, seen from a producer. The only place that makes a Celery app and publishes a run's messages.
+"""Publisher. The only place that makes a Celery app and publishes the messages of runs.
 
-A message is only a wake-up: it carries ids, the request waits in the run's record. So publishing may fail:
-the run is accepted all the same, and the worker's rescue loop sends what was not.
+A message is only a wake-up: it contains ids, and the request is in the record of the run. Therefore
+publishing may fail: the run is accepted anyway, and the rescue loop of a worker sends the message.
 """
 
 from __future__ import annotations
@@ -26,12 +26,18 @@ from openagents_worker.addresses import (
     is_redis_url,
 )
 from openagents_worker.errors import BrokerConfigError, RedisNoPermission
-from openagents_worker.producer.app_binding import AppBinding, AppKind, attach_parts, find_parts, parts_of
+from openagents_worker.producer.app_binding import (
+    AppBinding,
+    AppKind,
+    attach_binding,
+    binding_of,
+    find_binding,
+)
 from openagents_worker.producer.kombu_redis import ANSWER_TIMEOUT_S as BROKER_ANSWER_TIMEOUT_S
 from openagents_worker.producer.kombu_redis import RESUME_RUN, RUN_AGENT, RUN_ENDED, TRANSPORTS
 from openagents_worker.producer.queue_checks import queue_to_send_to
 from openagents_worker.producer.results import NO_RESULTS
-from openagents_worker.producer.task_options import options_of
+from openagents_worker.producer.task_options import parse_task_options
 from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
@@ -51,7 +57,7 @@ __all__ = [
     "wake_queue",
 ]
 
-CONNECT_TIMEOUT_S = 1.0  # with one retry a broker that is away or silent is known within three seconds
+CONNECT_TIMEOUT_S = 1.0  # with one retry, a broker that does not answer is noticed within three seconds
 ANSWER_TIMEOUT_S = 1.5
 MAX_PRODUCERS = 10
 SHOWN_CHARS = 200
@@ -61,7 +67,8 @@ log = get_logger(__name__)
 
 
 def make_app(settings: Settings) -> Celery:
-    """A Celery app that talks as this library does. It is not the current app, and it opens no connection."""
+    """A Celery app with the configuration of this library. It is not the current app and opens no
+    connection."""
     app = Celery("openagents", set_as_current=False)
     if settings.result_backend is None:
         app.backend_cls = NO_RESULTS
@@ -82,7 +89,7 @@ def make_app(settings: Settings) -> Celery:
         task_send_sent_event=True,
     )
     app.conf.broker_transport_options = _transport_options(_driver(app), broker.transport_options)
-    attach_parts(app, AppBinding(AppKind.PRODUCER, settings))
+    attach_binding(app, AppBinding(AppKind.PRODUCER, settings))
     return app
 
 
@@ -103,40 +110,41 @@ def _backend(url: str | None) -> CeleryAddress | None:
 
 
 def _by_sentinels(sentinels: Sentinels) -> CeleryAddress:
-    """Celery wants options beside the URL."""
-    # A machine that is gone answers nothing at all: without a limit a worker would wait for it for minutes.
+    """Celery's URL and transport options for sentinels."""
+    # A dead machine does not answer at all: without a limit, a worker would wait for minutes.
     connecting = {"socket_connect_timeout": CONNECT_TIMEOUT_S}
     options = sentinels.celery_options(**connecting, socket_timeout=ANSWER_TIMEOUT_S)
     return CeleryAddress(sentinels.celery_url, None, {**options, **connecting})
 
 
 class WakesFirst(round_robin_cycle):
-    """Kombu's order of a worker's queues: runs that have begun go before those that have not."""
+    """The order in which kombu reads the queues of a worker: wake-ups of started runs before new runs."""
 
     def consume(self, n: int) -> list[str]:
-        """The queues in the order in which the next message is looked for."""
+        """The queues in the order in which kombu reads them."""
         return sorted(self.items[:n], key=lambda queue: not queue.endswith(WAKE_SUFFIX))
 
 
 def wake_queue(queue: str) -> str:
-    """Wake-ups have a queue of their own, so that they do not stand behind the backlog."""
+    """The queue for the wake-ups of runs of `queue`. It is separate, so that they do not wait in the
+    backlog."""
     return queue + WAKE_SUFFIX
 
 
 def send_first(app: Celery, run: Wake) -> bool:
-    """Publish a run's first message. False, and one warning, when the broker cannot be reached.
+    """Publish the first message of a run. If the broker cannot be reached: one warning, and False.
 
-    Under `task_always_eager` the run is carried here, as by `send_wakes`.
+    With `task_always_eager` the run is executed in this process, as by `send_wakes`.
     """
     if (execute := _eager(app)) is not None:
         return bool(execute([run]))
-    return _publish(app, [run], lambda each: _first_message(each, _queue_of(app, each))) == 1
+    return _publish(app, [run], lambda wake: _first_message(wake, _queue_of(app, wake))) == 1
 
 
 def send_wakes(app: Celery, wakes: Iterable[Wake]) -> int:
-    """Publish wake-ups over one connection; says how many the broker took, with one warning for the rest.
+    """Publish wake-ups over one connection. Returns how many were sent; there is one warning for the rest.
 
-    Under `task_always_eager` nobody consumes: they are carried here, where that can be done.
+    With `task_always_eager` there is no consumer: the runs are executed in this process, if it can do that.
     """
     if (execute := _eager(app)) is not None:
         return int(execute(wakes))
@@ -144,50 +152,51 @@ def send_wakes(app: Celery, wakes: Iterable[Wake]) -> int:
 
 
 def _eager(app: Celery) -> Callable[[Iterable[Wake]], int] | None:
-    """What carries runs in this process instead of sending messages; None where messages are sent."""
+    """With `task_always_eager`: the function that executes runs in this process. None: messages are sent."""
     return getattr(app.tasks.get(RUN_AGENT), "execute_wakes", None) if app.conf.task_always_eager else None
 
 
 def close_producers(app: Celery) -> None:
     """Close this process's publishing connections to the app's broker."""
-    parts = find_parts(app)
+    parts = find_binding(app)
     pool = parts.producers.pop(os.getpid(), None) if parts is not None else None
     if pool is not None:
         pool.force_close_all()
         pool.connections.force_close_all()
 
 
-Message = Mapping[str, Any]  # keyword arguments of `Celery.send_task`
+SendTaskArguments = Mapping[str, Any]
+"""Keyword arguments of `Celery.send_task`."""
 
 
-def _first_message(run: Wake, queue: str) -> Message:
+def _first_message(run: Wake, queue: str) -> SendTaskArguments:
     ids = {"run_id": run.run_id, "agent_id": run.agent_id, "session_id": run.session_id}
     return _message(run, RUN_AGENT, queue, [ids])
 
 
 def _queue_of(app: Celery, run: Wake) -> str:
-    return queue_to_send_to(run.queue, parts_of(app).settings, run.run_id)
+    return queue_to_send_to(run.queue, binding_of(app).settings, run.run_id)
 
 
-def _wake_message(wake: Wake, queue_of_run: str) -> Message:
+def _wake_message(wake: Wake, queue_of_run: str) -> SendTaskArguments:
     queue = wake_queue(queue_of_run)
     if wake.attempt == 0:
         return _first_message(wake, queue)
     return _message(wake, RESUME_RUN, queue, [wake.run_id, wake.checkpoint_id])
 
 
-def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
-    """The run's message: ids for the worker, readable ids for Flower, the submission's own options."""
-    own = options_of(run.canvas)
+def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> SendTaskArguments:
+    """The message of a run: ids for the worker, readable ids for Flower, the options of the submission."""
+    task_options = parse_task_options(run.canvas)
     return {
-        **own,
+        **task_options,
         "name": name,
         "args": args,
         "task_id": run.run_id,
-        "root_id": own.get("root_id") or run.run_id,
+        "root_id": task_options.get("root_id") or run.run_id,
         "queue": queue,
         "headers": {
-            **own.get("headers", {}),
+            **task_options.get("headers", {}),
             "wake_us": str(run.sent_us),
             "run_format": WRITTEN,
             **({RUN_ENDED: 1} if run.is_ended else {}),
@@ -195,8 +204,8 @@ def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
         "argsrepr": _readable_ids(run),
         "kwargsrepr": "{}",
         "serializer": "json",
-        # Said, as Celery would take what the app's settings say of all tasks.
-        "priority": own.get("priority"),
+        # Set explicitly, because otherwise the settings of the app for all tasks apply.
+        "priority": task_options.get("priority"),
         "expires": None,
         "time_limit": None,
         "soft_time_limit": None,
@@ -204,12 +213,12 @@ def _message(run: Wake, name: str, queue: str, args: Sequence[Any]) -> Message:
 
 
 def _readable_ids(run: Wake) -> str:
-    """Cut, where a record holds more than an id: a message of megabytes would never be taken."""
+    """The ids of the run, cut to 200 characters each: a damaged record may contain megabytes."""
     return f"agent={run.agent_id[:SHOWN_CHARS]} session={run.session_id[:SHOWN_CHARS]} run={run.run_id}"
 
 
-def _publish(app: Celery, runs: Sequence[Wake], message_of: Callable[[Wake], Message]) -> int:
-    """Publish until the first failure: a broker that refuses one will refuse the next thousand too."""
+def _publish(app: Celery, runs: Sequence[Wake], message_of: Callable[[Wake], SendTaskArguments]) -> int:
+    """Publish until the first failure, because the broker would reject the other messages, too."""
     sent = 0
     try:
         if runs:
@@ -217,50 +226,57 @@ def _publish(app: Celery, runs: Sequence[Wake], message_of: Callable[[Wake], Mes
                 for run in runs:
                     _send_one(app, producer, run, message_of)
                     sent += 1
-    except Exception as error:  # noqa: BLE001  # whatever a broker's client raises: the run is accepted
+    except Exception as error:  # noqa: BLE001  # any error of the broker: the run is accepted anyway
         log.warning(
             "broker.unreachable",
             run_id=runs[sent].run_id,
             unsent=len(runs) - sent,
             error=f"{type(error).__name__}: {error}",
-            hint=f"accepted all the same; a worker's rescue loop sends it{_when(error)}",
+            hint=f"the runs are accepted; a worker will send the messages{_condition(error)}",
         )
     return sent
 
 
-def _when(error: Exception) -> str:
-    """What has to be done about it; kombu's errors have redis-py's as their cause."""
-    if any(one is not None and is_no_permission(one) for one in (error, error.__cause__)):
-        return f". {RedisNoPermission.code}: config/acl/producer.acl has the rights that a producer needs"
-    return " once the broker is back"
+def _condition(error: Exception) -> str:
+    """The end of the hint. An error of kombu has the error of redis-py as its cause."""
+    if any(each is not None and is_no_permission(each) for each in (error, error.__cause__)):
+        return f". {RedisNoPermission.code}: config/acl/producer.acl lists the permissions of a producer"
+    return " when the broker can be reached"
 
 
-OF_ONE_MESSAGE = (TypeError, ValueError, LookupError, AttributeError, RecursionError, SerializationError)
-"""What Celery and kombu raise for a message that cannot be made, and not for a broker."""
+INVALID_MESSAGE_ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    SerializationError,
+)
+"""The exceptions of Celery and kombu for a message that cannot be created, not for a broker failure."""
 
 
-def _send_one(app: Celery, producer: Any, run: Wake, message_of: Callable[[Wake], Message]) -> None:
-    """Send the run's message. One whose stored options cannot be read goes without them: its run is due."""
+def _send_one(app: Celery, producer: Any, run: Wake, message_of: Callable[[Wake], SendTaskArguments]) -> None:
+    """Send the message of a run. If its stored task options are not valid, send it without them."""
     try:
         _send(app, producer, message_of(run))
-    except OF_ONE_MESSAGE as error:
+    except INVALID_MESSAGE_ERRORS as error:
         if not run.canvas:
             raise
         log.error(
             "run.options_left_out",
             run_id=run.run_id,
             error=f"{type(error).__name__}: {error}"[:SHOWN_CHARS],
-            hint="what was linked to the run is not called; the field canvas of its record has its options",
+            hint="linked tasks are not called; the field canvas of the record contains the options",
         )
         _send(app, producer, message_of(replace(run, canvas="")))
 
 
-def _send(app: Celery, producer: Any, message: Message) -> None:
-    # ignore_result is said in the header only: as an option, a result backend would be subscribed to here.
+def _send(app: Celery, producer: Any, message: SendTaskArguments) -> None:
+    # ignore_result is only in the header: as an option, Celery would subscribe to the result backend here.
     ignored = app.conf.result_backend is None or bool(app.conf.task_ignore_result)
     app.send_task(
         **{**message, "headers": {**message["headers"], "ignore_result": ignored}},
-        router=_OwnQueue(app),
+        router=_QueueOfRunRouter(app),
         producer=producer,
         ignore_result=True,
         add_to_parent=False,
@@ -269,8 +285,8 @@ def _send(app: Celery, producer: Any, message: Message) -> None:
     )
 
 
-class _OwnQueue:
-    """Routes a message to the queue it names: the run's, whatever the app's `task_routes` say."""
+class _QueueOfRunRouter:
+    """Routes a message to the queue of the run, independent of the `task_routes` of the app."""
 
     def __init__(self, app: Celery) -> None:
         self._queues = app.amqp.queues
@@ -278,15 +294,16 @@ class _OwnQueue:
     def route(self, options: Mapping[str, Any], *_: Any) -> dict[str, Any]:
         try:
             queue = self._queues[options["queue"]]
-        except KeyError:  # the app forbids queues that it does not know; this one is known to us
+        except KeyError:  # the app has `task_create_missing_queues` off
             queue = self._queues.new_missing(options["queue"])
         return {**options, "queue": queue}
 
 
 def _producers(app: Celery) -> Any:
-    """The app's publishing connections. A forked child makes its own: two processes share no socket."""
-    # Without a lock, which a thread of the parent might hold in the child for ever: the first one is kept.
-    by_process = parts_of(app).producers
+    """The publishing connections of the app. A forked process makes new ones, because it must not share
+    sockets."""
+    # There is no lock, because another thread could hold it during a fork. The first pool is kept.
+    by_process = binding_of(app).producers
     found = by_process.get(os.getpid())
     if found is None:
         connections = _publishing_connection(app).Pool(MAX_PRODUCERS)
@@ -296,7 +313,7 @@ def _producers(app: Celery) -> Any:
 
 
 def _publishing_connection(app: Celery) -> Any:
-    """A connection that hears of a silent broker; a consumer's, which blocks for long, must not."""
+    """A connection with timeouts for publishing. A consumer blocks for long, so it must not use them."""
     options = {**app.conf.broker_transport_options, "max_retries": 0}
     driver = _driver(app)
     if driver == "redis":
@@ -304,7 +321,7 @@ def _publishing_connection(app: Celery) -> Any:
     elif driver == "amqp":
         options |= {"read_timeout": ANSWER_TIMEOUT_S, "write_timeout": ANSWER_TIMEOUT_S}
     connection = app.connection_for_write(connect_timeout=CONNECT_TIMEOUT_S, transport_options=options)
-    # By then kombu has read its own name of the transport: it is that by which it knows that TLS is wanted.
+    # kombu has already read the alias of the transport here, which decides whether it uses TLS.
     alias = connection.transport_cls
     if isinstance(alias, str):
         connection.transport_cls = TRANSPORTS.get(alias, alias)
@@ -319,26 +336,29 @@ def _driver(app: Celery) -> str:
         url = app.conf.broker_write_url or app.conf.broker_url or ""
         raise BrokerConfigError(
             f"Celery cannot use the broker {safe_url(str(url))}: {error}",
-            hint="OPENAGENTS_BROKER_URL is a URL of a broker that Celery knows, whose library is installed",
+            hint="set OPENAGENTS_BROKER_URL to a broker that Celery supports, and install its client library",
         ) from error
 
 
-def _transport_options(driver: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` are those of the broker's URL; its time limits shorten ours, never lengthen them."""
+def _transport_options(driver: str, url_options: Mapping[str, Any]) -> dict[str, Any]:
+    """The transport options for the app. `url_options` come from the URL of the broker.
+
+    The timeouts of the URL can only shorten the default timeouts.
+    """
     if driver != "redis":
-        return dict(given)
-    if "client_name" in given and "client_name" not in redis.Channel.from_transport_options:
+        return dict(url_options)
+    if "client_name" in url_options and "client_name" not in redis.Channel.from_transport_options:
         raise BrokerConfigError(
-            f"the option client_name of the broker's URL needs a newer kombu than {kombu.__version__}",
-            hint="pip install --upgrade kombu, or leave the option out of the URL",
+            f"the option client_name of the broker URL requires a newer kombu than {kombu.__version__}",
+            hint="pip install --upgrade kombu, or remove the option from the URL",
         )
     options = {
         "queue_order_strategy": f"{__name__}:WakesFirst",
-        "visibility_timeout": 24 * 3600,  # with early acknowledgement only prefetched messages depend on it
+        "visibility_timeout": 24 * 3600,  # with early acknowledgement it affects only prefetched messages
         "socket_keepalive": True,
         "health_check_interval": 10,
-        **given,
+        **url_options,
     }
-    if "socket_timeout" in given:
-        options["socket_timeout"] = min(given["socket_timeout"], BROKER_ANSWER_TIMEOUT_S)
+    if "socket_timeout" in url_options:
+        options["socket_timeout"] = min(url_options["socket_timeout"], BROKER_ANSWER_TIMEOUT_S)
     return options

@@ -1,5 +1,5 @@
-"""Queue checks. The only place that compares the queues of a submission, of what is linked to it, and of
-stored runs with the names that a queue may have (`queue_names`).
+"""Queue checks. The only place that applies the rules of `queue_names` to submissions, linked tasks and
+stored runs.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ __all__ = ["check_linked_queues", "checked_queue", "queue_to_send_to"]
 
 log = get_logger(__name__)
 
-HINT = "choose another name, as in 'reports'; OPENAGENTS_QUEUE names the default"
-_NAMES_A_QUEUE = ("queue", "routing_key", "reply_to")
+HINT = "choose another name, as in 'reports'; OPENAGENTS_QUEUE sets the default"
+_QUEUE_OPTIONS = ("queue", "routing_key", "reply_to")
 _LINKED = ("chain", "chord", "link", "link_error")
 
 
 def checked_queue(name: Any, prefix: str, *, run_id: str | None = None) -> str:
-    """The queue that a submission names, '' for none. Raises `RequestInvalid`."""
+    """The queue of a submission, '' if it has none. Raises `RequestInvalid`."""
     if name is None or name == "":
         return ""
     if not isinstance(name, str):
         raise RequestInvalid(
-            f"queue: a queue is given by its name, not as a {type(name).__name__}", hint=HINT, run_id=run_id
+            f"queue: it must be the name of a queue, not a {type(name).__name__}", hint=HINT, run_id=run_id
         )
     if problem := problem_with_queue(name, prefix):
         raise RequestInvalid(f"queue: {problem}", hint=HINT, run_id=run_id)
@@ -35,35 +35,37 @@ def checked_queue(name: Any, prefix: str, *, run_id: str | None = None) -> str:
 
 
 def check_linked_queues(canvas: Mapping[str, Any], prefix: str) -> None:
-    """Raises `RequestInvalid` for a task linked to a run whose queue has a name that no queue may have.
+    """Raises `RequestInvalid` for a task linked to a run, if the name of its queue is not valid.
 
-    Celery sends such a task where its signature says once the run has ended: that is a key on a Redis broker.
+    Celery sends such a task to that queue when the run has ended. On a Redis broker the queue is a key.
     """
-    for where, name in _named_queues({key: canvas[key] for key in (*_LINKED, "reply_to") if key in canvas}):
+    linked = {key: canvas[key] for key in (*_LINKED, "reply_to") if key in canvas}
+    for path, name in _queue_options(linked):
         if isinstance(name, str) and name and (problem := problem_with_queue(name, prefix)):
-            raise RequestInvalid(f"{where}: {problem}", hint=HINT)
+            raise RequestInvalid(f"{path}: {problem}", hint=HINT)
 
 
-def _named_queues(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every queue's name in signatures, with where it stands; without recursion, as they may be nested."""
-    waiting: list[tuple[str, Any]] = [("", value)]
+def _queue_options(signatures: Any) -> Iterator[tuple[str, Any]]:
+    """The path and the value of every queue option in signatures. There is no recursion: they may be
+    nested."""
+    waiting: list[tuple[str, Any]] = [("", signatures)]
     while waiting:
-        where, found = waiting.pop()
-        if isinstance(found, Mapping):
-            for key, each in found.items():
-                path = f"{where}.{key}" if where else str(key)
-                if key in _NAMES_A_QUEUE and (where.endswith("options") or not where):
-                    yield path, each
-                else:  # signatures also stand in the arguments of groups and chains
-                    waiting.append((path, each))
-        elif isinstance(found, list | tuple):
-            waiting += [(f"{where}[{at}]", each) for at, each in enumerate(found)]
+        path, part = waiting.pop()
+        if isinstance(part, Mapping):
+            for key, value in part.items():
+                inner_path = f"{path}.{key}" if path else str(key)
+                if key in _QUEUE_OPTIONS and (path.endswith("options") or not path):
+                    yield inner_path, value
+                else:  # the arguments of groups and chains contain signatures, too
+                    waiting.append((inner_path, value))
+        elif isinstance(part, list | tuple):
+            waiting += [(f"{path}[{index}]", item) for index, item in enumerate(part)]
 
 
 def queue_to_send_to(name: str, settings: Settings, run_id: str) -> str:
-    """The queue for a message of a stored run: the default where the record names one that no queue may have.
+    """The queue for a message of a stored run; the default queue if the stored name is not valid.
 
-    An earlier version accepted any name. To send there would make a list of a key of this library.
+    An earlier version accepted any name. A message to such a queue could overwrite a key of this library.
     """
     problem = problem_with_queue(name, settings.key_prefix)
     if problem is None:

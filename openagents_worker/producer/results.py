@@ -1,4 +1,4 @@
-"""Results of Celery's own. The only place that says what an app without a result backend cannot do."""
+"""Results. The only place that handles a Celery app without a result backend."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ __all__ = ["NO_RESULTS", "NoResults", "no_results_for_a_chord"]
 
 
 class NoResults(DisabledBackend):  # type: ignore[misc]  # Celery ships no types
-    """The backend of an app of ours that has none: Celery's own, with an error that says what to set."""
+    """Celery's disabled backend, with a better error for chords. Apps of this library use it."""
 
     def ensure_chords_allowed(self) -> None:
         raise no_results_for_a_chord()
 
 
 NO_RESULTS = f"{NoResults.__module__}:{NoResults.__name__}"
-"""As Celery names a backend; before 5.5 it takes no class."""
+"""The name of the backend for Celery, which does not accept a class before version 5.5."""
 
 
 def no_results_for_a_chord() -> ConfigError:
+    """The error for a chord in an app without a result backend."""
     return ConfigError(
-        "a chord (also a group that is followed by a task) needs a result backend, which counts its tasks",
-        hint="set OPENAGENTS_RESULT_BACKEND, for instance to the same URL as OPENAGENTS_REDIS_URL; in an app "
-        "of your own, its result_backend",
+        "a chord (also a group that is followed by a task) requires a result backend, which counts its tasks",
+        hint="set OPENAGENTS_RESULT_BACKEND, for example to the value of OPENAGENTS_REDIS_URL; in your app, "
+        "set result_backend",
     )

@@ -1,4 +1,4 @@
-"""Server-Sent Events. The only place that turns a run's events into what a browser's EventSource reads.
+"""Server-Sent Events. The only place that formats the events of a run for the EventSource of a browser.
 
 ```python
 @app.get("/runs/{run_id}/events")
@@ -23,8 +23,8 @@ from openagents_worker.store.watchers import check_room
 
 __all__ = ["sse"]
 
-HEARTBEAT_S = 15.0  # proxies close a connection that says nothing for half a minute or more
-MAX_DIGITS = 18  # of an event's number: with more it is none that Redis takes
+HEARTBEAT_S = 15.0  # proxies close a connection that is silent for half a minute or more
+MAX_DIGITS = 18  # of the number of an event; Redis does not accept more
 ALIVE = ": alive\n\n"
 
 
@@ -34,14 +34,16 @@ def sse(
     *,
     heartbeat_s: float = HEARTBEAT_S,
 ) -> AsyncGenerator[str]:
-    """A run's events as frames: `id:` its number, `event:` its name, `data:` the event as JSON.
+    """The events of a run as SSE frames: `id:` is the number, `event:` the name, `data:` the event as JSON.
 
-    What is live only, a piece of a reply above all, has no id. `last_event_id` is the header `Last-Event-ID`
-    as it came: the frames go on after it, without gap or double. The last frame is `event: end`; the page
-    closes its EventSource then, or the browser would ask again. After `heartbeat_s` without a frame comes a
-    comment. Raises `RequestInvalid` at once for an id that is none of ours, and `TooManyWatchers` where
-    `OPENAGENTS_MAX_WATCHERS` are open in this process; one is open from its first frame on. `RunNotFound`
-    comes with the first frame, so a server that wants a 404 asks for `handle.record()` before.
+    Events that are only sent live, such as pieces of a reply, have no id. `last_event_id` is the value of the
+    header `Last-Event-ID`: the frames continue after it, without gaps or duplicates. The last frame is
+    `event: end`. The page must close its EventSource then, because otherwise the browser connects again.
+    After `heartbeat_s` seconds without a frame, a comment is sent.
+
+    Raises `RequestInvalid` at once for an invalid id, and `TooManyWatchers` if this process already has
+    `OPENAGENTS_MAX_WATCHERS` watchers; a watcher counts from its first frame. `RunNotFound` is raised with
+    the first frame: to answer with 404, a server calls `handle.record()` before.
     """
     after = _after(last_event_id)
     check_room(handle._client.settings.max_watchers)
@@ -52,7 +54,8 @@ def _after(last_event_id: str | int | None) -> int:
     text = text_of(last_event_id or "0").strip()
     if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
         raise RequestInvalid(
-            f"Last-Event-ID is the number of an event, not {text[:40]!r}", hint="leave it out to begin again"
+            f"Last-Event-ID must be the number of an event, not {text[:40]!r}",
+            hint="leave it out to start with the first event",
         )
     return int(text)
 
@@ -61,13 +64,13 @@ async def _frames(
     handle: RunHandle[Any] | AsyncRunHandle[Any], after: int, heartbeat_s: float
 ) -> AsyncGenerator[str]:
     async with aclosing(handle.aevents(after)) as events:
-        over = False
-        while not over:
-            async with _next(events, handle.id) as coming:
-                while not (await asyncio.wait({coming}, timeout=heartbeat_s))[0]:
+        has_ended = False
+        while not has_ended:
+            async with _next(events, handle.id) as next_event:
+                while not (await asyncio.wait({next_event}, timeout=heartbeat_s))[0]:
                     yield ALIVE
-                event = coming.result()
-            over = event is None
+                event = next_event.result()
+            has_ended = event is None
             if event is not None:
                 yield _frame(event)
     yield f"event: end\ndata: {dumps({'run_id': handle.id})}\n\n"
@@ -77,20 +80,23 @@ async def _frames(
 async def _next(
     events: AsyncGenerator[RunEvent], run_id: str
 ) -> AsyncGenerator[asyncio.Task[RunEvent | None]]:
-    """A task that waits for the next event; None: there is none. It ends with the block, whatever happens."""
+    """A task that waits for the next event; its result is None after the last one. The block ends the
+    task."""
 
     async def following() -> RunEvent | None:
         return await anext(events, None)
 
-    coming = asyncio.create_task(following(), name=f"sse {run_id}")
+    next_event = asyncio.create_task(following(), name=f"sse {run_id}")
     try:
-        yield coming
+        yield next_event
     finally:
-        coming.cancel()
-        await asyncio.wait({coming})
+        next_event.cancel()
+        await asyncio.wait({next_event})
 
 
 def _frame(event: RunEvent) -> str:
-    name = " ".join(event.name.split())  # a tool may have named it; a line end would begin another field
+    name = " ".join(
+        event.name.split()
+    )  # the name may come from a tool, and a line end would begin another field
     id_line = "" if event.seq is None else f"id: {event.seq}\n"
     return f"{id_line}event: {name}\ndata: {event.to_json()}\n\n"

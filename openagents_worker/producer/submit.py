@@ -1,4 +1,4 @@
-"""Submitting. The only place that turns a request into an accepted run, or says why it is none."""
+"""Submitting. The only place that turns a request into an accepted run, or raises why it is not accepted."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ T = TypeVar("T")
 
 __all__ = ["Accepted", "aresume", "asubmit", "resume", "submit"]
 
-# One more try takes two seconds at most, so that a caller waits less than five in all.
+# One more try takes at most two seconds, so that a caller waits less than five seconds in total.
 REPEAT_FOR_S = 2.5
 REPEAT_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """An accepted run. `first` is its first message, to be sent by the caller; `also` another run to wake.
+    """An accepted run. The caller sends `first`, its first message, and `also`, a wake-up of another run.
 
-    `state` is one of `RunState`, or one that only a newer version knows.
+    `state` is a `RunState`, or a state of a newer version.
     """
 
     run_id: str
@@ -70,31 +70,32 @@ def submit(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> Accepted:
-    """Accept a run, within five seconds; nothing is sent. The same request again is the same run.
+    """Accept a run within five seconds. It sends no message. The same request again is the same run.
 
-    `queue` goes before the request's own; `canvas` is JSON kept for the run's messages; with `expires_ms` the
-    run is cancelled unless it has been started by then. Raises what
-    `parse_request` raises, `AgentNotFoundError`, `RunConflict`, `SessionBusy`, `RedisUnsafe` or
-    `RedisUnreachable` when nothing was accepted, and `SubmitUnknown` when that cannot be known, which under
-    `OPENAGENTS_DURABILITY=strict` is also said of a run that is not known to be on disk.
+    `queue` overrides the queue of the request. `canvas` is JSON with the task options for the messages of the
+    run. With `expires_ms`, the run is cancelled if it has not started by then.
+
+    If nothing was accepted, it raises the errors of `parse_request`, `AgentNotFoundError`, `RunConflict`,
+    `SessionBusy`, `RedisUnsafe` or `RedisUnreachable`. It raises `SubmitUnknown` if the run may be accepted,
+    and with `OPENAGENTS_DURABILITY=strict` also if the run may not be on disk yet.
     """
-    return _executed(
-        store, _attempt(request, settings, queue, delay_ms, expires_ms, canvas, clock), settings, pause
+    return _execute(
+        store, _submission(request, settings, queue, delay_ms, expires_ms, canvas, clock), settings, pause
     )
 
 
 def resume(store: Store, run: RunRecord, *, settings: Settings, by: str = "") -> Accepted:
-    """Start another life of a run that has failed or was cancelled, from its last checkpoint.
+    """Start another life of a failed or cancelled run, from its last checkpoint.
 
-    `by` is who wants it, for the event. Raises as `submit` does, and `ConfigError` for one that has no
-    checkpoint and may have had effects.
+    `by` names the user for the event. Raises as `submit` does, and `ConfigError` for a run without a
+    checkpoint that may have had effects.
     """
-    return _executed(store, _resumption(run, settings, by), settings, time.sleep)
+    return _execute(store, _resumption(run, settings, by), settings, time.sleep)
 
 
 async def aresume(store: AsyncStore, run: RunRecord, *, settings: Settings, by: str = "") -> Accepted:
-    """As `resume`, for asyncio."""
-    return await _aexecuted(store, _resumption(run, settings, by), settings, asyncio.sleep)
+    """The same as `resume`, for asyncio."""
+    return await _aexecute(store, _resumption(run, settings, by), settings, asyncio.sleep)
 
 
 def _resumption(run: RunRecord, settings: Settings, by: str) -> _Resumption:
@@ -109,15 +110,15 @@ def _resumption(run: RunRecord, settings: Settings, by: str) -> _Resumption:
     return _Resumption(request, "", time.monotonic, by=by)
 
 
-def _executed(
-    store: Store, attempt: _SubmitTry[Any], settings: Settings, pause: Callable[[float], None]
+def _execute(
+    store: Store, submission: _SubmitTry[Any], settings: Settings, pause: Callable[[float], None]
 ) -> Accepted:
     run = store.run_on_disk if settings.durability == "strict" else store.run
     while True:
         try:
-            return attempt.accepted(run(attempt.call))
+            return submission.accepted(run(submission.call))
         except RedisUnreachable as error:
-            attempt.must_repeat(error)
+            submission.raise_unless_repeatable(error)
             pause(REPEAT_PAUSE_S)
 
 
@@ -133,28 +134,28 @@ async def asubmit(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Accepted:
-    """As `submit`, for asyncio."""
-    return await _aexecuted(
-        store, _attempt(request, settings, queue, delay_ms, expires_ms, canvas, clock), settings, pause
+    """The same as `submit`, for asyncio."""
+    return await _aexecute(
+        store, _submission(request, settings, queue, delay_ms, expires_ms, canvas, clock), settings, pause
     )
 
 
-async def _aexecuted(
+async def _aexecute(
     store: AsyncStore,
-    attempt: _SubmitTry[Any],
+    submission: _SubmitTry[Any],
     settings: Settings,
     pause: Callable[[float], Awaitable[None]],
 ) -> Accepted:
     run = store.run_on_disk if settings.durability == "strict" else store.run
     while True:
         try:
-            return attempt.accepted(await run(attempt.call))
+            return submission.accepted(await run(submission.call))
         except RedisUnreachable as error:
-            attempt.must_repeat(error)
+            submission.raise_unless_repeatable(error)
             await pause(REPEAT_PAUSE_S)
 
 
-def _attempt(
+def _submission(
     request: RunRequest | Mapping[str, Any],
     settings: Settings,
     queue: str | None,
@@ -173,7 +174,7 @@ def _attempt(
 
 
 class _SubmitTry(Generic[T]):
-    """One request on its way: the script to run, when to repeat it, and what its answer means."""
+    """The submission of one request: the script, when it is repeated, and the meaning of its answer."""
 
     call: ScriptCall[T]
 
@@ -182,22 +183,22 @@ class _SubmitTry(Generic[T]):
         self._canvas = canvas
         self._clock = clock
         self._began = clock()
-        self._may_be_accepted = False
+        self._is_possibly_accepted = False
 
     def accepted(self, answer: T) -> Accepted:
-        """The accepted run, or the error that says why it is none."""
+        """The accepted run. Raises the error for an answer that does not accept it."""
         raise NotImplementedError
 
-    def must_repeat(self, error: RedisUnreachable) -> None:
-        """Returns when the script is to be run again, else raises what the caller should know."""
-        self._may_be_accepted = self._may_be_accepted or isinstance(error, AnswerLost)
-        if not self._may_be_accepted:
+    def raise_unless_repeatable(self, error: RedisUnreachable) -> None:
+        """Return if the script should be run again after `error`, else raise the error for the caller."""
+        self._is_possibly_accepted = self._is_possibly_accepted or isinstance(error, AnswerLost)
+        if not self._is_possibly_accepted:
             raise error
         if self._clock() - self._began >= REPEAT_FOR_S:
             raise self._error(
                 SubmitUnknown,
-                f"the run {self.request.run_id!r} may be accepted or not: {error.message}",
-                "submit the same request with this run_id again: that is safe, and it is one run",
+                f"it is not known whether the run {self.request.run_id!r} is accepted: {error.message}",
+                "submit the same request with this run_id again: it is safe, because no second run is created",
             ) from error
 
     def _accepted_as(
@@ -252,7 +253,7 @@ class _Submission(_SubmitTry[Submitted]):
         clock: Callable[[], float],
     ) -> None:
         super().__init__(request, canvas, clock)
-        self.call = _script(request, settings, queue, delay_ms, expires_ms, canvas)
+        self.call = _submit_script(request, settings, queue, delay_ms, expires_ms, canvas)
 
     def accepted(self, answer: Submitted) -> Accepted:
         match answer.answer:
@@ -268,7 +269,7 @@ class _Submission(_SubmitTry[Submitted]):
                 raise self._error(
                     RunConflict,
                     f"the run_id {self.request.run_id!r} belongs to another request",
-                    "choose another run_id, or send the very same request again",
+                    "choose another run_id, or submit exactly the same request again",
                 )
             case SubmitAnswer.BUSY:
                 raise self._error(
@@ -277,17 +278,18 @@ class _Submission(_SubmitTry[Submitted]):
                     "wait for that run, or submit with on_busy='enqueue'",
                 )
             case SubmitAnswer.UNKNOWN_AGENT:
-                raise self._error(AgentNotFoundError, *self._no_agent(answer.known_agents))
+                raise self._error(AgentNotFoundError, *self._unknown_agent(answer.known_agents))
             case _:
                 assert_never(answer.answer)
 
-    def _no_agent(self, known: tuple[str, ...]) -> tuple[str, str]:
+    def _unknown_agent(self, known: tuple[str, ...]) -> tuple[str, str]:
+        """The message and the hint of the error."""
         agent_id = self.request.agent_id
-        return f"no worker knows an agent {agent_id!r}", agent_hint(agent_id, known)
+        return f"no worker knows the agent {agent_id!r}", agent_hint(agent_id, known)
 
 
 class _Resumption(_SubmitTry[Resumed]):
-    """A run that ended without an answer and goes on in another life."""
+    """The resumption of a failed or cancelled run in another life."""
 
     def __init__(self, request: RunRequest, canvas: str, clock: Callable[[], float], *, by: str = "") -> None:
         super().__init__(request, canvas, clock)
@@ -318,38 +320,38 @@ class _Resumption(_SubmitTry[Resumed]):
             case ResumeAnswer.COMPLETED:
                 raise self._error(
                     RunConflict,
-                    f"the run {self.request.run_id!r} has completed; there is nothing to resume",
-                    "submit a new run in the same session to go on from its answer",
+                    f"the run {self.request.run_id!r} has completed, so it cannot be resumed",
+                    "to continue from its answer, submit a new run in the same session",
                 )
             case ResumeAnswer.NO_CHECKPOINT:
                 raise self._error(
                     ConfigError,
-                    f"the run {self.request.run_id!r} has no checkpoint to go on from",
-                    "it is not durable, or its records are gone: to begin it again might repeat what it did; "
+                    f"the run {self.request.run_id!r} has no checkpoint, so it cannot be resumed",
+                    "it is not durable, or its journal is gone; starting it again could repeat its effects: "
                     "submit a new run",
                 )
             case ResumeAnswer.OTHER_CHECKPOINT:
                 raise self._error(
                     ConfigError,
                     f"Unknown resume_from_checkpoint {checkpoint!r}",
-                    f"its latest is {answer.detail!r}; a run goes on from its latest",
+                    f"the latest checkpoint is {answer.detail!r}; only the latest can be used",
                 )
             case ResumeAnswer.OTHER_AGENT | ResumeAnswer.OTHER_SESSION | ResumeAnswer.OTHER_INPUT:
-                what = {"OTHER_AGENT": "agent", "OTHER_SESSION": "session", "OTHER_INPUT": "input_text"}[
+                field = {"OTHER_AGENT": "agent", "OTHER_SESSION": "session", "OTHER_INPUT": "input_text"}[
                     answer.answer
                 ]
                 raise self._error(
                     ConfigError,
-                    f"the run {self.request.run_id!r} has another {what} than the request that resumes it",
-                    f"it is {answer.detail!r}"
+                    f"the run {self.request.run_id!r} has another {field} than the request that resumes it",
+                    f"the {field} of the run is {answer.detail!r}"
                     if answer.detail
-                    else "leave input_text empty: the run has its own",
+                    else "leave input_text empty: the run keeps its own",
                 )
             case _:
                 assert_never(answer.answer)
 
 
-def _script(
+def _submit_script(
     request: RunRequest, settings: Settings, queue: str | None, delay_ms: int, expires_ms: int, canvas: str
 ) -> ScriptCall[Submitted]:
     return scripts.submit(
@@ -360,7 +362,7 @@ def _script(
         default_queue=settings.queue,
         digest=_digest(request),
         uid=secrets.token_hex(8),
-        request=request.model_dump_json(exclude_none=True, exclude=_unsaid(request)),
+        request=request.model_dump_json(exclude_none=True, exclude=_default_fields(request)),
         canvas=canvas,
         durable=settings.durable_default if request.durable is None else request.durable,
         delay_ms=delay_ms,
@@ -372,17 +374,17 @@ def _script(
     )
 
 
-def _unsaid(request: RunRequest) -> set[str]:
-    """Fields beside those that are None which say nothing.
+def _default_fields(request: RunRequest) -> set[str]:
+    """Fields with their default value, besides the ones that are None. They are not stored or hashed.
 
-    What is not said is not stored: so it is read also where a newer field is not known, and a field that a
-    newer version adds, and that a request leaves out, makes it no other request.
+    Therefore older workers can read requests of newer producers, and a new field does not change the digest
+    of requests that do not use it.
     """
     return set() if request.labels else {"labels"}
 
 
 def _digest(request: RunRequest) -> str:
-    """Decides what the same request is: every field that says something, in one order."""
-    fields = request.model_dump(mode="json", exclude_none=True, exclude=_unsaid(request))
+    """The digest that decides whether two requests are the same: of all stored fields in sorted order."""
+    fields = request.model_dump(mode="json", exclude_none=True, exclude=_default_fields(request))
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The Celery task, as producers see it. The only place that reads the options of a submission."""
+"""The Celery task. The only place that reads the options of `delay` and `apply_async`."""
 
 from __future__ import annotations
 
@@ -21,73 +21,76 @@ from openagents_worker.producer.client import client_of, front_door_app
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
 from openagents_worker.producer.publisher import RUN_AGENT
 from openagents_worker.producer.results import no_results_for_a_chord
-from openagents_worker.producer.task_options import KEPT, stamps_of
+from openagents_worker.producer.task_options import STORED_OPTIONS, stamps_of
 
 __all__ = ["AgentTask", "ProducerTask", "front_door_task", "not_called", "run_agent"]
 
-HONOURED = ("countdown", "eta", "expires", "queue", "task_id", *KEPT)
-# Celery beat and groups hand their connection over: ours, which has time-outs, does the same.
-OF_CELERY = frozenset(["producer", "add_to_parent"])
+SUPPORTED_OPTIONS = ("countdown", "eta", "expires", "queue", "task_id", *STORED_OPTIONS)
+# Celery beat and groups pass these internally. They are ignored: our own producer has timeouts.
+CELERY_INTERNAL_OPTIONS = frozenset(["producer", "add_to_parent"])
 
 Request = RunRequest | Mapping[str, Any]
 
 
 class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
-    """A task whose one argument is a run's request; submitting it writes the run before any message is sent.
+    """A task whose only argument is the request of a run. A submission stores the run before it sends a
+    message.
 
-    The worker's task and the producer's share it, so `delay` means the same wherever it is called.
+    It is the base class of the tasks of producers and of workers, so `delay` is the same everywhere.
     """
 
     abstract = True
 
     def delay(self, request: Request, *others: Any) -> RunHandle[Any]:
-        """Submit a run: its request as a `RunRequest` or a dict of its fields. Raises as `Client.submit`."""
+        """Submit a run. The request is a `RunRequest` or a dict of its fields. Raises as `Client.submit`
+        does."""
         return self.apply_async((request, *others))
 
     def apply_async(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> RunHandle[Any]:
-        """Submit a run with Celery's options. One that would be ignored raises `RequestInvalid`.
+        """Submit a run with Celery's options. An unsupported option raises `RequestInvalid`.
 
-        Under `task_always_eager` the run is carried here, to its end or its first wait.
+        With `task_always_eager` the run is executed in this process, until it ends or has to wait.
         """
         if self.app.conf.task_always_eager:
-            done = self.apply(args, kwargs, **options)
-            asked = _only_argument(args or (), kwargs or {})
-            return client_of(self.app).handle(done.id, output_type=output_class_of(asked))
-        request, how = self._submission(args or (), kwargs or {}, options)
-        handle = client_of(self.app).submit(request, **how)
+            result = self.apply(args, kwargs, **options)
+            eager_request = _only_argument(args or (), kwargs or {})
+            return client_of(self.app).handle(result.id, output_type=output_class_of(eager_request))
+        request, submit_options = self._submission(args or (), kwargs or {}, options)
+        handle = client_of(self.app).submit(request, **submit_options)
         parent = self.app.current_worker_task
         if parent is not None and options.get("add_to_parent", True):
             parent.add_trail(handle)
         return handle
 
     async def adelay(self, request: Request, **options: Any) -> AsyncRunHandle[Any]:
-        """As `delay`, for asyncio; options as in `apply_async`."""
+        """The same as `delay`, for asyncio, with the options of `apply_async`."""
         client = await client_of(self.app).on_this_loop()
         if self.app.conf.task_always_eager:
             result = await asyncio.to_thread(self.apply, (request,), **options)
             return client.handle(result.id, output_type=output_class_of(request))
-        request, how = self._submission((request,), {}, options)
-        return await client.submit(request, **how)
+        request, submit_options = self._submission((request,), {}, options)
+        return await client.submit(request, **submit_options)
 
     def apply(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> Any:
-        """Carry a run in this process; only where the code is that does it."""
-        raise _carries_nothing()
+        """Execute a run in this process. Only the task of a worker's app can do it."""
+        raise _cannot_execute()
 
     def delay_on_commit(self, request: Request) -> RunHandle[Any]:
-        """Submit a run once Django's transaction is committed, and never when it is rolled back.
+        """Submit a run when Django's transaction is committed. If it is rolled back, nothing is submitted.
 
-        The handle knows its id at once; the run is known from the commit on. An invalid request raises here.
+        The handle has its id at once, but the run exists only after the commit. An invalid request raises
+        here.
         """
         return self.apply_async_on_commit((request,))
 
     def apply_async_on_commit(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any
     ) -> RunHandle[Any]:
-        """As `delay_on_commit`, with Celery's options; times count from the commit."""
+        """The same as `delay_on_commit`, with Celery's options. Delays count from the commit."""
         request, _ = self._submission(args or (), kwargs or {}, options)
         client = client_of(self.app)
         parsed = parse_request(request, max_bytes=client.settings.max_payload_bytes)
@@ -105,7 +108,7 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
         *more: Any,
         **options: Any,
     ) -> Any:
-        """A signature of a run. With a run_id of its own it is that run, else each application a new one."""
+        """A signature of a run. With a `run_id` it is always this run, else each call submits a new run."""
         args = [_as_fields(value) for value in args or ()]
         kwargs = {name: _as_fields(value) for name, value in (kwargs or {}).items()}
         signature = super().signature(args, kwargs, *more, **options)
@@ -114,27 +117,31 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
         return signature.set(task_id=run_id) if run_id else signature
 
     def map(self, it: Any) -> Any:
-        """Refused: a run is not executed by Celery's task that would call it."""
+        """Not supported: Celery would call the runs inside one task. Raises `RequestInvalid`."""
         raise _not_called("map")
 
     def starmap(self, it: Any) -> Any:
-        """Refused, as `map` is."""
+        """Not supported, as `map`. Raises `RequestInvalid`."""
         raise _not_called("starmap")
 
     def chunks(self, it: Any, n: int) -> Any:
-        """Refused, as `map` is."""
+        """Not supported, as `map`. Raises `RequestInvalid`."""
         raise _not_called("chunks")
 
     def _submission(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[Request, dict[str, Any]]:
-        """What to submit, and how: the keyword arguments of `Client.submit`."""
-        given = {name: options[name] for name in options.keys() - OF_CELERY if options[name] is not None}
+        """The request, and the keyword arguments of `Client.submit`."""
+        given = {
+            name: options[name]
+            for name in options.keys() - CELERY_INTERNAL_OPTIONS
+            if options[name] is not None
+        }
         stamps = stamps_of(given)
-        if ignored := sorted(given.keys() - set(HONOURED) - stamps.keys()):
+        if ignored := sorted(given.keys() - set(SUPPORTED_OPTIONS) - stamps.keys()):
             raise RequestInvalid(
-                f"a run cannot be submitted with {', '.join(ignored)}: nothing would come of it",
-                hint=f"options that work: {', '.join(HONOURED)}",
+                f"a run does not support the option {', '.join(ignored)}",
+                hint=f"supported options: {', '.join(SUPPORTED_OPTIONS)}",
             )
         if "chord" in given and isinstance(self.app.backend, DisabledBackend):
             raise no_results_for_a_chord()
@@ -143,11 +150,14 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
             "queue": given.get("queue"),
             "delay_ms": self._delay_ms(given.get("countdown"), given.get("eta")),
             "expires_ms": self._expires_ms(given.get("expires")),
-            "canvas": self._family() | {name: given[name] for name in KEPT if name in given} | stamps,
+            "canvas": self._parent_ids()
+            | {name: given[name] for name in STORED_OPTIONS if name in given}
+            | stamps,
         }
 
-    def _family(self) -> dict[str, Any]:
-        """Whose child the run is: that of the task that submits it, as with Celery's own tasks."""
+    def _parent_ids(self) -> dict[str, Any]:
+        """The ids of the task that submits the run and of its root, as Celery sets them; empty without
+        one."""
         parent = self.app.current_worker_task
         if parent is None:
             return {}
@@ -155,11 +165,11 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
 
     def _delay_ms(self, countdown: float | None, eta: datetime | str | None) -> int:
         if countdown is not None and eta is not None:
-            raise RequestInvalid("countdown and eta both say when the run is due", hint="give one of them")
+            raise RequestInvalid("countdown and eta cannot be used together", hint="remove one of them")
         return self._ms_until("countdown or eta", eta if eta is not None else countdown or 0)
 
     def _expires_ms(self, expires: float | datetime | str | None) -> int:
-        # A time that is over is a millisecond from now: the run is accepted, and cancelled.
+        # A time in the past counts as a millisecond from now: the run is accepted and then cancelled.
         return 0 if expires is None else max(1, self._ms_until("expires", expires))
 
     def _ms_until(self, what: str, when: float | datetime | str) -> int:
@@ -174,23 +184,23 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
         except (TypeError, ValueError, OverflowError) as error:
             raise RequestInvalid(
                 f"{what} is not a valid time: {error}",
-                hint="a number of seconds from now, a datetime or its ISO 8601 text (countdown: seconds)",
+                hint="use a number of seconds from now, a datetime, or text in ISO 8601 (countdown: seconds)",
             ) from None
         return number_of(f"{what} in milliseconds from now", after_ms, most=TEN_YEARS_MS)
 
 
 class ProducerTask(AgentTask):
-    """`run_agent` where no worker's code is: it submits, and never runs anything."""
+    """`run_agent` in a producer: it submits runs and cannot execute them."""
 
     name = RUN_AGENT
 
     def __new__(cls) -> Self:
-        """Celery notes a task's app in its class: each task has one of its own, as `@app.task` makes it."""
-        own = type(cls.__name__, (cls,), {"__module__": cls.__module__, "__new__": object.__new__})
-        return object.__new__(own)
+        """Make a separate class for each task, as `@app.task` does: Celery stores the app in the class."""
+        task_class = type(cls.__name__, (cls,), {"__module__": cls.__module__, "__new__": object.__new__})
+        return object.__new__(task_class)
 
     def run(self, request: Request) -> None:
-        raise _carries_nothing()
+        raise _cannot_execute()
 
 
 def _not_called(name: str) -> RequestInvalid:
@@ -198,18 +208,18 @@ def _not_called(name: str) -> RequestInvalid:
 
 
 def not_called(what: str) -> RequestInvalid:
-    """The error of whoever lets Celery call runs as functions; `what` does so."""
+    """The error for `what`, a Celery feature that would call runs as functions."""
     return RequestInvalid(
-        f"{what} would call runs inside one Celery task, and a run is not a function to call",
-        hint="group(run_agent.s(request) for request in requests) submits a run for each request",
+        f"{what} is not supported: it would call runs inside one Celery task, but a run is not a function",
+        hint="use group(run_agent.s(request) for request in requests) to submit a run for each request",
     )
 
 
-def _carries_nothing() -> ConfigError:
+def _cannot_execute() -> ConfigError:
     return ConfigError(
-        "this process submits runs, it does not carry them",
-        hint="run_agent.delay(request) submits one; `celery -A tasks worker` starts a worker; under "
-        "task_always_eager take run_agent from the worker's app",
+        "this process can submit runs, but cannot execute them",
+        hint="submit a run with run_agent.delay(request), and start a worker with `celery -A tasks worker`; "
+        "with task_always_eager, import run_agent from the app of the worker",
     )
 
 
@@ -218,13 +228,14 @@ def _on_commit(call: Callable[[], object]) -> None:
         transaction = import_module("django.db.transaction")
     except ImportError as error:
         raise ConfigError(
-            "there is no transaction to wait for: Django is not installed", hint="run_agent.delay(request)"
+            "Django is not installed, so there is no transaction to wait for",
+            hint="use run_agent.delay(request)",
         ) from error
     transaction.on_commit(call)
 
 
 def _as_fields(value: Any) -> Any:
-    """A request as a signature holds it: JSON, and without an id that nobody has chosen."""
+    """A request as JSON for a signature, without a generated `run_id`."""
     if not isinstance(value, RunRequest):
         return value
     refusing(dict(value))
@@ -235,36 +246,36 @@ def _only_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Request:
     values = [*args, *kwargs.values()]
     if len(values) > 1:
         raise TwoArguments(
-            f"a run has one argument, its request; {len(values)} were given",
-            hint="behind another task in a chain, use .si(request) instead of .s(request)",
+            f"a run has one argument, its request, but {len(values)} were given",
+            hint="after another task in a chain, use .si(request) instead of .s(request)",
         )
     if not values or (kwargs and "request" not in kwargs):
         raise RequestInvalid(
-            "a run needs its request",
+            "the request is missing",
             hint="run_agent.delay(RunRequest(agent_id=..., session_id=..., input_text=...))",
         )
     return cast(Request, values[0])
 
 
 def _with_run_id(request: Request, task_id: str | None) -> Request:
-    """The request under the Celery task's id: they are one. A run_id that was given must agree."""
+    """The request with the Celery task id as its `run_id`. A `run_id` in the request must be equal."""
     if optional_text("task_id", task_id) is None or not isinstance(request, RunRequest | Mapping):
         return request
-    given = request.model_fields_set if isinstance(request, RunRequest) else request.keys()
+    fields_set = request.model_fields_set if isinstance(request, RunRequest) else request.keys()
     run_id = request.run_id if isinstance(request, RunRequest) else request.get("run_id")
-    if "run_id" in given and run_id != task_id:
+    if "run_id" in fields_set and run_id != task_id:
         raise RequestInvalid(
-            f"the task_id {task_id!r} and the run_id {run_id!r} do not agree",
-            hint="they are one id: give one of them, or both alike",
+            f"the task_id {task_id!r} and the run_id {run_id!r} are different",
+            hint="they must be the same id: remove one of them, or make them equal",
         )
     fields = dict(request) if isinstance(request, RunRequest) else request
     return {**fields, "run_id": task_id}
 
 
 class _FrontDoorTask(ProducerTask):
-    """The front door's task while no app is registered.
+    """The task of `openagents_worker.run_agent` while no app is registered.
 
-    A signature that was made of it may be applied after an app was: the run then goes out by that app.
+    If an app is registered later, signatures of this task submit their runs through that app.
     """
 
     def apply_async(
@@ -283,10 +294,10 @@ class _FrontDoorTask(ProducerTask):
 
 
 def front_door_task() -> AgentTask:
-    """The task that the front door's `run_agent` stands for now.
+    """The current task of `openagents_worker.run_agent`.
 
-    It is that of the app which is registered in this process; where none is, a producer's own, with the
-    settings of the environment. Raises `ConfigError` when two apps are registered.
+    It is the task of the app that is registered in this process. Without one, it is a task of a producer with
+    the settings of the environment. Raises `ConfigError` if two apps are registered.
     """
     app = front_door_app()
     if RUN_AGENT not in app.tasks:
@@ -295,14 +306,17 @@ def front_door_task() -> AgentTask:
 
 
 class _FrontDoor(Proxy):  # type: ignore[misc]  # Celery ships no types
-    """Stands for `front_door_task()`. Whoever only looks what kind of object it is gets an answer, as test
-    runners and `inspect` do: no app is looked for, and none is made."""
+    """A proxy of `front_door_task()`.
+
+    Test runners and `inspect` look at its class and its special attributes. These work without searching or
+    making an app.
+    """
 
     def _get_class(self) -> type:
         return ProducerTask
 
     def __repr__(self) -> str:
-        return f"<{RUN_AGENT} of the registered app, else of the environment's settings>"
+        return f"<{RUN_AGENT} of the registered app, or with the settings of the environment>"
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -314,7 +328,8 @@ class _FrontDoor(Proxy):  # type: ignore[misc]  # Celery ships no types
 
 
 run_agent: AgentTask = cast(AgentTask, _FrontDoor(front_door_task, name=RUN_AGENT))
-"""`tasks.run_agent` of the registered app (`register(app)`), else of the environment's settings.
+"""`tasks.run_agent` of the registered app (`register(app)`), or of a producer with the settings of the
+environment.
 
-Which one is decided with each use, so that it may be imported before the app is registered.
+The app is chosen at each use, so `run_agent` can be imported before the app is registered.
 """

@@ -1,7 +1,7 @@
-"""The canvas. The only place that knows which of Celery's options a run keeps for its messages.
+"""Task options. The only place that selects the Celery options that a run stores for its messages.
 
-They are stored in the run's record, so that whichever message carries the run to its end has them, and
-Celery's own tracer then calls what is linked to it.
+They are stored as JSON in the field `canvas` of the record, because every message of the run needs them: at
+the end of the run, Celery's tracer calls the linked tasks with the options of the current message.
 """
 
 from __future__ import annotations
@@ -16,9 +16,15 @@ from openagents_worker.arguments import number_of, refusing, text_of_caller
 from openagents_worker.errors import RequestInvalid, RequestTooLarge, text_of
 from openagents_worker.producer.queue_checks import check_linked_queues
 
-__all__ = ["KEPT", "canvas_of", "canvas_of_message", "options_of", "stamps_of"]
+__all__ = [
+    "STORED_OPTIONS",
+    "parse_task_options",
+    "stamps_of",
+    "task_options_json",
+    "task_options_of_message",
+]
 
-KEPT = (
+STORED_OPTIONS = (
     "chain",
     "chord",
     "group_id",
@@ -37,10 +43,10 @@ SIGNATURES = frozenset({"chain", "chord", "link", "link_error"})
 TEXTS = frozenset({"group_id", "parent_id", "reply_to", "root_id"})
 NUMBERS = frozenset({"group_index", "replaced_task_nesting"})
 
-# The same options as a task finds them in its request.
-_IN_A_REQUEST = {"link": "callbacks", "link_error": "errbacks", "group_id": "group", "headers": None}
+# The names of these options in the request of a task (`self.request`). None: not read from there.
+_NAMES_IN_TASK_REQUEST = {"link": "callbacks", "link_error": "errbacks", "group_id": "group", "headers": None}
 
-# What Celery and we write into a message's headers ourselves.
+# Headers that Celery or this library sets.
 RESERVED_HEADERS = frozenset(
     [
         "argsrepr",
@@ -69,98 +75,104 @@ RESERVED_HEADERS = frozenset(
 
 
 def stamps_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The stamps among the options of a submission (`signature.stamp(...)`): the names, and each value.
+    """The stamps in the options of a submission (`signature.stamp(...)`): their names and their values.
 
-    Raises `RequestInvalid` for a stamp without a value, and for one whose name means something else.
+    Raises `RequestInvalid` for a stamp without a value, and for the name of another option.
     """
     try:
         names = sorted(set(options.get("stamped_headers") or ()))
     except TypeError:
         raise RequestInvalid(
-            "stamped_headers is a list of names", hint="signature.stamp(name=value)"
+            "stamped_headers must be a list of names", hint="use signature.stamp(name=value)"
         ) from None
     if not names:
         return {}
     if missing := [name for name in names if name not in options]:
         raise RequestInvalid(
-            f"stamped_headers names {', '.join(missing)}, and there is no such option",
-            hint="signature.stamp(name=value) sets both",
+            f"stamped_headers contains {', '.join(missing)}, but there is no option with this name",
+            hint="use signature.stamp(name=value), which sets both",
         )
     if taken := [name for name in names if name in RESERVED_STAMPS]:
         raise RequestInvalid(
-            f"a stamp cannot be named {', '.join(taken)}: that is an option of a submission",
+            f"a stamp must not be named {', '.join(taken)}, which is the name of another option",
             hint="choose another name for the stamp",
         )
     return {"stamped_headers": names, **{name: options[name] for name in names}}
 
 
-def canvas_of(options: Mapping[str, Any], *, max_bytes: int, key_prefix: str = "") -> str:
-    """The options of a submission that every message of its run repeats, as JSON; '' for none.
+def task_options_json(options: Mapping[str, Any], *, max_bytes: int, key_prefix: str = "") -> str:
+    """The options of a submission that every message of its run needs, as JSON; '' without options.
 
-    Raises `RequestInvalid` for what cannot be repeated and for a linked task whose queue has a name that no
-    queue may have (`key_prefix` is that of this library), `RequestTooLarge` for more than `max_bytes`.
+    Raises `RequestInvalid` for options that are not valid, and for a linked task with an invalid queue name
+    (`key_prefix` is the prefix of this library). Raises `RequestTooLarge` for more than `max_bytes`.
     """
     priority, headers = options.get("priority"), options.get("headers")
     if priority is not None:
         number_of("priority", priority, most=9)
     if headers is not None and not isinstance(headers, Mapping):
-        raise RequestInvalid(f"headers are names with their values, not {type(headers).__name__}")
+        raise RequestInvalid(f"headers must be a mapping of names to values, not {type(headers).__name__}")
     if taken := sorted(RESERVED_HEADERS.intersection(headers or ())):
-        raise RequestInvalid(f"the headers {', '.join(taken)} of a message are Celery's or ours")
-    kept = {name: options[name] for name in KEPT if options.get(name) not in (None, [], {}, ())}
-    kept |= stamps_of(options)
-    if not kept:
+        raise RequestInvalid(
+            f"the headers {', '.join(taken)} are reserved for Celery and this library",
+            hint="choose other names for your headers",
+        )
+    stored = {name: options[name] for name in STORED_OPTIONS if options.get(name) not in (None, [], {}, ())}
+    stored |= stamps_of(options)
+    if not stored:
         return ""
-    refusing(kept)
-    check_linked_queues(kept, key_prefix)
+    refusing(stored)
+    check_linked_queues(stored, key_prefix)
     try:
-        canvas: str = dumps(kept, allow_nan=False)  # type: ignore[no-untyped-call]
+        canvas: str = dumps(stored, allow_nan=False)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RecursionError) as error:
-        raise RequestInvalid(f"{', '.join(kept)}: not plain JSON: {text_of(error)}") from None
+        raise RequestInvalid(
+            f"{', '.join(stored)}: the values must be plain JSON: {text_of(error)}"
+        ) from None
     if len(canvas.encode()) > max_bytes:
         raise RequestTooLarge(
-            f"what is linked to the run has {len(canvas.encode()):,} bytes, {max_bytes:,} are allowed",
-            hint="hand references on in a chain (a run_id, a key) instead of the content",
+            f"the task options have {len(canvas.encode()):,} bytes, but at most {max_bytes:,} are allowed",
+            hint="pass references (a run_id, a key) to linked tasks instead of the content",
         )
-    _check_shapes(options_of(canvas))
+    _check_shapes(parse_task_options(canvas))
     return canvas
 
 
-def _check_shapes(kept: Mapping[str, Any]) -> None:
-    """Raises `RequestInvalid` for what Celery could not call or send at the end of the run."""
-    for name in SIGNATURES & kept.keys():
-        found = kept[name]
-        for one in found if isinstance(found, list) and name != "chord" else [found]:
-            if not _is_signature(one):
+def _check_shapes(stored: Mapping[str, Any]) -> None:
+    """Raises `RequestInvalid` for options that Celery could not use at the end of the run."""
+    for name in SIGNATURES & stored.keys():
+        value = stored[name]
+        for signature in value if isinstance(value, list) and name != "chord" else [value]:
+            if not _is_signature(signature):
                 raise RequestInvalid(
-                    f"{name} must be a signature of a task, or a list of them; found {type(one).__name__}",
-                    hint=f"{name}=other_task.s(…)",
+                    f"{name} must be a signature of a task, or a list of signatures; "
+                    f"found {type(signature).__name__}",
+                    hint=f"use {name}=other_task.s(…)",
                 )
-    for name in TEXTS & kept.keys():
-        text_of_caller(name, kept[name])
-    for name in NUMBERS & kept.keys():
-        number_of(name, kept[name])
+    for name in TEXTS & stored.keys():
+        text_of_caller(name, stored[name])
+    for name in NUMBERS & stored.keys():
+        number_of(name, stored[name])
 
 
 PARTS_OF_A_SIGNATURE: tuple[tuple[str, type], ...] = (("args", list), ("kwargs", dict), ("options", dict))
 
 
 def _is_signature(value: Any) -> bool:
-    """Whether Celery makes a signature of it: each of its kinds has a shape of its own."""
+    """Whether Celery can make a signature of the value. Each kind of signature has another structure."""
     if not isinstance(value, dict) or not isinstance(value.get("task"), str):
         return False
     if any(not isinstance(value.get(name) or kind(), kind) for name, kind in PARTS_OF_A_SIGNATURE):
-        return False  # Celery finds out when it sends the task: the run is over then
+        return False  # Celery would notice it only at the end of the run
     try:
         Signature.from_dict(value)
-    except Exception:  # noqa: BLE001 - what Celery raises for a wrong shape depends on the kind
+    except Exception:  # noqa: BLE001 - the exception for a wrong structure depends on the kind
         return False
     return True
 
 
 RESERVED_STAMPS = frozenset(
     [
-        *KEPT,
+        *STORED_OPTIONS,
         *RESERVED_HEADERS,
         *("args", "connection", "countdown", "kwargs", "name", "producer", "queue", "request", "retry"),
         *("retry_policy", "router", "routing_key", "exchange", "serializer", "compression", "task_id"),
@@ -168,28 +180,29 @@ RESERVED_STAMPS = frozenset(
         *("soft_time_limit", "chain", "delivery_mode", "declare", "mandatory", "immediate", "expiration"),
     ]
 )
-"""A stamp travels as an option of its own beside these, to Celery and to the broker."""
+"""Names that a stamp must not have: stamps are passed to Celery and the broker together with these
+options."""
 
 
-def canvas_of_message(request: Any, *, max_bytes: int, key_prefix: str = "") -> str:
-    """The same of a message that somebody else has sent, from its task's `self.request`."""
-    names = {name: _IN_A_REQUEST.get(name, name) for name in KEPT}
+def task_options_of_message(request: Any, *, max_bytes: int, key_prefix: str = "") -> str:
+    """The task options of a message that another producer has sent, from the `self.request` of its task."""
+    names = {name: _NAMES_IN_TASK_REQUEST.get(name, name) for name in STORED_OPTIONS}
     options = {name: getattr(request, found, None) for name, found in names.items() if found}
     options["priority"] = (request.delivery_info or {}).get("priority") or None
     options["replaced_task_nesting"] = request.replaced_task_nesting or None
     if stamps := getattr(request, "stamps", None):
         options |= {**stamps, "stamped_headers": list(stamps)}
-    return canvas_of(options, max_bytes=max_bytes, key_prefix=key_prefix)
+    return task_options_json(options, max_bytes=max_bytes, key_prefix=key_prefix)
 
 
-def options_of(canvas: str) -> dict[str, Any]:
-    """What a canvas holds, as the keyword arguments of `Celery.send_task`.
+def parse_task_options(canvas: str) -> dict[str, Any]:
+    """The stored task options as keyword arguments of `Celery.send_task`.
 
-    Nothing for one that cannot be read: its run, which must be woken for that, ends by it when it is claimed.
+    Invalid JSON gives no options. The run must be woken anyway: it fails when a worker claims it.
     """
     try:
         options: dict[str, Any] = loads(canvas) if canvas else {}  # type: ignore[no-untyped-call]
-        known = {*KEPT, "stamped_headers", *options.get("stamped_headers", ())}
+        known = {*STORED_OPTIONS, "stamped_headers", *options.get("stamped_headers", ())}
         return {name: value for name, value in options.items() if name in known}
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return {}

@@ -60,7 +60,7 @@ from openagents_worker.telemetry.logs import get_logger, line_groups
 from openagents_worker.telemetry.sentry import report_unless_logged
 from openagents_worker.tools.offload import work_off_loop
 
-__all__ = ["EX_DOES_NOT_STOP", "Attempt", "AttemptResult", "AttemptOutcome"]
+__all__ = ["EX_DOES_NOT_STOP", "Attempt", "AttemptOutcome", "AttemptResult"]
 
 log = get_logger(__name__)
 

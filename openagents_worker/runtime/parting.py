@@ -30,7 +30,7 @@ from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.scripts import Handed, SuspendKind, WriteAnswer
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["AttemptResult", "AttemptOutcome", "Parting"]
+__all__ = ["AttemptOutcome", "AttemptResult", "Parting"]
 
 log = get_logger(__name__)
 

@@ -38,7 +38,7 @@ from openagents_worker.store.records import SessionStore
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolPlugin
 
-__all__ = ["Prepared", "Preparation", "Start"]
+__all__ = ["Preparation", "Prepared", "Start"]
 
 log = get_logger(__name__)
 

@@ -37,7 +37,7 @@ from openagents_worker.store.records import check_canvas, request_of
 from openagents_worker.store.scripts import ClaimAnswer, Claimed, ReleaseKind, Wake
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["AttemptResult", "AttemptOutcome", "Runner"]
+__all__ = ["AttemptOutcome", "AttemptResult", "Runner"]
 
 log = get_logger(__name__)
 

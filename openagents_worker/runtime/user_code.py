@@ -41,12 +41,12 @@ __all__ = [
     "described",
     "described_in_log",
     "executing",
-    "user_error_of",
     "original_of",
     "stand_for",
     "tool_error",
     "travels_on",
     "user_code",
+    "user_error_of",
 ]
 
 log = get_logger(__name__)

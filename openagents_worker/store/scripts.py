@@ -24,7 +24,6 @@ from openagents_worker.store.rights import MENDING, Right, covering, rights_of, 
 from openagents_worker.store.states import states_in_lua
 
 __all__ = [
-    "ScriptCall",
     "PAGE_BYTES",
     "CancelAnswer",
     "ClaimAnswer",
@@ -41,6 +40,7 @@ __all__ = [
     "ResumeAnswer",
     "Resumed",
     "Script",
+    "ScriptCall",
     "SubmitAnswer",
     "Submitted",
     "SuspendKind",

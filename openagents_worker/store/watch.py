@@ -41,7 +41,7 @@ from openagents_worker.store.records import run_not_found
 from openagents_worker.store.redis_errors import or_else
 from openagents_worker.store.watchers import one_more
 
-__all__ = ["Entry", "RunHead", "EventCursor", "awatch", "history", "stored_event", "watch"]
+__all__ = ["Entry", "EventCursor", "RunHead", "awatch", "history", "stored_event", "watch"]
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from openagents_worker.jsontext import loads
 from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.store.client import AsyncStore, Cell
 
-__all__ = ["Backlog", "EMPTY", "oldest_of", "priorities_are_kombus"]
+__all__ = ["EMPTY", "Backlog", "oldest_of", "priorities_are_kombus"]
 
 EMPTY = 2**53 - 1
 """The oldest message of a queue in which none waits: any run's message is older. Fits a Lua number."""

@@ -37,7 +37,7 @@ from openagents_worker.worker.connection_checks import LOOK_EVERY_S, RENEWAL_GRA
 from openagents_worker.worker.lease import WorkerLease, boot_clock
 from openagents_worker.worker.local_processes import ProcessIdentity
 
-__all__ = ["RunHost", "Heartbeat"]
+__all__ = ["Heartbeat", "RunHost"]
 
 log = get_logger(__name__)
 

@@ -25,7 +25,7 @@ from openagents_worker.runtime.user_code import current_run, described
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.offload import TrackedThreads
 
-__all__ = ["LoopThread", "SyncBody", "drive", "context_of", "in_thread"]
+__all__ = ["LoopThread", "SyncBody", "context_of", "drive", "in_thread"]
 
 log = get_logger(__name__)
 

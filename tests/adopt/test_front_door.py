@@ -19,7 +19,7 @@ from openagents_worker import AsyncClient, Client, RunHandle, register, run_agen
 from openagents_worker.errors import ConfigError
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunState
-from openagents_worker.producer.app_binding import AppKind, find_parts
+from openagents_worker.producer.app_binding import AppKind, find_binding
 from openagents_worker.producer.client import client_of, default_client
 from openagents_worker.producer.task import AgentTask
 from tests.installation import agent
@@ -192,14 +192,14 @@ def test_an_app_that_nobody_holds_does_not_count(environment: str) -> None:
 
 def test_registering_again_changes_nothing(app: Celery) -> None:
     """The same task, the same parts; the worker would get no second step. Another queue is refused."""
-    task, parts = app.tasks["tasks.run_agent"], find_parts(app)
+    task, parts = app.tasks["tasks.run_agent"], find_binding(app)
 
     again = register(app, queue="thoughts")
     with pytest.raises(ConfigError, match="'thoughts' already, and now with 'agents'"):
         register(app)
 
     assert again is task
-    assert find_parts(app) is parts
+    assert find_binding(app) is parts
     assert parts is not None
     assert (parts.kind, parts.settings.queue) == (AppKind.REGISTERED, "thoughts")
 

@@ -14,7 +14,7 @@ from celery.result import AsyncResult
 from openagents_worker.errors import RunFailed
 from openagents_worker.producer.handle import RunHandle
 from openagents_worker.producer.submit import submit
-from openagents_worker.producer.task_options import canvas_of
+from openagents_worker.producer.task_options import task_options_json
 from tests.celery.shop import PATIENCE_S, Shop, ask, open_shop
 from tests.producer.hand import Hand
 from tests.waiting import wait_for
@@ -173,7 +173,9 @@ def test_an_end_that_nobody_told_is_told_by_another_worker(shop: Shop, heard: He
     linked = {"link": [shop.note("orphan")]}
     with Hand(f"{shop.redis_url}/0") as hand:
         request = shop.request("ok", run_id="orphan")
-        submit(client.store, request, settings=client.settings, canvas=canvas_of(linked, max_bytes=9_999))
+        submit(
+            client.store, request, settings=client.settings, canvas=task_options_json(linked, max_bytes=9_999)
+        )
         hand.claim("orphan")
         hand.finish("orphan")
 

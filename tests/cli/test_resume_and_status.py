@@ -40,7 +40,7 @@ def test_runs_are_resumed_by_id_and_one_bad_id_stops_nothing(
     assert done.out == "good: resumed\n"
     assert "nowhere: run.not_found" in done.err
     assert (
-        "unsafe: config.error: the run 'unsafe' has no checkpoint to go on from\n  hint: it is not"
+        "unsafe: config.error: the run 'unsafe' has no checkpoint, so it cannot be resumed\n  hint: it is not"
         in done.err
     )
     assert "1 run resumed, 2 could not be" in done.err

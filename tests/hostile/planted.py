@@ -18,7 +18,7 @@ from openagents_worker.memory.base import MemoryContext, MemoryPlugin
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.tools.base import ToolContext
 
-__all__ = ["CONTROL", "HARMLESS", "NEEDLES", "SECRETS", "Secret", "WAYS"]
+__all__ = ["CONTROL", "HARMLESS", "NEEDLES", "SECRETS", "WAYS", "Secret"]
 
 OWN_KEY = "plainly-named-9d1f77c0aa"
 """The value of the environment variable that `api_key_env` names: it has the form of no provider's key."""

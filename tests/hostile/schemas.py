@@ -10,9 +10,9 @@ from tests.refused_schemas import wide
 __all__ = [
     "CATASTROPHE",
     "CATASTROPHIC",
-    "Catastrophe",
     "HARMLESS_BUT_LARGE",
     "MULTIPLIED",
+    "Catastrophe",
     "Multiplied",
     "Strict",
 ]

@@ -85,7 +85,7 @@ def take(line: Connection, *, room: int, until: str) -> list[str]:
         message.ack()
 
     channel = line.default_channel
-    channel.room = lambda: room
+    channel.free_slots = lambda: room
     with Consumer(channel, [Queue(QUEUE)], callbacks=[take_one]):
         while until not in taken:
             line.drain_events(timeout=PATIENCE_S)

@@ -108,7 +108,7 @@ def take_with_room(line: Connection, *rooms: int) -> list[list[str]]:
     channel, taken, times = line.default_channel, [], []
     with Consumer(channel, [Queue(QUEUE)], callbacks=[lambda _, message: taken.append(message)]):
         for room in rooms:
-            channel.room = lambda room=room: room
+            channel.free_slots = lambda room=room: room
             before = len(taken)
             line.drain_events(timeout=PATIENCE_S)
             times.append([message.headers["id"] for message in taken[before:]])
@@ -136,7 +136,7 @@ def test_what_is_taken_beside_the_first_is_noted_in_the_same_step(
     publish(line, *some(OTHER, "a", "b"), *some(WAKE_UP, "c"))
     channel = line.default_channel
     with Consumer(channel, [Queue(QUEUE)], callbacks=[lambda _, message: None]):
-        channel.room = lambda: 10
+        channel.free_slots = lambda: 10
         channel.connection._deliver = lambda message, queue: None  # it dies before it has done anything
         with monkeypatch.context() as patch:
             patch.setattr(broker.time, "time", lambda: 1234.5)

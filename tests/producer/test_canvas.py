@@ -16,7 +16,7 @@ from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.publisher import send_wakes
 from openagents_worker.producer.task import AgentTask, ProducerTask
-from openagents_worker.producer.task_options import canvas_of, options_of
+from openagents_worker.producer.task_options import parse_task_options, task_options_json
 from openagents_worker.store.scripts import Wake
 
 FIELDS = {"agent_id": "assistant", "session_id": "s1", "input_text": "hi"}
@@ -31,7 +31,7 @@ def run_agent(client: Client) -> AgentTask:
 
 def stored(client: Client, run_id: str) -> dict[str, Any]:
     """The options that every message of the run will have."""
-    return options_of(str(client.store.redis.hget(client.store.keys("run", run_id), "canvas")))
+    return parse_task_options(str(client.store.redis.hget(client.store.keys("run", run_id), "canvas")))
 
 
 def test_what_is_linked_is_kept_with_the_run(run_agent: AgentTask, client: Client) -> None:
@@ -70,7 +70,7 @@ def test_a_stamp_that_is_an_option_is_refused(run_agent: AgentTask) -> None:
     signature = run_agent.s(FIELDS)
     signature.stamp(queue="blue")
 
-    with pytest.raises(RequestInvalid, match="cannot be named queue"):
+    with pytest.raises(RequestInvalid, match="must not be named queue"):
         signature.apply_async()
 
 
@@ -86,13 +86,13 @@ def test_a_stamp_that_is_an_option_is_refused(run_agent: AgentTask) -> None:
 def test_what_cannot_be_kept_is_refused(options: dict[str, Any], error: str) -> None:
     """With its name, and before anything is written."""
     with pytest.raises(RequestInvalid, match=error):
-        canvas_of(options, max_bytes=LARGE)
+        task_options_json(options, max_bytes=LARGE)
 
 
 def test_more_than_a_request_may_have_is_refused() -> None:
     """It goes on every message of the run."""
     with pytest.raises(RequestTooLarge, match="linked"):
-        canvas_of({"link": {"args": ["x" * LARGE]}}, max_bytes=LARGE)
+        task_options_json({"link": {"args": ["x" * LARGE]}}, max_bytes=LARGE)
 
 
 def test_a_signature_is_a_new_run_each_time_it_is_applied(run_agent: AgentTask) -> None:

@@ -110,7 +110,7 @@ def test_a_taken_port_is_named_with_the_servers_own_words() -> None:
     """A port that was asked for is used or the start fails; another one is never taken in silence."""
     with EmbeddedRedis() as server, pytest.raises(RedisUnreachable, match="already in use") as caught:
         EmbeddedRedis(port=server.port).start()
-    assert "give no port" in str(caught.value)
+    assert "leave port out" in str(caught.value)
 
 
 def test_losing_the_race_for_a_free_port_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_a_wrong_option_is_answered_with_the_servers_own_words() -> None:
 
 def test_a_named_server_that_is_not_there_is_an_error_and_not_replaced() -> None:
     """OPENAGENTS_REDIS_SERVER is obeyed or refused."""
-    with pytest.raises(ConfigError, match="OPENAGENTS_REDIS_SERVER names '/no/redis'"):
+    with pytest.raises(ConfigError, match="OPENAGENTS_REDIS_SERVER is '/no/redis'"):
         find_server({"OPENAGENTS_REDIS_SERVER": "/no/redis"})
 
 
@@ -157,5 +157,5 @@ def test_without_any_server_the_error_says_how_to_get_one(monkeypatch: pytest.Mo
 
 def test_a_server_that_does_not_run_has_no_address() -> None:
     """`url` and `pid` exist between start and stop only."""
-    with pytest.raises(ConfigError, match="does not run"):
+    with pytest.raises(ConfigError, match="is not running"):
         _ = EmbeddedRedis().url

@@ -15,7 +15,7 @@ from celery import Celery
 from openagents_worker.celery.bootsteps import _with_broker_of
 from openagents_worker.celery.register import register
 from openagents_worker.local.stack import Stack
-from openagents_worker.producer.app_binding import parts_of
+from openagents_worker.producer.app_binding import binding_of
 from openagents_worker.producer.client import Client, client_of
 from openagents_worker.producer.publisher import _publishing_connection, send_first
 from openagents_worker.settings import load_settings
@@ -119,5 +119,5 @@ def test_an_app_without_options_for_tls_publishes_as_kombu_does(servers: Servers
     assert send_first(app, Wake("r1", "agents", 300, "assistant", "s1", 1, 3, ""))
     with servers.inside(servers.free, 0) as inside:
         assert inside.llen("agents") == 1
-    parts_of(app).producers.popitem()[1].connections.force_close_all()
+    binding_of(app).producers.popitem()[1].connections.force_close_all()
     app.close()

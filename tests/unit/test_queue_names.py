@@ -7,7 +7,7 @@ import pytest
 from openagents_worker.errors import ConfigValidationError, OpenAgentsError
 from openagents_worker.models import parse_request
 from openagents_worker.producer.queue_checks import queue_to_send_to
-from openagents_worker.producer.task_options import canvas_of
+from openagents_worker.producer.task_options import task_options_json
 from openagents_worker.queue_names import MAX_QUEUE_BYTES, problem_with_queue, problem_with_read_queue
 from openagents_worker.settings import load_settings
 from openagents_worker.store.keys import KEYS
@@ -113,7 +113,7 @@ def test_what_is_linked_to_a_run_names_no_such_queue(option: str, name: str) -> 
 
     for given in (linked, [linked], group, [[group]]):
         with pytest.raises(OpenAgentsError) as error:
-            canvas_of({option: given}, max_bytes=10_000, key_prefix="oa")
+            task_options_json({option: given}, max_bytes=10_000, key_prefix="oa")
         assert error.value.code == "request.invalid"
         assert error.value.message.startswith(option)
 
@@ -123,7 +123,7 @@ def test_arguments_of_a_linked_task_may_say_what_they_like() -> None:
     said = {"args": [{"queue": "oa:due"}], "kwargs": {"queue": "unacked"}}
     linked = {"task": "shop.mail", "options": {}, **said}
 
-    assert canvas_of({"link": [linked]}, max_bytes=10_000, key_prefix="oa")
+    assert task_options_json({"link": [linked]}, max_bytes=10_000, key_prefix="oa")
 
 
 def test_a_stored_run_with_such_a_queue_is_sent_to_the_default_one() -> None:

@@ -116,12 +116,12 @@ WRONG_CALLS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "two ids": (
         lambda task: task.apply_async(({**GOOD, "run_id": "a"},), task_id="b"),
         "request.invalid",
-        "they are one id",
+        "they must be the same id",
     ),
     "option without effect": (
         lambda task: task.apply_async((GOOD,), serializer="pickle"),
         "request.invalid",
-        "options that work: ",
+        "supported options: ",
     ),
     "priority beyond Celery's": (
         lambda task: task.apply_async((GOOD,), priority=10),
@@ -131,7 +131,7 @@ WRONG_CALLS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "headers that are no JSON": (
         lambda task: task.apply_async((GOOD,), headers={"of": object()}),
         "request.invalid",
-        "not plain JSON",
+        "must be plain JSON",
     ),
 }
 

@@ -94,8 +94,8 @@ class Consumer:
 
     def follow(self, channel: Any) -> None:
         """Read a broker by this channel, as a worker does."""
-        channel.room = lambda: self.slots - self.ends
-        channel.sift, channel.when_sifted = self.notices.sift, self.notices.deliver_more
+        channel.free_slots = lambda: self.slots - self.ends
+        channel.select_messages, channel.after_selection = self.notices.sift, self.notices.deliver_more
         self._deliver = channel.connection._deliver
 
     def begin(self, _: Any, message: Any) -> None:

@@ -18,7 +18,7 @@ from greenlet import GreenletExit
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.worker.loop_thread import SyncBody, drive
 
-__all__ = ["PoolTask", "PoolRequest", "Stop"]
+__all__ = ["PoolRequest", "PoolTask", "Stop"]
 
 log = get_logger(__name__)
 

@@ -25,7 +25,7 @@ from celery.worker import state
 
 from openagents_worker.celery.pool.blocking import keep_off_loop
 from openagents_worker.celery.pool.pool_task import PoolRequest, PoolTask
-from openagents_worker.producer.app_binding import AppKind, find_parts
+from openagents_worker.producer.app_binding import AppKind, find_binding
 from openagents_worker.producer.kombu_redis import RUN_ENDED
 from openagents_worker.tools.offload import DaemonThreads
 from openagents_worker.worker.loop_thread import LoopThread
@@ -232,7 +232,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
 
 def _run_limit(app: Celery) -> int | None:
     """How many runs at a time; None where they share the limit of all tasks, as in an app of ours."""
-    parts = find_parts(app)
+    parts = find_binding(app)
     return parts.settings.concurrency if parts is not None and parts.kind is AppKind.REGISTERED else None
 
 

@@ -13,7 +13,7 @@ from openagents_worker.llm.script import ScriptedFault, ScriptedReply
 from openagents_worker.testing.model_server.connection import Connection, Hangup
 from openagents_worker.testing.model_server.wire_format import Event, ModelRequest, Reply, WireFormat
 
-__all__ = ["Answer", "BeforePiece", "FAULTS", "Log"]
+__all__ = ["FAULTS", "Answer", "BeforePiece", "Log"]
 
 FAULTS = {
     "bad_json": "200 with a body that is no JSON",
