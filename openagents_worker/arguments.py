@@ -18,7 +18,7 @@ __all__ = [
     "iso_time",
     "number_of",
     "optional_text",
-    "refusing",
+    "reject_unstorable",
     "seconds_of",
     "text_of_caller",
 ]
@@ -37,7 +37,7 @@ def text_of_caller(name: str, value: Any) -> str:
     `RequestInvalid`."""
     if not isinstance(value, str):
         raise RequestInvalid(f"{name} must be text, not {type(value).__name__}", hint=f"{name}='…'")
-    refusing(value, name)
+    reject_unstorable(value, name)
     if len(value) > MAX_TEXT_CHARS:
         raise RequestInvalid(
             f"{name} has {len(value):,} characters, but at most {MAX_TEXT_CHARS:,} are allowed",
@@ -94,7 +94,7 @@ def iso_time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def refusing(value: Any, name: str = "", **ids: Any) -> None:
+def reject_unstorable(value: Any, name: str = "", **ids: Any) -> None:
     """Raises `RequestInvalid` if a part of the value breaks a rule for texts, numbers or nesting.
 
     The message names the part, `name` is the beginning of its path, and `ids` become fields of the error.

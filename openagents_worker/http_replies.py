@@ -27,8 +27,8 @@ __all__ = [
     "body_of",
     "no_cookies",
     "pieces_of",
-    "received",
     "text_of_body",
+    "with_translated_errors",
 ]
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def no_cookies() -> CookieJar:
     return CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
 
 
-async def received(reply: Awaitable[T]) -> T:
+async def with_translated_errors(reply: Awaitable[T]) -> T:
     """The result of `reply`. Any exception but a `TransportError` is translated to `ReplyUnreadable`.
 
     It catches `Exception`, because httpx passes on errors of h11, ssl, idna and codecs that it does not
@@ -93,7 +93,7 @@ async def pieces_of(
     pieces_since_yield = bytes_since_yield = 0
     raw_pieces: Any = response.aiter_raw()  # an async generator, but httpx does not declare it as one
     async with aclosing(raw_pieces) as stream:
-        while (raw := await received(_next(stream))) is not None:
+        while (raw := await with_translated_errors(_next(stream))) is not None:
             pieces_left -= 1
             if pieces_left < 0:
                 raise ReplyTooLarge(f"{what} has too many pieces for a limit of {max_bytes} bytes")

@@ -17,10 +17,10 @@ from contextlib import suppress
 from functools import cache
 from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["OnLoop", "PerLoop", "StartsAfresh", "at_fork", "http_transports"]
+__all__ = ["LoopResource", "PerLoop", "StartsAfresh", "at_fork", "http_transports"]
 
 
-class OnLoop(Protocol):
+class LoopResource(Protocol):
     """A resource that belongs to one event loop, for example a connection pool."""
 
     async def close(self) -> None:
@@ -36,7 +36,7 @@ class OnLoop(Protocol):
         ...
 
 
-T = TypeVar("T", bound=OnLoop)
+T = TypeVar("T", bound=LoopResource)
 
 
 class PerLoop(Generic[T]):
@@ -62,14 +62,14 @@ class PerLoop(Generic[T]):
 
     async def close(self) -> None:
         """Close the resource of the running loop, and the resources of closed loops."""
-        self.leave_closed()
+        self.close_closed_loops()
         entry = self._entries.pop(asyncio.get_running_loop(), None)
         if entry is not None:
             made, generator = entry
             _end_generator(generator)
             await made.close()
 
-    def leave_closed(self) -> None:
+    def close_closed_loops(self) -> None:
         """Close the resources of closed loops."""
         _close_entries_of_closed_loops(self._entries)
 
@@ -96,7 +96,7 @@ def _close_resources_of_closed_loops() -> None:
     with _lock:
         owners = list(_instances)
     for owner in owners:
-        owner.leave_closed()
+        owner.close_closed_loops()
 
 
 def _close_entries_of_closed_loops(entries: _Entries[Any]) -> None:

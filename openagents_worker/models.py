@@ -25,7 +25,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypeVar
 
-from openagents_worker.arguments import TEN_YEARS_MS, number_of, refusing
+from openagents_worker.arguments import TEN_YEARS_MS, number_of, reject_unstorable
 from openagents_worker.errors import (
     OpenAgentsError,
     ProcessTraceback,
@@ -496,10 +496,10 @@ def parse_request(
     """
     if isinstance(data, RunRequest):
         request = data
-        refusing(dict(request), run_id=request.run_id)
+        reject_unstorable(dict(request), run_id=request.run_id)
     elif isinstance(data, Mapping):
         fields = dict(data)
-        refusing(fields)
+        reject_unstorable(fields)
         try:
             request = RunRequest.model_validate(fields)
         except ValidationError as error:
@@ -540,7 +540,7 @@ def _check_output_type(request: RunRequest) -> None:
 def _check_budget(budget: RunBudget) -> None:
     """Check the limits after parsing, because a number may be given as text."""
     limits = dict(budget)
-    refusing(limits, "budget")
+    reject_unstorable(limits, "budget")
     if (limit := budget.max_duration_ms) is not None:
         number_of("budget.max_duration_ms", limit, least=1, most=TEN_YEARS_MS)
 

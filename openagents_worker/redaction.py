@@ -23,7 +23,7 @@ from pydantic_core import to_json
 from openagents_worker.errors import text_of
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER, dumps, replaced
 from openagents_worker.secret_forms import MASK, mask_secrets, mask_short, mask_url
-from openagents_worker.secret_names import DEFAULT_REDACT_KEYS, Holds, holds, is_secret, parts_of
+from openagents_worker.secret_names import DEFAULT_REDACT_KEYS, ValueKind, is_secret, parts_of, value_kind
 from openagents_worker.secret_text import mask_named, mask_prose, mask_short_prose
 
 __all__ = [
@@ -187,9 +187,9 @@ class _Redaction:
                 out["…"] = f"<{len(mapping) - most} more>"
                 break
             name = key if type(key) is str or isinstance(key, str) else text_of(key)
-            under, kind = holds(name, parts), type(item)
+            under, kind = value_kind(name, parts), type(item)
             name = mask_short(name) if len(name) <= _SHORT else self._key(name)
-            if under is not _ANYTHING and (under is _A_SECRET or kind is not int) and is_secret(under, item):
+            if under is not _NOT_SECRET and (under is _SECRET or kind is not int) and is_secret(under, item):
                 out[name] = MASK
             elif kind is str and len(item) <= short:
                 out[name] = mask_short(item)
@@ -230,7 +230,7 @@ def _cut(text: str, max_chars: int, mask: Callable[[str], str]) -> str:
     return f"{head}… <{len(text) - max_chars} more characters>"
 
 
-_ANYTHING, _A_SECRET = Holds.ANYTHING, Holds.A_SECRET
+_NOT_SECRET, _SECRET = ValueKind.NOT_SECRET, ValueKind.SECRET
 _DEFAULT_PARTS = parts_of(DEFAULT_REDACT_KEYS)
 _OF_SHORT_TEXTS: dict[Callable[[str], str], Callable[[str], str]] = {
     mask_secrets: mask_short,

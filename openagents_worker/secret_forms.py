@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from urllib.parse import quote, unquote
 
-from openagents_worker.secret_names import Holds, holds
+from openagents_worker.secret_names import ValueKind, value_kind
 
 __all__ = [
     "MASK",
@@ -157,10 +157,10 @@ def _masked_parameter(found: re.Match[str]) -> str:
 
 
 def _is_secret_parameter(name: str, value: str) -> bool:
-    kind = holds(name)
+    kind = value_kind(name)
     if PLACEHOLDER.fullmatch(value):
         return False
-    if kind is Holds.A_SECRET or (kind is Holds.A_SECRET_OR_NUMBER and not value.isdigit()):
+    if kind is ValueKind.SECRET or (kind is ValueKind.SECRET_OR_NUMBER and not value.isdigit()):
         return True
     name = name.lower()
     if name in _SECRET_PARAMETERS or name.endswith("signature"):

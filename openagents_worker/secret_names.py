@@ -8,7 +8,7 @@ from enum import Enum, auto
 from functools import lru_cache
 from typing import Any, assert_never
 
-__all__ = ["DEFAULT_REDACT_KEYS", "Holds", "holds", "is_secret", "is_secrets_name", "parts_of"]
+__all__ = ["DEFAULT_REDACT_KEYS", "ValueKind", "is_secret", "is_secrets_name", "parts_of", "value_kind"]
 
 DEFAULT_REDACT_KEYS: tuple[str, ...] = (
     "access_key",
@@ -33,14 +33,14 @@ _HARMLESS = re.compile(
 )  # the name of a variable, a tokenizer, a type such as `bearer`
 
 
-class Holds(Enum):
+class ValueKind(Enum):
     """The kind of value that a key has, according to its name."""
 
-    ANYTHING = auto()
-    A_SECRET = auto()
-    A_SECRET_OR_NUMBER = auto()
+    NOT_SECRET = auto()
+    SECRET = auto()
+    SECRET_OR_NUMBER = auto()
     """The key contains `token`: a number is a count or an expiry, another value is a secret."""
-    A_SECRET_OR_COUNTS = auto()
+    SECRET_OR_COUNTS = auto()
     """The key contains `tokens`: a number or an object of numbers is a count, another value is a secret."""
 
 
@@ -58,30 +58,30 @@ DEFAULT_PARTS = parts_of(DEFAULT_REDACT_KEYS)
 
 
 @lru_cache(maxsize=4096)  # payloads repeat a small number of names
-def holds(name: str, parts: tuple[str, ...] = DEFAULT_PARTS) -> Holds:
+def value_kind(name: str, parts: tuple[str, ...] = DEFAULT_PARTS) -> ValueKind:
     """The kind of value under a key of this name; `parts` is a result of `parts_of`."""
     name = _normal(name)
     hits = () if _HARMLESS.search(name) else tuple(part for part in parts if part in name)
     if hits == ("token",):
-        return Holds.A_SECRET_OR_COUNTS if "tokens" in name else Holds.A_SECRET_OR_NUMBER
-    return Holds.A_SECRET if hits else Holds.ANYTHING
+        return ValueKind.SECRET_OR_COUNTS if "tokens" in name else ValueKind.SECRET_OR_NUMBER
+    return ValueKind.SECRET if hits else ValueKind.NOT_SECRET
 
 
-def is_secret(under: Holds, value: Any) -> bool:
-    """Whether a value is a secret, if its key has the kind `under`."""
+def is_secret(kind: ValueKind, value: Any) -> bool:
+    """Whether a value is a secret, if its key is of this kind."""
     if value is None or isinstance(value, bool):
         return False
-    match under:
-        case Holds.ANYTHING:
+    match kind:
+        case ValueKind.NOT_SECRET:
             return False
-        case Holds.A_SECRET:
+        case ValueKind.SECRET:
             return True
-        case Holds.A_SECRET_OR_NUMBER:
+        case ValueKind.SECRET_OR_NUMBER:
             return not isinstance(value, int | float)
-        case Holds.A_SECRET_OR_COUNTS:
+        case ValueKind.SECRET_OR_COUNTS:
             return not isinstance(value, int | float | Mapping)
         case _:
-            assert_never(under)
+            assert_never(kind)
 
 
 def is_secrets_name(name: str) -> bool:
@@ -90,4 +90,4 @@ def is_secrets_name(name: str) -> bool:
     >>> is_secrets_name("OPENAI_API_KEY"), is_secrets_name("OPENAI_MODEL")
     (True, False)
     """
-    return holds(name) in (Holds.A_SECRET, Holds.A_SECRET_OR_NUMBER)
+    return value_kind(name) in (ValueKind.SECRET, ValueKind.SECRET_OR_NUMBER)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from openagents_worker.secret_forms import MASK, PLACEHOLDER, has_digit, mask_secrets, on_secret_remembered
-from openagents_worker.secret_names import Holds, holds, is_secret
+from openagents_worker.secret_names import ValueKind, is_secret, value_kind
 
 __all__ = ["mask_named", "mask_prose", "mask_short_prose", "mask_values"]
 
@@ -76,12 +76,12 @@ def _named_value(text: str, at: int, done: int, quoted_only: bool) -> tuple[int,
     name = _name_at_end(before)
     if name is None:
         return None
-    kind = holds(name)
-    if kind in (Holds.ANYTHING, Holds.A_SECRET_OR_COUNTS) and name.lower() not in _SHORT_NAMES:
+    kind = value_kind(name)
+    if kind in (ValueKind.NOT_SECRET, ValueKind.SECRET_OR_COUNTS) and name.lower() not in _SHORT_NAMES:
         return None
     is_assigned = text[at] == "="
     if (value := _QUOTED.match(text, at + 1)) is not None:
-        may_be_word = kind is Holds.A_SECRET_OR_NUMBER and _is_word(value[2])
+        may_be_word = kind is ValueKind.SECRET_OR_NUMBER and _is_word(value[2])
         return None if may_be_word or _is_harmless(value[2], name) else value.span(2)
     if quoted_only or text[at + 1 : at + 2] in ("=", ":"):
         return None
@@ -116,10 +116,10 @@ def _name_at_end(before: str) -> str | None:
     return before[at:end] or None
 
 
-def _is_bare_secret(value: re.Match[str], kind: Holds, is_assigned: bool) -> bool:
+def _is_bare_secret(value: re.Match[str], kind: ValueKind, is_assigned: bool) -> bool:
     """Whether an unquoted value is a secret, not a word of prose or an expression of source code."""
     text, blanks = value[2], value[1]
-    if kind is Holds.A_SECRET_OR_NUMBER and (text.isdigit() or _is_word(text)):
+    if kind is ValueKind.SECRET_OR_NUMBER and (text.isdigit() or _is_word(text)):
         return False  # a count, or a word: "token: missing"
     if text.startswith(MASK) or PLACEHOLDER.fullmatch(text) or _EXPRESSION.match(text):
         return False
@@ -142,15 +142,15 @@ def _is_word(value: str) -> bool:
 
 def _masked_element(found: re.Match[str]) -> str:
     name, value = found.groups()
-    is_a_secret = holds(name) is Holds.A_SECRET or (
-        holds(name) is Holds.A_SECRET_OR_NUMBER and not _is_word(value)
+    is_a_secret = value_kind(name) is ValueKind.SECRET or (
+        value_kind(name) is ValueKind.SECRET_OR_NUMBER and not _is_word(value)
     )
     return f"<{name}>{MASK}</" if is_a_secret and value.strip() else found[0]
 
 
 def _masked_flag(found: re.Match[str]) -> str:
     name, between, value = found.groups()
-    is_a_secret = holds(name) in (Holds.A_SECRET, Holds.A_SECRET_OR_NUMBER)
+    is_a_secret = value_kind(name) in (ValueKind.SECRET, ValueKind.SECRET_OR_NUMBER)
     # "use --password to log in" is a sentence; in a list of arguments a value is quoted.
     is_a_secret = is_a_secret and not value.startswith("-") and (has_digit(value) or "," in between)
     return f"--{name}{between}{MASK}" if is_a_secret and not PLACEHOLDER.fullmatch(value) else found[0]
@@ -189,7 +189,7 @@ def mask_values(value: Any, depth: int = 8) -> Any:
         return mask_prose(value)
     if depth and isinstance(value, Mapping):
         return {
-            name: MASK if is_secret(holds(str(name)), item) else mask_values(item, depth - 1)
+            name: MASK if is_secret(value_kind(str(name)), item) else mask_values(item, depth - 1)
             for name, item in value.items()
         }
     if depth and type(value) in (list, tuple):

@@ -71,16 +71,16 @@ class TimeLimits:
         "The time for the code of one run to stop after it was cancelled for any reason.",
     )
     renewal_connect_s: float = _limit(
-        "a third of what is left of the local lease after one beat, at most 1.5 s",
+        "a third of the local lease minus one heartbeat, at most 1.5 s",
         "Timeout for opening the connection of the heartbeat.",
     )
     renewal_answer_s: float = _limit(
-        "a third of what is left of the local lease after one beat, at most 2 s",
+        "a third of the local lease minus one heartbeat, at most 2 s",
         "Timeout for the answer to a renewal. After a failed heartbeat, including a new connection, there "
         "is time for another one.",
     )
     renewal_pause_s: float = _limit(
-        "a sixth of what is left of the local lease after one beat, at most 0.25 s and a beat",
+        "a sixth of the local lease minus one heartbeat, at most 0.25 s and one heartbeat",
         "The pause between two attempts to reach Redis.",
     )
     run_answer_s: float = _limit(
@@ -136,9 +136,9 @@ class TimeLimits:
         if not 0 < heartbeat_ms <= longest_heartbeat_ms(lease_ms):
             raise ValueError(f"a heartbeat of {heartbeat_ms} ms is too slow for a lease of {lease_ms} ms")
         local_lease_s = lease_s - margin_s
-        after_a_beat_s = local_lease_s - beat_s
-        connect_s, answer_s = min(1.5, after_a_beat_s / 3), min(2.0, after_a_beat_s / 3)
-        pause_s = min(0.25, beat_s, after_a_beat_s / 6)
+        after_beat_s = local_lease_s - beat_s
+        connect_s, answer_s = min(1.5, after_beat_s / 3), min(2.0, after_beat_s / 3)
+        pause_s = min(0.25, beat_s, after_beat_s / 6)
         confirm_s = max(margin_s, SHORTEST_CONFIRM_S)
         return cls(
             lease_s=lease_s,

@@ -196,15 +196,15 @@ def _links(error: BaseException) -> list[_Link]:
     """The chain of causes and contexts, the first exception first."""
     links: list[_Link] = []
     seen: set[int] = set()
-    at: BaseException | None = error
-    while at is not None and id(at) not in seen and len(links) < MAX_WALKED_LINKS:
-        seen.add(id(at))
-        before = at.__cause__
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen and len(links) < MAX_WALKED_LINKS:
+        seen.add(id(current))
+        previous = current.__cause__
         joint = CAUSE
-        if before is None and not at.__suppress_context__:
-            before, joint = at.__context__, CONTEXT
-        links.append(_Link(at, joint))
-        at = None if isinstance(before, ProcessTraceback) else before
+        if previous is None and not current.__suppress_context__:
+            previous, joint = current.__context__, CONTEXT
+        links.append(_Link(current, joint))
+        current = None if isinstance(previous, ProcessTraceback) else previous
     return links[::-1]
 
 
@@ -258,31 +258,31 @@ class _SourceBlock:
         """The frames that fit into `bytes_left`. Frames of the user and frames near the end have priority."""
         shown = list(range(len(self.frames)))
         if self.collapse and any(frame.kind is not _Kind.OURS for frame in self.frames):
-            shown = [at for at in shown if self.frames[at].kind is not _Kind.OURS]
+            shown = [index for index in shown if self.frames[index].kind is not _Kind.OURS]
         texts = {}
-        for at in self._in_order_of_priority(shown):
-            text = self.frames[at].text()
+        for index in self._in_order_of_priority(shown):
+            text = self.frames[index].text()
             bytes_left -= len(text.encode()) + 30  # and the line of a gap next to it
             if bytes_left < 0:
                 break
-            texts[at] = text
+            texts[index] = text
         lines: list[str] = []
         gap: list[_TracebackFrame] = []
-        for at, frame in enumerate(self.frames):
-            if at not in texts:
+        for index, frame in enumerate(self.frames):
+            if index not in texts:
                 gap.append(frame)
                 continue
-            lines += [*self._gap(gap, is_first=not lines), texts[at]]
+            lines += [*self._gap(gap, is_first=not lines), texts[index]]
             gap = []
         return lines + (self._gap(gap, is_first=False) if lines else [])
 
     def _in_order_of_priority(self, shown: list[int]) -> list[int]:
-        def rank(at: int) -> tuple[int, int]:
-            match self.frames[at].kind:
+        def rank(index: int) -> tuple[int, int]:
+            match self.frames[index].kind:
                 case _Kind.USER:
-                    return 0, -at
+                    return 0, -index
                 case _Kind.LIBRARY | _Kind.OURS:
-                    return 1, -at
+                    return 1, -index
                 case kind:
                     assert_never(kind)
 

@@ -22,7 +22,7 @@ from openagents_worker.http_replies import (
     body_of,
     no_cookies,
     pieces_of,
-    received,
+    with_translated_errors,
 )
 from openagents_worker.jsontext import dumps, loads
 from openagents_worker.llm.base import (
@@ -229,7 +229,7 @@ class HttpModelClient(ModelClient):
             content=dumps(exchange.body).encode("utf-8", "replace"),  # half a character cannot be sent
             headers={"accept-encoding": ACCEPT_ENCODING} | self._endpoint.headers | _call_headers(),
         )
-        response = await received(http.send(request, stream=True))
+        response = await with_translated_errors(http.send(request, stream=True))
         try:
             is_whole = response.headers.get("content-type", "").startswith(WHOLE_BODIES)
             if streaming and response.is_success and not is_whole:

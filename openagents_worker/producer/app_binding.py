@@ -103,12 +103,12 @@ def binding_of(app: Celery) -> AppBinding:
     return find_binding(app) or attach_binding(app, AppBinding(AppKind.FOREIGN, load_settings()))
 
 
-def attach_binding(app: Celery, parts: AppBinding) -> AppBinding:
+def attach_binding(app: Celery, binding: AppBinding) -> AppBinding:
     """Store the binding on the app. `openagents_worker.run_agent` publishes through a registered app."""
-    setattr(app, _ATTRIBUTE, parts)
-    if parts.kind is AppKind.REGISTERED:
+    setattr(app, _ATTRIBUTE, binding)
+    if binding.kind is AppKind.REGISTERED:
         _registered.append(weakref.ref(app, _registered.remove))
-    return parts
+    return binding
 
 
 def registered_app() -> Celery | None:

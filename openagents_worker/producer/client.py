@@ -329,9 +329,11 @@ class AsyncClient(AsyncOperations):
 def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
     if canvas is not None and not isinstance(canvas, Mapping):
         raise RequestInvalid(f"canvas must be a mapping of options to values, not {type(canvas).__name__}")
-    given = {name: value for name, value in options.items() if value is not None}
+    set_options = {name: value for name, value in options.items() if value is not None}
     return task_options_json(
-        {**(canvas or {}), **given}, max_bytes=settings.max_payload_bytes, key_prefix=settings.key_prefix
+        {**(canvas or {}), **set_options},
+        max_bytes=settings.max_payload_bytes,
+        key_prefix=settings.key_prefix,
     )
 
 
@@ -363,7 +365,7 @@ def front_door_app() -> Celery:
 def client_of(app: Celery) -> Client:
     """The client of a Celery app. The first call makes it."""
     app = real_app(app)
-    parts = binding_of(app)
-    if (client := parts.client) is None:
-        client = parts.client = Client(settings=parts.settings, app=app)
+    binding = binding_of(app)
+    if (client := binding.client) is None:
+        client = binding.client = Client(settings=binding.settings, app=app)
     return client

@@ -394,8 +394,8 @@ def _reconnecting(connection_class: Any, filter_answer: Callable[[Any], Any]) ->
                 if is_no_permission(error):
                     self.lacks_permission = True
                     raise
-                # A missing permission aborts the transaction, too. A new connection does not help, and redis-py
-                # raises the original error then.
+                # A missing permission aborts the transaction, too. A new connection does not help: redis-py
+                # raises the original error.
                 is_refused = self.lacks_permission and is_aborted_transaction(error)
                 self.lacks_permission = False
                 if is_refused or not refuses_now(error):

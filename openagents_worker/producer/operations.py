@@ -13,7 +13,7 @@ from openagents_worker.arguments import optional_text
 from openagents_worker.errors import OpenAgentsError, RedisUnreachable
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.publisher import send_first, send_wakes
-from openagents_worker.producer.publishing_app import Publishes
+from openagents_worker.producer.publishing_app import HasPublishingApp
 from openagents_worker.producer.submit import Accepted, aresume, resume
 from openagents_worker.store.dead_letters import PutAside, read_aside
 from openagents_worker.store.fleet import (
@@ -47,7 +47,7 @@ SEND_WITHIN_S = 1.5  # publishing may take three more seconds, and a submission 
 log = get_logger(__name__)
 
 
-class Operations(Publishes):
+class Operations(HasPublishingApp):
     """The methods of `Client` for operators."""
 
     store: Store
@@ -130,7 +130,7 @@ class Operations(Publishes):
         return self.store.execute(read_fleet(self.store.keys, self.settings.queue))
 
 
-class AsyncOperations(Publishes):
+class AsyncOperations(HasPublishingApp):
     """The methods of `AsyncClient` for operators."""
 
     store: AsyncStore

@@ -158,8 +158,8 @@ def _eager(app: Celery) -> Callable[[Iterable[Wake]], int] | None:
 
 def close_producers(app: Celery) -> None:
     """Close this process's publishing connections to the app's broker."""
-    parts = find_binding(app)
-    pool = parts.producers.pop(os.getpid(), None) if parts is not None else None
+    binding = find_binding(app)
+    pool = binding.producers.pop(os.getpid(), None) if binding is not None else None
     if pool is not None:
         pool.force_close_all()
         pool.connections.force_close_all()

@@ -18,7 +18,7 @@ from openagents_worker.telemetry.logs import get_logger
 if TYPE_CHECKING:
     from openagents_worker.producer.client import Client
 
-__all__ = ["Publishes", "PublishingApp"]
+__all__ = ["HasPublishingApp", "PublishingApp"]
 
 LEFT_TO_RESCUE = "the rescue loop of a worker will send them"
 
@@ -105,7 +105,7 @@ class PublishingApp:
             return self.own_app, self.given_settings
 
 
-class Publishes:
+class HasPublishingApp:
     """Base class of both clients: the Celery app that sends their messages, and its settings."""
 
     _publishing: PublishingApp

@@ -198,7 +198,7 @@ class _SubmitTry(Generic[T]):
             raise self._error(
                 SubmitUnknown,
                 f"it is not known whether the run {self.request.run_id!r} is accepted: {error.message}",
-                "submit the same request with this run_id again: it is safe, because no second run is created",
+                "submit the same request with this run_id again: it is safe and creates no second run",
             ) from error
 
     def _accepted_as(

@@ -14,7 +14,7 @@ from celery.backends.base import DisabledBackend
 from celery.local import Proxy
 from celery.utils.time import maybe_make_aware
 
-from openagents_worker.arguments import TEN_YEARS_MS, iso_time, number_of, optional_text, refusing
+from openagents_worker.arguments import TEN_YEARS_MS, iso_time, number_of, optional_text, reject_unstorable
 from openagents_worker.errors import ConfigError, RequestInvalid, TwoArguments
 from openagents_worker.models import RunRequest, output_class_of, parse_request
 from openagents_worker.producer.client import client_of, front_door_app
@@ -132,26 +132,26 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
         self, args: Sequence[Any], kwargs: Mapping[str, Any], options: Mapping[str, Any]
     ) -> tuple[Request, dict[str, Any]]:
         """The request, and the keyword arguments of `Client.submit`."""
-        given = {
+        set_options = {
             name: options[name]
             for name in options.keys() - CELERY_INTERNAL_OPTIONS
             if options[name] is not None
         }
-        stamps = stamps_of(given)
-        if ignored := sorted(given.keys() - set(SUPPORTED_OPTIONS) - stamps.keys()):
+        stamps = stamps_of(set_options)
+        if ignored := sorted(set_options.keys() - set(SUPPORTED_OPTIONS) - stamps.keys()):
             raise RequestInvalid(
                 f"a run does not support the option {', '.join(ignored)}",
                 hint=f"supported options: {', '.join(SUPPORTED_OPTIONS)}",
             )
-        if "chord" in given and isinstance(self.app.backend, DisabledBackend):
+        if "chord" in set_options and isinstance(self.app.backend, DisabledBackend):
             raise no_results_for_a_chord()
-        request = _with_run_id(_only_argument(args, kwargs), given.get("task_id"))
+        request = _with_run_id(_only_argument(args, kwargs), set_options.get("task_id"))
         return request, {
-            "queue": given.get("queue"),
-            "delay_ms": self._delay_ms(given.get("countdown"), given.get("eta")),
-            "expires_ms": self._expires_ms(given.get("expires")),
+            "queue": set_options.get("queue"),
+            "delay_ms": self._delay_ms(set_options.get("countdown"), set_options.get("eta")),
+            "expires_ms": self._expires_ms(set_options.get("expires")),
             "canvas": self._parent_ids()
-            | {name: given[name] for name in STORED_OPTIONS if name in given}
+            | {name: set_options[name] for name in STORED_OPTIONS if name in set_options}
             | stamps,
         }
 
@@ -238,7 +238,7 @@ def _as_fields(value: Any) -> Any:
     """A request as JSON for a signature, without a generated `run_id`."""
     if not isinstance(value, RunRequest):
         return value
-    refusing(dict(value))
+    reject_unstorable(dict(value))
     return value.model_dump(mode="json", exclude_unset=True)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from celery.canvas import Signature
 from kombu.utils.json import dumps, loads
 
-from openagents_worker.arguments import number_of, refusing, text_of_caller
+from openagents_worker.arguments import number_of, reject_unstorable, text_of_caller
 from openagents_worker.errors import RequestInvalid, RequestTooLarge, text_of
 from openagents_worker.producer.queue_checks import check_linked_queues
 
@@ -120,7 +120,7 @@ def task_options_json(options: Mapping[str, Any], *, max_bytes: int, key_prefix:
     stored |= stamps_of(options)
     if not stored:
         return ""
-    refusing(stored)
+    reject_unstorable(stored)
     check_linked_queues(stored, key_prefix)
     try:
         canvas: str = dumps(stored, allow_nan=False)  # type: ignore[no-untyped-call]

@@ -556,7 +556,7 @@ class AsyncStore:
 
     def leave_closed_loops(self) -> None:
         """Close what is left of loops that are closed."""
-        self._on_loops.leave_closed()
+        self._on_loops.close_closed_loops()
 
     async def close(self) -> None:
         """Close the connections of the running loop, and what is left of loops that are closed."""

@@ -21,8 +21,8 @@ from openagents_worker.http_replies import (
     beginning_of,
     body_of,
     pieces_of,
-    received,
     text_of_body,
+    with_translated_errors,
 )
 from openagents_worker.retry_after import MAX_RETRY_AFTER_MS, retry_after_ms
 
@@ -168,7 +168,7 @@ async def test_a_broken_connection_and_our_own_errors_keep_their_kind(
         raise raised
 
     with pytest.raises(becomes):
-        await received(fails())
+        await with_translated_errors(fails())
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ from openagents_worker.http_replies import (
     ReplyUnreadable,
     beginning_of,
     no_cookies,
-    received,
     text_of_body,
+    with_translated_errors,
 )
 from openagents_worker.loops import PerLoop, http_transports
 from openagents_worker.models import header_text
@@ -166,7 +166,7 @@ class HttpRequest(TypedTool):
 
     async def _exchange(self, client: httpx.AsyncClient, request: httpx.Request) -> dict[str, Any]:
         for _ in range(MAX_REDIRECTS + 1):
-            response = await received(client.send(request, stream=True))
+            response = await with_translated_errors(client.send(request, stream=True))
             try:
                 if response.next_request is None:
                     return await self._answer(request, response)
