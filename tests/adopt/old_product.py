@@ -1,4 +1,5 @@
-"""A product's programs, for the virtual environment with the oldest versions: they know our package only.
+"""Programs of an application for the virtual environment with the oldest versions. They import only our
+package.
 
 Each function here is one program. `python old_product.py NAME` runs it and prints what it returns as JSON.
 """
@@ -198,7 +199,7 @@ def compose() -> dict[str, Any]:
 
 
 def submit_through_its_own_app() -> dict[str, Any]:
-    """A Celery app that was there before, with habits of its own, is what the runs go out by."""
+    """The runs are sent through an existing Celery app with its own settings."""
     url = os.environ["OPENAGENTS_REDIS_URL"]
     app = Celery("product", broker=url, backend=url, set_as_current=False)
     app.conf.update(
@@ -217,12 +218,12 @@ def submit_through_its_own_app() -> dict[str, Any]:
 
 
 def submit_without_a_broker() -> dict[str, Any]:
-    """Its broker cannot be reached: the run is accepted all the same."""
+    """Its broker cannot be reached, but the run is accepted."""
     return {"run_id": run_agent.delay(request()).id}
 
 
 def submit_without_redis() -> dict[str, Any]:
-    """Nothing is accepted, and the error says so."""
+    """Nothing is accepted, and the error has the reason."""
     return {"code": _code(lambda: run_agent.delay(request())), "unknown": _code(_ask_for_nobody)}
 
 
@@ -237,7 +238,7 @@ def _until(handle: RunHandle[Any], name: str) -> None:
 
 
 def _ended(run_id: str) -> str:
-    """The output of a run that somebody else is still to submit."""
+    """The output of a run that another process will submit."""
     handle: RunHandle[Any] = RunHandle(run_id)
     for _ in range(PATIENCE_S * 20):
         if _code(handle.record) != "run.not_found":

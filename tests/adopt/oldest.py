@@ -43,7 +43,7 @@ def lowest_versions(*extras: str) -> dict[str, Version]:
 
 @dataclass(frozen=True)
 class OldProduct:
-    """A product in a virtual environment of its own: the base install, and every dependency at its oldest."""
+    """An application in a separate virtual environment: the base install with the oldest dependencies."""
 
     folder: Path
 

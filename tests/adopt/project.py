@@ -1,4 +1,4 @@
-"""A Django project with habits of its own. The only place that writes one, and runs programs in it.
+"""A Django project with its own conventions. The only place that writes one, and runs programs in it.
 
 Late acknowledgement, a result backend, routes that would catch our tasks, packages `tasks` and `config`.
 """

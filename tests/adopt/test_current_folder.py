@@ -1,4 +1,4 @@
-"""A project that is not installed: what stands in the folder in which its worker is started is found."""
+"""A project that is not installed: the worker finds its modules in the current folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dependencies: whatever a part of the package imports, the extra that promises this part declares.
+"""Dependencies: each extra declares all packages that its part of the library imports.
 
 An installation that only works beside a test runner is the first thing a newcomer meets. Here it is found
 without installing anything; `tests/extras` installs every extra into an empty environment.
@@ -35,14 +35,14 @@ BY_OTHERS = {
     "sniffio": "httpcore asks it in every request where it is installed",
     "flower": "a program, which Celery's command line finds by its entry point",
 }
-"""What is declared and imported by no module of ours: why."""
+"""Packages that are declared, but imported by no module, with the reason."""
 
 OPTIONAL_PRODUCTS = {"django", "socksio"}
-"""What a module of ours uses in the process of a product that has it."""
+"""Packages that a module uses only in the process of an application that has them."""
 
 
 def test_every_part_belongs_to_an_extra() -> None:
-    """A new module is assigned in `declared.py`, and nothing is assigned there that is gone."""
+    """A new module is assigned in `declared.py`, and every assigned module exists."""
     assert [name for name in modules() if not _is_assigned(name)] == []
     assert [
         name for name in (*EXTRA_OF, *(of for of, _ in OPTIONAL), *OF_THE_HOST) if name not in modules()
@@ -58,7 +58,8 @@ def _is_assigned(module: str) -> bool:
 
 
 def test_every_import_is_declared_for_the_extra_of_its_part() -> None:
-    """Also one inside of a function, and what is brought by something else: that may stop bringing it."""
+    """Also an import in a function, and a package that is only a dependency of another one, which may drop
+    it."""
     undeclared = []
     for one in foreign_imports():
         names = {canonicalize_name(requirement.name) for requirement in declared(one.extra)}
@@ -91,7 +92,8 @@ def test_no_extra_of_a_user_is_unknown_here() -> None:
 def test_every_module_can_be_imported_with_what_its_extra_brings(
     extras: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """With that, what it depends on, and nothing else; other people's undeclared imports show here."""
+    """With the package, its dependencies and nothing else. This also finds undeclared imports of other
+    packages."""
     promised = [name for name in modules() if extra_of(name) in (BASE, *extras) and name not in OF_THE_HOST]
     promised = [f"{PACKAGE}.{name}" for name in promised if not name.endswith("__main__")]
     program = IMPORT_ALL.format(names=promised)
@@ -133,7 +135,7 @@ def test_the_front_door_opens_with_the_base_install(tmp_path: Path) -> None:
 def test_programs_start_with_what_their_extra_brings(
     extras: tuple[str, ...], programs: list[str], tmp_path: Path
 ) -> None:
-    """The command line, and Celery's with an app of ours, which loads the broker's transport."""
+    """Our command line, and Celery's with an app of this library, which loads the broker transport."""
     folder = view(tmp_path / "view", *extras)
     (folder / "project.py").write_text(PROJECT)
     for program in programs:

@@ -1,4 +1,4 @@
-"""Django: runs in a project that has a Celery app, and habits, of its own."""
+"""Django: runs in a project with its own Celery app and conventions."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ print(json.dumps({
 
 
 def test_whoever_submits_loads_no_model_client(project: Project) -> None:
-    """A web process imports the app; what carries runs is loaded by workers."""
+    """A web process imports the app; only workers load the modules that execute runs."""
     loaded = project.run("""
 import sys
 handle = run_agent.apply_async(({"agent_id": "clerk", "session_id": "s", "input_text": "x"},), countdown=60)

@@ -123,7 +123,7 @@ def test_runs_are_carried_in_this_process_where_the_registered_app_is_eager(app:
 def test_a_chain_that_was_made_before_an_eager_app_was_registered_is_carried_through(
     environment: str, broker: EmbeddedRedis
 ) -> None:
-    """Its signatures belong to no app that is eager; each run of it is carried all the same."""
+    """Its signatures belong to an app that is not eager, but each of their runs is executed."""
     second = request(run_id="second of the early chain".replace(" ", "-"))
     early = chain(run_agent.s(request()), run_agent.si(second))
     with Celery("late", broker=broker.url, set_as_current=False) as late:
@@ -147,7 +147,7 @@ def test_what_cancelling_wakes_goes_to_the_registered_app(app: Celery, broker: E
 
 
 def test_two_registered_apps_are_named(app: Celery, environment: str) -> None:
-    """The front door cannot know which one is meant; what each `register` returned still works."""
+    """`openagents_worker.run_agent` cannot choose one of them; the result of each `register` still works."""
     with Celery("bakery", broker=f"{environment[:-1]}1", set_as_current=False) as other:
         bake = register(other)
         before = run_agent
@@ -191,7 +191,7 @@ def test_an_app_that_nobody_holds_does_not_count(environment: str) -> None:
 
 
 def test_registering_again_changes_nothing(app: Celery) -> None:
-    """The same task, the same parts; the worker would get no second step. Another queue is refused."""
+    """The same task and the same binding; the worker gets no second bootstep. Another queue is rejected."""
     task, parts = app.tasks["tasks.run_agent"], find_binding(app)
 
     again = register(app, queue="thoughts")
@@ -205,7 +205,7 @@ def test_registering_again_changes_nothing(app: Celery) -> None:
 
 
 def test_without_a_registered_app_it_is_the_producers_own(environment: str) -> None:
-    """As before: the environment says where to."""
+    """As before, it uses the settings of the environment."""
     gc.collect()
     handle = run_agent.delay(request())
 

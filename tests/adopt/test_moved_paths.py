@@ -1,4 +1,4 @@
-"""Paths that stand in users' settings go on working for one release after a module has moved."""
+"""Import paths in users' settings work for one more release after a module has moved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base install with the oldest versions it allows, in a virtual environment of its own.
+"""The base install with the oldest allowed versions, in a separate virtual environment.
 
 A product has its own pins. There the producer's half of this library does all that it does here; the worker
 beside it, a process from this environment, has the newest versions.
@@ -53,7 +53,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
 
 @pytest.fixture
 def tell(product: OldProduct, installation: Installation) -> Any:
-    """Runs a program of the product's; it knows where Redis is, and nothing else."""
+    """Runs a program of the application, which knows only the URL of Redis."""
     url = installation.stack.redis_url
     return lambda program, **how: product.tell(program, **{"OPENAGENTS_REDIS_URL": url, **how})
 
@@ -209,7 +209,7 @@ def test_runs_go_out_by_an_app_that_was_there_before(tell: Any) -> None:
 def test_a_run_is_accepted_without_a_broker(
     product: OldProduct, installation: Installation, tell: Any
 ) -> None:
-    """One warning; the worker's rescue loop finds the run, whose message nobody could send."""
+    """One warning. The rescue loop of the worker finds the run whose message was not sent."""
     done = product.python(
         str(Path(__file__).with_name("old_product.py")),
         "submit_without_a_broker",
@@ -232,7 +232,7 @@ def test_without_redis_the_error_says_so(product: OldProduct) -> None:
 
 
 def test_a_command_of_the_worker_says_which_extra_it_needs(product: OldProduct) -> None:
-    """No traceback for what is not installed."""
+    """No traceback for a package that is not installed."""
     done = product.run("openagents-worker", "worker")
 
     assert done.returncode == 2

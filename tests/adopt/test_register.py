@@ -1,4 +1,4 @@
-"""Registration, in small: which queues are those of runs, and whose revocations are ours."""
+"""Registration: which queues are queues of runs, and which revocations cancel runs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_our_tasks_wait_on_the_loop_of_our_pool(app: Celery) -> None:
 
 
 def test_a_run_is_no_function_to_call(app: Celery) -> None:
-    """It would start a worker in whatever process calls it."""
+    """It would start a worker in any process that calls it."""
     with pytest.raises(ConfigError, match=r"no function to call"):
         app.tasks["tasks.run_agent"](request())
 

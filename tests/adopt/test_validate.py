@@ -1,4 +1,5 @@
-"""`openagents-worker validate` imports a product's code as its worker does, and explains what it cannot."""
+"""`openagents-worker validate` imports the code of an application as its worker does, and explains
+failures."""
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ def test_without_an_app_django_is_set_up_as_in_a_worker_of_ours(project: Path) -
 
 
 def test_a_tool_that_needs_django_without_it_is_one_error(project: Path) -> None:
-    """No traceback; it says what to set."""
+    """No traceback; the message names the setting."""
     done = validate(project)
 
     assert (done.returncode, done.stdout) == (2, "")

@@ -1,1 +1,1 @@
-"""Error codes: each is met here, where its meaning in `docs/errors.md` says."""
+"""Error codes: each is caused here in the way that `docs/errors.md` describes."""

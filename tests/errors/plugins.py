@@ -71,7 +71,7 @@ async def echo(number: int) -> int:
 
 
 class PassesOn(PatternPlugin):
-    """Calls the tool `complain` with its input, and lets through whatever that raises."""
+    """Calls the tool `complain` with its input, and raises its exception unchanged."""
 
     async def execute(self) -> Any:
         return await self.context.tools["complain"].invoke({"code": self.context.input_text})

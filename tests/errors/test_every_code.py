@@ -1,4 +1,4 @@
-"""Every error code is met: by what `docs/errors.md` says of it, and as a product would see it.
+"""Every error code is caused in the way that `docs/errors.md` describes, and seen as by an application.
 
 One function a code. What a producer meets is raised by the library; what ends a run comes out of a real
 worker as the run's `error_details`. `@provokes` collects the functions, and a code that has none is named.
@@ -322,7 +322,7 @@ def a_patterns_chance_is_not_recorded(shop: Installation) -> Met:
 
 @provokes("run.definition_changed")
 def an_agent_is_changed_while_its_run_waits(shop: Installation) -> Met:
-    """Yesterday's worker begins the run; the installation's, which has today's agents file, goes on."""
+    """A worker with the old agents file starts the run; a worker with the new agents file continues."""
     yesterday = numbers("changed", [1, -1])
 
     async def begin() -> None:
@@ -469,7 +469,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
 def test_a_code_is_met_where_its_meaning_says(
     shop: Installation, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    """Raised by the library, or told by a worker; as retryable as its class, and with words for people."""
+    """Raised by the library or reported by a worker; retryable as its class, and with a readable message."""
     monkeypatch.setenv("OPENAGENTS_MAX_PAYLOAD_BYTES", str(MAX_BYTES))
 
     met = PROVOCATIONS[code](shop)
@@ -510,7 +510,7 @@ def test_what_only_plugins_raise_is_raised_nowhere_in_the_library() -> None:
 
 
 def test_statuses_and_retries_fit_each_other() -> None:
-    """What may be tried again is a matter of the moment; what whoever asks has to change is a 4xx."""
+    """A retryable error is temporary. An error that the caller has to correct is a 4xx."""
     for cls in DECLARED.values():
         passing = cls.http_status in (502, 503, 504)
         assert passing or not cls.retryable, cls
@@ -543,7 +543,7 @@ def ended(handle: RunHandle[Any]) -> ErrorDetails:
 
 
 def hanging(shop: Installation, **fields: Any) -> RunHandle[Any]:
-    """A run whose model does not answer; returns once it was asked."""
+    """A run whose model does not answer; returns when the model was called."""
     shop.model.will_say({"error": "hang"})
     handle = shop.submit("clerk", **fields)
     wait_for(lambda: shop.model.asked(handle.id), "the model is asked", timeout=PATIENCE_S)
@@ -557,7 +557,7 @@ def calling(shop: Installation, tool_call: dict[str, Any]) -> ErrorDetails:
 
 
 def loading(shop: Installation, definition: dict[str, Any]) -> OpenAgentsError:
-    """What a worker says of such an agent before it consumes anything."""
+    """The announcement of a worker about such an agent, before it consumes anything."""
     config = load_agents(json.dumps({"agents": [definition]}), env={"MODEL_URL": "http://127.0.0.1:1"})
     return raised(lambda: Assembly(config, env={}).parts("a").new_pattern())
 

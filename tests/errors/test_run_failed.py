@@ -1,4 +1,4 @@
-"""`RunFailed`: the error that a product gets for a run keeps what it says, wherever Celery carries it."""
+"""`RunFailed`: the error of a failed run keeps its message and fields wherever Celery sends it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def through_celerys_json(app: Celery, error: OpenAgentsError) -> Any:
 @pytest.mark.parametrize("code", sorted(DECLARED))
 def test_it_survives_pickling(code: str) -> None:
     """Whole, with its hint."""
-    error = pickle.loads(pickle.dumps(failed(code)))  # noqa: S301 - what it was just given
+    error = pickle.loads(pickle.dumps(failed(code)))  # noqa: S301 - it was just made here
 
     assert type(error) is RunFailed
     assert (error.to_dict(), str(error)) == (failed(code).to_dict(), str(failed(code)))
@@ -61,7 +61,7 @@ def test_every_other_error_of_ours_survives_it_too(app: Celery, code: str) -> No
 
 
 def test_what_celery_shows_of_it_is_not_the_result() -> None:
-    """Its events, its log and Flower's rows hold neither what was asked nor what was answered."""
+    """Its events, its log and Flower contain neither the input nor the answer."""
     error = RunFailed("met", code="llm.response", run_id="r1", result={"final_output": "secret"})
 
     assert repr(error) == "RunFailed('met', 'llm.response', 'r1')"

@@ -50,7 +50,7 @@ def own_classes() -> list[type[OpenAgentsError]]:
 
 @pytest.mark.parametrize("cls", own_classes(), ids=lambda cls: cls.__name__)
 def test_no_error_of_this_library_holds_a_secret(cls: type[OpenAgentsError]) -> None:
-    """Neither in its text nor in its arguments, so it may be shown, pickled and sent by anybody."""
+    """Neither in its text nor in its arguments, so it can be shown, pickled and sent."""
     error = cls(TEXT, hint=f"use {TEXT}")
 
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - made in the line itself
@@ -61,7 +61,7 @@ def test_no_error_of_this_library_holds_a_secret(cls: type[OpenAgentsError]) -> 
 
 
 def test_an_error_of_somebody_elses_class_is_masked_where_it_is_recorded() -> None:
-    """A class that does not call its base, with fields of its own that travel with it."""
+    """A class that does not call its base class, with its own fields in `to_dict()`."""
     details = ErrorDetails.from_exception(OddError(TEXT))
 
     assert PASSWORD not in str(OddError(TEXT).to_dict())

@@ -1,4 +1,4 @@
-"""Tracebacks as text: whatever is raised, they are bounded, show the user's own frames and no secret."""
+"""Tracebacks as text: for any exception they have limited length, show the user's frames and no secret."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def in_the_handler() -> None:
     try:
         fails()
     except KeyError:
-        raise ValueError("the order has no price")  # noqa: B904 - the context is what is looked at
+        raise ValueError("the order has no price")  # noqa: B904 - the test needs the context
 
 
 def in_a_group() -> None:
@@ -228,7 +228,7 @@ def test_a_recursion_is_one_frame_and_a_count() -> None:
 
 
 def test_frames_of_this_library_and_of_asyncio_are_collapsed() -> None:
-    """What stands between the user's frames is one line; what stands before the first is nothing."""
+    """Other frames between the user's frames are one line; frames before the first are removed."""
 
     async def users() -> None:
         async with asyncio.timeout(10):

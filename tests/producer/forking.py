@@ -1,4 +1,5 @@
-"""A process that uses all kinds of connections, forks, and uses them on both sides; prints what it saw."""
+"""A process that uses all kinds of connections, forks, uses them in parent and child, and prints the
+results."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ class Everything:
 
 
 def sockets() -> int:
-    """How many of this process's files are connections to somebody else."""
+    """The number of open sockets of this process that are connected to another process."""
     connected, count = _connected(), 0
     for file in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # the one that lists them is closed already

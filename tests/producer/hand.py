@@ -16,7 +16,7 @@ LEASE_MS = 60_000
 
 
 class Hand:
-    """Registers on entry; on exit every run it still owns is given up, so that no key is left behind."""
+    """Registers on entry. On exit it releases its runs, so that no key is left behind."""
 
     def __init__(self, url: str, **cell: Any) -> None:
         self.store = Store(Cell(url, **cell))

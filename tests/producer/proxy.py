@@ -1,4 +1,4 @@
-"""A Redis behind a bad line: a proxy that loses answers, and ports where nobody is or nobody speaks."""
+"""A Redis behind a bad connection: a proxy that drops answers, closed ports, and silent ports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Predicate = Callable[[bytes], bool]
 
 
 class Proxy(Lines):
-    """Passes bytes on to Redis and back, until it is told to lose some. It has one port, `url`.
+    """Forwards bytes to Redis and back, until it has to drop some. It has one port, `url`.
 
     `lose_answer_to`: the answer to such a request is read from Redis, thrown away, and the line is cut.
     `swallow`: such bytes from Redis never arrive, and nobody is told.
@@ -43,7 +43,7 @@ class Proxy(Lines):
             await line.to_redis.drain()
 
     def silence(self) -> None:
-        """From now on nothing passes on the lines that are open, and nobody is told; new ones work."""
+        """From now on the open connections drop all bytes silently; new connections work."""
         self._silent.update(self._open)
 
     async def _answers(self, line: Line) -> None:
@@ -57,7 +57,7 @@ class Proxy(Lines):
 
 
 def closed_port() -> int:
-    """A port where nobody listens."""
+    """A port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
     return port
@@ -65,6 +65,6 @@ def closed_port() -> int:
 
 @contextmanager
 def silent_port() -> Generator[int]:
-    """A port that takes connections and never says a word."""
+    """A port that accepts connections and never sends anything."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield server.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Whatever a caller gives to a client, a handle or a task is used, or refused with a code."""
+"""Every argument of a client, a handle or a task is used, or rejected with an error code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from openagents_worker.store.listing import RunFilters
 
 GOOD = {"agent_id": "clerk", "session_id": "s1", "input_text": "hi"}
 HALF = "\ud800"
-LONG_AGO = datetime(1, 1, 1)  # noqa: DTZ001 - one that no clock of an operating system knows
+LONG_AGO = datetime(1, 1, 1)  # noqa: DTZ001 - no operating system has this time
 DEEP: Any = 1
 for _ in range(150):
     DEEP = [DEEP]
@@ -65,7 +65,7 @@ NEEDED = {"request": GOOD, "run_id": "r1", "session_id": "s1"}
 
 
 def methods_of(kind: type) -> Iterator[tuple[str, list[inspect.Parameter]]]:
-    """The public methods of ours with what they take."""
+    """The public methods of this library with their parameters."""
     for name, method in inspect.getmembers(kind, inspect.isfunction):
         if not name.startswith("_") and method.__module__.startswith("openagents_worker"):
             yield name, list(inspect.signature(method).parameters.values())[1:]
@@ -157,7 +157,7 @@ def test_a_filter_is_refused(client: Client, name: str) -> None:
     ids=lambda _: "filters",
 )
 def test_filters_of_a_wrong_shape_are_refused(client: Client, filters: Any) -> None:
-    """Also those that are no plain text."""
+    """The same for cursors that are not plain text."""
     with pytest.raises(RequestInvalid):
         client.runs(**filters)
 
@@ -218,7 +218,7 @@ def test_a_request_that_breaks_a_rule_is_refused_with_its_path(
 
 @pytest.mark.parametrize("levels", [101, 150, 199, 230, 254, 255, 500, 5_000])
 def test_a_request_is_either_refused_or_can_be_read(client: Client, levels: int) -> None:
-    """200 to 254 levels used to be accepted, and could not be read by anybody."""
+    """200 to 254 levels used to be accepted, but no reader could parse them."""
     value: Any = 1
     for _ in range(levels):
         value = [value]
@@ -269,7 +269,7 @@ TIMES = [
 
 @pytest.mark.parametrize("option", ["countdown", "eta", "expires"])
 def test_a_time_is_at_most_ten_years_away(task: AgentTask, client: Client, option: str) -> None:
-    """A longer one is a mistake in the unit; and no time at all is refused, too."""
+    """A longer time is taken for a mistake in the unit; a value that is not a time is rejected, too."""
     for when in TIMES:
         with pytest.raises(RequestInvalid):
             task.apply_async((GOOD,), **{option: when})
@@ -298,7 +298,7 @@ NO_SIGNATURES: list[Any] = [
 
 @pytest.mark.parametrize("option", ["link", "link_error", "chain", "chord"])
 def test_a_callback_that_is_none_is_refused_at_submit(client: Client, option: str) -> None:
-    """Celery would meet it at the end of the run, where nobody is left to be told."""
+    """Celery would fail on it at the end of the run, when no caller can get the error."""
     for value in NO_SIGNATURES:
         with pytest.raises(RequestInvalid):
             client.submit(GOOD, canvas={option: value})
@@ -324,7 +324,7 @@ def test_a_callback_that_is_none_is_refused_at_submit(client: Client, option: st
     ids=lambda _: "options",
 )  # fmt: skip
 def test_an_option_of_a_wrong_shape_is_refused(client: Client, options: dict[str, Any]) -> None:
-    """It would go on every message of the run."""
+    """It would be part of every message of the run."""
     with pytest.raises(RequestInvalid):
         client.submit(GOOD, **options)
 
@@ -370,7 +370,7 @@ EVENT_IDS: list[Any] = [
 
 @pytest.mark.parametrize("last_event_id", EVENT_IDS, ids=lambda _: "id")
 async def test_an_id_of_an_event_that_is_none_is_refused(client: Client, last_event_id: Any) -> None:
-    """`Last-Event-ID` comes from whoever asks: 20 digits are no server error."""
+    """`Last-Event-ID` comes from a browser: 20 digits must not cause a server error."""
     with pytest.raises(RequestInvalid, match="Last-Event-ID"):
         sse(client.handle("r1"), last_event_id)
 
@@ -387,7 +387,7 @@ async def test_an_id_of_an_event_that_does_not_exist_yet_shows_what_comes_later(
 
 @pytest.mark.parametrize("reason", [10**5000, HALF], ids=["digits", "half of a pair"])
 def test_a_reason_of_a_handle_is_refused(client: Client, reason: Any) -> None:
-    """The run goes on."""
+    """The run continues."""
     handle = client.submit(GOOD)
     with pytest.raises(OpenAgentsError) as refused:
         handle.cancel(reason)

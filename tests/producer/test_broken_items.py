@@ -1,4 +1,5 @@
-"""Items of a broker that are not messages: each is taken out, kept, and harms no other, also a day later."""
+"""Broken items in the broker: each is removed and stored, and does not affect other messages, also a day
+later."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ def publish(line: Connection, *ids: str) -> None:
 
 
 def take(line: Connection, *, room: int, until: str) -> list[str]:
-    """The ids of what is taken and acknowledged, up to the message of that id."""
+    """The ids of the messages that are taken and acknowledged, up to the given id."""
     taken: list[str] = []
 
     def take_one(_: Any, message: Any) -> None:
@@ -102,7 +103,7 @@ def left(line: Connection) -> set[str]:
 def test_what_is_not_a_message_is_kept_and_never_comes_back(
     line: Connection, kept: list[Any], item: str | bytes, room: int
 ) -> None:
-    """Neither in its queue nor among what is not acknowledged; the messages around it are taken."""
+    """It is removed from its queue and from the unacknowledged messages; the messages around it are taken."""
     publish(line, "a")
     line.default_channel.client.lpush(QUEUE, item)
     publish(line, "b")
@@ -135,14 +136,14 @@ def test_what_another_worker_took_and_could_not_read_stops_nobody(
 
     assert take(line, room=10, until="good") == ["good"]
     assert left(line) == set()
-    assert len(kept) == (2 if raw else 1)  # of nothing there is nothing to keep
+    assert len(kept) == (2 if raw else 1)  # an empty item is not stored
 
 
 @pytest.mark.parametrize(
     "where", ["oa:due", "unacked", "agents\x06\x163", "_kombu.binding.x", 7, None, ["x"]]
 )
 def test_a_message_goes_back_to_no_queue_that_is_a_key(line: Connection, kept: list[Any], where: Any) -> None:
-    """Who sends a message says where it came from; it goes back there when a worker stops."""
+    """The sender sets the origin of a message. The message returns there when a worker stops."""
     client = line.default_channel.client
     message = {"properties": {"delivery_tag": "t", "delivery_info": {}}, "body": "x", "headers": {}}
     client.zadd("unacked_index", {"t": 1})

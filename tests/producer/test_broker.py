@@ -1,4 +1,4 @@
-"""The broker's transport: what it keeps of the messages that it has taken and that are not acknowledged."""
+"""The broker transport: how it stores messages that are taken and not acknowledged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OTHER = {"task": "shop.send_mail", "id": "r3"}
 
 @pytest.fixture(autouse=True)
 def _whatever_comes_was_there_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine an answer takes longer than the moment by which that is told."""
+    """On a busy machine an answer takes longer than `AT_ONCE_S`."""
     monkeypatch.setattr(broker, "AT_ONCE_S", float("inf"))
 
 
@@ -57,7 +57,7 @@ def waiting(line: Connection) -> list[str]:
 
 
 def test_a_wake_up_costs_no_write_until_it_is_acknowledged(line: Connection) -> None:
-    """Its run is in Redis; all other messages, also a run's that nobody has accepted yet, are kept."""
+    """Its run is in Redis. All other messages are stored, also those of runs that are not accepted yet."""
     taken = take(line, WAKE_UP, FOREIGN, OTHER)
 
     assert in_redis(line) == ["r2", "r3"]
@@ -68,7 +68,7 @@ def test_a_wake_up_costs_no_write_until_it_is_acknowledged(line: Connection) -> 
 
 
 def test_what_is_put_back_waits_again(line: Connection) -> None:
-    """A worker that cannot take a message now gives it to the next, whatever kind it is."""
+    """A worker that cannot take a message now returns it for another worker, for every kind of message."""
     for message in take(line, WAKE_UP, OTHER):
         message.requeue()
 
@@ -78,7 +78,7 @@ def test_what_is_put_back_waits_again(line: Connection) -> None:
 
 
 def test_what_is_rejected_is_gone(line: Connection) -> None:
-    """A message that nobody can use leaves nothing behind."""
+    """A message that no worker can use leaves no data."""
     for message in take(line, WAKE_UP, OTHER):
         message.reject()
 
@@ -104,7 +104,7 @@ def publish(line: Connection, *headers: dict[str, Any]) -> None:
 
 
 def take_with_room(line: Connection, *rooms: int) -> list[list[str]]:
-    """The ids of what is taken at once where there is room for so many more; a list for each time."""
+    """The ids of the messages that are taken together with this many free slots; one list for each read."""
     channel, taken, times = line.default_channel, [], []
     with Consumer(channel, [Queue(QUEUE)], callbacks=[lambda _, message: taken.append(message)]):
         for room in rooms:
@@ -132,7 +132,7 @@ def test_as_many_are_taken_at_once_as_can_be_begun(line: Connection) -> None:
 def test_what_is_taken_beside_the_first_is_noted_in_the_same_step(
     line: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is no wake-up cannot be lost between the queue and kombu's hash; its note is kombu's own."""
+    """Other messages cannot be lost between the queue and kombu's hash; their entry has kombu's form."""
     publish(line, *some(OTHER, "a", "b"), *some(WAKE_UP, "c"))
     channel = line.default_channel
     with Consumer(channel, [Queue(QUEUE)], callbacks=[lambda _, message: None]):
@@ -180,7 +180,7 @@ def test_where_scripts_are_not_allowed_messages_are_taken_one_by_one(line: Conne
         client.execute_command("ACL", "SETUSER", "default", "+@scripting")
 
 
-# --- a broker that says nothing --------------------------------------------------------------------------
+# --- a silent broker -------------------------------------------------------------------------------------
 
 
 def test_a_command_to_a_silent_broker_ends_by_itself(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

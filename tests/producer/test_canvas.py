@@ -35,7 +35,7 @@ def stored(client: Client, run_id: str) -> dict[str, Any]:
 
 
 def test_what_is_linked_is_kept_with_the_run(run_agent: AgentTask, client: Client) -> None:
-    """Also arguments that Celery's own JSON knows and plain JSON does not."""
+    """Also arguments that only Celery's JSON supports, not plain JSON."""
     when = datetime(2026, 1, 1, tzinfo=UTC)
     link = client.app.signature("product.note", (when,))
 
@@ -90,13 +90,13 @@ def test_what_cannot_be_kept_is_refused(options: dict[str, Any], error: str) -> 
 
 
 def test_more_than_a_request_may_have_is_refused() -> None:
-    """It goes on every message of the run."""
+    """It is part of every message of the run."""
     with pytest.raises(RequestTooLarge, match="linked"):
         task_options_json({"link": {"args": ["x" * LARGE]}}, max_bytes=LARGE)
 
 
 def test_a_signature_is_a_new_run_each_time_it_is_applied(run_agent: AgentTask) -> None:
-    """A `RunRequest` has an id from its birth; only one that somebody has chosen is kept."""
+    """A `RunRequest` always has an id, but a signature keeps only an id that was set explicitly."""
     signature = run_agent.s(RunRequest(**FIELDS))
 
     first, second = signature.delay(), signature.delay()
@@ -118,7 +118,7 @@ def test_a_signature_with_a_chosen_id_is_that_run(run_agent: AgentTask, client: 
 
 
 def test_a_chain_keeps_its_rest_with_its_first_run(run_agent: AgentTask, client: Client) -> None:
-    """Its result is the last one's, and knows those before."""
+    """Its result is that of the last run, and its parents are the results before."""
     result = chain(run_agent.s(FIELDS), client.app.signature("product.note")).apply_async()
 
     kept = stored(client, result.parent.id)
@@ -159,6 +159,6 @@ def test_expires_is_a_time_by_the_stores_clock(
 
 
 def test_a_time_of_expiry_that_is_none_is_refused(run_agent: AgentTask) -> None:
-    """It says what a time is."""
+    """The error describes valid times."""
     with pytest.raises(RequestInvalid, match="expires"):
         run_agent.apply_async((FIELDS,), expires="soon")

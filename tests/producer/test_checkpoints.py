@@ -46,6 +46,6 @@ async def test_asyncio_reads_the_same(redis_url: str) -> None:
 
 
 def test_a_run_that_nobody_knows_has_none(redis_url: str) -> None:
-    """It is said at once, and not by an empty list."""
+    """It raises at once, and does not return an empty list."""
     with Client(redis_url) as client, pytest.raises(RunNotFound):
         list(client.checkpoints("nobody"))

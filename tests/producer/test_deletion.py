@@ -1,4 +1,4 @@
-"""Deleting a session: nothing that lives is deleted, and of what is deleted no byte remains."""
+"""Deleting a session: live runs are not deleted, and no byte of a deleted session remains."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def submit(client: Client, run_id: str, session_id: str = "s1", **options: Any) 
 
 
 def told(client: Client, *run_ids: str) -> None:
-    """As a worker does when it has told Celery of an end."""
+    """As a worker does after it has notified Celery of an end."""
     client.store.run(scripts.told(runs=[word for run_id in run_ids for word in (run_id, "1")]))
 
 
 def traces(client: Client, session_id: str) -> list[str]:
-    """Every key in whose name or content the session still is; the broker's messages are no part of it."""
+    """Every key with the session in its name or content, without the messages in the broker."""
     found = []
     for key in client.store.redis.scan_iter("oa:*"):
         content = _CONTENT[client.store.redis.type(key)](client.store.redis, key)
@@ -78,7 +78,7 @@ def test_deleting_what_is_not_there_deletes_nothing(client: Client) -> None:
 
 
 def test_more_runs_than_one_call_takes(client: Client, hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They go in parts, so that nobody else waits for Redis."""
+    """They are deleted in parts, so that Redis is not blocked."""
     monkeypatch.setattr(deletion, "RUNS_A_CALL", 2)
     for number in range(7):
         hand.end(f"r{number}", steps=1)
@@ -90,7 +90,7 @@ def test_more_runs_than_one_call_takes(client: Client, hand: Hand, monkeypatch: 
 
 @pytest.mark.parametrize("state", ["queued", "waiting_session", "running", "retrying", "scheduled"])
 def test_a_live_run_is_in_the_way(client: Client, hand: Hand, state: str) -> None:
-    """In whatever state it is; nothing of the session is deleted then, also not what has ended."""
+    """In any state. Nothing of the session is deleted, also not its ended runs."""
     hand.end("ended", steps=1)
     if state == "waiting_session":
         submit(client, "first")
@@ -113,7 +113,7 @@ def test_a_live_run_is_in_the_way(client: Client, hand: Hand, state: str) -> Non
 @pytest.mark.parametrize("state", ["queued", "running", "retrying", "scheduled"])
 def test_force_cancels_first(client: Client, hand: Hand, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last of the queue first, so that no end starts another run; a zombie writes nothing."""
-    monkeypatch.setattr(deletion, "PATIENCE_S", 0.2)  # nobody tells Celery here
+    monkeypatch.setattr(deletion, "PATIENCE_S", 0.2)  # no worker notifies Celery here
     submit(client, "r1", delay_ms=60_000 if state == "scheduled" else 0)
     submit(client, "r2")
     submit(client, "r3")
@@ -150,7 +150,7 @@ def test_an_end_that_celery_does_not_know_is_waited_for(client: Client, hand: Ha
 def test_without_anybody_to_tell_celery_only_force_deletes(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It waits a while, and says what it waited for."""
+    """It waits for some time, and the error has the reason."""
     monkeypatch.setattr(deletion, "PATIENCE_S", 0.2)
     submit(client, "r1")
     client.cancel("r1")

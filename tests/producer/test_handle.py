@@ -107,7 +107,7 @@ def test_a_run_that_fails_raises_its_own_code(handle: RunHandle[Any], hand: Hand
     assert isinstance(handle.get(propagate=False), RunFailed)
     assert isinstance(handle.result, RunFailed)
     assert (handle.state, handle.failed(), handle.successful()) == ("FAILURE", True, False)
-    assert pickle.loads(pickle.dumps(error)).code == "llm.response"  # noqa: S301  # what it was just given
+    assert pickle.loads(pickle.dumps(error)).code == "llm.response"  # noqa: S301  # it was just made here
 
 
 def test_a_wait_that_is_too_short_raises_and_the_run_goes_on(handle: RunHandle[Any]) -> None:
@@ -120,7 +120,7 @@ def test_a_wait_that_is_too_short_raises_and_the_run_goes_on(handle: RunHandle[A
 
 
 def test_a_queued_run_is_cancelled_at_once(handle: RunHandle[Any]) -> None:
-    """Nobody carries it, so it ends here: REVOKED to Celery, `run.cancelled` to `get`."""
+    """No worker executes it, so it ends at once: Celery shows REVOKED, and `get` raises `run.cancelled`."""
     assert handle.cancel("changed my mind") is CancelAnswer.CANCELLED
     assert handle.cancel() is CancelAnswer.ALREADY
 
@@ -163,7 +163,7 @@ def test_a_retrying_run_is_retry_to_celery(handle: RunHandle[Any], hand: Hand) -
 
 
 def test_events_are_replayed_then_live(handle: RunHandle[Any], hand: Hand) -> None:
-    """`for event in handle.events()` ends with the run; `after` goes on where one stopped."""
+    """`for event in handle.events()` ends with the run; `after` continues after an event."""
     hand.claim("r1")
     hand.finish("r1")
 
@@ -312,7 +312,7 @@ def answered(hand: Hand, output: Any) -> None:
 
 
 def test_who_asked_for_a_class_waits_for_an_instance_of_it(client: Client, hand: Hand) -> None:
-    """Whether the request was a dict or not; a handle made from the id is told the class."""
+    """The same for a dict and a `RunRequest`. A handle that is made from the id needs the class."""
     handle = client.submit({**FIELDS, "output_type": Sum})
     answered(hand, {"total": 391})
 
@@ -332,7 +332,7 @@ async def test_who_asked_for_a_class_on_a_loop_gets_an_instance_too(aclient: Asy
 
 
 def test_an_answer_that_the_class_itself_refuses_is_an_error(client: Client, hand: Hand) -> None:
-    """A schema cannot say all that a class can; the error says how the worker would have known."""
+    """A schema cannot express all rules of a class. The hint explains how the worker can check the class."""
     handle = client.submit({**FIELDS, "output_type": Sum})
     answered(hand, {"total": -1})
 
@@ -353,7 +353,7 @@ def test_a_failed_run_has_no_answer_to_parse(client: Client, hand: Hand) -> None
 
 
 def test_a_class_travels_as_its_schema_whole(client: Client, hand: Hand) -> None:
-    """Also what is null in it; one that has no schema is refused at once."""
+    """Also null values in it. A class without a schema is rejected at once."""
 
     class Maybe(BaseModel):
         total: int | None = None
@@ -393,7 +393,7 @@ def test_a_run_that_follows_another_is_awaited_before_it_is_there(client: Client
 def test_whoever_waits_gets_the_end_of_a_run_that_cannot_be_read_until_then(
     client: Client, hand: Hand, handle: RunHandle[Any]
 ) -> None:
-    """Its worker ends it by that; what is stored with the end can be read."""
+    """Its worker fails it for that reason. The record of the end can be read."""
     client.store.redis.hset(client.store.keys("run", "r1"), "usage", "not JSON")
     waiting, outcome = in_a_thread(lambda: handle.wait(PATIENCE_S))
     hand.claim("r1")
@@ -420,7 +420,7 @@ async def test_the_asyncio_handle_waits_for_it_too(
 def test_a_run_that_is_over_and_cannot_be_read_is_an_error(
     client: Client, hand: Hand, handle: RunHandle[Any], field: str
 ) -> None:
-    """With a code; nobody waits for ever."""
+    """With an error code, and no wait lasts forever."""
     hand.claim("r1")
     hand.finish("r1")
     redis, key = client.store.redis, client.store.keys("run", "r1")

@@ -52,7 +52,7 @@ def end_all(client: Client, *run_ids: str) -> None:
 
 
 def test_a_run_is_found_by_everything_that_its_request_says(client: Client) -> None:
-    """Newest first; what is given together has to fit together."""
+    """Newest first; a run must match all given filters."""
     submit(client, "r1", tenant="acme", labels={"env": "prod", "tier": "gold"})
     between = now(client)
     submit(client, "r2", agent_id="other", session_id="s2", tenant="acme", labels={"env": "test"})
@@ -103,7 +103,7 @@ def test_pages_give_every_run_once(client: Client, limit: int, monkeypatch: pyte
 
 
 def test_a_page_with_few_hits_ends_and_goes_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One question never looks through a million runs: the page is empty, and its cursor goes on."""
+    """One call never scans a million runs: the page is empty, and its cursor continues."""
     monkeypatch.setattr(listing, "CHUNK", 2)
     monkeypatch.setattr(listing, "MOST_LOOKED_AT", 4)
     submit(client, "wanted", session_id="wanted")
@@ -188,7 +188,7 @@ def test_labels_that_cannot_be_listed_are_refused(client: Client, fields: dict[s
 
 
 def test_a_request_without_labels_is_the_same_as_ever(client: Client) -> None:
-    """No field of a newer version stands in what is stored or compared unless it says something."""
+    """A field of a newer version is stored and compared only if it is not the default."""
     submit(client, "r1")
     stored = client.store.redis.hget(client.store.keys("run", "r1"), "request")
     assert "labels" not in stored
@@ -211,7 +211,7 @@ def prune(hand: Hand, **asked: Any) -> int:
 
 
 def test_what_has_expired_goes_out_of_the_lists(redis_url: str, client: Client) -> None:
-    """Every list is emptied and forgotten; what is still there stays listed, however old it is."""
+    """Expired entries are removed from every list. Existing runs stay listed, however old they are."""
     with Hand(redis_url, run_ttl_ms=300, session_ttl_ms=300) as hand:
         for run_id in ("r1", "r2", "r3", "r4", "r5"):
             hand.end(run_id, steps=0)

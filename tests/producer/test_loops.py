@@ -61,7 +61,7 @@ async def with_shared(client: Client, shared: AsyncClient, n: int) -> None:
 
 
 async def with_its_own(client: Client, shared: AsyncClient, n: int) -> None:
-    """An `AsyncClient` that nobody closes."""
+    """An `AsyncClient` that is never closed."""
     await with_shared(client, AsyncClient(settings=client.settings, app=client.app), n)
 
 
@@ -99,7 +99,7 @@ def test_loops_that_are_closed_by_hand_leave_no_connection(settings: Settings, u
 
 
 def test_a_loop_that_ends_closes_what_a_client_opened_on_it(settings: Settings) -> None:
-    """`asyncio.run` leaves nothing, also where nobody closes the client."""
+    """`asyncio.run` leaves no connection, also if the client is not closed."""
     with Client(settings=settings) as client:
         shared = AsyncClient(settings=settings, app=client.app)
         for n in range(3):
@@ -183,7 +183,7 @@ def losing(redis_url: str) -> Generator[tuple[Proxy, Settings]]:
 
 
 def test_a_read_whose_answer_was_lost_is_asked_again(losing: tuple[Proxy, Settings]) -> None:
-    """It changes nothing, so its caller need not know."""
+    """It changes nothing, so the caller gets no error."""
     proxy, settings = losing
     with Client(settings=settings) as client:
         handle = client.submit(request(1))
@@ -216,7 +216,8 @@ async def test_a_read_is_asked_twice_at_most(redis_url: str) -> None:
 
 
 async def test_a_forked_child_shares_no_connection_with_its_parent(redis_url: str) -> None:
-    """Sync, asyncio, pub/sub and HTTP: the child opens its own, and the parent's go on as if nothing was."""
+    """Sync, asyncio, pub/sub and HTTP: the child opens new connections, and those of the parent keep
+    working."""
     async with ModelServer([{"text": "ok"}] * 20) as server:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

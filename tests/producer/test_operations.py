@@ -35,7 +35,7 @@ def end(client: Client, *run_ids: str) -> None:
 
 
 def test_a_failed_run_is_resumed_by_its_id(client: Client, hand: Hand) -> None:
-    """From its last checkpoint, in a new life; the event says who wanted it."""
+    """From its last checkpoint, in a new life. The event has the name of the user."""
     fail(hand, "r1", LLMRateLimitError("slow down"), steps=2)
 
     handle = client.resume("r1", by="ada")
@@ -95,7 +95,7 @@ async def test_the_async_client_does_the_same(client: Client, hand: Hand) -> Non
 
 
 def test_only_runs_that_are_over_are_resumed(client: Client, hand: Hand) -> None:
-    """Whatever state is asked for; a state that does not exist is refused."""
+    """For every state; a state that does not exist is rejected."""
     hand.submit("r1")
 
     assert list(client.resume_all(state=["queued", "cancelled"])) == []
@@ -136,7 +136,7 @@ def register(
 
 
 def test_workers_say_what_they_serve(client: Client, hand: Hand) -> None:
-    """One of the version before is listed, too; what it serves is not known."""
+    """A worker of the previous version is listed, too, but its queues are not known."""
     register(hand, "w1@box:abc", agents={"clerk": "h1", "porter": "h2"})
 
     old, new = client.workers()
@@ -154,7 +154,7 @@ def test_workers_say_what_they_serve(client: Client, hand: Hand) -> None:
 
 
 def test_a_queue_that_nobody_serves_is_seen(client: Client, hand: Hand) -> None:
-    """It is found by the runs that wait in it, whatever its name; the others by who consumes them."""
+    """A queue is found by its waiting runs or by its consumers."""
     register(hand, "w1@box:abc", agents={"assistant": "h1"})
     odd = "with:colon*?[x] ä"
     hand.submit("r1", "s1", queue=odd)
@@ -171,7 +171,7 @@ def test_a_queue_that_nobody_serves_is_seen(client: Client, hand: Hand) -> None:
 
 
 def test_agents_are_served_by_workers_that_have_them_and_their_queue(client: Client, hand: Hand) -> None:
-    """An agent stays known when the last worker that has it is gone."""
+    """An agent stays known after its last worker has ended."""
     register(hand, "w1@box:a", agents={"clerk": "h1"})
     register(hand, "w2@box:b", agents={"clerk": "h1", "porter": "h2"}, queues=("other",))
 
@@ -185,7 +185,7 @@ def test_agents_are_served_by_workers_that_have_them_and_their_queue(client: Cli
 
 
 def test_what_a_worker_of_the_version_before_leaves_is_taken_away(client: Client, hand: Hand) -> None:
-    """It ends leases without knowing what else was said; the next registration looks."""
+    """It ends leases without updating the announcements; the next registration updates them."""
     register(hand, "w1@box:a", agents={})
     client.store.redis.zrem(client.store.keys("workers"), "w1@box:a")
 

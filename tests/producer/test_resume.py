@@ -51,7 +51,7 @@ def test_resuming_twice_is_resuming_once(redis_url: str, hand: Hand, client: Cli
 def test_what_is_not_that_run_is_refused(
     redis_url: str, hand: Hand, client: Client, fields: dict[str, str], error: type[Exception], hint: str
 ) -> None:
-    """Another agent, session, input or checkpoint is an error that says what is right; nothing changes."""
+    """Another agent, session, input or checkpoint raises an error with the right value; nothing changes."""
     hand.end("r1", steps=1, error=LLMResponseError("no"))
     with pytest.raises(error, match=hint):
         client.submit(resume(**fields))
@@ -59,14 +59,14 @@ def test_what_is_not_that_run_is_refused(
 
 
 def test_a_completed_run_is_not_resumed(redis_url: str, hand: Hand, client: Client) -> None:
-    """There is nothing to go on with; the hint says what to do instead."""
+    """It cannot continue; the hint says what to do instead."""
     hand.end("r1", steps=1)
     with pytest.raises(RunConflict, match="submit a new run"):
         client.submit(resume())
 
 
 def test_the_run_id_follows_from_the_checkpoint() -> None:
-    """It need not be given; one that disagrees is refused before anything is asked."""
+    """It can be left out. A different one is rejected before Redis is read."""
     assert RunRequest.model_validate(resume()).run_id == "r1"
     with pytest.raises(RequestInvalid, match="is not the run of the checkpoint"):
         parse_request(resume(run_id="other"))

@@ -1,4 +1,4 @@
-"""`OPENAGENTS_DURABILITY=strict`: what is accepted is on the disk of Redis."""
+"""`OPENAGENTS_DURABILITY=strict`: an accepted run is on the disk of Redis."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def strict(server: EmbeddedRedis) -> Settings:
 
 
 def without(tmp_path: Path, *commands: str) -> dict[str, str]:
-    """Options of a Redis that does not know these commands: older than 7.2 it has no WAITAOF."""
+    """Options of a Redis without these commands: versions before 7.2 have no WAITAOF."""
     file = tmp_path / "without.conf"
     file.write_text("".join(f'rename-command {command} ""\n' for command in commands))
     return {"include": str(file)}
@@ -60,7 +60,7 @@ def states(server: EmbeddedRedis, *run_ids: str) -> set[RunState]:
 
 
 def test_what_is_not_on_disk_in_time_is_not_said_to_be_accepted(tmp_path: Path) -> None:
-    """Nobody knows what becomes of it; once the disk keeps up again, the same request is that one run."""
+    """The run may be accepted. When the disk works again, the same request is the same run."""
     with (
         EmbeddedRedis(tmp_path) as server,
         Hand(server.url) as hand,
@@ -77,7 +77,7 @@ def test_what_is_not_on_disk_in_time_is_not_said_to_be_accepted(tmp_path: Path) 
 
 
 async def test_a_loop_waits_for_the_disk_too(tmp_path: Path) -> None:
-    """And it goes on with other work meanwhile."""
+    """It continues with other work meanwhile."""
     async with EmbeddedRedis(tmp_path) as server, AsyncClient(settings=strict(server)) as client:
         with Hand(server.url) as hand:
             await client.submit(request("r1"))
@@ -103,7 +103,7 @@ async def test_a_loop_waits_for_the_disk_too(tmp_path: Path) -> None:
 def test_a_redis_that_cannot_tell_is_refused_before_anything_is_written(
     submit: Submit, tmp_path: Path, how: Any, sync: str, unknown: list[str], why: str
 ) -> None:
-    """The error names what is missing; the run does not exist."""
+    """The error names the missing setting; the run does not exist."""
     options = {"appendfsync": sync, **without(tmp_path, *unknown)}
     with EmbeddedRedis(tmp_path, appendonly=how, extra=options) as server, Hand(server.url) as hand:
         with pytest.raises(RedisUnsafe, match=why) as refused:

@@ -1,4 +1,4 @@
-"""Submitting: a request becomes one accepted run, or an error that says why not, within five seconds."""
+"""Submitting: within five seconds a request becomes one accepted run, or an error with the reason."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def cancel_all(client: Client, *run_ids: str) -> None:
         client.cancel(run_id)
 
 
-# --- what is written and sent ----------------------------------------------------------------------------
+# --- storing and sending ---------------------------------------------------------------------------------
 
 
 def test_an_accepted_run_has_a_record_and_a_message_with_ids_only(client: Client) -> None:
@@ -109,7 +109,7 @@ def test_a_run_whose_session_is_busy_is_sent_nothing(client: Client) -> None:
     client.cancel("r1")
     woken = [message["headers"] for message in messages(client, "agents.wake")]
     assert sorted((each["id"], each["task"]) for each in woken) == [
-        ("r1", "tasks.run_agent"),  # its end, for Celery to be told
+        ("r1", "tasks.run_agent"),  # the notification of Celery of its end
         ("r2", "tasks.run_agent"),
     ]
     cancel_all(client, "r2")
@@ -129,7 +129,7 @@ def test_a_delayed_run_is_sent_nothing_before_it_is_due(client: Client) -> None:
 
 
 def test_priority_and_headers_are_on_every_message_of_a_run(client: Client) -> None:
-    """They are kept with the run, so that a wake-up has them too."""
+    """They are stored with the run, so that a wake-up has them, too."""
     client.submit(REQUEST, priority=3, headers={"tenant": "blue"})
     client.submit(REQUEST.model_copy(update={"run_id": "r2"}), priority=6, headers={"tenant": "red"})
     client.cancel("r1")
@@ -153,7 +153,7 @@ def test_the_queue_of_the_submission_goes_before_the_requests(client: Client) ->
 
 
 def test_with_a_result_backend_the_worker_is_asked_to_keep_the_result(redis_url: str) -> None:
-    """Then anybody's plain AsyncResult works; submitting subscribes to nothing all the same."""
+    """A plain AsyncResult works then; a submission still subscribes to nothing."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_RESULT_BACKEND": redis_url})
     with Client(settings=settings) as client:
         client.submit(REQUEST)
@@ -212,11 +212,11 @@ def test_a_run_in_a_state_of_tomorrow_is_accepted_once_more(client: Client) -> N
     cancel_all(client, "r1")
 
 
-# --- what is refused -------------------------------------------------------------------------------------
+# --- rejections ------------------------------------------------------------------------------------------
 
 
 def test_a_request_without_its_fields_is_refused_before_anything_is_written(client: Client) -> None:
-    """What is wrong and what would be right; Redis is not asked."""
+    """The error names the mistake and the right form; Redis is not used."""
     with pytest.raises(RequestInvalid, match="session_id"):
         client.submit({"agent_id": "assistant", "input_text": "hi"})
 
@@ -231,7 +231,7 @@ def test_a_request_over_the_limit_is_refused(redis_url: str) -> None:
 
 
 def test_an_agent_that_no_worker_knows_is_refused_with_a_guess(client: Client, hand: Hand) -> None:
-    """Once workers have told their agents, a misspelt one is an error at once and nothing is enqueued."""
+    """When workers have announced their agents, a misspelt id raises at once and nothing is enqueued."""
     hand.register("assistant", "echo")
 
     with pytest.raises(AgentNotFoundError) as error:
@@ -254,7 +254,7 @@ def test_a_priority_that_is_none_is_refused(client: Client, priority: Any) -> No
 
 
 def test_headers_that_are_no_json_are_refused(client: Client) -> None:
-    """They are kept with the run, as JSON."""
+    """They are stored with the run, as JSON."""
     with pytest.raises(RequestInvalid, match="headers"):
         client.submit(REQUEST, headers={"when": object()})
 
@@ -361,7 +361,7 @@ def test_a_line_that_stays_bad_leaves_the_submission_unknown(redis_url: str) -> 
 
 
 def test_a_redis_that_dies_after_the_question_leaves_the_submission_unknown(redis_url: str) -> None:
-    """A refused connection after a lost answer does not say that nothing was accepted."""
+    """A refused connection after a lost answer does not mean that nothing was accepted."""
     with Proxy(redis_url) as proxy, Client(proxy.url) as client:
 
         def loses_and_dies(data: bytes) -> bool:
@@ -375,7 +375,7 @@ def test_a_redis_that_dies_after_the_question_leaves_the_submission_unknown(redi
             client.submit(REQUEST)
 
     assert proxy.lost == 1
-    assert type(error.value.__cause__) is RedisUnreachable  # the last thing seen: nobody there
+    assert type(error.value.__cause__) is RedisUnreachable  # the last error: connection refused
 
 
 # --- a broker that is away -------------------------------------------------------------------------------
@@ -407,7 +407,7 @@ def test_a_run_is_accepted_while_its_broker_is_down(
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 def test_a_silent_broker_is_given_up(redis_url: str, scheme: str, warnings: pytest.LogCaptureFixture) -> None:
-    """A broker that takes the connection and never answers is given up in time."""
+    """A broker that accepts the connection and never answers is abandoned in time."""
     with silent_port() as port:
         settings = load_settings(
             {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_BROKER_URL": f"{scheme}://127.0.0.1:{port}/0"}

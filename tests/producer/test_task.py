@@ -92,7 +92,7 @@ def test_a_loop_that_ends_closes_what_adelay_opened(run_agent: AgentTask, client
 
 
 def test_a_second_argument_is_refused(run_agent: AgentTask, client: Client) -> None:
-    """A chain that passes a value to a signature with a request of its own would run the wrong thing."""
+    """A chain that passes a value to a signature with a request would execute the wrong request."""
     with pytest.raises(TwoArguments, match="2 were given") as error:
         run_agent.apply_async(args=["value before", FIELDS])
     with pytest.raises(TwoArguments):
@@ -109,7 +109,7 @@ def test_a_second_argument_is_refused(run_agent: AgentTask, client: Client) -> N
 def test_what_is_no_request_is_refused_before_anything_is_written(
     run_agent: AgentTask, client: Client, args: list[Any], kwargs: dict[str, Any]
 ) -> None:
-    """The error says what a request looks like."""
+    """The error shows the form of a request."""
     with pytest.raises(RequestInvalid) as error:
         run_agent.apply_async(args=args, kwargs=kwargs)
 
@@ -132,7 +132,7 @@ def test_what_is_no_request_is_refused_before_anything_is_written(
 def test_an_option_that_would_be_ignored_is_refused_by_name(
     run_agent: AgentTask, client: Client, options: dict[str, Any]
 ) -> None:
-    """Nothing a caller says is silently dropped."""
+    """No argument of a caller is ignored silently."""
     (name,) = options
     with pytest.raises(RequestInvalid, match=name):
         run_agent.apply_async(args=[FIELDS], **options)
@@ -141,7 +141,7 @@ def test_an_option_that_would_be_ignored_is_refused_by_name(
 
 
 def test_the_task_id_is_the_run_id(run_agent: AgentTask, client: Client) -> None:
-    """Given alone it becomes the run_id; given beside another run_id it is refused."""
+    """Alone it becomes the run_id. Together with another run_id it is rejected."""
     by_dict = run_agent.apply_async(args=[FIELDS], task_id="r1")
     by_model = run_agent.apply_async(args=[RunRequest(**FIELDS)], task_id="r2")
     alike = run_agent.apply_async(args=[{**FIELDS, "run_id": "r3"}], task_id="r3")
@@ -211,7 +211,7 @@ def test_a_signature_submits_as_the_task_does(run_agent: AgentTask) -> None:
 
 
 def test_a_worker_apps_task_submits_as_the_producers_does(settings: Settings) -> None:
-    """`AgentTask` is the base of the task that has a body, too: its app knows where to submit."""
+    """`AgentTask` is also the base of the worker's task, which submits through its app."""
 
     def body(self: AgentTask, request: Any) -> None: ...
 
@@ -245,7 +245,7 @@ def test_async_result_of_the_task_is_the_runs_handle(run_agent: AgentTask, clien
 
 
 def test_a_producers_task_does_not_run_anything(run_agent: AgentTask) -> None:
-    """Called as a function it says where runs are carried."""
+    """Called as a function, it raises an error that says where runs are executed."""
     with pytest.raises(ConfigError, match="can submit runs, but cannot execute") as error:
         run_agent(FIELDS)
 
@@ -255,7 +255,8 @@ def test_a_producers_task_does_not_run_anything(run_agent: AgentTask) -> None:
 def test_run_agent_of_the_front_door_submits_where_the_environment_says(
     redis_url: str, client: Client
 ) -> None:
-    """Only Redis settings are needed: no agents file, no app; the current Celery app stays what it was."""
+    """It needs only the settings of Redis, no agents file and no app. The current Celery app does not
+    change."""
     program = """
 import celery
 before = celery.current_app._get_current_object()

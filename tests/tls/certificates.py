@@ -1,4 +1,4 @@
-"""Certificates, made for a test. The only place that knows what of them is right and what is wrong."""
+"""Certificates for tests. The only place that makes valid and invalid ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Certificates:
-    """One CA that both sides trust, and another that nobody does; files are in `folder`."""
+    """A CA that both sides trust, and another one that neither side trusts; the files are in `folder`."""
 
     folder: Path
     ca: trustme.CA
@@ -55,7 +55,8 @@ class Certificates:
         return self.folder / "client.pem"
 
     def server(self, *names: str, expired: bool = False, wants_client: bool = False) -> ssl.SSLContext:
-        """What a server shows, by default for this machine; whether it wants a certificate of ours."""
+        """The certificate of a server, by default for this machine, and whether it requires a client
+        certificate."""
         end = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC) if expired else None
         begin = datetime.datetime(2019, 1, 1, tzinfo=datetime.UTC) if expired else None
         shown = self.ca.issue_cert(*(names or NAMES), not_before=begin, not_after=end)

@@ -41,7 +41,8 @@ class TlsEnd(Lines):
 
 
 class RefusingEnd:
-    """Wants a certificate that nobody shows it, and says so, as OpenSSL does; asyncio would only hang up."""
+    """Requires a client certificate and sends an alert without it, as OpenSSL does; asyncio would only
+    close."""
 
     def __init__(self, tls: ssl.SSLContext) -> None:
         self._tls = tls

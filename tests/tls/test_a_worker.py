@@ -93,7 +93,7 @@ def test_messages_of_a_products_app_use_the_tls_of_that_app(servers: Servers) ->
 async def test_a_worker_of_that_app_reads_its_queues(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that it knows which messages are lost."""
+    """Then it can find lost messages."""
     monkeypatch.setenv("OPENAGENTS_REDIS_URL", servers.free.url)
     app = Celery("shop", broker=f"rediss://localhost:{servers.tls.port}/2", set_as_current=False)
     app.conf.broker_use_ssl = {
@@ -114,7 +114,7 @@ async def test_a_worker_of_that_app_reads_its_queues(
 
 
 def test_an_app_without_options_for_tls_publishes_as_kombu_does(servers: Servers) -> None:
-    """kombu checks no certificate then, and says so; that is the app's own affair, but it is TLS."""
+    """kombu then checks no certificate, with a warning. The app decides that, but the connection uses TLS."""
     app = Celery("shop", broker=f"rediss://localhost:{servers.tls.port}/0", set_as_current=False)
     assert send_first(app, Wake("r1", "agents", 300, "assistant", "s1", 1, 3, ""))
     with servers.inside(servers.free, 0) as inside:

@@ -52,7 +52,7 @@ WRONG: dict[str, tuple[Callable[[Servers], str], str, str]] = {
         "ssl_check_hostname=false",
     ),
 }
-"""What is wrong, what the error says of it, and its hint."""
+"""The mistake, the text of its error, and the hint."""
 
 
 @pytest.mark.parametrize(("url", "says", "hint"), WRONG.values(), ids=WRONG)
@@ -84,7 +84,7 @@ async def test_the_same_on_an_event_loop(
 
 
 def test_a_server_that_wants_tls_and_is_asked_without(servers: Servers) -> None:
-    """It only closes the connection: a producer is told that it may be TLS, a worker makes sure of it."""
+    """It only closes the connection. A producer gets the hint that it may be TLS; a worker checks it."""
     url = f"redis://127.0.0.1:{servers.tls.port}/0"
     with Client(url) as client, pytest.raises(RedisUnreachable) as caught:
         client.submit(REQUEST)
@@ -123,7 +123,7 @@ def test_a_server_that_wants_a_certificate_of_ours(servers: Servers) -> None:
 
 
 def test_a_server_that_hangs_up_without_a_word_may_want_a_certificate(servers: Servers) -> None:
-    """That is said, and the server is waited for: it may be starting as well."""
+    """It is logged, and the worker waits for the server, which may be starting."""
     url = f"rediss://localhost:{servers.tls_mutual.port}/0?{_ca(servers.certificates.ca_file)}"
     with Client(url) as client, pytest.raises(RedisUnreachable) as caught:
         client.submit(REQUEST)
@@ -133,7 +133,7 @@ def test_a_server_that_hangs_up_without_a_word_may_want_a_certificate(servers: S
 
 
 def test_a_redis_that_is_away_is_waited_for(servers: Servers) -> None:
-    """Nobody listens there, with TLS or without: that may change by itself."""
+    """Nothing listens there, with or without TLS: the server may still start."""
     for url in ("redis://127.0.0.1:1/0", "rediss://127.0.0.1:1/0", f"unix://{servers.socket}.gone"):
         with Client(url) as client, pytest.raises(RedisUnreachable) as caught:
             client.submit(REQUEST)
@@ -232,7 +232,7 @@ def test_the_command_line_says_so_too(servers: Servers) -> None:
 
 
 def test_a_cell_does_not_show_its_password() -> None:
-    """It stands in tracebacks with local variables, as Sentry's."""
+    """It is shown in tracebacks with local variables, for example by Sentry."""
     assert "hunter2" not in f"{Cell('redis://:hunter2@host/0')!r}"
     with pytest.raises(ConfigValidationError) as caught:
         Store(Cell("redis://:hunter2/x@host/0"))

@@ -1,4 +1,4 @@
-"""A connection by TLS is closed at once by whoever gives it up, also when the other side says no goodbye."""
+"""A TLS connection is closed at once, also if the other side does not answer the close message."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settings(servers: Servers) -> Settings:
 
 @contextmanager
 def silent(end: TlsEnd) -> Generator[None]:
-    """The other side does not answer what TLS says at the end of a connection."""
+    """The other side does not answer the close message of TLS."""
     may_go_on = threading.Event()
     end._loop.call_soon_threadsafe(may_go_on.wait)
     try:

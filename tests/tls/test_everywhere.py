@@ -1,4 +1,4 @@
-"""Every URL at every door: whoever connects to this Redis reaches it, and the same database of it."""
+"""Every form of URL with every client: each reaches the same Redis and the same database."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def watcher(settings: Settings, inside: Inside) -> None:
 
 
 async def cancel_listener(settings: Settings, inside: Inside) -> None:
-    """A worker hears at once of a run that is cancelled."""
+    """A worker gets the cancellation of a run at once."""
     heard: list[str] = []
     notices = ControlChannel(cell_of(settings), on_cancel=heard.append)
     notices.follow("w1")
@@ -90,7 +90,7 @@ async def heartbeat(settings: Settings, inside: Inside) -> None:
         await asyncio.to_thread(store.run, scripts.register(incarnation="w1", lease_ms=60_000, agents=[]))
         assert store.server == inside.info("server")["run_id"]
         assert inside.pubsub_numsub("oa:alive:w1") == [("oa:alive:w1", 1)]
-        assert not await asyncio.to_thread(store.wait, 0)  # nobody takes what TLS says of itself for an end
+        assert not await asyncio.to_thread(store.wait, 0)  # a message of TLS is not taken for the end
         assert store.is_connected
         store.run(scripts.retire(incarnation="w1"))
 
@@ -107,7 +107,7 @@ async def scripts_in_batches(settings: Settings, inside: Inside) -> None:
 
 
 def broker(settings: Settings, inside: Inside) -> None:
-    """kombu's own connection, as `celery inspect` and Flower have it, and ours, as a worker has it."""
+    """kombu's connection, as in `celery inspect` and Flower, and our transport, as in a worker."""
     app = make_app(settings)
     for transports in ({}, TRANSPORTS):
         with app.connection_for_read() as connection:
@@ -177,7 +177,7 @@ DOORS: tuple[Door, ...] = (
 
 @pytest.mark.parametrize("name", ["limits", "a socket with a user", "TLS with limits"])
 def test_time_limits_and_the_name_of_the_client_reach_every_connection(name: str, servers: Servers) -> None:
-    """Limits shorten ours and lengthen none: an answer is waited for as long as a lease allows."""
+    """Timeouts of the URL can only shorten ours, so that an answer arrives within the lease."""
     url = VARIANTS[name].url(servers)
     settings = load_settings({"OPENAGENTS_REDIS_URL": url, "OPENAGENTS_RESULT_BACKEND": url})
     app = make_app(settings)

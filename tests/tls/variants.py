@@ -16,7 +16,7 @@ SOCKET_LIMITS = "protocol=3&socket_timeout=5&health_check_interval=7&client_name
 
 @dataclass(frozen=True)
 class Variant:
-    """A URL, and where what is written there must be."""
+    """A URL, and the server and database that it means."""
 
     url: Callable[[Servers], str]
     db: int = 0

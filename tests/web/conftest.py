@@ -1,4 +1,4 @@
-"""What the tests of watching and streaming share: a run that a worker by hand carries, and who watches it."""
+"""Fixtures of the tests of watching: a run that a test executes by hand, and its watchers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.producer.hand import Hand
 
 @pytest.fixture
 def hand(redis_url: str) -> Generator[Hand]:
-    """It carries the run r1."""
+    """It executes the run r1."""
     with Hand(redis_url) as hand:
         hand.submit("r1")
         hand.claim("r1")

@@ -1,4 +1,4 @@
-"""Reading a reply that streams, as docs/streaming.md says: the one rule a client has to know."""
+"""Reading a streamed reply by the rule of docs/streaming.md for clients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from openagents_worker.events import RunEvent
 
 
 class Screen:
-    """Shows the reply of each call as its pieces come: a piece stands at its offset, and ends the text."""
+    """Shows the reply of each call while its pieces arrive: each piece is put at its offset and ends the
+    text."""
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""One connection: all who watch on an event loop share it, and none of them feels the others."""
+"""All watchers of one event loop share one connection, and do not affect each other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.waiting import await_for
 
 
 class Watcher:
-    """Watches in a task of its own; `lazily` makes it take that long a break after every event."""
+    """Watches in a separate task; `lazily` is the pause after every event."""
 
     def __init__(self, store: AsyncStore, run_id: str = "r1", *, lazily: bool = False) -> None:
         self.seen: list[RunEvent] = []
@@ -79,7 +79,7 @@ async def test_five_hundred_watchers_hold_one_connection(hand: Hand, store: Asyn
 
 
 async def test_clients_of_one_loop_share_it_too(hand: Hand, redis_url: str) -> None:
-    """Each part of a product may have a client of its own."""
+    """Each part of an application may have its own client."""
     async with AsyncExitStack() as stack:
         for _ in range(3):
             client = await stack.enter_async_context(AsyncClient(redis_url))
@@ -133,7 +133,7 @@ async def test_a_slow_watcher_holds_nobody_up_and_loses_nothing(hand: Hand, stor
 
 
 async def test_when_the_connection_breaks_every_watcher_catches_up(hand: Hand, store: AsyncStore) -> None:
-    """What was said meanwhile is read from the stream; afterwards they share a connection again."""
+    """Missed events are read from the stream; after that the watchers share a connection again."""
     watchers = [Watcher(store) for _ in range(20)]
     await await_for(lambda: all(len(watcher.seen) == 2 for watcher in watchers), "all watch")
 
@@ -148,7 +148,7 @@ async def test_when_the_connection_breaks_every_watcher_catches_up(hand: Hand, s
 
 
 async def test_a_run_that_nobody_watches_any_more_is_unsubscribed(hand: Hand, store: AsyncStore) -> None:
-    """Redis does not send what nobody reads; who comes back is subscribed again."""
+    """Redis does not send events without a reader; a reader that comes back is subscribed again."""
     await asyncio.to_thread(hand.submit, "r2", "s1")
     other = Watcher(store, "r2")
     await await_for(lambda: listeners(hand, "r2") == 1, "somebody watches r2")
@@ -189,7 +189,7 @@ def listeners_of_second(hand: Hand) -> int:
 async def test_a_connection_that_has_fallen_silent_is_given_up(
     hand: Hand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A half-open connection says nothing for ever; it is asked, does not answer, and is replaced."""
+    """A half-open connection is silent forever. It is probed, does not answer, and is replaced."""
     monkeypatch.setattr(channels, "PROBE_S", 0.1)
     monkeypatch.setattr(channels, "PROBE_ANSWER_S", 0.1)
     async with Proxy(hand.store.cell.url) as proxy:

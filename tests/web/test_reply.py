@@ -1,4 +1,4 @@
-"""The reply that is streaming: whoever joins has all of it, whoever dies on the way."""
+"""A streamed reply: every new watcher gets all of it, also after the death of a worker."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Speaker:
 
 
 def first_piece(hand: Hand) -> dict[str, Any] | None:
-    """What a watcher that joins now is told of the reply, if anything, before what happens next."""
+    """The part of the reply that a new watcher gets first; None without a part."""
     hand.emit("r1", "mark")
     with closing(watch(hand.store, "r1", int(hand.store.redis.hget("oa:run:r1", "seq") or 0) - 1)) as events:
         assert next(events).name == "mark"
@@ -44,7 +44,7 @@ def first_piece(hand: Hand) -> dict[str, Any] | None:
 
 
 async def test_who_joins_in_the_middle_gets_what_was_said_as_one_piece(hand: Hand, store: AsyncStore) -> None:
-    """It comes after the events so far, with offset 0; what follows fits to it, in whatever language."""
+    """It follows the stored events, with offset 0, and the next pieces continue it, in any language."""
     speaker, screen = Speaker(hand), Screen()
     for text in ("Grüße ", "aus 東京 ", "🗼"):
         speaker.say(text)
@@ -63,7 +63,7 @@ async def test_who_joins_in_the_middle_gets_what_was_said_as_one_piece(hand: Han
 
 
 def test_a_reply_that_is_over_is_not_told_again(hand: Hand) -> None:
-    """Its commit has the whole text; the key that held the pieces is gone with it."""
+    """Its commit has the whole text, and deletes the key with the pieces."""
     Speaker(hand).say("391")
     assert first_piece(hand) is not None
 
@@ -96,7 +96,7 @@ def test_another_attempt_begins_again(hand: Hand) -> None:
 
 
 def test_what_is_kept_of_a_reply_is_bounded(hand: Hand) -> None:
-    """Of a very long reply its beginning is kept, for a minute after its last piece."""
+    """The beginning of a very long reply is stored for a minute after its last piece."""
     speaker = Speaker(hand)
     for _ in range(100):
         speaker.say("x" * 1000)

@@ -56,7 +56,8 @@ async def test_a_run_is_a_sequence_of_frames(hand: Hand, client: AsyncClient) ->
 
 
 async def test_a_piece_of_a_reply_has_no_id(hand: Hand, client: AsyncClient) -> None:
-    """A browser that comes back names the last stored event, and is told the reply from its beginning."""
+    """A browser that reconnects sends the number of the last stored event, and gets the reply from its
+    beginning."""
     async with aclosing(sse(client.handle("r1"))) as frames:
         assert [fields(await anext(frames))["id"] for _ in range(2)] == ["1", "2"]
         await await_for(lambda: has_listener(hand), "it listens")
@@ -91,7 +92,7 @@ async def test_after_a_cut_the_browser_goes_on_where_it_was(
 
 
 async def test_after_the_end_there_is_only_the_end(hand: Hand, client: AsyncClient) -> None:
-    """A browser that was cut off behind the last event is told to stop."""
+    """A browser that lost its connection after the last event gets the end frame."""
     hand.finish("r1")
 
     assert [frame["event"] for frame in await all_frames(sse(client.handle("r1"), "4"))] == ["end"]
@@ -226,7 +227,7 @@ async def _close(watcher: Any) -> None:
 
 
 async def test_so_many_watch_at_once_and_no_more(hand: Hand, redis_url: str) -> None:
-    """The next one is refused at once, with a code and a status; once one has gone, there is room again."""
+    """The next one is rejected at once, with a code and a status. When one has ended, another is accepted."""
     few = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_WATCHERS": "2"})
     async with AsyncClient(settings=few) as client:
         never_begun, late = sse(client.handle("r1")), sse(client.handle("r1"))
