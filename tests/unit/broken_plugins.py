@@ -26,7 +26,7 @@ class TakesNoConfig:
 
 
 class OwnModel(BaseModel):
-    """A class that lets pydantic check its config by itself."""
+    """A class whose constructor lets pydantic check its config."""
 
     size: int = Field(ge=1)
 
@@ -43,7 +43,7 @@ class Picky(ToolPlugin):
 
 
 class TakesNoLimits:
-    """A pattern that knows nothing of steps."""
+    """A pattern that does not support steps."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         if config.get("step_timeout_ms"):

@@ -17,7 +17,7 @@ def says(text: str) -> LLMResponse:
 
 
 def asks(*calls: tuple[str, Mapping[str, Any]], text: str = "") -> LLMResponse:
-    """A reply with tool calls, given as (name, arguments)."""
+    """A reply with tool calls; each is a pair of name and arguments."""
     made = [
         LLMToolCall(name=name, arguments=arguments, id=f"id-{n}") for n, (name, arguments) in enumerate(calls)
     ]
@@ -117,7 +117,7 @@ async def execute(pattern: PatternPlugin, run: FakeRun) -> Any:
 
 
 class Gate:
-    """Counts who is inside and lets them out when as many as expected have met."""
+    """Counts the waiting calls and releases them when the expected number has arrived."""
 
     def __init__(self, expected: int) -> None:
         self.inside = 0

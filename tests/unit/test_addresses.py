@@ -1,4 +1,4 @@
-"""Addresses: what a URL of sentinels says, how Celery spells it, and what is wrong with a wrong one."""
+"""Addresses: the values of a sentinel URL, its form for Celery, and the errors of wrong URLs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FULL = Sentinels(
 
 
 def test_a_url_names_sentinels_by_commas_and_their_master() -> None:
-    """Ports may be left out; the login is the data's, that of the sentinels stands in the query."""
+    """Ports are optional. The login belongs to the master; the login of the sentinels is in the query."""
     url = "sentinel://me:p%40ss@one,two:26380,[::1]:7/2?master=main&sentinel_password=x"
 
     assert Sentinels.of(url) == Sentinels(
@@ -43,7 +43,7 @@ def test_a_url_names_sentinels_by_commas_and_their_master() -> None:
     ],
 )
 def test_the_list_that_celery_knows_is_read_too(url: str) -> None:
-    """What the first URLs say, the others need not repeat."""
+    """Values of the first URL need not be repeated in the others."""
     expected = Sentinels((("one", 26379), ("two", 26379)), "main", db=1, password="pw")
     assert Sentinels.of(url) == expected
 
@@ -70,7 +70,7 @@ def test_celery_gets_what_its_own_parser_understands() -> None:
 
 
 def test_a_broker_of_celerys_without_a_master_is_none_that_can_be_read() -> None:
-    """A product's own setting may be incomplete; its worker says so itself."""
+    """The setting of an application may be incomplete; its worker reports that."""
     assert as_redis("sentinel://one:26379", {}) is None
     assert as_redis("amqp://guest@host//") is None
     assert as_redis("sentinel://one:26379", {"master_name": "main"}) == "sentinel://one:26379/0?master=main"
@@ -100,7 +100,7 @@ def test_a_broker_of_celerys_without_a_master_is_none_that_can_be_read() -> None
 )
 @pytest.mark.parametrize("variable", ["REDIS_URL", "BROKER_URL", "RESULT_BACKEND"])
 def test_a_wrong_url_is_refused_without_being_shown(variable: str, url: str, says: str) -> None:
-    """The variable and what is wrong are named, never the URL: a wrong one may hold a password anywhere."""
+    """The error names the variable and the mistake, never the URL, which may contain a password anywhere."""
     with pytest.raises(ConfigValidationError, match=f"OPENAGENTS_{variable}: .*{says}") as caught:
         load_settings({f"OPENAGENTS_{variable}": url})
 
@@ -115,7 +115,7 @@ def test_the_broker_is_the_same_redis_unless_it_is_named() -> None:
 
 
 def test_neither_password_is_shown() -> None:
-    """Settings are logged at start, and URLs stand in errors."""
+    """Settings are logged at start, and errors contain URLs."""
     settings = load_settings(
         {"OPENAGENTS_REDIS_URL": FULL.url, "OPENAGENTS_BROKER_URL": FULL.celery_url + "?master=main"}
     )

@@ -43,7 +43,7 @@ def test_a_generated_page_is_up_to_date(name: str) -> None:
 
 
 def test_every_error_code_is_one_class_with_a_meaning() -> None:
-    """Codes are unique, and each says in a sentence when it is met."""
+    """Codes are unique, and each has a sentence that describes its cause."""
     ours = [cls for cls in error_classes() if cls.__module__ == OpenAgentsError.__module__]
     public = [cls for cls in ours if not cls.__name__.startswith("_") and "code" in cls.__dict__]
     assert len({cls.code for cls in public}) == len(public)

@@ -17,7 +17,7 @@ EVENT = RunEvent(
 
 
 def test_an_event_survives_its_journey() -> None:
-    """What was written is what a watcher reads, from bytes or text."""
+    """A watcher reads the written event, from bytes or text."""
     assert RunEvent.from_json(EVENT.to_json()) == EVENT
     assert RunEvent.from_json(EVENT.to_json().encode()) == EVENT
 
@@ -41,7 +41,7 @@ def test_the_envelope_has_the_documented_keys_and_final_only_when_true() -> None
 
 
 def test_a_live_event_has_no_number() -> None:
-    """`seq: null` says: not stored, not in any replay."""
+    """`seq: null` means that the event is not stored and not replayed."""
     live = EVENT.model_copy(update={"seq": None})
     assert json.loads(live.to_json())["seq"] is None
     assert RunEvent.from_json(live.to_json()).seq is None
@@ -69,7 +69,7 @@ def test_a_payload_must_have_what_is_declared() -> None:
 
 
 def test_a_misspelt_name_is_a_problem_and_an_applications_own_is_not() -> None:
-    """Our families are closed; `order.shipped` is somebody else's."""
+    """Our families of names are closed; `order.shipped` belongs to an application."""
     assert check_event("tool.caled", {}) == ["tool.caled: not declared; did you mean 'tool.called'?"]
     assert check_event("order.shipped", {}) == []
 

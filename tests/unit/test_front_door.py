@@ -1,4 +1,4 @@
-"""The front door: what `import openagents_worker` offers, and how little it loads."""
+"""The public names of `import openagents_worker`, and how few modules it loads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_models_and_errors_load_neither_celery_nor_redis(statement: str) -> None
 
 
 def test_run_agent_loads_celery_when_it_is_used() -> None:
-    """The door opens by itself, and only as far as it must."""
+    """A name is loaded at its first use, with only the modules that it needs."""
     assert {"celery", "redis"} <= loaded_by("from openagents_worker import run_agent")
 
 

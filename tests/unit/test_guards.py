@@ -1,4 +1,4 @@
-"""The guards of `tests/guards.py`: a test that breaks a rule fails, and says by what."""
+"""The guards of `tests/guards.py`: a test that breaks a rule fails with the reason."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_blocking_call_on_the_loop_fails_the_test_and_is_named(outcome: str) -
 
 
 def test_a_computation_on_the_loop_fails_the_test_and_is_named(outcome: str) -> None:
-    """It delays every run of a process; what counts is the processor time of the loop's thread."""
+    """It delays every run of a process. The guard measures the processor time of the thread of the loop."""
     assert re.search(r"the event loop was kept busy for 3\d\d ms by test_keeps_the_loop_busy in the", outcome)
 
 
@@ -114,7 +114,7 @@ def test_a_test_may_block_when_it_says_why(outcome: str) -> None:
 
 
 def test_an_error_that_nobody_retrieved_fails_the_test(outcome: str) -> None:
-    """A task's exception is somebody's to handle."""
+    """An exception of a task must be handled."""
     assert "asyncio: Task exception was never retrieved" in outcome
 
 

@@ -108,7 +108,7 @@ async def test_what_is_beyond_the_limit_is_neither_decompressed_nor_read() -> No
     "encoding", ["br", "zstd", "gzip, gzip", "deflate,gzip", "compress", "€", "x" * 5000]
 )
 async def test_an_encoding_that_was_not_asked_for_is_unreadable(encoding: str) -> None:
-    """Also two of them: what is compressed twice grows a million times."""
+    """Also two of them: a body that is compressed twice can grow a million times."""
     response = httpx.Response(
         200, headers=[(b"content-encoding", encoding.encode())], stream=_Cut(b"x" * 10, 5)
     )
@@ -122,7 +122,7 @@ async def test_an_encoding_that_was_not_asked_for_is_unreadable(encoding: str) -
     "data", [b"no gzip", gzip.compress(b"x" * 90)[:10] + b"\xff" * 40], ids=["other bytes", "a broken body"]
 )
 async def test_bytes_that_do_not_decompress_are_unreadable(encoding: str, data: bytes) -> None:
-    """zlib's error does not reach whoever asked."""
+    """The caller does not get the error of zlib."""
     with pytest.raises(ReplyUnreadable):
         await body_of(_response(data, encoding), max_bytes=100)
 
@@ -143,7 +143,7 @@ async def test_bytes_that_do_not_decompress_are_unreadable(encoding: str, data: 
     ],
 )
 async def test_whatever_a_library_raises_for_a_reply_is_one_error(raised: Exception) -> None:
-    """By the base class: also what no list names."""
+    """By their base class: also undocumented exceptions."""
     response = httpx.Response(200, stream=_Cut(b"abc", 1, raised))
 
     with pytest.raises(ReplyUnreadable, match=type(raised).__name__):
@@ -162,7 +162,7 @@ async def test_whatever_a_library_raises_for_a_reply_is_one_error(raised: Except
 async def test_a_broken_connection_and_our_own_errors_keep_their_kind(
     raised: Exception, becomes: type[Exception]
 ) -> None:
-    """Whoever asked may try again after the one, and knows what the other means."""
+    """The caller can retry after the one, and knows the meaning of the other."""
 
     async def fails() -> None:
         raise raised
@@ -189,7 +189,7 @@ async def test_a_broken_connection_and_our_own_errors_keep_their_kind(
     ],
 )
 def test_a_body_has_text_whatever_character_set_it_names(content_type: str, text: str) -> None:
-    """What does not name a character set counts as not given."""
+    """An unknown character set counts as missing."""
     assert text_of_body("ü".encode(), content_type) == text
 
 

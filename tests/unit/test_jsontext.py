@@ -1,4 +1,4 @@
-"""Which values may be stored: refused or replaced, and read back by every reader there is."""
+"""Storable values: other values are rejected or replaced, and every reader can read the result."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_value_that_breaks_a_rule_is_named_by_its_path(value: Any, path: str, 
     ],
 )
 def test_what_breaks_no_rule_passes(value: Any) -> None:
-    """What is not JSON is refused by whoever knows what should stand there."""
+    """A value that is not JSON is rejected by the model of the field."""
     check(value)
 
 
@@ -105,20 +105,20 @@ def test_what_breaks_no_rule_passes(value: Any) -> None:
     ],
 )
 def test_what_json_has_no_place_for_is_replaced(value: Any, stored: Any) -> None:
-    """By what is read back: live and replayed, a program sees the same."""
+    """By its stored form: a program gets the same value live and in a replay."""
     assert replaced(value) == stored
     assert loads(dumps(replaced(value))) == stored
 
 
 @pytest.mark.parametrize("value", [object(), b"x", {(1, 2): 3}, [{1}], {"x": object()}])
 def test_what_is_not_json_is_not_replaced(value: Any) -> None:
-    """Nobody can say what was meant."""
+    """Its meaning is unknown."""
     with pytest.raises(TypeError):
         replaced(value)
 
 
 def test_a_circle_is_not_taken_for_a_deep_value() -> None:
-    """It says what it is."""
+    """The text names its type."""
     value: list[Any] = []
     value.append({"x": value})
 
@@ -162,7 +162,7 @@ JSON_BY_PYDANTIC: TypeAdapter[Any] = TypeAdapter(JsonValue)
 
 @given(NASTY)
 def test_every_reader_reads_what_was_replaced(value: Any) -> None:
-    """Python's decoder, ours and pydantic; each gives what a program was given."""
+    """Python's decoder, ours and pydantic; each returns the original value."""
     stored = replaced(value)
     text = dumps(stored)
 
@@ -213,13 +213,13 @@ def test_a_whole_text_can_be_sent(text: str) -> None:
     ],
 )
 def test_what_cannot_be_read_is_one_kind_of_error(text: str | bytes) -> None:
-    """Whoever reads handles one class, whatever is wrong with the text."""
+    """A reader has to handle only one class for every mistake in the text."""
     with pytest.raises(ValueError):
         loads(text)
 
 
 def test_what_older_versions_have_stored_is_read() -> None:
-    """The rules are for what is written from now on."""
+    """The rules apply only to values that are written from now on."""
     assert loads(dumps(nested(150))) == nested(150)
     assert loads(dumps(2**200)) == 2**200
 

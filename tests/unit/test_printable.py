@@ -1,4 +1,4 @@
-"""Printable text: what a terminal gets, whoever wrote it."""
+"""Printable text: the characters that a terminal may get from any source."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_ordinary_text_of_any_script_stays_as_it_is(text: str) -> None:
 
 @pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS.keys())
 def test_json_on_a_terminal_is_safe_and_the_same_value(text: str) -> None:
-    """What is escaped is inside strings, so a program reads what was there."""
+    """Only characters in strings are escaped, so a program reads the original text."""
     shown = json_escaped(json.dumps({"text": text}, ensure_ascii=False))
 
     assert shown.isprintable(), ascii(shown)
@@ -82,7 +82,7 @@ def test_json_on_a_terminal_is_safe_and_the_same_value(text: str) -> None:
 
 
 def test_a_long_text_is_cut_on_one_line() -> None:
-    """As many characters as asked for, the last of them an ellipsis."""
+    """At most the requested number of characters, with an ellipsis at the end."""
     assert one_line("word " * 1000, 20) == "word word word word…"
     assert one_line("short", 20) == "short"
 

@@ -1,4 +1,4 @@
-"""The proxies of the tests: whatever moment they end in, nothing of theirs stays open."""
+"""The proxies of the tests close all connections, at whatever moment they end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of queues: on a Redis broker each is a key, and must be nobody else's."""
+"""Queue names: on a Redis broker each is a key, which must not belong to another part."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_name_that_is_nobody_elses_key_may_be_a_queue(name: str) -> None:
 
 @pytest.mark.parametrize("name", INVALID)
 def test_a_name_that_could_be_a_key_of_somebody_else_is_refused(name: str) -> None:
-    """The sentence names the queue and says why."""
+    """The sentence contains the name and the reason."""
     problem = problem_with_queue(name, "oa")
 
     assert problem is not None
@@ -67,14 +67,14 @@ def test_a_name_that_could_be_a_key_of_somebody_else_is_refused(name: str) -> No
 
 
 def test_a_cells_prefix_may_have_a_hash_tag() -> None:
-    """All that begins with it is refused, and nothing else."""
+    """Every name that begins with it is rejected, and no other name."""
     assert problem_with_queue("oa:{c1}:due", "oa:{c1}")
     assert problem_with_queue("oa:due", "oa:{c1}") is None
 
 
 @pytest.mark.parametrize("name", [name for name in INVALID if name and not name.startswith("oa")])
 def test_a_request_with_such_a_queue_is_refused(name: str) -> None:
-    """Before anything is written; the path says which field it is."""
+    """Before anything is written; the path names the field."""
     with pytest.raises(OpenAgentsError) as error:
         parse_request({"agent_id": "a", "session_id": "s", "input_text": "", "queue": name})
 
@@ -96,7 +96,7 @@ PREFIXES = ["unacked", "_kombu.binding.agents", "celery-task-meta-x", "a\x06", "
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_key_prefix_is_none_of_kombus_keys(prefix: str) -> None:
-    """Our keys would stand among those of the broker."""
+    """Our keys would be mixed with those of the broker."""
     with pytest.raises(ConfigValidationError) as error:
         load_settings({"OPENAGENTS_KEY_PREFIX": prefix})
 

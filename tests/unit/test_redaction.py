@@ -1,4 +1,4 @@
-"""Redaction: secrets are masked wherever they stand, counts are not, and nothing grows without bound."""
+"""Redaction: secrets are masked everywhere, counts are not, and the size is limited."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def test_the_value_under_a_secrets_name_is_masked(key: str) -> None:
      ("token_count", 7), ("api_key_env", "OPENAI_API_KEY"), ("tokenizer", "cl100k"), ("has_password", True)],
 )  # fmt: skip
 def test_counts_and_names_of_variables_are_no_secrets(key: str, value: Any) -> None:
-    """`input_tokens` is what people look for; it stays."""
+    """`input_tokens` is a useful count, so it is kept."""
     assert redact({key: value}) == {key: value}
 
 
 def test_a_numeric_password_is_still_a_password() -> None:
-    """Only what counts tokens is exempt because it is a number."""
+    """Only a count of tokens is not masked because it is a number."""
     assert redact({"password": 1234}) == {"password": MASK}
 
 
@@ -80,7 +80,7 @@ def test_a_url_is_shown_without_its_passwords(url: str, shown: str) -> None:
 
 
 def test_long_wide_and_deep_values_are_cut_and_say_so() -> None:
-    """A cut is always visible, with what is missing."""
+    """A cut is always visible, with the number of missing parts."""
     assert redact("x" * 12, max_chars=10) == "x" * 10 + "… <2 more characters>"
     assert redact(list(range(5)), max_items=2) == [0, 1, "<3 more>"]
     assert redact({"a": 1, "b": 2, "c": 3}, max_items=1) == {"a": 1, "…": "<2 more>"}
@@ -99,7 +99,7 @@ class Row(list[Any]):
 
 
 def test_a_value_of_very_many_values_is_not_walked_to_its_end() -> None:
-    """Each level holds two hundred times the next, so nobody could wait for all of it."""
+    """Each level contains two hundred times the next, so reading all of it would take forever."""
     value = Row(["x"] * 200)
     for _ in range(5):
         value = Row([value] * 200)

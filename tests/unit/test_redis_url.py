@@ -1,4 +1,4 @@
-"""Redis URLs: what they say, how each client is told the same, and what is wrong with a wrong one."""
+"""Redis URLs: their values, the same values for each client, and the errors of wrong URLs."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_every_spelling_says_the_same(address: RedisAddress) -> None:
 
 @given(username=st.none() | logins, password=st.none() | logins)
 def test_any_login_reaches_celery_as_it_was_meant(username: str | None, password: str | None) -> None:
-    """Whatever characters it has; kombu decodes what we have encoded, and so do we."""
+    """With any characters; kombu and this library decode what this library has encoded."""
     address = RedisAddress(username=username, password=password)
 
-    told = parse_url(address.as_broker().url)
+    parsed = parse_url(address.as_broker().url)
 
-    assert (told["userid"], told["password"]) == (username, password)
+    assert (parsed["userid"], parsed["password"]) == (username, password)
     assert RedisAddress.of(address.url) == address
     at_socket = replace(address, path="/run/r.sock")
     assert RedisAddress.of(at_socket.as_broker().url) == at_socket
@@ -72,9 +72,9 @@ def test_any_login_reaches_celery_as_it_was_meant(username: str | None, password
 
 def test_everybody_is_told_each_choice_of_tls() -> None:
     """The defaults of redis-py, kombu and Celery differ, and have changed between their versions."""
-    for told in (FULL.redis_options(), FULL.as_broker().use_ssl, FULL.as_backend().use_ssl):
-        assert told is not None
-        assert {name: told[name] for name in told if name.startswith("ssl_")} == {
+    for options in (FULL.redis_options(), FULL.as_broker().use_ssl, FULL.as_backend().use_ssl):
+        assert options is not None
+        assert {name: options[name] for name in options if name.startswith("ssl_")} == {
             "ssl_cert_reqs": "optional",
             "ssl_check_hostname": False,
             "ssl_ca_certs": "/etc/a ca+b.pem",
@@ -98,7 +98,7 @@ def test_everybody_is_told_each_choice_of_tls() -> None:
     ],
 )
 def test_what_is_checked_of_a_server(url: str, cert_reqs: CertReqs, check_hostname: bool) -> None:
-    """Both spellings, that of redis-py and that of Celery; a certificate is wanted unless the URL says no."""
+    """The spelling of redis-py and that of Celery. A certificate is required unless the URL says no."""
     tls = RedisAddress.of(url).tls
     assert tls is not None
     assert (tls.cert_reqs, tls.check_hostname) == (cert_reqs, check_hostname)
@@ -149,7 +149,7 @@ WRONG = {
 @pytest.mark.parametrize(("url", "says"), WRONG.items())
 @pytest.mark.parametrize("variable", ["REDIS_URL", "BROKER_URL", "RESULT_BACKEND"])
 def test_a_wrong_url_is_refused_without_being_shown(variable: str, url: str, says: str) -> None:
-    """The variable, the option and what would be right are named. Any part of it may be a password."""
+    """The error names the variable, the option and the right form. Any part of the URL may be a password."""
     with pytest.raises(ConfigValidationError) as caught:
         load_settings({f"OPENAGENTS_{variable}": url})
 
@@ -193,7 +193,7 @@ def test_passwords_are_shown_nowhere() -> None:
 
 
 def test_the_redis_of_a_products_app_is_read_with_its_tls() -> None:
-    """`broker_use_ssl` stands beside the URL there, as constants, words or not at all."""
+    """There `broker_use_ssl` is separate from the URL: with constants, with names, or not set."""
     use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": "/ca.pem", "ssl_certfile": None}
     for url in ("redis://:p%40@host/2", "rediss://:p%40@host/2"):
         with Connection(url, ssl=use_ssl) as connection:
@@ -224,5 +224,5 @@ def test_a_broker_whose_queues_cannot_be_read_is_none(
 
 
 def test_both_spellings_of_a_socket_are_one() -> None:
-    """Celery has one of its own."""
+    """Celery has its own default."""
     assert as_redis("redis+socket://me:p%40@/run/r.sock?virtual_host=2") == "unix://me:p%40@/run/r.sock?db=2"

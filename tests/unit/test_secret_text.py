@@ -1,4 +1,4 @@
-"""Secrets in text: what has the form of a secret is masked wherever it stands; what has not is left alone."""
+"""Secrets in text: a text with the form of a secret is masked everywhere, other text is not changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def known_key(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
 @pytest.mark.parametrize("around", AROUND.values(), ids=AROUND.keys())
 @pytest.mark.parametrize("secret", SECRETS, ids=[secret.name for secret in SECRETS])
 def test_a_secret_is_masked_in_whatever_stands_around_it(secret: Secret, around: str) -> None:
-    """The part that is secret is gone, the rest of the sentence stays, and to mask twice changes nothing."""
+    """The secret part is masked, the rest is kept, and masking twice changes nothing."""
     text = around.format(secret.text)
     shown = mask_prose(text)
 
@@ -63,7 +63,7 @@ def test_a_harmless_text_stays_as_it_is(text: str) -> None:
 @pytest.mark.parametrize("secret", SECRETS, ids=[secret.name for secret in SECRETS])
 @pytest.mark.parametrize("cut", range(0, 60, 7))
 def test_a_cut_leaves_no_part_of_a_secret(secret: Secret, cut: int) -> None:
-    """Whatever stands where a text is cut is masked before."""
+    """A secret at the cut of a text is masked before the cut."""
     at = len("x" * 30 + " ") + secret.text.index(secret.needle) + cut
     shown = safe_message("x" * 30 + " " + secret.text, at)
 
@@ -81,7 +81,7 @@ def test_a_url_that_is_written_wrongly_shows_nothing_of_its_password(wrong: str)
 
 
 def test_a_known_secret_is_masked_whatever_its_form() -> None:
-    """Also where it stands percent-encoded, and in data."""
+    """Also in percent-encoded text and in data."""
     remember_secret("pl/in wörds 7")
 
     assert mask_secrets("at pl/in wörds 7, pl%2Fin%20w%C3%B6rds%207.") == f"at {MASK}, {MASK}."
@@ -121,7 +121,7 @@ ADVERSARIAL = (
 
 @pytest.mark.parametrize("piece", ADVERSARIAL)
 def test_the_work_grows_with_the_length_of_the_text(piece: str) -> None:
-    """Twice as much of what a pattern begins with costs twice as many calls; see `bench masking`, too."""
+    """Twice as many beginnings of a pattern cost twice as many calls; see also `bench masking`."""
     once, twice = (_calls_of(mask_prose, (piece * size)[:size]) for size in (20_000, 40_000))
 
     assert twice <= 2.1 * once + 100

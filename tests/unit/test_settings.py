@@ -1,4 +1,4 @@
-"""Settings: what each variable means, and that a wrong one is named."""
+"""Settings: the value of each variable, and errors that name wrong variables."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_broker_is_the_same_redis_unless_it_is_named() -> None:
     ],
 )
 def test_a_wrong_value_is_named_with_what_would_be_right(variable: str, value: str, says: str) -> None:
-    """The error names the variable; nobody has to guess which of twenty it was."""
+    """The error names the variable."""
     with pytest.raises(ConfigValidationError, match=f"OPENAGENTS_{variable}: .*{says}"):
         load_settings({f"OPENAGENTS_{variable}": value})
 
@@ -83,7 +83,7 @@ def test_all_wrong_variables_are_named_at_once() -> None:
 
 
 def test_a_heartbeat_that_one_lost_beat_would_make_deadly_is_refused() -> None:
-    """The error says what would be right: two beats and the margin fit into a lease."""
+    """The error has the limit: two heartbeats and the margin fit into a lease."""
     with pytest.raises(ConfigValidationError, match="OPENAGENTS_HEARTBEAT_MS: must be at most 4000 with"):
         load_settings({"OPENAGENTS_LEASE_MS": "10000", "OPENAGENTS_HEARTBEAT_MS": "4001"})
 
@@ -110,13 +110,13 @@ def test_settings_cannot_be_changed() -> None:
 
 
 def test_a_misspelt_variable_is_found_and_its_name_suggested() -> None:
-    """A variable that nobody reads is a setting that silently does nothing."""
+    """A variable that is not read would silently have no effect."""
     env = {"OPENAGENTS_LEASE": "1", "OPENAGENTS_ZZZ": "1", "OPENAGENTS_QUEUE": "q", "PATH": "/bin"}
     assert unknown_variables(env) == [("OPENAGENTS_LEASE", "OPENAGENTS_LEASE_MS"), ("OPENAGENTS_ZZZ", None)]
 
 
 def test_what_kubernetes_and_the_original_set_is_known() -> None:
-    """Injected service addresses are not ours; the original's logging variables are read."""
+    """Service addresses from Kubernetes are ignored; the logging variables of the original SDK are read."""
     env = {"OPENAGENTS_SERVICE_HOST": "", "OPENAGENTS_REDIS_PORT_6379_TCP": "", "OPENAGENTS_WORKER_PORT": ""}
     env |= {
         f"OPENAGENTS_LOG_{n}": ""
@@ -165,7 +165,7 @@ def test_a_number_that_nothing_could_count_is_refused(name: str, value: str) -> 
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
 def test_a_variable_that_is_not_utf8_is_refused(name: str) -> None:
-    """Python gives its bytes as halves of characters, which nobody can store or send."""
+    """Python represents its bytes as halves of surrogate pairs, which cannot be stored or sent."""
     with pytest.raises(ConfigValidationError, match=f"OPENAGENTS_{name.upper()}"):
         load_settings({f"OPENAGENTS_{name.upper()}": "a\udcff"})
 
@@ -173,7 +173,7 @@ def test_a_variable_that_is_not_utf8_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", ["1" + "0" * 18, "9" * 300, "1e300"])
 def test_a_size_and_a_time_have_an_end(name: str, value: str) -> None:
-    """A value that nobody can mean is refused, with the largest that is taken."""
+    """A value that must be a mistake is rejected, and the error has the largest allowed value."""
     with pytest.raises(ConfigValidationError) as refused:
         load_settings({f"OPENAGENTS_{name.upper()}": value})
 
@@ -182,7 +182,7 @@ def test_a_size_and_a_time_have_an_end(name: str, value: str) -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_the_largest_value_is_named_and_taken(name: str) -> None:
-    """`lease_ms` and what follows from it are looked at together."""
+    """`lease_ms` and the values computed from it are checked together."""
     largest = next(each.le for each in Settings.model_fields[name].metadata if hasattr(each, "le"))
     others = {"OPENAGENTS_LEASE_MS": str(60 * 60 * 1000)} if name == "heartbeat_ms" else {}
     value = largest // 4 if name == "heartbeat_ms" else largest

@@ -1,4 +1,4 @@
-"""What is stored of a run is read by versions that know less: unknown fields of a result are ignored."""
+"""Older versions can read results of newer ones: unknown fields are ignored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RESULT = {
 
 
 def test_a_result_with_more_fields_is_read() -> None:
-    """At every level; what is known is kept."""
+    """At every level; known fields are kept."""
     result: RunResult[Any] = RunResult.model_validate(RESULT)
     assert (result.usage.llm_calls, result.artifacts[0].name) == (1, "report")
     assert result.error_details is not None
@@ -37,7 +37,8 @@ def test_a_result_with_more_fields_is_read() -> None:
 
 
 def test_a_request_with_an_unknown_field_is_refused() -> None:
-    """Whoever asks is told of a mistake; a result is read by somebody who did not write it."""
+    """A mistake in a request is an error for its author; a result is read by others, so it is read
+    leniently."""
     with pytest.raises(ValidationError, match="no field 'sesion_id'"):
         RunRequest.model_validate({"agent_id": "a", "sesion_id": "s", "input_text": "hi"})
 

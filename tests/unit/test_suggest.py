@@ -1,4 +1,4 @@
-"""Suggestions for misspelt names, and what finding them costs."""
+"""Suggestions for misspelt names, and the cost of finding them."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_the_known_name_that_was_probably_meant(name: str, known: list[str], nea
 
 
 def test_none_is_near_names_the_known_ones_as_far_as_there_is_room() -> None:
-    """A list of all agents is no suggestion."""
-    told = did_you_mean("zzz", AGENTS)
+    """A list of all agents is not a suggestion."""
+    suggestion = did_you_mean("zzz", AGENTS)
 
-    assert told.startswith("; known: clerk-0000, clerk-0001")
-    assert len(told) < MAX_LISTED_CHARS + 20
+    assert suggestion.startswith("; known: clerk-0000, clerk-0001")
+    assert len(suggestion) < MAX_LISTED_CHARS + 20
 
 
 def compared(patch: pytest.MonkeyPatch, work: Callable[[], object]) -> list[tuple[int, int]]:
@@ -82,7 +82,7 @@ def test_what_is_compared_is_bounded(monkeypatch: pytest.MonkeyPatch, name: str,
 
 
 def test_of_very_many_known_names_only_so_many_are_looked_at() -> None:
-    """The rest is not even asked for."""
+    """The rest is not read."""
     asked = iter(range(10 * MAX_KNOWN_NAMES))
     nearest("clerk", (f"name-{number}" for number in asked))
 
@@ -103,7 +103,7 @@ def test_of_very_many_known_names_only_so_many_are_looked_at() -> None:
 def test_each_door_compares_bounded_names(
     monkeypatch: pytest.MonkeyPatch, door: Callable[[str], object], name: str
 ) -> None:
-    """None of them has a comparison of its own."""
+    """None of them has another implementation."""
     assert all(length <= MAX_NAME_CHARS for length, _ in compared(monkeypatch, lambda: door(name)))
 
 

@@ -35,7 +35,7 @@ MADE_UP = {"replay/programs.py", "replay/test_rules.py", "replay/world.py"}
 
 
 class Finding(str):
-    """`file function`; where in it, and what is wrong, is in `why`."""
+    """`file function`; `why` has the line and the mistake."""
 
     why: str
 
@@ -46,7 +46,7 @@ class Finding(str):
 
 
 def findings(source: str, file: str) -> Iterator[Finding]:
-    """Where a test compares times that a clock showed, or sleeps; not in what is marked `slow`."""
+    """The places where a test compares times of a clock, or sleeps, except in tests marked `slow`."""
     tree = ast.parse(source)
     if not _is_slow([node.value for node in tree.body if isinstance(node, ast.Assign)]):
         is_test = Path(file).name.startswith(("test_", "conftest"))
@@ -56,7 +56,7 @@ def findings(source: str, file: str) -> Iterator[Finding]:
 def _in_body(
     body: ast.AST, file: str, names: tuple[str, ...], known: frozenset[str], is_test: bool
 ) -> Iterator[Finding]:
-    """`known`: variables around this function that hold what a clock showed."""
+    """`known`: variables of outer functions that contain a time of a clock."""
     nodes = list(_own_nodes(body))
     timed = set(known)
     for _ in range(2):  # a variable may be made of one that is assigned further down
@@ -100,7 +100,7 @@ def _shows_time(node: ast.AST, timed: set[str]) -> bool:
 
 
 def _is_clock(node: ast.AST) -> bool:
-    """`time.monotonic`, `loop.time` and their like. Redis's TIME is another: tests are about what it says."""
+    """`time.monotonic`, `loop.time` and similar calls, but not TIME of Redis, which tests may compare."""
     if not isinstance(node, ast.Attribute) or node.attr not in CLOCKS:
         return False
     owner = ast.unparse(node.value)

@@ -1,4 +1,4 @@
-"""The table of time limits: whatever the lease is, they fit one another."""
+"""The time limits are consistent for every lease."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def test_a_heartbeat_that_cannot_keep_the_lease_has_no_limits(heartbeat_ms: int)
 
 
 def test_every_limit_has_a_rule_and_a_reason() -> None:
-    """A number nobody can explain is one nobody dares to change."""
+    """Each limit has a rule and a reason."""
     assert all(rule and reason.endswith(".") for _, rule, reason in TimeLimits.explained())
 
 
 def test_the_settings_give_the_limits() -> None:
-    """Those of the environment stand in the table as they are."""
+    """Limits from the environment are used unchanged."""
     limits = load_settings({"OPENAGENTS_DRAIN_TIMEOUT_S": "7", "OPENAGENTS_LOOP_DEAD_S": "60"}).time_limits
 
     assert (limits.lease_s, limits.beat_s, limits.drain_s, limits.loop_dead_s) == (10.0, 2.5, 7.0, 60.0)
