@@ -191,6 +191,7 @@ class _Inflate:
 
 
 def _decoder(response: httpx.Response) -> _Plain | _Inflate:
+    """The decompressor for the `Content-Encoding` of a reply. Raises `ReplyUnreadable`."""
     encoding = response.headers.get("content-encoding", "").strip().lower()
     if encoding in ("", "identity"):
         return _Plain()

@@ -373,7 +373,7 @@ class ErrorDetails(_Stored):
             data = error.to_dict()
             data["message"] = safe_message(data["message"], MAX_MESSAGE_CHARS)
             data["hint"] = data["hint"] and safe_message(data["hint"], MAX_MESSAGE_CHARS)
-            data["context"] = {k: _plain(v) for k, v in data["context"].items() if v is not None}
+            data["context"] = {k: _storable_or_text(v) for k, v in data["context"].items() if v is not None}
             return cls(**data, cause=cause)
         text = safe_message(text_of(error), MAX_MESSAGE_CHARS) or type(error).__name__
         return cls(code="error.unknown", message=f"{type(error).__name__}: {text}", cause=cause)
@@ -384,7 +384,7 @@ class ErrorDetails(_Stored):
         return self.model_copy(update={"context": context, "cause": cause})
 
 
-def _plain(value: Any) -> Any:
+def _storable_or_text(value: Any) -> Any:
     """The value if it can be stored, else its text. A field of an error may contain any object."""
     try:
         return replaced(value)
@@ -553,6 +553,7 @@ def _as_json(request: RunRequest) -> str:
 
 
 def _request_invalid(error: ValidationError) -> RequestInvalid:
+    """The error for a wrong request, with the first five mistakes and their fields."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     lines = []
     for problem in problems[:5]:

@@ -175,6 +175,7 @@ class _Redaction:
         return self._left < 0 and count > 0
 
     def _pairs(self, mapping: Mapping[Any, Any], depth: int) -> JsonValue:
+        """A mapping as it is shown; a text with its size, if its values exceed the limit."""
         if self._is_too_many(len(mapping)):
             return f"<{len(mapping)} more inside>"
         # It runs for every event, so the most common types are checked first.
@@ -202,6 +203,7 @@ class _Redaction:
         return out
 
     def _items(self, sequence: Collection[Any], depth: int) -> JsonValue:
+        """A list, tuple or set as it is shown; a text with its size, if its values exceed the limit."""
         if self._is_too_many(len(sequence)):
             return f"<{len(sequence)} more inside>"
         out: list[JsonValue] = []

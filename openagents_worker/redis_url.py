@@ -223,6 +223,7 @@ def _query(options: Mapping[str, Any]) -> str:
 
 
 def _scheme_of(url: str) -> tuple[Scheme, str]:
+    """The scheme of the URL, and the rest after `://`. Raises `ValueError`."""
     name, is_url, rest = url.partition("://")
     try:
         scheme = Scheme(name.lower()) if is_url else None
@@ -235,6 +236,7 @@ def _scheme_of(url: str) -> tuple[Scheme, str]:
 
 
 def _server_at_port(address: str, options: Mapping[Option, str]) -> dict[str, Any]:
+    """The fields of `RedisAddress` for a server at a host and port. Raises `ValueError`."""
     authority, _, path = address.partition("/")
     if "@" in path:
         raise ValueError(f"the login contains a /; {LOGIN_FORM}")
@@ -252,6 +254,7 @@ def _server_at_port(address: str, options: Mapping[Option, str]) -> dict[str, An
 
 
 def _server_at_socket(address: str, options: Mapping[Option, str]) -> dict[str, Any]:
+    """The fields of `RedisAddress` for a server at a Unix socket. Raises `ValueError`."""
     authority, slash, path = address.partition("/")
     login, has_login, host = authority.rpartition("@")
     if host or not path:
@@ -299,6 +302,7 @@ def _decoded(text: str) -> str:
 
 
 def _options_of(query: str) -> dict[Option, str]:
+    """The options after the ? of a URL. Raises `ValueError`."""
     if "@" in query:
         raise ValueError(f"the URL contains an @ after the ?; {LOGIN_FORM}")
     try:

@@ -69,7 +69,7 @@ OTHER_VARIABLES = {
 _INJECTED = re.compile(r"_(SERVICE|PORT)(_|$)")
 
 
-def _problem(text: str, field: str | None = None) -> PydanticCustomError:
+def _setting_error(text: str, field: str | None = None) -> PydanticCustomError:
     return PydanticCustomError("setting", "{text}", {"text": text, "field": field})
 
 
@@ -77,13 +77,15 @@ def _redis_url(url: str) -> str:
     try:
         address_of(url)
     except ValueError as error:
-        raise _problem(str(error)) from None
+        raise _setting_error(str(error)) from None
     return url
 
 
 def _any_url(url: str) -> str:
     if url and "://" not in url:
-        raise _problem("not a valid URL; write a scheme first, as in redis://host:6379/0 or amqp://host")
+        raise _setting_error(
+            "not a valid URL; write a scheme first, as in redis://host:6379/0 or amqp://host"
+        )
     return _redis_url(url) if is_redis_url(url) else url
 
 
@@ -93,43 +95,43 @@ def _check_broker(url: str) -> None:
         if isinstance(address, RedisAddress):
             address.as_broker()
     except ValueError as error:
-        raise _problem(str(error), "broker_url") from None
+        raise _setting_error(str(error), "broker_url") from None
 
 
 def _word(text: str) -> str:
     if not text or re.search(r"[\s*?\[\]]", text):
-        raise _problem("not a valid name; use one or more characters without whitespace and * ? [ ]")
+        raise _setting_error("not a valid name; use one or more characters without whitespace and * ? [ ]")
     return text
 
 
 def _queue_name(name: str) -> str:
     if problem := problem_with_queue(name):
-        raise _problem(problem)
+        raise _setting_error(problem)
     return name
 
 
 def _key_prefix(prefix: str) -> str:
     """Check a key prefix by the rules for queue names: valid characters, and not a key of kombu or Celery."""
     if problem := problem_with_queue(prefix):
-        raise _problem(problem.replace("queue name", "key prefix"))
+        raise _setting_error(problem.replace("queue name", "key prefix"))
     return prefix
 
 
-def _split(text: object) -> object:
+def _split_at_commas(text: object) -> object:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
 
-def _pairs(text: object) -> object:
+def _logger_levels(text: object) -> object:
     if not isinstance(text, str):
         return text
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if not all(name.strip() and level.strip() for name, _, level in pairs):
-        raise _problem("not valid; write logger=LEVEL,logger=LEVEL")
+        raise _setting_error("not valid; write logger=LEVEL,logger=LEVEL")
     return {name.strip(): level.strip().upper() for name, _, level in pairs}
 
 
 _Upper = BeforeValidator(lambda text: text.strip().upper() if isinstance(text, str) else text)
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_at_commas)]
 Word = Annotated[str, AfterValidator(_word)]
 
 
@@ -304,7 +306,7 @@ class Settings(BaseSettings):
         default=None,
         description="DEBUG, INFO, WARNING, ERROR or CRITICAL. Empty: the level in the agents file, or INFO.",
     )
-    log_levels: Annotated[dict[str, LogLevel], BeforeValidator(_pairs)] | None = Field(
+    log_levels: Annotated[dict[str, LogLevel], BeforeValidator(_logger_levels)] | None = Field(
         default=None, description="Levels of single loggers: openagents_worker.llm=DEBUG,…"
     )
     log_autoconfigure: bool | None = Field(
@@ -345,7 +347,7 @@ class Settings(BaseSettings):
         """Reject values that are not UTF-8. Python represents such bytes as halves of surrogate pairs."""
         for text in value if isinstance(value, list | tuple) else [value]:
             if isinstance(text, str) and not is_whole(text):
-                raise _problem("not valid UTF-8 text")
+                raise _setting_error("not valid UTF-8 text")
         return value
 
     @model_validator(mode="after")
@@ -361,12 +363,12 @@ class Settings(BaseSettings):
         if is_redis_url(self.broker_url):
             _check_broker(self.broker_url)
         if problem := problem_with_queue(self.queue, self.key_prefix):
-            raise _problem(problem, "queue")
+            raise _setting_error(problem, "queue")
         if not self.heartbeat_ms:
             object.__setattr__(self, "heartbeat_ms", default_heartbeat_ms(self.lease_ms))
         longest_ms = longest_heartbeat_ms(self.lease_ms)
         if self.heartbeat_ms > longest_ms:
-            raise _problem(
+            raise _setting_error(
                 f"must be at most {longest_ms} with {PREFIX}LEASE_MS={self.lease_ms}, "
                 f"so that the lease survives one lost heartbeat; found {self.heartbeat_ms}",
                 "heartbeat_ms",

@@ -183,7 +183,7 @@ class EmbeddedRedis:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                return self._has_failed(may_retry and self._wanted_port is None)
+                return self._handle_failed_start(may_retry and self._wanted_port is None)
             if _is_up(self._port, process.pid):
                 return True
             time.sleep(POLL_S)
@@ -191,7 +191,8 @@ class EmbeddedRedis:
         self.stop()
         raise RedisUnreachable(f"the embedded Redis did not answer within {START_TIMEOUT_S:.0f} s: {output}")
 
-    def _has_failed(self, may_retry: bool) -> Literal[False]:
+    def _handle_failed_start(self, may_retry: bool) -> Literal[False]:
+        """False, if the start can be tried again with another port. Raises `RedisUnreachable` otherwise."""
         output, port = self._log_tail(), self._port
         self.stop()
         if may_retry and "already in use" in output:

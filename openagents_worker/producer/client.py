@@ -327,6 +327,7 @@ class AsyncClient(AsyncOperations):
 
 
 def _canvas(settings: Settings, canvas: Mapping[str, Any] | None, **options: Any) -> str:
+    """The task options of a submission as JSON. Raises as `task_options_json` does."""
     if canvas is not None and not isinstance(canvas, Mapping):
         raise RequestInvalid(f"canvas must be a mapping of options to values, not {type(canvas).__name__}")
     set_options = {name: value for name, value in options.items() if value is not None}

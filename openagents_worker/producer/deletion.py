@@ -32,7 +32,7 @@ def deletion(
     """
     deadline = clock() + PATIENCE_S
     if not force and (live := (yield from _live_runs(keys, session_id))):
-        raise _busy(session_id, live[-1])
+        raise _session_busy(session_id, live[-1])
     runs = 0
     while True:
         too_late = clock() >= deadline
@@ -52,7 +52,7 @@ def deletion(
                     cancelled = yield scripts.cancel(run_id=run_id, reason="session deleted", force=True)
                     yield cancelled.wakes
             case _:
-                raise _busy(session_id, answer.run_id)
+                raise _session_busy(session_id, answer.run_id)
 
 
 def _live_runs(keys: Keys, session_id: str) -> Plan[list[str]]:
@@ -69,7 +69,7 @@ def _live_runs(keys: Keys, session_id: str) -> Plan[list[str]]:
     return [id_ for id_, state in states.items() if state is not None and not state.is_terminal]
 
 
-def _busy(session_id: str, run_id: str) -> SessionBusy:
+def _session_busy(session_id: str, run_id: str) -> SessionBusy:
     return SessionBusy(
         f"the session {session_id!r} cannot be deleted: its run {run_id!r} has not ended, or Celery was not "
         "notified of its end yet",

@@ -227,6 +227,7 @@ class Channel(redis.Channel):
         return len(selected) > 0
 
     def _read_messages(self, **options: Any) -> Any:
+        """Read one message and, if it was already there, as many others as there are free slots."""
         at_once = time.monotonic() - (self._brpop_sent_at or 0.0) < AT_ONCE_S
         self._item = None
         try:

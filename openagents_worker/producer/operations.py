@@ -82,7 +82,7 @@ class Operations(HasPublishingApp):
         """
         by = optional_text("by", by)
         _ = self._publishing.to_submit()
-        for record in self._ended(filters):
+        for record in self._ended_runs_matching(filters):
             if dry_run:
                 yield record.run_id
                 continue
@@ -95,7 +95,7 @@ class Operations(HasPublishingApp):
                 continue
             yield record.run_id
 
-    def _ended(self, filters: RunFilters) -> Iterator[RunRecord]:
+    def _ended_runs_matching(self, filters: RunFilters) -> Iterator[RunRecord]:
         run_filter, cursor = _ended_runs(filters), None
         while True:
             page = self.store.execute(list_runs(self.store.keys, run_filter, limit=MAX_LIMIT, cursor=cursor))
@@ -155,7 +155,7 @@ class AsyncOperations(HasPublishingApp):
         """The same as `Client.resume_all`."""
         by = optional_text("by", by)
         _ = self._publishing.to_submit()
-        async for record in self._ended(filters):
+        async for record in self._ended_runs_matching(filters):
             if dry_run:
                 yield record.run_id
                 continue
@@ -168,7 +168,7 @@ class AsyncOperations(HasPublishingApp):
                 continue
             yield record.run_id
 
-    async def _ended(self, filters: RunFilters) -> AsyncIterator[RunRecord]:
+    async def _ended_runs_matching(self, filters: RunFilters) -> AsyncIterator[RunRecord]:
         run_filter, cursor = _ended_runs(filters), None
         while True:
             plan = list_runs(self.store.keys, run_filter, limit=MAX_LIMIT, cursor=cursor)

@@ -45,12 +45,13 @@ def sse(
     `OPENAGENTS_MAX_WATCHERS` watchers; a watcher counts from its first frame. `RunNotFound` is raised with
     the first frame: to answer with 404, a server calls `handle.record()` before.
     """
-    after = _after(last_event_id)
+    after = _parsed_last_event_id(last_event_id)
     check_room(handle._client.settings.max_watchers)
     return _frames(handle, after, heartbeat_s)
 
 
-def _after(last_event_id: str | int | None) -> int:
+def _parsed_last_event_id(last_event_id: str | int | None) -> int:
+    """The number of the event after which the frames continue. Raises `RequestInvalid`."""
     text = text_of(last_event_id or "0").strip()
     if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
         raise RequestInvalid(
@@ -66,7 +67,7 @@ async def _frames(
     async with aclosing(handle.aevents(after)) as events:
         has_ended = False
         while not has_ended:
-            async with _next(events, handle.id) as next_event:
+            async with _next_event_task(events, handle.id) as next_event:
                 while not (await asyncio.wait({next_event}, timeout=heartbeat_s))[0]:
                     yield ALIVE
                 event = next_event.result()
@@ -77,7 +78,7 @@ async def _frames(
 
 
 @asynccontextmanager
-async def _next(
+async def _next_event_task(
     events: AsyncGenerator[RunEvent], run_id: str
 ) -> AsyncGenerator[asyncio.Task[RunEvent | None]]:
     """A task that waits for the next event; its result is None after the last one. The block ends the

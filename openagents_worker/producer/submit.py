@@ -195,7 +195,7 @@ class _SubmitTry(Generic[T]):
         if not self._is_possibly_accepted:
             raise error
         if self._clock() - self._began >= REPEAT_FOR_S:
-            raise self._error(
+            raise self._error_of(
                 SubmitUnknown,
                 f"it is not known whether the run {self.request.run_id!r} is accepted: {error.message}",
                 "submit the same request with this run_id again: it is safe and creates no second run",
@@ -228,7 +228,7 @@ class _SubmitTry(Generic[T]):
             also=also,
         )
 
-    def _error(self, kind: type[OpenAgentsError], message: str, hint: str) -> OpenAgentsError:
+    def _error_of(self, kind: type[OpenAgentsError], message: str, hint: str) -> OpenAgentsError:
         request = self.request
         return kind(
             message,
@@ -266,19 +266,19 @@ class _Submission(_SubmitTry[Submitted]):
                     is_new=answer.answer is SubmitAnswer.NEW,
                 )
             case SubmitAnswer.CONFLICT:
-                raise self._error(
+                raise self._error_of(
                     RunConflict,
                     f"the run_id {self.request.run_id!r} belongs to another request",
                     "choose another run_id, or submit exactly the same request again",
                 )
             case SubmitAnswer.BUSY:
-                raise self._error(
+                raise self._error_of(
                     SessionBusy,
                     f"the session {self.request.session_id!r} is busy with the run {answer.holder!r}",
                     "wait for that run, or submit with on_busy='enqueue'",
                 )
             case SubmitAnswer.UNKNOWN_AGENT:
-                raise self._error(AgentNotFoundError, *self._unknown_agent(answer.known_agents))
+                raise self._error_of(AgentNotFoundError, *self._unknown_agent(answer.known_agents))
             case _:
                 assert_never(answer.answer)
 
@@ -318,20 +318,20 @@ class _Resumption(_SubmitTry[Resumed]):
             case ResumeAnswer.UNKNOWN:
                 raise run_not_found(self.request.run_id)
             case ResumeAnswer.COMPLETED:
-                raise self._error(
+                raise self._error_of(
                     RunConflict,
                     f"the run {self.request.run_id!r} has completed, so it cannot be resumed",
                     "to continue from its answer, submit a new run in the same session",
                 )
             case ResumeAnswer.NO_CHECKPOINT:
-                raise self._error(
+                raise self._error_of(
                     ConfigError,
                     f"the run {self.request.run_id!r} has no checkpoint, so it cannot be resumed",
                     "it is not durable, or its journal is gone; starting it again could repeat its effects: "
                     "submit a new run",
                 )
             case ResumeAnswer.OTHER_CHECKPOINT:
-                raise self._error(
+                raise self._error_of(
                     ConfigError,
                     f"Unknown resume_from_checkpoint {checkpoint!r}",
                     f"the latest checkpoint is {answer.detail!r}; only the latest can be used",
@@ -340,7 +340,7 @@ class _Resumption(_SubmitTry[Resumed]):
                 field = {"OTHER_AGENT": "agent", "OTHER_SESSION": "session", "OTHER_INPUT": "input_text"}[
                     answer.answer
                 ]
-                raise self._error(
+                raise self._error_of(
                     ConfigError,
                     f"the run {self.request.run_id!r} has another {field} than the request that resumes it",
                     f"the {field} of the run is {answer.detail!r}"
@@ -354,6 +354,7 @@ class _Resumption(_SubmitTry[Resumed]):
 def _submit_script(
     request: RunRequest, settings: Settings, queue: str | None, delay_ms: int, expires_ms: int, canvas: str
 ) -> ScriptCall[Submitted]:
+    """The call of the script `submit` for a checked request."""
     return scripts.submit(
         run_id=request.run_id,
         agent_id=request.agent_id,

@@ -1,7 +1,8 @@
--- Takes up to `most` messages from lists in kombu's format, the first list first. Those that only notify of a run's end do not count: they
--- begin nothing. With them it is `most_in_all` at most. KEYS: unacked, its index, the lists. ARGV: most, now (s), most_in_all.
--- A message behind which no run stands is noted as unacknowledged, as kombu does it, but in the same step: it cannot be lost in between.
--- Returns list, message, the tag under which it is noted ('' for one that is not), list, message, tag …
+-- Takes up to `most` messages from lists in kombu's format, in the order of the lists. Messages that only notify Celery of the end of a run
+-- do not count, because they start nothing; including them, it takes at most `most_in_all`.
+-- A message that is not a wake-up is stored as unacknowledged, as kombu does, but in the same script, so that it cannot be lost in between.
+-- KEYS: kombu's hash of unacknowledged messages, its index, the lists. ARGV: most, now (seconds), most_in_all.
+-- Returns a flat array: list, message, delivery tag if it was stored as unacknowledged else '', list, message, tag …
 local unacked, index, left, now, left_in_all = KEYS[1], KEYS[2], tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 
 local function note(item)
@@ -20,12 +21,12 @@ for i = 3, #KEYS do
   repeat
     local count = math.min(left, left_in_all)
     items = count > 0 and redis.pcall('RPOP', KEYS[i], count) or {}
-    items = items.err and {} or items -- whoever waits for a message learns of a key that is not a list
+    items = items.err and {} or items -- the next blocking read handles a key that is not a list
     for _, item in ipairs(items) do
       taken[#taken + 1] = KEYS[i]
       taken[#taken + 1] = item
       local ok, tag
-      if not string.find(item, '"wake_us"', 1, true) then ok, tag = pcall(note, item) end -- whoever reads it says what is wrong with it
+      if not string.find(item, '"wake_us"', 1, true) then ok, tag = pcall(note, item) end -- the transport puts an invalid message aside
       taken[#taken + 1] = ok and tag or ''
       left_in_all = left_in_all - 1
       if not string.find(item, '"run_ended"', 1, true) then left = left - 1 end

@@ -173,6 +173,7 @@ class AgentTask(Task):  # type: ignore[misc]  # Celery ships no types
         return 0 if expires is None else max(1, self._ms_until("expires", expires))
 
     def _ms_until(self, what: str, when: float | datetime | str) -> int:
+        """Milliseconds from now until `when`, 0 for the past. `what` names the option in errors."""
         try:
             if isinstance(when, str):
                 when = iso_time(when)
@@ -224,6 +225,7 @@ def _cannot_execute() -> ConfigError:
 
 
 def _on_commit(call: Callable[[], object]) -> None:
+    """Call it after the commit of Django's current transaction. Raises `ConfigError` without Django."""
     try:
         transaction = import_module("django.db.transaction")
     except ImportError as error:
@@ -243,6 +245,7 @@ def _as_fields(value: Any) -> Any:
 
 
 def _only_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Request:
+    """The request, the only argument of a run. Raises `TwoArguments` or `RequestInvalid`."""
     values = [*args, *kwargs.values()]
     if len(values) > 1:
         raise TwoArguments(
