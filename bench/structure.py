@@ -23,8 +23,8 @@ from typing import Any
 from bench._call_path import PACKAGE, REPORT
 from bench._worker import Worker, wait
 from openagents_worker import Client
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.settings import load_settings
-from openagents_worker.store.embedded import EmbeddedRedis
 from openagents_worker.testing.model_server import ModelServer
 from tests.faults.world import table
 
@@ -37,19 +37,95 @@ RUNS = 3
 
 RETIRED = (
     r"carr(?:y|ies|ied|ier|iers|ying)",
-    r"(?:un)?told|tellings?",
+    r"(?:un)?told|tells?|tellings?",
     r"crew",
     r"bodies",
     r"intake",
-    r"rows",
     r"keeping",
     r"lanes?",
     r"doors?",
+    r"ledgers?",
     r"outlook",
+    r"refusals?",
+    r"call keys?",
+    r"to master",
+    r"note of run",
+    r"canvas",
     r"(?:is|are|was|were|be) no [a-z]+",
     r"none of (?:a|its|ours)",
 )
-"""Words that a reader of this field would not guess; what crosses a wire keeps its name (a quoted word)."""
+"""Words and phrases that were replaced everywhere, in code and in prose.
+
+A quoted word is not counted: it may be a name that crosses a wire.
+"""
+
+RETIRED_MODULES = {
+    "addresses": "redis_url",
+    "bodies": "task_handlers",
+    "broker": "kombu_redis",
+    "channels": "pubsub",
+    "crew": "process_provider",
+    "intake": "message",
+    "job": "pool_task",
+    "keeping": "durability",
+    "lanes": "batching, connection_pool",
+    "ledger": "writer",
+    "master": "sentinel",
+    "notices": "cancel_listener",
+    "outcome": "task_state",
+    "place": "call_ids",
+    "refusal": "invalid_messages",
+    "room": "free_slots",
+    "rows": "flower_repair",
+    "step": "bootsteps",
+    "tellings": "completion_messages",
+    "transport": "publisher",
+}
+RETIRED_CLASSES = {
+    "Call": "ScriptCall",
+    "Carried": "AttemptResult",
+    "Carrier": "RunHost",
+    "Crew": "ProcessProvider",
+    "Head": "RunHead",
+    "Host": "ProcessProvider",
+    "Job": "PoolTask",
+    "Keeping": "PersistenceInfo",
+    "Lanes": "PipelineBatcher, ConnectionPool",
+    "Ledger": "RunWriter",
+    "Order": "PoolRequest",
+    "Outlook": "AttemptOutcome",
+    "Places": "CallIds",
+    "Rows": "FlowerRepair",
+    "ToMaster": "SentinelConnection",
+    "Watch": "LoopWatchdog, EventCursor",
+}
+RETIRED_FUNCTIONS = {
+    "canvas": "task_options",
+    "carried": "owned_runs, drive",
+    "carry": "run, execute",
+    "carry_out": "execute",
+    "door": "script function",
+    "keeping": "durability",
+    "lane": "write_lock",
+    "lanes": "batcher, connection pool",
+    "note": "emit",
+    "note_of_run": "emit",
+    "notices": "control_channel",
+    "place": "call_id",
+    "refusal": "invalid message",
+    "room": "free_slots",
+    "rows": "flower_repair",
+    "say": "emit",
+    "tell": "notify",
+    "tell_celery": "report_to_celery",
+    "tellings": "completion_acks",
+    "tie": "install_bootsteps",
+    "told": "notified, translated, payload, announced",
+    "untold": "notify_pending",
+    "wanted": "parse_message",
+}
+"""Names that no module, class or function may have, and what stands in their place. Some of these words are
+common in prose, where they stay."""
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -68,6 +144,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         f"files of more than {MOST_LINES} lines, without tables": 0,
         "class names with two meanings": 0,
         "retired words": 0,
+        "retired names": 0,
     }
     rows = [
         {
@@ -167,9 +244,26 @@ def _written() -> dict[str, list[str]]:
             if len(places) > 1
         ],
         "lines of async functions beside sync ones of the same name": twins,
-        "retired words": list(_retired()),
+        "retired words": list(_retired_words()),
+        "retired names": retired_names(),
         "lines of Python": [line for text in files.values() for line in text.splitlines()],
     }
+
+
+def retired_names() -> list[str]:
+    """The modules, classes and functions of the library that have a retired name, as `file: name`.
+
+    Leading underscores of a name do not count.
+    """
+    kinds = {"class": RETIRED_CLASSES, "def": RETIRED_FUNCTIONS}
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        names = [path.stem] if path.stem in RETIRED_MODULES else []
+        for kind, name in re.findall(r"^ *(?:async )?(class|def) (\w+)", path.read_text(), re.MULTILINE):
+            if name.lstrip("_") in kinds[kind] and name not in names:
+                names.append(name)
+        found += [f"{path.relative_to(PACKAGE)}: {name}" for name in names]
+    return found
 
 
 def _wide_constructors(tree: ast.Module) -> Iterator[str]:
@@ -204,11 +298,19 @@ def _lines(node: ast.AsyncFunctionDef) -> range:
     return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
-def _retired() -> Iterator[str]:
-    """Where a retired word stands in the library's Python, its Lua or its pages, but for quoted names."""
+def _retired_words() -> Iterator[str]:
+    """Where a retired word stands in the library's Python, its Lua or the documentation.
+
+    A word in quotation marks or backquotes is not counted.
+    """
     words = re.compile(rf"(?<![\"'`\w.])(?:{'|'.join(RETIRED)})(?![\w\"'`])", re.IGNORECASE)
     files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.lua"), *ROOT.glob("docs/**/*.md"), ROOT / "README.md"]
     for path in sorted(files):
         for number, line in enumerate(path.read_text().splitlines(), start=1):
-            for found in words.finditer(line.replace("_", " ")):
+            for found in words.finditer(_spaced(line)):
                 yield f"{path.relative_to(ROOT)}:{number}: {found[0]}"
+
+
+def _spaced(text: str) -> str:
+    """The text with spaces between the words of each name: `ToMaster` and `to_master` give `To Master`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).replace("_", " ")

@@ -43,10 +43,10 @@ def test_runs_are_resumed_by_id_and_one_bad_id_stops_nothing(
         "unsafe: config.error: the run 'unsafe' has no checkpoint to go on from\n  hint: it is not"
         in done.err
     )
-    assert "1 run resumed, 2 could not be" in done.err
+    assert "1 run resumed, 2 not resumed" in done.err
     events = client.store.execute(history(client.store.keys, "good"))
     assert [event.payload["by"] for event in events if event.name == "run.resumed"] == ["ada"]
-    assert command("resume", "good").out == "good: goes on already (queued)\n"
+    assert command("resume", "good").out == "good: is already active (queued)\n"
     client.cancel("good")
 
 
@@ -151,8 +151,8 @@ def test_status_names_what_is_wrong(command: Command, client: Client, hand: Hand
 
     assert "1 run waits in queue typo" in fleet.out
     assert "no worker serves queue typo" in fleet.out
-    assert "nobody serves the agent porter" in fleet.out
-    assert "its event loop answered nobody for 2.5 s" in fleet.out
+    assert "no worker serves the agent porter" in fleet.out
+    assert "its event loop was blocked for 2.5 s" in fleet.out
     assert len(as_json["problems"]) == 3
     assert {queue["name"]: queue["waiting"] for queue in as_json["queues"]} == {"agents": 0, "typo": 1}
     assert {agent["id"]: agent["workers"] for agent in as_json["agents"]} == {"clerk": [W1], "porter": []}

@@ -40,11 +40,11 @@ def test_a_run_that_nobody_takes_says_so_and_goes_on_waiting(redis_url: str, cli
         register(client, agents=("other",))
         second = line_with(process, "waiting:")
         process.send_signal(signal.SIGINT)
-        goodbye = line_with(process, "goes on")
+        goodbye = line_with(process, "continues")
         process.wait(60)
 
     assert "no worker serves queue agents" in first
-    assert "no worker of queue agents has the agent echo: they have other" in second
+    assert "no worker of queue agents has the agent echo: their agents are other" in second
     assert "openagents-worker watch r1" in goodbye
     assert process.returncode == 130
     assert client.record("r1").state is RunState.QUEUED

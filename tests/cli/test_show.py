@@ -61,7 +61,7 @@ def test_a_run_that_was_put_off_and_failed_is_told_whole(command: Command, hand:
     assert row(shown.out, "attempts") == "attempts  4 (3 retries, 0 recoveries)"
     assert "submitted" in row(shown.out, "times")
     assert "ended" in row(shown.out, "times")
-    assert row(shown.out, "1 ").endswith("hand:1  put off for 0.0 s: llm.rate_limit")
+    assert row(shown.out, "1 ").endswith("hand:1  retry in 0.0 s: llm.rate_limit")
     assert row(shown.out, "4 ").endswith("failed")
     assert '{"a": 1} → {"sum": 391}' in row(shown.out, "calc:01234567:1")
     assert "x4" in row(shown.out, "m:aaaaaaaa:1")
@@ -142,10 +142,10 @@ def test_a_run_says_that_nobody_serves_it(command: Command, client: Client) -> N
     register(client, agents=("porter",))
     assert "no worker serves queue slow: 1 worker is alive, with the queues agents" in waits("r2")
     assert "--queues slow" in waits("r2")
-    assert "no worker of queue agents has the agent clerk: they have porter" in waits("r1")
+    assert "no worker of queue agents has the agent clerk: their agents are porter" in waits("r1")
 
     register(client, agents=("porter", "clerk"))
-    assert "a worker of queue agents has not taken it yet" in waits("r1")
+    assert "no worker of queue agents has started it yet" in waits("r1")
     retire(client)
     for run_id in ("r1", "r2"):
         client.cancel(run_id)
@@ -157,7 +157,7 @@ def test_of_a_worker_of_the_version_before_nobody_knows_what_it_serves(
     """So it is not said that nobody serves the queue."""
     hand.submit("r1")
 
-    assert "has not taken it yet" in command("show", "r1").out
+    assert "has started it yet" in command("show", "r1").out
     client.cancel("r1")
 
 
