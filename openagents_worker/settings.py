@@ -58,7 +58,7 @@ NEIGHBOURS = {
     "OPENAI_API_KEY": "Key of the model that config/agents.json uses.",
     "OPENAI_BASE_URL": "Another server with the same API (vLLM, Ollama, a gateway).",
     "OPENAI_MODEL": "The model's name there.",
-    "REDIS_PASSWORD": "docker compose: password of its Redis. Letters, digits, - and _: it stands in a URL.",
+    "REDIS_PASSWORD": "docker compose: password of its Redis, part of a URL. Only letters, digits, - and _.",
     "REDIS_MAXMEMORY": "docker compose: memory of its Redis (1gb), at most half of its container's.",
     "FLOWER_BASIC_AUTH": "user:password of Flower; without it Flower listens on this machine only.",
     "FLOWER_READ_ONLY": "0 lets Flower's users revoke runs and shut workers down.",
@@ -443,7 +443,7 @@ def env_example() -> str:
     lines = [
         "# Copy to .env at the root of the project. Docker compose and honcho read it there; in a shell:"
     ]
-    lines += ["#   set -a; . ./.env; set +a", "# What is commented out shows the default.", ""]
+    lines += ["#   set -a; . ./.env; set +a", "# Lines that are commented out show the defaults.", ""]
     for name, field in Settings.model_fields.items():
         lines += [*_comment(field.description or ""), f"#{_variable(name)}={_shown(field.default)}", ""]
     lines += ["# --- read by other parts of a deployment ---", ""]
