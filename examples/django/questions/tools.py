@@ -1,4 +1,4 @@
-"""The tools of the agent. Synchronous tools run in a thread; its database connections are closed afterwards."""
+"""The tools of the agent. They run in threads, and their database connections are closed after each call."""
 
 from openagents_worker import tool
 from questions.models import Question
