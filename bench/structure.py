@@ -50,9 +50,8 @@ RETIRED = (
     r"call keys?",
     r"to master",
     r"note of run",
-    r"canvas",
-    r"(?:is|are|was|were|be) no [a-z]+",
-    r"none of (?:a|its|ours)",
+    r"(?<!there )(?:is|are|was|were|be) no (?!longer|more\b|other\b|such\b)[a-z]+",
+    r"none of (?:a|ours)",
 )
 """Words and phrases that were replaced everywhere, in code and in prose.
 
