@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from bench._worker import megabytes
-from openagents_worker.agents import load_agents
+from openagents_worker.agents import AppConfig
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest, RunState
 from openagents_worker.producer.submit import asubmit
@@ -155,7 +155,8 @@ async def process(
 ) -> AsyncGenerator[tuple[AsyncStore, Runner, Settings]]:
     """The parts of a worker process that execute runs, without Celery and without background tasks."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_LOG_LEVEL": "ERROR"})
-    assembly = Assembly(load_agents(json.dumps({"agents": list(agents)}), env={}), env={})
+    config = AppConfig.model_validate({"agents": list(agents)})  # larger than an agents file may be
+    assembly = Assembly(config, env={})
     store, lease = AsyncStore(Cell(redis_url)), FixedLease("bench:1")
 
     async def send(wakes: Sequence[Wake]) -> None:
