@@ -53,6 +53,7 @@ class Follower:
         self._in_reply = False
 
     def event(self, event: RunEvent) -> None:
+        """Print an event. Events of preparation and memory are hidden unless they report a failure."""
         if self._as_json:
             dump_text(event.to_json())
         elif event.name == "llm.delta":
@@ -62,6 +63,7 @@ class Follower:
             err(_event_line(event))
 
     def result(self, result: RunResult[Any]) -> None:
+        """Print the answer or the error of the run, and its usage."""
         self._end_reply()
         if self._as_json:
             dump({"result": result.model_dump(mode="json")})
@@ -77,6 +79,7 @@ class Follower:
         err(styled(f"{result.run_id} · {usage_text(result.usage)}", dim=True))
 
     def _piece(self, event: RunEvent) -> None:
+        """Print a piece of a model's reply, if pieces are shown."""
         if not self._live:
             return
         if self._in_reply and event.payload.get("offset") == 0:
@@ -106,6 +109,7 @@ def short(value: object, max_chars: int = MAX_CHARS) -> str:
 
 
 def usage_text(usage: RunUsage) -> str:
+    """Calls, tokens and cost on one line."""
     cost = "cost unknown" if usage.cost_usd is None else f"${usage.cost_usd:.6f}"
     repeated = f" ({usage.llm_retry_count} retried)" if usage.llm_retry_count else ""
     return (
@@ -119,6 +123,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _event_line(event: RunEvent) -> Safe:
+    """Time, name and fields of an event on one line."""
     last = event.name.rsplit(".", 1)[-1]
     details = event.payload.get("error_details")
     code = ""

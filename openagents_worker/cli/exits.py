@@ -19,6 +19,8 @@ __all__ = ["Exit", "exit_code_of", "show_error"]
 
 
 class Exit(IntEnum):
+    """The exit codes of all commands."""
+
     SUCCESS = 0
     USAGE = 1
     INVALID = 2

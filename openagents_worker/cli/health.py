@@ -103,6 +103,7 @@ def status_lines(
 
 
 def worker_json(worker: WorkerInfo) -> dict[str, Any]:
+    """The fields of a worker, and whether it is alive."""
     started_at = worker.started_at.isoformat() if worker.started_at else None
     return {**asdict(worker), "started_at": started_at, "alive": worker.is_alive}
 
@@ -110,6 +111,7 @@ def worker_json(worker: WorkerInfo) -> dict[str, Any]:
 def status_json(
     fleet: Fleet, unreadable: Sequence[Problem], aside: Sequence[PutAside] = ()
 ) -> dict[str, Any]:
+    """The content of `status --json`."""
     return {
         "problems": problems_of(fleet, unreadable, aside),
         "workers": [worker_json(worker) for worker in fleet.workers],

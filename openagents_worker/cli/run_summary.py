@@ -12,7 +12,7 @@ from openagents_worker.events import RunEvent
 
 __all__ = [
     "AttemptSummary",
-    "CallOutcome",
+    "CallState",
     "CallSummary",
     "RunSummary",
     "find_call",
@@ -23,7 +23,7 @@ __all__ = [
 HEX_CHARS = 8  # of the digest in a call id, when it is shown
 
 
-class CallOutcome(StrEnum):
+class CallState(StrEnum):
     """The state of a recorded call.
 
     INTERRUPTED: the attempt ended before the call did. The call is repeated if the run continues.
@@ -70,7 +70,7 @@ class CallSummary:
     name: str
     began_at: datetime
     tries: int = 0
-    outcome: CallOutcome = CallOutcome.RUNNING
+    outcome: CallState = CallState.RUNNING
     ended_at: datetime | None = None
     arguments: Any = None
     result: Any = None
@@ -140,8 +140,8 @@ def summarize_events(events: Sequence[RunEvent]) -> RunSummary:
             )
         elif _ends_attempt(summary.attempts, event):
             for call in calls.values():
-                if call.outcome is CallOutcome.RUNNING:
-                    call.outcome, call.ended_at = CallOutcome.INTERRUPTED, event.timestamp
+                if call.outcome is CallState.RUNNING:
+                    call.outcome, call.ended_at = CallState.INTERRUPTED, event.timestamp
         _update_call(calls, event)
     summary.calls = list(calls.values())
     return summary
@@ -196,14 +196,14 @@ def _update_call(calls: dict[str, CallSummary], event: RunEvent) -> None:
             call.arguments = payload.get("params")
         case "llm.succeeded" | "tool.succeeded":
             if (ended := calls.get(str(payload.get("call") or payload.get("call_id")))) is not None:
-                ended.outcome, ended.ended_at = CallOutcome.OK, event.timestamp
+                ended.outcome, ended.ended_at = CallState.OK, event.timestamp
                 ended.code = ended.message = None
                 ended.result = payload.get("result") if ended.kind == "tool" else _reply_text(payload)
                 metrics = payload.get("_metrics")
                 ended.usage = dict(metrics) if isinstance(metrics, dict) else {}
         case "llm.failed" | "tool.failed":
             if (ended := calls.get(str(payload.get("call") or payload.get("call_id")))) is not None:
-                ended.outcome, ended.ended_at = CallOutcome.FAILED, event.timestamp
+                ended.outcome, ended.ended_at = CallState.FAILED, event.timestamp
                 ended.code, ended.message = _code(payload), _message(payload)
 
 
@@ -212,7 +212,7 @@ def _start_call(
 ) -> CallSummary:
     call = calls.setdefault(call_id, CallSummary(call_id, kind, name, event.timestamp))
     call.tries += 1
-    call.began_at, call.outcome, call.ended_at = event.timestamp, CallOutcome.RUNNING, None
+    call.began_at, call.outcome, call.ended_at = event.timestamp, CallState.RUNNING, None
     return call
 
 

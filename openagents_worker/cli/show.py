@@ -10,7 +10,7 @@ from openagents_worker.arguments import text_of_caller
 from openagents_worker.cli.display import STATE_COLOURS, error_lines, short, usage_text
 from openagents_worker.cli.run_summary import (
     AttemptSummary,
-    CallOutcome,
+    CallState,
     CallSummary,
     RunSummary,
     short_call_id,
@@ -200,12 +200,12 @@ def _tokens(call: CallSummary) -> str:
 def _call_text(call: CallSummary) -> str:
     arguments = f"{short(call.arguments)} " if call.arguments is not None else ""
     match call.outcome:
-        case CallOutcome.OK:
+        case CallState.OK:
             arrow = "→ " if call.kind == "tool" else ""
             return f"{arguments}{arrow}{short(call.result)}"
-        case CallOutcome.FAILED:
+        case CallState.FAILED:
             return f"{arguments}failed: {call.code or 'error'}: {short(call.message or '', ERROR_CHARS)}"
-        case CallOutcome.RUNNING:
+        case CallState.RUNNING:
             return f"{arguments}running"
-        case CallOutcome.INTERRUPTED:
+        case CallState.INTERRUPTED:
             return f"{arguments}interrupted"

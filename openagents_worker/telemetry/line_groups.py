@@ -16,7 +16,7 @@ GROUP_WINDOW_S = 3.0  # about the time in which all runs of a process stop after
 MAX_NAMED_RUNS = 5
 
 
-class Log(Protocol):
+class EventLog(Protocol):
     """A log to which lines are written, such as `telemetry.logs.EventLogger`."""
 
     name: str
@@ -26,7 +26,7 @@ class Log(Protocol):
 
 @dataclass(slots=True)
 class _Group:
-    log: Log
+    log: EventLog
     level: int
     event: str
     cause: dict[str, Any]
@@ -50,7 +50,7 @@ class LineGroups:
         self._lock = threading.Lock()
         self._groups: dict[tuple[Any, ...], _Group] = {}
 
-    def add(self, log: Log, level: int, event: str, run_id: str, cause: dict[str, Any]) -> None:
+    def add(self, log: EventLog, level: int, event: str, run_id: str, cause: dict[str, Any]) -> None:
         """Add a line about a run. The line of its group is written `GROUP_WINDOW_S` after the first one."""
         if self._pid != os.getpid():  # in a forked child: the groups and their timers belong to the parent
             self._reset()
