@@ -1,4 +1,4 @@
-"""`python -m bench [NAME [options]]`: the one door to the measurements of this folder."""
+"""The command `python -m bench [NAME [options]]`. It runs the measurements of this folder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
-BY_NAME_ONLY = ["peers"]  # it installs other people's software and takes ten minutes
+BY_NAME_ONLY = ["peers"]  # it installs other software and takes ten minutes
 
 
 def main() -> int:
-    """Run what is named, or all but `peers`; the exit code says whether the targets were met."""
+    """Run the named measurement, or all but `peers`. The exit code is 0 if all targets were met."""
     name, options = sys.argv[1] if sys.argv[1:] else "", sys.argv[2:]
     if name and name not in NAMES + BY_NAME_ONLY:
         print(f"python -m bench [{{{','.join(NAMES + BY_NAME_ONLY)}}} [options]]", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""The pattern of `bench structure`: it reports how it was reached, and what a model call passes through.
+"""The pattern of `bench structure`. It reports its call stack and the modules that a model call executes.
 
-Importing this module changes how the process schedules work: only a worker that is measured imports it.
+Importing this module changes the event loop of the process, so only a measured worker imports it.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from openagents_worker.patterns.base import PatternPlugin
 
 PACKAGE = Path(openagents_worker.__file__).parent
 REPORT = "BENCH_STRUCTURE_REPORT"
-"""The environment variable that names the file to append a JSON line to, one for each run."""
+"""The environment variable with the path of the report, to which each run appends a JSON line."""
 
 LOOP_THREAD = {"worker.loop_thread:LoopThread._main", "worker.loop_thread:_survived"}
-"""They run the event loop, so they stand below everything on its thread."""
+"""The functions that run the event loop: they are at the bottom of every stack of its thread."""
 
 _path: ContextVar[tuple[str, ...]] = ContextVar("_path", default=())
-"""The functions of the library that led to the scheduling of what is executed now; the outermost first."""
+"""The functions of the library that scheduled the current code, directly or not; the outermost first."""
 
 
 def _module(filename: str) -> str | None:
-    """The dotted name below the package; None for a file of somebody else's."""
+    """The dotted name of a module of the library, without the name of the package; None for other files."""
     path = Path(filename)
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts) if path.is_relative_to(PACKAGE) else None
 
 
 def _frames(innermost: FrameType | None) -> Iterator[FrameType]:
-    """The frames from the innermost outwards, through the greenlets that wait for this one."""
+    """The frames from the innermost outwards, including those of the parent greenlets."""
     waiting = getcurrent()
     while waiting is not None:
         while innermost is not None:
@@ -57,14 +57,14 @@ def _call_path(innermost: FrameType | None) -> tuple[str, ...]:
 
 
 def _remember_path(context: Context | None) -> Context:
-    """The context, or a copy of the caller's, that knows by whom the work was scheduled."""
+    """The context, or a copy of the caller's context, with the call path of the caller stored in it."""
     context = copy_context() if context is None else context
     context.run(_path.set, _call_path(sys._getframe(2)))
     return context
 
 
 class _Loop(uvloop.Loop):  # type: ignore[misc]  # uvloop ships no types for its own loop
-    """The worker's event loop; whatever it schedules remembers how that came about."""
+    """The event loop of the worker. Callbacks and tasks remember the call path that scheduled them."""
 
     def call_soon_threadsafe(
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None
@@ -82,7 +82,7 @@ app = tasks.app
 
 
 class CallPath(PatternPlugin):
-    """Asks the model a few times, and appends to the report what was executed."""
+    """Calls the model a few times and appends a line to the report."""
 
     async def execute(self) -> str:
         report: dict[str, Any] = {"hops": _call_path(sys._getframe(1))}
@@ -92,14 +92,14 @@ class CallPath(PatternPlugin):
         return "done"
 
     async def _modules_of_call(self, number: int) -> set[str]:
-        """The modules of which a function was executed on this thread, from the question to its answer."""
+        """The modules that executed a function on this thread during one model call."""
         modules: set[str] = set()
 
-        def saw(frame: FrameType, event: str, _: Any) -> None:
+        def record_module(frame: FrameType, event: str, _: Any) -> None:
             if event == "call" and (module := _module(frame.f_code.co_filename)) is not None:
                 modules.add(module)
 
-        sys.setprofile(saw)
+        sys.setprofile(record_module)
         try:
             await self.context.llm_client.generate(messages=[{"role": "user", "content": str(number)}])
         finally:

@@ -1,4 +1,4 @@
-"""A worker process to be measured. The only place here that starts one and reads what the system says."""
+"""A worker process that is measured. The only place that starts one and reads its figures from the system."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = ("celery", "kombu", "redis", "hiredis", "greenlet", "uvloop")
 
 
 def waiting_agent(wait_ms: int) -> Mapping[str, Any]:
-    """An agent whose model takes so long, and then answers."""
+    """An agent whose model answers after `wait_ms`."""
     return {
         "id": "waits",
         "name": "Waits",
@@ -32,7 +32,7 @@ def waiting_agent(wait_ms: int) -> Mapping[str, Any]:
 
 
 class Worker:
-    """`celery -A APP worker` for as long as the block lasts."""
+    """A context manager that runs `celery -A APP worker`."""
 
     def __init__(
         self, folder: Path, url: str, agent: Mapping[str, Any], *arguments: str, app: str, **env: str
@@ -51,7 +51,7 @@ class Worker:
         with redis.Redis.from_url(self._url) as client:
             wait(lambda: client.zcard("oa:workers") or self._process.poll(), "the worker has registered")
         if self._process.poll() is not None:
-            raise RuntimeError("the worker has ended before it began")
+            raise RuntimeError("the worker ended before it was ready")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,22 +60,22 @@ class Worker:
         self._process.wait(60)
 
     def megabytes(self) -> float:
-        """What it occupies of memory now, as `megabytes` counts it."""
+        """The memory of the worker process (PSS)."""
         return megabytes(self._process.pid)
 
     def cpu_s(self) -> float:
-        """Seconds of processor time so far, of all threads of the worker that live."""
+        """The CPU time of all live threads of the worker so far, in seconds."""
         return sum(_cpu_s_by_thread(self._process.pid).values())
 
     def cpu_s_by_thread(self) -> dict[int, float]:
-        """The same for each thread, by the system's number; those of its child processes, too."""
+        """The CPU time of each thread by its id, including the threads of child processes."""
         found = _cpu_s_by_thread(self._process.pid)
         for child in self.children():
             found |= _cpu_s_by_thread(child)
         return found
 
     def children(self) -> list[int]:
-        """The processes that it has started."""
+        """The ids of its child processes."""
         threads = Path(f"/proc/{self._process.pid}/task")
         return [int(pid) for one in threads.iterdir() for pid in (one / "children").read_text().split()]
 
@@ -92,13 +92,13 @@ def _cpu_s_by_thread(pid: int) -> dict[int, float]:
 
 
 def megabytes(pid: int | str = "self") -> float:
-    """What a process occupies of memory; what it shares with others counts in part (PSS)."""
+    """The memory of a process. Shared pages count in proportion (PSS)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def wait(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
-    """Return once the condition is true. Raises `TimeoutError`, which names it."""
+    """Wait until the condition is true. Raises `TimeoutError` with the text `what`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -106,13 +106,13 @@ def wait(condition: Callable[[], object], what: str, timeout_s: float = 120) -> 
         time.sleep(0.02)
 
 
-def tell_machine(url: str) -> None:
-    """Print what was measured: the machine, the versions, and how safe Redis keeps what it is told."""
+def print_machine(url: str) -> None:
+    """Print the machine, the versions, and the durability settings of Redis."""
     with redis.Redis.from_url(url) as client:
         server, durability = client.info("server"), client.config_get("append*")
     known = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(f"load when it began: {os.getloadavg()[0]:.1f}")
+    print(f"load at the start: {os.getloadavg()[0]:.1f}")
     print(", ".join(known))
     print(
         f"Redis {server.get('valkey_version') or server['redis_version']}, "

@@ -1,9 +1,9 @@
-"""From an event of a run to those who watch it; and how many events one process can have stored and told.
+"""The delay from an event of a run to its watchers, and the number of events that one process can store.
 
-An event is a fenced write: numbered, stored in the run's stream and published, by one script. Its watchers
-are `aevents` in a process of their own, over the one connection that they share. Beside it, in alternating
-turns, a bare PUBLISH to as many tasks of the same kind of process, which share one connection as well: a
-message is read once and put into the queue of each.
+An event is a fenced write: one script numbers it, stores it in the stream of the run and publishes it. The
+watchers use `aevents` in a separate process, over one shared connection. For comparison, in alternating
+turns, a plain PUBLISH is read by as many tasks in such a process, which share one connection, too: a message
+is read once and put into the queue of each task.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import redis.asyncio as redis_async
 
-from bench._worker import megabytes, tell_machine
+from bench._worker import megabytes, print_machine
 from bench.steps import FixedLease
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
@@ -39,16 +39,16 @@ from openagents_worker.store.watch import awatch
 
 WORKER = "bench:1"
 RATE = 200  # events a second while delays are measured
-EVENTS = 600  # a turn
+EVENTS = 600  # per turn
 WATCHERS = (1, 10, 100)
-MOST_P99_MS, MOST_TIMES_BARE = 5.0, 1.5
-LEAST_A_SECOND = 10_000
+MAX_P99_MS, MAX_TIMES_BARE = 5.0, 1.5
+MIN_A_SECOND = 10_000
 CHANNEL = "bench:channel"
 Emit = Callable[[float], Awaitable[Any]]
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Print the tables; 0 when events are as quick and as many as is claimed."""
+    """Print the tables. Return 0 if the delays and the rate are within the limits."""
     parser = argparse.ArgumentParser(prog="python -m bench events", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
@@ -56,13 +56,13 @@ def main(arguments: Sequence[str] = ()) -> int:
         tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
         EmbeddedRedis(data_dir=Path(folder)) as server,
     ):
-        tell_machine(server.url)
+        print_machine(server.url)
         return asyncio.run(_measure(server.url, options.rounds))
 
 
 async def _measure(url: str, rounds: int) -> int:
     store, settings = AsyncStore(Cell(url)), load_settings({"OPENAGENTS_REDIS_URL": url})
-    agents = ["told", "{}"]
+    agents = ["watched", "{}"]
     await store.run(scripts.register(incarnation=WORKER, lease_ms=3_600_000, agents=agents))
     met = [await _delays(store, settings, url, rounds, watchers) for watchers in WATCHERS]
     met.append(await _many(store, settings, rounds))
@@ -71,9 +71,9 @@ async def _measure(url: str, rounds: int) -> int:
 
 
 async def _run(store: AsyncStore, settings: Settings) -> Claimed:
-    """A run in the hands of this process."""
+    """A new run that this process has claimed."""
     run_id = uuid.uuid4().hex
-    request = RunRequest(agent_id="told", session_id=run_id, run_id=run_id, input_text="go")
+    request = RunRequest(agent_id="watched", session_id=run_id, run_id=run_id, input_text="go")
     await asubmit(store, request, settings=settings)
     claimed = await store.run(
         scripts.claim(run_id=run_id, incarnation=WORKER, nonce=run_id, page_bytes=1_000)
@@ -104,10 +104,10 @@ async def _delays(store: AsyncStore, settings: Settings, url: str, rounds: int, 
     print(f"\nms from an event to {watchers} watchers, {RATE} events/s, median of {rounds} pairs\n")
     print("| | p50 | p99 |\n|---|---|---|")
     print(f"| stored and published, `aevents` | {ours_p50:.2f} | {ours_p99:.2f} |")
-    print(f"| bare PUBLISH, one subscription | {bare_p50:.2f} | {bare_p99:.2f} |")
-    print(f"\np99 {times:.2f} times that of the bare one; the process that watches: ", end="")
-    print(f"{most_mb[0]:.0f} MB, bare {most_mb[1]:.0f} MB", flush=True)
-    return times <= MOST_TIMES_BARE if watchers == max(WATCHERS) else ours_p99 <= MOST_P99_MS
+    print(f"| plain PUBLISH, one subscription | {bare_p50:.2f} | {bare_p99:.2f} |")
+    print(f"\np99 {times:.2f} times that of the plain PUBLISH; memory of the watching process: ", end="")
+    print(f"{most_mb[0]:.0f} MB, plain {most_mb[1]:.0f} MB", flush=True)
+    return times <= MAX_TIMES_BARE if watchers == max(WATCHERS) else ours_p99 <= MAX_P99_MS
 
 
 async def _ours(store: AsyncStore, settings: Settings) -> tuple[str, Emit]:
@@ -116,8 +116,9 @@ async def _ours(store: AsyncStore, settings: Settings) -> tuple[str, Emit]:
     batches = iter(range(1, 1_000_000))
 
     async def emit(at: float) -> None:
-        told = ["bench.event", json.dumps({"at": at, "text": "x" * 200})]
-        await store.run(scripts.emit(run_id=run_id, fence=claimed.fence, batch_no=next(batches), events=told))
+        event = ["bench.event", json.dumps({"at": at, "text": "x" * 200})]
+        batch_no = next(batches)
+        await store.run(scripts.emit(run_id=run_id, fence=claimed.fence, batch_no=batch_no, events=event))
 
     return run_id, emit
 
@@ -130,7 +131,7 @@ async def _bare(store: AsyncStore) -> tuple[str, Emit]:
 
 
 async def _turn(url: str, name: str, watchers: int, emit: Emit) -> tuple[list[float], float]:
-    """All delays that a process of watchers has seen, in ms, and the megabytes that it occupied."""
+    """All delays in a process of watchers, in ms, and the memory of the process in MB."""
     reader = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", "bench.events", "watch", url, name, str(watchers)], stdout=subprocess.PIPE
     )
@@ -141,15 +142,15 @@ async def _turn(url: str, name: str, watchers: int, emit: Emit) -> tuple[list[fl
         await emit(time.time())
         next_s += 1 / RATE
         await asyncio.sleep(max(0.0, next_s - time.monotonic()))
-    said = await reader.stdout.read()
+    output = await reader.stdout.read()
     await reader.wait()
-    found, mb = json.loads(said)
-    assert len(found) == EVENTS * watchers, f"{len(found)} events were seen of {EVENTS * watchers}"
+    found, mb = json.loads(output)
+    assert len(found) == EVENTS * watchers, f"the watchers got {len(found)} events of {EVENTS * watchers}"
     return found, mb
 
 
 async def _watch(url: str, name: str, watchers: int) -> None:
-    """The process of the watchers: says `ready`, then all delays."""
+    """The main function of the process of watchers. Prints `ready`, then all delays as JSON."""
     ready, delays = asyncio.Semaphore(0), []
     store = AsyncStore(Cell(url))
 
@@ -189,7 +190,7 @@ async def _watch(url: str, name: str, watchers: int) -> None:
         await ready.acquire()
     if name == CHANNEL:
         tasks.append(asyncio.create_task(read_for_all()))
-    await asyncio.sleep(0.3)  # those who have replayed everything listen
+    await asyncio.sleep(0.3)  # until all watchers have read the stored events and are subscribed
     print("ready", flush=True)
     await asyncio.gather(*tasks)
     await store.close()
@@ -202,27 +203,27 @@ async def _watch(url: str, name: str, watchers: int) -> None:
 async def _many(
     store: AsyncStore, settings: Settings, rounds: int, runs: int = 20, each: int = 1_000
 ) -> bool:
-    """Events a second that one process has stored and published, from as many runs at once."""
+    """Measure the events per second that one process stores and publishes, from `runs` concurrent runs."""
     rates = []
     for _ in range(rounds):
-        ledgers = [_ledger(store, await _run(store, settings), settings) for _ in range(runs)]
+        writers = [_writer(store, await _run(store, settings), settings) for _ in range(runs)]
         began = time.perf_counter()
-        await asyncio.gather(*(_tell(ledger, each) for ledger in ledgers))
+        await asyncio.gather(*(_emit_all(writer, each) for writer in writers))
         rates.append(runs * each / (time.perf_counter() - began))
-        for ledger in ledgers:
+        for writer in writers:
             numbers = [
                 int(id_.partition("-")[0])
-                for id_, _ in await store.redis.xrange(store.keys("events", ledger.run_id))
+                for id_, _ in await store.redis.xrange(store.keys("events", writer.run_id))
             ]
             assert numbers == list(range(1, len(numbers) + 1)), "an event is missing"
             assert len(numbers) > each, "an event is missing"
     rate = statistics.median(rates)
     print(f"\n{rate:,.0f} events/s stored and published by one process, median of {rounds}; ", end="")
-    print(f"it takes {megabytes():.0f} MB")
-    return rate >= LEAST_A_SECOND
+    print(f"it uses {megabytes():.0f} MB")
+    return rate >= MIN_A_SECOND
 
 
-def _ledger(store: AsyncStore, claimed: Claimed, settings: Settings) -> RunWriter:
+def _writer(store: AsyncStore, claimed: Claimed, settings: Settings) -> RunWriter:
     run_id = RunRequest.model_validate_json(claimed.request).run_id
     return RunWriter(
         store=store,
@@ -231,18 +232,18 @@ def _ledger(store: AsyncStore, claimed: Claimed, settings: Settings) -> RunWrite
         fence=claimed.fence,
         attempt=1,
         latch=Latch(),
-        ids={"agent_id": "told", "session_id": run_id, "run_id": run_id},
+        ids={"agent_id": "watched", "session_id": run_id, "run_id": run_id},
         preview_chars=settings.event_preview_chars,
     )
 
 
-async def _tell(ledger: RunWriter, events: int) -> None:
+async def _emit_all(writer: RunWriter, events: int) -> None:
     for number in range(events):
-        ledger.note("bench.event", {"number": number, "text": "x" * 200})
+        writer.note("bench.event", {"number": number, "text": "x" * 200})
         if number % 50 == 49:
-            await ledger.flush()
-    await ledger.flush()
-    await ledger.close()
+            await writer.flush()
+    await writer.flush()
+    await writer.close()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a worker costs while it has nothing to do, and what runs cost that only stand somewhere.
+"""The cost of an idle worker, and of runs that only wait.
 
-A real worker process with a deployment's settings: its processor time and the commands that Redis gets from
-it, each second. First with nothing at all; then with a thousand runs that wait for a retry, ten thousand that
-stand in a queue which this worker does not read, and a thousand that it carries and whose model takes its
-time. What those cost is the difference. The system counts the time of each thread. The process that guards
-the worker is counted with it.
+It measures the CPU time of a real worker process, with the settings of a deployment, and its Redis commands
+per second: first without runs; then with a thousand runs that wait for a retry; then also with ten thousand
+runs in a queue that this worker does not consume; then also with a thousand runs that it executes and that
+wait for their model. The differences are the costs of the waiting runs. The CPU time is that of each thread,
+according to the operating system, and includes the guard process of the worker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import redis
 from celery import Celery, signals
 
-from bench._worker import Worker, tell_machine, wait, waiting_agent
+from bench._worker import Worker, print_machine, wait, waiting_agent
 from openagents_worker.celery.app import make_worker_app
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
@@ -30,18 +30,18 @@ from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 
 HEARTBEAT, GUARD_PROCESS = "openagents-heartbeat", "the guard's process"
-MOST_IDLE_CPU, MOST_COMMANDS = 0.35, 4.5  # percent of a core; a second
-MOST_LIVE_CPU, MOST_BEAT_CPU = 0.8, 0.08  # percent of a core, for a thousand runs
-NOTHING_CPU = 0.2  # percent of a core: less than two idle measurements of one worker differ by
-LEAST_SHOWN = 0.0005  # percent of a core
-LIVE, PARKED, QUEUED = 1_000, 1_000, 10_000
+MAX_IDLE_CPU, MAX_COMMANDS = 0.35, 4.5  # percent of a core; a second
+MAX_LIVE_CPU, MAX_BEAT_CPU = 0.8, 0.08  # percent of a core, for a thousand runs
+NOISE_CPU = 0.2  # percent of a core: two idle measurements of one worker differ by up to this
+MIN_SHOWN = 0.0005  # percent of a core
+LIVE, DELAYED, QUEUED = 1_000, 1_000, 10_000
 HOUR_MS = 3_600_000
 OWN = ("info", "config|resetstat", "ping")
 THREADS = "bench:threads"
 
 
 class Second(NamedTuple):
-    """What a second costs: CPU of each thread in percent of a core; commands by name."""
+    """The cost of a second: the CPU of each thread in percent of a core, and the commands by name."""
 
     threads: Mapping[str, float]
     commands: Mapping[str, float]
@@ -69,30 +69,30 @@ def main(arguments: Sequence[str] = ()) -> int:
         EmbeddedRedis(data_dir=Path(folder) / "redis") as server,
         Client(server.url) as client,
     ):
-        tell_machine(server.url)
+        print_machine(server.url)
         with Worker(
             Path(folder), server.url, waiting_agent(HOUR_MS), "-c", str(LIVE + 10), app="bench.idle"
         ) as worker:
             bench = _Bench(client, worker, server.url, options.seconds)
             idle = bench.measure("nothing")
-            bench.park(PARKED)
-            parked = bench.measure(f"{PARKED:,} parked")
+            bench.submit_delayed(DELAYED)
+            delayed = bench.measure(f"{DELAYED:,} delayed runs")
             bench.queue(QUEUED)
-            queued = bench.measure(f"and {QUEUED:,} queued elsewhere")
+            queued = bench.measure(f"and {QUEUED:,} in another queue")
             bench.execute(LIVE)
-            live = bench.measure(f"and {LIVE:,} carried")
+            live = bench.measure(f"and {LIVE:,} executed runs")
             bench.end()
         _print_threads(idle, live)
-    met = idle.cpu <= MOST_IDLE_CPU and idle.count <= MOST_COMMANDS
-    met = met and max(parked.cpu, queued.cpu) - idle.cpu <= NOTHING_CPU
-    return 0 if met and live.cpu <= MOST_LIVE_CPU and live.beat_cpu <= MOST_BEAT_CPU else 1
+    met = idle.cpu <= MAX_IDLE_CPU and idle.count <= MAX_COMMANDS
+    met = met and max(delayed.cpu, queued.cpu) - idle.cpu <= NOISE_CPU
+    return 0 if met and live.cpu <= MAX_LIVE_CPU and live.beat_cpu <= MAX_BEAT_CPU else 1
 
 
 def _print_threads(idle: Second, live: Second) -> None:
-    """Who of the process has used the time."""
-    print(f"\n| thread | CPU with nothing, % of a core | with {LIVE:,} carried |\n|---|---|---|")
+    """Print the CPU time of each thread."""
+    print(f"\n| thread | CPU without runs, % of a core | with {LIVE:,} executed runs |\n|---|---|---|")
     for name in sorted(live.threads, key=lambda one: -live.threads[one]):
-        if (used := live.threads[name]) >= LEAST_SHOWN or idle.threads.get(name, 0.0) >= LEAST_SHOWN:
+        if (used := live.threads[name]) >= MIN_SHOWN or idle.threads.get(name, 0.0) >= MIN_SHOWN:
             print(f"| {name} | {idle.threads.get(name, 0.0):.3f} | {used:.3f} |")
 
 
@@ -106,11 +106,11 @@ class _Bench:
         wait(lambda: self._redis.hget(THREADS, HEARTBEAT), "the heartbeat's thread is known")
         known = self._redis.hgetall(THREADS)
         self._names = {int(number): name.decode() for name, number in known.items()}
-        print("\n| the worker has | CPU, % of a core | its heartbeat's | MB | Redis commands/s | of them |")
+        print("\n| the worker has | CPU, % of a core | of its heartbeat | MB | Redis commands/s | of them |")
         print("|---|---|---|---|---|---|")
 
     def measure(self, what: str) -> Second:
-        time.sleep(2.0)  # what has just been done is not what waiting costs
+        time.sleep(2.0)  # let the preceding submissions settle
         self._redis.config_resetstat()
         before, began = self._worker.cpu_s_by_thread(), time.monotonic()
         time.sleep(self._seconds)
@@ -121,8 +121,8 @@ class _Bench:
             name = self._names.get(number, GUARD_PROCESS if number in children else "others")
             threads[name] = threads.get(name, 0.0) + 100 * (used_s - before.get(number, 0.0)) / took
         counts = {
-            name.removeprefix("cmdstat_"): said["calls"]
-            for name, said in self._redis.info("commandstats").items()
+            name.removeprefix("cmdstat_"): stat["calls"]
+            for name, stat in self._redis.info("commandstats").items()
         }
         sent = _sent(counts)
         second = Second(threads, {name: count / took for name, count in sent.items()})
@@ -135,7 +135,7 @@ class _Bench:
         )
         return second
 
-    def park(self, runs: int) -> None:
+    def submit_delayed(self, runs: int) -> None:
         for _ in range(runs):
             self._client.submit(self._request(), delay_ms=HOUR_MS)
 
@@ -157,7 +157,7 @@ class _Bench:
 
 
 def _sent(counts: Mapping[str, Any]) -> dict[str, int]:
-    """The commands that came over a connection: what a script calls inside of Redis is counted there, too."""
+    """The commands that clients sent. The counters of Redis also include the commands inside of scripts."""
     inside = {"time", "hmget", "hget", "hset", "zscore", "zrangebyscore", "scard", "smembers", "exists"}
     inside |= {"zadd", "persist", "zcard", "xadd", "hincrby", "srandmember", "hvals", "hgetall", "zrem"}
     inside |= {"pubsub|numsub", "pexpire", "set", "hlen", "hdel"}
@@ -168,11 +168,11 @@ def _sent(counts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _worker_app() -> Celery:
-    """The application as deployed, which says what the system calls its threads."""
+    """The deployed application. It also stores the operating system's ids of its threads."""
     app = make_worker_app(load_settings())
 
     @signals.worker_ready.connect(weak=False)
-    def tell_threads(**_: Any) -> None:
+    def store_thread_ids(**_: Any) -> None:
         ids = {thread.name: str(thread.native_id) for thread in threading.enumerate()}
         with redis.Redis.from_url(app.conf.broker_url) as client:
             client.hset(THREADS, mapping=ids)

@@ -1,7 +1,8 @@
-"""From `.delay()` to a run's first step, on a worker that waits for work; beside a plain Celery task.
+"""The time from `.delay()` to the first step of a run on an idle worker, compared with a plain Celery task.
 
-The run's pattern is one tool, which says when it was called; the task says when it began. Both go to the same
-worker process, in turns. Everything is on one machine, so one clock tells both times.
+The pattern of the run calls one tool, which returns the time of the call. The task returns the time of its
+start. Both are executed alternately by the same worker process. All processes are on one machine and use one
+clock.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import redis
 from celery import Celery
 
-from bench._worker import Worker, tell_machine
+from bench._worker import Worker, print_machine
 from openagents_worker.celery.app import make_worker_app
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
@@ -27,16 +28,16 @@ from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 from openagents_worker.tools.base import ToolContext, ToolPlugin
 
-MOST_P50_MS = 10.0
+MAX_P50_MS = 10.0
 WARM_UP = 20
 STARTED = "bench:started"
 
 
 class Stamp(ToolPlugin):
-    """Says when it was called: seconds since 1970."""
+    """Returns the time of the call in seconds since the epoch."""
 
     name = "stamp"
-    description = "Tells the time."
+    description = "Returns the time."
 
     def schema(self) -> dict[str, Any]:
         return {"type": "object", "properties": {}}
@@ -46,7 +47,7 @@ class Stamp(ToolPlugin):
 
 
 class FirstStep:
-    """A pattern that calls that tool and is done."""
+    """A pattern that calls the tool `stamp` once."""
 
     context: Any
 
@@ -68,7 +69,7 @@ AGENT = {
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Print the table; 0 when half of all runs are at work within ten milliseconds."""
+    """Print the table. Return 0 if half of the runs start within ten milliseconds."""
     parser = argparse.ArgumentParser(prog="python -m bench latency", description=__doc__)
     parser.add_argument("--runs", type=int, default=300)
     options = parser.parse_args(arguments)
@@ -78,15 +79,15 @@ def main(arguments: Sequence[str] = ()) -> int:
         Worker(Path(folder), server.url, AGENT, app="bench.latency") as worker,
         Client(server.url) as client,
     ):
-        tell_machine(server.url)
+        print_machine(server.url)
         runs, tasks = _measure(client, server.url, options.runs + WARM_UP)
         megabytes = worker.megabytes()
-    print(f"\nms from the producer's call to the work's beginning, {options.runs} of each in turns\n")
+    print(f"\nms from the call in the producer to the start in the worker, {options.runs} of each\n")
     print("| | p50 | p90 | p99 |\n|---|---|---|---|")
-    _tell("a run's first step", runs)
-    _tell("a plain Celery task", tasks)
-    print(f"\nThe worker takes {megabytes:.0f} MB.")
-    return 0 if statistics.median(runs) <= MOST_P50_MS else 1
+    _print_row("a run's first step", runs)
+    _print_row("a plain Celery task", tasks)
+    print(f"\nThe worker uses {megabytes:.0f} MB.")
+    return 0 if statistics.median(runs) <= MAX_P50_MS else 1
 
 
 def _measure(client: Client, url: str, count: int) -> tuple[list[float], list[float]]:
@@ -99,7 +100,7 @@ def _measure(client: Client, url: str, count: int) -> tuple[list[float], list[fl
                 RunRequest(agent_id="stamps", session_id=uuid.uuid4().hex, input_text="go")
             )
             runs.append((handle.wait(30).final_output - began) * 1000)
-            time.sleep(0.01)  # the worker has told Celery of the end, and waits again
+            time.sleep(0.01)  # until the worker has reported the end to Celery and is idle again
             began = time.time()
             sender.send_task("bench.latency.started", queue="agents", producer=producer)
             _, at = store.blpop([STARTED], timeout=30)
@@ -109,7 +110,7 @@ def _measure(client: Client, url: str, count: int) -> tuple[list[float], list[fl
     return runs[WARM_UP:], tasks[WARM_UP:]
 
 
-def _tell(what: str, times_ms: Sequence[float]) -> None:
+def _print_row(what: str, times_ms: Sequence[float]) -> None:
     cuts = statistics.quantiles(times_ms, n=100)
     print(f"| {what} | {cuts[49]:.1f} | {cuts[89]:.1f} | {cuts[98]:.1f} |")
 

@@ -1,7 +1,8 @@
-"""Masking: what it costs to look through a text for secrets, and that the cost grows with its length only.
+"""Masking: the cost of searching a text for secrets, and a check that it grows linearly with the length.
 
-Harmless texts as events and log lines have them; then half a megabyte of what each pattern begins with, and
-half of that. Twice the text may cost three times as much at most: the machine does other things, too.
+First, harmless texts as in events and log lines. Then, for the beginning of each pattern, a text of half a
+megabyte that repeats it, and a text of half that length. The longer text may cost at most three times as
+much, which allows for the noise of the machine.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from openagents_worker.secret_forms import mask_secrets, mask_url
 from openagents_worker.secret_text import mask_prose
 
 CHARS = 500_000
-MOST_TIMES_AS_LONG = 3.0
-MOST_US_PER_CHAR = 5.0
+MAX_RATIO = 3.0
+MAX_US_PER_CHAR = 5.0
 PIECES = (
     "-", "_", ":", "=", "?", "&", "sk-", "ghp_", "AKIA", "AIza", "eyJ", "eyJaaaaaaaaa.", "SG.",
     "SG.aaaaaaaaaaaaaaaaaaaa.", "12345678:", "/services/", "-----BEGIN ", "-----BEGIN PRIVATE KEY-----",
@@ -33,7 +34,7 @@ EVENT = {
 
 
 def main(options: list[str]) -> int:
-    """Prints both tables; 1 where a text costs more than its length explains."""
+    """Print both tables. Return 1 if the cost of a text grows faster than its length."""
     print(f"{'an event, as JSON':<36}{_seconds(lambda: shown_json(EVENT), 2_000) * 1e6:>10.1f} µs")
     for name, text in {"an id": "run-3f0c9e2d8a1b4c7e", "300 characters": (PROSE * 4)[:300]}.items():
         by_form = _seconds(lambda text=text: mask_secrets(text), 2_000)  # type: ignore[misc]
@@ -47,7 +48,7 @@ def main(options: list[str]) -> int:
 def _row(piece: str, mask: Callable[[str], str]) -> int:
     half, whole = ((piece * CHARS)[:size] for size in (CHARS // 2, CHARS))
     one, two = _seconds(lambda: mask(half)), _seconds(lambda: mask(whole))
-    is_wrong = two > MOST_TIMES_AS_LONG * one + 0.01 or two / CHARS * 1e6 > MOST_US_PER_CHAR
+    is_wrong = two > MAX_RATIO * one + 0.01 or two / CHARS * 1e6 > MAX_US_PER_CHAR
     name = f"{piece!r} {mask.__name__}"
     print(
         f"{name:<46}{two / CHARS * 1e6:>8.3f} µs a character{two / one:>6.1f} times{' !' if is_wrong else ''}"
@@ -56,7 +57,7 @@ def _row(piece: str, mask: Callable[[str], str]) -> int:
 
 
 def _seconds(work: Callable[[], object], times: int = 1) -> float:
-    """The best of three, in time of this process."""
+    """The best of three, in CPU time of this process."""
     best = float("inf")
     for _ in range(3):
         began = time.process_time()

@@ -1,10 +1,10 @@
-"""What the pool costs beside Celery's threads, and how many runs one process can let wait for a model.
+"""The throughput of the pool, compared with Celery's threads, and with runs that wait for a model.
 
-Tasks that do nothing, in our pool and in Celery's `threads` pool over one loop, and whole runs that ask a
-(scripted) model once, which answers at once: in alternating rounds. Then whole runs whose model takes its
-time: so many places, and six times as many runs in the queue before the worker may begin. Ideal is a worker
-that needs no time of its own. Every run is a whole one, with its commits and events, on a Redis that writes
-its append-only file. Redis, the worker and the producer share this machine: read the ratios, not the rates.
+First, in alternating rounds: empty tasks in the pool of this library, empty tasks in Celery's `threads` pool
+over one event loop, and complete runs whose scripted model answers at once. Then complete runs whose model
+needs some time: the queue has six times as many runs as the worker has slots. The ideal is a worker that
+needs no CPU time. Every run is complete, with its commits and events, on a Redis with an append-only file.
+Redis, the worker and the producer share this machine, so only the ratios are meaningful, not the rates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import redis
 from celery import Celery
 
-from bench._worker import Worker, tell_machine, wait, waiting_agent
+from bench._worker import Worker, print_machine, wait, waiting_agent
 from openagents_worker.celery.app import make_worker_app
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest
@@ -30,26 +30,26 @@ from openagents_worker.producer.client import Client
 from openagents_worker.settings import load_settings
 from openagents_worker.worker.loop_thread import LoopThread
 
-SIZE = 100  # places for tasks that do nothing
+SIZE = 100  # slots for empty tasks
 WAVES = 6
-LEAST_OF_THREADS = 0.95
-LEAST_OF_NOTHING = 0.5
-LEAST_SHARE = {5_000: 0.95, 10_000: 0.92, 1_000: 0.88}  # of the ideal, by the time a model takes in ms
-MOST_MB, MOST_KB_A_RUN = 100, 60
+MIN_OF_THREADS = 0.95
+MIN_OF_NOTHING = 0.5
+MIN_SHARE = {5_000: 0.95, 10_000: 0.92, 1_000: 0.88}  # of the ideal, by the time of a model call in ms
+MAX_MB, MAX_KB_A_RUN = 100, 60
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the tables; 0 when all of it is what is claimed."""
+    """Print the tables. Return 0 if all targets are met."""
     parser = argparse.ArgumentParser(prog="python -m bench pool", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tasks", type=int, default=2000, help="that do nothing, a measurement")
-    parser.add_argument("--waits", default="500x1000,1000x5000,2000x10000", help="PLACESxMILLISECONDS,…")
+    parser.add_argument("--tasks", type=int, default=2000, help="number of empty tasks per measurement")
+    parser.add_argument("--waits", default="500x1000,1000x5000,2000x10000", help="SLOTSxMILLISECONDS,…")
     options = parser.parse_args(arguments)
     with (
         tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
         EmbeddedRedis(data_dir=Path(folder) / "redis") as server,
     ):
-        tell_machine(server.url)
+        print_machine(server.url)
         bench = Bench(Path(folder), server.url)
         met = [bench.at_once(options.rounds, options.tasks)]
         waits = [tuple(map(int, wait.split("x"))) for wait in options.waits.split(",") if wait]
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class Bench:
-    """Measures on one Redis; every measurement has a worker process of its own."""
+    """Measures on one Redis. Every measurement starts a new worker process."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self._folder = folder
@@ -70,10 +70,10 @@ class Bench:
         return Worker(self._folder, self._url, agent, *options, app="bench.pool")
 
     def at_once(self, rounds: int, tasks: int) -> bool:
-        """Tasks and runs that wait for nothing: how many a second go through one process."""
+        """Measure how many empty tasks and runs one process executes per second."""
         measures: dict[str, Callable[[], float]] = {
-            "no-op, threads over one loop": lambda: self._nothing(["--pool", "threads"], tasks),
-            "no-op, our pool": lambda: self._nothing([], tasks),
+            "no-op, threads over one loop": lambda: self._empty_tasks(["--pool", "threads"], tasks),
+            "no-op, our pool": lambda: self._empty_tasks([], tasks),
             "run without tools, our pool": lambda: self._runs(tasks),
         }
         rates: dict[str, list[float]] = {name: [] for name in measures}
@@ -83,15 +83,15 @@ class Bench:
                 print(f"  {name}: {rates[name][-1]:.0f}/s", file=sys.stderr, flush=True)
         threads, ours, runs = (rates[name] for name in measures)
         of_threads, of_nothing = _ratio(ours, threads), _ratio(runs, ours)
-        print(f"\n{tasks} in the queue, {SIZE} places, median of {rounds} alternating rounds\n")
+        print(f"\n{tasks} in the queue, {SIZE} slots, median of {rounds} alternating rounds\n")
         print("| | a second | ratio of the rounds |\n|---|---|---|")
         print(f"| no-op, Celery's threads over one loop | {statistics.median(threads):.0f} | |")
         print(f"| no-op, our pool | {statistics.median(ours):.0f} | {of_threads:.2f} of the threads |")
         print(f"| run without tools | {statistics.median(runs):.0f} | {of_nothing:.2f} of the no-op |")
-        return of_threads >= LEAST_OF_THREADS and of_nothing >= LEAST_OF_NOTHING
+        return of_threads >= MIN_OF_THREADS and of_nothing >= MIN_OF_NOTHING
 
-    def _nothing(self, pool: Sequence[str], tasks: int) -> float:
-        """Tasks a second, from the first to the last, out of a queue that is full when the worker starts."""
+    def _empty_tasks(self, pool: Sequence[str], tasks: int) -> float:
+        """Tasks per second, from the first to the last. The queue is full when the worker starts."""
         self._redis.flushall()
         sender = Celery("sender", broker=self._url, set_as_current=False)
         with sender.producer_pool.acquire(block=True) as producer:
@@ -104,21 +104,21 @@ class Bench:
         return tasks / (last - first)
 
     def _runs(self, runs: int) -> float:
-        """Runs a second, from the first claim to the last end, out of a queue that is full."""
+        """Runs per second, from the first claim to the last end. The queue is full when the worker starts."""
         took = self._execute(SIZE, runs, wait_ms=0)
         return runs / took.seconds
 
     def waiting(self, rounds: int, places: int, wait_ms: int) -> bool:
-        """Runs that wait for a model: what share of the ideal is reached, with how much memory."""
+        """Measure throughput (as a share of the ideal) and memory with runs that wait for a model."""
         found = [self._execute(places, WAVES * places, wait_ms) for _ in range(rounds)]
         seconds, megabytes, cpu_ms = (
-            statistics.median(getattr(one, name) for one in found) for name in _Carried._fields
+            statistics.median(getattr(one, name) for one in found) for name in _Measurement._fields
         )
-        share, allowed = WAVES * wait_ms / 1000 / seconds, MOST_MB + places * MOST_KB_A_RUN / 1000
-        least = LEAST_SHARE.get(wait_ms, 0.0)
-        print(f"\n{WAVES} x {places:,} runs whose model takes {wait_ms:,} ms, {places:,} places, ", end="")
+        share, allowed = WAVES * wait_ms / 1000 / seconds, MAX_MB + places * MAX_KB_A_RUN / 1000
+        least = MIN_SHARE.get(wait_ms, 0.0)
+        print(f"\n{WAVES} x {places:,} runs whose model takes {wait_ms:,} ms, {places:,} slots, ", end="")
         print(f"median of {rounds}\n")
-        print("| runs/s | of the ideal | claimed | MB | allowed | worker's CPU, ms a run |")
+        print("| runs/s | of the ideal | target | MB | allowed | CPU of the worker, ms per run |")
         print("|---|---|---|---|---|---|")
         print(
             f"| {WAVES * places / seconds:.0f} | {share:.1%} | {least:.0%} "
@@ -127,8 +127,8 @@ class Bench:
         )
         return share >= least and megabytes <= allowed
 
-    def _execute(self, places: int, runs: int, wait_ms: int) -> _Carried:
-        """Let one worker carry so many runs, all of which wait in the queue when it begins."""
+    def _execute(self, places: int, runs: int, wait_ms: int) -> _Measurement:
+        """Let one worker execute `runs` runs, all of which are in the queue when it starts."""
         self._redis.flushall()
         with (
             Client(self._url) as client,
@@ -150,13 +150,13 @@ class Bench:
             records = [client.record(handle.id) for handle in handles]
         began = min(record.started_ms or 0 for record in records)
         ended = max(record.ended_ms or 0 for record in records)
-        took = _Carried((ended - began) / 1000, most, 1000 * cpu_s / runs)
+        took = _Measurement((ended - began) / 1000, most, 1000 * cpu_s / runs)
         print(f"  {runs} runs, {wait_ms} ms: {took.seconds:.2f} s", file=sys.stderr, flush=True)
         return took
 
 
-class _Carried(NamedTuple):
-    """What it took to carry runs; the CPU is the worker's."""
+class _Measurement(NamedTuple):
+    """The time, the memory and the CPU time of the worker (per run) for a number of runs."""
 
     seconds: float
     megabytes: float

@@ -1,12 +1,12 @@
-"""How long runs stand still when their worker is lost: the slowest of many losses, under any backlog.
+"""The time until the runs of a lost worker continue: the slowest of many losses, with different backlogs.
 
-How a worker is lost, and who is there to notice it:
-  host     killed, while another worker on its host has free slots: it looks at the process
-  restart  killed, the only worker; its supervisor starts another, which looks at what its host left behind
-  network  killed, while a worker that counts as another host's has free slots: it misses the connection
-  lease    stopped (SIGSTOP), which nobody can tell from a slow worker: its lease ends
+How the worker is lost, and how the loss is detected:
+  host     killed; another worker on the same host has free slots and checks the process
+  restart  killed; it was the only worker; its supervisor starts another one, which checks this process
+  network  killed; a worker on (as configured) another host has free slots and detects the closed connection
+  lease    stopped (SIGSTOP); this cannot be distinguished from a slow worker, so its lease has to end
 
-A run counts as running again when the model server has got its interrupted call once more.
+A run continues when the model server gets its interrupted call again.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ ALLOWED_S = 1.0  # beyond the lease
 HOST_S = 2.0
 NETWORK_S = 5.0
 NETWORK_MEDIAN_S = 4.0
-CALL_S = 600.0  # how long the model takes for what the killed worker waits for: longer than all else here
+CALL_S = 600.0  # the time of the model call that is interrupted: longer than any measurement
 PACKAGES = ("openagents-worker", "celery", "kombu", "redis", "hiredis")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table; 0 when all runs always ran again in time."""
+    """Print the table. Return 0 if all runs continued in time after every loss."""
     parser = argparse.ArgumentParser(
         prog="python -m bench recovery",
         description=__doc__,
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--waiting", type=int, nargs="+", default=[0, 10_000], help="messages in the queue")
     parser.add_argument("--ways", choices=list(Way), type=Way, nargs="+", default=list(Way))
     options = parser.parse_args(arguments)
-    _tell_machine()
+    _print_machine()
     rows = [
         _measure(way, lease_s, waiting, options.kills, options.runs)
         for way in options.ways
@@ -59,13 +59,13 @@ def main(arguments: Sequence[str]) -> int:
         for waiting in options.waiting
     ]
     table(
-        f"{options.kills} losses of a worker with {options.runs} live runs, until all of them run again", rows
+        f"{options.kills} losses of a worker with {options.runs} live runs, until all of them continue", rows
     )
     return 0 if all(row["within"] for row in rows) else 1
 
 
 class Way(StrEnum):
-    """How a worker is lost, and who notices."""
+    """How a worker is lost and how the loss is detected."""
 
     HOST = "host"
     RESTART = "restart"
@@ -108,18 +108,18 @@ def _allowed_s(way: Way, lease_s: float) -> float:
 
 
 def _lose_one(world: World, way: Way, number: int, waiting: int, runs: int) -> float:
-    """Seconds from the loss of a fully used worker until others work on all of its runs."""
+    """The seconds from the loss of a fully used worker until all of its runs continue."""
     victim = world.ready()[0]
     live = [f"live-{number}-{n}" for n in range(runs)]
-    asked = _Asked(world, live)
+    requests = _ModelRequests(world, live)
     for run_id in live:
         world.submit(run_id, latency_ms=int(CALL_S * 1000))
-    wait_for(lambda: len(asked.times()) == runs, f"{runs} runs wait for the model", 120)
+    wait_for(lambda: len(requests.times()) == runs, f"{runs} runs wait for the model", 120)
     for n in range(waiting - _waiting(world)):
         world.submit(f"waiting-{number}-{n}")
     if way is not Way.RESTART:
         world.add_worker()
-    # A worker that has never renewed is left to its lease: the figure is of those that have begun.
+    # Early detection needs a worker that has renewed its lease at least once.
     wait_for(lambda: _has_renewed(world, victim.name), "the victim has renewed", 120)
 
     lost_at = time.time()
@@ -127,10 +127,10 @@ def _lose_one(world: World, way: Way, number: int, waiting: int, runs: int) -> f
         victim.signal(signal.SIGSTOP)
     else:
         world.kill(victim)
-    wait_for(lambda: len(asked.times(since=lost_at)) == runs, "all of them run again", 120)
-    took_s = max(asked.times(since=lost_at).values()) - lost_at
+    wait_for(lambda: len(requests.times(since=lost_at)) == runs, "all of them continue", 120)
+    took_s = max(requests.times(since=lost_at).values()) - lost_at
 
-    victim.kill()  # also the one that was only stopped
+    victim.kill()  # a stopped worker is still alive
     _clear(world, live)
     print(
         f"  {way} {number + 1}: {took_s:.2f} s, {_waiting(world)} messages wait", file=sys.stderr, flush=True
@@ -144,8 +144,8 @@ def _has_renewed(world: World, name: str) -> bool:
     return any(incarnation.startswith(f"{name}@") for incarnation in watched)
 
 
-class _Asked:
-    """When the model was asked by these runs, from now on."""
+class _ModelRequests:
+    """The times of the model requests of these runs, from now on."""
 
     def __init__(self, world: World, run_ids: Sequence[str]) -> None:
         self._world = world
@@ -153,7 +153,7 @@ class _Asked:
         self._run_ids = set(run_ids)
 
     def times(self, since: float = 0.0) -> dict[str, float]:
-        """The first time after `since`, by run."""
+        """The time of the first request of each run after `since`."""
         found: dict[str, float] = {}
         for entry in self._world.model.log[self._from :]:
             if entry["event"] == "received" and entry["at"] > since:
@@ -178,11 +178,11 @@ def _clear(world: World, run_ids: Sequence[str]) -> None:
     wait_for(all_cancelled, "the interrupted runs are cancelled", 60)
 
 
-def _tell_machine() -> None:
+def _print_machine() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     print(f"Python {platform.python_version()}, {packages}")
     print(f"{platform.system()} {platform.release()}, {os.cpu_count()} cores, {_processor()}")
-    print(f"load when it began: {os.getloadavg()[0]:.1f}; anything above a few tenths is in the figures")
+    print(f"load at the start: {os.getloadavg()[0]:.1f}; more than a few tenths makes the figures worse")
 
 
 def _processor() -> str:

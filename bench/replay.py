@@ -1,12 +1,13 @@
-"""How long a run of ten thousand steps takes to be live again in another process, and what Redis must say.
+"""The time that another process needs to replay a run of ten thousand steps, and the replies of Redis.
 
-The run is recorded as a worker process carries runs: its pattern calls one tool ten thousand times, each call
-returns a thousand bytes and is committed; then it waits at a gate. Further attempts, each in a process that
-has just begun, claim the run and replay its journal through the same pattern. They are live when the
-first call that is in no journal begins. One more has its line to Redis watched: no answer may hold others up.
+The first attempt records the run: its pattern calls one tool ten thousand times, each call returns a thousand
+bytes and is committed, and then it waits in a tool named gate. Further attempts, each in a new process, claim
+the run and replay its journal with the same pattern. The replay ends when the first call starts that is not
+in the journal. One more attempt uses a proxy that measures the replies of Redis: a long reply would delay
+other clients.
 
-The same run is measured once as one loop, and once as a thousand branches that run side by side and all ask
-the same: there each record could answer a thousand calls, and replay has to find out which one it is for.
+The run is measured once as one loop, and once as a thousand concurrent branches with equal calls. In the
+second case each record could belong to a thousand calls, and the replay has to find the right one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench._worker import megabytes, tell_machine
+from bench._worker import megabytes, print_machine
 from bench.steps import FixedLease
 from openagents_worker.agents import load_agents
 from openagents_worker.local.redis_server import EmbeddedRedis
@@ -45,12 +46,12 @@ from tests.proxy import Line
 FIRST = "bench:0"
 STEP_BYTES = 1_000
 BRANCHES = 1_000
-MOST_S = 2.0
-MOST_REPLY = 256 * 1024
+MAX_S = 2.0
+MAX_REPLY = 256 * 1024
 
 
 class Text(ToolPlugin):
-    """Returns a text that no other call returns."""
+    """Returns a different text in each call."""
 
     name = "text"
     description = "Returns a text."
@@ -63,7 +64,7 @@ class Text(ToolPlugin):
 
 
 class Gate(ToolPlugin):
-    """Notes when it is called, and waits for ever."""
+    """Sets `reached` when it is called, and then waits forever."""
 
     name = "gate"
     description = "Waits."
@@ -78,7 +79,7 @@ class Gate(ToolPlugin):
 
 
 class Steps:
-    """So many calls of the one, divided among branches that ask the same; then the other."""
+    """Calls the tool `text` `steps` times, divided among equal branches, and then the tool `gate`."""
 
     context: Any
 
@@ -99,24 +100,24 @@ class Steps:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Print the table; 0 when the run is live in time and no answer was too long."""
+    """Print the table. Return 0 if the replay is fast enough and no reply of Redis is too long."""
     parser = argparse.ArgumentParser(prog="python -m bench replay", description=__doc__)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
     print(f"{options.steps:,} steps of {STEP_BYTES:,} bytes, median of {options.rounds} attempts\n")
     rows = [_measure(options.steps, branches, options.rounds) for branches in (1, BRANCHES)]
-    columns = ("branches", "recorded in, s", "live again after, s", "µs a record", "MB then")
-    print(f"\n| {' | '.join(columns)} | largest answer, bytes |")
+    columns = ("branches", "recorded in, s", "replayed in, s", "µs per record", "MB after the replay")
+    print(f"\n| {' | '.join(columns)} | largest reply, bytes |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         print(row)
-    return 0 if all(row.took_s <= MOST_S and row.largest <= MOST_REPLY for row in rows) else 1
+    return 0 if all(row.took_s <= MAX_S and row.largest <= MAX_REPLY for row in rows) else 1
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was found for a run of so many steps."""
+    """The figures for a run of `steps` steps."""
 
     steps: int
     branches: int
@@ -137,33 +138,38 @@ def _measure(steps: int, branches: int, rounds: int) -> Row:
         EmbeddedRedis(data_dir=Path(folder)) as server,
     ):
         if branches == 1:
-            tell_machine(server.url)
+            print_machine(server.url)
         url = server.url
-        recording_s, _ = _in_a_process(url, steps, branches, FIRST)
-        found = [_in_a_process(url, steps, branches, f"bench:{number}") for number in range(1, rounds + 1)]
-        with _Watched(url) as line:  # beside the others: it takes longer than Redis does
-            _in_a_process(line.url_of("watched"), steps, branches, "bench:watched")
+        recording_s, _ = _attempt_in_process(url, steps, branches, FIRST)
+        found = [
+            _attempt_in_process(url, steps, branches, f"bench:{number}") for number in range(1, rounds + 1)
+        ]
+        with _MeasuringProxy(url) as line:  # a separate attempt, because the proxy is slower than Redis
+            _attempt_in_process(line.url_of("watched"), steps, branches, "bench:watched")
             largest = line.largest
     took_s, mb = (statistics.median(one) for one in zip(*found, strict=True))
     return Row(steps, branches, recording_s, took_s, mb, largest)
 
 
-def _in_a_process(url: str, steps: int, branches: int, incarnation: str) -> tuple[float, float]:
-    """An attempt in a process of its own: seconds from its claim to the gate, and its megabytes then."""
+def _attempt_in_process(url: str, steps: int, branches: int, incarnation: str) -> tuple[float, float]:
+    """Execute an attempt in a new process.
+
+    Return the seconds from its claim to the gate, and its megabytes.
+    """
     script = "import sys; from bench import replay; replay.attempt(*sys.argv[1:])"
     command = [sys.executable, "-c", script, url, str(steps), str(branches), incarnation]
-    said = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-    took_s, mb = json.loads(said)
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    took_s, mb = json.loads(output)
     return took_s, mb
 
 
 def attempt(url: str, steps: str, branches: str, incarnation: str) -> None:
-    """What such a process does: print what it measured, as JSON."""
+    """The main function of the process of an attempt. Prints its measurements as JSON."""
     print(json.dumps(asyncio.run(_attempt(url, int(steps), int(branches), incarnation))))
 
 
 async def _attempt(url: str, steps: int, branches: int, incarnation: str) -> tuple[float, float]:
-    """Carry the run up to its gate as that incarnation, then hand it over; the first one submits it."""
+    """Execute the run up to its gate, then hand it over. The first incarnation also submits it."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": url, "OPENAGENTS_LOG_LEVEL": "ERROR"})
     agent = {
         "id": "steps",
@@ -177,7 +183,7 @@ async def _attempt(url: str, steps: int, branches: int, incarnation: str) -> tup
     store, lease, Gate.reached = AsyncStore(Cell(url)), FixedLease(incarnation), asyncio.Event()
 
     async def send(wakes: Sequence[Wake]) -> None:
-        """The next attempt claims the run by hand."""
+        """Not needed: the next attempt claims the run directly."""
 
     runner = Runner(store=store, lease=lambda: lease, assembly=assembly, settings=settings, send_wakes=send)
     announced = assembly.announcements()
@@ -186,22 +192,22 @@ async def _attempt(url: str, steps: int, branches: int, incarnation: str) -> tup
         request = RunRequest(agent_id="steps", session_id="s", run_id="long", input_text="go")
         await asubmit(store, request, settings=settings)
     began = time.perf_counter()
-    carrying = asyncio.create_task(runner.execute("long"))
+    executing = asyncio.create_task(runner.execute("long"))
     await Gate.reached.wait()
     took_s, mb = time.perf_counter() - began, megabytes()
     handing = asyncio.create_task(runner.latch_all(LatchReason.HANDOVER))
     await asyncio.sleep(0)
     await runner.hurry_all()
     await handing
-    assert (await carrying).reason == "handover"
+    assert (await executing).reason == "handover"
     await store.run(scripts.retire(incarnation=incarnation))
     await assembly.aclose()
     await store.close()
     return took_s, mb
 
 
-class _Watched(Proxy):
-    """A line to Redis that notes how long the answers are."""
+class _MeasuringProxy(Proxy):
+    """A proxy that records the length of the longest reply of Redis."""
 
     largest = 0
 

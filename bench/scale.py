@@ -1,7 +1,8 @@
-"""How costs grow: with processes, with a run's length, with sessions that are kept, with runs that wait.
+"""How costs grow with the number of processes, the length of a run, stored sessions and waiting runs.
 
-Everything shares this machine: read the ratios. Processor times are those of the process that is named, which
-a busy neighbour lengthens less than the wall's clock. Redis writes its append-only file, as deployed.
+All processes share this machine, so only the ratios are meaningful. CPU times are those of the named process;
+other load on the machine affects them less than wall-clock times. Redis writes its append-only file, as in
+production.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import redis
 
 from bench import steps as steps_bench
-from bench._worker import Worker, tell_machine, wait, waiting_agent
+from bench._worker import Worker, print_machine, wait, waiting_agent
 from openagents_worker import Client, RunRequest
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.local.stack import Stack
@@ -37,15 +38,15 @@ LENGTHS = (10, 100, 1_000, 10_000)
 SESSIONS = (1, 1_000, 100_000)
 BACKLOG = (0, 1_000, 10_000, 100_000)
 STEP_BYTES = 1_000
-RUNS = 200  # whose cost is taken together
-ALLOWED_A_STEP = 1.15  # of a step of the shorter run, for the longest
-ALLOWED_A_RUN = 1.25  # of a run beside nothing, for one beside the most
-ALLOWED_IDLE_CPU = 0.5  # percent of a core more than beside an empty queue
+RUNS = 200  # per measurement
+MAX_STEP_RATIO = 1.15  # the cost of a step of the longest run, divided by that of a short run
+MAX_RUN_RATIO = 1.25  # the cost of a run with the most stored data, divided by that with the least
+MAX_IDLE_CPU_GROWTH = 0.5  # percent of a core, from an empty queue to the longest
 HOUR_MS = 3_600_000
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Print the tables; 0 when all that should be flat is, and more processes mean more throughput."""
+    """Print the tables. Return 0 if constant costs are constant, and more processes have more throughput."""
     parser = argparse.ArgumentParser(prog="python -m bench scale", description=__doc__)
     parser.add_argument("--only", choices=list(SECTIONS))
     parser.add_argument("--most", type=int, default=100_000, help="steps, sessions or queued runs")
@@ -66,7 +67,7 @@ ROUNDS = 3
 
 
 def processes(most: int) -> bool:
-    """Runs a second with 1, 2 and 4 workers: runs that only wait, and runs that only work."""
+    """Measure the runs per second with 1, 2 and 4 workers, for waiting and for computing runs."""
     counts = (1, 2) if most <= 1_000 else (1, 2, 4)
     with tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder:
         agents = Path(folder) / "agents.json"
@@ -76,8 +77,8 @@ def processes(most: int) -> bool:
             EmbeddedRedis(data_dir=Path(folder) / "redis") as server,
             Stack(redis_url=server.url, env=env) as stack,
         ):
-            tell_machine(stack.redis_url)
-            print("\n| workers | waiting runs/s | times one worker | working runs/s | times one worker |")
+            print_machine(stack.redis_url)
+            print("\n| workers | waiting runs/s | ratio to one | computing runs/s | ratio to one |")
             print("|---|---|---|---|---|")
             waiting: list[float] = []
             working: list[float] = []
@@ -95,7 +96,7 @@ def processes(most: int) -> bool:
 
 
 def _agent(name: str, latency_ms: int) -> dict[str, object]:
-    """An agent whose model asks for one calculation and answers."""
+    """An agent whose model calls the tool `calc` once and then answers."""
     script = [{"tool_calls": [{"name": "calc", "arguments": {"expression": "6*7"}}]}, {"text": "42"}]
     return {
         "id": name,
@@ -112,7 +113,7 @@ def _rate_of(stack: Stack, agent_id: str, runs: int) -> float:
 
 
 def _rate(stack: Stack, agent_id: str, runs: int) -> float:
-    """Runs a second from the first submission to the last end, every run in a session of its own."""
+    """Runs per second from the first submission to the last end. Every run has a new session."""
     round_id = uuid.uuid4().hex[:8]
     with Client(stack.redis_url) as client:
         started = time.perf_counter()
@@ -131,16 +132,14 @@ def _rate(stack: Stack, agent_id: str, runs: int) -> float:
 
 
 def length(most: int) -> bool:
-    """What a step costs in runs of very different length."""
+    """Measure the cost of a step in runs of different length."""
     return asyncio.run(_with_redis(_length, most))
 
 
 async def _length(store: AsyncStore, runner: Runner, settings: Settings, most: int) -> bool:
-    print(
-        f"\nA recorded call of {STEP_BYTES:,} bytes, of the model or a tool, by the length of its run; what a"
-    )
-    print("run costs at its beginning and its end is shared out among its calls\n")
-    print("| steps | ms | own CPU, ms | Redis CPU, ms | bytes kept | sent to Redis | sent by Redis |")
+    print(f"\nA recorded call of {STEP_BYTES:,} bytes, of the model or a tool, by the length of its run. The")
+    print("costs of the start and the end of a run are divided among its calls.\n")
+    print("| steps | ms | own CPU, ms | Redis CPU, ms | bytes stored | sent to Redis | sent by Redis |")
     print("|---|---|---|---|---|---|---|")
     rows: dict[int, float] = {}
     for steps in [steps for steps in LENGTHS if steps <= most]:
@@ -163,31 +162,31 @@ async def _length(store: AsyncStore, runner: Runner, settings: Settings, most: i
             f"| {(after.sent - before.sent) / count:,.0f} |",
             flush=True,
         )
-    return rows[max(rows)] <= ALLOWED_A_STEP * rows.get(100, rows[min(rows)])
+    return rows[max(rows)] <= MAX_STEP_RATIO * rows.get(100, rows[min(rows)])
 
 
-# --- sessions that are kept ------------------------------------------------------------------------------
+# --- stored sessions -------------------------------------------------------------------------------------
 
 
 def sessions(most: int) -> bool:
-    """What a run costs beside many sessions that are kept, each with the run that was its last."""
+    """Measure the cost of a run with many stored sessions, each with one finished run."""
     return asyncio.run(_with_redis(_sessions, most))
 
 
 async def _sessions(store: AsyncStore, runner: Runner, settings: Settings, most: int) -> bool:
-    print(f"\nA run without tools beside sessions that are kept, {RUNS} of them in a new session each\n")
+    print(f"\nA run without tools with stored sessions, {RUNS} runs, each in a new session\n")
     print("| sessions | ms | own CPU, ms | Redis CPU, ms | Redis, MB |\n|---|---|---|---|---|")
     await _execute(store, runner, settings, 1)
     rows, kept = [], 1
     for count in [count for count in SESSIONS if count <= most]:
         await _copy_sessions(store, kept, count)
         kept = count
-        rows.append(await _run_beside(store, runner, settings, f"{count:,}"))
-    return rows[-1] <= ALLOWED_A_RUN * rows[0]
+        rows.append(await _measure_runs(store, runner, settings, f"{count:,}"))
+    return rows[-1] <= MAX_RUN_RATIO * rows[0]
 
 
 async def _copy_sessions(store: AsyncStore, have: int, want: int) -> None:
-    """Copies of what a run has left of its session, byte for byte, under other names."""
+    """Copy the stored session of a finished run, byte for byte, until there are `want` sessions."""
     names = ("session", "transcript", "run", "journal", "events")
     made: Any = store.redis
     dumps = {}
@@ -205,7 +204,7 @@ async def _copy_sessions(store: AsyncStore, have: int, want: int) -> None:
 
 
 async def _raw(store: AsyncStore, key: str) -> bytes:
-    with redis.Redis.from_url(store.cell.url) as client:  # a dump is no text
+    with redis.Redis.from_url(store.cell.url) as client:  # a dump is binary
         dump: bytes = client.dump(key)
     return dump
 
@@ -214,11 +213,9 @@ async def _raw(store: AsyncStore, key: str) -> bytes:
 
 
 def backlog(most: int) -> bool:
-    """What a run and a full worker's second cost beside a queue of that length."""
-    print("\nA queue of that many runs, in front of a worker whose one place is taken\n")
-    print(
-        "| queued | worker's CPU, % | Redis CPU, % | commands/s | a run, ms | own CPU, ms | Redis CPU, ms |"
-    )
+    """Measure the cost of a run, and of a fully used worker, with queues of different length."""
+    print("\nA queue of runs, consumed by a worker whose only slot is occupied\n")
+    print("| queued | worker CPU, % | Redis CPU, % | commands/s | a run, ms | own CPU, ms | Redis CPU, ms |")
     print("|---|---|---|---|---|---|---|")
     with (
         tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
@@ -226,28 +223,30 @@ def backlog(most: int) -> bool:
         Client(server.url) as client,
         Worker(Path(folder), server.url, waiting_agent(HOUR_MS), "-c", "1", app="tasks") as worker,
     ):
-        tell_machine(server.url)
+        print_machine(server.url)
         held = client.submit(RunRequest(agent_id="waits", session_id="held", input_text="go"))
-        wait(lambda: client.record(held.id).started_ms, "the worker's place is taken")
+        wait(lambda: client.record(held.id).started_ms, "the slot of the worker is occupied")
         rows, queued = [], 0
         for count in [count for count in BACKLOG if count <= most]:
             _queue(server.url, count - queued)
             queued = count
-            rows.append(asyncio.run(_beside_queue(worker, server.url, queued)))
+            rows.append(asyncio.run(_measure_with_queue(worker, server.url, queued)))
         client.cancel(held.id)
     first, last = rows[0], rows[-1]
-    return last.idle_cpu - first.idle_cpu <= ALLOWED_IDLE_CPU and last.run_ms <= ALLOWED_A_RUN * first.run_ms
+    return (
+        last.idle_cpu - first.idle_cpu <= MAX_IDLE_CPU_GROWTH and last.run_ms <= MAX_RUN_RATIO * first.run_ms
+    )
 
 
-class _Beside(NamedTuple):
-    """Beside a queue: the CPU of a full worker and its Redis in percent of a core; a run's CPU in ms."""
+class _QueueCost(NamedTuple):
+    """The CPU of a fully used worker and its Redis in percent of a core, and the CPU of a run in ms."""
 
     idle_cpu: float
     run_ms: float
 
 
 def _queue(url: str, runs: int) -> None:
-    """Submit so many, record and message, from two processes."""
+    """Submit `runs` runs from two processes."""
     if runs <= 0:
         return
     context = multiprocessing.get_context("spawn")
@@ -266,13 +265,13 @@ def _produce(url: str, runs: int) -> None:
             client.submit(RunRequest(agent_id="waits", session_id=uuid.uuid4().hex, input_text="go"))
 
 
-async def _beside_queue(worker: Worker, url: str, queued: int, seconds: float = 12.0) -> _Beside:
-    """A second of the worker, and a run that is claimed by hand, whatever waits in the queue."""
+async def _measure_with_queue(worker: Worker, url: str, queued: int, seconds: float = 12.0) -> _QueueCost:
+    """Measure the worker for some seconds, then runs that this process claims directly."""
     agents = [steps_bench.agent_of("runs", 0, 10)]
     async with steps_bench.process(url, agents) as (store, runner, settings):
         waiting = int(await store.redis.zcard(store.keys("sent", settings.queue)))
         if waiting != queued or await store.redis.llen(settings.queue) != queued:
-            sys.exit(f"{waiting} runs wait, and {queued} should")
+            sys.exit(f"{waiting} runs are waiting instead of {queued}")
         await asyncio.sleep(1.0)
         before, cpu_s, began = await _spent(store), worker.cpu_s(), time.monotonic()
         await asyncio.sleep(seconds)
@@ -289,14 +288,14 @@ async def _beside_queue(worker: Worker, url: str, queued: int, seconds: float = 
         f"| {run.wall_ms / RUNS:.2f} | {run.own_ms / RUNS:.2f} | {redis_ms:.2f} |",
         flush=True,
     )
-    return _Beside(own + of_redis, run.own_ms / RUNS + redis_ms)
+    return _QueueCost(own + of_redis, run.own_ms / RUNS + redis_ms)
 
 
-# --- what they share -------------------------------------------------------------------------------------
+# --- shared by the sections ------------------------------------------------------------------------------
 
 
 class _Spent(NamedTuple):
-    """What Redis has used so far: ms of processor time, bytes in and out, commands with scripts' own."""
+    """What Redis has used so far. `cpu_ms` is its CPU time; `commands` includes those inside of scripts."""
 
     cpu_ms: float
     received: int
@@ -323,7 +322,7 @@ async def _with_redis(section: Callable[..., Any], most: int) -> bool:
         tempfile.TemporaryDirectory(prefix="openagents-bench-") as folder,
         EmbeddedRedis(data_dir=Path(folder)) as server,
     ):
-        tell_machine(server.url)
+        print_machine(server.url)
         async with steps_bench.process(server.url, agents) as (store, runner, settings):
             for _ in range(3):
                 await steps_bench.run_once(store, runner, settings, "steps-100", uuid.uuid4().hex)
@@ -332,16 +331,19 @@ async def _with_redis(section: Callable[..., Any], most: int) -> bool:
 
 
 async def _execute(store: AsyncStore, runner: Runner, settings: Settings, runs: int) -> None:
-    """Submit and carry so many runs, one after the other; the very first is the one that is kept."""
+    """Submit and execute `runs` runs, one after the other.
+
+    A single run becomes the session that is copied.
+    """
     for number in range(runs):
         run_id = "kept-0" if runs == 1 and number == 0 else uuid.uuid4().hex
         request = RunRequest(agent_id="runs", session_id=run_id, run_id=run_id, input_text="go")
         await asubmit(store, request, settings=settings)
         await runner.execute(run_id)
-        await store.run(told(runs=[run_id, "1"]))  # there is no Celery that would have to be told
+        await store.run(told(runs=[run_id, "1"]))  # as if Celery had been notified
 
 
-async def _run_beside(store: AsyncStore, runner: Runner, settings: Settings, what: str) -> float:
+async def _measure_runs(store: AsyncStore, runner: Runner, settings: Settings, what: str) -> float:
     await _execute(store, runner, settings, RUNS // 4)
     before, began = await _spent(store), steps_bench.Moment.now()
     await _execute(store, runner, settings, RUNS)

@@ -1,9 +1,9 @@
-"""What a committed step costs, at the tenth and at the thousandth, in time and in bytes.
+"""The cost of a committed step, of the tenth and of the thousandth, in time and in bytes.
 
-The whole way of a run in one process: the runner, the ReAct pattern, a scripted model that answers at once
-and a tool that only returns its text. Every call of either is one step: recorded, counted, told as events.
-Beside it, in the same rounds and over the same kind of connection, the least that could store the same: one
-pipeline a step with the record, the usage and the events that the run had stored.
+A complete run in one process: the runner, the ReAct pattern, a scripted model that answers at once, and a
+tool that only returns its text. Every call of the model or the tool is one step: it is recorded and counted,
+and its events are stored. For comparison, in the same rounds and over the same kind of connection, a pipeline
+stores the same data: the record, the usage and the events of each step. This is the minimum.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from bench._worker import megabytes
-from openagents_worker.agents import load_agents
+from openagents_worker.agents import AppConfig
 from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.models import RunRequest, RunState
 from openagents_worker.producer.submit import asubmit
@@ -40,7 +40,7 @@ from openagents_worker.tools.base import ToolContext, ToolPlugin
 
 EARLY, LATE = 10, 1_000
 AROUND = (
-    10  # a step's time is the median over so many steps around it, as a single one is shorter than its noise
+    10  # the time of a step is the median of this many steps around it, because a single one is too noisy
 )
 STEP_BYTES, STORED_STEPS = 5_000, 100
 ALLOWED_MS, ALLOWED_TIMES_BARE, ALLOWED_GROWTH, ALLOWED_TIMES_CONTENT = 1.0, 3.0, 1.1, 1.3
@@ -48,13 +48,16 @@ RUN_KEYS = ("run", "facts", "events", "journal")
 PACKAGES = ("openagents-worker", "redis", "hiredis", "pydantic")
 NOT_COMPARABLE = """
 What is not comparable: the pipeline checks nothing (no fence, no session, no order), publishes nothing to
-watchers, and no pattern, model or tool runs beside it. It is the floor, not an alternative.
+watchers, and executes no pattern, model or tool. It is a lower bound, not an alternative.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Milliseconds on the wall's clock and of this process; on a busy machine only the latter counts."""
+    """Wall-clock time and CPU time of this process, in ms.
+
+    On a busy machine only the CPU time is meaningful.
+    """
 
     wall_ms: float
     own_ms: float
@@ -71,11 +74,11 @@ class Moment:
 
 
 class Text(ToolPlugin):
-    """Returns a text of the size it is asked for, and notes when it was called."""
+    """Returns a text of the requested size and records when it was called."""
 
     name = "text"
     description = "Returns a text."
-    called: list[Moment] = []  # noqa: RUF012 - of the run at hand; one runs at a time
+    called: list[Moment] = []  # noqa: RUF012 - of the current run; one run at a time
 
     def schema(self) -> dict[str, Any]:
         return {"type": "object", "properties": {"size": {"type": "integer"}}, "required": ["size"]}
@@ -87,7 +90,7 @@ class Text(ToolPlugin):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step has stored: its record, the usage after it, and its events."""
+    """The stored data of one step: its record, the usage after it, and its events."""
 
     record: str
     usage: str
@@ -96,7 +99,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class FixedLease:
-    """A lease for the length of a measurement."""
+    """A lease that does not end during a measurement."""
 
     incarnation: str
 
@@ -105,7 +108,10 @@ class FixedLease:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Print the tables; 0 when a step is as cheap as is claimed, also the thousandth, in time and bytes."""
+    """Print the tables.
+
+    Return 0 if the tenth and the thousandth step are within the limits of time and bytes.
+    """
     parser = argparse.ArgumentParser(prog="python -m bench steps", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--appendonly", choices=("no", "everysec", "always"), default="everysec")
@@ -118,11 +124,11 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 async def _measure(redis_url: str, rounds: int) -> int:
-    agents = [agent_of("steady", LATE // 2 + AROUND, 10), agent_of("bulky", STORED_STEPS // 2, STEP_BYTES)]
+    agents = [agent_of("steady", LATE // 2 + AROUND, 10), agent_of("large", STORED_STEPS // 2, STEP_BYTES)]
     async with process(redis_url, agents) as (store, runner, settings):
-        await _tell_machine(store, rounds)
+        await _print_machine(store, rounds)
         ours, bare = [], []
-        for number in range(-1, rounds):  # the first one warms everything up
+        for number in range(-1, rounds):  # the first one is the warm-up
             run_id = f"round-{number}"
             times = await run_once(store, runner, settings, "steady", run_id)
             steps = await _stored(store, run_id)
@@ -130,30 +136,31 @@ async def _measure(redis_url: str, rounds: int) -> int:
             if number >= 0:
                 ours.append((_at(EARLY, times), _at(LATE, times)))
                 bare.append((_at(EARLY, least), _at(LATE, least)))
-        is_quick = _tell_times(ours, bare)
-        bulky = str(uuid.uuid4())
-        await run_once(store, runner, settings, "bulky", bulky)
-        steps = await _stored(store, bulky)
-        await _pipelined(store, "bare-bulky", steps)
-        is_small = await _tell_bytes(store, bulky, "bare-bulky")
-        print(f"\nthis process takes {megabytes():.0f} MB\n{NOT_COMPARABLE}")
+        is_quick = _print_times(ours, bare)
+        large = str(uuid.uuid4())
+        await run_once(store, runner, settings, "large", large)
+        steps = await _stored(store, large)
+        await _pipelined(store, "bare-large", steps)
+        is_small = await _print_bytes(store, large, "bare-large")
+        print(f"\nthis process uses {megabytes():.0f} MB\n{NOT_COMPARABLE}")
     return 0 if is_quick and is_small else 1
 
 
-# --- the way of a run ------------------------------------------------------------------------------------
+# --- a run -----------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def process(
     redis_url: str, agents: Sequence[dict[str, Any]]
 ) -> AsyncGenerator[tuple[AsyncStore, Runner, Settings]]:
-    """A worker process without Celery: what carries runs, and nothing that could disturb the measurement."""
+    """The parts of a worker process that execute runs, without Celery and without background tasks."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_LOG_LEVEL": "ERROR"})
-    assembly = Assembly(load_agents(json.dumps({"agents": list(agents)}), env={}), env={})
+    config = AppConfig.model_validate({"agents": list(agents)})  # larger than an agents file may be
+    assembly = Assembly(config, env={})
     store, lease = AsyncStore(Cell(redis_url)), FixedLease("bench:1")
 
     async def send(wakes: Sequence[Wake]) -> None:
-        """Nobody waits for a wake-up: each run is carried by hand."""
+        """Not needed: each run is executed directly."""
 
     runner = Runner(store=store, lease=lambda: lease, assembly=assembly, settings=settings, send_wakes=send)
     announced = assembly.announcements()
@@ -166,11 +173,14 @@ async def process(
 
 
 def agent_of(agent_id: str, turns: int, size: int) -> dict[str, Any]:
-    """An agent of so many turns, each of them a step of the model and a step of the tool, of that size."""
+    """An agent of `turns` turns. Each turn is a step of the model and a step of the tool, of `size` bytes."""
     turn = {
         "text": "y" * size,
         "tool_calls": [{"name": "text", "arguments": {"size": size}}],
-        "usage": {"input_tokens": 1, "output_tokens": 1},  # said: a guess would read the whole conversation
+        "usage": {
+            "input_tokens": 1,
+            "output_tokens": 1,
+        },  # without it, the usage would be estimated from the whole conversation
     }
     return {
         "id": agent_id,
@@ -185,7 +195,7 @@ def agent_of(agent_id: str, turns: int, size: int) -> dict[str, Any]:
 async def run_once(
     store: AsyncStore, runner: Runner, settings: Settings, agent_id: str, run_id: str
 ) -> list[Moment]:
-    """Carry one run; the time of a step, turn by turn, from call to call of the tool."""
+    """Execute one run. Return the time of a step in each turn, measured from call to call of the tool."""
     Text.called.clear()
     request = RunRequest(agent_id=agent_id, session_id=run_id, run_id=run_id, input_text="Go.")
     await asubmit(store, request, settings=settings)
@@ -195,7 +205,7 @@ async def run_once(
 
 
 def _at(step: int, times: Sequence[Moment]) -> Moment:
-    """The time of the steps around that one; a turn has two."""
+    """The median time of the steps around this one. A turn has two steps."""
     turn, half = step // 2, AROUND // 4
     return _median(times[max(0, turn - half) : turn + half + 1])
 
@@ -204,11 +214,11 @@ def _median(times: Sequence[Moment]) -> Moment:
     return Moment(median(time.wall_ms for time in times), median(time.own_ms for time in times))
 
 
-# --- the least that could store the same -----------------------------------------------------------------
+# --- the pipeline that stores the same data --------------------------------------------------------------
 
 
 async def _stored(store: AsyncStore, run_id: str) -> list[Step]:
-    """What the run has stored, step by step: a checkpoint's event is the last one of its step."""
+    """The stored data of the run, step by step. The event of a checkpoint is the last event of its step."""
     keys = store.keys
     redis: Any = store.redis
     records = await redis.lrange(keys("journal", run_id), 0, -1)
@@ -225,7 +235,7 @@ async def _stored(store: AsyncStore, run_id: str) -> list[Step]:
 
 
 async def _pipelined(store: AsyncStore, name: str, steps: Sequence[Step]) -> list[Moment]:
-    """Store the same by one pipeline a step; the time of a step, turn by turn."""
+    """Store the same data with one pipeline per step. Return the time of a step in each turn."""
     moments = [Moment.now()]
     for step in steps:
         async with store.redis.pipeline(transaction=False) as pipe:
@@ -241,7 +251,7 @@ async def _pipelined(store: AsyncStore, name: str, steps: Sequence[Step]) -> lis
 # --- the tables ------------------------------------------------------------------------------------------
 
 
-async def _tell_machine(store: AsyncStore, rounds: int) -> None:
+async def _print_machine(store: AsyncStore, rounds: int) -> None:
     server, config = await store.redis.info("server"), await store.redis.config_get("append*")
     name = server.get("server_name", "redis")
     number = server.get(f"{name}_version") or server["redis_version"]
@@ -256,16 +266,16 @@ async def _tell_machine(store: AsyncStore, rounds: int) -> None:
 Pair = tuple[Moment, Moment]
 
 
-def _tell_times(ours: Sequence[Pair], bare: Sequence[Pair]) -> bool:
-    """The table of times; returns whether they are what is claimed."""
-    print(f"{'ms a step':<34}{f'step {EARLY:,}':>12}{f'step {LATE:,}':>12}{'ratio':>9}")
+def _print_times(ours: Sequence[Pair], bare: Sequence[Pair]) -> bool:
+    """Print the table of times. Return whether they are within the limits."""
+    print(f"{'ms per step':<34}{f'step {EARLY:,}':>12}{f'step {LATE:,}':>12}{'ratio':>9}")
     found = {}
     for name, rows in (("a run", ours), ("bare pipeline", bare)):
         early, late = found[name] = [_median([row[n] for row in rows]) for n in (0, 1)]
         print(_row(name, early.wall_ms, late.wall_ms))
-        print(_row(f"{name}, processor time here", early.own_ms, late.own_ms))
+        print(_row(f"{name}, CPU time here", early.own_ms, late.own_ms))
     times = [one.wall_ms / other.wall_ms for one, other in zip(*found.values(), strict=True)]
-    print(f"{'a run to the bare pipeline':<34}{times[0]:>12.1f}{times[1]:>12.1f}\n")
+    print(f"{'ratio of run to pipeline':<34}{times[0]:>12.1f}{times[1]:>12.1f}\n")
     early, late = found["a run"]
     return (
         late.wall_ms <= ALLOWED_MS
@@ -278,7 +288,7 @@ def _row(name: str, early: float, late: float) -> str:
     return f"{name:<34}{early:>12.3f}{late:>12.3f}{late / early:>9.2f}"
 
 
-async def _tell_bytes(store: AsyncStore, run_id: str, name: str) -> bool:
+async def _print_bytes(store: AsyncStore, run_id: str, name: str) -> bool:
     content = STORED_STEPS * STEP_BYTES
     ours = await memory_of(store, [store.keys(key, run_id) for key in RUN_KEYS])
     bare = await memory_of(store, [f"{name}:{key}" for key in ("run", "events", "journal")])

@@ -1,9 +1,10 @@
-"""What texts from outside cost: `python -m bench texts` prints a line a function, in milliseconds.
+"""The cost of hostile texts: `python -m bench texts` prints one line per function, in milliseconds.
 
-Each function runs on the event loop and is given texts that are made to take long, of one length and of twice
-that. Work that follows the length takes twice as long for the second; work that follows its square takes four
-times as long, and one text of a megabyte then blocks a worker. The worst text of each function is shown. What
-takes less than a few milliseconds is not judged: the machine's own noise is larger.
+Each of these functions runs on the event loop. It gets texts that are designed to take long, of one length
+and of twice that length. A function with linear cost takes twice as long for the second text. A function with
+quadratic cost takes four times as long, and a text of a megabyte would block the worker. The table shows the
+worst text of each function. Times of a few milliseconds are not judged, because the noise of the machine is
+larger.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from openagents_worker.tools.builtin.compute import evaluate
 
 CHARS = 20_000
 TRIES = 3
-MOST_RATIO = 3.0
+MAX_RATIO = 3.0
 JUDGED_FROM_MS = 20.0
 
 PIECES = (
@@ -52,7 +53,7 @@ FUNCTIONS: Mapping[str, Callable[[str], object]] = {
 
 
 def took_ms(function: Callable[[str], object], text: str) -> float:
-    """The fastest of some tries."""
+    """The time of the fastest of several tries."""
     took = []
     for _ in range(TRIES):
         began = time.perf_counter()
@@ -63,14 +64,14 @@ def took_ms(function: Callable[[str], object], text: str) -> float:
 
 
 def worst(function: Callable[[str], object]) -> tuple[str, float, float]:
-    """The piece of which a text takes the longest, and how long two lengths of it take."""
+    """The piece whose repetition takes longest, and the times in milliseconds for two lengths."""
     short = {piece: took_ms(function, _of(piece, CHARS)) for piece in PIECES}
     piece = max(short, key=lambda each: short[each])
     return piece, short[piece], took_ms(function, _of(piece, 2 * CHARS))
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Print the list; 0 when no function takes the square of its text's length."""
+    """Print the list. Return 0 if no function has a quadratic cost."""
     del arguments
     print(f"{'':32}{'worst text':>14}{f'{CHARS:,} chars':>14}{f'{2 * CHARS:,} chars':>14}{'ratio':>8}")
     fine = True
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         piece, short_ms, long_ms = worst(function)
         ratio = long_ms / short_ms
         print(f"{name:32}{piece!r:>14}{short_ms:>11.2f} ms{long_ms:>11.2f} ms{ratio:>8.1f}", flush=True)
-        fine = fine and (long_ms < JUDGED_FROM_MS or ratio < MOST_RATIO)
+        fine = fine and (long_ms < JUDGED_FROM_MS or ratio < MAX_RATIO)
     return 0 if fine else 1
 
 

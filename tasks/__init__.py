@@ -1,4 +1,4 @@
-"""The Celery application that this repository deploys: `celery -A tasks worker`, `celery -A tasks flower`."""
+"""The Celery application of this repository: `celery -A tasks worker`, `celery -A tasks flower`."""
 
 from openagents_worker.celery.app import make_worker_app
 from openagents_worker.settings import load_settings

@@ -1,6 +1,6 @@
-"""Calls that block. The only place that knows which calls of the standard library make their thread wait.
+"""Blocking calls. The only place that knows which calls of the standard library make their thread wait.
 
-Found by what is called and not by how long it took: a busy machine makes every call slow, and blames nobody.
+A call counts by its kind, not by its duration, so that a busy machine makes no test fail.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ ENDING = frozenset({asyncio.BaseEventLoop.shutdown_default_executor.__code__})
 def report_blocking_calls(
     patch: pytest.MonkeyPatch, on_a_loop: Callable[[], bool], report: Callable[[str], None]
 ) -> None:
-    """From now on `report` hears of each call that makes a thread wait while `on_a_loop()`.
+    """Call `report` with the name of each call that makes a thread wait while `on_a_loop()` is true.
 
-    A socket that blocks counts where a coroutine of the library uses it: tests may ask the Redis on this
-    machine from a coroutine of theirs, which is what they are not about.
+    A blocking socket counts only if a coroutine of the library uses it. Coroutines of tests may use blocking
+    clients of the local Redis.
     """
 
     def replace(owner: Any, name: str, waits: Callable[..., bool]) -> None:
@@ -52,16 +52,16 @@ def report_blocking_calls(
     replace(threading.Thread, "join", _join_waits)
     replace(subprocess.Popen, "wait", lambda self, timeout=None: self.poll() is None and timeout != 0)
     for name in SOCKET_CALLS:
-        replace(socket.socket, name, lambda self, *_: self.gettimeout() != 0 and _by_a_coroutine_of_ours())
+        replace(socket.socket, name, lambda self, *_: self.gettimeout() != 0 and _in_library_coroutine())
 
 
 def _condition_waits(self: threading.Condition, timeout: float | None = None) -> bool:
-    """Whoever starts a thread waits until it runs, also in the standard library's own executors."""
+    """Whether it blocks. Starting a thread waits until the thread runs; this is allowed, as in executors."""
     return timeout != 0 and not _is_called_by(STARTING)
 
 
 def _join_waits(self: threading.Thread, timeout: float | None = None) -> bool:
-    """A loop that ends joins a thread which has only its last line to run."""
+    """Whether it blocks. A closing loop joins a thread that is about to end; this is allowed."""
     return self.is_alive() and timeout != 0 and not _is_called_by(ENDING)
 
 
@@ -74,8 +74,8 @@ def _is_called_by(codes: frozenset[CodeType]) -> bool:
     return False
 
 
-def _by_a_coroutine_of_ours() -> bool:
-    """Whether the innermost coroutine on the stack is one of the library."""
+def _in_library_coroutine() -> bool:
+    """Whether the innermost coroutine on the stack belongs to the library."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_flags & (inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):

@@ -1,4 +1,4 @@
-"""Clocks that a test moves. The only place where time passes without anybody waiting for it."""
+"""Clocks for tests. The only place where the time of an event loop advances without waiting."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["LoopClock", "run_without_waiting"]
 
 
 class LoopClock:
-    """The clock of the running loop, which can be put forward: what is due by then is due at once.
+    """The clock of the running loop. `forward` advances it, so that timers become due at once.
 
-    Everything else on the loop is real, its sockets included.
+    Everything else on the loop is real, including its sockets.
     """
 
     def __init__(self) -> None:
@@ -32,10 +32,10 @@ class LoopClock:
 
 
 def run_without_waiting(work: Coroutine[Any, Any, T]) -> tuple[T, float]:
-    """The result of `work`, and how many seconds it took by the clock of its loop.
+    """The result of `work`, and the seconds that it took by the clock of its loop.
 
-    That clock stands still while anything can be done, and jumps to the next timer when nothing can. So
-    `work` may use timers, but nothing that comes from outside of its loop.
+    The clock stands still while a callback can run, and jumps to the next timer otherwise. `work` may use
+    timers, but it must not wait for anything outside of its loop.
     """
     with asyncio.Runner(loop_factory=_JumpingLoop) as runner:
         loop = runner.get_loop()
@@ -56,14 +56,14 @@ class _JumpingLoop(asyncio.SelectorEventLoop):
 
 
 class _JumpingSelector(selectors.SelectSelector):
-    """Instead of waiting until a timer is due it makes the clock show that time."""
+    """Instead of waiting until a timer is due, it advances the clock to that time."""
 
     def __init__(self, jump: Any) -> None:
         super().__init__()
         self._jump = jump
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "everybody waits, and for nothing that this loop could bring"
+        assert timeout is not None, "deadlock: all tasks wait, and no timer is set"
         if not (ready := super().select(0)):
             self._jump(timeout)
         return ready

@@ -1,4 +1,4 @@
-"""What tests share: a real Redis, emptied before each test that uses it, and the guards of `guards.py`."""
+"""Fixtures for all tests: a real Redis that is emptied before each test, and the guards of `guards.py`."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tests.hostile.table import lines_of
 
 pytest_plugins = ["tests.guards"]
 
-# Some hundred processes are started by the tests, each of which would compile all that it imports where an
-# image of a container says that nothing is to be written. `make clean` removes what is.
+# The tests start hundreds of processes. Container images often disable bytecode files; then each process
+# would compile everything that it imports. `make clean` removes the files.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# How long an example takes says more of the machine's other work than of ours.
+# The duration of an example depends on the load of the machine, so there is no deadline.
 hypothesis.settings.register_profile("any-machine", deadline=None)
 hypothesis.settings.load_profile("any-machine")
 
 
 SHORT = frozenset({"unit", "store", "producer", "errors", "fundamentals", "bench"})
-"""Folders whose files take few seconds each."""
+"""Folders whose test files take only a few seconds each."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first: at the end no process waits long for the other."""
+    """Run long files first, so that the parallel processes end at about the same time."""
     tests = Path(__file__).parent
     items.sort(
         key=lambda item: item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in SHORT
@@ -40,14 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Generator[EmbeddedRedis]:
-    """A Redis server for the whole session, on a port of its own."""
+    """A Redis server for the whole test session, on a free port."""
     with EmbeddedRedis() as server:
         yield server
 
 
 @pytest.fixture
 def redis_url(redis_server: EmbeddedRedis) -> Generator[str]:
-    """The URL of an empty Redis. Afterwards every key in it must have a TTL or be a permanent one."""
+    """The URL of an empty Redis. After the test, every key must have a TTL or be on the permanent list."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     yield redis_server.url
@@ -58,7 +58,7 @@ def redis_url(redis_server: EmbeddedRedis) -> Generator[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """What a test has printed or logged may hold half a character; processes cannot send it to each other."""
+    """Escape broken characters in the output of tests: pytest-xdist cannot send them between processes."""
     report = yield
     report.sections = [
         (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
@@ -67,7 +67,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What was tried of hostile input, and how it was answered."""
+    """Print the table of hostile inputs and the answers to them."""
     reports = [report for found in terminalreporter.stats.values() for report in found]
     if lines := lines_of(report for report in reports if isinstance(report, pytest.TestReport)):
         terminalreporter.section("hostile input")

@@ -1,6 +1,6 @@
-"""The diary: a file outside of the system in which tools write down what they do. Tests count there.
+"""The diary: a file, unknown to the system, to which the tools of tests write what they do.
 
-Not the system says how often a tool ran, the diary does.
+Tests read it to see how often a tool was really executed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from openagents_worker.tools.base import ToolContext
 __all__ = ["DIARY", "note", "read"]
 
 DIARY = "DIARY_FOLDER"
-"""The environment variable that tells tools in which folder it lies."""
+"""The environment variable with the folder of the diary."""
 
 
 def note(what: str, context: ToolContext, **more: Any) -> None:
-    """A line under the call's idempotency key; whole, whoever else writes at the same time."""
+    """Add a line with the idempotency key of the call. Writes of several processes do not mix."""
     line = {"what": what, "key": context.idempotency_key, "at": time.time(), **more}
     with _file(Path(os.environ[DIARY])).open("a") as diary:
         diary.write(json.dumps(line) + "\n")
@@ -30,7 +30,7 @@ def read(folder: Path, run_id: str) -> list[dict[str, Any]]:
     """The lines of one run, in the order in which they were written."""
     file = _file(folder)
     written = file.read_text().splitlines(keepends=True) if file.exists() else []
-    lines = [json.loads(line) for line in written if line.endswith("\n")]  # the last one is being written
+    lines = [json.loads(line) for line in written if line.endswith("\n")]  # skips a line in the making
     return [line for line in lines if line["key"].startswith(f"{run_id}:")]
 
 

@@ -1,8 +1,8 @@
-"""Guards. The only place for rules that every test obeys without naming them.
+"""Guards. The only place for rules that are checked in every test.
 
-No connection leaves this machine; no callback blocks an event loop; no task fails or vanishes unheard; what
-is opened is closed. What breaks a rule is noted where it happens, also in another thread, and fails the test
-once it is torn down, so that no `except` in between can hide it.
+No connection leaves this machine. No callback blocks an event loop. No task fails or disappears without
+notice. Everything that is opened is closed. A violation is recorded where it happens, in any thread. It fails
+the test after its teardown, so that no `except` can hide it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pytest
 
 from tests.blocking import report_blocking_calls
 
-MAX_CPU_S = 0.25  # at 500 runs a process, a quarter of a second is a pause that every one of them feels
+MAX_CPU_S = 0.25  # a process may execute 500 runs, and a blocked loop delays all of them
 
 _broken: list[str] = []
 _blocked: list[str] = []
@@ -32,22 +32,22 @@ _blocked: list[str] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "allow_blocking(reason): this test blocks its event loop on purpose")
-    # A shell lets what it starts in the background ignore SIGINT; so would each process that a test starts.
+    # A shell starts background processes with SIGINT ignored, and child processes would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
-    """After a test's own fixtures are gone, and with them its loop: which rules did it break?"""
+    """Check the rules after the teardown of the test's own fixtures, including its event loop."""
     try:
         yield
-    finally:  # also of a fixture that fails: the next test must not be blamed for it
-        found = _rules_broken(item, nextitem)
+    finally:  # also if a fixture fails: the next test must not fail for it
+        found = _violations(item, nextitem)
     if found:
         pytest.fail("\n".join(dict.fromkeys(found)), pytrace=False)
 
 
-def _rules_broken(item: pytest.Item, nextitem: pytest.Item | None) -> list[str]:
+def _violations(item: pytest.Item, nextitem: pytest.Item | None) -> list[str]:
     _collect_what_the_test_left(item, nextitem)
     allowed = item.get_closest_marker("allow_blocking")
     found = [*_broken, *(() if allowed else _blocked)]
@@ -65,10 +65,10 @@ def _guards() -> Generator[None]:
     patch = pytest.MonkeyPatch()
     _guard_sockets(patch)
     _guard_loops(patch)
-    ear = _AsyncioEar(logging.ERROR)
-    logging.getLogger("asyncio").addHandler(ear)
+    handler = _AsyncioLogHandler(logging.ERROR)
+    logging.getLogger("asyncio").addHandler(handler)
     yield
-    logging.getLogger("asyncio").removeHandler(ear)
+    logging.getLogger("asyncio").removeHandler(handler)
     patch.undo()
 
 
@@ -97,9 +97,8 @@ def _is_loopback(host: str) -> bool:
 
 # --- no callback blocks a loop ---------------------------------------------------------------------------
 #
-# Two rules, and neither looks at the time of day: what a callback computes is measured by the processor time
-# of its thread, and what it waits for is known by the call. So a machine that is busy with something else
-# makes no test fail.
+# Two rules, and neither uses wall-clock time: computation is measured by the CPU time of the thread, and
+# waiting is detected by the calls that wait. So a busy machine makes no test fail.
 
 _thread = threading.local()
 
@@ -128,7 +127,11 @@ def _guard_loops(patch: pytest.MonkeyPatch) -> None:
 
 
 class _Name:
-    """What a handle runs; taken before it does, because afterwards it forgets, and spelt only when asked."""
+    """The name of the callback of a handle.
+
+    It is created before the callback runs, because a handle drops its callback afterwards. The text is built
+    only if it is needed.
+    """
 
     def __init__(self, handle: asyncio.Handle) -> None:
         self._callback = getattr(handle, "_callback", None)
@@ -141,10 +144,10 @@ class _Name:
         return getattr(self._callback, "__qualname__", repr(self._callback))
 
 
-# --- no task fails or vanishes unheard -------------------------------------------------------------------
+# --- no task fails or disappears without notice ----------------------------------------------------------
 
 
-class _AsyncioEar(logging.Handler):
+class _AsyncioLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if "never retrieved" in text or "was destroyed" in text:
@@ -154,42 +157,42 @@ class _AsyncioEar(logging.Handler):
 # --- what is opened is closed ----------------------------------------------------------------------------
 
 
-FROZEN_AFTER = 100  # tests of a module: so many leave little enough to look through after each of them
+FREEZE_AFTER_TESTS = 100  # so many tests leave few enough objects for a garbage collection after each test
 
 _tests_of_module = 0
 
 
 def _collect_what_the_test_left(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """What a test leaves open warns when it is collected: here, so that no other test is blamed for it.
+    """Collect garbage, so that the warnings about open resources appear in the test that left them open.
 
-    To collect everything after each test would take longer than most tests. So what survives a module, above
-    all the tests that were collected, is frozen, that is, left out of later collections, until the last test
-    of its folder. A long module is frozen in between, and looked through as a whole after its last test.
+    A collection of all objects after each test would take longer than most tests. So the objects that survive
+    a module are frozen (excluded from later collections) until the last test of the folder. Objects of a long
+    module are frozen in between, too, and collected after its last test.
     """
     global _tests_of_module
-    getattr(item, "funcargs", {}).clear()  # pytest lets go of these after the teardown, which is too late
+    getattr(item, "funcargs", {}).clear()  # pytest itself drops them only after the teardown
     _tests_of_module += 1
     last_of_module = nextitem is None or nextitem.path != item.path
     last_of_folder = nextitem is None or nextitem.path.parent != item.path.parent
-    if last_of_folder or (last_of_module and _tests_of_module >= FROZEN_AFTER):
+    if last_of_folder or (last_of_module and _tests_of_module >= FREEZE_AFTER_TESTS):
         gc.unfreeze()
-    with _hearing_finalizers():
+    with _recording_finalizer_errors():
         gc.collect()
-    if last_of_module or _tests_of_module % FROZEN_AFTER == 0:
+    if last_of_module or _tests_of_module % FREEZE_AFTER_TESTS == 0:
         gc.freeze()
     if last_of_module:
         _tests_of_module = 0
 
 
 @contextmanager
-def _hearing_finalizers() -> Iterator[None]:
-    """Errors in finalizers, which are what `ResourceWarning`s are while warnings are errors."""
+def _recording_finalizer_errors() -> Iterator[None]:
+    """Record errors in finalizers. A `ResourceWarning` is such an error, because warnings are errors."""
 
-    def hear(unraisable: sys.UnraisableHookArgs) -> None:
+    def record(unraisable: sys.UnraisableHookArgs) -> None:
         error = unraisable.exc_value or unraisable.exc_type.__name__
-        _broken.append(f"left to the garbage collector: {error!r} in {unraisable.object!r}")
+        _broken.append(f"not closed before garbage collection: {error!r} in {unraisable.object!r}")
 
-    before, sys.unraisablehook = sys.unraisablehook, hear
+    before, sys.unraisablehook = sys.unraisablehook, record
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A model server that means harm: over real sockets, whatever bytes a test wants as an answer."""
+"""A hostile model server. It sends any bytes that a test defines, over real sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pieces = AsyncGenerator[bytes, None]
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole reply, from its status line on, and the codes that it may become."""
+    """A complete reply, including the status line, and the error codes that the worker may make of it."""
 
     pieces: Callable[[], Pieces]
     codes: tuple[str, ...]
@@ -41,7 +41,7 @@ def _bytes(data: bytes) -> Callable[[], Pieces]:
 
 
 def _repeating(head: bytes, first: bytes, again: bytes, times: int | None) -> Callable[[], Pieces]:
-    """`again` after `first`, so many times; None: without end."""
+    """`head`, `first`, and then `again`, repeated `times` times; None: endlessly."""
 
     async def pieces() -> Pieces:
         yield head + first
@@ -58,7 +58,7 @@ def _chunk(data: bytes) -> bytes:
 
 
 def _packed(wbits: int, part: bytes, times: int, name: str) -> Callable[[], Pieces]:
-    """The same part so many times, compressed: what follows a full flush can be repeated as it is."""
+    """A compressed body of `times` equal parts. After a full flush, the compressed part can be repeated."""
     made = zlib.compressobj(9, wbits=wbits)
     first = made.compress(part) + made.flush(zlib.Z_FULL_FLUSH)
     again = made.compress(part) + made.flush(zlib.Z_FULL_FLUSH)
@@ -138,7 +138,7 @@ LARGE: dict[str, Answer] = {
         _plain(JSON, status="500 No", body=b"[" + b"{}," * MB + b"{}]"), ("llm.connection",)
     ),
 }
-"""What would fill a worker's memory, or its time, if it were read to its end."""
+"""Replies that would exhaust the memory or the time of a worker that reads them completely."""
 
 
 async def _swapped(pieces: Callable[[], Pieces], old: str, new: str) -> Pieces:
@@ -239,7 +239,7 @@ FAULTY: dict[str, Answer] = {
         _repeating(_head(STREAM, "connection: close"), b"", _event(content="x"), 10), EITHER
     ),
 }
-"""What a library that reads it may raise anything for."""
+"""Malformed replies, for which an HTTP library may raise any exception."""
 
 
 # --- the server ------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ FAULTY: dict[str, Answer] = {
 
 @asynccontextmanager
 async def serving(answer: Callable[[bytes], Answer]) -> AsyncIterator[str]:
-    """Answers each request with what `answer` gives for it, and hangs up; its `api_base`."""
+    """A server that sends `answer(head)` to each request and closes the connection. Yields its `api_base`."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -260,7 +260,7 @@ async def serving(answer: Callable[[bytes], Answer]) -> AsyncIterator[str]:
                     writer.write(piece)
                     await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # whoever asked has read enough
+            pass  # the client has closed the connection
         finally:
             writer.transport.abort() if writer.transport.get_write_buffer_size() > MB else writer.close()
 

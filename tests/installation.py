@@ -1,7 +1,7 @@
-"""An installation: Redis, a model server, a worker, a producer. The only place where tests make a whole one.
+"""An installation: Redis, a model server, a worker, a producer. The only place that starts all of these.
 
-All of it is real: the worker is a process of its own, the model answers over HTTP. What the model says next
-is said by the test.
+All parts are real: the worker is a separate process, and the model answers over HTTP. Each test sets the
+replies of the model.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ ROOT = Path(__file__).parents[1]
 
 
 def call(name: str, /, **arguments: Any) -> dict[str, Any]:
-    """A tool call, as it stands in what the model says."""
+    """A tool call, in the form of the entries of `Model.will_say`."""
     return {"name": name, "arguments": arguments}
 
 
 def agent(
     agent_id: str, *, tools: Mapping[str, str | dict[str, Any]] | None = None, **fields: Any
 ) -> dict[str, Any]:
-    """An agent for the agents file, on the installation's model; `tools` are ids and what is behind them.
+    """An agent for the agents file that uses the model of the installation.
 
-    Its model repeats a failed request after a millisecond, so that tests need not wait for it.
+    `tools` maps ids to import paths or to entries of the agents file. The worker repeats a failed model
+    request after a millisecond, so that tests do not wait.
     """
     llm = {
         "provider": "openai_compatible",
@@ -57,58 +58,58 @@ def agent(
         "name": agent_id,
         "memory": {"type": "buffer"},
         "pattern": {"type": "react"},
-        "tools": [{"id": tool_id, **_reference(tool)} for tool_id, tool in (tools or {}).items()],
+        "tools": [{"id": tool_id, **_tool_entry(tool)} for tool_id, tool in (tools or {}).items()],
         **fields,
         "llm": {**llm, **fields.get("llm", {})},
     }
 
 
-def _reference(tool: str | dict[str, Any]) -> dict[str, Any]:
+def _tool_entry(tool: str | dict[str, Any]) -> dict[str, Any]:
     return {"impl": tool} if isinstance(tool, str) else tool
 
 
 class Model:
-    """What the model says, and what it was asked."""
+    """The model server: its scripted replies and the requests that it got."""
 
     def __init__(self) -> None:
         self.server = ModelServer(self._reply, before_piece=self._before_piece)
         self._script = ReplyScript((), faults=FAULTS)
         self._tries: Counter[str] = Counter()
         self.may_answer: Callable[[str], object] = lambda run_id: True
-        """Asked about a run before each reply to it, until it says so."""
+        """Called with a run id before each reply, until it returns a true value. Then the reply is sent."""
         self.may_go_on: Callable[[int], object] = lambda piece: True
-        """Asked about a piece of a streamed reply, counted from 0, until it says so."""
+        """Called with the number of each streamed piece, from 0 on, until it returns a true value."""
 
     def will_say(self, *entries: dict[str, Any]) -> None:
-        """From now on the n-th turn of every run is answered with the n-th of these replies.
+        """Set the replies: the n-th turn of every run gets the n-th reply.
 
-        A fault meets the first tries of the turn whose reply follows it.
+        A fault stands before a reply. It is the answer to the first tries of the turn of that reply.
         """
         self._script = ReplyScript(entries, faults=FAULTS)
 
     def asked(self, run_id: str) -> list[dict[str, Any]]:
-        """The requests of a run in the order in which they came: messages, tools, key, time."""
+        """The requests of a run in the order of their arrival: messages, tools, idempotency key, time."""
         log = self.server.log
-        return [line for line in log if line["event"] == "received" and _is_of(line, run_id)]
+        return [line for line in log if line["event"] == "received" and _belongs_to(line, run_id)]
 
     async def _before_piece(self, _: ModelRequest, number: int) -> None:
         await await_for(lambda: self.may_go_on(number), "the model may go on")
 
-    async def _reply(self, asked: ModelRequest) -> Any:
-        key = asked.headers["idempotency-key"]
+    async def _reply(self, request: ModelRequest) -> Any:
+        key = request.headers["idempotency-key"]
         await await_for(lambda: self.may_answer(key.partition(":")[0]), "the model may answer")
-        entry: ScriptedReply | ScriptedFault | None = self._script.entry(asked.n, self._tries[key])
+        entry: ScriptedReply | ScriptedFault | None = self._script.entry(request.n, self._tries[key])
         self._tries[key] += isinstance(entry, ScriptedFault)
-        return entry or {"error": "response", "message": f"nothing was scripted for turn {asked.n}"}
+        return entry or {"error": "response", "message": f"the script has no reply for turn {request.n}"}
 
 
-def _is_of(line: Mapping[str, Any], run_id: str) -> bool:
+def _belongs_to(line: Mapping[str, Any], run_id: str) -> bool:
     return str(line["key"]).startswith(f"{run_id}:")
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A deployment that runs, seen from a test. `run_agent` is what a producer imports."""
+    """A running deployment. `run_agent` is the object that a producer imports."""
 
     stack: Stack
     model: Model
@@ -118,21 +119,21 @@ class Installation:
     worker: ChildProcess
 
     def submit(self, agent_id: str, input_text: str = "Go.", **fields: Any) -> RunHandle[Any]:
-        """A run, in a session of its own unless one is given."""
+        """Submit a run, in a new session unless `session_id` is given."""
         session_id = fields.pop("session_id", None) or f"session-{uuid.uuid4().hex[:8]}"
         request = {"agent_id": agent_id, "session_id": session_id, "input_text": input_text, **fields}
         return self.run_agent.delay(request)
 
     def diary(self, run_id: str) -> list[dict[str, Any]]:
-        """What the tools of a run wrote down themselves, in their order."""
+        """The lines that the tools of a run wrote to the diary, in order."""
         return diary.read(self.folder, run_id)
 
 
 def story(handle: RunHandle[Any]) -> list[RunEvent]:
-    """All events of a run until its end, as a watcher gets them, each of them checked.
+    """All events of a run until its end, as a watcher gets them. This function also checks them.
 
-    Stored events are counted without gaps and are what they are declared to be; exactly one of them is
-    terminal, and the final one is the last.
+    Stored events are numbered without gaps and match their schemas. Exactly one is terminal, and the last one
+    is final.
     """
     events = list(handle.events())
     stored = [event for event in events if event.seq is not None]
@@ -154,11 +155,11 @@ def installed(
     say: Callable[[str, str], None] = lambda name, line: None,
     **env: str,
 ) -> Generator[Installation]:
-    """A whole deployment with these agents for as long as the block lasts; no key is left for ever by it.
+    """Run a deployment with these agents during the block. At the end, check that no key lacks a TTL.
 
-    Its tools keep their diary in the folder; `say` hears each line that a process prints. Without `redis_url`
-    it has a Redis of its own; the two other URLs are for users with other rights than the worker's: the
-    producer, and whoever looks at all keys.
+    Its tools write the diary to `folder`. `say` is called with the name of a process and a line that it
+    prints. Without `redis_url`, a Redis is started. `producer_url` and `admin_url` are for Redis users with
+    other rights: that of the producer, and one that may read all keys for the final check.
     """
     file = folder / "agents.json"
     file.write_text(json.dumps({"version": "1.0", "agents": list(agents)}))

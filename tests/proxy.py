@@ -1,6 +1,6 @@
-"""Lines to a real Redis. The only place where tests stand between it and its clients.
+"""A proxy in front of a real Redis. The only place where tests intercept its connections.
 
-Whatever is opened here is closed here.
+It closes every connection and server that it opens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A client's connection, and the one to Redis behind it."""
+    """A connection of a client, and the connection to Redis that belongs to it."""
 
     from_client: asyncio.StreamReader
     to_client: asyncio.StreamWriter
@@ -32,19 +32,19 @@ class Line:
 
 
 PassOn = Callable[[Line], Awaitable[None]]
-"""Passes bytes on in one direction, until that ends; the line is cut then."""
+"""Forwards bytes in one direction until the stream ends. Then the line is closed."""
 
 
 class Lines:
-    """Connections to one Redis, on a loop in a thread of its own; for a `with` or an `async with` block.
+    """Proxied connections to one Redis, on an event loop in a separate thread. A (sync or async) context.
 
-    `resets`: a line is cut with RST, so whoever reads there gets an error and no end of file.
+    `resets`: lines are closed with RST, so the reader gets an error instead of the end of the stream.
     """
 
     resets = False
     host = "127.0.0.1"
     tls: ssl.SSLContext | None = None
-    """What clients are shown; None: they are spoken to without TLS."""
+    """The TLS context of the server. None: clients connect without TLS."""
 
     def __init__(self, redis_url: str) -> None:
         parts = urlsplit(redis_url)
@@ -73,20 +73,20 @@ class Lines:
         await asyncio.to_thread(self.__exit__)
 
     def opened(self) -> None:
-        """Called at the beginning of the block."""
+        """Called at the beginning of the block. Subclasses start to listen here."""
 
-    def listen(self, *ways: PassOn) -> str:
-        """The URL of a new port; of each of its lines these pass something on."""
-        return self._there(self._listen(ways))
+    def listen(self, *forwarders: PassOn) -> str:
+        """Listen on a new port and return its URL. Each connection is served by these forwarders."""
+        return self._run_on_loop(self._listen(forwarders))
 
     def hang_up(self) -> None:
-        """From now on nobody gets a new connection."""
+        """Stop accepting connections."""
         if threading.get_ident() == self._thread.ident:
             self._stop_listening()
         else:
-            self._there(self._hang_up())
+            self._run_on_loop(self._hang_up())
 
-    def _there(self, work: Coroutine[Any, Any, T]) -> T:
+    def _run_on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     # --- on the loop -------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ class Lines:
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             for line in self._lines:
                 line.cancel()
-            await asyncio.wait(others)  # also those in which the loop accepts a connection: it is a line next
+            await asyncio.wait(others)  # includes connections that are being accepted: they become lines next
             await asyncio.sleep(0)
         for server in self._servers:
             server.close()
@@ -109,16 +109,16 @@ class Lines:
         self._stop_listening()
 
     def _stop_listening(self) -> None:
-        """Refuse new connections. asyncio leaks those that it is accepting while a server is closed."""
+        """Stop accepting. asyncio would leak connections that it is accepting while a server is closed."""
         for listening in [listening for server in self._servers for listening in server.sockets]:
             self._loop.remove_reader(listening.fileno())
-            with suppress(OSError):  # it has been done before
+            with suppress(OSError):  # it was done before
                 listening.shutdown(socket.SHUT_RDWR)
 
-    async def _listen(self, ways: tuple[PassOn, ...]) -> str:
+    async def _listen(self, forwarders: tuple[PassOn, ...]) -> str:
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self._ends.add(writer)  # here, because a task that is cancelled at once never begins
-            line = asyncio.create_task(self._pass_on(ways, reader, writer), name="line")
+            self._ends.add(writer)  # here, because a task that is cancelled at once never starts
+            line = asyncio.create_task(self._pass_on(forwarders, reader, writer), name="line")
             self._lines.add(line)
             line.add_done_callback(self._lines.discard)
 
@@ -128,7 +128,7 @@ class Lines:
         return f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
 
     async def _pass_on(
-        self, ways: tuple[PassOn, ...], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, forwarders: tuple[PassOn, ...], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         passing: list[asyncio.Task[None]] = []
         ends = [writer]
@@ -137,13 +137,16 @@ class Lines:
             self._ends.add(to_redis)
             ends.append(to_redis)
             line = Line(reader, writer, from_redis, to_redis)
-            passing = [asyncio.create_task(_until_the_end(way, line), name="way of a line") for way in ways]
+            passing = [
+                asyncio.create_task(_forward_until_closed(each, line), name="forwarder")
+                for each in forwarders
+            ]
             await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
         except OSError:
-            pass  # Redis is gone: so is this line
+            pass  # Redis has closed the connection, so the line is closed, too
         finally:
-            for way in passing:
-                way.cancel()
+            for task in passing:
+                task.cancel()
             await asyncio.gather(*passing, *map(self._close, ends), return_exceptions=True)
 
     async def _close(self, end: asyncio.StreamWriter) -> None:
@@ -157,12 +160,12 @@ class Lines:
 
 
 class Stalled(Lines):
-    """Lines on which nothing gets through once they are told to stall."""
+    """Lines that forward nothing between `stall` and `go_on`."""
 
     def opened(self) -> None:
         self._goes_on = asyncio.Event()
         self._goes_on.set()
-        self.url = self.listen(self._there_and_back)
+        self.url = self.listen(self._both_directions)
 
     def stall(self) -> None:
         self._loop.call_soon_threadsafe(self._goes_on.clear)
@@ -170,18 +173,19 @@ class Stalled(Lines):
     def go_on(self) -> None:
         self._loop.call_soon_threadsafe(self._goes_on.set)
 
-    async def _there_and_back(self, line: Line) -> None:
+    async def _both_directions(self, line: Line) -> None:
         await asyncio.gather(
-            self._one_way(line.from_client, line.to_redis), self._one_way(line.from_redis, line.to_client)
+            self._one_direction(line.from_client, line.to_redis),
+            self._one_direction(line.from_redis, line.to_client),
         )
 
-    async def _one_way(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while some := await reader.read(2**16):
+    async def _one_direction(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(2**16):
             await self._goes_on.wait()
-            writer.write(some)
+            writer.write(data)
             await writer.drain()
 
 
-async def _until_the_end(way: PassOn, line: Line) -> None:
+async def _forward_until_closed(forwarder: PassOn, line: Line) -> None:
     with suppress(OSError, asyncio.IncompleteReadError):
-        await way(line)
+        await forwarder(line)

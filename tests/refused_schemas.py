@@ -1,4 +1,4 @@
-"""JSON Schemas that are refused, each with the reason. The only place that lists them."""
+"""Rejected JSON Schemas, each with the reason. The only place that lists them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["REFUSED", "nested", "wide"]
 
 
 def doubled(levels: int, keyword: str = "allOf") -> dict[str, Any]:
-    """Two kilobytes at most, and 2 ** levels schemas for one value."""
+    """A schema of at most two kilobytes that applies 2 ** `levels` schemas to one value."""
     defs: dict[str, Any] = {
         f"d{n}": {keyword: [{"$ref": f"#/$defs/d{n + 1}"}, {"$ref": f"#/$defs/d{n + 1}"}]}
         for n in range(levels)

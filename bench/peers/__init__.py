@@ -1,12 +1,12 @@
-"""What a step, a run and a dead worker cost in other systems and here, in one run on one machine.
+"""The cost of a step, a run and a dead worker in other systems and in this library, on one machine.
 
     python -m bench peers [--only NAME …] [--rounds N]
 
-Each system has an adapter (`adapters/NAME_peer.py`, which says what exactly it does), a virtual environment
-of its own in `.bench/` (or `BENCH_PEERS_CACHE`) with the versions that stand in `adapters/NAME.txt`, and
-servers of its own. In each round every system is started, measured and ended, one after the other, so that
-noise meets all alike; the figures are medians over the rounds. Written: `results/peers.md`, `peers.json` and
-`peers.png`; with `--readme` also the short table of the README.
+Each system has an adapter (`adapters/NAME_peer.py`, whose docstring describes the setup), separate servers,
+and a separate virtual environment in `.bench/` (or `BENCH_PEERS_CACHE`) with the versions in
+`adapters/NAME.txt`. Each round starts, measures and stops every system, one after the other, so that noise
+affects all of them. The figures are medians over the rounds. The output is `results/peers.md`, `peers.json`
+and `peers.png`, and with `--readme` also the short table of the README.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An adapter's process, and the end of all that it has started. The only place that knows the lines."""
+"""The process of an adapter. The only place that talks to adapters and stops everything that they started."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from openagents_worker.local.redis_server import find_server
 __all__ = ["Adapter", "Failed", "NotMeasured", "adopt_orphans", "end_orphans"]
 
 STOP_TIMEOUT_S = 45.0
-LOOK_EVERY_S = 0.5  # whether an adapter that does not answer still lives
+CHECK_INTERVAL_S = 0.5  # between two checks whether an adapter is still alive
 PR_SET_CHILD_SUBREAPER = 36
 
 
 class Failed(Exception):
-    """The system could not be measured, and why."""
+    """The measurement of a system failed. The text is the reason."""
 
 
 class NotMeasured(Exception):
-    """This machine has not what the measurement needs, and what."""
+    """This machine lacks something that the measurement needs. The text says what."""
 
 
 class Adapter:
-    """One system, set up in a folder of its own, for as long as the block lasts."""
+    """A context manager that runs the adapter of one system, in a new folder."""
 
     living: set[int] = set()  # noqa: RUF012 - the process ids of all adapters
 
@@ -67,7 +67,7 @@ class Adapter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let it end its servers; then nothing of it is left, whatever it did."""
+        """Let the adapter stop its servers. Then kill everything that is left of it and remove its folder."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(OSError):
@@ -82,11 +82,12 @@ class Adapter:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def ask(self, do: str, timeout_s: float, **arguments: Any) -> dict[str, Any]:
-        """The answer to one command. Raises `Failed` or `NotMeasured`."""
-        self.tell(do, **arguments)
+        """Send a command and return its answer. Raises `Failed` or `NotMeasured`."""
+        self.send(do, **arguments)
         return self.answer(timeout_s)
 
-    def tell(self, do: str, **arguments: Any) -> None:
+    def send(self, do: str, **arguments: Any) -> None:
+        """Send a command without waiting for its answer. Raises `Failed`."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write((json.dumps({"do": do, **arguments}) + "\n").encode())
@@ -95,10 +96,11 @@ class Adapter:
             raise Failed(f"the adapter has ended: {self._last_words()}") from None
 
     def answer(self, timeout_s: float) -> dict[str, Any]:
+        """Wait for the answer to the last command. Raises `Failed` or `NotMeasured`."""
         assert self._process.stdout is not None
         deadline = time.monotonic() + timeout_s
-        while not select.select([self._process.stdout], [], [], LOOK_EVERY_S)[0]:
-            if self._process.poll() is not None:  # a child of its own may still hold the pipe open
+        while not select.select([self._process.stdout], [], [], CHECK_INTERVAL_S)[0]:
+            if self._process.poll() is not None:  # its children may still hold the pipe open
                 raise Failed(f"the adapter has ended: {self._last_words()}")
             if time.monotonic() > deadline:
                 raise Failed(f"no answer within {timeout_s:.0f} s: {self._last_words()}")
@@ -125,9 +127,9 @@ class Adapter:
 
 
 def adopt_orphans() -> None:
-    """From now on, children of adapters that die become ours (Linux), so that we can end them.
+    """Make this process the parent of the children of dead adapters (Linux), so that it can kill them.
 
-    And what a benchmark has left on the disk that was killed is taken away.
+    Also removes the folders of killed benchmarks.
     """
     for left in (cache() / "runs").glob("[0-9]*"):
         if not Path("/proc", left.name).exists():
@@ -137,8 +139,8 @@ def adopt_orphans() -> None:
 
 
 def end_orphans() -> None:
-    """End every child of this process that is no adapter: what adapters have left behind."""
-    for _ in range(100):  # an orphan's own children come to us in turn
+    """Kill every child of this process that is not an adapter: the processes that adapters left behind."""
+    for _ in range(100):  # the children of a killed orphan become children of this process
         left = _children() - Adapter.living
         if not left:
             return

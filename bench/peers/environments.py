@@ -17,28 +17,29 @@ STAMP = ".installed"
 
 
 def cache() -> Path:
-    """The folder with the environments and what is measured in; `BENCH_PEERS_CACHE`, or one in the tree."""
+    """The folder for the environments and the data of the systems: `BENCH_PEERS_CACHE` or `.bench`."""
     folder = Path(os.environ.get("BENCH_PEERS_CACHE") or ROOT / ".bench")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of an environment that has what `adapters/NAME.txt` and `NAME.npm` list.
+    """The interpreter of the environment with the packages of `adapters/NAME.txt` and `NAME.npm`.
 
-    Made when it is not there or the lists have changed. Raises `RuntimeError` with the installer's words.
+    The environment is created if it does not exist or the lists have changed. Raises `RuntimeError` with the
+    output of the installer.
     """
     lists = [file for kind in ("txt", "npm") if (file := ADAPTERS / f"{name}.{kind}").exists()]
-    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in lists) + sys.version.encode()).hexdigest()
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in lists) + sys.version.encode()).hexdigest()
     home = cache() / "environments" / name
     stamp = home / STAMP
-    if not stamp.exists() or stamp.read_text() != wanted:
+    if not stamp.exists() or stamp.read_text() != digest:
         print(f"  installing {name} into {home}", file=sys.stderr, flush=True)
         shutil.rmtree(home, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(home)])
         for file in lists:
             _install(home, file)
-        stamp.write_text(wanted)
+        stamp.write_text(digest)
     return home / "bin" / "python"
 
 
@@ -49,7 +50,7 @@ def _install(home: Path, file: Path) -> None:
         return
     npm = shutil.which("npm")
     if npm is None:
-        raise RuntimeError(f"no npm found, which installs what {file.name} lists")
+        raise RuntimeError(f"npm was not found; it installs the packages of {file.name}")
     packages = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
     quiet = ["--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
     _run([npm, "install", "--prefix", str(home / "npm"), *quiet, *packages])

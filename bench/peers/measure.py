@@ -1,4 +1,4 @@
-"""Rounds over the systems. The only place that decides what is measured when, and that writes the results."""
+"""Rounds of measurements. The only place that decides their order and writes the results."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from bench.peers.systems import JOBS, SYSTEMS, System
 RESULTS = ROOT / "bench" / "results"
 START_S, JOB_S, NOTHING_S, RECOVERY_S, SLOW_RECOVERY_S = 90.0, 60.0, 90.0, 120.0, 460.0
 SYNCS = 50
-TRIES = 2  # a system that has failed so often is left alone
+TRIES = 2  # after so many failures a system is skipped
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, and write the results; 0 when every system that could be measured here was."""
+    """Measure and write the results. Return 0 if no measurement failed."""
     options = _options(arguments)
     if options.redraw:
         results = json.loads((options.results / "peers.json").read_text())
@@ -53,24 +53,31 @@ def main(arguments: Sequence[str]) -> int:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     names = [system.name for system in SYSTEMS]
     parser = argparse.ArgumentParser(
-        prog="python -m bench peers", description="What a step, a run and a dead worker cost elsewhere."
+        prog="python -m bench peers",
+        description="The cost of a step, a run and a dead worker in other systems.",
     )
     parser.add_argument(
         "--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--nothing", type=int, default=300, help="runs that do nothing, a measurement")
-    parser.add_argument("--minutes", type=float, default=11.0, help="no round begins that would take longer")
+    parser.add_argument(
+        "--nothing", type=int, default=300, help="number of runs of one empty step, per measurement"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=11.0, help="start no round that would exceed this time"
+    )
     parser.add_argument("--no-recovery", action="store_true")
-    parser.add_argument("--redraw", action="store_true", help="table and picture again, from peers.json")
-    parser.add_argument("--readme", action="store_true", help="put the short table into README.md")
+    parser.add_argument(
+        "--redraw", action="store_true", help="create table and picture again, from peers.json"
+    )
+    parser.add_argument("--readme", action="store_true", help="write the short table to README.md")
     parser.add_argument("--no-picture", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args(arguments)
 
 
 class Bench:
-    """Rounds of measurements, and what they found."""
+    """Rounds of measurements and their results."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -108,9 +115,9 @@ class Bench:
         for number in range(self._options.rounds):
             round_began = time.monotonic()
             if round_began - began + longest_s > self._options.minutes * 60:
-                self._say(f"{number} rounds of {self._options.rounds}: no time for another")
+                self._log(f"{number} rounds of {self._options.rounds}: no time for another one")
                 return number
-            shift = number % len(self._systems)  # nobody is always first
+            shift = number % len(self._systems)  # so that no system is always the first
             for system in self._systems[shift:] + self._systems[:shift]:
                 if self._is_due(system):
                     self._measure_once(system, number)
@@ -123,15 +130,15 @@ class Bench:
         return not enough and len(found["failures"]) < TRIES and "not_measured" not in found
 
     def _measure_once(self, system: System, number: int) -> None:
-        self._say(f"round {number + 1}: {system.name}")
-        with self._noting(system), Adapter(system) as adapter:
+        self._log(f"round {number + 1}: {system.name}")
+        with self._recording_failures(system), Adapter(system) as adapter:
             found = self._found[system.name]
             found["facts"] = adapter.ask("start", START_S)
             measured: dict[str, Any] = {"jobs": []}
             for steps, size in JOBS:
                 runs = range(system.job_runs)
                 measured["jobs"].append([adapter.ask("job", JOB_S, steps=steps, size=size) for _ in runs])
-            found["rounds"].append(measured)  # these stand, whatever becomes of the rest
+            found["rounds"].append(measured)  # kept even if a later measurement fails
             measured["nothing"] = adapter.ask("nothing", NOTHING_S, runs=self._options.nothing)
             if system.recovery == "in turn" and not self._options.no_recovery:
                 found["recoveries"].append(adapter.ask("recovery", RECOVERY_S))
@@ -139,37 +146,37 @@ class Bench:
     # --- recoveries that take minutes ---
 
     def _begin_recovery(self, beside: contextlib.ExitStack, system: System) -> Adapter | None:
-        """Kill a worker of an instance of its own; what comes of it is asked for after all rounds."""
-        self._say(f"beside the rounds: the recovery of {system.name}")
-        with self._noting(system):
+        """Start the measurement in a separate instance. Its result is collected after all rounds."""
+        self._log(f"in parallel to the rounds: the recovery of {system.name}")
+        with self._recording_failures(system):
             adapter = beside.enter_context(Adapter(system))
             adapter.ask("start", START_S)
-            adapter.tell("recovery")
+            adapter.send("recovery")
             return adapter
-        return None  # noted
+        return None  # `_recording_failures` has recorded the error
 
     def _collect_recovery(self, system: System, adapter: Adapter | None) -> None:
         if adapter is not None:
-            self._say(f"waiting for the recovery of {system.name}")
-            with self._noting(system):
+            self._log(f"waiting for the recovery of {system.name}")
+            with self._recording_failures(system):
                 self._found[system.name]["recoveries"].append(adapter.answer(SLOW_RECOVERY_S))
 
-    # --- what goes wrong stays with the one system ---
+    # --- failures ---
 
     @contextlib.contextmanager
-    def _noting(self, system: System) -> Iterator[None]:
+    def _recording_failures(self, system: System) -> Iterator[None]:
         try:
             yield
         except NotMeasured as why:
             self._found[system.name]["not_measured"] = str(why)
-            self._say(f"{system.name}: not measured: {why}")
-        except Exception as why:  # whatever it is, the others are still to be measured
+            self._log(f"{system.name}: not measured: {why}")
+        except Exception as why:  # any error: the other systems are still measured
             words = str(why) if isinstance(why, Failed) else f"{type(why).__name__}: {why}"
             self._found[system.name]["failures"].append(words)
-            self._say(f"{system.name}: {words}")
+            self._log(f"{system.name}: {words}")
 
-    def _say(self, words: str) -> None:
-        print(f"  {words}", file=sys.stderr, flush=True)
+    def _log(self, text: str) -> None:
+        print(f"  {text}", file=sys.stderr, flush=True)
 
 
 # --- the machine -----------------------------------------------------------------------------------------
@@ -193,7 +200,7 @@ def _processor() -> str:
 
 
 def _sync_ms() -> float:
-    """What it takes to get 4 KB to the disk that all systems write to."""
+    """The median time of a sync of 4 KB to the disk that all systems use, in ms."""
     took = []
     with tempfile.NamedTemporaryFile(dir=cache()) as file:
         for _ in range(SYNCS):

@@ -16,13 +16,13 @@ from matplotlib.axes import Axes
 
 OURS, OTHERS, PALE, TEXT, GRID = "#d1495b", "#30638e", "#a9c0d3", "#222222", "#dddddd"
 Value = tuple[float | None, str]
-"""A bar's length, or none, and what stands at its end."""
+"""The length of a bar, or None, and its label."""
 
 
 def main() -> None:
-    told = json.load(sys.stdin)
-    rows = [row for row in told["rows"] if not row["why"]]
-    steps, size = told["jobs"][-1]
+    data = json.load(sys.stdin)
+    rows = [row for row in data["rows"] if not row["why"]]
+    steps, size = data["jobs"][-1]
     job = f"{steps} steps of {size // 1024} KB"
     mpl.rcParams.update(
         {"font.size": 10, "text.color": TEXT, "axes.labelcolor": TEXT, "font.family": "DejaVu Sans"}
@@ -38,12 +38,12 @@ def main() -> None:
         "From SIGKILL to the next step, s (shorter is better)",
         log=True,
     )
-    machine = told["machine"]
+    machine = data["machine"]
     figure.text(
         0.01,
         0.008,
-        f"{machine['processor']}; medians over {told['rounds']} round(s), {machine['date']}. "
-        "* started again at once by the benchmark; until somebody notices comes on top.",
+        f"{machine['processor']}; medians over {data['rounds']} round(s), {machine['date']}. "
+        "* started again at once by the benchmark, without the time until the death is detected.",
         fontsize=9,
         color="#555555",
     )

@@ -1,4 +1,4 @@
-"""What was found, as a table and a picture. The only place that knows how figures are shown."""
+"""The results as a table and a picture. The only place that formats them."""
 
 from __future__ import annotations
 
@@ -25,35 +25,34 @@ HEAD = (
     "worker MB",
     "servers MB",
 )
-SHORT = (0, 1, 3, 5, 6, 7, 8)  # what the README shows of it
-OWN_LOAD = 1.5  # the measurements themselves come to no more
+README_COLUMNS = (0, 1, 3, 5, 6, 7, 8)
+OWN_LOAD = 1.5  # the highest load that the measurements themselves cause
 BEGIN, END = "<!-- bench peers: begin -->", "<!-- bench peers: end -->"
 NOTES = """\
 How to read it:
 
-- A step's time runs from the beginning of one step to that of the next, by the worker's own clock; one run at
-  a time. Steps do nothing but make their bytes. Producer, worker and servers share this machine: read the
-  ratios.
-- **Not the same promise in every row.** Redis with `everysec` may lose its last second when the machine dies;
-  `always`, SQLite FULL, PostgreSQL and Restate's log sync before they answer. Celery stores a transcript that
-  the team's own code writes; pydocket records tasks, not steps; the original SDK, not durable, stores no step
-  at all.
-- Bytes are what the storage has grown by when the run is over. Ours are the journal (about the content once),
-  the events kept for whoever watches later, and the session's memory; the others store no events. Restate's
-  log is compressed.
-- Runs that do nothing have one step. LangGraph and the original SDK have no queue: their runs begin in the
-  process that is asked, so nothing is enqueued; the others' figures include submitting through a broker or a
+- The time of a step is measured from its start to the start of the next step, by the clock of the worker,
+  with one run at a time. Steps only create their bytes. Producer, worker and servers share this machine, so
+  only the ratios are meaningful.
+- **The guarantees differ between the rows.** Redis with `everysec` may lose its last second in a power
+  failure; `always`, SQLite FULL, PostgreSQL and Restate's log sync before they answer. With Celery, code of
+  the application stores a transcript; pydocket records tasks, not steps; the original SDK, not durable,
+  stores no steps.
+- Bytes are the growth of the storage until the end of the run. This library stores the journal (about the
+  content once), the events for later watchers, and the memory of the session; the other systems store no
+  events. Restate's log is compressed.
+- Runs that do nothing have one step. LangGraph and the original SDK have no queue: their runs start in the
+  process that calls them. The figures of the other systems include the submission through a broker or a
   database.
-- After SIGKILL: seconds until a step begins again, with each system's defaults. Where a second worker stands
-  by, it takes over; DBOS, Restate, LangGraph and the original SDK have one process, which is started again at
-  once, so their figure (marked *) is mostly the start of Python: the time until somebody notices comes on
-  top.
-  The step that was in flight is done again everywhere.
+- After SIGKILL: seconds until a step starts again, with the defaults of each system. If there is a second
+  worker, it takes over. DBOS, Restate, LangGraph and the original SDK have one process, which is restarted
+  at once, so their figure (marked *) is mostly the start of Python, without the time until the death is
+  detected. The interrupted step is repeated in all systems.
 """
 
 
 def rows_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a system: medians, or None where there is no figure and a word why."""
+    """One row per system: medians, or None with the reason if there is no figure."""
     return [_row(name, system) for name, system in results["systems"].items()]
 
 
@@ -112,10 +111,10 @@ def _median(values: Sequence[float]) -> float | None:
 
 
 def write_table(results: Mapping[str, Any], folder: Path) -> str:
-    """`peers.md`; returns its text."""
+    """Write `peers.md` and return its text."""
     rows, machine = rows_of(results), results["machine"]
     lines = [
-        "# Beside others",
+        "# Comparison with other systems",
         "",
         f"{machine['date']}. {machine['processor']}; {machine['system']}; {_load(machine)}; "
         f"{machine['sync_ms']} ms to sync 4 KB. Medians over {results['rounds']} round(s) in turn, "
@@ -124,10 +123,16 @@ def write_table(results: Mapping[str, Any], folder: Path) -> str:
         *_table(HEAD, [_cells(row) for row in rows]),
         "",
         NOTES,
-        "## Versions, and what decides",
+        "## Versions and dominating settings",
         "",
         *_table(
-            ("System", "versions", "decides recovery", "limits speed", "ms a step, fastest to slowest"),
+            (
+                "System",
+                "versions",
+                "setting for recovery",
+                "setting for speed",
+                "ms a step, fastest to slowest",
+            ),
             [
                 (row["title"], *_facts(results["systems"][row["name"]]), "; ".join(map(_range, row["jobs"])))
                 for row in rows
@@ -146,7 +151,7 @@ def _failures(results: Mapping[str, Any]) -> list[str]:
         for system in results["systems"].values()
         for words in system["failures"]
     ]
-    return ["", "## What failed", "", *found] if found else []
+    return ["", "## Failures", "", *found] if found else []
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -191,36 +196,36 @@ def _number(value: float | None) -> str:
 
 
 def write_readme(results: Mapping[str, Any], file: Path) -> None:
-    """Put the short table between its two marks."""
+    """Replace the text between the two marks in the README by the short table."""
     before, begin, rest = file.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise RuntimeError(f"{file} has no place for the table: {BEGIN} and {END}")
+        raise RuntimeError(f"{file} does not contain the marks for the table: {BEGIN} and {END}")
     machine = results["machine"]
-    told = (
+    caption = (
         f"{machine['date'].partition(' ')[0]}, {machine['processor']}, {_load(machine)}; "
         f"medians over {results['rounds']} round(s)."
     )
-    lines = ["", *_table([HEAD[n] for n in SHORT], _short(results)), "", told, ""]
+    lines = ["", *_table([HEAD[n] for n in README_COLUMNS], _short(results)), "", caption, ""]
     file.write_text(before + begin + "\n".join(lines) + end + after)
 
 
 def _load(machine: Mapping[str, Any]) -> str:
-    beside = " (other work ran beside it)" if machine["load"] > OWN_LOAD else ""
-    return f"load {machine['load']} at the end{beside}"
+    other = " (other programs were running)" if machine["load"] > OWN_LOAD else ""
+    return f"load {machine['load']} at the end{other}"
 
 
 def _short(results: Mapping[str, Any]) -> list[list[str]]:
-    return [[cells[n] for n in SHORT] for cells in map(_cells, rows_of(results))]
+    return [[cells[n] for n in README_COLUMNS] for cells in map(_cells, rows_of(results))]
 
 
 # --- the picture -----------------------------------------------------------------------------------------
 
 
 def draw(results: Mapping[str, Any], folder: Path) -> None:
-    """`peers.png`, by a script in an environment that has matplotlib."""
+    """Create `peers.png` with a script, in an environment that has matplotlib."""
     script = Path(__file__).with_name("plot.py")
-    told = {
+    data = {
         "rows": rows_of(results),
         "machine": results["machine"],
         "rounds": results["rounds"],
@@ -228,10 +233,10 @@ def draw(results: Mapping[str, Any], folder: Path) -> None:
     }
     done = subprocess.run(
         [str(python_of("plot")), str(script), str(folder / "peers.png")],
-        input=json.dumps(told),
+        input=json.dumps(data),
         text=True,
         capture_output=True,
         check=False,
     )
     if done.returncode != 0:
-        raise RuntimeError(f"no picture: {done.stderr.strip()[-400:]}")
+        raise RuntimeError(f"the picture could not be created: {done.stderr.strip()[-400:]}")

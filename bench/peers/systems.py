@@ -14,22 +14,25 @@ JOBS = ((20, 1024), (100, 5120))
 
 @dataclass(frozen=True)
 class System:
-    """One row: an adapter, and how it is set up for this row."""
+    """One row of the table: an adapter and its options."""
 
     name: str
     title: str
     adapter: str
     options: Mapping[str, Any] = field(default_factory=dict)
     recovery: Literal["in turn", "beside", "no"] = "in turn"
-    """`beside`: it takes minutes, and is measured once, beside everything else, in an instance of its own."""
+    """`beside`: it takes minutes, so it is measured once, in a separate instance, parallel to the rounds."""
     rounds: int | None = None
-    """Measured so often at most."""
+    """The largest number of rounds."""
     job_runs: int = 2
-    """Of each job, a round."""
+    """Runs of each job per round."""
 
     @property
     def own_environment(self) -> bool:
-        """Ours runs where the driver runs."""
+        """Whether it needs a separate environment.
+
+        This library is measured in the environment of the driver.
+        """
         return self.adapter != "ours"
 
 

@@ -1,6 +1,6 @@
-"""The demo: a run from `run_agent.delay` to its result, then the same with its worker killed on the way.
+"""The demo: a run from `run_agent.delay` to its result, then a second run whose worker is killed.
 
-Starts everything it needs on this machine, shows it, counts what happened from outside, and leaves nothing.
+It starts everything on this machine, counts the effects of the runs from outside, and stops everything.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ ROOT = HERE.parent.parent
 
 
 def main() -> int:
-    """Both acts; 0 when both did what the README says."""
+    """Execute both parts. Return 0 if each run completed and no call was executed twice."""
     with tempfile.TemporaryDirectory(prefix="openagents-demo-") as folder, _stack(Path(folder)) as stack:
-        here = Path(folder)
-        _say("Redis", stack.redis_url)
-        model_log = _start_model(stack, here)
+        files = Path(folder)
+        _print_line("Redis", stack.redis_url)
+        model_log = _start_model(stack, files)
         workers = [_start_worker(stack, "worker-1")]
-        _say("Flower", stack.start_flower())
+        _print_line("Flower", stack.start_flower())
 
-        _title("Act one: a run, from another process, through run_agent.delay")
+        _print_title("Part one: a producer process submits a run with run_agent.delay")
         run_id = _new_id("demo")
-        good = _tell(_submit(stack, run_id, here), model_log, here / "ledger.jsonl")
+        good = _report(_submit(stack, run_id, files), model_log, files / "ledger.jsonl")
 
-        _title("Act two: the same again, and its worker is killed in the middle (SIGKILL)")
-        (here / "ledger.jsonl").unlink()
+        _print_title("Part two: the same request, but the worker is killed during the run (SIGKILL)")
+        (files / "ledger.jsonl").unlink()
         workers.append(_start_worker(stack, "worker-2"))
         run_id = _new_id("killed")
         killer = threading.Thread(target=_kill_its_worker, args=(stack, run_id, workers))
         killer.start()
-        result = _submit(stack, run_id, here)
+        result = _submit(stack, run_id, files)
         killer.join()
-        good = _tell(result, model_log, here / "ledger.jsonl") and good
+        good = _report(result, model_log, files / "ledger.jsonl") and good
     print()
-    _say("the end", "workers, Flower, model and Redis are stopped")
+    _print_line("stopped", "workers, Flower, model and Redis")
     return 0 if good else 1
 
 
@@ -60,7 +60,7 @@ def _stack(folder: Path) -> Stack:
         env={
             **os.environ,
             "OPENAGENTS_CONFIG": str(HERE / "agents.json"),
-            "OPENAGENTS_LEASE_MS": "3000",  # a dead worker is noticed within three seconds
+            "OPENAGENTS_LEASE_MS": "3000",  # a dead worker is detected after at most three seconds
             "OPENAGENTS_LOG_LEVEL": "ERROR",
             "DEMO_LEDGER": str(folder / "ledger.jsonl"),
             "DEMO_DOCUMENTS": str(ROOT / "docs"),
@@ -71,7 +71,7 @@ def _stack(folder: Path) -> Stack:
 
 def _start_worker(stack: Stack, name: str) -> ChildProcess:
     worker = stack.start_worker(name)
-    _say(name, f"pid {worker.pid}, registered")
+    _print_line(name, f"pid {worker.pid}, registered")
     return worker
 
 
@@ -80,19 +80,19 @@ def _new_id(name: str) -> str:
 
 
 def _start_model(stack: Stack, folder: Path) -> Path | None:
-    """The model server where no provider's key is there; returns its log."""
+    """Start the model server unless the environment has an API key. Return the path of its log, or None."""
     if os.environ.get("OPENAI_API_KEY"):
-        _say("model", os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1"))
+        _print_line("model", os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1"))
         return None
     log = folder / "model.jsonl"
     url = stack.start_model_server("examples.demo.model:reply", log, token_delay_ms=15)
     stack.set_env(OPENAI_BASE_URL=url, OPENAI_API_KEY="no-key-needed")
-    _say("model", f"{url} (scripted; set OPENAI_API_KEY to ask a real one)")
+    _print_line("model", f"{url} (scripted; set OPENAI_API_KEY to use a real model)")
     return log
 
 
 def _submit(stack: Stack, run_id: str, folder: Path) -> dict[str, Any]:
-    """Run the producer in a process of its own, its output on our terminal; returns the result."""
+    """Run the producer in a separate process that prints to this terminal. Return the result of its run."""
     result = folder / f"{run_id}.json"
     subprocess.run(
         [sys.executable, str(HERE / "producer.py"), run_id, f"session-of-{run_id}", str(result)],
@@ -104,7 +104,7 @@ def _submit(stack: Stack, run_id: str, folder: Path) -> dict[str, Any]:
 
 
 def _kill_its_worker(stack: Stack, run_id: str, workers: list[ChildProcess]) -> None:
-    """Kill the worker that carries the run, once the second entry in the ledger is a committed step."""
+    """Kill the worker that executes the run, as soon as its second ledger entry is committed."""
     entries = 0
     for event in _events_of(stack, run_id):
         entries += event.name == "tool.succeeded" and event.payload["tool_id"] == "ledger"
@@ -121,25 +121,25 @@ def _events_of(stack: Stack, run_id: str) -> Iterator[RunEvent]:
             try:
                 yield from client.handle(run_id).events()
                 return
-            except RunNotFound:  # its producer is only just starting
+            except RunNotFound:  # the producer has not submitted the run yet
                 time.sleep(0.02)
 
 
-def _tell(result: dict[str, Any], model_log: Path | None, book: Path) -> bool:
-    """What happened, counted by the model and the ledger themselves; whether it is what was promised."""
+def _report(result: dict[str, Any], model_log: Path | None, ledger: Path) -> bool:
+    """Print how often the ledger and the model were called, and return whether no call was repeated."""
     run_id = result["run_id"]
-    keys = [json.loads(line)["key"] for line in book.read_text().splitlines()]
+    keys = [json.loads(line)["key"] for line in ledger.read_text().splitlines()]
     print()
-    _say("stop reason", result["stop_reason"])
-    _say("artifacts", ", ".join(artifact["name"] for artifact in result["artifacts"]))
-    _say("ledger", f"{len(keys)} entries, {_repeats(keys)} of them twice")
+    _print_line("stop reason", result["stop_reason"])
+    _print_line("artifacts", ", ".join(artifact["name"] for artifact in result["artifacts"]))
+    _print_line("ledger", f"{len(keys)} entries, {_repeats(keys)} duplicates")
     good = result["stop_reason"] == "completed" and _repeats(keys) == 0
     if model_log is not None:
         lines = [json.loads(line) for line in model_log.read_text().splitlines()]
-        asked = (line["key"] for line in lines if line["event"] == "received")
-        replies = [key for key in asked if key.startswith(f"{run_id}:")]
-        _say("model", f"asked {len(replies)} times, {_repeats(replies)} of them again")
-        good = good and _repeats(replies) == 0
+        keys = [line["key"] for line in lines if line["event"] == "received"]
+        requests = [key for key in keys if key.startswith(f"{run_id}:")]
+        _print_line("model", f"{len(requests)} requests, {_repeats(requests)} duplicates")
+        good = good and _repeats(requests) == 0
     return good
 
 
@@ -147,11 +147,11 @@ def _repeats(keys: Any) -> int:
     return sum(count - 1 for count in collections.Counter(keys).values())
 
 
-def _title(text: str) -> None:
+def _print_title(text: str) -> None:
     print(f"\n=== {text}\n", flush=True)
 
 
-def _say(name: str, text: str) -> None:
+def _print_line(name: str, text: str) -> None:
     print(f"{name:>12}  {text}", flush=True)
 
 

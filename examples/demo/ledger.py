@@ -1,6 +1,6 @@
-"""A tool with an effect that must not happen twice: it writes a line into a book outside of the system.
+"""A tool whose effect must not happen twice: it adds a line to a file that the system does not know.
 
-The book is how the demo proves its point: not the system says how often the tool ran, the book does.
+The demo counts the lines of this file to see how often the tool was executed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from openagents_worker.tools.base import ToolPlugin
 
 
 class Ledger(ToolPlugin):
-    """Notes a figure. Takes a moment, as a call over a network would."""
+    """Adds a figure to the ledger. It takes 0.3 s, like a call over a network."""
 
     name = "ledger"
-    description = "Notes a figure under a name in the project's ledger. Call it once for every figure."
+    description = "Adds a named figure to the project's ledger. Call it once for every figure."
 
     def schema(self) -> dict[str, Any]:
         return {
             "type": "object",
             "properties": {
-                "name": {"type": "string", "description": "What the figure is."},
+                "name": {"type": "string", "description": "The name of the figure."},
                 "value": {"type": "number", "description": "The figure."},
             },
             "required": ["name", "value"],
@@ -33,12 +33,12 @@ class Ledger(ToolPlugin):
         }
 
     async def invoke(self, params: dict[str, Any], context: Any) -> dict[str, Any]:
-        await asyncio.sleep(0.3)  # the way to the book and back
+        await asyncio.sleep(0.3)  # the time of a network call
         line = {**params, "key": context.idempotency_key, "pid": os.getpid(), "at": time.time()}
         await asyncio.to_thread(_write, json.dumps(line) + "\n")
         return {"noted": params["name"]}
 
 
 def _write(line: str) -> None:
-    with Path(os.environ["DEMO_LEDGER"]).open("a") as book:
-        book.write(line)
+    with Path(os.environ["DEMO_LEDGER"]).open("a") as ledger:
+        ledger.write(line)

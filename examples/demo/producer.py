@@ -1,4 +1,4 @@
-"""A producer: another process that knows Redis and nothing of agents, tools or workers."""
+"""A producer: a process that needs only the URL of Redis, and no agents, tools or workers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from openagents_worker.cli.display import Follower
 
 
 def main(run_id: str, session_id: str, result_file: str) -> None:
-    """Submit one run, show its events as they happen, then its result, which is also written to a file."""
+    """Submit a run, print its events live, then print its result and write it to a file."""
     request = RunRequest(
         agent_id="librarian",
         session_id=session_id,
         run_id=run_id,
-        input_text="Which documents does this project have, how long are they, and what do they promise?",
+        input_text="Which documents does this project have, how long are they, and what do they guarantee?",
     )
     handle = run_agent.delay(request)
     follower = Follower(as_json=False, pieces=True)

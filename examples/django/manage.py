@@ -1,4 +1,4 @@
-"""Django's command line for this example."""
+"""The command line of Django for this example."""
 
 import os
 import sys

@@ -1,7 +1,6 @@
-"""A product on the web: a page asks an agent, sees its tools and its words as they come, and may stop it.
+"""A web application: a page submits a question to an agent, shows its events live, and can cancel the run.
 
-With Redis and a worker that knows the agent running (`README.md` beside this file says how):
-`uvicorn examples.fastapi.app:app`.
+Start Redis and a worker as described in `README.md`, then `uvicorn examples.fastapi.app:app`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ PAGE = Path(__file__).parent / "page.html"
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """One client for the life of the server: it reads OPENAGENTS_REDIS_URL and knows nothing of agents."""
+    """Create one client for the server. It reads OPENAGENTS_REDIS_URL and needs no agents file."""
     async with AsyncClient() as app.state.client:
         yield
 
@@ -31,7 +30,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 class Question(BaseModel):
-    """`conversation` is the session: what was said in it is remembered. `run_id` makes a repeat harmless."""
+    """`conversation` is the id of the session. With a `run_id`, a repeated request is the same run."""
 
     text: str
     conversation: str
@@ -49,11 +48,11 @@ async def page() -> FileResponse:
 
 @app.post("/runs", status_code=202)
 async def ask(question: Question, request: Request) -> Run:
-    """Submit; the agent is not waited for. A real product takes the conversation from its login."""
+    """Submit a run and return at once. A real application would derive the session from the login."""
     client: AsyncClient = request.app.state.client
-    given = {"run_id": question.run_id} if question.run_id else {}
+    run_id = {"run_id": question.run_id} if question.run_id else {}
     handle = await client.submit(
-        RunRequest(agent_id="assistant", session_id=question.conversation, input_text=question.text, **given)
+        RunRequest(agent_id="assistant", session_id=question.conversation, input_text=question.text, **run_id)
     )
     return Run(run_id=handle.id)
 
@@ -62,14 +61,17 @@ async def ask(question: Question, request: Request) -> Run:
 async def follow(
     run_id: str, request: Request, last_event_id: Annotated[str | None, Header()] = None
 ) -> StreamingResponse:
-    """The run as Server-Sent Events. A browser that was cut off sends Last-Event-ID and goes on after it."""
+    """The events of a run as Server-Sent Events. A browser that reconnects sends Last-Event-ID."""
     handle = _handle(request, run_id)
-    await handle.record()  # 404 now: once the first byte is out, a status can no longer be sent
+    await handle.record()  # raises `RunNotFound` now, while the response can still get the status 404
     frames = sse(handle, last_event_id)
     return StreamingResponse(
         frames,
         media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},  # nginx would hold the words back
+        headers={
+            "cache-control": "no-store",
+            "x-accel-buffering": "no",
+        },  # otherwise nginx would buffer the events
     )
 
 
@@ -81,7 +83,7 @@ async def cancel(run_id: str, request: Request) -> Run:
 
 @app.exception_handler(OpenAgentsError)
 async def explain(_: Request, error: Exception) -> JSONResponse:
-    """Every error of the library knows the status that fits it, and says nothing a visitor may not know."""
+    """Each error of the library has an HTTP status. Its code and message contain no secrets."""
     assert isinstance(error, OpenAgentsError)
     return JSONResponse({"code": error.code, "message": error.message}, status_code=error.http_status)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 __all__ = ["main"]
 
-INTERRUPTED = 130  # `exits.Exit.INTERRUPTED`, of which nothing may be loaded yet
+INTERRUPTED = 130  # equals `exits.Exit.INTERRUPTED`; importing that module here would load everything
 
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its code."""
     try:
-        from openagents_worker.cli.commands import run  # nothing is loaded by importing this package
-    except KeyboardInterrupt:  # loading takes most of a command's time
+        from openagents_worker.cli.commands import run  # here, so that importing this package loads nothing
+    except KeyboardInterrupt:  # during the import, which takes most of a command's time
         raise SystemExit(INTERRUPTED) from None
 
     run()

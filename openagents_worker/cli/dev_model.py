@@ -1,4 +1,4 @@
-"""The model of `openagents-worker dev` without a key. The only place for what it says."""
+"""The scripted model of `openagents-worker dev` if there is no API key. The only place for its replies."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from openagents_worker.testing.model_server import ModelRequest
 
 __all__ = ["reply"]
 
-MAX_SEARCHED_CHARS = 2_000  # a sum stands in a short text; the search takes the square of its length
+MAX_SEARCHED_CHARS = 2_000  # the time of the search grows with the square of the length of the text
 _SUM = re.compile(r"\d[\d.\s]*(?:[-+*/%]\s*[\d.(][\d.()\s]*)+")
 
 
 def reply(request: ModelRequest) -> dict[str, Any]:
-    """One turn: call `calc` for arithmetic, answer from what a tool said, or explain where one is.
+    """Reply to one request: call the tool `calc` for arithmetic, or return the result of a tool, or explain.
 
     >>> reply(ModelRequest([{"role": "user", "content": "hi"}], [], "m", False, {}, 0, {}))["text"][:15]
     'You said: hi\\n\\nI'
     """
     last = request.messages[-1]
     if last.get("role") == "tool":
-        return {"text": f"The tool says: {last.get('content')}"}
+        return {"text": f"The tool returned: {last.get('content')}"}
     text = next((str(m.get("content")) for m in reversed(request.messages) if m.get("role") == "user"), "")
     found = _SUM.search(text[:MAX_SEARCHED_CHARS])
     if found and "calc" in {tool["function"]["name"] for tool in request.tools}:

@@ -1,5 +1,4 @@
-"""The display of a run as it goes. The only place that turns events and a result into lines for people, or
-JSON."""
+"""The live display of a run. The only place that turns its events and its result into text or JSON lines."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from openagents_worker.cli.story import short_call_id
+from openagents_worker.cli.run_summary import short_call_id
 from openagents_worker.cli.terminal import Safe, dump, dump_text, err, joined, out, piece, styled
 from openagents_worker.events import RunEvent
 from openagents_worker.models import ErrorDetails, RunResult, RunUsage
@@ -15,8 +14,8 @@ from openagents_worker.printable import one_line
 
 __all__ = ["STATE_COLOURS", "Follower", "error_lines", "short", "usage_text"]
 
-MAX_CHARS = 100  # of a value in a line; the whole of it is in the JSON
-QUIET = (
+MAX_CHARS = 100  # of one value in a line; the JSON contains the complete value
+HIDDEN_PREFIXES = (
     "context.",
     "memory.",
     "tool.preflight",
@@ -25,7 +24,7 @@ QUIET = (
     "run.validated",
     "session.acquired",
 )
-WAITS = ("llm.retrying", "run.retry_scheduled")
+DELAYS = ("llm.retrying", "run.retry_scheduled")
 STATE_COLOURS = {
     "failed": "red",
     "cancelled": "yellow",
@@ -37,12 +36,16 @@ STATE_COLOURS = {
     "retrying": "yellow",
 }
 CALL_IDS = ("call_id",)
-IN_EVERY_LINE_OR_IN_SHOW = {"agent_id", "session_id", "run_id", "error_details", "_metrics", "call"}
+HIDDEN_FIELDS = {"agent_id", "session_id", "run_id", "error_details", "_metrics", "call"}
+"""Fields of a payload that are the same in every event, or that `openagents-worker show` shows."""
 
 
 class Follower:
-    """Shows a run as it goes: JSON lines on standard output, or the events on standard error and the answer
-    on standard output. The pieces of a reply are shown on a terminal, or where `pieces` asks for them."""
+    """Shows a run while it is executed.
+
+    With `as_json`: JSON lines on standard output. Otherwise: events on standard error and the answer on
+    standard output. Pieces of a model's reply are shown if standard error is a terminal, or with `pieces`.
+    """
 
     def __init__(self, *, as_json: bool, pieces: bool = False) -> None:
         self._as_json = as_json
@@ -50,15 +53,17 @@ class Follower:
         self._in_reply = False
 
     def event(self, event: RunEvent) -> None:
+        """Print an event. Events of preparation and memory are hidden unless they report a failure."""
         if self._as_json:
             dump_text(event.to_json())
         elif event.name == "llm.delta":
             self._piece(event)
-        elif _says_something_failed(event) or not event.name.startswith(QUIET):
+        elif _is_failure(event) or not event.name.startswith(HIDDEN_PREFIXES):
             self._end_reply()
             err(_event_line(event))
 
     def result(self, result: RunResult[Any]) -> None:
+        """Print the answer or the error of the run, and its usage."""
         self._end_reply()
         if self._as_json:
             dump({"result": result.model_dump(mode="json")})
@@ -74,10 +79,11 @@ class Follower:
         err(styled(f"{result.run_id} · {usage_text(result.usage)}", dim=True))
 
     def _piece(self, event: RunEvent) -> None:
+        """Print a piece of a model's reply, if pieces are shown."""
         if not self._live:
             return
         if self._in_reply and event.payload.get("offset") == 0:
-            err()  # another attempt at the reply: it begins again
+            err()  # the model call was repeated: the reply starts again
         self._in_reply = True
         piece(str(event.payload.get("text", "")))
 
@@ -88,7 +94,7 @@ class Follower:
 
 
 def error_lines(stop_reason: str, error: ErrorDetails) -> list[Safe]:
-    """What ended a run: code and message, the hint, and the traceback where there is one."""
+    """The error that ended a run: code and message, then the hint and the traceback, if there are any."""
     traceback = error.traceback
     return [
         joined(styled(f"{stop_reason}: {error.code}", fg="red"), f": {error.message}"),
@@ -98,13 +104,14 @@ def error_lines(stop_reason: str, error: ErrorDetails) -> list[Safe]:
 
 
 def short(value: object, max_chars: int = MAX_CHARS) -> str:
-    """A value on one line."""
+    """The value on one line, as text or JSON, cut to `max_chars`."""
     return one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), max_chars)
 
 
 def usage_text(usage: RunUsage) -> str:
+    """Calls, tokens and cost on one line."""
     cost = "cost unknown" if usage.cost_usd is None else f"${usage.cost_usd:.6f}"
-    repeated = f" ({usage.llm_retry_count} asked again)" if usage.llm_retry_count else ""
+    repeated = f" ({usage.llm_retry_count} retried)" if usage.llm_retry_count else ""
     return (
         f"{_count(usage.llm_calls, 'model call')}{repeated}, {_count(usage.tool_calls, 'tool call')}, "
         f"{usage.input_tokens} + {usage.output_tokens} tokens, {cost}"
@@ -116,6 +123,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _event_line(event: RunEvent) -> Safe:
+    """Time, name and fields of an event on one line."""
     last = event.name.rsplit(".", 1)[-1]
     details = event.payload.get("error_details")
     code = ""
@@ -123,22 +131,22 @@ def _event_line(event: RunEvent) -> Safe:
         code = f"code={details.get('code')} "
     pairs = code + " ".join(
         f"{key}={short_call_id(str(value)) if key in CALL_IDS else short(value)}"
-        for key, value in _told(event).items()
+        for key, value in _shown_payload(event).items()
     )
     name = styled(event.name, fg=STATE_COLOURS.get(last), bold=last in STATE_COLOURS)
     at = f"{event.timestamp.astimezone():%H:%M:%S}"
     return joined(at, name, styled(pairs, dim=True), sep=" ") if pairs else joined(at, name, sep=" ")
 
 
-def _told(event: RunEvent) -> dict[str, Any]:
-    """What of an event's payload stands in its line."""
-    left_out = IN_EVERY_LINE_OR_IN_SHOW | ({"message", "type"} if "error" in event.payload else set())
-    payload = {key: value for key, value in event.payload.items() if key not in left_out}
-    if event.name in WAITS and isinstance(delay_ms := payload.pop("delay_ms", None), int):
+def _shown_payload(event: RunEvent) -> dict[str, Any]:
+    """The fields of an event's payload that its line shows."""
+    hidden = HIDDEN_FIELDS | ({"message", "type"} if "error" in event.payload else set())
+    payload = {key: value for key, value in event.payload.items() if key not in hidden}
+    if event.name in DELAYS and isinstance(delay_ms := payload.pop("delay_ms", None), int):
         payload.pop("due_at", None)
         payload["again_in"] = f"{delay_ms / 1000:.3g} s"
     return payload
 
 
-def _says_something_failed(event: RunEvent) -> bool:
+def _is_failure(event: RunEvent) -> bool:
     return event.name.endswith("failed") or event.payload.get("result") == "error"  # a tool's preflight

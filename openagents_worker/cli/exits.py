@@ -1,4 +1,4 @@
-"""Exit codes. The only place that says with which number a command ends, and how an error is shown."""
+"""Exit codes. The only place that maps errors to exit codes and shows the error of a command."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from openagents_worker.errors import (
 )
 from openagents_worker.printable import one_line
 
-__all__ = ["Exit", "exit_of", "show_error"]
+__all__ = ["Exit", "exit_code_of", "show_error"]
 
 
 class Exit(IntEnum):
+    """The exit codes of all commands."""
+
     SUCCESS = 0
     USAGE = 1
     INVALID = 2
@@ -27,8 +29,8 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-def exit_of(error: OpenAgentsError) -> Exit:
-    """Which exit code an error means."""
+def exit_code_of(error: OpenAgentsError) -> Exit:
+    """The exit code for this error."""
     match error:
         case RedisUnreachable() | SubmitUnknown():
             return Exit.NO_REDIS
@@ -38,15 +40,15 @@ def exit_of(error: OpenAgentsError) -> Exit:
 
 
 def show_error(error: OpenAgentsError, *, as_json: bool) -> None:
-    """Code, message, hint; no traceback. As JSON on standard output, for people on standard error.
+    """Print code, message and hint, without a traceback: JSON to standard output, text to standard error.
 
-    A Redis that cannot be reached is one line: nobody has to look for what is wrong in it.
+    If Redis cannot be reached, the text is a single line.
     """
     if as_json:
         dump({"error": error.to_dict()})
         return
     name = styled(f"error: {error.code}: ", fg="red", bold=True)
-    if exit_of(error) is Exit.NO_REDIS:
+    if exit_code_of(error) is Exit.NO_REDIS:
         err(
             joined(
                 name,

@@ -1,4 +1,4 @@
-"""What an operator asks first: the workers, the queues, who serves which agent, and what is wrong."""
+"""The health of a deployment. The only place that finds its problems and formats `status` and `workers`."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from typing import Any
 
 from openagents_worker.cli.display import short
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
-from openagents_worker.cli.times import span
-from openagents_worker.cli.waiting import all_busy, nobody_serves
+from openagents_worker.cli.times import age_text
+from openagents_worker.cli.waiting import why_no_free_slot, why_not_served
 from openagents_worker.store.dead_letters import PutAside
 from openagents_worker.store.fleet import Fleet, WorkerInfo
 from openagents_worker.store.listing import Problem
 
 __all__ = ["problems_of", "status_json", "status_lines", "worker_json", "worker_table"]
 
-LAG_MS = 1000  # every run of the process is late by so much
-NAMED_KEYS = 5
-SHOWN_ASIDE = 20
+LAG_MS = 1000  # a longer lag of the event loop is a problem: it delays every run of the process
+MAX_NAMED_KEYS = 5
+MAX_PUT_ASIDE_ROWS = 20
 
 
 def problems_of(fleet: Fleet, unreadable: Sequence[Problem], aside: Sequence[PutAside] = ()) -> list[str]:
-    """What is wrong, each with what it means; none where all is well."""
+    """One sentence for each problem of the deployment; an empty list if there is none."""
     return [
-        *_of_queues(fleet),
-        *_of_agents(fleet),
-        *(problem for worker in fleet.workers for problem in _of_worker(worker)),
-        *_of_records(unreadable),
-        *_of_aside(aside),
+        *_queue_problems(fleet),
+        *_agent_problems(fleet),
+        *(problem for worker in fleet.workers for problem in _worker_problems(worker)),
+        *_record_problems(unreadable),
+        *_put_aside_problems(aside),
     ]
 
 
 def worker_table(workers: Sequence[WorkerInfo], now_ms: int) -> list[Safe]:
+    """A table of workers. `now_ms` is the current time in milliseconds since the epoch."""
     rows = [
         (
             worker.incarnation,
@@ -42,8 +43,8 @@ def worker_table(workers: Sequence[WorkerInfo], now_ms: int) -> list[Safe]:
             ",".join(worker.agents) if worker.says_what_it_serves else "?",
             f"{worker.runs}/{worker.max_runs or '?'}",
             "?" if worker.loop_lag_ms is None else f"{worker.loop_lag_ms} ms",
-            f"{worker.lease_left_ms / 1000:.1f} s" if worker.is_alive else styled("over", fg="red"),
-            "?" if worker.started_at is None else span(now_ms - worker.started_at.timestamp() * 1000),
+            f"{worker.lease_left_ms / 1000:.1f} s" if worker.is_alive else styled("expired", fg="red"),
+            "?" if worker.started_at is None else age_text(now_ms - worker.started_at.timestamp() * 1000),
         )
         for worker in workers
     ]
@@ -54,7 +55,7 @@ def worker_table(workers: Sequence[WorkerInfo], now_ms: int) -> list[Safe]:
 def status_lines(
     fleet: Fleet, unreadable: Sequence[Problem], now_ms: int, aside: Sequence[PutAside] = ()
 ) -> list[Safe]:
-    """Problems first; then workers, queues, agents, and what was put aside."""
+    """The text of `status`: problems, workers, queues, agents and the items that were put aside."""
     problems = problems_of(fleet, unreadable, aside)
     lines = [joined(styled("problem: ", fg="red", bold=True), problem) for problem in problems]
     lines = lines or [styled("no problems", fg="green")]
@@ -63,9 +64,9 @@ def status_lines(
         (
             queue.name,
             str(queue.waiting),
-            "" if queue.oldest_age_ms is None else span(queue.oldest_age_ms),
+            "" if queue.oldest_age_ms is None else age_text(queue.oldest_age_ms),
             str(queue.sent_again),
-            ",".join(queue.workers) or styled("nobody", fg="red" if queue.waiting else None),
+            ",".join(queue.workers) or styled("none", fg="red" if queue.waiting else None),
         )
         for queue in fleet.queues
     ]
@@ -79,7 +80,7 @@ def status_lines(
         ),
     ]
     agents = [
-        (agent.id, agent.queue, ",".join(agent.workers) or styled("nobody", fg="yellow"))
+        (agent.id, agent.queue, ",".join(agent.workers) or styled("none", fg="yellow"))
         for agent in fleet.agents
     ]
     if agents:
@@ -88,13 +89,13 @@ def status_lines(
     if aside:
         rows = [
             (
-                span(now_ms - one.since.timestamp() * 1000),
+                age_text(now_ms - one.since.timestamp() * 1000),
                 one.key,
                 one.code,
                 one.moved_to or short(one.item),
                 one.what,
             )
-            for one in aside[:SHOWN_ASIDE]
+            for one in aside[:MAX_PUT_ASIDE_ROWS]
         ]
         header = ("AGE", "PUT ASIDE", "CODE", "NOW", "WHY")
         lines += [Safe(""), *table(header, rows, flexible=("WHY", "NOW", "PUT ASIDE"), width=columns())]
@@ -102,6 +103,7 @@ def status_lines(
 
 
 def worker_json(worker: WorkerInfo) -> dict[str, Any]:
+    """The fields of a worker, and whether it is alive."""
     started_at = worker.started_at.isoformat() if worker.started_at else None
     return {**asdict(worker), "started_at": started_at, "alive": worker.is_alive}
 
@@ -109,6 +111,7 @@ def worker_json(worker: WorkerInfo) -> dict[str, Any]:
 def status_json(
     fleet: Fleet, unreadable: Sequence[Problem], aside: Sequence[PutAside] = ()
 ) -> dict[str, Any]:
+    """The content of `status --json`."""
     return {
         "problems": problems_of(fleet, unreadable, aside),
         "workers": [worker_json(worker) for worker in fleet.workers],
@@ -119,50 +122,52 @@ def status_json(
     }
 
 
-def _of_queues(fleet: Fleet) -> Iterator[str]:
+def _queue_problems(fleet: Fleet) -> Iterator[str]:
     if not any(worker.is_alive for worker in fleet.workers):
         yield "no worker is alive: nothing is executed; start one: openagents-worker worker"
     for queue in fleet.queues:
         if not queue.waiting:
             continue
-        problem = nobody_serves(fleet.workers, queue.name) or all_busy(fleet.workers, queue.name)
+        problem = why_not_served(fleet.workers, queue.name) or why_no_free_slot(fleet.workers, queue.name)
         if problem is not None:
             runs = "1 run waits" if queue.waiting == 1 else f"{queue.waiting} runs wait"
-            age = f", the oldest for {span(queue.oldest_age_ms)}" if queue.oldest_age_ms is not None else ""
+            age = (
+                f", the oldest for {age_text(queue.oldest_age_ms)}" if queue.oldest_age_ms is not None else ""
+            )
             yield f"{runs} in queue {queue.name}{age}: {problem}"
 
 
-def _of_agents(fleet: Fleet) -> Iterator[str]:
+def _agent_problems(fleet: Fleet) -> Iterator[str]:
     alive = [worker for worker in fleet.workers if worker.is_alive]
     if not alive or not all(worker.says_what_it_serves for worker in alive):
         return
     for agent in fleet.agents:
         if not agent.workers:
-            yield f"nobody serves the agent {agent.id} (queue {agent.queue}): its runs are accepted and wait"
+            yield f"no worker serves the agent {agent.id} (queue {agent.queue}): its runs wait"
         hashes = {worker.definitions[agent.id] for worker in alive if agent.id in worker.definitions}
         if len(hashes) > 1:
             yield f"workers have {len(hashes)} different definitions of the agent {agent.id}"
 
 
-def _of_worker(worker: WorkerInfo) -> Iterator[str]:
+def _worker_problems(worker: WorkerInfo) -> Iterator[str]:
     if not worker.is_alive:
         if worker.runs:
             runs = "its run" if worker.runs == 1 else f"its {worker.runs} runs"
-            yield f"worker {worker.incarnation} is gone, and nobody has taken over {runs} yet"
+            yield f"worker {worker.incarnation} is gone, and no other worker has taken over {runs} yet"
     elif worker.loop_lag_ms is not None and worker.loop_lag_ms >= LAG_MS:
         lag = f"{worker.loop_lag_ms / 1000:.1f} s"
-        yield f"worker {worker.incarnation}: its event loop answered nobody for {lag}; its log says why"
+        yield f"worker {worker.incarnation}: its event loop was blocked for {lag}; see its log for the cause"
 
 
-def _of_aside(aside: Sequence[PutAside]) -> Iterator[str]:
+def _put_aside_problems(aside: Sequence[PutAside]) -> Iterator[str]:
     if aside:
-        things = "1 thing was" if len(aside) == 1 else f"{len(aside)} things were"
-        keys = ", ".join(dict.fromkeys(one.key for one in aside[:NAMED_KEYS]))
-        yield f"{things} put aside, as nobody could use what was found: {keys}; see below"
+        items = "1 item was" if len(aside) == 1 else f"{len(aside)} items were"
+        keys = ", ".join(dict.fromkeys(one.key for one in aside[:MAX_NAMED_KEYS]))
+        yield f"{items} put aside, because no worker could read the data: {keys}; see below"
 
 
-def _of_records(unreadable: Sequence[Problem]) -> Iterator[str]:
+def _record_problems(unreadable: Sequence[Problem]) -> Iterator[str]:
     if unreadable:
-        keys = ", ".join(one.key for one in unreadable[:NAMED_KEYS])
-        more = f" and {len(unreadable) - NAMED_KEYS} more" if len(unreadable) > NAMED_KEYS else ""
+        keys = ", ".join(one.key for one in unreadable[:MAX_NAMED_KEYS])
+        more = f" and {len(unreadable) - MAX_NAMED_KEYS} more" if len(unreadable) > MAX_NAMED_KEYS else ""
         yield f"{len(unreadable)} stored records cannot be read: {keys}{more}"

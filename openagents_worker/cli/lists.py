@@ -1,4 +1,4 @@
-"""Lists for people: runs, sessions."""
+"""Lists of runs and sessions. The only place that formats them as text."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from openagents_worker.cli.display import STATE_COLOURS, short
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
-from openagents_worker.cli.times import clock_time, span
+from openagents_worker.cli.times import age_text, clock_time
 from openagents_worker.models import RunRecord
 from openagents_worker.store.listing import SessionSummary
 from openagents_worker.store.records import SessionView
 
-__all__ = ["left_nothing_line", "run_table", "session_lines", "session_table"]
+__all__ = ["missing_run_line", "run_table", "session_lines", "session_table"]
 
 
 def run_table(runs: Sequence[RunRecord], now_ms: int) -> list[Safe]:
-    """Runs with their state, the reason, their age and what they have used."""
+    """A table of runs: age, state, reason, ids and used tokens. `now_ms` is the time of Redis."""
     rows = [
         (
-            "-" if run.created_ms is None else span(now_ms - run.created_ms),
+            "-" if run.created_ms is None else age_text(now_ms - run.created_ms),
             styled(run.state, fg=STATE_COLOURS.get(run.state)),
             run.reason_code or "",
             run.run_id,
@@ -37,7 +37,7 @@ def run_table(runs: Sequence[RunRecord], now_ms: int) -> list[Safe]:
 
 
 def session_table(sessions: Sequence[SessionSummary]) -> list[Safe]:
-    """Sessions with what they hold, and who works in them."""
+    """A table of sessions: last run, sizes, and the run that each session executes now."""
     rows = [
         (
             clock_time(one.last_run_ms),
@@ -58,7 +58,7 @@ def session_table(sessions: Sequence[SessionSummary]) -> list[Safe]:
 
 
 def session_lines(session: SessionView) -> list[Safe]:
-    """A session for people: what it is, and then what was said in it."""
+    """A session as text: its fields, its artifacts, its state, then the messages of its transcript."""
     rows: list[tuple[str, object]] = [
         ("session", session.session_id),
         ("holder", session.holder or "-"),
@@ -67,12 +67,14 @@ def session_lines(session: SessionView) -> list[Safe]:
         *(("artifact", f"{one.kind} {one.name}: {short(one.payload)}") for one in session.artifacts),
         *(("state", f"{name}: {short(value)}") for name, value in session.state.items()),
     ]
-    said = [f"{message.get('role', '?')}: {short(message.get('content'))}" for message in session.transcript]
-    return [joined(line) for line in [*(f"{name:<9} {value}" for name, value in rows), *said]]
+    messages = [
+        f"{message.get('role', '?')}: {short(message.get('content'))}" for message in session.transcript
+    ]
+    return [joined(line) for line in [*(f"{name:<9} {value}" for name, value in rows), *messages]]
 
 
-def left_nothing_line(record: RunRecord) -> Safe:
-    """A run that has ended and of which nothing stands in its session's transcript."""
+def missing_run_line(record: RunRecord) -> Safe:
+    """The line for a run that has ended without an entry in the transcript of its session."""
     details = record.result.error_details if record.result else None
     why = f" ({details.code}: {short(details.message)})" if details else ""
-    return styled(f"not in it: run {record.run_id} {record.state}{why}", dim=True)
+    return styled(f"not in the transcript: run {record.run_id} {record.state}{why}", dim=True)

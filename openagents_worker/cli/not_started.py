@@ -1,4 +1,4 @@
-"""What is said of a run that does not start: a thread looks, beside the one that follows the run's events."""
+"""A notice for a run that has not started. The only place that watches, in a thread, why a run waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from openagents_worker.cli.terminal import err, joined, styled
-from openagents_worker.cli.waiting import waiting_of
+from openagents_worker.cli.waiting import read_waiting_reason
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.events import RunEvent
 from openagents_worker.models import RunState
@@ -16,21 +16,22 @@ from openagents_worker.producer.client import Client
 
 __all__ = ["NotStarted"]
 
-LOOK_AFTER_S = 3.0  # a worker that is there takes a run in milliseconds
-WAITS = (RunState.QUEUED, RunState.WAITING_SESSION)
+CHECK_INTERVAL_S = 3.0  # a worker with a free slot starts a run within milliseconds
+WAITING_STATES = (RunState.QUEUED, RunState.WAITING_SESSION)
 
 
 class NotStarted:
-    """Says why the run waits, on standard error: after three seconds without a start, and when that changes.
+    """A context manager that prints to standard error why the run waits.
 
-    It goes on until `saw` is given an event of an attempt, or the block ends.
+    It prints the reason after three seconds without a start, and again when the reason changes. It stops when
+    `event_shown` gets an event of an attempt, or when the block ends.
     """
 
-    def __init__(self, client: Client, run_id: str, *, look_after_s: float = LOOK_AFTER_S) -> None:
+    def __init__(self, client: Client, run_id: str, *, check_interval_s: float = CHECK_INTERVAL_S) -> None:
         self._client = client
         self._run_id = run_id
-        self._look_after_s = look_after_s
-        self._over = threading.Event()
+        self._check_interval_s = check_interval_s
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name=f"why {run_id} waits", daemon=True)
 
     def __enter__(self) -> Self:
@@ -40,32 +41,32 @@ class NotStarted:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._stop.set()
         self._thread.join()
 
-    def saw(self, event: RunEvent) -> None:
-        """An event of the run has been shown."""
+    def event_shown(self, event: RunEvent) -> None:
+        """Stop printing if this event shows that the run has started or ended."""
         if event.name == "run.attempt_started" or event.is_terminal:
-            self._over.set()
+            self._stop.set()
 
     def _main(self) -> None:
-        said = None
-        while not self._over.wait(self._look_after_s):
-            text = self._why()
-            if text is not None and text != said and not self._over.is_set():
+        printed = None
+        while not self._stop.wait(self._check_interval_s):
+            text = self._waiting_reason()
+            if text is not None and text != printed and not self._stop.is_set():
                 try:
                     err(joined(styled("waiting: ", fg="yellow", bold=True), text))
-                except BrokenPipeError:  # whoever read this is gone: nobody watches the run any more
+                except BrokenPipeError:  # the reader of standard error has closed it: stop the command
                     _thread.interrupt_main()
                     return
-                said = text
+                printed = text
 
-    def _why(self) -> str | None:
+    def _waiting_reason(self) -> str | None:
         try:
             record = self._client.record(self._run_id)
-            if record.state not in WAITS:
+            if record.state not in WAITING_STATES:
                 return None
-            waiting = self._client.store.execute(waiting_of(self._client.store.keys, record))
-        except OpenAgentsError:  # who follows the run meets it, too, and says so
+            waiting = self._client.store.execute(read_waiting_reason(self._client.store.keys, record))
+        except OpenAgentsError:  # the thread that watches the run gets the same error and reports it
             return None
         return None if waiting is None else waiting.text

@@ -1,4 +1,4 @@
-"""One run for people: what was asked, where it stands and why, its times, attempts and calls."""
+"""The output of `show`. The only place that formats one run and one of its calls."""
 
 from __future__ import annotations
 
@@ -8,48 +8,55 @@ from typing import Any
 
 from openagents_worker.arguments import text_of_caller
 from openagents_worker.cli.display import STATE_COLOURS, error_lines, short, usage_text
-from openagents_worker.cli.story import AttemptStory, CallOutcome, RunCall, Story, short_call_id, story_of
+from openagents_worker.cli.run_summary import (
+    AttemptSummary,
+    CallState,
+    CallSummary,
+    RunSummary,
+    short_call_id,
+    summarize_events,
+)
 from openagents_worker.cli.terminal import Safe, columns, joined, styled, table
-from openagents_worker.cli.times import clock_time, took
-from openagents_worker.cli.waiting import WaitingFor, waiting_of
+from openagents_worker.cli.times import clock_time, duration_text
+from openagents_worker.cli.waiting import WaitingReason, read_waiting_reason
 from openagents_worker.models import RunRecord
 from openagents_worker.store.client import Store
 from openagents_worker.store.records import read_record
 from openagents_worker.store.watch import history
 
-__all__ = ["RunPicture", "call_lines", "picture_of"]
+__all__ = ["RunDetails", "call_lines", "read_run_details"]
 
 INPUT_CHARS = 400
 ERROR_CHARS = 160
 
 
 @dataclass(frozen=True, slots=True)
-class RunPicture:
-    """A run at one moment: its record, what happened in it, and what it waits for."""
+class RunDetails:
+    """A snapshot of a run: its record, the summary of its events, and why it waits."""
 
     record: RunRecord
-    story: Story
-    waiting: WaitingFor | None
+    summary: RunSummary
+    waiting: WaitingReason | None
 
     def to_json(self) -> dict[str, Any]:
-        """The record's fields; beside them `attempts`, `calls`, `queue_wait_ms` and `waiting_for`."""
+        """The fields of the record, and `attempts`, `calls`, `queue_wait_ms` and `waiting_for`."""
         return {
             **self.record.model_dump(mode="json"),
-            "queue_wait_ms": self.story.waited_ms,
+            "queue_wait_ms": self.summary.waited_ms,
             "waiting_for": None if self.waiting is None else asdict(self.waiting),
-            "attempts": [attempt.to_json() for attempt in self.story.attempts],
-            "calls": [call.to_json() for call in self.story.calls],
+            "attempts": [attempt.to_json() for attempt in self.summary.attempts],
+            "calls": [call.to_json() for call in self.summary.calls],
         }
 
     def lines(self) -> list[Safe]:
-        """The same for people."""
-        rows = [*self._head(), *self._asked_and_answered(), *self._numbers()]
+        """The snapshot as text."""
+        rows = [*self._head(), *self._input_and_answer(), *self._numbers()]
         lines = [joined(f"{name:<9}", " ", text) for name, text in rows]
-        if not self.story.is_whole:
+        if not self.summary.is_whole:
             lines.append(styled("the first events were trimmed: attempts and steps may be missing", dim=True))
-        if self.story.attempts:
+        if self.summary.attempts:
             lines += [Safe(""), *self._attempts()]
-        if self.story.calls:
+        if self.summary.calls:
             lines += [Safe(""), *self._steps()]
         result = self.record.result
         if result is not None and result.error_details is not None:
@@ -64,7 +71,7 @@ class RunPicture:
         if self.waiting is not None:
             rows.append(("waits", self.waiting.text))
         if record.cancel_requested and not record.state.is_terminal:
-            rows.append(("cancel", "requested: it ends as soon as its worker hears of it"))
+            rows.append(("cancel", "requested: the run ends as soon as its worker receives the request"))
         rows += [("agent", record.agent_id), ("session", record.session_id), ("queue", record.queue)]
         if record.worker:
             rows.append(("worker", record.worker))
@@ -77,7 +84,7 @@ class RunPicture:
             rows.append(("parent", request.parent_run_id))
         return rows
 
-    def _asked_and_answered(self) -> list[tuple[str, str]]:
+    def _input_and_answer(self) -> list[tuple[str, str]]:
         record = self.record
         rows = [("input", short(record.request.input_text, INPUT_CHARS))] if record.request else []
         if record.result is not None and record.result.ok:
@@ -92,13 +99,13 @@ class RunPicture:
             ("ended", record.ended_ms),
         )
         times = [f"{name} {clock_time(at_ms)}" for name, at_ms in moments if at_ms is not None]
-        if self.story.waited_ms is not None:
-            times.insert(2, f"after waiting {took(self.story.waited_ms)}")
+        if self.summary.waited_ms is not None:
+            times.insert(2, f"after a wait of {duration_text(self.summary.waited_ms)}")
         retries = "1 retry" if record.retries == 1 else f"{record.retries} retries"
         recoveries = "1 recovery" if record.recoveries == 1 else f"{record.recoveries} recoveries"
         return [
             ("times", ", ".join(times) or "-"),
-            ("active", f"{took(record.duration_ms)} of work in all attempts that are over"),
+            ("active", f"{duration_text(record.duration_ms)} in all finished attempts"),
             ("attempts", f"{record.attempt} ({retries}, {recoveries})"),
             ("steps", str(record.steps)),
             ("usage", usage_text(record.usage)),
@@ -111,17 +118,17 @@ class RunPicture:
                 clock_time(one.began_at.timestamp() * 1000),
                 _took(one.took_ms),
                 one.worker,
-                self._how_it_ended(one),
+                self._ending_text(one),
             )
-            for one in self.story.attempts
+            for one in self.summary.attempts
         ]
         header = ("ATTEMPT", "AT", "TOOK", "WORKER", "ENDED")
         return table(header, rows, flexible=("ENDED", "WORKER"), width=columns())
 
-    def _how_it_ended(self, attempt: AttemptStory) -> str:
+    def _ending_text(self, attempt: AttemptSummary) -> str:
         if attempt.ended:
             return f"{attempt.ended}: {attempt.code}" if attempt.code else attempt.ended
-        return "at work" if attempt.number == self.record.attempt else "not known"
+        return "running" if attempt.number == self.record.attempt else "unknown"
 
     def _steps(self) -> list[Safe]:
         rows = [
@@ -131,9 +138,9 @@ class RunPicture:
                 _took(call.took_ms),
                 f"x{call.tries}" if call.tries > 1 else "",
                 _tokens(call),
-                _what_came(call),
+                _call_text(call),
             )
-            for call in self.story.calls
+            for call in self.summary.calls
         ]
         return table(
             ("STEP", "AT", "TOOK", "TRIES", "TOKENS", "WHAT"),
@@ -143,16 +150,18 @@ class RunPicture:
         )
 
 
-def picture_of(store: Store, run_id: str) -> RunPicture:
-    """The run as it stands now. Raises `RunNotFound`."""
+def read_run_details(store: Store, run_id: str) -> RunDetails:
+    """Read the current state of a run. Raises `RunNotFound`."""
     text_of_caller("run_id", run_id)
     events = store.execute(history(store.keys, run_id))
     record = read_record(store, run_id)
-    return RunPicture(record, story_of(events), store.execute(waiting_of(store.keys, record)))
+    return RunDetails(
+        record, summarize_events(events), store.execute(read_waiting_reason(store.keys, record))
+    )
 
 
-def call_lines(call: RunCall, value: Any) -> list[Safe]:
-    """One call, whole: what it was asked as far as events show it, and all that it gave."""
+def call_lines(call: CallSummary, value: Any) -> list[Safe]:
+    """One call as text: its arguments (cut as in its events) and its complete result `value`."""
     rows = [
         ("step", call.call_id),
         ("outcome", str(call.outcome)),
@@ -176,10 +185,10 @@ def _pretty(value: Any) -> str:
 
 
 def _took(ms: int | None) -> str:
-    return "-" if ms is None else took(ms)
+    return "-" if ms is None else duration_text(ms)
 
 
-def _tokens(call: RunCall) -> str:
+def _tokens(call: CallSummary) -> str:
     used = call.usage
     if call.kind != "model" or not used:
         return ""
@@ -188,15 +197,15 @@ def _tokens(call: RunCall) -> str:
     return tokens if cost is None else f"{tokens} ${cost:.6f}"
 
 
-def _what_came(call: RunCall) -> str:
-    asked = f"{short(call.arguments)} " if call.arguments is not None else ""
+def _call_text(call: CallSummary) -> str:
+    arguments = f"{short(call.arguments)} " if call.arguments is not None else ""
     match call.outcome:
-        case CallOutcome.OK:
+        case CallState.OK:
             arrow = "→ " if call.kind == "tool" else ""
-            return f"{asked}{arrow}{short(call.result)}"
-        case CallOutcome.FAILED:
-            return f"{asked}failed: {call.code or 'error'}: {short(call.message or '', ERROR_CHARS)}"
-        case CallOutcome.RUNNING:
-            return f"{asked}running"
-        case CallOutcome.INTERRUPTED:
-            return f"{asked}interrupted"
+            return f"{arguments}{arrow}{short(call.result)}"
+        case CallState.FAILED:
+            return f"{arguments}failed: {call.code or 'error'}: {short(call.message or '', ERROR_CHARS)}"
+        case CallState.RUNNING:
+            return f"{arguments}running"
+        case CallState.INTERRUPTED:
+            return f"{arguments}interrupted"

@@ -1,4 +1,4 @@
-"""Standard streams. The only place that says what becomes of one that is closed, full or too narrow."""
+"""Standard streams. The only place that handles one that is closed, full, or cannot encode a character."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import click
 
 from openagents_worker.printable import unicode_escaped
 
-__all__ = ["OutputLost", "make_usable", "readers_may_leave", "say_no_more"]
+__all__ = ["OutputLost", "repair_standard_streams", "exit_when_reader_closes", "discard_buffered_output"]
 
-ESCAPED = "openagents.escaped"  # as JSON writes it: the value of a JSON text stays what it is
+ESCAPED = "openagents.escaped"  # escapes as JSON does, so that the value of a JSON text does not change
 
 
 class OutputLost(click.ClickException):
-    """What a command was asked for could not be written: the disk is full, for example."""
+    """The output of a command could not be written, for example because the disk is full."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"cannot write to standard output: {error.strerror or error}")
 
 
-def make_usable() -> None:
-    """A stream that is closed reads as empty and takes all. A character that one cannot encode is escaped.
+def repair_standard_streams() -> None:
+    """Replace closed standard streams by `os.devnull`, and escape characters that a stream cannot encode.
 
-    A closed stream is opened again: its number would else be that of the next connection.
+    Without the replacement, the next socket would get the file descriptor of the closed stream.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            nowhere = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - for the process's life
-            setattr(sys, name, nowhere)
+            devnull = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - open until the process ends
+            setattr(sys, name, devnull)
     codecs.register_error(ESCAPED, _escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -42,25 +42,25 @@ def make_usable() -> None:
 
 
 @contextmanager
-def readers_may_leave() -> Generator[None]:
-    """A reader that has had enough, as `head` has, ends the command and is no failure."""
+def exit_when_reader_closes() -> Generator[None]:
+    """End the command with code 0 if the reader of its output closes the pipe, as `head` does."""
     try:
         yield
     except BrokenPipeError:
-        say_no_more()
+        discard_buffered_output()
         raise click.exceptions.Exit(0) from None
 
 
-def say_no_more() -> None:
-    """Let what is still buffered go nowhere: Python writes it at its end, and would complain."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+def discard_buffered_output() -> None:
+    """Discard output that cannot be written any more. Python would report an error when it exits."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
             continue
         with suppress(io.UnsupportedOperation):
-            os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+            os.dup2(devnull, stream.fileno())
+    os.close(devnull)
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

@@ -1,8 +1,8 @@
-"""The terminal. The only place where a command prints: nothing reaches it that `printable` has not seen.
+"""The terminal. The only place where a command prints. All output is escaped with `printable`.
 
-A plain string is escaped when it is printed. `styled`, `joined` and `table` make `Safe` text: its parts are
-escaped before colours are put around them. Text put together in any other way is plain again, and so is
-escaped.
+A plain string is escaped when it is printed. `styled`, `joined` and `table` return `Safe` text: they escape
+its parts before they add colours. All other operations on `Safe` text return a plain string, which is escaped
+when it is printed.
 """
 
 from __future__ import annotations
@@ -22,56 +22,58 @@ from openagents_worker.printable import json_escaped, one_line, printable
 
 __all__ = ["Safe", "dump", "err", "joined", "out", "styled", "table", "width_of"]
 
-SHORTEST_CELL = 8  # columns: below that a cell says nothing
+MIN_CELL_WIDTH = 8  # columns: a narrower cell would not be readable
 GAP = "  "
 
 
 class Safe(str):
-    """Text that may be printed as it is."""
+    """Text that is escaped already and may contain colours. It is printed unchanged."""
 
     __slots__ = ()
 
 
 def safe(text: str) -> Safe:
+    """Escape the text, unless that was done already."""
     return text if isinstance(text, Safe) else Safe(printable(text))
 
 
 def styled(text: str, **style: Any) -> Safe:
-    """The text in colours and weights of `click.style`; without them where NO_COLOR is set."""
+    """The escaped text with the options of `click.style`; without them if NO_COLOR is set."""
     is_plain = os.environ.get("NO_COLOR") or not any(style.values())
     return safe(text) if is_plain else Safe(click.style(safe(text), **style))
 
 
 def joined(*parts: str, sep: str = "") -> Safe:
+    """Escape the parts and join them."""
     return Safe(sep.join(map(safe, parts)))
 
 
 def out(text: str = "") -> None:
-    """A line on standard output: what the command was asked for. Raises `OutputLost`."""
-    _write(safe(text))
+    """Print a line of the command's result to standard output. Raises `OutputLost`."""
+    _write_result(safe(text))
 
 
 def err(text: str = "") -> None:
-    """A line on standard error: what goes on beside it. Where that cannot be written, nobody misses it."""
-    _remark(f"{safe(text)}\n")
+    """Print a line to standard error: a message beside the result. An error of the stream is ignored."""
+    _write_message(f"{safe(text)}\n")
 
 
 def piece(text: str) -> None:
-    """A part of a line on standard error, shown at once."""
-    _remark(safe(text))
+    """Print a part of a line to standard error and flush it."""
+    _write_message(safe(text))
 
 
 def dump(value: Any) -> None:
-    """One JSON value on a line of its own on standard output."""
+    """Print the value as one line of JSON to standard output. Raises `OutputLost`."""
     dump_text(json.dumps(value, ensure_ascii=False))
 
 
 def dump_text(text: str) -> None:
-    """JSON that is text already. Raises `OutputLost`."""
-    _write(json_escaped(text))
+    """Print a JSON text as one line to standard output. Raises `OutputLost`."""
+    _write_result(json_escaped(text))
 
 
-def _write(line: str) -> None:
+def _write_result(line: str) -> None:
     try:
         click.echo(line)
     except BrokenPipeError:
@@ -80,7 +82,7 @@ def _write(line: str) -> None:
         raise OutputLost(error) from error
 
 
-def _remark(text: str) -> None:
+def _write_message(text: str) -> None:
     try:
         click.echo(text, nl=False, err=True)
     except BrokenPipeError:
@@ -90,7 +92,7 @@ def _remark(text: str) -> None:
 
 
 def width_of(text: str) -> int:
-    """Columns that the text takes, colours not counted."""
+    """The width of the text on a terminal, in columns. Colours are not counted."""
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
         for c in click.unstyle(text)
@@ -98,7 +100,7 @@ def width_of(text: str) -> int:
 
 
 def columns() -> int | None:
-    """How wide the terminal is; None where standard output is not one: then nothing is cut."""
+    """The width of the terminal, in columns. None: standard output is not a terminal, and nothing is cut."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -109,16 +111,16 @@ def table(
     flexible: Sequence[str] = (),
     width: int | None = None,
 ) -> list[Safe]:
-    """Lines of a table, the header first.
+    """The lines of a table. The header is the first line.
 
-    Where it is wider than `width`, the `flexible` columns are cut, in that order; where that is not enough,
-    each row is folded into some lines of `name value`.
+    If the table is wider than `width`, the `flexible` columns are cut, in the given order. If it is still too
+    wide, each row becomes a few lines of `name value` pairs. Without `width` nothing is cut.
     """
     cells = [[_cell(cell) for cell in row] for row in rows]
     widths = [max([width_of(name), *(width_of(row[at]) for row in cells)]) for at, name in enumerate(header)]
     for name in flexible if width is not None else ():
         at = header.index(name)
-        widths[at] = max(min(widths[at], SHORTEST_CELL), widths[at] - max(0, _total(widths) - (width or 0)))
+        widths[at] = max(min(widths[at], MIN_CELL_WIDTH), widths[at] - max(0, _total(widths) - (width or 0)))
     if width is not None and _total(widths) > width:
         return [line for row in cells for line in _folded(header, row, width)]
     lines = [
@@ -133,7 +135,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _folded(header: Sequence[str], row: Sequence[Safe], width: int) -> list[Safe]:
-    """A row as `name value` pairs on lines that fit, the first of them further out."""
+    """A row as `name value` pairs, on lines that fit the width. All lines but the first are indented."""
     lines: list[Safe] = []
     for name, cell in zip(header, row, strict=True):
         if not cell:
@@ -151,7 +153,7 @@ def _cell(text: str) -> Safe:
 
 
 def _padded(text: str, width: int) -> Safe:
-    """Cut or filled up to this width; what is cut loses its colours."""
+    """The cell, cut or padded to this width. A cell that is cut loses its colours."""
     cell = _cell(text)
     if width_of(cell) > width:
         cell = _cut(click.unstyle(cell), width)

@@ -1,4 +1,4 @@
-"""Times for people: local time of day, ages and durations; and the other way round, `--since 1h`."""
+"""Times as text. The only place that formats times, ages and durations, and parses options like `--since`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import click
 
 from openagents_worker.arguments import iso_time
 
-__all__ = ["clock_time", "moment", "span", "took"]
+__all__ = ["clock_time", "age_text", "duration_text", "parse_time_option"]
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _AGO = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*$")
 
 
 def clock_time(at_ms: int | float) -> str:
-    """A moment in local time: the time of day, with the date where it is not today's."""
+    """A time (milliseconds since the epoch) in local time. The date is included unless it is today."""
     at = datetime.fromtimestamp(at_ms / 1000, UTC).astimezone()
     today = datetime.now(UTC).astimezone().date()
     return f"{at:%H:%M:%S}" if at.date() == today else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
-def span(ms: int | float) -> str:
-    """An age, as coarse as it is long.
+def age_text(ms: int | float) -> str:
+    """An age in milliseconds as text, in its largest unit.
 
-    >>> span(900), span(59_000), span(61_000), span(7_200_000), span(200_000_000)
+    >>> age_text(900), age_text(59_000), age_text(61_000), age_text(7_200_000), age_text(200_000_000)
     ('1s', '59s', '1m', '2h', '2d')
     """
     seconds = max(ms, 0) / 1000
@@ -35,10 +35,10 @@ def span(ms: int | float) -> str:
     return f"{round(seconds)}s"
 
 
-def took(ms: int | float) -> str:
-    """A duration.
+def duration_text(ms: int | float) -> str:
+    """A duration in milliseconds as text.
 
-    >>> took(12), took(1234), took(83_000), took(7_260_000)
+    >>> duration_text(12), duration_text(1234), duration_text(83_000), duration_text(7_260_000)
     ('12 ms', '1.2 s', '1 min 23 s', '2 h 1 min')
     """
     if ms < 1000:
@@ -50,8 +50,11 @@ def took(ms: int | float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
-def moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
-    """An option's value as a time: `1h` ago, or a date with or without a time, local without a time zone."""
+def parse_time_option(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    """Parse the value of a time option: an age such as `1h`, or a date with or without a time.
+
+    A date without a time zone is local. Raises `click.BadParameter`.
+    """
     if value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Validation. The only place that looks for everything at once that would keep a worker from starting."""
+"""Validation. The only place that finds all problems that would prevent a worker from starting."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["validated"]
 def validated(
     file: str | None, *, env: Mapping[str, str], prepare: Callable[[], Settings]
 ) -> tuple[str, AppConfig]:
-    """The agents file that was checked, and what it says; FILE, else that of the settings.
+    """Validate the agents file `file`, or the one of the settings. Return its path and its content.
 
-    `prepare` gives the settings, and imports what a worker imports before its plugins. Raises the only error,
-    or `ConfigValidationError` that tells of all: the environment's variables, the modules of plugins, the
-    file, and whatever it names.
+    `prepare` returns the settings and imports everything that a worker imports before its plugins. A single
+    error is raised as it is. Several errors are raised as one `ConfigValidationError`. They may concern the
+    variables of the environment, modules of plugins, the agents file, and everything that it refers to.
     """
     errors: list[OpenAgentsError] = []
-    problems = [_unknown_variable(*named) for named in unknown_variables(env)]
+    problems = [_unknown_variable(*unknown) for unknown in unknown_variables(env)]
     path = file or env.get(f"{PREFIX}CONFIG") or str(Settings.model_fields["config"].default)
     try:
         settings = prepare()
@@ -38,7 +38,7 @@ def validated(
     try:
         agents_file = read_agents_file(path, env=env)
     except ConfigLoadError as error:
-        errors.append(error if file is None else _of_argument(error))
+        errors.append(error if file is None else _with_hint_for_argument(error))
     else:
         config = agents_file.config
         problems += find_problems(agents_file, env)
@@ -50,19 +50,19 @@ def validated(
     return path, config
 
 
-def _of_argument(error: ConfigLoadError) -> ConfigLoadError:
-    """Of a file that was named on the command line, a setting's name helps nobody."""
+def _with_hint_for_argument(error: ConfigLoadError) -> ConfigLoadError:
+    """Replace a hint about a setting: the path of this file comes from the command line."""
     if error.hint is not None and PREFIX in error.hint:
-        error.hint = f"FILE is a path from {Path.cwd()}"
+        error.hint = f"FILE is relative to {Path.cwd()}"
     return error
 
 
-def _unknown_variable(name: str, meant: str | None) -> ConfigProblem:
-    hint = f"did you mean {meant}?" if meant else "config/.env.example lists the settings"
-    return ConfigProblem((name,), "no such setting", hint)
+def _unknown_variable(name: str, similar: str | None) -> ConfigProblem:
+    hint = f"did you mean {similar}?" if similar else "config/.env.example lists the settings"
+    return ConfigProblem((name,), "unknown setting", hint)
 
 
 def _problems_of(error: OpenAgentsError) -> list[ConfigProblem]:
     if isinstance(error, ConfigValidationError) and error.problems:
-        return [ConfigProblem((told["path"],), told["message"], told["hint"]) for told in error.problems]
+        return [ConfigProblem((each["path"],), each["message"], each["hint"]) for each in error.problems]
     return [ConfigProblem(("environment",), error.message, error.hint, error.code)]

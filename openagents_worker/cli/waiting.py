@@ -1,4 +1,4 @@
-"""Why a run waits, and until when: for its time, for its session, for a retry, for a worker."""
+"""Why a run waits. The only place that finds the reason: its start time, its session, a retry or a worker."""
 
 from __future__ import annotations
 
@@ -7,60 +7,65 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, assert_never
 
-from openagents_worker.cli.times import clock_time, span
+from openagents_worker.cli.times import age_text, clock_time
 from openagents_worker.models import RunRecord, RunState
 from openagents_worker.store.client import Plan
 from openagents_worker.store.fleet import WorkerInfo, read_workers
 from openagents_worker.store.keys import Keys
 
-__all__ = ["WaitingFor", "WaitsFor", "all_busy", "nobody_serves", "waiting_of"]
+__all__ = ["WaitKind", "WaitingReason", "why_no_free_slot", "why_not_served", "read_waiting_reason"]
 
 
-class WaitsFor(StrEnum):
-    START = "start"  # its countdown
+class WaitKind(StrEnum):
+    START = "start"  # the start time that the producer asked for
     RETRY = "retry"
     SESSION = "session"
     WORKER = "worker"
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingFor:
-    """What a run waits for. `until_ms` is a time of Redis's clock; `behind` is the run that has the
-    session."""
+class WaitingReason:
+    """Why a run waits.
 
-    kind: WaitsFor
+    `until_ms` is in milliseconds since the epoch, by the clock of Redis. `behind` is the id of the run that
+    occupies the session.
+    """
+
+    kind: WaitKind
     text: str
     until_ms: int | None = None
     behind: str | None = None
 
 
-def waiting_of(keys: Keys, run: RunRecord) -> Plan[WaitingFor | None]:
-    """What the run waits for; None for one that is being executed or is over."""
+def read_waiting_reason(keys: Keys, run: RunRecord) -> Plan[WaitingReason | None]:
+    """Read why the run waits. None: it is being executed or has ended."""
     match run.state:
         case RunState.SCHEDULED:
             now_ms = yield from _now_ms(keys)
-            return WaitingFor(WaitsFor.START, f"its start is due {_due(run.due_ms, now_ms)}", run.due_ms)
+            return WaitingReason(WaitKind.START, f"its start is due {_due(run.due_ms, now_ms)}", run.due_ms)
         case RunState.RETRYING:
             now_ms = yield from _now_ms(keys)
             error = run.last_error
             why = f" after {error.code}" if error is not None else ""
-            said = f": {error.message}" if error is not None and error.message else ""
-            return WaitingFor(WaitsFor.RETRY, f"retry{why} {_due(run.due_ms, now_ms)}{said}", run.due_ms)
+            message = f": {error.message}" if error is not None and error.message else ""
+            return WaitingReason(
+                WaitKind.RETRY, f"retry{why} {_due(run.due_ms, now_ms)}{message}", run.due_ms
+            )
         case RunState.WAITING_SESSION:
-            return (yield from _for_session(keys, run))
+            return (yield from _session_reason(keys, run))
         case RunState.QUEUED:
             workers = yield from read_workers(keys)
-            problem = nobody_serves(workers, run.queue, run.agent_id) or all_busy(workers, run.queue)
-            text = problem or f"a worker of queue {run.queue} has not taken it yet"
-            return WaitingFor(WaitsFor.WORKER, text)
+            problem = why_not_served(workers, run.queue, run.agent_id) or why_no_free_slot(workers, run.queue)
+            text = problem or f"no worker of queue {run.queue} has started it yet"
+            return WaitingReason(WaitKind.WORKER, text)
         case RunState.RUNNING | RunState.COMPLETED | RunState.FAILED | RunState.CANCELLED:
             return None
         case _:
             assert_never(run.state)
 
 
-def nobody_serves(workers: Sequence[WorkerInfo], queue: str, agent_id: str | None = None) -> str | None:
-    """Why no worker that is alive will take a run of the agent from the queue; None where one may."""
+def why_not_served(workers: Sequence[WorkerInfo], queue: str, agent_id: str | None = None) -> str | None:
+    """Why no live worker can execute a run of this queue and agent. None: a worker may be able to."""
     alive = [worker for worker in workers if worker.is_alive]
     start = f"start one: openagents-worker worker --queues {queue}"
     if not alive:
@@ -74,31 +79,31 @@ def nobody_serves(workers: Sequence[WorkerInfo], queue: str, agent_id: str | Non
         return f"no worker serves queue {queue}: {count}, with the queues {others}; {start}"
     if agent_id is not None and not any(agent_id in worker.agents for worker in consuming):
         known = ", ".join(sorted({id_ for worker in consuming for id_ in worker.agents})) or "none"
-        return f"no worker of queue {queue} has the agent {agent_id}: they have {known}"
+        return f"no worker of queue {queue} has the agent {agent_id}: their agents are {known}"
     return None
 
 
-def all_busy(workers: Sequence[WorkerInfo], queue: str) -> str | None:
-    """That no worker of the queue can take another run; None where one can, or nobody knows."""
+def why_no_free_slot(workers: Sequence[WorkerInfo], queue: str) -> str | None:
+    """That no worker of the queue has a free slot. None: one has, or the number of slots is unknown."""
     serving = [worker for worker in workers if worker.serves(queue)]
     if not serving or not all(worker.max_runs and worker.runs >= worker.max_runs for worker in serving):
         return None
     runs = sum(worker.runs for worker in serving)
     count = "the one worker" if len(serving) == 1 else f"all {len(serving)} workers"
-    return f"{count} of queue {queue} {'is' if len(serving) == 1 else 'are'} full: {runs} runs at work"
+    return f"{count} of queue {queue} {'is' if len(serving) == 1 else 'are'} full: {runs} active runs"
 
 
-def _for_session(keys: Keys, run: RunRecord) -> Plan[WaitingFor]:
-    def question(client: Any) -> Any:
+def _session_reason(keys: Keys, run: RunRecord) -> Plan[WaitingReason]:
+    def read_holder_and_position(client: Any) -> Any:
         pipeline = client.pipeline(transaction=True)
         pipeline.hget(keys("session", run.session_id), "holder")
         pipeline.zrank(keys("session_queue", run.session_id), run.run_id)
         return pipeline.execute()
 
-    holder, place = yield question
-    ahead = f", and {place} more before it" if place else ""
+    holder, position = yield read_holder_and_position
+    ahead = f", and {position} more before it" if position else ""
     text = f"session {run.session_id} is busy with run {holder or '?'}{ahead}"
-    return WaitingFor(WaitsFor.SESSION, text, behind=holder)
+    return WaitingReason(WaitKind.SESSION, text, behind=holder)
 
 
 def _now_ms(keys: Keys) -> Plan[int]:
@@ -110,5 +115,7 @@ def _due(due_ms: int | None, now_ms: int) -> str:
     if due_ms is None:
         return "soon"
     left_ms = due_ms - now_ms
-    when = f"in {span(left_ms)}" if left_ms > 0 else f"{span(-left_ms)} ago: a worker has to wake it"
+    when = (
+        f"in {age_text(left_ms)}" if left_ms > 0 else f"{age_text(-left_ms)} ago: no worker has woken it yet"
+    )
     return f"at {clock_time(due_ms)} ({when})"

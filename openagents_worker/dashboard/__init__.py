@@ -1,1 +1,1 @@
-"""What Flower shows of runs, and what it lets its users do. The only place that knows Flower."""
+"""Flower: how it shows runs and what its users may do. The only place that knows Flower."""

@@ -1,4 +1,4 @@
-"""Flower's configuration file where `openagents-worker dev` starts it: on this machine, its buttons work."""
+"""The configuration of Flower in `openagents-worker dev`. Its buttons work without a password."""
 
 from openagents_worker.dashboard.flower_options import control_from_this_machine, format_task, tasks_columns
 from openagents_worker.dashboard.log_text import escape_log_lines as _escape_log_lines

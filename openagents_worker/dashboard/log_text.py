@@ -1,4 +1,4 @@
-"""Flower's log. The only place that makes its lines fit for a terminal: a path comes from whoever asks."""
+"""Flower's log. The only place that escapes its lines: they contain paths from HTTP requests."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ LOGGERS = ("tornado.access", "tornado.application", "tornado.general", "flower")
 
 
 def escape_log_lines() -> None:
-    """From now on what Tornado and Flower log in this process holds no control sequence."""
+    """Escape control characters in everything that Tornado and Flower log in this process."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
-        if _escaped not in logger.filters:
-            logger.addFilter(_escaped)
+        if _escape_record not in logger.filters:
+            logger.addFilter(_escape_record)
 
 
-def _escaped(record: logging.LogRecord) -> bool:
+def _escape_record(record: logging.LogRecord) -> bool:
     record.msg, record.args = escaped_line(record.getMessage()), ()
     return True

@@ -1,7 +1,7 @@
-"""Brokers at a Unix socket, in Flower. The only place that changes how it counts the messages of queues.
+"""Brokers at a Unix socket. The only place that changes how Flower counts the messages of queues.
 
-Flower reads neither the database nor the user from the URL of a socket: its page shows the queues of database
-0, or an error.
+Flower ignores the database and the user in the URL of a Unix socket. It would show the queues of database 0,
+or an error.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ __all__ = ["read_sockets_as_celery_does"]
 
 
 def read_sockets_as_celery_does() -> None:
-    """From now on Flower, in this process, counts messages where Celery puts them."""
+    """Make Flower in this process read the same Redis database as Celery, as the same user."""
     broker.RedisSocket = RedisAtSocket
 
 
 class RedisAtSocket(broker.RedisBase):  # type: ignore[misc]  # Flower has no types
-    """In place of Flower's `RedisSocket`."""
+    """Replaces Flower's `RedisSocket`."""
 
     def __init__(self, broker_url: str, *args: Any, **options: Any) -> None:
         super().__init__(broker_url, *args, **options)
         self._cell = Cell(as_redis(broker_url) or broker_url)
 
     async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        """For each queue its name and the number of its messages."""
-        wanted = list(names)
+        """The name and the number of messages of each queue."""
+        queue_names = list(names)
         keys = [
             self.broker_prefix + self._q_for_pri(name, step)
-            for name in wanted
+            for name in queue_names
             for step in self.priority_steps
         ]
         lengths = iter(await self._lengths(keys))
         return [
-            {"name": name, "messages": sum(next(lengths) for _ in self.priority_steps)} for name in wanted
+            {"name": name, "messages": sum(next(lengths) for _ in self.priority_steps)}
+            for name in queue_names
         ]
 
     async def _lengths(self, keys: list[str]) -> list[int]:

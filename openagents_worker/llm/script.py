@@ -67,7 +67,7 @@ class ScriptedFault(_Part):
 class ReplyScript:
     """Replies in the order of a run's model calls, with the faults before each.
 
-    >>> script = Script([{"error": "rate_limit"}, {"text": "hi"}], faults=("rate_limit",))
+    >>> script = ReplyScript([{"error": "rate_limit"}, {"text": "hi"}], faults=("rate_limit",))
     >>> script.entry(0, 0).error, script.entry(0, 1).text, script.entry(1, 0)
     ('rate_limit', 'hi', None)
     """

@@ -1,1 +1,1 @@
-"""Log lines, and what else a deployment is observed by."""
+"""Telemetry: the log of a process, and reports to Sentry."""

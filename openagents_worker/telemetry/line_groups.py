@@ -1,4 +1,4 @@
-"""Line groups. The only place that makes one line of the log of what one cause does to many runs."""
+"""Line groups. The only place that joins log lines that have the same cause and concern different runs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from openagents_worker.errors import text_of
 
 __all__ = ["LineGroups"]
 
-TOGETHER_S = 3.0  # lines of many runs with one cause are one: about as long as runs take to stop
+GROUP_WINDOW_S = 3.0  # about the time in which all runs of a process stop after a failure
 MAX_NAMED_RUNS = 5
 
 
-class Log(Protocol):
-    """Where lines are written; see `telemetry.EventLogger`."""
+class EventLog(Protocol):
+    """A log to which lines are written, such as `telemetry.logs.EventLogger`."""
 
     name: str
 
@@ -26,7 +26,7 @@ class Log(Protocol):
 
 @dataclass(slots=True)
 class _Group:
-    log: Log
+    log: EventLog
     level: int
     event: str
     cause: dict[str, Any]
@@ -35,27 +35,25 @@ class _Group:
 
 
 class LineGroups:
-    """Lines that have one cause and meet many runs, until they are written as one.
+    """Collects log lines about runs that have the same cause, and writes one line for each cause.
 
-    After an outage of Redis, a worker with forty runs would else say forty times that it lost one.
+    Otherwise a worker with forty runs would log forty lines after an outage of Redis.
     """
 
     def __init__(self, after: Callable[[float, Callable[[], None]], object] | None = None) -> None:
-        """`after(seconds, function)` calls the function once they have passed."""
+        """`after(seconds, function)` calls the function after that time. Default: in a thread."""
         self._after = after or _call_in_thread
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._groups: dict[tuple[Any, ...], _Group] = {}
 
-    def add(self, log: Log, level: int, event: str, run_id: str, cause: dict[str, Any]) -> None:
-        """Note a line; the first one of a cause has it written soon, with all that came till then."""
-        if (
-            self._pid != os.getpid()
-        ):  # a forked child: what waits is its parent's, as is the thread that waits
-            self._begin()
+    def add(self, log: EventLog, level: int, event: str, run_id: str, cause: dict[str, Any]) -> None:
+        """Add a line about a run. The line of its group is written `GROUP_WINDOW_S` after the first one."""
+        if self._pid != os.getpid():  # in a forked child: the groups and their timers belong to the parent
+            self._reset()
         key = (log.name, level, event, *((name, text_of(value)) for name, value in sorted(cause.items())))
         with self._lock:
             group = self._groups.get(key)
@@ -66,10 +64,10 @@ class LineGroups:
             if len(group.run_ids) < MAX_NAMED_RUNS:
                 group.run_ids.append(run_id)
         if is_first:
-            self._after(TOGETHER_S, lambda: self._flush([key]))
+            self._after(GROUP_WINDOW_S, lambda: self._flush([key]))
 
     def flush(self) -> None:
-        """Write what waits: the process ends, or somebody reads its log now."""
+        """Write all groups now, for example because the process ends."""
         with self._lock:
             keys = list(self._groups)
         self._flush(keys)
@@ -78,10 +76,10 @@ class LineGroups:
         with self._lock:
             groups = [group for key in keys if (group := self._groups.pop(key, None)) is not None]
         for group in groups:
-            which: dict[str, Any] = {"run_id": group.run_ids[0]}
+            runs: dict[str, Any] = {"run_id": group.run_ids[0]}
             if group.runs > 1:
-                which = {"runs": group.runs, "run_ids": group.run_ids}
-            group.log.write(group.level, group.event, **which, **group.cause)
+                runs = {"runs": group.runs, "run_ids": group.run_ids}
+            group.log.write(group.level, group.event, **runs, **group.cause)
 
 
 def _call_in_thread(after_s: float, function: Callable[[], None]) -> None:
@@ -89,5 +87,5 @@ def _call_in_thread(after_s: float, function: Callable[[], None]) -> None:
     timer.name, timer.daemon = "openagents-log", True
     try:
         timer.start()
-    except RuntimeError:  # the process ends, and starts no thread any more
+    except RuntimeError:  # the interpreter is exiting and starts no threads any more
         function()

@@ -1,7 +1,7 @@
-"""Log lines. The only place that says what a line of the log looks like, as text and as JSON.
+"""Log lines. The only place that formats them, as text and as JSON.
 
-A line of text is one line, whatever stands in it: what would end it is escaped, and the lines of a traceback
-below it are indented. A line of JSON is one object.
+An event in text format is one line: line breaks in it are escaped. The lines of a traceback follow it and are
+indented. An event in JSON format is one object on one line.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["EVENT", "FIELDS", "ROOT", "USERS", "JsonFormatter", "Pairs", "TextFormatter"]
 
 ROOT = "openagents_worker"
-EVENT = "openagents_event"  # the attribute of a LogRecord that carries an event's name
-FIELDS = "openagents_fields"  # that which carries its fields
-USERS = "openagents_user_error"  # and that which says that its exception is one of user code
+# Attributes of a LogRecord:
+EVENT = "openagents_event"  # the name of the event
+FIELDS = "openagents_fields"  # the fields of the event
+USERS = "openagents_user_error"  # whether the exception was raised by user code
 MAX_TRACEBACK_BYTES = 20_000
 
 
 class Pairs:
-    """An event's fields as one text, put together only when somebody writes it."""
+    """The fields of an event. They are formatted only if a handler writes the line."""
 
     def __init__(self, fields: Any) -> None:
         self.fields = fields
@@ -42,27 +43,26 @@ class Pairs:
 
 
 class _Formatter(logging.Formatter):
-    """What both formats share: an event, its fields and an exception, all redacted."""
+    """What both formats share: they redact the event, its fields and its exception."""
 
-    def __init__(self, wanted: LoggingConfig) -> None:
+    def __init__(self, config: LoggingConfig) -> None:
         super().__init__()
-        self._wanted = wanted
-        self._keys = (*DEFAULT_REDACT_KEYS, *wanted.redact_keys)
+        self._config = config
+        self._redacted_keys = (*DEFAULT_REDACT_KEYS, *config.redact_keys)
 
     def _parts(self, record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
-        """The event's name and its fields; a line that is no event of ours is its own name."""
+        """The name and the fields of the event. For a line of another library, the message is the name."""
         event = record.__dict__.get(EVENT)
         if not isinstance(event, str):
             event = safe_message(_message(record))
-        given, most = getattr(record, FIELDS, {}), self._wanted.max_value_length
-        fields = redact(given, self._keys, max_chars=most, mask=mask_prose)
-        return event, fields
+        fields, max_chars = getattr(record, FIELDS, {}), self._config.max_value_length
+        return event, redact(fields, self._redacted_keys, max_chars=max_chars, mask=mask_prose)
 
     def _exception(self, record: logging.LogRecord) -> str | None:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if isinstance(error, BaseException):
-            is_users = bool(record.__dict__.get(USERS))
-            return traceback_text(error, max_bytes=MAX_TRACEBACK_BYTES, collapse=is_users)
+            is_user_error = bool(record.__dict__.get(USERS))
+            return traceback_text(error, max_bytes=MAX_TRACEBACK_BYTES, collapse=is_user_error)
         return safe_message(record.exc_text) if record.exc_text else None
 
     @staticmethod
@@ -72,7 +72,7 @@ class _Formatter(logging.Formatter):
 
 
 class JsonFormatter(_Formatter):
-    """One JSON object a line: ts (UTC), level, logger, event, the fields; `exception` has the traceback."""
+    """One JSON object per line: ts (UTC), level, logger, event, the fields; `exception` is the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         event, fields = self._parts(record)
@@ -91,23 +91,26 @@ class JsonFormatter(_Formatter):
 
 
 class TextFormatter(_Formatter):
-    """`ts LEVEL logger event key=value …` on one line, a traceback below it, indented."""
+    """One line `ts LEVEL logger event key=value …`, then the traceback, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         event, fields = self._parts(record)
-        head = [self._time(record)] if self._wanted.show_time else []
+        head = [self._time(record)] if self._config.show_time else []
         head += [f"{record.levelname:<7}", record.name.removeprefix(f"{ROOT}."), escaped_line(event)]
         pairs = _pairs(fields)
-        if self._wanted.show_path:
+        if self._config.show_path:
             pairs.append(f"at={record.pathname}:{record.lineno}")
-        line = (" " if not self._wanted.pretty else "\n    ").join([" ".join(head), *pairs])
+        line = (" " if not self._config.pretty else "\n    ").join([" ".join(head), *pairs])
         below = [self._exception(record), safe_message(str(record.stack_info)) if record.stack_info else None]
         texts = [line, *(textwrap.indent(text, "  ", lambda _: True) for text in below if text is not None)]
         return printable("\n".join(texts))
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Its message; also of a line whose arguments do not fit, which logging would complain of at length."""
+    """The message of a line, also if its arguments do not match the format string.
+
+    For such a line, `logging` itself would print a traceback.
+    """
     try:
         return record.getMessage()
     except Exception:  # noqa: BLE001 - an argument's own __str__ may raise anything
@@ -115,11 +118,11 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _pairs(fields: Mapping[str, Any]) -> list[str]:
-    return [f"{name}={_shown(value)}" for name, value in fields.items()]
+    return [f"{name}={_value_text(value)}" for name, value in fields.items()]
 
 
-def _shown(value: Any) -> str:
-    """A value that cannot be mistaken for two fields or two lines."""
+def _value_text(value: Any) -> str:
+    """A value without quotes if it is a plain word, otherwise as escaped JSON."""
     plain = (
         isinstance(value, str)
         and value
@@ -129,7 +132,7 @@ def _shown(value: Any) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON that no reader of lines takes for two: Python and JavaScript end one at these three, too."""
+    """JSON on one line. Unicode characters that Python or JavaScript read as line breaks are escaped."""
     text = json.dumps(value, ensure_ascii=False)
     if text.isascii():
         return text

@@ -1,4 +1,4 @@
-"""Telemetry. The only place that writes log lines: an event's name with fields, redacted."""
+"""The log. The only place that writes log lines: the name of an event with fields, redacted."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ __all__ = [
 ]
 
 line_groups = LineGroups()
-"""Lines of this process that are written together."""
+"""The groups of log lines of this process."""
 
 _ExcInfo = BaseException | bool | tuple[type[BaseException], BaseException, TracebackType | None] | None
 
 
 class EventLogger:
-    """Writes events, not sentences: a name that never changes, and fields.
+    """Writes events: a constant name and fields, not a sentence.
 
-    Standard logging lies underneath, so levels, filters and an application's own handlers work as ever; a
-    handler that knows nothing of fields gets them in its message.
+    It uses the standard `logging`, so levels, filters and the handlers of an application work as usual. A
+    handler that does not know the fields gets them in the message.
     """
 
     def __init__(self, name: str) -> None:
@@ -72,7 +72,7 @@ class EventLogger:
         user_error: BaseException | None = None,
         **fields: Any,
     ) -> None:
-        """`user_error` is an exception of user code: its traceback is shown without frames of ours."""
+        """`user_error` is an exception of user code. Its traceback is shown without this library's frames."""
         raised = exc_info if user_error is None else user_error
         self._write(logging.WARNING, event, raised, fields, user_error is not None)
 
@@ -85,44 +85,46 @@ class EventLogger:
         user_error: BaseException | None = None,
         **fields: Any,
     ) -> None:
-        """`user_error` as above."""
+        """As `warning`, at the level ERROR."""
         raised = exc_info if user_error is None else user_error
         self._write(logging.ERROR, event, raised, fields, user_error is not None)
 
     def write(self, level: int, event: str, /, **fields: Any) -> None:
-        """A line of a level that is not known before."""
+        """Write an event at the level `level`."""
         self._write(level, event, None, fields)
 
     def of_run(self, level: int, event: str, /, *, run_id: str, **cause: Any) -> None:
-        """A line about a run whose cause is not the run's own: Redis was away, for example. What meets many
-        runs within seconds is one line, with their number and some of their ids."""
+        """Write an event about a run whose cause may affect many runs, for example that Redis is unreachable.
+
+        Events with the same cause within a few seconds become one line, with the number of runs and some ids.
+        """
         line_groups.add(self, level, event, run_id, cause)
 
     def exception(self, event: str, /, **fields: Any) -> None:
-        """An error with the traceback of the exception being handled."""
+        """Write an event at the level ERROR with the traceback of the exception that is being handled."""
         self._write(logging.ERROR, event, True, fields)
 
     def _write(
-        self, level: int, event: str, exc_info: _ExcInfo, fields: dict[str, Any], is_users: bool = False
+        self, level: int, event: str, exc_info: _ExcInfo, fields: dict[str, Any], is_user_error: bool = False
     ) -> None:
         if not self._logger.isEnabledFor(level):
             return
-        if isinstance(exc_info, BaseException):  # logging asks whether it is true, and its class may answer
+        if isinstance(exc_info, BaseException):  # `logging` would call its `__bool__`, which may be user code
             exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
         shown = redact(fields, mask=mask_prose)
-        # The name is the message's constant part: whoever groups messages by it groups by event.
+        # The name is the constant part of the message, so tools that group by it group by event.
         self._logger.log(
             level,
             f"{event.replace('%', '%%')} %s" if shown else event,
             *([Pairs(shown)] if shown else []),
             exc_info=exc_info,
-            extra={EVENT: event, FIELDS: shown, USERS: is_users},
+            extra={EVENT: event, FIELDS: shown, USERS: is_user_error},
             stacklevel=3,
         )
 
 
 def get_logger(name: str) -> EventLogger:
-    """The logger of a module.
+    """The event logger of a module.
 
     >>> log = get_logger(__name__)
     >>> log.info("run.claimed", run_id="r1", attempt=1)
@@ -137,33 +139,34 @@ def configure_logging(
     logging_config: LoggingConfig | None = None,
     whole_process: bool = False,
 ) -> logging.Handler | None:
-    """Write this library's log lines, as environment and agents file (in this order) want them.
+    """Install a handler for the log lines of this library. Return it, or None if none is installed.
 
-    Only the logger `openagents_worker` is touched. Where the application has set up its own log, our lines
-    go there and nothing changes, unless `auto_configure` asks; then None is returned. `whole_process` is for
-    a process that is ours: Celery's and everybody else's lines look like ours then. No handler of anybody is
-    removed. Calling it again replaces what the last call installed. `stream` goes before the configured one.
+    The environment overrides the logging section of the agents file. If the application has its own handlers,
+    they get the lines and None is returned, unless `auto_configure` is set.
+
+    With `whole_process`, the handler is installed at the root logger: the lines of Celery and other libraries
+    get the same format. Otherwise only the logger `openagents_worker` is changed. Handlers of an application
+    are never removed. A second call replaces the handler of the first. `stream` overrides the configured one.
     """
-    from openagents_worker.agents import LoggingConfig  # a producer, which has none, need not load it
+    from openagents_worker.agents import LoggingConfig  # here, so that producers do not load it
 
-    wanted = _wanted(settings, logging_config or LoggingConfig())
+    config = _effective_config(settings, logging_config or LoggingConfig())
     reset_logging()
-    if logging.getLogger(ROOT).hasHandlers() and not (wanted.auto_configure or whole_process):
+    if logging.getLogger(ROOT).hasHandlers() and not (config.auto_configure or whole_process):
         return None
-    handler = _Handler(stream or (sys.stdout if wanted.stream == "stdout" else sys.stderr))
-    handler.setFormatter(_formatter(settings, wanted))
-    handler.addFilter(_by_prefix(wanted.include_prefixes, wanted.exclude_prefixes))
-    at = None if whole_process else ROOT
-    handler.install(
-        at,
-        {at: wanted.level, ROOT: wanted.level} | {_ours(k): v for k, v in wanted.per_logger_levels.items()},
-    )
+    handler = _Handler(stream or (sys.stdout if config.stream == "stdout" else sys.stderr))
+    handler.setFormatter(_formatter(settings, config))
+    handler.addFilter(_prefix_filter(config.include_prefixes, config.exclude_prefixes))
+    logger_name = None if whole_process else ROOT
+    levels: dict[str | None, str] = {logger_name: config.level, ROOT: config.level}
+    levels |= {_logger_name(name): level for name, level in config.per_logger_levels.items()}
+    handler.install(logger_name, levels)
     return handler
 
 
 def set_levels(settings: Settings) -> None:
-    """Set the levels that the environment asks for, where an application's own handlers write our lines."""
-    levels = {_ours(name): level for name, level in (settings.log_levels or {}).items()}
+    """Set the levels of the environment, for applications whose own handlers write the lines."""
+    levels = {_logger_name(name): level for name, level in (settings.log_levels or {}).items()}
     if settings.log_level is not None:
         levels = {ROOT: settings.log_level, **levels}
     for name, level in levels.items():
@@ -171,37 +174,39 @@ def set_levels(settings: Settings) -> None:
 
 
 def formatter_for(settings: Settings, logging_config: LoggingConfig | None = None) -> logging.Formatter:
-    """The formatter of our lines, for handlers of somebody else's."""
+    """The formatter for the lines of this library, for handlers of an application."""
     from openagents_worker.agents import LoggingConfig
 
-    return _formatter(settings, _wanted(settings, logging_config or LoggingConfig()))
+    return _formatter(settings, _effective_config(settings, logging_config or LoggingConfig()))
 
 
-def _formatter(settings: Settings, wanted: LoggingConfig) -> logging.Formatter:
-    return JsonFormatter(wanted) if settings.log_format == "json" else TextFormatter(wanted)
+def _formatter(settings: Settings, config: LoggingConfig) -> logging.Formatter:
+    return JsonFormatter(config) if settings.log_format == "json" else TextFormatter(config)
 
 
 def is_json_log() -> bool:
-    """Whether this process's log is JSON: then nothing else should be written beside it."""
+    """Whether the log of this process is JSON. Then all other output should be JSON, too."""
     handlers = (*logging.getLogger().handlers, *logging.getLogger(ROOT).handlers)
     return any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
 
 
 def is_set_up_elsewhere() -> bool:
-    """Whether the application has set up a log of its own."""
+    """Whether the application has configured handlers of the root logger."""
     return any(not isinstance(each, _Handler | logging.NullHandler) for each in logging.getLogger().handlers)
 
 
 def reset_logging() -> None:
-    """Take away what `configure_logging` installed, and nothing else."""
+    """Remove the handler that `configure_logging` installed, and restore the levels."""
     for logger in (logging.getLogger(), logging.getLogger(ROOT)):
         for handler in [handler for handler in logger.handlers if isinstance(handler, _Handler)]:
             handler.uninstall()
 
 
 def begin_log_of_child(as_json: bool) -> None:
-    """In a process that a worker starts for its tools: where the worker's log is JSON, this one's lines are,
-    too, with warnings and whatever is printed."""
+    """Configure the log of a child process of a worker, such as a process for tools.
+
+    If the log of the worker is JSON, the child writes JSON, too, including warnings and printed text.
+    """
     if not as_json:
         return
     configure_logging(load_settings(), whole_process=True)
@@ -210,53 +215,53 @@ def begin_log_of_child(as_json: bool) -> None:
 
 
 def log_what_is_printed() -> None:
-    """Make lines of the log of what is printed, unless somebody else has taken the streams."""
+    """Write text that is printed to standard streams to the log, unless a stream was replaced already."""
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _Printed()
+        sys.stdout = _LoggedStream()
     if sys.stderr is sys.__stderr__:
-        sys.stderr = _Printed()
+        sys.stderr = _LoggedStream()
 
 
-class _Printed(io.TextIOBase):
-    """A stream whose lines are lines of the log."""
+class _LoggedStream(io.TextIOBase):
+    """A stream that writes each line to the log."""
 
     def __init__(self) -> None:
         self._log = logging.getLogger("printed")
-        self._begun = ""
+        self._unfinished_line = ""
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
-        *lines, self._begun = (self._begun + text).split("\n")
+        *lines, self._unfinished_line = (self._unfinished_line + text).split("\n")
         for line in filter(None, lines):
             self._log.warning("%s", line)
         return len(text)
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Our handler; it knows where it was put and which levels it found, so that it leaves nothing behind."""
+    """The handler of `configure_logging`. `uninstall` restores everything that `install` has changed."""
 
-    def install(self, at: str | None, levels: Mapping[str | None, str]) -> None:
-        """Put it at a logger (None: the root) and set the levels of loggers by name."""
-        self._logger = logging.getLogger(at)
+    def install(self, logger_name: str | None, levels: Mapping[str | None, str]) -> None:
+        """Add this handler to a logger (None: the root logger) and set the levels of loggers."""
+        self._logger = logging.getLogger(logger_name)
         self._logger.addHandler(self)
-        # Otherwise an application's handler would write each of our lines a second time.
+        # Otherwise the handlers of an application would write each line a second time.
         self._logger.propagate = False
-        self._before = {name: logging.getLogger(name).level for name in levels}
+        self._previous_levels = {name: logging.getLogger(name).level for name in levels}
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level.upper())
 
     def uninstall(self) -> None:
         self._logger.removeHandler(self)
         self._logger.propagate = True
-        for name, level in self._before.items():
+        for name, level in self._previous_levels.items():
             logging.getLogger(name).setLevel(level)
         self.close()
 
 
-def _wanted(settings: Settings, config: LoggingConfig) -> LoggingConfig:
-    """The agents file's logging section, with what the environment says instead."""
+def _effective_config(settings: Settings, config: LoggingConfig) -> LoggingConfig:
+    """The logging section of the agents file, overridden by the settings of the environment."""
     from_env: dict[str, Any] = {
         "level": settings.log_level,
         "per_logger_levels": settings.log_levels,
@@ -271,8 +276,8 @@ def _wanted(settings: Settings, config: LoggingConfig) -> LoggingConfig:
     return config.model_copy(update={name: value for name, value in from_env.items() if value is not None})
 
 
-def _ours(name: str) -> str:
-    """A logger's name; those of the original SDK (`openagents.llm`) mean ours."""
+def _logger_name(name: str) -> str:
+    """The name of a logger. Names of the original SDK (`openagents.llm`) are translated."""
     return (
         ROOT + name.removeprefix("openagents")
         if name == "openagents" or name.startswith("openagents.")
@@ -280,11 +285,11 @@ def _ours(name: str) -> str:
     )
 
 
-def _by_prefix(
+def _prefix_filter(
     include: Collection[str] | None, exclude: Collection[str]
 ) -> Callable[[logging.LogRecord], bool]:
-    included = None if include is None else tuple(map(_ours, include))
-    excluded = tuple(map(_ours, exclude))
+    included = None if include is None else tuple(map(_logger_name, include))
+    excluded = tuple(map(_logger_name, exclude))
 
     def passes(record: logging.LogRecord) -> bool:
         return (included is None or record.name.startswith(included)) and not record.name.startswith(excluded)

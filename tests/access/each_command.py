@@ -18,7 +18,7 @@ from openagents_worker.store.roles import RoleName
 from openagents_worker.store.watch import awatch, watch
 from tests.access.users import Guarded
 from tests.cli.conftest import Done, typed
-from tests.fundamentals.shop import DOOR
+from tests.fundamentals.shop import DELIVERY_ALLOWED
 from tests.installation import Installation, Model, call
 from tests.waiting import wait_for
 
@@ -91,7 +91,7 @@ def test_an_operator_deletes_a_session(redis_of_users: Guarded, shop: Installati
         model.will_say({"tool_calls": [call("deliver")]}, {"text": "?"})
         with Client(redis_of_users.url(role)) as client:
             handle = shop.submit("clerk", session_id="gone")
-            wait_for(lambda at=handle: len(shop.diary(at.id)) == 1, "the courier stands at the door")
+            wait_for(lambda at=handle: len(shop.diary(at.id)) == 1, "the delivery has started")
             assert client.delete_session("gone", force=True) == 1
 
 
@@ -130,7 +130,7 @@ def test_a_watcher_follows_a_run_over_http(redis_of_users: Guarded, completed: s
 
 def test_a_worker_takes_over_what_a_dead_one_had(shop: Installation, model: Model) -> None:
     """Reclaiming, the watch over connections, and whatever else one worker does for another."""
-    (shop.folder / DOOR).unlink(missing_ok=True)  # tests that ran before may have opened it
+    (shop.folder / DELIVERY_ALLOWED).unlink(missing_ok=True)  # tests that ran before may have opened it
     model.will_say({"tool_calls": [call("deliver")]}, {"text": "Delivered."})
     second = shop.stack.start_worker("second")
     handles = [shop.submit("clerk") for _ in range(8)]

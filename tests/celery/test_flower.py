@@ -56,7 +56,7 @@ def test_a_row_says_which_run_it_is_and_why_it_waits(shop: Shop, flower: str) ->
     assert row(failed.id)["args"] == f"agent={record.agent_id} session={record.session_id} run={failed.id}"
     assert record.reason_code is not None
     assert record.reason_code in table_row(flower, failed.id)["exception"]
-    assert table_row(flower, later.id)["exception"] == "llm.rate_limit, again after 60 s"
+    assert table_row(flower, later.id)["exception"] == "llm.rate_limit, retry after 60 s"
     later.cancel()
 
 

@@ -1,4 +1,4 @@
-"""What the command line's tests share: commands in this process, a worker by hand, and a client."""
+"""Fixtures for the tests of the command line: commands in this process, a simulated worker, and a client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ W1 = "w1@box:a1b2c3"
 
 @dataclass(frozen=True)
 class Done:
-    """A command that has ended: its exit code, and what it printed where."""
+    """A command that has ended: its exit code and its output."""
 
     code: int
     out: str
@@ -38,7 +38,7 @@ Command = Callable[..., Done]
 def typed(
     arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Done:
-    """What `openagents-worker` does with these arguments, in this process and its environment."""
+    """Run `openagents-worker` with these arguments in this process, with its environment."""
     monkeypatch.setattr(sys, "argv", ["openagents-worker", *arguments])
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
@@ -49,7 +49,7 @@ def typed(
 
 @pytest.fixture
 def command(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `openagents-worker` with these arguments, as its process would, against the test's Redis."""
+    """Runs `openagents-worker` with these arguments in this process, with the Redis of the test."""
     monkeypatch.setenv("OPENAGENTS_REDIS_URL", redis_url)
 
     return lambda *arguments: typed(arguments, monkeypatch, capsys)
@@ -63,16 +63,16 @@ def client(redis_url: str) -> Generator[Client]:
 
 @pytest.fixture
 def hand(redis_url: str) -> Generator[Hand]:
-    """A worker of the version before: it says nothing of itself."""
+    """A worker of the previous version: it does not publish its queues and agents."""
     with Hand(redis_url) as hand:
         yield hand
 
 
 def register(client: Client, *, agents: tuple[str, ...], queues: tuple[str, ...] = ("agents",)) -> None:
-    """A worker that says what it serves, and renews once."""
-    announced = [word for id_ in agents for word in (id_, json.dumps({"queue": None, "def_hash": "h"}))]
+    """Register a worker with these agents and queues, and renew its lease once."""
+    definitions = [word for id_ in agents for word in (id_, json.dumps({"queue": None, "def_hash": "h"}))]
     card = WorkerCard("box", 17, queues, dict.fromkeys(agents, "h"), 20, "9.9").to_json()
-    client.store.run(scripts.register(incarnation=W1, lease_ms=LEASE_MS, agents=announced, info=card))
+    client.store.run(scripts.register(incarnation=W1, lease_ms=LEASE_MS, agents=definitions, info=card))
     client.store.run(scripts.renew(incarnation=W1, lease_ms=LEASE_MS, loop_lag_ms=40))
 
 

@@ -1,4 +1,4 @@
-"""Queue names on the command line and at the start of a worker: refused before anything is done."""
+"""Invalid queue names, on the command line and at the start of a worker, are rejected at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.installation import PATIENCE_S, ROOT
 def called(
     folder: Path, *arguments: str, queue: str | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """The command as an operator types it; no Redis is there, and none is asked."""
+    """Run the command in a separate process, without a Redis."""
     agent = {"id": "a", "name": "a", "llm": {"provider": "mock"}, "pattern": {"type": "react"}}
     file = folder / "agents.json"
     file.write_text(
@@ -51,7 +51,7 @@ CALLS: dict[str, tuple[tuple[str, ...], str | None, dict[str, str], str, int]] =
 
 
 @pytest.mark.parametrize(("arguments", "queue", "env", "code", "exit_code"), CALLS.values(), ids=CALLS.keys())
-def test_a_queue_that_is_a_key_is_refused_before_anything_is_done(
+def test_a_queue_with_the_name_of_a_key_is_rejected(
     tmp_path: Path,
     arguments: tuple[str, ...],
     queue: str | None,
@@ -59,11 +59,11 @@ def test_a_queue_that_is_a_key_is_refused_before_anything_is_done(
     code: str,
     exit_code: int,
 ) -> None:
-    """The error names the queue and says what would be right."""
+    """The error names the queue and describes valid names."""
     ended = called(tmp_path, *arguments, queue=queue, **env)
 
-    said = ended.stderr + ended.stdout
-    assert ended.returncode == exit_code, said
-    assert code in said
-    assert "is not a valid" in said
-    assert "Traceback" not in said
+    output = ended.stderr + ended.stdout
+    assert ended.returncode == exit_code, output
+    assert code in output
+    assert "is not a valid" in output
+    assert "Traceback" not in output

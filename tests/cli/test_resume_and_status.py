@@ -1,4 +1,4 @@
-"""`resume`, `workers` and `status`: what an operator types when something has gone wrong."""
+"""`resume`, `workers` and `status`: the commands that an operator needs after a failure."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def fail(hand: Hand, run_id: str, error: Exception) -> None:
 # --- resume ----------------------------------------------------------------------------------------------
 
 
-def test_runs_are_resumed_by_id_and_one_bad_id_stops_nothing(
+def test_runs_are_resumed_by_id_and_a_bad_id_does_not_stop_the_others(
     command: Command, hand: Hand, client: Client
 ) -> None:
-    """Each is told by itself; the exit code says that not all went well."""
+    """Each run has its own line. The exit code shows that some were not resumed."""
     fail(hand, "good", LLMRateLimitError("slow down"))
     hand.submit("unsafe", durable=False)
     hand.claim("unsafe")
@@ -43,15 +43,15 @@ def test_runs_are_resumed_by_id_and_one_bad_id_stops_nothing(
         "unsafe: config.error: the run 'unsafe' has no checkpoint, so it cannot be resumed\n  hint: it is not"
         in done.err
     )
-    assert "1 run resumed, 2 could not be" in done.err
+    assert "1 run resumed, 2 not resumed" in done.err
     events = client.store.execute(history(client.store.keys, "good"))
     assert [event.payload["by"] for event in events if event.name == "run.resumed"] == ["ada"]
-    assert command("resume", "good").out == "good: goes on already (queued)\n"
+    assert command("resume", "good").out == "good: is already active (queued)\n"
     client.cancel("good")
 
 
-def test_a_run_that_ended_before_it_began_is_resumed(command: Command, client: Client) -> None:
-    """Cancelled while it waited: it begins."""
+def test_a_run_that_was_cancelled_before_its_start_is_resumed(command: Command, client: Client) -> None:
+    """It waits in its queue again."""
     client.submit({"agent_id": "a", "session_id": "s", "input_text": "hi", "run_id": "r1"})
     client.cancel("r1")
 
@@ -62,20 +62,20 @@ def test_a_run_that_ended_before_it_began_is_resumed(command: Command, client: C
     assert (done.code, done.out, state) == (0, "r1: resumed\n", RunState.QUEUED)
 
 
-def test_many_are_shown_before_they_are_resumed(command: Command, hand: Hand, client: Client) -> None:
-    """Without a terminal nobody can be asked: then it needs --yes, and says how many it would be."""
+def test_a_filter_needs_a_confirmation(command: Command, hand: Hand, client: Client) -> None:
+    """Without a terminal, the command requires --yes. It prints the number of the runs."""
     fail(hand, "r1", LLMRateLimitError("slow down"))
     fail(hand, "r2", LLMRateLimitError("slow down"))
     fail(hand, "r3", LLMResponseError("no"))
-    chosen = ("resume", "--state", "failed", "--since", "1h", "--code", "llm.rate*")
+    arguments = ("resume", "--state", "failed", "--since", "1h", "--code", "llm.rate*")
 
-    asked = command(*chosen)
-    assert (asked.code, asked.out) == (1, "")
-    assert "2 runs would be resumed" in asked.err
-    assert "r1" in asked.err
+    rejected = command(*arguments)
+    assert (rejected.code, rejected.out) == (1, "")
+    assert "2 runs would be resumed" in rejected.err
+    assert "r1" in rejected.err
     assert client.record("r1").state is RunState.FAILED
 
-    done = command(*chosen, "--yes", "--json")
+    done = command(*arguments, "--yes", "--json")
     assert (done.code, done.json) == (0, {"resumed": ["r2", "r1"], "failed": []})
     assert client.record("r3").state is RunState.FAILED
     for run_id in ("r2", "r1"):
@@ -85,7 +85,7 @@ def test_many_are_shown_before_they_are_resumed(command: Command, hand: Hand, cl
 @pytest.mark.parametrize(
     ("answer", "code", "state"), [("y\n", 0, "queued"), ("n\n", 1, "failed"), ("", 1, "failed")]
 )
-def test_a_person_is_asked(
+def test_a_filter_asks_for_confirmation_on_a_terminal(
     command: Command,
     hand: Hand,
     client: Client,
@@ -94,7 +94,7 @@ def test_a_person_is_asked(
     code: int,
     state: str,
 ) -> None:
-    """On a terminal; anything but yes is no."""
+    """Any answer except yes means no."""
     import io
     import sys
 
@@ -113,15 +113,15 @@ def test_a_person_is_asked(
     client.cancel("r1")
 
 
-def test_ids_or_options_but_not_both(command: Command) -> None:
-    """And not neither: nobody resumes everything by mistake."""
+def test_resume_needs_either_ids_or_a_filter(command: Command) -> None:
+    """Without any of them it would resume all failed runs."""
     assert command("resume").code == command("resume", "r1", "--state", "failed").code == 1
 
 
 # --- workers and status ----------------------------------------------------------------------------------
 
 
-def test_workers_are_listed_with_what_they_serve(command: Command, client: Client) -> None:
+def test_workers_are_listed_with_their_queues_and_agents(command: Command, client: Client) -> None:
     register(client, agents=("clerk", "porter"))
 
     listed = command("workers")
@@ -135,8 +135,8 @@ def test_workers_are_listed_with_what_they_serve(command: Command, client: Clien
     assert "no workers" in command("workers").err
 
 
-def test_status_names_what_is_wrong(command: Command, client: Client, hand: Hand) -> None:
-    """A queue that nobody serves, an agent that nobody has, a loop that is blocked; no run that is over."""
+def test_status_lists_the_problems(command: Command, client: Client, hand: Hand) -> None:
+    """A queue and an agent without a worker, and a blocked loop. Runs that have ended do not count."""
     request = {"agent_id": "clerk", "input_text": "hi"}
     client.submit({**request, "session_id": "s0", "run_id": "r0"}, queue="typo")
     client.cancel("r0")
@@ -151,8 +151,8 @@ def test_status_names_what_is_wrong(command: Command, client: Client, hand: Hand
 
     assert "1 run waits in queue typo" in fleet.out
     assert "no worker serves queue typo" in fleet.out
-    assert "nobody serves the agent porter" in fleet.out
-    assert "its event loop answered nobody for 2.5 s" in fleet.out
+    assert "no worker serves the agent porter" in fleet.out
+    assert "its event loop was blocked for 2.5 s" in fleet.out
     assert len(as_json["problems"]) == 3
     assert {queue["name"]: queue["waiting"] for queue in as_json["queues"]} == {"agents": 0, "typo": 1}
     assert {agent["id"]: agent["workers"] for agent in as_json["agents"]} == {"clerk": [W1], "porter": []}
@@ -163,14 +163,14 @@ def test_status_names_what_is_wrong(command: Command, client: Client, hand: Hand
 
 
 def test_status_of_a_deployment_without_workers(command: Command) -> None:
-    """The first thing that a newcomer sees."""
+    """It says how to start one."""
     shown = command("status")
 
     assert shown.code == 0
     assert "no worker is alive: nothing is executed; start one: openagents-worker worker" in shown.out
 
 
-def test_all_is_well(command: Command, client: Client) -> None:
+def test_status_of_a_healthy_deployment(command: Command, client: Client) -> None:
     register(client, agents=("clerk",))
 
     assert command("status").out.startswith("no problems\n")
@@ -184,10 +184,10 @@ def test_all_is_well(command: Command, client: Client) -> None:
     "arguments",
     [("status",), ("workers",), ("runs",), ("show", "r1"), ("resume", "r1"), ("resume", "--state", "failed")],
 )
-def test_without_redis_every_command_says_so_in_one_line(
+def test_without_redis_every_command_prints_one_line(
     command: Command, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
-    """Exit code 4, for programs as one object."""
+    """The exit code is 4. With --json the error is one object."""
     monkeypatch.setenv("OPENAGENTS_REDIS_URL", "redis://127.0.0.1:1/0")
 
     done = command(*arguments)

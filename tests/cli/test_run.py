@@ -1,4 +1,4 @@
-"""`run`: what is said while it waits, and how it is left. A process of its own, as signals are part of it."""
+"""`run`: its notice while a run waits, and Ctrl-C. The command is a separate process, to receive signals."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def line_with(process: subprocess.Popen[str], word: str) -> str:
     return next(line for line in process.stderr if word in line)
 
 
-def test_a_run_that_nobody_takes_says_so_and_goes_on_waiting(redis_url: str, client: Client) -> None:
-    """After three seconds, and when the reason changes. Ctrl-C ends the watching, with 130, not the run."""
+def test_a_run_that_no_worker_starts_is_explained(redis_url: str, client: Client) -> None:
+    """After three seconds, and again when the reason changes. Ctrl-C ends the command, but not the run."""
     with running(redis_url, "run", "echo", "hi", "--run-id", "r1") as process:
         first = line_with(process, "waiting:")
         register(client, agents=("other",))
         second = line_with(process, "waiting:")
         process.send_signal(signal.SIGINT)
-        goodbye = line_with(process, "goes on")
+        goodbye = line_with(process, "continues")
         process.wait(60)
 
     assert "no worker serves queue agents" in first
-    assert "no worker of queue agents has the agent echo: they have other" in second
+    assert "no worker of queue agents has the agent echo: their agents are other" in second
     assert "openagents-worker watch r1" in goodbye
     assert process.returncode == 130
     assert client.record("r1").state is RunState.QUEUED
@@ -52,8 +52,8 @@ def test_a_run_that_nobody_takes_says_so_and_goes_on_waiting(redis_url: str, cli
     retire(client)
 
 
-def test_a_reader_that_has_had_enough_is_no_failure(redis_url: str, client: Client) -> None:
-    """As with `openagents-worker runs | head -1`: no traceback."""
+def test_a_closed_pipe_is_a_success(redis_url: str, client: Client) -> None:
+    """As with `openagents-worker runs | head -1`."""
     for number in range(50):
         client.submit(
             {"agent_id": "a", "session_id": f"s{number}", "input_text": "x", "run_id": f"r{number}"}
@@ -62,16 +62,16 @@ def test_a_reader_that_has_had_enough_is_no_failure(redis_url: str, client: Clie
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
-        said = process.stderr.read()
+        errors = process.stderr.read()
         process.wait(60)
     for number in range(50):
         client.cancel(f"r{number}")
 
-    assert (process.returncode, said) == (0, "")
+    assert (process.returncode, errors) == (0, "")
 
 
-def test_what_a_run_is_submitted_with(command: Command, client: Client) -> None:
-    """Tenant, labels, limits and queue; the text may come from standard input."""
+def test_the_options_of_run_are_part_of_the_request(command: Command, client: Client) -> None:
+    """Tenant, labels, limits and queue."""
     options = ["--tenant", "acme", "--label", "env=prod", "--budget", "max_steps=3", "--queue", "slow"]
 
     done = command("run", "echo", "hi", "--run-id", "r1", "--session", "s1", *options, "--detach", "--json")

@@ -1,4 +1,4 @@
-"""`show`, `runs` and `watch`: what a run did and why it waits; nothing in it reaches the terminal raw."""
+"""`show`, `runs` and `watch`: the history of a run, why it waits, and the escaping of control characters."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ def calls_a_tool(hand: Hand, run_id: str, call: str = CALL, *, answers: bool = T
         run_id, "tool.called", payload=json.dumps({"tool_id": "calc", "params": {"a": 1}, "call_id": call})
     )
     if answers:
-        said = {"tool_id": "calc", "result": {"sum": 391}, "call_id": call}
-        hand.emit(run_id, "tool.succeeded", payload=json.dumps(said))
+        payload = {"tool_id": "calc", "result": {"sum": 391}, "call_id": call}
+        hand.emit(run_id, "tool.succeeded", payload=json.dumps(payload))
 
 
 def asks_a_model(hand: Hand, run_id: str, call: str, *, error: str = "") -> None:
     hand.emit(run_id, "llm.called", payload=json.dumps({"model": "m", "call": call}))
     if error:
         details = {"code": "llm.rate_limit", "message": error}
-        said = {"model": "m", "call": call, "error": error, "error_details": details}
-        hand.emit(run_id, "llm.failed", payload=json.dumps(said))
+        payload = {"model": "m", "call": call, "error": error, "error_details": details}
+        hand.emit(run_id, "llm.failed", payload=json.dumps(payload))
     else:
         metrics = {"input_tokens": 12, "output_tokens": 3, "cost_usd": 0.5}
-        said = {"model": "m", "call": call, "output_text": "391", "_metrics": metrics}
-        hand.emit(run_id, "llm.succeeded", payload=json.dumps(said))
+        payload = {"model": "m", "call": call, "output_text": "391", "_metrics": metrics}
+        hand.emit(run_id, "llm.succeeded", payload=json.dumps(payload))
 
 
 def row(text: str, start: str) -> str:
     return next(line for line in text.splitlines() if line.startswith(start))
 
 
-def test_a_run_that_was_put_off_and_failed_is_told_whole(command: Command, hand: Hand) -> None:
-    """Input, times, attempts with their worker and how each ended, steps with their tries, and the error."""
+def test_show_prints_the_whole_history_of_a_run(command: Command, hand: Hand) -> None:
+    """Input, times, attempts with worker and ending, steps with their tries, and the error."""
     hand.submit("r1")
     hand.claim("r1")
     calls_a_tool(hand, "r1")
@@ -61,7 +61,7 @@ def test_a_run_that_was_put_off_and_failed_is_told_whole(command: Command, hand:
     assert row(shown.out, "attempts") == "attempts  4 (3 retries, 0 recoveries)"
     assert "submitted" in row(shown.out, "times")
     assert "ended" in row(shown.out, "times")
-    assert row(shown.out, "1 ").endswith("hand:1  put off for 0.0 s: llm.rate_limit")
+    assert row(shown.out, "1 ").endswith("hand:1  retry in 0.0 s: llm.rate_limit")
     assert row(shown.out, "4 ").endswith("failed")
     assert '{"a": 1} → {"sum": 391}' in row(shown.out, "calc:01234567:1")
     assert "x4" in row(shown.out, "m:aaaaaaaa:1")
@@ -69,8 +69,8 @@ def test_a_run_that_was_put_off_and_failed_is_told_whole(command: Command, hand:
     assert "failed: llm.response: wrong key\n  hint: look at it" in shown.out
 
 
-def test_a_traceback_is_shown_where_the_error_has_one(command: Command, hand: Hand, client: Client) -> None:
-    """It stands in the error's context."""
+def test_show_prints_the_traceback_of_an_error(command: Command, hand: Hand, client: Client) -> None:
+    """The traceback is part of the context of the error."""
     hand.submit("r1")
     hand.claim("r1")
     hand.finish("r1", error=LLMResponseError("wrong key"))
@@ -82,8 +82,8 @@ def test_a_traceback_is_shown_where_the_error_has_one(command: Command, hand: Ha
     assert "Traceback:\n  File shop.py\nKeyError: 'x'\n" in command("show", "r1").out
 
 
-def test_the_same_for_programs(command: Command, hand: Hand) -> None:
-    """The record's fields, and beside them attempts, calls and what the run waits for."""
+def test_show_as_json(command: Command, hand: Hand) -> None:
+    """The fields of the record, and attempts, calls and the reason for waiting."""
     hand.submit("r1")
     hand.claim("r1")
     calls_a_tool(hand, "r1", answers=False)
@@ -105,8 +105,8 @@ def test_the_same_for_programs(command: Command, hand: Hand) -> None:
 # --- waiting ---------------------------------------------------------------------------------------------
 
 
-def test_a_run_says_why_it_waits(command: Command, hand: Hand, client: Client) -> None:
-    """For a retry until when, for its session behind whom, for its start, and not at all."""
+def test_show_explains_why_a_run_waits(command: Command, hand: Hand, client: Client) -> None:
+    """For a retry with its time, for its session with the other run, or for its start."""
     hand.submit("first", "s1")
     hand.submit("second", "s1")
     hand.submit("third", "s1")
@@ -128,8 +128,8 @@ def test_a_run_says_why_it_waits(command: Command, hand: Hand, client: Client) -
         client.cancel(run_id)
 
 
-def test_a_run_says_that_nobody_serves_it(command: Command, client: Client) -> None:
-    """No worker at all, none of its queue, none with its agent; or one that has not taken it yet."""
+def test_show_explains_that_no_worker_serves_a_run(command: Command, client: Client) -> None:
+    """There is no worker, or none for its queue, or none with its agent, or none has started the run yet."""
     request = {"agent_id": "clerk", "input_text": "hi"}
 
     def waits(run_id: str) -> str:
@@ -142,22 +142,22 @@ def test_a_run_says_that_nobody_serves_it(command: Command, client: Client) -> N
     register(client, agents=("porter",))
     assert "no worker serves queue slow: 1 worker is alive, with the queues agents" in waits("r2")
     assert "--queues slow" in waits("r2")
-    assert "no worker of queue agents has the agent clerk: they have porter" in waits("r1")
+    assert "no worker of queue agents has the agent clerk: their agents are porter" in waits("r1")
 
     register(client, agents=("porter", "clerk"))
-    assert "a worker of queue agents has not taken it yet" in waits("r1")
+    assert "no worker of queue agents has started it yet" in waits("r1")
     retire(client)
     for run_id in ("r1", "r2"):
         client.cancel(run_id)
 
 
-def test_of_a_worker_of_the_version_before_nobody_knows_what_it_serves(
+def test_a_worker_of_the_previous_version_may_serve_any_queue(
     command: Command, hand: Hand, client: Client
 ) -> None:
-    """So it is not said that nobody serves the queue."""
+    """It does not publish its queues, so `show` does not claim that no worker serves the queue."""
     hand.submit("r1")
 
-    assert "has not taken it yet" in command("show", "r1").out
+    assert "has started it yet" in command("show", "r1").out
     client.cancel("r1")
 
 
@@ -165,7 +165,7 @@ def test_of_a_worker_of_the_version_before_nobody_knows_what_it_serves(
 
 
 def test_a_step_is_found_by_the_beginning_of_its_id(command: Command, hand: Hand, client: Client) -> None:
-    """Also as it is shown, shortened; one that fits two is a usage error that names them."""
+    """The displayed, short id works, too. An ambiguous beginning is a usage error that lists the steps."""
     hand.submit("r1")
     hand.claim("r1")
     calls_a_tool(hand, "r1")
@@ -187,8 +187,8 @@ def test_a_step_is_found_by_the_beginning_of_its_id(command: Command, hand: Hand
 # --- lists -----------------------------------------------------------------------------------------------
 
 
-def test_a_list_of_runs_says_state_reason_age_and_tokens(command: Command, hand: Hand) -> None:
-    """And it is narrowed by time and by the code."""
+def test_a_list_of_runs_shows_state_reason_age_and_tokens(command: Command, hand: Hand) -> None:
+    """It can be filtered by time and by error code."""
     hand.end("old", steps=0)
     hand.end("bad", steps=0, error=LLMRateLimitError("slow down"))
 
@@ -206,10 +206,8 @@ def test_a_list_of_runs_says_state_reason_age_and_tokens(command: Command, hand:
     assert (wrong.code, "'yesterday' is not a time" in wrong.err) == (1, True)
 
 
-def test_a_record_that_cannot_be_read_is_left_out_and_named(
-    command: Command, hand: Hand, client: Client
-) -> None:
-    """One bad element never hides the others; asked for itself it is an error with a code."""
+def test_a_list_names_the_records_that_cannot_be_read(command: Command, hand: Hand, client: Client) -> None:
+    """A bad record does not hide the others. `show` fails for it with an error code."""
     hand.end("good", steps=0)
     hand.end("broken", steps=0)
     key = client.store.keys("run", "broken")
@@ -233,7 +231,7 @@ def test_a_record_that_cannot_be_read_is_left_out_and_named(
 def test_no_control_character_of_a_run_reaches_the_terminal(
     command: Command, hand: Hand, client: Client, as_json: bool
 ) -> None:
-    """Whether a model, a tool, a user or an error has said it, and whichever command shows it."""
+    """Whether it comes from a model, a tool, a user or an error, and for every command."""
     option = ["--json"] if as_json else []
     hand.submit("r1")
     hand.claim("r1")
@@ -271,4 +269,4 @@ def test_no_control_character_of_a_run_reaches_the_terminal(
         for text in (one.out, one.err):
             bad = {c for c in text if not c.isprintable()} - {"\n", "\t"}
             assert not bad, ascii(text)
-    assert printed[3].out, "the answer is shown all the same"
+    assert printed[3].out, "the answer is still shown"

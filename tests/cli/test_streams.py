@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, left by their reader, or of another encoding."""
+"""Standard streams that are closed, full, closed by their reader, or have another encoding."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ ARROW = "Grüße → 中"
 
 
 def closed() -> None:
-    """What Python has for a stream that was closed before it began."""
+    """The value of a standard stream that was closed before Python started: None."""
 
 
 def full() -> TextIO:
-    """A disk without room."""
+    """A stream to a full disk."""
     return open("/dev/full", "w", encoding="utf-8")  # noqa: PTH123 - closed by `Streams`
 
 
 def left() -> TextIO:
-    """A pipe whose reader has gone, as `head` does."""
+    """A pipe whose reader has closed it, as `head` does."""
     reading, writing = os.pipe()
     os.close(reading)
     return os.fdopen(writing, "w", encoding="utf-8")
@@ -41,7 +41,7 @@ def text(encoding: str = "utf-8") -> TextIO:
 
 
 class Streams:
-    """Runs commands in this process, with other standard streams."""
+    """Runs commands in this process with other standard streams."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
@@ -50,7 +50,7 @@ class Streams:
     def run(
         self, *arguments: str, stdin: TextIO | None = None, stdout: TextIO | None, stderr: TextIO | None
     ) -> int:
-        """Its exit code."""
+        """Run the command and return its exit code."""
         with self._monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["openagents-worker", *arguments])
             for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
@@ -81,7 +81,7 @@ def streams(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Generator[Stream
 
 @pytest.fixture
 def waiting(client: Client) -> Generator[None]:
-    """The run r1 waits in its queue."""
+    """A run r1 that waits in its queue."""
     client.submit({"agent_id": "a", "session_id": "s", "input_text": ARROW, "run_id": "r1"})
     yield
     client.cancel("r1")
@@ -92,7 +92,7 @@ FULL = "error: cannot write to standard output: No space left on device\n"
 
 @pytest.mark.usefixtures("waiting")
 @pytest.mark.parametrize(
-    ("arguments", "stdout", "code", "said"),
+    ("arguments", "stdout", "code", "error"),
     [
         ("runs", closed, 0, ""),
         ("schema", full, 1, FULL),
@@ -104,18 +104,18 @@ FULL = "error: cannot write to standard output: No space left on device\n"
         ("show nobody --json", left, 2, ""),
     ],
 )
-def test_whatever_becomes_of_the_output_there_is_no_traceback(
-    arguments: str, stdout: Callable[[], TextIO | None], code: int, said: str, streams: Streams
+def test_an_unusable_output_is_never_a_traceback(
+    arguments: str, stdout: Callable[[], TextIO | None], code: int, error: str, streams: Streams
 ) -> None:
-    """A closed stream takes all; a full disk is one line; a reader that leaves is no failure."""
+    """A closed stream discards the output, a full disk is one error line, and a closed pipe is a success."""
     stderr = text()
 
     assert streams.run(*arguments.split(), stdout=stdout(), stderr=stderr) == code
-    assert written(stderr) == said
+    assert written(stderr) == error
 
 
 @pytest.mark.parametrize("stderr", [closed, full, left])
-def test_a_command_that_cannot_say_what_is_wrong_ends_with_its_code(
+def test_an_unusable_standard_error_does_not_change_the_exit_code(
     stderr: Callable[[], TextIO | None], streams: Streams
 ) -> None:
     assert streams.run("show", "nobody", stdout=text(), stderr=stderr()) == 2
@@ -124,16 +124,16 @@ def test_a_command_that_cannot_say_what_is_wrong_ends_with_its_code(
 
 @pytest.mark.usefixtures("waiting")
 @pytest.mark.parametrize("arguments", ["show r1", "show r1 --json"])
-def test_an_encoding_that_lacks_a_character_shows_its_escape(arguments: str, streams: Streams) -> None:
-    """An answer that was paid for is shown, not lost in a traceback; JSON stays the same value."""
+def test_a_character_that_cannot_be_encoded_is_escaped(arguments: str, streams: Streams) -> None:
+    """The answer is shown and not replaced by a traceback. JSON keeps its value."""
     stdout = text("latin-1")
 
     assert streams.run(*arguments.split(), stdout=stdout, stderr=text()) == 0
     assert "Grüße \\u2192 \\u4e2d" in written(stdout)
 
 
-def test_no_input_is_no_traceback(streams: Streams, client: Client) -> None:
-    """`-` reads standard input; where that is closed there is none."""
+def test_a_closed_standard_input_is_an_empty_text(streams: Streams, client: Client) -> None:
+    """`-` reads standard input."""
     stdout = text()
     code = streams.run(
         "run", "a", "-", "--detach", "--run-id", "r1", stdin=None, stdout=stdout, stderr=text()
@@ -143,8 +143,8 @@ def test_no_input_is_no_traceback(streams: Streams, client: Client) -> None:
     assert (code, written(stdout)) == (0, "r1\n")
 
 
-def test_a_reader_that_left_ends_the_watching_of_a_run_that_waits(redis_url: str, client: Client) -> None:
-    """The line that says why it waits finds nobody; the run goes on."""
+def test_a_closed_output_stops_the_watching_of_a_waiting_run(redis_url: str, client: Client) -> None:
+    """The notice about the waiting run cannot be written, so the command ends. The run continues."""
     command = [sys.executable, "-m", "openagents_worker.cli", "run", "a", "hi", "--run-id", "r1"]
     env = {**os.environ, "OPENAGENTS_REDIS_URL": redis_url}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
@@ -157,8 +157,8 @@ def test_a_reader_that_left_ends_the_watching_of_a_run_that_waits(redis_url: str
     assert code == 0
 
 
-def test_without_a_command_there_is_help(command: Command) -> None:
-    """The list of commands, and not an error that quotes it."""
+def test_without_a_command_the_help_is_shown(command: Command) -> None:
+    """Only the help, without an error message."""
     done = command()
 
     assert done.code == 1
@@ -167,8 +167,8 @@ def test_without_a_command_there_is_help(command: Command) -> None:
     assert "Error" not in done.err
 
 
-def test_ctrl_c_while_it_starts_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading the command takes most of its time: 130 then, too, and nothing is said."""
+def test_ctrl_c_during_the_start_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit code is 130. The start takes most of the time of a command."""
 
     class Interrupted:
         def find_spec(self, name: str, *_args: object) -> None:

@@ -64,7 +64,7 @@ def test_make_demo_works_on_a_bare_machine(clone: Path) -> None:
 
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     assert ended.stdout.count("stop reason  completed") == 2
-    assert "entries, 0 of them twice" in ended.stdout
+    assert "entries, 0 duplicates" in ended.stdout
     assert marked(str(clone)) == []
 
 

@@ -272,7 +272,7 @@ def test_one_command_starts_all_there_is(site: Site) -> None:
         code = dev.terminate()
         wait_for(lambda: not dev.left(), "no process is left")
 
-    assert (ran.returncode, ran.stdout) == (0, 'The tool says: {"result":391}\n'), ran.stderr
+    assert (ran.returncode, ran.stdout) == (0, 'The tool returned: {"result":391}\n'), ran.stderr
     assert code == 0
 
 

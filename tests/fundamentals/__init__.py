@@ -1,5 +1,5 @@
-"""The fundamentals: read these tests in their order, and you know what this system does.
+"""The fundamentals. Read these tests in order to learn what the system does.
 
-They speak to a real worker process through what a producer imports. The model is a server that says what the
-test tells it to; the agents and their tools are those of a small shop (conftest.py, shop.py).
+The tests use a real worker process and the public interface of a producer. The model is a local HTTP server
+whose replies each test defines. The agents and tools belong to a small shop (conftest.py, shop.py).
 """

@@ -1,4 +1,4 @@
-"""The shop: one deployment for the whole manual, with these agents, and what a producer uses to reach it."""
+"""The shop: one deployment for all these tests, with its agents, and the objects that a producer uses."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installation]:
 
 @pytest.fixture
 def run_agent(shop: Installation) -> AgentTask:
-    """What `from openagents_worker import run_agent` gives where the environment names this Redis."""
+    """The same as `from openagents_worker import run_agent`, configured for the Redis of the shop."""
     return shop.run_agent
 
 
 @pytest.fixture
 def client(shop: Installation) -> Client:
-    """What `Client()` gives there."""
+    """The same as `Client()`, configured for the Redis of the shop."""
     return shop.client
 
 
 @pytest.fixture
 def model(shop: Installation) -> Model:
-    """The model: `will_say(…)` sets its replies, one a turn; `asked(run_id)` is what it was asked."""
+    """The model. `will_say(…)` sets its replies, one per turn. `asked(run_id)` returns its requests."""
     return shop.model

@@ -1,4 +1,4 @@
-"""The tools of a small shop. What they do in the world stands in a diary that is no part of the system."""
+"""The tools of a small shop. They write what they do to a diary, a file that the system does not know."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from openagents_worker.tools.base import ToolContext
 from tests.diary import DIARY, note
 
 PRICES = {"apple": 30, "pear": 40, "melon": 250}
-DOOR = "the door is open"
+DELIVERY_ALLOWED = "delivery-allowed"
+"""The tool `deliver` waits until a file of this name exists in the folder of the diary."""
 
 
 @tool(concurrency_safe=True)
 def price(item: str, context: ToolContext) -> int:
-    """Says what an item costs, in cents.
+    """Returns the price of an item in cents.
 
     Args:
-        item: What is to be bought.
+        item: The item to buy.
     """
-    note("asked", context, item=item)
+    note("price", context, item=item)
     if item not in PRICES:
-        raise PermanentToolError(f"there is no {item}", hint=f"there are: {', '.join(PRICES)}")
+        raise PermanentToolError(f"the shop does not sell {item}", hint=f"it sells {', '.join(PRICES)}")
     return PRICES[item]
 
 
 @tool
 async def pay(cents: int, context: ToolContext) -> str:
-    """Takes money."""
+    """Accepts a payment."""
     note("paid", context, cents=cents)
     context.add_artifact("receipt", kind="text", payload=f"{cents} cents")
     return "paid"
@@ -38,13 +39,13 @@ async def pay(cents: int, context: ToolContext) -> str:
 
 @tool
 async def deliver(context: ToolContext) -> str:
-    """Delivers what was bought, once somebody opens the door."""
-    note("at the door", context)
+    """Delivers the order as soon as the test allows it."""
+    note("delivery started", context)
     try:
-        while not (Path(os.environ[DIARY]) / DOOR).exists():
+        while not (Path(os.environ[DIARY]) / DELIVERY_ALLOWED).exists():
             await asyncio.sleep(0.01)
     except asyncio.CancelledError:
-        note("sent away", context)
+        note("delivery cancelled", context)
         raise
     note("delivered", context)
     return "delivered"
@@ -52,8 +53,8 @@ async def deliver(context: ToolContext) -> str:
 
 @tool
 async def ring(context: ToolContext) -> None:
-    """Calls the supplier, who never answers at the first call."""
-    note("rang", context)
-    if not (calls := Path(os.environ[DIARY]) / f"{context.run_id} rang").exists():
-        calls.touch()
-        raise ToolUnavailableError("nobody answers", "ring")
+    """Phones the supplier, who answers only the second call."""
+    note("phoned", context)
+    if not (first_call := Path(os.environ[DIARY]) / f"{context.run_id} phoned").exists():
+        first_call.touch()
+        raise ToolUnavailableError("the supplier does not answer", "ring")

@@ -1,4 +1,4 @@
-"""1. A run is one request to an agent, carried to its end by some worker."""
+"""1. A run is one request to an agent. A worker executes it to its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.installation import Model
 
 
 def test_a_producer_submits_a_request_and_waits_for_its_result(run_agent: AgentTask, model: Model) -> None:
-    """A producer needs this library and the address of Redis; no agent, no tool and no key of a model."""
+    """A producer needs this library and the URL of Redis. It needs no agents, no tools and no API keys."""
     model.will_say({"text": "We are open until six."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="ann", input_text="Are you open?"))
@@ -22,7 +22,7 @@ def test_a_producer_submits_a_request_and_waits_for_its_result(run_agent: AgentT
 
 
 def test_a_request_may_be_a_dict_of_its_fields(run_agent: AgentTask, model: Model) -> None:
-    """Three of them are required. `get` gives the result as JSON, as Celery's results do."""
+    """Three fields are required. `get` returns the result as JSON, like any result of a Celery task."""
     model.will_say({"text": "Good morning."})
 
     handle = run_agent.delay({"agent_id": "clerk", "session_id": "bob", "input_text": "Good morning."})
@@ -30,8 +30,8 @@ def test_a_request_may_be_a_dict_of_its_fields(run_agent: AgentTask, model: Mode
     assert handle.get(timeout=30)["final_output"] == "Good morning."
 
 
-def test_a_run_is_found_by_its_id_from_anywhere(run_agent: AgentTask, client: Client, model: Model) -> None:
-    """The handle's id is all there is to keep: the run's record lies in Redis, for days after its end."""
+def test_any_process_can_read_a_run_by_its_id(run_agent: AgentTask, client: Client, model: Model) -> None:
+    """A producer needs to keep only the id. The record of the run stays in Redis for days after its end."""
     model.will_say({"text": "Good morning."})
     request = RunRequest(agent_id="clerk", session_id="cem", input_text="Good morning.")
     run_agent.delay(request).wait(timeout=60)
@@ -45,7 +45,7 @@ def test_a_run_is_found_by_its_id_from_anywhere(run_agent: AgentTask, client: Cl
 
 
 def test_the_same_request_twice_is_one_run(run_agent: AgentTask, model: Model) -> None:
-    """Choose the run_id, and a submission may be repeated whenever you are not sure that it arrived."""
+    """A request with your own `run_id` can be submitted again if you do not know whether it was accepted."""
     model.will_say({"text": "Good morning."})
     request = RunRequest(agent_id="clerk", session_id="dan", run_id="dan-1", input_text="Good morning.")
 
@@ -56,8 +56,8 @@ def test_the_same_request_twice_is_one_run(run_agent: AgentTask, model: Model) -
     assert len(model.asked("dan-1")) == 1
 
 
-def test_a_run_that_failed_has_a_result_too(run_agent: AgentTask, model: Model) -> None:
-    """`wait` gives it, with an error's code, message and hint; `get` raises it."""
+def test_a_failed_run_has_a_result_too(run_agent: AgentTask, model: Model) -> None:
+    """`wait` returns it, with the code, the message and the hint of the error. `get` raises the error."""
     model.will_say({"error": "response", "message": "I do not speak this language."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="eve", input_text="…"))
@@ -71,18 +71,20 @@ def test_a_run_that_failed_has_a_result_too(run_agent: AgentTask, model: Model) 
     assert error.value.code == "llm.response"
 
 
-def test_a_run_that_nobody_has_submitted_is_not_found(client: Client) -> None:
-    """Celery would wait for it for ever."""
+def test_an_unknown_run_id_is_an_error(client: Client) -> None:
+    """Celery itself would wait for the result forever."""
     with pytest.raises(RunNotFound):
         client.handle("no-such-run").wait(timeout=60)
 
 
-def test_a_result_says_what_the_run_has_used(run_agent: AgentTask, model: Model) -> None:
-    """Tokens as the provider has counted them, and their price where it is known."""
+def test_a_result_contains_the_usage_of_the_run(run_agent: AgentTask, model: Model) -> None:
+    """The tokens as counted by the provider, and their cost if the prices are known."""
     model.will_say({"text": "Good morning.", "usage": {"input_tokens": 1000, "output_tokens": 100}})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="fay", input_text="Good morning."))
     usage = handle.wait(timeout=60).usage
 
     assert (usage.llm_calls, usage.input_tokens, usage.output_tokens) == (1, 1000, 100)
-    assert usage.cost_usd == pytest.approx(0.002)  # at one dollar a million tokens asked, ten answered
+    assert usage.cost_usd == pytest.approx(
+        0.002
+    )  # 1 dollar per million input tokens, 10 per million output tokens

@@ -1,4 +1,4 @@
-"""3. An event is something that happened to a run. Whoever watches sees all of them, in order, once."""
+"""3. An event is something that happened to a run. A watcher gets every event once, in order."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pytest
 
 from openagents_worker import RunEvent, RunRequest
 from openagents_worker.producer.task import AgentTask
-from tests.fundamentals.shop import DOOR
+from tests.fundamentals.shop import DELIVERY_ALLOWED
 from tests.installation import Installation, Model, call
 
 
-def test_a_runs_events_tell_its_story(run_agent: AgentTask, model: Model) -> None:
-    """From its acceptance to its end. The loop ends with the run."""
+def test_events_describe_a_run_from_acceptance_to_end(run_agent: AgentTask, model: Model) -> None:
+    """The loop over `events()` ends when the run has ended."""
     model.will_say({"tool_calls": [call("price", item="pear")]}, {"text": "40 cents."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="a-pear", input_text="A pear?"))
@@ -30,8 +30,8 @@ def test_a_runs_events_tell_its_story(run_agent: AgentTask, model: Model) -> Non
     ]
 
 
-def test_an_event_says_what_when_and_who(run_agent: AgentTask, model: Model) -> None:
-    """Its payload is what it is about; run, session, agent, worker, attempt and time stand around it."""
+def test_an_event_has_a_payload_and_an_envelope(run_agent: AgentTask, model: Model) -> None:
+    """The payload depends on the event. The envelope has run, session, agent, worker, attempt and time."""
     model.will_say({"tool_calls": [call("price", item="pear")]}, {"text": "40 cents."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="two-pears", input_text="A pear?"))
@@ -43,40 +43,42 @@ def test_an_event_says_what_when_and_who(run_agent: AgentTask, model: Model) -> 
     assert event.attempt == 1
 
 
-def test_events_can_be_read_again_and_from_any_place(run_agent: AgentTask, model: Model) -> None:
-    """They are numbered from 1 without gaps. Whoever has seen number n goes on after it, as a browser does
-    with `Last-Event-ID`."""
+def test_events_can_be_read_again_from_any_number(run_agent: AgentTask, model: Model) -> None:
+    """They are numbered from 1 without gaps. A watcher that has event n continues with `after=n`.
+
+    A browser does the same with `Last-Event-ID`.
+    """
     model.will_say({"text": "Hello."})
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="again", input_text="Hello."))
     handle.wait(timeout=60)
 
-    everything = [event.seq for event in handle.events()]
-    the_rest = [event.seq for event in handle.events(after=5)]
+    all_numbers = [event.seq for event in handle.events()]
+    later_numbers = [event.seq for event in handle.events(after=5)]
 
-    assert everything == list(range(1, len(everything) + 1))
-    assert the_rest == everything[5:]
+    assert all_numbers == list(range(1, len(all_numbers) + 1))
+    assert later_numbers == all_numbers[5:]
 
 
-def test_watching_is_live(run_agent: AgentTask, model: Model, shop: Installation) -> None:
-    """An event is seen when it happens, not when the run is over: here the watcher opens the door."""
+def test_a_watcher_gets_events_live(run_agent: AgentTask, model: Model, shop: Installation) -> None:
+    """At the time when they happen. Here the run cannot end before the watcher has got an event."""
     model.will_say({"tool_calls": [call("deliver")]}, {"text": "Thank you."})
-    handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="door", input_text="Bring it."))
+    handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="live", input_text="Deliver it."))
 
     for event in handle.events():
         if event.name == "tool.called":
-            (shop.folder / DOOR).touch()
-    (shop.folder / DOOR).unlink()
+            (shop.folder / DELIVERY_ALLOWED).touch()
+    (shop.folder / DELIVERY_ALLOWED).unlink()
 
     assert handle.wait(timeout=60).final_output == "Thank you."
 
 
-def test_a_reply_is_seen_word_by_word(
+def test_a_watcher_gets_the_reply_of_the_model_in_pieces(
     run_agent: AgentTask, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`llm.delta` is for those who watch now: it has no number, and reading later gives the whole reply."""
+    """`llm.delta` is a live event: it is not stored and has no number. Later readers get the whole reply."""
     model.will_say({"text": "Apples, pears and melons."})
     seen: list[RunEvent] = []
-    monkeypatch.setattr(model, "may_go_on", lambda piece: seen)  # it speaks once somebody watches
+    monkeypatch.setattr(model, "may_go_on", lambda piece: seen)  # reply only after the watcher has an event
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="words", input_text="What is there?"))
 
     for event in handle.events():
@@ -90,7 +92,7 @@ def test_a_reply_is_seen_word_by_word(
 
 
 def test_a_run_ends_with_exactly_one_terminal_event(run_agent: AgentTask, model: Model) -> None:
-    """`run.completed`, `run.failed` or `run.cancelled`; the event after it is marked final."""
+    """`run.completed`, `run.failed` or `run.cancelled`. One more event follows it and is marked as final."""
     model.will_say({"text": "Goodbye."})
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="goodbye", input_text="Goodbye."))
 

@@ -1,4 +1,4 @@
-"""4. A tool is what an agent can do besides talking: a function that the model may call."""
+"""4. A tool is a function that the model may call."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from tests.installation import Installation, Model, call
 
 
 def test_a_tool_is_a_function() -> None:
-    """Name, description and parameters are those of the function; so it can be tested as one."""
+    """Its name, description and parameters are those of the function. It can be called in unit tests."""
     described = tools.price.build().describe()
 
     assert described["name"] == "price"
-    assert described["description"] == "Says what an item costs, in cents."
+    assert described["description"] == "Returns the price of an item in cents."
     assert described["parameters"]["properties"] == {
-        "item": {"type": "string", "description": "What is to be bought."}
+        "item": {"type": "string", "description": "The item to buy."}
     }
 
 
-def test_what_a_tool_returns_is_told_to_the_model(run_agent: AgentTask, model: Model) -> None:
-    """The model asks for a call; the next time it is asked itself, the result stands behind its own words."""
+def test_the_model_gets_the_result_of_a_tool(run_agent: AgentTask, model: Model) -> None:
+    """The model replies with a tool call. Its next request contains this reply, followed by the result."""
     model.will_say({"tool_calls": [call("price", item="melon")]}, {"text": "250 cents."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="melon", input_text="A melon?"))
     handle.wait(timeout=60)
 
-    *_, said, heard = model.asked(handle.id)[1]["messages"]
-    assert said["tool_calls"][0]["function"]["name"] == "price"
-    assert (heard["role"], heard["content"]) == ("tool", "250")
+    *_, reply, result = model.asked(handle.id)[1]["messages"]
+    assert reply["tool_calls"][0]["function"]["name"] == "price"
+    assert (result["role"], result["content"]) == ("tool", "250")
 
 
-def test_a_tools_error_is_told_to_the_model_too(run_agent: AgentTask, model: Model) -> None:
-    """A run does not end because a tool has failed: the model reads why, and may try something else."""
+def test_the_model_gets_the_error_of_a_tool(run_agent: AgentTask, model: Model) -> None:
+    """A failed tool call does not end the run. The model reads the error and may try something else."""
     model.will_say({"tool_calls": [call("price", item="kiwi")]}, {"text": "We have no kiwis, but pears."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="kiwi", input_text="A kiwi?"))
@@ -42,39 +42,39 @@ def test_a_tools_error_is_told_to_the_model_too(run_agent: AgentTask, model: Mod
     assert handle.wait(timeout=60).final_output == "We have no kiwis, but pears."
     assert json.loads(model.asked(handle.id)[1]["messages"][-1]["content"]) == {
         "error": "tool.permanent",
-        "message": "there is no kiwi",
-        "hint": "there are: apple, pear, melon",
+        "message": "the shop does not sell kiwi",
+        "hint": "it sells apple, pear, melon",
     }
 
 
 def test_arguments_are_checked_before_the_tool_runs(
     run_agent: AgentTask, model: Model, shop: Installation
 ) -> None:
-    """What does not fit the function's parameters is the model's mistake, and is told to it."""
+    """If they do not fit the function's parameters, the tool is not called and the model gets an error."""
     model.will_say({"tool_calls": [call("price", thing="pear")]}, {"text": "Sorry."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="thing", input_text="A thing?"))
     handle.wait(timeout=60)
 
-    told = json.loads(model.asked(handle.id)[1]["messages"][-1]["content"])
-    assert told["error"] == "tool.validation"
+    result = json.loads(model.asked(handle.id)[1]["messages"][-1]["content"])
+    assert result["error"] == "tool.validation"
     assert shop.diary(handle.id) == []
 
 
-def test_several_calls_of_one_turn_are_answered_together(run_agent: AgentTask, model: Model) -> None:
-    """Those that are declared safe run side by side; the results come in the order of the calls."""
+def test_the_results_of_one_turn_are_sent_together(run_agent: AgentTask, model: Model) -> None:
+    """Calls of tools with `concurrency_safe` run in parallel. The results keep the order of the calls."""
     items = ["melon", "apple", "pear"]
     model.will_say({"tool_calls": [call("price", item=item) for item in items]}, {"text": "320 cents."})
 
-    handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="basket", input_text="All of it?"))
+    handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="basket", input_text="All of them?"))
     handle.wait(timeout=60)
 
     results = [m["content"] for m in model.asked(handle.id)[1]["messages"] if m["role"] == "tool"]
     assert results == ["250", "30", "40"]
 
 
-def test_a_tool_can_leave_an_artifact(run_agent: AgentTask, model: Model, shop: Installation) -> None:
-    """Something beside the answer: it is in the run's result and stays in the session."""
+def test_a_tool_can_add_an_artifact(run_agent: AgentTask, model: Model, shop: Installation) -> None:
+    """An artifact is a named result beside the answer. It is in the result of the run and in the session."""
     model.will_say({"tool_calls": [call("pay", cents=40)]}, {"text": "Thank you."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="paying", input_text="Here is 40."))
@@ -87,7 +87,7 @@ def test_a_tool_can_leave_an_artifact(run_agent: AgentTask, model: Model, shop: 
 def test_every_call_has_an_idempotency_key_of_its_own(
     run_agent: AgentTask, model: Model, shop: Installation
 ) -> None:
-    """The same call has the same key, however often it must be made: who gets it can recognise a repeat."""
+    """A repeated call has the same key, so that the called system can detect the duplicate."""
     model.will_say(
         {"tool_calls": [call("pay", cents=1)]}, {"tool_calls": [call("pay", cents=1)]}, {"text": "!"}
     )

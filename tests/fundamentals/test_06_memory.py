@@ -1,4 +1,4 @@
-"""6. A memory is what a session keeps for later runs: how much of the conversation, and what besides it."""
+"""6. A memory decides how much of a session later runs see, and what else it stores for them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def visit(run_agent: AgentTask, session_id: str, text: str) -> str:
     return str(handle.id)
 
 
-def test_a_conversation_is_shown_to_the_model_once(run_agent: AgentTask, model: Model) -> None:
-    """As messages. The system message is the same in every turn: the provider caches what comes after it."""
+def test_the_model_gets_the_conversation_once(run_agent: AgentTask, model: Model) -> None:
+    """As messages. The requests of later turns begin with the same messages, so a provider can cache them."""
     model.will_say({"text": "Noted."})
     first_id = visit(run_agent, "shown", "I like pears.")
 
@@ -25,8 +25,8 @@ def test_a_conversation_is_shown_to_the_model_once(run_agent: AgentTask, model: 
     assert shown[:2] == model.asked(first_id)[0]["messages"]
 
 
-def test_a_window_forgets_what_is_older(run_agent: AgentTask, model: Model) -> None:
-    """Of the kind `window_buffer`, with `window_size` 2: the model is shown two turns, then the question."""
+def test_a_window_buffer_keeps_the_newest_turns(run_agent: AgentTask, model: Model) -> None:
+    """With `window_size` 2, the model gets the last two turns and then the new question."""
     model.will_say({"text": "Noted."})
     for text in ("One.", "Two.", "Three."):
         visit(run_agent, "window", text)
@@ -39,8 +39,8 @@ def test_a_window_forgets_what_is_older(run_agent: AgentTask, model: Model) -> N
     assert shown == ["Two.", "Three.", "Four."]
 
 
-def test_a_run_that_fails_leaves_no_memory(run_agent: AgentTask, client: Client, model: Model) -> None:
-    """What a run changes in its session counts from its end on, and only if it has completed."""
+def test_a_failed_run_does_not_change_the_memory(run_agent: AgentTask, client: Client, model: Model) -> None:
+    """The changes of a run to its session are stored when it completes. Otherwise they are dropped."""
     model.will_say({"error": "response"})
 
     visit(run_agent, "failing", "Remember this.")

@@ -1,4 +1,4 @@
-"""7. A budget bounds a run: its steps, its tool calls, its time, its cost."""
+"""7. A budget limits a run: its steps, its tool calls, its time, its cost."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from openagents_worker import RunBudget, RunRequest, StopReason
 from openagents_worker.producer.task import AgentTask
 from tests.installation import Installation, Model, call
 
-ASK_ON = [{"tool_calls": [call("price", item="pear")]}] * 10
+ENDLESS_CALLS = [{"tool_calls": [call("price", item="pear")]}] * 10
 
 
-def test_a_run_that_would_never_end_is_ended_after_its_steps(run_agent: AgentTask, model: Model) -> None:
-    """A step is one turn of the model, with the calls that it asks for."""
-    model.will_say(*ASK_ON)
+def test_max_steps_ends_a_run_that_would_not_end(run_agent: AgentTask, model: Model) -> None:
+    """A step is one model call and the tool calls that follow from it."""
+    model.will_say(*ENDLESS_CALLS)
 
     request = RunRequest(agent_id="clerk", session_id="steps", input_text="?", budget=RunBudget(max_steps=3))
     handle = run_agent.delay(request)
@@ -20,11 +20,11 @@ def test_a_run_that_would_never_end_is_ended_after_its_steps(run_agent: AgentTas
     assert len(model.asked(handle.id)) == 3
 
 
-def test_a_tool_call_beyond_the_budget_is_not_made(
+def test_tool_calls_beyond_the_budget_are_not_made(
     run_agent: AgentTask, model: Model, shop: Installation
 ) -> None:
-    """The limit is what really happens in the world."""
-    model.will_say(*ASK_ON)
+    """The diary shows how often the tool was really called."""
+    model.will_say(*ENDLESS_CALLS)
 
     request = RunRequest(
         agent_id="clerk", session_id="calls", input_text="?", budget=RunBudget(max_tool_calls=2)
@@ -35,10 +35,10 @@ def test_a_tool_call_beyond_the_budget_is_not_made(
     assert len(shop.diary(handle.id)) == 2
 
 
-def test_time_is_up_in_the_middle_of_a_call_too(
+def test_max_duration_cancels_the_current_call(
     run_agent: AgentTask, model: Model, shop: Installation
 ) -> None:
-    """The call is cancelled. Only time in which a worker works on the run counts."""
+    """Only the time in which a worker executes the run counts, not the time in which it waits."""
     model.will_say({"tool_calls": [call("deliver")]})
 
     request = RunRequest(
@@ -47,13 +47,13 @@ def test_time_is_up_in_the_middle_of_a_call_too(
     handle = run_agent.delay(request)
 
     assert handle.wait(timeout=60).stop_reason is StopReason.BUDGET_EXHAUSTED
-    assert [line["what"] for line in shop.diary(handle.id)] == ["at the door", "sent away"]
+    assert [line["what"] for line in shop.diary(handle.id)] == ["delivery started", "delivery cancelled"]
 
 
-def test_money_is_counted_after_every_reply(run_agent: AgentTask, model: Model) -> None:
-    """The model is not asked again once the budget is spent, and the error says how much it was."""
-    dear = {"input_tokens": 1_000_000, "output_tokens": 0}  # a dollar
-    model.will_say(*({**turn, "usage": dear} for turn in ASK_ON))
+def test_the_cost_is_checked_after_every_reply(run_agent: AgentTask, model: Model) -> None:
+    """When the budget is spent, the model is not called again. The error contains the cost of the run."""
+    one_dollar = {"input_tokens": 1_000_000, "output_tokens": 0}
+    model.will_say(*({**turn, "usage": one_dollar} for turn in ENDLESS_CALLS))
 
     request = RunRequest(
         agent_id="clerk", session_id="money", input_text="?", budget=RunBudget(max_cost_usd=1.5)

@@ -1,4 +1,4 @@
-"""8. A failure is either over by itself after a while, or it is not; the code of an error says which."""
+"""8. A failure is either temporary or permanent. The field `retryable` of the error says which."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from openagents_worker.producer.task import AgentTask
 from tests.installation import Installation, Model, call
 
 
-def test_a_model_that_is_busy_is_asked_again(run_agent: AgentTask, model: Model) -> None:
-    """At once, a few times, and never earlier than it has asked for; the run notices nothing."""
+def test_a_request_to_a_busy_model_is_repeated(run_agent: AgentTask, model: Model) -> None:
+    """A few times within the same attempt, and not earlier than the provider allows."""
     model.will_say({"error": "rate_limit", "retry_after_ms": 50}, {"text": "Here I am."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="busy", input_text="Hello?"))
@@ -19,8 +19,8 @@ def test_a_model_that_is_busy_is_asked_again(run_agent: AgentTask, model: Model)
     assert handle.record().attempt == 1
 
 
-def test_a_model_that_stays_busy_lets_the_run_wait(run_agent: AgentTask, model: Model) -> None:
-    """It is put aside until it is due again, and no worker is kept for it; then it goes on where it was."""
+def test_a_run_waits_while_the_model_stays_busy(run_agent: AgentTask, model: Model) -> None:
+    """It is suspended and occupies no worker slot until its retry is due. Then a new attempt continues."""
     model.will_say({"error": "rate_limit", "retry_after_ms": 10, "times": 3}, {"text": "Here I am."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="busier", input_text="Hello?"))
@@ -31,10 +31,10 @@ def test_a_model_that_stays_busy_lets_the_run_wait(run_agent: AgentTask, model: 
     assert handle.record().attempt == 2
 
 
-def test_a_tool_that_may_succeed_later_is_tried_later(
+def test_a_retryable_error_of_a_tool_repeats_the_call_later(
     run_agent: AgentTask, model: Model, shop: Installation
 ) -> None:
-    """Its error says so: `ToolUnavailableError` is retryable, `PermanentToolError` is told to the model."""
+    """`ToolUnavailableError` is retryable. A `PermanentToolError` is a result that the model gets."""
     model.will_say({"tool_calls": [call("ring")]}, {"text": "They answered."})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="ring", input_text="Call them."))
@@ -44,8 +44,8 @@ def test_a_tool_that_may_succeed_later_is_tried_later(
     assert first["key"] == second["key"]
 
 
-def test_an_error_that_stays_ends_the_run(run_agent: AgentTask, model: Model) -> None:
-    """With its own code, what went wrong, and what a person can do about it."""
+def test_a_permanent_error_ends_the_run(run_agent: AgentTask, model: Model) -> None:
+    """The result contains its code, a message, and a hint about what to do."""
     model.will_say({"error": "response", "status": 401, "message": "wrong key"})
 
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="locked", input_text="Hello?"))

@@ -1,4 +1,4 @@
-"""9. To cancel is to end a run from outside, wherever it is."""
+"""9. A run can be cancelled at any time, from any process."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from tests.installation import Installation, Model, call
 from tests.waiting import wait_for
 
 
-def test_a_running_run_is_cancelled_in_the_middle_of_its_call(
+def test_cancelling_a_running_run_cancels_its_current_call(
     run_agent: AgentTask, model: Model, shop: Installation
 ) -> None:
-    """Its tool is told, too, and can clean up; the reason stands in the run's last events."""
+    """The tool gets a `CancelledError` and can clean up. The terminal event contains the reason."""
     model.will_say({"tool_calls": [call("deliver")]})
-    handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="changed", input_text="Bring it."))
-    wait_for(lambda: shop.diary(handle.id), "the courier stands at the door")
+    handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="changed", input_text="Deliver it."))
+    wait_for(lambda: shop.diary(handle.id), "the delivery has started")
 
     handle.cancel("I have changed my mind")
     *_, terminal, _final = handle.events()
 
-    assert [line["what"] for line in shop.diary(handle.id)] == ["at the door", "sent away"]
+    assert [line["what"] for line in shop.diary(handle.id)] == ["delivery started", "delivery cancelled"]
     assert (terminal.name, terminal.payload["reason"]) == ("run.cancelled", "I have changed my mind")
     assert handle.wait(timeout=60).stop_reason is StopReason.CANCELLED
 
 
-def test_a_run_that_has_not_begun_ends_at_once(run_agent: AgentTask, client: Client) -> None:
-    """Nobody carries it, so nobody has to be asked. Here it was to begin in an hour."""
+def test_cancelling_a_run_that_has_not_started_ends_it_at_once(run_agent: AgentTask, client: Client) -> None:
+    """No worker executes it, so the producer ends it. Here the run would have started in an hour."""
     request = RunRequest(agent_id="clerk", session_id="tomorrow", input_text="Wake me.")
     handle = run_agent.apply_async((request,), countdown=3600)
 
@@ -39,13 +39,13 @@ def test_a_run_that_has_not_begun_ends_at_once(run_agent: AgentTask, client: Cli
     assert error.value.code == "run.cancelled"
 
 
-def test_a_cancelled_run_leaves_its_session_as_it_was(
+def test_a_cancelled_run_does_not_change_its_session(
     run_agent: AgentTask, client: Client, model: Model, shop: Installation
 ) -> None:
-    """No message, no artifact, no state; the next run takes its place."""
+    """It adds no messages, artifacts or state. The next run of the session can start."""
     model.will_say({"tool_calls": [call("pay", cents=40)]}, {"tool_calls": [call("deliver")]}, {"text": "?"})
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="clean", input_text="A pear."))
-    wait_for(lambda: len(shop.diary(handle.id)) == 2, "it is paid, and the courier stands at the door")
+    wait_for(lambda: len(shop.diary(handle.id)) == 2, "the payment is made and the delivery has started")
 
     handle.cancel()
     handle.wait(timeout=60)
@@ -57,8 +57,8 @@ def test_a_cancelled_run_leaves_its_session_as_it_was(
     assert session.artifacts == ()
 
 
-def test_a_run_that_is_over_stays_as_it_is(run_agent: AgentTask, model: Model) -> None:
-    """Cancelling is safe at any time."""
+def test_cancelling_a_run_that_has_ended_changes_nothing(run_agent: AgentTask, model: Model) -> None:
+    """So it is safe to cancel at any time."""
     model.will_say({"text": "Done."})
     handle = run_agent.delay(RunRequest(agent_id="clerk", session_id="done", input_text="Quick!"))
     handle.wait(timeout=60)

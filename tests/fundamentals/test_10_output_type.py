@@ -1,4 +1,4 @@
-"""10. An output type is what a run's answer has to fit: the producer gets values, not prose."""
+"""10. With an output type, the answer of a run is an object of a class and not text."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Offer(BaseModel):
     note: str | None = None
 
 
-def asking(session_id: str) -> RunRequest:
+def offer_request(session_id: str) -> RunRequest:
     return RunRequest(agent_id="clerk", session_id=session_id, input_text="A pear?", output_type=Offer)
 
 
-def test_an_answer_is_an_instance_of_the_class_that_was_asked_for(run_agent: AgentTask, model: Model) -> None:
-    """The class stays with the producer; what travels is its JSON Schema, and the model is told of it."""
+def test_the_answer_is_an_instance_of_the_output_type(run_agent: AgentTask, model: Model) -> None:
+    """The class exists only in the producer. The worker and the model get its JSON Schema."""
     model.will_say({"text": '{"item": "pear", "cents": 40}'})
 
-    handle: RunHandle[Offer] = run_agent.delay(asking("offer"))
+    handle: RunHandle[Offer] = run_agent.delay(offer_request("offer"))
     result = handle.wait(timeout=60)
 
     assert result.final_output == Offer(item="pear", cents=40)
@@ -34,20 +34,22 @@ def test_an_answer_is_an_instance_of_the_class_that_was_asked_for(run_agent: Age
     assert json.dumps(Offer.model_json_schema(), separators=(",", ":")) in system
 
 
-def test_the_model_is_told_what_is_wrong_with_its_answer(run_agent: AgentTask, model: Model) -> None:
-    """It tries again in the same conversation, three times unless the budget says otherwise; then the run has
-    failed, and nobody has to guess what prose meant."""
+def test_the_model_gets_the_errors_of_its_answer(run_agent: AgentTask, model: Model) -> None:
+    """The model tries again in the same conversation, three times unless the budget sets another number.
+
+    Then the run fails. An answer of the wrong form never becomes a result.
+    """
     model.will_say({"text": '{"item": "pear"}'})
 
-    handle: RunHandle[Offer] = run_agent.delay(asking("again"))
+    handle: RunHandle[Offer] = run_agent.delay(offer_request("again"))
     result = handle.wait(timeout=60)
 
     assert result.final_output is None
     assert result.error_details is not None
     assert result.error_details.code == "execution.output_validation"
-    asked = model.asked(handle.id)
-    assert len(asked) == 4
-    *_, said, told = asked[1]["messages"]
-    assert (said["role"], said["content"]) == ("assistant", '{"item": "pear"}')
-    assert told["role"] == "user"
-    assert "field 'cents' is missing" in told["content"]
+    requests = model.asked(handle.id)
+    assert len(requests) == 4
+    *_, answer, correction = requests[1]["messages"]
+    assert (answer["role"], answer["content"]) == ("assistant", '{"item": "pear"}')
+    assert correction["role"] == "user"
+    assert "field 'cents' is missing" in correction["content"]

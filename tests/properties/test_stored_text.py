@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openagents_worker.cli.show import picture_of
+from openagents_worker.cli.show import read_run_details
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.jsontext import replaced
 from openagents_worker.models import RunState, parse_request
@@ -71,7 +71,7 @@ def test_whatever_a_run_leaves_is_read_by_every_reader(redis_url: str, values: d
     assert {"shop.looked", "shop.left"} <= {event.name for event in watch(store, "r1")}
     page = store.execute(list_runs(store.keys, RunFilter.of({}), limit=10, cursor=None))
     assert (page.problems, [one.run_id for one in page]) == ((), ["r1"])
-    picture_of(store, "r1").to_json()
+    read_run_details(store, "r1").to_json()
     store.close()
 
 

@@ -125,7 +125,7 @@ def test_a_run_that_waits_can_be_looked_at_and_cancelled(env: dict[str, str], re
 
     assert (shown["state"], shown["agent_id"]) == ("queued", "assistant")
     assert cancelled == {"run_id": "r1", "answer": "CANCELLED"}
-    assert "over already" in again.stdout
+    assert "has already ended" in again.stdout
     assert "run.cancelled reason=enough" in watched.stderr
     assert watched.returncode == 3
     assert unknown.returncode == 2
@@ -174,7 +174,7 @@ def test_a_session_names_the_runs_that_left_nothing_in_it(env: dict[str, str], r
 
     assert shown.stdout.splitlines()[-2:] == [
         "user: hi",
-        "not in it: run bad failed (llm.response: the provider answered 400)",
+        "not in the transcript: run bad failed (llm.response: the provider answered 400)",
     ]
     assert told["left_nothing"] == ["bad"]
 

@@ -14,7 +14,7 @@ from openagents_worker.dashboard.flower_options import format_task, is_this_mach
     [
         ("RETRY", "'waiting for session'", "waiting for session"),
         ("RETRY", "llm.rate_limit", "llm.rate_limit"),
-        ("RETRY", "Retry(Retry(...), 'llm.rate_limit', 60.0)", "llm.rate_limit, again after 60 s"),
+        ("RETRY", "Retry(Retry(...), 'llm.rate_limit', 60.0)", "llm.rate_limit, retry after 60 s"),
         ("RETRY", "Retry(Retry(...), 'waiting for session', None)", "waiting for session"),
         ("FAILURE", "RunFailed('llm.response: wrong key')", "llm.response: wrong key"),
         ("FAILURE", 'RunFailed("it\'s broken", {})', "it's broken"),

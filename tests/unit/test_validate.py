@@ -63,7 +63,7 @@ def test_everything_is_told_at_once_and_the_given_file_is_named(broken: Path) ->
     assert [line.strip().partition("; ")[0].removesuffix(" (plugin.config)") for line in lines] == [
         "environment: cannot import 'no.such.module', named by OPENAGENTS_IMPORTS: "
         "ModuleNotFoundError: No module named 'no'",
-        "OPENAGENTS_CONCURENCY: no such setting",
+        "OPENAGENTS_CONCURENCY: unknown setting",
         "line 2: agents[0].llm.api_key_env: the environment variable NO_SUCH_KEY is not set",
         "line 3: agents[0].pattern.config.max_step: unknown key",
         "line 4: agents[1].patern: unknown key",

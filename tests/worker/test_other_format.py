@@ -18,7 +18,7 @@ from openagents_worker.producer.publisher import RUN_AGENT
 from openagents_worker.producer.submit import submit
 from openagents_worker.store.formats import BY_CONTENT, NEWEST_READ
 from tests import diary
-from tests.fundamentals.shop import DOOR
+from tests.fundamentals.shop import DELIVERY_ALLOWED
 from tests.installation import ROOT, Model, agent, call, story
 from tests.waiting import PATIENCE_S, wait_for
 
@@ -68,14 +68,16 @@ def test_a_run_of_tomorrow_waits_for_a_worker_of_tomorrow(
         stack.set_env(PYTHONPATH=os.pathsep.join([str(tomorrow), str(ROOT)]))
         newer = stack.start_worker("newer")
         handle = client.submit({"agent_id": "clerk", "session_id": "s1", "input_text": "Go."})
-        wait_for(lambda: _did(tmp_path, handle.id, "at the door"), "the run is at work", timeout=PATIENCE_S)
+        wait_for(
+            lambda: _did(tmp_path, handle.id, "delivery started"), "the run is at work", timeout=PATIENCE_S
+        )
         stack.set_env(PYTHONPATH=str(ROOT))
         today = stack.start_worker("today")
         newer.kill()
 
         wait_for(lambda: _was_left(client, handle.id), "today's worker has left it", timeout=PATIENCE_S)
         first_due = client.record(handle.id).due_ms
-        (tmp_path / DOOR).touch()
+        (tmp_path / DELIVERY_ALLOWED).touch()
         own = client.submit({"agent_id": "clerk", "session_id": "s2", "input_text": "Go."})
         ordered = _asked_for_by_a_producer_of_tomorrow(client)
         assert own.wait(timeout=PATIENCE_S).final_output == "done"

@@ -1,13 +1,14 @@
-"""Celery, prefork, as many teams run agents on it: one task a run, `asyncio.run` inside.
+"""Celery with prefork: one task per run, which calls `asyncio.run`, as in many applications.
 
-Celery records nothing within a task. What a team then writes: after each step the whole transcript goes into
-Redis as JSON, and the task begins with what stands there. Broker and transcripts are in the same Redis (AOF,
-everysec). No result backend. Everything else is as shipped: as many child processes as cores, the message is
-acknowledged when it is taken.
+Celery records nothing within a task. So the application writes the whole transcript to Redis as JSON after
+each step, and a task starts from the stored transcript. Broker and transcripts are in the same Redis (AOF,
+everysec). There is no result backend. All other settings are the defaults: one child process per core, and
+the message is acknowledged before the task is executed.
 
-Recovery: master and children die by SIGKILL, a second worker stands by. As shipped, the message is gone with
-them. A second try is made with `task_acks_late` and `task_reject_on_worker_lost`: then the message lies in
-the broker's `unacked` until its `visibility_timeout` (an hour) is over; that is read, not waited for.
+Recovery: the main process and its children are killed with SIGKILL; a second worker is running. With the
+defaults the message is lost. A second test uses `task_acks_late` and `task_reject_on_worker_lost`: then the
+message stays in `unacked` until the `visibility_timeout` (an hour) has passed. The test reads this time and
+does not wait for it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from celery.signals import worker_ready
 from processes import Redis
 
 URL, READY, LATE = "PEER_URL", "PEER_READY", "PEER_ACKS_LATE"
-UNSEEN_S = 5.0  # that nothing happens for so long is no proof: what the broker holds is looked at too
+UNSEEN_S = 5.0  # if no step starts within this time, the queues of the broker show why
 
 app = Celery("celery_peer", broker=os.environ.get(URL), set_as_current=False)
 if os.environ.get(LATE):
@@ -80,7 +81,7 @@ class PlainCelery(peer.Peer):
         run.delay(run_id, *job.line())
 
     def wait(self, run_id: str) -> None:
-        """Until the last step has ended, and then until the whole transcript is stored."""
+        """Wait until the last step has ended and the whole transcript is stored."""
         lines = 2 * self._steps_of[run_id]
         peer.wait_for(lambda: len(self.steps.of(run_id)) >= lines, "the last step has ended", 60)
         peer.wait_for(lambda: len(self._transcript(run_id)) == lines // 2, "it is stored", 10, 0.05)
@@ -96,7 +97,7 @@ class PlainCelery(peer.Peer):
         return self.server.about(self.redis)
 
     def do_recovery(self) -> dict[str, Any]:
-        """Where the message is after the kill, as shipped and with late acknowledgement."""
+        """Find the message after the kill, with the defaults and with late acknowledgement."""
         self.start_worker("spare")
         shipped = self._where_after_kill()
         for worker in self.workers:

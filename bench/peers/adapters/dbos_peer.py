@@ -1,11 +1,11 @@
 """DBOS: a `@DBOS.workflow` whose steps are `@DBOS.step` functions, started through a DBOS queue.
 
-Client and worker share the system database and nothing else. SQLite as DBOS opens it, or a PostgreSQL as
-`initdb` makes it. Async functions, as agents are written. The queue is as registered by default: no limit, a
-look into the database every second.
+Client and worker share only the system database: SQLite opened by DBOS, or a PostgreSQL with the defaults of
+`initdb`. The functions are async, like those of agents. The queue has its defaults: no limit, and a poll of
+the database every second.
 
-Recovery: DBOS takes up the runs of an executor when that executor is started again; other processes do so
-only with its Conductor, a service of its own. So the worker is started again at once, under the same name.
+Recovery: DBOS continues the runs of an executor when that executor is started again. Other processes do so
+only with its Conductor, a separate service. So the worker is started again at once, under the same name.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""LangGraph: a graph of one node that appends a message to the state and is gone to until there are enough.
+"""LangGraph: a graph of one node that appends a message to the state, and is repeated until there are enough.
 
-`durability="sync"`: a checkpoint is written before the next step begins. The state is a list with
-`operator.add`, as in LangGraph's own guides; its savers write the whole list again with every step, so bytes
-grow with the square of the steps. (`DeltaChannel`, which does not, is in beta.) Savers as their documentation
-opens them: one connection, `from_conn_string`.
+With `durability="sync"`, a checkpoint is written before the next step starts. The state is a list with
+`operator.add`, as in LangGraph's guides. Its savers write the whole list with every step, so the bytes grow
+with the square of the steps. (`DeltaChannel`, which avoids this, is in beta.) The savers are opened as in
+their documentation: one connection, `from_conn_string`.
 
 LangGraph, the library, has no queue and no workers: the worker here is a process that calls `ainvoke` for
-each run it is told of, 32 at once. Recovery: nobody notices that it has died. The adapter starts another at
-once and asks it for the same thread again, as a caller would have to.
+each requested run, 32 at the same time. Recovery: the death is not detected. The adapter starts another
+process at once and invokes the same thread again, as a caller would have to.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ async def work() -> None:
             done = await graph.ainvoke(state, config, durability="sync")
             assert len(done["messages"]) == job.steps
 
-        await peer.carry_orders(execute)
+        await peer.execute_requests(execute)
 
 
 class LangGraph(peer.Library):

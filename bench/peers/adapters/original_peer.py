@@ -1,13 +1,14 @@
-"""The original SDK (`io-openagent-sdk`), in process: a pattern that calls a tool once a step.
+"""The original SDK (`io-openagent-sdk`), in process: a pattern that calls a tool once per step.
 
-Sessions in SQLite, as its `sqlite` backend opens it; provider `mock`, which is not asked. Not durable, a run
-stores two messages at its end and none of its steps. With `durable=True` there is a checkpoint after each
-tool call, which contains all earlier ones, so that its size doubles with every step: such a job is given up
-after `GIVEN_UP_S`, and the row says how far it came.
+Sessions are in SQLite, opened by its `sqlite` backend. The provider is `mock` and is not called. Without
+durability, a run stores two messages at its end and no steps. With `durable=True` it stores a checkpoint
+after each tool call. Each checkpoint contains all earlier ones, so the size doubles with every step. Such a
+job is aborted after `GIVEN_UP_S`, and the row contains the number of its finished steps.
 
-It has neither queue nor workers: the worker here is a process that runs what it is told, 32 runs at once.
-Recovery: nobody notices. The adapter starts another process at once and asks it for the same run, not durable
-from its beginning, durable with `resume_from_checkpoint` of the last one.
+The SDK has neither a queue nor workers: the worker here is a process that executes the requested runs, 32 at
+the same time. Recovery: the death is not detected. The adapter starts another process at once and requests
+the same run: without durability from its start, with durability from the last checkpoint
+(`resume_from_checkpoint`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from processes import bytes_of
 
 FILE, DURABLE = "PEER_FILE", "PEER_DURABLE"
 GIVEN_UP_S = 20.0
-MOST_MEMORY = 8 << 30
+MAX_MEMORY = 8 << 30
 
 
 class Text(ToolPlugin):
@@ -72,7 +73,7 @@ def _config() -> dict[str, Any]:
 
 
 async def work() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     runtime, durable = Runtime.from_dict(_config()), bool(os.environ[DURABLE])
 
     async def execute(run_id: str, job: peer.Job, again: bool) -> None:
@@ -88,7 +89,7 @@ async def work() -> None:
         result = await runtime.run_detailed(request=request)
         assert result.stop_reason == "completed", result.error_details
 
-    await peer.carry_orders(execute)
+    await peer.execute_requests(execute)
 
 
 class Original(peer.Library):

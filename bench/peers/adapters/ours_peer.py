@@ -1,11 +1,12 @@
-"""openagents-worker: a run of the ReAct pattern over a scripted model, carried by a worker process.
+"""openagents-worker: a run of the ReAct pattern with a scripted model, executed by a worker process.
 
-A step is a recorded call: turn by turn one of the model, whose text is a step's content, and one of a tool,
-which returns a step's content. So n steps are n/2 turns, and one more call of the model ends the run. Each is
-committed with its usage and its events, which are kept for watchers and published; the other systems store
-their steps and no events. Only the tool's calls stand in the log of steps: two steps a line.
+A step is a recorded call. Each turn has two steps: a call of the model, whose text has the content of a step,
+and a call of a tool, which returns the content of a step. So n steps are n/2 turns, and one more call of the
+model ends the run. Each call is committed with its usage and its events, which are stored for watchers and
+published; the other systems store no events. The log of steps contains only the calls of the tool: one line
+for two steps.
 
-A run that does nothing asks the model once. Recovery: a second worker takes over when the lease is over.
+A run that does nothing calls the model once. Recovery: a second worker detects the death and takes over.
 """
 
 from __future__ import annotations

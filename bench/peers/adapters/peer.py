@@ -1,8 +1,9 @@
-"""What all adapters share: the job, the log of its steps, what is measured, and the lines to the driver.
+"""What all adapters share: the job, the log of its steps, the measurements, and the protocol with the driver.
 
-An adapter runs inside the virtual environment of the system it measures, so only the standard library is
-imported here. It is a script with two faces: `serve FOLDER OPTIONS` obeys the driver, one JSON line a command
-and one an answer; every other first word is a worker process that `serve` has started.
+An adapter runs in the virtual environment of the system that it measures, so this module imports only the
+standard library. An adapter is a script with two modes: `serve FOLDER OPTIONS` executes the commands of the
+driver, one JSON line per command and one per answer. With any other first argument it is a worker process
+that `serve` has started.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from typing import Any, TypeVar
 from processes import Child, NotMeasured, megabytes_of
 
 T = TypeVar("T")
-LOG, ENDED = "PEER_LOG", "PEER_ENDED"  # the environment variables that tell workers where to note things
+LOG, ENDED = "PEER_LOG", "PEER_ENDED"  # environment variables with the paths that workers write to
 KILL_IN_STEP, KILLED_RUN_STEPS, KILLED_RUN_SIZE, KILLED_RUN_PAUSE_MS = 6, 12, 1024, 300
-AT_ONCE = 32  # runs in a process that has no limit of its own
-POLL_S, SELDOM_S = 0.005, 0.05  # whoever waits takes time from what is measured
+AT_ONCE = 32  # concurrent runs in a process without a limit
+POLL_S, SELDOM_S = 0.005, 0.05  # polling uses CPU time and so disturbs the measurement
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run of so many steps, one after the other; each takes `pause_ms` and returns `size` bytes."""
+    """A run of `steps` steps, one after the other. Each takes `pause_ms` and returns `size` bytes."""
 
     steps: int
     size: int
@@ -57,22 +58,22 @@ KILLED = Job(KILLED_RUN_STEPS, KILLED_RUN_SIZE, KILLED_RUN_PAUSE_MS)
 
 
 def content(n: int, size: int) -> str:
-    """The n-th step's text: random letters, which hardly compress, and the same in every process."""
+    """The text of the n-th step: random letters, which hardly compress, and equal in every process."""
     return base64.b64encode(random.Random(n).randbytes(size * 3 // 4 + 3))[:size].decode()
 
 
 async def step(run_id: str, n: int, size: int, pause_ms: int) -> str:
-    """One step of a job, as every system runs it."""
-    note(run_id, n, "begin")
+    """One step of a job, the same for every system."""
+    log_step(run_id, n, "begin")
     if pause_ms:
         await asyncio.sleep(pause_ms / 1000)
     text = content(n, size)
-    note(run_id, n, "end")
+    log_step(run_id, n, "end")
     return text
 
 
-def note(run_id: str, n: int, what: str) -> None:
-    """One line at the log's end, in one write: lines of many processes do not mix."""
+def log_step(run_id: str, n: int, what: str) -> None:
+    """Append a line to the log, in one write, so that lines of several processes do not mix."""
     entry = {"run": run_id, "n": n, "what": what, "pid": os.getpid(), "at": time.monotonic()}
     os.write(_log(os.environ[LOG]), (json.dumps(entry) + "\n").encode())
 
@@ -83,7 +84,7 @@ def _log(path: str) -> int:
 
 
 class Steps:
-    """What has been noted, read on as it grows."""
+    """The log of the steps, read incrementally."""
 
     def __init__(self, path: Path) -> None:
         path.touch()
@@ -91,7 +92,7 @@ class Steps:
         self._rest = b""
         self._of: dict[str, list[dict[str, Any]]] = {}
         self.ended_at: dict[str, float] = {}
-        """When the latest step of a run has ended, as far as has been read."""
+        """The end of the latest step of each run, as far as the log was read."""
 
     def of(self, run_id: str) -> list[dict[str, Any]]:
         self.read()
@@ -113,16 +114,16 @@ class Steps:
 
 
 class Peer:
-    """One system with its servers and a worker. A subclass says how; this says what is measured."""
+    """One system with its servers and a worker. Subclasses operate it; this class measures it."""
 
     packages: Sequence[str] = ()
     durability = ""
     recovery_setting = ""
-    """What decides how long a dead worker's run stands still, by its name in this system."""
+    """The setting of this system that determines how long the run of a dead worker waits."""
     speed_setting = ""
-    """What limits its speed besides the work itself, if anything does."""
+    """The setting that limits its speed, if there is one."""
     restarts = False
-    """There is one process only: it is started again at once. Otherwise a second worker stands by."""
+    """Whether the killed worker is started again at once. Otherwise a second worker takes over."""
     recovery_limit_s = 60.0
     recovery_job = KILLED
     steps_a_line = 1
@@ -139,26 +140,26 @@ class Peer:
         self.steps = Steps(log)
         self._loop = self.held.enter_context(asyncio.Runner())
 
-    # A subclass has these:
+    # Subclasses implement these:
 
     def start(self) -> None:
         """Start the servers and one worker."""
         raise NotImplementedError
 
     def start_worker(self, name: str) -> None:
-        """Start a worker; returns when it takes work."""
+        """Start a worker. Return when it is ready."""
         raise NotImplementedError
 
     def submit(self, run_id: str, job: Job) -> None:
-        """Hand a run over to the workers."""
+        """Submit a run to the workers."""
         raise NotImplementedError
 
     def wait(self, run_id: str) -> None:
-        """Until the system itself says that the run has ended well."""
+        """Wait until the system reports that the run has completed."""
         raise NotImplementedError
 
     def stored(self) -> dict[str, int]:
-        """Bytes that are stored now, by where; the first is the one that the table shows."""
+        """The stored bytes by place. The table shows the first one."""
         raise NotImplementedError
 
     def submit_many(self, run_ids: Sequence[str]) -> None:
@@ -166,27 +167,27 @@ class Peer:
             self.submit(run_id, NOTHING)
 
     def resume(self, run_id: str, job: Job) -> None:
-        """What the caller has to do for a run whose worker died; nothing, if the system does it."""
+        """Continue the run of a dead worker, if the caller has to do that."""
 
     def all_done(self, run_ids: Sequence[str], began: float) -> float:
-        """Wait for runs that do nothing; seconds until the last one's step has ended."""
-        wanted = set(run_ids)
+        """Wait for runs that do nothing. Return the seconds until the end of the last step."""
+        expected = set(run_ids)
 
         def all_ended() -> bool:
             self.steps.read()
             if not all(worker.lives for worker in self.workers):
                 raise RuntimeError("a worker has died")
-            return wanted <= self.steps.ended_at.keys()
+            return expected <= self.steps.ended_at.keys()
 
         wait_for(all_ended, "all runs are done", 60, SELDOM_S)
         self.wait(run_ids[-1])
         return max(self.steps.ended_at[run_id] for run_id in run_ids) - began
 
     def more_facts(self) -> dict[str, str]:
-        """Further versions, of servers."""
+        """The versions of servers."""
         return {}
 
-    # The driver's commands:
+    # Commands of the driver:
 
     def do_start(self) -> dict[str, Any]:
         self.start()
@@ -201,7 +202,7 @@ class Peer:
         }
 
     def do_job(self, steps: int, size: int) -> dict[str, Any]:
-        """Milliseconds a step, from the beginning of the first to that of the last, and the bytes it left."""
+        """The milliseconds per step, from the first start to the last, and the bytes that the run stored."""
         before = self.stored()
         run_id = self._run_one(Job(steps, size))
         after = self.stored()
@@ -214,7 +215,7 @@ class Peer:
         }
 
     def do_nothing(self, runs: int) -> dict[str, Any]:
-        """Runs a second, from the first submission to the end of the last."""
+        """Runs per second, from the first submission to the end of the last run."""
         run_ids = [fresh() for _ in range(runs)]
         began = time.monotonic()
         self.submit_many(run_ids)
@@ -226,7 +227,10 @@ class Peer:
         }
 
     def do_recovery(self) -> dict[str, Any]:
-        """SIGKILL for the worker in the middle of a step: until a step begins, and what was done twice."""
+        """Kill the worker in the middle of a step.
+
+        Measure the time until a step starts, and repeated steps.
+        """
         if not self.restarts:
             self.start_worker("spare")
         run_id, job = fresh(), self.recovery_job
@@ -242,21 +246,21 @@ class Peer:
                 raise
             return {"seconds": None, "waited_s": self.recovery_limit_s}
         self.wait(run_id)
-        return {"seconds": self._after(run_id, killed_at)[0]["at"] - killed_at} | self._twice(
+        return {"seconds": self._after(run_id, killed_at)[0]["at"] - killed_at} | self._repeated_steps(
             run_id, killed_at
         )
 
-    # What these need:
+    # Used by the commands:
 
     def run_async(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(work)
 
     def command(self, *arguments: str) -> list[str]:
-        """This adapter's script as a worker."""
+        """The command line of a worker process of this adapter."""
         return [sys.executable, str(Path(sys.argv[0]).resolve()), *arguments]
 
     def launch_worker(self, name: str, command: Sequence[str], *, pipe: bool = False, **env: str) -> Child:
-        """Start a process; with `pipe` it has a standard input to write to."""
+        """Start a worker process. With `pipe`, the caller can write to its standard input."""
         worker = Child(name, command, {**self.env, **env}, self.folder, pipe=pipe)
         self.workers.append(worker)
         self.held.callback(worker.kill)
@@ -269,7 +273,7 @@ class Peer:
         return run_id
 
     def _kill(self, run_id: str, job: Job) -> float:
-        """Kill the worker in the middle of its step; when that was."""
+        """Kill the worker in the middle of its step. Return the time of the kill."""
         at = min(KILL_IN_STEP, job.steps // self.steps_a_line - 2)
         wait_for(lambda: len(self.steps.begun(run_id)) > at, f"step {at} begins", 60)
         time.sleep(job.pause_ms / 2 / 1000)
@@ -283,7 +287,7 @@ class Peer:
     def _after(self, run_id: str, moment: float) -> list[dict[str, Any]]:
         return [entry for entry in self.steps.begun(run_id) if entry["at"] > moment]
 
-    def _twice(self, run_id: str, killed_at: float) -> dict[str, int]:
+    def _repeated_steps(self, run_id: str, killed_at: float) -> dict[str, int]:
         before = [entry for entry in self.steps.of(run_id) if entry["at"] <= killed_at]
         begun, ended = ({e["n"] for e in before if e["what"] == what} for what in ("begin", "end"))
         again = {entry["n"] for entry in self._after(run_id, killed_at)}
@@ -295,10 +299,10 @@ class Peer:
 
 
 class Library(Peer):
-    """A system without a queue: its worker carries the runs it is told of, so many at once.
+    """A system without a queue: its worker executes the runs that it reads from its standard input.
 
-    Nobody notices when it dies. The adapter starts another at once, and asks it again, as a caller would
-    have to.
+    Its death is not detected. The adapter starts another worker at once and requests the runs again, as a
+    caller would have to.
     """
 
     restarts = True
@@ -315,44 +319,44 @@ class Library(Peer):
         self.worker.wait_until_said()
 
     def submit(self, run_id: str, job: Job) -> None:
-        self._order([(run_id, job, False)])
+        self._request_runs([(run_id, job, False)])
 
     def submit_many(self, run_ids: Sequence[str]) -> None:
-        self._order([(run_id, NOTHING, False) for run_id in run_ids])
+        self._request_runs([(run_id, NOTHING, False) for run_id in run_ids])
 
     def resume(self, run_id: str, job: Job) -> None:
-        self._order([(run_id, job, True)])
+        self._request_runs([(run_id, job, True)])
 
     def wait(self, run_id: str) -> None:
         wait_for((self.ended / run_id).exists, f"the run has ended: {self.worker.last_words()}", 60)
 
-    def _order(self, runs: Sequence[tuple[str, Job, bool]]) -> None:
+    def _request_runs(self, runs: Sequence[tuple[str, Job, bool]]) -> None:
         assert self.worker.stdin is not None
-        orders = [(run_id, job.line(), again) for run_id, job, again in runs]
-        self.worker.stdin.write((json.dumps(orders) + "\n").encode())
+        requests = [(run_id, job.line(), again) for run_id, job, again in runs]
+        self.worker.stdin.write((json.dumps(requests) + "\n").encode())
         self.worker.stdin.flush()
 
 
-async def carry_orders(execute: Callable[[str, Job, bool], Coroutine[Any, Any, None]]) -> None:
-    """The life of a library's worker: `execute` a run for each order, and say which have ended well."""
+async def execute_requests(execute: Callable[[str, Job, bool], Coroutine[Any, Any, None]]) -> None:
+    """The main function of a worker of a library: `execute` each requested run, and mark completed runs."""
     ended = Path(os.environ[ENDED])
 
-    places = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(AT_ONCE)
 
-    async def to_its_end(run_id: str, job: Job, again: bool) -> None:
+    async def execute_one(run_id: str, job: Job, again: bool) -> None:
         try:
-            async with places:
+            async with slots:
                 await execute(run_id, job, again)
         except Exception:
             traceback.print_exc()
-            os._exit(1)  # so that the adapter hears of it: the thread that reads orders would be waited for
+            os._exit(1)  # a normal exit would wait for the thread that reads requests
         (ended / run_id).touch()
 
     async with asyncio.TaskGroup() as tasks:
         print("READY", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             for run_id, job, again in json.loads(line):
-                tasks.create_task(to_its_end(run_id, Job(*job), again))
+                tasks.create_task(execute_one(run_id, Job(*job), again))
 
 
 def fresh() -> str:
@@ -368,11 +372,11 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float, poll_s: 
     return found
 
 
-# --- the lines -------------------------------------------------------------------------------------------
+# --- the protocol with the driver ------------------------------------------------------------------------
 
 
 def serve(kind: Callable[[Path, Mapping[str, Any]], Peer]) -> None:
-    """Obey the driver until it is gone. What libraries print goes to standard error."""
+    """Execute the commands of the driver until it is gone. Output of libraries goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -380,10 +384,10 @@ def serve(kind: Callable[[Path, Mapping[str, Any]], Peer]) -> None:
     peer = kind(Path(sys.argv[2]), json.loads(sys.argv[3]))
     with peer.held:
         while (line := lines.get()) is not None:
-            answers.write(json.dumps(_obey(peer, json.loads(line))) + "\n")
+            answers.write(json.dumps(_execute(peer, json.loads(line))) + "\n")
 
 
-def _obey(peer: Peer, command: dict[str, Any]) -> dict[str, Any]:
+def _execute(peer: Peer, command: dict[str, Any]) -> dict[str, Any]:
     do = getattr(peer, f"do_{command.pop('do')}")
     try:
         return {"ok": do(**command)}
@@ -398,14 +402,14 @@ def _obey(peer: Peer, command: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines_until_end() -> queue.SimpleQueue[str | None]:
-    """The driver's lines. When it is gone, whatever is being done is given up."""
+    """The lines of the driver. When the driver is gone, the current command is aborted."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def read() -> None:
         for line in sys.stdin:
             lines.put(line)
         lines.put(None)
-        time.sleep(1)  # who waits for a command has seen the end by now
+        time.sleep(1)  # time for `serve` to read the end of the lines
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=read, daemon=True).start()

@@ -1,4 +1,7 @@
-"""Processes that adapters start: workers, Redis, PostgreSQL. Nothing else here starts or ends one."""
+"""Processes of adapters: workers, Redis, PostgreSQL.
+
+The only place of the adapters that starts and stops them.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ POSTGRES_PLACES = ("/usr/local/bin", "/usr/local/pgsql/bin", "/opt/homebrew/bin"
 
 
 class NotMeasured(Exception):
-    """Something that the measurement needs is not on this machine."""
+    """This machine lacks something that the measurement needs. The text says what."""
 
 
 class Child:
-    """A process of its own group; what it prints goes into a file beside its data."""
+    """A process in a new process group. Its output goes to a file beside its data."""
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class Child:
         return self._popen.poll() is None
 
     def has(self, pid: int) -> bool:
-        """Whether this is the process, or one it has started."""
+        """Whether `pid` is this process or one of its descendants."""
         return pid in tree_of(self.pid)
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> None:
@@ -79,14 +82,14 @@ class Child:
         return self.output.read_text(errors="replace")[-600:]
 
     def kill(self) -> None:
-        """SIGKILL to it and all of its group, and its end."""
+        """Kill the process and its group with SIGKILL, and wait for its end."""
         if self._popen.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         self._popen.wait()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Ask it to end; kill it if it does not."""
+        """Send the signal, and kill the process if it does not end."""
         if self._popen.poll() is None:
             self._popen.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -94,11 +97,11 @@ class Child:
         self.kill()
 
 
-# --- what they occupy ------------------------------------------------------------------------------------
+# --- memory and disk -------------------------------------------------------------------------------------
 
 
 def tree_of(pid: int) -> set[int]:
-    """The process and all that descend from it (Linux)."""
+    """The ids of the process and all its descendants (Linux)."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -110,7 +113,7 @@ def tree_of(pid: int) -> set[int]:
 
 
 def megabytes_of(pid: int) -> float:
-    """Memory of the process and all that descend from it, shared pages counted once (PSS)."""
+    """The memory of the process and all its descendants in MB, shared pages counted once (PSS)."""
     kilobytes = 0
     for each in tree_of(pid):
         with contextlib.suppress(OSError):
@@ -120,7 +123,7 @@ def megabytes_of(pid: int) -> float:
 
 
 def bytes_of(*files: Path) -> int:
-    """Sizes of files, and of all in folders."""
+    """The size of files, and of all files in folders."""
     total = 0
     for file in files:
         for each in file.rglob("*") if file.is_dir() else [file]:
@@ -148,7 +151,7 @@ def answers(port: int) -> bool:
 
 
 class Redis(Child):
-    """A Redis or Valkey that appends what it is told to a file. The driver says which program."""
+    """A Redis or Valkey with an append-only file. The driver chooses the program."""
 
     def __init__(self, folder: Path, appendfsync: Literal["everysec", "always"]) -> None:
         self.data = folder / "redis"
@@ -163,7 +166,7 @@ class Redis(Child):
         self.wait_until(lambda: answers(self.port))
 
     def stored(self, client: Any) -> dict[str, int]:
-        """What all keys occupy in memory, and the file they were appended to. `client` is redis-py's."""
+        """The memory of all keys, and the size of the append-only file. `client` is a redis-py client."""
         keys = sum(client.memory_usage(key, samples=0) or 0 for key in client.scan_iter(count=1000))
         return {"Redis memory": keys, "append-only file": bytes_of(self.data)}
 
@@ -174,7 +177,7 @@ class Redis(Child):
 
 
 class Postgres(Child):
-    """A PostgreSQL as `initdb` makes it. It refuses to run as root: then it runs as another user."""
+    """A PostgreSQL with the defaults of `initdb`. If this process is root, it runs as another user."""
 
     def __init__(self, folder: Path) -> None:
         places = _postgres_programs()
@@ -206,11 +209,11 @@ class Postgres(Child):
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
-        """A fast shutdown: open sessions are ended."""
+        """A fast shutdown, which terminates open sessions."""
         super().stop(number)
 
     def stored(self, connection: Any) -> dict[str, int]:
-        """`connection` is psycopg's, in autocommit mode."""
+        """The size of the database. `connection` is a psycopg connection in autocommit mode."""
         row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
         return {"PostgreSQL database": row[0]}
 
@@ -234,7 +237,7 @@ def _postgres_programs() -> dict[str, str]:
 
 
 def _other_user() -> pwd.struct_passwd | None:
-    """Who runs PostgreSQL when we are root."""
+    """The user that runs PostgreSQL if this process is root."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):

@@ -1,11 +1,12 @@
-"""pydocket: a chain of tasks, one a step.
+"""pydocket: a chain of tasks, one per step.
 
-pydocket records whole tasks, not steps within one. So each step is a task that returns its content, which
-pydocket stores as the task's result, and that adds the next step as its last act. Redis AOF, everysec; a
-worker as shipped: ten tasks at once, and new ones fetched every 250 ms, which is 40 tasks/s that do nothing.
+pydocket records tasks, not steps within a task. So each step is a task that returns its content, which
+pydocket stores as the result of the task, and that finally adds the next step. Redis has AOF with everysec.
+The worker has its defaults: ten concurrent tasks, and new ones fetched every 250 ms, so at most 40 empty
+tasks per second.
 
-Recovery: a second worker stands by. The interrupted step's message is given to it when it has been idle for
-`redelivery_timeout` (five minutes); workers look for such messages every quarter of that.
+Recovery: a second worker is running. It gets the message of the interrupted step when the message has been
+idle for `redelivery_timeout` (five minutes). Workers check for such messages four times in this period.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Restate: a handler whose steps are `ctx.run`, behind a single server of its own.
+"""Restate: a handler whose steps are `ctx.run`, with a single server.
 
-Server and SDK as shipped; only the ports are chosen. Runs are sent one-way through the HTTP ingress, and
-waited for by attaching to their idempotency key. The service is an ASGI app under hypercorn, as in Restate's
-own guide. The bytes are those of its log, which compresses what it is given.
+Server and SDK have their defaults; only the ports are set. Runs are sent one-way through the HTTP ingress.
+The adapter waits for them by attaching to their idempotency key. The service is an ASGI app under hypercorn,
+as in Restate's guide. The bytes are those of its log, which is compressed.
 
 Recovery: the server knows one address for the service, so its process is started again at once, on the same
-port. The server sees the connection break and tries again, first after half a second, then after twice that.
+port. The server detects the closed connection and tries again, first after half a second, then after a
+second.
 """
 
 from __future__ import annotations

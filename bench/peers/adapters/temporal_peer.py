@@ -1,12 +1,13 @@
 """Temporal: a workflow whose steps are activities, on the development server with a database file.
 
-The dev server is one process with SQLite in it, meant for development and not for production; it is what runs
-without a cluster. Worker and client as the SDK's defaults make them. As shipped, its only shard looks for new
-tasks 20 times a second (`history.transferProcessorMaxPollRPS`), so that after a burst of some 40 tasks a step
-takes 50 ms; a second row lifts this limit and changes nothing else.
+The development server is one process with SQLite. It is not meant for production, but it runs without a
+cluster. Worker and client have the defaults of the SDK. By default its only shard polls for new tasks 20
+times a second (`history.transferProcessorMaxPollRPS`), so after a burst of about 40 tasks a step takes 50 ms.
+A second row lifts this limit and changes nothing else.
 
-Recovery: a second worker stands by. An activity has to be given a timeout; 10 s from start to close, as in
-the SDK's samples. When its worker dies the server waits for that, then gives it to another after a second.
+Recovery: a second worker is running. An activity needs a timeout: here 10 s from start to close, as in the
+samples of the SDK. When its worker dies, the server waits for this timeout and one more second, then another
+worker gets it.
 """
 
 from __future__ import annotations

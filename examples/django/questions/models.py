@@ -1,10 +1,10 @@
-"""What the product keeps of a question."""
+"""The database model of a question."""
 
 from django.db import models
 
 
 class Question(models.Model):
-    """A customer's question; the answer is empty until the run is over."""
+    """A question of a customer. The answer is empty until the run has completed."""
 
     customer = models.CharField(max_length=100)
     text = models.TextField()

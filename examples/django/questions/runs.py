@@ -1,7 +1,7 @@
-"""The run of a question. The only place that makes its request: submitted again, it is the same request.
+"""The run of a question. The only place that creates its request, so a repeated request is the same.
 
-The run's id is stored with the question before the run is submitted. So a run can be submitted again at any
-time, by anybody: the same run_id with the same request is one run.
+The id of the run is stored with the question before the run is submitted. So any process can submit the run
+again at any time: the same request with the same run_id is one run.
 """
 
 from celery.result import AsyncResult
@@ -13,21 +13,21 @@ from questions.tasks import store_answer
 
 
 def submit_on_commit(question: Question) -> None:
-    """Submit the run when the transaction is committed; never, when it is rolled back.
+    """Submit the run when the transaction is committed. If it is rolled back, no run is submitted.
 
-    At the commit, Redis may be away. Then `transaction.atomic()` raises `RedisUnreachable` or `SubmitUnknown`
-    when it ends: the question *is* stored, and its run is missing until `submit_again`.
+    If Redis is unreachable at the commit, `transaction.atomic()` raises `RedisUnreachable` or `SubmitUnknown`
+    at its end. Then the question is stored, but its run is missing until `submit_again` is called.
     """
     run_agent.apply_async_on_commit((_request(question),), link=store_answer.s(question.pk))
 
 
 def submit_again(question: Question) -> AsyncResult:
-    """Submit the run now. Where it was accepted before, nothing new begins."""
+    """Submit the run now. If it was accepted before, this changes nothing."""
     return run_agent.apply_async((_request(question),), link=store_answer.s(question.pk))
 
 
 def state_of(question: Question) -> str:
-    """Celery's state of the run; `MISSING` for a run that was never accepted."""
+    """The Celery state of the run, or `MISSING` if the run was never accepted."""
     try:
         return str(run_agent.AsyncResult(question.run_id).state)
     except RunNotFound:

@@ -1,4 +1,4 @@
-"""What the agent may do: a synchronous tool, in a thread whose database connections are closed after it."""
+"""The tools of the agent. They run in threads, and their database connections are closed after each call."""
 
 from openagents_worker import tool
 from questions.models import Question
@@ -6,5 +6,5 @@ from questions.models import Question
 
 @tool
 def count_questions(customer: str) -> int:
-    """Says how many questions a customer has asked so far."""
+    """Returns the number of questions that a customer has asked so far."""
     return Question.objects.filter(customer=customer).count()

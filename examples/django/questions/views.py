@@ -1,4 +1,4 @@
-"""Pages: ask a question, look at its answer."""
+"""The views: ask a question, show its answer."""
 
 import json
 import uuid
@@ -15,28 +15,28 @@ from questions.runs import state_of, submit_on_commit
 
 @require_POST
 def ask(request: HttpRequest) -> JsonResponse:
-    """The question and its run, or neither: the run is submitted when the transaction is committed.
+    """Store the question and submit its run when the transaction is committed.
 
-    Where Redis is away at that moment, the question is stored without a run, which is said with status 503;
-    `manage.py submit_missing` submits it later.
+    If Redis is unreachable at that moment, the question is stored without a run, and the status is 503.
+    `manage.py submit_missing` submits the run later.
     """
-    asked = json.loads(request.body)
+    body = json.loads(request.body)
     try:
         with transaction.atomic():
             question = Question.objects.create(
-                customer=asked["customer"], text=asked["text"], run_id=f"question-{uuid.uuid4()}"
+                customer=body["customer"], text=body["text"], run_id=f"question-{uuid.uuid4()}"
             )
             submit_on_commit(question)
-            if asked.get("give_up"):
+            if body.get("give_up"):
                 transaction.set_rollback(True)
     except (RedisUnreachable, SubmitUnknown) as error:
-        told = {"id": question.id, "run_id": question.run_id, "error": error.code}
-        return JsonResponse(told, status=503)
+        stored = {"id": question.id, "run_id": question.run_id, "error": error.code}
+        return JsonResponse(stored, status=503)
     return JsonResponse({"id": question.id, "run_id": question.run_id}, status=202)
 
 
 @require_GET
 def show(request: HttpRequest, question_id: int) -> JsonResponse:
-    """The answer as it was stored, and where the run stands."""
+    """The stored answer, and the state of the run."""
     question = get_object_or_404(Question, pk=question_id)
     return JsonResponse({"text": question.text, "answer": question.answer, "state": state_of(question)})

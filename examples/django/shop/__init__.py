@@ -1,4 +1,4 @@
-"""The project. Importing it makes the Celery app, as Celery's guide for Django says."""
+"""The project. Importing it creates the Celery app, as described in Celery's guide for Django."""
 
 from shop.celery import app
 

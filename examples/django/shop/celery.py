@@ -1,4 +1,4 @@
-"""The project's Celery app, with agent runs in it."""
+"""The Celery app of the project, with agent runs."""
 
 import os
 
@@ -12,4 +12,4 @@ app = Celery("shop")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 
-run_agent = register(app)  # a worker that consumes `agents` carries runs; nothing else changes
+run_agent = register(app)  # workers that consume the queue `agents` execute runs; other tasks are unchanged

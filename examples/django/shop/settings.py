@@ -1,4 +1,4 @@
-"""Settings of a small product: a database, and Celery on the Redis that the runs are on, too."""
+"""Settings of a small application: a database, and Celery on the same Redis as the runs."""
 
 import os
 from pathlib import Path

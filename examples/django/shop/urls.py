@@ -1,4 +1,4 @@
-"""The product's two pages."""
+"""The URLs of the two views."""
 
 from django.urls import path
 from questions import views

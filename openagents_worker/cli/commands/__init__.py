@@ -1,4 +1,4 @@
-"""Commands, one module for each subject. The only place that puts them together and runs one."""
+"""The commands, one module for each subject. The only place that joins them and runs one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from typing import Any
 import click
 
 from openagents_worker.cli.commands import configuration, fleet, processes, resuming, runs, sessions
-from openagents_worker.cli.exits import Exit, exit_of, show_error
-from openagents_worker.cli.streams import OutputLost, make_usable, readers_may_leave, say_no_more
+from openagents_worker.cli.exits import Exit, exit_code_of, show_error
+from openagents_worker.cli.streams import (
+    OutputLost,
+    discard_buffered_output,
+    exit_when_reader_closes,
+    repair_standard_streams,
+)
 from openagents_worker.cli.terminal import err
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.tracebacks import traceback_text
@@ -32,13 +37,13 @@ SUBJECTS = (
 
 
 def run() -> None:
-    """Parse the arguments, run the command, exit with its code."""
-    make_usable()
+    """Parse the arguments, run the command, and exit the process with its code."""
+    repair_standard_streams()
     try:
         code = _run()
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
-    say_no_more()
+    discard_buffered_output()
     sys.exit(code)
 
 
@@ -52,16 +57,16 @@ def _run() -> int:
     except click.ClickException as error:
         code, show = Exit.USAGE, partial(_show_usage_error, error)
     except OpenAgentsError as error:
-        code, show = exit_of(error), partial(show_error, error, as_json=as_json)
-    except Exception as error:  # noqa: BLE001 - a bug; Python would print texts that nobody has looked at
+        code, show = exit_code_of(error), partial(show_error, error, as_json=as_json)
+    except Exception as error:  # noqa: BLE001 - a bug; Python would print it without escapes and masks
         code, show = Exit.USAGE, partial(err, traceback_text(error, collapse=False))
-    with suppress(BrokenPipeError, OutputLost):  # nobody reads it
+    with suppress(BrokenPipeError, OutputLost):  # the reader has closed the stream
         show()
     return code
 
 
 def _show_usage_error(error: click.ClickException) -> None:
-    """Which command, how it is used, and what was wrong."""
+    """Print the usage of the command and the error."""
     if isinstance(error, NO_ARGUMENTS):
         err(error.format_message())
         return
@@ -79,8 +84,8 @@ class _BySubject(click.Group):
     """A group whose help lists its commands by subject."""
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
-        """As click does it. `--help` is shown here."""
-        with readers_may_leave():
+        """Parse the arguments. click prints `--help` here, so errors of the streams are handled here, too."""
+        with exit_when_reader_closes():
             try:
                 return super().make_context(*args, **options)
             except BrokenPipeError:
@@ -89,8 +94,8 @@ class _BySubject(click.Group):
                 raise OutputLost(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """The command's exit code."""
-        with readers_may_leave():
+        """Run the command and return its exit code."""
+        with exit_when_reader_closes():
             return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -109,11 +114,11 @@ def commands() -> None:
     \b
     openagents-worker dev                                  try it: Redis, a worker, Flower
     openagents-worker run assistant "What is 17*23?"       submit a run and watch it
-    openagents-worker show RUN                             what it did, and why it waits
+    openagents-worker show RUN                             its steps, its state, why it waits
     openagents-worker status                               workers, queues, problems
 
     Settings come from OPENAGENTS_ variables; config/.env.example explains them. Every command takes --json.
-    Exit codes: 0 success, 1 usage, 2 not valid, 3 the run failed, 4 no Redis, 130 interrupted.
+    Exit codes: 0 success, 1 usage, 2 invalid input, 3 the run failed, 4 no Redis, 130 interrupted.
     """
 
 

@@ -10,7 +10,7 @@ import click
 
 from openagents_worker.agents import notices
 from openagents_worker.agents.current_folder import import_from_here
-from openagents_worker.cli.commands.options import as_json_option, need
+from openagents_worker.cli.commands.options import as_json_option, require_extras
 from openagents_worker.cli.terminal import dump, err, out
 from openagents_worker.settings import Settings, load_settings
 
@@ -26,11 +26,10 @@ def validate(file: str | None, app: str | None, as_json: bool) -> None:
 
     Checks FILE (default: OPENAGENTS_CONFIG) with its plugins, and the OPENAGENTS_ variables.
 
-
-    Plugins are imported as the worker imports them: from the current directory, too, and after the modules
-    of the Celery app (-A) and Django's set-up.
+    Plugins are imported as the worker imports them: also from the current directory, and after the modules of
+    the Celery app (-A) and the setup of Django.
     """
-    need("worker")
+    require_extras("worker")
     from openagents_worker.cli.validation import validated
 
     path, config = validated(file, env=os.environ, prepare=partial(_prepared, app))
@@ -44,7 +43,7 @@ def validate(file: str | None, app: str | None, as_json: bool) -> None:
 
 
 def _prepared(app: str | None) -> Settings:
-    """The settings of the worker that is checked; what it imports before its plugins is imported."""
+    """The settings of the worker. Also imports the modules that a worker imports before its plugins."""
     from openagents_worker.celery.app_loading import load_app, prepare_as_worker, settings_of
 
     import_from_here(first=True)
@@ -62,7 +61,7 @@ def schema(as_json: bool) -> None:
 
     It includes the options of the built-in plugins.
     """
-    need("worker")
+    require_extras("worker")
     from openagents_worker.runtime.schema import agents_file_schema
 
     out(json.dumps(agents_file_schema(), indent=None if as_json else 2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""Commands about the deployment: its workers, and how it does as a whole."""
+"""Commands about the deployment: its workers, queues, agents and problems."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["COMMANDS"]
 def workers(as_json: bool) -> None:
     """List the workers with their queues and agents.
 
-    LOOP LAG is the longest block of the worker's event loop between its last two heartbeats. LEASE LEFT is
-    the time until other workers take its runs, unless the lease is renewed.
+    LOOP LAG is the longest time for which the event loop of the worker was blocked between its last two
+    heartbeats. LEASE LEFT is the time until other workers take its runs, unless the lease is renewed.
     """
     with Client() as client:
         found = client.workers()
@@ -40,8 +40,8 @@ def workers(as_json: bool) -> None:
 def status(as_json: bool) -> None:
     """Show problems, workers, queues, agents.
 
-    A queue's OLDEST is how long the run that waits longest has waited; SENT AGAIN counts lost messages that
-    were replaced. Exits with 0 whether there are problems or not: `--json` has them in `problems`.
+    OLDEST is the longest waiting time of a run in the queue. SENT AGAIN counts lost messages that were
+    replaced. The exit code is 0 even if there are problems; `--json` lists them in `problems`.
     """
     with Client() as client:
         fleet = client.store.execute(read_fleet(client.store.keys, client.settings.queue))

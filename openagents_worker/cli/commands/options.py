@@ -1,4 +1,4 @@
-"""Options and steps that several commands share."""
+"""Options and functions that several commands share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from openagents_worker.cli.terminal import Safe, dump, err, out, styled
-from openagents_worker.cli.times import moment
+from openagents_worker.cli.times import parse_time_option
 from openagents_worker.errors import ConfigError
 from openagents_worker.models import RunState
 from openagents_worker.store.listing import Page, RunFilters
@@ -18,10 +18,10 @@ from openagents_worker.store.listing import Page, RunFilters
 __all__ = [
     "as_json_option",
     "filter_options",
-    "filters_of",
-    "labels_of",
-    "need",
-    "operator",
+    "to_run_filters",
+    "parse_pairs",
+    "require_extras",
+    "current_user",
     "show_page",
 ]
 
@@ -29,8 +29,8 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="JSON on standard output.")
-BROUGHT_BY = {"worker": ("greenlet", "httpx", "jsonschema"), "flower": ("flower",)}
-"""What a command meets first where an extra of the package is not installed."""
+MODULES_OF_EXTRA = {"worker": ("greenlet", "httpx", "jsonschema"), "flower": ("flower",)}
+"""Modules that are missing if an extra of the package is not installed."""
 
 _FILTERS = (
     click.option(
@@ -42,11 +42,14 @@ _FILTERS = (
     click.option(
         "--since",
         metavar="TIME",
-        callback=moment,
+        callback=parse_time_option,
         help="Accepted since this time: 30m, 1h or 7d ago, or a date and time.",
     ),
     click.option(
-        "--until", metavar="TIME", callback=moment, help="Accepted before this time. Format: as --since."
+        "--until",
+        metavar="TIME",
+        callback=parse_time_option,
+        help="Accepted before this time. Format: as --since.",
     ),
     click.option("--agent", default=None, help="Id of the agent."),
     click.option("--session", default=None, help="Id of the session."),
@@ -58,35 +61,37 @@ _FILTERS = (
 
 
 def filter_options(command: F) -> F:
-    """The options by which runs are chosen; `filters_of` makes a client's filters of them."""
+    """Add the options that select runs. `to_run_filters` converts their values."""
     for option in reversed(_FILTERS):
         command = option(command)
     return command
 
 
-def filters_of(given: dict[str, Any]) -> RunFilters:
-    """What `filter_options` gave, as `Client.runs` takes it."""
+def to_run_filters(options: dict[str, Any]) -> RunFilters:
+    """Convert the values of `filter_options` to the filters of `Client.runs`."""
     return {
-        "state": given["states"],
-        "code": given["code"],
-        "since": given["since"],
-        "until": given["until"],
-        "agent_id": given["agent"],
-        "session_id": given["session"],
-        "tenant": given["tenant"],
-        "labels": labels_of(given["labels"]),
+        "state": options["states"],
+        "code": options["code"],
+        "since": options["since"],
+        "until": options["until"],
+        "agent_id": options["agent"],
+        "session_id": options["session"],
+        "tenant": options["tenant"],
+        "labels": parse_pairs(options["labels"]),
     }
 
 
-def labels_of(given: tuple[str, ...], option: str = "--label", form: str = "NAME=VALUE") -> dict[str, str]:
-    """Names and values out of `NAME=VALUE` arguments."""
-    labels = {}
-    for text in given:
-        name, found, value = text.partition("=")
-        if not found:
-            raise click.BadParameter(f"{text!r} is not of the form {form}", param_hint=option)
-        labels[name] = value
-    return labels
+def parse_pairs(
+    arguments: tuple[str, ...], option: str = "--label", form: str = "NAME=VALUE"
+) -> dict[str, str]:
+    """Parse `NAME=VALUE` arguments of this option. Raises `click.BadParameter`."""
+    pairs = {}
+    for argument in arguments:
+        name, separator, value = argument.partition("=")
+        if not separator:
+            raise click.BadParameter(f"{argument!r} is not of the form {form}", param_hint=option)
+        pairs[name] = value
+    return pairs
 
 
 def show_page(
@@ -96,7 +101,7 @@ def show_page(
     *,
     as_json: bool,
 ) -> None:
-    """A page of a list; what cannot be read is named, and so is the way to the next page."""
+    """Print a page of a list, then the items that cannot be read and the cursor of the next page."""
     if as_json:
         listed = {"items": [to_json(item) for item in page], "next_cursor": page.next_cursor}
         problems = [{"key": one.key, "code": one.code} for one in page.problems]
@@ -112,19 +117,21 @@ def show_page(
         err(styled(f"more: --cursor {page.next_cursor}", dim=True))
 
 
-def need(*extras: str) -> None:
-    """Raises `ConfigError` where an extra of the package is not installed."""
-    missing = [extra for extra in extras if any(find_spec(module) is None for module in BROUGHT_BY[extra])]
+def require_extras(*extras: str) -> None:
+    """Raise `ConfigError` if one of these extras of the package is not installed."""
+    missing = [
+        extra for extra in extras if any(find_spec(module) is None for module in MODULES_OF_EXTRA[extra])
+    ]
     if missing:
         raise ConfigError(
-            "this command needs what the base install, which is for producers, leaves out",
+            "this command needs packages that the base installation (for producers) does not contain",
             hint=f"pip install 'openagents-worker[{','.join(missing)}]'",
         )
 
 
-def operator() -> str | None:
-    """Who types: the operating system's user, where it has a name for it."""
+def current_user() -> str | None:
+    """The name of the operating system's user, or None if it has no name."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have none
+    except (KeyError, OSError):  # the user of a container may have no name
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from openagents_worker.agents.current_folder import import_from_here
-from openagents_worker.cli.commands.options import as_json_option, need
+from openagents_worker.cli.commands.options import as_json_option, require_extras
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.terminal import dump, err, joined, out, styled
 from openagents_worker.local.stack import Stack
@@ -27,7 +27,7 @@ __all__ = ["COMMANDS"]
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 DEV_MODEL = "openagents_worker.cli.dev_model:reply"
 DEV_AGENTS = Path(__file__).parents[1] / "dev_agents.json"
-OWN_AGENTS = Settings.model_fields["config"].default
+DEFAULT_AGENTS_FILE = Settings.model_fields["config"].default
 
 
 @click.command()
@@ -41,7 +41,7 @@ def worker(name: str, concurrency: int | None, queues: str) -> None:
     openagents-worker worker
     openagents-worker worker --queues agents,reports --concurrency 100
     """
-    need("worker")
+    require_extras("worker")
     from openagents_worker.celery.app import run_worker
 
     import_from_here(first=True)
@@ -52,8 +52,8 @@ def worker(name: str, concurrency: int | None, queues: str) -> None:
 @click.command(hidden=True)
 @click.option("--port", type=int, default=5555, show_default=True)
 def flower(port: int) -> None:
-    """Run Flower on this machine's loopback."""
-    need("worker", "flower")
+    """Run Flower on the loopback interface of this machine."""
+    require_extras("worker", "flower")
     from openagents_worker.celery.app import run_flower
     from openagents_worker.dashboard.sockets import read_sockets_as_celery_does
 
@@ -69,33 +69,33 @@ def flower(port: int) -> None:
 @click.option("--data-dir", type=click.Path(path_type=Path), default=None, help="Where Redis keeps its data.")
 @as_json_option
 def dev(concurrency: int, flower_port: int, data_dir: Path | None, as_json: bool) -> Exit:
-    """Run Redis, a worker and Flower here, until Ctrl-C.
+    """Run Redis, a worker and Flower on this machine until Ctrl-C.
 
     Uses OPENAGENTS_REDIS_URL if it is set.
 
     Without OPENAI_API_KEY and OPENAI_BASE_URL, a scripted model answers. Without an agents file, an example
-    with one agent, `assistant`, is used.
+    file with one agent, `assistant`, is used.
     """
-    need("worker", "flower")
-    signal.signal(signal.SIGTERM, _end)
-    say = None if as_json else _prefixed()
-    given = os.environ.get(f"{PREFIX}REDIS_URL") or None
+    require_extras("worker", "flower")
+    signal.signal(signal.SIGTERM, _interrupt)
+    print_line = None if as_json else _line_printer()
+    redis_url = os.environ.get(f"{PREFIX}REDIS_URL") or None
     try:
-        with Stack(redis_url=given, data_dir=data_dir, say=say) as stack:
+        with Stack(redis_url=redis_url, data_dir=data_dir, say=print_line) as stack:
             model_url = _start_model(stack)
-            is_example = _give_agents(stack)
+            is_example = _use_example_agents(stack)
             stack.start_worker("dev", concurrency=concurrency)
             flower_url = stack.start_flower(flower_port)
-            _announce(stack, flower_url, model_url, is_example=is_example, as_json=as_json)
+            _print_urls(stack, flower_url, model_url, is_example=is_example, as_json=as_json)
             ended = stack.wait()
-            err(f"{ended.name} has ended with code {ended.exit_code}")
+            err(f"{ended.name} exited with code {ended.exit_code}")
             return Exit.RUN_FAILED
     except KeyboardInterrupt:
         return Exit.SUCCESS
 
 
 def _start_model(stack: Stack) -> str | None:
-    """A scripted model where the environment names none."""
+    """Start a scripted model unless the environment names a model. Return its URL, or None."""
     if os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL"):
         return None
     url = stack.start_model_server(DEV_MODEL)
@@ -103,15 +103,18 @@ def _start_model(stack: Stack) -> str | None:
     return url
 
 
-def _give_agents(stack: Stack) -> bool:
-    """The example, where the environment names no agents file and there is none in its place."""
+def _use_example_agents(stack: Stack) -> bool:
+    """Use the example if the environment names no agents file and the default file does not exist.
+
+    Returns whether the example is used.
+    """
     if os.environ.get(f"{PREFIX}CONFIG") or Path(stack.settings.config).exists():
         return False
     stack.set_env(OPENAGENTS_CONFIG=str(DEV_AGENTS))
     return True
 
 
-def _announce(
+def _print_urls(
     stack: Stack, flower_url: str, model_url: str | None, *, is_example: bool, as_json: bool
 ) -> None:
     if as_json:
@@ -120,7 +123,7 @@ def _announce(
     if model_url is not None:
         out(f"model   {model_url}  (a script: set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)")
     if is_example:
-        out(f"agents  {DEV_AGENTS}  (an example: write {OWN_AGENTS}, or set {PREFIX}CONFIG)")
+        out(f"agents  {DEV_AGENTS}  (an example: write {DEFAULT_AGENTS_FILE}, or set {PREFIX}CONFIG)")
     out(f"redis   {stack.settings.redis_url_safe}")
     out(f"flower  {flower_url}")
     out("\nIn another terminal:")
@@ -128,28 +131,29 @@ def _announce(
     agent = _agent_to_try(stack.settings)
     if agent is not None:
         out(f'  openagents-worker run {shlex.quote(agent)} "What is 17*23?"')
-    out("\nCtrl-C ends it all.")
+    out("\nCtrl-C stops all of them.")
 
 
 def _agent_to_try(settings: Settings) -> str | None:
-    """One that the worker serves."""
+    """An agent that the worker serves, or None."""
     with contextlib.closing(Store(cell_of(settings), max_connections=1)) as store:
         fleet = store.execute(read_fleet(store.keys, settings.queue))
     return min((agent.id for agent in fleet.agents if agent.workers), default=None)
 
 
-def _end(signal_number: int, _frame: object) -> None:
+def _interrupt(signal_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _prefixed() -> Callable[[str, str], None]:
-    colours, of = cycle(COLOURS), dict[str, str]()
+def _line_printer() -> Callable[[str, str], None]:
+    """A function that prints a line with the name of its process, in a colour for each process."""
+    colours, colour_of = cycle(COLOURS), dict[str, str]()
 
-    def say(name: str, line: str) -> None:
-        colour = of.setdefault(name, next(colours))
+    def print_line(name: str, line: str) -> None:
+        colour = colour_of.setdefault(name, next(colours))
         err(joined(styled(f"{name:<7}", fg=colour), " ", line))
 
-    return say
+    return print_line
 
 
 COMMANDS = (dev, worker, flower)

@@ -1,4 +1,4 @@
-"""The command that lets failed runs go on: one, some, or all that pass a filter."""
+"""The command that resumes failed and cancelled runs, by their ids or by a filter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 
 import click
 
-from openagents_worker.cli.commands.options import as_json_option, filter_options, filters_of, operator
+from openagents_worker.cli.commands.options import (
+    as_json_option,
+    current_user,
+    filter_options,
+    to_run_filters,
+)
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.lists import run_table
 from openagents_worker.cli.terminal import dump, err, joined, out, piece, styled
@@ -19,8 +24,8 @@ from openagents_worker.store.listing import RunFilters
 
 __all__ = ["COMMANDS"]
 
-SAMPLE = 5
-PAGE = 200  # records of runs hold requests and results
+SAMPLE = 5  # runs that are shown before the question
+PAGE = 200  # runs per request: a record may be large, because it contains the request and the result
 
 
 @click.command()
@@ -29,7 +34,7 @@ PAGE = 200  # records of runs hold requests and results
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--by", default=None, help="Name for the event. Default: the user of the operating system.")
 @as_json_option
-def resume(run_ids: tuple[str, ...], yes: bool, by: str | None, as_json: bool, **chosen: Any) -> Exit:
+def resume(run_ids: tuple[str, ...], yes: bool, by: str | None, as_json: bool, **options: Any) -> Exit:
     """Resume failed or cancelled runs.
 
     Each run continues from its last step, in a new life. Finished steps are not executed again. Name the
@@ -40,23 +45,23 @@ def resume(run_ids: tuple[str, ...], yes: bool, by: str | None, as_json: bool, *
     openagents-worker resume --state failed --since 1h --code 'llm.*'
     openagents-worker resume --state cancelled --agent assistant --yes
     """
-    is_chosen = any(chosen.values())
-    if bool(run_ids) == is_chosen:
-        raise click.UsageError("give the ids of runs, or options that choose them (--state failed); not both")
+    has_filter = any(options.values())
+    if bool(run_ids) == has_filter:
+        raise click.UsageError("give either the ids of runs or options that select runs (--state failed)")
     with Client() as client:
-        if is_chosen:
-            run_ids, sample = _chosen(client, filters_of(chosen))
+        if has_filter:
+            run_ids, sample = _matching_runs(client, to_run_filters(options))
             if not run_ids:
-                return _end([], [], as_json=as_json)
-            if not yes and not _is_wanted(len(run_ids), sample, client):
-                err("nothing was resumed")
+                return _report([], [], as_json=as_json)
+            if not yes and not _confirm(len(run_ids), sample, client):
+                err("no run was resumed")
                 return Exit.USAGE
-        resumed, failed = _resume(client, run_ids, by or operator(), as_json=as_json)
-    return _end(resumed, failed, as_json=as_json)
+        resumed, failed = _resume(client, run_ids, by or current_user(), as_json=as_json)
+    return _report(resumed, failed, as_json=as_json)
 
 
-def _chosen(client: Client, filters: RunFilters) -> tuple[tuple[str, ...], list[RunRecord]]:
-    """The ids of all runs that pass and can be resumed, newest first; and some of them, to be shown."""
+def _matching_runs(client: Client, filters: RunFilters) -> tuple[tuple[str, ...], list[RunRecord]]:
+    """The ids of all resumable runs that match the filters, newest first, and the first few records."""
     filters["state"] = filters.get("state") or RunState.FAILED
     run_ids: list[str] = []
     sample: list[RunRecord] = []
@@ -72,8 +77,8 @@ def _chosen(client: Client, filters: RunFilters) -> tuple[tuple[str, ...], list[
             return tuple(run_ids), sample
 
 
-def _is_wanted(number: int, sample: list[RunRecord], client: Client) -> bool:
-    """Show what would be resumed and ask. Without a terminal nobody can answer: a usage error."""
+def _confirm(number: int, sample: list[RunRecord], client: Client) -> bool:
+    """Show the runs and ask whether to resume them. Raises `UsageError` without a terminal."""
     seconds, micros = client.store.ask(lambda r: r.time())
     for line in run_table(sample, seconds * 1000 + micros // 1000):
         err(line)
@@ -81,20 +86,20 @@ def _is_wanted(number: int, sample: list[RunRecord], client: Client) -> bool:
         err(styled(f"and {number - len(sample):,} more", dim=True))
     count = _runs(number)
     if not is_terminal():
-        raise click.UsageError(f"{count} would be resumed, and nobody can be asked here: give --yes")
+        raise click.UsageError(f"{count} would be resumed, but there is no terminal to ask: give --yes")
     piece(f"Resume {count}? [y/N] ")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def is_terminal() -> bool:
-    """Whether somebody can be asked."""
+    """Whether the user can be asked a question."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _resume(
     client: Client, run_ids: Iterable[str], by: str | None, *, as_json: bool
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """Resume each; one that cannot be resumed stops none of the others."""
+    """Resume each run. Return the ids of the resumed runs, and the errors of the others."""
     resumed: list[str] = []
     failed: list[dict[str, Any]] = []
     for run_id in dict.fromkeys(run_ids):
@@ -110,15 +115,15 @@ def _resume(
         else:
             resumed.append(run_id)
             if not as_json:
-                out(f"{run_id}: {'resumed' if state.is_terminal else f'goes on already ({state})'}")
+                out(f"{run_id}: {'resumed' if state.is_terminal else f'is already active ({state})'}")
     return resumed, failed
 
 
-def _end(resumed: list[str], failed: list[dict[str, Any]], *, as_json: bool) -> Exit:
+def _report(resumed: list[str], failed: list[dict[str, Any]], *, as_json: bool) -> Exit:
     if as_json:
         dump({"resumed": resumed, "failed": failed})
     elif len(resumed) + len(failed) != 1:
-        err(f"{_runs(len(resumed))} resumed" + (f", {len(failed)} could not be" if failed else ""))
+        err(f"{_runs(len(resumed))} resumed" + (f", {len(failed)} not resumed" if failed else ""))
     return Exit.INVALID if failed else Exit.SUCCESS
 
 

@@ -1,4 +1,4 @@
-"""Commands about runs: submit, follow, look at, list, cancel."""
+"""Commands about runs: submit, watch, show, list, cancel."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import click
 from openagents_worker.cli.commands.options import (
     as_json_option,
     filter_options,
-    filters_of,
-    labels_of,
+    parse_pairs,
     show_page,
+    to_run_filters,
 )
 from openagents_worker.cli.display import Follower
 from openagents_worker.cli.exits import Exit
 from openagents_worker.cli.lists import run_table
 from openagents_worker.cli.not_started import NotStarted
-from openagents_worker.cli.show import call_lines, picture_of
-from openagents_worker.cli.story import RunCall, find_call, short_call_id
+from openagents_worker.cli.run_summary import CallSummary, find_call, short_call_id
+from openagents_worker.cli.show import call_lines, read_run_details
 from openagents_worker.cli.terminal import dump, err, out
 from openagents_worker.errors import RequestInvalid
 from openagents_worker.models import RunBudget
@@ -68,8 +68,8 @@ def run_(
 ) -> Exit:
     """Submit a run, watch its events, print its answer.
 
-    AGENT is an agent's id; TEXT - reads standard input. The answer goes to standard output, everything else
-    to standard error. Ctrl-C stops watching, but not the run.
+    AGENT is the id of an agent. If TEXT is -, the text is read from standard input. The answer goes to
+    standard output, everything else to standard error. Ctrl-C stops the watching, but not the run.
 
     \b
     openagents-worker run assistant "What is 17*23?"
@@ -77,15 +77,15 @@ def run_(
     openagents-worker run assistant "Go." --budget max_cost_usd=0.5 --detach
     """
     session_id = session or f"cli-{os.urandom(4).hex()}"
-    given = {"run_id": run_id, "tenant": tenant, "deps": deps, "labels": labels_of(labels) or None}
+    optional = {"run_id": run_id, "tenant": tenant, "deps": deps, "labels": parse_pairs(labels) or None}
     request: dict[str, Any] = {
         "agent_id": agent,
         "session_id": session_id,
         "input_text": _standard_input() if text == "-" else text,
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in optional.items() if value is not None},
     }
     if budget:
-        request["budget"] = labels_of(budget, "--budget", "LIMIT=N")
+        request["budget"] = parse_pairs(budget, "--budget", "LIMIT=N")
     with Client() as client:
         handle = client.submit(request, queue=queue)
         if not detach:
@@ -114,7 +114,8 @@ def _standard_input() -> str:
 def watch(run_id: str, after: int, as_json: bool) -> Exit:
     """Watch the events of a run until it ends.
 
-    Prints past events, then live ones, then the answer. Ctrl-C stops watching, but not the run.
+    Prints the stored events, then the live events, then the answer. Ctrl-C stops the watching, but not the
+    run.
     """
     with Client() as client:
         return _follow(client, client.handle(run_id), as_json=as_json, after=after)
@@ -127,11 +128,11 @@ def watch(run_id: str, after: int, as_json: bool) -> Exit:
 )
 @as_json_option
 def show(run_id: str, step: str | None, as_json: bool) -> None:
-    """Show the state of a run and what it has done.
+    """Show the state and the history of a run.
 
-    State, why it waits and until when, input, times, attempts with their workers, steps, tokens, cost, error.
-    A step is a recorded call of a model or a tool. `active` is how long workers have worked on the run: the
-    sum of all attempts that are over, without the time in which it waited.
+    Shows state, why it waits and until when, input, times, attempts with their workers, steps, tokens, cost
+    and error. A step is a recorded call of a model or a tool. `active` is the sum of the durations of all
+    finished attempts. It does not include the time in which the run waited.
 
     \b
     openagents-worker show 2f9c1e
@@ -139,9 +140,9 @@ def show(run_id: str, step: str | None, as_json: bool) -> None:
     openagents-worker show 2f9c1e --json
     """
     with Client() as client:
-        picture = picture_of(client.store, run_id)
+        picture = read_run_details(client.store, run_id)
         if step is not None:
-            call = _only_call(picture.story.calls, step)
+            call = _only_call(picture.summary.calls, step)
             values = [one.value for one in client.checkpoints(run_id) if one.call == call.call_id]
             _show_step(call, values[-1] if values else None, as_json=as_json)
             return
@@ -152,19 +153,21 @@ def show(run_id: str, step: str | None, as_json: bool) -> None:
         out(line)
 
 
-def _only_call(calls: list[RunCall], wanted: str) -> RunCall:
-    """The one step that is meant. A usage error names those that it may be."""
+def _only_call(calls: list[CallSummary], wanted: str) -> CallSummary:
+    """The step that `wanted` identifies. Raises `click.BadParameter`, which lists the possible steps."""
     found = find_call((call.call_id for call in calls), wanted)
     if len(found) == 1:
         return next(call for call in calls if call.call_id == found[0])
     near = ", ".join(short_call_id(id_) for id_ in found[:10]) or "none"
     if found:
-        raise click.BadParameter(f"{wanted!r} is the beginning of {len(found)}: {near}", param_hint="--step")
-    known = ", ".join(short_call_id(call.call_id) for call in calls[:10]) or "it has none"
+        raise click.BadParameter(
+            f"{wanted!r} is the beginning of {len(found)} steps: {near}", param_hint="--step"
+        )
+    known = ", ".join(short_call_id(call.call_id) for call in calls[:10]) or "none"
     raise click.BadParameter(f"the run has no step {wanted!r}; its first steps: {known}", param_hint="--step")
 
 
-def _show_step(call: RunCall, value: Any, *, as_json: bool) -> None:
+def _show_step(call: CallSummary, value: Any, *, as_json: bool) -> None:
     if as_json:
         dump({**call.to_json(), "value": value})
         return
@@ -177,17 +180,18 @@ def _show_step(call: RunCall, value: Any, *, as_json: bool) -> None:
 @click.option("--limit", default=20, show_default=True, help="Runs per page, at most 1000.")
 @click.option("--cursor", default=None, help="The next_cursor of the previous page.")
 @as_json_option
-def runs_(limit: int, cursor: str | None, as_json: bool, **chosen: Any) -> None:
+def runs_(limit: int, cursor: str | None, as_json: bool, **options: Any) -> None:
     """List runs, newest first.
 
-    AGE is since the run was accepted; REASON is the code of the error that it failed with or waits for.
+    AGE is the time since the run was accepted. REASON is the code of the error with which it failed or for
+    which it waits.
 
     \b
     openagents-worker runs --state failed --since 1h
     openagents-worker runs --code 'llm.*' --agent assistant --json
     """
     with Client() as client:
-        page = client.runs(limit=limit, cursor=cursor, **filters_of(chosen))
+        page = client.runs(limit=limit, cursor=cursor, **to_run_filters(options))
     now_ms = round(time.time() * 1000)
     show_page(
         page,
@@ -204,14 +208,14 @@ def runs_(limit: int, cursor: str | None, as_json: bool, **chosen: Any) -> None:
 def cancel(run_id: str, reason: str | None, as_json: bool) -> None:
     """Cancel a run.
 
-    A run that no worker executes ends at once. Otherwise its worker cancels the current call.
+    A run that is not being executed ends at once. Otherwise its worker cancels the current call.
     """
     with Client() as client:
         answer = client.cancel(run_id, reason)
     if as_json:
         dump({"run_id": run_id, "answer": answer})
     elif answer is CancelAnswer.ALREADY:
-        out(f"{run_id} is over already")
+        out(f"{run_id} has already ended")
     else:
         out(f"{run_id}: {answer.lower()}")
 
@@ -222,10 +226,10 @@ def _follow(client: Client, handle: RunHandle[Any], *, as_json: bool, after: int
         with contextlib.closing(handle.events(after)) as events, NotStarted(client, handle.id) as waiting:
             for event in events:
                 follower.event(event)
-                waiting.saw(event)
+                waiting.event_shown(event)
         result = handle.wait()
     except KeyboardInterrupt:
-        err(f"\nthe run goes on: openagents-worker watch {handle.id}")
+        err(f"\nthe run continues; to watch it: openagents-worker watch {handle.id}")
         return Exit.INTERRUPTED
     follower.result(result)
     return Exit.SUCCESS if result.ok else Exit.RUN_FAILED

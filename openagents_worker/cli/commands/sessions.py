@@ -1,4 +1,4 @@
-"""Commands about sessions, and about the lists that hold them and their runs."""
+"""Commands about sessions, and about the indexes of sessions and runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from openagents_worker.cli.commands.options import as_json_option, show_page
-from openagents_worker.cli.lists import left_nothing_line, session_lines, session_table
+from openagents_worker.cli.lists import missing_run_line, session_lines, session_table
 from openagents_worker.cli.terminal import dump, out
 from openagents_worker.producer.client import Client
 
@@ -31,27 +31,27 @@ def sessions(limit: int, cursor: str | None, as_json: bool) -> None:
 def session(session_id: str, as_json: bool) -> None:
     """Show a session: its transcript and its active run.
 
-    Also which runs wait, its artifacts, its state, the bytes that it takes, and which of its newest 100 runs
-    have ended and left nothing in the transcript.
+    Also shows the waiting runs, the artifacts, the state and the size in bytes, and which of the newest 100
+    runs have ended without an entry in the transcript.
     """
     with Client() as client:
         view = client.session(session_id)
         runs = client.runs(session_id=session_id).items
-    said = {message.get("run_id") for message in view.transcript}
-    left_nothing = [run for run in runs if run.state.is_terminal and run.run_id not in said]
+    in_transcript = {message.get("run_id") for message in view.transcript}
+    missing = [run for run in runs if run.state.is_terminal and run.run_id not in in_transcript]
     if as_json:
         artifacts = [one.model_dump(mode="json") for one in view.artifacts]
-        ids = [run.run_id for run in left_nothing]
+        ids = [run.run_id for run in missing]
         dump({**asdict(view), "artifacts": artifacts, "left_nothing": ids})
     else:
-        for line in [*session_lines(view), *map(left_nothing_line, left_nothing)]:
+        for line in [*session_lines(view), *map(missing_run_line, missing)]:
             out(line)
 
 
 @click.command()
 @as_json_option
 def prune(as_json: bool) -> None:
-    """Remove expired entries from the lists.
+    """Remove expired entries from the indexes.
 
     Workers do this every minute.
     """
@@ -60,7 +60,7 @@ def prune(as_json: bool) -> None:
     if as_json:
         dump({"removed": removed})
     else:
-        out(f"{removed} entries of what has expired are gone")
+        out(f"{removed} expired entries removed")
 
 
 COMMANDS = (sessions, session, prune)

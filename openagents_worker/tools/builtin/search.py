@@ -31,9 +31,9 @@ class AllowedPaths:
     the path from the root and with each folder on it (`config/secrets`, `**/secrets`). Case and Unicode form
     make no difference: a file system may find `Keys` under the name `keys`.
 
-    >>> Fence("/work", deny=["keys/*"]).problem("/work/Keys/a.pem")
+    >>> AllowedPaths("/work", deny=["keys/*"]).problem("/work/Keys/a.pem")
     "is denied by 'keys/*'"
-    >>> Fence("/work").problem("/work/.git/config"), Fence("/work").problem("/work/a.txt")
+    >>> AllowedPaths("/work").problem("/work/.git/config"), AllowedPaths("/work").problem("/work/a.txt")
     ('is hidden', None)
     """
 

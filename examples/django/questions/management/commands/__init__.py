@@ -1,1 +1,1 @@
-"""Commands of the product: `manage.py submit_missing`."""
+"""The management commands: `manage.py submit_missing`."""

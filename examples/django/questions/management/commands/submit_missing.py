@@ -1,4 +1,4 @@
-"""`manage.py submit_missing`: submits the runs of questions whose run was never accepted. Safe to repeat."""
+"""`manage.py submit_missing`: submits runs that were never accepted. It is safe to repeat."""
 
 from typing import Any
 

@@ -1,0 +1,240 @@
+"""The summary of a run. The only place that computes its attempts and its calls from the stored events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from openagents_worker.events import RunEvent
+
+__all__ = [
+    "AttemptSummary",
+    "CallState",
+    "CallSummary",
+    "RunSummary",
+    "find_call",
+    "short_call_id",
+    "summarize_events",
+]
+
+HEX_CHARS = 8  # of the digest in a call id, when it is shown
+
+
+class CallState(StrEnum):
+    """The state of a recorded call.
+
+    INTERRUPTED: the attempt ended before the call did. The call is repeated if the run continues.
+    """
+
+    RUNNING = "running"
+    OK = "ok"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(slots=True)
+class AttemptSummary:
+    """One attempt of a worker to execute the run.
+
+    `ended` is a text about how the attempt ended, '' while it is running. `code` is the code of its error.
+    """
+
+    number: int
+    life: int
+    worker: str
+    began_at: datetime
+    ended_at: datetime | None = None
+    ended: str = ""
+    code: str | None = None
+
+    @property
+    def took_ms(self) -> int | None:
+        return _took_ms(self)
+
+    def to_json(self) -> dict[str, Any]:
+        return _with_times(self)
+
+
+@dataclass(slots=True)
+class CallSummary:
+    """A recorded call of a model or a tool. `tries` counts how often it was made.
+
+    `arguments` and `result` are cut: events contain only the beginning of long values.
+    """
+
+    call_id: str
+    kind: str
+    name: str
+    began_at: datetime
+    tries: int = 0
+    outcome: CallState = CallState.RUNNING
+    ended_at: datetime | None = None
+    arguments: Any = None
+    result: Any = None
+    code: str | None = None
+    message: str | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def took_ms(self) -> int | None:
+        return _took_ms(self)
+
+    def to_json(self) -> dict[str, Any]:
+        return _with_times(self)
+
+
+@dataclass(slots=True)
+class RunSummary:
+    """The attempts and the calls of a run, each in the order of their first start.
+
+    `waited_ms` is the time between the moment when the run was due and its first start. It is None if the run
+    has not started or if its first events were trimmed; in the second case `is_whole` is False.
+    """
+
+    attempts: list[AttemptSummary] = field(default_factory=list)
+    calls: list[CallSummary] = field(default_factory=list)
+    waited_ms: int | None = None
+    is_whole: bool = True
+
+
+def short_call_id(call_id: str) -> str:
+    """A call id with a shortened digest, for display: `{name}:{8 hex}:{n}`.
+
+    >>> short_call_id("weather:0123456789abcdef:2")
+    'weather:01234567:2'
+    """
+    name, found, rest = call_id.rpartition(":")
+    before, _, digest = name.rpartition(":")
+    if not found or not before or len(digest) <= HEX_CHARS or set(digest) - set("0123456789abcdef"):
+        return call_id
+    return f"{before}:{digest[:HEX_CHARS]}:{rest}"
+
+
+def find_call(call_ids: Iterable[str], wanted: str) -> list[str]:
+    """The ids that begin with `wanted`, in full or as displayed. An exact match is returned alone.
+
+    >>> find_call(["calc:0123456789:1", "calc:0199999999:1"], "calc:012")
+    ['calc:0123456789:1']
+    """
+    ids = list(dict.fromkeys(call_ids))
+    exact = [id_ for id_ in ids if wanted in (id_, short_call_id(id_))]
+    return exact or [id_ for id_ in ids if id_.startswith(wanted) or short_call_id(id_).startswith(wanted)]
+
+
+def summarize_events(events: Sequence[RunEvent]) -> RunSummary:
+    """Summarize the events of one run: all that are stored, oldest first."""
+    summary = RunSummary(is_whole=not events or events[0].seq == 1)
+    calls: dict[str, CallSummary] = {}
+    due_at: datetime | None = None
+    for event in events:
+        if event.name in ("run.queued", "run.waiting_session") and due_at is None:
+            due_at = event.timestamp
+        if event.name == "run.attempt_started":
+            if not summary.attempts and due_at is not None and summary.is_whole:
+                summary.waited_ms = round((event.timestamp - due_at).total_seconds() * 1000)
+            summary.attempts.append(
+                AttemptSummary(event.attempt, event.life, event.worker or "?", event.timestamp)
+            )
+        elif _ends_attempt(summary.attempts, event):
+            for call in calls.values():
+                if call.outcome is CallState.RUNNING:
+                    call.outcome, call.ended_at = CallState.INTERRUPTED, event.timestamp
+        _update_call(calls, event)
+    summary.calls = list(calls.values())
+    return summary
+
+
+def _took_ms(part: AttemptSummary | CallSummary) -> int | None:
+    return None if part.ended_at is None else round((part.ended_at - part.began_at).total_seconds() * 1000)
+
+
+def _with_times(part: AttemptSummary | CallSummary) -> dict[str, Any]:
+    ended_at = None if part.ended_at is None else part.ended_at.isoformat()
+    times = {"began_at": part.began_at.isoformat(), "ended_at": ended_at, "took_ms": part.took_ms}
+    return {**asdict(part), **times}
+
+
+def _ends_attempt(attempts: list[AttemptSummary], event: RunEvent) -> bool:
+    if not attempts or attempts[-1].ended or (ending := _ending(event)) is None:
+        return False
+    attempts[-1].ended, attempts[-1].code = ending
+    attempts[-1].ended_at = event.timestamp
+    return True
+
+
+def _ending(event: RunEvent) -> tuple[str, str | None] | None:
+    """How an attempt ends with this event, and the code of the error. None: the event does not end it."""
+    payload = event.payload
+    match event.name:
+        case "run.completed":
+            return "completed", None
+        case "run.failed":
+            return "failed", _code(payload)
+        case "run.cancelled":
+            return f"cancelled: {payload.get('reason') or 'no reason given'}", None
+        case "run.retry_scheduled":
+            return f"retry in {_seconds(payload.get('delay_ms'))}", str(payload.get("error_code") or "")
+        case "run.recovered":
+            return "recovered from a dead worker", None
+        case "run.handed_over":
+            return "handed over by a stopping worker", None
+        case "run.left_to_others":
+            return "left to other workers", str(payload.get("error_code") or "") or None
+    return None
+
+
+def _update_call(calls: dict[str, CallSummary], event: RunEvent) -> None:
+    payload = event.payload
+    match event.name:
+        case "llm.called":
+            _start_call(calls, event, str(payload.get("call")), "model", str(payload.get("model")))
+        case "tool.called":
+            call = _start_call(calls, event, str(payload.get("call_id")), "tool", str(payload.get("tool_id")))
+            call.arguments = payload.get("params")
+        case "llm.succeeded" | "tool.succeeded":
+            if (ended := calls.get(str(payload.get("call") or payload.get("call_id")))) is not None:
+                ended.outcome, ended.ended_at = CallState.OK, event.timestamp
+                ended.code = ended.message = None
+                ended.result = payload.get("result") if ended.kind == "tool" else _reply_text(payload)
+                metrics = payload.get("_metrics")
+                ended.usage = dict(metrics) if isinstance(metrics, dict) else {}
+        case "llm.failed" | "tool.failed":
+            if (ended := calls.get(str(payload.get("call") or payload.get("call_id")))) is not None:
+                ended.outcome, ended.ended_at = CallState.FAILED, event.timestamp
+                ended.code, ended.message = _code(payload), _message(payload)
+
+
+def _start_call(
+    calls: dict[str, CallSummary], event: RunEvent, call_id: str, kind: str, name: str
+) -> CallSummary:
+    call = calls.setdefault(call_id, CallSummary(call_id, kind, name, event.timestamp))
+    call.tries += 1
+    call.began_at, call.outcome, call.ended_at = event.timestamp, CallState.RUNNING, None
+    return call
+
+
+def _reply_text(payload: Mapping[str, Any]) -> Any:
+    """The text of a model's reply. If there is none: the names of the tools that the reply calls."""
+    return payload.get("output_text") or _tool_names(payload.get("tool_calls"))
+
+
+def _tool_names(names: Any) -> str:
+    return f"calls {', '.join(map(str, names))}" if isinstance(names, Iterable) and names else ""
+
+
+def _code(payload: Mapping[str, Any]) -> str | None:
+    details = payload.get("error_details")
+    return str(details.get("code")) if isinstance(details, Mapping) else None
+
+
+def _message(payload: Mapping[str, Any]) -> str | None:
+    details = payload.get("error_details")
+    found = details.get("message") if isinstance(details, Mapping) else payload.get("error")
+    return None if found is None else str(found)
+
+
+def _seconds(delay_ms: Any) -> str:
+    return f"{delay_ms / 1000:.1f} s" if isinstance(delay_ms, int | float) else "an unknown time"
