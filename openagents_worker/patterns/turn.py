@@ -28,9 +28,9 @@ from openagents_worker.errors import (
 )
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import FixedMessage, LLMResponse, LLMToolCall
-from openagents_worker.llm.conversation import CallIds, tool_name, usable_calls, user_text
+from openagents_worker.llm.conversation import UniqueCallIds, tool_name, usable_calls, user_text
 from openagents_worker.llm.failures import is_too_long
-from openagents_worker.llm.transcript import shown
+from openagents_worker.llm.transcript import model_messages
 from openagents_worker.models import ErrorDetails
 from openagents_worker.patterns.base import RunContext
 from openagents_worker.suggest import nearest
@@ -66,7 +66,7 @@ class Conversation:
     def __init__(self, context: RunContext, *, system_prompt: str) -> None:
         self._context = context
         self._messages = self._opening(system_prompt)
-        self._ids = CallIds(self._messages)
+        self._ids = UniqueCallIds(self._messages)
         self._question_at = len(self._messages)
 
     @property
@@ -91,7 +91,7 @@ class Conversation:
         system = [system_prompt, *context.system_prompt_fragments]
         return [
             FixedMessage(role="system", content="\n\n".join(system)),
-            *shown(context.transcript, turns=getattr(context, "shown_turns", None)),
+            *model_messages(context.transcript, turns=getattr(context, "shown_turns", None)),
             FixedMessage(role="user", content=self._question()),
         ]
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import FixedMessage
-from openagents_worker.llm.transcript import healed
+from openagents_worker.llm.transcript import usable_entries
 from openagents_worker.models import RunBudget, RunRecord, RunState
 from openagents_worker.patterns.turn import Conversation
 from openagents_worker.runtime.latch import LatchReason
@@ -511,7 +511,7 @@ async def _talk(redis_url: str, endings: list[str]) -> None:
         assert code_of(last) is None, (endings, last.result)
         kept = (await aread_session(p.store, talk.session)).transcript
         ours = [dict(entry) for entry in kept if not str(entry.get("run_id")).startswith("old-")]
-        assert healed(ours) == ours, "only whole turns are written, not only shown"
+        assert usable_entries(ours) == ours, "only whole turns are written, not only shown"
         [shown] = messages_of(script, last.run_id)
         assert [message["role"] for message in shown][-1] == "user"
         said = [message for message in shown if message["role"] in ("user", "assistant")]

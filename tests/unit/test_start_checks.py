@@ -85,7 +85,7 @@ TOOL = "agents[0].tools[0]"
             agent(llm=OPENAI | {"extra_headers": {"X Y": "a"}}),
             f"{MODEL}.extra_headers.X Y",
             "plugin.config",
-            "not a name",
+            "not a valid name",
         ),
         (
             agent(llm=OPENAI | {"pricing": {"inputs": 1}}),
@@ -262,7 +262,7 @@ def test_a_server_of_ones_own_needs_no_key() -> None:
 @pytest.mark.parametrize(
     ("proxy", "says"),
     [
-        ("socks5://127.0.0.1:1080", "which needs a package that is not installed; pip install socksio"),
+        ("socks5://127.0.0.1:1080", "requires a package that is not installed; pip install socksio"),
         ("socks4://127.0.0.1:1080", "unknown scheme 'socks4'"),
         ("http://proxy:none", "is not a URL"),
         ("http://", "is not a URL"),

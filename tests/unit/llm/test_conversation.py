@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from openagents_worker.errors import LLMRateLimitError, LLMResponseError
 from openagents_worker.llm.base import LLMToolCall
-from openagents_worker.llm.conversation import CallIds, repaired, tool_name, usable_calls
+from openagents_worker.llm.conversation import UniqueCallIds, repaired, tool_name, usable_calls
 from openagents_worker.llm.failures import is_too_long
 from openagents_worker.llm.openai_chat import messages_to_wire
 from openagents_worker.testing.model_server.openai_rules import check_request
@@ -61,7 +61,7 @@ def test_a_name_is_made_legal(name: Any, sent: str) -> None:
 
 def test_calls_of_a_reply_get_ids_of_their_own() -> None:
     """Also against those of the conversation before; the same ids in every attempt."""
-    ids = CallIds([asks(call("a"))])
+    ids = UniqueCallIds([asks(call("a"))])
     calls = [LLMToolCall("x", id=id_) for id_ in ("a", "b", "b", None, "")]
 
     assert [each.id for each in usable_calls(calls, ids, 3)] == ["a_2", "b", "b_2", "call_3_4", "call_3_5"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openagents_worker.agents import LLMPricing
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError
 from openagents_worker.jsontext import dumps, loads, replaced
-from openagents_worker.llm.base import LLMResponse, LLMUsage, count
+from openagents_worker.llm.base import LLMResponse, LLMUsage, token_count
 from openagents_worker.llm.failures import failure
 from openagents_worker.llm.openai_chat import StreamedReply, reply_from_wire
 from openagents_worker.llm.pricing import price
@@ -45,13 +45,13 @@ MOST = 2**53
 )
 def test_tokens_are_none_below_zero_and_at_most_what_can_be_counted(said: Any, counted: int) -> None:
     """A negative number would give a budget back."""
-    assert count(said) == counted
+    assert token_count(said) == counted
     assert LLMUsage(said, said, said) == LLMUsage(counted, counted, counted)
 
 
 def test_an_integer_of_many_digits_is_as_many_as_can_be_counted() -> None:
     """Without its text ever being made."""
-    assert (count(10**5000), count(-(10**5000))) == (MOST, 0)
+    assert (token_count(10**5000), token_count(-(10**5000))) == (MOST, 0)
 
 
 METADATA = ("cached_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "cost_usd", "ttft_ms",

@@ -194,7 +194,7 @@ async def test_extra_headers_are_sent_and_win() -> None:
         ({"openai_api_style": "responses"}, "not the responses API"),
         ({"temprature": 1}, "temprature"),
         ({"top_p": 3}, "top_p"),
-        ({"extra_headers": {"X-Key": "a\nb"}}, "X-Key: has characters"),
+        ({"extra_headers": {"X-Key": "a\nb"}}, "X-Key: the value has characters"),
     ],
 )
 def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any], message: str) -> None:
@@ -460,7 +460,7 @@ async def test_a_used_up_account_is_no_rate_limit() -> None:
         failed = await _failure(_client(url))
 
     assert type(failed) is LLMResponseError
-    assert "nothing left to spend" in str(failed)
+    assert "is used up" in str(failed)
 
 
 async def test_a_page_of_html_is_no_reply() -> None:

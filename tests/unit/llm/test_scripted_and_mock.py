@@ -83,7 +83,7 @@ async def test_a_refused_request_is_a_response_error() -> None:
 
 async def test_a_script_that_is_over_says_so() -> None:
     """One call more than replies is an error that names their number."""
-    with pytest.raises(LLMResponseError, match="script ended after 1 replies"):
+    with pytest.raises(LLMResponseError, match="the script has ended after 1 replies"):
         await _call(_scripted({"text": "only"}), 1)
 
 

@@ -55,7 +55,7 @@ async def test_a_silence_longer_than_the_limit_ends_the_call() -> None:
 async def test_a_reply_that_does_not_end_is_ended_by_the_limit_of_the_call() -> None:
     """A server that sends a piece in time again and again holds a run only so long."""
     async with dripping(50, pieces=10_000) as server:
-        with pytest.raises(LLMConnectionError, match="no whole reply within 500 ms") as caught:
+        with pytest.raises(LLMConnectionError, match="no complete reply within 500 ms") as caught:
             await ask(server.url, timeout_ms=400, total_timeout_ms=500)
 
     assert caught.value.retryable
@@ -66,7 +66,7 @@ async def test_the_limit_of_the_call_covers_its_tries_and_their_pauses() -> None
     """A server that says nothing is not asked again and again for longer than a call may take."""
     retry = {"max_attempts": 1_000, "initial_backoff_ms": 10, "max_backoff_ms": 10}
     async with dripping(30_000) as server:
-        with pytest.raises(LLMConnectionError, match="no whole reply within 300 ms"):
+        with pytest.raises(LLMConnectionError, match="no complete reply within 300 ms"):
             await ask(server.url, timeout_ms=100, total_timeout_ms=300, retry=retry)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.llm.transcript import healed, shown, turn
+from openagents_worker.llm.transcript import model_messages, turn_entries, usable_entries
 
 IDS = {"run_id": "r1", "agent_id": "a"}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "name": "add", "arguments": {}}]}
@@ -27,7 +27,7 @@ def said(text: str = "hello", run_id: str | None = "r1", **more: Any) -> dict[st
 
 def test_a_completed_run_leaves_its_question_its_calls_and_its_answer() -> None:
     """Two entries; the messages between them stand in the second one, where older versions pass them over."""
-    question, answer = turn("1+1?", "2", IDS, stop_reason="completed", tool_messages=[CALLED, RESULT])
+    question, answer = turn_entries("1+1?", "2", IDS, stop_reason="completed", tool_messages=[CALLED, RESULT])
 
     assert question == {"role": "user", "content": "1+1?", **IDS}
     assert answer == {
@@ -43,18 +43,18 @@ def test_a_completed_run_leaves_its_question_its_calls_and_its_answer() -> None:
 @pytest.mark.parametrize("output", ["", " \n", None])
 def test_a_run_without_an_answer_leaves_nothing(output: Any) -> None:
     """Providers refuse an empty answer, and after a question without one roles do not alternate."""
-    assert turn("hi", output, IDS, stop_reason="completed") == []
+    assert turn_entries("hi", output, IDS, stop_reason="completed") == []
 
 
 @pytest.mark.parametrize(
     ("output", "content"), [({"a": 1}, '{"a":1}'), (0, "0"), (False, "false"), ([], "[]"), ("null", "null")]
 )
 def test_an_answer_that_is_not_text_is_left_as_json(output: Any, content: str) -> None:
-    assert turn("hi", output, IDS, stop_reason="completed")[1]["content"] == content
+    assert turn_entries("hi", output, IDS, stop_reason="completed")[1]["content"] == content
 
 
 def test_a_question_without_text_is_left_as_the_model_was_shown_it() -> None:
-    assert turn(" ", "What is it?", IDS, stop_reason="completed")[0]["content"] == "(empty message)"
+    assert turn_entries(" ", "What is it?", IDS, stop_reason="completed")[0]["content"] == "(empty message)"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_question_without_text_is_left_as_the_model_was_shown_it() -> None:
 )
 def test_calls_that_are_not_whole_or_too_large_are_not_left(messages: Any) -> None:
     """A pattern of one's own may say anything: the question and the answer stay."""
-    left = turn("hi", "hello", IDS, stop_reason="completed", tool_messages=messages)
+    left = turn_entries("hi", "hello", IDS, stop_reason="completed", tool_messages=messages)
 
     assert [entry["content"] for entry in left] == ["hi", "hello"]
     assert "tool_messages" not in left[1]
@@ -113,16 +113,16 @@ def test_a_session_that_is_broken_is_healed_when_it_is_read(entries: list[Any], 
     """What versions before this one have stored: errors as answers, blank messages; whole turns stay."""
     expected = [asked(run_id=kept), said(run_id=kept)] if isinstance(kept, str) else kept
 
-    assert healed(entries) == expected
+    assert usable_entries(entries) == expected
 
 
 def test_a_model_is_shown_roles_texts_and_calls_and_nothing_else() -> None:
     """In the order in which they were said; ids of runs are no matter of the model's."""
     entries = json.loads(
-        json.dumps(turn("1+1?", "2", IDS, stop_reason="completed", tool_messages=[CALLED, RESULT]))
+        json.dumps(turn_entries("1+1?", "2", IDS, stop_reason="completed", tool_messages=[CALLED, RESULT]))
     )
 
-    assert shown(entries) == [
+    assert model_messages(entries) == [
         {"role": "user", "content": "1+1?"},
         CALLED,
         RESULT,
@@ -135,11 +135,11 @@ def test_of_many_turns_the_newest_are_shown() -> None:
     summary = {"role": "system", "content": "Summary."}
     entries = [summary, *(entry for n in range(4) for entry in (asked(str(n)), said(f"re {n}")))]
 
-    assert [message["content"] for message in shown(entries, turns=2)] == [
+    assert [message["content"] for message in model_messages(entries, turns=2)] == [
         "Summary.",
         "2",
         "re 2",
         "3",
         "re 3",
     ]
-    assert len(shown(entries, turns=4)) == len(shown(entries)) == 9
+    assert len(model_messages(entries, turns=4)) == len(model_messages(entries)) == 9
