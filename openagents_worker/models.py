@@ -517,7 +517,7 @@ def _check_output_type(request: RunRequest) -> None:
         read_schema(schema_of(wanted) if isinstance(wanted, type) else wanted)
     except SchemaProblem as problem:
         raise RequestInvalid(
-            f"output_type is not a JSON Schema that is accepted: {problem}",
+            f"output_type is not an accepted JSON Schema: {problem}",
             hint="a JSON Schema object (draft 2020-12), or a name that the deployment has registered",
             run_id=request.run_id,
         ) from problem

@@ -140,7 +140,7 @@ def reply_from_wire(body: Any, *, provider: str) -> LLMResponse:
     except Exception as error:  # a value of the wrong type can raise anything, for example OverflowError
         raise LLMResponseError(f"{provider}: the reply is not a chat completion ({error!r})"[:500]) from error
     if reply.stop_reason == "content_filter" and not text and not calls:
-        raise LLMResponseError(f"{provider}: the provider's content filter blocked the reply")
+        raise LLMResponseError(f"{provider}: the provider's filter blocked the reply (content_filter)")
     return reply
 
 

@@ -123,7 +123,7 @@ async def test_runs_take_turns_where_checks_wait(monkeypatch: pytest.MonkeyPatch
         go_on.wait()
         return {"problem": None}
 
-    monkeypatch.setattr(SchemaChecks, "_answer", answer)
+    monkeypatch.setattr(SchemaChecks, "_ask_process", answer)
 
     async def of_run(group: str, *values: str) -> None:
         work_off_loop.set(WorkOffLoop(group=group))
@@ -223,9 +223,9 @@ async def test_a_process_that_cannot_be_started_is_an_error_that_may_be_retried(
 
 def test_a_schema_that_is_not_accepted_is_the_fault_of_who_wrote_it() -> None:
     """Whoever submitted the run, or whoever configured the tool."""
-    with pytest.raises(RequestInvalid, match="output_type is not a JSON Schema that is accepted: type: 'x'"):
+    with pytest.raises(RequestInvalid, match="output_type is not an accepted JSON Schema: type: 'x'"):
         schema_of_output({"type": "x"})
-    with pytest.raises(PluginConfigError, match="the schema of a tool's arguments is not a JSON Schema"):
+    with pytest.raises(PluginConfigError, match="the schema of a tool's arguments is not an accepted JSON Schema"):
         schema_of_tool({"type": "x"})
 
 
