@@ -1,4 +1,4 @@
-"""Numbers: `calc`, `percentage`, `min_max`. Every computation here is bounded, so it may run on the loop."""
+"""Numbers: `calc`, `percentage`, `min_max`. All computations are limited, so they run on the event loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from openagents_worker.tools.typed import READS_ONLY, TypedTool
 __all__ = ["Calc", "MinMax", "Percentage", "evaluate"]
 
 MAX_EXPRESSION_CHARS = 500
-MAX_INTEGER_BITS = 4096  # about 1200 digits: more than anybody reads, and still multiplied in microseconds
+MAX_INTEGER_BITS = 4096  # about 1,200 digits, which are still multiplied in microseconds
 MAX_FACTORIAL = 500
 MAX_ROUND_DIGITS = 300  # round(1, -10**9) would compute 10**10**9
 
@@ -80,9 +80,10 @@ Number = int | float
 
 
 def evaluate(expression: str) -> Number:
-    """The value of an arithmetic expression, in a few milliseconds whatever it says.
+    """Compute an arithmetic expression. Any expression takes at most a few milliseconds.
 
-    Raises `ToolValidationError` for everything else: other syntax, too large numbers, no real result.
+    Raises `ToolValidationError` for other syntax, for numbers that are too large, and for a result that is
+    not a real number.
 
     >>> evaluate("17 * 23")
     391
@@ -141,8 +142,8 @@ def _checked(value: Any) -> Number:
 def _power(base: Number, exponent: Number) -> Number:
     whole = isinstance(base, int) and isinstance(exponent, int)
     if whole and abs(base) > 1 and int(base).bit_length() * exponent > 2 * MAX_INTEGER_BITS:
-        raise OverflowError  # before it is computed: 9**9**9 would hold the loop for minutes
-    return base**exponent  # complex for (-8)**0.5; refused by _checked
+        raise OverflowError  # before it is computed: 9**9**9 would block the event loop for minutes
+    return base**exponent  # complex for (-8)**0.5; _checked rejects it
 
 
 def _factorial(n: Number) -> int:

@@ -147,7 +147,7 @@ async def test_shipped_agents_work_in_a_folder_of_their_own(
     (tmp_path / ".env").write_text(SECRET)
     monkeypatch.chdir(tmp_path)
     tools = [tool for agent in load_agents(SHIPPED, env={}).agents for tool in agent.tools]
-    files = [tool for tool in tools if hasattr(BUILTIN_TOOLS.get(tool.type or ""), "fence")]
+    files = [tool for tool in tools if hasattr(BUILTIN_TOOLS.get(tool.type or ""), "allowed_paths")]
 
     assert {tool.type for tool in files} == {"read_file", "list_files", "grep_files"}
     for tool in files:
