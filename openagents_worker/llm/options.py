@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem, did_you_mean, problems_of
-from openagents_worker.agents.variables import as_wanted
+from openagents_worker.agents.variables import as_field_type
 from openagents_worker.errors import PluginConfigError
 
 __all__ = ["ProviderOptions", "read_extras", "raise_for_problems", "reject_extras"]
@@ -25,7 +25,7 @@ def read_extras(
 ) -> tuple[ProviderOptions, list[ConfigProblem]]:
     """Parse the options in `llm` that are not common to all providers; also returns their problems."""
     extra_values = {
-        name: as_wanted(value, field.annotation) if (field := known.model_fields.get(name)) else value
+        name: as_field_type(value, field.annotation) if (field := known.model_fields.get(name)) else value
         for name, value in (options.model_extra or {}).items()
     }
     names = [*LLMOptions.model_fields, *known.model_fields]

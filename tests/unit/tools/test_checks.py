@@ -225,7 +225,7 @@ def test_a_schema_that_is_not_accepted_is_the_fault_of_who_wrote_it() -> None:
     """Whoever submitted the run, or whoever configured the tool."""
     with pytest.raises(RequestInvalid, match="output_type is not an accepted JSON Schema: type: 'x'"):
         schema_of_output({"type": "x"})
-    with pytest.raises(PluginConfigError, match="the schema of a tool's arguments is not an accepted JSON Schema"):
+    with pytest.raises(PluginConfigError, match="a tool's arguments is not an accepted JSON Schema"):
         schema_of_tool({"type": "x"})
 
 
