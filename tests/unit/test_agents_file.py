@@ -109,7 +109,7 @@ def test_an_error_shows_what_is_written_and_never_a_variables_value() -> None:
         ({"pattern": {"type": "react", "impl": "a.B"}}, "both are set"),
         ({"pattern": {"impl": "rm -rf"}}, "agents[0].pattern.impl: must have the form package.module.Class"),
         ({"tools": [{"id": "my tool", "type": "calc"}]}, "agents[0].tools[0].id: a tool's id is"),
-        ({"tools": [{"id": "t", "type": "calc"}, {"id": "t", "type": "uuid"}]}, "agents[0].tools[1].id: tools[0] already has the id 't'"),
+        ({"tools": [{"id": "t", "type": "calc"}, {"id": "t", "type": "uuid"}]}, "tools[0] already has"),
         ({"tool_executor": {"type": "retry"}}, "agents[0].tool_executor: a tool_executor other than"),
         ({"tool_executor": {"type": "safe", "config": {"x": 1}}}, "agents[0].tool_executor.config"),
         ({"queue": "two words"}, "agents[0].queue"),
