@@ -115,7 +115,7 @@ class LLMOptions(Part):
         ge=1,
         le=LONGEST_MS,
         description="Timeout for a whole model call, including its tries, in milliseconds. "
-        "If only timeout_ms is given and is larger, timeout_ms.",
+        "If it is not set, at least timeout_ms.",
     )
     max_reply_bytes: int = Field(
         default=DEFAULT_MAX_REPLY_BYTES,

@@ -36,7 +36,7 @@ class LoggingConfig(Part):
     """The format of log lines. `auto_configure` writes them even if the application has its own log."""
 
     auto_configure: bool = Field(
-        default=False, description="Whether our lines are written also where the app has its own log."
+        default=False, description="Whether log lines are written even if the application has its own log."
     )
     level: LevelName = Field(
         default="INFO", description="The lowest level that is written: DEBUG, INFO, WARNING, ERROR, CRITICAL."
@@ -44,13 +44,13 @@ class LoggingConfig(Part):
     per_logger_levels: dict[str, LevelName] = Field(
         default_factory=dict, description="Levels of single loggers, by their names."
     )
-    pretty: bool = Field(default=False, description="Whether every field stands on a line of its own.")
+    pretty: bool = Field(default=False, description="Whether each field is written on a separate line.")
     stream: Literal["stderr", "stdout"] = Field(default="stderr", description="Where log lines go.")
     include_prefixes: list[str] | None = Field(
-        default=None, description="Only loggers whose names begin so are written. null: all."
+        default=None, description="Only loggers whose names begin with one of these are written. null: all."
     )
     exclude_prefixes: list[str] = Field(
-        default_factory=list, description="Loggers whose names begin so are not written."
+        default_factory=list, description="Loggers whose names begin with one of these are not written."
     )
     redact_keys: list[str] = Field(
         default_factory=lambda: list(DEFAULT_REDACT_KEYS),
@@ -171,13 +171,13 @@ class MultiAgentConfig(Part):
 
     enabled: bool = Field(default=False, description="Must be false: delegation is not supported yet.")
     default_session_isolation: Literal["isolated", "shared", "forked"] = Field(
-        default="isolated", description="Which session a child works in. Has no effect yet."
+        default="isolated", description="The session of a child run. Has no effect yet."
     )
     max_delegation_depth: int = Field(
         default=5, ge=1, description="Longest chain of children, in agents. Has no effect yet."
     )
     default_child_budget: dict[str, JsonValue] | None = Field(
-        default=None, description="The budget of a child that is given none. Has no effect yet."
+        default=None, description="The budget of a child run without a budget. Has no effect yet."
     )
 
     @model_validator(mode="after")

@@ -232,13 +232,13 @@ class _Turn(NamedTuple):
 
 def _turns(messages: Sequence[Message]) -> Iterator[_Turn]:
     for role, group in groupby(enumerate(messages), lambda pair: pair[1].role):
-        said = list(group)
+        same_role = list(group)
         blocks = [
             _Placed(f"messages.{index}.content.{number}", block)
-            for index, message in said
+            for index, message in same_role
             for number, block in enumerate(message.content)
         ]
-        yield _Turn(f"messages.{said[0][0]}", role, blocks)
+        yield _Turn(f"messages.{same_role[0][0]}", role, blocks)
 
 
 def _check_pairs(messages: Sequence[Message]) -> None:
