@@ -186,7 +186,7 @@ class _FileChecker:
     def file(self) -> AgentsFile:
         """The result of the check. Each problem occurs once, in the order of the file."""
         self._check_count()
-        cleaned = self._cleaned(self._expanded.value, AppConfig, ())
+        cleaned = self._without_unknown_keys(self._expanded.value, AppConfig, ())
         if isinstance(cleaned, dict):
             self._find_duplicate_ids(cleaned)
         config = self._model(cleaned)
@@ -218,6 +218,7 @@ class _FileChecker:
             raise rejected(self._source, [problem])
 
     def _model(self, cleaned: Any) -> AppConfig | None:
+        """The validated document; None if it is invalid. Its problems are recorded."""
         try:
             return AppConfig.model_validate(cleaned)
         except ValidationError as error:
@@ -230,7 +231,7 @@ class _FileChecker:
 
     # --- unknown keys, and checks of a whole part --------------------------------------------------------
 
-    def _cleaned(self, data: Any, model: type[BaseModel], path: Path) -> Any:
+    def _without_unknown_keys(self, data: Any, model: type[BaseModel], path: Path) -> Any:
         """The data of a part without its unknown keys: they would hide other problems of the part."""
         if not isinstance(data, Mapping):
             return data
@@ -241,7 +242,7 @@ class _FileChecker:
         for key, value in data.items():
             field = model.model_fields.get(key)
             if field is not None:
-                cleaned[key] = self._cleaned_value(value, field.annotation, (*path, key))
+                cleaned[key] = self._value_without_unknown_keys(value, field.annotation, (*path, key))
             elif model.model_config.get("extra") == "allow":
                 cleaned[key] = value
             else:
@@ -251,12 +252,19 @@ class _FileChecker:
             cleaned["llm"] = {}  # reported above; without it pydantic would report it again
         return cleaned
 
-    def _cleaned_value(self, value: Any, annotation: Any, path: Path) -> Any:
+    def _value_without_unknown_keys(self, value: Any, annotation: Any, path: Path) -> Any:
         if get_origin(annotation) is list and isinstance(value, list):
             [item_type] = get_args(annotation)
-            return [self._cleaned_value(item, item_type, (*path, index)) for index, item in enumerate(value)]
+            return [
+                self._value_without_unknown_keys(item, item_type, (*path, index))
+                for index, item in enumerate(value)
+            ]
         model = _model_in(annotation)
-        return as_field_type(value, annotation) if model is None else self._cleaned(value, model, path)
+        return (
+            as_field_type(value, annotation)
+            if model is None
+            else self._without_unknown_keys(value, model, path)
+        )
 
     def _find_duplicate_ids(self, document: Mapping[str, Any]) -> None:
         ids = _ids(document, "agents")

@@ -68,7 +68,7 @@ def read_json(text: str) -> JsonText:
     except RecursionError as error:
         raise NotJson(TOO_DEEP, line=1, column=1, offset=0) from error
     except ValueError as error:  # a number of thousands of digits
-        raise _long_number(text) from error
+        raise _long_number_error(text) from error
     return JsonText(value, _LineScanner(text).lines)
 
 
@@ -79,7 +79,7 @@ def _check_characters(text: str) -> None:
         raise _error_at(text, error.start, f"{LONE_SURROGATE}, which is not a character") from error
 
 
-def _long_number(text: str) -> NotJson:
+def _long_number_error(text: str) -> NotJson:
     for match in _TOKEN.finditer(text):
         if len(match[0]) > LONGEST_NUMBER_CHARS and match[0][0] in "-0123456789":
             return _error_at(
@@ -132,6 +132,7 @@ class _LineScanner:
             raise self._problem("; ".join(shown), min(self._duplicate_keys))
 
     def _read_token(self, token: str, offset: int) -> None:
+        """Process one token of the text. Raises `NotJson` for a token that is not allowed."""
         inner = self._open[-1] if self._open else None
         match token[0]:
             case "{" | "[":
@@ -171,6 +172,7 @@ class _LineScanner:
         return value
 
     def _read_key(self, inner: _OpenContainer, key: str, offset: int) -> None:
+        """Record the line of a key, and of a key that occurs twice."""
         line = self._line(offset)
         if key in inner.keys:
             where = json_path(inner.path)

@@ -39,7 +39,7 @@ def mistakes(schema: str, value: Any, part: str) -> str | None:
     except (ArithmeticError, ValueError):  # for example multipleOf 0.1 for 10**400
         return "a number is too large to be checked"
     problems = sorted(found, key=lambda problem: list(map(str, problem.absolute_path)))
-    lines = list(dict.fromkeys(line for problem in problems for line in _lines(problem, part)))
+    lines = list(dict.fromkeys(line for problem in problems for line in _describe(problem, part)))
     more = f"; and {len(lines) - MAX_PROBLEMS} more" if len(lines) > MAX_PROBLEMS else ""
     return "; ".join(_short(line) for line in lines[:MAX_PROBLEMS]) + more if lines else None
 
@@ -58,7 +58,8 @@ def _compiled(schema: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(json.loads(schema), registry=Registry())
 
 
-def _lines(problem: ValidationError, part: str) -> list[str]:
+def _describe(problem: ValidationError, part: str) -> list[str]:
+    """One or more texts for an error of `jsonschema`, each with its place in the value."""
     where = _short(problem.json_path.removeprefix("$").removeprefix("."))
     prefix = f"{where}: " if where else ""
     schema: Any = problem.schema
@@ -75,11 +76,11 @@ def _lines(problem: ValidationError, part: str) -> list[str]:
         absent = [name for name in schema["required"] if name not in instance]
         return [f"{prefix}{part} {name!r} is missing" for name in absent]
     if problem.validator in ("anyOf", "oneOf") and problem.context and not _all_expect_other_types(problem):
-        return _lines(best_match(problem.context), part)[:MAX_PROBLEMS]
-    return [prefix + _expectation(problem)]
+        return _describe(best_match(problem.context), part)[:MAX_PROBLEMS]
+    return [prefix + _expected(problem)]
 
 
-def _expectation(problem: ValidationError) -> str:
+def _expected(problem: ValidationError) -> str:
     wanted: Any = problem.validator_value
     instance: Any = problem.instance
     match problem.validator:

@@ -101,11 +101,11 @@ boolean, integer, null, number, object, string
     size = len(text.encode(errors="surrogatepass"))
     if size > MAX_SCHEMA_BYTES:
         raise SchemaProblem(f"it has {size:,} bytes as JSON; {MAX_SCHEMA_BYTES:,} are allowed")
-    return _read(text)
+    return _read_json_text(text)
 
 
 @lru_cache(maxsize=256)  # a tool's schema is the same text in every run
-def _read(text: str) -> Schema:
+def _read_json_text(text: str) -> Schema:
     schema = json.loads(text)
     _check_size(schema)
     reading = _SchemaReader(schema)

@@ -158,6 +158,7 @@ def _calls_with_results(
 
 
 def _repaired_call(call: Mapping[str, Any], call_id: str) -> Mapping[str, Any]:
+    """The call with this id, a valid name and valid arguments."""
     if isinstance(function := call.get("function"), Mapping):  # in OpenAI's wire format
         arguments = function.get("arguments")
         valid = arguments if _is_object_text(arguments) else "{}"
@@ -176,6 +177,7 @@ def _repaired_call(call: Mapping[str, Any], call_id: str) -> Mapping[str, Any]:
 
 
 def _result(result: Message | None, call_id: str, call: Mapping[str, Any]) -> Message:
+    """The result with the id and name of its repaired call; `NO_RESULT` if it is missing."""
     name = call["name"] if "name" in call else call["function"]["name"]
     if result is None:
         return {"role": "tool", "tool_call_id": call_id, "name": name, "content": NO_RESULT, "is_error": True}

@@ -194,6 +194,7 @@ class HttpModelClient(ModelClient):
     def _retry_pause_ms(
         self, error: LLMError, exchange: _HttpExchange, tries: int, spent_ms: float
     ) -> float | None:
+        """Milliseconds before the next try. None: no retry, for example because text was delivered."""
         retry = self._options.retry
         lost_connection = isinstance(error.__cause__, httpx.TransportError)
         if exchange.text_delivered or (lost_connection and not retry.retry_on_connection_errors):
@@ -201,6 +202,7 @@ class HttpModelClient(ModelClient):
         return pause_ms(retry, error, tries=tries, spent_ms=spent_ms, random=self._timing.random)
 
     async def _send_once(self, exchange: _HttpExchange) -> LLMResponse:
+        """One try. Errors of httpx and of the reply's size and format become errors of this library."""
         try:
             return self._codec.reply(await self._reply_body(exchange), provider=self.provider_name)
         except httpx.TransportError as error:
@@ -269,6 +271,7 @@ class HttpModelClient(ModelClient):
         return reply.body()
 
     async def _chunks(self, response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+        """The chunks of a stream as JSON objects, until the event that ends it."""
         limit = self._options.max_reply_bytes
         events = SSEDecoder(max_event_chars=limit)
         stream = pieces_of(response, max_bytes=limit * STREAM_OVERHEAD, what="the stream")

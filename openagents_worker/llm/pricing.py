@@ -55,6 +55,7 @@ def _tokens_by_part(usage: LLMUsage) -> dict[str, int]:
 
 @lru_cache  # an agent's model and prices are the same at every call
 def _rates(model: str, overrides: LLMPricing | None) -> dict[str, float | None]:
+    """USD per million tokens by part; None: unknown."""
     table_rates = PRICES.get(model) or PRICES.get(_SNAPSHOT.sub("", model)) or LLMPricing()
     own_rates = overrides or LLMPricing()
     return {

@@ -58,6 +58,7 @@ class ScriptedClient(ModelClient):
         return self._script.entry(ordinal, failed_tries)
 
     def _next_call(self) -> tuple[int, int]:
+        """The number of the call in its run, from 0, and its failed tries so far."""
         if (info := current_call.get()) is not None:
             return info.ordinal, info.failed_tries
         ordinal, failed_tries = self._call_outside_run

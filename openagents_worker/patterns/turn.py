@@ -186,6 +186,7 @@ class Conversation:
         return tool is not None and tool.concurrency_safe
 
     async def _run_call(self, call: LLMToolCall) -> ToolCallOutcome:
+        """Run one call. Errors of the tool become its outcome; errors of the run are raised."""
         try:
             return ToolCallOutcome(call, result=await self._invoke(call))
         except StepTooLarge as error:

@@ -188,6 +188,7 @@ class _TestRunHost:
         )
 
     async def execute_until(self, stopping: asyncio.Event) -> None:
+        """Execute runs until the event is set; then stop those that still run."""
         next_heartbeat_s = 0.0
         while not stopping.is_set():
             pause_s = POLL_S
@@ -207,6 +208,7 @@ class _TestRunHost:
         await self._stop_runs()
 
     async def _heartbeat(self) -> None:
+        """Renew the lease, apply cancellations, and wake due runs. Register again after a lost lease."""
         sent_s = time.monotonic()
         renewal = await self._store.run(
             scripts.renew(incarnation=self._lease.incarnation, lease_ms=self._lease_ms)
@@ -223,6 +225,7 @@ class _TestRunHost:
         await self._store.run(scripts.reclaim(limit=BATCH_SIZE, max_recoveries=BATCH_SIZE, blameless=True))
 
     async def _start_waiting_runs(self) -> None:
+        """Start a task for each run that waits in one of the queues."""
         for queue in self._queues:
             key = self._store.keys("sent", queue)
             waiting: list[str] = await self._store.ask(lambda r, key=key: r.zrange(key, 0, BATCH_SIZE))  # type: ignore[misc]

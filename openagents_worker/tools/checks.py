@@ -135,6 +135,7 @@ class SchemaChecks:
     # --- in a thread -------------------------------------------------------------------------------------
 
     def _check_in_process(self, schema: Schema, value: Any, part: str) -> str | None:
+        """Check a value in a check process, and wait for the answer. Runs in a thread."""
         try:
             question = json.dumps({"schema": schema.text, "value": value, "part": part}).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
@@ -149,13 +150,13 @@ class SchemaChecks:
 
     def _ask_process(self, question: bytes) -> dict[str, Any] | None:
         """Ask a check process; None if it ended without an answer."""
-        process = self._take()
+        process = self._acquire_process()
         try:
             answer = process.ask(question, timeout_s=self._cpu_s * WALL_TIME_FACTOR)
         except TimeoutError:
             raise self._limit_error(f"{self._cpu_s * WALL_TIME_FACTOR:g} s") from None
         finally:
-            self._put_back(process)
+            self._release_process(process)
         if answer is None and process.ended_by == -SIGPROF:
             raise self._limit_error(f"{self._cpu_s:g} s of processor time")
         if answer is None and process.ended_by == OUT_OF_MEMORY:
@@ -173,7 +174,8 @@ class SchemaChecks:
             "value, or set a larger OPENAGENTS_CHECK_CPU_S",
         )
 
-    def _take(self) -> _CheckProcess:
+    def _acquire_process(self) -> _CheckProcess:
+        """An idle process, or a new one. Raises `ToolUnavailableError` after `aclose`."""
         with self._lock:
             process = self._idle.pop() if self._idle else None
         if process is None:
@@ -185,7 +187,8 @@ class SchemaChecks:
         process.end()
         raise ToolUnavailableError("the worker is shutting down; values cannot be checked any more")
 
-    def _put_back(self, process: _CheckProcess) -> None:
+    def _release_process(self, process: _CheckProcess) -> None:
+        """Make the process idle again, or end it if it has ended or `aclose` was called."""
         with self._lock:
             self._busy.discard(process)
             if process.ended_by is None and not self._closed:

@@ -185,7 +185,7 @@ def lines_executed(work: Callable[[], object]) -> int:
         return trace if frame.f_code.co_filename in files else None
 
     before = sys.gettrace()
-    rules._read.cache_clear()
+    rules._read_json_text.cache_clear()
     sys.settrace(trace)
     try:
         work()

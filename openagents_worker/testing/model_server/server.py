@@ -101,7 +101,9 @@ class ModelServer:
     async def start(self) -> None:
         self._log.open()
         try:
-            self._server = await asyncio.start_server(self._connected, self.host, self.port, backlog=BACKLOG)
+            self._server = await asyncio.start_server(
+                self._on_connection, self.host, self.port, backlog=BACKLOG
+            )
         except OSError:
             self._log.close()
             raise
@@ -155,7 +157,7 @@ class ModelServer:
 
     # --- connections -------------------------------------------------------------------------------------
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.create_task(
             self._serve(ClientConnection(reader, writer)), name="model-server connection"
@@ -173,9 +175,10 @@ class ModelServer:
             await connection.close()
 
     async def _route(self, request: ReceivedRequest, connection: ClientConnection) -> None:
+        """Answer one HTTP request."""
         match request.method, request.path:
             case "POST", path if path in FORMATS:
-                await self._complete(request, connection, FORMATS[path])
+                await self._answer_completion(request, connection, FORMATS[path])
             case "GET", "/v1/models":
                 model = {"id": "scripted", "object": "model", "created": 0, "owned_by": "openagents-worker"}
                 await connection.send_json(200, {"object": "list", "data": [model]})
@@ -187,7 +190,7 @@ class ModelServer:
                 problem = f"no {request.method} {request.path} here"
                 await connection.send_json(404, {"error": {"type": "not_found_error", "message": problem}})
 
-    async def _complete(
+    async def _answer_completion(
         self, request: ReceivedRequest, connection: ClientConnection, wire: WireFormat
     ) -> None:
         number = next(self._ids)

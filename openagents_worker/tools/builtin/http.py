@@ -169,13 +169,13 @@ class HttpRequest(TypedTool):
             response = await received(client.send(request, stream=True))
             try:
                 if response.next_request is None:
-                    return await self._answer(request, response)
+                    return await self._result(request, response)
                 request = _redirected(request, response.next_request)
             finally:
                 await response.aclose()
         raise ReplyUnreadable(f"more than {MAX_REDIRECTS} redirects")
 
-    async def _answer(self, request: httpx.Request, response: httpx.Response) -> dict[str, Any]:
+    async def _result(self, request: httpx.Request, response: httpx.Response) -> dict[str, Any]:
         if response.status_code == httpx.codes.TOO_MANY_REQUESTS and request.method in SAFE_METHODS:
             after_ms = retry_after_ms(response.headers, now=self._now())
             raise ToolRateLimitError(f"{request.url.host} asks for fewer requests", self.name, after_ms)
@@ -189,11 +189,12 @@ class HttpRequest(TypedTool):
         }
 
     def _failure(
-        self, request: httpx.Request, error: Exception, reason: str, harmless: type[ToolError]
+        self, request: httpx.Request, error: Exception, reason: str, retryable_class: type[ToolError]
     ) -> ToolError:
+        """An error of `retryable_class` if repeating the request is harmless; otherwise: outcome unknown."""
         host = request.url.host  # not the whole URL: its query may contain a key
         if request.method in SAFE_METHODS or _nothing_was_sent(request, error):
-            return harmless(f"{request.method} {host}: {reason}", self.name)
+            return retryable_class(f"{request.method} {host}: {reason}", self.name)
         return PermanentToolError(
             f"the outcome of {request.method} {host} is unknown: {reason}",
             self.name,
@@ -263,6 +264,7 @@ class _CheckedAddressTransport(httpx.AsyncBaseTransport):
         await self._inner.close()
 
     async def _addresses(self, request: httpx.Request) -> list[str]:
+        """Resolve and check the host. Raises `PermanentToolError` for a host that is not allowed."""
         host = request.url.host.lower().rstrip(".")
         is_allowed = self._allow_hosts is not None and any(
             fnmatchcase(host, allowed) for allowed in self._allow_hosts

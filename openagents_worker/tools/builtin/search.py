@@ -132,8 +132,8 @@ def search(query: dict[str, Any]) -> dict[str, Any]:
     top, allowed_paths = Path(query["path"]), AllowedPaths(**query["allowed_paths"])
     matches: list[dict[str, Any]] = []
     skipped = 0
-    for path in _files(top, query["glob"], allowed_paths):
-        text = _text(path, query["max_bytes"])
+    for path in _searched_files(top, query["glob"], allowed_paths):
+        text = _read_text(path, query["max_bytes"])
         if text is None:
             skipped += 1
             continue
@@ -149,7 +149,7 @@ def search(query: dict[str, Any]) -> dict[str, Any]:
     return {"matches": matches, "skipped": skipped, "truncated": False}
 
 
-def _files(top: Path, glob: str, allowed_paths: AllowedPaths) -> Iterator[Path]:
+def _searched_files(top: Path, glob: str, allowed_paths: AllowedPaths) -> Iterator[Path]:
     if not top.is_dir():
         yield top
         return
@@ -158,7 +158,8 @@ def _files(top: Path, glob: str, allowed_paths: AllowedPaths) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def _text(path: Path, max_bytes: int) -> str | None:
+def _read_text(path: Path, max_bytes: int) -> str | None:
+    """The text of a file; None if it is skipped: not regular, too large, binary or unreadable."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
