@@ -151,7 +151,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("agents file", "the file", "agents.loading.MAX_FILE_BYTES", "bytes", "", "`config.load`"),
     ("agents file", "agents", "agents.loading.MAX_AGENTS", "", "", "`config.validation`"),
     ("agents file", "nesting", "agents.positions.MAX_DEPTH", "levels", "", "`config.load`"),
-    ("agents file", "mistakes that are listed", "agents.loading.MOST_PROBLEMS", "", "", "counted"),
+    ("agents file", "problems that are listed", "agents.loading.MAX_PROBLEMS", "", "", "counted"),
     ("model reply", "a whole reply", "max_reply_bytes", "bytes", REPLY, "`llm.too_large`"),
     ("model reply", "text and tool calls of a stream", "max_reply_bytes", "bytes", REPLY, "`llm.too_large`"),
     (

@@ -1,4 +1,4 @@
-"""Agents: what a deployment can do, as its agents file says."""
+"""The agents file: reading, checking and the models of its sections."""
 
 from openagents_worker.agents.llm import LLMOptions, LLMPricing, LLMRetryOptions
 from openagents_worker.agents.loading import AgentsFile, load_agents, read_agents_file

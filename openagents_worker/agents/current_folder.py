@@ -1,4 +1,4 @@
-"""The current folder. The only place that lets modules be imported from where a command was started."""
+"""The current folder: the only place that adds the folder in which a command was started to `sys.path`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["import_from_here"]
 
 
 def import_from_here(*, first: bool) -> None:
-    """Let modules of the current folder be imported: for whoever imports somebody's code.
+    """Add the current folder to `sys.path`, so that modules of a user's project can be imported.
 
-    An installed command, unlike `python -m`, does not look there; it wants it `first`, as `celery` does
-    while it looks for the app of `celery -A shop worker`. Then Celery looks there no more: a tool of the
-    project that the app does not import itself would not be found. In a worker that runs it comes last, so
-    that a file of the project takes the place of no module that is loaded later.
+    `first` puts it at the beginning. An installed command needs this: unlike with `python -m`, the folder is
+    not in its path. Celery does the same while it searches for the app of `celery -A shop worker`, and then
+    removes the folder again, so that tools in modules that the app does not import would not be found.
+    A running worker adds it at the end: then a file of the project cannot hide a module that is loaded later.
     """
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0 if first else len(sys.path), here)

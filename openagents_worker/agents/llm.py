@@ -1,4 +1,4 @@
-"""Models in the agents file. The only place that says what may stand under an agent's `llm`."""
+"""The `llm` section of an agent: the only place that defines its options."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["LLMOptions", "LLMPricing", "LLMRetryOptions"]
 
 DEFAULT_TOTAL_TIMEOUT_MS = 600_000
 DEFAULT_MAX_REPLY_BYTES = 4 * 1024 * 1024
-"""Four times what a run may store, for JSON's escapes. Parsed, it can take 25 times as much."""
+"""Four times what a run may store, because of JSON's escapes. Parsed, it can use 25 times as much memory."""
 LARGEST_MAX_REPLY_BYTES = 256 * 1024 * 1024
 
 
 class LLMPricing(Part):
-    """Prices in USD per million tokens; None: not known, or as the provider's own table says."""
+    """Prices in USD per million tokens. None: the price in the built-in table, if there is one."""
 
     input: float | None = Field(
         default=None,
@@ -42,7 +42,7 @@ class LLMPricing(Part):
 
 
 class LLMRetryOptions(Part):
-    """How often and how patiently a provider repeats one HTTP request before the error reaches the run."""
+    """How a client retries one HTTP request before the error reaches the run."""
 
     max_attempts: int = Field(
         default=3, ge=1, description="Number of tries of one request, including the first one."
@@ -71,7 +71,7 @@ class LLMRetryOptions(Part):
 
 
 class LLMOptions(Part):
-    """An agent's model. Further keys are the provider's own (`seed`, `top_p` …); it checks them."""
+    """The model of an agent. Other keys (`seed`, `top_p` …) are the provider's options; it checks them."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -115,7 +115,7 @@ class LLMOptions(Part):
         ge=1,
         le=LONGEST_MS,
         description="Timeout for a whole model call, including its tries, in milliseconds. "
-        "If only timeout_ms is given and is larger, timeout_ms.",
+        "If it is not set, at least timeout_ms.",
     )
     max_reply_bytes: int = Field(
         default=DEFAULT_MAX_REPLY_BYTES,
@@ -155,19 +155,19 @@ class LLMOptions(Part):
     )
 
     @model_validator(mode="after")
-    def _reads_fit_into_the_call(self) -> LLMOptions:
+    def _timeout_is_within_total(self) -> LLMOptions:
         if "total_timeout_ms" in self.model_fields_set and self.timeout_ms > self.total_timeout_ms:
             raise problem(
                 "timeouts",
-                f"{self.timeout_ms} is more than total_timeout_ms, {self.total_timeout_ms}: "
-                "it would never be reached",
+                f"{self.timeout_ms} is more than total_timeout_ms ({self.total_timeout_ms}), "
+                "so it could never be reached",
                 key=("timeout_ms",),
             )
         return self
 
     @property
     def whole_call_ms(self) -> int:
-        """`total_timeout_ms`; a file that only allows longer silences allows calls of that length, too."""
+        """The time limit of a whole call: `total_timeout_ms`. If that is not set, at least `timeout_ms`."""
         if "total_timeout_ms" in self.model_fields_set:
             return self.total_timeout_ms
         return max(self.timeout_ms, DEFAULT_TOTAL_TIMEOUT_MS)

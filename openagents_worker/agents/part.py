@@ -1,4 +1,4 @@
-"""Parts. The only place that says what every part of the agents file has in common."""
+"""The base class of all parts of the agents file, with the checks that they share."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
 __all__ = ["LONGEST_MS", "Part", "not_supported", "problem"]
 
 LONGEST_MS = 7 * 24 * 60 * 60 * 1000
-"""A week. A longer duration is a mistake in the unit."""
+"""A week, in milliseconds. A longer duration is probably a mistake in the unit."""
 
 
 def problem(kind: str, text: str, *, key: Path = (), hint: str | None = None) -> PydanticCustomError:
-    """A validation error whose text may contain anything; `key` is appended to its path."""
+    """A validation error with this text. `key` is appended to its path; `kind` is pydantic's error type."""
     return PydanticCustomError(kind, "{text}", {"text": text, "key": key, "hint": hint})
 
 
@@ -28,7 +28,7 @@ def not_supported(what: str, *, key: Path = ()) -> PydanticCustomError:
 
 
 def _write_all_defaults(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """pydantic leaves the defaults of its factories out of a JSON Schema."""
+    """Add the defaults that factories create: pydantic leaves them out of a JSON Schema."""
     for name, field in model.model_fields.items():
         if field.default_factory is not None and name in schema.get("properties", {}):
             made = field.get_default(call_default_factory=True, validated_data={})
@@ -36,7 +36,7 @@ def _write_all_defaults(schema: dict[str, Any], model: type[BaseModel]) -> None:
 
 
 class Part(BaseModel):
-    """A part of the file: frozen, finite numbers, unknown keys rejected with a suggestion."""
+    """A part of the agents file: frozen, only finite numbers, unknown keys rejected with a suggestion."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_write_all_defaults
@@ -44,22 +44,23 @@ class Part(BaseModel):
 
     @classmethod
     def problems_of_whole(cls, data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-        """What is wrong with the part as a whole, each with the key that it is about. Known also where a
-        single field is wrong, which keeps validators of the whole from being called."""
+        """Problems of the part as a whole: the key and a text. They are found even if a field is invalid;
+        pydantic does not call validators of the whole model then."""
         yield from ()
 
     @field_validator("*", mode="after")
     @classmethod
-    def _numbers_have_64_bits(cls, value: Any) -> Any:
-        """Also one that a variable has given as text."""
+    def _integers_have_64_bits(cls, value: Any) -> Any:
+        """Reject integers of more than 64 bits, also those from variables."""
         if isinstance(value, int) and not SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
-            raise problem("number", "an integer beyond 64 bits")
+            raise problem("number", "the integer has more than 64 bits")
         return value
 
     @model_validator(mode="before")
     @classmethod
     def _keys_are_known(cls, data: Any) -> Any:
-        """For a part that is made by itself; in a file `loading` finds all unknown keys at once."""
+        """Reject the first unknown key, for a part that is created directly. In a file, `loading` finds all
+        unknown keys."""
         if not isinstance(data, Mapping) or cls.model_config.get("extra") == "allow":
             return data
         for name in data:

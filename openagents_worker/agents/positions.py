@@ -1,4 +1,4 @@
-"""Positions. The only place that knows at which line of a JSON text each value stands."""
+"""Positions: the only place that finds the line of each value in a JSON text."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from openagents_worker.jsontext import MAX_NESTING, BadValue, check
 __all__ = ["JsonText", "NotJson", "Path", "json_path", "read_json"]
 
 Path = tuple[str | int, ...]
-"""Where a value stands in a document: keys of objects, indexes of lists."""
+"""The place of a value in a document: keys of objects and indexes of lists."""
 
 MAX_DEPTH = MAX_NESTING
 NOT_ALLOWED = "a value that is not allowed"
-SHORT_NUMBER_CHARS = 18  # without an exponent it is neither too large nor too long
-LONGEST_NUMBER_CHARS = 4_000  # Python reads integers of 4,300 digits
-HALF = "half of a surrogate pair (U+D800 to U+DFFF)"
-MOST_DOUBLES = 20  # told of at once
+SHORT_NUMBER_CHARS = 18  # so short a number without an exponent needs no check
+LONGEST_NUMBER_CHARS = 4_000  # Python converts integers of at most 4,300 digits
+LONE_SURROGATE = "half of a surrogate pair (U+D800 to U+DFFF)"
+MAX_DUPLICATE_KEYS = 20  # in one error
 SHOWN_CHARS = 80  # of a key in a message
-TOO_DEEP = f"it is nested too deeply; {MAX_DEPTH} objects and lists in one another are enough"
+TOO_DEEP = f"it is nested too deeply; at most {MAX_DEPTH} levels of objects and lists are allowed"
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
-_NOT_JSON = ("NaN", "Infinity", "-Infinity")  # Python's reader takes them, JSON has no such values
+_NOT_JSON = ("NaN", "Infinity", "-Infinity")  # Python's parser accepts these values, but they are not JSON
 
 
 class NotJson(ValueError):
-    """The text is not JSON, an object in it has a key twice, or a value is not allowed: `what` says which.
+    """The text is not JSON, an object has a key twice, or a value is not allowed. `what` says which.
 
     `line` and `column` count from 1.
     """
@@ -42,25 +42,25 @@ class NotJson(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class JsonText:
-    """A JSON text that has been read: its value, and the line at which each part of it begins."""
+    """A parsed JSON text: its value, and the line at which each value in it begins."""
 
     value: Any
     lines: Mapping[Path, int]
 
     def line(self, path: Path) -> int:
-        """The line, from 1, of the value at this path; of what is missing, that of what should contain it."""
+        """The line, from 1, of the value at this path. For a missing value, the line of its container."""
         while path not in self.lines:
             path = path[:-1]
         return self.lines[path]
 
 
 def read_json(text: str) -> JsonText:
-    """Read a JSON text exactly: no NaN, and no key twice in one object. Raises `NotJson`.
+    """Parse a JSON text strictly: no NaN, and no duplicate keys. Raises `NotJson`.
 
     >>> read_json('{"a":\\n [1,\\n 2]}').line(("a", 1))
     3
     """
-    _see_that_it_is_whole(text)
+    _check_characters(text)
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -68,25 +68,27 @@ def read_json(text: str) -> JsonText:
     except RecursionError as error:
         raise NotJson(TOO_DEEP, line=1, column=1, offset=0) from error
     except ValueError as error:  # a number of thousands of digits
-        raise _long_number(text) from error
-    return JsonText(value, _Scan(text).lines)
+        raise _long_number_error(text) from error
+    return JsonText(value, _LineScanner(text).lines)
 
 
-def _see_that_it_is_whole(text: str) -> None:
+def _check_characters(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise _at(text, error.start, f"{HALF}, which is not a character") from error
+        raise _error_at(text, error.start, f"{LONE_SURROGATE}, which is not a character") from error
 
 
-def _long_number(text: str) -> NotJson:
+def _long_number_error(text: str) -> NotJson:
     for match in _TOKEN.finditer(text):
         if len(match[0]) > LONGEST_NUMBER_CHARS and match[0][0] in "-0123456789":
-            return _at(text, match.start(), f"a number of {len(match[0]):,} characters; send it as text")
-    return _at(text, 0, "a number of too many digits")
+            return _error_at(
+                text, match.start(), f"a number of {len(match[0]):,} characters; write it as text"
+            )
+    return _error_at(text, 0, "a number of too many digits")
 
 
-def _at(text: str, offset: int, problem: str) -> NotJson:
+def _error_at(text: str, offset: int, problem: str) -> NotJson:
     before = text[:offset]
     line_start = before.rfind("\n") + 1
     return NotJson(
@@ -99,44 +101,45 @@ def _at(text: str, offset: int, problem: str) -> NotJson:
 
 
 @dataclass(slots=True)
-class _Open:
-    """An object or a list whose end has not come yet."""
+class _OpenContainer:
+    """An object or a list whose end has not been read yet."""
 
     path: Path
     index: int | None
-    """Of a list, the index of the value that comes next; None for an object."""
+    """For a list, the index of the next value. For an object, None."""
     key: str | None = None
-    """Of an object, the key whose value comes next; None where a key comes next."""
+    """For an object, the key of the next value. None: the next token is a key."""
     keys: dict[str, int] = field(default_factory=dict)
-    """The keys so far, each with its line."""
+    """The keys so far, with their lines."""
 
     @property
     def next_path(self) -> Path:
         return (*self.path, self.key or "" if self.index is None else self.index)
 
 
-class _Scan:
-    """The second reading of a text that is known to be JSON: token by token, without recursion."""
+class _LineScanner:
+    """Scans a text that is valid JSON for the lines of its values: token by token, without recursion."""
 
     def __init__(self, text: str) -> None:
         self.lines: dict[Path, int] = {}
         self._line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
-        self._open: list[_Open] = []
-        self._doubles: dict[int, str] = {}
+        self._open: list[_OpenContainer] = []
+        self._duplicate_keys: dict[int, str] = {}
         for match in _TOKEN.finditer(text):
-            self._take(match[0], match.start())
-        if self._doubles:
-            told = list(self._doubles.values())[:MOST_DOUBLES]
-            raise self._problem("; ".join(told), min(self._doubles))
+            self._read_token(match[0], match.start())
+        if self._duplicate_keys:
+            shown = list(self._duplicate_keys.values())[:MAX_DUPLICATE_KEYS]
+            raise self._problem("; ".join(shown), min(self._duplicate_keys))
 
-    def _take(self, token: str, offset: int) -> None:
+    def _read_token(self, token: str, offset: int) -> None:
+        """Process one token of the text. Raises `NotJson` for a token that is not allowed."""
         inner = self._open[-1] if self._open else None
         match token[0]:
             case "{" | "[":
                 if len(self._open) == MAX_DEPTH:
                     raise self._problem(TOO_DEEP, offset)
-                path = self._note(offset)
-                self._open.append(_Open(path, {"[": 0, "{": None}[token]))
+                path = self._record_line(offset)
+                self._open.append(_OpenContainer(path, {"[": 0, "{": None}[token]))
             case "}" | "]":
                 self._open.pop()
             case "," if inner is not None and inner.index is not None:
@@ -146,7 +149,7 @@ class _Scan:
             case ":":
                 pass
             case '"' if inner is not None and inner.index is None and inner.key is None:
-                self._take_key(inner, self._checked(token, offset), offset)
+                self._read_key(inner, self._checked(token, offset), offset)
             case _:
                 if token in _NOT_JSON:
                     raise self._problem(f"{token} is not JSON", offset)
@@ -155,10 +158,10 @@ class _Scan:
                         self._checked(token, offset)
                 elif len(token) > SHORT_NUMBER_CHARS or "e" in token.lower():
                     self._checked(token, offset)
-                self._note(offset)
+                self._record_line(offset)
 
     def _checked(self, token: str, offset: int) -> Any:
-        """The value of a text or a number. Raises `NotJson` where it breaks a rule of both."""
+        """The value of a string or number token. Raises `NotJson` for a value that is not allowed."""
         value = json.loads(token)
         try:
             check(value)
@@ -168,11 +171,12 @@ class _Scan:
             raise problem from error
         return value
 
-    def _take_key(self, inner: _Open, key: str, offset: int) -> None:
+    def _read_key(self, inner: _OpenContainer, key: str, offset: int) -> None:
+        """Record the line of a key, and of a key that occurs twice."""
         line = self._line(offset)
         if key in inner.keys:
             where = json_path(inner.path)
-            self._doubles[offset] = (
+            self._duplicate_keys[offset] = (
                 f"an object{f' ({where})' if where else ''} has the key {_shown(key)!r} twice, "
                 f"at line {inner.keys[key]} and at line {line}"
             )
@@ -180,8 +184,9 @@ class _Scan:
         inner.key = key
         self.lines[inner.next_path] = line
 
-    def _note(self, offset: int) -> Path:
-        """A value begins here; that of an object's key counts from its key."""
+    def _record_line(self, offset: int) -> Path:
+        """Record the line of a value that begins at `offset`, and return its path. The line of a value in an
+        object is that of its key."""
         path = self._open[-1].next_path if self._open else ()
         self.lines.setdefault(path, self._line(offset))
         return path
@@ -196,7 +201,7 @@ class _Scan:
 
 
 def json_path(path: Path) -> str:
-    """The path as people write it.
+    """The path in the notation of error messages.
 
     >>> json_path(("agents", 2, "tools", 0, "config", "root"))
     'agents[2].tools[0].config.root'

@@ -1,4 +1,4 @@
-"""Problems. The only place that describes mistakes in a configuration: where, what, and a hint."""
+"""Problems: the only place that describes mistakes in a configuration, with path, message and hint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = [
     "ConfigProblem",
     "checked_config",
     "did_you_mean",
-    "in_order",
+    "file_order",
     "problems_of",
     "problems_of_plugin",
     "rejected",
@@ -28,7 +28,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class ConfigProblem:
-    """One mistake in a configuration. `path` begins where the configuration does; `line` counts from 1."""
+    """One mistake in a configuration. `path` is relative to that configuration; `line` counts from 1."""
 
     path: Path
     message: str
@@ -37,12 +37,12 @@ class ConfigProblem:
     line: int | None = None
 
     def __post_init__(self) -> None:
-        """What was found may be a secret in the wrong place."""
+        """Mask secrets: a found value may be a secret in the wrong place."""
         object.__setattr__(self, "message", mask_prose(self.message))
         object.__setattr__(self, "hint", None if self.hint is None else mask_prose(self.hint))
 
     def under(self, *path: str | int) -> ConfigProblem:
-        """The same mistake, seen from the configuration that holds this one at that path."""
+        """The same problem, with `path` prepended: relative to an enclosing configuration."""
         return replace(self, path=(*path, *self.path))
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class ConfigProblem:
 
     @property
     def text(self) -> str:
-        """Line, path and message."""
+        """Line, path and message, for people."""
         line = f"line {self.line}: " if self.line is not None else ""
         return f"{line}{json_path(self.path) or 'the file'}: {self.message}"
 
@@ -65,13 +65,13 @@ class ConfigProblem:
         return f"{self.text}{f'; {self.hint}' if self.hint else ''}{code}"
 
 
-def in_order(problem: ConfigProblem) -> tuple[int, str]:
-    """The key that sorts problems as they stand in the file."""
+def file_order(problem: ConfigProblem) -> tuple[int, str]:
+    """A sort key: the order of the problems in the file."""
     return problem.line or 0, json_path(problem.path)
 
 
 def rejected(source: str, problems: Sequence[ConfigProblem]) -> ConfigValidationError:
-    """The error that tells of all problems of a configuration."""
+    """The error with all problems of a configuration."""
     return ConfigValidationError(
         "\n  ".join([f"{source}:", *map(str, problems)]),
         file=source,
@@ -80,7 +80,7 @@ def rejected(source: str, problems: Sequence[ConfigProblem]) -> ConfigValidation
 
 
 def did_you_mean(name: str, known: Iterable[str], what: str = "known") -> str:
-    """A question where a known name is near, else the known names."""
+    """A hint for an unknown name: "did you mean …?" if a known name is similar, otherwise all known names."""
     names = list(known)
     near = nearest(name, names)
     if near is not None:
@@ -88,33 +88,34 @@ def did_you_mean(name: str, known: Iterable[str], what: str = "known") -> str:
     return f"{what}: {', '.join(names)}" if names else f"{what}: none"
 
 
-Standing = Callable[[Path], tuple[Path, str]]
-"""Says of a path the part of it that exists in a document, and what was found there, as a text to add."""
+FoundText = Callable[[Path], tuple[Path, str]]
+"""For a path: the part of it that exists in the document, and a text that shows the value found there."""
 
 
 def problems_of(
-    error: ValidationError, model: type[BaseModel] | None = None, *, standing: Standing | None = None
+    error: ValidationError, model: type[BaseModel] | None = None, *, found_text: FoundText | None = None
 ) -> list[ConfigProblem]:
-    """What pydantic found; an unknown key of `model` itself gets a suggestion. Shows no value by itself."""
+    """The problems of a pydantic error. An unknown key of `model` itself gets a suggestion. Values are shown
+    only by `found_text`."""
     return [
-        _problem_of(dict(found), model, standing)
+        _problem_of(dict(found), model, found_text)
         for found in error.errors(include_url=False, include_input=False)
     ]
 
 
 def _problem_of(
-    found: Mapping[str, Any], model: type[BaseModel] | None, standing: Standing | None
+    found: Mapping[str, Any], model: type[BaseModel] | None, found_text: FoundText | None
 ) -> ConfigProblem:
     path: Path = tuple(found["loc"])
     context = found.get("ctx") or {}
-    if "text" in context:  # a check of ours, which says all there is to say
+    if "text" in context:  # an error of `agents.part.problem`, whose text is complete
         return ConfigProblem((*path, *context["key"]), context["text"], context["hint"])
     if found["type"] == "extra_forbidden" and model is not None and len(path) == 1:
         return ConfigProblem(
             path, "unknown key", did_you_mean(str(path[0]), model.model_fields, "known keys")
         )
     text = str(found["msg"])
-    path, shown = standing(path) if standing is not None else (path, "")
+    path, shown = found_text(path) if found_text is not None else (path, "")
     return ConfigProblem(path, f"{text[:1].lower()}{text[1:]}{shown}")
 
 
@@ -122,9 +123,9 @@ def _problem_of(
 
 
 def checked_config(model: type[Model], config: Mapping[str, Any], owner: str) -> Model:
-    """The config of a plugin, checked by its model.
+    """Check the config of a plugin with its model.
 
-    Raises `PluginConfigError` that names the plugin (`owner`) and every wrong key, and shows no value.
+    Raises `PluginConfigError` that names the plugin (`owner`) and every invalid key, but shows no value.
     """
     try:
         return model.model_validate(config)
@@ -134,9 +135,9 @@ def checked_config(model: type[Model], config: Mapping[str, Any], owner: str) ->
 
 
 def problems_of_plugin(error: OpenAgentsError, ref: Any) -> list[ConfigProblem]:
-    """What is wrong with a plugin, seen from its reference in the agents file."""
-    told: Sequence[ConfigProblem] = getattr(error, "problems", ())
-    if told:
-        return [replace(problem, code=error.code).under("config") for problem in told]
+    """The problems of a plugin, with paths relative to its reference (`ref`) in the agents file."""
+    config_problems: Sequence[ConfigProblem] = getattr(error, "problems", ())
+    if config_problems:
+        return [replace(problem, code=error.code).under("config") for problem in config_problems]
     place = "config" if isinstance(error, PluginConfigError) else "impl" if ref.impl else "type"
     return [ConfigProblem((place,), error.message, error.hint, error.code)]

@@ -1,7 +1,7 @@
-"""The agents file. The only place that says what may stand in one.
+"""The agents file: the only place that defines its format.
 
-The format is the original SDK's. Whatever is written there is used, or rejected, or, where this system has
-its own answer, named in `notices()`.
+The format is that of the original SDK. Each option is used, rejected, or accepted without effect. `notices`
+lists the options that have no effect or another meaning here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
     "RuntimeRef",
     "ToolExecutorRef",
     "ToolRef",
-    "double_ids",
+    "duplicate_ids",
     "notices",
 ]
 
@@ -57,7 +57,7 @@ _IMPL = re.compile(r"\w+(\.\w+)+")
 
 def _impl(path: str) -> str:
     if not _IMPL.fullmatch(path):
-        raise problem("impl", "not of the form package.module.Class")
+        raise problem("impl", "must have the form package.module.Class")
     return path
 
 
@@ -70,7 +70,7 @@ def _tool_id(id_: str) -> str:
 
 
 class PluginRef(Part):
-    """A plugin: the name of a registered one (`type`) or a class (`impl`: `package.module.Class`)."""
+    """A reference to a plugin: a built-in's name (`type`) or a class (`impl`: `package.module.Class`)."""
 
     type: str | None = Field(default=None, description="Name of a built-in. Give either type or impl.")
     impl: Annotated[str, AfterValidator(_impl)] | None = Field(
@@ -89,12 +89,12 @@ class PluginRef(Part):
 
     @classmethod
     def problems_of_whole(cls, data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-        given = [name for name in ("type", "impl") if data.get(name)]
-        if len(given) != 1:
+        names_set = [name for name in ("type", "impl") if data.get(name)]
+        if len(names_set) != 1:
             yield (
                 (),
-                "give exactly one of 'type' (a registered name) and 'impl' (package.module.Class); "
-                f"{'both are' if given else 'none is'} given",
+                "set exactly one of 'type' (a registered name) and 'impl' (package.module.Class); "
+                f"{'both are' if names_set else 'none is'} set",
             )
 
 
@@ -118,9 +118,9 @@ class ToolExecutorRef(PluginRef):
     """How tools are executed; `default` and `safe` both mean this system's own executor."""
 
     @model_validator(mode="after")
-    def _is_ours(self) -> ToolExecutorRef:
+    def _is_builtin(self) -> ToolExecutorRef:
         if self.type not in ("default", "safe"):
-            found = f"type {self.type!r}" if self.type else "a class of one's own"
+            found = f"type {self.type!r}" if self.type else "a custom class"
             raise not_supported(f"a tool_executor other than 'default' and 'safe' ({found})")
         if self.config:
             raise not_supported("a configuration of the tool_executor", key=("config",))
@@ -147,7 +147,7 @@ class ToolRef(PluginRef):
 
 
 class RuntimeOptions(Part):
-    """Limits of every run of an agent; the pattern's own config goes before them."""
+    """Limits of every run of an agent. The config of the pattern overrides them."""
 
     max_steps: int = Field(
         default=16, ge=1, description="Number of steps (model turns) after which a run ends as max_steps."
@@ -167,7 +167,7 @@ class RuntimeOptions(Part):
     )
 
 
-_Word = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^\S+$")]
+_Identifier = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^\S+$")]
 
 
 def _queue_name(name: str) -> str:
@@ -179,7 +179,7 @@ def _queue_name(name: str) -> str:
 class AgentDefinition(Part):
     """One agent: how it thinks, with which model and tools, and what it remembers."""
 
-    id: _Word = Field(
+    id: _Identifier = Field(
         description="The name that requests use: 1 to 256 characters without whitespace; unique in the file."
     )
     name: str = Field(description="A name for people.")
@@ -201,7 +201,7 @@ class AgentDefinition(Part):
     runtime: RuntimeOptions = Field(
         default_factory=RuntimeOptions, description="Limits for every run of this agent."
     )
-    queue: Annotated[_Word, AfterValidator(_queue_name)] | None = Field(
+    queue: Annotated[_Identifier, AfterValidator(_queue_name)] | None = Field(
         default=None, description="The Celery queue of its runs. null: OPENAGENTS_QUEUE."
     )
     limits: RunBudget | None = Field(
@@ -212,7 +212,7 @@ class AgentDefinition(Part):
     @model_validator(mode="before")
     @classmethod
     def _has_a_model(cls, data: Any) -> Any:
-        """A pattern of one's own that does without a model gets the mock."""
+        """Use the mock model for a custom pattern without an `llm` section."""
         if not isinstance(data, Mapping) or data.get("llm") is not None:
             return data
         for key, text in cls.problems_of_whole(data):
@@ -221,48 +221,48 @@ class AgentDefinition(Part):
 
     @classmethod
     def problems_of_whole(cls, data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-        """`llm: null` cannot work. Only a pattern of one's own may do without."""
+        """A missing `llm` section. It may be left out only with a custom pattern; null is never valid."""
         pattern = data.get("pattern")
-        has_own = "llm" not in data and isinstance(pattern, Mapping) and pattern.get("impl")
-        if data.get("llm") is None and not has_own:
+        may_be_absent = "llm" not in data and isinstance(pattern, Mapping) and pattern.get("impl")
+        if data.get("llm") is None and not may_be_absent:
             yield ("llm",), 'an agent needs a model, for example {"provider": "mock"}'
 
     @model_validator(mode="after")
     def _tool_ids_are_unique(self) -> AgentDefinition:
-        _refuse_double([tool.id for tool in self.tools], "tools")
+        _reject_duplicate_ids([tool.id for tool in self.tools], "tools")
         return self
 
     @property
     def definition_hash(self) -> str:
-        """sha256 of what the file says of the agent; the same when only a secret in it has changed.
+        """The SHA-256 of the agent's definition as canonical JSON. It does not depend on secrets in it.
 
-        As canonical JSON, without what the file leaves out: a new default makes no run's definition another.
+        Options that the file leaves out are not hashed, so a changed default does not change the hash.
         """
         public = redact(
             self.model_dump(mode="json", exclude_unset=True),
             max_chars=None,
             max_items=None,
             max_depth=64,
-            mask=_by_form,
+            mask=_mask_by_form,
         )
         text = canonical_json(public)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _by_form(text: str) -> str:
-    return mask_secrets(text, known=False)  # which secrets a process knows must not change the hash
+def _mask_by_form(text: str) -> str:
+    return mask_secrets(text, known=False)  # the hash must not depend on the secrets that this process knows
 
 
-def double_ids(ids: Sequence[Any], field: str) -> Iterator[tuple[Path, str]]:
-    """For each id that came before in this list: its path, and what is wrong with it."""
+def duplicate_ids(ids: Sequence[Any], field: str) -> Iterator[tuple[Path, str]]:
+    """For each id that already occurs earlier in the list: its path and an error text."""
     first: dict[str, int] = {}
-    for place, id_ in enumerate(ids):
-        if isinstance(id_, str) and first.setdefault(id_, place) != place:
-            yield (field, place, "id"), f"{id_!r} is the id of {field}[{first[id_]}] too"
+    for index, id_ in enumerate(ids):
+        if isinstance(id_, str) and first.setdefault(id_, index) != index:
+            yield (field, index, "id"), f"{field}[{first[id_]}] already has the id {id_!r}"
 
 
-def _refuse_double(ids: Sequence[str], field: str) -> None:
-    for path, text in double_ids(ids, field):
+def _reject_duplicate_ids(ids: Sequence[str], field: str) -> None:
+    for path, text in duplicate_ids(ids, field):
         raise problem("double_id", text, key=path)
 
 
@@ -270,7 +270,7 @@ def _refuse_double(ids: Sequence[str], field: str) -> None:
 
 
 class RuntimeConfig(Part):
-    """Defaults for agents that do not choose themselves."""
+    """Defaults for agents that do not have these options."""
 
     tool_executor: ToolExecutorRef | None = Field(
         default=None, description="How tools are executed, for agents without this option. null: default."
@@ -291,7 +291,7 @@ class RuntimeConfig(Part):
 
 
 class RuntimeRef(Part):
-    """The runtime: this system's own, with defaults for all agents."""
+    """The `runtime` section: defaults for all agents."""
 
     type: Literal["default"] = Field(default="default", description="Must be default.")
     config: RuntimeConfig = Field(
@@ -300,7 +300,7 @@ class RuntimeRef(Part):
 
 
 class AppConfig(Part):
-    """A whole agents file, checked."""
+    """A complete, valid agents file."""
 
     version: str = Field(
         default="1.0", description="The version of the format. Every version is read as 1.0."
@@ -330,18 +330,18 @@ class AppConfig(Part):
 
     @model_validator(mode="after")
     def _agent_ids_are_unique(self) -> AppConfig:
-        _refuse_double([agent.id for agent in self.agents], "agents")
+        _reject_duplicate_ids([agent.id for agent in self.agents], "agents")
         return self
 
     @property
     def redact_keys(self) -> tuple[str, ...]:
-        """Parts of key names whose values never leave the worker: ours and those the file adds."""
+        """Parts of field names whose values are redacted: the built-in ones and those that the file adds."""
         added = [*(self.logging.redact_keys if self.logging else ())]
         added += self.diagnostics.redact_keys if self.diagnostics else ()
         return tuple(dict.fromkeys((*DEFAULT_REDACT_KEYS, *added))) if added else DEFAULT_REDACT_KEYS
 
     def agent(self, agent_id: str) -> AgentDefinition:
-        """The agent with this id, the runtime's defaults filled in. Raises `AgentNotFoundError`."""
+        """The agent with this id, with the defaults of `runtime.config`. Raises `AgentNotFoundError`."""
         for agent in self.agents:
             if agent.id == agent_id:
                 return self._with_defaults(agent)
@@ -359,7 +359,7 @@ class AppConfig(Part):
 
 
 def notices(config: AppConfig) -> list[str]:
-    """One line for each option that is accepted and means something else here than in the original."""
+    """One line for each option that has no effect or another meaning than in the original SDK."""
     lines = []
     if config.version != "1.0":
         lines.append(f"version {config.version!r} is read as '1.0'")

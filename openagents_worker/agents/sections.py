@@ -1,4 +1,4 @@
-"""Sections of the agents file beside its agents. The only place that says what may stand in them."""
+"""Sections of the agents file other than `agents`: the only place that defines their options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 def _level(name: str) -> str:
     if name.upper() not in LOG_LEVELS:
-        raise problem("level", f"not one of {', '.join(LOG_LEVELS)}")
+        raise problem("level", f"must be one of {', '.join(LOG_LEVELS)}")
     return name
 
 
@@ -33,10 +33,10 @@ LevelName = Annotated[str, AfterValidator(_level)]
 
 
 class LoggingConfig(Part):
-    """How log lines look. `auto_configure` writes ours also where the application has set up its own log."""
+    """The format of log lines. `auto_configure` writes them even if the application has its own log."""
 
     auto_configure: bool = Field(
-        default=False, description="Whether our lines are written also where the app has its own log."
+        default=False, description="Whether log lines are written even if the application has its own log."
     )
     level: LevelName = Field(
         default="INFO", description="The lowest level that is written: DEBUG, INFO, WARNING, ERROR, CRITICAL."
@@ -44,13 +44,13 @@ class LoggingConfig(Part):
     per_logger_levels: dict[str, LevelName] = Field(
         default_factory=dict, description="Levels of single loggers, by their names."
     )
-    pretty: bool = Field(default=False, description="Whether every field stands on a line of its own.")
+    pretty: bool = Field(default=False, description="Whether each field is written on a separate line.")
     stream: Literal["stderr", "stdout"] = Field(default="stderr", description="Where log lines go.")
     include_prefixes: list[str] | None = Field(
-        default=None, description="Only loggers whose names begin so are written. null: all."
+        default=None, description="Only loggers whose names begin with one of these are written. null: all."
     )
     exclude_prefixes: list[str] = Field(
-        default_factory=list, description="Loggers whose names begin so are not written."
+        default_factory=list, description="Loggers whose names begin with one of these are not written."
     )
     redact_keys: list[str] = Field(
         default_factory=lambda: list(DEFAULT_REDACT_KEYS),
@@ -74,8 +74,8 @@ class LoggingConfig(Part):
         return self
 
 
-class _Selector(Part):
-    """A choice of the original that has one answer here: known names are accepted, `notices()` says so."""
+class _IgnoredChoice(Part):
+    """An option of the original SDK without effect here. Its known values are accepted; see `notices`."""
 
     type: str = Field(description="The original SDK's choice. Accepted; here everything is kept in Redis.")
     config: dict[str, JsonValue] = Field(
@@ -89,7 +89,7 @@ class _Selector(Part):
         if not isinstance(data, Mapping):
             return data
         if data.get("impl") is not None:
-            raise not_supported("a class of one's own here", key=("impl",))
+            raise not_supported("a custom class here", key=("impl",))
         known: tuple[str, ...] = cls.known()
         name = data.get("type", known[0])
         if name not in known:
@@ -101,16 +101,16 @@ class _Selector(Part):
         raise NotImplementedError
 
 
-class SessionRef(_Selector):
-    """Where the original SDK keeps sessions. Here they are kept in Redis, whatever is chosen."""
+class SessionRef(_IgnoredChoice):
+    """The original SDK's choice of a session store. Here sessions are always kept in Redis."""
 
     @classmethod
     def known(cls) -> tuple[str, ...]:
         return ("in_memory", "jsonl_file", "sqlite")
 
 
-class EventsRef(_Selector):
-    """Where the original SDK sends events. Here they are kept in Redis, whatever is chosen."""
+class EventsRef(_IgnoredChoice):
+    """The original SDK's choice of an event bus. Here events are always kept in Redis."""
 
     @classmethod
     def known(cls) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ class EventsRef(_Selector):
 
 
 class SkillsRef(Part):
-    """Skills of the original SDK, which are not supported yet: the section must choose none."""
+    """Skills of the original SDK. They are not supported yet, so the section must enable none."""
 
     type: Literal["local"] = Field(default="local", description="Must be local.")
     config: dict[str, JsonValue] = Field(
@@ -142,7 +142,7 @@ class SkillsRef(Part):
 
 
 class DiagnosticsRef(Part):
-    """Diagnostics of the original SDK: only `null` is supported, and the keys to redact are used."""
+    """Diagnostics of the original SDK. Only the type `null` is supported; `redact_keys` are used."""
 
     type: str | None = Field(default="null", description='Must be "null" or null.')
     impl: str | None = Field(default=None, description="Must be null: a class of your own is not supported.")
@@ -167,17 +167,17 @@ class DiagnosticsRef(Part):
 
 
 class MultiAgentConfig(Part):
-    """Delegation between agents, which is not supported yet: `enabled` must be false."""
+    """Delegation between agents. It is not supported yet, so `enabled` must be false."""
 
     enabled: bool = Field(default=False, description="Must be false: delegation is not supported yet.")
     default_session_isolation: Literal["isolated", "shared", "forked"] = Field(
-        default="isolated", description="Which session a child works in. Has no effect yet."
+        default="isolated", description="The session of a child run. Has no effect yet."
     )
     max_delegation_depth: int = Field(
         default=5, ge=1, description="Longest chain of children, in agents. Has no effect yet."
     )
     default_child_budget: dict[str, JsonValue] | None = Field(
-        default=None, description="The budget of a child that is given none. Has no effect yet."
+        default=None, description="The budget of a child run without a budget. Has no effect yet."
     )
 
     @model_validator(mode="after")

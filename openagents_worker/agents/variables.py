@@ -1,4 +1,4 @@
-"""Variables. The only place that fills `${VAR}` into an agents file."""
+"""Variables: the only place that replaces `${VAR}` in an agents file."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from openagents_worker.jsontext import check, is_whole, loads
 from openagents_worker.secret_forms import remember_secret
 from openagents_worker.secret_names import is_secrets_name
 
-__all__ = ["VARIABLE", "Expanded", "VariableText", "as_wanted", "expand"]
+__all__ = ["VARIABLE", "Expanded", "VariableText", "as_field_type", "expand"]
 
 VARIABLE = re.compile(
     r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]{0,1000}))?\}"
-)  # bounded: each start looks for its end
-SHORTEST_SECRET = 8  # a shorter value is a word that may stand in any sentence
+)  # the default is limited in length, because each "${" without an end is searched that far
+SHORTEST_SECRET = 8  # characters; masking shorter values would replace ordinary words
 
 
 class VariableText(str):
-    """A text that was one variable and nothing else: where the file wants a number, it is read as one."""
+    """A text that was exactly one variable. It is converted if its field needs a number, boolean or null."""
 
     __slots__ = ()
 
 
 @dataclass(slots=True)
 class Expanded:
-    """A document with its variables filled in, inside of its texts only: no value can break the JSON."""
+    """A document with its variables replaced. Only texts are changed, so no value can break the JSON."""
 
     value: Any
     missing: list[ConfigProblem] = field(default_factory=list)
     filled: dict[str, str] = field(default_factory=dict)
-    """The values of variables, with the names they stand under."""
-    _above: tuple[int, set[Path]] | None = None
-    """How many are missing, and every path that leads to one of them."""
+    """The replaced values, with the variable (`${NAME}`) of each."""
+    _incomplete_paths: tuple[int, set[Path]] | None = None
+    """A cache of `is_incomplete`: the number of missing variables, and all paths to them."""
 
     def is_incomplete(self, path: Path) -> bool:
-        """Whether a variable that is not set stands there, or in what stands there."""
-        if self._above is None or self._above[0] != len(self.missing):
-            above = {
+        """Whether the value at this path contains a variable that is not set."""
+        if self._incomplete_paths is None or self._incomplete_paths[0] != len(self.missing):
+            paths = {
                 problem.path[:length] for problem in self.missing for length in range(len(problem.path) + 1)
             }
-            self._above = len(self.missing), above
-        return path in self._above[1]
+            self._incomplete_paths = len(self.missing), paths
+        return path in self._incomplete_paths[1]
 
     def masked(self, text: str) -> str:
-        """The text without the values of variables, which may be secrets: their names stand there instead."""
+        """The text with the values of variables, which may be secrets, replaced by their names."""
         for value, name in self.filled.items():
             text = text.replace(value, name)
         return text
 
 
 def expand(document: Any, env: Mapping[str, str]) -> Expanded:
-    """Fill in `${VAR}` and `${VAR:-default}`; the default stands where the variable is unset or empty."""
+    """Replace `${VAR}` and `${VAR:-default}`. The default is used if the variable is unset or empty."""
     result = Expanded(None)
 
     def expanded(value: Any, path: Path) -> Any:
@@ -65,49 +65,50 @@ def expand(document: Any, env: Mapping[str, str]) -> Expanded:
             return [expanded(item, (*path, place)) for place, item in enumerate(value)]
         if not isinstance(value, str):
             return value
-        text = VARIABLE.sub(lambda match: answer(match, path), value)
+        text = VARIABLE.sub(lambda match: value_of(match, path), value)
         return VariableText(text) if VARIABLE.fullmatch(value) else text
 
-    def answer(match: re.Match[str], path: Path) -> str:
+    def value_of(match: re.Match[str], path: Path) -> str:
         name, default = match.groups()
-        given = env.get(name)
-        if default is None and given is None:
+        value = env.get(name)
+        if default is None and value is None:
             hint = f"set it, or write ${{{name}:-default}}"
             result.missing.append(
                 ConfigProblem(path, f"the environment variable {name} is not set", hint=hint)
             )
             return ""
-        if given is not None and not is_whole(given):
+        if value is not None and not is_whole(value):
             hint = "its value is not UTF-8 text"
             result.missing.append(
                 ConfigProblem(path, f"the environment variable {name} cannot be read", hint=hint)
             )
             return ""
         if is_secrets_name(name):
-            remember_secret(given)
-        if given and len(given) >= SHORTEST_SECRET:
-            result.filled[given] = f"${{{name}}}"
-        return given or default or ""
+            remember_secret(value)
+        if value and len(value) >= SHORTEST_SECRET:
+            result.filled[value] = f"${{{name}}}"
+        return value or default or ""
 
     result.value = expanded(document, ())
     return result
 
 
-def as_wanted(value: Any, annotation: Any) -> Any:
-    """The value for a field of that type: a variable's text, as JSON where a number or boolean is wanted."""
-    if not isinstance(value, VariableText) or _takes_text(annotation):
+def as_field_type(value: Any, annotation: Any) -> Any:
+    """The value for a field of this type. The text of a variable is converted to a number, boolean or null if
+    the field does not accept text."""
+    if not isinstance(value, VariableText) or _accepts_text(annotation):
         return value
     try:
-        read = loads(value)
-        check(read)
+        parsed = loads(value)
+        check(parsed)
     except ValueError:
-        return value  # the field's own check says what is wrong
-    return read if read is None or isinstance(read, (bool, int, float)) else value
+        return value  # pydantic reports the mistake
+    return parsed if parsed is None or isinstance(parsed, (bool, int, float)) else value
 
 
-def _takes_text(annotation: Any) -> bool:
+def _accepts_text(annotation: Any) -> bool:
     if annotation is str or annotation is Any:
         return True
     if get_origin(annotation) is Literal:
         return any(isinstance(value, str) for value in get_args(annotation))
-    return any(_takes_text(part) for part in get_args(annotation))
+    return any(_accepts_text(part) for part in get_args(annotation))

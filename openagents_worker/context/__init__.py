@@ -1,4 +1,4 @@
-"""Context assemblers: which part of the past a run sees."""
+"""Context assemblers: they select the part of a session's transcript and artifacts that a run gets."""
 
 from openagents_worker.context.assemblers import DefaultAssembler, TruncatingAssembler
 from openagents_worker.context.base import ContextAssemblerPlugin

@@ -1,7 +1,7 @@
-"""The assemblers we ship: the whole past, or its end.
+"""The built-in context assemblers: the whole transcript, or its newest messages.
 
-Their `metadata` says `transcript_size` (messages of the session that the run sees) and `omitted` (those it
-does not).
+Their `metadata` has `transcript_size` (number of the session's messages that the run gets) and `omitted`
+(number of the other messages).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DefaultAssembler(ContextAssemblerPlugin):
 
 
 class TruncatingAssembler(ContextAssemblerPlugin):
-    """The newest messages and artifacts; only these are read, however long the session is."""
+    """The newest messages and artifacts. Only these are read from Redis, however long the session is."""
 
     class Config(ContextAssemblerPlugin.Config):
         max_messages: int = Field(20, ge=0, description="Number of messages, the newest, that a run sees.")

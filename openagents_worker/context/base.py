@@ -1,4 +1,4 @@
-"""The contract of a context assembler: which part of a session's past a run gets to see."""
+"""The contract of a context assembler: it selects the part of a session that a run gets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ContextAssemblerPlugin", "ContextAssemblyResult", "SessionReader"]
 
 
 class SessionReader(Protocol):
-    """A session as an assembler reads it: messages oldest first, artifacts oldest first."""
+    """Reads a session: messages oldest first, artifacts oldest first. `last` limits them to the newest."""
 
     async def load_messages(self, session_id: str, *, last: int | None = None) -> list[dict[str, Any]]: ...
 
@@ -22,7 +22,7 @@ class SessionReader(Protocol):
 
 
 class ContextAssemblyResult(BaseModel):
-    """What a run starts with."""
+    """The transcript and the artifacts with which a run starts."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -32,7 +32,7 @@ class ContextAssemblyResult(BaseModel):
 
 
 class ContextAssemblerPlugin:
-    """Base of an assembler; optional, a class with `assemble` and `finalize` will do."""
+    """Base class of context assemblers. It is optional: a class with `assemble` and `finalize` works too."""
 
     class Config(BaseModel):
         model_config = ConfigDict(extra="forbid")

@@ -1,1 +1,1 @@
-"""JSON Schemas: what one may be (`rules`), and what is wrong with a value (`mistakes`, `process`)."""
+"""JSON Schema: which schemas are accepted (`rules`), and checks of values (`mistakes`, `process`)."""

@@ -1,11 +1,11 @@
-"""Keywords of JSON Schema. The only place that says what may stand under a keyword that holds no schemas."""
+"""JSON Schema keywords: the only place that checks the values of keywords that contain no subschemas."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from openagents_worker.json_schema.places import escaped, kind, problem
+from openagents_worker.json_schema.places import escaped, kind_of, problem_at
 
 __all__ = ["COUNTS", "FLAGS", "LISTS", "NUMBERS", "TEXTS", "TYPES", "check_shape"]
 
@@ -25,31 +25,33 @@ _ANCHOR = re.compile(r"[A-Za-z_][-A-Za-z0-9._]*")
 
 
 def check_shape(at: str, keyword: str, value: Any) -> None:
-    """Raises `SchemaProblem` where the keyword's value is not what draft 2020-12 asks for."""
+    """Raises `SchemaProblem` if the keyword's value is not valid in draft 2020-12. `at`: a JSON pointer."""
     if keyword == "type":
         _check_type(at, value)
     elif keyword in TEXTS:
         if not isinstance(value, str):
-            raise problem(at, f"{keyword} is a text, not {kind(value)}")
+            raise problem_at(at, f"{keyword} must be a text, not {kind_of(value)}")
         if keyword in ("$anchor", "$dynamicAnchor") and not _ANCHOR.fullmatch(value):
-            raise problem(at, f"{keyword} {value[:80]!r} is not a name")
+            raise problem_at(at, f"{keyword} {value[:80]!r} is not a valid name")
     elif keyword in COUNTS:
         if not _is_number(value) or value < 0 or value != int(value):
-            raise problem(at, f"{keyword} is a whole number from 0 on")
+            raise problem_at(at, f"{keyword} must be a whole number, 0 or more")
     elif keyword in NUMBERS:
         if not _is_number(value) or (keyword == "multipleOf" and value <= 0):
-            raise problem(at, f"{keyword} is a number{' above 0' * (keyword == 'multipleOf')}")
+            raise problem_at(at, f"{keyword} must be a number{' above 0' * (keyword == 'multipleOf')}")
     elif keyword in FLAGS:
         if not isinstance(value, bool):
-            raise problem(at, f"{keyword} is true or false, not {kind(value)}")
+            raise problem_at(at, f"{keyword} must be true or false, not {kind_of(value)}")
     elif keyword in LISTS:
         if not isinstance(value, list):
-            raise problem(at, f"{keyword} is a list, not {kind(value)}")
+            raise problem_at(at, f"{keyword} must be a list, not {kind_of(value)}")
     elif keyword == "required":
         _check_names(at, keyword, value)
     elif keyword == "dependentRequired":
         if not isinstance(value, dict):
-            raise problem(at, f"{keyword} is an object of lists of names, not {kind(value)}")
+            raise problem_at(
+                at, f"{keyword} must be an object whose values are lists of names, not {kind_of(value)}"
+            )
         for name, names in value.items():
             _check_names(f"{at}/{escaped(name)}", keyword, names)
 
@@ -57,19 +59,19 @@ def check_shape(at: str, keyword: str, value: Any) -> None:
 def _check_type(at: str, value: Any) -> None:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise problem(at, "type is the name of a type, or a list of such names")
+        raise problem_at(at, "type must be the name of a type, or a list of such names")
     for name in names:
         if name not in TYPES:
-            raise problem(at, f"{name[:80]!r} is not a type; types are {', '.join(sorted(TYPES))}")
+            raise problem_at(at, f"{name[:80]!r} is not a type; types are {', '.join(sorted(TYPES))}")
     if len(set(names)) < len(names):
-        raise problem(at, "type names a type twice")
+        raise problem_at(at, "type contains a type twice")
 
 
 def _check_names(at: str, keyword: str, value: Any) -> None:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise problem(at, f"{keyword} is a list of names")
+        raise problem_at(at, f"{keyword} must be a list of names")
     if len(set(value)) < len(value):
-        raise problem(at, f"{keyword} names a field twice")
+        raise problem_at(at, f"{keyword} contains a name twice")
 
 
 def _is_number(value: Any) -> bool:

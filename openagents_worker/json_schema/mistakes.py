@@ -1,8 +1,8 @@
-"""Mistakes. The only place that finds what is wrong with a value by a JSON Schema, and says it.
+"""Mistakes: the only place that checks a value against a JSON Schema and describes what is wrong with it.
 
-What comes back is read by a model that is to try again, so it names the place and what was expected there.
-It never repeats a long value: an argument may be a secret, and the text reaches logs and events. It imports
-little, as it also runs in a process of its own.
+The text is for a model that will try again, so it names the place and what was expected there. It never
+repeats a long value: an argument may be a secret, and the text is written to logs and events. The module
+imports little because it also runs in the check process.
 """
 
 from __future__ import annotations
@@ -20,73 +20,73 @@ from openagents_worker.suggest import did_you_mean
 
 __all__ = ["mistakes"]
 
-MAX_PROBLEMS = 3  # a model mends the first few; a hundred lines of complaint only cost tokens
-MAX_FOUND = 100  # mistakes looked for: the rest is "more"
+MAX_PROBLEMS = 3  # described in the text: a model corrects the first few, more would only cost tokens
+MAX_FOUND = 100  # the search stops here; the text only counts those that it does not describe
 MAX_SHOWN_CHARS = 120
 MAX_LINE_CHARS = 1_000
-MAX_KEPT_CHARS = 8_192  # of a compiled schema that is kept: the largest take a megabyte of memory each
+MAX_CACHED_CHARS = 8_192  # longer schemas are not cached: compiled, the largest take 1 MB of memory each
 
 
 def mistakes(schema: str, value: Any, part: str) -> str | None:
-    """What is wrong with a value, by a schema's JSON; None when it fits. `part` is what a field is called.
-
-    The schema must be one that `read_schema` accepts.
+    """What is wrong with a value, as a text; None if it is valid. `schema` is the text of a `Schema`, which
+    `read_schema` has accepted. `part` is the word for a field in the text.
 
     >>> mistakes('{"required": ["city"]}', {}, "field")
     "field 'city' is missing"
     """
     try:
         found = list(islice(_validator(schema).iter_errors(value), MAX_FOUND))
-    except (ArithmeticError, ValueError):  # as when 10**400 is to be a multiple of 0.1
+    except (ArithmeticError, ValueError):  # for example multipleOf 0.1 for 10**400
         return "a number is too large to be checked"
     problems = sorted(found, key=lambda problem: list(map(str, problem.absolute_path)))
-    lines = list(dict.fromkeys(line for problem in problems for line in _lines(problem, part)))
+    lines = list(dict.fromkeys(line for problem in problems for line in _describe(problem, part)))
     more = f"; and {len(lines) - MAX_PROBLEMS} more" if len(lines) > MAX_PROBLEMS else ""
     return "; ".join(_short(line) for line in lines[:MAX_PROBLEMS]) + more if lines else None
 
 
 def _validator(schema: str) -> jsonschema.Draft202012Validator:
-    return _kept(schema) if len(schema) <= MAX_KEPT_CHARS else _compiled(schema)
+    return _cached(schema) if len(schema) <= MAX_CACHED_CHARS else _compiled(schema)
 
 
 @lru_cache(maxsize=256)
-def _kept(schema: str) -> jsonschema.Draft202012Validator:
+def _cached(schema: str) -> jsonschema.Draft202012Validator:
     return _compiled(schema)
 
 
 def _compiled(schema: str) -> jsonschema.Draft202012Validator:
-    """The compiled schema; with an empty registry, which fetches nothing."""
+    """The compiled schema. Its registry is empty, so that no reference is fetched."""
     return jsonschema.Draft202012Validator(json.loads(schema), registry=Registry())
 
 
-def _lines(problem: ValidationError, part: str) -> list[str]:
+def _describe(problem: ValidationError, part: str) -> list[str]:
+    """One or more texts for an error of `jsonschema`, each with its place in the value."""
     where = _short(problem.json_path.removeprefix("$").removeprefix("."))
     prefix = f"{where}: " if where else ""
     schema: Any = problem.schema
-    given: Any = problem.instance
+    instance: Any = problem.instance
     if problem.validator == "additionalProperties" and problem.validator_value is False:
         known = schema.get("properties", {})
-        unknown = list(islice((name for name in given if name not in known), MAX_FOUND))
+        unknown = list(islice((name for name in instance if name not in known), MAX_FOUND))
         guessed = unknown[:MAX_PROBLEMS]  # the others are only counted
         guesses = [
             f"{prefix}unknown {part} {_short(repr(name))}{did_you_mean(name, known)}" for name in guessed
         ]
         return guesses + [f"{prefix}unknown {part} {name!r}" for name in unknown[MAX_PROBLEMS:]]
     if problem.validator == "required":
-        absent = [name for name in schema["required"] if name not in given]
+        absent = [name for name in schema["required"] if name not in instance]
         return [f"{prefix}{part} {name!r} is missing" for name in absent]
-    if problem.validator in ("anyOf", "oneOf") and problem.context and not _differ_by_type(problem):
-        return _lines(best_match(problem.context), part)[:MAX_PROBLEMS]
-    return [prefix + _expectation(problem)]
+    if problem.validator in ("anyOf", "oneOf") and problem.context and not _all_expect_other_types(problem):
+        return _describe(best_match(problem.context), part)[:MAX_PROBLEMS]
+    return [prefix + _expected(problem)]
 
 
-def _expectation(problem: ValidationError) -> str:
+def _expected(problem: ValidationError) -> str:
     wanted: Any = problem.validator_value
-    given: Any = problem.instance
+    instance: Any = problem.instance
     match problem.validator:
         case "type":
             types = " or ".join([wanted] if isinstance(wanted, str) else wanted)
-            return f"expected {types}, got {_kind(given)}"
+            return f"expected {types}, got {_kind(instance)}"
         case "enum":
             return f"expected one of {', '.join(map(_json, wanted))}"
         case "minimum":
@@ -94,18 +94,18 @@ def _expectation(problem: ValidationError) -> str:
         case "maximum":
             return f"expected at most {wanted}"
         case "minLength" | "maxLength":
-            return f"expected {_bound(problem)} {wanted} characters, got {len(given)}"
+            return f"expected {_bound(problem)} {wanted} characters, got {len(instance)}"
         case "minItems" | "maxItems":
-            return f"expected {_bound(problem)} {wanted} items, got {len(given)}"
+            return f"expected {_bound(problem)} {wanted} items, got {len(instance)}"
         case "anyOf" | "oneOf" if problem.context:
             alternatives = dict.fromkeys(str(inner.validator_value) for inner in problem.context)
-            return f"expected {' or '.join(alternatives)}, got {_kind(given)}"
+            return f"expected {' or '.join(alternatives)}, got {_kind(instance)}"
     shown = json.dumps(wanted, ensure_ascii=False)[:MAX_SHOWN_CHARS]
     return f"does not satisfy {problem.validator} {shown}"
 
 
-def _differ_by_type(problem: ValidationError) -> bool:
-    """Whether the value is of none of the types that the alternatives are for."""
+def _all_expect_other_types(problem: ValidationError) -> bool:
+    """Whether every alternative fails because the value has another type."""
     return all(inner.validator == "type" and not inner.path for inner in problem.context)
 
 

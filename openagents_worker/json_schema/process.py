@@ -1,10 +1,12 @@
-"""The check process: a program of its own that holds values against JSON Schemas, and that can be killed.
+"""The check process: a separate program that checks values against JSON Schemas and can be killed.
 
-A check may take Python for ever, by a pattern or by a schema that multiplies itself, and it holds the
-interpreter while it does. Here it ends one process that does nothing else. Each line of stdin is a question
-in JSON, each line of stdout its answer. The first line says how: `path` (where modules are found), `cpu_s`
-and `memory_bytes`, the limits of one check and of the process. The kernel ends a process whose check takes
-more processor time than that: the time does not pass while the machine does something else.
+A pattern or a schema can be crafted so that a check never ends, and it holds the GIL meanwhile. Here it ends
+only a process that does nothing else.
+
+Protocol: each line of stdin is a question in JSON, each line of stdout its answer. The first line of stdin
+has options instead: `path` (the module search path), `cpu_s` (CPU time limit of one check) and `memory_bytes`
+(memory limit of the process). The kernel kills the process if a check exceeds `cpu_s`. CPU time does not pass
+while the machine is busy with other work.
 """
 
 from __future__ import annotations
@@ -20,18 +22,18 @@ from typing import Any
 
 __all__ = ["OUT_OF_MEMORY"]
 
-NICER = 5  # where processors are few, the worker that waits for an answer goes on with its other runs
-OUT_OF_MEMORY = 77  # the exit code where there is not even memory to read the question, or to answer
+NICE_INCREMENT = 5  # so that with few cores the worker's other runs have priority
+OUT_OF_MEMORY = 77  # the exit code if there is no memory to read a question or to write an answer
 
 
 def main() -> None:
-    """Answer one question after the other, until nobody asks any more."""
+    """Answer questions until stdin is closed."""
     options = json.loads(sys.stdin.buffer.readline() or "{}")
     sys.path[:] = options["path"]
-    from openagents_worker.json_schema.mistakes import mistakes  # only now it can be found
+    from openagents_worker.json_schema.mistakes import mistakes  # needs the path that was just set
 
     _prepare_signals()
-    os.nice(NICER)
+    os.nice(NICE_INCREMENT)
     _limit_memory(options["memory_bytes"])
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, options["cpu_s"])
@@ -42,7 +44,7 @@ def main() -> None:
 
 
 def _answer(line: bytes, mistakes: Any) -> dict[str, Any]:
-    """`problem`, or the limit of this process that was reached: `over`."""
+    """`{"problem": …}` with the result of the check, or `{"over": …}` with the limit that was exceeded."""
     try:
         question = json.loads(line)
         return {"problem": mistakes(question["schema"], question["value"], question["part"])}
@@ -50,22 +52,25 @@ def _answer(line: bytes, mistakes: Any) -> dict[str, Any]:
         return {"over": "memory"}
     except RecursionError:
         return {"over": "nesting"}
-    except Exception as error:  # noqa: BLE001 - a schema that is accepted makes the checker raise nothing
+    except Exception as error:  # noqa: BLE001 - not expected for an accepted schema; the process must go on
         return {"over": f"{type(error).__name__}: {error}"[:300]}
 
 
 def _prepare_signals() -> None:
-    """Let the timer end the process, and nothing else but the end of whoever asks: a signal to the worker's
-    group reaches this process, too, while runs still need it."""
+    """Let the CPU timer (SIGPROF) end the process, and ignore SIGINT and SIGTERM.
+
+    A signal to the worker's process group reaches this process too, while draining runs still need it. The
+    process ends when stdin is closed.
+    """
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.SIG_IGN)
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
 
 
 def _limit_memory(limit_bytes: int) -> None:
-    """Also let a host without memory end this process, and not the worker."""
-    with suppress(ValueError, OSError):  # not every system can
+    """Limit the address space. Also make the kernel's OOM killer choose this process before the worker."""
+    with suppress(ValueError, OSError):  # not supported on every system
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")

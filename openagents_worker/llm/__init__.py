@@ -1,1 +1,1 @@
-"""Models: one contract, several providers. Siblings of tools, memory and context, which they do not know."""
+"""Model clients: one contract (`base`) and the providers that implement it."""

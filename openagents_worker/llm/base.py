@@ -1,10 +1,10 @@
-"""The contract between the runtime and a model: what goes in, what comes back, and which call it is.
+"""The contract between the runtime and a model client: request, response, and which recorded call is running.
 
-Messages are neutral chat messages, the shape OpenAI's chat completions made common:
+Messages do not depend on the provider. Their shape follows OpenAI's chat completions:
 `{"role": "system" | "user", "content": str}`,
-`{"role": "assistant", "content": str, "tool_calls": [{"id", "name", "arguments": {...}}]}` (one message a
+`{"role": "assistant", "content": str, "tool_calls": [{"id", "name", "arguments": {...}}]}` (one message per
 turn, with all its calls) and `{"role": "tool", "tool_call_id", "name", "content": str[, "is_error": True]}`.
-A provider turns them into its own wire format.
+Each provider's client converts them to its own wire format.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "ModelClient",
     "ModelRequest",
     "OnDelta",
-    "count",
+    "token_count",
     "current_call",
     "quiet_http_clients",
 ]
@@ -37,47 +37,47 @@ Message = Mapping[str, Any]
 
 
 class FixedMessage(dict[str, Any]):
-    """A message that its pattern never changes once the model was shown it: it is hashed only once."""
+    """A message that never changes after it was sent to a model, so its hash is computed only once."""
 
 
 OnDelta = Callable[[str], Awaitable[None]]
-"""Gets every piece of text as it arrives; awaited, so that a slow reader slows the stream."""
+"""Receives each piece of text as it arrives. It is awaited, so a slow reader slows down the stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallInfo:
-    """Which recorded call is being made. The runtime sets it around every call of a model or a tool."""
+    """The recorded call that is running. The runtime sets it around every call of a model or a tool."""
 
     run_id: str
     call_key: str
     idempotency_key: str
     ordinal: int
-    """How many calls of models came before it on the way here, in its own branch and before that began: the
-    same on every attempt. Branches that run side by side count on their own."""
+    """The number of model calls that precede this one: in its own branch, and before the branch began. It is
+    the same on every attempt. Concurrent branches count separately."""
     failed_tries: int = 0
-    """How often this call has failed with a retryable error before, on any worker."""
+    """How often this call has already failed with a retryable error, on any worker."""
     kind: str = ""
-    """`model`, `tool` and so on; with `name` what a person would call it."""
+    """`model`, `tool` and so on. `kind` and `name` describe the call to a person."""
     name: str = ""
     number: int = 0
-    """1 for the first call of its kind that this attempt entered, 2 for the second …"""
-    tell: Callable[[str, Mapping[str, Any]], None] | None = field(default=None, repr=False, compare=False)
-    """Gives an event of the call, its name and payload, to whoever watches the run."""
+    """1 for the first call of its kind in this attempt, 2 for the second, and so on."""
+    emit: Callable[[str, Mapping[str, Any]], None] | None = field(default=None, repr=False, compare=False)
+    """Emits an event of the run: the event's name and its payload."""
 
 
 current_call: ContextVar[CallInfo | None] = ContextVar("openagents_current_call", default=None)
 
 
-def count(said: Any) -> int:
-    """A number of tokens as it is counted, whatever a provider says: 0 to 2^53, and 0 for what is no number.
+def token_count(value: Any) -> int:
+    """Convert a provider's token count to an integer from 0 to 2^53. A value that is not a number becomes 0.
 
-    >>> count(-5), count(float("inf")), count("many")
+    >>> token_count(-5), token_count(float("inf")), token_count("many")
     (0, 9007199254740992, 0)
     """
-    if type(said) is int:  # it nearly always is
-        return said if 0 <= said <= LARGEST_COUNT else 0 if said < 0 else LARGEST_COUNT
+    if type(value) is int:  # the usual case
+        return value if 0 <= value <= LARGEST_COUNT else 0 if value < 0 else LARGEST_COUNT
     try:
-        return int(min(max(float(said), 0.0), LARGEST_COUNT))
+        return int(min(max(float(value), 0.0), LARGEST_COUNT))
     except (TypeError, ValueError, OverflowError):  # also NaN
         return 0
 
@@ -85,9 +85,10 @@ def count(said: Any) -> int:
 @dataclass(frozen=True, slots=True)
 class LLMUsage:
     """Tokens of one reply. `metadata` may hold `cached_tokens`, `cache_creation_input_tokens`, `cost_usd`,
-    `cost_breakdown` (USD by part), `retries` (tries before this one), `ttft_ms`.
+    `cost_breakdown` (USD by part), `retries` (failed tries before this one) and `ttft_ms` (time to first
+    token, in milliseconds).
 
-    Whatever client has counted them, they are 0 to 2^53: a negative number would give a budget back.
+    Counts are limited to 0 to 2^53, whatever the client passes: a negative count would refund a budget.
     """
 
     input_tokens: int = 0
@@ -97,12 +98,13 @@ class LLMUsage:
 
     def __post_init__(self) -> None:
         for name in ("input_tokens", "output_tokens", "total_tokens"):
-            object.__setattr__(self, name, count(getattr(self, name)))
+            object.__setattr__(self, name, token_count(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True)
 class LLMToolCall:
-    """A tool call the model asks for. `arguments` is {} and `parse_error` says why when it was not JSON."""
+    """A tool call in a model's reply. If its arguments cannot be parsed, `arguments` is {} and `parse_error`
+    says why."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -114,7 +116,7 @@ class LLMToolCall:
 
 @dataclass(frozen=True, slots=True)
 class LLMResponse:
-    """One whole reply of a model."""
+    """One complete reply of a model."""
 
     output_text: str = ""
     tool_calls: Sequence[LLMToolCall] = ()
@@ -127,7 +129,7 @@ class LLMResponse:
     content: Sequence[Mapping[str, Any]] = ()
 
     def to_wire(self) -> dict[str, Any]:
-        """Plain JSON, the form in which the journal keeps a reply: what is empty is left out."""
+        """The reply as plain JSON, as the journal stores it. Empty fields are left out."""
         usage = self.usage
         wire: dict[str, Any] = {"output_text": self.output_text}
         if self.tool_calls:
@@ -140,7 +142,7 @@ class LLMResponse:
             }
             if metadata := {key: value for key, value in usage.metadata.items() if value not in (None, {})}:
                 wire["usage"]["metadata"] = metadata
-        more = {
+        optional = {
             "stop_reason": self.stop_reason,
             "structured_output": self.structured_output,
             "model": self.model,
@@ -148,7 +150,7 @@ class LLMResponse:
             "response_id": self.response_id,
             "content": [dict(block) for block in self.content] or None,
         }
-        return wire | {key: value for key, value in more.items() if value is not None}
+        return wire | {key: value for key, value in optional.items() if value is not None}
 
     @classmethod
     def from_wire(cls, data: Mapping[str, Any]) -> Self:
@@ -173,31 +175,31 @@ def _call_to_wire(call: LLMToolCall) -> dict[str, Any]:
     return wire
 
 
-class _NotOfModelCalls(logging.Filter):
-    """Drops what an HTTP client says of each request that a model's client makes: the run's events say it."""
+class _DropModelCallLogs(logging.Filter):
+    """Drops an HTTP client's log line per request during a model call. The run's events hold the same."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         call = current_call.get()
-        is_of_model_call = call is not None and call.kind == "model"
-        is_wanted = logging.getLogger(record.name).level != logging.NOTSET
-        return not is_of_model_call or is_wanted or record.levelno > logging.INFO
+        in_model_call = call is not None and call.kind == "model"
+        has_own_level = logging.getLogger(record.name).level != logging.NOTSET
+        return not in_model_call or has_own_level or record.levelno > logging.INFO
 
 
-_NOT_OF_MODEL_CALLS = _NotOfModelCalls()
+_DROP_MODEL_CALL_LOGS = _DropModelCallLogs()
 
 
 def quiet_http_clients() -> None:
-    """Let httpx log no model calls, unless its own logger has been given a level; other requests are logged
-    as ever."""
+    """Stop httpx from logging the requests of model calls, unless its logger has a level of its own. Other
+    requests are logged as before."""
     for name in ("httpx", "httpx2"):
-        logging.getLogger(name).addFilter(_NOT_OF_MODEL_CALLS)
+        logging.getLogger(name).addFilter(_DROP_MODEL_CALL_LOGS)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """What a model is asked. Whatever is None is left to the provider's default, or to the agent's `llm`.
+    """One request to a model. A field that is None takes the agent's `llm` option or the provider's default.
 
-    `on_delta` is given when somebody may be watching; a provider that cannot stream ignores it.
+    `on_delta` is set if the reply may be watched. A provider that cannot stream ignores it.
     """
 
     messages: Sequence[Message]
@@ -210,14 +212,14 @@ class ModelRequest:
     on_delta: OnDelta | None = field(default=None, repr=False, compare=False)
 
     def content(self) -> dict[str, Any]:
-        """What is asked, without who listens; under the names of `LLMClient.generate`."""
+        """All fields except `on_delta`, under the parameter names of `LLMClient.generate`."""
         return {name: getattr(self, name) for name in _CONTENT}
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments for a client's `generate`. A client of somebody else's may not know the newer ones:
-        those are left out where they are None."""
-        given = {**self.content(), "on_delta": self.on_delta}
-        return {name: value for name, value in given.items() if name in _ALWAYS or value is not None}
+        """The keyword arguments for a client's `generate`. A third-party client may not have the newer
+        parameters, so those are left out if they are None."""
+        arguments = {**self.content(), "on_delta": self.on_delta}
+        return {name: value for name, value in arguments.items() if name in _ALWAYS or value is not None}
 
 
 _CONTENT = ("messages", "model", "temperature", "max_tokens", "tools", "tool_choice", "response_format")
@@ -225,10 +227,11 @@ _ALWAYS = frozenset(("messages", "model", "temperature", "max_tokens", "tools"))
 
 
 class LLMClient(Protocol):
-    """A model. One instance per agent and process, used by many runs at once: it keeps no run's state.
+    """A model client. There is one instance per agent and process. Many runs use it at the same time, so it
+    must not store the state of a run.
 
-    `on_delta` is given when somebody may be watching; a provider that cannot stream ignores it. Raises
-    `LLMRateLimitError`, `LLMConnectionError` (both retryable, after the provider's own retries) or
+    `on_delta` is set if the reply may be watched. A provider that cannot stream ignores it. `generate` raises
+    `LLMRateLimitError`, `LLMConnectionError` (both retryable, after the client's own retries) or
     `LLMResponseError`. Clients written for the original SDK, without `on_delta`, work too.
     """
 
@@ -254,7 +257,7 @@ class LLMClient(Protocol):
 
 
 class ModelClient:
-    """Base of the clients of this library: `generate` takes its arguments apart no further than here."""
+    """Base of this library's clients: `generate` packs its arguments into one `ModelRequest`."""
 
     provider_name: str
     model_id: str
@@ -271,12 +274,12 @@ class ModelClient:
         response_format: dict[str, Any] | None = None,
         on_delta: OnDelta | None = None,
     ) -> LLMResponse:
-        """The reply of the model; see `LLMClient`."""
-        asked = ModelRequest(
+        """The model's reply; see `LLMClient`."""
+        request = ModelRequest(
             messages, model, temperature, max_tokens, tools, tool_choice, response_format, on_delta
         )
-        return await self.respond(asked)
+        return await self.respond(request)
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
-        """The reply of the model to a request."""
+        """The model's reply to the request. Subclasses implement it."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Connections to a provider: the only place that opens and keeps them."""
+"""Connections to a provider: the only place that opens them and keeps idle ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-# httpx would load these with its first request: a tenth of a second in which no other run moves.
+# httpx would import these with its first request, which blocks the event loop for 0.1 s.
 import anyio._backends._asyncio  # noqa: F401
 import httpcore  # noqa: F401
 import httpx
@@ -19,8 +19,8 @@ from openagents_worker.secret_forms import remember_secrets_of_url
 
 __all__ = ["ConnectionPool", "proxy_problem"]
 
-MAX_IDLE = 200  # enough for the steady part of a load; the rest of a burst is closed
-IDLE_S = 30.0  # below the 60 s and more after which servers and load balancers close silently
+MAX_IDLE = 200  # enough for a steady load; the extra connections of a burst are closed
+IDLE_S = 30.0  # servers and load balancers close idle connections silently after 60 s or more
 
 SOCKS = ("socks5", "socks5h")
 PROXY_SCHEMES = "http://, https://, socks5://, socks5h://"
@@ -29,28 +29,28 @@ _ONE = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_ex
 
 
 class _Idle(NamedTuple):
-    lane: httpx.AsyncHTTPTransport
+    transport: httpx.AsyncHTTPTransport
     since: float
 
 
-class _OnLoop:
-    """The lanes of one event loop: those that wait for a request, and those on their way."""
+class _LoopConnections:
+    """The connections of one event loop: idle ones, and those with a request in progress."""
 
     def __init__(self) -> None:
         self.idle: deque[_Idle] = deque()
         self.busy: set[httpx.AsyncHTTPTransport] = set()
 
-    async def end(self, lane: httpx.AsyncHTTPTransport) -> None:
-        self.busy.discard(lane)
-        await lane.aclose()
+    async def discard(self, transport: httpx.AsyncHTTPTransport) -> None:
+        self.busy.discard(transport)
+        await transport.aclose()
 
     async def close(self) -> None:
         while self.idle:
-            await self.idle.pop().lane.aclose()
+            await self.idle.pop().transport.aclose()
 
     def transports(self) -> Iterator[Any]:
-        for lane in [*self.busy, *(one.lane for one in self.idle)]:
-            yield from http_transports(lane)
+        for transport in [*self.busy, *(each.transport for each in self.idle)]:
+            yield from http_transports(transport)
 
     def forget(self) -> None:
         self.idle.clear()
@@ -58,64 +58,65 @@ class _OnLoop:
 
 
 class ConnectionPool(httpx.AsyncBaseTransport):
-    """A connection for each request that is under way to one server; idle ones are used again, latest first.
+    """Connections to one server, one per request in progress. The idle one used last is reused first.
 
-    httpx's own pool looks at all its connections for every request: with a thousand calls waiting that was
-    17 ms of CPU a call. A lane is such a pool of one, so a call costs the same however many wait.
+    httpx's own pool scans all its connections for every request. With a thousand waiting calls, that took
+    17 ms of CPU per call. Here each connection is an httpx transport with a pool of one, so the cost of a
+    call does not depend on the number of waiting calls.
     """
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Reads the certificates of the system, which takes a tenth of a second."""
+        """Reads the certificates of the system, which takes 0.1 s: call it in a thread."""
         self._certificates = httpx.create_ssl_context()
         self._proxy = _proxy(httpx.URL(url))
         self._clock = clock
-        self._on_loops: PerLoop[_OnLoop] = PerLoop(_OnLoop)
+        self._on_loops: PerLoop[_LoopConnections] = PerLoop(_LoopConnections)
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        here = self._on_loops.here()
-        lane = here.idle.pop().lane if here.idle else self._open()
-        here.busy.add(lane)
+        connections = self._on_loops.here()
+        transport = connections.idle.pop().transport if connections.idle else self._open()
+        connections.busy.add(transport)
         try:
-            response = await lane.handle_async_request(request)
+            response = await transport.handle_async_request(request)
         except BaseException:
-            await here.end(lane)
+            await connections.discard(transport)
             raise
         assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _Reply(response.stream, lane, here, self)
+        response.stream = _PooledReply(response.stream, transport, connections, self)
         return response
 
     def _open(self) -> httpx.AsyncHTTPTransport:
         return httpx.AsyncHTTPTransport(verify=self._certificates, limits=_ONE, proxy=self._proxy)
 
-    async def release(self, lane: httpx.AsyncHTTPTransport, here: _OnLoop) -> None:
-        """Take a lane back that is no longer needed, and close those that nobody has needed for long."""
+    async def release(self, transport: httpx.AsyncHTTPTransport, connections: _LoopConnections) -> None:
+        """Make a connection idle again, and close connections that were idle for longer than `IDLE_S`."""
         if self._closed:
-            await here.end(lane)
+            await connections.discard(transport)
             return
         now = self._clock()
-        here.busy.discard(lane)
-        here.idle.append(_Idle(lane, now))
-        while len(here.idle) > MAX_IDLE or here.idle[0].since < now - IDLE_S:
-            await here.idle.popleft().lane.aclose()
+        connections.busy.discard(transport)
+        connections.idle.append(_Idle(transport, now))
+        while len(connections.idle) > MAX_IDLE or connections.idle[0].since < now - IDLE_S:
+            await connections.idle.popleft().transport.aclose()
 
     async def aclose(self) -> None:
-        """Close the idle lanes of this loop now, the others when their reply ends."""
+        """Close the idle connections of this loop now, and each other one when its reply ends."""
         self._closed = True
         await self._on_loops.close()
 
 
-class _Reply(httpx.AsyncByteStream):
-    """The bytes of a reply; once closed, its lane is free."""
+class _PooledReply(httpx.AsyncByteStream):
+    """The bytes of a reply. Closing it returns its connection to the pool."""
 
     def __init__(
         self,
         stream: httpx.AsyncByteStream,
-        lane: httpx.AsyncHTTPTransport,
-        here: _OnLoop,
-        lanes: ConnectionPool,
+        transport: httpx.AsyncHTTPTransport,
+        connections: _LoopConnections,
+        pool: ConnectionPool,
     ) -> None:
-        self._stream, self._lane, self._here, self._lanes = stream, lane, here, lanes
+        self._stream, self._transport, self._connections, self._pool = stream, transport, connections, pool
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for part in self._stream:
@@ -125,13 +126,14 @@ class _Reply(httpx.AsyncByteStream):
         try:
             await self._stream.aclose()
         except BaseException:
-            await self._here.end(self._lane)
+            await self._connections.discard(self._transport)
             raise
-        await self._lanes.release(self._lane, self._here)
+        await self._pool.release(self._transport, self._connections)
 
 
 def proxy_problem(url: str) -> tuple[str, str] | None:
-    """Why the proxy that the environment names for an address cannot be used, and a hint; None if it can."""
+    """Why the proxy that the environment sets for this URL cannot be used, and a hint. None: it can be used,
+    or there is no proxy."""
     variable, proxy = _proxy_variable(httpx.URL(url))
     remember_secrets_of_url(proxy)
     scheme = proxy.partition("://")[0].lower()
@@ -139,13 +141,13 @@ def proxy_problem(url: str) -> tuple[str, str] | None:
         return None
     if scheme not in ("http", "https", *SOCKS):
         return (
-            f"{variable} names a proxy with the unknown scheme {scheme!r}",
+            f"the proxy in {variable} has the unknown scheme {scheme!r}",
             f"known schemes: {PROXY_SCHEMES}",
         )
     if scheme in SOCKS and find_spec("socksio") is None:
         return (
-            f"{variable} names a {scheme}:// proxy, which needs a package that is not installed",
-            "pip install socksio, or name an http:// proxy, or add the model's host to NO_PROXY",
+            f"the {scheme}:// proxy in {variable} requires a package that is not installed",
+            "pip install socksio, or use an http:// proxy, or add the model's host to NO_PROXY",
         )
     try:
         has_host = bool(httpx.Proxy(proxy).url.host)
@@ -159,7 +161,10 @@ def _proxy(url: httpx.URL) -> str | None:
 
 
 def _proxy_variable(url: httpx.URL) -> tuple[str, str]:
-    """What HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name for this address: a variable, a proxy."""
+    """The name of the environment variable that sets a proxy for this URL, and the proxy; "" without one.
+
+    Reads HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+    """
     proxies = urllib.request.getproxies()
     kind = url.scheme if proxies.get(url.scheme) else "all"
     proxy = proxies.get(kind, "")

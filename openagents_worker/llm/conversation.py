@@ -1,15 +1,15 @@
-"""Conversations: the only place that makes messages such that every chat API accepts them.
+"""Conversations: the only place that repairs messages so that every chat API accepts them.
 
-What a model says has no rules: it invents names of tools, leaves ids out, writes arguments that are not JSON.
-What the next request may hold has rules, and a provider refuses the whole request for one message that breaks
-them. So messages are repaired before they are sent:
+A model may invent tool names, leave out call ids, and write arguments that are not JSON. A provider rejects a
+whole request if one of its messages breaks a rule. So messages are repaired before they are sent:
 
-- Every message has text, or tool calls. A message of a user without text says so; others without text go.
-- The name of a tool is 1 to 64 of a-z A-Z 0-9 _ -, its arguments are an object, its id occurs once.
-- The results of a message's calls follow it, one for each call; a result without its call goes.
+- Every message has text or tool calls. A user message without text gets `EMPTY_INPUT`. Other messages without
+  text are left out.
+- A tool name is 1 to 64 of a-z A-Z 0-9 _ -. Arguments are a JSON object. Each call id occurs once.
+- The results of a message's calls follow it, one for each call. A result without a call is left out.
 
-A repair depends on the messages before it and on the results of the calls it repairs, so a conversation that
-grows keeps its beginning byte for byte, and a provider's prompt cache finds it.
+A repair depends only on the messages before it and on the results of the repaired calls. So when a
+conversation grows, its repaired beginning stays the same byte for byte, and a provider's prompt cache hits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from openagents_worker.llm.base import LLMToolCall, Message
 
 __all__ = [
     "EMPTY_INPUT",
-    "CallIds",
+    "UniqueCallIds",
     "is_blank",
     "repaired",
     "tool_call",
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 EMPTY_INPUT = "(empty message)"
-"""What a model is shown in place of a user's message without text, which providers refuse."""
+"""Sent to the model instead of a user message without text, which providers reject."""
 UNNAMED_TOOL = "unnamed_tool"
 NO_RESULT = dumps({"error": "tool.no_result", "message": "the call has no result"})
 
@@ -44,17 +44,17 @@ _ILLEGAL = re.compile(r"[^a-zA-Z0-9_-]+")
 
 
 def is_blank(content: Any) -> bool:
-    """Whether a message's content says nothing: no text, white space, or no part."""
+    """Whether a message's content is empty: no text, only white space, or an empty list of parts."""
     return not content.strip() if isinstance(content, str) else not content
 
 
 def user_text(text: str) -> str:
-    """What a model is shown of a user's text."""
+    """The user's text as it is sent to a model: `EMPTY_INPUT` if it is blank."""
     return EMPTY_INPUT if is_blank(text) else text
 
 
 def tool_name(name: Any) -> str:
-    """The name as chat APIs accept it; the same for the same name.
+    """A tool name that chat APIs accept. Equal names give equal results.
 
     >>> tool_name("weather"), tool_name("get weather!"), tool_name(None)
     ('weather', 'get_weather', 'unnamed_tool')
@@ -66,28 +66,28 @@ def tool_name(name: Any) -> str:
     return _ILLEGAL.sub("_", name).strip("_")[:64] or UNNAMED_TOOL
 
 
-class CallIds:
-    """Ids of tool calls, each given once in a conversation."""
+class UniqueCallIds:
+    """Assigns ids to tool calls so that each id occurs once in a conversation."""
 
     def __init__(self, messages: Iterable[Message] = ()) -> None:
-        given = (call.get("id") for message in messages for call in _calls_of(message))
-        self._taken = {call_id for call_id in given if isinstance(call_id, str)}
+        used = (call.get("id") for message in messages for call in _calls_of(message))
+        self._taken = {call_id for call_id in used if isinstance(call_id, str)}
         self._numbers: dict[str, int] = {}
 
-    def take(self, wanted: Any, otherwise: str) -> str:
-        """The wanted id, `otherwise` where it is none, with a number behind it where it is taken."""
-        base = wanted if isinstance(wanted, str) and not is_blank(wanted) else otherwise
-        given, number = base, self._numbers.get(base, 1)
-        while given in self._taken:
+    def take(self, wanted: Any, default: str) -> str:
+        """The wanted id, or `default` if it is blank or not text. A number is appended if it is taken."""
+        base = wanted if isinstance(wanted, str) and not is_blank(wanted) else default
+        call_id, number = base, self._numbers.get(base, 1)
+        while call_id in self._taken:
             number += 1
-            given = f"{base}_{number}"
-        self._taken.add(given)
+            call_id = f"{base}_{number}"
+        self._taken.add(call_id)
         self._numbers[base] = number
-        return given
+        return call_id
 
 
-def usable_calls(calls: Sequence[LLMToolCall], ids: CallIds, step: int) -> list[LLMToolCall]:
-    """The calls of a reply with an id of their own each; one without gets one made of step and place."""
+def usable_calls(calls: Sequence[LLMToolCall], ids: UniqueCallIds, step: int) -> list[LLMToolCall]:
+    """The calls of a reply, each with a unique id. A call without an id gets `call_{step}_{index}`."""
     return [
         replace(call, id=ids.take(call.id, f"call_{step}_{place}"))
         for place, call in enumerate(calls, start=1)
@@ -98,21 +98,21 @@ def usable_calls(calls: Sequence[LLMToolCall], ids: CallIds, step: int) -> list[
 
 
 def repaired(messages: Sequence[Message]) -> list[Message]:
-    """The messages as every chat API accepts them; those that break no rule are the same objects.
+    """The messages in a form that every chat API accepts. Valid messages are returned as the same objects.
 
-    Roles that no API knows are left to the provider's own error: they are a pattern's mistake.
+    Unknown roles are not repaired: they are a mistake in a pattern, and the provider reports them.
     """
     return list(_repaired(messages))
 
 
 def _repaired(messages: Sequence[Message]) -> Iterator[Message]:
-    ids = CallIds()
+    ids = UniqueCallIds()
     for at, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if calls := _calls_of(message):
-            yield from _batch(message, calls, _results_after(messages, at), ids)
+            yield from _calls_with_results(message, calls, _results_after(messages, at), ids)
         elif role == "tool":
-            continue  # it went with its call, or it has none
+            continue  # already yielded with its call, or a result without a call
         elif not is_blank(content):
             yield message if "tool_calls" not in message else _without_calls(message)
         elif role == "user":
@@ -129,7 +129,7 @@ def _without_calls(message: Message) -> Message:
 
 
 def _results_after(messages: Sequence[Message], at: int) -> dict[str, deque[Message]]:
-    """The results between this message and the next one of the model, by the id of their call."""
+    """The tool results between this message and the next assistant message, by `repr` of their call id."""
     found: dict[str, deque[Message]] = defaultdict(deque)
     for place in range(at + 1, len(messages)):
         message = messages[place]
@@ -140,31 +140,32 @@ def _results_after(messages: Sequence[Message], at: int) -> dict[str, deque[Mess
     return found
 
 
-def _batch(
+def _calls_with_results(
     message: Message,
     calls: Sequence[Mapping[str, Any]],
     results: Mapping[str, deque[Message]],
-    ids: CallIds,
+    ids: UniqueCallIds,
 ) -> Iterator[Message]:
-    """A message with its calls, and a result for each of them."""
+    """An assistant message with repaired calls, followed by one result for each call."""
     sent, answers = [], []
     for place, call in enumerate(calls, start=1):
         call_id = ids.take(call.get("id"), f"call_{place}")
         waiting = results.get(repr(call.get("id")))
-        sent.append(_with_legal_parts(call, call_id))
+        sent.append(_repaired_call(call, call_id))
         answers.append(_result(waiting.popleft() if waiting else None, call_id, sent[-1]))
     yield message if sent == list(message["tool_calls"]) else {**message, "tool_calls": sent}
     yield from answers
 
 
-def _with_legal_parts(call: Mapping[str, Any], call_id: str) -> Mapping[str, Any]:
-    if isinstance(function := call.get("function"), Mapping):  # OpenAI's own form
+def _repaired_call(call: Mapping[str, Any], call_id: str) -> Mapping[str, Any]:
+    """The call with this id, a valid name and valid arguments."""
+    if isinstance(function := call.get("function"), Mapping):  # in OpenAI's wire format
         arguments = function.get("arguments")
-        legal = arguments if _is_object_text(arguments) else "{}"
+        valid = arguments if _is_object_text(arguments) else "{}"
         return {
             **call,
             "id": call_id,
-            "function": {**function, "name": tool_name(function.get("name")), "arguments": legal},
+            "function": {**function, "name": tool_name(function.get("name")), "arguments": valid},
         }
     arguments = call.get("arguments")
     return {
@@ -176,6 +177,7 @@ def _with_legal_parts(call: Mapping[str, Any], call_id: str) -> Mapping[str, Any
 
 
 def _result(result: Message | None, call_id: str, call: Mapping[str, Any]) -> Message:
+    """The result with the id and name of its repaired call; `NO_RESULT` if it is missing."""
     name = call["name"] if "name" in call else call["function"]["name"]
     if result is None:
         return {"role": "tool", "tool_call_id": call_id, "name": name, "content": NO_RESULT, "is_error": True}
@@ -191,8 +193,8 @@ def _is_object_text(text: Any) -> bool:
 
 
 def tool_call(call_id: str | None, name: Any, raw: Any) -> LLMToolCall:
-    """A tool call from its name and arguments as the model wrote them. A name that is not text is no name;
-    what is wrong with the arguments is `parse_error`."""
+    """Parse a tool call from the name and arguments that the model wrote. A name that is not text becomes "".
+    If the arguments cannot be parsed, `parse_error` says why."""
     name = whole_text(name) if isinstance(name, str) else ""
     if raw is None or (isinstance(raw, str) and raw.strip() in ("", "null")):  # a tool without parameters
         return LLMToolCall(name, {}, call_id)
@@ -204,11 +206,11 @@ def tool_call(call_id: str | None, name: Any, raw: Any) -> LLMToolCall:
         if isinstance(arguments, dict):
             return LLMToolCall(name, arguments, call_id)
         problem = f"the arguments are a JSON {type(arguments).__name__}, not an object"
-    return LLMToolCall(name, {}, call_id, raw_arguments=_shown(raw), parse_error=problem)
+    return LLMToolCall(name, {}, call_id, raw_arguments=_raw_text(raw), parse_error=problem)
 
 
-def _shown(raw: Any) -> str:
-    """Arguments that cannot be used, for whoever looks."""
+def _raw_text(raw: Any) -> str:
+    """Invalid arguments as text, for people who inspect the call."""
     try:
         return whole_text(raw) if isinstance(raw, str) else dumps(replaced(raw))
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Failures of a provider: the only place that turns its HTTP errors into ours."""
+"""Provider failures: the only place that converts a provider's HTTP errors to errors of this library."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _TOO_LONG = re.compile(
     r"|reduce the length|input token count|maximum model length|answered 413",
     re.IGNORECASE,
 )
-"""How providers say that a request does not fit into the model's context; few have a code for it."""
+"""Error messages of providers for a request that exceeds the model's context; few send a code for it."""
 MAX_MESSAGE_CHARS = 500  # some servers and most proxies send a page of HTML
 
-# Words in the code or type of an error inside a 200 reply; what none of them names is the server's fault.
+# Words in the code or type of an error inside a 200 reply. Any other error counts as a server error (500).
 _STATUS_BY_WORD = {
     "rate_limit": 429,
     "invalid_api_key": 401,
@@ -64,18 +64,18 @@ def failure(
     key_env: str,
     secrets: Iterable[str],
 ) -> LLMError:
-    """The error a provider's reply stands for; its message is bounded and holds none of the secrets.
+    """The exception for a provider's error reply. Its message is limited in length and contains no secrets.
 
-    `status` None means that the error came inside a reply that had begun well. 429 is a rate limit, unless
-    the account has nothing left to spend; a server error that names a time to come back is one too.
+    `status` None means that the error arrived inside a reply with status 200. A 429 is a rate limit, unless
+    the account's quota is used up. A server error with Retry-After is a rate limit too.
     """
     details = _details(body)
     status = status or _implied_status(details)
     label = f" ({details.label})" if details.label else ""
     message = presentable(f"{provider} answered {status}{label}: {details.message}", secrets)
     after_ms = retry_after_ms(headers)
-    if "insufficient_quota" in (details.code, details.kind):  # a 429 that no waiting ends
-        return LLMResponseError(message, hint="the provider's account has nothing left to spend")
+    if "insufficient_quota" in (details.code, details.kind):  # a 429 for which a retry is useless
+        return LLMResponseError(message, hint="the quota of the provider's account is used up")
     if status == 429:
         return LLMRateLimitError(message, retry_after_ms=after_ms)
     if status == 408 or status >= 500:
@@ -88,20 +88,20 @@ def failure(
 
 
 def is_too_long(error: LLMError) -> bool:
-    """Whether the request was refused because it does not fit into the model's context."""
+    """Whether the provider refused the request because it exceeds the model's context."""
     return isinstance(error, LLMResponseError) and _TOO_LONG.search(error.message) is not None
 
 
 def presentable(text: str, secrets: Iterable[str]) -> str:
-    """The text without secrets and not longer than a message should be."""
+    """The text with secrets masked, cut to `MAX_MESSAGE_CHARS`."""
     for secret in secrets:
         text = text.replace(secret, MASK)
-    text = safe_message(text, MAX_MESSAGE_CHARS + 1)  # before the cut, which could leave half of a secret
+    text = safe_message(text, MAX_MESSAGE_CHARS + 1)  # mask before the cut, which could split a secret
     return text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 1] + "…"
 
 
 def _details(body: Any) -> _Details:
-    """Message, code and type; OpenAI wraps them in `error`, others use parts of that or none."""
+    """Message, code and type of an error. OpenAI wraps them in `error`; others use only parts of that."""
     if isinstance(body, list) and body:  # Gemini's compatible endpoint
         body = body[0]
     error = body.get("error") or body if isinstance(body, dict) else body
@@ -116,11 +116,11 @@ def _shown(body: Any) -> str:
     try:
         return dumps(replaced(body))
     except (TypeError, ValueError):
-        return "a reply that cannot be shown"
+        return "the reply cannot be shown"
 
 
 def _implied_status(details: _Details) -> int:
-    if _STATUS.fullmatch(details.code):  # OpenRouter puts the status there
+    if _STATUS.fullmatch(details.code):  # OpenRouter sends the status as the code
         return int(details.code)
     words = f"{details.code} {details.kind}".lower()
     return next((status for word, status in _STATUS_BY_WORD.items() if word in words), 500)

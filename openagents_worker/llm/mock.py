@@ -1,4 +1,4 @@
-"""The mock provider: a model that echoes, for trying out an agents file without a provider's account."""
+"""The mock provider: a model that echoes its input, to try an agents file without a provider's account."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DIRECTIVE = re.compile(r"/tool\s+(\S+)\s*(.*)", re.DOTALL)
 
 
 class MockClient(ModelClient):
-    """Echoes the last user message; `/tool ID QUERY` calls that tool, and its result is answered in words."""
+    """Echoes the last user message. `/tool ID QUERY` calls that tool, and its result becomes the answer."""
 
     def __init__(self, options: LLMOptions) -> None:
         self.provider_name = "mock"
@@ -29,12 +29,12 @@ class MockClient(ModelClient):
         if request.on_delta is not None:
             for word in words(text):
                 await request.on_delta(word)
-        said = text + "".join(dumps(dict(call.arguments)) for call in calls)
+        reply_text = text + "".join(dumps(dict(call.arguments)) for call in calls)
         name = request.model or self.model_id
         return LLMResponse(
             output_text=text,
             tool_calls=calls,
-            usage=price(name, estimate_usage(request.messages, said), self._pricing),
+            usage=price(name, estimate_usage(request.messages, reply_text), self._pricing),
             stop_reason="tool_calls" if calls else "stop",
             model=name,
             provider=self.provider_name,
@@ -44,18 +44,18 @@ class MockClient(ModelClient):
         return estimate_tokens(text)
 
     async def aclose(self) -> None:
-        """Nothing to close."""
+        """There is nothing to close."""
 
 
 def _answer(messages: Sequence[Message]) -> tuple[str, tuple[LLMToolCall, ...]]:
-    """Text or tool calls. A tool's result is answered; only a user's message can ask for a tool."""
+    """The text or the tool calls of the reply. Only a user message can request a tool."""
     last = messages[-1] if messages else {}
     if last.get("role") == "tool":
         return f"Tool {last.get('name') or last.get('tool_call_id')} said: {last.get('content')}", ()
-    asked = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "user"), None)
-    text = str(messages[asked].get("content") or "") if asked is not None else ""
+    last_user = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "user"), None)
+    text = str(messages[last_user].get("content") or "") if last_user is not None else ""
     if directive := _DIRECTIVE.fullmatch(text.strip()):
         tool_id, query = directive.groups()
         return "", (LLMToolCall(tool_id, {"query": query}, f"call_{len(messages)}"),)
-    history = sum(message["role"] != "system" for message in messages[: asked or 0])
+    history = sum(message["role"] != "system" for message in messages[: last_user or 0])
     return f"Echo: {text} (history={history})", ()

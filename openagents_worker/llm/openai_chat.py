@@ -1,7 +1,7 @@
-"""OpenAI's chat completions: the only place that knows their field names.
+"""OpenAI's chat completions: the only place that reads and writes their JSON.
 
-The reference is https://platform.openai.com/docs/api-reference/chat; vLLM, Ollama and most gateways speak it,
-too, with differences that are met here.
+The reference is https://platform.openai.com/docs/api-reference/chat. vLLM, Ollama and most gateways implement
+this API too; this module handles their deviations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from openagents_worker.agents import LLMOptions
 from openagents_worker.errors import LLMResponseError
 from openagents_worker.http_replies import ReplyTooLarge
 from openagents_worker.jsontext import dumps, replaced, whole_text
-from openagents_worker.llm.base import LLMResponse, LLMToolCall, LLMUsage, Message, ModelRequest, count
+from openagents_worker.llm.base import LLMResponse, LLMToolCall, LLMUsage, Message, ModelRequest, token_count
 from openagents_worker.llm.conversation import is_blank, repaired, tool_call
 from openagents_worker.llm.http import Endpoint, HttpModelClient
 from openagents_worker.llm.openai_options import OpenAIRequestOptions
@@ -31,7 +31,7 @@ class OpenAICompatibleClient(HttpModelClient):
     """A model behind `POST {api_base}/chat/completions`: OpenAI itself, vLLM, Ollama, gateways."""
 
     def __init__(self, options: LLMOptions, *, api_key: str | None, **more: Any) -> None:
-        """Raises `PluginConfigError` for options that cannot work. `more`: see `HttpModelClient`."""
+        """Raises `PluginConfigError` for invalid options. `more`: the arguments of `HttpModelClient`."""
         checked = OpenAIRequestOptions.checked(options, api_key)
         endpoint = Endpoint(
             provider="openai_compatible",
@@ -55,16 +55,16 @@ class ChatCompletions:
         self._extras = extras
 
     def body(self, request: ModelRequest, model: str) -> dict[str, Any]:
-        """The body of the request to this model."""
+        """The body of the request, for this model."""
         tools, streaming = request.tools, request.on_delta is not None
-        of_tools = {"tools": tools, "tool_choice": request.tool_choice}
+        tool_fields = {"tools": tools, "tool_choice": request.tool_choice}
         body = {
             "model": model,
             "messages": messages_to_wire(request.messages),
             "response_format": request.response_format,
             **self._sampling(model, request.temperature, request.max_tokens),
             **self._extras,
-            **(of_tools if tools else {"parallel_tool_calls": None}),
+            **(tool_fields if tools else {"parallel_tool_calls": None}),
             **({"stream": True, "stream_options": {"include_usage": True}} if streaming else {}),
         }
         return {name: value for name, value in body.items() if value is not None}
@@ -72,25 +72,28 @@ class ChatCompletions:
     def _sampling(self, model: str, temperature: float | None, max_tokens: int | None) -> dict[str, Any]:
         temperature = self._options.temperature if temperature is None else temperature
         max_tokens = self._options.max_tokens if max_tokens is None else max_tokens
-        said = self._options.reasoning_model
-        if _REASONING.match(model) is not None if said is None else said:
-            return {"max_completion_tokens": max_tokens}  # they refuse the two older parameters
+        is_reasoning = self._options.reasoning_model
+        if is_reasoning is None:
+            is_reasoning = _REASONING.match(model) is not None
+        if is_reasoning:
+            return {"max_completion_tokens": max_tokens}  # reasoning models reject the two older parameters
         return {"temperature": temperature, "max_tokens": max_tokens}
 
     def reply(self, body: Any, *, provider: str) -> LLMResponse:
-        """The reply from a whole body. Raises `LLMResponseError` where the body is not a chat completion."""
+        """Parse a complete body. Raises `LLMResponseError` if it is not a chat completion."""
         return reply_from_wire(body, provider=provider)
 
     def stream(self, *, max_chars: int) -> StreamedReply:
-        """What puts a stream's chunks together into the body of a whole reply."""
+        """A reader that assembles the chunks of one stream; see `StreamedReply`."""
         return StreamedReply(max_chars=max_chars)
 
 
-# --- what is sent ----------------------------------------------------------------------------------------
+# --- requests --------------------------------------------------------------------------------------------
 
 
 def messages_to_wire(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Neutral messages as OpenAI's, repaired. `is_error` has no place there: the message's text says it."""
+    """Convert neutral messages to OpenAI's format, repaired. OpenAI has no field for `is_error`: the text of
+    the message describes the error."""
     return [_message_to_wire(message) for message in repaired(messages)]
 
 
@@ -106,57 +109,57 @@ def _message_to_wire(message: Message) -> dict[str, Any]:
 
 
 def _call_to_wire(call: Mapping[str, Any]) -> dict[str, Any]:
-    if "function" in call:  # written in OpenAI's own form by a pattern that knows only this provider
+    if "function" in call:  # already in OpenAI's format: the pattern was written for this provider
         return dict(call)
     function = {"name": call["name"], "arguments": dumps(call.get("arguments") or {})}
     return {"id": call.get("id"), "type": "function", "function": function}
 
 
-# --- what comes back -------------------------------------------------------------------------------------
+# --- replies ---------------------------------------------------------------------------------------------
 
 
 def reply_from_wire(body: Any, *, provider: str) -> LLMResponse:
-    """A whole reply from the body of a plain request. Raises `LLMResponseError` when it is none."""
+    """Parse a reply that was not streamed. Raises `LLMResponseError` if it is not a chat completion."""
     try:
         choice = body["choices"][0]
         message = choice["message"]
         text = _text(message.get("content")) or _text(message.get("refusal"))
         calls = [
-            _call_from_wire(call, f"{_word(body.get('id')) or 'call'}_{index}")
+            _call_from_wire(call, f"{_id_or_name(body.get('id')) or 'call'}_{index}")
             for index, call in enumerate(message.get("tool_calls") or ())
         ]
         reply = LLMResponse(
             output_text=text,
             tool_calls=tuple(calls),
             usage=_usage(body.get("usage")),
-            stop_reason=_word(choice.get("finish_reason")),
-            model=_word(body.get("model")),
+            stop_reason=_id_or_name(choice.get("finish_reason")),
+            model=_id_or_name(body.get("model")),
             provider=provider,
-            response_id=_word(body.get("id")),
+            response_id=_id_or_name(body.get("id")),
         )
-    except Exception as error:  # whatever a value of the wrong kind raises, also OverflowError
+    except Exception as error:  # a value of the wrong type can raise anything, for example OverflowError
         raise LLMResponseError(f"{provider}: the reply is not a chat completion ({error!r})"[:500]) from error
     if reply.stop_reason == "content_filter" and not text and not calls:
-        raise LLMResponseError(f"{provider}: the reply was withheld (content_filter)")
+        raise LLMResponseError(f"{provider}: the provider's filter blocked the reply (content_filter)")
     return reply
 
 
-def _call_from_wire(call: Any, otherwise: str) -> LLMToolCall:
-    """A call with the id `otherwise` where it has none. One that is not a call has no name."""
+def _call_from_wire(call: Any, default_id: str) -> LLMToolCall:
+    """A tool call; it gets `default_id` if it has no id. A value that is not a call has the name ""."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
-        return LLMToolCall("", {}, otherwise, parse_error="the call has no function")
+        return LLMToolCall("", {}, default_id, parse_error="the call has no function")
     call_id = call.get("id")
     usable = isinstance(call_id, str) and not is_blank(call_id)
     return tool_call(
-        whole_text(call_id) if usable else otherwise, function.get("name"), function.get("arguments")
+        whole_text(call_id) if usable else default_id, function.get("name"), function.get("arguments")
     )
 
 
-def _word(said: Any) -> str | None:
-    """An id or a name; some servers send a number, and what is neither names nothing."""
-    is_number = isinstance(said, int) and not isinstance(said, bool)
-    return whole_text(said) if isinstance(said, str) else str(replaced(said)) if is_number else None
+def _id_or_name(value: Any) -> str | None:
+    """An id or a name as text. Some servers send a number. None: the value is neither text nor a number."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return whole_text(value) if isinstance(value, str) else str(replaced(value)) if is_number else None
 
 
 def _text(content: Any) -> str:
@@ -170,19 +173,21 @@ def _text(content: Any) -> str:
 def _usage(usage: Mapping[str, Any] | None) -> LLMUsage | None:
     if not usage:
         return None
-    asked, answered = count(usage.get("prompt_tokens")), count(usage.get("completion_tokens"))
-    cached = count((usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
-    total = count(usage.get("total_tokens")) or asked + answered
-    return LLMUsage(asked, answered, total, {"cached_tokens": cached} if cached else {})
+    input_tokens = token_count(usage.get("prompt_tokens"))
+    output_tokens = token_count(usage.get("completion_tokens"))
+    cached = token_count((usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
+    total = token_count(usage.get("total_tokens")) or input_tokens + output_tokens
+    return LLMUsage(input_tokens, output_tokens, total, {"cached_tokens": cached} if cached else {})
 
 
-PIECE_CHARS = 16  # what a piece weighs besides its text, so that a reply of very small ones is bounded, too
-CALL_CHARS = 200  # and a tool call without arguments
+# Sizes that count beside the text, so that many tiny pieces or calls reach the limit too.
+CHARS_PER_PIECE = 16
+CHARS_PER_CALL = 200
 
 
 @dataclass(slots=True)
 class _StreamedCall:
-    """A tool call as far as it has come."""
+    """A tool call, as received so far."""
 
     id: Any = None
     name: Any = None
@@ -190,29 +195,32 @@ class _StreamedCall:
 
 
 class StreamedReply:
-    """A reply that comes in chunks, put together into the body a plain request would have got."""
+    """Assembles the chunks of a streamed reply into the body of a reply that is not streamed."""
 
     def __init__(self, *, max_chars: int | None = None) -> None:
-        """A reply that is put together to more characters raises `ReplyTooLarge`. None: no limit."""
+        """`add` raises `ReplyTooLarge` once the reply exceeds `max_chars`. None: no limit."""
         self._head: dict[str, Any] = {}
         self._pieces: list[str] = []
         self._calls: dict[Any, _StreamedCall] = {}
         self._finish_reason: str | None = None
         self._usage: Mapping[str, Any] | None = None
-        self._max, self._chars = max_chars, 0
+        self._max_chars, self._chars = max_chars, 0
 
     @property
     def begun(self) -> bool:
-        """Whether the model has said anything yet."""
+        """Whether any text or tool call has arrived."""
         return bool(self._pieces or self._calls)
 
     @property
     def finished(self) -> bool:
-        """Whether the model said that it is done; without that the reply is a torn one."""
+        """Whether the finish reason has arrived. A stream that ends before it is incomplete."""
         return self._finish_reason is not None
 
     def add(self, chunk: Mapping[str, Any]) -> str:
-        """Take in one chunk; returns its piece of text. Raises `LLMResponseError` when it is no chunk."""
+        """Add one chunk and return its text.
+
+        Raises `LLMResponseError` if it is not a valid chunk, and `ReplyTooLarge`.
+        """
         try:
             self._head |= {name: chunk[name] for name in ("id", "model") if chunk.get(name)}
             self._usage = chunk.get("usage") or self._usage
@@ -231,7 +239,7 @@ class StreamedReply:
         piece = _text(delta.get("content")) or _text(delta.get("refusal"))
         if piece:
             self._pieces.append(piece)
-            self._grow(len(piece))
+            self._add_size(len(piece))
         return piece
 
     def _add_fragment(self, fragment: Mapping[str, Any]) -> None:
@@ -240,22 +248,22 @@ class StreamedReply:
         call = self._calls.get(slot)
         if call is None:
             call = self._calls[slot] = _StreamedCall()
-            self._grow(CALL_CHARS)
+            self._add_size(CHARS_PER_CALL)
         call.id = call.id or fragment.get("id")
         call.name = call.name or function.get("name")
         arguments = function.get("arguments") or ""
         text = arguments if isinstance(arguments, str) else dumps(replaced(arguments))
         if text:
             call.arguments.append(text)
-            self._grow(len(text))
+            self._add_size(len(text))
 
-    def _grow(self, chars: int) -> None:
-        self._chars += chars + PIECE_CHARS
-        if self._max is not None and self._chars > self._max:
-            raise ReplyTooLarge(f"the reply has more than {self._max} bytes")
+    def _add_size(self, chars: int) -> None:
+        self._chars += chars + CHARS_PER_PIECE
+        if self._max_chars is not None and self._chars > self._max_chars:
+            raise ReplyTooLarge(f"the reply has more than {self._max_chars} bytes")
 
     def _slot(self, fragment: Mapping[str, Any]) -> Any:
-        """Which call a fragment belongs to. Some servers send no index: a new id opens a new call."""
+        """The call that a fragment belongs to. Some servers send no index; there, a new id starts a call."""
         if fragment.get("index") is not None:
             return fragment["index"]
         last = next(reversed(self._calls), 0)
@@ -264,7 +272,7 @@ class StreamedReply:
         return f"call {len(self._calls)}" if is_new else last
 
     def body(self) -> dict[str, Any]:
-        """The reply so far as the body of a plain request."""
+        """The reply so far, in the shape of a reply that is not streamed."""
         calls = [
             {"id": call.id, "function": {"name": call.name, "arguments": "".join(call.arguments)}}
             for call in self._calls.values()

@@ -1,4 +1,4 @@
-"""Options of `openai_compatible`. The only place that makes addresses and headers of what the file says."""
+"""Options of `openai_compatible`: the only place that builds its URLs and headers from the agents file."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pydantic import Field
 
 from openagents_worker.agents import LLMOptions
 from openagents_worker.agents.problems import ConfigProblem
-from openagents_worker.llm.options import ProviderOptions, extras_of, refuse
+from openagents_worker.llm.options import ProviderOptions, raise_for_problems, read_extras
 from openagents_worker.secret_forms import remember_secret, remember_secrets_of_url
 from openagents_worker.secret_names import is_secrets_name
 
 __all__ = ["OpenAIExtras", "OpenAIRequestOptions"]
 
-SHORTEST_SECRET = 8  # characters; a shorter word of a header is no key
+SHORTEST_SECRET = 8  # characters; a shorter word in a header is not a key
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
-_EXAMPLE = "the address before /chat/completions, for example https://api.openai.com/v1"
+_EXAMPLE = "the URL before /chat/completions, for example https://api.openai.com/v1"
 
 
 class OpenAIExtras(ProviderOptions):
-    """The options that only this provider knows; they go into the request as they are."""
+    """The options that only this provider has. They are sent in the request body unchanged."""
 
     seed: int | None = Field(default=None, description="Seed of the sampling. null: none.")
     top_p: float | None = Field(
@@ -43,21 +43,22 @@ class OpenAIExtras(ProviderOptions):
 
 @dataclass(frozen=True, slots=True)
 class OpenAIRequestOptions:
-    """What every request of a client has in common."""
+    """URLs, headers and body fields that all requests of a client share."""
 
     url: str
     stream_url: str
     headers: dict[str, str]
     extras: dict[str, Any]
     secrets: list[str]
-    """What no message may show: the key, and every word of the extra headers that is long enough for one."""
+    """Strings that no error message may contain: the key, and each word in the extra headers with at least
+    `SHORTEST_SECRET` characters."""
 
     @classmethod
     def checked(cls, options: LLMOptions, api_key: str | None) -> Self:
-        """Raises `PluginConfigError` that tells of everything that cannot work."""
-        extras, problems = extras_of(options, OpenAIExtras)
-        problems += [*_problems_of_address(options), *_problems_of_headers(options, api_key)]
-        refuse(problems)
+        """Check the options of an agent. Raises `PluginConfigError` that lists every problem."""
+        extras, problems = read_extras(options, OpenAIExtras)
+        problems += [*_url_problems(options), *_header_problems(options, api_key)]
+        raise_for_problems(problems)
         url, stream_url = _endpoints(options)
         headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
         headers |= {"authorization": f"Bearer {api_key}"} if api_key else {}
@@ -74,45 +75,47 @@ class OpenAIRequestOptions:
 
 
 def _endpoints(options: LLMOptions) -> tuple[str, str]:
-    """The addresses for plain and for streamed replies."""
+    """The URLs for complete and for streamed replies."""
     base = (options.api_base or "").rstrip("/")
     plain = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
     streamed = options.stream_endpoint or plain
     return plain, streamed if "://" in streamed else f"{base}/{streamed.lstrip('/')}"
 
 
-def _problems_of_address(options: LLMOptions) -> Iterator[ConfigProblem]:
+def _url_problems(options: LLMOptions) -> Iterator[ConfigProblem]:
     base = (options.api_base or "").rstrip("/")
-    responses = "openai_compatible speaks chat completions, not the responses API"
+    responses = "openai_compatible uses the chat completions API, not the responses API"
     if options.openai_api_style == "responses":
         yield ConfigProblem(("openai_api_style",), responses, 'set it to "chat_completions"')
     if not base:
         yield ConfigProblem(("api_base",), "missing", _EXAMPLE)
-    elif not _is_http(base):
-        yield ConfigProblem(("api_base",), "not an http(s) address", _EXAMPLE)
+    elif not _is_http_url(base):
+        yield ConfigProblem(("api_base",), "not an http(s) URL", _EXAMPLE)
     elif base.endswith("/responses"):
         yield ConfigProblem(("api_base",), responses, _EXAMPLE)
-    elif not _is_http(_endpoints(options)[1]):
+    elif not _is_http_url(_endpoints(options)[1]):
         yield ConfigProblem(
-            ("stream_endpoint",), "not an http(s) address", "a whole one, or a path below api_base"
+            ("stream_endpoint",), "not an http(s) URL", "a full URL, or a path below api_base"
         )
 
 
-def _is_http(address: str) -> bool:
+def _is_http_url(text: str) -> bool:
     try:
-        url = httpx.URL(address)
+        url = httpx.URL(text)
     except httpx.InvalidURL:
         return False
     return url.scheme in ("http", "https") and bool(url.host)
 
 
-def _problems_of_headers(options: LLMOptions, api_key: str | None) -> Iterator[ConfigProblem]:
-    """httpx would find them with the first request, and quote the value in its error."""
+def _header_problems(options: LLMOptions, api_key: str | None) -> Iterator[ConfigProblem]:
+    """Invalid headers. httpx would report them only at the first request, and would show their values."""
     if api_key and not _HEADER_VALUE.fullmatch(api_key):
-        hint = "a line end at its end is the usual reason"
-        yield ConfigProblem(("api_key_env",), "the key has characters that an HTTP header cannot carry", hint)
+        hint = "the usual reason is a newline at its end"
+        problem = "the key has characters that are not allowed in an HTTP header"
+        yield ConfigProblem(("api_key_env",), problem, hint)
     for name, value in options.extra_headers.items():
         if not _HEADER_NAME.fullmatch(name):
-            yield ConfigProblem(("extra_headers", name), "not a name of an HTTP header")
+            yield ConfigProblem(("extra_headers", name), "not a valid name of an HTTP header")
         elif not _HEADER_VALUE.fullmatch(value):
-            yield ConfigProblem(("extra_headers", name), "has characters that an HTTP header cannot carry")
+            problem = "the value has characters that are not allowed in an HTTP header"
+            yield ConfigProblem(("extra_headers", name), problem)

@@ -1,4 +1,4 @@
-"""Providers by name: the only place that knows every model client."""
+"""Providers by name: the only place that creates model clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openagents_worker.llm.connection_pool import proxy_problem
 from openagents_worker.llm.mock import MockClient
 from openagents_worker.llm.openai_chat import OpenAICompatibleClient
 from openagents_worker.llm.openai_options import OpenAIExtras
-from openagents_worker.llm.options import ProviderOptions, refuse, refuse_extras
+from openagents_worker.llm.options import ProviderOptions, raise_for_problems, reject_extras
 from openagents_worker.llm.scripted import ScriptedClient
 
 __all__ = ["EXTRAS", "PROVIDERS", "make_client"]
@@ -24,25 +24,25 @@ OPENAI_KEY = "OPENAI_API_KEY"
 
 
 def make_client(options: LLMOptions, *, env: Mapping[str, str]) -> LLMClient:
-    """The client of an agent's model; `env` is where keys are found. It opens no connection.
+    """Create the client of an agent's model. Keys are read from `env`. No connection is opened.
 
-    Raises `PluginLoadError` for an unknown provider, and `PluginConfigError` that tells of all options it
-    cannot use, a key that is not there and a proxy that cannot be used.
+    Raises `PluginLoadError` for an unknown provider. Raises `PluginConfigError` that lists every invalid
+    option, a missing key and an unusable proxy.
     """
     make = PROVIDERS.get(options.provider)
     if make is None:
         hint = did_you_mean(options.provider, sorted(PROVIDERS), "known providers")
-        raise PluginLoadError(f"no model provider is named {options.provider!r}", hint=hint)
+        raise PluginLoadError(f"unknown model provider {options.provider!r}", hint=hint)
     return make(options, env)
 
 
 def _mock(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
-    refuse_extras(options)
+    reject_extras(options)
     return MockClient(options)
 
 
 def _scripted(options: LLMOptions, env: Mapping[str, str]) -> LLMClient:
-    refuse_extras(options)
+    reject_extras(options)
     return ScriptedClient(options)
 
 
@@ -50,22 +50,23 @@ def _openai_compatible(options: LLMOptions, env: Mapping[str, str]) -> LLMClient
     base = options.api_base or env.get("OPENAI_BASE_URL") or OPENAI_BASE_URL
     options = options.model_copy(update={"api_base": base})
     key = env.get(options.api_key_env or OPENAI_KEY)
-    around = [*_problems_of_key(options, key), *_problems_of_proxy(base)]
+    environment_problems = [*_key_problems(options, key), *_proxy_problems(base)]
     try:
         client = OpenAICompatibleClient(options, api_key=key)
     except PluginConfigError as error:
-        refuse([*around, *error.problems])
+        raise_for_problems([*environment_problems, *error.problems])
         raise
-    refuse(around)
+    raise_for_problems(environment_problems)
     return client
 
 
-def _problems_of_key(options: LLMOptions, key: str | None) -> Iterator[ConfigProblem]:
-    """A server of one's own may need no key; OpenAI does, unless a header of one's own carries it."""
+def _key_problems(options: LLMOptions, key: str | None) -> Iterator[ConfigProblem]:
+    """A missing key. It is required if `api_key_env` is set, and for OpenAI unless an Authorization header is
+    configured. Other servers may need no key."""
     name = options.api_key_env or OPENAI_KEY
-    has_own = any(header.lower() == "authorization" for header in options.extra_headers)
-    is_needed = options.api_key_env or (_is_openai(options.api_base or "") and not has_own)
-    if is_needed and not key:
+    has_own_header = any(header.lower() == "authorization" for header in options.extra_headers)
+    is_required = options.api_key_env or (_is_openai(options.api_base or "") and not has_own_header)
+    if is_required and not key:
         hint = f"set {name} in the worker's environment and restart the worker"
         yield ConfigProblem(("api_key_env",), f"the environment variable {name} is not set", hint)
 
@@ -77,10 +78,10 @@ def _is_openai(base: str) -> bool:
         return False
 
 
-def _problems_of_proxy(base: str) -> Iterator[ConfigProblem]:
+def _proxy_problems(base: str) -> Iterator[ConfigProblem]:
     try:
         found = proxy_problem(base)
-    except httpx.InvalidURL:  # the address itself is a problem of its own
+    except httpx.InvalidURL:  # `openai_options` reports the invalid URL
         return
     if found is not None:
         yield ConfigProblem(("api_base",), f"it cannot be reached: {found[0]}", found[1])
@@ -96,4 +97,4 @@ EXTRAS: dict[str, type[ProviderOptions]] = {
     "openai_compatible": OpenAIExtras,
     "scripted": ProviderOptions,
 }
-"""The options under `llm` that only one provider knows."""
+"""The options under `llm` that only one provider has, by provider."""

@@ -1,6 +1,6 @@
-"""Retries at the boundary: the only place that decides whether a failed request is sent again at once.
+"""Retries inside one model call: the only place that decides whether a failed request is sent again at once.
 
-What is not repeated here reaches the run, which suspends and holds no worker while it waits.
+An error that is not retried here reaches the run. The run is then suspended and uses no worker slot.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from openagents_worker.errors import LLMError, LLMRateLimitError
 from openagents_worker.llm.base import current_call
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["pause_ms", "tell_retry"]
+__all__ = ["pause_ms", "emit_retry"]
 
 log = get_logger(__name__)
 
@@ -21,11 +21,12 @@ log = get_logger(__name__)
 def pause_ms(
     options: LLMRetryOptions, error: LLMError, *, tries: int, spent_ms: float, random: Callable[[], float]
 ) -> float | None:
-    """Milliseconds to wait before the next try, or None: leave it to the run.
+    """Milliseconds to wait before the next try. None: do not retry here, raise the error to the run.
 
-    Exponential back-off with full jitter: a random share of `initial * multiplier^(tries-1)`, capped. The
-    time the provider asked for is a floor under the result, not an input of the jitter. A floor of more than
-    twice the cap, or a pause that ends after the total budget, is not waited for.
+    Exponential back-off with full jitter: a random share of `initial * multiplier^(tries-1)`, up to
+    `max_backoff_ms`. The provider's Retry-After is the minimum of the result; it is not jittered. The result
+    is None if that minimum is more than twice `max_backoff_ms`, or if the pause would end after
+    `total_budget_ms`.
     """
     if not error.retryable or tries >= options.max_attempts:
         return None
@@ -39,15 +40,15 @@ def pause_ms(
     return pause
 
 
-def tell_retry(error: LLMError, *, model: str, delay_ms: float, attempt: int) -> None:
-    """Tell the run's watchers and the log when the model is asked again. `attempt` counts from 1."""
+def emit_retry(error: LLMError, *, model: str, delay_ms: float, attempt: int) -> None:
+    """Emit `llm.retrying` to the run's events and to the log. `attempt` counts from 1."""
     call = current_call.get()
-    said: dict[str, Any] = {
+    payload: dict[str, Any] = {
         "code": error.code,
         "delay_ms": round(delay_ms),
         "attempt": attempt,
         "model": model,
     }
-    log.warning("llm.retrying", run_id=call.run_id if call else None, **said, error=error.message)
-    if call is not None and call.tell is not None:
-        call.tell("llm.retrying", {**said, "error": error.message, "call": call.call_key})
+    log.warning("llm.retrying", run_id=call.run_id if call else None, **payload, error=error.message)
+    if call is not None and call.emit is not None:
+        call.emit("llm.retrying", {**payload, "error": error.message, "call": call.call_key})

@@ -1,4 +1,4 @@
-"""Scripts: the only place that reads what a scripted model is to say, and when it is to fail."""
+"""Reply scripts: the only place that parses a scripted model's replies and faults."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ __all__ = [
 ]
 
 
-class _Part(BaseModel):
+class _ScriptModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ScriptedUsage(_Part):
-    """What the reply is said to have used; None: estimated from the texts."""
+class ScriptedUsage(_ScriptModel):
+    """The token counts of a reply. None: estimated from the texts."""
 
     input_tokens: int | None = Field(default=None, ge=0)
     output_tokens: int | None = Field(default=None, ge=0)
     cached_tokens: int = Field(default=0, ge=0)
 
 
-class ScriptedCall(_Part):
-    """A tool call. `arguments` as text is what the model wrote, so that it may be no JSON; without `id` it
-    gets one. Models also leave the name or the id empty, and write arguments that are not an object."""
+class ScriptedCall(_ScriptModel):
+    """A tool call. `arguments` as text is sent as it is and need not be JSON. Without an `id`, one is
+    assigned. To imitate a model's mistakes, the name or the id may be empty and the arguments may be any
+    JSON value."""
 
     name: str | None
     arguments: JsonValue = Field(default_factory=dict)
     id: str | None = None
 
 
-class ScriptedReply(_Part):
+class ScriptedReply(_ScriptModel):
     """One reply: text, tool calls or both."""
 
     text: str = ""
@@ -53,8 +54,8 @@ class ScriptedReply(_Part):
     latency_ms: int | None = Field(default=None, ge=0)
 
 
-class ScriptedFault(_Part):
-    """A failure that the first `times` tries of the call meet whose reply follows in the script."""
+class ScriptedFault(_ScriptModel):
+    """A failure of the first `times` tries of a call. The next reply in the script belongs to that call."""
 
     error: str
     times: int = Field(default=1, ge=1)
@@ -65,7 +66,7 @@ class ScriptedFault(_Part):
 
 
 class ReplyScript:
-    """Replies in the order of a run's model calls, with the faults before each.
+    """The replies of a run's model calls in order, with the faults that precede each of them.
 
     >>> script = ReplyScript([{"error": "rate_limit"}, {"text": "hi"}], faults=("rate_limit",))
     >>> script.entry(0, 0).error, script.entry(0, 1).text, script.entry(1, 0)
@@ -73,31 +74,31 @@ class ReplyScript:
     """
 
     def __init__(self, entries: Sequence[Any], *, faults: Collection[str]) -> None:
-        """Raises `PluginConfigError`, which names the indexes of the entries that cannot be used."""
+        """Raises `PluginConfigError` that lists the indexes of all invalid entries."""
         self._turns: list[tuple[list[ScriptedFault], ScriptedReply | None]] = []
-        waiting: list[ScriptedFault] = []
-        wrong: dict[int, PluginConfigError] = {}
+        faults_before: list[ScriptedFault] = []
+        errors: dict[int, PluginConfigError] = {}
         for index, data in enumerate(entries):
             try:
                 entry = read_entry(data, faults=faults, where=f"script[{index}]")
             except PluginConfigError as error:
-                wrong[index] = error
+                errors[index] = error
                 continue
             if isinstance(entry, ScriptedFault):
-                waiting.append(entry)
+                faults_before.append(entry)
             else:
-                self._turns.append((waiting, entry))
-                waiting = []
-        self._turns.append((waiting, None))
-        if wrong:
-            raise _unusable_script(wrong)
+                self._turns.append((faults_before, entry))
+                faults_before = []
+        self._turns.append((faults_before, None))
+        if errors:
+            raise _script_error(errors)
 
     def __len__(self) -> int:
-        """How many replies there are."""
+        """The number of replies."""
         return len(self._turns) - 1
 
     def entry(self, turn: int, failed_tries: int) -> ScriptedReply | ScriptedFault | None:
-        """What the `turn`-th call (from 0) meets after so many failed tries; None: the script is over."""
+        """The reply or fault for call `turn` (from 0) after `failed_tries`. None: the script has ended."""
         faults, reply = self._turns[min(turn, len(self))]
         for fault in faults:
             if failed_tries < fault.times:
@@ -107,45 +108,47 @@ class ReplyScript:
 
 
 def read_entry(data: Any, *, faults: Collection[str], where: str) -> ScriptedReply | ScriptedFault:
-    """One entry, checked. Raises `PluginConfigError` that says `where` the problem is."""
+    """Parse and check one entry. Raises `PluginConfigError`; its message begins with `where`."""
     if not isinstance(data, Mapping):
-        raise _unusable(where, f"an entry is an object, not {type(data).__name__}")
+        raise _entry_error(where, f"an entry must be an object, not {type(data).__name__}")
     try:
         if "error" in data:
             fault = ScriptedFault.model_validate(dict(data))
             if fault.error in faults:
                 return fault
-            raise _unusable(where, f"unknown error {fault.error!r}", _near(fault.error, sorted(faults)))
+            raise _entry_error(
+                where, f"unknown error {fault.error!r}", _suggestion(fault.error, sorted(faults))
+            )
         if "text" in data or "tool_calls" in data:
             return ScriptedReply.model_validate(dict(data))
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        raise _unusable(where, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
-    raise _unusable(where, "it has neither 'text' nor 'tool_calls' nor 'error'")
+        raise _entry_error(where, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    raise _entry_error(where, "it has neither 'text' nor 'tool_calls' nor 'error'")
 
 
-def _unusable_script(wrong: Mapping[int, PluginConfigError]) -> PluginConfigError:
-    """One error for all entries that cannot be used."""
+def _script_error(errors: Mapping[int, PluginConfigError]) -> PluginConfigError:
+    """One error for all invalid entries."""
     problems = [
         ConfigProblem(("script", index), error.message.removeprefix(f"script[{index}]: "), error.hint)
-        for index, error in wrong.items()
+        for index, error in errors.items()
     ]
-    message = "; ".join(error.message for error in wrong.values())
+    message = "; ".join(error.message for error in errors.values())
     return PluginConfigError(message, hint=problems[0].hint, problems=problems)
 
 
-def _unusable(where: str, problem: str, hint: str | None = None) -> PluginConfigError:
+def _entry_error(where: str, problem: str, hint: str | None = None) -> PluginConfigError:
     shapes = (
         'an entry is {"text": ...}, {"tool_calls": [{"name": ..., "arguments": {...}}]} or {"error": ...}'
     )
     return PluginConfigError(f"{where}: {problem}", hint=hint or shapes)
 
 
-def _near(name: str, known: Sequence[str]) -> str:
+def _suggestion(name: str, known: Sequence[str]) -> str:
     near = nearest(name, known)
     return f"did you mean {near!r}?" if near else f"known errors: {', '.join(known)}"
 
 
 def words(text: str) -> list[str]:
-    """The pieces in which a scripted reply is streamed; joined they are the text."""
+    """Split a text into the pieces in which a scripted reply is streamed. Joined, they equal the text."""
     return re.findall(r"\s*\S+\s*|\s+", text)

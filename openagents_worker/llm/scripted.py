@@ -1,4 +1,4 @@
-"""The scripted provider: a model whose replies stand in the agents file, for tests and demos."""
+"""The scripted provider: a model whose replies are listed in the agents file, for tests and demos."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ FAULTS = ("connection", "rate_limit", "response")
 
 
 class ScriptedClient(ModelClient):
-    """Gives the n-th reply of its script to a run's n-th recorded model call, on every attempt and worker.
+    """Answers the n-th model call of a run with the n-th reply of its script, on every attempt and worker.
 
-    Outside of a run it counts its own calls instead. After the last reply: `LLMResponseError`.
+    Outside of a run it counts the calls of this client. After the last reply it raises `LLMResponseError`.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class ScriptedClient(ModelClient):
         self._options = options
         self._script = ReplyScript(options.script or (), faults=FAULTS)
         self._sleep = sleep
-        self._own_call = (0, 0)  # calls and failed tries outside of a run
+        self._call_outside_run = (0, 0)  # number of the next call, and its failed tries so far
 
     async def respond(self, request: ModelRequest) -> LLMResponse:
         ordinal, failed_tries = self._next_call()
@@ -41,7 +41,7 @@ class ScriptedClient(ModelClient):
         await self._wait(entry)
         if entry is None:
             raise LLMResponseError(
-                f"script ended after {len(self._script)} replies",
+                f"the script has ended after {len(self._script)} replies",
                 hint="add a reply for this model call to the agent's llm.script",
             )
         if isinstance(entry, ScriptedFault):
@@ -54,15 +54,16 @@ class ScriptedClient(ModelClient):
     async def _entry(
         self, ordinal: int, failed_tries: int, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
     ) -> ScriptedReply | ScriptedFault | None:
-        """What this try of the call meets; None: there is nothing left to say."""
+        """The reply or fault for this try of the call. None: the script has ended."""
         return self._script.entry(ordinal, failed_tries)
 
     def _next_call(self) -> tuple[int, int]:
+        """The number of the call in its run, from 0, and its failed tries so far."""
         if (info := current_call.get()) is not None:
             return info.ordinal, info.failed_tries
-        ordinal, failed_tries = self._own_call
+        ordinal, failed_tries = self._call_outside_run
         failed = isinstance(self._script.entry(ordinal, failed_tries), ScriptedFault)
-        self._own_call = (ordinal, failed_tries + 1) if failed else (ordinal + 1, 0)
+        self._call_outside_run = (ordinal, failed_tries + 1) if failed else (ordinal + 1, 0)
         return ordinal, failed_tries
 
     async def _wait(self, entry: ScriptedReply | ScriptedFault | None) -> None:
@@ -95,19 +96,20 @@ class ScriptedClient(ModelClient):
         return estimate_tokens(text)
 
     async def aclose(self) -> None:
-        """Nothing to close."""
+        """There is nothing to close."""
 
 
 def usage_of(entry: ScriptedReply, messages: Sequence[Message]) -> LLMUsage:
-    """The tokens an entry says, or about those its texts have."""
-    said = entry.usage or ScriptedUsage()
-    asked, answered = said.input_tokens, said.output_tokens
-    if asked is None or answered is None:  # else the conversation, which may be long, need not be read
-        guess = estimate_usage(messages, entry.text + "".join(dumps(c.arguments) for c in entry.tool_calls))
-        asked = guess.input_tokens if asked is None else asked
-        answered = guess.output_tokens if answered is None else answered
-    metadata = {"cached_tokens": said.cached_tokens} if said.cached_tokens else {}
-    return LLMUsage(asked, answered, asked + answered, metadata)
+    """The token counts of an entry; those that it leaves out are estimated from the texts."""
+    scripted = entry.usage or ScriptedUsage()
+    input_tokens, output_tokens = scripted.input_tokens, scripted.output_tokens
+    if input_tokens is None or output_tokens is None:  # otherwise the whole conversation need not be read
+        reply_text = entry.text + "".join(dumps(call.arguments) for call in entry.tool_calls)
+        estimate = estimate_usage(messages, reply_text)
+        input_tokens = estimate.input_tokens if input_tokens is None else input_tokens
+        output_tokens = estimate.output_tokens if output_tokens is None else output_tokens
+    metadata = {"cached_tokens": scripted.cached_tokens} if scripted.cached_tokens else {}
+    return LLMUsage(input_tokens, output_tokens, input_tokens + output_tokens, metadata)
 
 
 def _failure(fault: ScriptedFault) -> LLMError:

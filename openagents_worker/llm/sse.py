@@ -12,21 +12,22 @@ from openagents_worker.http_replies import ReplyTooLarge
 __all__ = ["SSEDecoder"]
 
 _LINE_END = re.compile("\r\n|\n|\r")
-_EMPTY_LINES = re.compile("\n{3,}")  # say no more than one: a gigabyte of them must cost nothing
+_EMPTY_LINES = re.compile("\n{3,}")  # equal to one empty line; a gigabyte of them must cost nothing
 
 
 class SSEDecoder:
-    r"""Turns bytes, split anywhere, into the data of whole events.
+    r"""Decodes a byte stream, in chunks of any size, into the data of whole events.
 
-    Comments, `event:`, `id:` and `retry:` lines are dropped. An event that the end of the stream cuts off is
-    never handed out, as the HTML standard says. Each byte is looked at once, however long its line becomes.
+    Comments and `event:`, `id:` and `retry:` lines are dropped. An event that the end of the stream cuts off
+    is never returned, as the HTML standard (server-sent events) requires. Each byte is read once, even if its
+    line is very long.
 
     >>> list(SSEDecoder().feed(b": hello\r\ndata: one\ndata: two\n\n"))
     ['one\ntwo']
     """
 
     def __init__(self, *, max_event_chars: int | None = None) -> None:
-        """An event or a line of more characters raises `ReplyTooLarge`. None: no limit."""
+        """`feed` raises `ReplyTooLarge` for a longer event or line. None: no limit."""
         self._text = codecs.getincrementaldecoder("utf-8-sig")("replace")
         self._rest = io.StringIO()
         self._after_cr = False
@@ -50,7 +51,7 @@ class SSEDecoder:
     def _lines(self, text: str) -> Iterator[str]:
         if not text:
             return
-        if self._after_cr:  # a line end of two characters, split over two chunks
+        if self._after_cr:  # "\r\n" was split over two chunks
             text = text.removeprefix("\n")
         self._after_cr = text.endswith("\r") if text else False
         if "\n\n\n" in text:
@@ -65,4 +66,4 @@ class SSEDecoder:
 
     def _check(self) -> None:
         if self._max is not None and self._data_chars + self._rest.tell() > self._max:
-            raise ReplyTooLarge(f"one event of the stream has more than {self._max} characters")
+            raise ReplyTooLarge(f"an event of the stream has more than {self._max} characters")

@@ -1,25 +1,26 @@
-"""Transcripts: the only place that says what a run leaves in its session, and what of it later runs see.
+"""Transcripts: the only place that decides what a run adds to its session, and which entries later runs use.
 
-**A run leaves one whole turn, or nothing.** A turn is a question, the tool calls that answered it with their
-results, and an answer.
+**A run adds one complete turn, or nothing.** A turn is a question, the tool calls with their results, and an
+answer.
 
-| the run | what stays in the transcript |
+| the run | is added to the transcript |
 |---|---|
 | completed with an answer | the turn |
 | completed without an answer (no text, or None) | nothing |
-| failed, for whatever reason: refused by the provider, out of steps or money, wrong output … | nothing |
-| was cancelled, or was poisoned | nothing |
+| failed for any reason: rejected by the provider, step limit or budget reached, invalid output … | nothing |
+| was cancelled or poisoned | nothing |
 
-Why nothing: what a provider has refused once (a content filter, too long) it refuses again, with every later
-question of the session; after a question without an answer roles do not alternate; and a run that failed may
-be resumed, which would ask its question twice. The same holds for the session's state and artifacts: a run
-writes into its session when it completes. The run's own record keeps its input and its error.
+Reasons for adding nothing: A provider that rejected a question (content filter, too long) would reject it
+again with every later question of the session. A question without an answer breaks the alternation of roles.
+And a failed run may be resumed, which would ask its question twice. The same rule holds for the session's
+state and artifacts: a run writes to its session only when it completes. The record of the run keeps its input
+and its error.
 
 A stored turn is two entries, both or neither: `{"role": "user", "content", "run_id", "agent_id"}` and
-`{"role": "assistant", "content", "run_id", "agent_id", "stop_reason", "is_error": false}`, the second one
-with `"tool_messages": [...]`, the messages between the two, where there are any.
+`{"role": "assistant", "content", "run_id", "agent_id", "stop_reason", "is_error": false}`. The second entry
+has `"tool_messages": [...]`, the messages between the two, if there are any.
 
-What versions before this one have stored (an error's text as an answer, blank messages) is left out when a
+Entries that only older versions stored (an error's text as an answer, blank messages) are left out when a
 session is read.
 """
 
@@ -32,23 +33,23 @@ from openagents_worker.jsontext import ENVELOPE_LEVELS, MAX_NESTING, NESTING_OF_
 from openagents_worker.llm.base import FixedMessage, Message
 from openagents_worker.llm.conversation import is_blank, repaired, user_text
 
-__all__ = ["healed", "shown", "turn"]
+__all__ = ["usable_entries", "model_messages", "turn_entries"]
 
 MAX_TOOL_MESSAGES_BYTES = 256 * 1024
-"""What one turn's tool messages may have: every later run of the session reads them and pays for them."""
+"""Largest size of one turn's tool messages as JSON: every later run of the session pays for their tokens."""
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
-SHOWN = ("content", "tool_calls", "tool_call_id", "name")
-"""What of an entry a model is shown besides its role."""
+MODEL_FIELDS = ("content", "tool_calls", "tool_call_id", "name")
+"""The fields of an entry that a model gets besides its role."""
 
 
-def turn(
+def turn_entries(
     question: str, output: Any, ids: Mapping[str, str], *, stop_reason: str, tool_messages: Any = ()
 ) -> list[dict[str, Any]]:
-    """The entries that a completed run leaves; none where it has no answer.
+    """The entries that a completed run adds to the transcript; none if its answer is blank.
 
-    Tool messages that are not whole, not JSON or too large are left out. Raises TypeError or ValueError for
-    an output that is not JSON.
+    Tool messages are left out if they are incomplete, not JSON or too large. Raises TypeError or ValueError
+    if the output is not JSON.
     """
     answer = "" if output is None else output if isinstance(output, str) else dumps(output)
     if is_blank(answer):
@@ -60,24 +61,24 @@ def turn(
         "stop_reason": stop_reason,
         "is_error": False,
     }
-    if kept := _whole(tool_messages):
+    if kept := _complete_tool_messages(tool_messages):
         entry["tool_messages"] = kept
     return [{"role": "user", "content": user_text(question), **ids}, entry]
 
 
-def healed(entries: Sequence[Any]) -> list[dict[str, Any]]:
-    """The entries that a later run may see: whole turns, and messages that are of no run and have text."""
+def usable_entries(entries: Sequence[Any]) -> list[dict[str, Any]]:
+    """The entries that a later run uses: complete turns, and messages with content and without a run id."""
     kept: list[dict[str, Any]] = []
-    known = [dict(entry) for entry in entries if isinstance(entry, Mapping) and entry.get("role") in ROLES]
+    valid = [dict(entry) for entry in entries if isinstance(entry, Mapping) and entry.get("role") in ROLES]
     at = 0
-    while at < len(known):
-        entry, following = known[at], known[at + 1] if at + 1 < len(known) else {}
+    while at < len(valid):
+        entry, following = valid[at], valid[at + 1] if at + 1 < len(valid) else {}
         at += 1
         if not entry.get("run_id"):
-            kept += [entry] if _says_something(entry) else []
+            kept += [entry] if _has_content(entry) else []
         elif entry["role"] == "user" and _is_answer_to(entry, following):
             at += 1
-            kept += _healed_turn(entry, following)
+            kept += _usable_turn(entry, following)
     return kept
 
 
@@ -85,20 +86,20 @@ def _is_answer_to(question: Mapping[str, Any], entry: Mapping[str, Any]) -> bool
     return entry.get("role") == "assistant" and entry.get("run_id") == question["run_id"]
 
 
-def _healed_turn(question: dict[str, Any], answer: dict[str, Any]) -> list[dict[str, Any]]:
+def _usable_turn(question: dict[str, Any], answer: dict[str, Any]) -> list[dict[str, Any]]:
     if answer.get("is_error") or is_blank(answer.get("content")):
         return []
-    whole = _whole(answer.pop("tool_messages", ()), NESTING_OF_OLD)
+    tool_messages = _complete_tool_messages(answer.pop("tool_messages", ()), NESTING_OF_OLD)
     question["content"] = user_text(question.get("content") or "")
-    return [question, answer | ({"tool_messages": whole} if whole else {})]
+    return [question, answer | ({"tool_messages": tool_messages} if tool_messages else {})]
 
 
-def _says_something(entry: Mapping[str, Any]) -> bool:
+def _has_content(entry: Mapping[str, Any]) -> bool:
     return bool(entry.get("tool_calls")) or entry["role"] == "tool" or not is_blank(entry.get("content"))
 
 
-def shown(entries: Sequence[Mapping[str, Any]], *, turns: int | None = None) -> list[FixedMessage]:
-    """The messages of a transcript as a model is shown them; of the newest `turns` questions, where given."""
+def model_messages(entries: Sequence[Mapping[str, Any]], *, turns: int | None = None) -> list[FixedMessage]:
+    """The messages of a transcript for a model. `turns`: only those of the newest `turns` questions."""
     questions = [at for at, entry in enumerate(entries) if entry["role"] == "user"]
     if turns is not None and len(questions) > turns:
         before = (entry for entry in entries[: questions[-turns]] if entry["role"] == "system")
@@ -108,19 +109,19 @@ def shown(entries: Sequence[Mapping[str, Any]], *, turns: int | None = None) -> 
 
 def _messages(entry: Mapping[str, Any]) -> Iterator[FixedMessage]:
     yield from map(FixedMessage, entry.get("tool_messages", ()))
-    yield FixedMessage({"role": entry["role"], **{key: entry[key] for key in SHOWN if key in entry}})
+    yield FixedMessage({"role": entry["role"], **{key: entry[key] for key in MODEL_FIELDS if key in entry}})
 
 
-def _whole(messages: Any, nesting: int = MAX_NESTING) -> list[dict[str, Any]]:
-    """The messages, if they are calls with their results that can be stored and sent; else none."""
+def _complete_tool_messages(messages: Any, nesting: int = MAX_NESTING) -> list[dict[str, Any]]:
+    """The messages, if they are tool calls with all their results and can be stored; otherwise none."""
     try:
         plain = replaced([dict(message) for message in messages], nesting + ENVELOPE_LEVELS)
-        if size_of(plain) > MAX_TOOL_MESSAGES_BYTES or not all(map(_is_of_a_tool, plain)):
+        if size_of(plain) > MAX_TOOL_MESSAGES_BYTES or not all(map(_is_tool_message, plain)):
             return []
         return plain if repaired(plain) == plain else []
-    except (TypeError, ValueError, AttributeError, RecursionError):  # a pattern of one's own wrote them
+    except (TypeError, ValueError, AttributeError, RecursionError):  # a custom pattern may return anything
         return []
 
 
-def _is_of_a_tool(message: Message) -> bool:
+def _is_tool_message(message: Message) -> bool:
     return message.get("role") == "tool" or bool(message.get("tool_calls"))

@@ -1,4 +1,4 @@
-"""Memory: what a session keeps from run to run."""
+"""Memories: what a session remembers from run to run."""
 
 from openagents_worker.memory.base import MemoryPlugin
 from openagents_worker.memory.buffer import BufferMemory, WindowBufferMemory

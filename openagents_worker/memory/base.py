@@ -1,4 +1,4 @@
-"""The contract of a memory: what a run remembers of earlier ones and leaves to later ones."""
+"""The contract of a memory: what a run gets from earlier runs of its session, and stores for later ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["MemoryContext", "MemoryPlugin"]
 
 
 class MemoryContext(Protocol):
-    """What a memory sees of a run. `state` is the session's; it is stored when the run completes."""
+    """The run, as a memory sees it. `state` is the session's state; it is stored when the run completes."""
 
     run_id: str
     agent_id: str
@@ -24,20 +24,20 @@ class MemoryContext(Protocol):
 
 
 class MemoryPlugin:
-    """Base of a memory; optional, a class with `inject` and `writeback` will do.
+    """Base class of memories. It is optional: a class with `inject` and `writeback` works too.
 
-    `inject` fills `context.memory_view`, which reaches the model; `writeback` runs after the pattern, with
-    the answer under `context.state["_runtime_last_output"]`.
+    `inject` fills `context.memory_view`, which is sent to the model. `writeback` is called after the pattern;
+    the run's output is in `context.state["_runtime_last_output"]`.
     """
 
     external: bool = True
-    """Whether it has a store of its own. Its calls are recorded then, and not repeated when a run resumes;
-    a memory that lives in `context.state` alone sets False."""
+    """Whether the memory has a store of its own. If so, its calls are recorded and not repeated when a run
+    resumes. A memory that uses only `context.state` sets False."""
 
     conversation_keys: frozenset[str] = frozenset()
-    """Keys of the memory view that hold the session's turns. The model is shown those as messages already."""
+    """Keys of the memory view that hold turns of the session. The model already gets these as messages."""
     shown_turns: int | None = None
-    """How many turns of the session the model is shown; None: as many as the context assembler gives."""
+    """The number of newest turns that are sent to the model. None: all turns of the context assembler."""
 
     class Config(BaseModel):
         model_config = ConfigDict(extra="forbid")

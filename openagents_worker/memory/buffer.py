@@ -1,10 +1,10 @@
-"""Buffers. The only place where a session's turns are kept in its state: all of them, or the newest.
+"""Buffer memories: the only place that stores a session's turns in its state, all of them or the newest.
 
 An entry is `{"input": str, "tool_results": [...], "output": ...}`, oldest first. Lists in the state are
-replaced, never changed in place, so that whoever compares the state before and after sees the difference.
+replaced and never changed in place, so that comparing the state before and after finds the difference.
 
-The entries are for code: patterns and tools find them in the memory view. The model is shown the same turns
-as messages, from the session's transcript, and not more of them than the buffer keeps.
+The entries are for code: patterns and tools read them in the memory view. The model gets the same turns as
+messages from the session's transcript, but not more turns than the buffer keeps.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class _TurnMemory(MemoryPlugin):
 
     @property
     def limit(self) -> int | None:
-        """How many entries are kept; None: all."""
+        """The number of entries that are kept. None: all."""
         raise NotImplementedError
 
     @property
     def conversation_keys(self) -> frozenset[str]:  # type: ignore[override]  # read only, and only here
-        """The view's key, unless a subclass puts something else there."""
-        is_ours = type(self).inject is _TurnMemory.inject
-        return frozenset({self.cfg.view_key}) if is_ours else frozenset()
+        """The key of the memory view. Empty for a subclass with an `inject` of its own."""
+        is_inherited = type(self).inject is _TurnMemory.inject
+        return frozenset({self.cfg.view_key}) if is_inherited else frozenset()
 
     @property
     def shown_turns(self) -> int | None:  # type: ignore[override]
@@ -61,8 +61,8 @@ class _TurnMemory(MemoryPlugin):
         entries = context.state.get(self.cfg.state_key, [])
         if not isinstance(entries, list):
             raise SessionError(
-                f"the state has a {type(entries).__name__} under {self.cfg.state_key!r}, not a list",
-                hint="something else uses this key; give the memory another state_key",
+                f"the session state has a {type(entries).__name__} under {self.cfg.state_key!r}, not a list",
+                hint="other code uses this key; set another state_key in the memory's config",
                 session_id=context.session_id,
             )
         return entries

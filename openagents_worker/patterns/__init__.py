@@ -1,4 +1,4 @@
-"""Patterns: the loops between a model and tools."""
+"""Patterns: the loop between a model and its tools."""
 
 from openagents_worker.patterns.base import PatternPlugin
 from openagents_worker.patterns.react import ReActPattern

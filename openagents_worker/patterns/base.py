@@ -1,8 +1,8 @@
-"""The contract of a pattern: the loop between a model and tools, written as if nothing could fail.
+"""The contract of a pattern: the loop between a model and its tools.
 
-A pattern calls `context.llm_client` and `context.tools`; both are recorded by the runtime. After a crash it
-starts again from its first line and gets every finished call from the journal, so it needs to know nothing
-of checkpoints. Its only sources of chance must be recorded calls.
+A pattern calls `context.llm_client` and `context.tools`; the runtime records these calls in the journal.
+After a crash the pattern starts again from its first line, and finished calls are answered from the journal.
+So a pattern needs no checkpoints of its own, but it must be deterministic apart from recorded calls.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["PatternPlugin", "RunContext", "RunTool"]
 
 
 class RunTool(Protocol):
-    """A tool as a pattern sees it: bound to the run, recorded, validated, its errors translated.
+    """A tool of a run. Its calls are recorded and validated, and its errors have codes.
 
-    `invoke` returns the tool's result as plain JSON or raises a coded error; it emits the tool's events and
-    counts its usage. `concurrency_safe` says whether calls may run side by side.
+    `invoke` returns the tool's result as plain JSON or raises an `OpenAgentsError`. It emits the tool's
+    events and counts its usage. `concurrency_safe`: whether calls may run concurrently.
     """
 
     tool_id: str
@@ -36,7 +36,7 @@ class RunTool(Protocol):
 
 
 class RunContext(Protocol):
-    """What a pattern sees of its run."""
+    """The run, as its pattern sees it."""
 
     agent_id: str
     session_id: str
@@ -53,9 +53,9 @@ class RunContext(Protocol):
     system_prompt_fragments: list[str]
     transcript: list[dict[str, Any]]
     shown_turns: int | None
-    """How many turns of the transcript the model is shown; None: all."""
+    """The number of the transcript's newest turns that are sent to the model. None: all."""
     conversation_keys: frozenset[str]
-    """Keys of `memory_view` that hold the transcript's turns once more."""
+    """Keys of `memory_view` whose values repeat turns of the transcript."""
     session_artifacts: list[Any]
     assembly_metadata: dict[str, Any]
     run_request: Any
@@ -71,21 +71,22 @@ class RunContext(Protocol):
 
 
 class PatternPlugin:
-    """Base of a pattern; optional, a class with `setup` and `execute` will do.
+    """Base class of patterns. It is optional: a class with `setup` and `execute` works too.
 
-    The runtime makes one instance per attempt, sets `context` and awaits `execute()`, whose return value is
-    the run's output. Where it does not fit the request's `output_type`, a pattern that has a method
-    `try_again(problem)` is awaited for another output; for one without, the model is asked. `Config`, a
-    pydantic model, checks the `config` of the agents file; see `self.cfg`.
+    The runtime creates one instance per attempt, sets `context` and awaits `execute()`. Its return value is
+    the run's output. If the output does not match the request's `output_type`, the runtime awaits the
+    pattern's method `try_again(problem)` for a new output. If the pattern has no such method, the runtime
+    asks the model. `Config` is a pydantic model that checks the `config` object of the agents file; the
+    checked values are in `self.cfg`.
     """
 
     context: RunContext
     turn_messages: Sequence[Mapping[str, Any]] = ()
-    """The messages between the question and the answer, for the session's transcript: assistant messages with
-    tool calls, and their results. Read once the pattern has answered."""
+    """The messages between question and answer, for the session's transcript: assistant messages with tool
+    calls, and their results. The runtime reads it after `execute` has returned."""
 
     class Config(BaseModel):
-        """The agent's `runtime` limits come with every pattern's config; a pattern's own go before them."""
+        """The agent's `runtime` limits are added to the config; the pattern's own config overrides them."""
 
         model_config = ConfigDict(extra="forbid")
 
@@ -103,7 +104,7 @@ class PatternPlugin:
         self.cfg: Any = checked_config(self.Config, self.config, type(self).__name__)
 
     async def execute(self) -> Any:
-        """Carry the run to its answer."""
+        """Execute the run and return its output."""
         raise NotImplementedError
 
     async def emit(self, event_name: str, **payload: Any) -> None:

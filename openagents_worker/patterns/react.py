@@ -1,4 +1,4 @@
-"""ReAct: the model answers or asks for tools, sees their results and goes on until it answers."""
+"""The ReAct pattern: the model calls tools and gets their results until it answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_SYSTEM_PROMPT = (
 
 
 class ReActPattern(PatternPlugin):
-    """Reason and act, with the provider's native tool calls."""
+    """Reason and act (ReAct, https://arxiv.org/abs/2210.03629), with the provider's native tool calls."""
 
     class Config(PatternPlugin.Config):
         system_prompt: str | None = Field(
@@ -38,33 +38,36 @@ class ReActPattern(PatternPlugin):
             return native
 
     async def execute(self) -> str:
-        """Steps until the model answers; the answer's text.
+        """Run steps until the model answers, and return the answer's text.
 
-        Raises `MaxStepsExceeded`, `StepTimeoutError`, or the last of too many tool errors in a row.
+        Raises `MaxStepsExceeded`, `StepTimeoutError`, or the last tool error after too many failed steps.
         """
-        self._talk = Conversation(self.context, system_prompt=self.cfg.system_prompt or DEFAULT_SYSTEM_PROMPT)
+        self._conversation = Conversation(
+            self.context, system_prompt=self.cfg.system_prompt or DEFAULT_SYSTEM_PROMPT
+        )
         self._steps = 0
-        return await self._answer()
+        return await self._run_steps()
 
     async def try_again(self, problem: str) -> str:
-        """Another answer in the same conversation, after one that will not do; steps are counted on."""
-        self._talk.add_problem(problem)
-        return await self._answer()
+        """Get another answer in the same conversation. `problem` says why the last one is invalid. The step
+        count continues."""
+        self._conversation.add_problem(problem)
+        return await self._run_steps()
 
-    async def _answer(self) -> str:
-        talk, limit = self._talk, step_limit(self.context, self.cfg.max_steps)
+    async def _run_steps(self) -> str:
+        conversation, limit = self._conversation, step_limit(self.context, self.cfg.max_steps)
         failed_turns = 0
         for step in range(self._steps + 1, limit + 1):
             self._steps = step
             async with step_deadline(self.context, step, self.cfg.step_timeout_ms):
                 await self.emit("pattern.step_started", step=step)
-                response = await talk.ask(step=step)
+                response = await conversation.ask(step=step)
                 if not response.tool_calls:
-                    talk.add_answer(response.output_text)
-                    self.turn_messages = talk.calls_and_results
+                    conversation.add_answer(response.output_text)
+                    self.turn_messages = conversation.calls_and_results
                     await self.emit("pattern.step_finished", step=step, action="final")
                     return response.output_text
-                outcomes = await talk.run_calls(response, step=step)
+                outcomes = await conversation.run_calls(response, step=step)
                 await self.emit("pattern.step_finished", step=step, action="tool_calls")
             failed_turns = failed_turns + 1 if all(outcome.error for outcome in outcomes) else 0
             if failed_turns == self.cfg.max_tool_errors_in_a_row:

@@ -1,11 +1,11 @@
-"""One turn with a model: ask it, run the tool calls that it asks for, and build the next messages.
+"""One turn with a model: send a request, run the tool calls of the reply, and build the next messages.
 
-What every pattern that talks with a model needs, whatever its loop is. A tool's error is told to the model,
-which may try something else. Budgets, cancellation and the runtime's own signals travel on.
+All patterns that use a model share this code. A tool's error is sent to the model, which may try something
+else. Budget errors, cancellation and the runtime's own signals are raised.
 
-A request begins with the messages of the request before it, over the turns of a session, too: providers cache
-that beginning. So the system message holds only what the agent's definition says, and what a memory holds,
-which may differ in every turn, stands before the question.
+Each request begins with the messages of the previous request, also across the turns of a session, because
+providers cache that prefix. So the system message contains only parts of the agent's definition. The contents
+of the memory, which may change in every turn, precede the question.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from openagents_worker.errors import (
 )
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import FixedMessage, LLMResponse, LLMToolCall
-from openagents_worker.llm.conversation import CallIds, tool_name, usable_calls, user_text
+from openagents_worker.llm.conversation import UniqueCallIds, tool_name, usable_calls, user_text
 from openagents_worker.llm.failures import is_too_long
-from openagents_worker.llm.transcript import shown
+from openagents_worker.llm.transcript import model_messages
 from openagents_worker.models import ErrorDetails
 from openagents_worker.patterns.base import RunContext
 from openagents_worker.suggest import nearest
 
-__all__ = ["CallOutcome", "Conversation", "last_error", "step_deadline", "step_limit"]
+__all__ = ["ToolCallOutcome", "Conversation", "last_error", "step_deadline", "step_limit"]
 
-MAX_NAME_CHARS = 200  # of a name that a model invented, in what it is told
+MAX_NAME_CHARS = 200  # of an unknown tool name, in the error for the model
 
 Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class CallOutcome:
-    """How one tool call ended: a result, or an error that the model is told."""
+class ToolCallOutcome:
+    """The outcome of one tool call: a result, or an error that is sent to the model."""
 
     call: LLMToolCall
     result: Any = None
@@ -54,10 +54,10 @@ class CallOutcome:
         message = {"role": "tool", "tool_call_id": self.call.id, "name": tool_name(self.call.name)}
         if self.error is None:
             return FixedMessage(message, content=_text(self.result))
-        told = {"error": self.error.code, "message": self.error.message}
+        content = {"error": self.error.code, "message": self.error.message}
         if self.error.hint:
-            told["hint"] = self.error.hint
-        return FixedMessage(message, content=dumps(told), is_error=True)
+            content["hint"] = self.error.hint
+        return FixedMessage(message, content=dumps(content), is_error=True)
 
 
 class Conversation:
@@ -65,51 +65,51 @@ class Conversation:
 
     def __init__(self, context: RunContext, *, system_prompt: str) -> None:
         self._context = context
-        self._messages = self._opening(system_prompt)
-        self._ids = CallIds(self._messages)
+        self._messages = self._first_messages(system_prompt)
+        self._ids = UniqueCallIds(self._messages)
         self._question_at = len(self._messages)
 
     @property
     def calls_and_results(self) -> Messages:
-        """The tool calls since the question, and their results: what the session's transcript keeps."""
-        since = self._messages[self._question_at :]
-        return [message for message in since if message["role"] == "tool" or "tool_calls" in message]
+        """The tool calls after the question, and their results: the session's transcript stores them."""
+        after_question = self._messages[self._question_at :]
+        return [message for message in after_question if message["role"] == "tool" or "tool_calls" in message]
 
     def add_answer(self, text: str) -> None:
-        """The model has answered in words."""
+        """Append the model's answer."""
         self._messages.append(FixedMessage(role="assistant", content=text))
 
     def add_problem(self, problem: str) -> None:
-        """Tell the model, as its user, what is wrong with its answer."""
+        """Append a user message that says what is wrong with the model's answer."""
         self._messages.append(FixedMessage(role="user", content=problem))
 
-    # --- what the model is shown -------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------
 
-    def _opening(self, system_prompt: str) -> Messages:
-        """System message, history, question: all that the model knows before the first step."""
+    def _first_messages(self, system_prompt: str) -> Messages:
+        """The messages of the first request: system message, history, question."""
         context = self._context
         system = [system_prompt, *context.system_prompt_fragments]
         return [
             FixedMessage(role="system", content="\n\n".join(system)),
-            *shown(context.transcript, turns=getattr(context, "shown_turns", None)),
+            *model_messages(context.transcript, turns=getattr(context, "shown_turns", None)),
             FixedMessage(role="user", content=self._question()),
         ]
 
     def _question(self) -> str:
-        """The user's text, after what the memory holds besides the conversation, which is shown already."""
+        """The user's text, preceded by the memory's contents, without turns that the history contains."""
         context = self._context
         question = user_text(context.input_text)
-        # Where the assembler gives none of the transcript, the memory's turns are the only ones.
-        repeats = getattr(context, "conversation_keys", ()) if context.transcript else ()
-        held = [
+        # If the context assembler returns no transcript, the memory is the only source of earlier turns.
+        repeated_keys = getattr(context, "conversation_keys", ()) if context.transcript else ()
+        memory_sections = [
             f"## {key}\n{_as_list(value)}"
             for key, value in context.memory_view.items()
-            if value and key not in repeats
+            if value and key not in repeated_keys
         ]
-        return "\n\n".join([*held, f"## question\n{question}"]) if held else question
+        return "\n\n".join([*memory_sections, f"## question\n{question}"]) if memory_sections else question
 
     async def ask(self, *, step: int) -> LLMResponse:
-        """The model's reply. Where the request does not fit into its context, with less of the past."""
+        """The model's reply. If the request exceeds the model's context, it is repeated with less history."""
         while True:
             try:
                 return await self._generate()
@@ -119,14 +119,15 @@ class Conversation:
             await self._context.emit("pattern.past_shortened", step=step, messages=len(self._messages))
 
     def _shorten_the_past(self) -> bool:
-        """Take the calls of earlier turns out, then the older half of what is left; False: nothing is left.
+        """Remove the tool calls of earlier turns; the next time, the older half of the history.
 
-        The question and what was done since stay: a question that is too long by itself fails.
+        Returns False if no history is left. The question and the messages after it are always kept.
         """
         messages = self._messages
         past = messages[1 : self._question_at - 1]
         if not past:
             return False
+        # First without tool calls. If there were none, the newer half of the turns.
         kept = [message for message in past if message["role"] != "tool" and "tool_calls" not in message]
         if len(kept) == len(past):
             questions = [at for at, message in enumerate(past) if message["role"] == "user"]
@@ -147,60 +148,66 @@ class Conversation:
         )
 
     def _tool_schemas(self) -> list[dict[str, Any]]:
-        """The tools under their ids, always in one order: a prompt cache and a replay must both match."""
+        """The tools under their ids, in a fixed order, because prompt caches and replay compare requests."""
         return [
             {"type": "function", "function": {**tool.describe(), "name": tool_id}}
             for tool_id, tool in sorted(self._context.tools.items())
         ]
 
-    # --- what the model asks for -------------------------------------------------------------------------
+    # --- tool calls --------------------------------------------------------------------------------------
 
-    async def run_calls(self, response: LLMResponse, *, step: int) -> list[CallOutcome]:
-        """Run the tool calls of a reply, and keep them and their results for the next request."""
+    async def run_calls(self, response: LLMResponse, *, step: int) -> list[ToolCallOutcome]:
+        """Run the tool calls of a reply, and append them and their results to the messages."""
         calls = usable_calls(response.tool_calls, self._ids, step)
-        outcomes = await self._run(calls)
-        done = [outcome for outcome in outcomes if outcome.error is None]
-        self._context.tool_results.extend({"tool_id": each.call.name, "result": each.result} for each in done)
-        self._messages += [_assistant(response, calls), *(outcome.message() for outcome in outcomes)]
+        outcomes = await self._run_in_order(calls)
+        succeeded = [outcome for outcome in outcomes if outcome.error is None]
+        self._context.tool_results.extend(
+            {"tool_id": each.call.name, "result": each.result} for each in succeeded
+        )
+        self._messages += [_assistant_message(response, calls), *(outcome.message() for outcome in outcomes)]
         return outcomes
 
-    async def _run(self, calls: Sequence[LLMToolCall]) -> list[CallOutcome]:
-        """The outcomes in the order of the calls; neighbours that are safe side by side run so."""
-        outcomes: list[CallOutcome] = []
-        for safe, neighbours in groupby(calls, key=self._is_safe):
-            group = list(neighbours)
+    async def _run_in_order(self, calls: Sequence[LLMToolCall]) -> list[ToolCallOutcome]:
+        """Run the calls and return the outcomes in the same order.
+
+        Consecutive calls run concurrently if their tools are `concurrency_safe`.
+        """
+        outcomes: list[ToolCallOutcome] = []
+        for safe, consecutive in groupby(calls, key=self._is_concurrency_safe):
+            group = list(consecutive)
             if safe and len(group) > 1:
-                outcomes += await _together([self._outcome(call) for call in group])
+                outcomes += await _run_concurrently([self._run_call(call) for call in group])
             else:
-                outcomes += [await self._outcome(call) for call in group]
+                outcomes += [await self._run_call(call) for call in group]
         return outcomes
 
-    def _is_safe(self, call: LLMToolCall) -> bool:
+    def _is_concurrency_safe(self, call: LLMToolCall) -> bool:
         tool = self._context.tools.get(call.name)
         return tool is not None and tool.concurrency_safe
 
-    async def _outcome(self, call: LLMToolCall) -> CallOutcome:
+    async def _run_call(self, call: LLMToolCall) -> ToolCallOutcome:
+        """Run one call. Errors of the tool become its outcome; errors of the run are raised."""
         try:
-            return CallOutcome(call, result=await self._invoke(call))
+            return ToolCallOutcome(call, result=await self._invoke(call))
         except StepTooLarge as error:
-            return CallOutcome(call, error=error)
-        except ExecutionError:  # of the run, not of the tool: a budget, a cancellation
+            return ToolCallOutcome(call, error=error)
+        except ExecutionError:  # an error of the run, not of the tool: for example a budget
             raise
         except OpenAgentsError as error:
-            return CallOutcome(call, error=error)
+            return ToolCallOutcome(call, error=error)
 
     async def _invoke(self, call: LLMToolCall) -> Any:
         tool = self._context.tools.get(call.name)
         if tool is None:
-            raise await self._refused(call, _unknown_tool(call.name, sorted(self._context.tools)))
+            raise await self._emit_failed(call, _unknown_tool(call.name, sorted(self._context.tools)))
         if call.parse_error:
             problem = f"the call cannot be read: {call.parse_error}"
             hint = "call it again with a JSON object as its arguments"
-            raise await self._refused(call, ToolValidationError(problem, call.name, hint=hint))
+            raise await self._emit_failed(call, ToolValidationError(problem, call.name, hint=hint))
         return await tool.invoke(dict(call.arguments), self._context)
 
-    async def _refused(self, call: LLMToolCall, error: OpenAgentsError) -> OpenAgentsError:
-        """Tell whoever watches of a call that reaches no tool."""
+    async def _emit_failed(self, call: LLMToolCall, error: OpenAgentsError) -> OpenAgentsError:
+        """Emit `tool.failed` for a call that reaches no tool, and return its error."""
         await self._context.emit(
             "tool.failed",
             tool_id=call.name,
@@ -214,7 +221,7 @@ class Conversation:
 
 
 def step_limit(context: RunContext, configured: int) -> int:
-    """How many steps the run may take: as configured, or fewer where its request says so."""
+    """The largest number of steps of the run: the configured one, or the request's budget if it is lower."""
     budget = getattr(context.run_request, "budget", None)
     allowed: int | None = getattr(budget, "max_steps", None)
     return configured if allowed is None else min(configured, allowed)
@@ -222,24 +229,24 @@ def step_limit(context: RunContext, configured: int) -> int:
 
 @asynccontextmanager
 async def step_deadline(context: RunContext, step: int, limit_ms: int | None) -> AsyncIterator[None]:
-    """Ends a step that takes too long; a `TimeoutError` of somebody else stays what it is.
+    """End a step after `limit_ms` milliseconds with `StepTimeoutError`. Other TimeoutErrors are unchanged.
 
-    The runtime tries the step again later where it may; then the pattern stops here, and sees nothing.
+    If the runtime can retry the step later, it suspends the run here, and the pattern gets no error.
     """
     if limit_ms is None:
         yield
         return
     error = StepTimeoutError(f"Pattern step timed out after {limit_ms}ms at step {step}", step_number=step)
-    # asyncio.timeout and not wait_for, which would run the step in a task of its own: another node.
+    # Not asyncio.wait_for: it would run the step in another task, which changes the place of its calls.
     deadline = asyncio.timeout(None)
     loop = asyncio.get_running_loop()
 
-    def over() -> None:
+    def on_timeout() -> None:
         put_off = getattr(context, "put_off", None)
         if put_off is None or not put_off(error, f"step {step}"):
             deadline.reschedule(loop.time())
 
-    timer = loop.call_later(limit_ms / 1000, over)
+    timer = loop.call_later(limit_ms / 1000, on_timeout)
     try:
         async with deadline:
             yield
@@ -251,10 +258,11 @@ async def step_deadline(context: RunContext, step: int, limit_ms: int | None) ->
         timer.cancel()
 
 
-async def _together(calls: Sequence[Coroutine[Any, Any, CallOutcome]]) -> list[CallOutcome]:
-    """Runs calls side by side, started in their order; when one raises, the others are ended first.
+async def _run_concurrently(calls: Sequence[Coroutine[Any, Any, ToolCallOutcome]]) -> list[ToolCallOutcome]:
+    """Run calls concurrently, started in order. If one raises, the others are cancelled and awaited first.
 
-    A signal of the runtime (a BaseException that is no error and no cancellation) goes before all else.
+    A signal of the runtime (a BaseException that is neither an Exception nor a CancelledError) is raised
+    rather than any other error.
     """
     tasks = [asyncio.create_task(call, name=f"tool-call-{n}") for n, call in enumerate(calls, start=1)]
     try:
@@ -268,11 +276,11 @@ async def _together(calls: Sequence[Coroutine[Any, Any, CallOutcome]]) -> list[C
         raise
 
 
-def _assistant(response: LLMResponse, calls: Sequence[LLMToolCall]) -> FixedMessage:
-    asked = [
+def _assistant_message(response: LLMResponse, calls: Sequence[LLMToolCall]) -> FixedMessage:
+    tool_calls = [
         {"id": call.id, "name": tool_name(call.name), "arguments": dict(call.arguments)} for call in calls
     ]
-    return FixedMessage(role="assistant", content=response.output_text, tool_calls=asked)
+    return FixedMessage(role="assistant", content=response.output_text, tool_calls=tool_calls)
 
 
 def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
@@ -282,7 +290,7 @@ def _unknown_tool(name: str, known: list[str]) -> ToolNotFoundError:
     return ToolNotFoundError(f"there is no tool {name!r}", name, hint=hint)
 
 
-def last_error(outcomes: Sequence[CallOutcome]) -> OpenAgentsError:
+def last_error(outcomes: Sequence[ToolCallOutcome]) -> OpenAgentsError:
     """The error of the last call that failed."""
     return next(outcome.error for outcome in reversed(outcomes) if outcome.error is not None)
 

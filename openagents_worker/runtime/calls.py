@@ -41,7 +41,7 @@ from openagents_worker.llm.base import (
     ModelClient,
     ModelRequest,
     OnDelta,
-    count,
+    token_count,
 )
 from openagents_worker.models import MAX_MESSAGE_CHARS, ErrorDetails, RunBudget, RunUsage
 from openagents_worker.redaction import safe_message
@@ -213,12 +213,12 @@ def _usage_of(reply: LLMResponse) -> RunUsage:
         input_tokens=used.input_tokens,
         output_tokens=used.output_tokens,
         total_tokens=used.total_tokens or used.input_tokens + used.output_tokens,
-        input_tokens_cached=count(more.get("cached_tokens") or more.get("cache_read_input_tokens")),
-        input_tokens_cache_creation=count(more.get("cache_creation_input_tokens")),
+        input_tokens_cached=token_count(more.get("cached_tokens") or more.get("cache_read_input_tokens")),
+        input_tokens_cache_creation=token_count(more.get("cache_creation_input_tokens")),
         cost_usd=_amount(more.get("cost_usd")),
         cost_breakdown=_amounts(more.get("cost_breakdown")),
         ttft_ms=_amount(more.get("ttft_ms")),
-        llm_retry_count=count(more.get("retries")),
+        llm_retry_count=token_count(more.get("retries")),
     )
 
 

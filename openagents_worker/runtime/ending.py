@@ -19,7 +19,7 @@ from openagents_worker.errors import (
     text_of,
 )
 from openagents_worker.jsontext import dumps, size_of
-from openagents_worker.llm.transcript import turn
+from openagents_worker.llm.transcript import turn_entries
 from openagents_worker.models import (
     MAX_MESSAGE_CHARS,
     ErrorDetails,
@@ -221,7 +221,7 @@ class Ending:
         if self.error is not None or self.is_bare:
             return []
         ids = {"run_id": self.request.run_id, "agent_id": self.request.agent_id}
-        return turn(
+        return turn_entries(
             self.request.input_text,
             self.output,
             ids,

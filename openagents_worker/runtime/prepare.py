@@ -14,7 +14,7 @@ from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.context.base import ContextAssemblerPlugin
 from openagents_worker.errors import OpenAgentsError, PatternError
 from openagents_worker.llm.base import CallInfo
-from openagents_worker.llm.transcript import healed
+from openagents_worker.llm.transcript import usable_entries
 from openagents_worker.models import ErrorDetails, RunBudget
 from openagents_worker.runtime.assembly import AgentParts
 from openagents_worker.runtime.calls import RecordedModel, RecordedTool
@@ -91,7 +91,7 @@ class SessionAtStart:
     async def load_messages(self, session_id: str, *, last: int | None = None) -> list[dict[str, Any]]:
         """Whole turns, oldest first; of the newest `last` entries, where given."""
         upto = self._start.transcript_length
-        return healed(await self._sessions.load_messages(session_id, last=last, upto=upto))
+        return usable_entries(await self._sessions.load_messages(session_id, last=last, upto=upto))
 
     async def list_artifacts(self, session_id: str, *, last: int | None = None) -> list[Any]:
         return await self._sessions.list_artifacts(session_id, last=last, upto=self._start.artifact_count)

@@ -222,7 +222,7 @@ class Recorder:
             kind=question.kind,
             name=question.name,
             number=number,
-            tell=self._ledger.note,
+            emit=self._ledger.note,
         )
         with self._counted_as_running(may_repeat):
             record, error = await self._made(question, info, make)

@@ -18,7 +18,7 @@ from openagents_worker.agents import (
 )
 from openagents_worker.agents.part import Part
 from openagents_worker.agents.positions import Path
-from openagents_worker.agents.problems import ConfigProblem, in_order, problems_of_plugin
+from openagents_worker.agents.problems import ConfigProblem, file_order, problems_of_plugin
 from openagents_worker.context import BUILTIN_ASSEMBLERS
 from openagents_worker.errors import PluginError, PluginLoadError, text_of
 from openagents_worker.jsontext import dumps
@@ -42,7 +42,7 @@ def find_problems(file: AgentsFile, env: Mapping[str, str]) -> list[ConfigProble
             limits[of_agent] = part
         found = _problems_of_part(part, limits.get(of_agent) or RuntimeOptions(), env)
         problems += [file.located(problem.under(*path)) for problem in found]
-    return sorted(problems, key=in_order)
+    return sorted(problems, key=file_order)
 
 
 def _problems_of_part(part: Part, limits: RuntimeOptions, env: Mapping[str, str]) -> Iterable[ConfigProblem]:

@@ -1,4 +1,6 @@
-"""Testing: what a product's own suite needs. As a pytest plugin: `pytest -p openagents_worker.testing`.
+"""Testing: a pytest plugin for test suites of projects that use this library.
+
+Load it with `pytest -p openagents_worker.testing`.
 
 ```python
 def test_the_assistant_answers(agents_worker, scripted_model):
@@ -9,5 +11,5 @@ def test_the_assistant_answers(agents_worker, scripted_model):
 ```
 """
 
-# Named, not imported: who uses the model server alone needs no pytest.
+# Named here, not imported: the model server can be used without pytest.
 pytest_plugins = ["openagents_worker.testing.fixtures"]

@@ -1,4 +1,4 @@
-"""The fixtures of the pytest plugin. The only place of the library that knows pytest."""
+"""The fixtures of the pytest plugin: the only module of the library that imports pytest."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = [
 
 
 class StartWorker(Protocol):
-    """What `agents_worker` is. Without agents it takes those of the file that `OPENAGENTS_CONFIG` names."""
+    """The type of the fixture `agents_worker`. Without `agents`, the file in `OPENAGENTS_CONFIG` is used."""
 
     def __call__(self, agents: Agents | None = None, **settings: str) -> AgentsWorker: ...
 
 
 class StartModelServer(Protocol):
-    """What `agents_model_server` is."""
+    """The type of the fixture `agents_model_server`."""
 
     def __call__(self, reply: ReplyFunction | Sequence[Mapping[str, Any]]) -> ModelServer: ...
 
@@ -47,7 +47,7 @@ def _agents_redis_server() -> Generator[EmbeddedRedis]:
 
 @pytest.fixture
 def agents_redis(_agents_redis_server: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
-    """The URL of an empty Redis of the test's own; `run_agent` and `RunHandle(id)` use it meanwhile."""
+    """The URL of an empty Redis for this test. During the test, `run_agent` and `RunHandle(id)` use it."""
     url = _agents_redis_server.url
     store = Store(Cell(url), max_connections=1)
     store.ask(lambda r: r.flushall())
@@ -62,7 +62,7 @@ def agents_redis(_agents_redis_server: EmbeddedRedis, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def scripted_model() -> Generator[ScriptedModel]:
-    """The model of every agent of `agents_worker` in a test that asks for it; its errors fail the test."""
+    """The model of all agents of `agents_worker` in tests that use this fixture. Its errors fail the test."""
     model = ScriptedModel()
     yield model
     if model.errors:
@@ -71,9 +71,9 @@ def scripted_model() -> Generator[ScriptedModel]:
 
 @pytest.fixture
 def agents_worker(agents_redis: str, request: pytest.FixtureRequest) -> Generator[StartWorker]:
-    """Starts a worker in this process: `agents_worker([{"id": "assistant"}])`; it ends with the test.
+    """Starts a worker in this process: `agents_worker([{"id": "assistant"}])`. It stops when the test ends.
 
-    Further arguments are settings, as in the environment but without prefix: `MAX_PAYLOAD_BYTES="1000"`.
+    Other arguments are settings, named as in the environment but without prefix: `MAX_PAYLOAD_BYTES="1000"`.
     """
     model = request.getfixturevalue("scripted_model") if "scripted_model" in request.fixturenames else None
     with ExitStack() as stack:
@@ -92,7 +92,7 @@ def agents_worker(agents_redis: str, request: pytest.FixtureRequest) -> Generato
 
 @pytest.fixture
 def agents_model_server() -> Generator[StartModelServer]:
-    """Starts a model behind HTTP, from a script or a function: its `url` is an agent's `llm.api_base`."""
+    """Starts a model server from a script or a function. Its `url` is used as an agent's `llm.api_base`."""
     with ExitStack() as stack:
 
         def start(reply: ReplyFunction | Sequence[Mapping[str, Any]]) -> ModelServer:

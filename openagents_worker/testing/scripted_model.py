@@ -1,4 +1,4 @@
-"""The scripted model. The only place where a test says, in Python, what an agent's model answers."""
+"""The scripted model: replies of an agent's model, written in Python in a test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Function = TypeVar("Function", bound=Callable[..., Reply | Awaitable[Reply]])
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """What a model was asked. `n` counts the run's model calls from 0, the same on every attempt."""
+    """One call of the model. `n` counts the run's model calls from 0 and is the same on every attempt."""
 
     agent_id: str
     run_id: str
@@ -34,20 +34,20 @@ class ModelCall:
 
     @property
     def said(self) -> str:
-        """The content of the last message: what the user said, or what a tool returned."""
+        """The content of the last message: the user's text, or a tool's result."""
         return str(self.messages[-1].get("content") or "") if self.messages else ""
 
 
 class ScriptedModel:
-    """A model that a test writes: as a function of the call, or as a list of replies.
+    """A model whose replies a test defines, as a function of the call or as a list.
 
     >>> model = ScriptedModel()
     >>> @model
     ... def reply(call):
     ...     return f"You said: {call.said}"
 
-    The function may be async; it runs on the worker's loop, in another thread than the test. `calls` is what
-    the model was asked so far. What the function raises fails the run, and then the test.
+    The function may be async. It runs on the worker's event loop, in another thread than the test. `calls`
+    lists the calls so far. An exception of the function fails the run, and then the test.
     """
 
     def __init__(self) -> None:
@@ -56,30 +56,32 @@ class ScriptedModel:
         self._function: Callable[[ModelCall], Any] | None = None
 
     def __call__(self, function: Function) -> Function:
-        """Let this function answer from now on."""
+        """Use this function for all further replies. Usable as a decorator."""
         self._function = function
         return function
 
     def will_say(self, *replies: Reply) -> None:
-        """Answer the n-th model call of every run with the n-th of these.
+        """Answer the n-th model call of every run with the n-th of these replies.
 
-        An `{"error": "rate_limit" | "connection" | "response"}` meets the call whose reply follows it.
+        An entry `{"error": "rate_limit" | "connection" | "response"}` is a fault of the call whose reply
+        follows it.
         """
         entries = [{"text": reply} if isinstance(reply, str) else reply for reply in replies]
         script = ReplyScript(entries, faults=FAULTS)
         self._function = lambda call: script.entry(call.n, call.failed_tries)
 
     def client(self, definition: AgentDefinition) -> ScriptedClient:
-        """The model of this agent, for a worker."""
-        return _ScriptedClient(self, definition)
+        """A model client for this agent, for use by a worker."""
+        return _ScriptedModelClient(self, definition)
 
     async def entry(self, call: ModelCall) -> ScriptedReply | ScriptedFault | None:
+        """The reply or fault for a call. Raises `LLMResponseError` if the test's function fails."""
         self.calls.append(call)
         try:
             if self._function is None:
                 raise LLMResponseError(
-                    "nothing was scripted",
-                    hint="@scripted_model on a function, or scripted_model.will_say(…)",
+                    "the scripted model has no replies",
+                    hint="decorate a function with @scripted_model, or call scripted_model.will_say(…)",
                 )
             reply = self._function(call)
             if inspect.isawaitable(reply):
@@ -93,7 +95,7 @@ class ScriptedModel:
             raise LLMResponseError(f"the scripted model failed: {type(error).__name__}: {error}") from error
 
 
-class _ScriptedClient(ScriptedClient):
+class _ScriptedModelClient(ScriptedClient):
     def __init__(self, model: ScriptedModel, definition: AgentDefinition) -> None:
         super().__init__(definition.llm)
         self._model = model

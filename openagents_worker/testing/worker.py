@@ -1,9 +1,9 @@
-"""A worker inside the test's process. The only place that carries runs without Celery.
+"""A worker inside the test's process: the only place that executes runs without Celery.
 
-It is the runtime that a worker process has, on an event loop in a thread, over a real Redis: the same
-scripts, journal, retries, cancellation, events and results. What is not there is Celery: runs are taken from
-where Redis keeps those that wait, not from messages. So nothing is called back through Celery, no Flower sees
-the runs, and a killed process, a lost message or a drain cannot be shown here; real worker processes show it.
+It uses the runtime of a real worker process, on an event loop in a thread, with a real Redis: the same
+scripts, journal, retries, cancellation, events and results. Celery is missing: waiting runs are read from
+Redis instead of messages. So there are no Celery callbacks, and Flower does not show the runs. Killed
+processes, lost messages and draining cannot be tested here; use real worker processes for them.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ __all__ = ["Agents", "AgentsWorker"]
 
 log = get_logger(__name__)
 
-LOOK_S = 0.01  # how soon a run is taken that waits
-BEAT_S = 0.05  # how soon a cancellation is heard, and a retry that is due begins
-AWAY_S = 0.1  # between two looks at a Redis that does not answer
-LIMIT = 100
-WAIT_S = 30.0
+POLL_S = 0.01  # between two queries for waiting runs
+HEARTBEAT_S = 0.05  # between two heartbeats, which find cancellations and due retries
+REDIS_RETRY_S = 0.1  # before the next query if Redis does not answer
+BATCH_SIZE = 100  # runs per query
+RUN_TIMEOUT_S = 30.0
 
 Agents = Sequence[Mapping[str, Any]] | Path | str
-"""Definitions as in the agents file, or the path of one."""
+"""Agent definitions as in the agents file, or the path of an agents file."""
 
 
 class AgentsWorker:
-    """A worker that runs, seen from a test. `client` is a producer beside it."""
+    """A running worker, for use in a test. `client` is a producer for it."""
 
     def __init__(self, config: AppConfig, settings: Settings, model: ScriptedModel | None) -> None:
         self.client = Client(settings=settings)
@@ -67,50 +67,50 @@ class AgentsWorker:
     def submit(
         self, agent_id: str, input_text: str, *, session_id: str | None = None, **fields: Any
     ) -> RunHandle[Any]:
-        """Submit a run, in a session of its own unless one is given; `fields` are those of `RunRequest`."""
+        """Submit a run. The default session is a new one. `fields`: other fields of `RunRequest`."""
         session_id = session_id or f"session-{uuid.uuid4().hex[:8]}"
         return self.client.submit(
             {"agent_id": agent_id, "session_id": session_id, "input_text": input_text, **fields}
         )
 
     def run(
-        self, agent_id: str, input_text: str, *, timeout: float = WAIT_S, **fields: Any
+        self, agent_id: str, input_text: str, *, timeout: float = RUN_TIMEOUT_S, **fields: Any
     ) -> RunResult[Any]:
-        """Submit a run and wait until it is over, at most `timeout` seconds."""
+        """Submit a run and wait until it ends, at most `timeout` seconds."""
         return self.submit(agent_id, input_text, **fields).wait(timeout)
 
     @contextmanager
     def running(self) -> Iterator[AgentsWorker]:
-        """Carry runs for as long as the block lasts; what still runs at its end is dropped where it is."""
+        """Execute runs while the block runs. Runs that have not ended then are abandoned."""
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        thread = threading.Thread(target=self._main, args=(started,), name="agents-worker")
+        thread = threading.Thread(target=self._thread_main, args=(started,), name="agents-worker")
         thread.start()
         try:
-            loop, over = started.result()
+            loop, stopping = started.result()
             try:
                 with self.client:
                     yield self
             finally:
-                loop.call_soon_threadsafe(over.set)
+                loop.call_soon_threadsafe(stopping.set)
         finally:
             thread.join()
 
-    def _main(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+    def _thread_main(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
         try:
-            asyncio.run(self._live(started))
+            asyncio.run(self._serve(started))
         except Exception as error:
             if started.done():
                 raise
             started.set_exception(error)
 
-    async def _live(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
-        over, store = asyncio.Event(), AsyncStore(cell_of(self._settings))
+    async def _serve(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+        stopping, store = asyncio.Event(), AsyncStore(cell_of(self._settings))
         assembly = _TestAssembly(self._config, self._model)
         try:
             run_host = _TestRunHost(store, assembly, self._settings)
             await run_host.register()
-            started.set_result((asyncio.get_running_loop(), over))
-            await run_host.execute_until(over)
+            started.set_result((asyncio.get_running_loop(), stopping))
+            await run_host.execute_until(stopping)
         finally:
             await assembly.aclose()
             await store.close()
@@ -123,7 +123,7 @@ class _TestAssembly(Assembly):
         super().__init__(config, env=os.environ)
         self._scripted = model
         for agent in config.agents:
-            self.parts(agent.id).new_pattern()  # what cannot work is known before the first run
+            self.parts(agent.id).new_pattern()  # so that an invalid agent fails before the first run
 
     def model(self, definition: AgentDefinition) -> LLMClient:
         if self._scripted is None:
@@ -132,7 +132,7 @@ class _TestAssembly(Assembly):
 
 
 class _TestLease:
-    """The word of this process that it is alive; renewed from the loop that carries the runs."""
+    """The lease of this process. It is renewed from the event loop that executes the runs."""
 
     def __init__(self, limits: TimeLimits) -> None:
         self.incarnation = f"test@{os.getpid()}:{secrets.token_hex(6)}"
@@ -147,7 +147,7 @@ class _TestLease:
 
 
 class _TestRunHost:
-    """Takes the runs that wait, one task each."""
+    """Executes waiting runs, each in a task of its own, and sends heartbeats."""
 
     def __init__(self, store: AsyncStore, assembly: Assembly, settings: Settings) -> None:
         self._store = store
@@ -170,12 +170,12 @@ class _TestRunHost:
             lease=lambda: self._lease,
             assembly=assembly,
             settings=settings,
-            send_wakes=self._no_message_is_needed,
-            leave=lambda _: None,  # the process is a test's
+            send_wakes=self._ignore_wakes,
+            leave=lambda _: None,  # never end the process: it runs the tests
         )
 
     async def register(self, previous: str = "") -> None:
-        """Let Redis, and so every producer, know this worker and its agents."""
+        """Register this worker and its agents in Redis, where producers look them up."""
         incarnation, lease_ms = self._lease.incarnation, self._lease_ms
         await self._store.run(
             scripts.register(
@@ -187,31 +187,33 @@ class _TestRunHost:
             )
         )
 
-    async def execute_until(self, over: asyncio.Event) -> None:
-        beat_s = 0.0
-        while not over.is_set():
-            pause_s = LOOK_S
+    async def execute_until(self, stopping: asyncio.Event) -> None:
+        """Execute runs until the event is set; then stop those that still run."""
+        next_heartbeat_s = 0.0
+        while not stopping.is_set():
+            pause_s = POLL_S
             try:
-                if time.monotonic() >= beat_s:
-                    await self._beat()
-                    beat_s = time.monotonic() + BEAT_S
-                await self._take_what_waits()
+                if time.monotonic() >= next_heartbeat_s:
+                    await self._heartbeat()
+                    next_heartbeat_s = time.monotonic() + HEARTBEAT_S
+                await self._start_waiting_runs()
             except RedisUnreachable as error:
                 log.warning("worker.redis_away", error=error.message)
-                pause_s = AWAY_S
+                pause_s = REDIS_RETRY_S
             try:
                 async with asyncio.timeout(pause_s):
-                    await over.wait()
+                    await stopping.wait()
             except TimeoutError:
                 continue
-        await self._let_go()
+        await self._stop_runs()
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
+        """Renew the lease, apply cancellations, and wake due runs. Register again after a lost lease."""
         sent_s = time.monotonic()
         renewal = await self._store.run(
             scripts.renew(incarnation=self._lease.incarnation, lease_ms=self._lease_ms)
         )
-        if renewal.lost:  # Redis was emptied, or the process was stopped for longer than its lease
+        if renewal.lost:  # Redis was flushed, or the process was stopped for longer than its lease
             await self._runner.latch_all(LatchReason.FENCED, "the lease is over")
             previous, self._lease = self._lease.incarnation, _TestLease(self._limits)
             await self.register(previous)
@@ -219,50 +221,51 @@ class _TestRunHost:
         self._lease.renew(sent_s)
         for run_id in renewal.cancel_requested:
             self._runner.latch(run_id, LatchReason.CANCELLED)
-        await self._store.run(scripts.wake(limit=LIMIT))
-        await self._store.run(scripts.reclaim(limit=LIMIT, max_recoveries=LIMIT, blameless=True))
+        await self._store.run(scripts.wake(limit=BATCH_SIZE))
+        await self._store.run(scripts.reclaim(limit=BATCH_SIZE, max_recoveries=BATCH_SIZE, blameless=True))
 
-    async def _take_what_waits(self) -> None:
+    async def _start_waiting_runs(self) -> None:
+        """Start a task for each run that waits in one of the queues."""
         for queue in self._queues:
             key = self._store.keys("sent", queue)
-            waiting: list[str] = await self._store.ask(lambda r, key=key: r.zrange(key, 0, LIMIT))  # type: ignore[misc]
+            waiting: list[str] = await self._store.ask(lambda r, key=key: r.zrange(key, 0, BATCH_SIZE))  # type: ignore[misc]
             for run_id in waiting:
                 if run_id not in self._tasks:
-                    task = asyncio.create_task(self._execute(run_id), name=f"carry {run_id}")
+                    task = asyncio.create_task(self._execute(run_id), name=f"execute {run_id}")
                     self._tasks[run_id] = task
                     task.add_done_callback(lambda _, run_id=run_id: self._tasks.pop(run_id))  # type: ignore[misc]
 
     async def _execute(self, run_id: str) -> None:
         attempt_result = await self._runner.execute(run_id)
-        if attempt_result.kind is AttemptOutcome.FINISHED:  # there is no Celery that would have to be told
+        if attempt_result.kind is AttemptOutcome.FINISHED:  # there is no Celery to notify
             with suppress(RedisUnreachable):
                 await self._store.run(scripts.told(runs=[run_id, str(attempt_result.life)]))
 
-    async def _no_message_is_needed(self, wakes: Sequence[Wake]) -> None:
-        """Who is woken stands in Redis, where this worker looks."""
+    async def _ignore_wakes(self, wakes: Sequence[Wake]) -> None:
+        """Send no wake-up messages: this worker finds woken runs in Redis."""
 
-    async def _let_go(self) -> None:
+    async def _stop_runs(self) -> None:
         self._runner.accepting = False
-        await self._runner.latch_all(LatchReason.FENCED, "the test is over")
+        await self._runner.latch_all(LatchReason.FENCED, "the test has ended")
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()))
         await self._store.run(scripts.retire(incarnation=self._lease.incarnation))
 
 
 def config_of(agents: Agents | None, settings: Settings) -> AppConfig:
-    """The agents of a test: definitions, with what a test need not say filled in, or a file.
+    """Load the agents of a test: definitions, which are completed with defaults, or an agents file.
 
-    Raises what loading an agents file raises.
+    Raises the errors of `load_agents`.
     """
     load_plugins(settings.imports)
     if agents is None:
         return load_agents(settings.config)
     if isinstance(agents, Path | str):
         return load_agents(agents)
-    return load_agents(json.dumps({"agents": [_whole(agent) for agent in agents]}))
+    return load_agents(json.dumps({"agents": [_with_defaults(agent) for agent in agents]}))
 
 
-def _whole(agent: Mapping[str, Any]) -> dict[str, Any]:
+def _with_defaults(agent: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {
         "name": agent.get("id", ""),
         "memory": {"type": "buffer"},

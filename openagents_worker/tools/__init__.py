@@ -1,4 +1,4 @@
-"""Tools: what an agent can do. The contract is in `base`, what we ship in `builtin`."""
+"""Tools: functions that a model can call. The contract is in `base`, the built-in tools are in `builtin`."""
 
 from openagents_worker.tools.base import ToolContext, ToolExecutionSpec, ToolPlugin
 from openagents_worker.tools.function import tool

@@ -1,4 +1,4 @@
-"""The contract of a tool: what the model is told of it, how it is called, what it may use while it runs."""
+"""The contract of a tool: its description for the model, how it is called, and its context during a call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ToolContext", "ToolExecutionSpec", "ToolPlugin"]
 
 
 class ToolExecutionSpec(BaseModel):
-    """How a tool wants to be run. `concurrency_safe` tools of one model turn run side by side."""
+    """How a tool is executed. Calls of `concurrency_safe` tools in one model turn run concurrently."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,11 +26,11 @@ class ToolExecutionSpec(BaseModel):
     writes_files: bool = False
     supports_streaming: bool = False
     cpu_bound: bool = False
-    """It computes for long: its function runs in another process, without a context."""
+    """Whether it uses much CPU time: then its function runs in another process, without a context."""
 
 
 class ToolContext(Protocol):
-    """What a tool sees of the run that calls it. Changes to `state` count once the call is committed."""
+    """The run that calls a tool. Changes to `state` take effect when the call is committed."""
 
     run_id: str
     agent_id: str
@@ -41,7 +41,7 @@ class ToolContext(Protocol):
 
     @property
     def idempotency_key(self) -> str:
-        """The same in every attempt of this call; send it to whoever can recognise a repeat."""
+        """The same key in every attempt of this call. Send it to services that can detect a repeated call."""
         ...
 
     def add_artifact(
@@ -52,16 +52,17 @@ class ToolContext(Protocol):
 
 
 class ToolPlugin:
-    """Base of a tool; optional, a class with the same methods will do (the original SDK's duck type).
+    """Base class of tools. It is optional: a class with the same methods works too (the original SDK's duck
+    type).
 
-    A subclass sets `name` and `description`, says its `schema()` and implements `invoke`. `Config`, a
-    pydantic model, checks the `config` object of the agents file; the checked values are `self.cfg`.
+    A subclass sets `name` and `description`, and implements `schema` and `invoke`. `Config` is a pydantic
+    model that checks the `config` object of the agents file; the checked values are in `self.cfg`.
     """
 
     name: str = ""
     description: str = ""
     durable_idempotent: bool = True
-    """Whether the call may run again when its outcome was lost. False for effects others can see."""
+    """Whether the call may run again if its outcome was lost. Set it to False for visible side effects."""
 
     class Config(BaseModel):
         model_config = ConfigDict(extra="forbid")
@@ -75,28 +76,28 @@ class ToolPlugin:
         return self.name or type(self).__name__
 
     async def invoke(self, params: dict[str, Any], context: ToolContext | None) -> Any:
-        """Run the tool; the result must be JSON. Raise a `ToolError` to tell the model what went wrong."""
+        """Run the tool. The result must be JSON. Raise a `ToolError` to report a failure to the model."""
         raise NotImplementedError
 
     def execution_spec(self) -> ToolExecutionSpec:
         return ToolExecutionSpec()
 
     def schema(self) -> dict[str, Any]:
-        """JSON Schema of the arguments, as the model gets it."""
+        """The JSON Schema of the arguments, as it is sent to the model."""
         return {"type": "object", "properties": {}, "required": []}
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.tool_name, "description": self.description, "parameters": self.schema()}
 
     def validate_params(self, params: dict[str, Any]) -> tuple[bool, str | None]:
-        """Checks beyond the schema: (fine, None) or (not, what is wrong)."""
+        """Check what the schema cannot express. Returns (True, None), or (False, problem)."""
         return True, None
 
     async def preflight(self, context: ToolContext | None) -> None:
-        """Called once before the first step of a run; raise `PermanentToolError` when it cannot work."""
+        """Called once before the first step of a run. Raise `PermanentToolError` if the tool cannot work."""
 
     async def before_invoke(self, params: dict[str, Any], context: ToolContext | None) -> None:
-        """Called before each call."""
+        """Called before each `invoke`."""
 
     async def after_invoke(
         self,
@@ -105,7 +106,7 @@ class ToolPlugin:
         result: Any,
         exception: BaseException | None = None,
     ) -> None:
-        """Called after each call, however it ended."""
+        """Called after each `invoke`, also after one that failed."""
 
     def requires_approval(self, params: dict[str, Any], context: ToolContext | None) -> bool:
         return self.execution_spec().approval_mode == "always"

@@ -1,8 +1,8 @@
-"""Checks. The only place that decides where a value is held against a JSON Schema: on the loop, or apart.
+"""Schema checks: the only place that decides where a value is checked against a JSON Schema.
 
-Schemas come from requests and tools, values from models: either may be made to take for ever. What certainly
-takes little is checked at once. Everything else goes to a process that can be killed, and that has a limit of
-processor time and memory.
+Schemas come from requests and tools, values from models. Either can be crafted so that a check never ends. A
+check that is certainly short runs on the event loop. Every other check runs in a separate process that can be
+killed and that has limits of CPU time and memory.
 """
 
 from __future__ import annotations
@@ -42,56 +42,56 @@ __all__ = [
     "schema_of_tool",
 ]
 
-MAX_STEPS_ON_LOOP = 5_000  # keywords looked at, at some 2 to 3 µs each: 15 ms
-CHARS_OF_A_STEP = 64  # a long text costs as much as several values: it is measured, compared and copied
-DEFAULT_CPU_S = 2.0  # a megabyte against a schema of usual size takes half of that
-MEMORY_BYTES = 256 * 1024 * 1024  # address space of a check process; a fifth is Python and its modules
-PROCESSES = 2  # one long check does not hold up the others
-PATIENCE_FACTOR = 15  # of the processor time, in real time: the machine may be busy, the process stopped
+MAX_STEPS_ON_LOOP = 5_000  # evaluated keywords; at 2 to 3 µs each, 15 ms at most
+CHARS_PER_STEP = 64  # a long text costs as much as several values: it is measured, compared and copied
+DEFAULT_CPU_S = 2.0  # checking 1 MB against a schema of usual size takes half of that
+MEMORY_BYTES = 256 * 1024 * 1024  # address space of a check process; Python and its modules use a fifth
+PROCESSES = 2  # so that one long check does not delay the others
+WALL_TIME_FACTOR = 15  # wall-clock limit per second of CPU time: the machine may be busy
 
 
 def schema_of_output(schema: Any) -> Schema:
-    """The schema of a run's answer. Raises `RequestInvalid` for one that is not accepted."""
+    """Read the schema of a run's output. Raises `RequestInvalid` if it is not accepted."""
     try:
         return read_schema(schema)
     except SchemaProblem as problem:
         raise RequestInvalid(
-            f"output_type is not a JSON Schema that is accepted: {problem}",
-            hint="a JSON Schema object (draft 2020-12), or a name that the deployment has registered",
+            f"output_type is not a supported JSON Schema: {problem}",
+            hint="use a JSON Schema object (draft 2020-12), or a name that the deployment has registered",
         ) from problem
 
 
 def schema_of_tool(schema: Any) -> Schema:
-    """The schema of a tool's arguments. Raises `PluginConfigError` for one that is not accepted."""
-    return _of_deployment(
-        schema, "the schema of a tool's arguments", "schema() returns a JSON Schema object, draft 2020-12"
+    """Read the schema of a tool's arguments. Raises `PluginConfigError` if it is not accepted."""
+    return _read_deployed_schema(
+        schema,
+        "the schema of a tool's arguments",
+        "schema() must return a JSON Schema object, draft 2020-12",
     )
 
 
 def schema_of_registered_output(name: str, schema: Any) -> Schema:
-    """The schema of a registered class. Raises `PluginConfigError` for one that is not accepted."""
-    return _of_deployment(
+    """Read the schema of a registered output class. Raises `PluginConfigError` if it is not accepted."""
+    return _read_deployed_schema(
         schema,
         f"the schema of the registered output {name!r}",
         f"change the class that has the name {name!r}",
     )
 
 
-def _of_deployment(schema: Any, what: str, hint: str) -> Schema:
+def _read_deployed_schema(schema: Any, what: str, hint: str) -> Schema:
     try:
         return read_schema(schema)
     except SchemaProblem as problem:
-        raise PluginConfigError(
-            f"{what} is not a JSON Schema that is accepted: {problem}", hint=hint
-        ) from problem
+        raise PluginConfigError(f"{what} is not a supported JSON Schema: {problem}", hint=hint) from problem
 
 
-_FOLDER = str(Path(check_process.__file__).parents[2])
-"""Where another process finds this library, also where an import hook has found it here."""
+_PACKAGE_FOLDER = str(Path(check_process.__file__).parents[2])
+"""The folder from which a check process imports this library, even if an import hook found it here."""
 
 
 class SchemaChecks:
-    """The checks of a worker process. Processes for them are started when they are first needed."""
+    """Checks values against schemas for a worker process. Check processes are started at first use."""
 
     def __init__(self, *, cpu_s: float = DEFAULT_CPU_S, processes: int = PROCESSES) -> None:
         self._cpu_s = cpu_s
@@ -99,34 +99,34 @@ class SchemaChecks:
         self._lock = threading.Lock()
         self._idle: list[_CheckProcess] = []
         self._busy: set[_CheckProcess] = set()
-        self._work: set[Future[Any]] = set()
+        self._pending: set[Future[Any]] = set()
         self._closed = False
 
     async def mistakes(self, schema: Schema, value: Any, part: str) -> str | None:
-        """What is wrong with a value, in words for the model; None when it fits. `part` is what a field is
-        called.
+        """What is wrong with a value, as a text for the model; None if it is valid. `part` is the word for a
+        field in that text.
 
-        Raises `CheckLimitExceeded`, and `ToolUnavailableError` where no process can be started.
+        Raises `CheckLimitExceeded`, and `ToolUnavailableError` if no process can be started.
         """
         if schema.steps is not None:
             allowed = MAX_STEPS_ON_LOOP // schema.steps
-            if _is_smaller(value, allowed):
-                with suppress(RecursionError):  # whoever calls is deep in Python's stack: a process is not
+            if _has_at_most(value, allowed):
+                with suppress(RecursionError):  # the caller's stack is deep; a process has a fresh one
                     return mistakes(schema.text, value, part)
-        work = self._threads.submit(self._apart, schema, value, part)
-        self._work.add(work)
-        work.add_done_callback(self._work.discard)
-        return await asyncio.wrap_future(work)
+        check = self._threads.submit(self._check_in_process, schema, value, part)
+        self._pending.add(check)
+        check.add_done_callback(self._pending.discard)
+        return await asyncio.wrap_future(check)
 
     async def aclose(self) -> None:
-        """Take no more work, and end the processes; a check that still runs is lost."""
+        """Accept no more checks, and end the processes. A check that still runs is lost."""
         with self._lock:
             self._closed = True
             idle, busy = self._idle[:], list(self._busy)
             self._idle.clear()
         for process in (*idle, *busy):
             process.kill()
-        running = [asyncio.wrap_future(work) for work in list(self._work)]
+        running = [asyncio.wrap_future(check) for check in list(self._pending)]
         await asyncio.gather(*running, return_exceptions=True)
         for process in idle:
             await asyncio.to_thread(process.end)
@@ -134,45 +134,48 @@ class SchemaChecks:
 
     # --- in a thread -------------------------------------------------------------------------------------
 
-    def _apart(self, schema: Schema, value: Any, part: str) -> str | None:
+    def _check_in_process(self, schema: Schema, value: Any, part: str) -> str | None:
+        """Check a value in a check process, and wait for the answer. Runs in a thread."""
         try:
             question = json.dumps({"schema": schema.text, "value": value, "part": part}).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
             return f"it is not JSON: {error}"[:300]
-        answer = self._answer(question) or self._answer(question)  # once more, should somebody have ended it
+        # The second try is for a process that was killed from outside.
+        answer = self._ask_process(question) or self._ask_process(question)
         if answer is None:
-            raise self._exceeded("its process was ended twice")
+            raise self._limit_error("its process was ended twice")
         if (over := answer.get("over")) is not None:
-            raise self._exceeded(f"the limit of {over}" if over in ("memory", "nesting") else over)
+            raise self._limit_error(f"the limit of {over}" if over in ("memory", "nesting") else over)
         return cast("str | None", answer["problem"])
 
-    def _answer(self, question: bytes) -> dict[str, Any] | None:
-        """What a process answers; None where it has ended without an answer."""
-        process = self._take()
+    def _ask_process(self, question: bytes) -> dict[str, Any] | None:
+        """Ask a check process; None if it ended without an answer."""
+        process = self._acquire_process()
         try:
-            answer = process.ask(question, timeout_s=self._cpu_s * PATIENCE_FACTOR)
+            answer = process.ask(question, timeout_s=self._cpu_s * WALL_TIME_FACTOR)
         except TimeoutError:
-            raise self._exceeded(f"{self._cpu_s * PATIENCE_FACTOR:g} s") from None
+            raise self._limit_error(f"{self._cpu_s * WALL_TIME_FACTOR:g} s") from None
         finally:
-            self._put_back(process)
+            self._release_process(process)
         if answer is None and process.ended_by == -SIGPROF:
-            raise self._exceeded(f"{self._cpu_s:g} s of processor time")
+            raise self._limit_error(f"{self._cpu_s:g} s of processor time")
         if answer is None and process.ended_by == OUT_OF_MEMORY:
-            raise self._exceeded("the limit of memory")
+            raise self._limit_error("the limit of memory")
         if answer is None and (process.ended_by or 0) > 0:
             raise ToolUnavailableError(
                 f"the process that checks values has ended with code {process.ended_by}"
             )
         return answer
 
-    def _exceeded(self, limit: str) -> CheckLimitExceeded:
+    def _limit_error(self, limit: str) -> CheckLimitExceeded:
         return CheckLimitExceeded(
             f"the check against the JSON Schema was given up: {limit}",
             hint="use a simpler schema (no nested repetition in a pattern, fewer alternatives), or a shorter "
             "value, or set a larger OPENAGENTS_CHECK_CPU_S",
         )
 
-    def _take(self) -> _CheckProcess:
+    def _acquire_process(self) -> _CheckProcess:
+        """An idle process, or a new one. Raises `ToolUnavailableError` after `aclose`."""
         with self._lock:
             process = self._idle.pop() if self._idle else None
         if process is None:
@@ -182,9 +185,10 @@ class SchemaChecks:
                 self._busy.add(process)
                 return process
         process.end()
-        raise ToolUnavailableError("the worker ends, and with it the process that checks values")
+        raise ToolUnavailableError("the worker is shutting down; values cannot be checked any more")
 
-    def _put_back(self, process: _CheckProcess) -> None:
+    def _release_process(self, process: _CheckProcess) -> None:
+        """Make the process idle again, or end it if it has ended or `aclose` was called."""
         with self._lock:
             self._busy.discard(process)
             if process.ended_by is None and not self._closed:
@@ -194,17 +198,17 @@ class SchemaChecks:
 
 
 class _CheckProcess:
-    """One check process, and the pipes to it. It is used by one thread at a time."""
+    """A check process and the pipes to it. Only one thread at a time may use it."""
 
     def __init__(self, cpu_s: float) -> None:
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program, by this interpreter
+            self._process = subprocess.Popen(  # noqa: S603 - a fixed program, run by this interpreter
                 [sys.executable, "-I", "-S", str(Path(check_process.__file__))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                env={},  # a secret of the worker has no business there
+                env={},  # the process must not get the worker's secrets
             )
         except OSError as error:
             raise ToolUnavailableError(
@@ -213,24 +217,24 @@ class _CheckProcess:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        self._unsent = json.dumps(
+        self._unsent_options = json.dumps(
             {
-                "path": [*(path or "." for path in sys.path), _FOLDER],
+                "path": [*(path or "." for path in sys.path), _PACKAGE_FOLDER],
                 "cpu_s": cpu_s,
                 "memory_bytes": MEMORY_BYTES,
             }
         ).encode()
-        self._unsent += b"\n"
+        self._unsent_options += b"\n"
 
     @property
     def ended_by(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
+        """The exit code, negative for a signal; None while the process runs."""
         return self._process.returncode
 
     def ask(self, question: bytes, *, timeout_s: float) -> dict[str, Any] | None:
-        """The answer to one question; None where the process ends instead. Raises TimeoutError."""
+        """The answer to one question; None if the process ends instead. Raises TimeoutError."""
         exchange = _CheckExchange(self._stdin.fileno(), self._stdout.fileno(), time.monotonic() + timeout_s)
-        question, self._unsent = self._unsent + question, b""
+        question, self._unsent_options = self._unsent_options + question, b""
         try:
             line = exchange.answer(question)
         except TimeoutError:
@@ -243,12 +247,12 @@ class _CheckProcess:
         return answer
 
     def kill(self) -> None:
-        """End the process; the thread that waits for its answer sees it."""
+        """Kill the process. The thread that waits for its answer gets None."""
         with suppress(ProcessLookupError):
             self._process.kill()
 
     def end(self) -> None:
-        """End the process, where it has not ended, wait until it has, and close the pipes."""
+        """Kill the process if it runs, wait for its end, and close the pipes."""
         self._process.kill()
         self._process.wait()
         self._stdin.close()
@@ -257,20 +261,20 @@ class _CheckProcess:
 
 @dataclass(frozen=True, slots=True)
 class _CheckExchange:
-    """One question and its answer over two pipes, neither of which is waited for beyond the deadline."""
+    """Sends one question and reads its answer over two pipes, before a deadline on the monotonic clock."""
 
-    to: int
-    back: int
+    write_fd: int
+    read_fd: int
     deadline_s: float
 
     def answer(self, question: bytes) -> bytes | None:
-        """The line that comes back; None where the other side ends first. Raises TimeoutError."""
+        """The line that is read; None if the other side ends first. Raises TimeoutError."""
         with suppress(BrokenPipeError):
             self._send(question)
             received = b""
             while not received.endswith(b"\n"):
-                self._wait(self.back, select.POLLIN)
-                piece = os.read(self.back, 65_536)
+                self._wait(self.read_fd, select.POLLIN)
+                piece = os.read(self.read_fd, 65_536)
                 if not piece:
                     return None
                 received += piece
@@ -278,12 +282,12 @@ class _CheckExchange:
         return None
 
     def _send(self, question: bytes) -> None:
-        os.set_blocking(self.to, False)
+        os.set_blocking(self.write_fd, False)
         rest = memoryview(question)
         while rest:
-            self._wait(self.to, select.POLLOUT)
+            self._wait(self.write_fd, select.POLLOUT)
             with suppress(BlockingIOError):
-                rest = rest[os.write(self.to, rest) :]
+                rest = rest[os.write(self.write_fd, rest) :]
 
     def _wait(self, fd: int, event: int) -> None:
         poll = select.poll()
@@ -293,24 +297,24 @@ class _CheckExchange:
             raise TimeoutError
 
 
-def _is_smaller(value: Any, steps: int) -> bool:
-    """Whether the value has at most so many values in it, where long texts count as several."""
-    waiting, count = [value], 0
-    while waiting:
-        each = waiting.pop()
+def _has_at_most(value: Any, steps: int) -> bool:
+    """Whether a value contains at most `steps` values. `CHARS_PER_STEP` characters count as one value."""
+    unvisited, count = [value], 0
+    while unvisited:
+        each = unvisited.pop()
         count += 1
         if isinstance(each, str):
-            count += len(each) // CHARS_OF_A_STEP
+            count += len(each) // CHARS_PER_STEP
         elif isinstance(each, dict):
-            count += sum(len(name) // CHARS_OF_A_STEP for name in each if isinstance(name, str))
+            count += sum(len(name) // CHARS_PER_STEP for name in each if isinstance(name, str))
             if len(each) <= steps:
-                waiting.extend(each.values())
+                unvisited.extend(each.values())
             else:
                 return False
         elif isinstance(each, list | tuple):
             if len(each) > steps:
                 return False
-            waiting.extend(each)
+            unvisited.extend(each)
         if count > steps:
             return False
     return True

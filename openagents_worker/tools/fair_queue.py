@@ -1,7 +1,7 @@
-"""Fair queue. The only place that decides whose work is next where several wait for few threads.
+"""Fair queue: the only place that decides whose work is next when there are more tasks than threads.
 
-Groups take turns, then owners within a group: an agent's runs share its turns, and one run with much work
-does not delay the others. The work of one owner keeps its order.
+Scheduling is round-robin: first over groups, then over the owners in a group. So the runs of one agent share
+that agent's turns, and a run with much work does not delay other runs. The work of one owner keeps its order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """What waits, by group and owner. It holds no lock; whoever shares it does.
+    """Waiting items, by group and owner. It is not thread-safe: callers hold a lock of their own.
 
     >>> queue = FairQueue[str]()
     >>> for item in ("a1", "a2", "b1"):
@@ -33,19 +33,19 @@ class FairQueue(Generic[T]):
         return self._count
 
     def put(self, group: Hashable, owner: Hashable, item: T) -> None:
-        """The last in its owner's order. An owner that had nothing waiting comes after those that have."""
+        """Append an item to its owner's queue. An owner with an empty queue comes after the other owners."""
         self._groups.setdefault(group, OrderedDict()).setdefault(owner, deque()).append(item)
         self._count += 1
 
     def take(self) -> T:
-        """The next one. Raises IndexError when nothing waits."""
+        """Remove and return the next item. Raises IndexError if the queue is empty."""
         if not self._count:
-            raise IndexError("nothing waits")
+            raise IndexError("the queue is empty")
         group, owners = self._groups.popitem(last=False)
         owner, items = owners.popitem(last=False)
         item = items.popleft()
         if items:
-            owners[owner] = items  # after the others
+            owners[owner] = items  # to the end of the order
         if owners:
             self._groups[group] = owners
         self._count -= 1

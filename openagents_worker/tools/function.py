@@ -1,4 +1,4 @@
-"""Functions as tools. The only place where a signature and a docstring become a tool.
+"""Functions as tools: the only place that converts a signature and a docstring to a tool.
 
 ```python
 @tool
@@ -39,13 +39,13 @@ R = TypeVar("R")
 
 
 class FunctionTool(TypedTool):
-    """One tool made from a function. A function that is not async never runs on the loop, but in a thread or,
-    when it is CPU-bound, in another process."""
+    """A tool made from a function. A function that is not async never runs on the event loop: it runs in a
+    thread or, if it is CPU-bound, in another process."""
 
     run_sync: Callable[..., Awaitable[Any]]
-    """Awaits `(function, **arguments)` off the loop; a worker puts its own threads or processes here.
+    """Runs `(function, **arguments)` off the event loop. A worker sets its own threads or processes here.
 
-    Neither can be stopped: after a timeout or a cancellation it goes on, and what it returns is dropped.
+    The function cannot be stopped: after a timeout or a cancellation it continues, and its result is dropped.
     """
 
     def __init__(self, decorated: DecoratedFunction[..., Any], config: dict[str, Any] | None = None) -> None:
@@ -74,10 +74,10 @@ class FunctionTool(TypedTool):
 
 
 class DecoratedFunction(Generic[P, R]):
-    """What `@tool` leaves in a function's place: still the function, and a factory of its tool.
+    """The result of `@tool`: callable like the function, and a factory of its tool.
 
-    `shop.refund("A17", 500)` calls the function, as a unit test does; `shop.refund(config={})`, the way the
-    agents file is loaded, makes the tool.
+    `shop.refund("A17", 500)` calls the function, for example in a unit test. `shop.refund(config={})` creates
+    the tool; this is how the agents file is loaded.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class DecoratedFunction(Generic[P, R]):
         if not self.description:
             raise PluginConfigError(
                 f"the tool {self.tool_name!r} has no description",
-                hint="its docstring's first paragraph tells the model what it is for",
+                hint="write a docstring; its first paragraph tells the model what the tool is for",
             )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -110,7 +110,7 @@ class DecoratedFunction(Generic[P, R]):
         return self.function(*args, **kwargs)
 
     def build(self, config: dict[str, Any] | None = None) -> FunctionTool:
-        """The tool of this function; a function takes no config, so anything in it is refused."""
+        """Create the tool of this function. Raises `PluginConfigError` for a config that is not empty."""
         return FunctionTool(self, config)
 
 
@@ -143,11 +143,11 @@ def tool(
 ) -> Any:
     """Make a tool of a function: name, description and schema come from its signature and docstring.
 
-    A parameter named `context` (or annotated `ToolContext`) gets the run's context and is no argument.
-    `durable_idempotent=False` says that others see the effect, so that a call with a lost outcome is not
-    repeated unasked. `cpu_bound=True` runs the function in another process: it must stand at the top of a
-    module, its arguments and its result are copied, and it gets no context. Raises `PluginConfigError` for a
-    signature that cannot be a tool's.
+    A parameter named `context` (or annotated with `ToolContext`) receives the run's context and is not an
+    argument for the model. `durable_idempotent=False` means that the effect is visible to others, so a call
+    with a lost outcome is not repeated without permission. `cpu_bound=True` runs the function in another
+    process: it must be defined at the top level of a module, its arguments and its result are copied, and it
+    gets no context. Raises `PluginConfigError` for an unsupported signature.
     """
 
     def decorate(function: Callable[P, R]) -> DecoratedFunction[P, R]:
@@ -168,13 +168,13 @@ def _check_cpu_bound(function: Callable[..., Any], tool_name: str, context_name:
     if inspect.iscoroutinefunction(function) or context_name is not None or not importable(function):
         raise PluginConfigError(
             f"the tool {tool_name!r} cannot be CPU-bound",
-            hint="such a function is not async, takes no context and stands at the top of a module",
+            hint="such a function is not async, takes no context and is defined at the top level of a module",
         )
 
 
 def _parameters(function: Callable[..., Any], tool_name: str) -> tuple[str | None, type[TypedTool.Params]]:
-    """The name of the context parameter, if there is one, and a model of all the others."""
-    hints = _hints(function, tool_name)
+    """The name of the context parameter (None: there is none), and a model of all other parameters."""
+    hints = _type_hints(function, tool_name)
     described = _described_arguments(function)
     context_name: str | None = None
     fields: dict[str, Any] = {}
@@ -185,15 +185,15 @@ def _parameters(function: Callable[..., Any], tool_name: str) -> tuple[str | Non
         ):
             raise PluginConfigError(
                 f"the tool {tool_name!r} cannot have the parameter {parameter}",
-                hint="parameters are passed by name, and `config` is how the agents file makes the tool",
+                hint="parameters are passed by name; the name `config` is reserved for creating the tool",
             )
         hint = hints.get(name, Any)
         if name == "context" or hint is ToolContext or ToolContext in get_args(hint):
             context_name = name
             continue
-        # The alias is the parameter's name: a field of that name could hide a method of the model.
+        # The parameter's name is only the alias: a field with that name could hide a method of the model.
         default = ... if parameter.default is parameter.empty else parameter.default
-        fields[f"argument_{position}"] = (_named(hint, name, described.get(name)), default)
+        fields[f"argument_{position}"] = (_with_alias(hint, name, described.get(name)), default)
     try:
         return context_name, create_model(tool_name, __base__=TypedTool.Params, **fields)
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
@@ -203,13 +203,14 @@ def _parameters(function: Callable[..., Any], tool_name: str) -> tuple[str | Non
         ) from error
 
 
-def _named(hint: Any, name: str, description: str | None) -> Any:
-    """The type with its parameter's name, and the docstring's description unless it brings its own."""
-    said = any(isinstance(part, FieldInfo) and part.description for part in get_args(hint))
-    return Annotated[hint, Field(alias=name) if said else Field(alias=name, description=description)]
+def _with_alias(hint: Any, name: str, description: str | None) -> Any:
+    """The type with the parameter's name as alias. `description` is added unless the type has its own."""
+    has_description = any(isinstance(part, FieldInfo) and part.description for part in get_args(hint))
+    field = Field(alias=name) if has_description else Field(alias=name, description=description)
+    return Annotated[hint, field]
 
 
-def _hints(function: Callable[..., Any], tool_name: str) -> Mapping[str, Any]:
+def _type_hints(function: Callable[..., Any], tool_name: str) -> Mapping[str, Any]:
     annotations = {
         k: v for k, v in inspect.get_annotations(function).items() if k not in ("context", "return")
     }
@@ -222,7 +223,7 @@ def _hints(function: Callable[..., Any], tool_name: str) -> Mapping[str, Any]:
     except NameError as error:
         raise PluginConfigError(
             f"the tool {tool_name!r} has a type hint that cannot be read: {error}",
-            hint="import the types of its parameters at module level, not under TYPE_CHECKING",
+            hint="import the types of the parameters at module level, not under TYPE_CHECKING",
         ) from error
 
 
@@ -231,7 +232,7 @@ def _first_paragraph(function: Callable[..., Any]) -> str:
 
 
 def _described_arguments(function: Callable[..., Any]) -> dict[str, str]:
-    """The `Args:` section of a Google-style docstring, by parameter."""
+    """The parameters' descriptions in the `Args:` section of a Google-style docstring."""
     section = re.search(
         r"^(?:Args|Arguments|Parameters):\n((?:[ \t]+.*\n?|\n)+)",
         inspect.getdoc(function) or "",

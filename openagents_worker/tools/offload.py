@@ -1,6 +1,6 @@
-"""Offloading. The only place that runs a tool's synchronous function off the loop: in a thread or process.
+"""Offloading: the only place that runs a tool's synchronous function in a thread or in another process.
 
-What runs there cannot be stopped. Whoever has to know that none of it runs any more sets `work_off_loop`.
+Work that runs there cannot be stopped. To wait until all of it has ended, set `work_off_loop`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ _Work = tuple["Future[Any]", Callable[[], Any]]
 
 
 class WorkOffLoop:
-    """What somebody has running in threads and processes: each piece of work from its submission to its end,
-    whether it is still waited for or not."""
+    """Tracks the work of one owner in threads and processes, from its submission to its end.
+
+    Work stays tracked after its caller was cancelled or timed out.
+    """
 
     def __init__(
         self,
@@ -45,9 +47,9 @@ class WorkOffLoop:
         in_thread: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
         group: str = "",
     ) -> None:
-        """`label` says what is being done where work is submitted; '' where that is not known. `in_thread`,
-        called there, makes what a function is called through in a thread. Where threads are scarce, those of
-        one `group` share its turns."""
+        """`label` returns a name for the call that submits work; '' if there is none. `in_thread` is called
+        when work is submitted and wraps the function that a thread will call. When all threads are busy,
+        owners of the same `group` share that group's turns (see `FairQueue`)."""
         self.group = group
         self.in_thread = in_thread
         self._label = label
@@ -58,24 +60,24 @@ class WorkOffLoop:
         label = self._label()
         with self._lock:
             self._names[work] = f"{name} ({label})" if label else name
-        work.add_done_callback(self._done)
+        work.add_done_callback(self._forget)
 
-    def _done(self, work: Future[Any]) -> None:
+    def _forget(self, work: Future[Any]) -> None:
         with self._lock:
             self._names.pop(work, None)
 
     async def wait(self, timeout_s: float) -> None:
-        """Returns when all of it has ended, and after this time at the latest."""
+        """Return when all tracked work has ended, or after `timeout_s` seconds."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
-        def tell(_: Future[Any]) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        def wake_waiter(_: Future[Any]) -> None:
+            with suppress(RuntimeError):  # the loop is closed, so there is no waiter
                 loop.call_soon_threadsafe(ended.set)
 
         with self._lock:
             running = list(self._names)
         for work in running:
-            work.add_done_callback(tell)
+            work.add_done_callback(wake_waiter)
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self.names():
@@ -84,19 +86,19 @@ class WorkOffLoop:
                         await ended.wait()
 
     def names(self) -> list[str]:
-        """What still runs, by the names of the functions."""
+        """The names of the functions that still run."""
         with self._lock:
             return sorted(self._names.values())
 
 
 work_off_loop: ContextVar[WorkOffLoop | None] = ContextVar("openagents_work_off_loop", default=None)
-"""Where work that is submitted now is noted."""
+"""The tracker of the work that is submitted in this context; None: work is not tracked."""
 
 
-def _noted(work: Future[T], function: Callable[..., Any]) -> Future[T]:
-    notes = work_off_loop.get()
-    if notes is not None:
-        notes.add(work, _name_of(function))
+def _tracked(work: Future[T], function: Callable[..., Any]) -> Future[T]:
+    tracker = work_off_loop.get()
+    if tracker is not None:
+        tracker.add(work, _name_of(function))
     return work
 
 
@@ -107,21 +109,24 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 
 class TrackedThreads(ThreadPoolExecutor):
-    """The threads of `asyncio.to_thread`, which note what they run like those of `Offload`."""
+    """The executor of `asyncio.to_thread`. Its work is tracked like that of `Offload`."""
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        return _noted(super().submit(_in_thread(_awaitable), function, *args, **kwargs), function)
+        return _tracked(
+            super().submit(_wrapped_for_thread(_without_coroutine_signals), function, *args, **kwargs),
+            function,
+        )
 
 
-def _in_thread(function: Callable[P, T]) -> Callable[P, T]:
-    """What the function is called through in a thread, where somebody has to know of it."""
-    notes = work_off_loop.get()
-    return function if notes is None else notes.in_thread(function)
+def _wrapped_for_thread(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, wrapped by the tracker's `in_thread` if there is a tracker."""
+    tracker = work_off_loop.get()
+    return function if tracker is None else tracker.in_thread(function)
 
 
-def _awaitable(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call the function. What would say to whoever awaits it that a coroutine has ended, or is to, and that a
-    future cannot hold, is raised as a RuntimeError: as Python does it inside of a coroutine."""
+def _without_coroutine_signals(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call the function. StopIteration and GeneratorExit become a RuntimeError, as inside a coroutine: a
+    future cannot hold them, and an awaiting coroutine would take them for control signals."""
     try:
         return function(*args, **kwargs)
     except (StopIteration, GeneratorExit) as error:
@@ -130,28 +135,28 @@ def _awaitable(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """What a function raised, as a value: a future cannot hold every exception, and a process cannot send
-    every one. `error` is None where it could not be sent."""
+    """An exception as a value: a future cannot hold every exception, and not every one can be pickled.
+    `error` is None if it could not be pickled."""
 
     text: str
     error: BaseException | None = None
     traceback: str | None = None
-    """That of the other process, which an exception does not take along when it is sent."""
+    """The traceback in the other process; pickling an exception loses it."""
 
-    def raise_again(self, function: Callable[..., Any]) -> Any:
-        """Raise it where it is waited for."""
-        there = None if self.traceback is None else ProcessTraceback(self.traceback)
+    def reraise(self, function: Callable[..., Any]) -> Any:
+        """Raise the exception in the coroutine that awaits the work."""
+        cause = None if self.traceback is None else ProcessTraceback(self.traceback)
         if self.error is None:
-            raise ToolError(self.text, getattr(function, "__name__", "")) from there
-        if there is not None:
-            self.error.__cause__ = there
-        if isinstance(self.error, StopIteration | GeneratorExit):  # in a coroutine they are signals
+            raise ToolError(self.text, getattr(function, "__name__", "")) from cause
+        if cause is not None:
+            self.error.__cause__ = cause
+        if isinstance(self.error, StopIteration | GeneratorExit):  # control signals in a coroutine
             raise RuntimeError(self.text) from self.error
         raise self.error
 
 
-def _outcome(function: Callable[[], Any]) -> Any:
-    """What the function returns, or what it raised as a value."""
+def _outcome_of(function: Callable[[], Any]) -> Any:
+    """The function's result, or a `Raised` for its exception."""
     try:
         return function()
     except BaseException as error:  # noqa: BLE001 - it is the outcome of the call
@@ -159,10 +164,11 @@ def _outcome(function: Callable[[], Any]) -> Any:
 
 
 class DaemonThreads(Executor):
-    """At most `limit` threads, started when there is work for them; further work waits for a free one.
+    """An executor with at most `limit` daemon threads, started on demand. More work waits for a free thread.
 
-    Whose work is next is fair (`fair_queue`): runs take turns, by `work_off_loop`. The threads are daemons:
-    a thread cannot be stopped, and one that hangs must not keep the process from ending.
+    Waiting work is scheduled fairly (`FairQueue`), with the tracker in `work_off_loop` as its owner. The
+    threads are daemons because a thread cannot be stopped, and one that hangs must not block the exit of the
+    process.
     """
 
     def __init__(self, limit: int, *, name: str) -> None:
@@ -175,21 +181,23 @@ class DaemonThreads(Executor):
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
-        notes = work_off_loop.get()
+        tracker = work_off_loop.get()
         with self._changed:
             if self._closed:
                 raise RuntimeError(f"{self._name}: closed")
             self._queue.put(
-                notes.group if notes else None, notes, (future, partial(function, *args, **kwargs))
+                tracker.group if tracker else None, tracker, (future, partial(function, *args, **kwargs))
             )
             if len(self._queue) > self._threads - self._busy and self._threads < self.limit:
                 self._threads += 1
-                threading.Thread(target=self._main, name=f"{self._name}-{self._threads}", daemon=True).start()
+                threading.Thread(
+                    target=self._work_loop, name=f"{self._name}-{self._threads}", daemon=True
+                ).start()
             self._changed.notify()
         return future
 
     def stats(self) -> dict[str, int]:
-        """`limit`, `threads` that were started, `busy` ones, and work that is `waiting` for one."""
+        """Counts: `limit`, `threads` started, `busy` threads, and `waiting` pieces of work."""
         with self._changed:
             return {
                 "limit": self.limit,
@@ -199,7 +207,7 @@ class DaemonThreads(Executor):
             }
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:
-        """Take no more work; what waits is cancelled, what runs is not waited for, whatever `wait` says."""
+        """Accept no more work and cancel what waits. Running work is never waited for: `wait` is ignored."""
         with self._changed:
             self._closed = True
             waiting = [self._queue.take() for _ in range(len(self._queue))]
@@ -207,16 +215,16 @@ class DaemonThreads(Executor):
         for future, _ in waiting:
             future.cancel()
 
-    def _main(self) -> None:
-        while (work := self._next()) is not None:
+    def _work_loop(self) -> None:
+        while (work := self._next_work()) is not None:
             future, function = work
-            _run(future, function)
-            del work, future, function  # or the last result lives until there is something new to do
+            _run_work(future, function)
+            del work, future, function  # otherwise an idle thread would keep the last result in memory
             with self._changed:
                 self._busy -= 1
 
-    def _next(self) -> _Work | None:
-        """The next work, once there is some; None when there will be none."""
+    def _next_work(self) -> _Work | None:
+        """Wait for the next piece of work; None after `shutdown`."""
         with self._changed:
             while not self._queue:
                 if self._closed:
@@ -226,61 +234,61 @@ class DaemonThreads(Executor):
             return self._queue.take()
 
 
-def _run(future: Future[Any], function: Callable[[], Any]) -> None:
+def _run_work(future: Future[Any], function: Callable[[], Any]) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
         result = function()
-    except BaseException as error:  # noqa: BLE001 - whoever waits for the future gets it
+    except BaseException as error:  # noqa: BLE001 - it is raised where the future is awaited
         future.set_exception(error)
     else:
         future.set_result(result)
 
 
 class Offload:
-    """The threads and processes in which the tools of a process run what would block its loop.
+    """The threads and processes in which a worker process runs the blocking functions of its tools.
 
-    Both are started when first needed. What runs in them cannot be stopped: after a timeout or a cancellation
-    it goes on, and what it returns is dropped.
+    They are started at first use. Work in them cannot be stopped: after a timeout or a cancellation it
+    continues, and its result is dropped.
     """
 
     def __init__(self, *, threads: int = 64, processes: int = 0) -> None:
-        """`processes` 0: as many as the machine has cores."""
+        """The largest numbers of threads and processes. `processes` 0: the number of cores."""
         self._threads = DaemonThreads(threads, name="openagents-tool")
         self._limit = processes or os.cpu_count() or 1
         self._processes: ProcessPoolExecutor | None = None
 
     async def in_thread(self, function: Callable[..., T], /, **arguments: Any) -> T:
-        """Run it in a thread, with the caller's context variables."""
-        call = partial(copy_context().run, _with_fresh_connections, function, arguments)
-        work = _noted(self._threads.submit(_in_thread(_outcome), call), function)
+        """Run the function in a thread, with the caller's context variables."""
+        call = partial(copy_context().run, _call_with_fresh_db_connections, function, arguments)
+        work = _tracked(self._threads.submit(_wrapped_for_thread(_outcome_of), call), function)
         outcome = await asyncio.wrap_future(work)
-        value: T = outcome.raise_again(function) if isinstance(outcome, Raised) else outcome
+        value: T = outcome.reraise(function) if isinstance(outcome, Raised) else outcome
         return value
 
     async def in_process(self, function: Callable[..., Any], /, **arguments: Any) -> Any:
-        """Run an `importable` function in another process: it, its arguments and its result are copied.
+        """Run an `importable` function in another process. Its arguments and its result are pickled.
 
-        Raises `ToolUnavailableError`, which may be retried, when that process dies.
+        Raises `ToolUnavailableError`, which is retryable, if that process dies.
         """
         if self._processes is None:
             from openagents_worker.telemetry.logs import (
-                is_json_log,  # a producer that defines a tool needs no log
+                is_json_log,  # imported late: a producer that defines a tool needs no log
             )
 
             self._processes = ProcessPoolExecutor(
                 self._limit,
                 multiprocessing.get_context("spawn"),  # a fork of a process with threads can deadlock
-                _begin_child,
+                _initialize_child,
                 (is_json_log(),),
             )
-        call = partial(_call, function.__module__, function.__qualname__, arguments)
+        call = partial(_call_in_child, function.__module__, function.__qualname__, arguments)
         processes = self._processes
         try:
-            with _may_have_children():
+            with _children_allowed():
                 work = processes.submit(call)  # starts a process where none is idle
-            outcome = await asyncio.wrap_future(_noted(work, function))
-            return outcome.raise_again(function) if isinstance(outcome, Raised) else outcome
+            outcome = await asyncio.wrap_future(_tracked(work, function))
+            return outcome.reraise(function) if isinstance(outcome, Raised) else outcome
         except BrokenProcessPool as error:
             if self._processes is processes:
                 self._processes = None
@@ -295,7 +303,7 @@ class Offload:
         return {"threads": self._threads.stats(), "processes": {"limit": self._limit, "started": started}}
 
     def close(self) -> None:
-        """Take no more work and leave behind what still runs."""
+        """Accept no more work. Running threads are left alone, processes are killed."""
         self._threads.shutdown()
         processes, self._processes = self._processes, None
         if processes is None:
@@ -307,14 +315,14 @@ class Offload:
 
 
 @contextmanager
-def _may_have_children() -> Generator[None]:
-    """Let this process start others, also where it is a child of Celery's prefork pool.
+def _children_allowed() -> Generator[None]:
+    """Allow this process to start children, even if it is a child of Celery's prefork pool.
 
-    Such a child is a daemon, and multiprocessing lets a daemon start nothing: that would be left behind when
-    the daemon is killed. What is started here watches for the end of its parent itself. The child's key is of
-    billiard's type, which multiprocessing cannot send.
+    A prefork child is a daemon, and multiprocessing does not let a daemon start processes, because they would
+    outlive a killed daemon. The processes started here watch their parent and exit with it. The `authkey` is
+    replaced too: it has billiard's type, which multiprocessing cannot pickle.
     """
-    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # nothing public says it
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # there is no public API
     before = dict(config)
     config.update(daemon=False, authkey=AuthenticationString(config["authkey"]))
     try:
@@ -323,10 +331,10 @@ def _may_have_children() -> Generator[None]:
         config.update({"daemon": False, **before})
 
 
-def _with_fresh_connections(function: Callable[..., T], arguments: Mapping[str, Any]) -> T:
-    """Call it as Django calls a view: with no database connection that is too old, and leaving none behind.
+def _call_with_fresh_db_connections(function: Callable[..., T], arguments: Mapping[str, Any]) -> T:
+    """Call the function as Django calls a view: close expired database connections before and after.
 
-    A thread keeps its connections, and nobody else closes those of ours.
+    Each thread has its own Django connections, and Django itself closes them only around requests.
     """
     _close_old_connections()
     try:
@@ -342,25 +350,25 @@ def _close_old_connections() -> None:
 
 
 def importable(function: Callable[..., Any]) -> bool:
-    """Whether another process can find the function by its module's and its own name."""
+    """Whether another process can import the function by its module and qualified name."""
     return "<" not in function.__qualname__ and function.__module__ != "__main__"
 
 
-def _call(module: str, qualname: str, arguments: Mapping[str, Any]) -> Any:
-    """In the other process: find the function, behind the `@tool` that stands in its place, and call it.
+def _call_in_child(module: str, qualname: str, arguments: Mapping[str, Any]) -> Any:
+    """Runs in the child process: import the function, unwrap `@tool`, and call it.
 
-    What it raises is sent as it is where it can be read again, else by its text: an exception that cannot be
-    would end the pool, and with it the calls of every other run.
+    An exception is sent as it is if it survives pickling, otherwise as text: an exception that cannot be
+    unpickled would break the pool, and so the calls of all other runs.
     """
-    outcome = _outcome(partial(_find_and_call, module, qualname, arguments))
+    outcome = _outcome_of(partial(_find_and_call, module, qualname, arguments))
     if not isinstance(outcome, Raised) or outcome.error is None:
         return outcome
     traceback = traceback_text(outcome.error)
     try:
-        sent = pickle.loads(pickle.dumps(outcome.error))  # noqa: S301 - what we have just written
-    except Exception:  # noqa: BLE001 - whatever a class does when it is copied
-        sent = None
-    return Raised(outcome.text, sent if type(sent) is type(outcome.error) else None, traceback)
+        copied = pickle.loads(pickle.dumps(outcome.error))  # noqa: S301 - pickled on the same line
+    except Exception:  # noqa: BLE001 - the class of the exception may raise anything when it is copied
+        copied = None
+    return Raised(outcome.text, copied if type(copied) is type(outcome.error) else None, traceback)
 
 
 def _find_and_call(module: str, qualname: str, arguments: Mapping[str, Any]) -> Any:
@@ -370,15 +378,15 @@ def _find_and_call(module: str, qualname: str, arguments: Mapping[str, Any]) -> 
     return getattr(found, "function", found)(**arguments)
 
 
-def _begin_child(log_is_json: bool) -> None:
+def _initialize_child(log_is_json: bool) -> None:
     from openagents_worker.telemetry.logs import begin_log_of_child  # as above
 
-    _end_with_parent()
+    _exit_with_parent()
     begin_log_of_child(log_is_json)
 
 
-def _end_with_parent() -> None:
-    """A worker that is killed cannot tell its children; each watches for its end itself."""
+def _exit_with_parent() -> None:
+    """Exit when the parent ends. A killed worker cannot stop its children, so each one watches it."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Typed tools. The only place where a pydantic model becomes a tool's schema and its arguments."""
+"""Typed tools: the only place that uses a pydantic model for a tool's schema and arguments."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from openagents_worker.tools.base import ToolContext, ToolExecutionSpec, ToolPlu
 
 __all__ = ["TypedTool"]
 
-MAX_LISTED = 500_000
-"""Values of a result that is not made of lists and dicts alone."""
+MAX_VALUES = 500_000
+"""Largest number of values in a result that contains other types than lists, dicts and plain JSON values."""
 MAX_ITERATED = 100_000
-"""Values of an iterator that a tool returns: it is read on the event loop."""
-_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="constants"))
+"""Largest number of values of an iterator that a tool returns: it is read on the event loop."""
+_ANY_VALUE: TypeAdapter[Any] = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="constants"))
 READS_ONLY = ToolExecutionSpec(concurrency_safe=True, side_effects="none")
 
 
 class TypedTool(ToolPlugin):
-    """A tool whose arguments are a pydantic model: schema, checks and coercion all come from `Params`.
+    """A tool whose arguments are a pydantic model: `Params` defines the schema, the checks and the coercion.
 
     >>> class Greet(TypedTool):
     ...     name, description = "greet", "Greets somebody."
@@ -44,7 +44,7 @@ class TypedTool(ToolPlugin):
         model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     async def run(self, args: Any, context: ToolContext | None) -> Any:
-        """The work itself; `args` is a checked instance of `Params`."""
+        """Execute the tool. `args` is a validated instance of `Params`."""
         raise NotImplementedError
 
     async def invoke(self, params: dict[str, Any], context: ToolContext | None) -> Any:
@@ -59,16 +59,16 @@ class TypedTool(ToolPlugin):
         return self.spec
 
 
-class _Lean(GenerateJsonSchema):
-    """Titles repeat the names and are paid for in every request to a model."""
+class _SchemaWithoutTitles(GenerateJsonSchema):
+    """A schema generator that omits titles: they only repeat the names and cost tokens in every request."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
 def schema_of(params: type[BaseModel]) -> dict[str, Any]:
-    """The JSON Schema of a parameter model, as a model gets it."""
-    schema = params.model_json_schema(schema_generator=_Lean)
+    """The JSON Schema of a parameter model, as it is sent to a model."""
+    schema = params.model_json_schema(schema_generator=_SchemaWithoutTitles)
     for unwanted in ("title", "description"):
         schema.pop(unwanted, None)
     schema.setdefault("properties", {})
@@ -77,7 +77,7 @@ def schema_of(params: type[BaseModel]) -> dict[str, Any]:
 
 
 def parse_arguments(params: type[BaseModel], arguments: Mapping[str, Any], tool_name: str) -> BaseModel:
-    """Checked and coerced arguments. Raises `ToolValidationError` in words for the model."""
+    """Validate and coerce arguments. Raises `ToolValidationError` with a text for the model."""
     try:
         return params.model_validate(arguments)
     except ValidationError as error:
@@ -95,12 +95,12 @@ def _line(problem: ErrorDetails) -> str:
 
 
 def plain_json(value: Any, tool_name: str) -> Any:
-    """The value as plain JSON: models, dates, sets and the like as pydantic writes them.
+    """Convert a tool's result to plain JSON. Pydantic serializes models, dates, sets and similar types.
 
-    Raises `ToolError` for what is not JSON, and `StepTooDeep`.
+    Raises `ToolError` if it cannot be converted, and `StepTooDeep` if it is nested too deeply.
     """
     try:
-        return _plain(value)
+        return _to_plain_json(value)
     except NestedTooDeeply as error:
         raise StepTooDeep(f"the result of {tool_name} cannot be stored: {error}") from error
     except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
@@ -111,17 +111,20 @@ def plain_json(value: Any, tool_name: str) -> Any:
         ) from error
 
 
-def _plain(value: Any) -> Any:
+def _to_plain_json(value: Any) -> Any:
     try:
         return replaced(value)
     except TypeError:
-        return replaced(_ANYTHING.dump_python(_listed(value, MAX_NESTING, [MAX_LISTED]), mode="json"))
+        return replaced(
+            _ANY_VALUE.dump_python(_with_lists_for_iterators(value, MAX_NESTING, [MAX_VALUES]), mode="json")
+        )
 
 
-def _listed(value: Any, levels: int, left: list[int]) -> Any:
-    """The value with a list in the place of each iterator: pydantic would follow one without an end for ever.
+def _with_lists_for_iterators(value: Any, levels: int, left: list[int]) -> Any:
+    """The value with each iterator replaced by a list: pydantic would never return from an endless iterator.
 
-    Raises ValueError for an iterator of too many values, or inside of a model, where nothing bounds it.
+    Raises ValueError for an iterator with too many values, and for one inside a model or dataclass, where its
+    length cannot be limited.
     """
     if isinstance(value, Iterator):
         value = list(islice(value, MAX_ITERATED + 1))
@@ -130,13 +133,13 @@ def _listed(value: Any, levels: int, left: list[int]) -> Any:
     if isinstance(value, dict | list | tuple):
         left[0] -= len(value)
         if left[0] < 0:
-            raise ValueError(f"it has more than {MAX_LISTED:,} values; return lists and dicts alone")
+            raise ValueError(f"it has more than {MAX_VALUES:,} values; return lists and dicts alone")
     if levels == 0:
         return value
     if isinstance(value, dict):
-        return {key: _listed(item, levels - 1, left) for key, item in value.items()}
+        return {key: _with_lists_for_iterators(item, levels - 1, left) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_listed(item, levels - 1, left) for item in value]
+        return [_with_lists_for_iterators(item, levels - 1, left) for item in value]
     is_model = isinstance(value, BaseModel) or (is_dataclass(value) and not isinstance(value, type))
     if is_model and any(isinstance(item, Iterator) for item in getattr(value, "__dict__", {}).values()):
         raise ValueError(f"{type(value).__name__} holds an iterator; give it a list")

@@ -1,4 +1,4 @@
-"""What the tests of hostile input share: one world for all of them, and the table at the end."""
+"""Fixtures of the hostile input tests: one world for all of them, and the table at the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.hostile.doors import DOORS
+from tests.hostile.entry_points import ENTRY_POINTS
 from tests.hostile.table import PROPERTY, Attack, Case
 from tests.hostile.world import World, world_in
 
@@ -19,14 +19,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Generator[World]:
 
 @pytest.fixture
 def attack(world: World, request: pytest.FixtureRequest) -> Attack:
-    """Puts a case's input through its door; its answer is one of those expected, and the worker goes on."""
+    """Sends a case's input through its entry point, and checks the answer and that the worker still works."""
     marker = request.node.get_closest_marker("hostile")
 
     def attack(case: Case) -> None:
-        request.node.user_properties.append((PROPERTY, (marker.kwargs["kind"], case.door)))
+        request.node.user_properties.append((PROPERTY, (marker.kwargs["kind"], case.entry_point)))
         world.shown.clear()
         world.printed.clear()
-        answer = DOORS[case.door](world, case.input)
+        answer = ENTRY_POINTS[case.entry_point](world, case.input)
         assert answer in case.codes
         world.goes_on(after=case.id)
 

@@ -1,4 +1,4 @@
-"""Texts that cost a careless reader the square of their length: made for regular expressions and parsers."""
+"""Texts that take quadratic time in careless code, made for regular expressions and parsers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A module of plugins that cannot be imported: its exception carries every secret and control sequence."""
+"""A plugin module whose import fails with an exception that contains every secret and control sequence."""
 
 from tests.hostile.planted import CONTROL, SECRETS
 

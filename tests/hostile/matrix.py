@@ -1,6 +1,6 @@
-"""The matrix: which kind of attack can come through which door. The only place that says why one cannot.
+"""The matrix of attacks and entry points: the only place that says why a combination is impossible.
 
-Every other pair has at least `FEWEST` inputs; `test_the_table.py` fails when it has not.
+Every other combination has at least `FEWEST` inputs; otherwise `test_the_table.py` fails.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = [
 
 FEWEST = 20
 MOST = 24
-"""Of one door in one table: what is more is bulk, which is tried with the slow tests."""
+"""Inputs per table and entry point. More than these are tried only with the slow tests."""
 
 COMPUTATION = "foreign computation"
 KEY = "a name that is a key"
@@ -28,7 +28,7 @@ LIBRARY = "errors by name"
 CODE = "foreign code"
 KINDS = (COMPUTATION, KEY, TYPE, TEXT, UNBOUND, ELEMENT, SECRETS, LIBRARY, CODE)
 
-DOORS = (
+ENTRY_POINTS = (
     "request", "options", "message", "record", "agents_file", "reply", "stream", "tool_result", "event",
     "state", "url", "header", "cli", "page",
 )  # fmt: skip
@@ -36,39 +36,42 @@ PART_OF = {
     "answer": "reply", "arguments": "reply", "tool_error": "tool_result", "artifact": "state",
     "last_event_id": "header",
 }  # fmt: skip
-"""Doors whose inputs count for another one."""
+"""Entry points whose inputs count for another one."""
 
 IMPOSSIBLE: Mapping[tuple[str, str], str] = {
     **{
-        (TYPE, door): "whoever comes through it writes no Redis key; a stored record's keys are those"
-        for door in DOORS
-        if door != "record"
+        (TYPE, entry_point): "this input writes no Redis key; a stored record's keys are those"
+        for entry_point in ENTRY_POINTS
+        if entry_point != "record"
     },
-    (KEY, "tool_result"): "a result has no name: it is stored under the id of its call",
-    (KEY, "url"): "no key is made of an address that a tool fetches",
-    (KEY, "header"): "no key is made of a header's value",
-    (KEY, "page"): "Flower looks up what it holds in memory: no key is made of a path",
-    (ELEMENT, "request"): "a request is one element: the loop over requests is the queue, a message's door",
-    (ELEMENT, "agents_file"): "a file is refused as a whole, on purpose: its elements are errors by name",
-    (ELEMENT, "tool_result"): "a call has one result: the loop over calls is the reply's",
-    (ELEMENT, "url"): "a call fetches one address: the loop over calls is the reply's",
-    (ELEMENT, "header"): "a reply with one bad header is one bad reply: those are errors by name",
-    (ELEMENT, "page"): "a page shows what is stored: its elements are those of records",
-    (CODE, "agents_file"): "it is the one place that may name code: whoever deploys writes it",
+    (KEY, "tool_result"): "a result has no name; it is stored under the id of its call",
+    (KEY, "url"): "no key is made from a URL that a tool fetches",
+    (KEY, "header"): "no key is made from a header's value",
+    (KEY, "page"): "Flower reads its own memory; no key is made from a path",
+    (
+        ELEMENT,
+        "request",
+    ): "a request is one element; the list of requests is the queue (see message)",
+    (ELEMENT, "agents_file"): "an invalid file is rejected as a whole, on purpose; see errors by name",
+    (ELEMENT, "tool_result"): "a call has one result; the list of calls is in the reply",
+    (ELEMENT, "url"): "a call fetches one URL; the list of calls is in the reply",
+    (ELEMENT, "header"): "a reply with one invalid header is one invalid reply; see errors by name",
+    (ELEMENT, "page"): "a page shows stored data; its elements are those of records",
+    (CODE, "agents_file"): "it may name code: the operator writes it",
 }
 
 
 def missing(tried: Mapping[tuple[str, str], int]) -> Iterator[str]:
-    """Each pair that can exist and has too few inputs; each that has some though there can be none."""
+    """The possible combinations with too few inputs, and the impossible ones that have inputs."""
     inputs: dict[tuple[str, str], int] = {}
-    for (kind, door), count in tried.items():
-        pair = kind, PART_OF.get(door, door)
+    for (kind, entry_point), count in tried.items():
+        pair = kind, PART_OF.get(entry_point, entry_point)
         inputs[pair] = inputs.get(pair, 0) + count
     for kind in KINDS:
-        for door in DOORS:
-            count = inputs.get((kind, door), 0)
-            if (kind, door) in IMPOSSIBLE:
+        for entry_point in ENTRY_POINTS:
+            count = inputs.get((kind, entry_point), 0)
+            if (kind, entry_point) in IMPOSSIBLE:
                 if count:
-                    yield f"{kind} at {door}: {count} inputs, and the matrix says that there can be none"
+                    yield f"{kind} at {entry_point}: {count} inputs, but the matrix calls this impossible"
             elif count < FEWEST:
-                yield f"{kind} at {door}: {count} inputs; {FEWEST} are the fewest"
+                yield f"{kind} at {entry_point}: {count} inputs; at least {FEWEST} are required"

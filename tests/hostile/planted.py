@@ -1,7 +1,7 @@
-"""Secrets, harmless texts and control sequences; and plugins that let them out in every way there is.
+"""Secrets, harmless texts and control sequences, and plugins that leak them in every possible way.
 
-Each secret has a needle: the part that must be found nowhere. None of them is real: they are put together
-here, so that nobody's scanner takes this file for a leak.
+Each secret has a needle: the part that no output may contain. The secrets are not real. They are assembled at
+run time, so that secret scanners do not report this file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OWN_KEY = "plainly-named-9d1f77c0aa"
 
 @dataclass(frozen=True)
 class Secret:
-    """A text in which a secret stands, and the part of it that must be found nowhere."""
+    """A text that contains a secret, and the part that no output may contain."""
 
     name: str
     text: str
@@ -157,7 +157,7 @@ CONTROL = {
 
 
 class OddError(OpenAgentsError):
-    """An error class of somebody's own, which does not call the constructor of its base."""
+    """A custom error class that does not call the constructor of its base class."""
 
     code = "shop.odd"
     extra_fields = ("detail", "response")
@@ -220,14 +220,14 @@ def _raised(number: int, way: str) -> Exception:
 
 @tool
 async def leak(number: int, way: str, context: ToolContext) -> None:
-    """Raises an exception that carries a secret."""
+    """Raises an exception whose text contains a secret."""
     await context.emit(f"shop.{SECRETS[number].text}")
     await context.emit("shop.looked", note=SECRETS[number].text, api_key=SECRETS[number].needle)
     raise _raised(number, way)
 
 
 class LeakyPattern(PatternPlugin):
-    """Raises what its input names: a number and a way."""
+    """Raises an exception that its input selects: the number of a secret and a way to leak it."""
 
     async def execute(self) -> Any:
         number, way = self.context.input_text.split()
@@ -235,7 +235,7 @@ class LeakyPattern(PatternPlugin):
 
 
 class LeakyMemory(MemoryPlugin):
-    """Raises before the pattern begins."""
+    """Raises an exception before the pattern starts."""
 
     async def inject(self, context: MemoryContext) -> None:
         number, way = context.input_text.split()
@@ -253,5 +253,5 @@ async def control(number: int, context: ToolContext) -> str:
 
 @tool
 async def own_key(context: ToolContext) -> None:
-    """Raises with the value of the variable that holds the model's key."""
+    """Raises an exception with the value of the variable that holds the model's key."""
     raise RuntimeError(f"refused with {os.environ['PLANTED_KEY']}")

@@ -1,7 +1,6 @@
-"""A deployment into which secrets are planted, and everything of it that somebody may see.
+"""A deployment with planted secrets, and all its outputs.
 
-It has two workers, one whose log is JSON and one whose log is text, and somebody who listens to every channel
-of its Redis.
+It has two workers, one with JSON logs and one with text logs, and a subscriber to every channel of its Redis.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ AGENTS = (
 
 
 class Planting:
-    """What a test of secrets does and sees."""
+    """Runs things in the deployment, and reads its outputs."""
 
     def __init__(self, stack: Stack, model: Model, client: Client, log: list[str], heard: list[str]) -> None:
         self.stack, self.model, self.client = stack, model, client
@@ -51,26 +50,26 @@ class Planting:
         return self.client.submit({"agent_id": agent_id, "input_text": input_text, **ids, **fields})
 
     def ended(self, handles: Iterable[RunHandle[Any]]) -> list[RunHandle[Any]]:
-        """The same, each of them at its end."""
+        """Wait for the end of each run, and return their handles."""
         all_of_them = list(handles)
         for handle in all_of_them:
             handle.wait(PATIENCE_S)
         return all_of_them
 
     def stored(self) -> Iterator[str]:
-        """Each key of Redis, in each of its databases, with what is under it."""
+        """Every key of Redis, in all databases, with its content."""
         for database in range(2):
             with redis.Redis.from_url(self.stack.redis_url, db=database) as client:
                 for key in client.scan_iter(count=1000):
                     yield f"{database} {key!r} {_value(client, key)!r}"
 
     def prompts(self) -> Iterator[str]:
-        """Each request that the model has got."""
+        """Every request that the model server has received."""
         for line in self.model.server.log:
             yield json.dumps(line, ensure_ascii=False)
 
     def everything(self) -> Iterator[tuple[str, str]]:
-        """All that is stored now, and all that was heard, logged or asked since the last time, with where."""
+        """All that is stored now, and all new messages, log lines and requests, each with its source."""
         for text in self.stored():
             yield "redis", text
         for where, texts in (("channel", self.heard), ("log", self.log), ("model", list(self.prompts()))):
@@ -98,7 +97,7 @@ def _value(client: redis.Redis, key: bytes) -> Any:
 
 @contextmanager
 def _heard(url: str) -> Generator[list[str]]:
-    """What is published on any channel for as long as the block lasts."""
+    """Records what is published on any channel while the block runs."""
     heard: list[str] = []
     over = threading.Event()
 

@@ -1,4 +1,4 @@
-"""JSON Schemas that are made to stop whoever reads or uses them, and tools that have some of them."""
+"""JSON Schemas that are crafted to block the process that reads or uses them, and tools with such schemas."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Tool(ToolPlugin):
 
 
 class Catastrophe(_Tool):
-    """Its argument has a pattern that takes Python for ever."""
+    """The pattern of its argument makes Python's `re` run forever."""
 
     name = "catastrophe"
 
@@ -41,7 +41,7 @@ class Catastrophe(_Tool):
 
 
 class Multiplied(_Tool):
-    """Each level of its argument doubles the work."""
+    """Each level of its argument doubles the work of a check."""
 
     name = "multiplied"
 
@@ -50,7 +50,7 @@ class Multiplied(_Tool):
 
 
 class Strict(_Tool):
-    """Its arguments are compared with everything that a schema can say."""
+    """Its schema uses every keyword."""
 
     name = "strict"
 

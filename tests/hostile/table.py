@@ -1,4 +1,4 @@
-"""The table. The only place that says what a case is, runs one, and counts what was tried.
+"""The table of cases: the only place that defines and runs a case, and counts the inputs.
 
 ```python
 CASES = cases("request", {"a number": ({"input_text": 17}, "request.invalid")})
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.hostile.doors import DOORS
+from tests.hostile.entry_points import ENTRY_POINTS
 from tests.hostile.matrix import FEWEST, IMPOSSIBLE, MOST
 
 __all__ = ["TRIED", "Attack", "Case", "cases", "hostile", "lines_of"]
@@ -30,43 +30,43 @@ PROPERTY = "hostile"  # under this name a report carries what its test has tried
 
 @dataclass(frozen=True)
 class Case:
-    """One input. `codes` are the answers that are right."""
+    """One input. `codes` are the valid answers."""
 
-    door: str
+    entry_point: str
     name: str
     input: Any
     codes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        assert self.door in DOORS, f"{self.door!r} is not a door"
+        assert self.entry_point in ENTRY_POINTS, f"{self.entry_point!r} is not an entry point"
 
     @property
     def id(self) -> str:
-        return f"{self.door}-{self.name}"
+        return f"{self.entry_point}-{self.name}"
 
 
 Attack = Callable[[Case], None]
 
 
-def cases(door: str, inputs: Mapping[str, tuple[Any, str | tuple[str, ...]]]) -> list[Case]:
-    """The cases of one door: name to input and expected code, or codes of which each is right."""
+def cases(entry_point: str, inputs: Mapping[str, tuple[Any, str | tuple[str, ...]]]) -> list[Case]:
+    """The cases of one entry point: name to input and expected code, or several valid codes."""
     return [
-        Case(door, name, value, (codes,) if isinstance(codes, str) else codes)
+        Case(entry_point, name, value, (codes,) if isinstance(codes, str) else codes)
         for name, (value, codes) in inputs.items()
     ]
 
 
 TRIED: Counter[tuple[str, str]] = Counter()
-"""How many inputs the tests that were imported have for each kind and door."""
+"""How many inputs the tests that were imported have for each kind and entry_point."""
 
 
 def hostile(kind: str, table: Iterable[Case]) -> Callable[[Test], Test]:
-    """Marks a test that is called with each case of a table of this kind of attack."""
+    """Marks a test that is called with each case of a table of one kind of attack."""
 
     def marked(test: Test) -> Test:
         found = list(table)
         rare = set(_rare(found))
-        TRIED.update((kind, case.door) for case in found if id(case) not in rare)
+        TRIED.update((kind, case.entry_point) for case in found if id(case) not in rare)
         parametrized = pytest.mark.parametrize(
             "case",
             [
@@ -81,14 +81,14 @@ def hostile(kind: str, table: Iterable[Case]) -> Callable[[Test], Test]:
 
 
 def _rare(found: Iterable[Case]) -> Iterator[int]:
-    """The ids of the objects that are tried by `make chaos` alone.
+    """The ids of the objects that only `make chaos` tries.
 
-    A door with many inputs of one kind keeps `FEWEST` of them, from its whole table, for each time.
+    For an entry point with many inputs of one kind, `FEWEST` of them, over its whole table, are always tried.
     """
-    by_door: dict[str, list[Case]] = {}
+    by_entry_point: dict[str, list[Case]] = {}
     for case in found:
-        by_door.setdefault(case.door, []).append(case)
-    for all_of_it in by_door.values():
+        by_entry_point.setdefault(case.entry_point, []).append(case)
+    for all_of_it in by_entry_point.values():
         count = len(all_of_it)
         if count > MOST:
             kept = {number * count // FEWEST for number in range(FEWEST)}
@@ -96,25 +96,25 @@ def _rare(found: Iterable[Case]) -> Iterator[int]:
 
 
 def lines_of(reports: Iterable[pytest.TestReport]) -> list[str]:
-    """A line for each kind and door: inputs tried, coded answers, failures; or why there can be none."""
+    """A line per kind and entry point: tried inputs, coded answers, failures; or why there are none."""
     tried: Counter[tuple[str, str]] = Counter()
     failed: Counter[tuple[str, str]] = Counter()
     for report in reports:
         for name, value in report.user_properties:
             if name == PROPERTY:
-                kind, door = value
-                tried[kind, door] += report.when == "call"
-                failed[kind, door] += report.failed
+                kind, entry_point = value
+                tried[kind, entry_point] += report.when == "call"
+                failed[kind, entry_point] += report.failed
     if not tried:
         return []
-    header = f"{'kind':<30}{'door':<16}{'inputs':>8}{'coded':>8}{'failures':>10}"
-    rows = {
-        (kind, door): f"{kind:<30}{door:<16}{count:>8}{count - failed[kind, door]:>8}{failed[kind, door]:>10}"
-        for (kind, door), count in tried.items()
-    }
+    header = f"{'kind':<30}{'entry point':<16}{'inputs':>8}{'coded':>8}{'failures':>10}"
+    rows: dict[tuple[str, str], str] = {}
+    for (kind, entry_point), count in tried.items():
+        failures = failed[kind, entry_point]
+        rows[kind, entry_point] = f"{kind:<30}{entry_point:<16}{count:>8}{count - failures:>8}{failures:>10}"
     rows |= {
-        (kind, door): f"{kind:<30}{door:<16}{'-':>8}  {why}"
-        for (kind, door), why in IMPOSSIBLE.items()
+        (kind, entry_point): f"{kind:<30}{entry_point:<16}{'-':>8}  {why}"
+        for (kind, entry_point), why in IMPOSSIBLE.items()
         if any(kind == one for one, _ in tried)
     }
     total, failures = sum(tried.values()), sum(failed.values())

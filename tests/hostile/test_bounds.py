@@ -1,4 +1,4 @@
-"""No bound at a door: what is too large, or grows when it is decompressed, is refused with a code."""
+"""Size limits: input that is too large, also after decompression, is rejected with a code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BOMB = _bomb(zlib.MAX_WBITS, 20)
 def _compressed(
     body: Callable[[bytes], bytes] | bytes, name: object
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The message with this body, said to be compressed in this way."""
+    """A message with this body that declares this compression."""
 
     def alter(envelope: dict[str, Any]) -> dict[str, Any]:
         packed = body if isinstance(body, bytes) else body(envelope["body"].encode())

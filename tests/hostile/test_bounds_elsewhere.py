@@ -1,4 +1,4 @@
-"""No bound at the doors of producers, records, tools, commands and pages."""
+"""Size limits of producers, records, tools, commands and pages."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def of_request(name: str, value: Any) -> Any:
 
 
 def entries(kind: str, count: int, value: str) -> Any:
-    """So many entries in what the run, or its session, has."""
+    """Add this number of entries to a key of the run or of its session, for example its journal."""
 
     def changed(redis: Any, keys: Any, run_id: str) -> None:
         session = redis.hget(keys("run", run_id), "session")
@@ -242,5 +242,5 @@ TABLE = [
 
 
 @hostile(UNBOUND, TABLE)
-def test_each_door_has_a_bound(case: Case, attack: Attack) -> None:
+def test_each_entry_point_has_a_bound(case: Case, attack: Attack) -> None:
     attack(case)

@@ -1,4 +1,4 @@
-"""Text that is made for whoever searches or parses it, at the doors where no schema goes through."""
+"""Texts that are crafted to make searching or parsing slow, at entry points without a schema."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINK = {"task": "shop.mail", "args": [], "kwargs": {}, "options": {}}
 
 
 def chained(levels: int) -> dict[str, Any]:
-    """A task that is linked to a task that is linked to a task."""
+    """A task that links to a task that links to a task."""
     task = dict(LINK)
     for _ in range(levels):
         task = {**LINK, "options": {"link": [task]}}
@@ -93,5 +93,5 @@ TABLE = [
 
 
 @hostile(COMPUTATION, TABLE)
-def test_a_text_costs_nobody_its_square(case: Case, attack: Attack) -> None:
+def test_a_text_does_not_take_quadratic_time(case: Case, attack: Attack) -> None:
     attack(case)

@@ -1,4 +1,4 @@
-"""Names that are keys, keys that are something else, and elements that stop a loop."""
+"""Names of keys, keys with another type, and elements that could stop a loop."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ WRITERS: dict[str, Callable[[Any, str], object]] = {
 
 
 def becomes(name: str, kind: str, *ids: str) -> Callable[[Any, Any, str], object]:
-    """Makes that key of the waiting run, of its session or of the cell something else."""
+    """Replace a key of the waiting run, of its session or of the cell by another value."""
 
     def alter(redis: Any, keys: Any, run_id: str) -> None:
         session = redis.hget(keys("run", run_id), "session")
@@ -107,7 +107,7 @@ TYPE_CASES = cases(
 
 
 @hostile(TYPE, TYPE_CASES)
-def test_a_key_of_another_type_stops_nobody_else(case: Case, attack: Attack) -> None:
+def test_a_key_of_another_type_stops_no_other_run(case: Case, attack: Attack) -> None:
     attack(case)
 
 
@@ -187,7 +187,7 @@ def test_one_element_stops_no_loop(case: Case, attack: Attack) -> None:
 
 
 def test_what_was_put_aside_is_listed(world: World) -> None:
-    """It can be read, as it was."""
+    """It can be read unchanged."""
     client = world.installation.client
     client.store.redis.lpush("agents", "{")
     world.next_run()
@@ -201,7 +201,7 @@ UNREADABLE = ["", "{", "[]", "null", '{"stop_reason": 7}', "\xff", "[" * 5000, "
 
 
 def test_an_end_that_cannot_be_read_is_told_once(world: World) -> None:
-    """Celery learns that the run has failed; it would be told again for ever."""
+    """Celery is notified once that the run has failed. Otherwise the notification would be repeated."""
     redis, keys = world.installation.client.store.redis, world.installation.client.store.keys
     ids = [f"unreadable-{number}" for number in range(len(UNREADABLE))]
     world.altered.update(ids)

@@ -1,4 +1,4 @@
-"""One bad element among good ones: the others are neither lost nor stopped by it."""
+"""One invalid element among valid ones: the valid ones are neither lost nor delayed."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_one_of_many_stops_none_of_the_others(case: Case, attack: Attack) -> Non
 
 
 def test_the_events_around_a_bad_one_are_told(world: World) -> None:
-    """Each of them, in its order; the bad one in what JSON has for it."""
+    """Every event is delivered in order; the invalid one with JSON replacements for its values."""
     handle = world.lets_tool("give", what="emits each", value="[1, nan, object(), 2]", name="custom.each")
 
     assert world.tool_ended(handle) == "completed"

@@ -1,4 +1,4 @@
-"""Errors by name: whatever a library raises for bad input becomes one error with a code, at every door."""
+"""Error codes: an exception of any library for invalid input becomes an error with a code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.hostile.table import Attack, Case, cases, hostile
 from tests.hostile_server import FAULTY, Answer, _bytes
 
 HALF = "\ud800"
-# What is no text, no number, no object: each makes another reader raise another error.
+# Values that are not a text, a number or an object. Each causes another exception in another reader.
 ODD: dict[str, Any] = {
     "None in a list": [None], "a number": 7, "a fraction": 1.5, "yes": True, "a list": ["x"], "lists": [[]],
     "an object": {"x": {}}, "bytes": b"\xff", "a set": {1}, "a class": int, "a function": print,

@@ -1,6 +1,6 @@
-"""Foreign code: names of modules and classes where a library might look for one. None is imported or called.
+"""Code injection: names of modules and classes in input. None is imported or called.
 
-`tests/access/test_imports.py` looks into the worker whether one was; here each is answered.
+`tests/access/test_imports.py` checks the worker's imports; these tests check the answers.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from tests.hostile.table import Attack, Case, cases, hostile
 
 Envelope = dict[str, Any]
 ANSWERED = ("completed", "request.invalid", "user.agent_not_found", "plugin.load", "gone")
-"""A run with a harmless name in it may complete; a message that is no task's is dropped."""
+"""A run with a harmless name may complete. A message that belongs to no task is dropped."""
 
 
 def instead(message: Mapping[str, Any]) -> Callable[[Envelope], Envelope]:
-    """Puts this message in the place of a good one, under the good one's tag."""
+    """Replace a valid message with this one, under the same delivery tag."""
 
     def changed(envelope: Envelope) -> Envelope:
         properties = {**envelope["properties"], "body_encoding": message["properties"]["body_encoding"]}
@@ -43,7 +43,7 @@ CASES = [
             f"{field} is {name}": ({field: value}, REFUSED)
             for number, field in enumerate(FIELDS)
             for name, value in [*VALUES.items(), *VALUES.items()][number % 3 :][:2]
-            if (field, name) != ("queue", "a name")  # a queue of that name is served by nobody: the run waits
+            if (field, name) != ("queue", "a name")  # no worker consumes a queue with that name
         },
     ),
 ]

@@ -1,4 +1,4 @@
-"""Names of code at the doors behind the producer's: none is imported, called or read from a disk."""
+"""Names of code at entry points other than the producer's: none is imported, called or read from disk."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ TABLE = [
                 ("completed", "request.invalid", "config.error"),
             )
             for option, name in zip((*OPTIONS, *OPTIONS), IMPLS, strict=True)
-            if option != "queue"  # a queue of that name is served by nobody: the run waits
+            if option != "queue"  # no worker consumes a queue with that name
         }
         | {
             f"a {name} that is linked": ({"link": [value]}, ("request.invalid", "completed"))

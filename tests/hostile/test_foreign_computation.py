@@ -1,4 +1,4 @@
-"""Computation whose cost is chosen by whoever submits, by the model, or by whoever wrote a record."""
+"""Computation whose cost is chosen by a producer, a model or the author of a record."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AS_JSON = {
     for name, schema in SCHEMAS.items()
     if name not in ("not JSON", "NaN", "deeper than Python's stack")
 }
-"""Those that somebody can write into a message or a record: both are looked at by the same check."""
+"""Schemas that can be written into a message or a record; the same check is applied to both."""
 EVEN, ODD = (dict(list(AS_JSON.items())[begin::2]) for begin in (0, 1))
 
 
@@ -94,8 +94,8 @@ TABLE = [
 
 
 @hostile(COMPUTATION, TABLE)
-def test_what_costs_too_much_is_refused_at_each_door(case: Case, attack: Attack) -> None:
-    """The worker refuses what another producer has put into a message or a record, with the same code."""
+def test_what_costs_too_much_is_refused_at_each_entry_point(case: Case, attack: Attack) -> None:
+    """A worker rejects what another producer wrote into a message or record, with the same code."""
     attack(case)
 
 
@@ -183,5 +183,5 @@ def test_an_answer_costs_a_worker_no_more_than_its_check(case: Case, attack: Att
 @pytest.mark.allow_blocking("the model server, on a loop of the test's process, writes large arguments")
 @hostile(COMPUTATION, cases("arguments", {name: (given, TOLD) for name, given in ARGUMENTS.items()}))
 def test_arguments_cost_a_worker_no_more_than_their_check(case: Case, attack: Attack) -> None:
-    """The model is told what is wrong, and the run completes."""
+    """The model gets the error, and the run completes."""
     attack(case)

@@ -1,4 +1,4 @@
-"""Replies that have no end, or grow a thousand times when they are decompressed: the worker stays small."""
+"""Endless replies, and replies that expand a thousandfold: the worker's memory stays small."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.doors import reply
+from tests.hostile.entry_points import reply
 from tests.hostile.matrix import UNBOUND
 from tests.hostile.table import PROPERTY
 from tests.hostile.world import World
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def bytes_of(world: World, name: str) -> int:
-    """`VmRSS`: what the worker has now; `VmHWM`: the most that it has had since `forget`."""
+    """`VmRSS`: the memory that the worker uses now. `VmHWM`: its maximum since `forget`."""
     status = Path(f"/proc/{world.installation.worker.pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024
@@ -42,7 +42,7 @@ def forget_the_most(world: World) -> None:
     ],
 )
 def test_a_worker_stays_small(world: World, name: str, request: pytest.FixtureRequest) -> None:
-    """At most 200 MB above what it has before the reply, also while it reads; it executes the next run."""
+    """At most 200 MB more than before the reply, also while reading. The next run is executed."""
     request.node.user_properties.append((PROPERTY, (UNBOUND, "stream" if "text" in name else "reply")))
     forget_the_most(world)
     before = bytes_of(world, "VmRSS")

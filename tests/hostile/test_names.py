@@ -1,4 +1,4 @@
-"""Names that others have chosen, at the doors where a careless program would make a key of them."""
+"""Names from input, at entry points where careless code would use them as keys."""
 
 from __future__ import annotations
 
@@ -122,5 +122,5 @@ TABLE = [
 
 
 @hostile(KEY, TABLE)
-def test_no_name_of_somebody_elses_becomes_a_key(case: Case, attack: Attack) -> None:
+def test_no_name_from_input_becomes_a_key(case: Case, attack: Attack) -> None:
     attack(case)

@@ -1,4 +1,4 @@
-"""Secrets and control sequences: planted through every door, then looked for wherever somebody may look."""
+"""Secrets and control sequences: sent through every entry point, then searched for in every output."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Command = Callable[..., str]
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `openagents-worker` with these arguments, as its process would; returns all that it prints."""
+    """Run `openagents-worker` with these arguments in this process, and return its output."""
 
     def call(*arguments: str) -> str:
         monkeypatch.setattr("sys.argv", ["openagents-worker", *arguments])
@@ -59,7 +59,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def leaks(texts: Iterable[tuple[str, str]]) -> list[tuple[str, str, str]]:
-    """Where which needle was found, with what stands around it."""
+    """The needles that were found, each with its source and the surrounding text."""
     found = []
     for where, text in texts:
         for leaked in ANY_NEEDLE.finditer(text):
@@ -68,7 +68,7 @@ def leaks(texts: Iterable[tuple[str, str]]) -> list[tuple[str, str, str]]:
 
 
 def shown_of(handle: RunHandle[Any]) -> Iterator[tuple[str, str]]:
-    """A run as its producer sees it: the result, what `get` raises, as text, pickled and as a traceback."""
+    """A run as its producer gets it: the result, and the error of `get` as text, pickle and traceback."""
     result = handle.wait(PATIENCE_S)
     yield "result", f"{result!r} {result} {result.model_dump_json()}"
     yield "record", repr(handle.record())
@@ -83,7 +83,7 @@ def shown_of(handle: RunHandle[Any]) -> Iterator[tuple[str, str]]:
 
 
 def of_commands(planting: Planting, handle: RunHandle[Any]) -> Iterator[tuple[str, str]]:
-    """What every command that reads prints about a run, as text and as JSON."""
+    """The output of every reading command about a run, as text and as JSON."""
     env = {"OPENAGENTS_REDIS_URL": planting.stack.redis_url}
     session_id = handle.record().session_id
     reading = (["show", handle.id], ["watch", handle.id], ["runs"], ["sessions"], ["session", session_id],
@@ -99,8 +99,8 @@ def of_commands(planting: Planting, handle: RunHandle[Any]) -> Iterator[tuple[st
 # --- secrets ---------------------------------------------------------------------------------------------
 
 
-def test_a_secret_in_a_tools_exception_reaches_nobody(planting: Planting) -> None:
-    """Not the model, a key, a channel, a log, a command or the producer; the error is told all the same."""
+def test_a_secret_in_a_tools_exception_is_in_no_output(planting: Planting) -> None:
+    """Not the model, a key, a channel, a log, a command or the producer. The error itself is reported."""
     seen, ways = [], list(WAYS)
     for some in (ways[:4], ways[4:]):  # a run may call 200 tools
         turns = [[call("leak", number=number, way=way) for number in range(len(SECRETS))] for way in some]
@@ -120,7 +120,7 @@ def test_a_secret_in_a_tools_exception_reaches_nobody(planting: Planting) -> Non
 
 
 @pytest.mark.parametrize("agent_id", ["pattern", "memory"])
-def test_a_secret_in_a_plugins_exception_reaches_nobody(planting: Planting, agent_id: str) -> None:
+def test_a_secret_in_a_plugins_exception_is_in_no_output(planting: Planting, agent_id: str) -> None:
     handles = planting.ended(planting.submit(agent_id, f"{number} {way}") for number, way in EVERY_WAY)
 
     details = [handle.wait(PATIENCE_S).error_details for handle in handles]
@@ -129,7 +129,7 @@ def test_a_secret_in_a_plugins_exception_reaches_nobody(planting: Planting, agen
     assert leaks([*seen, *of_commands(planting, handles[0]), *planting.everything()]) == []
 
 
-def test_a_secret_in_a_providers_error_reaches_nobody(planting: Planting) -> None:
+def test_a_secret_in_a_providers_error_is_in_no_output(planting: Planting) -> None:
     handles = []
     for secret in SECRETS:
         planting.model.will_say({"error": "response", "message": f"refused: {secret.text}", "status": 401})
@@ -141,7 +141,7 @@ def test_a_secret_in_a_providers_error_reaches_nobody(planting: Planting) -> Non
 
 
 def test_the_deployments_own_key_is_masked_where_a_tool_shows_it(planting: Planting) -> None:
-    """It is known exactly, because the agents file names the variable: so it needs no form."""
+    """Its value is known from the variable that the agents file names, so it is masked whatever its form."""
     planting.model.will_say({"tool_calls": [call("own_key")]}, {"text": "fine"})
 
     (handle,) = planting.ended([planting.submit("clerk")])
@@ -151,8 +151,8 @@ def test_the_deployments_own_key_is_masked_where_a_tool_shows_it(planting: Plant
     assert leaks([*shown_of(handle), *planting.everything()]) == []
 
 
-def test_a_secret_in_a_reason_reaches_nobody(planting: Planting) -> None:
-    """Of who cancels a run, and of who resumes it. The last secret is known to workers alone."""
+def test_a_secret_in_a_reason_is_in_no_output(planting: Planting) -> None:
+    """In the reason of a cancellation or a resume. Only workers know the last secret."""
     secrets = SECRETS[:-1]
     planting.model.will_say({"text": "fine"})
     planting.model.may_answer = lambda run_id: False
@@ -197,7 +197,7 @@ WRONG_URLS = {
     "variable", ["OPENAGENTS_REDIS_URL", "OPENAGENTS_BROKER_URL", "OPENAGENTS_RESULT_BACKEND"]
 )
 def test_a_url_in_the_settings_shows_no_password(variable: str, url: str) -> None:
-    """Right or wrong: neither in the error nor in what the settings show."""
+    """For valid and invalid URLs: neither in the error nor in the printed settings."""
     try:
         settings = load_settings({variable: url})
         shown = f"{settings!r} {settings} {settings.redis_url_safe}"
@@ -209,7 +209,7 @@ def test_a_url_in_the_settings_shows_no_password(variable: str, url: str) -> Non
 
 @pytest.mark.parametrize("secret", SECRETS[:-1], ids=ids[:-1])
 def test_a_secret_in_an_agents_file_is_not_in_its_errors(secret: Secret) -> None:
-    """Written where it does not belong: as a value of the wrong kind, as an unknown key's, in a URL."""
+    """As a value of the wrong type, under an unknown key, or in a URL."""
     llm = {"provider": "mock", "temperature": secret.text, "api_base": 7, "password": secret.text}
     text = json.dumps({"agents": [{"id": secret.text, "llm": llm, "queue": ["x"], "api_key": secret.text}]})
 
@@ -225,7 +225,7 @@ def test_a_secret_in_an_agents_file_is_not_in_its_errors(secret: Secret) -> None
 def test_what_a_module_raises_is_masked_where_the_file_is_checked(
     command: Command, tmp_path: Path, as_json: list[str]
 ) -> None:
-    """By `validate`, which says all the same that it cannot be imported."""
+    """`validate` masks it, and still reports that the module cannot be imported."""
     one = {"id": "a", "name": "a", "llm": {"provider": "mock"}, "memory": {"type": "buffer"}}
     file = tmp_path / "agents.json"
     file.write_text(json.dumps({"agents": [{**one, "pattern": {"impl": "tests.hostile.exploding.Pattern"}}]}))
@@ -238,7 +238,7 @@ def test_what_a_module_raises_is_masked_where_the_file_is_checked(
 
 
 def test_an_unknown_agent_is_told_nothing_of_the_others(planting: Planting) -> None:
-    """The near one is suggested; an operator's command lists them."""
+    """Only a similar name is suggested. An operator's command lists all agents."""
     for misspelt, near in (("clrk", "clerk"), ("wholly-other", None)):
         with pytest.raises(AgentNotFoundError) as caught:
             planting.submit(misspelt)
@@ -252,7 +252,7 @@ def test_an_unknown_agent_is_told_nothing_of_the_others(planting: Planting) -> N
 
 
 def test_no_control_sequence_of_a_run_reaches_a_terminal(planting: Planting) -> None:
-    """Of a tool's result, an event, an artifact, an answer: every command shows it escaped."""
+    """In a tool's result, an event, an artifact or an answer: every command escapes it."""
     texts = list(CONTROL.values())
     planting.model.will_say(
         {"tool_calls": [call("control", number=number) for number in range(len(texts))]},
@@ -268,7 +268,7 @@ def test_no_control_sequence_of_a_run_reaches_a_terminal(planting: Planting) -> 
 
 
 def test_no_control_sequence_reaches_a_terminal_in_pieces(planting: Planting) -> None:
-    """A reply that is streamed to a terminal, cut anywhere."""
+    """A reply that is streamed to a terminal, split at any position."""
     text = " ".join(CONTROL.values())
     planting.model.will_say({"text": text})
     env = {
@@ -284,7 +284,7 @@ def test_no_control_sequence_reaches_a_terminal_in_pieces(planting: Planting) ->
 
 
 def test_no_log_line_holds_a_control_sequence(planting: Planting) -> None:
-    """Neither as JSON nor as text; asked after all that was planted above."""
+    """Neither in JSON nor in text logs, after all cases above."""
     planting.model.will_say(
         {"tool_calls": [call(f"no such {text}") for text in CONTROL.values()]}, {"text": "fine"}
     )
@@ -296,7 +296,7 @@ def test_no_log_line_holds_a_control_sequence(planting: Planting) -> None:
     assert any(line.startswith("{") for line in planting.log)
 
 
-# --- through the shared doors ----------------------------------------------------------------------------
+# --- through the shared entry points ---------------------------------------------------------------------
 
 
 COMMANDS = ("show", "cancel", "session", "watch", "run", "validate", "runs --agent")
@@ -306,7 +306,7 @@ ENDED = ("exit 0", "exit 1", "exit 2 run.not_found", "exit 3 run.not_found", "ex
          "exit 3 request.invalid")  # fmt: skip
 
 
-def _of_doors() -> list[Case]:
+def _entry_point_cases() -> list[Case]:
     def reply(text: str) -> bytes:
         return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}).encode()
 
@@ -336,9 +336,9 @@ def _of_doors() -> list[Case]:
     return found
 
 
-@hostile(SECRETS_KIND, _of_doors())
+@hostile(SECRETS_KIND, _entry_point_cases())
 def test_the_worker_goes_on(case: Case, attack: Attack, world: World) -> None:
-    """And no command prints a sequence that it was given."""
+    """And no command prints a control sequence from its arguments."""
     attack(case)
 
     assert [text for text in world.printed if printable(text) != text] == []

@@ -1,6 +1,6 @@
-"""Secrets and control sequences through the shared doors: what is shown of each input holds none of them.
+"""Secrets and control sequences through all entry points: no output contains them.
 
-Looked at are the texts of errors, the events of runs, what commands print, pages, and the worker's log.
+The outputs are texts of errors, events of runs, output of commands, pages, and the worker's log.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.printable import printable
-from tests.hostile.doors import cli
+from tests.hostile.entry_points import cli
 from tests.hostile.matrix import SECRETS as KIND
 from tests.hostile.planted import CONTROL, SECRETS
 from tests.hostile.table import Attack, Case, cases, hostile
@@ -25,7 +25,7 @@ ANY_NEEDLE = re.compile("|".join(map(re.escape, sorted(NEEDLES))))
 SOME = PLANTED[::2]
 
 REFUSED = ("request.invalid", "user.agent_not_found", "request.too_large")
-# An id is what a run is found by: it is nobody's secret, and is shown as it was given.
+# An id identifies a run. It is not a secret, and is shown unchanged.
 PLACES = ("budget", "labels", "output_type", "on_busy", "unknown")
 OPTIONS = ("countdown", "eta", "expires", "priority", "link", "headers")
 
@@ -57,7 +57,7 @@ def of_record(text: str) -> Any:
 
 
 def address(number: int, text: str, needle: str) -> str:
-    """The secret in a place of an address where secrets stand."""
+    """A URL that contains the secret at one of the usual places."""
     word = re.sub(r"[^A-Za-z0-9._~-]", "", needle)
     forms = (
         f"http://ann:{word}@127.0.0.1/",
@@ -108,7 +108,7 @@ OF_RUNS = ("tool_result", "state", "event")
 
 @pytest.fixture(scope="module")
 def lines(world: World) -> Generator[list[str]]:
-    """What the worker logs during these tests; looked at once more after the last one."""
+    """The worker's log lines during these tests. They are checked once more after the last test."""
     begin = len(world.log)
     yield world.log
     world.went_on()
@@ -119,7 +119,7 @@ def lines(world: World) -> Generator[list[str]]:
 def test_nothing_of_it_is_shown(case: Case, attack: Attack, world: World, lines: list[str]) -> None:
     attack(case)
 
-    if case.door in OF_RUNS and case.name in CONTROL:
+    if case.entry_point in OF_RUNS and case.name in CONTROL:
         for command in ("show", "watch"):
             assert cli(world, [command, world.last_run]) == "exit 0"
     leaked = [text[:2_000] for text in world.shown if ANY_NEEDLE.search(text)]

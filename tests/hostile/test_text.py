@@ -1,7 +1,8 @@
-"""Text, numbers and depth: what nobody could read again is refused from a producer, replaced from others.
+"""Text, numbers and nesting: values that could not be read back are rejected or replaced.
 
-The same nasty values go through every door; the table in `openagents_worker.jsontext` says what becomes of
-each. A value goes to one place of its door, the next value to the next place.
+They are rejected if they come from a producer, and replaced if they come from elsewhere; the table in
+`openagents_worker.jsontext` lists both. The same values go through every entry point. Each value goes to one
+place of its entry point, the next value to the next place.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
-from tests.hostile.doors import Alter
+from tests.hostile.entry_points import Alter
 from tests.hostile.matrix import TEXT
 from tests.hostile.table import Attack, Case, cases, hostile
 from tests.hostile.world import RawReply, World
@@ -163,7 +164,7 @@ def writes(field: str, text: str) -> Alter:
 
 
 def writes_metadata(text: str) -> Alter:
-    """Into the request of a run, as an older version or another program may have."""
+    """Write into the stored request of a run, as an older version or another program might."""
 
     def alter(redis: Any, keys: Any, run_id: str) -> None:
         request = redis.hget(keys("run", run_id), "request").replace(
@@ -175,7 +176,7 @@ def writes_metadata(text: str) -> Alter:
 
 
 def writes_bytes(kind: str, field: str) -> Alter:
-    """What is not UTF-8 into a field of the run, or into what its session has."""
+    """Write bytes that are not UTF-8 into a field of the run or of its session."""
 
     def alter(redis: Any, keys: Any, run_id: str) -> None:
         session_id = redis.hget(keys("run", run_id), "session")
@@ -212,7 +213,7 @@ RECORDS: Inputs = {
 
 @hostile(TEXT, cases("record", RECORDS | BYTES))
 def test_a_record_ends_its_own_run(case: Case, attack: Attack) -> None:
-    """Whoever waits for it gets its end, or is told that it cannot be read; it stops nobody else."""
+    """Its producer gets an end, or the error that the record cannot be read. Other runs go on."""
     attack(case)
 
 
@@ -239,8 +240,8 @@ def test_an_agents_file_is_refused(case: Case, attack: Attack) -> None:
 # --- the model -------------------------------------------------------------------------------------------
 
 ANSWERS = ("completed", "llm.response", "tool.not_found")
-"""A reply that cannot be used is the run's error. Arguments that cannot are told to the model, which asks for
-a tool that there is not until the run ends by that."""
+"""An invalid reply is the error of the run. For invalid arguments the model gets an error; it then calls an
+unknown tool until the run ends with that error."""
 FINE = '"fine"'
 
 
@@ -261,12 +262,12 @@ def reply(**parts: str) -> bytes:
 
 
 def chunk(**parts: str) -> bytes:
-    """The same as a stream of one piece."""
+    """The same as a stream with one piece."""
     return b"data: " + reply(**parts).replace(b'"message"', b'"delta"') + b"\n\ndata: [DONE]\n\n"
 
 
 def calls(text: str) -> str:
-    """A call of a tool whose arguments are this JSON, as text."""
+    """A call of a tool whose arguments are this JSON text."""
     return f'[{{"index":0,"id":"c","function":{{"name":"give","arguments":{json.dumps(text)}}}}}]'
 
 
@@ -276,7 +277,7 @@ NOT_READ = ("many digits", "5000 levels", "endless lists")
 
 
 def parts_of(values: Mapping[str, str], *places: str) -> dict[str, dict[str, str]]:
-    """A reply for each value; in a stream an end without a word is a torn one, which is asked for again."""
+    """A reply for each value. A stream that ends without a finish reason is incomplete and is retried."""
     counts = {name: text for name, text in COUNTS.items() if name in values or name not in TEXTS}
     tokens = {
         f"tokens: {name}": {"usage": f'{{"prompt_tokens":{text},"completion_tokens":{text}}}'}
@@ -303,7 +304,7 @@ def test_a_model_says_what_it_likes(case: Case, attack: Attack) -> None:
 
 
 def test_tokens_that_a_model_counts_are_none_below_zero_and_exact_above(world: World) -> None:
-    """A negative count would give a budget back; one that overflows is as large as every reader counts."""
+    """A negative count would refund a budget. A count that overflows becomes the largest valid count."""
     world.raw.reply = RawReply(reply(usage='{"prompt_tokens":-5,"completion_tokens":1e999}'))
 
     usage = world.submit("raw").wait(PATIENCE_S).usage
@@ -465,7 +466,7 @@ SAMPLE = 3
 
 
 def everything_of(world: World, client: Client) -> Iterator[str]:
-    """Reads all that is stored by each of its readers; gives the ids of the runs."""
+    """Read all stored data with each of its readers, and return the ids of the runs."""
     cursor = None
     while True:
         page = client.runs(limit=500, cursor=cursor)
@@ -483,7 +484,7 @@ def everything_of(world: World, client: Client) -> Iterator[str]:
 
 
 def test_whatever_was_stored_is_read_by_every_reader(world: World) -> None:
-    """Runs, results, events, checkpoints, sessions: after all of the above, none of them raises."""
+    """Runs, results, events, checkpoints, sessions: after all cases above, no reader raises an error."""
     client = world.installation.client
 
     assert len(list(everything_of(world, client))) > 20

@@ -1,4 +1,4 @@
-"""The doors themselves: what is good passes each of them, so that a refusal says something of the input."""
+"""The entry points themselves: valid input passes each of them, so a rejection is caused by the input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import json
 from pathlib import Path
 
-from tests.hostile.doors import DOORS
+from tests.hostile.entry_points import ENTRY_POINTS
 from tests.hostile.matrix import missing
 from tests.hostile.table import TRIED, Attack, Case, cases, hostile
 
@@ -51,12 +51,12 @@ def test_good_input_passes(case: Case, attack: Attack) -> None:
     attack(case)
 
 
-def test_each_door_is_tried() -> None:
-    assert {case.door for case in GOOD_INPUT} == set(DOORS)
+def test_each_entry_point_is_tried() -> None:
+    assert {case.entry_point for case in GOOD_INPUT} == set(ENTRY_POINTS)
 
 
-def test_each_kind_comes_through_each_door_that_it_can() -> None:
-    """Twenty inputs each; the matrix says of every other pair why there is none."""
+def test_each_kind_comes_through_each_possible_entry_point() -> None:
+    """At least twenty inputs each. For every other combination the matrix says why it is impossible."""
     for file in Path(__file__).parent.glob("test_*.py"):
         importlib.import_module(f"tests.hostile.{file.stem}")
 

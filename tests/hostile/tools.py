@@ -1,4 +1,4 @@
-"""A tool that returns, raises, emits and stores whatever a test says, as Python text."""
+"""A tool that returns, raises, emits and stores the value of a Python expression from a test."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from openagents_worker.tools.base import ToolContext
 
 
 def nested(depth: int, inner: Any = 1) -> Any:
-    """So many lists, one in the other."""
+    """This number of lists, one inside the other."""
     for _ in range(depth):
         inner = [inner]
     return inner
 
 
 def doubled(levels: int, inner: Any = 1) -> Any:
-    """A list that holds the next one twice: few objects, and two to the power of `levels` values."""
+    """A list that contains the next one twice: few objects, but 2 to the power of `levels` values."""
     for _ in range(levels):
         inner = [inner, inner]
     return inner
 
 
 def explodes(base: type, error: BaseException) -> Any:
-    """A value of a class whose every method raises this."""
+    """A value of a class whose every method raises this exception."""
 
     def method(self: Any, *given: Any, **named: Any) -> Any:
         raise error
@@ -39,7 +39,7 @@ def explodes(base: type, error: BaseException) -> Any:
 
 
 class Anything(Exception):
-    """Its text is the test's."""
+    """An object whose text the test chooses."""
 
 
 NAMES = {

@@ -1,8 +1,8 @@
-"""The world of these tests: a real Redis, one real worker process, a real HTTP server in the model's place.
+"""The world of these tests: a real Redis, a real worker process, and a real HTTP server as the model.
 
-The model server has two halves: the scripted one answers the agents `clerk` and `shop`, the raw one answers
-the agent `raw` with whatever bytes a test gives it, and the agent `next` with a good reply. So the next run
-uses the connection pool that hostile replies have gone through.
+The model server has two parts. The scripted part answers the agents `clerk` and `shop`. The raw part answers
+the agent `raw` with any bytes from a test, and the agent `next` with a valid reply. So the next run uses the
+connection pool that has received hostile replies.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COMPLETED = "completed"
 
 @dataclass(frozen=True)
 class RawReply:
-    """An HTTP response. Content-Length is added unless `headers` say how the body ends."""
+    """An HTTP response. Content-Length is added unless `headers` define how the body ends."""
 
     body: bytes
     content_type: str = "application/json"
@@ -60,9 +60,9 @@ GOOD_REPLY = RawReply(json.dumps(FINE).encode())
 
 
 class RawModel:
-    """An HTTP server that answers requests with the same bytes, on a loop in a thread of its own.
+    """An HTTP server that answers every request with the same bytes, on an event loop in another thread.
 
-    What is asked below `/next` gets a good reply.
+    Requests below `/next` get a valid reply.
     """
 
     def __init__(self) -> None:
@@ -132,11 +132,11 @@ async def _write(writer: asyncio.StreamWriter, reply: RawReply | Answer) -> None
 
 @dataclass
 class World:
-    """What a door needs; `goes_on` is the proof that the worker still works.
+    """The services that an entry point needs. `goes_on` proves that the worker still works.
 
-    `shown` is what somebody has been shown of an input: texts of errors, output of commands, pages; `printed`
-    is what of it went to a terminal; `log` is what the worker has logged, ever. `altered`
-    are the ids of runs and sessions in whose records a test has written.
+    `shown` collects outputs for an input: texts of errors, output of commands, pages. `printed` is the part
+    that was written to a terminal. `log` is the worker's whole log. `altered` has the ids of runs and
+    sessions whose records a test has changed.
     """
 
     installation: Installation
@@ -156,13 +156,13 @@ class World:
         return handle
 
     def refused(self, error: OpenAgentsError) -> str:
-        """The code of an error, all texts of which have been shown."""
+        """The code of an error. All its texts are added to `shown`."""
         notes = getattr(error, "__notes__", [])
         self.shown.append(f"{error} {error!r} {error.hint} {notes} {error.to_dict()}")
         return error.code
 
     def ended(self, handle: RunHandle[Any]) -> str:
-        """`completed`, or the code with which a run has ended."""
+        """`completed`, or the code with which the run ended."""
         result = handle.wait(PATIENCE_S)
         if result.ok:
             return COMPLETED
@@ -172,7 +172,7 @@ class World:
             return self.refused(error)
 
     def tool_ended(self, handle: RunHandle[Any]) -> str:
-        """The code with which the run's tool has failed; else how the run has ended."""
+        """The code with which the run's tool failed; otherwise how the run ended."""
         ended = self.ended(handle)
         events = list(handle.events())
         self.shown.extend(event.to_json() for event in events)
@@ -180,20 +180,19 @@ class World:
         return str(failed[-1].payload["code"]) if failed and ended == COMPLETED else ended
 
     def goes_on(self, after: str) -> None:
-        """The worker executes a run that is submitted now, after this input; it is looked at by the next
-        call, so that the worker is at work meanwhile."""
+        """Submit a run after this input. The next call waits for it, so that the worker is busy meanwhile."""
         self.went_on()
         self._next = after, self.submit("next")
 
     def went_on(self) -> None:
-        """The run after the last input has been executed."""
+        """Wait until the run after the last input has been executed."""
         if self._next is not None:
             (after, handle), self._next = self._next, None
             result = handle.wait(PATIENCE_S)
             assert result.final_output == "fine", f"the run after {after}: {result!r}"
 
     def next_run(self) -> None:
-        """The worker executes a run now."""
+        """Execute a run on the worker now."""
         assert self.submit("next").wait(PATIENCE_S).final_output == "fine"
 
     def lets_tool(self, tool: str, **arguments: Any) -> RunHandle[Any]:
@@ -202,7 +201,7 @@ class World:
         return self.submit()
 
     def flower(self) -> str:
-        """The URL of a Flower, which is started when the first test asks for it."""
+        """The URL of a Flower. It is started when the first test needs it."""
         self.flower_url = self.flower_url or self.installation.stack.start_flower()
         return self.flower_url
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import FixedMessage
-from openagents_worker.llm.transcript import healed
+from openagents_worker.llm.transcript import usable_entries
 from openagents_worker.models import RunBudget, RunRecord, RunState
 from openagents_worker.patterns.turn import Conversation
 from openagents_worker.runtime.latch import LatchReason
@@ -511,7 +511,7 @@ async def _talk(redis_url: str, endings: list[str]) -> None:
         assert code_of(last) is None, (endings, last.result)
         kept = (await aread_session(p.store, talk.session)).transcript
         ours = [dict(entry) for entry in kept if not str(entry.get("run_id")).startswith("old-")]
-        assert healed(ours) == ours, "only whole turns are written, not only shown"
+        assert usable_entries(ours) == ours, "only whole turns are written, not only shown"
         [shown] = messages_of(script, last.run_id)
         assert [message["role"] for message in shown][-1] == "user"
         said = [message for message in shown if message["role"] in ("user", "assistant")]
@@ -545,7 +545,7 @@ async def test_a_run_goes_on_under_the_other_versions_prompt(
 ) -> None:
     """What is recorded answers, though the prompt has another form: nothing is asked or done again."""
     monkeypatch.setattr("openagents_worker.runtime.attempt.BEGUN", format_)
-    old, new = _opening_of_the_version_before, Conversation._opening
+    old, new = _opening_of_the_version_before, Conversation._first_messages
     first, second = (old, new) if begun_by == "the version before" else (new, old)
     async with (
         conversation(redis_url) as (p, script, server),
@@ -554,13 +554,13 @@ async def test_a_run_goes_on_under_the_other_versions_prompt(
         script.by_run["r0"] = [calls(("add", {"x": 7})), {"text": "7"}]
         await p.run("r0", input_text="What is 7?")
         script.by_run["r1"] = [calls(("add", {"x": 1}), ("add", {"x": 2})), calls(("wait", {})), ANSWER]
-        monkeypatch.setattr(Conversation, "_opening", first)
+        monkeypatch.setattr(Conversation, "_first_messages", first)
         await one.submit("r1")
         executing = asyncio.create_task(one.execute("r1"))
         await await_for(lambda: "r1" in talking.BEGUN, "the tool begins")
         talking.LET_GO.add("r1")
         await crash(one, "r1", executing)
-        monkeypatch.setattr(Conversation, "_opening", second)
+        monkeypatch.setattr(Conversation, "_first_messages", second)
         await p.execute("r1")
         record = await p.record("r1")
 

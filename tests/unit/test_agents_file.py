@@ -105,11 +105,11 @@ def test_an_error_shows_what_is_written_and_never_a_variables_value() -> None:
         ({"llm": {"retry": {"attempts": 1}}}, "retry.attempts: unknown key; did you mean 'max_attempts'"),
         ({"runtime": {"max_steps": 0}}, "agents[0].runtime.max_steps: input should be greater than or"),
         ({"memory": {"type": "buffer", "on_error": "panic"}}, "agents[0].memory.on_error: input should be"),
-        ({"pattern": {}}, "agents[0].pattern: give exactly one of 'type'"),
-        ({"pattern": {"type": "react", "impl": "a.B"}}, "both are given"),
-        ({"pattern": {"impl": "rm -rf"}}, "agents[0].pattern.impl: not of the form package.module.Class"),
+        ({"pattern": {}}, "agents[0].pattern: set exactly one of 'type'"),
+        ({"pattern": {"type": "react", "impl": "a.B"}}, "both are set"),
+        ({"pattern": {"impl": "rm -rf"}}, "agents[0].pattern.impl: must have the form package.module.Class"),
         ({"tools": [{"id": "my tool", "type": "calc"}]}, "agents[0].tools[0].id: a tool's id is"),
-        ({"tools": [{"id": "t", "type": "calc"}, {"id": "t", "type": "uuid"}]}, "agents[0].tools[1].id: 't'"),
+        ({"tools": [{"id": "t", "type": "calc"}, {"id": "t", "type": "uuid"}]}, "tools[0] already has"),
         ({"tool_executor": {"type": "retry"}}, "agents[0].tool_executor: a tool_executor other than"),
         ({"tool_executor": {"type": "safe", "config": {"x": 1}}}, "agents[0].tool_executor.config"),
         ({"queue": "two words"}, "agents[0].queue"),
@@ -140,13 +140,13 @@ def test_a_wrong_agent_is_refused_and_the_place_is_named(changes: dict[str, Any]
             "skills.config.search_paths: skills is not supported",
         ),
         ({"session": {"type": "sqlit"}}, "session.type: did you mean 'sqlite'?"),
-        ({"session": {"impl": "my.Session"}}, "session.impl: a class of one's own here is not supported"),
+        ({"session": {"impl": "my.Session"}}, "session.impl: a custom class here is not supported"),
         ({"events": {"type": "kafka"}}, "events.type: known: async, "),
         (
             {"runtime": {"type": "default", "config": {"mcp": {"max_pooled_sessions": 3}}}},
             "runtime.config.mcp",
         ),
-        ({"logging": {"level": "LOUD"}}, "logging.level: not one of DEBUG"),
+        ({"logging": {"level": "LOUD"}}, "logging.level: must be one of DEBUG"),
         (
             {"logging": {"loguru_sinks": [{"target": "stderr"}]}},
             "logging.loguru_sinks: loguru is not supported",
@@ -160,7 +160,7 @@ def test_what_does_not_work_is_refused_and_never_ignored(sections: dict[str, Any
 
 def test_two_agents_cannot_share_an_id() -> None:
     """The second would never be reached."""
-    assert "agents[1].id: 'a' is the id of agents[0] too" in refusal(agent(), agent(name="B"))
+    assert "agents[1].id: agents[0] already has the id 'a'" in refusal(agent(), agent(name="B"))
 
 
 def test_selectors_that_mean_redis_here_are_accepted_with_one_notice_each() -> None:

@@ -60,7 +60,7 @@ async def test_a_script_answers_each_turn_with_its_reply() -> None:
         over = await _post(server.url, HI, CALLED, RESULT, SAID)
 
     assert over.status_code == 400
-    assert over.json()["error"]["message"] == "script ended after 2 replies"
+    assert over.json()["error"]["message"] == "the script has ended after 2 replies"
 
 
 async def test_faults_meet_the_first_tries_of_a_call() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.testing.model_server.openai_rules import check_request
-from openagents_worker.testing.model_server.wire_format import Unreadable
+from openagents_worker.testing.model_server.wire_format import InvalidRequest
 
 Body = dict[str, Any]
 
@@ -119,5 +119,5 @@ def test_what_one_of_them_would_refuse_is_refused_and_named(
     body = copy.deepcopy(GOOD)
     change(body)
 
-    with pytest.raises(Unreadable, match=said):
+    with pytest.raises(InvalidRequest, match=said):
         check_request(body)

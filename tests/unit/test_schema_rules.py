@@ -124,7 +124,7 @@ def test_a_pydantic_class_is_read_like_its_schema() -> None:
 # --- what is accepted is a JSON Schema -------------------------------------------------------------------
 
 KEYWORDS = sorted(
-    {*rules._SCHEMAS, *rules._ONE_SCHEMA, *rules._NAMED_SCHEMAS, *keywords.TEXTS, *keywords.COUNTS}
+    {*rules._SCHEMA_LISTS, *rules._SINGLE_SCHEMAS, *rules._NAMED_SCHEMAS, *keywords.TEXTS, *keywords.COUNTS}
     | {*keywords.NUMBERS, *keywords.FLAGS, *keywords.LISTS, "type", "required", "dependentRequired", "const"}
 )
 VALUES: list[Any] = [
@@ -185,7 +185,7 @@ def lines_executed(work: Callable[[], object]) -> int:
         return trace if frame.f_code.co_filename in files else None
 
     before = sys.gettrace()
-    rules._read.cache_clear()
+    rules._read_json_text.cache_clear()
     sys.settrace(trace)
     try:
         work()

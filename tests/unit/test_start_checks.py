@@ -85,7 +85,7 @@ TOOL = "agents[0].tools[0]"
             agent(llm=OPENAI | {"extra_headers": {"X Y": "a"}}),
             f"{MODEL}.extra_headers.X Y",
             "plugin.config",
-            "not a name",
+            "not a valid name",
         ),
         (
             agent(llm=OPENAI | {"pricing": {"inputs": 1}}),
@@ -143,7 +143,7 @@ TOOL = "agents[0].tools[0]"
         (tool("NoTool"), f"{TOOL}.impl", "plugin.load", "is not a tool: it has no invoke"),
         (tool("RaisesWhenMade"), f"{TOOL}.impl", "plugin.load", "cannot be made: RuntimeError: no licence"),
         (tool("TakesNoConfig"), f"{TOOL}.impl", "plugin.load", "it is called with config={…}"),
-        (tool("NoSchema"), f"{TOOL}.config", "plugin.config", "not a JSON Schema that is accepted"),
+        (tool("NoSchema"), f"{TOOL}.config", "plugin.config", "not an accepted JSON Schema"),
         (tool("CannotDescribe"), f"{TOOL}.impl", "plugin.load", "speechless"),
         (tool("Picky", size=0), f"{TOOL}.config.size", "plugin.config", "greater than or equal to 1"),
         (tool("Picky", size=1, color="x"), f"{TOOL}.config.color", "plugin.config", "did you mean 'colour'?"),
@@ -262,7 +262,7 @@ def test_a_server_of_ones_own_needs_no_key() -> None:
 @pytest.mark.parametrize(
     ("proxy", "says"),
     [
-        ("socks5://127.0.0.1:1080", "which needs a package that is not installed; pip install socksio"),
+        ("socks5://127.0.0.1:1080", "requires a package that is not installed; pip install socksio"),
         ("socks4://127.0.0.1:1080", "unknown scheme 'socks4'"),
         ("http://proxy:none", "is not a URL"),
         ("http://", "is not a URL"),

@@ -1,7 +1,8 @@
-"""A model behind HTTP, for tests: the wire formats of OpenAI and Anthropic, from a script or a function.
+"""A model server for tests: it implements the APIs of OpenAI and Anthropic. Replies come from a script or a
+function.
 
-`python -m openagents_worker.testing.model_server --script FILE.json` runs it in a process of its own; the
-first line it prints is its address.
+`python -m openagents_worker.testing.model_server --script FILE.json` runs it as a process. The first line of
+its output is its URL.
 """
 
 from openagents_worker.testing.model_server.answers import FAULTS

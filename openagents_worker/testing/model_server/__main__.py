@@ -1,4 +1,4 @@
-"""The server as a process: the only place that reads its command line."""
+"""The model server as a process: the only place that reads its command line."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m openagents_worker.testing.model_server")
     parser.add_argument("--script", required=True, help="a JSON file with entries, or module:function")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0: a free one")
+    parser.add_argument("--port", type=int, default=0, help="0: a free port")
     parser.add_argument("--log", type=Path, help="a file that gets one JSON line per event")
     parser.add_argument("--latency-ms", type=int, default=0)
     parser.add_argument("--token-delay-ms", type=int, default=0)
-    parser.add_argument("--die-with-parent", action="store_true", help="end with the thread that started us")
+    parser.add_argument(
+        "--die-with-parent", action="store_true", help="end together with the starting thread"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.die_with_parent:
@@ -38,18 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             token_delay_ms=options.token_delay_ms,
             log_path=options.log,
         )
-        asyncio.run(_serve_until_told(server))
+        asyncio.run(_serve_until_signal(server))
     except (OpenAgentsError, OSError) as error:
         parser.exit(1, f"{error}\n")
 
 
-async def _serve_until_told(server: ModelServer) -> None:
-    told = asyncio.Event()
+async def _serve_until_signal(server: ModelServer) -> None:
+    stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with server:
         print(server.url, flush=True)
-        await told.wait()
+        await stopping.wait()
 
 
 def _load_reply(script: str) -> ReplyFunction | list[Mapping[str, Any]]:
@@ -57,11 +59,13 @@ def _load_reply(script: str) -> ReplyFunction | list[Mapping[str, Any]]:
     if path.suffix == ".json" or path.is_file():
         entries = json.loads(path.read_text("utf-8"))
         if not isinstance(entries, list):
-            raise PluginConfigError(f"{script}: a script is a list of entries, not {type(entries).__name__}")
+            raise PluginConfigError(
+                f"{script}: a script must be a list of entries, not {type(entries).__name__}"
+            )
         return entries
     module, colon, name = script.partition(":")
     if not colon:
-        raise PluginConfigError(f"{script} is neither a file nor module:function")
+        raise PluginConfigError(f"{script} is neither an existing file nor module:function")
     function: ReplyFunction = getattr(importlib.import_module(module), name)
     return function
 

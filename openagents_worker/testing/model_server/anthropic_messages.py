@@ -1,4 +1,4 @@
-"""Anthropic's Messages API, from the server's side: the only place that reads and writes its messages."""
+"""Anthropic's Messages API on the server's side: the only place that reads and writes its JSON."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from openagents_worker.testing.model_server.anthropic_rules import (
     ToolUse,
     checked_request,
 )
-from openagents_worker.testing.model_server.connection import HttpRequest
+from openagents_worker.testing.model_server.connection import ReceivedRequest
 from openagents_worker.testing.model_server.wire_format import (
     Event,
     ModelRequest,
     Reply,
-    digest,
+    conversation_digest,
     fragments,
-    turn,
+    turn_number,
     written_arguments,
 )
 
@@ -47,16 +47,16 @@ class AnthropicMessages:
 
     path = "/v1/messages"
 
-    def read(self, request: HttpRequest) -> ModelRequest:
-        asked, body = checked_request(request)
-        messages = tuple(_chat_messages(asked.system, asked.messages))
+    def read(self, request: ReceivedRequest) -> ModelRequest:
+        parsed, body = checked_request(request)
+        messages = tuple(_chat_messages(parsed.system, parsed.messages))
         return ModelRequest(
             messages=messages,
-            tools=tuple(_chat_tool(tool) for tool in asked.tools),
-            model=asked.model,
-            stream=asked.stream,
+            tools=tuple(_chat_tool(tool) for tool in parsed.tools),
+            model=parsed.model,
+            stream=parsed.stream,
             headers=request.headers,
-            n=turn(messages),
+            n=turn_number(messages),
             body=body,
         )
 
@@ -73,7 +73,7 @@ class AnthropicMessages:
         }
 
     def opening(self, reply: Reply) -> Iterator[Event]:
-        usage = _usage(reply) | {"output_tokens": 1}  # what is known before the model has spoken
+        usage = _usage(reply) | {"output_tokens": 1}  # known before there is any content
         yield _event("message_start", message=_message(reply) | {"usage": usage})
 
     def pieces(self, reply: Reply) -> Iterator[Event]:
@@ -99,7 +99,7 @@ class AnthropicMessages:
         }
 
 
-# --- what is asked ---------------------------------------------------------------------------------------
+# --- requests --------------------------------------------------------------------------------------------
 
 
 def _chat_messages(system: list[Text], messages: list[Message]) -> Iterator[dict[str, Any]]:
@@ -110,8 +110,8 @@ def _chat_messages(system: list[Text], messages: list[Message]) -> Iterator[dict
             yield _chat_reply(message)
             continue
         yield from (_chat_result(block) for block in message.content if isinstance(block, ToolResult))
-        if said := [block for block in message.content if not isinstance(block, ToolResult)]:
-            yield {"role": message.role, "content": _text(said)}
+        if blocks := [block for block in message.content if not isinstance(block, ToolResult)]:
+            yield {"role": message.role, "content": _text(blocks)}
 
 
 def _chat_reply(message: Message) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _chat_result(result: ToolResult) -> dict[str, Any]:
 
 
 def _text(blocks: Any) -> Any:
-    """The text, or the blocks themselves where there is more than text."""
+    """The text of text blocks. If there are other blocks too, the list of all blocks."""
     if all(isinstance(block, Text) for block in blocks):
         return "".join(block.text for block in blocks)
     return [block.model_dump(exclude_unset=True) for block in blocks]
@@ -147,16 +147,16 @@ def _chat_tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function | described}
 
 
-# --- what is said ----------------------------------------------------------------------------------------
+# --- replies ---------------------------------------------------------------------------------------------
 
 
 def _message(reply: Reply) -> dict[str, Any]:
-    """A message in which nothing is said yet."""
+    """A message without content."""
     return {
         "id": f"msg_{reply.number}",
         "type": "message",
         "role": "assistant",
-        "model": reply.asked.model,
+        "model": reply.request.model,
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
@@ -164,7 +164,7 @@ def _message(reply: Reply) -> dict[str, Any]:
 
 
 def _streamed_blocks(reply: Reply) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]:
-    """Each block as it begins, and what is added to it."""
+    """Each content block at its start, and the deltas that are added to it."""
     if reply.entry.text:
         yield {"type": "text", "text": ""}, (_text_delta(word) for word in words(reply.entry.text))
     for index, call in _calls(reply):
@@ -185,13 +185,13 @@ def _calls(reply: Reply) -> Iterator[tuple[int, ScriptedCall]]:
 
 
 def _tool_use(reply: Reply, index: int, call: ScriptedCall, value: Any) -> dict[str, Any]:
-    # Ids are unique in a conversation, or the next request is refused, and the same on every try.
-    call_id = call.id or f"toolu_{digest(reply.asked.messages)[:16]}_{index}"
+    # An id must be unique in its conversation, and the same on every try.
+    call_id = call.id or f"toolu_{conversation_digest(reply.request.messages)[:16]}_{index}"
     return {"type": "tool_use", "id": call_id, "name": call.name, "input": value}
 
 
 def _input(call: ScriptedCall) -> Any:
-    """The arguments as a value; what is no JSON object stays the text it is, for want of a better place."""
+    """The arguments as a JSON object. Text that is not a JSON object is returned unchanged."""
     written = written_arguments(call)
     try:
         value = json.loads(written)
@@ -201,13 +201,13 @@ def _input(call: ScriptedCall) -> Any:
 
 
 def _stop_reason(reply: Reply) -> str:
-    if reply.used_up(reply.asked.body["max_tokens"]):
+    if reply.used_up(reply.request.body["max_tokens"]):
         return "max_tokens"
     return "tool_use" if reply.entry.tool_calls else "end_turn"
 
 
 def _usage(reply: Reply) -> dict[str, int]:
-    """Tokens read from the cache stand beside the others here, not among them."""
+    """The usage. Here `input_tokens` does not include the tokens that were read from the cache."""
     usage = reply.usage
     cached = int(usage.metadata.get("cached_tokens", 0))
     return {

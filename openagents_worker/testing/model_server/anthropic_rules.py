@@ -1,6 +1,6 @@
-"""What Anthropic's API refuses, in its own words: the only place that checks a Messages request.
+"""The rules of Anthropic's API, with its error messages: the only place that checks a Messages request.
 
-The API checks with pydantic, too, so a field's path and pydantic's message are what it says of that field.
+Anthropic's API is checked with pydantic too, so its messages consist of the field's path and pydantic's text.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
-from openagents_worker.testing.model_server.connection import HttpRequest
-from openagents_worker.testing.model_server.wire_format import Unreadable
+from openagents_worker.testing.model_server.connection import ReceivedRequest
+from openagents_worker.testing.model_server.wire_format import InvalidRequest
 
 __all__ = ["Message", "MessagesRequest", "Text", "Tool", "ToolResult", "ToolUse", "checked_request"]
 
@@ -21,17 +21,17 @@ _CallId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]+$")]
 
 
 def _blocks(content: Any) -> Any:
-    """A text stands for one block of it, an empty one for none."""
+    """A text as a list of one text block; an empty text as an empty list."""
     if not isinstance(content, str):
         return content
     return [{"type": "text", "text": content}] if content else []
 
 
-class _Part(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Text(_Part):
+class Text(_StrictModel):
     type: Literal["text"]
     text: str
     cache_control: JsonValue = None
@@ -39,14 +39,14 @@ class Text(_Part):
 
 
 class _Opaque(BaseModel):
-    """What a script has no use for; it is taken as it comes."""
+    """A content block that scripts do not use. Its fields are not checked."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     type: Literal["document", "image", "redacted_thinking", "thinking"]
 
 
-class ToolUse(_Part):
+class ToolUse(_StrictModel):
     type: Literal["tool_use"]
     id: _CallId
     name: str
@@ -58,7 +58,7 @@ class ToolUse(_Part):
 _Shown = Annotated[Text | _Opaque, Field(discriminator="type")]
 
 
-class ToolResult(_Part):
+class ToolResult(_StrictModel):
     type: Literal["tool_result"]
     tool_use_id: _CallId
     content: Annotated[list[_Shown], BeforeValidator(_blocks)] = Field(default_factory=list)
@@ -70,20 +70,20 @@ _Block = Text | ToolUse | ToolResult | _Opaque
 _Said = Annotated[_Block, Field(discriminator="type")]
 
 
-class Message(_Part):
+class Message(_StrictModel):
     role: Literal["user", "assistant", "system"]
     content: Annotated[list[_Said], BeforeValidator(_blocks)]
 
 
-class _Schema(BaseModel):
+class _ObjectSchema(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     type: Literal["object"]
 
 
-class Tool(_Part):
+class Tool(_StrictModel):
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")
-    input_schema: _Schema
+    input_schema: _ObjectSchema
     description: str | None = None
     type: Literal["custom"] | None = None
     allowed_callers: JsonValue = None
@@ -94,18 +94,18 @@ class Tool(_Part):
     strict: bool = False
 
 
-class _AnyChoice(_Part):
+class _AnyChoice(_StrictModel):
     type: Literal["auto", "any", "none"]
     disable_parallel_tool_use: bool = False
 
 
-class _NamedChoice(_Part):
+class _NamedChoice(_StrictModel):
     type: Literal["tool"]
     name: str
     disable_parallel_tool_use: bool = False
 
 
-class MessagesRequest(_Part):
+class MessagesRequest(_StrictModel):
     model: str
     messages: list[Message]
     max_tokens: int = Field(ge=1)
@@ -137,62 +137,62 @@ VERSIONS: Mapping[str, type[MessagesRequest]] = {
 }
 
 
-def checked_request(request: HttpRequest) -> tuple[MessagesRequest, Mapping[str, Any]]:
-    """The request and its body as it came. Raises `Unreadable`; a key is not asked for."""
+def checked_request(request: ReceivedRequest) -> tuple[MessagesRequest, Mapping[str, Any]]:
+    """Parse and check a request; also returns its original body. Raises `InvalidRequest`. Needs no key."""
     version = request.headers.get("anthropic-version")
     if version is None:
-        raise Unreadable("anthropic-version: header is required")
+        raise InvalidRequest("anthropic-version: header is required")
     if version not in VERSIONS:
-        raise Unreadable(f'anthropic-version: "{version}" is not a valid version')
+        raise InvalidRequest(f'anthropic-version: "{version}" is not a valid version')
     try:
         body = json.loads(request.body)
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"The request body is not valid JSON: {error}") from error
+        raise InvalidRequest(f"The request body is not valid JSON: {error}") from error
     try:
-        asked = VERSIONS[version].model_validate(body)
+        parsed = VERSIONS[version].model_validate(body)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        raise Unreadable(": ".join([*_path(problem["loc"]), problem["msg"]])) from error
-    if any(not block.text for block in asked.system):
-        raise Unreadable("system: text content blocks must be non-empty")
-    _check_tools(asked)
-    _check_messages(asked.messages)
-    _check_pairs(asked.messages)
-    return asked, body
+        raise InvalidRequest(": ".join([*_path(problem["loc"]), problem["msg"]])) from error
+    if any(not block.text for block in parsed.system):
+        raise InvalidRequest("system: text content blocks must be non-empty")
+    _check_tools(parsed)
+    _check_messages(parsed.messages)
+    _check_pairs(parsed.messages)
+    return parsed, body
 
 
 def _path(places: Sequence[str | int]) -> list[str]:
     return [".".join(map(str, places))] if places else []
 
 
-def _check_tools(asked: MessagesRequest) -> None:
-    names = [tool.name for tool in asked.tools]
+def _check_tools(request: MessagesRequest) -> None:
+    names = [tool.name for tool in request.tools]
     if len(set(names)) < len(names):
-        raise Unreadable("tools: Tool names must be unique.")
-    if asked.tool_choice is not None and not names:
-        raise Unreadable("tool_choice may only be specified while providing tools.")
-    if isinstance(asked.tool_choice, _NamedChoice) and asked.tool_choice.name not in names:
-        raise Unreadable(f"Tool '{asked.tool_choice.name}' not found in provided tools")
+        raise InvalidRequest("tools: Tool names must be unique.")
+    if request.tool_choice is not None and not names:
+        raise InvalidRequest("tool_choice may only be specified while providing tools.")
+    if isinstance(request.tool_choice, _NamedChoice) and request.tool_choice.name not in names:
+        raise InvalidRequest(f"Tool '{request.tool_choice.name}' not found in provided tools")
 
 
 def _check_messages(messages: Sequence[Message]) -> None:
     if not messages:
-        raise Unreadable("messages: at least one message is required")
+        raise InvalidRequest("messages: at least one message is required")
     before = ""
     for index, message in enumerate(messages):
-        if message.role == "system" and before != "user":  # newer models take one right after a user's turn
-            raise Unreadable(
+        if message.role == "system" and before != "user":  # newer models accept it after a user message
+            raise InvalidRequest(
                 'messages: Unexpected role "system". The Messages API accepts a top-level `system` parameter,'
                 ' not "system" as an input message role.'
             )
         is_prefill = message.role == "assistant" and index == len(messages) - 1
         if not message.content and not is_prefill:
-            raise Unreadable(
+            raise InvalidRequest(
                 f"messages.{index}: all messages must have non-empty content"
                 " except for the optional final assistant message"
             )
         if any(isinstance(block, Text) and not block.text for block in message.content):
-            raise Unreadable("messages: text content blocks must be non-empty")
+            raise InvalidRequest("messages: text content blocks must be non-empty")
         before = message.role
 
 
@@ -208,7 +208,7 @@ class _Placed(NamedTuple):
 
 
 class _Turn(NamedTuple):
-    """Messages of one role in a row, which the API takes for one."""
+    """Consecutive messages of one role, which the API treats as one message."""
 
     place: str
     role: str
@@ -221,7 +221,7 @@ class _Turn(NamedTuple):
         return ((place, b.id) for place, b in self.blocks if isinstance(b, ToolUse))
 
     def answered(self) -> set[str]:
-        """The calls whose results come before anything else is said."""
+        """The ids of the calls whose results are at the beginning of the turn, before any other block."""
         found: set[str] = set()
         for _, block in self.blocks:
             if not isinstance(block, ToolResult):
@@ -232,17 +232,17 @@ class _Turn(NamedTuple):
 
 def _turns(messages: Sequence[Message]) -> Iterator[_Turn]:
     for role, group in groupby(enumerate(messages), lambda pair: pair[1].role):
-        said = list(group)
+        same_role = list(group)
         blocks = [
             _Placed(f"messages.{index}.content.{number}", block)
-            for index, message in said
+            for index, message in same_role
             for number, block in enumerate(message.content)
         ]
-        yield _Turn(f"messages.{said[0][0]}", role, blocks)
+        yield _Turn(f"messages.{same_role[0][0]}", role, blocks)
 
 
 def _check_pairs(messages: Sequence[Message]) -> None:
-    """Each call has one result, at the beginning of the next turn, and each result its call before it."""
+    """Check that the results of a turn's calls are at the beginning of the next turn, one for each call."""
     turns = list(_turns(messages))
     open_calls: list[str] = []
     ids: set[str] = set()
@@ -251,12 +251,12 @@ def _check_pairs(messages: Sequence[Message]) -> None:
         _check_results(turn, open_calls)
         for place, call_id in turn.calls():
             if call_id in ids:
-                raise Unreadable(f"{place}: `tool_use` ids must be unique")
+                raise InvalidRequest(f"{place}: `tool_use` ids must be unique")
             ids.add(call_id)
         open_calls = [call_id for _, call_id in turn.calls()]
         answered = set() if following is None else following.answered()
         if missing := [call_id for call_id in open_calls if call_id not in answered]:
-            raise Unreadable(
+            raise InvalidRequest(
                 f"{turn.place}: `tool_use` ids were found without `tool_result` blocks immediately after:"
                 f" {', '.join(missing)}. Each `tool_use` block must have a corresponding `tool_result` block"
                 " in the next message."
@@ -267,19 +267,19 @@ def _check_sides(turn: _Turn) -> None:
     for place, block in turn.blocks:
         side = SIDES.get(block.type, turn.role)
         if side != turn.role:
-            raise Unreadable(f"{place}: `{block.type}` blocks can only be in `{side}` messages")
+            raise InvalidRequest(f"{place}: `{block.type}` blocks can only be in `{side}` messages")
 
 
 def _check_results(turn: _Turn, open_calls: Sequence[str]) -> None:
     seen: set[str] = set()
     for place, call_id in turn.results():
         if call_id not in open_calls:
-            raise Unreadable(
+            raise InvalidRequest(
                 f"{place}: unexpected `tool_use_id` found in `tool_result` blocks: {call_id}. Each"
                 " `tool_result` block must have a corresponding `tool_use` block in the previous message."
             )
         if call_id in seen:
-            raise Unreadable(
+            raise InvalidRequest(
                 f"{place}: each tool_use must have a single result. Found multiple `tool_result` blocks"
                 f" with id: {call_id}"
             )

@@ -1,4 +1,4 @@
-"""HTTP from the server's side: the only place that reads requests and writes bytes."""
+"""HTTP on the server's side: the only place that reads requests and writes bytes."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import h11
 
 from openagents_worker.jsontext import dumps
 
-__all__ = ["Connection", "Hangup", "HttpRequest"]
+__all__ = ["ClientConnection", "Hangup", "ReceivedRequest"]
 
 JSON = {"content-type": "application/json"}
 
 
 class Hangup(Exception):
-    """The connection is to be closed now, whatever the client still expects."""
+    """Raised to close the connection at once, even if the client still expects data."""
 
 
 @dataclass(frozen=True, slots=True)
-class HttpRequest:
+class ReceivedRequest:
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes
 
 
-class Connection:
-    """One client's connection, a request after the other. Writing to one that is gone is an `OSError`."""
+class ClientConnection:
+    """The connection of one client, with one request at a time. Raises `OSError` if the client is gone."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self._http = h11.Connection(h11.SERVER)
 
-    async def next_request(self) -> HttpRequest | None:
-        """The next request with its whole body; None when the client wants no more."""
+    async def next_request(self) -> ReceivedRequest | None:
+        """Read the next request with its whole body. None: the client sends no more requests."""
         if self._http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
             self._http.start_next_cycle()
         head: h11.Request | None = None
@@ -60,7 +60,7 @@ class Connection:
         await self.send_body(status, dumps(value).encode("utf-8", "replace"), headers or {})
 
     async def send_body(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        """A reply that says it is JSON, whatever its body is."""
+        """Send a reply with the content type of JSON; the body may be anything."""
         length = ("content-length", str(len(body)))
         await self._write(
             h11.Response(status_code=status, headers=[*{**JSON, **headers}.items(), length]),
@@ -69,7 +69,7 @@ class Connection:
         )
 
     async def send_half(self, body: bytes, headers: Mapping[str, str]) -> None:
-        """A reply that promises its whole length and stops in the middle."""
+        """Send a reply with the content length of the whole body, but only half of the body."""
         length = ("content-length", str(len(body)))
         await self._write(
             h11.Response(status_code=200, headers=[*{**JSON, **headers}.items(), length]),
@@ -94,19 +94,21 @@ class Connection:
     async def close(self) -> None:
         self._writer.close()
         try:
-            async with asyncio.timeout(1):  # for a client that reads no more
+            async with asyncio.timeout(1):  # the client may have stopped reading
                 await self._writer.wait_closed()
         except (OSError, TimeoutError):
             self._writer.transport.abort()
 
     async def _write(self, *events: h11.Event) -> None:
         data = b"".join(self._http.send(event) or b"" for event in events)
-        if self._reader.at_eof():  # killed clients are noticed here, before the kernel refuses our bytes
+        if self._reader.at_eof():  # detects a killed client before the kernel reports it
             raise ConnectionResetError("the client is gone")
         self._writer.write(data)
         await self._writer.drain()
 
 
-def _http_request(head: h11.Request, body: bytes) -> HttpRequest:
+def _http_request(head: h11.Request, body: bytes) -> ReceivedRequest:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
-    return HttpRequest(head.method.decode(), head.target.decode("latin-1").partition("?")[0], headers, body)
+    return ReceivedRequest(
+        head.method.decode(), head.target.decode("latin-1").partition("?")[0], headers, body
+    )

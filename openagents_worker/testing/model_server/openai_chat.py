@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, from the server's side: the only place that reads and writes them."""
+"""OpenAI's chat completions on the server's side: the only place that reads and writes their JSON."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from openagents_worker.jsontext import dumps
 from openagents_worker.llm.script import words
-from openagents_worker.testing.model_server.connection import HttpRequest
+from openagents_worker.testing.model_server.connection import ReceivedRequest
 from openagents_worker.testing.model_server.openai_rules import check_request
 from openagents_worker.testing.model_server.wire_format import (
     Event,
+    InvalidRequest,
     ModelRequest,
     Reply,
-    Unreadable,
     fragments,
-    turn,
+    turn_number,
     written_arguments,
 )
 
@@ -24,11 +24,11 @@ __all__ = ["OpenAIChat"]
 
 
 class OpenAIChat:
-    """`POST /v1/chat/completions`; refuses what OpenAI or a stricter server would (`openai_rules`)."""
+    """`POST /v1/chat/completions`. Rejects what OpenAI or a stricter server rejects (`openai_rules`)."""
 
     path = "/v1/chat/completions"
 
-    def read(self, request: HttpRequest) -> ModelRequest:
+    def read(self, request: ReceivedRequest) -> ModelRequest:
         try:
             body = json.loads(request.body)
             check_request(body)
@@ -39,11 +39,11 @@ class OpenAIChat:
                 model=str(body["model"]),
                 stream=bool(body.get("stream")),
                 headers=request.headers,
-                n=turn(messages),
+                n=turn_number(messages),
                 body=body,
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise Unreadable(f"not a chat completion request: {error!r}") from error
+            raise InvalidRequest(f"not a chat completion request: {error!r}") from error
 
     def headers(self, number: int) -> dict[str, str]:
         return {"x-request-id": f"req_{number}"}
@@ -70,7 +70,7 @@ class OpenAIChat:
 
     def closing(self, reply: Reply) -> Iterator[Event]:
         yield _choice(reply, {}, finish_reason=_finish_reason(reply))
-        if (reply.asked.body.get("stream_options") or {}).get("include_usage"):
+        if (reply.request.body.get("stream_options") or {}).get("include_usage"):
             yield _chunk(reply, choices=[], usage=_usage(reply))
         yield Event("[DONE]")
 
@@ -81,13 +81,13 @@ class OpenAIChat:
 
 
 def _head(reply: Reply) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{reply.number}", "created": reply.created, "model": reply.asked.model}
+    return {"id": f"chatcmpl-{reply.number}", "created": reply.created, "model": reply.request.model}
 
 
 def _calls(reply: Reply) -> list[dict[str, Any]]:
     return [
         {
-            "id": f"call_{reply.asked.n}_{index}" if call.id is None else call.id,
+            "id": f"call_{reply.request.n}_{index}" if call.id is None else call.id,
             "type": "function",
             "function": {"name": call.name, "arguments": written_arguments(call)},
         }
@@ -96,7 +96,7 @@ def _calls(reply: Reply) -> list[dict[str, Any]]:
 
 
 def _finish_reason(reply: Reply) -> str:
-    body = reply.asked.body
+    body = reply.request.body
     if reply.used_up(body.get("max_completion_tokens") or body.get("max_tokens")):
         return "length"
     return "tool_calls" if reply.entry.tool_calls else "stop"

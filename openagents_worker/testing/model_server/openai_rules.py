@@ -1,7 +1,7 @@
-"""What chat completion APIs refuse: the only place that checks a request in OpenAI's form.
+"""The rules of chat completion APIs: the only place that checks a request in OpenAI's format.
 
-The rules are OpenAI's and, where servers that speak its form are stricter (text that is not blank, ids that
-occur once), theirs: a request that passes here is accepted everywhere.
+They are OpenAI's rules plus those of stricter servers with the same API (no blank text, unique ids). So a
+request that passes here is accepted by every such server.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openagents_worker.testing.model_server.wire_format import Unreadable
+from openagents_worker.testing.model_server.wire_format import InvalidRequest
 
 __all__ = ["check_request"]
 
@@ -28,12 +28,12 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 def check_request(body: Any) -> None:
-    """Raises `Unreadable` that names the field, as the API does."""
+    """Raises `InvalidRequest` that names the invalid field, as the API does."""
     if not isinstance(body, Mapping):
-        raise Unreadable("The request body must be a JSON object.")
+        raise InvalidRequest("The request body must be a JSON object.")
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Unreadable("Invalid 'messages': expected an array of at least one message.")
+        raise InvalidRequest("Invalid 'messages': expected an array of at least one message.")
     for at, message in enumerate(messages):
         _check_message(f"messages[{at}]", message)
     _check_pairs(messages)
@@ -45,22 +45,22 @@ def check_request(body: Any) -> None:
 
 def _check_message(where: str, message: Any) -> None:
     if not isinstance(message, Mapping):
-        raise Unreadable(f"Invalid type for '{where}': expected an object.")
+        raise InvalidRequest(f"Invalid type for '{where}': expected an object.")
     role = message.get("role")
     if role not in FIELDS:
-        raise Unreadable(
+        raise InvalidRequest(
             f"Invalid value for '{where}.role': {role!r}. Supported values: {', '.join(FIELDS)}."
         )
     unknown = message.keys() - FIELDS[role] - {"role"}
     if unknown:
-        raise Unreadable(f"Unknown parameter: '{where}.{min(unknown)}'.")
+        raise InvalidRequest(f"Unknown parameter: '{where}.{min(unknown)}'.")
     _check_content(where, role, message)
     if message.get("function_call") is not None:
-        raise Unreadable(f"Invalid value for '{where}.function_call': it was replaced by 'tool_calls'.")
+        raise InvalidRequest(f"Invalid value for '{where}.function_call': it was replaced by 'tool_calls'.")
     if "tool_calls" in message:
         _check_calls(f"{where}.tool_calls", message["tool_calls"])
     if role == "tool" and not _is_text(message.get("tool_call_id")):
-        raise Unreadable(f"Missing required parameter: '{where}.tool_call_id'.")
+        raise InvalidRequest(f"Missing required parameter: '{where}.tool_call_id'.")
 
 
 def _check_content(where: str, role: str, message: Mapping[str, Any]) -> None:
@@ -68,13 +68,13 @@ def _check_content(where: str, role: str, message: Mapping[str, Any]) -> None:
     if content is None:
         if role == "assistant" and (message.get("tool_calls") or message.get("refusal")):
             return
-        raise Unreadable(f"Invalid value for '{where}.content': expected a string, got null.")
+        raise InvalidRequest(f"Invalid value for '{where}.content': expected a string, got null.")
     if isinstance(content, str):
         may_be_blank = role == "tool" or message.get("tool_calls")
         if not may_be_blank and not content.strip():
-            raise Unreadable(f"Invalid value for '{where}.content': it must not be empty.")
+            raise InvalidRequest(f"Invalid value for '{where}.content': it must not be empty.")
     elif not isinstance(content, list) or not content or not all(map(_is_part, content)):
-        raise Unreadable(f"Invalid type for '{where}.content': expected a string or an array of parts.")
+        raise InvalidRequest(f"Invalid type for '{where}.content': expected a string or an array of parts.")
 
 
 def _is_part(part: Any) -> bool:
@@ -85,26 +85,26 @@ def _is_part(part: Any) -> bool:
 
 def _check_calls(where: str, calls: Any) -> None:
     if not isinstance(calls, list) or not calls:
-        raise Unreadable(f"Invalid '{where}': expected an array with a minimum length of 1.")
+        raise InvalidRequest(f"Invalid '{where}': expected an array with a minimum length of 1.")
     for at, call in enumerate(calls):
         place = f"{where}[{at}]"
         if not isinstance(call, Mapping) or call.get("type") != "function":
-            raise Unreadable(f"Invalid value for '{place}.type': expected 'function'.")
+            raise InvalidRequest(f"Invalid value for '{place}.type': expected 'function'.")
         if not _is_text(call.get("id")):
-            raise Unreadable(f"Missing required parameter: '{place}.id'.")
+            raise InvalidRequest(f"Missing required parameter: '{place}.id'.")
         function = call.get("function")
         if not isinstance(function, Mapping):
-            raise Unreadable(f"Missing required parameter: '{place}.function'.")
+            raise InvalidRequest(f"Missing required parameter: '{place}.function'.")
         _check_name(f"{place}.function.name", function.get("name"))
         if not _is_object(function.get("arguments")):
-            raise Unreadable(
+            raise InvalidRequest(
                 f"Invalid value for '{place}.function.arguments': expected the JSON of an object."
             )
 
 
 def _check_name(where: str, name: Any) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise Unreadable(
+        raise InvalidRequest(
             f"Invalid '{where}': string does not match pattern. "
             "Expected a string that matches the pattern '^[a-zA-Z0-9_-]{1,64}$'."
         )
@@ -125,14 +125,14 @@ def _is_text(value: Any) -> bool:
 
 
 def _check_pairs(messages: Sequence[Mapping[str, Any]]) -> None:
-    """Each call has one result right after its message, and each result its call before it."""
+    """Check that the results of a message's calls follow it, one for each call."""
     ids: set[str] = set()
     open_calls: list[str] = []
     for at, message in enumerate(messages):
         if message["role"] == "tool":
             call_id = message["tool_call_id"]
             if call_id not in open_calls:
-                raise Unreadable(
+                raise InvalidRequest(
                     f"Invalid parameter: messages[{at}] with role 'tool' must be a response to a preceding "
                     f"message with 'tool_calls', which has no open call {call_id!r}."
                 )
@@ -141,14 +141,14 @@ def _check_pairs(messages: Sequence[Mapping[str, Any]]) -> None:
         _check_none_is_open(open_calls)
         open_calls = [call["id"] for call in message.get("tool_calls") or ()]
         if len(set(open_calls)) < len(open_calls) or ids & set(open_calls):
-            raise Unreadable(f"Invalid 'messages[{at}].tool_calls': ids of tool calls must be unique.")
+            raise InvalidRequest(f"Invalid 'messages[{at}].tool_calls': ids of tool calls must be unique.")
         ids.update(open_calls)
     _check_none_is_open(open_calls)
 
 
 def _check_none_is_open(open_calls: Sequence[str]) -> None:
     if open_calls:
-        raise Unreadable(
+        raise InvalidRequest(
             "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
             "'tool_call_id'. The following tool_call_ids did not have response messages: "
             + ", ".join(open_calls)
@@ -163,21 +163,23 @@ def _check_tools(body: Mapping[str, Any]) -> None:
     if tools is None:
         for name in ("tool_choice", "parallel_tool_calls"):
             if body.get(name) is not None:
-                raise Unreadable(
+                raise InvalidRequest(
                     f"Invalid value for '{name}': it is only allowed when 'tools' are specified."
                 )
         return
     if not isinstance(tools, list) or not tools:
-        raise Unreadable("Invalid 'tools': expected an array with a minimum length of 1.")
+        raise InvalidRequest("Invalid 'tools': expected an array with a minimum length of 1.")
     names: set[str] = set()
     for at, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or tool.get("type") != "function":
-            raise Unreadable(f"Missing required parameter: 'tools[{at}].function'.")
+            raise InvalidRequest(f"Missing required parameter: 'tools[{at}].function'.")
         _check_name(f"tools[{at}].function.name", function.get("name"))
         if function["name"] in names:
-            raise Unreadable(f"Invalid 'tools[{at}].function.name': names of tools must be unique.")
+            raise InvalidRequest(f"Invalid 'tools[{at}].function.name': names of tools must be unique.")
         names.add(function["name"])
         parameters = function.get("parameters", {"type": "object"})
         if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
-            raise Unreadable(f"Invalid schema for function '{function['name']}': its type must be 'object'.")
+            raise InvalidRequest(
+                f"Invalid schema for function '{function['name']}': its type must be 'object'."
+            )

@@ -1,4 +1,4 @@
-"""The server: the only place that listens, and that picks the entry a request is answered with."""
+"""The server: the only place that listens for connections, and selects the scripted entry for a request."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ import h11
 
 from openagents_worker.llm.script import ReplyScript, ScriptedFault, ScriptedReply, read_entry
 from openagents_worker.printable import printable
-from openagents_worker.testing.model_server.answers import FAULTS, Answer, BeforePiece, Log
+from openagents_worker.testing.model_server.answers import FAULTS, Answer, BeforePiece, RequestLog
 from openagents_worker.testing.model_server.anthropic_messages import AnthropicMessages
-from openagents_worker.testing.model_server.connection import Connection, Hangup, HttpRequest
+from openagents_worker.testing.model_server.connection import ClientConnection, Hangup, ReceivedRequest
 from openagents_worker.testing.model_server.openai_chat import OpenAIChat
-from openagents_worker.testing.model_server.wire_format import ModelRequest, Unreadable, WireFormat, digest
+from openagents_worker.testing.model_server.wire_format import (
+    InvalidRequest,
+    ModelRequest,
+    WireFormat,
+    conversation_digest,
+)
 
 __all__ = ["ModelServer", "ReplyFunction"]
 
-BACKLOG = 2048  # a thousand clients may knock at once
-CLIENT_GONE = 499  # logged for a reply that nobody was there to take; nginx's number for it
+BACKLOG = 2048  # a thousand clients may connect at the same time
+CLIENT_GONE = 499  # nginx's status for a client that closed the connection before the reply
 
 FORMATS: Mapping[str, WireFormat] = {wire.path: wire for wire in (OpenAIChat(), AnthropicMessages())}
 
@@ -36,12 +41,13 @@ ReplyFunction = Callable[[ModelRequest], Mapping[str, Any] | Awaitable[Mapping[s
 
 
 class ModelServer:
-    """The model. `reply` is a script (a list of entries) or a function from a request to one entry.
+    """The model server. `reply` is a script (a list of entries) or a function from a request to one entry.
 
-    A script answers turn n of a conversation with its n-th reply; the faults before that reply go to the
-    first tries of the turn, told apart by `Idempotency-Key`, or by the messages where there is none.
-    `latency_ms` passes before a reply, `token_delay_ms` between the pieces of a streamed one; in its place
-    `before_piece(request, number)` is awaited before each piece, so that a test can hold a reply half-way.
+    A script answers turn n of a conversation with its n-th reply. The faults before that reply are used for
+    the first tries of the turn. Tries of a call are recognised by `Idempotency-Key`, or by the messages if
+    there is no key. `latency_ms` passes before a reply, `token_delay_ms` between the pieces of a streamed
+    one. `before_piece(request, number)`, if set, is awaited before each piece instead, so that a test can
+    pause a reply.
 
     >>> with ModelServer([{"text": "hello"}]).serve_in_thread() as server:
     ...     server.url.endswith("/v1")
@@ -60,18 +66,18 @@ class ModelServer:
         log_path: str | Path | None = None,
         can_stream: bool = True,
     ) -> None:
-        """`can_stream` False: replies come whole, also where a stream was asked for, as some servers do.
+        """`can_stream` False: replies are never streamed, even on request. Some real servers do this.
 
-        Raises `PluginConfigError`, which names the index of the entry that cannot be used.
+        Raises `PluginConfigError` that names the indexes of invalid entries.
         """
         self.host, self.port = host, port
         self.connections = 0
-        """How many were opened so far."""
+        """The number of connections that were opened so far."""
         self._reply = reply if callable(reply) else _ScriptedReplies(reply)
         self._latency_ms = latency_ms
-        self._before_piece = before_piece or _after(token_delay_ms / 1000)
+        self._before_piece = before_piece or _pause_before_piece(token_delay_ms / 1000)
         self._can_stream = can_stream
-        self._log = Log(None if log_path is None else Path(log_path))
+        self._log = RequestLog(None if log_path is None else Path(log_path))
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ids = itertools.count(1)
@@ -80,12 +86,12 @@ class ModelServer:
 
     @property
     def url(self) -> str:
-        """What goes into `llm.api_base`."""
+        """The value for `llm.api_base`."""
         return f"http://{self.host}:{self.port}/v1"
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """What happened so far: one `received` and one `answered` for every completion asked for."""
+        """The events so far: one `received` and one `answered` for every completion request."""
         return list(self._log.events)
 
     @property
@@ -95,7 +101,9 @@ class ModelServer:
     async def start(self) -> None:
         self._log.open()
         try:
-            self._server = await asyncio.start_server(self._connected, self.host, self.port, backlog=BACKLOG)
+            self._server = await asyncio.start_server(
+                self._on_connection, self.host, self.port, backlog=BACKLOG
+            )
         except OSError:
             self._log.close()
             raise
@@ -122,52 +130,55 @@ class ModelServer:
 
     @contextmanager
     def serve_in_thread(self) -> Iterator[Self]:
-        """Serve on a loop in a thread of its own, for tests that have none or block theirs."""
+        """Serve on an event loop in another thread, for tests without an event loop or with a blocked one."""
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
         async def serve() -> None:
-            over = asyncio.Event()
+            stopping = asyncio.Event()
             try:
                 await self.start()
             except Exception as error:  # noqa: BLE001 - it is raised where the thread was started
                 started.set_exception(error)
                 return
-            started.set_result((asyncio.get_running_loop(), over))
-            await over.wait()
+            started.set_result((asyncio.get_running_loop(), stopping))
+            await stopping.wait()
             await self.stop()
 
         thread = threading.Thread(target=lambda: asyncio.run(serve()), name="model-server")
         thread.start()
         try:
-            loop, over = started.result()
+            loop, stopping = started.result()
             try:
                 yield self
             finally:
-                loop.call_soon_threadsafe(over.set)
+                loop.call_soon_threadsafe(stopping.set)
         finally:
             thread.join()
 
     # --- connections -------------------------------------------------------------------------------------
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        task = asyncio.create_task(self._serve(Connection(reader, writer)), name="model-server connection")
+        task = asyncio.create_task(
+            self._serve(ClientConnection(reader, writer)), name="model-server connection"
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, connection: Connection) -> None:
+    async def _serve(self, connection: ClientConnection) -> None:
         try:
             while (request := await connection.next_request()) is not None:
                 await self._route(request, connection)
         except (OSError, h11.RemoteProtocolError, Hangup):
-            pass  # the client is gone, or is to believe that we are
+            pass  # the client has closed the connection, or a fault closes it
         finally:
             await connection.close()
 
-    async def _route(self, request: HttpRequest, connection: Connection) -> None:
+    async def _route(self, request: ReceivedRequest, connection: ClientConnection) -> None:
+        """Answer one HTTP request."""
         match request.method, request.path:
             case "POST", path if path in FORMATS:
-                await self._complete(request, connection, FORMATS[path])
+                await self._answer_completion(request, connection, FORMATS[path])
             case "GET", "/v1/models":
                 model = {"id": "scripted", "object": "model", "created": 0, "owned_by": "openagents-worker"}
                 await connection.send_json(200, {"object": "list", "data": [model]})
@@ -179,40 +190,42 @@ class ModelServer:
                 problem = f"no {request.method} {request.path} here"
                 await connection.send_json(404, {"error": {"type": "not_found_error", "message": problem}})
 
-    async def _complete(self, request: HttpRequest, connection: Connection, wire: WireFormat) -> None:
+    async def _answer_completion(
+        self, request: ReceivedRequest, connection: ClientConnection, wire: WireFormat
+    ) -> None:
         number = next(self._ids)
         try:
-            asked = wire.read(request)
-        except Unreadable as problem:
+            model_request = wire.read(request)
+        except InvalidRequest as problem:
             await connection.send_json(400, wire.error(400, str(problem), number), wire.headers(number))
             return
-        asked = asked if self._can_stream else replace(asked, stream=False)
-        answer = Answer(number, asked, wire, connection, self._log, self._before_piece)
+        model_request = model_request if self._can_stream else replace(model_request, stream=False)
+        answer = Answer(number, model_request, wire, connection, self._log, self._before_piece)
         answer.log_received()
         try:
-            entry = await self._entry(asked)
+            entry = await self._entry(model_request)
             latency_ms = self._latency_ms if entry.latency_ms is None else entry.latency_ms
             await asyncio.sleep(latency_ms / 1000)
-            await answer.give(entry)
+            await answer.send(entry)
         except OSError:
             answer.log_answered(CLIENT_GONE)
             raise
 
-    async def _entry(self, asked: ModelRequest) -> ScriptedReply | ScriptedFault:
+    async def _entry(self, request: ModelRequest) -> ScriptedReply | ScriptedFault:
         try:
-            entry = self._reply(asked)
+            entry = self._reply(request)
             if inspect.isawaitable(entry):
                 entry = await entry
             if isinstance(entry, ScriptedReply | ScriptedFault):
                 return entry
             return read_entry(entry, faults=FAULTS, where="the reply function's entry")
-        except Exception as error:  # noqa: BLE001 - whatever a test's function raises, its client must hear of
+        except Exception as error:  # noqa: BLE001 - the client gets any error of the test's function
             text = f"{type(error).__name__}: {error}"
             print(printable(f"model server: the reply function failed: {text}"), file=sys.stderr)
             return ScriptedFault(error="response", message=text)
 
 
-def _after(pause_s: float) -> BeforePiece:
+def _pause_before_piece(pause_s: float) -> BeforePiece:
     async def pause(_: ModelRequest, __: int) -> None:
         await asyncio.sleep(pause_s)
 
@@ -220,16 +233,16 @@ def _after(pause_s: float) -> BeforePiece:
 
 
 class _ScriptedReplies:
-    """A script as a reply function; counts the tries of every turn of every conversation."""
+    """A script as a reply function. It counts the tries of every call."""
 
     def __init__(self, entries: Sequence[Mapping[str, Any]]) -> None:
         self._script = ReplyScript(entries, faults=FAULTS)
         self._tries: Counter[str] = Counter()
 
-    def __call__(self, asked: ModelRequest) -> Any:
-        call = asked.headers.get("idempotency-key") or digest(asked.messages)
-        entry = self._script.entry(asked.n, self._tries[call])
+    def __call__(self, request: ModelRequest) -> Any:
+        call = request.headers.get("idempotency-key") or conversation_digest(request.messages)
+        entry = self._script.entry(request.n, self._tries[call])
         self._tries[call] += isinstance(entry, ScriptedFault)
         if entry is None:
-            return {"error": "response", "message": f"script ended after {len(self._script)} replies"}
+            return {"error": "response", "message": f"the script has ended after {len(self._script)} replies"}
         return entry

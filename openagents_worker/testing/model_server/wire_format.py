@@ -1,4 +1,4 @@
-"""Wire formats: the only place that says what one has to do, so that scripts and faults need not know any."""
+"""The contract of a wire format (one provider's API), so that scripts and faults work with every provider."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from openagents_worker.jsontext import dumps
 from openagents_worker.llm.base import LLMUsage
 from openagents_worker.llm.script import ScriptedCall, ScriptedReply
 from openagents_worker.llm.scripted import usage_of
-from openagents_worker.testing.model_server.connection import HttpRequest
+from openagents_worker.testing.model_server.connection import ReceivedRequest
 
 __all__ = [
     "Event",
     "ModelRequest",
     "Reply",
-    "Unreadable",
+    "InvalidRequest",
     "WireFormat",
-    "digest",
+    "conversation_digest",
     "fragments",
-    "turn",
+    "turn_number",
     "written_arguments",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """What the model was asked. Header names are in lower case.
+    """A request to the model. Header names are in lower case.
 
-    `messages` and `tools` are OpenAI's, whatever the format of the request; `body` is the request as it came.
+    `messages` and `tools` have OpenAI's format, whatever the API of the request. `body` is the original
+    request body.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -39,28 +40,28 @@ class ModelRequest:
     stream: bool
     headers: Mapping[str, str]
     n: int
-    """Which turn this is: how many assistant messages follow the last user message."""
+    """The number of this turn: how many assistant messages follow the last user message."""
     body: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model says to one request; `number` tells it from every other of this server."""
+    """The reply to one request. `number` is unique for the server."""
 
     number: int
     created: int
     """Unix time in seconds."""
-    asked: ModelRequest
+    request: ModelRequest
     entry: ScriptedReply
 
     @property
     def usage(self) -> LLMUsage:
-        return usage_of(self.entry, self.asked.messages)
+        return usage_of(self.entry, self.request.messages)
 
     def used_up(self, max_tokens: int | None) -> bool:
-        """Whether the script says that the reply took all the tokens it might, so that it was cut there."""
-        said = self.entry.usage
-        return max_tokens is not None and said is not None and said.output_tokens == max_tokens
+        """Whether the script sets exactly `max_tokens` output tokens: then the reply counts as cut off."""
+        usage = self.entry.usage
+        return max_tokens is not None and usage is not None and usage.output_tokens == max_tokens
 
 
 class Event(NamedTuple):
@@ -70,8 +71,8 @@ class Event(NamedTuple):
     name: str | None = None
 
 
-class Unreadable(Exception):
-    """The request is none of this format; the text is what the provider says then."""
+class InvalidRequest(Exception):
+    """The request is not valid in this wire format. The text is the provider's error message."""
 
 
 class WireFormat(Protocol):
@@ -79,48 +80,52 @@ class WireFormat(Protocol):
 
     path: str
 
-    def read(self, request: HttpRequest) -> ModelRequest:
-        """Raises `Unreadable`."""
+    def read(self, request: ReceivedRequest) -> ModelRequest:
+        """Parse and check a request. Raises `InvalidRequest`."""
         ...
 
     def headers(self, number: int) -> dict[str, str]:
-        """What every answer carries, refusals too."""
+        """Headers of every answer, also of errors."""
         ...
 
-    def whole(self, reply: Reply) -> dict[str, Any]: ...
+    def whole(self, reply: Reply) -> dict[str, Any]:
+        """The body of a reply that is not streamed."""
+        ...
 
     def opening(self, reply: Reply) -> Iterator[Event]:
-        """How a stream begins, before the model has said anything."""
+        """The events at the beginning of a stream, before any content."""
         ...
 
     def pieces(self, reply: Reply) -> Iterator[Event]:
-        """What the model says: words, then each call's name and its arguments."""
+        """The events with content: words, then the name and the arguments of each call."""
         ...
 
     def closing(self, reply: Reply) -> Iterator[Event]:
-        """How a stream that is whole ends; without its last event it is torn."""
+        """The events at the end of a stream. Without the last one, the stream is incomplete."""
         ...
 
-    def error(self, status: int, message: str, number: int) -> dict[str, Any]: ...
+    def error(self, status: int, message: str, number: int) -> dict[str, Any]:
+        """The body of an error."""
+        ...
 
 
-def turn(messages: Sequence[Mapping[str, Any]]) -> int:
-    """How many assistant messages follow the last user message."""
+def turn_number(messages: Sequence[Mapping[str, Any]]) -> int:
+    """The number of assistant messages after the last user message."""
     roles = [message["role"] for message in messages]
-    asked = max((i for i, role in enumerate(roles) if role == "user"), default=-1)
-    return roles[asked + 1 :].count("assistant")
+    last_user = max((i for i, role in enumerate(roles) if role == "user"), default=-1)
+    return roles[last_user + 1 :].count("assistant")
 
 
-def digest(messages: Sequence[Mapping[str, Any]]) -> str:
-    """What tells a conversation from others, the same for every try."""
+def conversation_digest(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A hash that identifies a conversation. It is the same for every try of a call."""
     return hashlib.sha256(dumps(messages).encode("utf-8", "replace")).hexdigest()
 
 
 def written_arguments(call: ScriptedCall) -> str:
-    """The arguments as the model wrote them, which need not be JSON."""
+    """The arguments as text. A script may contain text that is not JSON."""
     return call.arguments if isinstance(call.arguments, str) else dumps(call.arguments)
 
 
 def fragments(text: str) -> list[str]:
-    """The pieces in which arguments are streamed."""
+    """Split the text of arguments into the pieces in which it is streamed."""
     return [text[at : at + 8] for at in range(0, len(text), 8)]

@@ -1,4 +1,4 @@
-"""The tools we ship, by the `type` of the agents file."""
+"""The built-in tools, by their `type` in the agents file."""
 
 from openagents_worker.tools.base import ToolPlugin
 from openagents_worker.tools.builtin.artifacts import SaveArtifact
@@ -23,7 +23,7 @@ BUILTIN_TOOLS: dict[str, type[ToolPlugin]] = {
     "min_max": MinMax,
     "percentage": Percentage,
     "read_file": ReadFile,
-    "ripgrep": GrepFiles,  # the original's second name for the same search
+    "ripgrep": GrepFiles,  # the original SDK's second name for this tool
     "save_artifact": SaveArtifact,
     "text_transform": TextTransform,
     "write_file": WriteFile,

@@ -1,4 +1,4 @@
-"""Artifacts: `save_artifact` hands something over beside the answer."""
+"""Artifacts: `save_artifact` adds an artifact to the run's result."""
 
 from __future__ import annotations
 

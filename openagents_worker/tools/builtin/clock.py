@@ -1,4 +1,4 @@
-"""Dates and times: `current_time`, `date_parse`, `date_diff`. A time without a zone is taken as UTC."""
+"""Dates and times: `current_time`, `date_parse`, `date_diff`. A time without a time zone is read as UTC."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from openagents_worker.tools.typed import READS_ONLY, TypedTool
 
 __all__ = ["CurrentTime", "DateDiff", "DateParse", "utc_now"]
 
-# Only forms that mean one day to everybody: 03/04/2024 is April in Rome and March in Boston.
+# Only unambiguous formats: 03/04/2024 is a day in April in Rome and in March in Boston.
 FORMATS = (
     "%Y/%m/%d",
     "%Y/%m/%d %H:%M",
@@ -56,7 +56,7 @@ class CurrentTime(TypedTool):
         self._now = now
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
-        return {**_described(self._now().astimezone(_zone(args.timezone))), "timezone": args.timezone}
+        return {**_time_parts(self._now().astimezone(_time_zone(args.timezone))), "timezone": args.timezone}
 
 
 class DateParse(TypedTool):
@@ -70,7 +70,7 @@ class DateParse(TypedTool):
         )
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
-        return _described(_parsed(args.date, self.name))
+        return _time_parts(_parse_time(args.date, self.name))
 
 
 class DateDiff(TypedTool):
@@ -86,11 +86,12 @@ class DateDiff(TypedTool):
         )
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
-        difference = (_parsed(args.date2, self.name) - _parsed(args.date1, self.name)) / UNITS[args.unit]
+        first, second = _parse_time(args.date1, self.name), _parse_time(args.date2, self.name)
+        difference = (second - first) / UNITS[args.unit]
         return {"difference": int(difference) if difference.is_integer() else difference, "unit": args.unit}
 
 
-def _described(moment: datetime) -> dict[str, Any]:
+def _time_parts(moment: datetime) -> dict[str, Any]:
     return {
         "iso": moment.isoformat(),
         "date": moment.date().isoformat(),
@@ -102,10 +103,10 @@ def _described(moment: datetime) -> dict[str, Any]:
     }
 
 
-def _zone(name: str) -> ZoneInfo:
+def _time_zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
-    except (OSError, ValueError, KeyError):  # unknown name, a directory, a path that leads elsewhere
+    except (OSError, ValueError, KeyError):  # unknown name, or a path to a directory or outside the database
         raise ToolValidationError(
             f"timezone: {name[:80]!r} is no IANA time zone",
             CurrentTime.name,
@@ -113,10 +114,10 @@ def _zone(name: str) -> ZoneInfo:
         ) from None
 
 
-def _parsed(text: str, tool_name: str) -> datetime:
-    for reader in (iso_time, *(_reader(form) for form in FORMATS), parsedate_to_datetime):
+def _parse_time(text: str, tool_name: str) -> datetime:
+    for parse in (iso_time, *(_format_parser(form) for form in FORMATS), parsedate_to_datetime):
         try:
-            moment = reader(text.strip())
+            moment = parse(text.strip())
         except (ValueError, TypeError, IndexError, OverflowError):
             continue
         return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
@@ -127,5 +128,5 @@ def _parsed(text: str, tool_name: str) -> datetime:
     )
 
 
-def _reader(form: str) -> Callable[[str], datetime]:
+def _format_parser(form: str) -> Callable[[str], datetime]:
     return lambda text: datetime.strptime(text, form).replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Numbers: `calc`, `percentage`, `min_max`. Every computation here is bounded, so it may run on the loop."""
+"""Numbers: `calc`, `percentage`, `min_max`. All computations are limited, so they run on the event loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from openagents_worker.tools.typed import READS_ONLY, TypedTool
 __all__ = ["Calc", "MinMax", "Percentage", "evaluate"]
 
 MAX_EXPRESSION_CHARS = 500
-MAX_INTEGER_BITS = 4096  # about 1200 digits: more than anybody reads, and still multiplied in microseconds
+MAX_INTEGER_BITS = 4096  # about 1,200 digits, which are still multiplied in microseconds
 MAX_FACTORIAL = 500
 MAX_ROUND_DIGITS = 300  # round(1, -10**9) would compute 10**10**9
 
@@ -80,9 +80,10 @@ Number = int | float
 
 
 def evaluate(expression: str) -> Number:
-    """The value of an arithmetic expression, in a few milliseconds whatever it says.
+    """Compute an arithmetic expression. Any expression takes at most a few milliseconds.
 
-    Raises `ToolValidationError` for everything else: other syntax, too large numbers, no real result.
+    Raises `ToolValidationError` for other syntax, for numbers that are too large, and for a result that is
+    not a real number.
 
     >>> evaluate("17 * 23")
     391
@@ -90,7 +91,7 @@ def evaluate(expression: str) -> Number:
     if len(expression) > MAX_EXPRESSION_CHARS:
         raise _refused(f"the expression is longer than {MAX_EXPRESSION_CHARS} characters")
     try:
-        value = _value(ast.parse(expression.strip(), mode="eval").body)
+        value = _evaluate_node(ast.parse(expression.strip(), mode="eval").body)
     except ZeroDivisionError:
         raise _refused("division by zero") from None
     except OverflowError:
@@ -99,13 +100,14 @@ def evaluate(expression: str) -> Number:
         raise _refused(f"cannot be computed: {error}") from None
     if isinstance(value, list):
         raise _refused("the result is a list; use min, max or sum")
-    return _checked(value)
+    return _within_limits(value)
 
 
-def _value(node: ast.expr) -> Any:
+def _evaluate_node(node: ast.expr) -> Any:
+    """The value of a node: a number, or a list of numbers."""
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return _checked(value)
+            return _within_limits(value)
         case ast.Name(id=name) if name in _CONSTANTS:
             return _CONSTANTS[name]
         case ast.List(elts=elements) | ast.Tuple(elts=elements):
@@ -113,20 +115,21 @@ def _value(node: ast.expr) -> Any:
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
             return _UNARY[type(op)](_number(operand))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            return _checked(_BINARY[type(op)](_number(left), _number(right)))
+            return _within_limits(_BINARY[type(op)](_number(left), _number(right)))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
-            return _checked(_FUNCTIONS[name](*[_value(argument) for argument in arguments]))
+            return _within_limits(_FUNCTIONS[name](*[_evaluate_node(argument) for argument in arguments]))
     raise _refused(f"`{ast.unparse(node)[:80]}` is not allowed")
 
 
 def _number(node: ast.expr) -> Number:
-    value: Number | list[Number] = _value(node)
+    value: Number | list[Number] = _evaluate_node(node)
     if isinstance(value, list):
         raise _refused("a list is allowed only as the argument of min, max or sum")
     return value
 
 
-def _checked(value: Any) -> Number:
+def _within_limits(value: Any) -> Number:
+    """The value, if it is a real number. Raises OverflowError if it is too large."""
     if isinstance(value, int):
         if value.bit_length() > MAX_INTEGER_BITS:
             raise OverflowError
@@ -141,8 +144,8 @@ def _checked(value: Any) -> Number:
 def _power(base: Number, exponent: Number) -> Number:
     whole = isinstance(base, int) and isinstance(exponent, int)
     if whole and abs(base) > 1 and int(base).bit_length() * exponent > 2 * MAX_INTEGER_BITS:
-        raise OverflowError  # before it is computed: 9**9**9 would hold the loop for minutes
-    return base**exponent  # complex for (-8)**0.5; refused by _checked
+        raise OverflowError  # before it is computed: 9**9**9 would block the event loop for minutes
+    return base**exponent  # complex for (-8)**0.5; _within_limits rejects it
 
 
 def _factorial(n: Number) -> int:
@@ -159,7 +162,7 @@ def _round(value: Number, digits: Number = 0) -> Number:
 
 def _sum(*values: Any) -> Number:
     numbers = values[0] if len(values) == 1 and isinstance(values[0], list) else values
-    return sum(_checked(number) for number in numbers)
+    return sum(_within_limits(number) for number in numbers)
 
 
 def _refused(reason: str) -> ToolValidationError:

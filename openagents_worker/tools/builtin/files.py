@@ -1,11 +1,12 @@
 """Files: `read_file`, `write_file`, `list_files`, `delete_file`, `grep_files`.
 
-With `root` set, every path is resolved inside it, links included, and what leads outside is refused. Whatever
-lies at a path with a name that begins with a dot, or at one that a glob in `deny` matches, is not there for
-them: it is not read, written, deleted, listed or searched, by whatever spelling or link it is asked for.
+With `root` set, every path is resolved with its links, and a path outside of root is rejected. A file is
+invisible if a name on its path begins with a dot, or if a glob in `deny` matches. The tools do not read,
+write, delete, list or search invisible files, by no spelling of the path and through no link.
 
-It is a fence for what a model asks, not a sandbox against another program that swaps folders for links
-meanwhile. It goes by names: a hard link to a hidden file, under a name that is not hidden, is another file.
+This restricts what a model requests. It is not a sandbox: it does not protect against another program that
+replaces folders with links at the same time. It compares names: a hard link with a visible name to an
+invisible file is visible.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ from openagents_worker.tools.typed import TypedTool
 __all__ = ["DeleteFile", "GrepFiles", "ListFiles", "ReadFile", "WriteFile"]
 
 MAX_ENTRIES = 1000
-MAX_PATH_CHARS = 4_096  # the longest path that Linux opens; a longer one takes seconds to be resolved
+MAX_PATH_CHARS = 4_096  # the longest path that Linux opens; resolving a longer one takes seconds
 MAX_GLOB_CHARS = 1_000
 MAX_MATCHES = 100
-MAX_SEARCHED_BYTES = 5_000_000  # larger files are logs and data; a search through them helps no model
+MAX_SEARCHED_BYTES = 5_000_000  # per file; larger files are logs and data, in which matches are not useful
 PIECE_BYTES = 65_536
 READS = ToolExecutionSpec(concurrency_safe=True, side_effects="none", reads_files=True)
 WRITES = ToolExecutionSpec(side_effects="files", writes_files=True)
 
 
 class _FileTool(TypedTool):
-    """What the file tools share: the fence around `root` and errors in the reader's words."""
+    """Base of the file tools: checks paths against `root`, and converts system errors to tool errors."""
 
     class Config(TypedTool.Config):
         root: str | None = Field(
@@ -68,49 +69,53 @@ class _FileTool(TypedTool):
         return Path(self.cfg.root or ".").resolve()
 
     @property
-    def fence(self) -> search.AllowedPaths:
+    def allowed_paths(self) -> search.AllowedPaths:
         return search.AllowedPaths(str(self.root), allow_hidden=self.cfg.allow_hidden, deny=self.cfg.deny)
 
     def _make_root(self) -> None:
         if self.cfg.root is not None:
-            with suppress(OSError):  # whoever looks for something in it is told that it does not exist
+            with suppress(OSError):  # the call itself then reports that the path does not exist
                 self.root.mkdir(parents=True, exist_ok=True)
 
     def resolved(self, path: str, *, follow: bool = True) -> Path:
-        """The absolute place of a path that may be used; without `follow` a link stands for itself, not for
-        its target. With `follow`, both the link and its target are looked at."""
+        """The absolute path, if the tool may use it; otherwise raises `ToolValidationError`.
+
+        With `follow`, links are resolved, and both the link and its target are checked. Without `follow`, a
+        link at the end of the path is not resolved.
+        """
         if len(path) > MAX_PATH_CHARS:
             raise ToolValidationError(
                 f"path: it has {len(path):,} characters; {MAX_PATH_CHARS:,} are allowed", self.name
             )
         self._make_root()
         try:
-            asked = self._asked(path)
-            target = asked.resolve()
-            named = asked.parent.resolve() / asked.name if asked.name not in ("", "..") else target
-        except (OSError, ValueError, RuntimeError) as error:  # NUL bytes, names too long, links in a circle
+            absolute = self._absolute(path)
+            target = absolute.resolve()
+            is_entry = absolute.name not in ("", "..")
+            unresolved = absolute.parent.resolve() / absolute.name if is_entry else target
+        except (OSError, ValueError, RuntimeError) as error:  # NUL bytes, names too long, circular links
             raise ToolValidationError(f"path: {path[:200]!r} is no usable path: {error}", self.name) from None
-        place = target if follow else named
+        place = target if follow else unresolved
         if self.cfg.root is not None and not place.is_relative_to(self.root):
             raise ToolValidationError(
                 f"path: {path[:200]!r} is outside of root",
                 self.name,
                 hint="give a path relative to the root folder",
             )
-        for seen in {named, place}:
-            if (problem := self.fence.problem(str(seen))) is not None:
-                raise _not_to_be_seen(path, problem, self.name)
+        for checked in {unresolved, place}:
+            if (problem := self.allowed_paths.problem(str(checked))) is not None:
+                raise _access_error(path, problem, self.name)
         return place
 
-    def _asked(self, path: str) -> Path:
-        """Each path in one spelling, as the fence compares names; also as `list_files` has shown it."""
-        asked = self.root / os.fsdecode(os.fsencode(path))
-        shown_so = self.root / search.meant(path)
-        return shown_so if not os.path.lexists(asked) and os.path.lexists(shown_so) else asked
+    def _absolute(self, path: str) -> Path:
+        """The path below root. A path that exists only with the escapes of `list_files` is unescaped."""
+        literal = self.root / os.fsdecode(os.fsencode(path))
+        unescaped = self.root / search.unescape_path(path)
+        return unescaped if not os.path.lexists(literal) and os.path.lexists(unescaped) else literal
 
     @contextmanager
-    def told(self, path: str) -> Iterator[None]:
-        """Turns what the system says of a path into an error a model can act on."""
+    def errors_for_model(self, path: str) -> Iterator[None]:
+        """Converts an error of the operating system to a tool error on which a model can act."""
         try:
             yield
         except (FileNotFoundError, NotADirectoryError):
@@ -126,7 +131,7 @@ class _FileTool(TypedTool):
             raise ToolError(f"{path}: {reason}", self.name) from error
 
     def require_regular(self, file: BinaryIO, path: str) -> int:
-        """The size of an open file; refuses pipes and devices, which may never end."""
+        """The size of an open file. Raises `PermanentToolError` for pipes and devices: they may never end."""
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise PermanentToolError(f"{path} is no regular file", self.name)
@@ -150,7 +155,7 @@ class ReadFile(_FileTool):
 
     def _read(self, args: Params) -> dict[str, Any]:
         place = self.resolved(args.path)
-        with self.told(args.path), open(place, "rb", opener=_never_waiting) as file:
+        with self.errors_for_model(args.path), open(place, "rb", opener=_open_nonblocking) as file:
             size = self.require_regular(file, args.path)
             _skip_lines(file, args.offset)
             content = file.read(self.cfg.max_bytes)
@@ -160,7 +165,7 @@ class ReadFile(_FileTool):
             content, rest = b"".join(lines[: args.limit]), b"".join(lines[args.limit :]) or rest
         if b"\0" in content:
             raise PermanentToolError(f"{args.path} is no text file", self.name)
-        # Cut in the middle of a character, the decoder keeps the piece to itself instead of a question mark.
+        # If the text was cut inside a character, the incremental decoder omits the incomplete character.
         text = codecs.getincrementaldecoder("utf-8")("replace").decode(content, final=not rest)
         return {"path": args.path, "content": text, "bytes": size, "truncated": bool(rest)}
 
@@ -188,14 +193,14 @@ class WriteFile(_FileTool):
                 hint="write the beginning, then add the rest with mode 'a'",
             )
         place = self.resolved(args.path)
-        with self.told(args.path):
+        with self.errors_for_model(args.path):
             if place.exists() and not (place.is_file() or place.is_dir()):
                 raise PermanentToolError(f"{args.path} is no regular file", self.name)
             place.parent.mkdir(parents=True, exist_ok=True)
             if args.mode == "w":
-                _replace(place, content)
+                _replace_file(place, content)
             else:
-                with open(place, "ab", opener=_never_waiting) as file:
+                with open(place, "ab", opener=_open_nonblocking) as file:
                     self.require_regular(file, args.path)
                     file.write(content)
         return {"path": args.path, "bytes": len(content)}
@@ -222,19 +227,21 @@ class ListFiles(_FileTool):
                 f"pattern: it has {len(args.pattern):,} characters; {MAX_GLOB_CHARS:,} are allowed", self.name
             )
         top = self.resolved(args.path)
-        with self.told(args.path):
+        with self.errors_for_model(args.path):
             if not stat.S_ISDIR(top.stat().st_mode):
                 raise PermanentToolError(f"{args.path} is no folder", self.name)
         found: list[dict[str, str]] = []
-        fence = self.fence
-        for entry in search.walk(top, fence) if args.recursive else _sorted_entries(top, fence):
-            shown = search.shown(Path(entry.path).relative_to(top).as_posix())
-            name = shown if "/" in args.pattern else search.shown(entry.name)
+        allowed_paths = self.allowed_paths
+        for entry in (
+            search.walk(top, allowed_paths) if args.recursive else _sorted_entries(top, allowed_paths)
+        ):
+            shown = search.escape_path(Path(entry.path).relative_to(top).as_posix())
+            name = shown if "/" in args.pattern else search.escape_path(entry.name)
             if not fnmatch.fnmatchcase(name, args.pattern):
                 continue
             if len(found) == MAX_ENTRIES:
                 return {"path": args.path, "entries": _by_path(found), "truncated": True}
-            found.append({"path": shown, "type": _type(entry)})
+            found.append({"path": shown, "type": _entry_type(entry)})
         return {"path": args.path, "entries": _by_path(found), "truncated": False}
 
 
@@ -255,7 +262,7 @@ class DeleteFile(_FileTool):
         place = self.resolved(args.path, follow=False)
         if self.root.is_relative_to(place):
             raise ToolValidationError(f"path: {args.path!r} is the root folder or above it", self.name)
-        with self.told(args.path):
+        with self.errors_for_model(args.path):
             if not stat.S_ISDIR(place.lstat().st_mode):
                 place.unlink()
             elif args.recursive:
@@ -268,11 +275,11 @@ class DeleteFile(_FileTool):
         return {"path": args.path, "deleted": True}
 
     def _check_all_may_go(self, folder: Path, path: str) -> None:
-        """A folder does not take along what this tool may not see."""
-        fence = self.fence
+        """Raise `PermanentToolError` if the folder contains invisible files: they must not be deleted."""
+        allowed_paths = self.allowed_paths
         for above, folders, files in os.walk(folder):
             for name in (*folders, *files):
-                if (problem := fence.problem(f"{above}{os.sep}{name}")) is not None:
+                if (problem := allowed_paths.problem(f"{above}{os.sep}{name}")) is not None:
                     raise PermanentToolError(
                         f"{path} holds something that {problem}",
                         self.name,
@@ -302,16 +309,16 @@ class GrepFiles(_FileTool):
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         top = await asyncio.to_thread(self.resolved, args.path)
-        with self.told(args.path):
+        with self.errors_for_model(args.path):
             await asyncio.to_thread(top.stat)
         query = {
             "pattern": args.pattern,
             "path": str(top),
             "case_sensitive": args.case_sensitive,
-            "glob": f"*.{_literal(args.file_type.removeprefix('.'))}" if args.file_type else "*",
+            "glob": f"*.{_escape_glob(args.file_type.removeprefix('.'))}" if args.file_type else "*",
             "max_bytes": MAX_SEARCHED_BYTES,
             "max_matches": MAX_MATCHES,
-            "fence": self.fence.to_json(),
+            "allowed_paths": self.allowed_paths.to_json(),
         }
         answer = await self._search(query)
         if "error" in answer:
@@ -322,7 +329,7 @@ class GrepFiles(_FileTool):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-S", search.__file__,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            env={},  # a secret of the worker has no business there
+            env={},  # the process must not get the worker's secrets
         )  # fmt: skip
         try:
             async with asyncio.timeout(self.cfg.timeout_ms / 1000):
@@ -335,7 +342,7 @@ class GrepFiles(_FileTool):
             ) from None
         finally:
             if process.returncode is None:
-                with suppress(ProcessLookupError):  # it ended in this very moment
+                with suppress(ProcessLookupError):  # it has just ended
                     process.kill()
                 await process.wait()
         if process.returncode != 0:
@@ -344,41 +351,41 @@ class GrepFiles(_FileTool):
         return answer
 
 
-def _never_waiting(path: str, flags: int) -> int:
-    """Opens without waiting for the other end of a pipe; a regular file does not notice."""
+def _open_nonblocking(path: str, flags: int) -> int:
+    """An opener that does not wait for the other end of a pipe. For regular files it changes nothing."""
     return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def _skip_lines(file: BinaryIO, count: int) -> None:
     while count:
-        piece = file.readline(PIECE_BYTES)  # in pieces: a file may be one line of a gigabyte
+        piece = file.readline(PIECE_BYTES)  # in pieces: one line may have a gigabyte
         if not piece:
             return
         count -= piece.endswith(b"\n")
 
 
-def _replace(place: Path, content: bytes) -> None:
-    """Puts a file in place whole or not at all, on the disk before it has its name."""
-    beside = place.with_name(f".{uuid.uuid4().hex}.tmp")
+def _replace_file(place: Path, content: bytes) -> None:
+    """Replace a file atomically: write and fsync a temporary file in the same folder, then rename it."""
+    temporary = place.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        with beside.open("xb") as file:
+        with temporary.open("xb") as file:
             if place.exists():
-                shutil.copymode(place, beside)
+                shutil.copymode(place, temporary)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(place)
+        temporary.replace(place)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _sorted_entries(top: Path, fence: search.AllowedPaths) -> list[os.DirEntry[str]]:
+def _sorted_entries(top: Path, allowed_paths: search.AllowedPaths) -> list[os.DirEntry[str]]:
     with os.scandir(top) as entries:
-        seen = [entry for entry in entries if fence.problem(entry.path) is None]
-    return sorted(seen, key=lambda entry: entry.name)
+        visible = [entry for entry in entries if allowed_paths.problem(entry.path) is None]
+    return sorted(visible, key=lambda entry: entry.name)
 
 
-def _not_to_be_seen(path: str, problem: str, tool_name: str) -> ToolValidationError:
+def _access_error(path: str, problem: str, tool_name: str) -> ToolValidationError:
     return ToolValidationError(
         f"path: {path[:200]!r} {problem}",
         tool_name,
@@ -390,12 +397,12 @@ def _by_path(entries: list[dict[str, str]]) -> list[dict[str, str]]:
     return sorted(entries, key=lambda entry: entry["path"])
 
 
-def _type(entry: os.DirEntry[str]) -> str:
+def _entry_type(entry: os.DirEntry[str]) -> str:
     if entry.is_symlink():
         return "link"
     return "folder" if entry.is_dir() else "file"
 
 
-def _literal(text: str) -> str:
-    """Text as a glob that matches only itself."""
+def _escape_glob(text: str) -> str:
+    """A glob that matches only this text."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in text)

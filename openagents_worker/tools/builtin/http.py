@@ -1,7 +1,7 @@
-"""HTTP: `http_request`. The only tool here that leaves the machine, and the only place that says where to.
+"""HTTP: `http_request`, and the only place that decides which addresses it may reach.
 
-The address that is checked is the address that is connected to, for every redirect as well: a name that
-resolves to something else a moment later gains nothing.
+The tool connects to exactly the address that was checked, also for every redirect. So a host name that later
+resolves to another address (DNS rebinding) gains nothing.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ MAX_REDIRECTS = 5
 MAX_PORT = 65_535
 LARGEST_MAX_BYTES = 64 * 1024 * 1024
 LONGEST_TIMEOUT_S = 24 * 60 * 60
-CHANGES_NOTHING = frozenset({"GET", "HEAD"})
-# Who sets these decides where a request ends and the next begins, or whose it is.
-OUR_HEADERS = frozenset(
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+# These delimit the request on the connection or identify it, so a model may not set them.
+RESERVED_HEADERS = frozenset(
     {"connection", "content-length", "host", "idempotency-key", "transfer-encoding", "upgrade"}
 )
-# What a redirect to another host may carry along. Any other header may be a credential, whatever its name.
-SAFE_HEADERS = frozenset(
+# Headers that are also sent after a redirect to another host. Any other header may hold a credential.
+HEADERS_KEPT_ON_REDIRECT = frozenset(
     {
         *("accept", "accept-encoding", "accept-language", "cache-control", "content-encoding"),
         *("content-language", "content-length", "content-type", "host", "idempotency-key", "range"),
@@ -63,11 +63,11 @@ SAFE_HEADERS = frozenset(
 
 
 class HttpRequest(TypedTool):
-    """One request, its answer as data: a status of 400 or more is an answer too, with `success` false.
+    """Sends one request and returns the reply as data. For a status from 400, `success` is false.
 
-    What failed on the way is raised: retryable where repeating is harmless, and for other methods as
-    `PermanentToolError` that says the outcome is unknown. Those carry an `Idempotency-Key`, the same in every
-    attempt.
+    A request without a reply raises an error. The error is retryable if repeating the request is harmless
+    (GET, HEAD, or nothing was sent). Otherwise it is a `PermanentToolError` that says that the outcome is
+    unknown. Requests with other methods have an `Idempotency-Key`, the same in every attempt.
     """
 
     name = "http_request"
@@ -117,7 +117,7 @@ class HttpRequest(TypedTool):
         self._client: httpx.AsyncClient | None = None
 
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
-        client = await self._connected()
+        client = await self._open_client()
         request = self._request(client, args, context)
         seconds = min(args.timeout or self.cfg.timeout, self.cfg.timeout)
         try:
@@ -144,23 +144,23 @@ class HttpRequest(TypedTool):
             await client.aclose()
 
     def _request(self, client: httpx.AsyncClient, args: Params, context: ToolContext | None) -> httpx.Request:
-        refused = sorted(OUR_HEADERS & {name.lower() for name in args.headers})
+        refused = sorted(RESERVED_HEADERS & {name.lower() for name in args.headers})
         if refused:
             raise ToolValidationError(f"headers: {', '.join(refused)} cannot be set", self.name)
         if not all(part.isascii() and part.isprintable() for pair in args.headers.items() for part in pair):
             raise ToolValidationError("headers: only printable ASCII is allowed", self.name)
         body = {"json": args.body} if isinstance(args.body, dict | list) else {"content": args.body}
         try:
-            # identity: a compressed body could be a thousand times larger than what we agreed to read
+            # identity: a compressed body could expand to a thousand times `max_bytes`
             headers = {"accept-encoding": "identity", **args.headers}
             request = client.build_request(args.method, args.url, headers=headers, **body)
             url = request.url
             is_absolute = url.scheme in ("http", "https") and url.host and (url.port or 0) <= MAX_PORT
-        except Exception as error:  # also of idna, and of the codecs that a host's name goes through
+        except Exception as error:  # idna and the codecs for host names raise errors of their own
             raise ToolValidationError(f"no such request can be made: {error}", self.name) from error
         if not is_absolute:
             raise ToolValidationError("url: expected an absolute http or https URL", self.name)
-        if args.method not in CHANGES_NOTHING and context is not None:
+        if args.method not in SAFE_METHODS and context is not None:
             request.headers["Idempotency-Key"] = header_text(context.idempotency_key)
         return request
 
@@ -169,14 +169,14 @@ class HttpRequest(TypedTool):
             response = await with_translated_errors(client.send(request, stream=True))
             try:
                 if response.next_request is None:
-                    return await self._answer(request, response)
+                    return await self._result(request, response)
                 request = _redirected(request, response.next_request)
             finally:
                 await response.aclose()
         raise ReplyUnreadable(f"more than {MAX_REDIRECTS} redirects")
 
-    async def _answer(self, request: httpx.Request, response: httpx.Response) -> dict[str, Any]:
-        if response.status_code == httpx.codes.TOO_MANY_REQUESTS and request.method in CHANGES_NOTHING:
+    async def _result(self, request: httpx.Request, response: httpx.Response) -> dict[str, Any]:
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS and request.method in SAFE_METHODS:
             after_ms = retry_after_ms(response.headers, now=self._now())
             raise ToolRateLimitError(f"{request.url.host} asks for fewer requests", self.name, after_ms)
         body, truncated = await beginning_of(response, max_bytes=self.cfg.max_bytes)
@@ -189,18 +189,19 @@ class HttpRequest(TypedTool):
         }
 
     def _failure(
-        self, request: httpx.Request, error: Exception, reason: str, harmless: type[ToolError]
+        self, request: httpx.Request, error: Exception, reason: str, retryable_class: type[ToolError]
     ) -> ToolError:
-        host = request.url.host  # not the URL: its query may hold a key
-        if request.method in CHANGES_NOTHING or _nothing_was_sent(request, error):
-            return harmless(f"{request.method} {host}: {reason}", self.name)
+        """An error of `retryable_class` if repeating the request is harmless; otherwise: outcome unknown."""
+        host = request.url.host  # not the whole URL: its query may contain a key
+        if request.method in SAFE_METHODS or _nothing_was_sent(request, error):
+            return retryable_class(f"{request.method} {host}: {reason}", self.name)
         return PermanentToolError(
             f"the outcome of {request.method} {host} is unknown: {reason}",
             self.name,
             hint="find out whether it took effect before repeating it",
         )
 
-    async def _connected(self) -> httpx.AsyncClient:
+    async def _open_client(self) -> httpx.AsyncClient:
         if self._client is not None:
             return self._client
         certificates = await asyncio.to_thread(_certificates)
@@ -210,7 +211,7 @@ class HttpRequest(TypedTool):
                     self.cfg.allow_hosts, self.cfg.deny_private_networks, certificates, self.name
                 ),
                 timeout=self.cfg.timeout,
-                follow_redirects=False,  # `_exchange` does: httpx would read all that comes with one
+                follow_redirects=False,  # `_exchange` follows them: httpx would read their whole bodies
                 trust_env=False,
                 cookies=no_cookies(),
                 headers={"user-agent": "openagents-worker"},
@@ -218,8 +219,8 @@ class HttpRequest(TypedTool):
         return self._client
 
 
-class _OnLoop:
-    """The connections of one event loop."""
+class _LoopTransport:
+    """The HTTP connections of one event loop."""
 
     def __init__(self, certificates: ssl.SSLContext) -> None:
         self.http = httpx.AsyncHTTPTransport(verify=certificates)
@@ -231,11 +232,11 @@ class _OnLoop:
         return http_transports(self.http)
 
     def forget(self) -> None:
-        """Nobody asks for it any more."""
+        """There is nothing else to release."""
 
 
 class _CheckedAddressTransport(httpx.AsyncBaseTransport):
-    """Resolves, checks and then connects to exactly the address that was checked."""
+    """Resolves a host, checks its addresses, and connects to exactly one of the checked addresses."""
 
     def __init__(
         self,
@@ -247,27 +248,28 @@ class _CheckedAddressTransport(httpx.AsyncBaseTransport):
         self._allow_hosts = None if allow_hosts is None else [host.lower() for host in allow_hosts]
         self._deny_private = deny_private
         self._tool_name = tool_name
-        self._inner: PerLoop[_OnLoop] = PerLoop(lambda: _OnLoop(certificates))
+        self._inner: PerLoop[_LoopTransport] = PerLoop(lambda: _LoopTransport(certificates))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         addresses = await self._addresses(request)
         inner = self._inner.here().http
         for address in addresses[:-1]:
             try:
-                return await inner.handle_async_request(_pinned(request, address))
-            except httpx.ConnectError:  # nothing was sent: the next address may be reachable
+                return await inner.handle_async_request(_with_address(request, address))
+            except httpx.ConnectError:  # nothing was sent, so the next address can be tried
                 continue
-        return await inner.handle_async_request(_pinned(request, addresses[-1]))
+        return await inner.handle_async_request(_with_address(request, addresses[-1]))
 
     async def aclose(self) -> None:
         await self._inner.close()
 
     async def _addresses(self, request: httpx.Request) -> list[str]:
+        """Resolve and check the host. Raises `PermanentToolError` for a host that is not allowed."""
         host = request.url.host.lower().rstrip(".")
-        named = self._allow_hosts is not None and any(
+        is_allowed = self._allow_hosts is not None and any(
             fnmatchcase(host, allowed) for allowed in self._allow_hosts
         )
-        if self._allow_hosts is not None and not named:
+        if self._allow_hosts is not None and not is_allowed:
             raise PermanentToolError(f"{host} is not in allow_hosts", self._tool_name)
         try:
             found = await asyncio.get_running_loop().getaddrinfo(
@@ -276,7 +278,7 @@ class _CheckedAddressTransport(httpx.AsyncBaseTransport):
         except (OSError, UnicodeError) as error:
             raise httpx.ConnectError(f"{host} cannot be resolved", request=request) from error
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        if self._deny_private and not named and not all(map(is_public, addresses)):
+        if self._deny_private and not is_allowed and not all(map(is_public, addresses)):
             raise PermanentToolError(
                 f"{host} is in a private network",
                 self._tool_name,
@@ -285,13 +287,13 @@ class _CheckedAddressTransport(httpx.AsyncBaseTransport):
         return addresses
 
 
-@lru_cache(maxsize=1)  # reading the certificates takes a tenth of a second, once a process
+@lru_cache(maxsize=1)  # reading the certificates takes 0.1 s
 def _certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _pinned(request: httpx.Request, address: str) -> httpx.Request:
-    """The request to one address; name, `Host` header and the certificate's check stay those of the host."""
+def _with_address(request: httpx.Request, address: str) -> httpx.Request:
+    """The request, sent to one address. The `Host` header and the certificate check keep the host name."""
     return httpx.Request(
         request.method,
         request.url.copy_with(host=address),
@@ -301,16 +303,16 @@ def _pinned(request: httpx.Request, address: str) -> httpx.Request:
     )
 
 
-def _redirected(request: httpx.Request, onward: httpx.Request) -> httpx.Request:
-    """The request of a redirect. To another host it takes along only headers that hold no credentials."""
-    if not _is_same_origin(request.url, onward.url):
-        for name in [name for name in onward.headers if name.lower() not in SAFE_HEADERS]:
-            del onward.headers[name]
-    return onward
+def _redirected(request: httpx.Request, redirect: httpx.Request) -> httpx.Request:
+    """The request of a redirect, without headers that may hold credentials if it goes to another origin."""
+    if not _is_same_origin(request.url, redirect.url):
+        for name in [name for name in redirect.headers if name.lower() not in HEADERS_KEPT_ON_REDIRECT]:
+            del redirect.headers[name]
+    return redirect
 
 
 def _is_same_origin(one: httpx.URL, other: httpx.URL) -> bool:
-    """Scheme, host and port; a step from http to https on its usual port stays with the same host."""
+    """Whether scheme, host and port are equal. From http to https on the default ports counts as equal."""
     if one.raw_host != other.raw_host:
         return False
     ports = {"http": 80, "https": 443}
@@ -322,7 +324,7 @@ def _is_same_origin(one: httpx.URL, other: httpx.URL) -> bool:
 
 
 def _nothing_was_sent(request: httpx.Request, error: Exception) -> bool:
-    """Whether not even the first request went out; after a redirect one has."""
+    """Whether nothing was sent at all: the connection of the first request, not of a redirect, failed."""
     if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return False
     return error.request.method == request.method and error.request.url.host == request.url.host

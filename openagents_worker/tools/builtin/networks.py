@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 __all__ = ["is_public"]
 
-EMBEDDING: tuple[tuple[ipaddress.IPv6Network, int], ...] = tuple(
+IPV4_IN_IPV6: tuple[tuple[ipaddress.IPv6Network, int], ...] = tuple(
     (ipaddress.IPv6Network(network), first_bit)
     for network, first_bit in (
         ("::ffff:0:0/96", 96),  # IPv4-mapped (RFC 4291)
@@ -17,30 +17,30 @@ EMBEDDING: tuple[tuple[ipaddress.IPv6Network, int], ...] = tuple(
         ("2002::/16", 16),  # 6to4 (RFC 3056)
     )
 )
-"""IPv6 networks through which an IPv4 address is reached, and the bit at which that begins."""
+"""IPv6 networks whose addresses contain an IPv4 address, and the first bit of that IPv4 address."""
 
-REFUSED = tuple(
+NOT_PUBLIC = tuple(
     map(
         ipaddress.ip_network,
         (
-            "64:ff9b:1::/48",  # NAT64 in a network of one's own (RFC 8215); where the address stands differs
-            "fec0::/10",  # site-local (RFC 3879, deprecated; still routed by who uses it)
-            "2001::/32",  # Teredo (RFC 4380): the address is that of a client behind a NAT
+            "64:ff9b:1::/48",  # local-use NAT64 (RFC 8215); the position of the IPv4 address differs
+            "fec0::/10",  # site-local (RFC 3879, deprecated; some networks still route it)
+            "2001::/32",  # Teredo (RFC 4380): the address of a client behind a NAT
             "5f00::/16",  # SRv6 segments (RFC 9602)
             "3fff::/20",  # documentation (RFC 9637)
-            "192.88.99.0/24",  # relays of 6to4 (RFC 7526, deprecated)
-            "192.0.0.0/24",  # of protocols (RFC 6890)
+            "192.88.99.0/24",  # 6to4 relays (RFC 7526, deprecated)
+            "192.0.0.0/24",  # IETF protocol assignments (RFC 6890)
         ),
     )
 )
-"""What some versions of Python count as global, and is not the public internet."""
+"""Networks that some versions of Python count as global although they are not on the public internet."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an address, as the resolver gives it, is on the public internet.
+    """Whether an address, as the resolver returns it, is on the public internet.
 
-    An IPv6 address through which an IPv4 address is reached is judged by that one. Anything that is not an
-    address is not public.
+    For an IPv6 address that contains an IPv4 address, the IPv4 address decides. Text that is not an address
+    is not public.
 
     >>> is_public("64:ff9b::7f00:1"), is_public("64:ff9b::808:808"), is_public("8.8.8.8")
     (False, True, True)
@@ -50,21 +50,21 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(ip, IPv6Address):
-        reached = _reached_through(ip)
-        if reached is not None:
-            return is_public(str(reached))
+        embedded = _embedded_ipv4(ip)
+        if embedded is not None:
+            return is_public(str(embedded))
         if _is_isatap(ip) and not is_public(str(IPv4Address(int(ip) & 0xFFFF_FFFF))):
             return False
-    return ip.is_global and not ip.is_multicast and not any(ip in network for network in REFUSED)
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in NOT_PUBLIC)
 
 
-def _reached_through(ip: IPv6Address) -> IPv4Address | None:
+def _embedded_ipv4(ip: IPv6Address) -> IPv4Address | None:
     return next(
-        (IPv4Address(int(ip) >> (96 - bit) & 0xFFFF_FFFF) for network, bit in EMBEDDING if ip in network),
+        (IPv4Address(int(ip) >> (96 - bit) & 0xFFFF_FFFF) for network, bit in IPV4_IN_IPV6 if ip in network),
         None,
     )
 
 
 def _is_isatap(ip: IPv6Address) -> bool:
-    """Whether its end says that an IPv4 address follows (RFC 5214), with or without the `u` bit."""
+    """Whether it is an ISATAP address, which ends with an IPv4 address (RFC 5214); the `u` bit is ignored."""
     return int(ip) >> 32 & 0xFDFF_FFFF == 0x0000_5EFE

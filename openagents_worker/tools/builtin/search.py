@@ -1,9 +1,9 @@
-"""File search, as a program of its own: `python search.py` reads a query from stdin and prints the matches.
+"""File search in a separate process, and the rules which files a tool may see.
 
-A pattern that a model wrote may take Python's `re` for ever, and it holds the interpreter while it does. In a
-process of its own it can be killed, and no other run notices. It imports nothing but the standard library
-and is started in isolated mode with an empty environment. Which files a tool may see is decided here, as the
-search, too, needs to know it.
+`python search.py` reads a query from stdin and prints the matches. A pattern that a model wrote may keep
+Python's `re` busy forever, and `re` holds the GIL meanwhile. A separate process can be killed without
+affecting other runs. It imports only the standard library, and is started in isolated mode with an empty
+environment. The rules are in this module because the process needs them too.
 """
 
 from __future__ import annotations
@@ -19,40 +19,41 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-MAX_VISITED = 100_000  # files and folders looked at, so that a search from / ends
+MAX_VISITED = 100_000  # files and folders per search, so that a search from / ends
 MAX_LINE_CHARS = 500
 BINARY_PROBE_BYTES = 8192
 
 
 class AllowedPaths:
-    """Which paths the file tools may see: no name that begins with a dot, and none that a glob denies.
+    """The paths that the file tools may see: no name that begins with a dot, and none that a glob denies.
 
-    A glob without `/` is compared with every name on the path (`*.pem`, `node_modules`), one with `/` with
-    the path from the root and with each folder on it (`config/secrets`, `**/secrets`). Case and Unicode form
-    make no difference: a file system may find `Keys` under the name `keys`.
+    A glob without `/` is compared with every name on the path (`*.pem`, `node_modules`). A glob with `/` is
+    compared with the path from the root and with each folder on it (`config/secrets`, `**/secrets`). Case and
+    Unicode normalization are ignored, because a file system may find `Keys` under the name `keys`.
 
     >>> AllowedPaths("/work", deny=["keys/*"]).problem("/work/Keys/a.pem")
     "is denied by 'keys/*'"
-    >>> AllowedPaths("/work").problem("/work/.git/config"), AllowedPaths("/work").problem("/work/a.txt")
+    >>> paths = AllowedPaths("/work")
+    >>> paths.problem("/work/.git/config"), paths.problem("/work/a.txt")
     ('is hidden', None)
     """
 
     def __init__(self, root: str, *, allow_hidden: bool = False, deny: Sequence[str] = ()) -> None:
-        """`root` is resolved; of a path outside of it, where that is allowed, all names are looked at."""
+        """`root` is a resolved path. For a path outside of it, all names from `/` on are checked."""
         self.root = root
         self.allow_hidden = allow_hidden
         self.deny = tuple(deny)
         self._globs = [(glob, each) for each in self.deny for glob in _globs(each)]
 
     def problem(self, path: str) -> str | None:
-        """Why a tool may not touch this path, which is resolved; None where it may."""
+        """Why a tool may not access this resolved path; None if it may."""
         names = _names(path, self.root)
         if not self.allow_hidden and any(name.startswith(".") for name in names):
             return "is hidden"
         folders = ["/".join(names[: count + 1]) for count in range(len(names))]
-        for glob, written in self._globs:
+        for glob, configured in self._globs:
             if any(fnmatch.fnmatchcase(part, glob) for part in (folders if "/" in glob else names)):
-                return f"is denied by {written!r}"
+                return f"is denied by {configured!r}"
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -60,53 +61,52 @@ class AllowedPaths:
 
 
 def _names(path: str, root: str) -> list[str]:
-    """The names on a path from the root on; all of them for one outside of it."""
+    """The names on a path below the root; all names of a path outside of it."""
     within = path == root or path.startswith(root.rstrip(os.sep) + os.sep)
     parts = Path(path[len(root) :] if within else path).parts
-    return [_folded(name) for name in parts if name != os.sep]
+    return [_normalized(name) for name in parts if name != os.sep]
 
 
-def _globs(written: str) -> Iterator[str]:
-    """The globs that a written one stands for: `**/x` is also an `x` at the top."""
-    glob = _folded(written).removeprefix("./").strip("/")
+def _globs(configured: str) -> Iterator[str]:
+    """The globs for `fnmatch` that a configured glob stands for: `**/x` also matches an `x` in the root."""
+    glob = _normalized(configured).removeprefix("./").strip("/")
     yield glob
     while glob.startswith("**/"):
         glob = glob.removeprefix("**/")
         yield glob
 
 
-def _folded(name: str) -> str:
+def _normalized(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 _ESCAPED = re.compile(r"\\x([89a-f][0-9a-f])")
 
 
-def shown(path: str) -> str:
-    """A path as text that can be stored and sent: a byte of a name that is not UTF-8 becomes `\\xff`.
+def escape_path(path: str) -> str:
+    """A path as text that can be stored and sent. Bytes that are not UTF-8 are escaped, for example `\\xff`.
 
-    >>> shown("caf\\udce9.txt")
+    >>> escape_path("caf\\udce9.txt")
     'caf\\\\xe9.txt'
     """
     return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def meant(path: str) -> str:
-    """The path that `shown` has shown so; for one with no such byte the path itself."""
-    bytes_again = _ESCAPED.sub(lambda found: chr(0xDC00 + int(found[1], 16)), path)
-    return os.fsdecode(os.fsencode(bytes_again))  # bytes that are UTF-8 after all have one way to be written
+def unescape_path(path: str) -> str:
+    """The inverse of `escape_path`: unescape bytes that are not UTF-8."""
+    unescaped = _ESCAPED.sub(lambda found: chr(0xDC00 + int(found[1], 16)), path)
+    return os.fsdecode(os.fsencode(unescaped))  # normalizes escaped bytes that are valid UTF-8 together
 
 
-def walk(top: Path, fence: AllowedPaths) -> Iterator[os.DirEntry[str]]:
-    """All entries below a folder that may be seen, names in order, parents first; links are named and never
-    followed."""
+def walk(top: Path, allowed_paths: AllowedPaths) -> Iterator[os.DirEntry[str]]:
+    """All visible entries below a folder, sorted by name, parents first. Links are listed, not followed."""
     visited = 0
     folders = [str(top)]
     while folders:
         try:
             with os.scandir(folders.pop()) as entries:
-                seen = [entry for entry in entries if fence.problem(entry.path) is None]
-        except OSError:  # not allowed to look, or gone meanwhile: as `grep -s` and `find` do
+                seen = [entry for entry in entries if allowed_paths.problem(entry.path) is None]
+        except OSError:  # not readable, or deleted meanwhile: skipped, as `grep -s` does
             continue
         found = sorted(seen, key=lambda entry: entry.name)
         for entry in found:
@@ -118,21 +118,22 @@ def walk(top: Path, fence: AllowedPaths) -> Iterator[os.DirEntry[str]]:
 
 
 def search(query: dict[str, Any]) -> dict[str, Any]:
-    """`{"pattern", "path", "case_sensitive", "glob", "max_bytes", "max_matches", "fence"}` to matches or an
-    error.
+    """Execute a query with the fields `pattern`, `path`, `case_sensitive`, `glob`, `max_bytes`, `max_matches`
+    and `allowed_paths`.
 
-    Paths in the answer are relative to `path`, lines count from 1. Files over `max_bytes` and files with a
-    NUL byte in their beginning are passed over and counted.
+    Returns `{"matches", "skipped", "truncated"}`, or `{"error"}` for an invalid pattern. Paths in matches are
+    relative to `path`, lines count from 1. Files larger than `max_bytes` and files with a NUL byte near their
+    beginning are skipped and counted.
     """
     try:
         pattern = re.compile(query["pattern"], 0 if query["case_sensitive"] else re.IGNORECASE)
     except (re.error, RecursionError, OverflowError) as error:
         return {"error": f"no regular expression: {error}"}
-    top, fence = Path(query["path"]), AllowedPaths(**query["fence"])
+    top, allowed_paths = Path(query["path"]), AllowedPaths(**query["allowed_paths"])
     matches: list[dict[str, Any]] = []
     skipped = 0
-    for path in _files(top, query["glob"], fence):
-        text = _text(path, query["max_bytes"])
+    for path in _searched_files(top, query["glob"], allowed_paths):
+        text = _read_text(path, query["max_bytes"])
         if text is None:
             skipped += 1
             continue
@@ -142,20 +143,23 @@ def search(query: dict[str, Any]) -> dict[str, Any]:
             if len(matches) == query["max_matches"]:
                 return {"matches": matches, "skipped": skipped, "truncated": True}
             name = path.name if path == top else str(path.relative_to(top))
-            matches.append({"path": shown(name), "line": number, "text": line.rstrip("\r")[:MAX_LINE_CHARS]})
+            matches.append(
+                {"path": escape_path(name), "line": number, "text": line.rstrip("\r")[:MAX_LINE_CHARS]}
+            )
     return {"matches": matches, "skipped": skipped, "truncated": False}
 
 
-def _files(top: Path, glob: str, fence: AllowedPaths) -> Iterator[Path]:
+def _searched_files(top: Path, glob: str, allowed_paths: AllowedPaths) -> Iterator[Path]:
     if not top.is_dir():
         yield top
         return
-    for entry in walk(top, fence):
+    for entry in walk(top, allowed_paths):
         if entry.is_file(follow_symlinks=False) and fnmatch.fnmatchcase(entry.name, glob):
             yield Path(entry.path)
 
 
-def _text(path: Path, max_bytes: int) -> str | None:
+def _read_text(path: Path, max_bytes: int) -> str | None:
+    """The text of a file; None if it is skipped: not regular, too large, binary or unreadable."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:

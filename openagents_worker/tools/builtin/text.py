@@ -27,7 +27,7 @@ class JsonParse(TypedTool):
     async def run(self, args: Params, context: ToolContext | None) -> dict[str, Any]:
         try:
             value = loads(args.text)
-            check(value)  # 1e999 and half a surrogate pair parse, but are no JSON to anybody else
+            check(value)  # 1e999 and lone surrogates can be parsed here, but are not valid JSON elsewhere
         except json.JSONDecodeError as error:
             place = f"line {error.lineno}, column {error.colno}"
             raise ToolValidationError(f"text: no JSON at {place}: {error.msg}", self.name) from None

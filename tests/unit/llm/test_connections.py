@@ -1,4 +1,4 @@
-"""Connections to a provider: one for each call under way, kept for the next."""
+"""The connection pool of a model client: one connection per running call, reused afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def _post(http: httpx.AsyncClient, url: str, count: int = 1) -> None:
 
 
 def _together(count: int) -> Callable[[ModelRequest], Awaitable[dict[str, Any]]]:
-    """A model that answers nobody before so many have asked."""
+    """A model that answers no request until `count` requests have arrived."""
     asked = itertools.count(1)
     enough = asyncio.Event()
 
@@ -43,7 +43,7 @@ def _http(server: ModelServer, **options: Any) -> httpx.AsyncClient:
 
 
 async def test_every_call_under_way_has_a_connection_and_leaves_it_to_the_next() -> None:
-    """Ten calls at once open ten connections, the next ten open none."""
+    """Ten concurrent calls open ten connections; the next ten calls reuse them."""
     async with ModelServer(_together(10)) as server, _http(server) as http:
         await _post(http, server.url, 10)
         await _post(http, server.url, 10)
@@ -52,7 +52,7 @@ async def test_every_call_under_way_has_a_connection_and_leaves_it_to_the_next()
 
 
 async def test_idle_connections_are_closed_after_a_while() -> None:
-    """What a burst opened and nobody needs any more goes with the next call."""
+    """The next call closes the connections of a burst that were idle for too long."""
     now = 0.0
     async with ModelServer(_together(5)) as server, _http(server, clock=lambda: now) as http:
         await _post(http, server.url, 5)
@@ -65,7 +65,7 @@ async def test_idle_connections_are_closed_after_a_while() -> None:
 
 
 async def test_a_burst_leaves_a_bounded_number_of_idle_connections() -> None:
-    """However many calls there were at once, so many connections stay at most."""
+    """At most `MAX_IDLE` connections stay open, however many calls ran concurrently."""
     count = MAX_IDLE + 20
     async with ModelServer(_together(count)) as server, _http(server) as http:
         await _post(http, server.url, count)
@@ -73,7 +73,7 @@ async def test_a_burst_leaves_a_bounded_number_of_idle_connections() -> None:
 
 
 async def test_a_cancelled_call_keeps_no_connection_and_harms_none() -> None:
-    """Its connection is closed at once; the next call works."""
+    """Its connection is closed at once, and the next call works."""
 
     def reply(request: ModelRequest) -> dict[str, Any]:
         return {"text": "ok", "latency_ms": request.body["latency_ms"]}
@@ -91,7 +91,7 @@ async def test_a_cancelled_call_keeps_no_connection_and_harms_none() -> None:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment that names no proxy."""
+    """An environment without proxy variables."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -99,7 +99,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 async def test_the_proxy_of_the_environment_is_used(environment: pytest.MonkeyPatch) -> None:
-    """HTTP_PROXY, HTTPS_PROXY and ALL_PROXY name the way out."""
+    """HTTP_PROXY, HTTPS_PROXY and ALL_PROXY set the proxy."""
     first_lines: list[bytes] = []
 
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -119,7 +119,7 @@ async def test_the_proxy_of_the_environment_is_used(environment: pytest.MonkeyPa
 
 
 async def test_an_address_in_no_proxy_is_reached_directly(environment: pytest.MonkeyPatch) -> None:
-    """NO_PROXY names the exceptions; the proxy here does not even exist."""
+    """NO_PROXY lists the exceptions. The proxy of this test does not exist."""
     environment.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     environment.setenv("NO_PROXY", "127.0.0.1")
 
@@ -146,7 +146,7 @@ def _tool(server: ModelServer) -> Callable[[], Awaitable[Any]]:
 def test_one_client_serves_many_loops_and_leaves_nothing_on_those_that_are_closed(
     make: Callable[[ModelServer], Callable[[], Awaitable[Any]]],
 ) -> None:
-    """A loop that is closed by hand tells nobody: the next that opens a connection closes its."""
+    """A loop that was closed without notice: the next new connection closes its connections."""
     with ModelServer([{"text": "ok"}] * 40).serve_in_thread() as server:
         ask, most = make(server), 0
         for _ in range(20):
@@ -167,7 +167,7 @@ def test_one_client_serves_many_loops_and_leaves_nothing_on_those_that_are_close
 def test_a_connection_that_the_server_has_closed_meanwhile_is_not_used(
     make: Callable[[ModelServer], Callable[[], Awaitable[Any]]],
 ) -> None:
-    """Also where the loop has not run since, and has not heard of it."""
+    """Even if the event loop has not run since, and so has not noticed it."""
     loop = asyncio.new_event_loop()
     server = ModelServer([{"text": "ok"}] * 40)
     with server.serve_in_thread():

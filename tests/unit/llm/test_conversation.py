@@ -1,4 +1,4 @@
-"""Conversations: whatever a model or a pattern wrote, what is sent is what every chat API accepts."""
+"""Conversations: whatever a model or a pattern wrote, the sent messages are accepted by every chat API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from openagents_worker.errors import LLMRateLimitError, LLMResponseError
 from openagents_worker.llm.base import LLMToolCall
-from openagents_worker.llm.conversation import CallIds, repaired, tool_name, usable_calls
+from openagents_worker.llm.conversation import UniqueCallIds, repaired, tool_name, usable_calls
 from openagents_worker.llm.failures import is_too_long
 from openagents_worker.llm.openai_chat import messages_to_wire
 from openagents_worker.testing.model_server.openai_rules import check_request
@@ -55,13 +55,13 @@ def result(id_: Any = "c", content: Any = "1", **more: Any) -> dict[str, Any]:
     ],
 )
 def test_a_name_is_made_legal(name: Any, sent: str) -> None:
-    """What the API would refuse becomes `_`; a name without one legal character has a name of its own."""
+    """Invalid characters become `_`. A name without any valid character becomes `unnamed_tool`."""
     assert tool_name(name) == sent
 
 
 def test_calls_of_a_reply_get_ids_of_their_own() -> None:
-    """Also against those of the conversation before; the same ids in every attempt."""
-    ids = CallIds([asks(call("a"))])
+    """The ids are unique in the whole conversation, and the same in every attempt."""
+    ids = UniqueCallIds([asks(call("a"))])
     calls = [LLMToolCall("x", id=id_) for id_ in ("a", "b", "b", None, "")]
 
     assert [each.id for each in usable_calls(calls, ids, 3)] == ["a_2", "b", "b_2", "call_3_4", "call_3_5"]
@@ -117,12 +117,12 @@ def test_calls_of_a_reply_get_ids_of_their_own() -> None:
 def test_what_an_api_would_refuse_is_repaired(
     messages: list[dict[str, Any]], sent: list[dict[str, Any]]
 ) -> None:
-    """Blank text, half batches, results without calls, ids that occur twice, illegal names."""
+    """Blank text, missing results, results without calls, duplicate ids, invalid names."""
     assert repaired(messages) == sent
 
 
 def test_what_is_right_stays_the_same_object() -> None:
-    """A prompt that breaks no rule is sent as it is."""
+    """Messages that break no rule are sent unchanged."""
     messages = [
         {"role": "system", "content": "Be kind."},
         user([{"type": "image_url", "image_url": {"url": "data:"}}]),
@@ -157,13 +157,13 @@ MESSAGES = st.lists(MESSAGE, max_size=8)
 
 @given(MESSAGES)
 def test_whatever_the_messages_the_request_is_accepted(messages: list[dict[str, Any]]) -> None:
-    """By a server that refuses everything that any server refuses."""
+    """Checked with the rules of the strictest server."""
     check_request({"model": "m", "messages": messages_to_wire([*messages, user()])})
 
 
 @given(MESSAGES)
 def test_what_was_repaired_needs_no_repair(messages: list[dict[str, Any]]) -> None:
-    """So it does not matter how often a conversation passes through here."""
+    """So a conversation may be repaired any number of times."""
     once = repaired(messages)
 
     assert repaired(once) == once
@@ -173,7 +173,7 @@ def test_what_was_repaired_needs_no_repair(messages: list[dict[str, Any]]) -> No
 def test_a_conversation_that_grows_keeps_its_beginning(
     before: list[dict[str, Any]], after: list[dict[str, Any]]
 ) -> None:
-    """As sent, byte for byte: a prompt cache goes by that."""
+    """The sent bytes have the same prefix, which prompt caches require."""
     grown = [*before, user(), *after]
     begins = messages_to_wire([*before, user()])
     after_a_question = not any(message["role"] == "tool" for message in after[: _to_the_next_reply(after)])
@@ -205,7 +205,7 @@ def _to_the_next_reply(messages: list[dict[str, Any]]) -> int:
     ],
 )
 def test_a_request_that_is_too_long_is_known_by_what_providers_say(said: str) -> None:
-    """Few have a code for it. A limit of tokens a minute is another matter."""
+    """Few providers send a code for it. A limit of tokens per minute is a different error."""
     assert is_too_long(LLMResponseError(said))
     assert not is_too_long(LLMRateLimitError(said))
     assert not is_too_long(

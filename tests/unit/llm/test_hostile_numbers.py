@@ -1,4 +1,4 @@
-"""Numbers that a provider says: counted where they can be, and never to anybody's advantage."""
+"""Numbers from a provider: invalid ones are limited, and never to the advantage of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openagents_worker.agents import LLMPricing
 from openagents_worker.errors import LLMConnectionError, LLMError, LLMRateLimitError, LLMResponseError
 from openagents_worker.jsontext import dumps, loads, replaced
-from openagents_worker.llm.base import LLMResponse, LLMUsage, count
+from openagents_worker.llm.base import LLMResponse, LLMUsage, token_count
 from openagents_worker.llm.failures import failure
 from openagents_worker.llm.openai_chat import StreamedReply, reply_from_wire
 from openagents_worker.llm.pricing import price
@@ -44,14 +44,14 @@ MOST = 2**53
     ],
 )
 def test_tokens_are_none_below_zero_and_at_most_what_can_be_counted(said: Any, counted: int) -> None:
-    """A negative number would give a budget back."""
-    assert count(said) == counted
+    """A negative number would refund a budget."""
+    assert token_count(said) == counted
     assert LLMUsage(said, said, said) == LLMUsage(counted, counted, counted)
 
 
 def test_an_integer_of_many_digits_is_as_many_as_can_be_counted() -> None:
-    """Without its text ever being made."""
-    assert (count(10**5000), count(-(10**5000))) == (MOST, 0)
+    """It is limited without converting it to text."""
+    assert (token_count(10**5000), token_count(-(10**5000))) == (MOST, 0)
 
 
 METADATA = ("cached_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "cost_usd", "ttft_ms",
@@ -66,7 +66,7 @@ METADATA = ("cached_tokens", "cache_read_input_tokens", "cache_creation_input_to
 def test_whatever_a_client_counts_no_run_gets_cheaper(
     tokens: list[Any], metadata: dict[str, Any], pricing: LLMPricing | None
 ) -> None:
-    """Also a client of somebody's own: nothing is below zero, all of it can be stored and read again."""
+    """Also with a custom client: no count is negative, and all of them can be stored and read."""
     said = LLMUsage(*tokens, metadata=metadata)
     for usage in (said, price("gpt-4o", said, pricing)):
         used = _usage_of(LLMResponse(usage=usage))
@@ -83,7 +83,7 @@ def test_whatever_a_client_counts_no_run_gets_cheaper(
 
 @given(NASTY, NASTY)
 def test_a_reply_of_any_shape_is_a_reply_or_an_error_with_a_code(body: Any, part: Any) -> None:
-    """Whole and streamed; what is a reply can be stored."""
+    """Complete and streamed. A valid reply can be stored."""
     message = {"content": part, "tool_calls": [{"id": part, "function": {"name": part, "arguments": part}}]}
     more = {"usage": part, "id": part, "model": part}
     for whole in (body, {"choices": [{"message": message, "finish_reason": part}], **more}):
@@ -118,13 +118,13 @@ def test_a_reply_of_any_shape_is_a_reply_or_an_error_with_a_code(body: Any, part
     ],
 )
 def test_a_provider_is_waited_for_a_week_at_most(headers: dict[str, str], ms: int | None) -> None:
-    """What asks for more has made a mistake, in the unit for example."""
+    """A longer Retry-After is a mistake, for example in the unit."""
     assert retry_after_ms(headers) == ms
 
 
 @given(NASTY, NASTY)
 def test_a_failure_of_any_shape_is_an_error_with_a_code(body: Any, part: Any) -> None:
-    """The provider's own words as far as they can be shown."""
+    """Its message contains the provider's text as far as it can be shown."""
     for found in (body, {"error": part}, {"error": {"message": part, "code": part, "type": part}}):
         for status in (None, 400, 429, 500):
             error = failure(found, status=status, headers={}, provider="p", key_env="KEY", secrets=())
@@ -133,7 +133,7 @@ def test_a_failure_of_any_shape_is_an_error_with_a_code(body: Any, part: Any) ->
 
 
 def test_a_status_in_a_code_has_three_digits() -> None:
-    """OpenRouter puts it there; a code of 5,000 digits is a code."""
+    """OpenRouter sends the status as the code. A code of 5,000 digits is not a status."""
 
     def implied(code: Any) -> type[LLMError]:
         body = {"error": {"message": "no", "code": code}}

@@ -1,4 +1,4 @@
-"""The client of OpenAI-compatible servers, against servers that mean harm: each becomes one coded error."""
+"""The OpenAI-compatible client with malicious servers: each attack becomes one error with a code."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def memory() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", LARGE)
 async def test_a_reply_without_end_is_read_to_its_limit(name: str, memory: None) -> None:
-    """Asked for whole or as a stream: a coded error, and never more memory than a few times the limit."""
+    """Complete or streamed: an error with a code, and memory use of a few times the limit at most."""
     answer = LARGE[name]
 
     tracemalloc.reset_peak()
@@ -69,7 +69,7 @@ async def test_a_reply_without_end_is_read_to_its_limit(name: str, memory: None)
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("name", FAULTY)
 async def test_a_reply_that_cannot_be_read_is_a_coded_error(name: str, streamed: bool) -> None:
-    """Whatever httpx, h11, zlib, json or a codec raises for it; never an exception of theirs."""
+    """Exceptions of httpx, h11, zlib, json and codecs are always converted."""
     error = await _error(FAULTY[name], streamed=streamed)
 
     assert error.code in {*FAULTY[name].codes, *(("llm.connection", "llm.response") if streamed else ())}
@@ -79,7 +79,7 @@ async def test_a_reply_that_cannot_be_read_is_a_coded_error(name: str, streamed:
 
 
 async def test_no_cookie_passes_from_one_call_to_the_next() -> None:
-    """One client serves many runs; what a server told one of them is nothing to the others."""
+    """One client serves many runs, so cookies must not pass from one to another."""
     heads: list[bytes] = []
     body = b'{"choices": [{"message": {"content": "hi"}}]}'
 
@@ -102,7 +102,7 @@ async def test_no_cookie_passes_from_one_call_to_the_next() -> None:
 
 
 async def test_a_redirect_is_not_followed_and_takes_no_key_along() -> None:
-    """Whoever answers for the model cannot send the request, and its key, to somebody else."""
+    """A server cannot redirect a request, with its key, to another server."""
     reached: list[bytes] = []
 
     async def elsewhere() -> Any:

@@ -1,4 +1,4 @@
-"""The client of OpenAI-compatible servers, against a real server on this machine."""
+"""The OpenAI-compatible client with a real HTTP server on this machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOOLS = [
 
 
 class Pauses:
-    """A sleep that only takes notes, in milliseconds."""
+    """A `sleep` that records its pauses, in milliseconds, and does not wait."""
 
     def __init__(self) -> None:
         self.ms: list[float] = []
@@ -46,7 +46,7 @@ class Pauses:
 
 
 class Heard:
-    """A listener that keeps what it hears."""
+    """An `on_delta` listener that records its pieces."""
 
     def __init__(self) -> None:
         self.pieces: list[str] = []
@@ -122,7 +122,7 @@ async def _sent(call: dict[str, Any], on_delta: OnDelta | None = None, **options
 
 
 async def test_a_plain_request_says_what_was_asked_and_nothing_more() -> None:
-    """Without a listener there is no stream; what is not set is not sent."""
+    """Without a listener the reply is not streamed. Options that are not set are not sent."""
     request = await _sent({"tools": TOOLS, "tool_choice": "auto"}, temperature=0.5, max_tokens=99, seed=7)
 
     assert request.body == {
@@ -138,7 +138,7 @@ async def test_a_plain_request_says_what_was_asked_and_nothing_more() -> None:
 
 
 async def test_a_call_may_differ_from_the_options() -> None:
-    """Arguments of the call win over the agent's options."""
+    """Arguments of the call override the agent's options."""
     request = await _sent(
         {"model": "other", "temperature": 0.0, "max_tokens": 1}, temperature=1.0, max_tokens=9
     )
@@ -148,7 +148,7 @@ async def test_a_call_may_differ_from_the_options() -> None:
 
 @pytest.mark.parametrize("options", [{"model": "o3-mini"}, {"model": "gpt-5"}, {"reasoning_model": True}])
 async def test_reasoning_models_get_other_parameters(options: dict[str, Any]) -> None:
-    """They refuse `temperature` and `max_tokens`; `max_completion_tokens` is theirs."""
+    """They reject `temperature` and `max_tokens`, and need `max_completion_tokens`."""
     request = await _sent({}, temperature=0.5, max_tokens=99, **options)
 
     assert request.body["max_completion_tokens"] == 99
@@ -156,7 +156,7 @@ async def test_reasoning_models_get_other_parameters(options: dict[str, Any]) ->
 
 
 async def test_a_listener_means_a_stream_that_counts_its_tokens() -> None:
-    """With `on_delta` the reply is streamed and the usage asked for."""
+    """With `on_delta` the reply is streamed, and the request asks for its usage."""
     request = await _sent({}, Heard())
 
     assert request.body["stream"] is True
@@ -164,7 +164,7 @@ async def test_a_listener_means_a_stream_that_counts_its_tokens() -> None:
 
 
 async def test_every_request_of_a_recorded_call_carries_its_key() -> None:
-    """`Idempotency-Key` and `X-Call` are the same on every try; ids that no header can carry are encoded."""
+    """`Idempotency-Key` and `X-Call` are the same on every try. Ids that a header cannot hold are encoded."""
     token = current_call.set(CallInfo("rün", "main.3", "rün:u:main.3", 3))
     try:
         async with ModelServer([{"error": "server_error"}, {"text": "ok"}]) as server:
@@ -177,7 +177,7 @@ async def test_every_request_of_a_recorded_call_carries_its_key() -> None:
 
 
 async def test_extra_headers_are_sent_and_win() -> None:
-    """A gateway's own headers go along; one of them may replace the key's."""
+    """They may also replace the authorization header."""
     request = await _sent({}, extra_headers={"X-Team": "blue", "Authorization": "Basic abc"})
 
     assert request.headers["x-team"] == "blue"
@@ -194,17 +194,17 @@ async def test_extra_headers_are_sent_and_win() -> None:
         ({"openai_api_style": "responses"}, "not the responses API"),
         ({"temprature": 1}, "temprature"),
         ({"top_p": 3}, "top_p"),
-        ({"extra_headers": {"X-Key": "a\nb"}}, "X-Key: has characters"),
+        ({"extra_headers": {"X-Key": "a\nb"}}, "X-Key: the value has characters"),
     ],
 )
 def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any], message: str) -> None:
-    """A mistake in the agents file is found when the client is made, not by the first run."""
+    """A mistake in the agents file is found when the client is created, not by the first run."""
     with pytest.raises(PluginConfigError, match=message):
         _client(**({"url": "http://x.test/v1"} | options))
 
 
 def test_a_key_with_a_line_end_is_refused_without_showing_it() -> None:
-    """Keys read from files often end so; the error does not quote them."""
+    """Keys that are read from files often end with a newline. The error does not quote them."""
     with pytest.raises(PluginConfigError) as caught:
         OpenAICompatibleClient(LLMOptions(api_base="http://x.test"), api_key=f"{KEY}\n")
 
@@ -212,7 +212,7 @@ def test_a_key_with_a_line_end_is_refused_without_showing_it() -> None:
 
 
 async def test_a_stream_may_have_an_address_of_its_own() -> None:
-    """`stream_endpoint` is where streamed requests go; a path counts from `api_base`."""
+    """Streamed requests go to `stream_endpoint`. A path is relative to `api_base`."""
     async with ModelServer([{"text": "ok"}]) as server:
         base = server.url.removesuffix("/v1")
         client = _client(f"{base}/elsewhere", stream_endpoint=f"{server.url}/chat/completions")
@@ -235,7 +235,7 @@ FULL = {
 
 
 async def test_a_streamed_reply_is_the_plain_one() -> None:
-    """Text, calls, usage and cost do not depend on how the reply came; the pieces heard are the text."""
+    """Text, calls, usage and cost are the same with and without a stream, and the pieces equal the text."""
     heard = Heard()
     pricing = LLMPricing(input=1, output=1, cached_read=0.5)
     async with ModelServer(lambda _: FULL) as server:
@@ -279,7 +279,7 @@ def _cut(data: bytes, borders: Sequence[int]) -> list[bytes]:
 
 @given(st.lists(st.integers(min_value=0), max_size=12))
 def test_a_reply_does_not_depend_on_how_the_network_cuts_it(borders: list[int]) -> None:
-    """The same reply and the same text, wherever the chunks of the stream end."""
+    """The reply and its text are the same, wherever the network splits the stream."""
 
     async def read() -> tuple[LLMResponse, str]:
         heard = Heard()
@@ -295,7 +295,7 @@ def test_a_reply_does_not_depend_on_how_the_network_cuts_it(borders: list[int]) 
 
 
 async def test_a_server_that_cannot_stream_is_understood() -> None:
-    """A whole JSON body in place of a stream is the reply, heard in one piece."""
+    """A complete JSON body instead of a stream is the reply; the listener gets it in one piece."""
     body = json.dumps({"choices": [{"message": {"content": "all at once"}, "finish_reason": "stop"}]})
     heard = Heard()
 
@@ -308,7 +308,7 @@ async def test_a_server_that_cannot_stream_is_understood() -> None:
 
 
 async def test_a_connection_lost_after_the_last_word_loses_nothing() -> None:
-    """Once the model said that it is done, the reply counts, whatever the connection does then."""
+    """After the finish reason, the reply is complete even if the connection fails."""
     half_a_chunk = b"400\r\n" + _sse(_delta(content="done", finish_reason="stop"))
 
     async with _raw_server(half_a_chunk, head="transfer-encoding: chunked") as url:
@@ -348,7 +348,7 @@ async def _failure(client: OpenAICompatibleClient, on_delta: OnDelta | None = No
 async def test_every_failure_has_its_class_and_its_tries(
     entry: dict[str, Any], error: type[LLMError], tries: int, streamed: bool
 ) -> None:
-    """What may pass is tried three times; what will not is reported at once. Each has its own class."""
+    """Temporary failures are tried three times, permanent ones are raised at once. Each has its class."""
     async with ModelServer(lambda _: entry) as server:
         client = _client(server.url, timeout_ms=150 if entry["error"] == "hang" else 5000)
         # Text that was heard is not heard twice: a stream that breaks in the middle has one try.
@@ -360,7 +360,7 @@ async def test_every_failure_has_its_class_and_its_tries(
 
 
 async def test_a_failure_that_passes_is_not_noticed() -> None:
-    """After two failed tries the third is the reply; the usage says how many there were."""
+    """After two failed tries the third returns the reply. The usage has the number of retries."""
     async with ModelServer([{"error": "connection"}, {"error": "server_error"}, {"text": "there"}]) as server:
         reply = await _ask(_client(server.url))
 
@@ -370,8 +370,8 @@ async def test_a_failure_that_passes_is_not_noticed() -> None:
 
 
 @pytest.mark.parametrize("fault", ["disconnect", "cut_stream"])
-async def test_a_stream_that_tears_is_a_connection_error(fault: str) -> None:
-    """A stream without its finish is no reply, also if it ends politely; what was heard stays heard."""
+async def test_an_incomplete_stream_is_a_connection_error(fault: str) -> None:
+    """A stream without a finish reason is not a reply, even if it ends properly. Delivered text stays."""
     heard = Heard()
 
     async with ModelServer([{"error": fault}, {"text": "never"}]) as server:
@@ -381,8 +381,8 @@ async def test_a_stream_that_tears_is_a_connection_error(fault: str) -> None:
     assert heard.text.startswith("This reply")
 
 
-async def test_a_stream_that_tears_before_its_first_word_is_tried_again() -> None:
-    """Nothing was handed out, so nothing is heard twice."""
+async def test_a_stream_that_ends_before_its_first_text_is_retried() -> None:
+    """No text was delivered, so none is delivered twice."""
     torn = _sse(_delta(role="assistant", content=""))
     heard = Heard()
 
@@ -406,7 +406,7 @@ async def test_a_stream_that_tears_before_its_first_word_is_tried_again() -> Non
     ],
 )
 async def test_an_error_inside_a_stream_is_that_error(inside: Any, error: type[LLMError]) -> None:
-    """Servers that fail after they answered 200 put the error into the stream."""
+    """Servers that fail after they sent status 200 send the error in the stream."""
     async with _raw_server(_sse(_delta(content="Hel"), {"error": inside})) as url:
         failed = await _failure(_client(url), Heard())
 
@@ -414,8 +414,8 @@ async def test_an_error_inside_a_stream_is_that_error(inside: Any, error: type[L
     assert (inside if isinstance(inside, str) else inside["message"]) in failed.message
 
 
-async def test_nobody_listening_at_the_port_is_a_connection_error() -> None:
-    """A refused connection is retryable, and the hint says where to look."""
+async def test_a_refused_connection_is_a_connection_error() -> None:
+    """A refused connection is retryable, and the hint names the options to check."""
     async with ModelServer([]) as server:
         gone = server.url
 
@@ -426,7 +426,7 @@ async def test_nobody_listening_at_the_port_is_a_connection_error() -> None:
 
 
 async def test_connection_errors_may_be_left_to_the_run() -> None:
-    """With `retry_on_connection_errors` off, a lost connection is reported at once."""
+    """With `retry_on_connection_errors` false, a connection error is raised at once."""
     async with ModelServer(lambda _: {"error": "connection"}) as server:
         await _failure(_client(server.url, retry={"retry_on_connection_errors": False}))
 
@@ -434,7 +434,7 @@ async def test_connection_errors_may_be_left_to_the_run() -> None:
 
 
 async def test_the_providers_words_are_kept_and_the_key_is_not() -> None:
-    """A refusal shows code and message of the provider, bounded, whatever it repeats of the request."""
+    """The error has the provider's code and message, limited in length and without the key."""
 
     def reply(request: ModelRequest) -> dict[str, Any]:
         words = f"{request.headers['authorization']} {request.headers['api-key']} is wrong " + "x" * 9999
@@ -452,19 +452,19 @@ async def test_the_providers_words_are_kept_and_the_key_is_not() -> None:
     assert "another-secret" not in shown
 
 
-async def test_a_used_up_account_is_no_rate_limit() -> None:
-    """`insufficient_quota` comes as 429, but no waiting helps: the run is told at once."""
+async def test_a_used_up_quota_is_not_a_rate_limit() -> None:
+    """`insufficient_quota` has status 429, but a retry is useless: the error is raised at once."""
     body = json.dumps({"error": {"message": "pay", "type": "insufficient_quota"}}).encode()
 
     async with _raw_server(body, head="content-type: application/json") as url:
         failed = await _failure(_client(url))
 
     assert type(failed) is LLMResponseError
-    assert "nothing left to spend" in str(failed)
+    assert "is used up" in str(failed)
 
 
-async def test_a_page_of_html_is_no_reply() -> None:
-    """An address that leads to a web page is a response error, with or without a stream."""
+async def test_a_page_of_html_is_not_a_reply() -> None:
+    """A URL that serves a web page is a response error, with and without a stream."""
     async with _raw_server(b"<html>Welcome</html>", head="content-type: text/html") as url:
         plain, streamed = await _failure(_client(url)), await _failure(_client(url), Heard())
 
@@ -503,7 +503,7 @@ async def test_the_time_a_provider_asks_for_is_a_floor(jitter: float) -> None:
     "retry", [{"max_backoff_ms": 1000}, {"max_backoff_ms": 60_000, "total_budget_ms": 2000}]
 )
 async def test_a_long_wait_is_left_to_the_run(retry: dict[str, Any]) -> None:
-    """Beyond twice the longest pause, or the budget, nobody sleeps here: the run suspends until that time."""
+    """Beyond twice the longest pause, or the budget, the client does not sleep: the run is suspended."""
     pauses = Pauses()
 
     async with ModelServer([{"error": "rate_limit", "retry_after_ms": 2001}, {"text": "ok"}]) as server:
@@ -515,7 +515,7 @@ async def test_a_long_wait_is_left_to_the_run(retry: dict[str, Any]) -> None:
 
 
 async def test_a_server_error_that_names_a_time_is_a_rate_limit() -> None:
-    """503 with `Retry-After` is told to the run with that time, so that it comes back no earlier."""
+    """503 with `Retry-After` reaches the run with that time, so that the run does not resume earlier."""
     entry = {"error": "server_error", "status": 503, "retry_after_ms": 90_000}
 
     async with ModelServer(lambda _: entry) as server:
@@ -529,7 +529,7 @@ async def test_a_server_error_that_names_a_time_is_a_rate_limit() -> None:
 
 
 async def test_two_hundred_slow_calls_wait_side_by_side() -> None:
-    """A waiting call costs a coroutine: here no call is answered before all of them have arrived."""
+    """A waiting call needs only a coroutine: no call is answered before all of them have arrived."""
     everybody = asyncio.Barrier(200)
 
     async def reply(_: ModelRequest) -> dict[str, Any]:
@@ -546,7 +546,7 @@ async def test_two_hundred_slow_calls_wait_side_by_side() -> None:
 
 
 async def test_connections_are_used_again() -> None:
-    """Calls one after the other share one connection, streamed ones too."""
+    """Consecutive calls share one connection, also with streams."""
     async with ModelServer(lambda _: {"text": "ok"}) as server:
         client = _client(server.url)
         for n in range(4):
@@ -558,7 +558,7 @@ async def test_connections_are_used_again() -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_cancelled_call_hangs_up(streamed: bool) -> None:
+async def test_a_cancelled_call_closes_its_connection(streamed: bool) -> None:
     """Cancelling ends the request at once, also at the server."""
     async with ModelServer(lambda _: {"text": "a b c d e f"}, latency_ms=20, token_delay_ms=100) as server:
         client = _client(server.url)
@@ -573,7 +573,7 @@ async def test_a_cancelled_call_hangs_up(streamed: bool) -> None:
 
 
 async def test_a_listener_that_fails_ends_the_call_with_its_own_error() -> None:
-    """An exception of `on_delta` is nobody's retryable error; it travels on as it is."""
+    """An exception of `on_delta` is not retried, and is raised unchanged."""
 
     async def listen(piece: str) -> None:
         raise KeyError(piece)

@@ -1,4 +1,4 @@
-"""What a call costs."""
+"""The cost of a model call."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from openagents_worker.llm.pricing import estimate_tokens, estimate_usage, price
     ],
 )
 def test_the_table_prices_a_million_tokens_each_way(model: str, usd: float) -> None:
-    """Known models have a price; a dated snapshot costs what its model costs, unless it is listed itself."""
+    """Known models have a price. A dated snapshot has its model's price, unless it is listed itself."""
     usage = price(model, LLMUsage(1_000_000, 1_000_000))
 
     assert usage.metadata["cost_usd"] == pytest.approx(usd)
 
 
 def test_cached_tokens_cost_the_cached_rate() -> None:
-    """Tokens read from the provider's cache are part of the input, at a rate of their own."""
+    """Tokens that were read from the provider's cache are part of the input, with another rate."""
     usage = price("gpt-4o", LLMUsage(1000, 100, 1100, {"cached_tokens": 800}))
 
     assert usage.metadata["cost_breakdown"] == {
@@ -40,7 +40,7 @@ def test_cached_tokens_cost_the_cached_rate() -> None:
 
 
 def test_each_override_wins_over_the_table() -> None:
-    """An agent's `pricing` may give some of the rates; the others stay the table's."""
+    """An agent's `pricing` may set some rates; the table has the others."""
     usage = price("gpt-4o", LLMUsage(1_000_000, 1_000_000), LLMPricing(input=1.0))
 
     assert usage.metadata["cost_usd"] == pytest.approx(1 + 10)
@@ -55,7 +55,7 @@ def test_each_override_wins_over_the_table() -> None:
     ],
 )
 def test_a_cost_with_an_unknown_rate_is_unknown(usage: LLMUsage, pricing: LLMPricing | None) -> None:
-    """Half a cost would be a wrong one: `cost_usd` is None when any rate that is needed is missing."""
+    """An incomplete cost would be wrong: `cost_usd` is None if any required rate is missing."""
     assert price("my-own-model", usage, pricing).metadata["cost_usd"] is None
 
 
@@ -67,7 +67,7 @@ def test_a_free_model_costs_nothing() -> None:
 
 
 async def test_the_mock_has_its_price() -> None:
-    """Cost budgets can be tried out offline: `pricing` applies to the mock too."""
+    """Cost budgets can be tried offline: `pricing` also applies to the mock."""
     client = MockClient(LLMOptions(pricing=LLMPricing(input=1_000_000, output=0)))
 
     reply = await client.generate(messages=[{"role": "user", "content": "x" * 12}])
@@ -76,8 +76,8 @@ async def test_the_mock_has_its_price() -> None:
     assert reply.usage.metadata["cost_usd"] == 3.0
 
 
-def test_tokens_are_estimated_where_nobody_counts() -> None:
-    """Four characters a token, at least one; tool calls of a message count."""
+def test_tokens_are_estimated_if_the_provider_does_not_count_them() -> None:
+    """Four characters per token, at least one. The tool calls of a message count too."""
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "a", "name": "b", "arguments": {}}]}
 
     assert estimate_tokens("") == 1

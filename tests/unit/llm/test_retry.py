@@ -1,4 +1,4 @@
-"""When a failed request is sent again, and how a provider says when it may be."""
+"""When a failed request is sent again, and how Retry-After is read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOON = datetime(2025, 5, 1, 12, tzinfo=UTC)
     ],
 )
 def test_a_reply_says_how_long_to_stay_away(headers: dict[str, str], ms: int | None) -> None:
-    """Milliseconds, seconds or a date by the server's own clock; nonsense counts as not said."""
+    """Milliseconds, seconds or a date, relative to the server's clock. Invalid values are ignored."""
     assert retry_after_ms(headers, now=NOON) == ms
 
 
@@ -49,7 +49,7 @@ def test_a_reply_says_how_long_to_stay_away(headers: dict[str, str], ms: int | N
 def test_a_pause_is_never_below_the_floor_nor_beyond_its_bounds(
     jitter: float, tries: int, floor: int, initial: int, cap: int, multiplier: float, budget: int | None
 ) -> None:
-    """Whatever the options: floor <= pause <= max(cap, floor), floor <= 2 * cap, and within the budget."""
+    """For all options: floor <= pause <= max(cap, floor), floor <= 2 * cap, and within the budget."""
     options = LLMRetryOptions(
         max_attempts=10_001,
         initial_backoff_ms=initial,
@@ -69,7 +69,7 @@ def test_a_pause_is_never_below_the_floor_nor_beyond_its_bounds(
 
 
 def test_what_will_not_pass_and_what_was_tried_enough_is_not_tried_again() -> None:
-    """Errors that are not retryable, and the last attempt, go straight to the run."""
+    """Errors that are not retryable, and the last try, are raised to the run."""
     options = LLMRetryOptions(max_attempts=2)
 
     pauses = [

@@ -1,4 +1,4 @@
-"""Models without a model: the script of the agents file, and the echo."""
+"""Clients without a real model: the scripted one and the mock."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def _call(client: LLMClient, ordinal: int, failed_tries: int = 0) -> LLMRe
 
 
 async def test_the_nth_call_gets_the_nth_reply_on_every_worker() -> None:
-    """The place of a call in its run picks the reply, not what this client was asked before."""
+    """The number of the call in its run selects the reply, not the calls of this client."""
     entries = ({"text": "one"}, {"text": "two"})
 
     texts = [(await _call(_scripted(*entries), n)).output_text for n in (1, 0, 1)]
@@ -51,7 +51,7 @@ async def test_the_nth_call_gets_the_nth_reply_on_every_worker() -> None:
 
 
 async def test_errors_meet_the_first_tries_of_the_call_whose_reply_follows() -> None:
-    """An error entry is no reply of its own: after its `times` tries the call goes on to its reply."""
+    """An error entry is not a reply: after `times` failed tries, the call gets its reply."""
     client = _scripted(
         {"text": "first"},
         {"error": "rate_limit", "retry_after_ms": 70, "times": 2},
@@ -81,14 +81,14 @@ async def test_a_refused_request_is_a_response_error() -> None:
         await _call(_scripted({"error": "response"}, {"text": "x"}), 0)
 
 
-async def test_a_script_that_is_over_says_so() -> None:
-    """One call more than replies is an error that names their number."""
-    with pytest.raises(LLMResponseError, match="script ended after 1 replies"):
+async def test_a_script_that_has_ended_raises_an_error() -> None:
+    """One call too many is an error that states the number of replies."""
+    with pytest.raises(LLMResponseError, match="the script has ended after 1 replies"):
         await _call(_scripted({"text": "only"}), 1)
 
 
 async def test_outside_of_a_run_the_client_counts_its_own_calls() -> None:
-    """Used by hand, a script is simply played."""
+    """Without a run, the replies are returned in order."""
     client = _scripted({"text": "one"}, {"error": "connection"}, {"text": "two"})
 
     first = await client.generate(messages=list(HI))
@@ -100,7 +100,7 @@ async def test_outside_of_a_run_the_client_counts_its_own_calls() -> None:
 
 
 async def test_tool_calls_have_ids_that_do_not_change() -> None:
-    """A call's id follows from its place, unless the script gives one; the arguments are the script's."""
+    """The id is made of the call's position, unless the script sets one. The arguments are the script's."""
     calls = [{"name": "add", "arguments": {"x": 1}}, {"name": "add", "arguments": {}, "id": "mine"}]
 
     reply = await _call(_scripted({"text": "on it", "tool_calls": calls}), 0)
@@ -114,14 +114,14 @@ async def test_tool_calls_have_ids_that_do_not_change() -> None:
 
 
 async def test_a_script_can_say_what_a_model_wrote_wrong() -> None:
-    """Arguments given as text are what the model wrote, also when that is no JSON."""
+    """Arguments given as text are sent unchanged, even if they are not valid JSON."""
     reply = await _call(_scripted({"tool_calls": [{"name": "add", "arguments": "{x"}]}), 0)
 
     assert reply.tool_calls[0].parse_error
 
 
 async def test_a_script_says_its_usage_or_it_is_estimated() -> None:
-    """Tokens as the entry says, else four characters each, priced either way."""
+    """Tokens of the entry, otherwise one per four characters; both have a price."""
     client = _scripted(
         {"text": "a", "usage": {"input_tokens": 1000, "output_tokens": 10}},
         {"text": "b" * 40},
@@ -149,7 +149,7 @@ async def test_a_script_says_its_usage_or_it_is_estimated() -> None:
     ],
 )
 def test_a_script_is_checked_before_anything_runs(entries: list[Any], message: str) -> None:
-    """A bad entry is named by its index when the client is made."""
+    """When the client is created, the error lists the index of each invalid entry."""
     options = LLMOptions.model_construct(**{**LLMOptions().__dict__, "script": entries})
 
     with pytest.raises(PluginConfigError, match=message):
@@ -157,7 +157,7 @@ def test_a_script_is_checked_before_anything_runs(entries: list[Any], message: s
 
 
 async def test_latency_passes_before_the_reply() -> None:
-    """`latency_ms` of the options, or of one entry, is waited for on the loop."""
+    """`latency_ms` of the options or of an entry delays the reply without blocking the event loop."""
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -177,7 +177,7 @@ async def test_latency_passes_before_the_reply() -> None:
 )
 @pytest.mark.parametrize("text", ["", "hello", "  two  words\n\nand more ", "ä 💡 ü"])
 async def test_the_pieces_are_the_text(make: Callable[[str], LLMClient], text: str) -> None:
-    """Who listens gets the reply in words; joined they are the reply."""
+    """A listener gets the reply word by word. Joined, the pieces equal the reply."""
     pieces: list[str] = []
 
     async def listen(piece: str) -> None:
@@ -192,7 +192,7 @@ async def test_the_pieces_are_the_text(make: Callable[[str], LLMClient], text: s
 
 
 async def test_the_mock_echoes_and_counts_the_history() -> None:
-    """History is what stands before the last user message; system messages are none."""
+    """The history is all messages before the last user message, except system messages."""
     messages = [
         {"role": "system", "content": "s"},
         {"role": "user", "content": "a"},
@@ -206,7 +206,7 @@ async def test_the_mock_echoes_and_counts_the_history() -> None:
 
 
 async def test_the_mock_answers_after_the_tool_said_something() -> None:
-    """`/tool ID QUERY` is one tool call; its result is answered instead of being asked for again."""
+    """`/tool ID QUERY` makes one tool call. Its result is answered and not requested again."""
     client = MockClient(LLMOptions())
     messages: list[dict[str, Any]] = [{"role": "user", "content": "/tool search red pandas"}]
 
@@ -227,7 +227,7 @@ async def test_the_mock_answers_after_the_tool_said_something() -> None:
 
 @pytest.mark.parametrize("provider", sorted(PROVIDERS))
 async def test_every_provider_is_made_by_its_name(provider: str) -> None:
-    """The name in the agents file is the name of the client, which counts tokens and can be closed."""
+    """The provider's name in the agents file selects the client, which counts tokens and can be closed."""
     client = make_client(LLMOptions(provider=provider), env={"OPENAI_API_KEY": "k"})
 
     assert client.provider_name == provider
@@ -236,7 +236,7 @@ async def test_every_provider_is_made_by_its_name(provider: str) -> None:
 
 
 def test_an_unknown_provider_has_a_suggestion() -> None:
-    """A typo is answered with the name that was meant."""
+    """For a typo, the hint suggests the similar name."""
     with pytest.raises(PluginLoadError) as caught:
         make_client(LLMOptions(provider="scriptd"), env={})
 
@@ -244,7 +244,7 @@ def test_an_unknown_provider_has_a_suggestion() -> None:
 
 
 def test_a_named_key_must_be_there() -> None:
-    """An agents file that names a variable for its key needs that variable."""
+    """If the agents file sets `api_key_env`, that variable must be set."""
     with pytest.raises(
         PluginConfigError, match=r"llm\.api_key_env: the environment variable MY_KEY is not set"
     ):
@@ -252,7 +252,7 @@ def test_a_named_key_must_be_there() -> None:
 
 
 def test_the_base_address_comes_from_the_options_or_the_environment() -> None:
-    """`api_base`, else OPENAI_BASE_URL, else OpenAI's own."""
+    """`api_base`, otherwise OPENAI_BASE_URL, otherwise OpenAI's URL."""
 
     def url(env: dict[str, str], **options: Any) -> str:
         client = make_client(LLMOptions(provider="openai_compatible", **options), env=env)

@@ -1,4 +1,4 @@
-"""What goes over the wire to a chat-completions server, and what is made of its bytes."""
+"""The wire format of chat completions: building requests, and parsing replies and streams."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _events(data: bytes, borders: list[int]) -> list[str]:
 def test_events_do_not_depend_on_where_the_network_cuts_them(
     events: list[list[str]], end: str, borders: list[int]
 ) -> None:
-    """Whatever the line ends and the chunk borders, also inside a character, the events are the same."""
+    """The events are the same for all line ends and chunk borders, even inside a character."""
     events = [[line.replace("\r", "").replace("\n", "") for line in lines] for lines in events]
     data = "".join("".join(f"data: {line}{end}" for line in lines) + end for lines in events)
 
@@ -132,15 +132,15 @@ NESTED = '{"x": ' + "[" * 900 + "]" * 900 + "}"
     ],
 )
 def test_what_json_has_no_place_for_is_replaced_in_arguments(raw: str, arguments: dict[str, Any]) -> None:
-    """The tool is called with what is stored; its schema says whether that will do."""
+    """The tool gets the value that is stored. Its schema decides whether the value is valid."""
     call = tool_call("c", "tool", raw)
 
     assert (call.arguments, call.parse_error) == (arguments, None)
 
 
 @pytest.mark.parametrize("raw", ["[1]", "7", "{", '{"x": NaN}', "[" * 100_000, NESTED])
-def test_arguments_that_are_no_json_object_are_a_parse_error(raw: str) -> None:
-    """The model reads what was wrong with its call; nothing is raised."""
+def test_arguments_that_are_not_a_json_object_are_a_parse_error(raw: str) -> None:
+    """The model gets the error; nothing is raised."""
     call = tool_call("c", "tool", raw)
 
     assert call.arguments == {}
@@ -164,13 +164,13 @@ def test_a_call_without_arguments_is_a_call(raw: object) -> None:
 
 @pytest.mark.parametrize("body", [{}, {"choices": []}, {"choices": [{}]}, [], "text", None])
 def test_a_reply_without_a_message_is_a_response_error(body: Any) -> None:
-    """What is no chat completion is an `llm.response` error, never a KeyError."""
+    """A body that is not a chat completion raises `llm.response`, never KeyError."""
     with pytest.raises(LLMResponseError, match="not a chat completion"):
         reply_from_wire(body, provider="p")
 
 
 def test_a_withheld_reply_is_a_response_error() -> None:
-    """A content filter that leaves nothing of the reply is named."""
+    """The error names the content filter."""
     with pytest.raises(LLMResponseError, match="content_filter"):
         reply_from_wire(
             {"choices": [{"message": {"content": None}, "finish_reason": "content_filter"}]}, provider="p"
@@ -178,14 +178,14 @@ def test_a_withheld_reply_is_a_response_error() -> None:
 
 
 def test_a_refusal_is_the_answer() -> None:
-    """A model that declines says so in a field of its own; the run gets to read it."""
+    """A model declines in the field `refusal`; its text is the reply."""
     body = {"choices": [{"message": {"content": None, "refusal": "No."}, "finish_reason": "stop"}]}
 
     assert reply_from_wire(body, provider="p").output_text == "No."
 
 
 def test_text_is_whole_characters() -> None:
-    """A lone half of a surrogate pair, which JSON can express and UTF-8 cannot, is replaced."""
+    """A lone surrogate, which JSON allows and UTF-8 does not, is replaced."""
     reply = reply_from_wire({"choices": [{"message": {"content": "ok \ud83d"}}]}, provider="p")
 
     assert reply.output_text == "ok �"
@@ -199,7 +199,7 @@ def _call(index: int | None, **fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("places", [(0, 1), (None, None)])
 def test_call_fragments_are_put_together(places: tuple[int | None, int | None]) -> None:
-    """By index; where a server sends none, a new id opens a new call."""
+    """By their index. If a server sends none, a new id starts a new call."""
     first, second = places
     reply = StreamedReply()
 
@@ -230,6 +230,6 @@ def test_call_fragments_are_put_together(places: tuple[int | None, int | None]) 
     "chunk", [{"choices": [3]}, {"choices": [{"delta": {"tool_calls": [1]}}]}, {"choices": 1}]
 )
 def test_a_chunk_that_cannot_be_read_is_a_response_error(chunk: dict[str, Any]) -> None:
-    """A broken chunk is named as one."""
+    """The error says that a chunk is invalid."""
     with pytest.raises(LLMResponseError, match="chunk"):
         StreamedReply().add(chunk)

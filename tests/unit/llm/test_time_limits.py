@@ -1,4 +1,4 @@
-"""Time limits of a model call: between two reads, for the connection, and for the call as a whole."""
+"""Time limits of a model call: for the connection, between two reads, and for the whole call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 def dripping(pause_ms: int, *, pieces: int = PIECES) -> ModelServer:
-    """A server that sends a reply piece by piece, and pauses between them."""
+    """A server that sends a reply in pieces, with pauses between them."""
     return ModelServer(lambda asked: {"text": "a " * pieces}, token_delay_ms=pause_ms)
 
 
@@ -37,7 +37,7 @@ async def ask(url: str, **options: Any) -> tuple[str, list[str]]:
 
 
 async def test_a_reply_may_take_longer_than_the_limit_between_two_reads() -> None:
-    """Eight pieces, each well within the limit, together well beyond it."""
+    """Eight pieces, each within the limit, together take longer than the limit."""
     async with dripping(300) as server:
         text, heard = await ask(server.url, timeout_ms=1_500)
 
@@ -46,16 +46,16 @@ async def test_a_reply_may_take_longer_than_the_limit_between_two_reads() -> Non
 
 
 async def test_a_silence_longer_than_the_limit_ends_the_call() -> None:
-    """Whatever was said before."""
+    """Even if some pieces have already arrived."""
     async with dripping(30_000) as server:
         with pytest.raises(LLMConnectionError, match="ReadTimeout"):
             await ask(server.url, timeout_ms=100)
 
 
 async def test_a_reply_that_does_not_end_is_ended_by_the_limit_of_the_call() -> None:
-    """A server that sends a piece in time again and again holds a run only so long."""
+    """A server that sends a piece from time to time cannot hold a run longer than this limit."""
     async with dripping(50, pieces=10_000) as server:
-        with pytest.raises(LLMConnectionError, match="no whole reply within 500 ms") as caught:
+        with pytest.raises(LLMConnectionError, match="no complete reply within 500 ms") as caught:
             await ask(server.url, timeout_ms=400, total_timeout_ms=500)
 
     assert caught.value.retryable
@@ -63,15 +63,15 @@ async def test_a_reply_that_does_not_end_is_ended_by_the_limit_of_the_call() -> 
 
 
 async def test_the_limit_of_the_call_covers_its_tries_and_their_pauses() -> None:
-    """A server that says nothing is not asked again and again for longer than a call may take."""
+    """A server that does not answer is not retried for longer than a call may take."""
     retry = {"max_attempts": 1_000, "initial_backoff_ms": 10, "max_backoff_ms": 10}
     async with dripping(30_000) as server:
-        with pytest.raises(LLMConnectionError, match="no whole reply within 300 ms"):
+        with pytest.raises(LLMConnectionError, match="no complete reply within 300 ms"):
             await ask(server.url, timeout_ms=100, total_timeout_ms=300, retry=retry)
 
 
 async def test_a_listeners_own_timeout_is_not_taken_for_that_of_the_call() -> None:
-    """It travels on as it is."""
+    """It is raised unchanged."""
 
     async def listen(piece: str) -> None:
         raise TimeoutError("the listener's own")
@@ -92,7 +92,7 @@ async def test_a_listeners_own_timeout_is_not_taken_for_that_of_the_call() -> No
 async def test_each_request_has_its_two_limits(
     options: dict[str, Any], connect_s: float, read_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the agents file says, else five seconds to connect and two minutes between two reads."""
+    """From the agents file; by default 5 s to connect and 120 s between two reads."""
     asked: list[dict[str, float]] = []
 
     class Listening(httpx.AsyncBaseTransport):
@@ -123,5 +123,5 @@ async def test_each_request_has_its_two_limits(
 def test_a_file_that_allows_longer_silences_allows_longer_calls(
     options: dict[str, Any], whole_call_ms: int
 ) -> None:
-    """A file of the original SDK says only `timeout_ms`, and means the whole call."""
+    """In a file of the original SDK, `timeout_ms` is the limit of the whole call."""
     assert LLMOptions(**options).whole_call_ms == whole_call_ms

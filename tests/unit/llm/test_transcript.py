@@ -1,4 +1,4 @@
-"""Transcripts: what a run leaves in its session, and what later runs are shown of what is stored there."""
+"""Transcripts: what a run adds to its session, and what later runs get from it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.llm.transcript import healed, shown, turn
+from openagents_worker.llm.transcript import model_messages, turn_entries, usable_entries
 
 IDS = {"run_id": "r1", "agent_id": "a"}
 CALLED = {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "name": "add", "arguments": {}}]}
@@ -25,9 +25,9 @@ def said(text: str = "hello", run_id: str | None = "r1", **more: Any) -> dict[st
 # --- what is left ----------------------------------------------------------------------------------------
 
 
-def test_a_completed_run_leaves_its_question_its_calls_and_its_answer() -> None:
-    """Two entries; the messages between them stand in the second one, where older versions pass them over."""
-    question, answer = turn("1+1?", "2", IDS, stop_reason="completed", tool_messages=[CALLED, RESULT])
+def test_a_completed_run_adds_its_question_calls_and_answer() -> None:
+    """Two entries. The tool messages are in the second one, in a field that older versions ignore."""
+    question, answer = turn_entries("1+1?", "2", IDS, stop_reason="completed", tool_messages=[CALLED, RESULT])
 
     assert question == {"role": "user", "content": "1+1?", **IDS}
     assert answer == {
@@ -42,19 +42,19 @@ def test_a_completed_run_leaves_its_question_its_calls_and_its_answer() -> None:
 
 @pytest.mark.parametrize("output", ["", " \n", None])
 def test_a_run_without_an_answer_leaves_nothing(output: Any) -> None:
-    """Providers refuse an empty answer, and after a question without one roles do not alternate."""
-    assert turn("hi", output, IDS, stop_reason="completed") == []
+    """Providers reject an empty answer, and a question without an answer breaks the alternation of roles."""
+    assert turn_entries("hi", output, IDS, stop_reason="completed") == []
 
 
 @pytest.mark.parametrize(
     ("output", "content"), [({"a": 1}, '{"a":1}'), (0, "0"), (False, "false"), ([], "[]"), ("null", "null")]
 )
 def test_an_answer_that_is_not_text_is_left_as_json(output: Any, content: str) -> None:
-    assert turn("hi", output, IDS, stop_reason="completed")[1]["content"] == content
+    assert turn_entries("hi", output, IDS, stop_reason="completed")[1]["content"] == content
 
 
 def test_a_question_without_text_is_left_as_the_model_was_shown_it() -> None:
-    assert turn(" ", "What is it?", IDS, stop_reason="completed")[0]["content"] == "(empty message)"
+    assert turn_entries(" ", "What is it?", IDS, stop_reason="completed")[0]["content"] == "(empty message)"
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_a_question_without_text_is_left_as_the_model_was_shown_it() -> None:
     ],
 )
 def test_calls_that_are_not_whole_or_too_large_are_not_left(messages: Any) -> None:
-    """A pattern of one's own may say anything: the question and the answer stay."""
-    left = turn("hi", "hello", IDS, stop_reason="completed", tool_messages=messages)
+    """A custom pattern may return anything. The question and the answer are stored anyway."""
+    left = turn_entries("hi", "hello", IDS, stop_reason="completed", tool_messages=messages)
 
     assert [entry["content"] for entry in left] == ["hi", "hello"]
     assert "tool_messages" not in left[1]
@@ -109,20 +109,20 @@ def test_calls_that_are_not_whole_or_too_large_are_not_left(messages: Any) -> No
         ([asked(), said(tool_messages=[CALLED])], [asked(), said()]),
     ],
 )
-def test_a_session_that_is_broken_is_healed_when_it_is_read(entries: list[Any], kept: Any) -> None:
-    """What versions before this one have stored: errors as answers, blank messages; whole turns stay."""
+def test_invalid_entries_are_left_out_when_a_session_is_read(entries: list[Any], kept: Any) -> None:
+    """Entries of older versions (errors as answers, blank messages) are left out; complete turns stay."""
     expected = [asked(run_id=kept), said(run_id=kept)] if isinstance(kept, str) else kept
 
-    assert healed(entries) == expected
+    assert usable_entries(entries) == expected
 
 
 def test_a_model_is_shown_roles_texts_and_calls_and_nothing_else() -> None:
-    """In the order in which they were said; ids of runs are no matter of the model's."""
+    """In their order. Run ids are not sent to the model."""
     entries = json.loads(
-        json.dumps(turn("1+1?", "2", IDS, stop_reason="completed", tool_messages=[CALLED, RESULT]))
+        json.dumps(turn_entries("1+1?", "2", IDS, stop_reason="completed", tool_messages=[CALLED, RESULT]))
     )
 
-    assert shown(entries) == [
+    assert model_messages(entries) == [
         {"role": "user", "content": "1+1?"},
         CALLED,
         RESULT,
@@ -131,15 +131,15 @@ def test_a_model_is_shown_roles_texts_and_calls_and_nothing_else() -> None:
 
 
 def test_of_many_turns_the_newest_are_shown() -> None:
-    """With what an assembler put before them."""
+    """Preceded by the system messages of the context assembler."""
     summary = {"role": "system", "content": "Summary."}
     entries = [summary, *(entry for n in range(4) for entry in (asked(str(n)), said(f"re {n}")))]
 
-    assert [message["content"] for message in shown(entries, turns=2)] == [
+    assert [message["content"] for message in model_messages(entries, turns=2)] == [
         "Summary.",
         "2",
         "re 2",
         "3",
         "re 3",
     ]
-    assert len(shown(entries, turns=4)) == len(shown(entries)) == 9
+    assert len(model_messages(entries, turns=4)) == len(model_messages(entries)) == 9

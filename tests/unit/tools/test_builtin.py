@@ -1,4 +1,4 @@
-"""What all built-in tools owe a model and a runtime."""
+"""Rules that all built-in tools must follow."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ every_tool = pytest.mark.parametrize("kind", sorted(BUILTIN_TOOLS))
 
 
 @every_tool
-def test_a_model_is_told_all_it_needs(kind: str) -> None:
-    """Name, description, a valid schema; every parameter described, unknown ones refused."""
+def test_a_tool_describes_itself_and_its_arguments(kind: str) -> None:
+    """Name, description and a valid schema. Every parameter is described, unknown ones are rejected."""
     described = BUILTIN_TOOLS[kind]().describe()
     schema = described["parameters"]
 
@@ -34,7 +34,7 @@ def test_a_model_is_told_all_it_needs(kind: str) -> None:
 
 @every_tool
 def test_the_runtime_knows_which_calls_may_be_repeated_or_run_together(kind: str) -> None:
-    """What others can see is not repeated unasked; what only reads or computes runs side by side."""
+    """Tools with visible effects are not repeated without permission. Read-only tools run concurrently."""
     made = BUILTIN_TOOLS[kind]()
 
     assert made.durable_idempotent is (kind not in EFFECTS_OTHERS_SEE)
@@ -52,7 +52,7 @@ def test_an_unknown_setting_is_refused_at_load(kind: str) -> None:
 
 @every_tool
 async def test_an_unknown_argument_is_refused(kind: str) -> None:
-    """Nothing the model says is silently ignored."""
+    """No argument is silently ignored."""
     with pytest.raises(ToolValidationError, match="surprise: unknown argument"):
         await BUILTIN_TOOLS[kind]().invoke({"surprise": 1}, None)
 
@@ -75,27 +75,27 @@ async def test_an_unknown_argument_is_refused(kind: str) -> None:
     ],
 )
 async def test_small_tools_compute(kind: str, arguments: dict[str, Any], result: Any) -> None:
-    """The same arguments give the same result, always."""
+    """Equal arguments give equal results."""
     assert await BUILTIN_TOOLS[kind]().invoke(arguments, None) == result
 
 
 @pytest.mark.parametrize(
     "text", ["{", "NaN", "1e999", '"\\ud800"', "[" * 100_000, "1" * 5000, '{"a": Infinity}']
 )
-async def test_text_that_is_no_json_is_refused_in_words(text: str) -> None:
-    """Also what Python would take and nobody else: NaN, infinity, half a character, endless nesting."""
+async def test_text_that_is_not_json_is_rejected(text: str) -> None:
+    """Also values that only Python accepts: NaN, infinity, lone surrogates, too deep nesting."""
     with pytest.raises(ToolValidationError, match=r"^text: no JSON"):
         await BUILTIN_TOOLS["json_parse"]().invoke({"text": text}, None)
 
 
 async def test_a_percentage_too_large_for_a_number_is_an_error_and_not_infinity() -> None:
-    """Results are numbers that JSON knows."""
+    """Results are valid JSON numbers."""
     with pytest.raises(ToolValidationError, match="too large"):
         await BUILTIN_TOOLS["percentage"]().invoke({"value": 1e308, "percent": 1e10}, None)
 
 
 async def test_an_artifact_is_handed_to_the_run() -> None:
-    """The answer says its name and its size in bytes as UTF-8."""
+    """The result has its name and its size in bytes as UTF-8."""
     run, made = FakeRun(), BUILTIN_TOOLS["save_artifact"]()
 
     saved = await made.invoke(
@@ -111,6 +111,6 @@ async def test_an_artifact_is_handed_to_the_run() -> None:
 
 
 async def test_an_artifact_needs_a_run() -> None:
-    """Outside of one there is nowhere to put it."""
+    """Outside of a run it cannot be stored."""
     with pytest.raises(PermanentToolError):
         await BUILTIN_TOOLS["save_artifact"]().invoke({"name": "a", "content": "b"}, None)

@@ -1,4 +1,4 @@
-"""Checks of values against schemas: real check processes, whose limits end them."""
+"""Checks of values against schemas, with real check processes and their limits."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ async def checks() -> AsyncGenerator[SchemaChecks]:
     await made.aclose()
 
 
-async def test_what_costs_little_is_checked_at_once(checks: SchemaChecks) -> None:
+async def test_a_cheap_check_runs_on_the_event_loop(checks: SchemaChecks) -> None:
     """No process is started for it."""
     assert await checks.mistakes(CHEAP, {"n": 1}, "argument") is None
     assert await checks.mistakes(CHEAP, {}, "argument") == "argument 'n' is missing"
     assert checks._idle == []
 
 
-async def test_what_may_cost_much_is_checked_apart_in_the_same_words(checks: SchemaChecks) -> None:
-    """One process answers one question after the other."""
+async def test_an_expensive_check_runs_in_a_process_with_the_same_texts(checks: SchemaChecks) -> None:
+    """One process answers many questions, with the same texts as a check on the loop."""
     assert await checks.mistakes(PATTERN, {"n": "a"}, "field") is None
     first = checks._idle[:]
     assert await checks.mistakes(PATTERN, {"n": "A"}, "field") == 'n: does not satisfy pattern "^[a-z]+$"'
@@ -72,8 +72,8 @@ async def test_what_may_cost_much_is_checked_apart_in_the_same_words(checks: Sch
     [{"n": 1, "more": ["x"] * 5_000}, {"n": 1, "more": "x" * 500_000}, {"n": 1, "x" * 500_000: 1}],
     ids=["many values", "a long text", "a long name"],
 )
-async def test_a_large_value_is_checked_apart(checks: SchemaChecks, value: Any) -> None:
-    """Whatever the schema is."""
+async def test_a_large_value_is_checked_in_a_process(checks: SchemaChecks, value: Any) -> None:
+    """With any schema."""
     assert await checks.mistakes(CHEAP, value, "field") is None
     assert len(checks._idle) == 1
 
@@ -90,7 +90,7 @@ async def test_a_large_value_is_checked_apart(checks: SchemaChecks, value: Any) 
 async def test_a_check_that_takes_too_long_is_given_up(
     checks: SchemaChecks, schema: Schema, value: Any
 ) -> None:
-    """The error says which limit it was, and what to do; the next check has a process again."""
+    """The error names the limit and a remedy. The next check works."""
     with pytest.raises(CheckLimitExceeded, match=r"0.3 s of processor time") as given_up:
         await checks.mistakes(schema, value, "field")
 
@@ -100,7 +100,7 @@ async def test_a_check_that_takes_too_long_is_given_up(
 
 
 async def test_the_loop_answers_while_a_check_takes_for_ever(checks: SchemaChecks) -> None:
-    """And so does another check: there are two processes."""
+    """Another check runs too, because there are two processes."""
     hostile = asyncio.create_task(checks.mistakes(CATASTROPHE, CATASTROPHIC, "field"))
     other = await checks.mistakes(PATTERN, {"n": "a"}, "field")
     turns = 0
@@ -114,8 +114,8 @@ async def test_the_loop_answers_while_a_check_takes_for_ever(checks: SchemaCheck
         hostile.result()
 
 
-async def test_runs_take_turns_where_checks_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run with many slow checks delays nobody else's: agents take turns, and the runs of an agent."""
+async def test_waiting_checks_are_scheduled_fairly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with many slow checks does not delay others: agents take turns, and the runs of an agent too."""
     checks, begun, go_on = SchemaChecks(processes=1), [], threading.Event()
 
     def answer(_: SchemaChecks, question: bytes) -> dict[str, Any]:
@@ -123,7 +123,7 @@ async def test_runs_take_turns_where_checks_wait(monkeypatch: pytest.MonkeyPatch
         go_on.wait()
         return {"problem": None}
 
-    monkeypatch.setattr(SchemaChecks, "_answer", answer)
+    monkeypatch.setattr(SchemaChecks, "_ask_process", answer)
 
     async def of_run(group: str, *values: str) -> None:
         work_off_loop.set(WorkOffLoop(group=group))
@@ -149,7 +149,7 @@ async def test_runs_take_turns_where_checks_wait(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_check_that_takes_all_memory_is_given_up() -> None:
-    """The process cannot have more than its limit; it goes on with the next question."""
+    """A process cannot exceed its memory limit. It answers the next question."""
     checks = SchemaChecks(cpu_s=60)
     schema = read_schema({"items": {"enum": ["x" * 30_000]}, "pattern": "a", "uniqueItems": True})
     try:
@@ -163,7 +163,7 @@ async def test_a_check_that_takes_all_memory_is_given_up() -> None:
 
 
 async def test_a_value_nested_deeper_than_the_checker_goes_is_given_up(checks: SchemaChecks) -> None:
-    """Values of a run are refused earlier; one of a tool of somebody's own may get here."""
+    """Values of a run are rejected earlier. A value of a custom tool may get here."""
     deep = read_schema({"$ref": "#/$defs/n", "$defs": {"n": {"additionalProperties": {"$ref": "#/$defs/n"}}}})
 
     with pytest.raises(CheckLimitExceeded, match="nesting"):
@@ -177,7 +177,7 @@ async def test_what_is_not_json_is_a_mistake(checks: SchemaChecks) -> None:
     assert told.startswith("it is not JSON")
 
 
-async def test_a_process_that_somebody_ends_costs_no_check(checks: SchemaChecks) -> None:
+async def test_a_check_survives_the_end_of_its_process(checks: SchemaChecks) -> None:
     """The question is asked once more."""
     assert await checks.mistakes(PATTERN, {"n": "a"}, "field") is None
     (idle,) = checks._idle
@@ -187,7 +187,7 @@ async def test_a_process_that_somebody_ends_costs_no_check(checks: SchemaChecks)
 
 
 async def test_signals_to_a_workers_group_do_not_end_its_checks(checks: SchemaChecks) -> None:
-    """A worker that is asked to stop still executes runs for a while."""
+    """A worker that drains still executes runs for a while."""
     assert await checks.mistakes(PATTERN, {"n": "a"}, "field") is None
     before = checks._idle[:]
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -198,7 +198,7 @@ async def test_signals_to_a_workers_group_do_not_end_its_checks(checks: SchemaCh
 
 
 async def test_closing_ends_the_processes(checks: SchemaChecks) -> None:
-    """Also one that is at work."""
+    """Also a process that is checking."""
     running = asyncio.create_task(checks.mistakes(CATASTROPHE, CATASTROPHIC, "field"))
     await until(lambda: len(checks._busy) == 1)
     (process,) = checks._busy
@@ -212,7 +212,7 @@ async def test_closing_ends_the_processes(checks: SchemaChecks) -> None:
 async def test_a_process_that_cannot_be_started_is_an_error_that_may_be_retried(
     checks: SchemaChecks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the host has no process left to give."""
+    """For example if the host's limit of processes is reached."""
     monkeypatch.setattr("sys.executable", "/nowhere/python")
 
     with pytest.raises(ToolUnavailableError, match="cannot be started") as refused:
@@ -221,11 +221,11 @@ async def test_a_process_that_cannot_be_started_is_an_error_that_may_be_retried(
     assert refused.value.retryable
 
 
-def test_a_schema_that_is_not_accepted_is_the_fault_of_who_wrote_it() -> None:
-    """Whoever submitted the run, or whoever configured the tool."""
-    with pytest.raises(RequestInvalid, match="output_type is not a JSON Schema that is accepted: type: 'x'"):
+def test_the_error_of_a_rejected_schema_names_its_author() -> None:
+    """The error is that of the request, or that of the tool's configuration."""
+    with pytest.raises(RequestInvalid, match="output_type is not a supported JSON Schema: type: 'x'"):
         schema_of_output({"type": "x"})
-    with pytest.raises(PluginConfigError, match="the schema of a tool's arguments is not a JSON Schema"):
+    with pytest.raises(PluginConfigError, match="a tool's arguments is not a supported JSON Schema"):
         schema_of_tool({"type": "x"})
 
 
@@ -237,17 +237,17 @@ async def until(is_true: Callable[[], bool]) -> None:
 async def test_a_process_that_cannot_load_its_modules_is_an_error_that_may_be_retried(
     checks: SchemaChecks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is no fault of the schema."""
+    """The schema is not the reason."""
     monkeypatch.setattr("sys.path", [])
 
     with pytest.raises(ToolUnavailableError, match="has ended with code 1"):
         await checks.mistakes(PATTERN, {"n": "a"}, "field")
 
 
-async def test_a_large_schema_is_not_kept_compiled() -> None:
-    """Whoever submits many of them fills nobody's memory."""
+async def test_a_large_schema_is_not_cached() -> None:
+    """So many large schemas cannot fill the memory."""
     large = read_schema({"properties": {f"field_{n:04}": {"type": "string"} for n in range(500)}})
-    before = mistakes_module._kept.cache_info().currsize
+    before = mistakes_module._cached.cache_info().currsize
 
     assert mistakes_module.mistakes(large.text, {}, "field") is None
-    assert mistakes_module._kept.cache_info().currsize == before
+    assert mistakes_module._cached.cache_info().currsize == before

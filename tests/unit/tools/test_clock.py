@@ -1,4 +1,4 @@
-"""Dates and times: certain ones are read, uncertain ones refused."""
+"""Date and time tools: unambiguous dates are read, ambiguous ones are rejected."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from openagents_worker.tools.builtin.clock import CurrentTime, DateDiff, DatePar
 NOON = datetime(2024, 3, 31, 12, 0, tzinfo=UTC)
 
 
-async def test_the_current_time_is_told_in_the_zone_that_was_asked_for() -> None:
-    """Summer time included; `unix` is the same in every zone."""
+async def test_the_current_time_is_in_the_requested_time_zone() -> None:
+    """Including daylight saving time. `unix` is the same in every time zone."""
     clock = CurrentTime(now=lambda: NOON)
 
     berlin = await clock.invoke({"timezone": "Europe/Berlin"}, None)
@@ -36,7 +36,7 @@ async def test_the_current_time_is_told_in_the_zone_that_was_asked_for() -> None
 
 @pytest.mark.parametrize("zone", ["Mars/Olympus", "../../etc/passwd", "", "Europe", "\0"])
 async def test_an_unknown_time_zone_is_refused(zone: str) -> None:
-    """The error says what a zone looks like."""
+    """The error shows an example of a time zone."""
     with pytest.raises(ToolValidationError, match="IANA"):
         await CurrentTime(now=lambda: NOON).invoke({"timezone": zone}, None)
 
@@ -54,7 +54,7 @@ async def test_an_unknown_time_zone_is_refused(zone: str) -> None:
     ],
 )
 async def test_one_moment_is_read_from_all_its_usual_forms(text: str) -> None:
-    """ISO 8601, the forms that mean one day to everybody, and the date of an e-mail."""
+    """ISO 8601, other unambiguous formats, and the date format of e-mails."""
     assert (await DateParse().invoke({"date": text}, None))["unix"] == NOON.timestamp()
 
 
@@ -62,13 +62,13 @@ async def test_one_moment_is_read_from_all_its_usual_forms(text: str) -> None:
     "text", ["March 31, 2024", "Mar 31, 2024", "31 March 2024", "2024-03-31", "31.03.2024"]
 )
 async def test_a_day_is_its_beginning_in_utc(text: str) -> None:
-    """A date without a time or a zone is midnight, UTC."""
+    """A date without time and time zone is midnight UTC."""
     assert (await DateParse().invoke({"date": text}, None))["iso"] == "2024-03-31T00:00:00+00:00"
 
 
 @pytest.mark.parametrize("text", ["03/04/2024", "yesterday", "2024-02-30", "", "2024-13-01"])
 async def test_what_is_not_certain_is_refused(text: str) -> None:
-    """03/04/2024 is April in Rome and March in Boston; the model is asked to be clear."""
+    """03/04/2024 is in April in Rome and in March in Boston, so the model must use another format."""
     with pytest.raises(ToolValidationError, match="certain") as caught:
         await DateParse().invoke({"date": text}, None)
     assert caught.value.hint
@@ -77,7 +77,7 @@ async def test_what_is_not_certain_is_refused(text: str) -> None:
 @settings(deadline=None)  # the machine may be busy
 @given(st.text() | st.text(alphabet="0123456789-:+TZ ./,", max_size=30) | st.datetimes().map(str))
 def test_any_text_is_a_date_or_a_coded_error(text: str) -> None:
-    """Nothing a model writes crashes the tool."""
+    """No text raises an unexpected exception."""
     with contextlib.suppress(ToolValidationError):
         assert asyncio.run(DateParse().invoke({"date": text}, None))["iso"]
 
@@ -96,6 +96,6 @@ def test_any_text_is_a_date_or_a_coded_error(text: str) -> None:
 async def test_the_difference_counts_from_the_first_to_the_second(
     date1: str, date2: str, unit: str, difference: Any
 ) -> None:
-    """Whole numbers where it is whole; zones are respected."""
+    """It is an integer if possible. Time zones are taken into account."""
     result = await DateDiff().invoke({"date1": date1, "date2": date2, "unit": unit}, None)
     assert result == {"difference": difference, "unit": unit}

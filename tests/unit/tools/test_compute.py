@@ -1,4 +1,4 @@
-"""`calc`: exact where numbers are, refused where they are not, quick whatever it is asked."""
+"""`calc`: exact for integers, rejects everything but arithmetic, and always fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_BITS = 2 * MAX_INTEGER_BITS  # of a product or power, until it is checked: 
 
 
 class Largest:
-    """The size of the largest whole number that any operation gave: what one costs grows with it only."""
+    """Records the size of the largest integer that an operation returned; the cost depends only on it."""
 
     def __init__(self) -> None:
         self.bits = 0
@@ -62,7 +62,7 @@ def largest(monkeypatch: pytest.MonkeyPatch) -> Largest:
     ],
 )
 def test_arithmetic_is_computed(expression: str, value: float) -> None:
-    """Whole numbers stay whole and exact."""
+    """Integers stay exact."""
     assert evaluate(expression) == value
 
 
@@ -87,8 +87,8 @@ def test_arithmetic_is_computed(expression: str, value: float) -> None:
         "1 +",
     ],
 )
-def test_what_is_no_arithmetic_is_refused(expression: str) -> None:
-    """There is no way from an expression to anything but numbers."""
+def test_everything_but_arithmetic_is_rejected(expression: str) -> None:
+    """An expression can compute only numbers."""
     with pytest.raises(ToolValidationError, match=r"^expression: "):
         evaluate(expression)
 
@@ -114,7 +114,7 @@ def test_what_is_no_arithmetic_is_refused(expression: str) -> None:
 def test_what_would_not_end_or_has_no_value_is_refused(
     expression: str, reason: str, largest: Largest
 ) -> None:
-    """Bounds are checked before the work is done, and the error says which one."""
+    """Limits are checked before the computation, and the error names the limit."""
     with pytest.raises(ToolValidationError, match=re.escape(reason)):
         evaluate(expression)
     assert largest.bits <= MOST_BITS
@@ -144,7 +144,7 @@ EXPRESSIONS = st.recursive(
 @example("-" * 499 + "1")
 @example("(" * 249 + "1" + ")" * 249)
 def test_nothing_but_a_number_or_a_coded_error_comes_out_and_soon(largest: Largest, expression: str) -> None:
-    """Whatever a model writes, no number comes up on the way that takes long to compute."""
+    """No expression makes an intermediate number that takes long to compute."""
     try:
         value = evaluate(expression)
     except ToolValidationError:

@@ -1,4 +1,4 @@
-"""File tools: real files, a fence around root, bounds on everything."""
+"""File tools with real files: paths are restricted to root, and everything is limited in size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.waiting import await_for
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder with a few files in it, and a secret beside it."""
+    """A folder with a few files in it, and a secret file beside it."""
     folder = tmp_path / "root"
     (folder / "docs").mkdir(parents=True)
     (folder / "a.txt").write_text("one\ntwo\nthree\n")
@@ -46,7 +46,7 @@ async def call(kind: str, root: Path, settings_: dict[str, Any] | None = None, *
     "path", ["../secret.txt", "/etc/passwd", "docs/../../secret.txt", "leaks/secret.txt"]
 )
 async def test_no_tool_leaves_its_root(root: Path, kind: str, path: str) -> None:
-    """Not upwards, not by an absolute path, not through a link."""
+    """Not by `..`, not by an absolute path, not through a link."""
     more = {"write_file": {"content": "x"}, "grep_files": {"pattern": "two"}}.get(kind, {})
 
     with pytest.raises(ToolValidationError, match="outside of root"):
@@ -89,7 +89,7 @@ DENY = ["keys", "*.pem", "/conf/prod/", "**/caf\u00e9"]
 
 @pytest.fixture
 def guarded(root: Path) -> Path:
-    """The root with hidden and denied files in it, and links to them."""
+    """A root with hidden and denied files in it, and links to them."""
     for path in (".env", ".git/config", "docs/.hidden/deep/x.txt", "keys/a.txt", "keys/deep/a.txt"):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(SECRET)
@@ -127,7 +127,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 async def test_what_is_hidden_or_denied_is_reached_by_no_tool_and_no_spelling(
     guarded: Path, kind: str, path: str
 ) -> None:
-    """Through links, detours, other cases: refused, whether it is there or not, and nothing is changed."""
+    """Rejected through links, `..` and other letter cases, whether it exists or not. Nothing is changed."""
     before = fingerprint(guarded)
 
     with pytest.raises(ToolValidationError, match=r"is hidden|is denied by"):
@@ -142,12 +142,12 @@ SHIPPED = Path(__file__).parents[3] / "config" / "agents.json"
 async def test_shipped_agents_work_in_a_folder_of_their_own(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Code, keys and settings of the project are not there for a model."""
+    """Code, keys and settings of the project are invisible to a model."""
     (tmp_path / "app.py").write_text(SECRET)
     (tmp_path / ".env").write_text(SECRET)
     monkeypatch.chdir(tmp_path)
     tools = [tool for agent in load_agents(SHIPPED, env={}).agents for tool in agent.tools]
-    files = [tool for tool in tools if hasattr(BUILTIN_TOOLS.get(tool.type or ""), "fence")]
+    files = [tool for tool in tools if hasattr(BUILTIN_TOOLS.get(tool.type or ""), "allowed_paths")]
 
     assert {tool.type for tool in files} == {"read_file", "list_files", "grep_files"}
     for tool in files:
@@ -158,7 +158,7 @@ async def test_shipped_agents_work_in_a_folder_of_their_own(
 
 @pytest.mark.parametrize("path", [".", "docs", "docs/.."])
 async def test_what_is_hidden_or_denied_is_neither_listed_nor_searched(guarded: Path, path: str) -> None:
-    """No name of it, and no line of it."""
+    """Neither its name nor its content is in a result."""
     listed = await call("list_files", guarded, {"deny": DENY}, path=path, recursive=True)
     found = await call("grep_files", guarded, {"deny": DENY}, path=path, pattern="hidden")
 
@@ -170,7 +170,7 @@ async def test_what_is_hidden_or_denied_is_neither_listed_nor_searched(guarded: 
 
 
 async def test_a_folder_is_not_deleted_with_something_hidden_in_it(guarded: Path) -> None:
-    """What a tool may not see it does not take along."""
+    """Invisible files cannot be deleted with their folder."""
     before = fingerprint(guarded)
 
     for path in ("docs", "conf"):
@@ -180,7 +180,7 @@ async def test_a_folder_is_not_deleted_with_something_hidden_in_it(guarded: Path
 
 
 async def test_what_is_hidden_is_seen_where_that_is_allowed_and_what_is_denied_is_not(guarded: Path) -> None:
-    """`allow_hidden` is about names with a dot; `deny` goes before it."""
+    """`allow_hidden` concerns only names with a dot; `deny` takes precedence."""
     config = {"allow_hidden": True, "deny": [".git", "conf/*"]}
 
     assert (await call("read_file", guarded, config, path=".env"))["content"] == SECRET
@@ -197,7 +197,7 @@ async def test_what_is_hidden_is_seen_where_that_is_allowed_and_what_is_denied_i
 
 
 async def test_a_root_may_itself_lie_under_a_hidden_folder(tmp_path: Path) -> None:
-    """Only what is below it counts. It is made where it is missing."""
+    """Only names below root are checked. A missing root is created."""
     root = tmp_path / ".cache" / "work"
 
     await call("write_file", root, path="a.txt", content="x")
@@ -208,7 +208,7 @@ async def test_a_root_may_itself_lie_under_a_hidden_folder(tmp_path: Path) -> No
 async def test_without_a_root_hidden_files_are_hidden_too(
     guarded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the working directory, and every hidden name on a path outside of it."""
+    """In the working directory, and for every hidden name on a path outside of it."""
     monkeypatch.chdir(guarded)
 
     for path in (".env", "docs/../.env", str(guarded / ".env"), "../root/.git/config"):
@@ -231,7 +231,7 @@ PARTS = (
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )  # the folder is only looked at
 def test_whatever_the_path_nothing_outside_of_root_is_reached(root: Path, path: str) -> None:
-    """A path is a place inside or a coded error, for reading and for deleting."""
+    """Any path is inside root or raises an error with a code, for reading and for deleting."""
     tool = ReadFile({"root": str(root)})
     for follow in (True, False):
         try:
@@ -243,7 +243,7 @@ def test_whatever_the_path_nothing_outside_of_root_is_reached(root: Path, path: 
 
 
 async def test_without_a_root_any_path_goes(root: Path) -> None:
-    """The original's behaviour; an operator who wants a fence sets `root`."""
+    """As in the original SDK. To restrict paths, an operator sets `root`."""
     read = await BUILTIN_TOOLS["read_file"]().invoke({"path": str(root / "a.txt")}, None)
     assert read["content"] == "one\ntwo\nthree\n"
 
@@ -264,13 +264,13 @@ async def test_without_a_root_any_path_goes(root: Path) -> None:
 async def test_a_file_is_read_whole_or_by_lines(
     root: Path, arguments: dict[str, Any], content: str, truncated: bool
 ) -> None:
-    """`truncated` says whether something follows; `bytes` is the size of the file."""
+    """`truncated` says whether more text follows; `bytes` is the size of the file."""
     read = await call("read_file", root, path="a.txt", **arguments)
     assert read == {"path": "a.txt", "content": content, "bytes": 14, "truncated": truncated}
 
 
 async def test_a_long_file_is_cut_between_characters(root: Path) -> None:
-    """At most `max_bytes` are read, and half a character is left out, not replaced."""
+    """At most `max_bytes` are read. An incomplete character at the end is left out."""
     (root / "long.txt").write_text("äöü")
 
     read = await call("read_file", root, {"max_bytes": 3}, path="long.txt")
@@ -289,8 +289,8 @@ async def test_a_long_file_is_cut_between_characters(root: Path) -> None:
         ("x" * 300, "name too long"),
     ],
 )
-async def test_what_cannot_be_read_is_told_in_words(root: Path, path: str, told: str) -> None:
-    """A pipe is refused and not waited for."""
+async def test_a_path_that_cannot_be_read_is_an_error_for_the_model(root: Path, path: str, told: str) -> None:
+    """A pipe is rejected without waiting for its other end."""
     os.mkfifo(root / "pipe")
 
     with pytest.raises(OpenAgentsError, match=f"(?i){told}"):
@@ -301,7 +301,7 @@ async def test_what_cannot_be_read_is_told_in_words(root: Path, path: str, told:
 
 
 async def test_a_file_is_written_and_added_to(root: Path) -> None:
-    """Missing folders are made; `bytes` is what this call wrote."""
+    """Missing folders are created. `bytes` is the number of written bytes."""
     written = await call("write_file", root, path="new/deep/f.txt", content="ä\n")
     added = await call("write_file", root, path="new/deep/f.txt", content="b\n", mode="a")
 
@@ -310,7 +310,7 @@ async def test_a_file_is_written_and_added_to(root: Path) -> None:
 
 
 async def test_replacing_a_file_keeps_its_mode_and_leaves_nothing_beside_it(root: Path) -> None:
-    """The new content takes the old one's place in one step."""
+    """The content is replaced atomically."""
     (root / "a.txt").chmod(0o640)
     before = sorted(root.iterdir())
 
@@ -322,7 +322,7 @@ async def test_replacing_a_file_keeps_its_mode_and_leaves_nothing_beside_it(root
 
 
 async def test_a_failed_write_changes_nothing(root: Path) -> None:
-    """A folder stays a folder, and no half-written file remains."""
+    """A folder is not replaced, and no temporary file remains."""
     before = sorted(root.iterdir())
 
     with pytest.raises(PermanentToolError, match="docs is a folder"):
@@ -332,7 +332,7 @@ async def test_a_failed_write_changes_nothing(root: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["w", "a"])
 async def test_a_pipe_or_device_is_never_written_or_replaced(root: Path, mode: str) -> None:
-    """Only regular files are; nothing waits for the other end of a pipe."""
+    """Only regular files are written. The call does not wait for the other end of a pipe."""
     os.mkfifo(root / "pipe")
 
     with pytest.raises(PermanentToolError, match="no regular file"):
@@ -341,7 +341,7 @@ async def test_a_pipe_or_device_is_never_written_or_replaced(root: Path, mode: s
 
 
 async def test_more_than_max_bytes_is_not_written(root: Path) -> None:
-    """The model is told to write in parts."""
+    """The error tells the model to write in parts."""
     with pytest.raises(ToolValidationError, match="at most 3"):
         await call("write_file", root, {"max_bytes": 3}, path="a.txt", content="four")
     assert (root / "a.txt").read_text() == "one\ntwo\nthree\n"
@@ -351,7 +351,7 @@ async def test_more_than_max_bytes_is_not_written(root: Path) -> None:
 
 
 async def test_a_folder_is_listed_in_order(root: Path) -> None:
-    """Links are named as links and never followed."""
+    """Links are listed as links and not followed."""
     listed = await call("list_files", root)
 
     assert listed["entries"] == [
@@ -368,14 +368,14 @@ async def test_a_folder_is_listed_in_order(root: Path) -> None:
     [("*.md", ["docs/b.md"]), ("docs/*", ["docs/b.md", "docs/c.py"]), ("*.[mt]*", ["a.txt", "docs/b.md"])],
 )
 async def test_a_pattern_picks_names_or_paths(root: Path, pattern: str, paths: list[str]) -> None:
-    """A glob without `/` is held against names, with one against whole paths."""
+    """A glob without `/` is compared with names, a glob with `/` with whole paths."""
     listed = await call("list_files", root, pattern=pattern, recursive=True)
     assert [entry["path"] for entry in listed["entries"]] == paths
 
 
 @pytest.fixture
 def huge_folder(tmp_path: Path) -> Path:
-    """A folder of 1005 files; made here and not in the test, whose event loop it would block."""
+    """A folder of 1,005 files, created in a fixture because it would block the event loop of the test."""
     for n in range(1005):
         (tmp_path / f"{n:04}").touch()
     return tmp_path
@@ -383,7 +383,7 @@ def huge_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("recursive", [False, True])
 async def test_a_huge_folder_is_cut(huge_folder: Path, recursive: bool) -> None:
-    """A thousand entries are listed, always the same ones, and the cut is told."""
+    """The first thousand entries are listed, always the same ones, and `truncated` is true."""
     listed = await call("list_files", huge_folder, recursive=recursive)
 
     assert [entry["path"] for entry in listed["entries"]] == [f"{n:04}" for n in range(1000)]
@@ -392,7 +392,7 @@ async def test_a_huge_folder_is_cut(huge_folder: Path, recursive: bool) -> None:
 
 @pytest.mark.parametrize(("path", "told"), [("a.txt", "no folder"), ("none", "does not exist")])
 async def test_only_a_folder_is_listed(root: Path, path: str, told: str) -> None:
-    """The error says what it is instead."""
+    """The error says why the path cannot be listed."""
     with pytest.raises(PermanentToolError, match=told):
         await call("list_files", root, path=path)
 
@@ -400,8 +400,8 @@ async def test_only_a_folder_is_listed(root: Path, path: str, told: str) -> None
 # --- delete_file -----------------------------------------------------------------------------------------
 
 
-async def test_a_folder_is_deleted_only_when_that_is_said(root: Path) -> None:
-    """`recursive` is the word for it; a file needs none."""
+async def test_a_folder_is_deleted_only_if_recursive_is_set(root: Path) -> None:
+    """It needs `recursive`; a file does not."""
     with pytest.raises(PermanentToolError, match="docs is a folder") as caught:
         await call("delete_file", root, path="docs")
     assert "recursive" in str(caught.value.hint)
@@ -413,7 +413,7 @@ async def test_a_folder_is_deleted_only_when_that_is_said(root: Path) -> None:
 
 
 async def test_of_a_link_only_the_link_is_deleted(root: Path) -> None:
-    """What it points to stays, also when that is a folder outside."""
+    """Its target stays, even if that is a folder outside of root."""
     await call("delete_file", root, path="leaks", recursive=True)
     await call("delete_file", root, path="leak")
 
@@ -423,7 +423,7 @@ async def test_of_a_link_only_the_link_is_deleted(root: Path) -> None:
 
 @pytest.mark.parametrize("path", [".", "docs/..", "./"])
 async def test_the_root_itself_is_never_deleted(root: Path, path: str) -> None:
-    """Under no name."""
+    """By no spelling of its path."""
     with pytest.raises(ToolValidationError, match="root folder"):
         await call("delete_file", root, path=path, recursive=True)
     assert root.is_dir()
@@ -433,7 +433,7 @@ async def test_the_root_itself_is_never_deleted(root: Path, path: str) -> None:
 
 
 async def test_matches_are_found_in_text_files_only(root: Path) -> None:
-    """Path, line from 1 and text; binaries are passed over, links are not followed."""
+    """Path, line number from 1 and text. Binary files are skipped, links are not followed."""
     found = await call("grep_files", root, pattern="two", case_sensitive=False)
 
     assert found == {
@@ -456,13 +456,13 @@ async def test_matches_are_found_in_text_files_only(root: Path) -> None:
     ],
 )
 async def test_a_search_can_be_narrowed(root: Path, arguments: dict[str, Any], paths: list[str]) -> None:
-    """By case, by ending, to one file."""
+    """By case, by file ending, and to one file."""
     found = await call("ripgrep", root, **arguments)
     assert [match["path"] for match in found["matches"]] == paths
 
 
 async def test_a_search_stops_at_a_hundred_matches(root: Path) -> None:
-    """And says that there were more."""
+    """Then `truncated` is true."""
     (root / "a.txt").write_text("x\n" * 101)
 
     found = await call("grep_files", root, pattern="x", path="a.txt")
@@ -474,14 +474,16 @@ async def test_a_search_stops_at_a_hundred_matches(root: Path) -> None:
     ("arguments", "told"),
     [({"pattern": "("}, "no regular"), ({"pattern": "x", "path": "no"}, "does not exist")],
 )
-async def test_a_search_that_cannot_be_made_is_told(root: Path, arguments: dict[str, Any], told: str) -> None:
+async def test_an_invalid_search_is_an_error_for_the_model(
+    root: Path, arguments: dict[str, Any], told: str
+) -> None:
     """The error names the pattern or the path."""
     with pytest.raises(PermanentToolError, match=told):
         await call("grep_files", root, **arguments)
 
 
 async def test_a_pattern_that_would_take_for_ever_is_given_up(root: Path) -> None:
-    """It runs in a process of its own; the event loop and the other runs notice nothing."""
+    """It runs in another process, so the event loop and other runs are not blocked."""
     (root / "a.txt").write_text("a" * 60 + "!")
 
     with pytest.raises(PermanentToolError, match="longer than 300 ms"):
@@ -503,7 +505,7 @@ async def test_a_cancelled_search_leaves_no_process_behind(root: Path) -> None:
 
 
 def _searches() -> list[str]:
-    """The search processes that this test process has."""
+    """The search processes that this process has started."""
     children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     pids = [pid for file in children for pid in file.read_text().split()]
     return [pid for pid in pids if b"search.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -517,7 +519,7 @@ SHOWN = r"caf\xe9.txt"
 
 @pytest.fixture
 def latin(root: Path) -> Path:
-    """The folder with a file from a machine with another encoding, and a folder of such a name."""
+    """A folder with a Latin-1 file name in it, and a folder with such a name."""
     (root / LATIN).write_text("two cups\n")
     (root / os.fsdecode(b"d\xfc")).mkdir()
     (root / os.fsdecode(b"d\xfc") / "in.txt").write_text("two more\n")
@@ -525,7 +527,7 @@ def latin(root: Path) -> Path:
 
 
 async def test_a_name_that_is_not_utf8_is_listed_and_searched_with_the_others(latin: Path) -> None:
-    """Its bytes are shown as escapes; what a tool returns can be stored."""
+    """Its bytes are escaped, so that the result can be stored."""
     listed = await call("list_files", latin, recursive=True)
     found = await call("grep_files", latin, pattern="two")
 
@@ -553,8 +555,8 @@ async def test_a_file_whose_name_looks_like_an_escape_is_itself(latin: Path) -> 
 
 
 @pytest.mark.parametrize("path", [r"\xc3\xa9", "é"])
-async def test_no_way_to_write_a_name_leads_past_the_fence(root: Path, path: str) -> None:
-    """Bytes that are UTF-8 after all are the name that a glob denies."""
+async def test_no_spelling_of_a_name_bypasses_the_path_rules(root: Path, path: str) -> None:
+    """Escaped bytes that are valid UTF-8 are compared as the name that a glob denies."""
     (root / "é").write_text("two secrets")
     with pytest.raises(ToolValidationError, match="is denied by 'é'"):
         await call("read_file", root, {"deny": ["é"]}, path=path)

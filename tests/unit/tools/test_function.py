@@ -1,4 +1,4 @@
-"""`@tool`: a function's signature and docstring are all that a tool needs."""
+"""`@tool`: a function's signature and docstring define the tool."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_name_description_and_schema_come_from_the_function() -> None:
 
 
 async def test_the_function_stays_a_function() -> None:
-    """A unit test calls it as it was written; only `config=` makes the tool, as the agents file does."""
+    """A unit test calls it directly. Only a call with `config=` creates the tool, as the agents file does."""
     assert await refund("A17", 500) == "A17:500:"
     assert await refund.build().invoke({"order_id": "A17", "cents": "500"}, None) == "A17:500:"
     assert (refund.__name__, refund.__module__) == ("refund", __name__)
@@ -86,14 +86,14 @@ async def test_the_function_stays_a_function() -> None:
     ],
 )
 async def test_wrong_arguments_are_told_in_words_for_the_model(arguments: dict[str, Any], told: str) -> None:
-    """The error says which argument and what was expected; its hint lists the arguments there are."""
+    """The error names the argument and what was expected. Its hint lists all arguments."""
     with pytest.raises(ToolValidationError, match=told) as caught:
         await refund.build().invoke(arguments, None)
     assert caught.value.hint == "arguments of refund: order_id, cents, reason"
 
 
 async def test_types_arrive_as_the_types_they_are() -> None:
-    """Models, dates and literals are made from the model's JSON before the function sees them."""
+    """Models, dates and literals are parsed before the function is called."""
 
     @tool(description="Sends.")
     async def send(to: Address, on: date, speed: Literal["slow", "fast"] = "slow") -> Any:
@@ -105,7 +105,7 @@ async def test_types_arrive_as_the_types_they_are() -> None:
 
 
 async def test_the_context_is_given_and_is_no_argument() -> None:
-    """A parameter named `context`, or annotated `ToolContext` under any name, is left out of the schema."""
+    """A parameter named `context`, or annotated with `ToolContext`, is not in the schema."""
 
     @tool(description="Tells the key.")
     def by_name(context):  # type: ignore[no-untyped-def]
@@ -121,7 +121,7 @@ async def test_the_context_is_given_and_is_no_argument() -> None:
 
 
 async def test_a_parameter_may_have_any_name() -> None:
-    """Names that pydantic uses for itself are as good as any other."""
+    """Also names that pydantic uses itself."""
 
     @tool(description="Copies.")
     async def odd(schema: str, copy: bool, model_config: int, _hidden: int = 1) -> Any:
@@ -134,7 +134,7 @@ async def test_a_parameter_may_have_any_name() -> None:
 
 
 async def test_a_sync_function_runs_in_a_thread_with_the_context_variables_of_its_run() -> None:
-    """The event loop goes on meanwhile, and tracing finds its request."""
+    """The event loop is not blocked, and tracing finds its context."""
     released = threading.Event()
 
     @tool(description="Waits for the loop.")
@@ -150,7 +150,7 @@ async def test_a_sync_function_runs_in_a_thread_with_the_context_variables_of_it
 
 
 async def test_where_sync_functions_run_can_be_chosen() -> None:
-    """A worker with a thread pool of its own puts it in."""
+    """A worker sets `run_sync` to use its own threads."""
     asked: list[Any] = []
 
     async def in_my_pool(function: Any, **arguments: Any) -> Any:
@@ -169,7 +169,7 @@ async def test_where_sync_functions_run_can_be_chosen() -> None:
 
 
 async def test_results_become_plain_json() -> None:
-    """Dataclasses, models, dates and tuples are written as pydantic writes them."""
+    """Pydantic serializes dataclasses, models, dates and tuples."""
 
     @tool(description="Sells.")
     async def sell() -> Any:
@@ -183,8 +183,8 @@ async def test_results_become_plain_json() -> None:
 
 
 @pytest.mark.parametrize("result", [object(), {"x": lambda: 0}, {1, object()}])
-async def test_a_result_that_is_no_json_is_an_error_of_the_tool(result: Any) -> None:
-    """It is refused where it arises, not when the run is stored."""
+async def test_a_result_that_is_not_json_is_an_error_of_the_tool(result: Any) -> None:
+    """It is rejected when the tool returns, not when the run is stored."""
 
     @tool(description="Returns something odd.")
     async def odd() -> Any:
@@ -195,7 +195,7 @@ async def test_a_result_that_is_no_json_is_an_error_of_the_tool(result: Any) -> 
 
 
 async def test_errors_of_the_function_keep_their_class() -> None:
-    """`ModelRetryError` and the coded errors travel as they are."""
+    """`ModelRetryError` and other errors with codes are raised unchanged."""
 
     @tool(description="Asks again.")
     def picky(n: int) -> None:
@@ -220,7 +220,7 @@ def test_the_decorators_options_reach_the_runtime() -> None:
 
 
 def test_a_tool_that_no_model_could_use_is_refused_where_it_is_written() -> None:
-    """No description, parameters that have no name, types without a schema: errors with a hint, at import."""
+    """No description, unnamed parameters, types without a schema: errors with a hint at import."""
 
     def silent(n: int) -> None: ...
 
@@ -240,7 +240,7 @@ def test_a_tool_that_no_model_could_use_is_refused_where_it_is_written() -> None
 
 
 def test_a_type_that_is_not_there_at_run_time_is_named() -> None:
-    """A hint under TYPE_CHECKING only gives an error that says where to import it."""
+    """For a type hint that is imported only under TYPE_CHECKING, the error says where to import it."""
 
     def late(when: Nowhere) -> None:  # type: ignore[name-defined]  # noqa: F821
         """Comes late."""
@@ -251,6 +251,6 @@ def test_a_type_that_is_not_there_at_run_time_is_named() -> None:
 
 
 def test_a_function_takes_no_config() -> None:
-    """A setting that nothing reads is a mistake in the agents file."""
+    """A setting that is never read is a mistake in the agents file."""
     with pytest.raises(PluginConfigError):
         refund.build({"currency": "EUR"})

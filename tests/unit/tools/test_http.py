@@ -1,4 +1,4 @@
-"""`http_request` against a real server: what is sent, what comes back, what is never reached."""
+"""`http_request` with a real server: requests, replies, and addresses that are never reached."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WRITES = ["POST", "PUT", "PATCH", "DELETE"]
 
 @dataclass
 class Server:
-    """A server that answers with `answer` (raw bytes, or a coroutine function that gives them)."""
+    """A server that answers with `answer`: raw bytes, or a coroutine function that returns them."""
 
     answer: bytes | Callable[[], Awaitable[bytes]] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
     port: int = 0
@@ -104,8 +104,8 @@ async def test_an_answer_comes_back_as_data(server: Server) -> None:
 
 
 @pytest.mark.parametrize("status", ["404 Not Found", "500 Broken", "304 Not Modified"])
-async def test_a_status_that_is_no_success_is_an_answer_too(server: Server, status: str) -> None:
-    """The model reads what the server said about it."""
+async def test_an_error_status_is_a_result_too(server: Server, status: str) -> None:
+    """The model gets the server's text."""
     server.answer = reply(status, "" if status.startswith("304") else "because")
 
     answer = await call(server.url)
@@ -117,7 +117,7 @@ async def test_a_status_that_is_no_success_is_an_answer_too(server: Server, stat
 async def test_a_request_with_effects_carries_the_idempotency_key_of_its_call(
     server: Server, method: str
 ) -> None:
-    """A server that knows such keys recognises a repeat, whoever makes it."""
+    """Servers that support it detect a repeated request."""
     await call(server.url, method=method, body={"n": 1}, headers={"X-Team": "blue"})
 
     line, headers, body = server.requests[0]
@@ -127,7 +127,7 @@ async def test_a_request_with_effects_carries_the_idempotency_key_of_its_call(
 
 
 async def test_a_key_goes_into_a_header_whatever_the_tool_is_called(server: Server) -> None:
-    """Tools and runs may have any name; a header holds printable ASCII."""
+    """Tools and runs may have any name, but a header holds only printable ASCII."""
     tool = HttpRequest({"allow_hosts": ["127.0.0.1"]})
     run = FakeRun(idempotency_key="r1:u1:größe\n:0a1b:1")
     await tool.invoke({"url": server.url, "method": "POST"}, run)
@@ -138,13 +138,13 @@ async def test_a_key_goes_into_a_header_whatever_the_tool_is_called(server: Serv
 
 @pytest.mark.parametrize("method", READS)
 async def test_a_request_that_changes_nothing_carries_no_key(server: Server, method: str) -> None:
-    """Repeating it is harmless anyway."""
+    """Repeating it is harmless."""
     await call(server.url, method=method)
     assert "idempotency-key" not in server.requests[0][1]
 
 
 async def test_a_text_body_is_sent_as_it_is(server: Server) -> None:
-    """Without a content type of our own."""
+    """Without an added content type."""
     await call(server.url, method="POST", body="a=1", headers={"Content-Type": "text/x"})
 
     assert server.requests[0][1]["content-type"] == "text/x"
@@ -153,7 +153,7 @@ async def test_a_text_body_is_sent_as_it_is(server: Server) -> None:
 
 @pytest.mark.parametrize("name", ["Idempotency-Key", "host", "Content-Length", "Transfer-Encoding"])
 async def test_headers_that_belong_to_the_transport_cannot_be_set(server: Server, name: str) -> None:
-    """Nor can the key be forged that marks a repeat."""
+    """A model cannot set the idempotency key either."""
     with pytest.raises(ToolValidationError, match=name.lower()):
         await call(server.url, method="POST", headers={name: "1"})
     assert server.requests == []
@@ -172,13 +172,13 @@ async def test_headers_that_belong_to_the_transport_cannot_be_set(server: Server
     ],
 )
 async def test_a_request_that_cannot_be_made_is_the_models_mistake(url: str, headers: dict[str, str]) -> None:
-    """It is told as such, and nothing is sent."""
+    """The error is for the model, and nothing is sent."""
     with pytest.raises(ToolValidationError):
         await call(url, headers=headers, method="POST")
 
 
 async def test_a_long_body_is_cut(server: Server) -> None:
-    """No more than `max_bytes` are kept, and the rest is not even waited for."""
+    """At most `max_bytes` are kept, and the rest is not read."""
 
     async def endless() -> bytes:
         return b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 5000
@@ -191,7 +191,7 @@ async def test_a_long_body_is_cut(server: Server) -> None:
 
 
 async def test_no_cookie_passes_from_one_call_to_the_next(server: Server) -> None:
-    """One tool serves many runs; what a server told one of them is nothing to the others."""
+    """One tool serves many runs, so cookies must not pass from one to another."""
     server.answer = reply("200 OK", "", Set_Cookie="session=secret")
     tool = HttpRequest({"allow_hosts": ["127.0.0.1"]})
 
@@ -203,7 +203,7 @@ async def test_no_cookie_passes_from_one_call_to_the_next(server: Server) -> Non
 
 
 async def test_a_closed_tool_opens_again_when_it_is_used(server: Server) -> None:
-    """`close()` gives the connections back; it does not end the tool."""
+    """`close()` closes the connections; the tool still works."""
     server.answer = reply("200 OK")
     tool = HttpRequest({"allow_hosts": ["127.0.0.1"]})
     for _ in range(2):
@@ -228,7 +228,7 @@ async def nothing() -> bytes:
 async def test_a_read_without_an_answer_may_be_tried_again(
     server: Server, method: str, answer: Any, error: type[OpenAgentsError]
 ) -> None:
-    """The error is retryable and names the host, not the URL, whose query may hold a key."""
+    """The error is retryable. It names the host and not the URL, whose query may hold a key."""
     server.answer = answer
 
     with pytest.raises(error, match=r"127\.0\.0\.1") as caught:
@@ -242,7 +242,7 @@ async def test_a_read_without_an_answer_may_be_tried_again(
 async def test_a_write_without_an_answer_is_never_repeated_unasked(
     server: Server, method: str, answer: Any
 ) -> None:
-    """Nobody knows whether it took effect, and the error says so."""
+    """The outcome is unknown, and the error says so."""
     server.answer = answer
 
     with pytest.raises(PermanentToolError, match=r"outcome of .* is unknown") as caught:
@@ -251,8 +251,8 @@ async def test_a_write_without_an_answer_is_never_repeated_unasked(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_when_nobody_listens_any_method_may_be_tried_again(method: str) -> None:
-    """Without a connection nothing was sent, so nothing can have happened."""
+async def test_without_a_connection_any_method_may_be_retried(method: str) -> None:
+    """Without a connection nothing was sent, so nothing was changed."""
     async with running(Server()) as gone:
         url = gone.url
 
@@ -260,8 +260,8 @@ async def test_when_nobody_listens_any_method_may_be_tried_again(method: str) ->
         await call(url, method=method)
 
 
-async def test_a_write_that_was_redirected_into_the_void_has_an_unknown_outcome(server: Server) -> None:
-    """The first server has seen the request; that the second is gone proves nothing."""
+async def test_a_write_redirected_to_an_unreachable_host_has_an_unknown_outcome(server: Server) -> None:
+    """The first server got the request, even if the second one is unreachable."""
     async with running(Server()) as gone:
         elsewhere = gone.url.replace("127.0.0.1", "localhost")
     server.answer = reply("303 See Other", Location=elsewhere)
@@ -280,10 +280,10 @@ async def test_a_write_that_was_redirected_into_the_void_has_an_unknown_outcome(
         ({}, None),
     ],
 )
-async def test_a_server_that_asks_for_patience_is_given_it(
+async def test_retry_after_of_a_429_is_respected(
     server: Server, headers: dict[str, str], wait_ms: int | None
 ) -> None:
-    """429 to a read is retryable, no earlier than `Retry-After` says."""
+    """A 429 for a GET is retryable, not earlier than `Retry-After`."""
     server.answer = reply("429 Too Many Requests", **headers)
     tool = HttpRequest({"allow_hosts": ["127.0.0.1"]}, now=lambda: datetime(2024, 3, 31, 12, tzinfo=UTC))
 
@@ -294,7 +294,7 @@ async def test_a_server_that_asks_for_patience_is_given_it(
 
 
 async def test_a_write_that_was_refused_for_its_rate_is_an_answer(server: Server) -> None:
-    """The model decides about it; the runtime does not repeat writes."""
+    """The model decides what to do; the runtime does not repeat writes."""
     server.answer = reply("429 Too Many Requests")
     assert (await call(server.url, method="POST"))["status"] == 429
 
@@ -339,7 +339,7 @@ async def test_a_write_that_was_refused_for_its_rate_is_an_answer(server: Server
     ],
 )
 async def test_private_networks_are_refused_by_address(host: str) -> None:
-    """Loopback, private, link-local, shared and multicast, in whatever spelling; nothing is connected to."""
+    """Loopback, private, link-local, shared and multicast addresses, in any spelling, get no connection."""
     with pytest.raises(PermanentToolError, match="private network") as caught:
         await call(f"http://{host}/latest/meta-data", {"allow_hosts": None})
     assert "allow_hosts" in str(caught.value.hint)
@@ -347,7 +347,7 @@ async def test_private_networks_are_refused_by_address(host: str) -> None:
 
 @pytest.fixture
 def localhosts_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLContext]:
-    """A server's TLS context for the name `localhost` only, which clients of this test trust."""
+    """A server's TLS context for the name `localhost` only, which the clients of this test trust."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("makes its certificate with openssl, which is not installed")
@@ -369,7 +369,7 @@ def localhosts_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 async def test_a_certificate_is_checked_against_the_name_though_an_address_is_connected_to(
     localhosts_certificate: ssl.SSLContext,
 ) -> None:
-    """The checked address is connected to, and the server there must prove that it is the named host."""
+    """The client connects to the checked address, and verifies the certificate for the host name."""
     config = {"allow_hosts": ["localhost", "127.0.0.1"]}
     async with running(Server(reply("200 OK", "hello")), localhosts_certificate) as server:
         by_name = await call(f"https://localhost:{server.port}/", config)
@@ -381,8 +381,8 @@ async def test_a_certificate_is_checked_against_the_name_though_an_address_is_co
     assert [headers["host"] for _, headers, _ in server.requests] == [f"localhost:{server.port}"]
 
 
-async def test_a_list_of_hosts_lets_nobody_else_in(server: Server) -> None:
-    """`*.example.com` covers what is below it, and an allowed host may be private."""
+async def test_only_listed_hosts_are_reached(server: Server) -> None:
+    """`*.example.com` allows its subdomains. An allowed host may be private."""
     config = {"allow_hosts": ["127.0.0.*", "*.example.com"]}
 
     assert (await call(server.url, config))["success"]
@@ -401,7 +401,7 @@ async def test_a_redirect_is_checked_like_a_request(server: Server) -> None:
 
 
 async def test_an_allowed_redirect_is_followed(server: Server) -> None:
-    """The answer is that of the last server."""
+    """The result is the reply of the last server."""
     async with running(Server(reply("200 OK", "here"))) as other:
         server.answer = reply("302 Found", Location=other.url)
         assert (await call(server.url))["body"] == "here"
@@ -422,7 +422,7 @@ CREDENTIALS = {
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Again", "308 For Good"])
 async def test_no_credential_travels_along_to_another_host(server: Server, status: str) -> None:
-    """Only headers that hold no credentials, whatever those are called, cross over to another origin."""
+    """Only headers that never hold credentials are sent to another origin."""
     async with running(Server(reply("200 OK", "here"))) as other:
         server.answer = reply(status, Location=other.url)
         await call(server.url, headers={**CREDENTIALS, "Accept-Language": "de"}, method="PUT", body="text")
@@ -434,7 +434,7 @@ async def test_no_credential_travels_along_to_another_host(server: Server, statu
 
 
 async def test_credentials_travel_along_to_the_same_host(server: Server) -> None:
-    """A redirect within one origin is the same server's affair."""
+    """A redirect within one origin keeps all headers."""
     answers = iter([reply("302 Found", Location="/y"), reply("200 OK", "here")])
 
     async def answer() -> bytes:
@@ -464,7 +464,7 @@ async def test_credentials_travel_along_to_the_same_host(server: Server) -> None
     ],
 )
 async def test_a_redirect_to_nowhere_is_a_coded_error(server: Server, location: str) -> None:
-    """Whatever stands in `Location`: an error of ours, or the model reads why."""
+    """For any `Location`: an error with a code, or a text for the model."""
     server.answer = reply("302 Found", Location=location)
 
     with pytest.raises(ToolError) as caught:
@@ -473,7 +473,7 @@ async def test_a_redirect_to_nowhere_is_a_coded_error(server: Server, location: 
 
 
 async def test_the_body_of_a_redirect_is_not_read(server: Server) -> None:
-    """Nobody asked for it, and it may have no end."""
+    """It is not needed, and may be endless."""
     async with running(Server(reply("200 OK", "here"))) as other:
         server.answer = (
             f"HTTP/1.1 302 Found\r\nLocation: {other.url}\r\nContent-Length: 99999999999\r\n\r\nx".encode()
@@ -483,7 +483,7 @@ async def test_the_body_of_a_redirect_is_not_read(server: Server) -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 async def test_a_body_is_cut_after_it_was_decompressed(server: Server, encoding: str) -> None:
-    """Although nobody asked for compression: a thousandth stands for the whole."""
+    """The server compresses without being asked; a small body could expand a thousandfold."""
     pack = gzip.compress if encoding == "gzip" else zlib.compress
     packed = pack(b"x" * 4 * 1024 * 1024)
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(packed)}\r\n\r\n"
@@ -521,7 +521,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("answer", UNREADABLE.values(), ids=UNREADABLE)
 async def test_an_answer_that_cannot_be_read_is_a_coded_error(server: Server, answer: bytes) -> None:
-    """Never an exception of a library."""
+    """Exceptions of libraries are always converted."""
     server.answer = answer
 
     with pytest.raises(ToolError) as caught:
@@ -533,13 +533,13 @@ async def test_an_answer_that_cannot_be_read_is_a_coded_error(server: Server, an
     "charset", ["hex", "idna", "punycode", "undefined", "utf-7", "zlib", "x" * 900, "\xff"]
 )
 async def test_a_body_is_text_whatever_its_header_calls_it(server: Server, charset: str) -> None:
-    """`charset=hex` names a codec of Python that makes no text."""
+    """`charset=hex` is the name of a Python codec that does not decode to text."""
     server.answer = reply("200 OK", "für dich", Content_Type=f"text/plain; charset={charset}")
     assert (await call(server.url))["body"] == "für dich"
 
 
 async def test_redirects_in_a_circle_end(server: Server) -> None:
-    """Five are followed."""
+    """At most five redirects are followed."""
     server.answer = reply("302 Found", Location=server.url)
 
     with pytest.raises(PermanentToolError, match="more than 5 redirects"):
@@ -547,6 +547,6 @@ async def test_redirects_in_a_circle_end(server: Server) -> None:
     assert len(server.requests) == 6
 
 
-async def test_the_fence_can_be_taken_down(server: Server) -> None:
-    """`deny_private_networks: false` is for a network that is all the operator's own."""
+async def test_private_networks_can_be_allowed(server: Server) -> None:
+    """`deny_private_networks: false` is for networks that the operator controls."""
     assert (await call(server.url, {"allow_hosts": None, "deny_private_networks": False}))["success"]

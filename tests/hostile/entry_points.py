@@ -1,7 +1,7 @@
-"""The doors. The only place that knows how a test's input reaches the system, and what answer came back.
+"""Entry points: the only place that sends a test's input into the system, and returns the answer.
 
-A door takes the world and one input, and returns `completed` or the code of the error: that of the call that
-refused the input, else that with which its run has ended. A door with another answer says so.
+An entry point is a function of the world and one input. It returns `completed` or an error code: that of the
+call that rejected the input, or that with which the run ended. Functions with other answers document them.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from tests.hostile_server import Answer
 from tests.installation import PATIENCE_S, call
 from tests.waiting import wait_for
 
-__all__ = ["DOORS"]
+__all__ = ["ENTRY_POINTS"]
 
 Alter = Callable[[redis.Redis, Any, str], object]
 """Changes what Redis holds: is given a client, `Keys` and the run's id."""
 
 
 def request(world: World, fields: Mapping[str, Any]) -> str:
-    """A request with these fields, submitted by `run_agent.delay`."""
+    """Submit a request with these fields by `run_agent.delay`."""
     return _submitted(world, lambda task: task.delay({**_own_session(), **fields}))
 
 
 def options(world: World, given: Mapping[str, Any]) -> str:
-    """A good request with these options of `apply_async`."""
+    """Submit a valid request with these options of `apply_async`."""
     return _submitted(world, lambda task: task.apply_async((_own_session(),), **given))
 
 
 def message(world: World, raw: bytes | Callable[[dict[str, Any]], Any]) -> str:
-    """Bytes that lie in the queue, or a change to a message of kombu's shape before it is put there.
+    """Put bytes into the queue, or a modified message in kombu's format.
 
-    Returns `gone` when no run came of it, and the message lies neither in the queue nor among those taken.
+    Returns `gone` if the message started no run and is in neither the queue nor the unacknowledged messages.
     """
     client, run_id = world.installation.client, uuid.uuid4().hex
     world.installation.model.will_say({"text": "fine"})
@@ -63,17 +63,17 @@ def message(world: World, raw: bytes | Callable[[dict[str, Any]], Any]) -> str:
     inside = client.store.redis
     inside.lpush(queue, item)
     wait_for(lambda: not inside.llen(queue), "the message is taken", PATIENCE_S)
-    world.next_run()  # it stands behind the message
-    wait_for(lambda: not inside.hlen("unacked"), "no message is left half-way", PATIENCE_S)
+    world.next_run()  # it is queued after the message
+    wait_for(lambda: not inside.hlen("unacked"), "no message is unacknowledged", PATIENCE_S)
     if not inside.exists(client.store.keys("run", run_id)):
         return "gone"
     return world.ended(client.handle(run_id))
 
 
 def record(world: World, alter: Alter) -> str:
-    """A run whose stored state is changed while it waits for its session, which another run has until then.
+    """Change the stored state of a run that waits for its session.
 
-    That one is held from before it is submitted: so it has never ended when the other one is changed.
+    Another run holds the session until the change is made. It is submitted first, so that this one waits.
     """
     model, client = world.installation.model, world.installation.client
     model.will_say({"text": "fine"})
@@ -96,7 +96,7 @@ def record(world: World, alter: Alter) -> str:
 
 
 def agents_file(world: World, text: str | bytes | Mapping[str, Any]) -> str:
-    """The text of an agents file, or fields that are added to its one agent. `loaded` when it is accepted."""
+    """Load the text of an agents file, or fields of its only agent. `loaded` if it is accepted."""
     if isinstance(text, Mapping):
         one = {
             "id": "a",
@@ -118,45 +118,45 @@ def agents_file(world: World, text: str | bytes | Mapping[str, Any]) -> str:
 
 
 def reply(world: World, raw: bytes | RawReply | Answer) -> str:
-    """The whole body of a model's reply as JSON, or any HTTP response."""
+    """Send a complete body of a model's reply as JSON, or any HTTP response."""
     world.raw.reply = RawReply(raw) if isinstance(raw, bytes) else raw
     return world.ended(world.submit("raw", budget={"max_resume_attempts": 0}))
 
 
 def stream(world: World, raw: bytes | Answer) -> str:
-    """The body of a streamed reply."""
+    """Send the body of a streamed reply."""
     whole = isinstance(raw, Answer)
     return reply(world, raw if whole else RawReply(raw, content_type="text/event-stream"))
 
 
 def answer(world: World, given: tuple[Any, Any]) -> str:
-    """The schema that a producer wants an answer to fit, and the answer that a model gives."""
+    """A producer's output schema, and the model's answer that is checked against it."""
     schema, said = given
     world.installation.model.will_say({"text": said if isinstance(said, str) else json.dumps(said)})
     return world.ended(world.submit(output_type=schema, budget={"max_validation_retries": 0}))
 
 
 def arguments(world: World, given: tuple[str, Any]) -> str:
-    """A tool, and the arguments with which a model calls it. The code is that of the tool's failure."""
+    """A tool, and the arguments of a model's call. The code is that of the tool's failure."""
     tool, said = given
     world.installation.model.will_say({"tool_calls": [call(tool, **said)]}, {"text": "fine"})
     return world.tool_ended(world.submit("shop"))
 
 
 def tool_result(world: World, source: str) -> str:
-    """A Python expression whose value a tool returns. The code is that of the tool's failure, if any."""
+    """A Python expression; the tool returns its value. The code is that of the tool's failure, if any."""
     return world.tool_ended(world.lets_tool("give", what="returns", value=source))
 
 
 def tool_error(world: World, source: str) -> str:
-    """A Python expression for an exception that a tool raises."""
+    """A Python expression; the tool raises its value."""
     return world.tool_ended(world.lets_tool("give", what="raises", value=source))
 
 
 def event(world: World, source: str | tuple[str, str]) -> str:
-    """An expression for the payload of an event that a tool emits; as a pair, its name goes before.
+    """An expression for the payload of an event that a tool emits, or a pair of event name and expression.
 
-    `each` as the name: an expression for a list, of which each is a payload of an event.
+    With the name `each`, the expression is a list of payloads, and each one is emitted.
     """
     if isinstance(source, tuple) and source[0] == "each":
         return world.tool_ended(
@@ -167,7 +167,7 @@ def event(world: World, source: str | tuple[str, str]) -> str:
 
 
 def state(world: World, source: str | tuple[str, str]) -> str:
-    """An expression for a value that a tool puts into the session's state; as a pair, names with values."""
+    """An expression for a value that a tool writes to the session's state, or a pair of names and values."""
     if isinstance(source, tuple):
         return world.tool_ended(world.lets_tool("give", what="states", value=source[1]))
     return world.tool_ended(world.lets_tool("give", what="state", value=source))
@@ -179,12 +179,12 @@ def artifact(world: World, source: str) -> str:
 
 
 def url(world: World, address: str) -> str:
-    """A URL that a model asks `http_request` to fetch."""
+    """A URL that a model passes to `http_request`."""
     return world.tool_ended(world.lets_tool("fetch", url=address))
 
 
 def header(world: World, headers: Mapping[str, str] | Answer) -> str:
-    """Headers of a model's good reply, or a whole reply with headers that are not."""
+    """Headers of a valid model reply, or a complete reply with invalid headers."""
     if isinstance(headers, Answer):
         return reply(world, headers)
     body = json.dumps({"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}).encode()
@@ -192,7 +192,7 @@ def header(world: World, headers: Mapping[str, str] | Answer) -> str:
 
 
 def last_event_id(world: World, given: str) -> str:
-    """The header `Last-Event-ID` of somebody who watches a run. `completed` when it is accepted."""
+    """The header `Last-Event-ID` of a request for a run's events. `completed` if it is accepted."""
     try:
         sse(world.installation.client.handle("r1"), given)
     except OpenAgentsError as error:
@@ -201,10 +201,10 @@ def last_event_id(world: World, given: str) -> str:
 
 
 def cli(world: World, arguments: list[str]) -> str:
-    """Arguments of `openagents-worker`, run as its process runs them.
+    """Run `openagents-worker` with these arguments in this process.
 
-    The answer is `exit N`; with the code of the error that it printed, if that is one of ours: `exit N code`.
-    A traceback fails the test: it is a bug of the command.
+    The answer is `exit N`, or `exit N code` if it printed one of the library's error codes. A traceback fails
+    the test, because it is a bug of the command.
     """
     shown = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(shown), redirect_stderr(shown):
@@ -226,9 +226,9 @@ CODE = re.compile(r"""^error: ([a-z_]+\.[a-z_]+): |^\{"error": \{.*?"code": "([a
 
 
 def page(world: World, asked: str | bytes) -> str:
-    """A path of Flower with its query, or a whole HTTP request. The answer is the HTTP status as text.
+    """A path of Flower with its query, or a complete HTTP request. The answer is the HTTP status as text.
 
-    `closed` when Flower hangs up without one.
+    `closed` if Flower closes the connection without a reply.
     """
     where = urlsplit(world.flower())
     text = f"GET {asked} HTTP/1.1\r\nhost: {where.netloc}\r\nconnection: close\r\n\r\n"
@@ -241,7 +241,7 @@ def page(world: World, asked: str | bytes) -> str:
 
 
 def _answer_to(connection: socket.socket, raw: bytes) -> bytes:
-    """All that comes until the other side hangs up; it may do so before it has read everything."""
+    """Read until the other side closes the connection, which it may do before it has read everything."""
     parts = []
     try:
         connection.sendall(raw)
@@ -252,9 +252,9 @@ def _answer_to(connection: socket.socket, raw: bytes) -> bytes:
     return b"".join(parts)
 
 
-DOORS: Mapping[str, Callable[[World, Any], str]] = {
-    door.__name__: door
-    for door in (
+ENTRY_POINTS: Mapping[str, Callable[[World, Any], str]] = {
+    entry_point.__name__: entry_point
+    for entry_point in (
         request,
         options,
         message,
@@ -292,7 +292,7 @@ def _submitted(world: World, submit: Callable[[Any], Any]) -> str:
 
 
 def _envelope(run_id: str, queue: str) -> dict[str, Any]:
-    """A message from outside, as kombu's Redis transport stores one; its body is not encoded yet."""
+    """A message as kombu's Redis transport stores it. Its body is not encoded yet."""
     body = [[{**_own_session(), "run_id": run_id}], {}, {}]
     return {
         "body": json.dumps(body),
