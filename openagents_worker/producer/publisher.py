@@ -145,7 +145,7 @@ def send_wakes(app: Celery, wakes: Iterable[Wake]) -> int:
 
 def _eager(app: Celery) -> Callable[[Iterable[Wake]], int] | None:
     """What carries runs in this process instead of sending messages; None where messages are sent."""
-    return getattr(app.tasks.get(RUN_AGENT), "carry_wakes", None) if app.conf.task_always_eager else None
+    return getattr(app.tasks.get(RUN_AGENT), "execute_wakes", None) if app.conf.task_always_eager else None
 
 
 def close_producers(app: Celery) -> None:
