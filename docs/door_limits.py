@@ -249,7 +249,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     (
         "slots",
         "share of the free slots for notifications of ended runs: one in",
-        "celery.completion_messages.SHARE_OF_FREE_SLOTS",
+        "celery.completion_messages.MAX_SHARE_DIVISOR",
         "",
         "",
         "they wait",
@@ -257,7 +257,7 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     (
         "slots",
         "notifications that wait in a worker",
-        "celery.completion_messages.MOST_WAITING",
+        "celery.completion_messages.MAX_WAITING",
         "",
         "",
         "sent again later",

@@ -129,13 +129,13 @@ INDEPENDENT_OF_THE_LEASE = (
         "PERIOD_S",
         "the pause of the rescue loop; a due run is woken at most this much too late",
     ),
-    ("worker.rescue", "LOOK_AGAIN_S", "the pause until the next check of a queue that has old messages"),
+    ("worker.rescue", "CHECK_AGAIN_S", "the pause until the next check of a queue that has old messages"),
     (
         "worker.control_channel",
         "RETRY_S",
         "the pause before subscribing to cancel requests again; a missed one arrives with the next heartbeat",
     ),
-    ("worker.heartbeat", "SAY_AGAIN_S", "the shortest time between two log lines about an unreachable Redis"),
+    ("worker.heartbeat", "LOG_AGAIN_S", "the shortest time between two log lines about an unreachable Redis"),
     (
         "worker.watchdog",
         "BLOCKED_S",
@@ -154,10 +154,10 @@ INDEPENDENT_OF_THE_LEASE = (
     ),
     ("worker.stall_monitor", "IDLE_BEAT_S", "the same while no run is executed"),
     ("worker.stall_monitor", "START_AGAIN_S", "until a guard process that died is started again"),
-    ("worker.stall_monitor_process", "LOOK_S", "between two checks of the guard process"),
+    ("worker.stall_monitor_process", "CHECK_S", "between two checks of the guard process"),
     (
         "worker.stall_monitor_process",
-        "IDLE_LOOK_S",
+        "IDLE_CHECK_S",
         "the same while no run is executed; the worker wakes the guard process when a run begins",
     ),
     (

@@ -1,1 +1,1 @@
-"""What knows Celery in a worker: the pool, the tasks, the bootsteps, and how both meet the worker process."""
+"""The Celery side of a worker: the app, the tasks, the pool, and the bootsteps of the worker process."""

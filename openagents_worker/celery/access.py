@@ -1,4 +1,4 @@
-"""Access. The only place that asks at a worker's start whether its users of Redis may do all that it does."""
+"""Access: the only place that checks at a worker's start that its Redis users have all needed rights."""
 
 from __future__ import annotations
 
@@ -20,38 +20,39 @@ __all__ = ["check_access"]
 
 WORKER = ROLES[RoleName.WORKER]
 _SAMPLE = "0"
-"""In place of a star in a pattern."""
+"""Replaces a star in a pattern."""
 
-Asked = tuple[str, str, str]  # a command, a key or channel, and what an ACL has to say for it
+NeededRight = tuple[str, str, str]  # a command, a sample key or channel, and the ACL rule that allows it
 
 
 def check_access(settings: Settings, queues: Iterable[str]) -> None:
-    """Raises `RedisNoPermission` that names all that a worker's users lack, before anything is begun.
+    """Raises `RedisNoPermission` that lists all missing rights of a worker's Redis users.
 
-    What a worker can do without is not asked for. A broker that is not Redis has rules of its own, and so has
-    one of its own that runs no scripts.
+    Optional rights are not checked. A broker that is not Redis has other access rules, and a separate broker
+    whose user may not run scripts cannot be checked.
     """
-    ours = [
-        (right.command, sample_of(right.kind, settings.key_prefix) if right.kind else "", words)
+    at_store = [
+        (right.command, sample_of(right.kind, settings.key_prefix) if right.kind else "", rule)
         for right in sorted(WORKER.needed)
-        for words in [words_of(right, settings.key_prefix)]
+        for rule in [words_of(right, settings.key_prefix)]
     ]
-    _check(cell_of(settings), ours)
+    _check(cell_of(settings), at_store)
     if not settings.broker_url or not is_redis_url(settings.broker_url):
         return
-    of_broker = _of_broker(queues, settings.broker_url)
+    at_broker = _rights_at_broker(queues, settings.broker_url)
     if settings.broker_url == settings.redis_url:
-        _check(cell_of(settings), of_broker)
+        _check(cell_of(settings), at_broker)
         return
-    with suppress(_NoScripts):
-        _check(Cell(settings.broker_url, prefix=settings.key_prefix), of_broker)
+    with suppress(_NoScriptRight):
+        _check(Cell(settings.broker_url, prefix=settings.key_prefix), at_broker)
 
 
-class _NoScripts(RedisNoPermission):
-    """Nobody can be asked there."""
+class _NoScriptRight(RedisNoPermission):
+    """The user may not run scripts, so its rights cannot be checked."""
 
 
-def _of_broker(queues: Iterable[str], url: str) -> list[Asked]:
+def _rights_at_broker(queues: Iterable[str], url: str) -> list[NeededRight]:
+    """The rights that a worker needs at a Redis broker for these queues."""
     address = address_of(url)
     db = address.db if isinstance(address, RedisAddress) else 0
     names = tuple(queues)
@@ -59,7 +60,7 @@ def _of_broker(queues: Iterable[str], url: str) -> list[Asked]:
         (
             command,
             pattern.replace("*", _SAMPLE) if right.sign == "~" else pattern,
-            _words(command, pattern, right.sign),
+            _acl_rule(command, pattern, right.sign),
         )
         for right in WORKER.broker
         for pattern in (right.patterns(names, db) if right.pattern else [""])
@@ -67,17 +68,18 @@ def _of_broker(queues: Iterable[str], url: str) -> list[Asked]:
     ]
 
 
-def _words(command: str, pattern: str, sign: str) -> str:
+def _acl_rule(command: str, pattern: str, sign: str) -> str:
     return f"+{command.lower()} {sign}{pattern}" if pattern else f"+{command.lower()}"
 
 
-def _check(cell: Cell, asked: list[Asked]) -> None:
-    question = scripts.lacking(commands=[one[0] for one in asked], keys=[one[1] for one in asked])
+def _check(cell: Cell, needed: list[NeededRight]) -> None:
+    """Raises `RedisNoPermission` for the missing rights of the user of this cell."""
+    script_call = scripts.lacking(commands=[one[0] for one in needed], keys=[one[1] for one in needed])
     with closing(Store(cell, max_connections=1)) as store:
         try:
-            lacking = store.run(question)
+            lacking = store.run(script_call)
         except RedisNoPermission as error:
-            raise _NoScripts(
+            raise _NoScriptRight(
                 error.message,
                 hint=error.hint,
                 user=error.user,
@@ -86,5 +88,5 @@ def _check(cell: Cell, asked: list[Asked]) -> None:
                 lacking=error.lacking,
             ) from error
     if lacking:
-        words = [asked[position][2] for position in lacking]
-        raise lacking_words(words, safe_url(cell.url), user_of(cell.url))
+        rules = [needed[position][2] for position in lacking]
+        raise lacking_words(rules, safe_url(cell.url), user_of(cell.url))

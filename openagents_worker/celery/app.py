@@ -1,4 +1,4 @@
-"""The worker's Celery app. The only place for the settings that a worker of ours needs."""
+"""The worker's Celery app: the only place with the Celery settings of our own workers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["make_worker_app", "queues_of", "run_flower", "run_worker"]
 
 
 def make_worker_app(settings: Settings) -> Celery:
-    """The app that `celery -A … worker` runs. Making it opens no connection and reads no agents file.
+    """Create the app that `celery -A … worker` runs. This opens no connection and reads no agents file.
 
-    Every worker of a queue also consumes its wake-ups: `-Q other` alone would leave them lying.
+    Every worker of a queue also consumes the queue of its wake-ups, also with `-Q other`.
     """
     app = make_app(settings)
     app.conf.update(
@@ -29,10 +29,10 @@ def make_worker_app(settings: Settings) -> Celery:
         worker_pool="openagents_worker.celery.pool:TaskPool",
         worker_concurrency=settings.concurrency,
         worker_prefetch_multiplier=1,
-        worker_disable_prefetch=True,  # what is prefetched by a worker that dies waits in no queue
+        worker_disable_prefetch=True,  # messages that a dead worker has prefetched are in no queue
         worker_send_task_events=True,
         worker_hijack_root_logger=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,  # runs do not need the broker
+        worker_cancel_long_running_tasks_on_connection_loss=False,  # runs continue without the broker
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
     )
@@ -42,7 +42,7 @@ def make_worker_app(settings: Settings) -> Celery:
 
 
 def queues_of(names: Sequence[str]) -> list[Queue]:
-    """The queues of runs, each with the one of its wake-ups."""
+    """The queues of runs, each with the queue of its wake-ups."""
     return [
         Queue(name)  # type: ignore[no-untyped-call]
         for queue in names
@@ -53,11 +53,11 @@ def queues_of(names: Sequence[str]) -> list[Queue]:
 def run_worker(
     settings: Settings, *, name: str, concurrency: int | None = None, queues: Sequence[str] = ()
 ) -> None:
-    """Run a worker in this process until it is told to stop. Raises SystemExit with its exit code."""
+    """Run a worker in this process until a stop signal. Raises SystemExit with its exit code."""
     app = make_worker_app(settings)
     app.conf.task_queues = queues_of(queues or [settings.queue])
-    # Not by Celery's command line: it loads what each installed plugin adds to it, Flower and a shell too.
-    # Workers need not know of each other: Redis tells them all they have to. It saves a second at start, too.
+    # Not through Celery's command line, which imports every installed plugin, such as Flower and a shell.
+    # Without mingle and gossip: workers share all state through Redis. It also saves a second at the start.
     worker = app.Worker(
         hostname=host_format(default_nodename(f"{name}@%h")),
         loglevel=settings.log_level or "INFO",
@@ -70,7 +70,9 @@ def run_worker(
 
 
 def run_flower(settings: Settings, *, port: int) -> None:
-    """Run Flower in this process, on this machine's loopback only."""
-    conf = files("openagents_worker.dashboard") / "local_flower.py"  # named, not imported: Flower reads it
+    """Run Flower in this process, on the loopback interface only."""
+    conf = (
+        files("openagents_worker.dashboard") / "local_flower.py"
+    )  # a path, not an import: Flower executes it
     arguments = ["flower", "--address=127.0.0.1", f"--port={port}", f"--conf={conf}"]
     make_worker_app(settings).start(arguments)

@@ -1,4 +1,4 @@
-"""The step. The only place that ties a worker process to the life of a Celery worker."""
+"""Bootsteps: the only place that starts and stops a worker process together with a Celery worker."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from openagents_worker.agents.current_folder import import_from_here
 from openagents_worker.celery.access import check_access
 from openagents_worker.celery.app_advice import advise
 from openagents_worker.celery.free_slots import FreeSlots
-from openagents_worker.celery.invalid_messages import invalid_messages_step_of
+from openagents_worker.celery.invalid_messages import invalid_messages_step
 from openagents_worker.celery.logs import set_up_logging
 from openagents_worker.celery.pool.task_pool import TaskPool
-from openagents_worker.celery.prefork import end_leases_of_reaped
+from openagents_worker.celery.prefork import end_leases_on_reap
 from openagents_worker.celery.process_holder import ProcessHolder
-from openagents_worker.celery.registration_gate import gate_of
+from openagents_worker.celery.registration_gate import registration_gate_step
 from openagents_worker.celery.revoke import take_over_revoke
-from openagents_worker.celery.run_queues import run_queues_of
+from openagents_worker.celery.run_queues import run_queues_step
 from openagents_worker.celery.task_events import EventBatches
 from openagents_worker.celery.tasks import OWN_TASKS
 from openagents_worker.celery.unreachable import lasting_problem, lasting_problem_of_celery
@@ -57,58 +57,60 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 EX_CONFIG = 2
-TELL_CHILD = signal.SIGUSR2  # SIGUSR1 is billiard's, for soft time limits
-NO_TIME_LIMIT_S = 20 * 24 * 3600  # the longest that epoll can wait for, in whole days, is 24
-POLL_S = 0.2  # how soon a worker that waits for Redis notices that it is told to stop
+HAND_OVER_SIGNAL = signal.SIGUSR2  # SIGUSR1 is billiard's signal for soft time limits
+NO_TIME_LIMIT_S = 20 * 24 * 3600  # epoll can wait for at most 24 days
+POLL_S = 0.2  # how soon a worker that waits for Redis reacts to a stop signal
 
 
-def install_bootsteps(worker: Any, host: ProcessHolder, *, is_ours: bool) -> None:
-    """Start the host's process before this worker consumes, and end it when the worker does.
+def install_bootsteps(worker: Any, holder: ProcessHolder, *, is_ours: bool) -> None:
+    """Start the worker process before this Celery worker consumes, and end it with the worker.
 
-    In an app that `is_ours` every queue is one of runs, and the log is set up by us. Called when the worker
-    begins, before Celery sets up its log and makes its steps.
+    In an app that `is_ours` every queue is a queue of runs, and we set up the log. Called when the worker
+    starts, before Celery sets up its log and creates its bootsteps.
     """
     import_from_here(first=False)
-    worker.app.steps["worker"].add(_step_of(host, is_ours))
-    worker.app.steps["consumer"].add(invalid_messages_step_of(host))
+    worker.app.steps["worker"].add(_worker_process_step(holder, is_ours))
+    worker.app.steps["consumer"].add(invalid_messages_step(holder))
     worker.app.steps["consumer"].add(FreeSlots)
-    worker.app.steps["consumer"].add(gate_of(host))
-    worker.app.steps["consumer"].add(EventBatches if is_ours else run_queues_of(host))
+    worker.app.steps["consumer"].add(registration_gate_step(holder))
+    worker.app.steps["consumer"].add(EventBatches if is_ours else run_queues_step(holder))
     take_over_revoke()
     logging_config = None
-    with contextlib.suppress(OpenAgentsError):  # what is wrong with the agents file, our step says
+    with contextlib.suppress(OpenAgentsError):  # our bootstep reports an invalid agents file
         if is_ours:
-            host.check()
-        # Another app's worker may execute no runs: it imports no plugins before that is known.
-        config = host.config if is_ours else read_agents_file(host.settings.config).config
+            holder.check()
+        # A worker of another app may execute no runs: do not import plugins before that is known.
+        config = holder.config if is_ours else read_agents_file(holder.settings.config).config
         logging_config = config.logging if config is not None else None
-    set_up_logging(worker, host.settings, logging_config, is_ours=is_ours, logfile=worker.logfile)
+    set_up_logging(worker, holder.settings, logging_config, is_ours=is_ours, logfile=worker.logfile)
     if _forks(worker):
-        # Celery kills a child that takes long to start, so this does not wait for Redis.
-        signals.worker_process_init.connect(lambda **_: _start_child(host), weak=False)
-        signals.worker_process_shutdown.connect(lambda **_: host.close(), weak=False)
+        # Celery kills a child that starts slowly, so the child does not wait for Redis.
+        signals.worker_process_init.connect(lambda **_: _start_child(holder), weak=False)
+        signals.worker_process_shutdown.connect(lambda **_: holder.close(), weak=False)
 
 
-def _start_child(host: ProcessHolder) -> None:
-    if host.queues:
-        signal.signal(TELL_CHILD, lambda *_: host.hand_over())
-        host.process()
+def _start_child(holder: ProcessHolder) -> None:
+    """Start the worker process in a child of a prefork pool."""
+    if holder.queues:
+        signal.signal(HAND_OVER_SIGNAL, lambda *_: holder.hand_over())
+        holder.process()
 
 
-def _tell_children(pool: PreforkPool) -> None:
-    """Celery waits for what its children do, and they would not know that they are waited for."""
+def _hand_over_in_children(pool: PreforkPool) -> None:
+    """Make the pool's children hand their runs over: Celery waits for them without a signal to them."""
     for pid in pool.info["processes"]:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, TELL_CHILD)
+            os.kill(pid, HAND_OVER_SIGNAL)
 
 
 def _forks(worker: Any) -> bool:
+    """Whether the pool of this worker executes tasks in child processes."""
     pool = worker.pool_cls
     return pool == "prefork" if isinstance(pool, str) else issubclass(pool, PreforkPool)
 
 
 def _lift_time_limits(app: Celery) -> None:
-    """Keep the app's `task_time_limit` from runs: prefork takes it wherever a task has none of its own."""
+    """Exempt runs from the app's `task_time_limit`: prefork applies it to each task without a limit."""
     for name in OWN_TASKS:
         task = app.tasks[name]
         task.time_limit = task.time_limit or NO_TIME_LIMIT_S
@@ -116,57 +118,61 @@ def _lift_time_limits(app: Celery) -> None:
 
 
 def _check_pool(worker: Any) -> None:
-    """Raises `ConfigValidationError` for the pools that replace what asyncio is built on."""
+    """Raises `ConfigValidationError` for a pool that replaces the sockets and threads of asyncio."""
     name = worker.pool_cls.__module__.rpartition(".")[2]
     if name in ("gevent", "eventlet"):
         raise ConfigValidationError(
-            f"the pool {name} cannot carry runs: it replaces the sockets and threads that asyncio needs",
-            hint="leave --pool out; threads, prefork and solo work, too",
+            f"runs cannot be executed in a {name} pool: it replaces the sockets and threads of asyncio",
+            hint="omit --pool; the pools threads, prefork and solo also work",
         )
 
 
 def _check_redis(settings: Settings, queues: Collection[str]) -> None:
-    """Wait until Redis answers; refuse one that throws runs away, is not as strict as asked for, or lets its
-    user do less than a worker does."""
+    """Wait until Redis answers, then check its eviction policy, its durability and the user's rights.
+
+    A failed check ends the process (`_refuse`).
+    """
     with closing(Store(cell_of(settings), max_connections=1)) as store:
-        keeping = _patiently(store.keeping, settings.redis_url)
+        durability = _wait_for_redis(store.keeping, settings.redis_url)
     try:
-        keeping.check_memory()
+        durability.check_memory()
         if settings.durability == "strict":
-            keeping.check_disk()
+            durability.check_disk()
     except RedisUnsafe as error:
         _refuse(error)
-    _patiently(lambda: check_access(settings, queues), settings.redis_url)
-    if keeping.maxmemory_policy is None:
+    _wait_for_redis(lambda: check_access(settings, queues), settings.redis_url)
+    if durability.maxmemory_policy is None:
         log.warning(
-            "redis.not_checked", hint="it does not answer INFO; see that maxmemory-policy is noeviction"
+            "redis.not_checked", hint="Redis refuses INFO; make sure that its maxmemory-policy is noeviction"
         )
-    elif keeping.may_evict:
+    elif durability.may_evict:
         log.warning(
             "redis.may_evict",
-            maxmemory_policy=keeping.maxmemory_policy,
-            hint="it has no limit of memory yet; with one it would throw runs away: set noeviction",
+            maxmemory_policy=durability.maxmemory_policy,
+            hint="Redis has no memory limit now; with a limit it would evict runs: set noeviction",
         )
 
 
-def _patiently(ask: Callable[[], T], url: str) -> T:
-    told = False
+def _wait_for_redis(query: Callable[[], T], url: str) -> T:
+    """Repeat the query until Redis answers; a refusal or a lasting problem ends the process."""
+    is_logged = False
     while True:
         try:
-            return ask()
+            return query()
         except RedisRefused as error:
             _refuse(error)  # waiting would not help
         except RedisUnreachable as error:
             if problem := lasting_problem(error, "REDIS_URL", url):
                 _refuse(problem)
-            if not told:
+            if not is_logged:
                 log.warning("redis.away", error=error.message, hint=error.hint)
-            told = True
+            is_logged = True
         state.maybe_shutdown()
         time.sleep(POLL_S)
 
 
 def _refuse(error: OpenAgentsError) -> NoReturn:
+    """Report the error and exit with `EX_CONFIG`."""
     if is_json_log():
         log.error("worker.not_started", code=error.code, message=error.message, hint=error.hint)
     else:
@@ -174,46 +180,50 @@ def _refuse(error: OpenAgentsError) -> NoReturn:
     raise SystemExit(EX_CONFIG) from None
 
 
-def _most_runs(worker: Any) -> int:
-    """How many runs at once one process of the worker executes."""
-    one_each = _forks(worker) or issubclass(worker.pool_cls, SoloPool)
-    return 1 if one_each else int(worker.concurrency)
+def _max_runs_per_process(worker: Any) -> int:
+    """How many runs one process of the worker executes at a time."""
+    one_per_process = _forks(worker) or issubclass(worker.pool_cls, SoloPool)
+    return 1 if one_per_process else int(worker.concurrency)
 
 
-def _step_of(host: ProcessHolder, is_ours: bool) -> type[bootsteps.StartStopStep]:
+def _worker_process_step(holder: ProcessHolder, is_ours: bool) -> type[bootsteps.StartStopStep]:
+    """The bootstep that starts and stops the worker process."""
+
     def hand_over(**_: Any) -> None:
-        # Under solo the main thread is inside of a run: it hears the signal, and cannot act upon it.
-        host.hand_over()
+        # In a solo pool the main thread executes a run, so Celery's own shutdown must wait for it.
+        holder.hand_over()
 
-    class Runs(bootsteps.StartStopStep):  # type: ignore[misc]
-        """Started after the pool and before the first message; stopped before the pool waits for tasks."""
+    class WorkerProcessStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Starts after the pool and before the first message; stops before the pool waits for its tasks."""
 
         requires = ("celery.worker.components:Pool",)
 
         def __init__(self, parent: Any, **_: Any) -> None:
-            """What is wrong with the configuration ends the start here, before anything is consumed."""
-            own_settings = host.settings
+            """Check the configuration: an error ends the process before a message is consumed."""
+            own_settings = holder.settings
             if not is_ours:
-                host.settings = _with_broker_of(parent.app, host.settings)
-            host.node = parent.hostname
-            host.max_runs = _most_runs(parent)
-            host.queues = _with_wakes(parent.app, None if is_ours else _queues_of_runs(host.settings))
-            self.enabled = bool(host.queues)
+                holder.settings = _settings_with_broker(parent.app, holder.settings)
+            holder.node = parent.hostname
+            holder.max_runs = _max_runs_per_process(parent)
+            holder.queues = _queues_to_consume(
+                parent.app, None if is_ours else _run_queue_names(holder.settings)
+            )
+            self.enabled = bool(holder.queues)
             try:
                 if self.enabled:
                     check_versions()
                     _check_pool(parent)
                     own_settings.check_files()
-                    _check_queues(host.queues, host.settings)
-                    host.check()
-                    _check_agents_queues(host)
+                    _check_queues(holder.queues, holder.settings)
+                    holder.check()
+                    _check_queues_of_agents(holder)
             except OpenAgentsError as error:
                 _refuse(error)
 
         def start(self, parent: Any) -> None:
-            for notice in notices(host.config) if host.config is not None else ():
+            for notice in notices(holder.config) if holder.config is not None else ():
                 log.info("agents_file.notice", notice=notice)
-            for agent in host.unavailable:
+            for agent in holder.unavailable:
                 log.error(
                     "agents_file.agent_not_served",
                     agent_id=agent.agent_id,
@@ -225,41 +235,44 @@ def _step_of(host: ProcessHolder, is_ours: bool) -> type[bootsteps.StartStopStep
                 log.warning("settings.unknown", variable=name, did_you_mean=meant)
             if not is_ours:
                 advise(parent)
-            _check_redis(host.settings, host.queues)
-            if is_ours and (problem := lasting_problem_of_celery(host.settings)):
+            _check_redis(holder.settings, holder.queues)
+            if is_ours and (problem := lasting_problem_of_celery(holder.settings)):
                 _refuse(problem)
             if _forks(parent):
                 _lift_time_limits(parent.app)
-                end_leases_of_reaped(parent.pool._pool, host.settings)
+                end_leases_on_reap(parent.pool._pool, holder.settings)
                 return
-            host.bridge = parent.pool.bridge if isinstance(parent.pool, TaskPool) else None
+            holder.loop_thread = parent.pool.loop_thread if isinstance(parent.pool, TaskPool) else None
             if isinstance(parent.pool, SoloPool):
                 signals.worker_shutting_down.connect(hand_over, weak=False)
-            process = host.process()
+            process = holder.process()
             while process is not None and not process.heartbeat.wait_registered(POLL_S):
                 state.maybe_shutdown()
 
         def info(self, parent: Any) -> dict[str, Any]:
-            """What `celery inspect stats` and Flower show of us."""
-            return {"openagents": host.stats()}
+            """The figures that `celery inspect stats` and Flower show."""
+            return {"openagents": holder.stats()}
 
         def stop(self, parent: Any) -> None:
             if _forks(parent):
-                _tell_children(parent.pool)
-            host.close()
+                _hand_over_in_children(parent.pool)
+            holder.close()
 
         terminate = stop
 
-    return Runs
+    return WorkerProcessStep
 
 
-def _with_wakes(app: Celery, of_runs: Collection[str] | None) -> tuple[str, ...]:
-    """The queues of runs that this worker consumes (None: each is one); with one it consumes its wake-ups."""
+def _queues_to_consume(app: Celery, run_queues: Collection[str] | None) -> tuple[str, ...]:
+    """The queues of runs that this worker consumes; it then also consumes their wake-up queues.
+
+    `run_queues` limits them to these names; None means that every queue is a queue of runs.
+    """
     queues = app.amqp.queues
     names = tuple(
         name
         for name in queues.consume_from
-        if name != wake_queue(name.removesuffix(WAKE_SUFFIX)) and (of_runs is None or name in of_runs)
+        if name != wake_queue(name.removesuffix(WAKE_SUFFIX)) and (run_queues is None or name in run_queues)
     )
     for name in names:
         queues.select_add(wake_queue(name))
@@ -267,7 +280,7 @@ def _with_wakes(app: Celery, of_runs: Collection[str] | None) -> tuple[str, ...]
 
 
 def _check_queues(queues: Collection[str], settings: Settings) -> None:
-    """Raises `ConfigValidationError` for a queue to be read whose name no queue may have."""
+    """Raises `ConfigValidationError` for a queue with an invalid name."""
     for name in queues:
         if problem := problem_with_read_queue(name, settings.key_prefix):
             raise ConfigValidationError(
@@ -275,30 +288,30 @@ def _check_queues(queues: Collection[str], settings: Settings) -> None:
             )
 
 
-def _check_agents_queues(host: ProcessHolder) -> None:
-    """The same for the queues that agents name; the agents file does not know the key prefix."""
-    for agent in host.config.agents if host.config is not None else ():
-        if agent.queue and (problem := problem_with_read_queue(agent.queue, host.settings.key_prefix)):
+def _check_queues_of_agents(holder: ProcessHolder) -> None:
+    """Raises `ConfigValidationError` for an agent's queue whose name collides with the key prefix."""
+    for agent in holder.config.agents if holder.config is not None else ():
+        if agent.queue and (problem := problem_with_read_queue(agent.queue, holder.settings.key_prefix)):
             raise ConfigValidationError(
                 f"the queue of the agent {agent.id!r}: {problem}", hint="choose another name for its queue"
             )
 
 
-def _queues_of_runs(settings: Settings) -> set[str]:
-    """The queue that was registered, and those that agents have of their own."""
+def _run_queue_names(settings: Settings) -> set[str]:
+    """The registered queue and the queues that the agents file names."""
     try:
         config = read_agents_file(settings.config).config
-    except OpenAgentsError:  # who consumes the registered queue is told so by the host's check
+    except OpenAgentsError:  # `holder.check` reports it if the worker consumes the registered queue
         config = None
     agents = config.agents if config is not None else ()
     return {settings.queue, *(agent.queue for agent in agents if agent.queue)}
 
 
-def _with_broker_of(app: Celery, settings: Settings) -> Settings:
-    """The settings with the app's broker, whose queues tell which messages are lost.
+def _settings_with_broker(app: Celery, settings: Settings) -> Settings:
+    """The settings with the app's broker, whose queues show which messages are lost.
 
-    With a prefix before its keys, or priorities that are named otherwise than kombu does, they are not to be
-    read by their names: then nothing can be read, and a run is sent again after ever longer times.
+    The queues cannot be read if the app sets a key prefix or its own priority names. Then the broker URL is
+    empty, and the rescue loop re-sends messages with a growing grace.
     """
     options = app.conf.broker_transport_options or {}
     if options.get("global_keyprefix") or not priorities_are_kombus(options):

@@ -1,10 +1,10 @@
-"""End notices. The only place that decides when a message that only notifies Celery of an end is delivered.
+"""Completion messages: the only place that delays messages that only notify Celery of the end of a run.
 
-Whoever cancels a thousand runs that wait causes two thousand messages: the runs' own, which stand in the
-queue, and a notification of each end, which would be taken first. Neither may keep a new run waiting. So
-notifications take a quarter of the free slots at most; the others wait here, in memory: Redis still lists
-them as sent, and the rescue loop sends again what a worker had that died. And a message that another one of
-the same run has replaced is dropped before a task is made of it.
+A client that cancels a thousand waiting runs causes two thousand messages: the runs' own messages, which are
+in the queue, and a completion message for each end, which would be delivered first. Neither may delay a new
+run. So completion messages get at max_count a quarter of the free slots; the others wait here in memory.
+Redis still lists them as wake, so the rescue loop re-sends the messages of a dead worker. A message that was
+replaced by a newer one of the same run is dropped before a task is created for it.
 """
 
 from __future__ import annotations
@@ -20,111 +20,116 @@ from openagents_worker.store.client import Store
 from openagents_worker.store.scripts import replaced
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["EndNotices"]
+__all__ = ["CompletionMessages"]
 
 log = get_logger(__name__)
 
-SHARE_OF_FREE_SLOTS = 4  # one in so many, and one at least
-MOST_WAITING = 2_000  # messages, of 2 KB each; what is dropped beyond is sent again, ever less often
-OLD_US = 200_000  # a message that was taken sooner after its sending has not been replaced: nobody is asked
+MAX_SHARE_DIVISOR = 4  # of the slots: a quarter, at least one
+MAX_WAITING = (
+    2_000  # messages of 2 KB each; more are dropped, and the rescue loop re-sends them with a growing grace
+)
+CHECK_AFTER_US = 200_000  # younger messages are not checked in Redis: they were not replaced yet
 
 
-class EndNotices:
-    """The messages of one worker's consumer, in its main thread."""
+class CompletionMessages:
+    """The completion messages of one worker's consumer. Call all methods in its main thread."""
 
     def __init__(
         self,
         *,
         store: Callable[[], Store],
         free_slots: Callable[[], int],
-        in_hand: Callable[[], int],
+        unfinished: Callable[[], int],
         deliver: Callable[[dict[str, Any], str], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`free_slots` and `in_hand` count what can be begun now, and the notifications that have been."""
+        """`free_slots` counts the tasks that can start now; `unfinished` counts the completion messages that
+        were delivered and are not done."""
         self._store, self._clock = store, clock
-        self._free_slots, self._in_hand, self._deliver = free_slots, in_hand, deliver
+        self._free_slots, self._unfinished, self._deliver = free_slots, unfinished, deliver
         self._waiting: dict[tuple[str, str], Taken] = {}
-        """By queue and run, in order of arrival: what was sent again takes the place of the first."""
+        """By queue and run id, in order of arrival; a re-sent message replaces the first one."""
         self._is_delivering = False
-        self._reads_on = False
-        """Messages were taken of which nothing was begun: behind them may stand a run that waits."""
+        self._new_runs_may_follow = False
+        """Whether the last fetch had messages that were not started: more messages may wait behind them."""
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def sift(self, taken: list[Taken]) -> list[Taken]:
-        """Those of the messages that are to be delivered now; notifications wait for `deliver_more`.
+    def sift(self, received: list[Taken]) -> list[Taken]:
+        """The received messages that are to be delivered now; completion messages wait for `deliver_more`.
 
-        With none, nothing stands behind those before.
+        An empty list means that the queue is empty.
         """
-        begun: list[Taken] = []
-        for message, queue in taken:
-            sent = _sent(message, queue)
-            if sent is None or not _is_notification(message):
-                begun.append((message, queue))
-            elif sent[:2] in self._waiting or len(self._waiting) < MOST_WAITING:
-                self._waiting[sent[:2]] = message, queue
-        now = self._without_replaced(begun)
-        self._reads_on = len(now) < len(taken)
+        to_start: list[Taken] = []
+        for message, queue in received:
+            wake = _parse_wake(message, queue)
+            if wake is None or not _is_notification(message):
+                to_start.append((message, queue))
+            elif wake[:2] in self._waiting or len(self._waiting) < MAX_WAITING:
+                self._waiting[wake[:2]] = message, queue
+        now = self._without_replaced(to_start)
+        self._new_runs_may_follow = len(now) < len(received)
         return now
 
     def deliver_more(self) -> None:
-        """There may be room again."""
+        """Deliver waiting messages if slots are free."""
         if self._is_delivering or not self._waiting:
             return
         self._is_delivering = True
         try:
-            while (room := self._room()) > 0:
-                for message, queue in self._next(room):
+            while (deliverable := self._count_deliverable()) > 0:
+                for message, queue in self._take_waiting(deliverable):
                     self._deliver(message, queue)
         finally:
             self._is_delivering = False
 
-    def note_room(self) -> None:
-        """A task has ended: deliver more, and from the next one on as if nothing stood behind."""
+    def on_task_end(self) -> None:
+        """Deliver more after a task has ended; the next calls assume that the queue is empty."""
         self.deliver_more()
-        self._reads_on = False
+        self._new_runs_may_follow = False
 
-    def _room(self) -> int:
-        """How many of those that wait can be delivered now."""
-        in_hand, free = self._in_hand(), self._free_slots()
-        most = 1 if self._reads_on else max((free + in_hand) // SHARE_OF_FREE_SLOTS, 1)
-        return max(min(most - in_hand, free, len(self._waiting)), 0)
+    def _count_deliverable(self) -> int:
+        """The number of waiting messages that can be delivered now."""
+        unfinished, free = self._unfinished(), self._free_slots()
+        max_count = 1 if self._new_runs_may_follow else max((free + unfinished) // MAX_SHARE_DIVISOR, 1)
+        return max(min(max_count - unfinished, free, len(self._waiting)), 0)
 
-    def _next(self, most: int) -> list[Taken]:
-        """So many of those that wait, or fewer; none when nothing waits any more."""
+    def _take_waiting(self, max_count: int) -> list[Taken]:
+        """Remove and return at most `max_count` waiting messages; empty if none waits."""
         found: list[Taken] = []
-        while most > 0 and not found and self._waiting:
-            found = self._without_replaced([self._waiting.pop(run) for run in [*islice(self._waiting, most)]])
+        while max_count > 0 and not found and self._waiting:
+            found = self._without_replaced(
+                [self._waiting.pop(run) for run in [*islice(self._waiting, max_count)]]
+            )
         return found
 
-    def _without_replaced(self, taken: list[Taken]) -> list[Taken]:
-        """Without the messages that nobody waits for any more.
+    def _without_replaced(self, received: list[Taken]) -> list[Taken]:
+        """The messages without those that a newer message has replaced.
 
-        Redis knows when the latest message of a run was sent, for as long as somebody waits for one.
+        Redis stores when the latest message of a run was sent, as long as the run waits for a message.
         """
         now_us = self._clock() * 1_000_000
         old = [
-            (index, sent)
-            for index, (message, queue) in enumerate(taken)
-            if (sent := _sent(message, queue)) is not None and now_us - sent[2] > OLD_US
+            (index, wake)
+            for index, (message, queue) in enumerate(received)
+            if (wake := _parse_wake(message, queue)) is not None and now_us - wake[2] > CHECK_AFTER_US
         ]
         if not old:
-            return taken
-        words = [
-            str(word)
-            for at, sent in old
-            for word in (*sent, "ended" if _is_notification(taken[at][0]) else "")
+            return received
+        arguments = [
+            str(argument)
+            for at, wake in old
+            for argument in (*wake, "ended" if _is_notification(received[at][0]) else "")
         ]
         try:
-            found = self._store().run(replaced(messages=words))
+            found = self._store().run(replaced(messages=arguments))
         except OpenAgentsError as error:
             log.debug("messages.not_sifted", error=error.message)
-            return taken
-        gone = {index for number, (index, _) in enumerate(old) if number in found}
-        return [each for index, each in enumerate(taken) if index not in gone]
+            return received
+        replaced_indexes = {index for number, (index, _) in enumerate(old) if number in found}
+        return [each for index, each in enumerate(received) if index not in replaced_indexes]
 
 
 def _is_notification(message: dict[str, Any]) -> bool:
@@ -136,8 +141,8 @@ def _headers(message: dict[str, Any]) -> dict[str, Any]:
     return headers if isinstance(headers, dict) else {}
 
 
-def _sent(message: dict[str, Any], queue: str) -> tuple[str, str, int] | None:
-    """Queue, run and time of sending, in microseconds, of a message of ours."""
+def _parse_wake(message: dict[str, Any], queue: str) -> tuple[str, str, int] | None:
+    """The queue, the run id and the send time in µs of a message of our producer; None for other messages."""
     headers = _headers(message)
     run_id, sent_us = headers.get("id"), headers.get("wake_us")
     if not (

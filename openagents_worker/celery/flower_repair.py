@@ -1,7 +1,8 @@
-"""Rows. The only place that mends what Flower shows of a run whose events came out of order.
+"""Flower repair: the only place that corrects the state that Flower shows after events in the wrong order.
 
-`task-retried` is sent once the run is put aside. Whoever cancels or takes it at that moment may be heard
-first, and Celery lets a retry overrule every end: the row would say RETRY for ever.
+Celery sends `task-retried` after a run was suspended. If another process cancels or ends the run at that
+moment, its event may arrive first. Flower lets a retry replace every final state, so the task would show
+RETRY for ever.
 """
 
 from __future__ import annotations
@@ -26,41 +27,47 @@ __all__ = ["FlowerRepair"]
 
 log = get_logger(__name__)
 
-LOOK_AFTER_S = 3 * BATCH_S  # by then the retry was published
+CHECK_AFTER_S = 3 * BATCH_S  # by then the retry event was published
 
 
 class FlowerRepair:
-    """Looks once at each run that was put aside; an end that it finds is told once more."""
+    """Checks each suspended run once; if the run has ended, the event of its end is sent again."""
 
     def __init__(self, store: AsyncStore, *, leave: Leave = os._exit) -> None:
         self._store = store
         self._leave = leave
-        self._looks: set[asyncio.Task[None]] = set()
+        self._checks: set[asyncio.Task[None]] = set()
 
-    def put_aside(self, app: Celery, hostname: str, run_id: str) -> None:
-        """The worker of that name is about to tell Celery that the run is retried; call it on the loop."""
-        look = background_task(self._look(app, hostname, run_id), name=f"row {run_id}", leave=self._leave)
-        self._looks.add(look)
-        look.add_done_callback(self._looks.discard)
+    def check_later(self, app: Celery, hostname: str, run_id: str) -> None:
+        """Schedule the check of a run for which Celery is about to send `task-retried`. Call it on the loop.
+
+        `hostname` is the Celery node name that the repeated event names.
+        """
+        check = background_task(
+            self._check(app, hostname, run_id), name=f"flower repair {run_id}", leave=self._leave
+        )
+        self._checks.add(check)
+        check.add_done_callback(self._checks.discard)
 
     async def aclose(self) -> None:
-        """Leave what was not looked at yet."""
-        for look in list(self._looks):
-            await end_task(look)
+        """Cancel the checks that are not done yet."""
+        for check in list(self._checks):
+            await end_task(check)
 
-    async def _look(self, app: Celery, hostname: str, run_id: str) -> None:
-        await asyncio.sleep(LOOK_AFTER_S)
+    async def _check(self, app: Celery, hostname: str, run_id: str) -> None:
+        """Send the event of the end again if the run has ended."""
+        await asyncio.sleep(CHECK_AFTER_S)
         try:
             state = (await aread_states(self._store, [run_id]))[run_id]
             if state is not None and state in END_EVENTS:
                 name, fields = END_EVENTS[state]
-                await asyncio.to_thread(_send, app, hostname, name, {"uuid": run_id, **fields})
+                await asyncio.to_thread(_send_event, app, hostname, name, {"uuid": run_id, **fields})
         except RedisUnreachable as error:
             log.of_run(logging.WARNING, "row.not_mended", run_id=run_id, error=error.message)
-        except Exception as error:  # noqa: BLE001 - every broker has errors of its own
+        except Exception as error:  # noqa: BLE001 - each broker library has its own errors
             log.of_run(logging.WARNING, "row.not_mended", run_id=run_id, error=type(error).__name__)
 
 
-def _send(app: Celery, hostname: str, name: str, fields: dict[str, Any]) -> None:
+def _send_event(app: Celery, hostname: str, name: str, fields: dict[str, Any]) -> None:
     with app.events.default_dispatcher(hostname=hostname) as dispatcher:
         dispatcher.send(name, **fields)

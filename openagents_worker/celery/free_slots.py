@@ -1,4 +1,5 @@
-"""Room. The only place that tells the broker's transport how many messages more the worker can begin."""
+"""Free slots: the only place that tells the broker's transport how many more messages the worker can
+start."""
 
 from __future__ import annotations
 
@@ -8,49 +9,56 @@ from typing import Any
 from celery import bootsteps
 from celery.worker import state
 
-from openagents_worker.celery.completion_messages import EndNotices
-from openagents_worker.celery.pool.task_pool import TaskPool, no_more
+from openagents_worker.celery.completion_messages import CompletionMessages
+from openagents_worker.celery.pool.task_pool import TaskPool, do_nothing
 from openagents_worker.producer.client import client_of
 from openagents_worker.producer.kombu_redis import Channel
 
-__all__ = ["FreeSlots", "sift_ends"]
+__all__ = ["FreeSlots", "sift_completion_messages"]
 
 
 class FreeSlots(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
-    """A step of the consumer. Where Celery prefetches, it takes more than it can begin, and asks nobody."""
+    """A consumer bootstep that limits fetching to the free slots, if `worker_disable_prefetch` is set."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, parent: Any) -> None:
-        """Called again with each new connection, which has a channel of its own."""
+        """Called for each new connection, which has a new channel."""
         channel = parent.task_consumer.channel
         if not (isinstance(channel, Channel) and parent.app.conf.worker_disable_prefetch):
             return
-        channel.free_slots = lambda: _room(parent)
+        channel.free_slots = lambda: _count_free_slots(parent)
         if isinstance(parent.pool, TaskPool) and not parent.pool.has_run_limit:
-            sift_ends(channel, parent.pool, parent.app, free_slots=lambda: _room(parent))
+            sift_completion_messages(
+                channel, parent.pool, parent.app, free_slots=lambda: _count_free_slots(parent)
+            )
 
     def stop(self, parent: Any) -> None:
-        """Nothing is delivered any more: what waits in memory is sent again to other workers."""
+        """Stop the delivery: messages that wait in memory are re-sent to other workers."""
         if isinstance(parent.pool, TaskPool):
-            parent.pool.after_job = no_more
+            parent.pool.on_task_end = do_nothing
 
 
-def sift_ends(channel: Any, pool: TaskPool, app: Any, *, free_slots: Callable[[], int]) -> None:
-    """Let notifications of ends that come by this channel wait where they would take too many slots."""
+def sift_completion_messages(
+    channel: Any, pool: TaskPool, app: Any, *, free_slots: Callable[[], int]
+) -> None:
+    """Delay completion messages of this channel if they would take too many free slots."""
     if not isinstance(channel, Channel):
         return
-    notices = EndNotices(
+    completion_messages = CompletionMessages(
         store=lambda: client_of(app).store,
         free_slots=free_slots,
-        in_hand=pool.ends_in_hand,
+        unfinished=pool.unfinished_completions,
         deliver=channel.connection._deliver,
     )
-    channel.select_messages, channel.after_selection = notices.sift, notices.deliver_more
-    pool.after_job = notices.note_room
+    channel.select_messages, channel.after_selection = (
+        completion_messages.sift,
+        completion_messages.deliver_more,
+    )
+    pool.on_task_end = completion_messages.on_task_end
 
 
-def _room(consumer: Any) -> int:
-    """As Celery decides whether to ask for one message more (`worker_disable_prefetch`)."""
+def _count_free_slots(consumer: Any) -> int:
+    """The free slots as Celery counts them for `worker_disable_prefetch`."""
     limit = getattr(consumer.controller, "max_concurrency", None) or consumer.pool.num_processes
     return int(limit) - len(state.reserved_requests)

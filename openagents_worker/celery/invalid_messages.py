@@ -1,8 +1,8 @@
-"""Refusals. The only place that answers messages which Celery does not let in, and keeps them from ending it.
+"""Invalid messages: the only place that handles messages which Celery rejects, so that they do not end it.
 
-An unknown task, a body that is no JSON or of another shape, a content type that is not allowed: Celery writes
-a line into its log, or its consumer ends by an exception. In a queue of runs such a message was meant to be a
-run: where it has an id, whoever sent it finds a failed run under it.
+For an unknown task, an undecodable or malformed body or a forbidden content type, Celery only logs a line, or
+its consumer ends with an exception. In a queue of runs such a message was meant to be a run: if it has an id,
+its sender finds a failed run under that id.
 """
 
 from __future__ import annotations
@@ -27,36 +27,38 @@ from openagents_worker.store.dead_letters import shown_item
 from openagents_worker.store.scripts import put_aside, reject
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["invalid_messages_step_of"]
+__all__ = ["invalid_messages_step"]
 
 log = get_logger(__name__)
 
 MAX_REASON_CHARS = 500
-OF_A_WRONG_SHAPE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
-"""What Celery's own code raises when a part of a message is not of the type that it takes for granted."""
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What Celery's own code raises when a part of a message does not have the expected type."""
 
 
-def invalid_messages_step_of(host: ProcessHolder) -> type[bootsteps.StartStopStep]:
-    """A step of the consumer, for the queues of runs; what lies in others is Celery's alone."""
+def invalid_messages_step(holder: ProcessHolder) -> type[bootsteps.StartStopStep]:
+    """A consumer bootstep for the queues of runs; Celery alone handles other queues."""
 
-    class Refusals(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+    class InvalidMessagesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
         requires = ("celery.worker.consumer.connection:Connection",)
 
         def __init__(self, parent: Any, **_: Any) -> None:
-            for name, at in _CALLBACKS.items():
-                setattr(parent, name, _answering(host, parent, getattr(parent, name), at))
-            parent.create_task_handler = _guarded(host, parent, parent.create_task_handler)
+            for name, positions in _CALLBACKS.items():
+                setattr(parent, name, _with_failed_run(holder, parent, getattr(parent, name), positions))
+            parent.create_task_handler = _guard_task_handler(holder, parent, parent.create_task_handler)
 
         def start(self, parent: Any) -> None:
-            """Called again with each new connection, after it was made and before anything is consumed."""
+            """Called for each new connection, before a message is consumed."""
             transport = parent.connection.transport
             if isinstance(transport, Transport):
-                transport.broken = BrokenItems(_keeper(parent), host.settings.key_prefix)
+                transport.broken = BrokenItems(_dead_letter_writer(parent), holder.settings.key_prefix)
 
-    return Refusals
+    return InvalidMessagesStep
 
 
-def _keeper(consumer: Any) -> Keep:
+def _dead_letter_writer(consumer: Any) -> Keep:
+    """A function that stores an undecodable queue item as a dead letter."""
+
     def keep(where: str, code: str, why: str, item: object) -> None:
         try:
             store = client_of(consumer.app).store
@@ -67,7 +69,7 @@ def _keeper(consumer: Any) -> Keep:
     return keep
 
 
-# Where the message, and what is wrong with it, stand among the arguments of Celery's callbacks.
+# The positions of the message and of the error in the arguments of Celery's callbacks.
 _CALLBACKS = {
     "on_decode_error": (0, 1),
     "on_invalid_task": (1, 2),
@@ -76,82 +78,90 @@ _CALLBACKS = {
 }
 
 
-def _answering(
-    host: ProcessHolder, consumer: Any, celerys: Callable[..., Any], at: tuple[int, int | None]
+def _with_failed_run(
+    holder: ProcessHolder, consumer: Any, callback: Callable[..., Any], positions: tuple[int, int | None]
 ) -> Callable[..., Any]:
+    """Wrap a callback of Celery's consumer so that it also stores a failed run."""
+
     def refuse(*args: Any) -> Any:
-        result = celerys(*args)
-        message, reason = args[at[0]], None if at[1] is None else args[at[1]]
-        if _is_of_runs(host, message):
-            _answer(host, consumer, message, reason)
+        result = callback(*args)
+        message, reason = args[positions[0]], None if positions[1] is None else args[positions[1]]
+        if _is_in_run_queue(holder, message):
+            _store_failed_run(holder, consumer, message, reason)
         return result
 
     return refuse
 
 
-def _guarded(host: ProcessHolder, consumer: Any, make: Callable[..., Any]) -> Callable[..., Any]:
+def _guard_task_handler(holder: ProcessHolder, consumer: Any, make: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the consumer's task handler so that a malformed message does not end the consumer."""
+
     def create_task_handler(*args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         handle = make(*args, **kwargs)
 
         def on_message(message: Any) -> Any:
             try:
                 return handle(message)
-            except OF_A_WRONG_SHAPE as error:
-                if not _is_of_runs(host, message) or isinstance(error, consumer.connection_errors):
+            except MALFORMED as error:
+                if not _is_in_run_queue(holder, message) or isinstance(error, consumer.connection_errors):
                     raise
                 if not message.acknowledged:
                     message.reject_log_error(logging.getLogger(__name__), consumer.connection_errors)
-                _answer(host, consumer, message, error)
+                _store_failed_run(holder, consumer, message, error)
 
         return on_message
 
     return create_task_handler
 
 
-def _is_of_runs(host: ProcessHolder, message: Any) -> bool:
+def _is_in_run_queue(holder: ProcessHolder, message: Any) -> bool:
+    """Whether the message came from a queue of runs or of their wake-ups."""
     queue = (message.delivery_info or {}).get("routing_key")
-    return any(queue in (name, wake_queue(name)) for name in host.queues)
+    return any(queue in (name, wake_queue(name)) for name in holder.queues)
 
 
-def _answer(host: ProcessHolder, consumer: Any, message: Any, reason: object) -> None:
-    """A failed run under the message's id, unless it has none or a run of that id is known."""
-    task_id, name = _id_of(message), _headers(message).get("task")
-    refused = _refusal(name, reason)
+def _store_failed_run(holder: ProcessHolder, consumer: Any, message: Any, reason: object) -> None:
+    """Store a failed run under the message's id, unless it has no id or a run of that id exists."""
+    task_id, name = _task_id_of(message), _headers(message).get("task")
+    failure = _error_for(name, reason)
     known = None
     if task_id is not None:
-        door = reject(
+        script_call = reject(
             run_id=task_id,
             queue=str(message.delivery_info["routing_key"]).removesuffix(WAKE_SUFFIX),
-            code=refused.code,
-            message=refused.message,
-            hint=refused.hint or "",
+            code=failure.code,
+            message=failure.message,
+            hint=failure.hint or "",
         )
         try:
-            known = not client_of(consumer.app).store.run(door)
+            known = not client_of(consumer.app).store.run(script_call)
         except RedisUnreachable as error:
             log.of_run(logging.WARNING, "message.not_answered", run_id=task_id, error=error.message)
     if known is False:
-        log.error("run.failed", run_id=task_id, code=refused.code, message=refused.message, attempts=0)
+        log.error("run.failed", run_id=task_id, code=failure.code, message=failure.message, attempts=0)
     else:
         log.warning(
-            "message.rejected", run_id=task_id, code=refused.code, message=refused.message, known=known
+            "message.rejected", run_id=task_id, code=failure.code, message=failure.message, known=known
         )
 
 
-def _refusal(name: object, reason: object) -> InvalidInputError:
-    if isinstance(reason, InvalidInputError):  # of the message's size: it was not decompressed
+def _error_for(name: object, reason: object) -> InvalidInputError:
+    """The coded error for a message that Celery has rejected for this reason."""
+    if isinstance(reason, InvalidInputError):  # the message is too large: it was not decompressed
         return reason
     if isinstance(reason, KeyError) and name is not None and reason.args == (name,):
-        return RequestInvalid(f"no task is named {name!r}", hint=f"the task of a run is {RUN_AGENT}")
-    what = f"{type(reason).__name__}: {text_of(reason)}" if reason is not None else "it names no task"
+        return RequestInvalid(
+            f"the task {name!r} is not registered", hint=f"the task of a run is {RUN_AGENT}"
+        )
+    what = f"{type(reason).__name__}: {text_of(reason)}" if reason is not None else "it has no task name"
     return RequestInvalid(
-        safe_message(f"the message is none of a task: {what}", MAX_REASON_CHARS),
-        hint=f"Celery's protocol 2, content type application/json, {EXAMPLE}",
+        safe_message(f"the message does not belong to a task of this app: {what}", MAX_REASON_CHARS),
+        hint=f"use Celery's message protocol 2, content type application/json, {EXAMPLE}",
     )
 
 
-def _id_of(message: Any) -> str | None:
-    """The id under which whoever sent it would look; None when there is none to be read."""
+def _task_id_of(message: Any) -> str | None:
+    """The task id that the sender knows; None if the message has no readable id."""
     ids = (_headers(message).get("id"), (message.properties or {}).get("correlation_id"))
     return next((found for found in ids if isinstance(found, str) and found and is_whole(found)), None)
 

@@ -1,8 +1,8 @@
-"""Logs. The only place that says how a worker's whole log looks: ours, Celery's and everybody else's lines.
+"""Logs: the only place that sets up the whole log of a worker: our lines, Celery's lines and all others.
 
-In a process of ours one handler writes everybody's lines alike. A worker of an app that has set up its own
-log keeps it, unless JSON is asked for: a log that is partly JSON can be read by nobody, so every line that
-goes to the console is JSON then, whoever writes it.
+In a process of our own app one handler writes all lines in one format. The worker of an app that has set up
+its log keeps that log, unless JSON is requested: a log with some JSON lines cannot be parsed, so every line
+on the console is JSON then.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = ["set_up_logging"]
 
 log = get_logger(__name__)
 
-CELERYS_OWN = ("celery.task", "multiprocessing")
-"""Loggers for which Celery makes handlers beside the root's, and which pass nothing on to it."""
+CELERY_LOGGERS = ("celery.task", "multiprocessing")
+"""Loggers for which Celery adds handlers, and which do not propagate to the root logger."""
 
 
 def set_up_logging(
@@ -45,48 +45,45 @@ def set_up_logging(
     is_ours: bool,
     logfile: str | None = None,
 ) -> None:
-    """Set up the log of a Celery worker; called before Celery sets it up, which then adds nothing. May be
-    called again. `logfile` is the one that Celery was told to write.
+    """Set up the log of a Celery worker, before Celery does, which then adds no handlers.
 
-    In an app that is not ours our lines go where the app's go, at the levels that the environment asks for; a
-    setting of their form or their place gives them a handler of their own. With `OPENAGENTS_LOG_FORMAT=json`
-    the app's lines become JSON, too.
+    May be called again. `logfile` is Celery's option. In an app that is not ours, our lines go to the app's
+    handlers, at the levels of the environment. A setting for their format or destination gives them their own
+    handler. With `OPENAGENTS_LOG_FORMAT=json` the app's lines become JSON too.
     """
     as_json = settings.log_format == "json"
-    ours_is_everybodys = (is_ours or as_json) and not logfile and not is_set_up_elsewhere()
-    installed = None
-    if is_ours or as_json or _is_asked_for(settings, logging_config):
-        installed = configure_logging(
-            settings, logging_config=logging_config, whole_process=ours_is_everybodys
-        )
-    if installed is None:
+    we_log_everything = (is_ours or as_json) and not logfile and not is_set_up_elsewhere()
+    handler = None
+    if is_ours or as_json or _has_own_log_settings(settings, logging_config):
+        handler = configure_logging(settings, logging_config=logging_config, whole_process=we_log_everything)
+    if handler is None:
         set_levels(settings)
-    if not (ours_is_everybodys or as_json):
+    if not (we_log_everything or as_json):
         return
     logging.captureWarnings(True)
 
-    def take_over(signal: Any = None, **_: Any) -> None:
-        if ours_is_everybodys:
-            _take_over_celerys()
+    def apply(signal: Any = None, **_: Any) -> None:
+        if we_log_everything:
+            _redirect_celery_loggers()
         if as_json:
-            _make_json(formatter_for(settings, logging_config), logfile)
+            _set_json_formatter(formatter_for(settings, logging_config), logfile)
         if as_json and signal is signals.celeryd_after_setup:
-            log_what_is_printed()  # Celery does so only where it has set up the log itself
+            log_what_is_printed()  # Celery does it only if it has set up the log itself
 
     name = f"openagents log of {id(worker.app)}"
-    # The last one is sent when whoever sets up the log instead of Celery has done so, too.
+    # `celeryd_after_setup` is sent last, also after code that sets up the log instead of Celery.
     for signal in (signals.after_setup_logger, signals.after_setup_task_logger, signals.celeryd_after_setup):
-        signal.disconnect(dispatch_uid=name)  # that of the call before
-        signal.connect(take_over, weak=False, dispatch_uid=name)
-    _log_what_nobody_catches()
+        signal.disconnect(dispatch_uid=name)  # from a previous call
+        signal.connect(apply, weak=False, dispatch_uid=name)
+    _log_uncaught_exceptions()
     if as_json:
-        worker.quiet = True  # its banner is no JSON
-        _log_what_celery_says(formatter_for(settings, logging_config))
-        take_over()
+        worker.quiet = True  # its banner is not JSON
+        _redirect_safe_say(formatter_for(settings, logging_config))
+        apply()
 
 
-def _is_asked_for(settings: Settings, logging_config: LoggingConfig | None) -> bool:
-    """Whether the environment or the agents file says how our lines look, or where they go."""
+def _has_own_log_settings(settings: Settings, logging_config: LoggingConfig | None) -> bool:
+    """Whether the environment or the agents file sets the format or the destination of our lines."""
     in_environment = (
         settings.log_autoconfigure,
         settings.log_pretty,
@@ -100,9 +97,9 @@ def _is_asked_for(settings: Settings, logging_config: LoggingConfig | None) -> b
     return in_file or any(value is not None for value in in_environment)
 
 
-def _take_over_celerys() -> None:
-    """Let the lines of Celery's task loggers and of billiard go where all others go."""
-    for name in CELERYS_OWN:
+def _redirect_celery_loggers() -> None:
+    """Send the lines of Celery's task loggers and of billiard to the root logger's handlers."""
+    for name in CELERY_LOGGERS:
         logger = logging.getLogger(name)
         for handler in list(logger.handlers):
             if type(handler) is logging.StreamHandler and _is_console(handler):
@@ -110,8 +107,8 @@ def _take_over_celerys() -> None:
                 logger.propagate = True
 
 
-def _make_json(formatter: logging.Formatter, logfile: str | None) -> None:
-    """What writes to the console or to Celery's file writes JSON; the app's other handlers are left alone."""
+def _set_json_formatter(formatter: logging.Formatter, logfile: str | None) -> None:
+    """Make handlers of the console and of Celery's log file write JSON; other handlers are not changed."""
     loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     for handler in {handler for logger in loggers for handler in logger.handlers}:
         if isinstance(handler, logging.FileHandler):
@@ -126,31 +123,33 @@ def _is_console(handler: logging.StreamHandler[Any]) -> bool:
     return handler.stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
 
 
-def _log_what_celery_says(formatter: logging.Formatter) -> None:
-    """Celery writes past the log in handlers of signals, which may interrupt who holds its lock; so do we."""
+def _redirect_safe_say(formatter: logging.Formatter) -> None:
+    """Replace the function with which Celery's signal handlers write.
 
-    def say(message: str, file: Any = sys.__stderr__) -> None:
+    It bypasses `logging`, because a signal may interrupt a thread that holds the lock of a log handler.
+    """
+
+    def write(message: str, file: Any = sys.__stderr__) -> None:
         record = logging.LogRecord(worker_program.__name__, logging.INFO, "", 0, message.strip(), None, None)
         with contextlib.suppress(OSError, ValueError):
             os.write(file.fileno(), f"{formatter.format(record)}\n".encode())
 
-    worker_program.safe_say = say
+    worker_program.safe_say = write
 
 
-def _log_what_nobody_catches() -> None:
-    """Exceptions that end a thread or the process are lines of the log, and not Python's own; where somebody
-    else has a hook for them, it is theirs."""
+def _log_uncaught_exceptions() -> None:
+    """Log exceptions that end a thread or the process, unless another hook is installed for them."""
 
-    def of_thread(args: threading.ExceptHookArgs) -> None:
+    def log_thread_exception(args: threading.ExceptHookArgs) -> None:
         if not issubclass(args.exc_type, SystemExit):
             name = args.thread.name if args.thread is not None else None
             log.error("thread.failed", thread=name, exc_info=args.exc_value)
 
-    def of_process(kind: type[BaseException], error: BaseException, _: Any) -> None:
+    def log_process_exception(kind: type[BaseException], error: BaseException, _: Any) -> None:
         if not issubclass(kind, KeyboardInterrupt):
             log.error("process.failed", exc_info=error)
 
     if threading.excepthook is threading.__excepthook__:
-        threading.excepthook = of_thread
+        threading.excepthook = log_thread_exception
     if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = of_process
+        sys.excepthook = log_process_exception

@@ -1,7 +1,7 @@
-"""The intake. The only place that tells what a message asks for: a known run, or a request from outside.
+"""Messages: the only place that decides what a message asks for: an accepted run, or a request from outside.
 
-Our own producer's message carries three ids; the request waits in the run record. A producer without our
-package sends the request itself; such a message is only as safe as the broker, until its record is written.
+A message of our producer holds three ids; the request is stored in the run record. A producer without this
+package sends the request itself. Such a message is only as durable as the broker until its record is written.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ EXAMPLE = 'args: [{"agent_id": "assistant", "session_id": "s1", "input_text": "H
 
 @dataclass(frozen=True, slots=True)
 class TaskMessage:
-    """A Celery message of one of our tasks. `ours`: it carries the time of its sending, as only ours do.
+    """A Celery message of one of our tasks. `ours`: our producer has sent it (it has a `wake_us` header).
 
-    A run from outside is cancelled unless it has been started within `expires_ms`; 0 for never. Without an id
-    of its own (`has_id`) a message gets one here, under which it is refused. Of a `format` that is not read
-    here, only its id counts: it is its run's in all formats.
+    A run from outside is cancelled unless it has started within `expires_ms` (0: no limit). `has_id` is False
+    if the message had no valid task id; then `task_id` is a new id under which the failure is stored. If
+    `format` is not readable here, only `task_id` is used: it is the run id in every format.
     """
 
     task_id: str
@@ -41,25 +41,26 @@ class TaskMessage:
 
 
 def parse_message(message: TaskMessage, *, max_bytes: int) -> str | RunRequest:
-    """The id of a run whose record is there, or a request. Raises `RequestInvalid` or `RequestTooLarge`."""
+    """The id of an accepted run, or a request. Raises `RequestInvalid` or `RequestTooLarge`."""
     if not message.has_id:
         raise RequestInvalid(
-            "the message has no task id", hint="headers.id is a string; it becomes the run's id"
+            "the message has no task id", hint="headers.id must be a string; it becomes the run's id"
         )
     if message.ours and not is_read(message.format):
         return message.task_id
-    body = _only_argument(message)
-    if isinstance(body, Mapping) and message.ours and set(body) == IDS:
-        return _agreed(text_of(body["run_id"]), message)
-    if isinstance(body, Mapping) and "run_id" not in body:
-        body = {**body, "run_id": message.task_id}
-    request = parse_request(body, max_bytes=max_bytes)
-    _agreed(request.run_id, message)
+    argument = _single_argument(message)
+    if isinstance(argument, Mapping) and message.ours and set(argument) == IDS:
+        return _check_run_id(text_of(argument["run_id"]), message)
+    if isinstance(argument, Mapping) and "run_id" not in argument:
+        argument = {**argument, "run_id": message.task_id}
+    request = parse_request(argument, max_bytes=max_bytes)
+    _check_run_id(request.run_id, message)
     return request
 
 
 def run_to_resume(message: TaskMessage) -> str:
-    """The run of a `tasks.resume_run`. The checkpoint is for display: the latest one is resumed."""
+    """The run id of a `tasks.resume_run` message. Its checkpoint id is for display: a run always resumes
+    from its latest checkpoint. Raises `RequestInvalid`."""
     if not is_read(message.format):
         return message.task_id
     run_id = message.args[0] if message.args else message.kwargs.get("run_id")
@@ -70,7 +71,8 @@ def run_to_resume(message: TaskMessage) -> str:
     return run_id
 
 
-def _only_argument(message: TaskMessage) -> Any:
+def _single_argument(message: TaskMessage) -> Any:
+    """The only argument of the message. Raises `RequestInvalid` for another number of arguments."""
     arguments = [*message.args, *message.kwargs.values()]
     if len(arguments) != 1 or set(message.kwargs) - {"request"}:
         raise RequestInvalid(
@@ -79,7 +81,8 @@ def _only_argument(message: TaskMessage) -> Any:
     return arguments[0]
 
 
-def _agreed(run_id: str, message: TaskMessage) -> str:
+def _check_run_id(run_id: str, message: TaskMessage) -> str:
+    """Returns the run id. Raises `RequestInvalid` if it is not the message's task id."""
     if run_id != message.task_id:
         raise RequestInvalid(
             "the request's run_id is not the Celery task id of its message",

@@ -1,4 +1,4 @@
-"""The only place that makes the worker process of an operating-system process, and that ends it."""
+"""The process holder: the only place that creates and closes the worker process of an OS process."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["CeleryProcess", "ProcessHolder"]
 
 
 class CeleryProcess(WorkerProcess):
-    """A worker process whose runs Celery shows, too."""
+    """A worker process whose runs Celery and Flower show."""
 
     async def _build(self, node: str, queues: Sequence[str], max_runs: int | None) -> None:
         await super()._build(node, queues, max_runs)
-        self._rows = FlowerRepair(self.store, leave=self._leave)
+        self._flower_repair = FlowerRepair(self.store, leave=self._leave)
 
-    def put_aside(self, task: Task, run_id: str) -> None:
-        """Celery is about to be told that the run is retried: see to it that its row shows how it ends."""
-        self._bridge.soon(self._rows.put_aside, task.app, task.request.hostname, run_id)
+    def check_flower_later(self, task: Task, run_id: str) -> None:
+        """Correct the run's state in Flower later, because Celery is about to send `task-retried`."""
+        self._loop_thread.call_soon(self._flower_repair.check_later, task.app, task.request.hostname, run_id)
 
     async def _close(self, *, reclaim: bool) -> None:
-        await self._rows.aclose()
+        await self._flower_repair.aclose()
         await super()._close(reclaim=reclaim)
 
 
@@ -46,14 +46,14 @@ class ProcessHolder:
         self.node = socket.gethostname()
         self.queues: tuple[str, ...] = (settings.queue,)
         self.max_runs: int | None = None
-        """How many runs at once the worker's pool gives to one process; None: nobody knows."""
-        self.bridge: LoopThread | None = None
-        """The loop of a pool that has one; set before the first use."""
+        """The number of runs that one process executes at a time; None if it is unknown."""
+        self.loop_thread: LoopThread | None = None
+        """The loop of the pool if it has one; set before the first use."""
         self._send_wakes = send_wakes
         self.config: AppConfig | None = None
-        """The agents file, once it has been read: those of its agents that can be served here."""
+        """The agents file after `check()`, with the agents that this worker serves."""
         self.unavailable: tuple[UnavailableAgent, ...] = ()
-        """The agents of the file that cannot be served here."""
+        """The agents of the file that this worker cannot serve."""
         self._assembly: Assembly | None = None
         self._process: CeleryProcess | None = None
         self._pid = 0
@@ -61,18 +61,19 @@ class ProcessHolder:
         self._lock = threading.Lock()
 
     def check(self) -> None:
-        """Import the plugins and read the agents file. Raises a coded error that says what is wrong."""
+        """Import the plugins and read the agents file. Raises an `OpenAgentsError` for an invalid file."""
         if self._assembly is None:
             self._assembly = Assembly.from_settings(self.settings)
             self.config = self._assembly.config
             self.unavailable = tuple(self._assembly.unavailable.values())
 
     def process(self) -> CeleryProcess | None:
-        """The process's own, made and started on first use; None once the worker is stopping."""
+        """The worker process of this OS process, started at the first call; None if the worker is
+        stopping."""
         with self._lock:
             if self._closed:
                 return None
-            if self._process is None or self._pid != os.getpid():  # a forked child makes one of its own
+            if self._process is None or self._pid != os.getpid():  # a forked child creates its own
                 self.check()
                 assert self._assembly is not None
                 self._process = CeleryProcess(
@@ -82,7 +83,7 @@ class ProcessHolder:
                     queues=self.queues,
                     max_runs=self.max_runs,
                     send_wakes=self._send_wakes,
-                    bridge=self.bridge,
+                    loop_thread=self.loop_thread,
                     leave=self._leave,
                 )
                 self._process.start()
@@ -90,22 +91,24 @@ class ProcessHolder:
             return self._process
 
     def is_registered(self) -> bool:
-        """Whether runs may be claimed here. Where child processes do the work, each knows it for itself."""
+        """Whether this process may claim runs. True in the parent of child processes, which have own
+        leases."""
         process = self._process
         return process is None or process.heartbeat.lease.remaining_s() > 0
 
     def hand_over(self) -> None:
-        """Begin to hand the process's runs over. Takes no lock: the thread it interrupts may hold it."""
+        """Begin to hand over the runs. Takes no lock: it may interrupt the thread that holds the lock."""
         process = self._process
         if process is not None:
             process.hand_over()
 
     def stats(self) -> dict[str, Any]:
-        """The process's own; empty before its start, after its end, and where children do the work."""
+        """The figures of the process; empty before its start, after its end, and in a parent of children."""
         process = self._process
         return process.stats() if process is not None and self._pid == os.getpid() else {}
 
     def close(self) -> None:
+        """Close the process of this OS process, and allow no new one."""
         with self._lock:
             self._closed = True
             process, self._process = self._process, None

@@ -1,7 +1,8 @@
-"""The crew. The only place that says which worker process a task's body finds: the worker's, or an eager one.
+"""The process provider: the only place that selects the worker process in which a task body executes its run.
 
-An eager process lives for as long as somebody submits under `task_always_eager`. What it would send as a
-message it carries itself: the next run of a session, a retry that has become due meanwhile.
+A worker has one process; under `task_always_eager` an eager process exists while a thread submits. An eager
+process executes its wake-ups itself instead of sending messages: the next run of a session, or a retry that
+has become due.
 """
 
 from __future__ import annotations
@@ -27,24 +28,25 @@ if TYPE_CHECKING:
 __all__ = ["ProcessProvider"]
 
 
-CELERYS_MAPS = ("celery.map", "celery.starmap")
-"""Celery's tasks that call another task, once for each item. Celery has no place to refuse them earlier."""
+MAP_TASKS = ("celery.map", "celery.starmap")
+"""Celery's tasks that call another task once per item. Celery offers no hook to refuse them earlier."""
 
 
-def _called_directly(task: Task) -> ConfigError | RequestInvalid:
+def _direct_call_error(task: Task) -> ConfigError | RequestInvalid:
+    """The error for a run task whose body was called as a function."""
     outer = task.app.current_worker_task
-    if outer is None or outer.name not in CELERYS_MAPS:
+    if outer is None or outer.name not in MAP_TASKS:
         return ConfigError(
-            f"{task.name} is no function to call: a run is submitted, and carried by a worker",
-            hint="run_agent.delay(request); in tests also under task_always_eager",
+            f"{task.name} cannot be called as a function: submit the run, and a worker executes it",
+            hint="call run_agent.delay(request); in tests, set task_always_eager",
         )
     if RequestInvalid not in outer.throws:
         outer.throws = (*outer.throws, RequestInvalid)  # expected: one line in the log and no traceback
-    return RequestInvalid(str(not_called(f"{outer.name} of {task.name}")))  # Celery sends the text alone
+    return RequestInvalid(str(not_called(f"{outer.name} of {task.name}")))  # Celery sends only the text
 
 
 class ProcessProvider:
-    """What carries the runs of an app in this process; nothing of it is loaded before the first run."""
+    """Provides the worker processes that execute the runs of an app here; loaded at the first run."""
 
     def __init__(self, app: Celery, settings: Settings) -> None:
         self._app = app
@@ -52,61 +54,65 @@ class ProcessProvider:
         self._lock = threading.Lock()
         self._submitting = 0
         self._eager: ProcessHolder | None = None
-        self._others: set[threading.Thread] = set()
+        self._wake_threads: set[threading.Thread] = set()
 
     @cached_property
-    def host(self) -> ProcessHolder:
-        """The worker's."""
-        return self._new_host(partial(send_wakes, self._app))
+    def holder(self) -> ProcessHolder:
+        """The holder of the worker's process."""
+        return self._new_holder(partial(send_wakes, self._app))
 
-    def at_work(self, task: Task) -> CeleryProcess | None:
-        """The process in which the body of this task finds its run; None once it is stopping."""
+    def process_for(self, task: Task) -> CeleryProcess | None:
+        """The process in which this task's body executes its run; None if it is stopping.
+
+        Raises `ConfigError` if the task was called as a function.
+        """
         if task.request.called_directly:
-            raise _called_directly(task)
+            raise _direct_call_error(task)
         if not task.request.is_eager:
-            return self.host.process()
+            return self.holder.process()
         return self._eager.process() if self._eager is not None else None
 
     @contextmanager
     def eager(self) -> Generator[None]:
-        """A worker process in this one for as long as the block lasts, and longer if others are in theirs."""
+        """A worker process inside this one until the last of the concurrent `with` blocks ends."""
         with self._lock:
             self._submitting += 1
             if self._eager is None:
-                # Whose process it is decides about its end, not a run in it.
-                self._eager = self._new_host(self._execute_others, leave=lambda _: None)
-            host = self._eager
+                # The process belongs to the submitting program: a run must not end it.
+                self._eager = self._new_holder(self._execute_in_threads, leave=lambda _: None)
+            holder = self._eager
         try:
-            host.process()  # what is wrong with its configuration is said before anything is accepted
+            holder.process()  # an invalid configuration is raised before a run is accepted
             yield
         finally:
-            self._leave()
+            self._leave_eager()
 
-    def _leave(self) -> None:
-        if threading.current_thread() not in self._others:
-            while self._others:
-                next(iter(self._others)).join()
+    def _leave_eager(self) -> None:
+        """Wait for the wake-ups, and close the eager process if this was the last user."""
+        if threading.current_thread() not in self._wake_threads:
+            while self._wake_threads:
+                next(iter(self._wake_threads)).join()
         with self._lock:
             self._submitting -= 1
-            host, self._eager = (None, self._eager) if self._submitting else (self._eager, None)
-        if host is not None:
-            host.close()
+            holder, self._eager = (None, self._eager) if self._submitting else (self._eager, None)
+        if holder is not None:
+            holder.close()
 
-    def _execute_others(self, wakes: Sequence[Wake]) -> None:
+    def _execute_in_threads(self, wakes: Sequence[Wake]) -> None:
         for wake in wakes:
-            other = threading.Thread(
-                target=self._execute_other, args=(wake,), name=f"eager run {wake.run_id}"
+            thread = threading.Thread(
+                target=self._execute_wake, args=(wake,), name=f"eager run {wake.run_id}"
             )
-            self._others.add(other)
-            other.start()
+            self._wake_threads.add(thread)
+            thread.start()
 
-    def _execute_other(self, wake: Wake) -> None:
+    def _execute_wake(self, wake: Wake) -> None:
         try:
             self._app.tasks[RUN_AGENT].execute_wakes([wake])
         finally:
-            self._others.discard(threading.current_thread())
+            self._wake_threads.discard(threading.current_thread())
 
-    def _new_host(
+    def _new_holder(
         self, send: Callable[[Sequence[Wake]], object], leave: Callable[[int], object] = os._exit
     ) -> ProcessHolder:
         from openagents_worker.celery.process_holder import ProcessHolder

@@ -1,7 +1,7 @@
-"""Registration. The only place that puts us into a Celery app: ours, or one that exists.
+"""Registration: the only place that adds our tasks to a Celery app, our own app or an existing one.
 
-What a worker needs besides is loaded when a worker of the app starts: a web process that imports the app in
-order to submit runs loads a producer.
+The parts of a worker are imported when a worker of the app starts. A web process that imports the app to
+submit runs imports only the producer.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ __all__ = ["install", "register"]
 
 
 def register(app: Celery, queue: str = "agents") -> AgentTask:
-    """Put our tasks, our remote control and our part of a worker into a Celery app; its task `run_agent`.
+    """Add our tasks, our remote control and our bootsteps to a Celery app; returns its task `run_agent`.
 
-    None of the app's settings is changed: what runs need is set at our tasks. Whoever submits needs the
-    Redis settings of the environment (`OPENAGENTS_REDIS_URL`), a worker that consumes `queue` the others,
-    too. A worker of the app that does not consume it starts nothing of ours. From then on
-    `openagents_worker.run_agent` is this app's task. An app that is registered already stays as it is; raises
-    `ConfigError` when it was registered with another queue, `ConfigValidationError` for a name that no queue
-    may have.
+    No setting of the app is changed: our tasks have their own settings. A process that submits runs needs the
+    Redis settings of the environment (`OPENAGENTS_REDIS_URL`); a worker that consumes `queue` also needs the
+    others. A worker of the app that does not consume `queue` starts no part of this library. From then on
+    `openagents_worker.run_agent` is the task of this app. A second call with the same queue changes nothing.
+    Raises `ConfigError` for a second call with another queue, and `ConfigValidationError` for an invalid
+    queue name.
 
     ```python
     app = Celery("shop")
@@ -53,33 +53,33 @@ def register(app: Celery, queue: str = "agents") -> AgentTask:
         install(app, settings.model_copy(update={"queue": queue}), AppKind.REGISTERED)
     elif parts.settings.queue != queue:
         raise ConfigError(
-            f"the app {described_app(app)} is registered with the queue {parts.settings.queue!r} already, "
-            f"and now with {queue!r}",
+            f"the app {described_app(app)} is already registered with the queue {parts.settings.queue!r}; "
+            f"it cannot be registered with {queue!r} too",
             hint="call register(app, queue=...) once; agents may name other queues in the agents file",
         )
     return cast(AgentTask, app.tasks[RUN_AGENT])
 
 
 def install(app: Celery, settings: Settings, kind: AppKind) -> None:
-    """Add the tasks now, and the rest when a worker of the app starts."""
+    """Add the tasks now, and the bootsteps when a worker of the app starts."""
     processes = ProcessProvider(app, settings)
     attach_binding(app, AppBinding(kind, settings, processes=processes))
     add_tasks(app, processes)
-    signals.celeryd_init.connect(_begin_log, dispatch_uid="openagents_worker")
-    signals.worker_init.connect(_equip, dispatch_uid="openagents_worker")
+    signals.celeryd_init.connect(_on_celeryd_init, dispatch_uid="openagents_worker")
+    signals.worker_init.connect(_on_worker_init, dispatch_uid="openagents_worker")
 
 
-def _equip(sender: Any = None, **_: Any) -> None:
-    """Called in each worker process of any app, before it makes its steps."""
+def _on_worker_init(sender: Any = None, **_: Any) -> None:
+    """Called in each worker process of any app, before Celery creates its bootsteps."""
     parts = find_binding(sender.app) if sender is not None else None
     if parts is not None and parts.processes is not None:
         from openagents_worker.celery.bootsteps import install_bootsteps
 
-        install_bootsteps(sender, parts.processes.host, is_ours=parts.kind is AppKind.WORKER)
+        install_bootsteps(sender, parts.processes.holder, is_ours=parts.kind is AppKind.WORKER)
 
 
-def _begin_log(instance: Any = None, options: Any = None, **_: Any) -> None:
-    """Called in each worker process of any app, before Celery writes its first lines."""
+def _on_celeryd_init(instance: Any = None, options: Any = None, **_: Any) -> None:
+    """Called in each worker process of any app, before Celery writes its first log lines."""
     parts = find_binding(instance.app) if instance is not None else None
     if parts is not None and parts.kind.has_tasks and parts.settings.log_format == "json":
         from openagents_worker.celery.logs import set_up_logging

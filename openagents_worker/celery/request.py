@@ -1,8 +1,8 @@
-"""The request. The only place that decides which of our messages Celery drops before their task: none.
+"""Worker requests: the only place that keeps Celery from dropping a message of a run before its task.
 
-A worker that was told to revoke an id or a stamp drops every later message with it, also the one that resumes
-the run. Of a run, its record says whether it is to go on; what Celery would drop or end is cancelled there
-(`revoke` of an id: `control.py`).
+A worker that has got a `revoke` of an id or a stamp drops every later message with it, also one that resumes
+the run. The record of a run decides whether it continues. So a message that Celery would drop cancels the run
+in its record instead (`revoke` of an id: `celery/revoke.py`).
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ log = get_logger(__name__)
 
 
 class RunMessage(Request):  # type: ignore[misc]  # Celery ships no types
-    """A message of a run, as a worker has received it."""
+    """A received message of a run."""
 
-    def __init__(self, message: Any, **how: Any) -> None:
-        """Raises `InvalidTaskError` for arguments that Celery would meet in the middle of its tracer only."""
-        super().__init__(message, **how)
+    def __init__(self, message: Any, **options: Any) -> None:
+        """Raises `InvalidTaskError` for malformed arguments, which Celery would find only inside its
+        tracer."""
+        super().__init__(message, **options)
         embedded = () if self._decoded else message.payload[2:]
         if not isinstance(self._args, list | tuple) or not isinstance(self._kwargs, dict):
-            raise InvalidTaskError("args is no list, or kwargs is no object")
+            raise InvalidTaskError("args must be a list, and kwargs must be an object")
         if any(not isinstance(part, dict) for part in embedded):
-            raise InvalidTaskError("what is embedded beside args and kwargs is no object")
+            raise InvalidTaskError("the part of the body after args and kwargs must be an object")
 
     def revoked(self) -> bool:
-        """Whether this very message was answered by its termination; nothing else drops it.
+        """Whether this message was already terminated and reported; no other message is dropped.
 
-        A run with a revoked stamp is cancelled in its record; the message then tells Celery of its end.
+        A run with a revoked stamp is cancelled in its record; its message then reports the end to Celery.
         """
         if revoked_stamps and self._has_revoked_stamp():
             self._cancel_run()
         return bool(self._already_revoked)
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
-        """Cancel the run; a task of ours that is no run, or is not known yet, ends as Celery ends one."""
+        """Cancel the run. A task that is not an accepted run is terminated by Celery."""
         if not self._cancel_run():
             super().terminate(pool, signal)
 
@@ -57,7 +58,7 @@ class RunMessage(Request):  # type: ignore[misc]  # Celery ships no types
         return False
 
     def _cancel_run(self) -> bool:
-        """Whether the message is that of a run, which is cancelled then."""
+        """Cancel the run of this message; returns False if the message does not belong to an accepted run."""
         if self.name not in (RUN_AGENT, RESUME_RUN):
             return False
         try:

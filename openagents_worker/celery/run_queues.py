@@ -1,9 +1,10 @@
-"""The queues of runs, in a worker of somebody's app. The only place that takes runs apart from other tasks.
+"""Run queues: the only place that separates the queues of runs from other queues in a registered app's
+worker.
 
-Celery reads all queues of a worker through one channel, with one limit: the app's `worker_concurrency` times
-its prefetch multiplier. Where our pool has a limit of its own for runs, the app's waiting tasks would use
-that one up, and no run would be taken any more; and with `worker_disable_prefetch`, runs that wait for their
-models would keep out the app's tasks. So the queues of runs get a channel and a limit of their own.
+Celery reads all queues of a worker through one channel with one limit: `worker_concurrency` times the
+prefetch multiplier. Our pool has a separate limit for runs. With one channel, waiting tasks of the app would
+use up the prefetch limit, and no run would be received. With `worker_disable_prefetch`, runs that wait for
+their models would block the app's tasks. So the queues of runs get their own channel and limit.
 """
 
 from __future__ import annotations
@@ -15,74 +16,77 @@ from celery import bootsteps
 from celery.worker import state
 from kombu.messaging import Consumer
 
-from openagents_worker.celery.free_slots import sift_ends
+from openagents_worker.celery.free_slots import sift_completion_messages
 from openagents_worker.celery.pool.task_pool import TaskPool
 from openagents_worker.celery.process_holder import ProcessHolder
-from openagents_worker.celery.registration_gate import bound_messages
+from openagents_worker.celery.registration_gate import limit_message_size
 from openagents_worker.producer.publisher import WakesFirst, wake_queue
 
-__all__ = ["run_queues_of"]
+__all__ = ["run_queues_step"]
 
-MOST_AHEAD = 8  # messages that are taken and not begun; a run is acknowledged when it begins
+MAX_PREFETCH = 8  # messages that are received and not started; a run is acknowledged when it starts
 
 
-def run_queues_of(host: ProcessHolder) -> type[bootsteps.StartStopStep]:
-    """A step of the consumer, for a pool that has a limit of its own for runs."""
+def run_queues_step(holder: ProcessHolder) -> type[bootsteps.StartStopStep]:
+    """A consumer bootstep for a pool that has a separate limit for runs."""
 
-    class RunQueues(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+    class RunQueuesStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
         requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def start(self, parent: Any) -> None:
-            """Called again with each new connection, after Celery has made its consumer for it."""
+            """Called for each new connection, after Celery has created its consumer."""
             pool = parent.pool
-            if isinstance(pool, TaskPool) and pool.has_run_limit and host.queues:
-                names = {name for queue in host.queues for name in (queue, wake_queue(queue))}
-                parent.task_consumer = _divided(parent, pool, names, host)
+            if isinstance(pool, TaskPool) and pool.has_run_limit and holder.queues:
+                names = {name for queue in holder.queues for name in (queue, wake_queue(queue))}
+                parent.task_consumer = _split_consumer(parent, pool, names, holder)
 
-    return RunQueues
+    return RunQueuesStep
 
 
-def _divided(consumer: Any, pool: TaskPool, names: set[str], host: ProcessHolder) -> DividedConsumer:
-    celerys = consumer.task_consumer
+def _split_consumer(consumer: Any, pool: TaskPool, names: set[str], holder: ProcessHolder) -> SplitConsumer:
+    """Replace Celery's consumer by one that reads the queues of runs through a new channel."""
+    celery_consumer = consumer.task_consumer
     channel = consumer.connection.channel()
-    channel.basic_qos(0, min(MOST_AHEAD, pool.run_limit), consumer.qos_global)
-    _limit(channel, lambda: host.is_registered() and pool.runs_in_hand() < pool.run_limit)
-    bound_messages(host, channel)
-    sift_ends(channel, pool, consumer.app, free_slots=lambda: pool.run_limit - pool.runs_in_hand())
-    if hasattr(channel, "_queue_cycle"):  # Redis: runs that have begun go before those that have not
+    channel.basic_qos(0, min(MAX_PREFETCH, pool.run_limit), consumer.qos_global)
+    _limit(channel, lambda: holder.is_registered() and pool.unfinished_runs() < pool.run_limit)
+    limit_message_size(holder, channel)
+    sift_completion_messages(
+        channel, pool, consumer.app, free_slots=lambda: pool.run_limit - pool.unfinished_runs()
+    )
+    if hasattr(channel, "_queue_cycle"):  # Redis: wake-ups of started runs are read before new runs
         channel._queue_cycle = WakesFirst()  # type: ignore[no-untyped-call]  # as all of kombu
     if consumer.app.conf.worker_disable_prefetch:
-        _limit_to_begin(celerys.channel, consumer, pool)
-    options = {"accept": celerys.accept, "on_decode_error": celerys.on_decode_error}
-    of_runs = [queue for queue in celerys.queues if queue.name in names]
-    runs = Consumer(channel, of_runs, **options)  # type: ignore[no-untyped-call]  # as all of kombu
-    others = [queue for queue in celerys.queues if queue.name not in names]
-    return DividedConsumer(celerys.channel, others, runs=runs, names=names, **options)
+        _limit_app_tasks(celery_consumer.channel, consumer, pool)
+    options = {"accept": celery_consumer.accept, "on_decode_error": celery_consumer.on_decode_error}
+    run_queues = [queue for queue in celery_consumer.queues if queue.name in names]
+    runs = Consumer(channel, run_queues, **options)  # type: ignore[no-untyped-call]  # as all of kombu
+    others = [queue for queue in celery_consumer.queues if queue.name not in names]
+    return SplitConsumer(celery_consumer.channel, others, runs=runs, names=names, **options)
 
 
-def _limit(channel: Any, has_room: Any) -> None:
-    """Ask for no message while there is no room for it. AMQP counts by itself what it has sent."""
+def _limit(channel: Any, has_free_slot: Any) -> None:
+    """Request messages only while a slot is free. An AMQP broker applies the prefetch limit itself."""
     qos = getattr(channel, "qos", None)
     if qos is not None and hasattr(qos, "can_consume"):
-        celerys = qos.can_consume
-        qos.can_consume = MethodType(lambda _: has_room() and celerys(), qos)
+        can_consume = qos.can_consume
+        qos.can_consume = MethodType(lambda _: has_free_slot() and can_consume(), qos)
 
 
-def _limit_to_begin(channel: Any, consumer: Any, pool: TaskPool) -> None:
-    """What `worker_disable_prefetch` does, for the app's own tasks alone; Celery counts runs as well."""
+def _limit_app_tasks(channel: Any, consumer: Any, pool: TaskPool) -> None:
+    """Apply `worker_disable_prefetch` to the app's own tasks only; Celery would count runs too."""
     if consumer.connection.transport.driver_type != "redis":
         return
-    vars(channel.qos).pop("can_consume", None)  # Celery's, set a moment ago
+    vars(channel.qos).pop("can_consume", None)  # set by Celery just before
 
-    def has_room() -> bool:
+    def has_free_slot() -> bool:
         limit = getattr(consumer.controller, "max_concurrency", None) or pool.num_processes
-        return len(state.reserved_requests) - pool.runs_in_hand() < int(limit)
+        return len(state.reserved_requests) - pool.unfinished_runs() < int(limit)
 
-    _limit(channel, has_room)
+    _limit(channel, has_free_slot)
 
 
-class DividedConsumer(Consumer):
-    """Celery's consumer of all queues, of which `runs` reads those named `names` through its own channel."""
+class SplitConsumer(Consumer):
+    """Celery's consumer of all queues; `runs` reads the queues in `names` through its own channel."""
 
     def __init__(self, channel: Any, queues: Any, *, runs: Consumer, names: set[str], **options: Any) -> None:
         self.runs = runs
@@ -91,7 +95,7 @@ class DividedConsumer(Consumer):
 
     @property
     def queues(self) -> list[Any]:
-        """All of them: what `inspect active_queues` and Flower show."""
+        """All queues, as `inspect active_queues` and Flower show them."""
         own, of_runs = dict(self._queues or {}), dict(self.runs._queues or {})
         return [*own.values(), *of_runs.values()]
 
@@ -111,7 +115,7 @@ class DividedConsumer(Consumer):
     close = cancel
 
     def add_queue(self, queue: Any) -> Any:
-        """Remote control adds one; those of runs stay together."""
+        """Called by remote control; a queue of runs is added to `runs`."""
         if queue.name in self.names:
             return self.runs.add_queue(queue)  # type: ignore[no-untyped-call]
         return super().add_queue(queue)  # type: ignore[no-untyped-call]

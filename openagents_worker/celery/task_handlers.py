@@ -1,4 +1,4 @@
-"""The bodies of our tasks. The only place that carries a run for a message and notes what Celery was told."""
+"""Task handlers: the only place that executes a run for a message and records that Celery was notified."""
 
 from __future__ import annotations
 
@@ -42,62 +42,68 @@ __all__ = ["completion_notified", "prune", "recover_runs", "resume_run", "run_ag
 log = get_logger(__name__)
 
 REDIS_PAUSE_S = 0.5
-MAX_WHY_CHARS = 500
+MAX_ERROR_CHARS = 500
 
 
 def run_agent(
     task: Task, process: CeleryProcess | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Carry the run that a message names or asks for; what is no request becomes a failed run."""
-    process, message = _there(process), _message_of(task, args, kwargs)
+    """Execute the run that a message names or requests. An invalid request becomes a failed run.
+
+    Raises `RunFailed` for it, and `Ignore` if the worker is stopping.
+    """
+    process, message = _running_process(process), _task_message(task, args, kwargs)
     max_bytes = process.settings.max_payload_bytes
     try:
-        asked = parse_message(message, max_bytes=max_bytes)
-        if isinstance(asked, RunRequest):
+        run_id = parse_message(message, max_bytes=max_bytes)
+        if isinstance(run_id, RunRequest):
             canvas = task_options_of_message(
                 task.request, max_bytes=max_bytes, key_prefix=process.settings.key_prefix
             )
-            asked = process.run(_accepted(process, asked, message, canvas))
+            run_id = process.run(_accept(process, run_id, message, canvas))
     except OpenAgentsError as error:
-        process.run(_answer(process, message, error))
+        process.run(_store_failed_run(process, message, error))
         raise RunFailed(str(error), code=error.code, run_id=message.task_id) from None
-    return _tell(task, process, asked, process.execute(asked, message.format))
+    return _report(task, process, run_id, process.execute(run_id, message.format))
 
 
 def resume_run(
     task: Task, process: CeleryProcess | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Carry a known run on."""
-    process = _there(process)
-    message = _message_of(task, args, kwargs)
+    """Continue an accepted run."""
+    process = _running_process(process)
+    message = _task_message(task, args, kwargs)
     run_id = run_to_resume(message)
-    return _tell(task, process, run_id, process.execute(run_id, message.format))
+    return _report(task, process, run_id, process.execute(run_id, message.format))
 
 
 def recover_runs(process: CeleryProcess | None) -> int:
-    """Bring back what can be brought back; says how many runs."""
-    process = _there(process)
+    """Recover every recoverable run now; returns the number of recovered runs."""
+    process = _running_process(process)
     return process.run(process.rescue.once())
 
 
 def prune(process: CeleryProcess | None) -> int:
-    """Take out of the lists of runs and sessions what has expired; says how many entries."""
-    process = _there(process)
+    """Remove expired runs and sessions from the indexes; returns the number of entries."""
+    process = _running_process(process)
     return process.run(process.rescue.prune())
 
 
-def _there(process: CeleryProcess | None) -> CeleryProcess:
+def _running_process(process: CeleryProcess | None) -> CeleryProcess:
+    """The process. Raises `Ignore` if the worker is stopping."""
     if process is None:
-        raise Ignore("this worker is stopping; the run is in Redis, and another one takes it")
+        raise Ignore(
+            "this worker is stopping; the run is stored in Redis, and another worker will execute it"
+        )
     return process
 
 
-# --- telling Celery --------------------------------------------------------------------------------------
+# --- reporting to Celery ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _CompletionNotice:
-    """An end that Celery is being told of, and the state in which it then has the task."""
+class _PendingCompletion:
+    """The end of a run that is being reported to Celery; `status` is Celery's state for it."""
 
     process: CeleryProcess
     run_id: str
@@ -105,21 +111,22 @@ class _CompletionNotice:
     status: str
 
 
-def _tell(task: Task, process: CeleryProcess, run_id: str, attempt_result: AttemptResult) -> dict[str, str]:
-    # Only a message that is the run's own has its callbacks; for another one they are still to be called.
+def _report(task: Task, process: CeleryProcess, run_id: str, attempt_result: AttemptResult) -> dict[str, str]:
+    """Report the result to Celery; remember the end so that it is acknowledged after Celery's callbacks."""
+    # Only the run's own message has its callbacks. After another message they must still be called.
     if attempt_result.kind is AttemptOutcome.FINISHED and task.request.id == run_id:
         status = _STATUS.get(attempt_result.stop_reason or StopReason.FAILED, states.FAILURE)
-        task.request.openagents_ending = _CompletionNotice(process, run_id, attempt_result.life, status)
+        task.request.openagents_ending = _PendingCompletion(process, run_id, attempt_result.life, status)
     if (
         attempt_result.kind is AttemptOutcome.SUSPENDED
         and task.request.id == run_id
         and not task.request.is_eager
     ):
-        process.put_aside(task, run_id)
+        process.check_flower_later(task, run_id)
     try:
         return report_to_celery(task, run_id, attempt_result)
     except Ignore:
-        completion_notified(task, states.REVOKED)  # the tracer calls nobody after it
+        completion_notified(task, states.REVOKED)  # Celery's tracer calls no `after_return` after an Ignore
         raise
 
 
@@ -127,21 +134,22 @@ _STATUS = {StopReason.COMPLETED: states.SUCCESS, StopReason.CANCELLED: states.RE
 
 
 def completion_notified(task: Task, status: str) -> None:
-    """Celery has been told, and what is linked to the run has been sent: it is not told again.
+    """Record that Celery was notified of the end, and that the linked tasks were sent.
 
-    A worker that dies before leaves the run to be told by another; so may callbacks be called twice, and
-    never not at all. With another status than the run's something went wrong on the way.
+    If the worker dies before, another worker notifies Celery again: callbacks are called at least once. A
+    `status` that is not the run's means that the report failed; then nothing is recorded.
     """
-    ending: _CompletionNotice | None = getattr(task.request, "openagents_ending", None)
-    if ending is None or ending.status != status:
+    pending: _PendingCompletion | None = getattr(task.request, "openagents_ending", None)
+    if pending is None or pending.status != status:
         return
-    ending.process.completion_notified(ending.run_id, ending.life, wait=bool(task.request.is_eager))
+    pending.process.completion_notified(pending.run_id, pending.life, wait=bool(task.request.is_eager))
 
 
 # --- messages --------------------------------------------------------------------------------------------
 
 
-def _message_of(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TaskMessage:
+def _task_message(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TaskMessage:
+    """The message of a task, from Celery's request."""
     request = task.request
     headers = request.headers or {}
     queue = (request.delivery_info or {}).get("routing_key")
@@ -162,18 +170,19 @@ def _message_of(task: Task, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
 
 
 def _ms_until(expires: str | None) -> int:
-    """A message's time of expiry as milliseconds from now, at least one; 0 for none."""
+    """Milliseconds until the expiry time of a message, at least 1; 0 if it does not expire."""
     if not expires:
         return 0
     at = maybe_make_aware(iso_time(expires))
     return max(1, int((at - datetime.now(UTC)).total_seconds() * 1000))
 
 
-async def _accepted(process: CeleryProcess, request: RunRequest, message: TaskMessage, canvas: str) -> str:
-    """Accept a request from outside; the id of its run.
+async def _accept(process: CeleryProcess, request: RunRequest, message: TaskMessage, canvas: str) -> str:
+    """Accept a request from outside; returns the id of its run.
 
-    Its message is gone from the broker, so this waits until Redis is there. A request that Redis refuses for
-    good is put aside: it would hold a slot for ever. Raises `RedisRefused` then.
+    Its message is already removed from the broker, so this waits until Redis answers. A request that Redis
+    refuses is stored as a dead letter, so that it does not occupy a slot for ever. Raises `RedisRefused`
+    then, and `Ignore` if another request has the same id.
     """
     while True:
         try:
@@ -186,30 +195,32 @@ async def _accepted(process: CeleryProcess, request: RunRequest, message: TaskMe
                 canvas=canvas,
             )
         except RedisRefused as error:
-            await _put_aside(process, request, message, error)
+            await _store_dead_letter(process, request, message, error)
             raise
         except (RedisUnreachable, SubmitUnknown) as error:
             log.of_run(logging.WARNING, "message.waits_for_redis", run_id=request.run_id, error=error.message)
             await asyncio.sleep(REDIS_PAUSE_S)
         except RunConflict:
             log.warning("message.conflict", run_id=request.run_id, hint="another request has this id")
-            raise Ignore(f"the run {request.run_id} belongs to another request") from None
+            raise Ignore(f"the run id {request.run_id} belongs to another request") from None
         else:
             await process.send_wakes([accepted.also] if accepted.also is not None else [])
             return accepted.run_id
 
 
-async def _put_aside(
+async def _store_dead_letter(
     process: CeleryProcess, request: RunRequest, message: TaskMessage, error: RedisRefused
 ) -> None:
-    """Keep a request that Redis refuses where `openagents-worker status` lists it: whole, so that it can be
-    submitted again. Where Redis refuses that, too, the log has it."""
+    """Store the whole request that Redis refuses as a dead letter, so that it can be submitted again.
+
+    `openagents-worker status` lists it. If Redis refuses the dead letter too, the request is logged.
+    """
     item = request.model_dump_json(exclude_unset=True)
     queue = message.queue or process.settings.queue
-    door = put_aside(key=queue, code=error.code, what=error.message[:MAX_WHY_CHARS], item=item)
+    script_call = put_aside(key=queue, code=error.code, what=error.message[:MAX_ERROR_CHARS], item=item)
     while True:
         try:
-            await process.store.run(door)
+            await process.store.run(script_call)
         except RedisRefused as refused:
             log.error("message.not_kept", queue=queue, error=refused.message, item=shown_item(item))
             return
@@ -219,10 +230,9 @@ async def _put_aside(
             return
 
 
-async def _answer(process: CeleryProcess, message: TaskMessage, error: OpenAgentsError) -> None:
-    """A message that is no request, or that Redis refuses, becomes a failed run: whoever sent it finds out
-    why."""
-    door = reject(
+async def _store_failed_run(process: CeleryProcess, message: TaskMessage, error: OpenAgentsError) -> None:
+    """Store a failed run for an invalid or refused request, so that its sender finds the reason."""
+    script_call = reject(
         run_id=message.task_id,
         queue=message.queue or process.settings.queue,
         code=error.code,
@@ -230,8 +240,8 @@ async def _answer(process: CeleryProcess, message: TaskMessage, error: OpenAgent
         hint=error.hint or "",
     )
     try:
-        known = not await process.store.run_until(door, lambda: not process.runner.accepting)
-    except RedisRefused as refused:  # as it has refused the request itself
+        known = not await process.store.run_until(script_call, lambda: not process.runner.accepting)
+    except RedisRefused as refused:  # Redis has refused the request too
         log.error("message.not_answered", run_id=message.task_id, code=error.code, error=refused.message)
         return
     if not known:

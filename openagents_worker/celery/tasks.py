@@ -1,7 +1,7 @@
-"""Our tasks. The only place that gives Celery something to execute: names and settings.
+"""Our Celery tasks: the only place that defines their names and settings.
 
-Their bodies, and with them the models' clients, tools and patterns, are loaded when the first one is called:
-a process that only submits runs may have this app, too.
+Their handlers, and with them the model clients, tools and patterns, are imported at the first call: a process
+that only submits runs may use this app too.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ OWN_TASKS = (RUN_AGENT, RESUME_RUN, RECOVER_RUNS, PRUNE)
 
 SETTINGS: Mapping[str, Any] = {
     "bind": True,
-    "shared": False,  # or Celery gives them to every other app of this process, too
-    "acks_late": False,  # with late acknowledgement a connection blip starts a message a second time
+    "shared": False,  # else Celery adds them to every other app of this process
+    "acks_late": False,  # with late acknowledgement a short loss of connection delivers a message twice
     "acks_on_failure_or_timeout": True,
     "acks_on_failure": True,
     "acks_on_timeout": True,
     "reject_on_worker_lost": False,
-    "retry_on_worker_lost": False,  # whose worker died, the rescue loop sees
+    "retry_on_worker_lost": False,  # the rescue loop detects dead workers
     "serializer": "json",
     "compression": None,
     "throws": (OpenAgentsError,),  # expected: one line in the log and no traceback
-    "typing": False,  # a message with wrong arguments is answered, not refused by Celery
-    "rate_limit": 0,  # none; None would mean the app's default, here and below
+    "typing": False,  # we handle a message with wrong arguments, Celery does not reject it
+    "rate_limit": 0,  # no limit; None would mean the app's default, here and below
     "time_limit": 0,
     "soft_time_limit": 0,
     "track_started": False,
@@ -53,26 +53,26 @@ SETTINGS: Mapping[str, Any] = {
     "waits_on_loop": True,  # see pool.ON_LOOP
     "Request": "openagents_worker.celery.request:RunMessage",
 }
-"""All that a run needs of Celery, per task: the app may have other habits."""
+"""The Celery options that runs need, set per task because the app may have other defaults."""
 
 
 class _OwnTask(Task):  # type: ignore[misc]  # Celery ships no types
-    """A task that is what it is here, whatever the app's `task_annotations` say of all tasks."""
+    """A task that ignores the app's `task_annotations`."""
 
     abstract = True
 
     @classmethod
     def annotate(cls) -> None:
-        """Celery would set attributes of the task from the app's settings here."""
+        """Do nothing; Celery's method sets attributes of the task from the app's settings."""
 
 
 class RunTask(_OwnTask):
-    """A task that carries a run; the tracer calls `after_return` once it has told of an end."""
+    """A task that executes a run; Celery's tracer calls `after_return` after it has reported an end."""
 
     abstract = True
 
     def on_failure(self, exc: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
-        """What Celery's event and Flower show as the traceback: that of the user's code, and none of ours."""
+        """Set the traceback that Celery's event and Flower show: the user's code only."""
         if isinstance(exc, RunFailed):
             einfo.traceback = exc.traceback or str(exc)
 
@@ -83,24 +83,26 @@ class RunTask(_OwnTask):
 
 
 class _Waiting(EagerResult):  # type: ignore[misc]  # Celery ships no types
-    """An eager run that only waits. Celery's would give None, and a chain would go on with that."""
+    """The result of an eager run that waits. Celery's class would return None, and a chain would continue."""
 
     def get(self, *_: Any, **__: Any) -> Any:
-        """Raises `WaitTimeout`: there is no value, and nobody here to wait for."""
-        raise WaitTimeout(f"the run {self.id!r} waits ({self.result}); nothing behind it is called eagerly")
+        """Raises `WaitTimeout`: the run has no value yet, and no other process will end it."""
+        raise WaitTimeout(
+            f"the run {self.id!r} waits ({self.result}); tasks that follow it are not called eagerly"
+        )
 
 
 class RunAgent(RunTask, AgentTask):
-    """`run_agent` where runs are carried: under `task_always_eager` it carries them in this very process."""
+    """`run_agent` in a process that executes runs; under `task_always_eager` it executes them here."""
 
     abstract = True
 
     @property
     def processes(self) -> ProvidesProcess:
-        """What carries runs in this process; it belongs to the app."""
+        """The app's provider of worker processes in this process."""
         parts = find_binding(self.app)
         assert parts is not None
-        assert parts.processes is not None, "the app that has this task has what carries its runs"
+        assert parts.processes is not None, "an app with this task has a process provider"
         return parts.processes
 
     def apply(
@@ -110,7 +112,7 @@ class RunAgent(RunTask, AgentTask):
         throw: bool | None = None,
         **options: Any,
     ) -> Any:
-        """Submit a run and carry it here, to its end or its first wait: Celery's `EagerResult`."""
+        """Submit a run and execute it here until its end or its first wait; returns an `EagerResult`."""
         request, how = self._submission(args or (), kwargs or {}, options)
         client, linked = client_of(self.app), how.pop("canvas")
         canvas = task_options_json(
@@ -127,7 +129,7 @@ class RunAgent(RunTask, AgentTask):
         return result
 
     def execute_wakes(self, wakes: Iterable[Wake]) -> int:
-        """Do at once what these wake-ups ask a worker to do; says how many there were."""
+        """Execute the runs of these wake-ups here; returns the number of wake-ups."""
         wakes = list(wakes)
         if wakes:
             with self.processes.eager():
@@ -136,12 +138,12 @@ class RunAgent(RunTask, AgentTask):
         return len(wakes)
 
     def execute_here(self, run_id: str, linked: Mapping[str, Any]) -> Any:
-        """Do here what a worker does with a message of the run. Call it inside of `processes.eager()`."""
+        """Execute a run here as a worker does for its message. Call it inside `processes.eager()`."""
         return Task.apply(
             self,
             ({"run_id": run_id, "agent_id": "", "session_id": ""},),
             task_id=run_id,
-            headers={"wake_us": "0"},  # the mark of a message of ours
+            headers={"wake_us": "0"},  # marks a message of our producer
             throw=False,
             link=self._links(linked),
             link_error=linked.get("link_error"),
@@ -149,34 +151,35 @@ class RunAgent(RunTask, AgentTask):
         )
 
     def _links(self, linked: Mapping[str, Any]) -> list[Any]:
-        """What follows the run: an eager task is told of its links alone, so a chain's rest becomes one."""
+        """The tasks that follow the run. An eager task gets links only, so the rest of a chain becomes
+        one."""
         links = [*(maybe_list(linked.get("link")) or [])]
         rest = [maybe_signature(each, app=self.app) for each in reversed(linked.get("chain") or [])]
         return [*links, chain(*rest, app=self.app)] if rest else links
 
 
 def add_tasks(app: Celery, processes: ProcessProvider) -> None:
-    """Register `tasks.run_agent`, `.resume_run`, `.recover_runs`, `.prune`; touch nothing else of the app."""
+    """Register `tasks.run_agent`, `.resume_run`, `.recover_runs` and `.prune`; change nothing else."""
 
     def run_agent(self: RunAgent, *args: Any, **kwargs: Any) -> dict[str, str]:
-        from openagents_worker.celery import task_handlers as bodies
+        from openagents_worker.celery import task_handlers
 
-        return bodies.run_agent(self, processes.at_work(self), args, kwargs)
+        return task_handlers.run_agent(self, processes.process_for(self), args, kwargs)
 
     def resume_run(self: RunTask, *args: Any, **kwargs: Any) -> dict[str, str]:
-        from openagents_worker.celery import task_handlers as bodies
+        from openagents_worker.celery import task_handlers
 
-        return bodies.resume_run(self, processes.at_work(self), args, kwargs)
+        return task_handlers.resume_run(self, processes.process_for(self), args, kwargs)
 
     def recover_runs(self: Task) -> int:
-        from openagents_worker.celery import task_handlers as bodies
+        from openagents_worker.celery import task_handlers
 
-        return bodies.recover_runs(processes.at_work(self))
+        return task_handlers.recover_runs(processes.process_for(self))
 
     def prune(self: Task) -> int:
-        from openagents_worker.celery import task_handlers as bodies
+        from openagents_worker.celery import task_handlers
 
-        return bodies.prune(processes.at_work(self))
+        return task_handlers.prune(processes.process_for(self))
 
     app.task(run_agent, name=RUN_AGENT, base=RunAgent, **SETTINGS)
     app.task(resume_run, name=RESUME_RUN, base=RunTask, **SETTINGS)

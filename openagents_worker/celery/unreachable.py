@@ -1,4 +1,5 @@
-"""A Redis that a starting worker cannot reach. The only place that says when it is no use to wait for it."""
+"""Unreachable Redis: the only address_and_port that decides whether a starting worker should wait for Redis
+or fail."""
 
 from __future__ import annotations
 
@@ -16,22 +17,22 @@ __all__ = ["lasting_problem", "lasting_problem_of_celery"]
 
 
 def lasting_problem(error: RedisUnreachable, variable: str, url: str) -> TlsFailed | None:
-    """What must be changed before this Redis can be reached; None where waiting may help.
+    """The configuration error that makes this Redis unreachable; None if waiting may help.
 
-    `variable` is the setting that names it, without its prefix.
+    `variable` is the setting with the URL, without its prefix.
     """
     if isinstance(error, TlsFailed):
         return TlsFailed(f"{PREFIX}{variable}: {error.message}", hint=error.hint)
-    if isinstance(error, NoGreeting) and (problem := _looked_at(address_of(url))):
+    if isinstance(error, NoGreeting) and (problem := _find_tls_problem(address_of(url))):
         where = f"{PREFIX}{variable}: no connection with Redis at {safe_url(url)}"
         return TlsFailed(f"{where}: {problem.what}", hint=problem.hint)
     return None
 
 
 def lasting_problem_of_celery(settings: Settings) -> TlsFailed | None:
-    """The same of a broker and a result backend of their own: Celery would try for ever.
+    """The configuration error of a separate broker or result backend: Celery itself would retry for ever.
 
-    One that is away is no problem here: Celery waits for it.
+    None if they are only down: Celery waits for them.
     """
     for variable, url in (("BROKER_URL", settings.broker_url), ("RESULT_BACKEND", settings.result_backend)):
         if not url or url == settings.redis_url or not is_redis_url(url):
@@ -45,15 +46,15 @@ def lasting_problem_of_celery(settings: Settings) -> TlsFailed | None:
     return None
 
 
-def _looked_at(address: RedisAddress | Sentinels) -> TlsProblem | None:
-    """What is wrong with TLS where a server says nothing or hangs up; None where that is not why."""
+def _find_tls_problem(address: RedisAddress | Sentinels) -> TlsProblem | None:
+    """The TLS error that explains why a server sends no reply or closes the connection; None if none does."""
     if isinstance(address, Sentinels) or not address.is_at_port:
         return None
-    place = address.host, address.port
+    address_and_port = address.host, address.port
     if address.tls is None:
-        if speaks_tls(*place, timeout_s=CONNECT_TIMEOUT_S):
-            return TlsProblem("it speaks TLS", "such a URL begins with rediss:// (docs/redis.md)")
+        if speaks_tls(*address_and_port, timeout_s=CONNECT_TIMEOUT_S):
+            return TlsProblem("the server uses TLS", "the URL must begin with rediss:// (docs/redis.md)")
         return None
-    if speaks_redis(*place, timeout_s=CONNECT_TIMEOUT_S):
-        return TlsProblem("it does not speak TLS at this port", "such a URL begins with redis://")
-    return alert_of(address.tls, *place, timeout_s=CONNECT_TIMEOUT_S)
+    if speaks_redis(*address_and_port, timeout_s=CONNECT_TIMEOUT_S):
+        return TlsProblem("the server does not use TLS at this port", "the URL must begin with redis://")
+    return alert_of(address.tls, *address_and_port, timeout_s=CONNECT_TIMEOUT_S)

@@ -1,1 +1,1 @@
-"""The worker: where Celery meets the runtime."""
+"""The worker process: heartbeat, watchdog, rescue loop and drain. It imports no Celery."""

@@ -1,4 +1,4 @@
-"""Accusing. The only place that stores which run makes a process stand still that is about to be ended."""
+"""The only place that records which run blocks a process that is about to be ended."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ log = get_logger(__name__)
 
 
 def accuse_run(cell: Cell, *, within_s: float, run_id: str, incarnation: str) -> None:
-    """Store it, over a connection of its own. Raises `RedisUnreachable` when that takes longer."""
-    patience_s = within_s / 2  # to connect, and to answer
+    """Record the run as the cause, over a new connection. Raises `RedisUnreachable` after `within_s`
+    seconds."""
+    timeout_s = within_s / 2  # once for the connect and once for the answer
     with closing(
-        Store(cell, max_connections=1, answer_timeout_s=patience_s, connect_timeout_s=patience_s)
+        Store(cell, max_connections=1, answer_timeout_s=timeout_s, connect_timeout_s=timeout_s)
     ) as store:
         accused = store.run(accuse(run_id=run_id, incarnation=incarnation))
     log.error("run.accused", run_id=run_id, incarnation=incarnation, accused=accused)

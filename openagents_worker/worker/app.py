@@ -1,4 +1,4 @@
-"""Moved to `openagents_worker.celery.app`; this path goes with the next release."""
+"""Moved to `openagents_worker.celery.app`; this path will be removed in the next release."""
 
 from __future__ import annotations
 

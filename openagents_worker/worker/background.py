@@ -1,7 +1,7 @@
-"""Background parts. The only place that says what follows when a thread or task of the worker's own fails.
+"""The only place that starts background threads and tasks, and ends the process when one of them fails.
 
-A worker whose heartbeat, watch or rescue has ended looks healthy and is not: its process ends, with one line
-in the log that says which part it was and why, and others take its runs.
+A worker whose heartbeat, watchdog or rescue loop has on_done looks healthy but is not. Its process ends with
+one log line that names the part and the error, and other workers reclaim its runs.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ Leave = Callable[[int], object]
 def background_thread(main: Callable[[], None], *, name: str, leave: Leave = os._exit) -> threading.Thread:
     """A daemon thread, not started yet, that ends the process when `main` raises."""
 
-    def guarded() -> None:
+    def run_guarded() -> None:
         try:
             main()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the part has ended
+        except BaseException as error:  # noqa: BLE001 - after any exception the part has on_done
             _end_process(name, error, leave)
 
-    return threading.Thread(target=guarded, name=name, daemon=True)
+    return threading.Thread(target=run_guarded, name=name, daemon=True)
 
 
 def background_task(
     work: Coroutine[Any, Any, Any], *, name: str, leave: Leave = os._exit
 ) -> asyncio.Task[Any]:
-    """A task that ends the process when it raises; to be cancelled is no failure."""
+    """A task that ends the process when it raises. A cancellation is not a failure."""
 
-    def ended(task: asyncio.Task[Any]) -> None:
+    def on_done(task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             _end_process(name, error, leave)
 
     task = asyncio.get_running_loop().create_task(work, name=name)
-    task.add_done_callback(ended)
+    task.add_done_callback(on_done)
     return task
 
 
 def _end_process(part: str, error: BaseException, leave: Leave) -> None:
+    """Log the failed part and end the process."""
     problem = f"{type(error).__name__}: {error}"
     log.error("worker.part_failed", part=part, error=problem, exit_code=EX_PART_FAILED, exc_info=error)
     line_groups.flush()

@@ -1,4 +1,4 @@
-"""Tellings. The only place that notes, for many runs together, that Celery was told how they ended."""
+"""Completion acks: the only place that records, in batches, that Celery was notified of the end of runs."""
 
 from __future__ import annotations
 
@@ -15,38 +15,42 @@ __all__ = ["CompletionAcks"]
 
 log = get_logger(__name__)
 
-TOGETHER_S = 0.01
-MOST_WORDS = 2 * 200  # a script call
+BATCH_DELAY_S = 0.01
+MAX_ARGUMENTS = 2 * 200  # of one script call: 200 runs
 
 
 class CompletionAcks:
-    """Writes down at once what was told within a moment. Who dies in that moment tells again."""
+    """Writes the acks of `BATCH_DELAY_S` with one script call.
+
+    If the process dies before the write, the rescue loop notifies Celery again.
+    """
 
     def __init__(self, store: AsyncStore, *, leave: Leave = os._exit) -> None:
         self._store = store
         self._leave = leave
-        self._waiting: list[str] = []  # run id, life, run id, life …
-        self._writing: asyncio.Task[None] | None = None
+        self._unwritten: list[str] = []  # run id, life, run id, life …
+        self._writer: asyncio.Task[None] | None = None
 
     def add(self, run_id: str, life: int) -> None:
-        """Celery was told of the end of this life; call it on the loop."""
-        self._waiting += (run_id, str(life))
-        if self._writing is None:
-            self._writing = background_task(self._write(), name="tellings", leave=self._leave)
+        """Record that Celery was notified of the end of this life of the run. Call it on the loop."""
+        self._unwritten += (run_id, str(life))
+        if self._writer is None:
+            self._writer = background_task(self._write(), name="completion-acks", leave=self._leave)
 
     async def aclose(self) -> None:
-        """Returns when all is written."""
-        if self._writing is not None:
-            await self._writing
+        """Return when all acks are written."""
+        if self._writer is not None:
+            await self._writer
 
     async def _write(self) -> None:
-        await asyncio.sleep(TOGETHER_S)
+        """Write the acks in batches; a batch is dropped if Redis is unreachable."""
+        await asyncio.sleep(BATCH_DELAY_S)
         try:
-            while self._waiting:
-                these, self._waiting = self._waiting[:MOST_WORDS], self._waiting[MOST_WORDS:]
+            while self._unwritten:
+                batch, self._unwritten = self._unwritten[:MAX_ARGUMENTS], self._unwritten[MAX_ARGUMENTS:]
                 try:
-                    await self._store.run(told(runs=these))
+                    await self._store.run(told(runs=batch))
                 except RedisUnreachable as error:
-                    log.warning("runs.told_again_later", runs=len(these) // 2, error=error.message)
+                    log.warning("runs.told_again_later", runs=len(batch) // 2, error=error.message)
         finally:
-            self._writing = None
+            self._writer = None

@@ -1,4 +1,5 @@
-"""Notices. The only place that hears at once what the heartbeat would be told at its next beat: cancel."""
+"""The control channel: the only place that receives cancel requests over pub/sub, before the next
+heartbeat."""
 
 from __future__ import annotations
 
@@ -15,26 +16,25 @@ from openagents_worker.worker.background import Leave, background_task
 
 __all__ = ["ControlChannel"]
 
-RETRY_S = 1.0  # what is missed meanwhile comes with a beat
-BURST = 64  # cancellations that are heard before anything else on the loop gets its turn
+RETRY_S = 1.0  # cancel requests that are missed meanwhile arrive with the next heartbeat
+BURST = 64  # cancellations that are handled before other tasks of the loop get a turn
 
 
 class ControlChannel:
-    """Listens on the channel of the incarnation that lives now. All its methods are called on the loop."""
+    """Listens on the channel of the current incarnation. Call all methods on the loop."""
 
     def __init__(self, cell: Cell, *, on_cancel: Callable[[str], None], leave: Leave = os._exit) -> None:
-        self._store = AsyncStore(
-            cell, max_connections=2, answer_timeout_s=None
-        )  # listening may take for ever
+        # No time-out for an answer: listening blocks until a message arrives.
+        self._store = AsyncStore(cell, max_connections=2, answer_timeout_s=None)
         self._on_cancel = on_cancel
         self._leave = leave
         self._task: asyncio.Task[NoReturn] | None = None
 
     def follow(self, incarnation: str) -> None:
-        """Listen to this incarnation from now on, and no longer to the one before."""
+        """Listen for this incarnation from now on, and no longer for the previous one."""
         if self._task is not None:
             self._task.cancel()
-        self._task = background_task(self._listen(incarnation), name="notices", leave=self._leave)
+        self._task = background_task(self._listen(incarnation), name="control-channel", leave=self._leave)
 
     async def aclose(self) -> None:
         if self._task is not None:
@@ -42,23 +42,26 @@ class ControlChannel:
         await self._store.close()
 
     async def _listen(self, incarnation: str) -> NoReturn:
+        """Subscribe and handle messages for ever; reconnect after `RETRY_S`."""
         channel = self._store.keys.notices(incarnation)
 
-        async def hear(client: Any) -> None:
+        async def handle_messages(client: Any) -> None:
             async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
                 await pubsub.subscribe(channel)
-                async for number, message in _counted(pubsub.listen()):
+                async for number, message in _numbered(pubsub.listen()):
                     self._on_cancel(message["data"])
-                    if number % BURST == 0:  # what has come already is read without waiting
+                    if (
+                        number % BURST == 0
+                    ):  # messages that have already arrived are read without yielding to the loop
                         await asyncio.sleep(0)
 
         while True:
             with contextlib.suppress(RedisUnreachable):
-                await self._store.use(hear)
+                await self._store.use(handle_messages)
             await asyncio.sleep(RETRY_S)
 
 
-async def _counted(messages: AsyncIterator[Any]) -> AsyncIterator[tuple[int, Any]]:
+async def _numbered(messages: AsyncIterator[Any]) -> AsyncIterator[tuple[int, Any]]:
     number = 0
     async for message in messages:
         number += 1

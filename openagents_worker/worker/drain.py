@@ -1,8 +1,8 @@
-"""The drain. The only place that says how a worker that is told to stop gives its runs away.
+"""The drain: the only place that defines how a stopping worker hands its runs over.
 
-Order matters: no new runs, then each run up to its next commit and on to somebody else, then those whose
-calls take too long, and only then the end of the lease. Whatever is killed in between is a dead worker like
-any other: its runs are reclaimed.
+The order matters. First the worker accepts no new runs. Then each run is handed over at its next commit. Then
+runs inside long calls are interrupted. The lease ends last. A worker that is killed during the drain is a
+dead worker like any other: its runs are reclaimed.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.heartbeat import RunHost
 
-__all__ = ["drain", "let_go"]
+__all__ = ["drain", "stop_runs"]
 
 log = get_logger(__name__)
 
 
-class Draining(RunHost, Protocol):
+class DrainableHost(RunHost, Protocol):
     accepting: bool
 
     async def hurry_all(self) -> None: ...
 
 
-async def drain(run_host: Draining, limits: TimeLimits) -> bool:
-    """Hand over every run, at its next commit or, when the drain is over, out of the call that it is in.
+async def drain(run_host: DrainableHost, limits: TimeLimits) -> bool:
+    """Hand over every run at its next commit or, when the drain time is over, out of its current call.
 
-    False: some are still at work, in what cannot be cancelled. Their worker dies with them.
+    Returns False if some runs still execute code that cannot be cancelled; the process must then be ended.
     """
     run_host.accepting = False
     runs = len(run_host.known())
@@ -42,12 +42,13 @@ async def drain(run_host: Draining, limits: TimeLimits) -> bool:
     return handed_over
 
 
-async def let_go(run_host: RunHost, limits: TimeLimits) -> bool:
-    """Whatever still works stops, and can write nothing any more. False: some of it cannot be stopped."""
+async def stop_runs(run_host: RunHost, limits: TimeLimits) -> bool:
+    """Stop all remaining runs and fence their writes. Returns False if some cannot be stopped."""
     return await _within(limits.confirm_s, run_host.latch_all(LatchReason.FENCED))
 
 
 async def _within(timeout_s: float, work: Awaitable[None]) -> bool:
+    """Whether the work was done within the time-out."""
     try:
         async with asyncio.timeout(timeout_s):
             await work

@@ -1,8 +1,8 @@
-"""The heartbeat. The only place that registers and renews this process's lease.
+"""The heartbeat: the only place that registers this process and renews its lease.
 
-It beats in a thread of its own over a connection of its own, so that no busy loop can starve it; one command
-a beat, whatever the number of runs. Its answer says which runs Redis thinks are ours, and which of them
-somebody wants to end.
+It beats in its own thread over its own connection, so that a busy event loop cannot delay it. One beat is one
+command, whatever the number of runs. The reply lists the runs that Redis has given to this process, and those
+of them that are to be cancelled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.background import Leave, background_thread
-from openagents_worker.worker.connection_checks import LOOK_EVERY_S, RENEWAL_GRACE_MS, Looks
+from openagents_worker.worker.connection_checks import CHECK_EVERY_S, RENEWAL_GRACE_MS, ConnectionChecks
 from openagents_worker.worker.lease import WorkerLease, boot_clock
 from openagents_worker.worker.local_processes import ProcessIdentity
 
@@ -41,18 +41,18 @@ __all__ = ["Heartbeat", "RunHost"]
 
 log = get_logger(__name__)
 
-SAY_AGAIN_S = 5.0  # a log line about a Redis that is away at most this often
+LOG_AGAIN_S = 5.0  # between two log lines about a Redis that is unreachable
 
 
 class RunHost(Protocol):
-    """What heartbeat and watch want of the runner."""
+    """What the heartbeat and the watchdog need from the runner."""
 
     def known(self) -> frozenset[str]:
-        """The runs that this process is claiming or running; from any thread."""
+        """The runs that this process is claiming or running. Thread-safe."""
         ...
 
     def owned_runs(self) -> frozenset[str]:
-        """Those of them that Redis has given to it; from any thread."""
+        """Those of `known()` that Redis has given to this process. Thread-safe."""
         ...
 
     def latch(self, run_id: str, reason: LatchReason) -> None: ...
@@ -61,7 +61,7 @@ class RunHost(Protocol):
 
 
 class Heartbeat:
-    """Keeps the lease of one process from `start()` to `retire()`."""
+    """Holds the lease of one process from `start()` to `retire()`."""
 
     def __init__(
         self,
@@ -74,9 +74,9 @@ class Heartbeat:
         loop: asyncio.AbstractEventLoop,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
         on_registered: Callable[[str], None],
-        look_every_s: float = LOOK_EVERY_S,
+        check_every_s: float = CHECK_EVERY_S,
         process: ProcessIdentity | None = None,
-        on_neighbours: Callable[[Mapping[str, str]], None] = lambda neighbours: None,
+        on_local_workers: Callable[[Mapping[str, str]], None] = lambda workers: None,
         on_given_up: Callable[[], None] = lambda: None,
         max_recoveries: int = MAX_RECOVERIES,
         card: WorkerCard | None = None,
@@ -85,9 +85,11 @@ class Heartbeat:
         leave: Leave = os._exit,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
-        """`card` is what the process says of itself to whoever lists the workers; `loop_lag_ms`, asked once
-        a beat, for how long its event loop has answered nobody since the beat before. `on_lease` is
-        given each lease before anything is claimed under it."""
+        """`card` describes the process for listings of workers. `loop_lag_ms` is called once per beat and
+        returns the longest time without an answer of the event loop since the previous beat. `on_lease`
+        receives each lease before a run is claimed under it. `on_registered` receives each new incarnation on
+        the loop. `on_given_up` is called on the loop after the lease of another worker was ended.
+        """
         self._node = node
         self._limits = limits
         self._lease_ms = round(limits.lease_s * 1000)
@@ -98,7 +100,7 @@ class Heartbeat:
         self._on_registered = on_registered
         self._host = process.host if process is not None else ""
         self._process = process.process if process is not None else ""
-        self._on_neighbours = on_neighbours
+        self._on_local_workers = on_local_workers
         self._max_recoveries = max_recoveries
         self._card = card
         self._loop_lag_ms = loop_lag_ms
@@ -109,36 +111,37 @@ class Heartbeat:
             answer_timeout_s=limits.renewal_answer_s,
             connect_timeout_s=limits.renewal_connect_s,
         )
-        self._looks = Looks(
+        self._connection_checks = ConnectionChecks(
             self._store,
             host=self._host,
             ask=self._ask,
             clock=clock,
-            look_every_s=look_every_s,
-            on_given_up=lambda: self._post(on_given_up),
-            on_neighbours=on_neighbours,
+            check_every_s=check_every_s,
+            on_given_up=lambda: self._call_on_loop(on_given_up),
+            on_local_workers=on_local_workers,
         )
         self._lease = WorkerLease.none_yet(limits)
         self._registered = threading.Event()
         self._stopping = threading.Event()
         self._thread = background_thread(self._main, name="openagents-heartbeat", leave=leave)
-        self._said_s = -SAY_AGAIN_S
-        self._strange = _Strange()
+        self._logged_at_s = -LOG_AGAIN_S
+        self._mismatches = _Mismatches()
 
     @property
     def lease(self) -> WorkerLease:
-        """The lease of now; another one after the old one was lost."""
+        """The current lease; a lost lease is replaced by a new one."""
         return self._lease
 
     def start(self) -> None:
         self._thread.start()
 
     def wait_registered(self, timeout_s: float) -> bool:
-        """Whether Redis knows this process; waits at most so long for it."""
+        """Wait at most `timeout_s` for the first registration; returns whether it was made."""
         return self._registered.wait(timeout_s)
 
     def retire(self) -> Literal["GONE", "OVER"]:
-        """End the beating and the lease. OVER: runs are left, for the rescue of any worker to take."""
+        """Stop the heartbeat and end the lease. Returns OVER if runs are left for a rescue loop to
+        reclaim."""
         self._stopping.set()
         self._store.wake()
         if self._thread.ident is not None:
@@ -162,36 +165,38 @@ class Heartbeat:
                 self._beat_until_over()
 
     def _register(self) -> bool:
-        """Become a new incarnation, once the runs of the old one have let go. False: not yet."""
-        if not self._lease.let_go.wait(self._limits.renewal_pause_s):
+        """Register a new incarnation after the runs of the old one have stopped. False if that has failed."""
+        if not self._lease.runs_stopped.wait(self._limits.renewal_pause_s):
             return False
         incarnation, sent_s = f"{self._node}:{secrets.token_hex(6)}", self._clock()
         self._store.subscribe(self._store.keys.alive(incarnation))
-        door = register(
+        script_call = register(
             incarnation=incarnation,
             lease_ms=self._lease_ms,
             agents=self._announcements,
-            previous=self._lease.incarnation,  # lost, and this process lives: no run has killed it
+            # Its lease is lost, but this process lives: none of its runs is a suspect.
+            previous=self._lease.incarnation,
             host=self._host,
             process=self._process,
             info=self._card.to_json() if self._card is not None else "",
         )
-        answer = self._ask(lambda: self._store.run(door))
+        answer = self._ask(lambda: self._store.run(script_call))
         if answer is None:
             self._stopping.wait(self._limits.renewal_pause_s)
             return False
         lease = WorkerLease(incarnation, limits=self._limits, sent_s=sent_s, clock=self._clock)
         self._on_lease(lease)
         self._lease = lease
-        self._strange = _Strange()
-        self._looks.others = None
+        self._mismatches = _Mismatches()
+        self._connection_checks.other_workers = None
         self._registered.set()
-        self._post(self._on_registered, incarnation)
-        self._on_neighbours(answer.neighbours)  # also those that died before this process began
+        self._call_on_loop(self._on_registered, incarnation)
+        self._on_local_workers(answer.neighbours)  # includes workers that died before this process started
         log.info("worker.registered", incarnation=incarnation, lease_ms=self._lease_ms)
         return True
 
     def _beat_until_over(self) -> None:
+        """Renew the lease until it is lost or the heartbeat stops."""
         lease, sent_s, pause_s = self._lease, self._clock(), self._limits.beat_s
         while not self._pause_until(sent_s + pause_s) and lease.remaining_s() > 0:
             sent_s = self._clock()
@@ -202,50 +207,51 @@ class Heartbeat:
             if answer.lost:
                 lease.give_up()
                 log.warning("worker.lease_lost", incarnation=lease.incarnation)
-                self._looks.say_alive(lease.incarnation)
+                self._connection_checks.report_false_alarm(lease.incarnation)
                 return
             lease.renewed(sent_s)
-            self._looks.others = answer.others
-            self._compare(lease.incarnation, answer)
+            self._connection_checks.other_workers = answer.others
+            self._compare_runs(lease.incarnation, answer)
 
     def _pause_until(self, end_s: float) -> bool:
-        """Look after other workers until then; returns whether the beating is to end."""
-        self._looks.until(end_s, self._stopping.is_set)
+        """Check other workers until `end_s`; returns whether the heartbeat must stop."""
+        self._connection_checks.check_until(end_s, self._stopping.is_set)
         return self._stopping.is_set()
 
     def _renew(self, incarnation: str) -> Renewal:
-        self._store.connect()  # so that the server is the one that is told
-        door = renew(
+        """Send one renewal."""
+        self._store.connect()  # so that `server` is the one that receives the command
+        script_call = renew(
             incarnation=incarnation,
             lease_ms=self._lease_ms,
             server=self._store.server,
             renewed_within_ms=round(self._limits.beat_s * 1000) + RENEWAL_GRACE_MS,
             loop_lag_ms=self._loop_lag_ms(),
         )
-        return self._store.run(door)
+        return self._store.run(script_call)
 
-    def _compare(self, incarnation: str, answer: Renewal) -> None:
-        """Act on what is wrong for the second beat in a row; in between a run may be changing hands."""
+    def _compare_runs(self, incarnation: str, answer: Renewal) -> None:
+        """Compare the runs of Redis and of this process. Act on differences that two beats in a row show:
+        a single beat may fall between the claim of a run and its reply."""
         for run_id in answer.cancel_requested:
-            self._post(self._run_host.latch, run_id, LatchReason.CANCELLED)
-        # A claim may take long: only what was ours at the beat before can be lost at this one.
-        orphans, losses = self._strange.now(
+            self._call_on_loop(self._run_host.latch, run_id, LatchReason.CANCELLED)
+        # A claim may take long: only a run that was owned at the previous beat can be lost at this one.
+        orphans, losses = self._mismatches.confirmed(
             orphans=answer.owned - self._run_host.known(), losses=self._run_host.owned_runs() - answer.owned
         )
         for run_id in losses:
             log.of_run(logging.WARNING, "run.not_ours", run_id=run_id, incarnation=incarnation)
-            self._post(self._run_host.latch, run_id, LatchReason.FENCED)
+            self._call_on_loop(self._run_host.latch, run_id, LatchReason.FENCED)
         for run_id in orphans:
             self._ask(lambda run_id=run_id: self._release(run_id, incarnation))  # type: ignore[misc]
 
     def _release(self, run_id: str, incarnation: str) -> None:
-        """Give back a run that is ours and that nobody here runs (its claim's answer was lost)."""
+        """Release a run that Redis has given to this process but that it does not run: the reply was lost."""
         fence = self._store.ask(lambda r: r.hget(self._store.keys("run", run_id), "fence"))
-        if (
-            fence is None or run_id in self._run_host.known()
-        ):  # known before it is claimed: so the fence is old
+        # A run is known before it is claimed: if it is known now, the fence may be old.
+        if fence is None or run_id in self._run_host.known():
             return
-        handed = self._store.run(
+        released = self._store.run(
             release(
                 run_id=run_id,
                 incarnation=incarnation,
@@ -255,42 +261,42 @@ class Heartbeat:
             )
         )
         log.of_run(
-            logging.WARNING, "run.released", run_id=run_id, incarnation=incarnation, answer=handed.answer
+            logging.WARNING, "run.released", run_id=run_id, incarnation=incarnation, answer=released.answer
         )
-        if handed.wakes and not self._loop.is_closed():
-            asyncio.run_coroutine_threadsafe(_awaited(self._send_wakes(handed.wakes)), self._loop)
+        if released.wakes and not self._loop.is_closed():
+            asyncio.run_coroutine_threadsafe(_as_coroutine(self._send_wakes(released.wakes)), self._loop)
 
-    def _ask(self, question: Callable[[], Any]) -> Any:
-        """The answer, or None when there is none; the beat goes on whatever happens."""
+    def _ask(self, query: Callable[[], Any]) -> Any:
+        """The reply, or None if Redis does not answer or the query fails. The heartbeat continues."""
         try:
-            return question()
+            return query()
         except RedisUnreachable as error:
-            if self._clock() - self._said_s >= SAY_AGAIN_S:
-                self._said_s = self._clock()
+            if self._clock() - self._logged_at_s >= LOG_AGAIN_S:
+                self._logged_at_s = self._clock()
                 log.warning("redis.away", error=error.message, hint=error.hint)
-        except Exception:  # a worker whose heart stops for a bug would lose all its runs
+        except Exception:  # a bug here must not cost the worker its lease and all its runs
             log.exception("heartbeat.failed")
         return None
 
-    def _post(self, callback: Callable[..., None], *args: Any) -> None:
+    def _call_on_loop(self, callback: Callable[..., None], *args: Any) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(callback, *args)
 
 
-class _Strange:
-    """What was wrong at the last beat: a run is acted upon when it is wrong twice in a row."""
+class _Mismatches:
+    """The differences at the last beat; a difference is confirmed when the next beat shows it again."""
 
     def __init__(self) -> None:
         self._orphans: frozenset[str] = frozenset()
         self._losses: frozenset[str] = frozenset()
 
-    def now(
+    def confirmed(
         self, *, orphans: frozenset[str], losses: frozenset[str]
     ) -> tuple[frozenset[str], frozenset[str]]:
-        twice = orphans & self._orphans, losses & self._losses
+        confirmed = orphans & self._orphans, losses & self._losses
         self._orphans, self._losses = orphans, losses
-        return twice
+        return confirmed
 
 
-async def _awaited(work: Awaitable[None]) -> None:
+async def _as_coroutine(work: Awaitable[None]) -> None:
     await work

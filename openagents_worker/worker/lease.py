@@ -1,4 +1,4 @@
-"""The lease, by this process's own clock. The only place that says whether the process may still act."""
+"""The worker lease by the local clock: the only place that decides whether this process may still act."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from openagents_worker.time_limits import TimeLimits
 
 __all__ = ["WorkerLease", "boot_clock"]
 
-OVER_S = 1.0  # a second after the machine's start no lease had begun
+EXPIRED_S = 1.0  # one second after boot: every lease begins later
 
 
 def boot_clock() -> float:
-    """Seconds that also pass while the machine sleeps; nobody can set this clock back."""
+    """Seconds since boot, including suspended time. This clock is never set back."""
     source = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(source)
 
 
 class WorkerLease:
-    """One incarnation's word that it is alive. Once over it stays over, whatever Redis may answer later.
+    """The lease of one incarnation. Once expired it stays expired, whatever Redis answers later.
 
-    It ends by the margin of `limits` earlier than Redis thinks. `let_go` is set when every run has let go
-    after the end.
+    It expires locally by the margin of `limits` earlier than in Redis. `runs_stopped` is set when every run
+    has stopped after the expiry.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class WorkerLease:
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self.incarnation = incarnation
-        self.let_go = threading.Event()
+        self.runs_stopped = threading.Event()
         self._limits = limits
         self._clock = clock
         self._lock = threading.Lock()
@@ -44,13 +44,13 @@ class WorkerLease:
 
     @classmethod
     def none_yet(cls, limits: TimeLimits) -> WorkerLease:
-        """What a process holds before its first registration: nothing."""
+        """An expired lease: what a process has before its first registration."""
         lease = cls("", limits=limits, sent_s=-math.inf)
-        lease.let_go.set()
+        lease.runs_stopped.set()
         return lease
 
     def remaining_s(self) -> float:
-        """Seconds until this process must have stopped acting; 0: it is over for ever."""
+        """Seconds until this process must have stopped acting; 0 if the lease has expired."""
         with self._lock:
             left = self._end_s - self._clock()
             if left <= 0:
@@ -59,20 +59,21 @@ class WorkerLease:
 
     @property
     def end_s(self) -> float:
-        """When it ends, by its clock; in the past once it is over."""
+        """When the lease expires, by its clock; a time in the past if it has expired."""
         with self._lock:
-            return max(self._end_s, OVER_S)
+            return max(self._end_s, EXPIRED_S)
 
     def confirm_within_s(self) -> float:
         """How long the code of the runs may take to stop after the end."""
         return self._limits.confirm_s
 
     def renewed(self, sent_s: float) -> None:
-        """A renewal that was sent at `sent_s` has been answered well."""
+        """Extend the lease after Redis has confirmed a renewal that was sent at `sent_s`."""
         with self._lock:
             if self._end_s > self._clock():
                 self._end_s = sent_s + self._limits.local_lease_s
 
     def give_up(self) -> None:
+        """End the lease for ever."""
         with self._lock:
             self._end_s = -math.inf

@@ -1,8 +1,8 @@
-"""Neighbours. The only place that says whether another process of this host is alive.
+"""Local processes: the only place that checks whether another process of this host is alive.
 
-A worker registers its host, process id and start time. On the same host a death is then known exactly: the
-process is gone, is a zombie, or its id belongs to another process. Looking costs no command to Redis: a pidfd
-reports a death at once, and where there is none `/proc` is read four times a second.
+A worker registers its host, process id and start time, so that the other workers of the host detect its death
+exactly: the process is gone, is a zombie, or its id belongs to another process. No check costs a command to
+Redis. A pidfd reports a death at once; without pidfds `/proc` is read four times a second.
 """
 
 from __future__ import annotations
@@ -19,57 +19,58 @@ from typing import assert_never
 
 from openagents_worker.worker.background import Leave, background_thread
 
-__all__ = ["LocalProcessWatch", "ProcessIdentity", "Sign", "sign_of", "this_process"]
+__all__ = ["LocalProcessWatch", "ProcessIdentity", "ProcessState", "process_state", "this_process"]
 
 PROC = Path("/proc")
-LOOK_EVERY_S = 0.25  # where no pidfd reports the death
+CHECK_EVERY_S = 0.25  # without pidfds
 _PIDFD_OPEN: Callable[[int], int] | None = getattr(os, "pidfd_open", None)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """One process of one boot of a host. Its id may be used again, but not with the same start time."""
+    """One process of one boot of a host. A process id may be reused, but not with the same start time."""
 
     host: str
-    """The boot and the name spaces in which process ids and start times mean what they mean to us."""
+    """The boot id and the namespaces in which process ids and start times can be compared."""
     process: str
-    """As it is registered: `{pid} {start time in ticks since the boot}`."""
+    """As registered in Redis: `{pid} {start time in ticks since boot}`."""
 
 
-class Sign(StrEnum):
+class ProcessState(StrEnum):
     ALIVE = "alive"
     DEAD = "dead"
-    UNKNOWN = "unknown"  # it may not be looked at: only its lease can tell
+    UNKNOWN = "unknown"  # the system hides it: only its lease can tell
 
 
 def this_process(proc: Path = PROC) -> ProcessIdentity | None:
-    """This process, as its neighbours will look for it; None where the system does not say."""
+    """The identity of this process; None if the system does not provide it."""
     try:
-        # /proc of another name space shows other processes under the same ids.
+        # /proc of another namespace shows other processes under the same ids.
         if int((proc / "self").readlink().name) != os.getpid():
             return None
         boot_id = (proc / "sys/kernel/random/boot_id").read_text().strip()
-        spaces = [(proc / "self/ns/pid").readlink().name]
-        if (
-            proc / "self/ns/time"
-        ).is_symlink():  # start times are shown as the reader's name space counts them
-            spaces.append((proc / "self/ns/time").readlink().name)
+        namespaces = [(proc / "self/ns/pid").readlink().name]
+        # Start times are shown in the time namespace of the reader.
+        if (proc / "self/ns/time").is_symlink():
+            namespaces.append((proc / "self/ns/time").readlink().name)
         started = _Stat.of(os.getpid(), proc).started
     except (OSError, ValueError, IndexError):
         return None
-    return ProcessIdentity(" ".join([boot_id, *spaces]), f"{os.getpid()} {started}")
+    return ProcessIdentity(" ".join([boot_id, *namespaces]), f"{os.getpid()} {started}")
 
 
-def sign_of(process: str, proc: Path = PROC) -> Sign:
-    """Whether this process of this host lives. DEAD is certain; `proc` that hides it proves nothing."""
+def process_state(process: str, proc: Path = PROC) -> ProcessState:
+    """The state of a process of this host. DEAD is certain; a `/proc` that hides it gives UNKNOWN."""
     try:
         pid, started = (int(part) for part in process.split())
         stat = _Stat.of(pid, proc)
     except (FileNotFoundError, ProcessLookupError):
-        return Sign.UNKNOWN if _exists(pid) else Sign.DEAD  # mounted with `hidepid`, it hides other users'
+        return (
+            ProcessState.UNKNOWN if _exists(pid) else ProcessState.DEAD
+        )  # `/proc` mounted with `hidepid` hides processes of other users
     except (OSError, ValueError, IndexError):
-        return Sign.UNKNOWN
-    return Sign.DEAD if stat.started != started or stat.is_zombie else Sign.ALIVE
+        return ProcessState.UNKNOWN
+    return ProcessState.DEAD if stat.started != started or stat.is_zombie else ProcessState.ALIVE
 
 
 def _exists(pid: int) -> bool:
@@ -78,7 +79,7 @@ def _exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # it is somebody else's
+        return True  # the process of another user
     return True
 
 
@@ -91,19 +92,22 @@ class _Stat:
     @classmethod
     def of(cls, pid: int, proc: Path) -> _Stat:
         text = (proc / str(pid) / "stat").read_text(errors="replace")
-        fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold anything; see proc(5)
+        fields = text[
+            text.rindex(")") + 2 :
+        ].split()  # the name before it may contain any character; see proc(5)
         return cls(fields[0], int(fields[17]), int(fields[19]))
 
     @property
     def is_zombie(self) -> bool:
-        """Dead and not reaped. A first thread that has ended before the others looks like it, and is not."""
+        """Dead and not reaped. A main thread that has ended before other threads looks the same but is
+        not."""
         return self.state in ("Z", "X") and self.threads <= 1
 
 
 class LocalProcessWatch:
-    """Watches the processes of this host's other workers, in a thread that never speaks to Redis.
+    """Watches the processes of the other workers of this host, in a thread that makes no call to Redis.
 
-    `on_dead` is called in that thread with those that have died, by incarnation.
+    `on_dead` is called in that thread with the processes that have died, by incarnation.
     """
 
     def __init__(
@@ -111,37 +115,37 @@ class LocalProcessWatch:
         own: ProcessIdentity,
         *,
         on_dead: Callable[[Mapping[str, ProcessIdentity]], None],
-        look_every_s: float = LOOK_EVERY_S,
+        check_every_s: float = CHECK_EVERY_S,
         leave: Leave = os._exit,
-        sign: Callable[[str], Sign] = sign_of,
+        state_of: Callable[[str], ProcessState] = process_state,
         open_pidfd: Callable[[int], int] | None = _PIDFD_OPEN,
     ) -> None:
         self._own = own
         self._on_dead = on_dead
-        self._look_every_s = look_every_s
-        self._sign = sign
+        self._check_every_s = check_every_s
+        self._state_of = state_of
         self._open_pidfd = open_pidfd
         self._lock = threading.Lock()
-        self._wanted: dict[str, str] = {}
+        self._watched: dict[str, str] = {}
         self._pidfds: dict[str, int | None] = {}
         self._changed = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
-        self._thread = background_thread(self._main, name="openagents-neighbours", leave=leave)
+        self._thread = background_thread(self._main, name="openagents-local-processes", leave=leave)
 
     def start(self) -> None:
         self._thread.start()
 
-    def watch(self, neighbours: Mapping[str, str]) -> None:
-        """Watch these and no others from now on, as Redis knows them: incarnation -> process."""
+    def watch(self, workers: Mapping[str, str]) -> None:
+        """Watch exactly these workers from now on. `workers`: incarnation -> process as registered."""
         with self._lock:
-            wanted = {
+            watched = {
                 incarnation: process
-                for incarnation, process in neighbours.items()
+                for incarnation, process in workers.items()
                 if process != self._own.process
             }
-            if self._stopping or wanted == self._wanted:
+            if self._stopping or watched == self._watched:
                 return
-            self._wanted = wanted
+            self._watched = watched
             os.eventfd_write(self._changed, 1)
 
     def stop(self) -> None:
@@ -158,37 +162,38 @@ class LocalProcessWatch:
 
     def _main(self) -> None:
         while not self._stopping:
-            ended = self._wait()
+            exited = self._wait()
             with self._lock:
-                wanted = dict(self._wanted)
-            ended |= self._begin(wanted)
+                watched = dict(self._watched)
+            exited |= self._update_pidfds(watched)
             dead = {
                 incarnation: ProcessIdentity(self._own.host, process)
-                for incarnation, process in wanted.items()
-                if incarnation in ended or self._is_seen_dead(incarnation, process)
+                for incarnation, process in watched.items()
+                if incarnation in exited or self._is_dead_by_proc(incarnation, process)
             }
             for incarnation in dead:
                 self._forget(incarnation)
             if dead:
                 with self._lock:
-                    self._wanted = {name: p for name, p in self._wanted.items() if name not in dead}
+                    self._watched = {name: p for name, p in self._watched.items() if name not in dead}
                 self._on_dead(dead)
 
-    def _begin(self, wanted: Mapping[str, str]) -> set[str]:
-        """Watch what is new, and no longer what is not wanted; returns what is dead already."""
-        for incarnation in self._pidfds.keys() - wanted.keys():
+    def _update_pidfds(self, watched: Mapping[str, str]) -> set[str]:
+        """Open pidfds for new processes and close those of others; returns the incarnations already dead."""
+        for incarnation in self._pidfds.keys() - watched.keys():
             self._forget(incarnation)
         dead = set()
-        for incarnation in wanted.keys() - self._pidfds.keys():
-            # The pidfd first: a process that then has the right start time is the one that it was opened for.
-            pidfd = self._pidfd(wanted[incarnation])
-            match self._sign(wanted[incarnation]):
-                case Sign.ALIVE:
+        for incarnation in watched.keys() - self._pidfds.keys():
+            # Open the pidfd before the check: if the start time is right then, the pidfd is of the right
+            # process.
+            pidfd = self._pidfd(watched[incarnation])
+            match self._state_of(watched[incarnation]):
+                case ProcessState.ALIVE:
                     self._pidfds[incarnation] = pidfd
-                case Sign.UNKNOWN:
+                case ProcessState.UNKNOWN:
                     self._pidfds[incarnation] = None
                     _close(pidfd)
-                case Sign.DEAD:
+                case ProcessState.DEAD:
                     dead.add(incarnation)
                     _close(pidfd)
                 case never:
@@ -200,26 +205,29 @@ class LocalProcessWatch:
             return None
         try:
             return self._open_pidfd(int(process.split()[0]))
-        except (OSError, ValueError):  # it is gone, or the system does not allow it
+        except (OSError, ValueError):  # the process is gone, or the system does not allow it
             return None
 
-    def _is_seen_dead(self, incarnation: str, process: str) -> bool:
-        """By a look at `/proc`, where no pidfd tells."""
+    def _is_dead_by_proc(self, incarnation: str, process: str) -> bool:
+        """Whether `/proc` shows the process as dead; only for processes without a pidfd."""
         return (
             incarnation in self._pidfds
             and self._pidfds[incarnation] is None
-            and self._sign(process) is Sign.DEAD
+            and self._state_of(process) is ProcessState.DEAD
         )
 
     def _wait(self) -> set[str]:
-        """Wait until a neighbour ends, others are to be watched, or it is time to look; returns who ended."""
+        """Wait until a process exits, the watched set changes, or the next `/proc` check is due.
+
+        Returns the incarnations of the processes that have exited.
+        """
         poll = select.poll()
         poll.register(self._changed, select.POLLIN)
         by_pidfd = {pidfd: name for name, pidfd in self._pidfds.items() if pidfd is not None}
         for pidfd in by_pidfd:
             poll.register(pidfd, select.POLLIN)
         has_all = len(by_pidfd) == len(self._pidfds)
-        ready = {fd for fd, _ in poll.poll(None if has_all else self._look_every_s * 1000)}
+        ready = {fd for fd, _ in poll.poll(None if has_all else self._check_every_s * 1000)}
         if self._changed in ready:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._changed)

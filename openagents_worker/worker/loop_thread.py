@@ -1,9 +1,9 @@
-"""The bridge. The only place where synchronous code, as every Celery task body is, waits for a coroutine.
+"""The loop thread: the only place where synchronous code, such as a Celery task body, waits for a coroutine.
 
-All runs of a process live on one asyncio loop in a thread of its own, whatever pool Celery works with, and
-`LoopThread.run` is how a task body gets there. In a thread of another pool it waits as threads do. In our own
-pool the task body is itself on the loop's thread: there it runs in a greenlet, and waiting is a switch to the
-asyncio task that carries the greenlet.
+All runs of a process execute on one asyncio loop in its own thread, whatever pool Celery uses. A task body
+calls `LoopThread.run` to wait for a coroutine there. In another pool the body blocks its own thread. In our
+pool the body itself is on the loop's thread: there it runs in a greenlet, and it waits by a switch to the
+asyncio task that drives the greenlet.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 
-STOP_TIMEOUT_S = 5.0  # cancelled tasks only have to let go
+STOP_TIMEOUT_S = 5.0  # for cancelled tasks to end
 
 
 # --- a loop in a thread ----------------------------------------------------------------------------------
 
 
 class LoopThread:
-    """An asyncio loop in a daemon thread; uvloop's where that is installed.
+    """An asyncio loop in a daemon thread; uvloop's if that is installed.
 
-    It does not survive a fork: whoever needs one makes it in the process that uses it.
+    It does not survive a fork: create it in the process that uses it.
     """
 
     def __init__(self, name: str = "openagents-loop") -> None:
@@ -51,29 +51,32 @@ class LoopThread:
         self._waiting: set[concurrent.futures.Future[Any]] = set()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._schedstat = -1
-        self.began = threading.Event()
-        """Set when somebody begins to work here; whoever waits for that clears it."""
+        self.work_began = threading.Event()
+        """Set when work starts on an idle loop; the waiting thread clears it."""
         self.is_busy: Callable[[], bool] = lambda: bool(self._waiting)
-        """Whether somebody works here; a pool that starts tasks on the loop itself answers for them."""
+        """Whether work is in progress; a pool that creates tasks on the loop replaces this function."""
 
     def start(self) -> None:
         self._thread.start()
         with contextlib.suppress(OSError):  # not Linux
             path = f"/proc/self/task/{self._thread.native_id}/schedstat"
-            self._schedstat = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # asked for many times a second
+            self._schedstat = os.open(
+                path, os.O_RDONLY | os.O_CLOEXEC
+            )  # kept open: it is read many times a second
 
     @property
     def thread_id(self) -> int | None:
-        """What `sys._current_frames()` knows the thread by; None before its start."""
+        """The thread's id in `sys._current_frames()`; None before its start."""
         return self._thread.ident
 
     @property
     def native_thread_id(self) -> int | None:
-        """What the system knows the thread by; None before its start."""
+        """The thread's id in the operating system; None before its start."""
         return self._thread.native_id
 
     def waited_s(self) -> float:
-        """How long the thread was ready to run but had no core, in its whole life; 0 where nobody knows."""
+        """The total time in which the thread was runnable but had no core; 0 if the system does not report
+        it."""
         try:
             return int(os.pread(self._schedstat, 64, 0).split()[1]) / 1e9
         except OSError:  # not Linux, or the thread has ended
@@ -82,40 +85,40 @@ class LoopThread:
     def run(
         self, work: Coroutine[Any, Any, T], *, interrupted: Callable[[Exception], None] | None = None
     ) -> T:
-        """Run a coroutine on the loop and wait for it here, in whatever pool's task body this is.
+        """Run a coroutine on the loop and wait for its result, from a task body of any pool.
 
-        When the waiting is interrupted (SystemExit, KeyboardInterrupt, a time limit, a termination), the
-        coroutine is cancelled and the interruption goes on. With `interrupted` a soft time limit is given to
-        that instead, and waited on: the coroutine ends in its own way. Raises
-        `concurrent.futures.CancelledError` when the loop ends first, `RuntimeError` in a callback of the
-        loop, which would wait for itself.
+        An interruption of the wait (SystemExit, KeyboardInterrupt, a time limit, a termination) cancels the
+        coroutine and is raised again. With `interrupted`, a soft time limit is passed to that function
+        instead, and the wait continues until the coroutine ends. Raises `concurrent.futures.CancelledError`
+        if the loop ends first, and `RuntimeError` in a callback of the loop, where the wait would never end.
         """
         if threading.get_ident() == self._thread.ident:
-            return _own_body(work).wait(work)
+            return _current_body(work).wait(work)
         try:
             future = asyncio.run_coroutine_threadsafe(work, self.loop)
         except RuntimeError:  # the loop is closed
             work.close()
             raise concurrent.futures.CancelledError from None
         self._waiting.add(future)
-        self.began.set()
+        self.work_began.set()
         try:
-            return _result(future, interrupted)
+            return _wait_for_result(future, interrupted)
         except BaseException:
-            future.cancel()  # without effect when it was the coroutine that raised
+            future.cancel()  # has no effect if the coroutine itself has raised
             raise
         finally:
             self._waiting.discard(future)
 
-    def soon(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function on the loop's thread: now, where that is the caller's, else in its next turn."""
+    def call_soon(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function on the loop's thread: at once if called there, else in the loop's next
+        iteration."""
         if threading.get_ident() == self._thread.ident:
             function(*args)
         else:
             self.loop.call_soon_threadsafe(function, *args)
 
     def stop(self) -> None:
-        """Cancel whatever still runs, so that nobody waits for ever, and end the thread."""
+        """Cancel all tasks, so that no thread waits for ever, and end the loop's thread."""
         if not self._thread.is_alive():
             return
         self._is_stopping.set()
@@ -130,9 +133,9 @@ class LoopThread:
     def _main(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            while not _survived(self.loop.run_forever) and not self._is_stopping.is_set():
+            while not _ran_without_exit(self.loop.run_forever) and not self._is_stopping.is_set():
                 pass
-            while not _survived(self._cancel_all):
+            while not _ran_without_exit(self._cancel_all):
                 pass
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
@@ -140,6 +143,7 @@ class LoopThread:
             self.loop.close()
 
     def _cancel_all(self) -> None:
+        """Cancel all tasks and wait for their end."""
         endings = [end_task(task) for task in asyncio.all_tasks(self.loop)]
 
         async def end_all() -> None:
@@ -150,10 +154,10 @@ class LoopThread:
         self.loop.run_until_complete(end_all())
 
 
-def _survived(run: Callable[[], object]) -> bool:
-    """Run the loop; False when something on it has raised what asyncio ends a loop for.
+def _ran_without_exit(run: Callable[[], object]) -> bool:
+    """Run the loop. Returns False if a SystemExit or KeyboardInterrupt of a task has stopped it.
 
-    That concerns only whoever raised it: a task has it as its outcome, and the loop goes on.
+    The exception is the outcome of that task alone, so the caller starts the loop again.
     """
     try:
         run()
@@ -163,8 +167,10 @@ def _survived(run: Callable[[], object]) -> bool:
     return True
 
 
-def _result(future: concurrent.futures.Future[T], interrupted: Callable[[Exception], None] | None) -> T:
-    """The future's result. What interrupts the waiting is given to `interrupted`, where there is one."""
+def _wait_for_result(
+    future: concurrent.futures.Future[T], interrupted: Callable[[Exception], None] | None
+) -> T:
+    """The result of the future. An interruption of the wait is passed to `interrupted` if it is given."""
     while True:
         try:
             return future.result()
@@ -184,7 +190,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 class _Task(asyncio.Task[Any]):
-    """A task whose context can be asked for; asyncio's own can say it from Python 3.12 on."""
+    """A task with a readable context; asyncio's own tasks have `get_context` from Python 3.12 on."""
 
     __slots__ = ("context",)
 
@@ -204,12 +210,12 @@ class _Task(asyncio.Task[Any]):
         task.context = context
         if run is not None:
             run.started(task)
-            task.add_done_callback(lambda _: work.close())  # where it is cancelled before its first step
+            task.add_done_callback(lambda _: work.close())  # needed if it is cancelled before its first step
         return task
 
 
 def context_of(task: asyncio.Task[Any] | None) -> Context:
-    """The context variables of a task of a `LoopThread`, from any thread; empty where there is no task."""
+    """The context variables of a task of a `LoopThread`; empty without a task. Thread-safe."""
     return task.context if isinstance(task, _Task) else Context()
 
 
@@ -217,17 +223,17 @@ def context_of(task: asyncio.Task[Any] | None) -> Context:
 
 
 class SyncBody(greenlet):  # type: ignore[misc]  # greenlet ships no types
-    """A synchronous function that can wait for coroutines on the thread of their loop.
+    """A greenlet for a synchronous function that waits for coroutines on the thread of their loop.
 
-    Celery keeps its stacks of tasks and requests by greenlet, so each body has its own. A coroutine that it
-    waits for is stepped in here and not in a task of its own: `self.request` is right inside of it, too.
+    Celery stores its stacks of tasks and requests per greenlet, so each body has its own. The body steps the
+    coroutine itself, without a new asyncio task, so that `self.request` is correct inside the coroutine too.
     """
 
     interruption: BaseException | None = None
-    """What the body meets instead of the next cancellation: a time limit has a name of its own."""
+    """The exception that replaces the next `CancelledError` in the body, such as a time limit."""
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Step the coroutine to its end; what it waits for, the task waits for that carries this body."""
+        """Step the coroutine to its end. The asyncio task that drives this body awaits its futures."""
         step: Callable[[Any], Any] = work.send
         value: Any = None
         while True:
@@ -238,35 +244,37 @@ class SyncBody(greenlet):  # type: ignore[misc]  # greenlet ships no types
                 return result
             try:
                 step, value = work.send, self.parent.switch(future)
-            except BaseException as interruption:  # noqa: BLE001 - it is the coroutine's, and goes on from there
+            except BaseException as interruption:  # noqa: BLE001 - raised inside the coroutine
                 step, value = work.throw, interruption
 
 
 @types.coroutine
 def drive(body: SyncBody) -> Generator[Any, Any, Any]:
-    """Await a body: run it until it waits, wait in its place, let it go on with what came of it."""
+    """Await a body: run it until it waits for a future, await the future, resume the body with the result."""
     body.gr_context = getcurrent().gr_context
     future = body.switch()
     while not body.dead:
         try:
             value = yield future
-        except BaseException as error:  # noqa: BLE001 - every interruption is the body's
-            future = body.throw(_named(body, error))
+        except BaseException as error:  # noqa: BLE001 - raised inside the body
+            future = body.throw(_as_interruption(body, error))
         else:
             future = body.switch(value)
     return future
 
 
-def _named(body: SyncBody, error: BaseException) -> BaseException:
+def _as_interruption(body: SyncBody, error: BaseException) -> BaseException:
+    """The exception that the body gets for a cancellation: its `interruption` if one is set."""
     interruption, task = body.interruption, asyncio.current_task()
     if interruption is None or task is None or not isinstance(error, asyncio.CancelledError):
         return error
     body.interruption = None
-    task.uncancel()  # it is not asked to end, only to notice
+    task.uncancel()  # the task is interrupted, not cancelled
     return interruption
 
 
-def _own_body(work: Coroutine[Any, Any, Any]) -> SyncBody:
+def _current_body(work: Coroutine[Any, Any, Any]) -> SyncBody:
+    """The `SyncBody` of this greenlet. Raises `RuntimeError` outside a body."""
     body = getcurrent()
     if isinstance(body, SyncBody):
         return body
@@ -277,10 +285,10 @@ def _own_body(work: Coroutine[Any, Any, Any]) -> SyncBody:
 def in_thread(
     function: Callable[..., T], threads: concurrent.futures.Executor, around: Callable[..., Any] | None = None
 ) -> Callable[..., T]:
-    """The same function; called in a `SyncBody`, it blocks a thread of `threads` instead of the loop.
+    """Wrap a function: called in a `SyncBody`, it blocks a thread of `threads` instead of the loop.
 
-    It is never left half done: an interruption is raised once it has returned. `around`, called here, makes
-    what the function is called through there.
+    The function always runs to its end: an interruption is raised after it has returned. `around` is called
+    in the body and returns the wrapper through which the thread calls the function.
     """
 
     def call(*args: Any, **kwargs: Any) -> T:
@@ -288,13 +296,14 @@ def in_thread(
         if not isinstance(body, SyncBody):
             return function(*args, **kwargs)
         through = around() if around is not None else copy_context().run
-        result: T = body.wait(_finished(threads.submit(through, function, *args, **kwargs)))
+        result: T = body.wait(_wait_for_thread(threads.submit(through, function, *args, **kwargs)))
         return result
 
     return call
 
 
-async def _finished(blocking: concurrent.futures.Future[T]) -> T:
+async def _wait_for_thread(blocking: concurrent.futures.Future[T]) -> T:
+    """Wait until the call in the thread has ended, also after a cancellation."""
     future = asyncio.wrap_future(blocking)
     try:
         return await asyncio.shield(future)

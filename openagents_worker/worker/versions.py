@@ -1,7 +1,7 @@
-"""Versions. The only place that refuses to carry runs with a Celery, kombu or redis-py of another version.
+"""The only place that refuses to execute runs with an unsupported version of Celery, kombu or redis-py.
 
-pip installs a package also where another one asked for a different version of it. A worker relies on details
-of these three that were measured; with others it would end in its middle.
+pip may install a version that conflicts with the requirements of another package. A worker relies on
+measured details of these three packages; with other versions it would fail during its work.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ RELIED_ON = frozenset({"celery", "kombu", "redis"})
 
 
 def check_versions(installed: Callable[[str], str] = version) -> None:
-    """Raises `ConfigError` where one of them is not of a version that the extra `worker` allows."""
+    """Raises `ConfigError` if one of them has a version that the extra `worker` does not allow."""
     wrong = []
-    for needed in _needed():
-        with suppress(PackageNotFoundError):  # what is missing is said by whoever imports it
-            found = installed(needed.name)
-            if not needed.specifier.contains(found, prereleases=True):
-                wrong.append(f"{needed.name} {found} is installed, {needed.specifier} is needed")
+    for requirement in _required_versions():
+        with suppress(PackageNotFoundError):  # the import of a missing package reports it
+            found = installed(requirement.name)
+            if not requirement.specifier.contains(found, prereleases=True):
+                wrong.append(f"{requirement.name} {found} is installed, {requirement.specifier} is needed")
     if wrong:
         raise ConfigError(
-            f"this environment cannot carry runs: {'; '.join(wrong)}",
-            hint="pip install 'openagents-worker[worker]'; a producer needs no newer versions",
+            f"this environment cannot execute runs: {'; '.join(wrong)}",
+            hint="pip install 'openagents-worker[worker]'; a process that only submits runs may keep its own",
         )
 
 
-def _needed() -> list[Requirement]:
+def _required_versions() -> list[Requirement]:
+    """The requirements of the extra `worker` on the packages of `RELIED_ON`."""
     try:
         declared = requires("openagents-worker") or []
-    except PackageNotFoundError:  # it is imported from a folder
+    except PackageNotFoundError:  # imported from a source folder, not installed
         return []
     return [
         one

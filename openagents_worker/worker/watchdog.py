@@ -1,6 +1,7 @@
-"""The watch. The only place that looks at this process from beside: does its loop live, may it still act?
+"""The loop watchdog: the only place that checks from a separate thread that this process may go on.
 
-A thread that never waits for Redis nor long for the loop: it is there for when they do not answer.
+It checks that the event loop answers and that the lease is valid. The thread makes no call to Redis and
+does not block on the loop for long, so that it works when either of them does not answer.
 """
 
 from __future__ import annotations
@@ -32,25 +33,25 @@ __all__ = ["EX_LOOP_DEAD", "LoopWatchdog", "WatchedRuns"]
 log = get_logger(__name__)
 
 EX_LOOP_DEAD = 70  # EX_SOFTWARE of sysexits.h
-TICK_S = 0.05  # of a process whose lease leaves time for it
-IDLE_TICK_S = 1.0  # while nobody works on the loop; whoever begins to ends it
-BLOCKED_S = 0.25  # a loop that is busy for so long delays every run of the process
-SAY_AGAIN_S = 10.0  # of the same block, and of the same place
+TICK_S = 0.05  # the default; `TimeLimits.watch_tick_s` shortens it with the lease
+IDLE_TICK_S = 1.0  # while no task runs on the loop; the start of a task ends the wait
+BLOCKED_S = 0.25  # a block of this duration delays every run of the process
+LOG_AGAIN_S = 10.0  # between two log lines about the same stack
 STOPPED_TICKS = 3
 STACK_FRAMES = 8
-PATTERN_TASK = "run "  # what the name of a task begins with that executes a pattern
-NAMED_RUNS = 10  # of those that did not stop, in the log line
+PATTERN_TASK = "run "  # prefix of the name of an asyncio task that executes a pattern
+NAMED_RUNS = 10  # how many of the runs that did not stop the log line lists
 
 
 class WatchedRuns(RunHost, Protocol):
-    """What the watch wants of the runner."""
+    """What the watchdog needs from the runner."""
 
     def note(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class _LoopBlock:
-    """A loop that does not answer: since when, in which recorded call and code, and where its thread is."""
+    """One period in which the loop did not answer: its start, the recorded call and the stack of the loop."""
 
     since_s: float
     call: CallInfo | None
@@ -59,17 +60,17 @@ class _LoopBlock:
     executing: Executing | None = None
 
     def fields(self) -> dict[str, Any]:
-        """What a person is told of it, but for how long it took."""
-        told: dict[str, Any] = {"stack": self.stack}
+        """The fields of the log line and of the event, without the duration."""
+        fields: dict[str, Any] = {"stack": self.stack}
         if self.executing is not None:
-            told |= {"agent_id": self.executing.agent_id, "plugin": self.executing.plugin}
+            fields |= {"agent_id": self.executing.agent_id, "plugin": self.executing.plugin}
         if self.call is not None:
-            told |= {"kind": self.call.kind, "name": self.call.name, "call_id": self.call.call_key}
-        return told
+            fields |= {"kind": self.call.kind, "name": self.call.name, "call_id": self.call.call_key}
+        return fields
 
 
 class LoopWatchdog:
-    """Stops all runs when the lease is over; names what blocks the loop; ends a process beyond help."""
+    """Stops all runs when the lease is over, logs what blocks the loop, ends a process whose loop is dead."""
 
     def __init__(
         self,
@@ -81,20 +82,24 @@ class LoopWatchdog:
         leave: Callable[[int], object] = os._exit,
         tick_s: float = TICK_S,
         dead_after_s: float = math.inf,
-        threads_at_work: Callable[[], int] = lambda: 0,
+        busy_tool_threads: Callable[[], int] = lambda: 0,
         accuse: Callable[[str], object] = lambda run_id: None,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.process_time,
         pause: Callable[[threading.Event, float], bool] = threading.Event.wait,
         loop_waited_s: Callable[[], float] = lambda: 0.0,
         is_busy: Callable[[], bool] = lambda: True,
-        began: threading.Event | None = None,
-        on_began: Callable[[], object] = lambda: None,
+        work_began: threading.Event | None = None,
+        on_work_began: Callable[[], object] = lambda: None,
         executing: Callable[[], Executing | None] = lambda: None,
     ) -> None:
-        """`threads_at_work` counts the threads that execute tools, which nobody can cancel. `accuse` stores
-        which run has blocked the loop for good. `executing` says whose code the loop executes. `on_began` is
-        called when somebody begins to work after a while in which nobody has."""
+        """`busy_tool_threads` counts the threads that execute tools, which cannot be cancelled.
+
+        `accuse` stores in Redis which run has blocked the loop for good. `executing` returns the plugin code
+        that the loop executes now. `is_busy` tells whether a task runs on the loop; `work_began` is set when
+        one starts on an idle loop, and `on_work_began` is called then. `loop_waited_s` returns for how long
+        the loop's thread was runnable but had no core. `leave` ends the process with an exit code.
+        """
         self._loop = loop
         self._loop_thread_id = loop_thread_id
         self._lease = lease
@@ -102,26 +107,26 @@ class LoopWatchdog:
         self._leave = leave
         self._tick_s = tick_s
         self._dead_after_s = dead_after_s
-        self._threads_at_work = threads_at_work
+        self._busy_tool_threads = busy_tool_threads
         self._accuse = accuse
         self._clock = clock
         self._cpu_clock = cpu_clock
         self._pause = pause
         self._loop_waited_s = loop_waited_s
         self._is_busy = is_busy
-        self._began = began or threading.Event()
-        self._on_began = on_began
+        self._work_began = work_began or threading.Event()
+        self._on_work_began = on_work_began
         self._executing = executing
         self._silent_s = 0.0
         self._block: _LoopBlock | None = None
-        self._said_s: dict[str, float] = {}
+        self._logged_at_s: dict[str, float] = {}
         self._blocks = 0
         self._longest_s = 0.0
         self._lag_s = 0.0
         self._answered = threading.Event()
         self._answered.set()
         self._stopping = threading.Event()
-        self._thread = background_thread(self._main, name="openagents-watch", leave=leave)
+        self._thread = background_thread(self._main, name="openagents-watchdog", leave=leave)
         self._not_running = 0
 
     def start(self) -> None:
@@ -129,76 +134,77 @@ class LoopWatchdog:
 
     def stop(self) -> None:
         self._stopping.set()
-        self._began.set()
+        self._work_began.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     def stats(self) -> dict[str, int]:
-        """How often the loop was blocked for a quarter of a second or more, and for how long at most."""
+        """How often the loop was blocked for 250 ms or longer, and the longest block."""
         return {"blocks": self._blocks, "longest_block_ms": round(self._longest_s * 1000)}
 
     def take_lag_ms(self) -> int:
-        """For how long at most, since it was asked last, the loop has answered nobody; from any thread."""
+        """The longest time without an answer of the loop since the previous call of this method.
+        Thread-safe."""
         lag_s, self._lag_s = max(self._lag_s, self._silent_s), 0.0
         return round(lag_s * 1000)
 
     def _main(self) -> None:
         last_s, last_cpu_s, last_waited_s = self._clock(), self._cpu_clock(), self._loop_waited_s()
-        while (tick_s := self._tick()) is not None:
+        while (tick_s := self._wait_for_tick()) is not None:
             now_s, cpu_s, waited_s = self._clock(), self._cpu_clock(), self._loop_waited_s()
-            # Nobody of ours is to blame while the loop is ready and gets no core.
+            # Do not count time in which the loop's thread was runnable but had no core.
             passed_s = max(now_s - last_s - (waited_s - last_waited_s), 0.0)
-            # Nor when the whole process was stopped, which makes a tick long as well. But so does a call that
-            # keeps the interpreter to itself, this thread included; then the process has used the time.
-            self._look_at_loop(min(passed_s, max(cpu_s - last_cpu_s, 2 * tick_s)), tick_s)
+            # Do not count time in which the whole process was stopped (SIGSTOP), which delays this tick too.
+            # A call that holds the GIL also delays it, but uses processor time: that tells the two apart.
+            self._check_loop(min(passed_s, max(cpu_s - last_cpu_s, 2 * tick_s)), tick_s)
             last_s, last_cpu_s, last_waited_s = now_s, cpu_s, waited_s
-            self._look_at_lease(self._lease())
+            self._check_lease(self._lease())
 
-    def _tick(self) -> float | None:
-        """Wait until it is time to look; returns how long that was to be, None when the watch is to end."""
+    def _wait_for_tick(self) -> float | None:
+        """Wait for one tick. Returns its planned length in seconds, or None when the watchdog must end."""
         if self._is_busy():
             return None if self._pause(self._stopping, self._tick_s) else self._tick_s
-        self._began.clear()
+        self._work_began.clear()
         if not self._is_busy():
-            self._pause(self._began, IDLE_TICK_S)
+            self._pause(self._work_began, IDLE_TICK_S)
         if self._is_busy():
-            self._on_began()
+            self._on_work_began()
         return None if self._stopping.is_set() else IDLE_TICK_S
 
     # --- the lease ---------------------------------------------------------------------------------------
 
-    def _look_at_lease(self, lease: WorkerLease) -> None:
-        """The lease is over: every run lets go before others may take it, or the process ends."""
-        if lease.let_go.is_set() or lease.remaining_s() > 0 or self._loop.is_closed():
+    def _check_lease(self, lease: WorkerLease) -> None:
+        """When the lease is over, stop every run before another worker may take it, or end the process."""
+        if lease.runs_stopped.is_set() or lease.remaining_s() > 0 or self._loop.is_closed():
             return
         began_s, runs = self._clock(), len(self._run_host.known())
         latched = asyncio.run_coroutine_threadsafe(self._run_host.latch_all(LatchReason.FENCED), self._loop)
         why = None
         try:
             latched.result(lease.confirm_within_s())
-            if not self._threads_end_by(began_s + lease.confirm_within_s()):
-                why = "a tool in a thread goes on, and a thread cannot be stopped"
+            if not self._tool_threads_end_by(began_s + lease.confirm_within_s()):
+                why = "a tool still runs in a thread, and a thread cannot be stopped"
         except concurrent.futures.TimeoutError:
-            why = "code of these runs goes on after its cancellation, or the event loop is blocked"
+            why = "code of these runs continues after its cancellation, or the event loop is blocked"
         except concurrent.futures.CancelledError:
             return  # the loop is ending, and every run with it
-        except Exception as error:  # noqa: BLE001  # whatever it was: nobody can say that the runs have let go
+        except Exception as error:  # noqa: BLE001  # then the runs may not have stopped
             why = f"the runs could not be stopped: {error!r}"
         if why is None:
             log.warning("worker.let_go", incarnation=lease.incarnation, runs=runs)
-            lease.let_go.set()
+            lease.runs_stopped.set()
         elif not self._stopping.is_set():
-            self._end_process_beside_successors(lease, why)
+            self._end_process_with_lost_lease(lease, why)
 
-    def _threads_end_by(self, end_s: float) -> bool:
-        """Whether no tool is left in a thread by then."""
-        while self._threads_at_work():
+    def _tool_threads_end_by(self, end_s: float) -> bool:
+        """Whether all tools that run in threads have returned before `end_s`."""
+        while self._busy_tool_threads():
             if self._clock() >= end_s or self._stopping.wait(self._tick_s):
                 return False
         return True
 
-    def _end_process_beside_successors(self, lease: WorkerLease, why: str) -> None:
-        """Others may execute the runs of this process from now on: it must not go on beside them."""
+    def _end_process_with_lost_lease(self, lease: WorkerLease, why: str) -> None:
+        """End the process: other workers may execute its runs from now on."""
         left = sorted(self._run_host.known())
         log.error(
             "worker.did_not_let_go",
@@ -207,7 +213,7 @@ class LoopWatchdog:
             within_s=lease.confirm_within_s(),
             runs=len(left),
             run_ids=left[:NAMED_RUNS],
-            threads=self._threads_at_work(),
+            threads=self._busy_tool_threads(),
             exit_code=EX_LOOP_DEAD,
         )
         line_groups.flush()
@@ -215,30 +221,31 @@ class LoopWatchdog:
 
     # --- the loop ----------------------------------------------------------------------------------------
 
-    def _look_at_loop(self, passed_s: float, tick_s: float) -> None:
-        """Ask the loop for a sign of life, or count for how long it has owed us one."""
+    def _check_loop(self, passed_s: float, tick_s: float) -> None:
+        """Schedule a callback on the loop, or count for how long the previous one has not been called."""
         if self._has_ended():
-            log.error("loop.dead", closed=self._loop.is_closed(), hint="nothing can run on it any more")
+            log.error("loop.dead", closed=self._loop.is_closed(), hint="no task can run on it any more")
             line_groups.flush()
             self._leave(EX_LOOP_DEAD)
             return
         if self._answered.is_set():
-            self._silent_s = max(passed_s - tick_s, 0.0)  # what this thread itself was held up for
+            self._silent_s = max(passed_s - tick_s, 0.0)  # the delay of this thread itself
         else:
             self._silent_s += passed_s
         self._lag_s = max(self._lag_s, self._silent_s)
         if self._silent_s >= self._dead_after_s:
             self._end_process_with_dead_loop()
-        elif self._silent_s >= BLOCKED_S - self._tick_s:  # it may have begun a tick before it was asked
-            self._see_block()
+        # The block may have begun one tick before the callback was scheduled.
+        elif self._silent_s >= BLOCKED_S - self._tick_s:
+            self._note_block()
         if self._answered.is_set():
             self._answered.clear()
             self._block = None
             self._loop.call_soon_threadsafe(self._answered.set)
 
     def _end_process_with_dead_loop(self) -> None:
-        """The heartbeat would keep the lease for ever, with nobody behind it."""
-        block = self._look()
+        """End the process: the heartbeat would renew the lease for ever although no run makes progress."""
+        block = self._inspect_loop()
         log.error(
             "loop.dead",
             silent_s=round(self._silent_s, 1),
@@ -249,27 +256,32 @@ class LoopWatchdog:
         try:
             if block.run_id is not None:
                 self._accuse(block.run_id)
-        except Exception:  # without the word about it the process ends all the same
+        except Exception:  # the process ends even if the run cannot be recorded
             log.exception("run.not_accused", run_id=block.run_id)
         line_groups.flush()
         self._leave(EX_LOOP_DEAD)
 
     def _has_ended(self) -> bool:
-        """Whether the loop is closed, or has not been running for some ticks: one that was made to stop by
-        an exception is started again at once."""
+        """Whether the loop is closed, or has not been running for `STOPPED_TICKS` ticks.
+
+        A loop that an exception has stopped is started again at once, within fewer ticks.
+        """
         self._not_running = 0 if self._loop.is_running() else self._not_running + 1
         return self._loop.is_closed() or self._not_running >= STOPPED_TICKS
 
-    def _see_block(self) -> None:
+    def _note_block(self) -> None:
+        """Count a new block, and log it once per stack and `LOG_AGAIN_S`."""
         if self._block is None:
-            self._block = self._look()
+            self._block = self._inspect_loop()
             self._blocks += 1
-            # The first thing that the loop does once it is free: the run has not gone on yet.
-            self._loop.call_soon_threadsafe(self._tell_run, self._block)
-        place, now_s = self._block.stack, self._clock()
-        if now_s - self._said_s.get(place, -SAY_AGAIN_S) >= SAY_AGAIN_S:
-            self._said_s = {where: at for where, at in self._said_s.items() if now_s - at < SAY_AGAIN_S}
-            self._said_s[place] = now_s
+            # The loop calls this first when it is free again, before the run continues.
+            self._loop.call_soon_threadsafe(self._emit_block_event, self._block)
+        stack, now_s = self._block.stack, self._clock()
+        if now_s - self._logged_at_s.get(stack, -LOG_AGAIN_S) >= LOG_AGAIN_S:
+            self._logged_at_s = {
+                each: at for each, at in self._logged_at_s.items() if now_s - at < LOG_AGAIN_S
+            }
+            self._logged_at_s[stack] = now_s
             log.warning(
                 "loop.blocked",
                 silent_s=round(self._silent_s, 2),
@@ -277,7 +289,8 @@ class LoopWatchdog:
                 **self._block.fields(),
             )
 
-    def _look(self) -> _LoopBlock:
+    def _inspect_loop(self) -> _LoopBlock:
+        """The recorded call, the run and the stack of the loop's thread."""
         frame = sys._current_frames().get(self._loop_thread_id() or 0)
         task = asyncio.current_task(self._loop)
         call = context_of(task).get(current_call)
@@ -285,28 +298,28 @@ class LoopWatchdog:
         if call is not None:
             run_id: str | None = call.run_id
         else:
-            run_id = executing.run_id if executing is not None else _run_of(task)
-        if executing is not None and executing.run_id != run_id:  # the loop has gone on meanwhile
+            run_id = executing.run_id if executing is not None else _run_id_of_task(task)
+        if executing is not None and executing.run_id != run_id:  # the loop has executed other code meanwhile
             executing = None
-        return _LoopBlock(self._clock() - self._silent_s, call, _stack_of(frame), run_id, executing)
+        return _LoopBlock(self._clock() - self._silent_s, call, _format_stack(frame), run_id, executing)
 
-    def _tell_run(self, block: _LoopBlock) -> None:
-        """Called on the loop, as soon as it is free: now it is known how long it was not."""
+    def _emit_block_event(self, block: _LoopBlock) -> None:
+        """Emit `worker.loop_blocked` with the duration. Called on the loop as soon as it is free."""
         blocked_s = self._clock() - block.since_s
         self._longest_s = max(self._longest_s, blocked_s)
         if block.run_id is not None:
-            told = {"blocked_ms": round(blocked_s * 1000), **block.fields()}
-            self._run_host.note(block.run_id, "worker.loop_blocked", told)
+            payload = {"blocked_ms": round(blocked_s * 1000), **block.fields()}
+            self._run_host.note(block.run_id, "worker.loop_blocked", payload)
 
 
-def _run_of(task: asyncio.Task[Any] | None) -> str | None:
-    """The run whose pattern this task executes, outside of any recorded call; the attempt names it so."""
+def _run_id_of_task(task: asyncio.Task[Any] | None) -> str | None:
+    """The run whose pattern this task executes; the attempt names the task after the run."""
     name = task.get_name() if task is not None else ""
     return name.removeprefix(PATTERN_TASK) if name.startswith(PATTERN_TASK) else None
 
 
-def _stack_of(frame: FrameType | None) -> str:
-    """The innermost frames, the one that blocks first: a line that is cut short still says who it is."""
+def _format_stack(frame: FrameType | None) -> str:
+    """The innermost frames, the blocking one first, so that a truncated log line still contains it."""
     if frame is None:
         return ""
     frames = traceback.extract_stack(frame, limit=STACK_FRAMES)

@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from openagents_worker import Client
-from openagents_worker.celery import task_handlers as bodies
+from openagents_worker.celery import task_handlers
 from openagents_worker.celery.message import TaskMessage
 from openagents_worker.errors import RedisNoPermission
 from openagents_worker.local.redis_server import EmbeddedRedis
@@ -324,7 +324,7 @@ async def test_a_request_from_outside_that_redis_refuses_is_put_aside(
         closing_all.push_async_callback(store.close)
         process: Any = SimpleNamespace(store=store, settings=settings)
         with pytest.raises(RedisNoPermission):
-            await bodies._accepted(process, request, message, "")
+            await task_handlers._accept(process, request, message, "")
 
         [entry] = await store.execute(read_aside(store.keys))
         assert (entry.key, entry.code) == ("agents", "redis.no_permission")
@@ -333,5 +333,5 @@ async def test_a_request_from_outside_that_redis_refuses_is_put_aside(
 
         redis_of_users.set_user(RoleName.WORKER, "-zadd", "-lpush")
         with pytest.raises(RedisNoPermission):
-            await bodies._accepted(process, request, message, "")
+            await task_handlers._accept(process, request, message, "")
         assert [line.getMessage().split()[0] for line in caplog.records][-1:] == ["message.not_kept"]

@@ -1,1 +1,1 @@
-"""Celery's habits: what a product that knows Celery does with a run, and what it then sees."""
+"""Celery's features, used with runs by a product: canvas, states, revocation, Flower, eager mode."""

@@ -1,9 +1,9 @@
-"""A shop: Redis, a model, the product's workers and its producer. The only place here that starts a process.
+"""A shop: Redis, a model, workers of a product and its producer. The only place here that starts processes.
 
-What the model does with a run is said by the run's input: `ok`, `fails`, `hangs`, and before that once
-`retry` (it is not to be reached), `later` (it asks for a minute's patience) or `lost` (it does not answer;
-the worker that waits for it may be killed). `lingers` calls a tool first that only a cancellation ends;
-`breaks` calls one that fails again and again.
+The input of a run selects the model's behaviour: `ok`, `fails` or `hangs`, each after at most one fault:
+`retry` (a connection error), `later` (a retry-after of one minute) or `lost` (no reply; a test may kill the
+worker that waits). `lingers` first calls a tool that ends only by a cancellation; `breaks` calls a tool that
+always fails.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ENDS: Mapping[str, Mapping[str, Any]] = {
     "fails": {"error": "response"},
     "hangs": {"error": "hang"},
 }
-_TROUBLES: Mapping[str, Mapping[str, Any]] = {
+_FAULTS: Mapping[str, Mapping[str, Any]] = {
     "retry": {"error": "connection"},
     "lost": {"error": "hang"},
     "later": {"error": "rate_limit", "retry_after_ms": 60_000},
@@ -55,7 +55,7 @@ _TROUBLES: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass
 class Shop:
-    """All of it, seen from a test."""
+    """The processes and clients of the shop."""
 
     folder: Path
     redis_url: str
@@ -71,21 +71,21 @@ class Shop:
         return task
 
     def request(self, text: str, **fields: Any) -> dict[str, Any]:
-        """A request in a session of its own unless one is given."""
+        """A request in a new session unless `session_id` is given."""
         return {"agent_id": "clerk", "session_id": uuid.uuid4().hex, "input_text": text, **fields}
 
     def notes(self, what: str) -> list[Any]:
-        """The values with which `product.note` was called under this name, in their order."""
+        """The arguments of the calls of `product.note` with this name, in their order."""
         file = self.folder / "notes.jsonl"
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         return [value for name, value in lines if name == what]
 
     def note(self, what: str) -> Any:
-        """A signature that writes down what it gets."""
+        """A signature that records its argument."""
         return self.app.tasks["product.note"].s(what)
 
     def asked(self, run_id: str) -> list[dict[str, Any]]:
-        """The model's log of a run: when it was asked, and when and how it answered."""
+        """The model server's log entries of a run: requests and replies."""
         log = self.model.log
         numbers = {line["id"] for line in log if str(line.get("key")).startswith(f"{run_id}:")}
         return [line for line in log if line["id"] in numbers]
@@ -97,13 +97,13 @@ class Shop:
             timeout=PATIENCE_S,
         )
 
-    def is_untold(self, run_id: str) -> bool:
-        """Whether the run's end is still to be told to Celery."""
+    def is_completion_pending(self, run_id: str) -> bool:
+        """Whether Celery is not yet notified of the end of the run."""
         store = self.client.store
         return bool(store.ask(lambda r: r.hexists(store.keys("run", run_id), "untold")))
 
     def start_worker(self, queues: str = "celery,agents", *options: str) -> ChildProcess:
-        """A worker of the product's app; returns once it is known in Redis."""
+        """Start a worker of the product's app; returns when it is registered in Redis."""
         before = self.incarnations()
         command = [sys.executable, "-m", "celery", "-A", "tests.celery.product:app", "worker"]
         name = f"w{len(self.workers)}@shop"
@@ -113,11 +113,11 @@ class Shop:
         if "agents" in queues:
             worker.wait_until(lambda: bool(self.incarnations() - before), "registered in Redis", PATIENCE_S)
         inspect = self.app.control.inspect([name], timeout=0.5)
-        worker.wait_until(lambda: bool(inspect.ping()), "hears remote control", PATIENCE_S)
+        worker.wait_until(lambda: bool(inspect.ping()), "replies to remote control", PATIENCE_S)
         return worker
 
     def start_flower(self, *options: str, **env: str) -> str:
-        """Flower for the product's app, with an open API unless `env` says what it has; its address."""
+        """Start Flower for the product's app, with an open API unless `env` is given; returns its address."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
@@ -127,26 +127,28 @@ class Shop:
         flower = ChildProcess("flower", command, {**self.env, **open_api}, self._say)
         self.workers.insert(0, flower)
         url = f"http://127.0.0.1:{port}"
-        flower.wait_until(lambda: ask(f"{url}/api/workers?status=true"), "hears the workers", PATIENCE_S)
+        flower.wait_until(lambda: ask(f"{url}/api/workers?status=true"), "shows the workers", PATIENCE_S)
         return url
 
     @contextmanager
     def events(self) -> Generator[list[tuple[str, dict[str, Any]]]]:
-        """Celery's events of tasks from now on, as a receiver gets them: type and event."""
-        heard: list[tuple[str, dict[str, Any]]] = []
+        """Celery's task events from now on: type and event."""
+        received: list[tuple[str, dict[str, Any]]] = []
         with self.app.connection_for_read() as connection:
             receiver = self.app.events.Receiver(
-                connection, handlers={"*": lambda event: heard.append((event["type"], event))}
+                connection, handlers={"*": lambda event: received.append((event["type"], event))}
             )
-            ear = threading.Thread(target=lambda: receiver.capture(wakeup=False), name="ear")
-            ear.start()
+            receiver_thread = threading.Thread(
+                target=lambda: receiver.capture(wakeup=False), name="receiver_thread"
+            )
+            receiver_thread.start()
             try:
                 self.app.control.enable_events()
-                wait_for(lambda: heard, "a worker says something", timeout=PATIENCE_S)
-                yield heard
+                wait_for(lambda: received, "an event of a worker was received", timeout=PATIENCE_S)
+                yield received
             finally:
                 receiver.should_stop = True
-                ear.join()
+                receiver_thread.join()
 
     def incarnations(self) -> set[str]:
         return set(self.client.store.ask(lambda r: r.zrange(self.client.store.keys("workers"), 0, -1)))
@@ -157,7 +159,7 @@ class Shop:
 
 
 def ask(url: str, *, post: bool = False) -> Any:
-    """What an HTTP server answers, as JSON where it is; None while it does not."""
+    """The reply of an HTTP server, decoded if it is JSON; None without a reply."""
     request = urllib.request.Request(url, data=b"" if post else None)  # noqa: S310 - as below
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - http, to this machine
@@ -171,22 +173,22 @@ def ask(url: str, *, post: bool = False) -> Any:
 
 
 _default_clients: list[Callable[[], Client]] = []
-"""Of shops that are closed. What such a client holds would look for its Redis when it is collected."""
+"""Clients of closed shops, kept because their connections would be closed at their garbage collection."""
 
 
 @contextmanager
 def _own_default_client() -> Generator[None]:
-    """A process has one client for handles that name no app, with the Redis of its environment when it was
-    first asked for: that of a test before this shop, where there was one."""
-    made = cache(Client)
-    _default_clients.append(made)
-    with patch.object(client_module, "default_client", made):
+    """Replace the default client: a process has one for handles without an app, and an earlier test may have
+    created it with another Redis."""
+    new_client = cache(Client)
+    _default_clients.append(new_client)
+    with patch.object(client_module, "default_client", new_client):
         yield
 
 
 @contextmanager
 def open_shop(folder: Path, *, workers: int = 1, results: bool = True, **env: str) -> Generator[Shop]:
-    """A shop for as long as the block lasts; no key of ours is left for ever by it."""
+    """A shop during the `with` block; at its end every key must have a TTL."""
     agents = [agent("clerk", tools=_TOOLS, llm={"retry": {"max_attempts": 1}})]
     (folder / "agents.json").write_text(json.dumps({"version": "1.0", "agents": agents}))
     with EmbeddedRedis() as redis, ModelServer(_replies()).serve_in_thread() as model:
@@ -227,12 +229,12 @@ def _replies() -> Callable[[ModelRequest], Mapping[str, Any]]:
     tries: Counter[str] = Counter()
 
     def reply(asked: ModelRequest) -> Mapping[str, Any]:
-        told = [message for message in asked.messages if message["role"] == "user"]
-        words = str(told[-1]["content"]).split()
+        user_messages = [message for message in asked.messages if message["role"] == "user"]
+        words = str(user_messages[-1]["content"]).split()
         key = asked.headers["idempotency-key"]
         tries[key] += 1
-        for trouble, fault in _TROUBLES.items():
-            if trouble in words and tries[key] == 1:
+        for fault_name, fault in _FAULTS.items():
+            if fault_name in words and tries[key] == 1:
                 return fault
         if "lingers" in words and asked.n == 0:
             return {"tool_calls": [{"name": "linger", "arguments": {}}]}

@@ -1,4 +1,4 @@
-"""Cancelling: in whatever state a run is, and by whatever Celery offers for it, it ends as REVOKED."""
+"""Cancellation: a run in any state, cancelled by any means of Celery, ends as REVOKED."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def scheduled(shop: Shop) -> RunHandle[Any]:
 
 
 def queued(shop: Shop) -> RunHandle[Any]:
-    """Nobody consumes its queue."""
-    return shop.run_agent.apply_async((shop.request("ok"),), queue="nobody")
+    """No worker consumes its queue."""
+    return shop.run_agent.apply_async((shop.request("ok"),), queue="unread")
 
 
 def waiting(shop: Shop) -> RunHandle[Any]:
-    """Behind a run of its session that hangs; that one is cancelled with the shop."""
+    """A run that waits behind a hanging run of its session."""
     request = shop.request("hangs")
     shop.wait_asked(shop.run_agent.delay(request))
     return shop.run_agent.delay(shop.request("ok", session_id=request["session_id"]))
@@ -89,7 +89,7 @@ STATES = [scheduled, queued, waiting, in_a_model_call, in_a_tool, retrying]
 def test_a_run_can_be_cancelled_in_every_state(
     shop: Shop, state: Callable[[Shop], RunHandle[Any]], cancel: Cancel
 ) -> None:
-    """Also one that no worker holds; its session goes on with the next."""
+    """Also a run without a worker; its session continues with the next run."""
     handle = state(shop)
 
     cancel(shop, handle)
@@ -99,13 +99,13 @@ def test_a_run_can_be_cancelled_in_every_state(
     assert (handle.state, handle.record().state) == ("REVOKED", RunState.CANCELLED)
 
 
-@pytest.mark.parametrize("trouble", ["retry", "lost"])
-def test_a_run_can_be_cancelled_after_its_trouble_in_every_way(shop: Shop, trouble: str) -> None:
-    """Also one that was retried, or whose worker was killed: its second attempt is cut off like the first."""
-    single = {way: shop.run_agent.delay(shop.request(f"{trouble} hangs")) for way in (by_handle, by_revoke)}
-    runs = group(shop.run_agent.s(shop.request(f"{trouble} hangs")) for _ in range(2)).apply_async()
+@pytest.mark.parametrize("fault", ["retry", "lost"])
+def test_a_run_can_be_cancelled_after_a_fault_in_every_way(shop: Shop, fault: str) -> None:
+    """Also a run that was retried, or whose worker was killed: its second attempt is cancelled too."""
+    single = {way: shop.run_agent.delay(shop.request(f"{fault} hangs")) for way in (by_handle, by_revoke)}
+    runs = group(shop.run_agent.s(shop.request(f"{fault} hangs")) for _ in range(2)).apply_async()
     handles = [*single.values(), *runs]
-    if trouble == "lost":
+    if fault == "lost":
         for handle in handles:
             shop.wait_asked(handle)
         shop.workers[-1].kill()
@@ -120,12 +120,12 @@ def test_a_run_can_be_cancelled_after_its_trouble_in_every_way(shop: Shop, troub
     for handle in handles:
         assert handle.wait(PATIENCE_S).stop_reason == "cancelled"
         record = handle.record()
-        assert (record.attempt, record.recoveries) == (2, 1 if trouble == "lost" else 0)
+        assert (record.attempt, record.recoveries) == (2, 1 if fault == "lost" else 0)
         assert handle.state == "REVOKED"
 
 
-def test_a_run_that_no_worker_holds_any_more_is_cancelled(shop: Shop) -> None:
-    """Its worker was killed, and nobody has taken its runs yet: whoever does ends it, and asks no model."""
+def test_a_run_whose_worker_was_killed_is_cancelled(shop: Shop) -> None:
+    """No worker has reclaimed it yet; the worker that reclaims it ends it without a model call."""
     handle = in_a_model_call(shop)
     shop.workers[-1].kill()
 
@@ -138,43 +138,43 @@ def test_a_run_that_no_worker_holds_any_more_is_cancelled(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("state", [scheduled, waiting, retrying], ids=lambda state: state.__name__)
-def test_flowers_terminate_cancels_what_waits(
+def test_flowers_terminate_cancels_a_waiting_run(
     shop: Shop, flower: str, state: Callable[[Shop], RunHandle[Any]]
 ) -> None:
-    """No worker holds it, and Flower may not even know of it: the record is what is cancelled."""
+    """No worker has it, and Flower may not show it: the cancellation is written to its record."""
     handle = state(shop)
-    if state is retrying:  # its record says so a moment before Celery's event does
-        wait_for(lambda: state_in_flower(flower, handle) == "RETRY", "its row is RETRY", timeout=PATIENCE_S)
+    if state is retrying:  # its record has the state slightly before Celery's event
+        wait_for(lambda: state_in_flower(flower, handle) == "RETRY", "Flower shows RETRY", timeout=PATIENCE_S)
 
     ask(f"{flower}/api/task/revoke/{handle.id}?terminate=true", post=True)
 
     assert handle.wait(PATIENCE_S).stop_reason == "cancelled"
-    wait_for(lambda: state_in_flower(flower, handle) == "REVOKED", "its row is REVOKED", timeout=PATIENCE_S)
+    wait_for(lambda: state_in_flower(flower, handle) == "REVOKED", "Flower shows REVOKED", timeout=PATIENCE_S)
 
 
 def test_flowers_terminate_cancels(shop: Shop, flower: str) -> None:
-    """Its button sends `revoke` with `terminate`; its row then says REVOKED."""
+    """Its button sends `revoke` with `terminate`; the task then shows REVOKED."""
     handle = in_a_model_call(shop)
-    wait_for(lambda: state_in_flower(flower, handle) == "STARTED", "Flower knows of it", timeout=PATIENCE_S)
+    wait_for(lambda: state_in_flower(flower, handle) == "STARTED", "Flower shows STARTED", timeout=PATIENCE_S)
 
     ask(f"{flower}/api/task/revoke/{handle.id}?terminate=true", post=True)
 
     assert handle.wait(PATIENCE_S).stop_reason == "cancelled"
-    wait_for(lambda: state_in_flower(flower, handle) == "REVOKED", "its row is REVOKED", timeout=PATIENCE_S)
+    wait_for(lambda: state_in_flower(flower, handle) == "REVOKED", "Flower shows REVOKED", timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
 def shop_of_rare_heartbeats(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
-    """Its worker beats once a minute, which is longer than any of these tests waits."""
+    """Its worker renews its lease once a minute, which is longer than these tests wait."""
     with open_shop(tmp_path_factory.mktemp("rare"), OPENAGENTS_LEASE_MS="180000") as shop:
         yield shop
 
 
 @pytest.mark.parametrize("cancel", [by_handle, by_revoke, by_group], ids=lambda way: way.__name__)
-def test_a_running_model_call_is_cut_off_before_the_next_heartbeat(
+def test_a_running_model_call_is_cancelled_before_the_next_heartbeat(
     shop_of_rare_heartbeats: Shop, cancel: Cancel
 ) -> None:
-    """Seen from the model's server: whoever asked is gone. The worker is told, and does not find out."""
+    """The model's server sees the connection closed: the worker got the request by pub/sub."""
     shop = shop_of_rare_heartbeats
     handle = in_a_model_call(shop)
 
@@ -188,76 +188,79 @@ def test_a_running_model_call_is_cut_off_before_the_next_heartbeat(
 
 
 def test_a_waiting_run_that_is_cancelled_is_revoked_in_flower(shop: Shop, flower: str) -> None:
-    """No worker holds it: a message of its own tells."""
+    """No worker has it: a completion message reports the end."""
     handle = retrying(shop)
-    wait_for(lambda: state_in_flower(flower, handle) == "RETRY", "its row is RETRY", timeout=PATIENCE_S)
+    wait_for(lambda: state_in_flower(flower, handle) == "RETRY", "Flower shows RETRY", timeout=PATIENCE_S)
 
     handle.cancel()
 
-    wait_for(lambda: state_in_flower(flower, handle) == "REVOKED", "its row is REVOKED", timeout=PATIENCE_S)
+    wait_for(lambda: state_in_flower(flower, handle) == "REVOKED", "Flower shows REVOKED", timeout=PATIENCE_S)
     assert ask(f"{flower}/api/tasks")[handle.id]["state"] == "REVOKED"
 
 
-def test_a_run_that_is_cancelled_as_it_is_put_aside_is_revoked_in_flower(shop: Shop, flower: str) -> None:
-    """Its end is heard before its retry, which Celery lets overrule every end; the row is mended."""
+def test_a_run_that_is_cancelled_during_its_suspension_is_revoked_in_flower(shop: Shop, flower: str) -> None:
+    """The event of its end arrives before that of its retry, which replaces it; the state is then
+    repaired."""
     handles = []
     for _ in range(8):
         handle = shop.run_agent.delay(shop.request("later ok"))
-        wait_for(lambda run=handle: run.record().state is RunState.RETRYING, "it is put aside", poll_s=0.001)
+        wait_for(
+            lambda run=handle: run.record().state is RunState.RETRYING, "the run is suspended", poll_s=0.001
+        )
         handle.cancel()
         handles.append(handle)
     last = shop.run_agent.delay(shop.request("ok"))
-    wait_for(lambda: state_in_flower(flower, last) == "SUCCESS", "all that came before it was heard")
+    wait_for(lambda: state_in_flower(flower, last) == "SUCCESS", "all previous events were received")
 
-    def rows() -> set[str | None]:
+    def flower_states() -> set[str | None]:
         return {state_in_flower(flower, handle) for handle in handles}
 
-    wait_for(lambda: rows() == {"REVOKED"}, "all rows are REVOKED")
+    wait_for(lambda: flower_states() == {"REVOKED"}, "Flower shows REVOKED for all")
 
 
 def state_in_flower(flower: str, handle: RunHandle[Any]) -> str | None:
-    row = ask(f"{flower}/api/task/info/{handle.id}")
-    return row["state"] if isinstance(row, dict) else None
+    task = ask(f"{flower}/api/task/info/{handle.id}")
+    return task["state"] if isinstance(task, dict) else None
 
 
 def test_a_run_is_not_remembered_as_revoked_and_can_be_resumed(shop: Shop) -> None:
-    """Celery's own memory of revoked ids would swallow its later messages."""
+    """Celery's list of revoked ids would drop its later messages."""
     handle = in_a_tool(shop)
     other = shop.app.tasks["product.sleep_for_ever"].apply_async(countdown=600)
     shop.app.control.revoke([handle.id, other.id], terminate=True)
     handle.wait(PATIENCE_S)
 
-    remembered = wait_for(
-        shop.app.control.inspect(timeout=PATIENCE_S, limit=1).revoked, "a worker answers", timeout=PATIENCE_S
+    revoked_ids = wait_for(
+        shop.app.control.inspect(timeout=PATIENCE_S, limit=1).revoked, "a worker replies", timeout=PATIENCE_S
     )
     checkpoint = f"{handle.id}:step:{handle.record().steps}"
     fields = {"agent_id": "clerk", "session_id": handle.record().session_id, "input_text": ""}
     again = shop.run_agent.delay({**fields, "resume_from_checkpoint": checkpoint})
 
-    assert [id_ for ids in remembered.values() for id_ in ids] == [other.id]
-    wait_for(lambda: again.record().life == 2 and again.record().attempt == 2, "a worker carries it on")
+    assert [id_ for ids in revoked_ids.values() for id_ in ids] == [other.id]
+    wait_for(lambda: again.record().life == 2 and again.record().attempt == 2, "a worker continues it")
     again.cancel()
     assert again.wait(PATIENCE_S).stop_reason == "cancelled"
 
 
 def test_a_run_expires_unless_it_has_been_started(shop: Shop) -> None:
-    """Also one that waits for its session; one that was started in time goes on."""
+    """Also a run that waits for its session; a run that was started in time continues."""
     waits = waiting(shop)
     session_id = waits.record().session_id
     late = shop.run_agent.apply_async((shop.request("ok", session_id=session_id),), expires=0.5)
-    unheard = shop.run_agent.apply_async((shop.request("ok"),), queue="nobody", expires=0.5)
+    unread = shop.run_agent.apply_async((shop.request("ok"),), queue="unread", expires=0.5)
     delayed = shop.run_agent.apply_async((shop.request("ok"),), countdown=60, expires=0.5)
     over = shop.run_agent.apply_async((shop.request("ok"),), expires=-5)
     in_time = shop.run_agent.apply_async((shop.request("retry ok"),), expires=30)
 
-    for handle in (late, unheard, delayed, over):
+    for handle in (late, unread, delayed, over):
         assert handle.wait(PATIENCE_S).error_details.message == "expired"  # type: ignore[union-attr]
         assert handle.state == "REVOKED"
     assert in_time.wait(PATIENCE_S).ok
 
 
-def test_a_cancelled_run_calls_nothing_that_is_linked(shop: Shop) -> None:
-    """As with a task of Celery's that was revoked; with a chord its other side hears of it."""
+def test_a_cancelled_run_calls_no_links(shop: Shop) -> None:
+    """As a revoked Celery task; a chord gets an error."""
     handle = shop.run_agent.apply_async(
         (shop.request("hangs"),), link=shop.note("link"), link_error=shop.note("link_error")
     )
@@ -266,12 +269,12 @@ def test_a_cancelled_run_calls_nothing_that_is_linked(shop: Shop) -> None:
     handle.cancel()
     handle.wait(PATIENCE_S)
 
-    wait_for(lambda: not shop.is_untold(handle.id), "Celery was told", timeout=PATIENCE_S)
+    wait_for(lambda: not shop.is_completion_pending(handle.id), "Celery was notified", timeout=PATIENCE_S)
     assert shop.notes("link") == shop.notes("link_error") == []
 
 
-def test_a_chord_hears_that_one_of_its_runs_was_cancelled(shop: Shop) -> None:
-    """Its body is not called, and whoever waits for it is told."""
+def test_a_chord_fails_if_one_of_its_runs_was_cancelled(shop: Shop) -> None:
+    """Its body is not called, and `get` raises an error."""
     chorded = chord([shop.run_agent.s(shop.request("ok")), shop.run_agent.s(shop.request("later ok"))])
     result = chorded(shop.note("body"))
     later = shop.client.handle(result.parent.results[1].id)

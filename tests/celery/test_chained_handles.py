@@ -1,4 +1,4 @@
-"""Handles of runs in chains: what they say before, while and after what stands before the run is executed."""
+"""Handles of runs in chains: their state before, while and after the previous tasks are executed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SOON_S = 0.05
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
-    """Its worker is started by the first test, when all is submitted."""
+    """Its worker is started by the first test, after all submissions."""
     with open_shop(tmp_path_factory.mktemp("chains"), workers=0) as shop:
         yield shop
 
 
 class Submitted:
-    """Chains that were submitted while no worker was there."""
+    """Chains that were submitted without a worker."""
 
     def __init__(self, shop: Shop) -> None:
         ask, run, note = shop.app.tasks["product.ask"], shop.run_agent, shop.note
@@ -46,24 +46,24 @@ class Submitted:
 
 @pytest.fixture(scope="module")
 def before(shop: Shop) -> dict[str, Any]:
-    """What the handles say before anything is executed; then a worker is started."""
+    """The states of the handles before anything is executed; then a worker is started."""
     submitted = Submitted(shop)
     handles = {name: handle for name, handle in vars(submitted).items() if isinstance(handle, RunHandle)}
-    said = {name: looked(handle) for name, handle in handles.items()}
+    states = {name: state_of(handle) for name, handle in handles.items()}
     middle = submitted.between_tasks.parent
-    said["the run between tasks"] = looked(middle)
-    said["waited"] = [waits(handle) for handle in (*handles.values(), submitted.between_tasks)]
+    states["the run between tasks"] = state_of(middle)
+    states["waited"] = [does_get_wait(handle) for handle in (*handles.values(), submitted.between_tasks)]
     shop.start_worker()
-    return {"submitted": submitted, "said": said}
+    return {"submitted": submitted, "states": states}
 
 
-def looked(handle: RunHandle[Any]) -> list[Any]:
+def state_of(handle: RunHandle[Any]) -> list[Any]:
     return [handle.state, handle.ready(), handle.successful(), handle.failed(), handle.result]
 
 
-def waits(handle: Any) -> bool:
-    """Whether `get` waits, also in another process to which the handle was sent."""
-    sent = pickle.loads(pickle.dumps(handle))  # noqa: S301 - our own
+def does_get_wait(handle: Any) -> bool:
+    """Whether `get` waits, also for a pickled handle in another process."""
+    sent = pickle.loads(pickle.dumps(handle))  # noqa: S301 - pickled here
     for each in (handle, sent):
         with pytest.raises(CeleryTimeoutError):
             each.get(timeout=SOON_S)
@@ -71,16 +71,16 @@ def waits(handle: Any) -> bool:
 
 
 def test_a_run_behind_a_task_is_pending_and_waited_for(before: dict[str, Any]) -> None:
-    """Nothing raises `RunNotFound`, whatever is asked."""
-    said = before["said"]
-    waited = said.pop("waited")
+    """No method raises `RunNotFound`."""
+    states = before["states"]
+    waited = states.pop("waited")
 
-    assert set(map(str, said.values())) == {str(["PENDING", False, False, False, None])}
+    assert set(map(str, states.values())) == {str(["PENDING", False, False, False, None])}
     assert all(waited)
 
 
 def test_get_waits_for_the_task_before_the_run(before: dict[str, Any]) -> None:
-    """Then for the run; and a task behind the run is waited for as with Celery's own."""
+    """Then for the run; a task after the run is waited for as in Celery's chains."""
     submitted: Submitted = before["submitted"]
 
     assert submitted.behind_a_task.get(timeout=PATIENCE_S)["final_output"] == "done"
@@ -89,30 +89,36 @@ def test_get_waits_for_the_task_before_the_run(before: dict[str, Any]) -> None:
     assert submitted.behind_a_group.get(timeout=PATIENCE_S)["final_output"] == "done"
 
 
-def test_get_raises_what_failed_before_the_run(before: dict[str, Any]) -> None:
-    """However far before; the run is never submitted, and its handle stays PENDING, as with Celery's own."""
+def test_get_raises_the_failure_of_a_previous_task(before: dict[str, Any]) -> None:
+    """At any distance; the run is never submitted, and its handle stays PENDING, as in Celery's chains."""
     submitted: Submitted = before["submitted"]
 
     for handle in (submitted.behind_a_failure, submitted.far_behind):
         with pytest.raises(ValueError, match="no"):
             handle.get(timeout=PATIENCE_S)
-        assert looked(handle) == ["PENDING", False, False, False, None]
+        assert state_of(handle) == ["PENDING", False, False, False, None]
     with pytest.raises(RunFailed):
         submitted.behind_a_run.get(timeout=PATIENCE_S)
-    assert looked(submitted.behind_a_run) == ["PENDING", False, False, False, None]
+    assert state_of(submitted.behind_a_run) == ["PENDING", False, False, False, None]
 
 
-def test_a_run_that_is_gone_is_not_waited_for(shop: Shop, before: dict[str, Any]) -> None:
-    """When what stands before it has succeeded, it has been submitted: its record has expired."""
+def test_get_raises_for_a_run_whose_record_has_expired(shop: Shop, before: dict[str, Any]) -> None:
+    """If the previous task has succeeded, the run was submitted, so its record must have expired."""
     handle = chain(shop.app.tasks["product.ask"].s("ok"), shop.run_agent.s()).apply_async()
     handle.get(timeout=PATIENCE_S)
     wait_for(lambda: handle.parent.state == "SUCCESS", "the task's end is stored", timeout=PATIENCE_S)
     second = chain(shop.run_agent.s(shop.request("ok")), shop.run_agent.si(shop.request("ok"))).apply_async()
     second.get(timeout=PATIENCE_S)
-    wait_for(lambda: not shop.is_untold(second.parent.id), "Celery is told", timeout=PATIENCE_S)
+    wait_for(
+        lambda: not shop.is_completion_pending(second.parent.id), "Celery is notified", timeout=PATIENCE_S
+    )
 
     for gone in (handle, second):
-        wait_for(lambda gone=gone: not shop.is_untold(gone.id), "Celery is told", timeout=PATIENCE_S)
+        wait_for(
+            lambda gone=gone: not shop.is_completion_pending(gone.id),
+            "Celery is notified",
+            timeout=PATIENCE_S,
+        )
         shop.client.delete_session(gone.record().session_id)
         with pytest.raises(RunNotFound):
             gone.get(timeout=PATIENCE_S)
@@ -122,7 +128,7 @@ def test_a_run_that_is_gone_is_not_waited_for(shop: Shop, before: dict[str, Any]
 
 @pytest.mark.parametrize("call", ["map", "starmap", "chunks"])
 def test_calling_runs_inside_of_a_task_is_refused(shop: Shop, call: str) -> None:
-    """Where it is written, with what to write instead."""
+    """At the call, with a hint."""
     arguments = ([[shop.request("ok")]], 2) if call == "chunks" else ([shop.request("ok")],)
 
     with pytest.raises(RequestInvalid, match=f"run_agent.{call}") as error:
@@ -135,7 +141,7 @@ def test_calling_runs_inside_of_a_task_is_refused(shop: Shop, call: str) -> None
 def test_celerys_own_signatures_that_call_runs_fail_with_one_line(
     shop: Shop, before: dict[str, Any], call: Any
 ) -> None:
-    """Celery has no place where they could be refused before; no run is made, and the worker says why."""
+    """Celery offers no hook to refuse them earlier; no run is created, and the worker logs the reason."""
     more = (2,) if call is chunks else ()
     items = [shop.request("ok")] if call is xmap else [[shop.request("ok")]]
     log, runs = shop.folder / "workers.log", len(list(shop.client.runs()))
@@ -148,16 +154,16 @@ def test_celerys_own_signatures_that_call_runs_fail_with_one_line(
     assert "group(run_agent.s(request)" in str(error.value)
     assert len(list(shop.client.runs())) == runs
     wait_for(lambda: "would call runs" in log.read_text()[seen:], "it is logged", timeout=PATIENCE_S)
-    said = log.read_text()[seen:].splitlines()
-    assert len([line for line in said if "would call runs" in line]) == 1
-    assert not [line for line in said if "Traceback" in line or "run.failed" in line]
+    lines = log.read_text()[seen:].splitlines()
+    assert len([line for line in lines if "would call runs" in line]) == 1
+    assert not [line for line in lines if "Traceback" in line or "run.failed" in line]
 
 
 def test_without_a_result_backend_a_run_behind_a_task_is_waited_for(tmp_path: Path) -> None:
-    """Nobody knows then how the task ended; the run's own record is waited for."""
+    """The end of the task is unknown then, so `get` waits for the record of the run."""
     with open_shop(tmp_path, results=False, workers=0) as shop:
         handle = chain(shop.app.tasks["product.ask"].s("ok"), shop.run_agent.s()).apply_async()
-        states = looked(handle)
+        states = state_of(handle)
         shop.start_worker()
 
         assert states == ["PENDING", False, False, False, None]
@@ -165,7 +171,8 @@ def test_without_a_result_backend_a_run_behind_a_task_is_waited_for(tmp_path: Pa
 
 
 def test_stamped_canvas_works(shop: Shop, before: dict[str, Any]) -> None:
-    """A signature, a chain, a group, by value and by a visitor; what follows a run has its own stamps."""
+    """A signature, a chain and a group, stamped by value and by a visitor; links of a run have their own
+    stamps."""
     stamped = shop.run_agent.s(shop.request("retry ok"))
     stamped.stamp(team="blue")
     look = shop.app.tasks["product.stamps_of_this"]
@@ -186,7 +193,7 @@ def test_stamped_canvas_works(shop: Shop, before: dict[str, Any]) -> None:
 
 
 def test_revoking_a_stamp_cancels_its_runs(shop: Shop, before: dict[str, Any]) -> None:
-    """One that is executed, and one that comes later; runs with another value go on."""
+    """A run that is executed and a later one; runs with another value continue."""
     running, later, other = (shop.run_agent.s(shop.request(text)) for text in ("hangs", "ok", "ok"))
     for signature, batch in ((running, "b1"), (later, "b1"), (other, "b2")):
         signature.stamp(batch=batch)
@@ -204,7 +211,7 @@ def test_revoking_a_stamp_cancels_its_runs(shop: Shop, before: dict[str, Any]) -
 
 
 class Numbers(StampingVisitor):
-    """Stamps each signature with a number."""
+    """Stamp each signature with a number."""
 
     def __init__(self) -> None:
         self.numbers = itertools.count()

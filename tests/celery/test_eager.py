@@ -1,4 +1,4 @@
-"""Eager: under `task_always_eager` a product's tests need no worker; the store is real, and so is the run."""
+"""Eager mode: under `task_always_eager` a product's tests need no worker; the store and the run are real."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.celery.shop import Shop, open_shop
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Shop]:
-    """No worker anywhere."""
+    """A shop without a worker."""
     monkeypatch.setenv("NOTES_FOLDER", str(tmp_path))
     with open_shop(tmp_path, workers=0) as shop:
         shop.app.conf.task_always_eager = True
@@ -28,28 +28,28 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Shop]:
         assert shop.incarnations() == set()
 
 
-def test_delay_carries_the_run_to_its_end(shop: Shop) -> None:
-    """It returns a handle like any other: the record and the events are in Redis."""
+def test_delay_executes_the_run_to_its_end(shop: Shop) -> None:
+    """It returns a usual handle; the record and the events are in Redis."""
     handle = shop.run_agent.delay(shop.request("ok"))
 
     assert isinstance(handle, RunHandle)
     assert handle.state == "SUCCESS"
     assert handle.wait(0).final_output == handle.get()["final_output"] == "done"
     assert [event.name for event in handle.events()][-1] == "session.run.completed"
-    assert not shop.is_untold(handle.id)
+    assert not shop.is_completion_pending(handle.id)
 
 
-def test_delay_carries_it_to_its_first_wait(shop: Shop) -> None:
-    """A retry is not waited for: the run waits in Redis, where it can be looked at."""
+def test_delay_executes_the_run_to_its_first_wait(shop: Shop) -> None:
+    """It does not wait for a retry: the run waits in Redis."""
     handle = shop.run_agent.delay(shop.request("later ok"))
 
     assert handle.record().state is RunState.RETRYING
     handle.cancel()
 
 
-@pytest.mark.allow_blocking(reason="what is eager blocks whoever submits")
-async def test_delay_works_inside_of_a_running_loop(shop: Shop) -> None:
-    """The run has a loop of its own; `adelay` does not block the one that awaits it."""
+@pytest.mark.allow_blocking(reason="an eager call blocks its caller")
+async def test_delay_works_inside_a_running_loop(shop: Shop) -> None:
+    """The run has a separate loop; `adelay` does not block the caller's loop."""
     inside = shop.run_agent.delay(shop.request("ok"))
     awaited = await asyncio.wait_for(shop.run_agent.adelay(shop.request("ok")), 60)
 
@@ -57,8 +57,8 @@ async def test_delay_works_inside_of_a_running_loop(shop: Shop) -> None:
     assert (await awaited.wait(60)).final_output == "done"
 
 
-def test_what_is_linked_is_called_at_once(shop: Shop) -> None:
-    """Links, and a chain through a run, whose value is what a worker would give."""
+def test_links_are_called_at_once(shop: Shop) -> None:
+    """Links, and a chain with a run; the value is the same as with a worker."""
     handle = shop.run_agent.apply_async((shop.request("ok"),), link=shop.note("link"))
     failed = shop.run_agent.apply_async((shop.request("fails"),), link_error=shop.note("link_error"))
     value = chain(shop.run_agent.s(shop.request("ok")), shop.note("chain")).apply_async().get()
@@ -70,7 +70,7 @@ def test_what_is_linked_is_called_at_once(shop: Shop) -> None:
 
 
 def test_a_chain_stops_at_a_run_that_only_waits(shop: Shop) -> None:
-    """What follows it is not called with nothing in its hand: whoever applies the chain is told."""
+    """The next task is not called without a value: the caller of the chain gets an error."""
     first = shop.request("later ok", run_id="waits")
 
     with pytest.raises(WaitTimeout, match=r"'waits' waits .*llm\.rate_limit"):
@@ -93,8 +93,8 @@ def test_a_chord_stops_at_a_run_that_only_waits(shop: Shop) -> None:
     shop.client.handle("chorded").cancel()
 
 
-def test_a_failure_is_raised_where_the_app_says_so(shop: Shop) -> None:
-    """`task_eager_propagates`, as for Celery's own tasks; without it the handle says it."""
+def test_a_failure_is_raised_if_the_app_propagates_it(shop: Shop) -> None:
+    """With `task_eager_propagates`, as for Celery's tasks; without it the handle shows the failure."""
     assert shop.run_agent.delay(shop.request("fails")).failed()
 
     shop.app.conf.task_eager_propagates = True
@@ -104,8 +104,8 @@ def test_a_failure_is_raised_where_the_app_says_so(shop: Shop) -> None:
     assert error.value.code == "llm.response"
 
 
-def test_a_cancelled_run_lets_the_next_one_of_its_session_go_on(shop: Shop) -> None:
-    """What would wake a worker is done here, too."""
+def test_after_a_cancelled_run_the_next_one_of_its_session_is_executed(shop: Shop) -> None:
+    """Wake-ups are executed in the process too."""
     first = shop.run_agent.delay(shop.request("later ok", session_id="s1"))
     second = shop.run_agent.delay(shop.request("ok", session_id="s1"))
     waited = second.record().state
@@ -114,17 +114,17 @@ def test_a_cancelled_run_lets_the_next_one_of_its_session_go_on(shop: Shop) -> N
 
     assert waited is RunState.WAITING_SESSION
     assert (first.state, second.state) == ("REVOKED", "SUCCESS")
-    assert not shop.is_untold(first.id)
+    assert not shop.is_completion_pending(first.id)
 
 
-def test_an_invalid_request_is_refused_as_ever(shop: Shop) -> None:
-    """Before anything is written."""
+def test_an_invalid_request_is_refused(shop: Shop) -> None:
+    """Before a key is written."""
     with pytest.raises(RequestInvalid):
         shop.run_agent.delay({"agent_id": "clerk"})
 
 
-def test_a_producer_alone_carries_nothing(shop: Shop) -> None:
-    """Its task has no worker's code: that is said, and nothing is accepted."""
+def test_a_producer_executes_no_runs(shop: Shop) -> None:
+    """Its task has no worker code: it raises an error, and accepts no run."""
     with make_app(load_settings({"OPENAGENTS_REDIS_URL": f"{shop.redis_url}/0"})) as app:
         app.conf.task_always_eager = True
         task = app.register_task(ProducerTask())

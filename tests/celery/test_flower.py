@@ -1,4 +1,4 @@
-"""Flower with our options: rows that say what a run is and why it waits, and buttons that work."""
+"""Flower with our options: tasks show the run and the reason of a wait, and the buttons work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Shop]:
 
 @pytest.fixture(scope="module")
 def flower(shop: Shop) -> str:
-    """With config/flowerconfig.py, on loopback, without a password, its buttons allowed."""
+    """With config/flowerconfig.py, on loopback, without a password, with enabled buttons."""
     return shop.start_flower(CONFIG, FLOWER_READ_ONLY="0")
 
 
@@ -41,8 +41,8 @@ def post(url: str, **headers: str) -> int:
             return error.code
 
 
-def test_a_row_says_which_run_it_is_and_why_it_waits(shop: Shop, flower: str) -> None:
-    """Agent, session and run in its arguments; the reason in words, gone when the run has completed."""
+def test_a_task_in_flower_shows_its_run_and_why_it_waits(shop: Shop, flower: str) -> None:
+    """Agent, session and run in its arguments; the reason as a text."""
     failed = shop.run_agent.delay(shop.request("fails"))
     later = shop.run_agent.delay(shop.request("later ok"))
     assert failed.wait(PATIENCE_S).stop_reason == "failed"
@@ -61,7 +61,7 @@ def test_a_row_says_which_run_it_is_and_why_it_waits(shop: Shop, flower: str) ->
 
 
 def table_row(flower: str, run_id: str) -> dict[str, Any]:
-    """The row as the page of tasks gets it."""
+    """The data of a task on Flower's page of tasks."""
     query = (
         "draw=1&start=0&length=50&order[0][column]=0&order[0][dir]=asc&columns[0][data]=name&search[value]="
     )
@@ -70,7 +70,7 @@ def table_row(flower: str, run_id: str) -> dict[str, Any]:
 
 
 def test_terminate_cancels_a_run(shop: Shop, flower: str) -> None:
-    """From Flower's own page, without a password; not from another site that its user happens to visit."""
+    """From Flower's own page, without a password; not from another site in the user's browser."""
     handle = shop.run_agent.delay(shop.request("hangs"))
     shop.wait_asked(handle)
     terminate = f"{flower}/api/task/revoke/{handle.id}?terminate=true"
@@ -85,14 +85,14 @@ def test_terminate_cancels_a_run(shop: Shop, flower: str) -> None:
 
 
 def test_no_other_site_may_read_the_api(flower: str) -> None:
-    """Flower would allow it to all where its users may be unknown."""
+    """Flower allows every origin if it has no authentication."""
     with urllib.request.urlopen(f"{flower}/api/workers", timeout=PATIENCE_S) as answer:  # noqa: S310
         assert answer.headers["Access-Control-Allow-Origin"] is None
 
 
 @pytest.mark.ui
 def test_a_person_terminates_a_run(shop: Shop, flower: str, tmp_path: Path) -> None:
-    """In a real browser: the button is there, and one click ends the run."""
+    """In a real browser: one click on the button ends the run."""
     driver = shutil.which("chromedriver")
     webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
     if driver is None:

@@ -1,4 +1,4 @@
-"""Without a result backend, as a deployment has it that sets none: all but chords is the same."""
+"""Without a result backend: everything except chords works in the same way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.waiting import wait_for
 
 
 def test_links_chains_and_groups_need_no_result_backend(tmp_path: Path) -> None:
-    """The record of a run is its result; what follows it travels in messages."""
+    """The record of a run is its result; links are stored in messages."""
     with open_shop(tmp_path, results=False) as shop:
         run = shop.run_agent
         linked = run.apply_async((shop.request("retry ok"),), link=shop.note("link"))
@@ -20,11 +20,11 @@ def test_links_chains_and_groups_need_no_result_backend(tmp_path: Path) -> None:
         results = group(run.s(shop.request("ok")), run.s(shop.request("retry ok"))).apply_async()
         with pytest.raises(
             NotImplementedError, match="result backend"
-        ):  # the app is not ours: Celery's words
+        ):  # the app is not ours: the text is Celery's
             chord([run.s(shop.request("ok"))])(shop.note("chord"))
 
         outputs = [result["final_output"] for result in results.get(timeout=PATIENCE_S)]
-        wait_for(lambda: shop.notes("chain"), "the chain goes on", timeout=PATIENCE_S)
+        wait_for(lambda: shop.notes("chain"), "the chain continues", timeout=PATIENCE_S)
         wait_for(lambda: shop.notes("link"), "the link is called", timeout=PATIENCE_S)
 
         assert outputs == ["done", "done"]

@@ -1,4 +1,4 @@
-"""A tool that only a cancellation ends, and one that fails."""
+"""A tool that ends only by a cancellation, and one that fails."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["break_down", "linger"]
 
 @tool
 async def linger() -> str:
-    """Stays for ever."""
+    """Wait for ever."""
     await asyncio.Event().wait()
     return "gone"
 
 
 @tool
 async def break_down() -> str:
-    """Fails as code does."""
+    """Raise an exception with a secret in its text."""
     raise ValueError("no answer from redis://:hunter2@shop/0")

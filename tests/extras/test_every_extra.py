@@ -291,4 +291,4 @@ def test_a_pool_that_replaces_sockets_and_threads_is_refused(pool: str, environm
     assert done.returncode == 2, done.stderr[-3000:]
     assert "error: config.validation: " in done.stderr
     assert pool in done.stderr
-    assert "hint: leave --pool out" in done.stderr
+    assert "hint: omit --pool" in done.stderr

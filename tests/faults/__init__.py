@@ -1,1 +1,1 @@
-"""Faults: real workers, a real Redis, a real model server, and what dies between them."""
+"""Faults: real workers, a real Redis and a real model server, with killed processes and cut connections."""

@@ -1,4 +1,4 @@
-"""What the tests of faults share: a world that ends with the test."""
+"""Fixtures of the fault tests: a world that ends with the test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MakeWorld = Callable[..., World]
 
 @pytest.fixture
 def make_world(tmp_path: Path) -> Generator[MakeWorld]:
-    """Makes a world whose workers are not started yet; it and they end with the test."""
+    """Creates a world whose workers are not started yet; all end with the test."""
     with ExitStack() as held:
 
         def make(**options: Any) -> World:

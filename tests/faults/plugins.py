@@ -1,7 +1,7 @@
-"""Tools and patterns for workers that are going to die. All that they do stands in a log outside the process.
+"""Tools and patterns for workers that are killed. All their actions are written to a log outside the process.
 
-A mark is a file that names a moment of a run; the process that reaches the moment takes the file away and
-dies of SIGKILL. So each mark kills once, whatever worker comes there first.
+A mark is a file that names a moment of a run. The process that reaches the moment removes the file and kills
+itself with SIGKILL, so each mark kills exactly one process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 
 def note(log: Path, **entry: Any) -> None:
-    """One line at the log's end, in one write: lines of many processes do not mix."""
+    """Append one line to the log in one write, so that lines of several processes do not mix."""
     line = json.dumps({**entry, "pid": os.getpid(), "at": time.time()}) + "\n"
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
@@ -51,7 +51,7 @@ def note(log: Path, **entry: Any) -> None:
 
 
 def take_mark(marks: Path, name: str) -> bool:
-    """Whether the mark was there; nobody meets it a second time."""
+    """Remove the mark; returns whether it existed."""
     try:
         (marks / name).unlink()
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def take_mark(marks: Path, name: str) -> bool:
 
 
 class Step:
-    """Says that it begins, takes `ms`, says that it ends. `n` is its name in the log and in marks."""
+    """Logs its begin, waits `ms`, logs its end. `n` is its name in the log and in marks."""
 
     name = "step"
 
@@ -99,7 +99,7 @@ class Step:
 
 
 class Refused(Step):
-    """Never succeeds."""
+    """Always fails."""
 
     name = "refused"
 
@@ -109,7 +109,7 @@ class Refused(Step):
 
 
 class Limited(Step):
-    """Is asked too often the first `times` tries; says when to come back."""
+    """Fails the first `times` tries with a rate limit and a retry-after."""
 
     name = "limited"
 
@@ -123,7 +123,7 @@ class Limited(Step):
 
 
 class Segfault(Step):
-    """Takes its whole process along, every time."""
+    """Crashes its process every time."""
 
     name = "segfault"
 
@@ -132,7 +132,7 @@ class Segfault(Step):
 
 
 class Block(Step):
-    """Blocks the event loop of its process for good, every time."""
+    """Blocks the event loop of its process for ten minutes every time."""
 
     name = "block"
 
@@ -141,7 +141,7 @@ class Block(Step):
 
 
 def hold_the_interpreter(how: str) -> None:
-    """One call in C that lets no other thread run, for ever or for a while."""
+    """One call in C that holds the GIL, for ever or for a while."""
     match how.split():
         case ["regex"]:
             re.match("^(a+)+$", "a" * 40 + "b")
@@ -158,7 +158,7 @@ def hold_the_interpreter(how: str) -> None:
 
 
 class Hold(Step):
-    """Keeps the interpreter of its process to itself, on the event loop."""
+    """Holds the GIL on the event loop."""
 
     name = "hold"
 
@@ -169,7 +169,7 @@ class Hold(Step):
 
 @tool
 def hold_in_thread(how: str, context: ToolContext) -> str:
-    """Keeps the interpreter of its process to itself, in a thread."""
+    """Hold the GIL in a thread."""
     note(Path(os.environ["FAULTS_LOG"]), event="begin", tool="hold_in_thread", run=context.run_id)
     hold_the_interpreter(how)
     return "held"
@@ -177,7 +177,7 @@ def hold_in_thread(how: str, context: ToolContext) -> str:
 
 @tool
 def linger(n: int, context: ToolContext) -> str:
-    """Where it meets its mark, stays in its thread for ten minutes."""
+    """Block its thread for ten minutes if its mark exists."""
     note(Path(os.environ["FAULTS_LOG"]), event="begin", tool="linger", n=n, run=context.run_id)
     if take_mark(Path(os.environ["FAULTS_MARKS"]), f"{context.run_id}.{n}.linger"):
         note(Path(os.environ["FAULTS_LOG"]), event="lingers", tool="linger", n=n, run=context.run_id)
@@ -203,7 +203,7 @@ class _Pattern:
 
 
 class Branches(_Pattern):
-    """Three branches side by side; each steps, asks the model and steps again."""
+    """Three concurrent branches; each calls a tool, the model, and a tool again."""
 
     async def execute(self) -> Any:
         async def branch(name: str, ms: int) -> list[Any]:
@@ -217,7 +217,7 @@ class Branches(_Pattern):
 
 
 class Greedy(_Pattern):
-    """Steps, then keeps the interpreter to itself, outside of any call."""
+    """Calls a tool, then holds the GIL outside any recorded call."""
 
     async def execute(self) -> Any:
         await self.step("a1")
@@ -227,7 +227,7 @@ class Greedy(_Pattern):
 
 
 class Catching(_Pattern):
-    """Does something else when it is refused."""
+    """Catches the error of a tool and continues."""
 
     async def execute(self) -> Any:
         done = [await self.step("a1")]
@@ -239,7 +239,7 @@ class Catching(_Pattern):
 
 
 class Impatient(_Pattern):
-    """Gives a slow call a moment, then does something else."""
+    """Cancels a slow call after a time-out and continues."""
 
     async def execute(self) -> Any:
         done: list[Any] = [await self.step("a1")]
@@ -251,7 +251,7 @@ class Impatient(_Pattern):
 
 
 class Stubborn(_Pattern):
-    """Turns every exception of its branches into a value."""
+    """Converts every exception of its branches into a value."""
 
     async def execute(self) -> Any:
         found = await asyncio.gather(

@@ -1,6 +1,7 @@
-"""A line to Redis that understands what is said: the only place that counts commands and breaks in between.
+"""A proxy for Redis that parses commands: the only place that counts them and breaks connections between
+them.
 
-Every worker has a line of its own, so a command says which process sent it.
+Every worker has its own port, so the sender of each command is known.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ SCRIPTS = {
         script.guarded[0],
     )  # the first run of a script in a process checks its rights
 }
-# What a worker asks whatever runs it has: its own beat, the rescue of others, and how a connection begins.
-NOT_OF_A_RUN = {
+# Commands that do not belong to a run: the heartbeat, the rescue loop, and the start of a connection.
+NOT_IN_A_RUN = {
     "register", "renew", "retire", "end_lease", "look", "alarm", "reclaim", "wake", "resend", "resend_unread",
     "auth", "client", "eval", "hello", "info", "ping", "script", "select", "subscribe", "time", "unsubscribe",
     "zrange",
@@ -38,7 +39,7 @@ NOT_OF_A_RUN = {
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command of a run; `number` counts from 1 since the proxy was told to count."""
+    """A command of a run; `number` counts from 1 since the last call of `Proxy.count`."""
 
     number: int
     name: str
@@ -46,79 +47,79 @@ class Command:
 
 
 Verdict = Callable[[Command], Awaitable[bool | str]]
-"""Asked at a command; True: the command, or its answer, is lost and the connection is reset. A text, before
-a command, is the error that it is answered with; Redis does not see it."""
+"""Called for a command. True: the command or its reply is dropped and the connection is reset. A text (only
+before a command): the error reply; Redis does not get the command."""
 
 
-async def _pass(_: Command) -> bool:
+async def _let_pass(_: Command) -> bool:
     return False
 
 
 class Proxy(Lines):
-    """Lines from workers to one Redis.
+    """Connections of workers to one Redis.
 
-    `before` is asked when a command has arrived here, `after` when Redis has answered it.
+    `before` is called when a command has arrived, `after` when Redis has replied to it.
     """
 
     resets = True
 
     def __init__(self, redis_url: str) -> None:
         super().__init__(redis_url)
-        self.before: Verdict = _pass
-        self.after: Verdict = _pass
+        self.before: Verdict = _let_pass
+        self.after: Verdict = _let_pass
         self.seen: list[Command] = []
-        self.left_out: dict[str, int] = {}
-        """Commands that are not of a run, by name."""
-        self._asked: WeakKeyDictionary[asyncio.StreamReader, deque[Command | None]] = WeakKeyDictionary()
+        self.other_commands: dict[str, int] = {}
+        """The number of commands that do not belong to a run, by name."""
+        self._pending: WeakKeyDictionary[asyncio.StreamReader, deque[Command | None]] = WeakKeyDictionary()
 
     def url_of(self, worker: str) -> str:
-        """A new port for this worker."""
+        """Open a new port for this worker; returns its URL."""
         return self.listen(partial(self._commands, worker), self._answers)
 
-    def count(self, *, before: Verdict = _pass, after: Verdict = _pass) -> None:
-        """Count from 1 again, and ask these."""
-        self.seen, self.left_out = [], {}
+    def count(self, *, before: Verdict = _let_pass, after: Verdict = _let_pass) -> None:
+        """Count from 1 again, with these verdicts."""
+        self.seen, self.other_commands = [], {}
         self.before, self.after = before, after
 
     # --- one connection ----------------------------------------------------------------------------------
 
     async def _commands(self, worker: str, line: Line) -> None:
-        asked = self._asked.setdefault(line.from_redis, deque())
+        pending = self._pending.setdefault(line.from_redis, deque())
         while True:
             raw, words = await _command(line.from_client)
-            command = self._counted(worker, words)
+            command = self._record_command(worker, words)
             verdict = command is not None and await self.before(command)
             if verdict is True:
                 return
             if verdict:
-                raw = _refusal(str(verdict))
-            asked.append(command)
+                raw = _error_command(str(verdict))
+            pending.append(command)
             line.to_redis.write(raw)
             await line.to_redis.drain()
 
     async def _answers(self, line: Line) -> None:
-        asked = self._asked.setdefault(line.from_redis, deque())
+        pending = self._pending.setdefault(line.from_redis, deque())
         while True:
             raw = await value_of(line.from_redis)
-            command = asked.popleft() if asked else None  # a published message answers nothing
+            command = pending.popleft() if pending else None  # a published message is not a reply
             if command is not None and await self.after(command):
                 return
             line.to_client.write(raw)
             await line.to_client.drain()
 
-    def _counted(self, worker: str, words: list[bytes]) -> Command | None:
+    def _record_command(self, worker: str, words: list[bytes]) -> Command | None:
         name = words[0].decode().lower()
         if name == "evalsha":
             name = SCRIPTS.get(words[1], "an unknown script")
-        if name in NOT_OF_A_RUN:
-            self.left_out[name] = self.left_out.get(name, 0) + 1
+        if name in NOT_IN_A_RUN:
+            self.other_commands[name] = self.other_commands.get(name, 0) + 1
             return None
         self.seen.append(Command(len(self.seen) + 1, name, worker))
         return self.seen[-1]
 
 
-def _refusal(error: str) -> bytes:
-    """A command that Redis answers with this error: so it comes at its place among the other answers."""
+def _error_command(error: str) -> bytes:
+    """A command to which Redis replies with this error, so that it stays in order with other replies."""
     words = ["EVAL", "return redis.error_reply(ARGV[1])", "0", error]
     return b"".join(
         [b"*%d\r\n" % len(words), *(b"$%d\r\n%b\r\n" % (len(word), word.encode()) for word in words)]
@@ -129,7 +130,7 @@ def _refusal(error: str) -> bytes:
 
 
 async def _command(reader: asyncio.StreamReader) -> tuple[bytes, list[bytes]]:
-    """A command as it is on the wire, and its words."""
+    """The bytes of a command, and its arguments."""
     head = await reader.readuntil(b"\r\n")
     raw, words = [head], []
     for _ in range(int(head[1:-2])):
@@ -140,7 +141,7 @@ async def _command(reader: asyncio.StreamReader) -> tuple[bytes, list[bytes]]:
 
 
 async def value_of(reader: asyncio.StreamReader) -> bytes:
-    """One answer of RESP 2 or 3, as it is on the wire."""
+    """The bytes of one reply in RESP 2 or 3."""
     head = await reader.readuntil(b"\r\n")
     kind, count = head[:1], head[1:-2]
     if kind in b"$=!":

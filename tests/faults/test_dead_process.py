@@ -1,4 +1,4 @@
-"""A process that dies is noticed at once, not when its lease ends: that lies far beyond these tests."""
+"""A dead process is detected at once, long before its lease of ten minutes expires."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.waiting import wait_for
 LEASE_MS = 600_000
 # Workers that count as workers of different hosts
 ELSEWHERE = {"OPENAGENTS_WATCH_PROCESSES": "false", "OPENAGENTS_HEARTBEAT_MS": "1000"}
-here = pytest.mark.skipif(this_process() is None, reason="no process can be looked at here")
+here = pytest.mark.skipif(this_process() is None, reason="this system does not show processes")
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,14 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Generator[World]:
 
 
 def ages_ms(world: World, run_ids: Iterable[str]) -> list[int]:
-    """For how long the leases were over when the runs were taken from their workers."""
-    events = [event for run_id in run_ids for event in world.assert_told_once(run_id)]
+    """The ages of the expired leases in ms when the runs were reclaimed."""
+    events = [event for run_id in run_ids for event in world.assert_complete_events(run_id)]
     return [int(str(e.payload["age_ms"])) for e in events if e.name == "run.recovered"]
 
 
 @contextmanager
 def busy(world: World, name: str, count: int) -> Generator[dict[str, Worker]]:
-    """Runs in the middle of a call to the model for as long as the block lasts, and their workers."""
+    """Runs that wait for the model during the `with` block, with their workers."""
     run_ids = [f"{name}-{number}" for number in range(count)]
     world.model_answers.clear()
     try:
@@ -66,7 +66,7 @@ def busy(world: World, name: str, count: int) -> Generator[dict[str, Worker]]:
 
 
 def stop_one_and_kill_another(world: World, name: str) -> None:
-    """Of three workers: the third carries what the dead one has left behind, and nothing of the other's."""
+    """Of three workers, the third executes the runs of the killed one, and none of the stopped one."""
     world.grow_to(3)
     world.restarts = False
     with busy(world, name, 9) as owners:
@@ -78,7 +78,7 @@ def stop_one_and_kill_another(world: World, name: str) -> None:
 
         world.kill(victim)
 
-        wait_for(lambda: len(world.incarnations()) == 2, "the victim is gone")
+        wait_for(lambda: len(world.incarnations()) == 2, "the victim's lease has ended")
     for run_id in owners.keys() - its_runs:
         world.wait(run_id)
     kept = [world.record(run_id).worker for run_id in its_runs]
@@ -97,13 +97,13 @@ def stop_one_and_kill_another(world: World, name: str) -> None:
 
 @here
 def test_a_worker_on_the_same_host_takes_over_at_once_unless_it_was_only_stopped(on_this_host: World) -> None:
-    """One of three workers is killed, another gets SIGSTOP: that may go on, so its lease decides."""
+    """One of three workers is killed, another gets SIGSTOP: it may continue, so its lease decides."""
     stop_one_and_kill_another(on_this_host, "here")
 
 
 @here
-def test_a_worker_that_starts_takes_over_what_its_host_left_behind(on_this_host: World) -> None:
-    """All workers are killed, and their supervisor starts others."""
+def test_a_starting_worker_reclaims_runs_of_dead_workers_of_its_host(on_this_host: World) -> None:
+    """All workers are killed, and their supervisor starts new ones."""
     world = on_this_host
     world.wait_ready()
     world.restarts = True
@@ -117,7 +117,7 @@ def test_a_worker_that_starts_takes_over_what_its_host_left_behind(on_this_host:
 
 
 def test_workers_whose_connections_are_cut_again_and_again_keep_their_runs(elsewhere: World) -> None:
-    """`CLIENT KILL TYPE pubsub` beside work that goes on: no lease ends, no run is recovered."""
+    """`CLIENT KILL TYPE pubsub` during execution: no lease ends, no run is recovered."""
     world = elsewhere
     world.grow_to(2)
     wait_watched(world)
@@ -130,8 +130,8 @@ def test_workers_whose_connections_are_cut_again_and_again_keep_their_runs(elsew
     while any(not world.record(run_id).state.is_terminal for run_id in run_ids):
         world.client.store.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         cuts += 1
-        if cuts % 3 == 0:  # else it is cut again while it is being made
-            wait_for(lambda: listeners(world) == len(before), "all listen again")
+        if cuts % 3 == 0:  # else it is cut again during the reconnect
+            wait_for(lambda: listeners(world) == len(before), "all are subscribed again")
 
     assert cuts > 5
     assert set(world.incarnations()) == before
@@ -141,14 +141,14 @@ def test_workers_whose_connections_are_cut_again_and_again_keep_their_runs(elsew
 
 
 def test_a_worker_on_another_host_takes_over_soon_unless_it_was_only_stopped(elsewhere: World) -> None:
-    """Nobody can look at the process: the victim's connection is gone, and SIGSTOP closes nothing."""
+    """Without a view of the processes: the victim's connection is closed, and SIGSTOP closes none."""
     elsewhere.grow_to(3)
     wait_watched(elsewhere)
     stop_one_and_kill_another(elsewhere, "elsewhere")
 
 
-def test_a_worker_that_was_given_up_and_lives_takes_the_death_off_its_runs(elsewhere: World) -> None:
-    """It was stopped, and its connection was cut meanwhile: it could not make another in time."""
+def test_a_death_that_was_a_false_alarm_is_not_counted_for_its_runs(elsewhere: World) -> None:
+    """The worker was stopped and its connection was cut meanwhile, so it could not reconnect in time."""
     world = elsewhere
     world.grow_to(2)
     wait_watched(world)
@@ -156,23 +156,25 @@ def test_a_worker_that_was_given_up_and_lives_takes_the_death_off_its_runs(elsew
         paused = owners["false-0"]
         paused.signal(signal.SIGSTOP)
         world.client.store.redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-        wait_for(lambda: world.record("false-0").recoveries == 1, "the run was taken from it")
-        wait_for(lambda: world.owner("false-0") is not paused, "somebody else carries it")
+        wait_for(lambda: world.record("false-0").recoveries == 1, "the run was reclaimed")
+        wait_for(lambda: world.owner("false-0") is not paused, "another worker executes it")
 
         paused.signal(signal.SIGCONT)
 
-        wait_for(lambda: world.record("false-0").recoveries == 0, "the death was taken off")
+        wait_for(lambda: world.record("false-0").recoveries == 0, "the death was removed")
     world.wait("false-0")
-    [alarm] = [event for event in world.assert_told_once("false-0") if event.name == "worker.false_alarm"]
+    [alarm] = [
+        event for event in world.assert_complete_events("false-0") if event.name == "worker.false_alarm"
+    ]
     assert str(alarm.payload["alive"]).startswith(f"{paused.name}@")
 
 
 def wait_watched(world: World) -> None:
-    """All workers have renewed over a connection that Redis can see."""
+    """Wait until all workers have renewed over a connection that Redis can check."""
     store = world.client.store
     wait_for(
         lambda: set(store.redis.hkeys(store.keys("watched"))) >= set(world.incarnations()),
-        "they have renewed",
+        "all leases are renewed",
     )
 
 
@@ -184,7 +186,7 @@ def listeners(world: World) -> int:
 
 @here
 def test_the_parent_of_a_pool_of_processes_ends_the_lease_of_a_child_it_reaps(tmp_path: Path) -> None:
-    """prefork: the child is killed, and its run goes on in another one."""
+    """prefork: the child is killed, and its run continues in another one."""
     with (
         EmbeddedRedis() as redis,
         open_shop(
@@ -199,19 +201,19 @@ def test_the_parent_of_a_pool_of_processes_ends_the_lease_of_a_child_it_reaps(tm
         ) as shop,
     ):
         handle = shop.client.submit({"agent_id": "slow", "session_id": "s1", "input_text": "hi"})
-        child = wait_for(lambda: _owner_pid(shop, handle.id), "a child carries the run", PATIENCE_S)
+        child = wait_for(lambda: _owner_pid(shop, handle.id), "a child executes the run", PATIENCE_S)
 
         os.kill(child, signal.SIGKILL)
 
         assert handle.wait(PATIENCE_S).final_output == "done"
         assert "run.recovered" in [event.name for event in handle.events()]
-        told = [line for line in shop.log.splitlines() if "worker.process_dead" in line]
-        assert len(told) == 1
-        assert "celery.prefork" in told[0]  # the parent, which forks a new child after that
+        lines = [line for line in shop.log.splitlines() if "worker.process_dead" in line]
+        assert len(lines) == 1
+        assert "celery.prefork" in lines[0]  # the parent, which forks a new child after that
 
 
 def _owner_pid(shop: Shop, run_id: str) -> int:
-    """The process that has claimed the run; 0: none yet."""
+    """The id of the process that has claimed the run; 0 if none has."""
     record = shop.client.record(run_id)
     own = this_process()
     assert own is not None

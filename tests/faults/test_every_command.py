@@ -1,4 +1,4 @@
-"""The line between worker and Redis breaks at every command of a run."""
+"""The connection between worker and Redis breaks at every command of a run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.faults.world import World, table
 
 STEPS = 3
 CALLS = 2 * STEPS + 1  # of the model and of tools
-LEAST = 1 + CALLS + 1  # commands of a run: claim, one a call, finish. Batches of events come as time goes by
+LEAST = 1 + CALLS + 1  # commands of a run: claim, one per call, finish; batches of events depend on time
 
 
 class Breaks:
-    """Runs of three steps, each met by one fault at one command."""
+    """Runs of three steps, each with one fault at one command."""
 
     def __init__(self, world: World, proxy: Proxy) -> None:
         self.world = world
@@ -28,15 +28,15 @@ class Breaks:
         self._plain = self._answer_of("plain")
 
     def commands(self) -> list[str]:
-        """Names of the commands of a run that nothing happens to."""
+        """The names of the commands of a run without a fault."""
         self.proxy.count()
         self._answer_of("counted")
         return [command.name for command in self.proxy.seen]
 
     def run(self, fault: str, at: int | str) -> bool:
-        """Carry a run that meets the fault at its command of that number, or the first of that name.
+        """Execute a run with the fault at its command of that number, or at the first of that name.
 
-        False: it has no such command.
+        Returns False if it has no such command.
         """
         met: list[Command] = []
 
@@ -55,7 +55,7 @@ class Breaks:
         if met:
             begun = self.world.calls(run_id)
             again = len(begun) - len(set(begun))
-            assert again <= 1, f"{run_id}: at most the call in flight is made again"
+            assert again <= 1, f"{run_id}: at most the call in flight is repeated"
             self.rows.append(
                 {
                     "fault": fault,
@@ -71,7 +71,7 @@ class Breaks:
     def _answer_of(self, run_id: str) -> dict[str, object]:
         self.world.submit(run_id, [("step", {"n": n}) for n in range(STEPS)])
         result = self.world.wait(run_id)
-        self.world.assert_told_once(run_id)
+        self.world.assert_complete_events(run_id)
         view = self.world.client.session(f"session-of-{run_id}")
         assert len(view.transcript) == 2
         return {
@@ -92,7 +92,7 @@ def _breaks(make_world: MakeWorld, workers: int) -> Iterator[Breaks]:
         world.end()
 
 
-def _tell(breaks: Breaks, commands: list[str]) -> None:
+def _print_table(breaks: Breaks, commands: list[str]) -> None:
     table(f"The {len(commands)} commands of a run: {', '.join(commands)}", breaks.rows)
 
 
@@ -103,41 +103,43 @@ def _each(breaks: Breaks, fault: str, numbers: Iterable[int]) -> None:
 
 
 def test_a_run_outlives_a_break_at_any_command(make_world: MakeWorld) -> None:
-    """Wherever the line to Redis breaks, the run ends as it would have, and nothing is doubled."""
+    """Wherever the connection breaks, the run has the same result, and no effect is duplicated."""
     with _breaks(make_world, workers=2) as breaks:
         commands = breaks.commands()
-        alone = commands.count("commit") - CALLS
-        assert alone in (0, 1), "one commit a call; the start travels with the first one or before it"
+        separate_commits = commands.count("commit") - CALLS
+        assert separate_commits in (0, 1), (
+            "one commit per call; the start is in the first commit or in a separate one"
+        )
 
         for fault, at in (("killed after", "claim"), ("killed before", "finish"), ("killed after", "finish")):
             assert breaks.run(fault, at)
         _each(breaks, "answer lost", range(1, len(commands) + 1, 2))
 
-        _tell(breaks, commands)
+        _print_table(breaks, commands)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_worker_is_killed_before_and_after_every_command(make_world: MakeWorld) -> None:
-    """For each command of a run: its worker dies before Redis hears of it, and once Redis has answered."""
+    """For each command of a run: its worker is killed before Redis gets it, and after Redis has replied."""
     with _breaks(make_world, workers=3) as breaks:
         commands = breaks.commands()
 
         for fault in ("killed before", "killed after"):
             _each(breaks, fault, itertools.count(1))
 
-        _tell(breaks, commands)
+        _print_table(breaks, commands)
         assert len(breaks.rows) >= 2 * LEAST
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_answer_to_every_command_is_lost(make_world: MakeWorld) -> None:
-    """For each command of a run: Redis has carried it out, and the worker only sees its connection break."""
+    """For each command of a run: Redis has executed it, and the worker only sees its connection break."""
     with _breaks(make_world, workers=2) as breaks:
         commands = breaks.commands()
 
         _each(breaks, "answer lost", itertools.count(1))
 
-        _tell(breaks, commands)
+        _print_table(breaks, commands)
         assert len(breaks.rows) >= LEAST

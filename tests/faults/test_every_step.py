@@ -1,4 +1,4 @@
-"""A worker dies at every step of a run: what was finished stays finished."""
+"""A worker is killed at every step of a run: finished steps are not repeated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.faults.world import World, table
 
 
 def _marks(steps: int) -> list[str]:
-    """Every moment of a run of so many tools: each call has arrived, and each call is answered."""
+    """Every moment of a run with `steps` tool calls: each call was received, and each call was answered."""
     moments = []
     for n in range(steps):
         moments += [f"model-{n}.received", f"model-{n}.answered", f"{n}.begin", f"{n}.end"]
@@ -24,8 +24,8 @@ def _execute(world: World, run_id: str, steps: int, marks: list[str]) -> dict[st
     world.mark(run_id, *marks)
     world.submit(run_id, [("step", {"n": n}) for n in range(steps)])
     result = world.wait(run_id, timeout=30 + 10 * len(marks))
-    world.assert_told_once(run_id)
-    assert world.unmet() == []
+    world.assert_complete_events(run_id)
+    assert world.unreached_marks() == []
     begun = world.calls(run_id)
     place = {key: number for number, key in enumerate(dict.fromkeys(begun))}
     after_a_later_one = [a for a, b in pairwise(begun) if place[b] < place[a]]
@@ -52,14 +52,15 @@ def _check(world: World, steps: int, marks: list[str]) -> None:
     table("A worker is killed at every moment", [{k: row[k] for k in shown} for row in (plain, killed)])
     assert plain["calls"] == plain["begun"] == 2 * steps + 1
     assert killed["finished repeated"] == 0
-    assert killed["begun"] <= plain["begun"] + len(marks), "a kill costs at most the call in flight"
+    assert killed["begun"] <= plain["begun"] + len(marks), "a kill repeats at most the call in flight"
     assert killed["most"] <= 3, "each call was hit twice"
     for same in ("answer", "usage", "calls", "done", "transcript"):
         assert killed[same] == plain[same]
 
 
 def test_a_finished_step_is_not_repeated(make_world: MakeWorld) -> None:
-    """A worker that dies before or after an answer costs that one call again, and nothing else changes."""
+    """A worker that is killed before or after a reply costs a repetition of that call, and no other
+    change."""
     world = make_world(workers=2).start()
 
     _check(world, 2, ["model-0.received", "0.begin", "0.end", "model-1.answered"])
@@ -68,7 +69,7 @@ def test_a_finished_step_is_not_repeated(make_world: MakeWorld) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_worker_dies_twice_at_each_call_of_ten_steps(make_world: MakeWorld) -> None:
-    """42 kills in one run of ten tools: the same answer, the same usage, no finished call again."""
+    """42 kills in one run of ten tools: the same answer and usage, no repeated finished call."""
     world = make_world(workers=3).start()
 
     _check(world, 10, _marks(10))

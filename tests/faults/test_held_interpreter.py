@@ -1,4 +1,4 @@
-"""One call keeps the interpreter of its worker to itself: no thread of the process can say so, or end it."""
+"""A call that holds the GIL of its worker: no thread of the process can report it or end the process."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tests.faults.world import World
 PATIENCE_S = 90
 
 
-def neighbours(world: World, count: int = 4) -> None:
+def submit_other_runs(world: World, count: int = 4) -> None:
     for number in range(count):
         world.submit(f"good-{number}", [("step", {"n": n, "ms": 100}) for n in range(3)], latency_ms=300)
 
 
-def check_neighbours(world: World, count: int = 4) -> None:
+def check_other_runs(world: World, count: int = 4) -> None:
     for number in range(count):
         assert world.wait(f"good-{number}", PATIENCE_S).final_output == "done after 3"
         key = world.client.store.keys("run", f"good-{number}")
-        assert world.client.store.redis.hget(key, "stuck") == "0", "it is suspected of nothing"
+        assert world.client.store.redis.hget(key, "stuck") == "0", "it is not a suspect"
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,13 @@ def check_neighbours(world: World, count: int = 4) -> None:
         pytest.param("sleep 600", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_whose_pattern_keeps_the_interpreter_is_ended_by_its_second_time(
+def test_a_run_whose_pattern_holds_the_gil_is_poisoned_after_the_second_time(
     make_world: MakeWorld, how: str
 ) -> None:
-    """The process beside the worker names it and ends the worker; another takes its neighbours at once."""
+    """The stall monitor names the run and kills the worker; another worker reclaims the other runs at
+    once."""
     world = make_world(workers=2, lease_ms=60_000, env={"OPENAGENTS_LOOP_DEAD_S": "2"}).start()
-    neighbours(world)
+    submit_other_runs(world)
     world.submit("bad", agent="greedy", text=how)
 
     bad = world.wait("bad", PATIENCE_S)
@@ -43,8 +44,8 @@ def test_a_run_whose_pattern_keeps_the_interpreter_is_ended_by_its_second_time(
     assert bad.error_details is not None
     assert bad.error_details.code == "run.poisoned"
     assert [entry["tool"] for entry in world.entries("bad")].count("greedy") == 2
-    check_neighbours(world)
-    lines = [line for lines in world.said("loop.dead").values() for line in lines]
+    check_other_runs(world)
+    lines = [line for lines in world.log_lines("loop.dead").values() for line in lines]
     assert len(lines) == 2
     for part in (
         "run_id=bad",
@@ -59,10 +60,10 @@ def test_a_run_whose_pattern_keeps_the_interpreter_is_ended_by_its_second_time(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["hold", "hold_in_thread"])
-def test_a_tool_that_keeps_the_interpreter_is_named(make_world: MakeWorld, tool: str) -> None:
-    """Also one that is not async, in its thread; where the lease is the limit, as it is by default."""
+def test_a_tool_that_holds_the_gil_is_named(make_world: MakeWorld, tool: str) -> None:
+    """Also a sync tool in its thread; the lease is the limit, as by default."""
     world = make_world(workers=2, lease_ms=20_000).start()  # twice the default: the machine may be busy
-    neighbours(world)
+    submit_other_runs(world)
     world.submit("bad", [(tool, {"how": "regex", **({"n": 0} if tool == "hold" else {})})])
 
     bad = world.wait("bad", PATIENCE_S)
@@ -70,6 +71,6 @@ def test_a_tool_that_keeps_the_interpreter_is_named(make_world: MakeWorld, tool:
     assert bad.error_details is not None
     assert bad.error_details.code == "run.poisoned"
     assert [entry["tool"] for entry in world.entries("bad")] == [tool, tool]
-    check_neighbours(world)
-    lines = [line for lines in world.said("loop.dead").values() for line in lines]
+    check_other_runs(world)
+    lines = [line for lines in world.log_lines("loop.dead").values() for line in lines]
     assert [f'plugin="tool {tool}"' in line for line in lines] == [True, True]

@@ -1,4 +1,4 @@
-"""Programs with branches, time limits and errors that they catch, killed at every moment of every call."""
+"""Patterns with branches, time-outs and caught errors, killed at every moment of every call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.faults.conftest import MakeWorld
 from tests.faults.world import World, table
 
-# A program's calls: what a tool's marks are named by; `ask` are those of the model, named by what is asked.
+# By pattern: the names of its tool calls, the inputs of its model calls, and its result.
 CALLS: dict[str, tuple[list[str], list[str], Any]] = {
     "branches": (
         ["a1", "a3", "b1", "b3", "c1", "c3"],
@@ -38,25 +38,25 @@ def _moments(agent: str) -> list[str]:
 
 
 def _execute(world: World, agent: str, number: int, moments: list[str]) -> dict[str, object]:
-    """One run of the program, killed at these moments; what its calls say of it."""
+    """Execute a run of the pattern with kills at these moments; returns figures of its calls."""
     run_id = f"{agent}-{number}"
     world.mark(run_id, *moments)
     world.submit(run_id, agent=agent)
     result = world.wait(run_id, timeout=30 + 10 * len(moments))
 
     tools, asked, answer = CALLS[agent]
-    world.assert_told_once(run_id)
+    world.assert_complete_events(run_id)
     assert result.final_output == answer
-    assert world.unmet() == []
+    assert world.unreached_marks() == []
     log = world.entries(run_id)
     ended = Counter(entry["n"] for entry in log if entry["event"] == "end")
     begun = Counter(entry["n"] for entry in log if entry["event"] == "begin")
     assert set(tools) == set(ended), "no effect is lost"
     keys = {n: {entry["key"] for entry in log if entry["n"] == n} for n in begun}
-    assert all(len(sent) == 1 for sent in keys.values()), "a repeat sends the same key"
+    assert all(len(sent) == 1 for sent in keys.values()), "a repetition has the same key"
     most = 1 + len(moments)
     assert max(begun.values()) <= most, "a kill repeats no more than the calls in flight"
-    assert result.usage.llm_calls == len(asked), "what was repeated is not counted twice"
+    assert result.usage.llm_calls == len(asked), "repeated calls are not counted twice"
     return {
         "program": agent,
         "killed at": " ".join(moments),
@@ -67,7 +67,7 @@ def _execute(world: World, agent: str, number: int, moments: list[str]) -> dict[
 
 
 def _again_after_successor(log: list[dict[str, Any]]) -> int:
-    """Calls that were begun again although a later one of their branch had begun: they were finished."""
+    """The number of calls that started again after a later call of their branch: these were finished."""
     furthest: dict[str, int] = {}
     again = 0
     for entry in log:
@@ -79,12 +79,12 @@ def _again_after_successor(log: list[dict[str, Any]]) -> int:
 
 
 def _check(rows: list[dict[str, object]]) -> None:
-    table("Programs of other people, killed everywhere", rows)
+    table("Patterns, killed at every moment", rows)
     assert all(row["again after their successor"] == 0 for row in rows)
 
 
-def test_branches_go_on_each_from_where_it_was(make_world: MakeWorld) -> None:
-    """Branches side by side are each resumed in their middle; errors and time limits come again."""
+def test_each_branch_continues_from_its_last_step(make_world: MakeWorld) -> None:
+    """Concurrent branches are each resumed; recorded errors and time-outs are replayed."""
     world = make_world(workers=2).start()
 
     rows = [_execute(world, "branches", 1, ["a1.end", "b2.answered", "c3.begin"])]
@@ -98,7 +98,7 @@ def test_branches_go_on_each_from_where_it_was(make_world: MakeWorld) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_branches_are_killed_at_every_moment(make_world: MakeWorld) -> None:
-    """One kill at each moment of each call of four programs, each in a run of its own."""
+    """One kill at each moment of each call of four patterns, each in a separate run."""
     world = make_world(workers=3).start()
 
     moments = [(agent, moment) for agent in CALLS for moment in _moments(agent)]

@@ -1,4 +1,4 @@
-"""A worker stands still for three leases and comes back: its runs are others', and it changes nothing."""
+"""A worker is paused for three leases and continues: other workers have its runs, and it changes no key."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ READERS: dict[str, Callable[[Any, str], Any]] = {
 }
 
 
-def _all_of(world: World, run_ids: Sequence[str]) -> dict[str, Any]:
-    """Every key of these runs and their sessions, with all that is in it."""
+def _read_all_keys(world: World, run_ids: Sequence[str]) -> dict[str, Any]:
+    """All keys of these runs and their sessions, with their contents."""
     redis = world.client.store.redis
     keys = [key for run_id in run_ids for key in redis.scan_iter(f"oa:*{run_id}*", count=1000)]
     return {key: READERS[str(redis.type(key))](redis, key) for key in sorted(keys)}
@@ -40,15 +40,15 @@ def _pause_one(world: World, round_no: int, runs: int) -> dict[str, object]:
     for run_id in run_ids:
         world.wait(run_id, 60)
     three_leases_on_ms = stopped_ms + 3 * world.lease_s * 1000
-    wait_for(lambda: _redis_ms(world) > three_leases_on_ms, "three leases are over")
-    before, asked_before = _all_of(world, run_ids), len(world.model.log)
+    wait_for(lambda: _redis_ms(world) > three_leases_on_ms, "three leases have passed")
+    before, asked_before = _read_all_keys(world, run_ids), len(world.model.log)
     victim.signal(signal.SIGCONT)
-    wait_for(lambda: _registered_anew(world, victim, incarnation), f"{victim.name} has a new lease")
+    wait_for(lambda: _has_new_incarnation(world, victim, incarnation), f"{victim.name} has a new lease")
 
-    _carry_alone(world, victim, f"after-{round_no}")
-    after = _all_of(world, run_ids)
+    _wait_until_it_executes_a_run(world, victim, f"after-{round_no}")
+    after = _read_all_keys(world, run_ids)
     for run_id in run_ids:
-        events = world.assert_told_once(run_id)
+        events = world.assert_complete_events(run_id)
         assert len(world.client.session(f"session-of-{run_id}").transcript) == 2
         last = [event.worker for event in events][-1]
         assert run_id not in its_runs or last != incarnation, "another worker has ended it"
@@ -63,7 +63,7 @@ def _pause_one(world: World, round_no: int, runs: int) -> dict[str, object]:
 
 
 def _busy_worker(world: World, run_ids: Sequence[str]) -> tuple[Worker, list[str]]:
-    """Waits for a worker with every sixth run or more in the middle of a tool; gives it and those runs."""
+    """Wait for a worker with at least a sixth of the runs inside a tool; returns it and those runs."""
 
     def in_tools() -> tuple[int, list[str]] | None:
         by_run: dict[str, int] = {}
@@ -75,30 +75,30 @@ def _busy_worker(world: World, run_ids: Sequence[str]) -> tuple[Worker, list[str
         runs = [run_id for run_id, its_pid in by_run.items() if its_pid == pid]
         return (pid, runs) if pid and len(runs) * 6 >= len(run_ids) else None
 
-    found = wait_for(in_tools, "a worker has many runs in the middle of a step")
+    found = wait_for(in_tools, "a worker has many runs inside a step")
     assert found is not None
     return world.live_workers()[found[0]], found[1]
 
 
 def _redis_ms(world: World) -> float:
-    """By the clock that decides when a lease is over."""
+    """The time by the clock that decides when a lease expires, in ms."""
     seconds, micros = world.client.store.redis.time()
     return float(seconds * 1000 + micros / 1000)
 
 
-def _registered_anew(world: World, worker: Worker, old: str) -> bool:
+def _has_new_incarnation(world: World, worker: Worker, old: str) -> bool:
     mine = [incarnation for incarnation in world.incarnations() if incarnation.startswith(f"{worker.name}@")]
     return bool(mine) and old not in mine
 
 
-def _carry_alone(world: World, worker: Worker, name: str) -> None:
-    """Submit runs until the worker has ended one."""
+def _wait_until_it_executes_a_run(world: World, worker: Worker, name: str) -> None:
+    """Submit runs until the worker has executed one."""
     for number in range(50):
         world.submit(f"{name}-{number}", [("step", {"n": 0, "ms": 20})])
         world.wait(f"{name}-{number}")
         if world.entries(f"{name}-{number}")[0]["pid"] == worker.process.pid:
             return
-    raise AssertionError(f"{worker.name} has carried none of 50 runs since it came back")
+    raise AssertionError(f"{worker.name} has executed none of 50 runs since it continued")
 
 
 def _check(world: World, rounds: int, runs: int) -> None:
@@ -108,7 +108,7 @@ def _check(world: World, rounds: int, runs: int) -> None:
 
 
 def test_a_worker_that_was_paused_writes_nothing(make_world: MakeWorld) -> None:
-    """After three leases of pause a worker's runs are others': it changes nothing, and takes new ones."""
+    """After a pause of three leases other workers have its runs: it changes no key, and executes new runs."""
     world = make_world(workers=2).start()
 
     _check(world, rounds=1, runs=20)
@@ -117,7 +117,7 @@ def test_a_worker_that_was_paused_writes_nothing(make_world: MakeWorld) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_worker_is_paused_again_and_again(make_world: MakeWorld) -> None:
-    """Ten pauses, fifty runs beside each."""
+    """Ten pauses with fifty runs each."""
     world = make_world(workers=2).start()
 
     _check(world, rounds=10, runs=50)

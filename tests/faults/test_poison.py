@@ -1,4 +1,4 @@
-"""One run of many takes its whole process along, every time."""
+"""One run of many crashes its process every time."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from tests.faults.world import World, table
 PATIENCE_S = 90
 
 
-def _check(world: World, neighbours: int, steps: int, patience_s: float) -> None:
-    for number in range(neighbours):
+def _check(world: World, other_runs: int, steps: int, timeout_s: float) -> None:
+    for number in range(other_runs):
         world.submit(f"good-{number}", [("step", {"n": n, "ms": 100}) for n in range(steps)], latency_ms=50)
     world.submit("bad", [("step", {"n": 0}), ("segfault", {"n": 1})])
 
-    bad = world.wait("bad", patience_s)
-    good = [world.wait(f"good-{number}", patience_s) for number in range(neighbours)]
+    bad = world.wait("bad", timeout_s)
+    good = [world.wait(f"good-{number}", timeout_s) for number in range(other_runs)]
 
     deaths = sum(entry["tool"] == "segfault" for entry in world.entries("bad"))
     finished = [result for result in good if result.final_output == f"done after {steps}"]
     code = bad.error_details.code if bad.error_details else None
-    begun = [world.calls(f"good-{number}") for number in range(neighbours)]
+    begun = [world.calls(f"good-{number}") for number in range(other_runs)]
     row = {
-        "runs": neighbours + 1,
+        "runs": other_runs + 1,
         "completed": len(finished),
         "the bad one": code,
         "processes it took": deaths,
@@ -31,24 +31,25 @@ def _check(world: World, neighbours: int, steps: int, patience_s: float) -> None
         "of them begun": sum(map(len, begun)),
     }
     table("A tool that ends its process", [row])
-    assert len(finished) == neighbours
+    assert len(finished) == other_runs
     assert code == "run.poisoned"
     assert all(len(set(calls)) == 2 * steps + 1 for calls in begun)
-    names = [event.name for event in world.assert_told_once("bad", "run.failed")]
+    names = [event.name for event in world.assert_complete_events("bad", "run.failed")]
     assert "run.poisoned" in names
-    for number in range(neighbours):
-        world.assert_told_once(f"good-{number}")
+    for number in range(other_runs):
+        world.assert_complete_events(f"good-{number}")
 
 
-def test_a_run_that_kills_its_workers_is_ended_and_its_neighbours_are_not(make_world: MakeWorld) -> None:
-    """A run in whose tool the process dies again and again ends as poisoned; those beside it complete."""
+def test_a_run_that_kills_its_workers_is_poisoned_and_other_runs_complete(make_world: MakeWorld) -> None:
+    """A run whose tool crashes the process repeatedly ends as poisoned; other runs of the process
+    complete."""
     world = make_world(workers=1, lease_ms=1_000, env={"OPENAGENTS_MAX_RECOVERIES": "2"}).start()
 
-    _check(world, neighbours=19, steps=2, patience_s=90)
+    _check(world, other_runs=19, steps=2, timeout_s=90)
 
 
-def test_a_run_that_blocks_the_event_loop_for_good_is_ended_by_its_second_time(make_world: MakeWorld) -> None:
-    """The watchdog names it, so nobody else is suspected; nobody waits for the lease, either."""
+def test_a_run_that_blocks_the_event_loop_is_poisoned_after_the_second_time(make_world: MakeWorld) -> None:
+    """The watchdog names it, so no other run is a suspect, and no worker waits for the lease."""
     world = make_world(workers=1, lease_ms=60_000, env={"OPENAGENTS_LOOP_DEAD_S": "1"}).start()
     for number in range(10):
         world.submit(f"good-{number}", [("step", {"n": n, "ms": 100}) for n in range(3)], latency_ms=300)
@@ -62,13 +63,13 @@ def test_a_run_that_blocks_the_event_loop_for_good_is_ended_by_its_second_time(m
     for number in range(10):
         assert world.wait(f"good-{number}", PATIENCE_S).final_output == "done after 3"
         key = world.client.store.keys("run", f"good-{number}")
-        assert world.client.store.redis.hget(key, "stuck") == "0", "it is suspected of nothing"
+        assert world.client.store.redis.hget(key, "stuck") == "0", "it is not a suspect"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_of_a_hundred_runs_kills_its_process(make_world: MakeWorld) -> None:
-    """Of a hundred runs in one process 99 complete and one is poisoned, with the default limits."""
+    """Of a hundred runs in one process, 99 complete and one is poisoned, with the default limits."""
     world = make_world(workers=1, concurrency=200).start()
 
-    _check(world, neighbours=99, steps=5, patience_s=500)
+    _check(world, other_runs=99, steps=5, timeout_s=500)

@@ -1,4 +1,4 @@
-"""Many runs of few sessions while workers die: their order and their solitude, by the tools' own clocks."""
+"""Many runs of few sessions while workers are killed: they stay ordered and never overlap."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _check(world: World, sessions: int, runs: int, kills: int) -> None:
     for kill in range(1, kills + 1):
         part = whole * kill // (kills + 1)
         world.wait_steps(part)
-        world.kill(chance.choice(wait_for(world.ready, "a worker lives", 60)))
+        world.kill(chance.choice(wait_for(world.ready, "a worker is alive", 60)))
     for session in range(sessions):
         for number in range(runs):
             assert world.wait(f"s{session}-{number:03}", 120).final_output == f"done after {STEPS}"
@@ -61,7 +61,7 @@ def _story(world: World, session: str, runs: int) -> dict[str, object]:
 
 
 def test_runs_of_a_session_keep_their_order_while_workers_die(make_world: MakeWorld) -> None:
-    """Runs of one session work one after another as they were submitted, whoever dies in between."""
+    """Runs of one session are executed one after another in the order of submission, whatever is killed."""
     world = make_world(workers=2, lease_ms=1_000).start()
 
     _check(world, sessions=4, runs=3, kills=2)
@@ -70,7 +70,7 @@ def test_runs_of_a_session_keep_their_order_while_workers_die(make_world: MakeWo
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_hundred_runs_of_ten_sessions(make_world: MakeWorld) -> None:
-    """A hundred runs over ten sessions on three workers, ten of which are killed."""
+    """A hundred runs in ten sessions on three workers, with ten kills."""
     world = make_world(workers=3, lease_ms=1_000).start()
 
     _check(world, sessions=10, runs=10, kills=10)

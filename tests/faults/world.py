@@ -1,7 +1,7 @@
-"""The world around a run. The only place that starts workers and kills them, and that counts from outside.
+"""The world around a run: the only place that starts and kills workers, and counts calls from outside.
 
-A supervisor starts another worker for each that died, as an orchestrator does. What happened is read from the
-log of the tools and that of the model server, never from our own records of it.
+A supervisor starts a new worker for each dead one, as an orchestrator does. Results are read from the log of
+the tools and from that of the model server, not from this library's own records.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 START_TIMEOUT_S = 60.0
 REGISTERED = re.compile(r"worker\.registered .*?incarnation=(\S+)")
-LOOK_EVERY_S = 0.02  # how soon the supervisor sees that a worker is gone
+CHECK_EVERY_S = 0.02  # how soon the supervisor detects the end of a worker
 
 Step = tuple[str, Mapping[str, Any]]
 
@@ -59,14 +59,14 @@ class Worker:
             os.kill(self.process.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL, and its end."""
+        """Send SIGKILL and wait for the end."""
         self.process.kill()
 
 
 class World:
-    """Redis, a model server and `workers` workers for as long as the block lasts.
+    """Redis, a model server and `workers` workers during the `with` block.
 
-    `redis_url_of(name)` says by which URL the worker of that name reaches Redis: a proxy of a test.
+    `redis_url_of(name)` returns the Redis URL of the worker with that name, such as a test's proxy.
     """
 
     def __init__(
@@ -85,16 +85,17 @@ class World:
         self.redis_url_of: Callable[[str], str] = lambda name: self.redis.url
         self.restarts = True
         self.model_answers = threading.Event()
-        """Set, unless a test holds all answers of the model back."""
+        """Cleared while a test delays all replies of the model."""
         self.model_answers.set()
         self.kills: list[float] = []
-        """When a worker was killed by the world; seconds since 1970. Marks of tools kill without it."""
+        """The times at which the world has killed a worker, in seconds since 1970; marks in tools are not
+        included."""
         self._own_env = {"OPENAGENTS_LEASE_MS": str(lease_ms), **(env or {})}
         self._concurrency = concurrency
         self._size = workers
         self._workers: dict[str, Worker] = {}
         self._names = 0
-        self._said: collections.deque[str] = collections.deque(maxlen=4_000)
+        self._log_lines: collections.deque[str] = collections.deque(maxlen=4_000)
         self._registered: set[str] = set()
         self._entries: list[dict[str, Any]] = []
         self._read_to = 0
@@ -103,7 +104,8 @@ class World:
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor")
         self._held = ExitStack()
 
-    # --- life --------------------------------------------------------------------------------------------
+    # --- start and end
+    # --------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         self.log_file.touch()
@@ -119,11 +121,11 @@ class World:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            print("\n".join(["--- the workers' last lines", *self._said]), file=sys.stderr)
+            print("\n".join(["--- the last log lines of the workers", *self._log_lines]), file=sys.stderr)
         self._held.close()
 
     def end(self) -> None:
-        """End the workers, and what watches them."""
+        """End the supervisor and the workers."""
         self._over.set()
         if self._supervisor.ident is not None:
             self._supervisor.join()
@@ -135,23 +137,23 @@ class World:
         return self
 
     def wait_ready(self) -> None:
-        """All workers that there should be are registered."""
+        """Wait until the planned number of workers is registered."""
         wait_for(
             lambda: len(self.ready()) >= self._size, f"{self._size} workers are registered", START_TIMEOUT_S
         )
 
     def add_worker(self) -> None:
-        """One more worker from now on; returns when it is registered."""
+        """Add one worker; returns when it is registered."""
         self.grow_to(self._size + 1)
 
     def grow_to(self, size: int) -> None:
-        """At least so many workers from now on; returns when they are registered."""
+        """Have at least `size` workers; returns when they are registered."""
         with self._lock:
             self._size = max(self._size, size)
         self.wait_ready()
 
     def ready(self) -> list[Worker]:
-        """The workers that live, hold a lease and know it: the answer to their registration has arrived."""
+        """The live workers that hold a lease and have logged their registration."""
         leases = self._registered.intersection(self.incarnations())
         names = {incarnation.partition("@")[0] for incarnation in leases}
         with self._lock:
@@ -162,17 +164,17 @@ class World:
         found: list[str] = store.ask(lambda r: r.zrange(store.keys("workers"), 0, -1))
         return found
 
-    def said(self, text: str) -> dict[str, list[str]]:
-        """The last log lines with this text, by the name of the worker."""
+    def log_lines(self, text: str) -> dict[str, list[str]]:
+        """The last log lines with this text, by worker name."""
         lines: dict[str, list[str]] = {}
-        for line in list(self._said):
+        for line in list(self._log_lines):
             if text in line:
                 lines.setdefault(line.partition(":")[0], []).append(line)
         return lines
 
     @contextmanager
     def silent_redis(self) -> Generator[None]:
-        """Redis answers nobody for as long as the block lasts; connections stay open."""
+        """Redis is stopped during the `with` block; connections stay open."""
         os.kill(self.redis.pid, signal.SIGSTOP)
         try:
             yield
@@ -181,16 +183,16 @@ class World:
 
     @contextmanager
     def celery_events(self) -> Generator[list[dict[str, Any]]]:
-        """What an event receiver of Celery, such as Flower, is told meanwhile."""
-        heard: list[dict[str, Any]] = []
+        """Celery's events during the `with` block, as Flower receives them."""
+        received: list[dict[str, Any]] = []
         with self.client.app.connection_for_read() as connection:
-            receiver = self.client.app.events.Receiver(connection, handlers={"*": heard.append})
+            receiver = self.client.app.events.Receiver(connection, handlers={"*": received.append})
             capture = partial(receiver.capture, limit=None, timeout=None, wakeup=False)
             listening = threading.Thread(target=capture)
             listening.start()
             try:
-                wait_for(lambda: heard, "a worker's heartbeat is heard")
-                yield heard
+                wait_for(lambda: received, "a Celery heartbeat was received")
+                yield received
             finally:
                 receiver.should_stop = True
                 listening.join()
@@ -198,11 +200,11 @@ class World:
     # --- the supervisor ----------------------------------------------------------------------------------
 
     def _supervise(self) -> None:
-        """In one thread, and to the end of it: Linux ends children with the thread that started them."""
-        while not self._over.wait(LOOK_EVERY_S):
+        """Runs in one thread until the end, because Linux ends children with the thread that started them."""
+        while not self._over.wait(CHECK_EVERY_S):
             with self._lock:
                 for worker in [worker for worker in self._workers.values() if not worker.alive]:
-                    worker.kill()  # also what it has left of its group
+                    worker.kill()  # also the rest of its process group
                     del self._workers[worker.name]
                     if not self.restarts:
                         self._size -= 1
@@ -230,10 +232,10 @@ class World:
             "PYTHONUNBUFFERED": "1",
             **self._own_env,
         }
-        self._workers[name] = Worker(name, ChildProcess(name, command, env, self._hear))
+        self._workers[name] = Worker(name, ChildProcess(name, command, env, self._note_line))
 
-    def _hear(self, name: str, line: str) -> None:
-        self._said.append(f"{name}: {line}")
+    def _note_line(self, name: str, line: str) -> None:
+        self._log_lines.append(f"{name}: {line}")
         if registered := REGISTERED.search(line):
             self._registered.add(registered[1])
 
@@ -242,8 +244,8 @@ class World:
             return self._workers[name]
 
     def owner(self, run_id: str) -> Worker:
-        """The worker that carries the run; waits until one does."""
-        return self.worker(wait_for(lambda: self._owner_name(run_id), f"somebody carries {run_id}"))
+        """Wait for a worker that executes the run, and return it."""
+        return self.worker(wait_for(lambda: self._owner_name(run_id), f"a worker executes {run_id}"))
 
     def _owner_name(self, run_id: str) -> str:
         name = str(self.record(run_id).worker).partition("@")[0]
@@ -251,12 +253,12 @@ class World:
             return name if name in self._workers and self._workers[name].alive else ""
 
     def live_workers(self) -> dict[int, Worker]:
-        """The workers that live, by process id: the tools' log names those."""
+        """The live workers by process id, as in the log of the tools."""
         with self._lock:
             return {worker.process.pid: worker for worker in self._workers.values() if worker.alive}
 
     def kill(self, worker: Worker) -> None:
-        """SIGKILL; the supervisor starts another."""
+        """Send SIGKILL; the supervisor starts a new worker."""
         with self._lock:
             self.kills.append(time.time())
             worker.kill()
@@ -275,31 +277,32 @@ class World:
         text: str | None = None,
         **request: Any,
     ) -> RunHandle[Any]:
-        """A run whose model asks for these tools, one a turn, and then answers. The input says all that.
+        """Submit a run whose model calls these tools, one per turn, and then answers; the input holds the
+        script.
 
-        `limit` makes the model answer a `turn` with 429 so many `times`, with this `retry_after_ms`.
-        `text` is the input of a pattern that does not ask the model what to do.
+        `limit` makes the model reply to a `turn` with 429 and this `retry_after_ms`, `times` times. `text` is
+        the input for a pattern with a fixed program.
         """
         asks = [[tool, dict(arguments)] for tool, arguments in steps]
-        told = {"steps": asks, "latency_ms": latency_ms, "limit": dict(limit or {})}
+        script = {"steps": asks, "latency_ms": latency_ms, "limit": dict(limit or {})}
         return self.client.submit(
             {
                 "agent_id": agent,
                 "session_id": session or f"session-of-{run_id}",
-                "input_text": json.dumps(told) if text is None else text,
+                "input_text": json.dumps(script) if text is None else text,
                 "run_id": run_id,
                 **request,
             }
         )
 
     def mark(self, run_id: str, *moments: str) -> None:
-        """Kill the worker that carries the run at each of these moments: `{n}.begin`, `{n}.end` of a tool,
+        """Kill the worker of the run at each of these moments: `{n}.begin`, `{n}.end` of a tool,
         `model-{turn}.received`, `model-{turn}.answered` of the model."""
         for moment in moments:
             (self.marks / f"{run_id}.{moment}").touch()
 
-    def unmet(self) -> list[str]:
-        """Marks that nobody has run into."""
+    def unreached_marks(self) -> list[str]:
+        """The marks that no process has reached."""
         return sorted(path.name for path in self.marks.iterdir())
 
     def record(self, run_id: str) -> RunRecord:
@@ -309,7 +312,7 @@ class World:
         return self.client.handle(run_id).wait(timeout=timeout)
 
     def events(self, run_id: str) -> list[RunEvent]:
-        """All events of a run that is over."""
+        """All events of an ended run."""
         return list(self.client.handle(run_id).events())
 
     # --- the model ---------------------------------------------------------------------------------------
@@ -318,32 +321,32 @@ class World:
         key = asked.headers["idempotency-key"]
         run_id = key.partition(":")[0]
         text = next(str(m["content"]) for m in reversed(asked.messages) if m["role"] == "user")
-        told = (
+        script = (
             json.loads(text)
             if text.startswith("{")
             else {"steps": [], "latency_ms": 0, "say": f"heard {text}"}
         )
         await await_for(self.model_answers.is_set, "the model may answer")
-        turn = f"model-{asked.n}" if "say" not in told else text
+        turn = f"model-{asked.n}" if "say" not in script else text
         if await asyncio.to_thread(take_mark, self.marks, f"{run_id}.{turn}.received"):
             await asyncio.to_thread(self._kill_owner, run_id)
         if await asyncio.to_thread(take_mark, self.marks, f"{run_id}.{turn}.answered"):
             watching = asyncio.create_task(self._kill_once_answered(run_id, key), name=f"kill {run_id}")
             watching.add_done_callback(lambda task: task.cancelled() or task.result())
-        return {**self._entry(asked, told, key), "latency_ms": told["latency_ms"]}
+        return {**self._entry(asked, script, key), "latency_ms": script["latency_ms"]}
 
-    def _entry(self, asked: ModelRequest, told: Mapping[str, Any], key: str) -> dict[str, Any]:
-        limit = told.get("limit")
+    def _entry(self, asked: ModelRequest, script: Mapping[str, Any], key: str) -> dict[str, Any]:
+        limit = script.get("limit")
         if limit and asked.n == limit["turn"] and len(self.asked_with(key)) <= limit["times"]:
             return {"error": "rate_limit", "retry_after_ms": limit["retry_after_ms"]}
-        steps: Sequence[Sequence[Any]] = told["steps"]
+        steps: Sequence[Sequence[Any]] = script["steps"]
         if asked.n < len(steps):
             tool, arguments = steps[asked.n]
             return {"tool_calls": [{"name": tool, "arguments": arguments}]}
-        return {"text": told.get("say") or f"done after {len(steps)}"}
+        return {"text": script.get("say") or f"done after {len(steps)}"}
 
     async def _kill_once_answered(self, run_id: str, key: str) -> None:
-        """Kill the run's worker as soon as the last bytes of the answer are on their way."""
+        """Kill the worker of the run as soon as the last bytes of the reply are sent."""
         before = self._answered(key)
         while self._answered(key) == before:
             await asyncio.sleep(0)
@@ -361,28 +364,28 @@ class World:
     # --- counting ----------------------------------------------------------------------------------------
 
     def asked_with(self, key: str) -> list[dict[str, Any]]:
-        """The requests that the model got with this idempotency key."""
+        """The model requests with this idempotency key."""
         return [entry for entry in self.model.log if entry["event"] == "received" and entry["key"] == key]
 
     def entries(self, run_id: str | None = None) -> list[dict[str, Any]]:
-        """What the tools wrote, in that order; of one run or of all."""
+        """The log entries of the tools in order, of one run or of all."""
         with self._lock, self.log_file.open("rb") as file:
             file.seek(self._read_to)
-            for line in file.read().splitlines():  # whole ones: each was appended in one write
+            for line in file.read().splitlines():  # only complete lines: each was appended in one write
                 self._entries.append(json.loads(line))
             self._read_to = file.tell()
             return [entry for entry in self._entries if run_id is None or entry["run"] == run_id]
 
     def wait_steps(self, count: int) -> None:
-        """So many different calls of tools have ended."""
+        """Wait until `count` different tool calls have ended."""
 
         def ended() -> bool:
             return len({entry["key"] for entry in self.entries() if entry["event"] == "end"}) >= count
 
-        wait_for(ended, f"{count} calls of tools have ended", 120)
+        wait_for(ended, f"{count} tool calls have ended", 120)
 
     def calls(self, run_id: str) -> list[str]:
-        """The keys of all calls begun for a run, of tools and of the model, in the order of time."""
+        """The keys of all started calls of a run, of tools and of the model, in the order of time."""
         tools = [(e["at"], e["key"]) for e in self.entries(run_id) if e["event"] == "begin"]
         asked = [
             (e["at"], e["key"])
@@ -391,7 +394,7 @@ class World:
         ]
         return [key for _, key in sorted([*tools, *asked])]
 
-    def assert_told_once(self, run_id: str, ending: str = "run.completed") -> list[RunEvent]:
+    def assert_complete_events(self, run_id: str, ending: str = "run.completed") -> list[RunEvent]:
         """The run's events have no gap and one end; returns them."""
         events = self.events(run_id)
         assert [event.seq for event in events] == list(range(1, len(events) + 1)), "the events have no gap"

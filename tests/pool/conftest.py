@@ -1,4 +1,4 @@
-"""A shop that is open for the tests of a whole module, with a Redis of its own."""
+"""A shop with its own Redis, shared by the tests of a module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.pool.shopkeeper import Shop, open_shop
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Generator[Shop]:
-    """Its worker has the module's `ARGUMENTS`."""
+    """Its worker is started with the module's `ARGUMENTS`."""
     arguments = getattr(request.module, "ARGUMENTS", ())
     with (
         EmbeddedRedis() as server,

@@ -1,4 +1,4 @@
-"""User code that tries to end the process it runs in, or to outlive its run."""
+"""User code that tries to end its process, or continues after the end of its run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from openagents_worker.patterns.base import PatternPlugin
 
 
 def note(tag: str, what: str) -> None:
-    """A line that the test can read, whatever becomes of the process."""
+    """Store a line for the test, independent of the process."""
     with redis.Redis.from_url(os.environ["OPENAGENTS_REDIS_URL"]) as client:
         client.rpush(f"notes:{tag}", what)
 
@@ -30,51 +30,51 @@ EXITS: dict[str, Any] = {
 }
 
 
-def leave(how: str) -> None:
-    made = EXITS[how]()
-    if made is not None:
-        raise made
+def raise_exit(kind: str) -> None:
+    error = EXITS[kind]()
+    if error is not None:
+        raise error
 
 
 @tool
-async def leave_in_coroutine(how: str) -> None:
-    """Tries to leave."""
-    leave(how)
+async def leave_in_coroutine(kind: str) -> None:
+    """Raise in a coroutine."""
+    raise_exit(kind)
 
 
 @tool(durable_idempotent=False)
-def leave_in_thread(how: str) -> None:
-    """Tries to leave from a thread."""
-    leave(how)
+def leave_in_thread(kind: str) -> None:
+    """Raise in a thread."""
+    raise_exit(kind)
 
 
 @tool
-async def leave_in_task(how: str) -> None:
-    """Tries to leave from a task of its own."""
+async def leave_in_task(kind: str) -> None:
+    """Raise in a new asyncio task."""
 
     async def work() -> None:
-        leave(how)
+        raise_exit(kind)
 
     await asyncio.create_task(work())
 
 
 @tool
-async def leave_in_callback(how: str) -> str:
-    """Tries to leave from a callback of the event loop, which belongs to nobody."""
-    asyncio.get_running_loop().call_soon(leave, how)
+async def leave_in_callback(kind: str) -> str:
+    """Raise in a callback of the event loop, outside any task."""
+    asyncio.get_running_loop().call_soon(raise_exit, kind)
     await asyncio.sleep(0.05)
     return "still here"
 
 
 @tool
 def block(seconds: float) -> str:
-    """Blocks a thread."""
+    """Block a thread."""
     time.sleep(seconds)
     return "slept"
 
 
 class Ticking(PatternPlugin):
-    """Notes every moment that it is at work, in a task of its own, until it is stopped."""
+    """Record ticks in a separate asyncio task until it is stopped."""
 
     async def execute(self) -> Any:
         async def tick() -> None:
@@ -86,13 +86,13 @@ class Ticking(PatternPlugin):
 
 
 class Leaving(PatternPlugin):
-    """Calls the tool that is named first in the input with what is named second, and says what came of it."""
+    """Call the tool named by the first word of the input with the second word; returns the outcome."""
 
     async def execute(self) -> Any:
-        name, how = self.context.input_text.split()
+        name, kind = self.context.input_text.split()
         if name == "pattern":
-            leave(how)
+            raise_exit(kind)
         try:
-            return {"got": await self.context.tools[name].invoke({"how": how})}
+            return {"got": await self.context.tools[name].invoke({"kind": kind})}
         except Exception as error:
             return {"error": str(error)}

@@ -1,6 +1,6 @@
-"""An app that exists, with runs put into it: our pool, and two tasks of its own at a time.
+"""An existing app that is registered: our pool, and two of the app's own tasks at a time.
 
-Run by a worker of its own process: `celery -A tests.pool.mixed worker`.
+Run by a separate worker process: `celery -A tests.pool.mixed worker`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ register(app)
 
 @app.task
 def blocks(tag: str, until: str) -> str:
-    """Notes that it has begun, and ends once something is noted as `until`."""
+    """Record the start, and end when a note exists under `until`."""
     with redis.Redis.from_url(URL) as client:
         client.rpush(f"{NOTES}:{tag}", "begun")
         while not client.exists(f"{NOTES}:{until}"):

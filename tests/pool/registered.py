@@ -1,4 +1,4 @@
-"""A worker of `tests.pool.mixed`, an app into which runs were put. A real process, on a real Redis."""
+"""A worker of the registered app `tests.pool.mixed`: a real process with a real Redis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["worker"]
 def worker(
     folder: Path, url: str, queues: str, conf: Mapping[str, Any], *agents: Mapping[str, Any], **env: str
 ) -> Generator[Shop]:
-    """The worker for as long as the block lasts; `conf` are settings of its app."""
+    """A worker during the `with` block; `conf` are Celery settings of its app."""
     (folder / "agents.json").write_text(json.dumps({"agents": [*AGENTS, *agents]}))
     node, log = f"mixed{new_tag()}@test", folder / "worker.log"
     variables = {

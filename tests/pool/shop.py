@@ -1,6 +1,6 @@
-"""An application as others have them: tasks of its own, async and not, beside ours. They note what happens.
+"""An application with its own tasks, async and sync, beside ours. The tasks record what happens.
 
-Run by a worker of its own process: `celery -A tests.pool.shop worker`.
+Run by a separate worker process: `celery -A tests.pool.shop worker`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ app.conf.update(
     worker_soft_shutdown_timeout=float(os.environ.get("SOFT_SHUTDOWN_S", "0")),
 )
 app.conf.broker_transport_options.update(json.loads(os.environ.get("SHOP_BROKER_OPTIONS", "{}")))
-tag_of_this: ContextVar[str] = ContextVar("tag_of_this", default="nobody's")
+tag_of_this: ContextVar[str] = ContextVar("tag_of_this", default="none")
 
 
 def note(tag: str, what: str) -> None:
-    """A line that the test can read, whatever becomes of the task."""
+    """Store a line for the test, independent of the task's result."""
     with redis.Redis.from_url(app.conf.broker_url) as client:
         client.rpush(f"{NOTES}:{tag}", what)
 
 
 @app.task(bind=True)
 async def look_around(self: Task, tag: str, rounds: int) -> dict[str, Any]:
-    """Lets others run in between, again and again, and says whose it found itself to be each time."""
+    """Yield to other tasks `rounds` times; returns the task identities seen each time."""
     tag_of_this.set(tag)
     seen = set()
     for _ in range(rounds):
@@ -56,13 +56,13 @@ async def _child(tag: str) -> None:
 
 @app.task
 async def hold(tag: str) -> str:
-    """Waits until it is stopped, and notes how."""
+    """Wait until it is stopped, and record how."""
     note(tag, "begun")
     try:
         await asyncio.Event().wait()
     except SoftTimeLimitExceeded:
         note(tag, "soft")
-        return "tidied up"
+        return "cleaned up"
     except asyncio.CancelledError:
         note(tag, "cancelled")
         raise
@@ -76,7 +76,7 @@ async def hold_late(tag: str) -> str:
 
 @app.task
 async def stand(tag: str) -> str:
-    """Until a note says that it may end."""
+    """Wait until a note allows the end."""
     note(tag, "begun")
     with redis.Redis.from_url(app.conf.broker_url) as client:
         while not await asyncio.to_thread(client.exists, f"{NOTES}:{tag} may end"):
@@ -135,13 +135,13 @@ async def add(a: int, b: int) -> int:
 
 @app.task(bind=True)
 async def orders(self: Task, tag: str) -> str:
-    """Sends another task while it runs."""
+    """Send another task."""
     return greet.delay(tag).id
 
 
 @app.task(bind=True)
 def blocks(self: Task, until: str) -> dict[str, str]:
-    """Not async: it may block, and nobody else is held up. It ends once something is noted as `until`."""
+    """A sync task: it may block without delaying other tasks. It ends when a note exists under `until`."""
     with redis.Redis.from_url(app.conf.broker_url) as client:
         while not client.exists(f"{NOTES}:{until}"):
             time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A shop with its worker. The only place where these tests start one, look into it and give it orders."""
+"""The worker of the example shop: the only place where these tests start it, inspect it and control it."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ class Shop:
         self.control: Control = self.app.control
 
     def close(self) -> None:
-        # A result that lives longer than its Redis must not try to unsubscribe there.
+        # A result that outlives its Redis must not try to unsubscribe.
         self.app.backend.remove_pending_result = lambda result: result
         self.redis.close()
         self.client.close()
         self.app.close()
         self.app.backend.client.close()
 
-    # --- giving orders ---
+    # --- control ---
 
     def send(self, task: str, *args: Any, **options: Any) -> AsyncResult:
         return self.app.send_task(f"tests.pool.shop.{task}", args, **options)
 
     def tell(self, command: str, **arguments: Any) -> Any:
-        """The worker's answer to a remote-control command."""
+        """Send a remote control command; returns the worker's reply."""
         replies = self.control.broadcast(
             command, arguments=arguments, destination=[self.node], reply=True, timeout=PATIENCE_S, limit=1
         )
@@ -63,11 +63,11 @@ class Shop:
         return stats
 
     def signal(self, number: signal.Signals) -> int:
-        """Send the worker a signal that ends it; its exit code."""
+        """Send the worker a signal that ends it; returns its exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE_S)
 
-    # --- looking ---
+    # --- inspection ---
 
     @property
     def log(self) -> str:
@@ -78,7 +78,7 @@ class Shop:
         return found
 
     def wait_begun(self, *tags: str) -> None:
-        wait_for(lambda: all(self.notes(tag) for tag in tags), "the tasks have begun", PATIENCE_S)
+        wait_for(lambda: all(self.notes(tag) for tag in tags), "the tasks have started", PATIENCE_S)
 
     def active(self) -> int:
         return len(self.tell("active"))
@@ -95,7 +95,7 @@ def new_tag() -> str:
 def open_shop(
     folder: Path, url: str, *arguments: str, env: Mapping[str, str] | None = None, agents: Sequence[Any] = ()
 ) -> Generator[Shop]:
-    """A worker process of the shop's application for as long as the block lasts."""
+    """A worker process of the shop's application during the `with` block."""
     file, log = folder / "agents.json", folder / f"worker-{new_tag()}.log"
     file.write_text(json.dumps({"agents": [*AGENTS, *agents]}))
     node = f"w{new_tag()}@test"
@@ -106,7 +106,7 @@ def open_shop(
         "OPENAGENTS_RESULT_BACKEND": url,
         "OPENAGENTS_CONFIG": str(file),
         "OPENAGENTS_LEASE_MS": "2000",
-        "OPENAGENTS_DRAIN_TIMEOUT_S": "0.5",  # what waits for a model is not waited for
+        "OPENAGENTS_DRAIN_TIMEOUT_S": "0.5",  # do not wait for runs that wait for a model
         **(env or {}),
     }
     command = [sys.executable, "-m", "celery", "-A", "tests.pool.shop", "worker", "-n", node]
@@ -119,7 +119,7 @@ def open_shop(
 def opened(
     url: str, command: Sequence[str], variables: Mapping[str, str], log: Path, node: str
 ) -> Generator[Shop]:
-    """The worker that this command starts, once it is ready and for as long as the block lasts."""
+    """Start the command and wait until the worker is ready; it ends with the `with` block."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=variables, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
     shop = Shop(url, process, log, node)
@@ -136,7 +136,7 @@ def opened(
 
 
 def agent(agent_id: str, *script: dict[str, Any], tools: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """An agent whose model says what is scripted; `tools` are ids and the functions behind them."""
+    """An agent with a scripted model; `tools` maps tool ids to import paths."""
     return {
         "id": agent_id,
         "name": agent_id,

@@ -1,4 +1,4 @@
-"""The remote control of a worker with our pool: what an operator, or Flower's buttons, can do to tasks."""
+"""Remote control of a worker with our pool: the commands of an operator and of Flower's buttons."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ ARGUMENTS = ("-c", str(SIZE))
 
 
 @pytest.fixture
-def held(shop: Shop) -> Generator[list[AsyncResult]]:
-    """Tasks that a test lets wait; afterwards none of them is left."""
-    held: list[AsyncResult] = []
-    yield held
-    for result in held:
+def holding(shop: Shop) -> Generator[list[AsyncResult]]:
+    """Waiting tasks of a test; they are terminated afterwards."""
+    holding: list[AsyncResult] = []
+    yield holding
+    for result in holding:
         shop.tell("revoke", task_id=result.id, terminate=True)
     wait_for(lambda: shop.active() == 0, "no task is left", PATIENCE_S)
 
 
-def hold(shop: Shop, held: list[AsyncResult], count: int = 1) -> list[str]:
+def hold(shop: Shop, holding: list[AsyncResult], count: int = 1) -> list[str]:
     tags = [new_tag() for _ in range(count)]
-    held += [shop.send("hold", tag) for tag in tags]
+    holding += [shop.send("hold", tag) for tag in tags]
     return tags
 
 
@@ -41,120 +41,120 @@ def is_revoked(result: AsyncResult) -> bool:
 
 
 def test_terminate_ends_a_task_at_once(shop: Shop) -> None:
-    """Its coroutine is cancelled, it is REVOKED, and its place is free."""
+    """Its coroutine is cancelled, its state is REVOKED, and its slot is free."""
     tag = new_tag()
     result = shop.send("hold", tag)
     shop.wait_begun(tag)
 
     shop.tell("revoke", task_id=result.id, terminate=True, signal="SIGTERM")
 
-    wait_for(lambda: shop.notes(tag) == ["begun", "cancelled"], "it was cancelled", PATIENCE_S)
-    wait_for(lambda: is_revoked(result), "it is revoked", PATIENCE_S)
-    wait_for(lambda: shop.active() == 0, "its place is free", PATIENCE_S)
+    wait_for(lambda: shop.notes(tag) == ["begun", "cancelled"], "the task was cancelled", PATIENCE_S)
+    wait_for(lambda: is_revoked(result), "the task is revoked", PATIENCE_S)
+    wait_for(lambda: shop.active() == 0, "its slot is free", PATIENCE_S)
 
 
-def test_a_revoked_task_never_begins(shop: Shop, held: list[AsyncResult]) -> None:
-    """It waits in the broker; when its turn comes it is dropped."""
-    first = hold(shop, held, SIZE)
+def test_a_revoked_task_never_starts(shop: Shop, holding: list[AsyncResult]) -> None:
+    """It waits in the broker and is dropped when it is received."""
+    first = hold(shop, holding, SIZE)
     shop.wait_begun(*first)
     tag = new_tag()
     waiting = shop.send("hold", tag)
 
     shop.tell("revoke", task_id=waiting.id)
-    for result in held[:SIZE]:
+    for result in holding[:SIZE]:
         shop.tell("revoke", task_id=result.id, terminate=True)
 
-    wait_for(lambda: is_revoked(waiting), "it is revoked", PATIENCE_S)
+    wait_for(lambda: is_revoked(waiting), "the task is revoked", PATIENCE_S)
     wait_for(lambda: shop.in_broker() == 0, "its message is gone", PATIENCE_S)
     assert shop.notes(tag) == []
 
 
-def test_a_soft_time_limit_is_met_inside_of_the_body(shop: Shop) -> None:
-    """As `SoftTimeLimitExceeded` where it waits: it can tidy up and even succeed."""
+def test_a_soft_time_limit_is_raised_in_the_body(shop: Shop) -> None:
+    """`SoftTimeLimitExceeded` is raised where the body waits: it can clean up and even succeed."""
     tag = new_tag()
 
     result = shop.send("hold", tag, soft_time_limit=0.3)
 
-    assert result.get(timeout=PATIENCE_S) == "tidied up"
+    assert result.get(timeout=PATIENCE_S) == "cleaned up"
     assert shop.notes(tag) == ["begun", "soft"]
 
 
 def test_a_hard_time_limit_ends_the_task(shop: Shop) -> None:
-    """It fails as in Celery's own pools, and its coroutine is cancelled."""
+    """It fails as in other pools, and its coroutine is cancelled."""
     tag = new_tag()
 
     result = shop.send("hold", tag, time_limit=0.3)
 
     with pytest.raises(TimeLimitExceeded):
         result.get(timeout=PATIENCE_S)
-    wait_for(lambda: shop.notes(tag) == ["begun", "cancelled"], "it was cancelled", PATIENCE_S)
+    wait_for(lambda: shop.notes(tag) == ["begun", "cancelled"], "the task was cancelled", PATIENCE_S)
 
 
 def test_time_limits_can_be_changed_while_the_worker_runs(shop: Shop) -> None:
-    """`celery control time_limit`; the next tasks have them."""
+    """`celery control time_limit` applies to the next tasks."""
     tag = new_tag()
     shop.tell("time_limit", task_name="tests.pool.shop.hold", soft=0.3)
     try:
-        assert shop.send("hold", tag).get(timeout=PATIENCE_S) == "tidied up"
+        assert shop.send("hold", tag).get(timeout=PATIENCE_S) == "cleaned up"
     finally:
         shop.tell("time_limit", task_name="tests.pool.shop.hold")
 
 
 def test_a_task_in_a_thread_is_revoked_although_it_cannot_be_stopped(shop: Shop) -> None:
-    """The world is told at once; what the thread still does, and returns, counts for nothing."""
+    """The revocation is reported at once; the later result of the thread is dropped."""
     tag = new_tag()
     result = shop.send("blocks_and_notes", tag, 1.0)
     shop.wait_begun(tag)
 
     shop.tell("revoke", task_id=result.id, terminate=True)
 
-    wait_for(lambda: is_revoked(result), "it is revoked", PATIENCE_S)
+    wait_for(lambda: is_revoked(result), "the task is revoked", PATIENCE_S)
     wait_for(lambda: shop.notes(tag) == ["begun", "ended"], "its thread has ended", PATIENCE_S)
     assert is_revoked(result)
 
 
-def test_no_more_tasks_are_taken_than_run(shop: Shop, held: list[AsyncResult]) -> None:
-    """The others wait in the broker, where any worker finds them, and not in this one's memory."""
-    tags = hold(shop, held, SIZE + 4)
+def test_no_more_tasks_are_received_than_run(shop: Shop, holding: list[AsyncResult]) -> None:
+    """The others wait in the broker, where any worker can receive them."""
+    tags = hold(shop, holding, SIZE + 4)
 
-    wait_for(lambda: begun(shop, tags) == SIZE, "all places are taken", PATIENCE_S)
+    wait_for(lambda: begun(shop, tags) == SIZE, "all slots are used", PATIENCE_S)
     wait_for(lambda: shop.in_broker() == 4, "the others wait in the broker", PATIENCE_S)
 
     assert shop.tell("reserved") == []
     assert shop.stats()["pool"]["running"] == SIZE
 
 
-def test_the_pool_grows_and_shrinks(shop: Shop, held: list[AsyncResult]) -> None:
-    """What waits gets the new places at once; what runs in a place that is gone may end."""
-    tags = hold(shop, held, SIZE + 4)
-    wait_for(lambda: begun(shop, tags) == SIZE, "all places are taken", PATIENCE_S)
+def test_the_pool_grows_and_shrinks(shop: Shop, holding: list[AsyncResult]) -> None:
+    """Waiting tasks use new slots at once; tasks in removed slots are not interrupted."""
+    tags = hold(shop, holding, SIZE + 4)
+    wait_for(lambda: begun(shop, tags) == SIZE, "all slots are used", PATIENCE_S)
 
     shop.tell("pool_grow", n=2)
-    wait_for(lambda: begun(shop, tags) == SIZE + 2, "the new places are taken", PATIENCE_S)
+    wait_for(lambda: begun(shop, tags) == SIZE + 2, "the new slots are used", PATIENCE_S)
     shop.tell("pool_shrink", n=2)
-    shop.tell("revoke", task_id=held[0].id, terminate=True)
+    shop.tell("revoke", task_id=holding[0].id, terminate=True)
 
-    wait_for(lambda: shop.active() == SIZE + 1, "one has ended", PATIENCE_S)
+    wait_for(lambda: shop.active() == SIZE + 1, "one task has ended", PATIENCE_S)
     assert shop.stats()["pool"]["max-concurrency"] == SIZE
     assert begun(shop, tags) == SIZE + 2
 
 
-def test_one_can_look_at_what_runs(shop: Shop, held: list[AsyncResult]) -> None:
-    """`inspect active`, `query_task` and `stats` answer while every place is taken."""
-    tags = hold(shop, held, SIZE)
+def test_running_tasks_can_be_inspected(shop: Shop, holding: list[AsyncResult]) -> None:
+    """`inspect active`, `query_task` and `stats` reply while every slot is used."""
+    tags = hold(shop, holding, SIZE)
     shop.wait_begun(*tags)
 
     active = {task["id"] for task in shop.tell("active")}
 
-    assert active == {result.id for result in held}
-    assert shop.tell("query_task", ids=[held[0].id])[held[0].id][0] == "active"
+    assert active == {result.id for result in holding}
+    assert shop.tell("query_task", ids=[holding[0].id])[holding[0].id][0] == "active"
     assert shop.stats()["openagents"]["loop"].keys() == {"blocks", "longest_block_ms"}
 
 
 def test_a_run_that_is_terminated_is_cancelled(shop: Shop) -> None:
-    """By its record, so that no worker remembers its id as revoked."""
+    """In its record, so that no worker stores its id as revoked."""
     handle = shop.client.submit({"agent_id": "waiter", "session_id": new_tag(), "input_text": "hi"})
-    wait_for(lambda: handle.record().state == "running", "the run is carried", PATIENCE_S)
+    wait_for(lambda: handle.record().state == "running", "the run is executed", PATIENCE_S)
 
     shop.tell("revoke", task_id=handle.id, terminate=True)
 

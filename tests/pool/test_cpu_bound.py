@@ -1,4 +1,4 @@
-"""CPU-bound tools compute in a process of their own under every pool that executes runs."""
+"""CPU-bound tools compute in a separate process under every pool that executes runs."""
 
 from __future__ import annotations
 
@@ -46,42 +46,42 @@ def run(shop: Shop, agent_id: str) -> tuple[Any, dict[str, Any]]:
 
 
 def started_by(pid: int) -> set[int]:
-    """The processes that this one has started, and those that they have."""
+    """The child processes of a process, and their children."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     children = {int(child) for task in tasks for child in (task / "children").read_text().split()}
     return children.union(*map(started_by, children))
 
 
 def pid_in(events: dict[str, Any]) -> int:
-    """The process that has answered, as the tool says."""
+    """The process id in the tool's result."""
     found = re.search(r"'pid': (\d+)|\"pid\": ?(\d+)", str(events["tool.succeeded"]))
     assert found, events["tool.succeeded"]
     return int(found[1] or found[2])
 
 
-def test_it_computes_in_a_process_that_the_worker_has_started(shop: Shop) -> None:
-    """Also under prefork, whose processes are daemons: multiprocessing lets those start none."""
+def test_it_computes_in_a_child_process_of_the_worker(shop: Shop) -> None:
+    """Also under prefork, whose processes are daemons and may not start children with multiprocessing."""
     output, events = run(shop, "calculator")
 
     assert output == "computed"
     assert pid_in(events) in started_by(shop.process.pid)
 
 
-def test_a_process_is_kept_for_the_next_call(shop: Shop) -> None:
-    """Starting one takes half a second."""
+def test_a_process_is_reused_for_the_next_call(shop: Shop) -> None:
+    """The start of a process takes half a second."""
     assert pid_in(run(shop, "calculator")[1]) == pid_in(run(shop, "calculator")[1])
 
 
 def test_a_crash_fails_the_call_and_not_the_worker(shop: Shop) -> None:
-    """The model hears of it, and the next call has a process again."""
+    """The model gets the error, and the next call gets a new process."""
     output, events = run(shop, "crasher")
 
     assert (output, events["tool.failed"]["error_details"]["code"]) == ("went on", "tool.unavailable")
     assert run(shop, "calculator")[0] == "computed"
 
 
-def test_a_worker_that_is_killed_leaves_none_behind(shop: Shop) -> None:
-    """Nobody can tell them; each watches its parent. Runs last: it ends the worker."""
+def test_a_killed_worker_leaves_no_process(shop: Shop) -> None:
+    """Each process watches its parent. The last test: it ends the worker."""
     pid = pid_in(run(shop, "calculator")[1])
 
     for process in (shop.process.pid, *started_by(shop.process.pid) - {pid}):

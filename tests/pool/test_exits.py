@@ -1,4 +1,4 @@
-"""User code that tries to end its process, or to outlive its run, in a worker of every kind."""
+"""User code that tries to end its process, or continues after the end of its run, under every pool."""
 
 from __future__ import annotations
 
@@ -55,30 +55,30 @@ def ended(handle: RunHandle[Any]) -> RunResult[Any]:
     return result
 
 
-@pytest.mark.parametrize("how", list(EXITS))
-def test_nothing_that_a_tool_raises_ends_the_worker(shop: Shop, how: str) -> None:
-    """From a coroutine, a thread, a task of its own: it is the outcome of one call, which is made once."""
+@pytest.mark.parametrize("kind", list(EXITS))
+def test_no_exception_of_a_tool_ends_the_worker(shop: Shop, kind: str) -> None:
+    """From a coroutine, a thread or an asyncio task: it is the outcome of one call, which is made once."""
     for name in ("leave_in_coroutine", "leave_in_thread", "leave_in_task"):
-        result = ended(submit(shop, "leaver", f"{name} {how}"))
-        assert how in result.final_output["error"], name
+        result = ended(submit(shop, "leaver", f"{name} {kind}"))
+        assert kind in result.final_output["error"], name
     assert shop.process.poll() is None
 
 
-@pytest.mark.parametrize("how", list(EXITS))
-def test_nothing_that_a_pattern_raises_ends_the_worker(shop: Shop, how: str) -> None:
-    """It fails its run."""
-    result = ended(submit(shop, "leaver", f"pattern {how}"))
+@pytest.mark.parametrize("kind", list(EXITS))
+def test_no_exception_of_a_pattern_ends_the_worker(shop: Shop, kind: str) -> None:
+    """It fails its run only."""
+    result = ended(submit(shop, "leaver", f"pattern {kind}"))
 
     assert result.error_details is not None
     assert result.error_details.code == "pattern.error"
-    assert how in result.error_details.message
+    assert kind in result.error_details.message
     assert shop.process.poll() is None
 
 
-@pytest.mark.parametrize("how", ["SystemExit", "KeyboardInterrupt"])
-def test_the_loop_survives_what_asyncio_ends_it_for(shop: Shop, how: str) -> None:
-    """All other runs of the process live on it: what is raised in a callback is a line in the log."""
-    result = ended(submit(shop, "leaver", f"leave_in_callback {how}"))
+@pytest.mark.parametrize("kind", ["SystemExit", "KeyboardInterrupt"])
+def test_the_loop_survives_exceptions_that_stop_asyncio(shop: Shop, kind: str) -> None:
+    """All runs of the process use the loop: an exception in a callback is only logged."""
+    result = ended(submit(shop, "leaver", f"leave_in_callback {kind}"))
 
     assert result.final_output == {"got": "still here"}
     assert "loop.exit_refused" in shop.log
@@ -86,14 +86,14 @@ def test_the_loop_survives_what_asyncio_ends_it_for(shop: Shop, how: str) -> Non
 
 
 def test_a_soft_time_limit_stops_the_pattern_before_its_run_ends(shop: Shop) -> None:
-    """Nothing of it works beside the next run of the session."""
+    """None of its code runs beside the next run of the session."""
     if shop.pool in ("threads", "solo"):
         pytest.skip("Celery has no time limits in this pool")
     run_id, session_id = new_tag(), new_tag()
     request = {"agent_id": "ticking", "session_id": session_id, "input_text": "go", "run_id": run_id}
     shop.app.send_task("tasks.run_agent", [request], task_id=run_id, queue="agents", soft_time_limit=1)
     handle = shop.client.handle(run_id)
-    wait_for(lambda: shop.notes(run_id), "the pattern is at work", PATIENCE_S)
+    wait_for(lambda: shop.notes(run_id), "the pattern is executed", PATIENCE_S)
     wait_for(lambda: handle.record().state.is_terminal, "the run has ended", PATIENCE_S)
     ticks = len(shop.notes(run_id))
     next_run = submit(shop, "greeter", session_id=session_id)
@@ -105,18 +105,18 @@ def test_a_soft_time_limit_stops_the_pattern_before_its_run_ends(shop: Shop) -> 
     assert "SoftTimeLimitExceeded" in result.error_details.message
 
 
-def test_a_worker_that_is_told_to_stop_ends(shop: Shop) -> None:
-    """After all this. It is the last test of the module: nobody needs the worker any more."""
+def test_a_stopping_worker_ends(shop: Shop) -> None:
+    """After all these runs. The last test of the module that uses the shared worker."""
     assert shop.signal(signal.SIGTERM) == 0
 
 
 def test_a_worker_with_a_thread_that_does_not_stop_ends(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A run that is cancelled in a tool in a thread: others take over, and the log says why it had to be."""
+    """A run is cancelled while its tool blocks a thread: the process ends, and the log names the cause."""
     env = {"OPENAGENTS_STOP_GRACE_S": "0.5"}
     folder = tmp_path_factory.mktemp("grace")
     with EmbeddedRedis() as server, open_shop(folder, server.url, env=env, agents=AGENTS) as shop:
         handle = submit(shop, "blocked")
-        wait_for(lambda: _calls(shop, handle), "the tool is called", PATIENCE_S)
+        wait_for(lambda: _has_called_a_tool(shop, handle), "the tool is called", PATIENCE_S)
         handle.cancel()
 
         assert wait_for(shop.process.poll, "the worker has ended", PATIENCE_S) == EX_DOES_NOT_STOP
@@ -126,12 +126,12 @@ def test_a_worker_with_a_thread_that_does_not_stop_ends(tmp_path_factory: pytest
         assert handle.record().state is RunState.RUNNING
 
 
-def test_a_worker_that_stops_with_such_a_thread_says_so(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """It ends before its lease does: nobody takes the run while its code still works."""
+def test_a_worker_that_stops_with_a_blocked_thread_logs_it(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """It ends before its lease does: no worker takes the run while its code still runs."""
     folder = tmp_path_factory.mktemp("drain")
     with EmbeddedRedis() as server, open_shop(folder, server.url, agents=AGENTS) as shop:
         handle = submit(shop, "blocked")
-        wait_for(lambda: _calls(shop, handle), "the tool is called", PATIENCE_S)
+        wait_for(lambda: _has_called_a_tool(shop, handle), "the tool is called", PATIENCE_S)
 
         assert shop.signal(signal.SIGTERM) == EX_DOES_NOT_STOP
         (line,) = [line for line in shop.log.splitlines() if "run.does_not_stop" in line]
@@ -139,6 +139,6 @@ def test_a_worker_that_stops_with_such_a_thread_says_so(tmp_path_factory: pytest
         assert handle.record().state is RunState.RUNNING
 
 
-def _calls(shop: Shop, handle: RunHandle[Any]) -> bool:
+def _has_called_a_tool(shop: Shop, handle: RunHandle[Any]) -> bool:
     entries: Any = shop.redis.xrange(shop.client.store.keys("events", handle.id))
     return "tool.called" in [fields["name"] for _, fields in entries]

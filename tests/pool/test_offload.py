@@ -1,4 +1,4 @@
-"""Offloading: synchronous tools run in threads and processes of their own, so many and no more."""
+"""Offloading: synchronous tools run in a limited number of threads and processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openagents_worker.tools.offload import DaemonThreads, Offload
 from tests.pool.tools import compute, crash
 from tests.waiting import PATIENCE_S, wait_for
 
-whose: ContextVar[str] = ContextVar("whose", default="nobody's")
+whose: ContextVar[str] = ContextVar("whose", default="none")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def offload() -> Generator[Offload]:
 
 
 async def test_no_more_tools_run_at_once_than_there_are_threads(offload: Offload) -> None:
-    """The others wait for a thread; nothing is started that is not needed."""
+    """The others wait for a thread; no unneeded thread is started."""
     free, inside = threading.Event(), threading.Semaphore(0)
 
     def hold() -> None:
@@ -45,14 +45,14 @@ async def test_no_more_tools_run_at_once_than_there_are_threads(offload: Offload
 
 
 async def test_a_tool_in_a_thread_has_its_runs_context_variables(offload: Offload) -> None:
-    """They are how a model client or a tracer knows whose call it is."""
+    """A model client or a tracer reads from them which call it belongs to."""
     whose.set("this run's")
 
     assert await offload.in_thread(whose.get) == "this run's"
 
 
 async def test_an_exception_of_a_tool_comes_back(offload: Offload) -> None:
-    """From a thread as from a process."""
+    """From a thread and from a process."""
     with pytest.raises(ZeroDivisionError):
         await offload.in_thread(lambda: 1 // 0)
     with pytest.raises(TypeError):
@@ -60,24 +60,24 @@ async def test_an_exception_of_a_tool_comes_back(offload: Offload) -> None:
 
 
 def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
-    """They are daemons; what has not begun is cancelled."""
+    """Its threads are daemons; calls that have not started are cancelled."""
     threads = DaemonThreads(1, name="test-threads")
     free = threading.Event()
     hanging = threads.submit(free.wait, 10)
-    wait_for(hanging.running, "it hangs")
+    wait_for(hanging.running, "the call hangs")
     waiting = threads.submit(os.getpid)
 
     threads.shutdown()
 
     assert [t.daemon for t in threading.enumerate() if t.name.startswith("test-threads")] == [True]
     free.set()
-    wait_for(waiting.cancelled, "what waited is cancelled")
+    wait_for(waiting.cancelled, "the waiting call is cancelled")
     with pytest.raises(RuntimeError, match="closed"):
         threads.submit(os.getpid)
 
 
 async def test_a_cpu_bound_tool_runs_in_another_process(offload: Offload) -> None:
-    """Found there by its name, behind its decorator; started when the first one needs it."""
+    """The process imports it by its name; the process starts at the first call."""
     assert not offload.stats()["processes"]["started"]
 
     found = await offload.in_process(compute.function, upto=10)
@@ -87,18 +87,18 @@ async def test_a_cpu_bound_tool_runs_in_another_process(offload: Offload) -> Non
 
 
 async def test_a_process_that_dies_is_replaced(offload: Offload) -> None:
-    """The call may be made again; the next one has a process again."""
+    """The failed call may be repeated; the next call gets a new process."""
     with pytest.raises(ToolUnavailableError, match="crash"):
         await offload.in_process(crash.function)
 
     assert (await offload.in_process(compute.function, upto=3))["sum"] == 3
 
 
-def test_what_another_process_cannot_find_cannot_be_cpu_bound() -> None:
-    """Said when it is decorated, not when a model calls it."""
+def test_a_function_that_cannot_be_imported_cannot_be_cpu_bound() -> None:
+    """The error is raised by the decorator, not when a model calls the tool."""
 
     def here(number: int) -> int:
-        """Only this test knows it."""
+        """A local function."""
         return number
 
     with pytest.raises(PluginConfigError, match="cannot be CPU-bound"):

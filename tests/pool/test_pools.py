@@ -1,4 +1,4 @@
-"""Runs under every pool that Celery has: carried by four of them alike, refused by the two that cannot."""
+"""Runs under every pool of Celery: four pools execute them in the same way, two pools are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from openagents_worker.local.redis_server import EmbeddedRedis
 from tests.pool.shopkeeper import PATIENCE_S, ROOT, Shop, agent, open_shop
 from tests.waiting import wait_for
-from tests.worker.test_guard import lives
+from tests.worker.test_stall_monitor import lives
 
 TOOLS = "tests.pool.tools"
 CALL = {"tool_calls": [{"name": "sleep_in_a_thread", "arguments": {"seconds": 0.01}}]}
@@ -58,7 +58,7 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_the_loop_is_uvloops_where_that_is_installed(shop: Shop) -> None:
-    """Nothing has to be said; `celery inspect stats` tells which it is."""
+    """Without configuration; `celery inspect stats` shows the loop."""
     if shop.pool == "ours":
         assert shop.stats()["pool"]["loop"] == shop.loop
 
@@ -68,8 +68,8 @@ def submit(shop: Shop, agent_id: str, session_id: str = "") -> str:
     return str(shop.client.submit(request).id)
 
 
-def test_a_run_with_a_tool_is_carried_to_its_end(shop: Shop) -> None:
-    """A model call, a call in a thread, a model call."""
+def test_a_run_with_a_tool_is_executed_to_its_end(shop: Shop) -> None:
+    """A model call, a tool call in a thread, a model call."""
     run_id = submit(shop, "caller")
 
     result = shop.client.handle(run_id).wait(PATIENCE_S)
@@ -78,7 +78,7 @@ def test_a_run_with_a_tool_is_carried_to_its_end(shop: Shop) -> None:
 
 
 def test_runs_of_one_session_go_in_their_order(shop: Shop) -> None:
-    """The later ones wait for it, and hold no place meanwhile."""
+    """Later runs wait without a slot."""
     run_ids = [submit(shop, "caller", "shared") for _ in range(4)]
 
     for run_id in run_ids:
@@ -89,7 +89,7 @@ def test_runs_of_one_session_go_in_their_order(shop: Shop) -> None:
 
 
 def test_a_run_fails_with_its_own_error(shop: Shop) -> None:
-    """The pool adds nothing to it."""
+    """The pool does not change the error."""
     result = shop.client.handle(submit(shop, "failing")).wait(PATIENCE_S)
 
     assert result.error_details is not None
@@ -97,17 +97,17 @@ def test_a_run_fails_with_its_own_error(shop: Shop) -> None:
 
 
 def test_a_run_is_cancelled_in_the_middle_of_a_call(shop: Shop) -> None:
-    """The worker hears of it although it waits for the model."""
+    """The worker receives the request while the run waits for the model."""
     handle = shop.client.handle(submit(shop, "waiter"))
-    wait_for(lambda: handle.record().state == "running", "the run is carried", PATIENCE_S)
+    wait_for(lambda: handle.record().state == "running", "the run is executed", PATIENCE_S)
 
     handle.cancel()
 
     assert handle.wait(PATIENCE_S).stop_reason == "cancelled"
 
 
-def test_a_lease_belongs_to_the_process_that_carries(shop: Shop) -> None:
-    """Under prefork (`--pool processes`: Celery takes `prefork` for no answer) that is each child."""
+def test_each_process_that_executes_runs_has_a_lease(shop: Shop) -> None:
+    """Under prefork each child has one (`--pool processes`: Celery treats `prefork` as its default)."""
     expected = 2 if shop.pool == "processes" else 1
     key = shop.client.store.keys("workers")
 
@@ -116,48 +116,48 @@ def test_a_lease_belongs_to_the_process_that_carries(shop: Shop) -> None:
     )
 
 
-def guards_of(shop: Shop) -> dict[int, int]:
-    """The guards of the worker's processes, each with the process that has started it."""
-    parents, guards = {}, set()
+def monitors_of(shop: Shop) -> dict[int, int]:
+    """The stall monitors of the worker's processes: process id -> id of the process that has started it."""
+    parents, monitors = {}, set()
     for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # the process has just ended
             words = (entry / "stat").read_text().rpartition(")")[2].split()
             parents[int(entry.name)] = int(words[1])
-            if words[0] != "Z" and b"guard_process.py" in (entry / "cmdline").read_bytes():
-                guards.add(int(entry.name))
-    of_worker = {shop.process.pid, *(pid for pid, parent in parents.items() if parent == shop.process.pid)}
-    return {guard: parents[guard] for guard in guards if parents[guard] in of_worker}
+            if words[0] != "Z" and b"stall_monitor_process.py" in (entry / "cmdline").read_bytes():
+                monitors.add(int(entry.name))
+    worker_pids = {shop.process.pid, *(pid for pid, parent in parents.items() if parent == shop.process.pid)}
+    return {monitor: parents[monitor] for monitor in monitors if parents[monitor] in worker_pids}
 
 
-def test_each_process_that_carries_has_a_guard(shop: Shop) -> None:
-    """Under prefork that is each child, and not their parent."""
+def test_each_process_that_executes_runs_has_a_stall_monitor(shop: Shop) -> None:
+    """Under prefork each child has one, but not their parent."""
     expected = 2 if shop.pool == "processes" else 1
 
-    wait_for(lambda: len(guards_of(shop)) == expected, "each has a guard", PATIENCE_S)
-    guards = guards_of(shop)
+    wait_for(lambda: len(monitors_of(shop)) == expected, "each process has a monitor", PATIENCE_S)
+    monitors = monitors_of(shop)
 
-    assert len(set(guards.values())) == expected
-    assert (shop.process.pid in guards.values()) == (shop.pool != "processes")
+    assert len(set(monitors.values())) == expected
+    assert (shop.process.pid in monitors.values()) == (shop.pool != "processes")
 
 
-def test_a_worker_that_is_told_to_end_hands_its_run_over(shop: Shop) -> None:
-    """Also under solo, whose main thread is inside of the run. Runs last: it ends the worker."""
-    guards = guards_of(shop)
+def test_a_stopping_worker_hands_its_run_over(shop: Shop) -> None:
+    """Also under solo, whose main thread executes the run. The last test: it ends the worker."""
+    monitors = monitors_of(shop)
     handle = shop.client.handle(submit(shop, "waiter"))
-    wait_for(lambda: handle.record().state == "running", "the run is carried", PATIENCE_S)
+    wait_for(lambda: handle.record().state == "running", "the run is executed", PATIENCE_S)
 
     code = shop.signal(signal.SIGTERM)
 
     assert code == 0
     assert handle.record().state == "queued"
-    wait_for(lambda: not any(map(lives, guards)), "no guard is left", PATIENCE_S)
+    wait_for(lambda: not any(map(lives, monitors)), "no monitor is left", PATIENCE_S)
     handle.cancel()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", ["gevent", "eventlet"])
 def test_a_pool_that_replaces_sockets_and_threads_is_refused(pool: str, tmp_path: Path) -> None:
-    """At the start, with what to do instead, and before anything is consumed."""
+    """At the start, with a hint, before a message is consumed."""
     pytest.importorskip(pool)
     (tmp_path / "agents.json").write_text('{"agents": []}')
     env = {**os.environ, "OPENAGENTS_CONFIG": str(tmp_path / "agents.json")}
@@ -168,5 +168,5 @@ def test_a_pool_that_replaces_sockets_and_threads_is_refused(pool: str, tmp_path
     )
 
     assert ended.returncode == 2
-    assert f"the pool {pool} cannot carry runs" in ended.stderr
-    assert "hint: leave --pool out" in ended.stderr
+    assert f"runs cannot be executed in a {pool} pool" in ended.stderr
+    assert "hint: omit --pool" in ended.stderr

@@ -1,4 +1,4 @@
-"""Whatever the settings of an app say of its tasks, a run is executed as ever: each setting, at its worst."""
+"""Hostile task settings of an app: with each setting at its worst value, runs are still executed."""
 
 from __future__ import annotations
 
@@ -75,20 +75,20 @@ HOSTILE: dict[str, Any] = {
     "allow_error_cb_on_chord_header": True,
 }
 APART = {
-    "always_eager": "tests/celery/test_eager.py: then no worker is there",
+    "always_eager": "tests/celery/test_eager.py: there is no worker then",
     "protocol": "below: messages of Celery 3 hold no chains",
 }
 CONF = {f"task_{name}": value for name, value in HOSTILE.items()}
 
 
-def test_every_setting_of_tasks_is_here() -> None:
-    """A new version of Celery may have one more."""
+def test_every_task_setting_of_celery_is_tested() -> None:
+    """A new version of Celery may add one."""
     assert set(NAMESPACES["task"]) == HOSTILE.keys() | APART.keys()
 
 
 @pytest.fixture
 def apps(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Generator[tuple[Celery, Celery]]:
-    """An app with Celery's defaults, and one with the worst of everything."""
+    """An app with Celery's defaults, and one with all hostile settings."""
     monkeypatch.setenv("OPENAGENTS_REDIS_URL", redis_url)
     plain, hostile = (Celery(name, broker=redis_url, set_as_current=False) for name in ("plain", "hostile"))
     hostile.conf.update(CONF)
@@ -102,7 +102,7 @@ def apps(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Generator[tuple[Cel
 
 @pytest.mark.parametrize("name", ["run_agent", "resume_run", "recover_runs", "prune"])
 def test_no_setting_changes_our_tasks(apps: tuple[Celery, Celery], name: str) -> None:
-    """But what is about results, which are the app's."""
+    """Except for results, which belong to the app."""
     plain, hostile = (app.tasks[f"tasks.{name}"] for app in apps)
     names = {attribute for attribute, _ in Task.from_config} | ALL_TASKS.keys()
 
@@ -112,10 +112,10 @@ def test_no_setting_changes_our_tasks(apps: tuple[Celery, Celery], name: str) ->
 
 
 @pytest.mark.parametrize("pool", ["ours", "prefork"])
-def test_a_run_is_executed_in_spite_of_all_of_them(
+def test_a_run_is_executed_with_all_hostile_settings(
     tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch, pool: str
 ) -> None:
-    """It waits for its model, is retried, is followed by another one, and leaves no message behind."""
+    """It waits for its model, is retried, is followed by another run, and leaves no message."""
     monkeypatch.setenv("OPENAGENTS_REDIS_URL", redis_url)
     conf = {**CONF, **({"worker_pool": "processes"} if pool == "prefork" else {})}
     with (
@@ -136,10 +136,10 @@ def test_a_run_is_executed_in_spite_of_all_of_them(
         client_of(app).close()
 
 
-def test_a_run_is_executed_where_messages_are_celery_threes(
+def test_a_run_is_executed_with_message_protocol_1(
     tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`task_protocol = 1` knows no chains; a run by itself needs nothing that came with version 2."""
+    """`task_protocol = 1` has no chains; a single run needs no feature of version 2."""
     monkeypatch.setenv("OPENAGENTS_REDIS_URL", redis_url)
     conf = {"task_protocol": 1}
     with (

@@ -1,4 +1,4 @@
-"""A worker with our pool ends: warm, soft or cold; and one that scales by itself."""
+"""Shutdown of a worker with our pool: warm, soft and cold; and autoscaling."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.pool.shopkeeper import PATIENCE_S, new_tag, open_shop
 from tests.waiting import wait_for
 
 
-def test_a_warm_shutdown_waits_for_what_runs(tmp_path: Path, redis_url: str) -> None:
-    """Tasks end and are told of; what had not begun is back in the broker."""
+def test_a_warm_shutdown_waits_for_running_tasks(tmp_path: Path, redis_url: str) -> None:
+    """Running tasks end and are reported; waiting messages go back to the broker."""
     running, waiting = new_tag(), new_tag()
     with open_shop(tmp_path, redis_url, "-c", "1") as shop:
         result = shop.send("stand", running)
@@ -21,7 +21,7 @@ def test_a_warm_shutdown_waits_for_what_runs(tmp_path: Path, redis_url: str) -> 
         shop.send("stand", waiting)
 
         shop.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: "Warm shutdown" in shop.log, "it has heard it")
+        wait_for(lambda: "Warm shutdown" in shop.log, "it handles the signal")
         shop.redis.rpush(f"notes:{running} may end", "now")
 
         assert shop.process.wait(PATIENCE_S) == 0
@@ -32,11 +32,11 @@ def test_a_warm_shutdown_waits_for_what_runs(tmp_path: Path, redis_url: str) -> 
 
 
 def test_a_run_is_handed_over_by_a_warm_shutdown(tmp_path: Path, redis_url: str) -> None:
-    """It does not wait for the model; the next worker carries the run on."""
+    """It does not wait for the model; the next worker continues the run."""
     env = {"OPENAGENTS_DRAIN_TIMEOUT_S": "0.2"}
     with open_shop(tmp_path, redis_url, env=env) as shop:
         handle = shop.client.submit({"agent_id": "waiter", "session_id": "s1", "input_text": "hi"})
-        wait_for(lambda: handle.record().state == "running", "the run is carried", PATIENCE_S)
+        wait_for(lambda: handle.record().state == "running", "the run is executed", PATIENCE_S)
 
         assert shop.signal(signal.SIGTERM) == 0
 
@@ -45,8 +45,8 @@ def test_a_run_is_handed_over_by_a_warm_shutdown(tmp_path: Path, redis_url: str)
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_soft_shutdown_cancels_what_takes_too_long(tmp_path: Path, redis_url: str, late: bool) -> None:
-    """A task that acknowledges late goes back to the broker; any other is told to have been cancelled."""
+def test_a_soft_shutdown_cancels_slow_tasks(tmp_path: Path, redis_url: str, late: bool) -> None:
+    """A task with late acknowledgement goes back to the broker; any other is reported as cancelled."""
     tag = new_tag()
     with open_shop(tmp_path, redis_url, env={"SOFT_SHUTDOWN_S": "0.5"}) as shop:
         shop.send("hold_late" if late else "hold", tag)
@@ -59,10 +59,10 @@ def test_a_soft_shutdown_cancels_what_takes_too_long(tmp_path: Path, redis_url: 
 
 
 def test_a_run_survives_a_cold_shutdown(tmp_path: Path, redis_url: str) -> None:
-    """It is given back before the process ends, and not only when its lease would."""
+    """It is released before the process ends, before the expiry of the lease."""
     with open_shop(tmp_path, redis_url) as shop:
         handle = shop.client.submit({"agent_id": "waiter", "session_id": "s1", "input_text": "hi"})
-        wait_for(lambda: handle.record().state == "running", "the run is carried", PATIENCE_S)
+        wait_for(lambda: handle.record().state == "running", "the run is executed", PATIENCE_S)
 
         shop.signal(signal.SIGQUIT)
 
@@ -71,8 +71,8 @@ def test_a_run_survives_a_cold_shutdown(tmp_path: Path, redis_url: str) -> None:
         client.cancel(handle.id)
 
 
-def test_a_worker_that_scales_by_itself_takes_what_it_may(tmp_path: Path, redis_url: str) -> None:
-    """`--autoscale=MAX,MIN`: up to MAX tasks at once, the others wait in the broker."""
+def test_an_autoscaled_worker_respects_its_maximum(tmp_path: Path, redis_url: str) -> None:
+    """`--autoscale=MAX,MIN`: up to MAX tasks at a time, the others wait in the broker."""
     tags = [new_tag() for _ in range(6)]
     with open_shop(tmp_path, redis_url, "--autoscale=4,1") as shop:
         results = [shop.send("hold", tag) for tag in tags]

@@ -1,4 +1,4 @@
-"""A broker that says nothing, and does not close the connection either: the worker notices."""
+"""A silent broker: it sends nothing and keeps the connection open; the worker detects it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.pool.shopkeeper import Shop, new_tag, open_shop
 from tests.producer.proxy import Proxy
 from tests.waiting import wait_for
 
-PATIENCE_S = 90  # each connection that went silent costs its own time limit, of five seconds
+PATIENCE_S = 90  # each silent connection costs its own time-out of five seconds
 SOON = {"health_check_interval": 1}
 LOST = "Connection to broker lost"
 
@@ -29,7 +29,7 @@ def broker() -> Generator[EmbeddedRedis]:
 
 @contextmanager
 def shop_at(folder: Path, broker: EmbeddedRedis, url: str, *arguments: str) -> Generator[Shop]:
-    """A shop whose runs are in a Redis of their own, which is well."""
+    """A shop whose runs are in a separate, healthy Redis."""
     with EmbeddedRedis() as store:
         env = {
             "OPENAGENTS_REDIS_URL": store.url,
@@ -40,8 +40,8 @@ def shop_at(folder: Path, broker: EmbeddedRedis, url: str, *arguments: str) -> G
             yield shop
 
 
-def takes_a_message(shop: Shop) -> None:
-    """One of those that are sent; Redis may give another to a connection that is silent."""
+def wait_for_a_message(shop: Shop) -> None:
+    """Wait until the worker receives a message; Redis may deliver others to a silent connection."""
     tags: list[str] = []
 
     def taken() -> bool:
@@ -50,31 +50,31 @@ def takes_a_message(shop: Shop) -> None:
             shop.send("blocks_and_notes", tags[-1], 0)
         return any(shop.notes(tag) for tag in tags)
 
-    wait_for(taken, "the worker takes a message", PATIENCE_S)
+    wait_for(taken, "the worker receives a message", PATIENCE_S)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", [(), ("--pool=threads", "--concurrency=2")], ids=["ours", "threads"])
-def test_a_connection_that_went_silent_is_made_anew(
+def test_a_worker_replaces_a_silent_connection(
     tmp_path: Path, broker: EmbeddedRedis, pool: tuple[str, ...]
 ) -> None:
-    """As when a firewall forgets a connection: no byte comes any more, also no end of it."""
+    """As when a firewall drops a connection: no data and no end of the connection arrive."""
     with Proxy(broker.url) as proxy, shop_at(tmp_path, broker, proxy.url, *pool) as shop:
-        takes_a_message(shop)
+        wait_for_a_message(shop)
         proxy.silence()
-        takes_a_message(shop)
+        wait_for_a_message(shop)
         proxy.silence()
-        takes_a_message(shop)
+        wait_for_a_message(shop)
 
 
 @pytest.mark.slow
-def test_a_broker_that_stood_still_is_connected_to_again(tmp_path: Path, broker: EmbeddedRedis) -> None:
-    """It takes connections and says nothing, as a machine that swaps does; then it goes on."""
+def test_a_worker_reconnects_to_a_broker_that_was_paused(tmp_path: Path, broker: EmbeddedRedis) -> None:
+    """It accepts connections without replies, as a swapping machine does; then it continues."""
     with Proxy(broker.url) as proxy, shop_at(tmp_path, broker, proxy.url) as shop:
-        takes_a_message(shop)
+        wait_for_a_message(shop)
         os.kill(broker.pid, signal.SIGSTOP)
         try:
-            wait_for(lambda: LOST in shop.log, "the worker notices", PATIENCE_S)
+            wait_for(lambda: LOST in shop.log, "the worker detects it", PATIENCE_S)
         finally:
             os.kill(broker.pid, signal.SIGCONT)
-        takes_a_message(shop)
+        wait_for_a_message(shop)

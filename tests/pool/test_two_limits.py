@@ -1,4 +1,4 @@
-"""A registered app in our pool: runs have a limit of their own beside the app's `worker_concurrency`."""
+"""A registered app in our pool: runs have a separate limit beside the app's `worker_concurrency`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.proxy import Stalled
 from tests.waiting import wait_for
 
 RUNS = 20
-TASKS = 30  # more than Celery takes ahead: two times the prefetch multiplier, four
+TASKS = 30  # more than Celery prefetches: two times the prefetch multiplier, four
 
 
 @pytest.fixture
@@ -37,17 +37,17 @@ def in_flight(handles: list[RunHandle[Any]]) -> int:
 @pytest.mark.parametrize(
     "conf",
     [{}, {"worker_disable_prefetch": True}, {"worker_prefetch_multiplier": 1, "task_acks_late": True}],
-    ids=["as Celery has it", "nothing ahead", "late acknowledgement"],
+    ids=["Celery's defaults", "no prefetch", "late acknowledgement"],
 )
-def test_runs_and_the_apps_own_tasks_have_limits_of_their_own(
+def test_runs_and_the_apps_own_tasks_have_separate_limits(
     tmp_path: Path, url: str, conf: dict[str, Any]
 ) -> None:
-    """Twenty runs wait for their models while two tasks of thirty run; neither keeps out the other."""
+    """Twenty runs wait for their models while two tasks of thirty run; neither blocks the other."""
     with worker(tmp_path, url, "celery,agents", conf) as shop:
         tags, until = [new_tag() for _ in range(TASKS)], new_tag()
         for tag in tags:
             shop.app.send_task("tests.pool.mixed.blocks", (tag, until), queue="celery")
-        wait_for(lambda: begun(shop, tags) == 2, "two tasks have begun", PATIENCE_S)
+        wait_for(lambda: begun(shop, tags) == 2, "two tasks have started", PATIENCE_S)
 
         waiting = [submit(shop, "waiter") for _ in range(RUNS)]
         wait_for(lambda: in_flight(waiting) == RUNS, "all runs are in flight", PATIENCE_S)
@@ -55,7 +55,7 @@ def test_runs_and_the_apps_own_tasks_have_limits_of_their_own(
 
         assert answered.final_output == "hello"
         wait_for(
-            lambda: shop.stats()["pool"]["runs"]["running"] == RUNS, "the answered one is gone", PATIENCE_S
+            lambda: shop.stats()["pool"]["runs"]["running"] == RUNS, "the completed run is gone", PATIENCE_S
         )
         stats = shop.stats()["pool"]
         assert begun(shop, tags) == 2
@@ -63,7 +63,7 @@ def test_runs_and_the_apps_own_tasks_have_limits_of_their_own(
         queues = {queue["name"] for queue in shop.tell("active_queues")}
         assert queues == {"celery", "agents", "agents.wake"}
         shop.redis.rpush(f"notes:{until}", "may end")
-        wait_for(lambda: begun(shop, tags) == TASKS, "all tasks have begun", PATIENCE_S)
+        wait_for(lambda: begun(shop, tags) == TASKS, "all tasks have started", PATIENCE_S)
         assert in_flight(waiting) == RUNS
 
 
@@ -72,7 +72,8 @@ def begun(shop: Shop, tags: list[str]) -> int:
 
 
 def test_without_a_lease_runs_are_left_in_the_broker_and_tasks_are_not(tmp_path: Path, url: str) -> None:
-    """The worker cannot reach the Redis of the runs for longer than its lease; its broker it can."""
+    """The worker cannot reach the Redis of the runs for longer than its lease, but it can reach its
+    broker."""
     with (
         Stalled(url) as lines,
         worker(tmp_path, url, "celery,agents", {}, OPENAGENTS_REDIS_URL=lines.url) as shop,
@@ -82,17 +83,17 @@ def test_without_a_lease_runs_are_left_in_the_broker_and_tasks_are_not(tmp_path:
 
         waiting, tags, until = [submit(shop, "greeter") for _ in range(5)], [new_tag()], new_tag()
         shop.app.send_task("tests.pool.mixed.blocks", (tags[0], until), queue="celery")
-        wait_for(lambda: begun(shop, tags) == 1, "a task of the app's own is taken", PATIENCE_S)
+        wait_for(lambda: begun(shop, tags) == 1, "a task of the app is received", PATIENCE_S)
         shop.redis.rpush(f"notes:{until}", "may end")
-        # The command that was waiting in the broker when the lease ended may still bring one.
+        # The blocking command that was sent before the end of the lease may still return one.
         assert shop.in_broker("agents") >= len(waiting) - 1
 
         lines.go_on()
         assert {handle.wait(PATIENCE_S).final_output for handle in waiting} == {"hello"}
 
 
-def test_runs_keep_to_their_limit(tmp_path: Path, url: str) -> None:
-    """`OPENAGENTS_CONCURRENCY`: what is over it waits in the broker, where any worker finds it."""
+def test_runs_respect_their_limit(tmp_path: Path, url: str) -> None:
+    """`OPENAGENTS_CONCURRENCY`: further runs wait in the broker, where any worker can receive them."""
     with worker(tmp_path, url, "agents", {}, OPENAGENTS_CONCURRENCY="3") as shop:
         waiting = [submit(shop, "waiter") for _ in range(10)]
         wait_for(lambda: in_flight(waiting) == 3, "three runs are in flight", PATIENCE_S)
@@ -103,18 +104,18 @@ def test_runs_keep_to_their_limit(tmp_path: Path, url: str) -> None:
         for handle in running:
             handle.cancel()
 
-        wait_for(lambda: shop.in_broker("agents") <= 4, "the next ones are taken", PATIENCE_S)
-        wait_for(lambda: in_flight(waiting) == 3, "and are in flight", PATIENCE_S)
+        wait_for(lambda: shop.in_broker("agents") <= 4, "the next runs are received", PATIENCE_S)
+        wait_for(lambda: in_flight(waiting) == 3, "the next runs are in flight", PATIENCE_S)
 
 
 def test_remote_control_of_queues_works_for_both(tmp_path: Path, url: str) -> None:
-    """`cancel_consumer` and `add_consumer`, also for the queue of runs."""
+    """`cancel_consumer` and `add_consumer` also work for the queue of runs."""
     with worker(tmp_path, url, "celery,agents", {}) as shop:
         shop.tell("cancel_consumer", queue="agents")
         handle = submit(shop, "greeter")
         tag = new_tag()
         shop.app.send_task("tests.pool.mixed.blocks", (tag, tag), queue="celery")
-        wait_for(lambda: begun(shop, [tag]), "the app's own task is taken", PATIENCE_S)
+        wait_for(lambda: begun(shop, [tag]), "the app's own task is received", PATIENCE_S)
         assert handle.record().state is RunState.QUEUED
 
         shop.tell("add_consumer", queue="agents")
@@ -126,10 +127,10 @@ def test_remote_control_of_queues_works_for_both(tmp_path: Path, url: str) -> No
         wait_for(lambda: begun(shop, [other]), "a queue of the app is added", PATIENCE_S)
 
 
-def test_a_worker_is_told_once_of_each_setting_that_is_bad_for_runs(tmp_path: Path, url: str) -> None:
-    """What happens, and what is right."""
+def test_a_worker_logs_each_unsuitable_setting_once(tmp_path: Path, url: str) -> None:
+    """With its effect and a suitable value."""
     with worker(tmp_path, url, "celery,agents", {}) as shop:
-        wait_for(lambda: "app.setting" in shop.log, "it is told", PATIENCE_S)
+        wait_for(lambda: "app.setting" in shop.log, "the warning is logged", PATIENCE_S)
         lines = [line for line in shop.log.splitlines() if "app.setting" in line]
 
     assert len(lines) == 2
@@ -138,17 +139,15 @@ def test_a_worker_is_told_once_of_each_setting_that_is_bad_for_runs(tmp_path: Pa
     assert "setting=task_send_sent_event" in lines[1]
 
 
-def test_a_worker_that_executes_no_runs_is_told_nothing(tmp_path: Path, url: str) -> None:
-    """Its settings are not ours to speak of."""
+def test_a_worker_that_executes_no_runs_logs_no_warning(tmp_path: Path, url: str) -> None:
+    """Its settings do not affect runs."""
     with worker(tmp_path, url, "celery", {}) as shop:
         assert "app.setting" not in shop.log
 
 
-@pytest.mark.parametrize("own", [{}, {"PRODUCT_LOG": "1"}], ids=["Celery's log", "a log of the product's"])
-def test_the_settings_of_the_log_count_in_an_app_of_somebodys_own(
-    tmp_path: Path, url: str, own: dict[str, str]
-) -> None:
-    """`OPENAGENTS_LOG_LEVEL` and `_LEVELS` are about our lines, whoever writes them."""
+@pytest.mark.parametrize("own", [{}, {"PRODUCT_LOG": "1"}], ids=["Celery's log", "the product's log"])
+def test_the_log_settings_apply_in_a_registered_app(tmp_path: Path, url: str, own: dict[str, str]) -> None:
+    """`OPENAGENTS_LOG_LEVEL` and `_LEVELS` apply to our lines, whatever handler writes them."""
     levels = {
         "OPENAGENTS_LOG_LEVEL": "ERROR",
         "OPENAGENTS_LOG_LEVELS": "openagents_worker.celery.app_advice=WARNING",
@@ -159,21 +158,21 @@ def test_the_settings_of_the_log_count_in_an_app_of_somebodys_own(
 
     assert "worker.registered" not in log
     assert "app.setting" in log
-    assert "Task tasks.run_agent" in log, "Celery's lines are as ever"
+    assert "Task tasks.run_agent" in log, "Celery's lines are unchanged"
     assert ("product's WARNING openagents_worker.celery.app_advice app.setting" in log) is bool(own)
 
 
-def test_both_channels_come_back_after_a_lost_connection(tmp_path: Path, url: str) -> None:
-    """Redis closes all connections of the worker while runs wait; then runs and tasks are taken as before."""
+def test_both_channels_are_restored_after_a_lost_connection(tmp_path: Path, url: str) -> None:
+    """Redis closes all connections of the worker while runs wait; then runs and tasks are received again."""
     with worker(tmp_path, url, "celery,agents", {"worker_disable_prefetch": True}) as shop:
         waiting = [submit(shop, "waiter") for _ in range(3)]
         wait_for(lambda: in_flight(waiting) == 3, "runs are in flight", PATIENCE_S)
 
         shop.redis.client_kill_filter(_type="normal", skipme=True)
-        wait_for(lambda: "Connection to broker lost" in shop.log, "the worker notices", PATIENCE_S)
+        wait_for(lambda: "Connection to broker lost" in shop.log, "the worker detects it", PATIENCE_S)
 
         tag = new_tag()
         shop.app.send_task("tests.pool.mixed.blocks", (tag, tag), queue="celery")
         assert submit(shop, "greeter").wait(PATIENCE_S).final_output == "hello"
-        wait_for(lambda: begun(shop, [tag]), "the app's own task is taken", PATIENCE_S)
+        wait_for(lambda: begun(shop, [tag]), "the app's own task is received", PATIENCE_S)
         assert shop.stats()["pool"]["runs"]["limit"] == 500

@@ -1,4 +1,4 @@
-"""Tools that misbehave: they block the loop, keep the interpreter, compute in another process, or kill it."""
+"""Tools that misbehave: they block the loop, hold the GIL, compute in another process, or kill it."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from openagents_worker import tool
 
 @tool
 async def oversleep(seconds: float) -> str:
-    """Sleeps where it should have awaited."""
+    """Block the loop with a sleep."""
     time.sleep(seconds)
     return "slept"
 
 
 @tool
 def sleep_in_a_thread(seconds: float) -> str:
-    """Sleeps, which is fine: it is not async."""
+    """Sleep in a thread, which is allowed: the tool is not async."""
     time.sleep(seconds)
     return threading.current_thread().name
 
 
 @tool
 def hold() -> None:
-    """Keeps the interpreter to itself, for good."""
+    """Hold the GIL for ever."""
     re.match("^(a+)+$", "a" * 40 + "b")
 
 
 @tool(cpu_bound=True)
 def compute(upto: int) -> dict[str, int]:
-    """Adds numbers in another process."""
+    """Add numbers in another process."""
     return {"sum": sum(range(upto)), "pid": os.getpid()}
 
 
 @tool(cpu_bound=True)
 def crash() -> None:
-    """Takes its process down with it."""
+    """End its process."""
     os._exit(1)
 
 
 class Ponder:
-    """A pattern that blocks the event loop, outside of any call."""
+    """A pattern that blocks the event loop outside any recorded call."""
 
     context: Any
 
@@ -57,7 +57,7 @@ class Ponder:
 
 
 class Recite:
-    """A memory that blocks the event loop; it lives in the session's state."""
+    """A memory that blocks the event loop; it uses the session's state."""
 
     external = False
 
@@ -68,4 +68,4 @@ class Recite:
         time.sleep(1.5)
 
     async def writeback(self, context: Any) -> None:
-        """It keeps nothing."""
+        """It stores nothing."""

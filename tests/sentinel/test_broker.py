@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from openagents_worker.celery.bootsteps import _with_broker_of
+from openagents_worker.celery.bootsteps import _settings_with_broker
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.kombu_redis import SentinelTransport
 from openagents_worker.producer.publisher import _publishing_connection, make_app, send_first
@@ -70,7 +70,7 @@ async def test_its_oldest_message_is_read_by_whichever_url_it_is_named(
     """Ours, or that of a product's own app with its transport options."""
     of_product = Celery(broker=watched.address.celery_url, set_as_current=False)
     of_product.conf.broker_transport_options = watched.address.celery_options()
-    told = _with_broker_of(of_product, load_settings({}))
+    told = _settings_with_broker(of_product, load_settings({}))
     assert send_first(app, WAKE)
 
     for url in (settings.broker_url, told.broker_url):
@@ -86,7 +86,7 @@ async def test_its_oldest_message_is_read_by_whichever_url_it_is_named(
 def test_a_products_broker_without_its_masters_name_cannot_be_read(watched: Watched) -> None:
     """Celery says so itself when it connects."""
     app = Celery(broker=watched.address.celery_url, set_as_current=False)
-    assert _with_broker_of(app, load_settings({})).broker_url == ""
+    assert _settings_with_broker(app, load_settings({})).broker_url == ""
 
 
 def test_celery_shows_neither_password(app: Celery) -> None:

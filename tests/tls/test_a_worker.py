@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from openagents_worker.celery.bootsteps import _with_broker_of
+from openagents_worker.celery.bootsteps import _settings_with_broker
 from openagents_worker.celery.register import register
 from openagents_worker.local.stack import Stack
 from openagents_worker.producer.app_binding import binding_of
@@ -104,7 +104,7 @@ async def test_a_worker_of_that_app_reads_its_queues(
     with servers.inside(servers.free, 2) as inside:
         inside.lpush("agents", json.dumps({"headers": {"wake_us": "300"}}))
 
-    settings = _with_broker_of(app, load_settings())
+    settings = _settings_with_broker(app, load_settings())
 
     backlog = Backlog(settings.broker_url)
     assert await backlog.oldest_us("agents") == 300

@@ -93,7 +93,7 @@ def test_a_server_that_wants_tls_and_is_asked_without(servers: Servers) -> None:
     problem = lasting_problem(caught.value, "REDIS_URL", url)
     assert problem is not None
     assert problem.message.startswith("OPENAGENTS_REDIS_URL: ")
-    assert "it speaks TLS" in problem.message
+    assert "the server uses TLS" in problem.message
 
 
 def test_a_server_without_tls_that_is_asked_with_it(servers: Servers) -> None:

@@ -1,4 +1,4 @@
-"""What the worker's tests share: a cell, a worker by hand, a loop in a thread, a beating heart."""
+"""Fixtures of the worker's tests: a cell, a worker driven by hand, a loop thread, a running heartbeat."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from openagents_worker.store.client import Cell
 from openagents_worker.store.scripts import Wake
 from openagents_worker.time_limits import TimeLimits
-from openagents_worker.worker.connection_checks import LOOK_EVERY_S
+from openagents_worker.worker.connection_checks import CHECK_EVERY_S
 from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.local_processes import ProcessIdentity
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.watchdog import LoopWatchdog
 from tests.producer.hand import Hand
-from tests.worker.run_host import NotingCarrier
+from tests.worker.run_host import RecordingRunHost
 
 LEASE_MS = 1_000
 HEARTBEAT_MS = 100
@@ -36,7 +36,7 @@ def hand(redis_url: str) -> Generator[Hand]:
 
 
 @pytest.fixture
-def bridge() -> Generator[LoopThread]:
+def loop_thread() -> Generator[LoopThread]:
     thread = LoopThread()
     thread.start()
     yield thread
@@ -44,8 +44,8 @@ def bridge() -> Generator[LoopThread]:
 
 
 @pytest.fixture
-def run_host() -> NotingCarrier:
-    return NotingCarrier()
+def run_host() -> RecordingRunHost:
+    return RecordingRunHost()
 
 
 @pytest.fixture
@@ -56,15 +56,15 @@ def sent() -> list[Wake]:
 
 @pytest.fixture
 def given_up() -> list[str]:
-    """One word for each time that the heartbeat has given up others."""
+    """One entry for each check in which the heartbeat has given up other workers."""
     return []
 
 
 @pytest.fixture
 def start_heartbeat(
-    cell: Cell, bridge: LoopThread, run_host: NotingCarrier, sent: list[Wake], given_up: list[str]
+    cell: Cell, loop_thread: LoopThread, run_host: RecordingRunHost, sent: list[Wake], given_up: list[str]
 ) -> Generator[StartHeartbeat]:
-    """Starts a heartbeat with its watch, by default of the test's cell; both end with the test."""
+    """Starts a heartbeat and its watchdog, by default on the test's cell; both end with the test."""
     with ExitStack() as stack:
 
         async def send(wakes: Sequence[Wake]) -> None:
@@ -76,7 +76,7 @@ def start_heartbeat(
             lease_ms: int = LEASE_MS,
             heartbeat_ms: int = HEARTBEAT_MS,
             process: ProcessIdentity | None = None,
-            look_every_s: float = LOOK_EVERY_S,
+            check_every_s: float = CHECK_EVERY_S,
         ) -> Heartbeat:
             heartbeat = Heartbeat(
                 cell=cell,
@@ -84,23 +84,23 @@ def start_heartbeat(
                 limits=TimeLimits.of(lease_ms=lease_ms, heartbeat_ms=heartbeat_ms),
                 announcements=["assistant", '{"queue":"agents","def_hash":"h"}'],
                 run_host=run_host,
-                loop=bridge.loop,
+                loop=loop_thread.loop,
                 send_wakes=send,
                 on_registered=lambda incarnation: None,
                 process=process,
-                look_every_s=look_every_s,
+                check_every_s=check_every_s,
                 on_given_up=lambda: given_up.append("given up"),
             )
-            watch = LoopWatchdog(
-                loop=bridge.loop,
-                loop_thread_id=lambda: bridge.thread_id,
+            watchdog = LoopWatchdog(
+                loop=loop_thread.loop,
+                loop_thread_id=lambda: loop_thread.thread_id,
                 lease=lambda: heartbeat.lease,
                 run_host=run_host,
             )
             heartbeat.start()
-            watch.start()
+            watchdog.start()
             stack.callback(heartbeat.retire)
-            stack.callback(watch.stop)
+            stack.callback(watchdog.stop)
             return heartbeat
 
         yield start

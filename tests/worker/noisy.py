@@ -1,4 +1,4 @@
-"""A tool that writes whatever code writes to a log, and a Celery app that it is registered in."""
+"""Tools that write to the log in every way, and a Celery app in which they are registered."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if os.environ.get("NOISY_REGISTER"):
 
 @tool(cpu_bound=True)
 def noise_elsewhere(order: str) -> int:
-    """Says something in another process."""
+    """Write to the log in another process."""
     print("printed elsewhere", order)
     logging.getLogger("shop.elsewhere").warning("a line of another process")
     warnings.warn("an old way elsewhere", UserWarning, stacklevel=1)
@@ -49,7 +49,7 @@ def noise_elsewhere(order: str) -> int:
 
 @tool
 def noise(order: str) -> int:
-    """Says something in every way, then fails."""
+    """Write to the log in every way, then fail."""
     print("printed", order)
     logging.getLogger("shop.orders").error("two\nlines of %s", order)
     get_task_logger("shop.tasks").warning("a task's line")

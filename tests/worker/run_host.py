@@ -1,4 +1,4 @@
-"""A runner that runs nothing: it notes what the worker's parts tell it."""
+"""A run host that executes no runs: it records the calls of the worker's parts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import asyncio
 from openagents_worker.runtime.latch import LatchReason
 
 
-class NotingCarrier:
-    """`known_runs` is what it says it runs; `letting_go` decides when `latch_all` returns."""
+class RecordingRunHost:
+    """`known_runs` is the result of `known()`; `latch_all` returns when `stop_allowed` is set."""
 
     def __init__(self, *known: str) -> None:
         self.accepting = True
@@ -16,8 +16,8 @@ class NotingCarrier:
         self.latched: list[tuple[str, LatchReason]] = []
         self.all_latched: list[LatchReason] = []
         self.hurried = False
-        self.letting_go = asyncio.Event()
-        self.letting_go.set()
+        self.stop_allowed = asyncio.Event()
+        self.stop_allowed.set()
 
     def known(self) -> frozenset[str]:
         return frozenset(self.known_runs)
@@ -30,10 +30,10 @@ class NotingCarrier:
 
     async def hurry_all(self) -> None:
         self.hurried = True
-        await self.letting_go.wait()
+        await self.stop_allowed.wait()
         self.known_runs.clear()
 
     async def latch_all(self, reason: LatchReason) -> None:
         self.all_latched.append(reason)
-        await self.letting_go.wait()
+        await self.stop_allowed.wait()
         self.known_runs.clear()

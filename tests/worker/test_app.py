@@ -1,4 +1,4 @@
-"""The worker's app and its start: what is consumed, and what ends a start."""
+"""The worker's app and its start: the consumed queues, and the errors that end a start."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def agents_file(tmp_path: Path) -> str:
 
 
 def test_the_deployed_application_has_our_tasks() -> None:
-    """`celery -A tasks` finds them under their public names."""
+    """`celery -A tasks` has them under their public names."""
     import tasks
 
     assert {"tasks.run_agent", "tasks.resume_run", "tasks.recover_runs", "tasks.prune"} <= set(
@@ -60,14 +60,14 @@ def test_the_deployed_application_has_our_tasks() -> None:
 
 
 def test_a_queue_is_consumed_with_its_wake_ups() -> None:
-    """They do not stand behind the backlog."""
+    """Wake-ups do not wait behind the backlog of new runs."""
     app = make_worker_app(load_settings({"OPENAGENTS_QUEUE": "gpu"}))
 
     assert [queue.name for queue in app.conf.task_queues] == ["gpu", "gpu.wake"]
 
 
-def test_our_tasks_bring_their_settings_with_them() -> None:
-    """So that they can live in an application with settings of its own."""
+def test_our_tasks_have_their_own_settings() -> None:
+    """So that they work in an application with other settings."""
     task = make_worker_app(load_settings({})).tasks["tasks.run_agent"]
 
     assert (task.acks_late, task.ignore_result, task.serializer) == (False, True, "json")
@@ -75,7 +75,7 @@ def test_our_tasks_bring_their_settings_with_them() -> None:
 
 @pytest.mark.slow
 def test_an_invalid_agents_file_ends_the_start(tmp_path: Path, redis_url: str) -> None:
-    """With its coded error, and before anything is consumed."""
+    """With a coded error, before a message is consumed."""
     file = tmp_path / "agents.json"
     file.write_text(json.dumps({"agents": [{**AGENT, "pattern": {"type": "reakt"}}]}))
     env = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": str(file)}
@@ -84,10 +84,10 @@ def test_an_invalid_agents_file_ends_the_start(tmp_path: Path, redis_url: str) -
         code = process.wait(60)
 
     assert code == 2
-    said = (tmp_path / "log").read_text()
-    assert "plugin.load" in said
-    assert "did you mean 'react'" in said
-    assert "Traceback" not in said
+    log = (tmp_path / "log").read_text()
+    assert "plugin.load" in log
+    assert "did you mean 'react'" in log
+    assert "Traceback" not in log
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_an_invalid_agents_file_ends_the_start(tmp_path: Path, redis_url: str) -
 def test_a_redis_that_loses_runs_ends_the_start(
     tmp_path: Path, agents_file: str, redis_options: dict[str, str], env: dict[str, str], says: str
 ) -> None:
-    """With its coded error, and before a lease or a message is taken."""
+    """With a coded error, before a lease is registered or a message is consumed."""
     with EmbeddedRedis(extra=redis_options) as server, Client(server.url) as client:
         env = {**env, "OPENAGENTS_REDIS_URL": server.url, "OPENAGENTS_CONFIG": agents_file}
         with worker(env, tmp_path / "log") as process:
@@ -109,18 +109,18 @@ def test_a_redis_that_loses_runs_ends_the_start(
         leases = client.store.redis.zcard(client.store.keys("workers"))
 
     assert (code, leases) == (2, 0)
-    said = (tmp_path / "log").read_text()
-    assert "error: redis.unsafe" in said
-    assert says in said
-    assert "Traceback" not in said
+    log = (tmp_path / "log").read_text()
+    assert "error: redis.unsafe" in log
+    assert says in log
+    assert "Traceback" not in log
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", ["threads", "solo", "prefork"])
-def test_a_run_is_carried_under_every_pool(
+def test_a_run_is_executed_under_every_pool(
     pool: str, tmp_path: Path, agents_file: str, redis_server: EmbeddedRedis, redis_url: str
 ) -> None:
-    """The bridge is one function; a warm shutdown then leaves no lease behind."""
+    """The loop thread works in every pool; a warm shutdown leaves no lease."""
     env = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": agents_file}
     with worker(env, tmp_path / "log", "--pool", pool) as process, Client(redis_url) as client:
         store = client.store
@@ -143,11 +143,11 @@ def test_a_run_is_carried_under_every_pool(
 
 @pytest.mark.slow
 def test_a_worker_that_waits_for_redis_can_be_stopped(tmp_path: Path, agents_file: str) -> None:
-    """It says what it waits for, and ends when it is told to."""
+    """It logs what it waits for, and ends on SIGTERM."""
     env = {"OPENAGENTS_REDIS_URL": "redis://127.0.0.1:1/0", "OPENAGENTS_CONFIG": agents_file}
     log = tmp_path / "log"
 
     with worker(env, log) as process:
-        wait_for(lambda: "redis.away" in log.read_text(), "it says that Redis is away")
+        wait_for(lambda: "redis.away" in log.read_text(), "it logs that Redis is unreachable")
         process.send_signal(signal.SIGTERM)
         process.wait(60)

@@ -1,4 +1,4 @@
-"""Advice about an app's settings: each that makes runs slow or hides them is one warning, and no other is."""
+"""Advice about an app's settings: one warning for each setting that makes runs slow or invisible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ REDIS = "redis://127.0.0.1"
 
 
 def bad_settings(app: Celery, pool: type = TaskPool) -> set[str]:
-    """The settings that a worker of the app is warned of, as Celery's `WorkController` takes them over."""
+    """The settings about which a worker of the app is warned, read as Celery's `WorkController` reads
+    them."""
     worker = SimpleNamespace(
         app=app,
         pool_cls=pool,
@@ -81,24 +82,24 @@ def warned(broker: str = REDIS, pool: type = TaskPool, **conf: Any) -> set[str]:
 def test_a_setting_that_is_bad_for_runs_is_named(
     broker: str, pool: type, conf: dict[str, Any], bad: set[str]
 ) -> None:
-    """And one that does nothing to them is not, also where one might think so."""
+    """A setting without an effect on runs is not reported."""
     assert warned(broker, pool, **{**GOOD, **conf}) == bad
 
 
-def test_every_advice_is_met_above() -> None:
-    """Each says what happens and what is right."""
+def test_every_advice_is_tested_above() -> None:
+    """Each has an effect and a suitable value."""
     assert len({advice.setting for advice in ADVICE}) == len(ADVICE) == 8
     assert all(advice.effect and advice.right for advice in ADVICE)
 
 
 def test_our_own_app_needs_no_advice() -> None:
-    """Its settings are those that are right."""
+    """All of its settings are suitable."""
     with make_worker_app(load_settings({"OPENAGENTS_REDIS_URL": REDIS})) as app:
         assert bad_settings(app) == set()
 
 
 def test_celerys_defaults_in_our_pool_hide_something_only_from_flower() -> None:
-    """What a new user of `register` is told, having chosen our pool."""
+    """The warnings for an app with default settings and our pool."""
     assert warned() == {"worker_send_task_events", "task_send_sent_event"}
 
 
@@ -111,6 +112,6 @@ def test_celerys_defaults_in_our_pool_hide_something_only_from_flower() -> None:
         ({"sep": ":"}, False),
     ],
 )
-def test_queues_that_are_named_otherwise_are_not_looked_into(options: dict[str, Any], found: bool) -> None:
-    """A run whose message waits there would be taken for lost, and sent again and again."""
+def test_queues_with_other_key_names_are_not_read(options: dict[str, Any], found: bool) -> None:
+    """Otherwise a waiting message would count as lost and be re-sent repeatedly."""
     assert priorities_are_kombus(options) is found

@@ -1,4 +1,4 @@
-"""Background parts: a worker that has lost one of its own looks healthy, so it does not go on."""
+"""Background parts: a process that has lost one of its parts ends, because it only looks healthy."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from openagents_worker.worker.heartbeat import Heartbeat
 from openagents_worker.worker.loop_thread import LoopThread
 from openagents_worker.worker.watchdog import LoopWatchdog
 from tests.waiting import await_for, wait_for
-from tests.worker.run_host import NotingCarrier
+from tests.worker.run_host import RecordingRunHost
 
 
 class Parts:
-    """What the process would have been ended with, and the one line that says why."""
+    """The exit codes with which the process would have ended, and the one log line with the reason."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self.left: list[int] = []
         self._caplog = caplog
 
-    def has_left_for(self, part: str, why: str) -> bool:
+    def has_left_for(self, part: str, error: str) -> bool:
         lines = [r.getMessage() for r in self._caplog.records if "part_failed" in r.getMessage()]
         if not self.left:
             return False
         assert self.left == [EX_PART_FAILED]
         assert len(lines) == 1
         assert f"part={part}" in lines[0]
-        assert why in lines[0]
+        assert error in lines[0]
         return True
 
 
@@ -43,18 +43,18 @@ def parts(caplog: pytest.LogCaptureFixture) -> Parts:
 
 
 def broken(*_: Any, **__: Any) -> NoReturn:
-    raise ZeroDivisionError("a bug of ours")
+    raise ZeroDivisionError("a bug")
 
 
 def test_a_thread_that_fails_ends_the_process(parts: Parts) -> None:
-    """With an exit code, and a line that says which thread it was and why."""
+    """With an exit code and a log line with the thread and the error."""
     background_thread(broken, name="mine", leave=parts.left.append).start()
 
-    wait_for(lambda: parts.has_left_for("mine", "ZeroDivisionError: a bug of ours"), "the process would end")
+    wait_for(lambda: parts.has_left_for("mine", "ZeroDivisionError: a bug"), "the process would end")
 
 
 async def test_a_task_that_fails_ends_the_process(parts: Parts) -> None:
-    """As a thread does."""
+    """In the same way as a thread."""
 
     async def work() -> None:
         broken()
@@ -65,7 +65,7 @@ async def test_a_task_that_fails_ends_the_process(parts: Parts) -> None:
 
 
 async def test_a_task_that_is_stopped_has_not_failed(parts: Parts) -> None:
-    """Nor has one that is done."""
+    """Neither has a task that is done."""
 
     async def work() -> None:
         await asyncio.Event().wait()
@@ -82,8 +82,8 @@ async def test_a_task_that_is_stopped_has_not_failed(parts: Parts) -> None:
     assert parts.left == []
 
 
-def test_a_heartbeat_that_fails_ends_the_process(parts: Parts, cell: Cell, bridge: LoopThread) -> None:
-    """Its lease would end without anybody knowing why."""
+def test_a_heartbeat_that_fails_ends_the_process(parts: Parts, cell: Cell, loop_thread: LoopThread) -> None:
+    """Otherwise its lease would expire without an explanation."""
 
     async def send(_: Any) -> None: ...
 
@@ -92,8 +92,8 @@ def test_a_heartbeat_that_fails_ends_the_process(parts: Parts, cell: Cell, bridg
         node="w",
         limits=TimeLimits.of(lease_ms=1_000, heartbeat_ms=100),
         announcements=[],
-        run_host=NotingCarrier(),
-        loop=bridge.loop,
+        run_host=RecordingRunHost(),
+        loop=loop_thread.loop,
         send_wakes=send,
         on_registered=lambda _: None,
         leave=parts.left.append,
@@ -105,41 +105,41 @@ def test_a_heartbeat_that_fails_ends_the_process(parts: Parts, cell: Cell, bridg
     heartbeat.retire()
 
 
-def test_a_watch_that_fails_ends_the_process(parts: Parts, bridge: LoopThread) -> None:
-    """Nobody would see that the loop is dead."""
-    watch = LoopWatchdog(
-        loop=bridge.loop,
-        loop_thread_id=lambda: bridge.thread_id,
+def test_a_watchdog_that_fails_ends_the_process(parts: Parts, loop_thread: LoopThread) -> None:
+    """Otherwise a dead loop would not be detected."""
+    watchdog = LoopWatchdog(
+        loop=loop_thread.loop,
+        loop_thread_id=lambda: loop_thread.thread_id,
         lease=broken,
-        run_host=NotingCarrier(),
+        run_host=RecordingRunHost(),
         leave=parts.left.append,
     )
-    watch.start()
+    watchdog.start()
 
-    wait_for(lambda: parts.has_left_for("openagents-watch", "ZeroDivisionError"), "the process would end")
-    watch.stop()
+    wait_for(lambda: parts.has_left_for("openagents-watchdog", "ZeroDivisionError"), "the process would end")
+    watchdog.stop()
 
 
-async def test_an_ear_that_fails_ends_the_process(parts: Parts, cell: Cell) -> None:
-    """Cancellations would be heard with the next beat only, for ever."""
-    notices, store = ControlChannel(cell, on_cancel=broken, leave=parts.left.append), AsyncStore(cell)
-    notices.follow("w:1")
+async def test_a_control_channel_that_fails_ends_the_process(parts: Parts, cell: Cell) -> None:
+    """Otherwise every cancel request would wait for the next heartbeat."""
+    control_channel, store = ControlChannel(cell, on_cancel=broken, leave=parts.left.append), AsyncStore(cell)
+    control_channel.follow("w:1")
 
     async def failed() -> bool:
         await store.ask(lambda r: r.publish(store.keys.notices("w:1"), "r1"))
-        return parts.has_left_for("notices", "ZeroDivisionError")
+        return parts.has_left_for("control-channel", "ZeroDivisionError")
 
     await await_for(failed, "the process would end")
     await store.close()
-    await notices.aclose()
+    await control_channel.aclose()
 
 
-async def test_a_bookkeeper_that_fails_ends_the_process(parts: Parts, cell: Cell) -> None:
-    """Celery would be told of ends again and again."""
+async def test_completion_acks_that_fail_end_the_process(parts: Parts, cell: Cell) -> None:
+    """Otherwise Celery would be notified of ends repeatedly."""
     store = AsyncStore(cell)
-    tellings = CompletionAcks(store, leave=parts.left.append)
-    tellings.add("r1", None)  # type: ignore[arg-type]  # what Redis cannot be sent
-    tellings._waiting.append(object())  # type: ignore[arg-type]
+    acks = CompletionAcks(store, leave=parts.left.append)
+    acks.add("r1", None)  # type: ignore[arg-type]  # a value that redis-py cannot send
+    acks._unwritten.append(object())  # type: ignore[arg-type]
 
-    await await_for(lambda: parts.has_left_for("tellings", "Error"), "the process would end")
+    await await_for(lambda: parts.has_left_for("completion-acks", "Error"), "the process would end")
     await store.close()

@@ -1,4 +1,4 @@
-"""The backlog: when the oldest waiting message was sent, read from the broker's own lists."""
+"""The backlog: when the oldest waiting message was sent, read from the broker's lists."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def waking(run_id: str, sent_us: int, canvas: str = "") -> Wake:
         ([message(None), "no JSON"], None),
     ],
 )
-def test_the_oldest_time_counts_and_foreign_messages_carry_none(
+def test_the_oldest_time_is_found_and_foreign_messages_have_none(
     messages: list[str], oldest: int | None
 ) -> None:
-    """Empty: everything sent is missing. Foreign messages only: nobody can say."""
+    """Empty queue: every sent message is lost. Foreign messages only: the time is unknown."""
     assert oldest_of(messages) == oldest
 
 
 async def test_the_oldest_message_is_found_in_every_list_of_a_queue(redis_url: str) -> None:
-    """First messages, wake-ups and priorities lie in lists of their own."""
+    """First messages, wake-ups and priorities are in separate lists."""
     backlog = Backlog(redis_url)
     try:
         with Client(redis_url) as client:
@@ -52,14 +52,14 @@ async def test_the_oldest_message_is_found_in_every_list_of_a_queue(redis_url: s
 
             send_first(client.app, waking("r3", 100, canvas='{"priority": 9}'))
             assert await backlog.oldest_us("agents") == 100
-            client.store.ask(lambda r: r.flushall())  # a broker's keys have no place in the cell's table
+            client.store.ask(lambda r: r.flushall())  # the keys of a broker are not in the cell's key table
     finally:
         await backlog.aclose()
 
 
 @pytest.mark.parametrize("url", ["amqp://guest@127.0.0.1//", "redis://127.0.0.1:1/0"])
-async def test_a_broker_that_cannot_be_read_says_nothing(url: str) -> None:
-    """Another kind of broker, or one that is away."""
+async def test_the_backlog_of_an_unreadable_broker_is_unknown(url: str) -> None:
+    """Another kind of broker, or an unreachable one."""
     backlog = Backlog(url)
     try:
         assert await backlog.oldest_us("agents") is None

@@ -1,7 +1,7 @@
-"""Bad input: whoever gives some is told within seconds what is wrong, by a code, and what would be right.
+"""Bad input: the sender gets an error within seconds, with a code and a hint.
 
-What is refused leaves nothing behind, neither in Redis nor in the broker; what got into a queue all the same
-is answered under its task id; and the worker goes on.
+A refused request leaves no trace in Redis or in the broker. An invalid message that reached a queue becomes a
+failed run under its task id, and the worker continues.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
 
 
 def everything(client: Client) -> dict[str, bytes | None]:
-    """All that Redis holds, records and queues, as soon as every run before has ended and Celery was told so;
-    without what a worker that does nothing writes by itself."""
+    """All keys of Redis, when every previous run has ended and Celery was notified, without the keys that an
+    idle worker writes by itself."""
     redis = client.store.redis
     by_itself = {client.store.keys(name) for name in ("workers", "watched", "looked")}
     sent = client.store.keys("sent", client.settings.queue)
@@ -58,12 +58,12 @@ def everything(client: Client) -> dict[str, bytes | None]:
         keys = (key for key in redis.scan_iter() if key not in by_itself and not key.startswith("_kombu."))
         return {key: redis.dump(key) for key in keys}
 
-    wait_for(lambda: not redis.exists(sent), "Celery is told of every end")
-    return wait_for(lambda: now if (now := snapshot()) == snapshot() else {}, "Redis holds still")
+    wait_for(lambda: not redis.exists(sent), "Celery is notified of every end")
+    return wait_for(lambda: now if (now := snapshot()) == snapshot() else {}, "Redis does not change")
 
 
-def goes_on(installation: Installation) -> None:
-    """The worker carries the next run. Its message stands behind those before it, so they were consumed."""
+def executes_the_next_run(installation: Installation) -> None:
+    """The worker executes the next run; the messages before it were consumed by then."""
     assert installation.submit("clerk").wait(PATIENCE_S).final_output == "fine"
 
 
@@ -97,7 +97,7 @@ REFUSED = {
 def test_a_request_that_cannot_work_is_refused_at_delay(
     installation: Installation, fields: dict[str, Any], code: str, hint: str
 ) -> None:
-    """The error has a code and says what would be right; nothing is written and no message is sent."""
+    """The error has a code and a hint; nothing is written and no message is sent."""
     before = everything(installation.client)
 
     with pytest.raises(OpenAgentsError) as error:
@@ -140,7 +140,7 @@ WRONG_CALLS: dict[str, tuple[Callable[[Any], Any], str, str]] = {
 def test_a_call_that_would_be_misunderstood_is_refused(
     installation: Installation, submit: Callable[[Any], Any], code: str, says: str
 ) -> None:
-    """Nothing that a caller wrote is ignored without a word."""
+    """No argument of a caller is ignored silently."""
     before = everything(installation.client)
 
     with pytest.raises(OpenAgentsError) as error:
@@ -152,7 +152,7 @@ def test_a_call_that_would_be_misunderstood_is_refused(
 
 
 def test_the_same_run_id_with_the_same_request_is_the_same_run(installation: Installation) -> None:
-    """Submitting again is always safe, also after the run has ended: its tool has run once."""
+    """Submitting again is always safe, also after the run has ended: its tool was executed once."""
     first = installation.submit("clerk", session_id="twice", run_id="twice")
     result = first.wait(PATIENCE_S)
     ended = everything(installation.client)
@@ -165,7 +165,7 @@ def test_the_same_run_id_with_the_same_request_is_the_same_run(installation: Ins
 
 
 def test_the_same_run_id_with_another_request_is_a_conflict(installation: Installation) -> None:
-    """The run that has the id is left as it is."""
+    """The existing run is not changed."""
     installation.submit("clerk", session_id="mine", run_id="mine").wait(PATIENCE_S)
     before = everything(installation.client)
 
@@ -177,17 +177,17 @@ def test_the_same_run_id_with_another_request_is_a_conflict(installation: Instal
     assert everything(installation.client) == before
 
 
-# --- a Redis that is away --------------------------------------------------------------------------------
+# --- an unreachable Redis --------------------------------------------------------------------------------
 
 
 @contextmanager
-def nobody_there() -> Generator[int]:
+def closed_redis() -> Generator[int]:
     yield closed_port()
 
 
-@pytest.mark.parametrize("somewhere", [nobody_there, silent_port], ids=["closed port", "silent port"])
+@pytest.mark.parametrize("somewhere", [closed_redis, silent_port], ids=["closed port", "silent port"])
 def test_a_redis_that_does_not_answer_is_an_error(somewhere: Any) -> None:
-    """Code, address and hint; nothing was accepted."""
+    """The error has a code, the address and a hint; nothing was accepted."""
     with (
         somewhere() as port,
         Client(f"redis://:hush@127.0.0.1:{port}/0") as client,
@@ -203,7 +203,7 @@ def test_a_redis_that_does_not_answer_is_an_error(somewhere: Any) -> None:
 
 
 def test_after_a_lost_answer_submitting_again_is_safe(installation: Installation) -> None:
-    """The error says that the run may be accepted or not; the same request again is one run."""
+    """The error says that the run may have been accepted; the same request again is the same run."""
     with Proxy(installation.stack.redis_url) as proxy:
         settings = {"OPENAGENTS_REDIS_URL": proxy.url, "OPENAGENTS_BROKER_URL": installation.stack.redis_url}
         with Client(settings=load_settings(settings)) as client:
@@ -221,7 +221,7 @@ def test_after_a_lost_answer_submitting_again_is_safe(installation: Installation
     assert [line["what"] for line in installation.diary("lost")] == ["begin", "end"]
 
 
-# --- an agents file that is wrong ------------------------------------------------------------------------
+# --- an invalid agents file ------------------------------------------------------------------------
 
 CLERK = agent("clerk", llm={"api_base": "http://127.0.0.1:1/v1"})
 WRONG_FILES = {
@@ -250,7 +250,7 @@ WRONG_FILES = {
 
 
 ONE_OF_EACH_KIND = {"no JSON", "unknown tool", "class that is not there"}
-"""Of what a start is refused for: the file, what it says, what it names. `tests/unit` has all mistakes."""
+"""One error of the file's syntax, one of its content, one of a name in it. `tests/unit` has all errors."""
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ ONE_OF_EACH_KIND = {"no JSON", "unknown tool", "class that is not there"}
     ],
 )
 def test_a_worker_with_a_wrong_agents_file_does_not_start(tmp_path: Path, content: Any, says: str) -> None:
-    """It ends with code 2 before it consumes anything; file, place and what would be right are named."""
+    """It exits with code 2 before it consumes a message, and names the file, the place and a correction."""
     file = tmp_path / "agents.json"
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     env = {**os.environ, "OPENAGENTS_CONFIG": str(file), "OPENAGENTS_REDIS_URL": "redis://127.0.0.1:1/0"}
@@ -285,7 +285,7 @@ def test_a_worker_with_a_wrong_agents_file_does_not_start(tmp_path: Path, conten
 def test_a_run_submitted_before_any_worker_learns_of_its_unknown_agent_from_the_worker(
     tmp_path: Path,
 ) -> None:
-    """While no worker has told its agents, any agent is accepted; the first worker answers."""
+    """While no worker has announced its agents, any agent is accepted; the first worker fails the run."""
     file = tmp_path / "agents.json"
     file.write_text(json.dumps({"agents": [CLERK]}))
     env = {**os.environ, "OPENAGENTS_CONFIG": str(file), "PYTHONPATH": str(ROOT)}
@@ -301,12 +301,12 @@ def test_a_run_submitted_before_any_worker_learns_of_its_unknown_agent_from_the_
     assert "did you mean 'clerk'?" in str(result.error_details.hint)
 
 
-# --- messages that somebody else has put into the queue --------------------------------------------------
+# --- messages of other programs --------------------------------------------------
 
 
 @pytest.fixture
 def send(installation: Installation) -> Generator[Callable[..., None]]:
-    """Sends a message as a program without this library does."""
+    """Sends messages as a program without this library does."""
     app = Celery(broker=installation.stack.redis_url, set_as_current=False)
     with app.connection_for_write() as connection:
 
@@ -334,7 +334,7 @@ MALFORMED: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("args", "kwargs", "code"), MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_message_that_is_no_request_is_answered_under_its_task_id(
+def test_an_invalid_request_becomes_a_failed_run_under_its_task_id(
     installation: Installation,
     send: Callable[..., None],
     request: pytest.FixtureRequest,
@@ -342,7 +342,7 @@ def test_a_message_that_is_no_request_is_answered_under_its_task_id(
     kwargs: dict[str, Any],
     code: str,
 ) -> None:
-    """Whoever sent it finds a failed run with code and hint, and events as any run has them."""
+    """Its sender finds a failed run with a code, a hint and the usual events."""
     task_id = request.node.callspec.id.replace(" ", "-")
     send(task_id, *args, **kwargs)
     handle = handle_of(installation, task_id)
@@ -352,14 +352,14 @@ def test_a_message_that_is_no_request_is_answered_under_its_task_id(
     assert (result.error_details.code, bool(result.error_details.hint)) == (code, True)
     assert [event.name for event in story(handle)] == ["run.queued", "run.failed", "session.run.completed"]
     assert handle.state == "FAILURE"
-    goes_on(installation)
+    executes_the_next_run(installation)
 
 
 @pytest.mark.parametrize("task_id", ["with a space", "x" * 257], ids=["with a space", "too long"])
 def test_a_task_id_that_cannot_be_a_runs_is_answered_too(
     installation: Installation, send: Callable[..., None], task_id: str
 ) -> None:
-    """Under that very id, as it is all that its sender has."""
+    """Under that id, because the sender knows no other."""
     send(task_id, GOOD)
 
     result = handle_of(installation, task_id).wait(PATIENCE_S)
@@ -370,7 +370,7 @@ def test_a_task_id_that_cannot_be_a_runs_is_answered_too(
 
 
 def handle_of(installation: Installation, run_id: str) -> RunHandle[Any]:
-    """The handle of a run that a message of somebody else is about to make."""
+    """The handle of the run of a foreign message, when the worker has stored it."""
     store = installation.client.store
     wait_for(lambda: store.redis.exists(store.keys("run", run_id)), f"the message {run_id!r} became a run")
     return installation.client.handle(run_id)
@@ -395,10 +395,10 @@ REFUSED_BY_CELERY: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("message", REFUSED_BY_CELERY.values(), ids=REFUSED_BY_CELERY.keys())
-def test_a_message_that_celery_does_not_let_in_is_answered_under_its_task_id(
+def test_a_message_that_celery_rejects_becomes_a_failed_run_under_its_task_id(
     installation: Installation, request: pytest.FixtureRequest, message: dict[str, Any]
 ) -> None:
-    """Nothing is unpickled, no worker ends by it; whoever sent it finds a failed run with code and hint."""
+    """Nothing is unpickled and no worker ends; the sender finds a failed run with a code and a hint."""
     task_id = request.node.callspec.id.replace(" ", "-")
     headers = {"id": task_id, "task": "tasks.run_agent", **message.get("headers", {})}
 
@@ -409,7 +409,7 @@ def test_a_message_that_celery_does_not_let_in_is_answered_under_its_task_id(
     assert details is not None
     assert (details.code, bool(details.hint)) == ("request.invalid", True)
     assert [event.name for event in story(handle)] == ["run.queued", "run.failed", "session.run.completed"]
-    goes_on(installation)
+    executes_the_next_run(installation)
     assert installation.worker.exit_code is None
 
 
@@ -423,35 +423,35 @@ def test_a_message_that_celery_does_not_let_in_is_answered_under_its_task_id(
     ],
     ids=["no task", "another shape", "unknown task", "a number for an id"],
 )
-def test_a_message_that_is_no_task_and_has_no_id_is_thrown_away(
+def test_an_invalid_message_without_an_id_is_dropped(
     installation: Installation, message: dict[str, Any]
 ) -> None:
-    """Nobody could look for an answer: nothing is written, and the worker goes on."""
-    goes_on(installation)
+    """No sender could find a result: nothing is written, and the worker continues."""
+    executes_the_next_run(installation)
     known = set(installation.client.store.redis.scan_iter("oa:run:*"))
 
     publish(installation, **message)
 
-    goes_on(installation)
+    executes_the_next_run(installation)
     new = set(installation.client.store.redis.scan_iter("oa:run:*")) - known
-    assert len({key.removesuffix(":events") for key in new}) == 1, "that of the run that goes on"
+    assert len({key.removesuffix(":events") for key in new}) == 1, "the key of the next run"
     assert installation.worker.exit_code is None
 
 
-def test_a_message_that_celery_does_not_let_in_leaves_a_run_of_its_id_alone(
+def test_a_message_that_celery_rejects_does_not_change_an_existing_run(
     installation: Installation,
 ) -> None:
-    """It may have been doubled on its way, and torn; the run is what its record says."""
+    """The message may be a damaged duplicate; the record of the run is authoritative."""
     result = installation.submit("clerk", run_id="torn").wait(PATIENCE_S)
 
     publish(installation, body=[1], headers={"id": "torn", "task": "tasks.run_agent"})
-    goes_on(installation)
+    executes_the_next_run(installation)
 
     assert installation.client.handle("torn").wait(PATIENCE_S) == result
 
 
 def publish(installation: Installation, **message: Any) -> None:
-    """Puts a message into the queue, as little of one as it may be."""
+    """Put a message into the queue without completing it."""
     with Connection(installation.stack.redis_url) as connection:  # type: ignore[no-untyped-call]  # kombu
         serializer = {} if "content_type" in message else {"serializer": "json"}
         connection.Producer().publish(**message, **serializer, routing_key="agents")
@@ -460,7 +460,7 @@ def publish(installation: Installation, **message: Any) -> None:
 def test_a_whole_request_from_a_program_without_this_library_is_a_run(
     installation: Installation, send: Callable[..., None]
 ) -> None:
-    """Task name, queue, JSON and one argument are all it takes; the task id becomes the run's."""
+    """It needs the task name, the queue, JSON and one argument; the task id becomes the run id."""
     send("foreign", GOOD)
 
     handle = handle_of(installation, "foreign")
@@ -486,8 +486,8 @@ def test_a_whole_request_from_a_program_without_this_library_is_a_run(
         "\xff",
     ],
 )
-def test_an_item_that_is_no_message_at_all_stops_nobody(installation: Installation, garbage: str) -> None:
-    """What somebody pushed into the queue's list by hand is dropped; the worker carries the next run."""
+def test_an_item_that_is_not_a_message_stops_no_worker(installation: Installation, garbage: str) -> None:
+    """An item that was pushed into the queue's list by hand is dropped; the worker executes the next run."""
     redis = installation.client.store.redis
     redis.lpush("agents", garbage)
 
@@ -495,8 +495,8 @@ def test_an_item_that_is_no_message_at_all_stops_nobody(installation: Installati
     assert redis.llen("agents") == 0
 
 
-def test_an_item_that_is_no_message_stops_nobody_over_a_unix_socket_either(tmp_path: Path) -> None:
-    """`redis+socket://` is the same broker by another name."""
+def test_an_item_that_is_not_a_message_stops_no_worker_over_a_unix_socket(tmp_path: Path) -> None:
+    """`redis+socket://` uses the same transport under another name."""
     (tmp_path / "agents.json").write_text(json.dumps({"agents": [{**CLERK, "llm": {"provider": "mock"}}]}))
     env = {**os.environ, "OPENAGENTS_CONFIG": str(tmp_path / "agents.json"), "PYTHONPATH": str(ROOT)}
     with (
@@ -516,10 +516,10 @@ def test_an_item_that_is_no_message_stops_nobody_over_a_unix_socket_either(tmp_p
 
 
 def test_the_same_message_twice_is_one_run(installation: Installation, send: Callable[..., None]) -> None:
-    """A broker may deliver a message again; the run's tool runs once."""
+    """A broker may deliver a message twice; the run's tool is executed once."""
     for _ in range(2):
         send("doubled", {**GOOD, "session_id": "doubled"})
-    goes_on(installation)
+    executes_the_next_run(installation)
 
     handle = installation.client.handle("doubled")
 

@@ -1,4 +1,4 @@
-"""Deleting a session that a real worker works in: the run's call is cut off, and nothing comes back."""
+"""Deletion of a session that a real worker uses: the run's call is cancelled, and no key is written again."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def installation(tmp_path: Path) -> Generator[Installation]:
         yield installation
 
 
-def test_a_session_is_deleted_under_a_worker_that_works_in_it(installation: Installation) -> None:
-    """The worker goes on with others, and what it still believes of the run writes nothing."""
+def test_a_session_is_deleted_while_a_worker_uses_it(installation: Installation) -> None:
+    """The worker executes other runs, and writes nothing more for the deleted run."""
     installation.model.will_say({"error": "hang"}, {"text": "fine"})
     client = installation.client
     busy = installation.submit("clerk", session_id="gone", run_id="gone-1")
@@ -42,11 +42,15 @@ def test_a_session_is_deleted_under_a_worker_that_works_in_it(installation: Inst
 
 
 def wait_for_heartbeats_and_rescue(installation: Installation) -> None:
-    """Three more heartbeats of its one worker; and the rescue, which alone starts a run that was delayed."""
+    """Wait for three heartbeats of the worker, and for its rescue loop: a delayed run starts only through
+    it."""
     store = installation.client.store
     leases = store.keys("workers")
     for _ in range(3):
         seen = store.redis.zrange(leases, 0, -1, withscores=True)
-        wait_for(lambda seen=seen: store.redis.zrange(leases, 0, -1, withscores=True) != seen, "it beats")
+        wait_for(
+            lambda seen=seen: store.redis.zrange(leases, 0, -1, withscores=True) != seen,
+            "the lease is renewed",
+        )
     late = {"agent_id": "clerk", "session_id": "late", "input_text": "Go."}
     assert installation.client.submit(late, delay_ms=1).wait(PATIENCE_S).final_output == "fine"

@@ -1,4 +1,4 @@
-"""The drain: what a worker does with its runs when it is told to stop."""
+"""The drain: how a stopping worker hands its runs over."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.time_limits import TimeLimits
 from openagents_worker.worker.drain import drain
 from tests.clocks import run_without_waiting
-from tests.worker.run_host import NotingCarrier
+from tests.worker.run_host import RecordingRunHost
 
 
 def limits(drain_s: float) -> TimeLimits:
     return TimeLimits.of(lease_ms=1_000, heartbeat_ms=250, drain_timeout_s=drain_s)
 
 
-async def test_nothing_new_is_taken_and_every_run_is_handed_over() -> None:
-    """Each goes on elsewhere from its last commit."""
-    run_host = NotingCarrier("r1", "r2")
+async def test_a_drain_accepts_no_run_and_hands_every_run_over() -> None:
+    """Each run continues on another worker from its last commit."""
+    run_host = RecordingRunHost("r1", "r2")
 
     assert await drain(run_host, limits(drain_s=5))
 
@@ -28,9 +28,9 @@ async def test_nothing_new_is_taken_and_every_run_is_handed_over() -> None:
 
 
 def test_a_drain_ends_in_time_whatever_its_runs_do() -> None:
-    """An orchestrator kills who takes longer."""
-    run_host = NotingCarrier("stuck")
-    run_host.letting_go.clear()
+    """An orchestrator kills a process that takes longer."""
+    run_host = RecordingRunHost("stuck")
+    run_host.stop_allowed.clear()
 
     handed_over, took_s = run_without_waiting(drain(run_host, limits(drain_s=5)))
 

@@ -1,6 +1,6 @@
-"""A run from its submission to its end, told by those outside of the system: the model and the tools.
+"""Runs from their submission to their end, observed from outside: by the model and by the tools.
 
-One worker process carries all of them; the model is asked over HTTP, the tools keep a diary in a file.
+One worker process executes all of them; the model is called over HTTP, and the tools write a diary file.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from tests.installation import PATIENCE_S, Installation, agent, call, installed
 from tests.waiting import wait_for
 
 TOOLS = "tests.worker.workshop"
-ON_DEMAND = {"input_tokens": 500_000, "output_tokens": 50_000}  # a dollar, half of it for the answer
+ON_DEMAND = {"input_tokens": 500_000, "output_tokens": 50_000}  # one dollar, half of it for the output
 
 _seen: set[str] = set()
-"""The names of all events of all runs of this module."""
+"""The names of all events of the runs of this module."""
 
 NEED_A_FAULT = {
-    "run.recovered": "a worker dies",
-    "worker.false_alarm": "a worker that lives is taken for dead",
-    "run.handed_over": "a worker is told to stop",
-    "run.left_to_others": "two versions of the library are at work",
+    "run.recovered": "a worker is killed",
+    "worker.false_alarm": "a live worker is taken for dead",
+    "run.handed_over": "a worker is stopped",
+    "run.left_to_others": "two versions of the library are deployed",
     "run.poisoned": "a run kills its workers",
     "run.resumed": "a run that failed is resumed by hand",
     "replay.prompt_changed": "a prompt depends on something that is not recorded",
     "pattern.past_shortened": "a session is too long for its model",
-    "events.gap": "a watcher comes after the events were trimmed",
+    "events.gap": "a watcher starts after the events were trimmed",
 }
-"""What cannot happen to a run that goes well; each is shown where its fault is made."""
+"""Events that need a fault; each is tested with its fault elsewhere."""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Generator[Installa
 
 
 def story(handle: RunHandle[Any]) -> list[RunEvent]:
-    """All events of a run, in order, each checked; noted for the last test."""
+    """All events of a run in order, validated, and recorded for the last test."""
     events = parts.story(handle)
     _seen.update(event.name for event in events)
     return events
@@ -76,18 +76,18 @@ def names(events: Iterable[RunEvent]) -> list[str]:
 
 
 def counting(turns: int) -> list[dict[str, Any]]:
-    """A model that calls `count` once a turn."""
+    """The script of a model that calls `count` once per turn."""
     return [{"tool_calls": [call("count", number=number)]} for number in range(turns)]
 
 
 # --- the worker ---
 
 
-def test_the_worker_says_what_it_serves(installation: Installation) -> None:
-    """Host, version, queues, agents, how many runs it takes; with every heartbeat how its loop does."""
+def test_the_worker_announces_what_it_serves(installation: Installation) -> None:
+    """Host, version, queues, agents and its limit of runs; with each heartbeat the lag of its loop."""
     (worker,) = wait_for(
         lambda: [one for one in installation.client.workers() if one.loop_lag_ms is not None],
-        "a heartbeat has told of the loop",
+        "a heartbeat has reported the loop",
         timeout=PATIENCE_S,
     )
     agents = {agent.id: agent for agent in installation.client.agents()}
@@ -106,7 +106,7 @@ def test_the_worker_says_what_it_serves(installation: Installation) -> None:
 
 
 def test_ten_tools_run_once_each_and_in_order(installation: Installation) -> None:
-    """Ten turns of one call each: every tool begins and ends once, after the one before it has ended."""
+    """Ten turns with one call each: every call begins once, after the previous one has ended."""
     installation.model.will_say(*counting(10), {"text": "ten"})
 
     handle = installation.submit("clerk")
@@ -119,13 +119,13 @@ def test_ten_tools_run_once_each_and_in_order(installation: Installation) -> Non
     assert [(line["what"], line["number"]) for line in diary] == [
         (what, number) for number in range(10) for what in ("begin", "end")
     ]
-    assert len({line["key"] for line in diary}) == 10  # an idempotency key of its own for every call
+    assert len({line["key"] for line in diary}) == 10  # every call has its own idempotency key
 
 
-def test_each_turn_adds_its_own_messages_to_what_the_model_was_told_before(
+def test_each_turn_appends_its_messages_to_the_previous_prompt(
     installation: Installation,
 ) -> None:
-    """The model is asked once a turn, with all it was told before, what it said, and what came of it."""
+    """The model is called once per turn, with the previous prompt, its reply and the results of its calls."""
     installation.model.will_say(*counting(10), {"text": "ten"})
 
     handle = installation.submit("clerk")
@@ -136,17 +136,17 @@ def test_each_turn_adds_its_own_messages_to_what_the_model_was_told_before(
     assert len(prompts) == 11
     for number, (before, after) in enumerate(pairwise(prompts)):
         assert after[: len(before)] == before
-        said, heard = after[len(before) :]
-        assert [each["function"]["name"] for each in said["tool_calls"]] == ["count"]
-        assert (heard["role"], heard["tool_call_id"]) == ("tool", said["tool_calls"][0]["id"])
-        assert json.loads(heard["content"]) == {"counted": number}
+        reply, tool_result = after[len(before) :]
+        assert [each["function"]["name"] for each in reply["tool_calls"]] == ["count"]
+        assert (tool_result["role"], tool_result["tool_call_id"]) == ("tool", reply["tool_calls"][0]["id"])
+        assert json.loads(tool_result["content"]) == {"counted": number}
 
 
-def test_safe_tools_of_one_turn_run_side_by_side(installation: Installation) -> None:
-    """Three calls that wait for each other inside of their tool would wait for ever one after another.
+def test_safe_tools_of_one_turn_run_concurrently(installation: Installation) -> None:
+    """Three calls wait for each other inside their tool, which would never end if they ran in sequence.
 
-    They leave in the reverse order; the model gets one message of its own with all calls, then the results
-    in the order of the calls.
+    They return in reverse order; the model gets one message with all of its calls, then the results in the
+    order of the calls.
     """
     numbers = [1, 2, 3]
     installation.model.will_say(
@@ -160,15 +160,15 @@ def test_safe_tools_of_one_turn_run_side_by_side(installation: Installation) -> 
     assert [line["what"] for line in diary] == ["begin"] * 3 + ["end"] * 3
     assert [line["number"] for line in diary if line["what"] == "end"] == [3, 2, 1]
     assert max(line["at"] for line in diary[:3]) <= min(line["at"] for line in diary[3:])
-    said, *heard = installation.model.asked(handle.id)[1]["messages"][2:]
-    assert [json.loads(each["function"]["arguments"])["number"] for each in said["tool_calls"]] == numbers
-    assert [json.loads(message["content"])["met"] for message in heard] == numbers
-    assert [message["tool_call_id"] for message in heard] == [each["id"] for each in said["tool_calls"]]
+    reply, *results = installation.model.asked(handle.id)[1]["messages"][2:]
+    assert [json.loads(each["function"]["arguments"])["number"] for each in reply["tool_calls"]] == numbers
+    assert [json.loads(message["content"])["met"] for message in results] == numbers
+    assert [message["tool_call_id"] for message in results] == [each["id"] for each in reply["tool_calls"]]
     assert events[-1].payload["stop_reason"] == "completed"
 
 
-def test_a_tools_error_is_told_to_the_model_which_goes_on(installation: Installation) -> None:
-    """The model reads code, text and hint, corrects its call, and the run completes."""
+def test_the_model_gets_a_tools_error_and_continues(installation: Installation) -> None:
+    """The model gets code, text and hint, corrects its call, and the run completes."""
     installation.model.will_say(
         {"tool_calls": [call("refuse", amount=11)]},
         {"tool_calls": [call("refuse", amount=10)]},
@@ -178,8 +178,8 @@ def test_a_tools_error_is_told_to_the_model_which_goes_on(installation: Installa
     handle = installation.submit("cashier")
     events = story(handle)
 
-    told = json.loads(installation.model.asked(handle.id)[1]["messages"][-1]["content"])
-    assert told == {"error": "tool.permanent", "message": "11 is too much", "hint": "at most 10"}
+    error = json.loads(installation.model.asked(handle.id)[1]["messages"][-1]["content"])
+    assert error == {"error": "tool.permanent", "message": "11 is too much", "hint": "at most 10"}
     assert [line["amount"] for line in installation.diary(handle.id)] == [11, 10]
     assert [name for name in names(events) if name in ("tool.failed", "tool.succeeded")] == [
         "tool.failed",
@@ -189,7 +189,7 @@ def test_a_tools_error_is_told_to_the_model_which_goes_on(installation: Installa
 
 
 def test_a_tool_may_ask_for_other_arguments(installation: Installation) -> None:
-    """`ModelRetryError` is the tool's word to the model, not the run's end; how often is counted."""
+    """`ModelRetryError` asks the model for a new call; the run continues, and the retries are counted."""
     installation.model.will_say(
         *({"tool_calls": [call("refuse", amount=amount)]} for amount in (-2, -1, 1)), {"text": "ok"}
     )
@@ -197,15 +197,15 @@ def test_a_tool_may_ask_for_other_arguments(installation: Installation) -> None:
     handle = installation.submit("cashier")
     events = story(handle)
 
-    told = json.loads(installation.model.asked(handle.id)[2]["messages"][-1]["content"])
+    error = json.loads(installation.model.asked(handle.id)[2]["messages"][-1]["content"])
     asked_again = [event.payload for event in events if event.name == "tool.retry_requested"]
-    assert told == {"error": "llm.model_retry", "message": "an amount is positive"}
+    assert error == {"error": "llm.model_retry", "message": "an amount is positive"}
     assert [(each["tool_id"], each["attempt"]) for each in asked_again] == [("refuse", 1), ("refuse", 2)]
     assert handle.wait(PATIENCE_S).final_output == "ok"
 
 
-def test_an_answer_that_is_not_of_the_type_is_asked_for_again(installation: Installation) -> None:
-    """Each time is told; with the budget for it used up the run has failed."""
+def test_an_answer_of_the_wrong_type_is_requested_again(installation: Installation) -> None:
+    """Each retry is an event; the run fails when the budget of retries is used up."""
     installation.model.will_say({"text": "a lot"})
 
     handle = installation.submit(
@@ -220,7 +220,7 @@ def test_an_answer_that_is_not_of_the_type_is_asked_for_again(installation: Inst
 
 
 def test_a_tool_is_offered_and_called_by_its_id(installation: Installation) -> None:
-    """Two tools of one class are two functions to the model, each with its own configuration."""
+    """Two tools of one class are two functions for the model, each with its own configuration."""
     installation.model.will_say({"tool_calls": [call("lower"), call("upper")]}, {"text": "read"})
 
     handle = installation.submit("archivist")
@@ -239,7 +239,7 @@ def test_a_tool_is_offered_and_called_by_its_id(installation: Installation) -> N
 
 
 def test_the_second_run_of_a_session_sees_the_first(installation: Installation) -> None:
-    """A system prompt that is the same in every turn, then the conversation so far, then the new input."""
+    """The prompt has the constant system prompt, the previous conversation, then the new input."""
     installation.model.will_say({"text": "Your name is Ada."})
     installation.submit("archivist", "My name is Ada.", session_id="ada").wait(PATIENCE_S)
 
@@ -257,8 +257,8 @@ def test_the_second_run_of_a_session_sees_the_first(installation: Installation) 
     assert "Ada" not in system["content"]
 
 
-def test_a_run_waits_for_the_one_before_it_in_its_session(installation: Installation) -> None:
-    """It says so, holds nothing meanwhile, and starts as soon as that one has ended."""
+def test_a_run_waits_for_the_previous_run_of_its_session(installation: Installation) -> None:
+    """It emits an event, uses no slot, and starts as soon as the previous run has ended."""
     installation.model.will_say({"tool_calls": [call("hang")]}, {"text": "hello"})
     first = installation.submit("clerk", session_id="queue")
     wait_for(lambda: installation.diary(first.id), "the first run is inside its tool")
@@ -273,7 +273,7 @@ def test_a_run_waits_for_the_one_before_it_in_its_session(installation: Installa
 
 
 def test_a_run_with_a_countdown_starts_when_it_is_due(installation: Installation) -> None:
-    """Until then no message exists; its first event says when it is due."""
+    """No message is sent before; its first event has the due time."""
     installation.model.will_say({"text": "hello"})
     request = {"agent_id": "clerk", "session_id": "later", "input_text": "Go."}
 
@@ -291,8 +291,8 @@ def test_a_run_with_a_countdown_starts_when_it_is_due(installation: Installation
 # --- limits ----------------------------------------------------------------------------------------------
 
 
-def test_max_steps_ends_a_run_that_does_not_end(installation: Installation) -> None:
-    """The model is asked exactly so often, and the stop reason is `max_steps`."""
+def test_max_steps_ends_an_endless_run(installation: Installation) -> None:
+    """The model is called exactly `max_steps` times, and the stop reason is `max_steps`."""
     installation.model.will_say(*counting(9))
 
     handle = installation.submit("clerk", budget={"max_steps": 2})
@@ -305,8 +305,8 @@ def test_max_steps_ends_a_run_that_does_not_end(installation: Installation) -> N
     assert len(installation.model.asked(handle.id)) == 2
 
 
-def test_max_tool_calls_is_the_number_of_calls_that_are_made(installation: Installation) -> None:
-    """The call beyond it never reaches its tool."""
+def test_max_tool_calls_limits_the_calls_that_are_made(installation: Installation) -> None:
+    """The next call never reaches its tool."""
     installation.model.will_say(*counting(9))
 
     handle = installation.submit("clerk", budget={"max_tool_calls": 2})
@@ -320,7 +320,7 @@ def test_max_tool_calls_is_the_number_of_calls_that_are_made(installation: Insta
 
 
 def test_max_duration_ends_a_call_that_does_not_return(installation: Installation) -> None:
-    """Time is up in the middle of a call too: the tool is cancelled, and knows it."""
+    """The limit also applies inside a call: the tool is cancelled."""
     installation.model.will_say({"tool_calls": [call("hang")]})
 
     handle = installation.submit("clerk", budget={"max_duration_ms": 500})
@@ -335,7 +335,7 @@ def test_max_duration_ends_a_call_that_does_not_return(installation: Installatio
 
 
 def test_max_cost_ends_a_run_before_the_next_paid_call(installation: Installation) -> None:
-    """A dollar a call, a dollar and a half allowed: the third call is not made."""
+    """One dollar per call with a limit of one and a half: the third call is not made."""
     installation.model.will_say(*({**turn, "usage": ON_DEMAND} for turn in counting(9)))
 
     handle = installation.submit("clerk", budget={"max_cost_usd": 1.5})
@@ -349,8 +349,8 @@ def test_max_cost_ends_a_run_before_the_next_paid_call(installation: Installatio
     assert result.usage.cost_usd == 2.0
 
 
-def test_a_cost_limit_that_cannot_be_watched_is_said(installation: Installation) -> None:
-    """A model without a known price is not stopped, and not silently either."""
+def test_a_cost_limit_that_cannot_be_applied_is_reported(installation: Installation) -> None:
+    """A run with an unpriced model is not stopped, but an event reports it."""
     installation.model.will_say(*counting(2), {"text": "done"})
 
     handle = installation.submit("unpriced", budget={"max_cost_usd": 0.01})
@@ -361,7 +361,7 @@ def test_a_cost_limit_that_cannot_be_watched_is_said(installation: Installation)
 
 
 def test_usage_and_cost_are_what_the_model_has_billed(installation: Installation) -> None:
-    """The sum over all replies, to the token; the last `usage.updated` and the record say the same."""
+    """The exact sum over all replies; the last `usage.updated` and the record have the same values."""
     bills = [{"input_tokens": 1000 + n, "output_tokens": 10 * n, "cached_tokens": 0} for n in range(4)]
     script = [
         {**turn, "usage": bill} for turn, bill in zip([*counting(3), {"text": "done"}], bills, strict=True)
@@ -389,8 +389,8 @@ def test_usage_and_cost_are_what_the_model_has_billed(installation: Installation
 # --- a model that fails ----------------------------------------------------------------------------------
 
 
-def test_a_model_that_asks_for_patience_is_asked_again_after_it(installation: Installation) -> None:
-    """Retry-After is waited for where the request was made: one attempt, one recorded call."""
+def test_a_model_call_is_repeated_after_its_retry_after(installation: Installation) -> None:
+    """A short retry-after is waited for inside the call: one attempt, one recorded call."""
     installation.model.will_say({"error": "rate_limit", "retry_after_ms": 300}, {"text": "now"})
 
     handle = installation.submit("clerk")
@@ -403,30 +403,30 @@ def test_a_model_that_asks_for_patience_is_asked_again_after_it(installation: In
     assert handle.wait(PATIENCE_S).usage.llm_retry_count == 1
 
 
-def test_a_model_that_fails_for_longer_suspends_the_run(installation: Installation) -> None:
-    """The run holds no worker while it waits, goes on where it was, and no finished call is made again."""
+def test_repeated_failures_of_the_model_suspend_the_run(installation: Installation) -> None:
+    """The run uses no worker while it waits, continues from its last step, and repeats no finished call."""
     faults = {"error": "rate_limit", "retry_after_ms": 10, "times": 3}
     installation.model.will_say(*counting(1), faults, {"text": "at last"})
 
     handle = installation.submit("clerk")
     events = story(handle)
 
-    told = names(events)
+    emitted = names(events)
     assert handle.wait(PATIENCE_S).final_output == "at last"
     assert [line["what"] for line in installation.diary(handle.id)] == ["begin", "end"]
-    assert [name for name in told if name.startswith(("run.retry", "run.resume", "run.attempt"))] == [
+    assert [name for name in emitted if name.startswith(("run.retry", "run.resume", "run.attempt"))] == [
         "run.attempt_started",
         "run.retry_scheduled",
         "run.attempt_started",
         "run.resume_attempted",
         "run.resume_succeeded",
     ]
-    assert told.count("llm.failed") == 1
+    assert emitted.count("llm.failed") == 1
     assert len(installation.model.asked(handle.id)) == 1 + 3 + 1
 
 
 def test_a_run_whose_retries_are_used_up_fails_with_the_models_error(installation: Installation) -> None:
-    """`max_resume_attempts` bounds the waiting; the error is the provider's own, with its code."""
+    """`max_resume_attempts` limits the retries; the error is the provider's, with its code."""
     installation.model.will_say({"error": "server_error", "times": 99}, {"text": "never"})
 
     handle = installation.submit("clerk", budget={"max_resume_attempts": 0})
@@ -442,10 +442,10 @@ def test_a_run_whose_retries_are_used_up_fails_with_the_models_error(installatio
 # --- events ----------------------------------------------------------------------------------------------
 
 
-def test_a_reply_is_seen_while_the_model_still_speaks(
+def test_a_reply_is_streamed_while_the_model_still_writes(
     installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model says its second half once the first has been seen; all pieces join to the whole reply."""
+    """The model sends its second half after the first was received; all pieces join to the whole reply."""
     text = " ".join(f"word{n}" for n in range(500))
     installation.model.will_say({"text": text})
     pieces: list[RunEvent] = []
@@ -458,7 +458,7 @@ def test_a_reply_is_seen_while_the_model_still_speaks(
     _seen.add("llm.delta")
 
     shown = ""
-    for piece in pieces:  # who joins late gets the beginning once more, and what comes next may be in it
+    for piece in pieces:  # a late watcher gets the beginning again, which may include later pieces
         offset = int(str(piece.payload["offset"]))
         assert offset <= len(shown), "nothing is missing between two pieces"
         shown = shown[:offset] + str(piece.payload["text"])
@@ -488,31 +488,35 @@ GOLDEN = f"""
 
 
 def test_events_come_in_this_order(installation: Installation) -> None:
-    """The original's order, and ours around it: a checkpoint at the start and after every recorded call."""
+    """A checkpoint is saved at the start and after every recorded call."""
     installation.model.will_say(*counting(1), {"text": "one"})
 
     handle = installation.submit("tidy")
 
-    told = [name for name in names(story(handle)) if name != "worker.loop_blocked"]  # the machine may be busy
-    assert told == GOLDEN.split()
+    emitted = [
+        name for name in names(story(handle)) if name != "worker.loop_blocked"
+    ]  # the machine may be busy
+    assert emitted == GOLDEN.split()
 
 
-def test_a_pattern_and_a_memory_of_ones_own_tell_their_part(installation: Installation) -> None:
-    """Events of a pattern stand among the run's; a memory that fails is told of and does not end the run."""
+def test_a_custom_pattern_and_memory_emit_events(installation: Installation) -> None:
+    """Events of a pattern are events of the run; a failing memory is reported and does not end the run."""
     installation.model.will_say({"text": "The answer."})
 
     handle = installation.submit("narrator")
     events = story(handle)
 
-    told = names(events)
-    assert told.index("pattern.phase") < told.index("pattern.plan_created") < told.index("llm.called")
+    emitted = names(events)
+    assert (
+        emitted.index("pattern.phase") < emitted.index("pattern.plan_created") < emitted.index("llm.called")
+    )
     failed = {"context.compact_failed", "memory.inject_failed", "memory.writeback_failed"}
-    assert failed | {"memory.compact_failed"} <= set(told)
+    assert failed | {"memory.compact_failed"} <= set(emitted)
     assert handle.wait(PATIENCE_S).final_output == "The answer."
 
 
-def test_a_tool_can_tell_warn_and_leave_something(installation: Installation) -> None:
-    """Its own events have its own names; an artifact is in the result and in the session."""
+def test_a_tool_can_emit_events_and_add_artifacts(installation: Installation) -> None:
+    """Its events have their own names; an artifact is in the result and in the session."""
     installation.model.will_say({"tool_calls": [call("ship", order="A17")]}, {"text": "shipped"})
 
     handle = installation.submit("cashier", session_id="shipping")
@@ -524,8 +528,8 @@ def test_a_tool_can_tell_warn_and_leave_something(installation: Installation) ->
     assert installation.client.session("shipping").artifacts == (label,)
 
 
-def test_a_tool_that_holds_up_its_worker_is_named(installation: Installation) -> None:
-    """All runs of a process share its loop; the event says which tool has kept it, how long and where."""
+def test_a_tool_that_blocks_its_worker_is_named(installation: Installation) -> None:
+    """All runs of a process share its loop; the event has the tool, the duration and the stack."""
     installation.model.will_say({"tool_calls": [call("block")]}, {"text": "done"})
 
     handle = installation.submit("clerk")
@@ -536,8 +540,8 @@ def test_a_tool_that_holds_up_its_worker_is_named(installation: Installation) ->
     assert "time.sleep(1)" in str(culprit["stack"])
 
 
-def test_a_cancelled_run_ends_its_tool_and_says_why(installation: Installation) -> None:
-    """Whoever cancels is heard at once; the tool knows it, and the reason stands in the terminal event."""
+def test_a_cancelled_run_cancels_its_tool_and_has_the_reason(installation: Installation) -> None:
+    """The request takes effect at once; the tool is cancelled, and the final event has the reason."""
     installation.model.will_say({"tool_calls": [call("hang")]})
     handle = installation.submit("clerk")
     wait_for(lambda: installation.diary(handle.id), "the run is inside its tool")
@@ -553,12 +557,13 @@ def test_a_cancelled_run_ends_its_tool_and_says_why(installation: Installation) 
     assert handle.wait(PATIENCE_S).stop_reason is StopReason.CANCELLED
 
 
-def test_what_is_told_is_declared_and_what_is_declared_is_told(request: pytest.FixtureRequest) -> None:
-    """Over all runs above: no undeclared event, and none declared that nothing tells. Runs last."""
+def test_emitted_events_are_declared_and_declared_events_are_emitted(request: pytest.FixtureRequest) -> None:
+    """Over all runs above: no undeclared event, and no declared event that is never emitted. The last
+    test."""
     here = [item for item in request.session.items if item.path == request.path]
     everything = {name for name in globals() if name.startswith("test_")}
     if {item.name for item in here} != everything:
-        pytest.skip("says something only after all tests of this module")
+        pytest.skip("needs all tests of this module")
 
     assert _seen - {"parcel.shipped"} == set(EVENT_SCHEMAS) - set(NEED_A_FAULT)
     assert "llm.delta" in LIVE_ONLY_EVENTS

@@ -1,4 +1,4 @@
-"""The heartbeat: registers, renews, and sets right what Redis and the process see differently."""
+"""The heartbeat: it registers, renews, and corrects differences between Redis and the process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openagents_worker.worker.loop_thread import LoopThread
 from tests.producer.hand import Hand
 from tests.waiting import wait_for
 from tests.worker.conftest import LEASE_MS, StartHeartbeat
-from tests.worker.run_host import NotingCarrier
+from tests.worker.run_host import RecordingRunHost
 
 
 def registered(heartbeat: Heartbeat) -> str:
@@ -30,7 +30,7 @@ def deadline(store: Store, incarnation: str) -> float | None:
 
 
 def owned_by(hand: Hand, heartbeat: Heartbeat, run_id: str) -> None:
-    """The run is Redis's idea of what this heartbeat's process runs."""
+    """Make Redis assign a new run to this heartbeat's process."""
     hand.incarnation, own = registered(heartbeat), hand.incarnation
     hand.submit(run_id)
     hand.claim(run_id)
@@ -40,7 +40,7 @@ def owned_by(hand: Hand, heartbeat: Heartbeat, run_id: str) -> None:
 def test_a_worker_registers_with_its_agents_and_is_renewed(
     start_heartbeat: StartHeartbeat, hand: Hand
 ) -> None:
-    """The lease goes on for as long as the heart beats; producers learn which agents there are."""
+    """The lease lasts as long as the heartbeat renews it; producers can read the agents."""
     heartbeat = start_heartbeat()
     incarnation = registered(heartbeat)
     first = deadline(hand.store, incarnation)
@@ -52,10 +52,10 @@ def test_a_worker_registers_with_its_agents_and_is_renewed(
     assert 0 < heartbeat.lease.remaining_s() < LEASE_MS / 1000
 
 
-def test_a_run_that_is_ours_and_that_nobody_runs_is_given_back(
+def test_an_owned_run_that_is_not_executed_is_released(
     start_heartbeat: StartHeartbeat, hand: Hand, sent: list[Wake]
 ) -> None:
-    """A claim whose answer was lost leaves such a run; it is woken again within two beats."""
+    """A claim with a lost reply leaves such a run; it is woken again within two beats."""
     owned_by(hand, start_heartbeat(), "r1")
 
     wait_for(lambda: [wake.run_id for wake in sent] == ["r1"], "the run was released and its wake-up sent")
@@ -63,10 +63,10 @@ def test_a_run_that_is_ours_and_that_nobody_runs_is_given_back(
     assert hand.store.ask(lambda r: r.hget(hand.store.keys("run", "r1"), "state")) == "queued"
 
 
-def test_a_run_that_is_being_carried_is_left_alone(
-    start_heartbeat: StartHeartbeat, hand: Hand, run_host: NotingCarrier, sent: list[Wake]
+def test_a_run_that_is_executed_is_not_released(
+    start_heartbeat: StartHeartbeat, hand: Hand, run_host: RecordingRunHost, sent: list[Wake]
 ) -> None:
-    """Owned and known: nothing is wrong with it."""
+    """It is owned and known, so there is no difference."""
     run_host.known_runs.add("r1")
     heartbeat = start_heartbeat()
     owned_by(hand, heartbeat, "r1")
@@ -77,16 +77,16 @@ def test_a_run_that_is_being_carried_is_left_alone(
         beats.add(deadline(hand.store, heartbeat.lease.incarnation))
         return len(beats) > 4
 
-    wait_for(four_beats, "the heart has beaten four times")
+    wait_for(four_beats, "four renewals were made")
 
     assert sent == []
     assert run_host.latched == []
 
 
-def test_a_run_that_somebody_else_has_is_stopped_here(
-    start_heartbeat: StartHeartbeat, run_host: NotingCarrier
+def test_a_run_of_another_worker_is_stopped_here(
+    start_heartbeat: StartHeartbeat, run_host: RecordingRunHost
 ) -> None:
-    """It can write nothing any more; its calls should end, too."""
+    """Its writes are fenced; its calls must end too."""
     run_host.known_runs.add("gone")
 
     start_heartbeat()
@@ -94,10 +94,10 @@ def test_a_run_that_somebody_else_has_is_stopped_here(
     wait_for(lambda: ("gone", LatchReason.FENCED) in run_host.latched, "the run was latched")
 
 
-def test_a_cancel_that_nobody_heard_of_comes_with_a_beat(
-    start_heartbeat: StartHeartbeat, hand: Hand, run_host: NotingCarrier
+def test_a_missed_cancel_request_arrives_with_a_heartbeat(
+    start_heartbeat: StartHeartbeat, hand: Hand, run_host: RecordingRunHost
 ) -> None:
-    """Pub/sub may lose a notice; the box keeps it."""
+    """Pub/sub may lose a message; the request is also stored in Redis."""
     run_host.known_runs.add("r1")
     owned_by(hand, start_heartbeat(), "r1")
 
@@ -106,43 +106,43 @@ def test_a_cancel_that_nobody_heard_of_comes_with_a_beat(
     wait_for(lambda: ("r1", LatchReason.CANCELLED) in run_host.latched, "the run was latched")
 
 
-def test_a_lost_lease_is_let_go_of_before_a_new_incarnation_registers(
-    start_heartbeat: StartHeartbeat, hand: Hand, run_host: NotingCarrier
+def test_all_runs_stop_before_a_new_incarnation_registers(
+    start_heartbeat: StartHeartbeat, hand: Hand, run_host: RecordingRunHost
 ) -> None:
-    """A lease ends once and for ever: the worker becomes somebody new, with no runs."""
-    run_host.letting_go.clear()
+    """A lease ends for ever: the worker registers a new incarnation without runs."""
+    run_host.stop_allowed.clear()
     heartbeat = start_heartbeat()
     first = registered(heartbeat)
 
     hand.store.ask(lambda r: r.zrem(hand.store.keys("workers"), first))
-    wait_for(lambda: run_host.all_latched == [LatchReason.FENCED], "all runs were told to let go")
+    wait_for(lambda: run_host.all_latched == [LatchReason.FENCED], "all runs were latched")
     still = heartbeat.lease.incarnation
-    heartbeat._loop.call_soon_threadsafe(run_host.letting_go.set)
+    heartbeat._loop.call_soon_threadsafe(run_host.stop_allowed.set)
 
     wait_for(lambda: heartbeat.lease.incarnation != first, "a new incarnation registered")
     assert still == first
     assert heartbeat.lease.remaining_s() > 0
     answered = hand.store.ask(lambda r: r.hget(hand.store.keys("lease_end", first), "answered"))
-    assert answered == "1", "it says that the old one did not die"
+    assert answered == "1", "the new incarnation reports that the old one did not die"
 
 
-def test_a_worker_that_cannot_reach_redis_lets_go_before_its_lease_ends(
-    start_heartbeat: StartHeartbeat, run_host: NotingCarrier, bridge: LoopThread
+def test_a_worker_without_redis_stops_its_runs_before_its_lease_ends(
+    start_heartbeat: StartHeartbeat, run_host: RecordingRunHost, loop_thread: LoopThread
 ) -> None:
-    """Nobody has to tell it that others may take its runs: it counts for itself."""
+    """It knows by its own clock when other workers may take its runs."""
     with EmbeddedRedis() as redis:
         heartbeat = start_heartbeat(Cell(redis.url))
         registered(heartbeat)
         lease = heartbeat.lease
 
-    wait_for(lambda: run_host.all_latched == [LatchReason.FENCED], "all runs were told to let go")
+    wait_for(lambda: run_host.all_latched == [LatchReason.FENCED], "all runs were latched")
 
-    wait_for(lease.let_go.is_set, "the process knows that they have")
+    wait_for(lease.runs_stopped.is_set, "all runs have stopped")
     assert lease.remaining_s() == 0
 
 
 def test_a_worker_waits_for_a_redis_that_is_not_there_yet(start_heartbeat: StartHeartbeat) -> None:
-    """Start order does not matter."""
+    """The start order does not matter."""
     with EmbeddedRedis() as first:
         url, port = first.url, first.port
     heartbeat = start_heartbeat(Cell(url))
@@ -153,8 +153,8 @@ def test_a_worker_waits_for_a_redis_that_is_not_there_yet(start_heartbeat: Start
         heartbeat.retire()
 
 
-def test_a_worker_that_retires_leaves_nothing_behind(start_heartbeat: StartHeartbeat, hand: Hand) -> None:
-    """Nobody has to wait for the lease of a worker that ended by itself."""
+def test_a_worker_that_retires_leaves_no_lease(start_heartbeat: StartHeartbeat, hand: Hand) -> None:
+    """No worker has to wait for the expiry of its lease."""
     heartbeat = start_heartbeat()
     incarnation = registered(heartbeat)
 
@@ -165,18 +165,21 @@ def test_a_worker_that_retires_leaves_nothing_behind(start_heartbeat: StartHeart
     assert heartbeat.lease.remaining_s() == 0
 
 
-@pytest.mark.allow_blocking(reason="it is what the test is about")
-def test_a_busy_loop_does_not_starve_the_heart(
-    start_heartbeat: StartHeartbeat, hand: Hand, bridge: LoopThread
+@pytest.mark.allow_blocking(reason="the test blocks the loop on purpose")
+def test_a_busy_loop_does_not_delay_the_heartbeat(
+    start_heartbeat: StartHeartbeat, hand: Hand, loop_thread: LoopThread
 ) -> None:
-    """One run that computes for long does not cost the others their worker."""
+    """A run with a long computation does not cost other runs their worker."""
     heartbeat = start_heartbeat()
     incarnation = registered(heartbeat)
     free = threading.Event()
-    bridge.loop.call_soon_threadsafe(free.wait)
+    loop_thread.loop.call_soon_threadsafe(free.wait)
     first = deadline(hand.store, incarnation)
 
     try:
-        wait_for(lambda: deadline(hand.store, incarnation) != first, "renewed beside the blocked loop")
+        wait_for(
+            lambda: deadline(hand.store, incarnation) != first,
+            "the lease is renewed while the loop is blocked",
+        )
     finally:
         free.set()

@@ -1,4 +1,4 @@
-"""The lease by the process's own clock: it ends before Redis's, and once and for ever."""
+"""The lease by the local clock: it expires before the lease in Redis, and for ever."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def lease_of(clock: Clock) -> WorkerLease:
     return WorkerLease("w:1", limits=LIMITS, sent_s=clock.now, clock=clock)
 
 
-def test_the_local_end_comes_a_fifth_of_the_lease_before_redis_thinks_so() -> None:
-    """The margin is for letting go."""
+def test_the_local_lease_is_a_fifth_shorter_than_the_lease_in_redis() -> None:
+    """The margin is the time in which the runs stop."""
     assert lease_of(Clock()).remaining_s() == 8.0
 
 
 def test_a_renewal_counts_from_when_it_was_sent() -> None:
-    """The answer may have taken long; Redis counted from when it got the question at the earliest."""
+    """The reply may have taken long; Redis counts from the receipt of the command."""
     clock = Clock()
     lease = lease_of(clock)
 
@@ -36,7 +36,7 @@ def test_a_renewal_counts_from_when_it_was_sent() -> None:
 
 
 def test_a_lease_that_is_over_is_never_renewed() -> None:
-    """A good answer that comes too late changes nothing: the runs may have been told to let go."""
+    """A late confirmation has no effect: the runs may have been stopped."""
     clock = Clock()
     lease = lease_of(clock)
 
@@ -47,7 +47,7 @@ def test_a_lease_that_is_over_is_never_renewed() -> None:
 
 
 def test_a_clock_that_steps_back_does_not_revive_a_lease() -> None:
-    """What has been seen to be over stays over."""
+    """A lease that was seen to be expired stays expired."""
     clock = Clock()
     lease = lease_of(clock)
     clock.now = 109.0
@@ -59,8 +59,8 @@ def test_a_clock_that_steps_back_does_not_revive_a_lease() -> None:
 
 
 def test_a_process_without_a_lease_may_not_act() -> None:
-    """Before its first registration there is nothing to let go of, and nothing may be done."""
+    """Before its first registration it has no runs to stop, and may not act."""
     lease = WorkerLease.none_yet(LIMITS)
 
     assert lease.remaining_s() == 0.0
-    assert lease.let_go.is_set()
+    assert lease.runs_stopped.is_set()

@@ -1,4 +1,4 @@
-"""The log of a real worker: in JSON every line is an object, whoever wrote it; model calls are not in it."""
+"""The log of a real worker: with JSON every line is an object, whatever library wrote it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ APPS = {"ours": ["-A", "tasks", "worker"], "registered": OF_AN_APP, "registered,
 
 @contextmanager
 def worker(which: str, redis_url: str, tmp_path: Path, **env: str) -> Generator[Path]:
-    """A worker; what it writes goes to the file. Stopped as an operator stops one."""
+    """A worker that writes to the file; it is stopped with SIGTERM."""
     log, agents = tmp_path / "log", tmp_path / "agents.json"
     with ModelServer(REPLIES).serve_in_thread() as model:
         react = {"type": "react", "config": {"max_tool_errors_in_a_row": 1}}
@@ -38,13 +38,13 @@ def worker(which: str, redis_url: str, tmp_path: Path, **env: str) -> Generator[
         noisy = {"id": "noisy", "name": "Noisy", "pattern": react, "memory": {"type": "buffer"}, "llm": llm}
         tools = [{"id": name, "impl": f"tests.worker.noisy.{name}"} for name in ("noise", "noise_elsewhere")]
         agents.write_text(json.dumps({"agents": [{**noisy, "tools": tools}]}))
-        given = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": str(agents), **env}
-        given |= {"NOISY_REGISTER": "1"} if which.startswith("registered") else {}
-        given |= {"NOISY_LOG": "1"} if which.endswith("its own log") else {}
+        variables = {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_CONFIG": str(agents), **env}
+        variables |= {"NOISY_REGISTER": "1"} if which.startswith("registered") else {}
+        variables |= {"NOISY_LOG": "1"} if which.endswith("its own log") else {}
         command = [sys.executable, "-m", "celery", *APPS[which], "-c", "2", "-l", "INFO"]
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, env={**os.environ, **given}, stdout=output, stderr=subprocess.STDOUT
+                command, env={**os.environ, **variables}, stdout=output, stderr=subprocess.STDOUT
             )
         try:
             yield log
@@ -56,7 +56,7 @@ def worker(which: str, redis_url: str, tmp_path: Path, **env: str) -> Generator[
 
 
 def fail_once(redis_url: str, log: Path) -> None:
-    """One run whose tool fails and with it the run; returns when the worker has said so."""
+    """Execute one run that fails because of its tool; returns when the worker has logged it."""
     with Client(redis_url) as client:
         result = client.submit({"agent_id": "noisy", "session_id": "s1", "input_text": "hi"}).wait(PATIENCE_S)
     assert result.error_details is not None, result
@@ -65,7 +65,7 @@ def fail_once(redis_url: str, log: Path) -> None:
 
 @pytest.mark.parametrize("which", APPS)
 def test_in_json_every_line_is_an_object(which: str, redis_url: str, tmp_path: Path) -> None:
-    """Celery's and billiard's, warnings, what is printed, exceptions of threads; a traceback is a field."""
+    """Also lines of Celery, billiard, warnings, print and threads; a traceback is a field."""
     with worker(which, redis_url, tmp_path, OPENAGENTS_LOG_FORMAT="json") as log:
         fail_once(redis_url, log)
 
@@ -76,7 +76,7 @@ def test_in_json_every_line_is_an_object(which: str, redis_url: str, tmp_path: P
         "celery.worker.strategy", "kombu", "multiprocessing", "py.warnings", "shop",
         "shop.tasks", "shop.orders", "celery.worker.consumer.connection",
     } <= loggers  # fmt: skip
-    parts = {"printed", "B2"} <= set(events)  # Celery makes a line of each part that print() writes
+    parts = {"printed", "B2"} <= set(events)  # Celery writes one line for each part that print() writes
     assert parts or "printed B2" in events
     assert "two\nlines of B2" in events
     assert {"printed elsewhere B2", "a line of another process"} <= set(events)
@@ -92,7 +92,7 @@ def test_in_json_every_line_is_an_object(which: str, redis_url: str, tmp_path: P
 
 
 def test_in_text_every_line_is_one_line(redis_url: str, tmp_path: Path) -> None:
-    """A model call that is repeated is a line, a model call that succeeds is none."""
+    """A model call that is retried is a line; a model call that succeeds is not logged."""
     with worker("ours", redis_url, tmp_path) as log:
         fail_once(redis_url, log)
 

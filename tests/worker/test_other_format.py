@@ -1,4 +1,4 @@
-"""Two versions of the library at work: the newer one is this one, told that it has a format of its own."""
+"""Two versions of the library: the newer one is this version with an incremented record format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.fundamentals.shop import DELIVERY_ALLOWED
 from tests.installation import ROOT, Model, agent, call, story
 from tests.waiting import PATIENCE_S, wait_for
 
-# Python loads a module of this name before anything else.
+# Python imports `sitecustomize` at its start.
 TOMORROW = """
 from openagents_worker.store import formats
 formats.NEWEST_READ += 1
@@ -32,7 +32,7 @@ formats.WRITTEN = formats.BY_CONTENT = formats.NEWEST_READ
 
 @pytest.fixture
 def tomorrow(tmp_path: Path) -> Path:
-    """A folder for PYTHONPATH: what finds it there writes the next format."""
+    """A folder for PYTHONPATH: a process that has it writes the next format."""
     folder = tmp_path / "tomorrow"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(TOMORROW)
@@ -63,13 +63,13 @@ def stack(tmp_path: Path) -> Generator[Stack]:
 def test_a_run_of_tomorrow_waits_for_a_worker_of_tomorrow(
     stack: Stack, tmp_path: Path, tomorrow: Path
 ) -> None:
-    """Today's worker gets its wake-up, leaves it, says so once, and does its own work meanwhile."""
+    """Today's worker gets its wake-up, releases it, emits one event, and executes other runs meanwhile."""
     with Client(settings=stack.settings) as client:
         stack.set_env(PYTHONPATH=os.pathsep.join([str(tomorrow), str(ROOT)]))
         newer = stack.start_worker("newer")
         handle = client.submit({"agent_id": "clerk", "session_id": "s1", "input_text": "Go."})
         wait_for(
-            lambda: _did(tmp_path, handle.id, "delivery started"), "the run is at work", timeout=PATIENCE_S
+            lambda: _did(tmp_path, handle.id, "delivery started"), "the run is executed", timeout=PATIENCE_S
         )
         stack.set_env(PYTHONPATH=str(ROOT))
         today = stack.start_worker("today")
@@ -79,13 +79,13 @@ def test_a_run_of_tomorrow_waits_for_a_worker_of_tomorrow(
         first_due = client.record(handle.id).due_ms
         (tmp_path / DELIVERY_ALLOWED).touch()
         own = client.submit({"agent_id": "clerk", "session_id": "s2", "input_text": "Go."})
-        ordered = _asked_for_by_a_producer_of_tomorrow(client)
+        from_tomorrow = _send_from_a_producer_of_tomorrow(client)
         assert own.wait(timeout=PATIENCE_S).final_output == "done"
-        assert ordered.wait(timeout=PATIENCE_S).final_output == "done"
-        assert _was_left(client, ordered.id), "what a message of tomorrow asks for cannot be known"
+        assert from_tomorrow.wait(timeout=PATIENCE_S).final_output == "done"
+        assert _was_left(client, from_tomorrow.id), "the content of a message of tomorrow is unknown"
         wait_for(
             lambda: (client.record(handle.id).due_ms or 0) > (first_due or 0),
-            "it looks again",
+            "it is released again",
             timeout=PATIENCE_S,
         )
         assert client.record(handle.id).state in (RunState.RETRYING, RunState.QUEUED)
@@ -98,7 +98,9 @@ def test_a_run_of_tomorrow_waits_for_a_worker_of_tomorrow(
 
         events = story(handle)
         left = [event.payload for event in events if event.name == "run.left_to_others"]
-        assert [(told["format"], told["newest_read"]) for told in left] == [(NEWEST_READ + 1, NEWEST_READ)]
+        assert [(payload["format"], payload["newest_read"]) for payload in left] == [
+            (NEWEST_READ + 1, NEWEST_READ)
+        ]
         assert str(left[0]["left_by"]).startswith("today@")
         live_workers = [str(e.worker).partition("@")[0] for e in events if e.name == "run.attempt_started"]
         assert live_workers == ["newer", "newest"]
@@ -106,11 +108,14 @@ def test_a_run_of_tomorrow_waits_for_a_worker_of_tomorrow(
         assert client.store.redis.hget(client.store.keys("run", own.id), "format") == str(BY_CONTENT)
 
 
-def _asked_for_by_a_producer_of_tomorrow(client: Client) -> RunHandle[Any]:
-    """A run of today's format, and a message that only its id makes one of that run's."""
+def _send_from_a_producer_of_tomorrow(client: Client) -> RunHandle[Any]:
+    """A run of today's format, and a message of tomorrow's format with its id."""
     request = {"agent_id": "clerk", "session_id": "s3", "input_text": "Go."}
     handle = client.handle(submit(client.store, request, settings=client.settings).run_id)
-    headers = {"wake_us": "9" * 16, "run_format": NEWEST_READ + 1}  # no later message has replaced it
+    headers = {
+        "wake_us": "9" * 16,
+        "run_format": NEWEST_READ + 1,
+    }  # later than every other message of the run
     client.app.send_task(
         RUN_AGENT,
         [{"an": "order"}, 2],
@@ -127,7 +132,7 @@ def _did(folder: Path, run_id: str, what: str) -> int:
 
 
 def _was_left(client: Client, run_id: str) -> bool:
-    """Told from what is stored, as the run is still alive."""
+    """Whether the event is stored; read from Redis because the run has not ended."""
     redis: Any = client.store.redis
     entries = redis.xrange(client.store.keys("events", run_id))
     return any(fields["name"] == "run.left_to_others" for _, fields in entries)

@@ -1,4 +1,4 @@
-"""The worker process as a whole: what it does not wait for."""
+"""The worker process as a whole: a run does not wait for a slow broker."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ WAKE = Wake("r1", "agents", 1, "a", "s1", 1, 0, "")
 
 
 class SilentBroker:
-    """Takes a message when it is told to."""
+    """Accepts messages only after `is_answering` is set."""
 
     def __init__(self) -> None:
-        self.speaks = threading.Event()
-        self.taken: list[str] = []
+        self.is_answering = threading.Event()
+        self.accepted: list[str] = []
 
     def publish(self, wakes: Sequence[Wake]) -> None:
-        assert self.speaks.wait(60)
-        self.taken += [wake.run_id for wake in wakes]
+        assert self.is_answering.wait(60)
+        self.accepted += [wake.run_id for wake in wakes]
 
 
 @pytest.fixture
@@ -43,17 +43,18 @@ def process(redis_url: str, broker: SilentBroker) -> Generator[WorkerProcess]:
     process = WorkerProcess(settings, assembly, node="w1@test", queues=["agents"], send_wakes=broker.publish)
     process.start()
     yield process
-    broker.speaks.set()
+    broker.is_answering.set()
     process.close()
 
 
 def test_a_run_does_not_wait_for_a_broker_that_is_silent(
     process: WorkerProcess, broker: SilentBroker
 ) -> None:
-    """It could not let go in time when the lease is over. The wake-up follows once the broker takes it."""
+    """Otherwise it could not stop in time at the end of the lease. The wake-up is sent when the broker
+    accepts it."""
     process.run(process.send_wakes([WAKE]))
-    taken_before = list(broker.taken)
-    broker.speaks.set()
+    accepted_before = list(broker.accepted)
+    broker.is_answering.set()
 
-    wait_for(lambda: broker.taken == ["r1"], "the broker has taken the wake-up")
-    assert taken_before == []
+    wait_for(lambda: broker.accepted == ["r1"], "the broker has the wake-up")
+    assert accepted_before == []

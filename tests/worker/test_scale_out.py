@@ -1,4 +1,4 @@
-"""More workers, more runs at a time: a worker started by hand takes its share without being told anything."""
+"""Scale-out: an additional worker gets its share of the runs without any configuration."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def stack(tmp_path: Path) -> Stack:
     return Stack(env={**os.environ, "OPENAGENTS_CONFIG": str(agents), "OPENAGENTS_LOG_LEVEL": "ERROR"})
 
 
-def carried_by(client: Client, round_id: str, runs: int) -> Counter[str]:
-    """Which worker carried how many of a round's runs, from the runs' own events."""
+def runs_per_worker(client: Client, round_id: str, runs: int) -> Counter[str]:
+    """The number of runs that each worker has executed in a round, from the events of the runs."""
     request = RunRequest(agent_id="waits", session_id="s", input_text="go")
     handles = [
         client.submit(
@@ -47,15 +47,15 @@ def carried_by(client: Client, round_id: str, runs: int) -> Counter[str]:
 
 
 def test_a_worker_started_later_takes_its_share(stack: Stack) -> None:
-    """With one worker it carries all; a second and a third started meanwhile carry a fair part each."""
+    """One worker executes all runs; a second and a third one that start later each execute a fair part."""
     with stack, Client(stack.redis_url) as client:
         stack.start_worker("one", concurrency=SLOTS)
-        assert carried_by(client, "first", 2 * SLOTS) == {"one": 2 * SLOTS}
+        assert runs_per_worker(client, "first", 2 * SLOTS) == {"one": 2 * SLOTS}
 
         stack.start_worker("two", concurrency=SLOTS)
         stack.start_worker("three", concurrency=SLOTS)
         runs = 12 * SLOTS
-        shares = carried_by(client, "second", runs)
+        shares = runs_per_worker(client, "second", runs)
 
         assert set(shares) == {"one", "two", "three"}
         assert min(shares.values()) >= runs / 3 / 2

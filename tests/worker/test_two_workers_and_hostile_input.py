@@ -1,4 +1,4 @@
-"""Two workers, and single requests and items that once stopped all of them: both execute the next runs."""
+"""Two workers, and requests and items that could stop all workers: both execute the next runs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Installati
         yield installation, workers
 
 
-def both_go_on(both: tuple[Installation, list[ChildProcess]]) -> None:
-    """Runs that wait for each other's model: no worker could execute them all by itself and be done."""
+def both_execute_runs(both: tuple[Installation, list[ChildProcess]]) -> None:
+    """Submit runs until each of the two workers has executed one."""
     installation, workers = both
     executed: set[str] = set()
 
@@ -44,8 +44,8 @@ def both_go_on(both: tuple[Installation, list[ChildProcess]]) -> None:
 
 
 @pytest.mark.parametrize("queue", ["oa:due", "unacked", "agents\x06\x163"])
-def test_a_request_for_a_queue_that_is_a_key(both: Any, queue: str) -> None:
-    """It is refused, by whichever way it comes."""
+def test_a_request_for_a_queue_with_the_name_of_a_key_is_refused(both: Any, queue: str) -> None:
+    """By every way of submission."""
     task = both[0].run_agent
     request = {"agent_id": "clerk", "session_id": "s", "input_text": "Go."}
     for submit in (
@@ -57,11 +57,11 @@ def test_a_request_for_a_queue_that_is_a_key(both: Any, queue: str) -> None:
             submit()
         assert error.value.code == "request.invalid"
 
-    both_go_on(both)
+    both_execute_runs(both)
 
 
-def test_a_list_of_due_runs_that_is_something_else_already(both: Any) -> None:
-    """Delayed runs begin all the same; what stood there can be read, and `status` names it."""
+def test_an_index_of_due_runs_with_the_wrong_type_is_moved_aside(both: Any) -> None:
+    """Delayed runs still start; the moved key can be read, and `status` lists it."""
     installation = both[0]
     redis = installation.client.store.redis
     redis.delete("oa:due")
@@ -74,24 +74,24 @@ def test_a_list_of_due_runs_that_is_something_else_already(both: Any) -> None:
     assert later.wait(PATIENCE_S).final_output == "fine"
     [moved] = [entry for entry in installation.client.put_aside() if entry.key == "oa:due"]
     assert redis.lrange(moved.moved_to, 0, -1) == ["a message"]
-    both_go_on(both)
+    both_execute_runs(both)
 
 
 @pytest.mark.parametrize("item", ["{", "[1]", '{"headers": {"wake_us": 1}}', "\xff", "[" * 50_000])
-def test_an_item_that_is_not_a_message(both: Any, item: str) -> None:
-    """It is put aside."""
+def test_an_item_that_is_not_a_message_is_a_dead_letter(both: Any, item: str) -> None:
+    """It is moved to the dead letters."""
     redis = both[0].client.store.redis
     before = len(both[0].client.put_aside())
     for _ in range(2):
         redis.lpush("agents", item)
-    wait_for(lambda: not redis.llen("agents"), "the items are taken")
+    wait_for(lambda: not redis.llen("agents"), "the items are consumed")
 
-    both_go_on(both)
+    both_execute_runs(both)
     assert len(both[0].client.put_aside()) > before
 
 
-def test_an_item_that_a_worker_took_a_day_ago_and_could_not_read(both: Any) -> None:
-    """It comes back to every worker at its start; none of them ends by it."""
+def test_an_unreadable_unacknowledged_item_stops_no_worker(both: Any) -> None:
+    """It is restored at the start of every worker; no worker ends because of it."""
     installation, workers = both
     redis = installation.client.store.redis
     for tag, item in enumerate(
@@ -101,9 +101,9 @@ def test_an_item_that_a_worker_took_a_day_ago_and_could_not_read(both: Any) -> N
         redis.zadd("unacked_index", {str(tag): 1})
     new = installation.stack.start_worker("third")
     try:
-        wait_for(lambda: not redis.hlen("unacked"), "they are put aside", timeout=150)
+        wait_for(lambda: not redis.hlen("unacked"), "they are dead letters", timeout=150)
         assert new.exit_code is None
-        both_go_on((installation, workers))
+        both_execute_runs((installation, workers))
     finally:
         new.stop(PATIENCE_S)
     assert not redis.zcard("unacked_index")
@@ -111,8 +111,8 @@ def test_an_item_that_a_worker_took_a_day_ago_and_could_not_read(both: Any) -> N
 
 
 @pytest.mark.parametrize("queue", ["oa:due", "oa:workers", "oa"])
-def test_a_worker_that_is_told_to_read_a_key(both: Any, queue: str) -> None:
-    """Remote control can name any queue: nothing of it is read, and the key stays what it is."""
+def test_remote_control_cannot_make_a_worker_read_a_key(both: Any, queue: str) -> None:
+    """A queue with the name of a key is not consumed, and the key is not changed."""
     installation = both[0]
     redis = installation.client.store.redis
     later = installation.run_agent.apply_async(
@@ -122,14 +122,14 @@ def test_a_worker_that_is_told_to_read_a_key(both: Any, queue: str) -> None:
 
     installation.client.app.control.add_consumer(queue, reply=True, timeout=5)
 
-    both_go_on(both)
+    both_execute_runs(both)
     assert redis.zscore("oa:due", later.id) is not None
     assert len(installation.client.put_aside()) == before
     later.cancel()
 
 
-def test_a_run_for_a_queue_that_nobody_reads_has_a_hint(both: Any) -> None:
-    """It is accepted; its first event and `status` say why it waits."""
+def test_a_run_in_a_queue_without_a_worker_has_a_hint(both: Any) -> None:
+    """It is accepted; its first event and `status` show why it waits."""
     installation = both[0]
     handle = installation.submit("clerk", queue="reports")
     waiting = installation.submit("clerk")

@@ -1,4 +1,5 @@
-"""Agents that a worker cannot serve: it says so once, and leaves their runs to a worker that can.
+"""Unavailable agents: a worker logs once which agents it cannot serve, and leaves their runs to other
+workers.
 
 Redis, both workers and the model's server are real; only one of the workers has the model's key.
 """
@@ -50,31 +51,31 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
 
 
 def lines_of(name: str, text: str) -> list[str]:
-    return [line for who, line in list(LINES) if who == name and text in line]
+    return [line for worker, line in list(LINES) if worker == name and text in line]
 
 
 def request(agent_id: str, number: int = 0) -> dict[str, Any]:
     return {"agent_id": agent_id, "session_id": f"{agent_id}-{number}", "input_text": "Go."}
 
 
-def test_a_worker_says_once_whom_it_cannot_serve_and_serves_the_others(stack: Stack) -> None:
-    """Agent, code, place, reason and hint; the other agent's runs go on as ever."""
+def test_a_worker_logs_once_which_agents_it_cannot_serve_and_serves_the_others(stack: Stack) -> None:
+    """One line with agent, code, place, reason and hint; runs of the other agent are executed."""
     with Client(settings=stack.settings) as client:
         assert client.submit(request("free")).wait(timeout=PATIENCE_S).ok
 
-    told = lines_of("keyless", "agents_file.agent_not_served")
-    assert len(told) == 2
-    [keyed] = [line for line in told if "keyed" in line]
+    lines = lines_of("keyless", "agents_file.agent_not_served")
+    assert len(lines) == 2
+    [keyed] = [line for line in lines if "keyed" in line]
     assert "plugin.config" in keyed
     assert "agents[0].llm.api_key_env" in keyed
     assert f"{KEY} is not set" in keyed
     assert "restart the worker" in keyed
-    [broken] = [line for line in told if "broken" in line]
+    [broken] = [line for line in lines if "broken" in line]
     assert "did you mean 'buffer'?" in broken
 
 
 def test_runs_are_left_to_the_worker_that_has_the_key(stack: Stack) -> None:
-    """The worker without it fails none of them, and all complete on the other one."""
+    """The worker without the key fails none of them; all complete on the other worker."""
     stack.set_env(**{KEY: "sk-of-the-test"})
     stack.start_worker("keyful")
     with Client(settings=stack.settings) as client:
@@ -89,11 +90,11 @@ def test_runs_are_left_to_the_worker_that_has_the_key(stack: Stack) -> None:
         left = [event for event in events if event.name == "run.left_to_others"]
         assert all(str(event.payload["left_by"]).startswith("keyless@") for event in left)
         assert all(event.payload["error_code"] == "agent.unavailable" for event in left)
-        assert len(left) <= 1, "however often it is looked at, it is told once"
+        assert len(left) <= 1, "one event, whatever the number of claims"
 
 
 def test_a_run_that_no_worker_can_execute_says_why(stack: Stack) -> None:
-    """It waits for OPENAGENTS_LEFT_TO_OTHERS_MAX_S, and then fails with the reason of the last worker."""
+    """It waits for OPENAGENTS_LEFT_TO_OTHERS_MAX_S and then fails with the last worker's reason."""
     with Client(settings=stack.settings) as client:
         redis = client.store.redis
         redis.hset(client.store.keys("agents"), "broken", '{"queue":null,"def_hash":""}')
@@ -110,20 +111,20 @@ def test_a_run_that_no_worker_can_execute_says_why(stack: Stack) -> None:
     assert result.error_details.hint == "did you mean 'buffer'?"
 
 
-def test_a_worker_that_can_serve_nobody_does_not_start(stack: Stack, tmp_path: Path) -> None:
-    """It ends with code 2 and names everything that is wrong."""
+def test_a_worker_that_can_serve_no_agent_does_not_start(stack: Stack, tmp_path: Path) -> None:
+    """It exits with code 2 and lists all errors."""
     file = tmp_path / "agents.json"
     file.write_text(json.dumps({"agents": [agent("a", pattern={"type": "x"}), agent("b", queu="q")]}))
     before = stack.settings.config
     stack.set_env(OPENAGENTS_CONFIG=str(file))
     try:
         with pytest.raises(ConfigError) as caught:
-            stack.start_worker("nobody")
+            stack.start_worker("invalid")
     finally:
         stack.set_env(OPENAGENTS_CONFIG=before)
 
     assert "ended with code 2" in str(caught.value)
-    told = "\n".join(lines_of("nobody", ""))
-    assert f"error: config.validation: {file}:" in told
-    assert "agents[0].pattern.type: no pattern is named 'x'" in told
-    assert "agents[1].queu: unknown key; did you mean 'queue'?" in told
+    lines = "\n".join(lines_of("invalid", ""))
+    assert f"error: config.validation: {file}:" in lines
+    assert "agents[0].pattern.type: no pattern is named 'x'" in lines
+    assert "agents[1].queu: unknown key; did you mean 'queue'?" in lines

@@ -1,4 +1,4 @@
-"""A worker's environment: versions that it relies on, and no traceback where they are others."""
+"""A worker's environment: unsupported versions are refused with an error instead of a traceback."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from openagents_worker.errors import ConfigError
 from openagents_worker.worker.versions import RELIED_ON, check_versions
 
 
-def test_what_is_installed_here_carries_runs() -> None:
+def test_the_installed_versions_are_supported() -> None:
     check_versions()
 
 
 @pytest.mark.parametrize("name", sorted(RELIED_ON))
 def test_another_version_is_refused_by_name(name: str) -> None:
-    """Before anything is consumed: Celery's traceback would say nothing of versions."""
+    """Before a message is consumed: Celery's traceback would not mention versions."""
     versions = {"celery": "5.7.0", "kombu": "5.7.0", "redis": "8.1.0", name: "5.4.1"}
 
     with pytest.raises(ConfigError, match=rf"{name} 5.4.1 is installed, .*>=.* is needed") as refused:

@@ -1,4 +1,5 @@
-"""Tools that note in the diary when a call began and how it ended; a pattern and a memory of one's own."""
+"""Tools that record the begin and end of each call in the diary, and a custom pattern, memory and
+assembler."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ TOGETHER_WITHIN_S = 10.0
 
 @tool
 async def count(number: int, context: ToolContext) -> dict[str, int]:
-    """Counts."""
+    """Return the number."""
     note("begin", context, tool="count", number=number)
     await asyncio.sleep(0)
     note("end", context, tool="count", number=number)
@@ -31,7 +32,7 @@ async def count(number: int, context: ToolContext) -> dict[str, int]:
 
 @tool(concurrency_safe=True)
 async def meet(number: int, of: int, context: ToolContext) -> dict[str, int]:
-    """Waits until as many calls as said are inside of it; the higher its number, the earlier it leaves."""
+    """Wait until `of` calls are inside this tool; calls with higher numbers return earlier."""
     note("begin", context, tool="meet", number=number)
     async with asyncio.timeout(TOGETHER_WITHIN_S):
         while _have("begin", context) < of or _have("end", context) < of - number:
@@ -46,7 +47,7 @@ def _have(what: str, context: ToolContext) -> int:
 
 @tool
 async def hang(context: ToolContext) -> None:
-    """Never returns; notes that it was cancelled."""
+    """Never return; record the cancellation."""
     note("begin", context, tool="hang")
     try:
         await asyncio.Event().wait()
@@ -56,14 +57,14 @@ async def hang(context: ToolContext) -> None:
 
 @tool
 async def block(context: ToolContext) -> None:
-    """Holds up the event loop, as a careless tool does."""
+    """Block the event loop for one second."""
     note("begin", context, tool="block")
     time.sleep(1)
 
 
 @tool
 async def refuse(amount: int, context: ToolContext) -> dict[str, int]:
-    """Pays an amount of at most ten."""
+    """Pay an amount of at most ten."""
     note("begin", context, tool="refuse", amount=amount)
     if amount < 0:
         raise ModelRetryError("an amount is positive")
@@ -74,7 +75,7 @@ async def refuse(amount: int, context: ToolContext) -> dict[str, int]:
 
 @tool(durable_idempotent=False)
 async def ship(order: str, context: ToolContext) -> str:
-    """Sends a parcel."""
+    """Send a parcel."""
     note("begin", context, tool="ship")
     context.add_artifact("label", "text", f"parcel for {order}")
     await context.emit("parcel.shipped", order=order)
@@ -82,10 +83,10 @@ async def ship(order: str, context: ToolContext) -> str:
 
 
 class Desk(ToolPlugin):
-    """One class behind several ids; each reads from its own drawer."""
+    """One class with several tool ids; each has its own configured drawer."""
 
     name = "Desk"
-    description = "Reads what lies in the drawer."
+    description = "Reads the content of the drawer."
 
     class Config(ToolPlugin.Config):
         drawer: str
@@ -97,7 +98,7 @@ class Desk(ToolPlugin):
 
 
 class Narrator(PatternPlugin):
-    """A pattern of somebody else's that tells of its plan and its phase."""
+    """A custom pattern that emits its plan and its phase."""
 
     async def execute(self) -> str:
         await self.emit("pattern.phase", phase="planning")
@@ -107,33 +108,33 @@ class Narrator(PatternPlugin):
 
 
 class Forgetful(MemoryPlugin):
-    """A memory whose store is never there."""
+    """A memory whose store is never reachable."""
 
     async def inject(self, context: MemoryContext) -> None:
-        raise ConnectionError("the memory is away")
+        raise ConnectionError("the memory store is unreachable")
 
     async def writeback(self, context: MemoryContext) -> None:
-        raise ConnectionError("the memory is away")
+        raise ConnectionError("the memory store is unreachable")
 
     async def compact(self, context: MemoryContext) -> None:
-        raise ConnectionError("the memory is away")
+        raise ConnectionError("the memory store is unreachable")
 
 
 class ClumsyAssembler(DefaultAssembler):
-    """An assembler that cannot shorten the past."""
+    """An assembler whose `compact` fails."""
 
     async def compact(self, **_: Any) -> None:
-        raise ValueError("the past is what it is")
+        raise ValueError("the transcript cannot be shortened")
 
 
 class TidyAssembler(DefaultAssembler):
-    """An assembler that has nothing to shorten, and looks."""
+    """An assembler whose `compact` has nothing to shorten."""
 
     async def compact(self, **_: Any) -> None: ...
 
 
 class TidyMemory(BufferMemory):
-    """A memory that keeps nothing after each run."""
+    """A memory that is emptied after each run."""
 
     async def compact(self, context: MemoryContext) -> None:
         context.state.pop(self.cfg.state_key)

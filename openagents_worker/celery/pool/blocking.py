@@ -1,7 +1,8 @@
-"""Blocking. The only place that keeps what blocks inside of Celery off the loop: results and publishing.
+"""Blocking calls: the only place that moves blocking calls inside Celery off the loop: results and
+publishing.
 
-Celery's tracer and its tasks are used as they are; what they call to store a result or to send a message is
-replaced by the same thing, done in a thread. Anywhere but in a task body on the loop it is called directly.
+Celery's tracer and tasks are unchanged. The functions with which they store a result or send a message are
+replaced by wrappers that call them in a thread. Outside a task body on the loop they are called directly.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from openagents_worker.worker.loop_thread import in_thread
 
 __all__ = ["keep_off_loop"]
 
-STORES = frozenset(
+BLOCKING_METHODS = frozenset(
     [
         "mark_as_done",
         "mark_as_failure",
@@ -33,18 +34,18 @@ STORES = frozenset(
 
 
 def keep_off_loop(app: Celery, tasks: list[Task], threads: Executor) -> None:
-    """Let what these tasks of the app store and send block `threads` and not the loop."""
+    """Make these tasks store results and send messages in `threads` instead of on the loop."""
     if not getattr(app.send_task, "is_off_loop", False):
-        app.send_task = in_thread(app.send_task, threads, _as_in_the_task)
+        app.send_task = in_thread(app.send_task, threads, _with_task_context)
         app.send_task.is_off_loop = True
     for task in tasks:
-        task.send_event = in_thread(task.send_event, threads, _as_in_the_task)
-        if not isinstance(task.backend, _Results | DisabledBackend):
-            task.backend = _Results(task.backend, threads)
+        task.send_event = in_thread(task.send_event, threads, _with_task_context)
+        if not isinstance(task.backend, _ThreadedBackend | DisabledBackend):
+            task.backend = _ThreadedBackend(task.backend, threads)
 
 
-class _Results:
-    """A result backend that stores in a thread."""
+class _ThreadedBackend:
+    """A result backend whose blocking methods are called in a thread."""
 
     def __init__(self, backend: Any, threads: Executor) -> None:
         self._backend = backend
@@ -52,13 +53,13 @@ class _Results:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._backend, name)
-        return in_thread(found, self._threads, _as_in_the_task) if name in STORES else found
+        return in_thread(found, self._threads, _with_task_context) if name in BLOCKING_METHODS else found
 
 
-def _as_in_the_task() -> Callable[..., Any]:
-    """Calls a function with the stacks and context variables of the task that runs here, in another thread.
+def _with_task_context() -> Callable[..., Any]:
+    """Returns a function that calls another one, in any thread, with the context of the current task.
 
-    Celery takes from them whose child a message is.
+    Celery reads the parent of a message from its task stacks, which are local to a greenlet.
     """
     task, context = _task_stack.top, copy_context()
     request = task.request_stack.top if task is not None else None

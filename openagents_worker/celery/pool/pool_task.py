@@ -1,4 +1,4 @@
-"""A job: one message's work in our pool. The only place that says how it runs, is told to stop and ends."""
+"""Pool tasks: the only place that executes one message in our pool, stops it and ends it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from greenlet import GreenletExit
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.worker.loop_thread import SyncBody, drive
 
-__all__ = ["PoolRequest", "PoolTask", "Stop"]
+__all__ = ["PoolTask", "PoolRequest", "StopCause"]
 
 log = get_logger(__name__)
 
 
-class Stop(StrEnum):
-    """Why a job is ended from outside. What Celery tells the world of it, Celery tells itself."""
+class StopCause(StrEnum):
+    """Why a pool task was ended from outside. Celery itself reports the end."""
 
-    TERMINATED = "terminated"  # revoked, or the worker stops at once
+    TERMINATED = "terminated"  # revoked, or the worker must stop at once
     TIME_LIMIT = "time_limit"
 
 
 @dataclass(frozen=True, slots=True)
 class PoolRequest:
-    """What Celery wants of the pool: its tracer called, and to be told. Limits are in seconds."""
+    """A call of Celery's tracer that Celery requests from the pool, with its callbacks. Limits in seconds."""
 
     target: Callable[..., Any]
     args: tuple[Any, ...]
@@ -48,100 +48,105 @@ class PoolRequest:
 
 
 class PoolTask:
-    """An order being carried out, on the loop or in a thread."""
+    """A `PoolRequest` that waits or is executed, on the loop or in a thread."""
 
-    def __init__(self, number: int, order: PoolRequest, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, number: int, request: PoolRequest, *, loop: asyncio.AbstractEventLoop) -> None:
         self.number = number
-        self.order = order
-        self.stopped: Stop | None = None
+        self.request = request
+        self.stopped: StopCause | None = None
         self._loop = loop
         self._task: asyncio.Task[None] | None = None
         self._body: SyncBody | None = None
-        self._telling: set[asyncio.Task[None]] = set()
+        self._callback_tasks: set[asyncio.Task[None]] = set()
 
     def terminate(self, signal: int | None = None) -> None:
-        """Celery's request asks for it, from any thread; it tells of the revocation itself.
+        """End the task. Called by Celery's request, which reports the revocation itself. Thread-safe.
 
-        A job that waits for its turn is not forgotten: it ends when it is accepted, so that it is told of.
+        A task that is terminated while it waits is still accepted first, so that Celery records its
+        revocation.
         """
-        self._stop(Stop.TERMINATED)
+        self._stop(StopCause.TERMINATED)
 
     async def execute(self, threads: Executor) -> None:
-        """Carry the job out, on the loop or in a thread, within its limits."""
+        """Execute the task within its time limits."""
         limits = self._limits()
         try:
-            if self.order.on_loop:
+            if self.request.on_loop:
                 await self._on_loop()
             else:
-                await self._loop.run_in_executor(threads, self._perform)
+                await self._loop.run_in_executor(threads, self._trace)
         finally:
             for limit in limits:
                 limit.cancel()
-            for telling in self._telling:
-                await asyncio.wait([telling])
-            self._task = self._body = None  # the body holds the job: both would be the collector's work
+            for callback_task in self._callback_tasks:
+                await asyncio.wait([callback_task])
+            self._task = self._body = None  # breaks a reference cycle: the body refers to this object
 
     async def _on_loop(self) -> None:
-        self._task, self._body = asyncio.current_task(), SyncBody(self._perform)
-        with contextlib.suppress(asyncio.CancelledError):  # told to stop, and it has
+        """Drive the body on the loop."""
+        self._task, self._body = asyncio.current_task(), SyncBody(self._trace)
+        with contextlib.suppress(asyncio.CancelledError):  # it was stopped
             await drive(self._body)
 
-    def _perform(self) -> None:
-        """Accept, trace, tell; all of it synchronous, as Celery is."""
-        order = self.order
-        if order.accept_callback is not None:
-            order.accept_callback(self.number, time.monotonic())
+    def _trace(self) -> None:
+        """Call the accept callback, Celery's tracer and the result callback. All of them are synchronous."""
+        request = self.request
+        if request.accept_callback is not None:
+            request.accept_callback(self.number, time.monotonic())
         if self.stopped is not None:
             return
         try:
-            outcome = order.target(*order.args, **order.kwargs)
+            outcome = request.target(*request.args, **request.kwargs)
         except GreenletExit:
             raise
-        except BaseException:  # noqa: BLE001 - a task's SystemExit is not the process's
-            self._tell(order.error_callback, ExceptionInfo())
+        except BaseException:  # noqa: BLE001 - a SystemExit of a task must not end the process
+            self._call_back(request.error_callback, ExceptionInfo())
         else:
-            self._tell(order.callback, outcome)
+            self._call_back(request.callback, outcome)
 
-    def _tell(self, callback: Callable[[Any], Any] | None, what: Any) -> None:
+    def _call_back(self, callback: Callable[[Any], Any] | None, result: Any) -> None:
         if callback is None or self.stopped is not None:
-            return  # its end has been told
+            return  # Celery has already reported the end
         try:
-            callback(what)
-        except BaseException:  # Celery re-raises a SystemExit of the task's here
-            log.exception("job.not_told", job=self.order.name)
+            callback(result)
+        except BaseException:  # Celery re-raises a SystemExit of the task here
+            log.exception("job.not_told", job=self.request.name)
 
-    # --- being stopped -----------------------------------------------------------------------------------
+    # --- stopping ----------------------------------------------------------------------------------------
 
     def _limits(self) -> list[asyncio.TimerHandle]:
-        limits = ((self.order.soft_timeout, self._soft_limit), (self.order.timeout, self._hard_limit))
+        """Start the timers of the time limits."""
+        limits = ((self.request.soft_timeout, self._soft_limit), (self.request.timeout, self._hard_limit))
         return [self._loop.call_later(limit_s, reached, limit_s) for limit_s, reached in limits if limit_s]
 
     def _soft_limit(self, limit_s: float) -> None:
-        """The body meets `SoftTimeLimitExceeded` where it waits, and may still tidy up."""
+        """Raise `SoftTimeLimitExceeded` where the body waits; the body may still clean up."""
         if self.stopped is None:
-            self._tell_of_limit(True, limit_s)
+            self._call_timeout_callback(True, limit_s)
             self._interrupt(SoftTimeLimitExceeded(limit_s))
 
     def _hard_limit(self, limit_s: float) -> None:
         if self.stopped is None:
-            self._tell_of_limit(False, limit_s)
-            self._stop(Stop.TIME_LIMIT)
+            self._call_timeout_callback(False, limit_s)
+            self._stop(StopCause.TIME_LIMIT)
 
-    def _tell_of_limit(self, soft: bool, limit_s: float) -> None:
-        if (told := self.order.timeout_callback) is not None:
-            # A hard limit stores a failure: in a body of its own it does not block the loop.
-            body = SyncBody(lambda: told(soft, limit_s))
-            self._telling.add(self._loop.create_task(_execute(body), name=f"limit of {self.order.name}"))
+    def _call_timeout_callback(self, soft: bool, limit_s: float) -> None:
+        if (callback := self.request.timeout_callback) is not None:
+            # The callback of a hard limit stores a failure: in its own body it does not block the loop.
+            body = SyncBody(lambda: callback(soft, limit_s))
+            self._callback_tasks.add(
+                self._loop.create_task(_execute(body), name=f"limit of {self.request.name}")
+            )
 
-    def _stop(self, why: Stop) -> None:
+    def _stop(self, why: StopCause) -> None:
         self.stopped = self.stopped or why
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._interrupt, None)
 
-    def _interrupt(self, by: BaseException | None) -> None:
-        """A job in a thread cannot be interrupted: it goes on; once stopped, what it returns is dropped."""
+    def _interrupt(self, interruption: BaseException | None) -> None:
+        """Interrupt the body on the loop. A body in a thread continues, but its result is dropped."""
         if self._task is not None and self._body is not None:
-            self._body.interruption = by
+            self._body.interruption = interruption
             self._task.cancel()
 
 

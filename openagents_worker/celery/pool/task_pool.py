@@ -1,12 +1,12 @@
-"""The pool. The only place that tells Celery how to run a thousand tasks on one event loop.
+"""The task pool: the only place that makes Celery execute a thousand tasks on one event loop.
 
-Named by `app.conf.worker_pool`, so that a plain `celery -A … worker` gets it. Each task runs through Celery's
-own tracer, in a greenlet on the loop's thread: signals, `self.request`, acknowledgements, retries, events
-and results are those of every other pool. An `async def` task is awaited there. Any other task of somebody's
-app would block the loop: it runs in a thread, as in Celery's `threads` pool, and cannot be interrupted.
+`app.conf.worker_pool` names it, so that a plain `celery -A … worker` uses it. Each task runs through Celery's
+own tracer, in a greenlet on the loop's thread: signals, `self.request`, acknowledgements, retries, events and
+results are the same as in other pools. An `async def` task is awaited there. Any other task of the app would
+block the loop: it runs in a thread, as in Celery's `threads` pool, and cannot be interrupted.
 
-In an app of somebody's own, runs have a limit of their own (`OPENAGENTS_CONCURRENCY`): they wait, mostly, and
-the app's `worker_concurrency` was chosen for tasks that compute.
+In a registered app, runs have a separate limit (`OPENAGENTS_CONCURRENCY`). Runs mostly wait, and the app's
+`worker_concurrency` was chosen for tasks that use processor time.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from openagents_worker.producer.kombu_redis import RUN_ENDED
 from openagents_worker.tools.offload import DaemonThreads
 from openagents_worker.worker.loop_thread import LoopThread
 
-__all__ = ["ON_LOOP", "TaskPool", "no_more"]
+__all__ = ["ON_LOOP", "TaskPool", "do_nothing"]
 
 ON_LOOP = "waits_on_loop"
-"""A task with this attribute set is synchronous, but waits by `LoopThread.run` and so belongs on the loop."""
+"""The attribute of a task that is synchronous but waits through `LoopThread.run`: it runs on the loop."""
 
-MAX_BLOCKING = 16  # threads for results and messages: their servers are not faster with more
+MAX_BLOCKING = 16  # threads that store results and publish messages; more do not make the servers faster
 
 
 class _TaskGroup:
@@ -43,19 +43,19 @@ class _TaskGroup:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.waiting: deque[PoolTask] = deque()  # the lane is full; or due by its ETA while it is
+        self.waiting: deque[PoolTask] = deque()  # wait because `limit` tasks run
         self.running = 0
-        self.in_hand: set[int] = set()
-        """The numbers of the jobs that wait or run, as the consumer's thread counts them."""
+        self.unfinished: set[int] = set()
+        """The numbers of the tasks that wait or run, as the consumer's thread counts them."""
 
     def stats(self) -> dict[str, int]:
         return {"limit": self.limit, "running": self.running, "waiting": len(self.waiting)}
 
 
 class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
-    """Runs at most `limit` tasks at a time; `bridge` is the loop on which they do.
+    """Executes at most `limit` tasks at a time on the loop of `loop_thread`.
 
-    In a registered app that is the limit of the app's own tasks; runs have another one beside it.
+    In a registered app `limit` applies to the app's own tasks; runs have a separate limit.
     """
 
     limit: int
@@ -64,17 +64,17 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.bridge = LoopThread()
-        self.bridge.is_busy = lambda: self._running() > 0
+        self.loop_thread = LoopThread()
+        self.loop_thread.is_busy = lambda: self._running() > 0
         self._numbers = itertools.count(1)
-        self._jobs: dict[int, PoolTask] = {}
-        self._ends: set[int] = set()
-        self.after_job: Callable[[], None] = no_more
-        """Called on the hub, in the main thread, when a task has ended: there is room again."""
-        self._tasks = _TaskGroup(self.limit)
+        self._pool_tasks: dict[int, PoolTask] = {}
+        self._unfinished_completions: set[int] = set()
+        self.on_task_end: Callable[[], None] = do_nothing
+        """Called on Celery's hub in the main thread when a task has ended and has freed a slot."""
+        self._task_group = _TaskGroup(self.limit)
         run_limit = _run_limit(self.app)
-        self._runs = self._tasks if run_limit is None else _TaskGroup(run_limit)
-        self._lanes = (self._tasks,) if run_limit is None else (self._tasks, self._runs)
+        self._run_group = self._task_group if run_limit is None else _TaskGroup(run_limit)
+        self._groups = (self._task_group,) if run_limit is None else (self._task_group, self._run_group)
         self._changed = threading.Condition()
         self._hub: Any = None
         self._threads = DaemonThreads(self.limit, name="openagents-task")
@@ -83,14 +83,16 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
     # --- Celery's side, in the main thread ---------------------------------------------------------------
 
     def on_start(self) -> None:
-        self.bridge.start()
-        self._on_loop = {task.name for task in self.app.tasks.values() if _is_for_loop(task)}
-        self._of_runs = {task.name for task in self.app.tasks.values() if getattr(task, ON_LOOP, False)}
-        tasks = [self.app.tasks[name] for name in self._on_loop]
+        self.loop_thread.start()
+        self._loop_task_names = {task.name for task in self.app.tasks.values() if _runs_on_loop(task)}
+        self._run_task_names = {
+            task.name for task in self.app.tasks.values() if getattr(task, ON_LOOP, False)
+        }
+        tasks = [self.app.tasks[name] for name in self._loop_task_names]
         for task in tasks:
-            _await_body(task, self.bridge)
+            _make_body_awaited(task, self.loop_thread)
         keep_off_loop(self.app, tasks, self._blocking)
-        signals.worker_process_init.send(sender=self)  # as in solo: this process is the one that works
+        signals.worker_process_init.send(sender=self)  # as in a solo pool: this process executes the tasks
 
     def register_with_event_loop(self, hub: Any) -> None:
         self._hub = hub
@@ -98,86 +100,87 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
     def on_apply(
         self, target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any
     ) -> PoolTask:
+        """Called by Celery's consumer for each received message."""
         name, _, message, *_ = args
         task = self.app.tasks[name]
-        # Asked of the task now: Celery's request has kept what it was before the remote control changed it.
+        # Read from the task now: Celery's request holds the limits from before a remote control command.
         hard, soft = message.get("timelimit") or (None, None)
-        order = PoolRequest(
+        request = PoolRequest(
             target,
             tuple(args),
             kwargs or {},
             name,
-            on_loop=name in self._on_loop,
+            on_loop=name in self._loop_task_names,
             timeout=hard or task.time_limit,
             soft_timeout=soft or task.soft_time_limit,
-            **{told: options.get(told) for told in _TOLD},
+            **{name: options.get(name) for name in _CALLBACKS},
         )
-        job = PoolTask(next(self._numbers), order, loop=self.bridge.loop)
-        self._jobs[job.number] = job
-        lane = self._runs if name in self._of_runs else self._tasks
-        lane.in_hand.add(job.number)
+        pool_task = PoolTask(next(self._numbers), request, loop=self.loop_thread.loop)
+        self._pool_tasks[pool_task.number] = pool_task
+        group = self._run_group if name in self._run_task_names else self._task_group
+        group.unfinished.add(pool_task.number)
         if message.get(RUN_ENDED):
-            self._ends.add(job.number)
-        self.bridge.loop.call_soon_threadsafe(self._admit, job, lane)
-        return job
+            self._unfinished_completions.add(pool_task.number)
+        self.loop_thread.loop.call_soon_threadsafe(self._enqueue, pool_task, group)
+        return pool_task
 
     @property
     def has_run_limit(self) -> bool:
-        """Whether runs have a limit of their own beside `limit`."""
-        return self._runs is not self._tasks
+        """Whether runs have a separate limit beside `limit`."""
+        return self._run_group is not self._task_group
 
     @property
     def run_limit(self) -> int:
-        """How many runs it carries at a time."""
-        return self._runs.limit
+        """The number of runs that may be executed at a time."""
+        return self._run_group.limit
 
-    def runs_in_hand(self) -> int:
-        """How many runs have been taken from the broker and are not done; from any thread."""
-        return len(self._runs.in_hand)
+    def unfinished_runs(self) -> int:
+        """The number of runs that were received and are not done. Thread-safe."""
+        return len(self._run_group.unfinished)
 
-    def ends_in_hand(self) -> int:
-        """How many of the tasks that were taken and are not done only notify Celery of a run's end."""
-        return len(self._ends)
+    def unfinished_completions(self) -> int:
+        """The number of received tasks, not done yet, that only notify Celery of the end of a run."""
+        return len(self._unfinished_completions)
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
-        job = self._jobs.get(pid)
-        if job is not None:
-            job.terminate(signal)
+        pool_task = self._pool_tasks.get(pid)
+        if pool_task is not None:
+            pool_task.terminate(signal)
 
     def grow(self, n: int = 1) -> None:
         self._resize(self.limit + n)
 
     def shrink(self, n: int = 1) -> None:
-        """Take on fewer tasks from now on; those that run end by themselves."""
+        """Start fewer tasks from now on; tasks that run are not interrupted."""
         self._resize(max(1, self.limit - n))
 
     def _resize(self, limit: int) -> None:
-        self.limit = self._threads.limit = self._tasks.limit = limit
-        self.bridge.loop.call_soon_threadsafe(self._go_on, self._tasks)
+        self.limit = self._threads.limit = self._task_group.limit = limit
+        self.loop_thread.loop.call_soon_threadsafe(self._start_waiting, self._task_group)
 
     def on_stop(self) -> None:
-        """Wait for the tasks that were not told to stop; those that have not begun go back to the broker."""
+        """Wait for the tasks that were not stopped. Tasks that have not started go back to the broker."""
         with self._changed:
-            for lane in self._lanes:
-                for job in lane.waiting:
-                    self._jobs.pop(job.number)
-                    lane.in_hand.discard(job.number)
-                    self._ends.discard(job.number)
-                lane.waiting.clear()
-            self._changed.wait_for(self._only_stopped_ones_run)
-        if not state.should_terminate:  # then the steps that stop after this one still need the loop
+            for group in self._groups:
+                for pool_task in group.waiting:
+                    self._pool_tasks.pop(pool_task.number)
+                    group.unfinished.discard(pool_task.number)
+                    self._unfinished_completions.discard(pool_task.number)
+                group.waiting.clear()
+            self._changed.wait_for(self._all_running_are_stopped)
+        if not state.should_terminate:  # if it is set, bootsteps that stop later still need the loop
             self._close()
 
     def on_terminate(self) -> None:
-        for job in list(self._jobs.values()):
-            job.terminate()
+        for pool_task in list(self._pool_tasks.values()):
+            pool_task.terminate()
         self._close()
 
-    def _only_stopped_ones_run(self) -> bool:
-        return all(job.stopped for job in list(self._jobs.values()))
+    def _all_running_are_stopped(self) -> bool:
+        return all(pool_task.stopped for pool_task in list(self._pool_tasks.values()))
 
     def _close(self) -> None:
-        self.bridge.stop()
+        self.loop_thread.stop()
         self._threads.shutdown()
         self._blocking.shutdown()
 
@@ -185,76 +188,82 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery ships no types
         return {
             **super()._get_info(),
             "running": self._running(),
-            "waiting": sum(len(lane.waiting) for lane in self._lanes),
-            **({"runs": self._runs.stats()} if self.has_run_limit else {}),
-            "loop": type(self.bridge.loop).__module__.partition(".")[0],
+            "waiting": sum(len(group.waiting) for group in self._groups),
+            **({"runs": self._run_group.stats()} if self.has_run_limit else {}),
+            "loop": type(self.loop_thread.loop).__module__.partition(".")[0],
             "threads": self._threads.stats(),
             "blocking": self._blocking.stats(),
         }
 
-    def _tell_of_room(self) -> None:
-        self.after_job()
+    def _call_on_task_end(self) -> None:
+        self.on_task_end()
 
     # --- on the loop -------------------------------------------------------------------------------------
 
     def _running(self) -> int:
-        return sum(lane.running for lane in self._lanes)
+        """The number of running tasks of all groups."""
+        return sum(group.running for group in self._groups)
 
-    def _admit(self, job: PoolTask, lane: _TaskGroup) -> None:
-        lane.waiting.append(job)
-        self._go_on(lane)
+    def _enqueue(self, pool_task: PoolTask, group: _TaskGroup) -> None:
+        """Add a task to its group and start it if the limit allows."""
+        group.waiting.append(pool_task)
+        self._start_waiting(group)
 
-    def _go_on(self, lane: _TaskGroup) -> None:
+    def _start_waiting(self, group: _TaskGroup) -> None:
+        """Start waiting tasks up to the limit of the group."""
         with self._changed:
-            while lane.waiting and lane.running < lane.limit:
-                job = lane.waiting.popleft()
-                lane.running += 1
+            while group.waiting and group.running < group.limit:
+                pool_task = group.waiting.popleft()
+                group.running += 1
                 if self._running() == 1:
-                    self.bridge.began.set()
-                self.bridge.loop.create_task(self._execute(job, lane), name=f"task {job.order.name}")
+                    self.loop_thread.work_began.set()
+                self.loop_thread.loop.create_task(
+                    self._execute(pool_task, group), name=f"task {pool_task.request.name}"
+                )
 
-    async def _execute(self, job: PoolTask, lane: _TaskGroup) -> None:
+    async def _execute(self, pool_task: PoolTask, group: _TaskGroup) -> None:
         try:
-            await job.execute(self._threads)
+            await pool_task.execute(self._threads)
         finally:
-            lane.running -= 1
-            lane.in_hand.discard(job.number)
-            self._ends.discard(job.number)
-            del self._jobs[job.number]
-            self._go_on(lane)
+            group.running -= 1
+            group.unfinished.discard(pool_task.number)
+            self._unfinished_completions.discard(pool_task.number)
+            del self._pool_tasks[pool_task.number]
+            self._start_waiting(group)
             with self._changed:
                 self._changed.notify_all()
-            # Nothing else tells the hub, which may have stopped taking messages, that there is room again.
-            # Whether it has is not for us to say: it counts what it has taken, we what we have begun.
+            # Always wake the hub, which may have stopped fetching messages: it counts received messages, the
+            # pool counts started tasks, so the pool does not know whether the hub has stopped.
             if self._hub is not None:
-                self._hub.call_soon(self._tell_of_room)
+                self._hub.call_soon(self._call_on_task_end)
 
 
 def _run_limit(app: Celery) -> int | None:
-    """How many runs at a time; None where they share the limit of all tasks, as in an app of ours."""
+    """The limit of runs; None if runs share the limit of all tasks, as in our own app."""
     parts = find_binding(app)
     return parts.settings.concurrency if parts is not None and parts.kind is AppKind.REGISTERED else None
 
 
-_TOLD = ("callback", "accept_callback", "error_callback", "timeout_callback")
+_CALLBACKS = ("callback", "accept_callback", "error_callback", "timeout_callback")
 
 
-def no_more() -> None:
-    """What the hub is woken with where nobody waits for room."""
+def do_nothing() -> None:
+    """The `on_task_end` of a pool if no message waits for a free slot."""
 
 
-def _is_for_loop(task: Task) -> bool:
+def _runs_on_loop(task: Task) -> bool:
+    """Whether the body is async, or sync with the `ON_LOOP` attribute."""
     return bool(getattr(task, ON_LOOP, False)) or inspect.iscoroutinefunction(inspect.unwrap(task.run))
 
 
-def _await_body(task: Task, bridge: LoopThread) -> None:
-    """Let the tracer, which only calls a task's body, get what an `async def` body returns once awaited."""
-    name = "_orig_run" if hasattr(task, "_orig_run") else "run"  # `autoretry_for` stands before the body
+def _make_body_awaited(task: Task, loop_thread: LoopThread) -> None:
+    """Make the body of an `async def` task awaited when Celery's tracer calls it."""
+    name = "_orig_run" if hasattr(task, "_orig_run") else "run"  # `autoretry_for` wraps the body
     body = getattr(task, name)
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
         result = body(*args, **kwargs)
-        return bridge.run(result) if inspect.iscoroutine(result) else result
+        return loop_thread.run(result) if inspect.iscoroutine(result) else result
 
     setattr(task, name, run)

@@ -1,7 +1,7 @@
-"""A process with a guard and no worker: its event loop, or a thread, does what it is told to.
+"""A process with a stall monitor and no worker: its event loop, or a thread, stalls as requested.
 
-`python -m tests.worker.standing_still REDIS_URL HOW`, with the limits in the environment. It says `ready`
-once the guard's process runs, with that one's id, and `done` when HOW is over.
+`python -m tests.worker.stalling_process REDIS_URL WHERE HOW LOOP_DEAD_S LEASE_S`. It prints `ready` and the
+id of the monitor process once that runs, and `done` when HOW is over.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from tests.waiting import await_for, wait_for
 def main(url: str, where: str, how: str, loop_dead_s: float, lease_s: float) -> None:
     configure_logging(load_settings())
     signal.signal(
-        signal.SIGTERM, lambda *_: say("terminated")
-    )  # as Celery's handler: it needs the interpreter
+        signal.SIGTERM, lambda *_: print_line("terminated")
+    )  # as the handler of Celery: it needs the GIL
     limits = TimeLimits.of(
         lease_ms=round(lease_s * 1000), heartbeat_ms=round(lease_s * 250), loop_dead_s=loop_dead_s
     )
     lease = WorkerLease("w1@test:1", limits=limits, sent_s=boot_clock())
-    bridge = LoopThread()
-    bridge.start()
+    loop_thread = LoopThread()
+    loop_thread.start()
     marks = Marks(is_shared=True)
     works = threading.Event()
     if where != "idle":
         works.set()
-    guard = StallMonitor(
+    monitor = StallMonitor(
         marks,
         cell=Cell(url),
         limits=limits,
-        loop_thread=lambda: (bridge.native_thread_id or 0, bridge.thread_id or 0),
+        loop_thread_ids=lambda: (loop_thread.native_thread_id or 0, loop_thread.thread_id or 0),
         is_busy=works.is_set,
     )
-    guard.start()
-    guard.lease_begins(lease)
-    wait_for(lambda: guard.pid, "the guard's process runs")
+    monitor.start()
+    monitor.lease_begins(lease)
+    wait_for(lambda: monitor.pid, "the monitor process runs")
     if where == "idle":
-        wait_for(lambda: HEAD.unpack_from(marks._memory)[-1] == 1, "nobody has worked for a while")
+        wait_for(lambda: HEAD.unpack_from(marks._memory)[-1] == 1, "it is idle")
         works.set()
-        guard.work_begins()
-        wait_for(lambda: HEAD.unpack_from(marks._memory)[-1] == 0, "it beats often again")
-    say(f"ready {guard.pid}")
+        monitor.work_begins()
+        wait_for(lambda: HEAD.unpack_from(marks._memory)[-1] == 0, "it is busy again")
+    print_line(f"ready {monitor.pid}")
 
     async def start() -> None:
         code, other = (
@@ -69,10 +69,10 @@ def main(url: str, where: str, how: str, loop_dead_s: float, lease_s: float) -> 
         marked.set(code.mark())
         await asyncio.create_task(execute(where, how, other), name="run r1")
 
-    bridge.run(start())
-    say("done")
-    guard.stop()
-    bridge.stop()
+    loop_thread.run(start())
+    print_line("done")
+    monitor.stop()
+    loop_thread.stop()
 
 
 async def execute(where: str, how: str, other: RunCode) -> None:
@@ -84,7 +84,9 @@ async def execute(where: str, how: str, other: RunCode) -> None:
         case "thread":
             with executing("tool", "search", "search:1:1"):
                 await asyncio.to_thread(do, how)
-        case "two threads":  # of which either could be it: another run's that waits, and one of nobody
+        case (
+            "two threads"
+        ):  # either could hold the GIL: a waiting thread of another run, and a thread without a run
             began = threading.Event()
 
             def wait() -> None:
@@ -93,21 +95,21 @@ async def execute(where: str, how: str, other: RunCode) -> None:
 
             marked.set(other.mark("tool", "wait"))
             waiting = asyncio.create_task(asyncio.to_thread(wait))
-            await await_for(began.is_set, "it waits")
+            await await_for(began.is_set, "the thread waits")
             threading.Thread(target=do, args=(how,)).start()
             await waiting
-        case "nobody":
+        case "unknown thread":
             holding = threading.Thread(target=do, args=(how,))
             holding.start()
-            await await_for(lambda: not holding.is_alive(), "it does not hold it any more", 600)
+            await await_for(lambda: not holding.is_alive(), "the thread has released the GIL", 600)
 
 
 def do(how: str) -> None:
     match how.split():
-        case ["python", rounds]:  # it computes, and lets others run
+        case ["python", rounds]:  # it computes and releases the GIL regularly
             for _ in range(int(rounds)):
                 sum(range(1000))
-        case ["stop"]:  # until somebody lets it go on
+        case ["stop"]:  # until a SIGCONT
             os.kill(os.getpid(), signal.SIGSTOP)
         case ["wait", seconds]:
             threading.Event().wait(float(seconds))
@@ -115,7 +117,7 @@ def do(how: str) -> None:
             hold_the_interpreter(how)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     print(text, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Neighbours: whether another process of this host is alive, told exactly and never wrongly."""
+"""Local processes: whether another process of this host is alive, exactly and without false results."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from openagents_worker.worker import local_processes as neighbours
+from openagents_worker.worker import local_processes as local_processes
 from openagents_worker.worker.local_processes import (
     LocalProcessWatch,
     ProcessIdentity,
-    Sign,
-    sign_of,
+    ProcessState,
+    process_state,
     this_process,
 )
 from tests.waiting import wait_for
 
 own = this_process()
-pytestmark = pytest.mark.skipif(own is None, reason="this system does not say when a process started")
+pytestmark = pytest.mark.skipif(own is None, reason="this system does not show the start time of a process")
 
 
 @pytest.fixture
 def child() -> Generator[subprocess.Popen[bytes]]:
-    """A process that lives until it is killed, and is a zombie until the test reaps it."""
+    """A process that runs until it is killed, and is a zombie until the test reaps it."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     yield process
     process.kill()
@@ -35,35 +35,41 @@ def child() -> Generator[subprocess.Popen[bytes]]:
 
 
 def identity(pid: int) -> str:
-    """As the process itself would have registered."""
-    return f"{pid} {neighbours._Stat.of(pid, neighbours.PROC).started}"
+    """The identity that the process itself would register."""
+    return f"{pid} {local_processes._Stat.of(pid, local_processes.PROC).started}"
 
 
 def test_a_process_that_runs_is_alive(child: subprocess.Popen[bytes]) -> None:
-    """As registered, so it is found."""
-    assert sign_of(identity(child.pid)) is Sign.ALIVE
+    """Its registered identity matches."""
+    assert process_state(identity(child.pid)) is ProcessState.ALIVE
 
 
 def test_a_stopped_process_is_alive(child: subprocess.Popen[bytes]) -> None:
-    """SIGSTOP is no death: the process may go on, and only its lease tells when it has waited too long."""
+    """A stopped process may continue; only its lease limits how long."""
     process = identity(child.pid)
     child.send_signal(signal.SIGSTOP)
-    wait_for(lambda: neighbours._Stat.of(child.pid, neighbours.PROC).state == "T", "the process is stopped")
+    wait_for(
+        lambda: local_processes._Stat.of(child.pid, local_processes.PROC).state == "T",
+        "the process is stopped",
+    )
 
-    assert sign_of(process) is Sign.ALIVE
+    assert process_state(process) is ProcessState.ALIVE
 
 
 def test_a_zombie_is_dead(child: subprocess.Popen[bytes]) -> None:
-    """Nobody has reaped it yet; it will never do anything again."""
+    """It is not reaped yet, but will never run again."""
     process = identity(child.pid)
     child.send_signal(signal.SIGKILL)
-    wait_for(lambda: neighbours._Stat.of(child.pid, neighbours.PROC).state == "Z", "the child is a zombie")
+    wait_for(
+        lambda: local_processes._Stat.of(child.pid, local_processes.PROC).state == "Z",
+        "the child is a zombie",
+    )
 
-    assert sign_of(process) is Sign.DEAD
+    assert process_state(process) is ProcessState.DEAD
 
 
-def test_a_first_thread_that_ends_before_the_others_is_no_death() -> None:
-    """The process looks like a zombie while another of its threads works on."""
+def test_a_process_whose_main_thread_has_ended_is_alive() -> None:
+    """The process looks like a zombie while another thread still runs."""
     code = (
         "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(600,)).start();"
         "print('ready', flush=True); ctypes.CDLL(None).pthread_exit(None)"
@@ -72,10 +78,10 @@ def test_a_first_thread_that_ends_before_the_others_is_no_death() -> None:
         registered = identity(process.pid)
         try:
             wait_for(
-                lambda: neighbours._Stat.of(process.pid, neighbours.PROC).state == "Z",
+                lambda: local_processes._Stat.of(process.pid, local_processes.PROC).state == "Z",
                 "the first thread ended",
             )
-            assert sign_of(registered) is Sign.ALIVE
+            assert process_state(registered) is ProcessState.ALIVE
         finally:
             process.kill()
 
@@ -86,31 +92,31 @@ def test_a_process_that_is_gone_is_dead(child: subprocess.Popen[bytes]) -> None:
     child.kill()
     child.wait()
 
-    assert sign_of(process) is Sign.DEAD
+    assert process_state(process) is ProcessState.DEAD
 
 
-def test_another_process_with_the_same_id_is_a_death(child: subprocess.Popen[bytes]) -> None:
-    """Process ids are used again; with their start time they are not."""
+def test_a_process_id_that_was_reused_means_dead(child: subprocess.Popen[bytes]) -> None:
+    """Process ids are reused, but not with the same start time."""
     pid, started = identity(child.pid).split()
 
-    assert sign_of(f"{pid} {int(started) - 1}") is Sign.DEAD
+    assert process_state(f"{pid} {int(started) - 1}") is ProcessState.DEAD
 
 
-def test_a_process_that_may_not_be_seen_is_not_judged(tmp_path: Path) -> None:
-    """Where /proc hides other users' processes (`hidepid`) nothing is known of them: their lease decides."""
-    assert sign_of(f"{os.getpid()} 1", proc=tmp_path) is Sign.UNKNOWN
-    assert sign_of("no process at all") is Sign.UNKNOWN
+def test_a_hidden_process_is_unknown(tmp_path: Path) -> None:
+    """If /proc hides processes of other users (`hidepid`), their leases decide."""
+    assert process_state(f"{os.getpid()} 1", proc=tmp_path) is ProcessState.UNKNOWN
+    assert process_state("no process at all") is ProcessState.UNKNOWN
 
 
-def test_a_system_that_does_not_say_who_one_is_has_no_neighbours(tmp_path: Path) -> None:
-    """Without a boot id, or with another name space's /proc, no process is compared with anything."""
+def test_a_process_without_an_identity_compares_no_processes(tmp_path: Path) -> None:
+    """Without a boot id, or with the /proc of another namespace, `this_process` is None."""
     assert this_process(proc=tmp_path) is None
     (tmp_path / "self").symlink_to("1")
     assert this_process(proc=tmp_path) is None
 
 
 def test_both_processes_of_a_host_name_the_same_host() -> None:
-    """The host is the boot and the name spaces; the process is its id and start time."""
+    """The host is the boot id and the namespaces; the process is its id and start time."""
     code = (
         "from openagents_worker.worker.local_processes import this_process; own = this_process();"
         "print(own.host, own.process, sep='|')"
@@ -131,7 +137,7 @@ Watch = Callable[..., LocalProcessWatch]
 
 @pytest.fixture
 def seen() -> dict[str, ProcessIdentity]:
-    """Who was seen to be dead."""
+    """The reported dead processes by incarnation."""
     return {}
 
 
@@ -139,7 +145,7 @@ def seen() -> dict[str, ProcessIdentity]:
 def watching(
     request: pytest.FixtureRequest, seen: dict[str, ProcessIdentity]
 ) -> Generator[LocalProcessWatch]:
-    """Neighbours that are watched by each of the two ways there are."""
+    """A watch with pidfds, and one that reads /proc."""
     if request.param == "pidfd" and not hasattr(os, "pidfd_open"):
         pytest.skip("this system has no pidfd")
     assert own is not None
@@ -151,10 +157,10 @@ def watching(
     watched.stop()
 
 
-def test_a_neighbour_that_is_killed_is_seen_dead_and_the_others_are_not(
+def test_only_the_killed_process_is_reported_dead(
     watching: LocalProcessWatch, seen: Mapping[str, ProcessIdentity], child: subprocess.Popen[bytes]
 ) -> None:
-    """Also before anybody has reaped it."""
+    """Before it is reaped."""
     assert own is not None
     process = identity(child.pid)
     watching.watch({"victim": process, "parent": identity(os.getppid()), "self": own.process})
@@ -165,10 +171,10 @@ def test_a_neighbour_that_is_killed_is_seen_dead_and_the_others_are_not(
     assert seen == {"victim": ProcessIdentity(own.host, process)}
 
 
-def test_who_died_before_it_was_watched_is_seen_at_once(
+def test_a_process_that_died_before_the_watch_is_reported_at_once(
     watching: LocalProcessWatch, seen: Mapping[str, ProcessIdentity], child: subprocess.Popen[bytes]
 ) -> None:
-    """A worker that starts finds what its host has left behind."""
+    """A starting worker detects workers of its host that died before."""
     process = identity(child.pid)
     child.kill()
     child.wait()
@@ -178,10 +184,10 @@ def test_who_died_before_it_was_watched_is_seen_at_once(
     wait_for(lambda: list(seen) == ["left behind"], "the death was seen")
 
 
-def test_a_death_is_told_again_while_its_lease_lasts(
+def test_a_death_is_reported_again_while_its_lease_lasts(
     watching: LocalProcessWatch, seen: dict[str, ProcessIdentity], child: subprocess.Popen[bytes]
 ) -> None:
-    """Redis was away when it was told first: the next beat names the incarnation again."""
+    """If Redis was unreachable at the first report, the next heartbeat names the incarnation again."""
     process = identity(child.pid)
     child.send_signal(signal.SIGKILL)
     watching.watch({"victim": process})
@@ -193,10 +199,10 @@ def test_a_death_is_told_again_while_its_lease_lasts(
     wait_for(lambda: list(seen) == ["victim"], "the death was seen again")
 
 
-def test_a_neighbour_that_has_retired_is_not_looked_at_any_more(
+def test_a_retired_worker_is_not_watched(
     watching: LocalProcessWatch, seen: Mapping[str, ProcessIdentity], child: subprocess.Popen[bytes]
 ) -> None:
-    """Its process may live or die: it holds no lease."""
+    """It holds no lease, so its death does not matter."""
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         watching.watch({"retired": identity(child.pid), "other": identity(other.pid)})

@@ -1,4 +1,4 @@
-"""The bridge: a task body waits for a coroutine on the process's loop."""
+"""The loop thread: a task body waits for a coroutine on the loop of the process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.waiting import wait_for
 
 
 class TimeLimit(BaseException):
-    """As a soft time limit: it interrupts a thread that waits."""
+    """An exception that interrupts a waiting thread, as a soft time limit does."""
 
 
-def test_a_coroutine_runs_on_the_loop_and_its_value_comes_back(bridge: LoopThread) -> None:
+def test_a_coroutine_runs_on_the_loop_and_its_value_comes_back(loop_thread: LoopThread) -> None:
     """Many threads may wait at once; all coroutines share one loop."""
 
     async def where() -> int:
@@ -26,23 +26,23 @@ def test_a_coroutine_runs_on_the_loop_and_its_value_comes_back(bridge: LoopThrea
         return threading.get_ident()
 
     with ThreadPoolExecutor(20) as pool:
-        idents = set(pool.map(lambda _: bridge.run(where()), range(20)))
+        idents = set(pool.map(lambda _: loop_thread.run(where()), range(20)))
 
-    assert idents == {bridge.thread_id}
+    assert idents == {loop_thread.thread_id}
 
 
-def test_an_exception_of_the_coroutine_is_raised_in_the_task_body(bridge: LoopThread) -> None:
+def test_an_exception_of_the_coroutine_is_raised_in_the_task_body(loop_thread: LoopThread) -> None:
     """The traceback of a failed task names the line that failed."""
 
     async def fail() -> None:
         raise LookupError("nothing there")
 
     with pytest.raises(LookupError, match="nothing there"):
-        bridge.run(fail())
+        loop_thread.run(fail())
 
 
-def test_an_interrupted_wait_cancels_the_coroutine(bridge: LoopThread) -> None:
-    """A time limit ends the work, not only the waiting for it."""
+def test_an_interrupted_wait_cancels_the_coroutine(loop_thread: LoopThread) -> None:
+    """A time limit ends the work, not only the wait."""
     state: list[str] = []
 
     async def work() -> None:
@@ -65,7 +65,7 @@ def test_an_interrupted_wait_cancels_the_coroutine(bridge: LoopThread) -> None:
     helper.start()
     try:
         with pytest.raises(TimeLimit):
-            bridge.run(work())
+            loop_thread.run(work())
     finally:
         signal.signal(signal.SIGUSR1, before)
         helper.join()
@@ -74,11 +74,11 @@ def test_an_interrupted_wait_cancels_the_coroutine(bridge: LoopThread) -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_a_loop_survives_what_asyncio_ends_it_for(
-    bridge: LoopThread, error: type[BaseException], caplog: pytest.LogCaptureFixture
+def test_a_loop_survives_exceptions_that_stop_asyncio(
+    loop_thread: LoopThread, error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In a task, which then has failed, and in a callback; all else that runs on the loop goes on."""
-    others = threading.Event()
+    """In a task, which then fails, and in a callback; other tasks of the loop continue."""
+    other_may_end = threading.Event()
 
     async def leave() -> None:
         raise error("bye")
@@ -87,7 +87,7 @@ def test_a_loop_survives_what_asyncio_ends_it_for(
         await asyncio.create_task(leave())
 
     async def other() -> str:
-        while not others.is_set():
+        while not other_may_end.is_set():
             await asyncio.sleep(0)
         return "still here"
 
@@ -95,21 +95,21 @@ def test_a_loop_survives_what_asyncio_ends_it_for(
         raise error("bye")
 
     with ThreadPoolExecutor(1) as pool:
-        beside = pool.submit(bridge.run, other())
-        wait_for(bridge.began.is_set, "somebody works on the loop")
+        beside = pool.submit(loop_thread.run, other())
+        wait_for(loop_thread.work_began.is_set, "work has started on the loop")
         for work in (leave, leave_in_a_task):
             with pytest.raises(error):
-                bridge.run(work())
-        bridge.loop.call_soon_threadsafe(in_callback)
-        wait_for(lambda: caplog.text.count("loop.exit_refused") >= 3, "each of them is told of")
-        others.set()
+                loop_thread.run(work())
+        loop_thread.loop.call_soon_threadsafe(in_callback)
+        wait_for(lambda: caplog.text.count("loop.exit_refused") >= 3, "each exception is logged")
+        other_may_end.set()
         assert beside.result(10) == "still here"
-    bridge.stop()
-    assert bridge.loop.is_closed()
+    loop_thread.stop()
+    assert loop_thread.loop.is_closed()
 
 
-def test_a_soft_time_limit_is_given_to_who_can_stop_the_work(bridge: LoopThread) -> None:
-    """The waiting goes on until the work has stopped in its own way."""
+def test_a_soft_time_limit_is_passed_to_interrupted(loop_thread: LoopThread) -> None:
+    """The wait continues until the coroutine ends."""
     stop = asyncio.Event()
     state: list[str] = []
 
@@ -123,7 +123,7 @@ def test_a_soft_time_limit_is_given_to_who_can_stop_the_work(bridge: LoopThread)
 
     def interrupted(error: Exception) -> None:
         state.append(str(error))
-        bridge.soon(stop.set)
+        loop_thread.call_soon(stop.set)
 
     def interrupter() -> None:
         wait_for(lambda: state, "the coroutine has started")
@@ -133,7 +133,7 @@ def test_a_soft_time_limit_is_given_to_who_can_stop_the_work(bridge: LoopThread)
     helper = threading.Thread(target=interrupter)
     helper.start()
     try:
-        assert bridge.run(work(), interrupted=interrupted) == "stopped"
+        assert loop_thread.run(work(), interrupted=interrupted) == "stopped"
     finally:
         signal.signal(signal.SIGUSR1, before)
         helper.join()
@@ -141,8 +141,8 @@ def test_a_soft_time_limit_is_given_to_who_can_stop_the_work(bridge: LoopThread)
     assert state == ["started", "soft"]
 
 
-def test_nobody_waits_for_a_loop_that_has_ended(bridge: LoopThread) -> None:
-    """Stopping cancels what runs and frees every waiting thread; later calls end at once."""
+def test_no_thread_waits_for_a_loop_that_has_ended(loop_thread: LoopThread) -> None:
+    """`stop` cancels all tasks and releases every waiting thread; later calls end at once."""
     started = threading.Event()
 
     async def work() -> None:
@@ -150,12 +150,12 @@ def test_nobody_waits_for_a_loop_that_has_ended(bridge: LoopThread) -> None:
         await asyncio.Event().wait()
 
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(bridge.run, work())
+        waiting = pool.submit(loop_thread.run, work())
         assert started.wait(60)
 
-        bridge.stop()
+        loop_thread.stop()
 
         with pytest.raises(CancelledError):
             waiting.result(5)
     with pytest.raises(CancelledError):
-        bridge.run(work())
+        loop_thread.run(work())

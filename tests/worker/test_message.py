@@ -1,4 +1,4 @@
-"""The intake: what a message asks for, whoever sent it."""
+"""Messages: what a message of any producer asks for."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ def message(*args: Any, ours: bool = False, **kwargs: Any) -> TaskMessage:
     return TaskMessage("r1", args, kwargs, "agents", ours)
 
 
-def asked(message: TaskMessage) -> str | RunRequest:
+def parsed(message: TaskMessage) -> str | RunRequest:
     return parse_message(message, max_bytes=10_000)
 
 
 def test_our_own_message_names_a_run() -> None:
-    """The request waits in the run record."""
-    assert asked(message(IDS, ours=True)) == "r1"
+    """The request is stored in the run record."""
+    assert parsed(message(IDS, ours=True)) == "r1"
 
 
 def test_a_foreign_message_is_a_request_under_its_task_id() -> None:
-    """A producer without our package sends the request itself; the Celery task id becomes the run_id."""
-    request = asked(message(REQUEST))
+    """A producer without this package sends the request itself; the Celery task id becomes the run_id."""
+    request = parsed(message(REQUEST))
 
     assert isinstance(request, RunRequest)
     assert (request.run_id, request.input_text) == ("r1", "hi")
 
 
-def test_a_request_may_be_given_by_name() -> None:
-    """`kwargs: {"request": …}` is the same."""
-    assert isinstance(asked(message(request=REQUEST)), RunRequest)
+def test_a_request_may_be_a_keyword_argument() -> None:
+    """`kwargs: {"request": …}` has the same meaning."""
+    assert isinstance(parsed(message(request=REQUEST)), RunRequest)
 
 
 @pytest.mark.parametrize(
@@ -56,25 +56,25 @@ def test_a_request_may_be_given_by_name() -> None:
         (message({**IDS, "run_id": "r2"}, ours=True), "not the Celery task id"),
     ],
 )
-def test_a_message_that_is_no_request_says_what_is_wrong(wrong: TaskMessage, says: str) -> None:
-    """The sender reads it in the failed run's error."""
+def test_an_invalid_request_raises_a_precise_error(wrong: TaskMessage, says: str) -> None:
+    """The sender reads the text in the error of the failed run."""
     with pytest.raises(RequestInvalid, match=says):
-        asked(wrong)
+        parsed(wrong)
 
 
 def test_a_request_that_is_too_large_is_refused() -> None:
-    """Also from a producer that does not know the limit."""
+    """Also if the producer does not know the limit."""
     with pytest.raises(RequestTooLarge):
-        asked(message({**REQUEST, "input_text": "x" * 10_000}))
+        parsed(message({**REQUEST, "input_text": "x" * 10_000}))
 
 
-def test_of_a_message_of_another_format_only_its_id_counts() -> None:
-    """Whatever it says, it says to others; its task id is its run's in all formats."""
+def test_only_the_id_of_a_message_of_another_format_is_used() -> None:
+    """Its content is for other workers; its task id is the run id in every format."""
     tomorrow = TaskMessage(
         "r1", [{"ask": "anything"}, 2], {"more": 3}, "agents", ours=True, format=NEWEST_READ + 1
     )
 
-    assert asked(tomorrow) == "r1"
+    assert parsed(tomorrow) == "r1"
     assert run_to_resume(tomorrow) == "r1"
 
 
@@ -88,13 +88,13 @@ JSON = st.recursive(
 @given(
     args=st.lists(JSON, max_size=3), kwargs=st.dictionaries(st.text(), JSON, max_size=2), ours=st.booleans()
 )
-def test_whatever_comes_it_is_a_request_or_a_coded_error(
+def test_any_message_is_a_request_or_a_coded_error(
     args: list[Any], kwargs: dict[str, Any], ours: bool
 ) -> None:
     """No message can stop a worker."""
     message = TaskMessage("r1", args, kwargs, "agents", ours)
     try:
-        answer: object = asked(message)
+        answer: object = parsed(message)
     except OpenAgentsError as error:
         answer = error.code.partition(".")[0]
 
@@ -102,14 +102,14 @@ def test_whatever_comes_it_is_a_request_or_a_coded_error(
 
 
 def test_a_resume_names_its_run() -> None:
-    """Its checkpoint is for display."""
+    """Its checkpoint id is for display."""
     assert run_to_resume(message("r1", "r1:step:3")) == "r1"
     with pytest.raises(RequestInvalid):
         run_to_resume(message())
 
 
 def test_a_message_without_an_id_is_refused() -> None:
-    """It could be nobody's run: two of them would be taken for one."""
+    """Without an id, two different runs could not be distinguished."""
     anonymous = TaskMessage("no-id-1", [REQUEST], {}, "agents", ours=False, has_id=False)
 
     with pytest.raises(RequestInvalid, match="no task id"):

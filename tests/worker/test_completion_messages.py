@@ -1,4 +1,4 @@
-"""Slots: a thousand runs that were cancelled while they waited keep no new run waiting."""
+"""Completion messages: a thousand cancelled runs that were waiting do not delay a new run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import kombu
 import pytest
 from kombu import Connection, Queue
 
-from openagents_worker.celery import completion_messages as end_notices
-from openagents_worker.celery.completion_messages import MOST_WAITING, EndNotices
+from openagents_worker.celery import completion_messages
+from openagents_worker.celery.completion_messages import MAX_WAITING, CompletionMessages
 from openagents_worker.models import RunState
 from openagents_worker.producer.client import Client
 from openagents_worker.producer.kombu_redis import TRANSPORTS, Taken
@@ -26,8 +26,8 @@ CONCURRENCY = 8
 CANCELLED = 300
 
 
-def test_cancelled_runs_keep_no_new_run_waiting(tmp_path: Path) -> None:
-    """Their messages stand before its own; it is done while Celery is still to be notified of many of them,
+def test_cancelled_runs_do_not_delay_a_new_run(tmp_path: Path) -> None:
+    """Their messages are before its own in the queue. It completes while many completions are still pending,
     and in the end Celery is notified of each."""
     with installed(tmp_path, agent("clerk"), OPENAGENTS_CONCURRENCY=str(CONCURRENCY)) as shop:
         held = [f"held-{uuid.uuid4().hex}" for _ in range(CONCURRENCY)]
@@ -45,7 +45,7 @@ def test_cancelled_runs_keep_no_new_run_waiting(tmp_path: Path) -> None:
         new = shop.submit("clerk")
         notified: list[int] = []
 
-        def untold() -> int:
+        def count_pending() -> int:
             with store.pipeline() as pipe:
                 for handle in waiting:
                     pipe.hexists(keys("run", handle.id), "untold")
@@ -53,7 +53,7 @@ def test_cancelled_runs_keep_no_new_run_waiting(tmp_path: Path) -> None:
 
         def answers(run_id: str) -> bool:
             if run_id == new.id and not notified:
-                notified.append(CANCELLED - untold())
+                notified.append(CANCELLED - count_pending())
             return run_id not in held
 
         shop.model.may_answer = answers
@@ -61,13 +61,13 @@ def test_cancelled_runs_keep_no_new_run_waiting(tmp_path: Path) -> None:
 
         assert new.wait(PATIENCE_S).final_output == "fine"
 
-        assert notified[0] < CANCELLED / 4  # a handful as a rule; all where they go first
-        wait_for(lambda: not untold(), "Celery is notified of every end")
+        assert notified[0] < CANCELLED / 4  # a few; all of them if they were delivered first
+        wait_for(lambda: not count_pending(), "Celery is notified of every end")
         wait_for(lambda: not store.llen("agents") and not store.llen("agents.wake"), "no message is left")
         assert {handle.record().state for handle in waiting} == {RunState.CANCELLED}
 
 
-# --- what is delivered when ------------------------------------------------------------------------------
+# --- the order of delivery ------------------------------------------------------------------------------
 
 
 def _message(run_id: str, sent_us: int = 0, *, ended: bool = False, **headers: Any) -> Taken:
@@ -76,48 +76,48 @@ def _message(run_id: str, sent_us: int = 0, *, ended: bool = False, **headers: A
 
 
 class Consumer:
-    """A consumer with so many slots: what it was given, and what of that goes on."""
+    """A consumer with `slots` slots; `delivered` are the run ids of the delivered messages."""
 
     def __init__(self, client: Client, slots: int) -> None:
         self.slots = slots
-        self.ends = 0
-        self.given: list[str] = []
-        self.notices = EndNotices(
+        self.unfinished = 0
+        self.delivered: list[str] = []
+        self.messages = CompletionMessages(
             store=lambda: client.store,
-            free_slots=lambda: self.slots - self.ends,
-            in_hand=lambda: self.ends,
-            deliver=lambda message, queue: self._deliver(message, queue),
+            free_slots=lambda: self.slots - self.unfinished,
+            unfinished=lambda: self.unfinished,
+            deliver=lambda message, queue: self._deliver_to(message, queue),
         )
-        self._deliver: Callable[[dict[str, Any], str], None] = lambda message, _: self.give(
+        self._deliver_to: Callable[[dict[str, Any], str], None] = lambda message, _: self.deliver(
             [(message, "agents")]
         )
 
     def follow(self, channel: Any) -> None:
-        """Read a broker by this channel, as a worker does."""
-        channel.free_slots = lambda: self.slots - self.ends
-        channel.select_messages, channel.after_selection = self.notices.sift, self.notices.deliver_more
-        self._deliver = channel.connection._deliver
+        """Attach the channel as a worker does."""
+        channel.free_slots = lambda: self.slots - self.unfinished
+        channel.select_messages, channel.after_selection = self.messages.sift, self.messages.deliver_more
+        self._deliver_to = channel.connection._deliver
 
     def begin(self, _: Any, message: Any) -> None:
-        self.give([({"headers": message.headers}, "agents")])
+        self.deliver([({"headers": message.headers}, "agents")])
         message.ack()
 
     def take(self, *taken: Taken) -> list[str]:
-        before = len(self.given)
-        self.give(self.notices.sift(list(taken)))
-        self.notices.deliver_more()
-        return self.given[before:]
+        before = len(self.delivered)
+        self.deliver(self.messages.sift(list(taken)))
+        self.messages.deliver_more()
+        return self.delivered[before:]
 
-    def give(self, taken: list[Taken]) -> None:
+    def deliver(self, taken: list[Taken]) -> None:
         for message, _ in taken:
-            self.given.append(message["headers"]["id"])
-            self.ends += "run_ended" in message["headers"]
+            self.delivered.append(message["headers"]["id"])
+            self.unfinished += "run_ended" in message["headers"]
 
     def end_one(self) -> list[str]:
-        before = len(self.given)
-        self.ends -= 1
-        self.notices.note_room()
-        return self.given[before:]
+        before = len(self.delivered)
+        self.unfinished -= 1
+        self.messages.on_task_end()
+        return self.delivered[before:]
 
 
 @pytest.fixture
@@ -130,115 +130,115 @@ def _now_us() -> int:
     return int(time.time() * 1_000_000)
 
 
-def test_notifications_take_a_quarter_of_the_free_slots(client: Client) -> None:
-    """The others wait until one is done; a run that comes meanwhile goes before them."""
+def test_completion_messages_get_a_quarter_of_the_free_slots(client: Client) -> None:
+    """The others wait until one is done; a run that arrives meanwhile is delivered before them."""
     consumer = Consumer(client, slots=16)
-    ends = [_message(f"e{n}", _now_us(), ended=True) for n in range(10)]
+    unfinished = [_message(f"e{n}", _now_us(), ended=True) for n in range(10)]
 
-    assert consumer.take(*ends) == ["e0"]  # behind them may stand a run: nothing else is begun at first
+    assert consumer.take(*unfinished) == ["e0"]  # a run may wait behind them: only one is delivered at first
     assert consumer.end_one() == ["e1"]
     assert consumer.end_one() == ["e2", "e3", "e4", "e5"]
     assert consumer.take(_message("r1", _now_us())) == ["r1"]
     assert consumer.end_one() == ["e6"]
-    while consumer.ends:
+    while consumer.unfinished:
         consumer.end_one()
-    assert (consumer.notices.waiting, consumer.ends) == (0, 0)
+    assert (consumer.messages.waiting, consumer.unfinished) == (0, 0)
 
 
-def test_a_new_run_is_read_before_notifications_begin(
+def test_a_new_run_is_read_before_completion_messages_are_delivered(
     redis_url: str, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it stand the notifications and the cancelled runs' own messages. All of them are read together,
-    however few the slots are, and one notification a reading is begun beside that."""
+    """The completion messages and the cancelled runs' own messages are before it in the queue. All are read
+    in one fetch, however few the slots are, and one completion message per fetch is delivered too."""
     cancelled = [f"c{number}" for number in range(100)]
     for run_id in (*cancelled, "new"):
         if run_id == "new":
             for each in cancelled:
                 client.cancel(each)
         client.submit({"agent_id": "a", "session_id": run_id, "input_text": "hi", "run_id": run_id})
-    monkeypatch.setattr(end_notices, "OLD_US", 0)
+    monkeypatch.setattr(completion_messages, "CHECK_AFTER_US", 0)
     consumer = Consumer(client, slots=4)
-    with Connection(redis_url, transport=TRANSPORTS["redis"]) as line:
-        channel, readings = line.default_channel, 0
+    with Connection(redis_url, transport=TRANSPORTS["redis"]) as connection:
+        channel, readings = connection.default_channel, 0
         consumer.follow(channel)
         with kombu.Consumer(channel, [Queue("agents"), Queue("agents.wake")], callbacks=[consumer.begin]):
-            while "new" not in consumer.given:
-                line.drain_events(timeout=PATIENCE_S)
+            while "new" not in consumer.delivered:
+                connection.drain_events(timeout=PATIENCE_S)
                 readings += 1
         channel.close()
 
     assert readings == 1
-    assert consumer.given[0] == "new"
-    assert len(consumer.given) == 2
-    assert consumer.notices.waiting == len(cancelled) - 1
+    assert consumer.delivered[0] == "new"
+    assert len(consumer.delivered) == 2
+    assert consumer.messages.waiting == len(cancelled) - 1
 
 
-def test_a_notification_that_is_sent_once_more_takes_the_place_of_the_first(client: Client) -> None:
-    """Each end is notified once, however often its notification was sent while it waited."""
+def test_a_resent_completion_message_replaces_the_first(client: Client) -> None:
+    """Celery is notified once of each end, however often the message was sent while it waited."""
     consumer = Consumer(client, slots=0)
     consumer.take(*(_message("e1", _now_us() + number, ended=True) for number in range(5)))
 
-    assert consumer.notices.waiting == 1
+    assert consumer.messages.waiting == 1
 
 
-def test_a_notification_is_delivered_until_celery_knows_the_end(client: Client) -> None:
-    """Also when it has been sent again and again: its next sending is noted ahead of time then."""
+def test_a_completion_message_is_delivered_until_celery_was_notified(client: Client) -> None:
+    """Also after several re-sends, when the time of its next sending is already stored."""
     consumer = Consumer(client, slots=9)
-    for run_id in ("untold", "told", "goes-on"):
+    for run_id in ("pending", "notified", "goes-on"):
         client.submit({"agent_id": "a", "session_id": run_id, "input_text": "hi", "run_id": run_id})
-    for run_id in ("untold", "told"):
+    for run_id in ("pending", "notified"):
         client.cancel(run_id)
-    client.store.run(scripts.told(runs=["told", str(client.record("told").life)]))
-    client.store.redis.zadd(client.store.keys("sent", "agents"), {"untold": _now_us() + 60_000_000})
+    client.store.run(scripts.told(runs=["notified", str(client.record("notified").life)]))
+    client.store.redis.zadd(client.store.keys("sent", "agents"), {"pending": _now_us() + 60_000_000})
 
-    given = consumer.take(
-        *(_message(run_id, 1_000_000, ended=True) for run_id in ("told", "goes-on", "gone", "untold"))
+    delivered = consumer.take(
+        *(_message(run_id, 1_000_000, ended=True) for run_id in ("notified", "goes-on", "gone", "pending"))
     )
 
-    assert given == ["untold"]
+    assert delivered == ["pending"]
 
 
-def test_one_notification_is_under_way_where_there_are_few_slots(client: Client) -> None:
-    """With no free slot none is; with one, one is."""
+def test_one_completion_message_is_delivered_if_few_slots_are_free(client: Client) -> None:
+    """With no free slot none is delivered; with one slot, one is."""
     consumer = Consumer(client, slots=0)
 
     assert consumer.take(_message("e1", _now_us(), ended=True)) == []
     consumer.slots = 1
-    consumer.notices.deliver_more()
-    assert consumer.given == ["e1"]
+    consumer.messages.deliver_more()
+    assert consumer.delivered == ["e1"]
 
 
-def test_so_many_notifications_wait_at_most(client: Client) -> None:
-    """What is beyond is dropped: Redis lists it as sent, and the rescue loop sends it again."""
+def test_at_most_max_waiting_completion_messages_wait(client: Client) -> None:
+    """More are dropped: Redis lists them as sent, and the rescue loop re-sends them."""
     consumer = Consumer(client, slots=0)
 
-    consumer.take(*(_message(f"e{n}", _now_us(), ended=True) for n in range(MOST_WAITING + 100)))
+    consumer.take(*(_message(f"e{n}", _now_us(), ended=True) for n in range(MAX_WAITING + 100)))
 
-    assert consumer.notices.waiting == MOST_WAITING
+    assert consumer.messages.waiting == MAX_WAITING
 
 
 def test_a_message_that_another_one_has_replaced_is_dropped(client: Client) -> None:
-    """Redis knows when a run's latest message was sent; and of an end that Celery knows, nobody waits."""
+    """Redis stores when the latest message of a run was sent; a message of a notified end is not needed."""
     consumer = Consumer(client, slots=9)
-    for run_id in ("queued", "cancelled", "told"):
+    for run_id in ("queued", "cancelled", "notified"):
         client.submit({"agent_id": "a", "session_id": run_id, "input_text": "hi", "run_id": run_id})
-    for run_id in ("cancelled", "told"):
+    for run_id in ("cancelled", "notified"):
         client.cancel(run_id)
-    life = client.record("told").life
-    client.store.run(scripts.told(runs=["told", str(life)]))
+    life = client.record("notified").life
+    client.store.run(scripts.told(runs=["notified", str(life)]))
     sent = client.store.keys("sent", "agents")
     first_us = int(client.store.redis.zscore(sent, "queued") or 0)
     client.store.redis.zadd(sent, {"queued": first_us - 10_000_000, "cancelled": first_us})
 
-    given = consumer.take(
+    delivered = consumer.take(
         _message("queued", first_us - 10_000_000),
         _message("queued", first_us - 11_000_000),
         _message("cancelled", first_us - 10_000_000),
-        _message("told", first_us - 10_000_000),
+        _message("notified", first_us - 10_000_000),
         _message("unknown", first_us - 10_000_000),
     )
 
-    assert given == ["queued", "unknown"]
+    assert delivered == ["queued", "unknown"]
 
 
 @pytest.mark.parametrize(
@@ -253,25 +253,25 @@ def test_a_message_that_another_one_has_replaced_is_dropped(client: Client) -> N
         {"wake_us": "٣"},
     ],
 )
-def test_a_message_with_odd_headers_goes_on(client: Client, headers: dict[str, Any]) -> None:
-    """Whoever delivers it says what is wrong with it."""
+def test_a_message_with_invalid_headers_is_delivered(client: Client, headers: dict[str, Any]) -> None:
+    """The consumer that receives it reports the error."""
     consumer = Consumer(client, slots=9)
     message, queue = _message("r1")
     message["headers"] |= headers
 
-    assert consumer.notices.sift([(message, queue)]) == [(message, queue)]
+    assert consumer.messages.sift([(message, queue)]) == [(message, queue)]
 
 
-def test_a_message_without_headers_goes_on(client: Client) -> None:
-    """Also one whose headers are not an object."""
+def test_a_message_without_headers_is_delivered(client: Client) -> None:
+    """Also a message whose headers are not an object."""
     consumer = Consumer(client, slots=9)
 
     for message in ({"body": ""}, {"headers": None}, {"headers": [1]}, {"headers": "x"}):
-        assert consumer.notices.sift([(message, "agents")]) == [(message, "agents")]
+        assert consumer.messages.sift([(message, "agents")]) == [(message, "agents")]
 
 
-def test_no_more_is_taken_than_can_be_begun(tmp_path: Path) -> None:
-    """Messages that are looked at together count before they are delivered: the others stay in the broker."""
+def test_no_more_messages_are_fetched_than_can_start(tmp_path: Path) -> None:
+    """Messages of one fetch count before they are delivered: the others stay in the broker."""
     with installed(tmp_path, agent("clerk"), OPENAGENTS_CONCURRENCY="3") as shop:
         runs = [f"held-{uuid.uuid4().hex}" for _ in range(12)]
         shop.model.will_say({"text": "fine"})
@@ -283,9 +283,9 @@ def test_no_more_is_taken_than_can_be_begun(tmp_path: Path) -> None:
             return [each.id for each in handles if each.record().state is RunState.RUNNING]
 
         for done in range(9):
-            wait_for(lambda: len(working()) == 3, "three runs are at work")
-            most = len(runs) - done - 3
-            wait_for(lambda most=most: shop.client.store.redis.llen("agents") == most, "the others wait")  # type: ignore[misc]
+            wait_for(lambda: len(working()) == 3, "three runs are executed")
+            rest = len(runs) - done - 3
+            wait_for(lambda rest=rest: shop.client.store.redis.llen("agents") == rest, "the others wait")  # type: ignore[misc]
             released.append(working()[0])
             shop.client.handle(released[-1]).wait(PATIENCE_S)
         released.extend(runs)

@@ -1,4 +1,4 @@
-"""Looks: dead workers of other hosts are given up by their connection; live ones keep theirs."""
+"""Connection checks: dead workers of other hosts are detected by their connections; live ones keep leases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.producer.hand import Hand
 from tests.producer.proxy import Proxy
 from tests.waiting import wait_for
 from tests.worker.conftest import HEARTBEAT_MS, StartHeartbeat
-from tests.worker.run_host import NotingCarrier
+from tests.worker.run_host import RecordingRunHost
 
 LONG_MS = 600_000
 
@@ -44,18 +44,18 @@ def watched(store: Store, incarnation: str) -> str | None:
 
 
 class Other:
-    """A worker of another host that beats by hand, with a connection of its own."""
+    """A worker of another host that is driven by hand, with its own connection."""
 
     def __init__(self, hand: Hand, incarnation: str) -> None:
         self._hand = hand
         self.incarnation = incarnation
         self._pubsub: PubSub = hand.store.redis.pubsub()
         self._pubsub.subscribe(hand.store.keys.alive(incarnation))
-        wait_for(lambda: listeners(hand.store, incarnation) == 1, "it listens")
+        wait_for(lambda: listeners(hand.store, incarnation) == 1, "it is subscribed")
         hand.store.run(scripts.register(incarnation=incarnation, lease_ms=LONG_MS, agents=[]))
 
     def renew(self) -> scripts.Renewal:
-        """For the last time, if it is not asked for within a heartbeat."""
+        """Renew; without another renewal within a heartbeat it counts as silent."""
         server = self._hand.store.redis.info("server")["run_id"]
         return self._hand.store.run(
             scripts.renew(
@@ -81,30 +81,30 @@ def other(hand: Hand) -> Generator[Other]:
 def test_a_worker_of_another_host_that_dies_is_given_up(
     start_heartbeat: StartHeartbeat, hand: Hand, other: Other, given_up: list[str]
 ) -> None:
-    """Long before its lease of ten minutes is over; whoever sees it wakes its own rescue."""
+    """Long before its lease of ten minutes expires; the worker that detects it wakes its rescue loop."""
     registered(start_heartbeat())
     other.renew()
-    wait_for(lambda: hand.store.redis.exists(hand.store.keys("looked")), "somebody looks")
+    wait_for(lambda: hand.store.redis.exists(hand.store.keys("looked")), "a check is made")
     assert deadline(hand.store, other.incarnation) > deadline(hand.store, hand.incarnation)
 
     other.die()
 
-    wait_for(lambda: given_up, "it was given up")
+    wait_for(lambda: given_up, "the worker was given up")
     assert other.renew().lost
 
 
-def test_a_worker_without_others_does_not_look(start_heartbeat: StartHeartbeat, hand: Hand) -> None:
-    """Nobody is there to be given up. The next renewal after another one has registered tells of it."""
+def test_a_worker_without_other_workers_makes_no_checks(start_heartbeat: StartHeartbeat, hand: Hand) -> None:
+    """The next renewal after the registration of another worker starts the checks."""
     redis, looked = hand.store.redis, hand.store.keys("looked")
     hand.store.run(scripts.retire(incarnation=hand.incarnation))
-    incarnation = registered(start_heartbeat(look_every_s=HEARTBEAT_MS / 2_000))
+    incarnation = registered(start_heartbeat(check_every_s=HEARTBEAT_MS / 2_000))
 
     def renewed() -> None:
         before = deadline(hand.store, incarnation)
         wait_for(lambda: deadline(hand.store, incarnation) > before, "it has renewed its lease")
 
     renewed()
-    renewed()  # what the first one said has been heard by now
+    renewed()  # by now the reply to the first renewal was handled
     redis.delete(looked)
 
     renewed()
@@ -112,26 +112,24 @@ def test_a_worker_without_others_does_not_look(start_heartbeat: StartHeartbeat, 
     alone = redis.exists(looked)
     other = Other(hand, "other:1")
 
-    wait_for(lambda: redis.exists(looked), "it looks after the other one")
+    wait_for(lambda: redis.exists(looked), "it checks the other worker")
     assert not alone
     other.die()
 
 
-def test_a_heartbeat_is_watched_from_its_first_renewal_on(
-    start_heartbeat: StartHeartbeat, hand: Hand
-) -> None:
-    """Its connection listens before it says anything, and Redis notes which server sees that."""
+def test_a_heartbeat_is_checked_from_its_first_renewal(start_heartbeat: StartHeartbeat, hand: Hand) -> None:
+    """Its connection subscribes before it registers, and Redis stores which server has the connection."""
     incarnation = registered(start_heartbeat())
 
     assert listeners(hand.store, incarnation) == 1
     server = hand.store.redis.info("server")["run_id"]
-    wait_for(lambda: str(watched(hand.store, incarnation)).startswith(f"{server} "), "it is watched")
+    wait_for(lambda: str(watched(hand.store, incarnation)).startswith(f"{server} "), "it is checked")
 
 
-def test_a_worker_without_a_connection_makes_one_and_renews_at_once(
+def test_a_worker_that_lost_its_connection_reconnects_and_renews_at_once(
     start_heartbeat: StartHeartbeat, hand: Hand
 ) -> None:
-    """`CLIENT KILL TYPE pubsub`: it does not wait for its next beat, which is minutes away."""
+    """`CLIENT KILL TYPE pubsub`: it does not wait for its next heartbeat, which is minutes away."""
     heartbeat = start_heartbeat(lease_ms=LONG_MS, heartbeat_ms=LONG_MS // 4)
     incarnation = registered(heartbeat)
 
@@ -145,12 +143,12 @@ def test_a_worker_without_a_connection_makes_one_and_renews_at_once(
     assert watched(hand.store, incarnation)
 
 
-@pytest.mark.allow_blocking(reason="the loop that stands still is the network")
-def test_a_slow_network_that_cuts_connections_is_no_death(
+@pytest.mark.allow_blocking(reason="the test stalls the network")
+def test_a_slow_network_that_cuts_connections_is_not_a_death(
     start_heartbeat: StartHeartbeat, hand: Hand, cell: Cell, given_up: list[str]
 ) -> None:
-    """Each word takes a quarter of a second, and the connection is cut after each renewal."""
-    registered(start_heartbeat())  # looks, over a line of its own
+    """Each reply takes a quarter of a second, and the connection is closed after each renewal."""
+    registered(start_heartbeat())  # makes checks over a direct connection
     with Proxy(cell.url) as proxy:
         proxy.lose_answer_to = lambda _: bool(time.sleep(0.25))
         heartbeat = start_heartbeat(Cell(proxy.url), lease_ms=20_000, heartbeat_ms=1_000)
@@ -167,11 +165,11 @@ def test_a_slow_network_that_cuts_connections_is_no_death(
     assert hand.store.redis.keys("oa:gone:*") == []
 
 
-@pytest.mark.allow_blocking(reason="the loop that stands still is the network")
-def test_a_network_that_stands_still_for_less_than_the_lease_is_no_death(
+@pytest.mark.allow_blocking(reason="the test stalls the network")
+def test_a_network_that_stalls_for_less_than_the_lease_is_not_a_death(
     start_heartbeat: StartHeartbeat, hand: Hand, cell: Cell, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing arrives until the worker has given its connection up; then it makes another."""
+    """No data arrives until the worker has closed its connection; then it reconnects."""
     registered(start_heartbeat())
     passes = threading.Event()
     with Proxy(cell.url) as proxy:
@@ -179,10 +177,10 @@ def test_a_network_that_stands_still_for_less_than_the_lease_is_no_death(
         proxy.lose_answer_to = lambda _: not passes.wait()
         heartbeat = start_heartbeat(Cell(proxy.url), lease_ms=20_000, heartbeat_ms=1_000)
         incarnation = registered(heartbeat)
-        wait_for(lambda: watched(hand.store, incarnation), "it is watched")
+        wait_for(lambda: watched(hand.store, incarnation), "it is checked")
 
         passes.clear()
-        wait_for(lambda: "redis.away" in caplog.text, "it has waited for an answer in vain")
+        wait_for(lambda: "redis.away" in caplog.text, "it has reported a timeout")
         before = deadline(hand.store, incarnation)
         passes.set()
         wait_for(lambda: deadline(hand.store, incarnation) > before, "it has renewed")
@@ -192,8 +190,8 @@ def test_a_network_that_stands_still_for_less_than_the_lease_is_no_death(
     assert hand.store.redis.keys("oa:gone:*") == []
 
 
-def test_who_publishes_in_its_channel_does_it_no_harm(start_heartbeat: StartHeartbeat, hand: Hand) -> None:
-    """Nothing is ever said there; if somebody does, the connection is made anew."""
+def test_a_message_in_its_channel_does_no_harm(start_heartbeat: StartHeartbeat, hand: Hand) -> None:
+    """No message is expected there; after one, the worker reconnects."""
     heartbeat = start_heartbeat(lease_ms=LONG_MS, heartbeat_ms=LONG_MS // 4)
     incarnation = registered(heartbeat)
     before = deadline(hand.store, incarnation)
@@ -203,14 +201,14 @@ def test_who_publishes_in_its_channel_does_it_no_harm(start_heartbeat: StartHear
         return deadline(hand.store, incarnation) > before
 
     wait_for(has_renewed_for_it, "it has renewed")
-    wait_for(lambda: listeners(hand.store, incarnation) == 1, "it listens")
+    wait_for(lambda: listeners(hand.store, incarnation) == 1, "it is subscribed")
     assert heartbeat.lease.incarnation == incarnation
 
 
-def test_a_worker_that_is_given_up_and_lives_says_so(
-    start_heartbeat: StartHeartbeat, hand: Hand, run_host: NotingCarrier, caplog: pytest.LogCaptureFixture
+def test_a_worker_that_was_given_up_but_lives_reports_it(
+    start_heartbeat: StartHeartbeat, hand: Hand, run_host: RecordingRunHost, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It loses that lease, becomes a new incarnation, and its runs lose a death that was none."""
+    """It loses the lease and registers a new incarnation; the death is not counted for its runs."""
     heartbeat = start_heartbeat(process=ProcessIdentity("here", "1 1"))
     first = registered(heartbeat)
     run_host.known_runs.add("r1")
@@ -223,15 +221,15 @@ def test_a_worker_that_is_given_up_and_lives_says_so(
     assert hand.store.run(ended) == "OK"
 
     wait_for(lambda: heartbeat.lease.incarnation != first, "a new incarnation registered")
-    wait_for(lambda: "worker.false_alarm" in caplog.text, "it has said so")
+    wait_for(lambda: "worker.false_alarm" in caplog.text, "it has reported the false alarm")
     hand.store.run(scripts.reclaim(limit=100, max_recoveries=5, blameless=False))
     assert hand.store.redis.hget(hand.store.keys("run", "r1"), "recoveries") == "0"
 
 
-def test_where_resp3_is_refused_a_worker_beats_all_the_same(
+def test_without_resp3_a_worker_still_renews_its_lease(
     start_heartbeat: StartHeartbeat, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody sees its connection: it is left to its lease, and one line in the log says so."""
+    """Its connection cannot be checked: only its lease counts, and one log line reports it."""
     (tmp_path / "more.conf").write_text('rename-command HELLO ""\n')
     with (
         EmbeddedRedis(extra={"include": str(tmp_path / "more.conf")}) as redis,
@@ -250,10 +248,10 @@ def test_where_resp3_is_refused_a_worker_beats_all_the_same(
     assert caplog.text.count("HELLO 3 is refused") == 1
 
 
-def test_a_user_that_may_not_subscribe_beats_all_the_same(
+def test_a_user_that_may_not_subscribe_still_renews_its_lease(
     start_heartbeat: StartHeartbeat, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As above; and the answers that follow are those to its own commands."""
+    """As above; later replies still belong to their commands."""
     with EmbeddedRedis() as redis, resp2_store(redis.url) as store:
         store.redis.execute_command("ACL", "SETUSER", "default", "resetchannels", "&oa:notices:*")
         heartbeat = start_heartbeat(Cell(redis.url))

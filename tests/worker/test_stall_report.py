@@ -1,4 +1,4 @@
-"""What the guard makes of what it sees: whether a worker stands still, and who keeps its interpreter."""
+"""The stall report: how long a worker is stalled, and which thread may hold the GIL."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 
 from openagents_worker.runtime.marks import Executing, MarkOfThread, Seen
 from openagents_worker.worker.stall_monitor_process import (
-    LOOK_S,
+    CHECK_S,
     Threads,
-    stood_still_s,
-    switches_of,
+    stalled_s,
     threads_of,
+    voluntary_switches_of,
 )
 from openagents_worker.worker.stall_report import holders, stacks_by_thread
 
-LOOP, TOOL, OTHER, STRANGER = 1, 2, 3, 4  # as the system numbers these threads
+LOOP, TOOL, OTHER, UNKNOWN = 1, 2, 3, 4  # thread ids of the operating system
 R1, R2, R3 = (Executing(run_id) for run_id in ("r1", "r2", "r3"))
-NOBODY = "?"
+NO_RUN = "?"
 
 
 def seen(on_loop: Executing | None = None, **tools: Executing) -> Seen:
@@ -30,7 +30,7 @@ def seen(on_loop: Executing | None = None, **tools: Executing) -> Seen:
     return Seen(MarkOfThread(LOOP, 99, on_loop), threads)
 
 
-BUSY, IDLE = 2.0, 0.01  # of the two seconds in which the worker stood still
+BUSY, IDLE = 2.0, 0.01  # seconds of processor time in a stall of two seconds
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,11 @@ BUSY, IDLE = 2.0, 0.01  # of the two seconds in which the worker stood still
     [
         pytest.param(seen(R1), {LOOP: BUSY}, [], ["r1"], id="the loop computes"),
         pytest.param(seen(R1), {LOOP: IDLE}, [TOOL], ["r1"], id="the loop sleeps"),
-        pytest.param(seen(R1, tool=R2), {LOOP: BUSY, TOOL: IDLE}, [TOOL], ["r1"], id="a tool waits for it"),
+        pytest.param(
+            seen(R1, tool=R2), {LOOP: BUSY, TOOL: IDLE}, [TOOL], ["r1"], id="a tool waits for the GIL"
+        ),
         pytest.param(seen(R1, tool=R2), {LOOP: IDLE, TOOL: BUSY}, [LOOP], ["r2"], id="a tool computes"),
-        pytest.param(seen(tool=R2), {LOOP: IDLE, TOOL: BUSY}, [LOOP], ["r2"], id="nobody is on the loop"),
+        pytest.param(seen(tool=R2), {LOOP: IDLE, TOOL: BUSY}, [LOOP], ["r2"], id="no run is on the loop"),
         pytest.param(
             seen(R1, tool=R2), {LOOP: BUSY, TOOL: BUSY}, [], ["r1"], id="both, and the loop was blocked"
         ),
@@ -48,24 +50,28 @@ BUSY, IDLE = 2.0, 0.01  # of the two seconds in which the worker stood still
             seen(tool=R2, other=R3), {TOOL: BUSY, OTHER: BUSY}, [LOOP], ["r2", "r3"], id="two tools compute"
         ),
         pytest.param(
-            seen(tool=R2), {TOOL: BUSY, STRANGER: BUSY}, [], ["r2", NOBODY], id="a tool and a stranger"
+            seen(tool=R2), {TOOL: BUSY, UNKNOWN: BUSY}, [], ["r2", NO_RUN], id="a tool and an unknown thread"
         ),
-        pytest.param(seen(R1), {STRANGER: BUSY}, [LOOP], [NOBODY], id="a stranger computes"),
-        pytest.param(seen(), {LOOP: BUSY}, [], [NOBODY], id="the loop, for no run"),
+        pytest.param(seen(R1), {UNKNOWN: BUSY}, [LOOP], [NO_RUN], id="an unknown thread computes"),
+        pytest.param(seen(), {LOOP: BUSY}, [], [NO_RUN], id="the loop, without a run"),
         pytest.param(
-            seen(tool=R2), {LOOP: IDLE, TOOL: IDLE}, [LOOP], ["r2", NOBODY], id="it sleeps: it may be anybody"
+            seen(tool=R2),
+            {LOOP: IDLE, TOOL: IDLE},
+            [LOOP],
+            ["r2", NO_RUN],
+            id="the holder sleeps: it may be any thread",
         ),
-        pytest.param(seen(tool=R2), {TOOL: IDLE}, [LOOP, TOOL], [NOBODY], id="all tools wait for it"),
-        pytest.param(seen(), {}, [], [NOBODY], id="nothing is known"),
+        pytest.param(seen(tool=R2), {TOOL: IDLE}, [LOOP, TOOL], [NO_RUN], id="all tools wait for the GIL"),
+        pytest.param(seen(), {}, [], [NO_RUN], id="nothing is known"),
     ],
 )
-def test_who_may_keep_the_interpreter(
+def test_which_threads_may_hold_the_gil(
     marks: Seen, used_s: dict[int, float], waiting: list[int], named: list[str]
 ) -> None:
-    """It is certain only where nobody unknown is among them."""
+    """The holder is certain only if no unknown thread is among them."""
     found = holders(marks, used_s, waiting, 2.0)
 
-    assert [each.executing.run_id if each.executing else NOBODY for each in found] == named
+    assert [each.executing.run_id if each.executing else NO_RUN for each in found] == named
 
 
 def states(**threads: tuple[str, float]) -> Threads:
@@ -76,32 +82,32 @@ def states(**threads: tuple[str, float]) -> Threads:
     ("now", "counted_s"),
     [
         pytest.param(states(a=("R", 10.25), b=("S", 5.0)), 0.25, id="it computes"),
-        pytest.param(states(a=("R", 10.05), b=("S", 5.0)), 0.05, id="it gets a core for a fifth"),
+        pytest.param(states(a=("R", 10.05), b=("S", 5.0)), 0.05, id="it gets a core for a fifth of the time"),
         pytest.param(states(a=("R", 10.0), b=("S", 5.0)), 0.0, id="it gets no core"),
         pytest.param(states(a=("S", 10.0), b=("S", 5.0)), 0.25, id="all sleep"),
         pytest.param(states(a=("S", 10.0), b=("I", 5.0)), 0.25, id="all sleep, one idle"),
-        pytest.param(states(a=("D", 10.0), b=("S", 5.0)), 0.0, id="it waits for a disk, or its memory"),
+        pytest.param(states(a=("D", 10.0), b=("S", 5.0)), 0.0, id="it waits for a disk or for memory"),
         pytest.param(states(a=("T", 10.2), b=("T", 5.0)), 0.0, id="it is stopped"),
-        pytest.param(states(a=("t", 10.2), b=("S", 5.0)), 0.0, id="a debugger has it"),
+        pytest.param(states(a=("t", 10.2), b=("S", 5.0)), 0.0, id="a debugger has stopped it"),
         pytest.param(states(a=("R", 10.25), b=("R", 5.25)), 0.25, id="two compute"),
-        pytest.param(states(a=("Z", 10.0), b=("S", 5.0)), 0.0, id="its first thread has ended"),
-        pytest.param({7: (ord("R"), 3.0)}, 0.0, id="a thread that was not there"),
+        pytest.param(states(a=("Z", 10.0), b=("S", 5.0)), 0.0, id="its main thread has ended"),
+        pytest.param({7: (ord("R"), 3.0)}, 0.0, id="a new thread"),
     ],
 )
-def test_how_long_a_worker_stood_still_although_it_could_beat(now: Threads, counted_s: float) -> None:
-    """Only what is to blame for it counts."""
+def test_how_long_a_worker_was_stalled(now: Threads, counted_s: float) -> None:
+    """Only time in which it could have beaten counts."""
     before = states(a=("R", 10.0), b=("S", 5.0))
 
-    assert stood_still_s(before, now, LOOK_S) == pytest.approx(counted_s)
+    assert stalled_s(before, now, CHECK_S) == pytest.approx(counted_s)
 
 
 def test_the_threads_of_a_process_are_seen() -> None:
-    """Also one whose name would break the line."""
+    """Also a thread with parentheses and spaces in its name."""
     ending = threading.Event()
     thread = threading.Thread(target=ending.wait, name="a) R 1 2 (b")
     thread.start()
     try:
-        found, switches = threads_of(os.getpid()), switches_of(os.getpid())
+        found, switches = threads_of(os.getpid()), voluntary_switches_of(os.getpid())
     finally:
         ending.set()
         thread.join()

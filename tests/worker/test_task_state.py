@@ -1,4 +1,4 @@
-"""The outcome: what Celery, and so Flower, is told."""
+"""Task state: what is reported to Celery, and so to Flower."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def task(app: Celery) -> Generator[Task]:
 
 
 def test_a_completed_run_is_a_success_without_its_output(task: Task) -> None:
-    """The output stays in the run record."""
-    told = report_to_celery(
+    """The output is only in the run record."""
+    reported = report_to_celery(
         task, "r1", AttemptResult(AttemptOutcome.FINISHED, stop_reason=StopReason.COMPLETED)
     )
 
-    assert told == {"run_id": "r1", "stop_reason": "completed"}
+    assert reported == {"run_id": "r1", "stop_reason": "completed"}
 
 
 def test_a_failed_run_is_a_failure_with_its_code_only(task: Task) -> None:
-    """A message may quote what the user wrote; a code does not."""
+    """A message may quote the user's input; a code does not."""
     error = ErrorDetails(code="llm.response", message="the secret input")
 
     with pytest.raises(RunFailed) as raised:
@@ -60,7 +60,7 @@ def test_a_failed_run_is_a_failure_with_its_code_only(task: Task) -> None:
 
 
 def test_a_suspended_run_is_a_retry_with_its_reason(task: Task) -> None:
-    """Flower shows RETRY and when; no message is published by it."""
+    """Flower shows RETRY and the delay; no message is published."""
     with pytest.raises(Retry) as raised:
         report_to_celery(
             task, "r1", AttemptResult(AttemptOutcome.SUSPENDED, "llm.rate_limit", delay_ms=1_500)
@@ -71,34 +71,34 @@ def test_a_suspended_run_is_a_retry_with_its_reason(task: Task) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "reported"),
     [("waiting", "waiting for session"), ("not_due", "not due yet"), ("handover", "handover")],
 )
-def test_a_run_that_waits_is_a_retry_whichever_message_finds_it(task: Task, answer: str, told: str) -> None:
-    """It has not failed, and it is not running: Flower must not show STARTED because of a doubled message."""
-    with pytest.raises(Retry, match=told):
+def test_a_waiting_run_is_a_retry_for_every_message(task: Task, answer: str, reported: str) -> None:
+    """It has not failed and does not run: Flower must not show STARTED because of a duplicate message."""
+    with pytest.raises(Retry, match=reported):
         report_to_celery(task, "r1", AttemptResult(AttemptOutcome.SKIPPED, answer))
 
 
 @pytest.mark.parametrize("answer", ["busy", "done", "unknown", "fenced"])
 def test_a_message_with_nothing_to_do_is_ignored(task: Task, answer: str) -> None:
-    """A doubled or late message changes nothing that anybody sees."""
+    """A duplicate or late message has no visible effect."""
     with pytest.raises(Ignore):
         report_to_celery(task, "r1", AttemptResult(AttemptOutcome.SKIPPED, answer))
 
 
 def test_a_cancelled_run_is_shown_as_revoked(app: Celery, task: Task, redis_url: str) -> None:
-    """While it worked, or before anybody had claimed it."""
+    """While it was executed, or before a worker claimed it."""
     attempt_result = AttemptResult(AttemptOutcome.FINISHED, stop_reason=StopReason.CANCELLED)
     with redis.Redis.from_url(redis_url) as client, client.pubsub(ignore_subscribe_messages=True) as events:
-        events.psubscribe("*celeryev/task.revoked")  # where kombu publishes what Flower listens to
+        events.psubscribe("*celeryev/task.revoked")  # the channel of the events that Flower reads
         events.get_message(timeout=PATIENCE_S)
 
         with pytest.raises(Ignore):
             report_to_celery(task, "r1", attempt_result)
 
         message = wait_for(lambda: events.get_message(timeout=1), "Celery's event was published")
-        client.flushall()  # Celery's keys have no place in the cell's table
+        client.flushall()  # Celery's keys are not in the cell's key table
 
     event = json.loads(base64.b64decode(json.loads(message["data"])["body"]))
     assert (event["type"], event["uuid"], event["hostname"]) == ("task-revoked", "r1", "w1@test")

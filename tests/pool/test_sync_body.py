@@ -1,4 +1,4 @@
-"""Synchronous bodies on a loop: they wait for coroutines on the loop's own thread."""
+"""Sync bodies: synchronous functions that wait for coroutines on the loop's own thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def loop_thread() -> Generator[LoopThread]:
 
 
 def test_bodies_that_wait_take_turns_on_one_thread(loop_thread: LoopThread) -> None:
-    """A hundred of them wait at the same time, and no thread is added."""
+    """A hundred bodies wait at the same time without an additional thread."""
     threads = threading.active_count()
     waiting, all_wait = 0, asyncio.Event()
 
@@ -50,8 +50,8 @@ def test_bodies_that_wait_take_turns_on_one_thread(loop_thread: LoopThread) -> N
     assert threading.active_count() == threads
 
 
-def test_a_body_meets_a_limit_by_its_name(loop_thread: LoopThread) -> None:
-    """And once; the task that carries it is not cancelled by it."""
+def test_a_time_limit_is_raised_in_the_body(loop_thread: LoopThread) -> None:
+    """Once; the asyncio task that drives the body is not cancelled."""
 
     class Limit(Exception):
         pass
@@ -66,8 +66,8 @@ def test_a_body_meets_a_limit_by_its_name(loop_thread: LoopThread) -> None:
         try:
             loop_thread.run(wait_for_ever())
         except Limit:
-            loop_thread.run(asyncio.sleep(0))  # it may still wait, to tidy up
-        return "tidied up"
+            loop_thread.run(asyncio.sleep(0))  # it may still wait, to clean up
+        return "cleaned up"
 
     async def limited() -> object:
         sync_body = SyncBody(body)
@@ -81,11 +81,11 @@ def test_a_body_meets_a_limit_by_its_name(loop_thread: LoopThread) -> None:
         task.cancel()
         return await task
 
-    assert loop_thread.run(limited()) == "tidied up"
+    assert loop_thread.run(limited()) == "cleaned up"
 
 
 def test_a_blocking_call_in_a_body_blocks_a_thread(loop_thread: LoopThread) -> None:
-    """And is not left half done when the body is cancelled meanwhile."""
+    """The call runs to its end even if the body is cancelled meanwhile."""
     blocking, done = DaemonThreads(1, name="test-blocking"), []
     begun, may_end = threading.Event(), threading.Event()
 
@@ -114,7 +114,7 @@ def test_a_blocking_call_in_a_body_blocks_a_thread(loop_thread: LoopThread) -> N
 
 
 def test_a_callback_of_the_loop_cannot_wait_for_the_loop(loop_thread: LoopThread) -> None:
-    """It would wait for itself for ever, so it is told at once."""
+    """It would wait for itself for ever, so it raises an error at once."""
 
     async def call_back() -> None:
         loop_thread.run(asyncio.sleep(0))
