@@ -205,14 +205,14 @@ async def _many(
     """Events a second that one process has stored and published, from as many runs at once."""
     rates = []
     for _ in range(rounds):
-        ledgers = [_ledger(store, await _run(store, settings), settings) for _ in range(runs)]
+        writers = [_writer(store, await _run(store, settings), settings) for _ in range(runs)]
         began = time.perf_counter()
-        await asyncio.gather(*(_tell(ledger, each) for ledger in ledgers))
+        await asyncio.gather(*(_tell(writer, each) for writer in writers))
         rates.append(runs * each / (time.perf_counter() - began))
-        for ledger in ledgers:
+        for writer in writers:
             numbers = [
                 int(id_.partition("-")[0])
-                for id_, _ in await store.redis.xrange(store.keys("events", ledger.run_id))
+                for id_, _ in await store.redis.xrange(store.keys("events", writer.run_id))
             ]
             assert numbers == list(range(1, len(numbers) + 1)), "an event is missing"
             assert len(numbers) > each, "an event is missing"
@@ -222,7 +222,7 @@ async def _many(
     return rate >= LEAST_A_SECOND
 
 
-def _ledger(store: AsyncStore, claimed: Claimed, settings: Settings) -> RunWriter:
+def _writer(store: AsyncStore, claimed: Claimed, settings: Settings) -> RunWriter:
     run_id = RunRequest.model_validate_json(claimed.request).run_id
     return RunWriter(
         store=store,
@@ -236,13 +236,13 @@ def _ledger(store: AsyncStore, claimed: Claimed, settings: Settings) -> RunWrite
     )
 
 
-async def _tell(ledger: RunWriter, events: int) -> None:
+async def _tell(writer: RunWriter, events: int) -> None:
     for number in range(events):
-        ledger.note("bench.event", {"number": number, "text": "x" * 200})
+        writer.emit("bench.event", {"number": number, "text": "x" * 200})
         if number % 50 == 49:
-            await ledger.flush()
-    await ledger.flush()
-    await ledger.close()
+            await writer.flush()
+    await writer.flush()
+    await writer.close()
 
 
 if __name__ == "__main__":

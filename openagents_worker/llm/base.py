@@ -49,7 +49,7 @@ class CallInfo:
     """Which recorded call is being made. The runtime sets it around every call of a model or a tool."""
 
     run_id: str
-    call_key: str
+    call_id: str
     idempotency_key: str
     ordinal: int
     """How many calls of models came before it on the way here, in its own branch and before that began: the

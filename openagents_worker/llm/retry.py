@@ -50,4 +50,4 @@ def tell_retry(error: LLMError, *, model: str, delay_ms: float, attempt: int) ->
     }
     log.warning("llm.retrying", run_id=call.run_id if call else None, **said, error=error.message)
     if call is not None and call.tell is not None:
-        call.tell("llm.retrying", {**said, "error": error.message, "call": call.call_key})
+        call.tell("llm.retrying", {**said, "error": error.message, "call": call.call_id})

@@ -80,13 +80,13 @@ class RecordedModel(ModelClient):
         inner: LLMClient,
         *,
         recorder: Recorder,
-        ledger: RunWriter,
+        writer: RunWriter,
         budget: RunBudget,
         clock: Clock = time.monotonic,
     ) -> None:
         self._inner = inner
         self._recorder = recorder
-        self._ledger = ledger
+        self._writer = writer
         self._budget = budget
         self._clock = clock
         self._streams = _takes_deltas(type(inner))
@@ -108,7 +108,7 @@ class RecordedModel(ModelClient):
     async def _ask(self, name: str, request: ModelRequest, info: CallInfo) -> Outcome:
         if (over := self._over_budget()) is not None:
             return Outcome(error=over)
-        self._ledger.note("llm.called", {"model": name, "call": info.call_key})
+        self._writer.emit("llm.called", {"model": name, "call": info.call_id})
         started = self._clock()
         try:
             with user_code(LLMResponseError, prefix="the model's client failed: "):
@@ -118,16 +118,16 @@ class RecordedModel(ModelClient):
                 wire = stored_part("the reply", reply.to_wire(), levels=MAX_NESTING + ENVELOPE_LEVELS)
         except OpenAgentsError as error:
             self._log_failure(error, name)
-            failed = {"model": name, "call": info.call_key, "error": str(error)}
+            failed = {"model": name, "call": info.call_id, "error": str(error)}
             details = ErrorDetails.from_exception(error).model_dump(exclude_none=True)
             return Outcome(error=error, events=[("llm.failed", {**failed, "error_details": details})])
         took_ms = round((self._clock() - started) * 1000, 1)
         metrics = {"latency_ms": took_ms, **usage.model_dump(exclude_defaults=True, exclude={"llm_calls"})}
         told = {
             "model": name,
-            "call": info.call_key,
+            "call": info.call_id,
             "_metrics": metrics,
-            "output_text": self._ledger.preview(reply.output_text),
+            "output_text": self._writer.preview(reply.output_text),
             "tool_calls": [call.name for call in reply.tool_calls],
         }
         return Outcome(value=wire, usage=usage, events=[("llm.succeeded", told)])
@@ -138,7 +138,7 @@ class RecordedModel(ModelClient):
             return None
 
         async def pass_on(text: str) -> None:
-            self._ledger.delta(info.call_key, text)
+            self._writer.delta(info.call_id, text)
             if request.on_delta is not None:
                 await request.on_delta(text)
 
@@ -168,7 +168,7 @@ class RecordedModel(ModelClient):
         if spent is None:
             if self._recorder.usage.llm_calls and not self._told_unpriced:
                 self._told_unpriced = True
-                self._ledger.note(
+                self._writer.emit(
                     "budget.cost_skipped", {"limit": limit, "reason": "the model's price is not known"}
                 )
             return None
@@ -244,7 +244,7 @@ class RecordedTool:
         inner: Any,
         *,
         context: RunContext,
-        ledger: RunWriter,
+        writer: RunWriter,
         budget: RunBudget,
         timeout_ms: int | None,
         default_timeout_ms: int | None,
@@ -253,7 +253,7 @@ class RecordedTool:
         self.tool_id = tool_id
         self._inner = inner
         self._context = context
-        self._ledger = ledger
+        self._writer = writer
         self._budget = budget
         described = inner.describe() if hasattr(inner, "describe") else {}
         self._described = {**described, "name": tool_id}
@@ -298,10 +298,10 @@ class RecordedTool:
     async def _make(self, params: dict[str, Any], info: CallInfo) -> Outcome:
         if (over := self._over_budget(info)) is not None:
             return Outcome(error=over)
-        call = CallContext(self._context, info.idempotency_key, info.call_key)
-        self._ledger.note(
+        call = CallContext(self._context, info.idempotency_key, info.call_id)
+        self._writer.emit(
             "tool.called",
-            {"tool_id": self.tool_id, "params": self._ledger.preview(params), "call_id": info.call_key},
+            {"tool_id": self.tool_id, "params": self._writer.preview(params), "call_id": info.call_id},
         )
         self._warn_once()
         try:
@@ -311,7 +311,7 @@ class RecordedTool:
                 value = outcome.value
         except OpenAgentsError as error:
             return self._failed(error, call)
-        told = {"tool_id": self.tool_id, "result": self._ledger.preview(value), "call_id": info.call_key}
+        told = {"tool_id": self.tool_id, "result": self._writer.preview(value), "call_id": info.call_id}
         outcome.events = [("tool.succeeded", told)]
         return outcome
 
@@ -469,7 +469,7 @@ class RecordedTool:
         if not self._may_repeat and not self._warned:
             self._warned = True
             hint = "not called again once its outcome is stored; let its receiver know the idempotency key"
-            self._ledger.note(
+            self._writer.emit(
                 "run.durable_idempotency_warning",
                 {"run_id": self._context.run_id, "tool_id": self.tool_id, "hint": hint},
             )

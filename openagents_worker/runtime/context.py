@@ -83,13 +83,13 @@ class RunContext:
         """An event of the pattern, stored within milliseconds; replaying it does not say it again."""
         await self.recorder.emit(event_name, payload)
 
-    def put_off(self, error: OpenAgentsError, part: str) -> bool:
+    def suspend_for_retry(self, error: OpenAgentsError, part: str) -> bool:
         """Stop the run here and try it again later because of this error, as after a failed call.
 
         `part` is what is counted as tried. False where it may not be tried again: then the error is the
         pattern's to raise.
         """
-        return self.recorder.put_off(error, part)
+        return self.recorder.suspend_for_retry(error, part)
 
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Mapping[str, Any] | None = None

@@ -161,7 +161,7 @@ async def _fit_as_recorded(
         key = digest_of(canonical_json([wanted.name, output]))
     except (TypeError, ValueError, RecursionError):  # it is not JSON, which is said in each attempt
         return await wanted.fit(output, checks, offload)
-    if (known := recorder.check_of_output(key)) is not None:
+    if (known := recorder.recorded_check(key)) is not None:
         if "error" in known:
             raise error_from_wire(known["error"])
         if known["ok"] == FITS:

@@ -110,7 +110,7 @@ class Preparation:
         parts: AgentParts,
         sessions: SessionStore,
         recorder: Recorder,
-        ledger: RunWriter,
+        writer: RunWriter,
         budget: RunBudget,
         recorded: Record | None,
         start: Start,
@@ -119,7 +119,7 @@ class Preparation:
         self._context = context
         self._parts = parts
         self._recorder = recorder
-        self._ledger = ledger
+        self._writer = writer
         self._budget = budget
         self._recorded = recorded
         self._session = SessionAtStart(sessions, start)
@@ -128,7 +128,7 @@ class Preparation:
             parts.memory,
             context=context,
             recorder=recorder,
-            note=ledger.emit_run_event,
+            note=writer.emit_run_event,
             on_error=parts.definition.memory.on_error,
         )
 
@@ -150,7 +150,7 @@ class Preparation:
 
     def _note(self, name: str, **payload: Any) -> None:
         if self._recorded is None:
-            self._ledger.emit_run_event(name, **payload)
+            self._writer.emit_run_event(name, **payload)
 
     @property
     def _was_prepared_by_place(self) -> bool:
@@ -191,7 +191,7 @@ class Preparation:
     async def _compact(
         self, compact: Callable[..., Awaitable[None]], given: dict[str, Any], _: CallInfo
     ) -> Outcome:
-        self._ledger.emit_run_event("context.compact.started")
+        self._writer.emit_run_event("context.compact.started")
         started, overlay = time.monotonic(), Overlay(self._context.state)
         try:
             with (
@@ -202,12 +202,12 @@ class Preparation:
         except Exception as error:  # noqa: BLE001  # a past that could not be shortened is still a past
             failed = coded(error, PatternError)
             self._log_failure("context.compact_failed", failed)
-            self._ledger.emit_run_event(
+            self._writer.emit_run_event(
                 "context.compact_failed", error=str(error), error_details=_details(error)
             )
             return Outcome(error=failed) if failed.retryable else Outcome()
-        self._ledger.emit_run_event("context.compact_succeeded")
-        self._ledger.emit_run_event("context.compact.completed", duration_ms=_ms(started))
+        self._writer.emit_run_event("context.compact_succeeded")
+        self._writer.emit_run_event("context.compact.completed", duration_ms=_ms(started))
         return Outcome(state=overlay.changes())
 
     # --- model and tools ---------------------------------------------------------------------------------
@@ -216,14 +216,14 @@ class Preparation:
         context, definition = self._context, self._parts.definition
         timeouts_ms = {tool.id: tool.timeout_ms for tool in definition.tools}
         context.llm_client = RecordedModel(
-            self._parts.model(), recorder=self._recorder, ledger=self._ledger, budget=self._budget
+            self._parts.model(), recorder=self._recorder, writer=self._writer, budget=self._budget
         )
         context.tools = {
             tool_id: RecordedTool(
                 tool_id,
                 inner,
                 context=context,
-                ledger=self._ledger,
+                writer=self._writer,
                 budget=self._budget,
                 timeout_ms=timeouts_ms.get(tool_id),
                 default_timeout_ms=_tool_timeout_ms(definition),
@@ -267,7 +267,7 @@ class Preparation:
         )
 
     def _note_preflight(self, tool_id: str, result: str, started: float, **more: str) -> None:
-        self._ledger.emit_run_event(
+        self._writer.emit_run_event(
             "tool.preflight", tool_id=tool_id, result=result, duration_ms=_ms(started), **more
         )
 

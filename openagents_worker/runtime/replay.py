@@ -185,7 +185,7 @@ class ReplayByContent(Rules):
         return bool(self._nodes.here().outer)
 
     @property
-    def is_read(self) -> bool:
+    def is_replayed(self) -> bool:
         return not any(not self._is_told_cancelled(record) for record in self._unread.values())
 
     # --- answering ---------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ class ReplayByContent(Rules):
         self._wake(("taken", record.call))
         return record
 
-    def inside_of(self, record: Record) -> Sequence[Record]:
+    def records_inside(self, record: Record) -> Sequence[Record]:
         return self._inside.pop(record.call, ())
 
     def _reopen_inside(self, record: Record) -> None:
@@ -357,7 +357,7 @@ class ReplayByContent(Rules):
 
     # --- handing out -------------------------------------------------------------------------------------
 
-    async def hand_out(self, question: _ContentQuestion, record: Record) -> bool:
+    async def wait_for_turn(self, question: _ContentQuestion, record: Record) -> bool:
         """Wait until it is the record's turn; False when the call is to be made again.
 
         A call that the program cancelled waits to be cancelled again.
@@ -414,11 +414,11 @@ class ReplayByContent(Rules):
         outer = OuterCall(call_id, question.kind, question.branch)
         return self._nodes.inside(question.frame, outer)
 
-    def begun(self) -> None:
+    def call_begins(self) -> None:
         self._in_flight += 1
         self._moved()
 
-    def ended(self) -> None:
+    def call_ended(self) -> None:
         self._in_flight -= 1
         self._moved()
 
@@ -443,7 +443,7 @@ class ReplayByContent(Rules):
 
     # --- the end -----------------------------------------------------------------------------------------
 
-    async def unread_at_end(self, part: str) -> list[str]:
+    async def unused_records(self, part: str) -> list[str]:
         """What the program has not asked for although it is recorded; tasks that live on may still do so."""
 
         def left() -> list[str]:

@@ -80,7 +80,7 @@ class ReplayByPlace(Rules):
             + (" with other arguments" if same_call else "")
         )
 
-    async def hand_out(self, question: _PlaceQuestion, record: Record) -> bool:
+    async def wait_for_turn(self, question: _PlaceQuestion, record: Record) -> bool:
         if self._records.pop(f"{record.call}!", None) is not None or record.is_cancelled:
             await self._latch.wait()  # the pattern cancelled this call then, and will again
         return True
@@ -88,7 +88,7 @@ class ReplayByPlace(Rules):
     async def after_stored(self, took_ms: int) -> None:
         """In the order in which they were stored, as they come."""
 
-    def inside_of(self, record: Record) -> Sequence[Record]:
+    def records_inside(self, record: Record) -> Sequence[Record]:
         return ()
 
     def claim_id(self, question: _PlaceQuestion, again: Record | None = None) -> str:
@@ -106,17 +106,17 @@ class ReplayByPlace(Rules):
     def failed_tries(self, question: _PlaceQuestion, call_id: str) -> int:
         return self._tries.get(call_id, 0)
 
-    async def unread_at_end(self, part: str) -> list[str]:
+    async def unused_records(self, part: str) -> list[str]:
         return [
             f"{record.kind} {record.name} at {key}"
             for key, record in self._records.items()
             if part == REMEMBER or not key.startswith(f"{REMEMBER}.")
         ]
 
-    def begun(self) -> None:
+    def call_begins(self) -> None:
         """Nobody waits for calls to end."""
 
-    def ended(self) -> None:
+    def call_ended(self) -> None:
         """Nobody waits for calls to end."""
 
     def branch(self) -> str:
@@ -126,7 +126,7 @@ class ReplayByPlace(Rules):
         return ">" in self._places.branch()
 
     @property
-    def is_read(self) -> bool:
+    def is_replayed(self) -> bool:
         return not self._records
 
     def _take(self, call: str) -> Record | None:

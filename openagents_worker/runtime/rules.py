@@ -63,7 +63,7 @@ class Rules(ABC):
         """The record that answers the call; None when it is to be made. Raises `ReplayContradiction`."""
 
     @abstractmethod
-    async def hand_out(self, question: Any, record: Record) -> bool:
+    async def wait_for_turn(self, question: Any, record: Record) -> bool:
         """Returns when the record may be answered with; False when the call is to be made again."""
 
     @abstractmethod
@@ -71,7 +71,7 @@ class Rules(ABC):
         """Returns when an answer that has just been stored may be given to the program."""
 
     @abstractmethod
-    def inside_of(self, record: Record) -> Sequence[Record]:
+    def records_inside(self, record: Record) -> Sequence[Record]:
         """The records of calls made inside this one: they are read with it."""
 
     @abstractmethod
@@ -95,7 +95,7 @@ class Rules(ABC):
         """How often this call has failed and was put off."""
 
     @abstractmethod
-    async def unread_at_end(self, part: str) -> list[str]:
+    async def unused_records(self, part: str) -> list[str]:
         """What is recorded in the parts up to this one and was not asked for, in words."""
 
     @abstractmethod
@@ -108,13 +108,13 @@ class Rules(ABC):
 
     @property
     @abstractmethod
-    def is_read(self) -> bool:
+    def is_replayed(self) -> bool:
         """Whether every record has been answered: from here on everything is new."""
 
     @abstractmethod
-    def begun(self) -> None:
+    def call_begins(self) -> None:
         """A call is being made."""
 
     @abstractmethod
-    def ended(self) -> None:
+    def call_ended(self) -> None:
         """A call that was being made has ended."""

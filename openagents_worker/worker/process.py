@@ -253,7 +253,7 @@ class WorkerProcess:
 
     def _leave_running(self) -> None:
         """The process ends before its lease does: nobody may take the runs while their code still runs."""
-        for line in self.runner.what_runs():
+        for line in self.runner.code_in_progress():
             log.error("run.does_not_stop", reason="the worker stops", exit_code=EX_DOES_NOT_STOP, **line)
         line_groups.flush()
         self._leave(EX_DOES_NOT_STOP)

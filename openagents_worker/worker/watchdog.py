@@ -45,7 +45,7 @@ NAMED_RUNS = 10  # of those that did not stop, in the log line
 class WatchedRuns(RunHost, Protocol):
     """What the watch wants of the runner."""
 
-    def note(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None: ...
+    def emit(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class _LoopBlock:
         if self.executing is not None:
             told |= {"agent_id": self.executing.agent_id, "plugin": self.executing.plugin}
         if self.call is not None:
-            told |= {"kind": self.call.kind, "name": self.call.name, "call_id": self.call.call_key}
+            told |= {"kind": self.call.kind, "name": self.call.name, "call_id": self.call.call_id}
         return told
 
 
@@ -296,7 +296,7 @@ class LoopWatchdog:
         self._longest_s = max(self._longest_s, blocked_s)
         if block.run_id is not None:
             told = {"blocked_ms": round(blocked_s * 1000), **block.fields()}
-            self._run_host.note(block.run_id, "worker.loop_blocked", told)
+            self._run_host.emit(block.run_id, "worker.loop_blocked", told)
 
 
 def _run_of(task: asyncio.Task[Any] | None) -> str | None:

@@ -418,14 +418,14 @@ def _prompts_have_no_core(patch: pytest.MonkeyPatch) -> None:
 
 
 def _cancelled_calls_wait_for_ever(patch: pytest.MonkeyPatch) -> None:
-    original = ReplayByContent.hand_out
+    original = ReplayByContent.wait_for_turn
 
-    async def hand_out(self: Any, question: Any, record: Any) -> bool:
+    async def wait_for_turn(self: Any, question: Any, record: Any) -> bool:
         if self._is_told_cancelled(record):
             await self._latch.wait()
         return await original(self, question, record)
 
-    patch.setattr(ReplayByContent, "hand_out", hand_out)
+    patch.setattr(ReplayByContent, "wait_for_turn", wait_for_turn)
 
 
 def _begun_calls_are_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -468,10 +468,10 @@ def _one_wait_is_all(patch: pytest.MonkeyPatch) -> None:
 
 
 def _a_waiting_answer_cannot_be_cancelled(patch: pytest.MonkeyPatch) -> None:
-    async def hand_out(self: Any, question: Any, record: Any) -> bool:
-        return bool(await self.rules.hand_out(question, record))
+    async def wait_for_turn(self: Any, question: Any, record: Any) -> bool:
+        return bool(await self.rules.wait_for_turn(question, record))
 
-    patch.setattr(Recorder, "_hand_out", hand_out)
+    patch.setattr(Recorder, "_wait_for_turn", wait_for_turn)
 
 
 def _insides_of_a_cancelled_call_are_lost(patch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.patterns.base import PatternPlugin
-from openagents_worker.runtime import writer as ledger
+from openagents_worker.runtime import writer
 from openagents_worker.store.scripts import ScriptCall
 from tests.runtime.harness import Process, agent, process
 
@@ -25,7 +25,7 @@ class Talks(PatternPlugin):
     async def execute(self) -> str:
         for number in range(self.cfg.events):
             await self.emit("said", number=number, text="x" * self.cfg.chars)
-            MOST_PENDING.append(len(self.context.recorder._ledger._pending) // 2)  # type: ignore[attr-defined]
+            MOST_PENDING.append(len(self.context.recorder._writer._pending) // 2)  # type: ignore[attr-defined]
         reply = await self.context.llm_client.generate(messages=[{"role": "user", "content": "hi"}])
         return str(reply.output_text)
 
@@ -87,8 +87,8 @@ async def test_thirty_thousand_events_go_out_in_batches(redis_url: str) -> None:
     assert (record.state, record.result and record.result.final_output) == ("completed", "hello")
     assert int(newest[0][0].partition("-")[0]) > 30_000
     assert said == list(range(30_000))[-len(said) :]
-    assert max(words for _, words, _ in sizes) <= 2 * ledger.BATCH_EVENTS + 10
-    assert max(MOST_PENDING) <= ledger.PENDING_EVENTS + 1
+    assert max(words for _, words, _ in sizes) <= 2 * writer.BATCH_EVENTS + 10
+    assert max(MOST_PENDING) <= writer.PENDING_EVENTS + 1
 
 
 async def test_large_events_go_out_in_batches(redis_url: str) -> None:
@@ -98,8 +98,8 @@ async def test_large_events_go_out_in_batches(redis_url: str) -> None:
         record = await worker.run()
 
     assert record.state == "completed"
-    assert max(size for name, _, size in sizes if name == "emit") <= ledger.BATCH_BYTES
-    assert max(size for _, _, size in sizes) <= ledger.BATCH_BYTES + 10_000
+    assert max(size for name, _, size in sizes if name == "emit") <= writer.BATCH_BYTES
+    assert max(size for _, _, size in sizes) <= writer.BATCH_BYTES + 10_000
 
 
 @pytest.mark.parametrize(
@@ -125,12 +125,12 @@ async def test_an_event_has_a_limit(redis_url: str, config: dict[str, Any], outc
 
 async def test_pieces_of_a_reply_are_sent_in_pieces(redis_url: str) -> None:
     """A piece as large as a whole reply is cut up; their offsets go on."""
-    piece = ledger._Delta()
+    piece = writer._ReplyStream()
     piece.add("a" * 100_000)
     piece.add("b" * 100_000)
 
     payloads = piece.take("c", 1)
 
     assert len(payloads) == 4
-    assert all(len(payload) <= ledger.DELTA_CHARS + 100 for payload in payloads)
+    assert all(len(payload) <= writer.DELTA_CHARS + 100 for payload in payloads)
     assert (piece.sent, piece.waits) == (200_000, False)

@@ -347,8 +347,8 @@ async def test_the_record_of_a_check_is_no_call_for_the_version_before() -> None
 
     rules = ReplayByContent([Record.from_json(record.to_json(), 1)], life=1, latch=Latch(), tries={})
 
-    assert rules.is_read
-    assert await rules.unread_at_end("") == []
+    assert rules.is_replayed
+    assert await rules.unused_records("") == []
 
 
 # --- names and classes -----------------------------------------------------------------------------------
