@@ -1,6 +1,6 @@
 """The attempt: one execution of a claimed run by one worker. The only place that orders its phases.
 
-Prepare, execute the pattern, let the memory store the turn, finish. If the latch stops an attempt before that,
+Prepare, execute the pattern, let the memory store the turn, finish. If the latch stops the attempt earlier,
 `parting` ends it.
 """
 

@@ -30,7 +30,7 @@ from openagents_worker.models import RunUsage
 from openagents_worker.runtime.call_ids import content_of, outside_runs
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
-from openagents_worker.runtime.rules import Question, ReplayContradiction, Rules
+from openagents_worker.runtime.rules import CallQuery, ReplayContradiction, Rules
 from openagents_worker.runtime.state import CHANGE_LEVELS
 from openagents_worker.runtime.storable import too_deep
 from openagents_worker.runtime.user_code import coded, executing, original_of, stand_for
@@ -149,20 +149,20 @@ class Recorder:
         `digest` is the digest of the arguments, `core` that of a prompt without its instructions.
         `may_repeat`: whether a cancelled call may be made again, although it may have had side effects.
         """
-        question = self.rules.enter(kind, name, digest, core)
+        query = self.rules.enter(kind, name, digest, core)
         self._entered[kind] += 1
         number = self._entered[kind]
         await self._stop_if_latched()
-        record = await self._find_record(question)
+        record = await self._find_record(query)
         await self._stop_if_latched()
         if record is None:
-            self._release_held(question.branch)
-            return await self._make_and_answer(question, number, make, may_repeat=may_repeat)
-        self._held_events.pop(question.branch, None)  # emitted before this record was stored
-        if await self._wait_for_turn(question, record):
+            self._release_held(query.branch)
+            return await self._make_and_answer(query, number, make, may_repeat=may_repeat)
+        self._held_events.pop(query.branch, None)  # emitted before this record was stored
+        if await self._wait_for_turn(query, record):
             return await self._answer_from(record)
         await self._stop_if_latched()
-        return await self._make_and_answer(question, number, make, again=record, may_repeat=may_repeat)
+        return await self._make_and_answer(query, number, make, again=record, may_repeat=may_repeat)
 
     def begin(self, part: str = "") -> None:
         """Make the current task the root of a part of the run; '' is the part of the pattern."""
@@ -172,34 +172,34 @@ class Recorder:
         """The current task makes no more calls of the run."""
         self.rules.end()
 
-    async def _find_record(self, question: Question) -> Record | None:
+    async def _find_record(self, query: CallQuery) -> Record | None:
         if isinstance(self.verdict, ReplayMismatch):
             raise self.verdict  # after a mismatch, no call is executed
         try:
-            record = await self.rules.find(question)
+            record = await self.rules.find(query)
         except ReplayContradiction as contradiction:
             raise self.mismatch(str(contradiction)) from None
         if record is not None:
-            self._emit_changed_prompt(record, question)
+            self._emit_changed_prompt(record, query)
         return record
 
-    def _emit_changed_prompt(self, record: Record, question: Question) -> None:
+    def _emit_changed_prompt(self, record: Record, query: CallQuery) -> None:
         recorded = record.digest or content_of(record.call)
-        if recorded != question.content:
+        if recorded != query.content:
             self._writer.emit(
                 "replay.prompt_changed",
                 {
                     "call_id": record.call,
                     "model": record.name,
                     "recorded_digest": recorded,
-                    "digest": question.content,
+                    "digest": query.content,
                 },
             )
 
-    async def _wait_for_turn(self, question: Question, record: Record) -> bool:
+    async def _wait_for_turn(self, query: CallQuery, record: Record) -> bool:
         """Wait for the turn of the record. If the program cancels the call meanwhile, record that."""
         try:
-            return await self.rules.wait_for_turn(question, record)
+            return await self.rules.wait_for_turn(query, record)
         except asyncio.CancelledError:
             if self._latch.reason is None and not record.is_cancelled:
                 await self._store_shielded(self._cancellation_of(record), [])
@@ -207,7 +207,7 @@ class Recorder:
 
     async def _make_and_answer(
         self,
-        question: Question,
+        query: CallQuery,
         number: int,
         make: Make,
         *,
@@ -215,62 +215,62 @@ class Recorder:
         may_repeat: bool = True,
     ) -> Any:
         self._writer.check_lease()
-        call_id = self.rules.claim_id(question, again)
+        call_id = self.rules.assign_id(query, again)
         info = CallInfo(
             run_id=self.run_id,
             call_id=call_id,
             idempotency_key=f"{self.run_id}:{self._uid}:{call_id}",
-            ordinal=question.ordinal,
-            failed_tries=self.rules.failed_tries(question, call_id),
-            kind=question.kind,
-            name=question.name,
+            ordinal=query.ordinal,
+            failed_tries=self.rules.failed_tries(query, call_id),
+            kind=query.kind,
+            name=query.name,
             number=number,
             tell=self._writer.emit,
         )
         with self._track_in_progress(may_repeat):
-            record, error = await self._make_and_record(question, info, make)
+            record, error = await self._make_and_record(query, info, make)
         await self._stop_if_latched()  # stop before the program continues; the record is stored
         assert record is not None
         return self._answer_with(record, error)
 
     async def _make_and_record(
-        self, question: Question, info: CallInfo, make: Make
+        self, query: CallQuery, info: CallInfo, make: Make
     ) -> tuple[Record | None, OpenAgentsError | None]:
         """Make the call and store its record. Without a record: the run is suspended for a retry.
 
         The second value is the error as it was raised.
         """
         began_s = self._loop.time()
-        outcome, model_calls = await self._make_outcome(question, info, make, began_s)
+        outcome, model_calls = await self._make_outcome(query, info, make, began_s)
         if self._should_retry(outcome, info):
-            fact = self.rules.tries_fact(question, info.call_id)
-            self._latch.set(LatchReason.RETRY, error=outcome.error, call=fact)
+            tries_key = self.rules.tries_fact(query, info.call_id)
+            self._latch.set(LatchReason.RETRY, error=outcome.error, call=tries_key)
             for event in outcome.events:
                 self._writer.emit(*event)
             return None, outcome.error
-        record, text = self._to_record(question, info, outcome, began_s, model_calls)
+        record, text = self._to_record(query, info, outcome, began_s, model_calls)
         await self._commit(record, text, outcome.events)
         return record, outcome.error
 
     async def _make_outcome(
-        self, question: Question, info: CallInfo, make: Make, began_s: float
+        self, query: CallQuery, info: CallInfo, make: Make, began_s: float
     ) -> tuple[Outcome, int]:
         """Make the call. Returns its outcome, and the number of model calls made inside it."""
         token = current_call.set(info)
         self.rules.call_begins()
         try:
             with (
-                self.rules.inside(question, info.call_id) as inner,
+                self.rules.inside(query, info.call_id) as inner,
                 executing(info.kind, info.name, info.call_id),
             ):
                 outcome = await make(info)
                 return outcome, max(
-                    0, getattr(inner, "model_calls", 0) - question.ordinal - _own_model_calls(question)
+                    0, getattr(inner, "model_calls", 0) - query.ordinal - _own_model_calls(query)
                 )
         except asyncio.CancelledError:
             if self._latch.reason is not None:
                 raise RunLatched(self._latch.reason) from None
-            cancelled = self._new_record(question, info, {"cancelled": True}, began_s)
+            cancelled = self._new_record(query, info, {"cancelled": True}, began_s)
             await self._store_shielded(cancelled, [])
             raise
         except Exception as error:  # noqa: BLE001 - an error that is not recorded must not reach the pattern
@@ -359,7 +359,7 @@ class Recorder:
     # --- records -----------------------------------------------------------------------------------------
 
     def _to_record(
-        self, question: Question, info: CallInfo, outcome: Outcome, began_s: float, model_calls: int
+        self, query: CallQuery, info: CallInfo, outcome: Outcome, began_s: float, model_calls: int
     ) -> tuple[Record, str]:
         """The record of an outcome, and its JSON. If it cannot be stored, an error is recorded instead."""
         usage = {k: v for k, v in outcome.usage.model_dump().items() if v not in (0, None, {})}
@@ -374,14 +374,14 @@ class Recorder:
                 "state": replaced(outcome.state, _max_levels(info.kind) + CHANGE_LEVELS),
                 "artifacts": replaced(outcome.artifacts, MAX_NESTING + ENVELOPE_LEVELS),
             }
-            record = self._new_record(question, info, result, began_s, **changed, **more)
+            record = self._new_record(query, info, result, began_s, **changed, **more)
             text = record.to_json()
             size = len(text.encode())
             if size > self.max_record_bytes and outcome.error is not None:
                 # A shortened error says more than an error about its size.
                 result["error"]["context"].pop("traceback", None)
                 result["error"]["message"] = result["error"]["message"][:SHORT_MESSAGE_CHARS]
-                record = self._new_record(question, info, result, began_s, **changed, **more)
+                record = self._new_record(query, info, result, began_s, **changed, **more)
                 text = record.to_json()
                 size = len(text.encode())
             if size <= self.max_record_bytes:
@@ -397,11 +397,11 @@ class Recorder:
                 f"the outcome of {call} is not JSON: {error}", hint="return plain JSON values"
             )
         not_stored.run_id = self.run_id
-        record = self._new_record(question, info, {"error": not_stored.to_dict()}, began_s, **more)
+        record = self._new_record(query, info, {"error": not_stored.to_dict()}, began_s, **more)
         return record, record.to_json()
 
     def _new_record(
-        self, question: Question, info: CallInfo, outcome: dict[str, Any], began_s: float, **more: Any
+        self, query: CallQuery, info: CallInfo, outcome: dict[str, Any], began_s: float, **more: Any
     ) -> Record:
         return Record(
             info.call_id,
@@ -411,7 +411,7 @@ class Recorder:
             life=self._life,
             took_ms=took_ms if (took_ms := round((self._loop.time() - began_s) * 1000)) > NO_TIME_MS else 0,
             v=self.rules.format,
-            **self.rules.identity(question),
+            **self.rules.identity(query),
             **more,
         )
 
@@ -599,10 +599,10 @@ class Recorder:
 
     async def check_all_read(self, part: str = "") -> None:
         """Raises `ReplayMismatch` if a part of the run ended and records of it were not used."""
-        unread = await self.rules.unused_records(part)
-        if unread and self._latch.reason is None:
+        unused = await self.rules.unused_records(part)
+        if unused and self._latch.reason is None:
             raise self.mismatch(
-                f"the program ended without making calls that the journal holds: {', '.join(unread[:3])}"
+                f"the program ended without making calls that the journal holds: {', '.join(unused[:3])}"
             )
 
 
@@ -615,5 +615,5 @@ def _max_levels(kind: str) -> int:
     return MAX_NESTING if kind == "tool" else MAX_NESTING + ENVELOPE_LEVELS
 
 
-def _own_model_calls(question: Question) -> int:
-    return 1 if question.kind in ("model", "http") else 0
+def _own_model_calls(query: CallQuery) -> int:
+    return 1 if query.kind in ("model", "http") else 0

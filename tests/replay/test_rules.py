@@ -349,7 +349,7 @@ def test_a_begun_call_whose_arguments_hold_a_clock_is_a_mismatch(redis_url: str)
 def test_a_cancellation_during_any_commit_leaves_what_replay_reads(
     redis_url: str, after_ms: float, command: int
 ) -> None:
-    """Also of the one that stores the run's start: the call ends as it ended then, nothing is unread."""
+    """Also of the one that stores the run's start: the call ends as it ended then, nothing is unused."""
 
     async def program(api: Api) -> Any:
         first = asyncio.create_task(api.tool("do", 1, subject="first", latency_s=0.001))
@@ -367,22 +367,22 @@ Switch = Callable[[pytest.MonkeyPatch], None]
 
 
 def _nodes_have_no_names(patch: pytest.MonkeyPatch) -> None:
-    original = call_ids.Nodes.child
+    original = call_ids.Nodes.frame_of_child
 
-    def child(self: Any, parent: Any, coro: Any) -> Any:
+    def frame_of_child(self: Any, parent: Any, coro: Any) -> Any:
         frame = original(self, parent, coro)
         frame.node.path = ""
         return frame
 
-    patch.setattr(call_ids.Nodes, "child", child)
+    patch.setattr(call_ids.Nodes, "frame_of_child", frame_of_child)
 
 
 def _arguments_name_nobody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(call_ids, "_plain_arguments", lambda _: "")
+    patch.setattr(call_ids, "_arguments_digest", lambda _: "")
 
 
 def _ids_are_counted_by_the_attempt(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(replay._Ids, "take", lambda *_: None)
+    patch.setattr(replay._CallIds, "take", lambda *_: None)
 
 
 def _calls_have_no_scope(patch: pytest.MonkeyPatch) -> None:
@@ -391,25 +391,25 @@ def _calls_have_no_scope(patch: pytest.MonkeyPatch) -> None:
 
 
 def _any_record_is_free(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ReplayByContent, "_is_free", lambda *_: True)
+    patch.setattr(ReplayByContent, "_is_available", lambda *_: True)
 
 
 def _nobody_is_adrift(patch: pytest.MonkeyPatch) -> None:
-    async def contradicted(self: Any, question: Any) -> None:
-        own = self._next_own(question)
-        if own is not None and self._open_for(question) is None:
+    async def contradicted(self: Any, query: Any) -> None:
+        own = self._next_unused_of_node(query)
+        if own is not None and self._open_call_for(query) is None:
             raise replay.ReplayContradiction("at once")
 
-    patch.setattr(ReplayByContent, "_changed_or_contradicted", contradicted)
-    patch.setattr(ReplayByContent, "_set_adrift", lambda *_: None)
+    patch.setattr(ReplayByContent, "_find_changed_or_contradict", contradicted)
+    patch.setattr(ReplayByContent, "_mark_diverged", lambda *_: None)
 
 
 def _answers_have_no_order(patch: pytest.MonkeyPatch) -> None:
     async def at_once(*_: Any, **__: Any) -> None:
         """Nobody waits."""
 
-    patch.setattr(Turns, "of", at_once)
-    patch.setattr(Turns, "after_all", at_once)
+    patch.setattr(Turns, "wait_for", at_once)
+    patch.setattr(Turns, "wait_for_all", at_once)
 
 
 def _prompts_have_no_core(patch: pytest.MonkeyPatch) -> None:
@@ -420,10 +420,10 @@ def _prompts_have_no_core(patch: pytest.MonkeyPatch) -> None:
 def _cancelled_calls_wait_for_ever(patch: pytest.MonkeyPatch) -> None:
     original = ReplayByContent.wait_for_turn
 
-    async def wait_for_turn(self: Any, question: Any, record: Any) -> bool:
-        if self._is_told_cancelled(record):
+    async def wait_for_turn(self: Any, query: Any, record: Any) -> bool:
+        if self._was_cancelled(record):
             await self._latch.wait()
-        return await original(self, question, record)
+        return await original(self, query, record)
 
     patch.setattr(ReplayByContent, "wait_for_turn", wait_for_turn)
 
@@ -434,16 +434,16 @@ def _begun_calls_are_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def _clocks_are_shared(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replay, "OWN_KINDS", frozenset())
-    patch.setattr(ReplayByContent, "_is_free", lambda *_: True)
+    patch.setattr(ReplayByContent, "_is_available", lambda *_: True)
 
 
 def _the_end_waits_for_nobody(patch: pytest.MonkeyPatch) -> None:
-    original = ReplayByContent._until
+    original = ReplayByContent._wait_until
 
-    async def until(self: Any, is_true: Any, keys: Any, **more: Any) -> bool:
-        return is_true() if more.get("look_again") else await original(self, is_true, keys, **more)
+    async def until(self: Any, condition: Any, keys: Any, **more: Any) -> bool:
+        return condition() if more.get("check_on_progress") else await original(self, condition, keys, **more)
 
-    patch.setattr(ReplayByContent, "_until", until)
+    patch.setattr(ReplayByContent, "_wait_until", until)
 
 
 def _an_answer_waits_for_nobody_before_it(patch: pytest.MonkeyPatch) -> None:
@@ -464,12 +464,12 @@ def _one_wait_is_all(patch: pytest.MonkeyPatch) -> None:
         finally:
             timer.cancel()
 
-    patch.setattr(Turns, "_in_time", in_time)
+    patch.setattr(Turns, "_wait_while_progressing", in_time)
 
 
 def _a_waiting_answer_cannot_be_cancelled(patch: pytest.MonkeyPatch) -> None:
-    async def wait_for_turn(self: Any, question: Any, record: Any) -> bool:
-        return bool(await self.rules.wait_for_turn(question, record))
+    async def wait_for_turn(self: Any, query: Any, record: Any) -> bool:
+        return bool(await self.rules.wait_for_turn(query, record))
 
     patch.setattr(Recorder, "_wait_for_turn", wait_for_turn)
 
