@@ -34,9 +34,9 @@ from openagents_worker.runtime.journal import CHECK, Record, checks_of, read_pag
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.marks import Marks, marked
-from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, fitted
+from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, validated_output
 from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult, Parting
-from openagents_worker.runtime.prepare import Preparation, Prepared, Start
+from openagents_worker.runtime.prepare import Preparation, Prepared, RunStart
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.replay_by_place import ReplayByPlace
@@ -251,7 +251,7 @@ class Attempt:
                     recorder.begin()
                 output = await self._execute_pattern(prepared)
                 recorder.begin(REMEMBER)
-                await prepared.memory.remember(output)
+                await prepared.memory.write_back(output)
                 await self._check_all_read(REMEMBER)
             finally:
                 recorder.end()
@@ -302,15 +302,15 @@ class Attempt:
             self.latch.set(LatchReason.RETRY, error=error, call=DEPS_CALL)
             raise RunLatched(LatchReason.RETRY) from error
 
-    async def _read_journal(self, parts: AgentParts) -> tuple[Record | None, Start]:
+    async def _read_journal(self, parts: AgentParts) -> tuple[Record | None, RunStart]:
         """Read the journal and make the recorder.
 
         Returns checkpoint 0, which is None in the first attempt, and where the run starts in its session.
         """
         records = await self._records()
         recorded = records.pop(0) if records else None
-        here = Start(self._claimed.messages, self._claimed.artifacts, parts.definition_hash)
-        start = Start.of(recorded) if recorded else here
+        here = RunStart(self._claimed.messages, self._claimed.artifacts, parts.definition_hash)
+        start = RunStart.of(recorded) if recorded else here
         state_before = self._claimed.session_state
         if state_before is None:
             state_before = await self._sessions.load_state_texts(self.request.session_id)
@@ -355,7 +355,9 @@ class Attempt:
         self._writer.format = rules.format
         return rules
 
-    async def _prepare(self, parts: AgentParts, recorded: Record | None, start: Start, deps: Any) -> Prepared:
+    async def _prepare(
+        self, parts: AgentParts, recorded: Record | None, start: RunStart, deps: Any
+    ) -> Prepared:
         recorder = self._recorder
         assert recorder is not None
         with reading(WRITTEN, session_id=self.request.session_id):
@@ -372,7 +374,7 @@ class Attempt:
             budget=self._budget,
             recorded=recorded,
             start=start,
-        ).run()
+        ).prepare()
         recorder.store_start()
         if self._claimed.retries:
             self._emit_run_event(
@@ -434,7 +436,7 @@ class Attempt:
             attempts = 1 + (DEFAULT_VALIDATION_RETRIES if limit is None else limit)
             attempts *= self._claimed.life  # the attempts of earlier lives are replayed from the journal
             with executing("output_type", prepared.output_type.name):
-                output = await fitted(
+                output = await validated_output(
                     output,
                     prepared.output_type,
                     prepared.pattern,

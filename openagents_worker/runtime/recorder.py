@@ -33,7 +33,7 @@ from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.rules import CallQuery, ReplayContradiction, Rules
 from openagents_worker.runtime.state import CHANGE_LEVELS
 from openagents_worker.runtime.storable import too_deep
-from openagents_worker.runtime.user_code import coded, executing, original_of, stand_for
+from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.telemetry.logs import get_logger
@@ -533,7 +533,7 @@ class Recorder:
         if "error" in record.outcome:
             error = error_from_wire(record.outcome["error"])
             if made is not None and made.code == error.code:
-                stand_for(error, original_of(made))
+                set_original(error, original_of(made))
             if isinstance(error, BudgetExhausted | MaxStepsExceeded):
                 self.verdict = error  # a pattern cannot continue past a budget
             raise error

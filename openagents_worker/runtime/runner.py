@@ -140,7 +140,7 @@ class Runner:
         self, run_id: str, lease: Lease, claimed: Claimed
     ) -> tuple[RunRequest | None, OpenAgentsError | None]:
         """The request of the run, or the error that says why it cannot be read."""
-        before = self._marks.loop_begins(
+        before = self._marks.mark_loop(
             Executing(run_id, incarnation=lease.incarnation, kind="runtime", name="request").to_mark()
         )
         try:
@@ -149,7 +149,7 @@ class Runner:
         except (OtherFormat, RecordUnreadable) as error:
             return None, error
         finally:
-            self._marks.loop_begins(before)
+            self._marks.mark_loop(before)
 
     async def _request_with_ids_only(self, run_id: str) -> RunRequest:
         key = self._store.keys("run", run_id)
@@ -159,7 +159,7 @@ class Runner:
         )
 
     async def _run_marked(self, work: Coroutine[Any, Any, AttemptResult]) -> AttemptResult:
-        return await self._marks.steps(work)
+        return await self._marks.run_marked(work)
 
     async def _execute_or_give_back(
         self, attempt: Attempt, run_id: str, lease: Lease, claimed: Claimed

@@ -147,7 +147,7 @@ class WorkerProcess:
                 run_id=run_id,
                 incarnation=self.heartbeat.lease.incarnation,
             ),
-            executing=self._marks.on_loop,
+            executing=self._marks.executing_on_loop,
             threads_at_work=lambda: self._assembly.offload.stats()["threads"]["busy"],
             leave=self._leave,
             loop_waited_s=self._bridge.waited_s,

@@ -79,7 +79,7 @@ class StallMonitor:
         if problem is not None:
             log.info("guard.unavailable", problem=problem)
             return
-        self._marks.loop_is(*self._loop_thread())
+        self._marks.set_loop_thread(*self._loop_thread())
         self._beat()
         self._keep_process()
         self._thread.start()

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from openagents_worker.runtime.marks import Executing, MarkOfThread, Seen
+from openagents_worker.runtime.marks import Executing, MarkOfThread, MarksSnapshot
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import Cell
 from openagents_worker.telemetry.logs import begin_log_of_child, configure_logging, get_logger
@@ -45,7 +45,7 @@ def main() -> None:
 
 def report(told: Mapping[str, Any]) -> None:
     """Name the run in Redis, where it is known, and write the log: one line, and one a thread."""
-    seen = Seen.of(told["memory"])
+    seen = MarksSnapshot.of(told["memory"])
     found = holders(seen, told["used_s"], told["waiting"], told["held_s"])
     known = [each.executing for each in found if each.executing is not None]
     is_certain = len(known) == len(found) and len({each.run_id for each in known}) == 1
@@ -67,7 +67,7 @@ def report(told: Mapping[str, Any]) -> None:
 
 
 def holders(
-    seen: Seen, used_s: Mapping[int, float], waiting: Collection[int], held_s: float
+    seen: MarksSnapshot, used_s: Mapping[int, float], waiting: Collection[int], held_s: float
 ) -> list[MarkOfThread]:
     """The threads that may keep the interpreter. It is certain who does where all of them are marked.
 

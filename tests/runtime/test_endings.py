@@ -180,7 +180,7 @@ async def test_an_end_that_is_too_large_as_a_whole_names_its_largest_part(
         record = await p.run("r2", session_id="s2")
 
     assert told(record)[0] == "step.too_large"
-    assert "most of it is state key 'plan'" in told(record)[1]
+    assert "the largest part is state key 'plan'" in told(record)[1]
 
 
 @pytest.mark.parametrize("what", list(unstorable.ERRORS))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, field_validator
 
 from openagents_worker import register_deps, register_output, tool
 from openagents_worker.runtime.latch import Latch
-from openagents_worker.runtime.marks import NOBODY, THREADS, Executing, Marks, Seen, marked
+from openagents_worker.runtime.marks import NO_RUN, THREADS, Executing, Marks, MarksSnapshot, marked
 from openagents_worker.runtime.registry import DEPS, OUTPUTS
 from openagents_worker.runtime.user_code import RunCode, current_run, executing
 from openagents_worker.tools.base import ToolPlugin
@@ -31,13 +31,13 @@ seen: list[Executing | None] = []
 def look() -> None:
     run = current_run.get()
     assert run is not None
-    seen.append(run.marks.on_loop())
+    seen.append(run.marks.executing_on_loop())
 
 
 def look_in_thread() -> None:
     run = current_run.get()
     assert run is not None
-    marks = Seen.of(bytes(run.marks._memory))
+    marks = MarksSnapshot.of(bytes(run.marks._memory))
     seen.extend(each.executing for each in marks.threads if each.ident == threading.get_ident())
 
 
@@ -68,11 +68,11 @@ def test_a_mark_names_the_run_whatever_the_rest_is(part: str, text: str) -> None
 
     assert read is not None
     assert read.run_id == run_id
-    assert len(Executing(run_id, **{part: text}).to_mark()) == len(NOBODY)
+    assert len(Executing(run_id, **{part: text}).to_mark()) == len(NO_RUN)
 
 
 def test_nobodys_mark_names_nobody() -> None:
-    assert Executing.of(NOBODY) is None
+    assert Executing.of(NO_RUN) is None
 
 
 # --- steps -----------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_each_step_of_a_task_has_the_mark_of_its_run(loop: LoopThread, marks: Ma
         found = []
         for _ in range(5):
             await asyncio.sleep(0)
-            found.append(getattr(marks.on_loop(), "run_id", ""))
+            found.append(getattr(marks.executing_on_loop(), "run_id", ""))
         return found
 
     assert in_tasks(loop, marks, r1=work, r2=work) == [["r1"] * 5, ["r2"] * 5]
@@ -114,7 +114,7 @@ def test_each_step_of_a_task_has_the_mark_of_its_run(loop: LoopThread, marks: Ma
 
 
 async def _on_loop(marks: Marks) -> Executing | None:
-    return marks.on_loop()
+    return marks.executing_on_loop()
 
 
 def test_what_is_executing_is_marked_within_its_block(loop: LoopThread, marks: Marks) -> None:
@@ -139,7 +139,7 @@ def test_what_is_executing_is_marked_within_its_block(loop: LoopThread, marks: M
 
 
 def _plugin(marks: Marks) -> str:
-    here = marks.on_loop()
+    here = marks.executing_on_loop()
     assert here is not None
     return here.plugin
 
@@ -323,8 +323,8 @@ def test_a_system_without_memory_files_has_marks_all_the_same(
         monkeypatch.setattr(os, "memfd_create", memfd_create)
     marks = Marks(is_shared=True)
 
-    marks.loop_begins(Executing("r1").to_mark())
+    marks.mark_loop(Executing("r1").to_mark())
 
     assert marks.fd == -1
-    assert marks.on_loop() == Executing("r1")
+    assert marks.executing_on_loop() == Executing("r1")
     marks.close()

@@ -15,7 +15,7 @@ from openagents_worker.errors import CheckLimitExceeded, RequestInvalid
 from openagents_worker.models import RunBudget, RunRecord, RunState
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch
-from openagents_worker.runtime.output import FITS, Misfit, OutputType
+from openagents_worker.runtime.output import FITS, OutputMismatch, OutputType
 from openagents_worker.runtime.registry import OUTPUTS
 from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.user_code import current_run
@@ -57,7 +57,7 @@ async def fitted_once(output_type: Any, answer: Any) -> Any:
     """The answer as one attempt has it."""
     checks, offload = SchemaChecks(), Offload()
     try:
-        return await wanting(output_type).fit(answer, checks, offload)
+        return await wanting(output_type).validate(answer, checks, offload)
     finally:
         await checks.aclose()
         offload.close()
@@ -104,7 +104,7 @@ async def test_an_answer_that_fits_is_json_values(answer: Any) -> None:
 )
 async def test_an_answer_that_does_not_fit_is_told_where(answer: Any, problem: str) -> None:
     """In words for the model."""
-    with pytest.raises(Misfit, match=problem):
+    with pytest.raises(OutputMismatch, match=problem):
         await fitted_once(SCHEMA, answer)
 
 
