@@ -79,6 +79,7 @@ class AgentParts:
         )
 
     def _make_with_offload(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
+        """Create a plugin. A synchronous function tool gets a thread or process pool to execute in."""
         plugin = make_plugin(kind, ref, known)
         if isinstance(plugin, FunctionTool):
             offload = self._assembly.offload

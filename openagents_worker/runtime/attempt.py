@@ -336,6 +336,7 @@ class Attempt:
         return recorded, start
 
     async def _records(self) -> list[Record]:
+        """All records of the journal. If one has another format, the run is left to others."""
         pages = read_pages(self._writer.journal_page, self._claimed.journal, self._claimed.journal_length)
         records: list[Record] = []
         async for text in pages:
@@ -358,6 +359,7 @@ class Attempt:
     async def _prepare(
         self, parts: AgentParts, recorded: Record | None, start: RunStart, deps: Any
     ) -> Prepared:
+        """Create the context and a pattern that is ready to execute."""
         recorder = self._recorder
         assert recorder is not None
         with reading(WRITTEN, session_id=self.request.session_id):
@@ -402,6 +404,7 @@ class Attempt:
             self._context.artifacts.append(RunArtifact.model_validate(artifact))
 
     def _emit_beginning(self, recorded: Record | None) -> None:
+        """Emit the first events of the run, or those of a retry."""
         if self._claimed.retries:
             self._emit_run_event(
                 "run.resume_attempted",
@@ -522,6 +525,7 @@ class Attempt:
         return grace_s
 
     def _exit_for_code_that_does_not_stop(self) -> None:
+        """Log what does not stop and end the process."""
         log.error(
             "run.does_not_stop",
             reason=str(self.latch.reason),
@@ -553,6 +557,7 @@ class Attempt:
     # --- finish ------------------------------------------------------------------------------------------
 
     def _ending(self, *, output: Any = None, error: OpenAgentsError | None = None) -> Ending:
+        """How the run ends with this output or error."""
         if error is not None:
             error.run_id = error.run_id or self.request.run_id
         return Ending(
@@ -578,7 +583,7 @@ class Attempt:
             log.exception("run.end_not_stored", run_id=self.request.run_id)
             stored = ending.bare(f"the run's end cannot be stored: {described(error)}")
             reply = await self._writer.finish(**stored.arguments)
-        await self._send_handed_wakes(reply)
+        await self._send_wakes_of(reply)
         ending = stored.ending
         self._log_end(ending)
         if ending.not_stored:
@@ -610,7 +615,7 @@ class Attempt:
             self.latch,
             self._writer,
             finish=lambda error: self._finish(self._ending(error=error)),
-            send_wakes=self._send_handed_wakes,
+            send_wakes=self._send_wakes_of,
             back_off_ms=lambda error, call: back_off_ms(
                 self._tries.get(call, 0), getattr(error, "retry_after_ms", None), self._random_unit
             ),
@@ -627,7 +632,7 @@ class Attempt:
             reason = None
         return str(reason or "cancelled")
 
-    async def _send_handed_wakes(self, reply: Handed) -> None:
+    async def _send_wakes_of(self, reply: Handed) -> None:
         if reply.wakes:
             await self._send_wakes(reply.wakes)
 

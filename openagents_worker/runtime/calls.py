@@ -106,13 +106,16 @@ class RecordedModel(ModelClient):
         return LLMResponse.from_wire(reply)
 
     async def _call_model(self, name: str, request: ModelRequest, info: CallInfo) -> Outcome:
+        """Make a model call and return its outcome. Emits `llm.called` before it."""
         if (exhausted := self._over_budget()) is not None:
             return Outcome(error=exhausted)
         self._writer.emit("llm.called", {"model": name, "call": info.call_id})
         started = self._clock()
         try:
             with user_code(LLMResponseError, prefix="the model's client failed: "):
-                reply = await self._respond(replace(request, on_delta=self._delta_callback(request, info)))
+                reply = await self._send_request(
+                    replace(request, on_delta=self._delta_callback(request, info))
+                )
                 reply = _limit_arguments(reply, self._recorder.max_record_bytes)
                 usage = _usage_of(reply)
                 wire = stored_part("the reply", reply.to_wire(), levels=MAX_NESTING + ENVELOPE_LEVELS)
@@ -144,7 +147,7 @@ class RecordedModel(ModelClient):
 
         return publish
 
-    async def _respond(self, request: ModelRequest) -> LLMResponse:
+    async def _send_request(self, request: ModelRequest) -> LLMResponse:
         if isinstance(self._inner, ModelClient):
             return await self._inner.respond(request)
         return await self._inner.generate(**request.arguments())
@@ -187,6 +190,7 @@ class RecordedModel(ModelClient):
 
 @lru_cache  # reading a signature takes longer than preparing a call
 def _supports_streaming(client: type[LLMClient]) -> bool:
+    """Whether `generate` of this client class has the parameter `on_delta`."""
     return "on_delta" in inspect.signature(client.generate).parameters
 
 
@@ -296,6 +300,7 @@ class RecordedTool:
             raise
 
     async def _execute_call(self, params: dict[str, Any], info: CallInfo) -> Outcome:
+        """Execute a tool call and return its outcome. Emits `tool.called` before it."""
         if (exceeded := self._over_budget(info)) is not None:
             return Outcome(error=exceeded)
         call = CallContext(self._context, info.idempotency_key, info.call_id)
@@ -329,6 +334,7 @@ class RecordedTool:
         )
 
     def _failed_outcome(self, error: OpenAgentsError, call: CallContext) -> Outcome:
+        """The outcome of a failed call, with its log line and events."""
         error.tool_id = error.tool_id or self.tool_id
         raised, fields = user_error_of(error), described_in_log(error)
         payload: dict[str, Any] = {
@@ -371,8 +377,8 @@ class RecordedTool:
         try:
             with user_code(as_tool_error):
                 try:
-                    await _hook(self._inner, "before_invoke", params, call)
-                    result = await self._with_deadline(params, call)
+                    await _call_hook(self._inner, "before_invoke", params, call)
+                    result = await self._invoke_with_timeout(params, call)
                 except BaseException as error:
                     raised = error  # the hook gets the original exception, not the coded error
                     raise
@@ -387,7 +393,7 @@ class RecordedTool:
         """Call the `after_invoke` hook. It cannot change the outcome; its errors are only logged."""
         try:
             with user_code(tool_error(ToolError, self.tool_id)):
-                await _hook(self._inner, "after_invoke", params, call, result, raised)
+                await _call_hook(self._inner, "after_invoke", params, call, result, raised)
         except OpenAgentsError as error:
             log.warning(
                 "tool.after_invoke_failed",
@@ -397,7 +403,8 @@ class RecordedTool:
                 user_error=user_error_of(error),
             )
 
-    async def _with_deadline(self, params: dict[str, Any], call: CallContext) -> Any:
+    async def _invoke_with_timeout(self, params: dict[str, Any], call: CallContext) -> Any:
+        """Invoke the tool. Raises `ToolTimeoutError` after its time limit."""
         if self._timeout_ms is None:
             return await cancelling_itself_only(self._inner.invoke(params, call))
         deadline = asyncio.timeout(self._timeout_ms / 1000)
@@ -430,6 +437,7 @@ class RecordedTool:
             raise ToolValidationError(error.message, self.tool_id, hint=error.hint) from error
 
     def _check_approval(self, params: dict[str, Any], call: CallContext) -> None:
+        """Raises `PermanentToolError` if the call needs an approval that the request does not give."""
         if not self._needs_approval(params, call):
             return
         hints = self._context.run_request.context_hints.get("approvals")
@@ -477,7 +485,7 @@ class RecordedTool:
             )
 
 
-async def _hook(inner: Any, name: str, *args: Any) -> None:
+async def _call_hook(inner: Any, name: str, *args: Any) -> None:
     hook = getattr(inner, name, None)
     if hook is not None:
         await hook(*args)

@@ -51,6 +51,7 @@ async def opened_deps(name: str | None, in_thread: InThread) -> AsyncGenerator[A
 
 
 async def _call_factory(factory: Callable[[], Any], in_thread: InThread) -> Any:
+    """Call the factory: an async one on the event loop, any other in a thread."""
     resource = factory() if inspect.iscoroutinefunction(factory) else await in_thread(factory)
     return (
         await resource if inspect.isawaitable(resource) and not hasattr(resource, "__aenter__") else resource

@@ -102,6 +102,7 @@ class MemoryCalls:
             self._context.state.pop(LAST_OUTPUT, None)
 
     async def _record_call(self, step: str, make: Callable[[CallInfo], Any]) -> None:
+        """Make a recorded call of the memory. Its errors are ignored with `on_error: continue`."""
         try:
             view = await self._recorder.call("memory", step, "", make)
         except OpenAgentsError:

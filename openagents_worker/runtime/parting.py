@@ -165,6 +165,7 @@ class Parting:
         return await self._suspended_result(reply, error)
 
     async def _suspended_result(self, reply: Handed, error: OpenAgentsError) -> AttemptResult | None:
+        """Log the suspension, send the wake-ups and return the result; None if it was refused."""
         if reply.answer is not WriteAnswer.OK:
             return None
         run_id, fields = self._writer.run_id, described_in_log(error)

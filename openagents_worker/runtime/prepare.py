@@ -149,6 +149,7 @@ class Preparation:
         return Prepared(pattern, self._context, self._parts, self._memory, output_type)
 
     def _emit_once(self, name: str, **payload: Any) -> None:
+        """Emit an event of the run, unless an earlier attempt has emitted it."""
         if self._recorded is None:
             self._writer.emit_run_event(name, **payload)
 
@@ -160,6 +161,7 @@ class Preparation:
     # --- context -----------------------------------------------------------------------------------------
 
     async def _assemble_context(self) -> None:
+        """Let the assembler compact and select transcript and artifacts for the context."""
         assembler = self._parts.assembler
         if not _is_builtin(assembler):
             with suppress(AttributeError):  # a custom assembler may call models and tools
@@ -213,6 +215,7 @@ class Preparation:
     # --- model and tools ---------------------------------------------------------------------------------
 
     def _bind_model_and_tools(self) -> None:
+        """Put the recorded model client and tools into the context."""
         context, definition = self._context, self._parts.definition
         timeouts_ms = {tool.id: tool.timeout_ms for tool in definition.tools}
         context.llm_client = RecordedModel(

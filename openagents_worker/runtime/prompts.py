@@ -30,7 +30,7 @@ class PromptDigests:
         self._tools: Any = None
         self._tools_digest = ""
 
-    def of(self, request: Mapping[str, Any], known: dict[str, Any], scope: str) -> tuple[str, str]:
+    def digests_of(self, request: Mapping[str, Any], known: dict[str, Any], scope: str) -> tuple[str, str]:
         """The digests of a prompt and of its core. `known` keeps the hash state, by scope.
 
         Raises TypeError or ValueError for a prompt that is not JSON.
@@ -71,6 +71,7 @@ class _HashedConversation:
         return messages[: len(self._known)] == self._known
 
     def add_new(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Hash the messages that are new."""
         for message in messages[len(self._known) :]:
             text = canonical_json(self._canonical(message)).encode(errors="surrogatepass")
             digest = blake2b(text, digest_size=DIGEST_BYTES).digest()

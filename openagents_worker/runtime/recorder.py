@@ -38,7 +38,7 @@ from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["Make", "Outcome", "Recorder"]
+__all__ = ["MakeCall", "Outcome", "Recorder"]
 
 log = get_logger(__name__)
 
@@ -62,7 +62,7 @@ class Outcome:
     """False if the call must not be repeated, although its error is retryable."""
 
 
-Make = Callable[[CallInfo], Awaitable[Outcome]]
+MakeCall = Callable[[CallInfo], Awaitable[Outcome]]
 
 
 class _CallInProgress:
@@ -80,7 +80,7 @@ class _CallInProgress:
         self.blocked = 0
 
 
-_current: ContextVar[_CallInProgress | None] = ContextVar("openagents_running", default=None)
+_innermost_call: ContextVar[_CallInProgress | None] = ContextVar("openagents_running", default=None)
 
 
 class Recorder:
@@ -142,7 +142,7 @@ class Recorder:
     # --- calls -------------------------------------------------------------------------------------------
 
     async def call(
-        self, kind: str, name: str, digest: str, make: Make, *, core: str = "", may_repeat: bool = True
+        self, kind: str, name: str, digest: str, make: MakeCall, *, core: str = "", may_repeat: bool = True
     ) -> Any:
         """Answer a call from the journal; if it is not there, make it, record the outcome and return it.
 
@@ -173,6 +173,7 @@ class Recorder:
         self.rules.end()
 
     async def _find_record(self, query: CallQuery) -> Record | None:
+        """The record that answers the call, None if there is none. Raises `ReplayMismatch`."""
         if isinstance(self.verdict, ReplayMismatch):
             raise self.verdict  # after a mismatch, no call is executed
         try:
@@ -184,6 +185,7 @@ class Recorder:
         return record
 
     def _emit_changed_prompt(self, record: Record, query: CallQuery) -> None:
+        """Emit an event if the prompt of the call differs from the recorded one."""
         recorded = record.digest or content_of(record.call)
         if recorded != query.content:
             self._writer.emit(
@@ -209,11 +211,12 @@ class Recorder:
         self,
         query: CallQuery,
         number: int,
-        make: Make,
+        make: MakeCall,
         *,
         again: Record | None = None,
         may_repeat: bool = True,
     ) -> Any:
+        """Make a call and record it, then return or raise its outcome. `again`: its earlier cancellation."""
         self._writer.check_lease()
         call_id = self.rules.assign_id(query, again)
         info = CallInfo(
@@ -234,7 +237,7 @@ class Recorder:
         return self._answer_with(record, error)
 
     async def _make_and_record(
-        self, query: CallQuery, info: CallInfo, make: Make
+        self, query: CallQuery, info: CallInfo, make: MakeCall
     ) -> tuple[Record | None, OpenAgentsError | None]:
         """Make the call and store its record. Without a record: the run is suspended for a retry.
 
@@ -253,7 +256,7 @@ class Recorder:
         return record, outcome.error
 
     async def _make_outcome(
-        self, query: CallQuery, info: CallInfo, make: Make, began_s: float
+        self, query: CallQuery, info: CallInfo, make: MakeCall, began_s: float
     ) -> tuple[Outcome, int]:
         """Make the call. Returns its outcome, and the number of model calls made inside it."""
         token = current_call.set(info)
@@ -281,16 +284,17 @@ class Recorder:
 
     @contextmanager
     def _track_in_progress(self, may_repeat: bool) -> Iterator[None]:
+        """Count the call as in progress inside the block."""
         task = asyncio.current_task()
         assert task is not None
-        call = _CallInProgress(task, _current.get(), may_repeat=may_repeat)
-        token = _current.set(call)
+        call = _CallInProgress(task, _innermost_call.get(), may_repeat=may_repeat)
+        token = _innermost_call.set(call)
         self._in_progress.add(call)
         self._no_call_can_end.clear()
         try:
             yield
         finally:
-            _current.reset(token)
+            _innermost_call.reset(token)
             self._in_progress.discard(call)
             self._signal_if_no_call_can_end()
 
@@ -298,7 +302,7 @@ class Recorder:
     def _outer_calls_blocked(self) -> Iterator[None]:
         """Mark the outer calls of the current call as blocked: `wait_for_calls` does not wait for them."""
         outer = []
-        call = _current.get()
+        call = _innermost_call.get()
         while call is not None:
             call.blocked += 1
             outer.append(call)
@@ -315,6 +319,7 @@ class Recorder:
             self._no_call_can_end.set()
 
     def _should_retry(self, outcome: Outcome, info: CallInfo) -> bool:
+        """Whether the run is suspended to retry this call. If the retries are used up, emit an event."""
         error = outcome.error
         if error is None or not error.retryable or not outcome.may_retry or not self._durable:
             return False
@@ -455,6 +460,7 @@ class Recorder:
             raise
 
     async def _store(self, record: Record, events: list[Event], text: str) -> None:
+        """Write a record with its events and the new usage of the run."""
         self.store_start()
         self._writer.end_deltas(record.call)
         usage = self.usage.plus(RunUsage(**record.usage)) if record.usage else self.usage
@@ -517,6 +523,7 @@ class Recorder:
         return error
 
     async def _answer_from(self, record: Record) -> Any:
+        """Return or raise the outcome of a record of an earlier attempt, and count its usage."""
         for inner in self.rules.records_inside(record):
             self.usage = self.usage.plus(RunUsage(**inner.usage))
             self._on_record(inner)
@@ -561,6 +568,7 @@ class Recorder:
             await self._stop_if_latched()
 
     def _release_held(self, branch: str) -> None:
+        """Emit the held events of a branch: it has left its recorded part."""
         for event in self._held_events.pop(branch, ()):
             self._emit_user_event(*event)
 
@@ -616,4 +624,5 @@ def _max_levels(kind: str) -> int:
 
 
 def _own_model_calls(query: CallQuery) -> int:
+    """1 for a call that is itself a model call, else 0."""
     return 1 if query.kind in ("model", "http") else 0

@@ -104,6 +104,7 @@ class ReplayByContent(Rules):
     # --- loading -----------------------------------------------------------------------------------------
 
     def _load(self, records: Iterable[Record], life: int) -> None:
+        """Sort the records of earlier attempts: to be replayed, inside other calls, or to be made again."""
         stored: dict[str, Record] = {}
         for record in records:
             if record.call.endswith("!"):
@@ -117,7 +118,7 @@ class ReplayByContent(Rules):
         ended = stored.keys() - reopened
         positions = []
         for call, record in stored.items():
-            self._ids.take(call)
+            self._ids.mark_used(call)
             self._open_outer_calls(record, stored.keys())
             enclosing = [outer.id for outer in record.outer if outer.id in ended]
             if call in reopened:
@@ -133,14 +134,16 @@ class ReplayByContent(Rules):
         self._turns = Turns(self._loop, positions)
 
     def _open_outer_calls(self, record: Record, stored: Collection[str]) -> None:
+        """Add the enclosing calls without a record: they were in progress when their attempt ended."""
         scope = ""
         for outer in record.outer:
             if outer.id not in stored:
-                self._ids.take(outer.id)
+                self._ids.mark_used(outer.id)
                 self._add_open(_OpenCall(outer.id, outer.kind, outer.node, scope))
             scope = outer.id
 
     def _load_tries(self, ended: Collection[str]) -> None:
+        """Index the retry counts of calls that have no final record."""
         for fact in self._tries:
             call, kind, node = _parse_tries(fact)
             if kind and call not in ended:
@@ -165,7 +168,7 @@ class ReplayByContent(Rules):
 
     def prompt(self, arguments: Mapping[str, Any]) -> tuple[str, str]:
         frame = self._nodes.current_frame()
-        return self._prompts.of(arguments, frame.node.prompts, frame.scope)
+        return self._prompts.digests_of(arguments, frame.node.prompts, frame.scope)
 
     def enter(self, kind: str, name: str, digest: str, core: str = "") -> _ContentQuery:
         frame = self._nodes.current_frame()
@@ -251,6 +254,7 @@ class ReplayByContent(Rules):
                 return
 
     def _first_begun_call(self, query: _ContentQuery) -> _OpenCall | None:
+        """The first unfinished call with this content of another node."""
         calls = self._open_calls.get(query.content)
         if not calls or self._open_call_of_node(query) is not None:
             return None
@@ -273,6 +277,7 @@ class ReplayByContent(Rules):
         )
 
     async def _find_changed_or_contradict(self, query: _ContentQuery) -> Record | None:
+        """The next record of the node if only its prompt changed. Raises `ReplayContradiction`."""
         own = self._next_unused_of_node(query)
         if own is None or self._open_call_for(query) is not None:
             return None
@@ -317,6 +322,7 @@ class ReplayByContent(Rules):
         return None
 
     def _open_call_of_node(self, query: _ContentQuery) -> _OpenCall | None:
+        """The unfinished call with this content that the query's own node began."""
         calls = self._open_calls.get(query.content)
         if not calls:
             return None
@@ -331,12 +337,14 @@ class ReplayByContent(Rules):
         return call is not None and not call.is_begun
 
     def _mark_diverged(self, node: Node) -> None:
+        """Note that a node made another call than recorded: others may use its records."""
         if not node.has_diverged:
             node.has_diverged = True
             self._ended_nodes.add(node.path)
             self._wake(("node", node.path))
 
     def _take(self, record: Record) -> Record:
+        """Remove a record from the unused ones. It answers a call now."""
         del self._unused[record.call]
         for key in _keys(record):
             del self._by_key[key][record.call]
@@ -382,9 +390,11 @@ class ReplayByContent(Rules):
             await self._turns.wait_for_all(self._bound_s(took_ms))
 
     def _bound_s(self, took_ms: int) -> float:
+        """How long other calls may wait for a call that took so long when it was made."""
         return min(took_ms / 1000 + SLACK_S, QUIET_S)
 
     def _was_cancelled(self, record: Record) -> bool:
+        """Whether the program saw a cancellation of this call, with or without a recorded outcome."""
         return record.is_cancelled or record.call in self._cancelled_after_record
 
     # --- making ------------------------------------------------------------------------------------------
@@ -400,7 +410,7 @@ class ReplayByContent(Rules):
                 del self._open_calls[query.content]
             self._wake(("taken", call.id))
             return call.id
-        return self._ids.new(query.name, query.content)
+        return self._ids.next_id(query.name, query.content)
 
     def _open_call_for(self, query: _ContentQuery) -> _OpenCall | None:
         """The open call that this call continues: of its own node, of another node, or of an earlier life."""
@@ -502,6 +512,7 @@ class ReplayByContent(Rules):
         return True
 
     async def _wait_for(self, keys: Sequence[Hashable], at_most_s: float) -> None:
+        """Wait until one of the keys is woken, at most `at_most_s` seconds."""
         waiting: asyncio.Future[None] = self._loop.create_future()
         for key in (*keys, "latch"):
             self._waiting[key].append(waiting)
@@ -519,6 +530,7 @@ class ReplayByContent(Rules):
                         del self._waiting[key]
 
     def _wake(self, key: Hashable) -> None:
+        """Wake the calls that wait for this key."""
         self._note_progress()
         for each in (key, "any"):
             for waiting in self._waiting.get(each, ()):
@@ -531,6 +543,7 @@ class ReplayByContent(Rules):
         self._turns.give_up()
 
     def _on_node_end(self, node: Node) -> None:
+        """A task of the run is done: wake the calls that wait for its node."""
         if self._unused or self._open_calls:
             self._ended_nodes.add(node.path)
             self._wake(("node", node.path))
@@ -545,13 +558,13 @@ class _CallIds:
         self._taken: dict[str, int] = {}
         self._beyond: dict[str, set[int]] = {}
 
-    def take(self, call_id: str) -> None:
+    def mark_used(self, call_id: str) -> None:
         """Mark an id as used, by a record or by an open call."""
         parts = call_id.rsplit(":", 2)
         if len(parts) == 3:
             self._add(parts[1], int(parts[2]))
 
-    def new(self, name: str, content: str) -> str:
+    def next_id(self, name: str, content: str) -> str:
         number = self._taken.get(content, 0) + 1
         self._add(content, number)
         return f"{name}:{content}:{number}"
@@ -618,6 +631,7 @@ def _belongs_to(node: str, part: str) -> bool:
 
 
 def _parse_tries(fact: str) -> tuple[str, str, str]:
+    """Split the name of a retry count into call id, kind and node."""
     call, _, rest = fact.partition("\n")
     kind, _, node = rest.partition("\n")
     return call, kind, node

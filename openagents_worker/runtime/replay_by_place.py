@@ -130,6 +130,7 @@ class ReplayByPlace(Rules):
         return not self._records
 
     def _take(self, call: str) -> Record | None:
+        """Remove a record and the records of calls inside it. It answers a call now."""
         record = self._records.pop(call, None)
         if record is not None:
             for nested in self._inside_call.pop(call, ()):

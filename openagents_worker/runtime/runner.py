@@ -152,6 +152,7 @@ class Runner:
             self._marks.mark_loop(before)
 
     async def _request_with_ids_only(self, run_id: str) -> RunRequest:
+        """A request with only the ids of the run, for a run whose request cannot be read."""
         key = self._store.keys("run", run_id)
         agent_id, session_id = await self._store.ask(lambda r: r.hmget(key, "agent", "session"))
         return RunRequest.model_construct(
@@ -164,6 +165,7 @@ class Runner:
     async def _execute_or_give_back(
         self, attempt: Attempt, run_id: str, lease: Lease, claimed: Claimed
     ) -> AttemptResult:
+        """Execute the attempt. If it cannot write an outcome, release the run."""
         try:
             attempt_result = await attempt.execute()
         except asyncio.CancelledError:  # the event loop is being closed
@@ -250,9 +252,9 @@ class Runner:
         """Stop a run of this process. Must be called on the event loop."""
         attempt = self._attempts.get(run_id)
         if attempt is not None:
-            self._stop(attempt, reason, detail)
+            self._set_latch(attempt, reason, detail)
 
-    def _stop(self, attempt: Attempt, reason: LatchReason, detail: str) -> None:
+    def _set_latch(self, attempt: Attempt, reason: LatchReason, detail: str) -> None:
         if reason is LatchReason.FENCED:  # another worker may own the run: stop it before anything else
             attempt.latch.set(reason, detail=detail)
         else:
@@ -280,7 +282,7 @@ class Runner:
     async def latch_all(self, reason: LatchReason, detail: str = "") -> None:
         """Stop every run of this process. Returns when all attempts have ended."""
         for attempt in list(self._attempts.values()):
-            self._stop(attempt, reason, detail)
+            self._set_latch(attempt, reason, detail)
         await self._idle.wait()
 
     async def hurry_all(self) -> None:
@@ -339,6 +341,7 @@ def _result_without_claim(claimed: Claimed) -> AttemptResult:
 
 
 def _result_of_ended_run(claimed: Claimed) -> AttemptResult:
+    """The result of a run that ended earlier, from its stored result."""
     try:
         with reading(WRITTEN):
             result = RunResult[Any].model_validate_json(claimed.untold)

@@ -106,6 +106,6 @@ def _is_json_of(text: str, value: Any) -> bool:
 
 
 def changed_keys(before: Mapping[str, str], texts: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """The changed keys as [key, JSON, key, JSON …], and the removed keys, as the script `finish` needs them."""
+    """Changed keys as [key, JSON, key, JSON …], and removed keys: arguments of the script `finish`."""
     changed = [(key, text) for key, text in texts.items() if before.get(key) != text]
     return [part for pair in changed for part in pair], [key for key in before if key not in texts]

@@ -68,6 +68,7 @@ class Turns:
                 self._after_all.remove(future)
 
     async def _wait_while_progressing(self, future: asyncio.Future[None], at_most_s: float) -> None:
+        """Wait for a future. Give up the order after `at_most_s` seconds in which no call returned."""
         timer: asyncio.TimerHandle
 
         def check(progress: int) -> None:
@@ -93,12 +94,14 @@ class Turns:
         return not self._turns_left and (not self._positions or self._positions[-1] >= position)
 
     def _remove(self, position: int) -> None:
+        """A position had its turn, or its call was cancelled."""
         self._progress += 1
         self._remaining.discard(position)
         while self._positions and self._positions[-1] not in self._remaining:
             self._positions.pop()
 
     def _settle(self) -> None:
+        """Let the event loop make some turns before the next outcome."""
         if not self._turns_left:
             self._loop.call_soon(self._turn)
         self._turns_left = LOOP_TURNS
@@ -112,6 +115,7 @@ class Turns:
             self._wake_next()
 
     def _wake_next(self) -> None:
+        """Wake the call whose turn it is; after the last one, all that wait for the end."""
         if self._turns_left:
             return
         if self._positions:

@@ -1,8 +1,8 @@
 """The boundary to user code: the only place that turns exceptions of plugins into coded errors of the run.
 
-User code is everything that a deployment adds: patterns, tools and their hooks, memories, assemblers, deps, output
-types, model clients. It may raise any exception, also `SystemExit`, `KeyboardInterrupt` and `CancelledError`. Its
-exceptions never end the process or its event loop.
+User code is everything that a deployment adds: patterns, tools and their hooks, memories, assemblers, deps,
+output types, model clients. It may raise any exception, also `SystemExit`, `KeyboardInterrupt` and
+`CancelledError`. Its exceptions never end the process or its event loop.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ MakeCodedError = Callable[[str], OpenAgentsError]
 
 
 class RunCode:
-    """The code of one attempt that executes in this process: its tasks, and its work in threads and processes.
+    """The code of one attempt that executes now: its tasks, and its work in threads and processes.
 
     A task belongs to the run in whose context it was started. Objects shared by runs start their tasks in an
     empty context.
@@ -81,7 +81,7 @@ class RunCode:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def track_task(self, task: asyncio.Task[Any]) -> None:
-        """Track a task that was created in the context of the run. The task factory of the loop calls this."""
+        """Track a task that was created in the context of the run. Called by the task factory of the loop."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -217,6 +217,7 @@ class RunWriter:
         return task
 
     async def _flush_quietly(self) -> None:
+        """Flush in a task of the writer. No caller awaits it, so `RunLatched` is not raised."""
         with suppress(RunLatched):  # the latch is set; the next recorded call raises it
             await self.flush()
 
@@ -335,6 +336,7 @@ class RunWriter:
         batch: list[str],
         deferred: Sequence[_DeferredRecord],
     ) -> None:
+        """Write records and events with one script call. `deferred` records come first."""
         if deferred:
             position = deferred[0].position
             records = [*(each.record for each in deferred), *records]
@@ -414,6 +416,7 @@ class RunWriter:
         self._act_on_answer(await self._run_script(call))
 
     async def _write_last(self, call: ScriptCall[Handed]) -> Handed:
+        """Run a script that ends the ownership of the run. It returns wake-ups to send."""
         handed: Handed = await self._run_script(call, reraised=UNWRITABLE)
         self._act_on_answer(handed.answer)
         return handed
@@ -457,9 +460,11 @@ class RunWriter:
             timeout.reschedule(now_s)
 
     def _must_not_write(self) -> bool:
+        """Whether writes must stop: the lease is over or the run is fenced."""
         return self._lease.remaining_s() <= 0 or self._latch.reason is LatchReason.FENCED
 
     def _act_on_answer(self, answer: WriteAnswer) -> None:
+        """Set the latch for the answer of a script. Raises `RunLatched` if the run is fenced."""
         match answer:
             case WriteAnswer.OK | WriteAnswer.SAME | WriteAnswer.OVERDUE:
                 return

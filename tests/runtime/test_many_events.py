@@ -1,4 +1,4 @@
-"""Many events, and large ones: no script gets more than a batch, and nothing is lost."""
+"""Many and large events: no script call gets more than a batch, and no event is lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLUGINS = __name__
 
 
 class Talks(PatternPlugin):
-    """Emits without end, and asks nobody."""
+    """Emits events without end, and makes no calls."""
 
     class Config(PatternPlugin.Config):
         events: int = 0
@@ -31,7 +31,7 @@ class Talks(PatternPlugin):
 
 
 class Shouts(PatternPlugin):
-    """Emits one event that may be too large, and says what became of it."""
+    """Emits one event that may be too large, and returns how that ended."""
 
     class Config(PatternPlugin.Config):
         name: str = "said"
@@ -57,7 +57,7 @@ MOST_PENDING: list[int] = []
 
 
 def _noting(process: Process) -> list[tuple[str, int, int]]:
-    """Each script call of the process from now on: its name, how many words its lists have, and bytes."""
+    """Record each script call of the process from now on: name, number of list items, bytes."""
     sizes: list[tuple[str, int, int]] = []
     run_until = process.store.run_until
 
@@ -74,8 +74,8 @@ def _talks(**config: Any) -> dict[str, Any]:
     return agent(pattern={"impl": f"{PLUGINS}.Talks", "config": config})
 
 
-async def test_thirty_thousand_events_go_out_in_batches(redis_url: str) -> None:
-    """Each is stored once and in order; who emits waits for Redis."""
+async def test_thirty_thousand_events_are_stored_in_batches(redis_url: str) -> None:
+    """Each is stored once and in order. The pattern waits for Redis."""
     MOST_PENDING.clear()
     async with process(redis_url, _talks(events=30_000)) as worker:
         sizes = _noting(worker)
@@ -91,8 +91,8 @@ async def test_thirty_thousand_events_go_out_in_batches(redis_url: str) -> None:
     assert max(MOST_PENDING) <= writer.PENDING_EVENTS + 1
 
 
-async def test_large_events_go_out_in_batches(redis_url: str) -> None:
-    """A batch has at most so many bytes, or one event."""
+async def test_large_events_are_stored_in_batches(redis_url: str) -> None:
+    """A batch has a limited number of bytes, or one event."""
     async with process(redis_url, _talks(events=60, chars=100_000)) as worker:
         sizes = _noting(worker)
         record = await worker.run()
@@ -113,8 +113,8 @@ async def test_large_events_go_out_in_batches(redis_url: str) -> None:
         ({"name": "x" * 257}, "step.too_large"),
     ],
 )
-async def test_an_event_has_a_limit(redis_url: str, config: dict[str, Any], outcome: str) -> None:
-    """It is refused where it is emitted, with a code."""
+async def test_an_event_has_a_size_limit(redis_url: str, config: dict[str, Any], outcome: str) -> None:
+    """A larger event is refused when it is emitted, with a code."""
     shouts = agent(pattern={"impl": f"{PLUGINS}.Shouts", "config": config})
     async with process(redis_url, shouts) as worker:
         record = await worker.run()
@@ -123,8 +123,8 @@ async def test_an_event_has_a_limit(redis_url: str, config: dict[str, Any], outc
     assert record.result.final_output == outcome
 
 
-async def test_pieces_of_a_reply_are_sent_in_pieces(redis_url: str) -> None:
-    """A piece as large as a whole reply is cut up; their offsets go on."""
+async def test_long_replies_are_split_into_deltas(redis_url: str) -> None:
+    """A delta as large as a whole reply is split. The offsets continue."""
     piece = writer._ReplyStream()
     piece.add("a" * 100_000)
     piece.add("b" * 100_000)
