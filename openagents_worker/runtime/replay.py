@@ -91,7 +91,7 @@ class ReplayByContent(Rules):
         self._open_calls: dict[str, dict[str, _OpenCall]] = defaultdict(dict)
         self._tries_facts: dict[str, list[str]] = defaultdict(list)
         self._tries = dict(tries)
-        self._ids = _CallIds()
+        self._ids = _CallIdNumbering()
         self._ended_nodes: set[str] = set()
         self._abandoned_nodes: set[str] = set()
         self._last_progress_s = self._loop.time()
@@ -261,7 +261,7 @@ class ReplayByContent(Rules):
         return next((call for call in calls.values() if call.is_begun), None)
 
     def _first_record(self, key: tuple[str, str]) -> Record | None:
-        """The first record under a key; a cancelled one only if there is no other."""
+        """The first record under a key; cancelled ones come last."""
         found = self._by_key.get(key)
         if not found:
             return None
@@ -551,7 +551,7 @@ class ReplayByContent(Rules):
                 self._wake(ALONE)
 
 
-class _CallIds:
+class _CallIdNumbering:
     """Assigns call ids. The calls with the same content are numbered; each number is used once."""
 
     def __init__(self) -> None:

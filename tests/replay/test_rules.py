@@ -380,7 +380,7 @@ def _tasks_have_no_arguments_digest(patch: pytest.MonkeyPatch) -> None:
 
 
 def _ids_are_counted_by_the_attempt(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(replay._CallIds, "mark_used", lambda *_: None)
+    patch.setattr(replay._CallIdNumbering, "mark_used", lambda *_: None)
 
 
 def _calls_have_no_scope(patch: pytest.MonkeyPatch) -> None:

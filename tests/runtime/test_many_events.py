@@ -133,4 +133,4 @@ async def test_long_replies_are_split_into_deltas(redis_url: str) -> None:
 
     assert len(payloads) == 4
     assert all(len(payload) <= writer.DELTA_CHARS + 100 for payload in payloads)
-    assert (piece.sent, piece.waits) == (200_000, False)
+    assert (piece.sent, piece.has_unsent) == (200_000, False)
