@@ -186,29 +186,29 @@ class Attempt:
         context.run(current_run.set, self._code)
         context.run(marked.set, self.mark)
         context.run(work_off_loop.set, self._code.off_loop)
-        working = asyncio.create_task(
+        execution = asyncio.create_task(
             self._execute_phases(), name=f"run {self.request.run_id}", context=context
         )
-        either: set[asyncio.Future[Any]] = {working, self.latch.is_set}
+        execution_or_latch: set[asyncio.Future[Any]] = {execution, self.latch.is_set}
         try:
-            await asyncio.wait(either, timeout=self._time_left_s(), return_when=asyncio.FIRST_COMPLETED)
-            if not working.done() and self.latch.reason is None:
+            await asyncio.wait(
+                execution_or_latch, timeout=self._time_left_s(), return_when=asyncio.FIRST_COMPLETED
+            )
+            if not execution.done() and self.latch.reason is None:
                 self.latch.set(LatchReason.TIME_LIMIT, error=self._duration_exhausted())
-        except (
-            asyncio.CancelledError
-        ):  # the event loop is being closed: the lease ends, others recover the run
+        except asyncio.CancelledError:  # the event loop is being closed; other workers recover the run
             self.latch.set(LatchReason.FENCED, detail="abandoned")
-            await self._stop_code(working)
+            await self._stop_code(execution)
             raise
         if self.latch.reason is not None:
-            await self._stop_code(working)
+            await self._stop_code(execution)
             return None
-        if working.cancelled():
+        if execution.cancelled():
             return self._ending(error=ExecutionError("the pattern cancelled itself"))
         # An exception that bypassed `user_code`, for example by a future that closes its coroutine.
-        if (error := working.exception()) is not None:
+        if (error := execution.exception()) is not None:
             return self._ending(error=self._verdict(coded(error, PatternError)))
-        return working.result()
+        return execution.result()
 
     async def _execute_phases(self) -> Ending | None:
         """Make the parts of the agent, execute the run and return its ending; None if it was latched."""
@@ -238,15 +238,15 @@ class Attempt:
 
     async def _produce_output(self, parts: AgentParts) -> Any:
         """Execute the phases of the run and return its output. All calls go through the recorder."""
-        recorded, start = await self._read_journal(parts)
-        self._emit_beginning(recorded)
+        start_record, start = await self._read_journal(parts)
+        self._emit_beginning(start_record)
         recorder = self._recorder
         assert recorder is not None
-        async with AsyncExitStack() as opened:
-            deps = await self._open_deps(opened)
+        async with AsyncExitStack() as exit_stack:
+            deps = await self._open_deps(exit_stack)
             recorder.begin(PREPARE_PART if recorder.rules.format == BY_PLACE else "")
             try:
-                prepared = await self._prepare(parts, recorded, start, deps)
+                prepared = await self._prepare(parts, start_record, start, deps)
                 if recorder.rules.format == BY_PLACE:
                     recorder.begin()
                 output = await self._execute_pattern(prepared)
@@ -287,10 +287,10 @@ class Attempt:
 
     # --- prepare -----------------------------------------------------------------------------------------
 
-    async def _open_deps(self, opened: AsyncExitStack) -> Any:
+    async def _open_deps(self, exit_stack: AsyncExitStack) -> Any:
         """The value of `context.deps`. If it cannot be made now, the run is suspended for a retry."""
         try:
-            return await opened.enter_async_context(
+            return await exit_stack.enter_async_context(
                 opened_deps(self.request.deps, self._assembly.offload.in_thread)
             )
         except OpenAgentsError as error:
@@ -308,9 +308,9 @@ class Attempt:
         Returns checkpoint 0, which is None in the first attempt, and where the run starts in its session.
         """
         records = await self._records()
-        recorded = records.pop(0) if records else None
-        here = RunStart(self._claimed.messages, self._claimed.artifacts, parts.definition_hash)
-        start = RunStart.of(recorded) if recorded else here
+        start_record = records.pop(0) if records else None
+        current_start = RunStart(self._claimed.messages, self._claimed.artifacts, parts.definition_hash)
+        start = RunStart.of(start_record) if start_record else current_start
         state_before = self._claimed.session_state
         if state_before is None:
             state_before = await self._sessions.load_state_texts(self.request.session_id)
@@ -318,7 +318,7 @@ class Attempt:
         self._recorder = Recorder(
             run_id=self.request.run_id,
             uid=self._claimed.uid,
-            rules=self._replay_rules(recorded, [record for record in records if record.kind != CHECK]),
+            rules=self._replay_rules(start_record, [record for record in records if record.kind != CHECK]),
             position=self._claimed.journal_length,
             writer=self._writer,
             latch=self.latch,
@@ -328,12 +328,12 @@ class Attempt:
             life=self._claimed.life,
             durable=self._durable,
             max_record_bytes=self._settings.max_payload_bytes,
-            definition_changed=start.definition_hash != here.definition_hash,
+            definition_changed=start.definition_hash != current_start.definition_hash,
             transcript_length=start.transcript_length,
             on_record=self._apply_record,
             checks=checks_of(records, self._claimed.life),
         )
-        return recorded, start
+        return start_record, start
 
     async def _records(self) -> list[Record]:
         """All records of the journal. If one has another format, the run is left to others."""
@@ -348,16 +348,16 @@ class Attempt:
                 raise RunLatched(LatchReason.LEFT_TO_OTHERS) from error
         return records
 
-    def _replay_rules(self, recorded: Record | None, records: list[Record]) -> Rules:
+    def _replay_rules(self, start_record: Record | None, records: list[Record]) -> Rules:
         """The replay rules of the run. Checkpoint 0 holds the format under which it began."""
-        format_ = recorded.v if recorded is not None else BEGUN
+        format_ = start_record.v if start_record is not None else BEGUN
         kind = ReplayByPlace if format_ == BY_PLACE else ReplayByContent
         rules = kind(records, life=self._claimed.life, latch=self.latch, tries=self._tries)
         self._writer.format = rules.format
         return rules
 
     async def _prepare(
-        self, parts: AgentParts, recorded: Record | None, start: RunStart, deps: Any
+        self, parts: AgentParts, start_record: Record | None, start: RunStart, deps: Any
     ) -> Prepared:
         """Create the context and a pattern that is ready to execute."""
         recorder = self._recorder
@@ -365,7 +365,7 @@ class Attempt:
         with reading(WRITTEN, session_id=self.request.session_id):
             state = {key: loads(text) for key, text in self._state_before.items()}
         self._context = RunContext(self.request, state, recorder, parts.definition.llm, deps=deps)
-        if recorded is None and self._durable:
+        if start_record is None and self._durable:
             recorder.set_start(start.to_record(recorder.rules.format))
         prepared = await Preparation(
             context=self._context,
@@ -374,7 +374,7 @@ class Attempt:
             recorder=recorder,
             writer=self._writer,
             budget=self._budget,
-            recorded=recorded,
+            start_record=start_record,
             start=start,
         ).prepare()
         recorder.store_start()
@@ -403,7 +403,7 @@ class Attempt:
         for artifact in record.artifacts:
             self._context.artifacts.append(RunArtifact.model_validate(artifact))
 
-    def _emit_beginning(self, recorded: Record | None) -> None:
+    def _emit_beginning(self, start_record: Record | None) -> None:
         """Emit the first events of the run, or those of a retry."""
         if self._claimed.retries:
             self._emit_run_event(
@@ -413,7 +413,7 @@ class Attempt:
                 error_code=self._claimed.last_error,
                 attempt_index=self._claimed.retries,
             )
-        if recorded is not None:
+        if start_record is not None:
             return
         if self._claimed.attempt == 1:
             self._emit_run_event("run.requested", input_text=self.request.input_text)
@@ -473,7 +473,7 @@ class Attempt:
             verdict.__cause__ = error
         return verdict
 
-    async def _stop_code(self, working: asyncio.Task[Any]) -> None:
+    async def _stop_code(self, execution: asyncio.Task[Any]) -> None:
         """Stop all code of the run. Calls that may still end are recorded first; the rest is cancelled.
 
         If code does not stop within the grace period, the process exits: the next run of the session must
@@ -487,14 +487,14 @@ class Attempt:
             quiet.cancel()
             stop_now.cancel()
         began = time.monotonic()
-        while self._code_runs(working):
+        while self._code_runs(execution):
             left_s = self._grace_s - (time.monotonic() - began)
             if left_s <= 0:
                 self._exit_for_code_that_does_not_stop()
                 return
             if recorder is not None:
                 recorder.cancel_calls()
-            tasks = self._unfinished_tasks(working)
+            tasks = self._unfinished_tasks(execution)
             for task in tasks:
                 task.cancel()
             pause_s = min(left_s, self._limits.cancel_grace_s / 3)  # a pattern may swallow a cancellation
@@ -503,18 +503,18 @@ class Attempt:
                 _retrieve_exceptions(done)
             else:
                 await self._code.off_loop.wait(pause_s)
-        _retrieve_exceptions({working})
+        _retrieve_exceptions({execution})
 
-    def _code_runs(self, working: asyncio.Task[Any]) -> bool:
+    def _code_runs(self, execution: asyncio.Task[Any]) -> bool:
         """Whether code of the run still executes that must stop before the attempt ends.
 
         A run that is retried keeps its session, so a thread of a timed-out call may continue.
         """
         waits_for_threads = self.latch.reason is not LatchReason.RETRY
-        return bool(self._unfinished_tasks(working) or (waits_for_threads and self._code.off_loop.names()))
+        return bool(self._unfinished_tasks(execution) or (waits_for_threads and self._code.off_loop.names()))
 
-    def _unfinished_tasks(self, working: asyncio.Task[Any]) -> set[asyncio.Task[Any]]:
-        return {task for task in self._code.tasks() | {working} if not task.done()}
+    def _unfinished_tasks(self, execution: asyncio.Task[Any]) -> set[asyncio.Task[Any]]:
+        return {task for task in self._code.tasks() | {execution} if not task.done()}
 
     @property
     def _grace_s(self) -> float:

@@ -112,16 +112,16 @@ class Preparation:
         recorder: Recorder,
         writer: RunWriter,
         budget: RunBudget,
-        recorded: Record | None,
+        start_record: Record | None,
         start: RunStart,
     ) -> None:
-        """`recorded` is checkpoint 0 of the run; None if no earlier attempt has stored it."""
+        """`start_record` is checkpoint 0 of the run; None if no earlier attempt has stored it."""
         self._context = context
         self._parts = parts
         self._recorder = recorder
         self._writer = writer
         self._budget = budget
-        self._recorded = recorded
+        self._start_record = start_record
         self._session = SessionAtStart(sessions, start)
         self._start = start
         self._memory = MemoryCalls(
@@ -150,13 +150,13 @@ class Preparation:
 
     def _emit_once(self, name: str, **payload: Any) -> None:
         """Emit an event of the run, unless an earlier attempt has emitted it."""
-        if self._recorded is None:
+        if self._start_record is None:
             self._writer.emit_run_event(name, **payload)
 
     @property
     def _was_prepared_by_place(self) -> bool:
         """Whether checkpoint 0 contains the whole preparation, as in runs that are replayed by place."""
-        return self._recorded is not None and self._recorded.v == BY_PLACE
+        return self._start_record is not None and self._start_record.v == BY_PLACE
 
     # --- context -----------------------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class Preparation:
         context.tools = {
             tool_id: RecordedTool(
                 tool_id,
-                inner,
+                tool,
                 context=context,
                 writer=self._writer,
                 budget=self._budget,
@@ -232,7 +232,7 @@ class Preparation:
                 default_timeout_ms=_tool_timeout_ms(definition),
                 checks=self._parts.checks,
             )
-            for tool_id, inner in self._parts.tools().items()
+            for tool_id, tool in self._parts.tools().items()
         }
 
     async def _preflight(self) -> None:
@@ -242,15 +242,15 @@ class Preparation:
             return
         if any(type(tool).preflight is not ToolPlugin.preflight for tool in checked.values()):
             await self._recorder.call("tools", "preflight", "", partial(self._check_tools, checked))
-        elif self._recorded is None:
+        elif self._start_record is None:
             await self._check_tools(checked)
 
     async def _check_tools(self, tools: dict[str, Any], _: CallInfo | None = None) -> Outcome:
-        for tool_id, inner in tools.items():
+        for tool_id, tool in tools.items():
             started = time.monotonic()
             try:
                 with executing("tool", tool_id), user_code(PatternError, prefix=f"preflight of {tool_id}: "):
-                    await inner.preflight(None)
+                    await tool.preflight(None)
             except Exception as error:  # noqa: BLE001 - any error is the outcome of this call
                 self._emit_preflight(tool_id, "error", started, error=str(error))
                 coded_error = coded(error, PatternError)
@@ -277,11 +277,11 @@ class Preparation:
     # --- memory ------------------------------------------------------------------------------------------
 
     async def _inject_memory(self) -> None:
-        if self._recorded is not None and self._was_prepared_by_place and self._memory.is_external:
+        if self._start_record is not None and self._was_prepared_by_place and self._memory.is_external:
             self._context.memory_view = dict(self._start.memory_view or {})
-            apply_changes(self._context.state, self._recorded.state)
+            apply_changes(self._context.state, self._start_record.state)
             return
-        await self._memory.inject(is_first=self._recorded is None)
+        await self._memory.inject(is_first=self._start_record is None)
 
     def _set_history_limits(self) -> None:
         """Copy from the memory how much of the conversation it shows. Custom memories need not say it."""

@@ -92,9 +92,9 @@ class Runner:
                 _log_end_without_worker(run_id, claimed, attempt_result)
                 return attempt_result
             if lease.remaining_s() <= 0:  # another worker may recover the run at any moment
-                return await self._give_back(run_id, lease, claimed, ReleaseKind.HANDOVER)
+                return await self._release(run_id, lease, claimed, ReleaseKind.HANDOVER)
             if not self.accepting:
-                return await self._give_back(run_id, lease, claimed, ReleaseKind.HANDOVER)
+                return await self._release(run_id, lease, claimed, ReleaseKind.HANDOVER)
             return await self._execute_claimed(run_id, lease, claimed)
 
     async def _execute_claimed(self, run_id: str, lease: Lease, claimed: Claimed) -> AttemptResult:
@@ -103,15 +103,15 @@ class Runner:
             attempt = await self._new_attempt(run_id, lease, claimed)
         except Exception:  # for example, Redis cannot be reached
             log.exception("run.not_begun", run_id=run_id)
-            return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+            return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
         self._attempts[run_id] = attempt
         self._idle.clear()
         context = copy_context()
         context.run(marked.set, attempt.mark)
-        work = self._run_marked(self._execute_or_give_back(attempt, run_id, lease, claimed))
-        executing = asyncio.create_task(work, name=f"attempt {run_id}", context=context)
+        coroutine = self._run_marked(self._execute_or_release(attempt, run_id, lease, claimed))
+        execution = asyncio.create_task(coroutine, name=f"attempt {run_id}", context=context)
         try:
-            return await _await_attempt(executing, attempt)
+            return await _await_attempt(execution, attempt)
         finally:
             if self._attempts.get(run_id) is attempt:
                 del self._attempts[run_id]
@@ -159,10 +159,11 @@ class Runner:
             agent_id=agent_id or "", session_id=session_id or "", run_id=run_id, input_text=""
         )
 
-    async def _run_marked(self, work: Coroutine[Any, Any, AttemptResult]) -> AttemptResult:
-        return await self._marks.run_marked(work)
+    async def _run_marked(self, coroutine: Coroutine[Any, Any, AttemptResult]) -> AttemptResult:
+        """Await a coroutine, with the mark of its task on the event loop in each of its steps."""
+        return await self._marks.run_marked(coroutine)
 
-    async def _execute_or_give_back(
+    async def _execute_or_release(
         self, attempt: Attempt, run_id: str, lease: Lease, claimed: Claimed
     ) -> AttemptResult:
         """Execute the attempt. If it cannot write an outcome, release the run."""
@@ -172,21 +173,21 @@ class Runner:
             raise
         except BaseException:  # a bug in this library: release the run, which counts as a recovery
             log.exception("run.internal_error", run_id=run_id, agent_id=attempt.request.agent_id)
-            return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+            return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
         if attempt.is_abandoned:
-            return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+            return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
         if isinstance(attempt.latch.error, RedisRefused):  # the run continues from its last checkpoint
             error = attempt.latch.error
             log.of_run(
                 logging.ERROR, "run.write_refused", run_id=run_id, error=error.message, hint=error.hint
             )
-            await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+            await self._release(run_id, lease, claimed, ReleaseKind.LOST)
         return attempt_result
 
     async def _claim(self, run_id: str, format_: int) -> tuple[Lease, Claimed]:
-        """Claim the run. Repeats until Redis replies, this process has a lease, or the patience is over.
+        """Claim the run. Waits up to `claim_patience_s` while the process has no lease or Redis no reply.
 
-        A repetition after a lost reply has the same nonce: the script returns the same claim.
+        After a lost reply the same command is repeated. It has the same nonce, so it returns the same claim.
         """
         give_up_at = time.monotonic() + self._claim_patience_s
         while True:
@@ -212,9 +213,7 @@ class Runner:
                 return lease, claimed
             await asyncio.sleep(0.05)  # the heartbeat is about to register a new incarnation
 
-    async def _give_back(
-        self, run_id: str, lease: Lease, claimed: Claimed, kind: ReleaseKind
-    ) -> AttemptResult:
+    async def _release(self, run_id: str, lease: Lease, claimed: Claimed, kind: ReleaseKind) -> AttemptResult:
         """Release a claimed run. If Redis cannot be reached, its lease ends and other workers recover it."""
         call = scripts.release(
             run_id=run_id,
@@ -292,24 +291,24 @@ class Runner:
         await self._idle.wait()
 
 
-async def _await_attempt(executing: asyncio.Task[AttemptResult], attempt: Attempt) -> AttemptResult:
+async def _await_attempt(execution: asyncio.Task[AttemptResult], attempt: Attempt) -> AttemptResult:
     """The result of an attempt. An exception in the waiting task is passed to the attempt, which then stops.
 
     A cancellation is raised again after the attempt has stopped.
     """
     interruption: BaseException | None = None
-    while not executing.done():
+    while not execution.done():
         try:
-            await asyncio.wait({executing})
+            await asyncio.wait({execution})
         except GeneratorExit:  # the event loop is being discarded
-            executing.cancel()
+            execution.cancel()
             raise
         except BaseException as error:  # noqa: BLE001 - raised again below
             attempt.interrupt(error)
             interruption = (
                 error if interruption is None or isinstance(interruption, Exception) else interruption
             )
-    attempt_result = executing.result()
+    attempt_result = execution.result()
     if interruption is not None and not isinstance(interruption, Exception):
         raise interruption
     return attempt_result

@@ -270,9 +270,8 @@ def coded(error: BaseException, wrap: MakeCodedError, *, prefix: str = "") -> Op
     """
     if isinstance(error, OpenAgentsError) and _is_storable(error):
         if error.traceback is None and (original := original_of(error)) is not None:
-            error.__dict__["traceback"] = traceback_text(
-                original
-            )  # not setattr: its class may define a property
+            # Not setattr: the class of the error may define a property.
+            error.__dict__["traceback"] = traceback_text(original)
         return error
     wrapped = wrap(f"{prefix}{safe_message(described(error), MAX_MESSAGE_CHARS)}")
     wrapped.__cause__ = error
