@@ -120,7 +120,7 @@ class Nodes:
         counted = 0
         if before is not None and before.nodes is self:
             counted = before.model_calls
-            self._ended(before.node)
+            self._node_ended(before.node)
         node = Node(part, asyncio.current_task())
         self.living.add(node)
         _frame.set(Frame(self, node, model_calls=counted))
@@ -129,7 +129,7 @@ class Nodes:
         """The current task makes no more calls of the run."""
         frame = _frame.get()
         if frame is not None and frame.nodes is self:
-            self._ended(frame.node)
+            self._node_ended(frame.node)
             _frame.set(None)
 
     def current_frame(self) -> Frame:
@@ -139,35 +139,35 @@ class Nodes:
             return frame
         task = asyncio.current_task()
         assert task is not None
-        name = f"~{_name(task.get_coro())}"
+        name = f"~{_coroutine_name(task.get_coro())}"
         self._outside_tasks[name] += 1
         frame = Frame(self, Node(f"{name}#{self._outside_tasks[name]}", task))
-        self._add(frame)
+        self._register(frame)
         _frame.set(frame)
         return frame
 
     def frame_of_child(self, parent: Frame, coro: Any) -> Frame:
         """The frame of a new task for `coro`, created in the frame `parent`."""
         scope = f"{parent.scope.replace('/', '_')}>" if parent.outer else ""
-        name = f"{scope}{_name(coro)}{_arguments_digest(coro)}"
+        name = f"{scope}{_coroutine_name(coro)}{_arguments_digest(coro)}"
         if parent.children is None:
             parent.children = Counter()
         parent.children[name] += 1
         path = f"{parent.node.path}/{name}#{parent.children[name]}"
         return Frame(self, Node(path), parent.outer, parent.model_calls, parent)
 
-    def _add(self, frame: Frame) -> None:
+    def _register(self, frame: Frame) -> None:
         node, task = frame.node, frame.node.task
         assert task is not None
         self.living.add(node)
 
-        def done(_: asyncio.Task[Any]) -> None:
+        def on_done(_: asyncio.Task[Any]) -> None:
             frame.merge_into_parent()
-            self._ended(node)
+            self._node_ended(node)
 
-        task.add_done_callback(done)
+        task.add_done_callback(on_done)
 
-    def _ended(self, node: Node) -> None:
+    def _node_ended(self, node: Node) -> None:
         self.living.discard(node)
         node.task = None
         if (on_end := self._on_end()) is not None:
@@ -216,14 +216,14 @@ def name_tasks(loop: asyncio.AbstractEventLoop) -> None:
         task: Any = asyncio.Task(coro, loop=loop, **options) if make is None else make(loop, coro, **options)
         if parent is not None:
             frame.node.task = task
-            parent.nodes._add(frame)
+            parent.nodes._register(frame)
         return task
 
     factory.names_nodes = True  # type: ignore[attr-defined]
     loop.set_task_factory(factory)
 
 
-def _name(coro: Any) -> str:
+def _coroutine_name(coro: Any) -> str:
     name: str = getattr(coro, "__qualname__", None) or type(coro).__name__
     return name.rpartition("<locals>.")[2].replace("/", "_")
 

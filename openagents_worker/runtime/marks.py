@@ -159,16 +159,16 @@ class Marks:
 
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
-                at = self._free.pop()
+                offset = self._free.pop()
             except IndexError:
                 return function(*args, **kwargs)
             thread = THREAD.pack(threading.get_native_id(), threading.get_ident())
-            self._memory[at : at + SLOT_BYTES] = thread + mark
+            self._memory[offset : offset + SLOT_BYTES] = thread + mark
             try:
                 return function(*args, **kwargs)
             finally:
-                self._memory[at : at + SLOT_BYTES] = bytes(SLOT_BYTES)
-                self._free.append(at)
+                self._memory[offset : offset + SLOT_BYTES] = bytes(SLOT_BYTES)
+                self._free.append(offset)
 
         return call if mark is not NO_RUN else function
 
@@ -213,9 +213,9 @@ class MarksSnapshot:
     def of(cls, memory: bytes) -> MarksSnapshot:
         _, _, native_id, ident, _ = HEAD.unpack_from(memory)
         threads = []
-        for at in range(FIRST_SLOT, SIZE_BYTES, SLOT_BYTES):
-            native, python = THREAD.unpack_from(memory, at)
-            executing = Executing.of(memory[at + THREAD.size : at + SLOT_BYTES])
+        for offset in range(FIRST_SLOT, SIZE_BYTES, SLOT_BYTES):
+            native, python = THREAD.unpack_from(memory, offset)
+            executing = Executing.of(memory[offset + THREAD.size : offset + SLOT_BYTES])
             if executing is not None:
                 threads.append(MarkOfThread(native, python, executing))
         return cls(

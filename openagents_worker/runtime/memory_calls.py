@@ -168,12 +168,12 @@ class MemoryCalls:
     @contextmanager
     def _overlay(self) -> Iterator[Overlay]:
         """Collect the changes to the state of the run. They are applied when the call is recorded."""
-        before, overlay = self._context.state, Overlay(self._context.state)
+        original_state, overlay = self._context.state, Overlay(self._context.state)
         self._context.state = overlay  # type: ignore[assignment]  # a mapping, as plugins expect
         try:
             yield overlay
         finally:
-            self._context.state = before
+            self._context.state = original_state
 
 
 def _emit_nothing(_: str, **__: Any) -> None:

@@ -167,14 +167,14 @@ async def _validate_once(
         key = digest_of(canonical_json([output_type.name, output]))
     except (TypeError, ValueError, RecursionError):  # not JSON: each attempt finds that out again
         return await output_type.validate(output, checks, offload)
-    if (known := recorder.recorded_check(key)) is not None:
-        if "error" in known:
-            raise error_from_wire(known["error"])
-        if known["ok"] == FITS:
+    if (recorded_result := recorder.recorded_check(key)) is not None:
+        if "error" in recorded_result:
+            raise error_from_wire(recorded_result["error"])
+        if recorded_result["ok"] == FITS:
             return output
-        if known["ok"] == FITS_AS_JSON:
+        if recorded_result["ok"] == FITS_AS_JSON:
             return _parse_json_answer(output)
-        raise OutputMismatch(str(known["ok"]["problem"]))
+        raise OutputMismatch(str(recorded_result["ok"]["problem"]))
     try:
         validated = await output_type.validate(output, checks, offload)
     except OutputMismatch as mismatch:  # the message of a custom validator goes to the model

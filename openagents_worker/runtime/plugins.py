@@ -140,7 +140,8 @@ def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise PluginLoadError(
-            f"cannot load {kind} {ref.impl!r}: {error}", hint="package.module.Class, importable by the worker"
+            f"cannot load {kind} {ref.impl!r}: {error}",
+            hint="name it as package.module.Class; the worker must be able to import it",
         ) from error
     except (Exception, SystemExit) as error:
         raise PluginLoadError(

@@ -56,18 +56,18 @@ class Overlay(MutableMapping[str, Any]):
 
     def changes(self) -> dict[str, Any]:
         """The changes by key: `{"set": value}`, `{"append": [...]}` or `{"gone": true}`."""
-        found: dict[str, Any] = {}
+        changes_by_key: dict[str, Any] = {}
         for key, value in self._own.items():
             before = self._base.get(key, _GONE)
             if value is _GONE:
                 if before is not _GONE:
-                    found[key] = {"gone": True}
+                    changes_by_key[key] = {"gone": True}
             elif before is _GONE or value != before:
                 grown = (
                     isinstance(value, list) and isinstance(before, list) and value[: len(before)] == before
                 )
-                found[key] = {"append": value[len(before) :]} if grown else {"set": value}
-        return found
+                changes_by_key[key] = {"append": value[len(before) :]} if grown else {"set": value}
+        return changes_by_key
 
 
 def apply_changes(state: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:
@@ -88,9 +88,9 @@ def stored_texts(before: Mapping[str, str], state: Mapping[Any, Any]) -> Iterato
     `StepTooDeep` or `StepTooLarge`, naming the key.
     """
     for key in list(state):
-        known = before.get(key) if isinstance(key, str) else None
-        if known is not None and _is_json_of(known, state[key]):
-            yield key, known
+        stored_text = before.get(key) if isinstance(key, str) else None
+        if stored_text is not None and _is_json_of(stored_text, state[key]):
+            yield key, stored_text
             continue
         pair = {key: state[key]}
         for name, value in stored_part(f"state key {text_of(key)!r}", pair, levels=LEVELS).items():

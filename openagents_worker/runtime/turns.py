@@ -103,13 +103,13 @@ class Turns:
     def _settle(self) -> None:
         """Let the event loop make some turns before the next outcome."""
         if not self._turns_left:
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._count_turn)
         self._turns_left = LOOP_TURNS
 
-    def _turn(self) -> None:
+    def _count_turn(self) -> None:
         self._turns_left -= 1
         if self._turns_left > 0:
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._count_turn)
         else:
             self._turns_left = 0
             self._wake_next()

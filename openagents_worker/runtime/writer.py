@@ -417,9 +417,9 @@ class RunWriter:
 
     async def _write_last(self, call: ScriptCall[Handed]) -> Handed:
         """Run a script that ends the ownership of the run. It returns wake-ups to send."""
-        handed: Handed = await self._run_script(call, reraised=UNWRITABLE)
-        self._act_on_answer(handed.answer)
-        return handed
+        reply: Handed = await self._run_script(call, reraised=UNWRITABLE)
+        self._act_on_answer(reply.answer)
+        return reply
 
     async def _run_script(self, call: ScriptCall[Any], reraised: _Errors = ()) -> Any:
         return await self._await_or_latch(lambda: self._store.run_until(call, self._must_not_write), reraised)

@@ -88,16 +88,18 @@ async def test_a_changed_prompt_is_replayed_with_an_event(redis_url: str) -> Non
         await crash(one, "r1", dying)
         plugins.GATES["charge"].set()
         assert (await two.execute()).stop_reason is StopReason.COMPLETED
-        told = [event["payload"] for event in await two.events() if event["name"] == "replay.prompt_changed"]
-        assert len(told) == 1
-        assert told[0]["recorded_digest"] != told[0]["digest"]
+        payloads = [
+            event["payload"] for event in await two.events() if event["name"] == "replay.prompt_changed"
+        ]
+        assert len(payloads) == 1
+        assert payloads[0]["recorded_digest"] != payloads[0]["digest"]
 
 
 class ClockedThenCharge(Clocked):
     async def execute(self) -> Any:
-        said = await super().execute()
+        output = await super().execute()
         await self.charge("x", "charge")
-        return said
+        return output
 
 
 # --- a life after a failure ------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ async def ask(context: Any, kind: str) -> str:
     """Make a call of a model or a tool, then wait."""
     if kind == "model":
         reply = await context.llm_client.generate(messages=[{"role": "user", "content": "aside"}])
-        said = reply.output_text
+        answer = reply.output_text
     else:
-        said = str(await context.tools["charge"].invoke({"who": "aside", "gate": "aside"}))
-    LOG.append(("asked", said))
+        answer = str(await context.tools["charge"].invoke({"who": "aside", "gate": "aside"}))
+    LOG.append(("asked", answer))
     await GATES[AFTER].wait()
-    return said
+    return answer
 
 
 class AskingMemory(MemoryPlugin):
@@ -41,9 +41,9 @@ class AskingMemory(MemoryPlugin):
     async def _at(self, verb: str, context: Any) -> None:
         LOG.append(("verb", verb))
         if self.cfg.where == verb:
-            said = await ask(context, self.cfg.kind)
-            context.state["remembered"] = said
-            context.memory_view["remembered"] = said
+            answer = await ask(context, self.cfg.kind)
+            context.state["remembered"] = answer
+            context.memory_view["remembered"] = answer
 
     async def inject(self, context: Any) -> None:
         await self._at("inject", context)
@@ -88,9 +88,9 @@ class AskingTool(ToolPlugin):
 
     async def invoke(self, params: dict[str, Any], context: Any) -> Any:
         LOG.append(("begin", "asking"))
-        said = await ask(context, self.cfg.kind)
-        context.state["told"] = said
-        return said
+        answer = await ask(context, self.cfg.kind)
+        context.state["told"] = answer
+        return answer
 
 
 class AskingPattern(PatternPlugin):

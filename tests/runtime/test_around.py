@@ -131,8 +131,8 @@ async def test_a_worker_that_is_asked_to_stop(redis_url: str, place: str, kind: 
         executing = await at(one, moment)
         one.runner.latch("r1", LatchReason.HANDOVER)
         open_gates()
-        handed = await executing
-        assert (handed.kind, handed.reason) == (AttemptOutcome.SUSPENDED, "handover")
+        result = await executing
+        assert (result.kind, result.reason) == (AttemptOutcome.SUSPENDED, "handover")
         await two.execute()
         await ended_well(two, kind)
 

@@ -36,9 +36,11 @@ async def test_a_session_keeps_the_messages_of_its_runs(redis_url: str) -> None:
         await p.run("r1", input_text="who are you?")
         await p.run("r2", input_text="and now?")
 
-        said = [(message["role"], message["content"], message["run_id"]) for message in await p.transcript()]
-        assert said[:2] == [("user", "who are you?", "r1"), ("assistant", "I am Ada", "r1")]
-        assert [entry[2] for entry in said[2:]] == ["r2", "r2"]
+        messages = [
+            (message["role"], message["content"], message["run_id"]) for message in await p.transcript()
+        ]
+        assert messages[:2] == [("user", "who are you?", "r1"), ("assistant", "I am Ada", "r1")]
+        assert [entry[2] for entry in messages[2:]] == ["r2", "r2"]
 
 
 async def test_an_exception_of_the_pattern_fails_the_run(redis_url: str) -> None:
@@ -438,11 +440,11 @@ async def test_secret_fields_of_the_agents_file_are_in_no_event(redis_url: str, 
     async with process(redis_url, patterned("Discreet", tool("Charge")), **file) as p:
         record = await p.run()
 
-        told = {event["name"]: event["payload"] for event in await p.events()}
-        assert told["tool.called"]["params"] == {"who": {"customerIBAN": "***"}}
-        assert told["tool.succeeded"]["result"] == {"charged": {"customerIBAN": "***"}}
-        assert told["app.charged"]["iban"] == "***"
-        assert told["run.completed"]["result"] == {"iban": "***"}
+        payloads = {event["name"]: event["payload"] for event in await p.events()}
+        assert payloads["tool.called"]["params"] == {"who": {"customerIBAN": "***"}}
+        assert payloads["tool.succeeded"]["result"] == {"charged": {"customerIBAN": "***"}}
+        assert payloads["app.charged"]["iban"] == "***"
+        assert payloads["run.completed"]["result"] == {"iban": "***"}
         assert "DE02" not in json.dumps(await p.events())
         assert record.result is not None
         assert record.result.final_output == {"iban": "DE02"}
@@ -456,9 +458,9 @@ async def test_fields_of_custom_errors_are_redacted(redis_url: str) -> None:
     ) as p:
         await p.run()
 
-        told = {event["name"]: event["payload"] for event in await p.events()}
-        assert told["tool.failed"]["error_details"]["context"]["iban"] == "***"
-        assert told["run.failed"]["error_details"]["context"]["iban"] == "***"
+        payloads = {event["name"]: event["payload"] for event in await p.events()}
+        assert payloads["tool.failed"]["error_details"]["context"]["iban"] == "***"
+        assert payloads["run.failed"]["error_details"]["context"]["iban"] == "***"
 
 
 async def test_the_agents_file_limits_the_time_of_a_tool(redis_url: str) -> None:

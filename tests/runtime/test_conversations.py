@@ -229,7 +229,7 @@ ODD_REPLIES: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-def told(message: dict[str, Any]) -> str:
+def result_sent(message: dict[str, Any]) -> str:
     """The error code that was sent to the model, or the result."""
     content = json.loads(message["content"]) if message["content"].startswith("{") else message["content"]
     return content["error"] if isinstance(content, dict) else content
@@ -250,8 +250,8 @@ async def test_whatever_the_model_says_the_next_requests_are_accepted(
         assert [line["status"] for line in server.log if line["event"] == "answered"] == [200] * 4
     assert (code_of(first), code_of(second)) == (None, None)
     once, twice = messages_of(script, "r1")[1:]
-    assert [told(message) for message in once if message["role"] == "tool"] == outcomes
-    assert [told(message) for message in twice if message["role"] == "tool"] == outcomes * 2
+    assert [result_sent(message) for message in once if message["role"] == "tool"] == outcomes
+    assert [result_sent(message) for message in twice if message["role"] == "tool"] == outcomes * 2
     assert messages_of(script, "r2")[0][: len(twice)] == twice
 
 
@@ -263,7 +263,7 @@ async def test_an_agent_without_tools_survives_an_invented_call(redis_url: str) 
 
     assert (code_of(first), code_of(second)) == (None, None)
     assert all("tools" not in asked.body for asked in script.asked["r1"] + script.asked["r2"])
-    assert told(messages_of(script, "r2")[0][3]) == "tool.not_found"
+    assert result_sent(messages_of(script, "r2")[0][3]) == "tool.not_found"
 
 
 @pytest.mark.parametrize("name", ODD_REPLIES)

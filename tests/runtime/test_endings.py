@@ -37,7 +37,7 @@ def acting(pattern: str, tool: str | None = None, *, given: Any = None, **config
     return agent(pattern={"impl": f"{HERE}.{pattern}", "config": config}, tools=tools, **(given or {}))
 
 
-def told(record: RunRecord) -> tuple[str, str]:
+def error_of(record: RunRecord) -> tuple[str, str]:
     """Code and message of the error that ended the run."""
     assert record.result is not None
     assert record.result.error_details is not None
@@ -73,7 +73,7 @@ async def test_an_end_that_cannot_be_stored_is_replaced_by_one_that_can(
 ) -> None:
     """The run fails. Its error says which part could not be stored."""
     async with process(redis_url, acting("Leaves", what=what, where=where)) as p:
-        code, message = told(await ended(p))
+        code, message = error_of(await ended(p))
 
     assert code == code_of(what)
     assert named in message
@@ -104,7 +104,7 @@ async def test_a_model_whose_serializer_fails_is_an_error_of_the_pattern(redis_u
     async with process(
         redis_url, acting("Leaves", what="a model that cannot be serialised", where="output")
     ) as p:
-        code, message = told(await ended(p))
+        code, message = error_of(await ended(p))
 
     assert code == "pattern.error"
     assert "PydanticSerializationError" in message or "KeyError" in message
@@ -143,7 +143,7 @@ async def test_a_failed_run_keeps_its_error_and_what_can_be_stored(redis_url: st
     ) as p:
         record = await ended(p)
 
-    assert told(record)[0] == "pattern.error"
+    assert error_of(record)[0] == "pattern.error"
     assert record.result is not None
     assert [artifact.name for artifact in record.result.artifacts] == ["good"]
     assert "artifact 'plan'" in str(record.result.metadata["not_stored"])
@@ -158,7 +158,7 @@ async def test_a_run_whose_end_redis_refuses_ends(redis_url: str) -> None:
         open_gates("charge-0")
         await executing
         await p.execute()
-        code, message = told(await p.record())
+        code, message = error_of(await p.record())
 
     assert code == "redis.wrong_type"
     assert "transcript" in message
@@ -177,8 +177,8 @@ async def test_an_end_that_is_too_large_as_a_whole_names_its_largest_part(
     async with process(redis_url, acting("Leaves", what="large", where="state")) as p:
         record = await p.run("r2", session_id="s2")
 
-    assert told(record)[0] == "step.too_large"
-    assert "the largest part is state key 'plan'" in told(record)[1]
+    assert error_of(record)[0] == "step.too_large"
+    assert "the largest part is state key 'plan'" in error_of(record)[1]
 
 
 @pytest.mark.parametrize("what", list(unstorable.ERRORS))
@@ -189,7 +189,7 @@ async def test_an_error_that_cannot_be_stored_is_described(redis_url: str, what:
         acting("Raises", what=what) if by == "pattern" else acting("CallsTool", "ToolRaises", what=what)
     )
     async with process(redis_url, definition) as p:
-        code, message = told(await ended(p))
+        code, message = error_of(await ended(p))
 
     assert code in {"pattern.error", "tool.error", "step.too_large", "shop.unfinished"}
     assert message
@@ -249,7 +249,7 @@ async def test_a_memory_view_that_cannot_be_stored_ends_the_run(
         record = await ended(p)
 
     if record.state is not RunState.COMPLETED:
-        assert told(record)[0] in {"step.too_large", "pattern.error"}
+        assert error_of(record)[0] in {"step.too_large", "pattern.error"}
 
 
 # --- our own errors, raised by somebody else -------------------------------------------------------------
@@ -264,7 +264,7 @@ async def test_a_library_error_raised_by_a_pattern_fails_the_run(redis_url: str,
     async with process(redis_url, acting("PatternSays", code=code)) as p:
         record = await ended(p)
 
-    assert told(record)[0] == code
+    assert error_of(record)[0] == code
     assert record.state is (RunState.CANCELLED if code == "run.cancelled" else RunState.FAILED)
 
 
@@ -282,7 +282,7 @@ async def test_a_library_error_raised_by_a_tool_is_the_outcome_of_its_call(redis
         record = await p.record()
 
     assert record.state.is_terminal
-    assert told(record)[0] == code
+    assert error_of(record)[0] == code
 
 
 @pytest.mark.parametrize("on_error", ["fail", "continue"])
@@ -302,7 +302,7 @@ async def test_a_library_error_raised_by_a_memory_follows_on_error(
             if on_error == "continue":
                 assert record.state is RunState.COMPLETED, code
             else:
-                assert told(record)[0] == code
+                assert error_of(record)[0] == code
 
 
 # --- every way of giving a run back ----------------------------------------------------------------------
@@ -330,7 +330,7 @@ async def test_a_run_whose_attempts_always_crash_is_poisoned(
         await p.submit()
         record = await poisoned_after(p, 3)
 
-    assert told(record)[0] == "run.poisoned"
+    assert error_of(record)[0] == "run.poisoned"
     assert record.recoveries == 3
     assert "run.internal_error" in caplog.text
     assert "ZeroDivisionError" in caplog.text
@@ -359,8 +359,8 @@ async def test_a_release_of_a_run_that_is_not_executed_is_counted(redis_url: str
             for _ in range(times):
                 await release(p, run_id, ReleaseKind.LOST, max_recoveries=2)
 
-        assert told(await p.record("r1"))[0] == "run.poisoned"
-        assert told(await p.record("r2"))[0] == "worker.lost"
+        assert error_of(await p.record("r1"))[0] == "run.poisoned"
+        assert error_of(await p.record("r2"))[0] == "worker.lost"
 
 
 async def release(p: Process, run_id: str, kind: ReleaseKind, *, max_recoveries: int) -> None:
@@ -406,7 +406,7 @@ async def test_a_run_that_is_left_to_others_for_too_long_fails(redis_url: str) -
         attempt_result = await p.execute()
 
         assert attempt_result.kind is AttemptOutcome.FINISHED
-        code, message = told(await p.record())
+        code, message = error_of(await p.record())
         assert code == AgentUnavailable.code
         assert "gone" in message
 
@@ -439,7 +439,7 @@ async def test_a_journal_that_no_worker_can_read_for_too_long_fails_the_run(redi
         assert (await p.execute()).kind is AttemptOutcome.FINISHED
 
         await p.store.redis.hset(p.store.keys("run", "r1"), mapping={"format": 1})
-        assert told(await p.record())[0] == AgentUnavailable.code
+        assert error_of(await p.record())[0] == AgentUnavailable.code
 
 
 async def test_retries_are_bounded(redis_url: str) -> None:
@@ -451,4 +451,4 @@ async def test_retries_are_bounded(redis_url: str) -> None:
             await due(p)
 
         assert (await p.execute()).kind is AttemptOutcome.FINISHED
-        assert told(await p.record())[0] == "tool.unavailable"
+        assert error_of(await p.record())[0] == "tool.unavailable"

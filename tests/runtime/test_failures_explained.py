@@ -177,9 +177,9 @@ async def test_a_tool_error_sent_to_the_model_is_a_warning(
     assert record.state is RunState.COMPLETED
     assert lines(caplog, logging.ERROR) == []
     (line,) = lines(caplog, logging.WARNING)
-    said = fields_of(line)
-    assert said.pop("call_id")
-    assert said == {
+    fields = fields_of(line)
+    assert fields.pop("call_id")
+    assert fields == {
         "event": "tool.failed", "run_id": "r1", "agent_id": "a", "tool_id": "price", "code": "tool.error",
         "message": "ValueError: no price at redis://:***@shop/0",
     }  # fmt: skip
@@ -243,9 +243,13 @@ async def test_a_scheduled_retry_is_logged(redis_url: str, caplog: pytest.LogCap
 
     assert record.state is RunState.RETRYING
     (line,) = [each for each in lines(caplog, logging.WARNING) if "run.retry_scheduled" in each.getMessage()]
-    said = fields_of(line)
-    assert (said["run_id"], said["code"], said["message"]) == ("r1", "tool.retryable", "the shop is busy")
-    assert said["delay_ms"] > 0
+    fields = fields_of(line)
+    assert (fields["run_id"], fields["code"], fields["message"]) == (
+        "r1",
+        "tool.retryable",
+        "the shop is busy",
+    )
+    assert fields["delay_ms"] > 0
 
 
 async def test_the_traceback_survives_its_worker(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -326,11 +330,11 @@ async def test_a_run_that_ends_without_a_worker_is_logged_by_the_notifying_worke
         await two.execute()
 
     (line,) = lines(caplog, logging.ERROR)
-    said = fields_of(line)
-    assert (said["event"], said["run_id"], said["agent_id"], said["session_id"]) == (
+    fields = fields_of(line)
+    assert (fields["event"], fields["run_id"], fields["agent_id"], fields["session_id"]) == (
         "run.failed",
         "r1",
         "a",
         "s1",
     )
-    assert (said["code"], raised_in(line)) == ("worker.lost", None)
+    assert (fields["code"], raised_in(line)) == ("worker.lost", None)

@@ -56,7 +56,7 @@ class Shouts(PatternPlugin):
 MOST_PENDING: list[int] = []
 
 
-def _noting(process: Process) -> list[tuple[str, int, int]]:
+def _record_script_calls(process: Process) -> list[tuple[str, int, int]]:
     """Record each script call of the process from now on: name, number of list items, bytes."""
     sizes: list[tuple[str, int, int]] = []
     run_until = process.store.run_until
@@ -78,15 +78,15 @@ async def test_thirty_thousand_events_are_stored_in_batches(redis_url: str) -> N
     """Each is stored once and in order. The pattern waits for Redis."""
     MOST_PENDING.clear()
     async with process(redis_url, _talks(events=30_000)) as worker:
-        sizes = _noting(worker)
+        sizes = _record_script_calls(worker)
         record = await worker.run()
         newest = await worker.store.redis.xrevrange(worker.store.keys("events", "r1"), count=1_000)
     payloads = [entry["payload"] for _, entry in reversed(newest) if entry["name"] == "said"]
-    said = [json.loads(payload)["number"] for payload in payloads]
+    numbers = [json.loads(payload)["number"] for payload in payloads]
 
     assert (record.state, record.result and record.result.final_output) == ("completed", "hello")
     assert int(newest[0][0].partition("-")[0]) > 30_000
-    assert said == list(range(30_000))[-len(said) :]
+    assert numbers == list(range(30_000))[-len(numbers) :]
     assert max(words for _, words, _ in sizes) <= 2 * writer.BATCH_EVENTS + 10
     assert max(MOST_PENDING) <= writer.PENDING_EVENTS + 1
 
@@ -94,7 +94,7 @@ async def test_thirty_thousand_events_are_stored_in_batches(redis_url: str) -> N
 async def test_large_events_are_stored_in_batches(redis_url: str) -> None:
     """A batch has a limited number of bytes, or one event."""
     async with process(redis_url, _talks(events=60, chars=100_000)) as worker:
-        sizes = _noting(worker)
+        sizes = _record_script_calls(worker)
         record = await worker.run()
 
     assert record.state == "completed"

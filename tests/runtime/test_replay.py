@@ -85,10 +85,10 @@ async def test_events_of_a_replayed_part_are_not_emitted_again(redis_url: str) -
         open_gates("charge-2")
         await two.execute("r1")
 
-        said = [event["payload"]["number"] for event in await two.events() if event["name"] == "app.step"]
-        assert said[:2] == [0, 1]
-        assert set(said) == {0, 1, 2}
-        assert said.count(0) == said.count(1) == 1
+        numbers = [event["payload"]["number"] for event in await two.events() if event["name"] == "app.step"]
+        assert numbers[:2] == [0, 1]
+        assert set(numbers) == {0, 1, 2}
+        assert numbers.count(0) == numbers.count(1) == 1
         called = [event for event in await two.event_names() if event == "tool.succeeded"]
         assert len(called) == 3
 

@@ -21,7 +21,7 @@ from openagents_worker.tools.offload import TrackedThreads
 from openagents_worker.worker.loop_thread import _Task
 from tests.runtime import plugins
 from tests.runtime.harness import Process, agent, process
-from tests.runtime.test_endings import told
+from tests.runtime.test_endings import error_of
 from tests.runtime.test_replay import executed_until, patterned, tool
 from tests.waiting import await_for, wait_for
 
@@ -201,7 +201,7 @@ async def test_a_soft_time_limit_fails_the_run(redis_url: str) -> None:
         p.runner.interrupt("r1", SoftTimeLimitExceeded(1))
 
         assert (await executing).stop_reason is StopReason.FAILED
-        code, message = told(await p.record())
+        code, message = error_of(await p.record())
         assert code == "pattern.error"
         assert "SoftTimeLimitExceeded" in message
 
@@ -212,7 +212,7 @@ async def test_a_run_can_be_resumed_after_a_time_limit(redis_url: str) -> None:
         await p.submit(budget={"max_duration_ms": 50})
         await p.execute()
 
-        assert told(await p.record())[0] == "execution.budget_exhausted"
+        assert error_of(await p.record())[0] == "execution.budget_exhausted"
         assert [record["call"] for record in await p.journal()] == ["prepare"]
 
 

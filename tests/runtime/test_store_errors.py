@@ -267,14 +267,14 @@ async def execute_to_end(shop: Process, fault: Fault) -> None:
 
 
 async def _open_after_events(shop: Process, admin: Admin) -> None:
-    async def told() -> bool:
+    async def events_are_stored() -> bool:
         with suppress(exceptions.RedisError):
             stored = await admin.redis.xrange(shop.store.keys("events", "r1"))
             called = [fields for _, fields in stored if "tool.called" in str(fields)]
             return len(called) >= 2
         return False
 
-    await await_for(told, "the second call's events are stored")
+    await await_for(events_are_stored, "the second call's events are stored")
     plugins.GATES["charge-1"].set()
 
 

@@ -10,7 +10,7 @@ from openagents_worker.models import RunState
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store.records import aread_session
 from tests.runtime.harness import Process, agent, due, process
-from tests.runtime.test_endings import acting, told
+from tests.runtime.test_endings import acting, error_of
 
 DEEP = "[" * 100_000
 NOT_JSON = {
@@ -55,7 +55,7 @@ async def next_run_completes(p: Process, agent_id: str) -> None:
 async def ended_unreadable(p: Process, run_id: str = "r1") -> None:
     record = await p.record(run_id)
     assert record.state is RunState.FAILED
-    assert told(record)[0] == "record.unreadable"
+    assert error_of(record)[0] == "record.unreadable"
     assert record.recoveries == 0
     names = await p.event_names(run_id)
     assert names[-2:] == ["run.failed", "session.run.completed"]

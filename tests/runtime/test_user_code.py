@@ -25,7 +25,7 @@ from openagents_worker.runtime.user_code import (
 )
 from tests.runtime import plugins, raising
 from tests.runtime.harness import Process, agent, process
-from tests.runtime.test_endings import told
+from tests.runtime.test_endings import error_of
 from tests.runtime.test_replay import executed_until, patterned, tool
 from tests.runtime.test_stop import worker
 from tests.runtime.unstorable import EXCEPTIONS, KINDS
@@ -128,7 +128,7 @@ async def test_an_exception_in_a_future_ends_its_run_or_its_call(
     async with worker(redis_url, acting("Caller", tool_impl="in_future")) as p:
         for name, record in await each(p, names):
             if name == "GeneratorExit":
-                assert "GeneratorExit" in told(record)[1]
+                assert "GeneratorExit" in error_of(record)[1]
             else:
                 assert answer_of(record)["code"] == "tool.error", name
                 assert names_it(name, answer_of(record)["message"]), name
@@ -187,7 +187,7 @@ async def test_an_exception_of_a_hook_fails_its_run(redis_url: str, names: Seque
     """With an error that names the type. The process and its loop continue."""
     async with process(redis_url, HOOKS[hook]) as p:
         for name, record in await each(p, names):
-            code, message = told(record)
+            code, message = error_of(record)
             assert code == "pattern.error", name
             assert names_it(name, message), (name, message)
         assert (await p.run("fine", session_id="fine")).state is RunState.COMPLETED
@@ -239,7 +239,7 @@ async def test_an_exception_of_deps_fails_the_run(redis_url: str, names: Sequenc
     register_deps("mine", factories[hook])
     async with process(redis_url, patterned("Silent")) as p:
         for name, record in await each(p, names, deps="mine", budget={"max_resume_attempts": 0}):
-            code, message = told(record)
+            code, message = error_of(record)
             is_exception = isinstance(EXCEPTIONS[name](), Exception) and name != "StopIteration"
             if "exit" in hook:
                 assert code == "pattern.error", name
@@ -257,7 +257,7 @@ async def test_an_exception_of_an_output_validator_fails_the_run(
     register_output("answer", raising.Answer)
     async with process(redis_url, acting("Answering")) as p:
         for name, record in await each(p, names, output_type="answer", budget={"max_validation_retries": 0}):
-            code, message = told(record)
+            code, message = error_of(record)
             if issubclass(type(EXCEPTIONS[name]()), ValueError | AssertionError):
                 assert code in ("execution.output_validation", "pattern.error"), name
             else:
@@ -298,7 +298,7 @@ async def test_a_pattern_that_catches_everything_is_stopped(redis_url: str) -> N
 async def test_a_run_latched_of_the_pattern_is_an_error(redis_url: str) -> None:
     """A pattern that raises RunLatched itself does not stop the run silently."""
     async with process(redis_url, patterned("LatchesItself")) as p:
-        code, message = told(await p.run())
+        code, message = error_of(await p.run())
 
     assert code == "pattern.error"
     assert "RunLatched" in message
