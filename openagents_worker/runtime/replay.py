@@ -27,7 +27,7 @@ from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch
 from openagents_worker.runtime.prompts import PromptDigests
 from openagents_worker.runtime.rules import REMEMBER, CallQuery, ReplayContradiction, Rules
-from openagents_worker.runtime.turns import Turns, resolve
+from openagents_worker.runtime.turns import OutcomeOrder, resolve
 from openagents_worker.store.formats import BY_CONTENT
 
 __all__ = ["ReplayByContent"]
@@ -97,7 +97,7 @@ class ReplayByContent(Rules):
         self._last_progress_s = self._loop.time()
         self._in_flight = 0
         self._waiting: dict[Hashable, list[asyncio.Future[None]]] = defaultdict(list)
-        self._turns = Turns(self._loop, ())
+        self._order = OutcomeOrder(self._loop, ())
         self._load(records, life)
         latch.is_set.add_done_callback(lambda _: self._wake_all())
 
@@ -131,7 +131,7 @@ class ReplayByContent(Rules):
                 if not self._was_cancelled(record):
                     positions.append(record.position)
         self._load_tries(ended)
-        self._turns = Turns(self._loop, positions)
+        self._order = OutcomeOrder(self._loop, positions)
 
     def _open_outer_calls(self, record: Record, stored: Collection[str]) -> None:
         """Add the enclosing calls without a record: they were in progress when their attempt ended."""
@@ -379,15 +379,15 @@ class ReplayByContent(Rules):
             return True
         query.frame.model_calls += record.model_calls
         alone = self._nodes.is_alone(query.node)
-        await self._turns.wait_for(record.position, self._bound_s(record.took_ms), settle=not alone)
+        await self._order.wait_for(record.position, self._bound_s(record.took_ms), settle=not alone)
         self._note_progress()
         return True
 
     async def after_stored(self, took_ms: int) -> None:
         """Wait until the recorded outcomes were returned: a new outcome comes after them."""
         self._note_progress()
-        if not self._turns.are_over:
-            await self._turns.wait_for_all(self._bound_s(took_ms))
+        if not self._order.are_over:
+            await self._order.wait_for_all(self._bound_s(took_ms))
 
     def _bound_s(self, took_ms: int) -> float:
         """How long other calls may wait for a call that took so long when it was made."""
@@ -540,7 +540,7 @@ class ReplayByContent(Rules):
         for futures in self._waiting.values():
             for waiting in futures:
                 resolve(waiting)
-        self._turns.give_up()
+        self._order.give_up()
 
     def _on_node_end(self, node: Node) -> None:
         """A task of the run is done: wake the calls that wait for its node."""

@@ -1,17 +1,19 @@
-"""Turns: the only place that makes replay return outcomes in the order in which they were recorded."""
+"""Order of outcomes: the only place that lets replay return outcomes in their recorded order."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
 
-__all__ = ["Turns", "resolve"]
+__all__ = ["OutcomeOrder", "resolve"]
 
-LOOP_TURNS = 25  # turns of the event loop between two outcomes: code after the first one executes first
+LOOP_ITERATIONS = (
+    25  # iterations of the event loop between two outcomes: code after the first one executes first
+)
 
 
-class Turns:
-    """Lets calls return in the order of their journal positions, some turns of the event loop apart.
+class OutcomeOrder:
+    """Lets calls return in the order of their journal positions, some iterations of the event loop apart.
 
     The order is given up for good if no call returned for longer than a waiting call took when it was made.
     Then a call with a lower position waits for something other than recorded calls.
@@ -22,7 +24,7 @@ class Turns:
         self._positions = sorted(positions, reverse=True)
         self._remaining = set(self._positions)
         self._in_order = True
-        self._turns_left = 0
+        self._iterations_left = 0
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._after_all: list[asyncio.Future[None]] = []
         self._progress = 0
@@ -53,7 +55,7 @@ class Turns:
     @property
     def are_over(self) -> bool:
         """Whether every position had its turn, or the order was given up."""
-        return not (self._in_order and (self._positions or self._turns_left))
+        return not (self._in_order and (self._positions or self._iterations_left))
 
     async def wait_for_all(self, at_most_s: float) -> None:
         """Wait until every position had its turn, or until the order is given up."""
@@ -91,7 +93,7 @@ class Turns:
             resolve(future)
 
     def _is_turn(self, position: int) -> bool:
-        return not self._turns_left and (not self._positions or self._positions[-1] >= position)
+        return not self._iterations_left and (not self._positions or self._positions[-1] >= position)
 
     def _remove(self, position: int) -> None:
         """A position had its turn, or its call was cancelled."""
@@ -101,22 +103,22 @@ class Turns:
             self._positions.pop()
 
     def _settle(self) -> None:
-        """Let the event loop make some turns before the next outcome."""
-        if not self._turns_left:
-            self._loop.call_soon(self._count_turn)
-        self._turns_left = LOOP_TURNS
+        """Let the event loop make some iterations before the next outcome."""
+        if not self._iterations_left:
+            self._loop.call_soon(self._on_iteration)
+        self._iterations_left = LOOP_ITERATIONS
 
-    def _count_turn(self) -> None:
-        self._turns_left -= 1
-        if self._turns_left > 0:
-            self._loop.call_soon(self._count_turn)
+    def _on_iteration(self) -> None:
+        self._iterations_left -= 1
+        if self._iterations_left > 0:
+            self._loop.call_soon(self._on_iteration)
         else:
-            self._turns_left = 0
+            self._iterations_left = 0
             self._wake_next()
 
     def _wake_next(self) -> None:
         """Wake the call whose turn it is; after the last one, all that wait for the end."""
-        if self._turns_left:
+        if self._iterations_left:
             return
         if self._positions:
             future = self._waiting.get(self._positions[-1])

@@ -16,7 +16,7 @@ import pytest
 from openagents_worker.runtime import call_ids, replay
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.replay import ReplayByContent
-from openagents_worker.runtime.turns import Turns
+from openagents_worker.runtime.turns import OutcomeOrder
 from tests.replay.world import Api, Case, Kill
 
 SEEDS = range(25)
@@ -406,8 +406,8 @@ def _outcomes_have_no_order(patch: pytest.MonkeyPatch) -> None:
     async def at_once(*_: Any, **__: Any) -> None:
         """Does not wait."""
 
-    patch.setattr(Turns, "wait_for", at_once)
-    patch.setattr(Turns, "wait_for_all", at_once)
+    patch.setattr(OutcomeOrder, "wait_for", at_once)
+    patch.setattr(OutcomeOrder, "wait_for_all", at_once)
 
 
 def _prompts_have_no_core(patch: pytest.MonkeyPatch) -> None:
@@ -445,13 +445,13 @@ def _the_end_does_not_wait(patch: pytest.MonkeyPatch) -> None:
 
 
 def _outcomes_do_not_wait_for_other_tasks(patch: pytest.MonkeyPatch) -> None:
-    original = Turns._settle
+    original = OutcomeOrder._settle
 
     def settle(self: Any) -> None:
         if not self._remaining:
             original(self)
 
-    patch.setattr(Turns, "_settle", settle)
+    patch.setattr(OutcomeOrder, "_settle", settle)
 
 
 def _order_is_given_up_after_one_wait(patch: pytest.MonkeyPatch) -> None:
@@ -462,7 +462,7 @@ def _order_is_given_up_after_one_wait(patch: pytest.MonkeyPatch) -> None:
         finally:
             timer.cancel()
 
-    patch.setattr(Turns, "_wait_while_progressing", in_time)
+    patch.setattr(OutcomeOrder, "_wait_while_progressing", in_time)
 
 
 def _a_waiting_outcome_cannot_be_cancelled(patch: pytest.MonkeyPatch) -> None:

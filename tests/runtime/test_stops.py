@@ -12,7 +12,7 @@ import pytest
 from openagents_worker.producer.client import cell_of
 from openagents_worker.runtime.latch import Latch, LatchReason
 from openagents_worker.runtime.runner import Runner
-from openagents_worker.runtime.stops import STOPS_A_TURN, Stops
+from openagents_worker.runtime.stops import STOPS_PER_ITERATION, Stops
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.worker.control_channel import BURST, ControlChannel
@@ -114,7 +114,7 @@ async def test_few_runs_are_stopped_in_one_turn_of_the_loop(
         stop(p.runner)
 
         await await_for(lambda: turns.all() == RUNS, "every run is stopped")
-        assert turns.most() <= STOPS_A_TURN
+        assert turns.most() <= STOPS_PER_ITERATION
         p.runner._attempts = {}
 
 
@@ -135,15 +135,15 @@ async def test_runs_that_others_may_own_stop_at_once(redis_url: str) -> None:
 async def test_one_run_is_stopped_at_once() -> None:
     """If several wait, they are stopped in order."""
     stops, stopped = Stops(), []
-    for number in range(STOPS_A_TURN):
+    for number in range(STOPS_PER_ITERATION):
         stops.call(lambda number=number: stopped.append(number))  # type: ignore[misc]
-    assert stopped == [*range(STOPS_A_TURN)]
+    assert stopped == [*range(STOPS_PER_ITERATION)]
 
     stops.call(lambda: stopped.append("late"))
     await asyncio.sleep(0)
     stops.call(lambda: stopped.append("later"))
 
-    assert stopped[STOPS_A_TURN:] == ["late", "later"]
+    assert stopped[STOPS_PER_ITERATION:] == ["late", "later"]
 
 
 async def test_a_thousand_cancellations_are_read_in_small_bursts(redis_url: str) -> None:
