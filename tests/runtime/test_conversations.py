@@ -570,6 +570,6 @@ async def test_a_run_continues_with_the_prompt_of_another_version(
 
 
 @pytest.fixture(autouse=True)
-def _nobody_waits() -> None:
+def _no_call_waits() -> None:
     talking.BEGUN.clear()
     talking.LET_GO.clear()

@@ -252,7 +252,7 @@ async def test_a_memory_view_that_cannot_be_stored_ends_the_run(
         assert error_of(record)[0] in {"step.too_large", "pattern.error"}
 
 
-# --- our own errors, raised by somebody else -------------------------------------------------------------
+# --- errors of the library, raised by plugins ------------------------------------------------------------
 
 CODES = sorted({cls.code for cls in error_classes() if cls.__module__ == "openagents_worker.errors"})
 CODES = [code for code in CODES if code != "openagents.recorded"]

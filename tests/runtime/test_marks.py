@@ -71,7 +71,7 @@ def test_a_mark_names_the_run_whatever_the_rest_is(part: str, text: str) -> None
     assert len(Executing(run_id, **{part: text}).to_mark()) == len(NO_RUN)
 
 
-def test_nobodys_mark_names_nobody() -> None:
+def test_the_mark_of_no_run_has_no_name() -> None:
     assert Executing.of(NO_RUN) is None
 
 

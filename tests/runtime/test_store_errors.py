@@ -198,7 +198,7 @@ class Fault:
         async def refused() -> bool:
             return bool((await self.admin.redis.info("stats"))["rejected_connections"] > 0)
 
-        await await_for(refused, "somebody is not let in")
+        await await_for(refused, "a connection is refused")
         await self.admin.config(maxclients=1000)
 
     async def close(self) -> None:
