@@ -186,7 +186,7 @@ async def cancelling_itself_only(work: Awaitable[T]) -> T:
     """Await user code in the task of its caller.
 
     If the code cancels this task itself, CancelledError is raised as the outcome of the code, and the task
-    is no longer being cancelled.
+    does not stay cancelled.
     """
     task = asyncio.current_task()
     assert task is not None
