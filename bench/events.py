@@ -239,7 +239,7 @@ def _writer(store: AsyncStore, claimed: Claimed, settings: Settings) -> RunWrite
 
 async def _emit_all(writer: RunWriter, events: int) -> None:
     for number in range(events):
-        writer.note("bench.event", {"number": number, "text": "x" * 200})
+        writer.emit("bench.event", {"number": number, "text": "x" * 200})
         if number % 50 == 49:
             await writer.flush()
     await writer.flush()

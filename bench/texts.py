@@ -19,7 +19,7 @@ from openagents_worker.json_schema.rules import SchemaProblem, read_schema
 from openagents_worker.llm.script import words
 from openagents_worker.llm.sse import SSEDecoder
 from openagents_worker.redaction import redact, safe_message, safe_text, safe_url
-from openagents_worker.runtime.output import Misfit, _parsed
+from openagents_worker.runtime.output import OutputMismatch, _parse_json_answer
 from openagents_worker.suggest import nearest
 from openagents_worker.tools.builtin import clock
 from openagents_worker.tools.builtin.compute import evaluate
@@ -43,7 +43,7 @@ FUNCTIONS: Mapping[str, Callable[[str], object]] = {
     "a reply in pieces": words,
     "a schema's names": lambda text: read_schema({"properties": {text: {"$ref": f"#/{text}"}}}),
     "a stream's lines": lambda text: list(SSEDecoder().feed(text.encode())),
-    "an answer as JSON": _parsed,
+    "an answer as JSON": _parse_json_answer,
     "an event's payload": lambda text: redact({"text": text}),
     "an exception's text": safe_message,
     "a text": safe_text,
@@ -57,7 +57,7 @@ def took_ms(function: Callable[[str], object], text: str) -> float:
     took = []
     for _ in range(TRIES):
         began = time.perf_counter()
-        with suppress(OpenAgentsError, SchemaProblem, ValueError, Misfit):
+        with suppress(OpenAgentsError, SchemaProblem, ValueError, OutputMismatch):
             function(text)
         took.append((time.perf_counter() - began) * 1000)
     return min(took)

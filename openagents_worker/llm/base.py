@@ -49,7 +49,7 @@ class CallInfo:
     """The recorded call that is running. The runtime sets it around every call of a model or a tool."""
 
     run_id: str
-    call_key: str
+    call_id: str
     idempotency_key: str
     ordinal: int
     """The number of model calls that precede this one: in its own branch, and before the branch began. It is

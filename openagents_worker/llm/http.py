@@ -364,5 +364,5 @@ def _call_headers() -> dict[str, str]:
         return {}
     return {
         "Idempotency-Key": header_text(info.idempotency_key),
-        "X-Call": header_text(info.call_key),
+        "X-Call": header_text(info.call_id),
     }

@@ -51,4 +51,4 @@ def emit_retry(error: LLMError, *, model: str, delay_ms: float, attempt: int) ->
     }
     log.warning("llm.retrying", run_id=call.run_id if call else None, **payload, error=error.message)
     if call is not None and call.emit is not None:
-        call.emit("llm.retrying", {**payload, "error": error.message, "call": call.call_key})
+        call.emit("llm.retrying", {**payload, "error": error.message, "call": call.call_id})

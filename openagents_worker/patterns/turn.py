@@ -242,8 +242,8 @@ async def step_deadline(context: RunContext, step: int, limit_ms: int | None) ->
     loop = asyncio.get_running_loop()
 
     def on_timeout() -> None:
-        put_off = getattr(context, "put_off", None)
-        if put_off is None or not put_off(error, f"step {step}"):
+        suspend_for_retry = getattr(context, "suspend_for_retry", None)
+        if suspend_for_retry is None or not suspend_for_retry(error, f"step {step}"):
             deadline.reschedule(loop.time())
 
     timer = loop.call_later(limit_ms / 1000, on_timeout)

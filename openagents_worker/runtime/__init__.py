@@ -1,1 +1,1 @@
-"""The runtime: carries one run through its attempt, record by record."""
+"""The runtime: executes one run in an attempt and records its calls."""

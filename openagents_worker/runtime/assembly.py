@@ -1,4 +1,4 @@
-"""Assembly. The one module that knows the concrete classes: it makes an agent's parts from its definition."""
+"""Assembly: the only place that creates the parts of an agent from its definition."""
 
 from __future__ import annotations
 
@@ -35,8 +35,11 @@ __all__ = ["AgentParts", "Assembly", "UnavailableAgent"]
 
 
 class AgentParts:
-    """An agent's parts. Patterns and classes of one's own are made for every attempt; what we ship keeps no
-    run's state and is shared, like the model's client and its connections."""
+    """The parts of an agent for one attempt.
+
+    Patterns and custom plugins (`impl`) are created for each attempt. Built-in memories, tools and assemblers
+    keep no state of a run and are shared, like the model client and its connections.
+    """
 
     def __init__(self, assembly: Assembly, definition: AgentDefinition) -> None:
         self._assembly = assembly
@@ -53,7 +56,7 @@ class AgentParts:
         }
 
     def new_pattern(self) -> Any:
-        """A pattern for one attempt; the agent's runtime limits stand under its own config."""
+        """A new pattern. The limits of the agent are defaults for the config of the pattern."""
         ref = with_limits(self.definition.pattern, self.definition.runtime)
         return self._make("pattern", ref, BUILTIN_PATTERNS)
 
@@ -67,27 +70,30 @@ class AgentParts:
     def model(self) -> LLMClient:
         return self._assembly.model(self.definition)
 
-    def _part(self, place: str, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
-        """A part of this agent: one that we ship is shared, one of its owner's is made for this attempt."""
+    def _part(self, slot: str, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
+        """A part of this agent. A built-in part is shared; a custom one is created for this attempt."""
         if ref.impl:
             return self._make(kind, ref, known)
-        return self._assembly.shared(self.definition.id, place, lambda: self._equipped(kind, ref, known))
+        return self._assembly.shared(
+            self.definition.id, slot, lambda: self._make_with_offload(kind, ref, known)
+        )
 
-    def _equipped(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
-        made = make_plugin(kind, ref, known)
-        if isinstance(made, FunctionTool):
+    def _make_with_offload(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
+        """Create a plugin. A synchronous function tool gets a thread or process pool to execute in."""
+        plugin = make_plugin(kind, ref, known)
+        if isinstance(plugin, FunctionTool):
             offload = self._assembly.offload
-            made.run_sync = offload.in_process if made.execution_spec().cpu_bound else offload.in_thread
-        return made
+            plugin.run_sync = offload.in_process if plugin.execution_spec().cpu_bound else offload.in_thread
+        return plugin
 
     def _make(self, kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
-        made = self._equipped(kind, ref, known)
+        plugin = self._make_with_offload(kind, ref, known)
         if ref.impl:
-            self._own.append(made)
-        return made
+            self._own.append(plugin)
+        return plugin
 
     async def aclose(self) -> None:
-        """Close what was made for this attempt alone."""
+        """Close the plugins that were created for this attempt."""
         for plugin in self._own:
             close = getattr(plugin, "close", None)
             if close is not None:
@@ -96,7 +102,7 @@ class AgentParts:
 
 @dataclass(frozen=True, slots=True)
 class UnavailableAgent:
-    """An agent that this process cannot serve, and why. Its runs are left to others."""
+    """An agent that this process cannot serve, and why. Its runs are left to other workers."""
 
     agent_id: str
     problems: tuple[ConfigProblem, ...]
@@ -119,7 +125,7 @@ class UnavailableAgent:
 
 
 class Assembly:
-    """All agents of a process, with what their runs share."""
+    """All agents of a process, and the objects that their runs share."""
 
     def __init__(
         self,
@@ -135,7 +141,7 @@ class Assembly:
         self.offload = offload or Offload()
         self.checks = checks or SchemaChecks()
         self.unavailable = {agent.agent_id: agent for agent in unavailable}
-        """Agents of the file that are not in `config`, as they cannot be served here."""
+        """Agents of the file that this process cannot serve. They are not in `config`."""
         self._env = env
         self._models: dict[str, LLMClient] = {}
         self._shared: dict[tuple[str, str], Any] = {}
@@ -145,11 +151,10 @@ class Assembly:
 
     @classmethod
     def from_settings(cls, settings: Settings, env: Mapping[str, str] | None = None) -> Assembly:
-        """Import the plugins, read the agents file and make every part once: what cannot work is known before
-        the first run.
+        """Import the plugins, read the agents file, and create every part once to find problems at start.
 
-        Agents that cannot be served here are `unavailable`. Raises `PluginLoadError` or `ConfigLoadError`,
-        and `ConfigValidationError` where a section for all agents is wrong or no agent can be served.
+        Agents with problems become `unavailable`. Raises `PluginLoadError` or `ConfigLoadError`, and
+        `ConfigValidationError` if a section for all agents is invalid or no agent can be served.
         """
         env = os.environ if env is None else env
         load_plugins(settings.imports)
@@ -172,16 +177,16 @@ class Assembly:
         )
 
     def parts(self, agent_id: str) -> AgentParts:
-        """The parts of one attempt of that agent.
+        """The parts of an agent for one attempt.
 
-        Raises `AgentUnavailable` where it cannot be served here, and `AgentNotFoundError` with a suggestion.
+        Raises `AgentUnavailable` if this process cannot serve it, `AgentNotFoundError` if it is unknown.
         """
         if agent_id in self.unavailable:
             raise self.unavailable[agent_id].error()
         return AgentParts(self, self._definitions.get(agent_id) or self.config.agent(agent_id))
 
     def limits(self, agent_id: str) -> RunBudget | None:
-        """What no run of that agent may exceed; None for nothing, and for an agent that is not known."""
+        """The upper limits for runs of an agent; None if it has none or is unknown."""
         definition = self._definitions.get(agent_id)
         return definition.limits if definition is not None else None
 
@@ -191,18 +196,18 @@ class Assembly:
             client = self._models[definition.id] = make_client(definition.llm, env=self._env)
         return client
 
-    def shared(self, agent_id: str, place: str, make: Callable[[], Any]) -> Any:
-        """A part that all runs of an agent share, made on first use."""
-        if (agent_id, place) not in self._shared:
-            self._shared[agent_id, place] = make()
-        return self._shared[agent_id, place]
+    def shared(self, agent_id: str, slot: str, make: Callable[[], Any]) -> Any:
+        """A part that all runs of an agent share, created by `make` on first use."""
+        if (agent_id, slot) not in self._shared:
+            self._shared[agent_id, slot] = make()
+        return self._shared[agent_id, slot]
 
     def announcements(self) -> list[str]:
-        """What a worker tells of its agents at registration: id, JSON, id, JSON …"""
-        told: list[str] = []
+        """The agents that a worker announces at registration, as a flat list: id, JSON, id, JSON …"""
+        announced: list[str] = []
         for agent in self._definitions.values():
-            told += [agent.id, dumps({"queue": agent.queue, "def_hash": self.hashes[agent.id]})]
-        return told
+            announced += [agent.id, dumps({"queue": agent.queue, "def_hash": self.hashes[agent.id]})]
+        return announced
 
     async def aclose(self) -> None:
         for client in self._models.values():

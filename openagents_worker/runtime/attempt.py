@@ -1,4 +1,8 @@
-"""One attempt at a run by one worker: prepare, think, finish. The paragraph this library is about."""
+"""The attempt: one execution of a claimed run by one worker. The only place that orders its phases.
+
+Prepare, execute the pattern, let the memory store the turn, finish. If the latch stops the attempt earlier,
+`parting` ends it.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +34,9 @@ from openagents_worker.runtime.journal import CHECK, Record, checks_of, read_pag
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.lease import Lease
 from openagents_worker.runtime.marks import Marks, marked
-from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, fitted
+from openagents_worker.runtime.output import DEFAULT_VALIDATION_RETRIES, validated_output
 from openagents_worker.runtime.parting import AttemptOutcome, AttemptResult, Parting
-from openagents_worker.runtime.prepare import Preparation, Prepared, Start
+from openagents_worker.runtime.prepare import Preparation, Prepared, RunStart
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.replay_by_place import ReplayByPlace
@@ -65,13 +69,13 @@ __all__ = ["EX_DOES_NOT_STOP", "Attempt", "AttemptOutcome", "AttemptResult"]
 log = get_logger(__name__)
 
 EX_DOES_NOT_STOP = 70  # EX_SOFTWARE of sysexits.h
-PREPARING = "prepare"  # the part of a run before its pattern, where calls are found by place
-MAX_TRIES_DIGITS = 10  # of a count: a longer one is not ours
-OPEN = "deps"  # as a call that is tried again; no call of a pattern has such a key
+PREPARE_PART = "prepare"  # the part of a run before its pattern, in runs that are replayed by place
+MAX_TRIES_DIGITS = 10  # a longer count was not written by this library and is ignored
+DEPS_CALL = "deps"  # counts tries to open the dependencies; not a valid call id
 
 
 class Attempt:
-    """A claimed run in the hands of this process."""
+    """One execution of a claimed run by this process."""
 
     def __init__(
         self,
@@ -83,32 +87,33 @@ class Attempt:
         assembly: Assembly,
         settings: Settings,
         send_wakes: Callable[[Sequence[Wake]], Awaitable[None]],
-        chance: Callable[[], float] = random.random,
+        random_unit: Callable[[], float] = random.random,
         leave: Callable[[int], object] = os._exit,
         marks: Marks | None = None,
-        unreadable: OpenAgentsError | None = None,
+        request_error: OpenAgentsError | None = None,
     ) -> None:
-        """`leave` ends the process, with this exit code, when code of the run cannot be stopped.
+        """`leave(exit_code)` ends the process when code of the run cannot be stopped.
 
-        In `marks` stands what of the run executes. `unreadable` says why there is no request but the ids of
-        one: the run ends, or is left to others.
+        `marks` shows another process which code executes. `request_error` is set if the request cannot be
+        read; `request` then has only its ids, and the run fails or is left to others. `random_unit` returns
+        a number from 0 to 1, for the jitter of retries.
         """
         self._budget = (request.budget or RunBudget()).within(assembly.limits(request.agent_id))
         self.request = request.model_copy(update={"budget": self._budget})
         self.latch = Latch()
         self._claimed = claimed
-        self._unreadable = unreadable
+        self._request_error = request_error
         self._store = store
         self._lease = lease
         self._assembly = assembly
         self._settings = settings
         self._send_wakes = send_wakes
-        self._chance = chance
+        self._random_unit = random_unit
         self._leave = leave
         self._limits = settings.time_limits
         self._started = time.monotonic()
         self._durable = claimed.durable
-        self._ledger = RunWriter(
+        self._writer = RunWriter(
             store=store,
             lease=lease,
             run_id=self.request.run_id,
@@ -121,31 +126,32 @@ class Attempt:
             redact_keys=assembly.redact_keys,
             max_event_bytes=settings.max_payload_bytes,
         )
-        self._sessions = SessionStore(self._ledger)
+        self._sessions = SessionStore(self._writer)
         self._recorder: Recorder | None = None
         self._context: RunContext | None = None
         self._state_before: dict[str, str] = {}
         self._turn_messages: Any = ()
         self._code = RunCode(self.request.run_id, self.request.agent_id, self.latch, marks, lease.incarnation)
         self.is_abandoned = False
-        """Whether whoever carries the run has stopped carrying it, while it was still this worker's."""
+        """Whether the attempt was interrupted while this worker still owned the run: it must be released."""
 
     async def execute(self) -> AttemptResult:
-        """Prepare, think, finish; or stop where the latch says so."""
+        """Execute the run until it finishes, or until the latch stops it."""
         try:
-            ending = await self._worked()
+            ending = await self._execute_until_latched()
             return await (self._parting.leave() if ending is None else self._finish(ending))
         except RunLatched:
             return await self._parting.leave()
         finally:
-            self.latch.set(LatchReason.FENCED, detail="the attempt has ended")  # no call starts after this
-            await self._ledger.close()
-            self._forget()
+            self.latch.set(LatchReason.FENCED, detail="the attempt has ended")  # no call begins after this
+            await self._writer.close()
+            self._break_reference_cycles()
 
     def interrupt(self, by: BaseException) -> None:
-        """Whoever carries the run is told to stop: by a cancellation, or by Celery's soft time limit."""
+        """Stop because the task that awaits this attempt got an exception: Celery's soft time limit, or a
+        cancellation."""
         if isinstance(by, Exception):
-            error = PatternError(described(by), hint="the run met a time limit of its Celery task")
+            error = PatternError(described(by), hint="the soft time limit of the Celery task is over")
             error.__cause__ = by
             self.latch.set(LatchReason.TIME_LIMIT, error=error)
         else:
@@ -154,11 +160,11 @@ class Attempt:
 
     @property
     def mark(self) -> bytes:
-        """What whoever executes the attempt has as its mark."""
+        """The mark for the task that executes this attempt, see `marks`."""
         return self._code.mark()
 
-    def what_runs(self) -> dict[str, Any]:
-        """What of the run still executes, for the log."""
+    def code_in_progress(self) -> dict[str, Any]:
+        """The code of the run that still executes: fields of a log line."""
         return {
             "run_id": self.request.run_id,
             "agent_id": self.request.agent_id,
@@ -166,44 +172,48 @@ class Attempt:
             "tasks": sorted(task.get_name() for task in self._code.tasks()),
         }
 
-    def _forget(self) -> None:
-        """Break the circles in which the parts of a run hold each other: its memory is free at once."""
+    def _break_reference_cycles(self) -> None:
+        """Break the reference cycles between the parts of a run, so that its memory is freed at once."""
         if self._context is not None:
             self._context.tools = {}
         self._context = self._recorder = None
 
     # --- work --------------------------------------------------------------------------------------------
 
-    async def _worked(self) -> Ending | None:
-        """The run's ending; None when it was latched on the way, and then none of its code runs any more."""
+    async def _execute_until_latched(self) -> Ending | None:
+        """The ending of the run; None if it was latched. In both cases its code has stopped."""
         context = copy_context()
         context.run(current_run.set, self._code)
         context.run(marked.set, self.mark)
         context.run(work_off_loop.set, self._code.off_loop)
-        working = asyncio.create_task(self._work(), name=f"run {self.request.run_id}", context=context)
-        either: set[asyncio.Future[Any]] = {working, self.latch.is_set}
+        execution = asyncio.create_task(
+            self._execute_phases(), name=f"run {self.request.run_id}", context=context
+        )
+        execution_or_latch: set[asyncio.Future[Any]] = {execution, self.latch.is_set}
         try:
-            await asyncio.wait(either, timeout=self._time_left_s(), return_when=asyncio.FIRST_COMPLETED)
-            if not working.done() and self.latch.reason is None:
+            await asyncio.wait(
+                execution_or_latch, timeout=self._time_left_s(), return_when=asyncio.FIRST_COMPLETED
+            )
+            if not execution.done() and self.latch.reason is None:
                 self.latch.set(LatchReason.TIME_LIMIT, error=self._duration_exhausted())
-        except asyncio.CancelledError:  # the loop ends: the run stays ours until others take it
+        except asyncio.CancelledError:  # the event loop is being closed; other workers recover the run
             self.latch.set(LatchReason.FENCED, detail="abandoned")
-            await self._stop(working)
+            await self._stop_code(execution)
             raise
         if self.latch.reason is not None:
-            await self._stop(working)
+            await self._stop_code(execution)
             return None
-        if working.cancelled():
+        if execution.cancelled():
             return self._ending(error=ExecutionError("the pattern cancelled itself"))
-        # It has outwitted `user_code`, by a future that closes its coroutine for example.
-        if (error := working.exception()) is not None:
+        # An exception that bypassed `user_code`, for example by a future that closes its coroutine.
+        if (error := execution.exception()) is not None:
             return self._ending(error=self._verdict(coded(error, PatternError)))
-        return working.result()
+        return execution.result()
 
-    async def _work(self) -> Ending | None:
-        """From the run's parts to its ending, which also an error is; None when it was latched."""
-        if self._unreadable is not None:
-            return self._without_a_request(self._unreadable)
+    async def _execute_phases(self) -> Ending | None:
+        """Make the parts of the agent, execute the run and return its ending; None if it was latched."""
+        if self._request_error is not None:
+            return self._end_without_request(self._request_error)
         agent_id = self.request.agent_id
         parts: AgentParts | None = None
         try:
@@ -214,11 +224,11 @@ class Attempt:
                 self.latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
                 return None
             if agent_id not in self._assembly.hashes and isinstance(error, AgentNotFoundError):
-                return await self._without_the_agent(error)
+                return await self._end_without_agent(error)
             return self._ending(error=error)
         try:
             with user_code(PatternError):
-                return self._ending(output=await self._output(parts))
+                return self._ending(output=await self._produce_output(parts))
         except RunLatched:
             return None
         except OpenAgentsError as error:
@@ -226,44 +236,44 @@ class Attempt:
         finally:
             await self._close(parts)
 
-    async def _output(self, parts: AgentParts) -> Any:
-        """The run's output. Whatever is asked of others on the way goes through the recorder."""
-        recorded, start = await self._read_journal(parts)
-        self._tell_beginning(recorded)
+    async def _produce_output(self, parts: AgentParts) -> Any:
+        """Execute the phases of the run and return its output. All calls go through the recorder."""
+        start_record, start = await self._read_journal(parts)
+        self._emit_beginning(start_record)
         recorder = self._recorder
         assert recorder is not None
-        async with AsyncExitStack() as opened:
-            deps = await self._open_deps(opened)
-            recorder.begin(PREPARING if recorder.rules.format == BY_PLACE else "")
+        async with AsyncExitStack() as exit_stack:
+            deps = await self._open_deps(exit_stack)
+            recorder.begin(PREPARE_PART if recorder.rules.format == BY_PLACE else "")
             try:
-                prepared = await self._prepare(parts, recorded, start, deps)
+                prepared = await self._prepare(parts, start_record, start, deps)
                 if recorder.rules.format == BY_PLACE:
                     recorder.begin()
-                output = await self._execute(prepared)
+                output = await self._execute_pattern(prepared)
                 recorder.begin(REMEMBER)
-                await prepared.memory.remember(output)
+                await prepared.memory.write_back(output)
                 await self._check_all_read(REMEMBER)
             finally:
                 recorder.end()
             return checked_output(output, self._settings.max_payload_bytes)
 
-    def _without_a_request(self, error: OpenAgentsError) -> Ending | None:
-        """The run ends here, unless another version can read what this one cannot."""
+    def _end_without_request(self, error: OpenAgentsError) -> Ending | None:
+        """Fail the run, or leave it to others if another version of this library can read its request."""
         if isinstance(error, OtherFormat):
             self.latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
             return None
         return self._ending(error=error)
 
-    async def _without_the_agent(self, error: AgentNotFoundError) -> Ending | None:
-        """The agent is not known here: the run waits for a worker that has announced it, where one has."""
-        key = self._ledger.keys("agents")
-        if not await self._ledger.ask(lambda r: r.hexists(key, self.request.agent_id)):
+    async def _end_without_agent(self, error: AgentNotFoundError) -> Ending | None:
+        """The agent is unknown here. If a worker has announced it, leave the run to others; else fail."""
+        key = self._writer.keys("agents")
+        if not await self._writer.ask(lambda r: r.hexists(key, self.request.agent_id)):
             return self._ending(error=error)
         self.latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
         return None
 
     async def _close(self, parts: AgentParts) -> None:
-        """Close the plugins of this attempt; what they raise then comes too late to change how it ends."""
+        """Close the plugins of this attempt. Errors are logged; they do not change the ending."""
         try:
             with user_code(PatternError):
                 await parts.aclose()
@@ -277,27 +287,30 @@ class Attempt:
 
     # --- prepare -----------------------------------------------------------------------------------------
 
-    async def _open_deps(self, opened: AsyncExitStack) -> Any:
-        """What tools get as `context.deps`; a deployment that cannot make it now is asked again later."""
+    async def _open_deps(self, exit_stack: AsyncExitStack) -> Any:
+        """The value of `context.deps`. If it cannot be made now, the run is suspended for a retry."""
         try:
-            return await opened.enter_async_context(
+            return await exit_stack.enter_async_context(
                 opened_deps(self.request.deps, self._assembly.offload.in_thread)
             )
         except OpenAgentsError as error:
-            if not (error.retryable and self._durable and self._tries.get(OPEN, 0) < self._max_tries):
+            if not (error.retryable and self._durable and self._tries.get(DEPS_CALL, 0) < self._max_tries):
                 raise
             log.warning(
                 "deps.unavailable", **self._ids, **described_in_log(error), user_error=user_error_of(error)
             )
-            self.latch.set(LatchReason.RETRY, error=error, call=OPEN)
+            self.latch.set(LatchReason.RETRY, error=error, call=DEPS_CALL)
             raise RunLatched(LatchReason.RETRY) from error
 
-    async def _read_journal(self, parts: AgentParts) -> tuple[Record | None, Start]:
-        """Read what earlier attempts have recorded. Checkpoint 0, and where the run starts in its session."""
+    async def _read_journal(self, parts: AgentParts) -> tuple[Record | None, RunStart]:
+        """Read the journal and make the recorder.
+
+        Returns checkpoint 0, which is None in the first attempt, and where the run starts in its session.
+        """
         records = await self._records()
-        recorded = records.pop(0) if records else None
-        here = Start(self._claimed.messages, self._claimed.artifacts, parts.definition_hash)
-        start = Start.of(recorded) if recorded else here
+        start_record = records.pop(0) if records else None
+        current_start = RunStart(self._claimed.messages, self._claimed.artifacts, parts.definition_hash)
+        start = RunStart.of(start_record) if start_record else current_start
         state_before = self._claimed.session_state
         if state_before is None:
             state_before = await self._sessions.load_state_texts(self.request.session_id)
@@ -305,9 +318,9 @@ class Attempt:
         self._recorder = Recorder(
             run_id=self.request.run_id,
             uid=self._claimed.uid,
-            rules=self._rules(recorded, [record for record in records if record.kind != CHECK]),
+            rules=self._replay_rules(start_record, [record for record in records if record.kind != CHECK]),
             position=self._claimed.journal_length,
-            ledger=self._ledger,
+            writer=self._writer,
             latch=self.latch,
             retries=self._claimed.retries,
             tries=self._tries,
@@ -315,61 +328,65 @@ class Attempt:
             life=self._claimed.life,
             durable=self._durable,
             max_record_bytes=self._settings.max_payload_bytes,
-            definition_changed=start.definition_hash != here.definition_hash,
+            definition_changed=start.definition_hash != current_start.definition_hash,
             transcript_length=start.transcript_length,
-            on_record=self._apply,
+            on_record=self._apply_record,
             checks=checks_of(records, self._claimed.life),
         )
-        return recorded, start
+        return start_record, start
 
     async def _records(self) -> list[Record]:
-        pages = read_pages(self._ledger.journal_page, self._claimed.journal, self._claimed.journal_length)
+        """All records of the journal. If one has another format, the run is left to others."""
+        pages = read_pages(self._writer.journal_page, self._claimed.journal, self._claimed.journal_length)
         records: list[Record] = []
         async for text in pages:
             try:
                 records.append(Record.from_json(text, len(records)))
             except OtherFormat as error:
-                # Seldom: a claim has looked at the record of the run, which says what format is needed.
+                # Rare: the claim has already checked the format in the run record.
                 self.latch.set(LatchReason.LEFT_TO_OTHERS, error=error)
                 raise RunLatched(LatchReason.LEFT_TO_OTHERS) from error
         return records
 
-    def _rules(self, recorded: Record | None, records: list[Record]) -> Rules:
-        """A run goes on under the rules under which it was begun; checkpoint 0 says which."""
-        format_ = recorded.v if recorded is not None else BEGUN
+    def _replay_rules(self, start_record: Record | None, records: list[Record]) -> Rules:
+        """The replay rules of the run. Checkpoint 0 holds the format under which it began."""
+        format_ = start_record.v if start_record is not None else BEGUN
         kind = ReplayByPlace if format_ == BY_PLACE else ReplayByContent
         rules = kind(records, life=self._claimed.life, latch=self.latch, tries=self._tries)
-        self._ledger.format = rules.format
+        self._writer.format = rules.format
         return rules
 
-    async def _prepare(self, parts: AgentParts, recorded: Record | None, start: Start, deps: Any) -> Prepared:
+    async def _prepare(
+        self, parts: AgentParts, start_record: Record | None, start: RunStart, deps: Any
+    ) -> Prepared:
+        """Create the context and a pattern that is ready to execute."""
         recorder = self._recorder
         assert recorder is not None
         with reading(WRITTEN, session_id=self.request.session_id):
             state = {key: loads(text) for key, text in self._state_before.items()}
         self._context = RunContext(self.request, state, recorder, parts.definition.llm, deps=deps)
-        if recorded is None and self._durable:
-            recorder.begin_journal(start.to_record(recorder.rules.format))
+        if start_record is None and self._durable:
+            recorder.set_start(start.to_record(recorder.rules.format))
         prepared = await Preparation(
             context=self._context,
             parts=parts,
             sessions=self._sessions,
             recorder=recorder,
-            ledger=self._ledger,
+            writer=self._writer,
             budget=self._budget,
-            recorded=recorded,
+            start_record=start_record,
             start=start,
-        ).run()
-        recorder.start_is_prepared()
+        ).prepare()
+        recorder.store_start()
         if self._claimed.retries:
-            self._note(
+            self._emit_run_event(
                 "run.resume_succeeded", checkpoint_id=self._checkpoint_id, attempt_index=self._claimed.retries
             )
         return prepared
 
     @property
     def _tries(self) -> dict[str, int]:
-        """How often each call has failed so far and was put off."""
+        """How often each call has failed and was retried later, by the name of its fact."""
         facts = self._claimed.facts or {}
         tries = {key.removeprefix("tries:"): n for key, n in facts.items() if key.startswith("tries:")}
         return {call: int(n) for call, n in tries.items() if n.isdecimal() and len(n) < MAX_TRIES_DIGITS}
@@ -379,29 +396,30 @@ class Attempt:
         limit = self._budget.max_resume_attempts
         return DEFAULT_MAX_RESUME_ATTEMPTS if limit is None else limit
 
-    def _apply(self, record: Record) -> None:
-        """A recorded call returns: its changes become the run's."""
+    def _apply_record(self, record: Record) -> None:
+        """Apply the state changes and artifacts of a recorded call to the context of the run."""
         assert self._context is not None
         apply_changes(self._context.state, record.state)
         for artifact in record.artifacts:
             self._context.artifacts.append(RunArtifact.model_validate(artifact))
 
-    def _tell_beginning(self, recorded: Record | None) -> None:
+    def _emit_beginning(self, start_record: Record | None) -> None:
+        """Emit the first events of the run, or those of a retry."""
         if self._claimed.retries:
-            self._note(
+            self._emit_run_event(
                 "run.resume_attempted",
                 checkpoint_id=self._checkpoint_id,
                 error_type=self._claimed.last_error,
                 error_code=self._claimed.last_error,
                 attempt_index=self._claimed.retries,
             )
-        if recorded is not None:
+        if start_record is not None:
             return
         if self._claimed.attempt == 1:
-            self._note("run.requested", input_text=self.request.input_text)
-            self._note("session.run.started", input_text=self.request.input_text)
-            self._note("run.validated")
-        self._note("session.acquired")
+            self._emit_run_event("run.requested", input_text=self.request.input_text)
+            self._emit_run_event("session.run.started", input_text=self.request.input_text)
+            self._emit_run_event("run.validated")
+        self._emit_run_event("session.acquired")
 
     @property
     def _checkpoint_id(self) -> str | None:
@@ -410,8 +428,8 @@ class Attempt:
 
     # --- think -------------------------------------------------------------------------------------------
 
-    async def _execute(self, prepared: Prepared) -> Any:
-        """The pattern's output, of the type that was asked for."""
+    async def _execute_pattern(self, prepared: Prepared) -> Any:
+        """Execute the pattern. Returns its output, validated against the requested output type."""
         recorder = self._recorder
         assert recorder is not None
         with executing("pattern", class_path(prepared.pattern)):
@@ -419,9 +437,9 @@ class Attempt:
         if prepared.output_type is not None:
             limit = self._budget.max_validation_retries
             attempts = 1 + (DEFAULT_VALIDATION_RETRIES if limit is None else limit)
-            attempts *= self._claimed.life  # those of earlier lives are in the journal
+            attempts *= self._claimed.life  # the attempts of earlier lives are replayed from the journal
             with executing("output_type", prepared.output_type.name):
-                output = await fitted(
+                output = await validated_output(
                     output,
                     prepared.output_type,
                     prepared.pattern,
@@ -436,7 +454,7 @@ class Attempt:
         return output
 
     async def _check_all_read(self, part: str = "") -> None:
-        """A part of the run has come to its end; whatever the pattern made of it, these go before."""
+        """After a part of the run: raise the latch, the verdict of the recorder, or a replay mismatch."""
         recorder = self._recorder
         assert recorder is not None
         if self.latch.reason is None and recorder.verdict is None:
@@ -447,7 +465,7 @@ class Attempt:
             raise recorder.verdict
 
     def _verdict(self, error: OpenAgentsError) -> OpenAgentsError:
-        """The error that ends the run: that of the recorder where it has one, whatever came of it."""
+        """The error that ends the run: the verdict of the recorder if there is one, else `error`."""
         verdict = self._recorder.verdict if self._recorder else None
         if verdict is None or verdict is error:
             return error
@@ -455,70 +473,72 @@ class Attempt:
             verdict.__cause__ = error
         return verdict
 
-    async def _stop(self, working: asyncio.Task[Any]) -> None:
-        """End all code of the run. Calls that may end do so first and are recorded; others are cancelled.
+    async def _stop_code(self, execution: asyncio.Task[Any]) -> None:
+        """Stop all code of the run. Calls that may still end are recorded first; the rest is cancelled.
 
-        Where it cannot be stopped the process ends: the session must not go on beside it.
+        If code does not stop within the grace period, the process exits: the next run of the session must
+        not execute beside it.
         """
         recorder = self._recorder
         if recorder is not None and self.latch.lets_calls_end:
-            quiet = asyncio.create_task(recorder.quiet(), name=f"quiet {self.request.run_id}")
+            quiet = asyncio.create_task(recorder.wait_for_calls(), name=f"quiet {self.request.run_id}")
             stop_now = asyncio.create_task(self.latch.wait_stop_now(), name=f"stop {self.request.run_id}")
             await asyncio.wait({quiet, stop_now}, return_when=asyncio.FIRST_COMPLETED)
             quiet.cancel()
             stop_now.cancel()
         began = time.monotonic()
-        while self._runs(working):
+        while self._code_runs(execution):
             left_s = self._grace_s - (time.monotonic() - began)
             if left_s <= 0:
-                self._leave_what_does_not_stop()
+                self._exit_for_code_that_does_not_stop()
                 return
             if recorder is not None:
-                recorder.stop()
-            tasks = self._tasks(working)
+                recorder.cancel_calls()
+            tasks = self._unfinished_tasks(execution)
             for task in tasks:
                 task.cancel()
             pause_s = min(left_s, self._limits.cancel_grace_s / 3)  # a pattern may swallow a cancellation
             if tasks:
                 done, _ = await asyncio.wait(tasks, timeout=pause_s)
-                _seen(done)
+                _retrieve_exceptions(done)
             else:
                 await self._code.off_loop.wait(pause_s)
-        _seen({working})
+        _retrieve_exceptions({execution})
 
-    def _runs(self, working: asyncio.Task[Any]) -> bool:
-        """Whether code of the run executes that has to have stopped.
+    def _code_runs(self, execution: asyncio.Task[Any]) -> bool:
+        """Whether code of the run still executes that must stop before the attempt ends.
 
-        A run that is tried again keeps its session: a call whose time was over may go on in its thread.
+        A run that is retried keeps its session, so a thread of a timed-out call may continue.
         """
         waits_for_threads = self.latch.reason is not LatchReason.RETRY
-        return bool(self._tasks(working) or (waits_for_threads and self._code.off_loop.names()))
+        return bool(self._unfinished_tasks(execution) or (waits_for_threads and self._code.off_loop.names()))
 
-    def _tasks(self, working: asyncio.Task[Any]) -> set[asyncio.Task[Any]]:
-        return {task for task in self._code.tasks() | {working} if not task.done()}
+    def _unfinished_tasks(self, execution: asyncio.Task[Any]) -> set[asyncio.Task[Any]]:
+        return {task for task in self._code.tasks() | {execution} if not task.done()}
 
     @property
     def _grace_s(self) -> float:
-        """How long code of the run may go on once it is stopped: where others may have the run, less long."""
+        """Seconds that code of the run has to stop. Shorter if another worker may own the run."""
         grace_s = self._settings.stop_grace_s
         if self.latch.reason is LatchReason.FENCED:
             return min(self._limits.cancel_grace_s, grace_s)
         return grace_s
 
-    def _leave_what_does_not_stop(self) -> None:
+    def _exit_for_code_that_does_not_stop(self) -> None:
+        """Log what does not stop and end the process."""
         log.error(
             "run.does_not_stop",
             reason=str(self.latch.reason),
             after_s=self._grace_s,
             exit_code=EX_DOES_NOT_STOP,
-            **self.what_runs(),
+            **self.code_in_progress(),
         )
         line_groups.flush()
         self._leave(EX_DOES_NOT_STOP)
-        self.latch.set(LatchReason.FENCED, detail="its code does not stop")  # where nobody has left
+        self.latch.set(LatchReason.FENCED, detail="its code does not stop")  # if `leave` returns, as in tests
 
     def _time_left_s(self) -> float | None:
-        """Seconds of `max_duration_ms` that are left. Waiting, retrying and parked time is not counted."""
+        """Seconds left of `max_duration_ms`. Time in which the run was suspended is not counted."""
         limit = self._budget.max_duration_ms
         if limit is None:
             return None
@@ -537,12 +557,13 @@ class Attempt:
     # --- finish ------------------------------------------------------------------------------------------
 
     def _ending(self, *, output: Any = None, error: OpenAgentsError | None = None) -> Ending:
+        """How the run ends with this output or error."""
         if error is not None:
             error.run_id = error.run_id or self.request.run_id
         return Ending(
             request=self.request,
             usage=self._recorder.usage if self._recorder else _usage_so_far(self._claimed),
-            artifacts=_listed(self._context.artifacts) if self._context else [],
+            artifacts=_as_list(self._context.artifacts) if self._context else [],
             duration_ms=self._active_ms,
             output=output,
             error=error,
@@ -551,18 +572,18 @@ class Attempt:
         )
 
     async def _finish(self, ending: Ending) -> AttemptResult:
-        """Write the run's end; one that can be stored where this one cannot."""
+        """Write the end of the run. If it cannot be stored, write a bare failure instead."""
         stored = ending.stored(
             self._state_before if self._context else {}, self._context.state if self._context else {}
         )
         try:
-            handed = await self._ledger.finish(**stored.arguments)
+            reply = await self._writer.finish(**stored.arguments)
         except Exception as error:
-            # It cannot be sent as it is: half of a character has got past the checks, for example.
+            # For example, it contains a lone surrogate that passed the checks.
             log.exception("run.end_not_stored", run_id=self.request.run_id)
             stored = ending.bare(f"the run's end cannot be stored: {described(error)}")
-            handed = await self._ledger.finish(**stored.arguments)
-        await self._send(handed)
+            reply = await self._writer.finish(**stored.arguments)
+        await self._send_wakes_of(reply)
         ending = stored.ending
         self._log_end(ending)
         if ending.not_stored:
@@ -575,52 +596,52 @@ class Attempt:
         )
 
     def _log_end(self, ending: Ending) -> None:
-        """One line; of a run that failed an error's, with the traceback of what is not this library's."""
-        said: dict[str, Any] = {
+        """Log the end of the run in one line. A failure has the traceback of the user code that raised it."""
+        fields: dict[str, Any] = {
             **self._ids,
             "stop_reason": str(ending.stop_reason),
             "attempts": self._claimed.attempt,
         }
         if ending.error is None or ending.state == "cancelled":
-            log.info("run.ended", **said)
+            log.info("run.ended", **fields)
             return
         raised = user_error_of(ending.error)
-        log.error("run.failed", **said, **described_in_log(ending.error), user_error=raised)
+        log.error("run.failed", **fields, **described_in_log(ending.error), user_error=raised)
         report_unless_logged(raised)
 
     @property
     def _parting(self) -> Parting:
         return Parting(
             self.latch,
-            self._ledger,
+            self._writer,
             finish=lambda error: self._finish(self._ending(error=error)),
-            send=self._send,
+            send_wakes=self._send_wakes_of,
             back_off_ms=lambda error, call: back_off_ms(
-                self._tries.get(call, 0), getattr(error, "retry_after_ms", None), self._chance
+                self._tries.get(call, 0), getattr(error, "retry_after_ms", None), self._random_unit
             ),
             why_cancelled=self._why_cancelled,
             left_max_ms=round(self._settings.left_to_others_max_s * 1000),
         )
 
     async def _why_cancelled(self) -> str:
-        """The reason that was given; it stands in the record, as a notice is an id only."""
+        """The reason given with the cancellation, from the run record."""
         key = self._store.keys("run", self.request.run_id)
         try:
             reason = await self._store.ask(lambda r: r.hget(key, "cancel_reason"))
-        except RedisUnreachable:  # the end is written with more patience than a reason is asked for
+        except RedisUnreachable:  # end the run without the reason
             reason = None
         return str(reason or "cancelled")
 
-    async def _send(self, handed: Handed) -> None:
-        if handed.wakes:
-            await self._send_wakes(handed.wakes)
+    async def _send_wakes_of(self, reply: Handed) -> None:
+        if reply.wakes:
+            await self._send_wakes(reply.wakes)
 
-    def note(self, name: str, payload: Mapping[str, Any]) -> None:
-        """An event of whoever watches over the run from outside; stored with the run's next ones."""
-        self._ledger.note(name, payload)
+    def emit(self, name: str, payload: Mapping[str, Any]) -> None:
+        """Emit an event about the run from outside of its code, for example by the watchdog."""
+        self._writer.emit(name, payload)
 
-    def _note(self, name: str, **payload: Any) -> None:
-        self._ledger.emit_run_event(name, **payload)
+    def _emit_run_event(self, name: str, **payload: Any) -> None:
+        self._writer.emit_run_event(name, **payload)
 
     @property
     def _ids(self) -> dict[str, Any]:
@@ -634,17 +655,18 @@ class Attempt:
 def _usage_so_far(claimed: Claimed) -> RunUsage:
     try:
         return RunUsage.model_validate_json(claimed.usage) if claimed.usage else RunUsage()
-    except ValueError:  # what cannot be read does not keep the run from ending
+    except ValueError:  # unreadable usage must not prevent the run from ending
         return RunUsage()
 
 
-def _seen(tasks: set[asyncio.Task[Any]]) -> None:
-    """What these tasks raised when they were stopped concerns nobody: the latch says how the run goes on."""
+def _retrieve_exceptions(tasks: set[asyncio.Task[Any]]) -> None:
+    """Retrieve the exceptions of stopped tasks, so that asyncio does not log them. The latch decides how
+    the run continues."""
     for task in tasks:
         if not task.cancelled():
             task.exception()
 
 
-def _listed(artifacts: Any) -> list[Any]:
-    """The context's artifacts; a pattern may have put anything in the list's place."""
+def _as_list(artifacts: Any) -> list[Any]:
+    """The artifacts of the context as a list. A pattern may have assigned any object instead."""
     return list(artifacts) if isinstance(artifacts, list | tuple) else [artifacts]

@@ -1,4 +1,4 @@
-"""What a run's own code sees: the context of the pattern, and of each tool call inside it."""
+"""Contexts: what the code of a run sees, one object for the pattern and one for each tool call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["CallContext", "EventBus", "RunContext"]
 
 
 class EventBus:
-    """`context.event_bus` of plugins written for the original SDK: emitting works, everything is recorded."""
+    """`context.event_bus`, for plugins written for the original SDK. It only emits events of the run."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -30,7 +30,7 @@ class EventBus:
 
 @dataclass(slots=True)
 class RunContext:
-    """A run as its pattern, memory and hooks see it. Made anew for every attempt."""
+    """A run as its pattern, memory and hooks see it. Created for each attempt."""
 
     run_request: RunRequest
     state: dict[str, Any]
@@ -72,7 +72,7 @@ class RunContext:
 
     @property
     def usage(self) -> RunUsage:
-        """What the run has used so far; a copy, counted where models and tools are called."""
+        """A copy of the usage of the run so far."""
         return self.recorder.usage.model_copy(deep=True)
 
     @property
@@ -80,16 +80,15 @@ class RunContext:
         return EventBus(self.recorder)
 
     async def emit(self, event_name: str, **payload: Any) -> None:
-        """An event of the pattern, stored within milliseconds; replaying it does not say it again."""
+        """Emit an event of the run. It is stored within milliseconds. Replay does not emit it again."""
         await self.recorder.emit(event_name, payload)
 
-    def put_off(self, error: OpenAgentsError, part: str) -> bool:
-        """Stop the run here and try it again later because of this error, as after a failed call.
+    def suspend_for_retry(self, error: OpenAgentsError, part: str) -> bool:
+        """Suspend the run because of an error and execute it again later, as after a failed call.
 
-        `part` is what is counted as tried. False where it may not be tried again: then the error is the
-        pattern's to raise.
+        Retries are counted per `part`. False if no retry is allowed: then the pattern must raise the error.
         """
-        return self.recorder.put_off(error, part)
+        return self.recorder.suspend_for_retry(error, part)
 
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Mapping[str, Any] | None = None
@@ -98,7 +97,7 @@ class RunContext:
 
 
 class CallContext:
-    """The run as one tool call sees it: state and artifacts are its own until the call is recorded."""
+    """The run as one tool call sees it. Its state and artifacts apply once the call is recorded."""
 
     def __init__(self, run: RunContext, idempotency_key: str, call_id: str) -> None:
         self._run = run
@@ -108,7 +107,7 @@ class CallContext:
         self.call_id = call_id
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._run, name)  # everything else is the run's: ids, input, deps, memory_view …
+        return getattr(self._run, name)  # ids, input, deps, memory_view and so on
 
     def add_artifact(
         self, name: str, kind: str = "generic", payload: Any = None, metadata: Mapping[str, Any] | None = None

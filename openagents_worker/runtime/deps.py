@@ -1,4 +1,4 @@
-"""Dependencies. The only place that makes what a run's tools are given, and takes it back."""
+"""Dependencies: the only place that creates `context.deps` for a run, and closes it after the attempt."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from openagents_worker.runtime.user_code import described, executing, user_code
 
 __all__ = ["opened_deps"]
 
-LIMIT_S = 30.0  # nobody can cancel a run, or stop its worker, while what it is given is made or closed
+LIMIT_S = 30.0  # a run cannot be cancelled while its dependencies are created or closed
 
 InThread = Callable[..., Awaitable[Any]]
 
 
 @asynccontextmanager
 async def opened_deps(name: str | None, in_thread: InThread) -> AsyncGenerator[Any]:
-    """What is registered under that name, for as long as the block lasts; None without a name.
+    """The dependencies registered under a name, for the duration of the block; None without a name.
 
-    Raises `PluginLoadError` for a name that nobody knows and `DepsUnavailable`, or the factory's own coded
-    error, where it cannot be made.
+    Raises `PluginLoadError` for an unknown name. If the factory fails, raises its coded error or
+    `DepsUnavailable`.
     """
     if name is None:
         yield None
@@ -32,39 +32,42 @@ async def opened_deps(name: str | None, in_thread: InThread) -> AsyncGenerator[A
     factory = DEPS.get(name)
     with (
         executing("deps", name),
-        user_code(PatternError, prefix=f"deps {name!r} cannot be made: "),  # whatever is not an Exception
+        user_code(PatternError, prefix=f"deps {name!r} cannot be created: "),  # also for a BaseException
     ):
         try:
             async with asyncio.timeout(LIMIT_S):
-                made = await _made(factory, in_thread)
-                value = await _enter(made, in_thread)
+                resource = await _call_factory(factory, in_thread)
+                value = await _enter(resource, in_thread)
         except OpenAgentsError:
             raise
         except Exception as error:
-            raise DepsUnavailable(f"deps {name!r} cannot be made: {described(error)}") from error
+            raise DepsUnavailable(f"deps {name!r} cannot be created: {described(error)}") from error
     try:
         yield value
     except BaseException as error:
-        await _leave(made, error, in_thread)
-        raise  # whatever it says: no context manager turns a failed run into a completed one
-    await _leave(made, None, in_thread)
+        await _exit(resource, error, in_thread)
+        raise  # a context manager cannot turn a failed run into a completed one
+    await _exit(resource, None, in_thread)
 
 
-async def _made(factory: Callable[[], Any], in_thread: InThread) -> Any:
-    made = factory() if inspect.iscoroutinefunction(factory) else await in_thread(factory)
-    return await made if inspect.isawaitable(made) and not hasattr(made, "__aenter__") else made
+async def _call_factory(factory: Callable[[], Any], in_thread: InThread) -> Any:
+    """Call the factory: an async one on the event loop, any other in a thread."""
+    resource = factory() if inspect.iscoroutinefunction(factory) else await in_thread(factory)
+    return (
+        await resource if inspect.isawaitable(resource) and not hasattr(resource, "__aenter__") else resource
+    )
 
 
-async def _enter(made: Any, in_thread: InThread) -> Any:
-    if hasattr(made, "__aenter__"):
-        return await made.__aenter__()
-    return await in_thread(made.__enter__) if hasattr(made, "__enter__") else made
+async def _enter(resource: Any, in_thread: InThread) -> Any:
+    if hasattr(resource, "__aenter__"):
+        return await resource.__aenter__()
+    return await in_thread(resource.__enter__) if hasattr(resource, "__enter__") else resource
 
 
-async def _leave(made: Any, error: BaseException | None, in_thread: InThread) -> None:
-    raised = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+async def _exit(resource: Any, error: BaseException | None, in_thread: InThread) -> None:
+    exc_info = (None, None, None) if error is None else (type(error), error, error.__traceback__)
     async with asyncio.timeout(LIMIT_S):
-        if hasattr(made, "__aenter__"):
-            await made.__aexit__(*raised)
-        elif hasattr(made, "__enter__"):
-            await in_thread(lambda: made.__exit__(*raised))
+        if hasattr(resource, "__aenter__"):
+            await resource.__aexit__(*exc_info)
+        elif hasattr(resource, "__enter__"):
+            await in_thread(lambda: resource.__exit__(*exc_info))

@@ -1,4 +1,4 @@
-"""How a run ends: its result, its terminal event and what it writes into its session."""
+"""The ending of a run: its result, its terminal event and what it writes to its session."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from openagents_worker.runtime.user_code import described
 
 __all__ = ["Ending", "StoredEnding", "checked_output", "stop_reason_of"]
 
-# Redis takes 512 MB in one value, and its one thread serves nobody else while it stores an ending.
+# A Redis value can have 512 MB, but Redis serves no other client while it stores it.
 LARGEST_ENDING_BYTES = 64 * 1024 * 1024
 
 Unstorable = (StepTooDeep, StepTooLarge)
 
 
 def stop_reason_of(error: OpenAgentsError) -> StopReason:
-    """Why a run that met this error ended."""
+    """The stop reason of a run that ended with this error."""
     match error:
         case RunCancelled():
             return StopReason.CANCELLED
@@ -57,8 +57,7 @@ def stop_reason_of(error: OpenAgentsError) -> StopReason:
 
 
 def checked_output(output: Any, max_bytes: int) -> Any:
-    """The output as it is stored. Raises `StepTooDeep`, or `StepTooLarge` for what is not JSON or larger than
-    allowed."""
+    """The output as it is stored. Raises `StepTooDeep`, or `StepTooLarge` if it is too large or not JSON."""
     if isinstance(output, BaseModel):
         output = output.model_dump(mode="json")
     return sized_part("the run's output", output, max_bytes)[0]
@@ -66,7 +65,7 @@ def checked_output(output: Any, max_bytes: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """One ending of a run. `error` is None when it completed."""
+    """How a run ends. `error` is None if it completed."""
 
     request: RunRequest
     usage: RunUsage
@@ -75,12 +74,12 @@ class Ending:
     output: Any = None
     error: OpenAgentsError | None = None
     turn_messages: Any = ()
-    """The messages between question and answer, as the pattern says."""
+    """The messages of the pattern between question and answer, for the transcript."""
     redact_keys: Collection[str] = DEFAULT_REDACT_KEYS
     not_stored: list[str] = field(default_factory=list)
-    """What of the run was left out because it cannot be stored."""
+    """Why parts of the run were left out: one message for each part that cannot be stored."""
     is_bare: bool = False
-    """Nothing of it goes into the session."""
+    """Whether nothing is written to the session."""
 
     @property
     def stop_reason(self) -> StopReason:
@@ -115,14 +114,14 @@ class Ending:
         )
 
     def stored(self, state_before: Mapping[str, str], state: Mapping[str, Any]) -> StoredEnding:
-        """What is written of this ending: all of it, or one in its place that can be written.
+        """The ending in a form that can be written, with the arguments of the script `finish`.
 
-        Where a part of a completed run cannot be stored, the run has failed, and its error names the part. A
-        run that has failed or was cancelled keeps its error, and loses artifacts that cannot be stored.
+        If a part of a completed run cannot be stored, the run fails with an error that names the part. A
+        failed or cancelled run keeps its error, and loses the artifacts that cannot be stored.
         """
         try:
-            kept, problems = self._storable_artifacts()
-            whole = replace(self, artifacts=kept, not_stored=[each.message for each in problems])
+            storable, problems = self._storable_artifacts()
+            whole = replace(self, artifacts=storable, not_stored=[each.message for each in problems])
             texts: dict[str, str] = {}
             if self.error is None:
                 try:
@@ -130,11 +129,11 @@ class Ending:
                 except Unstorable as problem:
                     whole = replace(whole, output=None, error=problem)
             return StoredEnding(whole, whole._arguments(state_before, texts))
-        except Exception as error:  # noqa: BLE001 - a plugin's object can raise anything where it is looked at
+        except Exception as error:  # noqa: BLE001 - an object of a plugin can raise anything
             return self.bare(f"the run's end cannot be stored: {described(error)}")
 
     def bare(self, problem: str) -> StoredEnding:
-        """An ending with nothing in it but ids, what was used and an error: it can be stored always."""
+        """A failed ending with only ids, usage and an error. It can always be stored."""
         error = StepTooLarge(problem, hint="see the worker's log", run_id=self.request.run_id)
         bare = replace(self, artifacts=[], output=None, error=error, not_stored=["everything"], is_bare=True)
         return StoredEnding(bare, bare._arguments({}, {}))
@@ -142,9 +141,9 @@ class Ending:
     def _completed(
         self, problems: Sequence[OpenAgentsError], state_before: Mapping[str, str], state: Mapping[str, Any]
     ) -> tuple[Ending, dict[str, str]]:
-        """The ending of a run that completed, with its state as JSON by key.
+        """The ending of a completed run, and its state as JSON by key.
 
-        Raises `StepTooDeep` or `StepTooLarge` when it cannot be stored as completed.
+        Raises `StepTooDeep` or `StepTooLarge` if a part cannot be stored.
         """
         for problem in problems:
             raise problem
@@ -156,27 +155,27 @@ class Ending:
         for artifact in self.artifacts:
             what = f"artifact {artifact.name!r}"
             sizes[what] = sizes.get(what, 0) + _bytes_of(artifact)
-        _check_whole(sizes)
+        _check_total_size(sizes)
         return replace(self, output=output), texts
 
     def _storable_artifacts(self) -> tuple[list[RunArtifact], list[OpenAgentsError]]:
-        kept: list[RunArtifact] = []
+        storable: list[RunArtifact] = []
         problems: list[OpenAgentsError] = []
         for artifact in self.artifacts:
             try:
-                kept.append(RunArtifact.model_validate(stored_artifact(artifact)))
+                storable.append(RunArtifact.model_validate(stored_artifact(artifact)))
             except Unstorable as error:
                 problems.append(error)
-            except Exception as error:  # noqa: BLE001 - it is no artifact, whatever it is
+            except Exception as error:  # noqa: BLE001 - a pattern may have appended any object
                 problems.append(
                     StepTooLarge(f"artifact {artifact_name(artifact)!r} is not JSON: {described(error)}")
                 )
-        if self.error is not None and sum(map(_bytes_of, kept)) > LARGEST_ENDING_BYTES:
+        if self.error is not None and sum(map(_bytes_of, storable)) > LARGEST_ENDING_BYTES:
             return [], [*problems, StepTooLarge("the artifacts are too large to be stored together")]
-        return kept, problems
+        return storable, problems
 
     def _arguments(self, state_before: Mapping[str, str], texts: Mapping[str, str]) -> dict[str, Any]:
-        """What the script `finish` is given. Only a completed run changes its session's state: `texts`."""
+        """The arguments of the script `finish`. `texts`: the new session state, JSON by key."""
         completed = self.error is None
         written, removed = changed_keys(state_before, texts) if completed else ([], [])
         arguments = {
@@ -193,7 +192,7 @@ class Ending:
             "state_removed": removed,
             "usage": self.usage.model_dump_json(),
         }
-        _see_that_it_is_utf8(arguments)
+        _check_utf8(arguments)
         return arguments
 
     def _ids(self) -> dict[str, str]:
@@ -217,7 +216,7 @@ class Ending:
         }
 
     def _messages(self) -> list[dict[str, Any]]:
-        """What the run leaves in the transcript: its turn, or nothing."""
+        """The messages that the run appends to the transcript: its turn, or none."""
         if self.error is not None or self.is_bare:
             return []
         ids = {"run_id": self.request.run_id, "agent_id": self.request.agent_id}
@@ -238,14 +237,14 @@ class StoredEnding:
     arguments: dict[str, Any]
 
 
-def _check_whole(sizes: Mapping[str, int]) -> None:
-    """Raises `StepTooLarge` that names the largest part of an ending that is too large as a whole."""
+def _check_total_size(sizes: Mapping[str, int]) -> None:
+    """Raises `StepTooLarge` if the ending is too large. The error names its largest part."""
     if (size := sum(sizes.values())) > LARGEST_ENDING_BYTES:
         largest = max(sizes, key=lambda part: sizes[part])
         raise StepTooLarge(
-            f"what the run leaves has {size:,} bytes, {LARGEST_ENDING_BYTES:,} are allowed; "
-            f"most of it is {largest} with {sizes[largest]:,}",
-            hint="leave a reference to where the whole is",
+            f"output, state and artifacts have {size:,} bytes, {LARGEST_ENDING_BYTES:,} are allowed; "
+            f"the largest part is {largest} with {sizes[largest]:,}",
+            hint="store a reference to the data",
         )
 
 
@@ -253,8 +252,8 @@ def _bytes_of(artifact: RunArtifact) -> int:
     return size_of(dict(artifact))
 
 
-def _see_that_it_is_utf8(arguments: Mapping[str, Any]) -> None:
-    """Raises UnicodeEncodeError for text that Redis cannot be sent: half of a surrogate pair."""
+def _check_utf8(arguments: Mapping[str, Any]) -> None:
+    """Raises UnicodeEncodeError for text that cannot be sent to Redis: a lone surrogate."""
     for value in arguments.values():
         for text in [value] if isinstance(value, str) else value:
             text.encode()

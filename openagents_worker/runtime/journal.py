@@ -1,4 +1,4 @@
-"""The journal as a run reads it: the records of finished calls, in the order of their commit."""
+"""The journal: the only place that knows the format of its records, which hold the outcomes of calls."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["CHECK", "PREPARE", "Record", "check_record", "checks_of", "digest_of
 
 PREPARE = "prepare"
 CHECK = "check"
-"""The kind of the record of a check of the run's output: it is no call, and nothing waits to be asked for."""
+"""The kind of a record that holds the result of an output check. It is not a call and is not replayed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """The outcome of one call. `outcome` is {"ok": value}, {"error": {...}} or {"cancelled": true}.
 
-    `position` is its place in the journal; -1 for one that is still to be stored.
+    `position` is the index in the journal; -1 if it is not stored yet.
     """
 
     call: str
@@ -38,19 +38,19 @@ class Record:
     name: str
     outcome: dict[str, Any]
     digest: str = ""
-    """Of the arguments; in runs that are replayed by place, and in the record of the prepared start."""
+    """Digest of the arguments. Only in runs that are replayed by place, checkpoint 0 and output checks."""
     usage: dict[str, Any] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     life: int = 1
     node: str = ""
     outer: tuple[OuterCall, ...] = ()
-    """The calls inside which it was made, the outermost first."""
+    """The enclosing calls, the outermost first."""
     core: str = ""
-    """The content of a model call without its instructions."""
+    """Content digest of a model call without its instructions."""
     took_ms: int = 0
     model_calls: int = 0
-    """How many calls of models were made inside it."""
+    """Number of model calls made inside this call."""
     v: int = BY_CONTENT
     position: int = -1
 
@@ -60,7 +60,7 @@ class Record:
 
     @property
     def scope(self) -> str:
-        """The call inside which it was made; empty outside of all."""
+        """The id of the innermost enclosing call; empty if there is none."""
         return self.outer[-1].id if self.outer else ""
 
     def to_json(self) -> str:
@@ -70,7 +70,7 @@ class Record:
         data["outcome"] = self.outcome
         if self.life > 1:
             data["life"] = self.life
-        optional = _OPTIONAL if self.v == BY_PLACE else _OPTIONAL + _TO_BE_FOUND_BY
+        optional = _OPTIONAL if self.v == BY_PLACE else _OPTIONAL + _LOOKUP_FIELDS
         data |= {k: v for k in optional if (v := getattr(self, k))}
         if self.outer and self.v != BY_PLACE:
             data["outer"] = [[outer.id, outer.kind, outer.node] for outer in self.outer]
@@ -78,7 +78,7 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str, position: int = -1) -> Record:
-        """The record that `to_json` wrote. Raises `OtherFormat`, or `RecordUnreadable` for anything else."""
+        """Parse the text of `to_json`. Raises `OtherFormat` for another format, else `RecordUnreadable`."""
         try:
             return cls._of(loads(text), position)
         except UNREADABLE as error:
@@ -97,12 +97,12 @@ class Record:
 
 
 def check_record(key: str, outcome: dict[str, Any], *, life: int) -> Record:
-    """The record of a check of the run's output. An earlier version leaves what ends in `!` alone."""
+    """The record of an output check. Its id ends with `!`: earlier versions ignore such records."""
     return Record(f"output:{key}!", CHECK, "output", outcome, digest=key, life=life)
 
 
 def checks_of(records: Iterable[Record], life: int) -> dict[str, dict[str, Any]]:
-    """What checks have given, by the digest of the output. One that ended an earlier life is made again."""
+    """The results of output checks, by digest of the output. Errors of earlier lives are left out."""
     return {
         record.digest: record.outcome
         for record in records
@@ -111,36 +111,36 @@ def checks_of(records: Iterable[Record], life: int) -> dict[str, dict[str, Any]]
 
 
 def _check_shape(record: Record) -> None:
-    """Raises TypeError for a record that would be in the way of a replay; it runs for each record."""
+    """Raises TypeError if a field has a wrong type. Called for each record, so it must be fast."""
     texts = (record.call, record.kind, record.name, record.digest, record.node, record.core)
     counts = (record.life, record.took_ms, record.model_calls)
-    objects = (record.outcome, record.usage, record.state, record.outcome.get("error", _NOTHING))
+    objects = (record.outcome, record.usage, record.state, record.outcome.get("error", _EMPTY))
     if not (
         all(type(text) is str for text in texts)
         and all(type(number) is int for number in counts)
         and all(type(value) is dict for value in objects)
         and type(record.artifacts) is list
-        and all(type(number) in _OF_USAGE for number in record.usage.values())
+        and all(type(number) in _USAGE_TYPES for number in record.usage.values())
         and all(type(change) is dict for change in record.state.values())
     ):
-        raise TypeError("a field of a record is of another type than ours")
+        raise TypeError("a field of the record has a wrong type")
 
 
-_NOTHING: dict[str, Any] = {}
-_OF_USAGE = (int, float, dict)
+_EMPTY: dict[str, Any] = {}
+_USAGE_TYPES = (int, float, dict)
 _OPTIONAL = ("usage", "state", "artifacts")
-_TO_BE_FOUND_BY = ("node", "core", "took_ms", "model_calls")
+_LOOKUP_FIELDS = ("node", "core", "took_ms", "model_calls")
 
 
 def digest_of(canonical: str) -> str:
-    """A short digest of a value by its canonical JSON: the same whatever the order of its keys."""
+    """A short digest of canonical JSON, which has sorted keys."""
     return sha256(canonical.encode()).hexdigest()[:24]
 
 
 async def read_pages(
     page_from: Callable[[int], Awaitable[Sequence[str]]], first: Sequence[str], length: int
 ) -> AsyncIterator[str]:
-    """All records of a run in order: first those that came with the claim, then pages from a position on."""
+    """All records of a run in order. `first` came with the claim; `page_from(position)` reads the others."""
     count, page = len(first), first
     for text in first:
         yield text

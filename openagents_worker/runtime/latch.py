@@ -1,4 +1,7 @@
-"""The latch of a run: once set, no recorded call starts, and every one of them raises the latch again."""
+"""The latch: the only place that says whether an attempt must stop, and why.
+
+Once it is set, no recorded call begins.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ __all__ = ["Latch", "LatchReason", "RunLatched"]
 
 
 class LatchReason(StrEnum):
-    """Why a run stops here without having ended by itself."""
+    """Why an attempt stops before the run has ended by itself."""
 
-    FENCED = "fenced"  # somebody else has it, or our lease is over: nothing may be written any more
+    FENCED = "fenced"  # another worker owns the run, or the lease is over: no write is allowed
     CANCELLED = "cancelled"
-    TIME_LIMIT = "time_limit"  # its time is over, by its budget or by Celery's soft limit: it ends as failed
-    RETRY = "retry"  # a retryable error: go on later
-    LEFT_TO_OTHERS = "left_to_others"  # this worker cannot execute it, another one can: go on there
-    HANDOVER = "handover"  # this worker stops: go on elsewhere, at once
+    TIME_LIMIT = "time_limit"  # of its budget, or the soft limit of its Celery task: the run fails
+    RETRY = "retry"  # a retryable error: continue later
+    LEFT_TO_OTHERS = "left_to_others"  # this worker cannot execute the run, another one may
+    HANDOVER = "handover"  # this worker stops: continue on another one at once
 
 
 _RANK = {
@@ -33,10 +36,10 @@ _RANK = {
 
 
 class RunLatched(BaseException):
-    """What a recorded call raises once its run is latched.
+    """Raised by recorded calls once the run is latched.
 
-    Not an `Exception`: a pattern that catches errors to try something else must not catch this one. And if
-    it does all the same, the runner trusts the latch, not what the pattern returned.
+    It is not an `Exception`, so that a pattern with `except Exception` does not catch it. If a pattern does
+    catch it, the latch decides, not the result of the pattern.
     """
 
     def __init__(self, reason: LatchReason) -> None:
@@ -45,7 +48,7 @@ class RunLatched(BaseException):
 
 
 class Latch:
-    """Set once or raised to a graver reason; never taken back."""
+    """Stops an attempt. It can be set again only for a graver reason, and is never reset."""
 
     def __init__(self) -> None:
         self.reason: LatchReason | None = None
@@ -59,6 +62,7 @@ class Latch:
     def set(
         self, reason: LatchReason, *, error: OpenAgentsError | None = None, call: str = "", detail: str = ""
     ) -> None:
+        """Set the reason, unless a graver or equal one is set."""
         if self.reason is not None and _RANK[self.reason] >= _RANK[reason]:
             return
         self.reason, self.error, self.call, self.detail = reason, error, call, detail
@@ -72,21 +76,21 @@ class Latch:
                 callback()
 
     def when_fenced(self, callback: Callable[[], None]) -> None:
-        """Call this as soon as nothing may be written any more, once."""
+        """Call `callback` once, when the reason becomes `FENCED`."""
         self._when_fenced.append(callback)
 
     @property
     def lets_calls_end(self) -> bool:
-        """Whether calls that run may end and be recorded before the run is put aside."""
+        """Whether calls in progress may end and be recorded before the run is suspended."""
         return self.reason in (LatchReason.RETRY, LatchReason.LEFT_TO_OTHERS, LatchReason.HANDOVER)
 
     def hurry(self) -> None:
-        """Calls that run are not waited for any longer; a run that is handed over makes them again."""
+        """Cancel calls in progress instead of waiting for them. The next attempt makes them again."""
         self._stop_now.set()
 
     async def wait(self) -> None:
         await asyncio.wait([self.is_set])
 
     async def wait_stop_now(self) -> None:
-        """Returns when running calls are to be cancelled rather than awaited."""
+        """Wait until calls in progress must be cancelled."""
         await self._stop_now.wait()

@@ -1,4 +1,4 @@
-"""The worker's lease as a run sees it: who it is, and how long it may still act."""
+"""The lease of the worker process, as the runtime sees it: an interface that the worker implements."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["Lease"]
 
 
 class Lease(Protocol):
-    """One incarnation's word that it is alive. It ends once and for ever."""
+    """The time until which an incarnation counts as alive. Once over, it is never renewed."""
 
     @property
     def incarnation(self) -> str: ...
 
     def remaining_s(self) -> float:
-        """Seconds until this process must have stopped writing, by its own clock; 0 or less: stop."""
+        """Seconds in which this process may still write, by its own clock. 0 or less: it must not."""
         ...

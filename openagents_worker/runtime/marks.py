@@ -1,9 +1,9 @@
-"""Marks. The only place that says, in memory that another process can read, whose code executes now.
+"""Marks: the only place that shows another process which code this process executes.
 
-Code that keeps the interpreter to itself (the GIL) lets no other thread of its process say who it is: a
-regular expression that never ends, an extension in C, an integer with a billion digits. So whoever executes
-code of a run writes that down before: each step of a task on the event loop, and each function in a thread.
-A process beside the worker (`worker.stall_monitor`) reads it when the worker stands still.
+Code that holds the interpreter lock (the GIL) keeps all threads of its process from reporting anything, for
+example an endless regular expression, a C extension, or an integer with a billion digits. Therefore each step
+of a task on the event loop, and each function in a thread, first writes its mark to shared memory. The guard
+process (`worker.stall_monitor`) reads the marks when the worker hangs.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["NOBODY", "Executing", "MarkOfThread", "Marks", "Seen", "mark_of", "marked", "run_prefix"]
+__all__ = ["NO_RUN", "Executing", "MarkOfThread", "Marks", "MarksSnapshot", "mark_of", "marked", "run_prefix"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MARK_BYTES = 1536
-"""Of one mark. A run's id is never cut short: it has at most 256 characters of at most four bytes."""
+"""Size of one mark. A run id always fits: it has at most 256 characters of at most four bytes."""
 
 HEAD = struct.Struct("=QdQQQ")
-"""How often the process has said that it lives, the end of its lease by the boot clock in seconds (0: it has
-none), its event loop's thread as the system and as Python number it, and whether it is idle (1, else 0)."""
+"""Fields: number of beats; end of the lease in seconds of the boot clock (0: no lease); thread of the event
+loop as the system's and as Python's number; 1 if the process is idle, else 0."""
 THREAD = struct.Struct("=QQ")
-"""A thread that executes code of a run, as the system and as Python number it; 0: none."""
-THREADS = 126  # more than execute tools by default; a thread beyond them has no mark
+"""A thread that executes code of a run: the system's and Python's number; 0 for none."""
+THREADS = 126  # more than the default number of tool threads; further threads have no mark
 
 ON_LOOP = HEAD.size
 SLOT_BYTES = THREAD.size + MARK_BYTES
 FIRST_SLOT = ON_LOOP + MARK_BYTES
 SIZE_BYTES = FIRST_SLOT + THREADS * SLOT_BYTES
 
-NOBODY = bytes(MARK_BYTES)
-"""The mark of code that belongs to no run."""
+NO_RUN = bytes(MARK_BYTES)
+"""The mark of code that does not belong to a run."""
 
-marked: ContextVar[bytes] = ContextVar("openagents_marked", default=NOBODY)
-"""The mark of what the current task does next."""
+marked: ContextVar[bytes] = ContextVar("openagents_marked", default=NO_RUN)
+"""The mark for the next steps of the current task."""
 
 
 @dataclass(frozen=True, slots=True)
 class Executing:
-    """Code that executes: of which run and agent, and what it is.
+    """Code that executes: its run, its agent and the plugin.
 
     >>> mark = Executing("r1", "shop", kind="tool", name="search", call_id="c1").to_mark()
     >>> Executing.of(mark).plugin
@@ -57,15 +57,15 @@ class Executing:
     run_id: str
     agent_id: str = ""
     incarnation: str = ""
-    """As which the process has claimed the run."""
+    """The incarnation that has claimed the run."""
     kind: str = ""
-    """`tool`, `model`, `pattern`, `memory`, `output_type` and so on; `runtime` between them."""
+    """`tool`, `model`, `pattern`, `memory`, `output_type` and so on; `runtime` for code of this library."""
     name: str = ""
     call_id: str = ""
 
     @property
     def plugin(self) -> str:
-        """What a person looks for: the kind and the name of the code."""
+        """Kind and name of the code, for people."""
         return f"{self.kind} {self.name}".strip()
 
     def to_mark(self) -> bytes:
@@ -74,26 +74,26 @@ class Executing:
 
     @classmethod
     def of(cls, mark: bytes) -> Executing | None:
-        """What a mark says; None for nobody's."""
+        """Parse a mark; None if it does not belong to a run."""
         parts = mark.rstrip(b"\0").decode(errors="replace").split("\0", 5)
         run_id, agent_id, incarnation, kind, call_id, name = (*parts, *[""] * 5)[:6]
         return cls(run_id, agent_id, incarnation, kind, name, call_id) if run_id else None
 
 
 def run_prefix(run_id: str, agent_id: str, incarnation: str) -> bytes:
-    """What all marks of a run begin with."""
+    """The first bytes of all marks of a run."""
     return f"{run_id}\0{agent_id}\0{incarnation}\0".encode(errors="replace")
 
 
 def mark_of(prefix: bytes, kind: str = "", name: str = "", call_id: str = "") -> bytes:
-    """A mark; what is too long is cut short at the end of the name."""
+    """A mark of exactly `MARK_BYTES`. If it is too long, the end of the name is cut off."""
     text = prefix + f"{kind}\0{call_id}\0{name}".encode(errors="replace")
     return text[:MARK_BYTES].ljust(MARK_BYTES, b"\0")
 
 
 @dataclass(frozen=True, slots=True)
 class MarkOfThread:
-    """What a thread executes. `native_id` is the system's number, `ident` Python's."""
+    """The code that a thread executes. `native_id` is the number of the system, `ident` that of Python."""
 
     native_id: int
     ident: int
@@ -101,95 +101,94 @@ class MarkOfThread:
 
 
 class Marks:
-    """The marks of one process. Written by its event loop and its threads.
+    """The marks of one process, written by its event loop and its threads.
 
-    With `is_shared`, and where the system has memory files (Linux), `fd` opens them to a child process; -1
-    where nobody else can read them.
+    With `is_shared`, on Linux, `fd` is a memory file that a child process can read. Otherwise `fd` is -1.
     """
 
     def __init__(self, *, is_shared: bool = False) -> None:
         self.fd = _memory_file() if is_shared else -1
         self._memory = mmap.mmap(self.fd, SIZE_BYTES)
-        self._on_loop = NOBODY
+        self._on_loop = NO_RUN
         self._beats = 0
         self._loop = (0, 0)
         self._free = [FIRST_SLOT + n * SLOT_BYTES for n in range(THREADS)]
 
     def close(self) -> None:
-        """No new process can read them from here on. The memory stays: a tool's thread may still write."""
+        """Close `fd`. The memory stays mapped, because a thread of a tool may still write to it."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
-    # --- who executes ---
+    # --- which code executes ---
 
-    def on_loop(self) -> Executing | None:
-        """What the event loop executes now; from any thread."""
+    def executing_on_loop(self) -> Executing | None:
+        """The code that the event loop executes now. Can be called from any thread."""
         return Executing.of(self._on_loop)
 
-    def loop_begins(self, mark: bytes) -> bytes:
-        """The event loop executes this from here on; returns what it did before."""
+    def mark_loop(self, mark: bytes) -> bytes:
+        """Set the mark of the event loop. Returns the previous one."""
         before, self._on_loop = self._on_loop, mark
         self._memory[_ON_LOOP] = mark
         return before
 
     @types.coroutine
-    def steps(self, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-        """Await a coroutine on the event loop, with the current task's mark in each of its steps."""
+    def run_marked(self, work: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Await a coroutine. In each of its steps the event loop has the mark of the current task."""
         memory, place = self._memory, _ON_LOOP
         step: Callable[[Any], Any] = work.send
-        given: Any = None
+        sent: Any = None
         while True:
             before = self._on_loop
             self._on_loop = memory[place] = marked.get()
             try:
-                waits_for = step(given)
+                waits_for = step(sent)
             except StopIteration as end:
                 value: T = end.value
                 return value
             finally:
                 self._on_loop = memory[place] = before
             try:
-                step, given = work.send, (yield waits_for)
-            except BaseException as error:  # noqa: BLE001 - it is the awaited one's
-                step, given = work.throw, error
+                step, sent = work.send, (yield waits_for)
+            except BaseException as error:  # noqa: BLE001 - passed on to the awaited coroutine
+                step, sent = work.throw, error
 
     def in_thread(self, function: Callable[P, T]) -> Callable[P, T]:
-        """The same function, which has the current task's mark in the thread that calls it."""
+        """Wrap a function: the thread that calls it has the mark of the current task."""
         mark = marked.get()
 
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
-                at = self._free.pop()
+                offset = self._free.pop()
             except IndexError:
                 return function(*args, **kwargs)
             thread = THREAD.pack(threading.get_native_id(), threading.get_ident())
-            self._memory[at : at + SLOT_BYTES] = thread + mark
+            self._memory[offset : offset + SLOT_BYTES] = thread + mark
             try:
                 return function(*args, **kwargs)
             finally:
-                self._memory[at : at + SLOT_BYTES] = bytes(SLOT_BYTES)
-                self._free.append(at)
+                self._memory[offset : offset + SLOT_BYTES] = bytes(SLOT_BYTES)
+                self._free.append(offset)
 
-        return call if mark is not NOBODY else function
+        return call if mark is not NO_RUN else function
 
-    # --- that the process lives ---
+    # --- beats of the process ---
 
-    def loop_is(self, native_id: int, ident: int) -> None:
-        """Which thread the event loop runs in."""
+    def set_loop_thread(self, native_id: int, ident: int) -> None:
+        """Set the thread of the event loop."""
         self._loop = (native_id, ident)
 
     def beat(self, lease_end_s: float, *, is_idle: bool = False) -> None:
-        """Say that the interpreter runs. `lease_end_s` by the boot clock; 0: there is no lease to keep.
+        """Show that the interpreter works. `lease_end_s` is a time of the boot clock; 0 without a lease.
 
-        `is_idle`: nobody works, and the next beat comes later.
+        `is_idle`: no run executes, so the next beat comes later.
         """
         self._beats += 1
         HEAD.pack_into(self._memory, 0, self._beats, lease_end_s, *self._loop, is_idle)
 
 
 def _memory_file() -> int:
-    """An open file that is nowhere but in memory; -1 where the system has none, or does not allow it."""
+    """The descriptor of a new memory file; -1 if the system does not offer or allow one."""
     if not hasattr(os, "memfd_create"):
         return -1
     try:
@@ -204,19 +203,19 @@ _ON_LOOP = slice(ON_LOOP, ON_LOOP + MARK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """The marks of a process, as another one has read them."""
+class MarksSnapshot:
+    """The marks of a process, read by another process."""
 
     loop: MarkOfThread
     threads: tuple[MarkOfThread, ...]
 
     @classmethod
-    def of(cls, memory: bytes) -> Seen:
+    def of(cls, memory: bytes) -> MarksSnapshot:
         _, _, native_id, ident, _ = HEAD.unpack_from(memory)
         threads = []
-        for at in range(FIRST_SLOT, SIZE_BYTES, SLOT_BYTES):
-            native, python = THREAD.unpack_from(memory, at)
-            executing = Executing.of(memory[at + THREAD.size : at + SLOT_BYTES])
+        for offset in range(FIRST_SLOT, SIZE_BYTES, SLOT_BYTES):
+            native, python = THREAD.unpack_from(memory, offset)
+            executing = Executing.of(memory[offset + THREAD.size : offset + SLOT_BYTES])
             if executing is not None:
                 threads.append(MarkOfThread(native, python, executing))
         return cls(

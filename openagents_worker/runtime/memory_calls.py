@@ -1,8 +1,8 @@
-"""A run's memory, as the runtime asks it: before the pattern, and after it.
+"""Memory calls: the only place that calls the memory of a run, before the pattern and after it.
 
-A memory with a store of its own is asked through the recorder, once: what it gave is in the journal. One
-that lives in the session's state is asked again by every attempt and gives the same. A memory's own calls of
-models and tools are recorded like those of the pattern.
+The calls of a memory with its own store are recorded, so that they are made once. A memory that keeps its
+data in the session state is called again in every attempt, with the same result. Model and tool calls of a
+memory are recorded like those of the pattern.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = ["MemoryCalls"]
 log = get_logger(__name__)
 
 LAST_OUTPUT = "_runtime_last_output"
-"""Where a memory finds the run's answer in the state, as plugins of the original SDK expect it."""
+"""The state key with the output of the run, where plugins of the original SDK expect it."""
 
 
 class MemoryCalls:
-    """The memory of one attempt. `note` takes an event of the run: its name, and its payload as keywords."""
+    """The memory of one attempt. `emit(name, **payload)` emits an event of the run."""
 
     def __init__(
         self,
@@ -46,32 +46,32 @@ class MemoryCalls:
         *,
         context: RunContext,
         recorder: Recorder,
-        note: Callable[..., None],
+        emit: Callable[..., None],
         on_error: str,
     ) -> None:
         self._memory = memory
         self._context = context
         self._recorder = recorder
-        self._note = note
+        self._emit = emit
         self._fails_run = on_error == "fail"
         self.is_external = bool(getattr(memory, "external", True))
 
     async def inject(self, *, is_first: bool) -> None:
-        """Fill the memory view. `is_first`: no attempt before this one has told of it."""
+        """Let the memory fill `memory_view`. `is_first`: no earlier attempt has emitted the events."""
         if self.is_external:
-            await self._recorded("inject", self._inject_recorded)
+            await self._record_call("inject", self._make_inject_call)
             return
         try:
-            changes = await self._fill_view(self._note if is_first else _silent)
+            changes = await self._fill_view(self._emit if is_first else _emit_nothing)
         except Exception:
             if self._fails_run:
                 raise
             return
         apply_changes(self._context.state, changes)
 
-    async def _fill_view(self, note: Callable[..., None]) -> dict[str, Any]:
-        """Let the memory fill the view; what it changed in the state."""
-        note("memory.inject.started")
+    async def _fill_view(self, emit: Callable[..., None]) -> dict[str, Any]:
+        """Let the memory fill the view. Returns its changes to the state."""
+        emit("memory.inject.started")
         try:
             with (
                 self._overlay() as overlay,
@@ -80,30 +80,31 @@ class MemoryCalls:
             ):
                 await self._memory.inject(self._context)
         except Exception as error:
-            note("memory.inject_failed", error=str(error), error_details=_details(error))
+            emit("memory.inject_failed", error=str(error), error_details=_details(error))
             self._log_failure("inject", error)
             raise
-        note("memory.injected")
-        note("memory.inject.completed", view_size=len(self._context.memory_view))
+        emit("memory.injected")
+        emit("memory.inject.completed", view_size=len(self._context.memory_view))
         return overlay.changes()
 
-    async def remember(self, output: Any) -> None:
-        """Let the memory keep what it wants of the run, whose answer is `output`."""
+    async def write_back(self, output: Any) -> None:
+        """Call the memory's `writeback` and `compact` for a run with this output."""
         self._context.state[LAST_OUTPUT] = output
         try:
-            for verb in ("writeback", "compact"):
-                if not self._does(verb):
+            for step in ("writeback", "compact"):
+                if not self._implements(step):
                     continue
                 if self.is_external:
-                    await self._recorded(verb, partial(self._step_recorded, verb))
+                    await self._record_call(step, partial(self._make_step_call, step))
                 else:
-                    await self._step_of_state(verb)
+                    await self._run_step_unrecorded(step)
         finally:
             self._context.state.pop(LAST_OUTPUT, None)
 
-    async def _recorded(self, verb: str, make: Callable[[CallInfo], Any]) -> None:
+    async def _record_call(self, step: str, make: Callable[[CallInfo], Any]) -> None:
+        """Make a recorded call of the memory. Its errors are ignored with `on_error: continue`."""
         try:
-            view = await self._recorder.call("memory", verb, "", make)
+            view = await self._recorder.call("memory", step, "", make)
         except OpenAgentsError:
             if self._fails_run or self._recorder.verdict is not None:
                 raise
@@ -111,52 +112,52 @@ class MemoryCalls:
         if view is not None:
             self._context.memory_view = view
 
-    async def _inject_recorded(self, _: CallInfo) -> Outcome:
+    async def _make_inject_call(self, _: CallInfo) -> Outcome:
         try:
-            changes = await self._fill_view(self._note)
-        except Exception as error:  # noqa: BLE001  # whatever it raises is the outcome of this call
+            changes = await self._fill_view(self._emit)
+        except Exception as error:  # noqa: BLE001 - any error is the outcome of this call
             return Outcome(error=coded(error, PatternError))
         return Outcome(value=dict(self._context.memory_view), state=changes)
 
-    def _does(self, verb: str) -> bool:
-        """Whether the memory has a step of that name that does something."""
-        own = getattr(type(self._memory), verb, None)
-        return hasattr(self._memory, verb) and own is not getattr(MemoryPlugin, verb)
+    def _implements(self, step: str) -> bool:
+        """Whether the memory overrides this method of `MemoryPlugin`."""
+        own = getattr(type(self._memory), step, None)
+        return hasattr(self._memory, step) and own is not getattr(MemoryPlugin, step)
 
-    async def _step_recorded(self, verb: str, _: CallInfo) -> Outcome:
+    async def _make_step_call(self, step: str, _: CallInfo) -> Outcome:
         try:
             with self._overlay() as overlay:
-                await self._step(verb)
-        except Exception as error:  # noqa: BLE001  # whatever it raises is the outcome of this call
+                await self._run_step(step)
+        except Exception as error:  # noqa: BLE001 - any error is the outcome of this call
             return Outcome(error=coded(error, PatternError))
         return Outcome(state=overlay.changes())
 
-    async def _step_of_state(self, verb: str) -> None:
+    async def _run_step_unrecorded(self, step: str) -> None:
         try:
-            await self._step(verb)
+            await self._run_step(step)
         except Exception:
             if self._fails_run:
                 raise
 
-    async def _step(self, verb: str) -> None:
-        self._note(f"memory.{verb}.started")
+    async def _run_step(self, step: str) -> None:
+        self._emit(f"memory.{step}.started")
         try:
             with (
                 executing("memory", class_path(self._memory)),
-                user_code(PatternError, prefix=f"memory {verb}: "),
+                user_code(PatternError, prefix=f"memory {step}: "),
             ):
-                await getattr(self._memory, verb)(self._context)
+                await getattr(self._memory, step)(self._context)
         except Exception as error:
-            self._note(f"memory.{verb}_failed", error=str(error), error_details=_details(error))
-            self._log_failure(verb, error)
+            self._emit(f"memory.{step}_failed", error=str(error), error_details=_details(error))
+            self._log_failure(step, error)
             raise
-        self._note(f"memory.{verb}_succeeded")
-        self._note(f"memory.{verb}.completed")
+        self._emit(f"memory.{step}_succeeded")
+        self._emit(f"memory.{step}.completed")
 
-    def _log_failure(self, verb: str, error: Exception) -> None:
-        if isinstance(error, OpenAgentsError):  # else it is a signal of the runtime
+    def _log_failure(self, step: str, error: Exception) -> None:
+        if isinstance(error, OpenAgentsError):  # anything else is a signal of the runtime
             log.warning(
-                f"memory.{verb}_failed",
+                f"memory.{step}_failed",
                 run_id=self._context.run_id,
                 agent_id=self._context.agent_id,
                 on_error="fail" if self._fails_run else "continue",
@@ -166,17 +167,17 @@ class MemoryCalls:
 
     @contextmanager
     def _overlay(self) -> Iterator[Overlay]:
-        """The run's state, with changes kept to itself: they count when the call is recorded."""
-        before, overlay = self._context.state, Overlay(self._context.state)
+        """Collect the changes to the state of the run. They are applied when the call is recorded."""
+        original_state, overlay = self._context.state, Overlay(self._context.state)
         self._context.state = overlay  # type: ignore[assignment]  # a mapping, as plugins expect
         try:
             yield overlay
         finally:
-            self._context.state = before
+            self._context.state = original_state
 
 
-def _silent(_: str, **__: Any) -> None:
-    """An attempt before this one has said it."""
+def _emit_nothing(_: str, **__: Any) -> None:
+    """An earlier attempt has emitted this event."""
 
 
 def _details(error: BaseException) -> dict[str, Any]:

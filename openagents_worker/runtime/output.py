@@ -1,4 +1,4 @@
-"""Output. The only place that holds a run's answer against the type its request asks for."""
+"""Output types: the only place that validates the output of a run against the type its request asks for."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from openagents_worker.runtime.registry import OUTPUTS
 from openagents_worker.tools.checks import SchemaChecks, schema_of_output, schema_of_registered_output
 from openagents_worker.tools.offload import Offload
 
-__all__ = ["DEFAULT_VALIDATION_RETRIES", "OutputType", "fitted"]
+__all__ = ["DEFAULT_VALIDATION_RETRIES", "OutputType", "validated_output"]
 
 DEFAULT_VALIDATION_RETRIES = 3
 MAX_PROBLEMS = 3
 
 FITS = "fits"
 FITS_AS_JSON = "fits as JSON"
-"""What a check gave, as it is recorded: the output, or what its text says as JSON, is of the type."""
+"""Recorded results of a check: the output itself is valid, or the JSON in its text is."""
 
 _FENCED = re.compile(r"\s*```[a-zA-Z]*\n(.*)```\s*", re.DOTALL)
 
 
-class Misfit(Exception):
-    """An answer is not of the type; the text says why, for the model."""
+class OutputMismatch(Exception):
+    """An output is not valid. The text says why, for the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputType:
-    """What a run is to answer with. A registered model also says what a schema cannot."""
+    """The output type of a run: a JSON Schema, and for a registered class also its pydantic validators."""
 
     name: str
     schema: dict[str, Any]
@@ -49,45 +49,48 @@ class OutputType:
 
     @classmethod
     def of(cls, request: RunRequest) -> OutputType | None:
-        """Raises `PluginLoadError` for a name that nobody has registered, `RequestInvalid` for a schema that
-        is not accepted, `PluginConfigError` for that of a registered class."""
-        wanted = request.output_type
-        if wanted is None:
+        """The output type of a request, None if it has none.
+
+        Raises `PluginLoadError` for a name that is not registered, `RequestInvalid` for a schema that is not
+        accepted, `PluginConfigError` for the schema of a registered class that is not.
+        """
+        output_type = request.output_type
+        if output_type is None:
             return None
-        if isinstance(wanted, str):
-            model = OUTPUTS.get(wanted)
+        if isinstance(output_type, str):
+            model = OUTPUTS.get(output_type)
             schema = schema_of(model)
-            return cls(wanted, schema, schema_of_registered_output(wanted, schema), model)
-        schema = wanted if isinstance(wanted, dict) else schema_of(wanted)
+            return cls(output_type, schema, schema_of_registered_output(output_type, schema), model)
+        schema = output_type if isinstance(output_type, dict) else schema_of(output_type)
         return cls(str(schema.get("title", "output")), schema, schema_of_output(schema))
 
     @property
     def instruction(self) -> str:
-        """What the model is told before it is asked for the first time."""
+        """The instruction for the model, added to the system prompt."""
         return (
             f"Your final answer is JSON that fits this JSON Schema, and nothing else:\n{dumps(self.schema)}"
         )
 
-    async def fit(self, output: Any, checks: SchemaChecks, offload: Offload) -> Any:
-        """The answer as JSON values, parsed where it is JSON text.
+    async def validate(self, output: Any, checks: SchemaChecks, offload: Offload) -> Any:
+        """The valid output as JSON values. Text is parsed if it contains the output as JSON.
 
-        Raises `Misfit`, and `CheckLimitExceeded` where that cannot be found out.
+        Raises `OutputMismatch` if it is not valid, `CheckLimitExceeded` if the check takes too long.
         """
-        output = _plain(output)
-        problem = await self._problem(output, checks, offload)
+        output = _to_json_values(output)
+        problem = await self._find_problem(output, checks, offload)
         if problem is not None and isinstance(output, str):
-            output = _parsed(output)
-            problem = await self._problem(output, checks, offload)
+            output = _parse_json_answer(output)
+            problem = await self._find_problem(output, checks, offload)
         if problem is not None:
-            raise Misfit(problem)
+            raise OutputMismatch(problem)
         return output
 
-    async def _problem(self, value: Any, checks: SchemaChecks, offload: Offload) -> str | None:
+    async def _find_problem(self, value: Any, checks: SchemaChecks, offload: Offload) -> str | None:
         problem = await checks.mistakes(self.checked, value, "field")
         if problem is not None or self.model is None:
             return problem
-        try:  # in a thread: the validators of a class are code of its owner, and may take long
-            await offload.in_thread(_validation_by(self.model, self.name), value=value)
+        try:  # in a thread: validators are user code and can take long
+            await offload.in_thread(_validator(self.model, self.name), value=value)
         except ValidationError as error:
             found = error.errors(include_url=False, include_input=False, include_context=False)[:MAX_PROBLEMS]
             return "; ".join(
@@ -96,8 +99,8 @@ class OutputType:
         return None
 
 
-def _validation_by(model: type[BaseModel], name: str) -> Callable[..., None]:
-    """The validation of a class as a function; what is said of work that still runs is its name."""
+def _validator(model: type[BaseModel], name: str) -> Callable[..., None]:
+    """A function that validates by a class. Its name appears in logs while it executes."""
 
     def validate(value: Any) -> None:
         model.model_validate(value)
@@ -106,18 +109,18 @@ def _validation_by(model: type[BaseModel], name: str) -> Callable[..., None]:
     return validate
 
 
-def _parsed(text: str) -> Any:
-    """What the text says as JSON, also between the fences that models like to put around it."""
+def _parse_json_answer(text: str) -> Any:
+    """Parse JSON text, also inside a Markdown code fence. Raises `OutputMismatch`."""
     fenced = _FENCED.fullmatch(text)
     try:
         return loads(fenced.group(1) if fenced else text)
     except ValueError as error:
-        raise Misfit(f"the answer is not JSON: {error}") from error
+        raise OutputMismatch(f"the answer is not JSON: {error}") from error
 
 
-async def fitted(
+async def validated_output(
     output: Any,
-    wanted: OutputType,
+    output_type: OutputType,
     pattern: Any,
     context: RunContext,
     attempts: int,
@@ -126,75 +129,80 @@ async def fitted(
     checks: SchemaChecks,
     offload: Offload,
 ) -> Any:
-    """The answer once it is of the type; the model is told what is wrong and tries again, `attempts` in all.
+    """Validate an output. If it is not valid, the model corrects it, up to `attempts` outputs in all.
 
-    Must run where the pattern does: what it asks the model is recorded like the pattern's own calls. Raises
-    `OutputValidationError`, and `CheckLimitExceeded`.
+    Must be awaited in the task of the pattern: its model calls are recorded like those of the pattern. Raises
+    `OutputValidationError` and `CheckLimitExceeded`.
     """
     for attempt in range(1, attempts + 1):
         try:
-            return await _fit_as_recorded(output, wanted, recorder, checks, offload)
-        except Misfit as misfit:
-            problem = str(misfit)
+            return await _validate_once(output, output_type, recorder, checks, offload)
+        except OutputMismatch as mismatch:
+            problem = str(mismatch)
         if attempt == attempts:
             break
         await context.emit("validation.retry", attempt=attempt, error=problem)
-        told = f"That answer does not fit: {problem}. Answer again, with JSON that fits the schema."
+        # Part of recorded prompts: a change of this text would change the calls of runs in progress.
+        feedback = f"That answer does not fit: {problem}. Answer again, with JSON that fits the schema."
         if hasattr(pattern, "try_again"):
-            output = await pattern.try_again(told)
+            output = await pattern.try_again(feedback)
         else:
-            output = await _ask_again(context, wanted, output, told)
+            output = await _request_correction(context, output_type, output, feedback)
     raise OutputValidationError(
-        f"the answer does not fit {wanted.name} after {attempts} attempts: {problem}",
-        output_type=wanted.name,
+        f"the answer does not match {output_type.name} after {attempts} attempts: {problem}",
+        output_type=output_type.name,
         attempts=attempts,
     )
 
 
-async def _fit_as_recorded(
-    output: Any, wanted: OutputType, recorder: Recorder, checks: SchemaChecks, offload: Offload
+async def _validate_once(
+    output: Any, output_type: OutputType, recorder: Recorder, checks: SchemaChecks, offload: Offload
 ) -> Any:
-    """As `OutputType.fit`. What a check gave is a fact of the run: it is not checked again, and no later
-    attempt goes another way because a check takes longer there, or is of another version."""
-    output = _plain(output)
+    """Like `OutputType.validate`, but each output is checked once and the result is recorded.
+
+    A later attempt thus gets the same result, even if a check takes longer there or has another version.
+    """
+    output = _to_json_values(output)
     try:
-        key = digest_of(canonical_json([wanted.name, output]))
-    except (TypeError, ValueError, RecursionError):  # it is not JSON, which is said in each attempt
-        return await wanted.fit(output, checks, offload)
-    if (known := recorder.check_of_output(key)) is not None:
-        if "error" in known:
-            raise error_from_wire(known["error"])
-        if known["ok"] == FITS:
+        key = digest_of(canonical_json([output_type.name, output]))
+    except (TypeError, ValueError, RecursionError):  # not JSON: each attempt finds that out again
+        return await output_type.validate(output, checks, offload)
+    if (recorded_result := recorder.recorded_check(key)) is not None:
+        if "error" in recorded_result:
+            raise error_from_wire(recorded_result["error"])
+        if recorded_result["ok"] == FITS:
             return output
-        if known["ok"] == FITS_AS_JSON:
-            return _parsed(output)
-        raise Misfit(str(known["ok"]["problem"]))
+        if recorded_result["ok"] == FITS_AS_JSON:
+            return _parse_json_answer(output)
+        raise OutputMismatch(str(recorded_result["ok"]["problem"]))
     try:
-        fitting = await wanted.fit(output, checks, offload)
-    except Misfit as misfit:  # what a validator of somebody's says goes to the model
-        problem = safe_message(str(misfit), MAX_MESSAGE_CHARS)
+        validated = await output_type.validate(output, checks, offload)
+    except OutputMismatch as mismatch:  # the message of a custom validator goes to the model
+        problem = safe_message(str(mismatch), MAX_MESSAGE_CHARS)
         recorder.record_check(key, {"ok": {"problem": problem}})
-        raise Misfit(problem) from misfit
+        raise OutputMismatch(problem) from mismatch
     except CheckLimitExceeded as error:
         recorder.record_check(key, {"error": error.to_dict()})
         raise
-    recorder.record_check(key, {"ok": FITS if fitting is output else FITS_AS_JSON})
-    return fitting
+    recorder.record_check(key, {"ok": FITS if validated is output else FITS_AS_JSON})
+    return validated
 
 
-def _plain(output: Any) -> Any:
+def _to_json_values(output: Any) -> Any:
     return output.model_dump(mode="json") if isinstance(output, BaseModel) else output
 
 
-async def _ask_again(context: RunContext, wanted: OutputType, output: Any, told: str) -> str:
-    """Ask the model to mend the answer of a pattern that cannot go on: no tool is called a second time."""
+async def _request_correction(
+    context: RunContext, output_type: OutputType, output: Any, feedback: str
+) -> str:
+    """Let the model correct the output of a pattern without `try_again`. No tools are called."""
     options = context.llm_options
     reply = await context.llm_client.generate(
         messages=[
-            {"role": "system", "content": wanted.instruction},
+            {"role": "system", "content": output_type.instruction},
             {"role": "user", "content": context.input_text},
             {"role": "assistant", "content": output if isinstance(output, str) else _text(output)},
-            {"role": "user", "content": told},
+            {"role": "user", "content": feedback},
         ],
         model=options.model,
         temperature=options.temperature,

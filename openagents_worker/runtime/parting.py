@@ -1,17 +1,17 @@
-"""Parting. The only place that says how an attempt ends that does not end by itself: one way out per reason.
+"""Parting: the only place that says how an attempt leaves a run that did not end by itself, per latch reason.
 
-| the latch says | what is written | when the run goes on |
+| latch reason | what is written | when the run continues |
 |---|---|---|
 | `handover` | suspended, `run.handed_over` | at once, on another worker |
-| `retry` | suspended until it is due, a try of its call | then, `max_resume_attempts` times |
-| `left_to_others` | suspended for ever longer times | on a worker that can execute it |
-|  | and in the end: failed, `agent.unavailable` | never |
-| `time_limit` | the end: failed, with the latch's error | never |
-| `cancelled` | the end: cancelled | never |
-| `fenced` | nothing: another worker has it, or will take it | there |
+| `retry` | suspended until due; counts a try of the call | when due, up to `max_resume_attempts` times |
+| `left_to_others` | suspended, longer each time | on a worker that can execute it |
+|  | after `left_to_others_max_s`: failed, `agent.unavailable` | never |
+| `time_limit` | failed, with the error of the latch | never |
+| `cancelled` | cancelled | never |
+| `fenced` | nothing: another worker owns the run, or will recover it | on that worker |
 
-A write may find that the run is to be cancelled, or is no longer ours: then the latch has been raised to that
-reason, and the run parts by it.
+A write can find out that the run was cancelled, or that another worker owns it. Then the latch has a graver
+reason, and the attempt ends for that reason.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ __all__ = ["AttemptOutcome", "AttemptResult", "Parting"]
 
 log = get_logger(__name__)
 
-NOT_SERVED_MS = 500
-"""How soon a run is looked at again whose agent its worker cannot serve: the one beside it often can."""
+UNAVAILABLE_RETRY_MS = 500
+"""First delay for a run whose agent this worker cannot serve; another process often can."""
 
 
 class AttemptOutcome(StrEnum):
-    """What became of a run in this process."""
+    """How this process left a run: ended, suspended, or not executed any further here."""
 
     FINISHED = "finished"
     SUSPENDED = "suspended"
@@ -48,9 +48,10 @@ class AttemptOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """The outcome of carrying a run. `reason` is the claim's answer, a retry's error code, or `handover`.
+    """The result of executing a run in this process.
 
-    `life` is which of the run's lives has ended.
+    `reason` says why it is suspended or skipped: the answer of the claim in lower case, an error code,
+    `handover`, `given_back` or `fenced`. `life` is the number of the run's life.
     """
 
     kind: AttemptOutcome
@@ -62,34 +63,34 @@ class AttemptResult:
 
 
 class Parting:
-    """The end of an attempt whose latch is set."""
+    """Ends an attempt whose latch is set."""
 
     def __init__(
         self,
         latch: Latch,
-        ledger: RunWriter,
+        writer: RunWriter,
         *,
         finish: Callable[[OpenAgentsError], Awaitable[AttemptResult]],
-        send: Callable[[Handed], Awaitable[None]],
+        send_wakes: Callable[[Handed], Awaitable[None]],
         back_off_ms: Callable[[OpenAgentsError, str], int],
         why_cancelled: Callable[[], Awaitable[str]],
         left_max_ms: int,
     ) -> None:
-        """`finish` ends the run with an error; `back_off_ms` says when a call is tried again after one."""
+        """`finish` ends the run with an error. `back_off_ms` gives the delay before a retry."""
         self._latch = latch
-        self._ledger = ledger
+        self._writer = writer
         self._finish = finish
-        self._send = send
+        self._send_wakes = send_wakes
         self._back_off_ms = back_off_ms
         self._why_cancelled = why_cancelled
         self._left_max_ms = left_max_ms
 
     async def leave(self) -> AttemptResult:
-        """Part by the latch's reason; by a graver one where the latch is raised meanwhile."""
+        """End the attempt for the reason of the latch, or for a graver one that is set meanwhile."""
         while True:
             reason = self._latch.reason
             try:
-                attempt_result = await self._by(reason)
+                attempt_result = await self._leave_for(reason)
             except RunLatched:
                 attempt_result = None
             if attempt_result is not None:
@@ -97,8 +98,8 @@ class Parting:
             if self._latch.reason is reason:
                 self._latch.set(LatchReason.FENCED, detail=f"nothing could be written for {reason}")
 
-    async def _by(self, reason: LatchReason | None) -> AttemptResult | None:
-        """What became of the run; None when the latch has been raised to another reason."""
+    async def _leave_for(self, reason: LatchReason | None) -> AttemptResult | None:
+        """The result of the attempt; None if the latch now has another reason."""
         match reason:
             case LatchReason.HANDOVER:
                 return await self._hand_over()
@@ -112,80 +113,83 @@ class Parting:
                 return await self._finish(RunCancelled(await self._why_cancelled()))
             case LatchReason.FENCED:
                 log.of_run(
-                    logging.WARNING, "run.fenced", run_id=self._ledger.run_id, detail=self._latch.detail
+                    logging.WARNING, "run.fenced", run_id=self._writer.run_id, detail=self._latch.detail
                 )
                 return AttemptResult(AttemptOutcome.SKIPPED, "fenced")
             case None:
-                raise RuntimeError("a run parts whose latch is not set")
+                raise RuntimeError("the latch of the run is not set")
             case _:
                 assert_never(reason)
 
     @property
     def _error(self) -> OpenAgentsError:
-        assert self._latch.error is not None, f"latched for {self._latch.reason} without an error"
+        assert self._latch.error is not None, f"the latch has the reason {self._latch.reason} but no error"
         return self._latch.error
 
     async def _hand_over(self) -> AttemptResult | None:
-        handed = await self._ledger.suspend(kind=SuspendKind.HANDOVER, delay_ms=0, call="", error_code="")
-        if handed.answer is not WriteAnswer.OK:
+        reply = await self._writer.suspend(kind=SuspendKind.HANDOVER, delay_ms=0, call="", error_code="")
+        if reply.answer is not WriteAnswer.OK:
             return None
-        await self._send(handed)
+        await self._send_wakes(reply)
         return AttemptResult(AttemptOutcome.SUSPENDED, "handover")
 
     async def _retry_later(self) -> AttemptResult | None:
         error, call = self._error, self._latch.call
-        handed = await self._ledger.suspend(
+        reply = await self._writer.suspend(
             kind=SuspendKind.RETRY,
             delay_ms=self._back_off_ms(error, call),
             call=call,
             error_code=error.code,
-            error_details=_for_people(error),
+            error_details=_error_summary(error),
         )
-        return await self._put_aside(handed, error)
+        return await self._suspended_result(reply, error)
 
     async def _leave_to_others(self) -> AttemptResult | None:
         error = self._error
-        handed = await self._ledger.suspend(
+        reply = await self._writer.suspend(
             kind=SuspendKind.LEFT_TO_OTHERS,
-            delay_ms=NOT_SERVED_MS if isinstance(error, AgentUnavailable) else 0,
+            delay_ms=UNAVAILABLE_RETRY_MS if isinstance(error, AgentUnavailable) else 0,
             call="",
             error_code=error.code,
             left_max_ms=self._left_max_ms,
-            error_details=_for_people(error),
+            error_details=_error_summary(error),
         )
-        if handed.answer is WriteAnswer.OVERDUE:
+        if reply.answer is WriteAnswer.OVERDUE:
             unavailable = AgentUnavailable(
-                f"no worker that can execute the run came within {self._left_max_ms / 1000:,.0f} s: "
-                f"{error.message}",
+                f"no worker could execute the run within {self._left_max_ms / 1000:,.0f} s: {error.message}",
                 hint=(error.hint if isinstance(error, AgentUnavailable) else None)
                 or "start a worker that has the agent, in the version that the run needs",
             )
             unavailable.__cause__ = error
             return await self._finish(unavailable)
-        return await self._put_aside(handed, error)
+        return await self._suspended_result(reply, error)
 
-    async def _put_aside(self, handed: Handed, error: OpenAgentsError) -> AttemptResult | None:
-        if handed.answer is not WriteAnswer.OK:
+    async def _suspended_result(self, reply: Handed, error: OpenAgentsError) -> AttemptResult | None:
+        """Log the suspension, send the wake-ups and return the result; None if it was refused."""
+        if reply.answer is not WriteAnswer.OK:
             return None
-        run_id, said = self._ledger.run_id, described_in_log(error)
+        run_id, fields = self._writer.run_id, described_in_log(error)
         if self._latch.reason is LatchReason.RETRY:
-            log.warning("run.retry_scheduled", run_id=run_id, **said, delay_ms=handed.delay_ms)
+            log.warning("run.retry_scheduled", run_id=run_id, **fields, delay_ms=reply.delay_ms)
         else:
-            log.of_run(logging.WARNING, "run.left_to_others", run_id=run_id, **said)
-        await self._send(handed)
+            log.of_run(logging.WARNING, "run.left_to_others", run_id=run_id, **fields)
+        await self._send_wakes(reply)
         return AttemptResult(
             AttemptOutcome.SUSPENDED,
             error.code,
-            delay_ms=handed.delay_ms,
+            delay_ms=reply.delay_ms,
             error=ErrorDetails.from_exception(error),
         )
 
 
-SHOWN_CHARS = 500  # of a message: the record is read whole by everybody who lists runs
+SUMMARY_CHARS = 500  # of a message or hint: listing runs reads the whole record
 
 
-def _for_people(error: OpenAgentsError) -> str:
-    """What the record says of the error while the run waits: code, message and hint."""
+def _error_summary(error: OpenAgentsError) -> str:
+    """The error of a suspended run as its record shows it: JSON with code, message and hint."""
     details = ErrorDetails.from_exception(error, depth=1)
-    shown = {"message": details.message[:SHOWN_CHARS], "hint": details.hint and details.hint[:SHOWN_CHARS]}
-    return details.model_copy(update={**shown, "context": {}}).model_dump_json(exclude_defaults=True)
+    shortened = {
+        "message": details.message[:SUMMARY_CHARS],
+        "hint": details.hint and details.hint[:SUMMARY_CHARS],
+    }
+    return details.model_copy(update={**shortened, "context": {}}).model_dump_json(exclude_defaults=True)

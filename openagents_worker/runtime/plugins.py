@@ -1,4 +1,4 @@
-"""Plugins. The only place that imports an operator's own modules, and makes tools, patterns and memories."""
+"""Plugins: the only place that imports custom modules and creates tools, patterns and memories."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from openagents_worker.tools.function import DecoratedFunction
 __all__ = ["GROUP", "import_plugins", "load_plugins", "make_plugin", "with_limits"]
 
 GROUP = "openagents_worker.plugins"
-"""Installed packages name modules in this entry-point group to be imported by every worker."""
+"""The entry-point group in which installed packages list modules for every worker to import."""
 
 
 def load_plugins(modules: Iterable[str]) -> None:
-    """Import the modules named in `OPENAGENTS_IMPORTS`, then those of the entry points.
+    """Import the modules in `OPENAGENTS_IMPORTS`, then those of the entry points.
 
-    Raises `PluginLoadError` that names each that cannot be imported, and what it raised.
+    Raises `PluginLoadError` that names every module that cannot be imported, with its error.
     """
     errors = import_plugins(modules)
     if len(errors) > 1:
@@ -36,7 +36,7 @@ def load_plugins(modules: Iterable[str]) -> None:
 
 
 def import_plugins(modules: Iterable[str]) -> list[PluginLoadError]:
-    """Import the same modules; an error for each that cannot be imported, whose cause is what it raised."""
+    """Import the same modules. Returns an error for each that failed; its cause is the original exception."""
     errors = []
     named = [(name, "OPENAGENTS_IMPORTS") for name in modules]
     found = [(point.value, f"the entry point {point.name!r}") for point in entry_points(group=GROUP)]
@@ -53,7 +53,7 @@ def import_plugins(modules: Iterable[str]) -> list[PluginLoadError]:
     return errors
 
 
-# --- made by reference ------------------------------------------------------------------------------------
+# --- creating plugins ---------------------------------------------------------------------------------------
 
 _REQUIRED = {
     "pattern": ("execute",),
@@ -64,7 +64,7 @@ _REQUIRED = {
 
 
 def with_limits(ref: PatternRef, runtime: RuntimeOptions) -> PatternRef:
-    """The pattern with its agent's limits under its own config; a limit that is not set is not named."""
+    """The reference with the limits of the agent as defaults for its config. Unset limits are left out."""
     limits: dict[str, JsonValue] = {"max_steps": runtime.max_steps}
     if runtime.step_timeout_ms is not None:
         limits["step_timeout_ms"] = runtime.step_timeout_ms
@@ -72,29 +72,29 @@ def with_limits(ref: PatternRef, runtime: RuntimeOptions) -> PatternRef:
 
 
 def make_plugin(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]) -> Any:
-    """An instance of what a reference names. Raises `PluginLoadError` or `PluginConfigError`."""
+    """Create the plugin that a reference names. Raises `PluginLoadError` or `PluginConfigError`."""
     make = _class_of(kind, ref, known)
     name = ref.impl or ref.type or ""
     _check_before_calling(kind, name, make)
     try:
-        made = make(config=dict(ref.config))
+        plugin = make(config=dict(ref.config))
     except PluginError:
         raise
-    except ValidationError as error:  # a class of one's own that checks its config with pydantic
-        raise PluginConfigError(f"{name} refuses its config", problems=problems_of(error)) from error
+    except ValidationError as error:  # a custom class that validates its config with pydantic
+        raise PluginConfigError(f"{name} rejects its config", problems=problems_of(error)) from error
     except (Exception, SystemExit) as error:
         raise PluginLoadError(
-            f"{name} cannot be made: {type(error).__name__}: {text_of(error)}",
-            hint="it is called with config={…}, the config of the agents file",
+            f"{name} cannot be created: {type(error).__name__}: {text_of(error)}",
+            hint="it is called with config={…} from the agents file",
         ) from error
-    _check_methods(kind, name, made)
-    return made
+    _check_methods(kind, name, plugin)
+    return plugin
 
 
 def _check_before_calling(kind: str, name: str, make: Any) -> None:
-    """Raises `PluginLoadError` for what cannot be a plugin: calling it would do something else.
+    """Raises `PluginLoadError` for an object that does not create plugins, before it is called.
 
-    A plugin is made by a class with the methods of its kind, by a function under `@tool`, or by a function
+    A plugin is created by a class with the methods of its kind, by a function with `@tool`, or by a function
     that takes `config`.
     """
     if isinstance(make, DecoratedFunction):
@@ -106,19 +106,19 @@ def _check_before_calling(kind: str, name: str, make: Any) -> None:
         raise PluginLoadError(
             f"{name} is not a class or a function: it is a {type(make).__name__}", hint=_needs(kind)
         )
-    elif "config" not in inspect.signature(make).parameters or _is_of_python(make):
+    elif "config" not in inspect.signature(make).parameters or _is_in_standard_library(make):
         raise PluginLoadError(
-            f"{name} does not make a {kind}: it is a function without the parameter config",
-            hint="write @tool over a function that is a tool itself" if kind == "tool" else _needs(kind),
+            f"{name} does not create a {kind}: it is a function without the parameter config",
+            hint="decorate a function that is a tool itself with @tool" if kind == "tool" else _needs(kind),
         )
 
 
-def _is_of_python(function: Any) -> bool:
+def _is_in_standard_library(function: Any) -> bool:
     return str(function.__module__).partition(".")[0] in sys.stdlib_module_names
 
 
-def _check_methods(kind: str, name: str, made: Any) -> None:
-    missing = [method for method in _REQUIRED[kind] if not callable(getattr(made, method, None))]
+def _check_methods(kind: str, name: str, plugin: Any) -> None:
+    missing = [method for method in _REQUIRED[kind] if not callable(getattr(plugin, method, None))]
     if missing:
         raise PluginLoadError(
             f"{name} is not a {kind}: it has no {' and no '.join(missing)}", hint=_needs(kind)
@@ -140,11 +140,12 @@ def _class_of(kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise PluginLoadError(
-            f"cannot load {kind} {ref.impl!r}: {error}", hint="package.module.Class, importable by the worker"
+            f"cannot load {kind} {ref.impl!r}: {error}",
+            hint="name it as package.module.Class; the worker must be able to import it",
         ) from error
     except (Exception, SystemExit) as error:
         raise PluginLoadError(
             f"cannot load {kind} {ref.impl!r}: its module raised {type(error).__name__}: {text_of(error)}",
-            hint="the module must be importable as the worker imports it; for one that uses Django, "
-            "DJANGO_SETTINGS_MODULE is set, or the project's Celery app is named with -A",
+            hint="the module must be importable where the worker starts; if it uses Django, "
+            "set DJANGO_SETTINGS_MODULE, or name the project's Celery app with -A",
         ) from error

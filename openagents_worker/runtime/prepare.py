@@ -1,4 +1,4 @@
-"""Prepare: from a claimed run to a pattern that can start; recorded as checkpoint 0 for later attempts."""
+"""Preparation: the only place that turns a claimed run into a pattern ready to execute."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from openagents_worker.store.records import SessionStore
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolPlugin
 
-__all__ = ["Preparation", "Prepared", "Start"]
+__all__ = ["Prepared", "Preparation", "RunStart"]
 
 log = get_logger(__name__)
 
-DEFAULT_TOOL_TIMEOUT_MS = 30_000  # the `safe` executor's default in the original
+DEFAULT_TOOL_TIMEOUT_MS = 30_000  # the default of the `safe` executor in the original SDK
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """Where a run started in its session; kept as checkpoint 0, so that every attempt starts there again."""
+class RunStart:
+    """Where a run started in its session. Stored as checkpoint 0, so that every attempt starts there."""
 
     transcript_length: int
     artifact_count: int
     definition_hash: str
     memory_view: dict[str, Any] | None = None
-    """What an external memory gave, in runs that are replayed by place; else that is a record of its own."""
+    """The view of an external memory. Only in runs that are replayed by place; else it has its own record."""
 
     def to_record(self, format_: int) -> Record:
         value: dict[str, Any] = {
@@ -64,7 +64,7 @@ class Start:
         return Record(PREPARE, "prepare", "", {"ok": value}, self.definition_hash, v=format_)
 
     @classmethod
-    def of(cls, record: Record) -> Start:
+    def of(cls, record: Record) -> RunStart:
         """Raises `RecordUnreadable`."""
         with reading(WRITTEN):
             return cls(**record.outcome["ok"])
@@ -72,7 +72,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything an attempt thinks with."""
+    """A pattern that is ready to execute, with its context."""
 
     pattern: Any
     context: RunContext
@@ -82,14 +82,14 @@ class Prepared:
 
 
 class SessionAtStart:
-    """The session as this run sees it: what others appended since is not there."""
+    """The session as it was when the run started, without what other runs appended since."""
 
-    def __init__(self, sessions: SessionStore, start: Start) -> None:
+    def __init__(self, sessions: SessionStore, start: RunStart) -> None:
         self._sessions = sessions
         self._start = start
 
     async def load_messages(self, session_id: str, *, last: int | None = None) -> list[dict[str, Any]]:
-        """Whole turns, oldest first; of the newest `last` entries, where given."""
+        """Complete turns, the oldest first. `last` limits them to the newest entries."""
         upto = self._start.transcript_length
         return usable_entries(await self._sessions.load_messages(session_id, last=last, upto=upto))
 
@@ -101,7 +101,7 @@ class SessionAtStart:
 
 
 class Preparation:
-    """Leads one attempt from its claim to its prepared context. Whatever it asks of others is recorded."""
+    """Prepares one attempt. Its calls of models, tools, memory and assembler are recorded."""
 
     def __init__(
         self,
@@ -110,78 +110,80 @@ class Preparation:
         parts: AgentParts,
         sessions: SessionStore,
         recorder: Recorder,
-        ledger: RunWriter,
+        writer: RunWriter,
         budget: RunBudget,
-        recorded: Record | None,
-        start: Start,
+        start_record: Record | None,
+        start: RunStart,
     ) -> None:
-        """`recorded` is the run's checkpoint 0, None in the first attempt that gets so far."""
+        """`start_record` is checkpoint 0 of the run; None if no earlier attempt has stored it."""
         self._context = context
         self._parts = parts
         self._recorder = recorder
-        self._ledger = ledger
+        self._writer = writer
         self._budget = budget
-        self._recorded = recorded
+        self._start_record = start_record
         self._session = SessionAtStart(sessions, start)
         self._start = start
         self._memory = MemoryCalls(
             parts.memory,
             context=context,
             recorder=recorder,
-            note=ledger.emit_run_event,
+            emit=writer.emit_run_event,
             on_error=parts.definition.memory.on_error,
         )
 
-    async def run(self) -> Prepared:
-        """In the order of the original: compact, assemble, bind, preflight, inject."""
-        wanted = OutputType.of(self._context.run_request)
-        self._bind()
-        await self._choose_the_past()
+    async def prepare(self) -> Prepared:
+        """Assemble the context, check the tools, inject the memory, in the order of the original SDK."""
+        output_type = OutputType.of(self._context.run_request)
+        self._bind_model_and_tools()
+        await self._assemble_context()
         await self._preflight()
-        self._note("context.created")
-        await self._inject()
-        self._limit_the_past()
-        if wanted is not None:
-            self._context.system_prompt_fragments.append(wanted.instruction)
+        self._emit_once("context.created")
+        await self._inject_memory()
+        self._set_history_limits()
+        if output_type is not None:
+            self._context.system_prompt_fragments.append(output_type.instruction)
         pattern = self._parts.new_pattern()
         with executing("pattern", class_path(pattern)):
-            await _set_up(pattern, self._context)
-        return Prepared(pattern, self._context, self._parts, self._memory, wanted)
+            await _give_context_to_pattern(pattern, self._context)
+        return Prepared(pattern, self._context, self._parts, self._memory, output_type)
 
-    def _note(self, name: str, **payload: Any) -> None:
-        if self._recorded is None:
-            self._ledger.emit_run_event(name, **payload)
+    def _emit_once(self, name: str, **payload: Any) -> None:
+        """Emit an event of the run, unless an earlier attempt has emitted it."""
+        if self._start_record is None:
+            self._writer.emit_run_event(name, **payload)
 
     @property
     def _was_prepared_by_place(self) -> bool:
-        """Whether checkpoint 0 holds all that was prepared, as it did when runs were replayed by place."""
-        return self._recorded is not None and self._recorded.v == BY_PLACE
+        """Whether checkpoint 0 contains the whole preparation, as in runs that are replayed by place."""
+        return self._start_record is not None and self._start_record.v == BY_PLACE
 
     # --- context -----------------------------------------------------------------------------------------
 
-    async def _choose_the_past(self) -> None:
+    async def _assemble_context(self) -> None:
+        """Let the assembler compact and select transcript and artifacts for the context."""
         assembler = self._parts.assembler
-        if not _is_shared(assembler):
-            with suppress(AttributeError):  # one of its own may ask models and tools, recorded like all calls
+        if not _is_builtin(assembler):
+            with suppress(AttributeError):  # a custom assembler may call models and tools
                 assembler.context = self._context
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "request": self._context.run_request,
             "session_state": self._context.state,
             "session_manager": self._session,
         }
-        if _compacts(assembler) and not self._was_prepared_by_place:
-            with suppress(OpenAgentsError):  # its last try has failed, too: the past stays as long as it is
+        if _implements_compact(assembler) and not self._was_prepared_by_place:
+            with suppress(OpenAgentsError):  # all tries failed: continue with the long transcript
                 await self._recorder.call(
-                    "context", "compact", "", partial(self._compact, assembler.compact, given)
+                    "context", "compact", "", partial(self._compact, assembler.compact, arguments)
                 )
-        self._note("context.assemble.started")
+        self._emit_once("context.assemble.started")
         started = time.monotonic()
         with executing("context", class_path(assembler)):
-            assembled = await assembler.assemble(**given)
+            assembled = await assembler.assemble(**arguments)
         self._context.transcript = list(assembled.transcript)
         self._context.session_artifacts = list(assembled.session_artifacts)
         self._context.assembly_metadata = dict(assembled.metadata)
-        self._note(
+        self._emit_once(
             "context.assemble.completed",
             transcript_size=len(assembled.transcript),
             artifact_count=len(assembled.session_artifacts),
@@ -189,71 +191,72 @@ class Preparation:
         )
 
     async def _compact(
-        self, compact: Callable[..., Awaitable[None]], given: dict[str, Any], _: CallInfo
+        self, compact: Callable[..., Awaitable[None]], arguments: dict[str, Any], _: CallInfo
     ) -> Outcome:
-        self._ledger.emit_run_event("context.compact.started")
+        self._writer.emit_run_event("context.compact.started")
         started, overlay = time.monotonic(), Overlay(self._context.state)
         try:
             with (
                 executing("context", class_path(self._parts.assembler)),
                 user_code(PatternError, prefix="context compact: "),
             ):
-                await compact(**{**given, "session_state": overlay})
-        except Exception as error:  # noqa: BLE001  # a past that could not be shortened is still a past
-            failed = coded(error, PatternError)
-            self._log_failure("context.compact_failed", failed)
-            self._ledger.emit_run_event(
+                await compact(**{**arguments, "session_state": overlay})
+        except Exception as error:  # noqa: BLE001 - the run can continue with the long transcript
+            coded_error = coded(error, PatternError)
+            self._log_failure("context.compact_failed", coded_error)
+            self._writer.emit_run_event(
                 "context.compact_failed", error=str(error), error_details=_details(error)
             )
-            return Outcome(error=failed) if failed.retryable else Outcome()
-        self._ledger.emit_run_event("context.compact_succeeded")
-        self._ledger.emit_run_event("context.compact.completed", duration_ms=_ms(started))
+            return Outcome(error=coded_error) if coded_error.retryable else Outcome()
+        self._writer.emit_run_event("context.compact_succeeded")
+        self._writer.emit_run_event("context.compact.completed", duration_ms=_elapsed_ms(started))
         return Outcome(state=overlay.changes())
 
     # --- model and tools ---------------------------------------------------------------------------------
 
-    def _bind(self) -> None:
+    def _bind_model_and_tools(self) -> None:
+        """Put the recorded model client and tools into the context."""
         context, definition = self._context, self._parts.definition
         timeouts_ms = {tool.id: tool.timeout_ms for tool in definition.tools}
         context.llm_client = RecordedModel(
-            self._parts.model(), recorder=self._recorder, ledger=self._ledger, budget=self._budget
+            self._parts.model(), recorder=self._recorder, writer=self._writer, budget=self._budget
         )
         context.tools = {
             tool_id: RecordedTool(
                 tool_id,
-                inner,
+                tool,
                 context=context,
-                ledger=self._ledger,
+                writer=self._writer,
                 budget=self._budget,
                 timeout_ms=timeouts_ms.get(tool_id),
                 default_timeout_ms=_tool_timeout_ms(definition),
                 checks=self._parts.checks,
             )
-            for tool_id, inner in self._parts.tools().items()
+            for tool_id, tool in self._parts.tools().items()
         }
 
     async def _preflight(self) -> None:
-        """Ask the tools whether they can work; what those of one's own have said is recorded."""
+        """Call the `preflight` of the tools. Recorded if a custom tool overrides it."""
         checked = {id_: tool for id_, tool in self._parts.tools().items() if hasattr(tool, "preflight")}
         if self._was_prepared_by_place:
             return
         if any(type(tool).preflight is not ToolPlugin.preflight for tool in checked.values()):
             await self._recorder.call("tools", "preflight", "", partial(self._check_tools, checked))
-        elif self._recorded is None:
+        elif self._start_record is None:
             await self._check_tools(checked)
 
     async def _check_tools(self, tools: dict[str, Any], _: CallInfo | None = None) -> Outcome:
-        for tool_id, inner in tools.items():
+        for tool_id, tool in tools.items():
             started = time.monotonic()
             try:
                 with executing("tool", tool_id), user_code(PatternError, prefix=f"preflight of {tool_id}: "):
-                    await inner.preflight(None)
-            except Exception as error:  # noqa: BLE001  # whatever it raises is the outcome of this call
-                self._note_preflight(tool_id, "error", started, error=str(error))
-                failed = coded(error, PatternError)
-                self._log_failure("tool.preflight_failed", failed, tool_id=tool_id)
-                return Outcome(error=failed)
-            self._note_preflight(tool_id, "ok", started)
+                    await tool.preflight(None)
+            except Exception as error:  # noqa: BLE001 - any error is the outcome of this call
+                self._emit_preflight(tool_id, "error", started, error=str(error))
+                coded_error = coded(error, PatternError)
+                self._log_failure("tool.preflight_failed", coded_error, tool_id=tool_id)
+                return Outcome(error=coded_error)
+            self._emit_preflight(tool_id, "ok", started)
         return Outcome()
 
     def _log_failure(self, event: str, error: OpenAgentsError, **fields: Any) -> None:
@@ -266,38 +269,38 @@ class Preparation:
             user_error=user_error_of(error),
         )
 
-    def _note_preflight(self, tool_id: str, result: str, started: float, **more: str) -> None:
-        self._ledger.emit_run_event(
-            "tool.preflight", tool_id=tool_id, result=result, duration_ms=_ms(started), **more
+    def _emit_preflight(self, tool_id: str, result: str, started: float, **more: str) -> None:
+        self._writer.emit_run_event(
+            "tool.preflight", tool_id=tool_id, result=result, duration_ms=_elapsed_ms(started), **more
         )
 
     # --- memory ------------------------------------------------------------------------------------------
 
-    async def _inject(self) -> None:
-        if self._recorded is not None and self._was_prepared_by_place and self._memory.is_external:
+    async def _inject_memory(self) -> None:
+        if self._start_record is not None and self._was_prepared_by_place and self._memory.is_external:
             self._context.memory_view = dict(self._start.memory_view or {})
-            apply_changes(self._context.state, self._recorded.state)
+            apply_changes(self._context.state, self._start_record.state)
             return
-        await self._memory.inject(is_first=self._recorded is None)
+        await self._memory.inject(is_first=self._start_record is None)
 
-    def _limit_the_past(self) -> None:
-        """What the memory says of the conversation itself; one of somebody's own need not say anything."""
+    def _set_history_limits(self) -> None:
+        """Copy from the memory how much of the conversation it shows. Custom memories need not say it."""
         memory = self._parts.memory
         self._context.shown_turns = getattr(memory, "shown_turns", None)
         self._context.conversation_keys = frozenset(getattr(memory, "conversation_keys", ()))
 
 
-def _is_shared(assembler: Any) -> bool:
-    """Whether it is one that we ship: those keep no run's state and are shared by runs."""
+def _is_builtin(assembler: Any) -> bool:
+    """Whether an assembler is built in. Built-in ones keep no state of a run and are shared by runs."""
     return type(assembler) in BUILTIN_ASSEMBLERS.values()
 
 
-def _compacts(assembler: Any) -> bool:
+def _implements_compact(assembler: Any) -> bool:
     return hasattr(assembler, "compact") and type(assembler).compact is not ContextAssemblerPlugin.compact
 
 
-async def _set_up(pattern: Any, context: RunContext) -> None:
-    """Give the pattern its context, by `setup` where it has one (the original's way) and by attribute."""
+async def _give_context_to_pattern(pattern: Any, context: RunContext) -> None:
+    """Set the `context` of the pattern. If it has a `setup`, as in the original SDK, call it first."""
     if hasattr(pattern, "setup"):
         await pattern.setup(
             agent_id=context.agent_id,
@@ -324,7 +327,7 @@ def _tool_timeout_ms(definition: AgentDefinition) -> int | None:
     return DEFAULT_TOOL_TIMEOUT_MS if executor is not None and executor.type == "safe" else None
 
 
-def _ms(started: float) -> int:
+def _elapsed_ms(started: float) -> int:
     return round((time.monotonic() - started) * 1000)
 
 

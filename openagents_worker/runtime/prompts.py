@@ -1,4 +1,4 @@
-"""Digests of prompts: what a call of a model asks, at a cost that depends on what is new in it."""
+"""Prompt digests: the only place that computes what identifies a model call, hashing only new messages."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from openagents_worker.llm.base import FixedMessage
 __all__ = ["PromptDigests"]
 
 OPTIONS = ("model", "temperature", "max_tokens", "tool_choice", "response_format")
-BESIDE_THE_PROMPT = frozenset({"cache_control", "metadata"})
-"""Parts of a message that do not change the answer."""
+IGNORED_FIELDS = frozenset({"cache_control", "metadata"})
+"""Fields of a message that do not change the reply."""
 INSTRUCTIONS = frozenset({"system", "developer"})
-"""Roles of the messages that a deployment writes; the others are the conversation itself."""
+"""Roles of instructions by the deployment. All other messages are the conversation."""
 DIGEST_BYTES = 12
-KEPT_CONVERSATIONS = 4  # of one branch: a planner's, an executor's, a judge's, and one more
+KEPT_CONVERSATIONS = 4  # per branch: for example planner, executor, judge, and one more
 
 
 class PromptDigests:
-    """The digest of each prompt, and of its core: the same without the messages that only instruct.
+    """Computes the digest of each prompt, and of its core: the prompt without instructions.
 
-    A message that was seen before is not hashed again, as long as it equals the copy that was kept of it.
+    A known message is not hashed again if it still equals the kept copy.
     """
 
     def __init__(self) -> None:
         self._tools: Any = None
         self._tools_digest = ""
 
-    def of(self, given: Mapping[str, Any], known: dict[str, Any], scope: str) -> tuple[str, str]:
-        """Both digests; `known` keeps what was hashed, by scope.
+    def digests_of(self, request: Mapping[str, Any], known: dict[str, Any], scope: str) -> tuple[str, str]:
+        """The digests of a prompt and of its core. `known` keeps the hash state, by scope.
 
         Raises TypeError or ValueError for a prompt that is not JSON.
         """
-        messages: list[Mapping[str, Any]] = given["messages"]
-        conversations: list[_Conversation] = known.setdefault(scope, [])
+        messages: list[Mapping[str, Any]] = request["messages"]
+        conversations: list[_HashedConversation] = known.setdefault(scope, [])
         for index, conversation in enumerate(conversations):
             if conversation.is_continued_by(messages):
                 conversations.insert(0, conversations.pop(index))
                 break
         else:
-            conversations.insert(0, _Conversation())
+            conversations.insert(0, _HashedConversation())
             del conversations[KEPT_CONVERSATIONS:]
-        conversations[0].go_on(messages)
-        options = canonical_json([given.get(name) for name in OPTIONS]) + self._digest_of_tools(given)
+        conversations[0].add_new(messages)
+        options = canonical_json([request.get(name) for name in OPTIONS]) + self._digest_of_tools(request)
         return conversations[0].digests(options.encode())
 
-    def _digest_of_tools(self, given: Mapping[str, Any]) -> str:
-        tools = given.get("tools")
+    def _digest_of_tools(self, request: Mapping[str, Any]) -> str:
+        tools = request.get("tools")
         if not tools:
             return ""
         if tools != self._tools:
@@ -58,8 +58,8 @@ class PromptDigests:
         return self._tools_digest
 
 
-class _Conversation:
-    """A prompt that grows. What it holds is compared, so that a message changed in place is seen."""
+class _HashedConversation:
+    """A prompt that grows. Messages are compared with kept copies, so that changes in place are detected."""
 
     def __init__(self) -> None:
         self._known: list[Any] = []
@@ -70,7 +70,8 @@ class _Conversation:
     def is_continued_by(self, messages: Sequence[Mapping[str, Any]]) -> bool:
         return messages[: len(self._known)] == self._known
 
-    def go_on(self, messages: Sequence[Mapping[str, Any]]) -> None:
+    def add_new(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Hash the messages that are new."""
         for message in messages[len(self._known) :]:
             text = canonical_json(self._canonical(message)).encode(errors="surrogatepass")
             digest = blake2b(text, digest_size=DIGEST_BYTES).digest()
@@ -86,20 +87,20 @@ class _Conversation:
         return whole.hexdigest(), core.hexdigest()
 
     def _canonical(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The ids of tool calls by their order: a provider that sends none gets other ones every time."""
-        plain = {key: value for key, value in message.items() if key not in BESIDE_THE_PROMPT}
+        """The message with tool call ids replaced by their order, because some providers generate new ids."""
+        plain = {key: value for key, value in message.items() if key not in IGNORED_FIELDS}
         if calls := plain.get("tool_calls"):
-            plain["tool_calls"] = [{**call, "id": self._order(call.get("id"))} for call in calls]
+            plain["tool_calls"] = [{**call, "id": self._ordinal_of(call.get("id"))} for call in calls]
         if "tool_call_id" in plain:
-            plain["tool_call_id"] = self._order(plain["tool_call_id"])
+            plain["tool_call_id"] = self._ordinal_of(plain["tool_call_id"])
         return plain
 
-    def _order(self, call_id: Any) -> str:
+    def _ordinal_of(self, call_id: Any) -> str:
         return self._call_ids.setdefault(call_id, f"#{len(self._call_ids)}")
 
 
 def _kept(message: Mapping[str, Any]) -> Any:
-    """What a message is compared with later: itself, where nobody changes it, else a copy."""
+    """A copy of a message for later comparison; the message itself if it is immutable."""
     if type(message) is FixedMessage:
         return message
     if any(isinstance(value, dict | list) for value in message.values()):

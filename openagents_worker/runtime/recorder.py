@@ -1,8 +1,7 @@
-"""The recorder: every recorded call is answered here, from the journal or made and recorded.
+"""The recorder: the only place that answers recorded calls: from the journal, or by making them.
 
-Whatever crosses this border back into the program has been recorded first, value or exception; what is not
-recorded never reaches the program. It is the same wherever a call is made: by the pattern, by a memory, by an
-assembler, inside another call.
+Whatever a recorded call returns or raises is recorded first. Nothing else reaches the program. This holds for
+every caller: the pattern, the memory, the context assembler, and calls inside other calls.
 """
 
 from __future__ import annotations
@@ -31,27 +30,27 @@ from openagents_worker.models import RunUsage
 from openagents_worker.runtime.call_ids import content_of, outside_runs
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
-from openagents_worker.runtime.rules import Question, ReplayContradiction, Rules
+from openagents_worker.runtime.rules import CallQuery, ReplayContradiction, Rules
 from openagents_worker.runtime.state import CHANGE_LEVELS
 from openagents_worker.runtime.storable import too_deep
-from openagents_worker.runtime.user_code import coded, executing, original_of, stand_for
+from openagents_worker.runtime.user_code import coded, executing, original_of, set_original
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.store.formats import BY_PLACE
 from openagents_worker.telemetry.logs import get_logger
 
-__all__ = ["Make", "Outcome", "Recorder"]
+__all__ = ["MakeCall", "Outcome", "Recorder"]
 
 log = get_logger(__name__)
 
 Event = tuple[str, Mapping[str, Any]]
 
-SHORT_MESSAGE_CHARS = 200  # of an error whose record would be too large; the smallest limit is 1,024 bytes
-NO_TIME_MS = 10  # a call that took no longer took no time: replay allows for that much anyway
+SHORT_MESSAGE_CHARS = 200  # of an error whose record is too large; the smallest limit is 1,024 bytes
+NO_TIME_MS = 10  # a shorter call is recorded as 0 ms: replay waits at least that long for any call
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What making a call gave: a value or an error, and what goes into the journal with it."""
+    """What a call returned or raised, and what is stored in the journal with it."""
 
     value: Any = None
     error: OpenAgentsError | None = None
@@ -60,26 +59,28 @@ class Outcome:
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     may_retry: bool = True
-    """False when the call must not be made again although its error is retryable."""
+    """False if the call must not be repeated, although its error is retryable."""
 
 
-Make = Callable[[CallInfo], Awaitable[Outcome]]
+MakeCall = Callable[[CallInfo], Awaitable[Outcome]]
 
 
-class _Running:
-    """A call that is being made. It is blocked while a call inside it waits for the run to stop: then it
-    cannot end by itself."""
+class _CallInProgress:
+    """A call that is being made.
+
+    It is blocked while a call inside it waits for the run to stop, because then it cannot end by itself.
+    """
 
     __slots__ = ("blocked", "may_repeat", "outer", "task")
 
-    def __init__(self, task: asyncio.Task[Any], outer: _Running | None, *, may_repeat: bool) -> None:
+    def __init__(self, task: asyncio.Task[Any], outer: _CallInProgress | None, *, may_repeat: bool) -> None:
         self.task = task
         self.outer = outer
         self.may_repeat = may_repeat
         self.blocked = 0
 
 
-_running: ContextVar[_Running | None] = ContextVar("openagents_running", default=None)
+_innermost_call: ContextVar[_CallInProgress | None] = ContextVar("openagents_running", default=None)
 
 
 class Recorder:
@@ -92,7 +93,7 @@ class Recorder:
         uid: str,
         rules: Rules,
         position: int,
-        ledger: RunWriter,
+        writer: RunWriter,
         latch: Latch,
         retries: int,
         tries: Mapping[str, int],
@@ -105,17 +106,19 @@ class Recorder:
         on_record: Callable[[Record], None],
         checks: Mapping[str, dict[str, Any]],
     ) -> None:
-        """`position` is that of the next record; `retries`: how often the run was put off since the last;
-        `tries`: how often each call or part of the pattern has failed and was put off; `checks`: what the
-        checks of the run's output have given."""
+        """`position` is the journal position of the next record.
+
+        `retries` counts the suspensions for a retry since the last record. `tries` counts them per call, or
+        per part of the pattern. `checks` are the recorded results of output checks, by digest of the output.
+        """
         self.run_id = run_id
         self.usage = RunUsage()
         self.position = position
         self.verdict: OpenAgentsError | None = None
-        """An error that ends the run whatever the pattern makes of it: a budget, a mismatch."""
+        """An error that ends the run even if the pattern catches it: a budget, a replay mismatch."""
         self.rules = rules
         self._uid = uid
-        self._ledger = ledger
+        self._writer = writer
         self._latch = latch
         self._retries = retries
         self._tries = tries
@@ -130,197 +133,205 @@ class Recorder:
         self._loop = asyncio.get_running_loop()
         self._start: Record | None = None
         self._entered: Counter[str] = Counter()
-        self._running: set[_Running] = set()
+        self._in_progress: set[_CallInProgress] = set()
         self._stopping = asyncio.Event()
-        self._nothing_runs = asyncio.Event()
-        self._nothing_runs.set()
-        self._held: defaultdict[str, list[Event]] = defaultdict(list)
+        self._no_call_can_end = asyncio.Event()
+        self._no_call_can_end.set()
+        self._held_events: defaultdict[str, list[Event]] = defaultdict(list)
 
     # --- calls -------------------------------------------------------------------------------------------
 
     async def call(
-        self, kind: str, name: str, digest: str, make: Make, *, core: str = "", may_repeat: bool = True
+        self, kind: str, name: str, digest: str, make: MakeCall, *, core: str = "", may_repeat: bool = True
     ) -> Any:
-        """Answer a call from the journal, or make it, record it and then answer.
+        """Answer a call from the journal; if it is not there, make it, record the outcome and return it.
 
-        `digest` is that of its arguments; `core`, for a prompt, that of the part the program itself wrote.
-        `may_repeat`: whether it may be made again after it was cancelled, although it may have had effects.
+        `digest` is the digest of the arguments, `core` that of a prompt without its instructions.
+        `may_repeat`: whether a cancelled call may be made again, although it may have had side effects.
         """
-        question = self.rules.enter(kind, name, digest, core)
+        query = self.rules.enter(kind, name, digest, core)
         self._entered[kind] += 1
         number = self._entered[kind]
         await self._stop_if_latched()
-        record = await self._find(question)
+        record = await self._find_record(query)
         await self._stop_if_latched()
         if record is None:
-            self._release_held(question.branch)
-            return await self._make(question, number, make, may_repeat=may_repeat)
-        self._held.pop(question.branch, None)  # said before this record was stored
-        if await self._hand_out(question, record):
-            return await self._replay(record)
+            self._release_held(query.branch)
+            return await self._make_and_answer(query, number, make, may_repeat=may_repeat)
+        self._held_events.pop(query.branch, None)  # emitted before this record was stored
+        if await self._wait_for_turn(query, record):
+            return await self._answer_from(record)
         await self._stop_if_latched()
-        return await self._make(question, number, make, again=record, may_repeat=may_repeat)
+        return await self._make_and_answer(query, number, make, again=record, may_repeat=may_repeat)
 
     def begin(self, part: str = "") -> None:
-        """The task that runs now makes the run's calls; `part` sets those around the pattern apart."""
+        """Make the current task the root of a part of the run; '' is the part of the pattern."""
         self.rules.begin(part)
 
     def end(self) -> None:
-        """The task that runs now makes no more of the run's calls."""
+        """The current task makes no more calls of the run."""
         self.rules.end()
 
-    async def _find(self, question: Question) -> Record | None:
+    async def _find_record(self, query: CallQuery) -> Record | None:
+        """The record that answers the call, None if there is none. Raises `ReplayMismatch`."""
         if isinstance(self.verdict, ReplayMismatch):
-            raise self.verdict  # nothing is executed any more
+            raise self.verdict  # after a mismatch, no call is executed
         try:
-            record = await self.rules.find(question)
+            record = await self.rules.find(query)
         except ReplayContradiction as contradiction:
             raise self.mismatch(str(contradiction)) from None
         if record is not None:
-            self._tell_changed_prompt(record, question)
+            self._emit_changed_prompt(record, query)
         return record
 
-    def _tell_changed_prompt(self, record: Record, question: Question) -> None:
+    def _emit_changed_prompt(self, record: Record, query: CallQuery) -> None:
+        """Emit an event if the prompt of the call differs from the recorded one."""
         recorded = record.digest or content_of(record.call)
-        if recorded != question.content:
-            self._ledger.note(
+        if recorded != query.content:
+            self._writer.emit(
                 "replay.prompt_changed",
                 {
                     "call_id": record.call,
                     "model": record.name,
                     "recorded_digest": recorded,
-                    "digest": question.content,
+                    "digest": query.content,
                 },
             )
 
-    async def _hand_out(self, question: Question, record: Record) -> bool:
-        """Wait for the record's turn. Where the program cancels the call meanwhile, later attempts do so."""
+    async def _wait_for_turn(self, query: CallQuery, record: Record) -> bool:
+        """Wait for the turn of the record. If the program cancels the call meanwhile, record that."""
         try:
-            return await self.rules.hand_out(question, record)
+            return await self.rules.wait_for_turn(query, record)
         except asyncio.CancelledError:
             if self._latch.reason is None and not record.is_cancelled:
-                await self._store_unbroken(self._told_cancelled(record), [])
+                await self._store_shielded(self._cancellation_of(record), [])
             raise
 
-    async def _make(
+    async def _make_and_answer(
         self,
-        question: Question,
+        query: CallQuery,
         number: int,
-        make: Make,
+        make: MakeCall,
         *,
         again: Record | None = None,
         may_repeat: bool = True,
     ) -> Any:
-        self._ledger.check_lease()
-        call_id = self.rules.claim_id(question, again)
+        """Make a call and record it, then return or raise its outcome. `again`: its earlier cancellation."""
+        self._writer.check_lease()
+        call_id = self.rules.assign_id(query, again)
         info = CallInfo(
             run_id=self.run_id,
-            call_key=call_id,
+            call_id=call_id,
             idempotency_key=f"{self.run_id}:{self._uid}:{call_id}",
-            ordinal=question.ordinal,
-            failed_tries=self.rules.failed_tries(question, call_id),
-            kind=question.kind,
-            name=question.name,
+            ordinal=query.ordinal,
+            failed_tries=self.rules.failed_tries(query, call_id),
+            kind=query.kind,
+            name=query.name,
             number=number,
-            emit=self._ledger.note,
+            emit=self._writer.emit,
         )
-        with self._counted_as_running(may_repeat):
-            record, error = await self._made(question, info, make)
-        await self._stop_if_latched()  # it is stored; a run that is to stop stops before the program goes on
+        with self._track_in_progress(may_repeat):
+            record, error = await self._make_and_record(query, info, make)
+        await self._stop_if_latched()  # stop before the program continues; the record is stored
         assert record is not None
-        return self._apply(record, error)
+        return self._answer_with(record, error)
 
-    async def _made(
-        self, question: Question, info: CallInfo, make: Make
+    async def _make_and_record(
+        self, query: CallQuery, info: CallInfo, make: MakeCall
     ) -> tuple[Record | None, OpenAgentsError | None]:
-        """Make the call and store its record, None when it is put off; with it the error itself."""
+        """Make the call and store its record. Without a record: the run is suspended for a retry.
+
+        The second value is the error as it was raised.
+        """
         began_s = self._loop.time()
-        outcome, model_calls = await self._outcome(question, info, make, began_s)
-        if self._is_to_be_retried(outcome, info):
-            fact = self.rules.tries_fact(question, info.call_key)
-            self._latch.set(LatchReason.RETRY, error=outcome.error, call=fact)
+        outcome, model_calls = await self._make_outcome(query, info, make, began_s)
+        if self._should_retry(outcome, info):
+            tries_key = self.rules.tries_fact(query, info.call_id)
+            self._latch.set(LatchReason.RETRY, error=outcome.error, call=tries_key)
             for event in outcome.events:
-                self._ledger.note(*event)
+                self._writer.emit(*event)
             return None, outcome.error
-        record, text = self._record(question, info, outcome, began_s, model_calls)
+        record, text = self._to_record(query, info, outcome, began_s, model_calls)
         await self._commit(record, text, outcome.events)
         return record, outcome.error
 
-    async def _outcome(
-        self, question: Question, info: CallInfo, make: Make, began_s: float
+    async def _make_outcome(
+        self, query: CallQuery, info: CallInfo, make: MakeCall, began_s: float
     ) -> tuple[Outcome, int]:
-        """What making the call gave, and how many calls of models were made inside it."""
+        """Make the call. Returns its outcome, and the number of model calls made inside it."""
         token = current_call.set(info)
-        self.rules.begun()
+        self.rules.call_begins()
         try:
             with (
-                self.rules.inside(question, info.call_key) as inner,
-                executing(info.kind, info.name, info.call_key),
+                self.rules.inside(query, info.call_id) as inner,
+                executing(info.kind, info.name, info.call_id),
             ):
                 outcome = await make(info)
                 return outcome, max(
-                    0, getattr(inner, "model_calls", 0) - question.ordinal - _counts(question)
+                    0, getattr(inner, "model_calls", 0) - query.ordinal - _own_model_calls(query)
                 )
         except asyncio.CancelledError:
             if self._latch.reason is not None:
                 raise RunLatched(self._latch.reason) from None
-            cancelled = self._new_record(question, info, {"cancelled": True}, began_s)
-            await self._store_unbroken(cancelled, [])
+            cancelled = self._new_record(query, info, {"cancelled": True}, began_s)
+            await self._store_shielded(cancelled, [])
             raise
-        except Exception as error:  # noqa: BLE001 - what is not recorded must not reach the pattern
+        except Exception as error:  # noqa: BLE001 - an error that is not recorded must not reach the pattern
             return Outcome(error=coded(error, PatternError), may_retry=False), 0
         finally:
-            self.rules.ended()
+            self.rules.call_ended()
             current_call.reset(token)
 
     @contextmanager
-    def _counted_as_running(self, may_repeat: bool) -> Iterator[None]:
+    def _track_in_progress(self, may_repeat: bool) -> Iterator[None]:
+        """Count the call as in progress inside the block."""
         task = asyncio.current_task()
         assert task is not None
-        running = _Running(task, _running.get(), may_repeat=may_repeat)
-        token = _running.set(running)
-        self._running.add(running)
-        self._nothing_runs.clear()
+        call = _CallInProgress(task, _innermost_call.get(), may_repeat=may_repeat)
+        token = _innermost_call.set(call)
+        self._in_progress.add(call)
+        self._no_call_can_end.clear()
         try:
             yield
         finally:
-            _running.reset(token)
-            self._running.discard(running)
-            self._look_whether_quiet()
+            _innermost_call.reset(token)
+            self._in_progress.discard(call)
+            self._signal_if_no_call_can_end()
 
     @contextmanager
-    def _blocking_outer_calls(self) -> Iterator[None]:
-        """The calls inside which this one stops cannot end by themselves: nobody waits for them."""
+    def _outer_calls_blocked(self) -> Iterator[None]:
+        """Mark the outer calls of the current call as blocked: `wait_for_calls` does not wait for them."""
         outer = []
-        running = _running.get()
-        while running is not None:
-            running.blocked += 1
-            outer.append(running)
-            running = running.outer
-        self._look_whether_quiet()
+        call = _innermost_call.get()
+        while call is not None:
+            call.blocked += 1
+            outer.append(call)
+            call = call.outer
+        self._signal_if_no_call_can_end()
         try:
             yield
         finally:
-            for running in outer:
-                running.blocked -= 1
+            for call in outer:
+                call.blocked -= 1
 
-    def _look_whether_quiet(self) -> None:
-        if not self._running or all(running.blocked for running in self._running):
-            self._nothing_runs.set()
+    def _signal_if_no_call_can_end(self) -> None:
+        if not self._in_progress or all(call.blocked for call in self._in_progress):
+            self._no_call_can_end.set()
 
-    def _is_to_be_retried(self, outcome: Outcome, info: CallInfo) -> bool:
+    def _should_retry(self, outcome: Outcome, info: CallInfo) -> bool:
+        """Whether the run is suspended to retry this call. If the retries are used up, emit an event."""
         error = outcome.error
         if error is None or not error.retryable or not outcome.may_retry or not self._durable:
             return False
-        # A prompt that differs in every attempt has new tries each time; the run's own count bounds it.
-        in_flight = max(1, sum(not running.blocked for running in self._running))
+        # A prompt that differs in every attempt starts a new count each time; `_retries` limits those.
+        in_flight = max(1, sum(not call.blocked for call in self._in_progress))
         if info.failed_tries < self._max_tries and self._retries < self._max_tries * in_flight:
             return True
-        self._note_exhausted(error, info.failed_tries)
+        self._emit_exhausted(error, info.failed_tries)
         return False
 
-    def _note_exhausted(self, error: OpenAgentsError, failed_tries: int) -> None:
-        self._ledger.note(
+    def _emit_exhausted(self, error: OpenAgentsError, failed_tries: int) -> None:
+        self._writer.emit(
             "run.resume_exhausted",
             {
                 "run_id": self.run_id,
@@ -331,20 +342,20 @@ class Recorder:
             },
         )
 
-    def put_off(self, error: OpenAgentsError, part: str) -> bool:
-        """Put the run off because of an error of a part of the pattern; whether that may be.
+    def suspend_for_retry(self, error: OpenAgentsError, part: str) -> bool:
+        """Suspend the run for a retry, because a part of the pattern failed. False if that is not allowed.
 
-        Calls that run are cancelled and not recorded: they are made again. One whose effects must not be
-        repeated forbids it.
+        Calls in progress are cancelled, not recorded, and made again after the retry. A call that must not
+        be repeated therefore forbids the retry.
         """
         if self._latch.reason is not None and not self._latch.lets_calls_end:
-            return True  # it stops already
-        may_repeat = all(running.may_repeat for running in self._running)
+            return True  # the run is stopping already
+        may_repeat = all(call.may_repeat for call in self._in_progress)
         if not (error.retryable and self._durable and may_repeat):
             return False
         failed_tries = self._tries.get(part, 0)
         if failed_tries >= self._max_tries:
-            self._note_exhausted(error, failed_tries)
+            self._emit_exhausted(error, failed_tries)
             return False
         self._latch.set(LatchReason.RETRY, error=error, call=part)
         self._latch.hurry()
@@ -352,37 +363,37 @@ class Recorder:
 
     # --- records -----------------------------------------------------------------------------------------
 
-    def _record(
-        self, question: Question, info: CallInfo, outcome: Outcome, began_s: float, model_calls: int
+    def _to_record(
+        self, query: CallQuery, info: CallInfo, outcome: Outcome, began_s: float, model_calls: int
     ) -> tuple[Record, str]:
-        """The record of an outcome, and its JSON; what is too large or not JSON is itself an outcome."""
+        """The record of an outcome, and its JSON. If it cannot be stored, an error is recorded instead."""
         usage = {k: v for k, v in outcome.usage.model_dump().items() if v not in (0, None, {})}
         more: dict[str, Any] = {"usage": usage, "model_calls": model_calls}
         call = f"{info.kind} {info.name}"
         try:
             if outcome.error is None:
-                result = {"ok": replaced(outcome.value, _levels(info.kind))}
+                result = {"ok": replaced(outcome.value, _max_levels(info.kind))}
             else:
                 result = {"error": replaced(outcome.error.to_dict(), MAX_NESTING + ENVELOPE_LEVELS)}
             changed: dict[str, Any] = {
-                "state": replaced(outcome.state, _levels(info.kind) + CHANGE_LEVELS),
+                "state": replaced(outcome.state, _max_levels(info.kind) + CHANGE_LEVELS),
                 "artifacts": replaced(outcome.artifacts, MAX_NESTING + ENVELOPE_LEVELS),
             }
-            record = self._new_record(question, info, result, began_s, **changed, **more)
+            record = self._new_record(query, info, result, began_s, **changed, **more)
             text = record.to_json()
             size = len(text.encode())
             if size > self.max_record_bytes and outcome.error is not None:
-                # What the error says is worth more than that it said too much.
+                # A shortened error says more than an error about its size.
                 result["error"]["context"].pop("traceback", None)
                 result["error"]["message"] = result["error"]["message"][:SHORT_MESSAGE_CHARS]
-                record = self._new_record(question, info, result, began_s, **changed, **more)
+                record = self._new_record(query, info, result, began_s, **changed, **more)
                 text = record.to_json()
                 size = len(text.encode())
             if size <= self.max_record_bytes:
                 return record, text
             problem = f"the outcome of {call} has {size:,} bytes, {self.max_record_bytes:,} are allowed"
             not_stored: OpenAgentsError = StepTooLarge(
-                problem, hint="return less, or a reference to where the whole is"
+                problem, hint="return less, or a reference to the data"
             )
         except NestedTooDeeply as error:
             not_stored = too_deep(f"the outcome of {call}", error)
@@ -391,55 +402,55 @@ class Recorder:
                 f"the outcome of {call} is not JSON: {error}", hint="return plain JSON values"
             )
         not_stored.run_id = self.run_id
-        record = self._new_record(question, info, {"error": not_stored.to_dict()}, began_s, **more)
+        record = self._new_record(query, info, {"error": not_stored.to_dict()}, began_s, **more)
         return record, record.to_json()
 
     def _new_record(
-        self, question: Question, info: CallInfo, outcome: dict[str, Any], began_s: float, **more: Any
+        self, query: CallQuery, info: CallInfo, outcome: dict[str, Any], began_s: float, **more: Any
     ) -> Record:
         return Record(
-            info.call_key,
+            info.call_id,
             info.kind,
             info.name,
             outcome,
             life=self._life,
             took_ms=took_ms if (took_ms := round((self._loop.time() - began_s) * 1000)) > NO_TIME_MS else 0,
             v=self.rules.format,
-            **self.rules.identity(question),
+            **self.rules.identity(query),
             **more,
         )
 
-    def _told_cancelled(self, record: Record) -> Record:
-        """For later attempts: the call was recorded, but the program was told that it was cancelled."""
+    def _cancellation_of(self, record: Record) -> Record:
+        """A record for later attempts: the program cancelled this call, although its outcome is recorded."""
         outcome = {"cancelled": True}
         return Record(
             f"{record.call}!", "cancelled", record.name, outcome, life=self._life, v=self.rules.format
         )
 
-    def begin_journal(self, start: Record) -> None:
-        """The start of the run, checkpoint 0: the journal begins with it, before all other records."""
+    def set_start(self, start: Record) -> None:
+        """Set checkpoint 0, the first record of the journal. It is stored later, see `store_start`."""
         self._start = start
 
-    def start_is_prepared(self) -> None:
-        """The start is complete: it is stored together with what is written next."""
+    def store_start(self) -> None:
+        """Checkpoint 0 is complete: store it together with the next write."""
         if self._start is not None:
             start, self._start = self._start, None
-            _, saved = self._next_checkpoint(start)
-            self._ledger.begin(start.to_json(), saved)
+            _, saved = self._assign_checkpoint(start)
+            self._writer.defer_start(start.to_json(), saved)
 
     async def _commit(self, record: Record, text: str, events: list[Event]) -> None:
-        """Store a record, whatever becomes of the task that made the call."""
+        """Store a record, even if the task that made the call is cancelled."""
         try:
-            await self._store_unbroken(record, events, text)
+            await self._store_shielded(record, events, text)
             await self.rules.after_stored(record.took_ms)
         except asyncio.CancelledError:
             if self._latch.reason is None:
-                # It is stored, but the program is told that it was cancelled: replay must tell it the same.
-                await self._store_unbroken(self._told_cancelled(record), [])
+                # The outcome is stored, but the program sees a cancellation. Replay must show it the same.
+                await self._store_shielded(self._cancellation_of(record), [])
             raise
 
-    async def _store_unbroken(self, record: Record, events: list[Event], text: str = "") -> None:
-        """Store to the end; a cancellation that comes meanwhile is raised after it."""
+    async def _store_shielded(self, record: Record, events: list[Event], text: str = "") -> None:
+        """Store a record. A cancellation during the write is raised after the write."""
         storing = outside_runs(self._store(record, events, text), name=f"commit {self.run_id} {record.call}")
         try:
             await asyncio.shield(storing)
@@ -449,151 +460,169 @@ class Recorder:
             raise
 
     async def _store(self, record: Record, events: list[Event], text: str) -> None:
-        self.start_is_prepared()
-        self._ledger.end_deltas(record.call)
+        """Write a record with its events and the new usage of the run."""
+        self.store_start()
+        self._writer.end_deltas(record.call)
         usage = self.usage.plus(RunUsage(**record.usage)) if record.usage else self.usage
         if record.usage:
             events = [*events, ("usage.updated", {"usage": usage.model_dump(exclude_defaults=True)})]
         if not self._durable:
             self.usage = usage
             for event in events:
-                self._ledger.note(*event)
+                self._writer.emit(*event)
             return
-        position, saved = self._next_checkpoint(record)
+        position, saved = self._assign_checkpoint(record)
         self.usage = usage
-        await self._ledger.commit(position, text or record.to_json(), usage, [*events, saved])
+        await self._writer.commit(position, text or record.to_json(), usage, [*events, saved])
 
     # --- checks of the run's output ----------------------------------------------------------------------
 
-    def check_of_output(self, key: str) -> dict[str, Any] | None:
-        """What the check of this output gave in this attempt or an earlier one; None when it is to be made.
-        `key` is a digest of the output."""
+    def recorded_check(self, key: str) -> dict[str, Any] | None:
+        """The recorded result of the check of an output; None if it was not checked yet.
+
+        `key` is the digest of the output.
+        """
         return self._checks.get(key)
 
     def record_check(self, key: str, outcome: dict[str, Any]) -> None:
-        """Note what a check gave. What follows from it is stored after it; it costs no round trip."""
+        """Record the result of a check. It is stored with the next record, without a further round trip."""
         self._checks[key] = outcome
         if not self._durable or self.rules.format == BY_PLACE:
             return
-        self.start_is_prepared()
+        self.store_start()
         record = check_record(key, outcome, life=self._life)
-        position, saved = self._next_checkpoint(record)
-        self._ledger.add(position, record.to_json(), self.usage, saved)
+        position, saved = self._assign_checkpoint(record)
+        self._writer.defer_record(position, record.to_json(), self.usage, saved)
 
-    def _next_checkpoint(self, record: Record) -> tuple[int, Event]:
-        """Give the record its place; with it the event that tells of the checkpoint."""
+    def _assign_checkpoint(self, record: Record) -> tuple[int, Event]:
+        """Assign the next journal position. Returns it with the event `run.checkpoint_saved`."""
         position, self.position = self.position, self.position + 1
-        told = {
+        payload = {
             "checkpoint_id": f"{self.run_id}:step:{position}",
             "step_index": position,
             "transcript_length": self._transcript_length,
             "call_id": record.call,
         }
-        return position, ("run.checkpoint_saved", told)
+        return position, ("run.checkpoint_saved", payload)
 
     # --- replay ------------------------------------------------------------------------------------------
 
     def mismatch(self, problem: str) -> ReplayMismatch:
-        """The program went another way than it did before; nothing may be executed any more."""
-        kind, hint = ReplayMismatch, "chance and time must come from recorded calls; was the pattern changed?"
+        """The error for a program that contradicts its journal. From now on no call is executed."""
+        kind, hint = (
+            ReplayMismatch,
+            "only recorded calls may use the time or random numbers; was the pattern changed?",
+        )
         if self._definition_changed:
-            kind, hint = DefinitionChanged, "submit the run anew, or bring the agent's old definition back"
+            kind, hint = (
+                DefinitionChanged,
+                "submit the run again, or restore the previous definition of the agent",
+            )
         error = kind(problem, hint=hint, run_id=self.run_id)
         self.verdict = self.verdict or error
         return error
 
-    async def _replay(self, record: Record) -> Any:
-        for inner in self.rules.inside_of(record):
+    async def _answer_from(self, record: Record) -> Any:
+        """Return or raise the outcome of a record of an earlier attempt, and count its usage."""
+        for inner in self.rules.records_inside(record):
             self.usage = self.usage.plus(RunUsage(**inner.usage))
             self._on_record(inner)
         self.usage = self.usage.plus(RunUsage(**record.usage))
-        if self.rules.is_read:
-            for branch in list(self._held):
+        if self.rules.is_replayed:
+            for branch in list(self._held_events):
                 self._release_held(branch)
         await self._stop_if_latched()
-        return self._apply(record)
+        return self._answer_with(record)
 
-    def _apply(self, record: Record, made: OpenAgentsError | None = None) -> Any:
-        """Give the outcome that the record holds. `made` is the error from which it was recorded just now."""
+    def _answer_with(self, record: Record, made: OpenAgentsError | None = None) -> Any:
+        """Return or raise the outcome of a record. `made` is the original error of a call just made."""
         self._on_record(record)
         if "error" in record.outcome:
             error = error_from_wire(record.outcome["error"])
             if made is not None and made.code == error.code:
-                stand_for(error, original_of(made))
+                set_original(error, original_of(made))
             if isinstance(error, BudgetExhausted | MaxStepsExceeded):
-                self.verdict = error  # no pattern talks itself out of a budget
+                self.verdict = error  # a pattern cannot continue past a budget
             raise error
         return record.outcome.get("ok")
 
     # --- events of the pattern ---------------------------------------------------------------------------
 
-    def say(self, name: str, payload: Mapping[str, Any]) -> None:
-        """An event of the pattern. While its branch is replayed it is held back: it was said before.
+    def _emit_or_hold(self, name: str, payload: Mapping[str, Any]) -> None:
+        """Emit an event of the pattern; hold it back while its branch is replayed.
 
-        Raises `StepTooLarge`, in each attempt.
+        An event before a replayed call was emitted by an earlier attempt: it is dropped. Raises
+        `StepTooLarge`, in each attempt.
         """
-        if self.rules.is_read or self.rules.is_inside_a_call():
-            self._note_said(name, payload)
+        if self.rules.is_replayed or self.rules.is_inside_a_call():
+            self._emit_user_event(name, payload)
         else:
-            self._ledger.check_event(name, payload)
-            self._held[self.rules.branch()].append((name, payload))
+            self._writer.check_event(name, payload)
+            self._held_events[self.rules.branch()].append((name, payload))
 
     async def emit(self, name: str, payload: Mapping[str, Any]) -> None:
-        """As `say`, and wait where Redis has not taken the events before: a program that only emits must not
-        fill the worker's memory."""
-        self.say(name, payload)
-        if self._ledger.is_full:
-            await self._ledger.room()
+        """Emit an event of the pattern. Wait while too many events are queued. Raises `StepTooLarge`."""
+        self._emit_or_hold(name, payload)
+        if self._writer.is_full:
+            await self._writer.wait_for_space()
             await self._stop_if_latched()
 
     def _release_held(self, branch: str) -> None:
-        for event in self._held.pop(branch, ()):
-            self._note_said(*event)
+        """Emit the held events of a branch: it has left its recorded part."""
+        for event in self._held_events.pop(branch, ()):
+            self._emit_user_event(*event)
 
-    def _note_said(self, name: str, payload: Mapping[str, Any]) -> None:
-        self._ledger.emit(name, payload)
-        if name == "tool.failed":  # the model asked for a tool that there is not, for example
-            said: dict[str, Any] = {
+    def _emit_user_event(self, name: str, payload: Mapping[str, Any]) -> None:
+        self._writer.emit_user_event(name, payload)
+        if name == "tool.failed":  # for example, the model called a tool that does not exist
+            fields: dict[str, Any] = {
                 key: payload[key] for key in ("tool_id", "code", "message") if key in payload
             }
-            log.warning("tool.failed", run_id=self.run_id, **said)
+            log.warning("tool.failed", run_id=self.run_id, **fields)
 
     # --- the end of the attempt --------------------------------------------------------------------------
 
     async def _stop_if_latched(self) -> None:
-        """Where a latched run stops. While other calls may still end, this one waits, so that the program
-        sees nothing and cancels nobody; then it raises the latch."""
+        """Raise `RunLatched` if the run is latched.
+
+        If other calls may still end, wait for them first. An error in this call now would make the program
+        cancel them.
+        """
         if self._latch.reason is None:
             return
         if self._latch.lets_calls_end:
-            with self._blocking_outer_calls():
+            with self._outer_calls_blocked():
                 await self._stopping.wait()
         raise RunLatched(self._latch.reason)
 
-    async def quiet(self) -> None:
-        """Returns when no call is being made that may still end."""
-        await self._nothing_runs.wait()
+    async def wait_for_calls(self) -> None:
+        """Return when no call in progress can still end by itself."""
+        await self._no_call_can_end.wait()
 
-    def stop(self) -> None:
-        """Nothing is waited for any more: calls that run are cancelled, calls that wait raise the latch."""
+    def cancel_calls(self) -> None:
+        """Cancel the calls in progress; calls that wait for the stop raise `RunLatched`."""
         self._stopping.set()
-        for running in list(self._running):
-            running.task.cancel()
+        for call in list(self._in_progress):
+            call.task.cancel()
 
     async def check_all_read(self, part: str = "") -> None:
-        """Called when a part of the run has ended: records that nobody asked for are a mismatch."""
-        unread = await self.rules.unread_at_end(part)
-        if unread and self._latch.reason is None:
+        """Raises `ReplayMismatch` if a part of the run ended and records of it were not used."""
+        unused = await self.rules.unused_records(part)
+        if unused and self._latch.reason is None:
             raise self.mismatch(
-                f"the program ended without asking for {', '.join(unread[:3])}, which the journal holds"
+                f"the program ended without making calls that the journal holds: {', '.join(unused[:3])}"
             )
 
 
-def _levels(kind: str) -> int:
-    """Of lists and objects in what a call gives. A reply of a model and the view of a memory have arguments
-    and results of tools in them, which may have all levels themselves."""
+def _max_levels(kind: str) -> int:
+    """The nesting limit for the result of a kind of call.
+
+    A model's reply and a memory's view contain tool arguments and results, each of which may have
+    `MAX_NESTING` levels.
+    """
     return MAX_NESTING if kind == "tool" else MAX_NESTING + ENVELOPE_LEVELS
 
 
-def _counts(question: Question) -> int:
-    return 1 if question.kind in ("model", "http") else 0
+def _own_model_calls(query: CallQuery) -> int:
+    """1 for a call that is itself a model call, else 0."""
+    return 1 if query.kind in ("model", "http") else 0

@@ -1,6 +1,6 @@
-"""The registry. The only place that knows what a deployment has registered under names that requests may use.
+"""The registry: the only place that holds what a deployment has registered under names for requests.
 
-Plugins register when they are imported. Nothing is ever imported because a request says so.
+Plugins register when they are imported. A request never causes an import.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from pydantic import BaseModel
 from openagents_worker.errors import PluginLoadError
 from openagents_worker.suggest import did_you_mean
 
-__all__ = ["DEPS", "OUTPUTS", "Registered", "register_deps", "register_output"]
+__all__ = ["DEPS", "OUTPUTS", "NamedRegistry", "register_deps", "register_output"]
 
 T = TypeVar("T")
 
 
-class Registered(Generic[T]):
-    """Things of one kind by name. Registered again, the last one counts: a test replaces what it fakes."""
+class NamedRegistry(Generic[T]):
+    """Objects of one kind by name. A second registration replaces the first, so that tests can use fakes."""
 
     def __init__(self, kind: str, verb: str) -> None:
         self._kind, self._verb = kind, verb
         self._by_name: dict[str, T] = {}
 
-    def add(self, name: str, thing: T) -> None:
-        self._by_name[name] = thing
+    def add(self, name: str, value: T) -> None:
+        self._by_name[name] = value
 
     def get(self, name: str) -> T:
-        """What has that name. Raises `PluginLoadError` with a suggestion."""
+        """The object with this name. Raises `PluginLoadError` with a suggestion."""
         if name in self._by_name:
             return self._by_name[name]
         raise PluginLoadError(
@@ -38,16 +38,16 @@ class Registered(Generic[T]):
         )
 
 
-DEPS: Registered[Callable[[], Any]] = Registered("deps", "register_deps")
-OUTPUTS: Registered[type[BaseModel]] = Registered("outputs", "register_output")
+DEPS: NamedRegistry[Callable[[], Any]] = NamedRegistry("deps", "register_deps")
+OUTPUTS: NamedRegistry[type[BaseModel]] = NamedRegistry("outputs", "register_output")
 
 
 def register_deps(name: str, factory: Callable[[], Any]) -> None:
-    """Say what `context.deps` is in runs whose request has `deps=name`.
+    """Register the value of `context.deps` for runs whose request has `deps=name`.
 
-    The factory is called once for each attempt at a run, an async one on the event loop, another one in a
-    thread. Where it gives a context manager, async or not, that is entered before the attempt and left after
-    it, with the error that ended it. What a factory raises is tried again like a call that failed.
+    The factory is called once per attempt: an async function on the event loop, any other in a thread. If it
+    returns a context manager, async or not, the manager is entered before the attempt and exited after it,
+    with the error that ended it. If the factory raises an error, the run is retried like after a failed call.
 
     >>> register_deps("shop", lambda: {"currency": "EUR"})
     """
@@ -55,7 +55,7 @@ def register_deps(name: str, factory: Callable[[], Any]) -> None:
 
 
 def register_output(name: str, model: type[BaseModel]) -> None:
-    """Say what answer is wanted of runs whose request has `output_type=name`.
+    """Register the output type of runs whose request has `output_type=name`.
 
     >>> class Verdict(BaseModel):
     ...     guilty: bool

@@ -1,8 +1,8 @@
-"""Replay: which recorded call answers which call. The only place that knows the rules.
+"""Replay by content: the only place that decides which record answers which call. See docs/replay.md.
 
-A recorded call is answered by what it asks. Its own node's records go first; another node's record is taken
-only when that node cannot come for it any more; answers are handed out in the order in which they were
-recorded. Whoever contradicts what is recorded executes nothing.
+A recorded call is identified by its content. The records of its own node are used first. A record of another
+node is used only if that node cannot ask for it any more. Outcomes are returned in the order in which they
+were recorded. If a call contradicts the journal, nothing is executed.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from openagents_worker.runtime.call_ids import (
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch
 from openagents_worker.runtime.prompts import PromptDigests
-from openagents_worker.runtime.rules import REMEMBER, Question, ReplayContradiction, Rules
-from openagents_worker.runtime.turns import Turns, resolve
+from openagents_worker.runtime.rules import REMEMBER, CallQuery, ReplayContradiction, Rules
+from openagents_worker.runtime.turns import OutcomeOrder, resolve
 from openagents_worker.store.formats import BY_CONTENT
 
 __all__ = ["ReplayByContent"]
 
-QUIET_S = 5.0  # a run in which nothing has moved for so long waits for nobody who is still to come
-SLACK_S = 0.02  # a call whose answer came at once is still given a moment
+QUIET_S = 5.0  # after so long without progress, a call no longer waits for other nodes
+SLACK_S = 0.02  # added to the recorded duration of a call that replay waits for
 
-CORE_DIGITS = 12  # a prompt's core is only asked for where its content is not found
+CORE_DIGITS = 12  # a shorter digest is enough: the core is only used if the content is not found
 
 OWN_KINDS = frozenset({"now"})
-"""Kinds of calls whose arguments say nothing: no other node's record ever answers them."""
+"""Kinds of calls without meaningful arguments. A record of another node never answers them."""
 MODEL_KINDS = frozenset({"model", "http"})
-"""Kinds of calls whose arguments are a prompt, which may hold what is not recorded: a date, a template."""
+"""Kinds of calls whose argument is a prompt. It can contain data that is not recorded, such as a date."""
 
 
 @dataclass(slots=True, eq=False)
-class _ContentQuestion(Question):
-    """A call at its entry, with the frame in which it is made."""
+class _ContentQuery(CallQuery):
+    """A call that begins, with the frame in which it is made."""
 
     frame: Frame
     takes_over: str = ""
-    """The id of a begun call whose node cannot come for it any more."""
+    """The id of an unfinished call of another node that this call continues."""
 
     @property
     def node(self) -> Node:
@@ -58,22 +58,22 @@ class _ContentQuestion(Question):
 
 @dataclass(slots=True, eq=False)
 class _OpenCall:
-    """A call that was begun and has no record of its own, but something of it is stored."""
+    """An unfinished call of an earlier attempt: calls inside it are recorded, but not its outcome."""
 
     id: str
     kind: str
     node: str
     scope: str
     is_begun: bool = True
-    """False for one that ended badly in an earlier life: it is made again where it is asked for, and nothing
-    asks for it where the program goes another way now."""
+    """False for a call that failed in an earlier life. It is made again if the program makes it; it is not a
+    contradiction if the program does not."""
 
 
 ALONE = "alone"
 
 
 class ReplayByContent(Rules):
-    """The records of a run's earlier attempts, and what this attempt has asked of them so far."""
+    """The records of earlier attempts of a run, and which of them this attempt has used."""
 
     format = BY_CONTENT
 
@@ -84,76 +84,79 @@ class ReplayByContent(Rules):
         self._loop = asyncio.get_running_loop()
         self._nodes = Nodes(self._on_node_end)
         self._prompts = PromptDigests()
-        self._unread: dict[str, Record] = {}
-        self._by: dict[tuple[str, ...], dict[str, Record]] = defaultdict(dict)
-        self._inside: dict[str, list[Record]] = defaultdict(list)
-        self._told_cancelled: set[str] = set()
-        self._open: dict[str, dict[str, _OpenCall]] = defaultdict(dict)
-        self._tried: dict[str, list[str]] = defaultdict(list)
+        self._unused: dict[str, Record] = {}
+        self._by_key: dict[tuple[str, ...], dict[str, Record]] = defaultdict(dict)
+        self._inside_call: dict[str, list[Record]] = defaultdict(list)
+        self._cancelled_after_record: set[str] = set()
+        self._open_calls: dict[str, dict[str, _OpenCall]] = defaultdict(dict)
+        self._tries_facts: dict[str, list[str]] = defaultdict(list)
         self._tries = dict(tries)
-        self._ids = _Ids()
+        self._ids = _CallIdNumbering()
         self._ended_nodes: set[str] = set()
-        self._given_up: set[str] = set()
-        self._moved_s = self._loop.time()
+        self._abandoned_nodes: set[str] = set()
+        self._last_progress_s = self._loop.time()
         self._in_flight = 0
         self._waiting: dict[Hashable, list[asyncio.Future[None]]] = defaultdict(list)
-        self._turns = Turns(self._loop, ())
+        self._order = OutcomeOrder(self._loop, ())
         self._load(records, life)
         latch.is_set.add_done_callback(lambda _: self._wake_all())
 
     # --- loading -----------------------------------------------------------------------------------------
 
     def _load(self, records: Iterable[Record], life: int) -> None:
+        """Sort the records of earlier attempts: to be replayed, inside other calls, or to be made again."""
         stored: dict[str, Record] = {}
         for record in records:
             if record.call.endswith("!"):
-                self._told_cancelled.add(record.call[:-1])
+                self._cancelled_after_record.add(record.call[:-1])
                 continue
-            if record.call in stored:  # a later record of a call takes the place of an earlier one
+            if record.call in stored:  # a later record of a call replaces an earlier one
                 del stored[record.call]
-                self._told_cancelled.discard(record.call)
+                self._cancelled_after_record.discard(record.call)
             stored[record.call] = record
-        reopened = _reopened(stored.values(), life)
+        reopened = _reopened_calls(stored.values(), life)
         ended = stored.keys() - reopened
-        undelivered = []
+        positions = []
         for call, record in stored.items():
-            self._ids.take(call)
+            self._ids.mark_used(call)
             self._open_outer_calls(record, stored.keys())
             enclosing = [outer.id for outer in record.outer if outer.id in ended]
             if call in reopened:
                 self._add_open(_OpenCall(call, record.kind, record.node, record.scope, is_begun=False))
-            elif enclosing:  # read together with the call that it was made in
+            elif enclosing:  # replayed together with the call in which it was made
                 for outer in enclosing:
-                    self._inside[outer].append(record)
+                    self._inside_call[outer].append(record)
             else:
                 self._add(record)
-                if not self._is_told_cancelled(record):
-                    undelivered.append(record.position)
+                if not self._was_cancelled(record):
+                    positions.append(record.position)
         self._load_tries(ended)
-        self._turns = Turns(self._loop, undelivered)
+        self._order = OutcomeOrder(self._loop, positions)
 
     def _open_outer_calls(self, record: Record, stored: Collection[str]) -> None:
+        """Add the enclosing calls without a record: they were in progress when their attempt ended."""
         scope = ""
         for outer in record.outer:
             if outer.id not in stored:
-                self._ids.take(outer.id)
+                self._ids.mark_used(outer.id)
                 self._add_open(_OpenCall(outer.id, outer.kind, outer.node, scope))
             scope = outer.id
 
     def _load_tries(self, ended: Collection[str]) -> None:
+        """Index the retry counts of calls that have no final record."""
         for fact in self._tries:
             call, kind, node = _parse_tries(fact)
             if kind and call not in ended:
-                self._tried[f"{kind}\n{node}\n{name_of(call)}"].append(fact)
-                self._tried[call].append(fact)
+                self._tries_facts[f"{kind}\n{node}\n{name_of(call)}"].append(fact)
+                self._tries_facts[call].append(fact)
 
     def _add(self, record: Record) -> None:
-        self._unread[record.call] = record
+        self._unused[record.call] = record
         for key in _keys(record):
-            self._by[key][record.call] = record
+            self._by_key[key][record.call] = record
 
     def _add_open(self, call: _OpenCall) -> None:
-        self._open[content_of(call.id)].setdefault(call.id, call)
+        self._open_calls[content_of(call.id)].setdefault(call.id, call)
 
     # --- entering ----------------------------------------------------------------------------------------
 
@@ -163,335 +166,344 @@ class ReplayByContent(Rules):
     def end(self) -> None:
         self._nodes.end()
 
-    def prompt(self, given: Mapping[str, Any]) -> tuple[str, str]:
-        frame = self._nodes.here()
-        return self._prompts.of(given, frame.node.prompts, frame.scope)
+    def prompt(self, arguments: Mapping[str, Any]) -> tuple[str, str]:
+        frame = self._nodes.current_frame()
+        return self._prompts.digests_of(arguments, frame.node.prompts, frame.scope)
 
-    def enter(self, kind: str, name: str, digest: str, core: str = "") -> _ContentQuestion:
-        frame = self._nodes.here()
+    def enter(self, kind: str, name: str, digest: str, core: str = "") -> _ContentQuery:
+        frame = self._nodes.current_frame()
         scope = frame.scope
         ordinal = frame.model_calls
         if kind in MODEL_KINDS:
             frame.model_calls += 1
-        self._moved()
+        self._note_progress()
         content = content_digest(scope, kind, name, digest)
         core_content = content_digest(scope, kind, name, core)[:CORE_DIGITS] if core else ""
-        return _ContentQuestion(kind, name, content, core_content, frame.node.path, ordinal, frame)
+        return _ContentQuery(kind, name, content, core_content, frame.node.path, ordinal, frame)
 
     def branch(self) -> str:
-        return self._nodes.here().node.path
+        return self._nodes.current_frame().node.path
 
     def is_inside_a_call(self) -> bool:
-        return bool(self._nodes.here().outer)
+        return bool(self._nodes.current_frame().outer)
 
     @property
-    def is_read(self) -> bool:
-        return not any(not self._is_told_cancelled(record) for record in self._unread.values())
+    def is_replayed(self) -> bool:
+        return not any(not self._was_cancelled(record) for record in self._unused.values())
 
     # --- answering ---------------------------------------------------------------------------------------
 
-    async def find(self, question: _ContentQuestion) -> Record | None:
-        """The record that answers the call; None when it is to be made.
+    async def find(self, query: _ContentQuery) -> Record | None:
+        """The record that answers the call; None if the call must be made.
 
-        Waits while another node may still come for the record. Raises `ReplayContradiction`.
+        Waits while another node may still ask for the record. Raises `ReplayContradiction`.
         """
-        if not self._unread and not self._open:
+        if not self._unused and not self._open_calls:
             return None
-        for level, digest in (("content", question.content), ("core", question.core)):
+        for level, digest in (("content", query.content), ("core", query.core)):
             if not digest:
                 continue
-            own = _first(self._by.get((level, digest, question.branch)))
+            own = _first_value(self._by_key.get((level, digest, query.branch)))
             if own is not None:
                 return self._take(own)
-            if question.kind in OWN_KINDS:
+            if query.kind in OWN_KINDS:
                 return None
-            if level == "content" and self._own_open(question) is not None:
+            if level == "content" and self._open_call_of_node(query) is not None:
                 return None
-            other = await self._another_nodes((level, digest), question)
+            other = await self._find_of_other_node((level, digest), query)
             if other is not None:
                 return other
-        await self._wait_for_begun(question)
-        return await self._changed_or_contradicted(question)
+        await self._take_over_begun_call(query)
+        return await self._find_changed_or_contradict(query)
 
-    async def _another_nodes(self, key: tuple[str, str], question: _ContentQuestion) -> Record | None:
-        """Another node's record, once that node cannot come for it any more."""
-        if key in self._by and self._by[key] and self._next_own(question) is not None:
-            self._set_adrift(question.node)
-        while (record := self._first_other(key)) is not None:
-            if not self._is_free(record, question):
+    async def _find_of_other_node(self, key: tuple[str, str], query: _ContentQuery) -> Record | None:
+        """A record of another node. Waits until that node cannot ask for it any more."""
+        if key in self._by_key and self._by_key[key] and self._next_unused_of_node(query) is not None:
+            self._mark_diverged(query.node)
+        while (record := self._first_record(key)) is not None:
+            if not self._is_available(record, query):
                 keys = [("taken", record.call), ("node", record.node), ALONE]
                 waited = record
 
                 def is_settled(waited: Record = waited) -> bool:
-                    return waited.call not in self._unread or self._is_free(waited, question)
+                    return waited.call not in self._unused or self._is_available(waited, query)
 
-                if not await self._until(is_settled, keys):
+                if not await self._wait_until(is_settled, keys):
                     if self._latch.reason is not None:
                         return None
-                    self._given_up.add(record.node)
-            if record.call in self._unread:
+                    self._abandoned_nodes.add(record.node)
+            if record.call in self._unused:
                 return self._take(record)
         return None
 
-    async def _wait_for_begun(self, question: _ContentQuestion) -> None:
-        """A call of this content that another node has begun is taken over once that node cannot come."""
-        while (begun := self._first_begun(question)) is not None:
+    async def _take_over_begun_call(self, query: _ContentQuery) -> None:
+        """Continue an unfinished call of another node. Waits until that node cannot ask for it any more."""
+        while (begun := self._first_begun_call(query)) is not None:
             waited = begun
 
             def is_settled(waited: _OpenCall = waited) -> bool:
-                return not self._is_open(waited.id) or self._is_free(waited, question)
+                return not self._is_open(waited.id) or self._is_available(waited, query)
 
             keys = [("taken", begun.id), ("node", begun.node), ALONE]
-            if not await self._until(is_settled, keys):
+            if not await self._wait_until(is_settled, keys):
                 if self._latch.reason is not None:
                     return
-                self._given_up.add(begun.node)
+                self._abandoned_nodes.add(begun.node)
             if self._is_open(begun.id):
-                question.takes_over = begun.id
+                query.takes_over = begun.id
                 return
 
-    def _first_begun(self, question: _ContentQuestion) -> _OpenCall | None:
-        calls = self._open.get(question.content)
-        if not calls or self._own_open(question) is not None:
+    def _first_begun_call(self, query: _ContentQuery) -> _OpenCall | None:
+        """The first unfinished call with this content of another node."""
+        calls = self._open_calls.get(query.content)
+        if not calls or self._open_call_of_node(query) is not None:
             return None
         return next((call for call in calls.values() if call.is_begun), None)
 
-    def _first_other(self, key: tuple[str, str]) -> Record | None:
-        """Those that were cancelled come last."""
-        found = self._by.get(key)
+    def _first_record(self, key: tuple[str, str]) -> Record | None:
+        """The first record under a key; cancelled ones come last."""
+        found = self._by_key.get(key)
         if not found:
             return None
-        return next((record for record in found.values() if not record.is_cancelled), _first(found))
+        return next((record for record in found.values() if not record.is_cancelled), _first_value(found))
 
-    def _is_free(self, record: Record | _OpenCall, question: _ContentQuestion) -> bool:
-        """Whether the node that made it cannot come for it any more."""
+    def _is_available(self, record: Record | _OpenCall, query: _ContentQuery) -> bool:
+        """Whether the node of the record is the own node, or cannot ask for the record any more."""
         return (
-            record.node == question.branch
-            or record.node in self._given_up
+            record.node == query.branch
+            or record.node in self._abandoned_nodes
             or record.node in self._ended_nodes
-            or self._nodes.is_alone(question.node)
+            or self._nodes.is_alone(query.node)
         )
 
-    async def _changed_or_contradicted(self, question: _ContentQuestion) -> Record | None:
-        own = self._next_own(question)
-        if own is None or self._open_for(question) is not None:
+    async def _find_changed_or_contradict(self, query: _ContentQuery) -> Record | None:
+        """The next record of the node if only its prompt changed. Raises `ReplayContradiction`."""
+        own = self._next_unused_of_node(query)
+        if own is None or self._open_call_for(query) is not None:
             return None
-        alone = self._nodes.is_alone(question.node)
+        alone = self._nodes.is_alone(query.node)
         if (
             alone
             and isinstance(own, Record)
-            and question.kind == own.kind
+            and query.kind == own.kind
             and own.kind in MODEL_KINDS
-            and question.name == own.name
+            and query.name == own.name
         ):
             return self._take(own)
-        if question.node.adrift:
+        if query.node.has_diverged:
             return None
-        self._set_adrift(question.node)
+        self._mark_diverged(query.node)
         if not alone:
             call_id = own.call if isinstance(own, Record) else own.id
 
             def is_taken() -> bool:
-                return call_id not in self._unread and not self._is_open(call_id)
+                return call_id not in self._unused and not self._is_open(call_id)
 
             keys = [("taken", call_id), ALONE]
-            await self._until(lambda: is_taken() or self._nodes.is_alone(question.node), keys)
+            await self._wait_until(lambda: is_taken() or self._nodes.is_alone(query.node), keys)
             if is_taken() or self._latch.reason is not None:
                 return None
         raise ReplayContradiction(
-            f"the program asks for {question.kind} {question.name} at {question.branch or 'the pattern'}, "
+            f"the program makes the call {query.kind} {query.name} in {query.branch or 'the pattern'}, "
             f"where the journal holds {_described(own)}"
         )
 
-    def _next_own(self, question: _ContentQuestion) -> Record | _OpenCall | None:
-        """The node's first unread record in this scope that was not cancelled, or its first open call."""
-        scope = question.frame.scope
-        records = self._by.get(("node", question.branch, scope), {})
+    def _next_unused_of_node(self, query: _ContentQuery) -> Record | _OpenCall | None:
+        """The first unused record of this node and scope that was not cancelled, or its first open call."""
+        scope = query.frame.scope
+        records = self._by_key.get(("node", query.branch, scope), {})
         record = next((each for each in records.values() if not each.is_cancelled), None)
-        if record is not None or not self._open:
+        if record is not None or not self._open_calls:
             return record
-        for calls in self._open.values():
+        for calls in self._open_calls.values():
             for call in calls.values():
-                if call.is_begun and call.node == question.branch and call.scope == scope:
+                if call.is_begun and call.node == query.branch and call.scope == scope:
                     return call
         return None
 
-    def _own_open(self, question: _ContentQuestion) -> _OpenCall | None:
-        calls = self._open.get(question.content)
+    def _open_call_of_node(self, query: _ContentQuery) -> _OpenCall | None:
+        """The unfinished call with this content that the query's own node began."""
+        calls = self._open_calls.get(query.content)
         if not calls:
             return None
-        return next((call for call in calls.values() if call.node == question.branch), None)
+        return next((call for call in calls.values() if call.node == query.branch), None)
 
     def _is_open(self, call_id: str) -> bool:
-        return call_id in self._open.get(content_of(call_id), {})
+        return call_id in self._open_calls.get(content_of(call_id), {})
 
-    def _is_forgiven(self, call_id: str) -> bool:
-        """Whether nobody needs to ask for the call, nor for what is inside: it failed in an earlier life."""
-        call = self._open.get(content_of(call_id), {}).get(call_id) if call_id else None
+    def _may_stay_unused(self, call_id: str) -> bool:
+        """Whether the call failed in an earlier life. Then it and the calls inside it need not be made."""
+        call = self._open_calls.get(content_of(call_id), {}).get(call_id) if call_id else None
         return call is not None and not call.is_begun
 
-    def _set_adrift(self, node: Node) -> None:
-        if not node.adrift:
-            node.adrift = True
+    def _mark_diverged(self, node: Node) -> None:
+        """Note that a node made another call than recorded: others may use its records."""
+        if not node.has_diverged:
+            node.has_diverged = True
             self._ended_nodes.add(node.path)
             self._wake(("node", node.path))
 
     def _take(self, record: Record) -> Record:
-        del self._unread[record.call]
+        """Remove a record from the unused ones. It answers a call now."""
+        del self._unused[record.call]
         for key in _keys(record):
-            del self._by[key][record.call]
-            if not self._by[key]:
-                del self._by[key]
+            del self._by_key[key][record.call]
+            if not self._by_key[key]:
+                del self._by_key[key]
         self._wake(("taken", record.call))
         return record
 
-    def inside_of(self, record: Record) -> Sequence[Record]:
-        return self._inside.pop(record.call, ())
+    def records_inside(self, record: Record) -> Sequence[Record]:
+        return self._inside_call.pop(record.call, ())
 
     def _reopen_inside(self, record: Record) -> None:
-        """A call is made again that was cancelled: what was recorded inside it answers inside it."""
+        """A cancelled call is made again. Calls recorded inside it now answer calls inside it."""
         depth = len(record.outer) + 1
-        for inner in self._inside.pop(record.call, ()):
-            if not any(outer.id in self._inside for outer in inner.outer[depth:]):
+        for inner in self._inside_call.pop(record.call, ()):
+            if not any(outer.id in self._inside_call for outer in inner.outer[depth:]):
                 self._add(inner)
 
-    # --- handing out -------------------------------------------------------------------------------------
+    # --- order of outcomes -------------------------------------------------------------------------------
 
-    async def hand_out(self, question: _ContentQuestion, record: Record) -> bool:
-        """Wait until it is the record's turn; False when the call is to be made again.
+    async def wait_for_turn(self, query: _ContentQuery, record: Record) -> bool:
+        """Wait for the turn of the record. Returns False if the call must be made again.
 
-        A call that the program cancelled waits to be cancelled again.
+        A call that the program had cancelled waits until it is cancelled again.
         """
-        self._moved()
-        if self._is_told_cancelled(record):
-            await self._until(lambda: False, (), at_most_s=record.took_ms / 1000 + QUIET_S)
+        self._note_progress()
+        if self._was_cancelled(record):
+            await self._wait_until(lambda: False, (), at_most_s=record.took_ms / 1000 + QUIET_S)
             if record.is_cancelled and self._latch.reason is None:
                 self._reopen_inside(record)
                 return False
             return True
-        question.frame.model_calls += record.model_calls
-        alone = self._nodes.is_alone(question.node)
-        await self._turns.of(record.position, self._bound_s(record.took_ms), settle=not alone)
-        self._moved()
+        query.frame.model_calls += record.model_calls
+        alone = self._nodes.is_alone(query.node)
+        await self._order.wait_for(record.position, self._bound_s(record.took_ms), settle=not alone)
+        self._note_progress()
         return True
 
     async def after_stored(self, took_ms: int) -> None:
-        """A new answer, too, is given after those that were recorded before it."""
-        self._moved()
-        if not self._turns.are_over:
-            await self._turns.after_all(self._bound_s(took_ms))
+        """Wait until the recorded outcomes were returned: a new outcome comes after them."""
+        self._note_progress()
+        if not self._order.are_over:
+            await self._order.wait_for_all(self._bound_s(took_ms))
 
     def _bound_s(self, took_ms: int) -> float:
+        """How long other calls may wait for a call that took so long when it was made."""
         return min(took_ms / 1000 + SLACK_S, QUIET_S)
 
-    def _is_told_cancelled(self, record: Record) -> bool:
-        return record.is_cancelled or record.call in self._told_cancelled
+    def _was_cancelled(self, record: Record) -> bool:
+        """Whether the program saw a cancellation of this call, with or without a recorded outcome."""
+        return record.is_cancelled or record.call in self._cancelled_after_record
 
     # --- making ------------------------------------------------------------------------------------------
 
-    def claim_id(self, question: _ContentQuestion, again: Record | None = None) -> str:
+    def assign_id(self, query: _ContentQuery, again: Record | None = None) -> str:
         if again is not None:
             return again.call
-        call = self._open_for(question)
+        call = self._open_call_for(query)
         if call is not None:
-            calls = self._open[question.content]
+            calls = self._open_calls[query.content]
             del calls[call.id]
             if not calls:
-                del self._open[question.content]
+                del self._open_calls[query.content]
             self._wake(("taken", call.id))
             return call.id
-        return self._ids.new(question.name, question.content)
+        return self._ids.next_id(query.name, query.content)
 
-    def _open_for(self, question: _ContentQuestion) -> _OpenCall | None:
-        """The open call that this one is: its node's own, one it takes over, or one of an earlier life."""
-        if not self._open:
+    def _open_call_for(self, query: _ContentQuery) -> _OpenCall | None:
+        """The open call that this call continues: of its own node, of another node, or of an earlier life."""
+        if not self._open_calls:
             return None
-        calls = self._open.get(question.content, {})
-        own = self._own_open(question) or calls.get(question.takes_over)
+        calls = self._open_calls.get(query.content, {})
+        own = self._open_call_of_node(query) or calls.get(query.takes_over)
         return own or next((call for call in calls.values() if not call.is_begun), None)
 
-    def inside(self, question: _ContentQuestion, call_id: str) -> AbstractContextManager[Frame]:
-        outer = OuterCall(call_id, question.kind, question.branch)
-        return self._nodes.inside(question.frame, outer)
+    def inside(self, query: _ContentQuery, call_id: str) -> AbstractContextManager[Frame]:
+        outer = OuterCall(call_id, query.kind, query.branch)
+        return self._nodes.inside(query.frame, outer)
 
-    def begun(self) -> None:
+    def call_begins(self) -> None:
         self._in_flight += 1
-        self._moved()
+        self._note_progress()
 
-    def ended(self) -> None:
+    def call_ended(self) -> None:
         self._in_flight -= 1
-        self._moved()
+        self._note_progress()
 
-    def tries_fact(self, question: _ContentQuestion, call_id: str) -> str:
-        return f"{call_id}\n{question.kind}\n{question.branch}"
+    def tries_fact(self, query: _ContentQuery, call_id: str) -> str:
+        return f"{call_id}\n{query.kind}\n{query.branch}"
 
-    def failed_tries(self, question: _ContentQuestion, call_id: str) -> int:
-        """How often this call has failed and was put off; for another prompt than before, the old one's."""
-        if not self._tried:
+    def failed_tries(self, query: _ContentQuery, call_id: str) -> int:
+        """How often this call was retried later. A model call with a new prompt inherits the count."""
+        if not self._tries_facts:
             return 0
-        facts = self._tried.get(call_id)
-        if facts is None and question.kind in MODEL_KINDS:
-            facts = self._tried.get(f"{question.kind}\n{question.branch}\n{question.name}")
+        facts = self._tries_facts.get(call_id)
+        if facts is None and query.kind in MODEL_KINDS:
+            facts = self._tries_facts.get(f"{query.kind}\n{query.branch}\n{query.name}")
         return sum(self._tries[fact] for fact in facts or ())
 
-    def identity(self, question: _ContentQuestion) -> dict[str, Any]:
+    def identity(self, query: _ContentQuery) -> dict[str, Any]:
         return {
-            "node": question.branch,
-            "outer": question.frame.outer,
-            "core": question.core,
+            "node": query.branch,
+            "outer": query.frame.outer,
+            "core": query.core,
         }
 
     # --- the end -----------------------------------------------------------------------------------------
 
-    async def unread_at_end(self, part: str) -> list[str]:
-        """What the program has not asked for although it is recorded; tasks that live on may still do so."""
+    async def unused_records(self, part: str) -> list[str]:
+        """The recorded calls that the program has not made. Waits while other tasks may still make them."""
 
         def left() -> list[str]:
-            unread = [
+            unused = [
                 f"{record.kind} {record.name} ({record.call})"
-                for record in self._unread.values()
-                if not self._is_told_cancelled(record)
-                and _is_of(record.node, part)
-                and not any(self._is_forgiven(outer.id) for outer in record.outer)
+                for record in self._unused.values()
+                if not self._was_cancelled(record)
+                and _belongs_to(record.node, part)
+                and not any(self._may_stay_unused(outer.id) for outer in record.outer)
             ]
             opened = [
                 f"{call.kind} {name_of(call.id)} ({call.id})"
-                for calls in self._open.values()
+                for calls in self._open_calls.values()
                 for call in calls.values()
-                if call.is_begun and _is_of(call.node, part) and not self._is_forgiven(call.scope)
+                if call.is_begun and _belongs_to(call.node, part) and not self._may_stay_unused(call.scope)
             ]
-            return unread + opened
+            return unused + opened
 
-        root = self._nodes.here().node
+        root = self._nodes.current_frame().node
         if left() and not self._nodes.is_alone(root):
-            await self._until(lambda: not left() or self._nodes.is_alone(root), [ALONE], look_again=True)
+            await self._wait_until(
+                lambda: not left() or self._nodes.is_alone(root), [ALONE], check_on_progress=True
+            )
         return left()
 
     # --- waiting -----------------------------------------------------------------------------------------
 
-    def _moved(self) -> None:
-        """Something of the run has moved; of interest while a record may still be asked for."""
-        if self._unread or self._open:
-            self._moved_s = self._loop.time()
+    def _note_progress(self) -> None:
+        """Note the time of this progress. It only matters while records are unused."""
+        if self._unused or self._open_calls:
+            self._last_progress_s = self._loop.time()
 
-    async def _until(
+    async def _wait_until(
         self,
-        is_true: Callable[[], bool],
+        condition: Callable[[], bool],
         keys: Sequence[Hashable],
         *,
         at_most_s: float | None = None,
-        look_again: bool = False,
+        check_on_progress: bool = False,
     ) -> bool:
-        """Whether it became true; False when the run is quiet, latched, or `at_most_s` is over.
+        """Wait for a condition. False if the run is latched or makes no progress, or after `at_most_s`.
 
-        It is looked at again when one of `keys` is woken, and with `look_again` whenever a record is taken.
+        The condition is checked when one of `keys` is woken; with `check_on_progress`, when any key is.
         """
         began_s = self._loop.time()
-        if look_again:
+        if check_on_progress:
             keys = [*keys, "any"]
-        while not is_true():
+        while not condition():
             now_s = self._loop.time()
-            left_s = QUIET_S if self._in_flight else self._moved_s + QUIET_S - now_s
+            left_s = QUIET_S if self._in_flight else self._last_progress_s + QUIET_S - now_s
             if at_most_s is not None:
                 left_s = min(left_s, began_s + at_most_s - now_s)
             if left_s <= 1e-6 or self._latch.reason is not None:
@@ -500,6 +512,7 @@ class ReplayByContent(Rules):
         return True
 
     async def _wait_for(self, keys: Sequence[Hashable], at_most_s: float) -> None:
+        """Wait until one of the keys is woken, at most `at_most_s` seconds."""
         waiting: asyncio.Future[None] = self._loop.create_future()
         for key in (*keys, "latch"):
             self._waiting[key].append(waiting)
@@ -509,47 +522,49 @@ class ReplayByContent(Rules):
         finally:
             timer.cancel()
             for key in (*keys, "latch"):
-                among = self._waiting.get(key)
-                if among is not None:
-                    if waiting in among:
-                        among.remove(waiting)
-                    if not among:
+                futures = self._waiting.get(key)
+                if futures is not None:
+                    if waiting in futures:
+                        futures.remove(waiting)
+                    if not futures:
                         del self._waiting[key]
 
     def _wake(self, key: Hashable) -> None:
-        self._moved()
+        """Wake the calls that wait for this key."""
+        self._note_progress()
         for each in (key, "any"):
             for waiting in self._waiting.get(each, ()):
                 resolve(waiting)
 
     def _wake_all(self) -> None:
-        for among in self._waiting.values():
-            for waiting in among:
+        for futures in self._waiting.values():
+            for waiting in futures:
                 resolve(waiting)
-        self._turns.give_up()
+        self._order.give_up()
 
     def _on_node_end(self, node: Node) -> None:
-        if self._unread or self._open:
+        """A task of the run is done: wake the calls that wait for its node."""
+        if self._unused or self._open_calls:
             self._ended_nodes.add(node.path)
             self._wake(("node", node.path))
             if len(self._nodes.living) <= 1:
                 self._wake(ALONE)
 
 
-class _Ids:
-    """Which numbers the calls of each content have; a number is given once."""
+class _CallIdNumbering:
+    """Assigns call ids. The calls with the same content are numbered; each number is used once."""
 
     def __init__(self) -> None:
         self._taken: dict[str, int] = {}
         self._beyond: dict[str, set[int]] = {}
 
-    def take(self, call_id: str) -> None:
-        """This id is used: by a record, or by a call that is open."""
+    def mark_used(self, call_id: str) -> None:
+        """Mark an id as used, by a record or by an open call."""
         parts = call_id.rsplit(":", 2)
         if len(parts) == 3:
             self._add(parts[1], int(parts[2]))
 
-    def new(self, name: str, content: str) -> str:
+    def next_id(self, name: str, content: str) -> str:
         number = self._taken.get(content, 0) + 1
         self._add(content, number)
         return f"{name}:{content}:{number}"
@@ -568,7 +583,7 @@ class _Ids:
 
 
 def _keys(record: Record) -> Iterator[tuple[str, ...]]:
-    """Under which a record is looked up."""
+    """The keys under which a record can be found."""
     content = content_of(record.call)
     yield ("content", content)
     yield ("content", content, record.node)
@@ -578,13 +593,16 @@ def _keys(record: Record) -> Iterator[tuple[str, ...]]:
     yield ("node", record.node, record.scope)
 
 
-def _first(records: Mapping[str, Record] | None) -> Record | None:
+def _first_value(records: Mapping[str, Record] | None) -> Record | None:
     return next(iter(records.values()), None) if records else None
 
 
-def _reopened(records: Iterable[Record], life: int) -> set[str]:
-    """What ended an earlier life is no answer in this one: errors and cancellations after which neither their
-    node nor a parent of it recorded anything. What something followed was survived, and stays as it is."""
+def _reopened_calls(records: Iterable[Record], life: int) -> set[str]:
+    """The ids of the calls that ended an earlier life. They are made again in this life.
+
+    These are errors and cancellations after which neither their node nor one of its parents recorded
+    anything. If something followed, the program had handled the error, and it is replayed.
+    """
     went_on: set[str] = set()
     reopened: set[str] = set()
     for record in reversed(list(records)):
@@ -592,7 +610,7 @@ def _reopened(records: Iterable[Record], life: int) -> set[str]:
         if (
             record.life < life
             and ended_badly
-            and not any(path in went_on for path in _with_parents(record.node))
+            and not any(path in went_on for path in _path_and_parents(record.node))
         ):
             reopened.add(record.call)
         else:
@@ -600,19 +618,20 @@ def _reopened(records: Iterable[Record], life: int) -> set[str]:
     return reopened
 
 
-def _with_parents(path: str) -> Iterator[str]:
+def _path_and_parents(path: str) -> Iterator[str]:
     yield path
     while "/" in path:
         path = path.rpartition("/")[0]
         yield path
 
 
-def _is_of(node: str, part: str) -> bool:
-    """Whether a node belongs to the pattern's own part, or to what comes after it as well."""
+def _belongs_to(node: str, part: str) -> bool:
+    """Whether a node belongs to `part` or to an earlier part of the run."""
     return part == REMEMBER or not (node == REMEMBER or node.startswith(f"{REMEMBER}/"))
 
 
 def _parse_tries(fact: str) -> tuple[str, str, str]:
+    """Split the name of a retry count into call id, kind and node."""
     call, _, rest = fact.partition("\n")
     kind, _, node = rest.partition("\n")
     return call, kind, node

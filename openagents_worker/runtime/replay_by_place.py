@@ -1,6 +1,6 @@
-"""Replay by place: the rules under which runs were begun by the version before. They go one release later.
+"""Replay by place: the rules for runs that began under the previous version. Removed one release later.
 
-A call is found by where in the program it stands: its branch and its count there (`place.py`). Branches must
+A call is found by its place in the program: its branch, and its number there (see `place.py`). Branches must
 make their first calls in the same order in every attempt.
 """
 
@@ -16,20 +16,20 @@ from typing import Any
 from openagents_worker.jsontext import dumps
 from openagents_worker.runtime.journal import Record
 from openagents_worker.runtime.latch import Latch
-from openagents_worker.runtime.place import Places
-from openagents_worker.runtime.rules import REMEMBER, Question, ReplayContradiction, Rules
+from openagents_worker.runtime.place import PlaceIds
+from openagents_worker.runtime.rules import REMEMBER, CallQuery, ReplayContradiction, Rules
 from openagents_worker.store.formats import BY_PLACE
 
 __all__ = ["ReplayByPlace"]
 
 
 @dataclass(slots=True, eq=False)
-class _PlaceQuestion(Question):
-    key: str
+class _PlaceQuery(CallQuery):
+    call_id: str
 
 
 class ReplayByPlace(Rules):
-    """Records by call key. A record is dropped once it is read."""
+    """Finds records by place id. A record is dropped once it is used."""
 
     format = BY_PLACE
 
@@ -38,143 +38,144 @@ class ReplayByPlace(Rules):
     ) -> None:
         self._latch = latch
         self._tries = tries
-        self._places = Places()
+        self._place_ids = PlaceIds()
         self._entered: Counter[str] = Counter()
         self._prompts = _PromptDigest()
         self._records: dict[str, Record] = {}
-        self._inside: dict[str, list[str]] = {}
+        self._inside_call: dict[str, list[str]] = {}
         last_errors: list[Record] = []
         for record in records:
             self._records[record.call] = record
             for outer in _outer_calls(record.call):
-                self._inside.setdefault(outer, []).append(record.call)
+                self._inside_call.setdefault(outer, []).append(record.call)
             last_errors = [*last_errors, record] if "error" in record.outcome else []
         for record in last_errors:
             if record.life < life and self._records.get(record.call) is record:
                 del self._records[record.call]
 
     def begin(self, part: str = "") -> None:
-        self._places.begin(part)
+        self._place_ids.begin(part)
 
     def end(self) -> None:
-        self._places.end()
+        self._place_ids.end()
 
-    def prompt(self, given: Mapping[str, Any]) -> tuple[str, str]:
-        return self._prompts.of(given["messages"]), ""
+    def prompt(self, arguments: Mapping[str, Any]) -> tuple[str, str]:
+        return self._prompts.of(arguments["messages"]), ""
 
-    def enter(self, kind: str, name: str, digest: str, core: str = "") -> _PlaceQuestion:
-        key = self._places.enter()
+    def enter(self, kind: str, name: str, digest: str, core: str = "") -> _PlaceQuery:
+        call_id = self._place_ids.enter()
         self._entered[kind] += 1
-        return _PlaceQuestion(kind, name, digest, "", self._places.branch(), self._entered[kind] - 1, key)
+        return _PlaceQuery(kind, name, digest, "", self._place_ids.branch(), self._entered[kind] - 1, call_id)
 
-    async def find(self, question: _PlaceQuestion) -> Record | None:
-        record = self._take(question.key)
+    async def find(self, query: _PlaceQuery) -> Record | None:
+        record = self._take(query.call_id)
         if record is None:
             return None
-        same_call = (record.kind, record.name) == (question.kind, question.name)
-        if same_call and (record.digest == question.content or question.kind == "model"):
+        same_call = (record.kind, record.name) == (query.kind, query.name)
+        if same_call and (record.digest == query.content or query.kind == "model"):
             return record
         raise ReplayContradiction(
             f"at call {record.call} the journal holds {record.kind} {record.name}, "
-            f"the program asks for {question.kind} {question.name}"
+            f"the program makes the call {query.kind} {query.name}"
             + (" with other arguments" if same_call else "")
         )
 
-    async def hand_out(self, question: _PlaceQuestion, record: Record) -> bool:
+    async def wait_for_turn(self, query: _PlaceQuery, record: Record) -> bool:
         if self._records.pop(f"{record.call}!", None) is not None or record.is_cancelled:
-            await self._latch.wait()  # the pattern cancelled this call then, and will again
+            await self._latch.wait()  # the pattern had cancelled this call: wait until it does so again
         return True
 
     async def after_stored(self, took_ms: int) -> None:
-        """In the order in which they were stored, as they come."""
+        """Does not wait: the order of outcomes is not replayed."""
 
-    def inside_of(self, record: Record) -> Sequence[Record]:
+    def records_inside(self, record: Record) -> Sequence[Record]:
         return ()
 
-    def claim_id(self, question: _PlaceQuestion, again: Record | None = None) -> str:
-        return question.key
+    def assign_id(self, query: _PlaceQuery, again: Record | None = None) -> str:
+        return query.call_id
 
-    def inside(self, question: _PlaceQuestion, call_id: str) -> AbstractContextManager[Any]:
-        return self._places.inside(call_id)
+    def inside(self, query: _PlaceQuery, call_id: str) -> AbstractContextManager[Any]:
+        return self._place_ids.inside(call_id)
 
-    def identity(self, question: _PlaceQuestion) -> dict[str, Any]:
-        return {"digest": question.content}
+    def identity(self, query: _PlaceQuery) -> dict[str, Any]:
+        return {"digest": query.content}
 
-    def tries_fact(self, question: _PlaceQuestion, call_id: str) -> str:
+    def tries_fact(self, query: _PlaceQuery, call_id: str) -> str:
         return call_id
 
-    def failed_tries(self, question: _PlaceQuestion, call_id: str) -> int:
+    def failed_tries(self, query: _PlaceQuery, call_id: str) -> int:
         return self._tries.get(call_id, 0)
 
-    async def unread_at_end(self, part: str) -> list[str]:
+    async def unused_records(self, part: str) -> list[str]:
         return [
             f"{record.kind} {record.name} at {key}"
             for key, record in self._records.items()
             if part == REMEMBER or not key.startswith(f"{REMEMBER}.")
         ]
 
-    def begun(self) -> None:
-        """Nobody waits for calls to end."""
+    def call_begins(self) -> None:
+        """Not needed: no call waits for the end of other calls."""
 
-    def ended(self) -> None:
-        """Nobody waits for calls to end."""
+    def call_ended(self) -> None:
+        """Not needed: no call waits for the end of other calls."""
 
     def branch(self) -> str:
-        return self._places.branch()
+        return self._place_ids.branch()
 
     def is_inside_a_call(self) -> bool:
-        return ">" in self._places.branch()
+        return ">" in self._place_ids.branch()
 
     @property
-    def is_read(self) -> bool:
+    def is_replayed(self) -> bool:
         return not self._records
 
     def _take(self, call: str) -> Record | None:
+        """Remove a record and the records of calls inside it. It answers a call now."""
         record = self._records.pop(call, None)
         if record is not None:
-            for nested in self._inside.pop(call, ()):
+            for nested in self._inside_call.pop(call, ()):
                 self._records.pop(nested, None)
         return record
 
 
 def _outer_calls(call: str) -> list[str]:
-    """The calls inside which this one was made: `3>.1>.2` was made inside `3>.1` and `3`."""
+    """The enclosing calls of a call: `3>.1>.2` was made inside `3>.1` and `3`."""
     return [call[:at] for at, char in enumerate(call) if char == ">"]
 
 
 class _PromptDigest:
-    """A digest of each prompt that costs only what is new in it: a conversation is hashed once, not per step.
+    """Digests of prompts. Only new messages are hashed: a conversation is not hashed again in each step.
 
-    A prompt whose first and last known messages are the same objects as before is taken as continued.
+    A prompt continues an earlier one if its first and last known messages are the same objects.
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, _Hashed] = {}
+        self._known: dict[int, _HashedPrompt] = {}
 
     def of(self, messages: list[dict[str, Any]]) -> str:
         if not messages:
             return sha256().hexdigest()[:24]
         known = self._known.get(id(messages[0]))
-        if known is None or not known.begins(messages):
-            known = self._known[id(messages[0])] = _Hashed(messages[0])
-        known.go_on(messages)
+        if known is None or not known.is_continued_by(messages):
+            known = self._known[id(messages[0])] = _HashedPrompt(messages[0])
+        known.add_new(messages)
         return known.chain.hexdigest()[:24]
 
 
-class _Hashed:
+class _HashedPrompt:
     def __init__(self, first: dict[str, Any]) -> None:
         self.first = self.last = first
         self.count = 0
         self.chain = sha256()
 
-    def begins(self, messages: list[dict[str, Any]]) -> bool:
+    def is_continued_by(self, messages: list[dict[str, Any]]) -> bool:
         return (
             self.first is messages[0]
             and len(messages) >= self.count
             and messages[self.count - 1] is self.last
         )
 
-    def go_on(self, messages: list[dict[str, Any]]) -> None:
+    def add_new(self, messages: list[dict[str, Any]]) -> None:
         for message in messages[self.count :]:
             self.chain.update(dumps({key: message[key] for key in sorted(message)}).encode())
         self.count, self.last = len(messages), messages[-1]

@@ -1,4 +1,4 @@
-"""When a run that met a retryable error goes on: the only place that knows the back-off."""
+"""Retries: the only place that computes when a run continues after a retryable error."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ FIRST_MS = 500
 CAP_MS = 60_000
 
 
-def back_off_ms(failed_before: int, retry_after_ms: object, chance: Callable[[], float]) -> int:
-    """Milliseconds to wait: exponential with equal jitter, and never less than what the other side asked for.
+def back_off_ms(failed_before: int, retry_after_ms: object, random_unit: Callable[[], float]) -> int:
+    """Milliseconds to wait: exponential back-off with equal jitter, and at least `retry_after_ms`.
 
-    Equal jitter (half fixed, half by chance) keeps a thundering herd apart without a wait of nearly nothing:
+    `random_unit` returns a number from 0 to 1. Equal jitter (half fixed, half random) spreads simultaneous
+    retries without a delay near zero:
     Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
     ceiling = min(CAP_MS, FIRST_MS * 2 ** min(failed_before, 16))
-    wait = ceiling / 2 + chance() * ceiling / 2
-    return max(int(wait), _asked_for_ms(retry_after_ms))
+    wait = ceiling / 2 + random_unit() * ceiling / 2
+    return max(int(wait), _requested_ms(retry_after_ms))
 
 
-def _asked_for_ms(retry_after_ms: object) -> int:
-    """What the error says, where it is a number: an error class of a plugin may hold anything there."""
+def _requested_ms(retry_after_ms: object) -> int:
+    """The delay that an error requests; 0 if it is not a positive number. A plugin may set any object."""
     if not isinstance(retry_after_ms, int | float) or not retry_after_ms > 0:  # also NaN
         return 0
     return int(min(retry_after_ms, MAX_RETRY_AFTER_MS))

@@ -1,6 +1,6 @@
-"""The rules of replay as the recorder asks them. Two sets of rules follow: by content, and by place.
+"""The interface of the replay rules. Two implementations follow: replay by content and replay by place.
 
-A run is replayed to its end by the rules under which it was begun; its first record says which.
+A run is replayed to its end by the rules under which it began. Its first record names them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 
 from openagents_worker.runtime.journal import Record
 
-__all__ = ["REMEMBER", "Question", "ReplayContradiction", "Rules"]
+__all__ = ["REMEMBER", "CallQuery", "ReplayContradiction", "Rules"]
 
 REMEMBER = "remember"
-"""The part of a run that comes after its pattern. The pattern's end does not answer for its records."""
+"""The part of a run after its pattern, in which the memory stores the turn. It has its own records."""
 
 
 class ReplayContradiction(Exception):
-    """The program asks for something else than the journal holds; the text says what and where."""
+    """The program makes a call that contradicts the journal. The text says which call, and where."""
 
 
 @dataclass(slots=True, eq=False)
-class Question:
-    """A call at its entry: what it asks, and from where."""
+class CallQuery:
+    """What is known of a recorded call when it begins: what it does, and where in the program it is made."""
 
     kind: str
     name: str
@@ -33,88 +33,88 @@ class Question:
     core: str
     branch: str
     ordinal: int
-    """How many calls of its kind came before it: the same on every attempt."""
+    """How many calls of its kind came before it in its branch. It is the same in every attempt."""
 
 
 class Rules(ABC):
-    """Which recorded call answers which."""
+    """Decides which record of the journal answers which recorded call."""
 
     format: int
-    """The format of the runs that are begun under these rules."""
+    """The record format of runs that began under these rules."""
 
     @abstractmethod
     def begin(self, part: str = "") -> None:
-        """The task that runs now makes the calls of a part of the run; '' is the pattern's."""
+        """Make the current task the root of a part of the run; '' is the part of the pattern."""
 
     @abstractmethod
     def end(self) -> None:
-        """The task that runs now makes no more of the run's calls."""
+        """The current task makes no more calls of the run."""
 
     @abstractmethod
-    def prompt(self, given: Mapping[str, Any]) -> tuple[str, str]:
-        """The digest of a model call's arguments, and that of the part that the program itself wrote."""
+    def prompt(self, arguments: Mapping[str, Any]) -> tuple[str, str]:
+        """The digest of the arguments of a model call, and the digest of its prompt without instructions."""
 
     @abstractmethod
-    def enter(self, kind: str, name: str, digest: str, core: str = "") -> Question:
-        """A call begins. To be called in the task that makes it, before it waits for anything."""
+    def enter(self, kind: str, name: str, digest: str, core: str = "") -> CallQuery:
+        """A recorded call begins. Must be called in the task that makes it, before the first await."""
 
     @abstractmethod
-    async def find(self, question: Any) -> Record | None:
-        """The record that answers the call; None when it is to be made. Raises `ReplayContradiction`."""
+    async def find(self, query: Any) -> Record | None:
+        """The record that answers the call; None if the call must be made. Raises `ReplayContradiction`."""
 
     @abstractmethod
-    async def hand_out(self, question: Any, record: Record) -> bool:
-        """Returns when the record may be answered with; False when the call is to be made again."""
+    async def wait_for_turn(self, query: Any, record: Record) -> bool:
+        """Wait until the record may answer the call. Returns False if the call must be made again."""
 
     @abstractmethod
     async def after_stored(self, took_ms: int) -> None:
-        """Returns when an answer that has just been stored may be given to the program."""
+        """Wait until a new outcome may be returned to the program. `took_ms`: the duration of its call."""
 
     @abstractmethod
-    def inside_of(self, record: Record) -> Sequence[Record]:
-        """The records of calls made inside this one: they are read with it."""
+    def records_inside(self, record: Record) -> Sequence[Record]:
+        """The records of calls made inside this one. They are replayed together with it."""
 
     @abstractmethod
-    def claim_id(self, question: Any, again: Record | None = None) -> str:
-        """The id of a call that is to be made; `again` is the record of its cancellation."""
+    def assign_id(self, query: Any, again: Record | None = None) -> str:
+        """The call id for a call that is made now. `again`: the record of its earlier cancellation."""
 
     @abstractmethod
-    def inside(self, question: Any, call_id: str) -> AbstractContextManager[Any]:
-        """Calls made in here are made inside this call."""
+    def inside(self, query: Any, call_id: str) -> AbstractContextManager[Any]:
+        """A context manager: calls made in its block are made inside this call."""
 
     @abstractmethod
-    def identity(self, question: Any) -> dict[str, Any]:
-        """What a record of this call holds, so that it is found again."""
+    def identity(self, query: Any) -> dict[str, Any]:
+        """The fields of a record by which `find` finds it in later attempts."""
 
     @abstractmethod
-    def tries_fact(self, question: Any, call_id: str) -> str:
-        """Under which name the run's record counts how often this call has failed and was put off."""
+    def tries_fact(self, query: Any, call_id: str) -> str:
+        """The name under which the run record counts the retries of this call."""
 
     @abstractmethod
-    def failed_tries(self, question: Any, call_id: str) -> int:
-        """How often this call has failed and was put off."""
+    def failed_tries(self, query: Any, call_id: str) -> int:
+        """How often this call has failed and was retried later."""
 
     @abstractmethod
-    async def unread_at_end(self, part: str) -> list[str]:
-        """What is recorded in the parts up to this one and was not asked for, in words."""
+    async def unused_records(self, part: str) -> list[str]:
+        """The recorded calls, in the parts up to this one, that the program has not made: one text each."""
 
     @abstractmethod
     def branch(self) -> str:
-        """The branch of the program that runs now."""
+        """The branch of the program to which the current task belongs."""
 
     @abstractmethod
     def is_inside_a_call(self) -> bool:
-        """Whether what runs now runs inside a recorded call."""
+        """Whether the current code executes inside a recorded call."""
 
     @property
     @abstractmethod
-    def is_read(self) -> bool:
-        """Whether every record has been answered: from here on everything is new."""
+    def is_replayed(self) -> bool:
+        """Whether every record was used: all further calls are new."""
 
     @abstractmethod
-    def begun(self) -> None:
-        """A call is being made."""
+    def call_begins(self) -> None:
+        """A call is now being made."""
 
     @abstractmethod
-    def ended(self) -> None:
+    def call_ended(self) -> None:
         """A call that was being made has ended."""

@@ -1,4 +1,4 @@
-"""The runner of a worker process: claims runs and carries each in an attempt, all on one event loop."""
+"""The runner: the only place that claims runs and executes them, all on one event loop."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ log = get_logger(__name__)
 
 
 class Runner:
-    """Carries the runs of one process.
+    """Executes the runs of one process. It does not depend on Celery.
 
-    `lease` gives the current lease; `send_wakes` sends wake-up messages. Nothing here knows Celery.
+    `lease` returns the current lease of the process. `send_wakes` sends wake-up messages.
     """
 
     def __init__(
@@ -59,8 +59,10 @@ class Runner:
         leave: Callable[[int], object] = os._exit,
         marks: Marks | None = None,
     ) -> None:
-        """`leave` ends the process, with this exit code, when code of a run cannot be stopped. In `marks`
-        stands whose code executes."""
+        """`leave(exit_code)` ends the process when code of a run cannot be stopped.
+
+        `marks` shows another process which code executes.
+        """
         self.accepting = True
         self._store = store
         self._lease = lease
@@ -77,53 +79,53 @@ class Runner:
         self._stops = Stops()
 
     async def execute(self, run_id: str, format_: int = WRITTEN) -> AttemptResult:
-        """Claim a run and carry it as far as it goes here. Never raises for what happens inside the run.
+        """Claim a run and execute it until it ends, is suspended or is lost. Never raises errors of the run.
 
-        `format_` is that of the message which asks for it.
+        `format_` is the record format that the wake-up message asks for.
         """
-        with _Entry(self._claiming, run_id):
+        with _CountedClaim(self._claiming, run_id):
             lease, claimed = await self._claim(run_id, format_)
             if claimed.answer is not ClaimAnswer.CLAIMED:
                 if claimed.wakes:
                     await self._send_wakes(claimed.wakes)
-                attempt_result = _not_claimed(claimed)
-                _log_foreign_end(run_id, claimed, attempt_result)
+                attempt_result = _result_without_claim(claimed)
+                _log_end_without_worker(run_id, claimed, attempt_result)
                 return attempt_result
-            if lease.remaining_s() <= 0:  # nothing is begun here: others may take the run at any moment
-                return await self._give_back(run_id, lease, claimed, ReleaseKind.HANDOVER)
+            if lease.remaining_s() <= 0:  # another worker may recover the run at any moment
+                return await self._release(run_id, lease, claimed, ReleaseKind.HANDOVER)
             if not self.accepting:
-                return await self._give_back(run_id, lease, claimed, ReleaseKind.HANDOVER)
-            return await self._attempt(run_id, lease, claimed)
+                return await self._release(run_id, lease, claimed, ReleaseKind.HANDOVER)
+            return await self._execute_claimed(run_id, lease, claimed)
 
-    async def _attempt(self, run_id: str, lease: Lease, claimed: Claimed) -> AttemptResult:
-        """Carry a claimed run to an end that is written, whatever happens."""
+    async def _execute_claimed(self, run_id: str, lease: Lease, claimed: Claimed) -> AttemptResult:
+        """Execute a claimed run. Whatever happens, its outcome is written or the run is released."""
         try:
-            attempt = await self._made(run_id, lease, claimed)
-        except Exception:  # Redis is away, for example
+            attempt = await self._new_attempt(run_id, lease, claimed)
+        except Exception:  # for example, Redis cannot be reached
             log.exception("run.not_begun", run_id=run_id)
-            return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+            return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
         self._attempts[run_id] = attempt
         self._idle.clear()
         context = copy_context()
         context.run(marked.set, attempt.mark)
-        work = self._marked(self._to_its_end(attempt, run_id, lease, claimed))
-        executing = asyncio.create_task(work, name=f"attempt {run_id}", context=context)
+        coroutine = self._run_marked(self._execute_or_release(attempt, run_id, lease, claimed))
+        execution = asyncio.create_task(coroutine, name=f"attempt {run_id}", context=context)
         try:
-            return await _awaited(executing, attempt)
+            return await _await_attempt(execution, attempt)
         finally:
             if self._attempts.get(run_id) is attempt:
                 del self._attempts[run_id]
             if not self._attempts:
                 self._idle.set()
 
-    async def _made(self, run_id: str, lease: Lease, claimed: Claimed) -> Attempt:
-        """The attempt at a run. Where its request cannot be read, it has the run's ids in its place."""
-        request, unreadable = self._request(run_id, lease, claimed)
-        if unreadable is not None:
-            log.of_run(logging.ERROR, "run.request_unreadable", run_id=run_id, error=unreadable.message)
+    async def _new_attempt(self, run_id: str, lease: Lease, claimed: Claimed) -> Attempt:
+        """The attempt at a run. If the request cannot be read, the attempt gets one with only its ids."""
+        request, request_error = self._parse_request(run_id, lease, claimed)
+        if request_error is not None:
+            log.of_run(logging.ERROR, "run.request_unreadable", run_id=run_id, error=request_error.message)
         return Attempt(
             claimed,
-            request or await self._ids_of(run_id),
+            request or await self._request_with_ids_only(run_id),
             store=self._store,
             lease=lease,
             assembly=self._assembly,
@@ -131,14 +133,14 @@ class Runner:
             send_wakes=self._send_wakes,
             leave=self._leave,
             marks=self._marks,
-            unreadable=unreadable,
+            request_error=request_error,
         )
 
-    def _request(
+    def _parse_request(
         self, run_id: str, lease: Lease, claimed: Claimed
     ) -> tuple[RunRequest | None, OpenAgentsError | None]:
-        """The run's request, or why it cannot be read."""
-        before = self._marks.loop_begins(
+        """The request of the run, or the error that says why it cannot be read."""
+        before = self._marks.mark_loop(
             Executing(run_id, incarnation=lease.incarnation, kind="runtime", name="request").to_mark()
         )
         try:
@@ -147,45 +149,51 @@ class Runner:
         except (OtherFormat, RecordUnreadable) as error:
             return None, error
         finally:
-            self._marks.loop_begins(before)
+            self._marks.mark_loop(before)
 
-    async def _ids_of(self, run_id: str) -> RunRequest:
+    async def _request_with_ids_only(self, run_id: str) -> RunRequest:
+        """A request with only the ids of the run, for a run whose request cannot be read."""
         key = self._store.keys("run", run_id)
         agent_id, session_id = await self._store.ask(lambda r: r.hmget(key, "agent", "session"))
         return RunRequest.model_construct(
             agent_id=agent_id or "", session_id=session_id or "", run_id=run_id, input_text=""
         )
 
-    async def _marked(self, work: Coroutine[Any, Any, AttemptResult]) -> AttemptResult:
-        return await self._marks.steps(work)
+    async def _run_marked(self, coroutine: Coroutine[Any, Any, AttemptResult]) -> AttemptResult:
+        """Await a coroutine, with the mark of its task on the event loop in each of its steps."""
+        return await self._marks.run_marked(coroutine)
 
-    async def _to_its_end(
+    async def _execute_or_release(
         self, attempt: Attempt, run_id: str, lease: Lease, claimed: Claimed
     ) -> AttemptResult:
+        """Execute the attempt. If it cannot write an outcome, release the run."""
         try:
             attempt_result = await attempt.execute()
-        except asyncio.CancelledError:  # the loop ends
+        except asyncio.CancelledError:  # the event loop is being closed
             raise
-        except BaseException:  # an error of ours: the run is given back, and that is counted
+        except BaseException:  # a bug in this library: release the run, which counts as a recovery
             log.exception("run.internal_error", run_id=run_id, agent_id=attempt.request.agent_id)
-            return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+            return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
         if attempt.is_abandoned:
-            return await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
-        if isinstance(attempt.latch.error, RedisRefused):  # it goes on from its last checkpoint
+            return await self._release(run_id, lease, claimed, ReleaseKind.LOST)
+        if isinstance(attempt.latch.error, RedisRefused):  # the run continues from its last checkpoint
             error = attempt.latch.error
             log.of_run(
                 logging.ERROR, "run.write_refused", run_id=run_id, error=error.message, hint=error.hint
             )
-            await self._give_back(run_id, lease, claimed, ReleaseKind.LOST)
+            await self._release(run_id, lease, claimed, ReleaseKind.LOST)
         return attempt_result
 
     async def _claim(self, run_id: str, format_: int) -> tuple[Lease, Claimed]:
-        """Ask until there is an answer: with one nonce, so that a lost answer is given once more."""
+        """Claim the run. Waits up to `claim_patience_s` while the process has no lease or Redis no reply.
+
+        After a lost reply the same command is repeated. It has the same nonce, so it returns the same claim.
+        """
         give_up_at = time.monotonic() + self._claim_patience_s
         while True:
             lease = self._lease()
             if lease.remaining_s() <= 0 and self.accepting and time.monotonic() <= give_up_at:
-                await asyncio.sleep(0.05)  # not registered: the heartbeat is about to become an incarnation
+                await asyncio.sleep(0.05)  # the heartbeat is about to register the process
                 continue
             call = scripts.claim(
                 run_id=run_id,
@@ -200,16 +208,14 @@ class Runner:
             except RedisUnreachable as error:
                 log.of_run(logging.WARNING, "run.claim_failed", run_id=run_id, error=error.message)
                 return lease, Claimed(ClaimAnswer.UNKNOWN)
-            is_to_be_asked_again = claimed.answer is ClaimAnswer.NOT_ALIVE and self.accepting
-            if not is_to_be_asked_again or time.monotonic() > give_up_at:
+            lease_not_registered = claimed.answer is ClaimAnswer.NOT_ALIVE and self.accepting
+            if not lease_not_registered or time.monotonic() > give_up_at:
                 return lease, claimed
             await asyncio.sleep(0.05)  # the heartbeat is about to register a new incarnation
 
-    async def _give_back(
-        self, run_id: str, lease: Lease, claimed: Claimed, kind: ReleaseKind
-    ) -> AttemptResult:
-        """Release a run that we have claimed. Where Redis is away its lease ends, and others take it."""
-        door = scripts.release(
+    async def _release(self, run_id: str, lease: Lease, claimed: Claimed, kind: ReleaseKind) -> AttemptResult:
+        """Release a claimed run. If Redis cannot be reached, its lease ends and other workers recover it."""
+        call = scripts.release(
             run_id=run_id,
             incarnation=lease.incarnation,
             fence=claimed.fence,
@@ -217,7 +223,7 @@ class Runner:
             max_recoveries=self._settings.max_recoveries,
         )
         try:
-            released = await self._store.run_until(door, lambda: lease.remaining_s() <= 0)
+            released = await self._store.run_until(call, lambda: lease.remaining_s() <= 0)
         except RedisUnreachable as error:
             hint = "the heartbeat releases it"
             log.of_run(logging.WARNING, "run.not_released", run_id=run_id, error=error.message, hint=hint)
@@ -234,82 +240,87 @@ class Runner:
     # --- for the heartbeat -------------------------------------------------------------------------------
 
     def known(self) -> frozenset[str]:
-        """Runs that this process claims or carries; may be asked from any thread."""
+        """The runs that this process is claiming or executing. Can be called from any thread."""
         return frozenset(self._claiming.copy())
 
     def owned_runs(self) -> frozenset[str]:
-        """Those of them whose claim has been answered: they are ours; may be asked from any thread."""
+        """The runs that this process has claimed. Can be called from any thread."""
         return frozenset(self._attempts.copy())
 
     def latch(self, run_id: str, reason: LatchReason, detail: str = "") -> None:
-        """Stop a run of this process; call it on the loop."""
+        """Stop a run of this process. Must be called on the event loop."""
         attempt = self._attempts.get(run_id)
         if attempt is not None:
-            self._stop(attempt, reason, detail)
+            self._set_latch(attempt, reason, detail)
 
-    def _stop(self, attempt: Attempt, reason: LatchReason, detail: str) -> None:
-        if reason is LatchReason.FENCED:  # others may have the run: it stops before anything else happens
+    def _set_latch(self, attempt: Attempt, reason: LatchReason, detail: str) -> None:
+        if reason is LatchReason.FENCED:  # another worker may own the run: stop it before anything else
             attempt.latch.set(reason, detail=detail)
         else:
             self._stops.call(lambda: attempt.latch.set(reason, detail=detail))
 
     def interrupt(self, run_id: str, by: Exception) -> None:
-        """A soft time limit of Celery's is over: the run stops and ends with it; call it on the loop."""
+        """Stop a run whose Celery task exceeded its soft time limit `by`. It ends as failed.
+
+        Must be called on the event loop.
+        """
         attempt = self._attempts.get(run_id)
         if attempt is not None:
             self._stops.call(lambda: attempt.interrupt(by))
 
-    def what_runs(self) -> list[dict[str, Any]]:
-        """What of the runs still executes here, one line a run for the log."""
-        return [attempt.what_runs() for attempt in list(self._attempts.values())]
+    def code_in_progress(self) -> list[dict[str, Any]]:
+        """The code of each run that still executes, as fields of a log line."""
+        return [attempt.code_in_progress() for attempt in list(self._attempts.values())]
 
-    def note(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None:
-        """Store an event on a run of this process; call it on the loop."""
+    def emit(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None:
+        """Emit an event of a run of this process. Must be called on the event loop."""
         attempt = self._attempts.get(run_id)
         if attempt is not None:
-            attempt.note(name, payload)
+            attempt.emit(name, payload)
 
     async def latch_all(self, reason: LatchReason, detail: str = "") -> None:
-        """Stop every run of this process; returns when all have let go."""
+        """Stop every run of this process. Returns when all attempts have ended."""
         for attempt in list(self._attempts.values()):
-            self._stop(attempt, reason, detail)
+            self._set_latch(attempt, reason, detail)
         await self._idle.wait()
 
     async def hurry_all(self) -> None:
-        """Cancel the calls of runs that are to be handed over; returns when all have been."""
+        """Cancel the calls in progress of runs that are handed over. Returns when all attempts have ended."""
         for attempt in list(self._attempts.values()):
             self._stops.call(attempt.latch.hurry)
         await self._idle.wait()
 
 
-async def _awaited(executing: asyncio.Task[AttemptResult], attempt: Attempt) -> AttemptResult:
-    """The outcome of an attempt. What interrupts us meanwhile is passed on to the attempt, which stops in its
-    own way; a cancellation goes on once it has stopped."""
+async def _await_attempt(execution: asyncio.Task[AttemptResult], attempt: Attempt) -> AttemptResult:
+    """The result of an attempt. An exception in the waiting task is passed to the attempt, which then stops.
+
+    A cancellation is raised again after the attempt has stopped.
+    """
     interruption: BaseException | None = None
-    while not executing.done():
+    while not execution.done():
         try:
-            await asyncio.wait({executing})
-        except GeneratorExit:  # we are thrown away with the loop
-            executing.cancel()
+            await asyncio.wait({execution})
+        except GeneratorExit:  # the event loop is being discarded
+            execution.cancel()
             raise
         except BaseException as error:  # noqa: BLE001 - raised again below
             attempt.interrupt(error)
             interruption = (
                 error if interruption is None or isinstance(interruption, Exception) else interruption
             )
-    attempt_result = executing.result()
+    attempt_result = execution.result()
     if interruption is not None and not isinstance(interruption, Exception):
         raise interruption
     return attempt_result
 
 
-def _not_claimed(claimed: Claimed) -> AttemptResult:
-    """What a claim that gave no work says of the run: its end, where nobody else has told or will tell it."""
+def _result_without_claim(claimed: Claimed) -> AttemptResult:
+    """The result for a claim that was refused. If Celery was not yet notified of the end, it is that end."""
     match claimed.answer:
         case ClaimAnswer.CANCELLED:
             return AttemptResult(AttemptOutcome.FINISHED, stop_reason=StopReason.CANCELLED, life=claimed.life)
         case ClaimAnswer.DONE if claimed.untold:
-            return _foreign_end(claimed)
+            return _result_of_ended_run(claimed)
         case (
             ClaimAnswer.DONE
             | ClaimAnswer.WAITING
@@ -323,12 +334,13 @@ def _not_claimed(claimed: Claimed) -> AttemptResult:
         ):
             return AttemptResult(AttemptOutcome.SKIPPED, claimed.answer.value.lower())
         case ClaimAnswer.CLAIMED:
-            raise ValueError("a run that was claimed is carried")
+            raise ValueError("the run was claimed: execute it")
         case _:
             assert_never(claimed.answer)
 
 
-def _foreign_end(claimed: Claimed) -> AttemptResult:
+def _result_of_ended_run(claimed: Claimed) -> AttemptResult:
+    """The result of a run that ended earlier, from its stored result."""
     try:
         with reading(WRITTEN):
             result = RunResult[Any].model_validate_json(claimed.untold)
@@ -345,11 +357,11 @@ def _foreign_end(claimed: Claimed) -> AttemptResult:
 ENDED_WITHOUT_A_WORKER = frozenset(
     {AgentUnavailable.code, RedisWrongType.code, RunPoisoned.code, WorkerLost.code}
 )
-"""With these a run ends in Redis, while no worker works on it; other failures their worker has logged."""
+"""Codes of runs that a script ended, without a worker. Other failures are logged by their worker."""
 
 
-def _log_foreign_end(run_id: str, claimed: Claimed, attempt_result: AttemptResult) -> None:
-    """A run that was ended in Redis is logged by the worker that tells Celery of it."""
+def _log_end_without_worker(run_id: str, claimed: Claimed, attempt_result: AttemptResult) -> None:
+    """Log the failure of a run that a script ended. The worker that notifies Celery does this."""
     error = attempt_result.error
     if error is None or error.code not in ENDED_WITHOUT_A_WORKER:
         return
@@ -364,8 +376,8 @@ def _log_foreign_end(run_id: str, claimed: Claimed, attempt_result: AttemptResul
     )
 
 
-class _Entry:
-    """Counts a run as known for as long as the block runs; two messages of one run may be in it at once."""
+class _CountedClaim:
+    """Counts a run as known inside the block. Two messages may claim the same run at the same time."""
 
     def __init__(self, counts: dict[str, int], run_id: str) -> None:
         self._counts, self._run_id = counts, run_id

@@ -1,4 +1,4 @@
-"""The schema of the agents file. The only place that joins the file's own fields with those of plugins."""
+"""The schema of the agents file: the only place that combines its fields with the configs of plugins."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BUILTIN: dict[str, Mapping[str, Any]] = {
     "PatternRef": BUILTIN_PATTERNS,
     "ToolRef": BUILTIN_TOOLS,
 }
-"""The plugins that each kind of reference may name."""
+"""The built-in plugins that each kind of reference can name."""
 
 
 _SCALARS = ("integer", "number", "boolean")
@@ -33,8 +33,8 @@ _VARIABLE = rf"^{VARIABLE.pattern}$"
 def agents_file_schema() -> dict[str, Any]:
     """The JSON Schema of the agents file (draft 2020-12). Every field has a description with its unit.
 
-    The `config` of a plugin that is built in, and the options of one provider only, follow from the plugin's
-    `type` and from `provider`.
+    The schema of `config` depends on the `type` of a built-in plugin. The options of a model depend on its
+    `provider`.
     """
     schema = AppConfig.model_json_schema()
     definitions: dict[str, Any] = schema["$defs"]
@@ -50,7 +50,7 @@ def agents_file_schema() -> dict[str, Any]:
 
 
 def _allow_variable(field: dict[str, Any]) -> None:
-    """A number or a boolean may be written as a text that is one variable."""
+    """Let a number or boolean also be a string that consists of one variable."""
     if field.get("type") in _SCALARS:
         field |= {"type": [field["type"], "string"], "pattern": _VARIABLE}
     elif any(choice.get("type") in _SCALARS for choice in field.get("anyOf", ())):
@@ -58,20 +58,27 @@ def _allow_variable(field: dict[str, Any]) -> None:
 
 
 def _add_cases(
-    definitions: dict[str, Any], of: str, key: str, models: Mapping[str, type[BaseModel]], into: str | None
+    definitions: dict[str, Any],
+    definition: str,
+    key: str,
+    models: Mapping[str, type[BaseModel]],
+    into: str | None,
 ) -> None:
-    """Where `key` has this value, `into` has this shape, or (None) the part itself has these further keys."""
-    part = definitions[of]
+    """Add one case per model: if `key` has its name, `into` has its schema.
+
+    If `into` is None, the object itself gets the properties of the model.
+    """
+    part = definitions[definition]
     part["allOf"] = []
     for name, model in models.items():
         shape = model.model_json_schema()
-        for inner, definition in shape.pop("$defs", {}).items():
-            definitions.setdefault(inner, definition)
+        for inner, inner_definition in shape.pop("$defs", {}).items():
+            definitions.setdefault(inner, inner_definition)
         if into is None:
             then: dict[str, Any] = {"properties": shape.get("properties", {})}
         else:
-            defined = f"{of.removesuffix('Ref')}Config.{name}"
-            definitions[defined] = {**shape, "title": f"The config of {name}"}
-            then = {"properties": {into: {"$ref": f"#/$defs/{defined}"}}}
-        has_it = {"properties": {key: {"const": name}}, "required": [key]}
-        part["allOf"].append({"if": has_it, "then": then})
+            config_name = f"{definition.removesuffix('Ref')}Config.{name}"
+            definitions[config_name] = {**shape, "title": f"The config of {name}"}
+            then = {"properties": {into: {"$ref": f"#/$defs/{config_name}"}}}
+        condition = {"properties": {key: {"const": name}}, "required": [key]}
+        part["allOf"].append({"if": condition, "then": then})

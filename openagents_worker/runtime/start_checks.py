@@ -1,4 +1,4 @@
-"""Start checks. The only place that finds what cannot work in an agents file before the first run."""
+"""Start checks: the only place that finds problems of an agents file before the first run."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ __all__ = ["find_problems"]
 
 
 def find_problems(file: AgentsFile, env: Mapping[str, str]) -> list[ConfigProblem]:
-    """All that is wrong with an agents file on this machine: in what is written, and with what it names."""
+    """All problems of an agents file on this machine, in the file and in the plugins that it names."""
     problems = list(file.problems)
     limits: dict[Path, RuntimeOptions] = {}
     for path, part in file.parts():
-        of_agent = path[:2]
+        agent_path = path[:2]
         if isinstance(part, RuntimeOptions):
-            limits[of_agent] = part
-        found = _problems_of_part(part, limits.get(of_agent) or RuntimeOptions(), env)
+            limits[agent_path] = part
+        found = _problems_of_part(part, limits.get(agent_path) or RuntimeOptions(), env)
         problems += [file.located(problem.under(*path)) for problem in found]
     return sorted(problems, key=file_order)
 
 
 def _problems_of_part(part: Part, limits: RuntimeOptions, env: Mapping[str, str]) -> Iterable[ConfigProblem]:
-    """What cannot work in one part of an agent, which is made once to find out."""
+    """The problems of one part of an agent. The part is created once to find them."""
     match part:
         case RuntimeOptions():
             return ()
@@ -60,7 +60,7 @@ def _problems_of_part(part: Part, limits: RuntimeOptions, env: Mapping[str, str]
             return _problems_of_plugin("pattern", with_limits(part, limits), BUILTIN_PATTERNS)
         case ToolRef():
             return _problems_of_plugin("tool", part, BUILTIN_TOOLS) if part.enabled else ()
-    raise TypeError(f"{type(part).__name__} is not a part that is made")
+    raise TypeError(f"{type(part).__name__} is not a part of an agent")
 
 
 def _problems_of_model(options: LLMOptions, env: Mapping[str, str]) -> list[ConfigProblem]:
@@ -77,16 +77,16 @@ def _problems_of_plugin(
     kind: str, ref: PluginRef, known: Mapping[str, Callable[..., Any]]
 ) -> list[ConfigProblem]:
     try:
-        made = make_plugin(kind, ref, known)
+        plugin = make_plugin(kind, ref, known)
         if kind == "tool":
-            _check_tool(made)
+            _check_tool(plugin)
     except PluginError as error:
         return problems_of_plugin(error, ref)
     return []
 
 
 def _check_tool(tool: Any) -> None:
-    """What a model is told of the tool can be sent, and its calls can be checked."""
+    """Raises `PluginLoadError` if the description of a tool cannot be sent to a model or used for checks."""
     if not hasattr(tool, "describe"):
         return
     try:
@@ -98,6 +98,6 @@ def _check_tool(tool: Any) -> None:
         raise
     except Exception as error:
         raise PluginLoadError(
-            f"what the tool says of itself cannot be used: {type(error).__name__}: {text_of(error)}",
+            f"the description of the tool cannot be used: {type(error).__name__}: {text_of(error)}",
             hint="describe() returns name, description and parameters, a JSON Schema",
         ) from error

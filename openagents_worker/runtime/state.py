@@ -1,7 +1,7 @@
-"""State of a run: the session's state plus the run's own changes, which only its end writes back.
+"""The state of a run: the state of its session, with the changes of the run until its end writes them.
 
-A record of a call holds the absolute value of every top-level key the call changed, or, for a list that
-grew, what was appended: a growing list is not stored again at every step.
+A record holds the new value of every top-level key that its call changed. For a list that grew it holds only
+the appended items, so that a growing list is not stored again in every step.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["CHANGE_LEVELS", "Overlay", "apply_changes", "changed_keys", "stored_
 
 _GONE = object()
 LEVELS = MAX_NESTING + ENVELOPE_LEVELS + 1
-"""Of a key with its value: a memory keeps what tools have given, which may have all levels itself."""
+"""Nesting levels of a state value. It can contain results of tools, which have `MAX_NESTING` themselves."""
 CHANGE_LEVELS = 2
-"""Levels of a record's changes around a value: `{key: {"set": value}}`."""
+"""Nesting levels around a value in the changes of a record: `{key: {"set": value}}`."""
 
 
 class Overlay(MutableMapping[str, Any]):
-    """A view of a state that keeps its changes to itself: what a value's reader alters is a copy."""
+    """A view of a state that collects changes. Reading a dict or list returns a copy that may be changed."""
 
     def __init__(self, base: Mapping[str, Any]) -> None:
         self._base = base
@@ -55,23 +55,23 @@ class Overlay(MutableMapping[str, Any]):
         return sum(1 for _ in self)
 
     def changes(self) -> dict[str, Any]:
-        """What was changed, by key: `{"set": value}`, `{"append": [...]}` or `{"gone": true}`."""
-        found: dict[str, Any] = {}
+        """The changes by key: `{"set": value}`, `{"append": [...]}` or `{"gone": true}`."""
+        changes_by_key: dict[str, Any] = {}
         for key, value in self._own.items():
             before = self._base.get(key, _GONE)
             if value is _GONE:
                 if before is not _GONE:
-                    found[key] = {"gone": True}
+                    changes_by_key[key] = {"gone": True}
             elif before is _GONE or value != before:
                 grown = (
                     isinstance(value, list) and isinstance(before, list) and value[: len(before)] == before
                 )
-                found[key] = {"append": value[len(before) :]} if grown else {"set": value}
-        return found
+                changes_by_key[key] = {"append": value[len(before) :]} if grown else {"set": value}
+        return changes_by_key
 
 
 def apply_changes(state: MutableMapping[str, Any], changes: Mapping[str, Any]) -> None:
-    """Carry a record's changes into the run's state."""
+    """Apply the changes of a record to the state of the run."""
     for key, change in changes.items():
         if "gone" in change:
             state.pop(key, None)
@@ -82,30 +82,30 @@ def apply_changes(state: MutableMapping[str, Any], changes: Mapping[str, Any]) -
 
 
 def stored_texts(before: Mapping[str, str], state: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:
-    """Each key of a state with the JSON that its end stores; `before` is the JSON by key that it began with.
+    """Each key of a state with its value as JSON. `before` is the state at the start, JSON by key.
 
-    What is as before stays so, also where an older version has stored what would be refused today. Raises
-    `StepTooDeep` or `StepTooLarge` that names the key.
+    Unchanged values are not checked: an older version may have stored values that are refused today. Raises
+    `StepTooDeep` or `StepTooLarge`, naming the key.
     """
     for key in list(state):
-        known = before.get(key) if isinstance(key, str) else None
-        if known is not None and _is_text_of(known, state[key]):
-            yield key, known
+        stored_text = before.get(key) if isinstance(key, str) else None
+        if stored_text is not None and _is_json_of(stored_text, state[key]):
+            yield key, stored_text
             continue
         pair = {key: state[key]}
         for name, value in stored_part(f"state key {text_of(key)!r}", pair, levels=LEVELS).items():
             yield name, dumps(value)
 
 
-def _is_text_of(text: str, value: Any) -> bool:
+def _is_json_of(text: str, value: Any) -> bool:
     try:
-        replaced(value, NESTING_OF_OLD)  # a list that stands in it again and again may have no end as text
+        replaced(value, NESTING_OF_OLD)  # raises for a value whose JSON would be extremely large
         return dumps(value) == text
     except (TypeError, ValueError, RecursionError):
         return False
 
 
 def changed_keys(before: Mapping[str, str], texts: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """What a run's end writes: [key, JSON, key, JSON …] and the keys that are gone; both are JSON by key."""
+    """Changed keys as [key, JSON, key, JSON …], and removed keys: arguments of the script `finish`."""
     changed = [(key, text) for key, text in texts.items() if before.get(key) != text]
     return [part for pair in changed for part in pair], [key for key in before if key not in texts]

@@ -1,4 +1,4 @@
-"""Stops. The only place that says how many runs are stopped in one turn of the event loop."""
+"""Stops: the only place that limits how many runs are stopped in one iteration of the event loop."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 
-__all__ = ["STOPS_A_TURN", "Stops"]
+__all__ = ["STOPS_PER_ITERATION", "Stops"]
 
-STOPS_A_TURN = 4  # to stop a run and to write its end takes the loop 4 ms, in some twenty turns
+STOPS_PER_ITERATION = 4  # stopping a run and writing its end takes the loop 4 ms, in about twenty iterations
 
 
 class Stops:
-    """Calls what stops a run: the first few at once, the others in the next turns of the loop.
+    """Calls functions that stop runs: the first few at once, the others in later loop iterations.
 
-    What a stopped run still has to do, it does in the turns that follow. A thousand that were stopped in one
-    turn would go on in step, and each step would block the loop.
+    A stopped run needs some more iterations. A thousand runs stopped in one iteration would use them together
+    and block the loop in each of them.
     """
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], object]] = deque()
-        self._called = 0  # in this turn
+        self._called = 0  # in this iteration
 
     def call(self, stop: Callable[[], object]) -> None:
-        """Called on the loop. In the order in which they are given."""
+        """Call `stop`, now or in a later iteration, in order. Must be called on the event loop."""
         if self._called == 0:
-            self._come_back()
-        if self._called < STOPS_A_TURN and not self._waiting:
+            self._schedule_next_iteration()
+        if self._called < STOPS_PER_ITERATION and not self._waiting:
             self._called += 1
             stop()
         else:
             self._waiting.append(stop)
 
-    def _come_back(self) -> None:
-        # In a context of its own: that of whoever stops the first run is not the others'.
-        asyncio.get_running_loop().call_soon(self._next_turn, context=Context())
+    def _schedule_next_iteration(self) -> None:
+        # An empty context: the context of the first caller does not belong to the other runs.
+        asyncio.get_running_loop().call_soon(self._next_iteration, context=Context())
 
-    def _next_turn(self) -> None:
+    def _next_iteration(self) -> None:
         self._called = 0
-        while self._waiting and self._called < STOPS_A_TURN:
+        while self._waiting and self._called < STOPS_PER_ITERATION:
             if self._called == 0:
-                self._come_back()
+                self._schedule_next_iteration()
             self._called += 1
             self._waiting.popleft()()

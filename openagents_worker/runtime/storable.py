@@ -1,7 +1,7 @@
-"""Storable parts. The only place that makes what a call or a run leaves into what is stored of it.
+"""Storable values: the only place that converts what a call or a run produces into what is stored.
 
-Text and numbers that JSON has no place for are replaced (`jsontext`); what cannot be stored is an error that
-names the part.
+Text and numbers that JSON cannot represent are replaced (see `jsontext`). A value that cannot be stored is an
+error that names it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["artifact_name", "artifact_of", "sized_part", "stored_artifact", "sto
 
 
 def stored_part(what: str, value: Any, *, levels: int = MAX_NESTING) -> Any:
-    """The value as it is stored. Raises `StepTooDeep` or `StepTooLarge`, which name it as `what`."""
+    """A value as it is stored. Raises `StepTooDeep` or `StepTooLarge`, which call it `what`."""
     try:
         return replaced(value.model_dump(mode="json") if isinstance(value, BaseModel) else value, levels)
     except NestedTooDeeply as error:
@@ -29,7 +29,7 @@ def stored_part(what: str, value: Any, *, levels: int = MAX_NESTING) -> Any:
 
 
 def sized_part(what: str, value: Any, max_bytes: int) -> tuple[Any, int]:
-    """The value as it is stored, and its bytes. Raises as `stored_part`, and for more than `max_bytes`."""
+    """A value as it is stored, and its size in bytes. Raises like `stored_part`, and above `max_bytes`."""
     stored = stored_part(what, value)
     size = size_of(stored)
     if size > max_bytes:
@@ -38,32 +38,30 @@ def sized_part(what: str, value: Any, max_bytes: int) -> tuple[Any, int]:
 
 
 def too_deep(what: str, error: NestedTooDeeply) -> StepTooDeep:
-    return StepTooDeep(
-        f"{what} cannot be stored: {error}", hint="leave a flatter value, or its JSON as one text"
-    )
+    return StepTooDeep(f"{what} cannot be stored: {error}", hint="store a flatter value, or its JSON as text")
 
 
-def stored_artifact(artifact: Any, of: str = "") -> dict[str, Any]:
-    """The artifact's fields as they are stored. Raises as `stored_part`; `of` is who has left it."""
-    what = f"artifact {artifact_name(artifact)!r}{of and f' of {of}'}"
-    # Its fields one by one: pydantic gives up on a payload that is nested deeply, and does not say so.
+def stored_artifact(artifact: Any, source: str = "") -> dict[str, Any]:
+    """The fields of an artifact as they are stored. `source` is its tool. Raises like `stored_part`."""
+    what = f"artifact {artifact_name(artifact)!r}{source and f' of {source}'}"
+    # Not `model_dump`: pydantic silently stops at a deeply nested payload.
     value = dict(artifact) if type(artifact) is RunArtifact else artifact
     stored: dict[str, Any] = stored_part(what, value, levels=MAX_NESTING + 1)
     return stored
 
 
 def artifact_of(name: Any, kind: Any, payload: Any, metadata: Any) -> RunArtifact:
-    """An artifact of what a plugin gives. Raises `StepTooDeep`, and pydantic's error for what is not JSON."""
+    """An artifact from the values of a plugin. Raises `StepTooDeep`, or ValidationError if it is not JSON."""
     fields = {"name": name, "kind": kind, "payload": payload, "metadata": dict(metadata or {})}
     try:
         fields = replaced(fields, MAX_NESTING + 1)
     except NestedTooDeeply as error:
         raise too_deep(f"artifact {text_of(name)!r}", error) from error
-    except (TypeError, ValueError):  # it is not JSON: pydantic says where
+    except (TypeError, ValueError):  # not JSON: the error of pydantic says where
         fields["name"] = whole_text(name) if isinstance(name, str) else name
     return RunArtifact(**fields)
 
 
 def artifact_name(artifact: Any) -> str:
-    """The artifact's name; a plugin may have put anything into the list of artifacts."""
+    """The name of an artifact. A plugin may have put any object into the list of artifacts."""
     return text_of(getattr(artifact, "name", type(artifact).__name__))

@@ -1,8 +1,8 @@
-"""The boundary around user code. The only place where what a plugin raises becomes a coded error of the run.
+"""The boundary to user code: the only place that turns exceptions of plugins into coded errors of the run.
 
-User code is whatever a deployment brings: patterns, tools and their hooks, memories, assembler, deps, output
-types, model clients. It may raise anything, `SystemExit`, `KeyboardInterrupt` and `CancelledError` included;
-what is raised is an outcome of the run and never ends the process or its event loop.
+User code is everything that a deployment adds: patterns, tools and their hooks, memories, assemblers, deps,
+output types, model clients. It may raise any exception, also `SystemExit`, `KeyboardInterrupt` and
+`CancelledError`. Its exceptions never end the process or its event loop.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ __all__ = [
     "described_in_log",
     "executing",
     "original_of",
-    "stand_for",
+    "set_original",
     "tool_error",
-    "travels_on",
+    "is_runtime_signal",
     "user_code",
     "user_error_of",
 ]
@@ -53,49 +53,49 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 
-MAX_NAMED_MEMBERS = 10  # of an exception group; the message says how many there are
-MAX_NAMED_DEPTH = 3  # of groups inside of groups
+MAX_NAMED_MEMBERS = 10  # of an exception group; its own message has the total
+MAX_NAMED_DEPTH = 3  # of nested exception groups
 MAX_LOGGED_CHARS = 2_000  # of an error's message in a log line
 
-Coded = Callable[[str], OpenAgentsError]
-"""Makes the coded error of a text, as the class of an error does."""
+MakeCodedError = Callable[[str], OpenAgentsError]
+"""Creates a coded error from a message: an error class, or a function."""
 
 
 class RunCode:
-    """What of one attempt's code executes in this process: its tasks, and its work in threads and processes.
+    """The code of one attempt that executes now: its tasks, and its work in threads and processes.
 
-    A task belongs to the run in whose context it was started. What is shared by the runs of a process starts
-    its tasks in a context of its own.
+    A task belongs to the run in whose context it was started. Objects shared by runs start their tasks in an
+    empty context.
     """
 
     def __init__(
         self, run_id: str, agent_id: str, latch: Latch, marks: Marks | None = None, incarnation: str = ""
     ) -> None:
-        """`marks` are those of the process; without them nobody reads what this run executes."""
+        """`marks` are those of the process. Without them, no other process can see what executes."""
         self.run_id = run_id
         self.agent_id = agent_id
         self.latch = latch
         self.marks = marks or Marks()
-        self.off_loop = WorkOffLoop(_call_that_runs, self.marks.in_thread, group=agent_id)
+        self.off_loop = WorkOffLoop(_name_of_current_call, self.marks.in_thread, group=agent_id)
         self._prefix = run_prefix(run_id, agent_id, incarnation)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def started(self, task: asyncio.Task[Any]) -> None:
-        """A task was made in the context of the run; a worker's loop says so of each."""
+    def track_task(self, task: asyncio.Task[Any]) -> None:
+        """Track a task that was created in the context of the run. Called by the task factory of the loop."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def contained(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The coroutine of a task that the run has started, which raises none of what is a signal elsewhere.
+    async def contain_exits(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Wrap the coroutine of a task of the run, so that it cannot stop the event loop.
 
-        asyncio would end its loop, and with it all runs of the process, for SystemExit and KeyboardInterrupt;
-        GeneratorExit would close the coroutine that waits for the task. They become RuntimeErrors, as Python
-        makes one of StopIteration.
+        asyncio stops its loop, and with it all runs of the process, for SystemExit and KeyboardInterrupt.
+        GeneratorExit would close the coroutine that awaits the task. They become RuntimeErrors, as Python
+        does with StopIteration.
         """
         try:
-            return await self.marks.steps(work)
+            return await self.marks.run_marked(work)
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-            if travels_on(error):
+            if is_runtime_signal(error):
                 raise
             log.error(
                 "run.task_exited",
@@ -107,27 +107,27 @@ class RunCode:
             raise RuntimeError(f"a task of the run raised {described(error)}") from error
 
     def mark(self, kind: str = "runtime", name: str = "", call_id: str = "") -> bytes:
-        """The mark of code of this run; `runtime` is what this library does for it between its plugins."""
+        """The mark of code of this run. The kind `runtime` is code of this library between plugins."""
         return mark_of(self._prefix, kind, name, call_id)
 
     def tasks(self) -> set[asyncio.Task[Any]]:
-        """The tasks of the run that have not ended, without those in which the runtime writes for it."""
+        """The unfinished tasks of the run, without the tasks in which the runtime writes to Redis."""
         return {task for task in self._tasks if not task.done()}
 
 
-def _call_that_runs() -> str:
+def _name_of_current_call() -> str:
     call = current_call.get()
     return f"{call.kind} {call.name}" if call is not None else ""
 
 
 current_run: ContextVar[RunCode | None] = ContextVar("openagents_current_run", default=None)
-"""The run whose code runs now."""
+"""The run to which the current code belongs."""
 
 
 class executing:
-    """`with executing("memory", "shop.Memory"): …` marks what the block executes as that code of the run.
+    """`with executing("memory", "shop.Memory"): …` sets the mark of the run for the block, see `marks`.
 
-    The block runs in a task of a run, on the event loop; elsewhere nothing is marked.
+    Has an effect only in a task of a run on the event loop.
     """
 
     __slots__ = ("_before", "_code", "_mark", "_run")
@@ -140,30 +140,30 @@ class executing:
         if self._run is not None:
             self._before, self._mark = marked.get(), self._run.mark(*self._code)
             marked.set(self._mark)
-            self._run.marks.loop_begins(self._mark)
+            self._run.marks.mark_loop(self._mark)
 
     def __exit__(self, *_: object) -> None:
-        # A coroutine that is thrown away ends wherever that happens, which may be in code of another run.
+        # A discarded coroutine may be closed while code of another run executes.
         if self._run is not None and marked.get() is self._mark:
             marked.set(self._before)
-            self._run.marks.loop_begins(self._before)
+            self._run.marks.mark_loop(self._before)
 
 
 def class_path(plugin: object) -> str:
-    """The name of a plugin's class, as its owner would look for it."""
+    """Module and name of the class of a plugin."""
     kind = type(plugin)
     return f"{text_of(kind.__module__)}.{text_of(kind.__qualname__)}"
 
 
 class user_code:
-    """`with user_code(PatternError): …` turns what the block raises into a coded error that names its type.
+    """`with user_code(PatternError): …` turns exceptions of the block into coded errors.
 
-    What passes: a coded error (unless it cannot be stored), the latch of a run that is latched, and a
-    cancellation that somebody asked for. Everything else is raised as `wrap(text)`, with the original as its
-    cause. The error that `wrap` makes is not retryable unless its class is.
+    Three kinds pass unchanged: coded errors that can be stored, `RunLatched` of a latched run, and a
+    cancellation of the current task. Any other exception is raised as `wrap(text)`, with the original as
+    cause. That error is retryable only if its class is.
     """
 
-    def __init__(self, wrap: Coded, *, prefix: str = "") -> None:
+    def __init__(self, wrap: MakeCodedError, *, prefix: str = "") -> None:
         self._wrap = wrap
         self._prefix = prefix
 
@@ -173,9 +173,9 @@ class user_code:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or travels_on(error):
+        if error is None or is_runtime_signal(error):
             return
-        if (reason := _latched_in(error)) is not None:
+        if (reason := _latch_reason_in(error)) is not None:
             raise RunLatched(reason) from error
         translated = coded(error, self._wrap, prefix=self._prefix)
         if translated is not error:
@@ -183,15 +183,18 @@ class user_code:
 
 
 async def cancelling_itself_only(work: Awaitable[T]) -> T:
-    """Await user code that runs in its caller's task. A cancellation of that task which the code asks for
-    itself is its own outcome: it is raised, and the task is not cancelled any more."""
+    """Await user code in the task of its caller.
+
+    If the code cancels this task itself, CancelledError is raised as the outcome of the code, and the task
+    does not stay cancelled.
+    """
     task = asyncio.current_task()
     assert task is not None
-    steps = _Steps(work, task)
+    steps = _CountedSteps(work, task)
     try:
         value: T = await steps
         if steps.cancellations:
-            await asyncio.sleep(0)  # where the cancellation that has not come yet would come next
+            await asyncio.sleep(0)  # a pending cancellation is raised here
     except asyncio.CancelledError:
         is_its_own = 0 < steps.cancellations >= task.cancelling()
         _uncancel(task, steps.cancellations)
@@ -207,9 +210,11 @@ def _uncancel(task: asyncio.Task[Any], times: int) -> None:
         task.uncancel()
 
 
-class _Steps:
-    """Awaits something step by step, and counts how often a step has cancelled the task it runs in. Whoever
-    else cancels the task does so between two steps."""
+class _CountedSteps:
+    """Awaits an object step by step, and counts how often a step cancelled its own task.
+
+    All other code that cancels the task does so between two steps.
+    """
 
     def __init__(self, work: Awaitable[Any], task: asyncio.Task[Any]) -> None:
         self.cancellations = 0
@@ -220,73 +225,76 @@ class _Steps:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         steps: Any = self._work.__await__()
-        step, given = steps.send, None
+        step, sent = steps.send, None
         while True:
             before = self._task.cancelling()
             try:
-                waits_for = step(given)
+                waits_for = step(sent)
             except StopIteration as end:
                 self.is_done, self.value = True, end.value
                 return end.value
             finally:
                 self.cancellations = max(0, self.cancellations + self._task.cancelling() - before)
             try:
-                step, given = steps.send, (yield waits_for)
-            except BaseException as error:  # noqa: BLE001 - it is the awaited one's
-                step, given = steps.throw, error
+                step, sent = steps.send, (yield waits_for)
+            except BaseException as error:  # noqa: BLE001 - passed on to the awaited object
+                step, sent = steps.throw, error
 
 
-def travels_on(error: BaseException) -> bool:
-    """Whether this is no outcome of user code but a signal of the runtime that has to reach it."""
+def is_runtime_signal(error: BaseException) -> bool:
+    """Whether an exception is a signal of the runtime or of asyncio, not an outcome of user code."""
     if isinstance(error, RunLatched):
         run = current_run.get()
         return run is None or run.latch.reason is not None
     try:
         task = asyncio.current_task()
-    except RuntimeError:  # no loop runs: a coroutine is being thrown away
+    except RuntimeError:  # no event loop: a coroutine is being discarded
         task = None
     if isinstance(error, asyncio.CancelledError):
         return task is None or task.cancelling() > 0
-    return isinstance(error, GeneratorExit) and task is None  # the coroutine is being thrown away
+    return isinstance(error, GeneratorExit) and task is None  # the coroutine is being discarded
 
 
-def _latched_in(error: BaseException) -> LatchReason | None:
-    """Why the run is latched, where that is what a group of errors is about (a TaskGroup makes one of it)."""
+def _latch_reason_in(error: BaseException) -> LatchReason | None:
+    """The latch reason, if an exception group (of a TaskGroup) contains `RunLatched`; else None."""
     run = current_run.get()
     if run is None or not isinstance(error, BaseExceptionGroup) or error.subgroup(RunLatched) is None:
         return None
     return run.latch.reason
 
 
-def coded(error: BaseException, wrap: Coded, *, prefix: str = "") -> OpenAgentsError:
-    """The error as a coded one that can be stored: itself where it is one, else what `wrap` makes of it.
+def coded(error: BaseException, wrap: MakeCodedError, *, prefix: str = "") -> OpenAgentsError:
+    """The error itself if it is a coded error that can be stored, else a coded error made by `wrap`.
 
-    Where user code raised it, it has the traceback as text from here on.
+    If user code raised it, its `traceback` is set to the traceback as text.
     """
     if isinstance(error, OpenAgentsError) and _is_storable(error):
         if error.traceback is None and (original := original_of(error)) is not None:
-            error.__dict__["traceback"] = traceback_text(original)  # its class may have a property there
+            # Not setattr: the class of the error may define a property.
+            error.__dict__["traceback"] = traceback_text(original)
         return error
     wrapped = wrap(f"{prefix}{safe_message(described(error), MAX_MESSAGE_CHARS)}")
     wrapped.__cause__ = error
     wrapped.__dict__["traceback"] = traceback_text(error)
-    return stand_for(wrapped, error)
+    return set_original(wrapped, error)
 
 
-# --- which exception it was ------------------------------------------------------------------------------
+# --- original exceptions ------------------------------------------------------------------------------
 
 
-def stand_for(error: OpenAgentsError, original: BaseException | None) -> OpenAgentsError:
-    """Note which exception the error stands for. Its cause stays as it is: on replay there is none, and the
-    program must not see a difference."""
+def set_original(error: OpenAgentsError, original: BaseException | None) -> OpenAgentsError:
+    """Attach the original exception to a coded error. Returns the error.
+
+    Does not use `__cause__`: a replayed error has none, and the program must not see a difference.
+    """
     if original is not None and original is not error:
         error.__dict__[ORIGINAL] = original
     return error
 
 
 def original_of(error: BaseException) -> BaseException | None:
-    """The exception that user code raised; None where an error of this library explains itself, and where
-    the exception was raised in another process."""
+    """The exception that user code raised. None for an error of this library, or if it was raised in
+    another process."""
     at = error
     while isinstance(at, OpenAgentsError):
         original = at.__dict__.get(ORIGINAL)
@@ -298,7 +306,7 @@ def original_of(error: BaseException) -> BaseException | None:
 
 
 def user_error_of(error: OpenAgentsError) -> BaseException | None:
-    """What a log line of the error shows as its exception, with the causes that this process knows."""
+    """The exception of user code for a log line. Its causes are completed with the known originals."""
     original = original_of(error)
     with suppress(Exception):  # an exception's class may override anything
         at, seen = original, set[int]()
@@ -311,7 +319,7 @@ def user_error_of(error: OpenAgentsError) -> BaseException | None:
 
 
 def described(error: BaseException, *, depth: int = MAX_NAMED_DEPTH) -> str:
-    """The type and the text of an error; of a group, those of each member."""
+    """Type and message of an error; of an exception group, also those of its members."""
     text = safe_message(text_of(error), MAX_MESSAGE_CHARS)
     name = type(error).__name__
     if not isinstance(error, BaseExceptionGroup) or not depth:
@@ -321,12 +329,12 @@ def described(error: BaseException, *, depth: int = MAX_NAMED_DEPTH) -> str:
 
 
 def described_in_log(error: OpenAgentsError) -> dict[str, Any]:
-    """The fields of a log line that say what went wrong."""
+    """Code and message of an error as fields of a log line."""
     return {"code": text_of(error.code), "message": safe_message(error.message, MAX_LOGGED_CHARS)}
 
 
 def _is_storable(error: OpenAgentsError) -> bool:
-    """Whether the error of a plugin's own class can be recorded and shown as it is."""
+    """Whether an error of a custom class can be recorded and shown."""
     try:
         replaced(error.to_dict(), MAX_NESTING + ENVELOPE_LEVELS)
         ErrorDetails.from_exception(error).model_dump_json()
@@ -335,10 +343,10 @@ def _is_storable(error: OpenAgentsError) -> bool:
     return isinstance(error.code, str)
 
 
-def tool_error(make: Callable[..., OpenAgentsError], tool_id: str) -> Coded:
-    """`wrap` for an error class that is told its tool."""
-    return partial(_of_tool, make, tool_id)
+def tool_error(make: Callable[..., OpenAgentsError], tool_id: str) -> MakeCodedError:
+    """A `wrap` for error classes that take a tool id."""
+    return partial(_make_tool_error, make, tool_id)
 
 
-def _of_tool(make: Callable[..., OpenAgentsError], tool_id: str, text: str) -> OpenAgentsError:
+def _make_tool_error(make: Callable[..., OpenAgentsError], tool_id: str, text: str) -> OpenAgentsError:
     return make(text, tool_id)

@@ -1,8 +1,8 @@
-"""The ledger of an attempt: the one lane on which its writes go out, in order, each fenced, each repeatable.
+"""The run writer: the only place from which an attempt writes to Redis. Writes are fenced and in order.
 
-Events are batched for a few milliseconds and travel with the next commit; a write whose answer was lost is
-repeated until the lease no longer allows it. An answer that says "not yours any more" sets the latch, and so
-does an error that repeating will not mend.
+Events are batched for a few milliseconds and are stored with the next commit. A write without a reply is
+repeated until the lease ends; the scripts apply it once. The latch is set when Redis reports that this worker
+does not own the run any more, and when a write fails with an error that a repetition cannot fix.
 """
 
 from __future__ import annotations
@@ -42,34 +42,34 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 _Errors = tuple[type[Exception], ...]
-UNWRITABLE: _Errors = (UnicodeEncodeError,)  # half a character: an ending can be written without it
+UNWRITABLE: _Errors = (UnicodeEncodeError,)  # a lone surrogate; the caller writes the end without it
 
-FLUSH_S = 0.02  # events wait this long for company: one round trip instead of three a step
-DELTA_S = 0.03  # and text that streams for about a frame
-BATCH_EVENTS = 250  # of one script, which holds up everybody else's: an event takes Redis ten microseconds
+FLUSH_S = 0.02  # events are collected for this long: one round trip per step instead of three
+DELTA_S = 0.03  # streamed text is collected for about one display frame
+BATCH_EVENTS = 250  # per script: Redis needs 10 microseconds per event and serves no other client meanwhile
 BATCH_BYTES = 256 * 1024
-MAX_EVENT_NAME_CHARS = 256  # as an id
-UTF8_BYTES = 4  # of one character, at most
-PENDING_EVENTS = 1_000  # more than these wait for Redis: whoever says the next one waits, too
+MAX_EVENT_NAME_CHARS = 256  # the same limit as for ids
+UTF8_BYTES = 4  # largest size of one character
+PENDING_EVENTS = 1_000  # when more events wait for Redis, `wait_for_space` blocks
 PENDING_BYTES = 4 * 1024 * 1024
-DELTA_CHARS = 64 * 1024  # of one piece of a reply
+DELTA_CHARS = 64 * 1024  # of one `llm.delta` event
 
 
 _Event = tuple[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Ahead:
-    """A record that is stored with whatever is written next, with the events that tell of it."""
+class _DeferredRecord:
+    """A record that is stored with the next write, with the events that announce it."""
 
     position: int
     record: str
     usage: RunUsage
-    saved: Sequence[_Event]
+    events: Sequence[_Event]
 
 
 class RunWriter:
-    """Everything one attempt writes, by one fence."""
+    """Writes the records, events and state changes of one attempt, each with the fence of its claim."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class RunWriter:
         redact_keys: Collection[str] = DEFAULT_REDACT_KEYS,
         max_event_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
     ) -> None:
-        """`ids` are those of run, session and agent: the payloads of the run's own events begin with them.
-        `length` is that of the run's journal.
+        """`ids` are the ids of run, session and agent: the first fields in the payload of each run event.
+        `length` is the number of records in the journal.
 
-        `redact_keys` are parts of the names whose values no event shows; `max_event_bytes` is the limit of
-        the payload of an event that somebody else's code emits.
+        The value of a field is redacted in events if its name contains one of `redact_keys`.
+        `max_event_bytes` limits the payload of an event that user code emits.
         """
         self._store = store
         self._lease = lease
@@ -102,50 +102,50 @@ class RunWriter:
         self._preview_chars = preview_chars
         self._redact_keys = redact_keys
         self._max_event_bytes = max_event_bytes
-        self._lane = asyncio.Lock()
+        self._write_lock = asyncio.Lock()
         self._pending: list[str] = []  # name, payload, name, payload …
         self._pending_chars = 0
         self._batch_no = 0
         self._length = length
-        self._ahead: list[_Ahead] = []
+        self._deferred: list[_DeferredRecord] = []
         self.format = WRITTEN
-        """The format of the run, as its records are written; whoever reads fewer leaves the run to others."""
+        """The format of the records of this run. A worker that cannot read it skips the run."""
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
-        self._deltas: dict[str, _Delta] = {}
-        self._asking: set[asyncio.Timeout] = set()
-        latch.when_fenced(self._abandon)
+        self._deltas: dict[str, _ReplyStream] = {}
+        self._redis_waits: set[asyncio.Timeout] = set()
+        latch.when_fenced(self._stop_waiting)
 
     # --- events ------------------------------------------------------------------------------------------
 
-    def note(self, name: str, payload: Mapping[str, Any]) -> None:
-        """An event, to be stored soon: with the next commit, or by itself after a moment."""
-        self._add(_shown_name(name), self._shown(payload))
-
     def emit(self, name: str, payload: Mapping[str, Any]) -> None:
-        """An event of somebody else's code, as `note`. Raises `StepTooLarge`."""
-        name, shown = self._whole(name, payload)
-        self._add(name, shown)
+        """Queue an event. It is stored with the next commit, or after `FLUSH_S` seconds without one."""
+        self._add(_masked_name(name), self._masked_json(payload))
+
+    def emit_user_event(self, name: str, payload: Mapping[str, Any]) -> None:
+        """Queue an event of user code, as `emit` does. Raises `StepTooLarge`."""
+        name, masked = self._masked_and_checked(name, payload)
+        self._add(name, masked)
 
     def check_event(self, name: str, payload: Mapping[str, Any]) -> None:
-        """Raises `StepTooLarge` for an event that `emit` would not take."""
-        self._whole(name, payload)
+        """Raises `StepTooLarge` for an event that `emit_user_event` would refuse."""
+        self._masked_and_checked(name, payload)
 
-    def _whole(self, name: str, payload: Mapping[str, Any]) -> tuple[str, str]:
-        """The event as it is stored. Its values are counted before they are masked."""
-        name = _shown_name(name)
+    def _masked_and_checked(self, name: str, payload: Mapping[str, Any]) -> tuple[str, str]:
+        """Name and payload as they are stored. The limit counts values before they are masked."""
+        name = _masked_name(name)
         try:
-            shown = shown_json(payload, self._redact_keys, is_whole=True)
+            masked = shown_json(payload, self._redact_keys, is_whole=True)
         except TooManyValues:
             raise self._too_large(name, f"more than {MAX_VALUES:,} values") from None
-        self._check_size(name, shown)
-        return name, shown
+        self._check_size(name, masked)
+        return name, masked
 
-    def _check_size(self, name: str, shown: str) -> None:
+    def _check_size(self, name: str, payload: str) -> None:
         most = self._max_event_bytes
         if len(name) > MAX_EVENT_NAME_CHARS:
             problem = f"{len(name):,} characters in its name, {MAX_EVENT_NAME_CHARS} are allowed"
-        elif len(shown) * UTF8_BYTES > most and (size := len(shown.encode())) > most:
+        elif len(payload) * UTF8_BYTES > most and (size := len(payload.encode())) > most:
             problem = f"{size:,} bytes, {most:,} are allowed"
         else:
             return
@@ -154,7 +154,7 @@ class RunWriter:
     def _too_large(self, name: str, problem: str) -> StepTooLarge:
         return StepTooLarge(
             f"the event {name[:40]!r} has {problem}",
-            hint="emit a reference to where the whole is, or several events",
+            hint="emit a reference to the data, or several smaller events",
             run_id=self.run_id,
         )
 
@@ -165,35 +165,35 @@ class RunWriter:
 
     @property
     def is_full(self) -> bool:
-        """Whether more waits for Redis than should: who says the next event waits for `room`."""
+        """Whether too many events wait for Redis: call `wait_for_space` before the next one."""
         return len(self._pending) > 2 * PENDING_EVENTS or self._pending_chars > PENDING_BYTES
 
-    async def room(self) -> None:
-        """Returns when there is room for another event, or nothing can be written any more."""
+    async def wait_for_space(self) -> None:
+        """Return when another event can be queued, or when the run is fenced and nothing can be written."""
         while self.is_full and self._latch.reason is not LatchReason.FENCED:
             await asyncio.wait([self._begin_flush()])
 
     def emit_run_event(self, name: str, **payload: Any) -> None:
-        """An event of the run itself, whose payload begins with the ids."""
-        more = self._shown(payload) if payload else "{}"
+        """Queue an event of the runtime. Its payload begins with the ids of run, session and agent."""
+        more = self._masked_json(payload) if payload else "{}"
         self._add(name, self._ids if more == "{}" else f"{self._ids[:-1]},{more[1:]}")
 
     def preview(self, content: Any) -> Any:
-        """What an event shows of a call's content, which stands in the journal: nothing is stored twice."""
+        """The masked and shortened content of a call, for an event. The journal holds the whole content."""
         return redact(content, self._redact_keys, max_chars=self._preview_chars, mask=mask_prose)
 
-    def _shown(self, payload: Mapping[str, Any]) -> str:
+    def _masked_json(self, payload: Mapping[str, Any]) -> str:
         return shown_json(payload, self._redact_keys)
 
     def delta(self, call: str, text: str) -> None:
-        """A piece of a reply for those who watch now; it is not stored."""
-        self._deltas.setdefault(call, _Delta()).add(text)
+        """Publish a piece of a streamed reply to current watchers. It is not stored."""
+        self._deltas.setdefault(call, _ReplyStream()).add(text)
         self._schedule(DELTA_S)
 
     def end_deltas(self, call: str) -> None:
-        """The reply is whole: what of it was not sent yet goes out before its event, so that all is sent."""
-        piece = self._deltas.pop(call, None)
-        for text in piece.take(call, self._attempt) if piece is not None else ():
+        """Queue the unsent rest of a streamed reply, so that it is published before the event of the call."""
+        stream = self._deltas.pop(call, None)
+        for text in stream.take(call, self._attempt) if stream is not None else ():
             self._add("llm.delta", text)
 
     def _schedule(self, delay_s: float) -> None:
@@ -202,8 +202,12 @@ class RunWriter:
 
     def _on_timer(self) -> None:
         self._timer = None
-        if not self._pending and not self._ahead and not any(piece.waits for piece in self._deltas.values()):
-            return  # it has travelled with a commit
+        if (
+            not self._pending
+            and not self._deferred
+            and not any(stream.has_unsent for stream in self._deltas.values())
+        ):
+            return  # a commit has stored everything meanwhile
         self._begin_flush()
 
     def _begin_flush(self) -> asyncio.Task[None]:
@@ -213,54 +217,55 @@ class RunWriter:
         return task
 
     async def _flush_quietly(self) -> None:
-        with suppress(RunLatched):  # the latch is set; whoever makes the next call will meet it
+        """Flush in a task of the writer. No caller awaits it, so `RunLatched` is not raised."""
+        with suppress(RunLatched):  # the latch is set; the next recorded call raises it
             await self.flush()
 
     async def flush(self) -> None:
-        """Store the events that wait and publish the pieces of replies that wait."""
-        async with self._lane:
-            await self._store_ahead()
-            await self._store_batch(self._take())
+        """Store the queued events and deferred records, and publish queued pieces of replies."""
+        async with self._write_lock:
+            await self._store_full_batches()
+            await self._store_batch(self._take_batch())
 
-    async def _store_ahead(self) -> None:
-        """Store what waits but for the last batch, so that no script gets more. For who holds the lane.
+    async def _store_full_batches(self) -> None:
+        """Store all queued events except the last batch. The caller must hold the write lock.
 
-        Events keep their order, and those of a commit still travel with it.
+        The last batch is left for the caller, which stores it together with its own write.
         """
-        for call, piece in self._deltas.items():
-            for text in piece.take(call, self._attempt):
+        for call, stream in self._deltas.items():
+            for text in stream.take(call, self._attempt):
                 self._add("llm.delta", text)
-        while (words := self._words_of_batch()) < len(self._pending):
-            batch, self._pending = self._pending[:words], self._pending[words:]
+        while (length := self._batch_length()) < len(self._pending):
+            batch, self._pending = self._pending[:length], self._pending[length:]
             self._pending_chars -= sum(map(len, batch[1::2]))
             self._batch_no += 1
             await self._store_batch(batch)
 
-    def _words_of_batch(self) -> int:
-        """How many words of what waits make one batch: at least one event's."""
-        words = min(len(self._pending), 2 * BATCH_EVENTS)
+    def _batch_length(self) -> int:
+        """How many items of `_pending` make one batch: an even number, at least one event."""
+        length = min(len(self._pending), 2 * BATCH_EVENTS)
         if self._pending_chars <= BATCH_BYTES:
-            return words
+            return length
         size = 0
-        for at in range(1, words, 2):
+        for at in range(1, length, 2):
             size += len(self._pending[at])
             if size > BATCH_BYTES and at > 1:
                 return at - 1
-        return words
+        return length
 
     async def _store_batch(self, batch: list[str]) -> None:
-        if ahead := self._take_ahead():
-            await self._commit(0, [], ahead[-1].usage, batch, ahead)
+        if deferred := self._take_deferred():
+            await self._commit(0, [], deferred[-1].usage, batch, deferred)
         elif batch:
             await self._write(
                 scripts.emit(run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch)
             )
 
-    def _take(self, events: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
-        """What waits, as one batch with a number of its own, then these events."""
+    def _take_batch(self, events: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
+        """Take all queued events and append these. The result is one batch with a new batch number."""
         batch, self._pending, self._pending_chars = self._pending, [], 0
         for name, payload in events:
-            batch += [name, self._shown(payload)]
+            batch += [name, self._masked_json(payload)]
         self._batch_no += 1
         return batch
 
@@ -271,51 +276,56 @@ class RunWriter:
         return self._store.keys
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
-        """A read that the run cannot go on without. A broken connection is no failure of the run: the read is
-        repeated, as a write is."""
-        return await self._patiently(lambda: self._store.ask_until(question, self._too_late))
+        """Read from Redis. The read is repeated while Redis cannot be reached, as long as the lease lasts."""
+        return await self._await_or_latch(lambda: self._store.ask_until(question, self._must_not_write))
 
     async def journal_page(self, position: int) -> Sequence[str]:
-        """Records of this run from `position` on; only its owner adds to them."""
-        door = scripts.page(run_id=self.run_id, position=position, page_bytes=scripts.PAGE_BYTES)
-        return await self._patiently(lambda: self._store.run_until(door, self._too_late))
+        """One page of the records of this run, starting at `position`."""
+        call = scripts.page(run_id=self.run_id, position=position, page_bytes=scripts.PAGE_BYTES)
+        return await self._await_or_latch(lambda: self._store.run_until(call, self._must_not_write))
 
     def check_lease(self) -> None:
-        """Raises `RunLatched` when too little of the lease is left to begin a call (EFFECTS 1)."""
+        """Raises `RunLatched` when the lease is over: no call may begin (rule EFFECTS 1 of the protocol)."""
         if self._lease.remaining_s() <= 0:
             self._latch.set(LatchReason.FENCED, detail="the lease is over")
             raise RunLatched(LatchReason.FENCED)
 
     # --- fenced writes -----------------------------------------------------------------------------------
 
-    def begin(self, record: str, saved: _Event) -> None:
-        """Record number 0, to be stored with whatever is written next. `saved` is its checkpoint's event."""
-        self._ahead.append(_Ahead(0, record, RunUsage(), ()))
-        self.note(*saved)
+    def defer_start(self, record: str, event: _Event) -> None:
+        """Queue record 0, to be stored with the next write. `event` announces its checkpoint."""
+        self._deferred.append(_DeferredRecord(0, record, RunUsage(), ()))
+        self.emit(*event)
 
-    def add(self, position: int, record: str, usage: RunUsage, saved: _Event) -> None:
-        """Record number `position`, to be stored with what is written next, or by itself after a moment. It
-        is not stored with the run's end: nothing asks for it any more."""
-        self._ahead.append(_Ahead(position, record, usage, (saved,)))
+    def defer_record(self, position: int, record: str, usage: RunUsage, event: _Event) -> None:
+        """Queue record number `position`, to be stored with the next write or after `FLUSH_S` seconds.
+
+        It is dropped when the run ends first: no later attempt needs it.
+        """
+        self._deferred.append(_DeferredRecord(position, record, usage, (event,)))
         self._schedule(FLUSH_S)
 
     async def commit(
         self, position: int, record: str, usage: RunUsage, events: Sequence[tuple[str, Mapping[str, Any]]]
     ) -> None:
-        """Store record number `position`. Must be called with the lane free; commits queue up behind it."""
-        async with self._lane:
-            await self._store_ahead()
-            await self._commit(position, [record], usage, self._take(events), self._take_ahead(position))
+        """Store record number `position`, together with all queued events and records."""
+        async with self._write_lock:
+            await self._store_full_batches()
+            await self._commit(
+                position, [record], usage, self._take_batch(events), self._take_deferred(position)
+            )
 
-    def _take_ahead(self, before: int | None = None) -> list[_Ahead]:
-        """What waits to be stored with the next record, whose position is `before`; without a record, what
-        nothing has to be stored before."""
+    def _take_deferred(self, before: int | None = None) -> list[_DeferredRecord]:
+        """Take the deferred records that can be stored now: those before position `before`.
+
+        Without `before`: those that directly follow the stored journal.
+        """
         if before is None:
             before = self._length
-            for ahead in self._ahead:
-                before += ahead.position == before
-        taken = [ahead for ahead in self._ahead if ahead.position < before]
-        self._ahead = self._ahead[len(taken) :]
+            for record in self._deferred:
+                before += record.position == before
+        taken = [record for record in self._deferred if record.position < before]
+        self._deferred = self._deferred[len(taken) :]
         return taken
 
     async def _commit(
@@ -324,13 +334,16 @@ class RunWriter:
         records: list[str],
         usage: RunUsage,
         batch: list[str],
-        ahead: Sequence[_Ahead],
+        deferred: Sequence[_DeferredRecord],
     ) -> None:
-        if ahead:
-            position = ahead[0].position
-            records = [*(each.record for each in ahead), *records]
-            told = [(name, self._shown(payload)) for each in ahead for name, payload in each.saved]
-            batch = [*chain.from_iterable(told), *batch]
+        """Write records and events with one script call. `deferred` records come first."""
+        if deferred:
+            position = deferred[0].position
+            records = [*(each.record for each in deferred), *records]
+            checkpoint_events = [
+                (name, self._masked_json(payload)) for each in deferred for name, payload in each.events
+            ]
+            batch = [*chain.from_iterable(checkpoint_events), *batch]
         await self._write(
             scripts.commit(
                 run_id=self.run_id,
@@ -355,13 +368,14 @@ class RunWriter:
         left_max_ms: int = 0,
         error_details: str = "",
     ) -> Handed:
-        """Put the run aside; raises `RunLatched` when it is no longer ours or is to be cancelled."""
-        if self._ahead:
+        """Suspend the run. Raises `RunLatched` when another worker owns it. On any answer but OK it is not
+        suspended."""
+        if self._deferred:
             await self.flush()
-        async with self._lane:
-            await self._store_ahead()
-            batch = self._take()
-            return await self._hand(
+        async with self._write_lock:
+            await self._store_full_batches()
+            batch = self._take_batch()
+            return await self._write_last(
                 scripts.suspend(
                     run_id=self.run_id,
                     fence=self.fence,
@@ -377,74 +391,80 @@ class RunWriter:
             )
 
     async def finish(self, **ending: Any) -> Handed:
-        """End the run; the keywords are those of the script, without what the ledger itself knows."""
-        if any(ahead.position == 0 for ahead in self._ahead):
+        """End the run. `ending` holds arguments of the script `finish`; the writer adds the others."""
+        if any(deferred.position == 0 for deferred in self._deferred):
             await self.flush()
-        self._ahead.clear()
-        async with self._lane:
-            await self._store_ahead()
-            batch = self._take()
-            return await self._hand(
+        self._deferred.clear()
+        async with self._write_lock:
+            await self._store_full_batches()
+            batch = self._take_batch()
+            return await self._write_last(
                 scripts.finish(
                     run_id=self.run_id, fence=self.fence, batch_no=self._batch_no, events=batch, **ending
                 )
             )
 
     async def close(self) -> None:
-        """No write after this one; what still waits is dropped (an ending has taken its events along)."""
+        """Stop writing. Queued events are dropped; `finish` and `suspend` have stored theirs."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None  # it holds the call in which it was set, and that holds this ledger
+            self._timer = None  # a timer holds a reference to this writer
         for task in list(self._flushing):
             await asyncio.wait([task])
 
     async def _write(self, call: ScriptCall[WriteAnswer]) -> None:
-        self._obey(await self._repeat(call))
+        self._act_on_answer(await self._run_script(call))
 
-    async def _hand(self, call: ScriptCall[Handed]) -> Handed:
-        handed: Handed = await self._repeat(call, passing=UNWRITABLE)
-        self._obey(handed.answer)
-        return handed
+    async def _write_last(self, call: ScriptCall[Handed]) -> Handed:
+        """Run a script that ends the ownership of the run. It returns wake-ups to send."""
+        reply: Handed = await self._run_script(call, reraised=UNWRITABLE)
+        self._act_on_answer(reply.answer)
+        return reply
 
-    async def _repeat(self, call: ScriptCall[Any], passing: _Errors = ()) -> Any:
-        return await self._patiently(lambda: self._store.run_until(call, self._too_late), passing)
+    async def _run_script(self, call: ScriptCall[Any], reraised: _Errors = ()) -> Any:
+        return await self._await_or_latch(lambda: self._store.run_until(call, self._must_not_write), reraised)
 
-    async def _patiently(self, work: Callable[[], Awaitable[T]], passing: _Errors = ()) -> T:
-        """Ask the store, which repeats what may be repeated. What is left stops the attempt: no error of the
-        store is one of the run, or reaches the pattern. A run whose command is refused is released."""
+    async def _await_or_latch(self, work: Callable[[], Awaitable[T]], reraised: _Errors = ()) -> T:
+        """Await an operation of the store. An error of the store sets the latch and raises `RunLatched`.
+
+        The store itself repeats what may be repeated. Errors of the store never reach the pattern. Errors of
+        the types in `reraised` are raised as they are.
+        """
         if self._latch.reason is LatchReason.FENCED:
             raise RunLatched(LatchReason.FENCED)
-        patience = asyncio.timeout(None)
+        timeout = asyncio.timeout(None)
         try:
-            async with patience:
-                self._asking.add(patience)
+            async with timeout:
+                self._redis_waits.add(timeout)
                 try:
                     return await work()
                 finally:
-                    self._asking.discard(patience)
-        except TimeoutError as error:  # by `_abandon`: redis-py's own are translated below
+                    self._redis_waits.discard(timeout)
+        except TimeoutError as error:  # by `_stop_waiting`; the store translates those of redis-py
             raise RunLatched(LatchReason.FENCED) from error
         except RedisUnreachable as error:
             stopped: OpenAgentsError = error
-        except passing:
+        except reraised:
             raise
-        except Exception as error:  # a script or its answer is wrong: that is our bug
+        except Exception as error:  # a script or its reply is wrong: a bug in this library
             log.exception("run.store_failed", run_id=self.run_id)
             stopped = RedisRefused(f"{type(error).__name__}: {error}")
             stopped.__cause__ = error
         self._latch.set(LatchReason.FENCED, error=stopped, detail=stopped.message)
         raise RunLatched(LatchReason.FENCED) from stopped
 
-    def _abandon(self) -> None:
-        """Nothing may be written any more: nobody waits for a Redis that does not answer."""
+    def _stop_waiting(self) -> None:
+        """The run is fenced: end all waits for replies of Redis."""
         now_s = asyncio.get_running_loop().time()
-        for patience in self._asking:
-            patience.reschedule(now_s)
+        for timeout in self._redis_waits:
+            timeout.reschedule(now_s)
 
-    def _too_late(self) -> bool:
+    def _must_not_write(self) -> bool:
+        """Whether writes must stop: the lease is over or the run is fenced."""
         return self._lease.remaining_s() <= 0 or self._latch.reason is LatchReason.FENCED
 
-    def _obey(self, answer: WriteAnswer) -> None:
+    def _act_on_answer(self, answer: WriteAnswer) -> None:
+        """Set the latch for the answer of a script. Raises `RunLatched` if the run is fenced."""
         match answer:
             case WriteAnswer.OK | WriteAnswer.SAME | WriteAnswer.OVERDUE:
                 return
@@ -459,20 +479,20 @@ class RunWriter:
                 assert_never(answer)
 
 
-def _shown_name(name: object) -> str:
-    """An event's name; a pattern may give anything as one."""
+def _masked_name(name: object) -> str:
+    """The name of an event as text, masked. A pattern may pass any object as a name."""
     return mask_short_prose(name if type(name) is str and name.isascii() else text_of(name))
 
 
-class _Delta:
-    """What of a streaming reply is still to be sent, and how much was."""
+class _ReplyStream:
+    """The unsent text of a streamed reply, and how many characters were sent."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
         self.sent = 0
 
     @property
-    def waits(self) -> bool:
+    def has_unsent(self) -> bool:
         return bool(self._parts)
 
     def add(self, text: str) -> None:
@@ -480,13 +500,13 @@ class _Delta:
             self._parts.append(text)
 
     def take(self, call: str, attempt: int) -> list[str]:
-        """The payloads of what was not sent yet."""
-        whole = "".join(self._parts)
+        """The payloads of `llm.delta` events for the unsent text, which counts as sent from now on."""
+        unsent = "".join(self._parts)
         self._parts.clear()
         payloads = []
-        for at in range(0, len(whole), DELTA_CHARS):
-            text = whole[at : at + DELTA_CHARS]
-            piece = {"call": call, "attempt": attempt, "offset": self.sent, "text": whole_text(text)}
-            payloads.append(dumps(piece))
+        for at in range(0, len(unsent), DELTA_CHARS):
+            text = unsent[at : at + DELTA_CHARS]
+            payload = {"call": call, "attempt": attempt, "offset": self.sent, "text": whole_text(text)}
+            payloads.append(dumps(payload))
             self.sent += len(text)
         return payloads

@@ -206,10 +206,10 @@ class _Task(asyncio.Task[Any]):
     ) -> _Task:
         context = copy_context() if context is None else context
         run = context.get(current_run)
-        task = cls(work if run is None else run.contained(work), loop=loop, context=context, **more)
+        task = cls(work if run is None else run.contain_exits(work), loop=loop, context=context, **more)
         task.context = context
         if run is not None:
-            run.started(task)
+            run.track_task(task)
             task.add_done_callback(lambda _: work.close())  # needed if it is cancelled before its first step
         return task
 

@@ -150,7 +150,7 @@ class WorkerProcess:
                 run_id=run_id,
                 incarnation=self.heartbeat.lease.incarnation,
             ),
-            executing=self._marks.on_loop,
+            executing=self._marks.executing_on_loop,
             busy_tool_threads=lambda: self._assembly.offload.stats()["threads"]["busy"],
             leave=self._leave,
             loop_waited_s=self._loop_thread.waited_s,
@@ -261,7 +261,7 @@ class WorkerProcess:
     def _exit_with_runs_left(self) -> None:
         """End the process before its lease: no worker may take the runs while their code still executes
         here."""
-        for line in self.runner.what_runs():
+        for line in self.runner.code_in_progress():
             log.error("run.does_not_stop", reason="the worker stops", exit_code=EX_DOES_NOT_STOP, **line)
         line_groups.flush()
         self._leave(EX_DOES_NOT_STOP)

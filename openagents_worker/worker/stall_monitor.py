@@ -80,7 +80,7 @@ class StallMonitor:
         if problem is not None:
             log.info("guard.unavailable", problem=problem)
             return
-        self._marks.loop_is(*self._loop_thread_ids())
+        self._marks.set_loop_thread(*self._loop_thread_ids())
         self._beat()
         self._ensure_process()
         self._thread.start()

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from openagents_worker.runtime.marks import Executing, MarkOfThread, Seen
+from openagents_worker.runtime.marks import Executing, MarkOfThread, MarksSnapshot
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import Cell
 from openagents_worker.telemetry.logs import begin_log_of_child, configure_logging, get_logger
@@ -44,7 +44,7 @@ def main() -> None:
 
 def report(stall: Mapping[str, Any]) -> None:
     """Record the run in Redis if it is certain, and log one line for the stall and one for each thread."""
-    seen = Seen.of(stall["memory"])
+    seen = MarksSnapshot.of(stall["memory"])
     suspects = holders(seen, stall["used_s"], stall["waiting"], stall["held_s"])
     known = [each.executing for each in suspects if each.executing is not None]
     is_certain = len(known) == len(suspects) and len({each.run_id for each in known}) == 1
@@ -66,7 +66,7 @@ def report(stall: Mapping[str, Any]) -> None:
 
 
 def holders(
-    seen: Seen, used_s: Mapping[int, float], waiting: Collection[int], held_s: float
+    seen: MarksSnapshot, used_s: Mapping[int, float], waiting: Collection[int], held_s: float
 ) -> list[MarkOfThread]:
     """The threads that may hold the GIL. The holder is certain if all of them execute the same run.
 

@@ -46,7 +46,7 @@ NAMED_RUNS = 10  # how many of the runs that did not stop the log line lists
 class WatchedRuns(RunHost, Protocol):
     """What the watchdog needs from the runner."""
 
-    def note(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None: ...
+    def emit(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class _LoopBlock:
         if self.executing is not None:
             fields |= {"agent_id": self.executing.agent_id, "plugin": self.executing.plugin}
         if self.call is not None:
-            fields |= {"kind": self.call.kind, "name": self.call.name, "call_id": self.call.call_key}
+            fields |= {"kind": self.call.kind, "name": self.call.name, "call_id": self.call.call_id}
         return fields
 
 
@@ -309,7 +309,7 @@ class LoopWatchdog:
         self._longest_s = max(self._longest_s, blocked_s)
         if block.run_id is not None:
             payload = {"blocked_ms": round(blocked_s * 1000), **block.fields()}
-            self._run_host.note(block.run_id, "worker.loop_blocked", payload)
+            self._run_host.emit(block.run_id, "worker.loop_blocked", payload)
 
 
 def _run_id_of_task(task: asyncio.Task[Any] | None) -> str | None:

@@ -28,7 +28,7 @@ class EventRecordingRunHost(RecordingRunHost):
         super().__init__()
         self.noted: list[tuple[str, str, Mapping[str, Any]]] = []
 
-    def note(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None:
+    def emit(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None:
         self.noted.append((run_id, name, payload))
 
 

@@ -1,8 +1,8 @@
 """Random concurrent programs: sequences, branches, nested tasks, pools, races, time limits, retries.
 
-`generate(seed)` gives the same program for the same seed. Programs that depend on time may end in several
-ways; the others must end with the same result whatever happens to them. Not among them, as nothing is
-promised: a recorded clock in workers over a queue, where which worker takes an item is a matter of time.
+`generate(seed)` returns the same program for the same seed. Programs that depend on time may end in several
+ways; the others must end with the same result. A recorded clock in workers over a queue is left out: there,
+timing decides which worker takes an item, and nothing is guaranteed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEPENDING_ON_TIME = ["fed_done", "race", "pool", "timeout"]
 
 @dataclass
 class Generated:
-    """A program, and what is known of it."""
+    """A program, with its properties."""
 
     run: Callable[[Api], Awaitable[Any]]
     depends_on_time: bool
@@ -153,7 +153,7 @@ class _Interpreter:
         done.append(await asyncio.gather(*map(asyncio.shield, self._branches(api, me, inside))))
 
     async def _spawn(self, api: Api, me: str, number: int, inside: Any, done: list[Any]) -> None:
-        """Tasks are created one after another, each when the one before has made some calls."""
+        """Create tasks one after another, each once the one before has made some calls."""
         tasks = []
         for index, block in enumerate(inside):
             tasks.append(asyncio.create_task(self._branch(api, me, index, block)))
@@ -212,7 +212,7 @@ class _Interpreter:
 
 
 async def _pooled(api: Api, size: tuple[int, int], work: Callable[[int], Awaitable[Any]]) -> list[Any]:
-    """So many items, taken by so many workers."""
+    """`items` items, taken by `workers` workers."""
     queue: asyncio.Queue[int] = asyncio.Queue()
     for item in range(size[0]):
         queue.put_nowait(item)

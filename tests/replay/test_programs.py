@@ -1,7 +1,7 @@
-"""Whatever a program does side by side, and wherever it is killed: it goes on as if nothing had been.
+"""Random concurrent programs continue correctly wherever they are killed.
 
-Each program is killed up to four times, at any command to Redis, before it is carried out or after, and goes
-on in a new process with other timings. Its effects are counted outside of it.
+Each program is killed up to four times, before or after any command to Redis, and continues in a new process
+with other timings. Its effects are counted outside of it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ MANY = 2_000
 
 
 def problems(redis_url: str, seed: int) -> list[tuple[str, str]]:
-    """What goes wrong with the program of this seed.
+    """The problems of the program of this seed.
 
-    A program with a time of its own (sleeps, limits) whose way depends on it goes on as one of its possible
-    runs, and where that contradicts the journal it is stopped: that is no fault.
+    A program whose result depends on its own time (sleeps, limits) continues as one of its possible
+    executions. If that contradicts the journal, the run is stopped. That is not a problem.
     """
     chance = random.Random(seed)
     depends_on_time, has_jitter = chance.random() < 0.35, chance.random() < 0.6
@@ -47,16 +47,16 @@ def problems(redis_url: str, seed: int) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("seed", range(SOME))
-def test_a_program_goes_on_after_every_kill(redis_url: str, seed: int) -> None:
-    """Same result, finished calls once, calls in flight under their key, no mismatch, no hang."""
+def test_a_program_continues_after_every_kill(redis_url: str, seed: int) -> None:
+    """Same result, finished calls once, calls in flight with the same key, no mismatch, no hang."""
     assert problems(redis_url, seed) == []
 
 
 @pytest.mark.parametrize("seed", range(SOME, SOME + 20))
-def test_a_program_goes_on_under_another_python(
+def test_a_program_continues_under_another_python(
     redis_url: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`wait_for` runs what it waits for in a task of its own; since Python 3.12 in its caller's."""
+    """`wait_for` awaits in a new task before Python 3.12, and in the task of its caller since then."""
     older = asyncio.wait_for
 
     async def wait_for(work: Any, timeout: float | None) -> Any:
@@ -73,7 +73,7 @@ def test_a_program_goes_on_under_another_python(
 @pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
 def test_newer_pythons(version: str, tmp_path: Path) -> None:
-    """All of this folder's short tests, in an environment of a newer Python."""
+    """All short tests of this folder, in environments of newer Python versions."""
     python = _python(version)
     if python is None:
         pytest.skip(f"Python {version} is not on this machine")
@@ -87,13 +87,13 @@ def test_newer_pythons(version: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3_600)
 def test_two_thousand_programs(redis_url: str) -> None:
-    """As above; says which seeds broke what."""
+    """Like above. The failure lists the seeds and their problems."""
     found = {seed: wrong for seed in range(SOME, MANY) if (wrong := problems(redis_url, seed))}
     assert found == {}
 
 
 def _python(version: str) -> str | None:
-    """A Python of that version that starts; a shim of a version manager may be there without one."""
+    """An executable of this Python version that starts. A version manager's shim may exist without it."""
     candidates = [shutil.which(f"python{version}")]
     candidates += map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
     for candidate in candidates:

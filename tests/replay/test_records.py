@@ -1,4 +1,4 @@
-"""What stands in a journal, and how a run that meets it goes on."""
+"""The records of a journal, and how a run continues from them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def patterned(pattern: str, *, llm: dict[str, Any] | None = None, **config: Any)
 
 
 class Plain:
-    """A pattern of somebody else's."""
+    """A custom pattern."""
 
     context: Any
 
@@ -50,7 +50,7 @@ class Plain:
 
 
 class Clocked(Plain):
-    """Tells its model how late it is; the prompt is another one in every attempt."""
+    """Puts the time into the prompt, which therefore differs in every attempt."""
 
     asked = 0
 
@@ -67,7 +67,7 @@ class Clocked(Plain):
 
 @pytest.mark.parametrize("where", ["system", "user"])
 async def test_tries_of_a_prompt_with_a_clock_are_bounded(redis_url: str, where: str) -> None:
-    """A provider that is down for good ends the run after the usual number of tries."""
+    """A provider that always fails ends the run after the usual number of retries."""
     down = scripted({"error": "rate_limit", "retry_after_ms": 1, "times": 100}, {"text": "never"})
     async with process(redis_url, patterned("Clocked", llm=down, where=where)) as p:
         await p.submit(budget={"max_resume_attempts": 2})
@@ -78,8 +78,8 @@ async def test_tries_of_a_prompt_with_a_clock_are_bounded(redis_url: str, where:
         assert (ended.kind, ended.error and ended.error.code) == (AttemptOutcome.FINISHED, "llm.rate_limit")
 
 
-async def test_a_changed_prompt_is_answered_and_told(redis_url: str) -> None:
-    """With both digests, so that whoever wonders can find out which part has changed."""
+async def test_a_changed_prompt_is_replayed_with_an_event(redis_url: str) -> None:
+    """The event has both digests, so that the changed part can be found."""
 
     definition = patterned("ClockedThenCharge", where="system", llm=scripted({"text": "hello"}))
     async with process(redis_url, definition, name="one") as one, process(redis_url, definition) as two:
@@ -88,16 +88,18 @@ async def test_a_changed_prompt_is_answered_and_told(redis_url: str) -> None:
         await crash(one, "r1", dying)
         plugins.GATES["charge"].set()
         assert (await two.execute()).stop_reason is StopReason.COMPLETED
-        told = [event["payload"] for event in await two.events() if event["name"] == "replay.prompt_changed"]
-        assert len(told) == 1
-        assert told[0]["recorded_digest"] != told[0]["digest"]
+        payloads = [
+            event["payload"] for event in await two.events() if event["name"] == "replay.prompt_changed"
+        ]
+        assert len(payloads) == 1
+        assert payloads[0]["recorded_digest"] != payloads[0]["digest"]
 
 
 class ClockedThenCharge(Clocked):
     async def execute(self) -> Any:
-        said = await super().execute()
+        output = await super().execute()
         await self.charge("x", "charge")
-        return said
+        return output
 
 
 # --- a life after a failure ------------------------------------------------------------------------------
@@ -113,7 +115,7 @@ class Grouped(Plain):
 
 
 async def test_a_run_whose_task_group_failed_can_be_resumed(redis_url: str) -> None:
-    """Neither the error nor the cancellations that followed from it are answers in the next life."""
+    """Neither the error nor the cancellations that it caused are replayed in the next life."""
     plugins.FAILURES["b"] = [plugins.refused()]
     for who in "ab":
         plugins.GATES[f"charge-{who}"].set()
@@ -126,15 +128,15 @@ async def test_a_run_whose_task_group_failed_can_be_resumed(redis_url: str) -> N
 
 
 class Limited(Plain):
-    """Gives a call a moment, and fails when that is over."""
+    """Gives a call a short time limit, and fails after it."""
 
     async def execute(self) -> Any:
         async with asyncio.timeout(0.05):
             return await self.charge("slow", "slow")
 
 
-async def test_a_run_that_ran_out_of_its_step_can_be_resumed(redis_url: str) -> None:
-    """The call that a time limit cancelled is made again in the next life."""
+async def test_a_run_whose_step_timed_out_can_be_resumed(redis_url: str) -> None:
+    """The call that the time limit cancelled is made again in the next life."""
     async with process(redis_url, patterned("Limited")) as p:
         assert (await p.run()).state == "failed"
         plugins.GATES["slow"].set()
@@ -142,8 +144,8 @@ async def test_a_run_that_ran_out_of_its_step_can_be_resumed(redis_url: str) -> 
         assert (await p.execute()).stop_reason is StopReason.COMPLETED
 
 
-async def test_a_run_that_was_mended_may_go_another_way(redis_url: str) -> None:
-    """A new life may ask for something else than what failed: who resumes a run has changed something."""
+async def test_a_resumed_run_may_make_other_calls(redis_url: str) -> None:
+    """A new life need not repeat the call that failed: people resume a run after they changed something."""
     plugins.FAILURES["broken"] = [plugins.refused()]
     async with process(redis_url, patterned("Mended"), name="one") as p:
         assert (await p.run()).state == "failed"
@@ -167,7 +169,7 @@ class Mended(Plain):
 
 
 class Asks(plugins.Charge):
-    """A tool that asks the model, charges, and changes the state."""
+    """A tool that calls the model, charges, and changes the state."""
 
     async def invoke(self, params: dict[str, Any], context: Any) -> Any:
         reply: LLMResponse = await context.llm_client.generate(
@@ -186,8 +188,8 @@ class Nesting(Plain):
         return [inside, outside.output_text]
 
 
-async def test_what_was_used_and_changed_inside_a_finished_call_counts_after_a_replay(redis_url: str) -> None:
-    """The tool is not called again, but what its own calls used and changed is there as if it had been."""
+async def test_usage_and_changes_inside_a_finished_call_are_replayed(redis_url: str) -> None:
+    """The tool is not called again, but usage and changes of its inner calls apply."""
     definition = patterned("Nesting", llm=scripted({"text": "one"}, {"text": "two"}))
     async with process(redis_url, definition, name="one") as one, process(redis_url, definition) as two:
         await one.submit()
@@ -209,7 +211,7 @@ async def test_what_was_used_and_changed_inside_a_finished_call_counts_after_a_r
 
 
 async def begun(p: Process, who: str) -> asyncio.Task[Any]:
-    """Run r1 until it waits at that gate of `charge`."""
+    """Execute run r1 until it waits at this gate of `charge`."""
     executing = asyncio.create_task(p.execute())
     at_gate = {"charge": "x", "last": "last"}[who]
     await await_for(

@@ -1,7 +1,7 @@
-"""Each rule of replay has a program that goes wrong without it.
+"""Each rule of replay has a program that fails without it.
 
-The programs are the counterexamples to simpler rules. A rule is switched off by taking one thing out of the
-real code; then at least one of the seeds must show the fault that the rule is there for.
+The programs are counterexamples to simpler rules. A rule is switched off by removing one part of the real
+code. Then at least one of the seeds must show the problem that the rule prevents.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from openagents_worker.runtime import call_ids, replay
 from openagents_worker.runtime.recorder import Recorder
 from openagents_worker.runtime.replay import ReplayByContent
-from openagents_worker.runtime.turns import Turns
+from openagents_worker.runtime.turns import OutcomeOrder
 from tests.replay.world import Api, Case, Kill
 
 SEEDS = range(25)
@@ -26,7 +26,7 @@ FEW = 8
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A program, the records with which its processes die, and what is known of it."""
+    """A program, the numbers of records after which its processes die, and its properties."""
 
     program: Callable[[Api], Awaitable[Any]]
     records: Sequence[int]
@@ -50,7 +50,7 @@ class Counterexample:
 
 
 async def best_of(api: Api) -> Any:
-    """Equal prompts side by side; the answers differ and are used."""
+    """Equal prompts in parallel. The replies differ and are used."""
 
     async def vote(index: int) -> bool:
         await api.sleep()
@@ -62,7 +62,7 @@ async def best_of(api: Api) -> Any:
 
 
 async def twins(api: Api) -> Any:
-    """Equal effects side by side, the second of which commits first."""
+    """Equal effects in parallel. The second one commits first."""
 
     async def pay() -> Any:
         await api.sleep()
@@ -72,7 +72,7 @@ async def twins(api: Api) -> Any:
 
 
 async def pool(api: Api) -> Any:
-    """An item in flight goes to another worker when the run goes on."""
+    """After a crash another worker takes the item that was in flight."""
     queue: asyncio.Queue[int] = asyncio.Queue()
     out: dict[int, Any] = {}
     for item in range(6):
@@ -118,7 +118,7 @@ async def inside_and_outside(api: Api) -> Any:
 
 
 async def order_of_completion(api: Api) -> Any:
-    """What ends first feeds the next arguments; the program has no time of its own."""
+    """The call that ends first determines the next arguments. The program does not depend on other time."""
     out: list[Any] = []
 
     async def look(index: int) -> Any:
@@ -131,7 +131,7 @@ async def order_of_completion(api: Api) -> Any:
 
 
 async def first_of_several(api: Api) -> Any:
-    """The first of several wins, and the others are left running."""
+    """The first of several calls is used. The others continue."""
 
     async def look(index: int) -> Any:
         await api.sleep()
@@ -144,7 +144,7 @@ async def first_of_several(api: Api) -> Any:
 
 
 async def one_is_cancelled(api: Api) -> Any:
-    """Of two equal calls one is cancelled."""
+    """One of two equal calls is cancelled."""
 
     async def slow(_: int) -> Any:
         if api.rng.random() < 0.5:
@@ -161,7 +161,7 @@ async def one_is_cancelled(api: Api) -> Any:
 
 
 async def cancelled_no_more(api: Api) -> Any:
-    """The program gave a call half a second, and gives it more when it goes on."""
+    """The program gives a call half a second, and more in the next process."""
     limit_s = 0.2 if api.process_number == 0 else None
     try:
         async with asyncio.timeout(limit_s):
@@ -184,7 +184,7 @@ async def clock_in_a_prompt(api: Api) -> Any:
 
 
 async def begun_outer(api: Api) -> Any:
-    """An outer call in flight, a finished call inside it; the outer one's argument is a clock."""
+    """An outer call in flight with a finished call inside. The argument of the outer call is a clock."""
 
     async def body() -> Any:
         paid = await api.tool("pay", 1, subject="pay")
@@ -195,7 +195,7 @@ async def begun_outer(api: Api) -> Any:
 
 
 async def equal_outer_calls(api: Api) -> Any:
-    """Equal outer calls side by side, with finished calls inside."""
+    """Equal outer calls in parallel, with finished calls inside."""
 
     async def outer(index: int) -> Any:
         async def body() -> Any:
@@ -221,7 +221,7 @@ async def tasks_in_the_order_of_a_set(api: Api) -> Any:
 
 
 async def slow_to_ask(api: Api) -> Any:
-    """A branch whose record is still to be asked for when the pattern has nothing left to do."""
+    """A branch makes its recorded call after the pattern has nothing left to do."""
 
     async def look() -> Any:
         await api.sleep()
@@ -235,7 +235,7 @@ async def slow_to_ask(api: Api) -> Any:
 
 
 async def reads_what_others_did(api: Api) -> Any:
-    """While a call was made, another branch has done something that is no call."""
+    """During a call, another branch changes something without a recorded call."""
     done: list[str] = []
 
     async def other() -> Any:
@@ -252,7 +252,7 @@ async def reads_what_others_did(api: Api) -> Any:
 
 
 async def waits_for_many(api: Api) -> Any:
-    """An answer waits for six others, each of which comes in time; for all of them longer than for one."""
+    """An outcome waits for six others. Each comes in time, but all of them take longer than one may."""
     seen: list[int] = []
 
     async def one_after_the_other() -> None:
@@ -269,7 +269,7 @@ async def waits_for_many(api: Api) -> Any:
 
 
 async def cancelled_while_it_waits_for_its_turn(api: Api) -> Any:
-    """The second process cancels a call whose answer is recorded and still waits for another one."""
+    """The second process cancels a call whose recorded outcome waits for another one."""
     limit_s = 0.05 if api.process_number else None
 
     async def before() -> Any:
@@ -286,7 +286,7 @@ async def cancelled_while_it_waits_for_its_turn(api: Api) -> Any:
 
 
 async def cancelled_with_calls_inside(api: Api) -> Any:
-    """An outer call was cancelled, a call inside it had been paid; the next process gives it more time."""
+    """An outer call was cancelled, a call inside it was finished. The next process gives it more time."""
 
     async def body() -> Any:
         paid = await api.tool("pay", 1, subject="pay", latency_s=0.01)
@@ -331,13 +331,13 @@ CASES = {
 )
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_nothing_goes_wrong_with_the_rules(redis_url: str, case: Counterexample, part: slice) -> None:
-    """The counterexamples to simpler rules are none to these."""
+    """The counterexamples to simpler rules succeed with these rules."""
     found = [problem for seed in case.seeds[part] for problem in case.problems(redis_url, seed)]
     assert found == []
 
 
 def test_a_begun_call_whose_arguments_hold_a_clock_is_a_mismatch(redis_url: str) -> None:
-    """What was paid inside it is not paid again: that is the price, and the run says why it ends."""
+    """The finished call inside it is not made again. The run fails and says why."""
     for seed in SEEDS[:10]:
         found = Counterexample(begun_outer, [1], depends_on_time=True).problems(redis_url, seed)
         assert {kind for kind, _ in found} == {"mismatch"}
@@ -346,10 +346,8 @@ def test_a_begun_call_whose_arguments_hold_a_clock_is_a_mismatch(redis_url: str)
 
 @pytest.mark.parametrize("command", range(2, 9))
 @pytest.mark.parametrize("after_ms", [0, 0.3, 0.6, 0.9, 1.2, 1.5, 2.1, 20.1, 20.6])
-def test_a_cancellation_during_any_commit_leaves_what_replay_reads(
-    redis_url: str, after_ms: float, command: int
-) -> None:
-    """Also of the one that stores the run's start: the call ends as it ended then, nothing is unread."""
+def test_a_cancellation_during_any_commit_is_replayed(redis_url: str, after_ms: float, command: int) -> None:
+    """Also during the commit of checkpoint 0. The call ends as before, and no record stays unused."""
 
     async def program(api: Api) -> Any:
         first = asyncio.create_task(api.tool("do", 1, subject="first", latency_s=0.001))
@@ -367,22 +365,22 @@ Switch = Callable[[pytest.MonkeyPatch], None]
 
 
 def _nodes_have_no_names(patch: pytest.MonkeyPatch) -> None:
-    original = call_ids.Nodes.child
+    original = call_ids.Nodes.frame_of_child
 
-    def child(self: Any, parent: Any, coro: Any) -> Any:
+    def frame_of_child(self: Any, parent: Any, coro: Any) -> Any:
         frame = original(self, parent, coro)
         frame.node.path = ""
         return frame
 
-    patch.setattr(call_ids.Nodes, "child", child)
+    patch.setattr(call_ids.Nodes, "frame_of_child", frame_of_child)
 
 
-def _arguments_name_nobody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(call_ids, "_plain_arguments", lambda _: "")
+def _tasks_have_no_arguments_digest(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(call_ids, "_arguments_digest", lambda _: "")
 
 
 def _ids_are_counted_by_the_attempt(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(replay._Ids, "take", lambda *_: None)
+    patch.setattr(replay._CallIdNumbering, "mark_used", lambda *_: None)
 
 
 def _calls_have_no_scope(patch: pytest.MonkeyPatch) -> None:
@@ -390,26 +388,26 @@ def _calls_have_no_scope(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replay, "content_digest", lambda _, *more: original("", *more))
 
 
-def _any_record_is_free(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ReplayByContent, "_is_free", lambda *_: True)
+def _any_record_is_available(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ReplayByContent, "_is_available", lambda *_: True)
 
 
-def _nobody_is_adrift(patch: pytest.MonkeyPatch) -> None:
-    async def contradicted(self: Any, question: Any) -> None:
-        own = self._next_own(question)
-        if own is not None and self._open_for(question) is None:
+def _no_node_diverges(patch: pytest.MonkeyPatch) -> None:
+    async def contradicted(self: Any, query: Any) -> None:
+        own = self._next_unused_of_node(query)
+        if own is not None and self._open_call_for(query) is None:
             raise replay.ReplayContradiction("at once")
 
-    patch.setattr(ReplayByContent, "_changed_or_contradicted", contradicted)
-    patch.setattr(ReplayByContent, "_set_adrift", lambda *_: None)
+    patch.setattr(ReplayByContent, "_find_changed_or_contradict", contradicted)
+    patch.setattr(ReplayByContent, "_mark_diverged", lambda *_: None)
 
 
-def _answers_have_no_order(patch: pytest.MonkeyPatch) -> None:
+def _outcomes_have_no_order(patch: pytest.MonkeyPatch) -> None:
     async def at_once(*_: Any, **__: Any) -> None:
-        """Nobody waits."""
+        """Does not wait."""
 
-    patch.setattr(Turns, "of", at_once)
-    patch.setattr(Turns, "after_all", at_once)
+    patch.setattr(OutcomeOrder, "wait_for", at_once)
+    patch.setattr(OutcomeOrder, "wait_for_all", at_once)
 
 
 def _prompts_have_no_core(patch: pytest.MonkeyPatch) -> None:
@@ -418,45 +416,45 @@ def _prompts_have_no_core(patch: pytest.MonkeyPatch) -> None:
 
 
 def _cancelled_calls_wait_for_ever(patch: pytest.MonkeyPatch) -> None:
-    original = ReplayByContent.hand_out
+    original = ReplayByContent.wait_for_turn
 
-    async def hand_out(self: Any, question: Any, record: Any) -> bool:
-        if self._is_told_cancelled(record):
+    async def wait_for_turn(self: Any, query: Any, record: Any) -> bool:
+        if self._was_cancelled(record):
             await self._latch.wait()
-        return await original(self, question, record)
+        return await original(self, query, record)
 
-    patch.setattr(ReplayByContent, "hand_out", hand_out)
+    patch.setattr(ReplayByContent, "wait_for_turn", wait_for_turn)
 
 
-def _begun_calls_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+def _unfinished_calls_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ReplayByContent, "_add_open", lambda *_: None)
 
 
 def _clocks_are_shared(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replay, "OWN_KINDS", frozenset())
-    patch.setattr(ReplayByContent, "_is_free", lambda *_: True)
+    patch.setattr(ReplayByContent, "_is_available", lambda *_: True)
 
 
-def _the_end_waits_for_nobody(patch: pytest.MonkeyPatch) -> None:
-    original = ReplayByContent._until
+def _the_end_does_not_wait(patch: pytest.MonkeyPatch) -> None:
+    original = ReplayByContent._wait_until
 
-    async def until(self: Any, is_true: Any, keys: Any, **more: Any) -> bool:
-        return is_true() if more.get("look_again") else await original(self, is_true, keys, **more)
+    async def until(self: Any, condition: Any, keys: Any, **more: Any) -> bool:
+        return condition() if more.get("check_on_progress") else await original(self, condition, keys, **more)
 
-    patch.setattr(ReplayByContent, "_until", until)
+    patch.setattr(ReplayByContent, "_wait_until", until)
 
 
-def _an_answer_waits_for_nobody_before_it(patch: pytest.MonkeyPatch) -> None:
-    original = Turns._settle
+def _outcomes_do_not_wait_for_other_tasks(patch: pytest.MonkeyPatch) -> None:
+    original = OutcomeOrder._settle
 
     def settle(self: Any) -> None:
         if not self._remaining:
             original(self)
 
-    patch.setattr(Turns, "_settle", settle)
+    patch.setattr(OutcomeOrder, "_settle", settle)
 
 
-def _one_wait_is_all(patch: pytest.MonkeyPatch) -> None:
+def _order_is_given_up_after_one_wait(patch: pytest.MonkeyPatch) -> None:
     async def in_time(self: Any, future: asyncio.Future[None], at_most_s: float) -> None:
         timer = self._loop.call_later(at_most_s, self.give_up)
         try:
@@ -464,51 +462,49 @@ def _one_wait_is_all(patch: pytest.MonkeyPatch) -> None:
         finally:
             timer.cancel()
 
-    patch.setattr(Turns, "_in_time", in_time)
+    patch.setattr(OutcomeOrder, "_wait_while_progressing", in_time)
 
 
-def _a_waiting_answer_cannot_be_cancelled(patch: pytest.MonkeyPatch) -> None:
-    async def hand_out(self: Any, question: Any, record: Any) -> bool:
-        return bool(await self.rules.hand_out(question, record))
+def _a_waiting_outcome_cannot_be_cancelled(patch: pytest.MonkeyPatch) -> None:
+    async def wait_for_turn(self: Any, query: Any, record: Any) -> bool:
+        return bool(await self.rules.wait_for_turn(query, record))
 
-    patch.setattr(Recorder, "_hand_out", hand_out)
+    patch.setattr(Recorder, "_wait_for_turn", wait_for_turn)
 
 
-def _insides_of_a_cancelled_call_are_lost(patch: pytest.MonkeyPatch) -> None:
+def _calls_inside_a_cancelled_call_are_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ReplayByContent, "_reopen_inside", lambda *_: None)
 
 
 SWITCHES: dict[str, tuple[Switch, str]] = {
     "nodes are named": (_nodes_have_no_names, "best of"),
-    "and after their arguments": (_arguments_name_nobody, "tasks in the order of a set"),
+    "and after their arguments": (_tasks_have_no_arguments_digest, "tasks in the order of a set"),
     "an id is given once": (_ids_are_counted_by_the_attempt, "twins"),
     "calls have a scope": (_calls_have_no_scope, "inside and outside"),
-    "others' records wait": (_any_record_is_free, "best of"),
-    "a contradiction waits": (_nobody_is_adrift, "pool"),
-    "answers have an order": (_answers_have_no_order, "order of completion"),
+    "others' records wait": (_any_record_is_available, "best of"),
+    "a contradiction waits": (_no_node_diverges, "pool"),
+    "answers have an order": (_outcomes_have_no_order, "order of completion"),
     "prompts have a core": (_prompts_have_no_core, "clock in a prompt"),
     "cancelled calls are made again": (_cancelled_calls_wait_for_ever, "cancelled no more"),
-    "begun calls are known": (_begun_calls_are_forgotten, "equal outer calls"),
+    "begun calls are known": (_unfinished_calls_are_forgotten, "equal outer calls"),
     "a clock is one's own": (_clocks_are_shared, "clocks"),
-    "the end waits": (_the_end_waits_for_nobody, "slow to ask"),
-    "others go first": (_an_answer_waits_for_nobody_before_it, "reads what others did"),
-    "each answer begins a wait anew": (_one_wait_is_all, "waits for many"),
+    "the end waits": (_the_end_does_not_wait, "slow to ask"),
+    "others go first": (_outcomes_do_not_wait_for_other_tasks, "reads what others did"),
+    "each answer begins a wait anew": (_order_is_given_up_after_one_wait, "waits for many"),
     "a cancellation before an answer's turn is recorded": (
-        _a_waiting_answer_cannot_be_cancelled,
+        _a_waiting_outcome_cannot_be_cancelled,
         "cancelled before its turn",
     ),
     "calls inside a cancelled one come back": (
-        _insides_of_a_cancelled_call_are_lost,
+        _calls_inside_a_cancelled_call_are_lost,
         "cancelled, calls inside",
     ),
 }
 
 
 @pytest.mark.parametrize("rule", SWITCHES)
-def test_without_a_rule_its_program_goes_wrong(
-    redis_url: str, rule: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every rule is needed: its counterexample fails without it."""
+def test_without_a_rule_its_program_fails(redis_url: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rule is needed."""
     switch_off, case = SWITCHES[rule]
     switch_off(monkeypatch)
     assert any(CASES[case].problems(redis_url, seed) for seed in CASES[case].seeds)

@@ -1,7 +1,8 @@
-"""One run in virtual time: the real runner, recorder and scripts on a real Redis; only time is made up.
+"""One run in virtual time: the real runner, recorder and scripts with a real Redis. Only the clock is
+simulated.
 
-A process is an event loop of its own whose clock jumps to the next timer. It is killed before or after any
-command to Redis; the next process then takes the run. What tools and models are asked for is counted here.
+A process is an event loop whose clock jumps to the next timer. It is killed before or after any command to
+Redis. The next process then claims the run. Calls of tools and models are counted here.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def digest(*parts: Any) -> str:
 
 @dataclass
 class Effect:
-    """A call that reached the outside world."""
+    """A call that reached a tool or model."""
 
     content: str
     key: str
@@ -70,7 +71,7 @@ class Effect:
 
 @dataclass
 class World:
-    """All that is asked of the outside world in the life of a run."""
+    """All calls of tools and models in the life of a run."""
 
     rng: random.Random
     log: list[Effect] = field(default_factory=list)
@@ -98,7 +99,7 @@ class World:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a program tells a tool beside its arguments; it is no part of the call."""
+    """The data that a program passes to a tool besides its arguments. It is not part of the call."""
 
     subject: Any = None
     latency_s: float | None = None
@@ -121,7 +122,7 @@ def number_of_process() -> int:
 
 
 class Tool:
-    """Answers with what it was asked, after a while; counts each time it is called."""
+    """Returns its arguments after a while, and counts its calls."""
 
     durable_idempotent = True
 
@@ -150,7 +151,7 @@ class Tool:
 
 
 class Model:
-    """Answers with a digest of what it was asked, or with a sample."""
+    """Returns a digest of its prompt, or a sample."""
 
     provider_name = "test"
     model_id = "m"
@@ -179,7 +180,7 @@ def _latency_s(asked: Asked) -> float:
 
 
 class Pattern:
-    """Runs the program that the test has chosen."""
+    """Executes the program that the test has chosen."""
 
     context: Any
 
@@ -195,11 +196,11 @@ class Pattern:
 
 
 class ToolFailed(Exception):
-    """A tool said that it failed."""
+    """The error of a tool."""
 
 
 class Api:
-    """What a program may use. `sleep` is time of its own: another one in each attempt."""
+    """What a program can use. `sleep` takes another time in each attempt."""
 
     def __init__(self, context: Any, world: World, chance: random.Random) -> None:
         self._context = context
@@ -237,7 +238,7 @@ class Api:
         return self._checked("model", list(messages), json.loads(reply.output_text))
 
     async def now(self) -> float:
-        """The time, recorded: a call whose arguments say nothing."""
+        """The time as a recorded call without meaningful arguments."""
 
         async def make(_: CallInfo) -> Outcome:
             return Outcome(value=1000 + asyncio.get_running_loop().time() + self._world.rng.random())
@@ -259,7 +260,7 @@ class Api:
 
 @dataclass(frozen=True)
 class Kill:
-    """The process dies at its n-th command to Redis, before or after it is carried out; or at a record."""
+    """The process dies at its n-th command to Redis, before or after its execution, or at a record."""
 
     n: int
     after: bool = True
@@ -310,7 +311,7 @@ class Process:
         return kill is not None and (kill.of, kill.after) == (of, after) and count >= kill.n
 
     def _records(self) -> int:
-        """How many records the run has beside that of its start."""
+        """The number of records of the run, without checkpoint 0."""
         length: Any = self.store.redis.llen(self.store.keys("journal", RUN))
         return max(0, length - 1)
 
@@ -321,7 +322,7 @@ class Process:
 
 
 class StoreOfProcess:
-    """The store as a process's coroutines see it: each command is carried out at once, or never."""
+    """The store as the coroutines of a process see it: each command is executed at once, or never."""
 
     def __init__(self, process: Process, world: World) -> None:
         self.cell = process.store.cell
@@ -342,7 +343,7 @@ class StoreOfProcess:
         return answer
 
     def _note_recorded(self) -> None:
-        """Effects whose records are stored now."""
+        """Mark the effects whose records are stored now."""
         store = self._process.store
         texts: Any = store.redis.lrange(store.keys("journal", RUN), 0, -1)
         records = [json.loads(text) for text in texts]
@@ -362,7 +363,7 @@ class StoreOfProcess:
 
 
 class Deadlock(BaseException):
-    """Nothing will ever happen any more."""
+    """No task can continue."""
 
 
 class _Selector(selectors.SelectSelector):
@@ -376,7 +377,7 @@ class _Selector(selectors.SelectSelector):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """A loop whose clock jumps to its next timer."""
+    """An event loop whose clock jumps to its next timer."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -393,10 +394,10 @@ RUN = "r1"
 
 @dataclass
 class Case:
-    """A program, carried through its kills to its end. `problems` says what went wrong: (kind, text).
+    """A program, executed through its kills to its end. `problems` lists (kind, text).
 
-    Kinds: `crossed` (the answer to something else), `twice` (a finished effect was made again), `key` (a call
-    in flight was made again under another key, or two calls share one), `mismatch`, `hang`, `lost`, `result`.
+    Kinds: `crossed` (a wrong outcome), `twice` (a finished effect was repeated), `key` (a call in flight was
+    repeated with another key, or two calls have one key), `mismatch`, `hang`, `lost`, `result`.
     """
 
     program: Program
@@ -442,7 +443,7 @@ class Case:
         self, world: World, store: Store, kill: Kill | None, number: int, has_jitter: bool
     ) -> tuple[bool, Any]:
         loop = Loop()
-        loop.set_exception_handler(lambda *_: None)  # a dead process hears nothing of its tasks
+        loop.set_exception_handler(lambda *_: None)  # errors of tasks of a dead process are ignored
         chance = random.Random(self.seed * 1000 + number)
 
         async def main() -> tuple[bool, Any]:
@@ -520,7 +521,7 @@ def _runner(process: Process, world: World, name: str) -> tuple[Runner, Assembly
     process.store.run(scripts.register(incarnation=lease.incarnation, lease_ms=600_000, agents=[]))
 
     async def send(_: Sequence[Wake]) -> None:
-        """Nobody listens; the next process is told by the test."""
+        """Does nothing: the test wakes the next process itself."""
 
     runner = Runner(
         store=StoreOfProcess(process, world),  # type: ignore[arg-type]  # as far as a runner uses one
@@ -554,7 +555,7 @@ def _submit(store: Store) -> None:
 
 
 def _reclaim(store: Store) -> None:
-    """The dead process's lease is over, and its run is taken."""
+    """The lease of the dead process is over. Its run is reclaimed."""
     workers: Any = store.redis.zrange(store.keys("workers"), 0, -1)
     store.redis.zadd(store.keys("workers"), dict.fromkeys(workers, 1))
     while store.run(scripts.reclaim(limit=100, max_recoveries=100, blameless=True)).incarnation:
@@ -562,7 +563,7 @@ def _reclaim(store: Store) -> None:
 
 
 def _bury(loop: Loop) -> None:
-    """End what a dead process leaves; nothing of it can do anything any more."""
+    """Close the loop of a dead process, so that none of its code continues."""
     for _ in range(20):
         tasks = asyncio.all_tasks(loop)
         if not tasks:
@@ -570,6 +571,6 @@ def _bury(loop: Loop) -> None:
         for task in tasks:
             task.cancel()
         loop.call_soon(loop.stop)
-        with suppress(BaseException):  # whatever dead code raises
+        with suppress(BaseException):  # errors of code of a dead process are ignored
             loop.run_forever()
     loop.close()

@@ -1,4 +1,4 @@
-"""Plugins that ask models and tools from every place where a run's own code is called."""
+"""Plugins that call models and tools from every hook of a run."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ AFTER = "after"
 
 
 async def ask(context: Any, kind: str) -> str:
-    """A call of a model or a tool, then a wait."""
+    """Make a call of a model or a tool, then wait."""
     if kind == "model":
         reply = await context.llm_client.generate(messages=[{"role": "user", "content": "aside"}])
-        said = reply.output_text
+        answer = reply.output_text
     else:
-        said = str(await context.tools["charge"].invoke({"who": "aside", "gate": "aside"}))
-    LOG.append(("asked", said))
+        answer = str(await context.tools["charge"].invoke({"who": "aside", "gate": "aside"}))
+    LOG.append(("asked", answer))
     await GATES[AFTER].wait()
-    return said
+    return answer
 
 
 class AskingMemory(MemoryPlugin):
-    """Asks in one of its verbs; with a store of its own or without."""
+    """Makes calls in one of its methods, as an external memory or as one in the session state."""
 
     class Config(MemoryPlugin.Config):
         where: str
@@ -41,9 +41,9 @@ class AskingMemory(MemoryPlugin):
     async def _at(self, verb: str, context: Any) -> None:
         LOG.append(("verb", verb))
         if self.cfg.where == verb:
-            said = await ask(context, self.cfg.kind)
-            context.state["remembered"] = said
-            context.memory_view["remembered"] = said
+            answer = await ask(context, self.cfg.kind)
+            context.state["remembered"] = answer
+            context.memory_view["remembered"] = answer
 
     async def inject(self, context: Any) -> None:
         await self._at("inject", context)
@@ -56,7 +56,7 @@ class AskingMemory(MemoryPlugin):
 
 
 class AskingAssembler(ContextAssemblerPlugin):
-    """Asks while it compacts or assembles the past."""
+    """Makes calls while it compacts or assembles the context."""
 
     class Config(ContextAssemblerPlugin.Config):
         where: str
@@ -75,7 +75,7 @@ class AskingAssembler(ContextAssemblerPlugin):
 
 
 class AskingTool(ToolPlugin):
-    """Asks inside its own call."""
+    """Makes calls inside its own call."""
 
     name = "asking"
     description = "Asks."
@@ -88,13 +88,13 @@ class AskingTool(ToolPlugin):
 
     async def invoke(self, params: dict[str, Any], context: Any) -> Any:
         LOG.append(("begin", "asking"))
-        said = await ask(context, self.cfg.kind)
-        context.state["told"] = said
-        return said
+        answer = await ask(context, self.cfg.kind)
+        context.state["told"] = answer
+        return answer
 
 
 class AskingPattern(PatternPlugin):
-    """Asks itself, or lets its tool; then gives the model's answer."""
+    """Makes calls itself or through its tool, then returns the model's reply."""
 
     class Config(PatternPlugin.Config):
         where: str

@@ -1,4 +1,4 @@
-"""Plugins of a user's, which fail as user code does: in their own frames, with secrets in what they say."""
+"""User plugins that fail in their own frames, with secrets in their messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def price_of(order: str) -> int:
 
 
 class OddError(Exception):
-    """Cannot be sent to another process: it is not made of its arguments."""
+    """Cannot be pickled: its constructor takes other arguments."""
 
     def __init__(self, one: str, other: str) -> None:
         super().__init__(f"{one} {other}")
@@ -50,25 +50,25 @@ def price_in_process(order: str) -> int:
 
 @tool(cpu_bound=True)
 def odd_in_process(order: str) -> int:
-    """Fails in another process, with what cannot be sent."""
+    """Raises an error in another process that cannot be pickled."""
     raise OddError("odd", order)
 
 
 @tool
 async def refuses(order: str) -> int:
-    """Refuses, with a coded error of its own."""
+    """Raises a custom coded error."""
     raise PermanentToolError(f"{order} is closed")
 
 
 @tool
 async def asks_again(order: str) -> int:
-    """Asks the model for another order."""
+    """Asks the model for other arguments."""
     raise ModelRetryError(f"{order} is no order")
 
 
 @tool
 async def busy(order: str) -> int:
-    """Cannot do it now."""
+    """Raises a retryable error."""
     raise RetryableToolError("the shop is busy")
 
 
@@ -80,18 +80,18 @@ async def large(order: str) -> int:
 
 @tool
 async def huge(order: str) -> int:
-    """Fails with a message that is larger than anything that may be stored."""
+    """Fails with a message that is larger than the limit of a record."""
     raise ValueError("x" * 3_000_000)
 
 
 @tool
 async def refuses_at_length(order: str) -> int:
-    """Refuses, with a coded error that is as large."""
+    """Raises a coded error whose message is larger than the limit of a record."""
     raise PermanentToolError("x" * 3_000_000)
 
 
 class CallsAndRaises(PatternPlugin):
-    """Calls its tool and lets what comes of it through, or raises an error of its own from it."""
+    """Calls its tool and raises the tool's error, or another error from it."""
 
     class Config(PatternPlugin.Config):
         tool: str = "price"
@@ -111,14 +111,14 @@ GATE = asyncio.Event()
 
 
 def close_gate() -> None:
-    """Before a test; a gate belongs to its event loop."""
+    """Closes the gate before each test. A gate belongs to an event loop."""
     global GATE
     GATE = asyncio.Event()
     WAITING.clear()
 
 
 class WaitsAndRaises(CallsAndRaises):
-    """As the one above; what came of its tool it lets through only once the gate is open."""
+    """Like `CallsAndRaises`, but raises the tool's error only once the gate is open."""
 
     async def execute(self) -> Any:
         try:
@@ -136,7 +136,7 @@ class Broken(PatternPlugin):
 
 
 class Amnesia(MemoryPlugin):
-    """Its store is never there."""
+    """A memory whose store is never available."""
 
     async def inject(self, context: MemoryContext) -> None:
         price_of("memory")
@@ -146,7 +146,7 @@ class Amnesia(MemoryPlugin):
 
 
 class Model:
-    """A client of the user's own."""
+    """A custom model client."""
 
     provider_name = "own"
     model_id = "own"

@@ -1,4 +1,7 @@
-"""A worker process without Celery: real Redis, real scripts, a lease that lasts; runs are carried by hand."""
+"""A worker process without Celery:
+
+real Redis, real scripts, a lease that never ends. Tests execute runs one by one.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from tests.stored import shown
 
 @dataclass
 class FixedLease:
-    """A lease for the length of a test."""
+    """A lease that lasts for the whole test."""
 
     incarnation: str
     left_s: float = 60.0
@@ -35,7 +38,7 @@ class FixedLease:
 
 
 def agent(agent_id: str = "a", **fields: Any) -> dict[str, Any]:
-    """An agent's definition for the agents file; by default ReAct on a scripted model that says hello."""
+    """The definition of an agent for the agents file; by default a ReAct agent that says hello."""
     return {
         "id": agent_id,
         "name": agent_id,
@@ -47,18 +50,20 @@ def agent(agent_id: str = "a", **fields: Any) -> dict[str, Any]:
 
 
 def scripted(*entries: dict[str, Any]) -> dict[str, Any]:
-    """A scripted model that gives these replies in order."""
+    """A scripted model that returns these replies in order."""
     return {"provider": "scripted", "script": list(entries)}
 
 
 def calls(*named: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    """A reply of a scripted model that asks for tools."""
+    """A scripted reply that calls tools."""
     return {"tool_calls": [{"name": name, "arguments": arguments} for name, arguments in named]}
 
 
 class Process:
-    """One incarnation with its runner. `wakes` collects the messages it would send, `left` the exit codes
-    with which it would have ended itself."""
+    """One incarnation with its runner.
+
+    `wakes` collects its wake-up messages, `left` the exit codes of `leave`.
+    """
 
     def __init__(
         self, store: AsyncStore, runner: Runner, lease: FixedLease, wakes: list[Wake], left: list[int]
@@ -99,7 +104,7 @@ class Process:
         return await self.runner.execute(run_id)
 
     async def run(self, run_id: str = "r1", **fields: Any) -> RunRecord:
-        """Submit and carry; the record afterwards."""
+        """Submit and execute a run; returns its record."""
         await self.submit(run_id, **fields)
         await self.execute(run_id)
         return await self.record(run_id)
@@ -129,8 +134,7 @@ class Process:
 async def process(
     redis_url: str, *agents: dict[str, Any], settings: Settings | None = None, name: str = "w", **file: Any
 ) -> AsyncIterator[Process]:
-    """A process that knows these agents, registered and ready; retired at the end. `file` is what else stands
-    in its agents file."""
+    """A registered process with these agents. `file` holds further fields of its agents file."""
     settings = settings or load_settings({"OPENAGENTS_REDIS_URL": redis_url})
     config = load_agents(json.dumps({**file, "agents": list(agents or [agent()])}), env={})
     assembly = Assembly(config, env={})
@@ -162,18 +166,18 @@ async def process(
 
 
 async def due(p: Process, run_id: str = "r1") -> None:
-    """As if the time were over for which the run is put off."""
+    """Make a suspended run due now."""
     await p.store.redis.hset(p.store.keys("run", run_id), "due", 0)
     await p.store.redis.zadd(p.store.keys("due"), {run_id: 0})
     assert [wake.run_id for wake in (await p.store.run(scripts.wake(limit=10)))[0]] == [run_id]
 
 
 async def crash(dead: Process, run_id: str, executing: Any) -> None:
-    """The process dies while it carries the run: it writes nothing more, and others take its runs."""
+    """Let the process die while it executes the run: it writes nothing more, and its runs are reclaimed."""
     dead.lease.left_s = 0.0
     await dead.store.redis.zadd(dead.store.keys("workers"), {dead.lease.incarnation: 1})
     reclaimed = await dead.store.run(scripts.reclaim(limit=100, max_recoveries=50, blameless=False))
     assert run_id in [wake.run_id for wake in reclaimed.wakes]
     executing.cancel()
-    with suppress(BaseException):  # it is dead; how it felt does not matter
+    with suppress(BaseException):  # errors of a dead process do not matter
         await executing

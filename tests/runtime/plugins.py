@@ -1,4 +1,4 @@
-"""Patterns and tools of somebody else's, loaded through `impl`. Their own logs are what tests assert on."""
+"""Custom patterns and tools, loaded through `impl`. Tests assert on the logs that they keep."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ def reset() -> None:
 
 
 def executed(name: str) -> list[Any]:
-    """Arguments of that tool's calls that ended, in the order of their ends."""
+    """The arguments of the calls of a tool that ended, in the order in which they ended."""
     return [entry[2] for entry in LOG if entry[:2] == ("end", name)]
 
 
 class Charge:
-    """A tool by the original's duck type. Waits for the gate named in its arguments, fails as told."""
+    """A tool with the interface of the original SDK.
+
+    Waits for the gate in its arguments, and fails if they say so.
+    """
 
     description = "Charges somebody."
     concurrency_safe = False
@@ -81,7 +84,10 @@ class _Pattern:
 
 
 class Branches(_Pattern):
-    """Two branches side by side, each look then charge; which one is faster differs between attempts."""
+    """Two branches in parallel, each calls look, then charge.
+
+    Which one is faster differs between attempts.
+    """
 
     async def execute(self) -> Any:
         async def branch(who: str) -> Any:
@@ -92,7 +98,7 @@ class Branches(_Pattern):
 
 
 class PlanB(_Pattern):
-    """Catches whatever its first tool raises and tries another."""
+    """Catches any error of its first tool and calls another."""
 
     async def execute(self) -> Any:
         try:
@@ -103,7 +109,7 @@ class PlanB(_Pattern):
 
 
 class Stubborn(_Pattern):
-    """Swallows everything it can, the runtime's own signals included."""
+    """Catches everything, also the signals of the runtime."""
 
     async def execute(self) -> Any:
         results = await asyncio.gather(
@@ -114,7 +120,7 @@ class Stubborn(_Pattern):
 
 
 class Impatient(_Pattern):
-    """Gives a call a moment only, then does something else."""
+    """Gives a call a short time limit, then does something else."""
 
     async def execute(self) -> Any:
         try:
@@ -125,7 +131,7 @@ class Impatient(_Pattern):
 
 
 class Steps(_Pattern):
-    """Charges 0 … n-1 one after another and counts in the session's state on its own."""
+    """Charges 0 … n-1 one after another, and counts in the session state itself."""
 
     async def execute(self) -> Any:
         for number in range(int(self.config.get("n", 3))):
@@ -136,14 +142,14 @@ class Steps(_Pattern):
 
 
 class Silent(_Pattern):
-    """Asks nobody for anything."""
+    """Makes no calls."""
 
     async def execute(self) -> Any:
         return "done"
 
 
 class CatchesAll(_Pattern):
-    """Catches whatever there is, and goes on."""
+    """Catches every exception and continues."""
 
     async def execute(self) -> Any:
         try:
@@ -154,14 +160,14 @@ class CatchesAll(_Pattern):
 
 
 class LatchesItself(_Pattern):
-    """Raises the runtime's own signal."""
+    """Raises `RunLatched` itself."""
 
     async def execute(self) -> Any:
         raise RunLatched(LatchReason.FENCED)
 
 
 class Chancy(_Pattern):
-    """Asks for another call every time: its source of chance is not recorded."""
+    """Makes a different call in each attempt: its randomness is not recorded."""
 
     count = 0
 
@@ -182,7 +188,7 @@ def refused() -> Exception:
 
 
 class Diary:
-    """A memory with a store of its own: what it is asked is counted."""
+    """An external memory that counts its calls."""
 
     asked: ClassVar[int] = 0
     kept: ClassVar[list[Any]] = []
@@ -208,7 +214,7 @@ class BadAccount(PermanentToolError):
 
 
 class Discreet(_Pattern):
-    """Handles what is a secret in one house only."""
+    """Uses a key that only the agents file declares secret."""
 
     async def execute(self) -> Any:
         await self.context.tools["charge"].invoke({"who": {"customerIBAN": "DE02"}})
@@ -217,7 +223,7 @@ class Discreet(_Pattern):
 
 
 class Shopper(_Pattern):
-    """Answers with what it was given, after a tool was; fails if it is told to."""
+    """Calls a tool and returns a fixed output; fails if its config says so."""
 
     async def execute(self) -> Any:
         seen = await self.context.tools["depslook"].invoke({"gate": "deps"})
@@ -234,7 +240,7 @@ class DepsLook(Charge):
 
 
 class Endless(_Pattern):
-    """Never ends by itself."""
+    """Never ends."""
 
     async def execute(self) -> Any:
         LOG.append(("waiting",))
@@ -265,7 +271,7 @@ class Huge(_Pattern):
 
 
 class Inward(Charge):
-    """A tool that calls the model itself, inside its own call."""
+    """A tool that calls the model inside its own call."""
 
     async def invoke(self, params: dict[str, Any], context: Any) -> Any:
         LOG.append(("begin", "inward", params.get("who")))
@@ -285,7 +291,7 @@ class Outer(_Pattern):
 
 
 class Persistent(_Pattern):
-    """Notes each number that it comes to, and asks again whatever it is answered with an error."""
+    """Logs each number that it reaches, and repeats a call after any error."""
 
     async def execute(self) -> Any:
         for number in range(int(self.config["n"])):
@@ -300,14 +306,14 @@ class Persistent(_Pattern):
 
 
 class Bulky(Charge):
-    """Its results are long: a few of them are more than a page of a journal."""
+    """Returns long results: a few of them fill a page of the journal."""
 
     async def invoke(self, params: dict[str, Any], context: Any) -> Any:
         return {**await super().invoke(params, context), "receipt": "x" * 90_000}
 
 
 class StartsTasks(_Pattern):
-    """Starts tasks of its own, waits for them or not, and notes what becomes of them."""
+    """Starts tasks, awaits them or not, and logs how they end."""
 
     async def execute(self) -> Any:
         async def work(who: str) -> None:
@@ -316,7 +322,7 @@ class StartsTasks(_Pattern):
                     LOG.append(("tick", who))
                     await asyncio.sleep(0.005)
             finally:
-                await asyncio.sleep(0.01)  # tidying up takes a while
+                await asyncio.sleep(0.01)  # the clean-up takes a while
                 LOG.append(("stopped", who))
 
         tasks = [asyncio.create_task(work("one")), asyncio.create_task(work("two"))]
@@ -327,7 +333,7 @@ class StartsTasks(_Pattern):
 
 
 class Blocking(Charge):
-    """Blocks a thread until its gate is opened, however it got there."""
+    """Blocks a thread until its gate is opened."""
 
     free: ClassVar[threading.Event] = threading.Event()
 
@@ -343,7 +349,7 @@ class Blocking(Charge):
 
 @tool
 def block_a_thread() -> str:
-    """Blocks one of the threads of the tools."""
+    """Blocks one of the tool threads."""
     return Blocking()._block()
 
 

@@ -1,4 +1,4 @@
-"""Plugins each of whose hooks raises what `NEXT` names; `CALLS` says which hooks were called."""
+"""Plugins whose hooks raise the exception in `NEXT`. `CALLS` lists the hooks that were called."""
 
 from __future__ import annotations
 
@@ -88,19 +88,19 @@ async def in_coroutine() -> str:
 
 @tool
 async def in_plain_thread() -> str:
-    """Raises in a thread of asyncio's."""
+    """Raises in a thread of asyncio."""
     await asyncio.to_thread(act, "plain thread")
     return "fine"
 
 
 @tool
 async def in_future() -> str:
-    """Raises what a future holds."""
+    """Awaits a future that holds the exception."""
     CALLS.append("future")
     loop = asyncio.get_running_loop()
     future: asyncio.Future[str] = loop.create_future()
     error = EXCEPTIONS[NEXT[0]]()
-    if isinstance(error, StopIteration):  # no future can hold it
+    if isinstance(error, StopIteration):  # a future cannot hold StopIteration
         raise error
     loop.call_soon(future.set_exception, error)
     return await future
@@ -108,7 +108,7 @@ async def in_future() -> str:
 
 @tool
 async def in_task() -> str:
-    """Raises in a task of its own."""
+    """Raises in a task that it starts."""
 
     async def work() -> None:
         act("task")
@@ -125,7 +125,7 @@ def _cancel_myself() -> None:
 
 @tool
 async def cancels_itself() -> str:
-    """Cancels the task in which it is called."""
+    """Cancels its own task."""
     _cancel_myself()
     await asyncio.sleep(0)
     return "never"
@@ -133,14 +133,14 @@ async def cancels_itself() -> str:
 
 @tool
 async def cancels_itself_too_late() -> str:
-    """Cancels the task in which it is called, and ends."""
+    """Cancels its own task and returns."""
     _cancel_myself()
     return "fine"
 
 
 @tool
 async def catches_its_cancellation() -> str:
-    """Cancels the task in which it is called, and thinks better of it."""
+    """Cancels its own task and catches the cancellation."""
     _cancel_myself()
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
@@ -154,7 +154,7 @@ def in_process(name: str) -> str:
 
 
 class Caller(_Pattern):
-    """Calls its tool; what that raised is its answer."""
+    """Calls its tool and returns the error of the tool."""
 
     async def execute(self) -> Any:
         arguments = {"name": NEXT[0]} if self.config.get("says_which") else {}
@@ -191,7 +191,7 @@ class Setter(_Pattern):
 
 
 class Closer(_Pattern):
-    """Raises when it is closed, after the run has got its answer."""
+    """Raises in `close`, after the run has its output."""
 
     async def execute(self) -> Any:
         return "fine"
@@ -235,7 +235,7 @@ class CompactingAssembler(DefaultAssembler):
 
 
 class RaisingModel:
-    """A client of somebody's own."""
+    """A custom model client."""
 
     provider_name, model_id = "mine", "mine"
 
@@ -277,7 +277,7 @@ class Answering(_Pattern):
 
 
 class FromDeps:
-    """A context manager whose steps raise."""
+    """A context manager whose methods raise."""
 
     def __init__(self, hook: str) -> None:
         self.hook = hook

@@ -1,4 +1,4 @@
-"""An agent that talks to a real HTTP server, which refuses what any chat API refuses, and its tools."""
+"""An agent, its tools, and a real HTTP model server that refuses invalid requests like real chat APIs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def add(x: int = 0, y: int = 0) -> int:
 
 @tool
 async def shout(text: str) -> str:
-    """Says it louder."""
+    """Converts the text to upper case."""
     return text.upper()
 
 
@@ -37,7 +37,7 @@ async def fail(text: str = "") -> None:
 
 @tool
 async def wait(context: Any) -> str:
-    """Waits until somebody lets it go."""
+    """Waits until the test opens the gate."""
     BEGUN.append(context.run_id)
     if context.run_id not in LET_GO:
         await asyncio.Event().wait()
@@ -45,7 +45,7 @@ async def wait(context: Any) -> str:
 
 
 class Own(PatternPlugin):
-    """A pattern of one's own that makes one call by itself, and says so."""
+    """A custom pattern that makes one tool call itself, and lists it in `turn_messages`."""
 
     async def execute(self) -> str:
         result = await self.context.tools["add"].invoke({"x": 1})
@@ -61,7 +61,7 @@ TOOLS = [{"id": name, "impl": f"tests.runtime.talking.{name}"} for name in ("add
 
 
 def talker(url: str, **fields: Any) -> dict[str, Any]:
-    """ReAct, the memory of the shipped assistant, a model that is asked once for each call."""
+    """ReAct with the memory of the shipped assistant and a model without retries."""
     llm = {
         "provider": "openai_compatible",
         "api_base": url,
@@ -74,7 +74,7 @@ def talker(url: str, **fields: Any) -> dict[str, Any]:
 
 
 class Script:
-    """What the model says, by run: the n-th turn of a run is answered with its n-th entry."""
+    """The replies of the model by run: turn n of a run gets reply n."""
 
     def __init__(self) -> None:
         self.by_run: dict[str, list[dict[str, Any]]] = {}

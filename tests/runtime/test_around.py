@@ -1,7 +1,7 @@
-"""A recorded call is the same wherever it is made: suspended, stopped, cancelled and replayed alike.
+"""A recorded call behaves equally wherever it is made: it is suspended, stopped, cancelled and replayed.
 
-The places: the pattern, inside a tool, a memory's inject, write-back and compaction (with a store of its own
-or not), a context assembler's assembly and compaction.
+The places: the pattern, a tool, inject, write-back and compaction of a memory (external or in the session
+state), assembly and compaction of a context assembler.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HERE = "tests.runtime.asking"
 
 
 def asking(place: str, kind: str, *, fails: bool = False) -> dict[str, Any]:
-    """An agent that asks at that place; its last answer is `hello`."""
+    """An agent that makes its call at this place; its last reply is `hello`."""
     where, _, of_state = place.partition(" of the ")
     refused = [{"error": "rate_limit", "retry_after_ms": 1}] if fails else []
     aside = [*refused, {"text": "aside"}] if kind == "model" else []
@@ -62,7 +62,7 @@ def open_gates() -> None:
 
 
 async def ended_well(last: Process, kind: str, *, begun: int = 1) -> None:
-    """The run has its answer; the call was finished once, and its usage counts once."""
+    """The run has its output. The call was finished once, and its usage counts once."""
     record = await last.record()
     assert record.result is not None
     assert (record.state, record.result.final_output) == ("completed", "hello"), record.result.error_details
@@ -75,7 +75,7 @@ async def ended_well(last: Process, kind: str, *, begun: int = 1) -> None:
 
 
 async def at(p: Process, moment: str) -> asyncio.Task[Any]:
-    """Run r1 until it is inside the call (of a tool), or behind it."""
+    """Execute run r1 until it is inside the tool call, or has finished it."""
     if moment == "behind the call":
         plugins.GATES["aside"].set()
     executing = asyncio.create_task(p.execute())
@@ -91,8 +91,11 @@ each_place = pytest.mark.parametrize("place", PLACES)
 
 @each_place
 @pytest.mark.parametrize("kind", ["model", "tool"])
-async def test_a_call_that_may_be_retried_puts_the_run_off(redis_url: str, place: str, kind: str) -> None:
-    """One 429, and the run is put aside; when it is due it goes on from its first line, and ends."""
+async def test_a_retryable_error_suspends_the_run(redis_url: str, place: str, kind: str) -> None:
+    """After one 429 the run is suspended.
+
+    When it is due, it is replayed from its first line and completes.
+    """
     open_gates()
     if kind == "tool":
         plugins.FAILURES["aside"] = [plugins.rate_limited()]
@@ -107,7 +110,7 @@ async def test_a_call_that_may_be_retried_puts_the_run_off(redis_url: str, place
 @each_place
 @each_moment
 async def test_a_killed_worker(redis_url: str, place: str, kind: str, moment: str) -> None:
-    """Another one takes the run: what was recorded is answered, what was in flight is made once more."""
+    """Another worker executes the run: recorded calls are replayed, the call in flight is made once more."""
     definition = asking(place, kind)
     async with process(redis_url, definition, name="one") as one, process(redis_url, definition) as two:
         await one.submit()
@@ -121,15 +124,15 @@ async def test_a_killed_worker(redis_url: str, place: str, kind: str, moment: st
 @each_place
 @each_moment
 async def test_a_worker_that_is_asked_to_stop(redis_url: str, place: str, kind: str, moment: str) -> None:
-    """The run is handed over behind the calls that were being made."""
+    """The run is handed over after the calls in progress have ended."""
     definition = asking(place, kind)
     async with process(redis_url, definition, name="one") as one, process(redis_url, definition) as two:
         await one.submit()
         executing = await at(one, moment)
         one.runner.latch("r1", LatchReason.HANDOVER)
         open_gates()
-        handed = await executing
-        assert (handed.kind, handed.reason) == (AttemptOutcome.SUSPENDED, "handover")
+        result = await executing
+        assert (result.kind, result.reason) == (AttemptOutcome.SUSPENDED, "handover")
         await two.execute()
         await ended_well(two, kind)
 
@@ -137,7 +140,7 @@ async def test_a_worker_that_is_asked_to_stop(redis_url: str, place: str, kind: 
 @each_place
 @each_moment
 async def test_a_run_that_is_cancelled(redis_url: str, place: str, kind: str, moment: str) -> None:
-    """It ends at once, wherever it is."""
+    """The run ends at once, wherever the call is made."""
     async with process(redis_url, asking(place, kind)) as p:
         await p.submit()
         executing = await at(p, moment)
@@ -148,8 +151,11 @@ async def test_a_run_that_is_cancelled(redis_url: str, place: str, kind: str, mo
 
 
 @pytest.mark.parametrize("verb", ["inject", "writeback"])
-async def test_a_memory_that_raises_a_retryable_error_puts_the_run_off(redis_url: str, verb: str) -> None:
-    """Its own store is away: the run comes back for it, and what the pattern did is not done again."""
+async def test_a_retryable_error_of_a_memory_suspends_the_run(redis_url: str, verb: str) -> None:
+    """The store of the memory is unavailable:
+
+    the run is retried later, and the calls of the pattern are not repeated.
+    """
     open_gates()
     definition = asking("pattern", "tool")
     definition["memory"] = {"impl": f"{__name__}.Forgetful", "config": {"verb": verb}, "on_error": "fail"}
@@ -162,8 +168,8 @@ async def test_a_memory_that_raises_a_retryable_error_puts_the_run_off(redis_url
         await ended_well(p, "tool")
 
 
-async def test_what_a_memory_kept_is_not_kept_again(redis_url: str) -> None:
-    """The worker dies between the write-back and the end: the next one only ends the run."""
+async def test_a_write_back_is_not_repeated(redis_url: str) -> None:
+    """The worker dies between the write-back and the end. The next worker only ends the run."""
     definition = asking("writeback", "tool")
     async with process(redis_url, definition, name="one") as one, process(redis_url, definition) as two:
         await one.submit()
@@ -189,7 +195,7 @@ async def test_what_a_memory_kept_is_not_kept_again(redis_url: str) -> None:
 
 
 class Forgetful:
-    """A memory whose store is away for a while."""
+    """A memory whose store is unavailable for a while."""
 
     failures = 0
 

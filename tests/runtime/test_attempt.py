@@ -1,4 +1,4 @@
-"""How a run ends, is put aside, and goes on."""
+"""How a run ends, is suspended, and continues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openagents_worker.store.formats import NEWEST_READ
 from openagents_worker.store.scripts import CancelAnswer, ResumeAnswer
 from tests.runtime import plugins
 from tests.runtime.harness import Process, agent, calls, crash, due, process, scripted
-from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
+from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
 from tests.waiting import await_for
 
 SILENT = {"pattern": {"impl": "tests.runtime.plugins.Silent"}}
@@ -29,20 +29,22 @@ async def error_code(process: Process, run_id: str = "r1") -> str:
     return record.result.error_details.code
 
 
-async def test_a_session_remembers_what_its_runs_said(redis_url: str) -> None:
-    """The second run of a session starts with the first one's two messages; each run leaves exactly two."""
+async def test_a_session_keeps_the_messages_of_its_runs(redis_url: str) -> None:
+    """The second run of a session gets the two messages of the first. Each run appends exactly two."""
     llm = scripted({"text": "I am Ada"}, {"text": "unused"})
     async with process(redis_url, agent(llm=llm)) as p:
         await p.run("r1", input_text="who are you?")
         await p.run("r2", input_text="and now?")
 
-        said = [(message["role"], message["content"], message["run_id"]) for message in await p.transcript()]
-        assert said[:2] == [("user", "who are you?", "r1"), ("assistant", "I am Ada", "r1")]
-        assert [entry[2] for entry in said[2:]] == ["r2", "r2"]
+        messages = [
+            (message["role"], message["content"], message["run_id"]) for message in await p.transcript()
+        ]
+        assert messages[:2] == [("user", "who are you?", "r1"), ("assistant", "I am Ada", "r1")]
+        assert [entry[2] for entry in messages[2:]] == ["r2", "r2"]
 
 
-async def test_an_exception_of_the_pattern_is_the_runs_failure(redis_url: str) -> None:
-    """A bug in a pattern ends its run as failed, the exception is the cause; nothing stays in the session."""
+async def test_an_exception_of_the_pattern_fails_the_run(redis_url: str) -> None:
+    """A bug in a pattern fails its run, with the exception as cause. Nothing is written to the session."""
     async with process(redis_url, patterned("Broken", tool("Charge"))) as p:
         record = await p.run()
 
@@ -57,8 +59,8 @@ async def test_an_exception_of_the_pattern_is_the_runs_failure(redis_url: str) -
         assert (await p.event_names())[-2:] == ["run.failed", "session.run.completed"]
 
 
-async def test_a_retryable_error_puts_the_run_aside_until_it_is_due(redis_url: str) -> None:
-    """The run waits in the due list, never shorter than it was asked to, and holds nothing meanwhile."""
+async def test_a_retryable_error_suspends_the_run_until_it_is_due(redis_url: str) -> None:
+    """The run waits in the due list, at least as long as the error requests, and occupies no slot."""
     plugins.FAILURES["0"] = [plugins.rate_limited(300)]
     open_gates(*(f"charge-{n}" for n in range(3)))
     async with process(redis_url, patterned("Steps", tool("Charge"), n=3)) as p:
@@ -78,11 +80,11 @@ async def test_a_retryable_error_puts_the_run_aside_until_it_is_due(redis_url: s
 
 
 async def test_the_start_is_a_checkpoint_before_the_first_call_has_ended(redis_url: str) -> None:
-    """It is stored while the call takes its time; and at the end of a run that makes none."""
+    """Checkpoint 0 is stored while the first call executes, or at the end of a run without calls."""
     plugins.FAILURES["0"] = [plugins.rate_limited()]
     async with process(redis_url, patterned("Steps", tool("Charge"), n=1), agent("silent", **SILENT)) as p:
         await p.submit()
-        executing = await carried_until(p, lambda: len(plugins.LOG) == 1, "the first call begins")
+        executing = await executed_until(p, lambda: len(plugins.LOG) == 1, "the first call begins")
         await await_for(p.journal, "the start is stored")
         open_gates("charge-0")
         assert (await executing).kind is AttemptOutcome.SUSPENDED
@@ -96,8 +98,8 @@ async def test_the_start_is_a_checkpoint_before_the_first_call_has_ended(redis_u
         assert [event["payload"]["checkpoint_id"] for event in attempted] == ["r1:step:0"]
 
 
-async def test_a_run_that_is_put_aside_at_once_has_a_checkpoint(redis_url: str) -> None:
-    """Its first call fails before anything else was written."""
+async def test_a_run_whose_first_call_fails_has_a_checkpoint(redis_url: str) -> None:
+    """The first call fails before anything else was written."""
     plugins.FAILURES["a"] = [plugins.rate_limited()]
     async with process(redis_url, patterned("PlanB", tool("Charge"))) as p:
         await p.submit()
@@ -107,8 +109,10 @@ async def test_a_run_that_is_put_aside_at_once_has_a_checkpoint(redis_url: str) 
         assert (await p.event_names()).count("run.checkpoint_saved") == 1
 
 
-async def test_the_last_error_is_told_when_retries_are_used_up(redis_url: str) -> None:
-    """After max_resume_attempts the error is recorded and handed to the pattern, like any other outcome."""
+async def test_the_last_error_is_recorded_when_retries_are_used_up(redis_url: str) -> None:
+    """After `max_resume_attempts` retries the error is recorded and raised in the pattern, like any other
+    outcome.
+    """
     plugins.FAILURES["a"] = [plugins.rate_limited() for _ in range(3)]
     async with process(redis_url, patterned("PlanB", tool("Charge"))) as p:
         await p.submit(budget=RunBudget(max_resume_attempts=2))
@@ -122,7 +126,10 @@ async def test_the_last_error_is_told_when_retries_are_used_up(redis_url: str) -
 
 
 async def test_a_call_that_must_not_repeat_is_not_retried(redis_url: str) -> None:
-    """A retryable error of a tool with effects is told to the pattern at once: it may have happened."""
+    """A retryable error of a tool with side effects is raised in the pattern at once:
+
+    they may have happened.
+    """
     plugins.FAILURES["a"] = [plugins.rate_limited()]
     charge = {"id": "charge", "impl": "tests.runtime.plugins.OnceOnly"}
     async with process(redis_url, patterned("PlanB", charge)) as p:
@@ -134,7 +141,7 @@ async def test_a_call_that_must_not_repeat_is_not_retried(redis_url: str) -> Non
 
 
 async def test_a_run_that_is_not_durable_is_not_retried(redis_url: str) -> None:
-    """Without durability an error is an error: nothing is recorded and nothing is put aside."""
+    """Without durability nothing is recorded, and an error does not suspend the run."""
     plugins.FAILURES["a"] = [plugins.rate_limited()]
     async with process(redis_url, patterned("PlanB", tool("Charge"))) as p:
         await p.submit(durable=False)
@@ -145,11 +152,11 @@ async def test_a_run_that_is_not_durable_is_not_retried(redis_url: str) -> None:
 
 
 async def test_cancelling_ends_a_running_call(redis_url: str) -> None:
-    """A cancelled run ends as cancelled; the call it was in is cancelled, and its session goes on."""
+    """A cancelled run ends as cancelled. Its call in progress is cancelled, and its session is released."""
     async with process(redis_url, patterned("Steps", tool("Charge"), n=3), agent("b")) as p:
         await p.submit("r1")
         await p.submit("r2", agent_id="b")
-        executing = await carried_until(p, lambda: len(plugins.LOG) == 1, "the first call begins")
+        executing = await executed_until(p, lambda: len(plugins.LOG) == 1, "the first call begins")
         answer = await p.store.run(scripts.cancel(run_id="r1", reason="changed my mind", force=False))
         assert answer.answer is CancelAnswer.REQUESTED
         p.runner.latch("r1", LatchReason.CANCELLED)
@@ -161,11 +168,11 @@ async def test_cancelling_ends_a_running_call(redis_url: str) -> None:
         assert (await p.event_names())[-2:] == ["run.cancelled", "session.run.completed"]
 
 
-async def test_a_pattern_that_swallows_its_cancellation_is_cancelled_all_the_same(redis_url: str) -> None:
-    """The latch decides, not what the pattern makes of it; the call it tries afterwards is not made."""
+async def test_a_pattern_that_swallows_its_cancellation_is_cancelled(redis_url: str) -> None:
+    """The latch decides, not the pattern. The call that it makes afterwards does not begin."""
     async with process(redis_url, patterned("Deaf", tool("Charge"))) as p:
         await p.submit()
-        executing = await carried_until(p, lambda: ("waiting",) in plugins.LOG, "the pattern waits")
+        executing = await executed_until(p, lambda: ("waiting",) in plugins.LOG, "the pattern waits")
         p.runner.latch("r1", LatchReason.CANCELLED)
 
         assert (await executing).stop_reason is StopReason.CANCELLED
@@ -173,15 +180,15 @@ async def test_a_pattern_that_swallows_its_cancellation_is_cancelled_all_the_sam
         assert plugins.executed("charge") == []
 
 
-async def test_handing_over_lets_the_running_call_end(redis_url: str) -> None:
-    """A worker that stops gives its run away after the call in flight, so that nothing is done twice."""
+async def test_a_handover_waits_for_the_call_in_progress(redis_url: str) -> None:
+    """A worker that stops hands its run over after the call in progress, so that no call is made twice."""
     definition = patterned("Steps", tool("Charge"), n=3)
     async with (
         process(redis_url, definition, name="one") as one,
         process(redis_url, definition, name="two") as two,
     ):
         await one.submit()
-        executing = await carried_until(one, lambda: len(plugins.LOG) == 1, "the first call begins")
+        executing = await executed_until(one, lambda: len(plugins.LOG) == 1, "the first call begins")
         one.runner.accepting = False
         stopping = asyncio.create_task(one.runner.latch_all(LatchReason.HANDOVER))
         open_gates("charge-0", "charge-1", "charge-2")
@@ -194,15 +201,15 @@ async def test_handing_over_lets_the_running_call_end(redis_url: str) -> None:
         assert (await two.record()).recoveries == 0
 
 
-async def test_a_call_that_takes_too_long_is_handed_over_too(redis_url: str) -> None:
-    """A worker that has no time left cancels the call; it is made once more, and nobody counts a death."""
+async def test_a_handover_cancels_a_call_that_takes_too_long(redis_url: str) -> None:
+    """A worker without time left cancels the call. It is made once more, and no recovery is counted."""
     definition = patterned("Steps", tool("Charge"), n=3)
     async with (
         process(redis_url, definition, name="one") as one,
         process(redis_url, definition, name="two") as two,
     ):
         await one.submit()
-        executing = await carried_until(one, lambda: len(plugins.LOG) == 1, "the first call begins")
+        executing = await executed_until(one, lambda: len(plugins.LOG) == 1, "the first call begins")
         one.runner.accepting = False
         stopping = asyncio.create_task(one.runner.latch_all(LatchReason.HANDOVER))
         await asyncio.sleep(0)
@@ -220,8 +227,8 @@ async def test_a_call_that_takes_too_long_is_handed_over_too(redis_url: str) -> 
         assert "run.handed_over" in await two.event_names()
 
 
-async def test_a_worker_that_stops_gives_claimed_runs_back(redis_url: str) -> None:
-    """A claim that comes through after the stop is released at once, with a wake-up for others."""
+async def test_a_worker_that_stops_releases_claimed_runs(redis_url: str) -> None:
+    """A run that is claimed after the stop is released at once, with a wake-up for other workers."""
     async with process(redis_url, agent()) as p:
         await p.submit()
         p.runner.accepting = False
@@ -231,8 +238,8 @@ async def test_a_worker_that_stops_gives_claimed_runs_back(redis_url: str) -> No
         assert (await p.record()).state is RunState.QUEUED
 
 
-async def test_the_duration_limit_holds_also_inside_a_call(redis_url: str) -> None:
-    """max_duration_ms ends a run in the middle of a call, not after it."""
+async def test_the_duration_limit_also_ends_a_call(redis_url: str) -> None:
+    """`max_duration_ms` ends a run in the middle of a call, not after it."""
     async with process(redis_url, patterned("Endless", tool("Charge"))) as p:
         await p.submit(budget=RunBudget(max_duration_ms=100))
         attempt_result = await p.execute()
@@ -241,8 +248,8 @@ async def test_the_duration_limit_holds_also_inside_a_call(redis_url: str) -> No
         assert await error_code(p) == "execution.budget_exhausted"
 
 
-async def test_no_pattern_talks_itself_out_of_a_budget(redis_url: str) -> None:
-    """A pattern that catches the error of an exhausted budget ends with that error nevertheless."""
+async def test_a_pattern_cannot_catch_an_exhausted_budget(redis_url: str) -> None:
+    """A pattern that catches the error of an exhausted budget fails with this error nevertheless."""
     plugins.FAILURES["a"] = [plugins.refused()]
     async with process(redis_url, patterned("PlanB", tool("Charge"))) as p:
         await p.submit(budget=RunBudget(max_tool_calls=1))
@@ -251,7 +258,7 @@ async def test_no_pattern_talks_itself_out_of_a_budget(redis_url: str) -> None:
 
 
 async def test_a_cost_limit_stops_the_next_model_call(redis_url: str) -> None:
-    """Once the money is spent the model is not asked again."""
+    """Once the cost budget is exhausted, no model call is made."""
     llm = scripted(
         *[
             {
@@ -273,10 +280,10 @@ async def test_a_cost_limit_stops_the_next_model_call(redis_url: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "made"), [(None, 2), (RunBudget(max_tool_calls=1), 1), (RunBudget(max_tool_calls=9), 2)]
 )
-async def test_no_run_uses_more_than_its_agent_may(
+async def test_no_run_exceeds_the_limits_of_its_agent(
     redis_url: str, asked: RunBudget | None, made: int
 ) -> None:
-    """The limits of the agents file hold for every run; a request can ask for less, not for more."""
+    """The limits of the agents file hold for every run. A request can lower them, not raise them."""
     definition = agent(
         llm=scripted(*[calls(("calc", {"expression": "1+1"}))] * 5),
         tools=[{"id": "calc", "type": "calc"}],
@@ -288,8 +295,8 @@ async def test_no_run_uses_more_than_its_agent_may(
         assert (await p.record()).usage.tool_calls == made
 
 
-async def test_an_agents_limit_of_steps_goes_before_its_pattern(redis_url: str) -> None:
-    """Whoever answers for the costs says how far a run goes."""
+async def test_the_step_limit_of_an_agent_overrides_that_of_its_pattern(redis_url: str) -> None:
+    """The limits of the agent protect its operator from the config of a pattern."""
     definition = agent(
         llm=scripted(*[calls(("calc", {"expression": "1+1"}))] * 9),
         tools=[{"id": "calc", "type": "calc"}],
@@ -301,8 +308,8 @@ async def test_an_agents_limit_of_steps_goes_before_its_pattern(redis_url: str) 
         assert (await p.record()).usage.llm_calls == 3
 
 
-async def test_an_outcome_that_is_too_large_is_an_outcome(redis_url: str) -> None:
-    """A tool's result over the limit is recorded as step.too_large; the tool is not called again for it."""
+async def test_an_outcome_that_is_too_large_is_recorded_as_an_error(redis_url: str) -> None:
+    """A result over the limit is recorded as step.too_large. The tool is not called again."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_PAYLOAD_BYTES": "100000"})
     async with process(redis_url, patterned("Huge", tool("Charge")), settings=settings) as p:
         await p.run()
@@ -310,8 +317,8 @@ async def test_an_outcome_that_is_too_large_is_an_outcome(redis_url: str) -> Non
         assert len(plugins.executed("charge")) == 1
 
 
-async def test_an_external_memory_is_asked_once(redis_url: str) -> None:
-    """What a memory with its own store gave is part of the recording, and its write-back is made once."""
+async def test_an_external_memory_is_called_once(redis_url: str) -> None:
+    """The view of an external memory is recorded, and its write-back is made once."""
     plugins.Diary.asked, plugins.Diary.kept = 0, []
     definition = {
         **patterned("Steps", tool("Charge"), n=2),
@@ -323,7 +330,7 @@ async def test_an_external_memory_is_asked_once(redis_url: str) -> None:
     ):
         await one.submit()
         open_gates("charge-0")
-        dying = await carried_until(one, lambda: len(plugins.LOG) == 3, "the second call begins")
+        dying = await executed_until(one, lambda: len(plugins.LOG) == 3, "the second call begins")
         await crash(one, "r1", dying)
         open_gates("charge-1")
         await two.execute()
@@ -332,8 +339,8 @@ async def test_an_external_memory_is_asked_once(redis_url: str) -> None:
         assert await two.store.redis.hget(two.store.keys("session_state", "s1"), "pages") == "1"
 
 
-async def test_calls_inside_a_call_are_recorded_too(redis_url: str) -> None:
-    """A tool that asks the model: if it dies afterwards, the model's reply inside is not paid for again."""
+async def test_calls_inside_a_call_are_recorded(redis_url: str) -> None:
+    """If a tool that calls the model dies afterwards, the reply inside is replayed and not paid for again."""
     llm = scripted({"text": "inner"}, {"text": "outer"})
     definition = patterned("Outer", tool("Inward"), tool("Charge")) | {"llm": llm}
     async with (
@@ -341,7 +348,9 @@ async def test_calls_inside_a_call_are_recorded_too(redis_url: str) -> None:
         process(redis_url, definition, name="two") as two,
     ):
         await one.submit()
-        dying = await carried_until(one, lambda: ("begin", "inward", "one") in plugins.LOG, "the tool begins")
+        dying = await executed_until(
+            one, lambda: ("begin", "inward", "one") in plugins.LOG, "the tool begins"
+        )
 
         async def asked() -> bool:
             return (await one.record()).usage.llm_calls == 1
@@ -349,7 +358,7 @@ async def test_calls_inside_a_call_are_recorded_too(redis_url: str) -> None:
         await await_for(asked, "the model has replied inside")
         await crash(one, "r1", dying)
         open_gates("inward")
-        second = await carried_until(
+        second = await executed_until(
             two, lambda: any(e[2] == "last" for e in plugins.LOG), "the last call begins"
         )
         assert (await two.record()).usage.llm_calls == 2
@@ -357,8 +366,8 @@ async def test_calls_inside_a_call_are_recorded_too(redis_url: str) -> None:
         await asyncio.wait([second])
 
 
-async def test_an_agent_nobody_knows_fails_the_run_with_a_suggestion(redis_url: str) -> None:
-    """A run submitted before any worker was there ends with user.agent_not_found and the nearest name."""
+async def test_an_unknown_agent_fails_the_run_with_a_suggestion(redis_url: str) -> None:
+    """A run submitted before any worker started fails with user.agent_not_found and the most similar name."""
     async with process(redis_url, agent("assistant")) as p:
         await p.store.redis.delete(p.store.keys("agents"))
         await p.submit(agent_id="asistant")
@@ -371,8 +380,8 @@ async def test_an_agent_nobody_knows_fails_the_run_with_a_suggestion(redis_url: 
         assert "assistant" in str(record.result.error_details.hint)
 
 
-async def test_an_agent_that_only_newer_workers_know_waits_for_them(redis_url: str) -> None:
-    """In a rolling deployment an old worker does not end a good run: it puts it aside for the new ones."""
+async def test_a_run_waits_for_workers_that_know_its_agent(redis_url: str) -> None:
+    """In a rolling deployment an old worker does not fail the run. It suspends it for the new workers."""
     async with process(redis_url, agent("old")) as old, process(redis_url, agent("old"), agent("new")) as new:
         await new.submit(agent_id="new")
         attempt_result = await old.execute()
@@ -382,14 +391,14 @@ async def test_an_agent_that_only_newer_workers_know_waits_for_them(redis_url: s
         )
 
 
-async def test_a_journal_that_cannot_be_read_is_left_to_others(redis_url: str) -> None:
-    """A record does not hide what its journal needs; if one does, the run is put aside and not failed."""
+async def test_a_journal_of_another_format_is_left_to_others(redis_url: str) -> None:
+    """If a record has a format that the run record does not name, the run is suspended, not failed."""
     open_gates("charge-0", "charge-1")
     definition = patterned("Steps", tool("Charge"), n=3)
     async with process(redis_url, definition, name="one") as one, process(redis_url, definition) as p:
         await p.submit()
         begun = ("begin", "charge", 2)
-        dying = await carried_until(one, lambda: any(e[:3] == begun for e in plugins.LOG), "the last begins")
+        dying = await executed_until(one, lambda: any(e[:3] == begun for e in plugins.LOG), "the last begins")
         await crash(one, "r1", dying)
         key = p.store.keys("journal", "r1")
         entry = json.loads(await p.store.redis.lindex(key, -1))
@@ -401,8 +410,8 @@ async def test_a_journal_that_cannot_be_read_is_left_to_others(redis_url: str) -
         assert (await p.record()).state is RunState.RETRYING
 
 
-async def test_a_failed_run_goes_on_in_another_life(redis_url: str) -> None:
-    """Resuming a failed run keeps its finished steps and makes the call that failed it anew."""
+async def test_a_failed_run_continues_in_another_life(redis_url: str) -> None:
+    """Resuming a failed run keeps its finished calls and repeats the call that failed it."""
     plugins.FAILURES["1"] = [plugins.refused()]
     open_gates("charge-0", "charge-1", "charge-2")
     async with process(redis_url, patterned("Steps", tool("Charge"), n=3)) as p:
@@ -422,37 +431,40 @@ async def test_a_failed_run_goes_on_in_another_life(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["logging", "diagnostics"])
-async def test_names_that_the_agents_file_calls_secret_are_in_no_event(redis_url: str, part: str) -> None:
-    """Neither in a call's, nor in the pattern's own, nor in the last one; the result itself is whole."""
+async def test_secret_fields_of_the_agents_file_are_in_no_event(redis_url: str, part: str) -> None:
+    """They are masked in the events of calls, of the pattern and of the end.
+
+    The result itself is unchanged.
+    """
     file = {part: {"redact_keys": ["iban"]}}
     async with process(redis_url, patterned("Discreet", tool("Charge")), **file) as p:
         record = await p.run()
 
-        told = {event["name"]: event["payload"] for event in await p.events()}
-        assert told["tool.called"]["params"] == {"who": {"customerIBAN": "***"}}
-        assert told["tool.succeeded"]["result"] == {"charged": {"customerIBAN": "***"}}
-        assert told["app.charged"]["iban"] == "***"
-        assert told["run.completed"]["result"] == {"iban": "***"}
+        payloads = {event["name"]: event["payload"] for event in await p.events()}
+        assert payloads["tool.called"]["params"] == {"who": {"customerIBAN": "***"}}
+        assert payloads["tool.succeeded"]["result"] == {"charged": {"customerIBAN": "***"}}
+        assert payloads["app.charged"]["iban"] == "***"
+        assert payloads["run.completed"]["result"] == {"iban": "***"}
         assert "DE02" not in json.dumps(await p.events())
         assert record.result is not None
         assert record.result.final_output == {"iban": "DE02"}
 
 
-async def test_what_an_error_of_ones_own_tells_is_redacted_too(redis_url: str) -> None:
-    """In the event of the call that met it, and in the run's last one."""
+async def test_fields_of_custom_errors_are_redacted(redis_url: str) -> None:
+    """They are masked in the event of the call and in the terminal event of the run."""
     plugins.FAILURES["before"] = [plugins.BadAccount("no such account", "charge")]
     async with process(
         redis_url, patterned("Broken", tool("Charge")), diagnostics={"redact_keys": ["iban"]}
     ) as p:
         await p.run()
 
-        told = {event["name"]: event["payload"] for event in await p.events()}
-        assert told["tool.failed"]["error_details"]["context"]["iban"] == "***"
-        assert told["run.failed"]["error_details"]["context"]["iban"] == "***"
+        payloads = {event["name"]: event["payload"] for event in await p.events()}
+        assert payloads["tool.failed"]["error_details"]["context"]["iban"] == "***"
+        assert payloads["run.failed"]["error_details"]["context"]["iban"] == "***"
 
 
-async def test_the_agents_file_says_how_long_a_tool_may_take(redis_url: str) -> None:
-    """Whatever the tool itself says; after the last try the model hears of it and may do something else."""
+async def test_the_agents_file_limits_the_time_of_a_tool(redis_url: str) -> None:
+    """Its limit overrides that of the tool. After the last try the error is raised in the pattern."""
     waits = {**tool("Charge"), "timeout_ms": 30}
     asks = calls(("charge", {"who": "alice", "gate": "never-opened"}))
     definition = agent(llm=scripted(asks, {"text": "later, then"}), tools=[waits])
@@ -465,8 +477,8 @@ async def test_the_agents_file_says_how_long_a_tool_may_take(redis_url: str) -> 
     assert "30ms" in failed["error"]
 
 
-async def test_a_worker_that_is_not_registered_takes_no_run(redis_url: str) -> None:
-    """Its message waits for the registration, and asks Redis for nothing until then."""
+async def test_a_worker_that_is_not_registered_claims_no_run(redis_url: str) -> None:
+    """The message waits for the registration. Until then, no command is sent to Redis."""
     async with process(redis_url) as p:
         await p.submit()
         p.lease.left_s = 0.0

@@ -1,6 +1,6 @@
-"""Conversations with a model over HTTP: no turn, however it ends, makes a later request one that is refused.
+"""Conversations with a model over HTTP: however a turn ends, it never makes a later request invalid.
 
-The model server refuses whatever any chat API refuses, with its own text; a scripted refusal has another.
+The model server refuses whatever real chat APIs refuse, with its own text; a scripted refusal has another.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ async def conversation(
 
 
 def small(redis_url: str) -> Settings:
-    """Where what is huge need not be large."""
+    """Lower the limits, so that a large message need not be huge."""
     return load_settings(
         {"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_PAYLOAD_BYTES": str(LARGEST_BYTES)}
     )
@@ -70,7 +70,7 @@ def messages_of(script: Script, run_id: str) -> list[list[dict[str, Any]]]:
 
 
 async def test_each_request_begins_with_the_one_before_it(redis_url: str) -> None:
-    """Byte for byte, over five turns of a session with three tools: providers' prompt caches go by that."""
+    """Over five turns with three tools, byte for byte: the prompt caches of providers depend on it."""
     turns = [
         [calls(("add", {"x": 1, "y": 2})), calls(("shout", {"text": "three"})), {"text": "3, THREE."}],
         [{"text": "You are welcome."}],
@@ -94,7 +94,7 @@ async def test_each_request_begins_with_the_one_before_it(redis_url: str) -> Non
 
 
 async def test_a_window_shows_the_newest_turns_with_their_calls(redis_url: str) -> None:
-    """A buffer of two turns: two whole turns and the question."""
+    """A buffer of two turns shows two complete turns and the question."""
     memory = {"type": "window_buffer", "config": {"window_size": 2}}
     async with conversation(redis_url, memory=memory) as (p, script, _):
         for number in range(4):
@@ -111,8 +111,8 @@ async def test_a_window_shows_the_newest_turns_with_their_calls(redis_url: str) 
     ]
 
 
-async def test_the_calls_of_a_pattern_of_ones_own_are_shown_in_later_turns(redis_url: str) -> None:
-    """What it says in `turn_messages` stays in the session; a later run, also of another agent, sees it."""
+async def test_the_calls_of_a_custom_pattern_are_shown_in_later_turns(redis_url: str) -> None:
+    """Its `turn_messages` are stored in the session. Later runs see them, also those of other agents."""
     own = {"impl": "tests.runtime.talking.Own"}
     script = Script()
     async with (
@@ -128,8 +128,8 @@ async def test_the_calls_of_a_pattern_of_ones_own_are_shown_in_later_turns(redis
     assert shown[1]["tool_calls"][0]["id"] == shown[2]["tool_call_id"] == "own"
 
 
-async def test_without_a_transcript_the_memory_tells_the_turns(redis_url: str) -> None:
-    """An assembler that shows none of it leaves the conversation to the memory: it is still sent once."""
+async def test_without_a_transcript_the_memory_shows_the_turns(redis_url: str) -> None:
+    """If the assembler shows no transcript, the memory sends the conversation. It is sent only once."""
     nothing = {"type": "truncating", "config": {"max_messages": 0, "include_summary_message": False}}
     async with conversation(redis_url, context_assembler=nothing) as (p, script, _):
         for run_id in ("r1", "r2"):
@@ -142,8 +142,8 @@ async def test_without_a_transcript_the_memory_tells_the_turns(redis_url: str) -
 
 
 @pytest.mark.parametrize("largest", [3_000, 1_500, 1_200])
-async def test_a_session_that_is_too_long_for_the_model_goes_on(redis_url: str, largest: int) -> None:
-    """Without the calls of earlier turns first, then without the older half of the rest, until it fits."""
+async def test_a_session_that_is_too_long_for_the_model_continues(redis_url: str, largest: int) -> None:
+    """First the calls of earlier turns are left out, then half of the rest, until the request fits."""
     script = Script()
 
     def reply(asked: ModelRequest) -> Any:
@@ -164,8 +164,8 @@ async def test_a_session_that_is_too_long_for_the_model_goes_on(redis_url: str, 
     assert [message["role"] for message in shown[-3:]] == ["user", "assistant", "tool"]
 
 
-async def test_a_question_that_is_too_long_fails_and_the_session_goes_on(redis_url: str) -> None:
-    """Nothing of the past can make room for it."""
+async def test_a_question_that_is_too_long_fails_and_the_session_continues(redis_url: str) -> None:
+    """Leaving out earlier turns does not help here."""
     script = Script()
 
     def reply(asked: ModelRequest) -> Any:
@@ -229,8 +229,8 @@ ODD_REPLIES: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-def told(message: dict[str, Any]) -> str:
-    """The code of the error that the model was told, or the result."""
+def result_sent(message: dict[str, Any]) -> str:
+    """The error code that was sent to the model, or the result."""
     content = json.loads(message["content"]) if message["content"].startswith("{") else message["content"]
     return content["error"] if isinstance(content, dict) else content
 
@@ -240,7 +240,7 @@ def told(message: dict[str, Any]) -> str:
 async def test_whatever_the_model_says_the_next_requests_are_accepted(
     redis_url: str, name: str, can_stream: bool
 ) -> None:
-    """In the same run, twice, and in the next run of the session; what was wrong is told to the model."""
+    """The next requests of the same run and of the next run are valid. Errors are reported to the model."""
     odd, outcomes = ODD_REPLIES[name]
     async with conversation(redis_url, can_stream=can_stream) as (p, script, server):
         script.by_run["r1"] = [odd, odd, ANSWER]
@@ -250,25 +250,25 @@ async def test_whatever_the_model_says_the_next_requests_are_accepted(
         assert [line["status"] for line in server.log if line["event"] == "answered"] == [200] * 4
     assert (code_of(first), code_of(second)) == (None, None)
     once, twice = messages_of(script, "r1")[1:]
-    assert [told(message) for message in once if message["role"] == "tool"] == outcomes
-    assert [told(message) for message in twice if message["role"] == "tool"] == outcomes * 2
+    assert [result_sent(message) for message in once if message["role"] == "tool"] == outcomes
+    assert [result_sent(message) for message in twice if message["role"] == "tool"] == outcomes * 2
     assert messages_of(script, "r2")[0][: len(twice)] == twice
 
 
 async def test_an_agent_without_tools_survives_an_invented_call(redis_url: str) -> None:
-    """Its requests name no tools, as an empty list is refused; the call and its error are sent anyway."""
+    """Its requests have no `tools`, as an empty list is refused. The call and its error are sent."""
     async with conversation(redis_url, tools=[]) as (p, script, _):
         script.by_run = {"r1": [{"tool_calls": [asks("fly")]}, ANSWER], "r2": [ANSWER]}
         first, second = await p.run("r1"), await p.run("r2")
 
     assert (code_of(first), code_of(second)) == (None, None)
     assert all("tools" not in asked.body for asked in script.asked["r1"] + script.asked["r2"])
-    assert told(messages_of(script, "r2")[0][3]) == "tool.not_found"
+    assert result_sent(messages_of(script, "r2")[0][3]) == "tool.not_found"
 
 
 @pytest.mark.parametrize("name", ODD_REPLIES)
-async def test_whatever_the_model_said_replay_asks_the_same(redis_url: str, name: str) -> None:
-    """A worker dies while the next request is answered: the next worker makes that request, byte for byte."""
+async def test_replay_sends_the_same_request(redis_url: str, name: str) -> None:
+    """A worker dies during a model call. The next worker sends the same request, byte for byte."""
     odd, _ = ODD_REPLIES[name]
     script, asked_again = Script(), asyncio.Event()
     script.by_run["r1"] = [odd, ANSWER]
@@ -322,7 +322,7 @@ class Talk:
         await self._p.submit(run_id, session_id=self.session)
         return run_id
 
-    # The endings. Each says with which code the run ends; None: it completes.
+    # The endings, each with the error code of the run; None if it completes.
 
     async def completed(self) -> None:
         await self._ends(None, ANSWER)
@@ -414,7 +414,7 @@ class Talk:
 
     async def poisoned(self) -> None:
         run_id = await self._submit(calls(("add", {}), ("wait", {})), ANSWER)
-        for _ in range(2):  # the first time it has brought something on
+        for _ in range(2):  # the first time something is stored
             async with self._dying_in_a_tool(run_id) as (dying, executing):
                 await self._given_back(run_id, dying)
                 executing.cancel()
@@ -445,7 +445,7 @@ class Talk:
         assert code_of(await self._p.record(run_id)) is None
 
     async def left_broken_by_an_older_version(self) -> None:
-        """Its entries as it wrote them: an error as the answer, an empty question, an empty answer."""
+        """Entries that an older version wrote: an error as reply, an empty question, an empty reply."""
         await self.completed()
         key = self._p.store.keys("transcript", self.session)
         for number, (question, answer, is_error) in enumerate(
@@ -470,7 +470,7 @@ class Talk:
 
 
 class _Each(list[Any]):
-    """A script whose entries are given one after another, whatever the turn."""
+    """A script that returns its replies in order, in any run."""
 
     def __init__(self, entries: Any) -> None:
         super().__init__([None])
@@ -488,16 +488,16 @@ _sessions = itertools.count(1)
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-async def test_after_each_ending_the_session_goes_on(redis_url: str, name: str) -> None:
-    """Twice in a row, then a turn that completes: each request is accepted, and shows whole turns only."""
+async def test_after_each_ending_the_session_continues(redis_url: str, name: str) -> None:
+    """Twice in a row, then a turn that completes: each request is valid and shows only complete turns."""
     await _talk(redis_url, [name, name])
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(sorted(ENDINGS)), min_size=3, max_size=6))
 @example(["half_a_batch", "cancelled_in_a_tool", "poisoned", "output_mismatch", "empty_answer", "refused"])
-def test_after_any_endings_the_session_goes_on(redis_url: str, endings: list[str]) -> None:
-    """Whatever the turns before, and in whatever order: the next run of the session is accepted."""
+def test_after_any_endings_the_session_continues(redis_url: str, endings: list[str]) -> None:
+    """Whatever the order of earlier endings, the next run of the session sends a valid request."""
     asyncio.run(_talk(redis_url, endings))
 
 
@@ -527,7 +527,7 @@ async def _talk(redis_url: str, endings: list[str]) -> None:
 
 
 def _opening_of_the_version_before(talk: Conversation, system_prompt: str) -> list[dict[str, Any]]:
-    """The memory in the system message, after the prompt; of the transcript, roles and texts."""
+    """The prompt of the previous version: memory in the system message, transcript as roles and texts."""
     context = talk._context
     system = ["You are a helpful assistant.", *context.system_prompt_fragments]
     system += [f"## {key}\n{dumps(value)}" for key, value in context.memory_view.items() if value]
@@ -540,10 +540,10 @@ def _opening_of_the_version_before(talk: Conversation, system_prompt: str) -> li
 
 @pytest.mark.parametrize("begun_by", ["the version before", "this version"])
 @pytest.mark.parametrize("format_", [1, 2])
-async def test_a_run_goes_on_under_the_other_versions_prompt(
+async def test_a_run_continues_with_the_prompt_of_another_version(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, begun_by: str, format_: int
 ) -> None:
-    """What is recorded answers, though the prompt has another form: nothing is asked or done again."""
+    """Recorded calls are replayed although the prompt has another form. No call is repeated."""
     monkeypatch.setattr("openagents_worker.runtime.attempt.BEGUN", format_)
     old, new = _opening_of_the_version_before, Conversation._first_messages
     first, second = (old, new) if begun_by == "the version before" else (new, old)
@@ -570,6 +570,6 @@ async def test_a_run_goes_on_under_the_other_versions_prompt(
 
 
 @pytest.fixture(autouse=True)
-def _nobody_waits() -> None:
+def _no_call_waits() -> None:
     talking.BEGUN.clear()
     talking.LET_GO.clear()

@@ -1,4 +1,4 @@
-"""`deps`: what a run's tools are given, made for each attempt and taken back after it."""
+"""`deps`: the dependencies of tools, created for each attempt and closed after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from openagents_worker.runtime.runner import AttemptOutcome
 from tests.clocks import LoopClock
 from tests.runtime import plugins
 from tests.runtime.harness import crash, due, process
-from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
+from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
 
 SHOPPER = patterned("Shopper", tool("DepsLook"))
 
@@ -82,10 +82,10 @@ def error_of(record: RunRecord) -> Any:
     ("factory", "on_the_loop"),
     [(plain, False), (awaited, True), (managed, False), (managed_async, True)],
 )
-async def test_tools_and_the_pattern_get_what_the_name_stands_for(
+async def test_tools_and_the_pattern_get_the_dependencies(
     redis_url: str, factory: Callable[[], Any], on_the_loop: bool
 ) -> None:
-    """Made once, in a thread unless it is async; what can be closed is closed at the end."""
+    """They are created once, in a thread unless the factory is async, and closed at the end."""
     register_deps("shop", factory)
     async with process(redis_url, SHOPPER) as p:
         record = await p.run(deps="shop")
@@ -98,8 +98,10 @@ async def test_tools_and_the_pattern_get_what_the_name_stands_for(
 
 
 @pytest.mark.parametrize("factory", [managed, managed_async])
-async def test_a_failure_is_told_to_what_is_closed(redis_url: str, factory: Callable[[], Any]) -> None:
-    """So that it can roll back."""
+async def test_a_context_manager_gets_the_error_of_the_run(
+    redis_url: str, factory: Callable[[], Any]
+) -> None:
+    """It can roll back."""
     register_deps("shop", factory)
     async with process(redis_url, patterned("Shopper", tool("DepsLook"), fails=True)) as p:
         record = await p.run(deps="shop")
@@ -109,7 +111,7 @@ async def test_a_failure_is_told_to_what_is_closed(redis_url: str, factory: Call
 
 
 async def test_a_context_manager_cannot_make_a_failed_run_a_completed_one(redis_url: str) -> None:
-    """It may swallow the error for itself; the run has failed."""
+    """It can suppress the error for itself, but the run fails."""
     register_deps("shop", forgiving)
     async with process(redis_url, patterned("Shopper", tool("DepsLook"), fails=True)) as p:
         record = await p.run(deps="shop")
@@ -118,13 +120,13 @@ async def test_a_context_manager_cannot_make_a_failed_run_a_completed_one(redis_
     assert (record.state, error_of(record).code) == (RunState.FAILED, "pattern.error")
 
 
-async def test_the_next_attempt_gets_one_of_its_own(redis_url: str) -> None:
-    """The worker that died took its connection along."""
+async def test_the_next_attempt_gets_new_dependencies(redis_url: str) -> None:
+    """The connection of a worker that died is lost."""
     register_deps("shop", managed_async)
     plugins.GATES["deps"].clear()
     async with process(redis_url, SHOPPER, name="one") as one, process(redis_url, SHOPPER, name="two") as two:
         await one.submit(deps="shop")
-        dying = await carried_until(one, lambda: ("look", "shop") in plugins.LOG, "the tool is called")
+        dying = await executed_until(one, lambda: ("look", "shop") in plugins.LOG, "the tool is called")
         await crash(one, "r1", dying)
         open_gates("deps")
         await two.execute()
@@ -133,8 +135,8 @@ async def test_the_next_attempt_gets_one_of_its_own(redis_url: str) -> None:
     assert [entry[0] for entry in plugins.LOG if entry[0] == "made"] == ["made", "made"]
 
 
-async def test_a_name_that_nobody_registered_fails_the_run_with_a_suggestion(redis_url: str) -> None:
-    """Before the model is asked."""
+async def test_an_unregistered_name_fails_the_run_with_a_suggestion(redis_url: str) -> None:
+    """The run fails before the model is called."""
     register_deps("shop", plain)
     async with process(redis_url, SHOPPER) as p:
         record = await p.run(deps="shopp")
@@ -145,8 +147,11 @@ async def test_a_name_that_nobody_registered_fails_the_run_with_a_suggestion(red
     assert journal == []
 
 
-async def test_what_cannot_be_made_now_is_asked_for_again(redis_url: str) -> None:
-    """A database that is away puts the run aside, as a failed call does; its story is told once."""
+async def test_a_factory_that_fails_is_retried(redis_url: str) -> None:
+    """If a database is unavailable, the run is suspended as after a failed call.
+
+    Its first events are emitted once.
+    """
     answers: list[Any] = [ConnectionError("away"), {"name": "shop"}]
 
     def factory() -> Any:
@@ -166,8 +171,8 @@ async def test_what_cannot_be_made_now_is_asked_for_again(redis_url: str) -> Non
         assert (await p.event_names()).count("run.requested") == 1
 
 
-async def test_what_can_never_be_made_fails_the_run(redis_url: str) -> None:
-    """After `max_resume_attempts`, with what the factory raised as the cause."""
+async def test_a_factory_that_always_fails_fails_the_run(redis_url: str) -> None:
+    """After `max_resume_attempts` retries, with the error of the factory as cause."""
 
     def factory() -> Any:
         raise ConnectionError("away for good")
@@ -184,10 +189,10 @@ async def test_what_can_never_be_made_fails_the_run(redis_url: str) -> None:
     assert error_of(record).cause.message == "ConnectionError: away for good"
 
 
-async def test_what_takes_too_long_to_make_is_asked_for_again(
+async def test_a_factory_that_takes_too_long_is_retried(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it is made nobody could cancel the run or stop its worker."""
+    """Meanwhile the run could not be cancelled, nor its worker stopped."""
     monkeypatch.setattr("openagents_worker.runtime.deps.LIMIT_S", 0.05)
 
     async def hangs() -> None:
@@ -200,8 +205,8 @@ async def test_what_takes_too_long_to_make_is_asked_for_again(
         assert (await p.execute()).reason == "deps.unavailable"
 
 
-async def test_what_takes_too_long_to_close_fails_the_run(redis_url: str) -> None:
-    """It may have been about to undo, or to store, what the run has done."""
+async def test_dependencies_that_take_too_long_to_close_fail_the_run(redis_url: str) -> None:
+    """They may have been about to undo or to store the work of the run."""
 
     @asynccontextmanager
     async def sticky() -> AsyncGenerator[dict[str, str]]:

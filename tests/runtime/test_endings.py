@@ -1,4 +1,4 @@
-"""Every attempt ends in something that can be written, whatever its run contains."""
+"""Every attempt ends with an ending that can be written, whatever its run contains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openagents_worker.store.records import aread_session
 from openagents_worker.store.scripts import ReleaseKind
 from tests.runtime import plugins, unstorable
 from tests.runtime.harness import Process, agent, due, process
-from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
+from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
 
 HERE = "tests.runtime.unstorable"
 OUTCOMES = list(unstorable.VALUES)
@@ -24,7 +24,7 @@ UNSTORABLE = [what for what in OUTCOMES if what not in unstorable.REPLACED]
 
 
 def code_of(what: str) -> str:
-    """Of the error that says why it cannot be stored."""
+    """The code of the error that says why a value cannot be stored."""
     return "step.too_deep" if what in unstorable.TOO_DEEP else "step.too_large"
 
 
@@ -32,12 +32,12 @@ PLACES = ("output", "artifact", "state")
 
 
 def acting(pattern: str, tool: str | None = None, *, given: Any = None, **config: Any) -> dict[str, Any]:
-    """An agent with this pattern and, where one is named, this tool; both have the config."""
+    """An agent with this pattern and optionally this tool, both with the config."""
     tools = [{"id": "tool", "impl": f"{HERE}.{tool}", "config": config}] if tool else []
     return agent(pattern={"impl": f"{HERE}.{pattern}", "config": config}, tools=tools, **(given or {}))
 
 
-def told(record: RunRecord) -> tuple[str, str]:
+def error_of(record: RunRecord) -> tuple[str, str]:
     """Code and message of the error that ended the run."""
     assert record.result is not None
     assert record.result.error_details is not None
@@ -45,7 +45,7 @@ def told(record: RunRecord) -> tuple[str, str]:
 
 
 async def ended(p: Process, **fields: Any) -> RunRecord:
-    """The run's record after its first attempt, which must have ended it; its session is free again."""
+    """The record of a run that must end in its first attempt, with its session released."""
     record = await p.run(**fields)
     assert record.state.is_terminal, record
     assert (record.attempt, record.recoveries) == (1, 0)
@@ -71,19 +71,17 @@ async def ended(p: Process, **fields: Any) -> RunRecord:
 async def test_an_end_that_cannot_be_stored_is_replaced_by_one_that_can(
     redis_url: str, what: str, where: str, named: str
 ) -> None:
-    """The run has failed; its error says what could not be written, and where."""
+    """The run fails. Its error says which part could not be stored."""
     async with process(redis_url, acting("Leaves", what=what, where=where)) as p:
-        code, message = told(await ended(p))
+        code, message = error_of(await ended(p))
 
     assert code == code_of(what)
     assert named in message
 
 
 @pytest.mark.parametrize("what", list(unstorable.REPLACED))
-async def test_what_a_run_leaves_is_replaced_where_json_has_no_place_for_it(
-    redis_url: str, what: str
-) -> None:
-    """Half a character, NaN, an integer of many digits: none of them is worth a run. All readers read it."""
+async def test_values_that_json_cannot_represent_are_replaced(redis_url: str, what: str) -> None:
+    """A lone surrogate, NaN or a very long integer does not fail a run. Every reader can read the result."""
     stored = unstorable.REPLACED[what]
     async with process(
         redis_url, *(acting("Leaves", what=what, where=w, given={"agent_id": w}) for w in PLACES)
@@ -102,11 +100,11 @@ async def test_what_a_run_leaves_is_replaced_where_json_has_no_place_for_it(
 
 
 async def test_a_model_whose_serializer_fails_is_an_error_of_the_pattern(redis_url: str) -> None:
-    """It is user code, and names what it raised."""
+    """It is user code. The error names the exception."""
     async with process(
         redis_url, acting("Leaves", what="a model that cannot be serialised", where="output")
     ) as p:
-        code, message = told(await ended(p))
+        code, message = error_of(await ended(p))
 
     assert code == "pattern.error"
     assert "PydanticSerializationError" in message or "KeyError" in message
@@ -114,53 +112,53 @@ async def test_a_model_whose_serializer_fails_is_an_error_of_the_pattern(redis_u
 
 @pytest.mark.parametrize("where", ["no artifact", "all artifacts", "all state"])
 @pytest.mark.parametrize("what", OUTCOMES)
-async def test_a_context_that_was_replaced_is_no_reason_not_to_end(
+async def test_a_run_ends_after_its_pattern_replaced_parts_of_the_context(
     redis_url: str, what: str, where: str
 ) -> None:
-    """A pattern may put anything in the place of the context's own parts."""
+    """A pattern can assign any object to the attributes of its context."""
     is_a_state = (what, where) == ("half a character", "all state")  # with a key and a value
     async with process(redis_url, acting("Leaves", what=what, where=where)) as p:
         assert (await ended(p)).state is (RunState.COMPLETED if is_a_state else RunState.FAILED)
 
 
 @pytest.mark.parametrize("what", OUTCOMES)
-async def test_an_event_shows_what_can_be_shown_of_anything(redis_url: str, what: str) -> None:
-    """An event's payload is for people: what is not JSON stands in it as its text."""
+async def test_an_event_can_contain_any_value(redis_url: str, what: str) -> None:
+    """Event payloads are for people: a value that is not JSON is shown as text."""
     async with process(redis_url, acting("Leaves", what=what, where="event")) as p:
         assert (await ended(p)).state is RunState.COMPLETED
         assert "app.looked" in await p.event_names()
 
 
 async def test_an_event_may_have_any_name(redis_url: str) -> None:
-    """What is not a text, or holds half a character, is shown as far as it can be."""
+    """A name that is not text, or has a lone surrogate, is shown as far as possible."""
     async with process(redis_url, acting("Names")) as p:
         assert (await ended(p)).state is RunState.COMPLETED
         assert "\ufffd" in await p.event_names()
 
 
 async def test_a_failed_run_keeps_its_error_and_what_can_be_stored(redis_url: str) -> None:
-    """Its error says more than that an artifact could not be written; the result names what is missing."""
+    """Its error matters more than an artifact that cannot be stored. The result names the missing parts."""
     async with process(
         redis_url, acting("Leaves", what="a foreign object", where="artifact, then an error")
     ) as p:
         record = await ended(p)
 
-    assert told(record)[0] == "pattern.error"
+    assert error_of(record)[0] == "pattern.error"
     assert record.result is not None
     assert [artifact.name for artifact in record.result.artifacts] == ["good"]
     assert "artifact 'plan'" in str(record.result.metadata["not_stored"])
 
 
-async def test_a_run_whose_end_redis_refuses_does_not_go_on_for_ever(redis_url: str) -> None:
-    """Another program has written over the session's transcript: the run ends, and says which key it was."""
+async def test_a_run_whose_end_redis_refuses_ends(redis_url: str) -> None:
+    """Another program has overwritten the transcript of the session. The run fails and names the key."""
     async with process(redis_url, patterned("Steps", tool("Charge"), n=1)) as p:
         await p.submit()
-        executing = await carried_until(p, lambda: len(plugins.LOG) == 1, "the call begins")
+        executing = await executed_until(p, lambda: len(plugins.LOG) == 1, "the call begins")
         await p.store.redis.set(p.store.keys("transcript", "s1"), "not a list", ex=60)
         open_gates("charge-0")
         await executing
         await p.execute()
-        code, message = told(await p.record())
+        code, message = error_of(await p.record())
 
     assert code == "redis.wrong_type"
     assert "transcript" in message
@@ -170,7 +168,7 @@ async def test_a_run_whose_end_redis_refuses_does_not_go_on_for_ever(redis_url: 
 async def test_an_end_that_is_too_large_as_a_whole_names_its_largest_part(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis serves nobody else while it stores an end."""
+    """Redis serves no other client while it stores an ending."""
     monkeypatch.setattr("openagents_worker.runtime.ending.LARGEST_ENDING_BYTES", 1_000)
     monkeypatch.setitem(unstorable.VALUES, "large", lambda: "x" * 900)
     async with process(redis_url, acting("Leaves", what="large", where="state")) as p:
@@ -179,19 +177,19 @@ async def test_an_end_that_is_too_large_as_a_whole_names_its_largest_part(
     async with process(redis_url, acting("Leaves", what="large", where="state")) as p:
         record = await p.run("r2", session_id="s2")
 
-    assert told(record)[0] == "step.too_large"
-    assert "most of it is state key 'plan'" in told(record)[1]
+    assert error_of(record)[0] == "step.too_large"
+    assert "the largest part is state key 'plan'" in error_of(record)[1]
 
 
 @pytest.mark.parametrize("what", list(unstorable.ERRORS))
 @pytest.mark.parametrize("by", ["pattern", "tool"])
 async def test_an_error_that_cannot_be_stored_is_described(redis_url: str, what: str, by: str) -> None:
-    """Its type is named, and of its text what can be stored."""
+    """Its type is named, with the part of its text that can be stored."""
     definition = (
         acting("Raises", what=what) if by == "pattern" else acting("CallsTool", "ToolRaises", what=what)
     )
     async with process(redis_url, definition) as p:
-        code, message = told(await ended(p))
+        code, message = error_of(await ended(p))
 
     assert code in {"pattern.error", "tool.error", "step.too_large", "shop.unfinished"}
     assert message
@@ -203,8 +201,8 @@ async def test_an_error_that_cannot_be_stored_is_described(redis_url: str, what:
 
 @pytest.mark.parametrize("where", ["result", "artifact", "add_artifact", "state"])
 @pytest.mark.parametrize("what", UNSTORABLE)
-async def test_what_a_tool_gives_is_checked_where_it_gives_it(redis_url: str, what: str, where: str) -> None:
-    """It is an error of that call, which is recorded; the run goes on."""
+async def test_the_result_of_a_tool_is_checked_in_its_call(redis_url: str, what: str, where: str) -> None:
+    """A result that cannot be stored is a recorded error of the call. The run continues."""
     async with process(redis_url, acting("UsesTool", "GivesBack", what=what, where=where)) as p:
         record = await ended(p)
         names = await p.event_names()
@@ -221,8 +219,8 @@ async def test_what_a_tool_gives_is_checked_where_it_gives_it(redis_url: str, wh
 
 @pytest.mark.parametrize("where", ["result", "artifact", "add_artifact", "state"])
 @pytest.mark.parametrize("what", list(unstorable.REPLACED))
-async def test_the_pattern_gets_what_is_stored_of_a_tool(redis_url: str, what: str, where: str) -> None:
-    """It is replaced before it reaches the pattern: the run goes on with the same after a crash."""
+async def test_the_pattern_gets_the_stored_result_of_a_tool(redis_url: str, what: str, where: str) -> None:
+    """Values are replaced before they reach the pattern, so that it sees the same after a crash."""
     stored = unstorable.REPLACED[what]
     async with process(redis_url, acting("UsesTool", "GivesBack", what=what, where=where)) as p:
         record = await ended(p)
@@ -241,38 +239,38 @@ async def test_the_pattern_gets_what_is_stored_of_a_tool(redis_url: str, what: s
 
 @pytest.mark.parametrize("where", ["view", "state"])
 @pytest.mark.parametrize("what", OUTCOMES)
-async def test_a_run_ends_whatever_its_memory_gives_it(redis_url: str, what: str, where: str) -> None:
-    """It is to be recorded with the start of the run: what cannot be ends the run, and does not repeat it."""
+async def test_a_memory_view_that_cannot_be_stored_ends_the_run(
+    redis_url: str, what: str, where: str
+) -> None:
+    """The run fails and is not retried."""
     memory = {"impl": f"{HERE}.Views", "config": {"what": what, "where": where}}
     pattern = {"impl": "tests.runtime.plugins.Silent"}
     async with process(redis_url, agent(memory=memory, pattern=pattern)) as p:
         record = await ended(p)
 
     if record.state is not RunState.COMPLETED:
-        assert told(record)[0] in {"step.too_large", "pattern.error"}
+        assert error_of(record)[0] in {"step.too_large", "pattern.error"}
 
 
-# --- our own errors, raised by somebody else -------------------------------------------------------------
+# --- errors of the library, raised by plugins ------------------------------------------------------------
 
 CODES = sorted({cls.code for cls in error_classes() if cls.__module__ == "openagents_worker.errors"})
 CODES = [code for code in CODES if code != "openagents.recorded"]
 
 
 @pytest.mark.parametrize("code", CODES)
-async def test_an_error_of_ours_that_a_pattern_raises_is_an_error_of_the_run(
-    redis_url: str, code: str
-) -> None:
-    """Whatever it means elsewhere: no worker is too old because a pattern says that an agent is not known."""
+async def test_a_library_error_raised_by_a_pattern_fails_the_run(redis_url: str, code: str) -> None:
+    """For example, an AgentNotFoundError of a pattern does not mean that this worker is too old."""
     async with process(redis_url, acting("PatternSays", code=code)) as p:
         record = await ended(p)
 
-    assert told(record)[0] == code
+    assert error_of(record)[0] == code
     assert record.state is (RunState.CANCELLED if code == "run.cancelled" else RunState.FAILED)
 
 
 @pytest.mark.parametrize("code", CODES)
-async def test_an_error_of_ours_that_a_tool_raises_is_the_calls_outcome(redis_url: str, code: str) -> None:
-    """It is recorded, after as many tries as its class allows, and told to the pattern."""
+async def test_a_library_error_raised_by_a_tool_is_the_outcome_of_its_call(redis_url: str, code: str) -> None:
+    """It is recorded, after the retries that its class allows, and raised in the pattern."""
     cls = next(cls for cls in error_classes() if cls.code == code)
     async with process(redis_url, acting("CallsTool", "ToolSays", code=code)) as p:
         await p.submit(budget={"max_resume_attempts": 1})
@@ -284,15 +282,15 @@ async def test_an_error_of_ours_that_a_tool_raises_is_the_calls_outcome(redis_ur
         record = await p.record()
 
     assert record.state.is_terminal
-    assert told(record)[0] == code
+    assert error_of(record)[0] == code
 
 
 @pytest.mark.parametrize("on_error", ["fail", "continue"])
 @pytest.mark.parametrize("step", ["inject", "writeback"])
-async def test_an_error_of_ours_that_a_memory_raises_ends_as_its_definition_says(
+async def test_a_library_error_raised_by_a_memory_follows_on_error(
     redis_url: str, step: str, on_error: str
 ) -> None:
-    """`on_error: fail` ends the run with it, `continue` goes on without the memory."""
+    """`on_error: fail` fails the run with it; `continue` continues without the memory."""
 
     def remembering(code: str) -> dict[str, Any]:
         config = {"step": step, "code": code}
@@ -304,42 +302,42 @@ async def test_an_error_of_ours_that_a_memory_raises_ends_as_its_definition_says
             if on_error == "continue":
                 assert record.state is RunState.COMPLETED, code
             else:
-                assert told(record)[0] == code
+                assert error_of(record)[0] == code
 
 
 # --- every way of giving a run back ----------------------------------------------------------------------
 
 
 async def poisoned_after(p: Process, attempts: int) -> RunRecord:
-    """The run's record once `attempts` claims have been given back."""
+    """The record of a run that was released `attempts` times after its claim."""
     for _ in range(attempts):
         assert not (await p.record()).state.is_terminal
         await p.execute()
     return await p.record()
 
 
-async def test_a_run_whose_attempts_always_fail_inside_is_poisoned(
+async def test_a_run_whose_attempts_always_crash_is_poisoned(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error of ours is a line in the log with its traceback; the run is given back, which is counted."""
+    """A bug of the library is logged with its traceback. The run is released, and the release is counted."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_RECOVERIES": "2"})
 
     async def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("a bug of ours")
 
-    monkeypatch.setattr("openagents_worker.runtime.attempt.Attempt._worked", broken)
+    monkeypatch.setattr("openagents_worker.runtime.attempt.Attempt._execute_until_latched", broken)
     async with process(redis_url, settings=settings) as p:
         await p.submit()
         record = await poisoned_after(p, 3)
 
-    assert told(record)[0] == "run.poisoned"
+    assert error_of(record)[0] == "run.poisoned"
     assert record.recoveries == 3
     assert "run.internal_error" in caplog.text
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_a_worker_that_stops_hands_a_claimed_run_over_as_often_as_it_likes(redis_url: str) -> None:
-    """A hand-over is shown, and never counted against the run."""
+async def test_handovers_are_not_counted_against_the_run(redis_url: str) -> None:
+    """A handover is shown in the record, but is not a recovery."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_RECOVERIES": "1"})
     async with process(redis_url, settings=settings) as p:
         await p.submit()
@@ -353,16 +351,16 @@ async def test_a_worker_that_stops_hands_a_claimed_run_over_as_often_as_it_likes
         assert (await p.record()).recoveries == 0
 
 
-async def test_a_run_that_nobody_carries_any_more_is_counted_when_it_is_released(redis_url: str) -> None:
-    """As the heartbeat releases it; a run that is not durable is lost with the first time."""
+async def test_a_release_of_a_run_that_is_not_executed_is_counted(redis_url: str) -> None:
+    """The heartbeat releases it. A run that is not durable is lost the first time."""
     async with process(redis_url) as p:
         for run_id, durable, times in (("r1", True, 3), ("r2", False, 1)):
             await p.submit(run_id, session_id=run_id, durable=durable)
             for _ in range(times):
                 await release(p, run_id, ReleaseKind.LOST, max_recoveries=2)
 
-        assert told(await p.record("r1"))[0] == "run.poisoned"
-        assert told(await p.record("r2"))[0] == "worker.lost"
+        assert error_of(await p.record("r1"))[0] == "run.poisoned"
+        assert error_of(await p.record("r2"))[0] == "worker.lost"
 
 
 async def release(p: Process, run_id: str, kind: ReleaseKind, *, max_recoveries: int) -> None:
@@ -383,7 +381,7 @@ async def release(p: Process, run_id: str, kind: ReleaseKind, *, max_recoveries:
 
 
 async def test_a_run_that_is_left_to_others_for_too_long_fails(redis_url: str) -> None:
-    """Somebody announced its agent once, and nobody that has it comes."""
+    """A worker announced its agent once, and no worker with this agent comes."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_LEFT_TO_OTHERS_MAX_S": "3600"})
     async with process(redis_url, agent("gone"), name="gone") as gone:
         await gone.submit(agent_id="gone")
@@ -408,7 +406,7 @@ async def test_a_run_that_is_left_to_others_for_too_long_fails(redis_url: str) -
         attempt_result = await p.execute()
 
         assert attempt_result.kind is AttemptOutcome.FINISHED
-        code, message = told(await p.record())
+        code, message = error_of(await p.record())
         assert code == AgentUnavailable.code
         assert "gone" in message
 
@@ -429,8 +427,8 @@ async def test_a_run_that_is_left_to_others_for_too_long_fails(redis_url: str) -
         assert (await mended.record()).state is RunState.COMPLETED
 
 
-async def test_a_journal_that_nobody_reads_for_too_long_fails_the_run(redis_url: str) -> None:
-    """A format that only another version reads is the same as an agent that only another worker has."""
+async def test_a_journal_that_no_worker_can_read_for_too_long_fails_the_run(redis_url: str) -> None:
+    """A format that only another version reads is treated like an agent that only other workers have."""
     async with process(redis_url) as p:
         await p.submit()
         await p.store.redis.hset(p.store.keys("run", "r1"), mapping={"format": 99})
@@ -441,11 +439,11 @@ async def test_a_journal_that_nobody_reads_for_too_long_fails_the_run(redis_url:
         assert (await p.execute()).kind is AttemptOutcome.FINISHED
 
         await p.store.redis.hset(p.store.keys("run", "r1"), mapping={"format": 1})
-        assert told(await p.record())[0] == AgentUnavailable.code
+        assert error_of(await p.record())[0] == AgentUnavailable.code
 
 
-async def test_a_retry_is_bounded(redis_url: str) -> None:
-    """The last error is the run's, after `max_resume_attempts`."""
+async def test_retries_are_bounded(redis_url: str) -> None:
+    """After `max_resume_attempts` retries the run fails with the last error."""
     async with process(redis_url, acting("CallsTool", "ToolSays", code="tool.unavailable")) as p:
         await p.submit(budget={"max_resume_attempts": 2})
         for _ in range(2):
@@ -453,4 +451,4 @@ async def test_a_retry_is_bounded(redis_url: str) -> None:
             await due(p)
 
         assert (await p.execute()).kind is AttemptOutcome.FINISHED
-        assert told(await p.record())[0] == "tool.unavailable"
+        assert error_of(await p.record())[0] == "tool.unavailable"

@@ -1,4 +1,4 @@
-"""A failed run explains itself: one line in the log, the user's traceback wherever people look, no secret."""
+"""A failed run explains itself: one log line, the traceback of the user's code everywhere, and no secret."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from openagents_worker.tracebacks import MAX_TRACEBACK_BYTES
 from tests.runtime import failing
 from tests.runtime.failing import SECRET
 from tests.runtime.harness import Process, agent, calls, crash, process, scripted
-from tests.runtime.test_replay import carried_until
+from tests.runtime.test_replay import executed_until
 from tests.waiting import await_for
 
 HERE = "tests.runtime.failing"
@@ -39,7 +39,7 @@ def react(*replies: dict[str, Any], tool: str = "price") -> dict[str, Any]:
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[logging.LogRecord]:
-    """Those of this level; that something blocked the loop is said of any run on a busy machine."""
+    """The log lines of this level, without those about a blocked loop, which a busy machine causes."""
     found = [record for record in caplog.records if record.levelno == level]
     return [record for record in found if not record.getMessage().startswith("loop.blocked")]
 
@@ -68,7 +68,7 @@ def traceback_of(record: RunRecord) -> str:
 async def test_a_failed_run_is_one_error_line_with_the_users_traceback(
     redis_url: str, caplog: pytest.LogCaptureFixture, tool: str
 ) -> None:
-    """Run, agent, session, code, message, attempts; the exception is the user's own."""
+    """It has run, agent, session, code, message and attempts. The exception is the user's own."""
     async with process(redis_url, pricing(tool)) as p:
         record = await p.run()
 
@@ -86,7 +86,7 @@ async def test_a_failed_run_is_one_error_line_with_the_users_traceback(
     "tool", ["price", "price_in_thread", "price_in_process", "odd_in_process", "refuses", "large"]
 )
 async def test_the_traceback_is_stored_and_shown_wherever_people_look(redis_url: str, tool: str) -> None:
-    """In the result, in the events of the tool and of the run, and below a producer's own exception."""
+    """In the result, in the events of the tool and of the run, and below the exception of a producer."""
     async with process(redis_url, pricing(tool)) as p:
         record = await p.run()
         event = await failed_tool_event(p)
@@ -107,7 +107,7 @@ async def test_the_traceback_is_stored_and_shown_wherever_people_look(redis_url:
 
 @pytest.mark.parametrize("tool", ["price", "price_in_thread", "price_in_process"])
 async def test_no_secret_of_an_exceptions_text_is_in_a_traceback(redis_url: str, tool: str) -> None:
-    """The same redaction as everywhere; the chain of causes is there."""
+    """Tracebacks are redacted like everything else. The chain of causes is included."""
     async with process(redis_url, pricing(tool)) as p:
         text = traceback_of(await p.run())
         events = json.dumps(await p.events())
@@ -118,10 +118,8 @@ async def test_no_secret_of_an_exceptions_text_is_in_a_traceback(redis_url: str,
     assert SECRET not in events
 
 
-async def test_an_error_of_ours_explains_itself_without_a_traceback(
-    redis_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A budget, a model that refuses: code and message, and no frames of ours."""
+async def test_a_library_error_has_no_traceback(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A budget or a model's refusal has code and message, without frames of the library."""
     broken = scripted({"error": "response"}, {"text": "never"})
     async with process(redis_url, agent(llm=broken)) as p:
         record = await p.run()
@@ -147,7 +145,7 @@ async def test_an_error_of_ours_explains_itself_without_a_traceback(
         ),
     ],
 )
-async def test_whatever_user_code_raised_it_is_the_lines_exception(
+async def test_the_exception_of_user_code_is_in_the_log_line(
     redis_url: str,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -155,7 +153,7 @@ async def test_whatever_user_code_raised_it_is_the_lines_exception(
     kind: str,
     code: str,
 ) -> None:
-    """Patterns, memories, clients of models; with the causes, also those behind a recorded call."""
+    """For patterns, memories and model clients; with the causes, also across a recorded call."""
     monkeypatch.setitem(PROVIDERS, "own", lambda *_: failing.Model())
     async with process(redis_url, pricing(**fields)) as p:
         record = await p.run()
@@ -169,19 +167,19 @@ async def test_whatever_user_code_raised_it_is_the_lines_exception(
     assert "KeyError" in [type(each).__name__ for each in chain]
 
 
-async def test_a_tools_error_that_the_model_is_told_of_is_a_warning_and_not_an_error(
+async def test_a_tool_error_sent_to_the_model_is_a_warning(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line with the traceback; the run goes on."""
+    """One line with the traceback. The run continues."""
     async with process(redis_url, react(calls(("price", {"order": "B2"})), {"text": "sorry"})) as p:
         record = await p.run()
 
     assert record.state is RunState.COMPLETED
     assert lines(caplog, logging.ERROR) == []
     (line,) = lines(caplog, logging.WARNING)
-    said = fields_of(line)
-    assert said.pop("call_id")
-    assert said == {
+    fields = fields_of(line)
+    assert fields.pop("call_id")
+    assert fields == {
         "event": "tool.failed", "run_id": "r1", "agent_id": "a", "tool_id": "price", "code": "tool.error",
         "message": "ValueError: no price at redis://:***@shop/0",
     }  # fmt: skip
@@ -191,7 +189,7 @@ async def test_a_tools_error_that_the_model_is_told_of_is_a_warning_and_not_an_e
 async def test_a_tool_that_asks_for_other_arguments_has_no_traceback(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is no failure of its code."""
+    """It is not a failure of its code."""
     replies = [calls(("asks_again", {"order": "B2"})), {"text": "sorry"}]
     async with process(redis_url, react(*replies, tool="asks_again")) as p:
         await p.run()
@@ -202,10 +200,10 @@ async def test_a_tool_that_asks_for_other_arguments_has_no_traceback(
     assert "traceback" not in event["error_details"]["context"]
 
 
-async def test_a_call_that_reaches_no_tool_is_in_the_events_and_in_the_log(
+async def test_a_call_of_an_unknown_tool_is_logged_once(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An invented name; said once, also when the run is resumed."""
+    """The model invented a name. It is logged once, also if the run is resumed."""
     async with process(redis_url, react(calls(("prise", {"order": "B2"})), {"text": "sorry"})) as p:
         record = await p.run()
         event = await failed_tool_event(p)
@@ -223,8 +221,8 @@ async def test_a_call_that_reaches_no_tool_is_in_the_events_and_in_the_log(
     }  # fmt: skip
 
 
-async def test_a_memory_that_fails_is_in_the_log(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """With the traceback, also where the run goes on without it."""
+async def test_a_memory_that_fails_is_logged(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """With the traceback, also if the run continues without it."""
     async with process(redis_url, agent(memory={"impl": f"{HERE}.Amnesia", "on_error": "continue"})) as p:
         record = await p.run()
         names = await p.event_names()
@@ -238,27 +236,29 @@ async def test_a_memory_that_fails_is_in_the_log(redis_url: str, caplog: pytest.
     assert {"memory.inject_failed", "memory.writeback_failed"} <= set(names)
 
 
-async def test_a_retry_that_waits_is_in_the_log(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """One line: what happened, and when the run goes on."""
+async def test_a_scheduled_retry_is_logged(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One line: the error, and when the run continues."""
     async with process(redis_url, pricing("busy")) as p:
         record = await p.run()
 
     assert record.state is RunState.RETRYING
     (line,) = [each for each in lines(caplog, logging.WARNING) if "run.retry_scheduled" in each.getMessage()]
-    said = fields_of(line)
-    assert (said["run_id"], said["code"], said["message"]) == ("r1", "tool.retryable", "the shop is busy")
-    assert said["delay_ms"] > 0
+    fields = fields_of(line)
+    assert (fields["run_id"], fields["code"], fields["message"]) == (
+        "r1",
+        "tool.retryable",
+        "the shop is busy",
+    )
+    assert fields["delay_ms"] > 0
 
 
-async def test_the_traceback_outlives_the_worker_that_saw_the_exception(
-    redis_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The tool failed on a worker that died: the one that ends the run has the text of the journal."""
+async def test_the_traceback_survives_its_worker(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The tool failed on a worker that died. The worker that ends the run takes the text from the journal."""
     failing.close_gate()
     wanted = pricing(pattern={"impl": f"{HERE}.WaitsAndRaises"})
     async with process(redis_url, wanted, name="one") as one, process(redis_url, wanted, name="two") as two:
         await one.submit()
-        dying = await carried_until(one, lambda: failing.WAITING, "the tool has failed")
+        dying = await executed_until(one, lambda: failing.WAITING, "the tool has failed")
         await crash(one, "r1", dying)
         failing.GATE.set()
         await two.execute()
@@ -271,7 +271,7 @@ async def test_the_traceback_outlives_the_worker_that_saw_the_exception(
 
 
 async def test_a_traceback_never_makes_an_outcome_too_large(redis_url: str) -> None:
-    """Where only it does, the error is kept and the traceback dropped."""
+    """If the traceback makes the record too large, it is dropped and the error kept."""
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, "OPENAGENTS_MAX_PAYLOAD_BYTES": "1024"})
     async with process(redis_url, pricing("price"), settings=settings) as p:
         record = await p.run()
@@ -281,11 +281,11 @@ async def test_a_traceback_never_makes_an_outcome_too_large(redis_url: str) -> N
     assert record.result.error_details.code == "tool.error"
 
 
-async def test_many_runs_that_are_fenced_at_once_are_one_line(
+async def test_many_runs_fenced_at_once_are_one_log_line(
     redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after an outage of Redis: the line has their number."""
-    groups = LineGroups(lambda *_: None)  # they are written when the test says so
+    """As after an outage of Redis. The line has their number."""
+    groups = LineGroups(lambda *_: None)  # the test writes them
     monkeypatch.setattr(telemetry, "line_groups", groups)
     failing.close_gate()
     async with process(redis_url, pricing(pattern={"impl": f"{HERE}.WaitsAndRaises"})) as p:
@@ -303,8 +303,8 @@ async def test_many_runs_that_are_fenced_at_once_are_one_line(
 
 
 @pytest.mark.parametrize(("tool", "code"), [("huge", "tool.error"), ("refuses_at_length", "tool.permanent")])
-async def test_an_error_that_says_too_much_is_still_that_error(redis_url: str, tool: str, code: str) -> None:
-    """Its message is cut; it does not become another error, of its size."""
+async def test_a_long_error_message_is_shortened(redis_url: str, tool: str, code: str) -> None:
+    """It does not become an error about its size."""
     async with process(redis_url, pricing(tool)) as p:
         record = await p.run()
 
@@ -314,24 +314,27 @@ async def test_an_error_that_says_too_much_is_still_that_error(redis_url: str, t
     assert len(record.result.error_details.message) <= MAX_MESSAGE_CHARS
 
 
-async def test_a_run_that_ends_without_a_worker_is_an_error_line_of_the_one_that_tells_of_it(
+async def test_a_run_that_ends_without_a_worker_is_logged_by_the_notifying_worker(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its worker died, and it is not durable: Redis ends it, and another worker tells Celery and the log."""
+    """Its worker died and it is not durable.
+
+    A script ends it, and another worker notifies Celery and logs it.
+    """
     failing.close_gate()
     wanted = pricing(pattern={"impl": f"{HERE}.WaitsAndRaises"})
     async with process(redis_url, wanted, name="one") as one, process(redis_url, wanted, name="two") as two:
         await one.submit(durable=False, tell=True)
-        dying = await carried_until(one, lambda: failing.WAITING, "the run works")
+        dying = await executed_until(one, lambda: failing.WAITING, "the run works")
         await crash(one, "r1", dying)
         await two.execute()
 
     (line,) = lines(caplog, logging.ERROR)
-    said = fields_of(line)
-    assert (said["event"], said["run_id"], said["agent_id"], said["session_id"]) == (
+    fields = fields_of(line)
+    assert (fields["event"], fields["run_id"], fields["agent_id"], fields["session_id"]) == (
         "run.failed",
         "r1",
         "a",
         "s1",
     )
-    assert (said["code"], raised_in(line)) == ("worker.lost", None)
+    assert (fields["code"], raised_in(line)) == ("worker.lost", None)

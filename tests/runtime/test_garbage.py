@@ -1,4 +1,4 @@
-"""A run that has ended is freed at once: a worker looks for garbage once in a thousand runs."""
+"""The memory of a run that has ended is freed at once, without the garbage collector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUNS = 5
 
 
 class Branches:
-    """Asks its model and a tool, in tasks of its own."""
+    """Calls its model and a tool in separate tasks."""
 
     context: Any
 
@@ -35,7 +35,7 @@ class Branches:
 
 @contextmanager
 def garbage() -> Generator[list[Any]]:
-    """What of the block nobody refers to, and is not freed without the garbage collector."""
+    """The objects of the block that only the garbage collector can free."""
     gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
@@ -52,13 +52,13 @@ def garbage() -> Generator[list[Any]]:
 
 @pytest.mark.parametrize("pattern", ["react", "branches"])
 async def test_a_run_leaves_nothing_to_the_garbage_collector(redis_url: str, pattern: str) -> None:
-    """No object of ours refers to itself in a circle when its run is over."""
+    """No object of the library is part of a reference cycle when its run has ended."""
     calls = {"name": "charge", "arguments": {"who": "me"}}
     llm = scripted({"text": "", "tool_calls": [calls]}, {"text": "done"})
     kind = {"type": "react"} if pattern == "react" else {"impl": f"{__name__}.Branches"}
     tools = [{"id": "charge", "impl": "tests.runtime.plugins.Charge"}]
     async with process(redis_url, agent(llm=llm, pattern=kind, tools=tools)) as p:
-        await _execute(p, "first")  # what is made once is kept
+        await _execute(p, "first")  # objects created once per process are kept
         with garbage() as found:
             for number in range(RUNS):
                 await _execute(p, f"r-{number}")

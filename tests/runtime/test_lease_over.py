@@ -1,4 +1,4 @@
-"""The lease is over: writes that wait are abandoned, and no call begins."""
+"""When the lease is over, waiting writes are abandoned and no call begins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from openagents_worker.runtime.latch import LatchReason
 from openagents_worker.runtime.runner import AttemptOutcome
 from tests.runtime import plugins
 from tests.runtime.harness import process
-from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
+from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
 from tests.waiting import await_for
 
 
@@ -33,13 +33,13 @@ def begun() -> bool:
 
 
 async def test_a_write_that_waits_for_redis_is_abandoned_when_the_lease_is_over() -> None:
-    """The run lets go although Redis answers nothing, whatever the time-out of its connection."""
+    """The attempt ends although Redis does not reply, whatever the time-out of its connection."""
     redis = await asyncio.to_thread(EmbeddedRedis().__enter__)
     try:
         async with process(redis.url, patterned("Steps", tool("Charge"), n=2)) as p:
             p.store._lanes._answer_timeout_s = float("inf")
             await p.submit()
-            executing = await carried_until(p, begun, "a call is being made")
+            executing = await executed_until(p, begun, "a call is being made")
             with silent(redis):
                 open_gates("charge-0", "charge-1")
                 await await_for(lambda: p.store._lanes._lanes[0].task is not None, "it commits")
@@ -52,10 +52,10 @@ async def test_a_write_that_waits_for_redis_is_abandoned_when_the_lease_is_over(
 
 
 async def test_no_call_begins_when_the_lease_is_over(redis_url: str) -> None:
-    """Others may take the run before the call would have ended."""
+    """Another worker may own the run before the call would end."""
     async with process(redis_url, patterned("Steps", tool("Charge"), n=2)) as p:
         await p.submit()
-        executing = await carried_until(p, begun, "the first call is being made")
+        executing = await executed_until(p, begun, "the first call is being made")
         p.lease.left_s = 0.0
         open_gates("charge-0", "charge-1")
 
@@ -66,8 +66,8 @@ async def test_no_call_begins_when_the_lease_is_over(redis_url: str) -> None:
         assert len(await p.journal()) == 2, "what was made is stored all the same"
 
 
-async def test_a_run_that_is_claimed_at_the_end_of_the_lease_is_given_back(redis_url: str) -> None:
-    """Nothing of it is executed here; it is woken for whoever has a lease."""
+async def test_a_run_claimed_at_the_end_of_the_lease_is_released(redis_url: str) -> None:
+    """It is not executed here. A wake-up goes to other workers."""
     async with process(redis_url) as p:
         await p.submit()
         original = p.store.run_until

@@ -1,4 +1,4 @@
-"""Many events, and large ones: no script gets more than a batch, and nothing is lost."""
+"""Many and large events: no script call gets more than a batch, and no event is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from openagents_worker.patterns.base import PatternPlugin
-from openagents_worker.runtime import writer as ledger
+from openagents_worker.runtime import writer
 from openagents_worker.store.scripts import ScriptCall
 from tests.runtime.harness import Process, agent, process
 
@@ -16,7 +16,7 @@ PLUGINS = __name__
 
 
 class Talks(PatternPlugin):
-    """Emits without end, and asks nobody."""
+    """Emits events without end, and makes no calls."""
 
     class Config(PatternPlugin.Config):
         events: int = 0
@@ -25,13 +25,13 @@ class Talks(PatternPlugin):
     async def execute(self) -> str:
         for number in range(self.cfg.events):
             await self.emit("said", number=number, text="x" * self.cfg.chars)
-            MOST_PENDING.append(len(self.context.recorder._ledger._pending) // 2)  # type: ignore[attr-defined]
+            MOST_PENDING.append(len(self.context.recorder._writer._pending) // 2)  # type: ignore[attr-defined]
         reply = await self.context.llm_client.generate(messages=[{"role": "user", "content": "hi"}])
         return str(reply.output_text)
 
 
 class Shouts(PatternPlugin):
-    """Emits one event that may be too large, and says what became of it."""
+    """Emits one event that may be too large, and returns how that ended."""
 
     class Config(PatternPlugin.Config):
         name: str = "said"
@@ -56,8 +56,8 @@ class Shouts(PatternPlugin):
 MOST_PENDING: list[int] = []
 
 
-def _noting(process: Process) -> list[tuple[str, int, int]]:
-    """Each script call of the process from now on: its name, how many words its lists have, and bytes."""
+def _record_script_calls(process: Process) -> list[tuple[str, int, int]]:
+    """Record each script call of the process from now on: name, number of list items, bytes."""
     sizes: list[tuple[str, int, int]] = []
     run_until = process.store.run_until
 
@@ -74,32 +74,32 @@ def _talks(**config: Any) -> dict[str, Any]:
     return agent(pattern={"impl": f"{PLUGINS}.Talks", "config": config})
 
 
-async def test_thirty_thousand_events_go_out_in_batches(redis_url: str) -> None:
-    """Each is stored once and in order; who emits waits for Redis."""
+async def test_thirty_thousand_events_are_stored_in_batches(redis_url: str) -> None:
+    """Each is stored once and in order. The pattern waits for Redis."""
     MOST_PENDING.clear()
     async with process(redis_url, _talks(events=30_000)) as worker:
-        sizes = _noting(worker)
+        sizes = _record_script_calls(worker)
         record = await worker.run()
         newest = await worker.store.redis.xrevrange(worker.store.keys("events", "r1"), count=1_000)
     payloads = [entry["payload"] for _, entry in reversed(newest) if entry["name"] == "said"]
-    said = [json.loads(payload)["number"] for payload in payloads]
+    numbers = [json.loads(payload)["number"] for payload in payloads]
 
     assert (record.state, record.result and record.result.final_output) == ("completed", "hello")
     assert int(newest[0][0].partition("-")[0]) > 30_000
-    assert said == list(range(30_000))[-len(said) :]
-    assert max(words for _, words, _ in sizes) <= 2 * ledger.BATCH_EVENTS + 10
-    assert max(MOST_PENDING) <= ledger.PENDING_EVENTS + 1
+    assert numbers == list(range(30_000))[-len(numbers) :]
+    assert max(words for _, words, _ in sizes) <= 2 * writer.BATCH_EVENTS + 10
+    assert max(MOST_PENDING) <= writer.PENDING_EVENTS + 1
 
 
-async def test_large_events_go_out_in_batches(redis_url: str) -> None:
-    """A batch has at most so many bytes, or one event."""
+async def test_large_events_are_stored_in_batches(redis_url: str) -> None:
+    """A batch has a limited number of bytes, or one event."""
     async with process(redis_url, _talks(events=60, chars=100_000)) as worker:
-        sizes = _noting(worker)
+        sizes = _record_script_calls(worker)
         record = await worker.run()
 
     assert record.state == "completed"
-    assert max(size for name, _, size in sizes if name == "emit") <= ledger.BATCH_BYTES
-    assert max(size for _, _, size in sizes) <= ledger.BATCH_BYTES + 10_000
+    assert max(size for name, _, size in sizes if name == "emit") <= writer.BATCH_BYTES
+    assert max(size for _, _, size in sizes) <= writer.BATCH_BYTES + 10_000
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ async def test_large_events_go_out_in_batches(redis_url: str) -> None:
         ({"name": "x" * 257}, "step.too_large"),
     ],
 )
-async def test_an_event_has_a_limit(redis_url: str, config: dict[str, Any], outcome: str) -> None:
-    """It is refused where it is emitted, with a code."""
+async def test_an_event_has_a_size_limit(redis_url: str, config: dict[str, Any], outcome: str) -> None:
+    """A larger event is refused when it is emitted, with a code."""
     shouts = agent(pattern={"impl": f"{PLUGINS}.Shouts", "config": config})
     async with process(redis_url, shouts) as worker:
         record = await worker.run()
@@ -123,14 +123,14 @@ async def test_an_event_has_a_limit(redis_url: str, config: dict[str, Any], outc
     assert record.result.final_output == outcome
 
 
-async def test_pieces_of_a_reply_are_sent_in_pieces(redis_url: str) -> None:
-    """A piece as large as a whole reply is cut up; their offsets go on."""
-    piece = ledger._Delta()
+async def test_long_replies_are_split_into_deltas(redis_url: str) -> None:
+    """A delta as large as a whole reply is split. The offsets continue."""
+    piece = writer._ReplyStream()
     piece.add("a" * 100_000)
     piece.add("b" * 100_000)
 
     payloads = piece.take("c", 1)
 
     assert len(payloads) == 4
-    assert all(len(payload) <= ledger.DELTA_CHARS + 100 for payload in payloads)
-    assert (piece.sent, piece.waits) == (200_000, False)
+    assert all(len(payload) <= writer.DELTA_CHARS + 100 for payload in payloads)
+    assert (piece.sent, piece.has_unsent) == (200_000, False)

@@ -1,4 +1,4 @@
-"""Marks: who executes is written down, wherever code of a run executes, and taken back after it."""
+"""Marks: all code of a run is marked while it executes, and not longer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, field_validator
 
 from openagents_worker import register_deps, register_output, tool
 from openagents_worker.runtime.latch import Latch
-from openagents_worker.runtime.marks import NOBODY, THREADS, Executing, Marks, Seen, marked
+from openagents_worker.runtime.marks import NO_RUN, THREADS, Executing, Marks, MarksSnapshot, marked
 from openagents_worker.runtime.registry import DEPS, OUTPUTS
 from openagents_worker.runtime.user_code import RunCode, current_run, executing
 from openagents_worker.tools.base import ToolPlugin
@@ -31,13 +31,13 @@ seen: list[Executing | None] = []
 def look() -> None:
     run = current_run.get()
     assert run is not None
-    seen.append(run.marks.on_loop())
+    seen.append(run.marks.executing_on_loop())
 
 
 def look_in_thread() -> None:
     run = current_run.get()
     assert run is not None
-    marks = Seen.of(bytes(run.marks._memory))
+    marks = MarksSnapshot.of(bytes(run.marks._memory))
     seen.extend(each.executing for each in marks.threads if each.ident == threading.get_ident())
 
 
@@ -61,18 +61,18 @@ def marks() -> Marks:
 @pytest.mark.parametrize("part", ["agent_id", "incarnation", "kind", "name", "call_id"])
 @pytest.mark.parametrize("text", NASTY, ids=ascii)
 def test_a_mark_names_the_run_whatever_the_rest_is(part: str, text: str) -> None:
-    """Ids and names are whatever a deployment chose."""
+    """Ids and names can be any text."""
     run_id = "é" * 256
 
     read = Executing.of(Executing(run_id, **{part: text}).to_mark())
 
     assert read is not None
     assert read.run_id == run_id
-    assert len(Executing(run_id, **{part: text}).to_mark()) == len(NOBODY)
+    assert len(Executing(run_id, **{part: text}).to_mark()) == len(NO_RUN)
 
 
-def test_nobodys_mark_names_nobody() -> None:
-    assert Executing.of(NOBODY) is None
+def test_the_mark_of_no_run_has_no_name() -> None:
+    assert Executing.of(NO_RUN) is None
 
 
 # --- steps -----------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def code(marks: Marks, run_id: str) -> RunCode:
 
 
 def in_tasks(loop: LoopThread, marks: Marks, **works: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
-    """What each work gave, in a task of a run of its name, side by side on one loop."""
+    """The results of functions that execute in parallel, each in a task of a run with its name."""
 
     async def task(run_id: str, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         run = code(marks, run_id)
@@ -100,13 +100,13 @@ def in_tasks(loop: LoopThread, marks: Marks, **works: Callable[[], Coroutine[Any
 
 
 def test_each_step_of_a_task_has_the_mark_of_its_run(loop: LoopThread, marks: Marks) -> None:
-    """However the tasks of two runs take turns; between them the loop executes nobody's code."""
+    """Also if tasks of two runs alternate. Between them the loop has no mark."""
 
     async def work() -> list[str]:
         found = []
         for _ in range(5):
             await asyncio.sleep(0)
-            found.append(getattr(marks.on_loop(), "run_id", ""))
+            found.append(getattr(marks.executing_on_loop(), "run_id", ""))
         return found
 
     assert in_tasks(loop, marks, r1=work, r2=work) == [["r1"] * 5, ["r2"] * 5]
@@ -114,11 +114,11 @@ def test_each_step_of_a_task_has_the_mark_of_its_run(loop: LoopThread, marks: Ma
 
 
 async def _on_loop(marks: Marks) -> Executing | None:
-    return marks.on_loop()
+    return marks.executing_on_loop()
 
 
-def test_what_is_executing_is_marked_within_its_block(loop: LoopThread, marks: Marks) -> None:
-    """Also in the tasks that it starts, and no longer than it lasts."""
+def test_executing_marks_its_block(loop: LoopThread, marks: Marks) -> None:
+    """Also in the tasks that the block starts, and not after it."""
 
     async def work() -> list[str]:
         async def inner() -> str:
@@ -139,7 +139,7 @@ def test_what_is_executing_is_marked_within_its_block(loop: LoopThread, marks: M
 
 
 def _plugin(marks: Marks) -> str:
-    here = marks.on_loop()
+    here = marks.executing_on_loop()
     assert here is not None
     return here.plugin
 
@@ -172,8 +172,8 @@ def test_a_task_that_is_cancelled_leaves_no_mark(loop: LoopThread, marks: Marks)
     assert loop.run(_on_loop(marks)) is None
 
 
-def test_more_threads_than_marks_execute_all_the_same(loop: LoopThread, marks: Marks) -> None:
-    """A thread beyond them has none; each is free again after it."""
+def test_more_threads_than_marks_execute(loop: LoopThread, marks: Marks) -> None:
+    """Further threads have no mark. Each mark is free again after its thread's function."""
     taken = [marks._free.pop() for _ in range(THREADS)]
 
     async def work() -> str:
@@ -241,7 +241,7 @@ class Asks(ToolPlugin):
 
 @tool
 def in_thread() -> int:
-    """Looks in its thread."""
+    """Reads its mark in a thread."""
     look_in_thread()
     return 1
 
@@ -265,7 +265,7 @@ async def make_deps() -> Any:
 def test_all_code_of_a_run_is_marked(
     loop: LoopThread, redis_url: str, monkeypatch: pytest.MonkeyPatch, memory: str
 ) -> None:
-    """Run, agent, incarnation and what it is: from the run's parts to its end."""
+    """With run, agent, incarnation, kind and name, from creating the parts to the end."""
     monkeypatch.setattr(DEPS, "_by_name", {})
     monkeypatch.setattr(OUTPUTS, "_by_name", {})
     register_deps("shop", make_deps)
@@ -308,10 +308,10 @@ def test_all_code_of_a_run_is_marked(
 
 
 @pytest.mark.parametrize("error", [OSError("not allowed"), None])
-def test_a_system_without_memory_files_has_marks_all_the_same(
+def test_a_system_without_memory_files_has_marks(
     monkeypatch: pytest.MonkeyPatch, error: OSError | None
 ) -> None:
-    """For the watchdog, in the process itself; nobody else can read them."""
+    """The watchdog uses them in the process itself. No other process can read them."""
 
     def memfd_create(name: str) -> int:
         assert error is not None
@@ -323,8 +323,8 @@ def test_a_system_without_memory_files_has_marks_all_the_same(
         monkeypatch.setattr(os, "memfd_create", memfd_create)
     marks = Marks(is_shared=True)
 
-    marks.loop_begins(Executing("r1").to_mark())
+    marks.mark_loop(Executing("r1").to_mark())
 
     assert marks.fd == -1
-    assert marks.on_loop() == Executing("r1")
+    assert marks.executing_on_loop() == Executing("r1")
     marks.close()

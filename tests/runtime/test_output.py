@@ -1,4 +1,4 @@
-"""`output_type`: a run answers with what was asked for, or says that it could not."""
+"""`output_type`: the output of a run is valid, or the run fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from openagents_worker.errors import CheckLimitExceeded, RequestInvalid
 from openagents_worker.models import RunBudget, RunRecord, RunState
 from openagents_worker.runtime.journal import Record, check_record
 from openagents_worker.runtime.latch import Latch
-from openagents_worker.runtime.output import FITS, Misfit, OutputType
+from openagents_worker.runtime.output import FITS, OutputMismatch, OutputType
 from openagents_worker.runtime.registry import OUTPUTS
 from openagents_worker.runtime.replay import ReplayByContent
 from openagents_worker.runtime.user_code import current_run
@@ -24,7 +24,7 @@ from openagents_worker.tools.checks import SchemaChecks
 from openagents_worker.tools.offload import Offload
 from tests.runtime import plugins
 from tests.runtime.harness import agent, calls, crash, process, scripted
-from tests.runtime.test_replay import carried_until, open_gates, patterned, tool
+from tests.runtime.test_replay import executed_until, open_gates, patterned, tool
 
 
 class Weather(BaseModel):
@@ -54,10 +54,10 @@ def wanting(output_type: Any) -> OutputType:
 
 
 async def fitted_once(output_type: Any, answer: Any) -> Any:
-    """The answer as one attempt has it."""
+    """The validated output, in one attempt."""
     checks, offload = SchemaChecks(), Offload()
     try:
-        return await wanting(output_type).fit(answer, checks, offload)
+        return await wanting(output_type).validate(answer, checks, offload)
     finally:
         await checks.aclose()
         offload.close()
@@ -86,8 +86,8 @@ def ended(record: RunRecord) -> tuple[RunState, Any]:
     ],
     ids=["values", "text", "fenced text", "a model"],
 )
-async def test_an_answer_that_fits_is_json_values(answer: Any) -> None:
-    """However the pattern has said it."""
+async def test_a_valid_output_is_json_values(answer: Any) -> None:
+    """In whatever form the pattern returned it."""
     assert await fitted_once(SCHEMA, answer) == PARIS
 
 
@@ -102,27 +102,27 @@ async def test_an_answer_that_fits_is_json_values(answer: Any) -> None:
         (None, "expected object, got null"),
     ],
 )
-async def test_an_answer_that_does_not_fit_is_told_where(answer: Any, problem: str) -> None:
+async def test_an_invalid_output_is_explained(answer: Any, problem: str) -> None:
     """In words for the model."""
-    with pytest.raises(Misfit, match=problem):
+    with pytest.raises(OutputMismatch, match=problem):
         await fitted_once(SCHEMA, answer)
 
 
 @pytest.mark.parametrize(("schema", "answer"), [({"type": "string"}, "42"), ({}, "[1]")])
-async def test_a_text_that_fits_stays_a_text(schema: dict[str, Any], answer: str) -> None:
-    """It is read as JSON only where a text will not do."""
+async def test_a_valid_text_stays_text(schema: dict[str, Any], answer: str) -> None:
+    """It is parsed as JSON only if the text itself is not valid."""
     assert await fitted_once(schema, answer) == answer
 
 
 @pytest.mark.parametrize("ref", ["http://127.0.0.1:1/schema", "#/$defs/none", "#"])
-async def test_a_schema_that_leads_nowhere_fails_the_run(redis_url: str, ref: str) -> None:
-    """Nothing is fetched because a request says so."""
+async def test_a_schema_with_an_unknown_reference_fails_the_run(redis_url: str, ref: str) -> None:
+    """References are not fetched."""
     async with process(redis_url, saying("{}")) as p:
         assert ended(await p.run(output_type={"$ref": ref})) == (RunState.FAILED, "request.invalid")
 
 
 def test_a_schema_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else whoever submits could make a worker ask addresses that only it can reach."""
+    """Otherwise a request could make a worker fetch addresses that only the worker can reach."""
     fetched: list[Any] = []
     monkeypatch.setattr("urllib.request.urlopen", fetched.append)
 
@@ -132,7 +132,7 @@ def test_a_schema_fetches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fetched == []
 
 
-async def test_what_is_no_schema_fails_the_run_before_the_model_is_asked(redis_url: str) -> None:
+async def test_an_invalid_schema_fails_the_run_before_a_model_call(redis_url: str) -> None:
     async with process(redis_url, saying("{}")) as p:
         assert ended(await p.run(output_type={"type": "objekt"})) == (RunState.FAILED, "request.invalid")
         assert "llm.called" not in await p.event_names()
@@ -141,8 +141,8 @@ async def test_what_is_no_schema_fails_the_run_before_the_model_is_asked(redis_u
 # --- trying again ----------------------------------------------------------------------------------------
 
 
-async def test_the_model_is_told_what_is_wrong_and_tries_again(redis_url: str) -> None:
-    """Each retry is one event; the result, the last event and the transcript have the answer that fits."""
+async def test_the_model_corrects_an_invalid_output(redis_url: str) -> None:
+    """Each retry is one event. Result, terminal event and transcript have the valid output."""
     async with process(redis_url, saying("warm", '{"city": "Paris"}', json.dumps(PARIS))) as p:
         record = await p.run(output_type=SCHEMA)
         retries = [e["payload"] for e in await p.events() if e["name"] == "validation.retry"]
@@ -157,10 +157,10 @@ async def test_the_model_is_told_what_is_wrong_and_tries_again(redis_url: str) -
 
 
 @pytest.mark.parametrize(("limit", "answers"), [(None, 4), (1, 2), (0, 1)])
-async def test_after_the_last_attempt_the_run_has_failed(
+async def test_the_run_fails_after_the_last_invalid_output(
     redis_url: str, limit: int | None, answers: int
 ) -> None:
-    """`budget.max_validation_retries` says how often the model may try again; three times by default."""
+    """`budget.max_validation_retries` limits the corrections; the default is three."""
     async with process(redis_url, saying(*["warm"] * 9)) as p:
         record = await p.run(output_type=SCHEMA, budget=RunBudget(max_validation_retries=limit))
 
@@ -172,8 +172,8 @@ async def test_after_the_last_attempt_the_run_has_failed(
     assert record.result.error_details.context["output_type"] == "Weather"
 
 
-async def test_no_tool_is_called_again_for_an_answer_that_does_not_fit(redis_url: str) -> None:
-    """ReAct goes on with the conversation; steps are counted on."""
+async def test_no_tool_is_called_again_for_an_invalid_output(redis_url: str) -> None:
+    """ReAct continues the conversation, and keeps counting steps."""
     charge = {"id": "charge", "impl": "tests.runtime.plugins.Charge"}
     script = scripted(calls(("charge", {"who": "ada"})), {"text": "done"}, {"text": json.dumps(PARIS)})
     async with process(redis_url, agent(llm=script, tools=[charge])) as p:
@@ -183,8 +183,8 @@ async def test_no_tool_is_called_again_for_an_answer_that_does_not_fit(redis_url
     assert plugins.executed("charge") == ["ada"]
 
 
-async def test_trying_again_takes_steps_too(redis_url: str) -> None:
-    """`max_steps` is the run's, not the answer's."""
+async def test_corrections_count_as_steps(redis_url: str) -> None:
+    """`max_steps` limits the run, not one output."""
     async with process(redis_url, saying(*["warm"] * 9)) as p:
         record = await p.run(output_type=SCHEMA, budget=RunBudget(max_steps=2))
 
@@ -192,8 +192,8 @@ async def test_trying_again_takes_steps_too(redis_url: str) -> None:
     assert record.usage.llm_calls == 2
 
 
-async def test_a_pattern_of_ones_own_is_mended_by_the_model(redis_url: str) -> None:
-    """Where it has no `try_again`, the model sees its output and the problem; its tools are left alone."""
+async def test_the_model_corrects_the_output_of_a_custom_pattern(redis_url: str) -> None:
+    """Without `try_again`, the model gets the output and the problem. No tools are called."""
     open_gates("charge-0")
     steps = {**patterned("Steps", tool("Charge"), n=1), "llm": scripted({"text": json.dumps(PARIS)})}
     async with process(redis_url, steps) as p:
@@ -203,13 +203,13 @@ async def test_a_pattern_of_ones_own_is_mended_by_the_model(redis_url: str) -> N
     assert plugins.executed("charge") == [0]
 
 
-async def test_a_run_without_a_type_is_left_alone(redis_url: str) -> None:
+async def test_a_run_without_output_type_is_not_validated(redis_url: str) -> None:
     async with process(redis_url, saying('{"city": "Paris"}')) as p:
         assert ended(await p.run()) == (RunState.COMPLETED, '{"city": "Paris"}')
 
 
-async def test_attempts_are_counted_over_the_death_of_a_worker(redis_url: str) -> None:
-    """The answers that did not fit are in the journal: they are neither paid nor told a second time."""
+async def test_attempts_are_counted_across_workers(redis_url: str) -> None:
+    """Invalid outputs are in the journal: they are neither paid for nor reported twice."""
     script = scripted({"text": "warm"}, calls(("charge", {"who": "ada", "gate": "g"})), {"text": "hot"})
     definition = agent(llm=script, tools=[{"id": "charge", "impl": "tests.runtime.plugins.Charge"}])
     async with (
@@ -217,7 +217,7 @@ async def test_attempts_are_counted_over_the_death_of_a_worker(redis_url: str) -
         process(redis_url, definition, name="two") as two,
     ):
         await one.submit(output_type=SCHEMA, budget=RunBudget(max_validation_retries=1))
-        dying = await carried_until(
+        dying = await executed_until(
             one, lambda: any(e[:2] == ("begin", "charge") for e in plugins.LOG), "the second answer begins"
         )
         await crash(one, "r1", dying)
@@ -231,8 +231,8 @@ async def test_attempts_are_counted_over_the_death_of_a_worker(redis_url: str) -
     assert names.count("validation.retry") == 1
 
 
-async def test_a_run_that_is_resumed_has_as_many_attempts_again(redis_url: str) -> None:
-    """What it has answered before is not asked for again."""
+async def test_a_resumed_run_has_its_attempts_again(redis_url: str) -> None:
+    """Its earlier outputs are replayed."""
     async with process(redis_url, saying("warm", "hot", "mild", json.dumps(PARIS))) as p:
         failed = await p.run(output_type=SCHEMA, budget=RunBudget(max_validation_retries=1))
         await p.store.run(
@@ -248,10 +248,10 @@ async def test_a_run_that_is_resumed_has_as_many_attempts_again(redis_url: str) 
     assert retries == [1, 2, 3]
 
 
-async def test_a_pattern_that_takes_for_ever_ends_its_run_and_nothing_else(
+async def test_an_endless_regular_expression_fails_only_its_run(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another run of the same process completes meanwhile; nothing is asked again."""
+    """Another run of the same process completes meanwhile. The model is not called again."""
     monkeypatch.setattr(SchemaChecks.__init__, "__kwdefaults__", {"cpu_s": 0.3, "processes": 1})
     async with process(redis_url, saying("a" * 40 + "!")) as p:
         await p.submit("r1", output_type={"type": "string", "pattern": "^(a+)+$"})
@@ -268,8 +268,7 @@ async def test_a_pattern_that_takes_for_ever_ends_its_run_and_nothing_else(
 
 
 class Checks:
-    """Stands for checks of an answer that give something else in every process: a slower machine, another
-    version. Arguments of tools fit."""
+    """Checks whose result for outputs differs in every process, as in another version."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made = 0
@@ -286,10 +285,10 @@ class Checks:
 
 
 @pytest.mark.parametrize("first", [None, "it is too warm"])
-async def test_what_a_check_gave_is_not_checked_again_by_the_next_worker(
+async def test_the_result_of_a_check_is_replayed(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, first: str | None
 ) -> None:
-    """The worker dies after the check; in the next one the check would end otherwise."""
+    """The worker dies after the check. On the next one the check would end differently."""
     checks = Checks(monkeypatch)
     checks.gives = first
     monkeypatch.setattr(plugins.Diary, "kept", [])
@@ -308,7 +307,7 @@ async def test_what_a_check_gave_is_not_checked_again_by_the_next_worker(
             return "check" in [record["kind"] for record in await one.journal()]
 
         await one.submit(output_type=SCHEMA)
-        dying = await carried_until(one, is_stored, "the check is recorded")
+        dying = await executed_until(one, is_stored, "the check is recorded")
         made = checks.made
         await crash(one, "r1", dying)
         checks.gives = None if first else CheckLimitExceeded("the check was given up")
@@ -322,10 +321,10 @@ async def test_what_a_check_gave_is_not_checked_again_by_the_next_worker(
     assert checks.made == made + (1 if first else 0), "only the second answer is checked by the second worker"
 
 
-async def test_a_check_that_ended_a_life_is_made_again_in_the_next(
+async def test_a_check_that_failed_a_life_is_repeated_in_the_next(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody resumes the run after the limit was raised."""
+    """The run is resumed after the limit was raised."""
     checks = Checks(monkeypatch)
     checks.gives = CheckLimitExceeded("the check was given up")
     async with process(redis_url, saying("[1]")) as p:
@@ -341,14 +340,14 @@ async def test_a_check_that_ended_a_life_is_made_again_in_the_next(
     assert ended(record) == (RunState.COMPLETED, "[1]")
 
 
-async def test_the_record_of_a_check_is_no_call_for_the_version_before() -> None:
-    """Which knows no such records, and would end a run that leaves a call unasked for."""
+async def test_the_previous_version_ignores_the_record_of_a_check() -> None:
+    """It does not know such records, and would fail a run with a call that was not made."""
     record = check_record("k1", {"ok": FITS}, life=1)
 
     rules = ReplayByContent([Record.from_json(record.to_json(), 1)], life=1, latch=Latch(), tries={})
 
-    assert rules.is_read
-    assert await rules.unread_at_end("") == []
+    assert rules.is_replayed
+    assert await rules.unused_records("") == []
 
 
 # --- names and classes -----------------------------------------------------------------------------------
@@ -357,7 +356,7 @@ async def test_the_record_of_a_check_is_no_call_for_the_version_before() -> None
 async def test_the_validators_of_a_registered_class_do_not_run_on_the_loop(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are code of its owner, and may take long; what still runs is named."""
+    """They are user code and can take long. A validator that still executes is named."""
     ran_in: list[tuple[str, list[str]]] = []
 
     class Slow(BaseModel):
@@ -380,10 +379,10 @@ async def test_the_validators_of_a_registered_class_do_not_run_on_the_loop(
     assert ran_in == [("openagents-tool-1", ["output type slow"])]
 
 
-async def test_a_registered_class_whose_schema_is_not_accepted_is_a_fault_of_the_deployment(
+async def test_a_registered_class_with_an_invalid_schema_is_a_deployment_error(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever submits knows only its name."""
+    """The producer knows only its name."""
 
     class Letters(BaseModel):
         text: str = Field(pattern=r"^\p{L}+$")
@@ -396,10 +395,10 @@ async def test_a_registered_class_whose_schema_is_not_accepted_is_a_fault_of_the
     assert ended(record) == (RunState.FAILED, "plugin.config")
 
 
-async def test_a_registered_model_also_says_what_a_schema_cannot(
+async def test_the_validators_of_a_registered_model_are_used(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own validators are asked on the worker, while the model can still try again."""
+    """They execute on the worker, while the model can still correct the output."""
     monkeypatch.setattr(OUTPUTS, "_by_name", {})
     register_output("even", Even)
     async with process(redis_url, saying('{"number": 3}', '{"number": 4}')) as p:

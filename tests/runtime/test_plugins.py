@@ -1,4 +1,4 @@
-"""Plugins: modules of an operator's own, imported when a worker starts."""
+"""Plugins: custom modules that are imported when a worker starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from openagents_worker.runtime.plugins import GROUP, load_plugins
 
 
 def install(folder: Path, name: str, source: str) -> None:
-    """A distribution as pip leaves it, whose one module is a plugin."""
+    """An installed distribution, as pip leaves it, whose only module is a plugin."""
     (folder / f"{name}.py").write_text(source)
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
@@ -25,7 +25,7 @@ def install(folder: Path, name: str, source: str) -> None:
 def test_a_module_named_by_an_installed_package_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its entry point in the group `openagents_worker.plugins` is all that it takes."""
+    """An entry point in the group `openagents_worker.plugins` is enough."""
     install(tmp_path, "house_plugin", "LOADED = True\n")
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -34,14 +34,14 @@ def test_a_module_named_by_an_installed_package_is_imported(
     assert sys.modules.pop("house_plugin").LOADED
 
 
-def test_a_module_named_in_the_environment_that_cannot_be_imported_is_named() -> None:
-    """With who named it, and what it raised."""
+def test_the_error_of_a_failed_import_names_the_module() -> None:
+    """It also says where the module was named, and what it raised."""
     with pytest.raises(PluginLoadError, match=r"no_such_tools.*OPENAGENTS_IMPORTS.*ModuleNotFoundError"):
         load_plugins(["no_such_tools"])
 
 
-def test_a_broken_plugin_ends_the_start_and_names_its_entry_point(tmp_path: Path) -> None:
-    """Before anything is consumed, with the code of what is wrong."""
+def test_a_broken_entry_point_stops_the_start(tmp_path: Path) -> None:
+    """Before any message is consumed, with an error code."""
     install(tmp_path, "torn_plugin", "raise RuntimeError('no licence')\n")
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "OPENAGENTS_REDIS_URL": "redis://127.0.0.1:1/0"}
 

@@ -1,4 +1,4 @@
-"""What a run does again after its worker died, and what it does not."""
+"""What a run repeats after the death of its worker, and what it does not."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def open_gates(*names: str) -> None:
         plugins.GATES[name].set()
 
 
-async def carried_until(process: Process, condition: Any, what: str) -> asyncio.Task[Any]:
-    """Carry r1 in the background until the condition holds."""
+async def executed_until(process: Process, condition: Any, what: str) -> asyncio.Task[Any]:
+    """Execute r1 in the background until the condition holds."""
     executing = asyncio.create_task(process.execute("r1"))
     await await_for(condition, what)
     return executing
@@ -36,7 +36,7 @@ async def carried_until(process: Process, condition: Any, what: str) -> asyncio.
 
 @pytest.mark.parametrize("died_at", range(5))
 async def test_a_finished_call_is_not_made_again(redis_url: str, died_at: int) -> None:
-    """Whatever step the worker dies in, every finished tool call was made once, that in flight twice."""
+    """In whatever step the worker dies: every finished tool call was made once, the call in flight twice."""
     definition = patterned("Steps", tool("Charge"), n=5)
     async with (
         process(redis_url, definition, name="one") as one,
@@ -45,7 +45,7 @@ async def test_a_finished_call_is_not_made_again(redis_url: str, died_at: int) -
         await one.submit()
         open_gates(*(f"charge-{n}" for n in range(died_at)))
         begun = ("begin", "charge", died_at)
-        dying = await carried_until(
+        dying = await executed_until(
             one, lambda: any(e[:3] == begun for e in plugins.LOG), f"call {died_at} begins"
         )
         await crash(one, "r1", dying)
@@ -70,8 +70,8 @@ async def test_a_finished_call_is_not_made_again(redis_url: str, died_at: int) -
         assert sum(name == "run.completed" for name in await two.event_names()) == 1
 
 
-async def test_events_of_a_replayed_part_are_not_said_again(redis_url: str) -> None:
-    """What the pattern said before a recorded call belongs to that call; replaying it is silent."""
+async def test_events_of_a_replayed_part_are_not_emitted_again(redis_url: str) -> None:
+    """Events before a recorded call were stored with that call. Replay does not emit them."""
     definition = patterned("Steps", tool("Charge"), n=3)
     async with (
         process(redis_url, definition, name="one") as one,
@@ -79,22 +79,22 @@ async def test_events_of_a_replayed_part_are_not_said_again(redis_url: str) -> N
     ):
         await one.submit()
         open_gates("charge-0", "charge-1")
-        dying = await carried_until(one, lambda: ("end", "charge", 1) in plugins.LOG, "two calls end")
+        dying = await executed_until(one, lambda: ("end", "charge", 1) in plugins.LOG, "two calls end")
         await await_for(lambda: one.record(), "the record")
         await crash(one, "r1", dying)
         open_gates("charge-2")
         await two.execute("r1")
 
-        said = [event["payload"]["number"] for event in await two.events() if event["name"] == "app.step"]
-        assert said[:2] == [0, 1]
-        assert set(said) == {0, 1, 2}
-        assert said.count(0) == said.count(1) == 1
+        numbers = [event["payload"]["number"] for event in await two.events() if event["name"] == "app.step"]
+        assert numbers[:2] == [0, 1]
+        assert set(numbers) == {0, 1, 2}
+        assert numbers.count(0) == numbers.count(1) == 1
         called = [event for event in await two.event_names() if event == "tool.succeeded"]
         assert len(called) == 3
 
 
 async def test_parallel_branches_keep_their_own_calls(redis_url: str) -> None:
-    """Bob was faster when the worker died; after it alice is charged once and bob is not charged again."""
+    """Bob was faster when the worker died. Afterwards alice is charged once and bob is not charged again."""
     definition = patterned("Branches")
     async with (
         process(redis_url, definition, name="one") as one,
@@ -102,7 +102,7 @@ async def test_parallel_branches_keep_their_own_calls(redis_url: str) -> None:
     ):
         await one.submit()
         open_gates("look-bob", "charge-bob", "look-alice")
-        dying = await carried_until(
+        dying = await executed_until(
             one,
             lambda: (
                 ("end", "charge", "bob") in plugins.LOG
@@ -127,8 +127,8 @@ async def test_parallel_branches_keep_their_own_calls(redis_url: str) -> None:
         assert record.usage.tool_calls == 4
 
 
-async def test_what_the_pattern_caught_is_caught_again(redis_url: str) -> None:
-    """An error that the pattern survived comes out of the journal the same; plan B is not made twice."""
+async def test_a_caught_error_is_replayed(redis_url: str) -> None:
+    """The journal raises the error that the pattern caught. Plan B is not made twice."""
     definition = patterned("PlanB", tool("Charge"))
     plugins.FAILURES["a"] = [plugins.refused()]
     plugins.FAILURES["b"] = [plugins.rate_limited()]
@@ -150,7 +150,7 @@ async def test_what_the_pattern_caught_is_caught_again(redis_url: str) -> None:
 
 
 async def test_gather_with_return_exceptions_cannot_hide_a_suspension(redis_url: str) -> None:
-    """A pattern that turns every exception into a value is not believed: the run is suspended."""
+    """A pattern that turns every exception into a value does not complete: the run is suspended."""
     definition = patterned("Stubborn", tool("Charge"))
     plugins.FAILURES["a"] = [plugins.rate_limited()]
     async with (
@@ -158,7 +158,7 @@ async def test_gather_with_return_exceptions_cannot_hide_a_suspension(redis_url:
         process(redis_url, definition, name="two") as two,
     ):
         await one.submit()
-        executing = await carried_until(one, lambda: len(plugins.LOG) == 2, "both calls begin")
+        executing = await executed_until(one, lambda: len(plugins.LOG) == 2, "both calls begin")
         open_gates("charge-a")
         await await_for(lambda: one.runner._attempts["r1"].latch.reason, "the first one has failed")
         open_gates("charge-b")
@@ -175,14 +175,14 @@ async def test_gather_with_return_exceptions_cannot_hide_a_suspension(redis_url:
 
 
 async def test_a_call_that_the_pattern_cancelled_is_cancelled_again(redis_url: str) -> None:
-    """A pattern's own time limit is part of its story: after a crash the slow call is not made once more."""
+    """A time limit of the pattern is replayed: after a crash the slow call is not made again."""
     definition = patterned("Impatient", tool("Charge"))
     async with (
         process(redis_url, definition, name="one") as one,
         process(redis_url, definition, name="two") as two,
     ):
         await one.submit()
-        dying = await carried_until(
+        dying = await executed_until(
             one, lambda: any(e[:3] == ("begin", "charge", "then") for e in plugins.LOG), "the next call"
         )
         await crash(one, "r1", dying)
@@ -194,8 +194,8 @@ async def test_a_call_that_the_pattern_cancelled_is_cancelled_again(redis_url: s
         assert (await two.record()).state == "completed"
 
 
-async def test_a_program_that_goes_another_way_is_stopped_before_it_does_harm(redis_url: str) -> None:
-    """A call that differs from the journal's ends the run with run.replay_mismatch; nothing is executed."""
+async def test_a_program_that_contradicts_its_journal_is_stopped(redis_url: str) -> None:
+    """A call that differs from the journal fails the run with run.replay_mismatch. Nothing is executed."""
     plugins.Chancy.count = 0
     definition = patterned("Chancy", tool("Charge"))
     async with (
@@ -204,7 +204,7 @@ async def test_a_program_that_goes_another_way_is_stopped_before_it_does_harm(re
     ):
         await one.submit()
         open_gates("second")
-        dying = await carried_until(one, lambda: ("begin", "third") in begun(), "the third call begins")
+        dying = await executed_until(one, lambda: ("begin", "third") in begun(), "the third call begins")
         await crash(one, "r1", dying)
         open_gates("third")
         await two.execute("r1")
@@ -216,13 +216,13 @@ async def test_a_program_that_goes_another_way_is_stopped_before_it_does_harm(re
         assert ("begin", "attempt 2") not in begun()
 
 
-async def test_a_definition_that_changed_too_much_is_named(redis_url: str) -> None:
-    """When the agent was changed and its run no longer fits its journal, the error says so."""
+async def test_a_mismatch_after_a_changed_definition_is_named(redis_url: str) -> None:
+    """The error says that the definition of the agent has changed."""
     old, new = patterned("Steps", tool("Charge"), n=3), patterned("PlanB", tool("Charge"))
     async with process(redis_url, old, name="one") as one, process(redis_url, new, name="two") as two:
         await one.submit()
         open_gates("charge-0")
-        dying = await carried_until(one, lambda: ("begin", 1) in begun(), "the second call begins")
+        dying = await executed_until(one, lambda: ("begin", 1) in begun(), "the second call begins")
         await crash(one, "r1", dying)
         await two.execute("r1")
 
@@ -237,7 +237,7 @@ def begun() -> list[tuple[str, Any]]:
 
 
 async def test_state_is_the_same_after_a_replay(redis_url: str) -> None:
-    """State that the pattern and its tools changed is what it would have been without the crash."""
+    """The changes of the pattern and its tools are the same as without the crash."""
     definition = patterned("Steps", tool("Charge"), n=3)
     async with (
         process(redis_url, definition, name="one") as one,
@@ -245,7 +245,7 @@ async def test_state_is_the_same_after_a_replay(redis_url: str) -> None:
     ):
         await one.submit()
         open_gates("charge-0")
-        dying = await carried_until(
+        dying = await executed_until(
             one, lambda: any(e[:3] == ("begin", "charge", 1) for e in plugins.LOG), "second call"
         )
         await crash(one, "r1", dying)

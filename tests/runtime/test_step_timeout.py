@@ -1,4 +1,4 @@
-"""A step that takes too long is tried again like a call that failed, and nothing is done twice by it."""
+"""A step that takes too long is retried like a failed call, and no finished call is repeated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEP = {"max_steps": 5, "step_timeout_ms": 400}
 
 
 class Hangs(ToolPlugin):
-    """Does not come to an end the first `times` times; `made` counts its calls."""
+    """Hangs the first `times` times; `made` counts its calls."""
 
     class Config(ToolPlugin.Config):
         times: int = 1
@@ -69,8 +69,8 @@ async def goes_on(p: Process) -> None:
     await p.execute()
 
 
-async def test_a_step_that_takes_too_long_is_tried_again(redis_url: str) -> None:
-    """The run is put aside, its tool is stopped, and the second try goes on from the last recorded call."""
+async def test_a_step_that_takes_too_long_is_retried(redis_url: str) -> None:
+    """The run is suspended and its tool stopped. The retry continues after the last recorded call."""
     async with process(redis_url, slow()) as p:
         await p.submit()
         attempt_result = await p.execute()
@@ -93,8 +93,8 @@ async def test_a_step_that_takes_too_long_is_tried_again(redis_url: str) -> None
         assert names.count("pattern.step_started") == 3
 
 
-async def test_it_is_tried_as_often_as_a_call(redis_url: str) -> None:
-    """After `max_resume_attempts` retries the run ends with the step's error."""
+async def test_a_step_is_retried_as_often_as_a_call(redis_url: str) -> None:
+    """After `max_resume_attempts` retries the run fails with the error of the step."""
     async with process(redis_url, slow(times=9)) as p:
         await p.submit(budget={"max_resume_attempts": 2})
         await p.execute()
@@ -118,10 +118,10 @@ async def test_it_is_tried_as_often_as_a_call(redis_url: str) -> None:
     [(slow("HangsOnce"), {}), (slow(), {"durable": False})],
     ids=["a tool with effects", "a run that is not durable"],
 )
-async def test_what_must_not_be_repeated_is_not_tried_again(
+async def test_a_step_that_must_not_be_repeated_is_not_retried(
     redis_url: str, definition: dict[str, Any], fields: dict[str, Any]
 ) -> None:
-    """A tool that must not be called twice was at work, or the run has no journal: it ends."""
+    """A tool that must not be called twice was in progress, or the run has no journal: the run fails."""
     async with process(redis_url, definition) as p:
         record = await p.run(**fields)
 
@@ -132,7 +132,7 @@ async def test_what_must_not_be_repeated_is_not_tried_again(
 
 
 async def test_there_is_no_limit_by_default(redis_url: str) -> None:
-    """A pattern gets `step_timeout_ms` only where the agents file sets one."""
+    """A pattern gets `step_timeout_ms` only if the agents file sets one."""
     async with process(redis_url, slow(runtime={}, pattern={"impl": f"{HERE}.Shows"})) as p:
         record = await p.run()
 
@@ -141,7 +141,7 @@ async def test_there_is_no_limit_by_default(redis_url: str) -> None:
 
 
 class Shows:
-    """A pattern in the original SDK's duck type, with limits of its own where it is given none."""
+    """A pattern with the interface of the original SDK. It has default limits of its own."""
 
     context: Any
 

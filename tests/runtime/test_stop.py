@@ -1,4 +1,4 @@
-"""Stop really stops: once a run has been put aside or has ended, none of its code runs in the process."""
+"""Once a run is suspended or has ended, none of its code executes in the process."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from openagents_worker.tools.offload import TrackedThreads
 from openagents_worker.worker.loop_thread import _Task
 from tests.runtime import plugins
 from tests.runtime.harness import Process, agent, process
-from tests.runtime.test_endings import told
-from tests.runtime.test_replay import carried_until, patterned, tool
+from tests.runtime.test_endings import error_of
+from tests.runtime.test_replay import executed_until, patterned, tool
 from tests.waiting import await_for, wait_for
 
 BLOCKING = {"id": "blocking", "impl": "tests.runtime.plugins.Blocking"}
@@ -41,7 +41,7 @@ def _free_threads() -> Generator[None]:
 
 @asynccontextmanager
 async def worker(redis_url: str, *agents: dict[str, Any], **env: str) -> AsyncIterator[Process]:
-    """A process on a loop as a worker's is: it knows what its tasks belong to, and its threads, too."""
+    """A process on a loop like that of a worker: it tracks the tasks and threads of runs."""
     loop = asyncio.get_running_loop()
     loop.set_task_factory(_Task.make)  # type: ignore[arg-type]
     threads = TrackedThreads()
@@ -49,11 +49,11 @@ async def worker(redis_url: str, *agents: dict[str, Any], **env: str) -> AsyncIt
     settings = load_settings({"OPENAGENTS_REDIS_URL": redis_url, **env})
     async with process(redis_url, *agents, settings=settings) as p:
         yield p
-        plugins.Blocking.free.set()  # whoever closes the loop waits for its threads
+        plugins.Blocking.free.set()  # closing the loop waits for its threads
 
 
 async def stopped(p: Process, how: str, executing: asyncio.Task[Any]) -> None:
-    """Stop the run in this way, and wait until it is let go of."""
+    """Stop the run in this way, and wait until its attempt has ended."""
     match how:
         case "hand-over":
             p.runner.latch("r1", LatchReason.HANDOVER)
@@ -83,11 +83,11 @@ AFTER = {
 
 @pytest.mark.parametrize("how", STOPS)
 async def test_tasks_that_a_pattern_has_started_stop_with_its_run(redis_url: str, how: str) -> None:
-    """They are cancelled, and waited for while they tidy up, before the run goes on or its session does."""
+    """They are cancelled. The run and its session continue only when they have ended."""
     budget = {"max_duration_ms": 100} if how == "max_duration" else None
     async with worker(redis_url, patterned("StartsTasks")) as p:
         await p.submit(budget=budget)
-        executing = await carried_until(p, lambda: len(plugins.LOG) >= 4, "both tasks work")
+        executing = await executed_until(p, lambda: len(plugins.LOG) >= 4, "both tasks work")
 
         await stopped(p, how, executing)
 
@@ -101,8 +101,8 @@ async def test_tasks_that_a_pattern_has_started_stop_with_its_run(redis_url: str
         await p.execute()
 
 
-async def test_what_the_runs_of_a_process_share_belongs_to_none_of_them(redis_url: str) -> None:
-    """The connection on which a run's command is the first one carries those of others, too."""
+async def test_shared_connections_do_not_belong_to_a_run(redis_url: str) -> None:
+    """A connection opened for the command of one run also serves other runs."""
     async with worker(redis_url) as p:
         code = RunCode("r1", "a", Latch())
         context = copy_context()
@@ -128,7 +128,7 @@ async def test_a_run_waits_for_its_thread(redis_url: str, how: str, blocking: di
     async with worker(redis_url, calling(blocking), agent("b")) as p:
         await p.submit()
         await p.submit("r2", agent_id="b")
-        executing = await carried_until(p, lambda: plugins.LOG == [("blocked",)], "the thread is blocked")
+        executing = await executed_until(p, lambda: plugins.LOG == [("blocked",)], "the thread is blocked")
         stopping = asyncio.create_task(stopped(p, how, executing))
         await await_for(lambda: p.runner._attempts["r1"].latch.reason is not None, "the run is told to stop")
         await asyncio.sleep(0.02)
@@ -145,14 +145,16 @@ async def test_a_run_waits_for_its_thread(redis_url: str, how: str, blocking: di
 
 
 @pytest.mark.parametrize("blocking", [BLOCKING, BLOCK_A_THREAD], ids=["asyncio.to_thread", "a sync tool"])
-async def test_a_process_whose_thread_does_not_stop_ends(
+async def test_a_process_whose_thread_does_not_stop_exits(
     redis_url: str, blocking: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Before its lease does, and with one line that names the run, its agent and its tool. Nothing is
-    written: others take the run when the process is gone."""
+    """Before its lease ends, with a log line that names run, agent and tool.
+
+    Nothing is written. Other workers recover the run.
+    """
     async with worker(redis_url, calling(blocking), OPENAGENTS_STOP_GRACE_S="0.1") as p:
         await p.submit()
-        executing = await carried_until(p, lambda: plugins.LOG == [("blocked",)], "the thread is blocked")
+        executing = await executed_until(p, lambda: plugins.LOG == [("blocked",)], "the thread is blocked")
 
         p.runner.latch("r1", LatchReason.CANCELLED)
 
@@ -164,8 +166,8 @@ async def test_a_process_whose_thread_does_not_stop_ends(
         assert (await p.record()).state is RunState.RUNNING
 
 
-async def test_a_call_whose_time_is_over_may_go_on_in_its_thread(redis_url: str) -> None:
-    """Its run is tried again at once, and keeps its session: a thread that hangs costs no process."""
+async def test_a_timed_out_call_may_continue_in_its_thread(redis_url: str) -> None:
+    """The run is retried at once and keeps its session: a thread that hangs does not end the process."""
     blocking = {**BLOCK_A_THREAD, "timeout_ms": 50}
     async with worker(redis_url, calling(blocking), OPENAGENTS_STOP_GRACE_S="0.1") as p:
         await p.submit()
@@ -177,11 +179,11 @@ async def test_a_call_whose_time_is_over_may_go_on_in_its_thread(redis_url: str)
         await p.store.run(scripts.cancel(run_id="r1", reason="", force=False))
 
 
-async def test_a_pattern_that_does_not_let_go_ends_its_process(redis_url: str) -> None:
-    """It swallows every cancellation: its session must not go on beside it."""
+async def test_a_pattern_that_does_not_stop_ends_its_process(redis_url: str) -> None:
+    """It swallows every cancellation. Its session must not continue beside it."""
     async with worker(redis_url, patterned("NeverLetsGo"), OPENAGENTS_STOP_GRACE_S="0.1") as p:
         await p.submit()
-        executing = await carried_until(p, lambda: plugins.LOG == [("waiting",)], "it works")
+        executing = await executed_until(p, lambda: plugins.LOG == [("waiting",)], "it works")
 
         p.runner.latch("r1", LatchReason.CANCELLED)
 
@@ -190,32 +192,32 @@ async def test_a_pattern_that_does_not_let_go_ends_its_process(redis_url: str) -
         plugins.GATES["let go"].set()
 
 
-async def test_a_soft_time_limit_ends_the_run_as_failed(redis_url: str) -> None:
-    """Its error says so; its pattern has stopped."""
+async def test_a_soft_time_limit_fails_the_run(redis_url: str) -> None:
+    """The error names the limit. The pattern has stopped."""
     async with worker(redis_url, patterned("Endless")) as p:
         await p.submit()
-        executing = await carried_until(p, lambda: plugins.LOG == [("waiting",)], "it works")
+        executing = await executed_until(p, lambda: plugins.LOG == [("waiting",)], "it works")
 
         p.runner.interrupt("r1", SoftTimeLimitExceeded(1))
 
         assert (await executing).stop_reason is StopReason.FAILED
-        code, message = told(await p.record())
+        code, message = error_of(await p.record())
         assert code == "pattern.error"
         assert "SoftTimeLimitExceeded" in message
 
 
-async def test_a_time_limit_leaves_a_run_that_can_be_resumed(redis_url: str) -> None:
-    """The call it was in is not recorded as cancelled: the next life makes it again."""
+async def test_a_run_can_be_resumed_after_a_time_limit(redis_url: str) -> None:
+    """The call in progress is not recorded as cancelled: the next life makes it again."""
     async with worker(redis_url, patterned("Steps", tool("Charge"), n=1)) as p:
         await p.submit(budget={"max_duration_ms": 50})
         await p.execute()
 
-        assert told(await p.record())[0] == "execution.budget_exhausted"
+        assert error_of(await p.record())[0] == "execution.budget_exhausted"
         assert [record["call"] for record in await p.journal()] == ["prepare"]
 
 
-async def test_no_call_starts_once_its_run_has_ended(redis_url: str) -> None:
-    """Code that outlives its run finds the door closed."""
+async def test_no_call_begins_once_its_run_has_ended(redis_url: str) -> None:
+    """Code that survives its run cannot make recorded calls."""
     async with worker(redis_url, patterned("LeavesItsTools", tool("Charge"))) as p:
         assert (await p.run()).state is RunState.COMPLETED
         charge = plugins.LOG.pop()[1]

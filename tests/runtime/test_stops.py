@@ -1,4 +1,4 @@
-"""Stops: a worker that has to stop a thousand runs at once does not stand still for it."""
+"""Stops: a worker that stops a thousand runs at once does not block its loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from openagents_worker.producer.client import cell_of
 from openagents_worker.runtime.latch import Latch, LatchReason
 from openagents_worker.runtime.runner import Runner
-from openagents_worker.runtime.stops import STOPS_A_TURN, Stops
+from openagents_worker.runtime.stops import STOPS_PER_ITERATION, Stops
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.worker.control_channel import BURST, ControlChannel
@@ -24,7 +24,7 @@ RUNS = 1000
 
 
 class Turns:
-    """Counts what happens in each turn of the loop."""
+    """Counts what happens in each turn of the event loop."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -41,7 +41,7 @@ class Turns:
         self._counts[self._number] += 1
 
     def most(self) -> int:
-        """What happened in one turn at most."""
+        """The largest number of events of this kind in one turn."""
         self._goes_on = False
         return max(self._counts.values())
 
@@ -50,7 +50,7 @@ class Turns:
 
 
 class Counted(Latch):
-    """A run's latch that says when the run is stopped."""
+    """A latch that records when its run is stopped."""
 
     def __init__(self, turns: Turns) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Counted(Latch):
 
 
 class Attempted:
-    """A run as the runner knows it."""
+    """A run as the runner sees it."""
 
     def __init__(self, turns: Turns) -> None:
         self.latch = Counted(turns)
@@ -105,7 +105,7 @@ def _all(stop: Callable[[Runner], Any]) -> Callable[[Runner], object]:
 async def test_few_runs_are_stopped_in_one_turn_of_the_loop(
     redis_url: str, stop: Callable[[Runner], object]
 ) -> None:
-    """All that a run does to end follows in the next turns: a few runs a turn, and the loop stays free."""
+    """The rest of the work follows in later turns, a few runs per turn, and the loop stays free."""
     async with process(redis_url, patterned("Steps")) as p:
         turns = Turns()
         p.runner._attempts = {f"r{number}": cast(Any, Attempted(turns)) for number in range(RUNS)}
@@ -114,12 +114,12 @@ async def test_few_runs_are_stopped_in_one_turn_of_the_loop(
         stop(p.runner)
 
         await await_for(lambda: turns.all() == RUNS, "every run is stopped")
-        assert turns.most() <= STOPS_A_TURN
+        assert turns.most() <= STOPS_PER_ITERATION
         p.runner._attempts = {}
 
 
-async def test_runs_that_others_may_have_stop_at_once(redis_url: str) -> None:
-    """A lease is over: none of its runs may write any more, whatever it costs the loop."""
+async def test_runs_that_others_may_own_stop_at_once(redis_url: str) -> None:
+    """The lease is over: no run may write any more, even if that blocks the loop."""
     async with process(redis_url, patterned("Steps")) as p:
         attempts = [Attempted(Turns()) for _ in range(RUNS)]
         p.runner._attempts = {str(number): cast(Any, each) for number, each in enumerate(attempts)}
@@ -133,21 +133,21 @@ async def test_runs_that_others_may_have_stop_at_once(redis_url: str) -> None:
 
 
 async def test_one_run_is_stopped_at_once() -> None:
-    """And in the order in which they were asked for, once others wait."""
+    """If several wait, they are stopped in order."""
     stops, stopped = Stops(), []
-    for number in range(STOPS_A_TURN):
+    for number in range(STOPS_PER_ITERATION):
         stops.call(lambda number=number: stopped.append(number))  # type: ignore[misc]
-    assert stopped == [*range(STOPS_A_TURN)]
+    assert stopped == [*range(STOPS_PER_ITERATION)]
 
     stops.call(lambda: stopped.append("late"))
     await asyncio.sleep(0)
     stops.call(lambda: stopped.append("later"))
 
-    assert stopped[STOPS_A_TURN:] == ["late", "later"]
+    assert stopped[STOPS_PER_ITERATION:] == ["late", "later"]
 
 
-async def test_a_thousand_cancellations_are_heard_in_small_bursts(redis_url: str) -> None:
-    """What waits in the connection is not all read before anything else on the loop has its turn."""
+async def test_a_thousand_cancellations_are_read_in_small_bursts(redis_url: str) -> None:
+    """The messages of a connection are not all read in one turn of the loop."""
     cell = cell_of(load_settings({"OPENAGENTS_REDIS_URL": redis_url}))
     turns: Turns | None = None
 

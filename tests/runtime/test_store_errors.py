@@ -1,7 +1,7 @@
-"""What Redis answers is no business of a pattern's: it never sees an error of the store.
+"""A pattern never sees an error of the store, whatever Redis replies.
 
-A real Redis is made to refuse, or the line to it to break, at each write of a run. The pattern asks again
-whatever it is answered with an error, so that it would show one.
+A real Redis refuses commands, or its connection breaks, at each write of a run. The pattern repeats a call
+after any error, so that an error would be visible.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WRITES = ("claim", "emit", "commit", "suspend", "page", "finish")
 
 
 class Admin:
-    """The hand that makes Redis refuse; it may do all, whatever the workers may."""
+    """A client with all rights that makes Redis refuse commands."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url, self.folder = url, folder
@@ -61,7 +61,7 @@ class Admin:
             await self.redis.config_set(name.replace("_", "-"), value)
 
     async def spin(self) -> None:
-        """A script that ends only when it is killed."""
+        """A script that runs until it is killed."""
 
         async def run() -> None:
             async with self._client() as other:
@@ -150,7 +150,7 @@ FINAL = (
 
 
 class Fault:
-    """Something that happens at the first command of that name, and is over at its repetition."""
+    """A fault at the first command of this name. The repetition succeeds."""
 
     def __init__(self, admin: Admin, at: str, kind: str) -> None:
         self.admin, self.at, self.kind = admin, at, kind
@@ -198,7 +198,7 @@ class Fault:
         async def refused() -> bool:
             return bool((await self.admin.redis.info("stats"))["rejected_connections"] > 0)
 
-        await await_for(refused, "somebody is not let in")
+        await await_for(refused, "a connection is refused")
         await self.admin.config(maxclients=1000)
 
     async def close(self) -> None:
@@ -213,7 +213,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with EmbeddedRedis(folder, extra={"lua-time-limit": "20"}) as server:
         yield server, folder
         with suppress(FileNotFoundError):
-            (folder / "dump.rdb").rmdir()  # else it does not end: it cannot save
+            (folder / "dump.rdb").rmdir()  # otherwise Redis cannot save and does not exit
 
 
 @asynccontextmanager
@@ -248,9 +248,11 @@ async def _awaited(work: Awaitable[bool | str]) -> bool | str:
     return await work
 
 
-async def carry_on(shop: Process, fault: Fault) -> None:
-    """Carry the run until it is over. One call takes long enough for its events to go out before it ends, and
-    one is put off."""
+async def execute_to_end(shop: Process, fault: Fault) -> None:
+    """Execute the run until it ends.
+
+    One call is slow, so that its events are stored earlier; one is retried.
+    """
     plugins.FAILURES[str(STEPS - 1)] = [plugins.rate_limited(1)]
     open_gates(*(f"charge-{n}" for n in range(STEPS) if n != 1))
     await shop.submit()
@@ -259,25 +261,25 @@ async def carry_on(shop: Process, fault: Fault) -> None:
         opening = asyncio.create_task(_open_after_events(shop, fault.admin), name="open")
         await executing
         opening.cancel()
-        await asyncio.gather(opening, return_exceptions=True)  # the run may have ended without its help
+        await asyncio.gather(opening, return_exceptions=True)  # the run may have ended
         if (await shop.record()).state is RunState.RETRYING:
             await due(shop)
 
 
 async def _open_after_events(shop: Process, admin: Admin) -> None:
-    async def told() -> bool:
+    async def events_are_stored() -> bool:
         with suppress(exceptions.RedisError):
             stored = await admin.redis.xrange(shop.store.keys("events", "r1"))
             called = [fields for _, fields in stored if "tool.called" in str(fields)]
             return len(called) >= 2
         return False
 
-    await await_for(told, "the second call's events are stored")
+    await await_for(events_are_stored, "the second call's events are stored")
     plugins.GATES["charge-1"].set()
 
 
 def seen() -> list[list[int]]:
-    """The numbers that the pattern came to, a list for each attempt."""
+    """The numbers that the pattern reached, one list per attempt."""
     attempts: list[list[int]] = []
     for entry in plugins.LOG:
         if entry[0] == "seen":
@@ -295,10 +297,10 @@ ALL = list(range(STEPS))
 
 @pytest.mark.parametrize("at", WRITES)
 @pytest.mark.parametrize("kind", [*REAL, *FORGED, *LINES])
-async def test_what_passes_is_waited_for(server: Any, at: str, kind: str) -> None:
-    """The same write is repeated until Redis takes it: the pattern sees the calls that it sees without it."""
+async def test_a_temporary_fault_is_waited_for(server: Any, at: str, kind: str) -> None:
+    """The write is repeated until Redis accepts it. The pattern sees the same calls as without the fault."""
     async with shop_with(server, at, kind) as (shop, fault):
-        await carry_on(shop, fault)
+        await execute_to_end(shop, fault)
 
         assert fault.met >= 1
         assert caught() == []
@@ -310,27 +312,25 @@ async def test_what_passes_is_waited_for(server: Any, at: str, kind: str) -> Non
 
 @pytest.mark.parametrize("at", WRITES)
 @pytest.mark.parametrize("kind", ["NOPERM", *FINAL])
-async def test_what_does_not_pass_stops_the_attempt_and_releases_the_run(
-    server: Any, at: str, kind: str
-) -> None:
-    """The run goes on from its last checkpoint; neither pattern nor journal knows of it."""
+async def test_a_permanent_error_releases_the_run(server: Any, at: str, kind: str) -> None:
+    """The run continues from its last checkpoint. Neither pattern nor journal contain the error."""
     async with shop_with(server, at, kind) as (shop, fault):
-        await carry_on(shop, fault)
+        await execute_to_end(shop, fault)
 
         assert fault.met >= 1
         assert caught() == []
         assert all(attempt == ALL[: len(attempt)] for attempt in seen())
         assert seen()[-1] == ALL
         assert sorted(set(plugins.executed("charge"))) == ALL
-        assert len(plugins.executed("charge")) <= STEPS + 1  # the one whose record was refused
+        assert len(plugins.executed("charge")) <= STEPS + 1  # one more for the refused record
         assert (await shop.record()).state is RunState.COMPLETED
         recorded = [entry for entry in await shop.journal() if entry.get("kind") == "tool"]
         assert len(recorded) == STEPS
         assert all("ok" in entry["outcome"] for entry in recorded)
 
 
-async def test_a_run_whose_write_is_refused_is_free_at_once(server: Any) -> None:
-    """Nobody waits for the heartbeat to find out that nobody runs it; its wake-up is on its way."""
+async def test_a_run_whose_write_is_refused_is_released_at_once(server: Any) -> None:
+    """It is released without waiting for the heartbeat, with a wake-up."""
     async with shop_with(server, "commit", FINAL[0]) as (shop, _):
         open_gates(*(f"charge-{n}" for n in range(STEPS)))
         await shop.submit()
@@ -344,7 +344,7 @@ async def test_a_run_whose_write_is_refused_is_free_at_once(server: Any) -> None
 
 
 async def test_a_release_that_is_refused_is_left_to_the_heartbeat(server: Any) -> None:
-    """What a worker may not do it cannot do; the run is still its, until it may."""
+    """The worker still owns the run, until it may write again or its lease ends."""
     async with shop_with(server, "commit", FINAL[0]) as (shop, fault):
         before, fault.kind = fault.before, FINAL[0]
 
@@ -363,8 +363,8 @@ async def test_a_release_that_is_refused_is_left_to_the_heartbeat(server: Any) -
 
 
 @pytest.mark.parametrize("kind", FORGED)
-async def test_what_does_not_pass_before_the_lease_ends_stops_the_attempt(server: Any, kind: str) -> None:
-    """Whoever takes the run over finds its journal as it was, and the pattern has seen nothing of it."""
+async def test_a_fault_that_outlasts_the_lease_stops_the_attempt(server: Any, kind: str) -> None:
+    """The next worker finds the journal unchanged, and the pattern has not seen the fault."""
     async with shop_with(server, "commit", kind) as (shop, fault):
 
         async def until_the_lease_ends(command: Command) -> bool | str:
@@ -381,4 +381,4 @@ async def test_what_does_not_pass_before_the_lease_ends_stops_the_attempt(server
         assert (attempt_result.kind, attempt_result.reason) == (AttemptOutcome.SKIPPED, "fenced")
         assert (seen(), caught()) == ([[0]], [])
         assert await shop.journal() == []
-        assert (await shop.record()).state is RunState.RUNNING  # until its lease is over in Redis, too
+        assert (await shop.record()).state is RunState.RUNNING  # until its lease ends in Redis

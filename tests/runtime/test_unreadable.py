@@ -1,4 +1,4 @@
-"""What a claimed run finds stored, and cannot read, ends that run with a code: nobody takes it for ever."""
+"""A claimed run whose stored data cannot be read fails with a code, instead of being claimed for ever."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from openagents_worker.models import RunState
 from openagents_worker.runtime.runner import AttemptOutcome
 from openagents_worker.store.records import aread_session
 from tests.runtime.harness import Process, agent, due, process
-from tests.runtime.test_endings import acting, told
+from tests.runtime.test_endings import acting, error_of
 
 DEEP = "[" * 100_000
 NOT_JSON = {
@@ -47,7 +47,7 @@ RECORDS = (
 
 
 async def next_run_completes(p: Process, agent_id: str) -> None:
-    """The worker carries the next run, also in the same session."""
+    """The worker executes the next run, also in the same session."""
     record = await p.run("next", agent_id=agent_id)
     assert record.state is RunState.COMPLETED, record.result
 
@@ -55,15 +55,15 @@ async def next_run_completes(p: Process, agent_id: str) -> None:
 async def ended_unreadable(p: Process, run_id: str = "r1") -> None:
     record = await p.record(run_id)
     assert record.state is RunState.FAILED
-    assert told(record)[0] == "record.unreadable"
+    assert error_of(record)[0] == "record.unreadable"
     assert record.recoveries == 0
     names = await p.event_names(run_id)
     assert names[-2:] == ["run.failed", "session.run.completed"]
 
 
 @pytest.mark.parametrize("what", list(REQUESTS))
-async def test_a_request_that_cannot_be_read_ends_its_run(redis_url: str, what: str) -> None:
-    """Its result is there for whoever waits; its session goes on."""
+async def test_an_unreadable_request_fails_its_run(redis_url: str, what: str) -> None:
+    """The producer gets its result, and its session continues."""
     async with process(redis_url, agent()) as p:
         await p.submit()
         await p.store.redis.hset(p.store.keys("run", "r1"), "request", REQUESTS[what])
@@ -77,7 +77,7 @@ async def test_a_request_that_cannot_be_read_ends_its_run(redis_url: str, what: 
 
 
 async def test_a_request_with_a_field_of_a_newer_version_is_left_to_others(redis_url: str) -> None:
-    """During an upgrade: a worker of the version that wrote it takes the run."""
+    """During an upgrade, a worker of the version that wrote it executes the run."""
     async with process(redis_url, agent()) as p:
         await p.submit()
         key = p.store.keys("run", "r1")
@@ -95,8 +95,8 @@ async def test_a_request_with_a_field_of_a_newer_version_is_left_to_others(redis
 
 @pytest.mark.parametrize("what", list(RECORDS))
 @pytest.mark.parametrize("position", [0, 1])
-async def test_a_journal_that_cannot_be_read_ends_its_run(redis_url: str, what: str, position: int) -> None:
-    """Nothing is executed on the ground of half a journal."""
+async def test_an_unreadable_journal_fails_its_run(redis_url: str, what: str, position: int) -> None:
+    """Nothing is executed with an incomplete journal."""
     async with process(redis_url, acting("CallsTool", "ToolSays", code="tool.unavailable"), agent("b")) as p:
         await p.submit()
         assert (await p.execute()).kind is AttemptOutcome.SUSPENDED
@@ -115,10 +115,13 @@ async def test_a_journal_that_cannot_be_read_ends_its_run(redis_url: str, what: 
 
 @pytest.mark.parametrize("what", list(NOT_JSON))
 @pytest.mark.parametrize("kind", ["session_state", "transcript", "artifacts"])
-async def test_a_session_that_cannot_be_read_ends_the_run_that_reads_it(
+async def test_an_unreadable_session_fails_the_run_that_reads_it(
     redis_url: str, what: str, kind: str
 ) -> None:
-    """The run, not the worker; and not the session: once it is mended its next run goes on."""
+    """Neither the worker nor the session is affected:
+
+    once the session is repaired, its next run completes.
+    """
     async with process(redis_url, agent()) as p:
         assert (await p.run("before")).state is RunState.COMPLETED
         key, redis = p.store.keys(kind, "s1"), p.store.redis
@@ -141,10 +144,8 @@ async def test_a_session_that_cannot_be_read_ends_the_run_that_reads_it(
         for value in ("x", "1" * 5_000, "-1", "-inf", "nan", "1.5", DEEP)
     ],
 )
-async def test_a_counter_that_is_not_a_number_counts_as_nothing(
-    redis_url: str, field: str, value: str
-) -> None:
-    """Nobody is kept from executing the run by it, as the scripts are not."""
+async def test_a_counter_that_is_not_a_number_counts_as_zero(redis_url: str, field: str, value: str) -> None:
+    """It does not prevent the execution of the run. The scripts treat it in the same way."""
     async with process(redis_url, agent()) as p:
         await p.submit()
         await p.store.redis.hset(p.store.keys("run", "r1"), field, value)
@@ -157,8 +158,8 @@ async def test_a_counter_that_is_not_a_number_counts_as_nothing(
         )
 
 
-async def test_a_result_that_cannot_be_read_is_told_as_a_failure(redis_url: str) -> None:
-    """Celery hears of the end of a run whose result somebody has overwritten."""
+async def test_an_unreadable_result_is_reported_as_a_failure(redis_url: str) -> None:
+    """Celery is notified of the end of a run whose result was overwritten."""
     async with process(redis_url, agent()) as p:
         await p.submit(tell=True)
         await p.execute()
@@ -171,9 +172,8 @@ async def test_a_result_that_cannot_be_read_is_told_as_a_failure(redis_url: str)
     assert attempt_result.error.code == "record.unreadable"
 
 
-async def test_what_an_older_version_has_stored_is_still_read(redis_url: str) -> None:
-    """150 levels and integers of many digits: in requests, journals and sessions. Nothing of it is refused,
-    changed or lost."""
+async def test_data_of_older_versions_is_still_read(redis_url: str) -> None:
+    """150 levels and long integers, in requests, journals and sessions, are read unchanged."""
     value: Any = 10**40
     for _ in range(140):
         value = [value]

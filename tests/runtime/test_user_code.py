@@ -1,4 +1,4 @@
-"""Whatever user code raises, from whichever hook, is an outcome of the run and names its type."""
+"""Any exception of user code, from any hook, is an outcome of the run and names its type."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from openagents_worker.runtime.user_code import (
 )
 from tests.runtime import plugins, raising
 from tests.runtime.harness import Process, agent, process
-from tests.runtime.test_endings import told
-from tests.runtime.test_replay import carried_until, patterned, tool
+from tests.runtime.test_endings import error_of
+from tests.runtime.test_replay import executed_until, patterned, tool
 from tests.runtime.test_stop import worker
 from tests.runtime.unstorable import EXCEPTIONS, KINDS
 
@@ -61,12 +61,12 @@ def acting(
 
 @pytest.fixture(params=["kinds", pytest.param("all", marks=pytest.mark.slow)])
 def names(request: pytest.FixtureRequest) -> Sequence[str]:
-    """Which exceptions of the table are raised: one of each kind, or every one."""
+    """The exceptions of the table that a test raises: one of each kind, or all."""
     return KINDS if request.param == "kinds" else list(EXCEPTIONS)
 
 
 async def each(p: Process, names: Sequence[str], **fields: Any) -> list[tuple[str, RunRecord]]:
-    """One run for every exception, each in its own session and ended by its first attempt."""
+    """One run per exception, each in its own session; it must end in its first attempt."""
     records = []
     for number, name in enumerate(names):
         with raises(name):
@@ -78,7 +78,7 @@ async def each(p: Process, names: Sequence[str], **fields: Any) -> list[tuple[st
 
 
 def names_it(name: str, message: str) -> bool:
-    """Whether the message names the type; of a group, each member's."""
+    """Whether the message names the type; of an exception group, also those of its members."""
     error = EXCEPTIONS[name]()
     members = error.exceptions if isinstance(error, BaseExceptionGroup) else [error]
     return all(type(member).__name__ in message for member in members)
@@ -95,10 +95,10 @@ def answer_of(record: RunRecord) -> dict[str, Any]:
 
 @pytest.mark.parametrize("once", [False, True], ids=["may be repeated", "not durable_idempotent"])
 @pytest.mark.parametrize("hook", ["invoke", "before_invoke", "validate_params"])
-async def test_what_a_tool_raises_is_the_outcome_of_its_call(
+async def test_an_exception_of_a_tool_is_the_outcome_of_its_call(
     redis_url: str, names: Sequence[str], hook: str, once: bool
 ) -> None:
-    """The call is made once, its error names the type and is not retryable; the pattern goes on."""
+    """The call is made once. Its error names the type and is not retryable. The pattern continues."""
     async with process(redis_url, acting("Caller", tool_impl="RaisingTool", hook=hook, once=once)) as p:
         for name, record in await each(p, names):
             answer = answer_of(record)
@@ -108,11 +108,12 @@ async def test_what_a_tool_raises_is_the_outcome_of_its_call(
 
 
 @pytest.mark.parametrize("function", ["in_coroutine", "in_thread", "in_plain_thread", "in_task"])
-async def test_what_a_function_raises_is_the_outcome_of_its_call(
+async def test_an_exception_of_a_function_tool_is_the_outcome_of_its_call(
     redis_url: str, names: Sequence[str], function: str
 ) -> None:
-    """Also from a thread, whose future could not hold every exception, and from a task, which would end the
-    loop by some."""
+    """Also from a thread, whose future cannot hold every exception, and from a task, where some exceptions
+    would stop the loop.
+    """
     async with worker(redis_url, acting("Caller", tool_impl=function)) as p:
         for name, record in await each(p, names):
             assert answer_of(record)["code"] == "tool.error", name
@@ -120,21 +121,23 @@ async def test_what_a_function_raises_is_the_outcome_of_its_call(
     assert len(raising.CALLS) == len(names)
 
 
-async def test_what_a_future_holds_ends_its_run_or_its_call(redis_url: str, names: Sequence[str]) -> None:
-    """GeneratorExit from a future closes whoever waits for it: not even then the run goes round for ever."""
+async def test_an_exception_in_a_future_ends_its_run_or_its_call(
+    redis_url: str, names: Sequence[str]
+) -> None:
+    """GeneratorExit from a future closes the coroutine that awaits it. Even then the run ends."""
     async with worker(redis_url, acting("Caller", tool_impl="in_future")) as p:
         for name, record in await each(p, names):
             if name == "GeneratorExit":
-                assert "GeneratorExit" in told(record)[1]
+                assert "GeneratorExit" in error_of(record)[1]
             else:
                 assert answer_of(record)["code"] == "tool.error", name
                 assert names_it(name, answer_of(record)["message"]), name
 
 
-async def test_what_a_function_raises_in_another_process_is_the_outcome_of_its_call(
+async def test_an_exception_in_another_process_is_the_outcome_of_its_call(
     redis_url: str, names: Sequence[str]
 ) -> None:
-    """Also where the exception could not be sent, or would end the process; the others' calls go on in it."""
+    """Also if it cannot be pickled or would end the process. Other calls in that process continue."""
     definition = acting("Caller", tool_impl="in_process")
     definition["pattern"]["config"] = {"says_which": True}
     async with process(redis_url, definition) as p:
@@ -143,18 +146,18 @@ async def test_what_a_function_raises_in_another_process_is_the_outcome_of_its_c
             assert names_it(name, answer_of(record)["message"]), name
 
 
-async def test_a_hook_after_the_fact_changes_nothing(
+async def test_an_exception_of_after_invoke_changes_nothing(
     redis_url: str, names: Sequence[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What `after_invoke` raises is a line in the log."""
+    """It is only logged."""
     async with process(redis_url, acting("Caller", tool_impl="RaisingTool", hook="after_invoke")) as p:
         for name, record in await each(p, names):
             assert answer_of(record) == {"got": "fine"}, name
     assert caplog.text.count("tool.after_invoke_failed") == len(names)
 
 
-async def test_a_gate_that_fails_is_closed(redis_url: str, names: Sequence[str]) -> None:
-    """Whatever `requires_approval` raises, the tool is not called without one."""
+async def test_an_approval_check_that_fails_forbids_the_call(redis_url: str, names: Sequence[str]) -> None:
+    """If `requires_approval` raises, the tool is not called without an approval."""
     async with process(redis_url, acting("Caller", tool_impl="RaisingTool", hook="requires_approval")) as p:
         for name, record in await each(p, names):
             assert answer_of(record)["code"] == "tool.permanent", name
@@ -180,21 +183,21 @@ HOOKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("hook", list(HOOKS))
-async def test_what_a_hook_raises_fails_its_run(redis_url: str, names: Sequence[str], hook: str) -> None:
-    """With an error that names the type; the process and its loop go on."""
+async def test_an_exception_of_a_hook_fails_its_run(redis_url: str, names: Sequence[str], hook: str) -> None:
+    """With an error that names the type. The process and its loop continue."""
     async with process(redis_url, HOOKS[hook]) as p:
         for name, record in await each(p, names):
-            code, message = told(record)
+            code, message = error_of(record)
             assert code == "pattern.error", name
             assert names_it(name, message), (name, message)
         assert (await p.run("fine", session_id="fine")).state is RunState.COMPLETED
 
 
 @pytest.mark.parametrize("hook", ["inject", "writeback", "compact"])
-async def test_what_a_memory_raises_is_passed_over_where_its_definition_says_so(
+async def test_an_exception_of_a_memory_can_be_ignored(
     redis_url: str, names: Sequence[str], hook: str
 ) -> None:
-    """`on_error: continue`: a run without its memory is still a run."""
+    """With `on_error: continue` the run continues without its memory."""
     memory = {"impl": f"{HERE}.RaisingMemory", "config": {"hook": hook}, "on_error": "continue"}
     async with process(
         redis_url, agent(memory=memory, pattern={"impl": "tests.runtime.plugins.Silent"})
@@ -209,10 +212,10 @@ async def test_what_a_memory_raises_is_passed_over_where_its_definition_says_so(
     [acting("Closer"), agent(context_assembler={"impl": f"{HERE}.CompactingAssembler"})],
     ids=["close", "assembler compact"],
 )
-async def test_what_comes_too_late_or_is_not_needed_is_passed_over(
+async def test_exceptions_of_optional_hooks_are_ignored(
     redis_url: str, names: Sequence[str], definition: dict[str, Any]
 ) -> None:
-    """A plugin that cannot be closed, an assembler that cannot shorten the past: the run goes on."""
+    """A plugin that cannot be closed, an assembler that cannot compact: the run continues."""
     async with process(redis_url, definition) as p:
         for name, record in await each(p, names):
             assert record.state is RunState.COMPLETED, name
@@ -220,9 +223,11 @@ async def test_what_comes_too_late_or_is_not_needed_is_passed_over(
 
 
 @pytest.mark.parametrize("hook", ["factory", "async factory", "enter", "exit", "async enter", "async exit"])
-async def test_what_deps_raise_fails_the_run(redis_url: str, names: Sequence[str], hook: str) -> None:
-    """Ordinary errors as `deps.unavailable`, which is tried again where the run allows it; the rest is an
-    error of the plugin, and is not."""
+async def test_an_exception_of_deps_fails_the_run(redis_url: str, names: Sequence[str], hook: str) -> None:
+    """Ordinary errors as `deps.unavailable`, which is retried if the run allows it.
+
+    Others are not retried.
+    """
     factories = {
         "factory": raising.raising_deps,
         "async factory": raising.raising_deps_async,
@@ -234,7 +239,7 @@ async def test_what_deps_raise_fails_the_run(redis_url: str, names: Sequence[str
     register_deps("mine", factories[hook])
     async with process(redis_url, patterned("Silent")) as p:
         for name, record in await each(p, names, deps="mine", budget={"max_resume_attempts": 0}):
-            code, message = told(record)
+            code, message = error_of(record)
             is_exception = isinstance(EXCEPTIONS[name](), Exception) and name != "StopIteration"
             if "exit" in hook:
                 assert code == "pattern.error", name
@@ -245,14 +250,14 @@ async def test_what_deps_raise_fails_the_run(redis_url: str, names: Sequence[str
             assert names_it(name, message), (name, message)
 
 
-async def test_what_a_validator_of_the_output_raises_fails_the_run(
+async def test_an_exception_of_an_output_validator_fails_the_run(
     redis_url: str, names: Sequence[str]
 ) -> None:
-    """What pydantic takes for a verdict on the answer is one; the rest is named."""
+    """Exceptions that pydantic converts are validation errors. Others fail the run with their type."""
     register_output("answer", raising.Answer)
     async with process(redis_url, acting("Answering")) as p:
         for name, record in await each(p, names, output_type="answer", budget={"max_validation_retries": 0}):
-            code, message = told(record)
+            code, message = error_of(record)
             if issubclass(type(EXCEPTIONS[name]()), ValueError | AssertionError):
                 assert code in ("execution.output_validation", "pattern.error"), name
             else:
@@ -260,10 +265,10 @@ async def test_what_a_validator_of_the_output_raises_fails_the_run(
                 assert names_it(name, message), (name, message)
 
 
-async def test_what_a_models_client_raises_is_the_outcome_of_its_call(
+async def test_an_exception_of_a_model_client_is_the_outcome_of_its_call(
     redis_url: str, names: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client of somebody's own raises what it likes; the pattern meets a coded error that was recorded."""
+    """A custom client can raise anything. The pattern gets a coded error that was recorded."""
     monkeypatch.setattr(Assembly, "model", lambda *_: raising.RaisingModel())
     async with process(redis_url, acting("AsksModel")) as p:
         for name, record in await each(p, names):
@@ -278,11 +283,11 @@ async def test_what_a_models_client_raises_is_the_outcome_of_its_call(
 # --- what is not user code's to raise --------------------------------------------------------------------
 
 
-async def test_a_pattern_that_catches_everything_is_stopped_all_the_same(redis_url: str) -> None:
-    """The latch decides, not what the pattern makes of it."""
+async def test_a_pattern_that_catches_everything_is_stopped(redis_url: str) -> None:
+    """The latch decides, not the pattern."""
     async with process(redis_url, patterned("CatchesAll", tool("Charge"))) as p:
         await p.submit()
-        executing = await carried_until(p, lambda: len(plugins.LOG) == 1, "the call begins")
+        executing = await executed_until(p, lambda: len(plugins.LOG) == 1, "the call begins")
         p.runner.latch("r1", LatchReason.CANCELLED)
         await executing
 
@@ -290,17 +295,17 @@ async def test_a_pattern_that_catches_everything_is_stopped_all_the_same(redis_u
         assert ("caught", "RunLatched") in plugins.LOG
 
 
-async def test_a_latch_that_nobody_has_set_is_an_error_of_the_pattern(redis_url: str) -> None:
-    """Who raises our signals without being told to does not stop the run in secret."""
+async def test_a_run_latched_of_the_pattern_is_an_error(redis_url: str) -> None:
+    """A pattern that raises RunLatched itself does not stop the run silently."""
     async with process(redis_url, patterned("LatchesItself")) as p:
-        code, message = told(await p.run())
+        code, message = error_of(await p.run())
 
     assert code == "pattern.error"
     assert "RunLatched" in message
 
 
-async def test_a_cancellation_that_somebody_asked_for_travels_on() -> None:
-    """It is no outcome of user code."""
+async def test_a_requested_cancellation_passes() -> None:
+    """It is not an outcome of user code."""
 
     async def work() -> None:
         with user_code(PatternError):
@@ -323,10 +328,10 @@ async def test_a_cancellation_that_somebody_asked_for_travels_on() -> None:
         ("catches_its_cancellation", "fine"),
     ],
 )
-async def test_a_tool_that_cancels_itself_cancels_nobody_else(
+async def test_a_tool_that_cancels_itself_cancels_only_itself(
     redis_url: str, name: str, outcome: str, timeout_ms: int | None
 ) -> None:
-    """It runs in its pattern's task; that goes on, and so do its next calls."""
+    """It executes in the task of its pattern. The pattern and its next calls continue."""
     tools = [
         {"id": "tool", "impl": f"{HERE}.{name}", "timeout_ms": timeout_ms},
         {"id": "other", "impl": f"{HERE}.in_coroutine"},
@@ -340,7 +345,7 @@ async def test_a_tool_that_cancels_itself_cancels_nobody_else(
 
 
 async def test_a_cancellation_from_outside_reaches_a_tool_that_has_cancelled_itself() -> None:
-    """Both are asked for; that from outside counts."""
+    """Both are requested. The one from outside counts."""
     entered = asyncio.Event()
 
     async def tool() -> None:
@@ -364,8 +369,8 @@ async def test_a_cancellation_from_outside_reaches_a_tool_that_has_cancelled_its
         await task
 
 
-async def test_the_latch_of_a_latched_run_travels_on() -> None:
-    """And only that."""
+async def test_run_latched_passes_in_a_latched_run() -> None:
+    """Only in a latched run."""
     run = RunCode("r1", "a", Latch())
     token = current_run.set(run)
     try:
@@ -384,7 +389,7 @@ def _of_a_task_group(error: BaseException) -> BaseException:
 
 
 def test_each_member_of_a_group_is_named() -> None:
-    """Also of a group in a group."""
+    """Also those of nested groups."""
     inner = BaseExceptionGroup("inner", [SystemExit(3)])
     error = coded(BaseExceptionGroup("outer", [ValueError("one"), inner]), ToolError)
 

@@ -1,4 +1,4 @@
-"""Plugins whose outcomes cannot be stored, and plugins that raise what they are told to."""
+"""Plugins whose outcomes cannot be stored, and plugins that raise given exceptions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from openagents_worker.memory.base import MemoryPlugin
 from openagents_worker.models import RunArtifact
 from tests.runtime.plugins import Charge, _Pattern
 
-HALF = "\ud800"  # half of a surrogate pair: text that UTF-8 cannot hold
+HALF = "\ud800"  # a lone surrogate: UTF-8 cannot encode it
 
 
 class Foreign:
-    """Not JSON."""
+    """An object that is not JSON."""
 
 
 class Refuses(Foreign):
-    """Not even its text can be read."""
+    """An object whose `str()` raises."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -37,7 +37,7 @@ class SerializesBadly(BaseModel):
 
 
 class BadFields(ToolError):
-    """An error class whose own field is not JSON."""
+    """An error class with a field that is not JSON."""
 
     code = "shop.bad_fields"
     extra_fields = ("thing",)
@@ -48,7 +48,7 @@ class BadFields(ToolError):
 
 
 class Unfinished(OpenAgentsError):
-    """An error class that does not call its base's constructor."""
+    """An error class that does not call the constructor of its base class."""
 
     code = "shop.unfinished"
 
@@ -108,12 +108,12 @@ def _with_cause(error: Exception, cause: Exception) -> Exception:
 
 
 def _raw_artifact(payload: Any) -> RunArtifact:
-    """An artifact that nobody has checked, as one whose payload was changed afterwards."""
+    """An artifact that was not validated, as after a change of its payload."""
     return RunArtifact.model_construct(name="plan", kind="generic", payload=payload, metadata={})
 
 
 class Leaves(_Pattern):
-    """Leaves the value it is told to (`what`) at the place it is told to (`where`)."""
+    """Puts the value `what` at the place `where` of the run."""
 
     async def execute(self) -> Any:
         value = VALUES[self.config["what"]]()
@@ -139,7 +139,7 @@ class Leaves(_Pattern):
 
 
 class Names(_Pattern):
-    """Gives an event a name that is not one."""
+    """Emits an event with an invalid name."""
 
     async def execute(self) -> Any:
         await self.context.emit(self.config.get("name") or Foreign(), number=1)
@@ -153,7 +153,7 @@ class Raises(_Pattern):
 
 
 class UsesTool(_Pattern):
-    """Calls its tool; what the tool raised is its output."""
+    """Calls its tool and returns the error of the tool."""
 
     async def execute(self) -> Any:
         try:
@@ -163,7 +163,7 @@ class UsesTool(_Pattern):
 
 
 class GivesBack(Charge):
-    """A tool that gives what cannot be stored, as its result or beside it."""
+    """A tool that returns a value that cannot be stored, or adds it to state or artifacts."""
 
     def __init__(self, config: dict[str, Any] | None = None) -> None:
         super().__init__(config)
@@ -192,7 +192,7 @@ class ToolRaises(Charge):
 
 
 def made(code: str) -> OpenAgentsError:
-    """An error of the class that has this code."""
+    """An error of the class with this code."""
     from openagents_worker.errors import RunFailed, error_classes
 
     if code == "run_failed":
@@ -219,7 +219,7 @@ class CallsTool(_Pattern):
 
 
 class MemorySays:
-    """Raises in the step that it is told."""
+    """A memory that raises in the method that its config names."""
 
     external = False
 
@@ -239,7 +239,7 @@ class MemorySays:
 
 
 class Odd(BaseException):
-    """Somebody's own signal."""
+    """A custom BaseException."""
 
 
 def _of_class(cls: type[BaseException]) -> Callable[[], BaseException]:
@@ -285,7 +285,7 @@ KINDS = (
 
 
 class Views(MemoryPlugin):
-    """A memory with a store of its own that gives what cannot be stored."""
+    """An external memory whose view cannot be stored."""
 
     class Config(MemoryPlugin.Config):
         what: str

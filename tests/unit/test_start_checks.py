@@ -141,7 +141,7 @@ TOOL = "agents[0].tools[0]"
         (tool("Missing"), f"{TOOL}.impl", "plugin.load", "has no attribute 'Missing'"),
         (tool("A_TEXT"), f"{TOOL}.impl", "plugin.load", "not a class or a function: it is a str"),
         (tool("NoTool"), f"{TOOL}.impl", "plugin.load", "is not a tool: it has no invoke"),
-        (tool("RaisesWhenMade"), f"{TOOL}.impl", "plugin.load", "cannot be made: RuntimeError: no licence"),
+        (tool("RaisesWhenMade"), f"{TOOL}.impl", "plugin.load", "created: RuntimeError: no licence"),
         (tool("TakesNoConfig"), f"{TOOL}.impl", "plugin.load", "it is called with config={…}"),
         (tool("NoSchema"), f"{TOOL}.config", "plugin.config", "not an accepted JSON Schema"),
         (tool("CannotDescribe"), f"{TOOL}.impl", "plugin.load", "speechless"),

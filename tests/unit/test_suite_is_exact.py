@@ -24,7 +24,7 @@ ALLOWED = {  # a file, and a function in it: why
     "guards.py _guard_loops.measured": "processor time of one thread, of which a busy machine takes none",
     "pool/test_lag.py hold_the_gil": "processor time: it computes until it has used enough",
     "pool/test_lag.py block_until_seen": "it blocks a loop on purpose, until the watch has seen that",
-    "runtime/test_attempt.py test_a_worker_that_is_not_registered_takes_no_run": "nothing happens meanwhile",
+    "runtime/test_attempt.py test_a_worker_that_is_not_registered_claims_no_run": "nothing happens meanwhile",
     "runtime/test_stop.py test_tasks_that_a_pattern_has_started_stop_with_its_run": "nothing happens then",
     "runtime/test_stop.py test_a_run_waits_for_its_thread": "nothing happens meanwhile",
     "worker/test_connection_checks.py test_a_slow_network_that_cuts_connections_is_not_a_death": "slow link",

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from openagents_worker.runtime.marks import Executing, MarkOfThread, Seen
+from openagents_worker.runtime.marks import Executing, MarkOfThread, MarksSnapshot
 from openagents_worker.worker.stall_monitor_process import (
     CHECK_S,
     Threads,
@@ -24,10 +24,10 @@ R1, R2, R3 = (Executing(run_id) for run_id in ("r1", "r2", "r3"))
 NO_RUN = "?"
 
 
-def seen(on_loop: Executing | None = None, **tools: Executing) -> Seen:
+def seen(on_loop: Executing | None = None, **tools: Executing) -> MarksSnapshot:
     numbers = {"tool": TOOL, "other": OTHER}
     threads = tuple(MarkOfThread(numbers[name], 100, executing) for name, executing in tools.items())
-    return Seen(MarkOfThread(LOOP, 99, on_loop), threads)
+    return MarksSnapshot(MarkOfThread(LOOP, 99, on_loop), threads)
 
 
 BUSY, IDLE = 2.0, 0.01  # seconds of processor time in a stall of two seconds
@@ -66,7 +66,7 @@ BUSY, IDLE = 2.0, 0.01  # seconds of processor time in a stall of two seconds
     ],
 )
 def test_which_threads_may_hold_the_gil(
-    marks: Seen, used_s: dict[int, float], waiting: list[int], named: list[str]
+    marks: MarksSnapshot, used_s: dict[int, float], waiting: list[int], named: list[str]
 ) -> None:
     """The holder is certain only if no unknown thread is among them."""
     found = holders(marks, used_s, waiting, 2.0)
