@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from openagents_worker.store.embedded import EmbeddedRedis
-from tests.hostile.table import lines_of
+from tests.hostile.table import beyond_a_sample, lines_of
 
 pytest_plugins = ["tests.guards"]
 
@@ -30,9 +30,17 @@ SHORT = frozenset({"unit", "store", "producer", "errors", "fundamentals", "bench
 """Folders whose files take few seconds each."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first: at the end no process waits long for the other."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files that take long come first: at the end no process waits long for the other.
+
+    Of the inputs in `tests/hostile` a run of all tests takes some of each kind and door; `make hostile` takes
+    them all.
+    """
     tests = Path(__file__).parent
+    if not any("hostile" in argument for argument in config.args):
+        left_out = beyond_a_sample(items)
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
     items.sort(
         key=lambda item: item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in SHORT
     )

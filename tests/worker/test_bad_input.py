@@ -51,7 +51,7 @@ def everything(client: Client) -> dict[str, bytes | None]:
     """All that Redis holds, records and queues, as soon as every run before has ended and Celery was told so;
     without what a worker that does nothing writes by itself."""
     redis = client.store.redis
-    by_itself = {client.store.keys(name) for name in ("workers", "watched", "looked")}
+    by_itself = {client.store.keys(name) for name in ("workers", "watched", "looked", "fleet_lag")}
     sent = client.store.keys("sent", client.settings.queue)
 
     def snapshot() -> dict[str, bytes | None]:
