@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-extras test-ui chaos check docs dev bench clean
+.PHONY: help demo test test-extras test-ui hostile chaos check docs dev bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: $(INSTALLED) ## all tests, or make test ARGS='tests/fundamentals -x'
 
 test-extras: $(INSTALLED) ## wheels in empty environments: every extra, the image, a newcomer (asks a package index)
 	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m extras $(ARGS)
+
+hostile: $(INSTALLED) ## every input that is meant to harm, and the table of them (make test takes a sample)
+	$(BIN)/pytest -q -n 2 --dist loadfile tests/hostile $(ARGS)
 
 test-ui: $(INSTALLED) ## the pages, in a headless Chromium (needs chromium and chromium-driver)
 	@command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null || \

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from openagents_worker.local.redis_server import EmbeddedRedis
-from tests.hostile.table import lines_of
+from tests.hostile.table import beyond_a_sample, lines_of
 
 pytest_plugins = ["tests.guards"]
 
@@ -30,9 +30,16 @@ SHORT = frozenset({"unit", "store", "producer", "errors", "fundamentals", "bench
 """Folders whose test files take only a few seconds each."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run long files first, so that the parallel processes end at about the same time."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run long files first, so that the parallel processes end at about the same time.
+
+    A run of all tests takes a sample of the inputs in `tests/hostile`; `make hostile` takes them all.
+    """
     tests = Path(__file__).parent
+    if not any("hostile" in argument for argument in config.args):
+        left_out = beyond_a_sample(items)
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
     items.sort(
         key=lambda item: item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in SHORT
     )

@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 __all__ = [
-    "CODE", "COMPUTATION", "ELEMENT", "FEWEST", "IMPOSSIBLE", "KEY", "LIBRARY", "MOST", "SECRETS", "TEXT",
+    "CODE", "COMPUTATION", "ELEMENT", "FEWEST", "IMPOSSIBLE", "KEY", "LIBRARY", "MOST", "SAMPLE", "SECRETS",
+    "TEXT",
     "TYPE",
     "UNBOUND", "missing",
 ]  # fmt: skip
 
 FEWEST = 20
+SAMPLE = 6
+"""Of each pair in a run of all tests, which has to be short; `make hostile` takes every input."""
+
 MOST = 24
 """Inputs per table and entry point. More than these are tried only with the slow tests."""
 

@@ -51,7 +51,7 @@ def everything(client: Client) -> dict[str, bytes | None]:
     """All keys of Redis, when every previous run has ended and Celery was notified, without the keys that an
     idle worker writes by itself."""
     redis = client.store.redis
-    by_itself = {client.store.keys(name) for name in ("workers", "watched", "looked")}
+    by_itself = {client.store.keys(name) for name in ("workers", "watched", "looked", "fleet_lag")}
     sent = client.store.keys("sent", client.settings.queue)
 
     def snapshot() -> dict[str, bytes | None]:

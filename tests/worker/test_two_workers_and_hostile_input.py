@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import threading
+import uuid
 from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -12,13 +17,50 @@ import pytest
 from openagents_worker.errors import OpenAgentsError
 from openagents_worker.local.child_process import ChildProcess
 from openagents_worker.store.fleet import read_fleet
+from tests.hostile.schemas import CATASTROPHE, CATASTROPHIC
 from tests.installation import PATIENCE_S, Installation, agent, installed
 from tests.waiting import wait_for
 
 
+class _Bomb(BaseHTTPRequestHandler):
+    """A model whose reply is a few kilobytes that decompress to a hundred megabytes."""
+
+    body = gzip.compress(b" " * 100 * 2**20)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-encoding", "gzip")
+        self.send_header("content-length", str(len(self.body)))
+        self.end_headers()
+        with suppress(OSError):  # the client stops reading
+            self.wfile.write(self.body)
+
+    def log_message(self, *_: object) -> None:
+        """The test's output is not a log."""
+
+
+@contextmanager
+def _bomb_server() -> Generator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Bomb) as server:
+        thread = threading.Thread(target=server.serve_forever, name="bomb")
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Installation, list[ChildProcess]]]:
-    with installed(tmp_path_factory.mktemp("two"), agent("clerk")) as installation:
+    with (
+        _bomb_server() as url,
+        installed(
+            tmp_path_factory.mktemp("two"), agent("clerk"), agent("bomb", llm={"api_base": url})
+        ) as installation,
+    ):
         installation.model.will_say({"text": "fine"})
         workers = [installation.worker, installation.stack.start_worker("other")]
         wait_for(lambda: len(installation.client.workers()) == 2, "both workers are registered")
@@ -41,6 +83,54 @@ def both_execute_runs(both: tuple[Installation, list[ChildProcess]]) -> None:
 
     wait_for(next_run, "both workers have executed a run")
     assert [worker.exit_code for worker in workers] == [None, None]
+
+
+def test_an_answer_whose_check_would_never_end(both: Any) -> None:
+    """The check is given up, and the run ends with a code."""
+    installation, _ = both
+    installation.model.will_say({"text": CATASTROPHIC})
+    try:
+        result = installation.submit("clerk", output_type=CATASTROPHE).wait(PATIENCE_S)
+    finally:
+        installation.model.will_say({"text": "fine"})
+
+    assert result.error_details.code == "execution.check_limit"
+    both_execute_runs(both)
+
+
+def test_a_request_that_is_nested_too_deep(both: Any) -> None:
+    """The producer refuses it; where it comes as a message of somebody else's, its run fails."""
+    installation, _ = both
+    metadata: dict[str, Any] = {}
+    for _level in range(250):
+        metadata = {"n": metadata}
+    request = {"agent_id": "clerk", "session_id": "deep", "input_text": "Go.", "metadata": metadata}
+    run_id = uuid.uuid4().hex
+
+    with pytest.raises(OpenAgentsError) as error:
+        installation.client.submit(request)
+    installation.run_agent.app.send_task(
+        "tasks.run_agent", (request,), task_id=run_id, queue=installation.client.settings.queue
+    )
+
+    assert error.value.code == "request.invalid"
+    handle = installation.client.handle(run_id)
+    wait_for(
+        lambda: installation.client.store.redis.exists(installation.client.store.keys("run", run_id)),
+        "a worker has read it",
+    )
+    result = handle.wait(PATIENCE_S)
+    assert result.error_details is not None
+    assert result.error_details.code == "request.invalid"
+    both_execute_runs(both)
+
+
+def test_a_reply_that_decompresses_to_a_hundred_megabytes(both: Any) -> None:
+    """It is read up to the limit of a reply, and the run ends with a code."""
+    result = both[0].submit("bomb").wait(PATIENCE_S)
+
+    assert result.error_details.code == "llm.too_large"
+    both_execute_runs(both)
 
 
 @pytest.mark.parametrize("queue", ["oa:due", "unacked", "agents\x06\x163"])

@@ -90,8 +90,9 @@ async def test_a_large_value_is_checked_in_a_process(checks: SchemaChecks, value
 async def test_a_check_that_takes_too_long_is_given_up(
     checks: SchemaChecks, schema: Schema, value: Any
 ) -> None:
-    """The error names the limit and a remedy. The next check works."""
-    with pytest.raises(CheckLimitExceeded, match=r"0.3 s of processor time") as given_up:
+    """The error names the limit and a remedy. The next check works. On a busy machine the limit of the wall
+    clock may be exceeded first."""
+    with pytest.raises(CheckLimitExceeded, match=r"given up: (0.3 s of processor time|4.5 s)") as given_up:
         await checks.mistakes(schema, value, "field")
 
     assert given_up.value.code == "execution.check_limit"
