@@ -129,22 +129,22 @@ def _check_redis(settings: Settings, queues: Collection[str]) -> None:
     """Wait until Redis answers; refuse one that throws runs away, is not as strict as asked for, or lets its
     user do less than a worker does."""
     with closing(Store(cell_of(settings), max_connections=1)) as store:
-        keeping = _patiently(store.keeping, settings.redis_url)
+        persistence = _patiently(store.persistence_info, settings.redis_url)
     try:
-        keeping.check_memory()
+        persistence.check_memory()
         if settings.durability == "strict":
-            keeping.check_disk()
+            persistence.check_disk()
     except RedisUnsafe as error:
         _refuse(error)
     _patiently(lambda: check_access(settings, queues), settings.redis_url)
-    if keeping.maxmemory_policy is None:
+    if persistence.maxmemory_policy is None:
         log.warning(
             "redis.not_checked", hint="it does not answer INFO; see that maxmemory-policy is noeviction"
         )
-    elif keeping.may_evict:
+    elif persistence.may_evict:
         log.warning(
             "redis.may_evict",
-            maxmemory_policy=keeping.maxmemory_policy,
+            maxmemory_policy=persistence.maxmemory_policy,
             hint="it has no limit of memory yet; with one it would throw runs away: set noeviction",
         )
 

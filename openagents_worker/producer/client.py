@@ -42,7 +42,7 @@ from openagents_worker.store.listing import (
     SessionSummary,
     list_runs,
     list_sessions,
-    pruning,
+    prune_indexes,
 )
 from openagents_worker.store.records import (
     SessionView,
@@ -162,7 +162,7 @@ class Client(Operations):
 
     def prune(self) -> int:
         """Take runs and sessions that have expired out of the lists; says how many entries that were."""
-        return self.store.execute(pruning())
+        return self.store.execute(prune_indexes())
 
     def _wait_or_wake(self, step: float | Sequence[Wake]) -> None:
         if isinstance(step, float):
@@ -285,7 +285,7 @@ class AsyncClient(AsyncOperations):
 
     async def prune(self) -> int:
         """Take runs and sessions that have expired out of the lists; says how many entries that were."""
-        return await self.store.execute(pruning())
+        return await self.store.execute(prune_indexes())
 
     async def _wait_or_wake(self, step: float | Sequence[Wake]) -> None:
         if isinstance(step, float):

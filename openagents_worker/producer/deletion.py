@@ -9,7 +9,7 @@ from openagents_worker.errors import SessionBusy
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.records import ids_of, states_of
+from openagents_worker.store.records import read_ids, states_plan
 from openagents_worker.store.scripts import DeleteAnswer, Deleted
 
 __all__ = ["deletion"]
@@ -56,12 +56,12 @@ def deletion(
 
 def _live_runs(keys: Keys, session_id: str) -> Plan[list[str]]:
     """The last of the queue first, the holder last: cancelled in this order, no end starts another run."""
-    known = yield from ids_of(keys("index", f"session={session_id}"))
-    waiting = yield from ids_of(keys("session_queue", session_id))
+    known = yield from read_ids(keys("index", f"session={session_id}"))
+    waiting = yield from read_ids(keys("session_queue", session_id))
     holder = yield lambda r: r.hget(keys("session", session_id), "holder")
     placed = dict.fromkeys([*reversed(waiting), *([holder] if holder else [])])
     ids = [*(run_id for run_id in known if run_id not in placed), *placed]
-    states = yield from states_of(keys, ids)
+    states = yield from states_plan(keys, ids)
     return [id_ for id_, state in states.items() if state is not None and not state.is_terminal]
 
 

@@ -35,7 +35,7 @@ from openagents_worker.producer.broken_items import (
 )
 from openagents_worker.producer.message_size import BoundedMessage
 from openagents_worker.store.permission import is_aborted_transaction, is_no_permission
-from openagents_worker.store.redis_errors import is_wrong_type, refuses_now
+from openagents_worker.store.redis_errors import is_temporary_refusal, is_wrong_type
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["RESUME_RUN", "RUN_AGENT", "RUN_ENDED", "TRANSPORTS", "Taken", "Transport", "use_in_workers_of"]
@@ -393,7 +393,7 @@ def _giving_up(connection_class: Any, looked_at: Callable[[Any], Any]) -> Any:
                 # then what was refused.
                 is_refused = self.lacks_a_right and is_aborted_transaction(error)
                 self.lacks_a_right = False
-                if is_refused or not refuses_now(error):
+                if is_refused or not is_temporary_refusal(error):
                     raise
                 self.disconnect()
                 raise ConnectionError(f"Redis takes no command now: {error}") from error

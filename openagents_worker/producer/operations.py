@@ -15,7 +15,7 @@ from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.publisher import send_first, send_wakes
 from openagents_worker.producer.publishing_app import Publishes
 from openagents_worker.producer.submit import Accepted, aresume, resume
-from openagents_worker.store.dead_letters import PutAside, read_aside
+from openagents_worker.store.dead_letters import PutAside, read_put_aside
 from openagents_worker.store.fleet import (
     AgentInfo,
     Fleet,
@@ -122,7 +122,7 @@ class Operations(Publishes):
 
     def put_aside(self) -> list[PutAside]:
         """What nobody could use and was put aside, newest first, at most 100: kept as long as runs are."""
-        return list(self.store.execute(read_aside(self.store.keys)))
+        return list(self.store.execute(read_put_aside(self.store.keys)))
 
     def _fleet(self) -> Fleet:
         return self.store.execute(read_fleet(self.store.keys, self.settings.queue))
@@ -195,7 +195,7 @@ class AsyncOperations(Publishes):
 
     async def put_aside(self) -> list[PutAside]:
         """As `Client.put_aside`."""
-        return list(await self.store.execute(read_aside(self.store.keys)))
+        return list(await self.store.execute(read_put_aside(self.store.keys)))
 
     async def _fleet(self) -> Fleet:
         return await self.store.execute(read_fleet(self.store.keys, self.settings.queue))

@@ -53,9 +53,9 @@ from openagents_worker.runtime.user_code import (
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, reading
+from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.records import SessionStore
-from openagents_worker.store.scripts import Claimed, Handed, Wake
+from openagents_worker.store.scripts import Claimed, Wake, WriteResult
 from openagents_worker.telemetry.logs import get_logger, line_groups
 from openagents_worker.telemetry.sentry import report_unless_logged
 from openagents_worker.tools.offload import work_off_loop
@@ -345,7 +345,7 @@ class Attempt:
     async def _prepare(self, parts: AgentParts, recorded: Record | None, start: Start, deps: Any) -> Prepared:
         recorder = self._recorder
         assert recorder is not None
-        with reading(WRITTEN, session_id=self.request.session_id):
+        with translate_parse_errors(WRITTEN, session_id=self.request.session_id):
             state = {key: loads(text) for key, text in self._state_before.items()}
         self._context = RunContext(self.request, state, recorder, parts.definition.llm, deps=deps)
         if recorded is None and self._durable:
@@ -611,7 +611,7 @@ class Attempt:
             reason = None
         return str(reason or "cancelled")
 
-    async def _send(self, handed: Handed) -> None:
+    async def _send(self, handed: WriteResult) -> None:
         if handed.wakes:
             await self._send_wakes(handed.wakes)
 

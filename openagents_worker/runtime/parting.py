@@ -27,7 +27,7 @@ from openagents_worker.models import ErrorDetails, StopReason
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.user_code import described_in_log
 from openagents_worker.runtime.writer import RunWriter
-from openagents_worker.store.scripts import Handed, SuspendKind, WriteAnswer
+from openagents_worker.store.scripts import SuspendKind, WriteAnswer, WriteResult
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["AttemptResult", "AttemptOutcome", "Parting"]
@@ -70,7 +70,7 @@ class Parting:
         ledger: RunWriter,
         *,
         finish: Callable[[OpenAgentsError], Awaitable[AttemptResult]],
-        send: Callable[[Handed], Awaitable[None]],
+        send: Callable[[WriteResult], Awaitable[None]],
         back_off_ms: Callable[[OpenAgentsError, str], int],
         why_cancelled: Callable[[], Awaitable[str]],
         left_max_ms: int,
@@ -164,7 +164,7 @@ class Parting:
             return await self._finish(unavailable)
         return await self._put_aside(handed, error)
 
-    async def _put_aside(self, handed: Handed, error: OpenAgentsError) -> AttemptResult | None:
+    async def _put_aside(self, handed: WriteResult, error: OpenAgentsError) -> AttemptResult | None:
         if handed.answer is not WriteAnswer.OK:
             return None
         run_id, said = self._ledger.run_id, described_in_log(error)

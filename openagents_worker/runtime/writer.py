@@ -32,7 +32,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.scripts import Handed, ScriptCall, SuspendKind, WriteAnswer
+from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteAnswer, WriteResult
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["RunWriter"]
@@ -354,7 +354,7 @@ class RunWriter:
         error_code: str,
         left_max_ms: int = 0,
         error_details: str = "",
-    ) -> Handed:
+    ) -> WriteResult:
         """Put the run aside; raises `RunLatched` when it is no longer ours or is to be cancelled."""
         if self._ahead:
             await self.flush()
@@ -376,7 +376,7 @@ class RunWriter:
                 )
             )
 
-    async def finish(self, **ending: Any) -> Handed:
+    async def finish(self, **ending: Any) -> WriteResult:
         """End the run; the keywords are those of the script, without what the ledger itself knows."""
         if any(ahead.position == 0 for ahead in self._ahead):
             await self.flush()
@@ -401,8 +401,8 @@ class RunWriter:
     async def _write(self, call: ScriptCall[WriteAnswer]) -> None:
         self._obey(await self._repeat(call))
 
-    async def _hand(self, call: ScriptCall[Handed]) -> Handed:
-        handed: Handed = await self._repeat(call, passing=UNWRITABLE)
+    async def _hand(self, call: ScriptCall[WriteResult]) -> WriteResult:
+        handed: WriteResult = await self._repeat(call, passing=UNWRITABLE)
         self._obey(handed.answer)
         return handed
 

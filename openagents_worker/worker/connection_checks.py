@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from openagents_worker.store.scripts import FalseAlarm, Looked, alarm, look
+from openagents_worker.store.scripts import FalseAlarm, LookResult, alarm, look
 from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.telemetry.logs import get_logger
 
@@ -91,7 +91,7 @@ class Looks:
 
     def _look(self) -> None:
         self._next_s = self._clock() + self._look_every_s
-        looked: Looked | None = self._ask(self._ask_for_silent_ones)
+        looked: LookResult | None = self._ask(self._ask_for_silent_ones)
         if looked is None:
             return
         if looked.next_s is not None:
@@ -103,7 +103,7 @@ class Looks:
             log.warning("worker.connection_gone", incarnations=looked.given_up)
             self._on_given_up()
 
-    def _ask_for_silent_ones(self) -> Looked:
+    def _ask_for_silent_ones(self) -> LookResult:
         # What a former master knew of connections, its replica knows, too: it must not be asked in that name.
         self._store.connect()
         return self._store.run(

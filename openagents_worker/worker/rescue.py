@@ -18,8 +18,8 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable, RedisWrongType
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.dead_letters import entries_of, mending
-from openagents_worker.store.listing import pruning
+from openagents_worker.store.dead_letters import parse_entries, put_key_aside
+from openagents_worker.store.listing import prune_indexes
 from openagents_worker.store.scripts import (
     Wake,
     aside_news,
@@ -152,7 +152,7 @@ class Rescue:
 
     async def prune(self) -> int:
         """Take out of the lists what has expired; returns how many entries that were."""
-        return await self._store.execute(pruning())
+        return await self._store.execute(prune_indexes())
 
     # --- one pass ---
 
@@ -186,7 +186,7 @@ class Rescue:
         try:
             return await work()
         except RedisWrongType as error:
-            moved = await self._store.execute(mending(self._store.keys, error.key))
+            moved = await self._store.execute(put_key_aside(self._store.keys, error.key))
             log.error("key.wrong_type", key=error.key, part=name, put_aside=moved, hint=error.hint)
             if moved:
                 return await work()
@@ -202,7 +202,7 @@ class Rescue:
     async def _say_what_was_put_aside(self) -> None:
         """One line for each, by one of the workers. Items of queues were logged by whoever took them."""
         news: tuple[str, ...] = await self._store.run(aside_news(limit=MOST_SAID))
-        for entry in entries_of(news):
+        for entry in parse_entries(news):
             if not entry.item:
                 log.error(
                     "put_aside", key=entry.key, code=entry.code, what=entry.what, moved_to=entry.moved_to

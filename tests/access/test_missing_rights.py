@@ -24,8 +24,8 @@ from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import AsyncClient
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import AsyncStore, Cell, Store
-from openagents_worker.store.dead_letters import read_aside
-from openagents_worker.store.rights import access_of, covering
+from openagents_worker.store.dead_letters import read_put_aside
+from openagents_worker.store.rights import access_by_kind, smallest_cover
 from openagents_worker.store.roles import ROLES, RoleName
 from openagents_worker.store.scripts import Script
 from openagents_worker.store.watch import awatch, watch
@@ -179,11 +179,11 @@ def test_a_right_that_is_lost_cuts_no_script(redis_of_users: Guarded, lost: str)
 def test_what_a_script_asks_each_time_stands_for_all_its_rights(name: str) -> None:
     """Each command once, and each kind of key with the access that it needs."""
     rights = Script(name, {}).rights
-    asked = covering(rights)
+    asked = smallest_cover(rights)
 
     assert asked <= set(rights)
     assert {right.command for right in asked} == {right.command for right in rights}
-    assert access_of(asked) == access_of(rights)
+    assert access_by_kind(asked) == access_by_kind(rights)
 
 
 @pytest.mark.parametrize("word", ["~agents*", "~_kombu.binding*", "+sadd"])
@@ -326,7 +326,7 @@ async def test_a_request_from_outside_that_redis_refuses_is_put_aside(
         with pytest.raises(RedisNoPermission):
             await bodies._accepted(process, request, message, "")
 
-        [entry] = await store.execute(read_aside(store.keys))
+        [entry] = await store.execute(read_put_aside(store.keys))
         assert (entry.key, entry.code) == ("agents", "redis.no_permission")
         assert "+zadd" in entry.what
         assert json.loads(entry.item) == request.model_dump(exclude_unset=True)

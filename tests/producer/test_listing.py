@@ -105,7 +105,7 @@ def test_pages_give_every_run_once(client: Client, limit: int, monkeypatch: pyte
 def test_a_page_with_few_hits_ends_and_goes_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """One question never looks through a million runs: the page is empty, and its cursor goes on."""
     monkeypatch.setattr(listing, "CHUNK", 2)
-    monkeypatch.setattr(listing, "MOST_LOOKED_AT", 4)
+    monkeypatch.setattr(listing, "MAX_SCANNED", 4)
     submit(client, "wanted", session_id="wanted")
     end_all(client, "wanted")
     now(client)

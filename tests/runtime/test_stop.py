@@ -113,7 +113,7 @@ async def test_what_the_runs_of_a_process_share_belongs_to_none_of_them(redis_ur
         def working() -> set[str]:
             return {task.get_name() for task in asyncio.all_tasks()}
 
-        while "redis lane" not in working():
+        while "redis pipeline" not in working():
             assert not asking.done()
             await asyncio.sleep(0)
 

@@ -10,8 +10,7 @@ from redis import exceptions
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.local.redis_server import EmbeddedRedis
-from openagents_worker.store import batching as lanes_module
-from openagents_worker.store import scripts
+from openagents_worker.store import batching, scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Cell, Store
 from tests.clocks import LoopClock
 from tests.producer.proxy import Proxy
@@ -44,14 +43,14 @@ async def test_a_cancellation_while_sending_is_never_lost(redis_url: str) -> Non
 
 
 async def test_commands_of_many_runs_travel_together(redis_url: str) -> None:
-    """What comes up in one turn of the loop is one round trip; every answer finds who asked."""
+    """What comes up in one turn of the loop is one round trip; every answer finds who sent."""
     store = AsyncStore(Cell(redis_url))
-    lanes = store._lanes
+    batcher = store._batcher
 
-    answers = await asyncio.gather(*(lanes.ask("ECHO", str(n)) for n in range(500)))
+    answers = await asyncio.gather(*(batcher.execute("ECHO", str(n)) for n in range(500)))
 
     assert answers == [str(n) for n in range(500)]
-    info = await lanes.ask("CLIENT", "LIST")
+    info = await batcher.execute("CLIENT", "LIST")
     assert 1 <= info.count("name=openagents") <= 2
     await store.close()
 
@@ -73,31 +72,34 @@ async def test_a_script_that_is_forgotten_again_at_once_is_sent_whole(
 ) -> None:
     """As where another server has become the master between two commands."""
     store = AsyncStore(Cell(redis_url))
-    lanes = store._lanes
-    ask, asked = lanes.ask, []
+    batcher = store._batcher
+    ask, sent = batcher.execute, []
 
     async def forgetful(*command: str | int) -> Any:
-        asked.append(command[0])
+        sent.append(command[0])
         answer = await ask(*command)
         if command[:2] == ("SCRIPT", "LOAD"):
             await ask("SCRIPT", "FLUSH")
         return answer
 
-    monkeypatch.setattr(lanes, "ask", forgetful)
+    monkeypatch.setattr(batcher, "execute", forgetful)
     await ask("SCRIPT", "FLUSH")
 
     assert await store.run(scripts.wake(limit=1)) == ((), 0)
-    assert asked == ["EVALSHA", "SCRIPT", "EVALSHA", "EVAL"]
+    assert sent == ["EVALSHA", "SCRIPT", "EVALSHA", "EVAL"]
     await store.close()
 
 
 async def test_a_command_that_redis_refuses_harms_no_other(redis_url: str) -> None:
     """An error is the answer to one command only."""
     store = AsyncStore(Cell(redis_url))
-    lanes = store._lanes
+    batcher = store._batcher
 
     good, bad, after = await asyncio.gather(
-        lanes.ask("ECHO", "a"), lanes.ask("NO-SUCH-COMMAND"), lanes.ask("ECHO", "b"), return_exceptions=True
+        batcher.execute("ECHO", "a"),
+        batcher.execute("NO-SUCH-COMMAND"),
+        batcher.execute("ECHO", "b"),
+        return_exceptions=True,
     )
 
     assert (good, after) == ("a", "b")
@@ -108,10 +110,13 @@ async def test_a_command_that_redis_refuses_harms_no_other(redis_url: str) -> No
 async def test_what_cannot_be_sent_is_no_error_of_the_others(redis_url: str) -> None:
     """Half a character in one run's command fails that command; those beside it in the pipeline go out."""
     store = AsyncStore(Cell(redis_url))
-    lanes = store._lanes
+    batcher = store._batcher
 
     before, bad, after = await asyncio.gather(
-        lanes.ask("ECHO", "a"), lanes.ask("ECHO", "\ud800"), lanes.ask("ECHO", "b"), return_exceptions=True
+        batcher.execute("ECHO", "a"),
+        batcher.execute("ECHO", "\ud800"),
+        batcher.execute("ECHO", "b"),
+        return_exceptions=True,
     )
 
     assert (before, after) == ("a", "b")
@@ -122,8 +127,8 @@ async def test_what_cannot_be_sent_is_no_error_of_the_others(redis_url: str) -> 
 async def test_who_asks_no_more_leaves_the_others_their_answers(redis_url: str) -> None:
     """A cancelled caller's answer is read and dropped; it is not taken for that of the next."""
     store = AsyncStore(Cell(redis_url))
-    lanes = store._lanes
-    tasks = [asyncio.create_task(lanes.ask("ECHO", str(n))) for n in range(40)]
+    batcher = store._batcher
+    tasks = [asyncio.create_task(batcher.execute("ECHO", str(n))) for n in range(40)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     for task in tasks[::2]:
@@ -132,7 +137,7 @@ async def test_who_asks_no_more_leaves_the_others_their_answers(redis_url: str) 
     answers = await asyncio.gather(*tasks[1::2])
 
     assert answers == [str(n) for n in range(1, 40, 2)]
-    assert await lanes.ask("ECHO", "next") == "next"
+    assert await batcher.execute("ECHO", "next") == "next"
     await store.close()
 
 
@@ -197,7 +202,7 @@ async def test_a_redis_that_takes_no_writes_now_may_be_asked_again(lines: dict[s
     async with EmbeddedRedis(extra=lines) as server:
         store, answering = Store(Cell(server.url)), AsyncStore(Cell(server.url))
         for ask in (lambda: asyncio.to_thread(store.run, write), lambda: answering.run(write)):
-            with pytest.raises(RedisUnreachable, match="takes no writes now") as caught:
+            with pytest.raises(RedisUnreachable, match="temporarily refuses commands") as caught:
                 await ask()
             assert not isinstance(caught.value, AnswerLost)
         store.close()
@@ -206,10 +211,10 @@ async def test_a_redis_that_takes_no_writes_now_may_be_asked_again(lines: dict[s
 
 async def test_an_answer_that_will_not_change_is_an_error_of_its_own(redis_url: str) -> None:
     """A command that is wrong is no Redis that is away: it is not repeated, and its cause is kept."""
-    store, answering, asked = Store(Cell(redis_url)), AsyncStore(Cell(redis_url)), []
+    store, answering, sent = Store(Cell(redis_url)), AsyncStore(Cell(redis_url)), []
 
     def ask(client: Any) -> Any:
-        asked.append(client)
+        sent.append(client)
         return client.execute_command("NO-SUCH-COMMAND")
 
     for work in (lambda: asyncio.to_thread(store.ask, ask), lambda: answering.ask_until(ask, lambda: False)):
@@ -217,7 +222,7 @@ async def test_an_answer_that_will_not_change_is_an_error_of_its_own(redis_url: 
             await work()
         assert isinstance(caught.value.__cause__, exceptions.ResponseError)
         assert not caught.value.retryable
-    assert len(asked) == 2
+    assert len(sent) == 2
     store.close()
     await answering.close()
 
@@ -226,10 +231,10 @@ async def test_the_time_to_get_a_connection_is_not_that_of_an_answer(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two pipelines a lane may have to wait for its pool: nothing is on its way then."""
-    monkeypatch.setattr(lanes_module, "HELD_S", -1.0)  # a new one for every pipeline
+    monkeypatch.setattr(batching, "MAX_HOLD_S", -1.0)  # a new one for every pipeline
     store, clock = AsyncStore(Cell(redis_url)), LoopClock()
-    lanes = lanes_module.PipelineBatcher(store._lanes._pool, answer_timeout_s=60, lanes=1)
-    get_connection = lanes._pool.get_connection
+    batcher = batching.PipelineBatcher(store._batcher._pool, answer_timeout_s=60, pipelines=1)
+    get_connection = batcher._pool.get_connection
 
     async def slow(*of: str) -> Any:
         clock.forward(61)
@@ -237,31 +242,31 @@ async def test_the_time_to_get_a_connection_is_not_that_of_an_answer(
             await asyncio.sleep(0)  # what is due by now is done: the lane is looked at
         return await get_connection(*of)
 
-    monkeypatch.setattr(lanes._pool, "get_connection", slow)
+    monkeypatch.setattr(batcher._pool, "get_connection", slow)
 
-    answers = await asyncio.gather(*(lanes.ask("ECHO", str(n)) for n in range(300)))
+    answers = await asyncio.gather(*(batcher.execute("ECHO", str(n)) for n in range(300)))
 
     assert answers == [str(n) for n in range(300)]
-    await lanes.close()
+    await batcher.close()
     await store.close()
 
 
 async def test_nobody_waits_for_ever_for_an_answer_that_is_lost(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where it takes long to put the broken connection back: who asked is told first."""
+    """Also where it takes long to put the broken connection back: who sent is told first."""
     async with Proxy(redis_url) as proxy:
         store = AsyncStore(Cell(proxy.url))
-        lanes = store._lanes
+        batcher = store._batcher
         await store.run(scripts.wake(limit=1))
         proxy.lose_answer_to = lambda data: b"ECHO" in data
 
         async def stuck(connection: Any) -> None:
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(lanes._pool, "release", stuck)
+        monkeypatch.setattr(batcher._pool, "release", stuck)
         with pytest.raises(exceptions.ConnectionError):
-            await asyncio.wait_for(lanes.ask("ECHO", "hello"), 60)
+            await asyncio.wait_for(batcher.execute("ECHO", "hello"), 60)
         monkeypatch.undo()
         await store.close()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.store.scripts import FalseAlarm, Looked
+from openagents_worker.store.scripts import FalseAlarm, LookResult
 from tests.store.test_scripts import HOUR_MS, Bench, woken
 from tests.waiting import wait_for
 
@@ -142,10 +142,10 @@ class Connections:
             renewed_within_ms=WITHIN_MS,
         )
 
-    def look(self, server: str = "") -> Looked:
+    def look(self, server: str = "") -> LookResult:
         """As if the last look were a second ago."""
         self._bench.redis.delete(self._bench.store.keys("looked"))
-        looked: Looked = self._bench.do("look", server=server or self.server, silence_ms=SILENCE_MS)
+        looked: LookResult = self._bench.do("look", server=server or self.server, silence_ms=SILENCE_MS)
         return looked
 
     def give_up(self, incarnation: str = "w2") -> None:
@@ -182,7 +182,7 @@ def test_a_worker_with_a_connection_is_never_given_up(bench: Bench, connections:
 
     for _ in range(3):
         bench.lab.let_pass(WITHIN_MS)
-        assert connections.look() == Looked()
+        assert connections.look() == LookResult()
 
 
 def test_a_worker_is_given_up_neither_before_it_was_silent_nor_before_it_should_have_renewed(
@@ -285,7 +285,7 @@ def test_one_look_a_second_is_enough_for_all(bench: Bench, connections: Connecti
 
     looked = bench.do("look", server=connections.server, silence_ms=SILENCE_MS, host="boot one")
 
-    assert looked == Looked(joined="1", neighbours={"w3": "11 500"})
+    assert looked == LookResult(joined="1", neighbours={"w3": "11 500"})
 
 
 def test_where_pubsub_may_not_be_asked_nobody_is_given_up(bench: Bench, connections: Connections) -> None:

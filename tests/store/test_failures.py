@@ -14,8 +14,8 @@ from openagents_worker.store.redis_errors import (
     Failure,
     NotSent,
     failure_of,
-    not_sent,
-    translating,
+    translate_connect_errors,
+    translate_errors,
 )
 
 URL = "redis://:hush@redis.test:6379/0"
@@ -71,11 +71,11 @@ def test_every_answer_of_redis_is_of_one_kind(answer: str) -> None:
 def test_what_breaks_after_the_command_was_sent_leaves_it_unknown(error: Exception) -> None:
     """What breaks before does not."""
     assert failure_of(error) is Failure.LOST
-    with pytest.raises(AnswerLost), translating(URL):
+    with pytest.raises(AnswerLost), translate_errors(URL):
         raise error
-    with pytest.raises(NotSent), not_sent():
+    with pytest.raises(NotSent), translate_connect_errors():
         raise error
-    with pytest.raises(RedisUnreachable) as caught, translating(URL), not_sent():
+    with pytest.raises(RedisUnreachable) as caught, translate_errors(URL), translate_connect_errors():
         raise error
     assert not isinstance(caught.value, AnswerLost)
 
@@ -84,7 +84,7 @@ def test_what_breaks_after_the_command_was_sent_leaves_it_unknown(error: Excepti
 def test_every_error_says_which_redis_and_why_and_no_password(answer: str) -> None:
     """It is one of ours, and its cause is kept."""
     error = BaseParser.parse_error(answer)
-    with pytest.raises(RedisUnreachable) as caught, translating(URL):
+    with pytest.raises(RedisUnreachable) as caught, translate_errors(URL):
         raise error
     assert caught.value.__cause__ is error
     assert "redis.test" in str(caught.value)
@@ -94,5 +94,5 @@ def test_every_error_says_which_redis_and_why_and_no_password(answer: str) -> No
 
 def test_what_is_no_error_of_redis_stays_as_it_is() -> None:
     """An argument that is no text is its caller's."""
-    with pytest.raises(UnicodeEncodeError), translating(URL):
+    with pytest.raises(UnicodeEncodeError), translate_errors(URL):
         "\ud800".encode()

@@ -19,7 +19,7 @@ from openagents_worker.store.watch import awatch, watch
 from tests.store.test_scripts import Bench, woken
 
 NEW = formats.NEWEST_READ + 1
-TOMORROW: dict[str, Any] = {"incarnation": "w2", "oldest": 0, "newest": NEW, "asked": NEW}
+TOMORROW: dict[str, Any] = {"incarnation": "w2", "oldest": 0, "newest": NEW, "message_format": NEW}
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_message_of_a_newer_format_is_no_order(bench: Bench) -> None:
     """What it asks for cannot be known here; its run waits for somebody who knows."""
     bench.do("submit")
 
-    assert bench.do("claim", asked=NEW).answer == "OTHER_FORMAT"
+    assert bench.do("claim", message_format=NEW).answer == "OTHER_FORMAT"
     assert come_due(bench) == ["r1"]
     assert left(bench) == 1
 
@@ -212,7 +212,7 @@ async def test_what_cannot_be_read_is_said_with_a_code(bench: Bench, field: str,
     bench.redis.hset(bench.store.keys("run", "r1"), field, value)
     store = AsyncStore(bench.store.cell)
 
-    with pytest.raises(OtherFormat, match=rf"format {NEW}.*reads 1 to {NEW - 1}") as caught:
+    with pytest.raises(OtherFormat, match=rf"format {NEW}.*reads the formats 1 to {NEW - 1}") as caught:
         read_record(bench.store, "r1")
     with pytest.raises(OtherFormat):
         await aread_record(store, "r1")
@@ -247,8 +247,8 @@ def test_a_session_of_another_format_is_said_with_a_code(bench: Bench) -> None:
 
 def test_what_is_written_here_is_read_here() -> None:
     """A format is read before it is written, and two more stay readable behind it."""
-    assert formats.is_read(formats.WRITTEN)
-    assert formats.is_read(formats.BY_CONTENT)
+    assert formats.can_read(formats.WRITTEN)
+    assert formats.can_read(formats.BY_CONTENT)
     assert formats.NEWEST_READ - max(formats.WRITTEN, formats.BY_CONTENT) in (0, 1)
     assert formats.WRITTEN - formats.OLDEST_READ == 2
 

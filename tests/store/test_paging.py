@@ -10,8 +10,8 @@ import pytest
 
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.paging import ANSWER_BYTES, PageSize
-from openagents_worker.store.records import IDS_A_PAGE, SessionStore, read_session
+from openagents_worker.store.paging import PAGE_BYTES, PageSize
+from openagents_worker.store.records import IDS_PER_PAGE, SessionStore, read_session
 from openagents_worker.store.scripts import DeleteAnswer
 from openagents_worker.store.watch import history, watch
 from tests.producer.hand import Hand
@@ -25,11 +25,11 @@ def hand(redis_url: str) -> Generator[Hand]:
 
 
 @pytest.mark.parametrize(
-    ("size", "count"), [(0, 500), (100, 500), (3_000, 349), (ANSWER_BYTES // 2, 2), (50 * ANSWER_BYTES, 1)]
+    ("size", "count"), [(0, 500), (100, 500), (3_000, 349), (PAGE_BYTES // 2, 2), (50 * PAGE_BYTES, 1)]
 )
 def test_a_page_has_as_many_entries_as_fit(size: int, count: int) -> None:
-    """At least one, at most `most`."""
-    page = PageSize(first=100, most=500)
+    """At least one, at most `max_count`."""
+    page = PageSize(first=100, max_count=500)
     page.learn(10, 10 * size)
     assert page.count == count
 
@@ -106,7 +106,7 @@ def test_a_session_with_a_long_past_and_a_long_queue_is_read_in_pages(hand: Hand
     """The answer is the whole of it, in order."""
     redis, keys = hand.store.redis, hand.store.keys
     hand.submit("r1", session_id="long")
-    waiting = [f"w{number:04}" for number in range(2 * IDS_A_PAGE + 300)]
+    waiting = [f"w{number:04}" for number in range(2 * IDS_PER_PAGE + 300)]
     messages = [{"role": "user", "content": str(number)} for number in range(450)]
     redis.zadd(keys("session_queue", "long"), {run_id: number for number, run_id in enumerate(waiting)})
     redis.rpush(keys("transcript", "long"), *map(json.dumps, messages))

@@ -10,7 +10,7 @@ import pytest
 from openagents_worker.errors import RedisWrongType
 from openagents_worker.store import watch as events
 from openagents_worker.store.client import AsyncStore, Cell, Store
-from openagents_worker.store.dead_letters import entries_of, read_aside
+from openagents_worker.store.dead_letters import parse_entries, read_put_aside
 from openagents_worker.store.fleet import read_fleet, read_workers
 from openagents_worker.store.keys import KEYS, Keys
 from openagents_worker.store.listing import RunFilter, list_problems, list_runs, list_sessions
@@ -53,7 +53,7 @@ def readable(store: Store) -> None:
     assert "q" in [queue.name for queue in store.execute(read_fleet(keys, "q")).queues]
     assert read_states(store, ["r1", "r2"])["r2"] == "queued"
     assert store.execute(list_problems(keys)) is not None
-    assert store.execute(read_aside(keys)) is not None
+    assert store.execute(read_put_aside(keys)) is not None
     assert read_record(store, "r2").run_id == "r2"
     assert read_session(store, "s2").holder == "r2"
     assert [event.name for event in store.execute(events.history(keys, "r2"))] == ["run.queued"]
@@ -151,7 +151,9 @@ def test_what_is_not_an_entry_is_left_out() -> None:
     """Somebody else may have written to the list."""
     good = '{"at_us":1,"key":"k","code":"c","what":"w"}'
 
-    found = entries_of(["", "7", "null", "{}", '{"at_us":"x"}', '{"at_us":1e400,"key":1}', "[" * 9999, good])
+    found = parse_entries(
+        ["", "7", "null", "{}", '{"at_us":"x"}', '{"at_us":1e400,"key":1}', "[" * 9999, good]
+    )
 
     assert [entry.key for entry in found] == ["k"]
 

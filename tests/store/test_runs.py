@@ -10,7 +10,7 @@ from openagents_worker.errors import LLMResponseError, RunNotFound, SessionNotFo
 from openagents_worker.models import RunArtifact, RunState, StopReason
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.records import (
-    PAGE,
+    MAX_PAGE_ITEMS,
     SessionStore,
     aread_record,
     aread_session,
@@ -187,7 +187,7 @@ async def test_a_session_without_a_trace_is_not_found(hand: Hand, store: AsyncSt
 
 async def test_a_transcript_is_read_in_pages_up_to_a_noted_length(hand: Hand, store: AsyncStore) -> None:
     """A replay that names the length of step 0 reads the same prefix, whatever was appended since."""
-    reader, size = SessionStore(store), 2 * PAGE + 7
+    reader, size = SessionStore(store), 2 * MAX_PAGE_ITEMS + 7
     hand.submit("r1")
     hand.claim("r1")
     hand.finish("r1", transcript=[{"role": "user", "content": str(i)} for i in range(size)])

@@ -295,40 +295,40 @@ def _fields(event: RunEvent) -> dict[str, str]:
 
 def test_a_jump_in_live_numbers_sends_the_watcher_back_to_the_stream() -> None:
     """A message that pub/sub lost is read from the stream, before those that came after it."""
-    place = EventCursor()
-    place.look(head(1))
-    assert numbers(list(place.replay(page(event(1))))) == [1]
+    cursor = EventCursor()
+    cursor.set_head(head(1))
+    assert numbers(list(cursor.replay(page(event(1))))) == [1]
 
-    assert list(place.live(event(3).to_json())) == []
-    assert place.behind
+    assert list(cursor.live(event(3).to_json())) == []
+    assert cursor.is_behind
 
-    assert numbers(list(place.replay(page(event(2), event(3))))) == [2, 3]
-    assert list(place.live(event(3).to_json())) == []
-    assert numbers(list(place.live(event(4).to_json()))) == [4]
+    assert numbers(list(cursor.replay(page(event(2), event(3))))) == [2, 3]
+    assert list(cursor.live(event(3).to_json())) == []
+    assert numbers(list(cursor.live(event(4).to_json()))) == [4]
 
 
 def test_a_watcher_ends_with_the_life_it_joined() -> None:
     """Joined in the second life, the first one's final event is history; the second one's is the end."""
-    place = EventCursor()
-    place.look(head(2, life=2))
+    cursor = EventCursor()
+    cursor.set_head(head(2, life=2))
 
-    shown = list(place.replay(page(event(1, final=True), event(2, "run.resumed", life=2))))
+    shown = list(cursor.replay(page(event(1, final=True), event(2, "run.resumed", life=2))))
     assert numbers(shown) == [1, 2]
-    assert not place.over
+    assert not cursor.is_over
 
-    assert numbers(list(place.live(event(3, life=2, final=True).to_json()))) == [3]
-    assert place.over
+    assert numbers(list(cursor.live(event(3, life=2, final=True).to_json()))) == [3]
+    assert cursor.is_over
 
 
 def test_nothing_is_shown_after_the_final_event() -> None:
     """A later life that stands in the same page belongs to other watchers."""
-    place = EventCursor()
-    place.look(head(1))
+    cursor = EventCursor()
+    cursor.set_head(head(1))
 
-    shown = list(place.replay(page(event(1, final=True), event(2, "run.resumed", life=2))))
+    shown = list(cursor.replay(page(event(1, final=True), event(2, "run.resumed", life=2))))
 
     assert numbers(shown) == [1]
-    assert place.over
+    assert cursor.is_over
 
 
 @given(
@@ -343,23 +343,23 @@ def test_whatever_pub_sub_loses_every_event_is_seen_once_in_order(
     """Joined at any moment, messages lost and the stream asked at will: nothing missing, nothing twice."""
     stream: list[RunEvent] = []
     seen: list[RunEvent] = []
-    place = EventCursor(after)
+    cursor = EventCursor(after)
 
     def read_on() -> None:
-        while place.behind and not place.over:
-            seen.extend(place.replay(page(*stream[place.wanted - 1 :])))
+        while cursor.is_behind and not cursor.is_over:
+            seen.extend(cursor.replay(page(*stream[cursor.wanted - 1 :])))
 
     for number in range(1, 32):
         if number - 1 == joined:
-            place.look(head(len(stream)))
+            cursor.set_head(head(len(stream)))
             read_on()
         stream.append(event(number, final=number == 31))
         if number > joined:
             if number not in lost:
-                seen.extend(place.live(stream[-1].to_json()))
-            if number in looks and not place.over:
-                place.look(head(len(stream), RunState.COMPLETED if number == 31 else RunState.RUNNING))
+                seen.extend(cursor.live(stream[-1].to_json()))
+            if number in looks and not cursor.is_over:
+                cursor.set_head(head(len(stream), RunState.COMPLETED if number == 31 else RunState.RUNNING))
             read_on()
 
-    assert place.over
+    assert cursor.is_over
     assert numbers(seen) == list(range(after + 1, 32))

@@ -3,7 +3,7 @@
 -- Returns CLAIMED, fence, fields, facts, journal length, first page, session (messages, artifacts, state) | DONE | WAITING, wakes | BUSY | NOT_DUE, ms
 --   | NOT_ALIVE | UNKNOWN | CANCELLED, wakes, life | SUSPECT_BUSY | OTHER_FORMAT | PARKED, state. DONE of a run whose end was not told yet:
 --   DONE, state, life, result[, wakes]. Event run.attempt_started.
--- The claimant reads the formats oldest to newest; its message has the format `asked`. A run of another one is left to others: due again
+-- The claimant reads the formats oldest to newest; its message has the format `message_format`. A run of another one is left to others: due again
 --   after a while, with one event run.left_to_others for each pair of formats, however often it is looked at. One that was left for
 --   longer than left_max_ms ends as failed, agent.unavailable.
 --#include end_run
@@ -74,7 +74,7 @@ end
 local held_by = holder(run.session)
 if not held_by then -- the holder's record is gone: the claimer heals the session
   if redis.call('ZSCORE', k.session_queue(run.session), run_id) then
-    local wake = promote(run.session) -- the head of the queue is next, whoever asked
+    local wake = promote(run.session) -- the head of the queue is next, whoever message_format
     held_by = wake[1]
     if held_by == run_id then run.state = STATE.queued else wakes[#wakes + 1] = wake end
   else
@@ -83,7 +83,7 @@ if not held_by then -- the holder's record is gone: the claimer heals the sessio
   end
 end
 if held_by ~= run_id then return {'WAITING', wakes} end
-local format = math.max(run.format, session_format(run.session), asked)
+local format = math.max(run.format, session_format(run.session), message_format)
 if not (is_read(run.format) and is_read(format)) then
   if run.state ~= STATE.queued then return {'OTHER_FORMAT'} end -- what it waits for will wake it
   local delay_ms = left_again_in(run, left_max_ms)
