@@ -223,7 +223,10 @@ GUARDS = (
     ),
     Guard(
         "a session is left to those who read its format",
-        ("math.max(run.format, session_format(run.session), asked)", "math.max(run.format, asked)"),
+        (
+            "math.max(run.format, session_format(run.session), message_format)",
+            "math.max(run.format, message_format)",
+        ),
         story="a_session_of_the_new_format_comes_to_old_workers",
     ),
     Guard(

@@ -1,7 +1,7 @@
-"""A key of ours with a wrong type: every kind of key, every other type, every script.
+"""A key of the library with a wrong type: every kind of key, every other type, every script.
 
-Where the rest can go on without it, it is put aside and can be read; else one error with a code names it, and
-only what needs that key meets the error. Nothing is half written.
+If the scripts can continue without the key, it is put aside. Otherwise, operations that need the key fail
+with an error that names it. No write is partial.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from openagents_worker.errors import RedisWrongType
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.keys import ANY_TYPE, KEYS, LEFT_IN_PLACE, Keys, KeySpec, spec_of
-from tests.store.doors import call
+from tests.store.script_calls import call
 
 keys = Keys("oa")
 
@@ -129,8 +129,8 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
 
 
 @pytest.mark.parametrize(("spec", "kind"), CASES, ids=[f"{spec.name}-{kind}" for spec, kind in CASES])
-def test_no_script_is_stopped_by_a_key_of_another_kind(store: Store, spec: KeySpec, kind: str) -> None:
-    """The other run is executed to its end, and another one after it."""
+def test_a_key_of_a_wrong_type_does_not_stop_other_runs(store: Store, spec: KeySpec, kind: str) -> None:
+    """The other run is executed to its end, and a later one, too."""
     key = key_of(spec)
     WRITERS[kind](store.redis, key)
 
@@ -143,8 +143,8 @@ def test_no_script_is_stopped_by_a_key_of_another_kind(store: Store, spec: KeySp
 
 
 @pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.name)
-def test_no_script_is_stopped_by_a_key_that_becomes_another_kind(store: Store, spec: KeySpec) -> None:
-    """The same while the runs are executed: what stood there is lost, and nothing else is."""
+def test_a_key_that_gets_a_wrong_type_does_not_stop_other_runs(store: Store, spec: KeySpec) -> None:
+    """The same while the runs are executed: only the contents of the key are lost."""
     key, kind = key_of(spec), "string" if spec.type != "string" else "list"
 
     def becomes_foreign() -> None:
@@ -159,8 +159,8 @@ def test_no_script_is_stopped_by_a_key_that_becomes_another_kind(store: Store, s
     assert whole_history(store, "n2") == [] or spec.name in LEFT_IN_PLACE
 
 
-def test_what_is_put_aside_can_be_read(store: Store) -> None:
-    """The key has another name, and the list says which, when and why."""
+def test_a_key_that_was_put_aside_can_be_read(store: Store) -> None:
+    """The key has another name, and the list of dead letters has its name, the time and the reason."""
     store.redis.rpush("oa:due", "one", "two")
     store.run(call("wake"))
 
@@ -174,8 +174,8 @@ def test_what_is_put_aside_can_be_read(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["journal", "facts", "transcript", "artifacts", "session_state"])
-def test_a_run_that_needs_a_key_of_another_kind_ends_as_failed(store: Store, name: str) -> None:
-    """It would never be claimable; so it ends with a code that names the key, and its session goes on."""
+def test_a_run_that_needs_a_key_of_a_wrong_type_fails(store: Store, name: str) -> None:
+    """It could never be claimed; so it fails with a code that names the key, and its session continues."""
     store.run(call("register"))
     store.run(call("submit"))
     store.run(call("submit", run_id="r2"))
@@ -193,8 +193,8 @@ def test_a_run_that_needs_a_key_of_another_kind_ends_as_failed(store: Store, nam
 
 
 @pytest.mark.parametrize("name", ["transcript", "artifacts", "session_state"])
-def test_a_run_writes_all_of_its_end_or_nothing(store: Store, name: str) -> None:
-    """A key that became something else while the run was executed is found before the first write."""
+def test_finish_writes_everything_or_nothing(store: Store, name: str) -> None:
+    """A key that gets a wrong type while the run executes is found before the first write."""
     store.run(call("register"))
     store.run(call("submit"))
     fence = store.run(call("claim")).fence

@@ -1,4 +1,4 @@
-"""Every script with arguments that do no harm: a test names only what it is about."""
+"""Calls of every script with default arguments: a test passes only the arguments that it is about."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def call(script: str, **changed: Any) -> ScriptCall[Any]:
-    """The call of that script; a claim without a nonce gets a new one."""
-    given = {**_DEFAULTS[script], **changed}
+    """The call of this script; a claim without a nonce gets a new one."""
+    arguments = {**_DEFAULTS[script], **changed}
     if script == "claim":
-        given.setdefault("nonce", f"n{next(_nonces)}")
-    door: Any = getattr(scripts, script)
-    made: ScriptCall[Any] = door(**given)
-    return made
+        arguments.setdefault("nonce", f"n{next(_nonces)}")
+    script_function: Any = getattr(scripts, script)
+    script_call: ScriptCall[Any] = script_function(**arguments)
+    return script_call
