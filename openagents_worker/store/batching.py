@@ -122,9 +122,8 @@ class PipelineBatcher:
         loop = asyncio.get_running_loop()
         try:
             if pipeline.connection is not None and has_hung_up(pipeline.connection):
-                await self._release_connection(
-                    pipeline, broken=True
-                )  # no command was lost: none was sent yet
+                # No command is lost: none was sent on this connection yet.
+                await self._release_connection(pipeline, broken=True)
             while self._waiting:
                 connection = await self._connection(pipeline, loop.time())
                 if not self._waiting:
@@ -212,8 +211,7 @@ class _Pipeline:
         self.task, self.checks, self.is_timed_out = None, 0, False
 
     def check_time(self, now_s: float, answer_timeout_s: float) -> None:
-        """Count a check of a running round trip, and cancel it when it takes longer than
-        `answer_timeout_s`."""
+        """Count a check of the round trip, and cancel it if it takes longer than `answer_timeout_s`."""
         if self.task is None:
             return
         self.checks += 1

@@ -1,6 +1,6 @@
 """The Redis client: the only place that opens connections to Redis.
 
-Connection pools have a fixed size, redis-py does not retry commands, and its errors become errors of ours.
+Connection pools have a fixed size. redis-py does not retry commands. Its errors are translated once.
 """
 
 from __future__ import annotations
@@ -194,8 +194,7 @@ def _raise_temporary_refusal(answers: list[Any]) -> list[Any]:
 
 
 def _require_on_disk(reply: Any, waitaof_answer: Any, cell: Cell) -> Any:
-    """The reply of the script, if Redis has confirmed that its writes are on disk. Else raises
-    `AnswerLost`."""
+    """The reply of the script. Raises `AnswerLost` if Redis has not confirmed that its writes are on disk."""
     for answer in (reply, waitaof_answer):
         if isinstance(answer, Exception):
             raise answer
@@ -238,8 +237,7 @@ class _ScriptPermissions:
 
 
 def _check_waitaof_right(missing: tuple[int, ...], url: str) -> None:
-    """Raises `RedisNoPermission` if the user lacks the command WAITAOF. `missing` is the reply of
-    `lacking`."""
+    """Raises `RedisNoPermission` if WAITAOF is not allowed. `missing` is the reply of `lacking`."""
     if missing:
         raise missing_rights_error([f"+{WAITAOF[0].lower()}"], safe_url(url), user_of(url))
 
@@ -281,9 +279,9 @@ class Store:
     def run(self, call: ScriptCall[T]) -> T:
         """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` if it may have been executed."""
         argv = call.argv(self.cell.common)
-        return call.parse(self.use(lambda r: self._eval(r, call, argv)))
+        return call.parse(self.use(lambda r: self._run_script(r, call, argv)))
 
-    def _eval(self, client: Any, call: ScriptCall[Any], argv: list[Any]) -> Any:
+    def _run_script(self, client: Any, call: ScriptCall[Any], argv: list[Any]) -> Any:
         sha, source = self._script_permissions.source_to_run(call.script)
         try:
             try:
@@ -311,9 +309,9 @@ class Store:
         if not self._persistence_info.can_wait_for_disk:
             return self.run(call)  # with `appendfsync always`, Redis answers after the write to disk
         argv = call.argv(self.cell.common)
-        return call.parse(self.use(lambda r: self._eval_on_disk(r, call.script, argv)))
+        return call.parse(self.use(lambda r: self._run_script_on_disk(r, call.script, argv)))
 
-    def _eval_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
+    def _run_script_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
         """Send both commands on one connection: WAITAOF waits for the writes of its own connection."""
         reply = waitaof_answer = None
         sha, source = self._script_permissions.source_to_run(script)
@@ -399,10 +397,12 @@ class _LoopConnections:
         await self._pool.disconnect()
 
     def transports(self) -> Iterable[Any]:
+        """The asyncio transports of the open connections."""
         writers = [connection._writer for connection in self._pool.connection_class.opened]
         return [writer.transport for writer in writers if writer is not None]
 
     def forget(self) -> None:
+        """Forget the streams of the connections, whose transports were closed without the event loop."""
         for connection in list(self._pool.connection_class.opened):
             connection._reader = connection._writer = None
 
@@ -461,7 +461,7 @@ class AsyncStore:
     async def run(self, call: ScriptCall[T]) -> T:
         """As `Store.run`."""
         with translate_errors(self.cell.url):
-            return call.parse(await self._eval(call.script, call.argv(self.cell.common)))
+            return call.parse(await self._run_script(call.script, call.argv(self.cell.common)))
 
     async def run_until(self, call: ScriptCall[T], until: Callable[[], bool]) -> T:
         """Run a script, and repeat it while Redis is unreachable, until `until()` returns True."""
@@ -481,22 +481,21 @@ class AsyncStore:
             except RedisUnreachable:
                 if until():
                     raise
-                await self._sleep(
-                    delay_s * (0.5 + random.random())
-                )  # jitter: runs must not retry at the same time
+                # With jitter: runs must not retry at the same time.
+                await self._sleep(delay_s * (0.5 + random.random()))
                 delay_s = min(delay_s * 2, 1.0)
 
-    async def _eval(self, script: Script, argv: list[Any]) -> Any:
+    async def _run_script(self, script: Script, argv: list[Any]) -> Any:
         sha, source = self._script_permissions.source_to_run(script)
         try:
-            reply = await self._eval_text(sha, source, argv)
+            reply = await self._send_script(sha, source, argv)
         except exceptions.ResponseError as error:
             self._script_permissions.handle_error(script, error)
             raise
         self._script_permissions.mark_permitted(script)
         return reply
 
-    async def _eval_text(self, sha: str, source: str, argv: list[Any]) -> Any:
+    async def _send_script(self, sha: str, source: str, argv: list[Any]) -> Any:
         try:
             return await self._batcher.execute("EVALSHA", sha, 1, self.cell.prefix, *argv)
         except exceptions.NoScriptError:
@@ -517,9 +516,9 @@ class AsyncStore:
         if not self._persistence_info.can_wait_for_disk:
             return await self.run(call)
         argv = call.argv(self.cell.common)
-        return call.parse(await self.use(lambda r: self._eval_on_disk(r, call.script, argv)))
+        return call.parse(await self.use(lambda r: self._run_script_on_disk(r, call.script, argv)))
 
-    async def _eval_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
+    async def _run_script_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
         # Not with the batcher: this waits for the disk, and commands of other runs would wait behind it.
         reply = waitaof_answer = None
         sha, source = self._script_permissions.source_to_run(script)

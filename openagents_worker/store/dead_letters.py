@@ -94,8 +94,7 @@ def read_put_aside(keys: Keys) -> Plan[tuple[PutAside, ...]]:
 
 
 def wrong_fixed_keys(keys: Keys) -> Plan[list[str]]:
-    """A plan that returns the keys of a wrong type, among the keys that exist once in a cell (without an
-    id)."""
+    """A plan that returns the keys of a wrong type, among the keys without an id."""
     fixed = [spec for spec in KEYS if "{}" not in spec.template]
 
     def question(client: Any) -> Any:

@@ -31,8 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class KeySpec:
-    """A kind of key. `{}` in the template is an encoded id. `life` says when the key expires or is
-    deleted."""
+    """A kind of key. `{}` in the template is an encoded id. `life`: when the key expires or is deleted."""
 
     name: str
     template: str
@@ -308,8 +307,7 @@ class Keys:
         return f"{self.prefix}:notices:{encode_id(incarnation)}"
 
     def alive(self, incarnation: str) -> str:
-        """The pub/sub channel to which the heartbeat connection of a worker subscribes. It has no
-        messages."""
+        """The pub/sub channel to which the heartbeat connection of a worker subscribes. It stays empty."""
         return f"{self.prefix}:alive:{encode_id(incarnation)}"
 
 

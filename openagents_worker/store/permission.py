@@ -28,8 +28,7 @@ __all__ = [
 ]
 
 MISSING_RIGHTS_MARK = "OA_LACKING"
-"""The error of a script begins with this word if its user lacks rights. The script has not written
-anything."""
+"""A script whose user lacks rights writes nothing and fails with an error that begins with this word."""
 DEFAULT_USER = "default"
 MAX_SHOWN = 8  # missing rights in a message; the ACL file of the role has all rights
 _NO_PERMISSION = re.compile(
@@ -86,7 +85,7 @@ def _set_details(error: Exception, **details: Any) -> None:
 
 
 def no_permission_error(error: Exception, where: str, url: str) -> RedisNoPermission:
-    """The refusal as an error of ours. `where` is the URL without its secrets."""
+    """The refusal as an error of the library. `where` is the URL without its secrets."""
     details: dict[str, Any] = getattr(error, "openagents", {})
     user = _user(error, url)
     if "lacking" in details:

@@ -210,8 +210,7 @@ class _SharedConnection:
             receiving.cancel()
 
     async def _update_subscriptions(self, store: AsyncStore, pubsub: Any) -> None:
-        """Subscribe and unsubscribe so that the subscriptions match the inboxes, with two commands at
-        most."""
+        """Make the subscriptions match the inboxes, with at most two commands."""
         self._channels_changed.clear()
         wanted = set(self._inboxes)
         if not wanted:

@@ -139,8 +139,7 @@ def _build_record(run_id: str, field: Mapping[str, str]) -> RunRecord:
 
 
 def _last_error(code: str, details: str) -> ErrorDetails | None:
-    """The error for which the run was last suspended. A worker of the previous version stores only the
-    code."""
+    """The error for which the run was last suspended. The previous version stores only its code."""
     if details:
         return ErrorDetails.model_validate_json(details)
     return ErrorDetails(code=code, message="", retryable=True) if code else None
@@ -203,8 +202,7 @@ async def aread_record(store: AsyncStore, run_id: str) -> RunRecord:
 
 
 def is_notify_pending(store: Store, run_id: str) -> bool:
-    """Whether Celery was not notified yet of the end of the run, so that its linked tasks have not run
-    yet."""
+    """Whether Celery still has to be notified of the end of the run. Linked tasks run only after this."""
     return bool(store.ask(lambda r: r.hexists(store.keys("run", run_id), "untold")))
 
 
@@ -366,6 +364,7 @@ class SessionStore:
     async def load_messages(
         self, session_id: str, *, last: int | None = None, upto: int | None = None
     ) -> list[dict[str, Any]]:
+        """Messages of the transcript."""
         texts = [text async for text in self._items("transcript", session_id, last, upto)]
         with translate_parse_errors(WRITTEN, session_id=session_id):
             return list(map(loads, texts))
@@ -373,6 +372,7 @@ class SessionStore:
     async def list_artifacts(
         self, session_id: str, *, last: int | None = None, upto: int | None = None
     ) -> list[RunArtifact]:
+        """Artifacts of the session."""
         texts = [text async for text in self._items("artifacts", session_id, last, upto)]
         with translate_parse_errors(WRITTEN, session_id=session_id):
             return list(map(RunArtifact.model_validate_json, texts))

@@ -196,7 +196,7 @@ def translate_connect_errors() -> Iterator[None]:
 
 @contextmanager
 def translate_errors(url: str) -> Iterator[None]:
-    """Turn the errors of redis-py in this block into errors of ours. Other exceptions are not changed.
+    """Turn the errors of redis-py in this block into errors of the library. Other exceptions are not changed.
 
     `url` is that of the Redis; the error contains it without its password.
     """

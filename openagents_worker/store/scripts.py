@@ -583,8 +583,7 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """The answer of `prune`. `looked` is False if no index is due. Pass `name` and `kept` to the next
-    call."""
+    """The answer of `prune`. `looked`: an index was due. Pass `name` and `kept` to the next call."""
 
     looked: bool
     name: str
@@ -658,8 +657,7 @@ def register(
 
 @_script_function
 def end_lease(reply: Reply, *, incarnation: str, host: str, process: str) -> Literal["OK", "OVER"]:
-    """End the lease of a process of this host that is dead. OVER: it has no lease, or another process
-    does."""
+    """End the lease of a dead process of this host. OVER: there is no lease of this process."""
     return "OK" if reply == "OK" else "OVER"
 
 
@@ -915,8 +913,7 @@ def wake(reply: Reply, *, limit: int) -> tuple[tuple[Wake, ...], int]:
 
 @_script_function
 def resend(reply: Reply, *, queue: str, oldest_us: int, grace_ms: int, limit: int) -> tuple[Wake, ...]:
-    """Send wake-ups again that must be lost: older than the oldest message of the queue and than the
-    grace."""
+    """Resend lost wake-ups: those older than the oldest message of the queue and older than the grace."""
     return _parse_wakes(reply)
 
 

@@ -122,7 +122,7 @@ class SentinelConnection(sync.SentinelManagedConnection):
         super().connect_to(address)
         try:
             self.send_command("ROLE", check_health=False)
-            _check_role(self.read_response())
+            _require_master(self.read_response())
         except BaseException:
             self.disconnect()
             raise
@@ -148,7 +148,7 @@ class AsyncSentinelConnection(asyncio.SentinelManagedConnection):
         await super().connect_to(address)
         try:
             await self.send_command("ROLE", check_health=False)
-            _check_role(await self.read_response())
+            _require_master(await self.read_response())
         except BaseException:
             await self.disconnect(nowait=True)
             raise
@@ -165,6 +165,7 @@ def _timeouts(timeout_s: float) -> dict[str, float]:
     return {"socket_connect_timeout": timeout_s, "socket_timeout": timeout_s}
 
 
-def _check_role(answer: Any) -> None:
-    if answer[0] not in ("master", b"master"):
+def _require_master(role_answer: Any) -> None:
+    """Raises `ConnectionError` unless the answer to ROLE is that of a master."""
+    if role_answer[0] not in ("master", b"master"):
         raise exceptions.ConnectionError("the server that the sentinels name as the master is not a master")

@@ -1,5 +1,4 @@
-"""States of a run: the only place that defines the properties of each state, for Python and for the
-scripts."""
+"""States of a run: the only place that defines their properties, for Python and for the scripts."""
 
 from __future__ import annotations
 

@@ -48,8 +48,7 @@ class SubscribedStore(Store):
         self._is_closed = False
 
     def subscribe(self, channel: str) -> None:
-        """Use this channel instead of the previous one, from the next connection on. Closes the current
-        one."""
+        """Subscribe to this channel from the next connection on. Closes the current connection."""
         self._channel = channel
         self._disconnect()
 

@@ -18,8 +18,7 @@ __all__ = ["TlsProblem", "tls_alert", "server_hung_up", "speaks_redis", "speaks_
 
 @dataclass(frozen=True, slots=True)
 class TlsProblem:
-    """A problem with a certificate, a key or a URL that will not disappear by itself (`what`), with a
-    hint."""
+    """A lasting problem with a certificate, a key or a URL (`what`), and how to solve it (`hint`)."""
 
     what: str
     hint: str

@@ -176,8 +176,7 @@ class EventCursor:
         return self._wanted or 1
 
     def set_head(self, head: RunHead | None) -> None:
-        """Set the current head of the run: the stream must be read up to here. None: the record is
-        deleted."""
+        """Set the head of the run, up to which the stream must be read. None: the record is deleted."""
         if head is None:
             self.is_over = True
             return
@@ -188,8 +187,7 @@ class EventCursor:
         self.is_behind = True
 
     def replay(self, page: Sequence[Entry], reply: Mapping[str, str] | None = None) -> Iterator[RunEvent]:
-        """Events of a page of the stream, read from `wanted` on, and of the reply that streams at that
-        time."""
+        """The events of a page of the stream, read from `wanted` on, and of the streaming reply."""
         head = self._read_head
         assert head is not None, "call set_head first"
         for id_, fields in page:
@@ -225,6 +223,7 @@ class EventCursor:
         return ()
 
     def _mark_seen(self, event: RunEvent) -> RunEvent:
+        """Move the cursor behind this event, and return it."""
         assert event.seq is not None
         self._wanted = event.seq + 1
         self.is_over = event.final and event.life >= (self._life or 1)
@@ -269,9 +268,11 @@ class _ReconnectLimit:
         self._until = 0.0
 
     def restart(self) -> None:
+        """Redis has answered: allow `RECONNECT_S` seconds from now."""
         self._until = time.monotonic() + RECONNECT_S
 
-    def is_over(self, deadline: float | None) -> bool:
+    def has_expired(self, deadline: float | None) -> bool:
+        """Whether the watch must raise instead of reconnecting. `deadline`: see `watch`."""
         now = time.monotonic()
         return now >= self._until or (deadline is not None and now >= deadline)
 
@@ -315,7 +316,7 @@ def watch(
             except RedisNoPermission:
                 raise  # it would be refused again
             except RedisUnreachable:
-                if reconnect_limit.is_over(deadline):
+                if reconnect_limit.has_expired(deadline):
                     raise
                 time.sleep(RETRY_PAUSE_S)
 
@@ -402,7 +403,7 @@ async def awatch(
             except RedisNoPermission:
                 raise  # it would be refused again
             except RedisUnreachable:
-                if reconnect_limit.is_over(None):
+                if reconnect_limit.has_expired(None):
                     raise
                 await asyncio.sleep(RETRY_PAUSE_S)
 
@@ -436,9 +437,8 @@ async def _aread_head(store: AsyncStore, run_id: str) -> RunHead | None:
     )
 
 
-_read_limits: WeakKeyDictionary[Any, asyncio.Semaphore] = (
-    WeakKeyDictionary()
-)  # by redis-py client, of which each event loop has one
+# By redis-py client, of which each event loop has one.
+_read_limits: WeakKeyDictionary[Any, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 async def _limited_read(store: AsyncStore, question: Callable[[Any], Awaitable[T]]) -> T:

@@ -1,6 +1,8 @@
-"""Stories. The only place that tells by hand what chance finds seldom: each one shows what some guard is for.
+"""Stories: the only place with hand-written histories that random ones rarely produce.
 
-Acts are those of the machine; where one chooses, 0 means the first of what there is.
+Each shows a guard at work.
+
+The acts are those of the machine. Where an act chooses, 0 means the first of the possibilities.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ __all__ = ["Stories", "tell"]
 
 
 def tell(machine: Protocol, name: str) -> None:
-    """Plays that story, looks whether everything holds, and brings all runs to their end."""
+    """Play this story, check the invariants, and bring all runs to their end."""
     machine.holds()
     getattr(Stories(machine), name)()
     machine.holds()
@@ -24,7 +26,7 @@ def tell(machine: Protocol, name: str) -> None:
 
 
 class _Words:
-    """What stories have in common."""
+    """Steps that stories have in common."""
 
     def __init__(self, machine: Protocol) -> None:
         self.m = machine
@@ -59,7 +61,7 @@ class _Words:
         self.m.holds()
 
     def give_up(self, worker: int) -> None:
-        """Its connection is gone for long enough, and somebody looks."""
+        """Its connection has been closed for long enough, and a worker checks."""
         self.m.beat(worker)
         self.m.cut(worker)
         self.m.look()
@@ -72,7 +74,7 @@ class _Words:
         self.m.holds()
 
     def die_as(self, worker: int) -> None:
-        """That worker dies, and not the first one of those that are at work."""
+        """This worker dies, instead of the first one that executes runs."""
         self.m.die_at_work([w.listens for w in self.m.at_work].index(worker != 1), False, False)
         self.m.holds()
 
@@ -574,7 +576,7 @@ class Stories(_Words):
         attempt = self.m.at_work[0].carries[self.only_run]
         for _ in range(2):  # the same write, which is refused, and then taken
             try:
-                self.m.carry_on(attempt, "finish", "lost")
+                self.m.continue_attempt(attempt, "finish", "lost")
             except RedisWrongType:
                 self.m.holds()
                 self.m.lab.redis.delete(key)

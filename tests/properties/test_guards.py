@@ -1,7 +1,7 @@
-"""Every guard of the scripts is needed: with any one switched off, some history breaks a promise.
+"""Every guard of the scripts is needed: without any one of them, some history breaks a promise.
 
-So the machine can fail, and a guard that is lost in an edit is found. A guard that only backs up another one
-stands here together with the other.
+So the machine can fail, and a guard that is lost in an edit is noticed. A guard that only backs up another
+one is listed together with it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HOLDS = "if redis.call('HGET', k.session(run.session), 'holder') ~= R then retur
 
 @dataclass(frozen=True, init=False)
 class Guard:
-    """What is promised, the texts of the scripts with what stands there without it, and what shows it."""
+    """A promise, the script text without its guard, and the story that breaks then."""
 
     name: str
     off: tuple[tuple[str, str], ...]
@@ -596,14 +596,14 @@ def broken(redis_url: str, guard: Guard) -> Generator[Lab]:
 
 @pytest.mark.parametrize("name", STORIES)
 def test_with_every_guard_the_story_ends_well(lab: Lab, name: str) -> None:
-    """What happens seldom is told by hand."""
+    """Stories are histories that random ones rarely produce."""
     tell(protocol_in(lab)(), name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name, indirect=True)
 def test_without_it_a_promise_is_broken(broken: Lab, guard: Guard) -> None:
-    """Its story, or else one of many histories, shows what the guard is for."""
+    """Its story, or else one of many random histories, shows the purpose of the guard."""
     with pytest.raises(AssertionError):
         show(broken, guard)
 
@@ -617,7 +617,7 @@ def show(lab: Lab, guard: Guard) -> None:
 
 
 def test_every_guard_stands_in_a_script() -> None:
-    """The texts above are those of the scripts: one that was rephrased there must be rephrased here."""
+    """The texts above are those of the scripts: if a line is changed there, it must be changed here."""
     lua = resources.files("openagents_worker.store").joinpath("lua")
     files = [file for folder in (lua, lua / "lib") for file in folder.iterdir() if file.name.endswith(".lua")]
     everything = "\n".join(file.read_text("utf-8") for file in files)

@@ -1,8 +1,8 @@
-"""What must be true. The only place that says it without asking a script.
+"""The model: the only place that computes what must be true without calling a script.
 
-Small on purpose: a run stands somewhere, one fence may write, sessions are lists in the order of their
-places. Every method is one step of the protocol; it returns what the step must be answered, and the runs
-for which a wake-up must then be sent.
+It is small on purpose: a run is in one state, one fence may write, sessions are ordered lists of runs. Every
+method is one step of the protocol. It returns the expected answer, and the runs for which a wake-up must be
+sent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Wakes = set[str]
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What is held against a run; a record ends it."""
+    """The suspicion against a run; a record removes it."""
 
     group: str = ""  # its suspects are carried together, and apart from those of others
     halved: int = 0  # deaths in the company of others
@@ -38,7 +38,7 @@ class Suspicion:
 
 @dataclass
 class End:
-    """What is known of the end of a lease."""
+    """Information about the end of a lease."""
 
     attempt_result: int = 0  # when the first of its runs was taken; 0: none was
     suspects: int = 0
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def held(self) -> Suspicion:
-        """What is held against it. One that was given back twice, too, is a group of its own."""
+        """The suspicion against a run. A run that was given back twice is a group with one member."""
         given_back = self.stuck >= 2 and self.suspicion == Suspicion()
         return Suspicion(self.id) if given_back else self.suspicion
 
@@ -99,7 +99,7 @@ class Run:
 
 @dataclass
 class Gone:
-    """A lease that was ended early, and what was taken from its owner: the life of each run."""
+    """A lease that was ended early, and the runs that were taken from its owner: the life of each."""
 
     seen_by: str
     alive: bool = False  # it has said so
@@ -140,14 +140,14 @@ class Truth:
         return {run_id for run_id in self.owned(incarnation) if self.runs[run_id].cancel}
 
     def group_in(self, incarnation: str) -> set[str]:
-        """The groups of its suspects: one, unless something was taken back."""
+        """The groups of its suspects: one, unless a suspicion was removed."""
         return {self.runs[run_id].held.group for run_id in self.owned(incarnation)} - {""}
 
     def lost_leases(self) -> set[str]:
         return {incarnation for incarnation, end in self.leases.items() if end <= self.now}
 
     def writer(self, run_id: str, fence: str) -> Run | None:
-        """The run, if whoever has this fence may write."""
+        """The run, if the owner with this fence may write."""
         run = self.runs.get(run_id)
         return run if run and run.state == "running" and run.fence == fence else None
 
@@ -157,7 +157,7 @@ class Truth:
     # --- producers ---
 
     def submit(self, asked: Run, delay: float, expires: float, reject: bool) -> str:
-        """`asked` says who and what; the delay and the time to be started in are in ticks, 0 for none."""
+        """`asked` has the ids and options; the delay and the expiry are in ticks, 0 for none."""
         if known := self.runs.get(asked.id):
             return "SAME" if known.digest == asked.digest else "CONFLICT"
         if reject and any(run_id in self.runs for run_id in self.places.get(asked.session, [])):
@@ -262,7 +262,7 @@ class Truth:
         return "OK"
 
     def look(self) -> set[str]:
-        """Who is given up."""
+        """The workers whose leases are ended."""
         given_up: set[str] = set()
         for incarnation in self.neighbours() if "connection" not in self.off else ():
             if incarnation in self.listening:
@@ -279,7 +279,7 @@ class Truth:
         return given_up
 
     def alarm(self, incarnation: str) -> tuple[int, str, bool] | None:
-        """How many runs it was, who was wrong, and whether that is off now."""
+        """The number of runs, the check that was wrong, and whether it is off now."""
         gone = self.gone.get(incarnation)
         if not gone or gone.alive:
             return None
@@ -308,7 +308,7 @@ class Truth:
     # --- whoever carries a run ---
 
     def claim(self, run_id: str, incarnation: str, nonce: str, newest: int) -> tuple[str, Wakes]:
-        """CLAIMED also puts the run into the hands of this incarnation; its fence is what the script says."""
+        """CLAIMED also makes this incarnation the owner; the fence is that of the script."""
         run = self.runs.get(run_id)
         if not run:
             return "UNKNOWN", set()
@@ -405,7 +405,7 @@ class Truth:
         return "OK", self._end(run, "completed", by=fence, in_hand=True)
 
     def release(self, run_id: str, incarnation: str, fence: str, kind: str) -> tuple[str, Wakes]:
-        """`lost`: who had it does not execute it any more, which counts unless a record came of it."""
+        """`lost`: no task of the owner executes the run. This counts unless it has a new record."""
         run = self.writer(run_id, fence)
         if not run or run.owner != incarnation:
             return "FENCED", set()
@@ -479,7 +479,7 @@ class Truth:
         end.blamed = {}
 
     def _blame(self, run: Run, incarnation: str, end: End, nobody_died: bool, half: dict[str, int]) -> bool:
-        """Whether the run is poison: whoever is told so often that a process died with it, and no other."""
+        """Whether the run is poisoned: it was suspected of the death of a process too often."""
         held, is_named = run.held, end.named == run.id
         if run.has_new_record and not is_named:
             run.suspicion = Suspicion()
@@ -520,7 +520,10 @@ class Truth:
         return wakes
 
     def resend(self, older_than: float) -> Wakes:
-        """Whose message is missing; an end that is still not told is told again less often, a tick apart."""
+        """Runs whose message is lost.
+
+        An end that is still not notified is sent again in increasing intervals of a tick.
+        """
         missing = {run.id for run in self.runs.values() if run.since < older_than and run.state == "queued"}
         untold = {run.id for run in self.runs.values() if run.since < older_than and run.untold}
         for run_id in missing:
@@ -533,7 +536,7 @@ class Truth:
     # --- how a run moves ---
 
     def _recovered(self, run: Run) -> Wakes:
-        """Nobody executes it any more: it goes on, or its end is due."""
+        """The run has no owner any more: it continues, or ends."""
         if run.cancel:
             return self._end(run, "cancelled")
         if not run.durable or run.stuck > MAX_RECOVERIES:
@@ -549,7 +552,7 @@ class Truth:
         return {run.id}
 
     def _place(self, run: Run) -> Wakes:
-        """One that is submitted again because its record was lost has the place that it had."""
+        """A run that is submitted again because its record was lost keeps its place."""
         places = self.places.setdefault(run.session, [])
         if run.id not in places:
             self._at(run, "waiting_session", self.now)
@@ -558,7 +561,7 @@ class Truth:
         return woken | self._queued(run) if places[0] == run.id else woken
 
     def _repaired(self, session: str) -> Wakes:
-        """A holder without a record makes way for the next, as soon as anybody comes by."""
+        """A holder without a record is replaced by the next run, as soon as a script handles the session."""
         places = self.places.get(session, [])
         if not places or places[0] in self.runs:
             return set()
@@ -566,7 +569,7 @@ class Truth:
         return self._queued(self.runs[places[0]]) if places else set()
 
     def _end(self, run: Run, state: str, by: str = "", in_hand: bool = False) -> Wakes:
-        """`in_hand`: whoever ends it tells Celery; else a message sees to that."""
+        """`in_hand`: the caller notifies Celery; otherwise a message is sent for this."""
         self._at(run, state, self.now)
         run.fence, run.untold, run.tellings = by, run.tell, 0
         wakes = {run.id} if run.tell and not in_hand else set()
