@@ -20,11 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from openagents_worker.store.embedded import EmbeddedRedis
-
 from bench._call_path import PACKAGE, REPORT
 from bench._worker import Worker, wait
 from openagents_worker import Client
+from openagents_worker.local.redis_server import EmbeddedRedis
 from openagents_worker.settings import load_settings
 from openagents_worker.testing.model_server import ModelServer
 from tests.faults.world import table
