@@ -36,7 +36,7 @@ def deletion(
     while True:
         too_late = clock() >= until
         answer: Deleted = yield scripts.delete_session(
-            session_id=session_id, limit=RUNS_A_CALL, even_untold=force and too_late
+            session_id=session_id, limit=RUNS_A_CALL, even_if_not_notified=force and too_late
         )
         runs += answer.runs
         match answer.answer:
@@ -44,7 +44,7 @@ def deletion(
                 return runs
             case DeleteAnswer.MORE:
                 pass
-            case DeleteAnswer.UNTOLD if not too_late:
+            case DeleteAnswer.NOT_NOTIFIED if not too_late:
                 yield PAUSE_S
             case DeleteAnswer.BUSY if force and not too_late:
                 for run_id in (yield from _live_runs(keys, session_id)):

@@ -308,7 +308,7 @@ def _not_claimed(claimed: Claimed) -> AttemptResult:
     match claimed.answer:
         case ClaimAnswer.CANCELLED:
             return AttemptResult(AttemptOutcome.FINISHED, stop_reason=StopReason.CANCELLED, life=claimed.life)
-        case ClaimAnswer.DONE if claimed.untold:
+        case ClaimAnswer.DONE if claimed.unnotified_result:
             return _foreign_end(claimed)
         case (
             ClaimAnswer.DONE
@@ -331,7 +331,7 @@ def _not_claimed(claimed: Claimed) -> AttemptResult:
 def _foreign_end(claimed: Claimed) -> AttemptResult:
     try:
         with translate_parse_errors(WRITTEN):
-            result = RunResult[Any].model_validate_json(claimed.untold)
+            result = RunResult[Any].model_validate_json(claimed.unnotified_result)
     except RecordUnreadable as error:
         details = ErrorDetails.from_exception(error)
         return AttemptResult(

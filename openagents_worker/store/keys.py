@@ -203,7 +203,7 @@ KEYS = (
         "sent:{}",
         "zset",
         "queued run, or one whose end Celery has not been notified of -> µs of its last message",
-        "permanent; `claim` and `told` empty it",
+        "permanent; `claim` and `confirm_completion` empty it",
     ),
     KeySpec(
         "index",

@@ -203,14 +203,14 @@ def list_runs(
     shortest, *others = [name for _, name in sorted(zip(sizes, names, strict=True))]
 
     def read(ids: Sequence[str]) -> Plan[list[RunRecord | _UnreadableEntry | None]]:
-        rows = yield from _for_each_id(
+        answers = yield from _for_each_id(
             ids,
             lambda r, id_: r.hmget(keys("run", id_), RECORD_FIELDS),
             *(lambda r, id_, name=name: r.zscore(keys("index", name), id_) for name in others),
         )
         return [
             _matching_record(keys, id_, values, filters) if None not in scores else None
-            for id_, (values, *scores) in zip(ids, rows, strict=True)
+            for id_, (values, *scores) in zip(ids, answers, strict=True)
         ]
 
     index = keys("index", shortest)
@@ -224,7 +224,7 @@ def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[Se
     key = keys("index", SESSIONS)
 
     def read(ids: Sequence[str]) -> Plan[list[SessionSummary | _UnreadableEntry | None]]:
-        rows = yield from _for_each_id(
+        answers = yield from _for_each_id(
             ids,
             lambda r, id_: r.exists(keys("session", id_)),
             lambda r, id_: r.zscore(key, id_),
@@ -233,7 +233,7 @@ def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[Se
             lambda r, id_: r.llen(keys("transcript", id_)),
             lambda r, id_: r.llen(keys("artifacts", id_)),
         )
-        return [_session_summary(keys, id_, row) for id_, row in zip(ids, rows, strict=True)]
+        return [_session_summary(keys, id_, row) for id_, row in zip(ids, answers, strict=True)]
 
     return (yield from _read_page(key, read, None, None, limit, cursor))
 
@@ -337,9 +337,9 @@ def _next_entries(
     entries: list[tuple[str, int]] = []
     offset, full = 0, True
     while full and not entries:
-        rows = yield _index_range(key, max_score, min_score, offset)
-        full, offset = len(rows) == CHUNK, offset + len(rows)
-        entries = [(id_, int(score)) for id_, score in rows if math.isfinite(score)]
+        found = yield _index_range(key, max_score, min_score, offset)
+        full, offset = len(found) == CHUNK, offset + len(found)
+        entries = [(id_, int(score)) for id_, score in found if math.isfinite(score)]
         if after is not None:
             entries = [
                 (id_, score)
@@ -375,7 +375,7 @@ def _parse_cursor(cursor: str) -> tuple[int, str]:
     return int(score), id_
 
 
-# --- questions -------------------------------------------------------------------------------------------
+# --- queries ---------------------------------------------------------------------------------------------
 
 
 def _for_each_id(ids: Sequence[str], *commands: Callable[[Any, str], object]) -> Plan[list[list[Any]]]:

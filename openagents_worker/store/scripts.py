@@ -53,6 +53,7 @@ __all__ = [
     "cancel",
     "claim",
     "commit",
+    "confirm_completion",
     "delete_session",
     "emit",
     "end_lease",
@@ -75,7 +76,6 @@ __all__ = [
     "retire",
     "submit",
     "suspend",
-    "told",
     "wake",
 ]
 
@@ -370,16 +370,17 @@ class ClaimAnswer(StrEnum):
 class Claimed:
     """The answer of `claim`. The fields from `fence` on are only set for CLAIMED; `life` also for DONE.
 
-    `untold` is the result (JSON) of a run that is DONE if Celery was not notified of its end yet, else ''.
-    `journal` is the first page of records (JSON), `journal_length` the number of all records. `active_ms` is
-    the time that earlier attempts worked on the run. `messages` and `artifacts` are the numbers of items in
-    the session. `session_state` maps keys to JSON; None if it is too large for this answer.
+    `unnotified_result` is the result (JSON) of a run that is DONE if Celery was not notified of its end yet,
+    else ''. `journal` is the first page of records (JSON), `journal_length` the number of all records.
+    `active_ms` is the time that earlier attempts worked on the run. `messages` and `artifacts` are the
+    numbers of items in the session. `session_state` maps keys to JSON; None if it is too large for this
+    answer.
     """
 
     answer: ClaimAnswer
     wakes: tuple[Wake, ...] = ()
     state: str = ""
-    untold: str = ""
+    unnotified_result: str = ""
     fence: str = ""
     request: str = ""
     attempt: int = 0
@@ -558,20 +559,20 @@ class Reclaimed:
 
 
 class DeleteAnswer(StrEnum):
-    """BUSY: a run of the session is live. UNTOLD: Celery was not notified yet of the end of a run.
+    """BUSY: a run of the session is live. NOT_NOTIFIED: Celery was not notified yet of the end of a run.
 
     MORE: runs were deleted, but the session still has runs: call it again.
     """
 
     BUSY = "BUSY"
-    UNTOLD = "UNTOLD"
+    NOT_NOTIFIED = "UNTOLD"
     MORE = "MORE"
     DELETED = "DELETED"
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """The answer of `delete_session`. `run_id` is the run for which nothing was deleted (BUSY, UNTOLD).
+    """The answer of `delete_session`. `run_id` is the run for which nothing was deleted (BUSY, NOT_NOTIFIED).
 
     `runs` is the number of deleted runs.
     """
@@ -742,7 +743,7 @@ def claim(
         return Claimed(answer, wakes=_parse_wakes(reply[1]), life=int(reply[2]))
     if answer is ClaimAnswer.DONE:
         wakes = _parse_wakes(reply[4]) if len(reply) > 4 else ()
-        return Claimed(answer, wakes=wakes, state=reply[1], life=int(reply[2]), untold=reply[3])
+        return Claimed(answer, wakes=wakes, state=reply[1], life=int(reply[2]), unnotified_result=reply[3])
     if answer is ClaimAnswer.WAITING:
         return Claimed(answer, wakes=_parse_wakes(reply[1]))
     if answer is not ClaimAnswer.CLAIMED:
@@ -965,7 +966,7 @@ def resume(
 
 
 @_script_function
-def told(reply: Reply, *, runs: list[str]) -> tuple[bool, ...]:
+def confirm_completion(reply: Reply, *, runs: list[str]) -> tuple[bool, ...]:
     """Store that Celery was notified of the end of these lives: run id, life, run id, life ….
 
     False for a run that is in another life.
@@ -980,13 +981,13 @@ def reject(reply: Reply, *, run_id: str, queue: str, code: str, message: str, hi
 
 
 @_script_function
-def delete_session(reply: Reply, *, session_id: str, limit: int, even_untold: bool) -> Deleted:
+def delete_session(reply: Reply, *, session_id: str, limit: int, even_if_not_notified: bool) -> Deleted:
     """Delete up to `limit` ended runs of a session, and the session itself with the last of them.
 
-    `even_untold`: do not wait until Celery was notified of the end of the runs.
+    `even_if_not_notified`: do not wait until Celery was notified of the end of the runs.
     """
     answer = DeleteAnswer(reply[0])
-    if answer in (DeleteAnswer.BUSY, DeleteAnswer.UNTOLD):
+    if answer in (DeleteAnswer.BUSY, DeleteAnswer.NOT_NOTIFIED):
         return Deleted(answer, run_id=reply[1])
     return Deleted(answer, runs=int(reply[1]))
 

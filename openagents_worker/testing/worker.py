@@ -236,7 +236,7 @@ class _TestRunHost:
         attempt_result = await self._runner.execute(run_id)
         if attempt_result.kind is AttemptOutcome.FINISHED:  # there is no Celery that would have to be told
             with suppress(RedisUnreachable):
-                await self._store.run(scripts.told(runs=[run_id, str(attempt_result.life)]))
+                await self._store.run(scripts.confirm_completion(runs=[run_id, str(attempt_result.life)]))
 
     async def _no_message_is_needed(self, wakes: Sequence[Wake]) -> None:
         """Who is woken stands in Redis, where this worker looks."""

@@ -7,7 +7,7 @@ import os
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.scripts import told
+from openagents_worker.store.scripts import confirm_completion
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.worker.background import Leave, background_task
 
@@ -45,7 +45,7 @@ class CompletionAcks:
             while self._waiting:
                 these, self._waiting = self._waiting[:MOST_WORDS], self._waiting[MOST_WORDS:]
                 try:
-                    await self._store.run(told(runs=these))
+                    await self._store.run(confirm_completion(runs=these))
                 except RedisUnreachable as error:
                     log.warning("runs.told_again_later", runs=len(these) // 2, error=error.message)
         finally:

@@ -130,7 +130,7 @@ def test_a_watcher_follows_a_run_over_http(redis_of_users: Guarded, completed: s
 
 def test_a_worker_takes_over_the_runs_of_a_dead_worker(shop: Installation, model: Model) -> None:
     """Reclaim, the checks of connections, and everything else that a worker does for another one."""
-    (shop.folder / DOOR).unlink(missing_ok=True)  # tests that ran before may have opened it
+    (shop.folder / DOOR).unlink(missing_ok=True)  # earlier tests may have created it
     model.will_say({"tool_calls": [call("deliver")]}, {"text": "Delivered."})
     second = shop.stack.start_worker("second")
     handles = [shop.submit("clerk") for _ in range(8)]
@@ -156,7 +156,7 @@ def test_a_worker_restores_messages_that_another_one_did_not_acknowledge(
         message = {"body": "", "headers": {}, "content-type": "application/json", "properties": properties}
         admin.hset("unacked", f"old-{role}", json.dumps([message, "agents", "agents"]))
         admin.zadd("unacked_index", {f"old-{role}": 1})
-        admin.delete("unacked_mutex")  # a worker that was killed may have it
+        admin.delete("unacked_mutex")  # a killed worker may hold it
         with kombu.Connection(redis_of_users.url(role)) as connection:
             connection.default_channel.qos.restore_visible(interval=1)
         wait_for(lambda: admin.zcard("unacked_index") == 0, "it was put back, taken and dropped")

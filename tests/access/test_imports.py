@@ -165,7 +165,7 @@ def test_no_message_imports_anything(shop: Installation, canary: Path) -> None:
     Whatever happens to it, the worker has not imported the module that it names, and executes the next run.
     """
     assert len(MESSAGES) >= 50
-    imported(shop)  # what the first run imports when it is needed
+    imported(shop)  # modules that the first run imports
     first = imported(shop)
     assert "openagents_worker.worker.process" in first
     redis = shop.client.store.redis

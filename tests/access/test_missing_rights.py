@@ -199,7 +199,7 @@ def test_a_producer_without_the_right_to_send_messages_logs_the_reason(
     assert "o permissions" in caplog.text  # Redis's own words
 
 
-# --- the other doors --------------------------------------------------------------------------------------
+# --- other programs --------------------------------------------------------------------------------------
 
 
 async def test_an_async_producer_gets_the_same_error(redis_of_users: Guarded) -> None:

@@ -23,7 +23,7 @@ __all__ = ["ACL", "PASSWORD", "Guarded", "UseOfCommands", "acl_words", "guarded"
 
 ACL = Path(__file__).parents[2] / "config" / "acl"
 PASSWORD = "a-password-of-this-test"
-NOT_NEEDED = "client|setinfo"  # Redis 7.0 does not know it, and redis-py goes on without it
+NOT_NEEDED = "client|setinfo"  # Redis 7.0 does not have it, and redis-py works without it
 LOOK_S = 0.02
 _MONITORED = re.compile(rb'^\+?[0-9.]+ \[\d+ ([^\]]+)\] "([^"]+)"')
 PLACEHOLDER = ">REPLACE-THIS-PASSWORD"
@@ -83,7 +83,7 @@ class UseOfCommands:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._users_of: defaultdict[str, set[str]] = defaultdict(set)  # one after the other: ports return
+        self._users_of: defaultdict[str, set[str]] = defaultdict(set)  # in order: ports are used again
         self._heard: set[tuple[str, str]] = set()
         self._over = threading.Event()
         self._threads = [

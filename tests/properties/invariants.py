@@ -47,7 +47,7 @@ class _Cell:
     def __init__(self, view: View, keys: Keys) -> None:
         self.keys = keys
         specs = {key: _spec_of(key, keys.prefix) for key in view}
-        # In a key of another type nothing of ours can be.
+        # A key of a wrong type cannot have data of the library.
         self.specs = {key: known for key, known in specs.items() if not _is_foreign(known, view[key])}
         self.view = {key: entry for key, entry in view.items() if key in self.specs}
 
@@ -86,7 +86,7 @@ def _check_record(cell: _Cell, run: Run) -> None:
 
 def _check_suspicion(record: dict[str, str], run: Run) -> None:
     if run.over:
-        return  # nobody asks any more
+        return  # it is not needed any more
     held = json.loads(record.get("suspicion") or "{}")
     length = len(run.journal)
     told = Suspicion(**{name: held[name] for name in held if name != "at"}) if held else Suspicion()
@@ -101,7 +101,7 @@ def _check_journal(cell: _Cell, run: Run, truth: Truth) -> None:
     )
     usage = json.loads(cell.get("run", run.id).get("usage") or '{"llm_calls":0}')["llm_calls"]
     assert usage == run.usage, f"{run.id} used {run.usage}, and {usage} is stored"
-    # Who finishes after Redis lost a second knows of calls that the journal lost, and counts them.
+    # A worker that finishes after Redis lost a second counts calls that the journal has lost.
     assert usage == sum(json.loads(text)["usage"] for text in run.journal) or truth.lost_a_second, (
         f"the usage of {run.id} is not the sum of its records"
     )
@@ -153,7 +153,7 @@ def _check_place(cell: _Cell, run: Run) -> None:
     if run.may_expire:
         wanted = wanted | {"due"}
     if run.untold:
-        wanted = wanted | {"queued"}  # until Celery was told
+        wanted = wanted | {"queued"}  # until Celery was notified
     assert where == wanted, f"{run.id} is {run.state} and stands in {where or 'no list at all'}"
     for incarnation in cell.ids("worker_runs") - {run.owner}:
         assert run.id not in cell.get("worker_runs", incarnation), f"{run.id} is not {incarnation}'s"

@@ -42,13 +42,13 @@ from tests.properties.truth import (
 
 __all__ = ["BATCH", "Protocol", "play", "protocol_in"]
 
-BATCH = 10  # histories a seed: later ones Hypothesis makes of earlier ones, which finds less than chance does
+BATCH = 10  # histories per seed: Hypothesis varies earlier ones, which finds less than new random ones
 STEPS = 40
 MAX_RUNS = 5
-FAIR_ROUNDS = 40  # a fair end needs about as many as there are runs, and the length of a lease
+FAIR_ROUNDS = 40  # a fair end needs about one per run, and the length of a lease
 TENANT = "tenant=x"
 HOST = "h"
-EMPTY = 2**53 - 1  # of a queue without messages, when its oldest message was sent
+EMPTY = 2**53 - 1  # send time of the oldest message of an empty queue
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., None])
@@ -84,8 +84,8 @@ class Worker:
     incarnation: str = ""
     carries: dict[str, Attempt] = field(default_factory=dict)
     abandoned: bool = False  # it could not renew: this incarnation never acts again
-    format: int = 1  # the newest it reads, and what it writes
-    listens: bool = True  # else Redis cannot see its connection
+    format: int = 1  # the newest format that it reads, and the one that it writes
+    listens: bool = True  # if not, Redis cannot see its connection
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def pick(among: Sequence[T], choice: int) -> T:
     return among[choice % len(among)]
 
 
-ANY = range(120)  # of whatever there is at that moment
+ANY = range(120)  # an index into what exists at that moment
 LOST = (False, False, False, True)
 WAYS = ("answered", "answered", "lost", "repeated")
 LIMITS = (1, 100)
@@ -141,10 +141,10 @@ class Protocol(RuleBasedStateMachine):
         self.lab.clear()
         self.truth = Truth()
         self.saved: tuple[Snapshot, Truth] | None = None
-        self.requests: dict[str, Run] = {}  # every run that was ever asked for
+        self.requests: dict[str, Run] = {}  # every run that was ever submitted
         self.fences: set[tuple[str, str]] = set()
         self.messages: list[str] = []
-        self.zombies: list[Attempt] = []  # attempts that were let go of, and may still write
+        self.zombies: list[Attempt] = []  # attempts of former owners, which may still write
         self.numbers = itertools.count(1)
         self.workers = [Worker(), Worker(listens=False), Worker(format=2)]  # in the middle of an upgrade
         for worker in self.workers:
@@ -256,10 +256,12 @@ class Protocol(RuleBasedStateMachine):
                 self.messages.append(run_id)
         self.messages += [resumed.also.run_id] if resumed.also else []
 
-    @act(session=("s", "t"), even_untold=(False, True))
-    def delete_session(self, session: str, even_untold: bool) -> None:
-        call = scripts.delete_session(session_id=session, limit=100, even_untold=even_untold)
-        answer, expected = self.lab.run(call).answer, self.truth.delete_session(session, even_untold)
+    @act(session=("s", "t"), even_if_not_notified=(False, True))
+    def delete_session(self, session: str, even_if_not_notified: bool) -> None:
+        call = scripts.delete_session(
+            session_id=session, limit=100, even_if_not_notified=even_if_not_notified
+        )
+        answer, expected = self.lab.run(call).answer, self.truth.delete_session(session, even_if_not_notified)
         assert answer == expected, f"delete {session}: {answer}, but it is {expected}"
 
     @property
@@ -273,7 +275,7 @@ class Protocol(RuleBasedStateMachine):
         self.tell_of(run.id, run.life - behind)
 
     def tell_of(self, run_id: str, life: int) -> None:
-        call = scripts.told(runs=[run_id, str(life)])
+        call = scripts.confirm_completion(runs=[run_id, str(life)])
         [told], expected = self.lab.run(call), self.truth.told(run_id, life)
         assert told is expected, f"told of life {life} of {run_id}: {told}"
 
@@ -306,7 +308,9 @@ class Protocol(RuleBasedStateMachine):
                 self.lab.make_due(run_id)
         run = self.truth.runs.get(run_id)
         if run and expected == "DONE":
-            assert (bool(claimed.untold), claimed.life) == (run.untold, run.life), f"end of {run_id}"
+            assert (bool(claimed.unnotified_result), claimed.life) == (run.untold, run.life), (
+                f"end of {run_id}"
+            )
         if not run or expected != "CLAIMED":
             return
         if run.fence != claimed.fence:
@@ -528,7 +532,7 @@ class Protocol(RuleBasedStateMachine):
         """
         worker = pick(self.at_work, w)
         if worker.incarnation in self.truth.leases:
-            ticks_ago = 1000 + next(self.numbers)  # no two of them together
+            ticks_ago = 1000 + next(self.numbers)  # never two at the same time
             self.lab.end_lease(worker.incarnation, ticks_ago)
             self.truth.leases[worker.incarnation] = self.truth.now - ticks_ago
             self.reclaim_some(100, blameless, lost)
@@ -601,7 +605,7 @@ class Protocol(RuleBasedStateMachine):
 
     @act(4)
     def look(self) -> None:
-        self.lab.redis.delete(self.lab.keys("looked"))  # the last look was a second ago
+        self.lab.redis.delete(self.lab.keys("looked"))  # the last check was a second ago
         call = scripts.look(server=self.truth.server, silence_ms=int(SILENCE * TICK_MS), host=HOST)
         looked, expected = self.lab.run(call), self.truth.look()
         given_up = set(looked.given_up)
@@ -758,7 +762,7 @@ class Protocol(RuleBasedStateMachine):
             self.wake(100, lost=False)
             self.resend(None, lost=False)
             while self.messages:
-                self.claim(self.workers[-1], run_id := self.messages.pop(0))  # it reads all there is
+                self.claim(self.workers[-1], run_id := self.messages.pop(0))  # it reads all formats
                 if (run := self.truth.runs.get(run_id)) and run.over:
                     self.tell_of(run_id, run.life)
             for worker in self.workers:
@@ -795,6 +799,6 @@ def play(lab: Lab, seed: int) -> None:
             database=None,
             print_blob=False,
             suppress_health_check=list(hypothesis.HealthCheck),
-            phases=[hypothesis.Phase.generate],  # shrinking takes minutes, and 40 acts can be read
+            phases=[hypothesis.Phase.generate],  # shrinking takes minutes, and 40 acts are readable
         ),
     )

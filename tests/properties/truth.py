@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 __all__ = ["LEASE", "MAX_RECOVERIES", "RENEWED_WITHIN", "SILENCE", "Run", "Truth"]
 
 LEASE = 3.5  # ticks
-HEARTBEAT = 0.5  # ticks: leases that are lost within it are lost together
-RENEWED_WITHIN = 1.5  # a worker that lives has renewed again
+HEARTBEAT = 0.5  # ticks: leases that end within it count as lost together
+RENEWED_WITHIN = 1.5  # a live worker has renewed again
 SILENCE = 0.5
 HOUR = 6  # ticks
 TOO_MANY_ALARMS = 3
@@ -29,25 +29,25 @@ Wakes = set[str]
 class Suspicion:
     """The suspicion against a run; a record removes it."""
 
-    group: str = ""  # its suspects are carried together, and apart from those of others
-    halved: int = 0  # deaths in the company of others
+    group: str = ""  # its suspects may share a process; suspects of other groups may not
+    halved: int = 0  # deaths with other suspects
     spared: int = 0  # ends of leases in a row that were not deaths
     named: int = 0  # by the watchdog
-    by: str = ""  # whose death it is from
+    by: str = ""  # the incarnation that died
 
 
 @dataclass
 class End:
     """Information about the end of a lease."""
 
-    attempt_result: int = 0  # when the first of its runs was taken; 0: none was
+    attempt_result: int = 0  # when the first of its runs was reclaimed; 0: none was
     suspects: int = 0
-    answered: bool = False  # the process lives
-    named: str = ""  # the run that ended it, as its watchdog says
+    answered: bool = False  # the process is alive
+    named: str = ""  # the run that its watchdog named
     died: bool = False
     blamed: dict[str, tuple[int, Suspicion]] = field(
         default_factory=dict
-    )  # what was held against each before
+    )  # the suspicion against each run before
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Run:
     session: str
     digest: str
     durable: bool = True
-    tell: bool = False  # its end is to be told to Celery
+    tell: bool = False  # Celery must be notified of its end
     expires: float = 0.0  # tick by which it must have been started; 0: never
     born: int = 0  # decides between equal ticks of `expires`
     state: str = "scheduled"
@@ -73,14 +73,14 @@ class Run:
     emit_no: int = 0
     retries: int = 0
     recoveries: int = 0
-    stuck: int = 0  # deaths that it met alone
+    stuck: int = 0  # deaths as the single suspect
     suspicion: Suspicion = Suspicion()
     has_new_record: bool = False  # since its claim
     format: int = 1
-    left: set[tuple[int, int]] = field(default_factory=set)  # its format, and the newest that somebody read
+    left: set[tuple[int, int]] = field(default_factory=set)  # its format, and the newest that a worker reads
     journal: list[str] = field(default_factory=list)
     usage: int = 0
-    told: list[int] = field(default_factory=list)  # numbers of the events its attempts have told
+    told: list[int] = field(default_factory=list)  # numbers of the events that its attempts have emitted
 
     @property
     def held(self) -> Suspicion:
@@ -102,16 +102,16 @@ class Gone:
     """A lease that was ended early, and the runs that were taken from its owner: the life of each."""
 
     seen_by: str
-    alive: bool = False  # it has said so
+    alive: bool = False  # it has reported this
     taken: dict[str, int] = field(default_factory=dict)
 
 
 class Truth:
     def __init__(self) -> None:
-        self.server = "server1"  # that Redis is now; it does not remember connections
+        self.server = "server1"  # the current server; it does not know earlier connections
         self.listening: set[str] = set()  # incarnations with a connection
-        self.dead: set[str] = set()  # whose processes have died
-        self.watched: dict[str, tuple[str, float]] = {}  # by which server, and by when it renews again
+        self.dead: set[str] = set()  # incarnations whose processes have died
+        self.watched: dict[str, tuple[str, float]] = {}  # seen by this server, renews again by this tick
         self.silent: dict[str, float] = {}
         self.gone: dict[str, Gone] = {}
         self.alarms: list[tuple[str, float]] = []
@@ -121,7 +121,7 @@ class Truth:
         self.ends: dict[str, End] = {}
         self.lost: dict[str, float] = {}  # incarnation -> tick of the end of its lease, once it is reclaimed
         self.runs: dict[str, Run] = {}
-        self.lost_journals: set[str] = set()  # runs in whose journal's place something else stands
+        self.lost_journals: set[str] = set()  # runs whose journal key has a wrong type
         self.places: dict[str, list[str]] = {}  # session -> runs that have not ended, the first one holds it
         self.transcript: dict[str, list[str]] = {}
         self.formats: dict[str, int] = {}  # of sessions
@@ -206,11 +206,11 @@ class Truth:
             return "REQUESTED", set()
         return "CANCELLED", self._end(run, "cancelled")
 
-    def delete_session(self, session: str, even_untold: bool) -> str:
+    def delete_session(self, session: str, even_if_not_notified: bool) -> str:
         runs = [run for run in self.runs.values() if run.session == session]
         if any(not run.over for run in runs):
             return "BUSY"
-        if any(run.untold for run in runs) and not even_untold:
+        if any(run.untold for run in runs) and not even_if_not_notified:
             return "UNTOLD"
         for run in runs:
             del self.runs[run.id]
@@ -329,12 +329,12 @@ class Truth:
         needs = max(run.format, self.formats.get(run.session, 0))
         if needs > newest:
             run.left.add((needs, newest))
-            self._at(run, "retrying", self.now)  # who leaves it lets its time pass
+            self._at(run, "retrying", self.now)  # being left to others takes time
             return "OTHER_FORMAT", set()
         if run_id in self.lost_journals:
             return "DONE", self._end(run, "failed", in_hand=True)
         if run.held.group and self.group_in(incarnation) - {run.held.group}:
-            self._at(run, "retrying", self.now)  # a second is no tick
+            self._at(run, "retrying", self.now)  # a second is less than a tick
             return "SUSPECT_BUSY", set()
         run.state, run.owner, run.nonce, run.fence = "running", incarnation, nonce, ""
         run.attempts, run.emit_no, run.has_new_record = run.attempts + 1, 0, False
@@ -384,7 +384,7 @@ class Truth:
             self._at(run, "retrying", self.now + delay)
             return "OK", set()
         if kind == "left_to_others":
-            self._at(run, "retrying", self.now)  # who leaves it lets its time pass
+            self._at(run, "retrying", self.now)  # being left to others takes time
             return "OK", set()
         return "OK", self._queued(run)
 

@@ -33,7 +33,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "expires_ms": 0,
         "tell": False,
     },
-    "delete_session": {"session_id": "s1", "limit": 100, "even_untold": False},
+    "delete_session": {"session_id": "s1", "limit": 100, "even_if_not_notified": False},
     "prune": {"limit": 100},
     "put_aside": {"key": "agents", "code": "message.unreadable", "what": "not JSON", "item": "{"},
     "aside_news": {"limit": 100},
@@ -95,7 +95,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "checkpoint_id": "",
         "canvas": "",
     },
-    "told": {"runs": ["r1", "1"]},
+    "confirm_completion": {"runs": ["r1", "1"]},
     "reject": {"run_id": "r1", "queue": "q", "code": "request.invalid", "message": "no", "hint": ""},
 }
 

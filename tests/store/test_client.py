@@ -165,7 +165,7 @@ async def test_a_silent_redis_is_detected_within_the_time_limit(redis_url: str) 
         store, clock = AsyncStore(Cell(proxy.url), answer_timeout_s=60), LoopClock()
         await store.run(scripts.wake(limit=1))
         silenced: list[bytes] = []
-        proxy.swallow = lambda data: not silenced.append(data)  # nothing that Redis says arrives
+        proxy.swallow = lambda data: not silenced.append(data)  # no answer of Redis arrives
         asking = [asyncio.create_task(store.run(scripts.wake(limit=1))) for _ in range(20)]
         await await_for(lambda: silenced, "Redis has answered")
 
@@ -232,7 +232,7 @@ async def test_waiting_for_a_connection_does_not_count_as_waiting_for_an_answer(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two round trips, a pipeline may have to wait for its pool. No command is on its way then."""
-    monkeypatch.setattr(batching, "MAX_HOLD_S", -1.0)  # a new one for every pipeline
+    monkeypatch.setattr(batching, "MAX_HOLD_S", -1.0)  # a new connection for every round trip
     store, clock = AsyncStore(Cell(redis_url)), LoopClock()
     batcher = batching.PipelineBatcher(store._batcher._pool, answer_timeout_s=60, pipelines=1)
     get_connection = batcher._pool.get_connection
@@ -240,7 +240,7 @@ async def test_waiting_for_a_connection_does_not_count_as_waiting_for_an_answer(
     async def slow(*of: str) -> Any:
         clock.forward(61)
         for _ in range(3):
-            await asyncio.sleep(0)  # what is due by now is done: the lane is looked at
+            await asyncio.sleep(0)  # run everything that is due: the pipeline is checked
         return await get_connection(*of)
 
     monkeypatch.setattr(batcher._pool, "get_connection", slow)

@@ -23,7 +23,7 @@ def bench(redis_url: str) -> Generator[Bench]:
         yield bench
 
 
-# --- neighbours ------------------------------------------------------------------------------------------
+# --- workers of one host ---------------------------------------------------------------------------------
 
 
 def test_a_worker_learns_the_other_workers_of_its_host(bench: Bench) -> None:
@@ -57,7 +57,7 @@ def test_a_worker_without_a_lease_is_removed_from_its_host(bench: Bench) -> None
     for incarnation in ("retired", "reclaimed", "over", "w2"):
         bench.do("register", incarnation=incarnation, **HERE)
     bench.do("retire", incarnation="retired", host="boot one")
-    bench.redis.zrem(bench.store.keys("workers"), "reclaimed")  # by a worker that knows nothing of hosts
+    bench.redis.zrem(bench.store.keys("workers"), "reclaimed")  # by a worker that does not know hosts
     bench.lab.end_lease("over")
 
     assert bench.do("look", host="boot one").neighbours == {"w2": "11 500"}
@@ -196,7 +196,7 @@ def test_a_lease_is_ended_only_after_the_silence_and_after_a_missed_renewal(
     connections.begin()
     bench.lab.let_pass(WITHIN_MS - SILENCE_MS // 2)  # a second before it should have renewed
     connections.close()
-    assert connections.look().next_s is None  # two seconds of silence: no sooner than usual
+    assert connections.look().next_s is None  # two seconds of silence: not earlier than usual
 
     bench.lab.let_pass(SILENCE_MS - 500)
     looked = connections.look()
@@ -208,7 +208,7 @@ def test_a_lease_is_ended_only_after_the_silence_and_after_a_missed_renewal(
     connections.renew()
     connections.close()
     connections.look()
-    bench.lab.let_pass(WITHIN_MS - 1_000)  # of silence, but it may renew only then
+    bench.lab.let_pass(WITHIN_MS - 1_000)  # of silence, but its renewal is only due then
     assert connections.look().given_up == ()
 
 
@@ -240,7 +240,7 @@ def test_a_renewal_ends_the_silence(bench: Bench, connections: Connections) -> N
 def test_a_worker_that_has_never_subscribed_keeps_its_lease(bench: Bench, connections: Connections) -> None:
     """A worker of an earlier version, one that may not subscribe, one that has just registered."""
     bench.do("register", incarnation="w2", lease_ms=HOUR_MS)
-    connections.renew()  # without a connection that listens
+    connections.renew()  # without a subscribed connection
     connections.look()
     bench.lab.let_pass(WITHIN_MS)
 

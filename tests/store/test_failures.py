@@ -36,7 +36,7 @@ ANSWERS = {
     "ERR Error running script (call to f_1): @user_script:5: -MISCONF Redis is configured": Failure.LATER,
     "NOAUTH Authentication required.": Failure.LOGIN,
     "WRONGPASS invalid username-password pair or user is disabled.": Failure.LOGIN,
-    "ERR max number of clients reached": Failure.LOST,  # unless it is said while connecting
+    "ERR max number of clients reached": Failure.LOST,  # unless it is the answer while connecting
     "NOPERM this user has no permissions to run the 'evalsha' command": Failure.FINAL,
     "WRONGTYPE Operation against a key holding the wrong kind of value": Failure.FINAL,
     "MOVED 3999 127.0.0.1:6381": Failure.FINAL,

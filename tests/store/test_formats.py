@@ -45,7 +45,7 @@ def wake_everything(bench: Bench) -> list[str]:
     return woken(bench.do("wake")[0])
 
 
-# --- which format a run needs ----------------------------------------------------------------------------
+# --- the format of a run ---------------------------------------------------------------------------------
 
 
 def test_a_run_has_the_newest_format_that_was_written_into_it(bench: Bench) -> None:
@@ -79,7 +79,7 @@ def test_a_session_has_the_newest_format_that_was_written_into_it(bench: Bench) 
     assert bench.do("claim", run_id="r2", **TOMORROW).answer == "CLAIMED"
 
 
-# --- leaving it to others --------------------------------------------------------------------------------
+# --- runs that are left to others ------------------------------------------------------------------------
 
 
 def test_a_run_of_a_newer_format_is_left_to_others(bench: Bench) -> None:
@@ -174,9 +174,9 @@ def test_celery_is_notified_by_a_worker_that_reads_the_result(bench: Bench) -> N
     bench.do("finish", fence=bench.do("claim", **TOMORROW).fence, format=NEW)
 
     assert bench.do("claim").answer == "OTHER_FORMAT"
-    told = bench.do("claim", **TOMORROW)
-    assert (told.answer, bool(told.untold)) == ("DONE", True)
-    bench.do("told")
+    claimed = bench.do("claim", **TOMORROW)
+    assert (claimed.answer, bool(claimed.unnotified_result)) == ("DONE", True)
+    bench.do("confirm_completion")
     assert bench.do("claim").answer == "DONE"
 
 

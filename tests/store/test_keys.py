@@ -26,7 +26,7 @@ PREFIX = "cell:{c1}"
 keys = Keys(PREFIX)
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
-# What stands for something in a key, a channel pattern or a hash slot, and letters that are more than a byte
+# Characters with a meaning in a key, a channel pattern or a hash slot, and letters of more than one byte
 WILD = [
     "{r}",
     "*",
@@ -127,7 +127,7 @@ def test_a_foreign_key_has_no_kind(key: str) -> None:
     assert spec_of(f"{PREFIX}:{key}", PREFIX) is None
 
 
-# --- what may expire -------------------------------------------------------------------------------------
+# --- keys with a TTL -------------------------------------------------------------------------------------
 
 
 def written(store: Store) -> dict[str, str]:

@@ -128,7 +128,9 @@ def test_a_session_with_a_queue_of_deleted_runs_is_deleted(hand: Hand) -> None:
 
     answers = []
     while not answers or answers[-1].answer is DeleteAnswer.MORE:
-        answers.append(hand.store.run(scripts.delete_session(session_id="old", limit=100, even_untold=True)))
+        answers.append(
+            hand.store.run(scripts.delete_session(session_id="old", limit=100, even_if_not_notified=True))
+        )
 
     assert [each.answer for each in answers] == [DeleteAnswer.MORE, DeleteAnswer.MORE, DeleteAnswer.DELETED]
     assert not hand.store.redis.exists(keys("session_queue", "old"))

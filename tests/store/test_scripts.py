@@ -476,7 +476,7 @@ def test_the_rest_of_a_journal_is_read_in_pages(bench: Bench) -> None:
     assert bench.do("page", position=len(records)) == ()
 
 
-# --- whoever carries a run -------------------------------------------------------------------------------
+# --- writes of the owner of a run ------------------------------------------------------------------------
 
 
 def test_a_run_that_is_given_back_is_queued_again(bench: Bench) -> None:
@@ -984,7 +984,7 @@ def test_resend_removes_entries_of_runs_that_are_not_queued(bench: Bench) -> Non
     assert bench.redis.exists(bench.store.keys("sent", "q")) == 0
 
 
-# --- where nobody can read the queue -----------------------------------------------------------------------
+# --- a queue that cannot be inspected --------------------------------------------------------------------
 
 
 def sent_at(bench: Bench, ticks: int, submitted: dict[int, str]) -> dict[str, list[int]]:
@@ -1078,22 +1078,22 @@ def test_an_invalid_message_creates_a_failed_run(bench: Bench) -> None:
     assert bench.field("state") == "queued"
 
 
-# --- what Celery is told, what expires, what lives again ---------------------------------------------------
+# --- notification of Celery, expiry, resume --------------------------------------------------------------
 
 
 def test_an_end_is_resent_until_celery_was_notified(bench: Bench) -> None:
     """DONE has the result until the notification is confirmed; resend sends it in increasing intervals."""
     bench.do("finish", fence=bench.claimed(tell=True))
-    assert bench.do("claim").untold == '{"run_id":"r1"}'
+    assert bench.do("claim").unnotified_result == '{"run_id":"r1"}'
     seen = []
     for _ in range(3):
         bench.lab.let_pass(2_000)
         seen.append(woken(bench.do("resend", grace_ms=1_000)))
 
     assert seen == [["r1"], ["r1"], []]
-    assert bench.do("told", runs=["r1", "2"]) == (False,)
-    assert bench.do("told", runs=["nobody", "1", "r1", "1"]) == (False, True)
-    assert bench.do("claim").untold == ""
+    assert bench.do("confirm_completion", runs=["r1", "2"]) == (False,)
+    assert bench.do("confirm_completion", runs=["nobody", "1", "r1", "1"]) == (False, True)
+    assert bench.do("claim").unnotified_result == ""
     assert bench.score("sent", "r1", "q") is None
 
 
@@ -1226,7 +1226,7 @@ def test_a_run_with_unrecorded_effects_is_not_started_again(bench: Bench) -> Non
     assert bench.do("resume", run_id="r3", agent_id="-", session_id="-").answer == "NO_CHECKPOINT"
 
 
-# --- a Redis that is full --------------------------------------------------------------------------------
+# --- a full Redis ----------------------------------------------------------------------------------------
 
 
 def everything(bench: Bench) -> dict[str, str]:
@@ -1244,7 +1244,7 @@ def everything(bench: Bench) -> dict[str, str]:
     bench.do("finish", run_id="r7", fence=fence, end_state="failed", event="run.failed")
     bench.do("submit", run_id="r8", session_id="s6", expires_ms=1)
     bench.lab.let_pass(2 * HOUR_MS)
-    bench.do("register", lease_ms=5 * HOUR_MS)  # the other one's lease is over
+    bench.do("register", lease_ms=5 * HOUR_MS)  # the lease of the other worker is over
     return fences
 
 
@@ -1277,7 +1277,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "resend unread": ("resend_unread", {"grace_ms": 1000}),
     "wake an expired run": ("wake", {"limit": 1}),
     "resume": ("resume", {"run_id": "r7", "session_id": "s7"}),
-    "told": ("told", {"runs": ["r7", "1"]}),
+    "confirm_completion": ("confirm_completion", {"runs": ["r7", "1"]}),
 }
 FENCED = ("emit", "commit", "suspend", "finish", "release")
 

@@ -144,7 +144,7 @@ def test_after_a_suspect_leaves_its_worker_another_group_may_be_claimed(deaths: 
     assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "CLAIMED"
 
 
-# --- poison ----------------------------------------------------------------------------------------------
+# --- poisoned runs ---------------------------------------------------------------------------------------
 
 
 def test_only_a_run_that_was_alone_in_its_group_is_poisoned(deaths: Deaths) -> None:
@@ -197,7 +197,7 @@ def test_a_new_life_begins_without_suspicion(deaths: Deaths) -> None:
     assert deaths.do("claim").answer == "CLAIMED"
 
 
-# --- nobody died -----------------------------------------------------------------------------------------
+# --- leases that ended without a death -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("when", ["before its runs are reclaimed", "after"])
@@ -284,7 +284,7 @@ def test_a_worker_that_retires_with_runs_makes_no_suspects(deaths: Deaths) -> No
     assert (deaths.stuck(), deaths.field("state")) == (0, "queued")
 
 
-# --- the watchdog's word ---------------------------------------------------------------------------------
+# --- runs named by the watchdog --------------------------------------------------------------------------
 
 
 def test_a_run_that_the_watchdog_named_is_the_only_suspect(deaths: Deaths) -> None:

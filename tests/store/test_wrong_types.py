@@ -28,7 +28,7 @@ WRITERS: dict[str, Callable[[Any, str], object]] = {
     "zset": lambda redis, key: redis.zadd(key, {"foreign": 1}),
     "stream": lambda redis, key: redis.xadd(key, {"foreign": "1"}),
 }
-# Ids that stand in keys, as the history below uses them.
+# The ids in keys that the history below uses.
 IDS = {
     "run": "r1", "facts": "r1", "events": "r1", "journal": "r1", "reply": "r1",
     "session": "s1", "session_queue": "s1", "transcript": "s1", "artifacts": "s1", "session_state": "s1",
@@ -109,7 +109,7 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
     assert claimed.answer is scripts.ClaimAnswer.CLAIMED, claimed
     finished = ask("finish", run_id=other, fence=claimed.fence, artifacts=["{}"], state=["k", "1"])
     assert finished.answer is scripts.WriteAnswer.OK
-    ask("told", runs=[other, "1", "r1", "1"])
+    ask("confirm_completion", runs=[other, "1", "r1", "1"])
     ask("submit", run_id=f"{n}-dead", session_id=f"s-{n}")
     ask("claim", run_id=f"{n}-dead")
     ask("accuse", run_id=f"{n}-dead")
@@ -124,7 +124,7 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
     ask("aside_news")
     ask("mend_key")
     ask("retire", host="h1")
-    ask("delete_session", session_id="s1", even_untold=True)
+    ask("delete_session", session_id="s1", even_if_not_notified=True)
     return refused
 
 
@@ -151,7 +151,7 @@ def test_a_key_that_gets_a_wrong_type_does_not_stop_other_runs(store: Store, spe
         store.redis.delete(key)
         WRITERS[kind](store.redis, key)
 
-    # Without its lease a worker can do nothing, and registers anew.
+    # Without its lease, a worker can do nothing and registers again.
     refused = whole_history(store, "n1", becomes_foreign if spec.name != "workers" else bool)
 
     assert all(line.endswith(f": {key}") for line in refused), refused

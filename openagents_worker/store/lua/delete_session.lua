@@ -1,5 +1,5 @@
 -- Deletes the runs of a session, oldest first, up to `limit` in a call, and the session with the last of them. A live run is never deleted.
--- Returns BUSY, run | UNTOLD, run (Celery was not notified of its end yet; `even_untold` does not wait for this) | MORE, runs | DELETED, runs
+-- Returns BUSY, run | UNTOLD, run (Celery was not notified of its end yet; `even_if_not_notified` does not wait for this) | MORE, runs | DELETED, runs
 --#include session
 
 -- texts(list): the strings of a decoded list
@@ -24,7 +24,7 @@ for _, id in ipairs(ids) do
   local fields = redis.pcall('HMGET', k.run(id), 'state', 'agent', 'queue', 'lists', 'untold')
   local state, agent, queue, more, untold = unpack(fields.err and {} or fields) -- a key of a wrong type is deleted, too
   if state and not TERMINAL[state] then return {'BUSY', id} end -- a delayed run: it is not in the queue of the session yet
-  if untold and even_untold == 0 then untold_run = untold_run or id end
+  if untold and even_if_not_notified == 0 then untold_run = untold_run or id end
   found[#found + 1] = {id = id, session = session_id, agent = agent or '', queue = queue or '', more = texts(decoded(more or ''))}
 end
 if untold_run then return {'UNTOLD', untold_run} end -- BUSY takes precedence, whatever the order of the runs

@@ -7,8 +7,8 @@ if known_digest then
   local at = redis.call('HMGET', k.run(run_id), 'state', 'queue')
   return {'SAME', at[1] or '', at[2] or '', redis.call('ZSCORE', k.sent(at[2] or ''), run_id) or ''}
 end
-local told = redis.call('HGET', k.agents(), agent_id)
-if not told and redis.call('EXISTS', k.agents()) == 1 then
+local announcement = redis.call('HGET', k.agents(), agent_id)
+if not announcement and redis.call('EXISTS', k.agents()) == 1 then
   local answer = {'UNKNOWN_AGENT'} -- not with `unpack`, which is limited to a few thousand values
   for _, id in ipairs(redis.call('HKEYS', k.agents())) do answer[#answer + 1] = id end
   return answer
@@ -17,7 +17,7 @@ if reject_if_busy == 1 and (holder(session_id) or redis.call('ZCARD', k.session_
   return {'BUSY', redis.call('HGET', k.session(session_id), 'holder') or ''}
 end
 if queue == '' then
-  local announced = told and decoded(told)
+  local announced = announcement and decoded(announcement)
   local own = announced and announced.queue
   queue = type(own) == 'string' and own or default_queue -- cjson decodes null to a value that is not nil
 end

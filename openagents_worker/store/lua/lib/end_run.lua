@@ -1,7 +1,7 @@
 --#include session
 -- end_run(run, ending): ends a run; the only function that does. ending = {state, stop_reason, result, name, payload, completed,
 -- keep_fence, in_hand}: result, payload and completed are JSON; name is the terminal event. Returns wake-ups to send.
--- If Celery must be notified of the end, the run stays in `sent` until `told.lua` confirms the notification. in_hand: the caller notifies Celery
+-- If Celery must be notified of the end, the run stays in `sent` until `confirm_completion.lua` confirms the notification. in_hand: the caller notifies Celery
 -- itself; otherwise a message is sent for this. In both cases, a message is sent again until the notification is confirmed.
 local function end_run(run, ending)
   local key = k.run(run.id)
