@@ -160,7 +160,7 @@ def test_sessions_are_listed_with_what_is_in_them(client: Client, hand: Hand) ->
         ({"limit": 0}, f"1 to {MAX_LIMIT:,}"),
         ({"limit": MAX_LIMIT + 1}, f"1 to {MAX_LIMIT:,}"),
         ({"cursor": "here"}, "'here' is not a valid cursor"),
-        ({"code": "[a-z" * 1_000}, "the glob of a code has 4,000 characters"),
+        ({"code": "[a-z" * 1_000}, "the glob in code has 4,000 characters"),
         ({"state": "done"}, "'done' is not a valid RunState"),
     ],
 )

@@ -234,7 +234,7 @@ async def test_so_many_watch_at_once_and_no_more(hand: Hand, redis_url: str) -> 
         for watcher in watchers:
             await anext(watcher)
 
-        with pytest.raises(TooManyWatchers, match="2 watchers are open") as refused:
+        with pytest.raises(TooManyWatchers, match="2 open watchers") as refused:
             sse(client.handle("r1"))
         with pytest.raises(TooManyWatchers):
             await anext(late)
