@@ -176,7 +176,7 @@ INDEPENDENT_OF_THE_LEASE = (
     ("store.client", "CONNECT_TIMEOUT_S", "to open a connection to Redis; the end of the lease aborts it"),
     (
         "store.client",
-        "TURN_TIMEOUT_S",
+        "POOL_TIMEOUT_S",
         "to wait for a free connection of the pool; the end of the lease aborts it",
     ),
     ("store.client", "ANSWER_TIMEOUT_S", "for Redis to answer a command of a producer"),

@@ -12,8 +12,8 @@ from openagents_worker.redaction import safe_url
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.permission import lacking_words, user_of
-from openagents_worker.store.rights import sample_of, words_of
+from openagents_worker.store.permission import missing_rights_error, user_of
+from openagents_worker.store.rights import acl_words, sample_of
 from openagents_worker.store.roles import ROLES, RoleName
 
 __all__ = ["check_access"]
@@ -34,7 +34,7 @@ def check_access(settings: Settings, queues: Iterable[str]) -> None:
     at_store = [
         (right.command, sample_of(right.kind, settings.key_prefix) if right.kind else "", rule)
         for right in sorted(WORKER.needed)
-        for rule in [words_of(right, settings.key_prefix)]
+        for rule in [acl_words(right, settings.key_prefix)]
     ]
     _check(cell_of(settings), at_store)
     if not settings.broker_url or not is_redis_url(settings.broker_url):
@@ -89,4 +89,4 @@ def _check(cell: Cell, needed: list[NeededRight]) -> None:
             ) from error
     if lacking:
         rules = [needed[position][2] for position in lacking]
-        raise lacking_words(rules, safe_url(cell.url), user_of(cell.url))
+        raise missing_rights_error(rules, safe_url(cell.url), user_of(cell.url))

@@ -133,7 +133,7 @@ def _check_redis(settings: Settings, queues: Collection[str]) -> None:
     A failed check ends the process (`_refuse`).
     """
     with closing(Store(cell_of(settings), max_connections=1)) as store:
-        durability = _wait_for_redis(store.keeping, settings.redis_url)
+        durability = _wait_for_redis(store.persistence_info, settings.redis_url)
     try:
         durability.check_memory()
         if settings.durability == "strict":

@@ -23,7 +23,7 @@ from openagents_worker.producer.kombu_redis import Transport
 from openagents_worker.producer.publisher import RUN_AGENT, wake_queue
 from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.redaction import safe_message
-from openagents_worker.store.dead_letters import shown_item
+from openagents_worker.store.dead_letters import item_as_text
 from openagents_worker.store.scripts import put_aside, reject
 from openagents_worker.telemetry.logs import get_logger
 
@@ -62,9 +62,9 @@ def _dead_letter_writer(consumer: Any) -> Keep:
     def keep(where: str, code: str, why: str, item: object) -> None:
         try:
             store = client_of(consumer.app).store
-            store.run(put_aside(key=where, code=code, what=why, item=shown_item(item)))
+            store.run(put_aside(key=where, code=code, what=why, item=item_as_text(item)))
         except RedisUnreachable as error:
-            log.error("message.not_kept", queue=where, error=error.message, item=shown_item(item))
+            log.error("message.not_kept", queue=where, error=error.message, item=item_as_text(item))
 
     return keep
 

@@ -13,7 +13,7 @@ from typing import Any
 from openagents_worker.errors import RequestInvalid, text_of
 from openagents_worker.jsontext import is_whole
 from openagents_worker.models import RunRequest, parse_request
-from openagents_worker.store.formats import WRITTEN, is_read
+from openagents_worker.store.formats import WRITTEN, can_read
 
 __all__ = ["TaskMessage", "parse_message", "run_to_resume"]
 
@@ -46,7 +46,7 @@ def parse_message(message: TaskMessage, *, max_bytes: int) -> str | RunRequest:
         raise RequestInvalid(
             "the message has no task id", hint="headers.id must be a string; it becomes the run's id"
         )
-    if message.ours and not is_read(message.format):
+    if message.ours and not can_read(message.format):
         return message.task_id
     argument = _single_argument(message)
     if isinstance(argument, Mapping) and message.ours and set(argument) == IDS:
@@ -61,7 +61,7 @@ def parse_message(message: TaskMessage, *, max_bytes: int) -> str | RunRequest:
 def run_to_resume(message: TaskMessage) -> str:
     """The run id of a `tasks.resume_run` message. Its checkpoint id is for display: a run always resumes
     from its latest checkpoint. Raises `RequestInvalid`."""
-    if not is_read(message.format):
+    if not can_read(message.format):
         return message.task_id
     run_id = message.args[0] if message.args else message.kwargs.get("run_id")
     if not isinstance(run_id, str) or not run_id or not is_whole(run_id):

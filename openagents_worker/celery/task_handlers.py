@@ -32,7 +32,7 @@ from openagents_worker.producer.submit import asubmit
 from openagents_worker.producer.task_options import task_options_of_message
 from openagents_worker.queue_names import WAKE_SUFFIX
 from openagents_worker.runtime.attempt import AttemptOutcome, AttemptResult
-from openagents_worker.store.dead_letters import shown_item
+from openagents_worker.store.dead_letters import item_as_text
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.scripts import put_aside, reject
 from openagents_worker.telemetry.logs import get_logger
@@ -222,7 +222,7 @@ async def _store_dead_letter(
         try:
             await process.store.run(script_call)
         except RedisRefused as refused:
-            log.error("message.not_kept", queue=queue, error=refused.message, item=shown_item(item))
+            log.error("message.not_kept", queue=queue, error=refused.message, item=item_as_text(item))
             return
         except RedisUnreachable:
             await asyncio.sleep(REDIS_PAUSE_S)

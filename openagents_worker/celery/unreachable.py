@@ -10,8 +10,8 @@ from openagents_worker.errors import RedisUnreachable
 from openagents_worker.redaction import safe_url
 from openagents_worker.settings import PREFIX, Settings
 from openagents_worker.store.client import CONNECT_TIMEOUT_S, Cell, Store
-from openagents_worker.store.redis_errors import NoGreeting, TlsFailed
-from openagents_worker.store.tls import TlsProblem, alert_of, speaks_redis, speaks_tls
+from openagents_worker.store.redis_errors import TlsFailed, TlsMismatchSuspected
+from openagents_worker.store.tls import TlsProblem, speaks_redis, speaks_tls, tls_alert
 
 __all__ = ["lasting_problem", "lasting_problem_of_celery"]
 
@@ -23,7 +23,7 @@ def lasting_problem(error: RedisUnreachable, variable: str, url: str) -> TlsFail
     """
     if isinstance(error, TlsFailed):
         return TlsFailed(f"{PREFIX}{variable}: {error.message}", hint=error.hint)
-    if isinstance(error, NoGreeting) and (problem := _find_tls_problem(address_of(url))):
+    if isinstance(error, TlsMismatchSuspected) and (problem := _find_tls_problem(address_of(url))):
         where = f"{PREFIX}{variable}: no connection with Redis at {safe_url(url)}"
         return TlsFailed(f"{where}: {problem.what}", hint=problem.hint)
     return None
@@ -57,4 +57,4 @@ def _find_tls_problem(address: RedisAddress | Sentinels) -> TlsProblem | None:
         return None
     if speaks_redis(*address_and_port, timeout_s=CONNECT_TIMEOUT_S):
         return TlsProblem("the server does not use TLS at this port", "the URL must begin with redis://")
-    return alert_of(address.tls, *address_and_port, timeout_s=CONNECT_TIMEOUT_S)
+    return tls_alert(address.tls, *address_and_port, timeout_s=CONNECT_TIMEOUT_S)

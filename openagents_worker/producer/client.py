@@ -42,7 +42,7 @@ from openagents_worker.store.listing import (
     SessionSummary,
     list_runs,
     list_sessions,
-    pruning,
+    prune_indexes,
 )
 from openagents_worker.store.records import (
     SessionView,
@@ -170,7 +170,7 @@ class Client(Operations):
 
     def prune(self) -> int:
         """Remove expired runs and sessions from the lists. Returns the number of removed entries."""
-        return self.store.execute(pruning())
+        return self.store.execute(prune_indexes())
 
     def _wait_or_wake(self, step: float | Sequence[Wake]) -> None:
         """Execute a step of the deletion plan: wait for some seconds, or send wake-ups."""
@@ -305,7 +305,7 @@ class AsyncClient(AsyncOperations):
 
     async def prune(self) -> int:
         """Remove expired runs and sessions from the lists. Returns the number of removed entries."""
-        return await self.store.execute(pruning())
+        return await self.store.execute(prune_indexes())
 
     async def _wait_or_wake(self, step: float | Sequence[Wake]) -> None:
         if isinstance(step, float):

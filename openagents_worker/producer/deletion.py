@@ -9,7 +9,7 @@ from openagents_worker.errors import SessionBusy
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.records import ids_of, states_of
+from openagents_worker.store.records import read_ids, states_plan
 from openagents_worker.store.scripts import DeleteAnswer, Deleted
 
 __all__ = ["deletion"]
@@ -37,7 +37,7 @@ def deletion(
     while True:
         too_late = clock() >= deadline
         answer: Deleted = yield scripts.delete_session(
-            session_id=session_id, limit=RUNS_A_CALL, even_untold=force and too_late
+            session_id=session_id, limit=RUNS_A_CALL, even_if_not_notified=force and too_late
         )
         runs += answer.runs
         match answer.answer:
@@ -45,7 +45,7 @@ def deletion(
                 return runs
             case DeleteAnswer.MORE:
                 pass
-            case DeleteAnswer.UNTOLD if not too_late:
+            case DeleteAnswer.NOT_NOTIFIED if not too_late:
                 yield PAUSE_S
             case DeleteAnswer.BUSY if force and not too_late:
                 for run_id in (yield from _live_runs(keys, session_id)):
@@ -60,12 +60,12 @@ def _live_runs(keys: Keys, session_id: str) -> Plan[list[str]]:
 
     In this order, no cancelled run lets another one start.
     """
-    indexed = yield from ids_of(keys("index", f"session={session_id}"))
-    waiting = yield from ids_of(keys("session_queue", session_id))
+    indexed = yield from read_ids(keys("index", f"session={session_id}"))
+    waiting = yield from read_ids(keys("session_queue", session_id))
     holder = yield lambda r: r.hget(keys("session", session_id), "holder")
     queue_order = dict.fromkeys([*reversed(waiting), *([holder] if holder else [])])
     ids = [*(run_id for run_id in indexed if run_id not in queue_order), *queue_order]
-    states = yield from states_of(keys, ids)
+    states = yield from states_plan(keys, ids)
     return [id_ for id_, state in states.items() if state is not None and not state.is_terminal]
 
 

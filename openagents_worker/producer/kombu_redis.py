@@ -33,7 +33,7 @@ from openagents_worker.producer.broken_items import (
 )
 from openagents_worker.producer.message_size import BoundedMessage
 from openagents_worker.store.permission import is_aborted_transaction, is_no_permission
-from openagents_worker.store.redis_errors import is_wrong_type, refuses_now
+from openagents_worker.store.redis_errors import is_temporary_refusal, is_wrong_type
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["RESUME_RUN", "RUN_AGENT", "RUN_ENDED", "TRANSPORTS", "Taken", "Transport", "use_in_workers_of"]
@@ -399,7 +399,7 @@ def _reconnecting(connection_class: Any, filter_answer: Callable[[Any], Any]) ->
                 # raises the original error.
                 is_refused = self.lacks_permission and is_aborted_transaction(error)
                 self.lacks_permission = False
-                if is_refused or not refuses_now(error):
+                if is_refused or not is_temporary_refusal(error):
                     raise
                 self.disconnect()
                 raise ConnectionError(f"Redis rejects commands for now: {error}") from error

@@ -15,7 +15,7 @@ from openagents_worker.models import RunRecord, RunState
 from openagents_worker.producer.publisher import send_first, send_wakes
 from openagents_worker.producer.publishing_app import HasPublishingApp
 from openagents_worker.producer.submit import Accepted, aresume, resume
-from openagents_worker.store.dead_letters import PutAside, read_aside
+from openagents_worker.store.dead_letters import PutAside, read_put_aside
 from openagents_worker.store.fleet import (
     AgentInfo,
     Fleet,
@@ -124,7 +124,7 @@ class Operations(HasPublishingApp):
 
         They are kept as long as runs.
         """
-        return list(self.store.execute(read_aside(self.store.keys)))
+        return list(self.store.execute(read_put_aside(self.store.keys)))
 
     def _fleet(self) -> Fleet:
         return self.store.execute(read_fleet(self.store.keys, self.settings.queue))
@@ -197,7 +197,7 @@ class AsyncOperations(HasPublishingApp):
 
     async def put_aside(self) -> list[PutAside]:
         """The same as `Client.put_aside`."""
-        return list(await self.store.execute(read_aside(self.store.keys)))
+        return list(await self.store.execute(read_put_aside(self.store.keys)))
 
     async def _fleet(self) -> Fleet:
         return await self.store.execute(read_fleet(self.store.keys, self.settings.queue))

@@ -19,7 +19,7 @@ from openagents_worker.errors import RequestInvalid, text_of
 from openagents_worker.events import RunEvent
 from openagents_worker.jsontext import dumps
 from openagents_worker.producer.handle import AsyncRunHandle, RunHandle
-from openagents_worker.store.watchers import check_room
+from openagents_worker.store.watchers import check_watcher_limit
 
 __all__ = ["sse"]
 
@@ -46,7 +46,7 @@ def sse(
     the first frame: to answer with 404, a server calls `handle.record()` before.
     """
     after = _parsed_last_event_id(last_event_id)
-    check_room(handle._client.settings.max_watchers)
+    check_watcher_limit(handle._client.settings.max_watchers)
     return _frames(handle, after, heartbeat_s)
 
 

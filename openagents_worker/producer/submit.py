@@ -27,7 +27,7 @@ from openagents_worker.redaction import shown_reason
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Store
-from openagents_worker.store.listing import lists_of
+from openagents_worker.store.listing import extra_indexes
 from openagents_worker.store.records import run_not_found
 from openagents_worker.store.scripts import ResumeAnswer, Resumed, ScriptCall, SubmitAnswer, Submitted, Wake
 from openagents_worker.suggest import agent_hint
@@ -368,7 +368,7 @@ def _submit_script(
         durable=settings.durable_default if request.durable is None else request.durable,
         delay_ms=delay_ms,
         reject_if_busy=request.on_busy == "reject",
-        lists=lists_of(request.tenant, request.labels),
+        lists=extra_indexes(request.tenant, request.labels),
         parent_run_id=request.parent_run_id or "",
         expires_ms=expires_ms,
         tell=True,

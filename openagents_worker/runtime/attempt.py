@@ -57,9 +57,9 @@ from openagents_worker.runtime.user_code import (
 from openagents_worker.runtime.writer import RunWriter
 from openagents_worker.settings import Settings
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, reading
+from openagents_worker.store.formats import BEGUN, BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.records import SessionStore
-from openagents_worker.store.scripts import Claimed, Handed, Wake
+from openagents_worker.store.scripts import Claimed, Wake, WriteResult
 from openagents_worker.telemetry.logs import get_logger, line_groups
 from openagents_worker.telemetry.sentry import report_unless_logged
 from openagents_worker.tools.offload import work_off_loop
@@ -362,7 +362,7 @@ class Attempt:
         """Create the context and a pattern that is ready to execute."""
         recorder = self._recorder
         assert recorder is not None
-        with reading(WRITTEN, session_id=self.request.session_id):
+        with translate_parse_errors(WRITTEN, session_id=self.request.session_id):
             state = {key: loads(text) for key, text in self._state_before.items()}
         self._context = RunContext(self.request, state, recorder, parts.definition.llm, deps=deps)
         if start_record is None and self._durable:
@@ -632,7 +632,7 @@ class Attempt:
             reason = None
         return str(reason or "cancelled")
 
-    async def _send_wakes_of(self, reply: Handed) -> None:
+    async def _send_wakes_of(self, reply: WriteResult) -> None:
         if reply.wakes:
             await self._send_wakes(reply.wakes)
 

@@ -12,11 +12,11 @@ from openagents_worker.runtime.call_ids import OuterCall
 from openagents_worker.store.formats import (
     BY_CONTENT,
     BY_PLACE,
-    UNREADABLE,
+    PARSE_ERRORS,
     WRITTEN,
-    is_read,
-    other_format,
-    reading,
+    can_read,
+    other_format_error,
+    translate_parse_errors,
 )
 
 __all__ = ["CHECK", "PREPARE", "Record", "check_record", "checks_of", "digest_of", "read_pages"]
@@ -81,14 +81,14 @@ class Record:
         """Parse the text of `to_json`. Raises `OtherFormat` for another format, else `RecordUnreadable`."""
         try:
             return cls._of(loads(text), position)
-        except UNREADABLE as error:
-            with reading(WRITTEN):
+        except PARSE_ERRORS as error:
+            with translate_parse_errors(WRITTEN):
                 raise error from None
 
     @classmethod
     def _of(cls, data: dict[str, Any], position: int) -> Record:
-        if not is_read(format_ := data["v"]):
-            raise other_format(format_)
+        if not can_read(format_ := data["v"]):
+            raise other_format_error(format_)
         if "outer" in data:
             data["outer"] = tuple(OuterCall(*outer) for outer in data["outer"])
         record = cls(**data, position=position)

@@ -27,7 +27,7 @@ from openagents_worker.models import ErrorDetails, StopReason
 from openagents_worker.runtime.latch import Latch, LatchReason, RunLatched
 from openagents_worker.runtime.user_code import described_in_log
 from openagents_worker.runtime.writer import RunWriter
-from openagents_worker.store.scripts import Handed, SuspendKind, WriteAnswer
+from openagents_worker.store.scripts import SuspendKind, WriteAnswer, WriteResult
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["AttemptOutcome", "AttemptResult", "Parting"]
@@ -71,7 +71,7 @@ class Parting:
         writer: RunWriter,
         *,
         finish: Callable[[OpenAgentsError], Awaitable[AttemptResult]],
-        send_wakes: Callable[[Handed], Awaitable[None]],
+        send_wakes: Callable[[WriteResult], Awaitable[None]],
         back_off_ms: Callable[[OpenAgentsError, str], int],
         why_cancelled: Callable[[], Awaitable[str]],
         left_max_ms: int,
@@ -164,7 +164,7 @@ class Parting:
             return await self._finish(unavailable)
         return await self._suspended_result(reply, error)
 
-    async def _suspended_result(self, reply: Handed, error: OpenAgentsError) -> AttemptResult | None:
+    async def _suspended_result(self, reply: WriteResult, error: OpenAgentsError) -> AttemptResult | None:
         """Log the suspension, send the wake-ups and return the result; None if it was refused."""
         if reply.answer is not WriteAnswer.OK:
             return None

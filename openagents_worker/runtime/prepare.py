@@ -33,7 +33,7 @@ from openagents_worker.runtime.user_code import (
     user_error_of,
 )
 from openagents_worker.runtime.writer import RunWriter
-from openagents_worker.store.formats import BY_PLACE, WRITTEN, reading
+from openagents_worker.store.formats import BY_PLACE, WRITTEN, translate_parse_errors
 from openagents_worker.store.records import SessionStore
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.tools.base import ToolPlugin
@@ -66,7 +66,7 @@ class RunStart:
     @classmethod
     def of(cls, record: Record) -> RunStart:
         """Raises `RecordUnreadable`."""
-        with reading(WRITTEN):
+        with translate_parse_errors(WRITTEN):
             return cls(**record.outcome["ok"])
 
 

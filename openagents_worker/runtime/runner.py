@@ -32,8 +32,8 @@ from openagents_worker.runtime.stops import Stops
 from openagents_worker.settings import Settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.formats import WRITTEN, reading
-from openagents_worker.store.records import check_canvas, request_of
+from openagents_worker.store.formats import WRITTEN, translate_parse_errors
+from openagents_worker.store.records import check_task_options, parse_request
 from openagents_worker.store.scripts import ClaimAnswer, Claimed, ReleaseKind, Wake
 from openagents_worker.telemetry.logs import get_logger
 
@@ -144,8 +144,8 @@ class Runner:
             Executing(run_id, incarnation=lease.incarnation, kind="runtime", name="request").to_mark()
         )
         try:
-            check_canvas(run_id, claimed.canvas)
-            return request_of(run_id, claimed.request), None
+            check_task_options(run_id, claimed.canvas)
+            return parse_request(run_id, claimed.request), None
         except (OtherFormat, RecordUnreadable) as error:
             return None, error
         finally:
@@ -200,7 +200,7 @@ class Runner:
                 incarnation=lease.incarnation,
                 nonce=secrets.token_hex(8),
                 page_bytes=scripts.PAGE_BYTES,
-                asked=format_,
+                message_format=format_,
                 left_max_ms=round(self._settings.left_to_others_max_s * 1000),
             )
             try:
@@ -319,7 +319,7 @@ def _result_without_claim(claimed: Claimed) -> AttemptResult:
     match claimed.answer:
         case ClaimAnswer.CANCELLED:
             return AttemptResult(AttemptOutcome.FINISHED, stop_reason=StopReason.CANCELLED, life=claimed.life)
-        case ClaimAnswer.DONE if claimed.untold:
+        case ClaimAnswer.DONE if claimed.unnotified_result:
             return _result_of_ended_run(claimed)
         case (
             ClaimAnswer.DONE
@@ -342,8 +342,8 @@ def _result_without_claim(claimed: Claimed) -> AttemptResult:
 def _result_of_ended_run(claimed: Claimed) -> AttemptResult:
     """The result of a run that ended earlier, from its stored result."""
     try:
-        with reading(WRITTEN):
-            result = RunResult[Any].model_validate_json(claimed.untold)
+        with translate_parse_errors(WRITTEN):
+            result = RunResult[Any].model_validate_json(claimed.unnotified_result)
     except RecordUnreadable as error:
         details = ErrorDetails.from_exception(error)
         return AttemptResult(

@@ -32,7 +32,7 @@ from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.formats import WRITTEN
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.scripts import Handed, ScriptCall, SuspendKind, WriteAnswer
+from openagents_worker.store.scripts import ScriptCall, SuspendKind, WriteAnswer, WriteResult
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["RunWriter"]
@@ -367,7 +367,7 @@ class RunWriter:
         error_code: str,
         left_max_ms: int = 0,
         error_details: str = "",
-    ) -> Handed:
+    ) -> WriteResult:
         """Suspend the run. Raises `RunLatched` when another worker owns it. On any answer but OK it is not
         suspended."""
         if self._deferred:
@@ -390,7 +390,7 @@ class RunWriter:
                 )
             )
 
-    async def finish(self, **ending: Any) -> Handed:
+    async def finish(self, **ending: Any) -> WriteResult:
         """End the run. `ending` holds arguments of the script `finish`; the writer adds the others."""
         if any(deferred.position == 0 for deferred in self._deferred):
             await self.flush()
@@ -415,9 +415,9 @@ class RunWriter:
     async def _write(self, call: ScriptCall[WriteAnswer]) -> None:
         self._act_on_answer(await self._run_script(call))
 
-    async def _write_last(self, call: ScriptCall[Handed]) -> Handed:
+    async def _write_last(self, call: ScriptCall[WriteResult]) -> WriteResult:
         """Run a script that ends the ownership of the run. It returns wake-ups to send."""
-        reply: Handed = await self._run_script(call, reraised=UNWRITABLE)
+        reply: WriteResult = await self._run_script(call, reraised=UNWRITABLE)
         self._act_on_answer(reply.answer)
         return reply
 

@@ -1,1 +1,1 @@
-"""The store: the only room that speaks Redis."""
+"""The store: the only package that sends commands to Redis."""

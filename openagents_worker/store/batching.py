@@ -1,9 +1,9 @@
-"""Lanes. The only place that sends the commands of many runs together: one round trip for all that wait.
+"""Automatic pipelining: the only place that sends the commands of many runs in one round trip.
 
-A client of redis-py takes a connection of its own for every command, which costs a busy process more than all
-else it does. Here the commands that come up in one turn of the loop travel as one pipeline; what comes up
-while it is on its way waits for the next. A second lane takes what waits for longer than a moment, so that a
-connection that does not answer holds up only what is on it.
+A client of redis-py takes a connection from its pool for every command. In a busy process this costs more
+than everything else. Here, all commands that are issued in one iteration of the event loop are sent as one
+pipeline. Commands that are issued during a round trip wait for the next one. If they wait for too long, a
+second connection takes them. A connection that does not answer therefore delays only its own commands.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ import redis
 from redis import exceptions
 from redis.utils import HIREDIS_AVAILABLE
 
-from openagents_worker.store.permission import note_command
-from openagents_worker.store.redis_errors import not_sent
+from openagents_worker.store.permission import set_refused_command
+from openagents_worker.store.redis_errors import translate_connect_errors
 
 if HIREDIS_AVAILABLE:
     from hiredis import pack_command
 
 __all__ = ["PipelineBatcher", "has_hung_up"]
 
-LANES = 2
-MOST_COMMANDS = 128  # of one pipeline: the first answer is not to wait for a thousand others
-LOOK_S = 0.05  # how often the lanes are looked at while something is on its way
-TRUSTED_S = 0.5  # a connection that was not used for longer is looked at by its pool before it is used again
-HELD_S = 1.0  # then the pool may see that another Redis is the master now, however much there is to carry
-_FOR = () if tuple(map(int, redis.__version__.split(".")[:2])) >= (5, 3) else ("EVALSHA",)
-"""What a pool wants to hear before it gives a connection; from redis-py 5.3 on, nothing."""
-HANGING_UP = sum(getattr(select, name, 0) for name in ("POLLRDHUP", "POLLHUP", "POLLERR"))
-SHUT = "the lane was closed before the answer came"
+PIPELINES = 2
+MAX_COMMANDS = 128  # of one round trip: the first answer must not wait for a thousand others
+CHECK_S = 0.05  # the pipelines are checked this often while a command waits for its answer
+MAX_IDLE_S = 0.5  # a connection that was idle for longer goes back to its pool, which checks it
+# A busy connection also goes back to its pool after this time, so that the pool can notice a new master.
+MAX_HOLD_S = 1.0
+_GET_CONNECTION_ARGS = () if tuple(map(int, redis.__version__.split(".")[:2])) >= (5, 3) else ("EVALSHA",)
+"""Arguments of `pool.get_connection`: before redis-py 5.3 it needs the name of a command."""
+HANG_UP_EVENTS = sum(getattr(select, name, 0) for name in ("POLLRDHUP", "POLLHUP", "POLLERR"))
+CLOSED = "the connection was closed before the answer came"
 
 Command = tuple[str | int, ...]
 
@@ -46,195 +47,214 @@ class _QueuedCommand(NamedTuple):
 
 
 class PipelineBatcher:
-    """Pipelines over the connections of a redis-py pool. One per event loop."""
+    """Sends commands as pipelines over connections of a redis-py pool. One instance per event loop.
 
-    def __init__(self, pool: Any, *, answer_timeout_s: float | None, lanes: int = LANES) -> None:
+    `answer_timeout_s` limits a round trip (None: no limit).
+    """
+
+    def __init__(self, pool: Any, *, answer_timeout_s: float | None, pipelines: int = PIPELINES) -> None:
         self._pool = pool
         self._answer_timeout_s = float("inf") if answer_timeout_s is None else answer_timeout_s
-        self._lanes = [_Pipeline() for _ in range(lanes)]
+        self._pipelines = [_Pipeline() for _ in range(pipelines)]
         self._waiting: deque[_QueuedCommand] = deque()
-        self._called = False
-        self._look: asyncio.TimerHandle | None = None
+        self._is_start_scheduled = False
+        self._next_check: asyncio.TimerHandle | None = None
 
-    async def ask(self, *command: str | int) -> Any:
-        """The answer to one command. Raises what redis-py raises for it.
+    async def execute(self, *command: str | int) -> Any:
+        """Send one command and return its answer. Raises the exceptions of redis-py.
 
-        Whoever is cancelled does not get the answer; the command may be carried out all the same.
+        If the caller is cancelled, Redis may execute the command nevertheless.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         self._waiting.append(_QueuedCommand(command, answer))
-        self._call(loop)
+        self._schedule(loop)
         return await answer
 
     async def close(self) -> None:
-        """Give up what is on its way, and what waits."""
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
-        for lane in self._lanes:
-            if lane.task is not None:
-                lane.task.cancel()
-                await asyncio.wait([lane.task])
-            await self._let_go(lane, broken=False)
-        _fail(self._waiting, exceptions.ConnectionError(SHUT))
+        """Cancel the round trips, and fail the commands that wait with `ConnectionError`."""
+        if self._next_check is not None:
+            self._next_check.cancel()
+            self._next_check = None
+        for pipeline in self._pipelines:
+            if pipeline.task is not None:
+                pipeline.task.cancel()
+                await asyncio.wait([pipeline.task])
+            await self._release_connection(pipeline, broken=False)
+        _fail_all(self._waiting, exceptions.ConnectionError(CLOSED))
 
-    def _call(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The first lane sets off in the next turn of the loop: by then others may have come.
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the first pipeline in the next iteration of the loop, and the periodic check.
 
-        As long as it is on its way they wait for it, together; the second is for when it does not come back.
+        The delay lets other commands join the same round trip. Commands that are issued during the round
+        trip wait for its end. The second pipeline is started only by the check, when the first one is slow.
         """
-        if self._waiting and not self._called and self._lanes[0].task is None:
-            self._called = True
-            loop.call_soon(self._go, self._lanes[0])
-        if self._look is None:
-            self._look = loop.call_later(LOOK_S, self._look_at_lanes)
+        if self._waiting and not self._is_start_scheduled and self._pipelines[0].task is None:
+            self._is_start_scheduled = True
+            loop.call_soon(self._start, self._pipelines[0])
+        if self._next_check is None:
+            self._next_check = loop.call_later(CHECK_S, self._check_pipelines)
 
-    def _go(self, lane: _Pipeline) -> None:
-        self._called = False
-        if self._waiting and lane.task is None:
-            # In a context of its own: it is everybody's, not of the run whose command is the first.
-            lane.task = asyncio.create_task(self._execute(lane), name="redis lane", context=Context())
+    def _start(self, pipeline: _Pipeline) -> None:
+        self._is_start_scheduled = False
+        if self._waiting and pipeline.task is None:
+            # An empty context: the task serves all runs, so it must not inherit the context of one run.
+            pipeline.task = asyncio.create_task(
+                self._execute(pipeline), name="redis pipeline", context=Context()
+            )
 
-    def _look_at_lanes(self) -> None:
+    def _check_pipelines(self) -> None:
         loop = asyncio.get_running_loop()
-        for lane in self._lanes:
-            lane.note_time(loop.time(), self._answer_timeout_s)
-        idle = next((lane for lane in self._lanes if lane.task is None), None)
-        held_up = self._waiting and all(lane.task is None or lane.looks > 1 for lane in self._lanes)
-        if idle is not None and held_up:
-            self._go(idle)
-        busy = self._waiting or any(lane.task is not None for lane in self._lanes)
-        self._look = loop.call_later(LOOK_S, self._look_at_lanes) if busy else None
+        for pipeline in self._pipelines:
+            pipeline.check_time(loop.time(), self._answer_timeout_s)
+        idle = next((pipeline for pipeline in self._pipelines if pipeline.task is None), None)
+        all_are_slow = self._waiting and all(
+            pipeline.task is None or pipeline.checks > 1 for pipeline in self._pipelines
+        )
+        if idle is not None and all_are_slow:
+            self._start(idle)
+        busy = self._waiting or any(pipeline.task is not None for pipeline in self._pipelines)
+        self._next_check = loop.call_later(CHECK_S, self._check_pipelines) if busy else None
 
-    async def _execute(self, lane: _Pipeline) -> None:
-        """Carry what waits, and what came meanwhile, until nothing waits any more."""
-        asked: deque[_QueuedCommand] = deque()
+    async def _execute(self, pipeline: _Pipeline) -> None:
+        """Send the commands that wait, one round trip after the other, until no command waits."""
+        pending: deque[_QueuedCommand] = deque()
         loop = asyncio.get_running_loop()
         try:
-            if lane.connection is not None and has_hung_up(lane.connection):
-                await self._let_go(lane, broken=True)  # nothing was sent on it: another one may carry it all
+            if pipeline.connection is not None and has_hung_up(pipeline.connection):
+                # No command is lost: none was sent on this connection yet.
+                await self._release_connection(pipeline, broken=True)
             while self._waiting:
-                connection = await self._connection(lane, loop.time())
+                connection = await self._connection(pipeline, loop.time())
                 if not self._waiting:
                     break
-                asked = self._next()
-                lane.sets_off(loop.time())
-                await connection.send_packed_command(_packed(connection, asked))
-                await _hand_out(connection, asked)
-                lane.arrives()
+                pending = self._next_commands()
+                pipeline.begin_round_trip(loop.time())
+                await connection.send_packed_command(_pack(connection, pending))
+                await _read_answers(connection, pending)
+                pipeline.end_round_trip()
         except BaseException as error:
-            late = isinstance(error, asyncio.CancelledError) and lane.is_late
-            lost: Exception = exceptions.ConnectionError(SHUT)
-            if late:
+            timed_out = isinstance(error, asyncio.CancelledError) and pipeline.is_timed_out
+            lost: Exception = exceptions.ConnectionError(CLOSED)
+            if timed_out:
                 lost = exceptions.TimeoutError("Timeout reading from socket")
             elif isinstance(error, Exception):
                 lost = error
-            _fail(asked or self._waiting, lost)
-            await self._let_go(lane, broken=True)  # what is still to come would be taken for other answers
-            if not (late or isinstance(error, Exception)):
+            _fail_all(pending or self._waiting, lost)
+            # Close it: later commands would otherwise read the answers that are still to come.
+            await self._release_connection(pipeline, broken=True)
+            if not (timed_out or isinstance(error, Exception)):
                 raise
         finally:
-            lane.comes_back()
-            self._call(loop)  # what came while this one ended
+            pipeline.end_task()
+            self._schedule(loop)  # for commands that were issued while this task ended
 
-    def _next(self) -> deque[_QueuedCommand]:
-        asked: deque[_QueuedCommand] = deque()
-        while self._waiting and len(asked) < MOST_COMMANDS:
+    def _next_commands(self) -> deque[_QueuedCommand]:
+        pending: deque[_QueuedCommand] = deque()
+        while self._waiting and len(pending) < MAX_COMMANDS:
             one = self._waiting.popleft()
-            if not one.answer.done():  # else nobody waits for it any more
-                asked.append(one)
-        return asked
+            if not one.answer.done():  # it is done when its caller was cancelled
+                pending.append(one)
+        return pending
 
-    async def _connection(self, lane: _Pipeline, now_s: float) -> Any:
-        """The lane's own. Time limits are the lane's: one for each answer costs more than to read it."""
-        if lane.connection is not None and (now_s - lane.used_s > TRUSTED_S or now_s - lane.taken_s > HELD_S):
-            await self._let_go(lane, broken=False)
-        if lane.connection is None:
-            lane.taken_s = now_s
-            with not_sent():
-                lane.connection = await self._pool.get_connection(*_FOR)
-            lane.limit_s, lane.connection.socket_timeout = lane.connection.socket_timeout, None
-        return lane.connection
+    async def _connection(self, pipeline: _Pipeline, now_s: float) -> Any:
+        """The connection of this pipeline, taken from the pool if necessary.
 
-    async def _let_go(self, lane: _Pipeline, *, broken: bool) -> None:
-        connection, lane.connection = lane.connection, None
+        Its own time limit is switched off, because a timer for each answer costs more than reading it. The
+        periodic check limits the whole round trip instead.
+        """
+        if pipeline.connection is not None and (
+            now_s - pipeline.used_s > MAX_IDLE_S or now_s - pipeline.acquired_s > MAX_HOLD_S
+        ):
+            await self._release_connection(pipeline, broken=False)
+        if pipeline.connection is None:
+            pipeline.acquired_s = now_s
+            with translate_connect_errors():
+                pipeline.connection = await self._pool.get_connection(*_GET_CONNECTION_ARGS)
+            pipeline.answer_timeout_s, pipeline.connection.socket_timeout = (
+                pipeline.connection.socket_timeout,
+                None,
+            )
+        return pipeline.connection
+
+    async def _release_connection(self, pipeline: _Pipeline, *, broken: bool) -> None:
+        connection, pipeline.connection = pipeline.connection, None
         if connection is not None:
-            connection.socket_timeout = lane.limit_s
+            connection.socket_timeout = pipeline.answer_timeout_s
             if broken:
                 await connection.disconnect(nowait=True)
             await self._pool.release(connection)
 
 
 class _Pipeline:
-    """A connection, and what is on its way on it."""
+    """One connection, and the task that sends commands on it."""
 
     def __init__(self) -> None:
         self.connection: Any = None
-        self.limit_s: float | None = None
+        self.answer_timeout_s: float | None = None
         self.task: asyncio.Task[None] | None = None
-        self.looks = 0  # how often it was looked at since it set off
-        self.taken_s = 0.0  # when the pool gave the connection
-        self.used_s = 0.0
-        self.is_late = False
-        self._off_s: float | None = None
+        self.checks = 0  # how often it was checked since the round trip began
+        self.acquired_s = 0.0  # loop time at which the pool returned the connection
+        self.used_s = 0.0  # loop time at which the last round trip began
+        self.is_timed_out = False
+        self._began_s: float | None = None
 
-    def sets_off(self, now_s: float) -> None:
-        self.looks, self.used_s, self._off_s = 0, now_s, now_s
+    def begin_round_trip(self, now_s: float) -> None:
+        self.checks, self.used_s, self._began_s = 0, now_s, now_s
 
-    def arrives(self) -> None:
-        """All answers are there: whatever the lane waits for now, it is not Redis's to give one."""
-        self._off_s = None
+    def end_round_trip(self) -> None:
+        """All answers were read: from now on the time limit for answers does not apply."""
+        self._began_s = None
 
-    def comes_back(self) -> None:
-        self.arrives()
-        self.task, self.looks, self.is_late = None, 0, False
+    def end_task(self) -> None:
+        self.end_round_trip()
+        self.task, self.checks, self.is_timed_out = None, 0, False
 
-    def note_time(self, now_s: float, limit_s: float) -> None:
-        """Looked at while it is on its way: one that takes too long is called back."""
+    def check_time(self, now_s: float, answer_timeout_s: float) -> None:
+        """Count a check of the round trip, and cancel it if it takes longer than `answer_timeout_s`."""
         if self.task is None:
             return
-        self.looks += 1
-        if self._off_s is not None and now_s - self._off_s > limit_s and not self.is_late:
-            self.is_late = True
+        self.checks += 1
+        if self._began_s is not None and now_s - self._began_s > answer_timeout_s and not self.is_timed_out:
+            self.is_timed_out = True
             self.task.cancel()
 
 
-async def _hand_out(connection: Any, asked: deque[_QueuedCommand]) -> None:
-    """The answers in their order; those left in `asked` have got none."""
-    while asked:
+async def _read_answers(connection: Any, pending: deque[_QueuedCommand]) -> None:
+    """Read one answer for each command, in order. Commands that are left in `pending` got no answer."""
+    while pending:
         try:
-            answer, refused = await connection.read_response(), None
+            answer, error_answer = await connection.read_response(), None
         except exceptions.ResponseError as error:
-            answer, refused = None, error
-            note_command(error, asked[0].command)
+            answer, error_answer = None, error
+            set_refused_command(error, pending[0].command)
         except (exceptions.BusyLoadingError, exceptions.AuthenticationError) as error:
-            # An answer to one command as well; but redis-py closes the connection, and the others have none.
-            _tell(asked.popleft().answer, None, error)
-            raise exceptions.ConnectionError(SHUT) from error
-        _tell(asked.popleft().answer, answer, refused)
+            # This answers one command, but redis-py then closes the connection: the others get no answer.
+            _set_answer(pending.popleft().answer, None, error)
+            raise exceptions.ConnectionError(CLOSED) from error
+        _set_answer(pending.popleft().answer, answer, error_answer)
 
 
-def _packed(connection: Any, asked: deque[_QueuedCommand]) -> list[bytes]:
-    """The commands as they go over the wire. One that cannot is none of the others': it leaves `asked`."""
+def _pack(connection: Any, pending: deque[_QueuedCommand]) -> list[bytes]:
+    """Encode the commands for the socket. One that cannot be encoded fails alone and leaves `pending`."""
     packed: list[bytes] = []
-    for one in [asked.popleft() for _ in range(len(asked))]:
+    for one in [pending.popleft() for _ in range(len(pending))]:
         try:
-            if HIREDIS_AVAILABLE:  # it writes them in a tenth of the time
+            if HIREDIS_AVAILABLE:  # it encodes them in a tenth of the time
                 packed.append(pack_command(one.command))  # type: ignore[arg-type]  # its stub means any length
             else:
                 packed += connection.pack_command(*one.command)
-        except Exception as error:  # noqa: BLE001  # half a character, a value that is no word: its caller's
-            _tell(one.answer, None, error)
+        except Exception as error:  # noqa: BLE001  # a wrong argument is an error of its caller alone
+            _set_answer(one.answer, None, error)
         else:
-            asked.append(one)
+            pending.append(one)
     return [b"".join(packed)]
 
 
 def has_hung_up(connection: Any) -> bool:
-    """Whether the other side has closed a connection of redis-py's.
+    """Whether the server has closed this connection of redis-py.
 
-    The kernel is asked: the loop may not have run since, and would not know yet.
+    Asks the kernel: the event loop may not have run since then, so redis-py may not know yet.
     """
     writer = connection._writer
     socket = None if writer is None else writer.get_extra_info("socket")
@@ -244,20 +264,20 @@ def has_hung_up(connection: Any) -> bool:
     if number < 0:
         return True
     look = select.poll()
-    look.register(number, HANGING_UP)
+    look.register(number, HANG_UP_EVENTS)
     return bool(look.poll(0))
 
 
-def _tell(answer: asyncio.Future[Any], value: Any, refused: Exception | None) -> None:
-    if answer.done():  # whoever asked has been cancelled
+def _set_answer(answer: asyncio.Future[Any], value: Any, error_answer: Exception | None) -> None:
+    if answer.done():  # its caller was cancelled
         return
-    if refused is None:
+    if error_answer is None:
         answer.set_result(value)
     else:
-        answer.set_exception(refused)
+        answer.set_exception(error_answer)
 
 
-def _fail(asked: deque[_QueuedCommand], error: Exception) -> None:
-    while asked:
-        # A copy each: raised in many tasks, one exception would collect all their traces.
-        _tell(asked.popleft().answer, None, copy.copy(error))
+def _fail_all(pending: deque[_QueuedCommand], error: Exception) -> None:
+    while pending:
+        # A copy for each: one exception that is raised in many tasks collects all their tracebacks.
+        _set_answer(pending.popleft().answer, None, copy.copy(error))

@@ -1,4 +1,4 @@
-"""Checkpoints. The only place that reads a run's journal for somebody who does not carry the run."""
+"""Checkpoints: the only place that reads the journal of a run for a process that does not execute the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from openagents_worker.jsontext import loads
 from openagents_worker.models import ErrorDetails, RunUsage
 from openagents_worker.store.client import AsyncStore, Store
-from openagents_worker.store.formats import WRITTEN, reading
+from openagents_worker.store.formats import WRITTEN, translate_parse_errors
 from openagents_worker.store.records import aread_record, read_record
 from openagents_worker.store.scripts import PAGE_BYTES, ScriptCall, page
 
@@ -18,11 +18,11 @@ __all__ = ["Checkpoint", "acheckpoints", "checkpoints"]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The outcome of one recorded call, whole; a run goes on from its last one.
+    """The complete outcome of one recorded call. A run continues from its last checkpoint.
 
-    `call` is its place in the program, as in events (`call`, `call_id`); `kind` is `prepare`, `model`,
-    `tool`, `memory`, or `check` for a check of the run's output. `value` is plain JSON, None where `error`
-    says what came instead or the pattern cancelled the call.
+    `call` identifies the call, as in events (`call`, `call_id`). `kind` is `prepare`, `model`, `tool`,
+    `memory`, or `check` for a check of the run's output. `value` is plain JSON. It is None if the call failed
+    (see `error`) or if the pattern cancelled it.
     """
 
     checkpoint_id: str
@@ -37,12 +37,12 @@ class Checkpoint:
 
     @classmethod
     def of(cls, run_id: str, position: int, text: str) -> Checkpoint:
-        """Raises `OtherFormat` for a record of a version that this one cannot read, `RecordUnreadable` for
-        what is not a record."""
-        with reading(WRITTEN, run_id=run_id):
+        """Parse a journal record. Raises `OtherFormat` if another version of the library wrote it in a format
+        that this version cannot read, `RecordUnreadable` if it is not a record."""
+        with translate_parse_errors(WRITTEN, run_id=run_id):
             data = loads(text)
             format_ = int(data.get("v", 0))
-        with reading(format_, run_id=run_id):
+        with translate_parse_errors(format_, run_id=run_id):
             outcome = data["outcome"]
             return cls(
                 checkpoint_id=f"{run_id}:step:{position}",
@@ -58,7 +58,7 @@ class Checkpoint:
 
 
 def checkpoints(store: Store, run_id: str) -> Iterator[Checkpoint]:
-    """A run's checkpoints in the order of their commit, read in pages. Raises `RunNotFound`."""
+    """Yield the checkpoints of a run in the order of their commits, read in pages. Raises `RunNotFound`."""
     read_record(store, run_id)
     position = 0
     while texts := store.run(_page(run_id, position)):
@@ -68,7 +68,7 @@ def checkpoints(store: Store, run_id: str) -> Iterator[Checkpoint]:
 
 
 async def acheckpoints(store: AsyncStore, run_id: str) -> AsyncIterator[Checkpoint]:
-    """A run's checkpoints in the order of their commit, read in pages. Raises `RunNotFound`."""
+    """As `checkpoints`, for asyncio."""
     await aread_record(store, run_id)
     position = 0
     while texts := await store.run(_page(run_id, position)):

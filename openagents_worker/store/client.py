@@ -1,4 +1,7 @@
-"""The connection. The only place that opens one: sized pools, no blind retries, errors translated once."""
+"""The Redis client: the only place that opens connections to Redis.
+
+Connection pools have a fixed size. redis-py does not retry commands. Its errors are translated once.
+"""
 
 from __future__ import annotations
 
@@ -25,55 +28,60 @@ from openagents_worker.loops import PerLoop, at_fork
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.batching import PipelineBatcher, has_hung_up
 from openagents_worker.store.durability import (
-    WAIT_FOR_DISK,
-    WAIT_FOR_DISK_MS,
+    WAITAOF,
+    WAITAOF_TIMEOUT_MS,
     PersistenceInfo,
-    ask_persistence,
+    queue_persistence_commands,
 )
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.permission import (
     DEFAULT_USER,
+    add_rights_to_refusal,
     is_no_permission,
-    lacking_words,
-    note_rights,
+    missing_rights_error,
     user_of,
 )
-from openagents_worker.store.redis_clients import AsyncClient, Client
+from openagents_worker.store.redis_clients import AsyncRedisClient, RedisClient
 from openagents_worker.store.redis_errors import (
     CONNECTION_LOST,
     AnswerLost,
     connection_broke,
-    not_sent,
-    refuses_now,
-    translating,
+    is_temporary_refusal,
+    translate_connect_errors,
+    translate_errors,
 )
-from openagents_worker.store.redis_options import options_of, reading_any_bytes
+from openagents_worker.store.redis_options import connection_options, lossy_text_options
 from openagents_worker.store.scripts import Script, ScriptCall, lacking
 
-__all__ = ["AnswerLost", "AsyncStore", "Cell", "Plan", "Reader", "Store", "refuses_now"]
+__all__ = ["AnswerLost", "AsyncStore", "Cell", "Plan", "Reader", "Store", "is_temporary_refusal"]
 
 T = TypeVar("T")
 Plan = Generator[Any, Any, T]
-"""A sequence of questions to Redis, for a sync and an async store alike. It yields script calls
-(`ScriptCall`) and functions as for `ask`, is sent their answers, and returns its result."""
+"""A sequence of Redis operations that both the sync and the async store can execute (`Store.execute`).
 
-CONNECT_TIMEOUT_S = 1.5  # a closed or silent port is known in less than five seconds, two addresses included
+The generator yields script calls (`ScriptCall`) and functions as for `Store.ask`, receives their answers, and
+returns its result."""
+
+CONNECT_TIMEOUT_S = 1.5  # with two addresses of a host, a failure is reported in less than five seconds
 ANSWER_TIMEOUT_S = 2.0
-TURN_TIMEOUT_S = 10.0  # for a connection, where a thousand runs of one process may want one at once
-MAX_CONNECTIONS = 32  # Redis has one thread: more of them only cost their making
+POOL_TIMEOUT_S = 10.0  # to wait for a free connection: a thousand runs of a process may need one at once
+MAX_CONNECTIONS = 32  # Redis executes commands in one thread: more connections do not make it faster
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One Redis with one prefix, and how long things stay in it (milliseconds)."""
+    """One Redis with one key prefix, and the limits of what is stored there.
 
-    url: str = field(repr=False)  # it holds a password
+    `events_maxlen` is the number of events that are kept of a run. The times are in milliseconds.
+    """
+
+    url: str = field(repr=False)  # it may contain a password
     prefix: str = "oa"
     events_maxlen: int = 10_000
     run_ttl_ms: int = 7 * 24 * 3_600_000
     session_ttl_ms: int = 30 * 24 * 3_600_000
     max_watchers: int = 1_000
-    """How many may follow events in one process at once."""
+    """The number of watchers that may be open in one process at the same time."""
 
     @property
     def keys(self) -> Keys:
@@ -81,69 +89,73 @@ class Cell:
 
     @property
     def common(self) -> tuple[int, int, int]:
+        """The arguments that every script gets first, in the order of `scripts._COMMON`."""
         return (self.events_maxlen, self.run_ttl_ms, self.session_ttl_ms)
 
 
-# redis-py 7 and newer would look its own version up in the package's metadata for every connection it makes,
-# and tell it to the server in two commands more.
-_SAYS_LITTLE = {"driver_info": None} if importlib.util.find_spec("redis.driver_info") else {}
+# Otherwise, redis-py 7 and later reads its version from the package metadata for every connection, and sends
+# it to the server with two additional commands.
+_NO_DRIVER_INFO = {"driver_info": None} if importlib.util.find_spec("redis.driver_info") else {}
 
 
-def _telling(connection_class: Any) -> Any:
-    """The same connection class, which says when it was connecting that failed, and loses no cancellation.
+def _tracked_class(connection_class: Any) -> Any:
+    """A subclass of a redis-py connection class with three changes.
 
-    It also knows which of its connections were `opened`; each pool has a class of its own.
+    A failed connect raises `NotSent`. A cancellation is never lost (see below). The class attribute `opened`
+    has all open connections; each pool has its own subclass.
     """
 
-    opened_here: weakref.WeakSet[Any] = weakref.WeakSet()
+    opened_connections: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    class AsyncTelling(connection_class):  # type: ignore[misc]  # a base known only at run time
-        opened = opened_here
+    class AsyncTrackedConnection(connection_class):  # type: ignore[misc]  # a base known only at run time
+        opened = opened_connections
         socket_timeout: float | None
 
         async def connect(self, *args: Any, **kwargs: Any) -> None:
-            with not_sent():
+            with translate_connect_errors():
                 if self.is_connected and has_hung_up(self):
                     await self.disconnect(nowait=True)
                 await super().connect(*args, **kwargs)
             self.opened.add(self)
 
         async def disconnect(self, *args: Any, **kwargs: Any) -> None:
-            # redis-py waits for the other side to end TLS. When that takes too long, or when the waiting is
-            # cancelled, it leaves the socket open.
+            # redis-py waits until the server ends TLS. If that takes too long, or if the wait is cancelled,
+            # redis-py leaves the socket open.
             writer = self._writer
             try:
                 await super().disconnect(*args, **kwargs)
             except exceptions.TimeoutError:
-                pass  # the connection is given up here all the same
+                pass  # the transport is closed below in any case
             finally:
                 if writer is not None:
                     writer.transport.abort()
 
         async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-            # redis-py sends through asyncio.wait_for, which below Python 3.12 can swallow a cancellation that
-            # comes while it ends, and starts a task for every command.
-            limit_s, self.socket_timeout = self.socket_timeout, None
-            if limit_s is None:
+            # redis-py sends with asyncio.wait_for. Before Python 3.12, wait_for can swallow a cancellation
+            # that arrives while it returns, and it starts a task for every command.
+            timeout_s, self.socket_timeout = self.socket_timeout, None
+            if timeout_s is None:
                 await super().send_packed_command(command, check_health)
                 return
             try:
-                async with asyncio.timeout(limit_s):
+                async with asyncio.timeout(timeout_s):
                     await super().send_packed_command(command, check_health)
             except TimeoutError as error:
                 raise exceptions.TimeoutError("Timeout writing to socket") from error
             finally:
-                self.socket_timeout = limit_s
+                self.socket_timeout = timeout_s
 
-    class Telling(connection_class):  # type: ignore[misc]
-        opened = opened_here
+    class TrackedConnection(connection_class):  # type: ignore[misc]
+        opened = opened_connections
 
         def connect(self, *args: Any, **kwargs: Any) -> None:
-            with not_sent():
+            with translate_connect_errors():
                 super().connect(*args, **kwargs)
             self.opened.add(self)
 
-    return AsyncTelling if inspect.iscoroutinefunction(connection_class.connect) else Telling
+    return (
+        AsyncTrackedConnection if inspect.iscoroutinefunction(connection_class.connect) else TrackedConnection
+    )
 
 
 def _pool(
@@ -154,50 +166,51 @@ def _pool(
     max_connections: int,
     answer_timeout_s: float | None,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    turn_timeout_s: float = ANSWER_TIMEOUT_S,
+    pool_timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> Any:
     options = {
-        **reading_any_bytes(),
+        **lossy_text_options(),
         "socket_connect_timeout": connect_timeout_s,
         "socket_timeout": answer_timeout_s,
         "retry": retry,
         "max_connections": max_connections,
-        "timeout": turn_timeout_s,
+        "timeout": pool_timeout_s,
         "health_check_interval": 0,
         "client_name": "openagents",
-        **_SAYS_LITTLE,
+        **_NO_DRIVER_INFO,
     }
-    options |= options_of(pool_class, cell.url, connect_timeout_s, answer_timeout_s)
+    options |= connection_options(pool_class, cell.url, connect_timeout_s, answer_timeout_s)
     pool = pool_class(**options)
-    pool.connection_class = _telling(pool.connection_class)
+    pool.connection_class = _tracked_class(pool.connection_class)
     return pool
 
 
-def _answers(answers: list[Any]) -> list[Any]:
-    """The answers of a pipeline; what a Redis that takes no command now refuses is no answer."""
+def _raise_temporary_refusal(answers: list[Any]) -> list[Any]:
+    """The answers of a pipeline. Raises the first one by which Redis refuses commands temporarily."""
     for answer in answers:
-        if isinstance(answer, Exception) and refuses_now(answer):
+        if isinstance(answer, Exception) and is_temporary_refusal(answer):
             raise answer
     return answers
 
 
-def _known_on_disk(reply: Any, synced: Any, cell: Cell) -> Any:
-    """The script's reply, once Redis has said that what it wrote is on disk."""
-    for answer in (reply, synced):
+def _require_on_disk(reply: Any, waitaof_answer: Any, cell: Cell) -> Any:
+    """The reply of the script. Raises `AnswerLost` if Redis has not confirmed that its writes are on disk."""
+    for answer in (reply, waitaof_answer):
         if isinstance(answer, Exception):
             raise answer
-    if not int(synced[0]):
+    if not int(waitaof_answer[0]):
         raise AnswerLost(
-            f"Redis at {safe_url(cell.url)} has the run, but not on disk within {WAIT_FOR_DISK_MS} ms"
+            f"Redis at {safe_url(cell.url)} has the run, but not on disk within {WAITAOF_TIMEOUT_MS} ms"
         )
     return reply
 
 
-class _Permissions:
-    """Which scripts this process may run, as far as Redis has said so. The first run of each one asks.
+class _ScriptPermissions:
+    """Which scripts this process is known to be allowed to run.
 
-    A user of an ACL may lose a right afterwards: its scripts ask each time, in short. When one is refused,
-    all are asked for in full again, so that the error names every right that is missing.
+    The first run of a script checks all rights of the Redis user that the script needs. An ACL user may lose
+    a right later, so its scripts check their rights in every run, in a short form. After a refusal, each
+    script is checked completely again, so that the error names every missing right.
     """
 
     def __init__(self, cell: Cell) -> None:
@@ -205,31 +218,32 @@ class _Permissions:
         self._has_acl = user_of(cell.url) != DEFAULT_USER
         self._permitted: set[str] = set()
 
-    def text(self, script: Script) -> tuple[str, str]:
-        """SHA-1 and source of the script as it is to be run now."""
+    def source_to_run(self, script: Script) -> tuple[str, str]:
+        """SHA-1 and source of the script, with the check of rights that this run needs."""
         if script.sha not in self._permitted:
             return script.checking()
         return script.guarded if self._has_acl else (script.sha, script.source)
 
-    def note(self, script: Script) -> None:
-        """It was run."""
+    def mark_permitted(self, script: Script) -> None:
+        """The script was executed, so the user had all rights."""
         if script.sha not in self._permitted:
             self._permitted.add(script.sha)
 
-    def refused(self, script: Script, error: Exception) -> None:
+    def handle_error(self, script: Script, error: Exception) -> None:
+        """If the error is a refusal, check all scripts again and add the missing rights to the error."""
         if is_no_permission(error):
             self._permitted.clear()
-            note_rights(error, script.rights, self._prefix)
+            add_rights_to_refusal(error, script.rights, self._prefix)
 
 
-def _check_may_wait(positions: tuple[int, ...], url: str) -> None:
-    """Raises `RedisNoPermission` when the user lacks the command that waits for the disk."""
-    if positions:
-        raise lacking_words([f"+{WAIT_FOR_DISK[0].lower()}"], safe_url(url), user_of(url))
+def _check_waitaof_right(missing: tuple[int, ...], url: str) -> None:
+    """Raises `RedisNoPermission` if WAITAOF is not allowed. `missing` is the reply of `lacking`."""
+    if missing:
+        raise missing_rights_error([f"+{WAITAOF[0].lower()}"], safe_url(url), user_of(url))
 
 
 class Store:
-    """The store for synchronous callers: producers, the command line, the heartbeat's thread."""
+    """The store for synchronous callers: producers, the command line, the heartbeat thread."""
 
     def __init__(
         self,
@@ -249,84 +263,89 @@ class Store:
             answer_timeout_s=answer_timeout_s,
             connect_timeout_s=connect_timeout_s,
         )
-        self.redis = Client(connection_pool=pool)
-        self._keeping: PersistenceInfo | None = None
-        self._permissions = _Permissions(cell)
+        self.redis = RedisClient(connection_pool=pool)
+        self._persistence_info: PersistenceInfo | None = None
+        self._script_permissions = _ScriptPermissions(cell)
         at_fork(self)
 
     def start_afresh(self) -> None:
-        """Close what a child has inherited; its parent's connections stay open."""
+        """After a fork: close the inherited sockets in the child. The connections of the parent stay open."""
         pool: Any = self.redis.connection_pool
         for connection in list(pool.connection_class.opened):
             with suppress(Exception):
-                connection.disconnect()  # in another process than its own it only closes its socket
+                connection.disconnect()  # in a child process, redis-py only closes its copy of the socket
         pool.reset()
 
     def run(self, call: ScriptCall[T]) -> T:
-        """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` when it may have been carried out."""
+        """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` if it may have been executed."""
         argv = call.argv(self.cell.common)
-        return call.parse(self.use(lambda r: self._eval(r, call, argv)))
+        return call.parse(self.use(lambda r: self._run_script(r, call, argv)))
 
-    def _eval(self, client: Any, call: ScriptCall[Any], argv: list[Any]) -> Any:
-        sha, source = self._permissions.text(call.script)
+    def _run_script(self, client: Any, call: ScriptCall[Any], argv: list[Any]) -> Any:
+        sha, source = self._script_permissions.source_to_run(call.script)
         try:
             try:
                 reply = client.evalsha(sha, 1, self.cell.prefix, *argv)
             except exceptions.NoScriptError:
                 reply = client.eval(source, 1, self.cell.prefix, *argv)
         except exceptions.ResponseError as error:
-            self._permissions.refused(call.script, error)
+            self._script_permissions.handle_error(call.script, error)
             raise
-        self._permissions.note(call.script)
+        self._script_permissions.mark_permitted(call.script)
         return reply
 
     def run_on_disk(self, call: ScriptCall[T]) -> T:
-        """Run a script once and wait until what it wrote is on disk.
+        """Run a script once and wait until its writes are on disk.
 
-        Raises as `run` does, `AnswerLost` also when Redis has not said so in time; and `RedisUnsafe`, before
-        anything is run, where Redis never could.
+        Raises the errors of `run`; `AnswerLost` also if Redis does not confirm the write in time. Raises
+        `RedisUnsafe` before the script runs if this Redis cannot confirm writes at all.
         """
-        if self._keeping is None:
-            keeping = self.keeping()
-            keeping.check_disk()
-            if keeping.can_wait_for_disk:
-                _check_may_wait(self.run(lacking(commands=[WAIT_FOR_DISK[0]], keys=[""])), self.cell.url)
-            self._keeping = keeping
-        if not self._keeping.can_wait_for_disk:
-            return self.run(call)  # it has `appendfsync always`: the answer comes after the disk
+        if self._persistence_info is None:
+            persistence_info = self.persistence_info()
+            persistence_info.check_disk()
+            if persistence_info.can_wait_for_disk:
+                _check_waitaof_right(self.run(lacking(commands=[WAITAOF[0]], keys=[""])), self.cell.url)
+            self._persistence_info = persistence_info
+        if not self._persistence_info.can_wait_for_disk:
+            return self.run(call)  # with `appendfsync always`, Redis answers after the write to disk
         argv = call.argv(self.cell.common)
-        return call.parse(self.use(lambda r: self._eval_on_disk(r, call.script, argv)))
+        return call.parse(self.use(lambda r: self._run_script_on_disk(r, call.script, argv)))
 
-    def _eval_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
-        """Both commands on one connection: Redis waits for what this connection has seen."""
-        reply = synced = None
-        sha, source = self._permissions.text(script)
+    def _run_script_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
+        """Send both commands on one connection: WAITAOF waits for the writes of its own connection."""
+        reply = waitaof_answer = None
+        sha, source = self._script_permissions.source_to_run(script)
         for verb in (("EVALSHA", sha), ("EVAL", source)):
             with client.pipeline(transaction=False) as pipe:
                 pipe.execute_command(*verb, 1, self.cell.prefix, *argv)
-                pipe.execute_command(*WAIT_FOR_DISK)
-                reply, synced = pipe.execute(raise_on_error=False)
+                pipe.execute_command(*WAITAOF)
+                reply, waitaof_answer = pipe.execute(raise_on_error=False)
             if not isinstance(reply, exceptions.NoScriptError):
                 break
         if isinstance(reply, exceptions.ResponseError):
-            self._permissions.refused(script, reply)
+            self._script_permissions.handle_error(script, reply)
         else:
-            self._permissions.note(script)
-        return _known_on_disk(reply, synced, self.cell)
+            self._script_permissions.mark_permitted(script)
+        return _require_on_disk(reply, waitaof_answer, self.cell)
 
-    def keeping(self) -> PersistenceInfo:
-        """What this Redis says of how it keeps what is written."""
+    def persistence_info(self) -> PersistenceInfo:
+        """Read the persistence settings of this Redis."""
         with self.redis.pipeline(transaction=False) as pipe:
             return PersistenceInfo.of(
-                self.ask(lambda _: _answers(ask_persistence(pipe).execute(raise_on_error=False)))
+                self.ask(
+                    lambda _: _raise_temporary_refusal(
+                        queue_persistence_commands(pipe).execute(raise_on_error=False)
+                    )
+                )
             )
 
     def ask(self, question: Callable[[Any], T]) -> T:
-        """Any read: `store.ask(lambda r: r.hgetall(key))`, errors translated.
+        """Read with the redis-py client: `store.ask(lambda r: r.hgetall(key))`.
 
-        It is asked again when its connection broke: a read changes nothing.
+        Repeats the read once if its connection broke, so the function must not write. Raises
+        `RedisUnreachable` and its subclasses.
         """
-        with translating(self.cell.url):
+        with translate_errors(self.cell.url):
             try:
                 return question(self.redis)
             except CONNECTION_LOST as error:
@@ -335,12 +354,12 @@ class Store:
                 return question(self.redis)
 
     def use(self, work: Callable[[Any], T]) -> T:
-        """Anything else with the client, once, errors translated."""
-        with translating(self.cell.url):
+        """Call a function once with the redis-py client, and translate its errors. It may write."""
+        with translate_errors(self.cell.url):
             return work(self.redis)
 
-    def execute(self, plan: Plan[T], other: Callable[[Any], object] | None = None) -> T:
-        """Do what the plan says; a step that is neither a script nor a question is for `other`."""
+    def execute(self, plan: Plan[T], execute_other: Callable[[Any], object] | None = None) -> T:
+        """Execute the steps of a plan. `execute_other` gets the steps that are neither scripts nor reads."""
         answer: Any = None
         with closing(plan):
             while True:
@@ -349,7 +368,7 @@ class Store:
                 except StopIteration as done:
                     value: T = done.value
                     return value
-                answer = _do(self, step, other)
+                answer = _execute_step(self, step, execute_other)
 
     def close(self) -> None:
         self.redis.close()
@@ -357,7 +376,7 @@ class Store:
 
 
 class Reader(Protocol):
-    """Where an asyncio reader asks: a store, or somebody who asks one for it."""
+    """The part of `AsyncStore` that readers need. The runtime passes an object that adds its own checks."""
 
     @property
     def keys(self) -> Keys: ...
@@ -365,32 +384,34 @@ class Reader(Protocol):
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T: ...
 
 
-class _OnLoop:
-    """What an async store has open on one event loop."""
+class _LoopConnections:
+    """The client and the connections of an async store on one event loop."""
 
     def __init__(self, pool: Any, answer_timeout_s: float | None) -> None:
-        self.redis = AsyncClient(connection_pool=pool)
-        self.lanes = PipelineBatcher(pool, answer_timeout_s=answer_timeout_s)
+        self.redis = AsyncRedisClient(connection_pool=pool)
+        self.batcher = PipelineBatcher(pool, answer_timeout_s=answer_timeout_s)
         self._pool = pool
 
     async def close(self) -> None:
-        await self.lanes.close()
+        await self.batcher.close()
         await self._pool.disconnect()
 
     def transports(self) -> Iterable[Any]:
+        """The asyncio transports of the open connections."""
         writers = [connection._writer for connection in self._pool.connection_class.opened]
         return [writer.transport for writer in writers if writer is not None]
 
     def forget(self) -> None:
+        """Forget the streams of the connections, whose transports were closed without the event loop."""
         for connection in list(self._pool.connection_class.opened):
             connection._reader = connection._writer = None
 
 
 class AsyncStore:
-    """The store for asyncio, for any event loop: each has connections of its own.
+    """The store for asyncio. It may be used on several event loops: each loop has its own connections.
 
-    They are closed by `close` on that loop, when `asyncio.run` ends it, or, where it was closed by hand, when
-    anybody opens others.
+    The connections of a loop are closed by `close` on that loop, or when `asyncio.run` ends. If the loop was
+    closed in another way, they are closed when the store opens connections on another loop.
     """
 
     def __init__(
@@ -404,10 +425,10 @@ class AsyncStore:
         self.cell = cell
         self._max_connections = max_connections
         self._answer_timeout_s = answer_timeout_s
-        self._spare_pool: Any = self._make_pool()  # what is wrong with the URL is said now
-        self._on_loops: PerLoop[_OnLoop] = PerLoop(self._connect)
-        self._keeping: PersistenceInfo | None = None
-        self._permissions = _Permissions(cell)
+        self._unused_pool: Any = self._make_pool()  # an invalid URL raises here
+        self._on_loops: PerLoop[_LoopConnections] = PerLoop(self._connect)
+        self._persistence_info: PersistenceInfo | None = None
+        self._script_permissions = _ScriptPermissions(cell)
         self._sleep = sleep
 
     def _make_pool(self) -> Any:
@@ -417,119 +438,117 @@ class AsyncStore:
             AsyncRetry(NoBackoff(), 0),
             max_connections=self._max_connections,
             answer_timeout_s=self._answer_timeout_s,
-            turn_timeout_s=TURN_TIMEOUT_S,
+            pool_timeout_s=POOL_TIMEOUT_S,
         )
 
-    def _connect(self) -> _OnLoop:
-        spare, self._spare_pool = self._spare_pool, None
-        return _OnLoop(spare or self._make_pool(), self._answer_timeout_s)
+    def _connect(self) -> _LoopConnections:
+        unused, self._unused_pool = self._unused_pool, None
+        return _LoopConnections(unused or self._make_pool(), self._answer_timeout_s)
 
     @property
     def redis(self) -> redis_async.Redis:
-        """The client of the running loop."""
+        """The redis-py client of the running event loop."""
         return self._on_loops.here().redis
 
     @property
-    def _lanes(self) -> PipelineBatcher:
-        return self._on_loops.here().lanes
+    def _batcher(self) -> PipelineBatcher:
+        return self._on_loops.here().batcher
 
     @property
     def keys(self) -> Keys:
         return self.cell.keys
 
     async def run(self, call: ScriptCall[T]) -> T:
-        """Run a script once. Raises `RedisUnreachable`, or `AnswerLost` when it may have been carried out."""
-        with translating(self.cell.url):
-            return call.parse(await self._eval(call.script, call.argv(self.cell.common)))
+        """As `Store.run`."""
+        with translate_errors(self.cell.url):
+            return call.parse(await self._run_script(call.script, call.argv(self.cell.common)))
 
     async def run_until(self, call: ScriptCall[T], until: Callable[[], bool]) -> T:
-        """Run a script and repeat it while Redis is away, until `until()` says that it is too late."""
-        return await self._repeat(lambda: self.run(call), until)
+        """Run a script, and repeat it while Redis is unreachable, until `until()` returns True."""
+        return await self._retry(lambda: self.run(call), until)
 
     async def ask_until(self, question: Callable[[Any], Awaitable[T]], until: Callable[[], bool]) -> T:
-        """As `ask`, repeated while Redis is away, until `until()` says that it is too late."""
-        return await self._repeat(lambda: self.ask(question), until)
+        """As `ask`, but repeats the read while Redis is unreachable, until `until()` returns True."""
+        return await self._retry(lambda: self.ask(question), until)
 
-    async def _repeat(self, work: Callable[[], Awaitable[T]], until: Callable[[], bool]) -> T:
+    async def _retry(self, work: Callable[[], Awaitable[T]], until: Callable[[], bool]) -> T:
         delay_s = 0.05
         while True:
             try:
                 return await work()
             except RedisRefused:
-                raise  # it would be refused again
+                raise  # Redis would refuse it again
             except RedisUnreachable:
                 if until():
                     raise
-                await self._sleep(delay_s * (0.5 + random.random()))  # jitter: not all runs at once
+                # With jitter: runs must not retry at the same time.
+                await self._sleep(delay_s * (0.5 + random.random()))
                 delay_s = min(delay_s * 2, 1.0)
 
-    async def _eval(self, script: Script, argv: list[Any]) -> Any:
-        sha, source = self._permissions.text(script)
+    async def _run_script(self, script: Script, argv: list[Any]) -> Any:
+        sha, source = self._script_permissions.source_to_run(script)
         try:
-            reply = await self._eval_text(sha, source, argv)
+            reply = await self._send_script(sha, source, argv)
         except exceptions.ResponseError as error:
-            self._permissions.refused(script, error)
+            self._script_permissions.handle_error(script, error)
             raise
-        self._permissions.note(script)
+        self._script_permissions.mark_permitted(script)
         return reply
 
-    async def _eval_text(self, sha: str, source: str, argv: list[Any]) -> Any:
+    async def _send_script(self, sha: str, source: str, argv: list[Any]) -> Any:
         try:
-            return await self._lanes.ask("EVALSHA", sha, 1, self.cell.prefix, *argv)
+            return await self._batcher.execute("EVALSHA", sha, 1, self.cell.prefix, *argv)
         except exceptions.NoScriptError:
-            await self._lanes.ask("SCRIPT", "LOAD", source)
+            await self._batcher.execute("SCRIPT", "LOAD", source)
         try:
-            return await self._lanes.ask("EVALSHA", sha, 1, self.cell.prefix, *argv)
-        except exceptions.NoScriptError:  # another Redis has become the master, or they were flushed again
-            return await self._lanes.ask("EVAL", source, 1, self.cell.prefix, *argv)
+            return await self._batcher.execute("EVALSHA", sha, 1, self.cell.prefix, *argv)
+        except exceptions.NoScriptError:  # another Redis has become the master, or the scripts were flushed
+            return await self._batcher.execute("EVAL", source, 1, self.cell.prefix, *argv)
 
     async def run_on_disk(self, call: ScriptCall[T]) -> T:
-        """Run a script once and wait until what it wrote is on disk; raises as `Store.run_on_disk` does."""
-        if self._keeping is None:
-            keeping = await self.keeping()
-            keeping.check_disk()
-            if keeping.can_wait_for_disk:
-                _check_may_wait(
-                    await self.run(lacking(commands=[WAIT_FOR_DISK[0]], keys=[""])), self.cell.url
-                )
-            self._keeping = keeping
-        if not self._keeping.can_wait_for_disk:
+        """As `Store.run_on_disk`."""
+        if self._persistence_info is None:
+            persistence_info = await self.persistence_info()
+            persistence_info.check_disk()
+            if persistence_info.can_wait_for_disk:
+                _check_waitaof_right(await self.run(lacking(commands=[WAITAOF[0]], keys=[""])), self.cell.url)
+            self._persistence_info = persistence_info
+        if not self._persistence_info.can_wait_for_disk:
             return await self.run(call)
         argv = call.argv(self.cell.common)
-        return call.parse(await self.use(lambda r: self._eval_on_disk(r, call.script, argv)))
+        return call.parse(await self.use(lambda r: self._run_script_on_disk(r, call.script, argv)))
 
-    async def _eval_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
-        # Not on a lane: it waits for the disk, and others would wait behind it.
-        reply = synced = None
-        sha, source = self._permissions.text(script)
+    async def _run_script_on_disk(self, client: Any, script: Script, argv: list[Any]) -> Any:
+        # Not with the batcher: this waits for the disk, and commands of other runs would wait behind it.
+        reply = waitaof_answer = None
+        sha, source = self._script_permissions.source_to_run(script)
         for verb in (("EVALSHA", sha), ("EVAL", source)):
             async with client.pipeline(transaction=False) as pipe:
                 pipe.execute_command(*verb, 1, self.cell.prefix, *argv)
-                pipe.execute_command(*WAIT_FOR_DISK)
-                reply, synced = await pipe.execute(raise_on_error=False)
+                pipe.execute_command(*WAITAOF)
+                reply, waitaof_answer = await pipe.execute(raise_on_error=False)
             if not isinstance(reply, exceptions.NoScriptError):
                 break
         if isinstance(reply, exceptions.ResponseError):
-            self._permissions.refused(script, reply)
+            self._script_permissions.handle_error(script, reply)
         else:
-            self._permissions.note(script)
-        return _known_on_disk(reply, synced, self.cell)
+            self._script_permissions.mark_permitted(script)
+        return _require_on_disk(reply, waitaof_answer, self.cell)
 
-    async def keeping(self) -> PersistenceInfo:
-        """What this Redis says of how it keeps what is written."""
+    async def persistence_info(self) -> PersistenceInfo:
+        """Read the persistence settings of this Redis."""
         async with self.redis.pipeline(transaction=False) as pipe:
 
             async def ask(_: Any) -> list[Any]:
-                return _answers(await ask_persistence(pipe).execute(raise_on_error=False))
+                return _raise_temporary_refusal(
+                    await queue_persistence_commands(pipe).execute(raise_on_error=False)
+                )
 
             return PersistenceInfo.of(await self.ask(ask))
 
     async def ask(self, question: Callable[[Any], Awaitable[T]]) -> T:
-        """Any read: `await store.ask(lambda r: r.hgetall(key))`, errors translated.
-
-        It is asked again when its connection broke: a read changes nothing.
-        """
-        with translating(self.cell.url):
+        """As `Store.ask`: `await store.ask(lambda r: r.hgetall(key))`."""
+        with translate_errors(self.cell.url):
             try:
                 return await question(self.redis)
             except CONNECTION_LOST as error:
@@ -538,12 +557,14 @@ class AsyncStore:
                 return await question(self.redis)
 
     async def use(self, work: Callable[[Any], Awaitable[T]]) -> T:
-        """Anything else with the client, once, errors translated."""
-        with translating(self.cell.url):
+        """As `Store.use`."""
+        with translate_errors(self.cell.url):
             return await work(self.redis)
 
-    async def execute(self, plan: Plan[T], other: Callable[[Any], Awaitable[object]] | None = None) -> T:
-        """Do what the plan says; a step that is neither a script nor a question is for `other`."""
+    async def execute(
+        self, plan: Plan[T], execute_other: Callable[[Any], Awaitable[object]] | None = None
+    ) -> T:
+        """As `Store.execute`."""
         answer: Any = None
         with closing(plan):
             while True:
@@ -552,28 +573,28 @@ class AsyncStore:
                 except StopIteration as done:
                     value: T = done.value
                     return value
-                answer = await _do(self, step, other)
+                answer = await _execute_step(self, step, execute_other)
 
     def leave_closed_loops(self) -> None:
         """Close what is left of loops that are closed."""
         self._on_loops.close_closed_loops()
 
     async def close(self) -> None:
-        """Close the connections of the running loop, and what is left of loops that are closed."""
+        """Close the connections of the running event loop, and those of event loops that are closed."""
         await self._on_loops.close()
 
 
-def _do(store: Store | AsyncStore, step: Any, other: Callable[[Any], Any] | None) -> Any:
-    """A step of a plan: its answer, to be awaited where the store is async."""
+def _execute_step(store: Store | AsyncStore, step: Any, execute_other: Callable[[Any], Any] | None) -> Any:
+    """The answer to one step of a plan; for an async store, an awaitable of it."""
     if isinstance(step, ScriptCall):
         return store.run(step)
     if callable(step):
         return store.ask(step)
-    assert other is not None, step
-    return other(step)
+    assert execute_other is not None, step
+    return execute_other(step)
 
 
 def monotonic_deadline(seconds: float) -> Callable[[], bool]:
-    """True once that many seconds are over."""
+    """A function that returns True once so many seconds have passed, for `AsyncStore.run_until`."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() >= end

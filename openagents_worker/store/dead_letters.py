@@ -1,7 +1,7 @@
-"""What was put aside. The only place that reads the list of what nobody could use.
+"""Dead letters: the only place that reads the list of keys and queue items that were put aside.
 
-Scripts move a key there that has another type than it must have; workers put items of the broker there that
-are not messages. Each is kept as long as a run is after its end, and can be read.
+Scripts put a key aside whose type is not the type of the key table. Workers put items of a queue aside that
+are not messages. An entry is kept for as long as an ended run (`OPENAGENTS_RUN_TTL_S`).
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from openagents_worker.store.scripts import mend_key
 __all__ = [
     "MAX_ITEM_CHARS",
     "PutAside",
-    "entries_of",
-    "mending",
-    "read_aside",
-    "shown_item",
+    "parse_entries",
+    "put_key_aside",
+    "read_put_aside",
+    "item_as_text",
     "wrong_fixed_keys",
 ]
 
 MAX_ITEM_CHARS = 16_384
-"""Of an item that is put aside: a thousand of them take 16 MB of Redis at most."""
-SHOWN_MOST = 100
+"""The stored length of an item. The list has at most a thousand entries, so it takes at most 16 MB."""
+MAX_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
 class PutAside:
-    """Something that nobody could use: where it was found, the error's code, what it was, and since when.
+    """A key or a queue item that the library could not use.
 
-    A key stands under `moved_to` now, '' where it was left in place. `item` is what was in a queue, as text,
-    its first 16,384 characters.
+    `key` is the key or queue where it was found, `code` the error code, `what` a description, and `since` the
+    time. A key was renamed to `moved_to` ('' if it was left in place). `item` has the first 16,384 characters
+    of a queue item.
     """
 
     key: str
@@ -48,40 +49,40 @@ class PutAside:
     item: str = ""
 
 
-def shown_item(item: object) -> str:
-    """An item of a queue as text that can be stored: what is not UTF-8 as escapes, and not too much."""
+def item_as_text(item: object) -> str:
+    """The item of a queue as text: bytes that are not UTF-8 are escaped, and a long item is cut off."""
     text = item.decode("utf-8", "backslashreplace") if isinstance(item, bytes) else str(item)
     text = text.encode("utf-8", "backslashreplace").decode()
     more = f"… ({len(text):,} in all)" if len(text) > MAX_ITEM_CHARS else ""
     return text[:MAX_ITEM_CHARS] + more
 
 
-def entries_of(texts: Iterable[str]) -> tuple[PutAside, ...]:
-    """The entries of the list; one that was written by somebody else is left out."""
-    return tuple(entry for entry in map(_entry, texts) if entry is not None)
+def parse_entries(texts: Iterable[str]) -> tuple[PutAside, ...]:
+    """Parse entries of the list (JSON). Entries that the library did not write are left out."""
+    return tuple(entry for entry in map(_parse_entry, texts) if entry is not None)
 
 
-def _entry(text: str) -> PutAside | None:
+def _parse_entry(text: str) -> PutAside | None:
     try:
-        said = loads(text)
+        fields = loads(text)
         return PutAside(
-            str(said["key"]),
-            str(said["code"]),
-            str(said["what"]),
-            datetime.fromtimestamp(int(said["at_us"]) / 1_000_000, UTC),
-            str(said.get("moved_to", "")),
-            str(said.get("item", "")),
+            str(fields["key"]),
+            str(fields["code"]),
+            str(fields["what"]),
+            datetime.fromtimestamp(int(fields["at_us"]) / 1_000_000, UTC),
+            str(fields.get("moved_to", "")),
+            str(fields.get("item", "")),
         )
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, OSError):
         return None
 
 
-def read_aside(keys: Keys) -> Plan[tuple[PutAside, ...]]:
-    """The newest hundred of what was put aside."""
+def read_put_aside(keys: Keys) -> Plan[tuple[PutAside, ...]]:
+    """A plan that returns the newest hundred entries."""
 
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
-        pipeline.lrange(keys("aside"), 0, SHOWN_MOST - 1)
+        pipeline.lrange(keys("aside"), 0, MAX_SHOWN - 1)
         return pipeline.execute(raise_on_error=False)
 
     [texts] = yield question
@@ -89,11 +90,11 @@ def read_aside(keys: Keys) -> Plan[tuple[PutAside, ...]]:
         if not is_wrong_type(texts):
             raise texts
         return ()
-    return entries_of(texts)
+    return parse_entries(texts)
 
 
 def wrong_fixed_keys(keys: Keys) -> Plan[list[str]]:
-    """Keys of a wrong type, of those of which a cell has one each."""
+    """A plan that returns the keys of a wrong type, among the keys without an id."""
     fixed = [spec for spec in KEYS if "{}" not in spec.template]
 
     def question(client: Any) -> Any:
@@ -108,8 +109,11 @@ def wrong_fixed_keys(keys: Keys) -> Plan[list[str]]:
     ]
 
 
-def mending(keys: Keys, key: str) -> Plan[bool]:
-    """Puts a key aside that has a wrong type; False where it is left in place, or is none of ours."""
+def put_key_aside(keys: Keys, key: str) -> Plan[bool]:
+    """A plan that puts a key aside if its type is wrong.
+
+    Returns False if the key must stay in place (`keys.LEFT_IN_PLACE`) or does not belong to the library.
+    """
     known = spec_of(key, keys.prefix) if key.startswith(f"{keys.prefix}:") else None
     if known is None:
         return False

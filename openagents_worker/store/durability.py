@@ -1,4 +1,7 @@
-"""Keeping. The only place that judges whether a Redis keeps what was accepted: on its disk, in its memory."""
+"""Durability: the only place that judges whether a Redis may lose accepted runs.
+
+It checks how Redis writes to its disk (AOF), and what it does when its memory is full.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,33 @@ from typing import Any
 
 from openagents_worker.errors import RedisUnsafe
 
-__all__ = ["WAIT_FOR_DISK", "WAIT_FOR_DISK_MS", "PersistenceInfo", "ask_persistence"]
+__all__ = ["WAITAOF", "WAITAOF_TIMEOUT_MS", "PersistenceInfo", "queue_persistence_commands"]
 
-WAIT_FOR_DISK_MS = 1_500  # `appendfsync everysec` takes up to a second, and a submission five in all
-WAIT_FOR_DISK = ("WAITAOF", 1, 0, WAIT_FOR_DISK_MS)
+WAITAOF_TIMEOUT_MS = 1_500  # `appendfsync everysec` takes up to a second; a submission may take five
+WAITAOF = ("WAITAOF", 1, 0, WAITAOF_TIMEOUT_MS)
 
-EVICTING = ("allkeys-", "volatile-")  # all keys of a run get a TTL once it is over, and some before
+# `volatile-` loses data, too: every key of an ended run has a TTL, and some keys of a live run have one.
+EVICTING_POLICIES = ("allkeys-", "volatile-")
 
 
-def ask_persistence(pipe: Any) -> Any:
-    """Queue the commands whose answers `PersistenceInfo.of` reads: `pipe.execute(raise_on_error=False)`."""
+def queue_persistence_commands(pipe: Any) -> Any:
+    """Add the commands to a pipeline whose answers `PersistenceInfo.of` parses.
+
+    Execute the pipeline with `raise_on_error=False`: a user may lack the right to a command.
+    """
     pipe.info("memory")
     pipe.info("persistence")
-    pipe.execute_command("COMMAND INFO", WAIT_FOR_DISK[0])
+    pipe.execute_command("COMMAND INFO", WAITAOF[0])
     pipe.config_get("appendfsync")
     return pipe
 
 
 @dataclass(frozen=True, slots=True)
 class PersistenceInfo:
-    """What a Redis says of how it keeps what is written. None: it does not say, as where CONFIG is closed."""
+    """The persistence settings of a Redis. None: unknown, for example because CONFIG is not allowed.
+
+    `can_wait_for_disk`: the server has the command WAITAOF.
+    """
 
     can_wait_for_disk: bool
     appendonly: bool | None
@@ -37,6 +47,7 @@ class PersistenceInfo:
 
     @classmethod
     def of(cls, answers: Sequence[Any]) -> PersistenceInfo:
+        """From the answers to `queue_persistence_commands`, where each may be an exception."""
         memory, persistence, commands, config = answers
         memory, persistence, config = (
             answer if isinstance(answer, Mapping) else {} for answer in (memory, persistence, config)
@@ -52,32 +63,35 @@ class PersistenceInfo:
 
     @property
     def may_evict(self) -> bool:
-        """Whether a full memory makes it throw keys away; one without a limit is never full."""
-        return (self.maxmemory_policy or "").startswith(EVICTING)
+        """Whether the policy deletes keys when the memory is full. This needs `maxmemory`, too."""
+        return (self.maxmemory_policy or "").startswith(EVICTING_POLICIES)
 
     def check_memory(self) -> None:
-        """Raises `RedisUnsafe` where accepted runs would be thrown away when the memory is full."""
+        """Raises `RedisUnsafe` if Redis would delete accepted runs when its memory is full."""
         if self.may_evict and self.maxmemory_bytes:
             raise RedisUnsafe(
-                f"Redis throws keys away when its {self.maxmemory_bytes:,} bytes are full "
+                f"Redis deletes keys when its {self.maxmemory_bytes:,} bytes of memory are full "
                 f"(maxmemory-policy {self.maxmemory_policy}): accepted runs would be lost",
-                hint="CONFIG SET maxmemory-policy noeviction, or give runs a Redis of their own",
+                hint="run CONFIG SET maxmemory-policy noeviction, or use a separate Redis for runs",
             )
 
     def check_disk(self) -> None:
-        """Raises `RedisUnsafe` where nobody can know that an accepted run is on the disk."""
+        """Raises `RedisUnsafe` if this Redis cannot confirm that an accepted run is on its disk."""
         if self.appendonly is False:
-            raise self._not_strict("its appendonly is off", "CONFIG SET appendonly yes")
+            raise self._strict_mode_error("appendonly is off", "run CONFIG SET appendonly yes")
         if self.appendfsync == "no":
-            raise self._not_strict("its appendfsync is no", "CONFIG SET appendfsync everysec, or always")
+            raise self._strict_mode_error(
+                "appendfsync is no", "run CONFIG SET appendfsync everysec (or always)"
+            )
         if not self.can_wait_for_disk and self.appendfsync != "always":
-            raise self._not_strict(
-                "it has no WAITAOF", "Redis 7.2 or Valkey has it; with an older one, appendfsync always"
+            raise self._strict_mode_error(
+                "it does not support WAITAOF",
+                "use Redis 7.2 or later, or Valkey; or set appendfsync to always on an older Redis",
             )
 
     @staticmethod
-    def _not_strict(why: str, hint: str) -> RedisUnsafe:
+    def _strict_mode_error(why: str, hint: str) -> RedisUnsafe:
         return RedisUnsafe(
-            f"OPENAGENTS_DURABILITY is strict, and this Redis cannot say what is on its disk: {why}",
-            hint=f"{hint}; or OPENAGENTS_DURABILITY=normal",
+            f"OPENAGENTS_DURABILITY is strict, but this Redis cannot confirm that data is on its disk: {why}",
+            hint=f"{hint}; or set OPENAGENTS_DURABILITY=normal",
         )

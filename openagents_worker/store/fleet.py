@@ -1,7 +1,7 @@
-"""The fleet. The only place that reads which workers there are, what they serve, and what waits for them.
+"""The fleet: the only place that reads which workers exist, what they serve, and which runs wait for them.
 
-A worker says at its registration what it is (`WorkerCard`), and at each heartbeat how its event loop does. A
-worker of the version before says nothing: it is listed, and what it serves is not known.
+A worker stores information about itself when it registers (`WorkerCard`), and the lag of its event loop with
+each heartbeat. A worker of an earlier version stores nothing: it is listed, but what it serves is unknown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from openagents_worker.jsontext import dumps, loads
 from openagents_worker.store.client import Plan
 from openagents_worker.store.keys import Keys, decode_id
-from openagents_worker.store.redis_errors import or_else
+from openagents_worker.store.redis_errors import default_if_wrong_type
 
 __all__ = [
     "AgentInfo",
@@ -29,9 +29,9 @@ __all__ = [
     "read_workers",
 ]
 
-LATEST_MS = 253_402_300_799_000  # the end of the year 9999: what a datetime holds
-LOOKED_AT = 1000  # messages of a queue, the oldest, of which it is asked whether their runs are over
-SCAN_COUNT = 1000  # keys that Redis looks at for one answer: under a millisecond
+LATEST_MS = 253_402_300_799_000  # the end of the year 9999, the largest `datetime`
+MAX_CHECKED_MESSAGES = 1000  # the oldest messages of a queue for which we check whether their runs are over
+SCAN_COUNT = 1000  # keys that Redis examines for one answer of SCAN: less than a millisecond
 
 
 @cache
@@ -45,7 +45,10 @@ def own_version() -> str:
 
 @dataclass(frozen=True, slots=True)
 class WorkerCard:
-    """What a worker process says of itself when it registers. `agents` is id -> hash of the definition."""
+    """The information that a worker process stores when it registers.
+
+    `agents` maps agent ids to hashes of their definitions. `max_runs` None: no limit.
+    """
 
     host: str
     pid: int
@@ -60,11 +63,12 @@ class WorkerCard:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A worker process that is alive, or whose runs nobody has taken over yet.
+    """A worker process that is alive, or that is dead and whose runs were not reclaimed yet.
 
-    `version` None: a worker of an earlier version, which does not say what it serves; then `queues`,
-    `agents`, `max_runs` and `started_at` say nothing. `loop_lag_ms` is for how long at most, between its last
-    two heartbeats, its event loop answered nobody. `lease_left_ms` is negative once its lease is over.
+    `version` is None for a worker of an earlier version, which does not announce what it serves. Then
+    `queues`, `agents`, `max_runs` and `started_at` are unknown. `loop_lag_ms` is the longest time between the
+    last two heartbeats in which the event loop was blocked. `lease_left_ms` is negative after the end of the
+    lease.
     """
 
     incarnation: str
@@ -86,18 +90,22 @@ class WorkerInfo:
 
     @property
     def says_what_it_serves(self) -> bool:
+        """Whether the worker has announced its queues and agents."""
         return self.version is not None
 
     def serves(self, queue: str, agent_id: str | None = None) -> bool:
-        """Whether it has said that it consumes the queue, and has the agent where one is given."""
+        """Whether it is alive and has announced that it consumes the queue (and has the agent, if given)."""
         return self.is_alive and queue in self.queues and (agent_id is None or agent_id in self.agents)
 
 
 @dataclass(frozen=True, slots=True)
 class QueueInfo:
-    """A queue of runs. `waiting` runs wait for a worker; the one that waits longest does so for
-    `oldest_age_ms`, counted from its last message. `workers` are the incarnations that consume it.
-    `sent_again` is how many of its messages were lost so far, and sent again."""
+    """A queue of runs.
+
+    `waiting` is the number of runs that wait for a worker. `oldest_age_ms` is the longest wait, counted from
+    the last message of a run. `workers` are the incarnations that consume the queue. `sent_again` is the
+    number of messages of this queue that were lost and sent again.
+    """
 
     name: str
     waiting: int
@@ -108,7 +116,7 @@ class QueueInfo:
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo:
-    """An agent that a worker has announced once. `workers` are the incarnations that serve it now."""
+    """An agent that a worker has announced at some time. `workers` are the incarnations that serve it now."""
 
     id: str
     queue: str
@@ -126,7 +134,7 @@ class Fleet:
 
 
 def read_workers(keys: Keys) -> Plan[tuple[WorkerInfo, ...]]:
-    """The workers, the one that was started last at the end."""
+    """A plan that returns the workers, ordered by their start, the newest one last."""
 
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=True)
@@ -137,39 +145,46 @@ def read_workers(keys: Keys) -> Plan[tuple[WorkerInfo, ...]]:
         return pipeline.execute(raise_on_error=False)
 
     answers = yield question
-    (seconds, micros), leases = or_else(answers[0], (0, 0)), or_else(answers[1], [])
-    cards, lags = or_else(answers[2], {}), or_else(answers[3], {})
+    (seconds, micros), leases = (
+        default_if_wrong_type(answers[0], (0, 0)),
+        default_if_wrong_type(answers[1], []),
+    )
+    cards, lags = default_if_wrong_type(answers[2], {}), default_if_wrong_type(answers[3], {})
     now_ms = seconds * 1000 + micros // 1000
     leases = [(incarnation, min(max(at, 0.0), LATEST_MS)) for incarnation, at in leases]
-    owned = yield _counts(keys, [incarnation for incarnation, _ in leases])
+    owned = yield _count_owned_runs(keys, [incarnation for incarnation, _ in leases])
     found = [
-        _worker(incarnation, cards.get(incarnation), lags.get(incarnation), runs, round(deadline - now_ms))
+        _worker_info(
+            incarnation, cards.get(incarnation), lags.get(incarnation), runs, round(deadline - now_ms)
+        )
         for (incarnation, deadline), runs in zip(leases, owned, strict=True)
     ]
-    return tuple(sorted(found, key=lambda worker: (worker.started_at or _LONG_AGO, worker.incarnation)))
+    return tuple(sorted(found, key=lambda worker: (worker.started_at or _UNKNOWN_START, worker.incarnation)))
 
 
 def read_fleet(keys: Keys, default_queue: str) -> Plan[Fleet]:
-    """All that an operator asks first. `default_queue` is that of agents that name none.
+    """A plan that returns the whole fleet. `default_queue` is the queue of agents without a queue.
 
-    Queues that nobody has announced are found by their waiting runs, for which all keys are looked through.
+    Queues that no worker has announced are found by their waiting runs. For this, all keys of the Redis are
+    scanned.
     """
     workers = yield from read_workers(keys)
-    [answer] = yield _announced(keys)
-    announced: dict[str, str] = or_else(answer, {})
+    [answer] = yield _read_announced_agents(keys)
+    announced: dict[str, str] = default_if_wrong_type(answer, {})
     agents = tuple(
-        _agent(id_, _said(said), default_queue, workers) for id_, said in sorted(announced.items())
+        _agent_info(id_, _parse_announcement(text), default_queue, workers)
+        for id_, text in sorted(announced.items())
     )
     names = {default_queue, *(agent.queue for agent in agents), *(q for w in workers for q in w.queues)}
     names |= yield from _queues_with_runs(keys)
-    queues = yield from _queues(keys, sorted(names), workers)
+    queues = yield from _read_queues(keys, sorted(names), workers)
     return Fleet(workers, queues, agents)
 
 
-_LONG_AGO = datetime.fromtimestamp(0, UTC)
+_UNKNOWN_START = datetime.fromtimestamp(0, UTC)
 
 
-def _counts(keys: Keys, incarnations: Sequence[str]) -> Any:
+def _count_owned_runs(keys: Keys, incarnations: Sequence[str]) -> Any:
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
         for incarnation in incarnations:
@@ -179,7 +194,7 @@ def _counts(keys: Keys, incarnations: Sequence[str]) -> Any:
     return question
 
 
-def _announced(keys: Keys) -> Any:
+def _read_announced_agents(keys: Keys) -> Any:
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
         pipeline.hgetall(keys("agents"))
@@ -188,42 +203,42 @@ def _announced(keys: Keys) -> Any:
     return question
 
 
-def _said(text: str | None) -> Mapping[str, Any]:
-    """What a worker has announced; nothing where it cannot be read: that must not hide the others."""
+def _parse_announcement(text: str | None) -> Mapping[str, Any]:
+    """Parse the JSON that a worker has announced; {} if it is not valid, so that the others are shown."""
     try:
-        said = loads(text) if text else {}
+        announcement = loads(text) if text else {}
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return announcement if isinstance(announcement, dict) else {}
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def _strings(value: Any) -> tuple[str, ...]:
     return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list | dict) else ()
 
 
-def _number(value: Any, most: float = LATEST_MS) -> int | None:
-    """A whole number that was stored, from 0; None for anything else."""
+def _number(value: Any, maximum: float = LATEST_MS) -> int | None:
+    """A stored integer from 0 to `maximum`; None for anything else."""
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if 0 <= number <= most else None
+    return number if 0 <= number <= maximum else None
 
 
-def _worker(incarnation: str, card: str | None, lag: str | None, runs: int, left_ms: int) -> WorkerInfo:
-    said = _said(card)
-    at = _number(said.get("started_at"))
-    agents = said.get("agents")
+def _worker_info(incarnation: str, card: str | None, lag: str | None, runs: int, left_ms: int) -> WorkerInfo:
+    announcement = _parse_announcement(card)
+    at = _number(announcement.get("started_at"))
+    agents = announcement.get("agents")
     definitions = agents if isinstance(agents, dict) else {}
     return WorkerInfo(
         incarnation=incarnation,
-        host=str(said.get("host") or incarnation.rpartition(":")[0].rpartition("@")[2]),
-        pid=_number(said.get("pid")),
-        version=str(said["version"]) if said.get("version") is not None else None,
-        queues=_texts(said.get("queues")),
+        host=str(announcement.get("host") or incarnation.rpartition(":")[0].rpartition("@")[2]),
+        pid=_number(announcement.get("pid")),
+        version=str(announcement["version"]) if announcement.get("version") is not None else None,
+        queues=_strings(announcement.get("queues")),
         agents=tuple(sorted(definitions)),
-        runs=or_else(runs, 0),
-        max_runs=_number(said.get("max_runs")),
+        runs=default_if_wrong_type(runs, 0),
+        max_runs=_number(announcement.get("max_runs")),
         loop_lag_ms=_number(lag),
         lease_left_ms=left_ms,
         started_at=None if at is None else datetime.fromtimestamp(at / 1000, UTC),
@@ -231,16 +246,18 @@ def _worker(incarnation: str, card: str | None, lag: str | None, runs: int, left
     )
 
 
-def _agent(id_: str, said: Mapping[str, Any], default_queue: str, workers: Iterable[WorkerInfo]) -> AgentInfo:
-    queue = said.get("queue")
+def _agent_info(
+    id_: str, announcement: Mapping[str, Any], default_queue: str, workers: Iterable[WorkerInfo]
+) -> AgentInfo:
+    queue = announcement.get("queue")
     queue = queue if isinstance(queue, str) and queue else default_queue
     serving = tuple(worker.incarnation for worker in workers if worker.serves(queue, id_))
-    return AgentInfo(id_, queue, serving, str(said.get("def_hash") or ""))
+    return AgentInfo(id_, queue, serving, str(announcement.get("def_hash") or ""))
 
 
 def _queues_with_runs(keys: Keys) -> Plan[set[str]]:
     start = keys("sent", "")
-    pattern = f"{start.translate(_ESCAPED)}*"
+    pattern = f"{start.translate(_ESCAPED_IN_PATTERN)}*"
     found: set[str] = set()
     cursor: int | None = None
     while cursor != 0:
@@ -250,29 +267,33 @@ def _queues_with_runs(keys: Keys) -> Plan[set[str]]:
     return found
 
 
-# What a pattern of Redis reads as more than itself.
-_ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\*?[]^"})
+# The characters that have a meaning in a Redis pattern.
+_ESCAPED_IN_PATTERN = str.maketrans({c: f"\\{c}" for c in "\\*?[]^"})
 
 
-def _queues(keys: Keys, names: Sequence[str], workers: Sequence[WorkerInfo]) -> Plan[tuple[QueueInfo, ...]]:
+def _read_queues(
+    keys: Keys, names: Sequence[str], workers: Sequence[WorkerInfo]
+) -> Plan[tuple[QueueInfo, ...]]:
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
         pipeline.time()
         pipeline.hgetall(keys("sent_again"))
         for name in names:
             pipeline.zcard(keys("sent", name))
-            pipeline.zrange(keys("sent", name), 0, LOOKED_AT - 1, withscores=True)
+            pipeline.zrange(keys("sent", name), 0, MAX_CHECKED_MESSAGES - 1, withscores=True)
         return pipeline.execute(raise_on_error=False)
 
     (seconds, micros), sent_again, *answers = yield question
-    sent_again = or_else(sent_again, {})
+    sent_again = default_if_wrong_type(sent_again, {})
     now_us = seconds * 1_000_000 + micros
-    sent = [or_else(first, []) for first in answers[1::2]]
-    over = yield from _over(keys, [run_id for first in sent for run_id, _ in first])
+    oldest_messages = [default_if_wrong_type(messages, []) for messages in answers[1::2]]
+    ended = yield from _read_ended_runs(
+        keys, [run_id for messages in oldest_messages for run_id, _ in messages]
+    )
 
-    def age_ms(first: Sequence[tuple[str, float]]) -> int | None:
-        for run_id, at_us in first:
-            if run_id not in over:
+    def age_ms(messages: Sequence[tuple[str, float]]) -> int | None:
+        for run_id, at_us in messages:
+            if run_id not in ended:
                 age: int = round((now_us - min(max(at_us, 0.0), LATEST_MS * 1000.0)) / 1000)
                 return max(0, age)
         return None
@@ -280,17 +301,17 @@ def _queues(keys: Keys, names: Sequence[str], workers: Sequence[WorkerInfo]) -> 
     return tuple(
         QueueInfo(
             name,
-            max(0, or_else(count, 0) - sum(run_id in over for run_id, _ in first)),
-            age_ms(first),
+            max(0, default_if_wrong_type(count, 0) - sum(run_id in ended for run_id, _ in messages)),
+            age_ms(messages),
             tuple(worker.incarnation for worker in workers if worker.serves(name)),
             _number(sent_again.get(name)) or 0,
         )
-        for name, count, first in zip(names, answers[::2], sent, strict=True)
+        for name, count, messages in zip(names, answers[::2], oldest_messages, strict=True)
     )
 
 
-def _over(keys: Keys, run_ids: Sequence[str]) -> Plan[set[str]]:
-    """Those of the runs that have ended, and whose message waits because Celery is to be told of it."""
+def _read_ended_runs(keys: Keys, run_ids: Sequence[str]) -> Plan[set[str]]:
+    """A plan that returns the runs that have ended: their message is only for the notification of Celery."""
 
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
@@ -299,4 +320,8 @@ def _over(keys: Keys, run_ids: Sequence[str]) -> Plan[set[str]]:
         return pipeline.execute(raise_on_error=False)
 
     answers = (yield question) if run_ids else []
-    return {run_id for run_id, untold in zip(run_ids, answers, strict=True) if or_else(untold, None) == "1"}
+    return {
+        run_id
+        for run_id, untold in zip(run_ids, answers, strict=True)
+        if default_if_wrong_type(untold, None) == "1"
+    }

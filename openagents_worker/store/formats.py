@@ -1,9 +1,10 @@
-"""Formats. The only place that says in which format runs are written and sent, and which are understood.
+"""Formats: the only place that defines in which formats runs are written, sent and read.
 
-A format is what whoever carries a run must understand: its request, journal and facts, its session, its
-messages. It is raised for what an older worker would misread: one version reads the new format, a later one
-writes it, so that neighbours can always share the load, and an upgrade can be taken back. What the scripts
-move (state, owner, fence, lists) is the frame around it, and the same in all formats.
+The format is a number for everything that a worker must understand to execute a run: request, journal, facts,
+session and messages. It increases when an older worker would misread something. One version of the library
+starts to read the new format, and a later version starts to write it. So two adjacent versions can execute
+the same runs, and an upgrade can be reversed. The fields that the scripts use (state, owner, fence, lists)
+are the same in all formats.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ __all__ = [
     "BY_CONTENT",
     "BY_PLACE",
     "NEWEST_READ",
+    "PARSE_ERRORS",
     "OLDEST_READ",
-    "UNREADABLE",
     "WRITTEN",
-    "is_read",
-    "other_format",
-    "reading",
+    "can_read",
+    "other_format_error",
+    "translate_parse_errors",
     "stored_format",
 ]
 
@@ -33,59 +34,68 @@ MAX_FORMAT_DIGITS = 9
 
 WRITTEN = 1
 BY_PLACE = 1
-"""A run whose recorded calls are found by where in the program they stand."""
+"""A format of runs: replay finds a recorded call by its place in the program."""
 BY_CONTENT = 2
-"""A run whose recorded calls are found by what they ask; its first record says so, and with it the run's."""
+"""A format of runs: replay finds a recorded call by its content (kind, name, arguments).
+
+The first journal record has this format, and so has the run from then on."""
 BEGUN = BY_CONTENT
-"""The format in which runs are begun."""
+"""The format of new runs. `tests/upgrade` reads this name from other versions of the library."""
 NEWEST_READ = 2
 MAX_PROBLEM_CHARS = 500
-OLDEST_READ = WRITTEN - 2  # runs wait for days: they may have begun two upgrades ago
+OLDEST_READ = WRITTEN - 2  # runs may wait for days, so they may have started two upgrades ago
 
 
-def is_read(format_: int) -> bool:
-    """Whether this version reads what was written in that format."""
+def can_read(format_: int) -> bool:
+    """Whether this version of the library can read this format."""
     return OLDEST_READ <= format_ <= NEWEST_READ
 
 
-def other_format(format_: int, *, run_id: str | None = None, session_id: str | None = None) -> OtherFormat:
-    read = f"{max(1, OLDEST_READ)} to {NEWEST_READ}"
+def other_format_error(
+    format_: int, *, run_id: str | None = None, session_id: str | None = None
+) -> OtherFormat:
+    """The error for data in a format that this version cannot read."""
+    readable = f"{max(1, OLDEST_READ)} to {NEWEST_READ}"
     return OtherFormat(
-        f"it has the format {format_}, and this version of the library reads {read}",
-        hint="nothing is lost: ask with the version that wrote it",
+        f"the data has format {format_}, but this version of the library reads the formats {readable}",
+        hint="no data is lost: read it with the version of the library that wrote it",
         run_id=run_id,
         session_id=session_id,
     )
 
 
 def stored_format(text: str | None) -> int:
-    """The format that a record says it has; 0, as of one that says none, where that is not a number."""
+    """Parse the field `format` of a record. 0 if the field is missing or not a number."""
     return int(text) if text and text.isdecimal() and len(text) <= MAX_FORMAT_DIGITS else 0
 
 
 @contextmanager
-def reading(format_: int, *, run_id: str | None = None, session_id: str | None = None) -> Iterator[None]:
-    """Reads what can be read. Raises `OtherFormat` for what cannot because of its format, and
-    `RecordUnreadable` for what is broken."""
+def translate_parse_errors(
+    format_: int, *, run_id: str | None = None, session_id: str | None = None
+) -> Iterator[None]:
+    """Translate errors in the block that parses stored data of this format.
+
+    Raises `OtherFormat` if this version cannot read the format, else `RecordUnreadable`: the data is broken.
+    """
     try:
         yield
-    except UNREADABLE as error:
-        if is_read(format_):
+    except PARSE_ERRORS as error:
+        if can_read(format_):
             raise RecordUnreadable(
-                f"what is stored cannot be read: {_what_is_wrong(error)}",
-                hint="a program other than this library may have written it; other runs are not concerned",
+                f"the stored data cannot be read: {_describe_problem(error)}",
+                hint="another program may have written it; other runs are not affected",
                 run_id=run_id,
                 session_id=session_id,
             ) from error
-        raise other_format(format_, run_id=run_id, session_id=session_id) from error
+        raise other_format_error(format_, run_id=run_id, session_id=session_id) from error
 
 
-UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
-"""What reading something of another shape than ours raises."""
+PARSE_ERRORS = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
+"""The exceptions that parsing data of an unexpected shape can raise."""
 
 
-def _what_is_wrong(error: Exception) -> str:
-    """Where and what, without the values: they may be secrets."""
+def _describe_problem(error: Exception) -> str:
+    """The place and kind of the problem, without the stored values: they may be secrets."""
     if not isinstance(error, ValidationError):
         return f"{type(error).__name__}: {text_of(error)}"[:MAX_PROBLEM_CHARS]
     found = error.errors(include_url=False, include_input=False, include_context=False)

@@ -1,8 +1,8 @@
-"""Redis keys. The only place that may name one: its type, what it holds, how long it lives, who deletes it.
+"""Redis keys: the only place that defines them, with their type, content, lifetime, and who deletes them.
 
-All keys of a cell (one Redis, or one slot of a cluster) begin with the same prefix. On a cluster the prefix
-holds the one hash tag (`oa:{c1}`), so that every script is atomic over all keys of its cell. Ids are percent-
-encoded, in keys and in channels, so that no id can leave its place.
+All keys of a cell (one Redis, or one slot of a cluster) begin with the same prefix. On a cluster, the prefix
+has the only hash tag (`oa:{c1}`), so every script is atomic over all keys of its cell. Ids in keys and
+channels are percent-encoded, so an id cannot change the structure of a key.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class KeySpec:
-    """One kind of key. `{}` in the template is an encoded id."""
+    """A kind of key. `{}` in the template is an encoded id. `life`: when the key expires or is deleted."""
 
     name: str
     template: str
@@ -41,7 +41,7 @@ class KeySpec:
 
 
 ANY_TYPE = "any"
-"""In place of a type, of a key that may have each."""
+"""The type in `KeySpec` of a key that may have any type."""
 
 _RUN = "none while the run lives; RUN_TTL from its end"
 _SESSION = "none while the session has a holder or a queue; else SESSION_TTL from the last end"
@@ -203,7 +203,7 @@ KEYS = (
         "sent:{}",
         "zset",
         "queued run, or one whose end Celery has not been notified of -> µs of its last message",
-        "permanent; `claim` and `told` empty it",
+        "permanent; `claim` and `confirm_completion` empty it",
     ),
     KeySpec(
         "index",
@@ -270,21 +270,21 @@ ALWAYS_EXPIRING = frozenset(
     | {"suspects", "lease_end", "lease_end_runs", "lost_leases"}
 )
 LEFT_IN_PLACE = frozenset({"run", "facts", "journal", "transcript", "artifacts", "session_state"})
-"""Kinds of keys that nothing can go on without: one that has another type than the table says stays where it
-is, and what needs it gets an error that names it. Any other key of a wrong type is moved to `aside_key`, and
-all goes on as if it had not been there: nothing of ours can be in it."""
+"""Kinds of keys that are never moved. If such a key has a wrong type, operations that need it fail with an
+error that names the key. Any other key of a wrong type is renamed to `aside_key`, and the operation continues
+as if the key did not exist: it cannot contain data of this library."""
 _LIVE_WITH_RUN = frozenset({"run", "facts", "events", "journal"})
 
 _SAFE = "-_.~"
 
 
 def encode_id(value: str) -> str:
-    """An id as it stands in a key: everything but letters, digits and `-_.~` percent-encoded."""
+    """The id for use in a key: all characters except letters, digits and `-_.~` are percent-encoded."""
     return quote(value, safe=_SAFE)
 
 
 def decode_id(encoded: str) -> str:
-    """The id that `encode_id` has encoded."""
+    """Reverse `encode_id`."""
     return unquote(encoded)
 
 
@@ -295,19 +295,19 @@ class Keys:
     prefix: str
 
     def __call__(self, name: str, *ids: str) -> str:
-        """The key of that name: `keys("run", run_id)`."""
+        """The key of this kind: `keys("run", run_id)`."""
         return f"{self.prefix}:{_TEMPLATES[name].format(*map(encode_id, ids))}"
 
     def channel(self, agent_id: str, session_id: str, run_id: str) -> str:
-        """The pub/sub channel on which a run's events appear."""
+        """The pub/sub channel on which the events of a run are published."""
         return ":".join([self.prefix, "events", *map(encode_id, (agent_id, session_id, run_id))])
 
     def notices(self, incarnation: str) -> str:
-        """The pub/sub channel on which a worker hears at once what its box would tell it at the next beat."""
+        """The pub/sub channel for cancel requests to a worker, which it otherwise gets with its heartbeat."""
         return f"{self.prefix}:notices:{encode_id(incarnation)}"
 
     def alive(self, incarnation: str) -> str:
-        """The pub/sub channel to which a worker's heartbeat listens, and in which nothing is ever said."""
+        """The pub/sub channel to which the heartbeat connection of a worker subscribes. It stays empty."""
         return f"{self.prefix}:alive:{encode_id(incarnation)}"
 
 
@@ -315,9 +315,10 @@ _TEMPLATES = {spec.name: spec.template for spec in KEYS}
 
 
 def lua_key_functions(used_in: str | None = None) -> str:
-    """The same table for scripts: `k.run(id)` … and the channels, from the prefix `P`.
+    """Lua functions for the keys and channels: `k.run(id)` …. They use the prefix in `KEYS[1]`.
 
-    With `used_in`, a script's text, only what it uses: Redis makes every function anew at every call.
+    `used_in` is the text of a script: only the functions that it uses are returned, because Redis creates all
+    functions again in each call of a script.
     """
     functions = {spec.name: _lua_key_function(spec) for spec in KEYS} | {
         "channel": "function k.channel(a, s, r) "
@@ -339,7 +340,7 @@ def lua_key_functions(used_in: str | None = None) -> str:
 
 
 def left_in_place_in_lua() -> str:
-    """`LEFT_IN_PLACE` as a table of Lua patterns, for what follows the prefix and its colon."""
+    """`LEFT_IN_PLACE` as a Lua table of patterns for a key without its prefix."""
     templates = [spec.template.replace("{}", "[^:]+") for spec in KEYS if spec.name in LEFT_IN_PLACE]
     return "{" + ", ".join(f"'^{template}$'" for template in templates) + "}"
 
@@ -359,7 +360,7 @@ _PATTERNS = [
 
 
 def spec_of(key: str, prefix: str) -> tuple[KeySpec, str] | None:
-    """Which kind of key this is, and the encoded id in it; None when it is none of ours."""
+    """The kind of a key, and the encoded id in it. None if the key does not belong to the library."""
     for spec, pattern in _PATTERNS:
         if found := pattern.match(key, len(prefix) + 1):
             return spec, found.group(1) if pattern.groups else ""
@@ -367,7 +368,7 @@ def spec_of(key: str, prefix: str) -> tuple[KeySpec, str] | None:
 
 
 def ttl_violations(url: str, prefix: str = "oa") -> list[str]:
-    """Keys that break their own rule in a Redis: live ones that would expire, dead ones that never will.
+    """Descriptions of keys whose TTL is wrong: keys of live runs that expire, other keys that never expire.
 
     For tests and for `doctor`: it scans the whole database.
     """
@@ -377,19 +378,19 @@ def ttl_violations(url: str, prefix: str = "oa") -> list[str]:
         for key, ttl_ms in sorted(ttl_of.items()):
             known = spec_of(key, prefix)
             if known is None:
-                found.append(f"{key}: no such kind of key in the table")
+                found.append(f"{key}: not a key of this library")
                 continue
             spec, owner = known
             live = _is_live(client, Keys(prefix), spec, owner)
             if live and ttl_ms >= 0:
-                found.append(f"{key}: would expire in {ttl_ms} ms although what it belongs to is live")
+                found.append(f"{key}: would expire in {ttl_ms} ms, but its owner is live")
             if not live and ttl_ms == -1:
-                found.append(f"{key}: never expires although nothing live needs it ({spec.life})")
+                found.append(f"{key}: never expires, but nothing live needs it ({spec.life})")
     return found
 
 
 def _is_live(client: Any, keys: Keys, spec: KeySpec, owner: str) -> bool:
-    """Whether the key is needed for good right now; `owner` is the encoded id in it."""
+    """Whether the key must not have a TTL at present. `owner` is the encoded id in the key."""
     if spec.name in PERMANENT:
         return True
     if spec.name in ALWAYS_EXPIRING:

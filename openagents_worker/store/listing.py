@@ -1,6 +1,6 @@
-"""Lists of runs and sessions. The only place that reads the indexes, and sees to it that they end.
+"""Listing: the only place that reads the indexes of runs and sessions, and prunes expired entries.
 
-What is to be asked is decided once, by plans that sync and async stores carry out.
+The functions are plans, which both the sync and the async store can execute.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from openagents_worker.models import RunRecord, RunState
 from openagents_worker.store.client import Plan
 from openagents_worker.store.dead_letters import wrong_fixed_keys
 from openagents_worker.store.keys import Keys
-from openagents_worker.store.records import RECORD_FIELDS, record_of
-from openagents_worker.store.redis_errors import is_wrong_type, or_else, wrong_type_error
+from openagents_worker.store.records import RECORD_FIELDS, parse_record
+from openagents_worker.store.redis_errors import default_if_wrong_type, is_wrong_type, wrong_type_error
 from openagents_worker.store.scripts import Pruned, prune
 
 __all__ = [
@@ -39,27 +39,27 @@ __all__ = [
     "list_problems",
     "list_runs",
     "list_sessions",
-    "lists_of",
-    "pruning",
+    "extra_indexes",
+    "prune_indexes",
 ]
 
 T = TypeVar("T")
 
 ALL = "all"
 SESSIONS = "sessions"
-MAX_GLOB_CHARS = 200  # to read a glob takes the square of its length
-MAX_LIMIT = 1000
-LATEST_MS = 253_402_300_799_000  # the end of the year 9999: what a datetime holds
-CHUNK = 100  # entries a round trip: what they point at may be large
-PRUNED_A_CALL = 500  # entries: half a millisecond of Redis
-PRUNE_CALLS = 1000
-LOOKED_AT_FOR_PROBLEMS = 1000  # of a whole record each time: somebody waits for it
-MOST_LOOKED_AT = 10_000  # entries a page; one with few hits ends there and says where to go on
+MAX_GLOB_CHARS = 200  # matching a glob takes time proportional to the square of its length
+MAX_LIMIT = 1000  # items of a page
+LATEST_MS = 253_402_300_799_000  # the end of the year 9999, the largest `datetime`
+CHUNK = 100  # entries per round trip: their records may be large
+PRUNED_PER_CALL = 500  # entries: Redis needs half a millisecond
+MAX_PRUNE_CALLS = 1000
+SCANNED_FOR_PROBLEMS = 1000  # records that are read completely while the caller waits
+MAX_SCANNED = 10_000  # entries per page; a page with fewer matches ends there and has a cursor
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something stored that this version cannot read: its key, the error's code, and when it was accepted."""
+    """A stored item that this version cannot read: its key, the error code, and when it was accepted."""
 
     key: str
     code: str
@@ -68,12 +68,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """Some of a list, newest first. `next_cursor` is what to ask for the next page with, None at the end.
+    """A page of a list, newest first. `next_cursor` is the cursor of the next page, None on the last page.
 
-    A page may have fewer items than were asked for, or none, and still not be the last: a filter that few
-    runs pass is looked for through 10,000 runs a page.
+    A page may have fewer items than requested, or none, although it is not the last page: at most 10,000 runs
+    are examined for a page, and a filter may match only a few of them.
 
-    `problems` are the entries that were looked at and cannot be read; they keep no others from being listed.
+    `problems` are entries that were examined but cannot be read. They do not hide the other entries.
     """
 
     items: tuple[T, ...]
@@ -89,9 +89,10 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class SessionSummary:
-    """A session in a list: `holder` is the run that works in it, `waiting` how many are behind that.
+    """A session in a list.
 
-    `last_run_ms` is when the last run took its place, milliseconds since 1970.
+    `holder` is the run that occupies the session. `waiting`, `messages` and `artifacts` are counts.
+    `last_run_ms` is the time at which the last run entered the session, in milliseconds since 1970.
     """
 
     session_id: str
@@ -102,14 +103,14 @@ class SessionSummary:
     artifacts: int
 
 
-def lists_of(tenant: str | None, labels: Mapping[str, str]) -> list[str]:
-    """The indexes of a run's tenant and labels; those of its agent and session are known to the scripts."""
+def extra_indexes(tenant: str | None, labels: Mapping[str, str]) -> list[str]:
+    """The names of the indexes for the tenant and the labels of a run. The scripts add the other indexes."""
     lists = [f"label={name}={value}" for name, value in sorted(labels.items())]
     return [f"tenant={tenant}", *lists] if tenant is not None else lists
 
 
 class RunFilters(TypedDict, total=False):
-    """What runs can be asked for by; all of what is given has to fit, and None asks for nothing."""
+    """Filters of a list of runs. A run must match all of these filters. None: no filter."""
 
     state: RunState | str | Iterable[RunState | str] | None
     agent_id: str | None
@@ -117,18 +118,18 @@ class RunFilters(TypedDict, total=False):
     tenant: str | None
     labels: Mapping[str, str] | None
     since: datetime | None
-    """When they were accepted, by Redis's clock; `until` is exclusive."""
+    """The time at which the run was accepted, by the clock of Redis. `until` is exclusive."""
     until: datetime | None
     code: str | None
-    """A glob, as in `llm.*`, for the code of the error that a run has ended with or is put off for."""
+    """A glob such as `llm.*` for the code of the error with which a run has failed or for which it waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunFilter:
-    """Which runs are wanted: those that pass all that is given. Raises `RequestInvalid` for a wrong state."""
+    """Parsed `RunFilters`. Raises `RequestInvalid` for an invalid value."""
 
     states: frozenset[RunState]
-    indexes: tuple[str, ...]  # every wanted run is in each of them
+    indexes: tuple[str, ...]  # a matching run is in all of them
     since_ms: int | None
     until_ms: int | None
     code: str | None = None
@@ -136,87 +137,94 @@ class RunFilter:
     def __post_init__(self) -> None:
         if isinstance(self.code, str) and len(self.code) > MAX_GLOB_CHARS:
             raise RequestInvalid(
-                f"the glob of a code has {len(self.code):,} characters; {MAX_GLOB_CHARS} are allowed",
-                hint="for example llm.*",
+                f"the glob in code has {len(self.code):,} characters; at most {MAX_GLOB_CHARS} are allowed",
+                hint="a valid glob is, for example, llm.*",
             )
 
     @classmethod
-    def of(cls, given: RunFilters) -> RunFilter:
-        lists = lists_of(optional_text("tenant", given.get("tenant")), _labels(given.get("labels") or {}))
+    def of(cls, filters: RunFilters) -> RunFilter:
+        lists = extra_indexes(
+            optional_text("tenant", filters.get("tenant")), _parse_labels(filters.get("labels") or {})
+        )
         for field, name in (("session_id", "session"), ("agent_id", "agent")):
-            if (id_ := optional_text(field, given.get(field))) is not None:
+            if (id_ := optional_text(field, filters.get(field))) is not None:
                 lists.append(f"{name}={id_}")
         return cls(
-            _states(given.get("state")),
+            _parse_states(filters.get("state")),
             tuple(lists or [ALL]),
-            _ms("since", given.get("since")),
-            _ms("until", given.get("until")),
-            optional_text("code", given.get("code")),
+            _parse_time_ms("since", filters.get("since")),
+            _parse_time_ms("until", filters.get("until")),
+            optional_text("code", filters.get("code")),
         )
 
     def passes(self, record: RunRecord) -> bool:
-        """Whether the run is wanted; what the indexes say is not asked again."""
+        """Whether the run matches the filters that are not covered by the indexes."""
         if self.states and record.state not in self.states:
             return False
         return self.code is None or fnmatchcase(record.reason_code or "", self.code)
 
 
-def _labels(given: Any) -> Mapping[str, str]:
-    if not isinstance(given, Mapping):
-        raise RequestInvalid(f"labels are names with their values, not {type(given).__name__}")
+def _parse_labels(labels: Any) -> Mapping[str, str]:
+    if not isinstance(labels, Mapping):
+        raise RequestInvalid(f"labels must be a mapping of names to values, not {type(labels).__name__}")
     return {
-        text_of_caller("a label's name", name): text_of_caller(f"labels.{name}", value)
-        for name, value in given.items()
+        text_of_caller("the name of a label", name): text_of_caller(f"labels.{name}", value)
+        for name, value in labels.items()
     }
 
 
-def _states(given: Any) -> frozenset[RunState]:
+def _parse_states(states: Any) -> frozenset[RunState]:
     try:
-        return frozenset(map(RunState, [given] if isinstance(given, str) else given or ()))
+        return frozenset(map(RunState, [states] if isinstance(states, str) else states or ()))
     except (TypeError, ValueError) as error:
-        raise RequestInvalid(text_of(error), hint=f"a state is one of {', '.join(RunState)}") from None
+        raise RequestInvalid(text_of(error), hint=f"the states are {', '.join(RunState)}") from None
 
 
-def _ms(name: str, at: Any) -> int | None:
+def _parse_time_ms(name: str, at: Any) -> int | None:
     try:
         return None if at is None else int(at.timestamp() * 1000)
     except (AttributeError, ValueError, OverflowError, OSError) as error:
-        raise RequestInvalid(f"{name} is not a time that can be used: {error}", hint="a datetime") from None
+        raise RequestInvalid(f"{name} is not a valid time: {error}", hint="pass a datetime") from None
 
 
 def list_runs(
-    keys: Keys, wanted: RunFilter, *, limit: int, cursor: str | None, most: int | None = None
+    keys: Keys, filters: RunFilter, *, limit: int, cursor: str | None, max_scanned: int | None = None
 ) -> Plan[Page[RunRecord]]:
-    """A page of runs, looked for among `most` (None: 10,000). Raises `RequestInvalid`."""
-    names = wanted.indexes
-    counted = yield from _each(names, lambda r, name: r.zcard(keys("index", name)))
+    """A plan that returns a page of runs. At most `max_scanned` runs are examined (None: 10,000).
+
+    Raises `RequestInvalid` for an invalid limit or cursor, `RedisWrongType` if an index is not readable.
+    """
+    names = filters.indexes
+    counted = yield from _for_each_id(names, lambda r, name: r.zcard(keys("index", name)))
     for name, (count,) in zip(names, counted, strict=True):
-        if or_else(count, None) is None:
+        if default_if_wrong_type(count, None) is None:
             raise wrong_type_error(keys("index", name))
     sizes = [count for (count,) in counted]
     shortest, *others = [name for _, name in sorted(zip(sizes, names, strict=True))]
 
     def read(ids: Sequence[str]) -> Plan[list[RunRecord | _UnreadableEntry | None]]:
-        rows = yield from _each(
+        answers = yield from _for_each_id(
             ids,
             lambda r, id_: r.hmget(keys("run", id_), RECORD_FIELDS),
             *(lambda r, id_, name=name: r.zscore(keys("index", name), id_) for name in others),
         )
         return [
-            _wanted(keys, id_, values, wanted) if None not in scores else None
-            for id_, (values, *scores) in zip(ids, rows, strict=True)
+            _matching_record(keys, id_, values, filters) if None not in scores else None
+            for id_, (values, *scores) in zip(ids, answers, strict=True)
         ]
 
     index = keys("index", shortest)
-    return (yield from _page(index, read, wanted.since_ms, wanted.until_ms, limit, cursor, most))
+    return (
+        yield from _read_page(index, read, filters.since_ms, filters.until_ms, limit, cursor, max_scanned)
+    )
 
 
 def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[SessionSummary]]:
-    """A page of sessions, the one with the newest run first. Raises as `list_runs` does."""
+    """A plan that returns a page of sessions, the one with the newest run first. Raises as `list_runs`."""
     key = keys("index", SESSIONS)
 
     def read(ids: Sequence[str]) -> Plan[list[SessionSummary | _UnreadableEntry | None]]:
-        rows = yield from _each(
+        answers = yield from _for_each_id(
             ids,
             lambda r, id_: r.exists(keys("session", id_)),
             lambda r, id_: r.zscore(key, id_),
@@ -225,22 +233,21 @@ def list_sessions(keys: Keys, *, limit: int, cursor: str | None) -> Plan[Page[Se
             lambda r, id_: r.llen(keys("transcript", id_)),
             lambda r, id_: r.llen(keys("artifacts", id_)),
         )
-        return [_summary(keys, id_, row) for id_, row in zip(ids, rows, strict=True)]
+        return [_session_summary(keys, id_, row) for id_, row in zip(ids, answers, strict=True)]
 
-    return (yield from _page(key, read, None, None, limit, cursor))
+    return (yield from _read_page(key, read, None, None, limit, cursor))
 
 
 def list_problems(keys: Keys) -> Plan[tuple[Problem, ...]]:
-    """What cannot be read among the 1,000 runs that were accepted last, and keys of a wrong type of which a
-    cell has one each."""
+    """A plan that returns unreadable data: among the newest 1,000 runs, and among the keys without an id."""
     seconds, _ = yield lambda r: r.time()
     found = [
         Problem(key, RedisWrongType.code, datetime.fromtimestamp(seconds, UTC))
         for key in (yield from wrong_fixed_keys(keys))
     ]
-    nothing = RunFilter(frozenset(), (ALL,), None, None, code="\0")  # no run has it: all are looked at
+    nothing = RunFilter(frozenset(), (ALL,), None, None, code="\0")  # matches no run, so all are examined
     try:
-        page = yield from list_runs(keys, nothing, limit=1, cursor=None, most=LOOKED_AT_FOR_PROBLEMS)
+        page = yield from list_runs(keys, nothing, limit=1, cursor=None, max_scanned=SCANNED_FOR_PROBLEMS)
     except RedisWrongType as error:
         return (*found, Problem(error.key, error.code, datetime.fromtimestamp(seconds, UTC)))
     return (*found, *page.problems)
@@ -252,31 +259,32 @@ class _UnreadableEntry:
     code: str
 
 
-def _wanted(
-    keys: Keys, run_id: str, values: Sequence[str | None], wanted: RunFilter
+def _matching_record(
+    keys: Keys, run_id: str, values: Sequence[str | None], filters: RunFilter
 ) -> RunRecord | _UnreadableEntry | None:
-    """A run that is gone is in a list until that is pruned."""
+    """The record if it matches. None if it does not, or if it has expired and is not pruned yet."""
     if is_wrong_type(values):
         return _UnreadableEntry(keys("run", run_id), RedisWrongType.code)
     try:
-        record = record_of(run_id, or_else(values, ()))
-        return record if record is not None and wanted.passes(record) else None
+        record = parse_record(run_id, default_if_wrong_type(values, ()))
+        return record if record is not None and filters.passes(record) else None
     except RedisUnreachable:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with one record, the others are listed
+    except Exception as error:  # noqa: BLE001 - one broken record must not hide the others
         return _UnreadableEntry(keys("run", run_id), getattr(error, "code", RecordUnreadable.code))
 
 
-def pruning() -> Plan[int]:
-    """Takes runs and sessions that have expired out of the lists: what is due, and at most a second's work.
+def prune_indexes() -> Plan[int]:
+    """A plan that removes expired runs and sessions from the indexes that are due, for about a second at
+    most.
 
-    Returns how many entries that were.
+    Returns the number of removed entries.
     """
     removed, name, kept = 0, "", 0
-    for _ in range(PRUNE_CALLS):
-        look: Pruned = yield prune(limit=PRUNED_A_CALL, name=name, kept=kept)
-        removed, name, kept = removed + look.removed, look.name, look.kept
-        if not look.looked:
+    for _ in range(MAX_PRUNE_CALLS):
+        pruned: Pruned = yield prune(limit=PRUNED_PER_CALL, name=name, kept=kept)
+        removed, name, kept = removed + pruned.removed, pruned.name, pruned.kept
+        if not pruned.looked:
             break
     return removed
 
@@ -284,24 +292,27 @@ def pruning() -> Plan[int]:
 # --- pages -----------------------------------------------------------------------------------------------
 
 
-def _page(
+def _read_page(
     key: str,
     read: Callable[[Sequence[str]], Plan[list[T | _UnreadableEntry | None]]],
     since_ms: int | None,
     until_ms: int | None,
     limit: int,
     cursor: str | None,
-    most_looked_at: int | None = None,
+    max_scanned: int | None = None,
 ) -> Plan[Page[T]]:
-    """Goes down the list from the cursor, chunk by chunk, until there are enough items."""
+    """Read an index from the cursor on, in chunks, until there are `limit` items.
+
+    `read` loads the items for a list of ids: an item, None to skip it, or an unreadable entry.
+    """
     _check_limit(limit)
-    least = "-inf" if since_ms is None else str(since_ms)
-    most = "+inf" if until_ms is None else f"({until_ms}"
-    after = None if cursor is None else _place(cursor)
+    min_score = "-inf" if since_ms is None else str(since_ms)
+    max_score = "+inf" if until_ms is None else f"({until_ms}"
+    after = None if cursor is None else _parse_cursor(cursor)
     found: list[T] = []
     problems: list[Problem] = []
-    for _ in range((most_looked_at or MOST_LOOKED_AT) // CHUNK):
-        entries, more = yield from _entries(key, least, most, after)
+    for _ in range((max_scanned or MAX_SCANNED) // CHUNK):
+        entries, more = yield from _next_entries(key, min_score, max_score, after)
         items = (yield from read([id_ for id_, _ in entries])) if entries else []
         for (id_, score), item in zip(entries, items, strict=True):
             after = (score, id_)
@@ -317,18 +328,18 @@ def _page(
     return Page(tuple(found), _cursor(after) if after else None, tuple(problems))
 
 
-def _entries(
-    key: str, least: str, most: str, after: tuple[int, str] | None
+def _next_entries(
+    key: str, min_score: str, max_score: str, after: tuple[int, str] | None
 ) -> Plan[tuple[list[tuple[str, int]], bool]]:
-    """The next entries behind `after`, by score, then by id, both downwards; and whether there are more."""
+    """The next entries after `after` (score, then id, both descending), and whether there are more."""
     if after is not None:
-        most = str(after[0])
+        max_score = str(after[0])
     entries: list[tuple[str, int]] = []
     offset, full = 0, True
     while full and not entries:
-        rows = yield _rows(key, most, least, offset)
-        full, offset = len(rows) == CHUNK, offset + len(rows)
-        entries = [(id_, int(score)) for id_, score in rows if math.isfinite(score)]
+        found = yield _index_range(key, max_score, min_score, offset)
+        full, offset = len(found) == CHUNK, offset + len(found)
+        entries = [(id_, int(score)) for id_, score in found if math.isfinite(score)]
         if after is not None:
             entries = [
                 (id_, score)
@@ -338,37 +349,40 @@ def _entries(
     return entries, full
 
 
-def _rows(key: str, most: str, least: str, offset: int) -> Callable[[Any], Any]:
-    return lambda r: r.zrevrangebyscore(key, most, least, start=offset, num=CHUNK, withscores=True)
+def _index_range(key: str, max_score: str, min_score: str, offset: int) -> Callable[[Any], Any]:
+    return lambda r: r.zrevrangebyscore(key, max_score, min_score, start=offset, num=CHUNK, withscores=True)
 
 
 def _check_limit(limit: int) -> None:
-    number_of("limit, the items of a page,", limit, least=1, most=MAX_LIMIT)
+    number_of("limit", limit, least=1, most=MAX_LIMIT)
 
 
 _SCORE = re.compile("[0-9]{1,16}")
 SHOWN_CHARS = 60
 
 
-def _cursor(place: tuple[int, str]) -> str:
-    return f"{place[0]}-{place[1]}"
+def _cursor(entry: tuple[int, str]) -> str:
+    return f"{entry[0]}-{entry[1]}"
 
 
-def _place(cursor: str) -> tuple[int, str]:
+def _parse_cursor(cursor: str) -> tuple[int, str]:
     score, found, id_ = text_of_caller("cursor", cursor).partition("-")
     if not (found and id_ and _SCORE.fullmatch(score)):
         raise RequestInvalid(
             f"{cursor[:SHOWN_CHARS]!r} is not a valid cursor",
-            hint="pass on the next_cursor of a page as it is",
+            hint="use the next_cursor of the previous page without changes",
         )
     return int(score), id_
 
 
-# --- questions -------------------------------------------------------------------------------------------
+# --- queries ---------------------------------------------------------------------------------------------
 
 
-def _each(ids: Sequence[str], *commands: Callable[[Any, str], object]) -> Plan[list[list[Any]]]:
-    """Asks these commands of each id, all in one round trip; a row of answers, or of errors, for each id."""
+def _for_each_id(ids: Sequence[str], *commands: Callable[[Any, str], object]) -> Plan[list[list[Any]]]:
+    """Send these commands for each id, all in one round trip. Returns a row of answers for each id.
+
+    An answer may be an exception.
+    """
 
     def question(client: Any) -> Any:
         pipeline = client.pipeline(transaction=False)
@@ -381,13 +395,15 @@ def _each(ids: Sequence[str], *commands: Callable[[Any, str], object]) -> Plan[l
     return [answers[at : at + len(commands)] for at in range(0, len(answers), len(commands))]
 
 
-def _summary(keys: Keys, session_id: str, row: Sequence[Any]) -> SessionSummary | _UnreadableEntry | None:
+def _session_summary(
+    keys: Keys, session_id: str, row: Sequence[Any]
+) -> SessionSummary | _UnreadableEntry | None:
     kinds = (None, ("index", SESSIONS), "session", "session_queue", "transcript", "artifacts")
     for kind, answer in zip(kinds, row, strict=True):
         if is_wrong_type(answer):
             key = keys(*kind) if isinstance(kind, tuple) else keys(kind or "session", session_id)
             return _UnreadableEntry(key, RedisWrongType.code)
-        or_else(answer, None)
+        default_if_wrong_type(answer, None)
     exists, last_ms, holder, waiting, messages, artifacts = row
     if not exists or last_ms is None:
         return None

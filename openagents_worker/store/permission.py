@@ -1,4 +1,4 @@
-"""Permissions. The only place that reads from an answer of Redis which right its user lacks."""
+"""Permissions: the only place that finds out from an answer of Redis which right its user lacks."""
 
 from __future__ import annotations
 
@@ -12,105 +12,107 @@ from redis import exceptions
 from openagents_worker.addresses import address_of
 from openagents_worker.errors import RedisNoPermission
 from openagents_worker.redaction import safe_text
-from openagents_worker.store.rights import Right, words_of
+from openagents_worker.store.rights import Right, acl_words
 
 __all__ = [
     "DEFAULT_USER",
-    "LACKING",
+    "MISSING_RIGHTS_MARK",
     "is_aborted_transaction",
     "is_no_permission",
-    "lacking_words",
-    "naming",
-    "no_permission",
-    "note_command",
-    "note_rights",
+    "missing_rights_error",
+    "add_command_to_refusal",
+    "no_permission_error",
+    "set_refused_command",
+    "add_rights_to_refusal",
     "user_of",
 ]
 
-LACKING = "OA_LACKING"
-"""With this word a script answers that its user lacks rights, before it has written anything."""
+MISSING_RIGHTS_MARK = "OA_LACKING"
+"""A script whose user lacks rights writes nothing and fails with an error that begins with this word."""
 DEFAULT_USER = "default"
-SHOWN = 8  # of many missing rights: the file of the role has all of them
-_SAID = re.compile(
+MAX_SHOWN = 8  # missing rights in a message; the ACL file of the role has all rights
+_NO_PERMISSION = re.compile(
     rf"NOPERM|ACL failure in script|The user executing the script can't|[Tt]his user has no permissions"
-    rf"|No permissions to access|has no permissions to run|{LACKING}"
+    rf"|No permissions to access|has no permissions to run|{MISSING_RIGHTS_MARK}"
 )
 _COMMAND = re.compile(r"permissions to run the '([^']+)'")
 _USER = re.compile(r"User (\S+) has no permissions")
 _IN_PIPELINE = re.compile(r"Command # \d+ \(([^)]*)\) of pipeline")
-_WORDS_OF_TWO = frozenset({"CLIENT", "CONFIG", "SCRIPT", "MEMORY", "COMMAND", "PUBSUB", "ACL"})
+_HAS_SUBCOMMAND = frozenset({"CLIENT", "CONFIG", "SCRIPT", "MEMORY", "COMMAND", "PUBSUB", "ACL"})
 _NO_KEY = frozenset(
     {"EVAL", "EVALSHA", "SCRIPT", "CLIENT", "CONFIG", "COMMAND", "INFO", "SCAN", "AUTH", "HELLO"}
 )
 
 
 def is_no_permission(error: BaseException) -> bool:
-    """Whether Redis says that the user may not do this; a script's error says so inside of a longer text."""
+    """Whether Redis refused a command because its user lacks a right. This may be an error of a script."""
     if isinstance(error, exceptions.NoPermissionError):
         return True
-    return isinstance(error, exceptions.ResponseError) and _SAID.search(str(error)) is not None
+    return isinstance(error, exceptions.ResponseError) and _NO_PERMISSION.search(str(error)) is not None
 
 
 def is_aborted_transaction(error: BaseException) -> bool:
-    """Whether this is Redis's answer to EXEC after it has refused a command of the transaction."""
+    """Whether this is the answer to EXEC after Redis refused a command of the transaction."""
     return isinstance(error, exceptions.ExecAbortError)
 
 
 @contextmanager
-def naming(*command: Any) -> Generator[None]:
-    """Notes on a refusal which command it was for: Redis itself does not always say."""
+def add_command_to_refusal(*command: Any) -> Generator[None]:
+    """Add this command to a refusal that is raised in the block: Redis does not always name it."""
     try:
         yield
     except exceptions.ResponseError as error:
-        note_command(error, command)
+        set_refused_command(error, command)
         raise
 
 
-def note_command(error: Exception, command: Sequence[Any]) -> None:
-    """As `naming`, on an error that is at hand."""
+def set_refused_command(error: Exception, command: Sequence[Any]) -> None:
+    """As `add_command_to_refusal`, for an exception that was caught already."""
     if is_no_permission(error):
-        _note(error, command=[str(word) for word in command[:3]])
+        _set_details(error, command=[str(word) for word in command[:3]])
 
 
-def note_rights(error: Exception, rights: Sequence[Right], prefix: str) -> None:
-    """Notes on a refusal of a script, which says positions, what these rights are."""
-    _, found, positions = str(error).partition(LACKING)
+def add_rights_to_refusal(error: Exception, rights: Sequence[Right], prefix: str) -> None:
+    """Add the missing rights to the error of a script, which contains their positions in `rights`, from 1."""
+    _, found, positions = str(error).partition(MISSING_RIGHTS_MARK)
     if found:
         numbers = [int(word) - 1 for word in re.findall(r"\d+", positions.partition("script:")[0])]
-        _note(error, lacking=[rights[at] for at in numbers], prefix=prefix)
+        _set_details(error, lacking=[rights[at] for at in numbers], prefix=prefix)
 
 
-def _note(error: Exception, **what: Any) -> None:
-    error.openagents = {**getattr(error, "openagents", {}), **what}  # type: ignore[attr-defined]
+def _set_details(error: Exception, **details: Any) -> None:
+    error.openagents = {**getattr(error, "openagents", {}), **details}  # type: ignore[attr-defined]
 
 
-def no_permission(error: Exception, where: str, url: str) -> RedisNoPermission:
-    """The refusal as an error of ours; `where` is the URL without its secrets."""
-    noted: dict[str, Any] = getattr(error, "openagents", {})
+def no_permission_error(error: Exception, where: str, url: str) -> RedisNoPermission:
+    """The refusal as an error of the library. `where` is the URL without its secrets."""
+    details: dict[str, Any] = getattr(error, "openagents", {})
     user = _user(error, url)
-    if "lacking" in noted:
-        words = (words_of(right, noted["prefix"]) for right in noted["lacking"])
-        return lacking_words(words, where, user)
-    command, key = _command(error, noted.get("command", ()))
-    what = " ".join(word for word in (command, key) if word) or "a command"
+    if "lacking" in details:
+        words = (acl_words(right, details["prefix"]) for right in details["lacking"])
+        return missing_rights_error(words, where, user)
+    command, key = _command_and_key(error, details.get("command", ()))
+    refused = " ".join(word for word in (command, key) if word) or "a command"
     return RedisNoPermission(
-        f"the user {user!r} of Redis at {where} may not run {what}: {safe_text(str(error))}",
-        hint=_hint([_acl_words(command, key)] if command else []),
+        f"the user {user!r} of Redis at {where} is not allowed to run {refused}: {safe_text(str(error))}",
+        hint=_hint([_acl_words_of_command(command, key)] if command else []),
         user=user,
         command=command or None,
         key=key or None,
-        lacking=[_acl_words(command, key)] if command else [],
+        lacking=[_acl_words_of_command(command, key)] if command else [],
     )
 
 
-def lacking_words(words: Iterable[str], where: str, user: str) -> RedisNoPermission:
-    """The error that names rights which a user lacks, each as an ACL says it: `+hset ~oa:run:*`."""
-    needed = _merged(words)
+def missing_rights_error(words: Iterable[str], where: str, user: str) -> RedisNoPermission:
+    """The error for rights that a user lacks, each in the words of an ACL: `+hset ~oa:run:*`."""
+    needed = _without_duplicates(words)
     command, _, pattern = needed[0].partition(" ")
-    shown = ", ".join(needed[:SHOWN]) + (f" and {len(needed) - SHOWN} more" if len(needed) > SHOWN else "")
+    shown = ", ".join(needed[:MAX_SHOWN]) + (
+        f" and {len(needed) - MAX_SHOWN} more" if len(needed) > MAX_SHOWN else ""
+    )
     return RedisNoPermission(
         f"the user {user!r} of Redis at {where} lacks permissions: {shown}",
-        hint=_hint(needed[:SHOWN]),
+        hint=_hint(needed[:MAX_SHOWN]),
         user=user,
         command=command.removeprefix("+"),
         key=pattern.lstrip("%R~&") or None,
@@ -118,7 +120,7 @@ def lacking_words(words: Iterable[str], where: str, user: str) -> RedisNoPermiss
     )
 
 
-def _merged(words: Iterable[str]) -> list[str]:
+def _without_duplicates(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(words))
 
 
@@ -128,33 +130,36 @@ def _user(error: Exception, url: str) -> str:
 
 
 def user_of(url: str) -> str:
-    """The user that a URL of Redis logs in as."""
+    """The user with which a Redis URL logs in."""
     try:
         return str(getattr(address_of(url), "username", None) or DEFAULT_USER)
     except ValueError:
         return DEFAULT_USER
 
 
-def _command(error: Exception, noted: Sequence[str]) -> tuple[str, str]:
-    """The command as an ACL names it, and its first key or channel; '' where it is not known."""
+def _command_and_key(error: Exception, known_words: Sequence[str]) -> tuple[str, str]:
+    """The command in the words of an ACL, and its first key or channel; '' if unknown."""
     text = str(error)
-    words = list(noted)
+    words = list(known_words)
     if found := _IN_PIPELINE.search(text):
         words = found[1].split(" ")[:3]
-    said = _COMMAND.search(text)
+    found_command = _COMMAND.search(text)
     if not words:
-        return (said[1] if said else ""), ""
+        return (found_command[1] if found_command else ""), ""
     first = words[0].upper()
-    command = "|".join(words[:2]) if first in _WORDS_OF_TWO and len(words) > 1 else words[0].replace(" ", "|")
+    command = (
+        "|".join(words[:2]) if first in _HAS_SUBCOMMAND and len(words) > 1 else words[0].replace(" ", "|")
+    )
     key = words[1] if len(words) > 1 and first not in _NO_KEY else ""
-    return (said[1] if said else command).lower(), key
+    return (found_command[1] if found_command else command).lower(), key
 
 
-def _acl_words(command: str, key: str) -> str:
+def _acl_words_of_command(command: str, key: str) -> str:
     sign = "&" if command in ("publish", "subscribe", "psubscribe") else "~"
     return f"+{command} {sign}{key}" if key else f"+{command}"
 
 
 def _hint(needed: Sequence[str]) -> str:
-    rule = f"allow it: ACL SETUSER … {' '.join(_merged(' '.join(needed).split()))}; " if needed else ""
-    return f"{rule}config/acl/ has the rights of each role, docs/security.md explains them"
+    words = " ".join(_without_duplicates(" ".join(needed).split()))
+    command = f"run ACL SETUSER … {words}; " if needed else ""
+    return f"{command}config/acl/ has the rights of each role, docs/security.md explains them"

@@ -1,4 +1,4 @@
-"""Clients of redis-py whose errors say which command was refused, and which key holds another type."""
+"""Clients of redis-py whose errors name the refused command, and the key that has a wrong type."""
 
 from __future__ import annotations
 
@@ -9,57 +9,57 @@ import redis
 import redis.asyncio as redis_async
 from redis import exceptions
 
-from openagents_worker.store.permission import naming
-from openagents_worker.store.redis_errors import note_key
+from openagents_worker.store.permission import add_command_to_refusal
+from openagents_worker.store.redis_errors import add_key_to_error
 
-__all__ = ["AsyncClient", "Client", "Line", "is_connected"]
+__all__ = ["AsyncRedisClient", "RedisClient", "SingleConnectionClient", "is_connected"]
 
 
-class Client(redis.Redis):
+class RedisClient(redis.Redis):
     """The synchronous client."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
-            with naming(*args):
+            with add_command_to_refusal(*args):
                 return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's
         except exceptions.ResponseError as error:
-            note_key(error, args)
+            add_key_to_error(error, args)
             raise
 
 
-class Line(Client):
-    """A synchronous client that keeps one connection: for a few commands a second, for ever.
+class SingleConnectionClient(RedisClient):
+    """A synchronous client that keeps one connection, for a few commands per second.
 
-    It sends, and reads the answer. What redis-py does around that, for its pool, metrics and repetitions,
-    takes as long once more. It knows no pipelines, and answers come as Redis gives them.
+    It skips what redis-py does around a command (pool, metrics, retries), which doubles the time of a
+    command. It has no pipelines, and it does not convert the answers of Redis.
     """
 
     def __init__(self, *, connection_pool: Any) -> None:
         super().__init__(connection_pool=connection_pool)
-        self._speaking = threading.Lock()
+        self._lock = threading.Lock()
         self._connection: Any = None
 
     def execute_command(self, *args: Any, **_: Any) -> Any:
-        with self._speaking:
-            connection = self._connected()
+        with self._lock:
+            connection = self._open_connection()
             try:
-                with naming(*args):
+                with add_command_to_refusal(*args):
                     connection.send_command(*args)
                     return connection.read_response()
             except exceptions.ResponseError as error:
-                note_key(error, args)
+                add_key_to_error(error, args)
                 raise
 
     def connect(self) -> None:
-        """Have a connection from now on; the next command would make it, too."""
-        with self._speaking:
-            self._connected()
+        """Open the connection now instead of at the next command."""
+        with self._lock:
+            self._open_connection()
 
     def forget(self) -> None:
-        """Make another connection when the next one is wanted."""
+        """Drop the connection without closing it. The next command opens another one."""
         self._connection = None
 
-    def _connected(self) -> Any:
+    def _open_connection(self) -> Any:
         if self._connection is None:
             pool: Any = self.connection_pool
             self._connection = pool.get_connection()
@@ -69,17 +69,17 @@ class Line(Client):
 
 
 def is_connected(connection: Any) -> bool:
-    """Whether a connection of redis-py's is open, as far as it knows."""
+    """Whether redis-py believes that this connection is open."""
     return getattr(connection, "_sock", None) is not None
 
 
-class AsyncClient(redis_async.Redis):
+class AsyncRedisClient(redis_async.Redis):
     """The client for asyncio."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
-            with naming(*args):
+            with add_command_to_refusal(*args):
                 return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except exceptions.ResponseError as error:
-            note_key(error, args)
+            add_key_to_error(error, args)
             raise

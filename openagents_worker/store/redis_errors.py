@@ -1,7 +1,8 @@
-"""Failures. The only place that says what an error of Redis, or of its client, means for a command.
+"""Errors of Redis: the only place that decides what an error of Redis or of redis-py means for a command.
 
-The command was never sent, or Redis takes it later and has written nothing, or nobody knows, because the
-answer was lost: in these cases it may be repeated, as every script may be. Or repeating it will not help.
+The command was not sent, or Redis refused it temporarily without writing anything, or its outcome is unknown
+because the answer was lost. In these three cases the caller may repeat it, because every script is
+idempotent. In all other cases, repeating does not help.
 """
 
 from __future__ import annotations
@@ -17,64 +18,64 @@ from redis import exceptions
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable, RedisWrongType
 from openagents_worker.redaction import safe_url
-from openagents_worker.store.permission import is_no_permission, no_permission
-from openagents_worker.store.tls import TlsProblem, is_hung_up_on, tls_problem_of
+from openagents_worker.store.permission import is_no_permission, no_permission_error
+from openagents_worker.store.tls import TlsProblem, server_hung_up, tls_problem_of
 
 __all__ = [
     "CONNECTION_LOST",
     "AnswerLost",
     "Failure",
-    "NoGreeting",
+    "TlsMismatchSuspected",
     "NotSent",
     "TlsFailed",
     "connection_broke",
     "failure_of",
     "is_wrong_type",
-    "not_sent",
-    "note_key",
-    "or_else",
-    "refuses_now",
-    "translating",
-    "wrong_key_of",
+    "translate_connect_errors",
+    "default_if_wrong_type",
+    "add_key_to_error",
+    "is_temporary_refusal",
+    "translate_errors",
+    "key_in_error",
     "wrong_type_error",
 ]
 
-KEY = "_openagents_key"
-"""Attribute of redis-py's error: the key that its command was about."""
+KEY_ATTRIBUTE = "_openagents_key"
+"""An attribute that we add to errors of redis-py: the key of the command."""
 
 
 class AnswerLost(RedisUnreachable):
-    """The command was sent and no answer came: it may have been carried out. Every script may be repeated."""
+    """The command was sent, but no answer came: it may have been executed. Every script may be repeated."""
 
 
 class TlsFailed(RedisUnreachable):
-    """No TLS can be agreed upon with what answers there, until somebody changes a certificate or the URL."""
+    """The TLS handshake failed. It will fail again until a certificate or the URL is changed."""
 
     retryable = False
 
 
-class NoGreeting(RedisUnreachable):
-    """Somebody is there, and says nothing or hangs up: one side may speak TLS, and the other not."""
+class TlsMismatchSuspected(RedisUnreachable):
+    """The server accepted the connection, then closed it or stayed silent: maybe only one side uses TLS."""
 
 
 class Failure(StrEnum):
-    """What an error means for the command that met it."""
+    """What an error means for its command."""
 
     NOT_SENT = "not_sent"
-    LOGIN = "login"  # nothing was carried out: Redis wants other credentials first
-    LATER = "later"  # nothing was written: Redis is there, and takes the command in a while
-    LOST = "lost"  # it may have been carried out
-    FINAL = "final"  # repeating will not help
+    LOGIN = "login"  # not executed: Redis needs other credentials
+    LATER = "later"  # nothing was written: Redis refuses the command temporarily
+    LOST = "lost"  # it may have been executed
+    FINAL = "final"  # repeating does not help
 
 
 class NotSent(exceptions.ConnectionError):
-    """There was no connection for the command.
+    """There was no connection for the command, so it was not sent.
 
-    What is known of why is a field, not the cause: a copy of an exception has no cause.
+    The reason is in fields instead of `__cause__`, because a copy of an exception has no `__cause__`.
     """
 
     tls_problem: TlsProblem | None = None
-    hung_up_on = False
+    server_hung_up = False
     timed_out = False
 
 
@@ -89,14 +90,14 @@ _ERRORS = (*CONNECTION_LOST, exceptions.ResponseError)
 
 _LATER = (
     exceptions.BusyLoadingError,
-    exceptions.ClusterDownError,  # MASTERDOWN is one, too
+    exceptions.ClusterDownError,  # includes MASTERDOWN
     exceptions.ExecAbortError,
     exceptions.OutOfMemoryError,
     exceptions.ReadOnlyError,
     exceptions.TryAgainError,
 )
-# The same where redis-py has no class for it. Redis 6 puts a script's error into a sentence of its own, and
-# redis-py puts a pipeline's into another.
+# The same for answers without a class in redis-py. Redis 6 wraps the error of a script into another text, and
+# redis-py does so with an error in a pipeline.
 _LATER_CODE = re.compile(
     r"(?:^|: -?)(?:BUSY|CLUSTERDOWN|EXECABORT|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN"
     r"|UNBLOCKED)\b"
@@ -104,7 +105,7 @@ _LATER_CODE = re.compile(
 
 
 def failure_of(error: Exception) -> Failure:
-    """What an error that came out of redis-py means."""
+    """Classify an exception of redis-py."""
     if isinstance(error, NotSent):
         return Failure.NOT_SENT
     if isinstance(error, exceptions.AuthenticationError):
@@ -119,49 +120,52 @@ def failure_of(error: Exception) -> Failure:
     return Failure.LATER if is_later else Failure.FINAL
 
 
-def refuses_now(error: Exception) -> bool:
-    """Whether this is the answer of a Redis that takes no command for a while, or is master no more."""
+def is_temporary_refusal(error: Exception) -> bool:
+    """Whether Redis refuses the command temporarily, or because it is no longer the master."""
     return failure_of(error) is Failure.LATER
 
 
 def connection_broke(error: Exception) -> bool:
-    """Whether the connection ended under a command. One that is silent is another thing: it costs time."""
+    """Whether the connection ended during a command. A time-out does not count: a retry would take long."""
     is_silent = isinstance(error, exceptions.TimeoutError | TimeoutError)
     return failure_of(error) is Failure.LOST and not is_silent
 
 
-# A script names the key itself; a pipeline of redis-py says `Command # 3 (HGETALL oa:fleet) of pipeline …`.
+# A script names the key in its error. redis-py adds `Command # 3 (HGETALL oa:fleet) of pipeline …`.
 _KEY_IN_SCRIPT = re.compile(r"OA_WRONG_TYPE (\S+)")
 _KEY_IN_PIPELINE = re.compile(r"Command # \d+ \(\S+ (\S+?)[\s)]")
 
 
 def is_wrong_type(error: object) -> bool:
-    """Whether Redis says that a key holds something of another type than the command needs."""
+    """Whether the answer of Redis says that a key has another type than the command needs."""
     return isinstance(error, exceptions.ResponseError) and (
         "WRONGTYPE" in str(error) or "OA_WRONG_TYPE" in str(error)
     )
 
 
-def wrong_key_of(error: Exception) -> str:
-    """The key that such an error is about; '' where nothing names it."""
+def key_in_error(error: Exception) -> str:
+    """The key of an error about a wrong type; '' if it is unknown."""
     for pattern in (_KEY_IN_SCRIPT, _KEY_IN_PIPELINE):
         if found := pattern.search(str(error)):
             return found[1]
-    return str(getattr(error, KEY, ""))
+    return str(getattr(error, KEY_ATTRIBUTE, ""))
 
 
 def wrong_type_error(key: str, where: str = "") -> RedisWrongType:
-    """The error that names a key of another type than it must have."""
+    """The error for a key that has another type than it must have. `where` is appended to the key."""
     return RedisWrongType(
-        f"the key {key or '(unknown)'}{where} is not what this library keeps there",
-        hint="another program may have written it: choose another OPENAGENTS_KEY_PREFIX for one of them, or "
-        "delete the key; `openagents-worker status` lists such keys",
+        f"the key {key or '(unknown)'}{where} does not have the type that this library expects",
+        hint="another program may have written it: use different prefixes (OPENAGENTS_KEY_PREFIX), or delete "
+        "the key; `openagents-worker status` lists such keys",
         key=key,
     )
 
 
-def or_else(answer: Any, default: Any) -> Any:
-    """One answer of a pipeline that was asked without raising: the default where its key has a wrong type."""
+def default_if_wrong_type(answer: Any, default: Any) -> Any:
+    """An answer of a pipeline that was executed with `raise_on_error=False`.
+
+    Returns the default if the key has a wrong type. Raises any other exception in the answer.
+    """
     if isinstance(answer, Exception):
         if not is_wrong_type(answer):
             raise answer
@@ -169,81 +173,88 @@ def or_else(answer: Any, default: Any) -> Any:
     return answer
 
 
-def note_key(error: Exception, command: Sequence[Any]) -> None:
-    """Let an error of a wrong type know the key of the command that it answers."""
+def add_key_to_error(error: Exception, command: Sequence[Any]) -> None:
+    """Add the key of the command to an error about a wrong type."""
     if is_wrong_type(error) and len(command) > 1:
-        setattr(error, KEY, command[1])
+        setattr(error, KEY_ATTRIBUTE, command[1])
 
 
 @contextmanager
-def not_sent() -> Iterator[None]:
-    """What fails in this block fails before a command is sent."""
+def translate_connect_errors() -> Iterator[None]:
+    """Turn the connection errors of this block into `NotSent`: no command was sent yet."""
     try:
         yield
     except (exceptions.AuthenticationError, NotSent):
         raise
     except CONNECTION_LOST as error:
-        lost = NotSent(str(error))
-        lost.tls_problem = tls_problem_of(error)
-        lost.hung_up_on = is_hung_up_on(error)
-        lost.timed_out = isinstance(error, exceptions.TimeoutError | TimeoutError)
-        raise lost from error
+        not_sent = NotSent(str(error))
+        not_sent.tls_problem = tls_problem_of(error)
+        not_sent.server_hung_up = server_hung_up(error)
+        not_sent.timed_out = isinstance(error, exceptions.TimeoutError | TimeoutError)
+        raise not_sent from error
 
 
 @contextmanager
-def translating(url: str) -> Iterator[None]:
-    """Errors of redis-py as errors of ours; `url` says which Redis it is. What is no error of Redis stays."""
+def translate_errors(url: str) -> Iterator[None]:
+    """Turn the errors of redis-py in this block into errors of the library. Other exceptions are not changed.
+
+    `url` is that of the Redis; the error contains it without its password.
+    """
     try:
         yield
     except _ERRORS as error:
-        raise _translated(error, safe_url(url), url) from error
+        raise _translate(error, safe_url(url), url) from error
 
 
-def _translated(error: Exception, where: str, url: str) -> RedisUnreachable:
+def _translate(error: Exception, where: str, url: str) -> RedisUnreachable:
     if is_no_permission(error):
-        return no_permission(error, where, url)
+        return no_permission_error(error, where, url)
     failure = failure_of(error)
     match failure:
         case Failure.NOT_SENT:
-            return _not_connected(error, where)
+            return _connect_error(error, where)
         case Failure.LOGIN:
             return RedisUnreachable(
-                f"Redis at {where} refuses the login: {error}", hint="check OPENAGENTS_REDIS_URL"
+                f"Redis at {where} refuses the login: {error}",
+                hint="check the user and the password in OPENAGENTS_REDIS_URL",
             )
         case Failure.LATER:
-            return RedisUnreachable(f"Redis at {where} takes no writes now: {error}")
+            return RedisUnreachable(f"Redis at {where} temporarily refuses commands: {error}")
         case Failure.LOST:
-            return AnswerLost(f"Redis at {where} got a command and its answer was lost: {error}")
+            return AnswerLost(f"the answer of Redis at {where} to a command was lost: {error}")
         case Failure.FINAL if is_wrong_type(error):
-            return wrong_type_error(wrong_key_of(error), f" in Redis at {where}")
+            return wrong_type_error(key_in_error(error), f" in Redis at {where}")
         case Failure.FINAL:
-            return RedisRefused(f"Redis at {where} refuses a command: {error}", hint=_hint(error))
+            return RedisRefused(f"Redis at {where} refused a command: {error}", hint=_hint(error))
         case _:
             assert_never(failure)
 
 
-def _not_connected(error: Exception, where: str) -> RedisUnreachable:
-    lost = error if isinstance(error, NotSent) else NotSent(str(error))
-    if lost.tls_problem is not None:
-        return TlsFailed(f"no TLS with Redis at {where}: {lost.tls_problem.what}", hint=lost.tls_problem.hint)
-    if where.startswith("rediss://") and (lost.hung_up_on or lost.timed_out):
-        return NoGreeting(
-            f"no TLS with Redis at {where}: {error}",
-            hint="does it speak TLS at this port? without TLS a URL begins with redis://; "
-            "or does it want a certificate of ours (ssl_certfile, ssl_keyfile)?",
+def _connect_error(error: Exception, where: str) -> RedisUnreachable:
+    cause = error if isinstance(error, NotSent) else NotSent(str(error))
+    if cause.tls_problem is not None:
+        return TlsFailed(
+            f"TLS with Redis at {where} failed: {cause.tls_problem.what}", hint=cause.tls_problem.hint
         )
-    if lost.hung_up_on:
-        return NoGreeting(
-            f"Redis at {where} closes each connection at once: {error}",
-            hint="does it want TLS? then the URL begins with rediss://; or is it still starting?",
+    if where.startswith("rediss://") and (cause.server_hung_up or cause.timed_out):
+        return TlsMismatchSuspected(
+            f"TLS with Redis at {where} failed: {error}",
+            hint="check that Redis uses TLS at this port (without TLS, the URL must begin with redis://) and "
+            "whether it requires a client certificate (ssl_certfile, ssl_keyfile)",
+        )
+    if cause.server_hung_up:
+        return TlsMismatchSuspected(
+            f"Redis at {where} closes every connection immediately: {error}",
+            hint="if Redis requires TLS, the URL must begin with rediss://; or Redis may still be starting",
         )
     return RedisUnreachable(
         f"cannot reach Redis at {where}: {error}",
-        hint="is it running, and is OPENAGENTS_REDIS_URL right? `openagents-worker dev` starts one",
+        hint="check that Redis is running and that OPENAGENTS_REDIS_URL is correct; `openagents-worker dev` "
+        "starts a Redis",
     )
 
 
 def _hint(error: Exception) -> str:
     if isinstance(error, exceptions.NoPermissionError):
-        return "the user of OPENAGENTS_REDIS_URL lacks a permission; ACL LOG says which"
-    return "repeating will not help; please report it"
+        return "the user in OPENAGENTS_REDIS_URL lacks a permission; ACL LOG shows which one"
+    return "repeating the command does not help; please report this error"

@@ -1,7 +1,7 @@
-"""Rights. The only place that knows which commands a script runs on which keys, and how an ACL says so.
+"""Rights: the only place that finds out which commands a script runs on which keys, and writes ACL rules.
 
-Redis does not take back what a script has written when it refuses the script's next command. So a process
-asks, before it runs a script for the first time, whether its user may do all that the script does.
+If Redis refuses a command of a script, it does not undo the earlier writes of the script. Therefore a process
+checks all rights that a script needs before it runs the script for the first time.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from openagents_worker.store.keys import KEYS, Keys
 
 __all__ = [
     "CHANNELS",
-    "MENDING",
+    "PUT_ASIDE_RIGHTS",
     "Access",
     "Right",
-    "access_of",
-    "covering",
+    "access_by_kind",
+    "smallest_cover",
     "pattern_of",
     "patterns",
     "rights_of",
     "sample_of",
-    "words_of",
+    "acl_words",
 ]
 
 CHANNELS = ("channel", "notices", "alive")
@@ -36,7 +36,7 @@ _TEMPLATE_OF = {spec.name: spec.template for spec in KEYS} | {
     "notices": "notices:{}",
     "alive": "alive:{}",
 }
-_OWN_TYPE = {
+_TYPE_OF_COMMAND = {
     "EXPIRE": "any", "PEXPIRE": "any", "PERSIST": "any", "PTTL": "any", "TTL": "any", "TYPE": "any",
     "EXISTS": "any", "DEL": "any", "UNLINK": "any", "MEMORY|USAGE": "any", "RENAME": "any",
     "GET": "string", "SET": "string", "GETDEL": "string", "STRLEN": "string", "INCR": "string",
@@ -57,12 +57,12 @@ _READS = {
 _CALL = re.compile(r"redis\.(p?)call\(\s*'(\w+)'\s*(?:,\s*('\w+'|k\.\w+)?)?")
 _FUNCTION = re.compile(r"local function (\w+)")
 _KEY = re.compile(r"\bk\.(\w+)")
-_MAY_BE_REFUSED = frozenset({"PUBSUB"})  # a script that tries them goes on without them
+_MAY_BE_REFUSED = frozenset({"PUBSUB"})  # scripts call it with `pcall` and continue if it is refused
 _SAMPLE_ID = "0"
 
 
 class Access(StrEnum):
-    """What a user may do with a key. Redis tells reading from writing from version 7 on."""
+    """What a user may do with a key. Redis distinguishes reading and writing since version 7."""
 
     READ = "%R~"
     WRITE = "~"
@@ -70,9 +70,10 @@ class Access(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Right:
-    """A command as an ACL names it (`HSET`, `CLIENT|SETNAME`), and the kind of key or channel that it is for.
+    """The right to run a command on a kind of key or channel.
 
-    `kind` is a name of `KEYS` or of `CHANNELS`, or '' for a command without a key.
+    `command` has the form of an ACL rule (`HSET`, `CLIENT|SETNAME`). `kind` is a name in `KEYS` or
+    `CHANNELS`, or '' for a command without a key.
     """
 
     command: str
@@ -83,20 +84,20 @@ class Right:
         return Access.READ if self.command in _READS else Access.WRITE
 
 
-MENDING = frozenset(
+PUT_ASIDE_RIGHTS = frozenset(
     {Right(command, "aside") for command in ("TYPE", "LINDEX", "LPUSH", "LTRIM", "PEXPIRE", "RENAME")}
     | {Right(command, "aside_key") for command in ("PEXPIRE", "RENAME")}
 )
-"""What each script may do to a key that another program has overwritten (`lua/lib/types.lua`)."""
+"""The rights with which every script puts a key of a wrong type aside (`lua/lib/types.lua`)."""
 
 
 def rights_of(lua: str) -> frozenset[Right]:
-    """All that a script needs, read from its text.
+    """The rights that a script needs, found in its source.
 
-    A key that stands in a call is exact. A key that is kept in a variable may be that of any call which names
-    a variable, if its type fits.
+    If the key function stands in the call (`redis.call('HGET', k.run(id), …)`), the right is exact. If the
+    key is in a variable, every key that is assigned to a variable and whose type fits the command counts.
     """
-    lua = _what_is_run(lua)
+    lua = _reachable_code(lua)
     exact, loose_commands, required = set(), set(), set()
     direct_kinds: list[str] = []
     for optional, command, argument in _CALL.findall(lua):
@@ -104,7 +105,7 @@ def rights_of(lua: str) -> frozenset[Right]:
             direct_kinds.append(argument[2:])
         if optional and command in _MAY_BE_REFUSED:
             continue
-        if not _type_of(command):
+        if not _key_type_of(command):
             required.add(Right(command))
         elif argument.startswith("k."):
             exact.add(Right(command, argument[2:]))
@@ -113,24 +114,30 @@ def rights_of(lua: str) -> frozenset[Right]:
     mentioned = [kind for kind in _KEY.findall(lua) if kind in _TYPE_OF]
     for kind in direct_kinds:
         mentioned.remove(kind)
-    loose = {Right(command, kind) for command in loose_commands for kind in mentioned if _fits(command, kind)}
+    loose = {
+        Right(command, kind)
+        for command in loose_commands
+        for kind in mentioned
+        if _type_matches(command, kind)
+    }
     return frozenset(required | exact | loose)
 
 
-def covering(rights: Iterable[Right]) -> frozenset[Right]:
-    """Some of these in which each command occurs, and each kind of key with the access that it needs.
+def smallest_cover(rights: Iterable[Right]) -> frozenset[Right]:
+    """A small subset with every command, and with every kind of key with the access that it needs.
 
-    An ACL gives commands and keys apart from each other (but for selectors): who has these has all of them.
+    An ACL grants commands and keys independently of each other (except with selectors). So a user who has
+    this subset has all of the rights.
     """
     found: set[Right] = set()
     rights = sorted(rights)
-    needed = access_of(rights)
+    needed = access_by_kind(rights)
     commands, kinds = {right.command for right in rights}, {right.kind for right in rights if right.kind}
 
     def is_full(right: Right) -> bool:
         return right.kind in CHANNELS or right.access is needed.get(right.kind)
 
-    for wanted in (2, 1):  # first those that stand for a command and a kind
+    for wanted in (2, 1):  # first the rights that add both a command and a kind
         for right in rights:
             new_kind = right.kind in kinds and is_full(right)
             if (right.command in commands) + new_kind >= wanted:
@@ -141,10 +148,10 @@ def covering(rights: Iterable[Right]) -> frozenset[Right]:
     return frozenset(found)
 
 
-def _what_is_run(lua: str) -> str:
-    """A script without its comments, and without the functions of its libraries that nothing in it calls.
+def _reachable_code(lua: str) -> str:
+    """The script without comments, and without library functions that it does not call.
 
-    A function begins with `local function` at the margin, and ends before what stands at the margin next.
+    A function begins with `local function` at the start of a line, and ends before the next unindented line.
     """
     parts: list[list[str]] = []
     for line in lua.splitlines():
@@ -159,7 +166,7 @@ def _what_is_run(lua: str) -> str:
     names = _names_in(run)
     while called := names & functions.keys():
         added = [functions.pop(name) for name in sorted(called)]
-        names = _names_in(added)  # those in what was there before have been found
+        names = _names_in(added)  # the names in earlier texts were handled before
         run += added
     return "\n".join(run)
 
@@ -168,26 +175,26 @@ def _names_in(texts: Iterable[str]) -> set[str]:
     return {name for text in texts for name in re.findall(r"\w+", text)}
 
 
-def _type_of(command: str) -> str:
-    """The type of key that a command is for. Raises `LookupError` for one that this table does not know."""
-    return _OWN_TYPE[command] if command in _OWN_TYPE else _TYPE_OF_LETTER[command[0]]
+def _key_type_of(command: str) -> str:
+    """The type of key on which the command works. Raises `LookupError` if the table does not have it."""
+    return _TYPE_OF_COMMAND[command] if command in _TYPE_OF_COMMAND else _TYPE_OF_LETTER[command[0]]
 
 
-def _fits(command: str, kind: str) -> bool:
-    wanted, found = _type_of(command), _TYPE_OF[kind]
+def _type_matches(command: str, kind: str) -> bool:
+    wanted, found = _key_type_of(command), _TYPE_OF[kind]
     return wanted == found or (wanted == "any" and found != "channel")
 
 
-# --- as an ACL says it ------------------------------------------------------------------------------------
+# --- ACL rules --------------------------------------------------------------------------------------------
 
 
 def pattern_of(kind: str, prefix: str) -> str:
-    """The keys or channels of one kind: `oa:run:*`."""
+    """The pattern of the keys or channels of a kind: `oa:run:*`."""
     return f"{prefix}:{_TEMPLATE_OF[kind].format('*')}"
 
 
 def sample_of(kind: str, prefix: str) -> str:
-    """A key or channel of that kind, which no run, session or worker has."""
+    """A key or channel of this kind for a check of rights. No run, session or worker uses it."""
     keys = Keys(prefix)
     match kind:
         case "channel":
@@ -199,8 +206,8 @@ def sample_of(kind: str, prefix: str) -> str:
     return keys(kind, _SAMPLE_ID) if "{}" in _TEMPLATE_OF[kind] else keys(kind)
 
 
-def words_of(right: Right, prefix: str) -> str:
-    """What an ACL has to say for it: `+hset ~oa:run:*`."""
+def acl_words(right: Right, prefix: str) -> str:
+    """The ACL rule for a right: `+hset ~oa:run:*`."""
     command = f"+{right.command.lower()}"
     if not right.kind:
         return command
@@ -208,8 +215,8 @@ def words_of(right: Right, prefix: str) -> str:
     return f"{command} {sign}{pattern_of(right.kind, prefix)}"
 
 
-def access_of(rights: Iterable[Right]) -> dict[str, Access]:
-    """What is done with each kind of key."""
+def access_by_kind(rights: Iterable[Right]) -> dict[str, Access]:
+    """Kind of key -> the access that these rights need."""
     found: dict[str, Access] = {}
     for right in rights:
         if right.kind and right.kind not in CHANNELS and found.get(right.kind) is not Access.WRITE:
@@ -218,10 +225,10 @@ def access_of(rights: Iterable[Right]) -> dict[str, Access]:
 
 
 def patterns(rights: Iterable[Right], prefix: str) -> list[str]:
-    """The key and channel patterns of an ACL, none of which another one covers."""
+    """The key and channel patterns of an ACL, without patterns that another one covers."""
     rights = list(rights)
     signs: set[tuple[str, str]] = {
-        (access, pattern_of(kind, prefix)) for kind, access in access_of(rights).items()
+        (access, pattern_of(kind, prefix)) for kind, access in access_by_kind(rights).items()
     }
     signs |= {("&", pattern_of(right.kind, prefix)) for right in rights if right.kind in CHANNELS}
     return sorted(sign + glob for sign, glob in signs if not _is_covered(sign, glob, signs))

@@ -1,7 +1,7 @@
-"""Roles. The only place that says what each kind of process does with Redis, and writes its ACL.
+"""Roles: the only place that lists what each kind of process does with Redis, and writes its ACL rules.
 
-The files in `config/acl/` are made from this table by `python docs/generate.py`. A worker asks at its start
-whether its user has all of it.
+`python docs/generate.py` generates the files in `config/acl/` from this table. A worker checks at its start
+whether its user has all rights of its role.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ class RoleName(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class BrokerRight:
-    """What Celery does with keys or channels of the broker. `{queue}` in a pattern is each queue, `{db}` the
-    number of the database, '' no key at all."""
+    """Commands of Celery on keys or channels of the broker.
+
+    In a pattern, `{queue}` stands for every queue and `{db}` for the number of the database. '' means
+    commands without a key.
+    """
 
     pattern: str
     commands: tuple[str, ...]
 
     def patterns(self, queues: Iterable[str], db: int) -> list[str]:
-        """One for each queue."""
+        """The patterns for these queues."""
         names = queues if "{queue}" in self.pattern else ("",)
         return sorted({self.pattern.replace("{queue}", name).replace("{db}", str(db)) for name in names})
 
@@ -45,22 +48,22 @@ class BrokerRight:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """All that the processes of one kind do. `scripts` are names of Lua files."""
+    """Everything that one kind of process does with Redis. `scripts` are names of Lua files."""
 
     name: RoleName
     task: str
     scripts: tuple[str, ...] = ()
     reads: frozenset[Right] = frozenset()
-    """What is asked without a script, on our keys and channels."""
+    """Commands outside scripts, on keys and channels of the library."""
     plain: frozenset[str] = frozenset()
-    """Commands without a key of ours."""
+    """Commands without a key."""
     broker: tuple[BrokerRight, ...] = ()
     optional: frozenset[Right] = frozenset()
-    """What it does without when it is refused, with a warning; it stands in the file all the same."""
+    """Rights without which the process works with a warning. They are part of the ACL file, too."""
 
     @property
     def needed(self) -> frozenset[Right]:
-        """On our keys and channels, and commands that have none: without these it does not work."""
+        """The rights, except for the broker, without which the process does not work."""
         scripts = map(rights_of_script, self.scripts)
         return self.reads.union(map(Right, self.plain), *scripts)
 
@@ -69,46 +72,47 @@ class Role:
         return self.needed | self.optional
 
 
-def _on(kind: str, *commands: str) -> frozenset[Right]:
+def _rights_on(kind: str, *commands: str) -> frozenset[Right]:
     return frozenset(Right(command, kind) for command in commands)
 
 
-CONNECTING = frozenset({"HELLO", "CLIENT|SETNAME", "ROLE"})  # ROLE: where sentinels say who the master is
-SCRIPTING = frozenset({"EVAL", "EVALSHA", "SCRIPT|LOAD"})
+COMMANDS_TO_CONNECT = frozenset({"HELLO", "CLIENT|SETNAME", "ROLE"})  # ROLE is used with sentinels
+COMMANDS_TO_RUN_SCRIPTS = frozenset({"EVAL", "EVALSHA", "SCRIPT|LOAD"})
 
-_WATCHES = frozenset().union(
-    _on("run", "HMGET", "HGET"),
-    _on("events", "XRANGE"),
-    _on("reply", "HGETALL"),
-    _on("channel", "SUBSCRIBE"),
-    _on("session", "HGETALL", "HGET", "EXISTS", "MEMORY|USAGE"),
-    _on("session_queue", "ZRANGE", "ZCARD", "ZRANK", "MEMORY|USAGE"),
-    _on("transcript", "LRANGE", "LLEN", "MEMORY|USAGE"),
-    _on("artifacts", "LRANGE", "LLEN", "MEMORY|USAGE"),
-    _on("session_state", "HGETALL", "MEMORY|USAGE"),
-    _on("index", "ZREVRANGEBYSCORE", "ZSCORE", "ZCARD"),
-    _on("workers", "ZRANGE"),
-    _on("worker_runs", "SCARD"),
-    _on("fleet", "HGETALL"),
-    _on("fleet_lag", "HGETALL"),
-    _on("agents", "HGETALL"),
-    _on("sent", "ZCARD", "ZRANGE"),
-    _on("sent_again", "HGETALL"),
-    _on("aside", "LRANGE"),
-    *(_on(spec.name, "TYPE") for spec in KEYS if "{}" not in spec.template),  # `status` looks at their types
+_READS_OF_A_WATCHER = frozenset().union(
+    _rights_on("run", "HMGET", "HGET"),
+    _rights_on("events", "XRANGE"),
+    _rights_on("reply", "HGETALL"),
+    _rights_on("channel", "SUBSCRIBE"),
+    _rights_on("session", "HGETALL", "HGET", "EXISTS", "MEMORY|USAGE"),
+    _rights_on("session_queue", "ZRANGE", "ZCARD", "ZRANK", "MEMORY|USAGE"),
+    _rights_on("transcript", "LRANGE", "LLEN", "MEMORY|USAGE"),
+    _rights_on("artifacts", "LRANGE", "LLEN", "MEMORY|USAGE"),
+    _rights_on("session_state", "HGETALL", "MEMORY|USAGE"),
+    _rights_on("index", "ZREVRANGEBYSCORE", "ZSCORE", "ZCARD"),
+    _rights_on("workers", "ZRANGE"),
+    _rights_on("worker_runs", "SCARD"),
+    _rights_on("fleet", "HGETALL"),
+    _rights_on("fleet_lag", "HGETALL"),
+    _rights_on("agents", "HGETALL"),
+    _rights_on("sent", "ZCARD", "ZRANGE"),
+    _rights_on("sent_again", "HGETALL"),
+    _rights_on("aside", "LRANGE"),
+    # `status` checks the types of the keys without an id.
+    *(_rights_on(spec.name, "TYPE") for spec in KEYS if "{}" not in spec.template),
 )
 WATCHER = Role(
     RoleName.WATCHER,
     "reads runs, sessions, events and the fleet, and writes nothing",
-    reads=_WATCHES,
-    plain=CONNECTING | {"MULTI", "EXEC", "TIME", "SCAN", "UNSUBSCRIBE"},
+    reads=_READS_OF_A_WATCHER,
+    plain=COMMANDS_TO_CONNECT | {"MULTI", "EXEC", "TIME", "SCAN", "UNSUBSCRIBE"},
 )
 PRODUCER = Role(
     RoleName.PRODUCER,
-    "submits, watches, cancels, resumes and deletes",
+    "submits, watches, cancels, resumes and deletes runs",
     scripts=("submit", "cancel", "resume", "delete_session", "page", "mend_key"),
-    reads=_WATCHES | _on("index", "ZRANGE") | _on("run", "HEXISTS"),
-    plain=CONNECTING | SCRIPTING | {"MULTI", "EXEC", "TIME", "UNSUBSCRIBE", "PING"},
+    reads=_READS_OF_A_WATCHER | _rights_on("index", "ZRANGE") | _rights_on("run", "HEXISTS"),
+    plain=COMMANDS_TO_CONNECT | COMMANDS_TO_RUN_SCRIPTS | {"MULTI", "EXEC", "TIME", "UNSUBSCRIBE", "PING"},
     broker=(
         BrokerRight("{queue}*", ("LPUSH", "LLEN")),
         BrokerRight("_kombu.binding*", ("SADD", "SMEMBERS", "EXISTS")),
@@ -118,7 +122,7 @@ PRODUCER = Role(
 OPERATOR = replace(
     PRODUCER,
     name=RoleName.OPERATOR,
-    task="is a producer, looks at the whole fleet, and takes what has expired out of the lists",
+    task="does everything that a producer does, reads the whole fleet, and prunes the indexes",
     scripts=(*PRODUCER.scripts, "prune"),
     plain=PRODUCER.plain | {"SCAN"},
 )
@@ -131,7 +135,7 @@ _REMOTE_CONTROL = (
     BrokerRight("*.celery.pidbox*", _QUEUE_OF_ONE),
     BrokerRight("/{db}.celeryev/*", ("PUBLISH", "PSUBSCRIBE")),
     BrokerRight("/{db}.celery.pidbox", ("PUBLISH", "PSUBSCRIBE")),
-    # Whoever consumes also puts back what others took and did not acknowledge.
+    # Every consumer also restores messages that another consumer took and did not acknowledge.
     BrokerRight("unacked", ("HSET", "HGET", "HDEL", "WATCH")),
     BrokerRight("unacked_index", ("ZADD", "ZREM", "ZRANGE", "ZREVRANGEBYSCORE")),
     BrokerRight("unacked_mutex", ("SET", "GET", "DEL")),
@@ -140,26 +144,26 @@ _REMOTE_CONTROL = (
     BrokerRight("", ("EVALSHA", "SCRIPT|EXISTS", "SCRIPT|LOAD")),
 )
 _SCRIPTS_OF_A_WORKER = (
-    "accuse", "alarm", "aside_news", "cancel", "claim", "commit", "emit", "end_lease", "finish", "look",
-    "mend_key", "page", "prune", "put_aside", "reclaim", "register", "reject", "release", "renew",
-    "replaced", "resend", "resend_unread", "retire", "suspend", "told", "wake",
+    "accuse", "alarm", "aside_news", "cancel", "claim", "commit", "confirm_completion", "emit",
+    "end_lease", "finish", "look", "mend_key", "page", "prune", "put_aside", "reclaim", "register",
+    "reject", "release", "renew", "replaced", "resend", "resend_unread", "retire", "suspend", "wake",
 )  # fmt: skip
 WORKER = Role(
     RoleName.WORKER,
     "executes runs",
     scripts=_SCRIPTS_OF_A_WORKER,
     reads=frozenset().union(
-        _on("run", "HGET", "HMGET"),
-        _on("agents", "HEXISTS"),
-        _on("workers", "ZRANGE"),
-        _on("host", "HGETALL"),
-        _on("session_state", "HGETALL"),
-        _on("transcript", "LRANGE", "LLEN"),
-        _on("artifacts", "LRANGE", "LLEN"),
-        _on("notices", "SUBSCRIBE"),
+        _rights_on("run", "HGET", "HMGET"),
+        _rights_on("agents", "HEXISTS"),
+        _rights_on("workers", "ZRANGE"),
+        _rights_on("host", "HGETALL"),
+        _rights_on("session_state", "HGETALL"),
+        _rights_on("transcript", "LRANGE", "LLEN"),
+        _rights_on("artifacts", "LRANGE", "LLEN"),
+        _rights_on("notices", "SUBSCRIBE"),
     ),
-    plain=CONNECTING | SCRIPTING | {"PING", "TIME"},
-    optional=_on("alive", "SUBSCRIBE", "PUBSUB|NUMSUB")
+    plain=COMMANDS_TO_CONNECT | COMMANDS_TO_RUN_SCRIPTS | {"PING", "TIME"},
+    optional=_rights_on("alive", "SUBSCRIBE", "PUBSUB|NUMSUB")
     | {Right("INFO"), Right("CONFIG|GET"), Right("COMMAND|INFO")},
     broker=(
         *_REMOTE_CONTROL,
@@ -172,8 +176,8 @@ WORKER = Role(
 )
 FLOWER = Role(
     RoleName.FLOWER,
-    "is Celery's dashboard: it reads Celery's events and asks the workers",
-    plain=CONNECTING,
+    "is the dashboard of Celery: it reads the events of Celery and sends commands to workers",
+    plain=COMMANDS_TO_CONNECT,
     broker=_REMOTE_CONTROL,
 )
 
@@ -183,14 +187,14 @@ ROLES = {role.name: role for role in (WORKER, PRODUCER, WATCHER, OPERATOR, FLOWE
 def acl_line(
     role: Role, *, password: str, prefix: str = "oa", queues: Sequence[str] = ("agents",), db: int = 0
 ) -> str:
-    """The role's user as a line of an ACL file, or of redis.conf: `user openagents-worker on >… ~oa:* …`.
+    """The user of a role as a line of an ACL file or of redis.conf: `user openagents-worker on >… ~oa:* …`.
 
-    `db` is the number of the broker's database: Celery's channels begin with it.
+    `db` is the number of the database of the broker, which is part of the names of Celery's channels.
     """
     ours = patterns(role.rights, prefix)
-    keys = [f"~{prefix}:*"] if _has_all(role) else [word for word in ours if word[0] != "&"]
+    keys = [f"~{prefix}:*"] if _uses_all_keys(role) else [word for word in ours if word[0] != "&"]
     if role.scripts:
-        keys.insert(0, f"~{prefix}")  # every script names the bare prefix as its key
+        keys.insert(0, f"~{prefix}")  # the key argument of every script is the prefix itself
     of_broker = sorted(
         {
             right.sign + pattern
@@ -212,6 +216,6 @@ def acl_line(
     return " ".join(words)
 
 
-def _has_all(role: Role) -> bool:
-    """Whether there is no kind of key that the role does not have: then one pattern says it."""
+def _uses_all_keys(role: Role) -> bool:
+    """Whether the role uses every kind of key, so that one pattern for the whole prefix is sufficient."""
     return {spec.name for spec in KEYS} <= {right.kind for right in role.rights}

@@ -1,7 +1,8 @@
-"""Scripts: the only place where Python calls a Lua script, by one typed function for each.
+"""Scripts: the only place where Python calls Lua scripts, with one typed function for each script.
 
-A script function takes keyword arguments and returns a `ScriptCall`; its body turns the script's reply into a
-value. The Lua side gets its arguments by name, generated from the signature, so positions cannot drift apart.
+A script function takes keyword arguments and returns a `ScriptCall`. The body of the function parses the
+reply of the script. The Lua code that reads the arguments is generated from the signature, so the positions
+of the arguments are always the same on both sides. `store/lua/NAME.lua` describes what each script does.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast,
 from openagents_worker.jsontext import LARGEST_INTEGER, SMALLEST_INTEGER
 from openagents_worker.store.formats import NEWEST_READ, OLDEST_READ, WRITTEN
 from openagents_worker.store.keys import left_in_place_in_lua, lua_key_functions
-from openagents_worker.store.permission import LACKING
-from openagents_worker.store.rights import MENDING, Right, covering, rights_of, sample_of
+from openagents_worker.store.permission import MISSING_RIGHTS_MARK
+from openagents_worker.store.rights import PUT_ASIDE_RIGHTS, Right, rights_of, sample_of, smallest_cover
 from openagents_worker.store.states import states_in_lua
 
 __all__ = [
@@ -31,10 +32,10 @@ __all__ = [
     "DeleteAnswer",
     "Deleted",
     "FalseAlarm",
-    "Looked",
+    "LookResult",
     "Pruned",
     "Reclaimed",
-    "Registered",
+    "Registration",
     "ReleaseKind",
     "Renewal",
     "ResumeAnswer",
@@ -52,6 +53,7 @@ __all__ = [
     "cancel",
     "claim",
     "commit",
+    "confirm_completion",
     "delete_session",
     "emit",
     "end_lease",
@@ -74,61 +76,67 @@ __all__ = [
     "retire",
     "submit",
     "suspend",
-    "told",
     "wake",
 ]
 
 T = TypeVar("T")
 P = ParamSpec("P")
 PAGE_BYTES = 240 * 1024
-"""Of a journal's records in one answer: none is longer than 256 KiB, or it would hold up everybody else's."""
-MAX_COUNTER_DIGITS = 19  # more do not fit into 64 bits
+"""The size of a page of journal records in one answer. A larger answer would delay the commands of others."""
+MAX_COUNTER_DIGITS = 19  # a longer number does not fit into 64 bits
 MAX_RECOVERIES = 5
 LEFT_TO_OTHERS_MAX_MS = 24 * 3_600_000
-"""Defaults of the settings of these names, for callers that have no settings."""
-Reply = Any  # what Redis answers: nested lists of str and int
+"""The defaults of the settings with these names, for callers without settings."""
+Reply = Any  # an answer of Redis: nested lists of str and int
 
 _COMMON = ("EVENTS_MAXLEN", "RUN_TTL_MS", "SESSION_TTL_MS")
 
 
 class Script:
-    """A Lua file with its library, its keys and its arguments by name."""
+    """A Lua script: its file, with the libraries, key functions and arguments that it needs.
+
+    `parameters` maps the name of each argument to its type (str, int, bool or a sequence of str).
+    """
 
     def __init__(self, name: str, parameters: dict[str, Any]) -> None:
         self.name = name
-        types, self.body = _parts(name)
+        types, self.body = _types_and_body(name)
         body = f"{types}\n{self.body}"
         self.source = "\n".join([lua_key_functions(body), _arguments(parameters), body])
         self.sha, _ = _with_sha(self.source)
 
     @property
     def rights(self) -> tuple[Right, ...]:
-        """What the user of Redis must be allowed to do, sorted."""
+        """The rights that the Redis user needs, sorted."""
         return rights_of_script(self.name)
 
     @cached_property
     def guarded(self) -> tuple[str, str]:
-        """SHA-1 and source of the same script for a user whose rights may be taken away while it runs.
+        """SHA-1 and source of the script with a short check of rights, for a user who may lose a right.
 
-        As `checking`, at a small part of its cost: each command and each kind of key is asked for once.
-        Between the question and the writes no other command runs. Redis 6 cannot be asked without being
-        tried: there the script may be refused in its middle.
+        As `checking`, but much cheaper: it checks each command and each kind of key once. No other command
+        can run between the check and the writes. Redis 6 has no function for this check, so there a script
+        may be refused after its first writes.
         """
         probes = [
-            f"if not may_({_words_in_lua(right)}) then lacking_[#lacking_ + 1] = {at} end"
+            f"if not may_({_probe_arguments(right)}) then lacking_[#lacking_ + 1] = {at} end"
             for at, right in enumerate(self.rights, 1)
-            if right in covering(self.rights)
+            if right in smallest_cover(self.rights)
         ]
-        return _with_sha(f"{_GUARD.format(probes=chr(10).join(probes), lacking=LACKING)}\n{self.source}")
+        return _with_sha(
+            f"{_GUARD.format(probes=chr(10).join(probes), lacking=MISSING_RIGHTS_MARK)}\n{self.source}"
+        )
 
     def checking(self) -> tuple[str, str]:
-        """SHA-1 and source of the same script which first asks whether its user may do all that it does.
+        """SHA-1 and source of the script with a complete check of rights before its first write.
 
-        Where that is not so it answers with an error that begins with `LACKING` and says which of `rights`,
-        counted from 1. Nothing has been written then.
+        If rights are missing, the script writes nothing and fails with an error that begins with
+        `MISSING_RIGHTS_MARK`, followed by the positions of the missing rights in `rights`, counted from 1.
         """
-        rights = ", ".join(_in_lua(right) for right in self.rights)
-        check = _CHECK.format(may=_with_library("lib/may.lua", set()), rights=rights, lacking=LACKING)
+        rights = ", ".join(_right_in_lua(right) for right in self.rights)
+        check = _CHECK.format(
+            may=_with_libraries("lib/may.lua", set()), rights=rights, lacking=MISSING_RIGHTS_MARK
+        )
         return _with_sha(f"{check}\n{self.source}")
 
 
@@ -136,7 +144,7 @@ def _with_sha(source: str) -> tuple[str, str]:
     return sha1(source.encode(), usedforsecurity=False).hexdigest(), source
 
 
-# In a block of its own: Lua counts the local variables of a function.
+# In a `do` block, because Lua limits the number of local variables of a function.
 _CHECK = """do
 {may}
 local lacking_ = {{}}
@@ -154,21 +162,21 @@ if #lacking_ > 0 then return redis.error_reply('{lacking} ' .. table.concat(lack
 end"""
 
 
-def _words_in_lua(right: Right) -> str:
-    """A command as it is asked for: its words, and its key or channel."""
+def _probe_arguments(right: Right) -> str:
+    """The arguments of `redis.acl_check_cmd`: the words of the command, and its key or channel."""
     words = [f"'{word}'" for word in right.command.split("|")]
     if right.kind:
         words += [f"KEYS[1] .. '{sample_of(right.kind, '')}'"] * (2 if right.command == "RENAME" else 1)
     return ", ".join(words)
 
 
-def _in_lua(right: Right) -> str:
+def _right_in_lua(right: Right) -> str:
     key = f", '{sample_of(right.kind, '')}'" if right.kind else ""
     return f"{{'{right.command}'{key}}}"
 
 
 def _arguments(parameters: dict[str, Any]) -> str:
-    """Lua locals in the order of the signature; a list travels as its length and its items."""
+    """Lua code that reads ARGV into locals, in the order of the signature. A list is its length and items."""
     lines = [
         "local at_ = 0",
         "local function one_() at_ = at_ + 1 return ARGV[at_] end",
@@ -190,37 +198,37 @@ _INCLUDE = re.compile(r"^--#include (\w+)$", re.MULTILINE)
 
 @cache
 def rights_of_script(name: str) -> tuple[Right, ...]:
-    """What the user of Redis must be allowed to do who runs the script of this name, sorted."""
-    _, body = _parts(name)
-    return tuple(sorted(rights_of(body) | MENDING))
+    """The rights that a Redis user needs to run this script, sorted."""
+    _, body = _types_and_body(name)
+    return tuple(sorted(rights_of(body) | PUT_ASIDE_RIGHTS))
 
 
 @cache
-def _parts(name: str) -> tuple[str, str]:
-    """What comes before every script, and the script of this name with its libraries."""
+def _types_and_body(name: str) -> tuple[str, str]:
+    """The library that precedes every script (`lib/types.lua`), and the script with its other libraries."""
     done: set[str] = set()
-    types = _with_library("lib/types.lua", done).replace("LEFT_IN_PLACE_PATTERNS", left_in_place_in_lua())
-    return types, states_in_lua(_with_library(f"{name}.lua", done))
+    types = _with_libraries("lib/types.lua", done).replace("LEFT_IN_PLACE_PATTERNS", left_in_place_in_lua())
+    return types, states_in_lua(_with_libraries(f"{name}.lua", done))
 
 
-@cache  # each library belongs to many scripts
+@cache  # many scripts include the same library
 def _text_of(path: str) -> str:
     return resources.files(__package__).joinpath("lua", *path.split("/")).read_text("utf-8")
 
 
-def _with_library(path: str, done: set[str]) -> str:
+def _with_libraries(path: str, done: set[str]) -> str:
     text = _text_of(path)
     before = []
     for library in _INCLUDE.findall(text):
         if library not in done:
             done.add(library)
-            before.append(_with_library(f"lib/{library}.lua", done))
+            before.append(_with_libraries(f"lib/{library}.lua", done))
     return "\n".join([*before, text])
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptCall(Generic[T]):
-    """A script with its arguments, ready to be run by a sync or an async client."""
+    """A script with its arguments, for `Store.run` and `AsyncStore.run`. `parse` parses the reply."""
 
     script: Script
     args: tuple[Any, ...]
@@ -232,9 +240,9 @@ class ScriptCall(Generic[T]):
             if isinstance(value, str):
                 flat.append(value)
             elif isinstance(value, int):
-                # A bool is one, too. hiredis ends the process for an integer that Python does not write.
+                # This includes bool. hiredis aborts the process for an integer of more than 64 bits.
                 if not SMALLEST_INTEGER <= value <= LARGEST_INTEGER:
-                    raise ValueError(f"an argument of {self.script.name} is beyond 64 bits")
+                    raise ValueError(f"an argument of {self.script.name} does not fit into 64 bits")
                 flat.append(int(value))
             else:
                 flat.append(len(value))
@@ -243,22 +251,27 @@ class ScriptCall(Generic[T]):
 
 
 def _script_function(read: Callable[Concatenate[Reply, P], T]) -> Callable[P, ScriptCall[T]]:
-    """Makes a door of a function whose keyword arguments are the script's and whose body reads the reply."""
+    """Decorator: a function that builds the `ScriptCall` of the script with the same name.
 
-    @cache  # not before the first call: most processes use only some of the doors
+    The keyword arguments of the decorated function are those of the script. Its body parses the reply.
+    """
+
+    @cache  # the script is built at the first call: most processes use only some scripts
     def script() -> tuple[Script, dict[str, Any]]:
         hints = get_type_hints(read)
         parameters = [p for p in inspect.signature(read).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        made = Script(read.__name__.strip("_"), {p.name: hints[p.name] for p in parameters})
-        return made, {p.name: p.default for p in parameters}
+        script_of_function = Script(read.__name__.strip("_"), {p.name: hints[p.name] for p in parameters})
+        return script_of_function, {p.name: p.default for p in parameters}
 
-    def door(*_: P.args, **given: P.kwargs) -> ScriptCall[T]:
-        made, defaults = script()
-        values = {name: given.get(name, default) for name, default in defaults.items()}
-        return ScriptCall(made, tuple(values.values()), partial(cast(Callable[..., T], read), **values))
+    def build_call(*_: P.args, **arguments: P.kwargs) -> ScriptCall[T]:
+        script_of_function, defaults = script()
+        values = {name: arguments.get(name, default) for name, default in defaults.items()}
+        return ScriptCall(
+            script_of_function, tuple(values.values()), partial(cast(Callable[..., T], read), **values)
+        )
 
-    door.__name__, door.__doc__ = read.__name__, read.__doc__
-    return door
+    build_call.__name__, build_call.__doc__ = read.__name__, read.__doc__
+    return build_call
 
 
 # --- answers ---------------------------------------------------------------------------------------------
@@ -266,9 +279,9 @@ def _script_function(read: Callable[Concatenate[Reply, P], T]) -> Callable[P, Sc
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """A run to be woken, with all its message needs. `sent_us` is the server's time of this sending.
+    """A run to wake, with the fields of its Celery message. `sent_us` is the send time by the clock of Redis.
 
-    `is_ended`: it is over, and the message is for Celery, which is to be notified.
+    `is_ended`: the run is over, and the message only serves to notify Celery.
     """
 
     run_id: str
@@ -292,15 +305,20 @@ class Wake:
 
 
 def _pairs(flat: Any) -> dict[str, str]:
-    """A hash from Lua: name, value, name, value …"""
+    """A hash that Lua returned as a list: name, value, name, value …"""
     return dict(flat) if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _wakes(rows: Sequence[Sequence[str]]) -> tuple[Wake, ...]:
+def _parse_wakes(rows: Sequence[Sequence[str]]) -> tuple[Wake, ...]:
     return tuple(Wake.of(row) for row in rows)
 
 
 class SubmitAnswer(StrEnum):
+    """SAME: the run exists with an equal request. CONFLICT: it exists with another request.
+
+    BUSY: the session has other runs, and the caller does not want to wait.
+    """
+
     NEW = "NEW"
     SAME = "SAME"
     CONFLICT = "CONFLICT"
@@ -310,7 +328,11 @@ class SubmitAnswer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """`sent_us` is set when a first message is to be sent; `also` is another run that is to be woken."""
+    """The answer of `submit`.
+
+    `sent_us` is set if the first message must be sent now. `also` is another run that must be woken. `holder`
+    is the run that occupies the session (BUSY). `known_agents` are the announced agents (UNKNOWN_AGENT).
+    """
 
     answer: SubmitAnswer
     state: str = ""
@@ -322,6 +344,15 @@ class Submitted:
 
 
 class ClaimAnswer(StrEnum):
+    """The answer to a claim. Only CLAIMED means that the worker executes the run.
+
+    DONE: the run has ended. WAITING: another run holds its session. BUSY: another attempt owns it. NOT_DUE:
+    it waits for a time. NOT_ALIVE: the lease of the worker is over. UNKNOWN: no such run. CANCELLED: the
+    claim has ended it as cancelled. SUSPECT_BUSY: the worker already has a suspect of another group.
+    OTHER_FORMAT: this worker cannot read its format. PARKED: it is in a state in which it must not be
+    executed.
+    """
+
     CLAIMED = "CLAIMED"
     DONE = "DONE"
     WAITING = "WAITING"
@@ -337,18 +368,19 @@ class ClaimAnswer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What a claim was answered; the fields from `fence` on are set for CLAIMED only, `life` also for an end.
+    """The answer of `claim`. The fields from `fence` on are only set for CLAIMED; `life` also for DONE.
 
-    `untold` is the result (JSON) of a run that is DONE and whose end Celery does not know yet, else ''.
-    `journal` is the first page of records as JSON, `journal_length` how many there are. `active_ms` is how
-    long earlier attempts worked on the run. `messages` and `artifacts` count what the session has,
-    `session_state` is JSON by key, None when it is too large to come along.
+    `unnotified_result` is the result (JSON) of a run that is DONE if Celery was not notified of its end yet,
+    else ''. `journal` is the first page of records (JSON), `journal_length` the number of all records.
+    `active_ms` is the time that earlier attempts worked on the run. `messages` and `artifacts` are the
+    numbers of items in the session. `session_state` maps keys to JSON; None if it is too large for this
+    answer.
     """
 
     answer: ClaimAnswer
     wakes: tuple[Wake, ...] = ()
     state: str = ""
-    untold: str = ""
+    unnotified_result: str = ""
     fence: str = ""
     request: str = ""
     attempt: int = 0
@@ -371,9 +403,11 @@ class Claimed:
 
 
 class WriteAnswer(StrEnum):
-    """What a fenced write was answered. CANCEL: stop (a commit is stored all the same).
+    """The answer to a write of the owner of a run. FENCED: the caller is not the owner; nothing was written.
 
-    OVERDUE: the run has been left to others for too long, and is still this worker's to end.
+    SAME: this batch was stored before. CANCEL: a cancel was requested, stop the run (a commit was stored).
+    MISPLACED: the journal has another record at this position. OVERDUE: the run was left to other workers for
+    too long, so this worker must end it.
     """
 
     OK = "OK"
@@ -385,7 +419,7 @@ class WriteAnswer(StrEnum):
 
 
 class SuspendKind(StrEnum):
-    """How a run is put aside by its owner."""
+    """Why the owner suspends a run: see `suspend`."""
 
     RETRY = "retry"
     HANDOVER = "handover"
@@ -393,25 +427,28 @@ class SuspendKind(StrEnum):
 
 
 class ReleaseKind(StrEnum):
-    """Why a run is given back by its owner: by a worker that stops, or because nobody executes it there."""
+    """Why the owner gives a run back: the worker stops (HANDOVER), or no task executes the run (LOST)."""
 
     HANDOVER = "handover"
     LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
-class Handed:
-    """The answer of a write that gives the run away, with the wake-ups to send."""
+class WriteResult:
+    """The answer of a write that ends the ownership of a run, and the wake-ups that must be sent."""
 
     answer: WriteAnswer
     wakes: tuple[Wake, ...] = ()
     delay_ms: int = 0
-    """After which a run that was put aside is due again."""
+    """The time after which a suspended run is due again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
-    """A lease that has begun. `neighbours` are the live leases of this host: incarnation -> process."""
+class Registration:
+    """The answer of `register`: the end of the new lease (ms since 1970).
+
+    `neighbours` are the other live workers of this host: incarnation -> process id and start time.
+    """
 
     deadline_ms: int
     neighbours: dict[str, str]
@@ -419,7 +456,11 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """A heartbeat's answer. `lost`: the lease is over for ever. `others` counts the other leases."""
+    """The answer to a heartbeat. `lost`: the lease is over and cannot be renewed.
+
+    `owned` are the runs of this worker, `cancel_requested` those that must be cancelled. `others` is the
+    number of leases of other workers.
+    """
 
     lost: bool
     owned: frozenset[str] = frozenset()
@@ -428,10 +469,11 @@ class Renewal:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """`next_s`: when to look again, if that is sooner than usual.
+class LookResult:
+    """The answer of `look`. `given_up` are the workers whose leases it has ended.
 
-    `neighbours` as in `Registered`, None when nobody has joined the host; `joined` is for the next look.
+    `next_s` is the time until the next check, if it is earlier than usual. `neighbours` as in `Registration`;
+    None if no worker has started on this host. Pass `joined` to the next call.
     """
 
     given_up: tuple[str, ...] = ()
@@ -442,9 +484,10 @@ class Looked:
 
 @dataclass(frozen=True, slots=True)
 class FalseAlarm:
-    """A lease was ended early although its process lived.
+    """The lease of a live process was ended early. `runs` is the number of its runs.
 
-    `seen_by` is who was wrong: `process`, `connection`. `off`: it ends no leases for an hour.
+    `seen_by` is the check that was wrong: `process` or `connection`. `off`: this check is now switched off
+    for an hour.
     """
 
     runs: int
@@ -453,6 +496,8 @@ class FalseAlarm:
 
 
 class CancelAnswer(StrEnum):
+    """REQUESTED: the worker of the run will cancel it. ALREADY: the run has ended before."""
+
     REQUESTED = "REQUESTED"
     CANCELLED = "CANCELLED"
     ALREADY = "ALREADY"
@@ -461,12 +506,19 @@ class CancelAnswer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
+    """The answer of `cancel`. `state` is set for ALREADY."""
+
     answer: CancelAnswer
     wakes: tuple[Wake, ...] = ()
     state: str = ""
 
 
 class ResumeAnswer(StrEnum):
+    """LIVE: the run has not ended. OTHER_…: the arguments do not match the run.
+
+    NO_CHECKPOINT: the run has no record to continue from, and starting again might repeat an effect.
+    """
+
     OK = "OK"
     LIVE = "LIVE"
     COMPLETED = "COMPLETED"
@@ -480,7 +532,10 @@ class ResumeAnswer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """`detail` is what the run really has where the answer says OTHER_…."""
+    """The answer of `resume`. `detail` is the real value of the run if the answer is OTHER_….
+
+    `sent_us` is set if a message must be sent now. `also` is another run that must be woken.
+    """
 
     answer: ResumeAnswer
     state: str = ""
@@ -493,7 +548,10 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """`incarnation` is the worker that is gone, '' when every lease is good; `left` runs are still its."""
+    """The answer of `reclaim`. `incarnation` is the dead worker, '' if no lease is over.
+
+    `left` is the number of its runs that are not reclaimed yet.
+    """
 
     wakes: tuple[Wake, ...]
     incarnation: str
@@ -501,17 +559,23 @@ class Reclaimed:
 
 
 class DeleteAnswer(StrEnum):
-    """UNTOLD: the end of a run is still to be told to Celery. MORE: the session still has runs."""
+    """BUSY: a run of the session is live. NOT_NOTIFIED: Celery was not notified yet of the end of a run.
+
+    MORE: runs were deleted, but the session still has runs: call it again.
+    """
 
     BUSY = "BUSY"
-    UNTOLD = "UNTOLD"
+    NOT_NOTIFIED = "UNTOLD"
     MORE = "MORE"
     DELETED = "DELETED"
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """`run_id` is the one in the way, `runs` how many are gone."""
+    """The answer of `delete_session`. `run_id` is the run for which nothing was deleted (BUSY, NOT_NOTIFIED).
+
+    `runs` is the number of deleted runs.
+    """
 
     answer: DeleteAnswer
     run_id: str = ""
@@ -520,7 +584,7 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """`looked` is False when no list is due; `name` and `kept` are for the call that goes on with it."""
+    """The answer of `prune`. `looked`: an index was due. Pass `name` and `kept` to the next call."""
 
     looked: bool
     name: str
@@ -528,7 +592,7 @@ class Pruned:
     removed: int
 
 
-# --- doors -----------------------------------------------------------------------------------------------
+# --- script functions ------------------------------------------------------------------------------------
 
 
 @_script_function
@@ -553,10 +617,11 @@ def submit(
     tell: bool = False,
     format: int = WRITTEN,
 ) -> Submitted:
-    """Accept a run. `queue` '' means the agent's own or the default; `digest` says which are the same.
+    """Accept a run.
 
-    `lists` are the indexes of its tenant and labels; see `store.listing`.
-    With `expires_ms` it is cancelled unless it has been started by then; `tell`: its end is told to Celery.
+    `queue` '' means the queue of the agent, or `default_queue`. Submissions with an equal `digest` are the
+    same request. `lists` are the additional indexes of the run (`listing.extra_indexes`). `expires_ms`: the
+    run is cancelled if it has not started by then (0: never). `tell`: Celery must be notified of its end.
     """
     answer = SubmitAnswer(reply[0])
     if answer is SubmitAnswer.UNKNOWN_AGENT:
@@ -580,31 +645,35 @@ def register(
     host: str = "",
     process: str = "",
     info: str = "",
-) -> Registered:
-    """Begin a worker's lease; `agents` is id, JSON, id, JSON …; `host` '' where no neighbour can look.
+) -> Registration:
+    """Start the lease of a worker.
 
-    `info` is what the worker says of itself (`store.fleet.WorkerCard`).
-
-    `previous` is the incarnation whose lease this process has lost: it lives, so no run has killed it.
+    `agents` is id, JSON, id, JSON …. `host` and `process` identify the process for the other workers of this
+    host; `host` '' if they cannot check it. `info` is the JSON of `fleet.WorkerCard`. `previous` is an
+    earlier incarnation of this process that has lost its lease: the process is alive, so no run has killed
+    it.
     """
-    return Registered(int(reply[0]), _pairs(reply[1]))
+    return Registration(int(reply[0]), _pairs(reply[1]))
 
 
 @_script_function
 def end_lease(reply: Reply, *, incarnation: str, host: str, process: str) -> Literal["OK", "OVER"]:
-    """End the lease of a process of this host that was seen to be dead. OVER: there is none to end."""
+    """End the lease of a dead process of this host. OVER: there is no lease of this process."""
     return "OK" if reply == "OK" else "OVER"
 
 
 @_script_function
 def retire(reply: Reply, *, incarnation: str, host: str = "") -> Literal["GONE", "OVER"]:
-    """End a worker's lease: GONE when it owned nothing, OVER when its runs are left for reclaim."""
+    """End the lease of a worker that stops. GONE: it owned no runs. OVER: `reclaim` must take its runs."""
     return "GONE" if reply == "GONE" else "OVER"
 
 
 @_script_function
 def accuse(reply: Reply, *, run_id: str, incarnation: str) -> bool:
-    """Say which run blocks the event loop of a process that is about to end. False: it is not its run."""
+    """Name the run that blocks the event loop of a process that is about to end.
+
+    False: this worker does not own the run.
+    """
     return bool(reply == "OK")
 
 
@@ -618,10 +687,10 @@ def renew(
     renewed_within_ms: int = 0,
     loop_lag_ms: int = 0,
 ) -> Renewal:
-    """A heartbeat: the lease goes on for `lease_ms` from now.
+    """A heartbeat: extend the lease to `lease_ms` from now.
 
-    `server` is the run_id of the Redis that sees the heartbeat's connection; `renewed_within_ms` from now
-    this process will have renewed again, if it lives.
+    `server` is the `run_id` of the Redis server of the heartbeat connection. If the process is alive, it will
+    call this again within `renewed_within_ms`. `loop_lag_ms` is the lag of its event loop.
     """
     if reply[0] == "LOST":
         return Renewal(lost=True)
@@ -629,14 +698,14 @@ def renew(
 
 
 @_script_function
-def look(reply: Reply, *, server: str, silence_ms: int, host: str = "", joined: str = "") -> Looked:
-    """Give up the workers whose connection is gone for `silence_ms` and that should have renewed since.
+def look(reply: Reply, *, server: str, silence_ms: int, host: str = "", joined: str = "") -> LookResult:
+    """End the leases of workers without a connection for `silence_ms` that should have renewed since then.
 
-    `server` is the run_id of the Redis that is asked, '' where it cannot see connections. `joined` is what
-    the look before said of this host.
+    `server` is the `run_id` of this Redis server, '' if it cannot observe connections. `joined` is the value
+    in the answer to the previous call.
     """
     given_up, next_ms, (now_joined, neighbours) = reply
-    return Looked(
+    return LookResult(
         tuple(given_up),
         int(next_ms) / 1000 if next_ms else None,
         now_joined,
@@ -646,7 +715,7 @@ def look(reply: Reply, *, server: str, silence_ms: int, host: str = "", joined: 
 
 @_script_function
 def alarm(reply: Reply, *, incarnation: str) -> FalseAlarm | None:
-    """Say that this process lives, whose lease is over; None: nobody has ended it early."""
+    """Report that this process is alive after its lease has ended. None: the lease was not ended early."""
     return FalseAlarm(int(reply[1]), reply[2], bool(reply[3])) if reply[0] == "FALSE_ALARM" else None
 
 
@@ -660,22 +729,23 @@ def claim(
     page_bytes: int,
     oldest: int = OLDEST_READ,
     newest: int = NEWEST_READ,
-    asked: int = WRITTEN,
+    message_format: int = WRITTEN,
     left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
 ) -> Claimed:
-    """Take a run. The same nonce again gets the same answer, so a lost reply can be asked for once more.
+    """Claim a run. A repeated claim with the same nonce gets the same answer, in case a reply was lost.
 
-    `oldest` to `newest` are the formats that the claimant reads, `asked` that of the message it has. A run in
-    another format ends when it has been left to others for `left_max_ms`.
+    `page_bytes` limits the journal records in the answer. `oldest` to `newest` are the formats that the
+    worker reads, `message_format` is that of its message. A run in another format is left to other workers,
+    and fails after `left_max_ms`.
     """
     answer = ClaimAnswer(reply[0])
     if answer is ClaimAnswer.CANCELLED:
-        return Claimed(answer, wakes=_wakes(reply[1]), life=int(reply[2]))
+        return Claimed(answer, wakes=_parse_wakes(reply[1]), life=int(reply[2]))
     if answer is ClaimAnswer.DONE:
-        wakes = _wakes(reply[4]) if len(reply) > 4 else ()
-        return Claimed(answer, wakes=wakes, state=reply[1], life=int(reply[2]), untold=reply[3])
+        wakes = _parse_wakes(reply[4]) if len(reply) > 4 else ()
+        return Claimed(answer, wakes=wakes, state=reply[1], life=int(reply[2]), unnotified_result=reply[3])
     if answer is ClaimAnswer.WAITING:
-        return Claimed(answer, wakes=_wakes(reply[1]))
+        return Claimed(answer, wakes=_parse_wakes(reply[1]))
     if answer is not ClaimAnswer.CLAIMED:
         return Claimed(answer, state=str(reply[1]) if len(reply) > 1 else "")
     _, fence, fields, facts, length, page, session = reply
@@ -706,13 +776,13 @@ def claim(
 
 
 def _number(text: str) -> int:
-    """A counter of a record; 0 where it is not a number, as for the scripts."""
+    """Parse a counter of a record; 0 if it is not a number, as in the scripts."""
     return int(text) if text.isdecimal() and len(text) < MAX_COUNTER_DIGITS else 0
 
 
 @_script_function
 def page(reply: Reply, *, run_id: str, position: int, page_bytes: int) -> tuple[str, ...]:
-    """A run's records as JSON from `position` on, as many as fit into a page, and one at least."""
+    """Read journal records (JSON) from `position` on: as many as fit into `page_bytes`, at least one."""
     return tuple(reply)
 
 
@@ -725,14 +795,18 @@ def release(
     fence: str,
     kind: str = ReleaseKind.LOST,
     max_recoveries: int = MAX_RECOVERIES,
-) -> Handed:
-    """Give a claimed run back. `lost` counts as a recovery: after `max_recoveries` the run is poisoned."""
-    return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())
+) -> WriteResult:
+    """Give a claimed run back (`ReleaseKind`).
+
+    `lost` counts as a recovery unless the attempt committed a record; after `max_recoveries` of them in a
+    row, the run is poisoned.
+    """
+    return WriteResult(WriteAnswer(reply[0]), _parse_wakes(reply[1]) if len(reply) > 1 else ())
 
 
 @_script_function
 def emit(reply: Reply, *, run_id: str, fence: str, batch_no: int, events: list[str]) -> WriteAnswer:
-    """Append a batch of events: name, payload JSON, name, payload JSON …. A batch number counts once."""
+    """Append a batch of events: name, payload (JSON), name, payload …. A batch number is stored only once."""
     return WriteAnswer(reply)
 
 
@@ -749,7 +823,10 @@ def commit(
     events: list[str],
     format: int = WRITTEN,
 ) -> WriteAnswer:
-    """Store outcomes as records from `position` on, 0 for prepare. `usage` is the run's total so far."""
+    """Write outcomes to the journal as records from `position` on (0: prepare), together with events.
+
+    `usage` is the total usage of the run so far (JSON).
+    """
     return WriteAnswer(reply)
 
 
@@ -767,13 +844,16 @@ def suspend(
     events: list[str],
     left_max_ms: int = LEFT_TO_OTHERS_MAX_MS,
     error_details: str = "",
-) -> Handed:
-    """Put a run aside, as `SuspendKind` says: `retry` for `delay_ms` after `error_code` at `call`, `handover`
-    for now, `left_to_others` for ever longer times, and for `left_max_ms` at most. `error_details` is the
-    error as JSON, for people."""
+) -> WriteResult:
+    """Suspend a run, so that another attempt continues it (`SuspendKind`).
+
+    `retry`: in `delay_ms`, because of `error_code` in the recorded call `call`. `handover`: another worker
+    continues immediately. `left_to_others`: in increasing intervals, for `left_max_ms` at most.
+    `error_details` is the error as JSON, for display.
+    """
     if len(reply) == 1:
-        return Handed(WriteAnswer(reply[0]))
-    return Handed(WriteAnswer(reply[0]), _wakes(reply[1]), int(reply[2]))
+        return WriteResult(WriteAnswer(reply[0]))
+    return WriteResult(WriteAnswer(reply[0]), _parse_wakes(reply[1]), int(reply[2]))
 
 
 @_script_function
@@ -795,17 +875,21 @@ def finish(
     batch_no: int,
     events: list[str],
     format: int = WRITTEN,
-) -> Handed:
-    """End a run and write its session. `event` is terminal, `completed` is the payload of the last one."""
-    return Handed(WriteAnswer(reply[0]), _wakes(reply[1]) if len(reply) > 1 else ())
+) -> WriteResult:
+    """End a run and write its results into its session.
+
+    `event` and `payload` are the terminal event, `completed` is the payload of `session.run.completed`.
+    `state` is key, JSON, key, JSON …; `state_removed` has the keys to delete.
+    """
+    return WriteResult(WriteAnswer(reply[0]), _parse_wakes(reply[1]) if len(reply) > 1 else ())
 
 
 @_script_function
 def cancel(reply: Reply, *, run_id: str, reason: str, force: bool) -> Cancelled:
-    """Cancel a run: at once when nobody carries it (or by force), else by telling its worker."""
+    """Cancel a run: immediately if no worker executes it or with `force`, else by a request to its worker."""
     answer = CancelAnswer(reply[0])
     if answer is CancelAnswer.CANCELLED:
-        return Cancelled(answer, _wakes(reply[1]))
+        return Cancelled(answer, _parse_wakes(reply[1]))
     return Cancelled(answer, state=reply[1] if answer is CancelAnswer.ALREADY else "")
 
 
@@ -813,42 +897,45 @@ def cancel(reply: Reply, *, run_id: str, reason: str, force: bool) -> Cancelled:
 def reclaim(
     reply: Reply, *, limit: int, max_recoveries: int, blameless: bool, heartbeat_ms: int = 0
 ) -> Reclaimed:
-    """Take runs of one worker whose lease is over. `blameless`: Redis was away, no step killed it.
+    """Take up to `limit` runs of one worker whose lease is over, and make them available to other workers.
 
-    So it was, too, where other leases were lost within `heartbeat_ms`; 0: nobody looks.
+    `blameless`: Redis was unreachable, so no run is suspected of having killed the worker. The same applies
+    if other leases were lost within `heartbeat_ms` (0: this is not checked).
     """
     wakes, incarnation, left = reply
-    return Reclaimed(_wakes(wakes), incarnation, int(left))
+    return Reclaimed(_parse_wakes(wakes), incarnation, int(left))
 
 
 @_script_function
 def wake(reply: Reply, *, limit: int) -> tuple[tuple[Wake, ...], int]:
-    """Wake what is due; also says how many entries were looked at."""
-    return _wakes(reply[0]), int(reply[1])
+    """Wake runs that are due. Returns their wake-ups, and the number of examined entries."""
+    return _parse_wakes(reply[0]), int(reply[1])
 
 
 @_script_function
 def resend(reply: Reply, *, queue: str, oldest_us: int, grace_ms: int, limit: int) -> tuple[Wake, ...]:
-    """Runs whose wake-up must be lost: sent before the queue's oldest message and before the grace."""
-    return _wakes(reply)
+    """Resend lost wake-ups: those older than the oldest message of the queue and older than the grace."""
+    return _parse_wakes(reply)
 
 
 @_script_function
 def resend_unread(
     reply: Reply, *, queue: str, grace_ms: int, max_grace_ms: int, limit: int
 ) -> tuple[tuple[Wake, ...], int]:
-    """As `resend` for a queue that nobody can read: a run's grace doubles each time it was sent again.
+    """As `resend`, for a queue whose messages cannot be inspected.
 
-    Also says how many entries were looked at; as many as `limit` means that there may be more.
+    The grace of a run doubles with each resend.
+
+    Also returns the number of examined entries. If it is `limit`, there may be more.
     """
-    return _wakes(reply[0]), int(reply[1])
+    return _parse_wakes(reply[0]), int(reply[1])
 
 
 @_script_function
 def replaced(reply: Reply, *, messages: Sequence[str]) -> frozenset[int]:
-    """The numbers, from 0, of those messages that nobody waits for any more.
+    """The positions (from 0) of the messages that are not needed any more.
 
-    Each is four words: queue, run id, µs of its sending, `ended` for one that only notifies Celery, else ''.
+    A message is four items: queue, run id, send time in µs, and `ended` if it only notifies Celery, else ''.
     """
     return frozenset(int(position) - 1 for position in reply)
 
@@ -865,9 +952,9 @@ def resume(
     canvas: str = "",
     by: str = "",
 ) -> Resumed:
-    """Start another life of a run that failed or was cancelled. `checkpoint_id` '' means its latest.
+    """Start another life of a run that failed or was cancelled. `checkpoint_id` '' means the latest one.
 
-    `canvas` '' keeps the options of its submission; `by` is who wants it, for the event.
+    `canvas` are new task options (JSON), '' keeps the old ones. `by` is who resumes the run, for the event.
     """
     answer = ResumeAnswer(reply[0])
     if answer is ResumeAnswer.LIVE:
@@ -879,49 +966,52 @@ def resume(
 
 
 @_script_function
-def told(reply: Reply, *, runs: list[str]) -> tuple[bool, ...]:
-    """Note that Celery knows how these lives of runs have ended: run id, life, run id, life ….
+def confirm_completion(reply: Reply, *, runs: list[str]) -> tuple[bool, ...]:
+    """Store that Celery was notified of the end of these lives: run id, life, run id, life ….
 
-    False for a run that has moved on.
+    False for a run that is in another life.
     """
     return tuple(answer == "OK" for answer in reply)
 
 
 @_script_function
 def reject(reply: Reply, *, run_id: str, queue: str, code: str, message: str, hint: str) -> bool:
-    """Answer a message that is no request with a failed run; False when the id is known already."""
+    """Create a failed run for an invalid message. False if a run with this id exists."""
     return bool(reply == "NEW")
 
 
 @_script_function
-def delete_session(reply: Reply, *, session_id: str, limit: int, even_untold: bool) -> Deleted:
-    """Delete up to `limit` runs of a session, and with the last of them the session; nothing that lives."""
+def delete_session(reply: Reply, *, session_id: str, limit: int, even_if_not_notified: bool) -> Deleted:
+    """Delete up to `limit` ended runs of a session, and the session itself with the last of them.
+
+    `even_if_not_notified`: do not wait until Celery was notified of the end of the runs.
+    """
     answer = DeleteAnswer(reply[0])
-    if answer in (DeleteAnswer.BUSY, DeleteAnswer.UNTOLD):
+    if answer in (DeleteAnswer.BUSY, DeleteAnswer.NOT_NOTIFIED):
         return Deleted(answer, run_id=reply[1])
     return Deleted(answer, runs=int(reply[1]))
 
 
 @_script_function
 def put_aside(reply: Reply, *, key: str, code: str, what: str, item: str) -> None:
-    """Keep an item that nobody can use; `key` says where it was found."""
+    """Add an unusable item to the list of dead letters. `key` is the key or queue where it was found."""
 
 
 @_script_function
 def aside_news(reply: Reply, *, limit: int) -> tuple[str, ...]:
-    """What was put aside since somebody asked last, newest first, as JSON (`store.dead_letters`)."""
+    """The entries (JSON) that were put aside since the previous call, newest first (`store.dead_letters`)."""
     return tuple(reply)
 
 
 @_script_function
 def mend_key(reply: Reply, *, key: str, kind: str) -> Literal["MOVED", "LEFT", "SOUND"]:
-    """Put a key aside that is not of this type. LEFT: nothing could go on without it, and it stays."""
+    """Put a key aside if its type is not `kind`. LEFT: it has a wrong type, but it must stay in place."""
     return cast(Literal["MOVED", "LEFT", "SOUND"], reply)
 
 
 @_script_function
 def prune(reply: Reply, *, limit: int, name: str = "", kept: int = 0) -> Pruned:
-    """Take up to `limit` ids out of a list whose runs are gone; `name` '' looks for a list that is due."""
+    """Remove expired entries from the index `name` ('': from one that is due), examining about `limit`."""
     looked, name_, kept_, removed = reply
     return Pruned(looked == 1, name_, int(kept_), int(removed))
 
@@ -930,8 +1020,8 @@ def prune(reply: Reply, *, limit: int, name: str = "", kept: int = 0) -> Pruned:
 def lacking(
     reply: Reply, *, commands: Sequence[str], keys: Sequence[str], by_trying: bool = False
 ) -> tuple[int, ...]:
-    """Which of these commands the user may not run on the key of the same number, from 0; it changes nothing.
+    """The positions (from 0) of the commands that the user may not run on the key at the same position.
 
-    `by_trying`: as with a Redis 6, which cannot be asked.
+    Changes nothing. `by_trying`: use the method for Redis 6, which has no function for this check.
     """
     return tuple(int(position) - 1 for position in reply)

@@ -1,4 +1,4 @@
-"""The states of a run. The only place that says what is true of each, for Python and for the scripts."""
+"""States of a run: the only place that defines their properties, for Python and for the scripts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["STATES", "StateFacts", "states_as_text", "states_in_lua"]
 
 @dataclass(frozen=True, slots=True)
 class StateFacts:
-    """What is true of every run in a state."""
+    """The properties of a state."""
 
     is_terminal: bool = False
-    """It has ended; only `resume` begins another life of it."""
+    """The run has ended. Only `resume` starts another life of it."""
     has_due: bool = False
-    """It waits for a time, which the record says, and stands in the list of what is due."""
+    """The run waits for a time. The record has it (field `due`), and the run is a member of the key `due`."""
 
 
 STATES: Mapping[RunState, StateFacts] = {
@@ -39,8 +39,9 @@ _SETS: Mapping[str, Callable[[StateFacts], bool]] = {
 
 
 def states_in_lua(script: str) -> str:
-    """The script with `STATE.queued` as the state's text, and with the sets that it uses: `TERMINAL[state]`,
-    `HAS_DUE[state]`. Raises `ValueError` for a state that there is not.
+    """Replace `STATE.queued` by its text, and define the sets that the script uses (`TERMINAL`, `HAS_DUE`).
+
+    Raises `ValueError` for the name of a state that does not exist.
 
     >>> states_in_lua("return STATE.queued")
     "return 'queued'"
@@ -50,7 +51,7 @@ def states_in_lua(script: str) -> str:
 
 
 def states_as_text(lua: str) -> str:
-    """Lines of a script as they are loaded. Raises `ValueError` for a state that there is not."""
+    """Replace `STATE.queued` by `'queued'`. Raises `ValueError` for a state that does not exist."""
     return re.sub(r"\bSTATE\.(\w+)", lambda found: f"'{RunState(found[1]).value}'", lua)
 
 

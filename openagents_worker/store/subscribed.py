@@ -1,8 +1,8 @@
-"""The subscribed store. The only place with a connection whose life others can see: it listens to a channel.
+"""The subscribed store: the only place that opens a connection whose end other processes can observe.
 
-The subscription is made while the connection is, before any command, and nothing is ever published in the
-channel. So it has a subscriber exactly while this connection lives, also while its process is too busy to
-speak. That takes RESP3, where commands and a subscription share a connection.
+The connection subscribes to a channel as soon as it is open, and no message is ever published on this
+channel. So the channel has a subscriber exactly as long as the connection exists, even if the process is too
+busy to send anything. This needs RESP3, in which a subscription and commands can share a connection.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from redis import exceptions
 
 from openagents_worker.store.client import Cell, Store
-from openagents_worker.store.redis_clients import Line, is_connected
+from openagents_worker.store.redis_clients import SingleConnectionClient, is_connected
 from openagents_worker.telemetry.logs import get_logger
 
 __all__ = ["SubscribedStore"]
@@ -27,43 +27,43 @@ _RUN_ID = re.compile(r"^run_id:(\w+)", re.MULTILINE)
 
 
 class SubscribedStore(Store):
-    """A store with one connection, for one thread. `wake()` and `close()` may be called from any."""
+    """A store with one connection, for one thread. Any thread may call `wake()` and `close()`."""
 
     def __init__(self, cell: Cell, *, answer_timeout_s: float, connect_timeout_s: float) -> None:
         super().__init__(
             cell, max_connections=1, answer_timeout_s=answer_timeout_s, connect_timeout_s=connect_timeout_s
         )
-        self._line = Line(connection_pool=self.redis.connection_pool)
-        self.redis = self._line
-        options = self._line.connection_pool.connection_kwargs
+        self._client = SingleConnectionClient(connection_pool=self.redis.connection_pool)
+        self.redis = self._client
+        options = self._client.connection_pool.connection_kwargs
         options["redis_connect_func"] = self._on_connect
         self.connections = 0
-        """How many there have been, one after the other."""
+        """The number of connections that were opened so far, one after the other."""
         self._channel = ""
         self._connection: Any = None
         self._server = ""
-        self._has_said: set[str] = set()
-        self._wakes, self._wake_end = os.pipe()
-        self._closing = threading.Lock()
+        self._warned: set[str] = set()
+        self._wake_read_fd, self._wake_write_fd = os.pipe()
+        self._close_lock = threading.Lock()
         self._is_closed = False
 
     def subscribe(self, channel: str) -> None:
-        """Listen to this channel and to no other, from the next command on."""
+        """Subscribe to this channel from the next connection on. Closes the current connection."""
         self._channel = channel
         self._disconnect()
 
     def connect(self) -> None:
-        """Have a connection from now on; the next command would make it, too."""
+        """Open the connection now instead of at the next command."""
 
-        self.ask(lambda _: self._line.connect())
+        self.ask(lambda _: self._client.connect())
 
     def start_afresh(self) -> None:
         super().start_afresh()
-        self._line.forget()
+        self._client.forget()
 
     @property
     def server(self) -> str:
-        """The `run_id` of the server that was connected last, '' where it cannot see us listen."""
+        """The `run_id` of the Redis server of the last connection; '' if the subscription was refused."""
         return self._server
 
     @property
@@ -71,86 +71,87 @@ class SubscribedStore(Store):
         return is_connected(self._connection)
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long, or until `wake()`, or until the connection is closed: True, and it is given up."""
-        with self._closing:
+        """Wait so long, or until `wake()`. Returns True early if the server has closed the connection."""
+        with self._close_lock:
             if self._is_closed:
                 return False
         poll = select.poll()
-        poll.register(self._wakes, select.POLLIN)
+        poll.register(self._wake_read_fd, select.POLLIN)
         if self.is_connected:
             poll.register(self._connection._sock, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(max(seconds, 0) * 1000)}
-        if self._wakes in ready:
-            os.read(self._wakes, 64)
-        if not ready - {self._wakes}:
+        if self._wake_read_fd in ready:
+            os.read(self._wake_read_fd, 64)
+        if not ready - {self._wake_read_fd}:
             return False
-        # Nothing is to be read between two commands: it is closed, or somebody publishes in our channel.
+        # Between two commands there is nothing to read: the connection was closed, or another program
+        # publishes on our channel.
         self._disconnect()
         return True
 
     def wake(self) -> None:
-        """End the waiting of now, or the next one."""
-        with self._closing:
+        """End the current call of `wait`, or the next one."""
+        with self._close_lock:
             if not self._is_closed:
-                os.write(self._wake_end, b"!")
+                os.write(self._wake_write_fd, b"!")
 
     def close(self) -> None:
         super().close()
-        with self._closing:
+        with self._close_lock:
             if not self._is_closed:
                 self._is_closed = True
-                os.close(self._wakes)
-                os.close(self._wake_end)
+                os.close(self._wake_read_fd)
+                os.close(self._wake_write_fd)
 
     def _disconnect(self) -> None:
         self.redis.connection_pool.disconnect()
 
-    # --- as a connection is made ---
+    # --- while a connection is opened ---
 
     def _on_connect(self, connection: Any) -> None:
         self._connection, self._server = connection, ""
         self.connections += 1
-        if self._speak_resp3(connection) and self._listen(connection):
-            self._server = self._run_id(connection)
+        if self._switch_to_resp3(connection) and self._subscribe_on_connect(connection):
+            self._server = self._server_run_id(connection)
 
-    def _speak_resp3(self, connection: Any) -> bool:
+    def _switch_to_resp3(self, connection: Any) -> bool:
         connection.protocol = 3
         try:
             connection.on_connect()
         except exceptions.ResponseError as error:
-            self._say("HELLO 3 is refused", error)
+            self._warn_once("HELLO 3 is refused", error)
             connection.protocol = 2
             connection.on_connect()
             return False
         return True
 
-    def _listen(self, connection: Any) -> bool:
-        """The confirmation is a push message and no answer; the answer to PING comes after either."""
+    def _subscribe_on_connect(self, connection: Any) -> bool:
+        """Subscribe. The confirmation is a push message, not an answer, so PING is sent to get an answer."""
         connection.send_command("SUBSCRIBE", self._channel)
         connection.send_command("PING")
         try:
             connection.read_response()
         except exceptions.ResponseError as error:
             connection.read_response()
-            self._say("SUBSCRIBE is refused", error)
+            self._warn_once("SUBSCRIBE is refused", error)
             return False
         return True
 
-    def _run_id(self, connection: Any) -> str:
+    def _server_run_id(self, connection: Any) -> str:
         connection.send_command("INFO", "server")
         try:
             found = _RUN_ID.search(str(connection.read_response()))
         except exceptions.ResponseError as error:
-            self._say("INFO is refused", error)
+            self._warn_once("INFO is refused", error)
             return ""
         return found.group(1) if found else ""
 
-    def _say(self, what: str, error: Exception) -> None:
-        if what not in self._has_said:
-            self._has_said.add(what)
+    def _warn_once(self, what: str, error: Exception) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
             log.warning(
                 "worker.connection_not_seen",
                 reason=what,
                 error=str(error),
-                hint="if this worker dies, workers of other hosts notice it at the end of its lease",
+                hint="if this worker dies, the workers of other hosts notice it only at the end of its lease",
             )

@@ -1,4 +1,4 @@
-"""TLS that was not agreed upon. The only place that says why, and whether a server speaks TLS at all."""
+"""TLS problems: the only place that finds out why a TLS handshake failed, and whether a server uses TLS."""
 
 from __future__ import annotations
 
@@ -13,72 +13,76 @@ from redis import exceptions
 
 from openagents_worker.redis_tls import Tls
 
-__all__ = ["TlsProblem", "alert_of", "is_hung_up_on", "speaks_redis", "speaks_tls", "tls_problem_of"]
+__all__ = ["TlsProblem", "tls_alert", "server_hung_up", "speaks_redis", "speaks_tls", "tls_problem_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class TlsProblem:
-    """What is wrong with a certificate, a key or a URL, where repeating will not help, and what to do."""
+    """A lasting problem with a certificate, a key or a URL (`what`), and how to solve it (`hint`)."""
 
     what: str
     hint: str
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those from which it came."""
-    one: BaseException | None = error
-    while one is not None:
-        yield one
-        one = one.__cause__ or one.__context__
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and its causes, innermost last."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
-_ALERTS_FOR_US = ("CERTIFICATE", "UNKNOWN_CA", "HANDSHAKE_FAILURE", "ACCESS_DENIED")
-"""Parts of the names of TLS alerts by which a server refuses what we have shown of ourselves, or have not."""
+_ALERTS_ABOUT_CLIENT = ("CERTIFICATE", "UNKNOWN_CA", "HANDSHAKE_FAILURE", "ACCESS_DENIED")
+"""Parts of the names of the TLS alerts with which a server rejects our certificate, or its absence."""
 
-_NO_TLS_THERE = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "HTTP_REQUEST")
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE", "HTTP_REQUEST")
 
 
 def tls_problem_of(error: BaseException) -> TlsProblem | None:
-    """What is wrong with TLS and what to do; None when nothing is, or when it may heal by itself."""
-    for one in _chain(error):
-        if isinstance(one, ssl.SSLCertVerificationError):
+    """The TLS problem that caused this error. None if TLS is not the cause, or if a retry may help."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
             return TlsProblem(
-                f"its certificate is not accepted: {one.verify_message}", _hint_on_certificate(one)
+                f"the certificate of the server is not accepted: {cause.verify_message}",
+                _hint_on_certificate(cause),
             )
-        if isinstance(one, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            return None  # the connection ended, which is no word about TLS
-        if isinstance(one, ssl.SSLError) and one.reason:
-            return TlsProblem(one.reason.lower().replace("_", " "), _hint_on_alert(one.reason))
+        if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return None  # the connection ended, which says nothing about TLS
+        if isinstance(cause, ssl.SSLError) and cause.reason:
+            return TlsProblem(cause.reason.lower().replace("_", " "), _hint_on_alert(cause.reason))
     return None
 
 
-_VERIFY_EXPIRED = (9, 10)  # as OpenSSL numbers what it finds wrong: not yet valid, expired
-_VERIFY_OTHER_NAME = (62, 64)  # of the host, of the IP address
+_VERIFY_EXPIRED = (9, 10)  # error numbers of OpenSSL: not yet valid, expired
+_VERIFY_OTHER_NAME = (62, 64)  # wrong name of the host, wrong IP address
 
 
 def _hint_on_certificate(error: ssl.SSLCertVerificationError) -> str:
     if error.verify_code in _VERIFY_EXPIRED:
-        return "renew the certificate of the server, and look at the clocks of both machines"
+        return "renew the certificate of the server, and check the clocks of both machines"
     if error.verify_code in _VERIFY_OTHER_NAME:
         return (
-            "TLS: the certificate is for another name than the host in the URL: write that name, "
-            "or ssl_check_hostname=false"
+            "TLS: the certificate has another name than the host in the URL: use this name in the URL, "
+            "or add ssl_check_hostname=false"
         )
-    return "TLS: name the file of the CA that signed it in the URL: ssl_ca_certs=/path/ca.pem"
+    return "TLS: add the file of the CA that signed the certificate to the URL: ssl_ca_certs=/path/ca.pem"
 
 
 def _hint_on_alert(reason: str) -> str:
-    if any(part in reason for part in _NO_TLS_THERE):
-        return "what answers there does not speak TLS: is it the port for TLS? without TLS a URL begins with redis://"
-    if "ALERT" in reason and any(part in reason for part in _ALERTS_FOR_US):
+    if any(part in reason for part in _NOT_TLS):
         return (
-            "TLS: the server wants another certificate of ours: ssl_certfile=/path/client.pem and "
-            "ssl_keyfile=/path/client.key in the URL"
+            "the server does not use TLS at this port: use its TLS port, or a URL that begins with redis:// "
+            "(without TLS)"
         )
-    return "TLS: look at the options ssl_… of the URL, and at the versions and ciphers that the server allows"
+    if "ALERT" in reason and any(part in reason for part in _ALERTS_ABOUT_CLIENT):
+        return (
+            "TLS: the server requires another client certificate: add ssl_certfile=/path/client.pem and "
+            "ssl_keyfile=/path/client.key to the URL"
+        )
+    return "TLS: check the options ssl_… of the URL, and the versions and ciphers that the server allows"
 
 
-_ENDED = (
+_HANG_UP_ERRORS = (
     ssl.SSLEOFError,
     ssl.SSLZeroReturnError,
     asyncio.IncompleteReadError,
@@ -86,18 +90,18 @@ _ENDED = (
 )
 
 
-def is_hung_up_on(error: BaseException) -> bool:
-    """Whether somebody was there, and ended the connection instead of answering on it."""
+def server_hung_up(error: BaseException) -> bool:
+    """Whether the server accepted the connection, then closed it instead of answering."""
     return any(
-        (isinstance(one, OSError) and one.errno in (errno.ECONNRESET, errno.EPIPE))
-        or isinstance(one, _ENDED)
-        or (isinstance(one, exceptions.ConnectionError) and "closed by server" in str(one))
-        for one in _chain(error)
+        (isinstance(cause, OSError) and cause.errno in (errno.ECONNRESET, errno.EPIPE))
+        or isinstance(cause, _HANG_UP_ERRORS)
+        or (isinstance(cause, exceptions.ConnectionError) and "closed by server" in str(cause))
+        for cause in _causes(error)
     )
 
 
 def speaks_tls(host: str, port: int, *, timeout_s: float) -> bool:
-    """Whether what answers there begins TLS, whoever it is. Waits for it: not on a loop."""
+    """Whether the server at this address answers with TLS. Blocks: do not call it on an event loop."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
@@ -107,16 +111,16 @@ def speaks_tls(host: str, port: int, *, timeout_s: float) -> bool:
         ):
             return True
     except ssl.SSLError as error:
-        return "ALERT" in (error.reason or "")  # it has refused us in the words of TLS
+        return "ALERT" in (error.reason or "")  # the server rejected us with a TLS alert
     except OSError:
         return False
 
 
-def alert_of(tls: Tls, host: str, port: int, *, timeout_s: float) -> TlsProblem | None:
-    """What a server says against us after the handshake, which is when it has seen our certificate, or none.
+def tls_alert(tls: Tls, host: str, port: int, *, timeout_s: float) -> TlsProblem | None:
+    """The TLS alert of a server after the handshake, for example because it rejects our certificate.
 
-    Who has asked for something by then, as a client does, may find the connection reset and never read it.
-    None: it says nothing, as a Redis does that waits for a command. Waits for it: not on a loop.
+    A client that has already sent a command may get a reset instead of the alert. None: the server sends
+    nothing, as a Redis that waits for a command. Blocks: do not call it on an event loop.
     """
     try:
         with (
@@ -130,7 +134,10 @@ def alert_of(tls: Tls, host: str, port: int, *, timeout_s: float) -> TlsProblem 
 
 
 def speaks_redis(host: str, port: int, *, timeout_s: float) -> bool:
-    """Whether a Redis without TLS answers there, also one that wants a login. Waits for it: not on a loop."""
+    """Whether a Redis without TLS answers at this address, even if it requires a login.
+
+    Blocks: do not call it on an event loop.
+    """
     try:
         with socket.create_connection((host, port), timeout=timeout_s) as plain:
             plain.sendall(b"PING\r\n")

@@ -1,8 +1,9 @@
-"""Watching. The only place that follows a run's events: every stored one once and in order, then live.
+"""Watching: the only place that follows the events of a run, first the stored ones, then the live ones.
 
-A watcher subscribes first, then looks where the run stands, then reads the stream, then listens. What is
-published in between waits for it, so nothing falls between replay and live. The pieces of a reply that is
-streaming are in no stream; who joins gets what was said so far as one piece with offset 0.
+A watcher first subscribes to the channel of the run. Then it reads the record, then the stored events, and
+then the messages of the channel. Messages that arrive in the meantime are queued, so no event is missed. The
+pieces of a streamed reply are not stored: a watcher that joins gets the text so far as one piece with offset
+0.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from openagents_worker.jsontext import LARGEST_COUNT, loads
 from openagents_worker.models import RunState
 from openagents_worker.redaction import safe_url
 from openagents_worker.store.client import AsyncStore, Cell, Plan, Store
-from openagents_worker.store.formats import WRITTEN, reading, stored_format
+from openagents_worker.store.formats import WRITTEN, stored_format, translate_parse_errors
 from openagents_worker.store.keys import Keys
 from openagents_worker.store.paging import PageSize
-from openagents_worker.store.permission import naming
-from openagents_worker.store.pubsub import Inbox, listening
+from openagents_worker.store.permission import add_command_to_refusal
+from openagents_worker.store.pubsub import Inbox, subscribed_inbox
 from openagents_worker.store.records import run_not_found
-from openagents_worker.store.redis_errors import or_else
-from openagents_worker.store.watchers import one_more
+from openagents_worker.store.redis_errors import default_if_wrong_type
+from openagents_worker.store.watchers import counted_watcher
 
 __all__ = ["Entry", "EventCursor", "RunHead", "awatch", "history", "stored_event", "watch"]
 
@@ -47,21 +48,20 @@ T = TypeVar("T")
 
 FIRST_PAGE = 100
 PAGE = 500
-READERS = (
-    16  # reads at once of one store's watchers: enough to keep Redis busy, and a quarter of its connections
-)
-SILENCE_S = 15.0  # pub/sub promises nothing: after so long without a word the stream itself is asked
-RECONNECT_S = 30.0  # a watch outlives a restart of Redis; longer than that somebody should hear of it
-PAUSE_S = 0.2
+# Parallel reads of all watchers of a store: enough to keep Redis busy, and at most half of the connections.
+MAX_PARALLEL_READS = 16
+SILENCE_S = 15.0  # pub/sub may lose messages: after so long without a message, the stream is read
+RECONNECT_S = 30.0  # a watch survives a restart of Redis; after this time without Redis, it raises
+RETRY_PAUSE_S = 0.2
 SUBSCRIBE_TIMEOUT_S = 2.0
 
-Entry = tuple[str, Mapping[str, str]]  # of a stream: its id is {seq}-0; see `stored_event` for its fields
+Entry = tuple[str, Mapping[str, str]]  # a stream entry: id ({seq}-0) and fields, see `stored_event`
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class RunHead:
-    """Where a run stands: its state, the number of its newest event, its life, and whose it is."""
+    """The fields of a run record that a watcher needs. `seq` is the number of the newest event."""
 
     run_id: str
     state: RunState
@@ -74,18 +74,18 @@ class RunHead:
 _HEAD_FIELDS = ("state", "seq", "life", "agent", "session", "format")
 
 
-def _head_of(run_id: str, values: Sequence[str | None]) -> RunHead | None:
+def _parse_head(run_id: str, values: Sequence[str | None]) -> RunHead | None:
     state, seq, life, agent_id, session_id, format_ = values
     if state is None:
         return None
-    with reading(stored_format(format_), run_id=run_id):
+    with translate_parse_errors(stored_format(format_), run_id=run_id):
         return RunHead(
             run_id, RunState(state), _last_number(seq), int(life or 1), agent_id or "", session_id or ""
         )
 
 
 def _last_number(seq: str | None) -> int:
-    """The number of the last event. Raises ValueError for one that no stream can have as an id."""
+    """Parse the number of the newest event. Raises `ValueError` if it cannot be the id of a stream entry."""
     count = int(seq or 0)
     if not 0 <= count <= LARGEST_COUNT:
         raise ValueError("seq is not the number of an event")
@@ -93,11 +93,11 @@ def _last_number(seq: str | None) -> int:
 
 
 def stored_event(head: RunHead, entry: Entry) -> RunEvent:
-    """An event as the scripts store it: without what all events of the run share.
+    """Parse a stored event. The fields that all events of the run share come from `head`.
 
     Raises `RecordUnreadable`.
     """
-    with reading(WRITTEN, run_id=head.run_id):
+    with translate_parse_errors(WRITTEN, run_id=head.run_id):
         return _stored_event(head, *entry)
 
 
@@ -117,8 +117,8 @@ def _stored_event(head: RunHead, id_: str, fields: Mapping[str, str]) -> RunEven
     )
 
 
-def _readable(head: RunHead, entry: Entry) -> RunEvent | None:
-    """The event; None for an entry that no script has written: the others are shown all the same."""
+def _event_or_none(head: RunHead, entry: Entry) -> RunEvent | None:
+    """The event, or None if the library did not write this entry. It must not hide the other events."""
     try:
         return stored_event(head, entry)
     except RecordUnreadable:
@@ -126,8 +126,8 @@ def _readable(head: RunHead, entry: Entry) -> RunEvent | None:
 
 
 def history(keys: Keys, run_id: str) -> Plan[list[RunEvent]]:
-    """The events of a run that are stored, oldest first; nothing is waited for. Raises `RunNotFound`."""
-    head = _head_of(run_id, (yield lambda r: r.hmget(keys("run", run_id), _HEAD_FIELDS)))
+    """A plan that returns the stored events of a run, oldest first, without waiting. Raises `RunNotFound`."""
+    head = _parse_head(run_id, (yield lambda r: r.hmget(keys("run", run_id), _HEAD_FIELDS)))
     if head is None:
         raise run_not_found(run_id)
     events: list[RunEvent] = []
@@ -136,13 +136,13 @@ def history(keys: Keys, run_id: str) -> Plan[list[RunEvent]]:
         yield lambda r, start=start, count=size.count: r.xrange(keys("events", run_id), start, "+", count)
     ):
         size.learn(len(page), _bytes_of(page))
-        events += [event for event in (_readable(head, entry) for entry in page) if event is not None]
+        events += [event for event in (_event_or_none(head, entry) for entry in page) if event is not None]
         start = f"({page[-1][0]}"
     return events
 
 
 def _page_size() -> PageSize:
-    return PageSize(first=FIRST_PAGE, most=PAGE)
+    return PageSize(first=FIRST_PAGE, max_count=PAGE)
 
 
 def _bytes_of(page: Sequence[Entry]) -> int:
@@ -150,87 +150,89 @@ def _bytes_of(page: Sequence[Entry]) -> int:
 
 
 class EventCursor:
-    """One watcher's place in a run: what it has seen, what it must do next. No input or output of its own.
+    """The position of one watcher in the events of a run, without I/O.
 
-    `after` is the last event seen before; None means that only what comes from now on is wanted. Feed it the
-    run's head, pages of the stream while `behind`, and live messages otherwise, until it is `over`: that is
-    after the final event of the life it joined, or once it is certain that this event will not come.
+    `after` is the number of the last event that the watcher has seen; None: it wants only events from now on.
+    The caller passes the head of the run (`set_head`), pages of the stream while `is_behind` is True
+    (`replay`), and else the live messages (`live`), until `is_over` is True: after the final event of the
+    life in which the watcher joined, or when this event can no longer arrive.
     """
 
     def __init__(self, after: int | None = 0) -> None:
-        self.behind = True
-        self.over = False
+        self.is_behind = True
+        self.is_over = False
         self.page_size = _page_size()
-        self._wants_the_past = after is not None
+        self._wants_stored = after is not None
         self._wanted = None if after is None else number_of("after", after) + 1
-        self._head: RunHead | None = None
+        self._read_head: RunHead | None = None
         self._life: int | None = None
         self._ends_with_replay = False
-        self._passed_over: int | None = None  # the first of the events before `wanted` that cannot be read
-        self._known_at: datetime | None = None  # replay has told what was said up to here
+        self._first_skipped: int | None = None  # number of the first unreadable event before `wanted`
+        self._replayed_until: datetime | None = None  # time of the last replayed event or reply text
 
     @property
     def wanted(self) -> int:
-        """The number of the next event to show."""
+        """The number of the next event to return."""
         return self._wanted or 1
 
-    def look(self, head: RunHead | None) -> None:
-        """Takes where the run stands; the stream is to be read up to here. None: its record is gone."""
+    def set_head(self, head: RunHead | None) -> None:
+        """Set the head of the run, up to which the stream must be read. None: the record is deleted."""
         if head is None:
-            self.over = True
+            self.is_over = True
             return
-        self._head = head
+        self._read_head = head
         self._life = head.life if self._life is None else self._life
         self._wanted = head.seq + 1 if self._wanted is None else self._wanted
         self._ends_with_replay = head.state.is_terminal or head.life > self._life
-        self.behind = True
+        self.is_behind = True
 
     def replay(self, page: Sequence[Entry], reply: Mapping[str, str] | None = None) -> Iterator[RunEvent]:
-        """Takes a page of the stream, read from `wanted` on, and the reply that was streaming just then."""
-        head = self._head
-        assert head is not None, "a watcher looks before it reads"
+        """The events of a page of the stream, read from `wanted` on, and of the streaming reply."""
+        head = self._read_head
+        assert head is not None, "call set_head first"
         for id_, fields in page:
-            if self.over or int(id_.partition("-")[0]) < self.wanted:
+            if self.is_over or int(id_.partition("-")[0]) < self.wanted:
                 continue
-            event = _readable(head, (id_, fields))
+            event = _event_or_none(head, (id_, fields))
             if event is None:
-                self._pass_over(int(id_.partition("-")[0]))
+                self._skip_unreadable(int(id_.partition("-")[0]))
                 continue
             yield from self._gap_before(event)
-            self._known_at = event.timestamp
-            yield self._seen(event)
-        asked = self.page_size.count
+            self._replayed_until = event.timestamp
+            yield self._mark_seen(event)
+        requested = self.page_size.count
         self.page_size.learn(len(page), _bytes_of(page))
-        if len(page) < asked:
-            self.behind = False
-            self.over = self.over or self._ends_with_replay
-            if reply and self._wants_the_past and not self.over:
+        if len(page) < requested:
+            self.is_behind = False
+            self.is_over = self.is_over or self._ends_with_replay
+            if reply and self._wants_stored and not self.is_over:
                 yield self._reply_so_far(reply)
 
     def live(self, text: str) -> Sequence[RunEvent]:
-        """Takes a published message. A jump in its number means that one was lost: the stream has it."""
+        """Events of a published message. If it skips a number, a message was lost: sets `is_behind`."""
         try:
             event = RunEvent.from_json(text)
         except (ValueError, RecursionError):
-            return ()  # somebody else's message in our channel
+            return ()  # a message that another program published on our channel
         if event.seq is None:
-            return (event,) if self._known_at is None or event.timestamp >= self._known_at else ()
+            return (event,) if self._replayed_until is None or event.timestamp >= self._replayed_until else ()
         if event.seq == self.wanted:
-            return (*self._gap_before(event), self._seen(event))
+            return (*self._gap_before(event), self._mark_seen(event))
         if event.seq > self.wanted:
-            self.behind = True
+            self.is_behind = True
         return ()
 
-    def _seen(self, event: RunEvent) -> RunEvent:
+    def _mark_seen(self, event: RunEvent) -> RunEvent:
+        """Move the cursor behind this event, and return it."""
         assert event.seq is not None
         self._wanted = event.seq + 1
-        self.over = event.final and event.life >= (self._life or 1)
+        self.is_over = event.final and event.life >= (self._life or 1)
         return event
 
     def _reply_so_far(self, reply: Mapping[str, str]) -> RunEvent:
-        """What was said before this watcher came, as the one piece it would have been."""
-        head, attempt = self._head, int(reply["attempt"])
-        assert head is not None, "a watcher looks before it reads"
+        """The text that was streamed before this watcher joined, as one `llm.delta` event with offset 0."""
+        head, attempt = self._read_head, int(reply["attempt"])
+        assert head is not None, "call set_head first"
         event = RunEvent(
             name="llm.delta",
             seq=None,
@@ -242,40 +244,42 @@ class EventCursor:
             timestamp=datetime.fromisoformat(reply["at"]),
             payload={"call": reply["call"], "attempt": attempt, "offset": 0, "text": reply["text"]},
         )
-        self._known_at = event.timestamp
+        self._replayed_until = event.timestamp
         return event
 
-    def _pass_over(self, seq: int) -> None:
-        """An event that cannot be read; the gap is told with the next one that can."""
-        self._passed_over = self._passed_over or self.wanted
+    def _skip_unreadable(self, seq: int) -> None:
+        """Skip an unreadable event. The next readable event is preceded by `events.gap`."""
+        self._first_skipped = self._first_skipped or self.wanted
         self._wanted = seq + 1
 
     def _gap_before(self, event: RunEvent) -> Iterator[RunEvent]:
-        """What says that events before this one are not there, or cannot be read."""
+        """An `events.gap` event if events before this one were deleted or cannot be read."""
         assert event.seq is not None
-        begin, self._passed_over = self._passed_over or self.wanted, None
+        begin, self._first_skipped = self._first_skipped or self.wanted, None
         if event.seq > begin:
             gap = {"name": "events.gap", "seq": None, "worker": None, "final": False}
             yield event.model_copy(update={**gap, "payload": {"from": begin, "to": event.seq - 1}})
 
 
-class _Patience:
-    """How long a watch puts up with a Redis that is away. Before its first word from it: not at all."""
+class _ReconnectLimit:
+    """Limits the time in which a watch reconnects to Redis. Before the first answer of Redis, it is 0."""
 
     def __init__(self) -> None:
         self._until = 0.0
 
-    def renew(self) -> None:
+    def restart(self) -> None:
+        """Redis has answered: allow `RECONNECT_S` seconds from now."""
         self._until = time.monotonic() + RECONNECT_S
 
-    def is_over(self, deadline: float | None) -> bool:
+    def has_expired(self, deadline: float | None) -> bool:
+        """Whether the watch must raise instead of reconnecting. `deadline`: see `watch`."""
         now = time.monotonic()
         return now >= self._until or (deadline is not None and now >= deadline)
 
 
-def _counted(cell: Cell, is_wait: bool) -> AbstractContextManager[None]:
-    """Room for one watcher more; whoever waits needs none, as each wait has a caller who is held up."""
-    return nullcontext() if is_wait else one_more(cell.max_watchers)
+def _count_watcher(cell: Cell, is_wait: bool) -> AbstractContextManager[None]:
+    """Count one watcher. A wait for the end of a run is not counted: its blocked caller is the limit."""
+    return nullcontext() if is_wait else counted_watcher(cell.max_watchers)
 
 
 def watch(
@@ -287,58 +291,66 @@ def watch(
     deadline: float | None = None,
     is_wait: bool = False,
 ) -> Generator[RunEvent]:
-    """A run's events: those stored after number `after` (None: none), then live, until this life is over.
+    """Yield the events of a run until the end of its current life: the stored ones, then the live ones.
 
-    Closing the generator closes its connection. `deadline` is a time of `time.monotonic()`, after which
-    `TimeoutError` is raised. Raises `RunNotFound`, or `RedisUnreachable` when Redis stays away, and
-    `TooManyWatchers`: from its first event to its end it is one of so many as the cell allows in a process.
-    `is_wait`: somebody waits for the run's end, and is not counted as a watcher.
+    `after` is the number of an event: only later ones are returned (None: no stored events). After
+    `silence_s` without a message, the stream is read. `deadline` is a time of `time.monotonic()`; after it,
+    `TimeoutError` is raised. `is_wait`: the caller waits for the end of the run and does not count as a
+    watcher. Closing the generator closes its connection.
+
+    Raises `RunNotFound`, `RedisUnreachable` if Redis stays unreachable, and `TooManyWatchers` if the process
+    has as many watchers as the cell allows.
     """
-    with _counted(store.cell, is_wait):
-        place, patience = EventCursor(after), _Patience()
+    with _count_watcher(store.cell, is_wait):
+        cursor, reconnect_limit = EventCursor(after), _ReconnectLimit()
         text_of_caller("run_id", run_id)
-        channel = _channel(store, run_id, _head(store, run_id))
-        while not place.over:
-            place.behind = True
+        channel = _channel(store, run_id, _read_head(store, run_id))
+        while not cursor.is_over:
+            cursor.is_behind = True
             try:
                 with _listening(store.cell, channel) as next_message:
-                    while not place.over:
-                        yield from _news(store, run_id, place, patience, next_message, silence_s, deadline)
+                    while not cursor.is_over:
+                        yield from _next_events(
+                            store, run_id, cursor, reconnect_limit, next_message, silence_s, deadline
+                        )
             except RedisNoPermission:
                 raise  # it would be refused again
             except RedisUnreachable:
-                if patience.is_over(deadline):
+                if reconnect_limit.has_expired(deadline):
                     raise
-                time.sleep(PAUSE_S)
+                time.sleep(RETRY_PAUSE_S)
 
 
-def _news(
+def _next_events(
     store: Store,
     run_id: str,
-    place: EventCursor,
-    patience: _Patience,
+    cursor: EventCursor,
+    reconnect_limit: _ReconnectLimit,
     next_message: Callable[[float], str | None],
     silence_s: float,
     deadline: float | None,
 ) -> Iterable[RunEvent]:
-    """What there is to tell next: from the stream when the watcher is behind, else the next message."""
-    if place.behind:
-        place.look(_head(store, run_id))
-        if place.over:
+    """The next events: from the stream if the cursor is behind, else from the next message."""
+    if cursor.is_behind:
+        cursor.set_head(_read_head(store, run_id))
+        if cursor.is_over:
             return ()
-        page, reply = _pages(store.ask(lambda r: _page(r, store.keys, run_id, place)))
-        patience.renew()
-        return place.replay(page, reply)
-    text = next_message(_wait_s(time.monotonic() + silence_s, deadline))
+        page, reply = _entries_and_reply(store.ask(lambda r: _read_page(r, store.keys, run_id, cursor)))
+        reconnect_limit.restart()
+        return cursor.replay(page, reply)
+    text = next_message(_remaining_s(time.monotonic() + silence_s, deadline))
     if text is not None:
-        return place.live(text)
-    place.behind = True  # silence: the stream knows
+        return cursor.live(text)
+    cursor.is_behind = True  # no message for too long: read the stream
     return ()
 
 
 @contextmanager
 def _listening(cell: Cell, channel: str) -> Iterator[Callable[[float], str | None]]:
-    """A subscription on a connection of its own; gives the next message or, after so many seconds, None."""
+    """Subscribe on a separate connection. Yields a function that returns the next message.
+
+    Its argument is the time-out in seconds, after which it returns None.
+    """
     own = Store(cell, max_connections=1)
     pubsub = own.redis.pubsub()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
 
@@ -348,7 +360,7 @@ def _listening(cell: Cell, channel: str) -> Iterator[Callable[[float], str | Non
 
     try:
         if own.use(lambda _: _subscribed(pubsub, channel)) is None:
-            raise _deaf(cell)
+            raise _subscription_error(cell)
         yield next_message
     finally:
         pubsub.close()
@@ -356,8 +368,8 @@ def _listening(cell: Cell, channel: str) -> Iterator[Callable[[float], str | Non
 
 
 def _subscribed(pubsub: Any, channel: str) -> Any:
-    """The confirmation; None when nobody says anything."""
-    with naming("subscribe", channel):
+    """Subscribe and return the confirmation; None if Redis does not answer in time."""
+    with add_command_to_refusal("subscribe", channel):
         pubsub.subscribe(channel)
         return pubsub.get_message(timeout=SUBSCRIBE_TIMEOUT_S)
 
@@ -370,76 +382,86 @@ async def awatch(
     silence_s: float = SILENCE_S,
     is_wait: bool = False,
 ) -> AsyncGenerator[RunEvent]:
-    """As `watch`, for asyncio; bound its time with `asyncio.timeout`.
+    """As `watch`, for asyncio. Use `asyncio.timeout` for a deadline.
 
-    All watchers of an event loop share one pub/sub connection. One that is slow holds nobody up and loses
-    nothing: it reads on in the stream.
+    All watchers of an event loop share one pub/sub connection. A slow watcher does not delay the others and
+    loses nothing: it continues from the stream.
     """
-    with _counted(store.cell, is_wait):
-        place, patience = EventCursor(after), _Patience()
+    with _count_watcher(store.cell, is_wait):
+        cursor, reconnect_limit = EventCursor(after), _ReconnectLimit()
         text_of_caller("run_id", run_id)
-        channel = _channel(store, run_id, await _ahead(store, run_id))
-        while not place.over:
-            place.behind = True
+        channel = _channel(store, run_id, await _aread_head(store, run_id))
+        while not cursor.is_over:
+            cursor.is_behind = True
             try:
-                async with listening(store.cell, channel) as inbox:
-                    while not place.over:
-                        for event in await _anews(store, run_id, place, patience, inbox, silence_s):
+                async with subscribed_inbox(store.cell, channel) as inbox:
+                    while not cursor.is_over:
+                        for event in await _anext_events(
+                            store, run_id, cursor, reconnect_limit, inbox, silence_s
+                        ):
                             yield event
             except RedisNoPermission:
                 raise  # it would be refused again
             except RedisUnreachable:
-                if patience.is_over(None):
+                if reconnect_limit.has_expired(None):
                     raise
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(RETRY_PAUSE_S)
 
 
-async def _anews(
-    store: AsyncStore, run_id: str, place: EventCursor, patience: _Patience, inbox: Inbox, silence_s: float
+async def _anext_events(
+    store: AsyncStore,
+    run_id: str,
+    cursor: EventCursor,
+    reconnect_limit: _ReconnectLimit,
+    inbox: Inbox,
+    silence_s: float,
 ) -> Iterable[RunEvent]:
-    """As `_news`, for asyncio."""
-    if place.behind:
-        place.look(await _ahead(store, run_id))
-        if place.over:
+    """As `_next_events`, for asyncio."""
+    if cursor.is_behind:
+        cursor.set_head(await _aread_head(store, run_id))
+        if cursor.is_over:
             return ()
-        page, reply = _pages(await store.ask(lambda r: _page(r, store.keys, run_id, place)))
-        patience.renew()
-        return place.replay(page, reply)
+        page, reply = _entries_and_reply(await store.ask(lambda r: _read_page(r, store.keys, run_id, cursor)))
+        reconnect_limit.restart()
+        return cursor.replay(page, reply)
     text = await inbox.next(silence_s)
     if text is not None:
-        return place.live(text)
-    place.behind = True  # silence, or more news than an inbox holds: the stream knows
+        return cursor.live(text)
+    cursor.is_behind = True  # no message for too long, or messages were dropped: read the stream
     return ()
 
 
-async def _ahead(store: AsyncStore, run_id: str) -> RunHead | None:
-    return _head_of(run_id, await _ask(store, lambda r: r.hmget(store.keys("run", run_id), _HEAD_FIELDS)))
+async def _aread_head(store: AsyncStore, run_id: str) -> RunHead | None:
+    return _parse_head(
+        run_id, await _limited_read(store, lambda r: r.hmget(store.keys("run", run_id), _HEAD_FIELDS))
+    )
 
 
-_readers: WeakKeyDictionary[Any, asyncio.Semaphore] = WeakKeyDictionary()  # by the client of a loop
+# By redis-py client, of which each event loop has one.
+_read_limits: WeakKeyDictionary[Any, asyncio.Semaphore] = WeakKeyDictionary()
 
 
-async def _ask(store: AsyncStore, question: Callable[[Any], Awaitable[T]]) -> T:
-    """A read of a watcher. Only some are made at a time: a crowd would exhaust the store's connections."""
-    async with _readers.setdefault(store.redis, asyncio.Semaphore(READERS)):
+async def _limited_read(store: AsyncStore, question: Callable[[Any], Awaitable[T]]) -> T:
+    """Read for a watcher. The number of parallel reads is limited: the store needs connections for others."""
+    async with _read_limits.setdefault(store.redis, asyncio.Semaphore(MAX_PARALLEL_READS)):
         return await store.ask(question)
 
 
-def _head(store: Store, run_id: str) -> RunHead | None:
-    return _head_of(run_id, store.ask(lambda r: r.hmget(store.keys("run", run_id), _HEAD_FIELDS)))
+def _read_head(store: Store, run_id: str) -> RunHead | None:
+    return _parse_head(run_id, store.ask(lambda r: r.hmget(store.keys("run", run_id), _HEAD_FIELDS)))
 
 
-def _page(client: Any, keys: Keys, run_id: str, place: EventCursor) -> Any:
-    """The next page of the stream, and the reply that streams at that very moment."""
+def _read_page(client: Any, keys: Keys, run_id: str, cursor: EventCursor) -> Any:
+    """Read the next page of the stream and the text of the streaming reply, in one transaction."""
     pipeline = client.pipeline(transaction=True)
-    pipeline.xrange(keys("events", run_id), f"{place.wanted}-0", "+", place.page_size.count)
+    pipeline.xrange(keys("events", run_id), f"{cursor.wanted}-0", "+", cursor.page_size.count)
     pipeline.hgetall(keys("reply", run_id))
     return pipeline.execute(raise_on_error=False)
 
 
-def _pages(answers: Sequence[Any]) -> tuple[Sequence[Entry], Mapping[str, str]]:
-    """A key of another type holds nothing of ours: no events, no reply."""
-    return or_else(answers[0], []), or_else(answers[1], {})
+def _entries_and_reply(answers: Sequence[Any]) -> tuple[Sequence[Entry], Mapping[str, str]]:
+    """Parse the answers of `_read_page`. A key of a wrong type counts as empty."""
+    return default_if_wrong_type(answers[0], []), default_if_wrong_type(answers[1], {})
 
 
 def _channel(store: Store | AsyncStore, run_id: str, head: RunHead | None) -> str:
@@ -448,12 +470,12 @@ def _channel(store: Store | AsyncStore, run_id: str, head: RunHead | None) -> st
     return store.keys.channel(head.agent_id, head.session_id, run_id)
 
 
-def _wait_s(quiet_until: float, deadline: float | None) -> float:
+def _remaining_s(silent_until: float, deadline: float | None) -> float:
     now = time.monotonic()
     if deadline is not None and now >= deadline:
         raise TimeoutError
-    return max(0.0, min(quiet_until, deadline or quiet_until) - now)
+    return max(0.0, min(silent_until, deadline or silent_until) - now)
 
 
-def _deaf(cell: Cell) -> RedisUnreachable:
+def _subscription_error(cell: Cell) -> RedisUnreachable:
     return RedisUnreachable(f"Redis at {safe_url(cell.url)} does not answer a subscription")

@@ -1,4 +1,4 @@
-"""Watchers. The only place that counts who follows a run's events in this process, and bounds it."""
+"""Watchers: the only place that counts and limits the watchers of events in this process."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from contextlib import contextmanager
 
 from openagents_worker.errors import TooManyWatchers
 
-__all__ = ["check_room", "one_more"]
+__all__ = ["check_watcher_limit", "counted_watcher"]
 
-_opened: Counter[int] = Counter()  # by process: a forked child has none of its parent's
-_counting = threading.Lock()
+_open_watchers: Counter[int] = Counter()  # by process id: a forked child starts at 0
+_lock = threading.Lock()
 
 
-def check_room(most: int) -> None:
-    """Raises `TooManyWatchers` where as many watchers as `OPENAGENTS_MAX_WATCHERS` allows are open."""
-    if _opened[os.getpid()] >= most:
+def check_watcher_limit(limit: int) -> None:
+    """Raises `TooManyWatchers` if this process has `limit` open watchers (`OPENAGENTS_MAX_WATCHERS`)."""
+    if _open_watchers[os.getpid()] >= limit:
         raise TooManyWatchers(
-            f"{most:,} watchers are open in this process, which is OPENAGENTS_MAX_WATCHERS",
-            hint="try again later, or at another process; or set OPENAGENTS_MAX_WATCHERS higher",
+            f"this process already has {limit:,} open watchers, the limit of OPENAGENTS_MAX_WATCHERS",
+            hint="try again later or in another process, or increase OPENAGENTS_MAX_WATCHERS",
         )
 
 
 @contextmanager
-def one_more(most: int) -> Iterator[None]:
-    """One watcher more for as long as the block lasts. Raises `TooManyWatchers`."""
+def counted_watcher(limit: int) -> Iterator[None]:
+    """Count one watcher for the duration of the block. Raises `TooManyWatchers` at the limit."""
     process = os.getpid()
-    with _counting:
-        check_room(most)
-        _opened[process] += 1
+    with _lock:
+        check_watcher_limit(limit)
+        _open_watchers[process] += 1
     try:
         yield
     finally:
-        with _counting:
-            _opened[process] -= 1
+        with _lock:
+            _open_watchers[process] -= 1

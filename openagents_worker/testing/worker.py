@@ -239,7 +239,7 @@ class _TestRunHost:
         attempt_result = await self._runner.execute(run_id)
         if attempt_result.kind is AttemptOutcome.FINISHED:  # there is no Celery to notify
             with suppress(RedisUnreachable):
-                await self._store.run(scripts.told(runs=[run_id, str(attempt_result.life)]))
+                await self._store.run(scripts.confirm_completion(runs=[run_id, str(attempt_result.life)]))
 
     async def _ignore_wakes(self, wakes: Sequence[Wake]) -> None:
         """Send no wake-up messages: this worker finds woken runs in Redis."""

@@ -7,7 +7,7 @@ import os
 
 from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.scripts import told
+from openagents_worker.store.scripts import confirm_completion
 from openagents_worker.telemetry.logs import get_logger
 from openagents_worker.worker.background import Leave, background_task
 
@@ -49,7 +49,7 @@ class CompletionAcks:
             while self._unwritten:
                 batch, self._unwritten = self._unwritten[:MAX_ARGUMENTS], self._unwritten[MAX_ARGUMENTS:]
                 try:
-                    await self._store.run(told(runs=batch))
+                    await self._store.run(confirm_completion(runs=batch))
                 except RedisUnreachable as error:
                     log.warning("runs.told_again_later", runs=len(batch) // 2, error=error.message)
         finally:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from openagents_worker.store.scripts import FalseAlarm, Looked, alarm, look
+from openagents_worker.store.scripts import FalseAlarm, LookResult, alarm, look
 from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.telemetry.logs import get_logger
 
@@ -97,7 +97,7 @@ class ConnectionChecks:
     def _check(self) -> None:
         """Ask Redis for silent workers and handle the result."""
         self._next_s = self._clock() + self._check_every_s
-        found: Looked | None = self._ask(self._find_silent_workers)
+        found: LookResult | None = self._ask(self._find_silent_workers)
         if found is None:
             return
         if found.next_s is not None:
@@ -109,7 +109,7 @@ class ConnectionChecks:
             log.warning("worker.connection_gone", incarnations=found.given_up)
             self._on_given_up()
 
-    def _find_silent_workers(self) -> Looked:
+    def _find_silent_workers(self) -> LookResult:
         """Execute the `look` script, which ends the leases of workers without a subscriber."""
         # After a failover the replica has the connection data of the former master. Connect first, so that
         # the check names the server that answers it.

@@ -18,8 +18,8 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable, RedisWrongType
 from openagents_worker.store.client import AsyncStore
-from openagents_worker.store.dead_letters import entries_of, mending
-from openagents_worker.store.listing import pruning
+from openagents_worker.store.dead_letters import parse_entries, put_key_aside
+from openagents_worker.store.listing import prune_indexes
 from openagents_worker.store.scripts import (
     Wake,
     aside_news,
@@ -152,7 +152,7 @@ class Rescue:
 
     async def prune(self) -> int:
         """Remove expired entries from the indexes; returns the number of entries."""
-        return await self._store.execute(pruning())
+        return await self._store.execute(prune_indexes())
 
     # --- one pass ---
 
@@ -189,7 +189,7 @@ class Rescue:
         try:
             return await work()
         except RedisWrongType as error:
-            moved = await self._store.execute(mending(self._store.keys, error.key))
+            moved = await self._store.execute(put_key_aside(self._store.keys, error.key))
             log.error("key.wrong_type", key=error.key, part=name, put_aside=moved, hint=error.hint)
             if moved:
                 return await work()
@@ -206,7 +206,7 @@ class Rescue:
         """Log new dead letters; the script gives each one to one worker. Queue items are logged on
         receipt."""
         entries: tuple[str, ...] = await self._store.run(aside_news(limit=MAX_LOGGED_DEAD_LETTERS))
-        for entry in entries_of(entries):
+        for entry in parse_entries(entries):
             if not entry.item:
                 log.error(
                     "put_aside", key=entry.key, code=entry.code, what=entry.what, moved_to=entry.moved_to

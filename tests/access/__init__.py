@@ -1,4 +1,4 @@
-"""Access: each kind of process as a Redis user of its own, with the rights of its file in `config/acl/`."""
+"""Access: each kind of process as a separate Redis user, with the rights of its file in `config/acl/`."""
 
 import pytest
 

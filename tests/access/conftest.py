@@ -1,4 +1,4 @@
-"""The shop of the manual, in which worker, producer and watcher are three users of Redis."""
+"""The shop of the manual, where worker, producer and watcher are three users of Redis."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def redis_of_users() -> Generator[Guarded]:
 
 @pytest.fixture(scope="package")
 def use(redis_of_users: Guarded) -> Generator[UseOfCommands]:
-    """What the users of all roles do in these tests."""
+    """Records the commands that the users of all roles run in these tests."""
     with UseOfCommands(redis_of_users.server.port) as found:
         yield found
 
@@ -31,7 +31,7 @@ def use(redis_of_users: Guarded) -> Generator[UseOfCommands]:
 def shop(
     use: UseOfCommands, redis_of_users: Guarded, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[Installation]:
-    """A worker process, and a producer in this one, each with its own rights."""
+    """A worker process, and a producer in this process, each with its own rights."""
     urls = {role: redis_of_users.url(role) for role in RoleName}
     with installed(
         tmp_path_factory.mktemp("shop"),
@@ -46,7 +46,7 @@ def shop(
 
 @pytest.fixture(autouse=True)
 def nothing_is_refused(redis_of_users: Guarded) -> Generator[None]:
-    """Every role's file has all that the role does."""
+    """The file of each role has all rights that the role uses."""
     redis_of_users.admin.acl_log_reset()
     yield
     assert redis_of_users.refusals() == []

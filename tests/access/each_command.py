@@ -1,4 +1,4 @@
-"""What operators and watchers type, each as the user of their role."""
+"""The commands of operators and watchers, each executed as the user of their role."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def completed(shop: Installation, model: Model) -> str:
 
 
 @pytest.mark.parametrize("role", [RoleName.WATCHER, RoleName.OPERATOR])
-def test_whoever_may_read_looks_at_everything(role: RoleName, command: Command, completed: str) -> None:
+def test_every_role_that_may_read_can_run_the_reading_commands(
+    role: RoleName, command: Command, completed: str
+) -> None:
     for arguments in (
         ("status",),
         ("workers",),
@@ -86,7 +88,7 @@ def test_an_operator_resumes_and_prunes(command: Command, shop: Installation, mo
 
 
 def test_an_operator_deletes_a_session(redis_of_users: Guarded, shop: Installation, model: Model) -> None:
-    """Also one that is at work; as a producer does."""
+    """Also a session with a live run, as a producer does."""
     for role in (RoleName.OPERATOR, RoleName.PRODUCER):
         model.will_say({"tool_calls": [call("deliver")]}, {"text": "?"})
         with Client(redis_of_users.url(role)) as client:
@@ -103,9 +105,7 @@ def test_a_producer_reads_what_its_runs_did(shop: Installation, completed: str) 
     assert client.workers()
 
 
-def test_a_watcher_follows_a_run_as_it_happens(
-    redis_of_users: Guarded, shop: Installation, model: Model
-) -> None:
+def test_a_watcher_follows_a_run_live(redis_of_users: Guarded, shop: Installation, model: Model) -> None:
     model.may_answer = lambda _: False
     handle = shop.submit("clerk", "Are you open?", session_id="followed")
     model.will_say({"text": "Yes."})
@@ -145,10 +145,10 @@ def test_a_worker_takes_over_what_a_dead_one_had(shop: Installation, model: Mode
         handle.wait(timeout=60)
 
 
-def test_a_worker_puts_back_what_another_one_did_not_acknowledge(
+def test_a_worker_restores_messages_that_another_one_did_not_acknowledge(
     redis_of_users: Guarded, shop: Installation
 ) -> None:
-    """As kombu does for messages without a run behind them: the message is no task, and so it is dropped."""
+    """As kombu does with messages without a run. The message is not a task, so it is dropped."""
     admin = redis_of_users.admin
     where = {"exchange": "agents", "routing_key": "agents"}
     for role in (RoleName.WORKER, RoleName.FLOWER):
@@ -156,15 +156,15 @@ def test_a_worker_puts_back_what_another_one_did_not_acknowledge(
         message = {"body": "", "headers": {}, "content-type": "application/json", "properties": properties}
         admin.hset("unacked", f"old-{role}", json.dumps([message, "agents", "agents"]))
         admin.zadd("unacked_index", {f"old-{role}": 1})
-        admin.delete("unacked_mutex")  # a worker that was killed may have it
+        admin.delete("unacked_mutex")  # a killed worker may hold it
         with kombu.Connection(redis_of_users.url(role)) as connection:
             connection.default_channel.qos.restore_visible(interval=1)
         wait_for(lambda: admin.zcard("unacked_index") == 0, "it was put back, taken and dropped")
         wait_for(lambda: admin.llen("agents") == 0, "it was looked at")
 
 
-def test_nobody_lists_queues_without_the_right_to(redis_of_users: Guarded, shop: Installation) -> None:
-    """A producer's user does not look through the names of all keys."""
+def test_listing_queues_needs_the_right_to_scan(redis_of_users: Guarded, shop: Installation) -> None:
+    """The user of a producer may not scan the names of all keys."""
     with pytest.raises(RedisNoPermission) as caught:
         shop.client.queues()
     assert (caught.value.code, caught.value.command) == ("redis.no_permission", "scan")

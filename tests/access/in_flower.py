@@ -1,4 +1,4 @@
-"""Flower as a user of Redis that sees Celery's events and queues, and nothing of what runs say."""
+"""Flower as a user of Redis that sees the events and queues of Celery, but no data of runs."""
 
 from __future__ import annotations
 

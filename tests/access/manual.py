@@ -1,4 +1,5 @@
-"""The manual once more, with least rights: what it shows works for users who may do nothing else."""
+"""The tests of the manual with minimal rights: everything that it shows works for users without other
+rights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tool that says which modules its worker has imported."""
+"""A tool that returns the modules that its worker has imported."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ __all__ = ["modules"]
 
 @tool
 async def modules() -> list[str]:
-    """Names the modules that this process has imported."""
+    """Return the names of the modules that this process has imported."""
     return sorted(sys.modules)

@@ -1,4 +1,4 @@
-"""`config/acl/`: the files say what the code does, no more and no less, and Redis reads them."""
+"""`config/acl/`: the files have exactly the rights that the code needs, and Redis accepts them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LUA = {path.name.removesuffix(".lua") for path in _FOLDER.iterdir() if path.is_f
 
 @pytest.fixture(autouse=True)
 def nothing_is_refused() -> None:
-    """No user of a role does its work here."""
+    """No user of a role works in these tests."""
 
 
 @pytest.mark.parametrize("role", RoleName)
-def test_a_file_is_what_the_code_says(role: RoleName) -> None:
-    """`python docs/generate.py` writes them again."""
+def test_each_file_is_up_to_date(role: RoleName) -> None:
+    """`python docs/generate.py` writes the files again."""
     assert (ACL / f"{role}.acl").read_text() == acl_line(ROLES[role], password=PLACEHOLDER) + "\n"
 
 
@@ -40,8 +40,8 @@ def test_every_script_belongs_to_a_role_and_all_its_commands_are_known() -> None
     assert all(Script(name, {}).rights for name in used)
 
 
-def test_redis_reads_the_files_as_its_own(redis_of_one: Guarded, tmp_path: Path) -> None:
-    """All of them in one file, as `aclfile` wants it; no user of another name is changed."""
+def test_redis_accepts_the_files(redis_of_one: Guarded, tmp_path: Path) -> None:
+    """All of them in one file, as `aclfile` requires it. Users with other names are not changed."""
     users = tmp_path / "users.acl"
     text = "".join((ACL / f"{role}.acl").read_text() for role in RoleName)
     users.write_text(text if redis_of_one.can_tell_reading else text.replace("%R~", "~"))
@@ -50,10 +50,12 @@ def test_redis_reads_the_files_as_its_own(redis_of_one: Guarded, tmp_path: Path)
     assert names == {"default", *(f"openagents-{role}" for role in RoleName)}
 
 
-def test_a_right_is_read_from_the_text_of_a_script() -> None:
-    """A key in a call is exact; one in a variable is that of any call with a variable whose type fits.
+def test_the_rights_of_a_script_are_found_in_its_source() -> None:
+    """A key in a call is exact.
 
-    What may fail (`pcall`), what stands in a comment and a function that is not called are not needed.
+    A key in a variable may be that of any call with a variable, if its type fits.
+
+    Commands that may fail (`pcall`), commands in comments and functions that are not called need no rights.
     """
     lua = """
 -- redis.call('HDEL', k.fleet(), 'x')
@@ -69,7 +71,7 @@ if called() > 0 then redis.call('TIME') end
     assert rights_of(lua) == {Right("LLEN", "journal"), Right("HSET", "run"), Right("TIME")}
 
 
-def test_prefix_and_queues_stand_in_the_line() -> None:
+def test_the_line_contains_the_prefix_and_the_queues() -> None:
     line = acl_line(ROLES[RoleName.WORKER], password="x", prefix="shop:{c1}", queues=("fast", "slow"), db=3)
     words = line.split()
     assert {"~shop:{c1}", "~shop:{c1}:*", "~fast*", "~slow*", "&/3.celery.pidbox"} <= set(words)
@@ -87,11 +89,11 @@ def redis_of_one() -> Generator[Guarded]:
 
 @pytest.mark.parametrize("role", [role for role in RoleName if ROLES[role].scripts])
 @pytest.mark.parametrize("by_trying", [False, True], ids=["asked", "tried"])
-def test_a_right_that_is_taken_away_is_named(redis_of_one: Guarded, role: RoleName, by_trying: bool) -> None:
-    """Each command, key and channel of what the scripts of a role need, one after the other.
+def test_a_removed_right_is_named(redis_of_one: Guarded, role: RoleName, by_trying: bool) -> None:
+    """Each command, key and channel that the scripts of a role need, one after the other.
 
-    Redis 6 cannot be asked, so there each command is tried in a form that changes nothing; here both ways are
-    taken. Nothing is left by either.
+    Redis 6 has no function to check rights, so there each command is tried in a form that changes nothing.
+    This test uses both ways. Neither leaves any data.
     """
     needed = sorted(frozenset().union(*(Script(name, {}).rights for name in ROLES[role].scripts)))
     commands = [right.command for right in needed]
@@ -128,8 +130,8 @@ def _is_under(sample: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(sample, pattern.removeprefix("%R").removeprefix("~"))
 
 
-def test_asking_changes_nothing_that_is_there(redis_of_one: Guarded) -> None:
-    """Also the keys that there is only one of, in use while a worker asks."""
+def test_checking_rights_changes_no_data(redis_of_one: Guarded) -> None:
+    """Not even keys that exist once in a cell, while a worker checks its rights."""
     keys, admin = Keys("oa"), redis_of_one.admin
     admin.zadd(keys("workers"), {"w1": 2**50})
     admin.hset(keys("agents"), "a", "{}")

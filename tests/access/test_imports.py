@@ -1,7 +1,7 @@
-"""Nothing is imported because a message says so: the agents file and the settings name code, and nobody else.
+"""No message makes a worker import a module: only the agents file and the settings name code.
 
-A real worker finds a module `canary` on its path, which leaves a file when it is imported; messages and
-requests name it in each place where a library might look for a name.
+A real worker has a module `canary` on its path, which creates a file when it is imported. Messages and
+requests name it in every place where a library might look for a name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IDS = {"agent_id": "clerk", "session_id": "s"}
 
 
 class Bomb:
-    """Pickled, it imports the canary where it is unpickled."""
+    """Unpickling it imports the canary."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return __import__, ("canary",)
@@ -56,7 +56,7 @@ def shop(canary: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[In
 
 
 def imported(shop: Installation) -> set[str]:
-    """The modules of the worker, said by a run."""
+    """The modules that the worker has imported, as returned by a run."""
     shop.model.will_say({"tool_calls": [call("modules")]}, {"text": "fine"})
     handle = shop.submit("clerk")
     assert handle.wait(timeout=60).stop_reason is StopReason.COMPLETED
@@ -65,7 +65,7 @@ def imported(shop: Installation) -> set[str]:
 
 
 def message(body: Any = None, *, raw: bytes | None = None, **changed: Any) -> dict[str, Any]:
-    """A message as kombu stores one, with these headers; `properties` are its properties."""
+    """A message in the form in which kombu stores it, with these headers. `properties` are its properties."""
     run_id = uuid.uuid4().hex
     content = changed.pop("content_type", "application/json")
     encoding = changed.pop("content_encoding", "utf-8")
@@ -160,10 +160,12 @@ MESSAGES: Mapping[str, dict[str, Any]] = {
 
 
 def test_no_message_imports_anything(shop: Installation, canary: Path) -> None:
-    """Each is taken from the queue. Whatever becomes of it, the worker has imported nothing that it names,
-    and executes the next run."""
+    """Each message is taken from the queue.
+
+    Whatever happens to it, the worker has not imported the module that it names, and executes the next run.
+    """
     assert len(MESSAGES) >= 50
-    imported(shop)  # what the first run imports when it is needed
+    imported(shop)  # modules that the first run imports
     first = imported(shop)
     assert "openagents_worker.worker.process" in first
     redis = shop.client.store.redis
@@ -179,7 +181,7 @@ def test_no_message_imports_anything(shop: Installation, canary: Path) -> None:
     assert {name for name in after - first if name.partition(".")[0] not in ALLOWED} == set()
 
 
-def test_the_canary_sings_where_it_is_imported(tmp_path: Path) -> None:
+def test_importing_the_canary_is_detected(tmp_path: Path) -> None:
     (tmp_path / "canary.py").write_text(CANARY.format(sung=str(tmp_path / "sung")))
     subprocess.run([sys.executable, "-c", "import canary"], cwd=tmp_path, check=True)
     assert (tmp_path / "sung").exists()
@@ -190,7 +192,7 @@ ALLOWED = {"encodings", "asyncio", "celery", "kombu", "openagents_worker", "vine
 
 
 def test_no_request_imports_anything(shop: Installation, canary: Path) -> None:
-    """The same through the producer's door, which refuses what it can before anything is sent."""
+    """The same with requests of a producer, which refuses invalid ones before it sends anything."""
     shop.model.will_say({"text": "fine"})
     for field in ("agent_id", "session_id", "deps", "output_type", "queue", "tenant", "impl", "tools", "llm"):
         for value in (NAME, {"impl": NAME}, TYPED, [NAME]):

@@ -1,4 +1,4 @@
-"""A right that is missing: an error of its own, which names it, and nothing is half written."""
+"""A missing right has its own error, which names it, and no write is partial."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from openagents_worker.models import RunRequest
 from openagents_worker.producer.client import AsyncClient
 from openagents_worker.settings import load_settings
 from openagents_worker.store.client import AsyncStore, Cell, Store
-from openagents_worker.store.dead_letters import read_aside
-from openagents_worker.store.rights import access_of, covering
+from openagents_worker.store.dead_letters import read_put_aside
+from openagents_worker.store.rights import access_by_kind, smallest_cover
 from openagents_worker.store.roles import ROLES, RoleName
 from openagents_worker.store.scripts import Script
 from openagents_worker.store.watch import awatch, watch
 from tests.access.users import Guarded, acl_words, guarded
-from tests.store.doors import call
+from tests.store.script_calls import call
 
 REQUEST = {"agent_id": "a", "session_id": "s", "input_text": "Go.", "run_id": "r1"}
 
@@ -43,7 +43,7 @@ def redis_of_users() -> Generator[Guarded]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_refused() -> None:
-    """Here it is."""
+    """In these tests, Redis does refuse commands."""
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def all_keys(admin: Any) -> dict[str, bytes]:
 
 
 def without(role: RoleName, word: str) -> list[str]:
-    """What `ACL SETUSER` is told so that the user has all of its file but this."""
+    """The arguments of `ACL SETUSER` for a user with all rights of its file except this one."""
     if word.startswith("+"):
         return [f"-{word[1:]}"]
     sign = "&" if word.startswith("&") else "~"
@@ -72,8 +72,8 @@ GRANTED = [word for word in acl_words(RoleName.PRODUCER) if word.startswith(("+"
 
 
 @pytest.mark.parametrize("word", GRANTED)
-def test_a_run_is_submitted_whole_or_not_at_all(redis_of_users: Guarded, word: str) -> None:
-    """Whichever of its rights a producer lacks."""
+def test_a_run_is_submitted_completely_or_not_at_all(redis_of_users: Guarded, word: str) -> None:
+    """Whichever right the producer lacks."""
     if "|" in word and not redis_of_users.can_tell_reading:
         pytest.skip("Redis 6 takes no single subcommand away")
     redis_of_users.set_user(RoleName.PRODUCER, *without(RoleName.PRODUCER, word))
@@ -101,7 +101,7 @@ def _error_of_submitting(redis_of_users: Guarded) -> RedisNoPermission | None:
     return None
 
 
-def test_what_is_missing_is_named_as_an_acl_says_it(redis_of_users: Guarded) -> None:
+def test_missing_rights_are_named_in_the_words_of_an_acl(redis_of_users: Guarded) -> None:
     redis_of_users.set_user(RoleName.PRODUCER, *without(RoleName.PRODUCER, "~oa:due"), "-xadd")
     with Client(redis_of_users.url(RoleName.PRODUCER)) as client, pytest.raises(RedisNoPermission) as caught:
         client.submit(REQUEST)
@@ -112,7 +112,7 @@ def test_what_is_missing_is_named_as_an_acl_says_it(redis_of_users: Guarded) -> 
 
 @pytest.mark.parametrize("name", sorted({n for role in ROLES.values() for n in role.scripts}))
 def test_a_script_writes_nothing_when_it_lacks_a_right(redis_of_users: Guarded, name: str) -> None:
-    """Each script without each of its commands, on a database in which it would write."""
+    """Each script without each of its commands, on data to which it would write."""
     admin = redis_of_users.admin
     role = RoleName.WORKER if name in ROLES[RoleName.WORKER].scripts else RoleName.OPERATOR
     with closing(Store(Cell(redis_of_users.server.url))) as store:
@@ -131,7 +131,8 @@ def test_a_script_writes_nothing_when_it_lacks_a_right(redis_of_users: Guarded, 
 
 
 def test_a_producer_that_may_not_wait_for_the_disk_writes_nothing(tmp_path: Path) -> None:
-    """The run would be accepted before anybody is told that it cannot be known to be on disk."""
+    """Otherwise the run would be accepted before the producer learns that it cannot be confirmed to be on
+    disk."""
     strict = ("+info", "+command|info", "+config|get")
     with (
         EmbeddedRedis(tmp_path / "data") as server,
@@ -157,8 +158,9 @@ LOST_BY_SUBMIT = sorted({f"-{right.command.lower()}" for right in Script("submit
 
 
 @pytest.mark.parametrize("lost", [*LOST_BY_SUBMIT, "resetkeys", "resetchannels"])
-def test_a_right_that_is_lost_cuts_no_script(redis_of_users: Guarded, lost: str) -> None:
-    """Nor the first one after it: a script asks in the same step in which it writes."""
+def test_a_lost_right_does_not_interrupt_a_script(redis_of_users: Guarded, lost: str) -> None:
+    """Not even the first script after the loss: a script checks its rights in the same atomic step in which
+    it writes."""
     if not redis_of_users.can_tell_reading:
         pytest.skip("Redis 6 cannot be asked without being tried: the first script after it may be cut")
     admin = redis_of_users.admin
@@ -176,18 +178,18 @@ def test_a_right_that_is_lost_cuts_no_script(redis_of_users: Guarded, lost: str)
 
 
 @pytest.mark.parametrize("name", sorted({n for role in ROLES.values() for n in role.scripts}))
-def test_what_a_script_asks_each_time_stands_for_all_its_rights(name: str) -> None:
+def test_the_short_check_of_a_script_covers_all_its_rights(name: str) -> None:
     """Each command once, and each kind of key with the access that it needs."""
     rights = Script(name, {}).rights
-    asked = covering(rights)
+    asked = smallest_cover(rights)
 
     assert asked <= set(rights)
     assert {right.command for right in asked} == {right.command for right in rights}
-    assert access_of(asked) == access_of(rights)
+    assert access_by_kind(asked) == access_by_kind(rights)
 
 
 @pytest.mark.parametrize("word", ["~agents*", "~_kombu.binding*", "+sadd"])
-def test_a_producer_that_may_send_no_message_says_why(
+def test_a_producer_without_the_right_to_send_messages_logs_the_reason(
     redis_of_users: Guarded, word: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The run is accepted: a worker sends the message."""
@@ -197,10 +199,10 @@ def test_a_producer_that_may_send_no_message_says_why(
     assert "o permissions" in caplog.text  # Redis's own words
 
 
-# --- the other doors --------------------------------------------------------------------------------------
+# --- other programs --------------------------------------------------------------------------------------
 
 
-async def test_an_async_producer_is_told_the_same(redis_of_users: Guarded) -> None:
+async def test_an_async_producer_gets_the_same_error(redis_of_users: Guarded) -> None:
     redis_of_users.set_user(RoleName.PRODUCER, "-hset")
     async with AsyncClient(redis_of_users.url(RoleName.PRODUCER)) as client:
         with pytest.raises(RedisNoPermission) as caught:
@@ -218,10 +220,10 @@ async def test_an_async_producer_is_told_the_same(redis_of_users: Guarded) -> No
         (["resetchannels"], "subscribe", "oa:events:a:s:r1"),
     ],
 )
-def test_a_watcher_is_told_what_it_may_not_read(
+def test_a_watcher_gets_an_error_for_what_it_may_not_read(
     redis_of_users: Guarded, words: list[str], command: str, key: str
 ) -> None:
-    """Before it waits for anything; the same over both clients."""
+    """Before it waits for anything; the same with the sync and the async client."""
     with Client(redis_of_users.url(RoleName.PRODUCER)) as client:
         client.submit(REQUEST)
     redis_of_users.set_user(RoleName.WATCHER, *words)
@@ -266,7 +268,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize(("role", "line"), [(role, line) for role in FORBIDDEN for line in FORBIDDEN[role]])
-def test_what_a_role_may_not_do(redis_of_users: Guarded, role: RoleName, line: str) -> None:
+def test_a_role_cannot_do_anything_else(redis_of_users: Guarded, role: RoleName, line: str) -> None:
     if not redis_of_users.can_tell_reading and role is RoleName.PRODUCER and "oa:" in line:
         pytest.skip("Redis 6 does not tell reading from writing")
     with closing(Store(Cell(redis_of_users.url(role)))) as store, pytest.raises(RedisNoPermission) as caught:
@@ -286,7 +288,7 @@ def test_what_a_role_may_not_do(redis_of_users: Guarded, role: RoleName, line: s
 def test_a_worker_does_not_start_without_its_rights(
     redis_of_users: Guarded, tmp_path: Any, words: list[str], named: str
 ) -> None:
-    """It says what its user lacks, in Redis and in the broker, before it takes a run."""
+    """It names the rights that its user lacks, in Redis and in the broker, before it takes a run."""
     if words == ["-subscribe"] and not redis_of_users.can_tell_reading:
         pytest.skip("Redis 6 is asked by a script, which runs no such command")
     redis_of_users.set_user(RoleName.WORKER, *words)
@@ -311,10 +313,10 @@ def test_a_worker_does_not_start_without_its_rights(
     assert redis_of_users.admin.keys("*") == []
 
 
-async def test_a_request_from_outside_that_redis_refuses_is_put_aside(
+async def test_an_external_request_that_redis_refuses_is_put_aside(
     redis_of_users: Guarded, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its message is gone from the broker: the request is kept whole, and holds no slot."""
+    """Its message is not in the broker any more: the request is kept completely, and occupies no slot."""
     redis_of_users.set_user(RoleName.WORKER, *without(RoleName.WORKER, "+zadd"))
     request = RunRequest(agent_id="a", session_id="s", input_text="Go." * 10_000, run_id="r1")
     message = TaskMessage("r1", [request.model_dump()], {}, "agents", ours=False)
@@ -326,7 +328,7 @@ async def test_a_request_from_outside_that_redis_refuses_is_put_aside(
         with pytest.raises(RedisNoPermission):
             await task_handlers._accept(process, request, message, "")
 
-        [entry] = await store.execute(read_aside(store.keys))
+        [entry] = await store.execute(read_put_aside(store.keys))
         assert (entry.key, entry.code) == ("agents", "redis.no_permission")
         assert "+zadd" in entry.what
         assert json.loads(entry.item) == request.model_dump(exclude_unset=True)

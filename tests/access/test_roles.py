@@ -1,7 +1,9 @@
-"""What each role does as its own user of Redis: manual, commands, Flower. Nothing is granted in vain.
+"""Everything that each role does as its own Redis user: manual, commands, Flower.
 
-All of it stands in one file, because each file is handed to one process: the last tests compare what was
-granted with what the others have used.
+No right is granted in vain.
+
+All tests are collected by this file, because a file runs in one process: the last tests compare the granted
+rights with those that the other tests have used.
 """
 
 from __future__ import annotations
@@ -65,8 +67,9 @@ def test_every_command_is_used(role: RoleName, did_all: UseOfCommands) -> None:
 
 
 @pytest.mark.parametrize("role", RoleName)
-def test_nothing_dangerous_is_granted(role: RoleName) -> None:
-    """No command that Redis itself calls dangerous, but those that a worker reads its settings with."""
+def test_no_dangerous_command_is_granted(role: RoleName) -> None:
+    """No command in the category `@dangerous` of Redis, except for those with which a worker reads settings
+    of Redis."""
     dangerous = {
         "flushall",
         "flushdb",

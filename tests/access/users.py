@@ -1,4 +1,4 @@
-"""A Redis whose users are those of `config/acl/`. The only place that makes them; the server is real."""
+"""A real Redis server whose users are those of `config/acl/`: the only place that creates it."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ __all__ = ["ACL", "PASSWORD", "Guarded", "UseOfCommands", "acl_words", "guarded"
 
 ACL = Path(__file__).parents[2] / "config" / "acl"
 PASSWORD = "a-password-of-this-test"
-NOT_NEEDED = "client|setinfo"  # Redis 7.0 does not know it, and redis-py goes on without it
+NOT_NEEDED = "client|setinfo"  # Redis 7.0 does not have it, and redis-py works without it
 LOOK_S = 0.02
 _MONITORED = re.compile(rb'^\+?[0-9.]+ \[\d+ ([^\]]+)\] "([^"]+)"')
 PLACEHOLDER = ">REPLACE-THIS-PASSWORD"
 
 
 def acl_words(role: RoleName) -> list[str]:
-    """The arguments of `ACL SETUSER` that stand in the role's file, its user's name first."""
+    """The arguments of `ACL SETUSER` in the file of the role, first the name of the user."""
     user, *words = (ACL / f"{role}.acl").read_text().removeprefix("user ").split()
     return [user, *(f">{PASSWORD}" if word == PLACEHOLDER else word for word in words)]
 
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """The server, seen by its administrator."""
+    """The server, with the connection of its administrator."""
 
     server: EmbeddedRedis
     admin: Any
@@ -48,11 +48,14 @@ class Guarded:
 
     @property
     def can_tell_reading(self) -> bool:
-        """Redis 7 and Valkey; before that a key that may be read may be written."""
+        """Redis 7 and Valkey distinguish reading and writing.
+
+        In earlier versions, every readable key may be written.
+        """
         return self.version >= (7,)
 
     def set_user(self, role: RoleName, *more: str) -> None:
-        """The role's user as in its file, and then these words."""
+        """Set the user of the role as in its file, then apply these words."""
         words = [*acl_words(role), *more]
         if not self.can_tell_reading:
             words = [word.replace("%R~", "~") for word in words]
@@ -63,7 +66,7 @@ class Guarded:
         return f"redis://openagents-{role}:{PASSWORD}@127.0.0.1:{self.server.port}/0"
 
     def refusals(self) -> list[str]:
-        """What Redis has refused since the last time, from its log."""
+        """The commands that Redis has refused since the previous call, from its ACL log."""
         entries = self.admin.acl_log()
         self.admin.acl_log_reset()
         said = [f"{one['username']}: {one['reason']} {one['object']} ({one['context']})" for one in entries]
@@ -72,15 +75,15 @@ class Guarded:
 
 
 class UseOfCommands:
-    """Hears what each user does, also in scripts, for as long as the block lasts.
+    """Records the commands of each user, including those in scripts, for the duration of the block.
 
-    Redis says of a command from which address it came. Whose that is, this process knows of its own
-    connections, and Redis says it of those that last.
+    Redis names the address from which a command came. This process knows the addresses of its own
+    connections, and asks Redis for those of connections that last.
     """
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._users_of: defaultdict[str, set[str]] = defaultdict(set)  # one after the other: ports return
+        self._users_of: defaultdict[str, set[str]] = defaultdict(set)  # in order: ports are used again
         self._heard: set[tuple[str, str]] = set()
         self._over = threading.Event()
         self._threads = [
@@ -114,7 +117,8 @@ class UseOfCommands:
         self._socket.close()
 
     def of(self, role: RoleName) -> set[str]:
-        """The commands of a role's user, as an ACL names them; of those with two words the first."""
+        """The commands of the user of a role in the words of an ACL; for commands of two words, the first
+        one."""
         mine = {address for address, users in self._users_of.items() if f"openagents-{role}" in users}
         return {command for address, command in list(self._heard) if address in mine}
 

@@ -16,7 +16,7 @@ import httpx
 from openagents_worker.llm.connection_pool import ConnectionPool
 from openagents_worker.producer.client import AsyncClient, Client
 from openagents_worker.producer.publisher import send_wakes
-from openagents_worker.store.pubsub import listening
+from openagents_worker.store.pubsub import subscribed_inbox
 from openagents_worker.store.scripts import Wake
 from openagents_worker.tools.builtin.http import HttpRequest
 
@@ -50,7 +50,7 @@ class Everything:
         return {
             "sync": self.client.store.ask(lambda r: r.client_id()),
             "async": await self.twin.store.ask(lambda r: r.client_id()),
-            "lane": await self.twin.store._lanes.ask("CLIENT", "ID"),
+            "lane": await self.twin.store._batcher.execute("CLIENT", "ID"),
             "model": self.ports[-2],
             "tool": self.ports[-1],
         }
@@ -75,7 +75,7 @@ def main() -> None:
     everything, loop = Everything(), asyncio.new_event_loop()
 
     async def listened() -> dict[str, Any]:
-        async with listening(everything.twin.store.cell, "oa:events:nothing"):
+        async with subscribed_inbox(everything.twin.store.cell, "oa:events:nothing"):
             await everything.connections()  # from now on there is one for each
             return await everything.connections()
 

@@ -28,7 +28,7 @@ def submit(client: Client, run_id: str, session_id: str = "s1", **options: Any) 
 
 def told(client: Client, *run_ids: str) -> None:
     """As a worker does after it has notified Celery of an end."""
-    client.store.run(scripts.told(runs=[word for run_id in run_ids for word in (run_id, "1")]))
+    client.store.run(scripts.confirm_completion(runs=[word for run_id in run_ids for word in (run_id, "1")]))
 
 
 def traces(client: Client, session_id: str) -> list[str]:

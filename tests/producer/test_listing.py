@@ -105,7 +105,7 @@ def test_pages_give_every_run_once(client: Client, limit: int, monkeypatch: pyte
 def test_a_page_with_few_hits_ends_and_goes_on(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """One call never scans a million runs: the page is empty, and its cursor continues."""
     monkeypatch.setattr(listing, "CHUNK", 2)
-    monkeypatch.setattr(listing, "MOST_LOOKED_AT", 4)
+    monkeypatch.setattr(listing, "MAX_SCANNED", 4)
     submit(client, "wanted", session_id="wanted")
     end_all(client, "wanted")
     now(client)
@@ -160,7 +160,7 @@ def test_sessions_are_listed_with_what_is_in_them(client: Client, hand: Hand) ->
         ({"limit": 0}, f"1 to {MAX_LIMIT:,}"),
         ({"limit": MAX_LIMIT + 1}, f"1 to {MAX_LIMIT:,}"),
         ({"cursor": "here"}, "'here' is not a valid cursor"),
-        ({"code": "[a-z" * 1_000}, "the glob of a code has 4,000 characters"),
+        ({"code": "[a-z" * 1_000}, "the glob in code has 4,000 characters"),
         ({"state": "done"}, "'done' is not a valid RunState"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What holds after every step. The only place that compares a whole cell with the truth."""
+"""The invariants after every step: the only place that compares a whole cell with the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _spec_of = cache(spec_of)
 
 
 def check(view: View, keys: Keys, truth: Truth) -> None:
-    """Raises AssertionError with a sentence that says which promise is broken, and by what."""
+    """Raises AssertionError with a sentence that names the broken promise and the reason."""
     cell = _Cell(view, keys)
     assert cell.ids("run") == set(truth.runs), "the runs that are known are not those that were accepted"
     assert set(cell.get("workers")) == set(truth.leases), "the workers that are known are not those that live"
@@ -42,12 +42,12 @@ def check(view: View, keys: Keys, truth: Truth) -> None:
 
 
 class _Cell:
-    """A view, asked by the names of the table of keys."""
+    """A view of a cell, with access by the names of the table of keys."""
 
     def __init__(self, view: View, keys: Keys) -> None:
         self.keys = keys
         specs = {key: _spec_of(key, keys.prefix) for key in view}
-        # In a key of another type nothing of ours can be.
+        # A key of a wrong type cannot have data of the library.
         self.specs = {key: known for key, known in specs.items() if not _is_foreign(known, view[key])}
         self.view = {key: entry for key, entry in view.items() if key in self.specs}
 
@@ -86,7 +86,7 @@ def _check_record(cell: _Cell, run: Run) -> None:
 
 def _check_suspicion(record: dict[str, str], run: Run) -> None:
     if run.over:
-        return  # nobody asks any more
+        return  # it is not needed any more
     held = json.loads(record.get("suspicion") or "{}")
     length = len(run.journal)
     told = Suspicion(**{name: held[name] for name in held if name != "at"}) if held else Suspicion()
@@ -101,7 +101,7 @@ def _check_journal(cell: _Cell, run: Run, truth: Truth) -> None:
     )
     usage = json.loads(cell.get("run", run.id).get("usage") or '{"llm_calls":0}')["llm_calls"]
     assert usage == run.usage, f"{run.id} used {run.usage}, and {usage} is stored"
-    # Who finishes after Redis lost a second knows of calls that the journal lost, and counts them.
+    # A worker that finishes after Redis lost a second counts calls that the journal has lost.
     assert usage == sum(json.loads(text)["usage"] for text in run.journal) or truth.lost_a_second, (
         f"the usage of {run.id} is not the sum of its records"
     )
@@ -140,7 +140,7 @@ def _check_events(cell: _Cell, run: Run) -> None:
 
 
 def _check_place(cell: _Cell, run: Run) -> None:
-    """Liveness: whoever is not over is in exactly one place from which something brings it on."""
+    """Liveness: a run that is not over is in exactly one place from which a script continues it."""
     session_queue = cell.get("session_queue", run.session)
     places = {
         "queued": run.id in cell.get("sent", "q"),
@@ -153,14 +153,14 @@ def _check_place(cell: _Cell, run: Run) -> None:
     if run.may_expire:
         wanted = wanted | {"due"}
     if run.untold:
-        wanted = wanted | {"queued"}  # until Celery was told
+        wanted = wanted | {"queued"}  # until Celery was notified
     assert where == wanted, f"{run.id} is {run.state} and stands in {where or 'no list at all'}"
     for incarnation in cell.ids("worker_runs") - {run.owner}:
         assert run.id not in cell.get("worker_runs", incarnation), f"{run.id} is not {incarnation}'s"
 
 
 def _check_lists(cell: _Cell, run: Run) -> None:
-    """Whoever looks for it finds it; a run that is gone may be in a list until that is pruned."""
+    """Every run is in its indexes; a deleted run may be in an index until that is pruned."""
     lists = ("all", "agent=a", f"session={run.session}", "tenant=x")
     missing = [name for name in lists if run.id not in cell.get("index", name)]
     assert not missing, f"{run.id} is not listed in {missing}"
@@ -193,7 +193,7 @@ def _check_connections(cell: _Cell, truth: Truth) -> None:
 
 
 def _check_life_times(cell: _Cell, truth: Truth) -> None:
-    """What something live needs never expires; everything else does."""
+    """Keys of live owners never expire; all other keys do."""
     for key, known in cell.specs.items():
         assert known, f"{key} is in no table"
         spec, id_ = known[0].name, unquote(known[1])

@@ -1,4 +1,4 @@
-"""The laboratory. The only place that moves a cell's time by hand, reads it whole and sets it back."""
+"""The laboratory: the only place that changes the time of a cell, reads all of it and restores it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ end
 
 @dataclass(frozen=True)
 class Entry:
-    """A key as it stands: its type, its TTL in ms (-1: none), its content as Python."""
+    """A key with its type, its TTL in ms (-1: none), and its content as Python values."""
 
     kind: str
     ttl_ms: int
@@ -99,9 +99,9 @@ _AS_PYTHON: dict[str, Callable[[Any], Any]] = {
 class Lab:
     """One cell in a Redis that belongs to the test.
 
-    Scripts take the time from the server, which nobody can turn. So the clock stands, more or less, and what
-    was noted is moved instead: `let_pass` makes every deadline, due time and time of sending that much
-    earlier. `altered` replaces texts in the scripts: a guard that is switched off.
+    Scripts use the clock of the server, which cannot be changed. So `let_pass` moves the stored times
+    instead: every deadline, due time and send time becomes that much earlier. `altered` replaces texts in the
+    scripts, which switches a guard off.
     """
 
     def __init__(self, url: str, altered: tuple[tuple[str, str], ...] = (), *, prefix: str = "oa") -> None:
@@ -125,7 +125,7 @@ class Lab:
         return self.store.run(replace(call, script=self._script(call.script)) if self._altered else call)
 
     def read(self) -> View:
-        """Every key there is, at one moment."""
+        """All keys, at one moment."""
         return {
             key: Entry(kind, ttl_ms, _AS_PYTHON[kind](value))
             for key, kind, ttl_ms, value in self._read(keys=[], args=[])
@@ -136,7 +136,7 @@ class Lab:
         self._let_pass(keys=[self.store.cell.prefix], args=[ms])
 
     def make_due(self, run_id: str) -> None:
-        """As if the time were over for which this run is put off."""
+        """As if the time for which this run is suspended were over."""
         due = self.keys("due")
         if (
             self.redis.zscore(due, run_id) is not None
@@ -148,7 +148,7 @@ class Lab:
             self.redis.hset(self.keys("run", run_id), "due", now_ms)
 
     def end_lease(self, incarnation: str, ticks_ago: int | None = None) -> None:
-        """As if this worker had not renewed for just too long; by default nobody knows for how long."""
+        """As if this worker had not renewed for slightly too long. By default, it is unknown for how long."""
         at_ms = 1.0
         if ticks_ago is not None:
             seconds, micros = self.redis.time()
@@ -156,14 +156,14 @@ class Lab:
         self.redis.zadd(self.keys("workers"), {incarnation: at_ms}, xx=True)
 
     def listen(self, incarnation: str) -> None:
-        """Have a connection that listens as the heartbeat of this incarnation does."""
+        """Open a connection that subscribes like the heartbeat of this incarnation."""
         channel = self.keys.alive(incarnation)
         if channel not in self._listening.channels:
             self._listening.subscribe(channel)
             self._confirmed("subscribe")
 
     def cut(self, *incarnations: str) -> None:
-        """No connection of them listens any more; without names, nobody's does."""
+        """Close the subscriptions of these incarnations; without names, all of them."""
         channels = list(map(self.keys.alive, incarnations)) or list(self._listening.channels)
         for channel in channels:
             if channel in self._listening.channels:
@@ -171,19 +171,19 @@ class Lab:
                 self._confirmed("unsubscribe")
 
     def _confirmed(self, kind: str) -> None:
-        """Scripts run on another connection: they must find it done."""
+        """Wait for the confirmation: scripts run on another connection and must see the change."""
         while (self._listening.get_message(timeout=60) or {"type": "nothing"})["type"] != kind:
             continue
 
     def forget(self, run_id: str) -> None:
-        """As if its record had never been: its TTL is over, its wake-ups were dropped days before."""
+        """As if the record had expired; its wake-ups were removed days before."""
         self.redis.delete(*(self.keys(kind, run_id) for kind in ("run", "facts", "events", "journal")))
         for key in self.redis.scan_iter(f"{self.store.cell.prefix}:sent:*"):
             self.redis.zrem(key, run_id)
         self.redis.zrem(self.keys("due"), run_id)
 
     def becomes_foreign(self, name: str, *ids: str) -> str:
-        """As if another program had written this key, which must not be there; the key."""
+        """As if another program had written this key, which must not exist. Returns the key."""
         key = self.keys(name, *ids)
         assert not self.redis.exists(key), f"{key} is in use"
         self.redis.set(key, "foreign", ex=3600)
@@ -202,7 +202,7 @@ class Lab:
         return list(zip(keys, values[::2], values[1::2], strict=True))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """What was written since is lost, as when a server dies before it wrote its last second to disk."""
+        """Later writes are lost, as if a server had died before it wrote its last second to disk."""
         with self._raw.pipeline() as pipe:
             pipe.flushall()
             for key, ttl_ms, value in snapshot:

@@ -1,7 +1,8 @@
-"""The machine. The only place that plays the protocol: producers, workers, lost messages, deaths.
+"""The state machine: the only place that plays the protocol with producers, workers, lost messages and
+deaths.
 
-Each act does something to the real scripts and the same to the truth, and compares what both say. Workers act
-on what they believe, which may be wrong: an answer was lost, they slept, Redis forgot a second.
+Each act calls the real scripts and the model, and compares their answers. Workers act on what they believe,
+which may be wrong: an answer was lost, they were paused, or Redis lost its last second.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ from tests.properties.truth import (
 
 __all__ = ["BATCH", "Protocol", "play", "protocol_in"]
 
-BATCH = 10  # histories a seed: later ones Hypothesis makes of earlier ones, which finds less than chance does
+BATCH = 10  # histories per seed: Hypothesis varies earlier ones, which finds less than new random ones
 STEPS = 40
 MAX_RUNS = 5
-FAIR_ROUNDS = 40  # a fair end needs about as many as there are runs, and the length of a lease
+FAIR_ROUNDS = 40  # a fair end needs about one per run, and the length of a lease
 TENANT = "tenant=x"
 HOST = "h"
-EMPTY = 2**53 - 1  # of a queue without messages, when its oldest message was sent
+EMPTY = 2**53 - 1  # send time of the oldest message of an empty queue
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., None])
@@ -56,7 +57,7 @@ Way = Literal["answered", "lost", "repeated"]
 
 @dataclass(frozen=True)
 class Write:
-    """A fenced write, and what it does to the truth."""
+    """A fenced write, and its effect on the model."""
 
     kind: str
     call: ScriptCall[Any]
@@ -66,7 +67,7 @@ class Write:
 
 @dataclass
 class Attempt:
-    """What a worker believes of a run that it carries."""
+    """What a worker believes about a run that it executes."""
 
     run_id: str
     incarnation: str
@@ -83,13 +84,13 @@ class Worker:
     incarnation: str = ""
     carries: dict[str, Attempt] = field(default_factory=dict)
     abandoned: bool = False  # it could not renew: this incarnation never acts again
-    format: int = 1  # the newest it reads, and what it writes
-    listens: bool = True  # else Redis cannot see its connection
+    format: int = 1  # the newest format that it reads, and the one that it writes
+    listens: bool = True  # if not, Redis cannot see its connection
 
 
 @dataclass(frozen=True)
 class Act:
-    """A method of the machine, when it makes sense, and among what its arguments are chosen."""
+    """A method of the machine, its precondition, and the choices for its arguments."""
 
     name: str
     possible: Callable[[Any], object]
@@ -108,7 +109,7 @@ ACTS: list[Act] = []
 def act(
     weight: int = 1, *, when: Callable[[Any], object] = bool, **options: Sequence[Any]
 ) -> Callable[[F], F]:
-    """Makes an act of a method; one with more weight is done more often."""
+    """Make an act of a method. Acts with more weight are chosen more often."""
 
     def known(method: F) -> F:
         ACTS.extend([Act(method.__name__, when, options)] * weight)
@@ -121,7 +122,7 @@ def pick(among: Sequence[T], choice: int) -> T:
     return among[choice % len(among)]
 
 
-ANY = range(120)  # of whatever there is at that moment
+ANY = range(120)  # an index into what exists at that moment
 LOST = (False, False, False, True)
 WAYS = ("answered", "answered", "lost", "repeated")
 LIMITS = (1, 100)
@@ -140,10 +141,10 @@ class Protocol(RuleBasedStateMachine):
         self.lab.clear()
         self.truth = Truth()
         self.saved: tuple[Snapshot, Truth] | None = None
-        self.requests: dict[str, Run] = {}  # every run that was ever asked for
+        self.requests: dict[str, Run] = {}  # every run that was ever submitted
         self.fences: set[tuple[str, str]] = set()
         self.messages: list[str] = []
-        self.zombies: list[Attempt] = []  # attempts that were let go of, and may still write
+        self.zombies: list[Attempt] = []  # attempts of former owners, which may still write
         self.numbers = itertools.count(1)
         self.workers = [Worker(), Worker(listens=False), Worker(format=2)]  # in the middle of an upgrade
         for worker in self.workers:
@@ -237,7 +238,7 @@ class Protocol(RuleBasedStateMachine):
 
     @act(2, when=lambda self: self.truth.runs, i=ANY, lost=LOST)
     def resume(self, i: int, lost: bool) -> None:
-        """Somebody wants a run to go on in another life."""
+        """A producer resumes a run in another life."""
         run_id = pick(sorted(self.truth.runs), i)
         call = scripts.resume(
             run_id=run_id,
@@ -255,10 +256,12 @@ class Protocol(RuleBasedStateMachine):
                 self.messages.append(run_id)
         self.messages += [resumed.also.run_id] if resumed.also else []
 
-    @act(session=("s", "t"), even_untold=(False, True))
-    def delete_session(self, session: str, even_untold: bool) -> None:
-        call = scripts.delete_session(session_id=session, limit=100, even_untold=even_untold)
-        answer, expected = self.lab.run(call).answer, self.truth.delete_session(session, even_untold)
+    @act(session=("s", "t"), even_if_not_notified=(False, True))
+    def delete_session(self, session: str, even_if_not_notified: bool) -> None:
+        call = scripts.delete_session(
+            session_id=session, limit=100, even_if_not_notified=even_if_not_notified
+        )
+        answer, expected = self.lab.run(call).answer, self.truth.delete_session(session, even_if_not_notified)
         assert answer == expected, f"delete {session}: {answer}, but it is {expected}"
 
     @property
@@ -267,12 +270,12 @@ class Protocol(RuleBasedStateMachine):
 
     @act(when=lambda self: self.ended, i=ANY, behind=(0, 0, 1))
     def tell(self, i: int, behind: int) -> None:
-        """Celery was told of the end of a run, or, too late, of one of its earlier lives."""
+        """Celery was notified of the end of a run, or, too late, of one of its earlier lives."""
         run = self.truth.runs[pick(self.ended, i)]
         self.tell_of(run.id, run.life - behind)
 
     def tell_of(self, run_id: str, life: int) -> None:
-        call = scripts.told(runs=[run_id, str(life)])
+        call = scripts.confirm_completion(runs=[run_id, str(life)])
         [told], expected = self.lab.run(call), self.truth.told(run_id, life)
         assert told is expected, f"told of life {life} of {run_id}: {told}"
 
@@ -280,7 +283,7 @@ class Protocol(RuleBasedStateMachine):
 
     @act(14, when=lambda self: self.messages, w=ANY, i=ANY, doubled=(False, False, True), way=WAYS)
     def deliver(self, w: int, i: int, doubled: bool, way: Way) -> None:
-        """A message reaches a worker, which claims; the answer may be lost, or asked for once more."""
+        """A worker gets a message and claims. The answer may be lost, or requested again."""
         run_id = pick(self.messages, i)
         if not doubled:
             self.messages.remove(run_id)
@@ -305,7 +308,9 @@ class Protocol(RuleBasedStateMachine):
                 self.lab.make_due(run_id)
         run = self.truth.runs.get(run_id)
         if run and expected == "DONE":
-            assert (bool(claimed.untold), claimed.life) == (run.untold, run.life), f"end of {run_id}"
+            assert (bool(claimed.unnotified_result), claimed.life) == (run.untold, run.life), (
+                f"end of {run_id}"
+            )
         if not run or expected != "CLAIMED":
             return
         if run.fence != claimed.fence:
@@ -344,20 +349,20 @@ class Protocol(RuleBasedStateMachine):
         way=WAYS,
     )
     def work(self, w: int, i: int, kind: str, way: Way) -> None:
-        """A worker writes; a write whose answer was lost comes first, unchanged."""
+        """A worker writes. First it repeats a write whose answer was lost, unchanged."""
         worker = pick(self.at_work, w)
         self.step(worker, worker.carries[pick(sorted(worker.carries), i)], kind, way)
 
     def step(self, worker: Worker, attempt: Attempt, kind: str, way: Way = "answered") -> None:
-        if not self.carry_on(attempt, kind, way):
+        if not self.continue_attempt(attempt, kind, way):
             self.zombies.append(worker.carries.pop(attempt.run_id))
 
     @property
     def at_work(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.carries]
 
-    def carry_on(self, attempt: Attempt, kind: str, way: Way) -> bool:
-        """Returns whether the attempt believes afterwards that it still has the run."""
+    def continue_attempt(self, attempt: Attempt, kind: str, way: Way) -> bool:
+        """Returns whether the attempt believes afterwards that it still owns the run."""
         write = attempt.unanswered or self.write(attempt, kind)
         attempt.unanswered = write if way == "lost" else None
         for _ in range(2 if way == "repeated" else 1):
@@ -377,8 +382,8 @@ class Protocol(RuleBasedStateMachine):
         kind=("commit", "emit", "retry", "handover", "left_to_others", "finish", "lost", "hand_back"),
     )
     def write_late(self, i: int, kind: str) -> None:
-        """Who was let go of, or slept, or died while a command was under way, writes all the same."""
-        self.carry_on(pick(self.zombies, i), kind, "answered")
+        """A former owner writes: it lost the run, was paused, or died while a command was on its way."""
+        self.continue_attempt(pick(self.zombies, i), kind, "answered")
 
     def execute(self, write: Write, run_id: str) -> WriteAnswer:
         got = self.lab.run(write.call)
@@ -463,7 +468,8 @@ class Protocol(RuleBasedStateMachine):
 
     @act(4, w=ANY)
     def beat(self, w: int) -> None:
-        """Renew, then compare: release what nobody here runs, let go of what is not ours."""
+        """Renew, then compare: release runs that no task executes, stop runs that this worker does not
+        own."""
         worker = pick(self.workers, w)
         if worker.abandoned:
             self.register(worker, previous=worker.incarnation)
@@ -493,14 +499,15 @@ class Protocol(RuleBasedStateMachine):
 
     @act(w=ANY)
     def stop_itself(self, w: int) -> None:
-        """It could not renew in time: it lets go of everything, and this incarnation never beats again."""
+        """It could not renew in time: it stops all runs, and this incarnation never sends a heartbeat
+        again."""
         worker = pick(self.workers, w)
         worker.abandoned = True
         self.let_go(worker)
 
     @act()
     def be_silent(self) -> None:
-        """Redis answers nobody for longer than a lease; then every worker hears that it has lost its own."""
+        """Redis answers nothing for longer than a lease. Then every worker learns that its lease was lost."""
         self.let_pass(4)
         for w in range(len(self.workers)):
             self.beat(w)
@@ -519,10 +526,13 @@ class Protocol(RuleBasedStateMachine):
         blameless=(False, False, False, True),
     )
     def die_at_work(self, w: int, lost: bool, blameless: bool) -> None:
-        """Killed, its lease over and its runs reclaimed, all at once: what poison is made of."""
+        """A worker is killed, its lease ends and its runs are reclaimed in one act.
+
+        A poisonous run does this repeatedly.
+        """
         worker = pick(self.at_work, w)
         if worker.incarnation in self.truth.leases:
-            ticks_ago = 1000 + next(self.numbers)  # no two of them together
+            ticks_ago = 1000 + next(self.numbers)  # never two at the same time
             self.lab.end_lease(worker.incarnation, ticks_ago)
             self.truth.leases[worker.incarnation] = self.truth.now - ticks_ago
             self.reclaim_some(100, blameless, lost)
@@ -552,7 +562,7 @@ class Protocol(RuleBasedStateMachine):
         self.register(worker)
 
     def register(self, worker: Worker, previous: str = "") -> None:
-        """With `previous` the process lives, and says so."""
+        """With `previous`, the process is alive and reports this."""
         self.let_go(worker)
         self.disconnect(worker)
         worker.incarnation, worker.abandoned = f"w{next(self.numbers)}", False
@@ -576,12 +586,12 @@ class Protocol(RuleBasedStateMachine):
 
     @act(w=ANY)
     def cut(self, w: int) -> None:
-        """Its connection is cut, and it does not know yet."""
+        """Its connection is closed, but it does not know yet."""
         self.disconnect(pick(self.workers, w))
 
     @act(w=ANY)
     def connect_again(self, w: int) -> None:
-        """It connects, and has not renewed yet."""
+        """It opens a connection, but has not renewed yet."""
         self.connect(pick(self.workers, w))
 
     def connect(self, worker: Worker) -> None:
@@ -595,7 +605,7 @@ class Protocol(RuleBasedStateMachine):
 
     @act(4)
     def look(self) -> None:
-        self.lab.redis.delete(self.lab.keys("looked"))  # the last look was a second ago
+        self.lab.redis.delete(self.lab.keys("looked"))  # the last check was a second ago
         call = scripts.look(server=self.truth.server, silence_ms=int(SILENCE * TICK_MS), host=HOST)
         looked, expected = self.lab.run(call), self.truth.look()
         given_up = set(looked.given_up)
@@ -604,12 +614,12 @@ class Protocol(RuleBasedStateMachine):
 
     @act(when=lambda self: self.truth.dead, i=ANY)
     def see_dead(self, i: int) -> None:
-        """A neighbour has seen that the process is gone."""
+        """Another worker of the host has noticed that the process is dead."""
         self.end_lease(pick(sorted(self.truth.dead), i))
 
     @act(w=ANY)
     def see_another_process_dead(self, w: int) -> None:
-        """One with the same process id, and another start time."""
+        """A process with the same process id and another start time."""
         self.end_lease(pick(self.workers, w).incarnation, "another process")
 
     def end_lease(self, incarnation: str, process: str = "") -> None:
@@ -619,7 +629,7 @@ class Protocol(RuleBasedStateMachine):
         assert answer == expected, f"the lease of {incarnation}: {answer}, but it is {expected}"
 
     def say_alive(self, incarnation: str) -> None:
-        """Its lease is over and it lives; the answer may be lost, so it says so twice."""
+        """Its lease is over, but it is alive. The answer may be lost, so it reports this twice."""
         for _ in range(2):
             said, expected = (
                 self.lab.run(scripts.alarm(incarnation=incarnation)),
@@ -688,7 +698,7 @@ class Protocol(RuleBasedStateMachine):
 
     @property
     def holders(self) -> list[str]:
-        """Runs that hold a session and are not at work, with others behind them."""
+        """Runs that hold a session without an owner, with other runs behind them."""
         return sorted(
             places[0]
             for places in self.truth.places.values()
@@ -697,7 +707,8 @@ class Protocol(RuleBasedStateMachine):
 
     @act(2, when=lambda self: self.holders, i=ANY, j=ANY, w=ANY, how=("claim", "cancel", "submit", "again"))
     def forget_holder(self, i: int, j: int, w: int, how: str) -> None:
-        """The record of a session's holder is lost. Whoever comes by next repairs the session."""
+        """The record of the holder of a session is lost. The next script that handles the session repairs
+        it."""
         lost = pick(self.holders, i)
         session = self.truth.runs[lost].session
         waiting = pick(self.truth.places[session][1:], j)
@@ -720,7 +731,7 @@ class Protocol(RuleBasedStateMachine):
 
     @act(when=lambda self: self.saved)
     def lose_what_is_not_on_disk(self) -> None:
-        """Redis dies and comes back with what it wrote last. Everybody keeps what they believe."""
+        """Redis dies and restarts with its last state on disk. Producers and workers keep their beliefs."""
         assert self.saved
         now, dead, (snapshot, truth) = self.truth.now, self.truth.dead, self.saved
         self.lab.restore(snapshot)
@@ -738,7 +749,7 @@ class Protocol(RuleBasedStateMachine):
         check(self.lab.read(), self.lab.keys, self.truth)
 
     def end_fairly(self) -> None:
-        """Everybody lives, every message arrives, the rescue does its work: then every run must end."""
+        """All workers live, every message arrives, the rescue loop works: then every run must end."""
         for _ in range(FAIR_ROUNDS):
             if all(run.over and not run.untold for run in self.truth.runs.values()):
                 return
@@ -751,7 +762,7 @@ class Protocol(RuleBasedStateMachine):
             self.wake(100, lost=False)
             self.resend(None, lost=False)
             while self.messages:
-                self.claim(self.workers[-1], run_id := self.messages.pop(0))  # it reads all there is
+                self.claim(self.workers[-1], run_id := self.messages.pop(0))  # it reads all formats
                 if (run := self.truth.runs.get(run_id)) and run.over:
                     self.tell_of(run_id, run.life)
             for worker in self.workers:
@@ -778,7 +789,7 @@ def protocol_in(lab: Lab) -> type[Protocol]:
 
 
 def play(lab: Lab, seed: int) -> None:
-    """Histories in this laboratory, the same ones for the same seed. Raises when one breaks a promise."""
+    """Play histories in this laboratory; the seed determines them. Raises when one breaks a promise."""
     run_state_machine_as_test(
         hypothesis.seed(seed)(protocol_in(lab)),
         settings=hypothesis.settings(
@@ -788,6 +799,6 @@ def play(lab: Lab, seed: int) -> None:
             database=None,
             print_blob=False,
             suppress_health_check=list(hypothesis.HealthCheck),
-            phases=[hypothesis.Phase.generate],  # shrinking takes minutes, and 40 acts can be read
+            phases=[hypothesis.Phase.generate],  # shrinking takes minutes, and 40 acts are readable
         ),
     )

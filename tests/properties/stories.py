@@ -1,6 +1,8 @@
-"""Stories. The only place that tells by hand what chance finds seldom: each one shows what some guard is for.
+"""Stories: the only place with hand-written histories that random ones rarely produce.
 
-Acts are those of the machine; where one chooses, 0 means the first of what there is.
+Each shows a guard at work.
+
+The acts are those of the machine. Where an act chooses, 0 means the first of the possibilities.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ __all__ = ["Stories", "tell"]
 
 
 def tell(machine: Protocol, name: str) -> None:
-    """Plays that story, looks whether everything holds, and brings all runs to their end."""
+    """Play this story, check the invariants, and bring all runs to their end."""
     machine.holds()
     getattr(Stories(machine), name)()
     machine.holds()
@@ -24,7 +26,7 @@ def tell(machine: Protocol, name: str) -> None:
 
 
 class _Words:
-    """What stories have in common."""
+    """Steps that stories have in common."""
 
     def __init__(self, machine: Protocol) -> None:
         self.m = machine
@@ -59,7 +61,7 @@ class _Words:
         self.m.holds()
 
     def give_up(self, worker: int) -> None:
-        """Its connection is gone for long enough, and somebody looks."""
+        """Its connection has been closed for long enough, and a worker checks."""
         self.m.beat(worker)
         self.m.cut(worker)
         self.m.look()
@@ -72,7 +74,7 @@ class _Words:
         self.m.holds()
 
     def die_as(self, worker: int) -> None:
-        """That worker dies, and not the first one of those that are at work."""
+        """This worker dies, instead of the first one that executes runs."""
         self.m.die_at_work([w.listens for w in self.m.at_work].index(worker != 1), False, False)
         self.m.holds()
 
@@ -156,7 +158,7 @@ class Stories(_Words):
             assert len(self.m.workers[0].carries) == attempt_result
             self.die()
 
-    def new_neighbours_of_a_suspect_die_with_it(self) -> None:
+    def new_suspects_die_with_an_old_one(self) -> None:
         self.submit("s")
         self.submit("t")
         self.deliver(0)
@@ -189,7 +191,7 @@ class Stories(_Words):
         self.m.beat(0)  # the only one whose lease is over
         self.m.reclaim(100, blameless=False, lost=False)
 
-    def a_worker_answers_after_its_runs_were_taken(self) -> None:
+    def a_worker_answers_after_its_runs_were_reclaimed(self) -> None:
         self.submit("s")
         self.submit("t")
         self.m.let_pass(1)
@@ -216,7 +218,7 @@ class Stories(_Words):
             while self.m.reclaim_some(100, blameless=False, lost=False):
                 self.m.holds()
 
-    def several_workers_lose_their_leases_to_a_silence(self) -> None:
+    def several_workers_lose_their_leases_while_redis_is_silent(self) -> None:
         self.submit("s")
         self.submit("t")
         self.deliver(0)
@@ -275,7 +277,7 @@ class Stories(_Words):
         self.deliver(0)
         self.die()
 
-    def two_runs_of_a_dead_worker_are_taken_one_by_one(self) -> None:
+    def two_runs_of_a_dead_worker_are_reclaimed_one_by_one(self) -> None:
         self.submit("s")
         self.submit("t")
         self.deliver(0)
@@ -286,14 +288,14 @@ class Stories(_Words):
             self.m.reclaim(1, blameless=True, lost=False)
             self.m.holds()
 
-    def a_worker_comes_back_to_give_away_what_it_lost(self) -> None:
+    def a_former_owner_releases_its_run(self) -> None:
         self.submit()
         self.deliver(0)
         self.die()
         self.deliver(1)
         self.m.write_late(0, "lost")
 
-    def a_worker_retires_at_work(self) -> None:
+    def a_worker_with_runs_retires(self) -> None:
         self.submit()
         self.deliver(0)
         self.m.retire(0)
@@ -307,14 +309,14 @@ class Stories(_Words):
 
     # --- leases that end early ---
 
-    def a_worker_is_given_up_and_lives(self) -> None:
+    def the_lease_of_a_live_worker_is_ended(self) -> None:
         self.submit()
         self.deliver(0)
         self.give_up(0)
         self.reclaim()
         self.m.beat(0)
 
-    def a_worker_says_that_it_lives_before_its_runs_are_taken(self) -> None:
+    def a_worker_reports_that_it_is_alive_before_its_runs_are_reclaimed(self) -> None:
         self.submit()
         self.deliver(0)
         self.give_up(0)
@@ -360,7 +362,7 @@ class Stories(_Words):
         self.m.let_pass(2)
         self.m.look()
 
-    def a_connection_is_cut_and_made_anew(self) -> None:
+    def a_connection_is_lost_and_opened_again(self) -> None:
         self.m.beat(0)
         self.m.cut(0)
         self.m.look()
@@ -398,12 +400,12 @@ class Stories(_Words):
         self.deliver(0)
         self.give_up(0)
 
-    def a_neighbour_has_seen_another_process_die(self) -> None:
+    def a_worker_of_the_host_sees_another_process_die(self) -> None:
         self.submit()
         self.deliver(0)
         self.m.see_another_process_dead(0)
 
-    def a_neighbour_sees_a_death(self) -> None:
+    def a_worker_of_the_host_sees_a_death(self) -> None:
         self.submit()
         self.deliver(0)
         self.m.kill(0)
@@ -412,7 +414,7 @@ class Stories(_Words):
         self.reclaim()
         self.deliver(1)
 
-    def three_workers_are_given_up_and_live(self) -> None:
+    def the_leases_of_three_live_workers_are_ended(self) -> None:
         for _ in range(4):
             self.give_up(0)
             self.m.beat(0)
@@ -454,7 +456,7 @@ class Stories(_Words):
         self.m.let_pass(8)
         self.m.wake(100, lost=False)
 
-    def an_end_of_the_new_format_is_not_told_by_old_workers(self) -> None:
+    def an_old_worker_cannot_notify_celery_of_an_end_of_the_new_format(self) -> None:
         self.submit(tell=True)
         self.deliver(NEW)
         self.work("finish")
@@ -464,7 +466,7 @@ class Stories(_Words):
 
     # --- cancelling ---
 
-    def a_run_is_cancelled_while_nobody_knows_who_has_it(self) -> None:
+    def a_run_is_cancelled_while_its_owner_is_unknown(self) -> None:
         self.submit()
         self.deliver(0, "lost")
         self.cancel()
@@ -491,20 +493,20 @@ class Stories(_Words):
         self.deliver(1)
         self.work("commit")
 
-    def a_run_is_cancelled_at_work(self) -> None:
+    def a_run_is_cancelled_while_it_executes(self) -> None:
         self.submit()
         self.deliver(0)
         self.cancel()
         self.work("commit")
         self.m.beat(0)
 
-    def a_run_is_to_be_cancelled_and_put_aside(self) -> None:
+    def a_run_with_a_cancel_request_is_suspended(self) -> None:
         self.submit()
         self.deliver(0)
         self.cancel()
         self.work("handover")
 
-    def a_run_is_to_be_cancelled_and_its_worker_dies(self) -> None:
+    def the_worker_of_a_run_with_a_cancel_request_dies(self) -> None:
         self.submit()
         self.deliver(0)
         self.cancel()
@@ -518,15 +520,15 @@ class Stories(_Words):
 
     # --- a holder whose record is gone ---
 
-    def the_last_of_a_queue_comes_by(self) -> None:
+    def the_last_run_of_a_queue_is_claimed(self) -> None:
         self.three_in_a_session()
         self.m.forget_holder(0, 1, 0, "claim")
 
-    def the_last_of_a_queue_is_cancelled(self) -> None:
+    def the_last_run_of_a_queue_is_cancelled(self) -> None:
         self.three_in_a_session()
         self.m.forget_holder(0, 1, 0, "cancel")
 
-    def it_is_submitted_again(self) -> None:
+    def a_holder_without_a_record_is_submitted_again(self) -> None:
         self.three_in_a_session()
         self.m.forget_holder(0, 0, 0, "again")
 
@@ -537,7 +539,7 @@ class Stories(_Words):
         self.m.let_pass(1)
         self.m.resend(1, lost=False)
 
-    def a_lost_message_is_missed_twice(self) -> None:
+    def a_message_is_lost_twice(self) -> None:
         self.submit()
         self.m.let_pass(2)
         self.resend()
@@ -551,14 +553,14 @@ class Stories(_Words):
 
     # --- keys that another program has written ---
 
-    def the_list_of_due_runs_is_something_else(self) -> None:
+    def the_key_of_due_runs_has_a_wrong_type(self) -> None:
         self.submit()
         self.deliver(0)
         self.m.lab.becomes_foreign("due")
         with stopped_by_nothing():
             self.work("retry")
 
-    def the_journal_of_a_run_is_something_else(self) -> None:
+    def the_journal_of_a_run_has_a_wrong_type(self) -> None:
         self.three_in_a_session()
         run_id = self.m.messages[0]
         self.m.lab.becomes_foreign("journal", run_id)
@@ -567,14 +569,14 @@ class Stories(_Words):
             self.deliver(0)
             self.deliver(1)
 
-    def the_past_of_a_session_is_something_else(self) -> None:
+    def the_transcript_of_a_session_has_a_wrong_type(self) -> None:
         self.submit()
         self.deliver(0)
         key = self.m.lab.becomes_foreign("transcript", "s")
         attempt = self.m.at_work[0].carries[self.only_run]
         for _ in range(2):  # the same write, which is refused, and then taken
             try:
-                self.m.carry_on(attempt, "finish", "lost")
+                self.m.continue_attempt(attempt, "finish", "lost")
             except RedisWrongType:
                 self.m.holds()
                 self.m.lab.redis.delete(key)
@@ -582,14 +584,14 @@ class Stories(_Words):
 
     # --- ends that Celery hears of, and further lives ---
 
-    def nobody_tells_celery(self) -> None:
+    def celery_is_not_notified(self) -> None:
         self.submit(tell=True)
         self.cancel()
         for _ in range(3):
             self.m.let_pass(1)
             self.resend()
 
-    def a_run_lives_twice(self) -> None:
+    def a_run_is_resumed(self) -> None:
         self.submit(tell=True)
         self.deliver(0)
         self.work("commit")

@@ -1,4 +1,5 @@
-"""One run of many kills every process that carries it: how many deaths it takes, what they cost others."""
+"""One of many runs kills every process that executes it: the number of deaths, and the effect on other
+runs."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ SLOTS = 1_000  # of a worker: all runs find room
 
 @dataclass
 class Fleet:
-    """Workers that carry runs with the real scripts. A round is a step of every run that is carried.
+    """Workers that execute runs with the real scripts. A round is a step of every executed run.
 
-    The killer ends its process before any run that came with it has a record: the worst there is.
+    The killer ends its process before any run that was claimed with it has a record: this is the worst case.
     """
 
     lab: Lab
@@ -148,7 +149,7 @@ def lab(redis_url: str) -> Generator[Lab]:
 def test_one_of_many_runs_is_found_in_about_nine_deaths(
     lab: Lab, number_of_runs: int, killer_at: int, workers: int
 ) -> None:
-    """Each halves the group that it is in. The others complete, and are at work together, not one by one."""
+    """Each death halves its group. The other runs complete, and execute in parallel."""
     runs = [f"r{number}" for number in range(number_of_runs)]
     fleet = Fleet(lab, runs[killer_at], runs)
     for run_id in runs:
@@ -167,8 +168,8 @@ def test_one_of_many_runs_is_found_in_about_nine_deaths(
 
 
 @pytest.mark.parametrize("new", [30, pytest.param(100, marks=pytest.mark.slow)])
-def test_new_runs_are_carried_beside_the_search(lab: Lab, new: int) -> None:
-    """Many come with every round; none waits for longer than its group, and none is poisoned."""
+def test_new_runs_are_executed_during_the_search(lab: Lab, new: int) -> None:
+    """Many runs arrive in every round; none waits for longer than its group, and none is poisoned."""
     fleet = Fleet(lab, "killer", [])
     fleet.submit("killer")
     rounds_with_new = 0

@@ -1,4 +1,4 @@
-"""The protocol under everything that can happen: its promises hold after every step, and every run ends."""
+"""The protocol under all faults: its promises hold after every step, and every run ends."""
 
 from __future__ import annotations
 
@@ -22,5 +22,6 @@ def lab(redis_url: str) -> Generator[Lab]:
 
 @pytest.mark.parametrize("seed", range(EXAMPLES // BATCH))
 def test_whatever_happens_the_promises_hold_and_every_run_ends(lab: Lab, seed: int) -> None:
-    """Lost, doubled, late messages; deaths and sleepers; lost answers; a Redis that forgets a second."""
+    """Lost, duplicate and late messages; deaths and paused workers; lost answers; a Redis that loses a
+    second."""
     play(lab, seed)

@@ -1,4 +1,5 @@
-"""What is written is read back: random nasty values through each door, by each reader, over a real Redis."""
+"""Written values are read back: random unusual values of every kind of output, by each reader, over a real
+Redis."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ GIVEN: dict[str, Any] = {}
 
 
 class Gives(Charge):
-    """Leaves the values of this example: as its result, an artifact, the state and an event."""
+    """Outputs the values of this example: as its result, an artifact, the state and an event."""
 
     async def invoke(self, params: dict[str, Any], context: Any) -> Any:
         context.add_artifact("of the tool", payload=GIVEN["artifact"])
@@ -36,7 +37,7 @@ class Gives(Charge):
 
 
 class Leaves(_Pattern):
-    """Calls the tool, and leaves the same values itself."""
+    """Calls the tool, and outputs the same values itself."""
 
     async def execute(self) -> Any:
         got = await self.context.tools["tool"].invoke({})
@@ -52,8 +53,8 @@ HERE = __name__
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.fixed_dictionaries(dict.fromkeys(("result", "artifact", "state", "event", "output"), NASTY)))
-def test_whatever_a_run_leaves_is_read_by_every_reader(redis_url: str, values: dict[str, Any]) -> None:
-    """`record`, `result`, `runs()`, `session`, checkpoints, events and `show` give one and the same value."""
+def test_every_reader_returns_the_same_output_of_a_run(redis_url: str, values: dict[str, Any]) -> None:
+    """`record`, `result`, `runs()`, `session`, checkpoints, events and `show`."""
     GIVEN.update(values)
 
     store = asyncio.run(_carried(redis_url))
@@ -88,8 +89,8 @@ REQUEST = {"agent_id": "a", "session_id": "s1", "input_text": "hi"}
 
 
 @given(value=NASTY)
-def test_a_request_is_refused_or_read_back_as_it_is(value: Any) -> None:
-    """Nothing of a producer's is ever replaced."""
+def test_a_request_is_refused_or_read_back_unchanged(value: Any) -> None:
+    """No value of a producer is ever replaced."""
     try:
         request = parse_request({**REQUEST, "metadata": {"x": value}})
     except RequestInvalid as error:

@@ -1,8 +1,8 @@
-"""What must be true. The only place that says it without asking a script.
+"""The model: the only place that computes what must be true without calling a script.
 
-Small on purpose: a run stands somewhere, one fence may write, sessions are lists in the order of their
-places. Every method is one step of the protocol; it returns what the step must be answered, and the runs
-for which a wake-up must then be sent.
+It is small on purpose: a run is in one state, one fence may write, sessions are ordered lists of runs. Every
+method is one step of the protocol. It returns the expected answer, and the runs for which a wake-up must be
+sent.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 __all__ = ["LEASE", "MAX_RECOVERIES", "RENEWED_WITHIN", "SILENCE", "Run", "Truth"]
 
 LEASE = 3.5  # ticks
-HEARTBEAT = 0.5  # ticks: leases that are lost within it are lost together
-RENEWED_WITHIN = 1.5  # a worker that lives has renewed again
+HEARTBEAT = 0.5  # ticks: leases that end within it count as lost together
+RENEWED_WITHIN = 1.5  # a live worker has renewed again
 SILENCE = 0.5
 HOUR = 6  # ticks
 TOO_MANY_ALARMS = 3
@@ -27,27 +27,27 @@ Wakes = set[str]
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What is held against a run; a record ends it."""
+    """The suspicion against a run; a record removes it."""
 
-    group: str = ""  # its suspects are carried together, and apart from those of others
-    halved: int = 0  # deaths in the company of others
+    group: str = ""  # its suspects may share a process; suspects of other groups may not
+    halved: int = 0  # deaths with other suspects
     spared: int = 0  # ends of leases in a row that were not deaths
     named: int = 0  # by the watchdog
-    by: str = ""  # whose death it is from
+    by: str = ""  # the incarnation that died
 
 
 @dataclass
 class End:
-    """What is known of the end of a lease."""
+    """Information about the end of a lease."""
 
-    attempt_result: int = 0  # when the first of its runs was taken; 0: none was
+    attempt_result: int = 0  # when the first of its runs was reclaimed; 0: none was
     suspects: int = 0
-    answered: bool = False  # the process lives
-    named: str = ""  # the run that ended it, as its watchdog says
+    answered: bool = False  # the process is alive
+    named: str = ""  # the run that its watchdog named
     died: bool = False
     blamed: dict[str, tuple[int, Suspicion]] = field(
         default_factory=dict
-    )  # what was held against each before
+    )  # the suspicion against each run before
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Run:
     session: str
     digest: str
     durable: bool = True
-    tell: bool = False  # its end is to be told to Celery
+    tell: bool = False  # Celery must be notified of its end
     expires: float = 0.0  # tick by which it must have been started; 0: never
     born: int = 0  # decides between equal ticks of `expires`
     state: str = "scheduled"
@@ -73,18 +73,18 @@ class Run:
     emit_no: int = 0
     retries: int = 0
     recoveries: int = 0
-    stuck: int = 0  # deaths that it met alone
+    stuck: int = 0  # deaths as the single suspect
     suspicion: Suspicion = Suspicion()
     has_new_record: bool = False  # since its claim
     format: int = 1
-    left: set[tuple[int, int]] = field(default_factory=set)  # its format, and the newest that somebody read
+    left: set[tuple[int, int]] = field(default_factory=set)  # its format, and the newest that a worker reads
     journal: list[str] = field(default_factory=list)
     usage: int = 0
-    told: list[int] = field(default_factory=list)  # numbers of the events its attempts have told
+    told: list[int] = field(default_factory=list)  # numbers of the events that its attempts have emitted
 
     @property
     def held(self) -> Suspicion:
-        """What is held against it. One that was given back twice, too, is a group of its own."""
+        """The suspicion against a run. A run that was given back twice is a group with one member."""
         given_back = self.stuck >= 2 and self.suspicion == Suspicion()
         return Suspicion(self.id) if given_back else self.suspicion
 
@@ -99,19 +99,19 @@ class Run:
 
 @dataclass
 class Gone:
-    """A lease that was ended early, and what was taken from its owner: the life of each run."""
+    """A lease that was ended early, and the runs that were taken from its owner: the life of each."""
 
     seen_by: str
-    alive: bool = False  # it has said so
+    alive: bool = False  # it has reported this
     taken: dict[str, int] = field(default_factory=dict)
 
 
 class Truth:
     def __init__(self) -> None:
-        self.server = "server1"  # that Redis is now; it does not remember connections
+        self.server = "server1"  # the current server; it does not know earlier connections
         self.listening: set[str] = set()  # incarnations with a connection
-        self.dead: set[str] = set()  # whose processes have died
-        self.watched: dict[str, tuple[str, float]] = {}  # by which server, and by when it renews again
+        self.dead: set[str] = set()  # incarnations whose processes have died
+        self.watched: dict[str, tuple[str, float]] = {}  # seen by this server, renews again by this tick
         self.silent: dict[str, float] = {}
         self.gone: dict[str, Gone] = {}
         self.alarms: list[tuple[str, float]] = []
@@ -121,7 +121,7 @@ class Truth:
         self.ends: dict[str, End] = {}
         self.lost: dict[str, float] = {}  # incarnation -> tick of the end of its lease, once it is reclaimed
         self.runs: dict[str, Run] = {}
-        self.lost_journals: set[str] = set()  # runs in whose journal's place something else stands
+        self.lost_journals: set[str] = set()  # runs whose journal key has a wrong type
         self.places: dict[str, list[str]] = {}  # session -> runs that have not ended, the first one holds it
         self.transcript: dict[str, list[str]] = {}
         self.formats: dict[str, int] = {}  # of sessions
@@ -140,14 +140,14 @@ class Truth:
         return {run_id for run_id in self.owned(incarnation) if self.runs[run_id].cancel}
 
     def group_in(self, incarnation: str) -> set[str]:
-        """The groups of its suspects: one, unless something was taken back."""
+        """The groups of its suspects: one, unless a suspicion was removed."""
         return {self.runs[run_id].held.group for run_id in self.owned(incarnation)} - {""}
 
     def lost_leases(self) -> set[str]:
         return {incarnation for incarnation, end in self.leases.items() if end <= self.now}
 
     def writer(self, run_id: str, fence: str) -> Run | None:
-        """The run, if whoever has this fence may write."""
+        """The run, if the owner with this fence may write."""
         run = self.runs.get(run_id)
         return run if run and run.state == "running" and run.fence == fence else None
 
@@ -157,7 +157,7 @@ class Truth:
     # --- producers ---
 
     def submit(self, asked: Run, delay: float, expires: float, reject: bool) -> str:
-        """`asked` says who and what; the delay and the time to be started in are in ticks, 0 for none."""
+        """`asked` has the ids and options; the delay and the expiry are in ticks, 0 for none."""
         if known := self.runs.get(asked.id):
             return "SAME" if known.digest == asked.digest else "CONFLICT"
         if reject and any(run_id in self.runs for run_id in self.places.get(asked.session, [])):
@@ -206,11 +206,11 @@ class Truth:
             return "REQUESTED", set()
         return "CANCELLED", self._end(run, "cancelled")
 
-    def delete_session(self, session: str, even_untold: bool) -> str:
+    def delete_session(self, session: str, even_if_not_notified: bool) -> str:
         runs = [run for run in self.runs.values() if run.session == session]
         if any(not run.over for run in runs):
             return "BUSY"
-        if any(run.untold for run in runs) and not even_untold:
+        if any(run.untold for run in runs) and not even_if_not_notified:
             return "UNTOLD"
         for run in runs:
             del self.runs[run.id]
@@ -262,7 +262,7 @@ class Truth:
         return "OK"
 
     def look(self) -> set[str]:
-        """Who is given up."""
+        """The workers whose leases are ended."""
         given_up: set[str] = set()
         for incarnation in self.neighbours() if "connection" not in self.off else ():
             if incarnation in self.listening:
@@ -279,7 +279,7 @@ class Truth:
         return given_up
 
     def alarm(self, incarnation: str) -> tuple[int, str, bool] | None:
-        """How many runs it was, who was wrong, and whether that is off now."""
+        """The number of runs, the check that was wrong, and whether it is off now."""
         gone = self.gone.get(incarnation)
         if not gone or gone.alive:
             return None
@@ -308,7 +308,7 @@ class Truth:
     # --- whoever carries a run ---
 
     def claim(self, run_id: str, incarnation: str, nonce: str, newest: int) -> tuple[str, Wakes]:
-        """CLAIMED also puts the run into the hands of this incarnation; its fence is what the script says."""
+        """CLAIMED also makes this incarnation the owner; the fence is that of the script."""
         run = self.runs.get(run_id)
         if not run:
             return "UNKNOWN", set()
@@ -329,12 +329,12 @@ class Truth:
         needs = max(run.format, self.formats.get(run.session, 0))
         if needs > newest:
             run.left.add((needs, newest))
-            self._at(run, "retrying", self.now)  # who leaves it lets its time pass
+            self._at(run, "retrying", self.now)  # being left to others takes time
             return "OTHER_FORMAT", set()
         if run_id in self.lost_journals:
             return "DONE", self._end(run, "failed", in_hand=True)
         if run.held.group and self.group_in(incarnation) - {run.held.group}:
-            self._at(run, "retrying", self.now)  # a second is no tick
+            self._at(run, "retrying", self.now)  # a second is less than a tick
             return "SUSPECT_BUSY", set()
         run.state, run.owner, run.nonce, run.fence = "running", incarnation, nonce, ""
         run.attempts, run.emit_no, run.has_new_record = run.attempts + 1, 0, False
@@ -384,7 +384,7 @@ class Truth:
             self._at(run, "retrying", self.now + delay)
             return "OK", set()
         if kind == "left_to_others":
-            self._at(run, "retrying", self.now)  # who leaves it lets its time pass
+            self._at(run, "retrying", self.now)  # being left to others takes time
             return "OK", set()
         return "OK", self._queued(run)
 
@@ -405,7 +405,7 @@ class Truth:
         return "OK", self._end(run, "completed", by=fence, in_hand=True)
 
     def release(self, run_id: str, incarnation: str, fence: str, kind: str) -> tuple[str, Wakes]:
-        """`lost`: who had it does not execute it any more, which counts unless a record came of it."""
+        """`lost`: no task of the owner executes the run. This counts unless it has a new record."""
         run = self.writer(run_id, fence)
         if not run or run.owner != incarnation:
             return "FENCED", set()
@@ -479,7 +479,7 @@ class Truth:
         end.blamed = {}
 
     def _blame(self, run: Run, incarnation: str, end: End, nobody_died: bool, half: dict[str, int]) -> bool:
-        """Whether the run is poison: whoever is told so often that a process died with it, and no other."""
+        """Whether the run is poisoned: it was suspected of the death of a process too often."""
         held, is_named = run.held, end.named == run.id
         if run.has_new_record and not is_named:
             run.suspicion = Suspicion()
@@ -520,7 +520,10 @@ class Truth:
         return wakes
 
     def resend(self, older_than: float) -> Wakes:
-        """Whose message is missing; an end that is still not told is told again less often, a tick apart."""
+        """Runs whose message is lost.
+
+        An end that is still not notified is sent again in increasing intervals of a tick.
+        """
         missing = {run.id for run in self.runs.values() if run.since < older_than and run.state == "queued"}
         untold = {run.id for run in self.runs.values() if run.since < older_than and run.untold}
         for run_id in missing:
@@ -533,7 +536,7 @@ class Truth:
     # --- how a run moves ---
 
     def _recovered(self, run: Run) -> Wakes:
-        """Nobody executes it any more: it goes on, or its end is due."""
+        """The run has no owner any more: it continues, or ends."""
         if run.cancel:
             return self._end(run, "cancelled")
         if not run.durable or run.stuck > MAX_RECOVERIES:
@@ -549,7 +552,7 @@ class Truth:
         return {run.id}
 
     def _place(self, run: Run) -> Wakes:
-        """One that is submitted again because its record was lost has the place that it had."""
+        """A run that is submitted again because its record was lost keeps its place."""
         places = self.places.setdefault(run.session, [])
         if run.id not in places:
             self._at(run, "waiting_session", self.now)
@@ -558,7 +561,7 @@ class Truth:
         return woken | self._queued(run) if places[0] == run.id else woken
 
     def _repaired(self, session: str) -> Wakes:
-        """A holder without a record makes way for the next, as soon as anybody comes by."""
+        """A holder without a record is replaced by the next run, as soon as a script handles the session."""
         places = self.places.get(session, [])
         if not places or places[0] in self.runs:
             return set()
@@ -566,7 +569,7 @@ class Truth:
         return self._queued(self.runs[places[0]]) if places else set()
 
     def _end(self, run: Run, state: str, by: str = "", in_hand: bool = False) -> Wakes:
-        """`in_hand`: whoever ends it tells Celery; else a message sees to that."""
+        """`in_hand`: the caller notifies Celery; otherwise a message is sent for this."""
         self._at(run, state, self.now)
         run.fence, run.untold, run.tellings = by, run.tell, 0
         wakes = {run.id} if run.tell and not in_hand else set()

@@ -37,12 +37,12 @@ async def test_a_write_that_waits_for_redis_is_abandoned_when_the_lease_is_over(
     redis = await asyncio.to_thread(EmbeddedRedis().__enter__)
     try:
         async with process(redis.url, patterned("Steps", tool("Charge"), n=2)) as p:
-            p.store._lanes._answer_timeout_s = float("inf")
+            p.store._batcher._answer_timeout_s = float("inf")
             await p.submit()
             executing = await executed_until(p, begun, "a call is being made")
             with silent(redis):
                 open_gates("charge-0", "charge-1")
-                await await_for(lambda: p.store._lanes._lanes[0].task is not None, "it commits")
+                await await_for(lambda: p.store._batcher._pipelines[0].task is not None, "it commits")
 
                 await p.runner.latch_all(LatchReason.FENCED)
 

@@ -113,7 +113,7 @@ async def test_shared_connections_do_not_belong_to_a_run(redis_url: str) -> None
         def working() -> set[str]:
             return {task.get_name() for task in asyncio.all_tasks()}
 
-        while "redis lane" not in working():
+        while "redis pipeline" not in working():
             assert not asking.done()
             await asyncio.sleep(0)
 

@@ -13,7 +13,7 @@ from openagents_worker.errors import RedisUnreachable
 from openagents_worker.store import scripts
 from openagents_worker.store import sentinel as master_module
 from openagents_worker.store.client import AsyncStore, Cell, Store, monotonic_deadline
-from openagents_worker.store.pubsub import listening
+from openagents_worker.store.pubsub import subscribed_inbox
 from tests.deployment.commands import free_port
 from tests.sentinel.watched import PASSWORD, Watched
 from tests.waiting import await_for
@@ -43,7 +43,7 @@ def test_the_master_is_found_whichever_sentinel_is_away(watched: Watched) -> Non
     with contextlib.closing(Store(Cell(replace(watched.address, hosts=hosts).url))) as store:
         assert port_of(store) == watched.master.port
         assert store.run(scripts.wake(limit=1)) == NOTHING
-        assert store.keeping().maxmemory_policy == "noeviction"
+        assert store.persistence_info().maxmemory_policy == "noeviction"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ async def test_a_sentinel_that_has_not_heard_of_it_yet_is_not_believed(watched: 
     answering, store = AsyncStore(cell), Store(cell)
     try:
         for ask in (lambda: asyncio.to_thread(port_of, store), lambda: answering.ask(lambda r: r.get("x"))):
-            with pytest.raises(RedisUnreachable, match="a master that is none"):
+            with pytest.raises(RedisUnreachable, match="name as the master is not a master"):
                 await ask()
     finally:
         sentinel.sentinel_remove("stale")
@@ -99,7 +99,7 @@ async def test_nobody_stays_with_a_master_that_was_replaced_while_it_lives(
 
     async def keep_asking() -> None:
         while not over.is_set():
-            answer = await busy._lanes.ask("CONFIG", "GET", "port")
+            answer = await busy._batcher.execute("CONFIG", "GET", "port")
             ports.append(int(dict(answer)["port"] if isinstance(answer, dict) else answer[1]))
 
     asking = [asyncio.create_task(keep_asking()) for _ in range(400)]  # more than all lanes carry at once
@@ -146,12 +146,12 @@ async def test_a_write_that_a_former_master_refuses_goes_to_the_next(
 
 async def test_who_listens_hears_of_the_loss_and_listens_to_the_next(watched: Watched, cell: Cell) -> None:
     """A subscription dies with its Redis; the next one is to the new master."""
-    async with listening(cell, "news") as inbox:
+    async with subscribed_inbox(cell, "news") as inbox:
         killed = await asyncio.to_thread(watched.kill_master)
         with pytest.raises(RedisUnreachable):
             await inbox.next(timeout_s=10)
     await asyncio.to_thread(watched.bring_back, killed)
 
-    async with listening(cell, "news") as inbox:
+    async with subscribed_inbox(cell, "news") as inbox:
         assert await asyncio.to_thread(lambda: watched.master.client.publish("news", "hello")) == 1
         assert await inbox.next(timeout_s=5) == "hello"

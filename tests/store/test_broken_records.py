@@ -1,4 +1,4 @@
-"""What stands in a key of the right type may be nonsense all the same: it stops nobody but its own run."""
+"""A key of the right type may have an invalid value: only its own run is affected."""
 
 from __future__ import annotations
 
@@ -67,8 +67,9 @@ def store(redis_url: str) -> Generator[Store]:
     store.close()
 
 
-def goes_on(store: Store, key: str, field: str, value: Any) -> None:
-    """With this value in that field while runs are executed, and from the beginning of others."""
+def runs_complete_with(store: Store, key: str, field: str, value: Any) -> None:
+    """Runs complete if this field has this value before they start, and if it gets the value while they
+    execute."""
     for moment in ("meanwhile", "before"):
         store.redis.flushall()
         if moment == "before":
@@ -77,22 +78,22 @@ def goes_on(store: Store, key: str, field: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_no_field_of_a_record_stops_another_run(store: Store, field: str) -> None:
-    """Neither a loop over many runs nor the end of one beside it."""
+def test_an_invalid_field_of_a_record_does_not_affect_other_runs(store: Store, field: str) -> None:
+    """Neither a loop over many runs nor the end of another run fails."""
     for value in NONSENSE:
         store.redis.flushall()
         whole_history(store, "n1", lambda value=value: store.redis.hset(keys("run", "r1"), field, value))
 
 
 @pytest.mark.parametrize("name", [*OTHERS, *OF_IDS])
-def test_no_field_beside_the_records_stops_a_run(store: Store, name: str) -> None:
-    """What workers say of themselves, counts, what is known of the end of a lease."""
+def test_an_invalid_field_outside_run_records_does_not_stop_a_run(store: Store, name: str) -> None:
+    """Information of workers, counters, and information about the end of a lease."""
     for value in NONSENSE[1::2]:
         if name in OTHERS:
-            goes_on(store, keys(name), OTHERS[name][1], value)
+            runs_complete_with(store, keys(name), OTHERS[name][1], value)
         else:
             id_, field = OF_IDS[name]
-            goes_on(store, keys(name.split()[0], id_), field, value)
+            runs_complete_with(store, keys(name.split()[0], id_), field, value)
 
 
 LISTS = {
@@ -103,8 +104,8 @@ MEMBERS = ["", "no such run", "r1", "x" * 5000, b"\xff\xfe", "w1"]
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_no_entry_of_a_list_stops_what_stands_behind_it(store: Store, name: str) -> None:
-    """Ids of nobody, with scores that lie before all others."""
+def test_an_invalid_entry_of_a_sorted_set_does_not_hide_later_entries(store: Store, name: str) -> None:
+    """Ids without a run, with scores before all others."""
     key = keys(name, *LISTS[name])
     for score in ("-inf", 1, "inf"):
         for member in MEMBERS:

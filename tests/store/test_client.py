@@ -1,4 +1,4 @@
-"""The connection: what it never does silently."""
+"""The Redis client: cancellations, lost answers and refusals are never hidden."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from redis import exceptions
 
 from openagents_worker.errors import RedisRefused, RedisUnreachable
 from openagents_worker.local.redis_server import EmbeddedRedis
-from openagents_worker.store import batching as lanes_module
-from openagents_worker.store import scripts
+from openagents_worker.store import batching, scripts
 from openagents_worker.store.client import AnswerLost, AsyncStore, Cell, Store
 from tests.clocks import LoopClock
 from tests.producer.proxy import Proxy
@@ -19,7 +18,7 @@ from tests.waiting import PATIENCE_S, await_for
 
 
 async def test_a_cancellation_while_sending_is_never_lost(redis_url: str) -> None:
-    """A task that is cancelled while its command is on the way ends as cancelled, whenever that is."""
+    """A task that is cancelled while its command is sent ends as cancelled, at whatever moment."""
     store = AsyncStore(Cell(redis_url))
 
     async def ask_for_ever() -> None:
@@ -43,21 +42,21 @@ async def test_a_cancellation_while_sending_is_never_lost(redis_url: str) -> Non
     assert lost == 0
 
 
-async def test_commands_of_many_runs_travel_together(redis_url: str) -> None:
-    """What comes up in one turn of the loop is one round trip; every answer finds who asked."""
+async def test_commands_of_many_runs_share_a_round_trip(redis_url: str) -> None:
+    """Commands of one iteration of the event loop are one round trip; each caller gets its own answer."""
     store = AsyncStore(Cell(redis_url))
-    lanes = store._lanes
+    batcher = store._batcher
 
-    answers = await asyncio.gather(*(lanes.ask("ECHO", str(n)) for n in range(500)))
+    answers = await asyncio.gather(*(batcher.execute("ECHO", str(n)) for n in range(500)))
 
     assert answers == [str(n) for n in range(500)]
-    info = await lanes.ask("CLIENT", "LIST")
+    info = await batcher.execute("CLIENT", "LIST")
     assert 1 <= info.count("name=openagents") <= 2
     await store.close()
 
 
 async def test_a_script_that_redis_does_not_know_is_loaded_once(redis_url: str) -> None:
-    """Redis forgets its scripts when it restarts; nobody else notices."""
+    """Redis forgets its scripts when it restarts; callers do not notice."""
     store = AsyncStore(Cell(redis_url))
     await store.run(scripts.wake(limit=1))
     await store.redis.script_flush()
@@ -68,36 +67,39 @@ async def test_a_script_that_redis_does_not_know_is_loaded_once(redis_url: str) 
     await store.close()
 
 
-async def test_a_script_that_is_forgotten_again_at_once_is_sent_whole(
+async def test_a_script_that_is_forgotten_again_immediately_is_sent_with_its_source(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where another server has become the master between two commands."""
+    """For example, when another server becomes the master between two commands."""
     store = AsyncStore(Cell(redis_url))
-    lanes = store._lanes
-    ask, asked = lanes.ask, []
+    batcher = store._batcher
+    ask, sent = batcher.execute, []
 
     async def forgetful(*command: str | int) -> Any:
-        asked.append(command[0])
+        sent.append(command[0])
         answer = await ask(*command)
         if command[:2] == ("SCRIPT", "LOAD"):
             await ask("SCRIPT", "FLUSH")
         return answer
 
-    monkeypatch.setattr(lanes, "ask", forgetful)
+    monkeypatch.setattr(batcher, "execute", forgetful)
     await ask("SCRIPT", "FLUSH")
 
     assert await store.run(scripts.wake(limit=1)) == ((), 0)
-    assert asked == ["EVALSHA", "SCRIPT", "EVALSHA", "EVAL"]
+    assert sent == ["EVALSHA", "SCRIPT", "EVALSHA", "EVAL"]
     await store.close()
 
 
-async def test_a_command_that_redis_refuses_harms_no_other(redis_url: str) -> None:
+async def test_a_refused_command_does_not_affect_the_others(redis_url: str) -> None:
     """An error is the answer to one command only."""
     store = AsyncStore(Cell(redis_url))
-    lanes = store._lanes
+    batcher = store._batcher
 
     good, bad, after = await asyncio.gather(
-        lanes.ask("ECHO", "a"), lanes.ask("NO-SUCH-COMMAND"), lanes.ask("ECHO", "b"), return_exceptions=True
+        batcher.execute("ECHO", "a"),
+        batcher.execute("NO-SUCH-COMMAND"),
+        batcher.execute("ECHO", "b"),
+        return_exceptions=True,
     )
 
     assert (good, after) == ("a", "b")
@@ -105,13 +107,17 @@ async def test_a_command_that_redis_refuses_harms_no_other(redis_url: str) -> No
     await store.close()
 
 
-async def test_what_cannot_be_sent_is_no_error_of_the_others(redis_url: str) -> None:
-    """Half a character in one run's command fails that command; those beside it in the pipeline go out."""
+async def test_a_command_that_cannot_be_encoded_does_not_affect_the_others(redis_url: str) -> None:
+    """Invalid text in the command of one run fails this command; the other commands of the pipeline are
+    sent."""
     store = AsyncStore(Cell(redis_url))
-    lanes = store._lanes
+    batcher = store._batcher
 
     before, bad, after = await asyncio.gather(
-        lanes.ask("ECHO", "a"), lanes.ask("ECHO", "\ud800"), lanes.ask("ECHO", "b"), return_exceptions=True
+        batcher.execute("ECHO", "a"),
+        batcher.execute("ECHO", "\ud800"),
+        batcher.execute("ECHO", "b"),
+        return_exceptions=True,
     )
 
     assert (before, after) == ("a", "b")
@@ -119,11 +125,11 @@ async def test_what_cannot_be_sent_is_no_error_of_the_others(redis_url: str) -> 
     await store.close()
 
 
-async def test_who_asks_no_more_leaves_the_others_their_answers(redis_url: str) -> None:
-    """A cancelled caller's answer is read and dropped; it is not taken for that of the next."""
+async def test_the_answer_for_a_cancelled_caller_is_dropped(redis_url: str) -> None:
+    """It is read, and it is not taken for the answer to the next command."""
     store = AsyncStore(Cell(redis_url))
-    lanes = store._lanes
-    tasks = [asyncio.create_task(lanes.ask("ECHO", str(n))) for n in range(40)]
+    batcher = store._batcher
+    tasks = [asyncio.create_task(batcher.execute("ECHO", str(n))) for n in range(40)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     for task in tasks[::2]:
@@ -132,12 +138,12 @@ async def test_who_asks_no_more_leaves_the_others_their_answers(redis_url: str) 
     answers = await asyncio.gather(*tasks[1::2])
 
     assert answers == [str(n) for n in range(1, 40, 2)]
-    assert await lanes.ask("ECHO", "next") == "next"
+    assert await batcher.execute("ECHO", "next") == "next"
     await store.close()
 
 
-async def test_a_lost_connection_loses_only_what_was_on_it(redis_url: str) -> None:
-    """Those whose answers are lost are told so, and may ask again; the next command has a new connection."""
+async def test_a_lost_connection_fails_only_its_own_commands(redis_url: str) -> None:
+    """Callers whose answers are lost get `AnswerLost`; the next command uses a new connection."""
     async with Proxy(redis_url) as proxy:
         store = AsyncStore(Cell(proxy.url))
         await store.run(scripts.wake(limit=1))
@@ -153,13 +159,13 @@ async def test_a_lost_connection_loses_only_what_was_on_it(redis_url: str) -> No
         await store.close()
 
 
-async def test_a_redis_that_is_silent_is_known_within_the_limit(redis_url: str) -> None:
-    """All that was on the connection hear of it together, not one after the other."""
+async def test_a_silent_redis_is_detected_within_the_time_limit(redis_url: str) -> None:
+    """All commands on the connection fail together, not one after the other."""
     async with Proxy(redis_url) as proxy:
         store, clock = AsyncStore(Cell(proxy.url), answer_timeout_s=60), LoopClock()
         await store.run(scripts.wake(limit=1))
         silenced: list[bytes] = []
-        proxy.swallow = lambda data: not silenced.append(data)  # nothing that Redis says arrives
+        proxy.swallow = lambda data: not silenced.append(data)  # no answer of Redis arrives
         asking = [asyncio.create_task(store.run(scripts.wake(limit=1))) for _ in range(20)]
         await await_for(lambda: silenced, "Redis has answered")
 
@@ -172,8 +178,8 @@ async def test_a_redis_that_is_silent_is_known_within_the_limit(redis_url: str) 
         await store.close()
 
 
-async def test_nothing_is_left_behind_when_all_lanes_break_at_once(redis_url: str) -> None:
-    """More commands wait than travel: each gets its answer, or hears that it was lost."""
+async def test_every_caller_gets_an_answer_when_all_connections_break_at_once(redis_url: str) -> None:
+    """More commands wait than one pipeline holds: each gets its answer, or `AnswerLost`."""
     async with Proxy(redis_url) as proxy:
         store = AsyncStore(Cell(proxy.url))
         await store.run(scripts.wake(limit=1))
@@ -191,25 +197,25 @@ async def test_nothing_is_left_behind_when_all_lanes_break_at_once(redis_url: st
 
 
 @pytest.mark.parametrize("lines", [{"min-replicas-to-write": "1"}, {"replicaof": "127.0.0.1 1"}])
-async def test_a_redis_that_takes_no_writes_now_may_be_asked_again(lines: dict[str, str]) -> None:
-    """It has too few replicas, or is one itself: nothing was written."""
+async def test_a_temporary_refusal_of_writes_may_be_repeated(lines: dict[str, str]) -> None:
+    """Redis has too few replicas, or is a replica itself: nothing was written."""
     write = scripts.register(incarnation="w@test:1", lease_ms=60_000, agents=[])
     async with EmbeddedRedis(extra=lines) as server:
         store, answering = Store(Cell(server.url)), AsyncStore(Cell(server.url))
         for ask in (lambda: asyncio.to_thread(store.run, write), lambda: answering.run(write)):
-            with pytest.raises(RedisUnreachable, match="takes no writes now") as caught:
+            with pytest.raises(RedisUnreachable, match="temporarily refuses commands") as caught:
                 await ask()
             assert not isinstance(caught.value, AnswerLost)
         store.close()
         await answering.close()
 
 
-async def test_an_answer_that_will_not_change_is_an_error_of_its_own(redis_url: str) -> None:
-    """A command that is wrong is no Redis that is away: it is not repeated, and its cause is kept."""
-    store, answering, asked = Store(Cell(redis_url)), AsyncStore(Cell(redis_url)), []
+async def test_a_permanent_refusal_has_its_own_error(redis_url: str) -> None:
+    """A wrong command is not repeated as if Redis were unreachable, and the cause is kept."""
+    store, answering, sent = Store(Cell(redis_url)), AsyncStore(Cell(redis_url)), []
 
     def ask(client: Any) -> Any:
-        asked.append(client)
+        sent.append(client)
         return client.execute_command("NO-SUCH-COMMAND")
 
     for work in (lambda: asyncio.to_thread(store.ask, ask), lambda: answering.ask_until(ask, lambda: False)):
@@ -217,57 +223,57 @@ async def test_an_answer_that_will_not_change_is_an_error_of_its_own(redis_url: 
             await work()
         assert isinstance(caught.value.__cause__, exceptions.ResponseError)
         assert not caught.value.retryable
-    assert len(asked) == 2
+    assert len(sent) == 2
     store.close()
     await answering.close()
 
 
-async def test_the_time_to_get_a_connection_is_not_that_of_an_answer(
+async def test_waiting_for_a_connection_does_not_count_as_waiting_for_an_answer(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two pipelines a lane may have to wait for its pool: nothing is on its way then."""
-    monkeypatch.setattr(lanes_module, "HELD_S", -1.0)  # a new one for every pipeline
+    """Between two round trips, a pipeline may have to wait for its pool. No command is on its way then."""
+    monkeypatch.setattr(batching, "MAX_HOLD_S", -1.0)  # a new connection for every round trip
     store, clock = AsyncStore(Cell(redis_url)), LoopClock()
-    lanes = lanes_module.PipelineBatcher(store._lanes._pool, answer_timeout_s=60, lanes=1)
-    get_connection = lanes._pool.get_connection
+    batcher = batching.PipelineBatcher(store._batcher._pool, answer_timeout_s=60, pipelines=1)
+    get_connection = batcher._pool.get_connection
 
     async def slow(*of: str) -> Any:
         clock.forward(61)
         for _ in range(3):
-            await asyncio.sleep(0)  # what is due by now is done: the lane is looked at
+            await asyncio.sleep(0)  # run everything that is due: the pipeline is checked
         return await get_connection(*of)
 
-    monkeypatch.setattr(lanes._pool, "get_connection", slow)
+    monkeypatch.setattr(batcher._pool, "get_connection", slow)
 
-    answers = await asyncio.gather(*(lanes.ask("ECHO", str(n)) for n in range(300)))
+    answers = await asyncio.gather(*(batcher.execute("ECHO", str(n)) for n in range(300)))
 
     assert answers == [str(n) for n in range(300)]
-    await lanes.close()
+    await batcher.close()
     await store.close()
 
 
-async def test_nobody_waits_for_ever_for_an_answer_that_is_lost(
+async def test_a_lost_answer_fails_its_caller_before_the_connection_is_released(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where it takes long to put the broken connection back: who asked is told first."""
+    """Also if releasing the broken connection takes long."""
     async with Proxy(redis_url) as proxy:
         store = AsyncStore(Cell(proxy.url))
-        lanes = store._lanes
+        batcher = store._batcher
         await store.run(scripts.wake(limit=1))
         proxy.lose_answer_to = lambda data: b"ECHO" in data
 
         async def stuck(connection: Any) -> None:
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(lanes._pool, "release", stuck)
+        monkeypatch.setattr(batcher._pool, "release", stuck)
         with pytest.raises(exceptions.ConnectionError):
-            await asyncio.wait_for(lanes.ask("ECHO", "hello"), 60)
+            await asyncio.wait_for(batcher.execute("ECHO", "hello"), 60)
         monkeypatch.undo()
         await store.close()
 
 
-async def test_bytes_that_are_not_text_keep_nobody_from_reading_the_rest(redis_url: str) -> None:
-    """U+FFFD stands in their place: another program's field is not an error of everybody who reads beside."""
+async def test_bytes_that_are_not_utf8_do_not_prevent_reading_other_fields(redis_url: str) -> None:
+    """They become U+FFFD: a field of another program is not an error for readers of other fields."""
     store, beside = Store(Cell(redis_url)), AsyncStore(Cell(redis_url))
     store.redis.hset("oa:run:x", mapping={"good": "ü", "bad": b"a\xff\xed\xa0\x80"})
 

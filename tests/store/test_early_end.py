@@ -1,4 +1,7 @@
-"""The scripts that end a lease before its time, one answer a test; the rest is as at any lease's end."""
+"""The scripts that end a lease early, one answer per test.
+
+Afterwards, everything is as at the end of any lease.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from openagents_worker.store.scripts import FalseAlarm, Looked
+from openagents_worker.store.scripts import FalseAlarm, LookResult
 from tests.store.test_scripts import HOUR_MS, Bench, woken
 from tests.waiting import wait_for
 
@@ -20,11 +23,11 @@ def bench(redis_url: str) -> Generator[Bench]:
         yield bench
 
 
-# --- neighbours ------------------------------------------------------------------------------------------
+# --- workers of one host ---------------------------------------------------------------------------------
 
 
-def test_a_worker_learns_who_else_is_on_its_host(bench: Bench) -> None:
-    """With its registration, and with each look when somebody has joined."""
+def test_a_worker_learns_the_other_workers_of_its_host(bench: Bench) -> None:
+    """With its registration, and with each `look` after another worker has started."""
     bench.do("register", incarnation="w2", host="boot one", process="12 600")
     bench.do("register", incarnation="w3", host="boot two", process="12 600")
 
@@ -40,8 +43,8 @@ def test_a_worker_learns_who_else_is_on_its_host(bench: Bench) -> None:
     assert then.neighbours == {"w2": "12 600", "w4": "11 500", "w5": "13 700"}
 
 
-def test_a_worker_that_does_not_say_where_it_is_is_nobodys_neighbour(bench: Bench) -> None:
-    """As a worker of an earlier version: it is left to its lease."""
+def test_a_worker_without_a_host_is_not_checked_by_other_workers(bench: Bench) -> None:
+    """For example a worker of an earlier version: only its lease counts."""
     bench.do("register", incarnation="w2", **HERE)
 
     assert bench.do("look").neighbours is None
@@ -49,20 +52,20 @@ def test_a_worker_that_does_not_say_where_it_is_is_nobodys_neighbour(bench: Benc
     assert bench.do("end_lease", incarnation="w1", host="", process="") == "OVER"
 
 
-def test_who_holds_no_lease_is_no_neighbour_any_more(bench: Bench) -> None:
-    """Retired, reclaimed by whomever, or over: there is nothing to end."""
+def test_a_worker_without_a_lease_is_removed_from_its_host(bench: Bench) -> None:
+    """It has retired, was reclaimed, or its lease is over: there is no lease to end."""
     for incarnation in ("retired", "reclaimed", "over", "w2"):
         bench.do("register", incarnation=incarnation, **HERE)
     bench.do("retire", incarnation="retired", host="boot one")
-    bench.redis.zrem(bench.store.keys("workers"), "reclaimed")  # by a worker that knows nothing of hosts
+    bench.redis.zrem(bench.store.keys("workers"), "reclaimed")  # by a worker that does not know hosts
     bench.lab.end_lease("over")
 
     assert bench.do("look", host="boot one").neighbours == {"w2": "11 500"}
     assert set(bench.redis.hkeys(bench.store.keys("host", "boot one"))) == {"", "over", "w2"}
 
 
-def test_the_lease_of_a_dead_process_ends_at_once(bench: Bench) -> None:
-    """OK: its runs are there for reclaim, and count as recovered from a worker that is gone."""
+def test_the_lease_of_a_dead_process_ends_immediately(bench: Bench) -> None:
+    """OK: `reclaim` takes its runs, and they count as recovered from a dead worker."""
     bench.do("register", incarnation="dead", lease_ms=HOUR_MS, **HERE)
     bench.do("submit")
     bench.claim("r1", "dead")
@@ -75,8 +78,8 @@ def test_the_lease_of_a_dead_process_ends_at_once(bench: Bench) -> None:
     assert (bench.field("recoveries"), bench.field("stuck")) == ("1", "1")
 
 
-def test_several_neighbours_end_one_lease_once(bench: Bench) -> None:
-    """OVER: each of them has seen the death."""
+def test_several_workers_of_a_host_end_a_lease_only_once(bench: Bench) -> None:
+    """OVER: each of them has noticed the death."""
     bench.do("register", incarnation="dead", **HERE)
 
     assert [bench.do("end_lease", incarnation="dead", **HERE) for _ in range(3)] == ["OK", "OVER", "OVER"]
@@ -88,7 +91,7 @@ def test_several_neighbours_end_one_lease_once(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "other", [{"host": "boot two"}, {"process": "11 501"}, {"incarnation": "w1"}, {"incarnation": "nobody"}]
 )
-def test_nobody_ends_a_lease_of_whom_they_have_seen_nothing(bench: Bench, other: dict[str, str]) -> None:
+def test_only_the_checked_process_of_this_host_loses_its_lease(bench: Bench, other: dict[str, str]) -> None:
     """OVER: another host, another process, another incarnation."""
     bench.do("register", incarnation="w2", **HERE)
 
@@ -105,7 +108,7 @@ WITHIN_MS = 10_000
 
 
 class Connections:
-    """The heartbeats' connections of some incarnations, and the looks at them."""
+    """The heartbeat connections of some incarnations, and the checks of them."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -127,7 +130,8 @@ class Connections:
             pubsub.close()
 
     def begin(self, incarnation: str = "w2", **registered: Any) -> None:
-        """A worker that has registered, connected and renewed: from now on it would be missed."""
+        """A worker that has registered, connected and renewed: from now on, the loss of its connection is
+        noticed."""
         self._bench.do("register", incarnation=incarnation, lease_ms=HOUR_MS, **registered)
         self.connect(incarnation)
         self.renew(incarnation)
@@ -142,14 +146,14 @@ class Connections:
             renewed_within_ms=WITHIN_MS,
         )
 
-    def look(self, server: str = "") -> Looked:
-        """As if the last look were a second ago."""
+    def look(self, server: str = "") -> LookResult:
+        """Check as if the last check were a second ago."""
         self._bench.redis.delete(self._bench.store.keys("looked"))
-        looked: Looked = self._bench.do("look", server=server or self.server, silence_ms=SILENCE_MS)
+        looked: LookResult = self._bench.do("look", server=server or self.server, silence_ms=SILENCE_MS)
         return looked
 
     def give_up(self, incarnation: str = "w2") -> None:
-        """Its connection is closed for long enough, and somebody looks."""
+        """Its connection has been closed for long enough, and a worker checks."""
         self.close(incarnation)
         assert self.look().given_up == ()
         self._bench.lab.let_pass(max(SILENCE_MS, WITHIN_MS))
@@ -163,8 +167,8 @@ def connections(bench: Bench) -> Generator[Connections]:
     connections.close_all()
 
 
-def test_a_worker_whose_connection_is_gone_is_given_up(bench: Bench, connections: Connections) -> None:
-    """From there on all is as at the end of any lease, and the recovery counts as any."""
+def test_the_lease_of_a_worker_without_a_connection_is_ended(bench: Bench, connections: Connections) -> None:
+    """Afterwards, everything is as at the end of any lease, and the recovery counts."""
     connections.begin()
     bench.do("submit")
     bench.claim("r1", "w2")
@@ -176,23 +180,23 @@ def test_a_worker_whose_connection_is_gone_is_given_up(bench: Bench, connections
     assert (bench.field("recoveries"), bench.field("stuck")) == ("1", "1")
 
 
-def test_a_worker_with_a_connection_is_never_given_up(bench: Bench, connections: Connections) -> None:
-    """It may be stopped, or have a loop that is blocked: only its lease tells."""
+def test_a_worker_with_a_connection_keeps_its_lease(bench: Bench, connections: Connections) -> None:
+    """It may be stopped, or its event loop may be blocked: only the deadline of its lease counts."""
     connections.begin()
 
     for _ in range(3):
         bench.lab.let_pass(WITHIN_MS)
-        assert connections.look() == Looked()
+        assert connections.look() == LookResult()
 
 
-def test_a_worker_is_given_up_neither_before_it_was_silent_nor_before_it_should_have_renewed(
+def test_a_lease_is_ended_only_after_the_silence_and_after_a_missed_renewal(
     bench: Bench, connections: Connections
 ) -> None:
-    """Both must be over; the look says when that will be, so that the next one comes in time."""
+    """Both times must be over. The answer says when that will be, so that the next check is in time."""
     connections.begin()
     bench.lab.let_pass(WITHIN_MS - SILENCE_MS // 2)  # a second before it should have renewed
     connections.close()
-    assert connections.look().next_s is None  # two seconds of silence: no sooner than usual
+    assert connections.look().next_s is None  # two seconds of silence: not earlier than usual
 
     bench.lab.let_pass(SILENCE_MS - 500)
     looked = connections.look()
@@ -204,12 +208,12 @@ def test_a_worker_is_given_up_neither_before_it_was_silent_nor_before_it_should_
     connections.renew()
     connections.close()
     connections.look()
-    bench.lab.let_pass(WITHIN_MS - 1_000)  # of silence, but it may renew only then
+    bench.lab.let_pass(WITHIN_MS - 1_000)  # of silence, but its renewal is only due then
     assert connections.look().given_up == ()
 
 
-def test_who_connects_again_is_not_silent_any_more(bench: Bench, connections: Connections) -> None:
-    """Its connection was cut, and it has a new one: the next silence counts from its own beginning."""
+def test_a_new_connection_ends_the_silence(bench: Bench, connections: Connections) -> None:
+    """The next silence is counted from its own start."""
     connections.begin()
     connections.close()
     connections.look()
@@ -222,7 +226,7 @@ def test_who_connects_again_is_not_silent_any_more(bench: Bench, connections: Co
 
 
 def test_a_renewal_ends_the_silence(bench: Bench, connections: Connections) -> None:
-    """Whatever became of its connection: it lives."""
+    """Whatever happened to its connection: the worker is alive."""
     connections.begin()
     connections.close()
     connections.look()
@@ -233,20 +237,20 @@ def test_a_renewal_ends_the_silence(bench: Bench, connections: Connections) -> N
     assert bench.redis.zcard(bench.store.keys("silent")) == 0
 
 
-def test_who_was_never_seen_to_listen_is_left_to_its_lease(bench: Bench, connections: Connections) -> None:
+def test_a_worker_that_has_never_subscribed_keeps_its_lease(bench: Bench, connections: Connections) -> None:
     """A worker of an earlier version, one that may not subscribe, one that has just registered."""
     bench.do("register", incarnation="w2", lease_ms=HOUR_MS)
-    connections.renew()  # without a connection that listens
+    connections.renew()  # without a subscribed connection
     connections.look()
     bench.lab.let_pass(WITHIN_MS)
 
     assert connections.look().given_up == ()
 
 
-def test_a_server_that_has_never_seen_its_connection_says_nothing_about_it(
+def test_a_server_that_has_never_seen_a_connection_does_not_judge_it(
     bench: Bench, connections: Connections
 ) -> None:
-    """After a failover or a restart the lease alone counts, until the worker has renewed there."""
+    """After a failover or a restart, only the lease counts until the worker has renewed on the new server."""
     connections.begin()
     connections.renew(server="another")
     connections.close()
@@ -256,10 +260,10 @@ def test_a_server_that_has_never_seen_its_connection_says_nothing_about_it(
     assert connections.look().given_up == ()
 
 
-def test_a_worker_with_a_run_that_is_not_durable_is_left_to_its_lease(
+def test_a_worker_with_a_run_that_is_not_durable_keeps_its_lease(
     bench: Bench, connections: Connections
 ) -> None:
-    """Such a run would end by a mistake, and nothing brings it back."""
+    """A mistake would end this run, and nothing could restore it."""
     connections.begin()
     bench.do("submit", durable=False)
     fence = bench.claim("r1", "w2")
@@ -274,8 +278,8 @@ def test_a_worker_with_a_run_that_is_not_durable_is_left_to_its_lease(
     assert connections.look().given_up == ("w2",)
 
 
-def test_one_look_a_second_is_enough_for_all(bench: Bench, connections: Connections) -> None:
-    """Whoever makes it; the others are told who is on their host, and nothing else."""
+def test_a_cell_is_checked_once_a_second(bench: Bench, connections: Connections) -> None:
+    """By any of the workers. The others only get the workers of their host."""
     connections.begin()
     bench.do("register", incarnation="w3", **HERE)
     connections.close()
@@ -285,11 +289,11 @@ def test_one_look_a_second_is_enough_for_all(bench: Bench, connections: Connecti
 
     looked = bench.do("look", server=connections.server, silence_ms=SILENCE_MS, host="boot one")
 
-    assert looked == Looked(joined="1", neighbours={"w3": "11 500"})
+    assert looked == LookResult(joined="1", neighbours={"w3": "11 500"})
 
 
-def test_where_pubsub_may_not_be_asked_nobody_is_given_up(bench: Bench, connections: Connections) -> None:
-    """A user with few rights: the look returns, and a renewal takes nobody for watched."""
+def test_without_the_right_to_pubsub_no_lease_is_ended(bench: Bench, connections: Connections) -> None:
+    """`look` returns, and a renewal does not mark any worker as watched."""
     connections.begin()
     connections.close()
     connections.look()
@@ -304,10 +308,10 @@ def test_where_pubsub_may_not_be_asked_nobody_is_given_up(bench: Bench, connecti
 
 
 @pytest.mark.parametrize("end", ["retire", "reclaim", "register"])
-def test_what_is_known_of_a_connection_ends_with_its_lease(
+def test_the_information_about_a_connection_is_deleted_with_the_lease(
     bench: Bench, connections: Connections, end: str
 ) -> None:
-    """Nothing is left of a worker that is gone."""
+    """No key of a dead worker is left."""
     connections.begin()
     connections.close()
     connections.look()
@@ -320,10 +324,8 @@ def test_what_is_known_of_a_connection_ends_with_its_lease(
     assert bench.redis.zcard(bench.store.keys("silent")) == 0
 
 
-def test_what_a_worker_of_an_earlier_version_has_reclaimed_is_forgotten(
-    bench: Bench, connections: Connections
-) -> None:
-    """It knows nothing of connections, and leaves what is noted of them."""
+def test_entries_that_an_earlier_version_leaves_are_deleted(bench: Bench, connections: Connections) -> None:
+    """It does not know about connections, so it does not delete their entries when it reclaims runs."""
     bench.redis.hset(bench.store.keys("watched"), mapping={f"old{n}": "server 1" for n in range(3)})
     connections.begin()
 
@@ -335,8 +337,13 @@ def test_what_a_worker_of_an_earlier_version_has_reclaimed_is_forgotten(
 # --- false alarms ----------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_was_alive_takes_the_death_off_its_runs(bench: Bench, connections: Connections) -> None:
-    """FALSE_ALARM: it is answered LOST, and says that it lives. Said twice it counts once."""
+def test_a_worker_that_was_alive_reverses_the_recovery_of_its_runs(
+    bench: Bench, connections: Connections
+) -> None:
+    """FALSE_ALARM: its heartbeat is answered with LOST, and it reports that it is alive.
+
+    A repeated report has no effect.
+    """
     connections.begin()
     bench.do("submit")
     bench.claim("r1", "w2")
@@ -351,10 +358,8 @@ def test_a_worker_that_was_alive_takes_the_death_off_its_runs(bench: Bench, conn
     assert bench.events()[-1] == "worker.false_alarm"
 
 
-def test_runs_that_are_taken_after_it_has_said_so_do_not_count(
-    bench: Bench, connections: Connections
-) -> None:
-    """It may speak before the rescue has come."""
+def test_recoveries_after_the_report_do_not_count(bench: Bench, connections: Connections) -> None:
+    """The worker may report before its runs are reclaimed."""
     connections.begin()
     bench.do("submit")
     bench.claim("r1", "w2")
@@ -367,8 +372,8 @@ def test_runs_that_are_taken_after_it_has_said_so_do_not_count(
     assert (bench.field("recoveries"), bench.field("stuck")) == ("0", "0")
 
 
-def test_a_false_alarm_forgives_no_other_death(bench: Bench, connections: Connections) -> None:
-    """A step since then has ended all suspicion, and a real death has raised it again."""
+def test_a_false_alarm_does_not_remove_other_deaths(bench: Bench, connections: Connections) -> None:
+    """A step in the meantime has removed all suspicion, and a real death has added it again."""
     connections.begin()
     bench.do("submit")
     bench.claim("r1", "w2")
@@ -387,8 +392,8 @@ def test_a_false_alarm_forgives_no_other_death(bench: Bench, connections: Connec
     assert (bench.field("recoveries"), bench.field("stuck")) == ("1", "1")
 
 
-def test_a_run_that_has_ended_is_told_nothing(bench: Bench, connections: Connections) -> None:
-    """Its final event stays its last one."""
+def test_a_run_that_has_ended_gets_no_event(bench: Bench, connections: Connections) -> None:
+    """Its final event stays its last event."""
     connections.begin()
     bench.do("submit")
     bench.claim("r1", "w2")
@@ -401,7 +406,7 @@ def test_a_run_that_has_ended_is_told_nothing(bench: Bench, connections: Connect
     assert bench.events()[-1] == "session.run.completed"
 
 
-def test_the_end_of_a_lease_that_nobody_has_ended_is_no_alarm(bench: Bench) -> None:
+def test_a_lease_that_was_not_ended_early_is_not_a_false_alarm(bench: Bench) -> None:
     """None: the worker could not renew in time."""
     bench.lab.end_lease("w1")
 
@@ -409,10 +414,10 @@ def test_the_end_of_a_lease_that_nobody_has_ended_is_no_alarm(bench: Bench) -> N
 
 
 @pytest.mark.parametrize("seen_by", ["connection", "process"])
-def test_the_third_false_alarm_within_an_hour_switches_it_off(
+def test_the_third_false_alarm_within_an_hour_switches_the_check_off(
     bench: Bench, connections: Connections, seen_by: str
 ) -> None:
-    """For an hour leases are ended by their own time only; the other way of ending them goes on."""
+    """For an hour, this check ends no leases. The other check continues."""
 
     def ends_wrongly(incarnation: str) -> bool:
         if seen_by == "process":
@@ -438,8 +443,8 @@ def test_the_third_false_alarm_within_an_hour_switches_it_off(
     assert not bench.redis.exists(bench.store.keys("looks_off", other))
 
 
-def test_false_alarms_of_long_ago_do_not_count(bench: Bench) -> None:
-    """Three within an hour are a sign that something is wrong; three in a year are not."""
+def test_old_false_alarms_do_not_count(bench: Bench) -> None:
+    """Three within an hour show that something is wrong; three in a year do not."""
     for number in range(4):
         bench.do("register", incarnation=f"x{number}", **HERE)
         bench.do("end_lease", incarnation=f"x{number}", **HERE)

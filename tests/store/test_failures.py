@@ -1,4 +1,4 @@
-"""What an error means: whether its command may be repeated, and what of it is known."""
+"""What an error means for its command: whether it may be repeated, and whether its outcome is known."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from openagents_worker.store.redis_errors import (
     Failure,
     NotSent,
     failure_of,
-    not_sent,
-    translating,
+    translate_connect_errors,
+    translate_errors,
 )
 
 URL = "redis://:hush@redis.test:6379/0"
@@ -36,7 +36,7 @@ ANSWERS = {
     "ERR Error running script (call to f_1): @user_script:5: -MISCONF Redis is configured": Failure.LATER,
     "NOAUTH Authentication required.": Failure.LOGIN,
     "WRONGPASS invalid username-password pair or user is disabled.": Failure.LOGIN,
-    "ERR max number of clients reached": Failure.LOST,  # unless it is said while connecting
+    "ERR max number of clients reached": Failure.LOST,  # unless it is the answer while connecting
     "NOPERM this user has no permissions to run the 'evalsha' command": Failure.FINAL,
     "WRONGTYPE Operation against a key holding the wrong kind of value": Failure.FINAL,
     "MOVED 3999 127.0.0.1:6381": Failure.FINAL,
@@ -47,8 +47,8 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_every_answer_of_redis_is_of_one_kind(answer: str) -> None:
-    """By its code, wherever Redis or redis-py has put it."""
+def test_every_answer_of_redis_has_one_failure_kind(answer: str) -> None:
+    """By its error code, wherever Redis or redis-py puts it in the text."""
     error = BaseParser.parse_error(answer)
     assert failure_of(error) is ANSWERS[answer]
     if type(error) is exceptions.ResponseError:
@@ -68,23 +68,23 @@ def test_every_answer_of_redis_is_of_one_kind(answer: str) -> None:
     ],
     ids=repr,
 )
-def test_what_breaks_after_the_command_was_sent_leaves_it_unknown(error: Exception) -> None:
-    """What breaks before does not."""
+def test_the_outcome_is_unknown_if_the_connection_breaks_after_sending(error: Exception) -> None:
+    """If it breaks before, the outcome is known."""
     assert failure_of(error) is Failure.LOST
-    with pytest.raises(AnswerLost), translating(URL):
+    with pytest.raises(AnswerLost), translate_errors(URL):
         raise error
-    with pytest.raises(NotSent), not_sent():
+    with pytest.raises(NotSent), translate_connect_errors():
         raise error
-    with pytest.raises(RedisUnreachable) as caught, translating(URL), not_sent():
+    with pytest.raises(RedisUnreachable) as caught, translate_errors(URL), translate_connect_errors():
         raise error
     assert not isinstance(caught.value, AnswerLost)
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_every_error_says_which_redis_and_why_and_no_password(answer: str) -> None:
-    """It is one of ours, and its cause is kept."""
+def test_every_error_names_the_redis_and_the_reason_without_the_password(answer: str) -> None:
+    """It is an error class of the library, and its cause is kept."""
     error = BaseParser.parse_error(answer)
-    with pytest.raises(RedisUnreachable) as caught, translating(URL):
+    with pytest.raises(RedisUnreachable) as caught, translate_errors(URL):
         raise error
     assert caught.value.__cause__ is error
     assert "redis.test" in str(caught.value)
@@ -92,7 +92,7 @@ def test_every_error_says_which_redis_and_why_and_no_password(answer: str) -> No
     assert isinstance(caught.value, RedisRefused) is (ANSWERS[answer] is Failure.FINAL)
 
 
-def test_what_is_no_error_of_redis_stays_as_it_is() -> None:
-    """An argument that is no text is its caller's."""
-    with pytest.raises(UnicodeEncodeError), translating(URL):
+def test_other_exceptions_are_not_translated() -> None:
+    """An argument that is not valid text is an error of the caller."""
+    with pytest.raises(UnicodeEncodeError), translate_errors(URL):
         "\ud800".encode()

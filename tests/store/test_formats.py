@@ -1,6 +1,6 @@
-"""Formats: a worker leaves to others what it cannot read, and spoils nothing of it.
+"""Formats: a worker leaves what it cannot read to others, and does not damage it.
 
-A worker of tomorrow is one that says it reads a format more; all scripts are today's.
+A worker of tomorrow is one that declares that it reads one more format. All scripts are those of today.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from openagents_worker.store.watch import awatch, watch
 from tests.store.test_scripts import Bench, woken
 
 NEW = formats.NEWEST_READ + 1
-TOMORROW: dict[str, Any] = {"incarnation": "w2", "oldest": 0, "newest": NEW, "asked": NEW}
+TOMORROW: dict[str, Any] = {"incarnation": "w2", "oldest": 0, "newest": NEW, "message_format": NEW}
 
 
 @pytest.fixture
@@ -37,19 +37,19 @@ def left(bench: Bench, run_id: str = "r1") -> int:
     return bench.events(run_id).count("run.left_to_others")
 
 
-def come_due(bench: Bench) -> list[str]:
-    """What is put off becomes due now, however long it was to wait; the runs that are woken."""
+def wake_everything(bench: Bench) -> list[str]:
+    """Make every suspended run due now, however long it was to wait. Returns the runs that are woken."""
     for run_id in bench.redis.zrange(bench.store.keys("due"), 0, -1):
         bench.redis.hset(bench.store.keys("run", run_id), "due", 0)
         bench.redis.zadd(bench.store.keys("due"), {run_id: 0})
     return woken(bench.do("wake")[0])
 
 
-# --- which format a run needs ----------------------------------------------------------------------------
+# --- the format of a run ---------------------------------------------------------------------------------
 
 
-def test_a_run_needs_the_format_of_whatever_was_written_into_it(bench: Bench) -> None:
-    """A commit raises it, and nothing lowers it."""
+def test_a_run_has_the_newest_format_that_was_written_into_it(bench: Bench) -> None:
+    """A commit raises the format, and nothing lowers it."""
     bench.do("submit")
     fence = bench.do("claim", **TOMORROW).fence
     assert bench.field("format") == str(formats.WRITTEN)
@@ -60,31 +60,30 @@ def test_a_run_needs_the_format_of_whatever_was_written_into_it(bench: Bench) ->
     assert bench.field("format") == str(NEW)
 
 
-def test_a_commit_that_is_refused_raises_nothing(bench: Bench) -> None:
-    """A worker that has lost its run cannot lock others out of it."""
+def test_a_refused_commit_does_not_raise_the_format(bench: Bench) -> None:
+    """A worker that has lost its run cannot exclude other workers from it."""
     bench.claimed()
 
     assert bench.do("commit", fence="9:gone", position=0, format=NEW) == "FENCED"
     assert bench.field("format") == "1"
 
 
-def test_a_session_needs_the_format_of_whoever_wrote_into_it(bench: Bench) -> None:
-    """The next run of the session is for workers that read it, whoever submitted the run."""
+def test_a_session_has_the_newest_format_that_was_written_into_it(bench: Bench) -> None:
+    """The next run of the session needs a worker that reads it, whoever has submitted the run."""
     bench.do("submit")
     bench.do("submit", run_id="r2")
     bench.do("finish", fence=bench.do("claim", **TOMORROW).fence, format=NEW)
 
     assert bench.do("claim", run_id="r2").answer == "OTHER_FORMAT"
-    assert come_due(bench) == ["r2"]
+    assert wake_everything(bench) == ["r2"]
     assert bench.do("claim", run_id="r2", **TOMORROW).answer == "CLAIMED"
 
 
-# --- leaving it to others --------------------------------------------------------------------------------
+# --- runs that are left to others ------------------------------------------------------------------------
 
 
 def test_a_run_of_a_newer_format_is_left_to_others(bench: Bench) -> None:
-    """It is due again in five seconds or a little later, which is chance; the worker that reads it takes it
-    then, as if nothing had been."""
+    """It is due again in five seconds plus jitter. A worker that reads it then claims it as usual."""
     submitted_tomorrow(bench)
     before_ms = bench.now_ms()
 
@@ -96,12 +95,12 @@ def test_a_run_of_a_newer_format_is_left_to_others(bench: Bench) -> None:
     assert bench.score("sent", "r1", "q") is None
     assert (bench.field("state"), bench.field("attempt"), bench.field("fence")) == ("retrying", "0", "0:")
     assert bench.holder() == "r1"
-    assert come_due(bench) == ["r1"]
+    assert wake_everything(bench) == ["r1"]
     assert bench.do("claim", **TOMORROW).answer == "CLAIMED"
 
 
-def test_it_is_told_once_however_often_it_is_looked_at(bench: Bench) -> None:
-    """Workers of one version say it once among themselves; those of another version once more."""
+def test_there_is_one_event_however_often_the_run_is_claimed(bench: Bench) -> None:
+    """One event for all workers of a version, and one for those of another version."""
     submitted_tomorrow(bench)
     bench.do("commit", fence=bench.do("claim", **TOMORROW).fence, position=0, format=NEW + 1)
     bench.do("suspend", fence=bench.field("fence"), kind="handover")
@@ -109,13 +108,13 @@ def test_it_is_told_once_however_often_it_is_looked_at(bench: Bench) -> None:
     for _ in range(3):
         for worker in ({}, {"incarnation": "w2"}, TOMORROW):
             assert bench.do("claim", **worker).answer == "OTHER_FORMAT"
-            assert come_due(bench) == ["r1"]
+            assert wake_everything(bench) == ["r1"]
 
     assert left(bench) == 2
 
 
 def test_the_two_formats_before_are_read(bench: Bench) -> None:
-    """A run that began two upgrades ago goes on; one from before that needs an older worker."""
+    """A run that began two upgrades ago continues; an earlier one needs an older worker."""
     for run_id in ("r1", "r2", "r3"):
         bench.do("submit", run_id=run_id, session_id=run_id)
 
@@ -124,8 +123,8 @@ def test_the_two_formats_before_are_read(bench: Bench) -> None:
     assert bench.do("claim", run_id="r3", oldest=2, newest=4).answer == "OTHER_FORMAT"
 
 
-def test_a_run_that_is_left_does_not_outlive_its_time(bench: Bench) -> None:
-    """It is looked at when it expires, also when that is sooner."""
+def test_a_run_that_is_left_to_others_still_expires(bench: Bench) -> None:
+    """It is due when it expires, if this is sooner."""
     submitted_tomorrow(bench, expires_ms=2_000)
     assert bench.do("claim").answer == "OTHER_FORMAT"
 
@@ -135,17 +134,17 @@ def test_a_run_that_is_left_does_not_outlive_its_time(bench: Bench) -> None:
     assert bench.field("state") == "cancelled"
 
 
-def test_a_message_of_a_newer_format_is_no_order(bench: Bench) -> None:
-    """What it asks for cannot be known here; its run waits for somebody who knows."""
+def test_a_message_of_a_newer_format_is_not_executed(bench: Bench) -> None:
+    """Its meaning is unknown here; its run waits for a worker that knows it."""
     bench.do("submit")
 
-    assert bench.do("claim", asked=NEW).answer == "OTHER_FORMAT"
-    assert come_due(bench) == ["r1"]
+    assert bench.do("claim", message_format=NEW).answer == "OTHER_FORMAT"
+    assert wake_everything(bench) == ["r1"]
     assert left(bench) == 1
 
 
-def test_a_run_that_waits_for_something_is_not_put_aside(bench: Bench) -> None:
-    """A state that only its own version knows is not overwritten: what the run waits for will wake it."""
+def test_a_run_that_waits_is_not_left_to_others(bench: Bench) -> None:
+    """A state that only its own version knows is not overwritten: the run is woken later."""
     submitted_tomorrow(bench)
     bench.redis.hset(bench.store.keys("run", "r1"), "state", "awaiting_approval")
 
@@ -169,23 +168,23 @@ def test_before_its_turn_a_run_of_any_format_waits(bench: Bench) -> None:
     assert left(bench, "r2") == left(bench, "r3") == 0
 
 
-def test_an_end_is_told_to_celery_by_somebody_who_reads_it(bench: Bench) -> None:
-    """A result of tomorrow may hold what today's worker refuses."""
+def test_celery_is_notified_by_a_worker_that_reads_the_result(bench: Bench) -> None:
+    """A result of tomorrow may contain what a worker of today refuses."""
     submitted_tomorrow(bench, tell=True)
     bench.do("finish", fence=bench.do("claim", **TOMORROW).fence, format=NEW)
 
     assert bench.do("claim").answer == "OTHER_FORMAT"
-    told = bench.do("claim", **TOMORROW)
-    assert (told.answer, bool(told.untold)) == ("DONE", True)
-    bench.do("told")
+    claimed = bench.do("claim", **TOMORROW)
+    assert (claimed.answer, bool(claimed.unnotified_result)) == ("DONE", True)
+    bench.do("confirm_completion")
     assert bench.do("claim").answer == "DONE"
 
 
 # --- reading ---------------------------------------------------------------------------------------------
 
 
-def test_what_can_be_read_is_read(bench: Bench) -> None:
-    """Who waits for a run of tomorrow waits; its request alone may be a riddle."""
+def test_a_record_of_another_format_is_read_as_far_as_possible(bench: Bench) -> None:
+    """Callers can wait for a run of tomorrow. Only its request may be unreadable."""
     request = '{"agent_id":"a","session_id":"s1","input_text":"hi"}'
     submitted_tomorrow(bench, request=request)
     submitted_tomorrow(bench, "r2", request=f'{request[:-1]},"mood":"good"}}')
@@ -206,13 +205,13 @@ def test_what_can_be_read_is_read(bench: Bench) -> None:
         ("usage", '{"llm_calls":"dreams"}'),
     ],
 )
-async def test_what_cannot_be_read_is_said_with_a_code(bench: Bench, field: str, value: str) -> None:
-    """`run.other_format`, not a validation error about a field that nobody here has heard of."""
+async def test_an_unreadable_format_has_an_error_code(bench: Bench, field: str, value: str) -> None:
+    """`run.other_format`, not a validation error about an unknown field."""
     submitted_tomorrow(bench)
     bench.redis.hset(bench.store.keys("run", "r1"), field, value)
     store = AsyncStore(bench.store.cell)
 
-    with pytest.raises(OtherFormat, match=rf"format {NEW}.*reads 1 to {NEW - 1}") as caught:
+    with pytest.raises(OtherFormat, match=rf"format {NEW}.*reads the formats 1 to {NEW - 1}") as caught:
         read_record(bench.store, "r1")
     with pytest.raises(OtherFormat):
         await aread_record(store, "r1")
@@ -226,16 +225,16 @@ async def test_what_cannot_be_read_is_said_with_a_code(bench: Bench, field: str,
     await store.close()
 
 
-def test_a_broken_record_of_our_own_format_is_broken(bench: Bench) -> None:
-    """Another format excuses only what is of another format."""
+def test_a_broken_record_of_a_known_format_is_unreadable(bench: Bench) -> None:
+    """`OtherFormat` is only for other formats."""
     bench.do("submit", request='{"agent_id":"a"}')
 
     with pytest.raises(RecordUnreadable, match="session_id"):
         read_record(bench.store, "r1")
 
 
-def test_a_session_of_another_format_is_said_with_a_code(bench: Bench) -> None:
-    """Its transcript is JSON whatever happens; its artifacts are models."""
+def test_a_session_of_another_format_has_an_error_code(bench: Bench) -> None:
+    """Its transcript is JSON in every format; its artifacts are models."""
     bench.do("submit")
     fence = bench.do("claim", **TOMORROW).fence
     bench.do("finish", fence=fence, artifacts=['{"name":["a","b"]}'], format=NEW)
@@ -245,16 +244,16 @@ def test_a_session_of_another_format_is_said_with_a_code(bench: Bench) -> None:
     assert caught.value.session_id == "s1"
 
 
-def test_what_is_written_here_is_read_here() -> None:
-    """A format is read before it is written, and two more stay readable behind it."""
-    assert formats.is_read(formats.WRITTEN)
-    assert formats.is_read(formats.BY_CONTENT)
+def test_the_written_format_is_readable() -> None:
+    """A format is read before it is written, and the two formats before it stay readable."""
+    assert formats.can_read(formats.WRITTEN)
+    assert formats.can_read(formats.BY_CONTENT)
     assert formats.NEWEST_READ - max(formats.WRITTEN, formats.BY_CONTENT) in (0, 1)
     assert formats.WRITTEN - formats.OLDEST_READ == 2
 
 
-def test_a_journal_entry_of_another_format_is_not_guessed_at() -> None:
-    """Its fields may have the same names and mean something else."""
+def test_a_journal_entry_of_another_format_is_refused() -> None:
+    """Its fields may have the same names and another meaning."""
     entry = Record("m:0123456789abcdef:1", "model", "m", {"ok": 1}).to_json()
     assert f'"v":{formats.BY_CONTENT}' in entry
 

@@ -1,4 +1,4 @@
-"""The lists of runs and of sessions: they hold what is there, and lose what has expired, under load too."""
+"""The indexes of runs and sessions: they have all existing runs, and lose expired ones, under load, too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ LABEL = "label=env=prod"
 
 
 class Lists(Hand):
-    """Runs by hand, and time by hand: what has ended is old at once, and its records have expired."""
+    """Runs and times that the test controls: a run that has ended is old immediately, and its record has
+    expired."""
 
     def accept(self, run_id: str, session_id: str) -> None:
         self.store.run(
@@ -38,12 +39,12 @@ class Lists(Hand):
         )
 
     def grow_old(self, *ids: str, of: str) -> None:
-        """As if they had been listed long ago."""
+        """As if the entries had been added long ago."""
         key = self.store.keys("index", of)
         self.store.redis.zadd(key, dict.fromkeys(ids, self.now_ms() - 2 * TTL_MS), xx=True)
 
     def expire(self, run_id: str, session_id: str) -> None:
-        """It was accepted long ago, and has ended; it and its session have expired."""
+        """The run was accepted long ago and has ended; it and its session have expired."""
         keys, redis = self.store.keys, self.store.redis
         self.store.run(scripts.cancel(run_id=run_id, reason="over", force=True))
         redis.delete(*(keys(kind, run_id) for kind in ("run", "events", "facts", "journal")))
@@ -67,7 +68,7 @@ class Lists(Hand):
         return self.store.run(scripts.prune(limit=limit))
 
     def make_due(self) -> None:
-        """As if every list were to be looked through by now."""
+        """As if every index were due now."""
         key = self.store.keys("indexes")
         self.store.redis.zadd(key, dict.fromkeys(self.store.redis.zrange(key, 0, -1), 1))
 
@@ -78,8 +79,9 @@ def lists(redis_url: str) -> Generator[Lists]:
         yield lists
 
 
-def test_a_list_does_not_grow_under_load(lists: Lists) -> None:
-    """As many runs expire as come in: what is accepted next takes them out, and no worker needs to."""
+def test_an_index_does_not_grow_under_load(lists: Lists) -> None:
+    """If as many runs expire as are accepted, each submission removes expired ones, without help of a
+    worker."""
     for number in range(100):
         lists.accept(f"r{number}", "busy")
         lists.expire(f"r{number}", "busy")
@@ -88,8 +90,8 @@ def test_a_list_does_not_grow_under_load(lists: Lists) -> None:
             assert lists.size(name) <= 5, f"{name} after {number} runs"
 
 
-def test_a_long_list_shrinks_under_load(lists: Lists) -> None:
-    """Faster than it grows; and however long it is, a submission takes out only some entries."""
+def test_a_long_index_shrinks_under_load(lists: Lists) -> None:
+    """Faster than it grows. However long it is, a submission removes only a few entries."""
     key = lists.store.keys("index", "all")
     lists.store.redis.zadd(key, {f"gone{number}": 1000 + number for number in range(300)})
     sizes = [lists.size("all")]
@@ -102,8 +104,11 @@ def test_a_long_list_shrinks_under_load(lists: Lists) -> None:
     assert len(sizes) < 1_000
 
 
-def test_runs_that_live_for_long_keep_nobody_in_the_list(lists: Lists) -> None:
-    """They are older than the others, and still there; of those behind them hardly more than as many stay."""
+def test_long_lived_runs_do_not_keep_expired_runs_in_the_index(lists: Lists) -> None:
+    """They are older than the others and still exist.
+
+    Hardly more expired entries stay than there are such runs.
+    """
     live = {f"live{number}": 1000 + number for number in range(50)}
     gone = {f"gone{number}": 2000 + number for number in range(200)}
     key = lists.store.keys("index", "all")
@@ -124,8 +129,8 @@ def test_runs_that_live_for_long_keep_nobody_in_the_list(lists: Lists) -> None:
         lists.expire(run_id, run_id)
 
 
-def test_one_look_goes_through_many_lists(lists: Lists) -> None:
-    """Each session has a list of its own: where sessions are short, lists expire as often as runs."""
+def test_one_prune_goes_through_many_indexes(lists: Lists) -> None:
+    """Each session has its own index: if sessions are short, indexes expire as often as runs."""
     for number in range(200):
         lists.accept(f"r{number}", f"s{number}")
         lists.expire(f"r{number}", f"s{number}")
@@ -139,8 +144,8 @@ def test_one_look_goes_through_many_lists(lists: Lists) -> None:
     assert lists.store.redis.keys("oa:index*") == []
 
 
-def test_a_list_with_old_runs_that_are_still_there_is_looked_through_again_in_time(lists: Lists) -> None:
-    """A run may end right after the look; its entry goes no later than a time to live after its record."""
+def test_an_index_with_old_live_runs_is_pruned_again_in_time(lists: Lists) -> None:
+    """A run may end right after a prune; its entry is removed at most one TTL after its record."""
     lists.accept("r1", "s1")
     for name in lists.lists("s1"):
         lists.grow_old("r1", of=name)
@@ -153,8 +158,8 @@ def test_a_list_with_old_runs_that_are_still_there_is_looked_through_again_in_ti
     lists.expire("r1", "s1")
 
 
-def test_what_has_really_expired_goes_out_under_load(redis_url: str) -> None:
-    """With a time to live of 20 ms, and nobody who moves the time."""
+def test_entries_of_really_expired_runs_are_removed_under_load(redis_url: str) -> None:
+    """With a real TTL of 20 ms, without a controlled clock."""
     with Lists(redis_url, run_ttl_ms=20, session_ttl_ms=20) as lists:
         number = 0
         while not number or lists.size("all") > number / 2:

@@ -1,4 +1,4 @@
-"""The table of keys: the same in Python and in Lua, and a judge of what may expire."""
+"""The table of keys: Python and Lua make the same keys, and keys with a wrong TTL are found."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PREFIX = "cell:{c1}"
 keys = Keys(PREFIX)
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
-# What stands for something in a key, a channel pattern or a hash slot, and letters that are more than a byte
+# Characters with a meaning in a key, a channel pattern or a hash slot, and letters of more than one byte
 WILD = [
     "{r}",
     "*",
@@ -55,7 +55,7 @@ def store(redis_url: str) -> Generator[Store]:
 
 
 def lua(store: Store, expression: str, *words: str) -> str:
-    """What a script makes of an expression over the functions of the table and its arguments."""
+    """The result of a Lua expression over the key functions and its arguments."""
     answer: str = store.redis.eval(f"{lua_key_functions()}\nreturn {expression}", 1, PREFIX, *words)
     return answer
 
@@ -69,7 +69,7 @@ def holes(template: str) -> int:
 
 @pytest.mark.parametrize("spec", KEYS, ids=lambda spec: spec.name)
 def test_python_and_lua_make_the_same_key(store: Store, spec: KeySpec) -> None:
-    """One table: a script finds what Python wrote, and the other way round."""
+    """There is one table: a script finds what Python wrote, and vice versa."""
     for id_ in WILD:
         arguments = [id_] * holes(spec.template)
 
@@ -79,7 +79,7 @@ def test_python_and_lua_make_the_same_key(store: Store, spec: KeySpec) -> None:
 
 
 def test_python_and_lua_name_the_same_channels(store: Store) -> None:
-    """Who watches a run or waits for notices hears what the scripts publish."""
+    """Watchers and workers get what the scripts publish."""
     for id_ in WILD:
         channel = lua(store, "k.channel(ARGV[1], ARGV[2], ARGV[3])", id_, "s", "r")
         assert channel == keys.channel(id_, "s", "r")
@@ -89,8 +89,8 @@ def test_python_and_lua_name_the_same_channels(store: Store) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(id_=ids)
-def test_an_id_is_encoded_alike_and_stays_in_its_place(store: Store, id_: str) -> None:
-    """No character of an id means anything in a key: none ends it, none is a pattern, none is a hash tag."""
+def test_an_id_cannot_change_the_structure_of_a_key(store: Store, id_: str) -> None:
+    """No character of an id has a meaning in a key: none ends it, none is a pattern, none is a hash tag."""
     encoded = encode_id(id_)
 
     assert lua(store, "enc(ARGV[1])", id_) == encoded
@@ -100,7 +100,7 @@ def test_an_id_is_encoded_alike_and_stays_in_its_place(store: Store, id_: str) -
 
 @given(one=ids, other=ids)
 def test_two_ids_never_share_a_key(one: str, other: str) -> None:
-    """Different ids have different keys, whatever kind of key it is."""
+    """Different ids have different keys, for every kind of key."""
     of_one = {keys(spec.name, one) for spec in KEYS if holes(spec.template)}
     of_other = {keys(spec.name, other) for spec in KEYS if holes(spec.template)}
 
@@ -109,8 +109,8 @@ def test_two_ids_never_share_a_key(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize("spec", KEYS, ids=lambda spec: spec.name)
-def test_a_key_says_what_it_is(spec: KeySpec) -> None:
-    """From a key back to its line of the table and to the id in it."""
+def test_the_kind_and_the_id_of_a_key_are_found(spec: KeySpec) -> None:
+    """From a key back to its row of the table and to the id in it."""
     for id_ in WILD:
         arguments = [id_] * holes(spec.template)
 
@@ -122,16 +122,16 @@ def test_a_key_says_what_it_is(spec: KeySpec) -> None:
 @pytest.mark.parametrize(
     "key", ["run", "run:a:b", "sess:s:other", "worker:w", "workers:w", "queue", "xrun:a"]
 )
-def test_a_key_that_is_none_of_ours_is_nobodys(key: str) -> None:
-    """Nothing is taken for a kind that it only resembles."""
+def test_a_foreign_key_has_no_kind(key: str) -> None:
+    """A key that only resembles a kind is not accepted."""
     assert spec_of(f"{PREFIX}:{key}", PREFIX) is None
 
 
-# --- what may expire -------------------------------------------------------------------------------------
+# --- keys with a TTL -------------------------------------------------------------------------------------
 
 
 def written(store: Store) -> dict[str, str]:
-    """A cell that breaks no rule: every kind of key, once of something live and once of something over."""
+    """A valid cell: every kind of key, once of a live owner and once of an owner that is over."""
     redis, of = store.redis, {}
     redis.zadd(keys("workers"), {"w1": 1})
     redis.hset(keys("run", "live"), "state", "running")
@@ -160,8 +160,8 @@ def written(store: Store) -> dict[str, str]:
     return of
 
 
-def test_a_cell_that_keeps_the_rules_has_no_violations(store: Store) -> None:
-    """What is live has no TTL, what is over has one, what is permanent needs none."""
+def test_a_valid_cell_has_no_violations(store: Store) -> None:
+    """Keys of live owners have no TTL, keys of ended ones have one, permanent keys need none."""
     of = written(store)
 
     assert ttl_violations(store.cell.url, PREFIX) == []
@@ -176,8 +176,8 @@ LIVE = [
 
 
 @pytest.mark.parametrize("name", [*LIVE, "workers", "agents", "due", "sent live"])
-def test_something_live_that_would_expire_is_found(store: Store, name: str) -> None:
-    """A run parked for longer than its TTL must not vanish, and block its session for ever."""
+def test_a_live_key_that_would_expire_is_found(store: Store, name: str) -> None:
+    """A run that waits longer than its TTL must not disappear and block its session for ever."""
     key = written(store)[name]
     store.redis.expire(key, 1000)
 
@@ -198,27 +198,27 @@ def test_something_live_that_would_expire_is_found(store: Store, name: str) -> N
         "reply live",
     ],
 )
-def test_something_over_that_would_stay_is_found(store: Store, name: str) -> None:
-    """Redis must not fill up with what nobody needs."""
+def test_a_key_of_an_ended_owner_without_a_ttl_is_found(store: Store, name: str) -> None:
+    """Redis must not fill up with unused keys."""
     key = written(store)[name]
     store.redis.persist(key)
 
     [violation] = ttl_violations(store.cell.url, PREFIX)
 
-    assert violation.startswith(f"{key}: never expires ")
+    assert violation.startswith(f"{key}: never expires, but ")
 
 
 @pytest.mark.parametrize("kind", ["worker_runs", "worker_box", "worker_suspect"])
-def test_what_a_dead_worker_left_behind_is_found(store: Store, kind: str) -> None:
-    """A worker's keys end with its lease."""
+def test_a_key_of_a_dead_worker_is_found(store: Store, kind: str) -> None:
+    """The keys of a worker are deleted with its lease."""
     key = written(store)[f"{kind} w1"]
     store.redis.zrem(keys("workers"), "w1")
 
     assert [text for text in ttl_violations(store.cell.url, PREFIX) if text.startswith(f"{key}: never")]
 
 
-def test_a_session_is_live_by_its_holder_or_by_its_queue(store: Store) -> None:
-    """Both count: while either is there, nothing of the session may expire."""
+def test_a_session_with_a_holder_or_a_queue_is_live(store: Store) -> None:
+    """As long as it has one of them, nothing of the session may expire."""
     store.redis.rpush(keys("transcript", "s"), "1")
     store.redis.zadd(keys("session_queue", "s"), {"r": 1})
     assert ttl_violations(store.cell.url, PREFIX) == []
@@ -230,16 +230,16 @@ def test_a_session_is_live_by_its_holder_or_by_its_queue(store: Store) -> None:
     assert ttl_violations(store.cell.url, PREFIX) == []
 
 
-def test_a_key_that_stands_in_no_table_is_found(store: Store) -> None:
-    """Whoever adds a key adds a line to the table. Other people's keys are not ours to judge."""
+def test_a_key_that_is_not_in_the_table_is_found(store: Store) -> None:
+    """A new key needs a row in the table. Keys of other programs are not checked."""
     store.redis.set(f"{PREFIX}:secret", "1")
     store.redis.set("celery", "1")
 
-    assert ttl_violations(store.cell.url, PREFIX) == [f"{PREFIX}:secret: no such kind of key in the table"]
+    assert ttl_violations(store.cell.url, PREFIX) == [f"{PREFIX}:secret: not a key of this library"]
 
 
-def test_a_url_with_another_prefix_sees_nothing_of_this_cell(store: Store) -> None:
-    """Cells that share a Redis do not judge each other."""
+def test_cells_with_another_prefix_are_not_checked(store: Store) -> None:
+    """Cells that share a Redis do not check each other."""
     store.redis.set(f"{PREFIX}:secret", "1")
 
     assert ttl_violations(store.cell.url, "oa") == []

@@ -1,4 +1,4 @@
-"""Open reads: nothing that grows without end is read with one command."""
+"""Open reads: a key without a size limit is never read with one command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KINDS = {
 
 
 def _arguments(text: str, begin: int) -> str:
-    """What stands in the parentheses that begin here."""
+    """The text in the parentheses that begin here."""
     depth = 1
     for at in range(begin, len(text)):
         depth += {"(": 1, ")": -1}.get(text[at], 0)
@@ -39,7 +39,7 @@ def _arguments(text: str, begin: int) -> str:
 
 
 def _is_open(command: str, arguments: str) -> bool:
-    """Whether the command reads all of its key, however much there is."""
+    """Whether the command reads the whole key, whatever its size."""
     bounds = next((words for part, words in ONE_PAGE.items() if part in command), None)
     if bounds is not None:
         return not any(word in arguments for word in bounds)
@@ -49,7 +49,7 @@ def _is_open(command: str, arguments: str) -> bool:
 
 
 def _open_reads() -> Iterator[tuple[str, str, str]]:
-    """Kind of key, file and command of each."""
+    """Kind of key, file and command of each open read."""
     for path in sorted([*PACKAGE.rglob("*.lua"), *PACKAGE.rglob("*.py")]):
         text, name = path.read_text("utf-8"), path.relative_to(PACKAGE).as_posix()
         text = text.replace("'('", "'<'")  # the exclusive end of a range
@@ -69,8 +69,9 @@ def _kinds(name: str, arguments: str) -> list[str]:
     return KINDS.get((name, variable[1] if variable else ""), [f"an unknown key: {arguments[:60]}"])
 
 
-def test_what_is_read_whole_stands_in_the_table_of_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what bounds it. Whatever else is read comes in pages; an entry that nothing needs goes."""
+def test_every_open_read_is_in_the_table_of_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the limit of its size. Everything else is read in pages; an entry that is not needed is
+    deleted."""
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     from door_limits import OPEN_READS
 
@@ -80,7 +81,7 @@ def test_what_is_read_whole_stands_in_the_table_of_limits(monkeypatch: pytest.Mo
 
 
 def test_an_open_read_is_recognised() -> None:
-    """In each form in which a command can ask for everything, and not where it asks for a page."""
+    """In each form in which a command reads everything, but not if it reads a page."""
     everything = [
         ("HGETALL", "k.x()"),
         ("ZRANGE", "key, 0, -1"),

@@ -1,4 +1,4 @@
-"""Pages: what is large is read in small ones, what is small in large ones; the answer is the same."""
+"""Pages: large entries are read in small pages, small entries in large pages, with the same result."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Cell
-from openagents_worker.store.paging import ANSWER_BYTES, PageSize
-from openagents_worker.store.records import IDS_A_PAGE, SessionStore, read_session
+from openagents_worker.store.paging import PAGE_BYTES, PageSize
+from openagents_worker.store.records import IDS_PER_PAGE, SessionStore, read_session
 from openagents_worker.store.scripts import DeleteAnswer
 from openagents_worker.store.watch import history, watch
 from tests.producer.hand import Hand
-from tests.store.doors import call
+from tests.store.script_calls import call
 
 
 @pytest.fixture
@@ -25,11 +25,11 @@ def hand(redis_url: str) -> Generator[Hand]:
 
 
 @pytest.mark.parametrize(
-    ("size", "count"), [(0, 500), (100, 500), (3_000, 349), (ANSWER_BYTES // 2, 2), (50 * ANSWER_BYTES, 1)]
+    ("size", "count"), [(0, 500), (100, 500), (3_000, 349), (PAGE_BYTES // 2, 2), (50 * PAGE_BYTES, 1)]
 )
 def test_a_page_has_as_many_entries_as_fit(size: int, count: int) -> None:
-    """At least one, at most `most`."""
-    page = PageSize(first=100, most=500)
+    """At least one, at most `max_count`."""
+    page = PageSize(first=100, max_count=500)
     page.learn(10, 10 * size)
     assert page.count == count
 
@@ -57,7 +57,7 @@ async def test_a_transcript_of_large_messages_is_read_in_small_pages(redis_url: 
 
 
 def test_large_events_are_read_in_small_pages(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By who watches, and by who reads the history: all of them, in order."""
+    """By a watcher and by a reader of the history: all of them, in order."""
     hand.submit("r1")
     hand.claim("r1")
     for batch in range(1, 31):
@@ -89,7 +89,7 @@ def _fence(hand: Hand) -> str:
 
 @pytest.mark.parametrize("count", [1, 4_000, 5_000])
 def test_a_worker_of_many_agents_registers(hand: Hand, count: int) -> None:
-    """Lua hands a few thousand values to one command at most; a file may have five thousand agents."""
+    """Lua passes at most a few thousand values to a command; a file may have five thousand agents."""
     agents = [word for n in range(count) for word in (f"agent-{n}", '{"queue":null,"def_hash":"h"}')]
 
     hand.store.run(scripts.register(incarnation="w9:1", lease_ms=60_000, agents=agents))
@@ -103,10 +103,10 @@ def test_a_worker_of_many_agents_registers(hand: Hand, count: int) -> None:
 
 
 def test_a_session_with_a_long_past_and_a_long_queue_is_read_in_pages(hand: Hand) -> None:
-    """The answer is the whole of it, in order."""
+    """The result is complete and in order."""
     redis, keys = hand.store.redis, hand.store.keys
     hand.submit("r1", session_id="long")
-    waiting = [f"w{number:04}" for number in range(2 * IDS_A_PAGE + 300)]
+    waiting = [f"w{number:04}" for number in range(2 * IDS_PER_PAGE + 300)]
     messages = [{"role": "user", "content": str(number)} for number in range(450)]
     redis.zadd(keys("session_queue", "long"), {run_id: number for number, run_id in enumerate(waiting)})
     redis.rpush(keys("transcript", "long"), *map(json.dumps, messages))
@@ -118,8 +118,8 @@ def test_a_session_with_a_long_past_and_a_long_queue_is_read_in_pages(hand: Hand
     redis.delete(keys("session_queue", "long"), keys("transcript", "long"))
 
 
-def test_a_session_is_deleted_behind_a_queue_of_runs_that_are_gone(hand: Hand) -> None:
-    """A page of the queue a call; what is not known any more is taken out of it."""
+def test_a_session_with_a_queue_of_deleted_runs_is_deleted(hand: Hand) -> None:
+    """A page of the queue per call; runs that do not exist are removed from it."""
     keys = hand.store.keys
     hand.submit("r1", session_id="old")
     hand.store.run(scripts.cancel(run_id="r1", reason="", force=True))
@@ -128,14 +128,16 @@ def test_a_session_is_deleted_behind_a_queue_of_runs_that_are_gone(hand: Hand) -
 
     answers = []
     while not answers or answers[-1].answer is DeleteAnswer.MORE:
-        answers.append(hand.store.run(scripts.delete_session(session_id="old", limit=100, even_untold=True)))
+        answers.append(
+            hand.store.run(scripts.delete_session(session_id="old", limit=100, even_if_not_notified=True))
+        )
 
     assert [each.answer for each in answers] == [DeleteAnswer.MORE, DeleteAnswer.MORE, DeleteAnswer.DELETED]
     assert not hand.store.redis.exists(keys("session_queue", "old"))
 
 
-def test_as_many_as_a_page_that_were_sent_in_one_moment_are_looked_at(hand: Hand) -> None:
-    """Where nobody can read the queue; those behind them are looked at when it is begun anew."""
+def test_a_full_page_of_runs_with_the_same_send_time_is_examined(hand: Hand) -> None:
+    """In a queue that cannot be inspected. Later runs are examined when the check starts again."""
     redis, keys = hand.store.redis, hand.store.keys
     redis.zadd(keys("sent", "q"), {f"r{number}": 1_000_000 for number in range(1_500)})
 

@@ -1,4 +1,4 @@
-"""Readers over many: one element that cannot be read is left out and named; all others are read."""
+"""Readers of many items: an unreadable item is left out and named; all others are read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from openagents_worker.errors import RedisWrongType
 from openagents_worker.store import watch as events
 from openagents_worker.store.client import AsyncStore, Cell, Store
-from openagents_worker.store.dead_letters import entries_of, read_aside
+from openagents_worker.store.dead_letters import parse_entries, read_put_aside
 from openagents_worker.store.fleet import read_fleet, read_workers
 from openagents_worker.store.keys import KEYS, Keys
 from openagents_worker.store.listing import RunFilter, list_problems, list_runs, list_sessions
 from openagents_worker.store.records import read_record, read_session, read_states
-from tests.store.doors import call
+from tests.store.script_calls import call
 from tests.store.test_broken_records import NONSENSE
 from tests.store.test_wrong_types import WRITERS
 
@@ -25,7 +25,7 @@ CARD = '{"host":"h","pid":1,"queues":["q"],"agents":{"a":"1"},"max_runs":1,"vers
 
 @pytest.fixture
 def store(redis_url: str) -> Generator[Store]:
-    """Two workers, two runs in sessions of their own; the first of each is what a test breaks."""
+    """Two workers and two runs in separate sessions. Tests break the first of each."""
     store = Store(Cell(redis_url))
     for n in ("1", "2"):
         store.run(
@@ -46,14 +46,14 @@ def runs(store: Store, **filters: Any) -> Any:
 
 
 def readable(store: Store) -> None:
-    """The second run, its session, its worker and its state are shown by whoever shows many."""
+    """Every reader of many items shows the second run, its session, its worker and its state."""
     assert "r2" in [record.run_id for record in runs(store)]
     assert "s2" in [one.session_id for one in store.execute(list_sessions(keys, limit=10, cursor=None))]
     assert "w2" in [worker.incarnation for worker in store.execute(read_workers(keys))]
     assert "q" in [queue.name for queue in store.execute(read_fleet(keys, "q")).queues]
     assert read_states(store, ["r1", "r2"])["r2"] == "queued"
     assert store.execute(list_problems(keys)) is not None
-    assert store.execute(read_aside(keys)) is not None
+    assert store.execute(read_put_aside(keys)) is not None
     assert read_record(store, "r2").run_id == "r2"
     assert read_session(store, "s2").holder == "r2"
     assert [event.name for event in store.execute(events.history(keys, "r2"))] == ["run.queued"]
@@ -74,8 +74,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_no_reader_of_many_is_stopped_by_a_key_of_another_type(store: Store, name: str, kind: str) -> None:
-    """Neither of one element nor of what a cell has one of."""
+def test_a_key_of_a_wrong_type_does_not_stop_a_reader_of_many_items(
+    store: Store, name: str, kind: str
+) -> None:
+    """A key of one item, and a key that exists once in a cell."""
     key = keys(name, *([OF_THE_FIRST[name]] if name in OF_THE_FIRST else []))
     store.redis.delete(key)
     WRITERS[kind](store.redis, key)
@@ -96,8 +98,10 @@ def test_no_reader_of_many_is_stopped_by_a_key_of_another_type(store: Store, nam
         ("agents", "a"), ("agents", "b"), ("sent_again", "q"),
     ],
 )  # fmt: skip
-def test_no_reader_of_many_is_stopped_by_nonsense(store: Store, name: str, field: str, value: Any) -> None:
-    """A record of which one field cannot be read is a problem with a code."""
+def test_an_invalid_value_does_not_stop_a_reader_of_many_items(
+    store: Store, name: str, field: str, value: Any
+) -> None:
+    """A record with an unreadable field is a problem with a code."""
     kind, *ids = name.split()
     store.redis.hset(keys(kind, *ids), field, value)
 
@@ -108,8 +112,10 @@ def test_no_reader_of_many_is_stopped_by_nonsense(store: Store, name: str, field
 @pytest.mark.parametrize(
     "name", ["index all", "index sessions", "index tenant=x", "workers", "sent q", "due"]
 )
-def test_no_reader_of_many_is_stopped_by_a_score(store: Store, name: str, score: float | str) -> None:
-    """Times of before and after all times."""
+def test_an_invalid_score_does_not_stop_a_reader_of_many_items(
+    store: Store, name: str, score: float | str
+) -> None:
+    """Times before and after all valid times."""
     kind, *ids = name.split()
     for member in ("nobody", b"\xff\xfe", ""):
         store.redis.execute_command("ZADD", keys(kind, *ids), score, member)
@@ -118,8 +124,8 @@ def test_no_reader_of_many_is_stopped_by_a_score(store: Store, name: str, score:
     assert "r2" in [record.run_id for record in runs(store, tenant="x")]
 
 
-def test_one_run_that_cannot_be_read_has_a_code_that_names_the_key(store: Store) -> None:
-    """Whoever asks for it is told so; whoever asks for others is not."""
+def test_reading_one_unreadable_run_raises_an_error_with_its_key(store: Store) -> None:
+    """Readers of other runs are not affected."""
     store.redis.set(keys("run", "r1"), "x", ex=60)
 
     for ask in (lambda: read_record(store, "r1"), lambda: store.run(call("submit", run_id="r1"))):
@@ -128,7 +134,7 @@ def test_one_run_that_cannot_be_read_has_a_code_that_names_the_key(store: Store)
         assert (error.value.code, error.value.key) == ("redis.wrong_type", keys("run", "r1"))
 
 
-async def test_an_async_reader_names_the_key_as_well(redis_url: str) -> None:
+async def test_an_async_reader_names_the_key_too(redis_url: str) -> None:
     """In a single command and in a pipeline."""
     store = AsyncStore(Cell(redis_url))
     await store.use(lambda r: r.set("oa:run:r1", "x", ex=60))
@@ -147,17 +153,19 @@ async def test_an_async_reader_names_the_key_as_well(redis_url: str) -> None:
     await store.close()
 
 
-def test_what_is_not_an_entry_is_left_out() -> None:
-    """Somebody else may have written to the list."""
+def test_invalid_dead_letters_are_left_out() -> None:
+    """Another program may have written to the list."""
     good = '{"at_us":1,"key":"k","code":"c","what":"w"}'
 
-    found = entries_of(["", "7", "null", "{}", '{"at_us":"x"}', '{"at_us":1e400,"key":1}', "[" * 9999, good])
+    found = parse_entries(
+        ["", "7", "null", "{}", '{"at_us":"x"}', '{"at_us":1e400,"key":1}', "[" * 9999, good]
+    )
 
     assert [entry.key for entry in found] == ["k"]
 
 
-def test_events_that_nobody_of_ours_has_written_are_left_out(store: Store) -> None:
-    """The others of the run are shown, with a gap where one cannot be."""
+def test_foreign_stream_entries_are_left_out(store: Store) -> None:
+    """The other events of the run are shown, with a gap in place of an unreadable one."""
     store.redis.xadd(keys("events", "r1"), {"x": "y"}, id="2-0")
     store.redis.hset(keys("run", "r1"), "seq", 2)
     store.run(call("cancel"))

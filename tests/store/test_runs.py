@@ -1,4 +1,4 @@
-"""Reading runs and sessions: what the scripts wrote comes back as values."""
+"""Reading runs and sessions: values that the scripts wrote are read back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from openagents_worker.errors import LLMResponseError, RunNotFound, SessionNotFo
 from openagents_worker.models import RunArtifact, RunState, StopReason
 from openagents_worker.store.client import AsyncStore
 from openagents_worker.store.records import (
-    PAGE,
+    MAX_PAGE_ITEMS,
     SessionStore,
     aread_record,
     aread_session,
@@ -35,8 +35,8 @@ async def store(hand: Hand) -> AsyncGenerator[AsyncStore]:
     await store.close()
 
 
-def test_a_record_tells_a_runs_life(hand: Hand) -> None:
-    """State, owner, counters and times are those of the moment; the result comes with the end."""
+def test_a_record_has_the_current_values_of_a_run(hand: Hand) -> None:
+    """State, owner, counters and times are current; the result exists from the end of the run on."""
     hand.submit("r1")
     queued = read_record(hand.store, "r1")
     hand.claim("r1")
@@ -62,8 +62,8 @@ def test_a_record_tells_a_runs_life(hand: Hand) -> None:
     assert ended.created_ms <= ended.started_ms <= ended.ended_ms
 
 
-def test_a_retrying_run_says_when_it_is_due(hand: Hand) -> None:
-    """`due_ms` is set while the run waits for a time, and the error it waits for is not its result."""
+def test_a_retrying_run_has_its_due_time(hand: Hand) -> None:
+    """`due_ms` is set while the run waits for a time. The error for which it waits is not its result."""
     hand.submit("r1")
     hand.claim("r1")
     hand.retry("r1", delay_ms=60_000)
@@ -77,7 +77,7 @@ def test_a_retrying_run_says_when_it_is_due(hand: Hand) -> None:
 
 
 def test_retries_are_counted_over_the_whole_run(hand: Hand) -> None:
-    """Also those before a step that succeeded in the end; what it was last put off for stays known."""
+    """Also those before a step that finally succeeded. The last error is kept."""
     hand.submit("r1")
     for _ in range(3):
         hand.claim("r1")
@@ -93,8 +93,8 @@ def test_retries_are_counted_over_the_whole_run(hand: Hand) -> None:
     assert (record.last_error.code, record.last_error.message) == ("llm.rate_limit", "slow down")
 
 
-def test_a_record_of_the_version_before_has_the_code_alone(hand: Hand) -> None:
-    """It stored neither the number of all retries nor the message."""
+def test_a_record_of_the_previous_version_has_only_the_error_code(hand: Hand) -> None:
+    """That version stored neither the number of all retries nor the message."""
     hand.submit("r1")
     hand.claim("r1")
     hand.retry("r1")
@@ -108,7 +108,7 @@ def test_a_record_of_the_version_before_has_the_code_alone(hand: Hand) -> None:
 
 
 def test_a_failed_run_keeps_its_error(hand: Hand) -> None:
-    """The stored result holds the code, the message and the stop reason."""
+    """The stored result has the code, the message and the stop reason."""
     hand.submit("r1")
     hand.claim("r1")
     hand.finish("r1", error=LLMResponseError("no choices", hint="look at the model"))
@@ -139,7 +139,7 @@ async def test_an_unknown_run_is_not_found(hand: Hand, store: AsyncStore) -> Non
 
 
 async def test_states_of_many_runs_are_read_together(hand: Hand, store: AsyncStore) -> None:
-    """More than one pipeline's worth, unknown ones among them."""
+    """More than fit into one pipeline, including unknown runs."""
     hand.submit("r1")
     ids = ["r1", *(f"nobody-{i}" for i in range(1200))]
 
@@ -151,9 +151,7 @@ async def test_states_of_many_runs_are_read_together(hand: Hand, store: AsyncSto
     assert await aread_states(store, ids) == states
 
 
-async def test_a_session_shows_who_works_who_waits_and_what_was_written(
-    hand: Hand, store: AsyncStore
-) -> None:
+async def test_a_session_has_its_holder_its_queue_and_its_contents(hand: Hand, store: AsyncStore) -> None:
     """Holder, queue in order, transcript, artifacts and state of one moment."""
     for run_id in ("r1", "r2", "r3"):
         hand.submit(run_id)
@@ -177,17 +175,17 @@ async def test_a_session_shows_who_works_who_waits_and_what_was_written(
     hand.claim("r3")
 
 
-async def test_a_session_without_a_trace_is_not_found(hand: Hand, store: AsyncStore) -> None:
-    """A session begins with its first run."""
+async def test_a_session_without_keys_is_not_found(hand: Hand, store: AsyncStore) -> None:
+    """Its first run creates a session."""
     with pytest.raises(SessionNotFound):
         read_session(hand.store, "s9")
     with pytest.raises(SessionNotFound):
         await aread_session(store, "s9")
 
 
-async def test_a_transcript_is_read_in_pages_up_to_a_noted_length(hand: Hand, store: AsyncStore) -> None:
-    """A replay that names the length of step 0 reads the same prefix, whatever was appended since."""
-    reader, size = SessionStore(store), 2 * PAGE + 7
+async def test_a_transcript_is_read_in_pages_up_to_a_given_length(hand: Hand, store: AsyncStore) -> None:
+    """A replay with the length of step 0 reads the same items, whatever was appended since then."""
+    reader, size = SessionStore(store), 2 * MAX_PAGE_ITEMS + 7
     hand.submit("r1")
     hand.claim("r1")
     hand.finish("r1", transcript=[{"role": "user", "content": str(i)} for i in range(size)])

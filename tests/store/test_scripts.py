@@ -1,4 +1,4 @@
-"""The scripts, one answer a test: what each one promises whoever calls it."""
+"""The scripts: one test for each answer that a script can give."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from openagents_worker.store.scripts import (
 )
 from openagents_worker.store.watch import watch
 from tests.properties.lab import Lab, View
-from tests.store.doors import PAGE_BYTES, call
+from tests.store.script_calls import PAGE_BYTES, call
 from tests.waiting import PATIENCE_S
 
 HOUR_MS = 3_600_000
 
 
 class Bench:
-    """A cell with the worker w1 in it, and what one wants to know of it."""
+    """A cell with the worker w1, and functions to inspect it."""
 
     def __init__(self, url: str, prefix: str = "oa") -> None:
         self.lab = Lab(url, prefix=prefix)
@@ -47,7 +47,7 @@ class Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """All runs and workers end, so that no key is left that would stay for ever."""
+        """End all runs and workers, so that no key without a TTL is left."""
         for run_id in list(self.runs()):
             self.do("cancel", run_id=run_id, force=True)
         for incarnation in self.redis.zrange(self.store.keys("workers"), 0, -1):
@@ -58,7 +58,7 @@ class Bench:
         return self.lab.run(call(script, **changed))
 
     def claimed(self, run_id: str = "r1", **submitted: Any) -> str:
-        """Submits the run and lets w1 claim it; returns the fence."""
+        """Submit the run and let w1 claim it. Returns the fence."""
         self.do("submit", run_id=run_id, **submitted)
         return self.claim(run_id)
 
@@ -112,8 +112,8 @@ def woken(wakes: tuple[Wake, ...]) -> list[str]:
 # --- submit ----------------------------------------------------------------------------------------------
 
 
-def test_a_run_in_an_idle_session_is_queued_and_its_message_is_to_be_sent(bench: Bench) -> None:
-    """NEW: the run holds its session and stands in the list of sent wake-ups, by the time of its message."""
+def test_a_run_in_an_idle_session_is_queued_and_its_message_must_be_sent(bench: Bench) -> None:
+    """NEW: the run holds its session and is in `sent`, with the time of its message."""
     submitted = bench.do("submit")
 
     assert (submitted.answer, submitted.state, submitted.queue) == ("NEW", "queued", "q")
@@ -123,7 +123,7 @@ def test_a_run_in_an_idle_session_is_queued_and_its_message_is_to_be_sent(bench:
 
 
 def test_a_run_in_a_busy_session_waits_and_has_no_message(bench: Bench) -> None:
-    """NEW: the second run of a session takes a place in its queue."""
+    """NEW: the second run of a session enters its queue."""
     bench.do("submit")
 
     submitted = bench.do("submit", run_id="r2")
@@ -132,7 +132,7 @@ def test_a_run_in_a_busy_session_waits_and_has_no_message(bench: Bench) -> None:
     assert bench.events("r2") == ["run.waiting_session"]
 
 
-def test_a_delayed_run_has_no_place_yet(bench: Bench) -> None:
+def test_a_delayed_run_does_not_enter_its_session_yet(bench: Bench) -> None:
     """NEW: a run with a delay is scheduled; the session stays free for others until it is due."""
     before_ms = bench.now_ms()
 
@@ -147,7 +147,7 @@ def test_a_delayed_run_has_no_place_yet(bench: Bench) -> None:
 
 
 def test_the_same_request_again_is_the_same_run(bench: Bench) -> None:
-    """SAME: with its state, its queue and the time of the message that may have been lost."""
+    """SAME: with its state, its queue and the time of the message, which may have been lost."""
     first = bench.do("submit")
 
     again = bench.do("submit", uid="another")
@@ -158,7 +158,7 @@ def test_the_same_request_again_is_the_same_run(bench: Bench) -> None:
 
 
 def test_another_request_under_the_same_id_is_refused(bench: Bench) -> None:
-    """CONFLICT: the run that is there is left alone."""
+    """CONFLICT: the existing run is not changed."""
     bench.do("submit")
 
     assert bench.do("submit", digest="other", request='{"x":1}').answer == "CONFLICT"
@@ -176,7 +176,8 @@ def test_a_busy_session_can_be_refused(bench: Bench) -> None:
 
 
 def test_an_agent_that_no_worker_knows_is_refused(bench: Bench) -> None:
-    """UNKNOWN_AGENT: with those that are known; as long as no worker has told, every agent is accepted."""
+    """UNKNOWN_AGENT: with the known agents. Before any worker has announced agents, every agent is
+    accepted."""
     assert bench.do("submit", agent_id="anything").answer == "NEW"
     bench.do("register", agents=["b", '{"queue":null}', "c", '{"queue":"own"}'])
 
@@ -188,8 +189,8 @@ def test_an_agent_that_no_worker_knows_is_refused(bench: Bench) -> None:
     assert bench.do("submit", run_id="r5", agent_id="c", session_id="s5", queue="mine").queue == "mine"
 
 
-def test_submit_heals_a_session_whose_holder_is_gone(bench: Bench) -> None:
-    """Who waits longest gets the session of a run whose record no longer exists, and is to be woken."""
+def test_submit_repairs_a_session_whose_holder_is_deleted(bench: Bench) -> None:
+    """The run that has waited longest gets the session and must be woken."""
     bench.do("submit")
     bench.do("submit", run_id="r2")
     bench.redis.delete(bench.store.keys("run", "r1"), bench.store.keys("events", "r1"))
@@ -204,8 +205,8 @@ def test_submit_heals_a_session_whose_holder_is_gone(bench: Bench) -> None:
 # --- leases ----------------------------------------------------------------------------------------------
 
 
-def test_a_heartbeat_says_what_the_worker_owns_and_what_is_to_be_cancelled(bench: Bench) -> None:
-    """OK: the lease goes on from now; both sets come in the same answer."""
+def test_a_heartbeat_returns_owned_runs_and_cancel_requests(bench: Bench) -> None:
+    """OK: the lease is extended; both sets are in the same answer."""
     bench.claimed("r1")
     bench.claimed("r2", session_id="s2")
     bench.do("cancel", run_id="r2")
@@ -219,7 +220,7 @@ def test_a_heartbeat_says_what_the_worker_owns_and_what_is_to_be_cancelled(bench
 
 
 def test_the_end_of_a_lease_is_final(bench: Bench) -> None:
-    """LOST: a heartbeat that comes too late, or from nobody, sets nothing up again."""
+    """LOST: a heartbeat that is late, or of an unknown worker, does not create a lease."""
     bench.lab.end_lease("w1")
 
     assert bench.do("renew").lost
@@ -228,15 +229,15 @@ def test_the_end_of_a_lease_is_final(bench: Bench) -> None:
     assert bench.score("workers", "nobody") is None
 
 
-def test_a_worker_without_runs_retires_without_a_trace(bench: Bench) -> None:
-    """GONE: also when it is said twice."""
+def test_a_worker_without_runs_retires_and_leaves_no_keys(bench: Bench) -> None:
+    """GONE: also if it is repeated."""
     assert bench.do("retire") == "GONE"
     assert bench.do("retire") == "GONE"
     assert bench.score("workers", "w1") is None
 
 
 def test_a_worker_that_retires_with_runs_leaves_them_to_reclaim(bench: Bench) -> None:
-    """OVER: its lease ends now; a late heartbeat does not revive it."""
+    """OVER: its lease ends now; a late heartbeat does not renew it."""
     bench.claimed()
 
     assert bench.do("retire") == "OVER"
@@ -247,8 +248,8 @@ def test_a_worker_that_retires_with_runs_leaves_them_to_reclaim(bench: Bench) ->
 # --- claim -----------------------------------------------------------------------------------------------
 
 
-def test_a_claim_gives_everything_an_attempt_needs(bench: Bench) -> None:
-    """CLAIMED: a new fence, the request, and the journal; nobody need wake the run any more."""
+def test_a_claim_returns_everything_that_an_attempt_needs(bench: Bench) -> None:
+    """CLAIMED: a new fence, the request, and the journal; no more wake-up is needed."""
     bench.do("submit", request='{"input_text":"hi"}', uid="u7", canvas='{"link":1}')
 
     claimed = bench.do("claim", nonce="n1")
@@ -261,7 +262,7 @@ def test_a_claim_gives_everything_an_attempt_needs(bench: Bench) -> None:
 
 
 def test_a_claim_whose_answer_was_lost_is_answered_again(bench: Bench) -> None:
-    """CLAIMED: the same worker with the same nonce gets the same fence, and it is no second attempt."""
+    """CLAIMED: the same worker with the same nonce gets the same fence; this is not a second attempt."""
     bench.do("submit")
     first = bench.do("claim", nonce="n1")
 
@@ -272,8 +273,9 @@ def test_a_claim_whose_answer_was_lost_is_answered_again(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("incarnation", ["w1", "w2"])
-def test_a_run_that_is_owned_is_busy_whoever_asks(bench: Bench, incarnation: str) -> None:
-    """BUSY: for others, and for the owner that got the message twice; also when the owner's lease is over."""
+def test_a_claim_of_an_owned_run_is_busy(bench: Bench, incarnation: str) -> None:
+    """BUSY: for other workers, for the owner with a duplicate message, and also after the lease of the owner
+    is over."""
     bench.claimed()
     bench.do("register", incarnation="w2")
 
@@ -283,8 +285,8 @@ def test_a_run_that_is_owned_is_busy_whoever_asks(bench: Bench, incarnation: str
         assert bench.do("claim", incarnation="w2").answer == "BUSY"
 
 
-def test_a_run_that_nobody_knows_cannot_be_claimed(bench: Bench) -> None:
-    """UNKNOWN: the message is of a run that never was or has expired."""
+def test_an_unknown_run_cannot_be_claimed(bench: Bench) -> None:
+    """UNKNOWN: the run never existed or has expired."""
     assert bench.do("claim").answer == "UNKNOWN"
 
 
@@ -297,7 +299,7 @@ def test_a_run_that_has_ended_is_not_claimed(bench: Bench) -> None:
     assert (claimed.answer, claimed.state) == ("DONE", "completed")
 
 
-def test_who_has_no_lease_claims_nothing(bench: Bench) -> None:
+def test_a_worker_without_a_lease_cannot_claim(bench: Bench) -> None:
     """NOT_ALIVE: for an incarnation that never registered and for one whose lease is over."""
     bench.do("submit")
     bench.lab.end_lease("w1")
@@ -318,7 +320,7 @@ def test_a_run_waits_for_its_session(bench: Bench) -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_message_does_not_start_a_run_before_it_is_due(bench: Bench, late: bool) -> None:
-    """NOT_DUE: for a delayed run and for a retry; once the time has come the message is as good as any."""
+    """NOT_DUE: for a delayed run and for a retry. When the time has come, any message starts it."""
     bench.do("submit", delay_ms=HOUR_MS)
     bench.do("suspend", run_id="r2", fence=bench.claimed("r2", session_id="s2"), delay_ms=HOUR_MS)
     if late:
@@ -331,8 +333,8 @@ def test_a_message_does_not_start_a_run_before_it_is_due(bench: Bench, late: boo
     assert bench.redis.zcard(bench.store.keys("due")) == (0 if late else 2)
 
 
-def test_a_claim_ends_a_run_that_is_to_be_cancelled(bench: Bench) -> None:
-    """CANCELLED: its owner gave it back without having heard; the next run of the session is woken."""
+def test_a_claim_ends_a_run_with_a_cancel_request(bench: Bench) -> None:
+    """CANCELLED: its owner gave it back before it got the request; the next run of the session is woken."""
     fence = bench.claimed()
     bench.do("submit", run_id="r2")
     bench.do("cancel")
@@ -344,8 +346,8 @@ def test_a_claim_ends_a_run_that_is_to_be_cancelled(bench: Bench) -> None:
     assert bench.events()[-2:] == ["run.cancelled", "session.run.completed"]
 
 
-def test_a_worker_carries_suspects_of_one_group_at_a_time(bench: Bench) -> None:
-    """SUSPECT_BUSY: the halves of what a dead worker carried do not meet; one comes a second later."""
+def test_a_worker_executes_suspects_of_one_group_at_a_time(bench: Bench) -> None:
+    """SUSPECT_BUSY: the two halves of the runs of a dead worker are separated; one is due a second later."""
     bench.do("register", incarnation="w2")
     for run_id in ("r1", "r2"):
         bench.do("submit", run_id=run_id, session_id=run_id)
@@ -364,8 +366,8 @@ def test_a_worker_carries_suspects_of_one_group_at_a_time(bench: Bench) -> None:
     assert bench.do("claim", run_id="r2").answer == "CLAIMED"
 
 
-def test_claim_heals_a_session_whose_holder_is_gone(bench: Bench) -> None:
-    """A run whose session is held by nothing takes it."""
+def test_claim_repairs_a_session_whose_holder_is_deleted(bench: Bench) -> None:
+    """A run whose session has no holder becomes the holder."""
     bench.do("submit")
     bench.redis.hdel(bench.store.keys("session", "s1"), "holder")
 
@@ -376,7 +378,7 @@ def test_claim_heals_a_session_whose_holder_is_gone(bench: Bench) -> None:
 
 @pytest.fixture
 def orphaned(bench: Bench) -> Bench:
-    """r2 and r3 wait for r1, whose record is gone."""
+    """r2 and r3 wait for r1, whose record is deleted."""
     for run_id in ("r1", "r2", "r3"):
         bench.do("submit", run_id=run_id)
     bench.lab.forget("r1")
@@ -384,7 +386,7 @@ def orphaned(bench: Bench) -> Bench:
 
 
 def test_a_session_whose_holder_has_no_record_goes_to_the_head_of_its_queue(orphaned: Bench) -> None:
-    """Not to whoever comes by: the runs of a session keep their order, and the head is to be woken."""
+    """Not to the run that is claimed first: the order is kept, and the head must be woken."""
     claimed = orphaned.do("claim", run_id="r3")
 
     assert (claimed.answer, woken(claimed.wakes), orphaned.holder()) == ("WAITING", ["r2"], "r2")
@@ -392,8 +394,8 @@ def test_a_session_whose_holder_has_no_record_goes_to_the_head_of_its_queue(orph
     orphaned.claim("r2")
 
 
-def test_the_head_of_such_a_queue_takes_the_session_itself(orphaned: Bench) -> None:
-    """Its own claim is enough."""
+def test_the_head_of_such_a_queue_gets_the_session_with_its_own_claim(orphaned: Bench) -> None:
+    """Without another script."""
     orphaned.claim("r2")
 
     assert orphaned.holder() == "r2"
@@ -401,13 +403,13 @@ def test_the_head_of_such_a_queue_takes_the_session_itself(orphaned: Bench) -> N
 
 
 def test_an_end_in_such_a_session_wakes_its_head(orphaned: Bench) -> None:
-    """Whatever script comes by repairs it."""
+    """Every script that handles the session repairs it."""
     assert woken(orphaned.do("cancel", run_id="r3").wakes) == ["r2"]
     assert orphaned.holder() == "r2"
 
 
 def test_the_last_end_in_such_a_session_lets_it_expire(orphaned: Bench) -> None:
-    """A holder without a record does not keep it for ever."""
+    """A holder without a record does not keep the session for ever."""
     orphaned.do("cancel", run_id="r2")
     orphaned.do("cancel", run_id="r3")
 
@@ -416,7 +418,7 @@ def test_the_last_end_in_such_a_session_lets_it_expire(orphaned: Bench) -> None:
 
 
 def test_a_holder_that_is_submitted_again_holds_its_session(orphaned: Bench) -> None:
-    """Its place was not lost with its record; it does not wait for itself."""
+    """It is still the holder although its record was lost; it does not wait for itself."""
     assert orphaned.do("submit", run_id="r1").state == "queued"
     assert orphaned.holder() == "r1"
     orphaned.claim("r1")
@@ -427,8 +429,8 @@ def test_a_holder_that_is_submitted_again_holds_its_session(orphaned: Bench) -> 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sizes=st.lists(st.integers(0, 400), max_size=60), page_bytes=st.integers(1, 2000))
-def test_the_first_page_is_as_long_as_it_may_be(bench: Bench, sizes: list[int], page_bytes: int) -> None:
-    """A claim brings the first records up to a size, never more, and says how many there are."""
+def test_the_first_page_is_limited_by_its_size(bench: Bench, sizes: list[int], page_bytes: int) -> None:
+    """A claim returns the first records up to a size, and the number of all records."""
     bench.do("submit")
     key = bench.store.keys("journal", "r1")
     bench.redis.delete(key)
@@ -446,8 +448,8 @@ def test_the_first_page_is_as_long_as_it_may_be(bench: Bench, sizes: list[int], 
     bench.do("release", fence=claimed.fence)
 
 
-def test_a_large_journal_does_not_travel_in_one_reply(bench: Bench) -> None:
-    """Of 2,000 records of 5 KB a claim brings what fits into 256 KB; a larger record is left to later."""
+def test_a_large_journal_is_not_returned_in_one_reply(bench: Bench) -> None:
+    """Of 2,000 records of 5 KB, a claim returns what fits into 256 KB. A larger record is read later."""
     bench.do("submit")
     bench.do("submit", run_id="r2", session_id="s2")
     bench.redis.rpush(bench.store.keys("journal", "r1"), *["x" * 5_000] * 2_000)
@@ -460,7 +462,7 @@ def test_a_large_journal_does_not_travel_in_one_reply(bench: Bench) -> None:
 
 
 def test_the_rest_of_a_journal_is_read_in_pages(bench: Bench) -> None:
-    """Each page holds what fits and one record at least; together they are the journal."""
+    """Each page has the records that fit, at least one. Together they are the journal."""
     bench.do("submit")
     records = [f"{n}:" + "x" * (40_000 if n % 7 == 3 else 900) for n in range(100)] + ["y" * 300_000]
     bench.redis.rpush(bench.store.keys("journal", "r1"), *records)
@@ -474,11 +476,11 @@ def test_the_rest_of_a_journal_is_read_in_pages(bench: Bench) -> None:
     assert bench.do("page", position=len(records)) == ()
 
 
-# --- whoever carries a run -------------------------------------------------------------------------------
+# --- writes of the owner of a run ------------------------------------------------------------------------
 
 
 def test_a_run_that_is_given_back_is_queued_again(bench: Bench) -> None:
-    """OK: under a new fence, without an owner, with a wake-up to send."""
+    """OK: with a new fence, without an owner, with a wake-up to send."""
     fence = bench.claimed()
 
     released = bench.do("release", fence=fence)
@@ -488,8 +490,8 @@ def test_a_run_that_is_given_back_is_queued_again(bench: Bench) -> None:
     assert bench.do("release", fence=fence).answer == "FENCED"
 
 
-def test_a_run_that_is_given_back_without_a_record_is_counted(bench: Bench) -> None:
-    """As a recovery: whoever had it did not bring it on. After too many of them it is poisoned."""
+def test_a_run_that_is_given_back_without_a_new_record_counts_as_recovered(bench: Bench) -> None:
+    """After too many of these recoveries it is poisoned."""
     bench.do("submit")
     for count in (1, 2, 3):
         released = bench.do("release", fence=bench.claim(), kind="lost", max_recoveries=2)
@@ -501,7 +503,7 @@ def test_a_run_that_is_given_back_without_a_record_is_counted(bench: Bench) -> N
     assert bench.events()[-3:] == ["run.poisoned", "run.failed", "session.run.completed"]
 
 
-def test_a_run_that_was_brought_on_is_given_back_uncounted(bench: Bench) -> None:
+def test_a_run_that_is_given_back_with_a_new_record_does_not_count(bench: Bench) -> None:
     """A record was committed since the claim."""
     fence = bench.claimed()
     bench.do("commit", fence=fence)
@@ -512,8 +514,8 @@ def test_a_run_that_was_brought_on_is_given_back_uncounted(bench: Bench) -> None
     assert bench.events()[-1] == "run.recovered"
 
 
-def test_a_run_that_is_handed_over_is_never_counted(bench: Bench) -> None:
-    """It is shown, as often as it happens."""
+def test_a_hand_over_never_counts_as_a_recovery(bench: Bench) -> None:
+    """However often it happens; each has its event."""
     bench.do("submit")
     for _ in range(3):
         bench.do("release", fence=bench.claim(), kind="handover", max_recoveries=1)
@@ -523,15 +525,15 @@ def test_a_run_that_is_handed_over_is_never_counted(bench: Bench) -> None:
 
 
 def test_a_run_that_is_not_durable_ends_when_its_worker_loses_it(bench: Bench) -> None:
-    """Nobody may execute it a second time."""
+    """It must not be executed a second time."""
     bench.do("release", fence=bench.claimed(durable=False), kind="lost")
 
     assert '"worker.lost"' in str(bench.field("result"))
 
 
 @pytest.mark.parametrize("script", ["release", "suspend"])
-def test_a_kind_that_the_script_does_not_know_is_refused(bench: Bench, script: str) -> None:
-    """And nothing is written: no kind is taken for another one."""
+def test_an_unknown_kind_is_refused(bench: Bench, script: str) -> None:
+    """And nothing is written: no kind is treated as another one."""
     fence = bench.claimed()
     before = bench.lab.read()
 
@@ -542,7 +544,7 @@ def test_a_kind_that_the_script_does_not_know_is_refused(bench: Bench, script: s
 
 
 def test_only_a_queued_run_is_executed(bench: Bench) -> None:
-    """PARKED: a run in a state of its own waits for what will wake it, whatever message comes."""
+    """PARKED: a run in another state is not executed, whatever message arrives."""
     bench.do("submit")
     for state in ("awaiting_approval", "waiting_child", "paused", "a state to come"):
         bench.redis.hset(bench.store.keys("run", "r1"), "state", state)
@@ -553,8 +555,8 @@ def test_only_a_queued_run_is_executed(bench: Bench) -> None:
         assert bench.field("state") == state
 
 
-def test_a_session_whose_holder_is_gone_goes_to_the_head_of_its_queue(bench: Bench) -> None:
-    """Not to whoever asks first."""
+def test_a_session_whose_holder_is_deleted_goes_to_the_head_of_its_queue(bench: Bench) -> None:
+    """Not to the run that is claimed first."""
     for run_id in ("r1", "r2", "r3"):
         bench.do("submit", run_id=run_id)
     bench.lab.forget("r1")
@@ -567,10 +569,10 @@ def test_a_session_whose_holder_is_gone_goes_to_the_head_of_its_queue(bench: Ben
 
 
 @pytest.mark.parametrize(("first_ms", "given"), [(5_000, 0), (2_000, 2_000)])
-def test_a_run_is_left_to_others_for_ever_longer_and_not_for_ever(
+def test_a_run_is_left_to_others_for_increasing_but_limited_times(
     bench: Bench, first_ms: int, given: int
 ) -> None:
-    """OVERDUE: nothing is written, and it is still the owner's to end. A record starts the count anew."""
+    """OVERDUE: nothing is written, and its owner must end it. A record starts the count again."""
     bench.do("submit")
     left = {"kind": "left_to_others", "left_max_ms": HOUR_MS, "delay_ms": given}
     delays = []
@@ -605,10 +607,8 @@ OPTIONS = {"NX", "XX", "PX", "LIMIT", "WITHSCORES", "MAXLEN", "REV"}
         (DeleteAnswer, ["delete_session"]),
     ],
 )
-def test_the_answers_of_a_script_are_those_that_python_knows(
-    answers: type[StrEnum], files: list[str]
-) -> None:
-    """No more, or a worker would fail at one; no fewer, or somebody waits for what never comes."""
+def test_python_knows_exactly_the_answers_of_each_script(answers: type[StrEnum], files: list[str]) -> None:
+    """An unknown answer would fail in a worker; an answer that no script gives would never arrive."""
     lua = resources.files("openagents_worker.store").joinpath("lua")
     found: set[str] = set()
     for name in files:
@@ -638,8 +638,8 @@ def test_a_batch_of_events_is_stored_once(bench: Bench) -> None:
     assert bench.events().count("llm.called") == 1
 
 
-def test_a_piece_of_a_reply_is_published_and_is_no_event(bench: Bench) -> None:
-    """OK: whoever listens hears it; it has no number, and the stream does not grow."""
+def test_a_piece_of_a_reply_is_published_but_not_stored(bench: Bench) -> None:
+    """OK: watchers get it; it has no number, and the stream does not grow."""
     fence = bench.claimed()
     before = bench.events()
     with bench.redis.pubsub(ignore_subscribe_messages=True) as ear:
@@ -654,8 +654,8 @@ def test_a_piece_of_a_reply_is_published_and_is_no_event(bench: Bench) -> None:
     assert bench.events() == before
 
 
-def test_a_reply_that_streams_is_kept_for_who_joins_until_it_is_told(bench: Bench) -> None:
-    """Pieces in order are joined; one that does not follow is not; the event of the reply deletes all."""
+def test_a_streaming_reply_is_kept_for_new_watchers_until_its_event(bench: Bench) -> None:
+    """Consecutive pieces are joined; other pieces are not; the event of the reply deletes the text."""
     fence = bench.claimed()
     key = bench.store.keys("reply", "r1")
 
@@ -685,7 +685,7 @@ def test_a_commit_stores_a_record_its_usage_and_its_events(bench: Bench) -> None
 
 
 def test_a_start_is_stored_with_the_first_call(bench: Bench) -> None:
-    """Records that are stored together are stored once, and one that differs is another record."""
+    """Records that are stored together are stored once; a different one is another record."""
     fence = bench.claimed()
     both = ["start", "call"]
 
@@ -699,8 +699,8 @@ def test_a_start_is_stored_with_the_first_call(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 2])
-def test_a_record_has_one_place(bench: Bench, position: int) -> None:
-    """MISPLACED: another record stands there, or there is a gap before it."""
+def test_a_record_has_one_position(bench: Bench, position: int) -> None:
+    """MISPLACED: the journal has another record at this position, or there is a gap before it."""
     fence = bench.claimed()
     bench.do("commit", fence=fence, records=["one"])
 
@@ -708,7 +708,7 @@ def test_a_record_has_one_place(bench: Bench, position: int) -> None:
     assert bench.redis.lrange(bench.store.keys("journal", "r1"), 0, -1) == ["one"]
 
 
-def test_a_commit_of_a_run_to_be_cancelled_is_stored_and_says_stop(bench: Bench) -> None:
+def test_a_commit_of_a_run_with_a_cancel_request_is_stored_and_stops_it(bench: Bench) -> None:
     """CANCEL: the call has happened, so its outcome is kept; repeated, the answer is the same."""
     fence = bench.claimed()
     bench.do("cancel")
@@ -718,8 +718,8 @@ def test_a_commit_of_a_run_to_be_cancelled_is_stored_and_says_stop(bench: Bench)
     assert bench.redis.llen(bench.store.keys("journal", "r1")) == 1
 
 
-def test_a_retry_is_put_aside_until_it_is_due(bench: Bench) -> None:
-    """OK: no owner, no slot; the session stays the run's, and the tries of the call are counted."""
+def test_a_retry_is_suspended_until_it_is_due(bench: Bench) -> None:
+    """OK: no owner, no slot; the run keeps its session, and the tries of the call are counted."""
     fence = bench.claimed()
 
     suspended = bench.do("suspend", fence=fence, delay_ms=HOUR_MS)
@@ -733,8 +733,8 @@ def test_a_retry_is_put_aside_until_it_is_due(bench: Bench) -> None:
     assert bench.do("commit", fence=fence) is WriteAnswer.FENCED
 
 
-def test_a_hand_over_is_woken_at_once(bench: Bench) -> None:
-    """OK: the worker stops and the run goes on elsewhere; it is no retry."""
+def test_a_handed_over_run_is_woken_immediately(bench: Bench) -> None:
+    """OK: the worker stops and another one continues the run; this is not a retry."""
     suspended = bench.do("suspend", fence=bench.claimed(), kind="handover", delay_ms=0)
 
     assert (suspended.answer, woken(suspended.wakes)) == ("OK", ["r1"])
@@ -743,7 +743,7 @@ def test_a_hand_over_is_woken_at_once(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("kind", ["retry", "handover"])
-def test_a_run_to_be_cancelled_is_not_put_aside(bench: Bench, kind: str) -> None:
+def test_a_run_with_a_cancel_request_is_not_suspended(bench: Bench, kind: str) -> None:
     """CANCEL: the owner ends it instead."""
     fence = bench.claimed()
     bench.do("cancel")
@@ -752,7 +752,7 @@ def test_a_run_to_be_cancelled_is_not_put_aside(bench: Bench, kind: str) -> None
     assert bench.field("state") == "running"
 
 
-def test_a_finish_writes_the_run_and_its_session_at_once(bench: Bench) -> None:
+def test_finish_writes_the_run_and_its_session_atomically(bench: Bench) -> None:
     """OK: result, transcript, artifacts, state, both last events; the session goes to the next run."""
     fence = bench.claimed()
     bench.do("submit", run_id="r2")
@@ -773,7 +773,7 @@ def test_a_finish_writes_the_run_and_its_session_at_once(bench: Bench) -> None:
 
 
 def test_a_finish_whose_answer_was_lost_is_answered_again(bench: Bench) -> None:
-    """OK: nothing is written twice; a wake-up that was lost with the answer is sent again by the rescue."""
+    """OK: nothing is written twice. The rescue loop resends a wake-up that was lost with the answer."""
     fence = bench.claimed()
     bench.do("finish", fence=fence)
     before = bench.lab.read()
@@ -789,8 +789,8 @@ WRITES = ("emit", "commit", "suspend", "finish")
 
 @pytest.mark.parametrize("script", WRITES)
 @pytest.mark.parametrize("loss", ["another fence", "reclaimed", "cancelled by force", "no holder", "unknown"])
-def test_who_lost_a_run_writes_nothing(bench: Bench, script: str, loss: str) -> None:
-    """FENCED: whatever took the run away, whatever is written, and not one byte changes."""
+def test_a_former_owner_writes_nothing(bench: Bench, script: str, loss: str) -> None:
+    """FENCED: however the run was lost and whatever is written, not one byte changes."""
     fence = bench.claimed()
     match loss:
         case "another fence":
@@ -824,7 +824,7 @@ def without_ttl(view: View) -> dict[str, tuple[str, Any]]:
 # --- cancel ----------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_nobody_carries_is_cancelled_at_once(bench: Bench) -> None:
+def test_a_run_without_an_owner_is_cancelled_immediately(bench: Bench) -> None:
     """CANCELLED: queued, waiting, scheduled or retrying; the next run of the session is woken."""
     bench.do("submit")
     bench.do("submit", run_id="r2")
@@ -839,8 +839,8 @@ def test_a_run_that_nobody_carries_is_cancelled_at_once(bench: Bench) -> None:
     assert (result["stop_reason"], result["error_details"]["code"]) == ("cancelled", "run.cancelled")
 
 
-def test_the_worker_that_carries_a_run_is_told(bench: Bench) -> None:
-    """REQUESTED: on its channel at once and in its box for the next heartbeat; asked twice is one event."""
+def test_a_cancel_request_is_sent_to_the_owner_of_a_run(bench: Bench) -> None:
+    """REQUESTED: on its channel immediately, and with its next heartbeat. Two requests are one event."""
     bench.claimed()
     with bench.redis.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe(bench.store.keys.notices("w1"))
@@ -853,8 +853,8 @@ def test_the_worker_that_carries_a_run_is_told(bench: Bench) -> None:
     assert bench.events().count("run.cancel_requested") == 1
 
 
-def test_force_ends_a_run_that_somebody_carries(bench: Bench) -> None:
-    """CANCELLED: its worker is fenced and hears so at its next write."""
+def test_force_ends_a_run_that_has_an_owner(bench: Bench) -> None:
+    """CANCELLED: its worker is fenced, and learns it with its next write."""
     fence = bench.claimed()
 
     assert bench.do("cancel", force=True).answer == "CANCELLED"
@@ -862,8 +862,8 @@ def test_force_ends_a_run_that_somebody_carries(bench: Bench) -> None:
     assert bench.do("renew").owned == frozenset()
 
 
-def test_what_has_ended_cannot_be_cancelled(bench: Bench) -> None:
-    """ALREADY: with the state in which it ended; UNKNOWN: there is no such run."""
+def test_a_run_that_has_ended_cannot_be_cancelled(bench: Bench) -> None:
+    """ALREADY: with the state in which it ended. UNKNOWN: there is no such run."""
     bench.do("finish", fence=bench.claimed())
 
     cancelled = bench.do("cancel")
@@ -876,7 +876,7 @@ def test_what_has_ended_cannot_be_cancelled(bench: Bench) -> None:
 
 
 def test_the_runs_of_a_dead_worker_are_queued_again(bench: Bench) -> None:
-    """Reclaim counts the recovery, changes the fence, tells who is gone, and forgets the worker."""
+    """Reclaim counts the recovery, changes the fence, returns the incarnation, and deletes its keys."""
     bench.claimed()
     bench.lab.end_lease("w1")
 
@@ -888,8 +888,8 @@ def test_the_runs_of_a_dead_worker_are_queued_again(bench: Bench) -> None:
     assert bench.score("workers", "w1") is None
 
 
-def test_nobody_is_reclaimed_while_every_lease_is_good(bench: Bench) -> None:
-    """Reclaim says '' when no lease is over."""
+def test_nothing_is_reclaimed_while_all_leases_are_valid(bench: Bench) -> None:
+    """Reclaim returns '' if no lease is over."""
     bench.claimed()
 
     reclaimed = bench.do("reclaim")
@@ -898,8 +898,8 @@ def test_nobody_is_reclaimed_while_every_lease_is_good(bench: Bench) -> None:
     assert bench.field("state") == "running"
 
 
-def test_a_dead_worker_is_known_until_its_last_run_is_taken(bench: Bench) -> None:
-    """A reclaim that is limited says how many runs are left; whoever comes next finds them."""
+def test_a_dead_worker_is_kept_until_its_last_run_is_reclaimed(bench: Bench) -> None:
+    """A limited reclaim returns how many runs are left; the next call takes them."""
     for number in range(3):
         bench.claimed(f"r{number + 1}", session_id=f"s{number}")
     bench.lab.end_lease("w1")
@@ -912,8 +912,9 @@ def test_a_dead_worker_is_known_until_its_last_run_is_taken(bench: Bench) -> Non
 
 
 @pytest.mark.parametrize("what", ["cancelled", "not durable", "poison"])
-def test_reclaim_ends_what_must_not_go_on(bench: Bench, what: str) -> None:
-    """A run to be cancelled is cancelled; one that is not durable, or that kills every worker, fails."""
+def test_reclaim_ends_runs_that_must_not_continue(bench: Bench, what: str) -> None:
+    """A run with a cancel request is cancelled; one that is not durable, or that kills every worker,
+    fails."""
     bench.claimed(durable=what != "not durable")
     bench.do("submit", run_id="r2")
     if what == "cancelled":
@@ -928,8 +929,8 @@ def test_reclaim_ends_what_must_not_go_on(bench: Bench, what: str) -> None:
     assert woken(reclaimed.wakes) == ["r2"]
 
 
-def test_what_is_due_is_woken_and_nothing_else(bench: Bench) -> None:
-    """Retries are queued again; delayed runs take their place in the order in which they became due."""
+def test_only_due_runs_are_woken(bench: Bench) -> None:
+    """Retries are queued again; delayed runs enter their sessions in the order in which they became due."""
     bench.do("submit", run_id="r1", delay_ms=2 * HOUR_MS)
     bench.do("submit", run_id="r2", delay_ms=HOUR_MS)
     bench.do("submit", run_id="r3", delay_ms=9 * HOUR_MS)
@@ -944,8 +945,8 @@ def test_what_is_due_is_woken_and_nothing_else(bench: Bench) -> None:
     assert bench.field("state", "r3") == "scheduled"
 
 
-def test_a_wake_looks_at_no_more_than_it_was_told_to(bench: Bench) -> None:
-    """The rest is found by the next one."""
+def test_wake_examines_at_most_its_limit(bench: Bench) -> None:
+    """The next call finds the rest."""
     for number in range(3):
         bench.do("submit", run_id=f"r{number + 1}", session_id=f"s{number}", delay_ms=HOUR_MS)
     bench.lab.let_pass(2 * HOUR_MS)
@@ -953,8 +954,8 @@ def test_a_wake_looks_at_no_more_than_it_was_told_to(bench: Bench) -> None:
     assert [bench.do("wake", limit=2)[1] for _ in range(2)] == [2, 1]
 
 
-def test_a_message_that_must_be_lost_is_sent_again_once(bench: Bench) -> None:
-    """Resend takes what was sent before the grace, and gives it a new time: it is no candidate at once."""
+def test_a_lost_message_is_sent_again_once(bench: Bench) -> None:
+    """Resend takes messages that are older than the grace, and sets a new send time."""
     sent_us = bench.do("submit").sent_us
     assert bench.do("resend", grace_ms=HOUR_MS) == ()
     bench.lab.let_pass(2 * HOUR_MS)
@@ -967,15 +968,15 @@ def test_a_message_that_must_be_lost_is_sent_again_once(bench: Bench) -> None:
 
 
 def test_a_message_that_may_still_be_in_the_queue_is_not_sent_again(bench: Bench) -> None:
-    """The queue's oldest message was sent before this one: it still waits behind it."""
+    """The oldest message of the queue was sent before this one, so this one may still be in the queue."""
     sent_us = bench.do("submit").sent_us
 
     assert bench.do("resend", oldest_us=sent_us) == ()
     assert woken(bench.do("resend", oldest_us=sent_us + 1)) == ["r1"]
 
 
-def test_resend_drops_what_is_not_queued(bench: Bench) -> None:
-    """An entry of a run that is elsewhere is cleared away."""
+def test_resend_removes_entries_of_runs_that_are_not_queued(bench: Bench) -> None:
+    """The run has moved to another state."""
     bench.claimed()
     bench.redis.zadd(bench.store.keys("sent", "q"), {"r1": 1, "r9": 1})
 
@@ -983,11 +984,14 @@ def test_resend_drops_what_is_not_queued(bench: Bench) -> None:
     assert bench.redis.exists(bench.store.keys("sent", "q")) == 0
 
 
-# --- where nobody can read the queue -----------------------------------------------------------------------
+# --- a queue that cannot be inspected --------------------------------------------------------------------
 
 
 def sent_at(bench: Bench, ticks: int, submitted: dict[int, str]) -> dict[str, list[int]]:
-    """In which half seconds each run is sent again, with a grace of one second; runs by their first tick."""
+    """The half seconds in which each run is sent again, with a grace of one second.
+
+    `runs` maps runs to their first tick.
+    """
     seen: defaultdict[str, list[int]] = defaultdict(list)
     for tick in range(ticks):
         wakes, _ = bench.do("resend_unread", grace_ms=1_000, max_grace_ms=4_000)
@@ -999,15 +1003,15 @@ def sent_at(bench: Bench, ticks: int, submitted: dict[int, str]) -> dict[str, li
     return seen
 
 
-def test_in_a_queue_that_nobody_can_read_each_run_has_a_grace_of_its_own(bench: Bench) -> None:
-    """It doubles with each sending of that run, up to a limit; a newer run begins with the first one."""
+def test_in_an_unreadable_queue_each_run_has_its_own_grace(bench: Bench) -> None:
+    """It doubles with each resend of this run, up to a limit; a newer run starts with the first grace."""
     seen = sent_at(bench, 40, {0: "r1", 17: "r2"})
 
     assert seen == {"r1": [2, 6, 14, 22, 30, 38], "r2": [19, 23, 31, 39]}
 
 
-def test_a_run_that_was_sent_for_something_else_begins_with_the_first_grace(bench: Bench) -> None:
-    """What it was patient for has come: only its newest wake-up counts."""
+def test_a_new_wake_up_starts_with_the_first_grace(bench: Bench) -> None:
+    """The run was claimed and queued again: only its newest wake-up counts."""
     assert sent_at(bench, 7, {0: "r1"}) == {"r1": [2, 6]}
     bench.do("suspend", fence=bench.claim(), delay_ms=0)
     bench.do("wake")
@@ -1015,8 +1019,9 @@ def test_a_run_that_was_sent_for_something_else_begins_with_the_first_grace(benc
     assert sent_at(bench, 7, {}) == {"r1": [2, 6]}
 
 
-def test_in_a_queue_that_nobody_can_read_no_run_is_looked_at_twice(bench: Bench) -> None:
-    """However long it is: once when it may be lost first, and once when it is sent."""
+def test_in_an_unreadable_queue_no_run_is_examined_twice(bench: Bench) -> None:
+    """However long the queue is: each run is examined once after the first grace, and once when it is
+    sent."""
     for number in range(25):
         bench.do("submit", run_id=f"r{number}", session_id=f"s{number}")
     bench.lab.let_pass(1_500)
@@ -1029,8 +1034,8 @@ def test_in_a_queue_that_nobody_can_read_no_run_is_looked_at_twice(bench: Bench)
     assert [bench.do("resend_unread", grace_ms=1_000) for _ in range(2)] == [((), 25), ((), 0)]
 
 
-def test_runs_that_were_sent_in_one_moment_are_all_looked_at(bench: Bench) -> None:
-    """Whatever the limit is: none of them is passed over."""
+def test_runs_with_the_same_send_time_are_all_examined(bench: Bench) -> None:
+    """Whatever the limit is, none of them is skipped."""
     for number in range(5):
         bench.do("submit", run_id=f"r{number}", session_id=f"s{number}")
     sent = bench.store.keys("sent", "q")
@@ -1042,8 +1047,8 @@ def test_runs_that_were_sent_in_one_moment_are_all_looked_at(bench: Bench) -> No
     assert sorted(run_id for wakes in passes for run_id in woken(wakes)) == [f"r{n}" for n in range(5)]
 
 
-def test_a_clock_that_goes_back_hides_no_run(bench: Bench) -> None:
-    """What was looked at up to a time that is still to come is looked at again."""
+def test_a_clock_that_goes_back_does_not_hide_a_run(bench: Bench) -> None:
+    """Runs that were examined up to a time in the future are examined again."""
     bench.do("submit")
     bench.lab.let_pass(1_500)
     seconds, _ = bench.redis.time()
@@ -1052,16 +1057,16 @@ def test_a_clock_that_goes_back_hides_no_run(bench: Bench) -> None:
     assert woken(bench.do("resend_unread", grace_ms=1_000)[0]) == ["r1"]
 
 
-def test_what_is_no_longer_waited_for_is_not_sent_from_an_unread_queue(bench: Bench) -> None:
-    """It was claimed between the first look and the time at which it counts as lost."""
+def test_a_claimed_run_is_not_resent_from_an_unreadable_queue(bench: Bench) -> None:
+    """It was claimed between the first check and the time at which its message counts as lost."""
     assert sent_at(bench, 4, {0: "r1"}) == {"r1": [2]}
     bench.claim()
 
     assert sent_at(bench, 20, {}) == {}
 
 
-def test_a_message_that_is_no_request_is_answered_with_a_failed_run(bench: Bench) -> None:
-    """NEW, once; a run that has this id is left alone."""
+def test_an_invalid_message_creates_a_failed_run(bench: Bench) -> None:
+    """NEW, once; an existing run with this id is not changed."""
     assert bench.do("reject", run_id="r2", message='"quoted"\n', hint="look") is True
     assert bench.do("reject", run_id="r2", message="other") is False
     bench.do("submit")
@@ -1073,27 +1078,27 @@ def test_a_message_that_is_no_request_is_answered_with_a_failed_run(bench: Bench
     assert bench.field("state") == "queued"
 
 
-# --- what Celery is told, what expires, what lives again ---------------------------------------------------
+# --- notification of Celery, expiry, resume --------------------------------------------------------------
 
 
-def test_an_end_that_celery_must_hear_of_is_sent_until_it_was_told(bench: Bench) -> None:
-    """DONE comes with the result as long as nobody has told it; resend sends it again, ever less often."""
+def test_an_end_is_resent_until_celery_was_notified(bench: Bench) -> None:
+    """DONE has the result until the notification is confirmed; resend sends it in increasing intervals."""
     bench.do("finish", fence=bench.claimed(tell=True))
-    assert bench.do("claim").untold == '{"run_id":"r1"}'
+    assert bench.do("claim").unnotified_result == '{"run_id":"r1"}'
     seen = []
     for _ in range(3):
         bench.lab.let_pass(2_000)
         seen.append(woken(bench.do("resend", grace_ms=1_000)))
 
     assert seen == [["r1"], ["r1"], []]
-    assert bench.do("told", runs=["r1", "2"]) == (False,)
-    assert bench.do("told", runs=["nobody", "1", "r1", "1"]) == (False, True)
-    assert bench.do("claim").untold == ""
+    assert bench.do("confirm_completion", runs=["r1", "2"]) == (False,)
+    assert bench.do("confirm_completion", runs=["nobody", "1", "r1", "1"]) == (False, True)
+    assert bench.do("claim").unnotified_result == ""
     assert bench.score("sent", "r1", "q") is None
 
 
-def test_an_end_that_nobody_is_about_to_tell_has_a_message_of_its_own(bench: Bench) -> None:
-    """A run that is cancelled while it waits is woken once more, to be told."""
+def test_an_end_without_a_worker_has_its_own_notification_message(bench: Bench) -> None:
+    """A run that is cancelled while it waits is sent once more, to notify Celery."""
     bench.do("submit", tell=True)
     bench.do("submit", run_id="r2")
 
@@ -1101,8 +1106,8 @@ def test_an_end_that_nobody_is_about_to_tell_has_a_message_of_its_own(bench: Ben
 
 
 @pytest.mark.parametrize("where", ["queued", "waiting", "scheduled"])
-def test_a_run_that_nobody_started_in_time_is_cancelled(bench: Bench, where: str) -> None:
-    """Expired: the rescue ends it when its time is over, wherever it waits."""
+def test_a_run_that_was_not_started_in_time_is_cancelled(bench: Bench, where: str) -> None:
+    """Expired: the rescue loop ends it when its time is over, in whatever state it waits."""
     if where == "waiting":
         bench.do("submit", run_id="r2")
     bench.do("submit", expires_ms=HOUR_MS, delay_ms=2 * HOUR_MS if where == "scheduled" else 0)
@@ -1115,8 +1120,8 @@ def test_a_run_that_nobody_started_in_time_is_cancelled(bench: Bench, where: str
     assert bench.events()[-2:] == ["run.cancelled", "session.run.completed"]
 
 
-def test_a_claim_comes_too_late_for_a_run_that_expired(bench: Bench) -> None:
-    """CANCELLED: although the rescue has not seen it yet. One that was started in time does not expire."""
+def test_a_claim_of_an_expired_run_cancels_it(bench: Bench) -> None:
+    """CANCELLED: before the rescue loop has noticed. A run that was started in time does not expire."""
     bench.do("submit", expires_ms=HOUR_MS)
     fence = bench.claimed("r2", session_id="s2", expires_ms=HOUR_MS)
     bench.lab.let_pass(2 * HOUR_MS)
@@ -1128,7 +1133,7 @@ def test_a_claim_comes_too_late_for_a_run_that_expired(bench: Bench) -> None:
 
 
 def failed(bench: Bench, **submitted: Any) -> str:
-    """r1 with one record, and failed; returns the fence that ended it."""
+    """r1 with one record, and failed. Returns the fence that ended it."""
     fence = bench.claimed(**submitted)
     bench.do("suspend", fence=fence)
     bench.lab.let_pass(2 * 60_000)
@@ -1139,8 +1144,8 @@ def failed(bench: Bench, **submitted: Any) -> str:
     return fence
 
 
-def test_a_run_that_failed_lives_again_behind_the_others_of_its_session(bench: Bench) -> None:
-    """OK: from its last checkpoint, with a new fence; what it tried and who wanted it ended is forgotten."""
+def test_a_failed_run_is_resumed_at_the_end_of_its_session_queue(bench: Bench) -> None:
+    """OK: from its last checkpoint, with a new fence. Its tries and its cancel request are deleted."""
     old = failed(bench)
     bench.do("submit", run_id="r2")
 
@@ -1165,8 +1170,8 @@ def test_a_run_that_failed_lives_again_behind_the_others_of_its_session(bench: B
         ({"checkpoint_id": "r1:step:7"}, "OTHER_CHECKPOINT", "r1:step:0"),
     ],
 )
-def test_who_resumes_must_mean_this_run(bench: Bench, changed: Any, answer: str, detail: str) -> None:
-    """OTHER_…: with what the run really has; nothing is changed."""
+def test_resume_must_match_the_run(bench: Bench, changed: Any, answer: str, detail: str) -> None:
+    """OTHER_…: with the real value of the run; nothing is changed."""
     failed(bench, request='{"input_text":"hi"}')
     before = without_ttl(bench.lab.read())
 
@@ -1176,8 +1181,8 @@ def test_who_resumes_must_mean_this_run(bench: Bench, changed: Any, answer: str,
     assert without_ttl(bench.lab.read()) == before
 
 
-def test_only_what_has_ended_badly_lives_again(bench: Bench) -> None:
-    """LIVE while it goes on, COMPLETED once it is well."""
+def test_only_failed_and_cancelled_runs_are_resumed(bench: Bench) -> None:
+    """LIVE if it has not ended, COMPLETED if it was successful."""
     fence = bench.claimed()
     assert bench.do("resume").answer == "LIVE"
     bench.do("commit", fence=fence)
@@ -1187,8 +1192,10 @@ def test_only_what_has_ended_badly_lives_again(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("durable", [True, False])
-def test_a_run_that_ended_before_it_began_lives_again_from_its_beginning(bench: Bench, durable: bool) -> None:
-    """Cancelled while it waited, or too late to be started: nothing of it was executed."""
+def test_a_run_that_ended_before_its_first_attempt_is_resumed_from_its_start(
+    bench: Bench, durable: bool
+) -> None:
+    """Cancelled while it waited, or expired: nothing of it was executed."""
     bench.do("submit", durable=durable, expires_ms=HOUR_MS)
     bench.lab.let_pass(2 * HOUR_MS)
     bench.do("register")
@@ -1202,8 +1209,8 @@ def test_a_run_that_ended_before_it_began_lives_again_from_its_beginning(bench: 
     assert (bench.events().count("run.resumed"), bench.field("expires")) == (1, None)
 
 
-def test_what_may_have_had_effects_without_a_record_does_not_begin_again(bench: Bench) -> None:
-    """NO_CHECKPOINT: not durable and executed; its records are gone; it has no request."""
+def test_a_run_with_unrecorded_effects_is_not_started_again(bench: Bench) -> None:
+    """NO_CHECKPOINT: not durable and executed; its records are deleted; it has no request."""
     fence = bench.claimed(durable=False)
     bench.do("finish", fence=fence, end_state="failed", event="run.failed")
     assert bench.do("resume").answer == "NO_CHECKPOINT"
@@ -1219,11 +1226,11 @@ def test_what_may_have_had_effects_without_a_record_does_not_begin_again(bench: 
     assert bench.do("resume", run_id="r3", agent_id="-", session_id="-").answer == "NO_CHECKPOINT"
 
 
-# --- a Redis that is full --------------------------------------------------------------------------------
+# --- a full Redis ----------------------------------------------------------------------------------------
 
 
 def everything(bench: Bench) -> dict[str, str]:
-    """A cell in which every script has something to do; the fences by run."""
+    """A cell in which every script has something to do. Returns the fences by run."""
     fences = {"r1": bench.claimed("r1")}
     bench.do("submit", run_id="r2")
     bench.do("suspend", run_id="r3", fence=bench.claimed("r3", session_id="s3"), delay_ms=HOUR_MS)
@@ -1237,7 +1244,7 @@ def everything(bench: Bench) -> dict[str, str]:
     bench.do("finish", run_id="r7", fence=fence, end_state="failed", event="run.failed")
     bench.do("submit", run_id="r8", session_id="s6", expires_ms=1)
     bench.lab.let_pass(2 * HOUR_MS)
-    bench.do("register", lease_ms=5 * HOUR_MS)  # the other one's lease is over
+    bench.do("register", lease_ms=5 * HOUR_MS)  # the lease of the other worker is over
     return fences
 
 
@@ -1270,14 +1277,14 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "resend unread": ("resend_unread", {"grace_ms": 1000}),
     "wake an expired run": ("wake", {"limit": 1}),
     "resume": ("resume", {"run_id": "r7", "session_id": "s7"}),
-    "told": ("told", {"runs": ["r7", "1"]}),
+    "confirm_completion": ("confirm_completion", {"runs": ["r7", "1"]}),
 }
 FENCED = ("emit", "commit", "suspend", "finish", "release")
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_redis_that_is_full_takes_all_of_a_script_or_nothing(bench: Bench, name: str) -> None:
-    """What is refused for want of memory changed nothing, and may be repeated; nothing is ever half done."""
+def test_a_full_redis_executes_a_script_completely_or_not_at_all(bench: Bench, name: str) -> None:
+    """A script that is refused because the memory is full has changed nothing, and may be repeated."""
     fences = everything(bench)
     script, changed = CALLS[name]
     one = call(script, **({"fence": fences["r1"]} if script in FENCED else {}), **changed)
@@ -1302,8 +1309,8 @@ def test_a_redis_that_is_full_takes_all_of_a_script_or_nothing(bench: Bench, nam
         assert shape(bench) == after
 
 
-def test_a_redis_that_is_full_takes_heartbeats(bench: Bench) -> None:
-    """Workers keep their runs, and repeat what is refused until there is room again."""
+def test_a_full_redis_accepts_heartbeats(bench: Bench) -> None:
+    """Workers keep their runs, and repeat refused writes until there is memory again."""
     bench.claimed()
     bench.redis.config_set("maxmemory", 1)
     try:
@@ -1316,7 +1323,7 @@ def test_a_redis_that_is_full_takes_heartbeats(bench: Bench) -> None:
 
 
 def shape(bench: Bench) -> dict[str, Any]:
-    """A cell as it stands; times of sorted sets in hours from now, others left out."""
+    """The contents of a cell. Times in sorted sets are hours from now, other times are left out."""
     now_ms = bench.now_ms()
     times = re.compile(r"\d{13,16}|\d{4}-\d\d-\d\dT[\d:.]+Z|\"age_ms\":\d+")
 
@@ -1341,7 +1348,7 @@ def shape(bench: Bench) -> dict[str, Any]:
 
 
 def test_every_key_of_every_script_is_in_the_cell(redis_url: str) -> None:
-    """All that scripts read, write or publish begins with the prefix: on a cluster that is one slot."""
+    """All keys and channels that scripts use begin with the prefix: on a cluster, this is one slot."""
     prefix = "cell:{c1}"
     with Bench(redis_url, prefix) as bench, bench.redis.monitor() as monitor:
         fences = everything(bench)
@@ -1354,7 +1361,7 @@ def test_every_key_of_every_script_is_in_the_cell(redis_url: str) -> None:
         seen = [seen["command"] for seen in until_the_end(monitor) if seen["client_type"] == "lua"]
         assert all(key.startswith(prefix) for key in bench.redis.keys("*"))
 
-    named = [word for command in seen for word in places(command)]
+    named = [word for command in seen for word in keys_of(command)]
     assert len(seen) > 500
     assert [word for word in named if not word.startswith(f"{prefix}:")] == []
 
@@ -1366,8 +1373,8 @@ def until_the_end(monitor: Any) -> Generator[dict[str, Any]]:
         yield seen
 
 
-def places(command: str) -> list[str]:
-    """The keys or the channel of a command; ids are encoded in them, so there is no blank inside."""
+def keys_of(command: str) -> list[str]:
+    """The keys or the channel of a command. Ids are encoded in them, so they contain no space."""
     name, *words = command.split()
     if name.upper() == "TIME":
         return []
@@ -1375,8 +1382,8 @@ def places(command: str) -> list[str]:
 
 
 @pytest.mark.parametrize("run_id", WILD)
-def test_an_id_may_hold_any_character(bench: Bench, run_id: str) -> None:
-    """Ids of runs, sessions, agents, queues and workers come back as they were, and no key is mistaken."""
+def test_an_id_may_have_any_character(bench: Bench, run_id: str) -> None:
+    """Ids of runs, sessions, agents, queues and workers are returned unchanged, and keys are not confused."""
     wild = {"run_id": run_id, "session_id": f"s{run_id}", "agent_id": f"a{run_id}", "queue": f"q{run_id}"}
     worker = f"w{run_id}"
     bench.do("register", incarnation=worker, agents=[f"a{run_id}", "{}"])

@@ -1,4 +1,4 @@
-"""Which run has killed its process: what the end of a lease says, and what follows from it."""
+"""Which run has killed its process: how the end of a lease creates, halves and removes suspicion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEARTBEAT_MS = 2_000
 
 
 class Deaths(Bench):
-    """Workers that live as long as the test says."""
+    """Workers whose lifetime the test controls."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -25,7 +25,7 @@ class Deaths(Bench):
             self.do("submit", run_id=run_id, session_id=f"s-{run_id}")
 
     def worker(self, *run_ids: str, commits: Sequence[str] = ()) -> str:
-        """A new worker that has claimed these runs, those of `commits` with a record since."""
+        """A new worker that has claimed these runs. The runs in `commits` have a record since then."""
         incarnation = f"x{next(self._numbers)}"
         self.do("register", incarnation=incarnation)
         for run_id in run_ids:
@@ -37,7 +37,7 @@ class Deaths(Bench):
         return incarnation
 
     def lose(self, *incarnations: str, heartbeat_ms: int = 0, max_recoveries: int = 5) -> None:
-        """Their leases end, and their runs are reclaimed."""
+        """The leases of these workers end, and their runs are reclaimed."""
         for incarnation in incarnations:
             self.lab.end_lease(incarnation)
         while self.do("reclaim", heartbeat_ms=heartbeat_ms, max_recoveries=max_recoveries).incarnation:
@@ -73,7 +73,7 @@ RUNS = [f"r{number}" for number in range(1, 9)]
 
 
 def test_a_death_makes_two_groups_of_the_runs_without_a_record(deaths: Deaths) -> None:
-    """A run that has a record since its claim did not kill the process with what it did next."""
+    """A run with a record since its claim did not kill the process with its next call."""
     deaths.submitted(*RUNS)
 
     dead = deaths.dies(*RUNS, commits=RUNS[:2])
@@ -84,8 +84,8 @@ def test_a_death_makes_two_groups_of_the_runs_without_a_record(deaths: Deaths) -
     assert groups.count(f"{dead}:n0") == 3
 
 
-def test_a_group_is_halved_apart_from_its_new_neighbours(deaths: Deaths) -> None:
-    """They may hold another run that kills; so the two are never looked for in one process again."""
+def test_a_group_is_halved_separately_from_new_suspects(deaths: Deaths) -> None:
+    """The new suspects may include another run that kills, so the two groups never share a process again."""
     deaths.submitted(*RUNS)
     first = deaths.dies(*RUNS[:4])
     half = [run_id for run_id in RUNS[:4] if deaths.group(run_id) == f"{first}:n0"]
@@ -114,7 +114,7 @@ def test_a_group_is_halved_whatever_number_of_runs_a_call_takes(deaths: Deaths) 
 
 
 def test_runs_of_no_group_are_claimed_beside_suspects(deaths: Deaths) -> None:
-    """Nobody waits for a suspect but suspects of other groups."""
+    """Only suspects of another group have to wait for a suspect."""
     deaths.submitted(*RUNS)
     deaths.dies("r1", "r2")
 
@@ -126,8 +126,8 @@ def test_runs_of_no_group_are_claimed_beside_suspects(deaths: Deaths) -> None:
 
 
 @pytest.mark.parametrize("leaves", ["commit", "finish", "suspend", "release", "cancel"])
-def test_a_suspect_that_leaves_its_worker_makes_room_for_another_group(deaths: Deaths, leaves: str) -> None:
-    """However it leaves."""
+def test_after_a_suspect_leaves_its_worker_another_group_may_be_claimed(deaths: Deaths, leaves: str) -> None:
+    """In whatever way it leaves."""
     deaths.submitted("r1", "r2")
     deaths.dies("r1", "r2")
     worker = deaths.worker()
@@ -144,11 +144,11 @@ def test_a_suspect_that_leaves_its_worker_makes_room_for_another_group(deaths: D
     assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "CLAIMED"
 
 
-# --- poison ----------------------------------------------------------------------------------------------
+# --- poisoned runs ---------------------------------------------------------------------------------------
 
 
 def test_only_a_run_that_was_alone_in_its_group_is_poisoned(deaths: Deaths) -> None:
-    """Two that die together are not, however often; the one that dies alone is."""
+    """Two runs that die together are not poisoned, however often; a run that dies alone is."""
     deaths.submitted("r1", "r2")
     deaths.dies("r1", "r2", max_recoveries=1)
     assert (deaths.stuck("r1"), deaths.stuck("r2")) == (0, 0)
@@ -161,7 +161,7 @@ def test_only_a_run_that_was_alone_in_its_group_is_poisoned(deaths: Deaths) -> N
 
 
 def test_a_single_run_is_poisoned_after_as_many_deaths_as_before(deaths: Deaths) -> None:
-    """It was alone each time: six deaths with the default of five recoveries."""
+    """It was the only run each time: six deaths with the default of five recoveries."""
     deaths.submitted("r1")
     states = []
     for _ in range(6):
@@ -171,8 +171,8 @@ def test_a_single_run_is_poisoned_after_as_many_deaths_as_before(deaths: Deaths)
     assert states == ["queued"] * 5 + ["failed"]
 
 
-def test_a_record_ends_all_suspicion(deaths: Deaths) -> None:
-    """The process has lived through what the run did next."""
+def test_a_record_removes_all_suspicion(deaths: Deaths) -> None:
+    """The process has survived the call of the run."""
     deaths.submitted("r1")
     for _ in range(4):
         deaths.dies("r1")
@@ -185,7 +185,7 @@ def test_a_record_ends_all_suspicion(deaths: Deaths) -> None:
 
 
 def test_a_new_life_begins_without_suspicion(deaths: Deaths) -> None:
-    """A poisoned run that somebody resumes may have been mended."""
+    """The cause may have been fixed before a poisoned run is resumed."""
     deaths.submitted("r1")
     deaths.dies("r1", commits=["r1"])
     deaths.dies("r1", max_recoveries=0)
@@ -197,14 +197,12 @@ def test_a_new_life_begins_without_suspicion(deaths: Deaths) -> None:
     assert deaths.do("claim").answer == "CLAIMED"
 
 
-# --- nobody died -----------------------------------------------------------------------------------------
+# --- leases that ended without a death -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("when", ["before its runs are reclaimed", "after"])
-def test_a_lease_that_was_lost_by_a_process_that_answers_again_blames_nobody(
-    deaths: Deaths, when: str
-) -> None:
-    """It says so when it registers anew; what its end was taken for meanwhile is taken back."""
+def test_a_lost_lease_of_a_live_process_makes_no_suspect(deaths: Deaths, when: str) -> None:
+    """The process registers again; the suspicion that was added in the meantime is removed."""
     deaths.submitted("r1", "r2")
     lost = deaths.worker("r1", "r2")
     if when == "after":
@@ -221,8 +219,8 @@ def test_a_lease_that_was_lost_by_a_process_that_answers_again_blames_nobody(
         assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "CLAIMED"
 
 
-def test_nobody_is_blamed_three_times_in_a_row_and_then_somebody_is(deaths: Deaths) -> None:
-    """A run that makes its process stand still for longer than a lease is found, too."""
+def test_after_three_lost_leases_in_a_row_runs_become_suspects(deaths: Deaths) -> None:
+    """A run that blocks its process for longer than a lease is found, too."""
     deaths.submitted("r1")
     found = []
     for _ in range(5):
@@ -234,8 +232,8 @@ def test_nobody_is_blamed_three_times_in_a_row_and_then_somebody_is(deaths: Deat
     assert found == [0, 0, 0, 1, 2]
 
 
-def test_a_record_in_between_begins_the_count_anew(deaths: Deaths) -> None:
-    """Silences of Redis, each with some progress in between, never make a suspect."""
+def test_a_record_in_between_restarts_the_count(deaths: Deaths) -> None:
+    """Interruptions of Redis with progress in between never make a suspect."""
     deaths.submitted("r1")
     for number in range(8):
         lost = deaths.worker("r1", commits=["r1"] if number % 3 == 0 else [])
@@ -245,8 +243,8 @@ def test_a_record_in_between_begins_the_count_anew(deaths: Deaths) -> None:
     assert (deaths.stuck(), deaths.group("r1")) == (0, "")
 
 
-def test_leases_that_several_workers_lose_within_a_heartbeat_blame_nobody(deaths: Deaths) -> None:
-    """Redis was silent: it is not likely that two processes died at once."""
+def test_leases_that_end_within_a_heartbeat_make_no_suspects(deaths: Deaths) -> None:
+    """Redis was unreachable: it is unlikely that two processes died at the same time."""
     deaths.submitted("r1", "r2", "r3")
     deaths.lose(deaths.worker("r1", "r2"), deaths.worker("r3"), heartbeat_ms=HEARTBEAT_MS)
 
@@ -254,8 +252,8 @@ def test_leases_that_several_workers_lose_within_a_heartbeat_blame_nobody(deaths
     assert json.loads(deaths.field("suspicion", "r1") or "")["spared"] == 1
 
 
-def test_leases_that_are_lost_apart_blame(deaths: Deaths) -> None:
-    """Two deaths, each by itself."""
+def test_leases_that_end_separately_make_suspects(deaths: Deaths) -> None:
+    """Two separate deaths."""
     deaths.submitted("r1", "r2")
     first = deaths.worker("r1")
     deaths.lose(first, heartbeat_ms=HEARTBEAT_MS)
@@ -265,8 +263,8 @@ def test_leases_that_are_lost_apart_blame(deaths: Deaths) -> None:
     assert (deaths.stuck("r1"), deaths.stuck("r2")) == (1, 1)
 
 
-def test_the_first_of_several_leases_is_spared_when_the_second_is_seen(deaths: Deaths) -> None:
-    """It was reclaimed when it still looked like a death."""
+def test_the_second_of_several_lost_leases_clears_the_first(deaths: Deaths) -> None:
+    """When the first one was reclaimed, it still looked like a death."""
     deaths.submitted("r1", "r2")
     first, second = deaths.worker("r1"), deaths.worker("r2")
     deaths.lose(first, heartbeat_ms=HEARTBEAT_MS)
@@ -277,8 +275,8 @@ def test_the_first_of_several_leases_is_spared_when_the_second_is_seen(deaths: D
     assert (deaths.stuck("r1"), deaths.stuck("r2")) == (0, 0)
 
 
-def test_a_worker_that_retires_with_runs_left_blames_nobody(deaths: Deaths) -> None:
-    """It was told to end; none of its runs has ended it."""
+def test_a_worker_that_retires_with_runs_makes_no_suspects(deaths: Deaths) -> None:
+    """It was asked to stop; none of its runs has killed it."""
     deaths.submitted("r1")
     deaths.do("retire", incarnation=deaths.worker("r1"))
     deaths.do("reclaim")
@@ -286,11 +284,12 @@ def test_a_worker_that_retires_with_runs_left_blames_nobody(deaths: Deaths) -> N
     assert (deaths.stuck(), deaths.field("state")) == (0, "queued")
 
 
-# --- the watchdog's word ---------------------------------------------------------------------------------
+# --- runs named by the watchdog --------------------------------------------------------------------------
 
 
-def test_a_run_that_the_watchdog_named_is_suspect_alone(deaths: Deaths) -> None:
-    """Its neighbours are not; and nobody waits for the lease of a process that says that it ends."""
+def test_a_run_that_the_watchdog_named_is_the_only_suspect(deaths: Deaths) -> None:
+    """The other runs are not suspects, and no worker waits for the lease of a process that reports its
+    end."""
     deaths.submitted("r1", "r2", "r3")
     worker = deaths.worker("r1", "r2", "r3")
 
@@ -315,8 +314,8 @@ def test_a_run_that_was_named_twice_is_poisoned(deaths: Deaths) -> None:
     assert deaths.field("state", "r2") == "queued"
 
 
-def test_the_watchdogs_word_counts_whatever_the_run_has_recorded(deaths: Deaths) -> None:
-    """It has seen the run block the loop; a record before that says nothing."""
+def test_the_watchdog_overrides_records_of_the_run(deaths: Deaths) -> None:
+    """It has observed that the run blocks the event loop; an earlier record does not matter."""
     deaths.submitted("r1")
     for commits in (["r1"], []):
         worker = deaths.worker("r1", commits=commits)
@@ -327,8 +326,8 @@ def test_the_watchdogs_word_counts_whatever_the_run_has_recorded(deaths: Deaths)
 
 
 @pytest.mark.parametrize("whose", ["of nobody", "of another worker", "of a worker that is gone"])
-def test_a_run_that_is_not_the_workers_is_not_named(deaths: Deaths, whose: str) -> None:
-    """It has moved on meanwhile; somebody else has it now."""
+def test_a_run_of_another_worker_is_not_named(deaths: Deaths, whose: str) -> None:
+    """The run has another owner in the meantime."""
     deaths.submitted("r1")
     worker = deaths.worker()
     if whose != "of nobody":
@@ -343,8 +342,8 @@ def test_a_run_that_is_not_the_workers_is_not_named(deaths: Deaths, whose: str) 
 # --- workers of the previous version ---------------------------------------------------------------------
 
 
-def test_a_run_that_the_previous_version_claimed_is_judged_as_it_did(deaths: Deaths) -> None:
-    """It knows no groups, and separates runs that died twice: so each death counts, as it always has."""
+def test_a_run_that_the_previous_version_claimed_is_counted_its_way(deaths: Deaths) -> None:
+    """It has no groups, and separates runs that died twice: so each death counts, as before."""
     deaths.submitted("r1", "r2")
     for _ in range(2):
         worker = deaths.worker("r1", "r2")
@@ -358,8 +357,8 @@ def test_a_run_that_the_previous_version_claimed_is_judged_as_it_did(deaths: Dea
     assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "SUSPECT_BUSY"
 
 
-def test_a_record_of_the_previous_version_ends_suspicion_too(deaths: Deaths) -> None:
-    """It does not know the field; the journal is longer than when it was written."""
+def test_a_record_of_the_previous_version_removes_suspicion_too(deaths: Deaths) -> None:
+    """It does not know the field, but the journal is longer than when the suspicion was written."""
     deaths.submitted("r1", "r2")
     deaths.dies("r1", "r2")
     deaths.redis.rpush(deaths.store.keys("journal", "r2"), '{"call":"0.0"}')
@@ -368,8 +367,8 @@ def test_a_record_of_the_previous_version_ends_suspicion_too(deaths: Deaths) -> 
     assert deaths.do("claim", run_id="r2", incarnation=worker).answer == "CLAIMED"
 
 
-def test_a_suspect_that_the_previous_version_took_away_makes_room(deaths: Deaths) -> None:
-    """It leaves the run in the worker's set of suspects."""
+def test_a_suspect_that_the_previous_version_reclaimed_does_not_block(deaths: Deaths) -> None:
+    """It leaves the run in the set of suspects of the worker."""
     deaths.submitted("r1", "r2")
     deaths.dies("r1", "r2")
     worker = deaths.worker("r1")

@@ -1,4 +1,4 @@
-"""Watching a run: every stored event once and in order, whenever the watcher comes."""
+"""Watching a run: every stored event once and in order, whenever the watcher joins."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def has_listener(hand: Hand) -> bool:
 
 
 class Watcher(threading.Thread):
-    """Watches in a thread of its own and keeps what it sees."""
+    """Watches in its own thread and keeps the events."""
 
     def __init__(self, store: Store, after: int | None = 0, *, silence_s: float = 15.0) -> None:
         super().__init__(daemon=True)
@@ -78,8 +78,8 @@ def test_a_run_that_is_over_is_replayed_and_the_watch_ends(hand: Hand) -> None:
     assert events[-1].final
 
 
-def test_a_watcher_goes_on_where_it_stopped(hand: Hand) -> None:
-    """`after` names the last event seen; with the very last one nothing is left to see."""
+def test_a_watcher_continues_where_it_stopped(hand: Hand) -> None:
+    """`after` is the number of the last event seen; after the last event there are none."""
     hand.finish("r1")
 
     assert numbers(list(watch(hand.store, "r1", after=2))) == [3, 4]
@@ -87,7 +87,7 @@ def test_a_watcher_goes_on_where_it_stopped(hand: Hand) -> None:
 
 
 async def test_watchers_that_join_at_any_moment_see_every_event_once_in_order(hand: Hand) -> None:
-    """Twenty watchers join while events are appended: replay, then live, no gap and no double."""
+    """Twenty watchers join while events are appended: replay, then live, without gaps or duplicates."""
     chance = random.Random(7)
     joins = sorted(chance.randrange(EVENTS) for _ in range(20))
 
@@ -111,7 +111,7 @@ async def test_watchers_that_join_at_any_moment_see_every_event_once_in_order(ha
 
 
 def test_the_sync_watch_follows_a_run_live(hand: Hand) -> None:
-    """The thread's watcher gets what is appended after it joined, deltas included."""
+    """The watcher in the thread gets events that are appended after it joined, including deltas."""
     watcher = Watcher(hand.store)
     wait_for(lambda: len(watcher.seen) == 2 and has_listener(hand), "the watcher has replayed")
 
@@ -126,7 +126,7 @@ def test_the_sync_watch_follows_a_run_live(hand: Hand) -> None:
 
 
 def test_events_that_were_trimmed_are_announced_as_a_gap(hand: Hand) -> None:
-    """A stream is bounded; a watcher that comes too late is told which events it cannot have."""
+    """A stream is bounded; a watcher that joins too late learns which events are missing."""
     hand.emit("r1", *["tool.called"] * 10)
     hand.finish("r1")
     hand.store.redis.xtrim(hand.store.keys("events", "r1"), minid="9-0", approximate=False)
@@ -138,7 +138,7 @@ def test_events_that_were_trimmed_are_announced_as_a_gap(hand: Hand) -> None:
 
 
 def test_a_replay_longer_than_a_page_is_complete(hand: Hand) -> None:
-    """Long runs are read in pages; the edges of the pages lose nothing."""
+    """Long runs are read in pages; no event is lost between two pages."""
     hand.emit("r1", *["tool.called"] * 997)
     hand.emit("r1", *["tool.called"] * 3)
     hand.finish("r1")
@@ -147,7 +147,7 @@ def test_a_replay_longer_than_a_page_is_complete(hand: Hand) -> None:
 
 
 def test_an_end_that_pub_sub_lost_is_found_after_silence(hand: Hand) -> None:
-    """Pub/sub promises nothing: a silent watcher looks at the run's record and reads on."""
+    """Pub/sub may lose messages: after a silence, the watcher reads the record and the stream."""
     with Proxy(hand.store.cell.url) as proxy:
         watcher = Watcher(Store(Cell(proxy.url)), silence_s=0.2)
         wait_for(lambda: len(watcher.seen) == 2, "the watcher has replayed")
@@ -159,16 +159,16 @@ def test_an_end_that_pub_sub_lost_is_found_after_silence(hand: Hand) -> None:
         watcher.store.close()
 
 
-def test_a_watch_whose_final_event_is_gone_ends_all_the_same(hand: Hand) -> None:
-    """A terminal run whose last events were trimmed has nothing more to say."""
+def test_a_watch_without_a_final_event_ends_with_the_run(hand: Hand) -> None:
+    """The last events of the ended run were trimmed, so no more events will arrive."""
     hand.finish("r1")
     hand.store.redis.xdel(hand.store.keys("events", "r1"), "3-0", "4-0")
 
     assert numbers(list(watch(hand.store, "r1"))) == [1, 2]
 
 
-def test_a_watch_outlives_its_connection(hand: Hand) -> None:
-    """When Redis drops the subscription the watcher subscribes again and misses nothing."""
+def test_a_watch_survives_a_lost_connection(hand: Hand) -> None:
+    """The watcher subscribes again and misses nothing."""
     watcher = Watcher(hand.store)
     wait_for(lambda: len(watcher.seen) == 2 and has_listener(hand), "the watcher listens")
 
@@ -179,7 +179,7 @@ def test_a_watch_outlives_its_connection(hand: Hand) -> None:
     assert numbers(watcher.all()) == [1, 2, 3, 4, 5]
 
 
-async def test_an_async_watch_outlives_its_connection(hand: Hand) -> None:
+async def test_an_async_watch_survives_a_lost_connection(hand: Hand) -> None:
     """The same for asyncio."""
     store = AsyncStore(hand.store.cell)
     seen: list[RunEvent] = []
@@ -219,8 +219,8 @@ async def test_an_async_watcher_that_leaves_early_leaves_no_connection(hand: Han
     await store.close()
 
 
-def test_only_what_comes_from_now_on(hand: Hand) -> None:
-    """Without a number the past is left out."""
+def test_without_a_number_only_new_events_are_returned(hand: Hand) -> None:
+    """`after=None` leaves out the stored events."""
     watcher = Watcher(hand.store, None)
     wait_for(lambda: hand.delta("r1", "4") or watcher.seen, "the watcher hears what is live")
 
@@ -230,7 +230,7 @@ def test_only_what_comes_from_now_on(hand: Hand) -> None:
 
 
 def test_a_deadline_ends_the_wait(hand: Hand) -> None:
-    """A watch with a deadline that is over raises TimeoutError and closes its connection."""
+    """A watch whose deadline has passed raises TimeoutError and closes its connection."""
     with pytest.raises(TimeoutError):
         list(watch(hand.store, "r1", None, deadline=0.0))
 
@@ -238,15 +238,15 @@ def test_a_deadline_ends_the_wait(hand: Hand) -> None:
 
 
 def test_an_unknown_run_cannot_be_watched(redis_url: str) -> None:
-    """Asking for an id that is not there raises at once."""
+    """An unknown id raises immediately."""
     store = Store(Cell(redis_url))
     with pytest.raises(RunNotFound, match="nobody"):
         list(watch(store, "nobody"))
     store.close()
 
 
-def test_a_redis_that_was_never_there_is_an_error_at_once() -> None:
-    """A watch is patient with a Redis it has heard of, not with one it has not."""
+def test_a_redis_that_never_answered_raises_immediately() -> None:
+    """A watch reconnects only to a Redis that has answered before."""
     store = Store(Cell(f"redis://127.0.0.1:{closed_port()}/0"))
     with pytest.raises(RedisUnreachable):
         list(watch(store, "r1"))
@@ -281,7 +281,7 @@ def page(*events: RunEvent) -> list[tuple[str, dict[str, str]]]:
 
 
 def _fields(event: RunEvent) -> dict[str, str]:
-    """What the scripts store of an event."""
+    """The fields of a stored event."""
     return {
         "name": event.name,
         "life": str(event.life),
@@ -294,41 +294,41 @@ def _fields(event: RunEvent) -> dict[str, str]:
 
 
 def test_a_jump_in_live_numbers_sends_the_watcher_back_to_the_stream() -> None:
-    """A message that pub/sub lost is read from the stream, before those that came after it."""
-    place = EventCursor()
-    place.look(head(1))
-    assert numbers(list(place.replay(page(event(1))))) == [1]
+    """A message that pub/sub lost is read from the stream, before later events."""
+    cursor = EventCursor()
+    cursor.set_head(head(1))
+    assert numbers(list(cursor.replay(page(event(1))))) == [1]
 
-    assert list(place.live(event(3).to_json())) == []
-    assert place.behind
+    assert list(cursor.live(event(3).to_json())) == []
+    assert cursor.is_behind
 
-    assert numbers(list(place.replay(page(event(2), event(3))))) == [2, 3]
-    assert list(place.live(event(3).to_json())) == []
-    assert numbers(list(place.live(event(4).to_json()))) == [4]
+    assert numbers(list(cursor.replay(page(event(2), event(3))))) == [2, 3]
+    assert list(cursor.live(event(3).to_json())) == []
+    assert numbers(list(cursor.live(event(4).to_json()))) == [4]
 
 
 def test_a_watcher_ends_with_the_life_it_joined() -> None:
-    """Joined in the second life, the first one's final event is history; the second one's is the end."""
-    place = EventCursor()
-    place.look(head(2, life=2))
+    """For a watcher that joins in the second life, the final event of the first one is history."""
+    cursor = EventCursor()
+    cursor.set_head(head(2, life=2))
 
-    shown = list(place.replay(page(event(1, final=True), event(2, "run.resumed", life=2))))
+    shown = list(cursor.replay(page(event(1, final=True), event(2, "run.resumed", life=2))))
     assert numbers(shown) == [1, 2]
-    assert not place.over
+    assert not cursor.is_over
 
-    assert numbers(list(place.live(event(3, life=2, final=True).to_json()))) == [3]
-    assert place.over
+    assert numbers(list(cursor.live(event(3, life=2, final=True).to_json()))) == [3]
+    assert cursor.is_over
 
 
 def test_nothing_is_shown_after_the_final_event() -> None:
-    """A later life that stands in the same page belongs to other watchers."""
-    place = EventCursor()
-    place.look(head(1))
+    """Events of a later life in the same page are for other watchers."""
+    cursor = EventCursor()
+    cursor.set_head(head(1))
 
-    shown = list(place.replay(page(event(1, final=True), event(2, "run.resumed", life=2))))
+    shown = list(cursor.replay(page(event(1, final=True), event(2, "run.resumed", life=2))))
 
     assert numbers(shown) == [1]
-    assert place.over
+    assert cursor.is_over
 
 
 @given(
@@ -340,26 +340,26 @@ def test_nothing_is_shown_after_the_final_event() -> None:
 def test_whatever_pub_sub_loses_every_event_is_seen_once_in_order(
     joined: int, lost: set[int], looks: set[int], after: int
 ) -> None:
-    """Joined at any moment, messages lost and the stream asked at will: nothing missing, nothing twice."""
+    """Joined at any moment, with lost messages and reads at any time: nothing is missing or duplicated."""
     stream: list[RunEvent] = []
     seen: list[RunEvent] = []
-    place = EventCursor(after)
+    cursor = EventCursor(after)
 
     def read_on() -> None:
-        while place.behind and not place.over:
-            seen.extend(place.replay(page(*stream[place.wanted - 1 :])))
+        while cursor.is_behind and not cursor.is_over:
+            seen.extend(cursor.replay(page(*stream[cursor.wanted - 1 :])))
 
     for number in range(1, 32):
         if number - 1 == joined:
-            place.look(head(len(stream)))
+            cursor.set_head(head(len(stream)))
             read_on()
         stream.append(event(number, final=number == 31))
         if number > joined:
             if number not in lost:
-                seen.extend(place.live(stream[-1].to_json()))
-            if number in looks and not place.over:
-                place.look(head(len(stream), RunState.COMPLETED if number == 31 else RunState.RUNNING))
+                seen.extend(cursor.live(stream[-1].to_json()))
+            if number in looks and not cursor.is_over:
+                cursor.set_head(head(len(stream), RunState.COMPLETED if number == 31 else RunState.RUNNING))
             read_on()
 
-    assert place.over
+    assert cursor.is_over
     assert numbers(seen) == list(range(after + 1, 32))

@@ -1,7 +1,7 @@
-"""A key of ours with a wrong type: every kind of key, every other type, every script.
+"""A key of the library with a wrong type: every kind of key, every other type, every script.
 
-Where the rest can go on without it, it is put aside and can be read; else one error with a code names it, and
-only what needs that key meets the error. Nothing is half written.
+If the scripts can continue without the key, it is put aside. Otherwise, operations that need the key fail
+with an error that names it. No write is partial.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from openagents_worker.errors import RedisWrongType
 from openagents_worker.store import scripts
 from openagents_worker.store.client import Cell, Store
 from openagents_worker.store.keys import ANY_TYPE, KEYS, LEFT_IN_PLACE, Keys, KeySpec, spec_of
-from tests.store.doors import call
+from tests.store.script_calls import call
 
 keys = Keys("oa")
 
@@ -28,7 +28,7 @@ WRITERS: dict[str, Callable[[Any, str], object]] = {
     "zset": lambda redis, key: redis.zadd(key, {"foreign": 1}),
     "stream": lambda redis, key: redis.xadd(key, {"foreign": "1"}),
 }
-# Ids that stand in keys, as the history below uses them.
+# The ids in keys that the history below uses.
 IDS = {
     "run": "r1", "facts": "r1", "events": "r1", "journal": "r1", "reply": "r1",
     "session": "s1", "session_queue": "s1", "transcript": "s1", "artifacts": "s1", "session_state": "s1",
@@ -109,7 +109,7 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
     assert claimed.answer is scripts.ClaimAnswer.CLAIMED, claimed
     finished = ask("finish", run_id=other, fence=claimed.fence, artifacts=["{}"], state=["k", "1"])
     assert finished.answer is scripts.WriteAnswer.OK
-    ask("told", runs=[other, "1", "r1", "1"])
+    ask("confirm_completion", runs=[other, "1", "r1", "1"])
     ask("submit", run_id=f"{n}-dead", session_id=f"s-{n}")
     ask("claim", run_id=f"{n}-dead")
     ask("accuse", run_id=f"{n}-dead")
@@ -124,13 +124,13 @@ def whole_history(store: Store, n: str, meanwhile: Callable[[], object] = bool) 
     ask("aside_news")
     ask("mend_key")
     ask("retire", host="h1")
-    ask("delete_session", session_id="s1", even_untold=True)
+    ask("delete_session", session_id="s1", even_if_not_notified=True)
     return refused
 
 
 @pytest.mark.parametrize(("spec", "kind"), CASES, ids=[f"{spec.name}-{kind}" for spec, kind in CASES])
-def test_no_script_is_stopped_by_a_key_of_another_kind(store: Store, spec: KeySpec, kind: str) -> None:
-    """The other run is executed to its end, and another one after it."""
+def test_a_key_of_a_wrong_type_does_not_stop_other_runs(store: Store, spec: KeySpec, kind: str) -> None:
+    """The other run is executed to its end, and a later one, too."""
     key = key_of(spec)
     WRITERS[kind](store.redis, key)
 
@@ -143,15 +143,15 @@ def test_no_script_is_stopped_by_a_key_of_another_kind(store: Store, spec: KeySp
 
 
 @pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.name)
-def test_no_script_is_stopped_by_a_key_that_becomes_another_kind(store: Store, spec: KeySpec) -> None:
-    """The same while the runs are executed: what stood there is lost, and nothing else is."""
+def test_a_key_that_gets_a_wrong_type_does_not_stop_other_runs(store: Store, spec: KeySpec) -> None:
+    """The same while the runs are executed: only the contents of the key are lost."""
     key, kind = key_of(spec), "string" if spec.type != "string" else "list"
 
     def becomes_foreign() -> None:
         store.redis.delete(key)
         WRITERS[kind](store.redis, key)
 
-    # Without its lease a worker can do nothing, and registers anew.
+    # Without its lease, a worker can do nothing and registers again.
     refused = whole_history(store, "n1", becomes_foreign if spec.name != "workers" else bool)
 
     assert all(line.endswith(f": {key}") for line in refused), refused
@@ -159,8 +159,8 @@ def test_no_script_is_stopped_by_a_key_that_becomes_another_kind(store: Store, s
     assert whole_history(store, "n2") == [] or spec.name in LEFT_IN_PLACE
 
 
-def test_what_is_put_aside_can_be_read(store: Store) -> None:
-    """The key has another name, and the list says which, when and why."""
+def test_a_key_that_was_put_aside_can_be_read(store: Store) -> None:
+    """The key has another name, and the list of dead letters has its name, the time and the reason."""
     store.redis.rpush("oa:due", "one", "two")
     store.run(call("wake"))
 
@@ -174,8 +174,8 @@ def test_what_is_put_aside_can_be_read(store: Store) -> None:
 
 
 @pytest.mark.parametrize("name", ["journal", "facts", "transcript", "artifacts", "session_state"])
-def test_a_run_that_needs_a_key_of_another_kind_ends_as_failed(store: Store, name: str) -> None:
-    """It would never be claimable; so it ends with a code that names the key, and its session goes on."""
+def test_a_run_that_needs_a_key_of_a_wrong_type_fails(store: Store, name: str) -> None:
+    """It could never be claimed; so it fails with a code that names the key, and its session continues."""
     store.run(call("register"))
     store.run(call("submit"))
     store.run(call("submit", run_id="r2"))
@@ -193,8 +193,8 @@ def test_a_run_that_needs_a_key_of_another_kind_ends_as_failed(store: Store, nam
 
 
 @pytest.mark.parametrize("name", ["transcript", "artifacts", "session_state"])
-def test_a_run_writes_all_of_its_end_or_nothing(store: Store, name: str) -> None:
-    """A key that became something else while the run was executed is found before the first write."""
+def test_finish_writes_everything_or_nothing(store: Store, name: str) -> None:
+    """A key that gets a wrong type while the run executes is found before the first write."""
     store.run(call("register"))
     store.run(call("submit"))
     fence = store.run(call("claim")).fence

@@ -33,12 +33,12 @@ WRONG: dict[str, tuple[Callable[[Servers], str], str, str]] = {
     ),
     "another CA": (
         lambda s: f"rediss://localhost:{s.tls.port}/0?{_ca(s.certificates.stranger_file)}",
-        "its certificate is not accepted",
+        "the certificate of the server is not accepted",
         "ssl_ca_certs=",
     ),
     "no CA": (
         lambda s: f"rediss://localhost:{s.tls.port}/0",
-        "its certificate is not accepted",
+        "the certificate of the server is not accepted",
         "ssl_ca_certs=",
     ),
     "another name": (
@@ -211,8 +211,8 @@ def test_a_worker_does_not_start_and_says_why(servers: Servers) -> None:
     )
 
     assert done.returncode == 2, done.stderr
-    assert "error: redis.unreachable: OPENAGENTS_REDIS_URL: no TLS with Redis at rediss://" in done.stderr
-    assert "hint: TLS: name the file of the CA" in done.stderr
+    assert "error: redis.unreachable: OPENAGENTS_REDIS_URL: TLS with Redis at rediss://" in done.stderr
+    assert "hint: TLS: add the file of the CA" in done.stderr
     assert "Traceback" not in done.stderr
 
 

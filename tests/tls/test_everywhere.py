@@ -28,7 +28,7 @@ from openagents_worker.producer.publisher import (
 from openagents_worker.settings import Settings, load_settings
 from openagents_worker.store import scripts
 from openagents_worker.store.client import AsyncStore, Store
-from openagents_worker.store.pubsub import listening
+from openagents_worker.store.pubsub import subscribed_inbox
 from openagents_worker.store.scripts import Wake
 from openagents_worker.store.subscribed import SubscribedStore
 from openagents_worker.worker.backlog import Backlog
@@ -66,7 +66,7 @@ async def async_producer(settings: Settings, inside: Inside) -> None:
 
 async def watcher(settings: Settings, inside: Inside) -> None:
     """Events come by pub/sub, which all watchers of a loop share."""
-    async with listening(cell_of(settings), "oa:channel") as inbox:
+    async with subscribed_inbox(cell_of(settings), "oa:channel") as inbox:
         inside.publish("oa:channel", "heard")
         assert await inbox.next(60) == "heard"
 

@@ -203,7 +203,7 @@ async def test_every_way_to_follow_a_run_is_one_watcher_more(hand: Hand, redis_u
 
 def test_nobody_else_follows_events() -> None:
     """The command line, the product's pages and Flower's read events by `handle.events` or `sse` only."""
-    follows = re.compile(r"(?<![\w.])(?:a?watch|_?listening)\((?!self|\n)")
+    follows = re.compile(r"(?<![\w.])(?:a?watch|_?listening|subscribed_inbox)\((?!self|\n)")
     found = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
@@ -235,7 +235,7 @@ async def test_so_many_watch_at_once_and_no_more(hand: Hand, redis_url: str) -> 
         for watcher in watchers:
             await anext(watcher)
 
-        with pytest.raises(TooManyWatchers, match="2 watchers are open") as refused:
+        with pytest.raises(TooManyWatchers, match="2 open watchers") as refused:
             sse(client.handle("r1"))
         with pytest.raises(TooManyWatchers):
             await anext(late)

@@ -188,7 +188,7 @@ def test_a_completion_message_is_delivered_until_celery_was_notified(client: Cli
         client.submit({"agent_id": "a", "session_id": run_id, "input_text": "hi", "run_id": run_id})
     for run_id in ("pending", "notified"):
         client.cancel(run_id)
-    client.store.run(scripts.told(runs=["notified", str(client.record("notified").life)]))
+    client.store.run(scripts.confirm_completion(runs=["notified", str(client.record("notified").life)]))
     client.store.redis.zadd(client.store.keys("sent", "agents"), {"pending": _now_us() + 60_000_000})
 
     delivered = consumer.take(
@@ -225,7 +225,7 @@ def test_a_message_that_another_one_has_replaced_is_dropped(client: Client) -> N
     for run_id in ("cancelled", "notified"):
         client.cancel(run_id)
     life = client.record("notified").life
-    client.store.run(scripts.told(runs=["notified", str(life)]))
+    client.store.run(scripts.confirm_completion(runs=["notified", str(life)]))
     sent = client.store.keys("sent", "agents")
     first_us = int(client.store.redis.zscore(sent, "queued") or 0)
     client.store.redis.zadd(sent, {"queued": first_us - 10_000_000, "cancelled": first_us})

@@ -1,5 +1,5 @@
--- The watchdog is about to end its process, whose event loop this run blocks for good: of all its runs this one alone is suspect.
--- The lease ends at once: others need not wait for it. Returns OK | FENCED (the run is not in the hands of this worker)
+-- The watchdog of a worker names the run that blocks its event loop, before it ends the process. Only this run becomes a suspect.
+-- The lease ends immediately, so that other workers can take over the runs. Returns OK | FENCED (this worker does not own the run)
 --#include run
 local run = load(run_id)
 if not run or run.owner ~= incarnation or run.state ~= STATE.running then return 'FENCED' end

@@ -1,15 +1,16 @@
--- A worker whose lease was ended early says that it is alive: its runs' recoveries go down again. Said twice it counts once.
--- What was held against the runs for it is taken back when the process registers anew.
--- The third false alarm within an hour switches that way of ending leases off for an hour.
--- Returns FALSE_ALARM, runs, `process` | `connection`, whether it is off now | NONE. Event worker.false_alarm of each run that has not ended.
+-- A worker whose lease was ended early reports that it is alive. The recoveries of its runs decrease again. A repeated report has no effect.
+-- The suspicion of its runs is removed later, when the process registers again.
+-- The third false alarm within an hour switches the check that was wrong off for an hour.
+-- Returns FALSE_ALARM, runs, `process` | `connection`, whether the check is off now | NONE. Event worker.false_alarm for each run that has not
+-- ended.
 --#include run
 --#include early
 local HOUR_MS, TOO_MANY = 3600000, 3
 local by = redis.call('HGET', k.gone(incarnation), '')
 if not by or by == FALSE_ALARM then return {'NONE'} end
-redis.call('PERSIST', k.workers()) -- changes nothing, but a full Redis takes it, and then the rest of the script
+redis.call('PERSIST', k.workers()) -- no effect, but Redis allows it when its memory is full, and then allows the other writes
 local taken = redis.call('HGETALL', k.gone(incarnation))
-redis.call('HSET', k.gone(incarnation), '', FALSE_ALARM) -- what reclaim takes from now on it does not count
+redis.call('HSET', k.gone(incarnation), '', FALSE_ALARM) -- reclaim does not count recoveries of this worker from now on
 local runs = 0
 for i = 1, #taken, 2 do
   local run = taken[i] ~= '' and load(taken[i])

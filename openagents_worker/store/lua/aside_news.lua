@@ -1,4 +1,4 @@
--- What was put aside since somebody asked last, newest first, so that it is logged once. Returns entries
+-- Entries that were put aside since the previous call, newest first, so that each is logged once. Returns entries
 local said = tonumber(redis.call('GET', k.aside_said())) or 0
 local news = {}
 for _, entry in ipairs(redis.call('LRANGE', k.aside(), 0, limit - 1)) do

@@ -1,5 +1,5 @@
--- Cancels a run. A worker that carries it is told; otherwise, or by force, it ends here and now.
--- Returns REQUESTED | CANCELLED, wakes | ALREADY, state | UNKNOWN. Event run.cancel_requested or the terminal ones.
+-- Cancels a run. If a worker executes it, the worker is notified. Otherwise, or with `force`, the run ends immediately.
+-- Returns REQUESTED | CANCELLED, wakes | ALREADY, state | UNKNOWN. Event run.cancel_requested or the terminal events.
 --#include end_run
 local run = load(run_id)
 if not run then return {'UNKNOWN'} end

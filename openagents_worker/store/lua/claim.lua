@@ -1,17 +1,17 @@
--- A worker takes a run. Decides, atomically, whether there is work to do: a message is only a wake-up.
--- Only a run that is `queued` is executed; a run in any other state is PARKED or waits.
+-- A worker claims a run. This decides atomically whether the run must be executed: a message is only a wake-up.
+-- Only a run in the state `queued` is executed. In all other states the answer is PARKED, or the run waits.
 -- Returns CLAIMED, fence, fields, facts, journal length, first page, session (messages, artifacts, state) | DONE | WAITING, wakes | BUSY | NOT_DUE, ms
---   | NOT_ALIVE | UNKNOWN | CANCELLED, wakes, life | SUSPECT_BUSY | OTHER_FORMAT | PARKED, state. DONE of a run whose end was not told yet:
---   DONE, state, life, result[, wakes]. Event run.attempt_started.
--- The claimant reads the formats oldest to newest; its message has the format `asked`. A run of another one is left to others: due again
---   after a while, with one event run.left_to_others for each pair of formats, however often it is looked at. One that was left for
---   longer than left_max_ms ends as failed, agent.unavailable.
+--   | NOT_ALIVE | UNKNOWN | CANCELLED, wakes, life | SUSPECT_BUSY | OTHER_FORMAT | PARKED, state. If Celery was not notified
+--   of the end yet: DONE, state, life, result[, wakes]. Event run.attempt_started.
+-- The worker reads the formats `oldest` to `newest`. Its message has `message_format`. A run in another format is left to other workers: it is
+--   due again after some time. There is one event run.left_to_others for each pair of formats, however often the run is claimed. After
+--   left_max_ms, the run fails with agent.unavailable.
 --#include end_run
 --#include journal
 --#include suspects
 --#include left
--- needed_by(run): what the run cannot be executed without, read before anything is written; or nil, and which key is not of the type
--- that it must have
+-- needed_by(run): the data without which the run cannot be executed, read before the first write. If a key has a wrong type: nil, the key,
+-- and the type that it must have
 local function needed_by(run)
   local S = run.session
   local keys = {journal = k.journal(run_id), messages = k.transcript(S), artifacts = k.artifacts(S), state = k.session_state(S),
@@ -28,7 +28,7 @@ local function claimed(run, found)
   local page = records(k.journal(run_id), 0, found.journal, page_bytes, 0)
   local state_bytes = 0
   for _, text in ipairs(found.state) do state_bytes = state_bytes + #text end
-  local session = {found.messages, found.artifacts, state_bytes <= page_bytes and found.state or false} -- a larger state is read by itself
+  local session = {found.messages, found.artifacts, state_bytes <= page_bytes and found.state or false} -- the worker reads a larger state separately
   local fields = redis.call('HMGET', k.run(run_id), 'request', 'attempt', 'life', 'retries', 'uid', 'usage', 'queue', 'canvas',
     'started', 'recoveries', 'last_error', 'def_hash', 'active_ms', 'durable')
   fields[2], fields[3], fields[4], fields[10] = digits(run.attempt), digits(run.life), digits(run.retries), digits(run.recoveries)
@@ -49,8 +49,8 @@ local run = load(run_id)
 if not run then return {'UNKNOWN'} end
 if TERMINAL[run.state] then
   local at = redis.call('HMGET', k.run(run_id), 'untold', 'result')
-  if at[1] and not is_read(run.format) then return {'OTHER_FORMAT'} end -- whoever reads its result tells of it
-  return {'DONE', run.state, run.life, at[1] and (at[2] and at[2] ~= '' and at[2] or 'null') or ''} -- null: it has lost its result
+  if at[1] and not is_read(run.format) then return {'OTHER_FORMAT'} end -- a worker that can read the result notifies Celery
+  return {'DONE', run.state, run.life, at[1] and (at[2] and at[2] ~= '' and at[2] or 'null') or ''} -- null: the result is lost
 end
 local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
 if not deadline or deadline <= NOW_MS then return {'NOT_ALIVE'} end
@@ -72,9 +72,9 @@ if HAS_DUE[run.state] then
   run.state = STATE.queued
 end
 local held_by = holder(run.session)
-if not held_by then -- the holder's record is gone: the claimer heals the session
+if not held_by then -- the record of the holder is deleted: this claim repairs the session
   if redis.call('ZSCORE', k.session_queue(run.session), run_id) then
-    local wake = promote(run.session) -- the head of the queue is next, whoever asked
+    local wake = promote(run.session) -- the head of the queue is next, even if this is another run
     held_by = wake[1]
     if held_by == run_id then run.state = STATE.queued else wakes[#wakes + 1] = wake end
   else
@@ -83,13 +83,13 @@ if not held_by then -- the holder's record is gone: the claimer heals the sessio
   end
 end
 if held_by ~= run_id then return {'WAITING', wakes} end
-local format = math.max(run.format, session_format(run.session), asked)
+local format = math.max(run.format, session_format(run.session), message_format)
 if not (is_read(run.format) and is_read(format)) then
-  if run.state ~= STATE.queued then return {'OTHER_FORMAT'} end -- what it waits for will wake it
+  if run.state ~= STATE.queued then return {'OTHER_FORMAT'} end -- it is woken later
   local delay_ms = left_again_in(run, left_max_ms)
   if not delay_ms then
     local ending = foreign_ending(run, STATE.failed, 'failed', 'agent.unavailable',
-      'no worker that reads format ' .. digits(format) .. ' of the run came in time', 'start a worker of the version that wrote it')
+      'no worker that can read format ' .. digits(format) .. ' of the run was available in time', 'start a worker of the version that wrote the run')
     ending.in_hand = true
     return {'DONE', STATE.failed, run.life, ending.result, end_run(run, ending)}
   end
@@ -105,7 +105,7 @@ local needed, wrong, kind = needed_by(run)
 if not needed then
   local A = aside()
   local found = A.type_of(wrong)
-  A.note(wrong, 'redis.wrong_type', 'it is a ' .. found .. ' and must be a ' .. kind .. ': runs that need it fail')
+  A.note(wrong, 'redis.wrong_type', 'the key is a ' .. found .. ' and must be a ' .. kind .. ': runs that need it fail')
   local ending = foreign_ending(run, STATE.failed, 'failed', 'redis.wrong_type', 'the key ' .. wrong .. ' is a ' .. found
     .. ' and must be a ' .. kind, 'another program may have written it; openagents-worker status lists such keys')
   ending.in_hand = true

@@ -1,5 +1,6 @@
--- Stores outcomes of recorded calls: this is the checkpoint. position = records before them; the same records again are OK.
--- Returns OK | CANCEL (stored, and stop) | FENCED | MISPLACED (another record stands there: two programs share one fence)
+-- Writes outcomes of recorded calls to the journal: this is the checkpoint. `position` is the number of records before them. Repeating the
+-- call with the same records returns OK. Returns OK | CANCEL (stored; the run must stop) | FENCED | MISPLACED (the journal has another record
+-- at this position: two programs use the same fence)
 --#include run
 local run = live(run_id, fence)
 if not run then return 'FENCED' end
@@ -16,7 +17,7 @@ if length < position then return 'MISPLACED' end
 redis.call('RPUSH', key, unpack(records))
 if format > run.format then redis.call('HSET', k.run(run_id), 'format', format) end
 redis.call('HSET', k.run(run_id), 'steps', position + #records - 1, 'stuck', 0, 'retries', 0, 'usage', usage, 'emit_no', batch_no)
-if run.suspicion ~= '' or run.stuck >= 2 then -- whatever it was suspected of, this process has lived on
+if run.suspicion ~= '' or run.stuck >= 2 then -- the process has survived this run, so the run is not a suspect any more
   redis.call('HDEL', k.run(run_id), 'suspicion')
   redis.call('SREM', k.suspects(run.owner), run_id)
 end

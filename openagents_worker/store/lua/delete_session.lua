@@ -1,8 +1,8 @@
--- Deletes a session's runs, oldest first, `limit` a call, and with the last of them the session. Nothing live is ever deleted.
--- Returns BUSY, run | UNTOLD, run (its end is still to be told to Celery; `even_untold` does not wait for that) | MORE, runs | DELETED, runs
+-- Deletes the runs of a session, oldest first, up to `limit` in a call, and the session with the last of them. A live run is never deleted.
+-- Returns BUSY, run | UNTOLD, run (Celery was not notified of its end yet; `even_if_not_notified` does not wait for this) | MORE, runs | DELETED, runs
 --#include session
 
--- texts(list): what of a decoded list is text
+-- texts(list): the strings of a decoded list
 local function texts(list)
   local found = {}
   for _, item in ipairs(list or {}) do if type(item) == 'string' then found[#found + 1] = item end end
@@ -15,19 +15,19 @@ local queue = redis.call('ZRANGE', k.session_queue(session_id), 0, limit - 1)
 for _, waiting in ipairs(queue) do
   if is_known(waiting) then return {'BUSY', waiting} end
 end
-for _, gone in ipairs(queue) do redis.call('ZREM', k.session_queue(session_id), gone) end -- nobody waits there
-if #queue == limit then return {'MORE', '0'} end -- there may be more behind
+for _, gone in ipairs(queue) do redis.call('ZREM', k.session_queue(session_id), gone) end -- these runs do not exist
+if #queue == limit then return {'MORE', '0'} end -- there may be more
 
 local ids = redis.call('ZRANGE', k.index('session=' .. session_id), 0, limit - 1)
 local found, untold_run = {}, nil
 for _, id in ipairs(ids) do
   local fields = redis.pcall('HMGET', k.run(id), 'state', 'agent', 'queue', 'lists', 'untold')
-  local state, agent, queue, more, untold = unpack(fields.err and {} or fields) -- a key that is not a record is deleted, too
-  if state and not TERMINAL[state] then return {'BUSY', id} end -- a delayed one: it has no place in the session yet
-  if untold and even_untold == 0 then untold_run = untold_run or id end
+  local state, agent, queue, more, untold = unpack(fields.err and {} or fields) -- a key of a wrong type is deleted, too
+  if state and not TERMINAL[state] then return {'BUSY', id} end -- a delayed run: it is not in the queue of the session yet
+  if untold and even_if_not_notified == 0 then untold_run = untold_run or id end
   found[#found + 1] = {id = id, session = session_id, agent = agent or '', queue = queue or '', more = texts(decoded(more or ''))}
 end
-if untold_run then return {'UNTOLD', untold_run} end -- after BUSY, which is the graver reason, whatever their order
+if untold_run then return {'UNTOLD', untold_run} end -- BUSY takes precedence, whatever the order of the runs
 for _, run in ipairs(found) do
   for _, name in ipairs(lists_of(run, run.more)) do redis.call('ZREM', k.index(name), run.id) end
   redis.call('ZREM', k.sent(run.queue), run.id)

@@ -1,4 +1,4 @@
--- Appends a batch of events. A batch that was stored before (its answer was lost) is not stored again. Returns OK | SAME | FENCED
+-- Appends a batch of events. A batch that is already stored (because its answer was lost) is not stored again. Returns OK | SAME | FENCED
 --#include run
 local run = live(run_id, fence)
 if not run then return 'FENCED' end

@@ -1,5 +1,5 @@
--- The owner ends a run: result, transcript, artifacts, session state, terminal and final event, the session handed on. All or nothing.
--- Returns OK, wakes | FENCED. Again with the same fence: OK.
+-- The owner ends a run: writes result, transcript, artifacts, session state, terminal and final event, and passes the session to the next run.
+-- All of it or nothing is written. Returns OK, wakes | FENCED. Repeating the call with the same fence returns OK.
 --#include end_run
 local run = load(run_id)
 if run and run.fence == fence and TERMINAL[run.state] then return {'OK', {}} end

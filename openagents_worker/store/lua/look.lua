@@ -1,13 +1,14 @@
--- Looks for workers whose connection is gone and has not come back; one look a second a cell, whoever makes it.
--- A worker is given up when its channel has had no listener for `silence_ms` and it has not renewed by the time by which it would have
--- if it lived. Only one whose connection this server has seen, and with no run that is not durable: the others are left to their leases.
--- Returns incarnations given up, ms until the next look is worth while ('' no sooner than usual), news of this host
+-- Ends the leases of workers that have lost their connection. In a cell, this check is made once a second, by any of the workers.
+-- A lease is ended if the channel of the worker has had no subscriber for `silence_ms`, and if the worker has not renewed by the time by
+-- which a live worker would have. This applies only to workers whose connection this server has seen, and that have no run that is not durable.
+-- The leases of the other workers end at their deadline.
+-- Returns the incarnations whose leases were ended, ms until the next check is useful ('' if not earlier than usual), news of this host
 --#include early
 --#include neighbours
-redis.call('PERSIST', k.workers()) -- changes nothing, but a full Redis takes it, and then the rest of the script
+redis.call('PERSIST', k.workers()) -- no effect, but Redis allows it when its memory is full, and then allows the other writes
 local LOOK_MS, SOONEST_MS = 900, 50
 
--- A key that is not the record of a run says nothing
+-- all_durable(incarnation): whether it has no run that is not durable. A key that is not the record of a run is ignored
 local function all_durable(incarnation)
   for _, id in ipairs(redis.call('SMEMBERS', k.worker_runs(incarnation))) do
     if redis.pcall('HGET', k.run(id), 'durable') == '0' then return false end
@@ -15,7 +16,7 @@ local function all_durable(incarnation)
   return true
 end
 
--- over_at(incarnation): when it is to be given up, nil while it is heard of or nothing can be said
+-- over_at(incarnation): when its lease must be ended; nil if this server has not seen its connection
 local function over_at(incarnation)
   local seen_by, renewed_by = string.match(redis.call('HGET', k.watched(), incarnation) or '', '^(%S+) (%d+)$')
   if seen_by ~= server then return nil end
@@ -23,7 +24,7 @@ local function over_at(incarnation)
   return math.max(redis.call('ZSCORE', k.silent(), incarnation) + silence_ms, tonumber(renewed_by))
 end
 
--- What workers of an earlier version have reclaimed is still noted here
+-- forget_strangers(): workers of an earlier version do not delete these entries when they reclaim runs
 local function forget_strangers()
   if redis.call('HLEN', k.watched()) <= redis.call('ZCARD', k.workers()) then return end
   for _, incarnation in ipairs(redis.call('HKEYS', k.watched())) do

@@ -1,4 +1,4 @@
--- Puts a key of this library aside that has another type than it must have (`kind`), unless nothing can go on without it.
+-- Puts a key of this library aside if its type is not `kind`, unless it is a key that must stay in place.
 -- Returns MOVED | LEFT | SOUND
 local A = aside()
 local found = A.type_of(key)

@@ -1,12 +1,12 @@
--- Takes out of the lists that are due what is gone: runs and sessions whose records have expired. About `limit` entries a call, of
--- one list after the other; each list counts as some entries more.
--- `name` '' begins with the list that is due first, `kept` is how many old entries of that list a look has passed over because they are still there.
--- Returns looked (0: no list is due any more), name and kept for the call that goes on with the same list ('' when it is done), removed
+-- Removes runs and sessions whose records have expired from the indexes that are due. Examines about `limit` entries in a call, of one
+-- index after the other. Each index counts as some additional entries.
+-- `name` '' starts with the index that is due first. `kept` is the number of old entries of this index that were examined before and still exist.
+-- Returns looked (0: no index is due), name and kept for the call that continues with the same index ('' if it is done), removed
 --#include index
-local LOOK_AGAIN_MS = 3600000 -- at the latest, at a list with entries that are older than a run's time to live, and still there
-local LIST_COSTS = 4 -- as many entries: to find it, to read it, to say when it is due next
+local LOOK_AGAIN_MS = 3600000 -- the longest time between two checks of an index with entries that are older than the TTL but still exist
+local LIST_COSTS = 4 -- the cost of an index, in entries: to find it, to read it, to set when it is due next
 
--- due_again(name, kept): when the list is to be looked through next, now that this has been done
+-- due_again(name, kept): sets when the index is due next, after it was examined
 local function due_again(name, kept)
   local ttl_ms = ttl_ms_of(name)
   local young = redis.call('ZRANGEBYSCORE', k.index(name), '(' .. digits(NOW_MS - ttl_ms), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)

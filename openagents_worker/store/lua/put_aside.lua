@@ -1,3 +1,3 @@
--- Keeps an item that nobody can use, for those who look after the deployment: `key` says where it was found. Returns OK
+-- Adds an unusable item to the list of dead letters, for operators. `key` is where it was found. Returns OK
 aside().note(key, code, what, ',"item":' .. cjson.encode(item))
 return 'OK'

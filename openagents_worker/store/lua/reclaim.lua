@@ -1,6 +1,6 @@
--- Takes what a worker owned whose lease is over, at most `limit` runs a call. Returns wakes, incarnation ('' when nobody is overdue), left
--- Which of them may have killed it, suspects.lua says; leases that were lost within `heartbeat_ms` of each other were lost to Redis's silence.
--- Events run.recovered; for a run that is over: its terminal ones.
+-- Takes the runs of one worker whose lease is over, at most `limit` in a call. Returns wakes, incarnation ('' if no lease is over), left
+-- suspects.lua decides which of the runs may have killed the worker. If several leases end within `heartbeat_ms`, Redis was unreachable, and no
+-- run is suspected. Event run.recovered; for a run that ends: its terminal events.
 --#include end_run
 --#include deaths
 --#include early
@@ -29,11 +29,11 @@ for _, id in ipairs(ids) do
     if run.cancel == '1' then
       more = cancelled(run, run.cancel_reason)
     elseif run.durable == '0' then
-      more = end_run(run, foreign_ending(run, STATE.failed, 'failed', 'worker.lost', 'the worker that carried this run is gone, and the run is not durable'))
+      more = end_run(run, foreign_ending(run, STATE.failed, 'failed', 'worker.lost', 'the worker that executed this run died, and the run is not durable'))
     elseif is_poison then
       append(run, {'run.poisoned', '{"recoveries":' .. digits(run.deaths or run.stuck) .. '}'})
-      more = end_run(run, foreign_ending(run, STATE.failed, 'failed', 'run.poisoned', 'the run made its workers die ' .. digits(run.deaths or run.stuck)
-        .. ' times without committing a step in between', 'look at what its next call does to the process'))
+      more = end_run(run, foreign_ending(run, STATE.failed, 'failed', 'run.poisoned', 'the run killed its workers ' .. digits(run.deaths or run.stuck)
+        .. ' times without a committed step in between', 'check what its next recorded call does to the worker process'))
     else
       more = {wake_of(run)}
     end

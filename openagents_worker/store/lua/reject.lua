@@ -1,4 +1,4 @@
--- Answers a message that is no request with a run that has failed. Returns NEW | SAME (a run of that id is known, it is left alone)
+-- Creates a failed run for an invalid message. Returns NEW | SAME (a run with this id exists and is not changed)
 --#include end_run
 if redis.call('EXISTS', k.run(run_id)) == 1 then return 'SAME' end
 redis.call('HSET', k.run(run_id), 'format', 1, 'state', STATE.queued, 'fence', '0:', 'owner', '', 'attempt', 0, 'life', 1, 'seq', 0,

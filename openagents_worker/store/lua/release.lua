@@ -1,6 +1,6 @@
--- The owner gives a run back that it has not ended. kind: `handover`, it was claimed by a worker that stops and nothing was executed;
--- `lost`, nobody executes it here any more: that counts as a recovery unless a record was committed since the claim.
--- Returns OK, wakes | FENCED. Events run.handed_over or run.recovered; for a run that is over: its terminal ones.
+-- The owner gives a run back that has not ended. kind: `handover`: a worker that stops has claimed the run and executed nothing.
+-- `lost`: the worker owns the run, but no task executes it. This counts as a recovery unless a record was committed since the claim.
+-- Returns OK, wakes | FENCED. Event run.handed_over or run.recovered; for a run that ends: its terminal events.
 --#include end_run
 local run = load(run_id)
 if not run or run.fence ~= fence or run.owner ~= incarnation or run.state ~= STATE.running then return {'FENCED'} end
@@ -24,11 +24,11 @@ if kind == 'handover' then return {'OK', {wake_of(run)}} end
 if run.cancel == '1' then return {'OK', cancelled(run, run.cancel_reason)} end
 if run.durable == '0' then
   return {'OK', end_run(run, foreign_ending(run, STATE.failed, 'failed', 'worker.lost',
-    'the worker could not execute this run to its end, and the run is not durable'))}
+    'the worker could not complete this run, and the run is not durable'))}
 end
 if stuck > max_recoveries then
   append(run, {'run.poisoned', '{"recoveries":' .. digits(stuck) .. '}'})
-  return {'OK', end_run(run, foreign_ending(run, STATE.failed, 'failed', 'run.poisoned', 'the run was given back or made its workers die '
-    .. digits(stuck) .. ' times without committing a step in between', 'the logs of its workers say why'))}
+  return {'OK', end_run(run, foreign_ending(run, STATE.failed, 'failed', 'run.poisoned', 'the run was given back or killed its workers '
+    .. digits(stuck) .. ' times without a committed step in between', 'the logs of its workers contain the reason'))}
 end
 return {'OK', {wake_of(run)}}

@@ -1,13 +1,13 @@
--- A heartbeat. LOST when the lease is over: the end of a lease is final, it is never set up again for this incarnation.
--- Returns OK, owned runs, owned runs with a cancel request, how many other leases there are | LOST
+-- A heartbeat. LOST if the lease is over: this is final, an incarnation never gets another lease.
+-- Returns OK, owned runs, owned runs with a cancel request, number of other leases | LOST
 --#include early
 local deadline = tonumber(redis.call('ZSCORE', k.workers(), incarnation))
 if not deadline or deadline <= NOW_MS then return {'LOST'} end
--- Changes nothing, but a full Redis takes it, and then the rest of the script: no lease is lost for want of memory
+-- No effect, but Redis allows it when its memory is full, and then allows the other writes: no lease is lost because the memory is full
 redis.call('PERSIST', k.workers())
 redis.call('ZADD', k.workers(), digits(NOW_MS + lease_ms), incarnation)
 redis.call('HSET', k.fleet_lag(), incarnation, digits(loop_lag_ms))
--- From now on its connection tells of it, if this server sees that; and `renewed_within_ms` from now it will have renewed again, if it lives
+-- From now on its connection shows whether it is alive, if this server sees the connection. A live worker renews again within `renewed_within_ms`
 if server ~= '' and (listeners(incarnation) or 0) > 0 then
   redis.call('ZREM', k.silent(), incarnation)
   redis.call('HSET', k.watched(), incarnation, server .. ' ' .. digits(NOW_MS + renewed_within_ms))

@@ -1,7 +1,7 @@
--- Which messages nobody waits for any more (`messages`: queue, run, µs of its sending, 'ended' or '', queue …). One that only notifies
--- Celery of an end ('ended'): Celery knows it, or the run goes on. Any other: a later one was sent for the run, or it is over and Celery
--- knows it. (The send time of a notification that was sent again lies ahead of its message: sent_again.) Changes nothing.
--- Returns their positions, from 1
+-- Finds the messages that are not needed any more (`messages`: queue, run, send time in µs, 'ended' or '', queue …). A message that only
+-- notifies Celery of an end ('ended') is not needed if Celery was notified, or if the run was resumed. Any other message is not needed if a later
+-- one was sent for the run, or if the run is over and Celery was notified. (`sent_again` sets the send time of a repeated notification to a time
+-- in the future.) Changes nothing. Returns their positions, from 1
 --#include time
 local found = {}
 for i = 1, #messages, 4 do

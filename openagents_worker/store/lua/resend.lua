@@ -1,5 +1,5 @@
--- Runs whose last wake-up can no longer be in the queue: sent before `oldest_us` (of the queue's oldest message) and longer ago
--- than the grace. Each gets a new send time, so that it is not a candidate again at once. Returns wakes
+-- Finds runs whose last wake-up is lost: it was sent before `oldest_us` (the send time of the oldest message in the queue) and longer ago than
+-- `grace_ms`. Each run gets a new send time, so that it is not found again immediately. Returns wakes
 --#include resend
 local before = math.min(oldest_us, NOW_US - grace_ms * 1000)
 local wakes = {}

@@ -1,7 +1,7 @@
--- A run that failed or was cancelled goes on in a new life, from its last checkpoint, at the tail of its session's queue. One that ended
--- before its first checkpoint begins; NO_CHECKPOINT where that might repeat an effect (it is not durable and was executed, or its records
--- are gone), and where it has no request.
--- Options of the new submission go before those of the first. Returns OK, state, queue, canvas, sent_us, another's wake | LIVE (it goes on already) | COMPLETED | UNKNOWN | OTHER_AGENT, agent
+-- Continues a failed or cancelled run in a new life, from its last checkpoint, at the end of the queue of its session. A run that ended before its
+-- first checkpoint starts again. NO_CHECKPOINT if that might repeat an effect (it is not durable and was executed, or its records are deleted), or
+-- if it has no request.
+-- The task options (`canvas`) of this call replace earlier ones. Returns OK, state, queue, canvas, sent_us, wake of another run | LIVE (it has not ended) | COMPLETED | UNKNOWN | OTHER_AGENT, agent
 --   | OTHER_SESSION, session | OTHER_INPUT | OTHER_CHECKPOINT, the latest one | NO_CHECKPOINT. Event run.resumed, then run.queued or run.waiting_session.
 --#include session
 local run = load(run_id)
@@ -30,7 +30,7 @@ if canvas ~= '' then
   run.canvas = canvas
 end
 for _, fact in ipairs(redis.call('HKEYS', k.facts(run_id))) do
-  if string.sub(fact, 1, 6) == 'tries:' then redis.call('HDEL', k.facts(run_id), fact) end -- a new life may try as often again
+  if string.sub(fact, 1, 6) == 'tries:' then redis.call('HDEL', k.facts(run_id), fact) end -- the retries of a new life are counted from 0
 end
 for _, key in ipairs({k.run(run_id), k.facts(run_id), k.events(run_id), k.journal(run_id)}) do redis.call('PERSIST', key) end
 append(run, {'run.resumed', '{"checkpoint_id":' .. (begins and 'null' or q(latest)) .. ',"life":' .. digits(run.life)

@@ -1,4 +1,5 @@
--- A worker process ends by itself: without runs its lease is gone, with runs it is over now, for reclaim to see; it has not died of them.
+-- A worker process stops. Without runs, its lease is deleted (GONE). With runs, its lease ends now, so that `reclaim` takes the runs (OVER); none of
+-- them is suspected of having killed the process.
 --#include deaths
 --#include early
 forget_connection(incarnation)

@@ -1,4 +1,4 @@
--- Accepts a run: writes its record with its request, gives it its place in its session, lists its wake-up as sent.
+-- Accepts a run: writes its record with its request, adds it to its session, and stores that its wake-up is sent.
 -- Returns NEW | SAME, state, queue, wake_us | CONFLICT | BUSY | UNKNOWN_AGENT, known ids. Events run.queued, run.scheduled, run.waiting_session.
 --#include session
 local known_digest = redis.call('HGET', k.run(run_id), 'digest')
@@ -7,9 +7,9 @@ if known_digest then
   local at = redis.call('HMGET', k.run(run_id), 'state', 'queue')
   return {'SAME', at[1] or '', at[2] or '', redis.call('ZSCORE', k.sent(at[2] or ''), run_id) or ''}
 end
-local told = redis.call('HGET', k.agents(), agent_id)
-if not told and redis.call('EXISTS', k.agents()) == 1 then
-  local answer = {'UNKNOWN_AGENT'} -- not by `unpack`, which takes a few thousand values at most
+local announcement = redis.call('HGET', k.agents(), agent_id)
+if not announcement and redis.call('EXISTS', k.agents()) == 1 then
+  local answer = {'UNKNOWN_AGENT'} -- not with `unpack`, which is limited to a few thousand values
   for _, id in ipairs(redis.call('HKEYS', k.agents())) do answer[#answer + 1] = id end
   return answer
 end
@@ -17,9 +17,9 @@ if reject_if_busy == 1 and (holder(session_id) or redis.call('ZCARD', k.session_
   return {'BUSY', redis.call('HGET', k.session(session_id), 'holder') or ''}
 end
 if queue == '' then
-  local announced = told and decoded(told)
+  local announced = announcement and decoded(announcement)
   local own = announced and announced.queue
-  queue = type(own) == 'string' and own or default_queue -- JSON's null is a value of its own in Lua
+  queue = type(own) == 'string' and own or default_queue -- cjson decodes null to a value that is not nil
 end
 
 redis.call('HSET', k.run(run_id), 'format', format, 'state', STATE.scheduled, 'fence', '0:', 'owner', '', 'attempt', 0, 'life', 1, 'seq', 0,
@@ -41,4 +41,4 @@ end
 local wake = place(run)
 local state = redis.call('HGET', k.run(run_id), 'state')
 if wake and wake[1] == run_id then return {'NEW', state, queue, wake[3]} end
-return {'NEW', state, queue, '', wake} -- a repaired session: the head of its queue is to be woken
+return {'NEW', state, queue, '', wake} -- the session was repaired: the head of its queue must be woken

@@ -1,7 +1,7 @@
--- The owner puts a run aside. kind: `retry`, due after delay_ms; `handover`, for another worker at once; `left_to_others`, for a worker
--- that can execute it, due after ever longer times, of which delay_ms is the first (0: 5 s).
--- Returns OK, wakes, delay_ms | CANCEL | FENCED | OVERDUE (it has been left to others for left_max_ms; nothing is written).
--- Events: those given, then run.retry_scheduled, run.handed_over or (once) run.left_to_others.
+-- The owner suspends a run. kind: `retry`: due after delay_ms. `handover`: another worker continues it immediately. `left_to_others`: for a worker
+-- that can execute it, due after increasing times, of which delay_ms is the first (0: 5 s).
+-- Returns OK, wakes, delay_ms | CANCEL | FENCED | OVERDUE (it was left to others for left_max_ms; nothing is written).
+-- Events: those in `events`, then run.retry_scheduled, run.handed_over or (once) run.left_to_others.
 --#include run
 --#include records
 --#include left
@@ -21,8 +21,8 @@ local function put_off()
 end
 
 if kind == 'retry' then
-  redis.call('HSET', k.run(run_id), 'retries', run.retries + 1) -- since the last record; a record makes it 0 again
-  redis.call('HINCRBY', k.run(run_id), 'retries_in_all', 1) -- for people
+  redis.call('HSET', k.run(run_id), 'retries', run.retries + 1) -- since the last record; a record sets it to 0
+  redis.call('HINCRBY', k.run(run_id), 'retries_in_all', 1) -- for display
   local due = put_off()
   if call ~= '' then count_up(k.facts(run_id), 'tries:' .. call) end
   events[#events + 1] = 'run.retry_scheduled'

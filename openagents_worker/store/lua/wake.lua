@@ -1,5 +1,5 @@
--- Wakes what is due: retries become queued, delayed runs take their place, a run that was to be started by now ends.
--- At most `limit` a call. Returns wakes, seen
+-- Wakes runs that are due: retries become queued, delayed runs enter their sessions, and a run that was not started before it expired ends.
+-- At most `limit` runs in a call. Returns wakes, number of examined entries
 --#include end_run
 local wakes = {}
 local ids = redis.call('ZRANGEBYSCORE', k.due(), '-inf', digits(NOW_MS), 'LIMIT', 0, limit)

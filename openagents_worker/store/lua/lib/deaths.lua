@@ -1,7 +1,7 @@
 --#include suspects
--- What the end of a lease says of the runs that its worker carried: `suspects.lua` says what follows from it.
-local MOST_SPARED = 3 -- times in a row without a record
-local KEPT_AFTER_LEASE_MS = 600000 -- what is known of the end of a lease; a process that answers later has been forgotten
+-- Which runs become suspects when the lease of their worker ends. `suspects.lua` describes the method.
+local MOST_SPARED = 3 -- in a row without a record
+local KEPT_AFTER_LEASE_MS = 600000 -- information about the end of a lease is kept for this time; a process that answers later has no effect
 local LEASES_KEPT = 1000
 
 local function write_suspicion(run, held)
@@ -9,7 +9,7 @@ local function write_suspicion(run, held)
   run.suspicion = cjson.encode(held)
 end
 
--- spare_all(I): nobody died there after all; what its end was taken for is taken back
+-- spare_all(I): the process did not die; restores the suspicion that its runs had before
 local function spare_all(incarnation)
   local blamed = redis.call('HGETALL', k.lease_end_runs(incarnation))
   for i = 1, #blamed, 2 do
@@ -27,14 +27,14 @@ local function spare_all(incarnation)
   redis.call('DEL', k.lease_end_runs(incarnation))
 end
 
--- answers(I): the process says itself that it is alive: its lease has ended, and it has not died
+-- answers(I): the process has lost its lease, but reports that it is alive
 local function answers(incarnation)
   redis.call('HSET', k.lease_end(incarnation), 'answered', '1')
   redis.call('PEXPIRE', k.lease_end(incarnation), KEPT_AFTER_LEASE_MS)
   spare_all(incarnation)
 end
 
--- were_lost_together(I, at): whether other leases were lost within a heartbeat of it, by processes of which nobody knows that they died
+-- were_lost_together(I, at): whether other leases ended within a heartbeat of this one, of processes that are not known to be dead
 local function were_lost_together(incarnation, at)
   local found = false
   if heartbeat_ms == 0 then return false end
@@ -50,7 +50,7 @@ local function were_lost_together(incarnation, at)
   return found
 end
 
--- end_of(I, at): what is known of the end of a lease; how many runs and suspects it had stands there from the first call on
+-- end_of(I, at): information about the end of a lease. The first call stores the number of its runs and suspects
 local function end_of(incarnation, at)
   local key = k.lease_end(incarnation)
   if redis.call('HEXISTS', key, 'carried') == 0 then
@@ -68,14 +68,14 @@ local function end_of(incarnation, at)
     alone = {n = carried == '1', s = suspects == '1'}, half = {n = half, s = half}}
 end
 
--- has_new_record(run): whether it has a record since its claim; nil when a worker of the previous version has claimed it
+-- has_new_record(run): whether a record was committed since the claim; nil if a worker of the previous version has claimed it
 local function has_new_record(run)
   local attempt, length = string.match(field_of(run.id, 'claimed_at') or '', '^(%d+):(%d+)$')
   if tonumber(attempt) ~= run.attempt then return nil end
   return journal_length(run.id) > tonumber(length)
 end
 
--- blame(run, ended): what the end of its worker says of the run; sets run.stuck and run.suspicion. Returns whether it is poison
+-- blame(run, ended): updates run.stuck and run.suspicion after the end of its worker. Returns whether the run is poisoned
 local function blame(run, ended)
   local recorded, is_named = has_new_record(run), ended.named == run.id
   if recorded and not is_named then
@@ -88,7 +88,7 @@ local function blame(run, ended)
     write_suspicion(run, held)
     return false
   end
-  if recorded == nil then -- it counts deaths, whoever else was in the process, and carries one of those that died twice at a time
+  if recorded == nil then -- such a worker counts all deaths, and executes only one run that has died twice at a time
     run.stuck = run.stuck + 1
     return run.stuck > max_recoveries
   end

@@ -1,9 +1,9 @@
 --#include time
--- A lease that ends before its time, and what shows that it should.
-local GONE_MS = 600000 -- whoever was given up wrongly beats again long before that
+-- Ending a lease before its deadline, and the checks for this.
+local GONE_MS = 600000 -- a live worker whose lease was ended sends a heartbeat long before this
 local FALSE_ALARM = 'false alarm'
 
--- end_early(incarnation, by): its lease is over now; `by` says who saw that: `process` or `connection`
+-- end_early(incarnation, by): ends the lease now; `by` is the check that found the worker dead: `process` or `connection`
 local function end_early(incarnation, by)
   redis.call('ZADD', k.workers(), digits(NOW_MS), incarnation)
   redis.call('ZREM', k.silent(), incarnation)
@@ -13,23 +13,23 @@ local function end_early(incarnation, by)
   redis.call('PEXPIRE', k.lease_end(incarnation), GONE_MS)
 end
 
--- is_off(by): too many leases were ended wrongly in this way
+-- is_off(by): whether this check is switched off, because it was wrong too often
 local function is_off(by) return redis.call('EXISTS', k.looks_off(by)) == 1 end
 
--- listeners(incarnation): how many connections are subscribed to its channel; nil where that may not be asked
+-- listeners(incarnation): the number of connections that are subscribed to its channel; nil if the user may not run PUBSUB
 local function listeners(incarnation)
   local answer = redis.pcall('PUBSUB', 'NUMSUB', k.alive(incarnation))
   if answer.err then return nil end
   return answer[2]
 end
 
--- forget_fleet(incarnation): what its worker said of itself
+-- forget_fleet(incarnation): deletes the information that its worker has stored
 local function forget_fleet(incarnation)
   redis.call('HDEL', k.fleet(), incarnation)
   redis.call('HDEL', k.fleet_lag(), incarnation)
 end
 
--- forget_connection(incarnation): its connection says nothing about it (any more)
+-- forget_connection(incarnation): its connection is not checked (any more)
 local function forget_connection(incarnation)
   redis.call('HDEL', k.watched(), incarnation)
   redis.call('ZREM', k.silent(), incarnation)

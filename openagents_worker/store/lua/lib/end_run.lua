@@ -1,8 +1,8 @@
 --#include session
--- end_run(run, ending): the one way a run ends. ending = {state, stop_reason, result, name, payload, completed,
+-- end_run(run, ending): ends a run; the only function that does. ending = {state, stop_reason, result, name, payload, completed,
 -- keep_fence, in_hand}: result, payload and completed are JSON; name is the terminal event. Returns wake-ups to send.
--- A run whose end is to be told to Celery stays among the sent ones until it has been told (told.lua). in_hand: whoever
--- ends it is about to tell, else a message of its own is sent for it; both are sent again when nobody has.
+-- If Celery must be notified of the end, the run stays in `sent` until `confirm_completion.lua` confirms the notification. in_hand: the caller notifies Celery
+-- itself; otherwise a message is sent for this. In both cases, a message is sent again until the notification is confirmed.
 local function end_run(run, ending)
   local key = k.run(run.id)
   redis.call('HSET', key, 'state', ending.state, 'result', ending.result, 'ended', digits(NOW_MS),
@@ -36,7 +36,7 @@ local function end_run(run, ending)
   return wakes
 end
 
--- An ending decided by somebody who does not run the run: no answer, the usage the record knows
+-- foreign_ending(…): an ending that is not decided by the owner of the run: without an answer, with the usage in the record
 local function foreign_ending(run, state, stop_reason, code, message, hint)
   local usage = decoded(run.usage) and run.usage or '{}'
   local details = '{"code":' .. q(code) .. ',"message":' .. q(message) .. ',"hint":' .. (hint and q(hint) or 'null')
@@ -56,5 +56,5 @@ local function cancelled(run, reason, in_hand)
   return end_run(run, ending)
 end
 
--- expired(run): it was to be started by a time that is over, and nobody has
+-- expired(run): whether the run was not started before it expired
 local function expired(run) return run.expires > 0 and run.expires <= NOW_MS and run.attempt == 0 end

@@ -1,15 +1,15 @@
 --#include time
--- Lists of runs and of sessions, for who looks for them. Written in the script that makes what they list.
-local SESSIONS = 'sessions' -- the list of sessions; all others list runs
-local LOOKED_AT = 2 -- entries of a list each time one comes in: it shrinks while it is written if more than half of them are gone
+-- The indexes of runs and sessions. The script that creates a run or a session also writes its indexes.
+local SESSIONS = 'sessions' -- the index of sessions; all others are indexes of runs
+local LOOKED_AT = 2 -- entries that are examined when one is added: an index shrinks if more than half of its entries have expired
 
 local function ttl_ms_of(name) return name == SESSIONS and SESSION_TTL_MS or RUN_TTL_MS end
 
--- is_gone(name, id): whether the record has expired for which this entry stands in that list
+-- is_gone(name, id): whether the record of this entry has expired
 local function is_gone(name, id) return redis.call('EXISTS', name == SESSIONS and k.session(id) or k.run(id)) == 0 end
 
--- take_out_some(name): looks at a few entries that are as old as a record's time to live, and takes out what is gone.
--- The clock's last digits choose which, so that entries which are old and still there keep no others in the list.
+-- take_out_some(name): examines a few entries that are older than the TTL, and removes those that have expired.
+-- The last digits of the clock select them, so that old entries that still exist do not prevent the removal of others.
 local function take_out_some(name)
   local key = k.index(name)
   local old = redis.call('ZCOUNT', key, '-inf', digits(NOW_MS - ttl_ms_of(name)))
@@ -26,7 +26,7 @@ local function list_in(name, id)
   take_out_some(name)
 end
 
--- lists_of(run, more): the lists that a run is in; `more` are those of its tenant and labels
+-- lists_of(run, more): the indexes of a run; `more` are those of its tenant and labels
 local function lists_of(run, more)
   local lists = {'all', 'agent=' .. run.agent, 'session=' .. run.session}
   for _, name in ipairs(more) do lists[#lists + 1] = name end

@@ -1,4 +1,4 @@
--- records(key, at, length, page_bytes, least): the records from `at` on that fit into a page, `least` of them whatever their size
+-- records(key, at, length, page_bytes, least): the records from `at` on that fit into a page, but at least `least` of them
 local function records(key, at, length, page_bytes, least)
   local page, bytes = {}, 0
   while at < length do

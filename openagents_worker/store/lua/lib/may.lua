@@ -1,6 +1,6 @@
 -- may(command, key, by_trying): whether the user may run this command on this key or channel ('' for none). Changes nothing.
--- Redis 7 answers from its ACL. Redis 6 is asked by trying: each command is given in a form that changes nothing, or what it makes
--- is gone before the script ends.
+-- Redis 7 has a function for this. In Redis 6, the command is tried in a form that changes nothing, or whose result is deleted before the
+-- script ends.
 local FORMS = {
   HSET = {'f', 'v', 'odd'}, HINCRBY = {'f', 'no number'}, HSETNX = {'f', 'v'}, HDEL = {'f'}, HGET = {'f'}, HMGET = {'f'}, HEXISTS = {'f'},
   ZADD = {'XX', '0', 'm'}, ZREM = {'m'}, ZSCORE = {'m'}, ZRANK = {'m'}, ZINCRBY = {'no number', 'm'},
@@ -9,11 +9,11 @@ local FORMS = {
   XADD = {'NOMKSTREAM', '*', 'f', 'v'}, XRANGE = {'-', '-'}, XREVRANGE = {'-', '-'}, XTRIM = {'MAXLEN', 'no number'},
   SADD = {'m'}, SREM = {'m'}, SISMEMBER = {'m'}, RPOP = {'no number'}, BRPOP = {'no number'}, RPUSH = {'m'}, LPUSH = {'m'}, LRANGE = {'0', '0'}, LINDEX = {'0'},
   LREM = {'0', 'm'}, LTRIM = {'no number', '0'}, SET = {'v', 'no option'}, PEXPIRE = {'no number'}, EXPIRE = {'no number'}, PUBLISH = {'no message'}}
-local NO_KEYS = {'0', '0', '0'} -- Redis looks for the number of keys of EVALSHA without asking whether it was given one
+local NO_KEYS = {'0', '0', '0'} -- Redis reads the number of keys of EVALSHA without checking that the argument exists
 local MAKES_A_KEY = {SADD = true, RPUSH = true, LPUSH = true, HSETNX = true}
-local CHANGES_ANY_KEY = {DEL = true, UNLINK = true, PERSIST = true} -- a key that is there is left alone
+local CHANGES_ANY_KEY = {DEL = true, UNLINK = true, PERSIST = true} -- these are not tried on a key that exists
 local NO_RIGHT = {'^NOPERM', 'ACL failure in script', 'The user executing the script can\'t'}
-local NO_COMMAND = {'can\'t run this command', 'has no permissions to run'} -- whatever its key
+local NO_COMMAND = {'can\'t run this command', 'has no permissions to run'} -- with any key
 
 local function says(patterns, answer)
   local said = type(answer) == 'table' and answer.err or ''
@@ -24,12 +24,12 @@ end
 local function is_refused(...) return says(NO_RIGHT, redis.pcall(...)) end
 
 local function may_try(command, key)
-  if string.find(command, '|') then return true end -- no script runs those
+  if string.find(command, '|') then return true end -- scripts do not use commands with subcommands
   local made = MAKES_A_KEY[command]
   if (made or CHANGES_ANY_KEY[command]) and redis.pcall('EXISTS', key) ~= 0 then
     return made or not (is_refused('EXISTS', key) or says(NO_COMMAND, redis.pcall(command, key .. ':none')))
   end
-  if made and is_refused('PEXPIRE', key, '0') then return true end -- it could not be taken away
+  if made and is_refused('PEXPIRE', key, '0') then return true end -- the created key could not be deleted
   local words = {command}
   if key ~= '' then words[2] = key end
   if command == 'RENAME' then words[3] = key end
@@ -44,7 +44,7 @@ local function may(command, key, by_trying)
   local words = {}
   for word in string.gmatch(command, '[^|]+') do words[#words + 1] = word end
   if key ~= '' then words[#words + 1] = key end
-  if command == 'RENAME' then words[#words + 1] = key end -- to itself, which changes nothing
+  if command == 'RENAME' then words[#words + 1] = key end -- renaming a key to itself changes nothing
   for _, word in ipairs(FORMS[command] or (key == '' and NO_KEYS or {})) do words[#words + 1] = word end
   return redis.acl_check_cmd(unpack(words))
 end

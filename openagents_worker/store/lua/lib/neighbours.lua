@@ -1,7 +1,7 @@
 --#include time
--- The workers of one host. A worker of an earlier version stands in no such list: only its lease tells of it.
--- Field '' counts who has joined: who knows that count knows all others, as those who leave need not be told of.
-local HOST_MS = 86400000 -- after its last worker's last look: longer than any lease that must be ended early
+-- The workers of one host. A worker of an earlier version is not in this hash: only its lease shows that it exists.
+-- Field '' counts the registrations: a worker that has read the hash at this count knows all other workers of the host.
+local HOST_MS = 86400000 -- after the last check by a worker of this host: longer than any lease
 
 local function join(host, incarnation, process)
   if host == '' then return end
@@ -9,7 +9,7 @@ local function join(host, incarnation, process)
   if type(redis.pcall('HINCRBY', k.host(host), '', 1)) ~= 'number' then redis.call('HSET', k.host(host), '', '1') end
 end
 
--- neighbours(host): incarnation, process, incarnation, process … of those whose lease is good; whose lease is gone is forgotten
+-- neighbours(host): incarnation, process, incarnation, process … of the workers with a valid lease; workers without a lease are removed
 local function neighbours(host)
   if host == '' then return {} end
   local found, known = {}, redis.call('HGETALL', k.host(host))
@@ -26,7 +26,7 @@ local function neighbours(host)
   return found
 end
 
--- news(host, joined): how many have joined, and neighbours(host) unless that is what is known already
+-- news(host, joined): the count of registrations, and neighbours(host) if the count has changed since `joined`
 local function news(host, joined)
   if host == '' then return {'', {}} end
   local now_joined = redis.call('HGET', k.host(host), '') or ''

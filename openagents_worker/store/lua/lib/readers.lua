@@ -1,8 +1,8 @@
 --#include run
--- Which queues are read by a worker that lives. What was found out is kept for as long as that worker's lease, or a second.
+-- Which queues a live worker reads. The result is cached until the end of the lease of this worker, at least for a second.
 local HOUR_MS, MOST_QUEUES, LOOK_AGAIN_MS = 3600000, 1000, 1000
 
--- read_until(queue): when the lease of a worker ends that reads the queue; nil when none does; now when a worker does not say what it reads
+-- read_until(queue): the end of the lease of a worker that reads the queue. Nil: none does. Now: a worker has not announced its queues
 local function read_until(queue)
   local cards, said = redis.call('HGETALL', k.fleet()), 0
   for i = 1, #cards, 2 do
@@ -16,7 +16,7 @@ local function read_until(queue)
   if redis.call('ZCOUNT', k.workers(), '(' .. digits(NOW_MS), '+inf') > said then return NOW_MS end -- a worker of an earlier version
 end
 
--- is_read_by_none(queue): whether it is known that no worker reads it
+-- is_read_by_none(queue): whether no worker is known to read the queue
 local function is_read_by_none(queue)
   local known = tonumber(redis.call('ZSCORE', k.served(), queue) or nil) or 0
   if math.abs(known) > NOW_MS then return known < 0 end
@@ -28,11 +28,11 @@ local function is_read_by_none(queue)
   return at == nil
 end
 
--- queued_payload(run): of run.queued, with a hint where the run may wait for long
+-- queued_payload(run): the payload of run.queued, with a hint if no worker reads the queue
 local function queued_payload(run)
   local hint = ''
   if is_read_by_none(run.queue) then
-    hint = ',"workers":0,"hint":"no worker that lives reads this queue; start one: openagents-worker worker --queues NAME"'
+    hint = ',"workers":0,"hint":"no live worker reads this queue; start one: openagents-worker worker --queues NAME"'
   end
   return '{"queue":' .. q(run.queue) .. hint .. '}'
 end

@@ -1,13 +1,13 @@
 --#include time
--- Reading what may not be what it should be: one record that is broken must stop nobody else.
+-- Reading values that may be invalid: one broken record must not affect other runs.
 
--- needs(key, kind): the script ends here, with an error that names the key, unless it has this type or is not there
+-- needs(key, kind): unless the key has this type or does not exist, the script ends with an error that names the key
 local function needs(key, kind)
   local found = redis.call('TYPE', key).ok
   if found ~= kind and found ~= 'none' then aside().fail(key) end
 end
 
--- decoded(text): what the JSON holds; nil for what is not a JSON object or list
+-- decoded(text): the decoded JSON; nil if it is not a JSON object or list
 local function decoded(text)
   local ok, value = pcall(cjson.decode, text)
   return ok and type(value) == 'table' and value or nil
@@ -18,22 +18,22 @@ local function whole(text)
   return number > -2 ^ 53 and number < 2 ^ 53 and number or 0
 end
 
--- field_of(R, name): a field of a run's record, nil also where the key is not a record
+-- field_of(R, name): a field of the record of a run; nil also if the key has a wrong type
 local function field_of(R, name)
   local value = redis.pcall('HGET', k.run(R), name)
   return type(value) == 'string' and value or nil
 end
 
--- is_known(R): whether there is a record of this run
+-- is_known(R): whether the run has a record
 local function is_known(R) return field_of(R, 'state') ~= nil end
 
--- journal_length(R): how many records it has; 0 also where the key is not a journal: `claim` ends such a run
+-- journal_length(R): the number of its journal records; 0 also if the key has a wrong type: `claim` ends such a run
 local function journal_length(R)
   local length = redis.pcall('LLEN', k.journal(R))
   return type(length) == 'number' and length or 0
 end
 
--- count_up(key, field, by): so many more, one by default; what is not a number there begins anew
+-- count_up(key, field, by): increases a counter by `by` (default 1); a value that is not a number counts as 0
 local function count_up(key, field, by)
   local counted = redis.pcall('HINCRBY', key, field, by or 1)
   if type(counted) == 'number' then return counted end

@@ -1,7 +1,7 @@
 --#include run
 --#include records
--- sent_again(queue, id, grace_ms): the run's wake-up with a new send time; nil, and cleared away, when nobody waits for it.
--- A run that has ended is waited for until Celery was told; ever less often, as who tells may fail each time.
+-- sent_again(queue, id, grace_ms): the wake-up of the run with a new send time. If the run needs none, its entry is removed: nil.
+-- For a run that has ended, a message is sent in increasing intervals until Celery was notified, because each notification may fail.
 local function sent_again(queue, id, grace_ms)
   local run = load(id)
   if run and run.state == STATE.queued and run.owner == '' then

@@ -1,18 +1,18 @@
 --#include time
--- A run's record and its events. Whoever changes the state writes the event, in the same script.
+-- The record of a run and its events. A script that changes the state also writes the event.
 local RUN_FIELDS = {'state', 'fence', 'owner', 'attempt', 'life', 'agent', 'session', 'queue', 'cancel', 'steps', 'canvas', 'tell', 'expires',
   'retries', 'recoveries', 'stuck', 'durable', 'usage', 'emit_no', 'due', 'uid', 'started', 'claimed', 'cancel_reason', 'format',
   'suspicion', 'seq', 'active_ms', 'retries_in_all', 'tellings'}
 
-local MOST = 2 ^ 53 -- the largest whole number that a number of Lua holds exactly
+local MOST = 2 ^ 53 -- the largest integer that a Lua number represents exactly
 
--- count_of(text): a counter of a record; what is not a whole number, as another program may have written, counts as nothing
+-- count_of(text): a counter of a record; a value that is not a whole number (another program may have written it) counts as 0
 local function count_of(text)
   local number = tonumber(text)
   return number and number >= 0 and number <= MOST and math.floor(number) == number and number or 0
 end
 
--- mend(R, name): a count that is not a whole number, at which HINCRBY would fail
+-- mend(R, name): replaces a counter that is not a whole number, for which HINCRBY would fail
 local function mend(R, name)
   local newest = name == 'seq' and redis.call('XREVRANGE', k.events(R), '+', '-', 'COUNT', 1)[1]
   redis.call('HSET', k.run(R), name, newest and string.match(newest[1], '^%d+') or '0')
@@ -20,13 +20,13 @@ end
 
 local COUNTS_FROM = #RUN_FIELDS - 3
 
--- load(R): the record as a table, numbers as numbers; nil when there is none. What is not a number where one belongs is 0
+-- load(R): the record as a table with numbers as numbers; nil if it does not exist. An invalid number counts as 0
 local function load(R)
   local values = redis.pcall('HMGET', k.run(R), unpack(RUN_FIELDS))
   if values.err then
     if not is_wrong_type(values) then redis.call('HMGET', k.run(R), 'state') end
-    local A = aside() -- nobody can execute that run, and nothing of it is to stay for ever
-    A.note(k.run(R), 'redis.wrong_type', 'it was a ' .. A.type_of(k.run(R)) .. ' in place of the record of a run, which is passed over')
+    local A = aside() -- this run cannot be executed, and its keys must expire
+    A.note(k.run(R), 'redis.wrong_type', 'the key of a run record is a ' .. A.type_of(k.run(R)) .. ': the run is skipped')
     for _, key in ipairs({k.run(R), k.facts(R), k.events(R), k.journal(R)}) do redis.call('PEXPIRE', key, RUN_TTL_MS) end
     return nil
   end
@@ -36,7 +36,7 @@ local function load(R)
   for _, name in ipairs({'attempt', 'life', 'steps', 'retries', 'recoveries', 'stuck', 'emit_no', 'due', 'expires', 'format'}) do
     run[name] = count_of(run[name])
   end
-  for i = COUNTS_FROM, #RUN_FIELDS do -- HINCRBY takes whole numbers only
+  for i = COUNTS_FROM, #RUN_FIELDS do -- HINCRBY accepts only whole numbers
     local count = values[i]
     if count and (#count > 15 or not string.find(count, '^%d+$')) then mend(R, RUN_FIELDS[i]) end
   end
@@ -45,28 +45,28 @@ end
 
 local function q(text) return cjson.encode(text) end
 
--- What all envelopes of one moment share: from the run's ids to the beginning of the payload
+-- envelope_middle(run): the part that all envelopes of this script have in common, from the ids to the payload
 local function envelope_middle(run)
   return ',"run_id":' .. q(run.id) .. ',"session_id":' .. q(run.session) .. ',"agent_id":' .. q(run.agent)
     .. ',"life":' .. run.life .. ',"attempt":' .. run.attempt .. ',"worker":' .. (run.owner ~= '' and q(run.owner) or 'null')
     .. ',"timestamp":"' .. iso(NOW_MS) .. '","payload":'
 end
 
--- The envelope of an event; `seq` is the JSON of its number (null for what is only live)
+-- envelope(…): the published JSON of an event; `seq` is its number as JSON (null for an event that is not stored)
 local function envelope(name, seq, middle, payload, final)
   return '{"name":' .. q(name) .. ',"seq":' .. seq .. middle .. payload .. (final and ',"final":true}' or '}')
 end
 
--- A reply that is over is told by its event; what was kept of it for those who join has had its use
+-- forget_reply(run, payload): the event of a complete reply replaces the text that was kept for watchers that join
 local function forget_reply(run, payload)
   local call = redis.call('HGET', k.reply(run.id), 'call')
   if call and string.find(payload, '"call":' .. q(call), 1, true) then redis.call('DEL', k.reply(run.id)) end
 end
 
-local KEPT_BYTES = 65536 -- the beginning of a longer reply is kept; the rest is shown to those who watch, and stored by its commit
-local KEPT_MS = 60000 -- a reply that says nothing for so long is told whole by its commit, or by its next attempt
+local KEPT_BYTES = 65536 -- only the beginning of a longer reply is kept; the rest is published, and the commit stores all of it
+local KEPT_MS = 60000 -- after so long without a piece, the text is dropped: the commit or the next attempt has all of it
 
--- keep_piece(run, piece): the reply so far, for who joins; a reply that begins again takes the place of another
+-- keep_piece(run, piece): adds a piece to the reply so far, for watchers that join; offset 0 starts a new reply
 local function keep_piece(run, piece)
   local key = k.reply(run.id)
   local attempt, call, chars, text = unpack(redis.call('HMGET', key, 'attempt', 'call', 'chars', 'text'))
@@ -75,19 +75,19 @@ local function keep_piece(run, piece)
   end
   if attempt ~= digits(run.attempt) or call ~= piece.call then return end
   if tonumber(chars) == piece.offset and #text + #piece.text <= KEPT_BYTES then
-    local _, more = string.gsub(piece.text, '[^\128-\191]', '') -- every byte but those that go on with a character
+    local _, more = string.gsub(piece.text, '[^\128-\191]', '') -- counts the bytes that begin a UTF-8 character
     redis.call('HSET', key, 'attempt', attempt, 'call', call, 'chars', digits(piece.offset + more), 'text', text .. piece.text,
       'at', iso(NOW_MS))
   end
   redis.call('PEXPIRE', key, KEPT_MS)
 end
 
--- add_again(run, seq, left, entry…): an entry that Redis has refused, with a number that it takes; `left` entries follow it. Returns the number
+-- add_again(run, seq, left, entry…): adds an entry that Redis has refused again, with a valid number; `left` entries follow it. Returns the number
 local function add_again(run, seq, left, ...)
   local stream = k.events(run.id)
   local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
   local top = newest and tonumber(string.match(newest[1], '^%d+')) or 0
-  if top >= seq then -- the record's count is not the stream's
+  if top >= seq then -- the counter in the record does not match the stream
     if top + left + 1 >= MOST then
       aside().move(stream)
     else
@@ -99,10 +99,10 @@ local function add_again(run, seq, left, ...)
   return seq
 end
 
--- append(run, events): events = {name, payload, name, payload, …}; gives each its seq, stores and publishes it.
--- What is published is the whole envelope. What is stored leaves out what the stream's readers know: the ids, and `seq`,
--- which is the entry's id. The same fields in the same order each time: then Redis stores their names once.
--- A piece of a reply (llm.delta) is published between them and gets no seq: it is no event and in no stream.
+-- append(run, events): events = {name, payload, name, payload, …}; gives each event its seq, stores it and publishes it.
+-- The published envelope is complete. The stored entry omits what readers of the stream know: the ids, and `seq`, which is the id of the entry.
+-- All entries have the same fields in the same order, so that Redis stores the field names only once.
+-- A piece of a reply (llm.delta) is published, but it is not stored and has no seq.
 local function append(run, events, final)
   if #events == 0 then return end
   local count = 0
@@ -131,13 +131,13 @@ local function append(run, events, final)
   end
 end
 
--- The next fence for a run whose owner changes: the token goes up, the nonce is the claimer's or empty
+-- next_fence(run, nonce): the next fence for a run whose owner changes: the token increases, the nonce is that of the claim or empty
 local function next_fence(run, nonce)
   local token = tonumber(string.match(run.fence, '^(%d+):')) or 0
   return digits(token + 1) .. ':' .. (nonce or '')
 end
 
--- live(R, F): the record when this fence may write, else nil
+-- live(R, F): the record if the owner with this fence may write, else nil
 local function live(R, F)
   local run = load(R)
   if not run or run.fence ~= F or run.state ~= STATE.running then return nil end
@@ -145,13 +145,14 @@ local function live(R, F)
   return run
 end
 
--- What a wake-up message needs: {run, queue, wake_us, agent, session, attempt, step, canvas}, and 'ended' where the run is over
+-- wake_of(run): marks a wake-up as sent and returns its fields: {run, queue, wake_us, agent, session, attempt, step, canvas}. Callers add 'ended'
+-- if the run is over
 local function wake_of(run)
   redis.call('ZADD', k.sent(run.queue), digits(NOW_US), run.id)
   return {run.id, run.queue, digits(NOW_US), run.agent, run.session, digits(run.attempt), digits(run.steps), run.canvas}
 end
 
--- leave(run): no longer in its owner's lists; the time it was worked on is added up
+-- leave(run): removes the run from the sets of its owner, and adds the time of this attempt to active_ms
 local function leave(run)
   if run.owner == '' then return end
   local since = tonumber(run.claimed) or NOW_MS
@@ -159,6 +160,6 @@ local function leave(run)
   redis.call('SREM', k.worker_runs(run.owner), run.id)
   redis.call('SREM', k.worker_box(run.owner), run.id)
   if run.suspicion ~= '' or run.stuck >= 2 then redis.call('SREM', k.suspects(run.owner), run.id) end
-  -- The one suspect of a worker of the previous version
+  -- The single suspect of a worker of the previous version
   if run.stuck >= 2 and redis.call('GET', k.worker_suspect(run.owner)) == run.id then redis.call('DEL', k.worker_suspect(run.owner)) end
 end

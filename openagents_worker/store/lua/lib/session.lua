@@ -2,15 +2,15 @@
 --#include records
 --#include readers
 --#include index
--- A session's order: one holder, the others by place. Given at submit, or when a delayed run falls due.
+-- The order of runs in a session: one holder, the others wait in order. A run enters at submit, or when a delayed run becomes due.
 local function session_keys(S)
   return {k.session(S), k.session_queue(S), k.transcript(S), k.artifacts(S), k.session_state(S)}
 end
 
--- session_format(S): the format that whoever works in the session must understand
+-- session_format(S): the format that a worker must be able to read to execute a run of the session
 local function session_format(S) return tonumber(redis.call('HGET', k.session(S), 'format')) or 0 end
 
--- promote(S): the head of the queue becomes the holder; returns its wake-up, or nil when nobody waits
+-- promote(S): the head of the queue becomes the holder; returns its wake-up, or nil if no run waits
 local function promote(S)
   while true do
     local head = redis.call('ZRANGE', k.session_queue(S), 0, 0)[1]
@@ -26,31 +26,31 @@ local function promote(S)
       append(run, {'run.queued', queued_payload(run)})
       return wake_of(run)
     end
-    redis.call('ZREM', k.session_queue(S), head) -- its record is gone or has ended
+    redis.call('ZREM', k.session_queue(S), head) -- its record is deleted, or it has ended
   end
 end
 
--- holder(S): the holder, or nil; one whose record is gone holds nothing
+-- holder(S): the holder, or nil; a run without a record does not count
 local function holder(S)
   local id = redis.call('HGET', k.session(S), 'holder')
   if id and is_known(id) then return id end
   return nil
 end
 
--- repaired(S): a holder whose record is gone makes way for the head of the queue; returns the wake-up of that one
+-- repaired(S): if the record of the holder is deleted, the head of the queue becomes the holder; returns its wake-up
 local function repaired(S)
   local id = redis.call('HGET', k.session(S), 'holder')
   if id and not is_known(id) then return promote(S) end
   return nil
 end
 
--- look_in_time(run): a run that is to be started by a time is looked at then
+-- look_in_time(run): a run that expires is checked at that time
 local function look_in_time(run)
   if run.expires > 0 and run.attempt == 0 then redis.call('ZADD', k.due(), digits(run.expires), run.id) end
 end
 
--- place(run): the run takes its place, until it expires; returns its wake-up when it holds the session, else nil.
--- One that holds it already is submitted again, because its record was lost.
+-- place(run): the run enters its session; returns its wake-up if it becomes the holder, else nil.
+-- If it already is the holder, its record was lost and it was submitted again.
 local function place(run)
   local S = run.session
   look_in_time(run)

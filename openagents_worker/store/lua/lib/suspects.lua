@@ -1,14 +1,14 @@
 --#include run
 --#include records
--- Which run may have killed a process. A death makes suspects of the runs that the process carried without a new record since their
--- claim: half of them become one group, half another; those that were a group already are halved again, apart from the others.
--- A process carries suspects of one group only, beside any number of other runs: so each death halves the group that holds the run
--- that kills, and only a run that died as the one suspect of its process is counted (`stuck`), and poisoned when it was too often.
--- A record ends all suspicion. A lease that was lost without a death (its process answers again; others were lost within a heartbeat;
--- the watchdog named another run) adds none, at most three times in a row without a record.
-local SUSPECTS_KEPT_MS = 86400000 -- a worker of the previous version that reclaims does not know of the set
+-- Finds the run that kills its worker processes, by bisection. When a process dies, its runs without a new record since their claim become
+-- suspects: half of them form one group, half another. Runs that already were a group of suspects are halved separately.
+-- A process executes suspects of one group only, beside any number of other runs. So each death halves the group with the run that kills. A death
+-- counts (`stuck`) only for a run that was the single suspect of its process, and after too many of them the run is poisoned.
+-- A record removes all suspicion. If the lease ended without a death (the process answers again, other leases ended within a heartbeat, or the
+-- watchdog named another run), no suspicion is added, at most three times in a row without a record.
+local SUSPECTS_KEPT_MS = 86400000 -- a worker of the previous version does not delete the set when it reclaims runs
 
--- sound(held): a suspicion with each of its fields, whatever stands in the record
+-- sound(held): a suspicion with all fields, even if the stored value is invalid
 local function sound(held)
   if type(held) ~= 'table' then held = {} end
   local function text(name) return type(held[name]) == 'string' and held[name] or '' end
@@ -16,8 +16,8 @@ local function sound(held)
     named = whole(held.named)}
 end
 
--- suspicion_of(run): group ('': none), halved (deaths in the company of others), spared (in a row), named (by the watchdog), by (whose
--- death it is from). A worker of the previous version leaves runs that died twice without it: such a one is a group of its own.
+-- suspicion_of(run): group ('': none), halved (deaths with other suspects in the process), spared (in a row), named (by the watchdog), by (the
+-- incarnation that died). A worker of the previous version stores none for runs that died twice: such a run is a group with one member.
 local function suspicion_of(run)
   if run.suspicion == '' and run.stuck < 2 then return {group = '', halved = 0, spared = 0, named = 0, by = ''} end
   local at = digits(run.life) .. ':' .. digits(journal_length(run.id))
@@ -26,7 +26,7 @@ local function suspicion_of(run)
   return {group = run.stuck >= 2 and run.id or '', halved = 0, spared = 0, named = 0, by = ''}
 end
 
--- group_in(I): the group of the suspects that the worker carries, '' for none
+-- group_in(I): the group of the suspects that the worker executes, '' for none
 local function group_in(incarnation)
   while true do
     local id = redis.call('SRANDMEMBER', k.suspects(incarnation))
@@ -34,6 +34,6 @@ local function group_in(incarnation)
     local run = load(id)
     local group = run and run.owner == incarnation and suspicion_of(run).group or ''
     if group ~= '' then return group end
-    redis.call('SREM', k.suspects(incarnation), id) -- taken away by a worker of the previous version
+    redis.call('SREM', k.suspects(incarnation), id) -- a worker of the previous version has reclaimed it
   end
 end

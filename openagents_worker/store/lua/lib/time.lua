@@ -1,11 +1,11 @@
--- The server's clock. Every time in the store is taken from it, so that no two clocks are ever compared.
+-- The clock of the Redis server. Every stored time comes from it, so that times of different clocks are never compared.
 local function clock()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000), t[1] * 1000000 + t[2]
 end
 local NOW_MS, NOW_US = clock()
 
--- ISO 8601 from milliseconds since 1970 (days to a civil date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms")
+-- iso(ms): ISO 8601 from milliseconds since 1970 (days to a civil date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms")
 local function iso(ms)
   local days = math.floor(ms / 86400000)
   local rest = ms - days * 86400000
@@ -23,5 +23,5 @@ local function iso(ms)
     math.floor(s / 3600), math.floor(s / 60) % 60, s % 60, rest % 1000)
 end
 
--- A number as decimal digits; Lua's own tostring turns 1.7e15 into an exponent.
+-- digits(n): a number as decimal digits; tostring in Lua writes 1.7e15 with an exponent.
 local function digits(n) return string.format('%.0f', n) end

@@ -1,11 +1,11 @@
--- A key of another type than the table of keys says: nothing of ours can be in it. Where the rest can go on without it, it is moved out of
--- the way, and the command is given again as if the key had not been there. Else the script ends with an error that names the key;
--- whoever writes looks at such keys first (`needs`), so that nothing is half written. While all types are right it costs next to nothing.
+-- Handles a key whose type differs from the key table: it cannot contain data of this library. If the script can continue without it, the key is
+-- renamed, and the command is repeated as if the key did not exist. Otherwise the script ends with an error that names the key. Scripts check such
+-- keys before their first write (`needs`), so that no write is partial. If all types are correct, this costs almost nothing.
 local given, tried = redis.call, redis.pcall
 
 local function is_wrong_type(answer) return type(answer) == 'table' and answer.err and string.find(answer.err, 'WRONGTYPE', 1, true) end
 
--- aside(): what is done about such keys. Redis makes every function anew at every call: these only where they are needed
+-- aside(): functions for such keys. Redis creates all functions in every call of a script, so these are created only when they are needed
 local function aside()
   local MOST_NOTED = 1000
   local A = {}
@@ -21,25 +21,25 @@ local function aside()
     return name
   end
 
-  -- note(key, code, what, more): an entry for those who look after the deployment; `more` is JSON with its leading comma
+  -- note(key, code, what, more): adds an entry to the list of dead letters, for operators; `more` is JSON that begins with a comma
   function A.note(key, code, what, more)
     local said = ',"key":' .. cjson.encode(key) .. ',"code":"' .. code .. '","what":' .. cjson.encode(what) .. (more or '') .. '}'
     local newest = tried('LINDEX', k.aside(), 0)
     if is_wrong_type(newest) then
       rename(k.aside())
     elseif newest and string.sub(newest, -#said) == said then
-      return -- the same once more
+      return -- the newest entry is the same
     end
     given('LPUSH', k.aside(), '{"at_us":' .. at_us .. said)
     given('LTRIM', k.aside(), 0, MOST_NOTED - 1)
     given('PEXPIRE', k.aside(), RUN_TTL_MS)
   end
 
-  -- move(key): what stands there is kept under another name
+  -- move(key): renames the key, and adds an entry to the list of dead letters
   function A.move(key)
     local found = A.type_of(key)
     local name = rename(key)
-    A.note(key, 'redis.wrong_type', 'it was a ' .. found .. ', which is not what this library keeps there, and was moved',
+    A.note(key, 'redis.wrong_type', 'the key was a ' .. found .. ', which is a wrong type, and was renamed',
       ',"moved_to":' .. cjson.encode(name))
   end
 
@@ -63,5 +63,5 @@ function redis.call(...)
     if A.is_left_in_place(key) then A.fail(key) end
     if A.type_of(key) ~= 'none' then A.move(key) end
   end
-  return given(...) -- which raises what is wrong with it in Redis's own way
+  return given(...) -- raises the error of Redis, or succeeds now
 end

@@ -1,4 +1,4 @@
-"""Every script with arguments that do no harm: a test names only what it is about."""
+"""Calls of every script with default arguments: a test passes only the arguments that it is about."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "expires_ms": 0,
         "tell": False,
     },
-    "delete_session": {"session_id": "s1", "limit": 100, "even_untold": False},
+    "delete_session": {"session_id": "s1", "limit": 100, "even_if_not_notified": False},
     "prune": {"limit": 100},
     "put_aside": {"key": "agents", "code": "message.unreadable", "what": "not JSON", "item": "{"},
     "aside_news": {"limit": 100},
@@ -95,16 +95,16 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "checkpoint_id": "",
         "canvas": "",
     },
-    "told": {"runs": ["r1", "1"]},
+    "confirm_completion": {"runs": ["r1", "1"]},
     "reject": {"run_id": "r1", "queue": "q", "code": "request.invalid", "message": "no", "hint": ""},
 }
 
 
 def call(script: str, **changed: Any) -> ScriptCall[Any]:
-    """The call of that script; a claim without a nonce gets a new one."""
-    given = {**_DEFAULTS[script], **changed}
+    """The call of this script; a claim without a nonce gets a new one."""
+    arguments = {**_DEFAULTS[script], **changed}
     if script == "claim":
-        given.setdefault("nonce", f"n{next(_nonces)}")
-    door: Any = getattr(scripts, script)
-    made: ScriptCall[Any] = door(**given)
-    return made
+        arguments.setdefault("nonce", f"n{next(_nonces)}")
+    script_function: Any = getattr(scripts, script)
+    script_call: ScriptCall[Any] = script_function(**arguments)
+    return script_call

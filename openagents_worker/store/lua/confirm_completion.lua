@@ -1,5 +1,5 @@
--- Celery was told how runs ended: their states, their callbacks. Only of the lives that were told (`runs`: id, life, id, life …).
--- Returns for each OK | LATER (it has moved on)
+-- Stores that Celery was notified of the end of runs, so it has their states and has run their callbacks (`runs`: id, life, id, life …).
+-- Returns for each OK | LATER (the run is in another life)
 --#include run
 local answers = {}
 for i = 1, #runs, 2 do
