@@ -95,8 +95,8 @@ async def test_a_loop_waits_for_the_disk_too(tmp_path: Path) -> None:
     [
         ("no", "no", [], "appendonly is off"),
         ("everysec", "no", [], "appendfsync is no"),
-        ("everysec", "everysec", ["WAITAOF"], "no WAITAOF"),
-        ("always", "always", ["WAITAOF", "CONFIG"], "no WAITAOF"),
+        ("everysec", "everysec", ["WAITAOF"], "not support WAITAOF"),
+        ("always", "always", ["WAITAOF", "CONFIG"], "not support WAITAOF"),
     ],
     ids=["in memory", "never synced", "before 7.2", "before 7.2, without CONFIG"],
 )
