@@ -195,7 +195,7 @@ def test_registering_again_changes_nothing(app: Celery) -> None:
     task, parts = app.tasks["tasks.run_agent"], find_binding(app)
 
     again = register(app, queue="thoughts")
-    with pytest.raises(ConfigError, match="'thoughts' already, and now with 'agents'"):
+    with pytest.raises(ConfigError, match="the queue 'thoughts'; it cannot be registered with 'agents' too"):
         register(app)
 
     assert again is task

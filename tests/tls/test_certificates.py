@@ -106,7 +106,7 @@ def test_a_server_without_tls_that_is_asked_with_it(servers: Servers) -> None:
         assert "redis://" in (caught.value.hint or "")
         problem = lasting_problem(caught.value, "REDIS_URL", url)
         assert problem is not None
-        assert "begins with redis://" in (problem.hint or "")
+        assert "must begin with redis://" in (problem.hint or "")
 
 
 def test_a_server_that_wants_a_certificate_of_ours(servers: Servers) -> None:

@@ -14,7 +14,7 @@ USER = {"role": "user", "content": "hi"}
 
 
 def digests(messages: list[dict[str, Any]], **options: Any) -> tuple[str, str]:
-    return PromptDigests().of({"messages": messages, **options}, {}, "")
+    return PromptDigests().digests_of({"messages": messages, **options}, {}, "")
 
 
 def test_a_message_that_is_changed_in_place_is_another_question() -> None:
@@ -23,7 +23,7 @@ def test_a_message_that_is_changed_in_place_is_another_question() -> None:
     found = []
     for text in ("a", "b", "c", "a"):
         message["content"] = text
-        found.append(seen.of({"messages": [SYSTEM, message]}, known, ""))
+        found.append(seen.digests_of({"messages": [SYSTEM, message]}, known, ""))
     assert len(set(found)) == 3
     assert found[0] == found[3]
 
@@ -33,9 +33,9 @@ def test_a_part_of_a_message_that_is_changed_in_place_is_seen() -> None:
     seen, known = PromptDigests(), {}
     part = {"type": "text", "text": "a"}
     message = {"role": "user", "content": [part]}
-    before = seen.of({"messages": [message]}, known, "")
+    before = seen.digests_of({"messages": [message]}, known, "")
     part["text"] = "b"
-    assert seen.of({"messages": [message]}, known, "") != before
+    assert seen.digests_of({"messages": [message]}, known, "") != before
 
 
 def test_a_prompt_that_grows_is_what_it_is_when_read_at_once() -> None:
@@ -43,11 +43,13 @@ def test_a_prompt_that_grows_is_what_it_is_when_read_at_once() -> None:
     seen, known, messages = PromptDigests(), {}, [FixedMessage(SYSTEM)]
     for number in range(20):
         messages.append(FixedMessage(role="user", content=str(number)))
-        grown = seen.of({"messages": list(messages)}, known, "")
+        grown = seen.digests_of({"messages": list(messages)}, known, "")
         assert grown == digests([dict(message) for message in messages])
-        seen.of({"messages": [USER, {"role": "user", "content": str(number)}]}, known, "")
+        seen.digests_of({"messages": [USER, {"role": "user", "content": str(number)}]}, known, "")
     shortened = [messages[0], *messages[5:]]
-    assert seen.of({"messages": shortened}, known, "") == digests([dict(message) for message in shortened])
+    assert seen.digests_of({"messages": shortened}, known, "") == digests(
+        [dict(message) for message in shortened]
+    )
 
 
 def test_ids_of_tool_calls_count_by_their_order() -> None:
