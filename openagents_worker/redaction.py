@@ -74,8 +74,8 @@ def redact(
 
     Values under a secret's name are masked; so are keys, bearer tokens and URL passwords inside of texts.
     Texts longer than `max_chars`, containers longer than `max_items` and nesting deeper than `max_depth` are
-    cut, and say so; so are containers beyond the first `MAX_VALUES` values, but where `max_items` is None.
-    None means no bound; a key's name is always cut. What is not JSON becomes its text.
+    cut, and say so. So are containers beyond the first `MAX_VALUES` values of the whole (100,000 where
+    `max_items` is None). None means no bound; a key's name is always cut. What is not JSON becomes its text.
     `mask` is what becomes of a text: `mask_prose` where texts are those of errors and log lines.
 
     >>> redact({"apiKey": "sk-123", "input_tokens": 7, "note": "at redis://:pw@host/0"})

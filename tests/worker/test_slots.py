@@ -75,6 +75,14 @@ def _message(run_id: str, sent_us: int = 0, *, ended: bool = False, **headers: A
     return {"headers": own, "body": ""}, "agents"
 
 
+def _submit(client: Client, *run_ids: str, cancelled: tuple[str, ...]) -> None:
+    """Submit these runs, each in a session of its own, and cancel some of them."""
+    for run_id in run_ids:
+        client.submit({"agent_id": "a", "session_id": run_id, "input_text": "hi", "run_id": run_id})
+    for run_id in cancelled:
+        client.cancel(run_id)
+
+
 class Consumer:
     """A consumer with so many slots: what it was given, and what of that goes on."""
 
@@ -184,10 +192,7 @@ def test_a_notification_that_is_sent_once_more_takes_the_place_of_the_first(clie
 def test_a_notification_is_delivered_until_celery_knows_the_end(client: Client) -> None:
     """Also when it has been sent again and again: its next sending is noted ahead of time then."""
     consumer = Consumer(client, slots=9)
-    for run_id in ("untold", "told", "goes-on"):
-        client.submit({"agent_id": "a", "session_id": run_id, "input_text": "hi", "run_id": run_id})
-    for run_id in ("untold", "told"):
-        client.cancel(run_id)
+    _submit(client, "untold", "told", "goes-on", cancelled=("untold", "told"))
     client.store.run(scripts.told(runs=["told", str(client.record("told").life)]))
     client.store.redis.zadd(client.store.keys("sent", "agents"), {"untold": _now_us() + 60_000_000})
 
@@ -220,10 +225,7 @@ def test_so_many_notifications_wait_at_most(client: Client) -> None:
 def test_a_message_that_another_one_has_replaced_is_dropped(client: Client) -> None:
     """Redis knows when a run's latest message was sent; and of an end that Celery knows, nobody waits."""
     consumer = Consumer(client, slots=9)
-    for run_id in ("queued", "cancelled", "told"):
-        client.submit({"agent_id": "a", "session_id": run_id, "input_text": "hi", "run_id": run_id})
-    for run_id in ("cancelled", "told"):
-        client.cancel(run_id)
+    _submit(client, "queued", "cancelled", "told", cancelled=("cancelled", "told"))
     life = client.record("told").life
     client.store.run(scripts.told(runs=["told", str(life)]))
     sent = client.store.keys("sent", "agents")
