@@ -91,8 +91,13 @@ def _rare(found: Iterable[Case]) -> Iterator[int]:
     for all_of_it in by_entry_point.values():
         count = len(all_of_it)
         if count > MOST:
-            kept = {number * count // FEWEST for number in range(FEWEST)}
+            kept = _spread(count, FEWEST)
             yield from (id(case) for number, case in enumerate(all_of_it) if number not in kept)
+
+
+def _spread(count: int, kept: int) -> set[int]:
+    """The indexes of so many of `count` elements, at equal distances over all of them."""
+    return {number * count // kept for number in range(kept)}
 
 
 def beyond_a_sample(items: Iterable[pytest.Item]) -> set[pytest.Item]:
@@ -110,7 +115,7 @@ def beyond_a_sample(items: Iterable[pytest.Item]) -> set[pytest.Item]:
             by_pair.setdefault(pair, []).append(item)
     left_out: set[pytest.Item] = set()
     for tried in by_pair.values():
-        kept = {number * len(tried) // SAMPLE for number in range(SAMPLE)}
+        kept = _spread(len(tried), SAMPLE)
         left_out.update(item for number, item in enumerate(tried) if number not in kept)
     return left_out
 

@@ -44,7 +44,7 @@ class Everything:
     async def connections(self) -> dict[str, Any]:
         """The connection of each kind: its id on the server, or its port on this side."""
         await self.http.get(f"{MODEL_URL}/models")
-        tool_client = await self.tool._connected()
+        tool_client = await self.tool._open_client()
         tool_client.event_hooks = {"response": [self._note]}
         await self.tool.invoke({"url": f"{MODEL_URL}/models"}, None)
         return {

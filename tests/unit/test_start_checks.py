@@ -143,7 +143,7 @@ TOOL = "agents[0].tools[0]"
         (tool("NoTool"), f"{TOOL}.impl", "plugin.load", "is not a tool: it has no invoke"),
         (tool("RaisesWhenMade"), f"{TOOL}.impl", "plugin.load", "created: RuntimeError: no licence"),
         (tool("TakesNoConfig"), f"{TOOL}.impl", "plugin.load", "it is called with config={…}"),
-        (tool("NoSchema"), f"{TOOL}.config", "plugin.config", "not an accepted JSON Schema"),
+        (tool("NoSchema"), f"{TOOL}.config", "plugin.config", "not a supported JSON Schema"),
         (tool("CannotDescribe"), f"{TOOL}.impl", "plugin.load", "speechless"),
         (tool("Picky", size=0), f"{TOOL}.config.size", "plugin.config", "greater than or equal to 1"),
         (tool("Picky", size=1, color="x"), f"{TOOL}.config.color", "plugin.config", "did you mean 'colour'?"),

@@ -75,6 +75,14 @@ def _message(run_id: str, sent_us: int = 0, *, ended: bool = False, **headers: A
     return {"headers": own, "body": ""}, "agents"
 
 
+def _submit(client: Client, *run_ids: str, cancelled: tuple[str, ...]) -> None:
+    """Submit these runs, each in a session of its own, and cancel some of them."""
+    for run_id in run_ids:
+        client.submit({"agent_id": "a", "session_id": run_id, "input_text": "hi", "run_id": run_id})
+    for run_id in cancelled:
+        client.cancel(run_id)
+
+
 class Consumer:
     """A consumer with `slots` slots; `delivered` are the run ids of the delivered messages."""
 
@@ -184,10 +192,7 @@ def test_a_resent_completion_message_replaces_the_first(client: Client) -> None:
 def test_a_completion_message_is_delivered_until_celery_was_notified(client: Client) -> None:
     """Also after several re-sends, when the time of its next sending is already stored."""
     consumer = Consumer(client, slots=9)
-    for run_id in ("pending", "notified", "goes-on"):
-        client.submit({"agent_id": "a", "session_id": run_id, "input_text": "hi", "run_id": run_id})
-    for run_id in ("pending", "notified"):
-        client.cancel(run_id)
+    _submit(client, "pending", "notified", "goes-on", cancelled=("pending", "notified"))
     client.store.run(scripts.confirm_completion(runs=["notified", str(client.record("notified").life)]))
     client.store.redis.zadd(client.store.keys("sent", "agents"), {"pending": _now_us() + 60_000_000})
 
@@ -220,10 +225,7 @@ def test_at_most_max_waiting_completion_messages_wait(client: Client) -> None:
 def test_a_message_that_another_one_has_replaced_is_dropped(client: Client) -> None:
     """Redis stores when the latest message of a run was sent; a message of a notified end is not needed."""
     consumer = Consumer(client, slots=9)
-    for run_id in ("queued", "cancelled", "notified"):
-        client.submit({"agent_id": "a", "session_id": run_id, "input_text": "hi", "run_id": run_id})
-    for run_id in ("cancelled", "notified"):
-        client.cancel(run_id)
+    _submit(client, "queued", "cancelled", "notified", cancelled=("cancelled", "notified"))
     life = client.record("notified").life
     client.store.run(scripts.confirm_completion(runs=["notified", str(life)]))
     sent = client.store.keys("sent", "agents")
