@@ -42,19 +42,22 @@ class LLMPricing(Part):
 
 
 class LLMRetryOptions(Part):
-    """How a client retries one HTTP request before the error reaches the run."""
+    """How a model call is retried. Pauses of at most 2 s are waited for inside the call. For longer ones, the
+    run is suspended and uses no worker slot."""
 
     max_attempts: int = Field(
-        default=3, ge=1, description="Number of tries of one request, including the first one."
+        default=6,
+        ge=1,
+        description="Largest number of requests of one model call, in all attempts of the run together.",
     )
     initial_backoff_ms: int = Field(
         default=500, ge=0, le=LONGEST_MS, description="Longest time before the second try, in milliseconds."
     )
     max_backoff_ms: int = Field(
-        default=5_000,
+        default=30_000,
         ge=0,
         le=LONGEST_MS,
-        description="Longest time before any further try, in milliseconds.",
+        description="Longest time before any further try, in milliseconds. A provider may ask for more.",
     )
     backoff_multiplier: float = Field(
         default=2.0, ge=1, description="Factor by which this time grows with every try."
@@ -132,7 +135,7 @@ class LLMOptions(Part):
         default=None, description="Prices in USD per million tokens. null: the built-in table."
     )
     retry: LLMRetryOptions = Field(
-        default_factory=LLMRetryOptions, description="How a failed request is repeated within one call."
+        default_factory=LLMRetryOptions, description="How a failed request is repeated."
     )
     extra_headers: dict[str, str] = Field(
         default_factory=dict, description="Further HTTP headers of every request."

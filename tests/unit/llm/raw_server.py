@@ -1,0 +1,54 @@
+"""A real HTTP server that answers every request with given bytes, and the bytes of streams."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+JSON = "content-type: application/json"
+STREAM = "content-type: text/event-stream"
+
+
+@asynccontextmanager
+async def raw_server(*chunks: bytes, head: str = STREAM, status: str = "200 OK") -> AsyncGenerator[str]:
+    """Sends these bytes, one write per chunk, and hangs up. Yields the URL for `llm.api_base`."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        lines = request.lower().split(b"\r\n")
+        length = next(int(line[16:]) for line in lines if line.startswith(b"content-length:"))
+        await reader.readexactly(length)
+        writer.write(f"HTTP/1.1 {status}\r\n{head}\r\nconnection: close\r\n\r\n".encode())
+        for chunk in chunks:
+            writer.write(chunk)
+            await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+
+
+def sse(*events: Any) -> bytes:
+    """Events of a stream: texts as they are, other values as JSON."""
+    texts = [event if isinstance(event, str) else json.dumps(event) for event in events]
+    return "".join(f"data: {text}\n\n" for text in texts).encode()
+
+
+def delta(finish_reason: str | None = None, **fields: Any) -> dict[str, Any]:
+    """A chunk of a streamed chat completion."""
+    return {
+        "id": "c",
+        "model": "m",
+        "choices": [{"index": 0, "delta": fields, "finish_reason": finish_reason}],
+    }
+
+
+def whole(finish_reason: str | None = "stop", *, usage: Any = None, **message: Any) -> dict[str, Any]:
+    """A chat completion that is not streamed."""
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish_reason}
+    return {"id": "c", "model": "m", "choices": [choice], "usage": usage}
