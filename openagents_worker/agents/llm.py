@@ -17,7 +17,8 @@ LARGEST_MAX_REPLY_BYTES = 256 * 1024 * 1024
 
 
 class LLMPricing(Part):
-    """Prices in USD per million tokens. None: the price in the built-in table, if there is one."""
+    """Prices in USD per million tokens. None: the price in the built-in table, if there is one. A cost that
+    the provider states in its reply goes before both."""
 
     input: float | None = Field(
         default=None,
@@ -38,6 +39,20 @@ class LLMPricing(Part):
         default=None,
         ge=0,
         description="USD per million input tokens that the provider wrote to its cache. null: see input.",
+    )
+    cached_write_long: float | None = Field(
+        default=None,
+        ge=0,
+        description="USD per million input tokens written to its cache for an hour. null: see input.",
+    )
+    reasoning: float | None = Field(
+        default=None, ge=0, description="USD per million tokens of reasoning. null: as other output."
+    )
+    image: float | None = Field(
+        default=None, ge=0, description="USD per million input tokens of images. null: as other input."
+    )
+    audio: float | None = Field(
+        default=None, ge=0, description="USD per million input tokens of audio. null: as other input."
     )
 
 

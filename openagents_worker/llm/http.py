@@ -99,7 +99,7 @@ class HttpModelClient(ModelClient):
             raise LLMReplyFiltered(f"{self.provider_name}: the provider's filter blocked the reply")
         usage = reply.usage or _estimated_usage(request.messages, reply)
         usage = replace(usage, metadata={**usage.metadata, **_measures(exchange, usage)})
-        usage = price(model, usage, self._options.pricing)
+        usage = price(model, usage, self._options.pricing, served=reply.model)
         return replace(reply, usage=usage, request_id=request_id_of(exchange.headers))
 
     def count_tokens(self, text: str) -> int:
