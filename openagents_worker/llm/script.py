@@ -23,6 +23,10 @@ __all__ = [
 ]
 
 
+_CONTENT = frozenset({"text", "tool_calls", "refusal"})
+"""The fields of a reply; an entry has at least one of them, or `error`."""
+
+
 class _ScriptModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,9 +50,11 @@ class ScriptedCall(_ScriptModel):
 
 
 class ScriptedReply(_ScriptModel):
-    """One reply: text, tool calls or both."""
+    """One reply: text, tool calls or both, or a refusal. `reasoning` precedes it."""
 
     text: str = ""
+    reasoning: str = ""
+    refusal: str = ""
     tool_calls: tuple[ScriptedCall, ...] = ()
     usage: ScriptedUsage | None = None
     latency_ms: int | None = Field(default=None, ge=0)
@@ -119,7 +125,7 @@ def read_entry(data: Any, *, faults: Collection[str], where: str) -> ScriptedRep
             raise _entry_error(
                 where, f"unknown error {fault.error!r}", _suggestion(fault.error, sorted(faults))
             )
-        if "text" in data or "tool_calls" in data:
+        if not _CONTENT.isdisjoint(data):
             return ScriptedReply.model_validate(dict(data))
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
